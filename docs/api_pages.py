@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write one API page per public module, and find the public names that lack a docstring.
+
+A module is public when no part of its dotted name begins with an underscore; its public names are
+those in its ``__all__``. A name is described in full at its home, and with its first line and a link
+wherever it is exported again, so that every public spelling has an entry of its own. Nothing here
+knows a module by name: a new one gets its page by existing.
+
+Standard library only: the tests use it too.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+__all__ = ['PublicName', 'public_modules', 'public_names', 'undocumented', 'write']
+
+
+class PublicName(NamedTuple):
+    """One entry of the API: ``name`` as exported by ``module``, defined in ``home``."""
+
+    module: str
+    name: str
+    value: Any
+    home: str
+    original: str
+
+    @property
+    def path(self) -> str:
+        return f'{self.module}.{self.name}'
+
+    @property
+    def home_path(self) -> str:
+        return f'{self.home}.{self.original}'
+
+
+def public_modules(package: str = 'torchopt') -> list[ModuleType]:
+    """Import the package and every public module below it; the list is sorted by name."""
+    root = importlib.import_module(package)
+    found = {package: root}
+
+    def walk(parent: ModuleType) -> None:
+        for info in pkgutil.iter_modules(getattr(parent, '__path__', [])):
+            name = f'{parent.__name__}.{info.name}'
+            if not info.name.startswith('_') and name not in found:
+                found[name] = importlib.import_module(name)
+                walk(found[name])
+
+    walk(root)
+    return [found[name] for name in sorted(found)]
+
+
+def _is_own(home: str, package: str) -> bool:
+    return home == package or home.startswith(f'{package}.')
+
+
+@lru_cache(maxsize=None)
+def _source(module: str) -> tuple[ast.Module, tuple[str, ...]]:
+    """Parse the source of an imported module; an empty tree when it has none."""
+    file = getattr(sys.modules.get(module), '__file__', None)
+    if file is None or not file.endswith('.py'):
+        return ast.Module(body=[], type_ignores=[]), ()
+    text = Path(file).read_text(encoding='utf-8')
+    return ast.parse(text), tuple(text.splitlines())
+
+
+def _statements(body: list[ast.stmt]) -> list[ast.stmt]:
+    """List the statements that run at import, looking into `if` and `try`."""
+    found: list[ast.stmt] = []
+    for node in body:
+        found.append(node)
+        for field in ('body', 'orelse', 'finalbody'):
+            if isinstance(node, (ast.If, ast.Try)):
+                found.extend(_statements(getattr(node, field, [])))
+        for handler in getattr(node, 'handlers', []):
+            found.extend(_statements(handler.body))
+    return found
+
+
+def _targets(node: ast.stmt) -> list[str]:
+    if isinstance(node, ast.Assign):
+        return [target.id for target in node.targets if isinstance(target, ast.Name)]
+    if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+        return [node.target.id]
+    return []
+
+
+def _origin(module: str, name: str) -> tuple[str, str]:
+    """Follow re-exports of ``module.name`` to the module and the name where it is bound."""
+    tree, _ = _source(module)
+    for node in _statements(tree.body):
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        source = node.module or ''
+        if node.level:
+            base = getattr(sys.modules[module], '__package__', None) or module
+            source = importlib.util.resolve_name('.' * node.level + source, base)
+        for alias in node.names:
+            if (alias.asname or alias.name) == name:
+                if not _is_own(source, module.partition('.')[0]) or source == module:
+                    # A foreign name, or a package's own submodule.
+                    return source, alias.name
+                return _origin(source, alias.name)
+    return module, name
+
+
+def _comment_on(module: str, name: str) -> str:
+    """Return the documentation of a module-level constant: `#:` lines above it, or a string below it."""
+    tree, lines = _source(module)
+    statements = _statements(tree.body)
+    for node, after in zip(statements, [*statements[1:], None], strict=True):
+        if name not in _targets(node):
+            continue
+        above, line = [], node.lineno - 2
+        while line >= 0 and lines[line].lstrip().startswith('#:'):
+            above.append(lines[line].lstrip()[2:].strip())
+            line -= 1
+        if above:
+            return '\n'.join(reversed(above))
+        if (
+            isinstance(after, ast.Expr)
+            and isinstance(after.value, ast.Constant)
+            and isinstance(after.value.value, str)
+        ):
+            return inspect.cleandoc(after.value.value)
+    return ''
+
+
+def docstring(entry: PublicName) -> str:
+    """Return the entry's own documentation, or an empty string when it has none.
+
+    What a class inherits and what NamedTuple and dataclass make up do not count.
+    """
+    value = entry.value
+    if inspect.ismodule(value) or inspect.isroutine(value):
+        return inspect.getdoc(value) or ''
+    if inspect.isclass(value):
+        text = value.__dict__.get('__doc__') or ''
+        return '' if text.startswith(f'{value.__name__}(') else inspect.cleandoc(text)
+    own = getattr(value, '__dict__', {}).get('__doc__') if callable(value) else None
+    return _comment_on(entry.home, entry.original) or (own if isinstance(own, str) else '')
+
+
+def public_names(package: str = 'torchopt') -> list[PublicName]:
+    """List every name in the ``__all__`` of every public module.
+
+    Raises:
+        AttributeError: A module has no ``__all__``, or lists a name that it does not have.
+    """
+    modules = public_modules(package)
+    exports = {module.__name__: list(module.__all__) for module in modules}
+    entries = []
+    for module in modules:
+        for name in exports[module.__name__]:
+            value = getattr(module, name)
+            home, original = _origin(module.__name__, name)
+            made_in = getattr(value, '__module__', None)
+            if home == module.__name__ and made_in in exports and made_in != home:
+                # Bound by something other than a from-import, such as `Adagrad = adagrad.AdaGrad`.
+                made_as = getattr(value, '__name__', name)
+                if made_as in exports[made_in]:
+                    home, original = made_in, made_as
+            entries.append(PublicName(module.__name__, name, value, home, original))
+    return entries
+
+
+def undocumented(package: str = 'torchopt') -> list[str]:
+    """List the dotted public names without a docstring, modules included."""
+    missing = [m.__name__ for m in public_modules(package) if not (m.__doc__ or '').strip()]
+    for entry in public_names(package):
+        if _is_own(entry.home, package) and not docstring(entry).strip():
+            missing.append(entry.path)
+    return sorted(set(missing))
+
+
+def _directive(entry: PublicName) -> str:
+    if inspect.isclass(entry.value):
+        return 'class'
+    return 'function' if callable(entry.value) and inspect.isroutine(entry.value) else 'data'
+
+
+def _full(entry: PublicName) -> list[str]:
+    """Return the reST that describes an entry from its docstring."""
+    kind = _directive(entry)
+    lines = [f'.. auto{kind}:: {entry.path}']
+    if kind == 'class':
+        lines += ['   :members:', '   :show-inheritance:']
+    if kind == 'data':
+        # The value of a constant or the expansion of a type alias says less than its comment.
+        lines = [f'.. py:data:: {entry.path}', '']
+        lines += [f'   {line}'.rstrip() for line in docstring(entry).splitlines()]
+    return [*lines, '']
+
+
+def _again(entry: PublicName, documented: set[str], package: str) -> list[str]:
+    """Return the reST of a name that has its full entry elsewhere."""
+    kind = _directive(entry)
+    signature = '(...)' if kind == 'function' else ''
+    first = docstring(entry).strip().partition('\n')[0]
+    lines = [f'.. py:{kind}:: {entry.path}{signature}', '']
+    if entry.home_path in documented:
+        return [*lines, f'   {first}'.rstrip(), f'   The same as :py:obj:`{entry.home_path}`.', '']
+    if _is_own(entry.home, package):
+        return [*lines, f'   {first}'.rstrip(), '']
+    return [*lines, f'   ``{entry.home_path}``, exported again.', '']
+
+
+def write(folder: Path, package: str = 'torchopt') -> list[Path]:
+    """Write a page for every public module into ``folder``, and return their paths.
+
+    Files whose text would not change are left alone, so that a second build has nothing to do; pages
+    of modules that are gone are removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = public_names(package)
+    exported = {entry.path for entry in entries}
+    # A name exported from a private module is documented at the first public place that has it.
+    first_place: dict[str, str] = {}
+    for entry in sorted(entries, key=lambda e: (-e.module.count('.'), e.module)):
+        if _is_own(entry.home, package) and entry.home_path not in exported:
+            first_place.setdefault(entry.home_path, entry.path)
+    full = {e.path for e in entries if e.path == e.home_path} | set(first_place.values())
+
+    paths = []
+    for module in public_modules(package):
+        name = module.__name__
+        title = f'``{name}``'
+        page = [title, '=' * len(title), '', f'.. automodule:: {name}', '   :no-members:', '']
+        for entry in (e for e in entries if e.module == name):
+            if inspect.ismodule(entry.value):
+                page += [f'* :py:mod:`{entry.value.__name__}`', '']
+            elif entry.path in full:
+                page += _full(entry)
+            else:
+                here = first_place.get(entry.home_path)
+                if here is not None:
+                    home, _, original = here.rpartition('.')
+                    page += _again(entry._replace(home=home, original=original), full, package)
+                else:
+                    page += _again(entry, full, package)
+        paths.append(folder / f'{name}.rst')
+        text = '\n'.join(page)
+        if not paths[-1].exists() or paths[-1].read_text(encoding='utf-8') != text:
+            paths[-1].write_text(text, encoding='utf-8')
+    for stale in set(folder.glob('*.rst')) - set(paths):
+        stale.unlink()
+    return paths

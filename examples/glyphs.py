@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Few-shot tasks made of written characters, for the examples that learn to learn.
+
+Two sources give the same thing, a list of training alphabets and a list of test alphabets:
+
+* :func:`hershey_alphabets` draws the stroke fonts of the PyPI package ``Hershey-Fonts``. The *shapes*
+  are real, digitised by A. V. Hershey in 1967; the *variation* between drawings of one character is
+  synthetic, a random affine map per drawing. Training sees the Latin letters in many hands; the
+  test alphabets are other scripts, less every glyph that looks like a training glyph.
+* :func:`omniglot_alphabets` reads a folder of images, ``alphabet/character/*.png``, the layout of
+  Omniglot (Lake et al. 2015), where people drew every character twenty times.
+
+:func:`sample_task` then draws one classification task within one alphabet.
+"""
+
+from __future__ import annotations
+
+import math
+import string
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from HersheyFonts import HersheyFonts
+from matplotlib.image import imread
+from torch import Tensor
+
+
+class Alphabet(NamedTuple):
+    """Characters of one script, each drawn several times.
+
+    Attributes:
+        name: Name of the font or folder.
+        drawings: One tensor of shape ``(drawings, 1, size, size)`` per character, 0 is paper and 1 is ink.
+    """
+
+    name: str
+    drawings: list[Tensor]
+
+
+class Task(NamedTuple):
+    """A few examples to learn from (the support) and others to be judged on (the query).
+
+    Attributes:
+        support: Images of shape ``(ways * shots, 1, size, size)``.
+        support_labels: Labels of shape ``(ways * shots,)``, in ``[0, ways)``.
+        query: Images of shape ``(ways * queries, 1, size, size)``.
+        query_labels: Labels of shape ``(ways * queries,)``.
+        alphabet: Name of the alphabet that the characters come from.
+    """
+
+    support: Tensor
+    support_labels: Tensor
+    query: Tensor
+    query_labels: Tensor
+    alphabet: str
+
+
+def sample_task(
+    alphabets: list[Alphabet],
+    ways: int,
+    shots: int,
+    queries: int,
+    generator: torch.Generator,
+    *,
+    turn: bool = False,
+) -> Task:
+    """Draw a task: ``ways`` characters of one alphabet, ``shots`` + ``queries`` drawings of each.
+
+    Args:
+        alphabets: Where to draw from, each alphabet with a chance proportional to its characters.
+        ways: Number of classes.
+        shots: Drawings of each class in the support.
+        queries: Drawings of each class in the query, none of them in the support.
+        generator: Source of all randomness.
+        turn: Whether to turn the whole task by a random number of quarter turns, which makes four
+            times as many training characters.
+
+    Raises:
+        ValueError: If no alphabet has ``ways`` characters with ``shots`` + ``queries`` drawings.
+    """
+    drawn = shots + queries
+    usable = [
+        (alphabet.name, characters)
+        for alphabet in alphabets
+        if len(characters := [c for c in alphabet.drawings if len(c) >= drawn]) >= ways
+    ]
+    if not usable:
+        raise ValueError(
+            f'no alphabet has {ways} characters with {drawn} drawings each; '
+            'ask for fewer ways, shots or queries'
+        )
+    sizes = torch.tensor([float(len(characters)) for _, characters in usable])
+    name, characters = usable[int(sizes.multinomial(1, generator=generator))]
+    images = []
+    for character in torch.randperm(len(characters), generator=generator)[:ways].tolist():
+        order = torch.randperm(len(characters[character]), generator=generator)[:drawn]
+        images.append(characters[character][order])
+    stack = torch.stack(images)
+    if turn:
+        stack = stack.rot90(int(torch.randint(4, (), generator=generator)), dims=(-2, -1))
+    labels = torch.arange(ways)
+    return Task(
+        stack[:, :shots].flatten(0, 1).contiguous(),
+        labels.repeat_interleave(shots),
+        stack[:, shots:].flatten(0, 1).contiguous(),
+        labels.repeat_interleave(queries),
+        name,
+    )
+
+
+# --- Hershey fonts ------------------------------------------------------------------------------
+
+LATIN_FONTS = (
+    'futural futuram rowmans rowmand rowmant timesr timesrb timesi timesib '
+    'cursive scripts scriptc gothgbt gothgrt gothitt'
+).split()
+TEST_FONTS = {
+    'greek': ['greekc', 'greek'],
+    'cyrillic': ['cyrilc_1', 'cyrillic'],
+    'japanese': ['japanese'],
+    'symbols': ['astrology', 'music', 'symbolic', 'meteorology', 'mathlow'],
+}
+LOOKS_ALIKE = 0.92  # cosine between two blurred clean drawings; Latin H and Cyrillic H have 1.00
+
+
+def hershey_alphabets(
+    size: int = 20, drawings: int = 20, seed: int = 0
+) -> tuple[list[Alphabet], list[Alphabet]]:
+    """Draw the Hershey fonts: Latin hands to train on, other scripts to test on.
+
+    A font of another script still holds Latin letters, digits and marks, and a Greek capital alpha
+    is the Latin A. So every test glyph that looks like any glyph of any Latin font is left out, and
+    within each alphabet every glyph that looks like an earlier one.
+
+    Args:
+        size: Side of the square drawings in pixels.
+        drawings: Number of drawings of each character, each with a random affine map of its own.
+        seed: Seed of these maps.
+
+    Returns:
+        The training and the test alphabets.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    fonts = HersheyFonts()
+    latin = {font: glyph_points(fonts, font) for font in LATIN_FONTS}
+    train = []
+    for font, glyphs in latin.items():
+        letters = [points for code, points in glyphs.items() if code in string.ascii_letters]
+        train.append((f'latin {font}', distinct(letters, [])))
+    taken = [points for glyphs in latin.values() for points in glyphs.values()]
+    test = []
+    for script, names in TEST_FONTS.items():
+        candidates = [points for name in names for points in glyph_points(fonts, name).values()]
+        test.append((script, distinct(candidates, taken)))
+
+    def drawn(alphabets: list[tuple[str, list[Tensor]]]) -> list[Alphabet]:
+        return [
+            Alphabet(name, [draw(points, size, drawings, generator) for points in glyphs])
+            for name, glyphs in alphabets
+        ]
+
+    return drawn(train), drawn(test)
+
+
+def glyph_points(fonts: HersheyFonts, font: str) -> dict[str, Tensor]:
+    """Return each glyph of a font as ink along its strokes.
+
+    Returns:
+        For each character code a tensor of shape ``(points, 3)``: x and y in ``[-1, 1]``, the larger
+        extent filling it, and the length of stroke that the point stands for.
+    """
+    fonts.load_default_font(font)
+    glyphs = {}
+    for code, glyph in fonts.all_glyphs.items():
+        points = []
+        for stroke in glyph.strokes:
+            for (x0, y0), (x1, y1) in zip(stroke, stroke[1:]):
+                length = math.hypot(x1 - x0, y1 - y0)
+                pieces = max(1, math.ceil(2 * length))
+                for i in range(pieces):
+                    t = (i + 0.5) / pieces
+                    points.append((x0 + t * (x1 - x0), y0 + t * (y1 - y0), length / pieces))
+        if not points:
+            continue
+        ink = torch.tensor(points)
+        low, high = ink[:, :2].amin(0), ink[:, :2].amax(0)
+        extent = float((high - low).max()) / 2
+        if extent >= 3:  # a dot has no shape
+            ink[:, :2] -= (low + high) / 2
+            glyphs[code] = ink / extent
+    return glyphs
+
+
+def distinct(glyphs: list[Tensor], taken: list[Tensor]) -> list[Tensor]:
+    """Keep the glyphs that look neither like a taken glyph nor like an earlier one."""
+    if not glyphs:
+        return []
+    alike = looks(glyphs) @ looks(taken + glyphs).T > LOOKS_ALIKE
+    kept: list[int] = []
+    for i, row in enumerate(alike):
+        if not row[: len(taken)].any() and not row[len(taken) :][kept].any():
+            kept.append(i)
+    return [glyphs[i] for i in kept]
+
+
+def looks(glyphs: list[Tensor]) -> Tensor:
+    """Return what a glyph looks like, a unit vector per glyph: its clean drawing, blurred."""
+    clean = torch.cat([draw(points, 20, 1, None) for points in glyphs])
+    row = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
+    vectors = F.conv2d(clean, (row[:, None] * row)[None, None], padding=2).flatten(1)
+    return F.normalize(vectors - vectors.mean(1, keepdim=True))
+
+
+def draw(points: Tensor, size: int, drawings: int, generator: torch.Generator | None) -> Tensor:
+    """Draw one glyph several times, with a random affine map per drawing.
+
+    Args:
+        points: Ink along the strokes, as :func:`glyph_points` returns it.
+        size: Side of the square drawings in pixels.
+        drawings: Number of drawings.
+        generator: Source of the affine maps; ``None`` draws the glyph upright, centred and filling
+            76% of the square.
+
+    Returns:
+        Tensor of shape ``(drawings, 1, size, size)`` in ``[0, 1]``.
+    """
+    maps = torch.eye(2).expand(drawings, 2, 2)
+    shift = torch.zeros(drawings, 1, 2)
+    if generator is not None:
+        random = torch.rand(6, drawings, generator=generator) * 2 - 1
+        angle, shear = 0.35 * random[0], 0.3 * random[1]
+        cos, sin = angle.cos(), angle.sin()
+        turn = torch.stack([cos, -sin, sin, cos], -1).view(-1, 2, 2)
+        slant = torch.stack([1 + 0 * shear, shear, 0 * shear, 1 + 0 * shear], -1).view(-1, 2, 2)
+        scale = 1 + 0.2 * random[2:4].T - 0.1
+        maps = turn @ slant @ torch.diag_embed(scale)
+        shift = 0.2 * random[4:6].T[:, None]
+    unit = 0.38 * size
+    place = unit * (points[:, :2] @ maps.mT + shift) + (size - 1) / 2
+    ink = PEN * unit * points[:, 2]
+    # Each point's ink is shared by the four pixels around it, which makes the lines smooth.
+    image = torch.zeros(drawings, size * size)
+    for dx in (0, 1):
+        for dy in (0, 1):
+            pixel = place.floor() + torch.tensor([dx, dy])
+            share = (1 - (place - pixel).abs()).prod(-1) * ink
+            inside = ((pixel >= 0) & (pixel < size)).all(-1)
+            pixel = pixel.clamp(0, size - 1).long()
+            image.scatter_add_(1, pixel[..., 1] * size + pixel[..., 0], share * inside)
+    return image.clamp(max=1).view(-1, 1, size, size)
+
+
+PEN = 1.6  # width of the pen in pixels
+
+# --- Omniglot -----------------------------------------------------------------------------------
+
+
+def omniglot_alphabets(
+    folder: str | Path, size: int = 20, seed: int = 0
+) -> tuple[list[Alphabet], list[Alphabet]]:
+    """Read a folder of images, ``alphabet/character/*.png``, dark ink on light paper.
+
+    If the folder holds Omniglot's own ``images_background`` and ``images_evaluation``, these are the
+    training and the test alphabets; otherwise a random fifth of the alphabets, at least one, is
+    kept for the test.
+
+    Args:
+        folder: The folder.
+        size: Side to which the images are shrunk, in pixels.
+        seed: Seed of the choice of test alphabets.
+
+    Raises:
+        ValueError: If the folder does not hold two alphabets.
+    """
+    root = Path(folder)
+    background, evaluation = root / 'images_background', root / 'images_evaluation'
+    if background.is_dir() and evaluation.is_dir():
+        return read_alphabets(background, size), read_alphabets(evaluation, size)
+    alphabets = read_alphabets(root, size)
+    if len(alphabets) < 2:
+        raise ValueError(
+            f'{root} holds {len(alphabets)} alphabets, and one to train on and one to test on are '
+            'needed; expected images at alphabet/character/*.png'
+        )
+    order = torch.randperm(len(alphabets), generator=torch.Generator().manual_seed(seed)).tolist()
+    held_out = max(1, len(alphabets) // 5)
+    return (
+        [alphabets[i] for i in sorted(order[held_out:])],
+        [alphabets[i] for i in sorted(order[:held_out])],
+    )
+
+
+def read_alphabets(root: Path, size: int) -> list[Alphabet]:
+    """Read every ``alphabet/character/*.png`` below a folder, in the order of their names."""
+    alphabets = []
+    for alphabet in sorted(path for path in root.iterdir() if path.is_dir()):
+        drawings = [
+            torch.stack([read_image(path, size) for path in paths])
+            for character in sorted(alphabet.iterdir())
+            if (paths := sorted(character.glob('*.png')))
+        ]
+        if drawings:
+            alphabets.append(Alphabet(alphabet.name, drawings))
+    return alphabets
+
+
+def read_image(path: Path, size: int) -> Tensor:
+    """Read one image as ink on paper, shape ``(1, size, size)``."""
+    paper = torch.tensor(imread(path), dtype=torch.float32)
+    if paper.ndim == 3:
+        paper = paper[..., :3].mean(-1)
+    return F.interpolate(1 - paper[None, None], (size, size), mode='area')[0]

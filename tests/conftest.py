@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every test starts from: the same seeds, one thread, float32, and no state left by another test."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def same_start() -> Iterator[None]:
+    """Seed every generator before a test, and restore torch's global switches after it."""
+    dtype = torch.get_default_dtype()
+    grad = torch.is_grad_enabled()
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(dtype)
+    torch.set_grad_enabled(grad)

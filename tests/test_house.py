@@ -1,0 +1,483 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rules of the house, checked on the sources.
+
+A room is what lies directly under ``torchopt/``: a module or a package. Every room has a floor and
+imports only from floors below; see CONTRIBUTING.md. A new room needs a line in ``FLOORS``.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+FACE = '__init__'
+FLOORS = {
+    room: floor
+    for floor, rooms in {
+        0: 'version',
+        1: 'tree _C checks numerics assignment isotonic second_order',
+        2: 'base pytree linear_solve linesearch projections prox perturbations microbatching '
+        'distributed visual interop',
+        3: 'transform schedule losses implicit_diff update typing combine clip hook',
+        4: 'alias contrib objective zero_order_diff',
+        5: 'optim nn solver diff accelerated_op',
+        6: 'utils compat',
+        7: FACE,
+    }.items()
+    for room in rooms.split()
+}
+
+# Rooms at the edge of the house, which only the face imports.
+EDGES = frozenset({'distributed', 'visual', 'interop', 'compat'})
+
+# What only one room may import. A name stands for itself and for everything below it.
+KEEPERS = {
+    'optree': 'tree',
+    'torch.utils._pytree': 'tree',
+    'torch.utils._cxx_pytree': 'tree',
+    'torch.utils.pytree': 'tree',
+    'torchopt._C.kernels': '_C',
+}
+# What nothing in the package may import: the oracles of the tests, and what would pull them in.
+BANNED = frozenset({'jax', 'jaxlib', 'optax', 'jaxopt', 'chex', 'flax', 'absl', 'functorch'})
+
+SPDX = 'SPDX-License-Identifier: Apache-2.0'
+LONGEST_FILE = 600
+# Names that do not say what is inside. torchopt/utils.py is a public module of TorchOpt 0.7.3.
+VAGUE_NAMES = frozenset({'utils', 'util', 'misc', 'helpers', 'common', '_src', '_impl', '_flat'})
+SOURCE_FOLDERS = ('torchopt', 'tests', 'docs', 'examples', 'benchmarks', 'tutorials')
+
+
+class Import(NamedTuple):
+    """One import statement's target; ``own`` is the module of ours that it reaches, if any."""
+
+    line: int
+    name: str
+    own: str | None
+    in_function: bool
+
+
+class Module(NamedTuple):
+    """A source file of the package."""
+
+    name: str
+    path: Path
+    text: str
+    tree: ast.Module
+
+    @property
+    def room(self) -> str:
+        return room_of(self.name)
+
+    @property
+    def is_package(self) -> bool:
+        return self.path.name == '__init__.py'
+
+
+def room_of(module: str) -> str:
+    """Return the room of a dotted module name; the face for the package itself."""
+    parts = module.split('.')
+    return parts[1] if len(parts) > 1 else FACE
+
+
+class House:
+    """The parsed package below ``root``."""
+
+    def __init__(self, root: Path, package: str = 'torchopt') -> None:
+        self.root, self.package = root, package
+        self.modules: dict[str, Module] = {}
+        for path in sorted((root / package).rglob('*.py')):
+            parts = path.relative_to(root).with_suffix('').parts
+            name = '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
+            text = path.read_text(encoding='utf-8')
+            self.modules[name] = Module(name, path, text, ast.parse(text, str(path)))
+
+    def where(self, module: Module, line: int = 1) -> str:
+        return f'{module.path.relative_to(self.root).as_posix()}:{line}'
+
+    def own(self, name: str) -> str | None:
+        """Return the module of ours that a dotted name lies in, or None for a foreign name."""
+        parts = name.split('.')
+        if parts[0] != self.package:
+            return None
+        while '.'.join(parts) not in self.modules:
+            # A compiled module has no source; it counts as a part of the package that holds it.
+            parts.pop()
+        return '.'.join(parts)
+
+    def imports(self, module: Module) -> Iterator[Import]:
+        """Yield what a module imports, anywhere in it, `if TYPE_CHECKING` included."""
+        inside = {
+            id(node)
+            for function in ast.walk(module.tree)
+            if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+            for node in ast.walk(function)
+        }
+        for node in ast.walk(module.tree):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                base = node.module or ''
+                if node.level:
+                    here = module.name.split('.')
+                    here = here[: len(here) - node.level + module.is_package]
+                    base = '.'.join([*here, base] if base else here)
+                names = [f'{base}.{alias.name}' for alias in node.names]
+            elif isinstance(node, ast.Call) and node.args:
+                called = ast.unparse(node.func).rpartition('.')[2]
+                first = node.args[0]
+                if called in {'import_module', '__import__'} and isinstance(first, ast.Constant):
+                    names = [str(first.value)]
+            elif isinstance(node, ast.Attribute):
+                # `import torch` gives torch.utils._pytree without any import of its name.
+                dotted = ast.unparse(node)
+                names = [dotted] if dotted in KEEPERS else []
+            for name in names:
+                yield Import(node.lineno, name, self.own(name), id(node) in inside)
+
+
+def reaches(name: str, target: str) -> bool:
+    """Tell whether a dotted name is a target or lies below it."""
+    return name == target or name.startswith(f'{target}.')
+
+
+def floors(house: House) -> Iterator[str]:
+    """A room imports only from floors below its own."""
+    for module in house.modules.values():
+        if module.room not in FLOORS:
+            yield f'{house.where(module)}: the room {module.room} has no floor: add it to FLOORS'
+            continue
+        for found in house.imports(module):
+            if found.own is None or room_of(found.own) == module.room:
+                continue
+            room = room_of(found.own)
+            if FLOORS.get(room, -1) >= FLOORS[module.room]:
+                yield (
+                    f'{house.where(module, found.line)}: {module.room} (floor '
+                    f'{FLOORS[module.room]}) imports {room} (floor {FLOORS[room]})'
+                )
+
+
+def edges(house: House) -> Iterator[str]:
+    """Only the face imports the edges and compat."""
+    for module in house.modules.values():
+        for found in house.imports(module):
+            room = room_of(found.own) if found.own else None
+            if room in EDGES and module.room not in {room, FACE}:
+                yield f'{house.where(module, found.line)}: only the face may import {room}'
+
+
+def keepers(house: House) -> Iterator[str]:
+    """What has a keeper is imported by its keeper only; what is banned, by nobody."""
+    for module in house.modules.values():
+        for found in house.imports(module):
+            for target, keeper in KEEPERS.items():
+                if reaches(found.name, target) and module.room != keeper:
+                    yield (
+                        f'{house.where(module, found.line)}: only {keeper}/ may import {target}'
+                    )
+            if found.name.partition('.')[0] in BANNED:
+                yield f'{house.where(module, found.line)}: nothing may import {found.name}'
+
+
+def own_imports_at_the_top(house: House) -> Iterator[str]:
+    """No import of our own rooms inside a function: it would only hide a circle."""
+    for module in house.modules.values():
+        for found in house.imports(module):
+            if found.in_function and found.own is not None:
+                where = house.where(module, found.line)
+                yield f'{where}: import of {found.name} inside a function'
+
+
+def circles(house: House) -> Iterator[str]:
+    """No module imports itself by way of others."""
+    graph = {
+        module.name: {
+            found.own
+            for found in house.imports(module)
+            if found.own is not None and found.own != module.name
+        }
+        for module in house.modules.values()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        yield f'{house.package}: import circle: {" <- ".join(error.args[1])}'
+
+
+def public_lists(house: House) -> Iterator[str]:
+    """Every public module says in ``__all__`` what is public."""
+    for module in house.modules.values():
+        parts = module.name.split('.')
+        if any(part.startswith('_') for part in parts):
+            continue
+        targets = {
+            ast.unparse(target)
+            for node in module.tree.body
+            if isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign))
+            for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        }
+        if '__all__' not in targets:
+            yield f'{house.where(module)}: no __all__'
+
+
+def names(house: House) -> Iterator[str]:
+    """A file's name says what is inside."""
+    for module in house.modules.values():
+        parts = module.name.split('.')[1:]
+        if parts != ['utils'] and VAGUE_NAMES.intersection(parts):
+            yield f'{house.where(module)}: the name does not say what is inside'
+
+
+PACKAGE_RULES: list[Callable[[House], Iterator[str]]] = [
+    floors,
+    edges,
+    keepers,
+    own_imports_at_the_top,
+    circles,
+    public_lists,
+    names,
+]
+
+
+def source_files(root: Path) -> list[Path]:
+    """List every Python file of the project, and the native sources."""
+    found = list(root.glob('*.py'))
+    for folder in SOURCE_FOLDERS:
+        for suffix in ('py', 'pyi', 'cpp', 'hpp', 'cu', 'cuh', 'cmake'):
+            found.extend((root / folder).rglob(f'*.{suffix}'))
+    found.extend((root / 'third_party').rglob('*.cmake'))
+    return sorted(path for path in found if '_build' not in path.parts)
+
+
+def manners(root: Path) -> Iterator[str]:
+    """A file begins with its licence, has a docstring, and is of readable length."""
+    for path in source_files(root):
+        where = path.relative_to(root).as_posix()
+        text = path.read_text(encoding='utf-8')
+        lines = text.splitlines() or ['']
+        comment = '//' if path.suffix in {'.cpp', '.hpp', '.cu', '.cuh'} else '#'
+        if lines[0] != f'{comment} {SPDX}':
+            yield f'{where}:1: the first line is not "{comment} {SPDX}"'
+        if len(lines) > LONGEST_FILE:
+            yield f'{where}: {len(lines)} lines, more than {LONGEST_FILE}: split it'
+        if path.suffix == '.py' and not ast.get_docstring(ast.parse(text)):
+            yield f'{where}:1: no module docstring'
+
+
+def load_api_pages() -> ModuleType:
+    """Load the module with which the documentation lists the public names."""
+    spec = importlib.util.spec_from_file_location('api_pages', ROOT / 'docs' / 'api_pages.py')
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def report(problems: Iterator[str]) -> None:
+    """Fail with every problem on a line of its own."""
+    found = list(problems)
+    if found:
+        pytest.fail('\n'.join([f'{len(found)} problems', *found]), pytrace=False)
+
+
+@pytest.fixture(scope='module')
+def house() -> House:
+    return House(ROOT)
+
+
+@pytest.mark.parametrize('rule', PACKAGE_RULES, ids=lambda rule: rule.__name__)
+def test_the_package_keeps(rule: Callable[[House], Iterator[str]], house: House) -> None:
+    """The package keeps every rule."""
+    report(rule(house))
+
+
+def test_the_files_have_manners() -> None:
+    """So does every other source file."""
+    report(manners(ROOT))
+
+
+def test_every_public_name_is_documented() -> None:
+    """Every name in the ``__all__`` of every public module exists and has a docstring."""
+    report(iter(load_api_pages().undocumented('torchopt')))
+
+
+def test_import_without_the_compiled_module() -> None:
+    """The package imports where the compiled module is absent, and says so."""
+    script = (
+        'import sys\n'
+        'class Absent:\n'
+        '    def find_spec(self, name, path=None, target=None):\n'
+        "        if name == 'torchopt._C.kernels':\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        'sys.meta_path.insert(0, Absent())\n'
+        'import torchopt\n'
+        'from torchopt import _C\n'
+        'print(_C.build_info(), _C.is_available())\n'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "{'compiled': False} False"
+
+
+HEAD = f'# {SPDX}\n"""A room."""\n'
+GOOD_PACKAGE = {
+    '__init__.py': HEAD + 'from torchopt import visual\n__all__ = ["visual"]\n',
+    'tree/__init__.py': HEAD + 'from torchopt.tree import ops\n__all__ = []\n',
+    'tree/ops.py': HEAD + 'import optree\n__all__ = []\n',
+    'base.py': HEAD + 'from torchopt.tree import ops\n__all__ = []\n',
+    'visual.py': HEAD + 'def draw():\n    import graphviz\n\n__all__ = []\n',
+}
+
+
+def build(root: Path, files: dict[str, str]) -> House:
+    """Write a package of the given files below ``root``."""
+    for name, text in files.items():
+        path = root / 'torchopt' / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding='utf-8')
+    return House(root)
+
+
+def test_a_good_package_passes(tmp_path: Path) -> None:
+    """The rules do not cry wolf."""
+    good = build(tmp_path, GOOD_PACKAGE)
+    assert [problem for rule in PACKAGE_RULES for problem in rule(good)] == []
+    assert list(manners(tmp_path)) == []
+
+
+ALL = '\n__all__ = []\n'
+
+
+@pytest.mark.parametrize(
+    ('rule', 'file', 'code', 'message'),
+    [
+        (floors, 'base.py', 'from torchopt.alias import adam', 'floor 2) imports alias (floor 4'),
+        (floors, 'base.py', 'from .alias import adam', 'floor 2) imports alias (floor 4'),
+        (floors, 'base.py', 'from torchopt import pytree', 'floor 2) imports pytree (floor 2'),
+        (floors, 'base.py', 'if TYPE_CHECKING:\n    from torchopt import alias', 'imports alias'),
+        (floors, 'base.py', 'from torchopt import adam', 'imports __init__ (floor 7'),
+        (floors, 'tree/ops.py', 'from ..base import x', 'tree (floor 1) imports base'),
+        (floors, 'cellar.py', '', 'cellar has no floor'),
+        (edges, 'alias.py', 'import torchopt.visual', 'only the face may import visual'),
+        (keepers, 'base.py', 'import optree.typing', 'only tree/ may import optree'),
+        (keepers, 'base.py', 'from torch.utils import _pytree', 'only tree/ may import torch'),
+        (keepers, 'base.py', 'torch.utils._pytree.tree_map', 'only tree/ may import torch'),
+        (keepers, 'base.py', 'from torchopt._C import kernels', 'only _C/ may import'),
+        (keepers, 'base.py', 'def f():\n    import jax.numpy', 'nothing may import jax.numpy'),
+        (keepers, 'base.py', "importlib.import_module('optax')", 'nothing may import optax'),
+        (own_imports_at_the_top, 'base.py', 'def f():\n    import torchopt.tree', 'inside a'),
+        (own_imports_at_the_top, 'base.py', 'f = lambda: __import__("torchopt")', 'inside a'),
+        (circles, 'tree/ops.py', 'from torchopt.tree import flatten', 'import circle'),
+        (circles, 'tree/ops.py', 'import torchopt.alias', 'import circle'),
+        (names, 'tree/helpers.py', '', 'does not say what is inside'),
+        (names, 'tree/utils.py', '', 'does not say what is inside'),
+    ],
+)
+def test_a_bad_package_fails(
+    tmp_path: Path,
+    rule: Callable[[House], Iterator[str]],
+    file: str,
+    code: str,
+    message: str,
+) -> None:
+    """Each rule finds what it is there to find, and names the file."""
+    rooms = {
+        'alias.py': HEAD + 'from torchopt.tree import ops' + ALL,
+        'pytree.py': HEAD + ALL,
+        '_C/__init__.py': HEAD + ALL,
+    }
+    bad = build(tmp_path, {**GOOD_PACKAGE, **rooms, file: HEAD + code + ALL})
+    problems = list(rule(bad))
+    assert any(message in problem for problem in problems), problems
+    assert rule is circles or all(f'torchopt/{file}' in problem for problem in problems)
+
+
+def test_a_module_without_a_public_list_fails(tmp_path: Path) -> None:
+    """``__all__`` is not optional."""
+    bad = build(tmp_path, {**GOOD_PACKAGE, 'base.py': HEAD})
+    assert list(public_lists(bad)) == ['torchopt/base.py:1: no __all__']
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('"""A room."""\n', 'the first line is not'),
+        (f'\n# {SPDX}\n"""A room."""\n', 'the first line is not'),
+        (f'# {SPDX}\nx = 1\n', 'no module docstring'),
+        (HEAD + 'x = 1\n' * 599, '601 lines, more than 600'),
+    ],
+)
+def test_bad_manners_fail(tmp_path: Path, text: str, message: str) -> None:
+    """The check of single files can fail."""
+    build(tmp_path, {'base.py': text})
+    problems = list(manners(tmp_path))
+    assert len(problems) == 1
+    assert message in problems[0]
+
+
+UNDOCUMENTED = '''
+from typing import NamedTuple
+
+__all__ = ['bare', 'told', 'Bare', 'Inherits', 'Told', 'State', 'LIMIT', 'SIZE', 'KIND', 'Second']
+
+def bare(): pass
+
+def told():
+    """Say."""
+
+class Told:
+    """Say."""
+
+class Bare: pass
+
+class Inherits(Told): pass
+
+class State(NamedTuple):
+    count: int
+
+LIMIT = 1
+
+#: How big.
+SIZE = 2
+
+KIND = 'a'
+"""What kind."""
+
+Second = Told
+'''
+
+
+def test_missing_docstrings_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inherited docstrings and the ones that NamedTuple makes up do not count; `#:` does."""
+    package = tmp_path / 'undocumented_house'
+    package.mkdir()
+    (package / '__init__.py').write_text(
+        '"""Face."""\nfrom undocumented_house.room import bare, told, LIMIT, SIZE\n'
+        '__all__ = ["bare", "told", "LIMIT", "SIZE"]\n',
+        encoding='utf-8',
+    )
+    (package / 'room.py').write_text(f'"""Room."""\n{UNDOCUMENTED}', encoding='utf-8')
+    (package / 'silent.py').write_text('__all__ = []\n', encoding='utf-8')
+    (package / '_private.py').write_text('', encoding='utf-8')
+    monkeypatch.syspath_prepend(tmp_path)
+    expected = {'LIMIT', 'bare', 'room.Bare', 'room.Inherits', 'room.LIMIT', 'room.State'}
+    expected |= {'room.bare', 'silent'}
+    found = load_api_pages().undocumented('undocumented_house')
+    assert found == sorted(f'undocumented_house.{name}' for name in expected)
+    for name in [name for name in sys.modules if name.startswith('undocumented_house')]:
+        monkeypatch.delitem(sys.modules, name)

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Differentiable, functional optimization for PyTorch.
+
+Transformations are pairs of pure functions, chained as in Optax; every optimizer has three more faces: ``Adam`` trains
+parameters in place as in ``torch.optim``, ``FuncOptimizer`` keeps the state of a functional loop, and ``MetaAdam`` takes
+steps that can be differentiated through.
+"""
+
+from torchopt import (
+    alias,
+    base,
+    clip,
+    combine,
+    hook,
+    nn,
+    optim,
+    pytree,
+    schedule,
+    transform,
+    tree,
+    typing,
+    update,
+    utils,
+    version,
+)
+from torchopt._C import is_available as accelerated_op_available
+from torchopt.alias import adadelta, adagrad, adam, adamax, adamw, radam, rmsprop, sgd
+from torchopt.clip import clip_grad_norm
+from torchopt.combine import chain, named_chain
+from torchopt.hook import register_hook
+from torchopt.optim import (
+    SGD,
+    AdaDelta,
+    Adadelta,
+    AdaGrad,
+    Adagrad,
+    Adam,
+    AdaMax,
+    Adamax,
+    AdamW,
+    FuncOptimizer,
+    Optimizer,
+    RAdam,
+    RMSProp,
+    RMSprop,
+)
+from torchopt.optim.meta import (
+    MetaAdaDelta,
+    MetaAdadelta,
+    MetaAdaGrad,
+    MetaAdagrad,
+    MetaAdam,
+    MetaAdaMax,
+    MetaAdamax,
+    MetaAdamW,
+    MetaOptimizer,
+    MetaRAdam,
+    MetaRMSProp,
+    MetaRMSprop,
+    MetaSGD,
+)
+from torchopt.transform import masked, nan_to_num, partition
+from torchopt.update import apply_updates
+from torchopt.utils import (
+    extract_state_dict,
+    module_clone,
+    module_detach_,
+    recover_state_dict,
+    stop_gradient,
+)
+from torchopt.version import __version__
+
+__all__ = [
+    'SGD',
+    'AdaDelta',
+    'AdaGrad',
+    'AdaMax',
+    'Adadelta',
+    'Adagrad',
+    'Adam',
+    'AdamW',
+    'Adamax',
+    'FuncOptimizer',
+    'MetaAdaDelta',
+    'MetaAdaGrad',
+    'MetaAdaMax',
+    'MetaAdadelta',
+    'MetaAdagrad',
+    'MetaAdam',
+    'MetaAdamW',
+    'MetaAdamax',
+    'MetaOptimizer',
+    'MetaRAdam',
+    'MetaRMSProp',
+    'MetaRMSprop',
+    'MetaSGD',
+    'Optimizer',
+    'RAdam',
+    'RMSProp',
+    'RMSprop',
+    'accelerated_op_available',
+    'adadelta',
+    'adagrad',
+    'adam',
+    'adamax',
+    'adamw',
+    'apply_updates',
+    'chain',
+    'clip_grad_norm',
+    'extract_state_dict',
+    'masked',
+    'module_clone',
+    'module_detach_',
+    'named_chain',
+    'nan_to_num',
+    'partition',
+    'radam',
+    'recover_state_dict',
+    'register_hook',
+    'rmsprop',
+    'sgd',
+    'stop_gradient',
+]

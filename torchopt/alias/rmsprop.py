@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RMSProp."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from typing_extensions import Unpack
+
+from torchopt.alias.spelling import OptaxRmsProp, also_spelled
+from torchopt.alias.stages import flip_sign_and_add_weight_decay, shared_prose
+from torchopt.base import GradientTransformation
+from torchopt.combine import chain
+from torchopt.transform import scale_by_learning_rate, scale_by_rms, scale_by_stddev, trace
+
+__all__ = ['rmsprop']
+
+
+@also_spelled(learning_rate='lr', decay='alpha')
+@shared_prose
+def rmsprop(
+    lr: Any = 1e-2,
+    alpha: Any = 0.99,
+    eps: Any = 1e-8,
+    weight_decay: Any = 0.0,
+    momentum: Any = 0.0,
+    centered: bool = False,
+    *,
+    initial_scale: float = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+    **optax: Unpack[OptaxRmsProp],
+) -> GradientTransformation:
+    r"""RMSProp: gradients divided by their root mean square, with momentum if asked for.
+
+    .. math::
+        v_t = \alpha v_{t-1} + (1 - \alpha) |g_t|^2, \qquad d_t = \frac{g_t}{\sqrt{v_t} + \epsilon}, \qquad
+        b_t = \mu b_{t-1} + d_t, \qquad p_t = p_{t-1} - \eta\, b_t
+
+    Centered, the mean :math:`m` of the gradients is kept as well, and :math:`\sqrt{v_t - |m_t|^2}` stands for
+    :math:`\sqrt{v_t}`.
+
+    Args:
+        <lr>
+        alpha: Decay rate of the mean square, at least 0.  Also spelled ``decay``.
+        eps: :math:`\epsilon \ge 0`, outside the root.
+        <weight_decay>
+        momentum: :math:`\mu \ge 0`.
+        centered: Divide by the standard deviation instead.
+        initial_scale: First value of :math:`v`.
+        nesterov: Look ahead by Nesterov's method; needs a momentum.
+        <maximize>
+
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+        TypeError: If a hyper-parameter has the wrong type, or is given under both of its names.
+
+    Example:
+        >>> import torch, torchopt
+        >>> optimizer = torchopt.rmsprop(lr=1.0, alpha=0.75)
+        >>> optimizer.update([torch.tensor(3.0)], optimizer.init([torch.tensor(1.0)]))[0]
+        [tensor(-2.)]
+
+    References:
+        Tieleman and Hinton, Lecture 6.5: RMSProp, Coursera, 2012.
+        Graves, `Generating sequences with recurrent neural networks <https://arxiv.org/abs/1308.0850>`_, 2013.
+    """
+    rescale = scale_by_stddev if centered else scale_by_rms
+    return chain(
+        flip_sign_and_add_weight_decay(weight_decay, maximize),
+        rescale(alpha, eps, initial_scale),
+        trace(momentum, nesterov=nesterov),
+        scale_by_learning_rate(lr),
+    )

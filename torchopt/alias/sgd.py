@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stochastic gradient descent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from typing_extensions import Unpack
+
+from torchopt.alias.spelling import OptaxRate, also_spelled
+from torchopt.alias.stages import flip_sign_and_add_weight_decay, shared_prose
+from torchopt.base import GradientTransformation
+from torchopt.combine import chain
+from torchopt.transform import scale_by_learning_rate, trace
+
+__all__ = ['sgd']
+
+
+@also_spelled(learning_rate='lr')
+@shared_prose
+def sgd(
+    lr: Any,
+    momentum: Any = 0.0,
+    dampening: Any = 0.0,
+    weight_decay: Any = 0.0,
+    nesterov: bool = False,
+    *,
+    moment_requires_grad: bool = False,
+    maximize: bool = False,
+    **optax: Unpack[OptaxRate],
+) -> GradientTransformation:
+    r"""Stochastic gradient descent, with momentum if asked for.
+
+    .. math::
+        b_1 = g_1, \qquad b_t = \mu b_{t-1} + (1 - \tau) g_t, \qquad
+        p_t = p_{t-1} - \eta \cdot \begin{cases} g_t + \mu b_t & \text{Nesterov} \\ b_t & \text{otherwise} \end{cases}
+
+    Args:
+        <lr>
+        momentum: :math:`\mu \ge 0`.
+        dampening: :math:`\tau`; the first step is not damped.
+        <weight_decay>
+        nesterov: Look ahead by Nesterov's method; needs a momentum and no dampening.
+        <moment_requires_grad>
+        <maximize>
+
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+        TypeError: If a hyper-parameter has the wrong type, or is given under both of its names.
+
+    Example:
+        >>> import torch, torchopt
+        >>> optimizer = torchopt.sgd(lr=0.5)
+        >>> optimizer.update([torch.tensor(3.0)], optimizer.init([torch.tensor(1.0)]))[0]
+        [tensor(-1.5000)]
+
+    References:
+        Sutskever et al., `On the importance of initialization and momentum in deep learning
+        <https://proceedings.mlr.press/v28/sutskever13.html>`_, ICML 2013.
+    """
+    return chain(
+        flip_sign_and_add_weight_decay(weight_decay, maximize),
+        trace(momentum, dampening, nesterov, moment_requires_grad),
+        scale_by_learning_rate(lr),
+    )

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two vocabularies for one argument: TorchOpt's names, and Optax's where they mean the same."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
+
+from typing_extensions import TypedDict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ['OptaxAdam', 'OptaxRate', 'OptaxRmsProp', 'also_spelled']
+
+_P = ParamSpec('_P')
+_T = TypeVar('_T')
+
+
+class OptaxRate(TypedDict, total=False):
+    """Optax's name for ``lr``."""
+
+    learning_rate: Any
+
+
+class OptaxAdam(OptaxRate, total=False):
+    """Optax's names for ``lr`` and for the two ``betas``."""
+
+    b1: Any
+    b2: Any
+
+
+class OptaxRmsProp(OptaxRate, total=False):
+    """Optax's names for ``lr`` and ``alpha``."""
+
+    decay: Any
+
+
+class TwoVocabularies(Protocol):
+    """A function that :func:`also_spelled` decorates."""
+
+    first_names: Callable[[dict[str, Any]], dict[str, Any]]
+    """Rewrite keyword arguments to their first names."""
+
+
+def also_spelled(**second_names: str) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
+    """Let a function take second names for some of its arguments.
+
+    ``also_spelled(learning_rate='lr', b1='betas.0')`` accepts ``learning_rate=`` for ``lr=``, and ``b1=`` for the first
+    entry of ``betas=``.  The function itself declares ``**optax`` for the type checker and never sees anything in it.
+
+    Raises:
+        TypeError: From the decorated function, if one thing is given under both names.
+    """
+
+    def decorate(function: Callable[_P, _T]) -> Callable[_P, _T]:
+        full = inspect.signature(function)
+        parameters = [p for p in full.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        positional = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
+
+        def first_names(given: dict[str, Any]) -> dict[str, Any]:
+            named = {name: value for name, value in given.items() if name not in second_names}
+            entries: dict[str, list[Any]] = {}
+            for second in [name for name in second_names if name in given]:
+                first, _, index = second_names[second].partition('.')
+                if first in given:
+                    raise TypeError(
+                        f'{function.__name__}() got both {first!r} and {second!r}, which mean the same. Give one.'
+                    )
+                if index:
+                    whole = entries.setdefault(first, list(full.parameters[first].default))
+                    whole[int(index)] = given[second]
+                else:
+                    named[first] = given[second]
+            return {**named, **{first: tuple(whole) for first, whole in entries.items()}}
+
+        @functools.wraps(function)
+        def accept(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+            if not second_names.keys() & kwargs.keys():
+                return function(*args, **kwargs)
+            given = dict(zip(positional, args))
+            for name in given.keys() & kwargs.keys():
+                raise TypeError(f'{function.__name__}() got multiple values for argument {name!r}')
+            return function(*args[len(positional) :], **first_names({**given, **kwargs}))
+
+        accept.first_names = first_names  # type: ignore[attr-defined]
+        accept.__signature__ = full.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return accept
+
+    return decorate

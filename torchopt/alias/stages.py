@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the optimizers share: their first stage, their engine switch, and the prose on their common arguments."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from torchopt import _C, checks
+from torchopt.base import GradientTransformation, identity
+from torchopt.combine import chain
+from torchopt.transform import add_decayed_weights, scale
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ['check_engine', 'flip_sign_and_add_weight_decay', 'pair', 'shared_prose']
+
+_PROSE = {
+    'lr': 'Learning rate, at least 0: a number, a 0-d tensor (learned if it requires grad), or a schedule, that is a '
+    'function from the number of steps taken to a rate.  Also spelled ``learning_rate``.',
+    'betas': 'Decay rates of the first and the second moment, each in [0, 1): numbers or 0-d tensors.  Also spelled '
+    '``b1`` and ``b2``.',
+    'weight_decay': 'Weight of the l2 penalty, at least 0: this multiple of the parameters is added to the '
+    'gradients, and ``update`` then needs ``params``.',
+    'moment_requires_grad': 'Make the first moments leaves that require grad, so that they can be learned.',
+    'maximize': 'Ascend the objective instead of descending; decay still shrinks the parameters.',
+    'use_accelerated_op': 'None uses the native engine where it can run, False never; True raises where it cannot.',
+}
+
+_F = TypeVar('_F', bound='Callable[..., Any]')
+
+
+def shared_prose(function: _F) -> _F:
+    """Write the prose on shared arguments into a docstring, in the place of lines such as ``<lr>``."""
+    lines = []
+    for line in (function.__doc__ or '').splitlines():
+        name = line.strip().removeprefix('<').removesuffix('>')
+        if line.strip() == f'<{name}>':
+            indent = line[: len(line) - len(line.lstrip())]
+            lines += textwrap.wrap(
+                f'{name}: {_PROSE[name]}',
+                110,
+                initial_indent=indent,
+                subsequent_indent=indent + '    ',
+            )
+        else:
+            lines.append(line)
+    function.__doc__ = '\n'.join(lines)
+    return function
+
+
+def pair(name: str, value: Any) -> tuple[Any, Any]:
+    """The two entries of an argument such as ``betas``."""
+    try:
+        first, second = value
+    except (TypeError, ValueError):
+        raise TypeError(f'Invalid {name}: {value!r}; expected a pair of numbers.') from None
+    return first, second
+
+
+def flip_sign_and_add_weight_decay(
+    weight_decay: Any = 0.0, maximize: bool = False
+) -> GradientTransformation:
+    r"""The first stage of an optimizer: :math:`\pm g + \lambda p`.
+
+    Args:
+        weight_decay: :math:`\lambda \ge 0`.
+        maximize: Flip the sign of the gradient.
+
+    Returns:
+        The identity where there is nothing to do.
+
+    Raises:
+        ValueError: If the decay is negative.
+
+    Example:
+        >>> import torchopt
+        >>> torchopt.alias.stages.flip_sign_and_add_weight_decay()
+        identity()
+    """
+    checks.at_least('weight_decay value', weight_decay)
+    decay = add_decayed_weights(weight_decay) if checks.nonzero(weight_decay) else identity()
+    return chain(scale(-1.0), decay) if maximize else decay
+
+
+def check_engine(use_accelerated_op: bool | None) -> None:
+    """Refuse ``use_accelerated_op=True`` where the native engine cannot run."""
+    if use_accelerated_op:
+        _C.require()

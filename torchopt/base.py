@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contract of this package: a gradient transformation is a pair of pure functions.
+
+``init(params)`` makes a state.  ``update(updates, state, params=None, *, inplace=False, **extra)`` turns gradients into
+updates, which are added to the parameters, and returns them with the next state.  All that an optimizer remembers is in
+the state that it returns; a transformation itself holds nothing, so it can be shared, copied and pickled.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
+
+__all__ = [
+    'ChainedGradientTransformation',
+    'EmptyState',
+    'GradientTransformation',
+    'GradientTransformationExtraArgs',
+    'IdentityGradientTransformation',
+    'TransformInitFn',
+    'TransformUpdateFn',
+    'UninitializedState',
+    'factory',
+    'identity',
+    'init_empty_state',
+    'preflight',
+    'with_extra_args_support',
+]
+
+
+class EmptyState(NamedTuple):
+    """The state of a transformation that remembers nothing; a tree without leaves."""
+
+
+class UninitializedState(NamedTuple):
+    """Stands in for the state of an optimizer that has not taken its first step."""
+
+
+class TransformInitFn(Protocol):
+    """``init(params) -> state``: the first state for these parameters."""
+
+    def __call__(self, params: Any, /) -> Any:
+        """Make the state."""
+
+
+class TransformUpdateFn(Protocol):
+    """``update(updates, state, params=None, ...) -> (updates, state)``: one step, without side effects."""
+
+    def __call__(self, updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        """Take the step."""
+
+
+class GradientTransformation(NamedTuple):
+    """A pair of pure functions, as in Optax.
+
+    Attributes:
+        init: ``init(params)`` returns the first state.
+        update: ``update(updates, state, params=None, *, inplace=False)`` returns the new updates and the new state.
+            ``inplace=True`` may reuse the storage of the old state, outside of autograd.
+
+    Your own transformation needs no ``inplace``; it is passed on only to functions that take it.
+
+    Example:
+        >>> import torch, torchopt
+        >>> def update(updates, state, params=None):
+        ...     return torchopt.tree.map(torch.sign, updates), state
+        >>> sign = torchopt.base.GradientTransformation(torchopt.base.init_empty_state, update)
+        >>> optimizer = torchopt.chain(sign, torchopt.transform.scale(-0.1))
+        >>> params = {'w': torch.tensor(1.0)}
+        >>> optimizer.update({'w': torch.tensor(-7.0)}, optimizer.init(params))[0]
+        {'w': tensor(0.1000)}
+    """
+
+    init: Callable[..., Any]
+    update: Callable[..., tuple[Any, Any]]
+
+    def chain(self, next: GradientTransformation) -> GradientTransformation:
+        """This transformation followed by another."""
+        return ChainedGradientTransformation(self, next)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the call that made this transformation, since closures themselves cannot be pickled."""
+        call = getattr(self.update, 'call', None)
+        return (_make, (type(self), *self)) if call is None else (_call_again, tuple(call))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GradientTransformation:
+        """A transformation holds nothing that could change, so it is its own copy."""
+        return self
+
+    def __repr__(self) -> str:
+        """The call that made this transformation."""
+        call = getattr(self.update, 'call', None)
+        if call is None:
+            return f'{type(self).__name__}(init={self.init!r}, update={self.update!r})'
+        arguments = [repr(a) for a in call.args] + [f'{k}={v!r}' for k, v in call.kwargs.items()]
+        return f'{call.function.__name__}({", ".join(arguments)})'
+
+
+class GradientTransformationExtraArgs(GradientTransformation):
+    """A transformation whose ``update`` also takes keyword arguments of the caller (``value``, ``grad``, ...)."""
+
+
+class Call(NamedTuple):
+    """The call of a factory: enough to make its transformation once more, and to know what rule it is."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def _call_again(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return function(*args, **kwargs)
+
+
+def _make(cls: type, init: Any, update: Any) -> GradientTransformation:
+    return cls(init, update)  # type: ignore[no-any-return]
+
+
+_P = ParamSpec('_P')
+_T = TypeVar('_T', bound=GradientTransformation)
+
+
+def factory(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Let a function that builds a transformation sign its work.
+
+    The transformation remembers the call that made it.  That makes it picklable although ``init`` and ``update``
+    are closures, and gives it a readable ``repr``.
+
+    Example:
+        >>> import torchopt
+        >>> torchopt.transform.scale(0.5)
+        scale(0.5)
+    """
+
+    @functools.wraps(function)
+    def build(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        made = function(*args, **kwargs)
+        if not hasattr(made.update, 'call'):
+            try:
+                made.update.call = Call(build, args, kwargs)  # type: ignore[attr-defined]
+            except AttributeError:  # a bound method, which already pickles by its object
+                pass
+        return made
+
+    return build
+
+
+def init_empty_state(params: Any) -> EmptyState:
+    """The ``init`` of every transformation without memory."""
+    return EmptyState()
+
+
+def _pass_through(
+    updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any
+) -> tuple[Any, Any]:
+    return updates, state
+
+
+class IdentityGradientTransformation(GradientTransformationExtraArgs):
+    """The transformation that changes nothing; all its instances are equal."""
+
+    def __new__(cls) -> IdentityGradientTransformation:
+        """Make one."""
+        return super().__new__(cls, init_empty_state, _pass_through)
+
+    init_fn = staticmethod(init_empty_state)
+    update_fn = staticmethod(_pass_through)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by class."""
+        return IdentityGradientTransformation, ()
+
+    def __repr__(self) -> str:
+        """As :func:`identity` makes it."""
+        return 'identity()'
+
+
+def identity() -> GradientTransformation:
+    """The transformation that returns updates and state as they are.
+
+    Example:
+        >>> import torchopt
+        >>> torchopt.base.identity()
+        identity()
+    """
+    return IdentityGradientTransformation()
+
+
+class ChainedGradientTransformation(GradientTransformationExtraArgs):
+    """Several transformations, one after another, as :func:`torchopt.chain` makes them.
+
+    Nested chains are spliced in and identities left out.  The state is a tuple with one state for each member.
+
+    Attributes:
+        transformations: The members.
+    """
+
+    transformations: tuple[GradientTransformation, ...]
+
+    def __new__(cls, *transformations: GradientTransformation) -> ChainedGradientTransformation:
+        """Chain the transformations.
+
+        Raises:
+            TypeError: If one of them is not a GradientTransformation.
+        """
+        members: list[GradientTransformation] = []
+        for i, tx in enumerate(transformations):
+            if not isinstance(tx, GradientTransformation):
+                raise TypeError(
+                    f'Member {i} of a chain is a {type(tx).__name__}, not a GradientTransformation: {tx!r}. '
+                    f'Pass what a factory such as torchopt.adam() returns.'
+                )
+            if isinstance(tx, ChainedGradientTransformation):
+                members.extend(tx.transformations)
+            elif not isinstance(tx, IdentityGradientTransformation):
+                members.append(tx)
+        kept = tuple(members) or (identity(),)
+        widened = tuple(with_extra_args_support(tx).update for tx in kept)
+
+        def init(params: Any) -> tuple[Any, ...]:
+            return tuple(tx.init(params) for tx in kept)
+
+        def update(
+            updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any
+        ) -> tuple[Any, tuple[Any, ...]]:
+            if not isinstance(state, tuple) or len(state) != len(kept):
+                raise ValueError(
+                    f'The number of updates and states has to be the same in chain! This chain has '
+                    f'{len(kept)} members, its state is {_describe(state)}. Pass the state that the init or the '
+                    f'last update of this very chain returned.'
+                )
+            if inplace:
+                for tx, s in zip(kept, state):
+                    preflight(tx, s)
+            states = []
+            for step, s in zip(widened, state):
+                updates, s = step(updates, s, params, inplace=inplace, **extra)
+                states.append(s)
+            return updates, tuple(states)
+
+        self = super().__new__(cls, init, update)
+        self.transformations = kept
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        """Chains are equal when their members are; a chain of one equals that one."""
+        if isinstance(other, ChainedGradientTransformation):
+            return self.transformations == other.transformations
+        return isinstance(other, GradientTransformation) and self.transformations == (other,)
+
+    def __ne__(self, other: object) -> bool:
+        """The opposite of ``==``."""
+        return not self == other
+
+    def __hash__(self) -> int:
+        """Hash of the members."""
+        return hash(self.transformations)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the members."""
+        return ChainedGradientTransformation, self.transformations
+
+    def __repr__(self) -> str:
+        """One member a line."""
+        return 'chain(\n' + ''.join(f'    {tx!r},\n' for tx in self.transformations) + ')'
+
+
+def preflight(tx: GradientTransformation, state: Any) -> None:
+    """Let a transformation refuse a step before anything is changed in place.
+
+    A transformation that can refuse (a schedule that gives NaN) says so by a function ``update.preflight(state)``.
+    """
+    if isinstance(tx, ChainedGradientTransformation) and isinstance(state, tuple):
+        for member, s in zip(tx.transformations, state):
+            preflight(member, s)
+    elif (check := getattr(tx.update, 'preflight', None)) is not None:
+        check(state)
+
+
+def _describe(state: Any) -> str:
+    return f'a tuple of {len(state)}' if isinstance(state, tuple) else f'a {type(state).__name__}'
+
+
+def with_extra_args_support(tx: GradientTransformation) -> GradientTransformationExtraArgs:
+    """Widen a transformation to the most general protocol: extra arguments that it does not know are dropped.
+
+    Transformations written for Optax (``update(updates, state, params=None)``) and for TorchOpt 0.7.3 (``params`` and
+    ``inplace`` as keywords) are served alike.
+
+    Args:
+        tx: Any transformation.
+
+    Returns:
+        One whose ``update`` takes ``(updates, state, params=None, *, inplace=False, **extra)``.
+
+    Example:
+        >>> import torchopt
+        >>> tx = torchopt.base.GradientTransformation(lambda params: (), lambda u, s, params=None: (u, s))
+        >>> torchopt.base.with_extra_args_support(tx).update(1.0, (), value=3.0)
+        (1.0, ())
+    """
+    if isinstance(tx, GradientTransformationExtraArgs):
+        return tx
+    parameters = inspect.signature(tx.update).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return GradientTransformationExtraArgs(tx.init, tx.update)
+    takes_inplace = 'inplace' in parameters
+    params_by_name = 'params' in parameters and parameters['params'].kind is inspect.Parameter.KEYWORD_ONLY
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any
+    ) -> tuple[Any, Any]:
+        known = {'inplace': inplace} if takes_inplace else {}
+        if params_by_name:
+            return tx.update(updates, state, params=params, **known)
+        return tx.update(updates, state, params, **known)
+
+    return GradientTransformationExtraArgs(tx.init, update)

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of hyper-parameters: each names the argument, what was wrong, and what is allowed.
+
+Tensors are accepted wherever numbers are; a tensor that cannot be read without waiting for a device, or that carries
+a graph, is taken on trust.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from torchopt.numerics import on_host
+
+__all__ = [
+    'at_least',
+    'betas',
+    'is_schedule',
+    'learning_rate',
+    'nonzero',
+    'number',
+    'positive',
+    'schedule_value',
+    'unit_interval',
+]
+
+
+def _number(name: str, value: Any) -> float | None:
+    """The value as a number, None where it cannot be known; TypeError for what is no scalar at all."""
+    if isinstance(value, torch.Tensor):
+        if value.dim() > 0 and value.numel() != 1:
+            raise ValueError(
+                f'Invalid {name}: a tensor of shape {tuple(value.shape)}; expected a number or a 0-d tensor.'
+            )
+        return on_host(value.detach()) if value.is_leaf else None
+    try:
+        if isinstance(value, str):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f'Invalid {name}: {value!r} is a {type(value).__name__}; expected a number or a 0-d tensor.'
+        ) from None
+
+
+def number(name: str, value: Any) -> None:
+    """Require a scalar that is not NaN."""
+    known = _number(name, value)
+    if known is not None and math.isnan(known):
+        raise ValueError(f'Invalid {name}: {value}; expected a number.')
+
+
+def nonzero(value: Any) -> bool:
+    """Whether a hyper-parameter can be other than zero; a tensor always can, since it may change."""
+    return isinstance(value, torch.Tensor) or value != 0
+
+
+def is_schedule(value: Any) -> bool:
+    """Whether a hyper-parameter is a function of the count."""
+    return callable(value) and not isinstance(value, torch.Tensor)
+
+
+def at_least(name: str, value: Any, low: float = 0.0) -> None:
+    """Require ``value >= low`` (and so, not NaN)."""
+    number = _number(name, value)
+    if number is not None and not number >= low:
+        raise ValueError(f'Invalid {name}: {value}; expected a number >= {low:g}.')
+
+
+def positive(name: str, value: Any) -> None:
+    """Require ``value > 0``."""
+    number = _number(name, value)
+    if number is not None and not number > 0:
+        raise ValueError(f'Invalid {name}: {value}; expected a number > 0.')
+
+
+def unit_interval(name: str, value: Any) -> None:
+    """Require ``0 <= value < 1``, the range of decay rates."""
+    number = _number(name, value)
+    if number is not None and not 0.0 <= number < 1.0:
+        raise ValueError(f'Invalid {name}: {value}; expected a number in [0, 1).')
+
+
+def betas(b1: Any, b2: Any) -> None:
+    """Require two decay rates in [0, 1)."""
+    unit_interval('beta parameter at index 0', b1)
+    unit_interval('beta parameter at index 1', b2)
+
+
+def learning_rate(lr: Any) -> None:
+    """Require a schedule, or a finite number >= 0."""
+    if is_schedule(lr):
+        return
+    at_least('learning rate', lr)
+    if isinstance(lr, (int, float)) and math.isinf(lr):
+        raise ValueError(f'Invalid learning rate: {lr}; expected a finite number >= 0.')
+
+
+def schedule_value(value: Any, count: Any) -> Any:
+    """Return what a schedule gave, once it is known not to be NaN or infinite."""
+    if isinstance(value, torch.Tensor):
+        number = on_host(value.detach()) if value.is_leaf else None
+    else:
+        number = _number('value of a schedule', value)
+    if number is not None and not math.isfinite(number):
+        raise ValueError(
+            f'The schedule returned {number} at step {int(count)}; expected a finite number. Nothing was updated.'
+        )
+    return value

@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bound gradients: by value, by norm over all leaves, by leaf, by unit, by example."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt import checks, tree
+from torchopt.base import EmptyState, GradientTransformation, factory, init_empty_state
+from torchopt.numerics import abs_sq, as_scalar_like, safe_sqrt
+
+__all__ = [
+    'ClipState',
+    'adaptive_grad_clip',
+    'clip',
+    'clip_by_block_rms',
+    'clip_by_global_norm',
+    'clip_grad_norm',
+    'per_example_global_norm_clip',
+    'per_example_layer_norm_clip',
+]
+
+ClipState = EmptyState
+"""Clipping remembers nothing."""
+
+
+@factory
+def clip_grad_norm(
+    max_norm: Any, norm_type: float | str = 2.0, error_if_nonfinite: bool = False
+) -> GradientTransformation:
+    r"""Clip by the norm of all gradients together, as ``torch.nn.utils.clip_grad_norm_`` does.
+
+    .. math::
+        u = g \cdot \min\Bigl(1, \frac{c}{\lVert g \rVert_p + 10^{-6}}\Bigr)
+
+    The factor counts as a constant in meta-gradients; use :func:`clip_by_global_norm` for one that does not.
+
+    Args:
+        max_norm: The bound :math:`c \ge 0`.
+        norm_type: :math:`p > 0`, or ``'inf'`` for the largest absolute value.
+        error_if_nonfinite: Raise where the norm is NaN or infinite.  This waits for the device.
+
+    Raises:
+        ValueError: If ``max_norm`` is negative or ``norm_type`` is not positive.
+        RuntimeError: In ``update``, with ``error_if_nonfinite``, if the norm is not finite.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.clip_grad_norm(1.0)
+        >>> tx.update([torch.tensor([3.0, 4.0])], tx.init([torch.zeros(2)]))[0]
+        [tensor([0.6000, 0.8000])]
+    """
+    checks.at_least('max_norm value', max_norm)
+    order = float(norm_type)
+    checks.positive('norm_type value', order)
+
+    def update(
+        updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False
+    ) -> tuple[Any, EmptyState]:
+        leaves = tree.leaves(updates)
+        if not leaves:
+            return updates, state
+        with torch.no_grad():
+            device = leaves[0].device
+            norms = [torch.linalg.vector_norm(g, order).to(device) for g in leaves]
+            total = torch.linalg.vector_norm(torch.stack(norms), order)
+            if error_if_nonfinite and not bool(total.isfinite()):
+                raise RuntimeError(
+                    f'The total norm of order {order} of the gradients is {total.item()}, so they cannot be clipped. '
+                    f'Nothing was updated. Pass error_if_nonfinite=False to clip all the same.'
+                )
+            factor = (max_norm / (total + 1e-6)).clamp(max=1.0)
+        return tree.map(lambda g: g * as_scalar_like(factor, g), updates), state
+
+    return GradientTransformation(init_empty_state, update)
+
+
+def _global_norm(updates: Any) -> Tensor:
+    """The l2 norm over all leaves; its derivative at zero is zero."""
+    leaves = tree.leaves(updates)
+    if not leaves:
+        return torch.zeros(())
+    device = leaves[0].device
+    return safe_sqrt(torch.stack([abs_sq(g).sum().to(device) for g in leaves]).sum())
+
+
+@factory
+def clip_by_global_norm(max_norm: Any) -> GradientTransformation:
+    r"""Clip by the l2 norm of all gradients together: :math:`u = g` if :math:`\lVert g \rVert < c`, else
+    :math:`u = c\, g / \lVert g \rVert`.
+
+    Differentiable through the norm as well, and without waiting for the device.
+
+    Args:
+        max_norm: The bound :math:`c`.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.clip.clip_by_global_norm(1.0)
+        >>> tx.update([torch.tensor(3.0), torch.tensor(4.0)], tx.init([]))[0]
+        [tensor(0.6000), tensor(0.8000)]
+
+    References:
+        Pascanu et al., `On the difficulty of training recurrent neural networks <https://arxiv.org/abs/1211.5063>`_, 2012.
+    """
+    checks.at_least('max_norm value', max_norm)
+
+    def update(
+        updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False
+    ) -> tuple[Any, EmptyState]:
+        norm = _global_norm(updates)
+        bound = as_scalar_like(max_norm, norm)
+        inside = norm < bound
+
+        def shrink(g: Tensor) -> Tensor:
+            return torch.where(
+                inside.to(g.device), g, g / as_scalar_like(norm, g) * as_scalar_like(bound, g)
+            )
+
+        return tree.map(shrink, updates), state
+
+    return GradientTransformation(init_empty_state, update)
+
+
+@factory
+def clip(max_delta: Any) -> GradientTransformation:
+    r"""Clip every element to :math:`[-\delta, \delta]`.
+
+    Args:
+        max_delta: The bound :math:`\delta`.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.clip.clip(1.0)
+        >>> tx.update([torch.tensor([-3.0, 0.5])], tx.init([]))[0]
+        [tensor([-1.0000,  0.5000])]
+    """
+    checks.at_least('max_delta value', max_delta)
+
+    def update(
+        updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False
+    ) -> tuple[Any, EmptyState]:
+        return tree.map(lambda g: g.clamp(-max_delta, max_delta), updates), state
+
+    return GradientTransformation(init_empty_state, update)
+
+
+@factory
+def clip_by_block_rms(threshold: Any) -> GradientTransformation:
+    r"""Clip every leaf by its own root mean square: :math:`u = g / \max(1, \mathrm{rms}(g) / \tau)`.
+
+    Args:
+        threshold: The bound :math:`\tau`.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.clip.clip_by_block_rms(1.0)
+        >>> tx.update([torch.tensor([4.0, -4.0])], tx.init([]))[0]
+        [tensor([ 1., -1.])]
+
+    References:
+        Shazeer and Stern, `Adafactor <https://arxiv.org/abs/1804.04235>`_, section 6, 2018.
+    """
+    checks.positive('threshold value', threshold)
+
+    def shrink(g: Tensor) -> Tensor:
+        rms = safe_sqrt(abs_sq(g).mean())
+        return g / (rms / as_scalar_like(threshold, rms)).clamp(min=1.0)
+
+    def update(
+        updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False
+    ) -> tuple[Any, EmptyState]:
+        return tree.map(shrink, updates), state
+
+    return GradientTransformation(init_empty_state, update)
+
+
+@factory
+def adaptive_grad_clip(
+    clipping: Any, eps: Any = 1e-3, axis: int | tuple[int, ...] | None = None
+) -> GradientTransformation:
+    r"""Clip the gradient of every unit by the norm of its weights.
+
+    A unit is an output row of a weight: for a leaf with :math:`w` the weights and :math:`g` the gradient of one unit,
+
+    .. math::
+        u = g \cdot \min\Bigl(1, \lambda \frac{\max(\lVert w \rVert, \epsilon)}{\lVert g \rVert}\Bigr)
+
+    PyTorch lays weights out as ``(out, in, ...)``, so the norms run over all dimensions but the first; scalars and
+    vectors are units as a whole.
+
+    Args:
+        clipping: :math:`\lambda`.
+        eps: :math:`\epsilon`, the least norm that weights are taken to have.
+        axis: Dimensions that the norms run over, in place of the rule above.
+
+    Raises:
+        ValueError: In ``update``, if the parameters are not given.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.clip.adaptive_grad_clip(0.5)
+        >>> w = torch.tensor([[1.0, 0.0]])
+        >>> tx.update([torch.tensor([[0.0, 8.0]])], tx.init([w]), [w])[0]
+        [tensor([[0.0000, 0.5000]])]
+
+    References:
+        Brock et al., `High-performance large-scale image recognition without normalization
+        <https://arxiv.org/abs/2102.06171>`_, 2021.
+    """
+    checks.at_least('clipping value', clipping)
+    checks.at_least('epsilon value', eps)
+
+    def unit_norm(x: Tensor) -> Tensor:
+        dim = axis if axis is not None else tuple(range(1, x.dim())) if x.dim() > 1 else None
+        squares = abs_sq(x)
+        return safe_sqrt(squares.sum() if dim is None else squares.sum(dim=dim, keepdim=True))
+
+    def rule(g: Tensor, p: Tensor) -> tuple[Tensor]:
+        norm = unit_norm(g)
+        bound = as_scalar_like(clipping, norm) * unit_norm(p).clamp(min=eps)
+        return (torch.where(norm < bound, g, g * (bound / norm.clamp(min=1e-6))),)
+
+    def update(
+        updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False
+    ) -> tuple[Any, EmptyState]:
+        if params is None:
+            raise ValueError(
+                'Parameters are required for adaptive_grad_clip. '
+                'Call `update(updates, state, params=params)` instead.'
+            )
+        (updates,) = tree.apply_rule(rule, updates, reads=(params,))
+        return updates, state
+
+    return GradientTransformation(init_empty_state, update)
+
+
+def per_example_global_norm_clip(grads: Any, l2_norm_clip: float) -> tuple[Any, Tensor]:
+    r"""Clip the gradient of every example by its norm over all leaves, and sum over the examples.
+
+    Args:
+        grads: Tree of tensors whose first dimension counts the examples (what ``vmap`` of ``grad`` gives).
+        l2_norm_clip: The bound on the l2 norm of one example's gradient.
+
+    Returns:
+        The sum over the examples of the clipped gradients, and how many were clipped, a 0-d int64 tensor.
+
+    Raises:
+        ValueError: If the leaves do not agree on the number of examples.
+
+    Example:
+        >>> import torch, torchopt
+        >>> g = {'w': torch.tensor([[3.0, 4.0], [0.3, 0.4]])}
+        >>> torchopt.clip.per_example_global_norm_clip(g, 1.0)
+        ({'w': tensor([0.9000, 1.2000])}, tensor(1))
+
+    References:
+        Abadi et al., `Deep learning with differential privacy <https://arxiv.org/abs/1607.00133>`_, 2016.
+    """
+    checks.positive('l2_norm_clip value', l2_norm_clip)
+    n = _number_of_examples(grads)
+    squares = [abs_sq(g).reshape(n, -1).sum(dim=1) for g in tree.leaves(grads)]
+    norms = safe_sqrt(torch.stack(squares).sum(dim=0)) if squares else torch.zeros(n)
+    return tree.map(lambda g: _clip_and_sum(g, norms, l2_norm_clip), grads), (
+        norms > l2_norm_clip
+    ).sum()
+
+
+def per_example_layer_norm_clip(
+    grads: Any, global_l2_norm_clip: float, uniform: bool = True
+) -> tuple[Any, Any]:
+    r"""Clip the gradient of every example leaf by leaf, and sum over the examples.
+
+    The bounds :math:`C_i` of the leaves make up the global bound, :math:`\sum_i C_i^2 = C^2`: alike
+    (:math:`C_i = C / \sqrt{L}`) or in proportion to the root of the number of elements,
+    :math:`C_i = C \sqrt{d_i / d}`.
+
+    Args:
+        grads: Tree of tensors whose first dimension counts the examples.
+        global_l2_norm_clip: The global bound :math:`C`.
+        uniform: Whether all leaves have the same bound.
+
+    Returns:
+        The sums of the clipped gradients, and for each leaf how many examples were clipped.
+
+    Raises:
+        ValueError: If the leaves do not agree on the number of examples.
+
+    Example:
+        >>> import torch, torchopt
+        >>> g = [torch.tensor([[3.0, 4.0], [0.3, 0.4]])]
+        >>> torchopt.clip.per_example_layer_norm_clip(g, 1.0)
+        ([tensor([0.9000, 1.2000])], [tensor(1)])
+
+    References:
+        McMahan et al., `Learning differentially private recurrent language models
+        <https://arxiv.org/abs/1710.06963>`_, 2017.
+    """
+    checks.positive('global_l2_norm_clip value', global_l2_norm_clip)
+    n = _number_of_examples(grads)
+    leaves = tree.leaves(grads)
+    total = sum(g[0].numel() for g in leaves)
+
+    def bound(g: Tensor) -> float:
+        share = 1.0 / len(leaves) if uniform else g[0].numel() / total
+        return global_l2_norm_clip * math.sqrt(share)
+
+    def norms(g: Tensor) -> Tensor:
+        return safe_sqrt(abs_sq(g).reshape(n, -1).sum(dim=1))
+
+    clipped = tree.map(lambda g: _clip_and_sum(g, norms(g), bound(g)), grads)
+    return clipped, tree.map(lambda g: (norms(g) > bound(g)).sum(), grads)
+
+
+def _number_of_examples(grads: Any) -> int:
+    sizes = {path: g.shape[0] if g.dim() else None for path, g in tree.flatten_with_path(grads)}
+    if not sizes or len(set(sizes.values())) > 1 or None in sizes.values():
+        raise ValueError(
+            f'grads must be tensors whose first dimension counts the examples, the same for all leaves; '
+            f'found the sizes {sizes}. Take them with torch.func.vmap(torch.func.grad(loss), ...).'
+        )
+    return int(next(iter(sizes.values())))  # type: ignore[arg-type]
+
+
+def _clip_and_sum(g: Tensor, norms: Tensor, bound: float) -> Tensor:
+    factors = (bound / norms.clamp(min=1e-30)).clamp(max=1.0).to(g.device)
+    return torch.tensordot(factors.to(g.dtype), g, dims=1)

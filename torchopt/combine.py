@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Chains: one transformation after another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torchopt import tree
+from torchopt.base import (
+    ChainedGradientTransformation,
+    GradientTransformation,
+    GradientTransformationExtraArgs,
+    factory,
+    identity,
+    with_extra_args_support,
+)
+
+__all__ = ['chain', 'chain_flat', 'named_chain']
+
+
+def chain(*transformations: GradientTransformation) -> GradientTransformation:
+    """Apply transformations one after another.
+
+    Nested chains are spliced in and identities left out, so ``chain(clip, adam())`` has the state
+    ``(clip state, ScaleByAdamState, EmptyState)``.  Extra arguments of ``update`` reach the members that take them.
+
+    Args:
+        *transformations: The members.  None at all give the identity, and a single one is returned as it is.
+
+    Returns:
+        A transformation whose state is the tuple of the members' states.
+
+    Raises:
+        TypeError: If a member is not a GradientTransformation.
+
+    Example:
+        >>> import torch, torchopt
+        >>> optimizer = torchopt.chain(torchopt.clip_grad_norm(1.0), torchopt.sgd(0.5))
+        >>> params = {'w': torch.zeros(2)}
+        >>> optimizer.update({'w': torch.tensor([30.0, 40.0])}, optimizer.init(params))[0]
+        {'w': tensor([-0.3000, -0.4000])}
+    """
+    if len(transformations) == 1 and isinstance(transformations[0], GradientTransformation):
+        return transformations[0]
+    return ChainedGradientTransformation(*transformations) if transformations else identity()
+
+
+@factory
+def chain_flat(*transformations: GradientTransformation) -> GradientTransformationExtraArgs:
+    """As :func:`chain`, but the members see the flat list of the leaves instead of the tree.
+
+    The state is then shaped like that list.
+
+    Args:
+        *transformations: The members.
+
+    Example:
+        >>> import torch, torchopt
+        >>> optimizer = torchopt.combine.chain_flat(torchopt.adam())
+        >>> len(optimizer.init({'w': torch.zeros(2), 'b': torch.zeros(1)})[0].mu)
+        2
+    """
+    inner = with_extra_args_support(chain(*transformations))
+
+    def init(params: Any) -> Any:
+        return inner.init(tree.flatten(params)[0])
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any
+    ) -> tuple[Any, Any]:
+        leaves, spec = tree.flatten(updates)
+        if params is not None:
+            params = tree.flatten_up_to(spec, params, name='params', like='updates')
+        leaves, state = inner.update(leaves, state, params, inplace=inplace, **extra)
+        return tree.unflatten(spec, leaves), state
+
+    return GradientTransformationExtraArgs(init, update)
+
+
+chain.flat = chain_flat  # type: ignore[attr-defined]
+
+
+@factory
+def named_chain(*named: tuple[str, GradientTransformation]) -> GradientTransformationExtraArgs:
+    """Chain transformations under names; the state is a dict from name to state.
+
+    Args:
+        *named: Pairs of a name and a transformation.
+
+    Raises:
+        ValueError: If two members have the same name.
+        TypeError: If a member is not a pair of a string and a GradientTransformation.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.combine.named_chain(('scale', torchopt.transform.scale(2.0)), ('adam', torchopt.adam()))
+        >>> list(tx.init([torch.zeros(1)]))
+        ['scale', 'adam']
+    """
+    for i, pair in enumerate(named):
+        if not (
+            isinstance(pair, tuple)
+            and len(pair) == 2
+            and isinstance(pair[0], str)
+            and isinstance(pair[1], GradientTransformation)
+        ):
+            raise TypeError(
+                f'Member {i} of named_chain is {pair!r}; expected a pair of a name and a GradientTransformation.'
+            )
+    names = [name for name, _ in named]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f'named_chain has two members named {name!r}. Give each its own name.')
+    members = {name: with_extra_args_support(tx) for name, tx in named}
+
+    def init(params: Any) -> dict[str, Any]:
+        return {name: tx.init(params) for name, tx in members.items()}
+
+    def update(
+        updates: Any,
+        state: dict[str, Any],
+        params: Any = None,
+        *,
+        inplace: bool = False,
+        **extra: Any,
+    ) -> tuple[Any, dict[str, Any]]:
+        if set(state) != set(members):
+            raise ValueError(
+                f'The state of this named_chain has the names {sorted(state)}; expected {sorted(members)}.'
+            )
+        new = {}
+        for name, tx in members.items():
+            updates, new[name] = tx.update(updates, state[name], params, inplace=inplace, **extra)
+        return updates, new
+
+    return GradientTransformationExtraArgs(init, update)

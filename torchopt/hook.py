@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hooks on gradients, for the backward pass through an optimizer step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torchopt import tree
+from torchopt.base import EmptyState, GradientTransformation, factory, init_empty_state
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+__all__ = ['nan_to_num_hook', 'register_hook', 'zero_nan_hook']
+
+
+def zero_nan_hook(g: Tensor) -> Tensor:
+    """Replace NaN by zero in a gradient.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.hook.zero_nan_hook(torch.tensor([float('nan'), 1.0]))
+        tensor([0., 1.])
+    """
+    return g.nan_to_num(nan=0.0)
+
+
+class nan_to_num_hook:  # noqa: N801  (the name of a function, which can be pickled because it is a class)
+    """Make a hook that replaces NaN and infinities in a gradient.
+
+    Args:
+        nan: What to put in place of NaN.
+        posinf: What to put in place of positive infinity; the largest number of the dtype by default.
+        neginf: What to put in place of negative infinity; the smallest number of the dtype by default.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.hook.nan_to_num_hook(posinf=7.0)(torch.tensor([float('inf'), 1.0]))
+        tensor([7., 1.])
+    """
+
+    def __init__(
+        self, nan: float = 0.0, posinf: float | None = None, neginf: float | None = None
+    ) -> None:
+        self.nan, self.posinf, self.neginf = nan, posinf, neginf
+
+    def __call__(self, g: Tensor) -> Tensor:
+        """Replace them in ``g``."""
+        return g.nan_to_num(self.nan, self.posinf, self.neginf)
+
+
+@factory
+def register_hook(hook: Callable[[Tensor], Tensor | None]) -> GradientTransformation:
+    """Register a hook on every update: it sees, and may replace, the gradient that flows back through the step.
+
+    Args:
+        hook: Called with the gradient of each update in the backward pass, as by ``torch.Tensor.register_hook``.
+
+    Raises:
+        RuntimeError: In ``update``, if an update does not require grad.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.register_hook(torchopt.hook.zero_nan_hook)
+        >>> g = torch.tensor([0.0], requires_grad=True)
+        >>> (u,), _ = tx.update((g,), None)
+        >>> (u / 0.0).sum().backward()
+        >>> (u * float('nan')).sum().backward()
+        >>> g.grad
+        tensor([inf])
+    """
+
+    def update(
+        updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False
+    ) -> tuple[Any, EmptyState]:
+        for g in tree.leaves(updates):
+            g.register_hook(hook)
+        return updates, state
+
+    return GradientTransformation(init_empty_state, update)

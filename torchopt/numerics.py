@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scalars of an optimizer step: known on the host in double precision, or tensors that carry a graph.
+
+A step count is a 0-d integer tensor on the CPU, so that states can be mapped over, saved and traced.  As long
+as its value can be read without waiting for a device, all that follows from it (bias corrections, schedules) is
+computed with Python floats.  Under ``torch.func.vmap``, under compilation, and for hyper-parameters that are
+learned, the same formulas run on float64 tensors.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+__all__ = [
+    'abs_sq',
+    'as_scalar_like',
+    'bias_correction',
+    'carries_no_graph',
+    'ema',
+    'increment',
+    'is_transformed',
+    'on_host',
+    'real_dtype',
+    'safe_increment',
+    'safe_sqrt',
+    'zero_count',
+]
+
+Scalar = float | torch.Tensor
+
+
+def zero_count() -> torch.Tensor:
+    """A step count of zero: a 0-d int64 tensor, on the CPU whatever the default device is."""
+    return torch.zeros((), dtype=torch.int64, device='cpu')
+
+
+def is_transformed(x: torch.Tensor) -> bool:
+    """Whether a tensor is wrapped by a ``torch.func`` transform, or code is being compiled."""
+    return torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def on_host(x: Any) -> float | int | None:
+    """The value of a scalar if it can be had at once and needs no gradient, otherwise None."""
+    if isinstance(x, (int, float)):
+        return x
+    if type(x) is not torch.Tensor or is_transformed(x):
+        return None
+    if x.device.type != 'cpu' or x.requires_grad or x.numel() != 1 or x.is_complex():
+        return None
+    return x.item()
+
+
+def increment(count: torch.Tensor) -> torch.Tensor:
+    """``count + 1``, stopping at the largest value of its integer type instead of wrapping around."""
+    limit = torch.iinfo(count.dtype).max
+    value = on_host(count)
+    if value is not None:
+        return torch.tensor(min(int(value) + 1, limit), dtype=count.dtype, device='cpu')
+    return torch.where(count < limit, count + 1, limit)
+
+
+def safe_increment(count: Any) -> Any:
+    """Add one to a count of any numeric type without overflow.
+
+    Args:
+        count: An int, or a tensor of an integer or floating dtype, of any shape.
+
+    Returns:
+        ``count + 1``; the largest value of the dtype stays as it is.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.numerics import safe_increment
+        >>> safe_increment(torch.tensor(127, dtype=torch.int8))
+        tensor(127, dtype=torch.int8)
+    """
+    if not isinstance(count, torch.Tensor):
+        return count + 1
+    info = torch.finfo if count.is_floating_point() else torch.iinfo
+    limit = info(count.dtype).max
+    return torch.where(count < limit, count + 1, limit)
+
+
+def bias_correction(decay: Scalar, count: Any) -> Scalar:
+    r"""The factor :math:`1 - \beta^t` by which an average that began at zero falls short."""
+    beta, t = on_host(decay), on_host(count)
+    if beta is not None and t is not None:
+        return 1.0 - beta**t
+    exponent = count.to(torch.float64) if isinstance(count, torch.Tensor) else count
+    if isinstance(decay, torch.Tensor):
+        return 1.0 - decay.to(torch.float64) ** exponent
+    return 1.0 - torch.pow(decay, exponent)
+
+
+def as_scalar_like(value: Any, like: torch.Tensor) -> Any:
+    """Bring a scalar tensor to the (real) dtype and the device of a leaf; numbers stay numbers.
+
+    Without it a 0-d parameter would take the wider dtype of its hyper-parameter.
+    """
+    if not isinstance(value, torch.Tensor):
+        return value
+    dtype = value.dtype if value.is_complex() else real_dtype(like.dtype)
+    return value.reshape(()).to(dtype=dtype, device=like.device)
+
+
+def ema(old: torch.Tensor, new: torch.Tensor, decay: Any) -> torch.Tensor:
+    r"""The moving average :math:`\beta\,\text{old} + (1 - \beta)\,\text{new}`.
+
+    Written with a scaled addition, not with ``lerp`` or ``addcmul``: compiling those under ``torch.func.grad`` fails
+    on torch 2.13, and :math:`1 - \beta` is formed in double precision.
+    """
+    decay = as_scalar_like(decay, old)
+    if isinstance(decay, torch.Tensor):
+        return old * decay + new * (1 - decay)
+    return torch.add(old * decay, new, alpha=1.0 - decay)
+
+
+def abs_sq(x: torch.Tensor) -> torch.Tensor:
+    r""":math:`|x|^2` elementwise, a real tensor for complex ``x`` too."""
+    return x.real * x.real + x.imag * x.imag if x.is_complex() else x * x
+
+
+def safe_sqrt(x: torch.Tensor) -> torch.Tensor:
+    r""":math:`\sqrt{x}` whose derivative at zero is zero instead of infinite.
+
+    A parameter whose gradient is exactly zero has a second moment of zero.  There the update
+    :math:`m / (\sqrt{v} + \epsilon)` has a derivative, but the chain rule forms it as :math:`0 \cdot \infty`.
+    With a zero in place of the infinity it comes out right.
+    """
+    if not (x.requires_grad or is_transformed(x)):
+        return x.sqrt()
+    positive = x > 0
+    return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), x * 0.0)
+
+
+def carries_no_graph(p: torch.Tensor, u: torch.Tensor) -> bool:
+    """Whether this is a step of plain training, which nobody differentiates.
+
+    So it is where ``p`` is a leaf that requires grad, ``u`` has no graph, and no ``torch.func`` transform and no
+    compiler looks on.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and p.requires_grad
+        and p.is_leaf
+        and not u.requires_grad
+        and torch._C._functorch.peek_interpreter_stack() is None
+    )
+
+
+def real_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The real dtype of the same precision: ``complex64`` gives ``float32``."""
+    return dtype.to_real() if dtype.is_complex else dtype

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The PyTorch face: optimizers that train parameters in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar
+
+import torch
+
+from torchopt import tree
+from torchopt.base import GradientTransformation, UninitializedState, preflight
+from torchopt.optim.from_alias import FromAlias, check_impl
+from torchopt.optim.gradients import check_same_kind
+from torchopt.update import apply_updates
+
+__all__ = ['Optimizer']
+
+
+class Optimizer(FromAlias, torch.optim.Optimizer):
+    """Train parameters in place by a transformation, as ``torch.optim`` does.
+
+    Args:
+        params: Parameters: an iterable of tensors, of ``(name, tensor)`` pairs, or of dicts with the key ``'params'`` (groups,
+            which may have hyper-parameters of their own where a class such as ``Adam`` defines them); or a tree.
+        impl: The transformation.
+
+    Attributes:
+        impl: The transformation.
+        param_groups: The groups, dicts as in ``torch.optim``.
+        state_groups: For each group its state, ``UninitializedState()`` before the first step.
+
+    Raises:
+        TypeError: If ``impl`` is not a GradientTransformation or ``params`` holds something else than tensors.
+        ValueError: If there are no parameters, or one is not a leaf, or in two groups.
+
+    Example:
+        >>> import torch, torchopt
+        >>> net = torch.nn.Linear(2, 1)
+        >>> optimizer = torchopt.Optimizer(net.parameters(), torchopt.chain(torchopt.clip_grad_norm(1.0), torchopt.sgd(0.1)))
+        >>> loss = net(torch.ones(1, 2)).square().mean()
+        >>> optimizer.zero_grad()
+        >>> loss.backward()
+        >>> optimizer.step()
+        >>> bool(net(torch.ones(1, 2)).square().mean() < loss)
+        True
+    """
+
+    hidden: ClassVar[tuple[str, ...]] = ('moment_requires_grad',)
+
+    def __init__(self, params: Any, impl: GradientTransformation) -> None:
+        self._setup(params, check_impl(impl), {})
+
+    def _setup(self, params: Any, impl: GradientTransformation, options: dict[str, Any]) -> None:
+        self.impl = impl
+        self.impl_groups: list[tuple[dict[str, Any], GradientTransformation]] = []
+        self.state_groups: list[Any] = []
+        torch.optim.Optimizer.__init__(self, _as_groups(params), options)
+
+    def add_param_group(self, param_group: Any) -> None:
+        """Train more parameters.
+
+        Args:
+            param_group: A dict with the key ``'params'`` and hyper-parameters of the group, or a tree of parameters.
+
+        Raises:
+            TypeError: If something in it is not a tensor.
+            ValueError: If a hyper-parameter is out of range, or a parameter is in another group.
+        """
+        if not (isinstance(param_group, dict) and 'params' in param_group):
+            param_group = {'params': _as_list(param_group)}
+        options = getattr(type(self).alias, 'first_names', dict)(
+            {k: v for k, v in param_group.items() if k not in ('params', 'param_names')}
+        )
+        parameters = {k: v for k, v in param_group.items() if k in ('params', 'param_names')}
+        merged = {k: options.get(k, v) for k, v in self.defaults.items()}
+        impl = self._rebuild(self.impl, merged)
+        super().add_param_group({**parameters, **options})
+        self.impl_groups.append((merged, impl))
+        self.state_groups.append(UninitializedState())
+
+    def zero_grad(self, set_to_none: bool = False) -> None:
+        """Clear the gradients.
+
+        Args:
+            set_to_none: True drops them, so that parameters without a new gradient are left alone; False fills them with
+                zeros.
+        """
+        super().zero_grad(set_to_none)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step from the gradients in ``.grad``, which are left as they are.
+
+        Args:
+            closure: Computes the loss and its gradients anew; called once, before the step.
+
+        Returns:
+            What the closure returned.
+
+        Raises:
+            ValueError: If a schedule returns NaN; nothing is changed then.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        impls = [self._impl_of(i) for i in range(len(self.param_groups))]
+        for i, group in enumerate(self.param_groups):
+            if isinstance(self.state_groups[i], UninitializedState):
+                self.state_groups[i] = impls[i].init(_inexact(group['params']))
+            preflight(impls[i], self.state_groups[i])
+        for i, group in enumerate(self.param_groups):
+            params = group['params']
+            grads = [p.grad for p in params]
+            for j, g in enumerate(grads):
+                if g is not None and g.layout is not torch.strided:
+                    raise RuntimeError(
+                        f'The gradient of parameter {j} of group {i} is {g.layout}; only dense gradients are '
+                        f'supported. Pass sparse=False to the layer that makes it.'
+                    )
+            updates, self.state_groups[i] = impls[i].update(
+                grads, self.state_groups[i], params, inplace=True
+            )
+            apply_updates(params, updates, inplace=True)
+        return loss
+
+    def _impl_of(self, i: int) -> GradientTransformation:
+        """The transformation of a group; made anew after somebody (a scheduler) changed a hyper-parameter."""
+        group = self.param_groups[i]
+        options, impl = self.impl_groups[i]
+        current = {name: group[name] for name in options}
+        if current != options:
+            impl = self._rebuild(impl, current)
+            state = self.state_groups[i]
+            if not isinstance(state, UninitializedState):
+                expected = impl.init(_inexact(group['params']))
+                check_same_kind(state, expected, name=f'state_groups[{i}]')
+            self.impl_groups[i] = (current, impl)
+        return impl
+
+    def state_dict(self) -> tuple[Any, ...]:  # type: ignore[override]
+        """The states of the groups themselves, not copies."""
+        return tuple(self.state_groups)
+
+    def load_state_dict(self, state_dict: Sequence[Any]) -> None:  # type: ignore[override]
+        """Go on from states, one for each group.
+
+        Args:
+            state_dict: What :meth:`state_dict` of such an optimizer returned.
+
+        Raises:
+            ValueError: If they are not states of this optimizer for these parameters; nothing is changed then.
+        """
+        states = list(state_dict)
+        if len(states) != len(self.param_groups):
+            raise ValueError(
+                f'state_dict holds {len(states)} states, but this optimizer has {len(self.param_groups)} groups.'
+            )
+        for i, state in enumerate(states):
+            if not isinstance(state, UninitializedState):
+                expected = self._impl_of(i).init(_inexact(self.param_groups[i]['params']))
+                check_same_kind(state, expected, name=f'state_dict[{i}]')
+        self.state_groups = states
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles take along."""
+        own = ('impl', 'impl_groups', 'state_groups')
+        return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
+
+
+def _as_groups(params: Any) -> Any:
+    """Bring what 0.7.3 and torch accept into what torch accepts."""
+    if isinstance(params, torch.Tensor):
+        raise TypeError('params is a single tensor; expected an iterable of tensors. Pass [tensor].')
+    if isinstance(params, Iterable) and not isinstance(params, (dict, str)):
+        params = list(params)
+        if params and all(isinstance(x, dict) and 'params' in x for x in params):
+            return params
+        if params and all(isinstance(x, tuple) and x and isinstance(x[0], str) for x in params):
+            return params
+    return _as_list(params)
+
+
+def _as_list(params: Any) -> list[torch.Tensor]:
+    leaves = tree.leaves(list(params) if not isinstance(params, (dict, torch.Tensor)) else params)
+    for path, p in tree.flatten_with_path(leaves):
+        if not isinstance(p, torch.Tensor):
+            raise TypeError(
+                f'params{path} is {p!r} of type {type(p).__name__}; expected a tensor. Hyper-parameters of a group '
+                f"go into a dict with the key 'params'."
+            )
+    if not leaves:
+        raise ValueError('params is empty; there is nothing to optimize. Was a generator used up before?')
+    return leaves
+
+
+def _inexact(params: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
+    """Leave out integer parameters, which never have gradients."""
+    return [p if p.is_floating_point() or p.is_complex() else None for p in params]

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From one definition to its faces: classes whose constructors are made from an alias.
+
+``class Adam(Optimizer, alias=alias.adam)`` is all there is to say: the arguments, their defaults and checks, and their
+documentation come from :func:`torchopt.adam`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torchopt.base import GradientTransformation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ['FromAlias', 'check_impl']
+
+
+def check_impl(impl: Any) -> GradientTransformation:
+    """Require a GradientTransformation."""
+    if not isinstance(impl, GradientTransformation):
+        raise TypeError(
+            f'{impl!r} (type: {type(impl).__name__}) is not a GradientTransformation. '
+            f'Pass what a factory such as torchopt.adam() returns.'
+        )
+    return impl
+
+
+class FromAlias:
+    """Base of the families of classes that the aliases define.
+
+    A family writes ``_setup(self, target, impl, options)``, which is what every constructor of it ends in: ``impl`` is
+    the transformation, ``options`` are the hyper-parameters that made it, if an alias did.
+
+    Class keywords of a member:
+        alias: The function that makes the transformation.
+        order: Names of the first arguments, where their order is not that of the alias.
+        **defaults: Defaults that differ from those of the alias.
+    """
+
+    alias: ClassVar[Callable[..., GradientTransformation] | None] = None
+    """The function that makes the transformation from hyper-parameters."""
+
+    hidden: ClassVar[tuple[str, ...]] = ()
+    """Arguments of aliases that this family does not take."""
+
+    family_defaults: ClassVar[dict[str, Any]] = {}
+    """Defaults of this family that differ from those of the aliases."""
+
+    def __init_subclass__(
+        cls,
+        alias: Callable[..., GradientTransformation] | None = None,
+        order: tuple[str, ...] = (),
+        **defaults: Any,
+    ) -> None:
+        """Make the constructor of a member."""
+        super().__init_subclass__()
+        if alias is None:
+            return
+        target = next(iter(inspect.signature(cls).parameters.values()))
+        own = inspect.signature(alias).parameters
+        first = [own[name].replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in order]
+        rest = [p for name, p in own.items() if name not in (*order, *cls.hidden)]
+        changed = {**cls.family_defaults, **defaults}
+        shown = [p.replace(default=changed.get(p.name, p.default)) for p in (*first, *rest)]
+        signature = inspect.Signature([target, *shown])
+        positional = [p.name for p in (target, *shown) if p.kind is not p.KEYWORD_ONLY]
+        first_names: Callable[[dict[str, Any]], dict[str, Any]] = getattr(alias, 'first_names', dict)
+
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+            given = dict(zip(positional, args))
+            if twice := given.keys() & kwargs.keys():
+                raise TypeError(f'{cls.__name__}() got multiple values for argument {min(twice)!r}')
+            bound = signature.bind(*args[len(positional) :], **first_names({**given, **kwargs}))
+            bound.apply_defaults()
+            options = dict(bound.arguments)
+            aim = options.pop(target.name)
+            self._setup(aim, alias(**options), options)
+
+        __init__.__doc__ = f'Take {target.name}, and then the arguments of :func:`torchopt.{alias.__name__}`.'
+        cls.alias = staticmethod(alias)
+        cls.__init__ = __init__  # type: ignore[misc]
+        cls.__signature__ = signature  # type: ignore[attr-defined]
+        rule = inspect.cleandoc(alias.__doc__ or '').partition('Example:')[0]
+        cls.__doc__ = f'{inspect.cleandoc(cls.__doc__ or "")}\n\n{rule}'
+
+    @classmethod
+    def _rebuild(cls, impl: GradientTransformation, options: dict[str, Any]) -> GradientTransformation:
+        """The transformation for other hyper-parameters."""
+        return impl if cls.alias is None else cls.alias(**options)
+

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Differentiable optimizers of modules: every step can be differentiated through."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from torchopt import alias, tree
+from torchopt.base import GradientTransformation, UninitializedState
+from torchopt.optim.from_alias import FromAlias, check_impl
+from torchopt.optim.gradients import check_same_kind, differentiable_gradients
+from torchopt.optim.plain import off_leaf
+from torchopt.update import apply_updates
+
+__all__ = [
+    'MetaAdaDelta',
+    'MetaAdaGrad',
+    'MetaAdaMax',
+    'MetaAdadelta',
+    'MetaAdagrad',
+    'MetaAdam',
+    'MetaAdamW',
+    'MetaAdamax',
+    'MetaOptimizer',
+    'MetaRAdam',
+    'MetaRMSProp',
+    'MetaRMSprop',
+    'MetaSGD',
+]
+
+Slots = dict[str, list[tuple[dict[str, Any], str]]]
+"""From the name of a parameter to all places that hold it: several where weights are tied."""
+
+
+class MetaOptimizer(FromAlias):
+    r"""Optimize a module by steps that can be differentiated through.
+
+    ``step(loss)`` replaces the parameters of the module by new tensors, functions of the old ones and of all that the
+    loss depends on.  A later ``outer_loss.backward()`` reaches what the whole chain of steps began with.
+
+    Parameters that do not require grad are frozen, those that the loss does not depend on are left alone, tied
+    weights stay tied.  The graph of all steps is alive as long as the module holds its end; let go of it by
+    :func:`torchopt.stop_gradient` or :func:`torchopt.recover_state_dict`.
+
+    Args:
+        module: The module; its parameters are replaced step by step.
+        impl: The transformation.
+
+    Attributes:
+        impl: The transformation.
+        param_groups: For each group the slots that hold its parameters.
+        state_groups: For each group its state, ``UninitializedState()`` before the first step.
+
+    Raises:
+        TypeError: If ``module`` is not a module or ``impl`` not a GradientTransformation.
+        ValueError: If the module has no parameters.
+
+    Example:
+        >>> import torch, torchopt
+        >>> net = torch.nn.Linear(1, 1, bias=False)
+        >>> rate = torch.tensor(0.1, requires_grad=True)
+        >>> optimizer = torchopt.MetaOptimizer(net, torchopt.sgd(lr=rate))
+        >>> start = net.weight
+        >>> optimizer.step(net.weight.sum() * 3.0)
+        >>> torch.autograd.grad(net.weight.sum(), rate)[0]
+        tensor(-3.)
+    """
+
+    family_defaults: ClassVar[dict[str, Any]] = {'moment_requires_grad': True}
+
+    def __init__(self, module: nn.Module, impl: GradientTransformation) -> None:
+        self._setup(module, check_impl(impl), {})
+
+    def _setup(
+        self, module: nn.Module, impl: GradientTransformation, options: dict[str, Any]
+    ) -> None:
+        self.impl = impl
+        self.defaults = options
+        self.param_groups: list[Slots] = []
+        self.impl_groups: list[GradientTransformation] = []
+        self.state_groups: list[Any] = []
+        self.add_param_group(module)
+
+    def add_param_group(self, module: nn.Module, **options: Any) -> None:
+        """Optimize one more module.
+
+        Args:
+            module: The module.
+            **options: Hyper-parameters that differ from those of the constructor, for classes such as ``MetaAdam``.
+
+        Raises:
+            TypeError: If ``module`` is not a module, or an option is not one of this class.
+            ValueError: If the module has no parameters, or shares one with an earlier group.
+        """
+        if not isinstance(module, nn.Module):
+            raise TypeError(
+                f'Unexpected class of {module!r}: expected an nn.Module. '
+                f'Pass the module itself, not its parameters().'
+            )
+        for name in options:
+            if name not in self.defaults:
+                raise TypeError(
+                    f'{name!r} is no option of {type(self).__name__}; it takes {sorted(self.defaults)}.'
+                )
+        slots = _find_slots(module)
+        if not slots:
+            raise ValueError('The module has no parameters, so there is nothing to optimize.')
+        taken = {id(_held(p)) for group in self.param_groups for p in group.values()}
+        for name, places in slots.items():
+            if id(_held(places)) in taken:
+                raise ValueError(
+                    f'Parameter {name!r} is in an earlier group already. Give every parameter to one group.'
+                )
+        impl = self._rebuild(self.impl, {**self.defaults, **options}) if options else self.impl
+        self.param_groups.append(slots)
+        self.impl_groups.append(impl)
+        self.state_groups.append(UninitializedState())
+
+    def step(self, loss: Tensor) -> None:
+        """Take one differentiable step.
+
+        Args:
+            loss: Scalar tensor computed by the module.
+
+        Raises:
+            TypeError: If the loss is not a tensor.
+            ValueError: If it has more than one element, or if no parameter requires grad.
+            RuntimeError: If it has no graph.
+        """
+        groups = [_parameters(slots) for slots in self.param_groups]
+        new_states, new_groups = [], []
+        for impl, state, params, grads in zip(
+            self.impl_groups, self.state_groups, groups, differentiable_gradients(loss, groups)
+        ):
+            if isinstance(state, UninitializedState):
+                state = impl.init(_inexact(params))
+            updates, state = impl.update(grads, state, off_leaf(params, grads), inplace=False)
+            new_groups.append(apply_updates(params, updates, inplace=False))
+            new_states.append(state)
+        self.state_groups = new_states
+        for slots, new in zip(self.param_groups, new_groups):
+            for name, places in slots.items():
+                for container, key in places:
+                    container[key] = new[name]
+
+    def state_dict(self) -> tuple[Any, ...]:
+        """The states of the groups themselves, not copies; see :func:`torchopt.extract_state_dict` for those."""
+        return tuple(self.state_groups)
+
+    def load_state_dict(self, state_dict: Sequence[Any]) -> None:
+        """Go on from states, one for each group.
+
+        Args:
+            state_dict: What :meth:`state_dict` of such an optimizer returned.
+
+        Raises:
+            ValueError: If they are not states of this optimizer for these parameters; nothing is changed then.
+        """
+        states = list(state_dict)
+        if len(states) != len(self.param_groups):
+            raise ValueError(
+                f'state_dict holds {len(states)} states, but this optimizer has {len(self.param_groups)} groups.'
+            )
+        for i, (impl, slots, state) in enumerate(
+            zip(self.impl_groups, self.param_groups, states)
+        ):
+            if not isinstance(state, UninitializedState):
+                expected = impl.init(_inexact(_parameters(slots)))
+                check_same_kind(state, expected, name=f'state_dict[{i}]')
+        self.state_groups = states
+
+
+def _find_slots(module: nn.Module) -> Slots:
+    slots: Slots = OrderedDict()
+    names: dict[int, str] = {}
+    for prefix, owner in module.named_modules():
+        for key, p in owner._parameters.items():
+            if p is not None:
+                name = names.setdefault(id(p), f'{prefix}.{key}' if prefix else key)
+                slots.setdefault(name, []).append((owner._parameters, key))
+    return slots
+
+
+def _held(places: list[tuple[dict[str, Any], str]]) -> Any:
+    container, key = places[0]
+    return container[key]
+
+
+def _parameters(slots: Slots) -> OrderedDict[str, Any]:
+    return OrderedDict((name, _held(places)) for name, places in slots.items())
+
+
+def _inexact(params: OrderedDict[str, Any]) -> Any:
+    """Leave out integer parameters, which never have gradients."""
+    return tree.map(lambda p: p if p.is_floating_point() or p.is_complex() else None, params)
+
+
+class MetaSGD(
+    MetaOptimizer,
+    alias=alias.sgd,
+    order=(
+        'lr',
+        'momentum',
+        'weight_decay',
+        'dampening',
+        'nesterov',
+        'moment_requires_grad',
+        'maximize',
+    ),
+):
+    """The differentiable face of :func:`torchopt.sgd`, for modules."""
+
+
+class MetaAdam(MetaOptimizer, alias=alias.adam):
+    """The differentiable face of :func:`torchopt.adam`, for modules."""
+
+
+class MetaAdamW(MetaOptimizer, alias=alias.adamw, moment_requires_grad=False):
+    """The differentiable face of :func:`torchopt.adamw`, for modules."""
+
+
+class MetaAdaDelta(MetaOptimizer, alias=alias.adadelta, lr=1.0):
+    """The differentiable face of :func:`torchopt.adadelta`, for modules."""
+
+
+class MetaAdaGrad(MetaOptimizer, alias=alias.adagrad):
+    """The differentiable face of :func:`torchopt.adagrad`, for modules."""
+
+
+class MetaAdaMax(MetaOptimizer, alias=alias.adamax, lr=2e-3, eps=1e-8):
+    """The differentiable face of :func:`torchopt.adamax`, for modules."""
+
+
+class MetaRAdam(MetaOptimizer, alias=alias.radam, eps=1e-8):
+    """The differentiable face of :func:`torchopt.radam`, for modules."""
+
+
+class MetaRMSProp(MetaOptimizer, alias=alias.rmsprop):
+    """The differentiable face of :func:`torchopt.rmsprop`, for modules."""
+
+
+MetaAdadelta = MetaAdaDelta
+MetaAdagrad = MetaAdaGrad
+MetaAdamax = MetaAdaMax
+MetaRMSprop = MetaRMSProp

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adam: the mean of the gradients over the root of the mean of their squares, both corrected for their start at 0."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from torchopt import _C, checks, tree
+from torchopt.base import GradientTransformation, factory
+from torchopt.numerics import (
+    abs_sq,
+    as_scalar_like,
+    bias_correction,
+    ema,
+    increment,
+    safe_sqrt,
+    zero_count,
+)
+
+__all__ = ['ScaleByAdamState', 'scale_by_accelerated_adam', 'scale_by_adam']
+
+
+class ScaleByAdamState(NamedTuple):
+    """State of :func:`scale_by_adam`: steps taken, first and second moment."""
+
+    count: Any
+    mu: Any
+    nu: Any
+
+
+@factory
+def scale_by_adam(
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    eps_root: Any = 0.0,
+    moment_requires_grad: bool = False,
+) -> GradientTransformation:
+    r"""Rescale updates by Adam.
+
+    .. math::
+        m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t, \qquad v_t = \beta_2 v_{t-1} + (1 - \beta_2) |g_t|^2, \qquad
+        u_t = \frac{m_t / (1 - \beta_1^t)}{\sqrt{v_t / (1 - \beta_2^t) + \bar\epsilon} + \epsilon}
+
+    Where :math:`v = 0` and :math:`\bar\epsilon = 0` the root has no derivative; the update has one, and that is what
+    meta-gradients use.
+
+    Args:
+        b1: Decay rate :math:`\beta_1` of the mean, in [0, 1).
+        b2: Decay rate :math:`\beta_2` of the mean square, in [0, 1).
+        eps: :math:`\epsilon \ge 0`, outside the root.
+        eps_root: :math:`\bar\epsilon \ge 0`, inside the root; a small positive value bounds meta-gradients where
+            gradients are tiny.
+        moment_requires_grad: Make the first moments leaves that require grad, so that they can be learned.
+
+    Returns:
+        A transformation with state :class:`ScaleByAdamState`.  The second moment of a complex parameter is real.
+
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.transform.scale_by_adam()
+        >>> params = {'w': torch.tensor([1.0, 2.0])}
+        >>> updates, state = tx.update({'w': torch.tensor([0.5, -4.0])}, tx.init(params))
+        >>> updates['w'], int(state.count)
+        (tensor([ 1.0000, -1.0000]), 1)
+
+    References:
+        Kingma and Ba, `Adam: a method for stochastic optimization <https://arxiv.org/abs/1412.6980>`_, 2014.
+    """
+    checks.betas(b1, b2)
+    checks.at_least('epsilon value', eps)
+    checks.at_least('eps_root value', eps_root)
+
+    def init(params: Any) -> ScaleByAdamState:
+        return ScaleByAdamState(
+            zero_count(),
+            tree.zero_moment(params, requires_grad=moment_requires_grad),
+            tree.zero_moment(params, real=True, requires_grad=moment_requires_grad),
+        )
+
+    def update(
+        updates: Any, state: ScaleByAdamState, params: Any = None, *, inplace: bool = False
+    ) -> tuple[Any, ScaleByAdamState]:
+        count = increment(state.count)
+        c1, c2 = bias_correction(b1, count), bias_correction(b2, count)
+
+        def rule(g: Tensor, m: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            m = ema(m, g, b1)
+            v = ema(v, abs_sq(g), b2)
+            v_hat = v / as_scalar_like(c2, v)
+            root = safe_sqrt(v_hat + as_scalar_like(eps_root, v) if checks.nonzero(eps_root) else v_hat)
+            return m / ((root + as_scalar_like(eps, v)) * as_scalar_like(c1, v)), m, v
+
+        updates, mu, nu = tree.apply_rule(rule, updates, state.mu, state.nu, inplace=inplace)
+        return updates, ScaleByAdamState(count, mu, nu)
+
+    return GradientTransformation(init, update)
+
+
+def scale_by_accelerated_adam(
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    eps_root: float = 0.0,
+    moment_requires_grad: bool = False,
+) -> GradientTransformation:
+    """:func:`scale_by_adam`, required to run on the native engine.
+
+    Takes the arguments of :func:`scale_by_adam`.
+
+    Raises:
+        RuntimeError: If the native engine cannot run here; use :func:`scale_by_adam` then.
+    """
+    _C.require()
+    return scale_by_adam(b1, b2, eps, eps_root, moment_requires_grad)

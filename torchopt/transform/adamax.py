@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AdaMax: Adam with the largest gradient in place of the mean square."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt import checks, tree
+from torchopt.base import GradientTransformation, factory
+from torchopt.numerics import as_scalar_like, bias_correction, ema, increment, zero_count
+
+__all__ = ['ScaleByAdamaxState', 'scale_by_adamax']
+
+
+class ScaleByAdamaxState(NamedTuple):
+    """State of :func:`scale_by_adamax`: steps taken, mean, and decayed maximum of the gradients."""
+
+    count: Any
+    mu: Any
+    nu: Any
+
+
+@factory
+def scale_by_adamax(
+    b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-6, moment_requires_grad: bool = False
+) -> GradientTransformation:
+    r"""Rescale updates by AdaMax.
+
+    .. math::
+        m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t, \qquad n_t = \max(\beta_2 n_{t-1}, |g_t| + \epsilon), \qquad
+        u_t = \frac{m_t}{(1 - \beta_1^t)\, n_t}
+
+    Args:
+        b1: Decay rate :math:`\beta_1` of the mean, in [0, 1).
+        b2: Decay rate :math:`\beta_2` of the maximum, in [0, 1).
+        eps: :math:`\epsilon \ge 0`, added to the size of the gradient.
+        moment_requires_grad: Make the first moments leaves that require grad.
+
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.transform.scale_by_adamax()
+        >>> tx.update([torch.tensor(-3.0)], tx.init([torch.tensor(0.0)]))[0]
+        [tensor(-1.0000)]
+
+    References:
+        Kingma and Ba, `Adam: a method for stochastic optimization <https://arxiv.org/abs/1412.6980>`_, section 7, 2014.
+    """
+    checks.betas(b1, b2)
+    checks.at_least('epsilon value', eps)
+
+    def init(params: Any) -> ScaleByAdamaxState:
+        return ScaleByAdamaxState(
+            zero_count(),
+            tree.zero_moment(params, requires_grad=moment_requires_grad),
+            tree.zero_moment(params, real=True, requires_grad=moment_requires_grad),
+        )
+
+    def update(
+        updates: Any, state: ScaleByAdamaxState, params: Any = None, *, inplace: bool = False
+    ) -> tuple[Any, ScaleByAdamaxState]:
+        count = increment(state.count)
+        c1 = bias_correction(b1, count)
+
+        def rule(g: Tensor, m: Tensor, n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            m = ema(m, g, b1)
+            n = torch.maximum(n * as_scalar_like(b2, n), g.abs() + as_scalar_like(eps, n))
+            return m / (n * as_scalar_like(c1, n)), m, n
+
+        updates, mu, nu = tree.apply_rule(rule, updates, state.mu, state.nu, inplace=inplace)
+        return updates, ScaleByAdamaxState(count, mu, nu)
+
+    return GradientTransformation(init, update)

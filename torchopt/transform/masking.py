@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Transform only some of the leaves, or different leaves in different ways."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torchopt import tree
+from torchopt.base import (
+    GradientTransformation,
+    GradientTransformationExtraArgs,
+    factory,
+    with_extra_args_support,
+)
+
+__all__ = ['MaskedNode', 'MaskedState', 'PartitionState', 'masked', 'partition']
+
+
+class MaskedNode(NamedTuple):
+    """Stands where a leaf is hidden from the inner transformation; a tree without leaves."""
+
+
+class MaskedState(NamedTuple):
+    """State of :func:`masked`: that of the inner transformation, with :class:`MaskedNode` at hidden places."""
+
+    inner_state: Any
+
+
+@factory
+def masked(
+    inner: GradientTransformation, mask: Any = None, *, mask_compatible_extra_args: bool = False
+) -> GradientTransformationExtraArgs:
+    """Apply a transformation where a mask is true; elsewhere updates pass through untouched.
+
+    Args:
+        inner: What to apply.
+        mask: A tree of booleans with the structure of the parameters or of its top (a prefix: one boolean then counts
+            for the whole subtree), or a function that makes such a tree from the parameters (from the updates
+            where ``update`` is called without parameters).  None means everywhere.
+        mask_compatible_extra_args: Also mask those extra arguments of ``update`` that have the structure of
+            the updates.
+
+    Returns:
+        A transformation with state :class:`MaskedState`.
+
+    Raises:
+        ValueError: If the mask is not a prefix of the parameters.
+        TypeError: If a leaf of the mask is not a boolean.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.transform.masked(torchopt.transform.scale(-1.0), {'w': True, 'b': False})
+        >>> g = {'w': torch.tensor(1.0), 'b': torch.tensor(1.0)}
+        >>> tx.update(g, tx.init(g))[0]
+        {'b': tensor(1.), 'w': tensor(-1.)}
+    """
+    wide = with_extra_args_support(inner)
+
+    def resolve(params: Any) -> Any:
+        made = mask(params) if callable(mask) else mask
+        return _check_mask(True if made is None else made)
+
+    def init(params: Any) -> MaskedState:
+        return MaskedState(inner.init(_hide(params, resolve(params), 'params')))
+
+    def update(
+        updates: Any, state: MaskedState, params: Any = None, *, inplace: bool = False, **extra: Any
+    ) -> tuple[Any, MaskedState]:
+        shown = resolve(updates if params is None else params)
+        hidden_params = None if params is None else _hide(params, shown, 'params')
+        if mask_compatible_extra_args:
+            like = tree.structure(updates)
+            extra = {
+                name: _hide(x, shown, name) if tree.structure(x) == like else x
+                for name, x in extra.items()
+            }
+        new, inner_state = wide.update(
+            _hide(updates, shown, 'updates'),
+            state.inner_state,
+            hidden_params,
+            inplace=inplace,
+            **extra,
+        )
+        return _restore(updates, new, shown), MaskedState(inner_state)
+
+    return GradientTransformationExtraArgs(init, update)
+
+
+def _check_mask(mask: Any) -> Any:
+    for path, m in tree.flatten_with_path(mask):
+        if not isinstance(m, (bool, type(None))) and not _is_boolean_scalar(m):
+            raise TypeError(
+                f'mask{path} is {m!r} of type {type(m).__name__}; expected True or False. '
+                f'Pass a tree of booleans, or a function that makes one.'
+            )
+    return mask
+
+
+def _is_boolean_scalar(m: Any) -> bool:
+    return 'bool' in str(getattr(m, 'dtype', '')) and getattr(m, 'ndim', None) == 0
+
+
+def _hide(subject: Any, mask: Any, name: str) -> Any:
+    """Put a MaskedNode in place of every subtree that the mask leaves out."""
+    shown, spec = tree.flatten(mask)
+    parts = tree.flatten_up_to(spec, subject, name=name, like='mask')
+    return tree.unflatten(spec, [x if m else MaskedNode() for m, x in zip(shown, parts)])
+
+
+def _restore(updates: Any, new: Any, mask: Any) -> Any:
+    """Take what the inner transformation made where the mask is true, and the old updates elsewhere."""
+    shown, spec = tree.flatten(mask)
+    old_parts = tree.flatten_up_to(spec, updates, name='updates', like='mask')
+    new_parts = tree.flatten_up_to(spec, new, name='new updates', like='mask')
+    return tree.unflatten(spec, [n if m else o for m, o, n in zip(shown, old_parts, new_parts)])
+
+
+class PartitionState(NamedTuple):
+    """State of :func:`partition`: a dict from label to the :class:`MaskedState` of its transformation."""
+
+    inner_states: Any
+
+
+@factory
+def partition(
+    transforms: dict[Any, GradientTransformation],
+    param_labels: Any,
+    *,
+    mask_compatible_extra_args: bool = False,
+) -> GradientTransformationExtraArgs:
+    """Apply to every leaf the transformation that its label names.
+
+    Args:
+        transforms: From label to transformation.
+        param_labels: A tree of labels with the structure of the parameters or of its top, or a function that makes one
+            from the parameters (from the updates where ``update`` is called without parameters).
+        mask_compatible_extra_args: As in :func:`masked`.
+
+    Returns:
+        A transformation with state :class:`PartitionState`.
+
+    Raises:
+        ValueError: In ``init`` and ``update``, if a label has no transformation; the message names the leaf.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.transform.partition(
+        ...     {'fast': torchopt.sgd(1.0), 'frozen': torchopt.transform.scale(0.0)},
+        ...     {'head': 'fast', 'body': 'frozen'})
+        >>> g = {'head': torch.tensor(2.0), 'body': [torch.tensor(2.0)]}
+        >>> tx.update(g, tx.init(g))[0]
+        {'body': [tensor(0.)], 'head': tensor(-2.)}
+    """
+    members = dict(transforms)
+
+    def parts(params: Any) -> dict[Any, GradientTransformationExtraArgs]:
+        labels = param_labels(params) if callable(param_labels) else param_labels
+        for path, label in tree.flatten_with_path(labels):
+            if label is not None and label not in members:
+                raise ValueError(
+                    f'param_labels{path} is {label!r}, which is no key of transforms: {sorted(members, key=str)}. '
+                    f'Add a transformation of this label, or change the label.'
+                )
+        return {
+            label: masked(
+                tx,
+                tree.map(lambda x, label=label: x == label, labels),
+                mask_compatible_extra_args=mask_compatible_extra_args,
+            )
+            for label, tx in members.items()
+        }
+
+    def init(params: Any) -> PartitionState:
+        return PartitionState({label: tx.init(params) for label, tx in parts(params).items()})
+
+    def update(
+        updates: Any,
+        state: PartitionState,
+        params: Any = None,
+        *,
+        inplace: bool = False,
+        **extra: Any,
+    ) -> tuple[Any, PartitionState]:
+        new_states = {}
+        for label, tx in parts(updates if params is None else params).items():
+            updates, new_states[label] = tx.update(
+                updates, state.inner_states[label], params, inplace=inplace, **extra
+            )
+        return updates, PartitionState(new_states)
+
+    return GradientTransformationExtraArgs(init, update)

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Replace what is not a number in the updates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torchopt import tree
+from torchopt.base import EmptyState, GradientTransformation, factory, init_empty_state
+
+__all__ = ['nan_to_num']
+
+
+@factory
+def nan_to_num(
+    nan: float = 0.0, posinf: float | None = None, neginf: float | None = None
+) -> GradientTransformation:
+    """Replace NaN and infinities in the updates.
+
+    Args:
+        nan: What to put in place of NaN.
+        posinf: What to put in place of positive infinity; the largest finite number of the dtype by default.
+        neginf: What to put in place of negative infinity; the smallest finite number of the dtype by default.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.nan_to_num(nan=0.0, posinf=1.0)
+        >>> tx.update([torch.tensor([float('nan'), float('inf'), 2.0])], None)[0]
+        [tensor([0., 1., 2.])]
+    """
+
+    def update(
+        updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False
+    ) -> tuple[Any, EmptyState]:
+        return tree.map(lambda g: g.nan_to_num(nan, posinf, neginf), updates), state
+
+    return GradientTransformation(init_empty_state, update)

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RAdam: Adam that waits until its second moment can be trusted."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt import checks, tree
+from torchopt.base import GradientTransformation, factory
+from torchopt.numerics import (
+    abs_sq,
+    as_scalar_like,
+    bias_correction,
+    ema,
+    increment,
+    on_host,
+    safe_sqrt,
+    zero_count,
+)
+
+__all__ = ['ScaleByRadamState', 'scale_by_radam']
+
+
+class ScaleByRadamState(NamedTuple):
+    """State of :func:`scale_by_radam`: steps taken, first and second moment."""
+
+    count: Any
+    mu: Any
+    nu: Any
+
+
+@factory
+def scale_by_radam(
+    b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-6, moment_requires_grad: bool = False
+) -> GradientTransformation:
+    r"""Rescale updates by rectified Adam.
+
+    With the moments of Adam, :math:`\rho_\infty = 2/(1-\beta_2) - 1` and
+    :math:`\rho_t = \rho_\infty - 2 t \beta_2^t / (1 - \beta_2^t)`, the length of the average behind :math:`v_t`,
+
+    .. math::
+        u_t = \frac{m_t}{1 - \beta_1^t} \cdot \begin{cases}
+            \dfrac{r_t \sqrt{1 - \beta_2^t}}{\sqrt{v_t} + \epsilon} & \rho_t > 5 \\ 1 & \text{otherwise}
+        \end{cases}, \qquad
+        r_t^2 = \frac{(\rho_t - 4)(\rho_t - 2)\,\rho_\infty}{(\rho_\infty - 4)(\rho_\infty - 2)\,\rho_t}
+
+    Args:
+        b1: Decay rate :math:`\beta_1` of the mean, in [0, 1).
+        b2: Decay rate :math:`\beta_2` of the mean square, in [0, 1).
+        eps: :math:`\epsilon \ge 0`.
+        moment_requires_grad: Make the first moments leaves that require grad.
+
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.transform.scale_by_radam()
+        >>> tx.update([torch.tensor(-3.0)], tx.init([torch.tensor(0.0)]))[0]
+        [tensor(-3.0000)]
+
+    References:
+        Liu et al., `On the variance of the adaptive learning rate and beyond <https://arxiv.org/abs/1908.03265>`_, 2019.
+    """
+    checks.betas(b1, b2)
+    checks.at_least('epsilon value', eps)
+
+    def init(params: Any) -> ScaleByRadamState:
+        return ScaleByRadamState(
+            zero_count(),
+            tree.zero_moment(params, requires_grad=moment_requires_grad),
+            tree.zero_moment(params, real=True, requires_grad=moment_requires_grad),
+        )
+
+    def update(
+        updates: Any, state: ScaleByRadamState, params: Any = None, *, inplace: bool = False
+    ) -> tuple[Any, ScaleByRadamState]:
+        count = increment(state.count)
+        c1 = bias_correction(b1, count)
+        rectified, r = _rectification(b2, count)
+
+        def rule(g: Tensor, m: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            m = ema(m, g, b1)
+            v = ema(v, abs_sq(g), b2)
+            m_hat = m / as_scalar_like(c1, v)
+            if rectified is False:
+                return m_hat, m, v
+            ratio = as_scalar_like(r, v) / (safe_sqrt(v) + as_scalar_like(eps, v))
+            if rectified is not True:
+                ratio = torch.where(rectified.to(v.device), ratio, torch.ones_like(ratio))
+            return m_hat * ratio, m, v
+
+        updates, mu, nu = tree.apply_rule(rule, updates, state.mu, state.nu, inplace=inplace)
+        return updates, ScaleByRadamState(count, mu, nu)
+
+    return GradientTransformation(init, update)
+
+
+def _rectification(b2: Any, count: Tensor) -> tuple[Any, Any]:
+    r"""Whether :math:`\rho_t > 5`, and :math:`r_t\sqrt{1 - \beta_2^t}`; on the host where the count is known there."""
+    beta, t = on_host(b2), on_host(count)
+    known = beta is not None and t is not None
+    if not known:
+        t = count.to(torch.float64)
+        beta = b2.to(torch.float64) if isinstance(b2, Tensor) else torch.tensor(b2, dtype=torch.float64)
+    c2 = 1.0 - beta**t
+    rho_inf = 2.0 / (1.0 - beta) - 1.0
+    rho = rho_inf - 2.0 * t * beta**t / c2
+    square = c2 * (rho - 4.0) * (rho - 2.0) * rho_inf
+    scale = (rho_inf - 4.0) * (rho_inf - 2.0) * rho
+    if known:
+        return (True, math.sqrt(square / scale)) if rho > 5.0 else (False, 1.0)
+    # A square root of what is negative before the threshold would give NaN gradients even where it is not used.
+    rectified = rho > 5.0
+    ones = torch.ones_like(square)
+    return rectified, torch.where(rectified, square / torch.where(rectified, scale, ones), ones).sqrt()

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Momentum: a decaying sum of the gradients so far."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt import checks, tree
+from torchopt.base import GradientTransformation, factory, identity
+from torchopt.numerics import as_scalar_like, increment, on_host, zero_count
+
+__all__ = ['TraceState', 'trace']
+
+
+class TraceState(NamedTuple):
+    """State of :func:`trace`: the decaying sum, and the steps taken where dampening has to know the first one."""
+
+    trace: Any
+    count: Any = None
+
+
+@factory
+def trace(
+    momentum: Any = 0.9,
+    dampening: Any = 0.0,
+    nesterov: bool = False,
+    moment_requires_grad: bool = False,
+) -> GradientTransformation:
+    r"""Sum up gradients with decay: the momentum of SGD.
+
+    .. math::
+        b_1 = g_1, \qquad b_t = \mu b_{t-1} + (1 - \tau) g_t, \qquad
+        u_t = \begin{cases} g_t + \mu b_t & \text{Nesterov} \\ b_t & \text{otherwise} \end{cases}
+
+    Args:
+        momentum: :math:`\mu \ge 0`.  Zero gives the identity.
+        dampening: :math:`\tau`; the first step of a state is not damped, as in ``torch.optim.SGD``.
+        nesterov: Look ahead by Nesterov's method; needs a momentum and no dampening.
+        moment_requires_grad: Make the first trace a leaf that requires grad.
+
+    Raises:
+        ValueError: If the momentum is negative, or if Nesterov's method is asked for without a momentum or
+            with dampening.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.transform.trace(momentum=0.5)
+        >>> state = tx.init([torch.tensor(0.0)])
+        >>> for g in (1.0, 1.0, 1.0):
+        ...     u, state = tx.update([torch.tensor(g)], state)
+        >>> u
+        [tensor(1.7500)]
+
+    References:
+        Sutskever et al., `On the importance of initialization and momentum in deep learning
+        <https://proceedings.mlr.press/v28/sutskever13.html>`_, ICML 2013.
+    """
+    checks.at_least('momentum value', momentum)
+    checks.number('dampening value', dampening)
+    if nesterov and (not checks.nonzero(momentum) or checks.nonzero(dampening)):
+        raise ValueError(
+            f'Nesterov momentum requires a momentum and zero dampening: momentum={momentum}, dampening={dampening}. '
+            f'Pass momentum > 0 and dampening=0, or nesterov=False.'
+        )
+    if not checks.nonzero(momentum):
+        return identity()
+    damped = checks.nonzero(dampening)
+
+    def init(params: Any) -> TraceState:
+        zeros = tree.zero_moment(params, requires_grad=moment_requires_grad)
+        return TraceState(zeros, zero_count() if damped else None)
+
+    def update(
+        updates: Any, state: TraceState, params: Any = None, *, inplace: bool = False
+    ) -> tuple[Any, TraceState]:
+        weight = _damping(dampening, state.count) if damped else 1.0
+
+        def rule(g: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+            mu = as_scalar_like(momentum, b)
+            b = b * mu + (g * as_scalar_like(weight, b) if damped else g)
+            return (g + b * mu if nesterov else b), b
+
+        updates, new = tree.apply_rule(rule, updates, state.trace, inplace=inplace)
+        return updates, TraceState(new, increment(state.count) if damped else None)
+
+    return GradientTransformation(init, update)
+
+
+def _damping(dampening: Any, count: Tensor) -> Any:
+    """The weight of the gradient: one at the first step of a state, and damped from then on."""
+    t = on_host(count)
+    if t is not None:
+        return 1.0 if t == 0 else 1.0 - dampening
+    rest = torch.as_tensor(1.0 - dampening, dtype=torch.float64, device=count.device)
+    return torch.where(count == 0, torch.ones_like(rest), rest)

@@ -1,0 +1,654 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arithmetic on whole trees, as if each were one long vector: the functions of ``optax.tree``.
+
+Leaves are tensors or numbers.  A scalar never widens a leaf: a 0-d float32 leaf times a float64
+scalar stays float32.  Reductions return 0-d tensors on the device of the first leaf and never wait
+for it.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from torchopt import numerics
+from torchopt.tree.ops import describe_shapes, map
+from torchopt.tree.registry import flatten, flatten_up_to, flatten_with_path, leaves
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = [
+    'add',
+    'add_scale',
+    'allclose',
+    'batch_shape',
+    'bias_correction',
+    'clip',
+    'conj',
+    'div',
+    'full_like',
+    'max',
+    'min',
+    'mul',
+    'norm',
+    'ones_like',
+    'real',
+    'scale',
+    'size',
+    'sub',
+    'sum',
+    'update_infinity_moment',
+    'update_moment',
+    'update_moment_per_elem_norm',
+    'vdot',
+    'where',
+    'zeros_like',
+]
+
+
+def add(tree_x: Any, tree_y: Any, *other_trees: Any) -> Any:
+    """Add two or more trees.
+
+    Args:
+        tree_x: The first tree; where it is ``None`` the sum is ``None``.
+        tree_y: The second, of the same structure.
+        *other_trees: More of them.
+
+    Returns:
+        The sum, a tree.
+
+    Raises:
+        ValueError: If structures or shapes do not fit; the message names the path of the first leaf
+            at fault.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.tree.add({'w': torch.ones(2)}, {'w': torch.ones(2)}, {'w': torch.ones(2)})
+        {'w': tensor([3., 3.])}
+    """
+    return _map(lambda *xs: functools.reduce(operator.add, xs), tree_x, tree_y, *other_trees)
+
+
+def sub(tree_x: Any, tree_y: Any) -> Any:
+    """Subtract one tree from another; as :func:`add` otherwise.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.tree.sub([torch.ones(2)], [torch.ones(2)])
+        [tensor([0., 0.])]
+    """
+    return _map(operator.sub, tree_x, tree_y)
+
+
+def mul(tree_x: Any, tree_y: Any) -> Any:
+    """Multiply two trees leaf by leaf; as :func:`add` otherwise.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.tree.mul([torch.full((2,), 2.0)], [torch.full((2,), 3.0)])
+        [tensor([6., 6.])]
+    """
+    return _map(operator.mul, tree_x, tree_y)
+
+
+def div(tree_x: Any, tree_y: Any) -> Any:
+    """Divide one tree by another, leaf by leaf; as :func:`add` otherwise.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.tree.div([torch.ones(2)], [torch.full((2,), 2.0)])
+        [tensor([0.5000, 0.5000])]
+    """
+    return _map(operator.truediv, tree_x, tree_y)
+
+
+def scale(scalar: Any, tree: Any) -> Any:
+    """Multiply every leaf by one scalar.
+
+    Args:
+        scalar: A number or a 0-d tensor.
+        tree: The tree.
+
+    Returns:
+        The product, a tree whose floating leaves keep their dtypes.
+
+    Example:
+        >>> import torch, torchopt
+        >>> double = torch.tensor(2.0, dtype=torch.float64)
+        >>> torchopt.tree.scale(double, {'b': None, 'w': torch.tensor(3.0)})
+        {'b': None, 'w': tensor(6.)}
+    """
+    return _map(lambda x: x * _scalar(scalar, x), tree)
+
+
+def add_scale(tree_x: Any, scalar: Any, tree_y: Any) -> Any:
+    r"""The tree :math:`x + \alpha y`.
+
+    Args:
+        tree_x: The tree :math:`x`; where it is ``None`` the result is ``None``.
+        scalar: The number or 0-d tensor :math:`\alpha`.
+        tree_y: The tree :math:`y`.
+
+    Returns:
+        A tree of the structure of ``tree_x``.
+
+    Raises:
+        ValueError: If structures or shapes do not fit; the message names the path of the first leaf
+            at fault.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.tree.add_scale({'w': torch.tensor(1.0)}, -0.5, {'w': torch.tensor(4.0)})
+        {'w': tensor(-1.)}
+    """
+    return _map(lambda x, y: x + y * _scalar(scalar, y), tree_x, tree_y)
+
+
+def vdot(tree_x: Any, tree_y: Any) -> Any:
+    r"""The inner product :math:`\sum_i \bar x_i y_i` over all elements of two trees.
+
+    Args:
+        tree_x: The tree :math:`x`, which is conjugated.
+        tree_y: The tree :math:`y`, of the same structure and shapes.
+
+    Returns:
+        A 0-d tensor; the number 0 for trees without leaves.
+
+    Raises:
+        ValueError: If structures or shapes differ; the message names the path of the first leaf at
+            fault.
+
+    Example:
+        >>> import torch, torchopt
+        >>> x = {'w': torch.tensor([1j, 1.0]), 'b': torch.tensor(2.0)}
+        >>> torchopt.tree.vdot(x, x)
+        tensor(6.+0.j)
+    """
+    first, spec = flatten(tree_x)
+    second = flatten_up_to(spec, tree_y, name='tree_y', like='tree_x')
+    products = []
+    for i, (x, y) in enumerate(zip(first, second)):
+        if x is None:
+            continue
+        a, b = torch.as_tensor(x), y if y is None else torch.as_tensor(y)
+        if b is None or a.shape != b.shape:
+            path = flatten_with_path(tree_x)[i][0]
+            raise ValueError(describe_shapes(a, b, f'tree_x{path}', f'tree_y{path}'))
+        products.append(_vdot(a, b))
+    return functools.reduce(operator.add, _together(products), 0)
+
+
+def sum(tree: Any, associative_reduction: bool = False) -> Any:
+    """The sum of all elements of all leaves.
+
+    Args:
+        tree: The tree.
+        associative_reduction: Add the sums of the leaves in pairs, and the pairs in pairs, which
+            rounds less in trees of many leaves; from left to right otherwise.
+
+    Returns:
+        A 0-d tensor; the number 0 for a tree without leaves.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.tree.sum({'w': torch.ones(2, 3), 'b': None, 'c': torch.tensor(1.0)})
+        tensor(7.)
+    """
+    sums = _together([x.sum() for x in _tensors(tree)])
+    if not associative_reduction:
+        return functools.reduce(operator.add, sums, 0)
+    while len(sums) > 1:
+        odd = sums[-1:] if len(sums) % 2 else []
+        sums = [a + b for a, b in zip(sums[::2], sums[1::2])] + odd
+    return sums[0] if sums else 0
+
+
+def max(tree: Any) -> Any:
+    """The largest element of all leaves.
+
+    Leaves without elements do not count.  NaN anywhere gives NaN.
+
+    Returns:
+        A 0-d tensor; the number ``-inf`` for a tree without elements.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.tree.max({'w': torch.tensor([1.0, 5.0]), 'b': torch.tensor(-2.0)})
+        tensor(5.)
+    """
+    return _extreme(torch.amax, torch.maximum, tree, -math.inf)
+
+
+def min(tree: Any) -> Any:
+    """The smallest element of all leaves, ``inf`` for a tree without any; else as :func:`max`.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.tree.min({'w': torch.tensor([1.0, 5.0]), 'b': torch.tensor(-2.0)})
+        tensor(-2.)
+    """
+    return _extreme(torch.amin, torch.minimum, tree, math.inf)
+
+
+def size(tree: Any) -> int:
+    """The number of elements of all leaves.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.tree.size({'w': torch.ones(2, 3), 'b': None, 'c': torch.tensor(1.0)})
+        7
+    """
+    total = 0
+    for x in leaves(tree):
+        total += x.numel() if isinstance(x, torch.Tensor) else int(np.size(x))
+    return total
+
+
+def norm(tree: Any, ord: int | str | float | None = None, squared: bool = False) -> torch.Tensor:
+    r"""The vector norm of a tree: :math:`\lVert x \rVert_p` over all elements of all leaves.
+
+    At zero the 2-norm has the subgradient zero, not NaN.
+
+    Args:
+        tree: Tree of real or complex tensors.
+        ord: The order :math:`p`: None or 2, 1, or infinity (``math.inf``, ``'inf'`` or
+            ``'infinity'``).
+        squared: Return the square of the norm.
+
+    Returns:
+        A real 0-d tensor.  Of a tree without elements it is 0, and ``-inf`` (the maximum of
+        nothing) for infinite order, as in Optax.
+
+    Raises:
+        ValueError: If the order is none of these.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.tree.norm({'w': torch.tensor([3.0]), 'b': torch.tensor([4.0])})
+        tensor(5.)
+    """
+    if ord is None or ord == 2:
+        xs = [x if _is_inexact(x) else x.to(torch.get_default_dtype()) for x in _tensors(tree)]
+        if squared:
+            total: torch.Tensor = torch.as_tensor(sum([numerics.abs_sq(x) for x in xs]))
+            return total
+        norms = _together([torch.linalg.vector_norm(x) for x in xs])
+        if len(norms) < 2:
+            return norms[0] if norms else torch.zeros(())
+        kind = functools.reduce(torch.promote_types, [x.dtype for x in norms])
+        return torch.linalg.vector_norm(torch.stack([x.to(kind) for x in norms]))
+    if ord == 1:
+        result = torch.as_tensor(sum(map(torch.abs, _tensors(tree))))
+    elif ord in (math.inf, 'inf', 'infinity'):
+        result = torch.as_tensor(max(map(torch.abs, _tensors(tree))))
+    else:
+        raise ValueError(
+            f"Unsupported ord: {ord!r}; expected None, 1, 2, math.inf, 'inf' or 'infinity'."
+        )
+    return result * result if squared else result
+
+
+def conj(tree: Any) -> Any:
+    """The complex conjugate of every leaf.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.tree.conj([torch.tensor(1.0 + 2.0j)])
+        [tensor(1.-2.j)]
+    """
+    return map(lambda x: torch.conj_physical(torch.as_tensor(x)), tree)
+
+
+def real(tree: Any) -> Any:
+    """The real part of every leaf; of a complex tensor it is a view.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.tree.real([torch.tensor(1.0 + 2.0j), torch.tensor(3.0)])
+        [tensor(1.), tensor(3.)]
+    """
+    return map(lambda x: x.real, tree)
+
+
+def clip(tree: Any, min_value: Any = None, max_value: Any = None) -> Any:
+    """Clip every element into an interval.
+
+    Args:
+        tree: Tree of real tensors.
+        min_value: The lower bound, a number or a 0-d tensor; none if None.
+        max_value: The upper bound likewise.  Where the bounds cross, it wins.
+
+    Returns:
+        A tree of the same structure.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.tree.clip([torch.tensor([-3.0, 0.5, 3.0])], -1.0, 1.0)
+        [tensor([-1.0000,  0.5000,  1.0000])]
+    """
+
+    def bound(x: Any) -> Any:
+        x = torch.as_tensor(x)
+        if min_value is not None:
+            x = torch.clamp(x, min=_scalar(min_value, x))
+        return x if max_value is None else torch.clamp(x, max=_scalar(max_value, x))
+
+    return map(bound, tree)
+
+
+def where(condition: Any, tree_x: Any, tree_y: Any) -> Any:
+    """Choose between two trees.
+
+    Args:
+        condition: A bool, or a tensor of bools that broadcasts against every leaf.
+        tree_x: Where the condition holds; where this tree is ``None`` the result is ``None``.
+        tree_y: Where it does not.
+
+    Returns:
+        A tree of the structure of ``tree_x``.
+
+    Raises:
+        ValueError: If structures or shapes do not fit; the message names the path of the first leaf
+            at fault.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.tree.where(torch.tensor([True, False]), [torch.ones(2)], [torch.zeros(2)])
+        [tensor([1., 0.])]
+    """
+
+    def choose(x: Any, y: Any) -> torch.Tensor:
+        x = torch.as_tensor(x)
+        test = torch.as_tensor(condition, device=x.device)
+        return torch.where(test if test.dtype == torch.bool else test != 0, x, y)
+
+    return _map(choose, tree_x, tree_y)
+
+
+def allclose(
+    a: Any, b: Any, rtol: float = 1e-05, atol: float = 1e-08, equal_nan: bool = False
+) -> Any:
+    r"""Whether :math:`|a - b| \le \text{atol} + \text{rtol}\,|b|` everywhere.
+
+    Args:
+        a: A tree.
+        b: A tree of the same structure.
+        rtol: The relative tolerance.
+        atol: The absolute tolerance.
+        equal_nan: Whether NaN equals NaN.
+
+    Returns:
+        A 0-d bool tensor, which is not read from its device until you ask for its truth; True for
+        trees without leaves.
+
+    Raises:
+        ValueError: If structures differ or shapes do not broadcast, or if a leaf is ``None`` in one
+            tree only.
+
+    Example:
+        >>> import torch, torchopt
+        >>> bool(torchopt.tree.allclose({'w': torch.ones(2)}, {'w': torch.ones(2) + 1e-9}))
+        True
+    """
+
+    def close(x: Any, y: Any) -> torch.Tensor:
+        x, y = torch.as_tensor(x), torch.as_tensor(y)
+        kind = torch.promote_types(x.dtype, y.dtype)
+        return torch.isclose(x.to(kind), y.to(kind), rtol, atol, equal_nan).all()
+
+    result = _map(close, a, b)
+    _map(lambda x, y: None, b, a)  # finds what is None in `a` only
+    return functools.reduce(operator.and_, _together(leaves(result)), True)
+
+
+def batch_shape(tree: Any, shape: tuple[int, ...] = ()) -> Any:
+    """Give every leaf leading batch dimensions, along which it repeats.
+
+    Args:
+        tree: The tree.
+        shape: The dimensions to put in front.
+
+    Returns:
+        A tree of expanded views; clone a leaf before you write to it.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.tree.batch_shape([torch.ones(2)], (3,))[0].shape
+        torch.Size([3, 2])
+    """
+    return map(lambda x: torch.as_tensor(x).expand(*shape, *np.shape(x)), tree)
+
+
+def zeros_like(tree: Any, dtype: torch.dtype | None = None) -> Any:
+    """Zeros in the shapes of a tree.
+
+    Args:
+        tree: The tree.
+        dtype: The dtype of the zeros; that of each leaf by default.
+
+    Returns:
+        A tree of new tensors.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.tree.zeros_like({'b': None, 'w': torch.ones(2)})
+        {'b': None, 'w': tensor([0., 0.])}
+    """
+    return map(lambda x: torch.zeros_like(torch.as_tensor(x), dtype=dtype), tree)
+
+
+def ones_like(tree: Any, dtype: torch.dtype | None = None) -> Any:
+    """Ones in the shapes of a tree; as :func:`zeros_like` otherwise.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.tree.ones_like({'b': None, 'w': torch.zeros(2)})
+        {'b': None, 'w': tensor([1., 1.])}
+    """
+    return map(lambda x: torch.ones_like(torch.as_tensor(x), dtype=dtype), tree)
+
+
+def full_like(tree: Any, fill_value: Any, dtype: torch.dtype | None = None) -> Any:
+    """One value in the shapes of a tree; as :func:`zeros_like` otherwise.
+
+    Args:
+        tree: The tree.
+        fill_value: A number, or a tensor that broadcasts against every leaf, whose gradient flows.
+        dtype: The dtype of the result; that of each leaf by default.
+
+    Returns:
+        A tree of new tensors.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.tree.full_like({'b': None, 'w': torch.zeros(2)}, 0.5)
+        {'b': None, 'w': tensor([0.5000, 0.5000])}
+    """
+
+    def fill(x: Any) -> torch.Tensor:
+        x = torch.as_tensor(x)
+        if not isinstance(fill_value, torch.Tensor):
+            return torch.full_like(x, fill_value, dtype=dtype)
+        return fill_value.to(dtype=dtype or x.dtype, device=x.device).expand_as(x).clone()
+
+    return map(fill, tree)
+
+
+def update_moment(updates: Any, moments: Any, decay: Any, order: int) -> Any:
+    r"""The moving average :math:`(1 - \beta)\, g^k + \beta\, m` of the :math:`k`-th moment.
+
+    Args:
+        updates: The tree :math:`g`.
+        moments: The tree :math:`m`.
+        decay: The number or 0-d tensor :math:`\beta`.
+        order: The order :math:`k`.
+
+    Returns:
+        The new moments.  As in Optax they are ``None`` where ``updates`` is ``None``;
+        :func:`apply_rule` is the verb that keeps the old ones.
+
+    Raises:
+        ValueError: If structures or shapes do not fit; the message names the path of the first leaf
+            at fault.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.tree.update_moment([torch.tensor(2.0)], [torch.tensor(0.0)], 0.9, 2)
+        [tensor(0.4000)]
+    """
+    return _average(lambda g: g**order, updates, moments, decay)
+
+
+def update_moment_per_elem_norm(updates: Any, moments: Any, decay: Any, order: int) -> Any:
+    r"""The moving average :math:`(1 - \beta)\, |g|^k + \beta\, m`; else as :func:`update_moment`.
+
+    Real leaves enter as :math:`g^k`, with their sign.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.tree.update_moment_per_elem_norm(
+        ...     [torch.tensor(2.0j)], [torch.tensor(0.0)], 0.9, 2
+        ... )
+        [tensor(0.4000)]
+    """
+    half = order // 2 if order % 2 == 0 else order / 2
+    return _average(
+        lambda g: numerics.abs_sq(g) ** half if g.is_complex() else g**order,
+        updates,
+        moments,
+        decay,
+    )
+
+
+def update_infinity_moment(updates: Any, moments: Any, decay: Any, eps: Any) -> Any:
+    r"""The decaying maximum :math:`\max(|g| + \epsilon, \beta\, m)`; else as :func:`update_moment`.
+
+    Args:
+        updates: The tree :math:`g`.
+        moments: The tree :math:`m`.
+        decay: The number or 0-d tensor :math:`\beta`.
+        eps: The number or 0-d tensor :math:`\epsilon`.
+
+    Returns:
+        The new moments.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.tree.update_infinity_moment(
+        ...     [torch.tensor(-2.0)], [torch.tensor(4.0)], 0.75, 0.0
+        ... )
+        [tensor(3.)]
+    """
+    return _map(
+        lambda g, m: torch.maximum(abs(g) + _scalar(eps, g), m * _scalar(decay, m)),
+        updates,
+        moments,
+    )
+
+
+def bias_correction(moment: Any, decay: Any, count: Any) -> Any:
+    r"""Divide moments by :math:`1 - \beta^t`, by which averages that began at zero fall short.
+
+    Args:
+        moment: The tree of moments.
+        decay: The number or 0-d tensor :math:`\beta`.
+        count: The number :math:`t` of steps that the moments have seen, an int or a 0-d tensor.
+
+    Returns:
+        A tree of the same structure and dtypes.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.tree.bias_correction([torch.tensor(0.5)], 0.5, torch.tensor(1))
+        [tensor(1.)]
+    """
+    factor = numerics.bias_correction(_plain(decay), _plain(count))
+    return map(lambda m: torch.as_tensor(m) / _scalar(factor, m), moment)
+
+
+def _map(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    try:
+        return map(f, tree, *rest)
+    except (RuntimeError, TypeError):
+        _blame_leaf(tree, rest)
+        raise
+
+
+def _blame_leaf(tree: Any, rest: tuple[Any, ...]) -> None:
+    """Raise an error that names the first leaf that does not fit, if there is one."""
+    _, spec = flatten(tree)
+    for i, other in enumerate(rest, 2):
+        column = flatten_up_to(spec, other, name=f'tree {i}', like='tree 1')
+        for (path, x), y in zip(flatten_with_path(tree), column):
+            if x is not None and y is None:
+                raise ValueError(
+                    f'tree {i}{path} is None, but tree 1{path} is not. '
+                    f'Put None, or a tensor, in both places.'
+                )
+            try:
+                torch.broadcast_shapes(getattr(x, 'shape', ()), getattr(y, 'shape', ()))
+            except RuntimeError:
+                raise ValueError(
+                    describe_shapes(y, x, f'tree {i}{path}', f'tree 1{path}')
+                ) from None
+
+
+def _average(power: Callable[[Any], Any], updates: Any, moments: Any, decay: Any) -> Any:
+    # 1 - decay is formed before it is rounded to the dtype of the leaf.
+    return _map(
+        lambda g, m: power(g) * _scalar(1 - decay, g) + m * _scalar(decay, m), updates, moments
+    )
+
+
+def _extreme(
+    within: Callable[..., torch.Tensor],
+    between: Callable[..., torch.Tensor],
+    tree: Any,
+    empty: float,
+) -> Any:
+    extremes = _together([within(x) for x in _tensors(tree) if x.numel()])
+    return functools.reduce(between, extremes) if extremes else empty
+
+
+def _vdot(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    # The fused product wants equal dtypes, and rounds as it goes along in half precision.
+    if x.dtype == y.dtype and x.dtype in _FUSED and x.device == y.device:
+        return torch.vdot(x.reshape(-1), y.reshape(-1))
+    return (x.conj() * y).sum()
+
+
+_FUSED = {torch.float32, torch.float64, torch.complex64, torch.complex128}
+
+
+def _tensors(tree: Any) -> list[torch.Tensor]:
+    return [torch.as_tensor(x) for x in leaves(tree)]
+
+
+def _together(xs: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Bring scalars to the device of the first."""
+    return [x.to(xs[0].device) for x in xs]
+
+
+def _is_inexact(x: torch.Tensor) -> bool:
+    return x.is_floating_point() or x.is_complex()
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _scalar(value: Any, like: Any) -> Any:
+    """A scalar in the precision and on the device of a leaf, so that it does not widen it."""
+    if not isinstance(value, torch.Tensor) or not isinstance(like, torch.Tensor):
+        return _plain(value)
+    if not _is_inexact(like):
+        return value.to(like.device)
+    if value.is_complex():
+        return value.to(dtype=like.dtype.to_complex(), device=like.device)
+    return numerics.as_scalar_like(value, like)

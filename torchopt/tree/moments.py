@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Moments of the gradient: their first values, and the one verb that moves them on.
+
+This is the only place where ``inplace`` means something: :func:`apply_rule` lays the new moments into the
+storage of the old ones.  Rules themselves are pure functions of single leaves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from torchopt.numerics import real_dtype
+from torchopt.tree.ops import describe_shapes, map, map_with_path
+from torchopt.tree.registry import flatten, flatten_up_to, flatten_with_path, unflatten
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = ['apply_rule', 'full_moment', 'zero_moment']
+
+
+def zero_moment(
+    params: Any, *, dtype: torch.dtype | None = None, real: bool = False, requires_grad: bool = False
+) -> Any:
+    """A tree of zeros like ``params``, the usual first value of a moment.
+
+    Args:
+        params: Tree of floating or complex tensors; ``None`` leaves stay ``None``.
+        dtype: Dtype of the zeros; that of the parameters by default.
+        real: Give complex parameters a real moment, as second moments need.
+        requires_grad: Whether the moments are leaves that require grad, so that they can be learned.
+
+    Raises:
+        TypeError: If a leaf is no tensor of a floating or complex dtype; the message names its path.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.tree.zero_moment({'w': torch.ones(2, dtype=torch.complex64)}, real=True)
+        {'w': tensor([0., 0.])}
+    """
+    return full_moment(params, 0.0, dtype=dtype, real=real, requires_grad=requires_grad)
+
+
+def full_moment(
+    params: Any,
+    value: float,
+    *,
+    dtype: torch.dtype | None = None,
+    real: bool = False,
+    requires_grad: bool = False,
+) -> Any:
+    """As :func:`zero_moment`, filled with ``value``.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.tree.full_moment([torch.ones(2)], 0.5)
+        [tensor([0.5000, 0.5000])]
+    """
+    check_inexact(params, name='params')
+
+    def fill(p: torch.Tensor) -> torch.Tensor:
+        kind = dtype or (real_dtype(p.dtype) if real else p.dtype)
+        moment = torch.full_like(p, value, dtype=kind) if value else torch.zeros_like(p, dtype=kind)
+        return moment.requires_grad_() if requires_grad else moment
+
+    return map(fill, params)
+
+
+def check_inexact(tree: Any, *, name: str) -> None:
+    """Require that every leaf is a tensor of a floating or complex dtype."""
+
+    def check(path: str, x: Any) -> None:
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(
+                f'{name}{path} is a {type(x).__name__}; expected a tensor. Convert it with torch.as_tensor, '
+                f'or put None in its place.'
+            )
+        if not (x.is_floating_point() or x.is_complex()):
+            raise TypeError(
+                f'{name}{path} has dtype {x.dtype}; expected a floating or complex dtype. Leave integer tensors '
+                f'out of the tree, or put None in their place.'
+            )
+
+    if any(not _is_inexact(x) for x in flatten(tree)[0]):
+        map_with_path(check, tree)
+
+
+def _is_inexact(x: Any) -> bool:
+    return x is None or (isinstance(x, torch.Tensor) and (x.is_floating_point() or x.is_complex()))
+
+
+def apply_rule(
+    rule: Callable[..., Any],
+    updates: Any,
+    *moments: Any,
+    reads: Sequence[Any] = (),
+    inplace: bool = False,
+) -> tuple[Any, ...]:
+    """Apply an elementwise rule to every leaf of a tree.
+
+    The rule maps one leaf of each tree to the new leaves: ``rule(g, *moments, *reads) -> (u, *moments)``.  It is a
+    pure function; this verb adds what all rules share.  Where the update is ``None`` the rule is not called, the
+    update stays ``None`` and the moments stay as they were.
+
+    Args:
+        rule: Pure function of tensors of one shape, returning a tuple of tensors of that shape.
+        updates: Tree of tensors, the gradients or what earlier transformations made of them.
+        *moments: Trees of the same structure, which the rule moves on.
+        reads: Trees of the same structure, which the rule only reads (parameters).
+        inplace: Write the new moments into the storage of the old ones, outside of autograd.  Expanded
+            moments, which cannot be written to, are replaced instead.
+
+    Returns:
+        The new updates, followed by the new moments, each a tree.  Moments keep their dtype.
+
+    Raises:
+        ValueError: If structures or shapes differ; the message names the path of the first leaf at fault.
+        TypeError: If an update has an integer or boolean dtype.
+
+    Example:
+        >>> import torch, torchopt
+        >>> g, m = {'b': None, 'w': torch.tensor(1.0)}, {'b': torch.tensor(4.0), 'w': torch.tensor(4.0)}
+        >>> torchopt.tree.apply_rule(lambda g, m: (-g, m + g), g, m)
+        ({'b': None, 'w': tensor(-1.)}, {'b': tensor(4.), 'w': tensor(5.)})
+    """
+    leaves, spec = flatten(updates)
+    columns = [flatten_up_to(spec, m, name='state', like='updates') for m in moments]
+    columns += [flatten_up_to(spec, r, name='params', like='updates') for r in reads]
+    n = len(moments)
+    for i, row in enumerate(zip(leaves, *columns)):
+        g = row[0]
+        if g is None:
+            continue
+        if not _is_inexact(g) or any(getattr(x, 'shape', None) != g.shape for x in row[1:]):
+            _raise_mismatch(updates, i, row, n)
+    rows = []
+    with torch.no_grad() if inplace else contextlib.nullcontext():
+        for row in zip(leaves, *columns):
+            if row[0] is None:
+                rows.append(row[: n + 1])
+                continue
+            u, *new = rule(*row)
+            settle = _lay_into if inplace else _keep_dtype
+            rows.append((u, *[settle(old, x) for old, x in zip(row[1:], new)]))
+    return tuple(unflatten(spec, column) for column in zip(*rows)) if rows else (updates, *moments)
+
+
+def _keep_dtype(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    return new if new.dtype == old.dtype else new.to(old.dtype)
+
+
+def _lay_into(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    return _keep_dtype(old, new) if _overlaps(old) else old.copy_(new)
+
+
+def _overlaps(x: torch.Tensor) -> bool:
+    """Whether several elements of ``x`` may share memory, as in expanded tensors."""
+    return not x.is_contiguous() and 0 in x.stride()
+
+
+def _raise_mismatch(updates: Any, i: int, row: tuple[Any, ...], n_moments: int) -> None:
+    path = flatten_with_path(updates)[i][0]
+    g = row[0]
+    check_inexact(updates, name='updates')
+    for j, x in enumerate(row[1:]):
+        like = 'state' if j < n_moments else 'params'
+        if not isinstance(x, torch.Tensor) or x.shape != g.shape:
+            raise ValueError(describe_shapes(g, x, f'updates{path}', f'its {like}'))

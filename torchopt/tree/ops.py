@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verbs over whole trees: map, reduce, and the checks that name the leaf at fault."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from torchopt.tree.registry import flatten, flatten_up_to, flatten_with_path, leaves, unflatten
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+__all__ = ['all', 'any', 'broadcast_prefix', 'check_matching', 'map', 'map_with_path', 'reduce']
+
+
+def map(
+    f: Callable[..., Any],
+    tree: Any,
+    *rest: Any,
+    is_leaf: Callable[[Any], bool] | None = None,
+) -> Any:
+    """Apply a function to every leaf; ``None`` leaves of the first tree stay ``None``.
+
+    Args:
+        f: Called with one leaf of each tree.
+        tree: The tree that gives the structure of the result.
+        *rest: Trees of the same structure; they may be deeper below a leaf of ``tree``.
+        is_leaf: Where it returns True, a node of ``tree`` is taken as a leaf.
+
+    Returns:
+        A tree of the structure of ``tree``.
+
+    Raises:
+        ValueError: If the structures differ; the message names the path of the first difference.
+
+    Example:
+        >>> import torchopt
+        >>> torchopt.tree.map(lambda x, y: x + y, {'b': None, 'w': 1}, {'b': 3, 'w': 2})
+        {'b': None, 'w': 3}
+    """
+    first, spec = flatten(tree, is_leaf)
+    columns = [
+        flatten_up_to(spec, other, name=f'tree {i}', like='tree 1') for i, other in enumerate(rest, 2)
+    ]
+    return unflatten(spec, [None if row[0] is None else f(*row) for row in zip(first, *columns)])
+
+
+def map_with_path(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """As :func:`map`, with the path of the leaf (``"['layer'][0]"``) as first argument.
+
+    Example:
+        >>> import torchopt
+        >>> torchopt.tree.map_with_path(lambda path, x: path, {'b': [2], 'w': 1})
+        {'b': ["['b'][0]"], 'w': "['w']"}
+    """
+    paths = iter([path for path, _ in flatten_with_path(tree)])
+    _, spec = flatten(tree)
+    return map(f, unflatten(spec, paths), tree, *rest)
+
+
+def reduce(f: Callable[[Any, Any], Any], tree: Any, initializer: Any) -> Any:
+    """Fold the leaves of a tree, ``None`` left out, from the left.
+
+    Example:
+        >>> import torchopt
+        >>> torchopt.tree.reduce(lambda total, x: total + x, {'w': 1, 'b': (2, None)}, 0)
+        3
+    """
+    return functools.reduce(f, leaves(tree), initializer)
+
+
+def all(tree: Any) -> bool:
+    """Whether every leaf is true; ``None`` leaves do not count.
+
+    Example:
+        >>> import torchopt
+        >>> torchopt.tree.all({'w': True, 'b': None})
+        True
+    """
+    return bool(reduce(lambda total, x: total and bool(x), tree, initializer=True))
+
+
+def any(tree: Any) -> bool:
+    """Whether some leaf is true; ``None`` leaves do not count.
+
+    Example:
+        >>> import torchopt
+        >>> torchopt.tree.any({'w': False, 'b': None})
+        False
+    """
+    return bool(reduce(lambda total, x: total or bool(x), tree, initializer=False))
+
+
+def broadcast_prefix(prefix: Any, tree: Any, *, name: str = 'prefix', like: str = 'tree') -> Any:
+    """Spread the leaves of ``prefix`` over the subtrees of ``tree`` that hang below them.
+
+    Args:
+        prefix: A tree that equals the top of ``tree``.
+        tree: The tree whose structure the result has.
+        name: What to call ``prefix`` in an error message.
+        like: What to call ``tree`` in an error message.
+
+    Raises:
+        ValueError: If ``prefix`` is not a prefix of ``tree``.
+
+    Example:
+        >>> import torchopt
+        >>> torchopt.tree.broadcast_prefix({'a': True, 'b': False}, {'a': [1, 2], 'b': 3})
+        {'a': [True, True], 'b': False}
+    """
+    values, spec = flatten(prefix)
+    subtrees = flatten_up_to(spec, tree, name=like, like=name)
+    spread = []
+    for value, subtree in zip(values, subtrees):
+        inner, inner_spec = flatten(subtree)
+        spread.append(unflatten(inner_spec, [value] * len(inner)))
+    return unflatten(spec, spread)
+
+
+def check_matching(tree: Any, reference: Any, *, name: str, like: str) -> None:
+    """Require that two trees of tensors have the same structure and shapes.
+
+    Leaves that are ``None`` in ``tree`` match whatever stands in their place.
+
+    Args:
+        tree: The tree in question.
+        reference: The tree to compare with.
+        name: What to call ``tree`` in an error message.
+        like: What to call ``reference``.
+
+    Raises:
+        ValueError: If they differ; the message names the path of the first leaf at fault.
+
+    Example:
+        >>> import torch, torchopt
+        >>> grads, params = {'w': torch.ones(2)}, {'w': torch.ones(3)}
+        >>> torchopt.tree.check_matching(grads, params, name='grads', like='params')
+        Traceback (most recent call last):
+            ...
+        ValueError: grads['w'] has shape (2,), but params['w'] has shape (3,). Pass one of the same shape.
+    """
+    found, spec = flatten(tree)
+    expected = flatten_up_to(spec, reference, name=like, like=name)
+    for i, (x, y) in enumerate(zip(found, expected)):
+        if x is not None and getattr(y, 'shape', None) != x.shape:
+            path = flatten_with_path(tree)[i][0]
+            raise ValueError(describe_shapes(x, y, f'{name}{path}', f'{like}{path}'))
+
+
+def describe_shapes(x: torch.Tensor, y: Any, name: str, like: str) -> str:
+    """Say how the shape of ``x`` departs from that of ``y``, in words for an error message."""
+    shape = getattr(y, 'shape', None)
+    found = f'has shape {tuple(shape)}' if shape is not None else f'is a {type(y).__name__}'
+    return f'{name} has shape {tuple(x.shape)}, but {like} {found}. Pass one of the same shape.'

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random trees, leaf by leaf from keys of their own, so that they can be reproduced.
+
+A key is an int, the seed, or a :class:`torch.Generator`.  A seed is a value: the same one always
+gives the same numbers.  A generator is a stream: every use moves it on.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from torchopt.tree.ops import map
+from torchopt.tree.registry import flatten, unflatten
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = ['normal', 'random_like', 'split_key_like', 'unwrap_random_key_data']
+
+Key = int | torch.Generator
+
+
+def normal(
+    key: torch.Generator,
+    shape: Sequence[int],
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+) -> torch.Tensor:
+    """Draw from the standard normal distribution, the default sampler of :func:`random_like`.
+
+    For complex dtypes, real and imaginary part have variance 1/2 each.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.tree.random import normal
+        >>> normal(torch.Generator().manual_seed(0), (2, 3)).shape
+        torch.Size([2, 3])
+    """
+    return torch.randn(tuple(shape), generator=key, dtype=dtype, device=device)
+
+
+def split_key_like(rng_key: Key, target_tree: Any) -> Any:
+    """Derive an independent key for every leaf of a tree.
+
+    Args:
+        rng_key: A seed, or a generator, which is moved on.
+        target_tree: The tree whose structure the result has; its ``None`` leaves stay ``None``.
+
+    Returns:
+        A tree of keys of the kind of ``rng_key``: seeds for a seed, generators on its device for a
+        generator.
+
+    Raises:
+        TypeError: If ``rng_key`` is neither.
+
+    Example:
+        >>> import torch, torchopt
+        >>> keys = torchopt.tree.split_key_like(0, {'w': torch.ones(2), 'b': torch.ones(1)})
+        >>> keys == torchopt.tree.split_key_like(0, {'w': 1, 'b': 2}), keys['w'] == keys['b']
+        (True, False)
+    """
+    found, spec = flatten(target_tree)
+    seeds = _seeds(rng_key, len(found))
+    keys = [_same_kind(rng_key, seed) if x is not None else None for x, seed in zip(found, seeds)]
+    return unflatten(spec, keys)
+
+
+def random_like(
+    rng_key: Key,
+    target_tree: Any,
+    sampler: Callable[..., torch.Tensor] = normal,
+    dtype: torch.dtype | None = None,
+) -> Any:
+    """A tree of random leaves with the shapes, dtypes and devices of another tree.
+
+    Args:
+        rng_key: A seed, or a generator, which is moved on.
+        target_tree: Tree of tensors; its ``None`` leaves stay ``None``.
+        sampler: ``sampler(generator, shape, dtype)`` draws one leaf; if it also has a parameter
+            ``device``, it is given the device of the leaf.  The generator is on that device.
+        dtype: The dtype handed to the sampler; that of the leaf by default.
+
+    Returns:
+        The random tree.
+
+    Raises:
+        TypeError: If ``rng_key`` is neither an int nor a generator.
+
+    Example:
+        >>> import torch, torchopt
+        >>> params = {'w': torch.ones(2, 3), 'b': None}
+        >>> noise = torchopt.tree.random_like(0, params)
+        >>> noise['w'].shape, noise['b']
+        (torch.Size([2, 3]), None)
+        >>> def uniform(key, shape, dtype):
+        ...     return torch.rand(shape, generator=key, dtype=dtype)
+        >>> bool(torchopt.tree.random_like(0, params, uniform)['w'].min() >= 0)
+        True
+    """
+    takes_device = 'device' in inspect.signature(sampler).parameters
+
+    def draw(leaf: torch.Tensor, seed: int) -> torch.Tensor:
+        generator = torch.Generator(leaf.device).manual_seed(seed)
+        extra = {'device': leaf.device} if takes_device else {}
+        return sampler(generator, tuple(leaf.shape), dtype or leaf.dtype, **extra)
+
+    found, spec = flatten(target_tree)
+    return map(draw, target_tree, unflatten(spec, _seeds(rng_key, len(found))))
+
+
+def unwrap_random_key_data(input_tree: Any) -> Any:
+    """Replace the generators in a tree by their states, so that trees can be compared or saved.
+
+    Args:
+        input_tree: Any tree.
+
+    Returns:
+        The tree, with a uint8 tensor in the place of every :class:`torch.Generator`.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tree = {'key': torch.Generator().manual_seed(0), 'count': 3}
+        >>> data = torchopt.tree.unwrap_random_key_data(tree)
+        >>> data['count'], data['key'].dtype
+        (3, torch.uint8)
+    """
+    return map(lambda x: x.get_state() if isinstance(x, torch.Generator) else x, input_tree)
+
+
+def _seeds(rng_key: Key, n: int) -> list[int]:
+    """``n`` seeds whose low 32 bits differ, since torch's CPU generator looks at no others."""
+    if isinstance(rng_key, torch.Generator):
+        source = rng_key
+    elif isinstance(rng_key, int) and not isinstance(rng_key, bool):
+        source = torch.Generator().manual_seed(rng_key)
+    else:
+        raise TypeError(
+            f'Invalid rng_key: {rng_key!r} is a {type(rng_key).__name__}; '
+            f'expected an int or a torch.Generator.'
+        )
+    drawn = torch.randint(2**31, (n + 1,), generator=source, device=source.device).tolist()
+    odd = 0x9E3779B1  # a multiple of an odd step never repeats modulo 2**32
+    return [high << 32 | (drawn[0] + i * odd) % 2**32 for i, high in enumerate(drawn[1:])]
+
+
+def _same_kind(rng_key: Key, seed: int) -> Key:
+    if isinstance(rng_key, torch.Generator):
+        return torch.Generator(rng_key.device).manual_seed(seed)
+    return seed

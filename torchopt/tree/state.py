@@ -1,0 +1,406 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Entries of optimizer states by name, and the copies of the parameter tree inside a state.
+
+A name is the field of a named tuple, the key of a dict, or the name of a named tuple's class.  A
+path is a tuple of keys, one for each step down the tree; filters look at it to tell entries of one
+name apart.
+"""
+
+from __future__ import annotations
+
+import builtins
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from torchopt.tree.ops import map
+from torchopt.tree.registry import flatten, is_leaf_node, register_node, unflatten
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+__all__ = [
+    'DictKey',
+    'Initable',
+    'NamedTupleKey',
+    'ParamsPlaceholder',
+    'SequenceKey',
+    'get',
+    'get_all_with_path',
+    'map_params',
+    'set',
+]
+
+
+@dataclass(frozen=True)
+class NamedTupleKey:
+    """The step into a field of a named tuple.
+
+    Attributes:
+        tuple_name: Name of the class of the named tuple.
+        name: Name of the field.
+
+    Example:
+        >>> import torchopt
+        >>> str(torchopt.tree.NamedTupleKey('ScaleByAdamState', 'mu'))
+        'ScaleByAdamState.mu'
+    """
+
+    tuple_name: str
+    name: str
+
+    def __str__(self) -> str:
+        return f'{self.tuple_name}.{self.name}'
+
+
+@dataclass(frozen=True)
+class DictKey:
+    """The step into an entry of a dict, or of a registered class with named children.
+
+    Attributes:
+        key: The key of the entry.
+
+    Example:
+        >>> import torchopt
+        >>> str(torchopt.tree.DictKey('w'))
+        "['w']"
+    """
+
+    key: Any
+
+    def __str__(self) -> str:
+        return f'[{self.key!r}]'
+
+
+@dataclass(frozen=True)
+class SequenceKey:
+    """The step into an item of a list, a tuple, or a registered class.
+
+    Attributes:
+        idx: The index of the item.
+
+    Example:
+        >>> import torchopt
+        >>> str(torchopt.tree.SequenceKey(0))
+        '[0]'
+    """
+
+    idx: int
+
+    def __str__(self) -> str:
+        return f'[{self.idx}]'
+
+
+KeyPath = tuple[NamedTupleKey | DictKey | SequenceKey, ...]
+
+
+@runtime_checkable
+class Initable(Protocol):
+    """Anything with an ``init`` that makes a state for parameters, as gradient transformations have."""
+
+    def init(self, params: Any) -> Any:
+        """Make the state."""
+
+
+class ParamsPlaceholder:
+    """Stands in for the parameters, so that :func:`map_params` finds their copies in a state.
+
+    It is a tree without leaves, so mapping over it gives it back.  An ``init`` that holds its
+    parameters against another tree, a mask say, must let it pass:
+    ``if isinstance(params, torchopt.tree.ParamsPlaceholder): ...``.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.tree.map(torch.zeros_like, torchopt.tree.ParamsPlaceholder())
+        ParamsPlaceholder()
+    """
+
+    def __repr__(self) -> str:
+        return 'ParamsPlaceholder()'
+
+
+register_node(ParamsPlaceholder, lambda node: ((), None), lambda static, kids: ParamsPlaceholder())
+
+
+def map_params(
+    initable: Initable | Callable[[Any], Any],
+    f: Callable[..., Any],
+    state: Any,
+    /,
+    *rest: Any,
+    transform_non_params: Callable[[Any], Any] | None = None,
+    is_leaf: Callable[[Any], bool] | None = None,
+) -> Any:
+    """Apply a function to those leaves of an optimizer state that mirror parameters.
+
+    Args:
+        initable: The optimizer, or its ``init``.
+        f: ``f(leaf, *rest_leaves)``, called for each leaf of each copy of the parameter tree in the
+            state.
+        state: A state of this optimizer.
+        *rest: Trees of the structure of the parameters, walked along with each copy.
+        transform_non_params: Applied to all other leaves, which stay as they are by default.
+        is_leaf: Where it returns True, a node inside a copy of the parameters is handed to ``f`` as
+            a whole.
+
+    Returns:
+        A state of the same structure.  ``None`` leaves stay ``None``, and places that a mask left
+        empty stay
+        empty: ``f`` is not called for either.
+
+    Raises:
+        ValueError: If the state is not one of this optimizer, or a tree of ``rest`` does not fit
+            the parameters.
+
+    Example:
+        >>> import torch, torchopt
+        >>> def init(params):
+        ...     return {'count': torch.tensor(0), 'mu': torchopt.tree.zeros_like(params)}
+        >>> state = init({'b': torch.ones(1), 'w': torch.ones(2)})
+        >>> torchopt.tree.map_params(
+        ...     init, lambda m, name: name, state, {'b': 'bias', 'w': 'weight'}
+        ... )
+        {'count': tensor(0), 'mu': {'b': 'bias', 'w': 'weight'}}
+    """
+    init = initable.init if isinstance(initable, Initable) else initable
+    template = init(ParamsPlaceholder())
+
+    def stop(node: Any) -> bool:
+        return (is_leaf is not None and is_leaf(node)) or _is_hole(node)
+
+    def visit(value: Any, *others: Any) -> Any:
+        if _is_hole(value) and not (is_leaf is not None and is_leaf(value)):
+            return value
+        return f(value, *others)
+
+    def walk(mark: Any, value: Any) -> Any:
+        if isinstance(mark, ParamsPlaceholder):
+            return map(visit, value, *rest, is_leaf=stop)
+        return value if transform_non_params is None else transform_non_params(value)
+
+    return map(walk, template, state, is_leaf=lambda node: isinstance(node, ParamsPlaceholder))
+
+
+def get_all_with_path(
+    tree: Any, key: Any, filtering: Callable[[KeyPath, Any], bool] | None = None
+) -> list[tuple[KeyPath, Any]]:
+    """All entries of a tree that have a name, each with the path to it.
+
+    Args:
+        tree: The tree, usually an optimizer state.
+        key: The field of a named tuple, the key of a dict, or the name of a named tuple's class.
+        filtering: ``filtering(path, value)`` says which of the entries to keep.
+
+    Returns:
+        Pairs of path and value; outer entries come before those found inside of them.
+
+    Example:
+        >>> import torchopt
+        >>> torchopt.tree.get_all_with_path(({'lr': 0.1}, {}), 'lr')
+        [((SequenceKey(idx=0), DictKey(key='lr')), 0.1)]
+    """
+    found = _find((), tree, key)
+    return [(path, x) for path, x in found if filtering is None or filtering(path, x)]
+
+
+def get(
+    tree: Any,
+    key: Any,
+    default: Any = None,
+    filtering: Callable[[KeyPath, Any], bool] | None = None,
+) -> Any:
+    """The one entry of a tree that has a name.
+
+    Args:
+        tree: The tree, usually an optimizer state.
+        key: The field of a named tuple, the key of a dict, or the name of a named tuple's class.
+        default: What to return if there is none.
+        filtering: ``filtering(path, value)`` says which of the entries count.
+
+    Returns:
+        The value of the entry.
+
+    Raises:
+        KeyError: If there are several; the message lists their paths.
+
+    Example:
+        >>> import torchopt
+        >>> state = ({'count': 3, 'lr': 0.1}, {'lr': 0.2})
+        >>> torchopt.tree.get(state, 'count'), torchopt.tree.get(state, 'mu', default='none')
+        (3, 'none')
+        >>> torchopt.tree.get(state, 'lr', filtering=lambda path, value: path[0].idx == 1)
+        0.2
+    """
+    found = get_all_with_path(tree, key, filtering)
+    if len(found) > 1:
+        places = ', '.join(_describe(path) for path, _ in found)
+        raise KeyError(
+            f'Found multiple values for {key!r}, at {places}. Pass a filtering(path, value) '
+            f'that is true for one of them.'
+        )
+    return found[0][1] if found else default
+
+
+def set(
+    tree: Any, filtering: Callable[[KeyPath, Any], bool] | None = None, /, **kwargs: Any
+) -> Any:
+    """A copy of a tree with all entries of some names replaced.
+
+    Args:
+        tree: The tree, usually an optimizer state.
+        filtering: ``filtering(path, value)`` says which of the entries to replace; all of them by
+            default.
+        **kwargs: The new values by name: field, key, or class of a named tuple.
+
+    Returns:
+        The new tree; entries that were not replaced are shared with the old one.
+
+    Raises:
+        KeyError: If there is no entry of some name, or the filter lets none pass; the message lists
+            what was found.
+
+    Example:
+        >>> import torchopt
+        >>> torchopt.tree.set(({'count': 3, 'lr': 0.1}, {'lr': 0.2}), lr=0.5)
+        ({'count': 3, 'lr': 0.5}, {'lr': 0.5})
+    """
+    for key in kwargs:
+        found = get_all_with_path(tree, key)
+        if not found:
+            names = ', '.join(sorted(_names(tree))) or 'none at all'
+            raise KeyError(f'Found no values matching {key!r}. Names in this tree: {names}.')
+        if filtering is not None and not _lets_pass(filtering, found):
+            places = ', '.join(_describe(path) for path, _ in found)
+            raise KeyError(
+                f'Found no values matching {key!r} given the filtering operation, '
+                f'which turned down those at {places}.'
+            )
+    return _replace((), tree, filtering, kwargs)
+
+
+def _lets_pass(filtering: Callable[[KeyPath, Any], bool], found: list[tuple[KeyPath, Any]]) -> bool:
+    return builtins.any(filtering(path, value) for path, value in found)
+
+
+def _is_named_tuple(x: Any) -> bool:
+    return isinstance(x, tuple) and hasattr(x, '_fields')
+
+
+def _is_hole(x: Any) -> bool:
+    """Whether a node is a named tuple without fields: what a mask leaves in place of a leaf."""
+    return _is_named_tuple(x) and not x._fields
+
+
+def _children(path: KeyPath, node: Any) -> list[tuple[KeyPath, Any]]:
+    """The children of a node with their paths; none for a leaf."""
+    if _is_named_tuple(node):
+        kind = type(node).__name__
+        return [((*path, NamedTupleKey(kind, f)), x) for f, x in zip(node._fields, node)]
+    if isinstance(node, dict):
+        return [((*path, DictKey(key)), x) for key, x in _in_order(node)]
+    if isinstance(node, (list, tuple)):
+        return [((*path, SequenceKey(i)), x) for i, x in enumerate(node)]
+    if is_leaf_node(node):
+        return []
+    xs, spec = flatten(node, lambda x: x is not node)
+    keys = [SequenceKey(e) if isinstance(e, int) else DictKey(e) for e in spec.entries()]
+    return [((*path, key), x) for key, x in zip(keys, xs)]
+
+
+def _in_order(node: dict[Any, Any]) -> Iterable[tuple[Any, Any]]:
+    try:
+        return sorted(node.items(), key=lambda item: item[0])
+    except TypeError:
+        return node.items()
+
+
+def _match(path: KeyPath, node: Any, key: Any) -> tuple[KeyPath, Any] | None:
+    if _is_named_tuple(node):
+        kind = type(node).__name__
+        if key == kind:
+            return path, node
+        if key in node._fields:
+            return (*path, NamedTupleKey(kind, key)), getattr(node, key)
+    elif isinstance(node, dict) and key in node:
+        return (*path, DictKey(key)), node[key]
+    return None
+
+
+def _find(path: KeyPath, tree: Any, key: Any) -> list[tuple[KeyPath, Any]]:
+    """The outermost matches, from left to right, and then those inside each of their nodes."""
+    pending, outer, found = [(path, tree)], [], []
+    while pending:
+        place, node = pending.pop()
+        match = _match(place, node, key)
+        if match is None:
+            pending.extend(reversed(_children(place, node)))
+        else:
+            outer.append((place, node))
+            found.append(match)
+    for place, node in outer:
+        for inner, child in _children(place, node):
+            found.extend(_find(inner, child, key))
+    return found
+
+
+def _replace(
+    path: KeyPath,
+    node: Any,
+    filtering: Callable[[KeyPath, Any], bool] | None,
+    values: dict[str, Any],
+) -> Any:
+    def replaces(name: Any, place: KeyPath, x: Any) -> bool:
+        return name in values and (filtering is None or filtering(place, x))
+
+    if _is_named_tuple(node) and replaces(type(node).__name__, path, node):
+        return values[type(node).__name__]
+    new = []
+    for place, child in _children(path, node):
+        name = _name(place[-1])
+        if name is not None and replaces(name, place, child) and _has_names(node):
+            new.append(values[name])
+        else:
+            new.append(_replace(place, child, filtering, values))
+    return _rebuild(node, new)
+
+
+def _has_names(node: Any) -> bool:
+    return isinstance(node, dict) or _is_named_tuple(node)
+
+
+def _name(key: NamedTupleKey | DictKey | SequenceKey) -> Any:
+    if isinstance(key, NamedTupleKey):
+        return key.name
+    return key.key if isinstance(key, DictKey) else None
+
+
+def _rebuild(node: Any, children: list[Any]) -> Any:
+    if _is_named_tuple(node):
+        return node._replace(**dict(zip(node._fields, children)))
+    if isinstance(node, dict):
+        new = copy.copy(node)  # keeps the type, the order of keys, and the factory of a defaultdict
+        new.update(zip([key for key, _ in _in_order(node)], children))
+        return new
+    if is_leaf_node(node):
+        return node
+    return unflatten(flatten(node, lambda x: x is not node)[1], children)
+
+
+def _names(tree: Any) -> list[str]:
+    """All names in a tree that :func:`set` could replace, each once."""
+    names: dict[str, None] = {}
+    pending: list[Any] = [tree]
+    while pending:
+        node = pending.pop()
+        for path, child in _children((), node):
+            if _has_names(node):
+                names[str(_name(path[-1]))] = None
+            pending.append(child)
+    return list(names)
+
+
+def _describe(path: KeyPath) -> str:
+    code = ''.join(f'.{key.name}' if isinstance(key, NamedTupleKey) else str(key) for key in path)
+    last = path[-1] if path else None
+    owner = f' (of {last.tuple_name})' if isinstance(last, NamedTupleKey) else ''
+    return f"'{code}'{owner}" if code else 'the root'

@@ -1,0 +1,577 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Remember, restore, copy and cut loose the state of modules and meta-optimizers.
+
+An inner loop leaves a module and its optimizer connected to everything they went through. Between
+two tasks the loop goes back to where it started (:func:`extract_state_dict`,
+:func:`recover_state_dict`) or goes on from where it is without the past (:func:`stop_gradient`).
+
+**What keeps a graph alive.** A graph lives as long as any tensor that was computed in it is
+reachable: the module's current parameters, the optimizer's moments, a state extracted by reference
+or by copy after a step, a loss kept in a list (keep ``loss.item()``). To release an unrolled loop,
+give *both* the module and the optimizer new tensors, by ``stop_gradient`` or
+``recover_state_dict``, and drop what else refers to it. Do so after the outer backward pass: a
+tensor that is detached in place no longer leads a later ``create_graph=True`` pass into its past.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from typing import Any, NamedTuple, TypeVar, overload
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torchopt.optim import Optimizer
+from torchopt.optim.meta import MetaOptimizer
+
+from torchopt import tree
+from torchopt.base import UninitializedState
+
+__all__ = [
+    'ModuleState',
+    'extract_module_containers',
+    'extract_state_dict',
+    'module_clone',
+    'module_detach_',
+    'recover_state_dict',
+    'stop_gradient',
+]
+
+T = TypeVar('T')
+Device = torch.device | str | int
+Container = MutableMapping[str, Any]
+
+_OPTIMIZERS = (MetaOptimizer, Optimizer)
+
+
+class ModuleState(NamedTuple):
+    """The tensors of a module at one moment; made by :func:`extract_state_dict`.
+
+    Attributes:
+        params: One dict of names and tensors per submodule that has parameters, in the order of
+            ``modules()``.
+        buffers: Likewise for buffers; empty if they were not asked for.
+        visual_contents: Names for the nodes of a graph drawn by ``torchopt.visual.make_dot``: the
+            name by parameter if it is a leaf, and otherwise the pair of name and parameter by its
+            ``grad_fn``. It refers to the module's own tensors, so it keeps their graph alive.
+        detach_buffers: Whether the buffers are copies without a graph, copied again whenever they
+            are recovered.
+    """
+
+    params: tuple[MutableMapping[str, Tensor], ...]
+    buffers: tuple[MutableMapping[str, Tensor], ...]
+    visual_contents: dict[Any, Any] | None = None
+    detach_buffers: bool = False
+
+
+# -- replication of tensors ------------------------------------------------------------------------
+
+
+def _reference(tensor: Tensor, device: Device | None) -> Tensor:
+    return tensor if device is None else tensor.to(device)
+
+
+def _copy(tensor: Tensor, device: Device | None) -> Tensor:
+    if is_lazy(tensor):
+        return copy.deepcopy(tensor)
+    moved = _reference(tensor, device)
+    return tensor.clone() if moved is tensor else moved
+
+
+def _deepcopy(tensor: Tensor, device: Device | None) -> Tensor:
+    if is_lazy(tensor):
+        return copy.deepcopy(tensor)
+    fresh = _copy(tensor.detach(), device)
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(fresh, requires_grad=tensor.requires_grad)
+    return fresh.requires_grad_(tensor.requires_grad)
+
+
+_REPLICATIONS: dict[str, Callable[[Tensor, Device | None], Tensor]] = {
+    'reference': _reference,
+    'ref': _reference,
+    'copy': _copy,
+    'clone': _copy,
+    'deepcopy': _deepcopy,
+    'deepclone': _deepcopy,
+}
+
+
+class _Replicate:
+    """Replicates leaves, each tensor once however often it is met: tied tensors stay tied."""
+
+    def __init__(self, by: str, device: Device | None = None) -> None:
+        if by not in _REPLICATIONS:
+            raise ValueError(
+                f'by: {by!r} is none of {", ".join(map(repr, _REPLICATIONS))}. Pass one of these'
+            )
+        self._function = _REPLICATIONS[by]
+        self._device = device
+        self._replicas: dict[Tensor, Tensor] = {}  # tensors hash by identity
+
+    def __call__(self, leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        if leaf not in self._replicas:
+            self._replicas[leaf] = self._function(leaf, self._device)
+        return self._replicas[leaf]
+
+    def container(self, container: Container) -> Container:
+        items = {name: self(tensor) for name, tensor in container.items() if tensor is not None}
+        return type(container)(items)  # type: ignore[call-arg]  # dict or OrderedDict
+
+
+def _unexpected(what: str, found: Any, expected: str) -> TypeError:
+    return TypeError(f'Unexpected class of {what}: {type(found).__name__}. Pass {expected}.')
+
+
+# -- extraction and recovery -----------------------------------------------------------------------
+
+
+def extract_module_containers(
+    module: nn.Module, with_buffers: bool = True
+) -> tuple[tuple[Container, ...], tuple[Container, ...]]:
+    """The live dicts in which a module keeps its tensors.
+
+    Writing to them changes the module. Empty ones are left out.
+
+    Args:
+        module: The module; its distinct submodules follow in the order of ``modules()``.
+        with_buffers: Whether to return the containers of buffers, too.
+
+    Returns:
+        The containers of parameters and the containers of buffers.
+
+    Raises:
+        TypeError: ``module`` is not a module.
+
+    Example:
+        >>> import torch, torchopt
+        >>> net = torch.nn.Sequential(
+        ...     torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.BatchNorm1d(3)
+        ... )
+        >>> params, buffers = torchopt.utils.extract_module_containers(net)
+        >>> [list(container) for container in params]
+        [['weight', 'bias'], ['weight', 'bias']]
+        >>> [list(container) for container in buffers]
+        [['running_mean', 'running_var', 'num_batches_tracked']]
+    """
+    if not isinstance(module, nn.Module):
+        raise _unexpected('module', module, 'a torch.nn.Module')
+    params = tuple(container for _, container in _named_containers(module, '_parameters'))
+    if not with_buffers:
+        return params, ()
+    return params, tuple(container for _, container in _named_containers(module, '_buffers'))
+
+
+def _named_containers(module: nn.Module, kind: str) -> list[tuple[str, Container]]:
+    return [
+        (path, vars(owner)[kind]) for path, owner in module.named_modules() if vars(owner)[kind]
+    ]
+
+
+@overload
+def extract_state_dict(
+    target: nn.Module,
+    *,
+    by: str = ...,
+    device: Device | None = ...,
+    with_buffers: bool = ...,
+    detach_buffers: bool = ...,
+    enable_visual: bool = ...,
+    visual_prefix: str = ...,
+) -> ModuleState: ...
+
+
+@overload
+def extract_state_dict(
+    target: MetaOptimizer | Optimizer,
+    *,
+    by: str = ...,
+    device: Device | None = ...,
+    with_buffers: bool = ...,
+    detach_buffers: bool = ...,
+    enable_visual: bool = ...,
+    visual_prefix: str = ...,
+) -> tuple[Any, ...]: ...
+
+
+def extract_state_dict(
+    target: nn.Module | MetaOptimizer | Optimizer,
+    *,
+    by: str = 'reference',
+    device: Device | None = None,
+    with_buffers: bool = True,
+    detach_buffers: bool = False,
+    enable_visual: bool = False,
+    visual_prefix: str = '',
+) -> ModuleState | tuple[Any, ...]:
+    """Remember the state of a module or an optimizer, for :func:`recover_state_dict`.
+
+    A tensor that is in several places (tied weights) is replicated once and stays tied. Other
+    leaves of an optimizer's state (numbers, None) are kept as they are. The meta members of a
+    :class:`torchopt.nn.MetaGradientModule` belong to the outer problem and are not part of its
+    state.
+
+    Args:
+        target: What to remember.
+        by: How the tensors are remembered.
+
+            * ``'reference'`` (``'ref'``): the same tensor objects. Costs nothing and keeps their
+              graph. In-place changes of the module's tensors, such as the running statistics of
+              batch normalization or a step of :class:`torchopt.Optimizer`, change the state, too.
+            * ``'copy'`` (``'clone'``): clones that are connected to the originals by the graph.
+            * ``'deepcopy'`` (``'deepclone'``): clones without a graph. They require grad where the
+              originals do, and parameters are parameters.
+        device: Where to put the tensors; None leaves them where they are.
+        with_buffers: Whether to remember buffers, too. For modules.
+        detach_buffers: Whether to remember buffers by ``'deepcopy'`` whatever ``by`` is. For
+            modules; an inner loop in training mode with batch normalization wants this.
+        enable_visual: Whether to fill :attr:`ModuleState.visual_contents`. For modules.
+        visual_prefix: Put before the names in it, as it is.
+
+    Returns:
+        A :class:`ModuleState` for a module; for an optimizer a tuple with the state of each
+        parameter group, which before the first step is :class:`torchopt.base.UninitializedState`.
+
+    Raises:
+        TypeError: ``target`` is neither a module nor an optimizer.
+        ValueError: ``by`` is none of the above.
+
+    Example:
+        >>> import torch, torchopt
+        >>> net = torch.nn.Linear(2, 1, bias=False)
+        >>> start = torchopt.extract_state_dict(net, by='reference')
+        >>> optimizer = torchopt.MetaSGD(net, lr=0.1)
+        >>> optimizer.step(net(torch.ones(2)).sum())
+        >>> net.weight is start.params[0]['weight']
+        False
+        >>> torchopt.recover_state_dict(net, start)
+        >>> net.weight is start.params[0]['weight']
+        True
+    """
+    replicate = _Replicate(by, device)
+    if isinstance(target, nn.Module):
+        params, buffers = extract_module_containers(target, with_buffers)
+        replicate_buffer = _Replicate('deepcopy', device) if detach_buffers else replicate
+        return ModuleState(
+            params=tuple(map(replicate.container, params)),
+            buffers=tuple(map(replicate_buffer.container, buffers)),
+            visual_contents=_visual_contents(target, visual_prefix) if enable_visual else None,
+            detach_buffers=detach_buffers,
+        )
+    if isinstance(target, _OPTIMIZERS):
+        return tuple(tree.map(replicate, state) for state in target.state_dict())
+    raise _unexpected('target', target, 'a torch.nn.Module, a MetaOptimizer or an Optimizer')
+
+
+def _visual_contents(module: nn.Module, prefix: str) -> dict[Any, Any]:
+    contents: dict[Any, Any] = {}
+    for name, param in module.named_parameters():
+        if param.grad_fn is None:
+            contents[param] = prefix + name
+        else:
+            contents[param.grad_fn] = (prefix + name, param)
+    return contents
+
+
+def recover_state_dict(target: nn.Module | MetaOptimizer | Optimizer, state: Any) -> None:
+    """Go back to a state that :func:`extract_state_dict` remembered.
+
+    The places of the module or optimizer are made to hold the tensors of the state; no values are
+    copied. So the module and the state **share tensors** afterwards, and what then changes the
+    module's tensors in place (running statistics, ``torch.no_grad()`` writes, a step of
+    :class:`torchopt.Optimizer`) changes the state as well. ``MetaOptimizer.step`` replaces tensors
+    and leaves the state as it is: recover it as often as you like. Buffers that were extracted with
+    ``detach_buffers=True`` are copied here, so the state keeps theirs.
+
+    Names and shapes are compared first; an error leaves the target as it was. A buffer that the
+    state does not have is left alone.
+
+    Args:
+        target: What to change.
+        state: A :class:`ModuleState` for a module, the tuple of states for an optimizer.
+
+    Raises:
+        TypeError: ``target`` is neither a module nor an optimizer, or ``state`` is not of the kind
+            for it.
+        ValueError: The state is that of another module or optimizer.
+
+    Example:
+        >>> import torch, torchopt
+        >>> small, large = torch.nn.Linear(2, 1), torch.nn.Linear(3, 1)
+        >>> torchopt.recover_state_dict(small, torchopt.extract_state_dict(large))
+        Traceback (most recent call last):
+            ...
+        ValueError: state: 'weight' has shape (1, 3), but the module has (1, 2)...
+    """
+    if isinstance(target, nn.Module):
+        if not isinstance(state, ModuleState):
+            raise _unexpected(
+                'state', state, 'the ModuleState that extract_state_dict returned for a module'
+            )
+        params, buffers = extract_module_containers(target)
+        _check_containers(
+            'parameter', state.params, _named_containers(target, '_parameters'), complete=True
+        )
+        saved_buffers = state.buffers
+        if saved_buffers:
+            _check_containers(
+                'buffer', saved_buffers, _named_containers(target, '_buffers'), complete=False
+            )
+            if state.detach_buffers:
+                saved_buffers = tuple(map(_Replicate('deepcopy').container, saved_buffers))
+        else:
+            buffers = ()
+        for container, saved in zip(params + buffers, state.params + saved_buffers, strict=True):
+            container.update(saved)
+    elif isinstance(target, _OPTIMIZERS):
+        _check_optimizer_state(state, target.state_dict())
+        target.load_state_dict(state)
+    else:
+        raise _unexpected('target', target, 'a torch.nn.Module, a MetaOptimizer or an Optimizer')
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...] | None:
+    return None if is_lazy(tensor) else tuple(tensor.shape)
+
+
+def _check_containers(
+    kind: str,
+    saved: tuple[Mapping[str, Tensor], ...],
+    live: list[tuple[str, Container]],
+    *,
+    complete: bool,
+) -> None:
+    """Require the same names and shapes; all live names only if ``complete``."""
+    blame = 'It is the state of another module.'
+    if len(saved) != len(live):
+        raise ValueError(
+            f'state: it has {kind}s of {len(saved)} submodules, but the module has {kind}s of '
+            f'{len(live)}. {blame}'
+        )
+    for entries, (path, container) in zip(saved, live, strict=True):
+        prefix = f'{path}.' if path else ''
+        for name, tensor in entries.items():
+            if name not in container:
+                raise ValueError(
+                    f'state: it has {prefix + name!r}, but the module has no such {kind}. {blame}'
+                )
+            place = container[name]
+            if place is not None and _shape(place) != _shape(tensor):
+                raise ValueError(
+                    f'state: {prefix + name!r} has shape {_shape(tensor)}, '
+                    f'but the module has {_shape(place)}. {blame}'
+                )
+        if complete:
+            for name, place in container.items():
+                if place is not None and name not in entries:
+                    raise ValueError(
+                        f'state: the {kind} {prefix + name!r} of the module is not in it. {blame}'
+                    )
+
+
+def _check_optimizer_state(state: Any, current: tuple[Any, ...]) -> None:
+    if isinstance(state, ModuleState) or not isinstance(state, (tuple, list)):
+        raise _unexpected(
+            'state', state, 'the tuple that extract_state_dict returned for an optimizer'
+        )
+    blame = 'It is the state of another optimizer.'
+    if len(state) != len(current):
+        raise ValueError(
+            f'state: it has {len(state)} parameter groups, but the optimizer has {len(current)}. '
+            f'{blame}'
+        )
+    for i, (new, old) in enumerate(zip(state, current, strict=True)):
+        if isinstance(new, UninitializedState) or isinstance(old, UninitializedState):
+            continue  # nothing to compare yet
+        if tree.structure(new) != tree.structure(old):
+            raise ValueError(
+                f'state[{i}] does not have the structure of the state of group {i}. {blame}'
+            )
+        for (path, x), y in zip(tree.flatten_with_path(new), tree.flatten(old)[0], strict=True):
+            if isinstance(x, Tensor) and isinstance(y, Tensor) and x.shape != y.shape:
+                raise ValueError(
+                    f'state[{i}]{path} has shape {tuple(x.shape)}, '
+                    f'but the optimizer has {tuple(y.shape)}. {blame}'
+                )
+
+
+# -- cutting the graph -----------------------------------------------------------------------------
+
+
+class _Place(NamedTuple):
+    """A tensor, how to reach it, and how to put another one in its place, where that can be done."""
+
+    path: str
+    tensor: Tensor
+    put: Callable[[Tensor], None] | None = None
+
+
+def _places(target: Any) -> Iterator[_Place]:
+    """The tensors that :func:`stop_gradient` is about."""
+    if isinstance(target, nn.Module):
+        yield from _container_places(extract_module_containers(target, with_buffers=False)[0])
+    elif isinstance(target, ModuleState):
+        yield from _container_places(target.params + target.buffers)
+    elif isinstance(target, _OPTIMIZERS):
+        yield from _places(target.state_dict())
+    elif isinstance(target, Tensor):
+        yield _Place('', target)
+    elif not tree.is_leaf_node(target):
+        for path, leaf in tree.flatten_with_path(target, lambda x: isinstance(x, ModuleState)):
+            yield from (place._replace(path=path + place.path) for place in _places(leaf))
+
+
+def _container_places(containers: Iterable[Container]) -> Iterator[_Place]:
+    for container in containers:
+        for name, tensor in container.items():
+            if tensor is not None:
+                put = functools.partial(container.__setitem__, name)
+                yield _Place(f'[{name!r}]', tensor, put)
+
+
+def stop_gradient(target: Any) -> None:
+    """Cut tensors loose from their past, in place: they become leaves with the same values.
+
+    What required grad still does, so a loop can go on from here. The graph behind is released once
+    nothing else refers to it.
+
+    Args:
+        target: What to detach:
+
+            * a module: its parameters, and not its buffers or meta members, which may carry what an
+              outer problem trains;
+            * a :class:`ModuleState`: its parameters and buffers;
+            * a :class:`torchopt.MetaOptimizer` or :class:`torchopt.Optimizer`: its state;
+            * any tree of these and of tensors; other leaves are left alone.
+
+    Raises:
+        ValueError: A tensor that carries a graph is a view of another, which cannot be detached in
+            place, and is not in a module or a ``ModuleState``, where it would be replaced. Nothing
+            is detached then.
+
+    Example:
+        >>> import torch, torchopt
+        >>> net = torch.nn.Linear(2, 1)
+        >>> optimizer = torchopt.MetaAdam(net, lr=0.1)
+        >>> optimizer.step(net(torch.ones(2)).sum())
+        >>> net.weight.grad_fn is None
+        False
+        >>> torchopt.stop_gradient((net, optimizer))
+        >>> net.weight.grad_fn is None, net.weight.requires_grad
+        (True, True)
+    """
+    places = [place for place in _places(target) if place.tensor.grad_fn is not None]
+    for path, tensor, put in places:
+        if put is None and tensor._is_view():
+            raise ValueError(
+                f'target{path}: this tensor is a view of another and cannot be detached in place. '
+                'Use its detach() or clone() instead'
+            )
+    detached = _Replicate('deepcopy')
+    for _, tensor, put in places:
+        if put is not None and tensor._is_view():
+            put(detached(tensor))
+        else:
+            tensor.detach_().requires_grad_()
+
+
+def module_detach_(target: T) -> T:
+    """Apply :func:`stop_gradient` and return the same object.
+
+    Args:
+        target: A module, a :class:`ModuleState`, an optimizer, or any tree.
+
+    Returns:
+        ``target``.
+
+    Example:
+        >>> import torch, torchopt
+        >>> x = torch.ones(2, requires_grad=True)
+        >>> torchopt.module_detach_({'y': 2 * x})
+        {'y': tensor([2., 2.], requires_grad=True)}
+    """
+    stop_gradient(target)
+    return target
+
+
+# -- cloning ---------------------------------------------------------------------------------------
+
+
+def module_clone(
+    target: T, *, by: str = 'reference', detach_buffers: bool = False, device: Device | None = None
+) -> T:
+    """Copy the structure of a module or an optimizer, and its tensors as ``by`` says.
+
+    The copy shares no Python container with the original: training one does not touch the other.
+    All tensors that the target holds are replicated, meta members and plain attributes included,
+    each once: what was tied is tied in the copy. Cloning a module and its optimizer together,
+    ``module_clone((net, optimizer))``, keeps them connected; the clone of an optimizer alone steps
+    parameters of its own.
+
+    Args:
+        target: A module, an optimizer, or a tree of these and of tensors; other leaves are kept as
+            they are.
+        by: ``'reference'``, ``'copy'`` or ``'deepcopy'`` (or their second names), as in
+            :func:`extract_state_dict`.
+        detach_buffers: Whether to replicate buffers by ``'deepcopy'`` whatever ``by`` is.
+        device: Where to put the tensors; None leaves them where they are.
+
+    Returns:
+        The copy.
+
+    Raises:
+        ValueError: ``by`` is none of the above.
+
+    Example:
+        >>> import torch, torchopt
+        >>> net = torch.nn.Linear(2, 1)
+        >>> twin = torchopt.module_clone(net, by='reference')
+        >>> twin is net, twin.weight is net.weight
+        (False, True)
+        >>> torchopt.module_clone(net, by='copy').weight.grad_fn
+        <CloneBackward0 object at ...>
+    """
+    replicate = _Replicate(by, device)
+    held = [leaf for leaf in tree.leaves(target) if isinstance(leaf, (nn.Module, *_OPTIMIZERS))]
+    tensors, buffers = _tensors_in(held)
+    memo: dict[int, Any] = {}
+    if detach_buffers:
+        replicate_buffer = _Replicate('deepcopy', device)
+        memo.update((id(buffer), replicate_buffer(buffer)) for buffer in buffers)
+    memo.update((id(tensor), replicate(tensor)) for tensor in tensors if id(tensor) not in memo)
+
+    def clone(leaf: Any) -> Any:
+        if isinstance(leaf, (nn.Module, *_OPTIMIZERS)):
+            return copy.deepcopy(leaf, memo)
+        return replicate(leaf)
+
+    return tree.map(clone, target)  # type: ignore[no-any-return]
+
+
+def _tensors_in(roots: list[Any]) -> tuple[list[Tensor], list[Tensor]]:
+    """All tensors that a deep copy of the roots would meet, and those of them that are buffers."""
+    tensors: list[Tensor] = []
+    buffers: list[Tensor] = []
+    seen: set[int] = set()
+    stack = list(roots)
+    while stack:
+        item = stack.pop()
+        if isinstance(item, Tensor):
+            tensors.append(item)
+            continue
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, nn.Module):
+            buffers.extend(buffer for buffer in item._buffers.values() if buffer is not None)
+        if isinstance(item, (nn.Module, *_OPTIMIZERS)):
+            stack.append(vars(item))
+        elif isinstance(item, Mapping):
+            stack.extend(item.values())
+        elif isinstance(item, (tuple, list, set, frozenset)):
+            stack.extend(item)
+    return tensors, buffers
