@@ -2,9 +2,11 @@
 """Write one API page per public module, and find the public names that lack a docstring.
 
 A module is public when no part of its dotted name begins with an underscore; its public names are
-those in its ``__all__``. A name is described in full at its home, and with its first line and a link
-wherever it is exported again, so that every public spelling has an entry of its own. Nothing here
-knows a module by name: a new one gets its page by existing.
+those in its ``__all__``. A name is described in full at its home, and with its first line and a
+link wherever it is exported again, so that every public spelling has an entry of its own. A file
+inside a package whose names the package exports, all of them, is layout rather than API: it has no
+page, and the package is the home of its names. Nothing here knows a module by name: a new one gets
+its page by existing.
 
 Standard library only: the tests use it too.
 """
@@ -17,7 +19,7 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -26,13 +28,14 @@ __all__ = ['PublicName', 'public_modules', 'public_names', 'undocumented', 'writ
 
 
 class PublicName(NamedTuple):
-    """One entry of the API: ``name`` as exported by ``module``, defined in ``home``."""
+    """One entry: ``name`` as exported by ``module``, bound as ``original`` in ``home``."""
 
     module: str
     name: str
     value: Any
     home: str
     original: str
+    doc: str
 
     @property
     def path(self) -> str:
@@ -63,7 +66,7 @@ def _is_own(home: str, package: str) -> bool:
     return home == package or home.startswith(f'{package}.')
 
 
-@lru_cache(maxsize=None)
+@cache
 def _source(module: str) -> tuple[ast.Module, tuple[str, ...]]:
     """Parse the source of an imported module; an empty tree when it has none."""
     file = getattr(sys.modules.get(module), '__file__', None)
@@ -114,7 +117,7 @@ def _origin(module: str, name: str) -> tuple[str, str]:
 
 
 def _comment_on(module: str, name: str) -> str:
-    """Return the documentation of a module-level constant: `#:` lines above it, or a string below it."""
+    """Return a constant's documentation: `#:` lines above it, or a string below it."""
     tree, lines = _source(module)
     statements = _statements(tree.body)
     for node, after in zip(statements, [*statements[1:], None], strict=True):
@@ -135,19 +138,36 @@ def _comment_on(module: str, name: str) -> str:
     return ''
 
 
-def docstring(entry: PublicName) -> str:
-    """Return the entry's own documentation, or an empty string when it has none.
+def _docstring(value: Any, home: str, original: str) -> str:
+    """Return a value's own documentation, or an empty string when it has none.
 
     What a class inherits and what NamedTuple and dataclass make up do not count.
     """
-    value = entry.value
     if inspect.ismodule(value) or inspect.isroutine(value):
         return inspect.getdoc(value) or ''
     if inspect.isclass(value):
         text = value.__dict__.get('__doc__') or ''
         return '' if text.startswith(f'{value.__name__}(') else inspect.cleandoc(text)
     own = getattr(value, '__dict__', {}).get('__doc__') if callable(value) else None
-    return _comment_on(entry.home, entry.original) or (own if isinstance(own, str) else '')
+    return _comment_on(home, original) or (own if isinstance(own, str) else '')
+
+
+def paged_modules(package: str = 'torchopt') -> list[ModuleType]:
+    """List the public modules that have a page: all but those that their package exports whole."""
+    found = []
+    for module in public_modules(package):
+        parent, _, child = module.__name__.rpartition('.')
+        if parent in ('', package):
+            found.append(module)
+            continue
+        above = sys.modules[parent]
+        whole = all(
+            name in above.__all__ and getattr(above, name, None) is getattr(module, name)
+            for name in module.__all__
+        )
+        if not whole or (getattr(above, child, None) is module and child in above.__all__):
+            found.append(module)
+    return found
 
 
 def public_names(package: str = 'torchopt') -> list[PublicName]:
@@ -163,13 +183,19 @@ def public_names(package: str = 'torchopt') -> list[PublicName]:
         for name in exports[module.__name__]:
             value = getattr(module, name)
             home, original = _origin(module.__name__, name)
-            made_in = getattr(value, '__module__', None)
+            made_in = None
+            if inspect.isclass(value) or inspect.isroutine(value):
+                made_in = getattr(value, '__module__', None)
+            if made_in is not None and not _is_own(made_in, package):
+                # Somebody else's, however it came here: they document it.
+                home, original = made_in, value.__name__
             if home == module.__name__ and made_in in exports and made_in != home:
                 # Bound by something other than a from-import, such as `Adagrad = adagrad.AdaGrad`.
                 made_as = getattr(value, '__name__', name)
                 if made_as in exports[made_in]:
                     home, original = made_in, made_as
-            entries.append(PublicName(module.__name__, name, value, home, original))
+            doc = _docstring(value, home, original).strip()
+            entries.append(PublicName(module.__name__, name, value, home, original, doc))
     return entries
 
 
@@ -177,7 +203,7 @@ def undocumented(package: str = 'torchopt') -> list[str]:
     """List the dotted public names without a docstring, modules included."""
     missing = [m.__name__ for m in public_modules(package) if not (m.__doc__ or '').strip()]
     for entry in public_names(package):
-        if _is_own(entry.home, package) and not docstring(entry).strip():
+        if _is_own(entry.home, package) and not entry.doc:
             missing.append(entry.path)
     return sorted(set(missing))
 
@@ -196,57 +222,70 @@ def _full(entry: PublicName) -> list[str]:
         lines += ['   :members:', '   :show-inheritance:']
     if kind == 'data':
         # The value of a constant or the expansion of a type alias says less than its comment.
-        lines = [f'.. py:data:: {entry.path}', '']
-        lines += [f'   {line}'.rstrip() for line in docstring(entry).splitlines()]
+        lines = [f'.. py:data:: {entry.name}', '']
+        lines += [f'   {line}'.rstrip() for line in entry.doc.splitlines()]
     return [*lines, '']
 
 
-def _again(entry: PublicName, documented: set[str], package: str) -> list[str]:
+def _again(entry: PublicName, package: str) -> list[str]:
     """Return the reST of a name that has its full entry elsewhere."""
     kind = _directive(entry)
     signature = '(...)' if kind == 'function' else ''
-    first = docstring(entry).strip().partition('\n')[0]
-    lines = [f'.. py:{kind}:: {entry.path}{signature}', '']
-    if entry.home_path in documented:
-        return [*lines, f'   {first}'.rstrip(), f'   The same as :py:obj:`{entry.home_path}`.', '']
+    # Inside automodule's py:module, so the bare name gets the module in front.
+    lines = [f'.. py:{kind}:: {entry.name}{signature}', '']
     if _is_own(entry.home, package):
-        return [*lines, f'   {first}'.rstrip(), '']
+        first = entry.doc.partition('\n')[0]
+        return [*lines, f'   {first}', '', f'   The same as :py:obj:`{entry.home_path}`.', '']
     return [*lines, f'   ``{entry.home_path}``, exported again.', '']
+
+
+def _nearest(module: str, paged: set[str]) -> str:
+    """Return the innermost package with a page that holds a module; itself if there is none."""
+    name = module
+    while name and name not in paged:
+        name = name.rpartition('.')[0]
+    return name or module
 
 
 def write(folder: Path, package: str = 'torchopt') -> list[Path]:
     """Write a page for every public module into ``folder``, and return their paths.
 
-    Files whose text would not change are left alone, so that a second build has nothing to do; pages
-    of modules that are gone are removed.
+    Files whose text would not change are left alone, so that a second build has nothing to do;
+    pages of modules that are gone are removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    entries = public_names(package)
+    modules = paged_modules(package)
+    paged = {module.__name__ for module in modules}
+    entries = [
+        entry._replace(home=_nearest(entry.home, paged))
+        for entry in public_names(package)
+        if entry.module in paged
+    ]
     exported = {entry.path for entry in entries}
-    # A name exported from a private module is documented at the first public place that has it.
-    first_place: dict[str, str] = {}
+    # A name that its home keeps to itself is documented at the first public place that has it.
+    places: dict[str, str] = {}
     for entry in sorted(entries, key=lambda e: (-e.module.count('.'), e.module)):
         if _is_own(entry.home, package) and entry.home_path not in exported:
-            first_place.setdefault(entry.home_path, entry.path)
-    full = {e.path for e in entries if e.path == e.home_path} | set(first_place.values())
+            places.setdefault(entry.home_path, entry.module)
+    entries = [
+        entry._replace(home=places[entry.home_path], original=entry.name)
+        if entry.home_path in places
+        else entry
+        for entry in entries
+    ]
 
     paths = []
-    for module in public_modules(package):
+    for module in modules:
         name = module.__name__
         title = f'``{name}``'
         page = [title, '=' * len(title), '', f'.. automodule:: {name}', '   :no-members:', '']
         for entry in (e for e in entries if e.module == name):
             if inspect.ismodule(entry.value):
                 page += [f'* :py:mod:`{entry.value.__name__}`', '']
-            elif entry.path in full:
+            elif entry.path == entry.home_path:
                 page += _full(entry)
             else:
-                here = first_place.get(entry.home_path)
-                if here is not None:
-                    home, _, original = here.rpartition('.')
-                    page += _again(entry._replace(home=home, original=original), full, package)
-                else:
-                    page += _again(entry, full, package)
+                page += _again(entry, package)
         paths.append(folder / f'{name}.rst')
         text = '\n'.join(page)
         if not paths[-1].exists() or paths[-1].read_text(encoding='utf-8') != text:

@@ -16,7 +16,7 @@ import api_pages  # noqa: E402
 
 project = 'torchopt'
 author = about.__author__
-copyright = author  # noqa: A001
+copyright = author
 version = release = about.__version__
 
 extensions = [
@@ -32,8 +32,8 @@ source_suffix = {'.rst': 'restructuredtext', '.md': 'myst-nb', '.ipynb': 'myst-n
 # A page that links to nothing, or two pages for one name, is worth a failed build; a type in a
 # signature that belongs to torch is not, since no inventory of theirs is at hand offline.
 nitpicky = False
-# The porting pages and the guides are written one by one; a build may come before them.
-suppress_warnings = ['toc.empty_glob']
+# A type in a signature whose short name two modules have. (A link in a text says the full name.)
+suppress_warnings = ['ref.python']
 
 autodoc_member_order = 'bysource'
 autodoc_typehints = 'signature'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every test starts from: the same seeds, one thread, float32, and no state left by another test."""
+"""What every test starts from: the same seeds, one thread, the default dtype."""
 
 from __future__ import annotations
 

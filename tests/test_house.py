@@ -25,8 +25,8 @@ FACE = '__init__'
 FLOORS = {
     room: floor
     for floor, rooms in {
-        0: 'version',
-        1: 'tree _C checks numerics assignment isotonic second_order',
+        0: 'version numerics',
+        1: 'tree _C checks assignment isotonic second_order',
         2: 'base pytree linear_solve linesearch projections prox perturbations microbatching '
         'distributed visual interop',
         3: 'transform schedule losses implicit_diff update typing combine clip hook',
@@ -185,9 +185,7 @@ def keepers(house: House) -> Iterator[str]:
         for found in house.imports(module):
             for target, keeper in KEEPERS.items():
                 if reaches(found.name, target) and module.room != keeper:
-                    yield (
-                        f'{house.where(module, found.line)}: only {keeper}/ may import {target}'
-                    )
+                    yield (f'{house.where(module, found.line)}: only {keeper}/ may import {target}')
             if found.name.partition('.')[0] in BANNED:
                 yield f'{house.where(module, found.line)}: nothing may import {found.name}'
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run every Python block of the README and of the documentation.
 
-The blocks of one file share a namespace and run in order, as a reader would type them. A block that
-cannot run (it needs two machines, or shows a mistake) is preceded by a line ``<!-- not executed -->``
-or ``<!-- not executed: why -->``; it must still be valid Python.
+The blocks of one file share a namespace and run in order, as a reader would type them. A block
+that cannot run (it needs two machines, or shows a mistake) is preceded by a line
+``<!-- not executed -->`` or ``<!-- not executed: why -->``; it must still be valid Python.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FILES = [
     ROOT / 'README.md',
+    ROOT / 'CONTRIBUTING.md',
     *sorted(p for p in (ROOT / 'docs').rglob('*.md') if '_build' not in p.parts),
 ]
 
@@ -91,9 +92,7 @@ def run(path: Path, name: str) -> int:
             # Blank lines in front make every line number, in tracebacks too, that of the file.
             padded = '\n' * (block.line - 1) + block.code
             try:
-                code = compile(
-                    ast.parse(padded, str(path)), str(path), 'exec', dont_inherit=True
-                )
+                code = compile(ast.parse(padded, str(path)), str(path), 'exec', dont_inherit=True)
                 if block.executed:
                     exec(code, module.__dict__)
                     executed += 1

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 __all__ = [
     'abs_sq',
@@ -48,6 +49,8 @@ def on_host(x: Any) -> float | int | None:
     if type(x) is not torch.Tensor or is_transformed(x):
         return None
     if x.device.type != 'cpu' or x.requires_grad or x.numel() != 1 or x.is_complex():
+        return None
+    if x.is_floating_point() and forward_ad.unpack_dual(x).tangent is not None:
         return None
     return x.item()
 
@@ -111,8 +114,8 @@ def ema(old: torch.Tensor, new: torch.Tensor, decay: Any) -> torch.Tensor:
     Written with a scaled addition, not with ``lerp`` or ``addcmul``: compiling those under ``torch.func.grad`` fails
     on torch 2.13, and :math:`1 - \beta` is formed in double precision.
     """
-    decay = as_scalar_like(decay, old)
     if isinstance(decay, torch.Tensor):
+        decay = as_scalar_like(decay, old)
         return old * decay + new * (1 - decay)
     return torch.add(old * decay, new, alpha=1.0 - decay)
 

@@ -16,7 +16,7 @@ import torch
 import torch.distributed.rpc as rpc
 
 from torchopt.tree import add_scale, optree_names, vdot
-from torchopt.tree.optree_names import *
+from torchopt.tree.optree_names import *  # noqa: F403
 from torchopt.tree.optree_names import tree_flatten, tree_flatten_with_accessor, tree_map, typing
 
 if TYPE_CHECKING:
@@ -233,8 +233,7 @@ def tree_sub_scalar_mul(tree_x: Any, tree_y: Any, alpha: Any = None) -> Any:
 
 
 def tree_vdot_real(tree_x: Any, tree_y: Any) -> float:
-    r"""The real part of :math:`\sum_i \bar x_i y_i` over all elements of two trees, as a Python
-    float.
+    r"""The real part of :math:`\sum_i \bar x_i y_i` as a Python float.
 
     Reading the float waits for the device; :func:`torchopt.tree.vdot` returns a tensor, and can be
     traced.

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, Union, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 import torch.distributed.rpc as rpc
@@ -64,7 +64,7 @@ Scalar: TypeAlias = float | int | bool
 Numeric: TypeAlias = Tensor | Scalar
 Schedule: TypeAlias = Callable[[Numeric], Numeric]
 ScalarOrSchedule: TypeAlias = float | Schedule
-Device: TypeAlias = Union[torch.device, str, int]
+Device: TypeAlias = torch.device | str | int
 Size = torch.Size
 
 OptionalTensor: TypeAlias = Tensor | None

@@ -23,11 +23,10 @@ from typing import Any, NamedTuple, TypeVar, overload
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torchopt.optim import Optimizer
-from torchopt.optim.meta import MetaOptimizer
 
 from torchopt import tree
-from torchopt.base import UninitializedState
+from torchopt.optim import Optimizer
+from torchopt.optim.meta import MetaOptimizer
 
 __all__ = [
     'ModuleState',
@@ -309,9 +308,7 @@ def recover_state_dict(target: nn.Module | MetaOptimizer | Optimizer, state: Any
     """
     if isinstance(target, nn.Module):
         if not isinstance(state, ModuleState):
-            raise _unexpected(
-                'state', state, 'the ModuleState that extract_state_dict returned for a module'
-            )
+            raise _unexpected('state', state, 'the ModuleState extracted from a module')
         params, buffers = extract_module_containers(target)
         _check_containers(
             'parameter', state.params, _named_containers(target, '_parameters'), complete=True
@@ -328,7 +325,8 @@ def recover_state_dict(target: nn.Module | MetaOptimizer | Optimizer, state: Any
         for container, saved in zip(params + buffers, state.params + saved_buffers, strict=True):
             container.update(saved)
     elif isinstance(target, _OPTIMIZERS):
-        _check_optimizer_state(state, target.state_dict())
+        if isinstance(state, ModuleState) or not isinstance(state, (tuple, list)):
+            raise _unexpected('state', state, 'the tuple extracted from an optimizer')
         target.load_state_dict(state)
     else:
         raise _unexpected('target', target, 'a torch.nn.Module, a MetaOptimizer or an Optimizer')
@@ -373,37 +371,11 @@ def _check_containers(
                     )
 
 
-def _check_optimizer_state(state: Any, current: tuple[Any, ...]) -> None:
-    if isinstance(state, ModuleState) or not isinstance(state, (tuple, list)):
-        raise _unexpected(
-            'state', state, 'the tuple that extract_state_dict returned for an optimizer'
-        )
-    blame = 'It is the state of another optimizer.'
-    if len(state) != len(current):
-        raise ValueError(
-            f'state: it has {len(state)} parameter groups, but the optimizer has {len(current)}. '
-            f'{blame}'
-        )
-    for i, (new, old) in enumerate(zip(state, current, strict=True)):
-        if isinstance(new, UninitializedState) or isinstance(old, UninitializedState):
-            continue  # nothing to compare yet
-        if tree.structure(new) != tree.structure(old):
-            raise ValueError(
-                f'state[{i}] does not have the structure of the state of group {i}. {blame}'
-            )
-        for (path, x), y in zip(tree.flatten_with_path(new), tree.flatten(old)[0], strict=True):
-            if isinstance(x, Tensor) and isinstance(y, Tensor) and x.shape != y.shape:
-                raise ValueError(
-                    f'state[{i}]{path} has shape {tuple(x.shape)}, '
-                    f'but the optimizer has {tuple(y.shape)}. {blame}'
-                )
-
-
 # -- cutting the graph -----------------------------------------------------------------------------
 
 
 class _Place(NamedTuple):
-    """A tensor, how to reach it, and how to put another one in its place, where that can be done."""
+    """A tensor, how to reach it, and, where possible, how to put another in its place."""
 
     path: str
     tensor: Tensor

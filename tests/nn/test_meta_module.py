@@ -224,9 +224,9 @@ def test_meta_inputs_cannot_be_registered_as_ordinary_members():
     for value in (phi, net.weight):
         with pytest.raises(ValueError, match=re.escape(text)):
             module.register_parameter('x', value)
-    with pytest.raises(ValueError, match='Use self.add_meta_module'):
+    with pytest.raises(ValueError, match=r'Use self\.add_meta_module'):
         module.add_module('x', net)
-    with pytest.raises(ValueError, match='Use self.add_meta_module'):
+    with pytest.raises(ValueError, match=r'Use self\.add_meta_module'):
         module.register_module('x', net)
     assert not hasattr(module, 'x')
 

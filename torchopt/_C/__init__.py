@@ -7,8 +7,8 @@ package computes is computed in plain torch.
 
 from __future__ import annotations
 
-# First torch, then the compiled module: torch brings the OpenMP runtime, and a module that is loaded
-# later shares it. In the other order the process ends up with two, which slow each other down.
+# First torch, then the compiled module: torch brings the OpenMP runtime, and a module loaded later
+# shares it. In the other order the process ends up with two, which slow each other down.
 import torch  # noqa: F401
 
 try:
@@ -44,9 +44,9 @@ def build_info() -> dict[str, object]:
     """Tell how the compiled module was built.
 
     Returns:
-        A dictionary. ``'compiled'`` says whether the module is present; where it is not, this is the
-        only entry. The others: ``'version'`` of the package at build time, ``'build_type'`` of CMake,
-        ``'compiler_id'`` and ``'compiler_version'``, ``'cxx_standard'`` (17 for C++17),
+        A dictionary. ``'compiled'`` says whether the module is present; where it is not, this is
+        the only entry. The others: ``'version'`` of the package at build time, ``'build_type'`` of
+        CMake, ``'compiler_id'`` and ``'compiler_version'``, ``'cxx_standard'`` (17 for C++17),
         ``'pybind11_version'``, ``'openmp'`` (whether the module was compiled with it),
         ``'openmp_version'`` (the date in the standard's ``_OPENMP``, or ``None``), and
         ``'openmp_max_threads'`` (what the runtime would use now; it follows

@@ -88,13 +88,15 @@ def scale_by_adam(
     ) -> tuple[Any, ScaleByAdamState]:
         count = increment(state.count)
         c1, c2 = bias_correction(b1, count), bias_correction(b2, count)
+        # With both corrections moved onto scalars: m / (sqrt(v + c2 eps_root) c1 / sqrt(c2) + c1 eps).
+        slope, offset, shift = c1 / c2**0.5, c1 * eps, c2 * eps_root
+        shifted = checks.nonzero(eps_root)
 
         def rule(g: Tensor, m: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             m = ema(m, g, b1)
             v = ema(v, abs_sq(g), b2)
-            v_hat = v / as_scalar_like(c2, v)
-            root = safe_sqrt(v_hat + as_scalar_like(eps_root, v) if checks.nonzero(eps_root) else v_hat)
-            return m / ((root + as_scalar_like(eps, v)) * as_scalar_like(c1, v)), m, v
+            root = safe_sqrt(v + as_scalar_like(shift, v) if shifted else v)
+            return m / (root * as_scalar_like(slope, v) + as_scalar_like(offset, v)), m, v
 
         updates, mu, nu = tree.apply_rule(rule, updates, state.mu, state.nu, inplace=inplace)
         return updates, ScaleByAdamState(count, mu, nu)

@@ -19,7 +19,7 @@ class TraceState(NamedTuple):
     """State of :func:`trace`: the decaying sum, and the steps taken where dampening has to know the first one."""
 
     trace: Any
-    count: Any = None
+    count: Any = ()
 
 
 @factory
@@ -71,7 +71,7 @@ def trace(
 
     def init(params: Any) -> TraceState:
         zeros = tree.zero_moment(params, requires_grad=moment_requires_grad)
-        return TraceState(zeros, zero_count() if damped else None)
+        return TraceState(zeros, zero_count() if damped else ())
 
     def update(
         updates: Any, state: TraceState, params: Any = None, *, inplace: bool = False
@@ -84,7 +84,7 @@ def trace(
             return (g + b * mu if nesterov else b), b
 
         updates, new = tree.apply_rule(rule, updates, state.trace, inplace=inplace)
-        return updates, TraceState(new, increment(state.count) if damped else None)
+        return updates, TraceState(new, increment(state.count) if damped else ())
 
     return GradientTransformation(init, update)
 

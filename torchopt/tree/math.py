@@ -592,8 +592,8 @@ def _blame_leaf(tree: Any, rest: tuple[Any, ...]) -> None:
                     f'Put None, or a tensor, in both places.'
                 )
             try:
-                torch.broadcast_shapes(getattr(x, 'shape', ()), getattr(y, 'shape', ()))
-            except RuntimeError:
+                np.broadcast_shapes(np.shape(x), np.shape(y))
+            except ValueError:
                 raise ValueError(
                     describe_shapes(y, x, f'tree {i}{path}', f'tree 1{path}')
                 ) from None

@@ -129,22 +129,25 @@ def apply_rule(
     leaves, spec = flatten(updates)
     columns = [flatten_up_to(spec, m, name='state', like='updates') for m in moments]
     columns += [flatten_up_to(spec, r, name='params', like='updates') for r in reads]
-    n = len(moments)
-    for i, row in enumerate(zip(leaves, *columns)):
-        g = row[0]
+    n = len(moments) + 1
+    rows = list(zip(leaves, *columns))
+    for i, (g, *others) in enumerate(rows):
         if g is None:
             continue
-        if not _is_inexact(g) or any(getattr(x, 'shape', None) != g.shape for x in row[1:]):
-            _raise_mismatch(updates, i, row, n)
-    rows = []
+        if not _is_inexact(g):
+            _raise_mismatch(updates, i, rows[i], n)
+        shape = g.shape
+        for x in others:
+            if getattr(x, 'shape', None) != shape:
+                _raise_mismatch(updates, i, rows[i], n)
+    settle = _lay_into if inplace else _keep_dtype
     with torch.no_grad() if inplace else contextlib.nullcontext():
-        for row in zip(leaves, *columns):
+        for i, row in enumerate(rows):
             if row[0] is None:
-                rows.append(row[: n + 1])
-                continue
-            u, *new = rule(*row)
-            settle = _lay_into if inplace else _keep_dtype
-            rows.append((u, *[settle(old, x) for old, x in zip(row[1:], new)]))
+                rows[i] = row[:n]
+            else:
+                new = rule(*row)
+                rows[i] = (new[0], *[settle(old, x) for old, x in zip(row[1:n], new[1:])])
     return tuple(unflatten(spec, column) for column in zip(*rows)) if rows else (updates, *moments)
 
 
@@ -161,11 +164,11 @@ def _overlaps(x: torch.Tensor) -> bool:
     return not x.is_contiguous() and 0 in x.stride()
 
 
-def _raise_mismatch(updates: Any, i: int, row: tuple[Any, ...], n_moments: int) -> None:
+def _raise_mismatch(updates: Any, i: int, row: tuple[Any, ...], n: int) -> None:
     path = flatten_with_path(updates)[i][0]
     g = row[0]
     check_inexact(updates, name='updates')
-    for j, x in enumerate(row[1:]):
-        like = 'state' if j < n_moments else 'params'
+    for j, x in enumerate(row[1:], 1):
+        like = 'state' if j < n else 'params'
         if not isinstance(x, torch.Tensor) or x.shape != g.shape:
             raise ValueError(describe_shapes(g, x, f'updates{path}', f'its {like}'))

@@ -96,7 +96,7 @@ KeyPath = tuple[NamedTupleKey | DictKey | SequenceKey, ...]
 
 @runtime_checkable
 class Initable(Protocol):
-    """Anything with an ``init`` that makes a state for parameters, as gradient transformations have."""
+    """Anything with an ``init`` that makes a state for parameters, as transformations have."""
 
     def init(self, params: Any) -> Any:
         """Make the state."""

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Schedules: hyper-parameters as functions of the step count.
+
+A schedule is called with a count, an int, a NumPy number or a tensor, and returns a Python float
+where it can and a float64 tensor where it must: under ``torch.func.vmap``, under ``torch.compile``,
+for counts on another device, and when one of its own hyper-parameters is learned.
+"""
+
+from torchopt.schedule.constant import constant_schedule, piecewise_constant_schedule
+from torchopt.schedule.cosine import cosine_decay_schedule, warmup_cosine_decay_schedule
+from torchopt.schedule.exponential import exponential_decay
+from torchopt.schedule.join import join_schedules
+from torchopt.schedule.polynomial import (
+    linear_schedule,
+    polynomial_schedule,
+    warmup_constant_schedule,
+)
+
+__all__ = [
+    'constant_schedule',
+    'cosine_decay_schedule',
+    'exponential_decay',
+    'join_schedules',
+    'linear_schedule',
+    'piecewise_constant_schedule',
+    'polynomial_schedule',
+    'warmup_constant_schedule',
+    'warmup_cosine_decay_schedule',
+]

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arithmetic of schedules: every formula is written once, for Python floats and for tensors.
+
+Where the step count and all hyper-parameters can be read at once, a formula runs on Python floats
+in double precision.  Otherwise (``torch.func.vmap``, compilation, a count on another device, a
+learned hyper-parameter) it runs on float64 tensors, without a branch on their values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+from torchopt.numerics import on_host
+
+__all__ = ['Number', 'Schedule', 'clip', 'cosine', 'floor', 'largest', 'lift', 'power']
+__all__ += ['require_count', 'require_number', 'select', 'smallest', 'value_on_host']
+
+Number: TypeAlias = float | torch.Tensor
+Schedule: TypeAlias = Callable[[Any], Any]
+
+
+def value_on_host(x: Any) -> float | None:
+    """The value of a number or tensor if it can be had at once, without losing a gradient."""
+    return on_host(x.item() if isinstance(x, np.generic) else x)
+
+
+def lift(*values: Any) -> list[Any]:
+    """Bring numbers to one kind: Python floats if all can be read at once, else float64 tensors.
+
+    Args:
+        *values: Numbers, tensors, and NumPy numbers or arrays.
+
+    Returns:
+        The values in the same order.  Tensors lie on the first device among theirs that is not the
+        CPU.  Where a device has no float64 they are float32.
+
+    Raises:
+        TypeError: If a value is neither a real number nor a real tensor.
+    """
+    numbers = [value_on_host(x) for x in values]
+    if None not in numbers:
+        return [float(x) for x in numbers if x is not None]
+    for x in values:
+        if isinstance(x, (str, bytes)) or not isinstance(x, _NUMERIC) or _is_complex(x):
+            raise TypeError(
+                f'A schedule was called with {x!r}, a {type(x).__name__}; '
+                f'expected a count: an int, or a tensor of a real dtype.'
+            )
+    devices = [x.device for x in values if isinstance(x, torch.Tensor) and x.device.type != 'cpu']
+    device = devices[0] if devices else torch.device('cpu')
+    dtype = torch.float32 if device.type == 'mps' else torch.float64
+    lifted: list[Any] = []
+    for x, number in zip(values, numbers):
+        if number is not None:
+            # Filled on the device: a copy from the host would wait.
+            lifted.append(torch.full((), number, dtype=dtype, device=device))
+        else:
+            lifted.append(torch.as_tensor(x).to(device=device, dtype=dtype))
+    return lifted
+
+
+_NUMERIC = (int, float, np.generic, np.ndarray, torch.Tensor)
+
+
+def _is_complex(x: Any) -> bool:
+    return x.is_complex() if isinstance(x, torch.Tensor) else bool(np.iscomplexobj(x))
+
+
+def clip(x: Any, low: float, high: Any) -> Any:
+    """``x``, brought into the interval from ``low`` to ``high``."""
+    if isinstance(x, torch.Tensor):
+        return torch.minimum(torch.clamp(x, min=low), torch.as_tensor(high))
+    return min(max(x, low), high)
+
+
+def smallest(x: Any, y: Any) -> Any:
+    """The smaller of two values."""
+    return torch.minimum(x, y) if isinstance(x, torch.Tensor) else min(x, y)
+
+
+def largest(x: Any, y: Any) -> Any:
+    """The larger of two values."""
+    return torch.maximum(x, y) if isinstance(x, torch.Tensor) else max(x, y)
+
+
+def floor(x: Any) -> Any:
+    """The largest whole number that is at most ``x``."""
+    return torch.floor(x) if isinstance(x, torch.Tensor) else float(math.floor(x))
+
+
+def cosine(x: Any) -> Any:
+    """The cosine."""
+    return torch.cos(x) if isinstance(x, torch.Tensor) else math.cos(x)
+
+
+def power(base: Any, exponent: Any) -> Any:
+    """``base**exponent`` by the rules of floating-point numbers: overflow is infinite, no root is NaN."""
+    if isinstance(base, torch.Tensor):
+        return torch.pow(base, exponent)
+    try:
+        result = base**exponent
+    except (OverflowError, ZeroDivisionError):
+        return math.inf
+    return math.nan if isinstance(result, complex) else result
+
+
+def select(condition: Any, x: Any, y: Any) -> Any:
+    """``x`` where the condition holds, ``y`` elsewhere."""
+    if isinstance(condition, torch.Tensor):
+        return torch.where(condition, x, y)
+    return x if condition else y
+
+
+def require_number(name: str, value: Any) -> None:
+    """Require a real number or a 0-d tensor, and not NaN where that can be seen.
+
+    Raises:
+        TypeError: If the value is no number.
+        ValueError: If it is NaN, or a tensor of several elements.
+    """
+    if isinstance(value, torch.Tensor) and value.dim() > 0:
+        raise ValueError(
+            f'Invalid {name}: a tensor of shape {tuple(value.shape)}; expected a number or a 0-d tensor.'
+        )
+    known = isinstance(value, (int, float, np.integer, np.floating, torch.Tensor))
+    if not known or isinstance(value, bool) or _is_complex(value):
+        raise TypeError(
+            f'Invalid {name}: {value!r} is a {type(value).__name__}; expected a real number or a 0-d tensor.'
+        )
+    number = value_on_host(value.detach() if _is_readable(value) else value)
+    if number is not None and math.isnan(number):
+        raise ValueError(f'Invalid {name}: {value}; expected a number that is not NaN.')
+
+
+def require_count(name: str, value: Any) -> None:
+    """Require a number of steps; fractions of steps are allowed, infinity is not.
+
+    Raises:
+        TypeError: If the value is no number.
+        ValueError: If it is NaN or infinite.
+    """
+    require_number(name, value)
+    number = value_on_host(value)
+    if number is not None and math.isinf(number):
+        raise ValueError(f'Invalid {name}: {value}; expected a finite number of steps.')
+
+
+def _is_readable(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_leaf and not torch.compiler.is_compiling()

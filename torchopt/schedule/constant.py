@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Schedules that hold a value: forever, or from one boundary to the next."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from torchopt.schedule.arithmetic import lift, require_count, require_number, select
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torchopt.schedule.arithmetic import Number, Schedule
+
+__all__ = ['constant_schedule', 'piecewise_constant_schedule']
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Constant:
+    """The schedule that :func:`constant_schedule` returns."""
+
+    value: Number
+
+    def __call__(self, count: Any) -> Any:
+        """The value, in the shape of the count."""
+        count, value = lift(count, self.value)
+        return value.expand(count.shape) if isinstance(value, torch.Tensor) else value
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PiecewiseConstant:
+    """The schedule that :func:`piecewise_constant_schedule` returns."""
+
+    init_value: Number
+    boundaries_and_scales: tuple[tuple[Number, Number], ...]
+
+    def __call__(self, count: Any) -> Any:
+        """The product of the first value and all factors whose boundary is reached."""
+        flat = [x for pair in self.boundaries_and_scales for x in pair]
+        count, value, *flat = lift(count, self.init_value, *flat)
+        if isinstance(value, torch.Tensor):
+            value = value.expand(count.shape)
+        for boundary, factor in zip(flat[::2], flat[1::2]):
+            value = select(count < boundary, value, value * factor)
+        return value
+
+
+def constant_schedule(value: Number) -> Schedule:
+    """A schedule that always gives the same value.
+
+    Args:
+        value: The value, a number or a 0-d tensor.
+
+    Returns:
+        The schedule, a function from the step count to the value.
+
+    Raises:
+        TypeError: If the value is no number.
+        ValueError: If it is NaN.
+
+    Example:
+        >>> import torchopt
+        >>> torchopt.schedule.constant_schedule(0.1)(1000)
+        0.1
+    """
+    require_number('value', value)
+    return Constant(value)
+
+
+def piecewise_constant_schedule(
+    init_value: Number, boundaries_and_scales: Mapping[int, float] | None = None
+) -> Schedule:
+    r"""A schedule that is multiplied by a factor at each boundary.
+
+    .. math::
+        v_t = v_0 \prod_{b_i \le t} f_i
+
+    Args:
+        init_value: The first value :math:`v_0`.
+        boundaries_and_scales: The factors :math:`f_i \ge 0` by the step :math:`b_i` from which on
+            each of them counts.
+
+    Returns:
+        The schedule, a function from the step count to the value.
+
+    Raises:
+        TypeError: If an argument is no number.
+        ValueError: If a factor is negative, or an argument is NaN.
+
+    Example:
+        >>> import torchopt
+        >>> schedule = torchopt.schedule.piecewise_constant_schedule(1.0, {100: 0.5, 200: 0.5})
+        >>> [schedule(t) for t in (99, 100, 200)]
+        [1.0, 0.5, 0.25]
+    """
+    require_number('init_value', init_value)
+    pairs = sorted((boundaries_and_scales or {}).items())
+    for boundary, factor in pairs:
+        require_count('boundary', boundary)
+        require_number(f'scale at boundary {boundary}', factor)
+        if not isinstance(factor, torch.Tensor) and factor < 0:
+            raise ValueError(
+                f'Invalid scale at boundary {boundary}: {factor}; expected non-negative scale factors.'
+            )
+    return PiecewiseConstant(init_value, tuple(pairs))

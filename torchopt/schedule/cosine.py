@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cosine decay, with and without a warmup."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any
+
+from torchopt.schedule.arithmetic import (
+    cosine,
+    lift,
+    power,
+    require_count,
+    require_number,
+    select,
+    smallest,
+    value_on_host,
+)
+from torchopt.schedule.join import join_schedules
+from torchopt.schedule.polynomial import linear_schedule
+
+if TYPE_CHECKING:
+    from torchopt.schedule.arithmetic import Number, Schedule
+
+__all__ = ['cosine_decay_schedule', 'warmup_cosine_decay_schedule']
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cosine:
+    """The schedule that :func:`cosine_decay_schedule` returns."""
+
+    init_value: Number
+    decay_steps: Number
+    alpha: Number = 0.0
+    exponent: Number = 1.0
+
+    def __call__(self, count: Any) -> Any:
+        """The value at a step."""
+        count, init, steps, alpha, exponent = lift(
+            count, self.init_value, self.decay_steps, self.alpha, self.exponent
+        )
+        half_wave = 0.5 * (1.0 + cosine(math.pi * smallest(count, steps) / steps))
+        return init * ((1.0 - alpha) * power(half_wave, exponent) + alpha)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CosineTo:
+    """As :class:`Cosine`, with the last value instead of its ratio to the first.
+
+    The ratio is formed anew at each call, since a graph made once could be backpropagated only
+    once.
+    """
+
+    init_value: Number
+    end_value: Number
+    decay_steps: Number
+    exponent: Number = 1.0
+
+    def __call__(self, count: Any) -> Any:
+        """The value at a step."""
+        init, end = lift(self.init_value, self.end_value)
+        # A peak of zero makes the whole schedule zero, and no NaN.
+        alpha = select(init == 0, 0.0 * end, end) / select(init == 0, 1.0 + 0.0 * init, init)
+        return Cosine(self.init_value, self.decay_steps, alpha, self.exponent)(count)
+
+
+def cosine_decay_schedule(
+    init_value: Number, decay_steps: int, alpha: Number = 0.0, exponent: Number = 1.0
+) -> Schedule:
+    r"""A schedule that decays along half a wave of the cosine.
+
+    With :math:`c = \min(t, T)`,
+
+    .. math::
+        v_t = v_0 \left[ (1 - \alpha)
+            \left( \tfrac12 + \tfrac12 \cos \tfrac{\pi c}{T} \right)^p + \alpha \right].
+
+    Args:
+        init_value: The first value :math:`v_0`, a number or a 0-d tensor, which may require grad.
+        decay_steps: The number of steps :math:`T > 0` of the decay.
+        alpha: The last value as a fraction of the first.
+        exponent: The exponent :math:`p`.
+
+    Returns:
+        The schedule, a function from the step count to the value.
+
+    Raises:
+        TypeError: If an argument is no number.
+        ValueError: If an argument is NaN, or ``decay_steps`` is not positive.
+
+    Example:
+        >>> import torchopt
+        >>> schedule = torchopt.schedule.cosine_decay_schedule(1.0, decay_steps=4)
+        >>> [round(schedule(t), 3) for t in range(5)]
+        [1.0, 0.854, 0.5, 0.146, 0.0]
+
+    References:
+        Loshchilov, Hutter: SGDR: Stochastic Gradient Descent with Warm Restarts, 2017,
+        https://arxiv.org/abs/1608.03983.
+    """
+    require_number('init_value', init_value)
+    require_number('alpha', alpha)
+    require_number('exponent', exponent)
+    _require_positive('decay_steps', decay_steps)
+    return Cosine(init_value, decay_steps, alpha, exponent)
+
+
+def warmup_cosine_decay_schedule(
+    init_value: Number,
+    peak_value: Number,
+    warmup_steps: int,
+    decay_steps: int,
+    end_value: Number = 0.0,
+    exponent: Number = 1.0,
+) -> Schedule:
+    """A schedule that rises on a straight line, and then decays along half a wave of the cosine.
+
+    Args:
+        init_value: The first value, a number or a 0-d tensor, which may require grad.
+        peak_value: The value after the warmup, likewise.
+        warmup_steps: The number of steps of the warmup.
+        decay_steps: The number of all steps, the warmup included; more than ``warmup_steps``.
+        end_value: The last value.
+        exponent: The exponent of the decay, as in :func:`cosine_decay_schedule`.
+
+    Returns:
+        The schedule, a function from the step count to the value.
+
+    Raises:
+        TypeError: If an argument is no number.
+        ValueError: If an argument is NaN, or ``decay_steps`` is not more than ``warmup_steps``.
+
+    Example:
+        >>> import torchopt
+        >>> schedule = torchopt.schedule.warmup_cosine_decay_schedule(0.0, 1.0, 2, 6)
+        >>> [round(schedule(t), 3) for t in range(7)]
+        [0.0, 0.5, 1.0, 0.854, 0.5, 0.146, 0.0]
+    """
+    require_number('end_value', end_value)
+    require_number('exponent', exponent)
+    warmup = linear_schedule(init_value, peak_value, warmup_steps)
+    require_count('decay_steps', decay_steps)
+    _require_positive('decay_steps - warmup_steps', decay_steps - warmup_steps)
+    decay = CosineTo(peak_value, end_value, decay_steps - warmup_steps, exponent)
+    return join_schedules([warmup, decay], [warmup_steps])
+
+
+def _require_positive(name: str, steps: Any) -> None:
+    require_count(name, steps)
+    number = value_on_host(steps)
+    if number is not None and number <= 0:
+        raise ValueError(f'Invalid {name}: {steps}; expected a positive number of steps.')

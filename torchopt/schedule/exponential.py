@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exponential decay, smooth or in steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import TYPE_CHECKING, Any
+
+from torchopt.schedule.arithmetic import (
+    floor,
+    largest,
+    lift,
+    power,
+    require_number,
+    select,
+    smallest,
+    value_on_host,
+)
+from torchopt.schedule.constant import constant_schedule
+from torchopt.schedule.polynomial import check_transition, not_negative
+
+if TYPE_CHECKING:
+    from torchopt.schedule.arithmetic import Number, Schedule
+
+__all__ = ['exponential_decay']
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Exponential:
+    """The schedule that :func:`exponential_decay` returns."""
+
+    init_value: Number
+    decay_rate: Number
+    transition_begin: Number = 0
+    transition_steps: Number = 1
+    staircase: bool = False
+    end_value: Number | None = None
+
+    def __call__(self, count: Any) -> Any:
+        """The value at a step."""
+        bounds = [] if self.end_value is None else [self.end_value]
+        count, init, rate, begin, steps, *bounds = lift(
+            count,
+            self.init_value,
+            self.decay_rate,
+            self.transition_begin,
+            self.transition_steps,
+            *bounds,
+        )
+        # Before the transition the exponent is 0, not negative: no overflow, and no NaN in a gradient.
+        exponent = largest(count - begin, 0.0 * begin) / steps
+        if self.staircase:
+            exponent = floor(exponent)
+        value = select(rate == 0, init, init * power(rate, exponent))
+        for end in bounds:
+            bounded = select(rate < 1, largest(value, end), smallest(value, end))
+            value = select(rate == 0, value, bounded)
+        return value
+
+
+def exponential_decay(
+    init_value: Number,
+    decay_rate: Number,
+    transition_begin: int = 0,
+    transition_steps: int = 1,
+    staircase: bool = False,
+    end_value: Number | None = None,
+) -> Schedule:
+    r"""A schedule that decays, or grows, exponentially.
+
+    .. math::
+        v_t = v_0 \, r^{\max(t - B, 0) / T}
+
+    The order of the arguments is that of TorchOpt 0.7.3; in Optax ``transition_steps`` comes
+    second.
+
+    Args:
+        init_value: The first value :math:`v_0`, a number or a 0-d tensor, which may require grad.
+        decay_rate: The factor :math:`r`, likewise.  If it is 0, the schedule is constantly
+            ``init_value``.
+        transition_begin: The step :math:`B` up to which the first value holds; 0 if negative.
+        transition_steps: The number of steps :math:`T` in which the value changes by one factor
+            :math:`r`.  If it is not positive, the schedule is constantly ``init_value``.
+        staircase: Round the exponent down, so that the value changes every :math:`T` steps.
+        end_value: A bound: a lower one if :math:`r < 1`, else an upper one.  None: no bound.
+
+    Returns:
+        The schedule, a function from the step count to the value.
+
+    Raises:
+        TypeError: If an argument is no number.
+        ValueError: If an argument is NaN.
+
+    Example:
+        >>> import torchopt
+        >>> schedule = torchopt.schedule.exponential_decay(
+        ...     1.0, 0.5, transition_steps=2, staircase=True
+        ... )
+        >>> [schedule(t) for t in range(5)]
+        [1.0, 1.0, 0.5, 0.5, 0.25]
+    """
+    require_number('init_value', init_value)
+    require_number('decay_rate', decay_rate)
+    if end_value is not None:
+        require_number('end_value', end_value)
+    if not check_transition('An exponential schedule', transition_steps, transition_begin):
+        return constant_schedule(init_value)
+    if value_on_host(decay_rate) == 0:
+        logger.info(
+            'An exponential schedule was set with decay_rate=0; it is constantly init_value.'
+        )
+        return constant_schedule(init_value)
+    begin = not_negative(transition_begin)
+    return Exponential(init_value, decay_rate, begin, transition_steps, bool(staircase), end_value)

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Schedules one after another."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from torchopt.schedule.arithmetic import lift, require_count, select, value_on_host
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torchopt.schedule.arithmetic import Number, Schedule
+
+__all__ = ['join_schedules']
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Joined:
+    """The schedule that :func:`join_schedules` returns."""
+
+    schedules: tuple[Schedule, ...]
+    boundaries: tuple[Number, ...]
+
+    def __call__(self, count: Any) -> Any:
+        """The value at a step, from the schedule whose turn it is."""
+        number = value_on_host(count)
+        if number is not None and None not in [value_on_host(b) for b in self.boundaries]:
+            schedule, begin = self.schedules[0], 0.0
+            for boundary, later in zip(self.boundaries, self.schedules[1:]):
+                if number >= boundary:
+                    schedule, begin = later, boundary
+            return schedule(number - begin if begin else number)
+        value = self.schedules[0](count)
+        for boundary, later in zip(self.boundaries, self.schedules[1:]):
+            step, start, old, new = lift(count, boundary, value, later(count - boundary))
+            value = select(step < start, old, new)
+        return value
+
+
+def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
+    """A schedule made of several, each of which counts its steps from its own beginning.
+
+    Args:
+        schedules: The schedules.
+        boundaries: The steps at which the second, the third, ... of them begins.
+
+    Returns:
+        The schedule, a function from the step count to the value.
+
+    Raises:
+        TypeError: If a schedule cannot be called, or a boundary is no number.
+        ValueError: If there is not one boundary less than there are schedules.
+
+    Example:
+        >>> import torchopt
+        >>> from torchopt.schedule import constant_schedule, linear_schedule
+        >>> warmup = linear_schedule(0.0, 1.0, transition_steps=4)
+        >>> schedule = torchopt.schedule.join_schedules([warmup, constant_schedule(0.1)], [2])
+        >>> [schedule(t) for t in range(4)]
+        [0.0, 0.25, 0.1, 0.1]
+    """
+    schedules, boundaries = tuple(schedules), tuple(boundaries)
+    for i, schedule in enumerate(schedules):
+        if not callable(schedule):
+            raise TypeError(
+                f'Invalid schedules: item {i} is a {type(schedule).__name__}, which cannot be called. '
+                f'Wrap a number in constant_schedule.'
+            )
+    if len(schedules) != len(boundaries) + 1:
+        raise ValueError(
+            f'Invalid boundaries: {len(schedules)} schedules need {max(len(schedules) - 1, 0)} '
+            f'boundaries, and {len(boundaries)} were given.'
+        )
+    for boundary in boundaries:
+        require_count('boundary', boundary)
+    return Joined(schedules, boundaries)

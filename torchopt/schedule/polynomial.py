@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Schedules that go from one value to another along a polynomial; the straight line among them."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import TYPE_CHECKING, Any
+
+from torchopt.schedule.arithmetic import (
+    clip,
+    lift,
+    power,
+    require_count,
+    require_number,
+    value_on_host,
+)
+from torchopt.schedule.constant import constant_schedule
+
+if TYPE_CHECKING:
+    from torchopt.schedule.arithmetic import Number, Schedule
+
+__all__ = ['linear_schedule', 'polynomial_schedule', 'warmup_constant_schedule']
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Polynomial:
+    """The schedule that :func:`polynomial_schedule` returns."""
+
+    init_value: Number
+    end_value: Number
+    power: Number
+    transition_steps: Number
+    transition_begin: Number = 0
+
+    def __call__(self, count: Any) -> Any:
+        """The value at a step."""
+        count, init, end, exponent, steps, begin = lift(
+            count,
+            self.init_value,
+            self.end_value,
+            self.power,
+            self.transition_steps,
+            self.transition_begin,
+        )
+        rest = 1.0 - clip(count - begin, 0.0, steps) / steps
+        return (init - end) * power(rest, exponent) + end
+
+
+def polynomial_schedule(
+    init_value: Number,
+    end_value: Number,
+    power: Number,
+    transition_steps: int,
+    transition_begin: int = 0,
+) -> Schedule:
+    r"""A schedule that goes from one value to another along a polynomial.
+
+    With :math:`c = \min(\max(t - B, 0), T)`,
+
+    .. math::
+        v_t = (v_0 - v_T) \left(1 - \frac{c}{T}\right)^p + v_T.
+
+    Args:
+        init_value: The first value :math:`v_0`, a number or a 0-d tensor, which may require grad.
+        end_value: The last value :math:`v_T`, likewise.
+        power: The exponent :math:`p`, likewise.
+        transition_steps: The number of steps :math:`T` from the first value to the last.  If it is
+            not positive, the schedule is constantly ``init_value``.
+        transition_begin: The step :math:`B` up to which the first value holds; 0 if negative.
+
+    Returns:
+        The schedule, a function from the step count to the value.
+
+    Raises:
+        TypeError: If an argument is no number.
+        ValueError: If an argument is NaN.
+
+    Example:
+        >>> import torchopt
+        >>> schedule = torchopt.schedule.polynomial_schedule(1.0, 0.0, 2, transition_steps=4)
+        >>> [schedule(t) for t in range(5)]
+        [1.0, 0.5625, 0.25, 0.0625, 0.0]
+    """
+    require_number('init_value', init_value)
+    require_number('end_value', end_value)
+    require_number('power', power)
+    if not check_transition('A polynomial schedule', transition_steps, transition_begin):
+        return constant_schedule(init_value)
+    return Polynomial(
+        init_value, end_value, power, transition_steps, not_negative(transition_begin)
+    )
+
+
+def linear_schedule(
+    init_value: Number, end_value: Number, transition_steps: int, transition_begin: int = 0
+) -> Schedule:
+    """A schedule that goes from one value to another on a straight line.
+
+    It is :func:`polynomial_schedule` of power 1, with the same arguments.
+
+    Example:
+        >>> import torch, torchopt
+        >>> schedule = torchopt.schedule.linear_schedule(1.0, 0.0, transition_steps=4)
+        >>> schedule(1), schedule(torch.tensor(3))
+        (0.75, 0.25)
+    """
+    return polynomial_schedule(init_value, end_value, 1, transition_steps, transition_begin)
+
+
+def warmup_constant_schedule(init_value: Number, peak_value: Number, warmup_steps: int) -> Schedule:
+    """A schedule that rises on a straight line, and then holds its value.
+
+    Args:
+        init_value: The first value.
+        peak_value: The value after the warmup.
+        warmup_steps: The number of steps of the warmup.
+
+    Returns:
+        The schedule, a function from the step count to the value.
+
+    Example:
+        >>> import torchopt
+        >>> schedule = torchopt.schedule.warmup_constant_schedule(0.0, 1.0, warmup_steps=2)
+        >>> [schedule(t) for t in range(4)]
+        [0.0, 0.5, 1.0, 1.0]
+    """
+    return linear_schedule(init_value, peak_value, warmup_steps)
+
+
+def check_transition(what: str, transition_steps: Any, transition_begin: Any) -> bool:
+    """Check the span of a transition, and say in the log where the arguments do not mean one.
+
+    Returns:
+        Whether there is a transition at all.
+    """
+    require_count('transition_steps', transition_steps)
+    require_count('transition_begin', transition_begin)
+    steps, begin = value_on_host(transition_steps), value_on_host(transition_begin)
+    if steps is not None and steps <= 0:
+        logger.info(
+            '%s was set with transition_steps=%s, which is not positive; it is constantly init_value.',
+            what,
+            steps,
+        )
+        return False
+    if begin is not None and begin < 0:
+        logger.info(
+            '%s was set with transition_begin=%s, which is negative; it begins at 0.', what, begin
+        )
+    return True
+
+
+def not_negative(transition_begin: Any) -> Any:
+    """``transition_begin``, or 0 where it is seen to be negative."""
+    begin = value_on_host(transition_begin)
+    return 0 if begin is not None and begin < 0 else transition_begin
