@@ -26,6 +26,9 @@ from typing import Any, NamedTuple
 
 __all__ = ['PublicName', 'public_modules', 'public_names', 'undocumented', 'write']
 
+# Where the classes of type aliases live: `list[int].__doc__` is that of list, not of the alias.
+TYPING = frozenset({'builtins', 'collections.abc', 'types', 'typing', 'typing_extensions'})
+
 
 class PublicName(NamedTuple):
     """One entry: ``name`` as exported by ``module``, bound as ``original`` in ``home``."""
@@ -148,8 +151,11 @@ def _docstring(value: Any, home: str, original: str) -> str:
     if inspect.isclass(value):
         text = value.__dict__.get('__doc__') or ''
         return '' if text.startswith(f'{value.__name__}(') else inspect.cleandoc(text)
-    own = getattr(value, '__dict__', {}).get('__doc__') if callable(value) else None
-    return _comment_on(home, original) or (own if isinstance(own, str) else '')
+    text = _comment_on(home, original)
+    if not text and callable(value) and type(value).__module__ not in TYPING:
+        own = getattr(value, '__dict__', {}).get('__doc__')
+        text = own if isinstance(own, str) else ''
+    return text
 
 
 def paged_modules(package: str = 'torchopt') -> list[ModuleType]:

@@ -50,7 +50,7 @@ def on_host(x: Any) -> float | int | None:
         return None
     if x.device.type != 'cpu' or x.requires_grad or x.numel() != 1 or x.is_complex():
         return None
-    if x.is_floating_point() and forward_ad.unpack_dual(x).tangent is not None:
+    if x.is_floating_point() and forward_ad.unpack_dual(x).tangent is not None:  # type: ignore[no-untyped-call]
         return None
     return x.item()
 

@@ -43,6 +43,7 @@ Device = torch.device | str | int
 Container = MutableMapping[str, Any]
 
 _OPTIMIZERS = (MetaOptimizer, Optimizer)
+_HOLDERS = (nn.Module, *_OPTIMIZERS)
 
 
 class ModuleState(NamedTuple):
@@ -63,6 +64,11 @@ class ModuleState(NamedTuple):
     buffers: tuple[MutableMapping[str, Tensor], ...]
     visual_contents: dict[Any, Any] | None = None
     detach_buffers: bool = False
+
+
+def _is_state(x: Any) -> bool:
+    """Make a leaf of a ModuleState in a tree: its visual contents, keyed by tensors, do not sort."""
+    return isinstance(x, ModuleState)
 
 
 # -- replication of tensors ------------------------------------------------------------------------
@@ -103,9 +109,7 @@ class _Replicate:
 
     def __init__(self, by: str, device: Device | None = None) -> None:
         if by not in _REPLICATIONS:
-            raise ValueError(
-                f'by: {by!r} is none of {", ".join(map(repr, _REPLICATIONS))}. Pass one of these'
-            )
+            raise ValueError(f'by: {by!r} is none of {", ".join(map(repr, _REPLICATIONS))}. Pass one of these')
         self._function = _REPLICATIONS[by]
         self._device = device
         self._replicas: dict[Tensor, Tensor] = {}  # tensors hash by identity
@@ -148,9 +152,7 @@ def extract_module_containers(
 
     Example:
         >>> import torch, torchopt
-        >>> net = torch.nn.Sequential(
-        ...     torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.BatchNorm1d(3)
-        ... )
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.BatchNorm1d(3))
         >>> params, buffers = torchopt.utils.extract_module_containers(net)
         >>> [list(container) for container in params]
         [['weight', 'bias'], ['weight', 'bias']]
@@ -166,9 +168,7 @@ def extract_module_containers(
 
 
 def _named_containers(module: nn.Module, kind: str) -> list[tuple[str, Container]]:
-    return [
-        (path, vars(owner)[kind]) for path, owner in module.named_modules() if vars(owner)[kind]
-    ]
+    return [(path, vars(owner)[kind]) for path, owner in module.named_modules() if vars(owner)[kind]]
 
 
 @overload
@@ -310,14 +310,10 @@ def recover_state_dict(target: nn.Module | MetaOptimizer | Optimizer, state: Any
         if not isinstance(state, ModuleState):
             raise _unexpected('state', state, 'the ModuleState extracted from a module')
         params, buffers = extract_module_containers(target)
-        _check_containers(
-            'parameter', state.params, _named_containers(target, '_parameters'), complete=True
-        )
+        _check_containers('parameter', state.params, _named_containers(target, '_parameters'), complete=True)
         saved_buffers = state.buffers
         if saved_buffers:
-            _check_containers(
-                'buffer', saved_buffers, _named_containers(target, '_buffers'), complete=False
-            )
+            _check_containers('buffer', saved_buffers, _named_containers(target, '_buffers'), complete=False)
             if state.detach_buffers:
                 saved_buffers = tuple(map(_Replicate('deepcopy').container, saved_buffers))
         else:
@@ -347,28 +343,22 @@ def _check_containers(
     blame = 'It is the state of another module.'
     if len(saved) != len(live):
         raise ValueError(
-            f'state: it has {kind}s of {len(saved)} submodules, but the module has {kind}s of '
-            f'{len(live)}. {blame}'
+            f'state: it has {kind}s of {len(saved)} submodules, but the module has {kind}s of {len(live)}. {blame}'
         )
     for entries, (path, container) in zip(saved, live, strict=True):
         prefix = f'{path}.' if path else ''
         for name, tensor in entries.items():
             if name not in container:
-                raise ValueError(
-                    f'state: it has {prefix + name!r}, but the module has no such {kind}. {blame}'
-                )
+                raise ValueError(f'state: it has {prefix + name!r}, but the module has no such {kind}. {blame}')
             place = container[name]
             if place is not None and _shape(place) != _shape(tensor):
                 raise ValueError(
-                    f'state: {prefix + name!r} has shape {_shape(tensor)}, '
-                    f'but the module has {_shape(place)}. {blame}'
+                    f'state: {prefix + name!r} has shape {_shape(tensor)}, but the module has {_shape(place)}. {blame}'
                 )
         if complete:
             for name, place in container.items():
                 if place is not None and name not in entries:
-                    raise ValueError(
-                        f'state: the {kind} {prefix + name!r} of the module is not in it. {blame}'
-                    )
+                    raise ValueError(f'state: the {kind} {prefix + name!r} of the module is not in it. {blame}')
 
 
 # -- cutting the graph -----------------------------------------------------------------------------
@@ -393,7 +383,7 @@ def _places(target: Any) -> Iterator[_Place]:
     elif isinstance(target, Tensor):
         yield _Place('', target)
     elif not tree.is_leaf_node(target):
-        for path, leaf in tree.flatten_with_path(target, lambda x: isinstance(x, ModuleState)):
+        for path, leaf in tree.flatten_with_path(target, _is_state):
             yield from (place._replace(path=path + place.path) for place in _places(leaf))
 
 
@@ -473,9 +463,7 @@ def module_detach_(target: T) -> T:
 # -- cloning ---------------------------------------------------------------------------------------
 
 
-def module_clone(
-    target: T, *, by: str = 'reference', detach_buffers: bool = False, device: Device | None = None
-) -> T:
+def module_clone(target: T, *, by: str = 'reference', detach_buffers: bool = False, device: Device | None = None) -> T:
     """Copy the structure of a module or an optimizer, and its tensors as ``by`` says.
 
     The copy shares no Python container with the original: training one does not touch the other.
@@ -508,20 +496,23 @@ def module_clone(
         <CloneBackward0 object at ...>
     """
     replicate = _Replicate(by, device)
-    held = [leaf for leaf in tree.leaves(target) if isinstance(leaf, (nn.Module, *_OPTIMIZERS))]
+    replicate_buffer = _Replicate('deepcopy', device) if detach_buffers else replicate
+    held = [x for x in tree.leaves(target, _is_state) if isinstance(x, _HOLDERS)]
     tensors, buffers = _tensors_in(held)
-    memo: dict[int, Any] = {}
-    if detach_buffers:
-        replicate_buffer = _Replicate('deepcopy', device)
-        memo.update((id(buffer), replicate_buffer(buffer)) for buffer in buffers)
-    memo.update((id(tensor), replicate(tensor)) for tensor in tensors if id(tensor) not in memo)
+    memo: dict[int, Any] = {id(tensor): replicate(tensor) for tensor in tensors}
+    memo.update((id(buffer), replicate_buffer(buffer)) for buffer in buffers)
 
     def clone(leaf: Any) -> Any:
-        if isinstance(leaf, (nn.Module, *_OPTIMIZERS)):
+        if isinstance(leaf, _HOLDERS):
             return copy.deepcopy(leaf, memo)
+        if isinstance(leaf, ModuleState):
+            return leaf._replace(
+                params=tuple(map(replicate.container, leaf.params)),
+                buffers=tuple(map(replicate_buffer.container, leaf.buffers)),
+            )
         return replicate(leaf)
 
-    return tree.map(clone, target)  # type: ignore[no-any-return]
+    return tree.map(clone, target, is_leaf=_is_state)
 
 
 def _tensors_in(roots: list[Any]) -> tuple[list[Tensor], list[Tensor]]:
@@ -540,7 +531,7 @@ def _tensors_in(roots: list[Any]) -> tuple[list[Tensor], list[Tensor]]:
         seen.add(id(item))
         if isinstance(item, nn.Module):
             buffers.extend(buffer for buffer in item._buffers.values() if buffer is not None)
-        if isinstance(item, (nn.Module, *_OPTIMIZERS)):
+        if isinstance(item, _HOLDERS):
             stack.append(vars(item))
         elif isinstance(item, Mapping):
             stack.extend(item.values())

@@ -193,9 +193,7 @@ def test_bad_registration_of_a_parameter(kind, name, value, error, text):
     assert dir(module) == before
 
 
-@pytest.mark.parametrize(
-    'method', ['add_module', 'register_module', 'add_meta_module', 'register_meta_module']
-)
+@pytest.mark.parametrize('method', ['add_module', 'register_module', 'add_meta_module', 'register_meta_module'])
 @pytest.mark.parametrize(
     ('name', 'value', 'error', 'text'),
     [
@@ -217,10 +215,7 @@ def test_bad_registration_of_a_module(method, name, value, error, text):
 def test_meta_inputs_cannot_be_registered_as_ordinary_members():
     phi, net = grad_tensor(), nn.Linear(2, 1)
     module = Holder(phi, net)
-    text = (
-        "cannot assign Tensor that is a meta-parameter to parameter 'x'. "
-        'Use self.register_meta_parameter() instead.'
-    )
+    text = "cannot assign Tensor that is a meta-parameter to parameter 'x'. Use self.register_meta_parameter() instead."
     for value in (phi, net.weight):
         with pytest.raises(ValueError, match=re.escape(text)):
             module.register_parameter('x', value)
@@ -323,6 +318,7 @@ def test_assignment_replaces_a_buffer_and_forgets_that_it_was_not_persistent():
     module.x = grad_tensor(2)
     assert home(module, 'x') == ['_parameters']
     assert 'x' in module.state_dict()
+    assert 'x' not in module._non_persistent_buffers_set
 
 
 @pytest.mark.parametrize('value', [grad_tensor(), nn.Tanh()], ids=['tensor', 'module'])

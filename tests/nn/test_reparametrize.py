@@ -201,9 +201,7 @@ def test_a_call_and_its_gradient_equal_functional_call(make, x):
     values = {name: torch.randn_like(p).requires_grad_() for name, p in module.named_parameters()}
 
     def total(output):
-        return sum(
-            part.square().sum() for part in (output if isinstance(output, tuple) else (output,))
-        )
+        return sum(part.square().sum() for part in (output if isinstance(output, tuple) else (output,)))
 
     with reparametrize(module, values):
         ours = total(module(x))

@@ -12,7 +12,7 @@ from torchopt.alias.spelling import OptaxRate, also_spelled
 from torchopt.alias.stages import flip_sign_and_add_weight_decay, shared_prose
 from torchopt.base import GradientTransformation
 from torchopt.combine import chain
-from torchopt.schedule.inverse_time import inverse_time_decay
+from torchopt.schedule import inverse_time_decay
 from torchopt.transform import scale_by_learning_rate, scale_by_rss, scale_by_schedule
 
 __all__ = ['adagrad']

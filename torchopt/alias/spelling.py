@@ -82,7 +82,8 @@ def also_spelled(**second_names: str) -> Callable[[Callable[_P, _T]], Callable[_
             given = dict(zip(positional, args))
             for name in given.keys() & kwargs.keys():
                 raise TypeError(f'{function.__name__}() got multiple values for argument {name!r}')
-            return function(*args[len(positional) :], **first_names({**given, **kwargs}))
+            rest: Any = args[len(positional) :]  # too many, for Python to say so
+            return function(*rest, **first_names({**given, **kwargs}))
 
         accept.first_names = first_names  # type: ignore[attr-defined]
         accept.__signature__ = full.replace(parameters=parameters)  # type: ignore[attr-defined]

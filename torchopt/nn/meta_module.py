@@ -48,9 +48,7 @@ class MetaInputs(NamedTuple):
     def holds_parameter(self, value: Tensor) -> bool:
         """Whether ``value`` is meta, also if it came later into a module that is meta."""
         return value in self.meta_parameters or any(
-            value is param
-            for module in self.meta_modules
-            for param in module.parameters(recurse=False)
+            value is param for module in self.meta_modules for param in module.parameters(recurse=False)
         )
 
 
@@ -165,8 +163,7 @@ class MetaGradientModule(nn.Module):
                 if name in container:
                     if value is not None:
                         raise TypeError(
-                            f'cannot assign {torch.typename(value)!r} as {kind} {name!r} '
-                            f'({expected} or None expected)'
+                            f'cannot assign {torch.typename(value)!r} as {kind} {name!r} ({expected} or None expected)'
                         )
                     container[name] = None
                     return
@@ -272,8 +269,7 @@ class MetaGradientModule(nn.Module):
         self._check_module_registration('module', name, module, self.__dict__.get('_modules'))
         if module is not None and module in self._meta_inputs.meta_modules:
             raise ValueError(
-                f'cannot assign module that is a meta-module to module {name!r}. '
-                'Use self.add_meta_module() instead.'
+                f'cannot assign module that is a meta-module to module {name!r}. Use self.add_meta_module() instead.'
             )
         super().add_module(name, module)
 
@@ -302,9 +298,7 @@ class MetaGradientModule(nn.Module):
         """Add a meta-module: :meth:`add_meta_module` by another name."""
         self.add_meta_module(name, meta_module)
 
-    def _check_registration(
-        self, kind: str, name: str, param: Any, home: MutableMapping[str, Any]
-    ) -> None:
+    def _check_registration(self, kind: str, name: str, param: Any, home: MutableMapping[str, Any]) -> None:
         _check_name(kind, name)
         if hasattr(self, name) and name not in home:
             raise KeyError(f'attribute {name!r} already exists')
@@ -312,8 +306,7 @@ class MetaGradientModule(nn.Module):
             return
         if not isinstance(param, Tensor):
             raise TypeError(
-                f'cannot assign {torch.typename(param)!r} object to {kind} {name!r} '
-                '(torch.Tensor or None required)'
+                f'cannot assign {torch.typename(param)!r} object to {kind} {name!r} (torch.Tensor or None required)'
             )
         if not param.requires_grad:
             raise ValueError(
@@ -343,9 +336,7 @@ class MetaGradientModule(nn.Module):
         for _, param in self.named_meta_parameters(recurse=recurse):
             yield param
 
-    def named_meta_parameters(
-        self, prefix: str = '', recurse: bool = True
-    ) -> Iterator[tuple[str, Tensor]]:
+    def named_meta_parameters(self, prefix: str = '', recurse: bool = True) -> Iterator[tuple[str, Tensor]]:
         """Iterate over the meta-parameters and their dotted names, each tensor once.
 
         Own meta-parameters come first, then the parameters of each meta-module, then the
@@ -364,11 +355,7 @@ class MetaGradientModule(nn.Module):
             ['net.phi']
         """
         seen: set[Tensor] = set()
-        named = (
-            _named_meta_parameters(self, prefix, set())
-            if recurse
-            else _own(self._meta_parameters, prefix)
-        )
+        named = _named_meta_parameters(self, prefix, set()) if recurse else _own(self._meta_parameters, prefix)
         for name, param in named:
             if param not in seen:
                 seen.add(param)
@@ -405,9 +392,7 @@ class MetaGradientModule(nn.Module):
             prefix: Put before every name, followed by a dot.
             remove_duplicate: Whether to yield each module once.
         """
-        yield from _named_meta_modules(
-            self, set() if memo is None else memo, prefix, remove_duplicate, set()
-        )
+        yield from _named_meta_modules(self, set() if memo is None else memo, prefix, remove_duplicate, set())
 
 
 def _check_name(kind: str, name: Any) -> None:
@@ -425,9 +410,7 @@ def _own(container: MutableMapping[str, Any], prefix: str) -> Iterator[tuple[str
             yield (f'{prefix}.{name}' if prefix else name), value
 
 
-def _holders(
-    module: nn.Module, prefix: str, visited: set[nn.Module]
-) -> Iterator[tuple[str, MetaGradientModule]]:
+def _holders(module: nn.Module, prefix: str, visited: set[nn.Module]) -> Iterator[tuple[str, MetaGradientModule]]:
     """The modules with meta members in ``module``, each once: ``visited`` ends walks in circles."""
     for path, holder in module.named_modules(prefix=prefix):
         if isinstance(holder, MetaGradientModule) and holder not in visited:
@@ -435,9 +418,7 @@ def _holders(
             yield path, holder
 
 
-def _named_meta_parameters(
-    module: nn.Module, prefix: str, visited: set[nn.Module]
-) -> Iterator[tuple[str, Tensor]]:
+def _named_meta_parameters(module: nn.Module, prefix: str, visited: set[nn.Module]) -> Iterator[tuple[str, Tensor]]:
     for path, holder in _holders(module, prefix, visited):
         yield from _own(holder._meta_parameters, path)
         for name, child in _own(holder._meta_modules, path):

@@ -99,9 +99,7 @@ def _put_all(slots: Mapping[str, _Slot], values: Mapping[str, Any]) -> dict[str,
     return originals
 
 
-def swap_state(
-    module: nn.Module, named_tensors: NamedTensors, allow_missing: bool = False
-) -> dict[str, Any]:
+def swap_state(module: nn.Module, named_tensors: NamedTensors, allow_missing: bool = False) -> dict[str, Any]:
     """Replace tensors of a module and return the ones that were there.
 
     All names are looked up before the first tensor is replaced, so an error leaves the module as it
@@ -137,9 +135,7 @@ def swap_state(
     return _put_all({name: _find(module, name, allow_missing) for name in values}, values)
 
 
-def _tied(
-    module: nn.Module, slots: Mapping[str, _Slot], values: Mapping[str, Any]
-) -> dict[str, _Slot]:
+def _tied(module: nn.Module, slots: Mapping[str, _Slot], values: Mapping[str, Any]) -> dict[str, _Slot]:
     """The places that are not named, but hold the tensor of a named place."""
     leaders: dict[int, list[str]] = {}
     for name, slot in slots.items():
@@ -167,9 +163,7 @@ def _tied(
 
 
 @contextlib.contextmanager
-def reparametrize(
-    module: ModuleT, named_tensors: NamedTensors, allow_missing: bool = False
-) -> Iterator[ModuleT]:
+def reparametrize(module: ModuleT, named_tensors: NamedTensors, allow_missing: bool = False) -> Iterator[ModuleT]:
     """Use other tensors in a module within a ``with`` block.
 
     As :func:`swap_state`, and swapped back at the end, whatever happens inside. Weights that are

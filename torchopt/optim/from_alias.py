@@ -81,7 +81,7 @@ class FromAlias:
 
         __init__.__doc__ = f'Take {target.name}, and then the arguments of :func:`torchopt.{alias.__name__}`.'
         cls.alias = staticmethod(alias)
-        cls.__init__ = __init__  # type: ignore[misc]
+        cls.__init__ = __init__  # type: ignore[method-assign]
         cls.__signature__ = signature  # type: ignore[attr-defined]
         rule = inspect.cleandoc(alias.__doc__ or '').partition('Example:')[0]
         cls.__doc__ = f'{inspect.cleandoc(cls.__doc__ or "")}\n\n{rule}'

@@ -9,6 +9,7 @@ for counts on another device, and when one of its own hyper-parameters is learne
 from torchopt.schedule.constant import constant_schedule, piecewise_constant_schedule
 from torchopt.schedule.cosine import cosine_decay_schedule, warmup_cosine_decay_schedule
 from torchopt.schedule.exponential import exponential_decay
+from torchopt.schedule.inverse_time import inverse_time_decay
 from torchopt.schedule.join import join_schedules
 from torchopt.schedule.polynomial import (
     linear_schedule,
@@ -20,6 +21,7 @@ __all__ = [
     'constant_schedule',
     'cosine_decay_schedule',
     'exponential_decay',
+    'inverse_time_decay',
     'join_schedules',
     'linear_schedule',
     'piecewise_constant_schedule',

@@ -99,7 +99,7 @@ def cosine(x: Any) -> Any:
 
 
 def power(base: Any, exponent: Any) -> Any:
-    """``base**exponent`` by the rules of floating-point numbers: overflow is infinite, no root is NaN."""
+    """``base**exponent`` as floating-point numbers have it: overflow gives infinity, no root NaN."""
     if isinstance(base, torch.Tensor):
         return torch.pow(base, exponent)
     try:
@@ -124,9 +124,7 @@ def require_number(name: str, value: Any) -> None:
         ValueError: If it is NaN, or a tensor of several elements.
     """
     if isinstance(value, torch.Tensor) and value.dim() > 0:
-        raise ValueError(
-            f'Invalid {name}: a tensor of shape {tuple(value.shape)}; expected a number or a 0-d tensor.'
-        )
+        raise ValueError(f'Invalid {name}: a tensor of shape {tuple(value.shape)}; expected a number or a 0-d tensor.')
     known = isinstance(value, (int, float, np.integer, np.floating, torch.Tensor))
     if not known or isinstance(value, bool) or _is_complex(value):
         raise TypeError(

@@ -71,7 +71,7 @@ def constant_schedule(value: Number) -> Schedule:
 
 
 def piecewise_constant_schedule(
-    init_value: Number, boundaries_and_scales: Mapping[int, float] | None = None
+    init_value: Number, boundaries_and_scales: Mapping[int, Number] | None = None
 ) -> Schedule:
     r"""A schedule that is multiplied by a factor at each boundary.
 
@@ -102,7 +102,5 @@ def piecewise_constant_schedule(
         require_count('boundary', boundary)
         require_number(f'scale at boundary {boundary}', factor)
         if not isinstance(factor, torch.Tensor) and factor < 0:
-            raise ValueError(
-                f'Invalid scale at boundary {boundary}: {factor}; expected non-negative scale factors.'
-            )
+            raise ValueError(f'Invalid scale at boundary {boundary}: {factor}; expected non-negative scale factors.')
     return PiecewiseConstant(init_value, tuple(pairs))

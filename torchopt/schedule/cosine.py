@@ -37,9 +37,7 @@ class Cosine:
 
     def __call__(self, count: Any) -> Any:
         """The value at a step."""
-        count, init, steps, alpha, exponent = lift(
-            count, self.init_value, self.decay_steps, self.alpha, self.exponent
-        )
+        count, init, steps, alpha, exponent = lift(count, self.init_value, self.decay_steps, self.alpha, self.exponent)
         half_wave = 0.5 * (1.0 + cosine(math.pi * smallest(count, steps) / steps))
         return init * ((1.0 - alpha) * power(half_wave, exponent) + alpha)
 

@@ -50,7 +50,7 @@ class Exponential:
             self.transition_steps,
             *bounds,
         )
-        # Before the transition the exponent is 0, not negative: no overflow, and no NaN in a gradient.
+        # Before the transition the exponent is 0, not negative: it cannot overflow.
         exponent = largest(count - begin, 0.0 * begin) / steps
         if self.staircase:
             exponent = floor(exponent)
@@ -96,9 +96,7 @@ def exponential_decay(
 
     Example:
         >>> import torchopt
-        >>> schedule = torchopt.schedule.exponential_decay(
-        ...     1.0, 0.5, transition_steps=2, staircase=True
-        ... )
+        >>> schedule = torchopt.schedule.exponential_decay(1.0, 0.5, transition_steps=2, staircase=True)
         >>> [schedule(t) for t in range(5)]
         [1.0, 1.0, 0.5, 0.5, 0.25]
     """
@@ -109,9 +107,7 @@ def exponential_decay(
     if not check_transition('An exponential schedule', transition_steps, transition_begin):
         return constant_schedule(init_value)
     if value_on_host(decay_rate) == 0:
-        logger.info(
-            'An exponential schedule was set with decay_rate=0; it is constantly init_value.'
-        )
+        logger.info('An exponential schedule was set with decay_rate=0; it is constantly init_value.')
         return constant_schedule(init_value)
     begin = not_negative(transition_begin)
     return Exponential(init_value, decay_rate, begin, transition_steps, bool(staircase), end_value)

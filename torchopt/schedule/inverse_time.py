@@ -3,36 +3,46 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import dataclasses
+from typing import TYPE_CHECKING, Any
 
-import torch
+from torchopt.schedule.arithmetic import lift, require_number
 
-from torchopt.numerics import on_host
+if TYPE_CHECKING:
+    from torchopt.schedule.arithmetic import Number, Schedule
 
 __all__ = ['inverse_time_decay']
 
 
-@dataclass(frozen=True)
-class inverse_time_decay:  # noqa: N801  (schedules are named as functions)
+@dataclasses.dataclass(frozen=True, eq=False)
+class InverseTime:
+    """The schedule that :func:`inverse_time_decay` returns."""
+
+    init_value: Number
+    decay_rate: Number
+
+    def __call__(self, count: Any) -> Any:
+        """The value at a step."""
+        count, init, rate = lift(count, self.init_value, self.decay_rate)
+        return init / (1.0 + rate * count)
+
+
+def inverse_time_decay(init_value: Number, decay_rate: Number) -> Schedule:
     r"""The schedule :math:`s(t) = s_0 / (1 + \delta t)`.
 
     Args:
-        init_value: :math:`s_0`.
-        decay_rate: :math:`\delta`.
+        init_value: :math:`s_0`, a number or a 0-d tensor.
+        decay_rate: :math:`\delta`, a number or a 0-d tensor.
+
+    Raises:
+        TypeError: If an argument is no number.
+        ValueError: If an argument is NaN.
 
     Example:
         >>> import torchopt
         >>> torchopt.schedule.inverse_time_decay(1.0, 0.5)(2)
         0.5
     """
-
-    init_value: Any
-    decay_rate: Any
-
-    def __call__(self, count: Any) -> Any:
-        """The value after ``count`` steps."""
-        t = on_host(count)
-        if t is None:
-            t = count.to(torch.float64)
-        return self.init_value / (1.0 + self.decay_rate * t)
+    require_number('init_value', init_value)
+    require_number('decay_rate', decay_rate)
+    return InverseTime(init_value, decay_rate)

@@ -27,7 +27,8 @@ class Joined:
         """The value at a step, from the schedule whose turn it is."""
         number = value_on_host(count)
         if number is not None and None not in [value_on_host(b) for b in self.boundaries]:
-            schedule, begin = self.schedules[0], 0.0
+            begin: Number = 0
+            schedule = self.schedules[0]
             for boundary, later in zip(self.boundaries, self.schedules[1:]):
                 if number >= boundary:
                     schedule, begin = later, boundary
@@ -65,8 +66,8 @@ def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> 
     for i, schedule in enumerate(schedules):
         if not callable(schedule):
             raise TypeError(
-                f'Invalid schedules: item {i} is a {type(schedule).__name__}, which cannot be called. '
-                f'Wrap a number in constant_schedule.'
+                f'Invalid schedules: item {i} is a {type(schedule).__name__}, which cannot be '
+                f'called. Wrap a number in constant_schedule.'
             )
     if len(schedules) != len(boundaries) + 1:
         raise ValueError(

@@ -89,9 +89,7 @@ def polynomial_schedule(
     require_number('power', power)
     if not check_transition('A polynomial schedule', transition_steps, transition_begin):
         return constant_schedule(init_value)
-    return Polynomial(
-        init_value, end_value, power, transition_steps, not_negative(transition_begin)
-    )
+    return Polynomial(init_value, end_value, power, transition_steps, not_negative(transition_begin))
 
 
 def linear_schedule(
@@ -147,9 +145,7 @@ def check_transition(what: str, transition_steps: Any, transition_begin: Any) ->
         )
         return False
     if begin is not None and begin < 0:
-        logger.info(
-            '%s was set with transition_begin=%s, which is negative; it begins at 0.', what, begin
-        )
+        logger.info('%s was set with transition_begin=%s, which is negative; it begins at 0.', what, begin)
     return True
 
 

@@ -52,7 +52,7 @@ def masked(
         >>> tx = torchopt.transform.masked(torchopt.transform.scale(-1.0), {'w': True, 'b': False})
         >>> g = {'w': torch.tensor(1.0), 'b': torch.tensor(1.0)}
         >>> tx.update(g, tx.init(g))[0]
-        {'b': tensor(1.), 'w': tensor(-1.)}
+        {'w': tensor(-1.), 'b': tensor(1.)}
     """
     wide = with_extra_args_support(inner)
 
@@ -149,7 +149,7 @@ def partition(
         ...     {'head': 'fast', 'body': 'frozen'})
         >>> g = {'head': torch.tensor(2.0), 'body': [torch.tensor(2.0)]}
         >>> tx.update(g, tx.init(g))[0]
-        {'body': [tensor(0.)], 'head': tensor(-2.)}
+        {'head': tensor(-2.), 'body': [tensor(0.)]}
     """
     members = dict(transforms)
 

@@ -61,7 +61,7 @@ def scale_by_radam(
         >>> import torch, torchopt
         >>> tx = torchopt.transform.scale_by_radam()
         >>> tx.update([torch.tensor(-3.0)], tx.init([torch.tensor(0.0)]))[0]
-        [tensor(-3.0000)]
+        [tensor(-3.)]
 
     References:
         Liu et al., `On the variance of the adaptive learning rate and beyond <https://arxiv.org/abs/1908.03265>`_, 2019.
@@ -102,7 +102,8 @@ def scale_by_radam(
 
 def _rectification(b2: Any, count: Tensor) -> tuple[Any, Any]:
     r"""Whether :math:`\rho_t > 5`, and :math:`r_t\sqrt{1 - \beta_2^t}`; on the host where the count is known there."""
-    beta, t = on_host(b2), on_host(count)
+    beta: Any = on_host(b2)
+    t: Any = on_host(count)
     known = beta is not None and t is not None
     if not known:
         t = count.to(torch.float64)

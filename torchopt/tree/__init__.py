@@ -4,13 +4,18 @@
 Loops, casts, ``None`` and in-place writes belong to these verbs, never to the rules that use them.
 """
 
+from torchopt.tree.averages import (
+    bias_correction,
+    update_infinity_moment,
+    update_moment,
+    update_moment_per_elem_norm,
+)
 from torchopt.tree.casting import cast, cast_like, dtype
 from torchopt.tree.math import (
     add,
     add_scale,
     allclose,
     batch_shape,
-    bias_correction,
     clip,
     conj,
     div,
@@ -25,9 +30,6 @@ from torchopt.tree.math import (
     size,
     sub,
     sum,
-    update_infinity_moment,
-    update_moment,
-    update_moment_per_elem_norm,
     vdot,
     where,
     zeros_like,

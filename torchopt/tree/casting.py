@@ -89,12 +89,8 @@ def dtype(tree: Any, mixed_dtype_handler: str | None = None) -> torch.dtype:
     """
     known = (None, 'promote', 'highest', 'lowest')
     if mixed_dtype_handler not in known:
-        raise ValueError(
-            f'Invalid mixed_dtype_handler: {mixed_dtype_handler!r}; expected one of {known}.'
-        )
-    found = [
-        (path, torch.as_tensor(x).dtype) for path, x in flatten_with_path(tree) if x is not None
-    ]
+        raise ValueError(f'Invalid mixed_dtype_handler: {mixed_dtype_handler!r}; expected one of {known}.')
+    found = [(path, torch.as_tensor(x).dtype) for path, x in flatten_with_path(tree) if x is not None]
     if not found:
         return torch.get_default_dtype()
     kinds = [kind for _, kind in found]
@@ -120,6 +116,5 @@ def _ordered(a: torch.dtype, b: torch.dtype) -> tuple[torch.dtype, torch.dtype]:
     if top == a:
         return b, a
     raise ValueError(
-        f'Neither of {a} and {b} promotes to the other, so neither is higher; '
-        f"pass mixed_dtype_handler='promote'."
+        f"Neither of {a} and {b} promotes to the other, so neither is higher; pass mixed_dtype_handler='promote'."
     )

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from torchopt import numerics
+from torchopt.tree.leafwise import is_inexact, map_leaves, scalar_like, tensors, together
 from torchopt.tree.ops import describe_shapes, map
 from torchopt.tree.registry import flatten, flatten_up_to, flatten_with_path, leaves
 
@@ -28,7 +29,6 @@ __all__ = [
     'add_scale',
     'allclose',
     'batch_shape',
-    'bias_correction',
     'clip',
     'conj',
     'div',
@@ -43,9 +43,6 @@ __all__ = [
     'size',
     'sub',
     'sum',
-    'update_infinity_moment',
-    'update_moment',
-    'update_moment_per_elem_norm',
     'vdot',
     'where',
     'zeros_like',
@@ -72,7 +69,7 @@ def add(tree_x: Any, tree_y: Any, *other_trees: Any) -> Any:
         >>> torchopt.tree.add({'w': torch.ones(2)}, {'w': torch.ones(2)}, {'w': torch.ones(2)})
         {'w': tensor([3., 3.])}
     """
-    return _map(lambda *xs: functools.reduce(operator.add, xs), tree_x, tree_y, *other_trees)
+    return map_leaves(lambda *xs: functools.reduce(operator.add, xs), tree_x, tree_y, *other_trees)
 
 
 def sub(tree_x: Any, tree_y: Any) -> Any:
@@ -83,7 +80,7 @@ def sub(tree_x: Any, tree_y: Any) -> Any:
         >>> torchopt.tree.sub([torch.ones(2)], [torch.ones(2)])
         [tensor([0., 0.])]
     """
-    return _map(operator.sub, tree_x, tree_y)
+    return map_leaves(operator.sub, tree_x, tree_y)
 
 
 def mul(tree_x: Any, tree_y: Any) -> Any:
@@ -94,7 +91,7 @@ def mul(tree_x: Any, tree_y: Any) -> Any:
         >>> torchopt.tree.mul([torch.full((2,), 2.0)], [torch.full((2,), 3.0)])
         [tensor([6., 6.])]
     """
-    return _map(operator.mul, tree_x, tree_y)
+    return map_leaves(operator.mul, tree_x, tree_y)
 
 
 def div(tree_x: Any, tree_y: Any) -> Any:
@@ -105,7 +102,7 @@ def div(tree_x: Any, tree_y: Any) -> Any:
         >>> torchopt.tree.div([torch.ones(2)], [torch.full((2,), 2.0)])
         [tensor([0.5000, 0.5000])]
     """
-    return _map(operator.truediv, tree_x, tree_y)
+    return map_leaves(operator.truediv, tree_x, tree_y)
 
 
 def scale(scalar: Any, tree: Any) -> Any:
@@ -124,7 +121,7 @@ def scale(scalar: Any, tree: Any) -> Any:
         >>> torchopt.tree.scale(double, {'b': None, 'w': torch.tensor(3.0)})
         {'b': None, 'w': tensor(6.)}
     """
-    return _map(lambda x: x * _scalar(scalar, x), tree)
+    return map_leaves(lambda x: x * scalar_like(scalar, x), tree)
 
 
 def add_scale(tree_x: Any, scalar: Any, tree_y: Any) -> Any:
@@ -147,7 +144,7 @@ def add_scale(tree_x: Any, scalar: Any, tree_y: Any) -> Any:
         >>> torchopt.tree.add_scale({'w': torch.tensor(1.0)}, -0.5, {'w': torch.tensor(4.0)})
         {'w': tensor(-1.)}
     """
-    return _map(lambda x, y: x + y * _scalar(scalar, y), tree_x, tree_y)
+    return map_leaves(lambda x, y: x + y * scalar_like(scalar, y), tree_x, tree_y)
 
 
 def vdot(tree_x: Any, tree_y: Any) -> Any:
@@ -181,7 +178,7 @@ def vdot(tree_x: Any, tree_y: Any) -> Any:
             path = flatten_with_path(tree_x)[i][0]
             raise ValueError(describe_shapes(a, b, f'tree_x{path}', f'tree_y{path}'))
         products.append(_vdot(a, b))
-    return functools.reduce(operator.add, _together(products), 0)
+    return functools.reduce(operator.add, together(products), 0)
 
 
 def sum(tree: Any, associative_reduction: bool = False) -> Any:
@@ -200,7 +197,7 @@ def sum(tree: Any, associative_reduction: bool = False) -> Any:
         >>> torchopt.tree.sum({'w': torch.ones(2, 3), 'b': None, 'c': torch.tensor(1.0)})
         tensor(7.)
     """
-    sums = _together([x.sum() for x in _tensors(tree)])
+    sums = together([x.sum() for x in tensors(tree)])
     if not associative_reduction:
         return functools.reduce(operator.add, sums, 0)
     while len(sums) > 1:
@@ -274,23 +271,21 @@ def norm(tree: Any, ord: int | str | float | None = None, squared: bool = False)
         tensor(5.)
     """
     if ord is None or ord == 2:
-        xs = [x if _is_inexact(x) else x.to(torch.get_default_dtype()) for x in _tensors(tree)]
+        xs = [x if is_inexact(x) else x.to(torch.get_default_dtype()) for x in tensors(tree)]
         if squared:
-            total: torch.Tensor = torch.as_tensor(sum([numerics.abs_sq(x) for x in xs]))
-            return total
-        norms = _together([torch.linalg.vector_norm(x) for x in xs])
+            return torch.as_tensor(sum([numerics.abs_sq(x) for x in xs]))
+        norms = together([torch.linalg.vector_norm(x) for x in xs])
         if len(norms) < 2:
             return norms[0] if norms else torch.zeros(())
         kind = functools.reduce(torch.promote_types, [x.dtype for x in norms])
-        return torch.linalg.vector_norm(torch.stack([x.to(kind) for x in norms]))
+        total: torch.Tensor = torch.linalg.vector_norm(torch.stack([x.to(kind) for x in norms]))
+        return total
     if ord == 1:
-        result = torch.as_tensor(sum(map(torch.abs, _tensors(tree))))
+        result = torch.as_tensor(sum(map(torch.abs, tensors(tree))))
     elif ord in (math.inf, 'inf', 'infinity'):
-        result = torch.as_tensor(max(map(torch.abs, _tensors(tree))))
+        result = torch.as_tensor(max(map(torch.abs, tensors(tree))))
     else:
-        raise ValueError(
-            f"Unsupported ord: {ord!r}; expected None, 1, 2, math.inf, 'inf' or 'infinity'."
-        )
+        raise ValueError(f"Unsupported ord: {ord!r}; expected None, 1, 2, math.inf, 'inf' or 'infinity'.")
     return result * result if squared else result
 
 
@@ -336,8 +331,8 @@ def clip(tree: Any, min_value: Any = None, max_value: Any = None) -> Any:
     def bound(x: Any) -> Any:
         x = torch.as_tensor(x)
         if min_value is not None:
-            x = torch.clamp(x, min=_scalar(min_value, x))
-        return x if max_value is None else torch.clamp(x, max=_scalar(max_value, x))
+            x = torch.clamp(x, min=scalar_like(min_value, x))
+        return x if max_value is None else torch.clamp(x, max=scalar_like(max_value, x))
 
     return map(bound, tree)
 
@@ -368,12 +363,10 @@ def where(condition: Any, tree_x: Any, tree_y: Any) -> Any:
         test = torch.as_tensor(condition, device=x.device)
         return torch.where(test if test.dtype == torch.bool else test != 0, x, y)
 
-    return _map(choose, tree_x, tree_y)
+    return map_leaves(choose, tree_x, tree_y)
 
 
-def allclose(
-    a: Any, b: Any, rtol: float = 1e-05, atol: float = 1e-08, equal_nan: bool = False
-) -> Any:
+def allclose(a: Any, b: Any, rtol: float = 1e-05, atol: float = 1e-08, equal_nan: bool = False) -> Any:
     r"""Whether :math:`|a - b| \le \text{atol} + \text{rtol}\,|b|` everywhere.
 
     Args:
@@ -402,9 +395,11 @@ def allclose(
         kind = torch.promote_types(x.dtype, y.dtype)
         return torch.isclose(x.to(kind), y.to(kind), rtol, atol, equal_nan).all()
 
-    result = _map(close, a, b)
-    _map(lambda x, y: None, b, a)  # finds what is None in `a` only
-    return functools.reduce(operator.and_, _together(leaves(result)), True)
+    result = map_leaves(close, a, b)
+    only_b = [path for (path, x), y in zip(flatten_with_path(b), flatten(a)[0]) if y is None is not x]
+    if only_b:
+        raise ValueError(f'a{only_b[0]} is None, but b{only_b[0]} is not. Put None, or a tensor, in both places.')
+    return functools.reduce(operator.and_, together(leaves(result)), True)
 
 
 def batch_shape(tree: Any, shape: tuple[int, ...] = ()) -> Any:
@@ -480,139 +475,13 @@ def full_like(tree: Any, fill_value: Any, dtype: torch.dtype | None = None) -> A
     return map(fill, tree)
 
 
-def update_moment(updates: Any, moments: Any, decay: Any, order: int) -> Any:
-    r"""The moving average :math:`(1 - \beta)\, g^k + \beta\, m` of the :math:`k`-th moment.
-
-    Args:
-        updates: The tree :math:`g`.
-        moments: The tree :math:`m`.
-        decay: The number or 0-d tensor :math:`\beta`.
-        order: The order :math:`k`.
-
-    Returns:
-        The new moments.  As in Optax they are ``None`` where ``updates`` is ``None``;
-        :func:`apply_rule` is the verb that keeps the old ones.
-
-    Raises:
-        ValueError: If structures or shapes do not fit; the message names the path of the first leaf
-            at fault.
-
-    Example:
-        >>> import torch, torchopt
-        >>> torchopt.tree.update_moment([torch.tensor(2.0)], [torch.tensor(0.0)], 0.9, 2)
-        [tensor(0.4000)]
-    """
-    return _average(lambda g: g**order, updates, moments, decay)
-
-
-def update_moment_per_elem_norm(updates: Any, moments: Any, decay: Any, order: int) -> Any:
-    r"""The moving average :math:`(1 - \beta)\, |g|^k + \beta\, m`; else as :func:`update_moment`.
-
-    Real leaves enter as :math:`g^k`, with their sign.
-
-    Example:
-        >>> import torch, torchopt
-        >>> torchopt.tree.update_moment_per_elem_norm(
-        ...     [torch.tensor(2.0j)], [torch.tensor(0.0)], 0.9, 2
-        ... )
-        [tensor(0.4000)]
-    """
-    half = order // 2 if order % 2 == 0 else order / 2
-    return _average(
-        lambda g: numerics.abs_sq(g) ** half if g.is_complex() else g**order,
-        updates,
-        moments,
-        decay,
-    )
-
-
-def update_infinity_moment(updates: Any, moments: Any, decay: Any, eps: Any) -> Any:
-    r"""The decaying maximum :math:`\max(|g| + \epsilon, \beta\, m)`; else as :func:`update_moment`.
-
-    Args:
-        updates: The tree :math:`g`.
-        moments: The tree :math:`m`.
-        decay: The number or 0-d tensor :math:`\beta`.
-        eps: The number or 0-d tensor :math:`\epsilon`.
-
-    Returns:
-        The new moments.
-
-    Example:
-        >>> import torch, torchopt
-        >>> torchopt.tree.update_infinity_moment(
-        ...     [torch.tensor(-2.0)], [torch.tensor(4.0)], 0.75, 0.0
-        ... )
-        [tensor(3.)]
-    """
-    return _map(
-        lambda g, m: torch.maximum(abs(g) + _scalar(eps, g), m * _scalar(decay, m)),
-        updates,
-        moments,
-    )
-
-
-def bias_correction(moment: Any, decay: Any, count: Any) -> Any:
-    r"""Divide moments by :math:`1 - \beta^t`, by which averages that began at zero fall short.
-
-    Args:
-        moment: The tree of moments.
-        decay: The number or 0-d tensor :math:`\beta`.
-        count: The number :math:`t` of steps that the moments have seen, an int or a 0-d tensor.
-
-    Returns:
-        A tree of the same structure and dtypes.
-
-    Example:
-        >>> import torch, torchopt
-        >>> torchopt.tree.bias_correction([torch.tensor(0.5)], 0.5, torch.tensor(1))
-        [tensor(1.)]
-    """
-    factor = numerics.bias_correction(_plain(decay), _plain(count))
-    return map(lambda m: torch.as_tensor(m) / _scalar(factor, m), moment)
-
-
-def _map(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-    try:
-        return map(f, tree, *rest)
-    except (RuntimeError, TypeError):
-        _blame_leaf(tree, rest)
-        raise
-
-
-def _blame_leaf(tree: Any, rest: tuple[Any, ...]) -> None:
-    """Raise an error that names the first leaf that does not fit, if there is one."""
-    _, spec = flatten(tree)
-    for i, other in enumerate(rest, 2):
-        column = flatten_up_to(spec, other, name=f'tree {i}', like='tree 1')
-        for (path, x), y in zip(flatten_with_path(tree), column):
-            if x is not None and y is None:
-                raise ValueError(
-                    f'tree {i}{path} is None, but tree 1{path} is not. '
-                    f'Put None, or a tensor, in both places.'
-                )
-            try:
-                np.broadcast_shapes(np.shape(x), np.shape(y))
-            except ValueError:
-                raise ValueError(
-                    describe_shapes(y, x, f'tree {i}{path}', f'tree 1{path}')
-                ) from None
-
-
-def _average(power: Callable[[Any], Any], updates: Any, moments: Any, decay: Any) -> Any:
-    # 1 - decay is formed before it is rounded to the dtype of the leaf.
-    return _map(
-        lambda g, m: power(g) * _scalar(1 - decay, g) + m * _scalar(decay, m), updates, moments
-    )
-
-
 def _extreme(
     within: Callable[..., torch.Tensor],
     between: Callable[..., torch.Tensor],
     tree: Any,
     empty: float,
 ) -> Any:
-    extremes = _together([within(x) for x in _tensors(tree) if x.numel()])
+    extremes = together([within(x) for x in tensors(tree) if x.numel()])
     return functools.reduce(between, extremes) if extremes else empty
 
 
@@ -624,31 +493,3 @@ def _vdot(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 _FUSED = {torch.float32, torch.float64, torch.complex64, torch.complex128}
-
-
-def _tensors(tree: Any) -> list[torch.Tensor]:
-    return [torch.as_tensor(x) for x in leaves(tree)]
-
-
-def _together(xs: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Bring scalars to the device of the first."""
-    return [x.to(xs[0].device) for x in xs]
-
-
-def _is_inexact(x: torch.Tensor) -> bool:
-    return x.is_floating_point() or x.is_complex()
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _scalar(value: Any, like: Any) -> Any:
-    """A scalar in the precision and on the device of a leaf, so that it does not widen it."""
-    if not isinstance(value, torch.Tensor) or not isinstance(like, torch.Tensor):
-        return _plain(value)
-    if not _is_inexact(like):
-        return value.to(like.device)
-    if value.is_complex():
-        return value.to(dtype=like.dtype.to_complex(), device=like.device)
-    return numerics.as_scalar_like(value, like)

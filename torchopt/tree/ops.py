@@ -58,7 +58,7 @@ def map_with_path(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     """
     paths = iter([path for path, _ in flatten_with_path(tree)])
     _, spec = flatten(tree)
-    return map(f, unflatten(spec, paths), tree, *rest)
+    return map(lambda x, path, *others: f(path, x, *others), tree, unflatten(spec, paths), *rest)
 
 
 def reduce(f: Callable[[Any, Any], Any], tree: Any, initializer: Any) -> Any:

@@ -138,8 +138,7 @@ def _seeds(rng_key: Key, n: int) -> list[int]:
         source = torch.Generator().manual_seed(rng_key)
     else:
         raise TypeError(
-            f'Invalid rng_key: {rng_key!r} is a {type(rng_key).__name__}; '
-            f'expected an int or a torch.Generator.'
+            f'Invalid rng_key: {rng_key!r} is a {type(rng_key).__name__}; expected an int or a torch.Generator.'
         )
     drawn = torch.randint(2**31, (n + 1,), generator=source, device=source.device).tolist()
     odd = 0x9E3779B1  # a multiple of an odd step never repeats modulo 2**32

@@ -157,9 +157,7 @@ def map_params(
         >>> def init(params):
         ...     return {'count': torch.tensor(0), 'mu': torchopt.tree.zeros_like(params)}
         >>> state = init({'b': torch.ones(1), 'w': torch.ones(2)})
-        >>> torchopt.tree.map_params(
-        ...     init, lambda m, name: name, state, {'b': 'bias', 'w': 'weight'}
-        ... )
+        >>> torchopt.tree.map_params(init, lambda m, name: name, state, {'b': 'bias', 'w': 'weight'})
         {'count': tensor(0), 'mu': {'b': 'bias', 'w': 'weight'}}
     """
     init = initable.init if isinstance(initable, Initable) else initable
@@ -241,9 +239,7 @@ def get(
     return found[0][1] if found else default
 
 
-def set(
-    tree: Any, filtering: Callable[[KeyPath, Any], bool] | None = None, /, **kwargs: Any
-) -> Any:
+def set(tree: Any, filtering: Callable[[KeyPath, Any], bool] | None = None, /, **kwargs: Any) -> Any:
     """A copy of a tree with all entries of some names replaced.
 
     Args:
@@ -272,8 +268,7 @@ def set(
         if filtering is not None and not _lets_pass(filtering, found):
             places = ', '.join(_describe(path) for path, _ in found)
             raise KeyError(
-                f'Found no values matching {key!r} given the filtering operation, '
-                f'which turned down those at {places}.'
+                f'Found no values matching {key!r} given the filtering operation, which turned down those at {places}.'
             )
     return _replace((), tree, filtering, kwargs)
 

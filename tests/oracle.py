@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parity: run the same optimization here, in torch.optim, in Optax, and by the papers' equations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from tests.cases import Case
+
+import torchopt
+from torchopt import tree
+
+jax.config.update('jax_enable_x64', True)
+
+
+def noise(params: Any, step: int) -> Any:
+    """A fixed disturbance of the gradients at each step, the same for every library."""
+    rng = np.random.default_rng(step)
+    return tree.map(lambda p: rng.standard_normal(tuple(p.shape)), params)
+
+
+def gradient(p: Any, disturbance: Any) -> Any:
+    """Gradient of a bowl around 1, disturbed; plain arithmetic, so that it serves tensors and arrays."""
+    return 0.5 * (p - 1.0) + disturbance
+
+
+def run_torchopt(tx: Any, params: Any, steps: int, *, inplace: bool = False) -> tuple[Any, Any]:
+    """Parameters and state after some steps of the functional face."""
+    state = tx.init(params)
+    for step in range(steps):
+        disturbance = tree.map(lambda p, n: torch.as_tensor(n).to(p.dtype), params, noise(params, step))
+        grads = tree.map(gradient, params, disturbance)
+        updates, state = tx.update(grads, state, params, inplace=inplace)
+        params = torchopt.apply_updates(params, updates)
+    return params, state
+
+
+def run_torch(case: Case, params: Any, steps: int, **options: Any) -> Any:
+    """Parameters after some steps of ``torch.optim``."""
+    leaves, spec = tree.flatten(params)
+    leaves = [p.clone().requires_grad_() for p in leaves]
+    options = {**case.options, **case.torch_options, **options}
+    optimizer = case.torch(leaves, **options)
+    for step in range(steps):
+        for p, n in zip(leaves, tree.leaves(noise(params, step))):
+            p.grad = gradient(p.detach(), torch.as_tensor(n).to(p.dtype))
+        optimizer.step()
+    return tree.unflatten(spec, [p.detach() for p in leaves])
+
+
+def to_jax(params: Any) -> Any:
+    """A tree of tensors as a tree of JAX arrays."""
+    return tree.map(lambda p: jnp.asarray(p.numpy()), params)
+
+
+def run_optax(tx: Any, params: Any, steps: int) -> tuple[Any, Any]:
+    """Parameters and state after some steps of an Optax transformation."""
+    ours, params = params, to_jax(params)
+    state = tx.init(params)
+    update = jax.jit(tx.update)
+    for step in range(steps):
+        disturbance = jax.tree.map(
+            lambda p, n: jnp.asarray(n).astype(p.dtype), params, noise(ours, step)
+        )
+        grads = jax.tree.map(gradient, params, disturbance)
+        updates, state = update(grads, state, params)
+        params = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), params, updates)
+    return params, state
+
+
+def named_entries(state: Any) -> dict[str, Any]:
+    """All entries of the named tuples in a state, by their field names."""
+    found: dict[str, Any] = {}
+    if isinstance(state, tuple) and hasattr(state, '_fields'):
+        for name in state._fields:
+            value = getattr(state, name)
+            found.update(named_entries(value) or {name: value})
+    elif isinstance(state, tuple):
+        for member in state:
+            found.update(named_entries(member))
+    return found
+
+
+def assert_trees_close(actual: Any, expected: Any, tolerance: float) -> None:
+    """Compare leaf by leaf, relative to the size of each leaf."""
+    values = [np.asarray(x, dtype=np.float64) for x in tree.leaves(actual)]
+    wanted = [np.asarray(x, dtype=np.float64) for x in tree.leaves(expected)]
+    assert len(values) == len(wanted) > 0
+    for x, y in zip(values, wanted):
+        assert x.shape == y.shape
+        scale = max(float(np.abs(y).max(initial=0.0)), 1e-3)
+        np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance * scale)
+
+
+# --- the equations of the papers, as plain torch code that autograd differentiates ---
+
+
+def unrolled(name: str, gradient_of: Any, p: torch.Tensor, lr: Any, steps: int, **o: Any) -> torch.Tensor:
+    """One tensor optimized by one of the eight optimizers, written out."""
+    state: dict[str, Any] = {}
+    for t in range(1, steps + 1):
+        g = gradient_of(p)
+        decay = o.get('weight_decay', 0.0)
+        if name != 'adamw':
+            g = g + decay * p
+        p = p - lr * _EQUATIONS[name](g, p, t, state, o)
+    return p
+
+
+def _sgd(g, p, t, s, o):
+    mu, tau = o.get('momentum', 0.0), o.get('dampening', 0.0)
+    s['b'] = g if t == 1 else mu * s['b'] + (1 - tau) * g
+    return g + mu * s['b'] if o.get('nesterov') else s['b']
+
+
+def _moments(g, t, s, b1, b2):
+    s['m'] = b1 * s.get('m', 0.0) + (1 - b1) * g
+    s['v'] = b2 * s.get('v', 0.0) + (1 - b2) * g**2
+    return s['m'] / (1 - b1**t), s['v'] / (1 - b2**t)
+
+
+def _adam(g, p, t, s, o):
+    m, v = _moments(g, t, s, *o.get('betas', (0.9, 0.999)))
+    return m / ((v + o.get('eps_root', 0.0)).sqrt() + o.get('eps', 1e-8))
+
+
+def _adamw(g, p, t, s, o):
+    return _adam(g, p, t, s, o) + o.get('weight_decay', 1e-2) * p
+
+
+def _adamax(g, p, t, s, o):
+    b1, b2 = o.get('betas', (0.9, 0.999))
+    s['m'] = b1 * s.get('m', 0.0) + (1 - b1) * g
+    s['n'] = torch.maximum(b2 * s.get('n', torch.zeros_like(g)), g.abs() + o.get('eps', 1e-6))
+    return s['m'] / s['n'] / (1 - b1**t)
+
+
+def _radam(g, p, t, s, o):
+    b1, b2 = o.get('betas', (0.9, 0.999))
+    m, v = _moments(g, t, s, b1, b2)
+    top = 2 / (1 - b2) - 1
+    rho = top - 2 * t * b2**t / (1 - b2**t)
+    if rho <= 5:
+        return m
+    r = ((rho - 4) * (rho - 2) * top / ((top - 4) * (top - 2) * rho)) ** 0.5
+    return m * r * (1 - b2**t) ** 0.5 / (s['v'].sqrt() + o.get('eps', 1e-6))
+
+
+def _adadelta(g, p, t, s, o):
+    rho, eps = o.get('rho', 0.9), o.get('eps', 1e-6)
+    s['v'] = rho * s.get('v', 0.0) + (1 - rho) * g**2
+    u = ((s.get('x', 0.0) + eps) / (s['v'] + eps)) ** 0.5 * g
+    s['x'] = rho * s.get('x', 0.0) + (1 - rho) * u**2
+    return u
+
+
+def _adagrad(g, p, t, s, o):
+    s['s'] = s.get('s', o.get('initial_accumulator_value', 0.0)) + g**2
+    return g / (s['s'].sqrt() + o.get('eps', 1e-10)) / (1 + (t - 1) * o.get('lr_decay', 0.0))
+
+
+def _rmsprop(g, p, t, s, o):
+    a = o.get('alpha', 0.99)
+    s['v'] = a * s.get('v', o.get('initial_scale', 0.0)) + (1 - a) * g**2
+    s['m'] = a * s.get('m', 0.0) + (1 - a) * g
+    variance = s['v'] - s['m'] ** 2 if o.get('centered') else s['v']
+    d = g / (variance.sqrt() + o.get('eps', 1e-8))
+    mu = o.get('momentum', 0.0)
+    s['b'] = mu * s.get('b', 0.0) + d
+    return d + mu * s['b'] if o.get('nesterov') else s['b']
+
+
+_EQUATIONS = {
+    'sgd': _sgd,
+    'adam': _adam,
+    'adamw': _adamw,
+    'adamax': _adamax,
+    'radam': _radam,
+    'adadelta': _adadelta,
+    'adagrad': _adagrad,
+    'rmsprop': _rmsprop,
+}

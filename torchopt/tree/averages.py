@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Moving averages of gradients, as ``optax.tree`` has them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from torchopt import numerics
+from torchopt.tree.leafwise import map_leaves, plain, scalar_like
+from torchopt.tree.ops import map
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = [
+    'bias_correction',
+    'update_infinity_moment',
+    'update_moment',
+    'update_moment_per_elem_norm',
+]
+
+
+def update_moment(updates: Any, moments: Any, decay: Any, order: int) -> Any:
+    r"""The moving average :math:`(1 - \beta)\, g^k + \beta\, m` of the :math:`k`-th moment.
+
+    Args:
+        updates: The tree :math:`g`.
+        moments: The tree :math:`m`.
+        decay: The number or 0-d tensor :math:`\beta`.
+        order: The order :math:`k`.
+
+    Returns:
+        The new moments.  As in Optax they are ``None`` where ``updates`` is ``None``;
+        :func:`apply_rule` is the verb that keeps the old ones.
+
+    Raises:
+        ValueError: If structures or shapes do not fit; the message names the path of the first leaf
+            at fault.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.tree.update_moment([torch.tensor(2.0)], [torch.tensor(0.0)], 0.9, 2)
+        [tensor(0.4000)]
+    """
+    return _average(lambda g: g**order, updates, moments, decay)
+
+
+def update_moment_per_elem_norm(updates: Any, moments: Any, decay: Any, order: int) -> Any:
+    r"""The moving average :math:`(1 - \beta)\, |g|^k + \beta\, m`; else as :func:`update_moment`.
+
+    Real leaves enter as :math:`g^k`, with their sign.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.tree.update_moment_per_elem_norm([torch.tensor(2.0j)], [torch.tensor(0.0)], 0.9, 2)
+        [tensor(0.4000)]
+    """
+    half = order // 2 if order % 2 == 0 else order / 2
+    return _average(
+        lambda g: numerics.abs_sq(g) ** half if g.is_complex() else g**order,
+        updates,
+        moments,
+        decay,
+    )
+
+
+def update_infinity_moment(updates: Any, moments: Any, decay: Any, eps: Any) -> Any:
+    r"""The decaying maximum :math:`\max(|g| + \epsilon, \beta\, m)`; else as :func:`update_moment`.
+
+    Args:
+        updates: The tree :math:`g`.
+        moments: The tree :math:`m`.
+        decay: The number or 0-d tensor :math:`\beta`.
+        eps: The number or 0-d tensor :math:`\epsilon`.
+
+    Returns:
+        The new moments.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.tree.update_infinity_moment([torch.tensor(-2.0)], [torch.tensor(4.0)], 0.75, 0.0)
+        [tensor(3.)]
+    """
+    return map_leaves(
+        lambda g, m: torch.maximum(abs(g) + scalar_like(eps, g), m * scalar_like(decay, m)),
+        updates,
+        moments,
+    )
+
+
+def bias_correction(moment: Any, decay: Any, count: Any) -> Any:
+    r"""Divide moments by :math:`1 - \beta^t`, by which averages that began at zero fall short.
+
+    Args:
+        moment: The tree of moments.
+        decay: The number or 0-d tensor :math:`\beta`.
+        count: The number :math:`t` of steps that the moments have seen, an int or a 0-d tensor.
+
+    Returns:
+        A tree of the same structure and dtypes.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.tree.bias_correction([torch.tensor(0.5)], 0.5, torch.tensor(1))
+        [tensor(1.)]
+    """
+    factor = numerics.bias_correction(plain(decay), plain(count))
+    return map(lambda m: torch.as_tensor(m) / scalar_like(factor, m), moment)
+
+
+def _average(power: Callable[[Any], Any], updates: Any, moments: Any, decay: Any) -> Any:
+    # 1 - decay is formed before it is rounded to the dtype of the leaf.
+    return map_leaves(lambda g, m: power(g) * scalar_like(1 - decay, g) + m * scalar_like(decay, m), updates, moments)
