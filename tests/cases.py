@@ -31,7 +31,12 @@ class Case(NamedTuple):
 
 
 FALLING = torchopt.schedule.polynomial_schedule(0.05, 0.01, 2.0, 40, 3)
-OPTAX_FALLING = optax.polynomial_schedule(0.05, 0.01, 2.0, 40, 3)
+
+
+def optax_falling(count):
+    """The same in Optax, which would compute in float32 from its int32 count."""
+    return optax.polynomial_schedule(0.05, 0.01, 2.0, 40, 3)(count.astype(float))
+
 
 
 CASES = [
@@ -69,12 +74,12 @@ CASES = [
         {'lr': 0.1, 'eps_root': 1e-2},
         optax=lambda: optax.adam(0.1, eps_root=1e-2),
     ),
-    Case('adam', {'lr': FALLING}, optax=lambda: optax.adam(OPTAX_FALLING)),
+    Case('adam', {'lr': FALLING}, optax=lambda: optax.adam(optax_falling)),
     Case('adamw', {'lr': 0.1}, torch.optim.AdamW, optax=lambda: optax.adamw(0.1, weight_decay=1e-2)),
     Case(
         'adamw',
         {'lr': FALLING, 'betas': (0.5, 0.9), 'weight_decay': 0.3},
-        optax=lambda: optax.adamw(OPTAX_FALLING, 0.5, 0.9, weight_decay=0.3),
+        optax=lambda: optax.adamw(optax_falling, 0.5, 0.9, weight_decay=0.3),
     ),
     Case(
         'adamax',

@@ -13,6 +13,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
+from torchopt import tree
+
 __all__ = [
     'ChainedGradientTransformation',
     'EmptyState',
@@ -22,6 +24,8 @@ __all__ = [
     'TransformInitFn',
     'TransformUpdateFn',
     'UninitializedState',
+    'expects_params',
+    'expects_state',
     'factory',
     'identity',
     'init_empty_state',
@@ -233,7 +237,9 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
                 )
             if inplace:
                 for tx, s in zip(kept, state):
-                    preflight(tx, s)
+                    preflight(tx, s, params)
+                if params is not None:
+                    tree.check_updates(updates, params)
             states = []
             for step, s in zip(widened, state):
                 updates, s = step(updates, s, params, inplace=inplace, **extra)
@@ -267,16 +273,73 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
         return 'chain(\n' + ''.join(f'    {tx!r},\n' for tx in self.transformations) + ')'
 
 
-def preflight(tx: GradientTransformation, state: Any) -> None:
+def preflight(tx: GradientTransformation, state: Any, params: Any = None) -> None:
     """Let a transformation refuse a step before anything is changed in place.
 
-    A transformation that can refuse (a schedule that gives NaN) says so by a function ``update.preflight(state)``.
+    A transformation that can refuse (a schedule that gives NaN) says so by a function
+    ``update.preflight(state, params)``.
     """
     if isinstance(tx, ChainedGradientTransformation) and isinstance(state, tuple):
         for member, s in zip(tx.transformations, state):
-            preflight(member, s)
+            preflight(member, s, params)
     elif (check := getattr(tx.update, 'preflight', None)) is not None:
+        check(state, params)
+
+
+_U = TypeVar('_U', bound=Callable[..., tuple[Any, Any]])
+
+
+def expects_state(kind: type, then: Callable[[Any, Any], Any] | None = None) -> Callable[[_U], _U]:
+    """Let an ``update`` refuse the state of another transformation.
+
+    Args:
+        kind: The class of its own states.
+        then: ``then(state, params)`` refuses what else can be known before the step.
+    """
+
+    def check(state: Any, params: Any = None) -> None:
+        if not isinstance(state, kind):
+            raise ValueError(
+                f'The state is a {type(state).__name__}; expected a {kind.__name__}. Pass the state that the init '
+                f'or the last update of this very transformation returned.'
+            )
+
+    def check_all(state: Any, params: Any = None) -> None:
         check(state)
+        if then is not None:
+            then(state, params)
+
+    def decorate(update: _U) -> _U:
+        @functools.wraps(update)
+        def checked(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+            check(state)
+            return update(updates, state, params, **extra)
+
+        checked.preflight = check_all  # type: ignore[attr-defined]
+        return checked  # type: ignore[return-value]
+
+    return decorate
+
+
+def expects_params(purpose: str) -> Callable[[_U], _U]:
+    """Let an ``update`` refuse to work without parameters, and say what they are for."""
+
+    def check(state: Any, params: Any = None) -> None:
+        if params is None:
+            raise ValueError(
+                f'Parameters are required for {purpose}. Call `update(updates, state, params=params)` instead.'
+            )
+
+    def decorate(update: _U) -> _U:
+        @functools.wraps(update)
+        def checked(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+            check(state, params)
+            return update(updates, state, params, **extra)
+
+        checked.preflight = check  # type: ignore[attr-defined]
+        return checked  # type: ignore[return-value]
+
+    return decorate
 
 
 def _describe(state: Any) -> str:
@@ -295,17 +358,26 @@ def with_extra_args_support(tx: GradientTransformation) -> GradientTransformatio
     Returns:
         One whose ``update`` takes ``(updates, state, params=None, *, inplace=False, **extra)``.
 
+    Raises:
+        TypeError: If ``tx`` is not a GradientTransformation.
+
     Example:
         >>> import torchopt
         >>> tx = torchopt.base.GradientTransformation(lambda params: (), lambda u, s, params=None: (u, s))
         >>> torchopt.base.with_extra_args_support(tx).update(1.0, (), value=3.0)
         (1.0, ())
     """
+    if not isinstance(tx, GradientTransformation):
+        raise TypeError(
+            f'{tx!r} (type: {type(tx).__name__}) is not a GradientTransformation. '
+            f'Pass what a factory such as torchopt.adam() returns.'
+        )
     if isinstance(tx, GradientTransformationExtraArgs):
         return tx
     parameters = inspect.signature(tx.update).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return GradientTransformationExtraArgs(tx.init, tx.update)
+    refuse = getattr(tx.update, 'preflight', None)
     takes_inplace = 'inplace' in parameters
     params_by_name = 'params' in parameters and parameters['params'].kind is inspect.Parameter.KEYWORD_ONLY
 
@@ -317,4 +389,5 @@ def with_extra_args_support(tx: GradientTransformation) -> GradientTransformatio
             return tx.update(updates, state, params=params, **known)
         return tx.update(updates, state, params, **known)
 
+    update.preflight = refuse  # type: ignore[attr-defined]
     return GradientTransformationExtraArgs(tx.init, update)

@@ -22,6 +22,8 @@ __all__ = [
     'nonzero',
     'number',
     'positive',
+    'scalar',
+    'schedule',
     'schedule_value',
     'unit_interval',
 ]
@@ -43,6 +45,11 @@ def _number(name: str, value: Any) -> float | None:
         raise TypeError(
             f'Invalid {name}: {value!r} is a {type(value).__name__}; expected a number or a 0-d tensor.'
         ) from None
+
+
+def scalar(name: str, value: Any) -> None:
+    """Require a scalar."""
+    _number(name, value)
 
 
 def number(name: str, value: Any) -> None:
@@ -94,16 +101,23 @@ def learning_rate(lr: Any) -> None:
     if is_schedule(lr):
         return
     at_least('learning rate', lr)
-    if isinstance(lr, (int, float)) and math.isinf(lr):
+    number = _number('learning rate', lr)
+    if number is not None and math.isinf(number):
         raise ValueError(f'Invalid learning rate: {lr}; expected a finite number >= 0.')
+
+
+def schedule(name: str, value: Any) -> None:
+    """Require a schedule."""
+    if not is_schedule(value):
+        raise TypeError(
+            f'Invalid {name}: {value!r} is a {type(value).__name__}; expected a function from the number of steps '
+            f'taken to a number. For a constant use torchopt.transform.scale.'
+        )
 
 
 def schedule_value(value: Any, count: Any) -> Any:
     """Return what a schedule gave, once it is known not to be NaN or infinite."""
-    if isinstance(value, torch.Tensor):
-        number = on_host(value.detach()) if value.is_leaf else None
-    else:
-        number = _number('value of a schedule', value)
+    number = _number('value of a schedule', value)
     if number is not None and not math.isfinite(number):
         raise ValueError(
             f'The schedule returned {number} at step {int(count)}; expected a finite number. Nothing was updated.'

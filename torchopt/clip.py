@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, tree
-from torchopt.base import EmptyState, GradientTransformation, factory, init_empty_state
+from torchopt.base import (
+    EmptyState,
+    GradientTransformation,
+    expects_params,
+    factory,
+    init_empty_state,
+)
 from torchopt.numerics import abs_sq, as_scalar_like, safe_sqrt
 
 __all__ = [
@@ -46,6 +52,7 @@ def clip_grad_norm(
 
     Raises:
         ValueError: If ``max_norm`` is negative or ``norm_type`` is not positive.
+        TypeError: If one of them is of the wrong type.
         RuntimeError: In ``update``, with ``error_if_nonfinite``, if the norm is not finite.
 
     Example:
@@ -55,7 +62,10 @@ def clip_grad_norm(
         [tensor([0.6000, 0.8000])]
     """
     checks.at_least('max_norm value', max_norm)
-    order = float(norm_type)
+    try:
+        order = float(norm_type)
+    except (TypeError, ValueError):
+        raise TypeError(f"Invalid norm_type value: {norm_type!r}; expected a number > 0, or 'inf'.") from None
     checks.positive('norm_type value', order)
 
     def update(
@@ -71,7 +81,7 @@ def clip_grad_norm(
             if error_if_nonfinite and not bool(total.isfinite()):
                 raise RuntimeError(
                     f'The total norm of order {order} of the gradients is {total.item()}, so they cannot be clipped. '
-                    f'Nothing was updated. Pass error_if_nonfinite=False to clip all the same.'
+                    f'Pass error_if_nonfinite=False to clip all the same.'
                 )
             factor = (max_norm / (total + 1e-6)).clamp(max=1.0)
         return tree.map(lambda g: g * as_scalar_like(factor, g), updates), state
@@ -225,14 +235,10 @@ def adaptive_grad_clip(
         bound = as_scalar_like(clipping, norm) * unit_norm(p).clamp(min=eps)
         return (torch.where(norm < bound, g, g * (bound / norm.clamp(min=1e-6))),)
 
+    @expects_params('adaptive_grad_clip')
     def update(
         updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False
     ) -> tuple[Any, EmptyState]:
-        if params is None:
-            raise ValueError(
-                'Parameters are required for adaptive_grad_clip. '
-                'Call `update(updates, state, params=params)` instead.'
-            )
         (updates,) = tree.apply_rule(rule, updates, reads=(params,))
         return updates, state
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from torchopt import tree
@@ -12,6 +13,7 @@ from torchopt.base import (
     GradientTransformationExtraArgs,
     factory,
     identity,
+    preflight,
     with_extra_args_support,
 )
 
@@ -74,6 +76,7 @@ def chain_flat(*transformations: GradientTransformation) -> GradientTransformati
         leaves, state = inner.update(leaves, state, params, inplace=inplace, **extra)
         return tree.unflatten(spec, leaves), state
 
+    update.preflight = functools.partial(preflight, inner)  # type: ignore[attr-defined]
     return GradientTransformationExtraArgs(init, update)
 
 
@@ -116,6 +119,19 @@ def named_chain(*named: tuple[str, GradientTransformation]) -> GradientTransform
     def init(params: Any) -> dict[str, Any]:
         return {name: tx.init(params) for name, tx in members.items()}
 
+    def check(state: Any) -> None:
+        if not isinstance(state, dict) or set(state) != set(members):
+            found = sorted(state, key=str) if isinstance(state, dict) else f'a {type(state).__name__}'
+            raise ValueError(
+                f'The state of this named_chain is {found}; expected a dict with the names {sorted(members)}. '
+                f'Pass the state that the init or the last update of this very chain returned.'
+            )
+
+    def refuse(state: Any, params: Any = None) -> None:
+        check(state)
+        for name, tx in named:
+            preflight(tx, state[name], params)
+
     def update(
         updates: Any,
         state: dict[str, Any],
@@ -124,13 +140,13 @@ def named_chain(*named: tuple[str, GradientTransformation]) -> GradientTransform
         inplace: bool = False,
         **extra: Any,
     ) -> tuple[Any, dict[str, Any]]:
-        if set(state) != set(members):
-            raise ValueError(
-                f'The state of this named_chain has the names {sorted(state)}; expected {sorted(members)}.'
-            )
+        check(state)
+        if inplace:
+            refuse(state, params)
         new = {}
         for name, tx in members.items():
             updates, new[name] = tx.update(updates, state[name], params, inplace=inplace, **extra)
         return updates, new
 
+    update.preflight = refuse  # type: ignore[attr-defined]
     return GradientTransformationExtraArgs(init, update)

@@ -59,6 +59,7 @@ def register_hook(hook: Callable[[Tensor], Tensor | None]) -> GradientTransforma
         hook: Called with the gradient of each update in the backward pass, as by ``torch.Tensor.register_hook``.
 
     Raises:
+        TypeError: If ``hook`` cannot be called.
         RuntimeError: In ``update``, if an update does not require grad.
 
     Example:
@@ -70,6 +71,8 @@ def register_hook(hook: Callable[[Tensor], Tensor | None]) -> GradientTransforma
         >>> g.grad
         tensor([0.])
     """
+    if not callable(hook):
+        raise TypeError(f'hook is {hook!r} of type {type(hook).__name__}; expected a function of the gradient.')
 
     def update(
         updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False

@@ -38,7 +38,6 @@ __all__ = [
     'tree_truediv',
     'tree_vdot_real',
     'tree_wait',
-    'typing',
 ]
 __all__ += optree_names.__all__
 

@@ -35,10 +35,10 @@ def make(dtype: torch.dtype, seed: int = 0) -> Any:
     if dtype.is_complex:
         return tree.map(lambda x, y: x + 1j * y, make(dtype.to_real(), seed), make(dtype.to_real(), seed + 9))
     return {
-        'a': draw(2, 3),
+        'a': draw(3),
         'none': None,
-        'deep': [draw(), {'w': draw(4), 'none': None}],
-        'last': (draw(0, 2), draw(1)),
+        'deep': [draw(), {'w': draw(3), 'none': None}],
+        'last': (draw(0), draw()),
     }
 
 
@@ -281,7 +281,7 @@ def test_the_norm_has_a_subgradient_at_zero() -> None:
 
 def test_norm_gradient() -> None:
     x = tree.cast(make(torch.float64), torch.float64)
-    leaves, spec = tree.flatten(x)
+    leaves = tree.flatten(x)[0]
     inputs = [leaf.requires_grad_() for leaf in leaves if leaf is not None and leaf.numel()]
 
     def f(*xs: torch.Tensor) -> torch.Tensor:
@@ -334,14 +334,14 @@ def test_errors_of_vdot_and_allclose() -> None:
 
 
 REDUCTIONS = {
-    'sum': lambda x: tree.sum(x),
+    'sum': tree.sum,
     'sum in pairs': lambda x: tree.sum(x, associative_reduction=True),
-    'norm': lambda x: tree.norm(x),
+    'norm': tree.norm,
     'norm 1': lambda x: tree.norm(x, 1),
     'norm inf': lambda x: tree.norm(x, 'inf'),
     'vdot': lambda x: tree.vdot(x, x),
-    'max': lambda x: tree.max(x),
-    'min': lambda x: tree.min(x),
+    'max': tree.max,
+    'min': tree.min,
     'allclose': lambda x: tree.allclose(x, x),
     'clip and where': lambda x: tree.sum(tree.where(True, tree.clip(x, -0.1, 0.1), x)),
     'full_like': lambda x: tree.sum(tree.full_like(x, tree.norm(x))),
@@ -374,6 +374,32 @@ def test_numbers_are_leaves_too() -> None:
     assert tree.norm(x).item() == 5.0
     assert tree.size(x) == 2
     assert tree.sum(x).item() == 7.0
+
+
+CLOSE = {
+    'equal infinities': (math.inf, math.inf),
+    'opposite infinities': (math.inf, -math.inf),
+    'finite and infinite': (1.0, math.inf),
+    'nan': (math.nan, math.nan),
+    'relative': (1e6, 1e6 + 5),
+    'not relative': (1e6, 1e6 + 15),
+    'absolute': (0.0, 5e-9),
+    'not absolute': (0.0, 5e-8),
+}
+
+
+@pytest.mark.parametrize('equal_nan', [False, True])
+@pytest.mark.parametrize(('x', 'y'), CLOSE.values(), ids=CLOSE)
+def test_allclose_at_the_edges(x: float, y: float, equal_nan: bool) -> None:
+    a, b = torch.tensor([0.0, x], dtype=torch.float64), torch.tensor([0.0, y], dtype=torch.float64)
+    assert bool(tree.allclose([a], [b], equal_nan=equal_nan)) == np.allclose(a, b, equal_nan=equal_nan)
+
+
+def test_allclose_of_integers_and_bools() -> None:
+    small = torch.tensor([0, 255], dtype=torch.uint8)
+    assert bool(tree.allclose([small, torch.tensor(True)], [small, torch.tensor(True)]))
+    assert not bool(tree.allclose([small], [small.flip(0)]))
+    assert not bool(tree.allclose([torch.tensor(True)], [torch.tensor(False)]))
 
 
 # Random trees: numbers differ between the libraries, the rules do not.

@@ -39,7 +39,7 @@ CONTAINERS = {
     'default dict': lambda x, y: defaultdict(list, {'b': x, 'a': y}),
     'list': lambda x, y: [x, y],
     'tuple': lambda x, y: (x, y),
-    'named tuple': lambda x, y: Pair(x, y),
+    'named tuple': Pair,
     'deque': lambda x, y: deque([x, y]),
     'registered': lambda x, y: Box([x, y]),
 }
@@ -80,7 +80,7 @@ def test_a_registered_class_is_a_node_everywhere() -> None:
     assert tree.leaves(box) == [1]
     assert optree.tree_leaves(box) == [1]
     assert torch_pytree.tree_leaves(box) == [1]
-    for module_map in (tree.map, optree.tree_map, lambda f, t: torch_pytree.tree_map(f, t)):
+    for module_map in (tree.map, optree.tree_map, torch_pytree.tree_map):
         made = module_map(lambda x: x + 1, box)
         assert (type(made), made.content, made.label) == (Box, {'w': 2}, 'label')
 

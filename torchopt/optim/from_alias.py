@@ -70,10 +70,18 @@ class FromAlias:
         first_names: Callable[[dict[str, Any]], dict[str, Any]] = getattr(alias, 'first_names', dict)
 
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+            if len(args) > len(positional):
+                raise TypeError(
+                    f'{cls.__name__}() takes {len(positional)} positional arguments ({", ".join(positional)}), but '
+                    f'{len(args)} were given'
+                )
             given = dict(zip(positional, args))
             if twice := given.keys() & kwargs.keys():
                 raise TypeError(f'{cls.__name__}() got multiple values for argument {min(twice)!r}')
-            bound = signature.bind(*args[len(positional) :], **first_names({**given, **kwargs}))
+            try:
+                bound = signature.bind(**first_names({**given, **kwargs}))
+            except TypeError as error:
+                raise TypeError(f'{cls.__name__}(): {error}') from None
             bound.apply_defaults()
             options = dict(bound.arguments)
             aim = options.pop(target.name)

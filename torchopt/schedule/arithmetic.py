@@ -68,7 +68,9 @@ _NUMERIC = (int, float, np.generic, np.ndarray, torch.Tensor)
 
 
 def _is_complex(x: Any) -> bool:
-    return x.is_complex() if isinstance(x, torch.Tensor) else bool(np.iscomplexobj(x))
+    if isinstance(x, torch.Tensor):
+        return x.is_complex()
+    return isinstance(x, complex) or (isinstance(x, (np.generic, np.ndarray)) and x.dtype.kind == 'c')
 
 
 def clip(x: Any, low: float, high: Any) -> Any:

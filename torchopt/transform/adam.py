@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from torchopt import _C, checks, tree
-from torchopt.base import GradientTransformation, factory
+from torchopt.base import GradientTransformation, expects_state, factory
 from torchopt.numerics import (
     abs_sq,
     as_scalar_like,
@@ -83,6 +83,7 @@ def scale_by_adam(
             tree.zero_moment(params, real=True, requires_grad=moment_requires_grad),
         )
 
+    @expects_state(ScaleByAdamState)
     def update(
         updates: Any, state: ScaleByAdamState, params: Any = None, *, inplace: bool = False
     ) -> tuple[Any, ScaleByAdamState]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, tree
-from torchopt.base import GradientTransformation, factory
+from torchopt.base import GradientTransformation, expects_state, factory
 from torchopt.numerics import as_scalar_like, bias_correction, ema, increment, zero_count
 
 __all__ = ['ScaleByAdamaxState', 'scale_by_adamax']
@@ -61,6 +61,7 @@ def scale_by_adamax(
             tree.zero_moment(params, real=True, requires_grad=moment_requires_grad),
         )
 
+    @expects_state(ScaleByAdamaxState)
     def update(
         updates: Any, state: ScaleByAdamaxState, params: Any = None, *, inplace: bool = False
     ) -> tuple[Any, ScaleByAdamaxState]:

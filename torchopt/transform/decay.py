@@ -8,7 +8,14 @@ from typing import Any
 from torch import Tensor
 
 from torchopt import checks, tree
-from torchopt.base import EmptyState, GradientTransformation, factory, identity, init_empty_state
+from torchopt.base import (
+    EmptyState,
+    GradientTransformation,
+    expects_params,
+    factory,
+    identity,
+    init_empty_state,
+)
 from torchopt.numerics import as_scalar_like, carries_no_graph
 from torchopt.transform.masking import masked
 
@@ -55,14 +62,10 @@ def _add_decayed_weights(weight_decay: Any) -> GradientTransformation:
             p = p.detach()
         return (g + p * as_scalar_like(weight_decay, p),)
 
+    @expects_params('weight decay')
     def update(
         updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False
     ) -> tuple[Any, EmptyState]:
-        if params is None:
-            raise ValueError(
-                'Parameters are required for weight decay. '
-                'Call `update(updates, state, params=params)` instead.'
-            )
         (updates,) = tree.apply_rule(rule, updates, reads=(params,))
         return updates, state
 

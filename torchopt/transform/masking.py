@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from torchopt import tree
 from torchopt.base import (
     GradientTransformation,
     GradientTransformationExtraArgs,
+    expects_state,
     factory,
+    preflight,
     with_extra_args_support,
 )
 
@@ -45,7 +48,7 @@ def masked(
 
     Raises:
         ValueError: If the mask is not a prefix of the parameters.
-        TypeError: If a leaf of the mask is not a boolean.
+        TypeError: If a leaf of the mask is not a boolean, or ``inner`` not a transformation.
 
     Example:
         >>> import torch, torchopt
@@ -63,6 +66,10 @@ def masked(
     def init(params: Any) -> MaskedState:
         return MaskedState(inner.init(_hide(params, resolve(params), 'params')))
 
+    def refuse(state: MaskedState, params: Any = None) -> None:
+        preflight(wide, state.inner_state, params)
+
+    @expects_state(MaskedState, then=refuse)
     def update(
         updates: Any, state: MaskedState, params: Any = None, *, inplace: bool = False, **extra: Any
     ) -> tuple[Any, MaskedState]:
@@ -140,6 +147,7 @@ def partition(
         A transformation with state :class:`PartitionState`.
 
     Raises:
+        TypeError: If ``transforms`` is not a dict of transformations.
         ValueError: In ``init`` and ``update``, if a label has no transformation; the message names the leaf.
 
     Example:
@@ -151,7 +159,11 @@ def partition(
         >>> tx.update(g, tx.init(g))[0]
         {'head': tensor(-2.), 'body': [tensor(0.)]}
     """
-    members = dict(transforms)
+    if not isinstance(transforms, Mapping):
+        raise TypeError(
+            f'transforms is a {type(transforms).__name__}; expected a dict from labels to transformations.'
+        )
+    members = {label: with_extra_args_support(tx) for label, tx in transforms.items()}
 
     def parts(params: Any) -> dict[Any, GradientTransformationExtraArgs]:
         labels = param_labels(params) if callable(param_labels) else param_labels
@@ -173,6 +185,19 @@ def partition(
     def init(params: Any) -> PartitionState:
         return PartitionState({label: tx.init(params) for label, tx in parts(params).items()})
 
+    def check(state: PartitionState) -> None:
+        if set(state.inner_states) != set(members):
+            raise ValueError(
+                f'The state of this partition has the labels {sorted(state.inner_states, key=str)}; expected '
+                f'{sorted(members, key=str)}. Pass the state that its own init or last update returned.'
+            )
+
+    def refuse(state: PartitionState, params: Any = None) -> None:
+        check(state)
+        for label, tx in members.items():
+            preflight(tx, state.inner_states[label].inner_state, params)
+
+    @expects_state(PartitionState, then=refuse)
     def update(
         updates: Any,
         state: PartitionState,
@@ -181,6 +206,9 @@ def partition(
         inplace: bool = False,
         **extra: Any,
     ) -> tuple[Any, PartitionState]:
+        check(state)
+        if inplace:
+            refuse(state, params)
         new_states = {}
         for label, tx in parts(updates if params is None else params).items():
             updates, new_states[label] = tx.update(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torchopt import tree
+from torchopt import checks, tree
 from torchopt.base import EmptyState, GradientTransformation, factory, init_empty_state
 
 __all__ = ['nan_to_num']
@@ -22,12 +22,18 @@ def nan_to_num(
         posinf: What to put in place of positive infinity; the largest finite number of the dtype by default.
         neginf: What to put in place of negative infinity; the smallest finite number of the dtype by default.
 
+    Raises:
+        TypeError: If one of them is not a number.
+
     Example:
         >>> import torch, torchopt
         >>> tx = torchopt.nan_to_num(nan=0.0, posinf=1.0)
         >>> tx.update([torch.tensor([float('nan'), float('inf'), 2.0])], None)[0]
         [tensor([0., 1., 2.])]
     """
+    for name, value in (('nan', nan), ('posinf', posinf), ('neginf', neginf)):
+        if value is not None:
+            checks.scalar(f'{name} value', value)
 
     def update(
         updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False

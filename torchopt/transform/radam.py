@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, tree
-from torchopt.base import GradientTransformation, factory
+from torchopt.base import GradientTransformation, expects_state, factory
 from torchopt.numerics import (
     abs_sq,
     as_scalar_like,
@@ -76,6 +76,7 @@ def scale_by_radam(
             tree.zero_moment(params, real=True, requires_grad=moment_requires_grad),
         )
 
+    @expects_state(ScaleByRadamState)
     def update(
         updates: Any, state: ScaleByRadamState, params: Any = None, *, inplace: bool = False
     ) -> tuple[Any, ScaleByRadamState]:

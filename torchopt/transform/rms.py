@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, tree
-from torchopt.base import GradientTransformation, factory
+from torchopt.base import GradientTransformation, expects_state, factory
 from torchopt.numerics import abs_sq, as_scalar_like, ema, safe_sqrt
 
 __all__ = [
@@ -58,6 +58,7 @@ def scale_by_rms(
     """
     checks.at_least('alpha value', alpha)
     checks.at_least('epsilon value', eps)
+    checks.at_least('initial_scale value', initial_scale)
 
     def init(params: Any) -> ScaleByRmsState:
         return ScaleByRmsState(tree.full_moment(params, initial_scale, real=True))
@@ -66,6 +67,7 @@ def scale_by_rms(
         v = ema(v, abs_sq(g), alpha)
         return g / (safe_sqrt(v) + as_scalar_like(eps, v)), v
 
+    @expects_state(ScaleByRmsState)
     def update(
         updates: Any, state: ScaleByRmsState, params: Any = None, *, inplace: bool = False
     ) -> tuple[Any, ScaleByRmsState]:
@@ -113,6 +115,7 @@ def scale_by_stddev(
     """
     checks.at_least('alpha value', alpha)
     checks.at_least('epsilon value', eps)
+    checks.at_least('initial_scale value', initial_scale)
 
     def init(params: Any) -> ScaleByRStdDevState:
         return ScaleByRStdDevState(
@@ -125,6 +128,7 @@ def scale_by_stddev(
         variance = (v - abs_sq(m)).clamp(min=0.0)
         return g / (safe_sqrt(variance) + as_scalar_like(eps, v)), m, v
 
+    @expects_state(ScaleByRStdDevState)
     def update(
         updates: Any, state: ScaleByRStdDevState, params: Any = None, *, inplace: bool = False
     ) -> tuple[Any, ScaleByRStdDevState]:
@@ -176,6 +180,7 @@ def scale_by_rss(
         # Where s is zero so is g; dividing it by one gives the zero, and a zero derivative with it.
         return g / torch.where(s > 0, safe_sqrt(s) + as_scalar_like(eps, s), 1.0), s
 
+    @expects_state(ScaleByRssState)
     def update(
         updates: Any, state: ScaleByRssState, params: Any = None, *, inplace: bool = False
     ) -> tuple[Any, ScaleByRssState]:
@@ -235,6 +240,7 @@ def scale_by_adadelta(
         u = g * safe_sqrt((e_x + e) / (e_g + e))
         return u, e_g, ema(e_x, abs_sq(u), rho)
 
+    @expects_state(ScaleByAdaDeltaState)
     def update(
         updates: Any, state: ScaleByAdaDeltaState, params: Any = None, *, inplace: bool = False
     ) -> tuple[Any, ScaleByAdaDeltaState]:

@@ -6,7 +6,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from torchopt import checks, tree
-from torchopt.base import EmptyState, GradientTransformation, factory, init_empty_state
+from torchopt.base import (
+    EmptyState,
+    GradientTransformation,
+    expects_state,
+    factory,
+    init_empty_state,
+)
 from torchopt.numerics import as_scalar_like, increment, on_host, zero_count
 
 __all__ = ['ScaleByScheduleState', 'scale', 'scale_by_learning_rate', 'scale_by_schedule']
@@ -25,12 +31,17 @@ def scale(step_size: Any) -> GradientTransformation:
     Args:
         step_size: The factor :math:`s`, a number or a 0-d tensor; a tensor that requires grad receives its gradient.
 
+    Raises:
+        ValueError: If the factor is NaN, or a tensor of more than one element.
+        TypeError: If it is neither a number nor a tensor.
+
     Example:
         >>> import torch, torchopt
         >>> tx = torchopt.transform.scale(2.0)
         >>> tx.update({'w': torch.tensor(3.0)}, tx.init({'w': torch.tensor(0.0)}))[0]
         {'w': tensor(6.)}
     """
+    checks.number('step_size value', step_size)
 
     def update(
         updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False
@@ -55,7 +66,9 @@ def scale_by_schedule(step_size_fn: Any) -> GradientTransformation:
             tensor on the CPU, so that Python's mathematics and torch's both work on it.
 
     Raises:
-        ValueError: In ``update``, if the schedule returns NaN or infinity; nothing is changed then.
+        TypeError: If ``step_size_fn`` is not a function.
+        ValueError: In ``update``, if the schedule returns NaN, infinity or more than one number; nothing is changed
+            then.
 
     Example:
         >>> import torch, torchopt
@@ -66,22 +79,23 @@ def scale_by_schedule(step_size_fn: Any) -> GradientTransformation:
         >>> u
         [tensor(0.2500)]
     """
+    checks.schedule('step_size_fn', step_size_fn)
     return _scheduled(step_size_fn, 1)
 
 
 def _scheduled(schedule: Any, sign: int) -> GradientTransformation:
-    def value(state: ScaleByScheduleState) -> Any:
+    def value(state: ScaleByScheduleState, params: Any = None) -> Any:
         return checks.schedule_value(schedule(state.count), state.count)
 
     def init(params: Any) -> ScaleByScheduleState:
         return ScaleByScheduleState(zero_count())
 
+    @expects_state(ScaleByScheduleState, then=value)
     def update(
         updates: Any, state: ScaleByScheduleState, params: Any = None, *, inplace: bool = False
     ) -> tuple[Any, ScaleByScheduleState]:
         return _times(updates, sign * value(state)), ScaleByScheduleState(increment(state.count))
 
-    update.preflight = value  # type: ignore[attr-defined]
     return GradientTransformation(init, update)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, tree
-from torchopt.base import GradientTransformation, factory, identity
+from torchopt.base import GradientTransformation, expects_state, factory, identity
 from torchopt.numerics import as_scalar_like, increment, on_host, zero_count
 
 __all__ = ['TraceState', 'trace']
@@ -73,6 +73,7 @@ def trace(
         zeros = tree.zero_moment(params, requires_grad=moment_requires_grad)
         return TraceState(zeros, zero_count() if damped else ())
 
+    @expects_state(TraceState)
     def update(
         updates: Any, state: TraceState, params: Any = None, *, inplace: bool = False
     ) -> tuple[Any, TraceState]:

@@ -34,7 +34,7 @@ from torchopt.tree.math import (
     where,
     zeros_like,
 )
-from torchopt.tree.moments import apply_rule, check_inexact, full_moment, zero_moment
+from torchopt.tree.moments import apply_rule, check_inexact, check_updates, full_moment, zero_moment
 from torchopt.tree.ops import (
     all,
     any,
@@ -88,6 +88,7 @@ __all__ = [
     'cast_like',
     'check_inexact',
     'check_matching',
+    'check_updates',
     'clip',
     'conj',
     'div',

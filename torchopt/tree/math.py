@@ -274,12 +274,13 @@ def norm(tree: Any, ord: int | str | float | None = None, squared: bool = False)
         xs = [x if is_inexact(x) else x.to(torch.get_default_dtype()) for x in tensors(tree)]
         if squared:
             return torch.as_tensor(sum([numerics.abs_sq(x) for x in xs]))
-        norms = together([torch.linalg.vector_norm(x) for x in xs])
-        if len(norms) < 2:
-            return norms[0] if norms else torch.zeros(())
-        kind = functools.reduce(torch.promote_types, [x.dtype for x in norms])
-        total: torch.Tensor = torch.linalg.vector_norm(torch.stack([x.to(kind) for x in norms]))
-        return total
+        if not xs:
+            return torch.zeros(())
+        kind = functools.reduce(torch.promote_types, [numerics.real_dtype(x.dtype) for x in xs])
+        wide = torch.promote_types(kind, torch.float32)
+        norms = [torch.linalg.vector_norm(x, dtype=wide.to_complex() if x.is_complex() else wide) for x in xs]
+        total: torch.Tensor = norms[0] if len(xs) == 1 else torch.linalg.vector_norm(torch.stack(together(norms)))
+        return total.to(kind)
     if ord == 1:
         result = torch.as_tensor(sum(map(torch.abs, tensors(tree))))
     elif ord in (math.inf, 'inf', 'infinity'):
@@ -393,7 +394,13 @@ def allclose(a: Any, b: Any, rtol: float = 1e-05, atol: float = 1e-08, equal_nan
     def close(x: Any, y: Any) -> torch.Tensor:
         x, y = torch.as_tensor(x), torch.as_tensor(y)
         kind = torch.promote_types(x.dtype, y.dtype)
-        return torch.isclose(x.to(kind), y.to(kind), rtol, atol, equal_nan).all()
+        if not (kind.is_floating_point or kind.is_complex):
+            kind = torch.float64
+        x, y = x.to(kind), y.to(kind)
+        # torch.isclose has no rule for vmap.
+        distance = (x - y).abs()
+        near = (x == y) | (distance.isfinite() & (distance <= atol + rtol * y.abs()))
+        return (near | (x.isnan() & y.isnan()) if equal_nan else near).all()
 
     result = map_leaves(close, a, b)
     only_b = [path for (path, x), y in zip(flatten_with_path(b), flatten(a)[0]) if y is None is not x]

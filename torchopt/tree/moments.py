@@ -19,7 +19,7 @@ from torchopt.tree.registry import flatten, flatten_up_to, flatten_with_path, un
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ['apply_rule', 'full_moment', 'zero_moment']
+__all__ = ['apply_rule', 'check_inexact', 'check_updates', 'full_moment', 'zero_moment']
 
 
 def zero_moment(
@@ -88,6 +88,33 @@ def check_inexact(tree: Any, *, name: str) -> None:
         map_with_path(check, tree)
 
 
+def check_updates(updates: Any, params: Any) -> None:
+    """Require that updates can be added to parameters: same structure and shapes, complex only where those are.
+
+    Raises:
+        ValueError: If structures or shapes differ; the message names the path of the first leaf at fault.
+        TypeError: If an update is no tensor, or is complex where its parameter is real.
+    """
+    leaves, spec = flatten(updates)
+    for i, (g, p) in enumerate(zip(leaves, flatten_up_to(spec, params, name='params', like='updates'))):
+        if g is None:
+            continue
+        if getattr(g, 'shape', None) != getattr(p, 'shape', ()) or (g.is_complex() and not p.is_complex()):
+            check_inexact(updates, name='updates')
+            path = flatten_with_path(updates)[i][0]
+            if not isinstance(p, torch.Tensor) or g.shape != p.shape:
+                raise ValueError(describe_shapes(g, p, f'updates{path}', f'params{path}'))
+            raise TypeError(describe_complex(g, p, f'updates{path}', f'params{path}'))
+
+
+def describe_complex(x: torch.Tensor, y: torch.Tensor, name: str, like: str) -> str:
+    """Say that ``x`` is complex and ``y`` is real, in words for an error message."""
+    return (
+        f'{name} is complex ({x.dtype}), but {like} is real ({y.dtype}). Pass a real update, or make the parameter '
+        f'complex.'
+    )
+
+
 def _is_inexact(x: Any) -> bool:
     return x is None or (isinstance(x, torch.Tensor) and (x.is_floating_point() or x.is_complex()))
 
@@ -118,7 +145,8 @@ def apply_rule(
 
     Raises:
         ValueError: If structures or shapes differ; the message names the path of the first leaf at fault.
-        TypeError: If an update has an integer or boolean dtype.
+        TypeError: If an update has an integer or boolean dtype, or is complex where its moment is real.
+        RuntimeError: If an update is sparse.
 
     Example:
         >>> import torch, torchopt
@@ -134,7 +162,7 @@ def apply_rule(
     for i, (g, *others) in enumerate(rows):
         if g is None:
             continue
-        if not _is_inexact(g):
+        if not _is_inexact(g) or g.layout is not torch.strided:
             _raise_mismatch(updates, i, rows[i], n)
         shape = g.shape
         for x in others:
@@ -152,11 +180,16 @@ def apply_rule(
 
 
 def _keep_dtype(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-    return new if new.dtype == old.dtype else new.to(old.dtype)
+    if new.dtype == old.dtype:
+        return new
+    if new.is_complex() and not old.is_complex():
+        raise TypeError(describe_complex(new, old, 'The update of a parameter', 'its moment in the state'))
+    return new.to(old.dtype)
 
 
 def _lay_into(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-    return _keep_dtype(old, new) if _overlaps(old) else old.copy_(new)
+    new = _keep_dtype(old, new)
+    return new if _overlaps(old) else old.copy_(new)
 
 
 def _overlaps(x: torch.Tensor) -> bool:
@@ -168,6 +201,11 @@ def _raise_mismatch(updates: Any, i: int, row: tuple[Any, ...], n: int) -> None:
     path = flatten_with_path(updates)[i][0]
     g = row[0]
     check_inexact(updates, name='updates')
+    if g.layout is not torch.strided:
+        raise RuntimeError(
+            f'updates{path} has layout {g.layout}; only dense tensors are supported. Pass sparse=False to the layer '
+            f'that makes it, or its to_dense().'
+        )
     for j, x in enumerate(row[1:], 1):
         like = 'state' if j < n else 'params'
         if not isinstance(x, torch.Tensor) or x.shape != g.shape:

@@ -373,8 +373,11 @@ def _rebuild(node: Any, children: list[Any]) -> Any:
     if _is_named_tuple(node):
         return node._replace(**dict(zip(node._fields, children)))
     if isinstance(node, dict):
+        values = dict(zip([key for key, _ in _in_order(node)], children))
+        if type(node) is dict:
+            return {key: values[key] for key in node}
         new = copy.copy(node)  # keeps the type, the order of keys, and the factory of a defaultdict
-        new.update(zip([key for key, _ in _in_order(node)], children))
+        new.update(values)
         return new
     if is_leaf_node(node):
         return node
