@@ -105,17 +105,14 @@ def test_vmap_of_init_and_update_carries_the_state(case):
 
 
 @pytest.mark.parametrize('case', CASES, ids=IDS)
-def test_jvp_equals_finite_differences(case):
+def test_jvp_equals_the_gradient_along_the_tangent(case):
     params, (x, y) = net_params(), data()
     tangent = tree.map(lambda p: p.cos(), params)
     tx = case.make()
-
-    def along(t):
-        return adapted_loss(tx, tree.map(lambda p, v: p + t * v, params, tangent), x, y)
-
     _, slope = jvp(lambda p: adapted_loss(tx, p, x, y), (params,), (tangent,))
-    h = 1e-5
-    torch.testing.assert_close(slope, (along(h) - along(-h)) / (2 * h), rtol=1e-5, atol=1e-8)
+    gradient = by_autograd(tx, params, x, y)
+    wanted = sum((g * v).sum() for g, v in zip(tree.leaves(gradient), tree.leaves(tangent)))
+    torch.testing.assert_close(slope, wanted, rtol=1e-9, atol=1e-10)
 
 
 def test_forward_and_reverse_jacobians_agree_in_the_learning_rate():
@@ -149,30 +146,35 @@ def test_every_hyper_parameter_of_adam_can_be_learned(name):
     assert torch.autograd.gradgradcheck(final, (value,))
 
 
-@pytest.mark.parametrize('case', CASES, ids=IDS)
+# Tracing takes seconds, so it is done once for each rule, and once with a schedule.
+TRACED = list({c.alias: c for c in CASES if not callable(c.options['lr'])}.values())
+TRACED += [c for c in CASES if callable(c.options['lr'])][:1]
+
+
+@pytest.mark.parametrize('case', TRACED, ids=[c.name for c in TRACED])
 def test_compiles_without_graph_breaks(case):
     params, (x, y) = net_params(), data()
     tx = case.make()
 
     def meta_gradient(p):
-        return grad(lambda q: adapted_loss(tx, q, x, y))(p)
+        return grad(lambda q: adapted_loss(tx, q, x, y, steps=2))(p)
 
     torch._dynamo.reset()
     compiled = torch.compile(meta_gradient, fullgraph=True, backend='aot_eager')
     assert_close(compiled(params), meta_gradient(params), rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize('alias', ['adam', 'sgd'])
-def test_inductor_compiles_a_whole_meta_gradient(alias):
-    params, (x, y) = net_params(torch.float32), data(torch.float32)
-    tx = torchopt.adam(0.05, eps_root=1e-6) if alias == 'adam' else torchopt.sgd(0.05, momentum=0.9)
+def test_inductor_compiles_a_whole_meta_gradient():
+    # In float64, since Adam's 1 / sqrt(v) amplifies the rounding of float32 beyond 1e-6 of single elements.
+    params, (x, y) = net_params(), data()
+    tx = torchopt.adam(0.05)
 
     def meta_gradient(p):
         return grad(lambda q: adapted_loss(tx, q, x, y, steps=2))(p)
 
     torch._dynamo.reset()
     compiled = torch.compile(meta_gradient, fullgraph=True)
-    assert_close(compiled(params), meta_gradient(params), rtol=1e-6, atol=1e-6)
+    assert_close(compiled(params), meta_gradient(params), rtol=1e-8, atol=1e-10)
 
 
 def test_a_compiled_step_is_compiled_once():

@@ -17,7 +17,7 @@ import torch.distributed.rpc as rpc
 
 from torchopt.tree import add_scale, optree_names, vdot
 from torchopt.tree.optree_names import *  # noqa: F403
-from torchopt.tree.optree_names import tree_flatten, tree_flatten_with_accessor, tree_map, typing
+from torchopt.tree.optree_names import tree_flatten, tree_flatten_with_accessor, tree_map, typing  # noqa: F401
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -106,6 +106,7 @@ def test_vmap(name: str) -> None:
 
 @every_case
 def test_compile_without_graph_breaks(name: str) -> None:
+    torch.compiler.reset()
     ours = CASES[name][0]()
     compiled = torch.compile(ours, fullgraph=True, backend='aot_eager')
     for t in (0, 5, 13):

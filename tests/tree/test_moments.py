@@ -178,6 +178,7 @@ def test_apply_rule_compiles_without_graph_breaks(inplace: bool) -> None:
         g, mu, nu = tree.apply_rule(heavy_ball, g, state.mu, state.nu, inplace=inplace)
         return g, State(mu, nu)
 
+    torch.compiler.reset()
     g, m, v = example()
     expected = step(g, State(*tree.map(torch.clone, (m, v))))
     found = torch.compile(step, fullgraph=True, backend='aot_eager')(g, State(m, v))

@@ -176,6 +176,7 @@ def test_map_and_reduce_compile_without_graph_breaks(example: Any) -> None:
         total = tree.reduce(lambda total, x: total + x.sum(), t, 0.0)
         return tree.map(lambda x, y: x + y, t, u), total
 
+    torch.compiler.reset()
     compiled = torch.compile(double, fullgraph=True, backend='aot_eager')
     out, total = compiled(example, example)
     expected, expected_total = double(example, example)

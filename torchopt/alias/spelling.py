@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 from typing_extensions import TypedDict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 __all__ = ['OptaxAdam', 'OptaxRate', 'OptaxRmsProp', 'also_spelled']
 
@@ -40,8 +40,9 @@ class OptaxRmsProp(OptaxRate, total=False):
 class TwoVocabularies(Protocol):
     """A function that :func:`also_spelled` decorates."""
 
-    first_names: Callable[[dict[str, Any]], dict[str, Any]]
-    """Rewrite keyword arguments to their first names."""
+    first_names: Callable[..., dict[str, Any]]
+    """``first_names(given, defaults)`` rewrites keyword arguments to their first names; what is given in part
+    (``b1`` alone) is completed from the defaults."""
 
 
 def also_spelled(**second_names: str) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
@@ -59,7 +60,8 @@ def also_spelled(**second_names: str) -> Callable[[Callable[_P, _T]], Callable[_
         parameters = [p for p in full.parameters.values() if p.kind is not p.VAR_KEYWORD]
         positional = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
 
-        def first_names(given: dict[str, Any]) -> dict[str, Any]:
+        def first_names(given: dict[str, Any], defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
+            defaults = defaults or {}
             named = {name: value for name, value in given.items() if name not in second_names}
             entries: dict[str, list[Any]] = {}
             for second in [name for name in second_names if name in given]:
@@ -69,7 +71,8 @@ def also_spelled(**second_names: str) -> Callable[[Callable[_P, _T]], Callable[_
                         f'{function.__name__}() got both {first!r} and {second!r}, which mean the same. Give one.'
                     )
                 if index:
-                    whole = entries.setdefault(first, list(full.parameters[first].default))
+                    default = defaults.get(first, full.parameters[first].default)
+                    whole = entries.setdefault(first, list(default))
                     whole[int(index)] = given[second]
                 else:
                     named[first] = given[second]

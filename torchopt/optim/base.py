@@ -11,7 +11,7 @@ import torch
 from torchopt import tree
 from torchopt.base import GradientTransformation, UninitializedState, preflight
 from torchopt.optim.from_alias import FromAlias, check_impl
-from torchopt.optim.gradients import check_same_kind
+from torchopt.optim.gradients import check_same_kind, check_states, without_integers
 from torchopt.update import apply_updates
 
 __all__ = ['Optimizer']
@@ -56,6 +56,8 @@ class Optimizer(FromAlias, torch.optim.Optimizer):
         self.impl_groups: list[tuple[dict[str, Any], GradientTransformation]] = []
         self.state_groups: list[Any] = []
         torch.optim.Optimizer.__init__(self, _as_groups(params), options)
+        if not any(group['params'] for group in self.param_groups):
+            raise ValueError(_NO_PARAMETERS)
 
     def add_param_group(self, param_group: Any) -> None:
         """Train more parameters.
@@ -69,10 +71,15 @@ class Optimizer(FromAlias, torch.optim.Optimizer):
         """
         if not (isinstance(param_group, dict) and 'params' in param_group):
             param_group = {'params': _as_list(param_group)}
-        options = getattr(type(self).alias, 'first_names', dict)(
-            {k: v for k, v in param_group.items() if k not in ('params', 'param_names')}
-        )
         parameters = {k: v for k, v in param_group.items() if k in ('params', 'param_names')}
+        options = self._first_names(
+            {k: v for k, v in param_group.items() if k not in parameters}, self.defaults
+        )
+        if options and type(self).alias is None:
+            raise TypeError(
+                f'The group options {sorted(options)} would have no effect: a plain {type(self).__name__} takes all '
+                f'hyper-parameters from its impl. Use a class such as torchopt.Adam, or torchopt.partition.'
+            )
         merged = {k: options.get(k, v) for k, v in self.defaults.items()}
         impl = self._rebuild(self.impl, merged)
         super().add_param_group({**parameters, **options})
@@ -99,29 +106,26 @@ class Optimizer(FromAlias, torch.optim.Optimizer):
             What the closure returned.
 
         Raises:
-            ValueError: If a schedule returns NaN; nothing is changed then.
+            ValueError: If a schedule returns NaN, or an option of a group is out of range; nothing is changed then.
+            RuntimeError: If a gradient is sparse; nothing is changed then.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         impls = [self._impl_of(i) for i in range(len(self.param_groups))]
-        for i, group in enumerate(self.param_groups):
-            if isinstance(self.state_groups[i], UninitializedState):
-                self.state_groups[i] = impls[i].init(_inexact(group['params']))
-            preflight(impls[i], self.state_groups[i])
-        for i, group in enumerate(self.param_groups):
-            params = group['params']
-            grads = [p.grad for p in params]
-            for j, g in enumerate(grads):
-                if g is not None and g.layout is not torch.strided:
-                    raise RuntimeError(
-                        f'The gradient of parameter {j} of group {i} is {g.layout}; only dense gradients are '
-                        f'supported. Pass sparse=False to the layer that makes it.'
-                    )
-            updates, self.state_groups[i] = impls[i].update(
-                grads, self.state_groups[i], params, inplace=True
-            )
+        groups = [without_integers(group['params']) for group in self.param_groups]
+        states = [
+            impl.init(params) if isinstance(state, UninitializedState) else state
+            for impl, state, params in zip(impls, self.state_groups, groups)
+        ]
+        grads = [[p.grad for p in group['params']] for group in self.param_groups]
+        for i, (impl, state, params) in enumerate(zip(impls, states, groups)):
+            _require_dense(grads[i], i)
+            preflight(impl, state, params)
+        # From here on nothing is refused.
+        for i, (impl, params) in enumerate(zip(impls, groups)):
+            updates, self.state_groups[i] = impl.update(grads[i], states[i], params, inplace=True)
             apply_updates(params, updates, inplace=True)
         return loss
 
@@ -134,7 +138,7 @@ class Optimizer(FromAlias, torch.optim.Optimizer):
             impl = self._rebuild(impl, current)
             state = self.state_groups[i]
             if not isinstance(state, UninitializedState):
-                expected = impl.init(_inexact(group['params']))
+                expected = impl.init(without_integers(group['params']))
                 check_same_kind(state, expected, name=f'state_groups[{i}]')
             self.impl_groups[i] = (current, impl)
         return impl
@@ -152,14 +156,10 @@ class Optimizer(FromAlias, torch.optim.Optimizer):
         Raises:
             ValueError: If they are not states of this optimizer for these parameters; nothing is changed then.
         """
-        states = list(state_dict)
-        if len(states) != len(self.param_groups):
-            raise ValueError(
-                f'state_dict holds {len(states)} states, but this optimizer has {len(self.param_groups)} groups.'
-            )
+        states = check_states(state_dict, len(self.param_groups))
         for i, state in enumerate(states):
             if not isinstance(state, UninitializedState):
-                expected = self._impl_of(i).init(_inexact(self.param_groups[i]['params']))
+                expected = self._impl_of(i).init(without_integers(self.param_groups[i]['params']))
                 check_same_kind(state, expected, name=f'state_dict[{i}]')
         self.state_groups = states
 
@@ -167,6 +167,26 @@ class Optimizer(FromAlias, torch.optim.Optimizer):
         """What copies and pickles take along."""
         own = ('impl', 'impl_groups', 'state_groups')
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
+
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make a copy whose hyper-parameters, if they are tensors, are its own."""
+        super().__setstate__(state)
+        self.impl_groups = [
+            (options, self._rebuild(impl, options)) for options, impl in self.impl_groups
+        ]
+
+
+def _require_dense(grads: Sequence[torch.Tensor | None], group: int) -> None:
+    for i, g in enumerate(grads):
+        if g is not None and g.layout is not torch.strided:
+            raise RuntimeError(
+                f'The gradient of parameter {i} of group {group} is {g.layout}; only dense gradients are '
+                f'supported. Pass sparse=False to the layer that makes it.'
+            )
+
+
+_NO_PARAMETERS = 'params is empty; there is nothing to optimize. Was a generator used up before?'
 
 
 def _as_groups(params: Any) -> Any:
@@ -183,6 +203,8 @@ def _as_groups(params: Any) -> Any:
 
 
 def _as_list(params: Any) -> list[torch.Tensor]:
+    if not isinstance(params, Iterable):
+        raise TypeError(f'params is {params!r}; expected an iterable of tensors. Pass module.parameters().')
     leaves = tree.leaves(list(params) if not isinstance(params, (dict, torch.Tensor)) else params)
     for path, p in tree.flatten_with_path(leaves):
         if not isinstance(p, torch.Tensor):
@@ -191,10 +213,5 @@ def _as_list(params: Any) -> list[torch.Tensor]:
                 f"go into a dict with the key 'params'."
             )
     if not leaves:
-        raise ValueError('params is empty; there is nothing to optimize. Was a generator used up before?')
+        raise ValueError(_NO_PARAMETERS)
     return leaves
-
-
-def _inexact(params: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
-    """Leave out integer parameters, which never have gradients."""
-    return [p if p.is_floating_point() or p.is_complex() else None for p in params]

@@ -67,7 +67,6 @@ class FromAlias:
         shown = [p.replace(default=changed.get(p.name, p.default)) for p in (*first, *rest)]
         signature = inspect.Signature([target, *shown])
         positional = [p.name for p in (target, *shown) if p.kind is not p.KEYWORD_ONLY]
-        first_names: Callable[[dict[str, Any]], dict[str, Any]] = getattr(alias, 'first_names', dict)
 
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
             if len(args) > len(positional):
@@ -79,7 +78,7 @@ class FromAlias:
             if twice := given.keys() & kwargs.keys():
                 raise TypeError(f'{cls.__name__}() got multiple values for argument {min(twice)!r}')
             try:
-                bound = signature.bind(**first_names({**given, **kwargs}))
+                bound = signature.bind(**cls._first_names({**given, **kwargs}, changed))
             except TypeError as error:
                 raise TypeError(f'{cls.__name__}(): {error}') from None
             bound.apply_defaults()
@@ -93,6 +92,12 @@ class FromAlias:
         cls.__signature__ = signature  # type: ignore[attr-defined]
         rule = inspect.cleandoc(alias.__doc__ or '').partition('Example:')[0]
         cls.__doc__ = f'{inspect.cleandoc(cls.__doc__ or "")}\n\n{rule}'
+
+    @classmethod
+    def _first_names(cls, given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+        """Hyper-parameters under the names that the alias itself uses."""
+        rewrite = getattr(cls.alias, 'first_names', None)
+        return given if rewrite is None else rewrite(given, defaults)
 
     @classmethod
     def _rebuild(cls, impl: GradientTransformation, options: dict[str, Any]) -> GradientTransformation:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torchopt.base import GradientTransformation, UninitializedState
 from torchopt.optim.from_alias import check_impl
-from torchopt.optim.gradients import differentiable_gradients
+from torchopt.optim.gradients import differentiable_gradients, without_integers
 from torchopt.optim.plain import off_leaf
 from torchopt.update import apply_updates
 
@@ -58,8 +58,8 @@ class FuncOptimizer:
         grads = differentiable_gradients(loss, params, create_graph=not inplace)
         state = self.optim_state
         if isinstance(state, UninitializedState):
-            state = self.impl.init(params)
-        read = params if inplace else off_leaf(params, grads)
+            state = self.impl.init(without_integers(params))
+        read = without_integers(params if inplace else off_leaf(params, grads))
         updates, state = self.impl.update(grads, state, read, inplace=inplace)
         new = apply_updates(params, updates, inplace=inplace)
         self.optim_state = state

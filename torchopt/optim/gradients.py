@@ -9,7 +9,7 @@ import torch
 
 from torchopt import tree
 
-__all__ = ['check_same_kind', 'differentiable_gradients']
+__all__ = ['check_same_kind', 'check_states', 'differentiable_gradients', 'without_integers']
 
 
 def differentiable_gradients(loss: Any, params: Any, *, create_graph: bool = True) -> Any:
@@ -23,16 +23,20 @@ def differentiable_gradients(loss: Any, params: Any, *, create_graph: bool = Tru
         A tree like ``params``: ``None`` for what is frozen, and for what the loss does not depend on.
 
     Raises:
-        TypeError: If the loss is not a tensor.
+        TypeError: If the loss is not a tensor, or complex.
         ValueError: If the loss has more than one element, or if there is no parameter to differentiate in.
         RuntimeError: If the loss has no graph.
     """
     if not isinstance(loss, torch.Tensor):
-        raise TypeError(f'loss is a {type(loss).__name__}; expected a scalar tensor.')
+        raise TypeError(
+            f'loss is a {type(loss).__name__}; expected a scalar tensor. Pass the tensor, not its item().'
+        )
     if loss.numel() != 1:
         raise ValueError(
             f'loss has shape {tuple(loss.shape)}; expected a scalar. Reduce it first, as by loss.mean().'
         )
+    if loss.is_complex():
+        raise TypeError(f'loss is complex ({loss.dtype}); expected a real scalar. Take its real part or its abs().')
     if not loss.requires_grad:
         raise RuntimeError(
             'loss has no graph: it does not depend on anything that requires grad. Compute it from the parameters, '
@@ -54,6 +58,38 @@ def differentiable_gradients(loss: Any, params: Any, *, create_graph: bool = Tru
     )
 
 
+def without_integers(params: Any) -> Any:
+    """The same parameters, with None for those of an integer dtype, which never have gradients."""
+    return tree.map(lambda p: None if isinstance(p, torch.Tensor) and not _is_inexact(p) else p, params)
+
+
+def _is_inexact(p: torch.Tensor) -> bool:
+    return p.is_floating_point() or p.is_complex()
+
+
+def check_states(state_dict: Any, count: int) -> list[Any]:
+    """Require a sequence with one state for each of ``count`` groups.
+
+    Raises:
+        TypeError: If it is no sequence.
+        ValueError: If it holds another number of states.
+    """
+    if not isinstance(state_dict, (tuple, list)):
+        raise TypeError(
+            f'state_dict is a {type(state_dict).__name__}; expected a tuple with one state for each group. Pass what '
+            f'state_dict() of such an optimizer returned; states of torch.optim have another layout.'
+        )
+    if len(state_dict) != count:
+        raise ValueError(
+            f'state_dict holds {len(state_dict)} states, but this optimizer has {count} groups. Add the groups '
+            f'that it was saved with first.'
+        )
+    return list(state_dict)
+
+
+_REMEDY = 'Load a state that this optimizer, with these options, saved for these parameters.'
+
+
 def check_same_kind(state: Any, expected: Any, *, name: str) -> None:
     """Require that a state is one of the same optimizer for parameters of the same shapes.
 
@@ -61,13 +97,14 @@ def check_same_kind(state: Any, expected: Any, *, name: str) -> None:
         ValueError: If it is not; the message says where they differ.
     """
     found, spec = tree.flatten(expected)
-    values = tree.flatten_up_to(spec, state, name=name, like='the state of this optimizer')
+    values = tree.flatten_up_to(
+        spec, state, name=name, like='the state of this optimizer', remedy=_REMEDY
+    )
     for i, (x, y) in enumerate(zip(found, values)):
         if getattr(x, 'shape', None) != getattr(y, 'shape', None):
             path = tree.flatten_with_path(expected)[i][0]
             raise ValueError(
-                f'{name}{path} does not fit: expected {_kind(x)} and found {_kind(y)}. '
-                f'Load a state that this optimizer saved for these parameters.'
+                f'{name}{path} does not fit: expected {_kind(x)} and found {_kind(y)}. {_REMEDY}'
             )
 
 

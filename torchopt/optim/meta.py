@@ -9,10 +9,15 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from torchopt import alias, tree
+from torchopt import alias
 from torchopt.base import GradientTransformation, UninitializedState
 from torchopt.optim.from_alias import FromAlias, check_impl
-from torchopt.optim.gradients import check_same_kind, differentiable_gradients
+from torchopt.optim.gradients import (
+    check_same_kind,
+    check_states,
+    differentiable_gradients,
+    without_integers,
+)
 from torchopt.optim.plain import off_leaf
 from torchopt.update import apply_updates
 
@@ -101,6 +106,7 @@ class MetaOptimizer(FromAlias):
                 f'Unexpected class of {module!r}: expected an nn.Module. '
                 f'Pass the module itself, not its parameters().'
             )
+        options = self._first_names(options, self.defaults)
         for name in options:
             if name not in self.defaults:
                 raise TypeError(
@@ -137,8 +143,9 @@ class MetaOptimizer(FromAlias):
             self.impl_groups, self.state_groups, groups, differentiable_gradients(loss, groups)
         ):
             if isinstance(state, UninitializedState):
-                state = impl.init(_inexact(params))
-            updates, state = impl.update(grads, state, off_leaf(params, grads), inplace=False)
+                state = impl.init(without_integers(params))
+            read = without_integers(off_leaf(params, grads))
+            updates, state = impl.update(grads, state, read, inplace=False)
             new_groups.append(apply_updates(params, updates, inplace=False))
             new_states.append(state)
         self.state_groups = new_states
@@ -160,16 +167,12 @@ class MetaOptimizer(FromAlias):
         Raises:
             ValueError: If they are not states of this optimizer for these parameters; nothing is changed then.
         """
-        states = list(state_dict)
-        if len(states) != len(self.param_groups):
-            raise ValueError(
-                f'state_dict holds {len(states)} states, but this optimizer has {len(self.param_groups)} groups.'
-            )
+        states = check_states(state_dict, len(self.param_groups))
         for i, (impl, slots, state) in enumerate(
             zip(self.impl_groups, self.param_groups, states)
         ):
             if not isinstance(state, UninitializedState):
-                expected = impl.init(_inexact(_parameters(slots)))
+                expected = impl.init(without_integers(_parameters(slots)))
                 check_same_kind(state, expected, name=f'state_dict[{i}]')
         self.state_groups = states
 
@@ -192,11 +195,6 @@ def _held(places: list[tuple[dict[str, Any], str]]) -> Any:
 
 def _parameters(slots: Slots) -> OrderedDict[str, Any]:
     return OrderedDict((name, _held(places)) for name, places in slots.items())
-
-
-def _inexact(params: OrderedDict[str, Any]) -> Any:
-    """Leave out integer parameters, which never have gradients."""
-    return tree.map(lambda p: p if p.is_floating_point() or p.is_complex() else None, params)
 
 
 class MetaSGD(

@@ -165,7 +165,12 @@ def flatten_with_path(
     return [(accessor.codify(''), leaf) for accessor, leaf in zip(accessors, found)]
 
 
-def flatten_up_to(spec: TreeSpec, tree: Any, *, name: str, like: str) -> list[Any]:
+_SAME_STRUCTURE = 'Pass a tree of the same structure; use None for a leaf that is to be left alone.'
+
+
+def flatten_up_to(
+    spec: TreeSpec, tree: Any, *, name: str, like: str, remedy: str = _SAME_STRUCTURE
+) -> list[Any]:
     """Cut ``tree`` where the leaves of ``spec`` lie; what hangs below a leaf stays whole.
 
     Args:
@@ -173,6 +178,7 @@ def flatten_up_to(spec: TreeSpec, tree: Any, *, name: str, like: str) -> list[An
         tree: A tree that has this structure at its top.
         name: What to call ``tree`` in an error message.
         like: What to call the tree that ``spec`` belongs to.
+        remedy: What an error message advises.
 
     Returns:
         One subtree for each leaf of ``spec``.
@@ -183,16 +189,15 @@ def flatten_up_to(spec: TreeSpec, tree: Any, *, name: str, like: str) -> list[An
     try:
         return spec.flatten_up_to(tree)
     except ValueError as error:
-        raise ValueError(describe_mismatch(spec, tree, name=name, like=like)) from error
+        raise ValueError(describe_mismatch(spec, tree, name=name, like=like, remedy=remedy)) from error
 
 
-def describe_mismatch(spec: TreeSpec, tree: Any, *, name: str, like: str) -> str:
+def describe_mismatch(
+    spec: TreeSpec, tree: Any, *, name: str, like: str, remedy: str = _SAME_STRUCTURE
+) -> str:
     """Say where ``tree`` first departs from ``spec``, in words for an error message."""
     path, reason = _first_difference(spec, tree, '')
-    return (
-        f'{name} does not have the structure of {like}: at {name}{path}, {reason}. '
-        f'Pass a tree of the same structure; use None for a leaf that is to be left alone.'
-    )
+    return f'{name} does not have the structure of {like}: at {name}{path}, {reason}. {remedy}'
 
 
 def _first_difference(spec: TreeSpec, tree: Any, path: str) -> tuple[str, str]:
