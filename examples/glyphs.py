@@ -15,7 +15,6 @@ Two sources give the same thing, a list of training alphabets and a list of test
 
 from __future__ import annotations
 
-import math
 import string
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +24,7 @@ import torch.nn.functional as F
 from HersheyFonts import HersheyFonts
 from matplotlib.image import imread
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 class Alphabet(NamedTuple):
@@ -144,27 +144,26 @@ def hershey_alphabets(
     """
     generator = torch.Generator().manual_seed(seed)
     fonts = HersheyFonts()
-    latin = {font: glyph_points(fonts, font) for font in LATIN_FONTS}
+
+    def alphabet(name: str, glyphs: list[Tensor]) -> Alphabet:
+        points = pad_sequence(glyphs, batch_first=True)
+        return Alphabet(name, list(draw(points, size, affine_maps(len(glyphs), drawings, generator))))
+
+    latin = {font: font_glyphs(fonts, font) for font in LATIN_FONTS}
     train = []
     for font, glyphs in latin.items():
         letters = [points for code, points in glyphs.items() if code in string.ascii_letters]
-        train.append((f'latin {font}', distinct(letters, [])))
-    taken = [points for glyphs in latin.values() for points in glyphs.values()]
+        train.append(alphabet(f'latin {font}', distinct(letters)))
+
+    latin_looks = looks([points for glyphs in latin.values() for points in glyphs.values()])
     test = []
     for script, names in TEST_FONTS.items():
-        candidates = [points for name in names for points in glyph_points(fonts, name).values()]
-        test.append((script, distinct(candidates, taken)))
-
-    def drawn(alphabets: list[tuple[str, list[Tensor]]]) -> list[Alphabet]:
-        return [
-            Alphabet(name, [draw(points, size, drawings, generator) for points in glyphs])
-            for name, glyphs in alphabets
-        ]
-
-    return drawn(train), drawn(test)
+        candidates = [points for name in names for points in font_glyphs(fonts, name).values()]
+        test.append(alphabet(script, distinct(candidates, latin_looks)))
+    return train, test
 
 
-def glyph_points(fonts: HersheyFonts, font: str) -> dict[str, Tensor]:
+def font_glyphs(fonts: HersheyFonts, font: str) -> dict[str, Tensor]:
     """Return each glyph of a font as ink along its strokes.
 
     Returns:
@@ -174,85 +173,98 @@ def glyph_points(fonts: HersheyFonts, font: str) -> dict[str, Tensor]:
     fonts.load_default_font(font)
     glyphs = {}
     for code, glyph in fonts.all_glyphs.items():
-        points = []
-        for stroke in glyph.strokes:
-            for (x0, y0), (x1, y1) in zip(stroke, stroke[1:]):
-                length = math.hypot(x1 - x0, y1 - y0)
-                pieces = max(1, math.ceil(2 * length))
-                for i in range(pieces):
-                    t = (i + 0.5) / pieces
-                    points.append((x0 + t * (x1 - x0), y0 + t * (y1 - y0), length / pieces))
-        if not points:
+        lines = [(*a, *b) for stroke in glyph.strokes for a, b in zip(stroke, stroke[1:])]
+        start, end = torch.tensor(lines, dtype=torch.float32).reshape(-1, 4).split(2, dim=1)
+        length = (end - start).norm(dim=1)
+        pieces = (2 * length).ceil().clamp(min=1).long()
+        line = torch.arange(len(lines)).repeat_interleave(pieces)
+        piece = torch.arange(len(line)) - (pieces.cumsum(0) - pieces)[line]
+        along = ((piece + 0.5) / pieces[line])[:, None]
+        place = start[line].lerp(end[line], along)
+        if len(place) == 0:
             continue
-        ink = torch.tensor(points)
-        low, high = ink[:, :2].amin(0), ink[:, :2].amax(0)
-        extent = float((high - low).max()) / 2
-        if extent >= 3:  # a dot has no shape
-            ink[:, :2] -= (low + high) / 2
-            glyphs[code] = ink / extent
+        low, high = place.amin(0), place.amax(0)
+        extent = (high - low).amax() / 2
+        if extent >= 3:  # a smaller mark is a dot or a comma
+            ink = (length / pieces)[line, None]
+            glyphs[code] = torch.cat([place - (low + high) / 2, ink], dim=1) / extent
     return glyphs
 
 
-def distinct(glyphs: list[Tensor], taken: list[Tensor]) -> list[Tensor]:
-    """Keep the glyphs that look neither like a taken glyph nor like an earlier one."""
-    if not glyphs:
-        return []
-    alike = looks(glyphs) @ looks(taken + glyphs).T > LOOKS_ALIKE
+def distinct(glyphs: list[Tensor], taken: Tensor | None = None) -> list[Tensor]:
+    """Keep the glyphs that look neither like an earlier one nor like a taken one."""
+    own = looks(glyphs)
+    alike = own @ own.T > LOOKS_ALIKE
+    free = torch.ones(len(glyphs), dtype=torch.bool)
+    if taken is not None:
+        free = (own @ taken.T).amax(1) <= LOOKS_ALIKE
     kept: list[int] = []
-    for i, row in enumerate(alike):
-        if not row[: len(taken)].any() and not row[len(taken) :][kept].any():
+    for i in range(len(glyphs)):
+        if free[i] and not alike[i, kept].any():
             kept.append(i)
     return [glyphs[i] for i in kept]
 
 
 def looks(glyphs: list[Tensor]) -> Tensor:
-    """Return what a glyph looks like, a unit vector per glyph: its clean drawing, blurred."""
-    clean = torch.cat([draw(points, 20, 1, None) for points in glyphs])
+    """Return one unit vector per glyph, whose product with another's says how alike they look.
+
+    It is the upright drawing, slightly blurred so that close strokes meet, less its mean.
+    """
+    upright = torch.eye(2, 3).expand(len(glyphs), 1, 2, 3)
+    clean = draw(pad_sequence(glyphs, batch_first=True), 20, upright).flatten(0, 1)
     row = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
-    vectors = F.conv2d(clean, (row[:, None] * row)[None, None], padding=2).flatten(1)
+    vectors = F.conv2d(clean, row.outer(row)[None, None], padding=2).flatten(1)
     return F.normalize(vectors - vectors.mean(1, keepdim=True))
 
 
-def draw(points: Tensor, size: int, drawings: int, generator: torch.Generator | None) -> Tensor:
-    """Draw one glyph several times, with a random affine map per drawing.
+def affine_maps(glyphs: int, drawings: int, generator: torch.Generator) -> Tensor:
+    """Return random affine maps, shape ``(glyphs, drawings, 2, 3)``: the synthetic handwriting.
+
+    Turned by up to 29 degrees, slanted by up to 0.3, each side scaled by up to 15% and shifted by up
+    to a sixth of itself.
+    """
+    random = 2 * torch.rand(6, glyphs, drawings, generator=generator) - 1
+    angle, slant, width, height, right, down = random
+    cos, sin = (0.5 * angle).cos(), (0.5 * angle).sin()
+    width, height, slant = 1 + 0.15 * width, 1 + 0.15 * height, 0.3 * slant
+    # The product of a rotation, a shear and a scaling, and next to it the shift.
+    entries = [
+        cos * width,
+        (cos * slant - sin) * height,
+        0.35 * right,
+        sin * width,
+        (sin * slant + cos) * height,
+        0.35 * down,
+    ]
+    return torch.stack(entries, dim=-1).unflatten(-1, (2, 3))
+
+
+def draw(points: Tensor, size: int, maps: Tensor) -> Tensor:
+    """Draw glyphs with a pen 1.6 pixels wide, once for every map.
 
     Args:
-        points: Ink along the strokes, as :func:`glyph_points` returns it.
+        points: Ink along the strokes, as :func:`font_glyphs` returns it, padded with zeros to shape
+            ``(glyphs, points, 3)``.
         size: Side of the square drawings in pixels.
-        drawings: Number of drawings.
-        generator: Source of the affine maps; ``None`` draws the glyph upright, centred and filling
-            76% of the square.
+        maps: Affine maps of shape ``(glyphs, drawings, 2, 3)``.
 
     Returns:
-        Tensor of shape ``(drawings, 1, size, size)`` in ``[0, 1]``.
+        Tensor of shape ``(glyphs, drawings, 1, size, size)`` in ``[0, 1]``.
     """
-    maps = torch.eye(2).expand(drawings, 2, 2)
-    shift = torch.zeros(drawings, 1, 2)
-    if generator is not None:
-        random = torch.rand(6, drawings, generator=generator) * 2 - 1
-        angle, shear = 0.35 * random[0], 0.3 * random[1]
-        cos, sin = angle.cos(), angle.sin()
-        turn = torch.stack([cos, -sin, sin, cos], -1).view(-1, 2, 2)
-        slant = torch.stack([1 + 0 * shear, shear, 0 * shear, 1 + 0 * shear], -1).view(-1, 2, 2)
-        scale = 1 + 0.2 * random[2:4].T - 0.1
-        maps = turn @ slant @ torch.diag_embed(scale)
-        shift = 0.2 * random[4:6].T[:, None]
-    unit = 0.38 * size
-    place = unit * (points[:, :2] @ maps.mT + shift) + (size - 1) / 2
-    ink = PEN * unit * points[:, 2]
+    unit = 0.34 * size  # a glyph that is not moved fills two thirds of the square
+    place = points[:, None, :, :2] @ maps[..., :2].mT + maps[..., None, :, 2]
+    place = unit * place + (size - 1) / 2
+    ink = 1.6 * unit * points[:, None, :, 2]
     # Each point's ink is shared by the four pixels around it, which makes the lines smooth.
-    image = torch.zeros(drawings, size * size)
-    for dx in (0, 1):
-        for dy in (0, 1):
-            pixel = place.floor() + torch.tensor([dx, dy])
-            share = (1 - (place - pixel).abs()).prod(-1) * ink
-            inside = ((pixel >= 0) & (pixel < size)).all(-1)
-            pixel = pixel.clamp(0, size - 1).long()
-            image.scatter_add_(1, pixel[..., 1] * size + pixel[..., 0], share * inside)
-    return image.clamp(max=1).view(-1, 1, size, size)
+    image = torch.zeros(*maps.shape[:2], size * size)
+    for corner in torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]]):
+        pixel = place.floor() + corner
+        inside = ((pixel >= 0) & (pixel < size)).all(-1)
+        share = ink * inside * (1 - (place - pixel).abs()).prod(-1)
+        column, row = pixel.clamp(0, size - 1).long().unbind(-1)
+        image.scatter_add_(-1, row * size + column, share)
+    return image.clamp(max=1).unflatten(-1, (1, size, size))
 
-
-PEN = 1.6  # width of the pen in pixels
 
 # --- Omniglot -----------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ class Case(NamedTuple):
     alias: str
     options: dict[str, Any]
     torch: Callable[..., torch.optim.Optimizer] | None = None
-    torch_options: dict[str, Any] = {}
+    torch_options: tuple[tuple[str, Any], ...] = ()
     optax: Callable[[], Any] | None = None
 
     @property
@@ -105,7 +105,7 @@ CASES = [
         torch.optim.Adagrad,
         optax=lambda: optax.adagrad(0.1, 0.1, 0.0),
     ),
-    Case('radam', {'lr': 0.1, 'weight_decay': 0.05}, torch.optim.RAdam, {'eps': 1e-6}),
+    Case('radam', {'lr': 0.1, 'weight_decay': 0.05}, torch.optim.RAdam, (('eps', 1e-6),)),
     Case(
         'radam',
         {'lr': 0.05, 'betas': (0.8, 0.9), 'eps': 0.0},

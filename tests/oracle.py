@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from tests.cases import Case
 
 import torchopt
+from tests.cases import Case
 from torchopt import tree
 
 jax.config.update('jax_enable_x64', True)
@@ -43,7 +43,7 @@ def run_torch(case: Case, params: Any, steps: int, **options: Any) -> Any:
     """Parameters after some steps of ``torch.optim``."""
     leaves, spec = tree.flatten(params)
     leaves = [p.clone().requires_grad_() for p in leaves]
-    options = {**case.options, **case.torch_options, **options}
+    options = {**case.options, **dict(case.torch_options), **options}
     optimizer = case.torch(leaves, **options)
     for step in range(steps):
         for p, n in zip(leaves, tree.leaves(noise(params, step))):
@@ -141,7 +141,7 @@ def _adamax(g, p, t, s, o):
 
 def _radam(g, p, t, s, o):
     b1, b2 = o.get('betas', (0.9, 0.999))
-    m, v = _moments(g, t, s, b1, b2)
+    m, _ = _moments(g, t, s, b1, b2)
     top = 2 / (1 - b2) - 1
     rho = top - 2 * t * b2**t / (1 - b2**t)
     if rho <= 5:

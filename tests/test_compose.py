@@ -6,10 +6,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.func import grad, jacfwd, jacrev, jvp, vmap
-from tests.cases import CASES
-from tests.oracle import unrolled
 
 import torchopt
+from tests.cases import CASES
+from tests.oracle import unrolled
 from torchopt import tree
 
 IDS = [c.name for c in CASES]
@@ -188,7 +188,7 @@ def test_a_compiled_step_is_compiled_once():
         return graph.forward
 
     torch._dynamo.reset()
-    step = torch.compile(lambda g, s, p: tx.update(g, s, p), fullgraph=True, backend=backend)
+    step = torch.compile(tx.update, fullgraph=True, backend=backend)
     compiled = plain = tx.init(params)
     for _ in range(4):
         updates, compiled = step(params, compiled, params)

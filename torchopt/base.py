@@ -8,10 +8,13 @@ the state that it returns; a transformation itself holds nothing, so it can be s
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
+
+import torch
 
 from torchopt import tree
 
@@ -34,10 +37,12 @@ __all__ = [
 ]
 
 
+@tree.safe_to_load
 class EmptyState(NamedTuple):
     """The state of a transformation that remembers nothing; a tree without leaves."""
 
 
+@tree.safe_to_load
 class UninitializedState(NamedTuple):
     """Stands in for the state of an optimizer that has not taken its first step."""
 
@@ -84,6 +89,18 @@ class GradientTransformation(NamedTuple):
         """This transformation followed by another."""
         return ChainedGradientTransformation(self, next)
 
+    def __eq__(self, other: object) -> bool:
+        """Transformations are equal when their functions are; a chain answers for itself."""
+        return NotImplemented if isinstance(other, ChainedGradientTransformation) else tuple.__eq__(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        """The opposite of ``==``."""
+        return not self == other
+
+    def __hash__(self) -> int:
+        """Hash of the functions."""
+        return tuple.__hash__(self)
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the call that made this transformation, since closures themselves cannot be pickled."""
         call = getattr(self.update, 'call', None)
@@ -119,7 +136,7 @@ def _call_again(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dic
 
 
 def _make(cls: type, init: Any, update: Any) -> GradientTransformation:
-    return cls(init, update)  # type: ignore[no-any-return]
+    return cls(init, update)
 
 
 _P = ParamSpec('_P')
@@ -141,11 +158,10 @@ def factory(function: Callable[_P, _T]) -> Callable[_P, _T]:
     @functools.wraps(function)
     def build(*args: _P.args, **kwargs: _P.kwargs) -> _T:
         made = function(*args, **kwargs)
-        if not hasattr(made.update, 'call'):
-            try:
+        # Under compilation nothing is pickled, and attributes of functions cannot be traced.
+        if not torch.compiler.is_compiling() and not hasattr(made.update, 'call'):
+            with contextlib.suppress(AttributeError):  # of a bound method, which pickles by its object
                 made.update.call = Call(build, args, kwargs)  # type: ignore[attr-defined]
-            except AttributeError:  # a bound method, which already pickles by its object
-                pass
         return made
 
     return build
@@ -255,10 +271,6 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
         if isinstance(other, ChainedGradientTransformation):
             return self.transformations == other.transformations
         return isinstance(other, GradientTransformation) and self.transformations == (other,)
-
-    def __ne__(self, other: object) -> bool:
-        """The opposite of ``==``."""
-        return not self == other
 
     def __hash__(self) -> int:
         """Hash of the members."""

@@ -100,9 +100,9 @@ def _global_norm(updates: Any) -> Tensor:
 
 @factory
 def clip_by_global_norm(max_norm: Any) -> GradientTransformation:
-    r"""Clip by the l2 norm of all gradients together: :math:`u = g` if :math:`\lVert g \rVert < c`, else
-    :math:`u = c\, g / \lVert g \rVert`.
+    r"""Clip by the l2 norm of all gradients together.
 
+    The update is :math:`u = g` if :math:`\lVert g \rVert < c`, and :math:`u = c\, g / \lVert g \rVert` otherwise.
     Differentiable through the norm as well, and without waiting for the device.
 
     Args:
@@ -115,7 +115,8 @@ def clip_by_global_norm(max_norm: Any) -> GradientTransformation:
         [tensor(0.6000), tensor(0.8000)]
 
     References:
-        Pascanu et al., `On the difficulty of training recurrent neural networks <https://arxiv.org/abs/1211.5063>`_, 2012.
+        Pascanu et al., `On the difficulty of training recurrent neural networks
+        <https://arxiv.org/abs/1211.5063>`_, 2012.
     """
     checks.at_least('max_norm value', max_norm)
 

@@ -27,8 +27,8 @@ def zero_nan_hook(g: Tensor) -> Tensor:
     return g.nan_to_num(nan=0.0)
 
 
-class nan_to_num_hook:  # noqa: N801  (the name of a function, which can be pickled because it is a class)
-    """Make a hook that replaces NaN and infinities in a gradient.
+class nan_to_num_hook:
+    """A hook that replaces NaN and infinities in a gradient.
 
     Args:
         nan: What to put in place of NaN.

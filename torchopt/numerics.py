@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch.autograd import forward_ad
 
@@ -46,6 +47,8 @@ def on_host(x: Any) -> float | int | None:
     """The value of a scalar if it can be had at once and needs no gradient, otherwise None."""
     if isinstance(x, (int, float)):
         return x
+    if isinstance(x, np.number) and not isinstance(x, np.complexfloating):
+        return x.item()
     if type(x) is not torch.Tensor or is_transformed(x):
         return None
     if x.device.type != 'cpu' or x.requires_grad or x.numel() != 1 or x.is_complex():

@@ -17,7 +17,15 @@ import torch.distributed.rpc as rpc
 
 from torchopt.tree import add_scale, optree_names, vdot
 from torchopt.tree.optree_names import *  # noqa: F403
-from torchopt.tree.optree_names import tree_flatten, tree_flatten_with_accessor, tree_map, typing  # noqa: F401
+from torchopt.tree.optree_names import (  # noqa: F401
+    MAX_RECURSION_DEPTH,
+    NONE_IS_LEAF,
+    NONE_IS_NODE,
+    tree_flatten,
+    tree_flatten_with_accessor,
+    tree_map,
+    typing,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -59,37 +59,77 @@ __all__ = [
 ]
 
 T = TypeVar('T')
+"""Any type."""
 
 Scalar: TypeAlias = float | int | bool
+"""A Python number."""
+
 Numeric: TypeAlias = Tensor | Scalar
+"""A number or a tensor."""
+
 Schedule: TypeAlias = Callable[[Numeric], Numeric]
+"""A function from the step count to the value of a hyper-parameter."""
+
 ScalarOrSchedule: TypeAlias = float | Schedule
+"""What a learning rate can be."""
+
 Device: TypeAlias = torch.device | str | int
+"""What names a device."""
+
 Size = torch.Size
 
 OptionalTensor: TypeAlias = Tensor | None
+"""A tensor, or None where there is none."""
+
 ListOfTensors: TypeAlias = list[Tensor]
+"""A list of tensors."""
+
 TupleOfTensors: TypeAlias = tuple[Tensor, ...]
+"""A tuple of tensors."""
+
 SequenceOfTensors: TypeAlias = Sequence[Tensor]
+"""A sequence of tensors."""
+
 TensorOrTensors: TypeAlias = Tensor | SequenceOfTensors
+"""One tensor or a sequence of them."""
+
 ListOfOptionalTensors: TypeAlias = list[OptionalTensor]
+"""A list of tensors and None."""
+
 TupleOfOptionalTensors: TypeAlias = tuple[OptionalTensor, ...]
+"""A tuple of tensors and None."""
+
 SequenceOfOptionalTensors: TypeAlias = Sequence[OptionalTensor]
+"""A sequence of tensors and None."""
+
 OptionalTensorOrOptionalTensors: TypeAlias = OptionalTensor | SequenceOfOptionalTensors
+"""One tensor or None, or a sequence of them."""
+
 TensorContainer: TypeAlias = dict[str, OptionalTensor]
+"""Tensors by name: the parameters or buffers of one module."""
+
 ModuleTensorContainers: TypeAlias = tuple[TensorContainer, ...]
+"""One container for each module."""
+
 
 if TYPE_CHECKING:
     # To a type checker optree's PyTree is a class that no dict or list is an instance of.
     TensorTree: TypeAlias = Any
     OptionalTensorTree: TypeAlias = Any
 else:
+    #: A tree of tensors.
     TensorTree = PyTreeTypeVar('TensorTree', Tensor)
+    #: A tree of tensors and None.
     OptionalTensorTree = PyTreeTypeVar('OptionalTensorTree', OptionalTensor)
 
 Params: TypeAlias = TensorTree
+"""A tree of parameters."""
+
 Updates: TypeAlias = TensorTree
+"""A tree of gradients, or of what transformations made of them."""
+
 OptState: TypeAlias = TensorTree
+"""The state of an optimizer."""
 
 LinearSolver: TypeAlias = Callable[[Callable[[TensorTree], TensorTree], TensorTree], TensorTree]
 """``solver(matvec, b)`` returns the tree ``x`` with ``matvec(x) == b``."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.cases import CASES
-from tests.oracle import unrolled
 from torch import nn
 
 import torchopt
+from tests.cases import CASES
+from tests.oracle import unrolled
 
 STEPS = 5
 # A learning rate that can be differentiated; schedules have no place here.

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.cases import CASES, MAXIMIZING, Case, mixed_tree
-from tests.oracle import assert_trees_close, named_entries, run_optax, run_torch, run_torchopt
 
 import torchopt
+from tests.cases import CASES, MAXIMIZING, Case, mixed_tree
+from tests.oracle import assert_trees_close, named_entries, run_optax, run_torch, run_torchopt
 from torchopt import tree
 
 STEPS = 50

@@ -23,11 +23,14 @@ except ModuleNotFoundError as error:
 __all__ = ['build_info', 'is_available', 'require']
 
 
-def is_available() -> bool:
+def is_available(devices: object = None) -> bool:
     """Tell whether compiled optimizer kernels can be used.
 
     This release has none: the compiled module reports only how it was built, so the answer is
     ``False`` whether or not the module is present. Every optimizer runs in plain torch.
+
+    Args:
+        devices: A device, its name or index, or an iterable of these; all that there are by default.
 
     Returns:
         ``False``.

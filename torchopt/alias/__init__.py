@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Optimizers, each a chain: sign and decay, the rule that gives it its name, the learning rate.
 
-Every one is a :class:`torchopt.base.GradientTransformation`.  Arguments take TorchOpt's names, and Optax's where they mean
-the same.
+Every one is a :class:`torchopt.base.GradientTransformation`.  Arguments take TorchOpt's names, and Optax's where they
+mean the same.
 """
 
 from torchopt.alias.adadelta import adadelta

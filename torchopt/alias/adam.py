@@ -91,8 +91,9 @@ def adamw(
     use_accelerated_op: bool | None = None,
     **optax: Unpack[OptaxAdam],
 ) -> GradientTransformation:
-    r"""Adam with decoupled weight decay: with :math:`u_t` the direction of :func:`adam`,
-    :math:`p_t = p_{t-1} - \eta\,(u_t + \lambda p_{t-1})`.
+    r"""Adam with decoupled weight decay.
+
+    With :math:`u_t` the direction of :func:`adam`, :math:`p_t = p_{t-1} - \eta\,(u_t + \lambda p_{t-1})`.
 
     Args:
         <lr>

@@ -49,7 +49,8 @@ def radam(
         [tensor(-1.5000)]
 
     References:
-        Liu et al., `On the variance of the adaptive learning rate and beyond <https://arxiv.org/abs/1908.03265>`_, 2019.
+        Liu et al., `On the variance of the adaptive learning rate and beyond
+        <https://arxiv.org/abs/1908.03265>`_, 2019.
     """
     return chain(
         flip_sign_and_add_weight_decay(weight_decay),

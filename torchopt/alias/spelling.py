@@ -52,13 +52,14 @@ def also_spelled(**second_names: str) -> Callable[[Callable[_P, _T]], Callable[_
     entry of ``betas=``.  The function itself declares ``**optax`` for the type checker and never sees anything in it.
 
     Raises:
-        TypeError: From the decorated function, if one thing is given under both names.
+        TypeError: From the decorated function, if one thing is given under both names, or a name is unknown.
     """
 
     def decorate(function: Callable[_P, _T]) -> Callable[_P, _T]:
         full = inspect.signature(function)
         parameters = [p for p in full.parameters.values() if p.kind is not p.VAR_KEYWORD]
         positional = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
+        known = {p.name for p in parameters} | set(second_names)
 
         def first_names(given: dict[str, Any], defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
             defaults = defaults or {}
@@ -80,6 +81,10 @@ def also_spelled(**second_names: str) -> Callable[[Callable[_P, _T]], Callable[_
 
         @functools.wraps(function)
         def accept(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+            for name in kwargs.keys() - known:
+                raise TypeError(
+                    f'{function.__name__}() got an unexpected keyword argument {name!r}; it takes {sorted(known)}'
+                )
             if not second_names.keys() & kwargs.keys():
                 return function(*args, **kwargs)
             given = dict(zip(positional, args))

@@ -21,8 +21,9 @@ class Optimizer(FromAlias, torch.optim.Optimizer):
     """Train parameters in place by a transformation, as ``torch.optim`` does.
 
     Args:
-        params: Parameters: an iterable of tensors, of ``(name, tensor)`` pairs, or of dicts with the key ``'params'`` (groups,
-            which may have hyper-parameters of their own where a class such as ``Adam`` defines them); or a tree.
+        params: Parameters: an iterable of tensors, of ``(name, tensor)`` pairs, or of dicts with the key ``'params'``
+            (groups, which may have hyper-parameters of their own where a class such as ``Adam`` defines them); or
+            a tree.
         impl: The transformation.
 
     Attributes:
@@ -37,7 +38,8 @@ class Optimizer(FromAlias, torch.optim.Optimizer):
     Example:
         >>> import torch, torchopt
         >>> net = torch.nn.Linear(2, 1)
-        >>> optimizer = torchopt.Optimizer(net.parameters(), torchopt.chain(torchopt.clip_grad_norm(1.0), torchopt.sgd(0.1)))
+        >>> clipped = torchopt.chain(torchopt.clip_grad_norm(1.0), torchopt.sgd(0.1))
+        >>> optimizer = torchopt.Optimizer(net.parameters(), clipped)
         >>> loss = net(torch.ones(1, 2)).square().mean()
         >>> optimizer.zero_grad()
         >>> loss.backward()
@@ -90,8 +92,8 @@ class Optimizer(FromAlias, torch.optim.Optimizer):
         """Clear the gradients.
 
         Args:
-            set_to_none: True drops them, so that parameters without a new gradient are left alone; False fills them with
-                zeros.
+            set_to_none: True drops them, so that parameters without a new gradient are left alone; False fills
+                them with zeros.
         """
         super().zero_grad(set_to_none)
 
@@ -123,7 +125,7 @@ class Optimizer(FromAlias, torch.optim.Optimizer):
         for i, (impl, state, params) in enumerate(zip(impls, states, groups)):
             _require_dense(grads[i], i)
             preflight(impl, state, params)
-        # From here on nothing is refused.
+        # All that can be known beforehand has been refused; what is left (error_if_nonfinite) is up to the data.
         for i, (impl, params) in enumerate(zip(impls, groups)):
             updates, self.state_groups[i] = impl.update(grads[i], states[i], params, inplace=True)
             apply_updates(params, updates, inplace=True)

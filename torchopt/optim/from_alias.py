@@ -29,7 +29,7 @@ def check_impl(impl: Any) -> GradientTransformation:
 
 
 class FromAlias:
-    """Base of the families of classes that the aliases define.
+    r"""Base of the families of classes that the aliases define.
 
     A family writes ``_setup(self, target, impl, options)``, which is what every constructor of it ends in: ``impl`` is
     the transformation, ``options`` are the hyper-parameters that made it, if an alias did.
@@ -37,7 +37,7 @@ class FromAlias:
     Class keywords of a member:
         alias: The function that makes the transformation.
         order: Names of the first arguments, where their order is not that of the alias.
-        **defaults: Defaults that differ from those of the alias.
+        \*\*defaults: Defaults that differ from those of the alias.
     """
 
     alias: ClassVar[Callable[..., GradientTransformation] | None] = None

@@ -48,11 +48,13 @@ class FuncOptimizer:
 
         Args:
             loss: Scalar tensor computed from ``params``.
-            params: Tree of tensors.  Those that do not require grad, or do not enter the loss, are returned as they are.
+            params: Tree of tensors.  Those that do not require grad, or do not enter the loss, are returned as they
+                are.
             inplace: Overrides the choice of the constructor.
 
         Returns:
-            The new parameters.  Out of place they are differentiable in the old ones and in all that the loss depends on.
+            The new parameters.  Out of place they are differentiable in the old ones and in all that the loss
+            depends on.
         """
         inplace = self.inplace if inplace is None else inplace
         grads = differentiable_gradients(loss, params, create_graph=not inplace)

@@ -18,15 +18,13 @@ import torch
 from torchopt.numerics import on_host
 
 __all__ = ['Number', 'Schedule', 'clip', 'cosine', 'floor', 'largest', 'lift', 'power']
-__all__ += ['require_count', 'require_number', 'select', 'smallest', 'value_on_host']
+__all__ += ['require_count', 'require_number', 'select', 'smallest']
 
 Number: TypeAlias = float | torch.Tensor
+"""What a hyper-parameter is: a number, or a 0-d tensor."""
+
 Schedule: TypeAlias = Callable[[Any], Any]
-
-
-def value_on_host(x: Any) -> float | None:
-    """The value of a number or tensor if it can be had at once, without losing a gradient."""
-    return on_host(x.item() if isinstance(x, np.generic) else x)
+"""What a schedule is: a function from the step count to a value."""
 
 
 def lift(*values: Any) -> list[Any]:
@@ -42,7 +40,7 @@ def lift(*values: Any) -> list[Any]:
     Raises:
         TypeError: If a value is neither a real number nor a real tensor.
     """
-    numbers = [value_on_host(x) for x in values]
+    numbers = [on_host(x) for x in values]
     if None not in numbers:
         return [float(x) for x in numbers if x is not None]
     for x in values:
@@ -132,7 +130,7 @@ def require_number(name: str, value: Any) -> None:
         raise TypeError(
             f'Invalid {name}: {value!r} is a {type(value).__name__}; expected a real number or a 0-d tensor.'
         )
-    number = value_on_host(value.detach() if _is_readable(value) else value)
+    number = on_host(value.detach() if _is_readable(value) else value)
     if number is not None and math.isnan(number):
         raise ValueError(f'Invalid {name}: {value}; expected a number that is not NaN.')
 
@@ -145,7 +143,7 @@ def require_count(name: str, value: Any) -> None:
         ValueError: If it is NaN or infinite.
     """
     require_number(name, value)
-    number = value_on_host(value)
+    number = on_host(value)
     if number is not None and math.isinf(number):
         raise ValueError(f'Invalid {name}: {value}; expected a finite number of steps.')
 

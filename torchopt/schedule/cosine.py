@@ -7,6 +7,7 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
+from torchopt.numerics import on_host
 from torchopt.schedule.arithmetic import (
     cosine,
     lift,
@@ -15,7 +16,6 @@ from torchopt.schedule.arithmetic import (
     require_number,
     select,
     smallest,
-    value_on_host,
 )
 from torchopt.schedule.join import join_schedules
 from torchopt.schedule.polynomial import linear_schedule
@@ -146,6 +146,6 @@ def warmup_cosine_decay_schedule(
 
 def _require_positive(name: str, steps: Any) -> None:
     require_count(name, steps)
-    number = value_on_host(steps)
+    number = on_host(steps)
     if number is not None and number <= 0:
         raise ValueError(f'Invalid {name}: {steps}; expected a positive number of steps.')

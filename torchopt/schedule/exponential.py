@@ -7,6 +7,7 @@ import dataclasses
 import logging
 from typing import TYPE_CHECKING, Any
 
+from torchopt.numerics import on_host
 from torchopt.schedule.arithmetic import (
     floor,
     largest,
@@ -15,7 +16,6 @@ from torchopt.schedule.arithmetic import (
     require_number,
     select,
     smallest,
-    value_on_host,
 )
 from torchopt.schedule.constant import constant_schedule
 from torchopt.schedule.polynomial import check_transition, not_negative
@@ -106,7 +106,7 @@ def exponential_decay(
         require_number('end_value', end_value)
     if not check_transition('An exponential schedule', transition_steps, transition_begin):
         return constant_schedule(init_value)
-    if value_on_host(decay_rate) == 0:
+    if on_host(decay_rate) == 0:
         logger.info('An exponential schedule was set with decay_rate=0; it is constantly init_value.')
         return constant_schedule(init_value)
     begin = not_negative(transition_begin)

@@ -6,7 +6,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from torchopt.schedule.arithmetic import lift, require_count, select, value_on_host
+from torchopt.numerics import on_host
+from torchopt.schedule.arithmetic import lift, require_count, select
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,8 +26,8 @@ class Joined:
 
     def __call__(self, count: Any) -> Any:
         """The value at a step, from the schedule whose turn it is."""
-        number = value_on_host(count)
-        if number is not None and None not in [value_on_host(b) for b in self.boundaries]:
+        number = on_host(count)
+        if number is not None and None not in [on_host(b) for b in self.boundaries]:
             begin: Number = 0
             schedule = self.schedules[0]
             for boundary, later in zip(self.boundaries, self.schedules[1:]):

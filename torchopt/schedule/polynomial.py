@@ -7,13 +7,13 @@ import dataclasses
 import logging
 from typing import TYPE_CHECKING, Any
 
+from torchopt.numerics import on_host
 from torchopt.schedule.arithmetic import (
     clip,
     lift,
     power,
     require_count,
     require_number,
-    value_on_host,
 )
 from torchopt.schedule.constant import constant_schedule
 
@@ -136,7 +136,7 @@ def check_transition(what: str, transition_steps: Any, transition_begin: Any) ->
     """
     require_count('transition_steps', transition_steps)
     require_count('transition_begin', transition_begin)
-    steps, begin = value_on_host(transition_steps), value_on_host(transition_begin)
+    steps, begin = on_host(transition_steps), on_host(transition_begin)
     if steps is not None and steps <= 0:
         logger.info(
             '%s was set with transition_steps=%s, which is not positive; it is constantly init_value.',
@@ -151,5 +151,5 @@ def check_transition(what: str, transition_steps: Any, transition_begin: Any) ->
 
 def not_negative(transition_begin: Any) -> Any:
     """``transition_begin``, or 0 where it is seen to be negative."""
-    begin = value_on_host(transition_begin)
+    begin = on_host(transition_begin)
     return 0 if begin is not None and begin < 0 else transition_begin

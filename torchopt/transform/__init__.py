@@ -2,8 +2,8 @@
 """Gradient transformations, the parts that optimizers are chained from.
 
 Every factory returns a :class:`torchopt.base.GradientTransformation`: ``init(params)`` makes a state, and
-``update(updates, state, params=None, *, inplace=False)`` makes one step.  ``None`` in the place of a gradient means that
-the parameter is left alone in this step: its state stays as it was and its update is ``None``.
+``update(updates, state, params=None, *, inplace=False)`` makes one step.  ``None`` in the place of a gradient means
+that the parameter is left alone in this step: its state stays as it was and its update is ``None``.
 """
 
 from torchopt.transform.adam import ScaleByAdamState, scale_by_accelerated_adam, scale_by_adam

@@ -22,6 +22,7 @@ from torchopt.numerics import (
 __all__ = ['ScaleByAdamState', 'scale_by_accelerated_adam', 'scale_by_adam']
 
 
+@tree.safe_to_load
 class ScaleByAdamState(NamedTuple):
     """State of :func:`scale_by_adam`: steps taken, first and second moment."""
 

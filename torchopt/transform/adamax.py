@@ -15,6 +15,7 @@ from torchopt.numerics import as_scalar_like, bias_correction, ema, increment, z
 __all__ = ['ScaleByAdamaxState', 'scale_by_adamax']
 
 
+@tree.safe_to_load
 class ScaleByAdamaxState(NamedTuple):
     """State of :func:`scale_by_adamax`: steps taken, mean, and decayed maximum of the gradients."""
 

@@ -51,12 +51,10 @@ def add_decayed_weights(weight_decay: Any = 0.0, mask: Any = None) -> GradientTr
     """
     checks.at_least('weight_decay value', weight_decay)
     if mask is not None:
-        return masked(_add_decayed_weights(weight_decay), mask)
-    return _add_decayed_weights(weight_decay) if checks.nonzero(weight_decay) else identity()
+        return masked(add_decayed_weights(weight_decay), mask)
+    if not checks.nonzero(weight_decay):
+        return identity()
 
-
-@factory
-def _add_decayed_weights(weight_decay: Any) -> GradientTransformation:
     def rule(g: Tensor, p: Tensor) -> tuple[Tensor]:
         if carries_no_graph(p, g):
             p = p.detach()

@@ -19,10 +19,12 @@ from torchopt.base import (
 __all__ = ['MaskedNode', 'MaskedState', 'PartitionState', 'masked', 'partition']
 
 
+@tree.safe_to_load
 class MaskedNode(NamedTuple):
     """Stands where a leaf is hidden from the inner transformation; a tree without leaves."""
 
 
+@tree.safe_to_load
 class MaskedState(NamedTuple):
     """State of :func:`masked`: that of the inner transformation, with :class:`MaskedNode` at hidden places."""
 
@@ -109,6 +111,8 @@ def _is_boolean_scalar(m: Any) -> bool:
 
 def _hide(subject: Any, mask: Any, name: str) -> Any:
     """Put a MaskedNode in place of every subtree that the mask leaves out."""
+    if isinstance(subject, tree.ParamsPlaceholder):
+        return subject  # tree.map_params looks for copies of the parameters
     shown, spec = tree.flatten(mask)
     parts = tree.flatten_up_to(spec, subject, name=name, like='mask')
     return tree.unflatten(spec, [x if m else MaskedNode() for m, x in zip(shown, parts)])
@@ -122,6 +126,7 @@ def _restore(updates: Any, new: Any, mask: Any) -> Any:
     return tree.unflatten(spec, [n if m else o for m, o, n in zip(shown, old_parts, new_parts)])
 
 
+@tree.safe_to_load
 class PartitionState(NamedTuple):
     """State of :func:`partition`: a dict from label to the :class:`MaskedState` of its transformation."""
 

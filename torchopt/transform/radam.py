@@ -25,6 +25,7 @@ from torchopt.numerics import (
 __all__ = ['ScaleByRadamState', 'scale_by_radam']
 
 
+@tree.safe_to_load
 class ScaleByRadamState(NamedTuple):
     """State of :func:`scale_by_radam`: steps taken, first and second moment."""
 
@@ -64,7 +65,8 @@ def scale_by_radam(
         [tensor(-3.)]
 
     References:
-        Liu et al., `On the variance of the adaptive learning rate and beyond <https://arxiv.org/abs/1908.03265>`_, 2019.
+        Liu et al., `On the variance of the adaptive learning rate and beyond
+        <https://arxiv.org/abs/1908.03265>`_, 2019.
     """
     checks.betas(b1, b2)
     checks.at_least('epsilon value', eps)

@@ -24,6 +24,7 @@ __all__ = [
 ]
 
 
+@tree.safe_to_load
 class ScaleByRmsState(NamedTuple):
     """State of :func:`scale_by_rms`: the mean square of the gradients."""
 
@@ -77,6 +78,7 @@ def scale_by_rms(
     return GradientTransformation(init, update)
 
 
+@tree.safe_to_load
 class ScaleByRStdDevState(NamedTuple):
     """State of :func:`scale_by_stddev`: mean and mean square of the gradients."""
 
@@ -138,6 +140,7 @@ def scale_by_stddev(
     return GradientTransformation(init, update)
 
 
+@tree.safe_to_load
 class ScaleByRssState(NamedTuple):
     """State of :func:`scale_by_rss`: the sum of the squares of all gradients so far."""
 
@@ -190,6 +193,7 @@ def scale_by_rss(
     return GradientTransformation(init, update)
 
 
+@tree.safe_to_load
 class ScaleByAdaDeltaState(NamedTuple):
     """State of :func:`scale_by_adadelta`: mean squares of gradients and of updates."""
 

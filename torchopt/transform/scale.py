@@ -51,6 +51,7 @@ def scale(step_size: Any) -> GradientTransformation:
     return GradientTransformation(init_empty_state, update)
 
 
+@tree.safe_to_load
 class ScaleByScheduleState(NamedTuple):
     """State of :func:`scale_by_schedule`: the number of steps taken."""
 

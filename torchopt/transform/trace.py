@@ -15,6 +15,7 @@ from torchopt.numerics import as_scalar_like, increment, on_host, zero_count
 __all__ = ['TraceState', 'trace']
 
 
+@tree.safe_to_load
 class TraceState(NamedTuple):
     """State of :func:`trace`: the decaying sum, and the steps taken where dampening has to know the first one."""
 

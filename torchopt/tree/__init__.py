@@ -56,6 +56,7 @@ from torchopt.tree.registry import (
     structure,
     unflatten,
 )
+from torchopt.tree.serialization import safe_to_load
 from torchopt.tree.state import (
     DictKey,
     Initable,
@@ -114,6 +115,7 @@ __all__ = [
     'real',
     'reduce',
     'register_node',
+    'safe_to_load',
     'scale',
     'set',
     'size',

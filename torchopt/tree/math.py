@@ -400,7 +400,9 @@ def allclose(a: Any, b: Any, rtol: float = 1e-05, atol: float = 1e-08, equal_nan
         # torch.isclose has no rule for vmap.
         distance = (x - y).abs()
         near = (x == y) | (distance.isfinite() & (distance <= atol + rtol * y.abs()))
-        return (near | (x.isnan() & y.isnan()) if equal_nan else near).all()
+        if equal_nan:
+            near = near | (x.isnan() & y.isnan())
+        return torch.all(near)
 
     result = map_leaves(close, a, b)
     only_b = [path for (path, x), y in zip(flatten_with_path(b), flatten(a)[0]) if y is None is not x]

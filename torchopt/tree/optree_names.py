@@ -11,3 +11,12 @@ from optree import typing
 
 __all__ = ['typing']
 __all__ += optree.__all__
+
+MAX_RECURSION_DEPTH = optree.MAX_RECURSION_DEPTH
+"""How deep a tree may be nested."""
+
+NONE_IS_NODE = optree.NONE_IS_NODE
+"""The default of ``none_is_leaf``, by name: ``None`` is a node without children."""
+
+NONE_IS_LEAF = optree.NONE_IS_LEAF
+"""The other value of ``none_is_leaf``, by name: ``None`` is a leaf."""
