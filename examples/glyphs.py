@@ -112,10 +112,7 @@ def sample_task(
 
 # --- Hershey fonts ------------------------------------------------------------------------------
 
-LATIN_FONTS = (
-    'futural futuram rowmans rowmand rowmant timesr timesrb timesi timesib '
-    'cursive scripts scriptc gothgbt gothgrt gothitt'
-).split()
+LATIN_FONTS = ['futural', 'futuram', 'rowmans', 'rowmand', 'rowmant', 'timesr', 'timesrb', 'timesi', 'timesib', 'cursive', 'scripts', 'scriptc', 'gothgbt', 'gothgrt', 'gothitt']
 TEST_FONTS = {
     'greek': ['greekc', 'greek'],
     'cyrillic': ['cyrilc_1', 'cyrillic'],

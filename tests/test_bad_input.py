@@ -31,11 +31,11 @@ def used_up() -> Any:
     return generator
 
 
-# --- Optimizer: what to train -------------------------------------------------------------------------------------------
+# --- Optimizer: what to train ----------------------------------------------------------------------------------------
 
 W = weight(2)
 BAD_TARGETS: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
-    'nothing': (lambda: [], ValueError, ['params is empty', 'generator']),
+    'nothing': (list, ValueError, ['params is empty', 'generator']),
     'empty tree': (lambda: {'a': []}, ValueError, ['params is empty']),
     'generator that was used up': (used_up, ValueError, ['params is empty', 'generator']),
     'groups without parameters': (lambda: [{'params': []}, {'params': used_up()}], ValueError, ['params is empty']),
@@ -91,7 +91,7 @@ def test_group_options_without_effect() -> None:
     refuses(lambda: torchopt.Optimizer([{'params': [W], 'lr': 0.1}], torchopt.adam()), TypeError, words)
 
 
-# --- Optimizer: steps ---------------------------------------------------------------------------------------------------
+# --- Optimizer: steps ------------------------------------------------------------------------------------------------
 
 
 def trained(make: Callable[[Any], torchopt.Optimizer], *groups: nn.Parameter) -> torchopt.Optimizer:
@@ -117,8 +117,10 @@ SCHEDULED: dict[str, Callable[[Any], Callable[[Any], torchopt.Optimizer]]] = {
     'AdaGrad': lambda s: lambda p: torchopt.AdaGrad(p, lr=s),
     'masked': lambda s: lambda p: torchopt.Optimizer(p, torchopt.masked(torchopt.adam(s))),
     'partition': lambda s: lambda p: torchopt.Optimizer(p, torchopt.partition({0: torchopt.adam(s)}, 0)),
-    'named_chain': lambda s: lambda p: torchopt.Optimizer(
-        p, torchopt.named_chain(('first', torchopt.transform.scale_by_adam()), ('second', torchopt.sgd(s)))
+    'named_chain': lambda s: (
+        lambda p: torchopt.Optimizer(
+            p, torchopt.named_chain(('first', torchopt.transform.scale_by_adam()), ('second', torchopt.sgd(s)))
+        )
     ),
 }
 
@@ -210,7 +212,7 @@ def test_integer_and_unused_parameters_are_left_alone() -> None:
     assert optimizer.state_dict()[0][0].mu[0] is None
 
 
-# --- Optimizer and MetaOptimizer: states of others ----------------------------------------------------------------------
+# --- Optimizer and MetaOptimizer: states of others -------------------------------------------------------------------
 
 
 def like(shapes: list[tuple[int, ...]]) -> list[torch.Tensor]:
@@ -222,7 +224,11 @@ BAD_STATES: dict[str, tuple[Callable[[Any], Any], type[Exception], list[str]]] =
     'too many': (lambda p: (torchopt.adam().init(p),) * 2, ValueError, ['2 states', '1 groups']),
     'None': (lambda p: None, TypeError, ['state_dict', 'NoneType', 'tuple']),
     'state of torch.optim': (lambda p: {'state': {}, 'param_groups': []}, TypeError, ['dict', 'torch.optim', 'layout']),
-    'of one transformation alone': (lambda p: torchopt.adam().init(p)[:1], ValueError, ['state_dict[0]', 'Load a state']),
+    'of one transformation alone': (
+        lambda p: torchopt.adam().init(p)[:1],
+        ValueError,
+        ['state_dict[0]', 'Load a state'],
+    ),
     'of SGD': (lambda p: (torchopt.sgd(0.1).init(p),), ValueError, ['state_dict[0]', 'Load a state']),
     'of AdaMax': (
         lambda p: (torchopt.adamax().init(p),),
@@ -277,7 +283,7 @@ def test_states_of_others_in_a_func_optimizer() -> None:
             assert optimizer.state_dict() is state
 
 
-# --- losses -------------------------------------------------------------------------------------------------------------
+# --- losses ----------------------------------------------------------------------------------------------------------
 
 BAD_LOSSES: dict[str, tuple[Callable[[torch.Tensor], Any], type[Exception], list[str]]] = {
     'number': (lambda w: w.sum().item(), TypeError, ['loss', 'float', 'tensor']),
@@ -334,7 +340,11 @@ def test_func_optimizer_and_another_tree() -> None:
         optimizer = torchopt.FuncOptimizer(torchopt.adam(), inplace=inplace)
         optimizer.step((p['w'] ** 2).sum(), p)
         state = optimizer.state_dict()
-        for other, words in [({'v': weight(2)}, ["['v']"]), ([weight(2)], ['list']), ({'w': weight(3)}, ["['w']", '(3,)'])]:
+        for other, words in [
+            ({'v': weight(2)}, ["['v']"]),
+            ([weight(2)], ['list']),
+            ({'w': weight(3)}, ["['w']", '(3,)']),
+        ]:
             loss = sum((x**2).sum() for x in torchopt.tree.leaves(other))
             refuses(lambda o=optimizer, t=other, s=loss: o.step(s, t), ValueError, words, state, other)
             assert optimizer.state_dict() is state
@@ -361,7 +371,7 @@ def test_parameters_that_are_left_alone() -> None:
     assert net.bias is bias
 
 
-# --- MetaOptimizer: what to train ---------------------------------------------------------------------------------------
+# --- MetaOptimizer: what to train ------------------------------------------------------------------------------------
 
 
 def test_targets_of_a_meta_optimizer() -> None:

@@ -8,10 +8,10 @@ import numpy as np
 import optax
 import pytest
 import torch
-from tests.oracle import assert_trees_close, to_jax
 from torch.func import vmap
 
 import torchopt
+from tests.oracle import assert_trees_close, to_jax
 from torchopt import clip, tree
 
 
@@ -55,7 +55,7 @@ def test_clip_grad_norm_skips_none_and_works_under_vmap():
 def test_clip_grad_norm_of_what_is_not_finite():
     g = [torch.tensor([1.0, float('nan')])]
     assert torchopt.clip_grad_norm(1.0).update(g, ())[0][0].isnan().all()
-    with pytest.raises(RuntimeError, match='The total norm of order 2.0'):
+    with pytest.raises(RuntimeError, match=r'The total norm of order 2\.0'):
         torchopt.clip_grad_norm(1.0, error_if_nonfinite=True).update(g, ())
 
 

@@ -9,9 +9,9 @@ import pickle
 import optax
 import pytest
 import torch
-from tests.oracle import assert_trees_close, to_jax
 
 import torchopt
+from tests.oracle import assert_trees_close, to_jax
 from torchopt.base import (
     ChainedGradientTransformation,
     EmptyState,
@@ -52,11 +52,11 @@ def test_chain_splices_chains_in_and_drops_identities():
 @pytest.mark.parametrize(
     ('make', 'fields'),
     [
-        (lambda: torchopt.adam(), ['ScaleByAdamState', 'EmptyState']),
+        (torchopt.adam, ['ScaleByAdamState', 'EmptyState']),
         (lambda: torchopt.sgd(0.1), ['EmptyState']),
-        (lambda: torchopt.adamw(), ['ScaleByAdamState', 'EmptyState', 'EmptyState']),
+        (torchopt.adamw, ['ScaleByAdamState', 'EmptyState', 'EmptyState']),
         (lambda: torchopt.adam(lambda t: 0.1), ['ScaleByAdamState', 'ScaleByScheduleState']),
-        (lambda: torchopt.adagrad(), ['ScaleByRssState', 'ScaleByScheduleState', 'EmptyState']),
+        (torchopt.adagrad, ['ScaleByRssState', 'ScaleByScheduleState', 'EmptyState']),
     ],
 )
 def test_the_state_of_an_alias_is_the_tuple_of_its_stages(make, fields):

@@ -63,7 +63,7 @@ def increment(count: torch.Tensor) -> torch.Tensor:
     limit = torch.iinfo(count.dtype).max
     value = on_host(count)
     if value is not None:
-        return torch.tensor(min(int(value) + 1, limit), dtype=count.dtype, device='cpu')
+        return count + 1 if value < limit else count
     return torch.where(count < limit, count + 1, limit)
 
 

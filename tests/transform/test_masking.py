@@ -7,9 +7,9 @@ import numpy as np
 import optax
 import pytest
 import torch
-from tests.oracle import assert_trees_close, to_jax
 
 import torchopt
+from tests.oracle import assert_trees_close, to_jax
 from torchopt import tree
 from torchopt.transform import MaskedNode, masked, partition, scale, scale_by_adam
 

@@ -18,6 +18,7 @@ def differentiable_gradients(loss: Any, params: Any, *, create_graph: bool = Tru
     Args:
         loss: A tensor of one element that depends on the parameters.
         params: Tree of tensors; those that do not require grad are frozen.
+        create_graph: Whether the gradients can be differentiated in turn.
 
     Returns:
         A tree like ``params``: ``None`` for what is frozen, and for what the loss does not depend on.
