@@ -280,3 +280,24 @@ def test_the_oracle_itself_moves(name):
     """The hand-written equations do something, so that agreement with them means something."""
     p = torch.ones(2, dtype=torch.float64)
     assert (unrolled(name, lambda q: q, p, 0.1, 5) < 0.95).all()
+
+
+@pytest.mark.parametrize('alias', ['sgd', 'adamw', 'adagrad'])
+def test_an_optimizer_can_be_made_inside_of_a_compiled_function(alias):
+    """As under jax.jit, with a learning rate that is an argument."""
+    p = {'w': torch.tensor([0.3, -0.7], dtype=torch.float64)}
+
+    def slope(lr):
+        def final(lr):
+            tx = getattr(torchopt, alias)(learning_rate=lr)
+            state, q = tx.init(p), p
+            for _ in range(2):
+                updates, state = tx.update({'w': q['w'].sin()}, state, q)
+                q = torchopt.apply_updates(q, updates)
+            return q['w'].sum()
+
+        return grad(final)(lr)
+
+    torch._dynamo.reset()
+    lr = torch.tensor(0.1, dtype=torch.float64)
+    torch.testing.assert_close(torch.compile(slope, fullgraph=True, backend='eager')(lr), slope(lr))

@@ -322,6 +322,9 @@ def expects_state(kind: type, then: Callable[[Any, Any], Any] | None = None) -> 
             then(state, params)
 
     def decorate(update: _U) -> _U:
+        if torch.compiler.is_compiling():
+            return update
+
         @functools.wraps(update)
         def checked(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
             check(state)
@@ -343,6 +346,9 @@ def expects_params(purpose: str) -> Callable[[_U], _U]:
             )
 
     def decorate(update: _U) -> _U:
+        if torch.compiler.is_compiling():
+            return update
+
         @functools.wraps(update)
         def checked(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
             check(state, params)
@@ -386,6 +392,11 @@ def with_extra_args_support(tx: GradientTransformation) -> GradientTransformatio
         )
     if isinstance(tx, GradientTransformationExtraArgs):
         return tx
+    if torch.compiler.is_compiling():
+        # What is built while tracing cannot be inspected, and it can do without the courtesies.
+        return GradientTransformationExtraArgs(
+            tx.init, lambda u, s, p=None, *, inplace=False, **extra: tx.update(u, s, p, inplace=inplace)
+        )
     parameters = inspect.signature(tx.update).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return GradientTransformationExtraArgs(tx.init, tx.update)
