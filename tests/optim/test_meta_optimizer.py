@@ -193,7 +193,7 @@ def test_batch_norm_in_an_inner_loop() -> None:
             meta.step((scale * net(X) - Y).square().mean())
         assert int(net[1].num_batches_tracked) == 3
         assert net[1].running_mean.any()
-        net.eval()
+        assert not net[1].running_mean.requires_grad
         return (net(X) - Y).square().mean()
 
     scale = torch.tensor(0.7, dtype=f64, requires_grad=True)

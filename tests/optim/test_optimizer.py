@@ -245,7 +245,9 @@ def test_zero_grad() -> None:
     optimizer.zero_grad()
     assert all(p.grad is None for p in net.parameters())
     assert inspect.signature(optimizer.zero_grad).parameters['set_to_none'].default is False
-    torch.autograd.backward(loss_of(net), create_graph=True, inputs=list(net.parameters()))
+    grads = torch.autograd.grad(loss_of(net), list(net.parameters()), create_graph=True)
+    for p, g in zip(net.parameters(), grads, strict=True):
+        p.grad = g
     optimizer.zero_grad()
     assert all(p.grad.grad_fn is None and not p.grad.requires_grad for p in net.parameters())
 
