@@ -34,15 +34,11 @@ QUERIES = {'training': 5, 'test': 15}
 
 
 def make_network(ways: int, channels: int = 32) -> nn.Sequential:
-    """Three convolutions that halve the image each, normalized by the statistics of the batch at hand."""
-
-    def norm() -> nn.Module:
-        return nn.BatchNorm2d(channels, track_running_stats=False)
-
+    """Three convolutions that halve the image each, and a linear layer."""
     return nn.Sequential(
-        *(nn.Conv2d(1, channels, 3, stride=2, padding=1), norm(), nn.ReLU()),
-        *(nn.Conv2d(channels, channels, 3, padding=1), norm(), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Conv2d(channels, channels, 3, padding=1), norm(), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)),
+        *(nn.Conv2d(1, channels, 3, stride=2, padding=1), nn.ReLU()),
+        *(nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)),
         nn.Flatten(),
         nn.Linear(9 * channels, ways),
     )

@@ -247,7 +247,7 @@ def test_zero_grad() -> None:
     assert inspect.signature(optimizer.zero_grad).parameters['set_to_none'].default is False
     grads = torch.autograd.grad(loss_of(net), list(net.parameters()), create_graph=True)
     for p, g in zip(net.parameters(), grads, strict=True):
-        p.grad = g
+        p.grad = g.clone()
     optimizer.zero_grad()
     assert all(p.grad.grad_fn is None and not p.grad.requires_grad for p in net.parameters())
 
