@@ -132,11 +132,7 @@ def _comment_on(module: str, name: str) -> str:
             line -= 1
         if above:
             return '\n'.join(reversed(above))
-        if (
-            isinstance(after, ast.Expr)
-            and isinstance(after.value, ast.Constant)
-            and isinstance(after.value.value, str)
-        ):
+        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str):
             return inspect.cleandoc(after.value.value)
     return ''
 
@@ -168,8 +164,7 @@ def paged_modules(package: str = 'torchopt') -> list[ModuleType]:
             continue
         above = sys.modules[parent]
         whole = all(
-            name in above.__all__ and getattr(above, name, None) is getattr(module, name)
-            for name in module.__all__
+            name in above.__all__ and getattr(above, name, None) is getattr(module, name) for name in module.__all__
         )
         if not whole or (getattr(above, child, None) is module and child in above.__all__):
             found.append(module)
@@ -263,9 +258,7 @@ def write(folder: Path, package: str = 'torchopt') -> list[Path]:
     modules = paged_modules(package)
     paged = {module.__name__ for module in modules}
     entries = [
-        entry._replace(home=_nearest(entry.home, paged))
-        for entry in public_names(package)
-        if entry.module in paged
+        entry._replace(home=_nearest(entry.home, paged)) for entry in public_names(package) if entry.module in paged
     ]
     exported = {entry.path for entry in entries}
     # A name that its home keeps to itself is documented at the first public place that has it.
@@ -274,9 +267,7 @@ def write(folder: Path, package: str = 'torchopt') -> list[Path]:
         if _is_own(entry.home, package) and entry.home_path not in exported:
             places.setdefault(entry.home_path, entry.module)
     entries = [
-        entry._replace(home=places[entry.home_path], original=entry.name)
-        if entry.home_path in places
-        else entry
+        entry._replace(home=places[entry.home_path], original=entry.name) if entry.home_path in places else entry
         for entry in entries
     ]
 

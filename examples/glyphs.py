@@ -88,8 +88,7 @@ def sample_task(
     ]
     if not usable:
         raise ValueError(
-            f'no alphabet has {ways} characters with {drawn} drawings each; '
-            'ask for fewer ways, shots or queries'
+            f'no alphabet has {ways} characters with {drawn} drawings each; ask for fewer ways, shots or queries'
         )
     sizes = torch.tensor([float(len(characters)) for _, characters in usable])
     name, characters = usable[int(sizes.multinomial(1, generator=generator))]
@@ -112,7 +111,23 @@ def sample_task(
 
 # --- Hershey fonts ------------------------------------------------------------------------------
 
-LATIN_FONTS = ['futural', 'futuram', 'rowmans', 'rowmand', 'rowmant', 'timesr', 'timesrb', 'timesi', 'timesib', 'cursive', 'scripts', 'scriptc', 'gothgbt', 'gothgrt', 'gothitt']
+LATIN_FONTS = [
+    'futural',
+    'futuram',
+    'rowmans',
+    'rowmand',
+    'rowmant',
+    'timesr',
+    'timesrb',
+    'timesi',
+    'timesib',
+    'cursive',
+    'scripts',
+    'scriptc',
+    'gothgbt',
+    'gothgrt',
+    'gothitt',
+]
 TEST_FONTS = {
     'greek': ['greekc', 'greek'],
     'cyrillic': ['cyrilc_1', 'cyrillic'],
@@ -122,9 +137,7 @@ TEST_FONTS = {
 LOOKS_ALIKE = 0.92  # cosine between two blurred clean drawings; Latin H and Cyrillic H have 1.00
 
 
-def hershey_alphabets(
-    size: int = 20, drawings: int = 20, seed: int = 0
-) -> tuple[list[Alphabet], list[Alphabet]]:
+def hershey_alphabets(size: int = 20, drawings: int = 20, seed: int = 0) -> tuple[list[Alphabet], list[Alphabet]]:
     """Draw the Hershey fonts: Latin hands to train on, other scripts to test on.
 
     A font of another script still holds Latin letters, digits and marks, and a Greek capital alpha
@@ -266,9 +279,7 @@ def draw(points: Tensor, size: int, maps: Tensor) -> Tensor:
 # --- Omniglot -----------------------------------------------------------------------------------
 
 
-def omniglot_alphabets(
-    folder: str | Path, size: int = 20, seed: int = 0
-) -> tuple[list[Alphabet], list[Alphabet]]:
+def omniglot_alphabets(folder: str | Path, size: int = 20, seed: int = 0) -> tuple[list[Alphabet], list[Alphabet]]:
     """Read a folder of images, ``alphabet/character/*.png``, dark ink on light paper.
 
     If the folder holds Omniglot's own ``images_background`` and ``images_evaluation``, these are the

@@ -38,7 +38,6 @@ def optax_falling(count):
     return optax.polynomial_schedule(0.05, 0.01, 2.0, 40, 3)(count.astype(float))
 
 
-
 CASES = [
     Case('sgd', {'lr': 0.1}, torch.optim.SGD, optax=lambda: optax.sgd(0.1)),
     Case(
@@ -56,18 +55,14 @@ CASES = [
         'sgd',
         {'lr': 0.05, 'momentum': 0.8, 'nesterov': True, 'weight_decay': 0.1},
         torch.optim.SGD,
-        optax=lambda: optax.chain(
-            optax.add_decayed_weights(0.1), optax.sgd(0.05, momentum=0.8, nesterov=True)
-        ),
+        optax=lambda: optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.05, momentum=0.8, nesterov=True)),
     ),
     Case('adam', {'lr': 0.1}, torch.optim.Adam, optax=lambda: optax.adam(0.1)),
     Case(
         'adam',
         {'lr': 0.1, 'betas': (0.8, 0.95), 'eps': 1e-3, 'weight_decay': 0.1},
         torch.optim.Adam,
-        optax=lambda: optax.chain(
-            optax.add_decayed_weights(0.1), optax.adam(0.1, 0.8, 0.95, eps=1e-3)
-        ),
+        optax=lambda: optax.chain(optax.add_decayed_weights(0.1), optax.adam(0.1, 0.8, 0.95, eps=1e-3)),
     ),
     Case(
         'adam',
@@ -130,9 +125,7 @@ CASES = [
     Case(
         'rmsprop',
         {'lr': 0.01, 'initial_scale': 0.5, 'momentum': 0.5, 'nesterov': True},
-        optax=lambda: optax.rmsprop(
-            0.01, 0.99, initial_scale=0.5, eps_in_sqrt=False, momentum=0.5, nesterov=True
-        ),
+        optax=lambda: optax.rmsprop(0.01, 0.99, initial_scale=0.5, eps_in_sqrt=False, momentum=0.5, nesterov=True),
     ),
 ]
 

@@ -63,9 +63,7 @@ def run_optax(tx: Any, params: Any, steps: int) -> tuple[Any, Any]:
     state = tx.init(params)
     update = jax.jit(tx.update)
     for step in range(steps):
-        disturbance = jax.tree.map(
-            lambda p, n: jnp.asarray(n).astype(p.dtype), params, noise(ours, step)
-        )
+        disturbance = jax.tree.map(lambda p, n: jnp.asarray(n).astype(p.dtype), params, noise(ours, step))
         grads = jax.tree.map(gradient, params, disturbance)
         updates, state = update(grads, state, params)
         params = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), params, updates)

@@ -282,6 +282,35 @@ def test_the_oracle_itself_moves(name):
     assert (unrolled(name, lambda q: q, p, 0.1, 5) < 0.95).all()
 
 
+COMBINED = {
+    'mask of booleans': torchopt.adamw(0.1, mask={'w': True, 'b': False}),
+    'mask from the parameters': torchopt.adamw(0.1, mask=lambda ps: {k: p.dim() > 0 for k, p in ps.items()}),
+    'partition': torchopt.partition({'x': torchopt.sgd(0.1), 'y': torchopt.adam()}, {'w': 'x', 'b': 'y'}),
+    'named_chain': torchopt.named_chain(('a', torchopt.nan_to_num()), ('b', torchopt.adamax())),
+    'chain_flat': torchopt.combine.chain_flat(torchopt.radam()),
+    'clippers': torchopt.chain(
+        torchopt.clip_grad_norm(1.0),
+        torchopt.clip.clip(0.3),
+        torchopt.clip.clip_by_global_norm(0.5),
+        torchopt.clip.clip_by_block_rms(0.1),
+        torchopt.clip.adaptive_grad_clip(0.1),
+    ),
+}
+
+
+@pytest.mark.parametrize('name', COMBINED)
+def test_what_combines_compiles(name):
+    tx = COMBINED[name]
+    params = {'w': torch.tensor([0.3, -0.7], dtype=torch.float64), 'b': torch.tensor(2.0).double()}
+    torch._dynamo.reset()
+    step = torch.compile(tx.update, fullgraph=True, backend='eager')
+    compiled = plain = tx.init(params)
+    for _ in range(2):
+        updates, compiled = step(params, compiled, params)
+        wanted, plain = tx.update(params, plain, params)
+        assert_close((updates, compiled), (wanted, plain), rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.parametrize('alias', ['sgd', 'adamw', 'adagrad'])
 def test_an_optimizer_can_be_made_inside_of_a_compiled_function(alias):
     """As under jax.jit, with a learning rate that is an argument."""

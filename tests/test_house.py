@@ -203,9 +203,7 @@ def circles(house: House) -> Iterator[str]:
     """No module imports itself by way of others."""
     graph = {
         module.name: {
-            found.own
-            for found in house.imports(module)
-            if found.own is not None and found.own != module.name
+            found.own for found in house.imports(module) if found.own is not None and found.own != module.name
         }
         for module in house.modules.values()
     }
@@ -325,9 +323,7 @@ def test_import_without_the_compiled_module() -> None:
         'from torchopt import _C\n'
         'print(_C.build_info(), _C.is_available())\n'
     )
-    done = subprocess.run(
-        [sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "{'compiled': False} False"
 

@@ -404,9 +404,7 @@ def with_extra_args_support(tx: GradientTransformation) -> GradientTransformatio
     takes_inplace = 'inplace' in parameters
     params_by_name = 'params' in parameters and parameters['params'].kind is inspect.Parameter.KEYWORD_ONLY
 
-    def update(
-        updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any
-    ) -> tuple[Any, Any]:
+    def update(updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any) -> tuple[Any, Any]:
         known = {'inplace': inplace} if takes_inplace else {}
         if params_by_name:
             return tx.update(updates, state, params=params, **known)

@@ -68,9 +68,7 @@ def clip_grad_norm(
         raise TypeError(f"Invalid norm_type value: {norm_type!r}; expected a number > 0, or 'inf'.") from None
     checks.positive('norm_type value', order)
 
-    def update(
-        updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False
-    ) -> tuple[Any, EmptyState]:
+    def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
         leaves = tree.leaves(updates)
         if not leaves:
             return updates, state
@@ -120,17 +118,13 @@ def clip_by_global_norm(max_norm: Any) -> GradientTransformation:
     """
     checks.at_least('max_norm value', max_norm)
 
-    def update(
-        updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False
-    ) -> tuple[Any, EmptyState]:
+    def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
         norm = _global_norm(updates)
         bound = as_scalar_like(max_norm, norm)
         inside = norm < bound
 
         def shrink(g: Tensor) -> Tensor:
-            return torch.where(
-                inside.to(g.device), g, g / as_scalar_like(norm, g) * as_scalar_like(bound, g)
-            )
+            return torch.where(inside.to(g.device), g, g / as_scalar_like(norm, g) * as_scalar_like(bound, g))
 
         return tree.map(shrink, updates), state
 
@@ -152,9 +146,7 @@ def clip(max_delta: Any) -> GradientTransformation:
     """
     checks.at_least('max_delta value', max_delta)
 
-    def update(
-        updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False
-    ) -> tuple[Any, EmptyState]:
+    def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
         return tree.map(lambda g: g.clamp(-max_delta, max_delta), updates), state
 
     return GradientTransformation(init_empty_state, update)
@@ -182,9 +174,7 @@ def clip_by_block_rms(threshold: Any) -> GradientTransformation:
         rms = safe_sqrt(abs_sq(g).mean())
         return g / (rms / as_scalar_like(threshold, rms)).clamp(min=1.0)
 
-    def update(
-        updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False
-    ) -> tuple[Any, EmptyState]:
+    def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
         return tree.map(shrink, updates), state
 
     return GradientTransformation(init_empty_state, update)
@@ -237,9 +227,7 @@ def adaptive_grad_clip(
         return (torch.where(norm < bound, g, g * (bound / norm.clamp(min=1e-6))),)
 
     @expects_params('adaptive_grad_clip')
-    def update(
-        updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False
-    ) -> tuple[Any, EmptyState]:
+    def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
         (updates,) = tree.apply_rule(rule, updates, reads=(params,))
         return updates, state
 
@@ -272,14 +260,10 @@ def per_example_global_norm_clip(grads: Any, l2_norm_clip: float) -> tuple[Any, 
     n = _number_of_examples(grads)
     squares = [abs_sq(g).reshape(n, -1).sum(dim=1) for g in tree.leaves(grads)]
     norms = safe_sqrt(torch.stack(squares).sum(dim=0)) if squares else torch.zeros(n)
-    return tree.map(lambda g: _clip_and_sum(g, norms, l2_norm_clip), grads), (
-        norms > l2_norm_clip
-    ).sum()
+    return tree.map(lambda g: _clip_and_sum(g, norms, l2_norm_clip), grads), (norms > l2_norm_clip).sum()
 
 
-def per_example_layer_norm_clip(
-    grads: Any, global_l2_norm_clip: float, uniform: bool = True
-) -> tuple[Any, Any]:
+def per_example_layer_norm_clip(grads: Any, global_l2_norm_clip: float, uniform: bool = True) -> tuple[Any, Any]:
     r"""Clip the gradient of every example leaf by leaf, and sum over the examples.
 
     The bounds :math:`C_i` of the leaves make up the global bound, :math:`\sum_i C_i^2 = C^2`: alike

@@ -67,9 +67,7 @@ def chain_flat(*transformations: GradientTransformation) -> GradientTransformati
     def init(params: Any) -> Any:
         return inner.init(tree.flatten(params)[0])
 
-    def update(
-        updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any
-    ) -> tuple[Any, Any]:
+    def update(updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any) -> tuple[Any, Any]:
         leaves, spec = tree.flatten(updates)
         if params is not None:
             params = tree.flatten_up_to(spec, params, name='params', like='updates')

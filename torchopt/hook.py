@@ -41,9 +41,7 @@ class nan_to_num_hook:
         tensor([7., 1.])
     """
 
-    def __init__(
-        self, nan: float = 0.0, posinf: float | None = None, neginf: float | None = None
-    ) -> None:
+    def __init__(self, nan: float = 0.0, posinf: float | None = None, neginf: float | None = None) -> None:
         self.nan, self.posinf, self.neginf = nan, posinf, neginf
 
     def __call__(self, g: Tensor) -> Tensor:
@@ -74,9 +72,7 @@ def register_hook(hook: Callable[[Tensor], Tensor | None]) -> GradientTransforma
     if not callable(hook):
         raise TypeError(f'hook is {hook!r} of type {type(hook).__name__}; expected a function of the gradient.')
 
-    def update(
-        updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False
-    ) -> tuple[Any, EmptyState]:
+    def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
         for g in tree.leaves(updates):
             g.register_hook(hook)
         return updates, state

@@ -59,9 +59,7 @@ def pair(name: str, value: Any) -> tuple[Any, Any]:
     return first, second
 
 
-def flip_sign_and_add_weight_decay(
-    weight_decay: Any = 0.0, maximize: bool = False
-) -> GradientTransformation:
+def flip_sign_and_add_weight_decay(weight_decay: Any = 0.0, maximize: bool = False) -> GradientTransformation:
     r"""The first stage of an optimizer: :math:`\pm g + \lambda p`.
 
     Args:

@@ -74,9 +74,7 @@ class Optimizer(FromAlias, torch.optim.Optimizer):
         if not (isinstance(param_group, dict) and 'params' in param_group):
             param_group = {'params': _as_list(param_group)}
         parameters = {k: v for k, v in param_group.items() if k in ('params', 'param_names')}
-        options = self._first_names(
-            {k: v for k, v in param_group.items() if k not in parameters}, self.defaults
-        )
+        options = self._first_names({k: v for k, v in param_group.items() if k not in parameters}, self.defaults)
         if options and type(self).alias is None:
             raise TypeError(
                 f'The group options {sorted(options)} would have no effect: a plain {type(self).__name__} takes all '
@@ -170,13 +168,10 @@ class Optimizer(FromAlias, torch.optim.Optimizer):
         own = ('impl', 'impl_groups', 'state_groups')
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
 
-
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make a copy whose hyper-parameters, if they are tensors, are its own."""
         super().__setstate__(state)
-        self.impl_groups = [
-            (options, self._rebuild(impl, options)) for options, impl in self.impl_groups
-        ]
+        self.impl_groups = [(options, self._rebuild(impl, options)) for options, impl in self.impl_groups]
 
 
 def _require_dense(grads: Sequence[torch.Tensor | None], group: int) -> None:

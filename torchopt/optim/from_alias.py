@@ -103,4 +103,3 @@ class FromAlias:
     def _rebuild(cls, impl: GradientTransformation, options: dict[str, Any]) -> GradientTransformation:
         """The transformation for other hyper-parameters."""
         return impl if cls.alias is None else cls.alias(**options)
-

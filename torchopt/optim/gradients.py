@@ -29,13 +29,9 @@ def differentiable_gradients(loss: Any, params: Any, *, create_graph: bool = Tru
         RuntimeError: If the loss has no graph.
     """
     if not isinstance(loss, torch.Tensor):
-        raise TypeError(
-            f'loss is a {type(loss).__name__}; expected a scalar tensor. Pass the tensor, not its item().'
-        )
+        raise TypeError(f'loss is a {type(loss).__name__}; expected a scalar tensor. Pass the tensor, not its item().')
     if loss.numel() != 1:
-        raise ValueError(
-            f'loss has shape {tuple(loss.shape)}; expected a scalar. Reduce it first, as by loss.mean().'
-        )
+        raise ValueError(f'loss has shape {tuple(loss.shape)}; expected a scalar. Reduce it first, as by loss.mean().')
     if loss.is_complex():
         raise TypeError(f'loss is complex ({loss.dtype}); expected a real scalar. Take its real part or its abs().')
     if not loss.requires_grad:
@@ -47,12 +43,9 @@ def differentiable_gradients(loss: Any, params: Any, *, create_graph: bool = Tru
     trainable = [p for p in leaves if isinstance(p, torch.Tensor) and p.requires_grad]
     if not trainable:
         raise ValueError(
-            'No parameter requires grad, so there is nothing to optimize. '
-            'Call requires_grad_() on those to be trained.'
+            'No parameter requires grad, so there is nothing to optimize. Call requires_grad_() on those to be trained.'
         )
-    found = iter(
-        torch.autograd.grad(loss, trainable, create_graph=create_graph, allow_unused=True)
-    )
+    found = iter(torch.autograd.grad(loss, trainable, create_graph=create_graph, allow_unused=True))
     return tree.unflatten(
         spec,
         [next(found) if isinstance(p, torch.Tensor) and p.requires_grad else None for p in leaves],
@@ -98,15 +91,11 @@ def check_same_kind(state: Any, expected: Any, *, name: str) -> None:
         ValueError: If it is not; the message says where they differ.
     """
     found, spec = tree.flatten(expected)
-    values = tree.flatten_up_to(
-        spec, state, name=name, like='the state of this optimizer', remedy=_REMEDY
-    )
+    values = tree.flatten_up_to(spec, state, name=name, like='the state of this optimizer', remedy=_REMEDY)
     for i, (x, y) in enumerate(zip(found, values)):
         if getattr(x, 'shape', None) != getattr(y, 'shape', None):
             path = tree.flatten_with_path(expected)[i][0]
-            raise ValueError(
-                f'{name}{path} does not fit: expected {_kind(x)} and found {_kind(y)}. {_REMEDY}'
-            )
+            raise ValueError(f'{name}{path} does not fit: expected {_kind(x)} and found {_kind(y)}. {_REMEDY}')
 
 
 def _kind(x: Any) -> str:

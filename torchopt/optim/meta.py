@@ -80,9 +80,7 @@ class MetaOptimizer(FromAlias):
     def __init__(self, module: nn.Module, impl: GradientTransformation) -> None:
         self._setup(module, check_impl(impl), {})
 
-    def _setup(
-        self, module: nn.Module, impl: GradientTransformation, options: dict[str, Any]
-    ) -> None:
+    def _setup(self, module: nn.Module, impl: GradientTransformation, options: dict[str, Any]) -> None:
         self.impl = impl
         self.defaults = options
         self.param_groups: list[Slots] = []
@@ -103,15 +101,12 @@ class MetaOptimizer(FromAlias):
         """
         if not isinstance(module, nn.Module):
             raise TypeError(
-                f'Unexpected class of {module!r}: expected an nn.Module. '
-                f'Pass the module itself, not its parameters().'
+                f'Unexpected class of {module!r}: expected an nn.Module. Pass the module itself, not its parameters().'
             )
         options = self._first_names(options, self.defaults)
         for name in options:
             if name not in self.defaults:
-                raise TypeError(
-                    f'{name!r} is no option of {type(self).__name__}; it takes {sorted(self.defaults)}.'
-                )
+                raise TypeError(f'{name!r} is no option of {type(self).__name__}; it takes {sorted(self.defaults)}.')
         slots = _find_slots(module)
         if not slots:
             raise ValueError('The module has no parameters, so there is nothing to optimize.')
@@ -168,9 +163,7 @@ class MetaOptimizer(FromAlias):
             ValueError: If they are not states of this optimizer for these parameters; nothing is changed then.
         """
         states = check_states(state_dict, len(self.param_groups))
-        for i, (impl, slots, state) in enumerate(
-            zip(self.impl_groups, self.param_groups, states)
-        ):
+        for i, (impl, slots, state) in enumerate(zip(self.impl_groups, self.param_groups, states)):
             if not isinstance(state, UninitializedState):
                 expected = impl.init(without_integers(_parameters(slots)))
                 check_same_kind(state, expected, name=f'state_dict[{i}]')

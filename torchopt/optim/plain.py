@@ -17,6 +17,4 @@ def off_leaf(params: Any, grads: Any) -> Any:
     A gradient may have no graph even under ``create_graph=True``, where the loss is linear.  Rules that read the
     parameters (weight decay) must stay differentiable all the same.
     """
-    return tree.map(
-        lambda p, g: p.view_as(p) if g is not None and carries_no_graph(p, g) else p, params, grads
-    )
+    return tree.map(lambda p, g: p.view_as(p) if g is not None and carries_no_graph(p, g) else p, params, grads)

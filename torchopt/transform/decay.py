@@ -61,9 +61,7 @@ def add_decayed_weights(weight_decay: Any = 0.0, mask: Any = None) -> GradientTr
         return (g + p * as_scalar_like(weight_decay, p),)
 
     @expects_params('weight decay')
-    def update(
-        updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False
-    ) -> tuple[Any, EmptyState]:
+    def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
         (updates,) = tree.apply_rule(rule, updates, reads=(params,))
         return updates, state
 

@@ -79,10 +79,7 @@ def masked(
         hidden_params = None if params is None else _hide(params, shown, 'params')
         if mask_compatible_extra_args:
             like = tree.structure(updates)
-            extra = {
-                name: _hide(x, shown, name) if tree.structure(x) == like else x
-                for name, x in extra.items()
-            }
+            extra = {name: _hide(x, shown, name) if tree.structure(x) == like else x for name, x in extra.items()}
         new, inner_state = wide.update(
             _hide(updates, shown, 'updates'),
             state.inner_state,
@@ -96,8 +93,9 @@ def masked(
 
 
 def _check_mask(mask: Any) -> Any:
-    for path, m in tree.flatten_with_path(mask):
+    for i, m in enumerate(tree.flatten(mask)[0]):
         if not isinstance(m, (bool, type(None))) and not _is_boolean_scalar(m):
+            path = tree.flatten_with_path(mask)[i][0]
             raise TypeError(
                 f'mask{path} is {m!r} of type {type(m).__name__}; expected True or False. '
                 f'Pass a tree of booleans, or a function that makes one.'
@@ -158,22 +156,21 @@ def partition(
     Example:
         >>> import torch, torchopt
         >>> tx = torchopt.transform.partition(
-        ...     {'fast': torchopt.sgd(1.0), 'frozen': torchopt.transform.scale(0.0)},
-        ...     {'head': 'fast', 'body': 'frozen'})
+        ...     {'fast': torchopt.sgd(1.0), 'frozen': torchopt.transform.scale(0.0)}, {'head': 'fast', 'body': 'frozen'}
+        ... )
         >>> g = {'head': torch.tensor(2.0), 'body': [torch.tensor(2.0)]}
         >>> tx.update(g, tx.init(g))[0]
         {'head': tensor(-2.), 'body': [tensor(0.)]}
     """
     if not isinstance(transforms, Mapping):
-        raise TypeError(
-            f'transforms is a {type(transforms).__name__}; expected a dict from labels to transformations.'
-        )
+        raise TypeError(f'transforms is a {type(transforms).__name__}; expected a dict from labels to transformations.')
     members = {label: with_extra_args_support(tx) for label, tx in transforms.items()}
 
     def parts(params: Any) -> dict[Any, GradientTransformationExtraArgs]:
         labels = param_labels(params) if callable(param_labels) else param_labels
-        for path, label in tree.flatten_with_path(labels):
+        for i, label in enumerate(tree.flatten(labels)[0]):
             if label is not None and label not in members:
+                path = tree.flatten_with_path(labels)[i][0]
                 raise ValueError(
                     f'param_labels{path} is {label!r}, which is no key of transforms: {sorted(members, key=str)}. '
                     f'Add a transformation of this label, or change the label.'
@@ -216,9 +213,7 @@ def partition(
             refuse(state, params)
         new_states = {}
         for label, tx in parts(updates if params is None else params).items():
-            updates, new_states[label] = tx.update(
-                updates, state.inner_states[label], params, inplace=inplace, **extra
-            )
+            updates, new_states[label] = tx.update(updates, state.inner_states[label], params, inplace=inplace, **extra)
         return updates, PartitionState(new_states)
 
     return GradientTransformationExtraArgs(init, update)

@@ -12,9 +12,7 @@ __all__ = ['nan_to_num']
 
 
 @factory
-def nan_to_num(
-    nan: float = 0.0, posinf: float | None = None, neginf: float | None = None
-) -> GradientTransformation:
+def nan_to_num(nan: float = 0.0, posinf: float | None = None, neginf: float | None = None) -> GradientTransformation:
     """Replace NaN and infinities in the updates.
 
     Args:
@@ -35,9 +33,7 @@ def nan_to_num(
         if value is not None:
             checks.scalar(f'{name} value', value)
 
-    def update(
-        updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False
-    ) -> tuple[Any, EmptyState]:
+    def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
         return tree.map(lambda g: g.nan_to_num(nan, posinf, neginf), updates), state
 
     return GradientTransformation(init_empty_state, update)

@@ -32,9 +32,7 @@ class ScaleByRmsState(NamedTuple):
 
 
 @factory
-def scale_by_rms(
-    alpha: Any = 0.9, eps: Any = 1e-8, initial_scale: float = 0.0
-) -> GradientTransformation:
+def scale_by_rms(alpha: Any = 0.9, eps: Any = 1e-8, initial_scale: float = 0.0) -> GradientTransformation:
     r"""Divide updates by their root mean square.
 
     .. math::
@@ -87,9 +85,7 @@ class ScaleByRStdDevState(NamedTuple):
 
 
 @factory
-def scale_by_stddev(
-    alpha: Any = 0.9, eps: Any = 1e-8, initial_scale: float = 0.0
-) -> GradientTransformation:
+def scale_by_stddev(alpha: Any = 0.9, eps: Any = 1e-8, initial_scale: float = 0.0) -> GradientTransformation:
     r"""Divide updates by their standard deviation: RMSProp, centered.
 
     .. math::
@@ -120,9 +116,7 @@ def scale_by_stddev(
     checks.at_least('initial_scale value', initial_scale)
 
     def init(params: Any) -> ScaleByRStdDevState:
-        return ScaleByRStdDevState(
-            tree.zero_moment(params), tree.full_moment(params, initial_scale, real=True)
-        )
+        return ScaleByRStdDevState(tree.zero_moment(params), tree.full_moment(params, initial_scale, real=True))
 
     def rule(g: Tensor, m: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         m = ema(m, g, alpha)
@@ -148,9 +142,7 @@ class ScaleByRssState(NamedTuple):
 
 
 @factory
-def scale_by_rss(
-    initial_accumulator_value: float = 0.0, eps: Any = 1e-10
-) -> GradientTransformation:
+def scale_by_rss(initial_accumulator_value: float = 0.0, eps: Any = 1e-10) -> GradientTransformation:
     r"""Divide updates by the root of the sum of all squares so far.
 
     .. math::
@@ -202,9 +194,7 @@ class ScaleByAdaDeltaState(NamedTuple):
 
 
 @factory
-def scale_by_adadelta(
-    rho: Any = 0.9, eps: Any = 1e-6, moment_requires_grad: bool = False
-) -> GradientTransformation:
+def scale_by_adadelta(rho: Any = 0.9, eps: Any = 1e-6, moment_requires_grad: bool = False) -> GradientTransformation:
     r"""Rescale updates by AdaDelta.
 
     .. math::
@@ -233,9 +223,7 @@ def scale_by_adadelta(
     checks.at_least('epsilon value', eps)
 
     def init(params: Any) -> ScaleByAdaDeltaState:
-        zeros = [
-            tree.zero_moment(params, real=True, requires_grad=moment_requires_grad) for _ in range(2)
-        ]
+        zeros = [tree.zero_moment(params, real=True, requires_grad=moment_requires_grad) for _ in range(2)]
         return ScaleByAdaDeltaState(*zeros)
 
     def rule(g: Tensor, e_g: Tensor, e_x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -43,9 +43,7 @@ def scale(step_size: Any) -> GradientTransformation:
     """
     checks.number('step_size value', step_size)
 
-    def update(
-        updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False
-    ) -> tuple[Any, EmptyState]:
+    def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
         return _times(updates, step_size), state
 
     return GradientTransformation(init_empty_state, update)
@@ -73,7 +71,7 @@ def scale_by_schedule(step_size_fn: Any) -> GradientTransformation:
 
     Example:
         >>> import torch, torchopt
-        >>> tx = torchopt.transform.scale_by_schedule(lambda count: 0.5 ** count)
+        >>> tx = torchopt.transform.scale_by_schedule(lambda count: 0.5**count)
         >>> state = tx.init([torch.tensor(1.0)])
         >>> for _ in range(3):
         ...     u, state = tx.update([torch.tensor(1.0)], state)
@@ -101,9 +99,7 @@ def _scheduled(schedule: Any, sign: int) -> GradientTransformation:
 
 
 @factory
-def scale_by_learning_rate(
-    learning_rate: Any, *, flip_sign: bool = True
-) -> GradientTransformation:
+def scale_by_learning_rate(learning_rate: Any, *, flip_sign: bool = True) -> GradientTransformation:
     r"""Multiply every update by the negative learning rate: :math:`u = -\eta\,g`.
 
     The last stage of every optimizer, after which updates are ready to be added to the parameters.
@@ -127,9 +123,7 @@ def scale_by_learning_rate(
     if checks.is_schedule(learning_rate):
         return _scheduled(learning_rate, sign)
 
-    def update(
-        updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False
-    ) -> tuple[Any, EmptyState]:
+    def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
         return _times(updates, sign * learning_rate), state
 
     return GradientTransformation(init_empty_state, update)

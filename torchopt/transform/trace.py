@@ -75,9 +75,7 @@ def trace(
         return TraceState(zeros, zero_count() if damped else ())
 
     @expects_state(TraceState)
-    def update(
-        updates: Any, state: TraceState, params: Any = None, *, inplace: bool = False
-    ) -> tuple[Any, TraceState]:
+    def update(updates: Any, state: TraceState, params: Any = None, *, inplace: bool = False) -> tuple[Any, TraceState]:
         weight = _damping(dampening, state.count) if damped else 1.0
 
         def rule(g: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -42,9 +42,7 @@ def map(
         {'b': None, 'w': 3}
     """
     first, spec = flatten(tree, is_leaf)
-    columns = [
-        flatten_up_to(spec, other, name=f'tree {i}', like='tree 1') for i, other in enumerate(rest, 2)
-    ]
+    columns = [flatten_up_to(spec, other, name=f'tree {i}', like='tree 1') for i, other in enumerate(rest, 2)]
     return unflatten(spec, [None if row[0] is None else f(*row) for row in zip(first, *columns)])
 
 

@@ -12,6 +12,7 @@ from collections import OrderedDict, defaultdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import optree
+import torch
 import torch.utils._pytree as torch_pytree
 
 if TYPE_CHECKING:
@@ -63,9 +64,9 @@ def register_node(
     Example:
         >>> import torch, torchopt
         >>> class Pair:
-        ...     def __init__(self, left, right): self.left, self.right = left, right
-        >>> _ = torchopt.tree.register_node(
-        ...     Pair, lambda p: ((p.left, p.right), None), lambda static, xs: Pair(*xs))
+        ...     def __init__(self, left, right):
+        ...         self.left, self.right = left, right
+        >>> _ = torchopt.tree.register_node(Pair, lambda p: ((p.left, p.right), None), lambda static, xs: Pair(*xs))
         >>> torchopt.tree.map(lambda x: 2 * x, Pair(1, 2)).right
         4
     """
@@ -84,9 +85,7 @@ def register_node(
     return cls
 
 
-def flatten(
-    tree: Any, is_leaf: Callable[[Any], bool] | None = None
-) -> tuple[list[Any], TreeSpec]:
+def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> tuple[list[Any], TreeSpec]:
     """Split a tree into its leaves, ``None`` among them, and its structure.
 
     Dict entries come in the order of their sorted keys.
@@ -103,7 +102,18 @@ def flatten(
         >>> torchopt.tree.flatten({'w': 1, 'b': None})[0]
         [None, 1]
     """
+    if torch.compiler.is_compiling() and is_leaf is None:
+        # Dynamo cannot trace optree over a dict of constants, such as a mask; no constant is in a box.
+        boxes, spec = optree.tree_flatten(torch_pytree.tree_map(_Box, tree), none_is_leaf=True)
+        return [box.content for box in boxes], spec
     return optree.tree_flatten(tree, is_leaf, none_is_leaf=True)
+
+
+class _Box:
+    """Hides from Dynamo that a leaf is a constant."""
+
+    def __init__(self, content: Any) -> None:
+        self.content = content
 
 
 def unflatten(spec: TreeSpec, leaves: Iterable[Any]) -> Any:
@@ -115,6 +125,9 @@ def unflatten(spec: TreeSpec, leaves: Iterable[Any]) -> Any:
         >>> torchopt.tree.unflatten(spec, [10 * x for x in xs])
         {'b': 20, 'w': 10}
     """
+    if torch.compiler.is_compiling():
+        boxes = optree.tree_unflatten(spec, [_Box(x) for x in leaves])
+        return torch_pytree.tree_map(lambda box: box.content, boxes)
     return optree.tree_unflatten(spec, leaves)
 
 
@@ -151,9 +164,7 @@ def is_leaf_node(x: Any) -> bool:
     return bool(optree.tree_is_leaf(x, none_is_leaf=True))
 
 
-def flatten_with_path(
-    tree: Any, is_leaf: Callable[[Any], bool] | None = None
-) -> list[tuple[str, Any]]:
+def flatten_with_path(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[tuple[str, Any]]:
     """The leaves of a tree with the code that reaches them, as error messages print it.
 
     Example:
@@ -168,9 +179,7 @@ def flatten_with_path(
 _SAME_STRUCTURE = 'Pass a tree of the same structure; use None for a leaf that is to be left alone.'
 
 
-def flatten_up_to(
-    spec: TreeSpec, tree: Any, *, name: str, like: str, remedy: str = _SAME_STRUCTURE
-) -> list[Any]:
+def flatten_up_to(spec: TreeSpec, tree: Any, *, name: str, like: str, remedy: str = _SAME_STRUCTURE) -> list[Any]:
     """Cut ``tree`` where the leaves of ``spec`` lie; what hangs below a leaf stays whole.
 
     Args:
@@ -192,9 +201,7 @@ def flatten_up_to(
         raise ValueError(describe_mismatch(spec, tree, name=name, like=like, remedy=remedy)) from error
 
 
-def describe_mismatch(
-    spec: TreeSpec, tree: Any, *, name: str, like: str, remedy: str = _SAME_STRUCTURE
-) -> str:
+def describe_mismatch(spec: TreeSpec, tree: Any, *, name: str, like: str, remedy: str = _SAME_STRUCTURE) -> str:
     """Say where ``tree`` first departs from ``spec``, in words for an error message."""
     path, reason = _first_difference(spec, tree, '')
     return f'{name} does not have the structure of {like}: at {name}{path}, {reason}. {remedy}'
@@ -227,5 +234,3 @@ def _first_difference(spec: TreeSpec, tree: Any, path: str) -> tuple[str, str]:
 
 def _kind(x: Any) -> str:
     return 'None' if x is None else f'a {type(x).__name__}'
-
-
