@@ -25,7 +25,7 @@ FACE = '__init__'
 FLOORS = {
     room: floor
     for floor, rooms in {
-        0: 'version numerics',
+        0: 'version numerics refusal',
         1: 'tree _C checks assignment isotonic second_order',
         2: 'base pytree linear_solve linesearch projections prox perturbations microbatching '
         'distributed visual interop',

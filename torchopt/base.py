@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
 import torch
 
 from torchopt import tree
+from torchopt.refusal import preflight, refuses
 
 __all__ = [
     'ChainedGradientTransformation',
@@ -27,12 +28,9 @@ __all__ = [
     'TransformInitFn',
     'TransformUpdateFn',
     'UninitializedState',
-    'expects_params',
-    'expects_state',
     'factory',
     'identity',
     'init_empty_state',
-    'preflight',
     'with_extra_args_support',
 ]
 
@@ -242,20 +240,25 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
         def init(params: Any) -> tuple[Any, ...]:
             return tuple(tx.init(params) for tx in kept)
 
-        def update(
-            updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any
-        ) -> tuple[Any, tuple[Any, ...]]:
+        def fits(state: Any, params: Any = None) -> None:
             if not isinstance(state, tuple) or len(state) != len(kept):
                 raise ValueError(
                     f'The number of updates and states has to be the same in chain! This chain has '
                     f'{len(kept)} members, its state is {_describe(state)}. Pass the state that the init or the '
                     f'last update of this very chain returned.'
                 )
-            if inplace:
-                for tx, s in zip(kept, state):
-                    preflight(tx, s, params)
-                if params is not None:
-                    tree.check_updates(updates, params)
+
+        def check(state: Any, params: Any = None) -> None:
+            fits(state)
+            for tx, s in zip(kept, state):
+                preflight(tx, s, params)
+
+        @refuses(check, always=fits)
+        def update(
+            updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any
+        ) -> tuple[Any, tuple[Any, ...]]:
+            if inplace and params is not None:
+                tree.check_updates(updates, params)
             states = []
             for step, s in zip(widened, state):
                 updates, s = step(updates, s, params, inplace=inplace, **extra)
@@ -283,81 +286,6 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
     def __repr__(self) -> str:
         """One member a line."""
         return 'chain(\n' + ''.join(f'    {tx!r},\n' for tx in self.transformations) + ')'
-
-
-def preflight(tx: GradientTransformation, state: Any, params: Any = None) -> None:
-    """Let a transformation refuse a step before anything is changed in place.
-
-    A transformation that can refuse (a schedule that gives NaN) says so by a function
-    ``update.preflight(state, params)``.
-    """
-    if isinstance(tx, ChainedGradientTransformation) and isinstance(state, tuple):
-        for member, s in zip(tx.transformations, state):
-            preflight(member, s, params)
-    elif (check := getattr(tx.update, 'preflight', None)) is not None:
-        check(state, params)
-
-
-_U = TypeVar('_U', bound=Callable[..., tuple[Any, Any]])
-
-
-def expects_state(kind: type, then: Callable[[Any, Any], Any] | None = None) -> Callable[[_U], _U]:
-    """Let an ``update`` refuse the state of another transformation.
-
-    Args:
-        kind: The class of its own states.
-        then: ``then(state, params)`` refuses what else can be known before the step.
-    """
-
-    def check(state: Any, params: Any = None) -> None:
-        if not isinstance(state, kind):
-            raise ValueError(
-                f'The state is a {type(state).__name__}; expected a {kind.__name__}. Pass the state that the init '
-                f'or the last update of this very transformation returned.'
-            )
-
-    def check_all(state: Any, params: Any = None) -> None:
-        check(state)
-        if then is not None:
-            then(state, params)
-
-    def decorate(update: _U) -> _U:
-        if torch.compiler.is_compiling():
-            return update
-
-        @functools.wraps(update)
-        def checked(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-            check(state)
-            return update(updates, state, params, **extra)
-
-        checked.preflight = check_all  # type: ignore[attr-defined]
-        return checked  # type: ignore[return-value]
-
-    return decorate
-
-
-def expects_params(purpose: str) -> Callable[[_U], _U]:
-    """Let an ``update`` refuse to work without parameters, and say what they are for."""
-
-    def check(state: Any, params: Any = None) -> None:
-        if params is None:
-            raise ValueError(
-                f'Parameters are required for {purpose}. Call `update(updates, state, params=params)` instead.'
-            )
-
-    def decorate(update: _U) -> _U:
-        if torch.compiler.is_compiling():
-            return update
-
-        @functools.wraps(update)
-        def checked(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-            check(state, params)
-            return update(updates, state, params, **extra)
-
-        checked.preflight = check  # type: ignore[attr-defined]
-        return checked  # type: ignore[return-value]
-
-    return decorate
 
 
 def _describe(state: Any) -> str:

@@ -13,11 +13,11 @@ from torchopt import checks, tree
 from torchopt.base import (
     EmptyState,
     GradientTransformation,
-    expects_params,
     factory,
     init_empty_state,
 )
 from torchopt.numerics import abs_sq, as_scalar_like, safe_sqrt
+from torchopt.refusal import expects_params
 
 __all__ = [
     'ClipState',

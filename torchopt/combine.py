@@ -13,9 +13,9 @@ from torchopt.base import (
     GradientTransformationExtraArgs,
     factory,
     identity,
-    preflight,
     with_extra_args_support,
 )
+from torchopt.refusal import preflight, refuses
 
 __all__ = ['chain', 'chain_flat', 'named_chain']
 
@@ -67,6 +67,7 @@ def chain_flat(*transformations: GradientTransformation) -> GradientTransformati
     def init(params: Any) -> Any:
         return inner.init(tree.flatten(params)[0])
 
+    @refuses(functools.partial(preflight, inner))
     def update(updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any) -> tuple[Any, Any]:
         leaves, spec = tree.flatten(updates)
         if params is not None:
@@ -74,7 +75,6 @@ def chain_flat(*transformations: GradientTransformation) -> GradientTransformati
         leaves, state = inner.update(leaves, state, params, inplace=inplace, **extra)
         return tree.unflatten(spec, leaves), state
 
-    update.preflight = functools.partial(preflight, inner)  # type: ignore[attr-defined]
     return GradientTransformationExtraArgs(init, update)
 
 
@@ -117,7 +117,7 @@ def named_chain(*named: tuple[str, GradientTransformation]) -> GradientTransform
     def init(params: Any) -> dict[str, Any]:
         return {name: tx.init(params) for name, tx in members.items()}
 
-    def check(state: Any) -> None:
+    def fits(state: Any, params: Any = None) -> None:
         if not isinstance(state, dict) or set(state) != set(members):
             found = sorted(state, key=str) if isinstance(state, dict) else f'a {type(state).__name__}'
             raise ValueError(
@@ -125,11 +125,12 @@ def named_chain(*named: tuple[str, GradientTransformation]) -> GradientTransform
                 f'Pass the state that the init or the last update of this very chain returned.'
             )
 
-    def refuse(state: Any, params: Any = None) -> None:
-        check(state)
+    def check(state: Any, params: Any = None) -> None:
+        fits(state)
         for name, tx in named:
             preflight(tx, state[name], params)
 
+    @refuses(check, always=fits)
     def update(
         updates: Any,
         state: dict[str, Any],
@@ -138,13 +139,9 @@ def named_chain(*named: tuple[str, GradientTransformation]) -> GradientTransform
         inplace: bool = False,
         **extra: Any,
     ) -> tuple[Any, dict[str, Any]]:
-        check(state)
-        if inplace:
-            refuse(state, params)
         new = {}
         for name, tx in members.items():
             updates, new[name] = tx.update(updates, state[name], params, inplace=inplace, **extra)
         return updates, new
 
-    update.preflight = refuse  # type: ignore[attr-defined]
     return GradientTransformationExtraArgs(init, update)

@@ -101,7 +101,7 @@ LABELS = [
 ]
 
 
-@pytest.mark.parametrize('labels', LABELS, ids=str)
+@pytest.mark.parametrize('labels', LABELS, ids=['leaves', 'prefix', 'function'])
 def test_partition_equals_optax(labels):
     ours = partition({'adam': torchopt.adam(0.1), 'sgd': torchopt.sgd(0.5)}, labels)
     theirs = optax.partition({'adam': optax.adam(0.1), 'sgd': optax.sgd(0.5)}, labels)

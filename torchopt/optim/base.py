@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 import torch
 
 from torchopt import tree
-from torchopt.base import GradientTransformation, UninitializedState, preflight
+from torchopt.base import GradientTransformation, UninitializedState
 from torchopt.optim.from_alias import FromAlias, check_impl
 from torchopt.optim.gradients import check_same_kind, check_states, without_integers
+from torchopt.refusal import preflight
 from torchopt.update import apply_updates
 
 __all__ = ['Optimizer']

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from torchopt import _C, checks, tree
-from torchopt.base import GradientTransformation, expects_state, factory
+from torchopt.base import GradientTransformation, factory
 from torchopt.numerics import (
     abs_sq,
     as_scalar_like,
@@ -18,6 +18,7 @@ from torchopt.numerics import (
     safe_sqrt,
     zero_count,
 )
+from torchopt.refusal import expects_state
 
 __all__ = ['ScaleByAdamState', 'scale_by_accelerated_adam', 'scale_by_adam']
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, tree
-from torchopt.base import GradientTransformation, expects_state, factory
+from torchopt.base import GradientTransformation, factory
 from torchopt.numerics import as_scalar_like, bias_correction, ema, increment, zero_count
+from torchopt.refusal import expects_state
 
 __all__ = ['ScaleByAdamaxState', 'scale_by_adamax']
 

@@ -11,12 +11,12 @@ from torchopt import checks, tree
 from torchopt.base import (
     EmptyState,
     GradientTransformation,
-    expects_params,
     factory,
     identity,
     init_empty_state,
 )
 from torchopt.numerics import as_scalar_like, carries_no_graph
+from torchopt.refusal import expects_params
 from torchopt.transform.masking import masked
 
 __all__ = ['add_decayed_weights']

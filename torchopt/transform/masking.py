@@ -10,11 +10,10 @@ from torchopt import tree
 from torchopt.base import (
     GradientTransformation,
     GradientTransformationExtraArgs,
-    expects_state,
     factory,
-    preflight,
     with_extra_args_support,
 )
+from torchopt.refusal import expects_state, preflight
 
 __all__ = ['MaskedNode', 'MaskedState', 'PartitionState', 'masked', 'partition']
 

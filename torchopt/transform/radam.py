@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, tree
-from torchopt.base import GradientTransformation, expects_state, factory
+from torchopt.base import GradientTransformation, factory
 from torchopt.numerics import (
     abs_sq,
     as_scalar_like,
@@ -21,6 +21,7 @@ from torchopt.numerics import (
     safe_sqrt,
     zero_count,
 )
+from torchopt.refusal import expects_state
 
 __all__ = ['ScaleByRadamState', 'scale_by_radam']
 

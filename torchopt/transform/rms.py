@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, tree
-from torchopt.base import GradientTransformation, expects_state, factory
+from torchopt.base import GradientTransformation, factory
 from torchopt.numerics import abs_sq, as_scalar_like, ema, safe_sqrt
+from torchopt.refusal import expects_state
 
 __all__ = [
     'ScaleByAdaDeltaState',

@@ -9,11 +9,11 @@ from torchopt import checks, tree
 from torchopt.base import (
     EmptyState,
     GradientTransformation,
-    expects_state,
     factory,
     init_empty_state,
 )
 from torchopt.numerics import as_scalar_like, increment, on_host, zero_count
+from torchopt.refusal import expects_state
 
 __all__ = ['ScaleByScheduleState', 'scale', 'scale_by_learning_rate', 'scale_by_schedule']
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, tree
-from torchopt.base import GradientTransformation, expects_state, factory, identity
+from torchopt.base import GradientTransformation, factory, identity
 from torchopt.numerics import as_scalar_like, increment, on_host, zero_count
+from torchopt.refusal import expects_state
 
 __all__ = ['TraceState', 'trace']
 
