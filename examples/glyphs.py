@@ -15,6 +15,7 @@ Two sources give the same thing, a list of training alphabets and a list of test
 
 from __future__ import annotations
 
+import itertools
 import string
 from pathlib import Path
 from typing import NamedTuple
@@ -183,7 +184,7 @@ def font_glyphs(fonts: HersheyFonts, font: str) -> dict[str, Tensor]:
     fonts.load_default_font(font)
     glyphs = {}
     for code, glyph in fonts.all_glyphs.items():
-        lines = [(*a, *b) for stroke in glyph.strokes for a, b in zip(stroke, stroke[1:])]
+        lines = [(*a, *b) for stroke in glyph.strokes for a, b in itertools.pairwise(stroke)]
         start, end = torch.tensor(lines, dtype=torch.float32).reshape(-1, 4).split(2, dim=1)
         length = (end - start).norm(dim=1)
         pieces = (2 * length).ceil().clamp(min=1).long()
