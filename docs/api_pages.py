@@ -4,9 +4,9 @@
 A module is public when no part of its dotted name begins with an underscore; its public names are
 those in its ``__all__``. A name is described in full at its home, and with its first line and a
 link wherever it is exported again, so that every public spelling has an entry of its own. A file
-inside a package whose names the package exports, all of them, is layout rather than API: it has no
-page, and the package is the home of its names. Nothing here knows a module by name: a new one gets
-its page by existing.
+inside a room is layout rather than API, unless the room names it in its ``__all__``: it has no page,
+and the room is the home of its names. Nothing here knows a module by name: a new room gets its page
+by existing.
 
 Standard library only: the tests use it too.
 """
@@ -155,20 +155,17 @@ def _docstring(value: Any, home: str, original: str) -> str:
 
 
 def paged_modules(package: str = 'torchopt') -> list[ModuleType]:
-    """List the public modules that have a page: all but those that their package exports whole."""
-    found = []
-    for module in public_modules(package):
+    """List the modules that have a page: the rooms, and the files in them that they name in their ``__all__``."""
+
+    def is_offered(module: ModuleType) -> bool:
         parent, _, child = module.__name__.rpartition('.')
         if parent in ('', package):
-            found.append(module)
-            continue
-        above = sys.modules[parent]
-        whole = all(
-            name in above.__all__ and getattr(above, name, None) is getattr(module, name) for name in module.__all__
-        )
-        if not whole or (getattr(above, child, None) is module and child in above.__all__):
-            found.append(module)
-    return found
+            return True
+        room = sys.modules[parent]
+        # A room may have a function of the same name, as transform.trace.
+        return child in room.__all__ and getattr(room, child) is module
+
+    return [module for module in public_modules(package) if is_offered(module)]
 
 
 def public_names(package: str = 'torchopt') -> list[PublicName]:
