@@ -45,7 +45,11 @@ def test_updates_are_those_of_rate_one_times_the_rate(name, rate):
         grads = tree.map(lambda p, step=step: (p + step).cos(), params)
         updates, state = scaled.update(grads, state, params)
         base, state_of_one = one.update(grads, state_of_one, params)
-        value = rate(torch.tensor(step)) if torchopt.checks.is_schedule(rate) else torch.as_tensor(rate).detach()
+        value = (
+            rate(torch.tensor(step))
+            if torchopt.checks.is_schedule(rate)
+            else torch.as_tensor(rate, dtype=torch.float64).detach()
+        )
         wanted = tree.map(lambda u, value=value: u * float(value), base)
         for key in params:
             torch.testing.assert_close(updates[key].detach(), wanted[key], rtol=1e-13, atol=1e-15)
