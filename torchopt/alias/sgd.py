@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, overload
 
 from typing_extensions import Unpack
 
@@ -16,7 +16,24 @@ from torchopt.transform import scale_by_learning_rate, trace
 __all__ = ['sgd']
 
 
-@also_spelled(learning_rate='lr')
+@overload
+def sgd(
+    lr: Any,
+    momentum: Any = 0.0,
+    dampening: Any = 0.0,
+    weight_decay: Any = 0.0,
+    nesterov: bool = False,
+    *,
+    moment_requires_grad: bool = False,
+    maximize: bool = False,
+) -> GradientTransformation: ...
+
+
+@overload
+def sgd(*, learning_rate: Any, **options: Any) -> GradientTransformation: ...
+
+
+@also_spelled(learning_rate='lr')  # type: ignore[misc]  # makes it take the second signature too
 @shared_prose
 def sgd(
     lr: Any,

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -51,8 +51,10 @@ class Optimizer(FromAlias, torch.optim.Optimizer):
 
     hidden: ClassVar[tuple[str, ...]] = ('moment_requires_grad',)
 
-    def __init__(self, params: Any, impl: GradientTransformation) -> None:
-        self._setup(params, check_impl(impl), {})
+    if not TYPE_CHECKING:
+
+        def __init__(self, params: Any, impl: GradientTransformation) -> None:
+            self._setup(params, check_impl(impl), {})
 
     def _setup(self, params: Any, impl: GradientTransformation, options: dict[str, Any]) -> None:
         self.impl = impl

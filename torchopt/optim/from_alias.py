@@ -49,6 +49,11 @@ class FromAlias:
     family_defaults: ClassVar[dict[str, Any]] = {}
     """Defaults of this family that differ from those of the aliases."""
 
+    if TYPE_CHECKING:
+
+        def __init__(self, target: Any, *args: Any, **kwargs: Any) -> None:
+            """The arguments of a member come from its alias, which type checkers cannot follow."""
+
     def __init_subclass__(
         cls,
         alias: Callable[..., GradientTransformation] | None = None,

@@ -7,8 +7,7 @@ from typing import Any
 
 from torchopt.base import GradientTransformation, UninitializedState
 from torchopt.optim.from_alias import check_impl
-from torchopt.optim.gradients import differentiable_gradients, without_integers
-from torchopt.optim.plain import off_leaf
+from torchopt.optim.gradients import differentiable_gradients, off_leaf, without_integers
 from torchopt.update import apply_updates
 
 __all__ = ['FuncOptimizer']

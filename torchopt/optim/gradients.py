@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradients of a loss for the faces that take the loss itself."""
+"""What the faces share that take a loss or a state from their users: gradients, and checks of both."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from torchopt import tree
+from torchopt.numerics import carries_no_graph
 
-__all__ = ['check_same_kind', 'check_states', 'differentiable_gradients', 'without_integers']
+__all__ = ['check_same_kind', 'check_states', 'differentiable_gradients', 'off_leaf', 'without_integers']
 
 
 def differentiable_gradients(loss: Any, params: Any, *, create_graph: bool = True) -> Any:
@@ -50,6 +51,15 @@ def differentiable_gradients(loss: Any, params: Any, *, create_graph: bool = Tru
         spec,
         [next(found) if isinstance(p, torch.Tensor) and p.requires_grad else None for p in leaves],
     )
+
+
+def off_leaf(params: Any, grads: Any) -> Any:
+    """The same parameters, those that would count as plain training replaced by views with a graph.
+
+    A gradient may have no graph even under ``create_graph=True``, where the loss is linear.  Rules that read the
+    parameters (weight decay) must stay differentiable all the same.
+    """
+    return tree.map(lambda p, g: p.view_as(p) if g is not None and carries_no_graph(p, g) else p, params, grads)
 
 
 def without_integers(params: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -16,9 +16,9 @@ from torchopt.optim.gradients import (
     check_same_kind,
     check_states,
     differentiable_gradients,
+    off_leaf,
     without_integers,
 )
-from torchopt.optim.plain import off_leaf
 from torchopt.update import apply_updates
 
 __all__ = [
@@ -77,8 +77,10 @@ class MetaOptimizer(FromAlias):
 
     family_defaults: ClassVar[dict[str, Any]] = {'moment_requires_grad': True}
 
-    def __init__(self, module: nn.Module, impl: GradientTransformation) -> None:
-        self._setup(module, check_impl(impl), {})
+    if not TYPE_CHECKING:
+
+        def __init__(self, module: nn.Module, impl: GradientTransformation) -> None:
+            self._setup(module, check_impl(impl), {})
 
     def _setup(self, module: nn.Module, impl: GradientTransformation, options: dict[str, Any]) -> None:
         self.impl = impl

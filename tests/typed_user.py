@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Code of a user who runs a strict type checker; `make types` checks this file, nothing runs it.
+
+An ignored error that no longer occurs fails the check too, so the ignores say what must stay an error.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+import torchopt
+
+
+def functional(params: dict[str, torch.Tensor], grads: dict[str, torch.Tensor]) -> None:
+    optimizer: torchopt.base.GradientTransformation = torchopt.chain(
+        torchopt.clip_grad_norm(1.0),
+        torchopt.adamw(learning_rate=1e-3, b1=0.8, mask=lambda ps: {name: p.dim() > 1 for name, p in ps.items()}),
+        torchopt.sgd(learning_rate=torchopt.schedule.linear_schedule(1.0, 0.0, 10)),
+    )
+    updates, _ = optimizer.update(grads, optimizer.init(params), params, inplace=True)
+    torchopt.apply_updates(params, updates)
+    torchopt.sgd(0.1, 0.9)
+    torchopt.adam(momentum=0.9)  # type: ignore[call-arg]
+
+
+def faces(net: nn.Module, loss: torch.Tensor) -> None:
+    optimizer: torch.optim.Optimizer = torchopt.Adam(net.parameters(), lr=1e-3, betas=(0.9, 0.99))
+    torch.optim.lr_scheduler.StepLR(optimizer, 10)
+    torchopt.Optimizer(net.parameters(), torchopt.adam()).step()
+    meta: torchopt.MetaOptimizer = torchopt.MetaSGD(net, lr=torch.tensor(0.1))
+    meta.step(loss)
+    meta.step()  # type: ignore[call-arg]
+    torchopt.recover_state_dict(net, torchopt.extract_state_dict(net, by='reference'))
+    torchopt.FuncOptimizer(torchopt.adam()).step(loss, dict(net.named_parameters()))
