@@ -214,7 +214,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--output', type=Path, default=Path('maml.png'), help='where the picture goes')
     args = parser.parse_args(argv)
-    args.inner_lr = args.inner_lr or INNER_LEARNING_RATE[args.inner]
+    if args.inner_lr is None:
+        args.inner_lr = INNER_LEARNING_RATE[args.inner]
     return args
 
 
