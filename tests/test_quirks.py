@@ -430,3 +430,14 @@ def test_update_compiles_without_graph_breaks(name: str) -> None:
     found, compiled_state = two_steps(p, tx.init(p))
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(tree.leaves(compiled_state), tree.leaves(state), rtol=1e-12, atol=1e-14)
+
+
+def test_q8_recovering_by_reference_shares_tensors_and_by_copy_does_not() -> None:
+    net = nn.Linear(2, 2)
+    for by, shared in (('reference', True), ('copy', False), ('deepcopy', False)):
+        state = torchopt.extract_state_dict(net, by=by)
+        kept = next(iter(state.params[0].values()))
+        assert (kept is net.weight) is shared
+        torchopt.recover_state_dict(net, state)
+        assert net.weight is kept, 'the module takes the tensors of the state themselves'
+        net = nn.Linear(2, 2)
