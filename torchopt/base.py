@@ -11,13 +11,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
 import torch
 
 from torchopt import tree
-from torchopt.refusal import preflight, refuses
+from torchopt.refusal import always_ask, expects_params, expects_state, preflight, refuses
 
 __all__ = [
     'ChainedGradientTransformation',
@@ -28,6 +29,7 @@ __all__ = [
     'TransformInitFn',
     'TransformUpdateFn',
     'UninitializedState',
+    'elementwise',
     'factory',
     'identity',
     'init_empty_state',
@@ -235,7 +237,7 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
             elif not isinstance(tx, IdentityGradientTransformation):
                 members.append(tx)
         kept = tuple(members) or (identity(),)
-        widened = tuple(with_extra_args_support(tx).update for tx in kept)
+        stages = _stages(kept)
 
         def init(params: Any) -> tuple[Any, ...]:
             return tuple(tx.init(params) for tx in kept)
@@ -259,10 +261,11 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
         ) -> tuple[Any, tuple[Any, ...]]:
             if inplace and params is not None:
                 tree.check_updates(updates, params)
-            states = []
-            for step, s in zip(widened, state):
-                updates, s = step(updates, s, params, inplace=inplace, **extra)
-                states.append(s)
+            states: list[Any] = []
+            for n, stage in stages:
+                own = state[len(states) : len(states) + n]
+                updates, new = stage(updates, own, params, inplace=inplace, **extra)
+                states.extend(new)
             return updates, tuple(states)
 
         self = super().__new__(cls, init, update)
@@ -286,6 +289,72 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
     def __repr__(self) -> str:
         """One member a line."""
         return 'chain(\n' + ''.join(f'    {tx!r},\n' for tx in self.transformations) + ')'
+
+
+def _stages(members: tuple[GradientTransformation, ...]) -> list[tuple[int, Callable[..., Any]]]:
+    """Cut a chain into stages, each with the number of its members; neighbours that are elementwise share one."""
+    stages: list[tuple[int, Callable[..., Any]]] = []
+    for together, group in itertools.groupby(members, key=lambda tx: hasattr(tx.update, 'begin')):
+        if together:
+            elementwise_members = list(group)
+            stages.append((len(elementwise_members), functools.partial(_one_pass, elementwise_members)))
+        else:
+            stages += [(1, functools.partial(_alone, with_extra_args_support(tx).update)) for tx in group]
+    return stages
+
+
+def _alone(
+    update: Callable[..., Any], updates: Any, states: tuple[Any], params: Any, **extra: Any
+) -> tuple[Any, tuple[Any, ...]]:
+    updates, state = update(updates, states[0], params, **extra)
+    return updates, (state,)
+
+
+def _one_pass(
+    members: list[GradientTransformation],
+    updates: Any,
+    states: tuple[Any, ...],
+    params: Any,
+    *,
+    inplace: bool,
+    **extra: Any,
+) -> tuple[Any, tuple[Any, ...]]:
+    passes = []
+    for tx, s in zip(members, states):
+        always_ask(tx, s, params)
+        passes.append(tx.update.begin(s))  # type: ignore[attr-defined]
+    return tree.run_passes(passes, updates, params, inplace=inplace)
+
+
+def elementwise(
+    init: Callable[..., Any],
+    begin: Callable[[Any], tree.Pass],
+    kind: type | None = None,
+    *,
+    then: Callable[[Any, Any], Any] | None = None,
+    params_for: str | None = None,
+) -> GradientTransformation:
+    """Make a transformation that treats every element by itself; a chain runs neighbours of this kind in one pass.
+
+    Args:
+        init: As in any transformation.
+        begin: ``begin(state)`` computes what is common to all leaves in this step, and returns the rule for them.
+        kind: The class of its states; others are refused.
+        then: What else to ask before a step in place, as in :func:`torchopt.refusal.expects_state`.
+        params_for: What it needs the parameters for, if it does.
+    """
+
+    def update(updates: Any, state: Any, params: Any = None, *, inplace: bool = False) -> tuple[Any, Any]:
+        updates, (state,) = tree.run_passes([begin(state)], updates, params, inplace=inplace)
+        return updates, state
+
+    if kind is not None:
+        update = expects_state(kind, then)(update)
+    if params_for is not None:
+        update = expects_params(params_for)(update)
+    if not torch.compiler.is_compiling():  # attributes of functions cannot be traced
+        update.begin = begin  # type: ignore[attr-defined]
+    return GradientTransformation(init, update)
 
 
 def _describe(state: Any) -> str:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
-__all__ = ['expects_params', 'expects_state', 'preflight', 'refuses']
+__all__ = ['always_ask', 'expects_params', 'expects_state', 'preflight', 'refuses']
 
 Check = Callable[[Any, Any], Any]
 """``check(state, params)`` raises where a step cannot be taken."""
@@ -24,6 +24,13 @@ _Update = TypeVar('_Update', bound=Callable[..., tuple[Any, Any]])
 def preflight(tx: Any, state: Any, params: Any = None) -> None:
     """Let a transformation refuse a step before anything is changed in place."""
     check = getattr(tx.update, 'preflight', None)
+    if check is not None:
+        check(state, params)
+
+
+def always_ask(tx: Any, state: Any, params: Any = None) -> None:
+    """Let a transformation refuse what it refuses out of place too."""
+    check = getattr(tx.update, 'always', None)
     if check is not None:
         check(state, params)
 
@@ -52,6 +59,7 @@ def refuses(check: Check, *, always: Check | None = None) -> Callable[[_Update],
             return update(updates, state, params, inplace=inplace, **extra)
 
         checked.preflight = check  # type: ignore[attr-defined]
+        checked.always = always  # type: ignore[attr-defined]
         return checked  # type: ignore[return-value]
 
     return decorate

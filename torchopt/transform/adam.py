@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from torchopt import _C, checks, tree
-from torchopt.base import GradientTransformation, factory
+from torchopt.base import GradientTransformation, elementwise, factory
 from torchopt.numerics import (
     abs_sq,
     as_scalar_like,
@@ -18,7 +18,6 @@ from torchopt.numerics import (
     safe_sqrt,
     zero_count,
 )
-from torchopt.refusal import expects_state
 
 __all__ = ['ScaleByAdamState', 'scale_by_accelerated_adam', 'scale_by_adam']
 
@@ -85,10 +84,7 @@ def scale_by_adam(
             tree.zero_moment(params, real=True, requires_grad=moment_requires_grad),
         )
 
-    @expects_state(ScaleByAdamState)
-    def update(
-        updates: Any, state: ScaleByAdamState, params: Any = None, *, inplace: bool = False
-    ) -> tuple[Any, ScaleByAdamState]:
+    def begin(state: ScaleByAdamState) -> tree.Pass:
         count = increment(state.count)
         c1, c2 = bias_correction(b1, count), bias_correction(b2, count)
         # With both corrections moved onto scalars: m / (sqrt(v + c2 eps_root) c1 / sqrt(c2) + c1 eps).
@@ -101,10 +97,9 @@ def scale_by_adam(
             root = safe_sqrt(v + as_scalar_like(shift, v) if shifted else v)
             return m / (root * as_scalar_like(slope, v) + as_scalar_like(offset, v)), m, v
 
-        updates, mu, nu = tree.apply_rule(rule, updates, state.mu, state.nu, inplace=inplace)
-        return updates, ScaleByAdamState(count, mu, nu)
+        return tree.Pass(rule, (state.mu, state.nu), lambda mu, nu: ScaleByAdamState(count, mu, nu))
 
-    return GradientTransformation(init, update)
+    return elementwise(init, begin, ScaleByAdamState)
 
 
 def scale_by_accelerated_adam(

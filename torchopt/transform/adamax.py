@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, tree
-from torchopt.base import GradientTransformation, factory
+from torchopt.base import GradientTransformation, elementwise, factory
 from torchopt.numerics import as_scalar_like, bias_correction, ema, increment, zero_count
-from torchopt.refusal import expects_state
 
 __all__ = ['ScaleByAdamaxState', 'scale_by_adamax']
 
@@ -63,10 +62,7 @@ def scale_by_adamax(
             tree.zero_moment(params, real=True, requires_grad=moment_requires_grad),
         )
 
-    @expects_state(ScaleByAdamaxState)
-    def update(
-        updates: Any, state: ScaleByAdamaxState, params: Any = None, *, inplace: bool = False
-    ) -> tuple[Any, ScaleByAdamaxState]:
+    def begin(state: ScaleByAdamaxState) -> tree.Pass:
         count = increment(state.count)
         c1 = bias_correction(b1, count)
 
@@ -75,7 +71,6 @@ def scale_by_adamax(
             n = torch.maximum(n * as_scalar_like(b2, n), g.abs() + as_scalar_like(eps, n))
             return m / (n * as_scalar_like(c1, n)), m, n
 
-        updates, mu, nu = tree.apply_rule(rule, updates, state.mu, state.nu, inplace=inplace)
-        return updates, ScaleByAdamaxState(count, mu, nu)
+        return tree.Pass(rule, (state.mu, state.nu), lambda mu, nu: ScaleByAdamaxState(count, mu, nu))
 
-    return GradientTransformation(init, update)
+    return elementwise(init, begin, ScaleByAdamaxState)

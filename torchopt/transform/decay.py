@@ -11,12 +11,12 @@ from torchopt import checks, tree
 from torchopt.base import (
     EmptyState,
     GradientTransformation,
+    elementwise,
     factory,
     identity,
     init_empty_state,
 )
 from torchopt.numerics import as_scalar_like, carries_no_graph
-from torchopt.refusal import expects_params
 from torchopt.transform.masking import masked
 
 __all__ = ['add_decayed_weights']
@@ -60,9 +60,6 @@ def add_decayed_weights(weight_decay: Any = 0.0, mask: Any = None) -> GradientTr
             p = p.detach()
         return (g + p * as_scalar_like(weight_decay, p),)
 
-    @expects_params('weight decay')
-    def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
-        (updates,) = tree.apply_rule(rule, updates, reads=(params,))
-        return updates, state
-
-    return GradientTransformation(init_empty_state, update)
+    return elementwise(
+        init_empty_state, lambda state: tree.Pass(rule, (), EmptyState, reads_params=True), params_for='weight decay'
+    )

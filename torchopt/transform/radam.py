@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, tree
-from torchopt.base import GradientTransformation, factory
+from torchopt.base import GradientTransformation, elementwise, factory
 from torchopt.numerics import (
     abs_sq,
     as_scalar_like,
@@ -21,7 +21,6 @@ from torchopt.numerics import (
     safe_sqrt,
     zero_count,
 )
-from torchopt.refusal import expects_state
 
 __all__ = ['ScaleByRadamState', 'scale_by_radam']
 
@@ -79,10 +78,7 @@ def scale_by_radam(
             tree.zero_moment(params, real=True, requires_grad=moment_requires_grad),
         )
 
-    @expects_state(ScaleByRadamState)
-    def update(
-        updates: Any, state: ScaleByRadamState, params: Any = None, *, inplace: bool = False
-    ) -> tuple[Any, ScaleByRadamState]:
+    def begin(state: ScaleByRadamState) -> tree.Pass:
         count = increment(state.count)
         c1 = bias_correction(b1, count)
         rectified, r = _rectification(b2, count)
@@ -98,10 +94,9 @@ def scale_by_radam(
                 ratio = torch.where(rectified.to(v.device), ratio, torch.ones_like(ratio))
             return m_hat * ratio, m, v
 
-        updates, mu, nu = tree.apply_rule(rule, updates, state.mu, state.nu, inplace=inplace)
-        return updates, ScaleByRadamState(count, mu, nu)
+        return tree.Pass(rule, (state.mu, state.nu), lambda mu, nu: ScaleByRadamState(count, mu, nu))
 
-    return GradientTransformation(init, update)
+    return elementwise(init, begin, ScaleByRadamState)
 
 
 def _rectification(b2: Any, count: Tensor) -> tuple[Any, Any]:

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, tree
-from torchopt.base import GradientTransformation, factory
+from torchopt.base import GradientTransformation, elementwise, factory
 from torchopt.numerics import abs_sq, as_scalar_like, ema, safe_sqrt
-from torchopt.refusal import expects_state
 
 __all__ = [
     'ScaleByAdaDeltaState',
@@ -67,14 +66,10 @@ def scale_by_rms(alpha: Any = 0.9, eps: Any = 1e-8, initial_scale: float = 0.0) 
         v = ema(v, abs_sq(g), alpha)
         return g / (safe_sqrt(v) + as_scalar_like(eps, v)), v
 
-    @expects_state(ScaleByRmsState)
-    def update(
-        updates: Any, state: ScaleByRmsState, params: Any = None, *, inplace: bool = False
-    ) -> tuple[Any, ScaleByRmsState]:
-        updates, nu = tree.apply_rule(rule, updates, state.nu, inplace=inplace)
-        return updates, ScaleByRmsState(nu)
+    def begin(state: ScaleByRmsState) -> tree.Pass:
+        return tree.Pass(rule, (state.nu,), ScaleByRmsState)
 
-    return GradientTransformation(init, update)
+    return elementwise(init, begin, ScaleByRmsState)
 
 
 @tree.safe_to_load
@@ -125,14 +120,10 @@ def scale_by_stddev(alpha: Any = 0.9, eps: Any = 1e-8, initial_scale: float = 0.
         variance = (v - abs_sq(m)).clamp(min=0.0)
         return g / (safe_sqrt(variance) + as_scalar_like(eps, v)), m, v
 
-    @expects_state(ScaleByRStdDevState)
-    def update(
-        updates: Any, state: ScaleByRStdDevState, params: Any = None, *, inplace: bool = False
-    ) -> tuple[Any, ScaleByRStdDevState]:
-        updates, mu, nu = tree.apply_rule(rule, updates, state.mu, state.nu, inplace=inplace)
-        return updates, ScaleByRStdDevState(mu, nu)
+    def begin(state: ScaleByRStdDevState) -> tree.Pass:
+        return tree.Pass(rule, (state.mu, state.nu), ScaleByRStdDevState)
 
-    return GradientTransformation(init, update)
+    return elementwise(init, begin, ScaleByRStdDevState)
 
 
 @tree.safe_to_load
@@ -176,14 +167,10 @@ def scale_by_rss(initial_accumulator_value: float = 0.0, eps: Any = 1e-10) -> Gr
         # Where s is zero so is g; dividing it by one gives the zero, and a zero derivative with it.
         return g / torch.where(s > 0, safe_sqrt(s) + as_scalar_like(eps, s), 1.0), s
 
-    @expects_state(ScaleByRssState)
-    def update(
-        updates: Any, state: ScaleByRssState, params: Any = None, *, inplace: bool = False
-    ) -> tuple[Any, ScaleByRssState]:
-        updates, total = tree.apply_rule(rule, updates, state.sum_of_squares, inplace=inplace)
-        return updates, ScaleByRssState(total)
+    def begin(state: ScaleByRssState) -> tree.Pass:
+        return tree.Pass(rule, (state.sum_of_squares,), ScaleByRssState)
 
-    return GradientTransformation(init, update)
+    return elementwise(init, begin, ScaleByRssState)
 
 
 @tree.safe_to_load
@@ -233,11 +220,7 @@ def scale_by_adadelta(rho: Any = 0.9, eps: Any = 1e-6, moment_requires_grad: boo
         u = g * safe_sqrt((e_x + e) / (e_g + e))
         return u, e_g, ema(e_x, abs_sq(u), rho)
 
-    @expects_state(ScaleByAdaDeltaState)
-    def update(
-        updates: Any, state: ScaleByAdaDeltaState, params: Any = None, *, inplace: bool = False
-    ) -> tuple[Any, ScaleByAdaDeltaState]:
-        updates, e_g, e_x = tree.apply_rule(rule, updates, state.e_g, state.e_x, inplace=inplace)
-        return updates, ScaleByAdaDeltaState(e_g, e_x)
+    def begin(state: ScaleByAdaDeltaState) -> tree.Pass:
+        return tree.Pass(rule, (state.e_g, state.e_x), ScaleByAdaDeltaState)
 
-    return GradientTransformation(init, update)
+    return elementwise(init, begin, ScaleByAdaDeltaState)

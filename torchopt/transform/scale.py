@@ -9,19 +9,21 @@ from torchopt import checks, tree
 from torchopt.base import (
     EmptyState,
     GradientTransformation,
+    elementwise,
     factory,
     init_empty_state,
 )
 from torchopt.numerics import as_scalar_like, increment, on_host, zero_count
-from torchopt.refusal import expects_state
 
 __all__ = ['ScaleByScheduleState', 'scale', 'scale_by_learning_rate', 'scale_by_schedule']
 
 
-def _times(updates: Any, factor: Any) -> Any:
+def _times(factor: Any, settle: Any) -> tree.Pass:
+    """The rule that multiplies by a factor, a Python number wherever it can be."""
     number = on_host(factor)
-    factor = factor if number is None else number
-    return tree.map(lambda g: g * as_scalar_like(factor, g), updates)
+    if number is not None:
+        return tree.Pass(lambda g: (g * number,), (), settle)
+    return tree.Pass(lambda g: (g * as_scalar_like(factor, g),), (), settle)
 
 
 @factory
@@ -43,10 +45,7 @@ def scale(step_size: Any) -> GradientTransformation:
     """
     checks.number('step_size value', step_size)
 
-    def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
-        return _times(updates, step_size), state
-
-    return GradientTransformation(init_empty_state, update)
+    return elementwise(init_empty_state, lambda state: _times(step_size, EmptyState))
 
 
 @tree.safe_to_load
@@ -89,13 +88,10 @@ def _scheduled(schedule: Any, sign: int) -> GradientTransformation:
     def init(params: Any) -> ScaleByScheduleState:
         return ScaleByScheduleState(zero_count())
 
-    @expects_state(ScaleByScheduleState, then=value)
-    def update(
-        updates: Any, state: ScaleByScheduleState, params: Any = None, *, inplace: bool = False
-    ) -> tuple[Any, ScaleByScheduleState]:
-        return _times(updates, sign * value(state)), ScaleByScheduleState(increment(state.count))
+    def begin(state: ScaleByScheduleState) -> tree.Pass:
+        return _times(sign * value(state), lambda: ScaleByScheduleState(increment(state.count)))
 
-    return GradientTransformation(init, update)
+    return elementwise(init, begin, ScaleByScheduleState, then=value)
 
 
 @factory
@@ -123,7 +119,4 @@ def scale_by_learning_rate(learning_rate: Any, *, flip_sign: bool = True) -> Gra
     if checks.is_schedule(learning_rate):
         return _scheduled(learning_rate, sign)
 
-    def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
-        return _times(updates, sign * learning_rate), state
-
-    return GradientTransformation(init_empty_state, update)
+    return elementwise(init_empty_state, lambda state: _times(sign * learning_rate, EmptyState))

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, tree
-from torchopt.base import GradientTransformation, factory, identity
+from torchopt.base import GradientTransformation, elementwise, factory, identity
 from torchopt.numerics import as_scalar_like, increment, on_host, zero_count
-from torchopt.refusal import expects_state
 
 __all__ = ['TraceState', 'trace']
 
@@ -75,8 +74,7 @@ def trace(
         zeros = tree.zero_moment(params, requires_grad=moment_requires_grad)
         return TraceState(zeros, zero_count() if damped else ())
 
-    @expects_state(TraceState)
-    def update(updates: Any, state: TraceState, params: Any = None, *, inplace: bool = False) -> tuple[Any, TraceState]:
+    def begin(state: TraceState) -> tree.Pass:
         weight = _damping(dampening, state.count) if damped else 1.0
 
         def rule(g: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,10 +82,10 @@ def trace(
             b = b * mu + (g * as_scalar_like(weight, b) if damped else g)
             return (g + b * mu if nesterov else b), b
 
-        updates, new = tree.apply_rule(rule, updates, state.trace, inplace=inplace)
-        return updates, TraceState(new, increment(state.count) if damped else ())
+        count = increment(state.count) if damped else ()
+        return tree.Pass(rule, (state.trace,), lambda new: TraceState(new, count))
 
-    return GradientTransformation(init, update)
+    return elementwise(init, begin, TraceState)
 
 
 def _damping(dampening: Any, count: Tensor) -> Any:

@@ -44,6 +44,7 @@ from torchopt.tree.ops import (
     map_with_path,
     reduce,
 )
+from torchopt.tree.passes import Pass, run_passes
 from torchopt.tree.random import random_like, split_key_like, unwrap_random_key_data
 from torchopt.tree.registry import (
     TreeSpec,
@@ -74,6 +75,7 @@ __all__ = [
     'Initable',
     'NamedTupleKey',
     'ParamsPlaceholder',
+    'Pass',
     'SequenceKey',
     'TreeSpec',
     'add',
@@ -115,6 +117,7 @@ __all__ = [
     'real',
     'reduce',
     'register_node',
+    'run_passes',
     'safe_to_load',
     'scale',
     'set',
