@@ -50,6 +50,17 @@ class Optimizer(FromAlias, torch.optim.Optimizer):
     """
 
     hidden: ClassVar[tuple[str, ...]] = ('moment_requires_grad',)
+    target_prose: ClassVar[str] = 'params: Parameters, or groups of them as dicts, as :class:`Optimizer` takes them.'
+    example: ClassVar[str] = """\
+>>> import torch, torchopt
+>>> net = torch.nn.Linear(2, 1)
+>>> optimizer = torchopt.{name}(net.parameters(), lr=0.1)
+>>> before = net.weight.clone()
+>>> net(torch.ones(1, 2)).sum().backward()
+>>> optimizer.step()
+>>> bool((net.weight < before).all())
+True
+"""
 
     if not TYPE_CHECKING:
 

@@ -8,6 +8,7 @@ documentation come from :func:`torchopt.adam`.
 from __future__ import annotations
 
 import inspect
+import re
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torchopt.base import GradientTransformation
@@ -48,6 +49,12 @@ class FromAlias:
 
     family_defaults: ClassVar[dict[str, Any]] = {}
     """Defaults of this family that differ from those of the aliases."""
+
+    target_prose: ClassVar[str] = ''
+    """The line of documentation on the first argument of this family."""
+
+    example: ClassVar[str] = ''
+    """A doctest that works for every member, with ``{name}`` for its name."""
 
     if TYPE_CHECKING:
 
@@ -95,8 +102,18 @@ class FromAlias:
         cls.alias = staticmethod(alias)
         cls.__init__ = __init__  # type: ignore[method-assign]
         cls.__signature__ = signature  # type: ignore[attr-defined]
-        rule = inspect.cleandoc(alias.__doc__ or '').partition('Example:')[0]
-        cls.__doc__ = f'{inspect.cleandoc(cls.__doc__ or "")}\n\n{rule}'
+        own_words = inspect.cleandoc(cls.__doc__ or '')
+        cls.__doc__ = f'{own_words}\n\n{cls._document(inspect.cleandoc(alias.__doc__ or ""))}'
+
+    @classmethod
+    def _document(cls, text: str) -> str:
+        """The documentation of the alias, with the arguments and the example of this family."""
+        for name in cls.hidden:
+            text = re.sub(rf'^    {name}: .*\n(?:     .*\n)*', '', text, flags=re.MULTILINE)
+        text = text.replace('Args:\n', f'Args:\n    {cls.target_prose}\n', 1)
+        before, _, after = text.partition('Example:\n')
+        example = ''.join(f'    {line}\n' for line in cls.example.format(name=cls.__name__).splitlines())
+        return f'{before}Example:\n{example}\n{after[after.find("References:") :] if "References:" in after else ""}'
 
     @classmethod
     def _first_names(cls, given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

@@ -76,6 +76,16 @@ class MetaOptimizer(FromAlias):
     """
 
     family_defaults: ClassVar[dict[str, Any]] = {'moment_requires_grad': True}
+    target_prose: ClassVar[str] = 'module: The module whose parameters are replaced step by step.'
+    example: ClassVar[str] = """\
+>>> import torch, torchopt
+>>> net, rate = torch.nn.Linear(1, 1), torch.tensor(0.1, requires_grad=True)
+>>> optimizer = torchopt.{name}(net, lr=rate)
+>>> optimizer.step(net(torch.ones(1, 1)).sum())
+>>> net(torch.ones(1, 1)).sum().backward()
+>>> bool(rate.grad < 0)
+True
+"""
 
     if not TYPE_CHECKING:
 
