@@ -22,6 +22,7 @@ __all__ = [
     'carries_no_graph',
     'ema',
     'increment',
+    'is_inexact',
     'is_transformed',
     'on_host',
     'real_dtype',
@@ -60,11 +61,10 @@ def on_host(x: Any) -> float | int | None:
 
 def increment(count: torch.Tensor) -> torch.Tensor:
     """``count + 1``, stopping at the largest value of its integer type instead of wrapping around."""
-    limit = torch.iinfo(count.dtype).max
     value = on_host(count)
     if value is not None:
-        return count + 1 if value < limit else count
-    return torch.where(count < limit, count + 1, limit)
+        return count + 1 if value < torch.iinfo(count.dtype).max else count
+    return safe_increment(count)
 
 
 def safe_increment(count: Any) -> Any:
@@ -154,6 +154,11 @@ def carries_no_graph(p: torch.Tensor, u: torch.Tensor) -> bool:
         and not u.requires_grad
         and torch._C._functorch.peek_interpreter_stack() is None
     )
+
+
+def is_inexact(x: Any) -> bool:
+    """Whether ``x`` is a tensor of a floating or complex dtype, one that can have a gradient."""
+    return isinstance(x, torch.Tensor) and (x.is_floating_point() or x.is_complex())
 
 
 def real_dtype(dtype: torch.dtype) -> torch.dtype:

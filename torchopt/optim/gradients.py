@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from torchopt import tree
-from torchopt.numerics import carries_no_graph
+from torchopt.numerics import carries_no_graph, is_inexact
 
 __all__ = ['check_same_kind', 'check_states', 'differentiable_gradients', 'off_leaf', 'without_integers']
 
@@ -64,11 +64,7 @@ def off_leaf(params: Any, grads: Any) -> Any:
 
 def without_integers(params: Any) -> Any:
     """The same parameters, with None for those of an integer dtype, which never have gradients."""
-    return tree.map(lambda p: None if isinstance(p, torch.Tensor) and not _is_inexact(p) else p, params)
-
-
-def _is_inexact(p: torch.Tensor) -> bool:
-    return p.is_floating_point() or p.is_complex()
+    return tree.map(lambda p: None if isinstance(p, torch.Tensor) and not is_inexact(p) else p, params)
 
 
 def check_states(state_dict: Any, count: int) -> list[Any]:

@@ -208,8 +208,6 @@ def partition(
         **extra: Any,
     ) -> tuple[Any, PartitionState]:
         check(state)
-        if inplace:
-            refuse(state, params)
         new_states = {}
         for label, tx in parts(updates if params is None else params).items():
             updates, new_states[label] = tx.update(updates, state.inner_states[label], params, inplace=inplace, **extra)

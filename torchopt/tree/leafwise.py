@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from torchopt.numerics import as_scalar_like
+from torchopt.numerics import as_scalar_like, is_inexact
 from torchopt.tree.ops import describe_shapes, map
 from torchopt.tree.registry import flatten, flatten_up_to, flatten_with_path, leaves
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ['is_inexact', 'map_leaves', 'plain', 'scalar_like', 'tensors', 'together']
+__all__ = ['map_leaves', 'plain', 'scalar_like', 'tensors', 'together']
 
 
 def map_leaves(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
@@ -51,11 +51,6 @@ def tensors(tree: Any) -> list[torch.Tensor]:
 def together(xs: list[torch.Tensor]) -> list[torch.Tensor]:
     """Bring scalars to the device of the first."""
     return [x.to(xs[0].device) for x in xs]
-
-
-def is_inexact(x: torch.Tensor) -> bool:
-    """Whether the dtype is floating or complex."""
-    return x.is_floating_point() or x.is_complex()
 
 
 def plain(value: Any) -> Any:

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from torchopt import numerics
-from torchopt.tree.leafwise import is_inexact, map_leaves, scalar_like, tensors, together
+from torchopt.numerics import is_inexact
+from torchopt.tree.leafwise import map_leaves, scalar_like, tensors, together
 from torchopt.tree.ops import describe_shapes, map
 from torchopt.tree.registry import flatten, flatten_up_to, flatten_with_path, leaves
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from torchopt.numerics import real_dtype
+from torchopt.numerics import is_inexact, real_dtype
 from torchopt.tree.ops import describe_shapes, map, map_with_path
 from torchopt.tree.registry import flatten, flatten_up_to, flatten_with_path, unflatten
 
@@ -84,7 +84,7 @@ def check_inexact(tree: Any, *, name: str) -> None:
                 f'out of the tree, or put None in their place.'
             )
 
-    if any(not _is_inexact(x) for x in flatten(tree)[0]):
+    if not all(x is None or is_inexact(x) for x in flatten(tree)[0]):
         map_with_path(check, tree)
 
 
@@ -113,10 +113,6 @@ def describe_complex(x: torch.Tensor, y: torch.Tensor, name: str, like: str) -> 
         f'{name} is complex ({x.dtype}), but {like} is real ({y.dtype}). Pass a real update, or make the parameter '
         f'complex.'
     )
-
-
-def _is_inexact(x: Any) -> bool:
-    return x is None or (isinstance(x, torch.Tensor) and (x.is_floating_point() or x.is_complex()))
 
 
 def apply_rule(
@@ -162,7 +158,7 @@ def apply_rule(
     for i, (g, *others) in enumerate(rows):
         if g is None:
             continue
-        if not _is_inexact(g) or g.layout is not torch.strided:
+        if not is_inexact(g) or g.layout is not torch.strided:
             _raise_mismatch(updates, i, rows[i], n)
         shape = g.shape
         for x in others:
