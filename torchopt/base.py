@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
 import torch
 
-from torchopt import tree
+from torchopt import _C, tree
 from torchopt.refusal import always_ask, expects_params, expects_state, preflight, refuses
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     'factory',
     'identity',
     'init_empty_state',
+    'on_engine',
     'with_extra_args_support',
 ]
 
@@ -257,17 +258,27 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
 
         @refuses(check, always=fits)
         def update(
-            updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any
+            updates: Any,
+            state: Any,
+            params: Any = None,
+            *,
+            inplace: bool = False,
+            onto_params: bool = False,
+            **extra: Any,
         ) -> tuple[Any, tuple[Any, ...]]:
-            if inplace and params is not None:
+            if inplace and params is not None and len(stages) > 1:
                 tree.check_updates(updates, params)
             states: list[Any] = []
-            for n, stage in stages:
+            for i, (n, stage) in enumerate(stages):
                 own = state[len(states) : len(states) + n]
+                if onto_params and i == len(stages) - 1:
+                    extra['onto_params'] = True
                 updates, new = stage(updates, own, params, inplace=inplace, **extra)
                 states.extend(new)
             return updates, tuple(states)
 
+        if hasattr(kept[-1].update, 'begin'):
+            update.can_add_to_params = True  # type: ignore[attr-defined]
         self = super().__new__(cls, init, update)
         self.transformations = kept
         return self
@@ -317,13 +328,14 @@ def _one_pass(
     params: Any,
     *,
     inplace: bool,
+    onto_params: bool = False,
     **extra: Any,
 ) -> tuple[Any, tuple[Any, ...]]:
     passes = []
     for tx, s in zip(members, states):
         always_ask(tx, s, params)
         passes.append(tx.update.begin(s))  # type: ignore[attr-defined]
-    return tree.run_passes(passes, updates, params, inplace=inplace)
+    return tree.run_passes(passes, updates, params, inplace=inplace, onto_params=onto_params)
 
 
 def elementwise(
@@ -344,8 +356,10 @@ def elementwise(
         params_for: What it needs the parameters for, if it does.
     """
 
-    def update(updates: Any, state: Any, params: Any = None, *, inplace: bool = False) -> tuple[Any, Any]:
-        updates, (state,) = tree.run_passes([begin(state)], updates, params, inplace=inplace)
+    def update(
+        updates: Any, state: Any, params: Any = None, *, inplace: bool = False, onto_params: bool = False
+    ) -> tuple[Any, Any]:
+        updates, (state,) = tree.run_passes([begin(state)], updates, params, inplace=inplace, onto_params=onto_params)
         return updates, state
 
     if kind is not None:
@@ -354,7 +368,30 @@ def elementwise(
         update = expects_params(params_for)(update)
     if not torch.compiler.is_compiling():  # attributes of functions cannot be traced
         update.begin = begin  # type: ignore[attr-defined]
+        update.can_add_to_params = True  # type: ignore[attr-defined]
+        update.again = lambda other: elementwise(  # type: ignore[attr-defined]
+            init, other, kind, then=then, params_for=params_for
+        )
     return GradientTransformation(init, update)
+
+
+@factory
+def on_engine(tx: GradientTransformation, native: bool) -> GradientTransformation:
+    """Let an elementwise transformation run on the native engine always, or never.
+
+    Args:
+        tx: What :func:`elementwise` made.
+        native: True refuses, in ``update``, to run elsewhere; False computes in plain torch.
+
+    Raises:
+        RuntimeError: If ``native`` is true and no engine can run here.
+    """
+    if native:
+        _C.require()
+    if torch.compiler.is_compiling():
+        return tx
+    begin = tx.update.begin  # type: ignore[attr-defined]
+    return tx.update.again(lambda state: begin(state)._replace(native=native))  # type: ignore[attr-defined]
 
 
 def _describe(state: Any) -> str:

@@ -20,10 +20,12 @@ __all__ = [
     'as_scalar_like',
     'bias_correction',
     'carries_no_graph',
+    'complement',
     'ema',
     'increment',
     'is_inexact',
     'is_transformed',
+    'off_leaf',
     'on_host',
     'real_dtype',
     'safe_increment',
@@ -100,6 +102,11 @@ def bias_correction(decay: Scalar, count: Any) -> Scalar:
     return 1.0 - torch.pow(decay, exponent)
 
 
+def complement(decay: Scalar) -> Scalar:
+    r""":math:`1 - \beta`, the weight of what enters an average, in double precision."""
+    return 1.0 - (decay.to(torch.float64) if isinstance(decay, torch.Tensor) else decay)
+
+
 def as_scalar_like(value: Any, like: torch.Tensor) -> Any:
     """Bring a scalar tensor to the (real) dtype and the device of a leaf; numbers stay numbers.
 
@@ -154,6 +161,15 @@ def carries_no_graph(p: torch.Tensor, u: torch.Tensor) -> bool:
         and not u.requires_grad
         and torch._C._functorch.peek_interpreter_stack() is None
     )
+
+
+def off_leaf(p: Any, u: Any) -> Any:
+    """The same parameter; a view with a graph where it would count as one in plain training.
+
+    A gradient may have no graph even under ``create_graph=True``, where the loss is linear.  A differentiable step
+    must stay differentiable in the parameters all the same.
+    """
+    return p if p is None or u is None or not carries_no_graph(p, u) else p.view_as(p)
 
 
 def is_inexact(x: Any) -> bool:

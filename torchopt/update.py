@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from torchopt import tree
-from torchopt.numerics import carries_no_graph
+from torchopt.base import GradientTransformation
+from torchopt.numerics import carries_no_graph, off_leaf
 
-__all__ = ['apply_updates']
+__all__ = ['apply_updates', 'update_params']
 
 
 def apply_updates(params: Any, updates: Any, *, inplace: bool | None = None) -> Any:
@@ -46,6 +47,37 @@ def apply_updates(params: Any, updates: Any, *, inplace: bool | None = None) -> 
     return tree.unflatten(spec, [_apply(p, u, inplace) for p, u in zip(leaves, deltas)])
 
 
+def update_params(
+    tx: GradientTransformation, updates: Any, state: Any, params: Any, *, inplace: bool
+) -> tuple[Any, Any]:
+    """``tx.update`` and :func:`apply_updates` in one: one pass over the leaves where the transformation allows it.
+
+    Args:
+        tx: The transformation.
+        updates: The gradients.
+        state: The state of the transformation.
+        params: The parameters.
+        inplace: Write into parameters and state, outside of autograd; otherwise all is new and differentiable.
+
+    Returns:
+        The new parameters and the new state.
+
+    Raises:
+        ValueError: If structures or shapes differ.
+
+    Example:
+        >>> import torch, torchopt
+        >>> optimizer, params = torchopt.sgd(0.5), [torch.tensor(3.0)]
+        >>> torchopt.update.update_params(optimizer, [torch.tensor(1.0)], optimizer.init(params), params, inplace=False)
+        ([tensor(2.5000)], EmptyState())
+    """
+    if getattr(tx.update, 'can_add_to_params', False):
+        return tx.update(updates, state, params, inplace=inplace, onto_params=True)
+    read = params if inplace else tree.map(off_leaf, params, updates)
+    updates, state = tx.update(updates, state, read, inplace=inplace)
+    return apply_updates(params, updates, inplace=inplace), state
+
+
 def _fits(p: Any, u: Any) -> bool:
     return (
         isinstance(p, torch.Tensor)
@@ -55,13 +87,9 @@ def _fits(p: Any, u: Any) -> bool:
 
 
 def _apply(p: Any, u: Any, inplace: bool | None) -> Any:
-    if p is None or u is None:
-        return p
-    if carries_no_graph(p, u) if inplace is None else inplace:
-        with torch.no_grad():
-            return p.add_(u)
-    new = p + u
-    return new if new.dtype == p.dtype else new.to(p.dtype)
+    if inplace is None:
+        inplace = p is not None and u is not None and carries_no_graph(p, u)
+    return tree.add_to_leaf(p, u, inplace=inplace)
 
 
 def _raise_misfit(params: Any, i: int, p: Any, u: Any) -> None:

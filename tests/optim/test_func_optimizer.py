@@ -73,7 +73,8 @@ def test_trees(shape: str, name: str) -> None:
         p = optimizer.step(loss_of(p), p)
     assert type(p) is type(start)
     assert tree.structure(p) == tree.structure(start)
-    torch.testing.assert_close(p, written_out(OPTIMIZERS[name](), TREES[shape](), 3), rtol=0.0, atol=0.0)
+    # Not bit for bit: a step onto the parameters is one kernel, whose additions and multiplications are contracted.
+    torch.testing.assert_close(p, written_out(OPTIMIZERS[name](), TREES[shape](), 3), rtol=1e-12, atol=1e-15)
     torch.testing.assert_close(tree.map(torch.Tensor.detach, start), values, rtol=0.0, atol=0.0)
 
 
@@ -105,7 +106,7 @@ def test_in_place(name: str) -> None:
     assert not any(s.requires_grad for s in tree.leaves(optimizer.state_dict()))
     expected = written_out(OPTIMIZERS[name](), second, 3)
     torch.testing.assert_close(
-        tree.map(torch.Tensor.detach, p), tree.map(torch.Tensor.detach, expected), rtol=1e-14, atol=0.0
+        tree.map(torch.Tensor.detach, p), tree.map(torch.Tensor.detach, expected), rtol=1e-12, atol=1e-15
     )
 
 

@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The door to the compiled module, and its only importer.
+"""The native engine: one kernel call and one graph node per optimizer step.
 
-The module is optional: where it was not built, ``import torchopt`` works all the same, and what the
-package computes is computed in plain torch.
+This is the door to the compiled module, and its only importer.  The module is optional: where it was not built,
+``import torchopt`` works all the same, and what the package computes is computed in plain torch.
 """
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 # First torch, then the compiled module: torch brings the OpenMP runtime, and a module loaded later
 # shares it. In the other order the process ends up with two, which slow each other down.
-import torch  # noqa: F401
+import torch
+
+from torchopt._C import fused, plans
 
 try:
     import torchopt._C.kernels as _kernels
@@ -22,25 +27,59 @@ except ModuleNotFoundError as error:
 
 __all__ = ['build_info', 'is_available', 'require']
 
+SWITCH = 'TORCHOPT_ENGINE'
+"""The environment variable that switches the engine off, when set to 0, off, false or no."""
 
-def is_available(devices: object = None) -> bool:
-    """Tell whether compiled optimizer kernels can be used.
+_is_on = os.environ.get(SWITCH, '1').strip().lower() not in ('0', 'off', 'false', 'no')
 
-    This release has none: the compiled module reports only how it was built, so the answer is
-    ``False`` whether or not the module is present. Every optimizer runs in plain torch.
+if _kernels is not None and _is_on:
+    _kernels.open(torch)
+    plans.set_kernels(_kernels.catalogue())
+    fused.open_door(_kernels.run)
+
+
+def is_available(devices: Any = None) -> bool:
+    """Tell whether the native engine can run.
 
     Args:
-        devices: A device, its name or index, or an iterable of these; all that there are by default.
+        devices: A device, its name or index (of a CUDA device), or an iterable of these.  By default the CPU, and CUDA
+            where there is a device.
 
     Returns:
-        ``False``.
+        Whether the engine runs on all of them.  A device that is not there gives False, and so does a build without
+        kernels for it, or ``TORCHOPT_ENGINE=0`` in the environment.
+
+    Raises:
+        TypeError: If something in ``devices`` is no device.
 
     Example:
-        >>> from torchopt import _C
-        >>> _C.is_available()
+        >>> import torchopt
+        >>> torchopt.accelerated_op_available('meta')
         False
     """
-    return False
+    if _kernels is None or not _is_on:
+        return False
+    if devices is None:
+        return True
+    if isinstance(devices, (str, int, torch.device)):
+        devices = (devices,)
+    return all(_runs_on(device) for device in devices)
+
+
+def _runs_on(device: Any) -> bool:
+    if isinstance(device, bool) or not isinstance(device, (str, int, torch.device)):
+        raise TypeError(
+            f'{device!r} (type: {type(device).__name__}) is no device. Pass a torch.device, its name, or an index.'
+        )
+    if isinstance(device, int):
+        device = f'cuda:{device}' if device >= 0 else 'cpu'
+    try:
+        device = torch.device(device)
+    except RuntimeError:
+        return False  # no device of this name
+    if device.type == 'cuda':
+        return (device.index or 0) < _kernels.cuda_devices()
+    return device.type == 'cpu'
 
 
 def build_info() -> dict[str, object]:
@@ -51,9 +90,11 @@ def build_info() -> dict[str, object]:
         the only entry. The others: ``'version'`` of the package at build time, ``'build_type'`` of
         CMake, ``'compiler_id'`` and ``'compiler_version'``, ``'cxx_standard'`` (17 for C++17),
         ``'pybind11_version'``, ``'openmp'`` (whether the module was compiled with it),
-        ``'openmp_version'`` (the date in the standard's ``_OPENMP``, or ``None``), and
+        ``'openmp_version'`` (the date in the standard's ``_OPENMP``, or ``None``),
         ``'openmp_max_threads'`` (what the runtime would use now; it follows
-        :func:`torch.set_num_threads`).
+        :func:`torch.set_num_threads`), ``'instruction_set'`` (whose kernels this processor gets),
+        ``'cuda'`` (whether there are kernels for CUDA), and ``'enabled'`` (False where the environment
+        switches the engine off).
 
     Example:
         >>> from torchopt import _C
@@ -63,23 +104,26 @@ def build_info() -> dict[str, object]:
     """
     if _kernels is None:
         return {'compiled': False}
-    return {'compiled': True, **_kernels.build_info()}
+    return {'compiled': True, **_kernels.build_info(), 'enabled': _is_on}
 
 
 def require() -> None:
-    """Insist on the compiled kernels, for those who ask for ``use_accelerated_op=True``.
+    """Insist on the native engine, for those who ask for ``use_accelerated_op=True``.
 
     Raises:
-        RuntimeError: If they cannot run here.
+        RuntimeError: If it cannot run here.
 
     Example:
         >>> from torchopt import _C
-        >>> _C.require()
-        Traceback (most recent call last):
-            ...
-        RuntimeError: use_accelerated_op=True, but ... Leave it out to run in plain torch.
+        >>> _C.require() if _C.is_available() else None
     """
-    if not is_available():
+    if _kernels is None:
         raise RuntimeError(
-            'use_accelerated_op=True, but this release has no compiled kernels. Leave it out to run in plain torch.'
+            'use_accelerated_op=True, but torchopt was installed without its compiled module. Build it with '
+            '`pip install .` from the sources, or leave the option out to run in plain torch.'
+        )
+    if not _is_on:
+        raise RuntimeError(
+            f'use_accelerated_op=True, but {SWITCH}={os.environ.get(SWITCH)} switches the native engine off. Unset it, '
+            f'or leave the option out to run in plain torch.'
         )

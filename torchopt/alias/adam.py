@@ -9,7 +9,7 @@ from typing_extensions import Unpack
 
 from torchopt.alias.spelling import OptaxAdam, also_spelled
 from torchopt.alias.stages import (
-    check_engine,
+    choose_engine,
     flip_sign_and_add_weight_decay,
     pair,
     shared_prose,
@@ -68,10 +68,9 @@ def adam(
     References:
         Kingma and Ba, `Adam: a method for stochastic optimization <https://arxiv.org/abs/1412.6980>`_, 2014.
     """
-    check_engine(use_accelerated_op)
     return chain(
         flip_sign_and_add_weight_decay(weight_decay, maximize),
-        scale_by_adam(*pair('betas', betas), eps, eps_root, moment_requires_grad),
+        choose_engine(scale_by_adam(*pair('betas', betas), eps, eps_root, moment_requires_grad), use_accelerated_op),
         scale_by_learning_rate(lr),
     )
 
@@ -122,10 +121,9 @@ def adamw(
     References:
         Loshchilov and Hutter, `Decoupled weight decay regularization <https://arxiv.org/abs/1711.05101>`_, 2017.
     """
-    check_engine(use_accelerated_op)
     return chain(
         flip_sign_and_add_weight_decay(maximize=maximize),
-        scale_by_adam(*pair('betas', betas), eps, eps_root, moment_requires_grad),
+        choose_engine(scale_by_adam(*pair('betas', betas), eps, eps_root, moment_requires_grad), use_accelerated_op),
         add_decayed_weights(weight_decay, mask),
         scale_by_learning_rate(lr),
     )

@@ -6,15 +6,15 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from torchopt import _C, checks
-from torchopt.base import GradientTransformation, identity
+from torchopt import checks
+from torchopt.base import GradientTransformation, identity, on_engine
 from torchopt.combine import chain
 from torchopt.transform import add_decayed_weights, scale
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ['check_engine', 'flip_sign_and_add_weight_decay', 'pair', 'shared_prose']
+__all__ = ['choose_engine', 'flip_sign_and_add_weight_decay', 'pair', 'shared_prose']
 
 _PROSE = {
     'lr': 'Learning rate, at least 0: a number, a 0-d tensor (learned if it requires grad), or a schedule, that is a '
@@ -82,7 +82,10 @@ def flip_sign_and_add_weight_decay(weight_decay: Any = 0.0, maximize: bool = Fal
     return chain(scale(-1.0), decay) if maximize else decay
 
 
-def check_engine(use_accelerated_op: bool | None) -> None:
-    """Refuse ``use_accelerated_op=True`` where the native engine cannot run."""
-    if use_accelerated_op:
-        _C.require()
+def choose_engine(tx: GradientTransformation, use_accelerated_op: bool | None) -> GradientTransformation:
+    """The rule of an optimizer, for the native engine where it can run (None), for it alone (True), or without it.
+
+    Raises:
+        RuntimeError: For True, if no engine can run here.
+    """
+    return tx if use_accelerated_op is None else on_engine(tx, bool(use_accelerated_op))

@@ -13,7 +13,7 @@ from torchopt.base import GradientTransformation, UninitializedState
 from torchopt.optim.from_alias import FromAlias, check_impl
 from torchopt.optim.gradients import check_same_kind, check_states, without_integers
 from torchopt.refusal import preflight
-from torchopt.update import apply_updates
+from torchopt.update import update_params
 
 __all__ = ['Optimizer']
 
@@ -139,8 +139,7 @@ True
             preflight(impl, state, params)
         # All that can be known beforehand has been refused; what is left (error_if_nonfinite) is up to the data.
         for i, (impl, params) in enumerate(zip(impls, groups)):
-            updates, self.state_groups[i] = impl.update(grads[i], states[i], params, inplace=True)
-            apply_updates(params, updates, inplace=True)
+            _, self.state_groups[i] = update_params(impl, grads[i], states[i], params, inplace=True)
         return loss
 
     def _impl_of(self, i: int) -> GradientTransformation:

@@ -7,8 +7,8 @@ from typing import Any
 
 from torchopt.base import GradientTransformation, UninitializedState
 from torchopt.optim.from_alias import check_impl
-from torchopt.optim.gradients import differentiable_gradients, off_leaf, without_integers
-from torchopt.update import apply_updates
+from torchopt.optim.gradients import differentiable_gradients, with_integers, without_integers
+from torchopt.update import update_params
 
 __all__ = ['FuncOptimizer']
 
@@ -60,9 +60,8 @@ class FuncOptimizer:
         state = self.optim_state
         if isinstance(state, UninitializedState):
             state = self.impl.init(without_integers(params))
-        read = without_integers(params if inplace else off_leaf(params, grads))
-        updates, state = self.impl.update(grads, state, read, inplace=inplace)
-        new = apply_updates(params, updates, inplace=inplace)
+        new, state = update_params(self.impl, grads, state, without_integers(params), inplace=inplace)
+        new = with_integers(new, params)
         self.optim_state = state
         return new
 

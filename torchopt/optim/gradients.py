@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from torchopt import tree
-from torchopt.numerics import carries_no_graph, is_inexact
+from torchopt.numerics import is_inexact
 
-__all__ = ['check_same_kind', 'check_states', 'differentiable_gradients', 'off_leaf', 'without_integers']
+__all__ = ['check_same_kind', 'check_states', 'differentiable_gradients', 'with_integers', 'without_integers']
 
 
 def differentiable_gradients(loss: Any, params: Any, *, create_graph: bool = True) -> Any:
@@ -53,18 +53,16 @@ def differentiable_gradients(loss: Any, params: Any, *, create_graph: bool = Tru
     )
 
 
-def off_leaf(params: Any, grads: Any) -> Any:
-    """The same parameters, those that would count as plain training replaced by views with a graph.
-
-    A gradient may have no graph even under ``create_graph=True``, where the loss is linear.  Rules that read the
-    parameters (weight decay) must stay differentiable all the same.
-    """
-    return tree.map(lambda p, g: p.view_as(p) if g is not None and carries_no_graph(p, g) else p, params, grads)
-
-
 def without_integers(params: Any) -> Any:
     """The same parameters, with None for those of an integer dtype, which never have gradients."""
     return tree.map(lambda p: None if isinstance(p, torch.Tensor) and not is_inexact(p) else p, params)
+
+
+def with_integers(new: Any, params: Any) -> Any:
+    """The new parameters, with the old ones where :func:`without_integers` put None."""
+    leaves, spec = tree.flatten(params)
+    moved = tree.flatten_up_to(spec, new, name='new parameters', like='params')
+    return tree.unflatten(spec, [p if n is None else n for p, n in zip(leaves, moved)])
 
 
 def check_states(state_dict: Any, count: int) -> list[Any]:

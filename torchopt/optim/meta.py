@@ -16,10 +16,10 @@ from torchopt.optim.gradients import (
     check_same_kind,
     check_states,
     differentiable_gradients,
-    off_leaf,
+    with_integers,
     without_integers,
 )
-from torchopt.update import apply_updates
+from torchopt.update import update_params
 
 __all__ = [
     'MetaAdaDelta',
@@ -151,9 +151,8 @@ True
         ):
             if isinstance(state, UninitializedState):
                 state = impl.init(without_integers(params))
-            read = without_integers(off_leaf(params, grads))
-            updates, state = impl.update(grads, state, read, inplace=False)
-            new_groups.append(apply_updates(params, updates, inplace=False))
+            new, state = update_params(impl, grads, state, without_integers(params), inplace=False)
+            new_groups.append(with_integers(new, params))
             new_states.append(state)
         self.state_groups = new_states
         for slots, new in zip(self.param_groups, new_groups):

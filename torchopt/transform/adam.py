@@ -3,21 +3,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
-from torchopt import _C, checks, tree
-from torchopt.base import GradientTransformation, elementwise, factory
-from torchopt.numerics import (
-    abs_sq,
-    as_scalar_like,
-    bias_correction,
-    ema,
-    increment,
-    safe_sqrt,
-    zero_count,
-)
+from torchopt import checks, tree
+from torchopt._C import reference
+from torchopt.base import GradientTransformation, elementwise, factory, on_engine
+from torchopt.numerics import bias_correction, complement, increment, zero_count
 
 __all__ = ['ScaleByAdamState', 'scale_by_accelerated_adam', 'scale_by_adam']
 
@@ -88,15 +80,18 @@ def scale_by_adam(
         count = increment(state.count)
         c1, c2 = bias_correction(b1, count), bias_correction(b2, count)
         # With both corrections moved onto scalars: m / (sqrt(v + c2 eps_root) c1 / sqrt(c2) + c1 eps).
-        slope, offset, shift = c1 / c2**0.5, c1 * eps, c2 * eps_root
-        shifted = checks.nonzero(eps_root)
-
-        def rule(g: Tensor, m: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            m = ema(m, g, b1)
-            v = ema(v, abs_sq(g), b2)
-            root = safe_sqrt(v + as_scalar_like(shift, v) if shifted else v)
-            return m / (root * as_scalar_like(slope, v) + as_scalar_like(offset, v)), m, v
-
+        rule = partial(
+            reference.adam,
+            b1=b1,
+            d1=complement(b1),
+            b2=b2,
+            d2=complement(b2),
+            mean=1.0,
+            gradient=0.0,
+            slope=c1 / c2**0.5,
+            offset=c1 * eps,
+            shift=c2 * eps_root if checks.nonzero(eps_root) else 0.0,
+        )
         return tree.Pass(rule, (state.mu, state.nu), lambda mu, nu: ScaleByAdamState(count, mu, nu))
 
     return elementwise(init, begin, ScaleByAdamState)
@@ -116,5 +111,4 @@ def scale_by_accelerated_adam(
     Raises:
         RuntimeError: If the native engine cannot run here; use :func:`scale_by_adam` then.
     """
-    _C.require()
-    return scale_by_adam(b1, b2, eps, eps_root, moment_requires_grad)
+    return on_engine(scale_by_adam(b1, b2, eps, eps_root, moment_requires_grad), True)

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-
 from torchopt import checks, tree
+from torchopt._C import reference
 from torchopt.base import GradientTransformation, elementwise, factory
-from torchopt.numerics import as_scalar_like, bias_correction, ema, increment, zero_count
+from torchopt.numerics import bias_correction, complement, increment, zero_count
 
 __all__ = ['ScaleByAdamaxState', 'scale_by_adamax']
 
@@ -64,13 +63,8 @@ def scale_by_adamax(
 
     def begin(state: ScaleByAdamaxState) -> tree.Pass:
         count = increment(state.count)
-        c1 = bias_correction(b1, count)
-
-        def rule(g: Tensor, m: Tensor, n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            m = ema(m, g, b1)
-            n = torch.maximum(n * as_scalar_like(b2, n), g.abs() + as_scalar_like(eps, n))
-            return m / (n * as_scalar_like(c1, n)), m, n
-
+        correction = bias_correction(b1, count)
+        rule = partial(reference.adamax, b1=b1, d1=complement(b1), b2=b2, eps=eps, correction=correction)
         return tree.Pass(rule, (state.mu, state.nu), lambda mu, nu: ScaleByAdamaxState(count, mu, nu))
 
     return elementwise(init, begin, ScaleByAdamaxState)

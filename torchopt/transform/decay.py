@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-from torch import Tensor
-
 from torchopt import checks, tree
+from torchopt._C import reference
 from torchopt.base import (
     EmptyState,
     GradientTransformation,
@@ -16,8 +16,7 @@ from torchopt.base import (
     identity,
     init_empty_state,
 )
-from torchopt.numerics import as_scalar_like, carries_no_graph
-from torchopt.transform.masking import masked
+from torchopt.transform.masking import MaskedState, masked, resolve_mask
 
 __all__ = ['add_decayed_weights']
 
@@ -50,16 +49,18 @@ def add_decayed_weights(weight_decay: Any = 0.0, mask: Any = None) -> GradientTr
         Loshchilov and Hutter, `Decoupled weight decay regularization <https://arxiv.org/abs/1711.05101>`_, 2017.
     """
     checks.at_least('weight_decay value', weight_decay)
-    if mask is not None:
-        return masked(add_decayed_weights(weight_decay), mask)
     if not checks.nonzero(weight_decay):
-        return identity()
+        return identity() if mask is None else masked(identity(), mask)
+    rule = partial(reference.add_params, weight=weight_decay)
+    if mask is None:
+        return elementwise(
+            init_empty_state,
+            lambda state: tree.Pass(rule, (), EmptyState, reads_params=True),
+            params_for='weight decay',
+        )
 
-    def rule(g: Tensor, p: Tensor) -> tuple[Tensor]:
-        if carries_no_graph(p, g):
-            p = p.detach()
-        return (g + p * as_scalar_like(weight_decay, p),)
+    # The state is that of `masked`; but the mask goes into the pass, so that one pass serves the whole chain.
+    def begin(state: MaskedState) -> tree.Pass:
+        return tree.Pass(rule, (), lambda: state, reads_params=True, where=partial(resolve_mask, mask))
 
-    return elementwise(
-        init_empty_state, lambda state: tree.Pass(rule, (), EmptyState, reads_params=True), params_for='weight decay'
-    )
+    return elementwise(masked(identity(), mask).init, begin, MaskedState, params_for='weight decay')

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from torchopt import tree
@@ -15,7 +16,7 @@ from torchopt.base import (
 )
 from torchopt.refusal import expects_state, preflight
 
-__all__ = ['MaskedNode', 'MaskedState', 'PartitionState', 'masked', 'partition']
+__all__ = ['MaskedNode', 'MaskedState', 'PartitionState', 'masked', 'partition', 'resolve_mask']
 
 
 @tree.safe_to_load
@@ -60,9 +61,7 @@ def masked(
     """
     wide = with_extra_args_support(inner)
 
-    def resolve(params: Any) -> Any:
-        made = mask(params) if callable(mask) else mask
-        return _check_mask(True if made is None else made)
+    resolve = partial(resolve_mask, mask)
 
     def init(params: Any) -> MaskedState:
         return MaskedState(inner.init(_hide(params, resolve(params), 'params')))
@@ -89,6 +88,16 @@ def masked(
         return _restore(updates, new, shown), MaskedState(inner_state)
 
     return GradientTransformationExtraArgs(init, update)
+
+
+def resolve_mask(mask: Any, params: Any) -> Any:
+    """The tree of booleans that a mask stands for.
+
+    Raises:
+        TypeError: If a leaf of it is not a boolean; the message names its path.
+    """
+    made = mask(params) if callable(mask) else mask
+    return _check_mask(True if made is None else made)
 
 
 def _check_mask(mask: Any) -> Any:

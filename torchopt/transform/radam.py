@@ -4,23 +4,16 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from torchopt import checks, tree
+from torchopt._C import reference
 from torchopt.base import GradientTransformation, elementwise, factory
-from torchopt.numerics import (
-    abs_sq,
-    as_scalar_like,
-    bias_correction,
-    ema,
-    increment,
-    on_host,
-    safe_sqrt,
-    zero_count,
-)
+from torchopt.numerics import bias_correction, complement, increment, on_host, zero_count
 
 __all__ = ['ScaleByRadamState', 'scale_by_radam']
 
@@ -82,21 +75,29 @@ def scale_by_radam(
         count = increment(state.count)
         c1 = bias_correction(b1, count)
         rectified, r = _rectification(b2, count)
-
-        def rule(g: Tensor, m: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            m = ema(m, g, b1)
-            v = ema(v, abs_sq(g), b2)
-            m_hat = m / as_scalar_like(c1, v)
-            if rectified is False:
-                return m_hat, m, v
-            ratio = as_scalar_like(r, v) / (safe_sqrt(v) + as_scalar_like(eps, v))
-            if rectified is not True:
-                ratio = torch.where(rectified.to(v.device), ratio, torch.ones_like(ratio))
-            return m_hat * ratio, m, v
-
+        rule = partial(
+            reference.adam,
+            b1=b1,
+            d1=complement(b1),
+            b2=b2,
+            d2=complement(b2),
+            mean=r / c1,
+            gradient=0.0,
+            # Not rectified, the update is the mean over 0 * root + 1.
+            slope=_choose(rectified, 1.0, 0.0),
+            offset=_choose(rectified, eps, 1.0),
+            shift=0.0,
+        )
         return tree.Pass(rule, (state.mu, state.nu), lambda mu, nu: ScaleByRadamState(count, mu, nu))
 
     return elementwise(init, begin, ScaleByRadamState)
+
+
+def _choose(condition: Any, yes: Any, no: float) -> Any:
+    """``yes`` or ``no``, as the condition says, which is a bool or a 0-d tensor."""
+    if isinstance(condition, bool):
+        return yes if condition else no
+    return torch.where(condition, torch.as_tensor(yes, dtype=torch.float64, device=condition.device), no)
 
 
 def _rectification(b2: Any, count: Tensor) -> tuple[Any, Any]:

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-
 from torchopt import checks, tree
+from torchopt._C import reference
 from torchopt.base import GradientTransformation, elementwise, factory
-from torchopt.numerics import abs_sq, as_scalar_like, ema, safe_sqrt
+from torchopt.numerics import complement
 
 __all__ = [
     'ScaleByAdaDeltaState',
@@ -62,9 +61,7 @@ def scale_by_rms(alpha: Any = 0.9, eps: Any = 1e-8, initial_scale: float = 0.0) 
     def init(params: Any) -> ScaleByRmsState:
         return ScaleByRmsState(tree.full_moment(params, initial_scale, real=True))
 
-    def rule(g: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        v = ema(v, abs_sq(g), alpha)
-        return g / (safe_sqrt(v) + as_scalar_like(eps, v)), v
+    rule = partial(reference.rms, keep=alpha, take=complement(alpha), offset=eps, shift=0.0)
 
     def begin(state: ScaleByRmsState) -> tree.Pass:
         return tree.Pass(rule, (state.nu,), ScaleByRmsState)
@@ -114,11 +111,7 @@ def scale_by_stddev(alpha: Any = 0.9, eps: Any = 1e-8, initial_scale: float = 0.
     def init(params: Any) -> ScaleByRStdDevState:
         return ScaleByRStdDevState(tree.zero_moment(params), tree.full_moment(params, initial_scale, real=True))
 
-    def rule(g: Tensor, m: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        m = ema(m, g, alpha)
-        v = ema(v, abs_sq(g), alpha)
-        variance = (v - abs_sq(m)).clamp(min=0.0)
-        return g / (safe_sqrt(variance) + as_scalar_like(eps, v)), m, v
+    rule = partial(reference.stddev, keep=alpha, take=complement(alpha), offset=eps, shift=0.0)
 
     def begin(state: ScaleByRStdDevState) -> tree.Pass:
         return tree.Pass(rule, (state.mu, state.nu), ScaleByRStdDevState)
@@ -162,10 +155,7 @@ def scale_by_rss(initial_accumulator_value: float = 0.0, eps: Any = 1e-10) -> Gr
     def init(params: Any) -> ScaleByRssState:
         return ScaleByRssState(tree.full_moment(params, initial_accumulator_value, real=True))
 
-    def rule(g: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        s = s + abs_sq(g)
-        # Where s is zero so is g; dividing it by one gives the zero, and a zero derivative with it.
-        return g / torch.where(s > 0, safe_sqrt(s) + as_scalar_like(eps, s), 1.0), s
+    rule = partial(reference.rss, offset=eps)
 
     def begin(state: ScaleByRssState) -> tree.Pass:
         return tree.Pass(rule, (state.sum_of_squares,), ScaleByRssState)
@@ -214,11 +204,7 @@ def scale_by_adadelta(rho: Any = 0.9, eps: Any = 1e-6, moment_requires_grad: boo
         zeros = [tree.zero_moment(params, real=True, requires_grad=moment_requires_grad) for _ in range(2)]
         return ScaleByAdaDeltaState(*zeros)
 
-    def rule(g: Tensor, e_g: Tensor, e_x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        e_g = ema(e_g, abs_sq(g), rho)
-        e = as_scalar_like(eps, e_g)
-        u = g * safe_sqrt((e_x + e) / (e_g + e))
-        return u, e_g, ema(e_x, abs_sq(u), rho)
+    rule = partial(reference.adadelta, keep=rho, take=complement(rho), eps=eps)
 
     def begin(state: ScaleByAdaDeltaState) -> tree.Pass:
         return tree.Pass(rule, (state.e_g, state.e_x), ScaleByAdaDeltaState)

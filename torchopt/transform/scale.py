@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 from torchopt import checks, tree
+from torchopt._C import reference
 from torchopt.base import (
     EmptyState,
     GradientTransformation,
@@ -13,7 +15,7 @@ from torchopt.base import (
     factory,
     init_empty_state,
 )
-from torchopt.numerics import as_scalar_like, increment, on_host, zero_count
+from torchopt.numerics import increment, on_host, zero_count
 
 __all__ = ['ScaleByScheduleState', 'scale', 'scale_by_learning_rate', 'scale_by_schedule']
 
@@ -21,9 +23,7 @@ __all__ = ['ScaleByScheduleState', 'scale', 'scale_by_learning_rate', 'scale_by_
 def _times(factor: Any, settle: Any) -> tree.Pass:
     """The rule that multiplies by a factor, a Python number wherever it can be."""
     number = on_host(factor)
-    if number is not None:
-        return tree.Pass(lambda g: (g * number,), (), settle)
-    return tree.Pass(lambda g: (g * as_scalar_like(factor, g),), (), settle)
+    return tree.Pass(partial(reference.scale, factor=factor if number is None else number), (), settle)
 
 
 @factory

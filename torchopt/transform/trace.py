@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from torchopt import checks, tree
+from torchopt._C import reference
 from torchopt.base import GradientTransformation, elementwise, factory, identity
-from torchopt.numerics import as_scalar_like, increment, on_host, zero_count
+from torchopt.numerics import increment, on_host, zero_count
 
 __all__ = ['TraceState', 'trace']
 
@@ -77,11 +79,13 @@ def trace(
     def begin(state: TraceState) -> tree.Pass:
         weight = _damping(dampening, state.count) if damped else 1.0
 
-        def rule(g: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-            mu = as_scalar_like(momentum, b)
-            b = b * mu + (g * as_scalar_like(weight, b) if damped else g)
-            return (g + b * mu if nesterov else b), b
-
+        rule = partial(
+            reference.trace,
+            keep=momentum,
+            take=weight,
+            gradient=1.0 if nesterov else 0.0,
+            buffer=momentum if nesterov else 1.0,
+        )
         count = increment(state.count) if damped else ()
         return tree.Pass(rule, (state.trace,), lambda new: TraceState(new, count))
 

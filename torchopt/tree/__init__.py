@@ -34,7 +34,14 @@ from torchopt.tree.math import (
     where,
     zeros_like,
 )
-from torchopt.tree.moments import apply_rule, check_inexact, check_updates, full_moment, zero_moment
+from torchopt.tree.moments import (
+    add_to_leaf,
+    apply_rule,
+    check_inexact,
+    check_updates,
+    full_moment,
+    zero_moment,
+)
 from torchopt.tree.ops import (
     all,
     any,
@@ -80,6 +87,7 @@ __all__ = [
     'TreeSpec',
     'add',
     'add_scale',
+    'add_to_leaf',
     'all',
     'allclose',
     'any',

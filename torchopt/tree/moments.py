@@ -19,7 +19,16 @@ from torchopt.tree.registry import flatten, flatten_up_to, flatten_with_path, un
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ['apply_rule', 'check_inexact', 'check_updates', 'full_moment', 'zero_moment']
+__all__ = [
+    'add_to_leaf',
+    'apply_rule',
+    'check_columns',
+    'check_inexact',
+    'check_updates',
+    'full_moment',
+    'move_columns',
+    'zero_moment',
+]
 
 
 def zero_moment(
@@ -153,17 +162,37 @@ def apply_rule(
     leaves, spec = flatten(updates)
     columns = [flatten_up_to(spec, m, name='state', like='updates') for m in moments]
     columns += [flatten_up_to(spec, r, name='params', like='updates') for r in reads]
-    n = len(moments) + 1
-    rows = list(zip(leaves, *columns))
-    for i, (g, *others) in enumerate(rows):
+    check_columns(updates, leaves, columns, len(moments))
+    moved = move_columns(rule, leaves, columns, len(moments), inplace=inplace)
+    return tuple(unflatten(spec, column) for column in moved)
+
+
+def check_columns(updates: Any, leaves: Sequence[Any], columns: Sequence[Sequence[Any]], moments: int) -> None:
+    """Require that all tensors of a leaf have its shape, and that updates are dense and floating or complex.
+
+    Args:
+        updates: The tree, for the paths in error messages.
+        leaves: Its leaves.
+        columns: Tensors beside the leaves, first those of the moments.
+        moments: How many columns are moments.
+    """
+    for i, g in enumerate(leaves):
         if g is None:
             continue
         if not is_inexact(g) or g.layout is not torch.strided:
-            _raise_mismatch(updates, i, rows[i], n)
+            _raise_mismatch(updates, i, (g, *(column[i] for column in columns)), moments + 1)
         shape = g.shape
-        for x in others:
-            if getattr(x, 'shape', None) != shape:
-                _raise_mismatch(updates, i, rows[i], n)
+        for column in columns:
+            if getattr(column[i], 'shape', None) != shape:
+                _raise_mismatch(updates, i, (g, *(column[i] for column in columns)), moments + 1)
+
+
+def move_columns(
+    rule: Callable[..., Any], leaves: Sequence[Any], columns: Sequence[Sequence[Any]], moments: int, *, inplace: bool
+) -> list[Sequence[Any]]:
+    """Apply a rule to leaves that have been checked; the columns of updates and moments come back."""
+    n = moments + 1
+    rows: list[Any] = list(zip(leaves, *columns))
     settle = _lay_into if inplace else _keep_dtype
     with torch.no_grad() if inplace else contextlib.nullcontext():
         for i, row in enumerate(rows):
@@ -172,7 +201,18 @@ def apply_rule(
             else:
                 new = rule(*row)
                 rows[i] = (new[0], *[settle(old, x) for old, x in zip(row[1:n], new[1:])])
-    return tuple(unflatten(spec, column) for column in zip(*rows)) if rows else (updates, *moments)
+    return list(zip(*rows)) if rows else [()] * n
+
+
+def add_to_leaf(p: Any, u: Any, *, inplace: bool) -> Any:
+    """Add an update to one parameter, in the dtype of the parameter; None leaves it as it is."""
+    if p is None or u is None:
+        return p
+    if inplace:
+        with torch.no_grad():
+            return p.add_(u)
+    new = p + u
+    return new if new.dtype == p.dtype else new.to(p.dtype)
 
 
 def _keep_dtype(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:

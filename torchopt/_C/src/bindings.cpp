@@ -8,6 +8,12 @@
 
 #include <string>
 
+#include "engine.hpp"
+#include "torchopt/cpu.hpp"
+#ifdef TORCHOPT_CUDA
+#include "torchopt/cuda.hpp"
+#endif
+
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -15,6 +21,21 @@
 namespace py = pybind11;
 
 namespace {
+
+// One set of static objects serves one interpreter; torch itself knows no more than one.
+void refuse_subinterpreters() {
+  if (PyInterpreterState_Get() != PyInterpreterState_Main()) {
+    throw py::import_error("torchopt's compiled module works in the main interpreter only, as torch does");
+  }
+}
+
+int cuda_devices() {
+#ifdef TORCHOPT_CUDA
+  return torchopt::cuda_device_count();
+#else
+  return 0;
+#endif
+}
 
 #define TORCHOPT_STRINGIFY_(x) #x
 #define TORCHOPT_STRINGIFY(x) TORCHOPT_STRINGIFY_(x)
@@ -77,12 +98,26 @@ py::dict build_info() {
   info["openmp_version"] = py::none();
   info["openmp_max_threads"] = 1;
 #endif
+  info["instruction_set"] = torchopt::cpu_instruction_set();
+#ifdef TORCHOPT_CUDA
+  info["cuda"] = true;
+#else
+  info["cuda"] = false;
+#endif
   return info;
 }
 
 }  // namespace
 
 PYBIND11_MODULE(kernels, m) {
+  refuse_subinterpreters();
   m.doc() = "The compiled part of torchopt. Import it through torchopt._C only.";
   m.def("build_info", &build_info, "How this module was compiled, as a dictionary.");
+  m.def("open", [](const py::object& torch, bool exchange) { torchopt::Torch::get().open(torch, exchange); },
+        py::arg("torch"), py::arg("exchange") = true, "Take what the engine needs of the torch module.");
+  m.def("run", &torchopt::run, "Run a kernel over the leaves of a tree; see engine.hpp.");
+  m.def("catalogue", &torchopt::catalogue, "The kernels: for each rule and order the sizes of its arguments.");
+  m.def("use_instruction_set", &torchopt::use_cpu_instruction_set,
+        "Take the kernels of another instruction set; False if there are none here.");
+  m.def("cuda_devices", &cuda_devices, "How many CUDA devices the engine can run on.");
 }

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The decision which steps the native engine takes, and how."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.autograd.graph import increment_version
+
+from torchopt._C import fused, plans, reference
+from torchopt._C.fused import Call, Column, Order
+from torchopt.numerics import carries_no_graph
+
+__all__ = ['step']
+
+_DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
+_add_to_params = functools.partial(reference.add_to_params)
+
+
+def step(
+    rules: Sequence[Callable[..., Any]],
+    active: Sequence[Column | None],
+    g: Column,
+    moments: Sequence[Column],
+    p: Column | None,
+    *,
+    inplace: bool,
+    onto_params: bool,
+) -> list[Column] | str:
+    """Take a step natively, if that is possible.
+
+    Args:
+        rules: The rules that follow one another, partial applications of functions in
+            :mod:`torchopt._C.reference` to their coefficients.
+        active: For each rule None, or for each leaf whether the rule applies to it.
+        g: The gradients.
+        moments: The columns of moments that the rules move on.
+        p: The parameters, where they are read or added to.
+        inplace: Whether to write into the moments, and the parameters with ``onto_params``.
+        onto_params: Whether to return the new parameters instead of the updates.
+
+    Returns:
+        The updates or the parameters, and the moments; or a string that says why the engine cannot take this step, in
+        which case nothing is changed.
+    """
+    plan = _plan(rules)
+    if isinstance(plan, str):
+        return plan
+    if not g:
+        return [[], *([] for _ in moments)]
+    if onto_params:
+        rules, active = [*rules, _add_to_params], [*active, None]
+    rows, table = _rows(rules, active, len(g))  # type: ignore[arg-type]
+    values, coefs = plans.settle(table, g[0])
+    call = Call(plan, Order.FORWARD, len(g), (True,) * (plan.moments + 1), values, rows, onto_params)
+    if inplace:
+        return _write(call, coefs, g, moments, p)
+    return _operate(call, coefs, g, moments, p)
+
+
+def _plan(rules: Sequence[Callable[..., Any]]) -> plans.Plan | str:
+    if torch.compiler.is_compiling():
+        return 'a compiler is tracing, and fuses plain torch itself'
+    functions = tuple(r.func if type(r) is functools.partial and not r.args else r for r in rules)
+    plan = plans.find_plan(functions)
+    if plan is None:
+        return 'there is no kernel for these transformations'
+    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
+        return 'a dispatch mode or a tracer wants to see every torch operation'
+    return plan
+
+
+def _rows(
+    rules: Sequence[functools.partial[Any]], active: Sequence[Column | None], leaves: int
+) -> tuple[tuple[int, ...] | None, list[list[Any]]]:
+    """For each leaf its row of coefficients, and the rows; leaves with the same rules share one."""
+    if all(flags is None for flags in active):
+        return None, [plans.coefficients(rules, [True] * len(rules))]
+    patterns = [tuple(flags is None or bool(flags[i]) for flags in active) for i in range(leaves)]
+    numbers = {pattern: row for row, pattern in enumerate(dict.fromkeys(patterns))}
+    return tuple(numbers[pattern] for pattern in patterns), [plans.coefficients(rules, p) for p in numbers]
+
+
+def _write(call: Call, coefs: Tensor | None, g: Column, moments: Sequence[Column], p: Column | None) -> Any:
+    if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+        return 'a step in place cannot be transformed'
+    written = [p, *moments] if call.onto_params else moments
+    into = [*([] if call.onto_params else [call.likes()[0]]), *written]
+    with torch.no_grad():
+        columns = fused.write(call, coefs, _flat(call, g, moments, p), into)
+    if isinstance(columns, str):
+        return columns
+    increment_version([x for column in written if column is not None for x in column])
+    return list(columns)
+
+
+def _operate(call: Call, coefs: Tensor | None, g: Column, moments: Sequence[Column], p: Column | None) -> Any:
+    if p is not None and not call.onto_params and torch.is_grad_enabled():
+        p = [x.detach() if carries_no_graph(x, y) else x for x, y in zip(p, g)]
+    tensors = _flat(call, g, moments, p)
+    if not fused.is_tracked((coefs, *tensors)):
+        columns = fused.write(call, coefs, tensors, call.likes())
+        return columns if isinstance(columns, str) else list(columns)
+    if not _are_uniform(call, tensors):
+        return 'tensors of a leaf differ in shape or device, or are no plain dense floating tensors'
+    flat = fused.operate(call, coefs, tensors)
+    return [call.column(flat, i) for i in range(call.plan.moments + 1)]
+
+
+def _flat(call: Call, g: Column, moments: Sequence[Column], p: Column | None) -> list[Any]:
+    tensors = list(g)
+    for column in moments:
+        tensors += column
+    tensors += [None] * call.leaves if p is None else p
+    return tensors
+
+
+def _are_uniform(call: Call, tensors: Column) -> bool:
+    """What the kernels ask of tensors, asked where a graph or a transform stands between them and the kernel."""
+    n, device = call.leaves, getattr(tensors[0], 'device', torch.device('meta'))
+    return device.type in ('cpu', 'cuda') and all(
+        x is None
+        or (
+            type(x) in (Tensor, torch.nn.Parameter)
+            and x.dtype in _DTYPES
+            and x.shape == tensors[i % n].shape
+            and x.layout is torch.strided
+            and x.device == device
+        )
+        for i, x in enumerate(tensors)
+    )

@@ -1,0 +1,383 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole optimizer step as one kernel call and one autograd node, with derivatives of every order.
+
+A step over a tree is a function of flat columns of tensors (gradients, moments, parameters) and of coefficients.  The
+kernels compute it, its vector-Jacobian product, the vector-Jacobian product of that, and its Jacobian-vector product.
+Each is an autograd Function whose derivative is the next; beyond the last, and wherever a kernel cannot run, the same
+function is computed by :mod:`torchopt._C.reference` and differentiated by torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from torchopt._C import reference
+from torchopt._C.plans import Plan
+
+__all__ = ['Call', 'Order', 'is_tracked', 'open_door', 'operate', 'write']
+
+Column = Sequence[Any]
+"""One tensor, or None, for each leaf."""
+
+
+class Order(enum.IntEnum):
+    """Which derivative of a step; the numbers are those of ``include/torchopt/catalogue.hpp``."""
+
+    FORWARD = 0
+    VJP = 1
+    VJP_WITH_COEFS = 2
+    VJP_OF_VJP = 3
+    JVP = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """What is to be computed; the tensors come beside it.
+
+    Attributes:
+        plan: The rules of the step.
+        order: Which derivative.
+        leaves: How many leaves the tree has.
+        wanted: For each output column whether it is to be computed.
+        coefs: The coefficients, row after row; None if they are a tensor, which then comes beside the call.
+        rows: For each leaf the row of coefficients that is its own; None if all share one.
+        onto_params: Whether the first result has been added to the parameters and takes their dtype.
+    """
+
+    plan: Plan
+    order: Order
+    leaves: int
+    wanted: tuple[bool, ...]
+    coefs: tuple[float, ...] | None
+    rows: tuple[int, ...] | None
+    onto_params: bool
+
+    @property
+    def inputs(self) -> int:
+        """How many input columns the computation takes."""
+        step, results = self.plan.moments + 2, self.plan.moments + 1
+        if self.order == Order.FORWARD:
+            return step
+        if self.order == Order.JVP:
+            return 2 * step
+        return step + results + (step if self.order == Order.VJP_OF_VJP else 0)
+
+    def derived(self, order: Order, wanted: Iterable[bool]) -> Call:
+        """A derivative of this computation."""
+        return dataclasses.replace(self, order=order, wanted=tuple(wanted))
+
+    def integrated(self) -> Call:
+        """The computation that this one is a derivative of."""
+        if self.order == Order.VJP_OF_VJP:
+            return self.derived(Order.VJP, [True] * (self.plan.moments + 2))
+        return self.derived(Order.FORWARD, [True] * (self.plan.moments + 1))
+
+    def likes(self) -> list[int]:
+        """For each output the input whose dtype it has; -1 stands for the widest."""
+        params = self.plan.moments + 1
+        if self.order in (Order.FORWARD, Order.JVP):
+            return [params if self.onto_params else -1, *range(1, params)]
+        return list(range(self.integrated().inputs))
+
+    def column(self, tensors: Column, i: int) -> Column:
+        """One of the columns that lie flat, one after another."""
+        return tensors[i * self.leaves : (i + 1) * self.leaves]
+
+
+_run: Callable[..., Any] | None = None
+
+
+def open_door(run: Callable[..., Any] | None) -> None:
+    """Take the function of the compiled module that runs kernels; with None all is computed in plain torch."""
+    global _run  # noqa: PLW0603  # set when the package is imported
+    _run = run
+
+
+def write(call: Call, coefs: Tensor | None, tensors: Column, into: Sequence[Column | int | None]) -> Any:
+    """Run a kernel outside of autograd.
+
+    Args:
+        call: What to compute.
+        coefs: The coefficients if they are a tensor, otherwise None.
+        tensors: The inputs, column after column.
+        into: For each output the column of tensors to write to, or a number from :meth:`Call.likes` for new ones.
+
+    Returns:
+        The output columns; or a string that says why the kernel cannot run, and nothing is changed.
+    """
+    result = _native(call, coefs, tensors, into)
+    return result if isinstance(result, str) else result[0]
+
+
+def _native(call: Call, coefs: Tensor | None, tensors: Column, into: Sequence[Column | int | None]) -> Any:
+    if _run is None:
+        return 'the compiled module is absent, or switched off'
+    columns = [call.column(tensors, i) for i in range(call.inputs)]
+    values = call.coefs if coefs is None else coefs.detach()
+    return _run(call.plan.kernel, call.order, columns, into, values, call.rows, torch.get_num_threads())
+
+
+def _compute(call: Call, coefs: Tensor | None, tensors: Column) -> tuple[Any, ...]:
+    """The result, flat, with None for what is not wanted; natively where that is possible."""
+    into = [like if wanted else None for like, wanted in zip(call.likes(), call.wanted)]
+    native = _native(call, coefs, tensors, into)
+    if isinstance(native, str):
+        return plain(call)(coefs, *tensors)
+    columns, sums = native
+    absent = (None,) * call.leaves
+    flat = tuple(itertools.chain.from_iterable(absent if column is None else column for column in columns))
+    if coefs is None or call.order != Order.VJP_WITH_COEFS:
+        return flat
+    return (*flat, torch.as_tensor(sums, dtype=torch.float64).reshape(coefs.shape))
+
+
+def is_tracked(tensors: Iterable[Any]) -> bool:
+    """Whether somebody differentiates, maps or otherwise transforms what is computed from these tensors."""
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or (torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in tensors))
+    )
+
+
+def operate(call: Call, coefs: Tensor | None, tensors: Column) -> tuple[Any, ...]:
+    """Compute what a call stands for, differentiably.
+
+    Args:
+        call: What to compute.
+        coefs: The coefficients as a float64 tensor of shape (rows, coefficients), or None.
+        tensors: The inputs, column after column; None where there is none.
+
+    Returns:
+        The outputs, column after column, None where they are not wanted; for ``VJP_WITH_COEFS`` also the gradient in
+        the coefficients.
+    """
+    if not is_tracked((coefs, *tensors)):
+        return _compute(call, coefs, tensors)
+    function = _FUNCTIONS[call.order]
+    if torch._C._functorch.peek_interpreter_stack() is None:
+        # Without the door for torch.func, which takes every argument apart by its signature.
+        return super(torch.autograd.Function, function).apply(call, coefs, *tensors)  # type: ignore[misc]
+    return function.apply(call, coefs, *tensors)  # type: ignore[no-untyped-call]
+
+
+# The same in plain torch ---------------------------------------------------------------------------------------------
+
+
+def plain(call: Call) -> Callable[..., tuple[Any, ...]]:
+    """What a call stands for, in plain torch: ``f(coefs, *tensors)``, differentiable to any order."""
+    if call.order == Order.FORWARD:
+        return lambda coefs, *tensors: _plain_step(call, coefs, tensors)
+    inner = call.integrated()
+    cut = inner.inputs * inner.leaves
+    if call.order == Order.JVP:
+        return lambda coefs, *tensors: _push(plain(inner), (coefs, *tensors[:cut]), (None, *tensors[cut:]))
+
+    def pull(coefs: Any, *tensors: Any) -> tuple[Any, ...]:
+        inputs, cotangents = _with_params(inner, tensors[:cut], tensors[cut:]), tensors[cut:]
+        wanted = [w and x is not None for w, x in zip(_each(call, call.wanted), inputs)]
+        with_coefs = call.order == Order.VJP_WITH_COEFS
+        own, *rest = _pull(plain(inner), (coefs, *inputs), cotangents, [with_coefs, *wanted])
+        return (*rest, own) if with_coefs else tuple(rest)
+
+    return pull
+
+
+def _each(call: Call, columns: Iterable[bool]) -> Iterable[bool]:
+    return itertools.chain.from_iterable([flag] * call.leaves for flag in columns)
+
+
+def _plain_step(call: Call, coefs: Any, tensors: Column) -> tuple[Any, ...]:
+    values = call.coefs if coefs is None else coefs.reshape(-1).unbind()
+    assert values is not None
+    rows = call.rows or (0,) * call.leaves
+    size = len(values) // (max(rows, default=0) + 1)
+    results = []
+    for row, (g, *moments, p) in zip(rows, zip(*(call.column(tensors, i) for i in range(call.inputs)))):
+        own = values[row * size : (row + 1) * size]
+        u, *moved = reference.step(call.plan.rules, own, g, moments, p)
+        results.append((u.to(p.dtype) if call.onto_params else u, *moved))
+    return tuple(itertools.chain.from_iterable(zip(*results)))
+
+
+def _with_params(inner: Call, inputs: Column, cotangents: Column) -> Column:
+    """Put zeros for parameters that were not kept: a step that is linear in them has the same derivatives anywhere."""
+    if inner.order == Order.FORWARD and cotangents:
+        first = (inner.inputs - 1) * inner.leaves
+        zeros = [None if c is None else torch.zeros_like(c) for c in cotangents[: inner.leaves]]
+        params = [z if p is None else p for p, z in zip(inputs[first:], zeros)]
+        return (*inputs[:first], *params)
+    return inputs
+
+
+def _split(arguments: Column, chosen: Sequence[bool]) -> tuple[list[Any], Callable[..., list[Any]]]:
+    """The chosen arguments, and the function that puts them back among the others."""
+
+    def merge(*values: Any) -> list[Any]:
+        supplied = iter(values)
+        return [next(supplied) if c else x for c, x in zip(chosen, arguments)]
+
+    return [x for x, c in zip(arguments, chosen) if c], merge
+
+
+def _pull(
+    function: Callable[..., tuple[Any, ...]], arguments: Column, cotangents: Column, wanted: Sequence[bool]
+) -> list[Any]:
+    """Reverse mode: the gradients in the wanted arguments, None for the others."""
+    variables, merge = _split(arguments, wanted)
+    if not variables:
+        return [None] * len(arguments)
+    kept: list[int] = []
+
+    def outputs(*values: Any) -> tuple[Tensor, ...]:
+        results = function(*merge(*values))
+        kept[:] = [i for i, y in enumerate(results) if y is not None]
+        return tuple(results[i] for i in kept)
+
+    ys, pull = torch.func.vjp(outputs, *variables)
+    cs = [cotangents[i] if i < len(cotangents) else None for i in kept]
+    gradients = iter(pull(tuple(torch.zeros_like(y) if c is None else c.to(y.dtype) for y, c in zip(ys, cs))))
+    return [next(gradients) if w else None for w in wanted]
+
+
+def _push(function: Callable[..., tuple[Any, ...]], arguments: Column, tangents: Column) -> tuple[Any, ...]:
+    """Forward mode: the tangents of the results; None counts as a zero tangent."""
+    moving = [t is not None and x is not None for x, t in zip(arguments, tangents)]
+    variables, merge = _split(arguments, moving)
+    directions = tuple(t for t, m in zip(tangents, moving) if m)
+    kept: list[bool] = []
+
+    def outputs(*values: Any) -> tuple[Tensor, ...]:
+        results = function(*merge(*values))
+        kept[:] = [y is not None for y in results]
+        return tuple(y for y in results if y is not None)
+
+    # By reverse mode twice: the gradients are linear in the cotangents, and the derivative of that map is forward mode.
+    # torch's own forward mode does not nest.
+    ys, pull = torch.func.vjp(outputs, *variables)
+    _, push = torch.func.vjp(lambda *cs: pull(cs), *[torch.zeros_like(y) for y in ys])
+    moved = iter(push(directions))
+    return tuple(next(moved) if k else None for k in kept)
+
+
+# The autograd Functions ----------------------------------------------------------------------------------------------
+
+
+class _Derivative(torch.autograd.Function):
+    """A derivative of a step.  Unless a kernel computes it, its own derivative is that of the plain function."""
+
+    @staticmethod
+    def forward(call: Call, coefs: Tensor | None, *tensors: Any) -> tuple[Any, ...]:
+        return _compute(call, coefs, tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _keep(ctx, *inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
+        return (None, *_pull(plain(ctx.call), ctx.saved_tensors, cotangents, ctx.needs_input_grad[1:]))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
+        return _push(plain(ctx.call), ctx.saved_tensors, tangents[1:])
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], call: Call, coefs: Tensor | None, *tensors: Any) -> Any:
+        if in_dims[1] is not None or call.order == Order.VJP_WITH_COEFS:
+            # Each sample has coefficients, or sums over its elements, of its own.
+            return _map_plain(call, in_dims[1:], (coefs, *tensors))
+        # All is elementwise, so that a batch is but a larger leaf.
+        batched = [_batched(x, d, info.batch_size) for x, d in zip(tensors, in_dims[2:])]
+        results = operate(call, coefs, batched)
+        return results, tuple(None if y is None else 0 for y in results)
+
+
+def _keep(ctx: Any, call: Call, coefs: Tensor | None, *tensors: Any) -> None:
+    ctx.call = call
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(coefs, *tensors)
+    if forward_ad._current_level >= 0:
+        ctx.save_for_forward(coefs, *tensors)
+
+
+def _batched(x: Tensor | None, dim: int | None, size: int) -> Tensor | None:
+    if x is None:
+        return None
+    return x.movedim(dim, 0) if dim is not None else x.expand(size, *x.shape)
+
+
+def _map_plain(call: Call, in_dims: tuple[Any, ...], arguments: Column) -> tuple[Any, ...]:
+    kept: list[bool] = []
+
+    def outputs(*values: Any) -> tuple[Tensor, ...]:
+        results = plain(call)(*values)
+        kept[:] = [y is not None for y in results]
+        return tuple(y for y in results if y is not None)
+
+    mapped = iter(torch.vmap(outputs, in_dims=in_dims)(*arguments))
+    return tuple(next(mapped) if k else None for k in kept), tuple(0 if k else None for k in kept)
+
+
+class _Step(_Derivative):
+    """The step itself."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        call, coefs, *tensors = inputs
+        size = 0 if call.coefs is None else len(call.coefs) // (max(call.rows or (0,)) + 1)
+        if size and not any(call.coefs[1::size]):
+            # Without decay before the rule the step is linear in the parameters, whose values need not be kept.
+            tensors[-call.leaves :] = [None] * call.leaves
+        _keep(ctx, call, coefs, *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
+        call = ctx.call
+        coefs, *tensors = ctx.saved_tensors
+        needs = ctx.needs_input_grad[2:]
+        if all(c is None for c in cotangents):
+            return (None,) * (2 + len(tensors))
+        wanted = [any(call.column(needs, i)) for i in range(call.inputs)]
+        if not ctx.needs_input_grad[1]:
+            return (None, None, *operate(call.derived(Order.VJP, wanted), coefs, (*tensors, *cotangents)))
+        *gradients, own = operate(call.derived(Order.VJP_WITH_COEFS, wanted), coefs, (*tensors, *cotangents))
+        return (None, own, *gradients)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
+        call = ctx.call
+        coefs, *tensors = ctx.saved_tensors
+        if tangents[1] is not None:
+            return _push(plain(call), (coefs, *tensors), tangents[1:])
+        return operate(call.derived(Order.JVP, call.wanted), coefs, (*tensors, *tangents[2:]))
+
+
+class _StepVjp(_Derivative):
+    """The vector-Jacobian product of a step."""
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
+        call = ctx.call
+        coefs, *tensors = ctx.saved_tensors
+        if coefs is not None:
+            return _Derivative.backward(ctx, *cotangents)
+        wanted = [any(call.column(ctx.needs_input_grad[2:], i)) for i in range(call.inputs)]
+        return (None, None, *operate(call.derived(Order.VJP_OF_VJP, wanted), None, (*tensors, *cotangents)))
+
+
+_FUNCTIONS: dict[Order, type[_Derivative]] = {
+    Order.FORWARD: _Step,
+    Order.VJP: _StepVjp,
+    Order.VJP_WITH_COEFS: _Derivative,
+    Order.VJP_OF_VJP: _Derivative,
+    Order.JVP: _Derivative,
+}

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""From the rules of a chain to one kernel and its coefficients.
+
+Whatever stands before and after the rule proper in the chain of an optimizer (sign flips, weight decay, the learning
+rate, the addition to the parameters) is affine, so that a whole step is
+:math:`f \cdot \text{rule}(s\,g + \lambda\,p) + w\,p` with four numbers more.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt._C import reference
+from torchopt.numerics import on_host
+
+__all__ = ['Plan', 'coefficients', 'find_plan', 'set_kernels']
+
+Rule = Callable[..., tuple[Any, ...]]
+
+
+class Plan(NamedTuple):
+    """The rules of a step, and the number of the kernel that computes them.
+
+    Attributes:
+        rules: Functions of :mod:`torchopt._C.reference`, one after another.
+        kernel: Number of the kernel.
+        moments: How many moments the rules have together.
+    """
+
+    rules: tuple[Rule, ...]
+    kernel: int
+    moments: int
+
+
+_numbers: dict[str, int] = {}
+
+
+def set_kernels(names: Iterable[str]) -> None:
+    """Tell which kernels there are, in their order."""
+    _numbers.clear()
+    _numbers.update({name: i for i, name in enumerate(names)})
+    find_plan.cache_clear()
+
+
+_AFFINE = (reference.scale, reference.add_params)
+
+
+@functools.lru_cache(maxsize=256)
+def find_plan(rules: tuple[Rule, ...]) -> Plan | None:
+    """The plan for rules that follow one another, or None if no kernel computes them."""
+    if rules[-1] is reference.add_to_params:
+        rules = rules[:-1]
+    proper = [i for i, rule in enumerate(rules) if rule not in _AFFINE]
+    if proper and proper[-1] - proper[0] >= len(proper):
+        return None  # something affine stands between two rules
+    chosen = tuple(rules[i] for i in proper) or (reference.identity,)
+    if not all(rule in reference.RULES for rule in chosen):
+        return None
+    kernel = _numbers.get('+'.join(reference.RULES[rule] for rule in chosen))
+    if kernel is None:
+        return None
+    return Plan(chosen, kernel, sum(reference.count_moments(rule) for rule in chosen))
+
+
+def coefficients(rules: Sequence[functools.partial[Any]], active: Sequence[bool]) -> list[Any]:
+    """The coefficients of one row: numbers and 0-d tensors, in the order of the kernel.
+
+    Args:
+        rules: The rules with their own coefficients.
+        active: For each rule whether it applies; only affine rules may be left out.
+    """
+    before: list[Any] = [1.0, 0.0]
+    after: list[Any] = [1.0, 0.0]
+    own: list[Any] = []
+    ends = before
+    for rule, is_active in zip(rules, active):
+        function, values = rule.func, rule.keywords
+        if function is reference.scale:
+            if is_active:
+                _scale(ends, values['factor'])
+        elif function is reference.add_params:
+            if is_active:
+                ends[1] = ends[1] + values['weight']
+        elif function is reference.add_to_params:
+            after[1] = after[1] + 1.0
+        else:
+            ends = after
+            own += [values[name] for name in reference.coefficients(function)]
+    return [*before, *after, *own]
+
+
+def _scale(affine: list[Any], factor: Any) -> None:
+    affine[0] = affine[0] * factor
+    if isinstance(affine[1], Tensor) or affine[1]:
+        affine[1] = affine[1] * factor
+
+
+def settle(rows: Sequence[Sequence[Any]], like: Any) -> tuple[tuple[float, ...] | None, Tensor | None]:
+    """Rows of coefficients as floats where their values can be had at once, otherwise as one differentiable tensor.
+
+    Args:
+        rows: The coefficients of each row.
+        like: A leaf, to whose device the tensor goes.
+    """
+    values = [on_host(c) for row in rows for c in row]
+    if None not in values:
+        return tuple(map(float, values)), None  # type: ignore[arg-type]
+    device = like.device if isinstance(like, Tensor) else None
+    tensors = [
+        c.reshape(()).to(device=device, dtype=torch.float64)
+        if isinstance(c, Tensor)
+        else torch.tensor(c, dtype=torch.float64, device=device)
+        for row in rows
+        for c in row
+    ]
+    return None, torch.stack(tensors).reshape(len(rows), -1)

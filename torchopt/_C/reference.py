@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The update rules in plain torch: the specification of the native kernels, their fallback and their test.
+
+A rule maps one leaf, a gradient and its moments, to an update and the next moments.  What all leaves share comes as
+keywords, the *coefficients*: Python numbers, or 0-d tensors where they are learned.  Names and order are those of
+``include/torchopt/rules.hpp``.
+
+Sums with a coefficient that is the number zero leave the term out, so that ``0 * inf`` makes no NaN.  The root has the
+derivative zero at zero (:func:`torchopt.numerics.safe_sqrt`), the maximum of equals gives one half to each.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt.numerics import abs_sq, as_scalar_like, carries_no_graph, safe_sqrt
+
+__all__ = [
+    'RULES',
+    'add_params',
+    'add_to_params',
+    'scale',
+    'step',
+]
+
+Coef = Any
+"""A coefficient: a number or a 0-d tensor."""
+
+
+def times(coef: Coef, x: Any) -> Any:
+    """``coef * x``, in the dtype of ``x``; the number zero gives the number zero."""
+    if isinstance(coef, Tensor):
+        return x * as_scalar_like(coef, x) if isinstance(x, Tensor) else x * coef
+    if coef == 0.0 or coef == 1.0:
+        return x if coef else 0.0
+    return x * coef
+
+
+def plus(x: Any, y: Any) -> Any:
+    """``x + y``; the number zero is left out, and a 0-d tensor takes the dtype of the other."""
+    if isinstance(x, Tensor) and isinstance(y, Tensor):
+        return x + y
+    if not isinstance(x, Tensor) and x == 0.0:
+        return y
+    return x if not isinstance(y, Tensor) and y == 0.0 else x + y
+
+
+def average(keep: Coef, old: Tensor, take: Coef, new: Tensor) -> Any:
+    """``keep * old + take * new``.
+
+    Written with a scaled addition, not with ``lerp`` or ``addcmul``: compiling those under ``torch.func.grad`` fails on
+    torch 2.13.
+    """
+    if isinstance(keep, Tensor) or isinstance(take, Tensor):
+        return plus(times(keep, old), times(take, new))
+    return torch.add(times(keep, old), new, alpha=take) if keep else times(take, new)
+
+
+def rescaled(
+    g: Tensor, m: Tensor, v: Tensor, mean: Coef, gradient: Coef, slope: Coef, offset: Coef, shift: Coef
+) -> Any:
+    r""":math:`(\text{mean}\,m + \text{gradient}\,g) / (\text{slope}\sqrt{v + \text{shift}} + \text{offset})`."""
+    if not isinstance(slope, Tensor) and slope == 0.0:
+        below: Any = as_scalar_like(offset, v)
+    else:
+        root = safe_sqrt(plus(v, as_scalar_like(shift, v)))
+        below = plus(times(slope, root), as_scalar_like(offset, v))
+    return plus(times(mean, m), times(gradient, g)) / below
+
+
+def identity(g: Tensor) -> tuple[Tensor]:
+    """The rule of plain gradient descent."""
+    return (g,)
+
+
+def trace(g: Tensor, b: Tensor, *, keep: Coef, take: Coef, gradient: Coef, buffer: Coef) -> tuple[Tensor, Tensor]:
+    """Momentum: a decaying sum, of which a part goes into the update beside the gradient."""
+    b = average(keep, b, take, g)
+    return plus(times(gradient, g), times(buffer, b)), b
+
+
+def adam(
+    g: Tensor,
+    m: Tensor,
+    v: Tensor,
+    *,
+    b1: Coef,
+    d1: Coef,
+    b2: Coef,
+    d2: Coef,
+    mean: Coef,
+    gradient: Coef,
+    slope: Coef,
+    offset: Coef,
+    shift: Coef,
+) -> tuple[Tensor, ...]:
+    """Adam, AdamW, NAdam and RAdam: averages of gradient and square."""
+    m = average(b1, m, d1, g)
+    v = average(b2, v, d2, abs_sq(g))
+    return rescaled(g, m, v, mean, gradient, slope, offset, shift), m, v
+
+
+def amsgrad(
+    g: Tensor,
+    m: Tensor,
+    v: Tensor,
+    largest: Tensor,
+    *,
+    b1: Coef,
+    d1: Coef,
+    b2: Coef,
+    d2: Coef,
+    mean: Coef,
+    slope: Coef,
+    offset: Coef,
+    shift: Coef,
+    correction: Coef,
+) -> tuple[Tensor, ...]:
+    """Adam with the largest of all (corrected) mean squares so far."""
+    m = average(b1, m, d1, g)
+    v = average(b2, v, d2, abs_sq(g))
+    largest = torch.maximum(largest, times(correction, v))
+    return rescaled(g, m, largest, mean, 0.0, slope, offset, shift), m, v, largest
+
+
+def yogi(
+    g: Tensor,
+    m: Tensor,
+    v: Tensor,
+    *,
+    b1: Coef,
+    d1: Coef,
+    d2: Coef,
+    mean: Coef,
+    slope: Coef,
+    offset: Coef,
+    shift: Coef,
+) -> tuple[Tensor, ...]:
+    """Adam whose mean square moves by steps of the size of the square, whatever the distance."""
+    m = average(b1, m, d1, g)
+    square = abs_sq(g)
+    v = v - times(d2, torch.sign(v - square) * square)
+    return rescaled(g, m, v, mean, 0.0, slope, offset, shift), m, v
+
+
+def belief(
+    g: Tensor,
+    m: Tensor,
+    v: Tensor,
+    *,
+    b1: Coef,
+    d1: Coef,
+    b2: Coef,
+    d2: Coef,
+    mean: Coef,
+    slope: Coef,
+    offset: Coef,
+    shift: Coef,
+    floor: Coef,
+) -> tuple[Tensor, ...]:
+    """AdaBelief: the mean square of how far gradients are from their mean."""
+    surprise = abs_sq(g - m)
+    m = average(b1, m, d1, g)
+    v = plus(average(b2, v, d2, surprise), as_scalar_like(floor, v))
+    return rescaled(g, m, v, mean, 0.0, slope, offset, shift), m, v
+
+
+def adamax(
+    g: Tensor, m: Tensor, n: Tensor, *, b1: Coef, d1: Coef, b2: Coef, eps: Coef, correction: Coef
+) -> tuple[Tensor, ...]:
+    """AdaMax: Adam with the decayed largest gradient."""
+    m = average(b1, m, d1, g)
+    n = torch.maximum(n * as_scalar_like(b2, n), g.abs() + as_scalar_like(eps, n))
+    return m / times(correction, n), m, n
+
+
+def rms(g: Tensor, v: Tensor, *, keep: Coef, take: Coef, offset: Coef, shift: Coef) -> tuple[Tensor, ...]:
+    """RMSProp: divide by the root of the mean square."""
+    v = average(keep, v, take, abs_sq(g))
+    return g / plus(safe_sqrt(plus(v, as_scalar_like(shift, v))), as_scalar_like(offset, v)), v
+
+
+def stddev(g: Tensor, m: Tensor, v: Tensor, *, keep: Coef, take: Coef, offset: Coef, shift: Coef) -> tuple[Tensor, ...]:
+    """RMSProp, centered: divide by the standard deviation."""
+    m = average(keep, m, take, g)
+    v = average(keep, v, take, abs_sq(g))
+    variance = (v - abs_sq(m)).clamp(min=0.0)
+    return g / plus(safe_sqrt(plus(variance, as_scalar_like(shift, v))), as_scalar_like(offset, v)), m, v
+
+
+def rss(g: Tensor, s: Tensor, *, offset: Coef) -> tuple[Tensor, ...]:
+    """AdaGrad: divide by the root of the sum of squares."""
+    s = s + abs_sq(g)
+    # Where s is zero so is g; dividing it by one gives the zero.
+    return g / torch.where(s > 0, plus(safe_sqrt(s), as_scalar_like(offset, s)), 1.0), s
+
+
+def adadelta(g: Tensor, e_g: Tensor, e_x: Tensor, *, keep: Coef, take: Coef, eps: Coef) -> tuple[Tensor, ...]:
+    """AdaDelta: the root of the mean square of updates over that of gradients."""
+    e_g = average(keep, e_g, take, abs_sq(g))
+    e = as_scalar_like(eps, e_g)
+    u = g * safe_sqrt((e_x + e) / (e_g + e))
+    return u, e_g, average(keep, e_x, take, abs_sq(u))
+
+
+def lion(g: Tensor, m: Tensor, *, b1: Coef, d1: Coef, b2: Coef, d2: Coef) -> tuple[Tensor, Tensor]:
+    """Lion: the sign of an average."""
+    return torch.sgn(average(b1, m, d1, g)), average(b2, m, d2, g)
+
+
+def scale(g: Tensor, *, factor: Coef) -> tuple[Tensor]:
+    """Multiply the update."""
+    return (g if isinstance(factor, float) and factor == 1.0 else g * as_scalar_like(factor, g),)
+
+
+def add_params(g: Tensor, p: Tensor, *, weight: Coef) -> tuple[Tensor]:
+    """Weight decay: add a multiple of the parameters to the update; in plain training they count as constants."""
+    if carries_no_graph(p, g):
+        p = p.detach()
+    return (g + p * as_scalar_like(weight, p),)
+
+
+def add_to_params(g: Tensor, p: Tensor) -> tuple[Tensor]:
+    """The end of a step: add the update to the parameters, in their dtype."""
+    new = p + g
+    return (new if new.dtype == p.dtype else new.to(p.dtype),)
+
+
+RULES: dict[Callable[..., tuple[Any, ...]], str] = {
+    rule: rule.__name__
+    for rule in (identity, trace, adam, amsgrad, yogi, belief, adamax, rms, stddev, rss, adadelta, lion)
+}
+"""The rules that have a kernel, and its name."""
+
+
+@functools.cache
+def coefficients(rule: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of a rule's coefficients, in the order in which its kernel takes them."""
+    parameters = inspect.signature(rule).parameters.values()
+    return tuple(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
+
+
+@functools.cache
+def count_moments(rule: Callable[..., Any]) -> int:
+    """How many moments a rule moves on."""
+    return len(inspect.signature(rule).parameters) - len(coefficients(rule)) - 1
+
+
+def step(
+    rules: Sequence[Callable[..., tuple[Any, ...]]],
+    coefs: Sequence[Coef],
+    g: Tensor,
+    moments: Sequence[Tensor],
+    p: Tensor | None,
+) -> tuple[Tensor, ...]:
+    r"""A whole step on one leaf: :math:`f \cdot \text{rules}(s\,g + \lambda\,p) + w\,p`.
+
+    Args:
+        rules: Rules that follow one another.
+        coefs: :math:`s, \lambda, f, w`, and then those of the rules.
+        g: The gradient.
+        moments: Those of all rules.
+        p: The parameter; None counts as zero.
+
+    Returns:
+        The update, and the moments in their old dtypes.
+    """
+    sign, decay, factor, weight = coefs[:4]
+    (x,) = scale(g, factor=sign)
+    if p is not None:
+        x = plus(x, times(decay, p))
+    moved: list[Tensor] = []
+    first = 4
+    for rule in rules:
+        names = coefficients(rule)
+        own = moments[len(moved) : len(moved) + count_moments(rule)]
+        x, *new = rule(x, *own, **dict(zip(names, coefs[first:])))
+        moved += [n.to(o.dtype) for n, o in zip(new, own)]
+        first += len(names)
+    (x,) = scale(x, factor=factor)
+    return (x if p is None else plus(x, times(weight, p)), *moved)
