@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 
 __all__ = [
     'abs_sq',
+    'advance',
     'as_scalar_like',
     'bias_correction',
     'carries_no_graph',
@@ -61,12 +62,23 @@ def on_host(x: Any) -> float | int | None:
     return x.item()
 
 
-def increment(count: torch.Tensor) -> torch.Tensor:
-    """``count + 1``, stopping at the largest value of its integer type instead of wrapping around."""
+def advance(count: torch.Tensor) -> tuple[torch.Tensor, Any]:
+    """The next count and its value, a Python number where that can be had at once.
+
+    The count stops at the largest value of its integer type instead of wrapping around.
+    """
     value = on_host(count)
-    if value is not None:
-        return count + 1 if value < torch.iinfo(count.dtype).max else count
-    return safe_increment(count)
+    if value is None:
+        following = safe_increment(count)
+        return following, following
+    if value < torch.iinfo(count.dtype).max:
+        return count + 1, value + 1
+    return count, value
+
+
+def increment(count: torch.Tensor) -> torch.Tensor:
+    """The first half of :func:`advance`."""
+    return advance(count)[0]
 
 
 def safe_increment(count: Any) -> Any:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from torchopt import tree
+from torchopt._C import dispatch
 from torchopt.base import GradientTransformation
-from torchopt.numerics import carries_no_graph, off_leaf
+from torchopt.numerics import carries_no_graph, is_inexact, off_leaf
 
 __all__ = ['apply_updates', 'update_params']
 
@@ -41,6 +42,19 @@ def apply_updates(params: Any, updates: Any, *, inplace: bool | None = None) -> 
     """
     leaves, spec = tree.flatten(params)
     deltas = tree.flatten_up_to(spec, updates, name='updates', like='params')
+    present = [i for i, (p, u) in enumerate(zip(leaves, deltas)) if p is not None and u is not None]
+    plain = inplace
+    if plain is None:
+        roles = {is_inexact(deltas[i]) and carries_no_graph(leaves[i], deltas[i]) for i in present}
+        plain = roles.pop() if len(roles) == 1 else None
+    if plain is not None and present:
+        moved = dispatch.step(
+            (), (), [deltas[i] for i in present], (), [leaves[i] for i in present], inplace=plain, onto_params=True
+        )
+        if not isinstance(moved, str):
+            for i, x in zip(present, moved[0]):
+                leaves[i] = x
+            return tree.unflatten(spec, leaves)
     for i, (p, u) in enumerate(zip(leaves, deltas)):
         if u is not None and not _fits(p, u):
             _raise_misfit(params, i, p, u)

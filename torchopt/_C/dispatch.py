@@ -66,7 +66,7 @@ def step(
 def _plan(rules: Sequence[Callable[..., Any]]) -> plans.Plan | str:
     if torch.compiler.is_compiling():
         return 'a compiler is tracing, and fuses plain torch itself'
-    functions = tuple(r.func if type(r) is functools.partial and not r.args else r for r in rules)
+    functions = tuple([r.func if type(r) is functools.partial and not r.args else r for r in rules])
     plan = plans.find_plan(functions)
     if plan is None:
         return 'there is no kernel for these transformations'
@@ -90,9 +90,8 @@ def _write(call: Call, coefs: Tensor | None, g: Column, moments: Sequence[Column
     if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
         return 'a step in place cannot be transformed'
     written = [p, *moments] if call.onto_params else moments
-    into = [*([] if call.onto_params else [call.likes()[0]]), *written]
-    with torch.no_grad():
-        columns = fused.write(call, coefs, _flat(call, g, moments, p), into)
+    into = written if call.onto_params else [call.likes()[0], *moments]
+    columns = fused.write(call, coefs, [g, *moments, p], into)
     if isinstance(columns, str):
         return columns
     increment_version([x for column in written if column is not None for x in column])
@@ -102,22 +101,15 @@ def _write(call: Call, coefs: Tensor | None, g: Column, moments: Sequence[Column
 def _operate(call: Call, coefs: Tensor | None, g: Column, moments: Sequence[Column], p: Column | None) -> Any:
     if p is not None and not call.onto_params and torch.is_grad_enabled():
         p = [x.detach() if carries_no_graph(x, y) else x for x, y in zip(p, g)]
-    tensors = _flat(call, g, moments, p)
+    columns = [g, *moments, p]
+    tensors = [x for column in columns for x in (column or (None,) * call.leaves)]
     if not fused.is_tracked((coefs, *tensors)):
-        columns = fused.write(call, coefs, tensors, call.likes())
-        return columns if isinstance(columns, str) else list(columns)
+        results = fused.write(call, coefs, columns, call.likes())
+        return results if isinstance(results, str) else list(results)
     if not _are_uniform(call, tensors):
         return 'tensors of a leaf differ in shape or device, or are no plain dense floating tensors'
     flat = fused.operate(call, coefs, tensors)
     return [call.column(flat, i) for i in range(call.plan.moments + 1)]
-
-
-def _flat(call: Call, g: Column, moments: Sequence[Column], p: Column | None) -> list[Any]:
-    tensors = list(g)
-    for column in moments:
-        tensors += column
-    tensors += [None] * call.leaves if p is None else p
-    return tensors
 
 
 def _are_uniform(call: Call, tensors: Column) -> bool:

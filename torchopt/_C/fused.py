@@ -101,26 +101,29 @@ def open_door(run: Callable[..., Any] | None) -> None:
     _run = run
 
 
-def write(call: Call, coefs: Tensor | None, tensors: Column, into: Sequence[Column | int | None]) -> Any:
+def write(
+    call: Call, coefs: Tensor | None, columns: Sequence[Column | None], into: Sequence[Column | int | None]
+) -> Any:
     """Run a kernel outside of autograd.
 
     Args:
         call: What to compute.
         coefs: The coefficients if they are a tensor, otherwise None.
-        tensors: The inputs, column after column.
+        columns: The inputs; None is a column of zeros.
         into: For each output the column of tensors to write to, or a number from :meth:`Call.likes` for new ones.
 
     Returns:
         The output columns; or a string that says why the kernel cannot run, and nothing is changed.
     """
-    result = _native(call, coefs, tensors, into)
+    result = _native(call, coefs, columns, into)
     return result if isinstance(result, str) else result[0]
 
 
-def _native(call: Call, coefs: Tensor | None, tensors: Column, into: Sequence[Column | int | None]) -> Any:
+def _native(
+    call: Call, coefs: Tensor | None, columns: Sequence[Column | None], into: Sequence[Column | int | None]
+) -> Any:
     if _run is None:
         return 'the compiled module is absent, or switched off'
-    columns = [call.column(tensors, i) for i in range(call.inputs)]
     values = call.coefs if coefs is None else coefs.detach()
     return _run(call.plan.kernel, call.order, columns, into, values, call.rows, torch.get_num_threads())
 
@@ -128,7 +131,7 @@ def _native(call: Call, coefs: Tensor | None, tensors: Column, into: Sequence[Co
 def _compute(call: Call, coefs: Tensor | None, tensors: Column) -> tuple[Any, ...]:
     """The result, flat, with None for what is not wanted; natively where that is possible."""
     into = [like if wanted else None for like, wanted in zip(call.likes(), call.wanted)]
-    native = _native(call, coefs, tensors, into)
+    native = _native(call, coefs, [call.column(tensors, i) for i in range(call.inputs)], into)
     if isinstance(native, str):
         return plain(call)(coefs, *tensors)
     columns, sums = native

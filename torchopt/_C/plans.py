@@ -53,8 +53,6 @@ _AFFINE = (reference.scale, reference.add_params)
 @functools.lru_cache(maxsize=256)
 def find_plan(rules: tuple[Rule, ...]) -> Plan | None:
     """The plan for rules that follow one another, or None if no kernel computes them."""
-    if rules[-1] is reference.add_to_params:
-        rules = rules[:-1]
     proper = [i for i, rule in enumerate(rules) if rule not in _AFFINE]
     if proper and proper[-1] - proper[0] >= len(proper):
         return None  # something affine stands between two rules
@@ -107,14 +105,14 @@ def settle(rows: Sequence[Sequence[Any]], like: Any) -> tuple[tuple[float, ...] 
         rows: The coefficients of each row.
         like: A leaf, to whose device the tensor goes.
     """
-    values = [on_host(c) for row in rows for c in row]
+    values = [c if type(c) is float else on_host(c) for row in rows for c in row]
     if None not in values:
         return tuple(map(float, values)), None  # type: ignore[arg-type]
     device = like.device if isinstance(like, Tensor) else None
     tensors = [
         c.reshape(()).to(device=device, dtype=torch.float64)
         if isinstance(c, Tensor)
-        else torch.tensor(c, dtype=torch.float64, device=device)
+        else torch.full((), c, dtype=torch.float64, device=device)  # unlike a copy, no wait for the device
         for row in rows
         for c in row
     ]

@@ -11,7 +11,7 @@ import torch
 from torchopt import tree
 from torchopt.base import GradientTransformation, UninitializedState
 from torchopt.optim.from_alias import FromAlias, check_impl
-from torchopt.optim.gradients import check_same_kind, check_states, without_integers
+from torchopt.optim.gradients import check_same_kind, check_states, frozen_integers, without_integers
 from torchopt.refusal import preflight
 from torchopt.update import update_params
 
@@ -128,12 +128,12 @@ True
             with torch.enable_grad():
                 loss = closure()
         impls = [self._impl_of(i) for i in range(len(self.param_groups))]
-        groups = [without_integers(group['params']) for group in self.param_groups]
+        grads = [[p.grad for p in group['params']] for group in self.param_groups]
+        groups = [frozen_integers(group['params'], g) for group, g in zip(self.param_groups, grads)]
         states = [
             impl.init(params) if isinstance(state, UninitializedState) else state
             for impl, state, params in zip(impls, self.state_groups, groups)
         ]
-        grads = [[p.grad for p in group['params']] for group in self.param_groups]
         for i, (impl, state, params) in enumerate(zip(impls, states, groups)):
             _require_dense(grads[i], i)
             preflight(impl, state, params)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from torchopt import tree
 from torchopt.numerics import is_inexact
 
-__all__ = ['check_same_kind', 'check_states', 'differentiable_gradients', 'with_integers', 'without_integers']
+__all__ = ['check_same_kind', 'check_states', 'differentiable_gradients', 'frozen_integers', 'with_integers', 'without_integers']
 
 
 def differentiable_gradients(loss: Any, params: Any, *, create_graph: bool = True) -> Any:
@@ -56,6 +57,11 @@ def differentiable_gradients(loss: Any, params: Any, *, create_graph: bool = Tru
 def without_integers(params: Any) -> Any:
     """The same parameters, with None for those of an integer dtype, which never have gradients."""
     return tree.map(lambda p: None if isinstance(p, torch.Tensor) and not is_inexact(p) else p, params)
+
+
+def frozen_integers(params: Sequence[Any], grads: Sequence[Any]) -> list[Any]:
+    """As :func:`without_integers` for a list; only what has no gradient can be of an integer dtype."""
+    return [None if g is None and not is_inexact(p) else p for p, g in zip(params, grads)]
 
 
 def with_integers(new: Any, params: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torchopt import checks, tree
 from torchopt._C import reference
 from torchopt.base import GradientTransformation, elementwise, factory, on_engine
-from torchopt.numerics import bias_correction, complement, increment, zero_count
+from torchopt.numerics import advance, bias_correction, complement, zero_count
 
 __all__ = ['ScaleByAdamState', 'scale_by_accelerated_adam', 'scale_by_adam']
 
@@ -77,8 +77,8 @@ def scale_by_adam(
         )
 
     def begin(state: ScaleByAdamState) -> tree.Pass:
-        count = increment(state.count)
-        c1, c2 = bias_correction(b1, count), bias_correction(b2, count)
+        count, t = advance(state.count)
+        c1, c2 = bias_correction(b1, t), bias_correction(b2, t)
         # With both corrections moved onto scalars: m / (sqrt(v + c2 eps_root) c1 / sqrt(c2) + c1 eps).
         rule = partial(
             reference.adam,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torchopt import checks, tree
 from torchopt._C import reference
 from torchopt.base import GradientTransformation, elementwise, factory
-from torchopt.numerics import bias_correction, complement, increment, zero_count
+from torchopt.numerics import advance, bias_correction, complement, zero_count
 
 __all__ = ['ScaleByAdamaxState', 'scale_by_adamax']
 
@@ -62,8 +62,8 @@ def scale_by_adamax(
         )
 
     def begin(state: ScaleByAdamaxState) -> tree.Pass:
-        count = increment(state.count)
-        correction = bias_correction(b1, count)
+        count, t = advance(state.count)
+        correction = bias_correction(b1, t)
         rule = partial(reference.adamax, b1=b1, d1=complement(b1), b2=b2, eps=eps, correction=correction)
         return tree.Pass(rule, (state.mu, state.nu), lambda mu, nu: ScaleByAdamaxState(count, mu, nu))
 

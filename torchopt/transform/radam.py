@@ -13,7 +13,7 @@ from torch import Tensor
 from torchopt import checks, tree
 from torchopt._C import reference
 from torchopt.base import GradientTransformation, elementwise, factory
-from torchopt.numerics import bias_correction, complement, increment, on_host, zero_count
+from torchopt.numerics import advance, bias_correction, complement, on_host, zero_count
 
 __all__ = ['ScaleByRadamState', 'scale_by_radam']
 
@@ -72,9 +72,9 @@ def scale_by_radam(
         )
 
     def begin(state: ScaleByRadamState) -> tree.Pass:
-        count = increment(state.count)
-        c1 = bias_correction(b1, count)
-        rectified, r = _rectification(b2, count)
+        count, t = advance(state.count)
+        c1 = bias_correction(b1, t)
+        rectified, r = _rectification(b2, t)
         rule = partial(
             reference.adam,
             b1=b1,
@@ -100,7 +100,7 @@ def _choose(condition: Any, yes: Any, no: float) -> Any:
     return torch.where(condition, torch.as_tensor(yes, dtype=torch.float64, device=condition.device), no)
 
 
-def _rectification(b2: Any, count: Tensor) -> tuple[Any, Any]:
+def _rectification(b2: Any, count: Any) -> tuple[Any, Any]:
     r"""Whether :math:`\rho_t > 5`, and :math:`r_t\sqrt{1 - \beta_2^t}`; on the host where the count is known there."""
     beta: Any = on_host(b2)
     t: Any = on_host(count)

@@ -108,7 +108,7 @@ def _natively(
     if any(step.native is False for step in passes):
         return 'the native engine was switched off for it'
     rules = [step.rule for step in passes]
-    if None not in leaves:
+    if all(g is not None for g in leaves):  # `None in leaves` would compare tensors by their elements
         return dispatch.step(rules, active, leaves, moments, p, inplace=inplace, onto_params=onto_params)
     present = [i for i, g in enumerate(leaves) if g is not None]
 

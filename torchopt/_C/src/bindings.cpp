@@ -9,8 +9,9 @@
 #include <string>
 
 #include "engine.hpp"
+#include "memory.hpp"
 #include "torchopt/cpu.hpp"
-#ifdef TORCHOPT_CUDA
+#ifdef TORCHOPT_HAS_CUDA
 #include "torchopt/cuda.hpp"
 #endif
 
@@ -30,7 +31,7 @@ void refuse_subinterpreters() {
 }
 
 int cuda_devices() {
-#ifdef TORCHOPT_CUDA
+#ifdef TORCHOPT_HAS_CUDA
   return torchopt::cuda_device_count();
 #else
   return 0;
@@ -99,7 +100,7 @@ py::dict build_info() {
   info["openmp_max_threads"] = 1;
 #endif
   info["instruction_set"] = torchopt::cpu_instruction_set();
-#ifdef TORCHOPT_CUDA
+#ifdef TORCHOPT_HAS_CUDA
   info["cuda"] = true;
 #else
   info["cuda"] = false;
@@ -119,5 +120,7 @@ PYBIND11_MODULE(kernels, m) {
   m.def("catalogue", &torchopt::catalogue, "The kernels: for each rule and order the sizes of its arguments.");
   m.def("use_instruction_set", &torchopt::use_cpu_instruction_set,
         "Take the kernels of another instruction set; False if there are none here.");
+  m.def("kept_memory", &torchopt::kept_memory, "How many bytes of memory are kept for the next steps.");
+  m.def("release_memory", &torchopt::release_memory, "Give the memory that is kept back to the system.");
   m.def("cuda_devices", &cuda_devices, "How many CUDA devices the engine can run on.");
 }

@@ -5,7 +5,7 @@
 #include <stdexcept>
 
 #include "torchopt/cpu.hpp"
-#ifdef TORCHOPT_CUDA
+#ifdef TORCHOPT_HAS_CUDA
 #include "torchopt/cuda.hpp"
 #endif
 
@@ -19,8 +19,8 @@ constexpr const char* rule_names[rule_count] = {
 #undef TORCHOPT_NAME
 };
 
-// Leaves up to this size are cut from one block of memory per column: making them one by one would cost more than
-// computing them. A block lives as long as any leaf of it, which does not matter while leaves are small.
+// Leaves up to this size are cut from one block of memory per column: so many pieces of their own would cost more than
+// the step. A block lives as long as any leaf of it, which does not matter while leaves are small.
 constexpr std::int64_t largest_piece = 32768;  // bytes
 
 struct Refusal {
@@ -68,6 +68,10 @@ class Call {
         Cell& c = cell(leaf, int(k));
         PyObject* object = item(columns_[k].ptr(), leaf);
         if (object == Py_None) {
+          continue;
+        }
+        if (const Cell* same = find_input(leaf, int(k), object)) {
+          c = *same;
           continue;
         }
         if (const char* reason = torch_.read(object, c.view)) {
@@ -168,6 +172,16 @@ class Call {
 
   Cell& cell(Py_ssize_t leaf, int k) { return cells_[std::size_t(leaf) * (shape_.inputs + shape_.outputs) + k]; }
 
+  // The input of a leaf that is this very object, which an output in place often is.
+  const Cell* find_input(Py_ssize_t leaf, int k, PyObject* object) {
+    for (int i = 0; k >= shape_.inputs && i < shape_.inputs; ++i) {
+      if (cell(leaf, i).object == object) {
+        return &cell(leaf, i);
+      }
+    }
+    return nullptr;
+  }
+
   // Any tensor of a leaf, to know its shape.
   Cell& first(Py_ssize_t leaf) {
     for (int k = 0; k < shape_.inputs + shape_.outputs; ++k) {
@@ -262,7 +276,7 @@ class Call {
 
   PyObject* keep(PyObject* object, PyObject* like, Storage storage) {
     kept_.push_back(like ? torch_.relayout(object, like, storage)
-                         : py::object(py::handle(object).attr("clone")().attr("contiguous")()));
+                         : py::object(py::handle(object).attr("detach")().attr("clone")().attr("contiguous")()));
     return kept_.back().ptr();
   }
 
@@ -304,14 +318,14 @@ class Call {
     for (Py_ssize_t leaf = 0; leaf < leaf_count_; ++leaf) {
       const Cell& model = first(leaf);
       const Storage storage = storage_of_output(leaf, like);
-      const bool cut = torch_.has_exchange() && model.view.device.type == dlpack::cpu &&
-                       model.view.size * size_of(storage) <= largest_piece && model.view.is_contiguous();
-      if (cut) {
+      if (!torch_.has_exchange() || model.view.device.type != dlpack::cpu || !model.view.is_contiguous()) {
+        list[leaf] = torch_.empty_like(model.object, storage);
+      } else if (model.view.size * size_of(storage) > largest_piece) {
+        list[leaf] = torch_.cut_block({model.view}, {storage})[0];
+      } else {
         small.push_back(model.view);
         small_storages.push_back(storage);
         small_leaves.push_back(leaf);
-      } else {
-        list[leaf] = torch_.empty_like(model.object, storage);
       }
     }
     if (!small.empty()) {
@@ -368,7 +382,7 @@ class Call {
 
   py::object run_on_device([[maybe_unused]] Job& job, [[maybe_unused]] const py::object& coefs,
                            [[maybe_unused]] std::int64_t sums) {
-#ifdef TORCHOPT_CUDA
+#ifdef TORCHOPT_HAS_CUDA
     const dlpack::Device where = device();
     std::vector<double> numbers;
     const double* device_coefs = nullptr;

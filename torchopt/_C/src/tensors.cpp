@@ -6,6 +6,8 @@
 #include <cstring>
 #include <utility>
 
+#include "memory.hpp"
+
 namespace torchopt {
 
 namespace {
@@ -40,16 +42,15 @@ dlpack::DataType dtype_of(Storage storage) {
           std::uint8_t(8 * size_of(storage)), 1};
 }
 
-void set_python_error(void*, const char*, const char* message) { PyErr_SetString(PyExc_RuntimeError, message); }
-
 // A block that several tensors share; the last of them gives it back.
 struct Block {
   std::atomic<std::int64_t> users;
-  dlpack::ManagedTensor* memory;
+  std::size_t size;
+  void* memory;
 
   void release(std::int64_t n) {
     if (users.fetch_sub(n) == n) {
-      memory->deleter(memory);
+      give_memory(memory, size);
       delete this;
     }
   }
@@ -241,7 +242,7 @@ py::object Torch::empty_like(PyObject* object, Storage storage) const {
 
 py::object Torch::relayout(PyObject* object, PyObject* like, Storage storage) const {
   py::object copy = empty_like(like, storage);
-  copy.attr("copy_")(py::handle(object));
+  copy.attr("copy_")(py::handle(object).attr("detach")());
   return copy;
 }
 
@@ -257,19 +258,9 @@ std::vector<py::object> Torch::cut_block(const std::vector<View>& like, const st
     offsets.push_back(total);
     total += (like[i].size * size_of(storages[i]) + alignment - 1) / alignment * alignment;
   }
-  std::int64_t elements = total / size_of(Storage::float32);
-  dlpack::Tensor prototype{};
-  prototype.device = {dlpack::cpu, 0};
-  prototype.dtype = dtype_of(Storage::float32);
-  prototype.ndim = 1;
-  prototype.shape = &elements;
-  dlpack::ManagedTensor* memory = nullptr;
-  if (exchange_->allocate(&prototype, &memory, nullptr, set_python_error) != 0) {
-    throw py::error_already_set();
-  }
-  char* base = static_cast<char*>(memory->tensor.data) + memory->tensor.byte_offset;
   const auto count = std::int64_t(like.size());
-  Block* block = new Block{{count}, memory};
+  char* base = static_cast<char*>(take_memory(std::size_t(total)));
+  Block* block = new Block{{count}, std::size_t(total), base};
 
   std::vector<py::object> tensors;
   for (std::size_t i = 0; i < like.size(); ++i) {

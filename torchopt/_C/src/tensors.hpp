@@ -54,7 +54,7 @@ class Torch {
   py::object relayout(PyObject* object, PyObject* like, Storage storage) const;
   // An uninitialized vector of float64 on the device of a tensor.
   py::object empty_doubles(std::int64_t size, PyObject* like) const;
-  // One block of CPU memory, cut into contiguous tensors. Needs the exchange interface.
+  // Uninitialized contiguous tensors on the CPU, cut from one block of memory. Needs the exchange interface.
   std::vector<py::object> cut_block(const std::vector<View>& like, const std::vector<Storage>& storages) const;
 
   void* current_stream(dlpack::Device device) const;

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What needs no library: the floors under the differentiable loops, and the pytrees that torch works with."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import optree
+import problems
+import torch
+import torch.utils._pytree as torch_pytree
+from counting import allocations
+from problems import Case, Cases
+from torch import Tensor
+from torch_problems import meta_losses, mlp, sum_of_squares, tensors
+from workloads import BETAS, META_EPS, META_LR, Workload
+
+Update = Callable[[list[Tensor], list[Tensor]], list[Tensor]]
+
+
+def cases(work: Workload) -> Cases:
+    if work.kind == 'meta':
+        return {
+            'SGD': functools.partial(_meta, work, lambda: sgd),
+            'Adam': functools.partial(_meta, work, Adam),
+        }
+    if work.kind == 'share':
+        return {'free update': functools.partial(_share, work)}
+    if work.kind == 'tree':
+        return {
+            'optree': functools.partial(_tree, work, optree.tree_flatten, optree.tree_unflatten, optree.tree_map),
+            'torch.utils._pytree': functools.partial(
+                _tree,
+                work,
+                torch_pytree.tree_flatten,
+                lambda spec, leaves: torch_pytree.tree_unflatten(leaves, spec),
+                torch_pytree.tree_map,
+            ),
+        }
+    return {}
+
+
+def sgd(params: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
+    return [p - META_LR * g for p, g in zip(params, grads)]
+
+
+class Adam:
+    """The paper's equations, tensor by tensor."""
+
+    def __init__(self) -> None:
+        self.t, self.mu, self.nu = 0, None, None
+
+    def __call__(self, params: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
+        b1, b2 = BETAS
+        self.t += 1
+        mu = self.mu or [torch.zeros_like(p) for p in params]
+        nu = self.nu or [torch.zeros_like(p) for p in params]
+        self.mu = [b1 * m + (1 - b1) * g for m, g in zip(mu, grads)]
+        self.nu = [b2 * v + (1 - b2) * g * g for v, g in zip(nu, grads)]
+        c1, c2 = 1 - b1**self.t, 1 - b2**self.t
+        return [p - META_LR * (m / c1) / ((v / c2).sqrt() + META_EPS) for p, m, v in zip(params, self.mu, self.nu)]
+
+
+def _meta(work: Workload, optimizer: Callable[[], Update]) -> Case:
+    start = [w.requires_grad_() for w in tensors(problems.mlp_weights())]
+    inner_loss, outer_loss = meta_losses()
+
+    def run() -> tuple[Tensor, ...]:
+        params, update = start, optimizer()
+        for _ in range(work.steps):
+            loss = inner_loss(functools.partial(mlp, params))
+            params = update(params, torch.autograd.grad(loss, params, create_graph=True))
+        return torch.autograd.grad(outer_loss(functools.partial(mlp, params)), start)
+
+    check = None if optimizer() is sgd else lambda: list(run())
+    return Case(run=run, check=check, memory=lambda: allocations(run))
+
+
+def _share(work: Workload) -> Case:
+    """The update p - g: one subtraction a leaf, the least that keeps both edges of the graph."""
+    start = [w.requires_grad_() for w in tensors(problems.share_weights())]
+
+    def run() -> tuple[Tensor, ...]:
+        params = start
+        for _ in range(work.steps):
+            grads = torch.autograd.grad(sum_of_squares(params), params, create_graph=True)
+            params = [p - g for p, g in zip(params, grads)]
+        return torch.autograd.grad(sum_of_squares(params), start)
+
+    return Case(run=run)
+
+
+def _tree(work: Workload, flatten: Callable, unflatten: Callable, tree_map: Callable) -> Case:
+    tree = problems.nested_dict(lambda: torch.zeros(()))
+    leaves, spec = flatten(tree)
+    return Case(
+        run={
+            'flatten': lambda: flatten(tree),
+            'map': lambda: tree_map(lambda x: x, tree),
+            'unflatten': lambda: unflatten(spec, leaves),
+        }[work.part]
+    )

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""torchopt, this one and TorchOpt 0.7.3: the names are the same, so one file drives both, each in its process."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import problems
+import torch
+import torch_problems
+from counting import Saved, allocations
+from problems import Case, Cases
+from torch import Tensor, nn
+from torch_problems import MLP, Leaves, meta_losses, parameters, shared_tree, tensors, two_steps
+from workloads import (
+    BETAS,
+    EPS,
+    LR,
+    META_EPS,
+    META_LR,
+    MOMENTUM,
+    OP_SIZE,
+    OP_TRAFFIC,
+    WEIGHT_DECAY,
+    Workload,
+)
+
+import torchopt
+
+OLD = torchopt.__version__ == '0.7.3'
+if OLD:
+    NATIVE = importlib.util.find_spec('torchopt._C') is not None
+    ACCELERATED = ', accelerated' if NATIVE else ', accelerated but without its native op'
+    ENGINES = {'': {}, ACCELERATED: {'use_accelerated_op': True}}
+else:
+    ENGINES = {'': {}, ', plain torch': {'use_accelerated_op': False}}
+
+
+def cases(work: Workload) -> Cases:
+    build = {
+        'step': {'class': _class_step} if OLD else {'class': _class_step, 'functional': _functional_step},
+        'functional': {'functional': _functional_step},
+        'meta': {'MetaAdam': _meta},
+        'share': {'MetaAdam': _share},
+        'op': {'update': _op},
+        'tree': {} if OLD else {'torchopt.tree': _tree},
+    }[work.kind]
+    engines = {'': {}} if work.optimizer == 'sgd' or work.kind == 'tree' else ENGINES
+    found = {
+        variant + suffix: functools.partial(builder, work, options)
+        for variant, builder in build.items()
+        for suffix, options in engines.items()
+    }
+    if work.kind == 'op' and not OLD:
+        found['copy_ of as many bytes'] = functools.partial(_copy, work, False)
+        found['clone of as many bytes'] = functools.partial(_copy, work, True)
+    return found
+
+
+def _hyper_parameters(work: Workload, options: dict[str, Any]) -> dict[str, Any]:
+    if work.optimizer == 'sgd':
+        return {'lr': LR, 'momentum': MOMENTUM}
+    decay = {'weight_decay': WEIGHT_DECAY} if work.optimizer == 'adamw' else {}
+    return {'lr': LR, 'betas': BETAS, 'eps': EPS, **decay, **options}
+
+
+def _class_step(work: Workload, options: dict[str, Any]) -> Case:
+    params = parameters(work.tree)
+    face = {'adam': torchopt.Adam, 'adamw': torchopt.AdamW, 'sgd': torchopt.SGD}[work.optimizer]
+    optimizer = face(params, **_hyper_parameters(work, options))
+    renew = _renewal(params) if OLD else None
+
+    def step() -> list[Tensor]:
+        if renew:
+            renew()
+        optimizer.step()
+        return params
+
+    return Case(
+        run=optimizer.step,
+        check=lambda: two_steps(step, work),
+        before=renew,
+        memory=lambda: allocations(optimizer.step),
+    )
+
+
+def _renewal(params: list[Tensor]) -> Callable[[], None]:
+    """0.7.3 writes its updates over the gradients, so each step needs them anew; off the clock."""
+    grads = [p.grad for p in params]
+    for p in params:
+        p.grad = p.grad.clone()
+    return lambda: torch._foreach_copy_([p.grad for p in params], grads)
+
+
+def _functional_step(work: Workload, options: dict[str, Any]) -> Case:
+    """``update`` and ``apply_updates``: in place for the kind 'step', otherwise always from the same arguments."""
+    inplace = work.kind == 'step'
+    start, grads = shared_tree(work.tree)
+    tx = getattr(torchopt, work.optimizer)(**_hyper_parameters(work, options))
+    params = [p.clone() for p in start] if inplace else start
+    state = tx.init(params)
+
+    def step(params: list[Tensor], state: Any) -> tuple[list[Tensor], Any]:
+        updates, state = tx.update(grads, state, params=params, inplace=inplace)
+        return torchopt.apply_updates(params, updates, inplace=inplace), state
+
+    def in_sequence() -> list[Tensor]:
+        nonlocal params, state
+        params, state = step(params, state)
+        return params
+
+    def check() -> list[Tensor]:
+        nonlocal params, state
+        first = params, state
+        added = two_steps(in_sequence, work)
+        if not inplace:
+            params, state = first
+        return added
+
+    run = in_sequence if inplace else (lambda: step(params, state))
+    return Case(run=run, check=check, memory=lambda: allocations(run))
+
+
+def _loop(net: nn.Module, make: Callable[[], Any], steps: int, inner: Any, outer: Any) -> Callable[[], Any]:
+    """A meta-gradient with respect to where the parameters start, to which the module is reset at the end."""
+    start = dict(net._parameters)
+
+    def run() -> tuple[Tensor, ...]:
+        optimizer = make()
+        for _ in range(steps):
+            optimizer.step(inner(net))
+        result = torch.autograd.grad(outer(net), list(start.values()))
+        net._parameters.update(start)
+        return result
+
+    return run
+
+
+def _meta(work: Workload, options: dict[str, Any]) -> Case:
+    net = MLP(problems.mlp_weights())
+    inner, outer = meta_losses()
+    hyper = {'lr': META_LR, 'betas': BETAS, 'eps': META_EPS, **options}
+    run = _loop(net, lambda: torchopt.MetaAdam(net, **hyper), work.steps, inner, outer)
+
+    def memory() -> dict[str, float]:
+        """One more loop for what the optimizer saves: gradients are computed out of the counter's sight."""
+        saved, params = Saved(), [w.requires_grad_() for w in tensors(problems.mlp_weights())]
+        leaves, tx = params, torchopt.adam(**hyper, moment_requires_grad=True)
+        state = tx.init(params)
+        for _ in range(work.steps):
+            loss = inner(functools.partial(torch_problems.mlp, params))
+            grads = torch.autograd.grad(loss, params, create_graph=True)
+            with saved.counting():
+                updates, state = tx.update(list(grads), state, params=params, inplace=False)
+                params = torchopt.apply_updates(params, updates, inplace=False)
+        return {**allocations(run), **saved.report(leaves, work.steps)}
+
+    return Case(run=run, check=lambda: list(run()), memory=memory)
+
+
+def _share(work: Workload, options: dict[str, Any]) -> Case:
+    net = Leaves()
+    loss = Leaves.__call__
+    return Case(run=_loop(net, lambda: torchopt.MetaAdam(net, **options), work.steps, loss, loss))
+
+
+def _op(work: Workload, options: dict[str, Any]) -> Case:
+    """Forward: one update from a gradient and moments that all require grad. Backward: through the same graph again."""
+    torch.manual_seed(0)
+    params, grads, *cotangents = (torch.randn(OP_SIZE, device=torch_problems.DEVICE) for _ in range(5))
+    tx = torchopt.adam(LR, moment_requires_grad=True, **options)
+    _, state = tx.update([grads], tx.init([params]), params=[params], inplace=False)
+    state = torchopt.pytree.tree_map(lambda x: x.detach().requires_grad_() if _is_moment(x) else x, state)
+    inputs = [grads.requires_grad_(), *_moments(state)]
+
+    def forward() -> list[Tensor]:
+        (update,), new = tx.update([grads], state, params=[params], inplace=False)
+        return [update, *_moments(new)]
+
+    if work.part == 'forward':
+        return Case(run=forward, check=lambda: [x.detach() for x in forward()])
+    outputs = forward()
+
+    def backward() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(outputs, inputs, cotangents, retain_graph=True)
+
+    return Case(run=backward, check=lambda: list(backward()))
+
+
+def _is_moment(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point() and x.numel() == OP_SIZE
+
+
+def _moments(state: Any) -> list[Tensor]:
+    return [x for x in torchopt.pytree.tree_leaves(state) if _is_moment(x)]
+
+
+def _copy(work: Workload, fresh: bool) -> Case:
+    """Half of the bytes read, half written; ``copy_`` into memory that is there, ``clone`` into fresh memory."""
+    source = torch.randn(OP_TRAFFIC[work.part] * OP_SIZE // 2, device=torch_problems.DEVICE)
+    target = torch.empty_like(source)
+    return Case(run=source.clone if fresh else (lambda: target.copy_(source)))
+
+
+def _tree(work: Workload, options: dict[str, Any]) -> Case:
+    tree = problems.nested_dict(lambda: torch.zeros(()))
+    leaves, spec = torchopt.tree.flatten(tree)
+    return Case(
+        run={
+            'flatten': lambda: torchopt.tree.flatten(tree),
+            'map': lambda: torchopt.tree.map(lambda x: x, tree),
+            'unflatten': lambda: torchopt.tree.unflatten(spec, leaves),
+        }[work.part]
+    )

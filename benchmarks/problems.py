@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The numbers that every peer starts from, as NumPy arrays: the same in every process and framework."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from workloads import BATCH, LAYERS, SHARE_LEAVES, SHARE_SHAPE, TREES
+
+
+@dataclass(kw_only=True)
+class Case:
+    """One contestant, ready to run.
+
+    ``run`` is what is timed, None for an oracle that the others are only compared with; ``before`` comes before each
+    run, off the clock.  ``check``, called once and first, returns arrays that must agree between the contestants of a
+    workload; it is None where there is nothing to compare.  ``memory`` counts bytes.
+    """
+
+    run: Callable[[], Any] | None
+    check: Callable[[], list[Any]] | None = None
+    before: Callable[[], Any] | None = None
+    memory: Callable[[], dict[str, float]] | None = None
+
+
+Cases = dict[str, Callable[[], Case]]
+
+
+@functools.lru_cache(maxsize=1)
+def params_and_grads(tree: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    rng = np.random.default_rng(0)
+    return tuple([rng.standard_normal(shape, dtype=np.float32) for shape in TREES[tree]] for _ in range(2))
+
+
+def mlp_weights() -> list[np.ndarray]:
+    """Weight and bias of each layer, one after another."""
+    rng = np.random.default_rng(1)
+    weights = []
+    for i, o in itertools.pairwise(LAYERS):
+        weights += [rng.standard_normal((o, i), dtype=np.float32) / np.float32(i**0.5), np.zeros(o, np.float32)]
+    return weights
+
+
+def batches() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """What the inner and the outer loss are computed on: inputs and classes."""
+    rng = np.random.default_rng(2)
+
+    def batch() -> tuple[np.ndarray, np.ndarray]:
+        return rng.standard_normal((BATCH, LAYERS[0]), dtype=np.float32), rng.integers(0, LAYERS[-1], BATCH)
+
+    return batch(), batch()
+
+
+def share_weights() -> list[np.ndarray]:
+    rng = np.random.default_rng(3)
+    return [rng.standard_normal(SHARE_SHAPE, dtype=np.float32) for _ in range(SHARE_LEAVES)]
+
+
+def nested_dict(leaf: Callable[[], Any]) -> dict[str, Any]:
+    """200 leaves, three levels deep."""
+    names = ('weight', 'bias', 'scale', 'shift')
+    return {f'block{i}': {f'layer{j}': {name: leaf() for name in names} for j in range(5)} for i in range(10)}

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The problems in torch: what the peers that use torch share, so that they differ in the optimizer only."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import problems
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from workloads import Workload
+
+DEVICE = torch.device('cpu')  # the worker sets it
+
+
+def tensors(arrays: Sequence[Any]) -> list[Tensor]:
+    return [torch.tensor(a, device=DEVICE) for a in arrays]
+
+
+@functools.lru_cache(maxsize=1)
+def shared_tree(tree: str) -> tuple[list[Tensor], list[Tensor]]:
+    """Parameters (clone them) and gradients, one copy for all contestants of a process."""
+    params, grads = problems.params_and_grads(tree)
+    return tensors(params), tensors(grads)
+
+
+def parameters(tree: str) -> list[Tensor]:
+    """Leaves that require grad, with their gradients in ``.grad``."""
+    params, grads = shared_tree(tree)
+    params = [p.clone().requires_grad_() for p in params]
+    for p, g in zip(params, grads):
+        p.grad = g
+    return params
+
+
+def two_steps(step: Callable[[], Sequence[Tensor]], work: Workload) -> list[Tensor]:
+    """What two steps, with different gradients, add to the parameters; ``step`` returns the new ones."""
+    params, grads = shared_tree(work.tree)
+    step()
+    torch._foreach_mul_(grads, -0.5)
+    new = [p.detach() for p in step()]
+    torch._foreach_mul_(grads, -2.0)  # exact
+    return [n - p for n, p in zip(new, params)]
+
+
+class MLP(nn.Module):
+    """The network of the meta-gradient; its parameters are named p0, p1, ... so that they make a list."""
+
+    def __init__(self, weights: Sequence[Any]) -> None:
+        super().__init__()
+        self.names = [f'p{i}' for i in range(len(weights))]
+        for name, w in zip(self.names, tensors(weights)):
+            self.register_parameter(name, nn.Parameter(w))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return mlp([getattr(self, name) for name in self.names], x)
+
+
+def mlp(params: Sequence[Tensor], x: Tensor) -> Tensor:
+    for i in range(0, len(params), 2):
+        x = F.linear(x, params[i], params[i + 1])
+        if i + 2 < len(params):
+            x = torch.tanh(x)
+    return x
+
+
+class Leaves(nn.Module):
+    """Many parameters with the cheapest loss whose gradient depends on them: what is left is the optimizer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        weights = problems.share_weights()
+        self.names = [f'p{i}' for i in range(len(weights))]
+        for name, w in zip(self.names, tensors(weights)):
+            self.register_parameter(name, nn.Parameter(w))
+
+    def forward(self) -> Tensor:
+        return sum_of_squares([getattr(self, name) for name in self.names])
+
+
+def sum_of_squares(params: Sequence[Tensor]) -> Tensor:
+    return torch.stack([p.square().sum() for p in params]).sum()
+
+
+def meta_losses() -> tuple[Callable[[Callable[[Tensor], Tensor]], Tensor], ...]:
+    """The inner and the outer loss, functions of what maps inputs to scores."""
+    data = [tensors(batch) for batch in problems.batches()]
+    return tuple(lambda net, x=x, y=y: F.cross_entropy(net(x), y) for x, y in data)

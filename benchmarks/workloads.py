@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is measured, and what is to be reached: names and numbers only, for every process to agree upon."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+LR, BETAS, EPS, MOMENTUM, WEIGHT_DECAY = 1e-3, (0.9, 0.999), 1e-8, 0.9, 1e-2
+
+# Five 3x3 convolutions, each with a batch norm (weight and bias), and two linear layers: 19 tensors.
+CHANNELS = (3, 16, 16, 32, 32, 64)
+CONV_NET = [
+    *(shape for i, o in itertools.pairwise(CHANNELS) for shape in ((o, i, 3, 3), (o,), (o,))),
+    *((64, 64), (64,), (10, 64), (10,)),
+]
+TREES = {
+    '200 of 64x64': [(64, 64)] * 200,
+    'conv net, 19': CONV_NET,
+    '8 of 2048x2048': [(2048, 2048)] * 8,
+}
+
+# The meta-gradient's problem. A larger epsilon than Adam's default costs the same and keeps the derivative of
+# g / (|g| + epsilon) well-conditioned, so that the peers' results can be compared in float32.
+LAYERS, BATCH = (64, 64, 64, 64, 10), 32
+META_LR, META_EPS = 1e-2, 1e-4
+
+SHARE_LEAVES, SHARE_SHAPE, SHARE_STEPS = 200, (64, 64), 5
+OP_SIZE = 10_000_000
+# Tensors of OP_SIZE that a pass reads and writes. Forward: g, mu, nu; u, mu', nu'. Backward: the same three and three
+# cotangents; three gradients.
+OP_TRAFFIC = {'forward': 6, 'backward': 9}
+
+
+@dataclass(frozen=True)
+class Target:
+    """``ours`` may take ``limit`` times what ``reference`` takes, after the time of ``base`` is taken off both."""
+
+    ours: tuple[str, ...]
+    reference: str
+    limit: float
+    base: str | None = None
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Something that several peers do.  A contestant is ``peer/variant``; each peer knows the variants it has."""
+
+    kind: str
+    title: str
+    tree: str = ''
+    optimizer: str = ''
+    steps: int = 0
+    part: str = ''
+    target: Target | None = None
+
+    @property
+    def name(self) -> str:
+        return f'{self.kind}: {self.title}'
+
+
+IN_PLACE = Target(('torchopt/class', 'torchopt/functional'), 'torch_optim/fused', 1.0)
+OUT_OF_PLACE = Target(('torchopt/functional',), 'optax/jit', 1.0)
+META = Target(('torchopt/MetaAdam',), 'by_hand/SGD', 1.2)
+SHARE = Target(('torchopt/MetaAdam',), 'torchopt/MetaAdam, plain torch', 0.1, base='by_hand/free update')
+BANDWIDTH = Target(('torchopt/update',), 'torchopt/copy_ of as many bytes', 1 / 0.8)
+
+WORKLOADS = {
+    work.name: work
+    for work in [
+        *(
+            Workload(kind, f'{optimizer}, {tree}', tree=tree, optimizer=optimizer, target=target)
+            for kind, target in (('step', IN_PLACE), ('functional', OUT_OF_PLACE))
+            for tree in TREES
+            for optimizer in ('adam', 'adamw', 'sgd')
+        ),
+        *(Workload('meta', f'MLP, K={k}', steps=k, target=META) for k in (5, 20)),
+        Workload('share', f'{SHARE_LEAVES} leaves, K={SHARE_STEPS}', steps=SHARE_STEPS, target=SHARE),
+        *(Workload('op', f'{part}, 10M elements', part=part, target=BANDWIDTH) for part in OP_TRAFFIC),
+        *(Workload('tree', f'{verb}, 200 leaves', part=verb) for verb in ('flatten', 'map', 'unflatten')),
+    ]
+}
+# The kinds in the order of the report. Memory is taken from 'step' and 'meta' workloads, import time from fresh
+# processes.
+KINDS = {
+    'step': 'In-place step',
+    'functional': 'Out-of-place step',
+    'meta': 'Meta-gradient',
+    'share': "Optimizer's share of a meta-gradient",
+    'op': 'One update of 10M elements, with its graph',
+    'tree': 'Tree operations on a nested dict',
+    'memory': 'Memory',
+    'import': 'Import',
+}
+SAVED_LIMIT = 3.0
+
+PEERS = ('torchopt', 'torch_optim', 'by_hand', 'optax', 'higher', 'torchopt_073')
+CUDA_PEERS = ('torchopt', 'torch_optim', 'by_hand')
