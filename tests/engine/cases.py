@@ -180,6 +180,9 @@ def native(rules: Any, g: Any, moments: Any, p: Any, *, active: Any = None, inpl
 
 def plain(rules: Any, g: Any, moments: Any, p: Any, *, active: Any = None, onto: bool = False) -> list[list[Tensor]]:
     """The same in plain torch: leaf by leaf, transformation by transformation."""
+    if onto:
+        # Out of place a step is differentiable in parameters that are leaves, too; see `off_leaf`.
+        p = [x.view_as(x) for x in p]
     results = []
     for i, x in enumerate(g):
         moved: list[Tensor] = []

@@ -106,14 +106,18 @@ def _operate(call: Call, coefs: Tensor | None, g: Column, moments: Sequence[Colu
     if not fused.is_tracked((coefs, *tensors)):
         results = fused.write(call, coefs, columns, call.likes())
         return results if isinstance(results, str) else list(results)
-    if not _are_uniform(call, tensors):
+    transformed = torch._C._functorch.peek_interpreter_stack() is not None
+    if transformed and not _are_uniform(call, tensors):
         return 'tensors of a leaf differ in shape or device, or are no plain dense floating tensors'
-    flat = fused.operate(call, coefs, tensors)
+    try:
+        flat = fused.operate(call, coefs, tensors)
+    except fused.RefusedError as refusal:
+        return str(refusal)
     return [call.column(flat, i) for i in range(call.plan.moments + 1)]
 
 
 def _are_uniform(call: Call, tensors: Column) -> bool:
-    """What the kernels ask of tensors, asked where a graph or a transform stands between them and the kernel."""
+    """What the kernels ask of tensors, asked where a transform stands between them and the kernel."""
     n, device = call.leaves, getattr(tensors[0], 'device', torch.device('meta'))
     return device.type in ('cpu', 'cuda') and all(
         x is None

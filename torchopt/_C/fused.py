@@ -22,10 +22,14 @@ from torch.autograd import forward_ad
 from torchopt._C import reference
 from torchopt._C.plans import Plan
 
-__all__ = ['Call', 'Order', 'is_tracked', 'open_door', 'operate', 'write']
+__all__ = ['Call', 'Order', 'RefusedError', 'is_tracked', 'open_door', 'operate', 'write']
 
 Column = Sequence[Any]
 """One tensor, or None, for each leaf."""
+
+
+class RefusedError(Exception):
+    """The step itself cannot run natively; the message says why."""
 
 
 class Order(enum.IntEnum):
@@ -38,7 +42,7 @@ class Order(enum.IntEnum):
     JVP = 4
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(eq=False)
 class Call:
     """What is to be computed; the tensors come beside it.
 
@@ -72,13 +76,28 @@ class Call:
 
     def derived(self, order: Order, wanted: Iterable[bool]) -> Call:
         """A derivative of this computation."""
-        return dataclasses.replace(self, order=order, wanted=tuple(wanted))
+        return Call(self.plan, order, self.leaves, tuple(wanted), self.coefs, self.rows, self.onto_params)
 
     def integrated(self) -> Call:
         """The computation that this one is a derivative of."""
         if self.order == Order.VJP_OF_VJP:
             return self.derived(Order.VJP, [True] * (self.plan.moments + 2))
         return self.derived(Order.FORWARD, [True] * (self.plan.moments + 1))
+
+    def passes_params_through(self) -> bool:
+        """Whether the step is ``p + u`` with an update that does not depend on ``p``."""
+        if self.coefs is None or not self.onto_params or self.reads_params():
+            return False
+        return all(weight == 1.0 for weight in self.coefs[3 :: self.row_size])
+
+    def reads_params(self) -> bool:
+        """Whether the rule depends on the values of the parameters, as decay before it does."""
+        return self.coefs is None or any(self.coefs[1 :: self.row_size])
+
+    @property
+    def row_size(self) -> int:
+        """How many coefficients each row has."""
+        return 4 + sum(len(reference.coefficients(rule)) for rule in self.plan.rules)
 
     def likes(self) -> list[int]:
         """For each output the input whose dtype it has; -1 stands for the widest."""
@@ -133,6 +152,8 @@ def _compute(call: Call, coefs: Tensor | None, tensors: Column) -> tuple[Any, ..
     into = [like if wanted else None for like, wanted in zip(call.likes(), call.wanted)]
     native = _native(call, coefs, [call.column(tensors, i) for i in range(call.inputs)], into)
     if isinstance(native, str):
+        if call.order == Order.FORWARD and torch._C._functorch.peek_interpreter_stack() is None:
+            raise RefusedError(native)
         return plain(call)(coefs, *tensors)
     columns, sums = native
     absent = (None,) * call.leaves
@@ -202,7 +223,7 @@ def _plain_step(call: Call, coefs: Any, tensors: Column) -> tuple[Any, ...]:
     values = call.coefs if coefs is None else coefs.reshape(-1).unbind()
     assert values is not None
     rows = call.rows or (0,) * call.leaves
-    size = len(values) // (max(rows, default=0) + 1)
+    size = call.row_size
     results = []
     for row, (g, *moments, p) in zip(rows, zip(*(call.column(tensors, i) for i in range(call.inputs)))):
         own = values[row * size : (row + 1) * size]
@@ -336,8 +357,7 @@ class _Step(_Derivative):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         call, coefs, *tensors = inputs
-        size = 0 if call.coefs is None else len(call.coefs) // (max(call.rows or (0,)) + 1)
-        if size and not any(call.coefs[1::size]):
+        if call.coefs is not None and not call.reads_params():
             # Without decay before the rule the step is linear in the parameters, whose values need not be kept.
             tensors[-call.leaves :] = [None] * call.leaves
         _keep(ctx, call, coefs, *tensors)
@@ -351,7 +371,13 @@ class _Step(_Derivative):
             return (None,) * (2 + len(tensors))
         wanted = [any(call.column(needs, i)) for i in range(call.inputs)]
         if not ctx.needs_input_grad[1]:
-            return (None, None, *operate(call.derived(Order.VJP, wanted), coefs, (*tensors, *cotangents)))
+            passes_through = wanted[-1] and call.passes_params_through()
+            if passes_through:
+                wanted[-1] = False
+            gradients = operate(call.derived(Order.VJP, wanted), coefs, (*tensors, *cotangents))
+            if passes_through:
+                gradients = (*gradients[: -call.leaves], *cotangents[: call.leaves])
+            return (None, None, *gradients)
         *gradients, own = operate(call.derived(Order.VJP_WITH_COEFS, wanted), coefs, (*tensors, *cotangents))
         return (None, own, *gradients)
 

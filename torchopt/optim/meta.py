@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from torchopt import alias
 from torchopt.base import GradientTransformation, UninitializedState
+from torchopt.numerics import is_inexact
 from torchopt.optim.from_alias import FromAlias, check_impl
 from torchopt.optim.gradients import (
     check_same_kind,
     check_states,
     differentiable_gradients,
-    with_integers,
     without_integers,
 )
 from torchopt.update import update_params
@@ -151,8 +151,9 @@ True
         ):
             if isinstance(state, UninitializedState):
                 state = impl.init(without_integers(params))
-            new, state = update_params(impl, grads, state, without_integers(params), inplace=False)
-            new_groups.append(with_integers(new, params))
+            read = {k: None if grads[k] is None and not is_inexact(p) else p for k, p in params.items()}
+            new, state = update_params(impl, grads, state, read, inplace=False)
+            new_groups.append({k: params[k] if p is None else p for k, p in new.items()})
             new_states.append(state)
         self.state_groups = new_states
         for slots, new in zip(self.param_groups, new_groups):

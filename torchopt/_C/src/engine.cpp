@@ -312,32 +312,35 @@ class Call {
   void make_column(int o) {
     const int like = make_like_[o];
     std::vector<View> small;
-    std::vector<Storage> small_storages;
     std::vector<Py_ssize_t> small_leaves;
     py::list list(leaf_count_);
     for (Py_ssize_t leaf = 0; leaf < leaf_count_; ++leaf) {
       const Cell& model = first(leaf);
-      const Storage storage = storage_of_output(leaf, like);
+      Cell& made = cell(leaf, shape_.inputs + o);
+      made.view = model.view;
+      made.view.storage = storage_of_output(leaf, like);
       if (!torch_.has_exchange() || model.view.device.type != dlpack::cpu || !model.view.is_contiguous()) {
-        list[leaf] = torch_.empty_like(model.object, storage);
-      } else if (model.view.size * size_of(storage) > largest_piece) {
-        list[leaf] = torch_.cut_block({model.view}, {storage})[0];
+        list[leaf] = torch_.empty_like(model.object, made.view.storage);
+        made.object = PyList_GET_ITEM(list.ptr(), leaf);
+        read_again(made);
+      } else if (model.view.size * size_of(made.view.storage) > largest_piece) {
+        std::vector<View> alone{made.view};
+        list[leaf] = torch_.cut_block(alone)[0];
+        made.view = alone[0];
       } else {
-        small.push_back(model.view);
-        small_storages.push_back(storage);
+        small.push_back(made.view);
         small_leaves.push_back(leaf);
       }
     }
     if (!small.empty()) {
-      std::vector<py::object> pieces = torch_.cut_block(small, small_storages);
+      std::vector<py::object> pieces = torch_.cut_block(small);
       for (std::size_t i = 0; i < pieces.size(); ++i) {
+        cell(small_leaves[i], shape_.inputs + o).view = small[i];
         list[small_leaves[i]] = std::move(pieces[i]);
       }
     }
     for (Py_ssize_t leaf = 0; leaf < leaf_count_; ++leaf) {
-      Cell& c = cell(leaf, shape_.inputs + o);
-      c.object = PyList_GET_ITEM(list.ptr(), leaf);
-      read_again(c);
+      cell(leaf, shape_.inputs + o).object = PyList_GET_ITEM(list.ptr(), leaf);
     }
     made_[o] = std::move(list);
   }

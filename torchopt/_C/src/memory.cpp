@@ -16,8 +16,9 @@ namespace torchopt {
 namespace {
 
 constexpr std::size_t line = 64, page = std::size_t(2) << 20;
-// Smaller blocks come from where the C library keeps memory anyway.
-constexpr std::size_t large = std::size_t(1) << 20;
+// Smaller blocks are left to the C library, which keeps them too. It gives the end of the heap back to the system when
+// some 128 KiB of it are free, so that for larger blocks it cannot be relied on.
+constexpr std::size_t large = std::size_t(16) << 10;
 // What is kept is bounded by twice what tensors of the engine hold at the time, but may be this much at any time.
 constexpr std::size_t always_kept = std::size_t(256) << 20;
 

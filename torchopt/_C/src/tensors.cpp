@@ -250,21 +250,22 @@ py::object Torch::empty_doubles(std::int64_t size, PyObject* like) const {
   return new_empty_(py::handle(like), size, py::arg("dtype") = dtypes_[int(Storage::float64)]);
 }
 
-std::vector<py::object> Torch::cut_block(const std::vector<View>& like, const std::vector<Storage>& storages) const {
+std::vector<py::object> Torch::cut_block(std::vector<View>& views) const {
   constexpr std::int64_t alignment = 64;
   std::int64_t total = 0;
   std::vector<std::int64_t> offsets;
-  for (std::size_t i = 0; i < like.size(); ++i) {
+  for (const View& view : views) {
     offsets.push_back(total);
-    total += (like[i].size * size_of(storages[i]) + alignment - 1) / alignment * alignment;
+    total += (view.size * size_of(view.storage) + alignment - 1) / alignment * alignment;
   }
-  const auto count = std::int64_t(like.size());
+  const auto count = std::int64_t(views.size());
   char* base = static_cast<char*>(take_memory(std::size_t(total)));
   Block* block = new Block{{count}, std::size_t(total), base};
 
   std::vector<py::object> tensors;
-  for (std::size_t i = 0; i < like.size(); ++i) {
-    const View& view = like[i];
+  for (std::size_t i = 0; i < views.size(); ++i) {
+    View& view = views[i];
+    view.data = base + offsets[i];
     auto piece = std::make_unique<Piece>();
     piece->block = block;
     piece->shape_and_strides.assign(view.shape, view.shape + view.ndim);
@@ -279,7 +280,7 @@ std::vector<py::object> Torch::cut_block(const std::vector<View>& like, const st
     m.context = piece.get();
     m.deleter = &Piece::remove;
     m.flags = 0;
-    m.tensor = {base + offsets[i], {dlpack::cpu, 0}, view.ndim, dtype_of(storages[i]),
+    m.tensor = {view.data, {dlpack::cpu, 0}, view.ndim, dtype_of(view.storage),
                 piece->shape_and_strides.data(), piece->shape_and_strides.data() + view.ndim, 0};
     void* object = nullptr;
     if (exchange_->to_object(&piece.release()->managed, &object) != 0) {

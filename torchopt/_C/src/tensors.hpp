@@ -55,7 +55,8 @@ class Torch {
   // An uninitialized vector of float64 on the device of a tensor.
   py::object empty_doubles(std::int64_t size, PyObject* like) const;
   // Uninitialized contiguous tensors on the CPU, cut from one block of memory. Needs the exchange interface.
-  std::vector<py::object> cut_block(const std::vector<View>& like, const std::vector<Storage>& storages) const;
+  // Takes the views of tensors that they should be like, and leaves their own.
+  std::vector<py::object> cut_block(std::vector<View>& views) const;
 
   void* current_stream(dlpack::Device device) const;
 
