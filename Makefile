@@ -18,7 +18,7 @@ NATIVE := CMakeLists.txt $(wildcard third_party/*.cmake torchopt/_C/CMakeLists.t
           $(wildcard torchopt/_C/src/* torchopt/_C/src/*/* torchopt/_C/include/*/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format types doctest docs clean
+.PHONY: help install demo test lint format types doctest sanitize cuda docs clean
 
 help:  ## Say what can be made.
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -51,6 +51,26 @@ types: $(STAMP)  ## Check the types of the package, strictly.
 
 doctest: $(STAMP)  ## Run the examples in the docstrings.
 	$(BIN)/python -m pytest --doctest-modules torchopt $(ARGS)
+
+# The tests of the engine on a build with AddressSanitizer and UndefinedBehaviorSanitizer, in an environment of its own that
+# borrows all other packages. Preloaded, since Python itself is built without them; it leaks by design.
+SANITIZED := build/sanitized
+sanitize: $(STAMP)  ## Run the engine's tests with AddressSanitizer and UndefinedBehaviorSanitizer.
+	rm -rf $(SANITIZED) && $(BIN)/python -m venv $(SANITIZED)
+	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > "$$($(SANITIZED)/bin/python -c 'import site; print(site.getsitepackages()[0])')/borrowed.pth"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --prefix $(SANITIZED) --ignore-installed . \
+	  -C build-dir=build/sanitized-objects -C cmake.build-type=RelWithDebInfo -C cmake.define.TORCHOPT_SANITIZE=ON
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0:alloc_dealloc_mismatch=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	  $(SANITIZED)/bin/python -P -m pytest -q -p no:cacheprovider --rootdir tests -c pyproject.toml tests/engine $(ARGS)
+
+# nvcc is not needed otherwise, and no device is needed here.
+CUDA_MODULE := build/cuda
+cuda: $(STAMP)  ## Compile the CUDA kernels, where nvcc is.
+	rm -rf $(CUDA_MODULE)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(CUDA_MODULE) . \
+	  -C build-dir=build/cuda-objects -C cmake.define.TORCHOPT_CUDA=ON
+	cd $(CUDA_MODULE) && PYTHONPATH=. ../../$(BIN)/python -S -c 'import glob; print(*glob.glob("torchopt/_C/kernels*"))'
 
 docs: $(STAMP)  ## Build the documentation into docs/_build/html; warnings are errors.
 	$(BIN)/python -m sphinx -W --keep-going -q -b html -d docs/_build/doctrees docs docs/_build/html

@@ -21,7 +21,7 @@ import torchopt
 LIST = Path(__file__).parent / 'data' / 'torchopt-0.7.3.tsv'
 
 # Modules whose names are not promised yet.
-LATER = ('accelerated_op', 'diff', 'distributed', 'linalg', 'linear_solve', 'visual')
+LATER = ('diff', 'distributed', 'linalg', 'linear_solve', 'visual')
 # Classes that arrive with implicit and zero-order differentiation.
 LATER_CLASSES = ('ImplicitMetaGradientModule', 'ZeroOrderGradientModule')
 # torch.nn.Module's own methods, which differ from release to release of torch; tests/nn tests those that are ours.

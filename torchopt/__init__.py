@@ -7,6 +7,7 @@ trains parameters in place as in ``torch.optim``, ``FuncOptimizer`` keeps the st
 """
 
 from torchopt import (
+    accelerated_op,
     alias,
     base,
     clip,

@@ -8,6 +8,7 @@ This is the door to the compiled module, and its only importer.  The module is o
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
 # First torch, then the compiled module: torch brings the OpenMP runtime, and a module loaded later
@@ -61,9 +62,9 @@ def is_available(devices: Any = None) -> bool:
         return False
     if devices is None:
         return True
-    if isinstance(devices, (str, int, torch.device)):
+    if isinstance(devices, (str, torch.device)) or not isinstance(devices, Iterable):
         devices = (devices,)
-    return all(_runs_on(device) for device in devices)
+    return all([_runs_on(device) for device in devices])  # the list, so that each is checked
 
 
 def _runs_on(device: Any) -> bool:

@@ -123,6 +123,7 @@ void Torch::open(const py::object& torch, bool use_exchange) {
   parameter_type_ = torch.attr("nn").attr("Parameter");
   empty_like_ = torch.attr("empty_like");
   new_empty_ = tensor_type_.attr("new_empty");
+  is_neg_ = tensor_type_.attr("is_neg");
   strided_ = torch.attr("strided");
   current_stream_ = torch.attr("cuda").attr("current_stream");
   dtypes_[int(Storage::float32)] = torch.attr("float32");
@@ -162,6 +163,14 @@ const char* Torch::read(PyObject* object, View& view) {
     PyErr_Clear();
     return no_storage;
   }
+  // The imaginary part of a conjugate, say, has the sign of its elements in a flag of which DLPack knows nothing.
+  PyObject* negative = PyObject_CallOneArg(is_neg_.ptr(), object);
+  if (negative != Py_False) {
+    PyErr_Clear();
+    Py_XDECREF(negative);
+    return negative_view;
+  }
+  Py_DECREF(negative);
   if (!storage_of(t.dtype, view.storage)) {
     return other_dtype;
   }

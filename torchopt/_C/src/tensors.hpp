@@ -63,7 +63,7 @@ class Torch {
  private:
   const char* read_by_attributes(PyObject* object, View& view);
 
-  py::object tensor_type_, parameter_type_, empty_like_, new_empty_, strided_, dtypes_[storage_count], current_stream_;
+  py::object tensor_type_, parameter_type_, empty_like_, new_empty_, is_neg_, strided_, dtypes_[storage_count], current_stream_;
   const dlpack::Exchange* exchange_ = nullptr;
 };
 
