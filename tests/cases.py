@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import torchopt
 
 
 class Case(NamedTuple):
-    """One optimizer with one set of options, and the same thing elsewhere."""
+    """One optimizer with one set of options, and the same thing elsewhere; the rate is called ``lr`` everywhere."""
 
     alias: str
     options: dict[str, Any]
@@ -27,7 +28,9 @@ class Case(NamedTuple):
         return f'{self.alias}({shown})'
 
     def make(self, **changes: Any) -> torchopt.base.GradientTransformation:
-        return getattr(torchopt, self.alias)(**{**self.options, **changes})
+        factory = getattr(torchopt, self.alias)
+        options = {**self.options, **changes}
+        return factory(**{next(iter(inspect.signature(factory).parameters)): options.pop('lr')}, **options)
 
 
 FALLING = torchopt.schedule.polynomial_schedule(0.05, 0.01, 2.0, 40, 3)
@@ -126,6 +129,67 @@ CASES = [
         'rmsprop',
         {'lr': 0.01, 'initial_scale': 0.5, 'momentum': 0.5, 'nesterov': True},
         optax=lambda: optax.rmsprop(0.01, 0.99, initial_scale=0.5, eps_in_sqrt=False, momentum=0.5, nesterov=True),
+    ),
+    Case(
+        'rmsprop',
+        {'lr': 0.01, 'alpha': 0.9, 'eps': 1e-3, 'eps_in_sqrt': True},
+        optax=lambda: optax.rmsprop(0.01, 0.9, 1e-3),
+    ),
+    Case(
+        'rmsprop',
+        {'lr': 0.01, 'alpha': 0.9, 'eps': 1e-2, 'eps_in_sqrt': True, 'centered': True, 'momentum': 0.5},
+        optax=lambda: optax.rmsprop(0.01, 0.9, 1e-2, centered=True, momentum=0.5),
+    ),
+    Case(
+        'adam',
+        {'lr': 0.1, 'betas': (0.8, 0.95), 'eps': 1e-3, 'nesterov': True},
+        optax=lambda: optax.adam(0.1, 0.8, 0.95, eps=1e-3, nesterov=True),
+    ),
+    Case('nadam', {'lr': 0.1}, optax=lambda: optax.nadam(0.1)),
+    Case(
+        'nadam',
+        {'lr': FALLING, 'b1': 0.5, 'eps_root': 1e-2},
+        optax=lambda: optax.nadam(optax_falling, 0.5, eps_root=1e-2),
+    ),
+    Case('nadamw', {'lr': 0.1}, optax=lambda: optax.nadamw(0.1)),
+    Case(
+        'nadamw',
+        {'lr': 0.1, 'b1': 0.7, 'b2': 0.9, 'eps': 1e-4, 'weight_decay': 0.3},
+        optax=lambda: optax.nadamw(0.1, 0.7, 0.9, 1e-4, weight_decay=0.3),
+    ),
+    Case('amsgrad', {'lr': 0.1}, optax=lambda: optax.amsgrad(0.1)),
+    Case(
+        'amsgrad',
+        {'lr': 0.1, 'b1': 0.8, 'b2': 0.6, 'eps': 1e-3, 'eps_root': 1e-2, 'bias_correction_mu': False},
+        optax=lambda: optax.amsgrad(0.1, 0.8, 0.6, 1e-3, 1e-2, bias_correction_mu=False),
+    ),
+    Case(
+        'amsgrad',
+        {'lr': 0.05, 'b2': 0.9, 'bias_correction_nu': False},
+        optax=lambda: optax.amsgrad(0.05, b2=0.9, bias_correction_nu=False),
+    ),
+    Case('lion', {'lr': 0.01}, optax=lambda: optax.lion(0.01)),
+    Case(
+        'lion',
+        {'lr': 0.02, 'b1': 0.7, 'b2': 0.8, 'weight_decay': 0.0},
+        optax=lambda: optax.lion(0.02, 0.7, 0.8, weight_decay=0.0),
+    ),
+    Case('yogi', {'lr': 0.1}, optax=lambda: optax.yogi(0.1)),
+    Case('yogi', {'lr': 0.1, 'b1': 0.8, 'b2': 0.7, 'eps': 1e-2}, optax=lambda: optax.yogi(0.1, 0.8, 0.7, 1e-2)),
+    Case('adabelief', {'lr': 0.1}, optax=lambda: optax.adabelief(0.1)),
+    Case(
+        'adabelief',
+        {'lr': 0.1, 'b1': 0.8, 'b2': 0.95, 'eps': 1e-3, 'eps_root': 1e-4},
+        optax=lambda: optax.adabelief(0.1, 0.8, 0.95, 1e-3, 1e-4),
+    ),
+]
+
+# What runs in plain torch, engine or not.
+WITHOUT_KERNEL = [
+    Case(
+        'adabelief',
+        {'lr': 0.1, 'b1': 0.8, 'eps_root': 1e-4, 'nesterov': True},
+        optax=lambda: optax.adabelief(0.1, 0.8, eps_root=1e-4, nesterov=True),
     ),
 ]
 

@@ -97,13 +97,17 @@ def assert_trees_close(actual: Any, expected: Any, tolerance: float) -> None:
 # --- the equations of the papers, as plain torch code that autograd differentiates ---
 
 
+# Those whose decay is no part of the gradient.
+DECOUPLED = {'adamw', 'nadamw', 'lion'}
+
+
 def unrolled(name: str, gradient_of: Any, p: torch.Tensor, lr: Any, steps: int, **o: Any) -> torch.Tensor:
-    """One tensor optimized by one of the eight optimizers, written out."""
+    """One tensor optimized by one of the optimizers, written out."""
     state: dict[str, Any] = {}
     for t in range(1, steps + 1):
         g = gradient_of(p)
         decay = o.get('weight_decay', 0.0)
-        if name != 'adamw':
+        if name not in DECOUPLED:
             g = g + decay * p
         p = p - lr * _EQUATIONS[name](g, p, t, state, o)
     return p
@@ -121,8 +125,15 @@ def _moments(g, t, s, b1, b2):
     return s['m'] / (1 - b1**t), s['v'] / (1 - b2**t)
 
 
+def _betas(o):
+    return o.get('betas', (o.get('b1', 0.9), o.get('b2', 0.999)))
+
+
 def _adam(g, p, t, s, o):
-    m, v = _moments(g, t, s, *o.get('betas', (0.9, 0.999)))
+    b1, b2 = _betas(o)
+    m, v = _moments(g, t, s, b1, b2)
+    if o.get('nesterov'):
+        m = b1 * s['m'] / (1 - b1 ** (t + 1)) + (1 - b1) * g / (1 - b1**t)
     return m / ((v + o.get('eps_root', 0.0)).sqrt() + o.get('eps', 1e-8))
 
 
@@ -166,10 +177,52 @@ def _rmsprop(g, p, t, s, o):
     s['v'] = a * s.get('v', o.get('initial_scale', 0.0)) + (1 - a) * g**2
     s['m'] = a * s.get('m', 0.0) + (1 - a) * g
     variance = s['v'] - s['m'] ** 2 if o.get('centered') else s['v']
-    d = g / (variance.sqrt() + o.get('eps', 1e-8))
+    eps = o.get('eps', 1e-8)
+    d = g / ((variance + eps).sqrt() if o.get('eps_in_sqrt') else variance.sqrt() + eps)
     mu = o.get('momentum', 0.0)
     s['b'] = mu * s.get('b', 0.0) + d
     return d + mu * s['b'] if o.get('nesterov') else s['b']
+
+
+def _nadam(g, p, t, s, o):
+    return _adam(g, p, t, s, {'nesterov': True, **o})
+
+
+def _nadamw(g, p, t, s, o):
+    return _nadam(g, p, t, s, o) + o.get('weight_decay', 1e-4) * p
+
+
+def _amsgrad(g, p, t, s, o):
+    m, v = _moments(g, t, s, *_betas(o))
+    m = m if o.get('bias_correction_mu', True) else s['m']
+    v = v if o.get('bias_correction_nu', True) else s['v']
+    s['n'] = torch.maximum(s['n'], v) if t > 1 else v
+    return m / ((s['n'] + o.get('eps_root', 0.0)).sqrt() + o.get('eps', 1e-8))
+
+
+def _lion(g, p, t, s, o):
+    b1, b2, m = o.get('b1', 0.9), o.get('b2', 0.99), s.get('m', torch.zeros_like(g))
+    s['m'] = b2 * m + (1 - b2) * g
+    return (b1 * m + (1 - b1) * g).sign() + o.get('weight_decay', 1e-3) * p
+
+
+def _yogi(g, p, t, s, o):
+    b1, b2 = _betas(o)
+    first = torch.full_like(g, 1e-6)
+    s['m'] = b1 * s.get('m', first) + (1 - b1) * g
+    v = s.get('v', first)
+    s['v'] = v - (1 - b2) * (v - g**2).sign() * g**2
+    return s['m'] / (1 - b1**t) / ((s['v'] / (1 - b2**t)).sqrt() + o.get('eps', 1e-3))
+
+
+def _adabelief(g, p, t, s, o):
+    b1, b2 = _betas(o)
+    s['m'] = b1 * s.get('m', 0.0) + (1 - b1) * g
+    s['v'] = b2 * s.get('v', 0.0) + (1 - b2) * (g - s['m']) ** 2 + o.get('eps_root', 1e-16)
+    m = s['m'] / (1 - b1**t)
+    if o.get('nesterov'):
+        m = b1 * s['m'] / (1 - b1 ** (t + 1)) + (1 - b1) * g / (1 - b1**t)
+    return m / ((s['v'] / (1 - b2**t)).sqrt() + o.get('eps', 1e-16))
 
 
 _EQUATIONS = {
@@ -181,4 +234,10 @@ _EQUATIONS = {
     'adadelta': _adadelta,
     'adagrad': _adagrad,
     'rmsprop': _rmsprop,
+    'nadam': _nadam,
+    'nadamw': _nadamw,
+    'amsgrad': _amsgrad,
+    'lion': _lion,
+    'yogi': _yogi,
+    'adabelief': _adabelief,
 }

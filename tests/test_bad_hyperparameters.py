@@ -26,7 +26,9 @@ SHOWN = {
     'b1': 'beta parameter at index 0',
     'b2': 'beta parameter at index 1',
 }
-ALIASES = ['sgd', 'adam', 'adamw', 'adamax', 'radam', 'adadelta', 'adagrad', 'rmsprop']
+TWO_VOCABULARIES = ['sgd', 'adam', 'adamw', 'adamax', 'radam', 'adadelta', 'adagrad', 'rmsprop']
+OPTAXS_ONLY = ['nadam', 'nadamw', 'amsgrad', 'lion', 'yogi', 'adabelief']
+ALIASES = TWO_VOCABULARIES + OPTAXS_ONLY
 NUMBERS = {
     'sgd': ['lr', 'momentum', 'dampening', 'weight_decay'],
     'adam': ['lr', 'eps', 'weight_decay', 'eps_root'],
@@ -36,8 +38,18 @@ NUMBERS = {
     'adadelta': ['lr', 'rho', 'eps', 'weight_decay'],
     'adagrad': ['lr', 'lr_decay', 'weight_decay', 'initial_accumulator_value', 'eps'],
     'rmsprop': ['lr', 'alpha', 'eps', 'weight_decay', 'momentum', 'initial_scale'],
+    'nadam': ['learning_rate', 'b1', 'b2', 'eps', 'eps_root'],
+    'nadamw': ['learning_rate', 'b1', 'b2', 'eps', 'eps_root', 'weight_decay'],
+    'amsgrad': ['learning_rate', 'b1', 'b2', 'eps', 'eps_root'],
+    'lion': ['learning_rate', 'b1', 'b2', 'weight_decay'],
+    'yogi': ['learning_rate', 'b1', 'b2', 'eps'],
+    'adabelief': ['learning_rate', 'b1', 'b2', 'eps', 'eps_root'],
     'trace': ['momentum', 'dampening'],
     'scale_by_adam': ['b1', 'b2', 'eps', 'eps_root'],
+    'scale_by_amsgrad': ['b1', 'b2', 'eps', 'eps_root'],
+    'scale_by_lion': ['b1', 'b2', 'smooth_beta'],
+    'scale_by_yogi': ['b1', 'b2', 'eps', 'eps_root', 'initial_accumulator_value'],
+    'scale_by_belief': ['b1', 'b2', 'eps', 'eps_root'],
     'scale_by_adamax': ['b1', 'b2', 'eps'],
     'scale_by_radam': ['b1', 'b2', 'eps'],
     'scale_by_adadelta': ['rho', 'eps'],
@@ -49,7 +61,7 @@ NUMBERS = {
     'scale_by_learning_rate': ['learning_rate'],
     'clip_grad_norm': ['max_norm'],
 }
-SIGNED = {'dampening', 'step_size'}
+SIGNED = {'dampening', 'step_size', 'smooth_beta'}
 BELOW_ONE = {'rho', 'b1', 'b2'}
 
 WRONG = [
@@ -70,8 +82,8 @@ def factory(name: str) -> Any:
 
 
 def given(name: str, argument: str, value: Any) -> dict[str, Any]:
-    lr = {'lr': 0.1} if name == 'sgd' else {}
-    return {**lr, argument: value}
+    rate = {'lr': 0.1} if name == 'sgd' else {'learning_rate': 0.1} if name in OPTAXS_ONLY else {}
+    return {**rate, argument: value}
 
 
 NUMBER_CASES = [
@@ -95,6 +107,7 @@ def test_numbers(name: str, argument: str, value: Any, error: type[Exception]) -
 
 def test_the_table_has_every_number_of_every_alias() -> None:
     others = {'betas', 'mask', 'nesterov', 'centered', 'maximize', 'moment_requires_grad', 'use_accelerated_op'}
+    others |= {'mu_dtype', 'eps_in_sqrt', 'bias_correction_mu', 'bias_correction_nu'}
     for name in ALIASES:
         assert set(inspect.signature(factory(name)).parameters) - others == set(NUMBERS[name]), name
 
@@ -120,7 +133,7 @@ def test_betas(name: str, betas: Any, error: type[Exception], word: str) -> None
     refuses(lambda: factory(name)(betas=betas), error, ['Invalid beta', word, 'expected'])
 
 
-SECOND_NAMES = [(name, {'lr': 0.1}, {'learning_rate': 0.1}) for name in ALIASES]
+SECOND_NAMES = [(name, {'lr': 0.1}, {'learning_rate': 0.1}) for name in TWO_VOCABULARIES]
 SECOND_NAMES += [(name, {'betas': (0.9, 0.9)}, {'b1': 0.9}) for name in ('adam', 'adamw', 'adamax', 'radam')]
 SECOND_NAMES += [(name, {'betas': (0.9, 0.9)}, {'b2': 0.9}) for name in ('adam', 'adamw', 'adamax', 'radam')]
 SECOND_NAMES += [('rmsprop', {'alpha': 0.9}, {'decay': 0.9})]
@@ -165,6 +178,11 @@ MISCELLANEOUS = {
         ['Nesterov', 'dampening=0'],
     ),
     'no learning rate': (torchopt.sgd, TypeError, ['lr']),
+    'no learning rate for lion': (torchopt.lion, TypeError, ['learning_rate']),
+    'lion mode': (lambda: transform.scale_by_lion(mode='soft'), ValueError, ['mode', "'soft'", "'smooth'"]),
+    'mu_dtype of adam': (lambda: torchopt.adam(mu_dtype='bfloat16'), TypeError, ['mu_dtype', "'bfloat16'", 'torch.bf']),
+    'mu_dtype of lion': (lambda: torchopt.lion(0.1, mu_dtype=torch.int8), TypeError, ['mu_dtype', 'int8', 'floating']),
+    'mu_dtype of amsgrad': (lambda: torchopt.amsgrad(0.1, mu_dtype=torch.complex64), TypeError, ['mu_dtype', 'real']),
     'no schedule': (lambda: transform.scale_by_schedule(0.1), TypeError, ['step_size_fn', '0.1', 'scale']),
     'no schedule but None': (lambda: transform.scale_by_schedule(None), TypeError, ['step_size_fn', 'function']),
     'norm_type word': (lambda: torchopt.clip_grad_norm(1.0, 'two'), TypeError, ['norm_type', "'two'", "'inf'"]),

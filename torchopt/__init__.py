@@ -25,7 +25,22 @@ from torchopt import (
     version,
 )
 from torchopt._C import is_available as accelerated_op_available
-from torchopt.alias import adadelta, adagrad, adam, adamax, adamw, radam, rmsprop, sgd
+from torchopt.alias import (
+    adabelief,
+    adadelta,
+    adagrad,
+    adam,
+    adamax,
+    adamw,
+    amsgrad,
+    lion,
+    nadam,
+    nadamw,
+    radam,
+    rmsprop,
+    sgd,
+    yogi,
+)
 from torchopt.clip import clip_grad_norm
 from torchopt.combine import chain, named_chain
 from torchopt.hook import register_hook
@@ -100,18 +115,23 @@ __all__ = [
     'RMSProp',
     'RMSprop',
     'accelerated_op_available',
+    'adabelief',
     'adadelta',
     'adagrad',
     'adam',
     'adamax',
     'adamw',
+    'amsgrad',
     'apply_updates',
     'chain',
     'clip_grad_norm',
     'extract_state_dict',
+    'lion',
     'masked',
     'module_clone',
     'module_detach_',
+    'nadam',
+    'nadamw',
     'named_chain',
     'nan_to_num',
     'partition',
@@ -121,4 +141,5 @@ __all__ = [
     'rmsprop',
     'sgd',
     'stop_gradient',
+    'yogi',
 ]

@@ -12,7 +12,8 @@ import torch
 import torchopt
 from torchopt import schedule, tree
 
-OPTIMIZERS = ['sgd', 'adam', 'adamw', 'adamax', 'adadelta', 'adagrad', 'radam', 'rmsprop']
+TWO_VOCABULARIES = ['sgd', 'adam', 'adamw', 'adamax', 'adadelta', 'adagrad', 'radam', 'rmsprop']
+OPTIMIZERS = TWO_VOCABULARIES + ['nadam', 'nadamw', 'amsgrad', 'lion', 'yogi', 'adabelief']
 RATES = {
     'constant': schedule.constant_schedule(0.3),
     'linear': schedule.linear_schedule(0.5, 0.1, 3, 1),
@@ -39,7 +40,7 @@ RATES = {
 def test_updates_are_those_of_rate_one_times_the_rate(name, rate):
     """The rate is the last factor of every update, taken at the number of steps before it."""
     params = {'w': torch.tensor([1.0, -2.0], dtype=torch.float64), 'b': torch.tensor(0.5, dtype=torch.float64)}
-    scaled, one = getattr(torchopt, name)(lr=rate), getattr(torchopt, name)(lr=1.0)
+    scaled, one = getattr(torchopt, name)(rate), getattr(torchopt, name)(1.0)
     state, state_of_one = scaled.init(params), one.init(params)
     for step in range(8):
         grads = tree.map(lambda p, step=step: (p + step).cos(), params)
@@ -55,7 +56,7 @@ def test_updates_are_those_of_rate_one_times_the_rate(name, rate):
             torch.testing.assert_close(updates[key].detach(), wanted[key], rtol=1e-13, atol=1e-15)
 
 
-@pytest.mark.parametrize('name', OPTIMIZERS)
+@pytest.mark.parametrize('name', TWO_VOCABULARIES)
 def test_both_vocabularies(name):
     params = [torch.tensor([1.0, -2.0], dtype=torch.float64)]
     factory = getattr(torchopt, name)

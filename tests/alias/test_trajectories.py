@@ -7,10 +7,12 @@ import pytest
 import torch
 
 import torchopt
-from tests.cases import CASES, MAXIMIZING, Case, mixed_tree
+from tests.cases import CASES as NATIVE
+from tests.cases import MAXIMIZING, WITHOUT_KERNEL, Case, mixed_tree
 from tests.oracle import assert_trees_close, named_entries, run_optax, run_torch, run_torchopt
 from torchopt import tree
 
+CASES = NATIVE + WITHOUT_KERNEL
 STEPS = 50
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6}
 DTYPES = list(TOLERANCE)

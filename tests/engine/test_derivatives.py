@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch.autograd import forward_ad, grad, gradcheck, gradgradcheck
 
-import torchopt
 from tests.engine.cases import (
     AFFINES,
     BY_NAME,
@@ -19,7 +18,6 @@ from tests.engine.cases import (
     flat,
     native,
     plain,
-    plain_torch,
     watched,
 )
 from torchopt._C import reference
@@ -205,14 +203,6 @@ def test_gradcheck(case):
     with watched() as watch:
         assert gradcheck(step, inputs, check_forward_ad=True)
     watch.ran(FORWARD, VJP, JVP)
-
-
-@each_case
-def test_gradcheck_batched(case):
-    """Batches here are those of torch's old vmap, which no autograd Function sees: plain torch takes them."""
-    inputs, step = small(case)
-    assert gradcheck(step, inputs, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True)
-    assert gradgradcheck(step, inputs, check_batched_grad=True)
 
 
 @each_case

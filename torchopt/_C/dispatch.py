@@ -60,7 +60,8 @@ def step(
     call = Call(plan, Order.FORWARD, len(g), (True,) * (plan.moments + 1), values, rows, onto_params)
     if inplace:
         return _write(call, coefs, g, moments, p)
-    return _operate(call, coefs, g, moments, p)
+    decays_after = any(rule.func is reference.add_params for rule in rules[1:])  # type: ignore[attr-defined]
+    return _operate(call, coefs, g, moments, p, decays_after)
 
 
 def _plan(rules: Sequence[Callable[..., Any]]) -> plans.Plan | str:
@@ -90,6 +91,8 @@ def _write(call: Call, coefs: Tensor | None, g: Column, moments: Sequence[Column
     if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
         return 'a step in place cannot be transformed'
     written = [p, *moments] if call.onto_params else moments
+    if not torch.is_inference_mode_enabled() and any(column[0].is_inference() for column in written if column):
+        return 'inference tensors cannot be written to'
     into = written if call.onto_params else [call.likes()[0], *moments]
     columns = fused.write(call, coefs, [g, *moments, p], into)
     if isinstance(columns, str):
@@ -98,16 +101,25 @@ def _write(call: Call, coefs: Tensor | None, g: Column, moments: Sequence[Column
     return list(columns)
 
 
-def _operate(call: Call, coefs: Tensor | None, g: Column, moments: Sequence[Column], p: Column | None) -> Any:
+def _operate(
+    call: Call, coefs: Tensor | None, g: Column, moments: Sequence[Column], p: Column | None, decays_after: bool
+) -> Any:
     if p is not None and not call.onto_params and torch.is_grad_enabled():
-        p = [x.detach() if carries_no_graph(x, y) else x for x, y in zip(p, g)]
+        # As reference.add_params asks it of the update that it is given, which after a rule depends on its moments.
+        graphs: Any = zip(g, *moments) if decays_after else zip(g)
+        learned = decays_after and coefs is not None and coefs.requires_grad
+        p = [
+            x if learned or not all(carries_no_graph(x, y) for y in row) else x.detach() for x, row in zip(p, graphs)
+        ]
     columns = [g, *moments, p]
     tensors = [x for column in columns for x in (column or (None,) * call.leaves)]
     if not fused.is_tracked((coefs, *tensors)):
         results = fused.write(call, coefs, columns, call.likes())
         return results if isinstance(results, str) else list(results)
-    transformed = torch._C._functorch.peek_interpreter_stack() is not None
-    if transformed and not _are_uniform(call, tensors):
+    transforms = torch._C._functorch.get_interpreter_stack() or ()
+    if any(t.key() == torch._C._functorch.TransformType.Functionalize for t in transforms):
+        return 'functionalization wants to see every torch operation'
+    if transforms and not _are_uniform(call, tensors):
         return 'tensors of a leaf differ in shape or device, or are no plain dense floating tensors'
     try:
         flat = fused.operate(call, coefs, tensors)

@@ -154,13 +154,19 @@ def _compute(call: Call, coefs: Tensor | None, tensors: Column) -> tuple[Any, ..
     if isinstance(native, str):
         if call.order == Order.FORWARD and torch._C._functorch.peek_interpreter_stack() is None:
             raise RefusedError(native)
-        return plain(call)(coefs, *tensors)
+        return _separate(plain(call)(coefs, *tensors), tensors)
     columns, sums = native
     absent = (None,) * call.leaves
     flat = tuple(itertools.chain.from_iterable(absent if column is None else column for column in columns))
     if coefs is None or call.order != Order.VJP_WITH_COEFS:
         return flat
     return (*flat, torch.as_tensor(sums, dtype=torch.float64).reshape(coefs.shape))
+
+
+def _separate(results: tuple[Any, ...], tensors: Column) -> tuple[Any, ...]:
+    """The results, none of which is one of the arguments: a Function must not return those."""
+    arguments = {id(x) for x in tensors}
+    return tuple(y.clone() if y is not None and id(y) in arguments else y for y in results)
 
 
 def is_tracked(tensors: Iterable[Any]) -> bool:
@@ -206,7 +212,7 @@ def plain(call: Call) -> Callable[..., tuple[Any, ...]]:
         return lambda coefs, *tensors: _push(plain(inner), (coefs, *tensors[:cut]), (None, *tensors[cut:]))
 
     def pull(coefs: Any, *tensors: Any) -> tuple[Any, ...]:
-        inputs, cotangents = _with_params(inner, tensors[:cut], tensors[cut:]), tensors[cut:]
+        inputs, cotangents = _with_zeros(inner, tensors[:cut], tensors[cut:]), tensors[cut:]
         wanted = [w and x is not None for w, x in zip(_each(call, call.wanted), inputs)]
         with_coefs = call.order == Order.VJP_WITH_COEFS
         own, *rest = _pull(plain(inner), (coefs, *inputs), cotangents, [with_coefs, *wanted])
@@ -232,14 +238,21 @@ def _plain_step(call: Call, coefs: Any, tensors: Column) -> tuple[Any, ...]:
     return tuple(itertools.chain.from_iterable(zip(*results)))
 
 
-def _with_params(inner: Call, inputs: Column, cotangents: Column) -> Column:
-    """Put zeros for parameters that were not kept: a step that is linear in them has the same derivatives anywhere."""
-    if inner.order == Order.FORWARD and cotangents:
-        first = (inner.inputs - 1) * inner.leaves
-        zeros = [None if c is None else torch.zeros_like(c) for c in cotangents[: inner.leaves]]
-        params = [z if p is None else p for p, z in zip(inputs[first:], zeros)]
-        return (*inputs[:first], *params)
-    return inputs
+def _with_zeros(inner: Call, inputs: Column, cotangents: Column) -> Column:
+    """Put zeros for what was not kept: a step that is linear in an argument has the same derivatives anywhere."""
+    if inner.order != Order.FORWARD:
+        return inputs
+    shapes = [next((x for x in row if x is not None), None) for row in zip(*_columns(inner, (*inputs, *cotangents)))]
+    kept = list(inputs)
+    for first in (0, (inner.inputs - 1) * inner.leaves):
+        for i, like in enumerate(shapes, first):
+            if kept[i] is None and like is not None:
+                kept[i] = torch.zeros_like(like)
+    return kept
+
+
+def _columns(call: Call, tensors: Column) -> list[Column]:
+    return [tensors[i : i + call.leaves] for i in range(0, len(tensors), call.leaves)]
 
 
 def _split(arguments: Column, chosen: Sequence[bool]) -> tuple[list[Any], Callable[..., list[Any]]]:
@@ -266,6 +279,8 @@ def _pull(
         kept[:] = [i for i, y in enumerate(results) if y is not None]
         return tuple(results[i] for i in kept)
 
+    if all(c is None for c in cotangents):
+        return [None] * len(arguments)
     ys, pull = torch.func.vjp(outputs, *variables)
     cs = [cotangents[i] if i < len(cotangents) else None for i in kept]
     gradients = iter(pull(tuple(torch.zeros_like(y) if c is None else c.to(y.dtype) for y, c in zip(ys, cs))))
@@ -325,6 +340,10 @@ class _Derivative(torch.autograd.Function):
         return results, tuple(None if y is None else 0 for y in results)
 
 
+def _needed(gradients: Column, needs: Column) -> tuple[Any, ...]:
+    return tuple(g if need else None for g, need in zip(gradients, needs))
+
+
 def _keep(ctx: Any, call: Call, coefs: Tensor | None, *tensors: Any) -> None:
     ctx.call = call
     ctx.set_materialize_grads(False)
@@ -357,9 +376,12 @@ class _Step(_Derivative):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         call, coefs, *tensors = inputs
-        if call.coefs is not None and not call.reads_params():
-            # Without decay before the rule the step is linear in the parameters, whose values need not be kept.
+        if call.coefs is not None and not call.reads_params() and forward_ad._current_level < 0:
+            # Without decay before the rule the step is linear in the parameters, whose values need not be kept; plain
+            # gradient descent is linear in the gradients too.
             tensors[-call.leaves :] = [None] * call.leaves
+            if not call.plan.moments and call.plan.rules == (reference.identity,):
+                tensors[: call.leaves] = [None] * call.leaves
         _keep(ctx, call, coefs, *tensors)
 
     @staticmethod
@@ -376,10 +398,11 @@ class _Step(_Derivative):
                 wanted[-1] = False
             gradients = operate(call.derived(Order.VJP, wanted), coefs, (*tensors, *cotangents))
             if passes_through:
-                gradients = (*gradients[: -call.leaves], *cotangents[: call.leaves])
-            return (None, None, *gradients)
+                through = [None if c is None else c.view_as(c) for c in cotangents[: call.leaves]]
+                gradients = (*gradients[: -call.leaves], *through)
+            return (None, None, *_needed(gradients, needs))
         *gradients, own = operate(call.derived(Order.VJP_WITH_COEFS, wanted), coefs, (*tensors, *cotangents))
-        return (None, own, *gradients)
+        return (None, own, *_needed(gradients, needs))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
@@ -399,8 +422,10 @@ class _StepVjp(_Derivative):
         coefs, *tensors = ctx.saved_tensors
         if coefs is not None:
             return _Derivative.backward(ctx, *cotangents)
-        wanted = [any(call.column(ctx.needs_input_grad[2:], i)) for i in range(call.inputs)]
-        return (None, None, *operate(call.derived(Order.VJP_OF_VJP, wanted), None, (*tensors, *cotangents)))
+        needs = ctx.needs_input_grad[2:]
+        wanted = [any(call.column(needs, i)) for i in range(call.inputs)]
+        gradients = operate(call.derived(Order.VJP_OF_VJP, wanted), None, (*tensors, *cotangents))
+        return (None, None, *_needed(gradients, needs))
 
 
 _FUNCTIONS: dict[Order, type[_Derivative]] = {

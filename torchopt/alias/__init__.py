@@ -1,16 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
 """Optimizers, each a chain: sign and decay, the rule that gives it its name, the learning rate.
 
-Every one is a :class:`torchopt.base.GradientTransformation`.  Arguments take TorchOpt's names, and Optax's where they
-mean the same.
+Every one is a :class:`torchopt.base.GradientTransformation`.  The optimizers of TorchOpt 0.7.3 take its arguments, and
+Optax's names for them where they mean the same; the others take Optax's.
 """
 
+from torchopt.alias.adabelief import adabelief
 from torchopt.alias.adadelta import adadelta
 from torchopt.alias.adagrad import adagrad
 from torchopt.alias.adam import adam, adamw
 from torchopt.alias.adamax import adamax
+from torchopt.alias.amsgrad import amsgrad
+from torchopt.alias.lion import lion
+from torchopt.alias.nadam import nadam, nadamw
 from torchopt.alias.radam import radam
 from torchopt.alias.rmsprop import rmsprop
 from torchopt.alias.sgd import sgd
+from torchopt.alias.yogi import yogi
 
-__all__ = ['adadelta', 'adagrad', 'adam', 'adamax', 'adamw', 'radam', 'rmsprop', 'sgd']
+__all__ = [
+    'adabelief',
+    'adadelta',
+    'adagrad',
+    'adam',
+    'adamax',
+    'adamw',
+    'amsgrad',
+    'lion',
+    'nadam',
+    'nadamw',
+    'radam',
+    'rmsprop',
+    'sgd',
+    'yogi',
+]

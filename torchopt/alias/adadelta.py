@@ -47,9 +47,9 @@ def adadelta(
 
     Example:
         >>> import torch, torchopt
-        >>> optimizer = torchopt.adadelta(lr=1.0, rho=0.0, eps=1.0)
-        >>> optimizer.update([torch.tensor(0.0)], optimizer.init([torch.tensor(1.0)]))[0]
-        [tensor(-0.)]
+        >>> optimizer = torchopt.adadelta(lr=1.0, rho=0.0, eps=9.0)
+        >>> optimizer.update([torch.tensor(4.0)], optimizer.init([torch.tensor(1.0)]))[0]
+        [tensor(-2.4000)]
 
     References:
         Zeiler, `ADADELTA: an adaptive learning rate method <https://arxiv.org/abs/1212.5701>`_, 2012.

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from typing_extensions import Unpack
 
 from torchopt.alias.spelling import OptaxAdam, also_spelled
@@ -30,6 +31,8 @@ def adam(
     weight_decay: Any = 0.0,
     *,
     eps_root: Any = 0.0,
+    nesterov: bool = False,
+    mu_dtype: torch.dtype | None = None,
     moment_requires_grad: bool = False,
     maximize: bool = False,
     use_accelerated_op: bool | None = None,
@@ -46,8 +49,9 @@ def adam(
         <betas>
         eps: :math:`\epsilon \ge 0`, outside the root.
         <weight_decay>
-        eps_root: :math:`\bar\epsilon \ge 0`, inside the root.  A small positive value bounds meta-gradients where
-            gradients are tiny.
+        <eps_root>
+        nesterov: Look ahead by Nesterov's method, which makes it :func:`nadam`.
+        <mu_dtype>
         <moment_requires_grad>
         <maximize>
         <use_accelerated_op>
@@ -68,9 +72,12 @@ def adam(
     References:
         Kingma and Ba, `Adam: a method for stochastic optimization <https://arxiv.org/abs/1412.6980>`_, 2014.
     """
+    rule = scale_by_adam(
+        *pair('betas', betas), eps, eps_root, moment_requires_grad, nesterov=nesterov, mu_dtype=mu_dtype
+    )
     return chain(
         flip_sign_and_add_weight_decay(weight_decay, maximize),
-        choose_engine(scale_by_adam(*pair('betas', betas), eps, eps_root, moment_requires_grad), use_accelerated_op),
+        choose_engine(rule, use_accelerated_op),
         scale_by_learning_rate(lr),
     )
 
@@ -84,6 +91,8 @@ def adamw(
     weight_decay: Any = 1e-2,
     *,
     eps_root: Any = 0.0,
+    nesterov: bool = False,
+    mu_dtype: torch.dtype | None = None,
     mask: Any = None,
     moment_requires_grad: bool = False,
     maximize: bool = False,
@@ -99,9 +108,10 @@ def adamw(
         <betas>
         eps: :math:`\epsilon \ge 0`, outside the root.
         weight_decay: :math:`\lambda \ge 0`.  Where it is not 0, ``update`` needs ``params``.
-        eps_root: :math:`\bar\epsilon \ge 0`, inside the root.
-        mask: Which parameters decay: a tree of booleans with the structure of the parameters or of its top, or a
-            function that makes one from the parameters.  None decays all.
+        <eps_root>
+        nesterov: Look ahead by Nesterov's method, which makes it :func:`nadamw`.
+        <mu_dtype>
+        <mask>
         <moment_requires_grad>
         <maximize>
         <use_accelerated_op>
@@ -121,9 +131,12 @@ def adamw(
     References:
         Loshchilov and Hutter, `Decoupled weight decay regularization <https://arxiv.org/abs/1711.05101>`_, 2017.
     """
+    rule = scale_by_adam(
+        *pair('betas', betas), eps, eps_root, moment_requires_grad, nesterov=nesterov, mu_dtype=mu_dtype
+    )
     return chain(
         flip_sign_and_add_weight_decay(maximize=maximize),
-        choose_engine(scale_by_adam(*pair('betas', betas), eps, eps_root, moment_requires_grad), use_accelerated_op),
+        choose_engine(rule, use_accelerated_op),
         add_decayed_weights(weight_decay, mask),
         scale_by_learning_rate(lr),
     )

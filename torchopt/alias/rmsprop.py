@@ -27,6 +27,7 @@ def rmsprop(
     centered: bool = False,
     *,
     initial_scale: float = 0.0,
+    eps_in_sqrt: bool = False,
     nesterov: bool = False,
     maximize: bool = False,
     **optax: Unpack[OptaxRmsProp],
@@ -48,6 +49,7 @@ def rmsprop(
         momentum: :math:`\mu \ge 0`.
         centered: Divide by the standard deviation instead.
         initial_scale: First value of :math:`v`.
+        eps_in_sqrt: Add :math:`\epsilon` inside the root instead, as Optax does by default.
         nesterov: Look ahead by Nesterov's method; needs a momentum.
         <maximize>
 
@@ -68,7 +70,7 @@ def rmsprop(
     rescale = scale_by_stddev if centered else scale_by_rms
     return chain(
         flip_sign_and_add_weight_decay(weight_decay, maximize),
-        rescale(alpha, eps, initial_scale),
+        rescale(alpha, eps, initial_scale, eps_in_sqrt=eps_in_sqrt),
         trace(momentum, nesterov=nesterov),
         scale_by_learning_rate(lr),
     )

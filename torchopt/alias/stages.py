@@ -16,11 +16,24 @@ if TYPE_CHECKING:
 
 __all__ = ['choose_engine', 'flip_sign_and_add_weight_decay', 'pair', 'shared_prose']
 
+_RATE = (
+    'Learning rate, at least 0: a number, a 0-d tensor (learned if it requires grad), or a schedule, that is a '
+    'function from the number of steps taken to a rate.'
+)
 _PROSE = {
-    'lr': 'Learning rate, at least 0: a number, a 0-d tensor (learned if it requires grad), or a schedule, that is a '
-    'function from the number of steps taken to a rate.  Also spelled ``learning_rate``.',
+    'lr': f'{_RATE}  Also spelled ``learning_rate``.',
+    'learning_rate': _RATE,
     'betas': 'Decay rates of the first and the second moment, each in [0, 1): numbers or 0-d tensors.  Also spelled '
     '``b1`` and ``b2``.',
+    'b1': 'Decay rate :math:`\\beta_1` of the first moment, in [0, 1): a number or a 0-d tensor.',
+    'b2': 'Decay rate :math:`\\beta_2` of the second moment, in [0, 1): a number or a 0-d tensor.',
+    'eps_root': ':math:`\\bar\\epsilon \\ge 0`, inside the root.  A small positive value bounds meta-gradients where '
+    'gradients are tiny.',
+    'mu_dtype': 'Real dtype in which the first moment is kept, such as ``torch.bfloat16``; None takes that of each '
+    'parameter.',
+    'nesterov': "Look ahead by Nesterov's method.",
+    'mask': 'Which parameters decay: a tree of booleans with the structure of the parameters or of its top, or a '
+    'function that makes one from the parameters.  None decays all.',
     'weight_decay': 'Weight of the l2 penalty, at least 0: this multiple of the parameters is added to the '
     'gradients, and ``update`` then needs ``params``.',
     'moment_requires_grad': 'Make the first moments leaves that require grad, so that they can be learned.',

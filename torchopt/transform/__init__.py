@@ -8,7 +8,10 @@ that the parameter is left alone in this step: its state stays as it was and its
 
 from torchopt.transform.adam import ScaleByAdamState, scale_by_accelerated_adam, scale_by_adam
 from torchopt.transform.adamax import ScaleByAdamaxState, scale_by_adamax
+from torchopt.transform.amsgrad import ScaleByAmsgradState, scale_by_amsgrad
+from torchopt.transform.belief import ScaleByBeliefState, scale_by_belief
 from torchopt.transform.decay import add_decayed_weights
+from torchopt.transform.lion import ScaleByLionState, scale_by_lion
 from torchopt.transform.masking import MaskedNode, MaskedState, PartitionState, masked, partition
 from torchopt.transform.nan_to_num import nan_to_num
 from torchopt.transform.radam import ScaleByRadamState, scale_by_radam
@@ -29,6 +32,7 @@ from torchopt.transform.scale import (
     scale_by_schedule,
 )
 from torchopt.transform.trace import TraceState, trace
+from torchopt.transform.yogi import scale_by_yogi
 
 __all__ = [
     'MaskedNode',
@@ -37,6 +41,9 @@ __all__ = [
     'ScaleByAdaDeltaState',
     'ScaleByAdamState',
     'ScaleByAdamaxState',
+    'ScaleByAmsgradState',
+    'ScaleByBeliefState',
+    'ScaleByLionState',
     'ScaleByRStdDevState',
     'ScaleByRadamState',
     'ScaleByRmsState',
@@ -52,11 +59,15 @@ __all__ = [
     'scale_by_adadelta',
     'scale_by_adam',
     'scale_by_adamax',
+    'scale_by_amsgrad',
+    'scale_by_belief',
     'scale_by_learning_rate',
+    'scale_by_lion',
     'scale_by_radam',
     'scale_by_rms',
     'scale_by_rss',
     'scale_by_schedule',
     'scale_by_stddev',
+    'scale_by_yogi',
     'trace',
 ]

@@ -6,10 +6,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
+
 from torchopt import checks, tree
 from torchopt._C import reference
 from torchopt.base import GradientTransformation, elementwise, factory, on_engine
-from torchopt.numerics import advance, bias_correction, complement, zero_count
+from torchopt.numerics import advance, bias_correction, complement, safe_increment, zero_count
+from torchopt.transform.first_moment import check_mu_dtype, zero_mean
 
 __all__ = ['ScaleByAdamState', 'scale_by_accelerated_adam', 'scale_by_adam']
 
@@ -30,12 +33,18 @@ def scale_by_adam(
     eps: Any = 1e-8,
     eps_root: Any = 0.0,
     moment_requires_grad: bool = False,
+    *,
+    nesterov: bool = False,
+    mu_dtype: torch.dtype | None = None,
 ) -> GradientTransformation:
-    r"""Rescale updates by Adam.
+    r"""Rescale updates by Adam, or by NAdam.
 
     .. math::
         m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t, \qquad v_t = \beta_2 v_{t-1} + (1 - \beta_2) |g_t|^2, \qquad
         u_t = \frac{m_t / (1 - \beta_1^t)}{\sqrt{v_t / (1 - \beta_2^t) + \bar\epsilon} + \epsilon}
+
+    With Nesterov's method (NAdam) the gradient enters once more than the mean has it, and
+    :math:`\beta_1 m_t / (1 - \beta_1^{t+1}) + (1 - \beta_1)\, g_t / (1 - \beta_1^t)` stands in the numerator.
 
     Where :math:`v = 0` and :math:`\bar\epsilon = 0` the root has no derivative; the update has one, and that is what
     meta-gradients use.
@@ -47,12 +56,15 @@ def scale_by_adam(
         eps_root: :math:`\bar\epsilon \ge 0`, inside the root; a small positive value bounds meta-gradients where
             gradients are tiny.
         moment_requires_grad: Make the first moments leaves that require grad, so that they can be learned.
+        nesterov: Look ahead by Nesterov's method.
+        mu_dtype: Real dtype in which the mean is kept; None takes that of each parameter.
 
     Returns:
         A transformation with state :class:`ScaleByAdamState`.  The second moment of a complex parameter is real.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range.
+        TypeError: If a hyper-parameter has the wrong type.
 
     Example:
         >>> import torch, torchopt
@@ -64,15 +76,18 @@ def scale_by_adam(
 
     References:
         Kingma and Ba, `Adam: a method for stochastic optimization <https://arxiv.org/abs/1412.6980>`_, 2014.
+        Dozat, `Incorporating Nesterov momentum into Adam
+        <https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ>`_, 2016.
     """
     checks.betas(b1, b2)
     checks.at_least('epsilon value', eps)
     checks.at_least('eps_root value', eps_root)
+    check_mu_dtype(mu_dtype)
 
     def init(params: Any) -> ScaleByAdamState:
         return ScaleByAdamState(
             zero_count(),
-            tree.zero_moment(params, requires_grad=moment_requires_grad),
+            zero_mean(params, mu_dtype, requires_grad=moment_requires_grad),
             tree.zero_moment(params, real=True, requires_grad=moment_requires_grad),
         )
 
@@ -86,8 +101,8 @@ def scale_by_adam(
             d1=complement(b1),
             b2=b2,
             d2=complement(b2),
-            mean=1.0,
-            gradient=0.0,
+            mean=c1 * b1 / bias_correction(b1, safe_increment(t)) if nesterov else 1.0,
+            gradient=complement(b1) if nesterov else 0.0,
             slope=c1 / c2**0.5,
             offset=c1 * eps,
             shift=c2 * eps_root if checks.nonzero(eps_root) else 0.0,

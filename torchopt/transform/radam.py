@@ -106,7 +106,7 @@ def _rectification(b2: Any, count: Any) -> tuple[Any, Any]:
     t: Any = on_host(count)
     known = beta is not None and t is not None
     if not known:
-        t = count.to(torch.float64)
+        t = torch.as_tensor(count, dtype=torch.float64)
         beta = b2.to(torch.float64) if isinstance(b2, Tensor) else torch.tensor(b2, dtype=torch.float64)
     c2 = 1.0 - beta**t
     rho_inf = 2.0 / (1.0 - beta) - 1.0

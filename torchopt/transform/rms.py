@@ -31,7 +31,9 @@ class ScaleByRmsState(NamedTuple):
 
 
 @factory
-def scale_by_rms(alpha: Any = 0.9, eps: Any = 1e-8, initial_scale: float = 0.0) -> GradientTransformation:
+def scale_by_rms(
+    alpha: Any = 0.9, eps: Any = 1e-8, initial_scale: float = 0.0, *, eps_in_sqrt: bool = False
+) -> GradientTransformation:
     r"""Divide updates by their root mean square.
 
     .. math::
@@ -41,6 +43,7 @@ def scale_by_rms(alpha: Any = 0.9, eps: Any = 1e-8, initial_scale: float = 0.0) 
         alpha: Decay rate :math:`\alpha \ge 0` of the mean square.
         eps: :math:`\epsilon \ge 0`, outside the root.
         initial_scale: First value of :math:`v`.
+        eps_in_sqrt: Add :math:`\epsilon` inside the root instead, as Optax does by default.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range.
@@ -61,12 +64,17 @@ def scale_by_rms(alpha: Any = 0.9, eps: Any = 1e-8, initial_scale: float = 0.0) 
     def init(params: Any) -> ScaleByRmsState:
         return ScaleByRmsState(tree.full_moment(params, initial_scale, real=True))
 
-    rule = partial(reference.rms, keep=alpha, take=complement(alpha), offset=eps, shift=0.0)
+    rule = partial(reference.rms, keep=alpha, take=complement(alpha), **_place(eps, eps_in_sqrt))
 
     def begin(state: ScaleByRmsState) -> tree.Pass:
         return tree.Pass(rule, (state.nu,), ScaleByRmsState)
 
     return elementwise(init, begin, ScaleByRmsState)
+
+
+def _place(eps: Any, in_root: bool) -> dict[str, Any]:
+    """The coefficients that put an epsilon inside or outside of the root."""
+    return {'offset': 0.0, 'shift': eps} if in_root else {'offset': eps, 'shift': 0.0}
 
 
 @tree.safe_to_load
@@ -78,7 +86,9 @@ class ScaleByRStdDevState(NamedTuple):
 
 
 @factory
-def scale_by_stddev(alpha: Any = 0.9, eps: Any = 1e-8, initial_scale: float = 0.0) -> GradientTransformation:
+def scale_by_stddev(
+    alpha: Any = 0.9, eps: Any = 1e-8, initial_scale: float = 0.0, *, eps_in_sqrt: bool = False
+) -> GradientTransformation:
     r"""Divide updates by their standard deviation: RMSProp, centered.
 
     .. math::
@@ -91,6 +101,7 @@ def scale_by_stddev(alpha: Any = 0.9, eps: Any = 1e-8, initial_scale: float = 0.
         alpha: Decay rate :math:`\alpha \ge 0` of both means.
         eps: :math:`\epsilon \ge 0`, outside the root.
         initial_scale: First value of :math:`v`.
+        eps_in_sqrt: Add :math:`\epsilon` inside the root instead, as Optax does by default.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range.
@@ -111,7 +122,7 @@ def scale_by_stddev(alpha: Any = 0.9, eps: Any = 1e-8, initial_scale: float = 0.
     def init(params: Any) -> ScaleByRStdDevState:
         return ScaleByRStdDevState(tree.zero_moment(params), tree.full_moment(params, initial_scale, real=True))
 
-    rule = partial(reference.stddev, keep=alpha, take=complement(alpha), offset=eps, shift=0.0)
+    rule = partial(reference.stddev, keep=alpha, take=complement(alpha), **_place(eps, eps_in_sqrt))
 
     def begin(state: ScaleByRStdDevState) -> tree.Pass:
         return tree.Pass(rule, (state.mu, state.nu), ScaleByRStdDevState)

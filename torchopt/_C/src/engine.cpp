@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <tuple>
 
 #include "torchopt/cpu.hpp"
 #ifdef TORCHOPT_HAS_CUDA
@@ -211,23 +212,45 @@ class Call {
     }
   }
 
-  // Two tensors that are written to must not share memory: threads would race for it.
+  // What is written to must not share memory with anything else: threads would race for it, and what is read would depend
+  // on the order. A tensor may be read and written at the same place of the same leaf, though.
   void check_overlap() {
-    std::vector<std::pair<char*, char*>> written;
+    struct Range {
+      char *begin, *end;
+      Py_ssize_t leaf;
+      bool written;
+    };
+    std::vector<Range> ranges;
+    bool any_written = false;
     for (Py_ssize_t leaf = 0; leaf < leaf_count_; ++leaf) {
-      for (int k = shape_.inputs; k < shape_.inputs + shape_.outputs; ++k) {
+      for (int k = 0; k < shape_.inputs + shape_.outputs; ++k) {
         const Cell& c = cell(leaf, k);
         if (c.object && c.view.size > 0) {
-          char* begin = static_cast<char*>(c.view.data);
-          written.emplace_back(begin, begin + c.view.size * size_of(c.view.storage));
+          const auto [first_byte, last_byte] = c.view.extent();
+          ranges.push_back({first_byte, last_byte, leaf, k >= shape_.inputs});
+          any_written = any_written || k >= shape_.inputs;
         }
       }
     }
-    std::sort(written.begin(), written.end());
-    for (std::size_t i = 1; i < written.size(); ++i) {
-      if (written[i].first < written[i - 1].second) {
-        throw Refusal{"two tensors that are written to share memory"};
+    if (!any_written) {
+      return;
+    }
+    std::sort(ranges.begin(), ranges.end(), [](const Range& a, const Range& b) {
+      return std::tie(a.begin, a.end, a.leaf) < std::tie(b.begin, b.end, b.leaf);
+    });
+    char *read_until = nullptr, *written_until = nullptr;
+    for (std::size_t i = 0; i < ranges.size();) {
+      Range r = ranges[i];
+      int times_written = 0;
+      for (; i < ranges.size() && ranges[i].begin == r.begin && ranges[i].end == r.end && ranges[i].leaf == r.leaf;
+           ++i) {
+        times_written += ranges[i].written;
       }
+      if (times_written > 1 || written_until > r.begin || (times_written > 0 && read_until > r.begin)) {
+        throw Refusal{"a tensor that is written to shares memory with another one"};
+      }
+      read_until = std::max(read_until, r.end);
+      written_until = times_written > 0 ? std::max(written_until, r.end) : written_until;
     }
   }
 
@@ -252,7 +275,8 @@ class Call {
       }
       model = &c;
     }
-    for (int k = 0; k < shape_.inputs && !model; ++k) {
+    // Otherwise the parameter does, or a moment: gradients come in any layout.
+    for (int k = own_inputs_ - 1; k >= 0 && !model; --k) {
       if (cell(leaf, k).object && cell(leaf, k).view.is_dense()) {
         model = &cell(leaf, k);
       }

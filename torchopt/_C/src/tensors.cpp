@@ -70,6 +70,15 @@ struct Piece {
 
 }  // namespace
 
+std::pair<char*, char*> View::extent() const {
+  std::int64_t last = 0;
+  for (int d = 0; d < ndim; ++d) {
+    last += (shape[d] - 1) * strides[d];
+  }
+  char* begin = static_cast<char*>(data);
+  return {begin, begin + (last + 1) * size_of(storage)};
+}
+
 bool View::same_shape(const View& other) const {
   return ndim == other.ndim && std::equal(shape, shape + ndim, other.shape);
 }

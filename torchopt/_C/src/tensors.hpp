@@ -6,6 +6,7 @@
 
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "dlpack.hpp"
@@ -27,6 +28,8 @@ struct View {
   std::shared_ptr<std::vector<std::int64_t>> owned;  // shape and strides, where the tensor does not lend its own
 
   std::int64_t stride(int dim) const { return strides[dim]; }
+  // The first byte of the tensor, and the one behind its last.
+  std::pair<char*, char*> extent() const;
   bool same_shape(const View& other) const;
   bool is_contiguous() const;
   // Whether the elements fill their memory without gaps or overlap, in whatever order.

@@ -11,9 +11,20 @@
 
 namespace torchopt {
 
+// A coefficient of exactly zero switches its term off: an infinite parameter must not become NaN by 0 * inf. Where
+// derivatives in the coefficient are asked for, it is a dual number and the term stays.
+template <class C, class X>
+TORCHOPT_INLINE auto term(const C& coef, const X& x) {
+  if constexpr (is_number<C>) {
+    return where(coef != 0, coef * x);
+  } else {
+    return coef * x;
+  }
+}
+
 template <class A, class M, class B, class X>
 TORCHOPT_INLINE auto average(const A& keep, const M& old, const B& take, const X& x) {
-  return keep * old + take * x;
+  return term(keep, old) + take * x;
 }
 
 struct Identity {
@@ -30,7 +41,7 @@ struct Trace {  // keep take gradient buffer
   TORCHOPT_INLINE static auto apply(const X& x, const C& c) {
     const auto g = get<0>(x);
     const auto b = average(get<0>(c), get<1>(x), get<1>(c), g);
-    return tuple(get<2>(c) * g + get<3>(c) * b, b);
+    return tuple(term(get<2>(c), g) + term(get<3>(c), b), b);
   }
 };
 
@@ -38,7 +49,7 @@ struct Trace {  // keep take gradient buffer
 template <class G, class M, class V, class A, class B, class C, class D, class E>
 TORCHOPT_INLINE auto rescaled(const G& g, const M& m, const V& v, const A& mean, const B& gradient, const C& slope,
                               const D& offset, const E& shift) {
-  return (mean * m + gradient * g) / (slope * sqrt(v + shift) + offset);
+  return (mean * m + term(gradient, g)) / (term(slope, sqrt(v + shift)) + offset);
 }
 
 struct Adam {  // b1 d1 b2 d2 mean gradient slope offset shift
@@ -174,17 +185,6 @@ template <class Rule>
 struct Step {
   static constexpr int inputs = 2 + Rule::moments, outputs = 1 + Rule::moments, coefs = 4 + Rule::coefs;
   static constexpr int reduced = 0, depth = 0;
-
-  // A coefficient of exactly zero switches its term off: an infinite parameter must not become NaN by 0 * inf. Where
-  // derivatives in the coefficient are asked for, it is a dual number and the term stays.
-  template <class C, class P>
-  TORCHOPT_INLINE static auto term(const C& coef, const P& p) {
-    if constexpr (is_number<C>) {
-      return where(coef != 0, coef * p);
-    } else {
-      return coef * p;
-    }
-  }
 
   template <class T, class X, class C>
   TORCHOPT_INLINE static auto apply(const X& x, const C& c) {

@@ -6,6 +6,9 @@
 
 #if defined(__CUDACC__)
 #define TORCHOPT_INLINE __host__ __device__ __forceinline__
+#elif defined(TORCHOPT_SANITIZE)
+// Functions that are instrumented grow; inlined into one another they would take minutes to compile.
+#define TORCHOPT_INLINE inline
 #elif defined(_MSC_VER)
 #define TORCHOPT_INLINE __forceinline
 #else

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mean of the gradients where it begins: zeros, in a dtype of their own if one is asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from torchopt import tree
+
+__all__ = ['check_mu_dtype', 'zero_mean']
+
+
+def check_mu_dtype(mu_dtype: Any) -> None:
+    """Require a real floating dtype, or None.
+
+    Raises:
+        TypeError: If ``mu_dtype`` is anything else.
+    """
+    if mu_dtype is None or (isinstance(mu_dtype, torch.dtype) and mu_dtype.is_floating_point):
+        return
+    raise TypeError(
+        f'Invalid mu_dtype value: {mu_dtype!r}; expected a real floating dtype such as torch.bfloat16, or None for '
+        f'that of the parameters.'
+    )
+
+
+def zero_mean(params: Any, mu_dtype: torch.dtype | None, *, requires_grad: bool = False) -> Any:
+    """A tree of zeros like ``params``.
+
+    Args:
+        params: Tree of floating or complex tensors; ``None`` leaves stay ``None``.
+        mu_dtype: Real dtype of the zeros, and of the two parts of complex ones; None takes that of each parameter.
+        requires_grad: Whether they are leaves that require grad, so that they can be learned.
+    """
+    if mu_dtype is None:
+        return tree.zero_moment(params, requires_grad=requires_grad)
+
+    def convert(zeros: torch.Tensor) -> torch.Tensor:
+        zeros = zeros.to(mu_dtype.to_complex() if zeros.is_complex() else mu_dtype)
+        return zeros.requires_grad_() if requires_grad else zeros  # which torch.func forbids even for False
+
+    return tree.map(convert, tree.zero_moment(params))
