@@ -64,13 +64,15 @@ sanitize: $(STAMP)  ## Run the engine's tests with AddressSanitizer and Undefine
 	  ASAN_OPTIONS=detect_leaks=0:alloc_dealloc_mismatch=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  $(SANITIZED)/bin/python -P -m pytest -q -p no:cacheprovider --rootdir tests -c pyproject.toml tests/engine $(ARGS)
 
-# nvcc is not needed otherwise, and no device is needed here.
+# In a folder of its own, and loaded from there: a machine without a device, or without a driver, loads it all the same.
 CUDA_MODULE := build/cuda
 cuda: $(STAMP)  ## Compile the CUDA kernels, where nvcc is.
 	rm -rf $(CUDA_MODULE)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(CUDA_MODULE) . \
 	  -C build-dir=build/cuda-objects -C cmake.define.TORCHOPT_CUDA=ON
-	cd $(CUDA_MODULE) && PYTHONPATH=. ../../$(BIN)/python -S -c 'import glob; print(*glob.glob("torchopt/_C/kernels*"))'
+	$(BIN)/python -c 'import glob, torch; from importlib.machinery import ExtensionFileLoader as Loader; \
+	  kernels = Loader("torchopt._C.kernels", *glob.glob("$(CUDA_MODULE)/torchopt/_C/kernels*")).load_module(); \
+	  print(kernels.build_info(), "devices:", kernels.cuda_devices()); assert kernels.build_info()["cuda"]'
 
 docs: $(STAMP)  ## Build the documentation into docs/_build/html; warnings are errors.
 	$(BIN)/python -m sphinx -W --keep-going -q -b html -d docs/_build/doctrees docs docs/_build/html

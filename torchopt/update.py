@@ -42,10 +42,10 @@ def apply_updates(params: Any, updates: Any, *, inplace: bool | None = None) -> 
     """
     leaves, spec = tree.flatten(params)
     deltas = tree.flatten_up_to(spec, updates, name='updates', like='params')
-    present = [i for i, (p, u) in enumerate(zip(leaves, deltas)) if p is not None and u is not None]
+    present = [i for i, u in enumerate(deltas) if u is not None]
     plain = inplace
     if plain is None:
-        roles = {is_inexact(deltas[i]) and carries_no_graph(leaves[i], deltas[i]) for i in present}
+        roles = {_trains_plainly(leaves[i], deltas[i]) for i in present}
         plain = roles.pop() if len(roles) == 1 else None
     if plain is not None and present:
         moved = dispatch.step(
@@ -90,6 +90,10 @@ def update_params(
     read = params if inplace else tree.map(off_leaf, params, updates)
     updates, state = tx.update(updates, state, read, inplace=inplace)
     return apply_updates(params, updates, inplace=inplace), state
+
+
+def _trains_plainly(p: Any, u: Any) -> bool:
+    return is_inexact(p) and is_inexact(u) and carries_no_graph(p, u)
 
 
 def _fits(p: Any, u: Any) -> bool:

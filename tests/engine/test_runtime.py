@@ -256,7 +256,6 @@ def test_bad_calls_of_the_module_raise():
         (0, 0, [], [], (), None, 1),
         (0, 0, [[torch.ones(1)], None], [-1], (1.0,), None, 1),
         (0, 0, [[torch.ones(1)], [None, None]], [-1], (1.0, 0.0, 1.0, 0.0), None, 1),
-        (0, 0, [[None], None], [-1], (1.0, 0.0, 1.0, 0.0), None, 1),
         (0, 0, [[torch.ones(1)], None], [-1], (1.0, 0.0, 1.0, 0.0), [-1], 1),
     ):
         with pytest.raises(ValueError):

@@ -108,9 +108,7 @@ def _operate(
         # As reference.add_params asks it of the update that it is given, which after a rule depends on its moments.
         graphs: Any = zip(g, *moments) if decays_after else zip(g)
         learned = decays_after and coefs is not None and coefs.requires_grad
-        p = [
-            x if learned or not all(carries_no_graph(x, y) for y in row) else x.detach() for x, row in zip(p, graphs)
-        ]
+        p = [x if learned or not all(carries_no_graph(x, y) for y in row) else x.detach() for x, row in zip(p, graphs)]
     columns = [g, *moments, p]
     tensors = [x for column in columns for x in (column or (None,) * call.leaves)]
     if not fused.is_tracked((coefs, *tensors)):
@@ -119,6 +117,8 @@ def _operate(
     transforms = torch._C._functorch.get_interpreter_stack() or ()
     if any(t.key() == torch._C._functorch.TransformType.Functionalize for t in transforms):
         return 'functionalization wants to see every torch operation'
+    if fused.loses_derivatives():
+        return 'forward mode over forward mode differentiates plain torch only'
     if transforms and not _are_uniform(call, tensors):
         return 'tensors of a leaf differ in shape or device, or are no plain dense floating tensors'
     try:

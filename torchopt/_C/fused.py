@@ -22,7 +22,7 @@ from torch.autograd import forward_ad
 from torchopt._C import reference
 from torchopt._C.plans import Plan
 
-__all__ = ['Call', 'Order', 'RefusedError', 'is_tracked', 'open_door', 'operate', 'write']
+__all__ = ['Call', 'Order', 'RefusedError', 'is_tracked', 'loses_derivatives', 'open_door', 'operate', 'write']
 
 Column = Sequence[Any]
 """One tensor, or None, for each leaf."""
@@ -178,6 +178,12 @@ def is_tracked(tensors: Iterable[Any]) -> bool:
     )
 
 
+def loses_derivatives() -> bool:
+    """Whether torch would lose derivatives of a Function: it does so in forward mode over forward mode."""
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    return sum(t.key() == torch._C._functorch.TransformType.Jvp for t in stack) > 1
+
+
 def operate(call: Call, coefs: Tensor | None, tensors: Column) -> tuple[Any, ...]:
     """Compute what a call stands for, differentiably.
 
@@ -190,12 +196,17 @@ def operate(call: Call, coefs: Tensor | None, tensors: Column) -> tuple[Any, ...
         The outputs, column after column, None where they are not wanted; for ``VJP_WITH_COEFS`` also the gradient in
         the coefficients.
     """
+    if torch._C._functorch.peek_interpreter_stack() is None:
+        # What a transform wrapped that is over by now.
+        tensors = [torch._C._functorch.unwrap_if_dead(x) if isinstance(x, Tensor) else x for x in tensors]
     if not is_tracked((coefs, *tensors)):
         return _compute(call, coefs, tensors)
     function = _FUNCTIONS[call.order]
     if torch._C._functorch.peek_interpreter_stack() is None:
         # Without the door for torch.func, which takes every argument apart by its signature.
         return super(torch.autograd.Function, function).apply(call, coefs, *tensors)  # type: ignore[misc]
+    if loses_derivatives():
+        return plain(call)(coefs, *tensors)
     return function.apply(call, coefs, *tensors)  # type: ignore[no-untyped-call]
 
 
@@ -232,6 +243,9 @@ def _plain_step(call: Call, coefs: Any, tensors: Column) -> tuple[Any, ...]:
     size = call.row_size
     results = []
     for row, (g, *moments, p) in zip(rows, zip(*(call.column(tensors, i) for i in range(call.inputs)))):
+        if g is None:  # a leaf of zeros, whose shape nobody knows
+            results.append((None,) * (1 + len(moments)))
+            continue
         own = values[row * size : (row + 1) * size]
         u, *moved = reference.step(call.plan.rules, own, g, moments, p)
         results.append((u.to(p.dtype) if call.onto_params else u, *moved))
@@ -300,7 +314,7 @@ def _push(function: Callable[..., tuple[Any, ...]], arguments: Column, tangents:
         return tuple(y for y in results if y is not None)
 
     # By reverse mode twice: the gradients are linear in the cotangents, and the derivative of that map is forward mode.
-    # torch's own forward mode does not nest.
+    # Outside of torch.func, torch's forward mode does not nest.
     ys, pull = torch.func.vjp(outputs, *variables)
     _, push = torch.func.vjp(lambda *cs: pull(cs), *[torch.zeros_like(y) for y in ys])
     moved = iter(push(directions))

@@ -11,7 +11,14 @@ import torch
 from torchopt import tree
 from torchopt.numerics import is_inexact
 
-__all__ = ['check_same_kind', 'check_states', 'differentiable_gradients', 'frozen_integers', 'with_integers', 'without_integers']
+__all__ = [
+    'check_same_kind',
+    'check_states',
+    'differentiable_gradients',
+    'frozen_integers',
+    'with_integers',
+    'without_integers',
+]
 
 
 def differentiable_gradients(loss: Any, params: Any, *, create_graph: bool = True) -> Any:

@@ -25,6 +25,7 @@ __all__ = [
     'check_columns',
     'check_inexact',
     'check_updates',
+    'check_writable',
     'full_moment',
     'move_columns',
     'zero_moment',
@@ -185,6 +186,21 @@ def check_columns(updates: Any, leaves: Sequence[Any], columns: Sequence[Sequenc
         for column in columns:
             if getattr(column[i], 'shape', None) != shape:
                 _raise_mismatch(updates, i, (g, *(column[i] for column in columns)), moments + 1)
+
+
+def check_writable(leaves: Sequence[Any]) -> None:
+    """Require that tensors may be written to where we are.
+
+    Raises:
+        RuntimeError: If one was made in inference mode, and this is not inference mode.
+    """
+    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+        return
+    if any(isinstance(x, torch.Tensor) and x.is_inference() for x in leaves):
+        raise RuntimeError(
+            'inplace=True, but a moment or a parameter was made under torch.inference_mode() and can be written to there '
+            'only. Call update with inplace=False, or make the state outside of inference mode.'
+        )
 
 
 def move_columns(

@@ -16,7 +16,7 @@ import torch
 
 from torchopt._C import dispatch
 from torchopt.numerics import off_leaf
-from torchopt.tree.moments import add_to_leaf, check_columns, check_updates, move_columns
+from torchopt.tree.moments import add_to_leaf, check_columns, check_updates, check_writable, move_columns
 from torchopt.tree.ops import broadcast_prefix
 from torchopt.tree.registry import TreeSpec, flatten, flatten_up_to, unflatten
 
@@ -79,6 +79,8 @@ def run_passes(
             )
         if params is not None and (inplace or onto_params):
             check_updates(updates, params)
+        if inplace:
+            check_writable([x for column in [*moments, *([p or ()] if onto_params else ())] for x in column])
         if onto_params and not inplace and p is not None:
             p = [off_leaf(x, g) for x, g in zip(p, leaves)]
         check_columns(updates, leaves, [*moments, *([] if p is None else [p])], len(moments))

@@ -183,17 +183,24 @@ class Call {
     return nullptr;
   }
 
-  // Any tensor of a leaf, to know its shape.
+  // Any tensor of a leaf, to know its shape. A leaf without any is one of zeros, of which zeros come out: it counts as
+  // empty, and None stands for what would come out.
   Cell& first(Py_ssize_t leaf) {
-    for (int k = 0; k < shape_.inputs + shape_.outputs; ++k) {
-      if (cell(leaf, k).object) {
-        return cell(leaf, k);
-      }
+    int k = 0;
+    while (k + 1 < shape_.inputs + shape_.outputs && !cell(leaf, k).object) {
+      ++k;
     }
-    throw std::invalid_argument("a leaf has no tensor in any column");
+    return cell(leaf, k);
   }
 
-  dlpack::Device device() { return first(0).view.device; }
+  dlpack::Device device() {
+    for (Py_ssize_t leaf = 0; leaf < leaf_count_; ++leaf) {
+      if (first(leaf).object) {
+        return first(leaf).view.device;
+      }
+    }
+    return {dlpack::cpu, 0};
+  }
 
   void check_shapes_and_device(Py_ssize_t leaf) {
     const View& like = first(leaf).view;
@@ -341,6 +348,10 @@ class Call {
     for (Py_ssize_t leaf = 0; leaf < leaf_count_; ++leaf) {
       const Cell& model = first(leaf);
       Cell& made = cell(leaf, shape_.inputs + o);
+      if (!model.object) {
+        list[leaf] = py::none();
+        continue;
+      }
       made.view = model.view;
       made.view.storage = storage_of_output(leaf, like);
       if (!torch_.has_exchange() || model.view.device.type != dlpack::cpu || !model.view.is_contiguous()) {
@@ -364,7 +375,8 @@ class Call {
       }
     }
     for (Py_ssize_t leaf = 0; leaf < leaf_count_; ++leaf) {
-      cell(leaf, shape_.inputs + o).object = PyList_GET_ITEM(list.ptr(), leaf);
+      PyObject* object = PyList_GET_ITEM(list.ptr(), leaf);
+      cell(leaf, shape_.inputs + o).object = object == Py_None ? nullptr : object;
     }
     made_[o] = std::move(list);
   }
