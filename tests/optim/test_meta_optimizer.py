@@ -348,9 +348,11 @@ def test_integer_parameters_are_left_alone() -> None:
 SIGNATURES = {
     'SGD': 'module, lr, momentum=0.0, weight_decay=0.0, dampening=0.0, nesterov=False, moment_requires_grad=True, '
     'maximize=False',
-    'Adam': 'module, lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.0, *, eps_root=0.0, nesterov=False, mu_dtype=None, '
+    'Adam': 'module, lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.0, *, eps_root=0.0, '
+    'nesterov=False, mu_dtype=None, '
     'moment_requires_grad=True, maximize=False, use_accelerated_op=None',
-    'AdamW': 'module, lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.01, *, eps_root=0.0, nesterov=False, mu_dtype=None, mask=None, '
+    'AdamW': 'module, lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.01, *, eps_root=0.0, '
+    'nesterov=False, mu_dtype=None, mask=None, '
     'moment_requires_grad=False, maximize=False, use_accelerated_op=None',
     'AdaDelta': 'module, lr=1.0, rho=0.9, eps=1e-06, weight_decay=0.0, *, moment_requires_grad=True',
     'AdaGrad': 'module, lr=0.01, lr_decay=0.0, weight_decay=0.0, initial_accumulator_value=0.0, eps=1e-10, *, '

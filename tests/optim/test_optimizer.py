@@ -399,9 +399,11 @@ def test_dtypes() -> None:
 
 SIGNATURES = {
     'SGD': 'params, lr, momentum=0.0, weight_decay=0.0, dampening=0.0, nesterov=False, maximize=False',
-    'Adam': 'params, lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.0, *, eps_root=0.0, nesterov=False, mu_dtype=None, maximize=False, '
+    'Adam': 'params, lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.0, *, eps_root=0.0, '
+    'nesterov=False, mu_dtype=None, maximize=False, '
     'use_accelerated_op=None',
-    'AdamW': 'params, lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.01, *, eps_root=0.0, nesterov=False, mu_dtype=None, mask=None, '
+    'AdamW': 'params, lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.01, *, eps_root=0.0, '
+    'nesterov=False, mu_dtype=None, mask=None, '
     'maximize=False, use_accelerated_op=None',
     'AdaDelta': 'params, lr=1.0, rho=0.9, eps=1e-06, weight_decay=0.0',
     'AdaGrad': 'params, lr=0.01, lr_decay=0.0, weight_decay=0.0, initial_accumulator_value=0.0, eps=1e-10, *, '

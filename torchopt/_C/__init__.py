@@ -64,7 +64,8 @@ def is_available(devices: Any = None) -> bool:
         return True
     if isinstance(devices, (str, torch.device)) or not isinstance(devices, Iterable):
         devices = (devices,)
-    return all([_runs_on(device) for device in devices])  # the list, so that each is checked
+    answers = [_runs_on(device) for device in devices]  # all of them, so that each is checked
+    return all(answers)
 
 
 def _runs_on(device: Any) -> bool:

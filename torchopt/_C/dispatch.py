@@ -53,6 +53,8 @@ def step(
         return plan
     if not g:
         return [[], *([] for _ in moments)]
+    if p is not None and any(x is None for x in p):
+        return 'a parameter is missing'
     if onto_params:
         rules, active = [*rules, _add_to_params], [*active, None]
     rows, table = _rows(rules, active, len(g))  # type: ignore[arg-type]
@@ -93,7 +95,7 @@ def _write(call: Call, coefs: Tensor | None, g: Column, moments: Sequence[Column
     written = [p, *moments] if call.onto_params else moments
     if not torch.is_inference_mode_enabled() and any(column[0].is_inference() for column in written if column):
         return 'inference tensors cannot be written to'
-    into = written if call.onto_params else [call.likes()[0], *moments]
+    into: list[Any] = [*written] if call.onto_params else [call.likes()[0], *moments]
     columns = fused.write(call, coefs, [g, *moments, p], into)
     if isinstance(columns, str):
         return columns

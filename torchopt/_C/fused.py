@@ -184,7 +184,7 @@ def loses_derivatives() -> bool:
     return sum(t.key() == torch._C._functorch.TransformType.Jvp for t in stack) > 1
 
 
-def operate(call: Call, coefs: Tensor | None, tensors: Column) -> tuple[Any, ...]:
+def operate(call: Call, coefs: Tensor | None, tensors: Column) -> Any:
     """Compute what a call stands for, differentiably.
 
     Args:
@@ -241,7 +241,7 @@ def _plain_step(call: Call, coefs: Any, tensors: Column) -> tuple[Any, ...]:
     assert values is not None
     rows = call.rows or (0,) * call.leaves
     size = call.row_size
-    results = []
+    results: list[tuple[Any, ...]] = []
     for row, (g, *moments, p) in zip(rows, zip(*(call.column(tensors, i) for i in range(call.inputs)))):
         if g is None:  # a leaf of zeros, whose shape nobody knows
             results.append((None,) * (1 + len(moments)))
@@ -295,10 +295,14 @@ def _pull(
 
     if all(c is None for c in cotangents):
         return [None] * len(arguments)
-    ys, pull = torch.func.vjp(outputs, *variables)
+    ys, pull = _vjp(outputs, *variables)
     cs = [cotangents[i] if i < len(cotangents) else None for i in kept]
     gradients = iter(pull(tuple(torch.zeros_like(y) if c is None else c.to(y.dtype) for y, c in zip(ys, cs))))
     return [next(gradients) if w else None for w in wanted]
+
+
+def _vjp(function: Callable[..., Any], *primals: Tensor) -> Any:
+    return torch.func.vjp(function, *primals)  # whose type says three results, which it returns only if asked to
 
 
 def _push(function: Callable[..., tuple[Any, ...]], arguments: Column, tangents: Column) -> tuple[Any, ...]:
@@ -315,8 +319,8 @@ def _push(function: Callable[..., tuple[Any, ...]], arguments: Column, tangents:
 
     # By reverse mode twice: the gradients are linear in the cotangents, and the derivative of that map is forward mode.
     # Outside of torch.func, torch's forward mode does not nest.
-    ys, pull = torch.func.vjp(outputs, *variables)
-    _, push = torch.func.vjp(lambda *cs: pull(cs), *[torch.zeros_like(y) for y in ys])
+    ys, pull = _vjp(outputs, *variables)
+    _, push = _vjp(lambda *cs: pull(cs), *[torch.zeros_like(y) for y in ys])
     moved = iter(push(directions))
     return tuple(next(moved) if k else None for k in kept)
 

@@ -49,13 +49,13 @@ class AdamOp:
         self._rule = scale_by_adam(b1, b2, eps, eps_root)
 
     def __call__(self, mu: Any, nu: Any, updates: Any, count: Any) -> tuple[Any, Any, Any]:
-        """Apply the rule.
+        r"""Apply the rule.
 
         Args:
             mu: The mean :math:`m`.
             nu: The mean square :math:`v`.
             updates: The gradient :math:`g`; None leaves the moments as they are.
-            count: The number :math:`t \\ge 1` of this step, an int or a 0-d tensor.
+            count: The number :math:`t \ge 1` of this step, an int or a 0-d tensor.
 
         Returns:
             The new moments and the update; with ``inplace`` these are the tensors that were given.

@@ -198,8 +198,8 @@ def check_writable(leaves: Sequence[Any]) -> None:
         return
     if any(isinstance(x, torch.Tensor) and x.is_inference() for x in leaves):
         raise RuntimeError(
-            'inplace=True, but a moment or a parameter was made under torch.inference_mode() and can be written to there '
-            'only. Call update with inplace=False, or make the state outside of inference mode.'
+            'inplace=True, but a moment or a parameter was made under torch.inference_mode() and can be written to '
+            'only there. Call update with inplace=False, or make the state outside of inference mode.'
         )
 
 
