@@ -69,7 +69,7 @@ def main() -> None:
     for title, shapes in TREES.items():
         params = [torch.randn(shape) for shape in shapes]
         grads = [torch.randn(shape) for shape in shapes]
-        tx = torchopt.adam(LR, (B1, B2), EPS)
+        tx = torchopt.adam(LR, (B1, B2), EPS, use_accelerated_op=False)
         state = tx.init(params)
         mu, nu = state[0].mu, state[0].nu
         times = measure(

@@ -26,7 +26,7 @@ except ModuleNotFoundError as error:
         raise
     _kernels = None  # type: ignore[assignment]
 
-__all__ = ['build_info', 'is_available', 'require']
+__all__ = ['build_info', 'is_available', 'release_memory', 'require']
 
 SWITCH = 'TORCHOPT_ENGINE'
 """The environment variable that switches the engine off, when set to 0, off, false or no."""
@@ -107,6 +107,25 @@ def build_info() -> dict[str, object]:
     if _kernels is None:
         return {'compiled': False}
     return {'compiled': True, **_kernels.build_info(), 'enabled': _is_on}
+
+
+def release_memory() -> int:
+    """Give the memory that is kept for the next steps back to the system.
+
+    Returns:
+        How many bytes that were.
+
+    Example:
+        >>> from torchopt import _C
+        >>> _ = _C.release_memory()
+        >>> _C.release_memory()
+        0
+    """
+    if _kernels is None:
+        return 0
+    kept = _kernels.kept_memory()
+    _kernels.release_memory()
+    return kept
 
 
 def require() -> None:
