@@ -69,8 +69,9 @@ def step(
 def _plan(rules: Sequence[Callable[..., Any]]) -> plans.Plan | str:
     if torch.compiler.is_compiling():
         return 'a compiler is tracing, and fuses plain torch itself'
-    functions = tuple([r.func if type(r) is functools.partial and not r.args else r for r in rules])
-    plan = plans.find_plan(functions)
+    # Only rules that are known get as far as the cache of plans, which would keep those of users alive.
+    functions = tuple([r.func for r in rules if type(r) is functools.partial and not r.args and plans.is_known(r.func)])
+    plan = plans.find_plan(functions) if len(functions) == len(rules) else None
     if plan is None:
         return 'there is no kernel for these transformations'
     if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:

@@ -97,7 +97,7 @@ class Call:
     @property
     def row_size(self) -> int:
         """How many coefficients each row has."""
-        return 4 + sum(len(reference.coefficients(rule)) for rule in self.plan.rules)
+        return self.plan.coefs
 
     def likes(self) -> list[int]:
         """For each output the input whose dtype it has; -1 stands for the widest."""
@@ -112,6 +112,7 @@ class Call:
 
 
 _run: Callable[..., Any] | None = None
+_unwrap = torch._C._functorch.unwrap_if_dead
 
 
 def open_door(run: Callable[..., Any] | None) -> None:
@@ -198,7 +199,7 @@ def operate(call: Call, coefs: Tensor | None, tensors: Column) -> Any:
     """
     if torch._C._functorch.peek_interpreter_stack() is None:
         # What a transform wrapped that is over by now.
-        tensors = [torch._C._functorch.unwrap_if_dead(x) if isinstance(x, Tensor) else x for x in tensors]
+        tensors = [_unwrap(x) if isinstance(x, Tensor) else x for x in tensors]
     if not is_tracked((coefs, *tensors)):
         return _compute(call, coefs, tensors)
     function = _FUNCTIONS[call.order]
@@ -416,7 +417,9 @@ class _Step(_Derivative):
                 wanted[-1] = False
             gradients = operate(call.derived(Order.VJP, wanted), coefs, (*tensors, *cotangents))
             if passes_through:
-                through = [None if c is None else c.view_as(c) for c in cotangents[: call.leaves]]
+                through: Column = cotangents[: call.leaves]
+                if torch._C._functorch.peek_interpreter_stack() is not None:  # where an argument must not be returned
+                    through = [None if c is None else c.view_as(c) for c in through]
                 gradients = (*gradients[: -call.leaves], *through)
             return (None, None, *_needed(gradients, needs))
         *gradients, own = operate(call.derived(Order.VJP_WITH_COEFS, wanted), coefs, (*tensors, *cotangents))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from torchopt._C import reference
 from torchopt.numerics import on_host
 
-__all__ = ['Plan', 'coefficients', 'find_plan', 'set_kernels']
+__all__ = ['Plan', 'coefficients', 'find_plan', 'is_known', 'set_kernels']
 
 Rule = Callable[..., tuple[Any, ...]]
 
@@ -30,11 +31,13 @@ class Plan(NamedTuple):
         rules: Functions of :mod:`torchopt._C.reference`, one after another.
         kernel: Number of the kernel.
         moments: How many moments the rules have together.
+        coefs: How many coefficients a row has.
     """
 
     rules: tuple[Rule, ...]
     kernel: int
     moments: int
+    coefs: int
 
 
 _numbers: dict[str, int] = {}
@@ -50,6 +53,11 @@ def set_kernels(names: Iterable[str]) -> None:
 _AFFINE = (reference.scale, reference.add_params)
 
 
+def is_known(rule: Any) -> bool:
+    """Whether a function is one of :mod:`torchopt._C.reference` that stands for something native."""
+    return isinstance(rule, FunctionType) and (rule in reference.RULES or rule in _AFFINE)
+
+
 @functools.lru_cache(maxsize=256)
 def find_plan(rules: tuple[Rule, ...]) -> Plan | None:
     """The plan for rules that follow one another, or None if no kernel computes them."""
@@ -57,12 +65,11 @@ def find_plan(rules: tuple[Rule, ...]) -> Plan | None:
     if proper and proper[-1] - proper[0] >= len(proper):
         return None  # something affine stands between two rules
     chosen = tuple(rules[i] for i in proper) or (reference.identity,)
-    if not all(rule in reference.RULES for rule in chosen):
-        return None
     kernel = _numbers.get('+'.join(reference.RULES[rule] for rule in chosen))
     if kernel is None:
         return None
-    return Plan(chosen, kernel, sum(reference.count_moments(rule) for rule in chosen))
+    moments = sum(reference.count_moments(rule) for rule in chosen)
+    return Plan(chosen, kernel, moments, 4 + sum(len(reference.coefficients(rule)) for rule in chosen))
 
 
 def coefficients(rules: Sequence[functools.partial[Any]], active: Sequence[bool]) -> list[Any]:

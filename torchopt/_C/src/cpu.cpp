@@ -91,7 +91,9 @@ void watch_for_forks() {
 #endif
 }
 
-constexpr std::int64_t block_size = 1024;
+constexpr std::int64_t block_size = 4096;
+// Where columns are converted, or are zeros, blocks go through the cache in pieces.
+constexpr std::int64_t piece_size = 1024;
 // Below this many elements a parallel region costs more than it saves.
 constexpr std::int64_t parallel_size = 32768;
 
@@ -138,8 +140,26 @@ class Worker {
  public:
   Worker(const Job& job, Chunk<T> chunk) : job_(job), chunk_(chunk) {}
 
+  // Runs a block; where there are sums, `reduced` receives those of the block.
   void run(const Leaf& leaf, const Array* arrays, std::int64_t begin, std::int64_t n, double* reduced) {
-    alignas(64) static const T zeros[block_size] = {};
+    const int columns = job_.shape.inputs + job_.shape.outputs;
+    const bool direct = std::all_of(arrays, arrays + columns,
+                                    [](const Array& a) { return a.data != nullptr && a.storage == native<T>; });
+    if (direct || n <= piece_size) {
+      return run_piece(leaf, arrays, begin, n, reduced);
+    }
+    double sums[max_coefs];
+    for (std::int64_t start = 0; start < n; start += piece_size) {
+      run_piece(leaf, arrays, begin + start, std::min(piece_size, n - start), reduced ? sums : nullptr);
+      for (int r = 0; reduced && r < job_.shape.reduced; ++r) {
+        reduced[r] += sums[r];
+      }
+    }
+  }
+
+ private:
+  void run_piece(const Leaf& leaf, const Array* arrays, std::int64_t begin, std::int64_t n, double* reduced) {
+    alignas(64) static const T zeros[piece_size] = {};
     const Shape& shape = job_.shape;
     const T* in[max_inputs];
     T* out[max_outputs];
@@ -175,12 +195,11 @@ class Worker {
     }
   }
 
- private:
   T* scratch(int column) {
     if (!scratch_) {
-      scratch_.reset(new T[std::size_t(job_.shape.inputs + job_.shape.outputs) * block_size]);
+      scratch_.reset(new T[std::size_t(job_.shape.inputs + job_.shape.outputs) * piece_size]);
     }
-    return scratch_.get() + column * block_size;
+    return scratch_.get() + column * piece_size;
   }
 
   const Job& job_;
