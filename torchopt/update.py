@@ -83,7 +83,7 @@ def update_params(
         >>> import torch, torchopt
         >>> optimizer, params = torchopt.sgd(0.5), [torch.tensor(3.0)]
         >>> torchopt.update.update_params(optimizer, [torch.tensor(1.0)], optimizer.init(params), params, inplace=False)
-        ([tensor(2.5000)], EmptyState())
+        ([tensor(2.5000)], (EmptyState(),))
     """
     if getattr(tx.update, 'can_add_to_params', False):
         return tx.update(updates, state, params, inplace=inplace, onto_params=True)
