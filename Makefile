@@ -52,8 +52,7 @@ types: $(STAMP)  ## Check the types of the package, strictly.
 doctest: $(STAMP)  ## Run the examples in the docstrings.
 	$(BIN)/python -m pytest --doctest-modules torchopt $(ARGS)
 
-# Those tests of the engine that reach every kernel, and what makes and keeps memory; the others take many minutes without
-# optimization. In an environment of its own that borrows all other packages. The sanitizers are preloaded, since Python
+# Those tests of the engine that reach every kernel; the others take many minutes without optimization. In an environment of its own that borrows all other packages. The sanitizers are preloaded, since Python
 # itself is built without them; it leaks by design.
 SANITIZED := build/sanitized
 sanitize: $(STAMP)  ## Run the engine's tests with AddressSanitizer and UndefinedBehaviorSanitizer.
@@ -64,8 +63,7 @@ sanitize: $(STAMP)  ## Run the engine's tests with AddressSanitizer and Undefine
 	cp -r tests pyproject.toml $(SANITIZED)
 	cd $(SANITIZED) && LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:alloc_dealloc_mismatch=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	  bin/python -m pytest -q -p no:cacheprovider tests/engine/test_values.py \
-	  tests/engine/test_runtime.py tests/engine/test_memory.py \
+	  bin/python -m pytest -q -p no:cacheprovider tests/engine/test_values.py tests/engine/test_runtime.py \
 	  -k "not number_of_threads and not python_threads and not instruction_sets" $(ARGS)
 
 # In a folder of its own, and loaded from there: a machine without a device, or without a driver, loads it all the same.
