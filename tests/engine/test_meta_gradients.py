@@ -129,14 +129,24 @@ def test_a_float32_learning_rate_gets_its_gradient_in_float32(dtype):
     assert own.abs() > 0.1
 
 
-def test_decay_where_only_the_moments_have_a_graph():
-    """The gradient of a linear loss is constant: decay is differentiated all the same."""
+DECAYS = {
+    'after the rule': lambda trace, decay, scale: (trace, decay, scale),
+    'before the rule': lambda trace, decay, scale: (scale, decay, trace),
+}
+
+
+@pytest.mark.parametrize('order', DECAYS.values(), ids=DECAYS)
+def test_decay_where_only_the_moments_have_a_graph(order):
+    """The gradient of a linear loss is constant: decay is differentiated where what it is added to has a graph."""
 
     def compute():
         p, m = ([draw('~', (3,), i).requires_grad_()] for i in range(2))
-        tx = torchopt.chain(torchopt.transform.trace(0.9), torchopt.transform.add_decayed_weights(0.3))
-        first, *rest = tx.init(p)
-        updates, _ = tx.update([torch.ones(3, dtype=F64)], (first._replace(trace=m), *rest), p)
+        transform = torchopt.transform
+        tx = torchopt.chain(*order(transform.trace(0.9), transform.add_decayed_weights(0.3), transform.scale(-1.0)))
+        state = list(tx.init(p))
+        at = next(i for i, s in enumerate(state) if hasattr(s, 'trace'))
+        state[at] = state[at]._replace(trace=m)
+        updates, _ = tx.update([torch.ones(3, dtype=F64)], tuple(state), p)
         return grad(updates[0].sum(), [*m, *p], materialize_grads=True)
 
     found, wanted, watch = both(compute)

@@ -62,8 +62,9 @@ def step(
     call = Call(plan, Order.FORWARD, len(g), (True,) * (plan.moments + 1), values, rows, onto_params)
     if inplace:
         return _write(call, coefs, g, moments, p)
-    decays_after = any(rule.func is reference.add_params for rule in rules[1:])  # type: ignore[attr-defined]
-    return _operate(call, coefs, g, moments, p, decays_after)
+    if p is not None and not onto_params and torch.is_grad_enabled():
+        p = _constants(rules, g, moments, p)  # type: ignore[arg-type]
+    return _operate(call, coefs, g, moments, p)
 
 
 def _plan(rules: Sequence[Callable[..., Any]]) -> plans.Plan | str:
@@ -104,14 +105,22 @@ def _write(call: Call, coefs: Tensor | None, g: Column, moments: Sequence[Column
     return list(columns)
 
 
-def _operate(
-    call: Call, coefs: Tensor | None, g: Column, moments: Sequence[Column], p: Column | None, decays_after: bool
-) -> Any:
-    if p is not None and not call.onto_params and torch.is_grad_enabled():
-        # As reference.add_params asks it of the update that it is given, which after a rule depends on its moments.
-        graphs: Any = zip(g, *moments) if decays_after else zip(g)
-        learned = decays_after and coefs is not None and coefs.requires_grad
-        p = [x if learned or not all(carries_no_graph(x, y) for y in row) else x.detach() for x, row in zip(p, graphs)]
+def _constants(rules: Sequence[functools.partial[Any]], g: Column, moments: Sequence[Column], p: Column) -> Column:
+    """The parameters, detached where decay takes them for constants.
+
+    :func:`reference.add_params` asks that of the update it is given, which may have its graph from the gradient, and
+    from the moments and the coefficients of all rules before.
+    """
+    decay = max((i for i, rule in enumerate(rules) if rule.func is reference.add_params), default=0)
+    before = rules[:decay]
+    values = [x for rule in before for x in rule.keywords.values()]
+    if any(isinstance(x, Tensor) and x.requires_grad for x in values):
+        return p
+    rows = zip(g, *moments) if any(rule.func in reference.RULES for rule in before) else zip(g)
+    return [x.detach() if all(carries_no_graph(x, y) for y in row) else x for x, row in zip(p, rows)]
+
+
+def _operate(call: Call, coefs: Tensor | None, g: Column, moments: Sequence[Column], p: Column | None) -> Any:
     columns = [g, *moments, p]
     tensors = [x for column in columns for x in (column or (None,) * call.leaves)]
     if not fused.is_tracked((coefs, *tensors)):
