@@ -2,6 +2,7 @@
 #include "memory.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <map>
 #include <mutex>
@@ -39,11 +40,11 @@ void to_system(void* memory, std::size_t size) {
 class Pool {
  public:
   void* take(std::size_t size) {
+    live_ += size;
     {
       // Never waits: after a fork nobody might be left to unlock.
       std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
       if (lock.owns_lock()) {
-        live_ += size;
         const auto found = blocks_.find(size);
         if (found != blocks_.end()) {
           void* memory = found->second;
@@ -57,15 +58,15 @@ class Pool {
   }
 
   void give(void* memory, std::size_t size) {
+    live_ -= size;
     std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
     if (!lock.owns_lock()) {
       to_system(memory, size);
       return;
     }
-    live_ -= std::min(live_, size);
     blocks_.emplace(size, memory);
     kept_ += size;
-    trim(std::max(always_kept, 2 * live_));
+    trim(std::max(always_kept, 2 * live_.load()));
   }
 
   std::size_t kept() {
@@ -90,7 +91,8 @@ class Pool {
 
   std::mutex mutex_;
   std::multimap<std::size_t, void*> blocks_;
-  std::size_t kept_ = 0, live_ = 0;
+  std::size_t kept_ = 0;
+  std::atomic<std::size_t> live_{0};  // counted whether or not the lock was free
 };
 
 Pool& pool() {
