@@ -22,7 +22,6 @@ __all__ = [
     'bias_correction',
     'carries_no_graph',
     'complement',
-    'ema',
     'increment',
     'is_inexact',
     'is_transformed',
@@ -128,18 +127,6 @@ def as_scalar_like(value: Any, like: torch.Tensor) -> Any:
         return value
     dtype = value.dtype if value.is_complex() else real_dtype(like.dtype)
     return value.reshape(()).to(dtype=dtype, device=like.device)
-
-
-def ema(old: torch.Tensor, new: torch.Tensor, decay: Any) -> torch.Tensor:
-    r"""The moving average :math:`\beta\,\text{old} + (1 - \beta)\,\text{new}`.
-
-    Written with a scaled addition, not with ``lerp`` or ``addcmul``: compiling those under ``torch.func.grad`` fails
-    on torch 2.13, and :math:`1 - \beta` is formed in double precision.
-    """
-    if isinstance(decay, torch.Tensor):
-        decay = as_scalar_like(decay, old)
-        return old * decay + new * (1 - decay)
-    return torch.add(old * decay, new, alpha=1.0 - decay)
 
 
 def abs_sq(x: torch.Tensor) -> torch.Tensor:

@@ -209,11 +209,15 @@ def adadelta(g: Tensor, e_g: Tensor, e_x: Tensor, *, keep: Coef, take: Coef, eps
     return u, e_g, average(keep, e_x, take, abs_sq(u))
 
 
+def sign(x: Tensor) -> Tensor:
+    """The sign; of a complex number that of its direction."""
+    # torch.sgn serves both, but its gradient for real numbers is a tensor without storage, which compiled code reads.
+    return torch.sgn(x) if x.is_complex() else torch.sign(x)
+
+
 def lion(g: Tensor, m: Tensor, *, b1: Coef, d1: Coef, b2: Coef, d2: Coef) -> tuple[Tensor, Tensor]:
     """Lion: the sign of an average."""
-    x = average(b1, m, d1, g)
-    # torch.sgn serves both, but its gradient for real numbers is a tensor without storage, which compiled code reads.
-    return (torch.sgn(x) if x.is_complex() else torch.sign(x)), average(b2, m, d2, g)
+    return sign(average(b1, m, d1, g)), average(b2, m, d2, g)
 
 
 def scale(g: Tensor, *, factor: Coef) -> tuple[Tensor]:

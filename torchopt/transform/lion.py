@@ -80,17 +80,12 @@ def scale_by_lion(
     if mode == 'smooth':
         rule = partial(_soft, rule, lambda x: torch.tanh(reference.times(smooth_beta, x)), b1, complement(b1))
     elif mode == 'refined':
-        rule = partial(_soft, rule, lambda x: torch.where(x.abs() < 1.0, x, _sign(x)), b1, complement(b1))
+        rule = partial(_soft, rule, lambda x: torch.where(x.abs() < 1.0, x, reference.sign(x)), b1, complement(b1))
 
     def begin(state: ScaleByLionState) -> tree.Pass:
         return tree.Pass(rule, (state.mu,), lambda mu: ScaleByLionState(increment(state.count), mu))
 
     return elementwise(init, begin, ScaleByLionState)
-
-
-def _sign(x: Tensor) -> Tensor:
-    # torch.sgn serves both, but its gradient for real numbers is a tensor without storage, which compiled code reads.
-    return torch.sgn(x) if x.is_complex() else torch.sign(x)
 
 
 def _soft(rule: Any, squash: Any, b1: Any, d1: Any, g: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,6 @@ struct View {
   dlpack::Device device{dlpack::cpu, 0};
   std::shared_ptr<std::vector<std::int64_t>> owned;  // shape and strides, where the tensor does not lend its own
 
-  std::int64_t stride(int dim) const { return strides[dim]; }
   // The first byte of the tensor, and the one behind its last.
   std::pair<char*, char*> extent() const;
   bool same_shape(const View& other) const;
