@@ -55,7 +55,7 @@ doctest: $(STAMP)  ## Run the examples in the docstrings.
 # Those tests of the engine that reach every kernel; the others take many minutes without optimization. In an environment of its own that borrows all other packages. The sanitizers are preloaded, since Python
 # itself is built without them; it leaks by design.
 SANITIZED := build/sanitized
-sanitize: $(STAMP)  ## Run the engine's tests with AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitize: $(STAMP)  ## Run tests that reach every kernel with AddressSanitizer and UndefinedBehaviorSanitizer.
 	rm -rf $(SANITIZED) && $(BIN)/python -m venv $(SANITIZED)
 	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > "$$($(SANITIZED)/bin/python -c 'import site; print(site.getsitepackages()[0])')/borrowed.pth"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --prefix $(SANITIZED) --ignore-installed . \

@@ -43,8 +43,8 @@ def is_available(devices: Any = None) -> bool:
     """Tell whether the native engine can run.
 
     Args:
-        devices: A device, its name or index (of a CUDA device), or an iterable of these.  By default the CPU, and CUDA
-            where there is a device.
+        devices: A device, its name or index (of a CUDA device; negative for the CPU, as ``Tensor.get_device`` says
+            it), or an iterable of these.  By default the CPU.
 
     Returns:
         Whether the engine runs on all of them.  A device that is not there gives False, and so does a build without
