@@ -32,8 +32,8 @@ FLOORS = {
         'distributed visual interop',
         4: 'transform schedule losses implicit_diff update typing combine clip hook',
         5: 'alias contrib objective zero_order_diff',
-        6: 'optim nn solver diff accelerated_op',
-        7: 'utils compat',
+        6: 'optim nn solver accelerated_op',
+        7: 'diff utils compat',
         8: FACE,
     }.items()
     for room in rooms.split()
