@@ -64,13 +64,15 @@ NUMBERS = {
 SIGNED = {'dampening', 'step_size', 'smooth_beta'}
 BELOW_ONE = {'rho', 'b1', 'b2'}
 
+SCALARS_ONLY = {'lr_decay', 'initial_accumulator_value', 'initial_scale', 'smooth_beta', 'max_norm'}
+
 WRONG = [
     (NAN, ValueError),
     (torch.tensor(NAN), ValueError),
     (torch.ones(2), ValueError),
     ('0.1', TypeError),
     (None, TypeError),
-    ([0.1], TypeError),
+    (['0.1'], TypeError),
     (1j, TypeError),
 ]
 INFINITE = [(math.inf, ValueError), (torch.tensor(math.inf), ValueError)]
@@ -94,6 +96,7 @@ NUMBER_CASES = [
         *WRONG,
         *(NEGATIVE if argument not in SIGNED else []),
         *([(1.0, ValueError)] if argument in BELOW_ONE else []),
+        *([([0.1], TypeError)] if argument in SCALARS_ONLY else []),
         *(INFINITE if SHOWN.get(argument) == 'learning rate' else []),
     ]
 ]
@@ -105,9 +108,35 @@ def test_numbers(name: str, argument: str, value: Any, error: type[Exception]) -
     refuses(lambda: factory(name)(**given(name, argument, value)), error, [f'Invalid {shown}', 'expected'])
 
 
+TREES = [(name, argument) for name, own in NUMBERS.items() for argument in own if argument not in SCALARS_ONLY]
+
+
+@pytest.mark.parametrize(('name', 'argument'), TREES)
+def test_trees_of_numbers(name: str, argument: str) -> None:
+    """Each value of a tree is refused as a number is, under its path."""
+    shown = SHOWN.get(argument, f'{argument} value')
+    values = [(NAN, ValueError), (None, TypeError), ('0.1', TypeError), (1j, TypeError), (lambda t: 0.1, TypeError)]
+    values += [(torch.tensor(NAN), ValueError), (torch.tensor([0.1, NAN]), ValueError)]
+    values += [(-0.5, ValueError), (torch.tensor(-0.5), ValueError)] if argument not in SIGNED else []
+    values += [(1.0, ValueError)] if argument in BELOW_ONE else []
+    values += INFINITE if shown == 'learning rate' else []
+    for value, error in values:
+        tree = {'w': 0.1, 'b': [0.1, value]}
+        refuses(lambda tree=tree: factory(name)(**given(name, argument, tree)), error, [f"Invalid {shown}['b'][1]"])
+    factory(name)(**given(name, argument, {'w': 0.1, 'b': [0.2, torch.tensor(0.3)]}))
+
+
+def test_rates_of_each_element_are_checked_by_their_extremes() -> None:
+    for bad in ([0.1, -0.1], [0.1, NAN], [math.inf, 0.1]):
+        words = ["Invalid learning rate['w']", 'expected']
+        refuses(lambda bad=bad: torchopt.sgd({'w': torch.tensor(bad)}), ValueError, words)
+    torchopt.sgd({'w': torch.tensor([0.0, 0.1]), 'b': torch.zeros(0)})
+    refuses(lambda: torchopt.adam(eps={'w': torch.ones(2)}), ValueError, ["Invalid epsilon value['w']", 'shape (2,)'])
+
+
 def test_the_table_has_every_number_of_every_alias() -> None:
     others = {'betas', 'mask', 'nesterov', 'centered', 'maximize', 'moment_requires_grad', 'use_accelerated_op'}
-    others |= {'mu_dtype', 'eps_in_sqrt', 'bias_correction_mu', 'bias_correction_nu'}
+    others |= {'mu_dtype', 'eps_in_sqrt', 'bias_correction', 'bias_correction_mu', 'bias_correction_nu'}
     for name in ALIASES:
         assert set(inspect.signature(factory(name)).parameters) - others == set(NUMBERS[name]), name
 

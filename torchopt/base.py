@@ -345,6 +345,7 @@ def elementwise(
     *,
     then: Callable[[Any, Any], Any] | None = None,
     params_for: str | None = None,
+    hypers: tree.Spread | None = None,
 ) -> GradientTransformation:
     """Make a transformation that treats every element by itself; a chain runs neighbours of this kind in one pass.
 
@@ -354,7 +355,11 @@ def elementwise(
         kind: The class of its states; others are refused.
         then: What else to ask before a step in place, as in :func:`torchopt.refusal.expects_state`.
         params_for: What it needs the parameters for, if it does.
+        hypers: Its hyper-parameters, which may be trees that have to fit the parameters.
     """
+    start = init
+    if hypers is not None and hypers.trees:
+        start = functools.partial(_init_if_fit, hypers, init)
 
     def update(
         updates: Any, state: Any, params: Any = None, *, inplace: bool = False, onto_params: bool = False
@@ -365,14 +370,43 @@ def elementwise(
     if kind is not None:
         update = expects_state(kind, then)(update)
     if params_for is not None:
-        update = expects_params(params_for)(update)
+        update = _also(expects_params(params_for), update)
+    if hypers is not None and hypers.trees:
+        update = _also(refuses(functools.partial(_require_fit, hypers)), update)
     if not torch.compiler.is_compiling():  # attributes of functions cannot be traced
         update.begin = begin  # type: ignore[attr-defined]
         update.can_add_to_params = True  # type: ignore[attr-defined]
         update.again = lambda other: elementwise(  # type: ignore[attr-defined]
-            init, other, kind, then=then, params_for=params_for
+            init, other, kind, then=then, params_for=params_for, hypers=hypers
         )
-    return GradientTransformation(init, update)
+    return GradientTransformation(start, update)
+
+
+def _init_if_fit(hypers: tree.Spread, init: Callable[..., Any], params: Any) -> Any:
+    hypers.check(params)
+    return init(params)
+
+
+def _require_fit(hypers: tree.Spread, state: Any, params: Any = None) -> None:
+    if params is not None:
+        hypers.check(params)
+
+
+def _also(decorate: Callable[[Any], Any], update: Any) -> Any:
+    """Let an ``update`` refuse one thing more, after what it refuses already."""
+    decorated = decorate(update)
+    if decorated is update:  # while tracing
+        return update
+    for name in ('preflight', 'always'):
+        checks = [check for check in (getattr(update, name, None), getattr(decorated, name, None)) if check is not None]
+        if checks:
+            setattr(decorated, name, functools.partial(_ask, checks))
+    return decorated
+
+
+def _ask(checks: list[Callable[[Any, Any], Any]], state: Any, params: Any = None) -> None:
+    for check in checks:
+        check(state, params)
 
 
 @factory

@@ -16,7 +16,6 @@ from torchopt.numerics import on_host
 
 __all__ = [
     'at_least',
-    'betas',
     'is_schedule',
     'learning_rate',
     'nonzero',
@@ -66,7 +65,8 @@ def nonzero(value: Any) -> bool:
 
 def is_schedule(value: Any) -> bool:
     """Whether a hyper-parameter is a function of the count."""
-    return callable(value) and not isinstance(value, torch.Tensor)
+    # Dynamo does not know whether dicts can be called.
+    return not isinstance(value, (torch.Tensor, dict, list, tuple)) and callable(value)
 
 
 def at_least(name: str, value: Any, low: float = 0.0) -> None:
@@ -90,20 +90,12 @@ def unit_interval(name: str, value: Any) -> None:
         raise ValueError(f'Invalid {name}: {value}; expected a number in [0, 1).')
 
 
-def betas(b1: Any, b2: Any) -> None:
-    """Require two decay rates in [0, 1)."""
-    unit_interval('beta parameter at index 0', b1)
-    unit_interval('beta parameter at index 1', b2)
-
-
-def learning_rate(lr: Any) -> None:
-    """Require a schedule, or a finite number >= 0."""
-    if is_schedule(lr):
-        return
-    at_least('learning rate', lr)
-    number = _number('learning rate', lr)
+def learning_rate(name: str, lr: Any) -> None:
+    """Require a finite number >= 0."""
+    at_least(name, lr)
+    number = _number(name, lr)
     if number is not None and math.isinf(number):
-        raise ValueError(f'Invalid learning rate: {lr}; expected a finite number >= 0.')
+        raise ValueError(f'Invalid {name}: {lr}; expected a finite number >= 0.')
 
 
 def schedule(name: str, value: Any) -> None:

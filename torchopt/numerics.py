@@ -9,6 +9,7 @@ learned, the same formulas run on float64 tensors.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,16 +21,20 @@ __all__ = [
     'advance',
     'as_scalar_like',
     'bias_correction',
+    'carries_graph',
     'carries_no_graph',
+    'common_device',
     'complement',
     'increment',
     'is_inexact',
     'is_transformed',
+    'list_on_host',
     'off_leaf',
     'on_host',
     'real_dtype',
     'safe_increment',
     'safe_sqrt',
+    'vector',
     'zero_count',
 ]
 
@@ -59,6 +64,29 @@ def on_host(x: Any) -> float | int | None:
     if x.is_floating_point() and forward_ad.unpack_dual(x).tangent is not None:  # type: ignore[no-untyped-call]
         return None
     return x.item()
+
+
+def list_on_host(x: torch.Tensor) -> list[float] | None:
+    """The values of a vector if they can be had at once and need no gradient, otherwise None."""
+    return x.tolist() if x.numel() == 0 or on_host(x[0]) is not None else None
+
+
+def vector(values: Sequence[Any], device: torch.device) -> torch.Tensor:
+    """Scalars as one tensor in double precision, differentiable in those that are tensors."""
+    if device.type == 'cpu' and not any(isinstance(x, torch.Tensor) for x in values):
+        return torch.tensor([float(x) for x in values], dtype=torch.float64, device=device)
+    # Filling, unlike copying, does not wait for a device.
+    where: Any = {'dtype': torch.float64, 'device': device}
+    scalars = [x.to(device) if isinstance(x, torch.Tensor) else torch.full((), x, **where) for x in values]
+    if any(x.dim() for x in scalars):
+        scalars = [x.reshape(()) for x in scalars]  # those of one element
+    return torch.stack(scalars).to(torch.float64)
+
+
+def common_device(values: Iterable[Any]) -> torch.device:
+    """The device of those tensors among some values that are not on the CPU, if there are any."""
+    devices = [x.device for x in values if isinstance(x, torch.Tensor) and x.device.type != 'cpu']
+    return devices[0] if devices else torch.device('cpu')
 
 
 def advance(count: torch.Tensor) -> tuple[torch.Tensor, Any]:
@@ -145,6 +173,11 @@ def safe_sqrt(x: torch.Tensor) -> torch.Tensor:
         return x.sqrt()
     positive = x > 0
     return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), x * 0.0)
+
+
+def carries_graph(x: Any) -> bool:
+    """Whether a hyper-parameter is a tensor that somebody may differentiate in."""
+    return isinstance(x, torch.Tensor) and x.requires_grad
 
 
 def carries_no_graph(p: torch.Tensor, u: torch.Tensor) -> bool:

@@ -146,6 +146,26 @@ def test_learning_rates_on_either_device(lr_device):
     assert_same([x.cpu() for x in found], meta_gradients('cpu', 'cpu'), 1e-10)
 
 
+@pytest.mark.parametrize('lr_device', ['cpu', DEVICE])
+@pytest.mark.parametrize('is_learned', [False, True])
+def test_learning_rates_of_parameters_on_either_device(is_learned, lr_device):
+    def outcome(device, rate_device):
+        values = [torch.tensor(x, dtype=F64, device=rate_device, requires_grad=is_learned) for x in (0.1, 0.2)]
+        b2 = torch.tensor(0.9, device=rate_device)
+        tx = torchopt.adam([values[0], 0.3, values[1]], b1=[0.5, 0.6, 0.7], b2=b2, eps=[0.1, values[0], 0.2])
+        p = [draw('~', shape, i, F64).to(device) for i, shape in enumerate([(3,), (2, 2), ()])]
+        state = tx.init(p)
+        with watched() as watch:
+            updates, state = tx.update(p, state, p)
+            updates, _ = tx.update(p, state, p)
+        watch.ran()
+        found = torch.autograd.grad(sum(u.sum() for u in updates), values) if is_learned else []
+        return [x.detach().cpu() for x in (*updates, *found)]
+
+    for x, y in zip(outcome(DEVICE, lr_device), outcome('cpu', 'cpu'), strict=True):
+        assert_same([x], [y], 1e-12)
+
+
 def test_results_are_the_same_every_time():
     """Sums over elements, too, to the bit."""
     runs = [derivatives(BY_NAME['adam'], DEVICE, F32) for _ in range(3)]

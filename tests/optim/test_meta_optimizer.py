@@ -360,7 +360,7 @@ SIGNATURES = {
     'AdaMax': 'module, lr=0.002, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.0, *, moment_requires_grad=True',
     'RAdam': 'module, lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.0, *, moment_requires_grad=True',
     'RMSProp': 'module, lr=0.01, alpha=0.99, eps=1e-08, weight_decay=0.0, momentum=0.0, centered=False, *, '
-    'initial_scale=0.0, eps_in_sqrt=False, nesterov=False, maximize=False',
+    'initial_scale=0.0, eps_in_sqrt=False, bias_correction=False, nesterov=False, maximize=False',
 }
 
 

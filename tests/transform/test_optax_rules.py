@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import optax
 import pytest
 import torch
@@ -59,6 +60,24 @@ RULES = [
     Rule('scale_by_rms', {'alpha': 0.5, 'eps': 0.1}, {'decay': 0.5, 'eps': 0.1, 'eps_in_sqrt': False}),
     Rule(
         'scale_by_stddev', {'eps': 0.1, 'initial_scale': 0.5, 'eps_in_sqrt': True}, {'eps': 0.1, 'initial_scale': 0.5}
+    ),
+    Rule(
+        'scale_by_rms',
+        {'eps': 0.1, 'eps_in_sqrt': True, 'bias_correction': True},
+        {'eps': 0.1, 'bias_correction': True},
+        native=False,
+    ),
+    Rule(
+        'scale_by_rms',
+        {'alpha': 0.5, 'eps': 0.1, 'initial_scale': 0.3, 'bias_correction': True},
+        {'decay': 0.5, 'eps': 0.1, 'initial_scale': 0.3, 'eps_in_sqrt': False, 'bias_correction': True},
+        native=False,
+    ),
+    Rule(
+        'scale_by_stddev',
+        {'eps': 0.1, 'initial_scale': 0.5, 'eps_in_sqrt': True, 'bias_correction': True},
+        {'eps': 0.1, 'initial_scale': 0.5, 'bias_correction': True},
+        native=False,
     ),
 ]
 each_rule = pytest.mark.parametrize('rule', RULES, ids=str)
@@ -117,6 +136,30 @@ def test_arguments_are_optaxs(name: str) -> None:
 @pytest.mark.parametrize('name', ['ScaleByAmsgradState', 'ScaleByBeliefState', 'ScaleByLionState'])
 def test_states_have_optaxs_fields(name: str) -> None:
     assert getattr(transform, name)._fields == getattr(optax, name)._fields
+
+
+@pytest.mark.parametrize(
+    ('make', 'theirs'),
+    [
+        (lambda: transform.scale_by_rms(bias_correction=True), lambda: optax.scale_by_rms(bias_correction=True)),
+        (lambda: transform.scale_by_stddev(bias_correction=True), lambda: optax.scale_by_stddev(bias_correction=True)),
+        (transform.scale_by_rms, optax.scale_by_rms),
+        (transform.scale_by_stddev, optax.scale_by_stddev),
+        (lambda: transform.add_decayed_weights(lambda t: 0.1), lambda: optax.add_decayed_weights(lambda t: 0.1)),
+    ],
+    ids=['rms corrected', 'stddev corrected', 'rms', 'stddev', 'scheduled decay'],
+)
+def test_options_choose_optaxs_states(make: Any, theirs: Any) -> None:
+    ours, wanted = make().init([torch.zeros(2)]), theirs().init([np.zeros(2)])
+    assert (type(ours).__name__, ours._fields) == (type(wanted).__name__, wanted._fields)
+
+
+def test_corrected_rms_is_adam_without_a_mean() -> None:
+    params = mixed_tree(F64)
+    rms = transform.scale_by_rms(0.7, bias_correction=True)
+    ours, _ = run_torchopt(torchopt.chain(rms, transform.scale(-0.1)), params, 5)
+    wanted, _ = run_torchopt(torchopt.adam(0.1, b1=0.0, b2=0.7), params, 5)
+    assert_trees_close(ours, wanted, 1e-13)
 
 
 def test_yogi_has_adams_state() -> None:

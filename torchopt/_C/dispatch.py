@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,12 +14,26 @@ from torch.autograd.graph import increment_version
 
 from torchopt._C import fused, plans, reference
 from torchopt._C.fused import Call, Column, Order
-from torchopt.numerics import carries_no_graph
+from torchopt.numerics import carries_graph, carries_no_graph, common_device, vector
 
-__all__ = ['step']
+__all__ = ['Rows', 'step']
 
 _DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 _add_to_params = functools.partial(reference.add_to_params)
+
+
+class Rows(NamedTuple):
+    """Coefficients that differ from leaf to leaf: vectors in the rules, with an entry for each row.
+
+    Attributes:
+        number: How many rows there are.
+        of_leaf: For each leaf its row; leaves of a row also agree in which rules apply.
+        learned: For each rule, for each row, whether a coefficient of it is learned; empty where all rows agree.
+    """
+
+    number: int
+    of_leaf: Sequence[int]
+    learned: Sequence[Sequence[bool]]
 
 
 def step(
@@ -31,6 +45,7 @@ def step(
     *,
     inplace: bool,
     onto_params: bool,
+    rows: Rows | None = None,
 ) -> list[Column] | str:
     """Take a step natively, if that is possible.
 
@@ -43,6 +58,7 @@ def step(
         p: The parameters, where they are read or added to.
         inplace: Whether to write into the moments, and the parameters with ``onto_params``.
         onto_params: Whether to return the new parameters instead of the updates.
+        rows: Where coefficients are vectors, whose entry is whose.
 
     Returns:
         The updates or the parameters, and the moments; or a string that says why the engine cannot take this step, in
@@ -57,13 +73,14 @@ def step(
         return 'a parameter is missing'
     if onto_params:
         rules, active = [*rules, _add_to_params], [*active, None]
-    rows, table = _rows(rules, active, len(g))  # type: ignore[arg-type]
-    values, coefs = plans.settle(table, g[0])
-    call = Call(plan, Order.FORWARD, len(g), (True,) * (plan.moments + 1), values, rows, onto_params)
+    values, coefs, numbers = _coefficients(rules, active, rows, g)  # type: ignore[arg-type]
+    call = Call(plan, Order.FORWARD, len(g), (True,) * (plan.moments + 1), values, numbers, onto_params)
     if inplace:
         return _write(call, coefs, g, moments, p)
     if p is not None and not onto_params and torch.is_grad_enabled():
-        p = _constants(rules, g, moments, p)  # type: ignore[arg-type]
+        p = _constants(rules, active, rows, g, moments, p)  # type: ignore[arg-type]
+        if isinstance(p, str):
+            return p
     return _operate(call, coefs, g, moments, p)
 
 
@@ -80,15 +97,31 @@ def _plan(rules: Sequence[Callable[..., Any]]) -> plans.Plan | str:
     return plan
 
 
-def _rows(
-    rules: Sequence[functools.partial[Any]], active: Sequence[Column | None], leaves: int
-) -> tuple[tuple[int, ...] | None, list[list[Any]]]:
-    """For each leaf its row of coefficients, and the rows; leaves with the same rules share one."""
+def _coefficients(
+    rules: Sequence[functools.partial[Any]], active: Sequence[Column | None], rows: Rows | None, g: Column
+) -> tuple[tuple[float, ...] | None, Tensor | None, tuple[int, ...] | None]:
+    """The coefficients of all rows, as numbers or as a tensor, and for each leaf its row, if there are several."""
+    if rows is not None:
+        own = [_masked(rule, flags, rows) for rule, flags in zip(rules, active)]
+        entries = plans.coefficients(own, [True] * len(own))
+        return *plans.settle_vectors(entries, rows.number, g[0]), tuple(rows.of_leaf)
     if all(flags is None for flags in active):
-        return None, [plans.coefficients(rules, [True] * len(rules))]
-    patterns = [tuple(flags is None or bool(flags[i]) for flags in active) for i in range(leaves)]
+        return *plans.settle([plans.coefficients(rules, [True] * len(rules))], g[0]), None
+    patterns = [tuple(flags is None or bool(flags[i]) for flags in active) for i in range(len(g))]
     numbers = {pattern: row for row, pattern in enumerate(dict.fromkeys(patterns))}
-    return tuple(numbers[pattern] for pattern in patterns), [plans.coefficients(rules, p) for p in numbers]
+    table = [plans.coefficients(rules, pattern) for pattern in numbers]
+    return *plans.settle(table, g[0]), tuple(numbers[pattern] for pattern in patterns)
+
+
+def _masked(rule: functools.partial[Any], flags: Column | None, rows: Rows) -> functools.partial[Any]:
+    """An affine rule with a coefficient that does nothing in the rows to which it does not apply."""
+    if flags is None or all(flags):
+        return rule
+    off = {row for row, flag in zip(rows.of_leaf, flags) if not flag}
+    ((name, value),) = rule.keywords.items()
+    entries = value.expand(rows.number).unbind() if isinstance(value, Tensor) else [value] * rows.number
+    kept = [plans.AFFINE[rule.func] if row in off else x for row, x in enumerate(entries)]
+    return functools.partial(rule.func, **{name: vector(kept, common_device(kept))})
 
 
 def _write(call: Call, coefs: Tensor | None, g: Column, moments: Sequence[Column], p: Column | None) -> Any:
@@ -105,19 +138,53 @@ def _write(call: Call, coefs: Tensor | None, g: Column, moments: Sequence[Column
     return list(columns)
 
 
-def _constants(rules: Sequence[functools.partial[Any]], g: Column, moments: Sequence[Column], p: Column) -> Column:
+def _constants(
+    rules: Sequence[functools.partial[Any]],
+    active: Sequence[Column | None],
+    rows: Rows | None,
+    g: Column,
+    moments: Sequence[Column],
+    p: Column,
+) -> Column | str:
     """The parameters, detached where decay takes them for constants.
 
     :func:`reference.add_params` asks that of the update it is given, which may have its graph from the gradient, and
     from the moments and the coefficients of all rules before.
     """
-    decay = max((i for i, rule in enumerate(rules) if rule.func is reference.add_params), default=0)
-    before = rules[:decay]
-    values = [x for rule in before for x in rule.keywords.values()]
-    if any(isinstance(x, Tensor) and x.requires_grad for x in values):
+    if not any(map(carries_no_graph, p, g)):
         return p
-    rows = zip(g, *moments) if any(rule.func in reference.RULES for rule in before) else zip(g)
-    return [x.detach() if all(carries_no_graph(x, y) for y in row) else x for x, row in zip(p, rows)]
+    decays = [i for i, rule in enumerate(rules) if rule.func is reference.add_params]
+    told = [_takes_for_constant(i, rules, active, rows, g, moments, p) for i in decays]
+    if len(decays) == 1:
+        return [x.detach() if constant else x for x, constant in zip(p, told[0])]
+    into: list[Any] = []
+    for i, x in enumerate(p):
+        answers = {own[i] for decay, own in zip(decays, told) if active[decay] is None or active[decay][i]}  # type: ignore[index]
+        if len(answers) > 1:
+            return 'of several decays, only the first take a parameter for a constant'
+        into.append(x.detach() if True in answers else x)
+    return into
+
+
+def _takes_for_constant(
+    decay: int,
+    rules: Sequence[functools.partial[Any]],
+    active: Sequence[Column | None],
+    rows: Rows | None,
+    g: Column,
+    moments: Sequence[Column],
+    p: Column,
+) -> list[bool]:
+    """For each leaf, whether one of the rules, a decay, takes the parameter for a constant."""
+    moved = any(rule.func in reference.RULES for rule in rules[:decay])
+    told = [all(carries_no_graph(x, y) for y in row) for x, *row in zip(p, g, *(moments if moved else ()))]
+    for j, rule in enumerate(rules[:decay]):
+        if any(map(carries_graph, rule.keywords.values())):
+            flags = active[j] or [True] * len(told)
+            if rows is not None and rows.learned[j]:
+                flags = [flag and rows.learned[j][row] for flag, row in zip(flags, rows.of_leaf)]
+            told = [constant and not learned for constant, learned in zip(told, flags)]
+    return told
 
 
 def _operate(call: Call, coefs: Tensor | None, g: Column, moments: Sequence[Column], p: Column | None) -> Any:

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from torchopt._C import reference
-from torchopt.numerics import on_host
+from torchopt.numerics import common_device, list_on_host, on_host
 
-__all__ = ['Plan', 'coefficients', 'find_plan', 'is_known', 'set_kernels']
+__all__ = ['AFFINE', 'Plan', 'coefficients', 'find_plan', 'is_known', 'set_kernels', 'settle', 'settle_vectors']
 
 Rule = Callable[..., tuple[Any, ...]]
 
@@ -50,18 +50,19 @@ def set_kernels(names: Iterable[str]) -> None:
     find_plan.cache_clear()
 
 
-_AFFINE = (reference.scale, reference.add_params)
+AFFINE: dict[Callable[..., Any], float] = {reference.scale: 1.0, reference.add_params: 0.0}
+"""The affine rules, and the coefficient with which each of them does nothing."""
 
 
 def is_known(rule: Any) -> bool:
     """Whether a function is one of :mod:`torchopt._C.reference` that stands for something native."""
-    return isinstance(rule, FunctionType) and (rule in reference.RULES or rule in _AFFINE)
+    return isinstance(rule, FunctionType) and (rule in reference.RULES or rule in AFFINE)
 
 
 @functools.lru_cache(maxsize=256)
 def find_plan(rules: tuple[Rule, ...]) -> Plan | None:
     """The plan for rules that follow one another, or None if no kernel computes them."""
-    proper = [i for i, rule in enumerate(rules) if rule not in _AFFINE]
+    proper = [i for i, rule in enumerate(rules) if rule not in AFFINE]
     if proper and proper[-1] - proper[0] >= len(proper):
         return None  # something affine stands between two rules
     chosen = tuple(rules[i] for i in proper) or (reference.identity,)
@@ -74,6 +75,8 @@ def find_plan(rules: tuple[Rule, ...]) -> Plan | None:
 
 def coefficients(rules: Sequence[functools.partial[Any]], active: Sequence[bool]) -> list[Any]:
     """The coefficients of one row: numbers and 0-d tensors, in the order of the kernel.
+
+    Those of several rows come as vectors, where those of the rules are.
 
     Args:
         rules: The rules with their own coefficients.
@@ -124,3 +127,20 @@ def settle(rows: Sequence[Sequence[Any]], like: Any) -> tuple[tuple[float, ...] 
         for c in row
     ]
     return None, torch.stack(tensors).reshape(len(rows), -1)
+
+
+def settle_vectors(entries: Sequence[Any], count: int, like: Any) -> tuple[tuple[float, ...] | None, Tensor | None]:
+    """As :func:`settle`, for several rows in one: what differs between them is a vector.
+
+    Args:
+        entries: The coefficients, numbers, 0-d tensors and vectors with an entry for each row.
+        count: How many rows there are.
+        like: A leaf, to whose device the tensor goes.
+    """
+    where: dict[str, Any] = {'device': common_device(entries), 'dtype': torch.float64}
+    columns = [
+        c.to(**where).expand(count) if isinstance(c, Tensor) else torch.full((count,), c, **where) for c in entries
+    ]
+    table = torch.stack(columns, 1)
+    values = list_on_host(table.reshape(-1))
+    return (None, table.to(device=getattr(like, 'device', None))) if values is None else (tuple(values), None)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.numerics import abs_sq, as_scalar_like, carries_no_graph, safe_sqrt
+from torchopt.numerics import abs_sq, as_scalar_like, carries_no_graph, real_dtype, safe_sqrt
 
 __all__ = [
     'RULES',
@@ -221,7 +221,10 @@ def lion(g: Tensor, m: Tensor, *, b1: Coef, d1: Coef, b2: Coef, d2: Coef) -> tup
 
 
 def scale(g: Tensor, *, factor: Coef) -> tuple[Tensor]:
-    """Multiply the update."""
+    """Multiply the update; in plain torch the factor may also be a tensor of its shape."""
+    if isinstance(factor, Tensor) and factor.numel() != 1:
+        dtype = factor.dtype if factor.is_complex() else real_dtype(g.dtype)
+        return (g * factor.to(dtype=dtype, device=g.device),)
     return (g if isinstance(factor, float) and factor == 1.0 else g * as_scalar_like(factor, g),)
 
 

@@ -3,6 +3,10 @@
 
 Every one is a :class:`torchopt.base.GradientTransformation`.  The optimizers of TorchOpt 0.7.3 take its arguments, and
 Optax's names for them where they mean the same; the others take Optax's.
+
+A rate, a decay rate, an epsilon, a momentum or a weight decay is a number; or a 0-d tensor, which is learned if it
+requires grad; or, where it differs from parameter to parameter, a tree of these, with the structure of the parameters
+or of its top (one value then counts for a whole subtree): ``torchopt.adam(lr={'head': 0.1, 'body': [0.01, rate]})``.
 """
 
 from torchopt.alias.adabelief import adabelief

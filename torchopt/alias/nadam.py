@@ -88,7 +88,7 @@ def nadamw(
         eps: :math:`\epsilon \ge 0`, outside the root.
         <eps_root>
         <mu_dtype>
-        weight_decay: :math:`\lambda \ge 0`.  Where it is not 0, ``update`` needs ``params``.
+        weight_decay: :math:`\lambda \ge 0`, or a schedule of it.  Where it is not 0, ``update`` needs ``params``.
         <mask>
         nesterov: False makes it AdamW.
 

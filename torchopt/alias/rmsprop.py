@@ -28,6 +28,7 @@ def rmsprop(
     *,
     initial_scale: float = 0.0,
     eps_in_sqrt: bool = False,
+    bias_correction: bool = False,
     nesterov: bool = False,
     maximize: bool = False,
     **optax: Unpack[OptaxRmsProp],
@@ -50,6 +51,7 @@ def rmsprop(
         centered: Divide by the standard deviation instead.
         initial_scale: First value of :math:`v`.
         eps_in_sqrt: Add :math:`\epsilon` inside the root instead, as Optax does by default.
+        bias_correction: Correct the means for their start at 0; the step then runs in plain torch.
         nesterov: Look ahead by Nesterov's method; needs a momentum.
         <maximize>
 
@@ -70,7 +72,7 @@ def rmsprop(
     rescale = scale_by_stddev if centered else scale_by_rms
     return chain(
         flip_sign_and_add_weight_decay(weight_decay, maximize),
-        rescale(alpha, eps, initial_scale, eps_in_sqrt=eps_in_sqrt),
+        rescale(alpha, eps, initial_scale, eps_in_sqrt=eps_in_sqrt, bias_correction=bias_correction),
         trace(momentum, nesterov=nesterov),
         scale_by_learning_rate(lr),
     )

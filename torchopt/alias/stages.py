@@ -6,8 +6,7 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from torchopt import checks
-from torchopt.base import GradientTransformation, identity, on_engine
+from torchopt.base import GradientTransformation, on_engine
 from torchopt.combine import chain
 from torchopt.transform import add_decayed_weights, scale
 
@@ -18,15 +17,17 @@ __all__ = ['choose_engine', 'flip_sign_and_add_weight_decay', 'pair', 'shared_pr
 
 _RATE = (
     'Learning rate, at least 0: a number, a 0-d tensor (learned if it requires grad), or a schedule, that is a '
-    'function from the number of steps taken to a rate.'
+    'function from the number of steps taken to a rate.  For a rate of each parameter, a tree of numbers and tensors '
+    'with the structure of the parameters or of its top; so may all hyper-parameters that are numbers be given.  For a '
+    'rate of each element, tensors in the tree have the shapes of their parameters; such steps run in plain torch.'
 )
 _PROSE = {
     'lr': f'{_RATE}  Also spelled ``learning_rate``.',
     'learning_rate': _RATE,
-    'betas': 'Decay rates of the first and the second moment, each in [0, 1): numbers or 0-d tensors.  Also spelled '
-    '``b1`` and ``b2``.',
-    'b1': 'Decay rate :math:`\\beta_1` of the first moment, in [0, 1): a number or a 0-d tensor.',
-    'b2': 'Decay rate :math:`\\beta_2` of the second moment, in [0, 1): a number or a 0-d tensor.',
+    'betas': 'Decay rates of the first and the second moment, each in [0, 1): numbers, 0-d tensors, or trees of them.  '
+    'Also spelled ``b1`` and ``b2``.',
+    'b1': 'Decay rate :math:`\\beta_1` of the first moment, in [0, 1): a number, a 0-d tensor, or a tree of them.',
+    'b2': 'Decay rate :math:`\\beta_2` of the second moment, in [0, 1): a number, a 0-d tensor, or a tree of them.',
     'eps_root': ':math:`\\bar\\epsilon \\ge 0`, inside the root.  A small positive value bounds meta-gradients where '
     'gradients are tiny.',
     'mu_dtype': 'Real dtype in which the first moment is kept, such as ``torch.bfloat16``; None takes that of each '
@@ -35,7 +36,7 @@ _PROSE = {
     'mask': 'Which parameters decay: a tree of booleans with the structure of the parameters or of its top, or a '
     'function that makes one from the parameters.  None decays all.',
     'weight_decay': 'Weight of the l2 penalty, at least 0: this multiple of the parameters is added to the '
-    'gradients, and ``update`` then needs ``params``.',
+    'gradients, and ``update`` then needs ``params``.  May be a schedule.',
     'moment_requires_grad': 'Make the first moments leaves that require grad, so that they can be learned.',
     'maximize': 'Ascend the objective instead of descending; decay still shrinks the parameters.',
     'use_accelerated_op': 'None uses the native engine where it can run, False never; True raises where it cannot.',
@@ -76,7 +77,7 @@ def flip_sign_and_add_weight_decay(weight_decay: Any = 0.0, maximize: bool = Fal
     r"""The first stage of an optimizer: :math:`\pm g + \lambda p`.
 
     Args:
-        weight_decay: :math:`\lambda \ge 0`.
+        weight_decay: :math:`\lambda \ge 0`, or a schedule of it.
         maximize: Flip the sign of the gradient.
 
     Returns:
@@ -90,8 +91,7 @@ def flip_sign_and_add_weight_decay(weight_decay: Any = 0.0, maximize: bool = Fal
         >>> torchopt.alias.stages.flip_sign_and_add_weight_decay()
         identity()
     """
-    checks.at_least('weight_decay value', weight_decay)
-    decay = add_decayed_weights(weight_decay) if checks.nonzero(weight_decay) else identity()
+    decay = add_decayed_weights(weight_decay)
     return chain(scale(-1.0), decay) if maximize else decay
 
 

@@ -11,7 +11,7 @@ import torch
 from torchopt import tree
 from torchopt.base import GradientTransformation, UninitializedState
 from torchopt.optim.from_alias import FromAlias, check_impl
-from torchopt.optim.gradients import check_same_kind, check_states, frozen_integers, without_integers
+from torchopt.optim.gradients import check_same_kind, check_states, hide_integers, without_integers
 from torchopt.refusal import preflight
 from torchopt.update import update_params
 
@@ -20,6 +20,9 @@ __all__ = ['Optimizer']
 
 class Optimizer(FromAlias, torch.optim.Optimizer):
     """Train parameters in place by a transformation, as ``torch.optim`` does.
+
+    To the transformation the parameters of a group are a list: ``torchopt.SGD(net.parameters(), lr=[0.1, 0.2])`` has a
+    rate for each.
 
     Args:
         params: Parameters: an iterable of tensors, of ``(name, tensor)`` pairs, or of dicts with the key ``'params'``
@@ -50,7 +53,10 @@ class Optimizer(FromAlias, torch.optim.Optimizer):
     """
 
     hidden: ClassVar[tuple[str, ...]] = ('moment_requires_grad',)
-    target_prose: ClassVar[str] = 'params: Parameters, or groups of them as dicts, as :class:`Optimizer` takes them.'
+    target_prose: ClassVar[str] = (
+        'params: Parameters, or groups of them as dicts, as :class:`Optimizer` takes them.  A hyper-parameter that\n'
+        '        differs from parameter to parameter is a list, in the order of the parameters of the group.'
+    )
     example: ClassVar[str] = """\
 >>> import torch, torchopt
 >>> net = torch.nn.Linear(2, 1)
@@ -129,7 +135,7 @@ True
                 loss = closure()
         impls = [self._impl_of(i) for i in range(len(self.param_groups))]
         grads = [[p.grad for p in group['params']] for group in self.param_groups]
-        groups = [frozen_integers(group['params'], g) for group, g in zip(self.param_groups, grads)]
+        groups = [hide_integers(group['params'], g) for group, g in zip(self.param_groups, grads)]
         states = [
             impl.init(params) if isinstance(state, UninitializedState) else state
             for impl, state, params in zip(impls, self.state_groups, groups)
@@ -147,7 +153,7 @@ True
         group = self.param_groups[i]
         options, impl = self.impl_groups[i]
         current = {name: group[name] for name in options}
-        if current != options:
+        if _differ(current, options):
             impl = self._rebuild(impl, current)
             state = self.state_groups[i]
             if not isinstance(state, UninitializedState):
@@ -185,6 +191,13 @@ True
         """Make a copy whose hyper-parameters, if they are tensors, are its own."""
         super().__setstate__(state)
         self.impl_groups = [(options, self._rebuild(impl, options)) for options, impl in self.impl_groups]
+
+
+def _differ(current: dict[str, Any], options: dict[str, Any]) -> bool:
+    try:
+        return current != options
+    except RuntimeError:  # two tensors of several elements, as rates of each element are, are not equal as a whole
+        return True
 
 
 def _require_dense(grads: Sequence[torch.Tensor | None], group: int) -> None:

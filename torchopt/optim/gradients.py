@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ __all__ = [
     'check_same_kind',
     'check_states',
     'differentiable_gradients',
-    'frozen_integers',
+    'hide_integers',
     'with_integers',
     'without_integers',
 ]
@@ -63,12 +63,17 @@ def differentiable_gradients(loss: Any, params: Any, *, create_graph: bool = Tru
 
 def without_integers(params: Any) -> Any:
     """The same parameters, with None for those of an integer dtype, which never have gradients."""
-    return tree.map(lambda p: None if isinstance(p, torch.Tensor) and not is_inexact(p) else p, params)
+    leaves, spec = tree.flatten(params)
+    return tree.unflatten(spec, hide_integers(leaves, [None] * len(leaves)))
 
 
-def frozen_integers(params: Sequence[Any], grads: Sequence[Any]) -> list[Any]:
-    """As :func:`without_integers` for a list; only what has no gradient can be of an integer dtype."""
-    return [None if g is None and not is_inexact(p) else p for p, g in zip(params, grads)]
+def hide_integers(params: Iterable[Any], grads: Iterable[Any]) -> list[Any]:
+    """As :func:`without_integers` for parameters in a row; only those without a gradient are looked at."""
+    return [None if g is None and _is_integer(p) else p for p, g in zip(params, grads)]
+
+
+def _is_integer(p: Any) -> bool:
+    return isinstance(p, torch.Tensor) and not is_inexact(p)
 
 
 def with_integers(new: Any, params: Any) -> Any:

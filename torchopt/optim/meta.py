@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from torchopt import alias
 from torchopt.base import GradientTransformation, UninitializedState
-from torchopt.numerics import is_inexact
 from torchopt.optim.from_alias import FromAlias, check_impl
 from torchopt.optim.gradients import (
     check_same_kind,
     check_states,
     differentiable_gradients,
+    hide_integers,
     without_integers,
 )
 from torchopt.update import update_params
@@ -47,6 +47,9 @@ class MetaOptimizer(FromAlias):
     ``step(loss)`` replaces the parameters of the module by new tensors, functions of the old ones and of all that the
     loss depends on.  A later ``outer_loss.backward()`` reaches what the whole chain of steps began with.
 
+    To the transformation the parameters are a dict by their names: ``torchopt.MetaSGD(net, lr={'weight': 0.1, 'bias':
+    rate})`` has a rate for each, of which the tensors are learned.
+
     Parameters that do not require grad are frozen, those that the loss does not depend on are left alone, tied
     weights stay tied.  The graph of all steps is alive as long as the module holds its end; let go of it by
     :func:`torchopt.stop_gradient` or :func:`torchopt.recover_state_dict`.
@@ -76,7 +79,10 @@ class MetaOptimizer(FromAlias):
     """
 
     family_defaults: ClassVar[dict[str, Any]] = {'moment_requires_grad': True}
-    target_prose: ClassVar[str] = 'module: The module whose parameters are replaced step by step.'
+    target_prose: ClassVar[str] = (
+        'module: The module whose parameters are replaced step by step.  A hyper-parameter that differs from\n'
+        '        parameter to parameter is a dict by the names that ``module.named_parameters()`` gives them.'
+    )
     example: ClassVar[str] = """\
 >>> import torch, torchopt
 >>> net, rate = torch.nn.Linear(1, 1), torch.tensor(0.1, requires_grad=True)
@@ -151,9 +157,9 @@ True
         ):
             if isinstance(state, UninitializedState):
                 state = impl.init(without_integers(params))
-            read = {k: None if grads[k] is None and not is_inexact(p) else p for k, p in params.items()}
+            read = dict(zip(params, hide_integers(params.values(), grads.values())))
             new, state = update_params(impl, grads, state, read, inplace=False)
-            new_groups.append({k: params[k] if p is None else p for k, p in new.items()})
+            new_groups.append({name: p if new[name] is None else new[name] for name, p in params.items()})
             new_states.append(state)
         self.state_groups = new_states
         for slots, new in zip(self.param_groups, new_groups):

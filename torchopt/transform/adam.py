@@ -12,6 +12,7 @@ from torchopt import checks, tree
 from torchopt._C import reference
 from torchopt.base import GradientTransformation, elementwise, factory, on_engine
 from torchopt.numerics import advance, bias_correction, complement, safe_increment, zero_count
+from torchopt.transform import ranges
 from torchopt.transform.first_moment import check_mu_dtype, zero_mean
 
 __all__ = ['ScaleByAdamState', 'scale_by_accelerated_adam', 'scale_by_adam']
@@ -79,9 +80,9 @@ def scale_by_adam(
         Dozat, `Incorporating Nesterov momentum into Adam
         <https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ>`_, 2016.
     """
-    checks.betas(b1, b2)
-    checks.at_least('epsilon value', eps)
-    checks.at_least('eps_root value', eps_root)
+    ranges.decay_rates(b1, b2)
+    ranges.at_least_zero('epsilon value', eps)
+    ranges.at_least_zero('eps_root value', eps_root)
     check_mu_dtype(mu_dtype)
 
     def init(params: Any) -> ScaleByAdamState:
@@ -91,25 +92,30 @@ def scale_by_adam(
             tree.zero_moment(params, real=True, requires_grad=moment_requires_grad),
         )
 
+    spread = tree.Spread(_rule, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
+
     def begin(state: ScaleByAdamState) -> tree.Pass:
         count, t = advance(state.count)
-        c1, c2 = bias_correction(b1, t), bias_correction(b2, t)
-        # With both corrections moved onto scalars: m / (sqrt(v + c2 eps_root) c1 / sqrt(c2) + c1 eps).
-        rule = partial(
-            reference.adam,
-            b1=b1,
-            d1=complement(b1),
-            b2=b2,
-            d2=complement(b2),
-            mean=c1 * b1 / bias_correction(b1, safe_increment(t)) if nesterov else 1.0,
-            gradient=complement(b1) if nesterov else 0.0,
-            slope=c1 / c2**0.5,
-            offset=c1 * eps,
-            shift=c2 * eps_root if checks.nonzero(eps_root) else 0.0,
-        )
-        return tree.Pass(rule, (state.mu, state.nu), lambda mu, nu: ScaleByAdamState(count, mu, nu))
+        return tree.Pass(spread.rule(t, nesterov), (state.mu, state.nu), lambda mu, nu: ScaleByAdamState(count, mu, nu))
 
-    return elementwise(init, begin, ScaleByAdamState)
+    return elementwise(init, begin, ScaleByAdamState, hypers=spread)
+
+
+def _rule(t: Any, nesterov: bool, *, b1: Any, b2: Any, eps: Any, eps_root: Any) -> partial[Any]:
+    c1, c2 = bias_correction(b1, t), bias_correction(b2, t)
+    # With both corrections moved onto scalars: m / (sqrt(v + c2 eps_root) c1 / sqrt(c2) + c1 eps).
+    return partial(
+        reference.adam,
+        b1=b1,
+        d1=complement(b1),
+        b2=b2,
+        d2=complement(b2),
+        mean=c1 * b1 / bias_correction(b1, safe_increment(t)) if nesterov else 1.0,
+        gradient=complement(b1) if nesterov else 0.0,
+        slope=c1 / c2**0.5,
+        offset=c1 * eps,
+        shift=c2 * eps_root if checks.nonzero(eps_root) else 0.0,
+    )
 
 
 def scale_by_accelerated_adam(

@@ -6,10 +6,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, NamedTuple
 
-from torchopt import checks, tree
+from torchopt import tree
 from torchopt._C import reference
 from torchopt.base import GradientTransformation, elementwise, factory
 from torchopt.numerics import advance, bias_correction, complement, zero_count
+from torchopt.transform import ranges
 
 __all__ = ['ScaleByAdamaxState', 'scale_by_adamax']
 
@@ -51,8 +52,8 @@ def scale_by_adamax(
     References:
         Kingma and Ba, `Adam: a method for stochastic optimization <https://arxiv.org/abs/1412.6980>`_, section 7, 2014.
     """
-    checks.betas(b1, b2)
-    checks.at_least('epsilon value', eps)
+    ranges.decay_rates(b1, b2)
+    ranges.at_least_zero('epsilon value', eps)
 
     def init(params: Any) -> ScaleByAdamaxState:
         return ScaleByAdamaxState(
@@ -61,10 +62,15 @@ def scale_by_adamax(
             tree.zero_moment(params, real=True, requires_grad=moment_requires_grad),
         )
 
+    spread = tree.Spread(_rule, b1=b1, b2=b2, eps=eps)
+
     def begin(state: ScaleByAdamaxState) -> tree.Pass:
         count, t = advance(state.count)
-        correction = bias_correction(b1, t)
-        rule = partial(reference.adamax, b1=b1, d1=complement(b1), b2=b2, eps=eps, correction=correction)
-        return tree.Pass(rule, (state.mu, state.nu), lambda mu, nu: ScaleByAdamaxState(count, mu, nu))
+        return tree.Pass(spread.rule(t), (state.mu, state.nu), lambda mu, nu: ScaleByAdamaxState(count, mu, nu))
 
-    return elementwise(init, begin, ScaleByAdamaxState)
+    return elementwise(init, begin, ScaleByAdamaxState, hypers=spread)
+
+
+def _rule(t: Any, *, b1: Any, b2: Any, eps: Any) -> partial[Any]:
+    correction = bias_correction(b1, t)
+    return partial(reference.adamax, b1=b1, d1=complement(b1), b2=b2, eps=eps, correction=correction)

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from torchopt import checks, tree
+from torchopt import tree
 from torchopt._C import reference
 from torchopt.base import GradientTransformation, elementwise, factory
 from torchopt.numerics import advance, bias_correction, complement, zero_count
+from torchopt.transform import ranges
 from torchopt.transform.first_moment import check_mu_dtype, zero_mean
 
 __all__ = ['ScaleByAmsgradState', 'scale_by_amsgrad']
@@ -76,32 +77,42 @@ def scale_by_amsgrad(
     References:
         Reddi et al., `On the convergence of Adam and beyond <https://openreview.net/forum?id=ryQu7f-RZ>`_, ICLR 2018.
     """
-    checks.betas(b1, b2)
-    checks.at_least('epsilon value', eps)
-    checks.at_least('eps_root value', eps_root)
+    ranges.decay_rates(b1, b2)
+    ranges.at_least_zero('epsilon value', eps)
+    ranges.at_least_zero('eps_root value', eps_root)
     check_mu_dtype(mu_dtype)
 
     def init(params: Any) -> ScaleByAmsgradState:
         squares = [tree.zero_moment(params, real=True) for _ in range(2)]
         return ScaleByAmsgradState(zero_count(), zero_mean(params, mu_dtype), *squares)
 
+    spread = tree.Spread(_rule, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
+
     def begin(state: ScaleByAmsgradState) -> tree.Pass:
         count, t = advance(state.count)
-        c1 = bias_correction(b1, t) if bias_correction_mu else 1.0
-        rule = partial(
-            reference.amsgrad,
-            b1=b1,
-            d1=complement(b1),
-            b2=b2,
-            d2=complement(b2),
-            mean=1.0,
-            # The correction of the mean goes to the divisor: m / (c1 sqrt(n + eps_root) + c1 eps).
-            slope=c1,
-            offset=c1 * eps,
-            shift=eps_root,
-            correction=1.0 / bias_correction(b2, t) if bias_correction_nu else 1.0,
+        return tree.Pass(
+            spread.rule(t, bias_correction_mu, bias_correction_nu),
+            (state.mu, state.nu, state.nu_max),
+            lambda mu, nu, nu_max: ScaleByAmsgradState(count, mu, nu, nu_max),
         )
-        moments = (state.mu, state.nu, state.nu_max)
-        return tree.Pass(rule, moments, lambda mu, nu, nu_max: ScaleByAmsgradState(count, mu, nu, nu_max))
 
-    return elementwise(init, begin, ScaleByAmsgradState)
+    return elementwise(init, begin, ScaleByAmsgradState, hypers=spread)
+
+
+def _rule(
+    t: Any, correct_mean: bool, correct_square: bool, *, b1: Any, b2: Any, eps: Any, eps_root: Any
+) -> partial[Any]:
+    c1 = bias_correction(b1, t) if correct_mean else 1.0
+    return partial(
+        reference.amsgrad,
+        b1=b1,
+        d1=complement(b1),
+        b2=b2,
+        d2=complement(b2),
+        mean=1.0,
+        # The correction of the mean goes to the divisor: m / (c1 sqrt(n + eps_root) + c1 eps).
+        slope=c1,
+        offset=c1 * eps,
+        shift=eps_root,
+        correction=1.0 / bias_correction(b2, t) if correct_square else 1.0,
+    )

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from torchopt import checks, tree
+from torchopt import tree
 from torchopt._C import reference
 from torchopt.base import GradientTransformation, elementwise, factory
 from torchopt.numerics import advance, bias_correction, complement, safe_increment, zero_count
+from torchopt.transform import ranges
 
 __all__ = ['ScaleByBeliefState', 'scale_by_belief']
 
@@ -64,35 +65,43 @@ def scale_by_belief(
         Zhuang et al., `AdaBelief optimizer: adapting stepsizes by the belief in observed gradients
         <https://arxiv.org/abs/2010.07468>`_, NeurIPS 2020.
     """
-    checks.betas(b1, b2)
-    checks.at_least('epsilon value', eps)
-    checks.at_least('eps_root value', eps_root)
+    ranges.decay_rates(b1, b2)
+    ranges.at_least_zero('epsilon value', eps)
+    ranges.at_least_zero('eps_root value', eps_root)
 
     def init(params: Any) -> ScaleByBeliefState:
         return ScaleByBeliefState(zero_count(), tree.zero_moment(params), tree.zero_moment(params, real=True))
 
+    spread = tree.Spread(_rule, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
+
     def begin(state: ScaleByBeliefState) -> tree.Pass:
         count, t = advance(state.count)
-        c1, c2 = bias_correction(b1, t), bias_correction(b2, t)
-        rule = partial(
-            reference.belief,
-            b1=b1,
-            d1=complement(b1),
-            b2=b2,
-            # The kernel takes the distance from the old mean, and g - m_t = b1 (g - m_{t-1}).
-            d2=complement(b2) * b1 * b1,
-            mean=1.0,
-            slope=c1 / c2**0.5,
-            offset=c1 * eps,
-            shift=0.0,
-            floor=eps_root,
+        return tree.Pass(
+            spread.rule(t, nesterov), (state.mu, state.nu), lambda mu, nu: ScaleByBeliefState(count, mu, nu)
         )
-        if nesterov:
-            ahead = c1 * b1 / bias_correction(b1, safe_increment(t))
-            rule = partial(_look_ahead, rule, mean=ahead, gradient=complement(b1), slope=c1 / c2**0.5, offset=c1 * eps)
-        return tree.Pass(rule, (state.mu, state.nu), lambda mu, nu: ScaleByBeliefState(count, mu, nu))
 
-    return elementwise(init, begin, ScaleByBeliefState)
+    return elementwise(init, begin, ScaleByBeliefState, hypers=spread)
+
+
+def _rule(t: Any, nesterov: bool, *, b1: Any, b2: Any, eps: Any, eps_root: Any) -> partial[Any]:
+    c1, c2 = bias_correction(b1, t), bias_correction(b2, t)
+    rule = partial(
+        reference.belief,
+        b1=b1,
+        d1=complement(b1),
+        b2=b2,
+        # The kernel takes the distance from the old mean, and g - m_t = b1 (g - m_{t-1}).
+        d2=complement(b2) * b1 * b1,
+        mean=1.0,
+        slope=c1 / c2**0.5,
+        offset=c1 * eps,
+        shift=0.0,
+        floor=eps_root,
+    )
+    if not nesterov:
+        return rule
+    ahead = c1 * b1 / bias_correction(b1, safe_increment(t))
+    return partial(_look_ahead, rule, mean=ahead, gradient=complement(b1), slope=c1 / c2**0.5, offset=c1 * eps)
 
 
 def _look_ahead(

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from torchopt import checks, tree
 from torchopt._C import reference
@@ -16,9 +16,25 @@ from torchopt.base import (
     identity,
     init_empty_state,
 )
+from torchopt.numerics import increment, zero_count
+from torchopt.refusal import preflight
+from torchopt.transform import ranges
 from torchopt.transform.masking import MaskedState, masked, resolve_mask
 
-__all__ = ['add_decayed_weights']
+__all__ = ['WeightDecaySchedule', 'add_decayed_weights', 'check_decay']
+
+
+@tree.safe_to_load
+class WeightDecaySchedule(NamedTuple):
+    """State of :func:`add_decayed_weights` by a schedule: the number of steps taken."""
+
+    count: Any
+
+
+def check_decay(weight_decay: Any) -> None:
+    """Require a schedule, or numbers >= 0."""
+    if not checks.is_schedule(weight_decay):
+        ranges.at_least_zero('weight_decay value', weight_decay)
 
 
 @factory
@@ -31,12 +47,17 @@ def add_decayed_weights(weight_decay: Any = 0.0, mask: Any = None) -> GradientTr
     counts as a constant, so that no graph grows from step to step.
 
     Args:
-        weight_decay: :math:`\lambda \ge 0`.  Zero, without a mask, gives the identity.
+        weight_decay: :math:`\lambda \ge 0`: a number or a 0-d tensor, a tree of them with the structure of the
+            parameters or of its top, or a schedule.  Zero, without a mask, gives the identity.
         mask: Where to decay: a tree of booleans, a prefix of the parameters' tree, or a function that makes one
             from the parameters.  None decays everywhere.
 
+    Returns:
+        A transformation whose state is empty, or :class:`WeightDecaySchedule` with a schedule; with a mask, that in a
+        :class:`MaskedState`.
+
     Raises:
-        ValueError: If the decay is negative; in ``update``, if the parameters are not given.
+        ValueError: If the decay is negative; in ``update``, if the parameters are not given, or a schedule returns NaN.
 
     Example:
         >>> import torch, torchopt
@@ -48,19 +69,45 @@ def add_decayed_weights(weight_decay: Any = 0.0, mask: Any = None) -> GradientTr
     References:
         Loshchilov and Hutter, `Decoupled weight decay regularization <https://arxiv.org/abs/1711.05101>`_, 2017.
     """
-    checks.at_least('weight_decay value', weight_decay)
+    check_decay(weight_decay)
     if not checks.nonzero(weight_decay):
         return identity() if mask is None else masked(identity(), mask)
-    rule = partial(reference.add_params, weight=weight_decay)
+    spread = tree.Spread(_rule, weight_decay=weight_decay)
+    options: dict[str, Any] = {'params_for': 'weight decay', 'hypers': spread}
+    if checks.is_schedule(weight_decay):
+
+        def value(state: WeightDecaySchedule, params: Any = None) -> Any:
+            return checks.schedule_value(weight_decay(state.count), state.count)
+
+        def begin(state: Any) -> tree.Pass:
+            rule = spread.make(weight_decay=value(state))
+            return tree.Pass(rule, (), lambda: WeightDecaySchedule(increment(state.count)), reads_params=True)
+
+        everywhere = elementwise(_first_count, begin, WeightDecaySchedule, then=value, **options)
+    else:
+        step = tree.Pass(spread.rule(), (), EmptyState, reads_params=True)
+
+        def begin(state: Any) -> tree.Pass:
+            return step
+
+        everywhere = elementwise(init_empty_state, begin, **options)
     if mask is None:
-        return elementwise(
-            init_empty_state,
-            lambda state: tree.Pass(rule, (), EmptyState, reads_params=True),
-            params_for='weight decay',
-        )
+        return everywhere
 
     # The state is that of `masked`; but the mask goes into the pass, so that one pass serves the whole chain.
-    def begin(state: MaskedState) -> tree.Pass:
-        return tree.Pass(rule, (), lambda: state, reads_params=True, where=partial(resolve_mask, mask))
+    def begin_masked(state: MaskedState) -> tree.Pass:
+        step = begin(state.inner_state)
+        return step._replace(settle=lambda: MaskedState(step.settle()), where=partial(resolve_mask, mask))
 
-    return elementwise(masked(identity(), mask).init, begin, MaskedState, params_for='weight decay')
+    def refuse(state: MaskedState, params: Any = None) -> None:
+        preflight(everywhere, state.inner_state, params)
+
+    return elementwise(masked(everywhere, mask).init, begin_masked, MaskedState, then=refuse, **options)
+
+
+def _first_count(params: Any) -> WeightDecaySchedule:
+    return WeightDecaySchedule(zero_count())
+
+
+def _rule(*, weight_decay: Any) -> partial[Any]:
+    return partial(reference.add_params, weight=weight_decay)

@@ -13,6 +13,7 @@ from torchopt import checks, tree
 from torchopt._C import reference
 from torchopt.base import GradientTransformation, elementwise, factory
 from torchopt.numerics import complement, increment, zero_count
+from torchopt.transform import ranges
 from torchopt.transform.first_moment import check_mu_dtype, zero_mean
 
 __all__ = ['ScaleByLionState', 'scale_by_lion']
@@ -67,7 +68,7 @@ def scale_by_lion(
     References:
         Chen et al., `Symbolic discovery of optimization algorithms <https://arxiv.org/abs/2302.06675>`_, NeurIPS 2023.
     """
-    checks.betas(b1, b2)
+    ranges.decay_rates(b1, b2)
     check_mu_dtype(mu_dtype)
     checks.number('smooth_beta value', smooth_beta)
     if mode not in ('hard', 'smooth', 'refined'):
@@ -76,16 +77,31 @@ def scale_by_lion(
     def init(params: Any) -> ScaleByLionState:
         return ScaleByLionState(zero_count(), zero_mean(params, mu_dtype))
 
-    rule = partial(reference.lion, b1=b1, d1=complement(b1), b2=b2, d2=complement(b2))
+    squash: Any = None
     if mode == 'smooth':
-        rule = partial(_soft, rule, lambda x: torch.tanh(reference.times(smooth_beta, x)), b1, complement(b1))
+        squash = partial(_tanh, smooth_beta)
     elif mode == 'refined':
-        rule = partial(_soft, rule, lambda x: torch.where(x.abs() < 1.0, x, reference.sign(x)), b1, complement(b1))
+        squash = _refined
+    spread = tree.Spread(_rule, b1=b1, b2=b2)
+    rule = spread.rule(squash)
 
     def begin(state: ScaleByLionState) -> tree.Pass:
         return tree.Pass(rule, (state.mu,), lambda mu: ScaleByLionState(increment(state.count), mu))
 
-    return elementwise(init, begin, ScaleByLionState)
+    return elementwise(init, begin, ScaleByLionState, hypers=spread)
+
+
+def _rule(squash: Any, *, b1: Any, b2: Any) -> partial[Any]:
+    rule = partial(reference.lion, b1=b1, d1=complement(b1), b2=b2, d2=complement(b2))
+    return rule if squash is None else partial(_soft, rule, squash, b1, complement(b1))
+
+
+def _tanh(slope: Any, x: Tensor) -> Tensor:
+    return torch.tanh(reference.times(slope, x))
+
+
+def _refined(x: Tensor) -> Tensor:
+    return torch.where(x.abs() < 1.0, x, reference.sign(x))
 
 
 def _soft(rule: Any, squash: Any, b1: Any, d1: Any, g: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt import checks, tree
+from torchopt import tree
 from torchopt._C import reference
 from torchopt.base import GradientTransformation, elementwise, factory
 from torchopt.numerics import advance, bias_correction, complement, on_host, zero_count
+from torchopt.transform import ranges
 
 __all__ = ['ScaleByRadamState', 'scale_by_radam']
 
@@ -61,8 +62,8 @@ def scale_by_radam(
         Liu et al., `On the variance of the adaptive learning rate and beyond
         <https://arxiv.org/abs/1908.03265>`_, 2019.
     """
-    checks.betas(b1, b2)
-    checks.at_least('epsilon value', eps)
+    ranges.decay_rates(b1, b2)
+    ranges.at_least_zero('epsilon value', eps)
 
     def init(params: Any) -> ScaleByRadamState:
         return ScaleByRadamState(
@@ -71,26 +72,31 @@ def scale_by_radam(
             tree.zero_moment(params, real=True, requires_grad=moment_requires_grad),
         )
 
+    spread = tree.Spread(_rule, b1=b1, b2=b2, eps=eps)
+
     def begin(state: ScaleByRadamState) -> tree.Pass:
         count, t = advance(state.count)
-        c1 = bias_correction(b1, t)
-        rectified, r = _rectification(b2, t)
-        rule = partial(
-            reference.adam,
-            b1=b1,
-            d1=complement(b1),
-            b2=b2,
-            d2=complement(b2),
-            mean=r / c1,
-            gradient=0.0,
-            # Not rectified, the update is the mean over 0 * root + 1.
-            slope=_choose(rectified, 1.0, 0.0),
-            offset=_choose(rectified, eps, 1.0),
-            shift=0.0,
-        )
-        return tree.Pass(rule, (state.mu, state.nu), lambda mu, nu: ScaleByRadamState(count, mu, nu))
+        return tree.Pass(spread.rule(t), (state.mu, state.nu), lambda mu, nu: ScaleByRadamState(count, mu, nu))
 
-    return elementwise(init, begin, ScaleByRadamState)
+    return elementwise(init, begin, ScaleByRadamState, hypers=spread)
+
+
+def _rule(t: Any, *, b1: Any, b2: Any, eps: Any) -> partial[Any]:
+    c1 = bias_correction(b1, t)
+    rectified, r = _rectification(b2, t)
+    return partial(
+        reference.adam,
+        b1=b1,
+        d1=complement(b1),
+        b2=b2,
+        d2=complement(b2),
+        mean=r / c1,
+        gradient=0.0,
+        # Not rectified, the update is the mean over 0 * root + 1.
+        slope=_choose(rectified, 1.0, 0.0),
+        offset=_choose(rectified, eps, 1.0),
+        shift=0.0,
+    )
 
 
 def _choose(condition: Any, yes: Any, no: float) -> Any:

@@ -6,15 +6,20 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, NamedTuple
 
-from torchopt import checks, tree
+from torch import Tensor
+
+from torchopt import checks, numerics, tree
 from torchopt._C import reference
 from torchopt.base import GradientTransformation, elementwise, factory
-from torchopt.numerics import complement
+from torchopt.numerics import abs_sq, advance, as_scalar_like, complement, safe_sqrt, zero_count
+from torchopt.transform import ranges
 
 __all__ = [
     'ScaleByAdaDeltaState',
     'ScaleByRStdDevState',
+    'ScaleByRStdDevWithCountState',
     'ScaleByRmsState',
+    'ScaleByRmsWithCountState',
     'ScaleByRssState',
     'scale_by_adadelta',
     'scale_by_rms',
@@ -30,9 +35,22 @@ class ScaleByRmsState(NamedTuple):
     nu: Any
 
 
+@tree.safe_to_load
+class ScaleByRmsWithCountState(NamedTuple):
+    """State of :func:`scale_by_rms` with bias correction: steps taken, and the mean square of the gradients."""
+
+    count: Any
+    nu: Any
+
+
 @factory
 def scale_by_rms(
-    alpha: Any = 0.9, eps: Any = 1e-8, initial_scale: float = 0.0, *, eps_in_sqrt: bool = False
+    alpha: Any = 0.9,
+    eps: Any = 1e-8,
+    initial_scale: float = 0.0,
+    *,
+    eps_in_sqrt: bool = False,
+    bias_correction: bool = False,
 ) -> GradientTransformation:
     r"""Divide updates by their root mean square.
 
@@ -44,6 +62,11 @@ def scale_by_rms(
         eps: :math:`\epsilon \ge 0`, outside the root.
         initial_scale: First value of :math:`v`.
         eps_in_sqrt: Add :math:`\epsilon` inside the root instead, as Optax does by default.
+        bias_correction: Divide the mean square by :math:`1 - \alpha^t`, by which it falls short since it began at 0; it
+            is :func:`scale_by_adam` without a mean then.  This rule has no kernel of its own: it runs in plain torch.
+
+    Returns:
+        A transformation with state :class:`ScaleByRmsState`, or :class:`ScaleByRmsWithCountState` with bias correction.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range.
@@ -57,24 +80,63 @@ def scale_by_rms(
     References:
         Tieleman and Hinton, Lecture 6.5: RMSProp, Coursera, 2012.
     """
-    checks.at_least('alpha value', alpha)
-    checks.at_least('epsilon value', eps)
+    ranges.at_least_zero('alpha value', alpha)
+    ranges.at_least_zero('epsilon value', eps)
     checks.at_least('initial_scale value', initial_scale)
 
-    def init(params: Any) -> ScaleByRmsState:
-        return ScaleByRmsState(tree.full_moment(params, initial_scale, real=True))
+    def moments(params: Any) -> dict[str, Any]:
+        return {'nu': tree.full_moment(params, initial_scale, real=True)}
 
-    rule = partial(reference.rms, keep=alpha, take=complement(alpha), **_place(eps, eps_in_sqrt))
-
-    def begin(state: ScaleByRmsState) -> tree.Pass:
-        return tree.Pass(rule, (state.nu,), ScaleByRmsState)
-
-    return elementwise(init, begin, ScaleByRmsState)
+    kinds = ScaleByRmsState, ScaleByRmsWithCountState
+    return _divide(reference.rms, moments, kinds, bias_correction, eps_in_sqrt, alpha, eps)
 
 
-def _place(eps: Any, in_root: bool) -> dict[str, Any]:
-    """The coefficients that put an epsilon inside or outside of the root."""
-    return {'offset': 0.0, 'shift': eps} if in_root else {'offset': eps, 'shift': 0.0}
+def _divide(
+    function: Any, moments: Any, kinds: tuple[Any, Any], corrected: bool, eps_in_sqrt: bool, alpha: Any, eps: Any
+) -> GradientTransformation:
+    r"""The transformation that divides by the root of a mean square or of a variance.
+
+    Args:
+        function: The rule in :mod:`torchopt._C.reference`.
+        moments: The first moments of parameters, by their names in the state.
+        kinds: The class of states without and with a count.
+        corrected: Whether the moments are corrected for their start at 0.
+        eps_in_sqrt: Whether :math:`\epsilon` stands inside the root.
+        alpha: Decay rate of the moments.
+        eps: :math:`\epsilon`.
+    """
+    plain, counted = kinds
+    spread = tree.Spread(partial(_rule, function, eps_in_sqrt), alpha=alpha, eps=eps)
+    if not corrected:
+        rule = spread.rule()
+        return elementwise(
+            lambda params: plain(**moments(params)),
+            lambda state: tree.Pass(rule, tuple(state), plain),
+            plain,
+            hypers=spread,
+        )
+
+    def begin(state: Any) -> tree.Pass:
+        count, t = advance(state.count)
+        return tree.Pass(spread.rule(t), tuple(state[1:]), partial(counted, count))
+
+    return elementwise(lambda params: counted(zero_count(), **moments(params)), begin, counted, hypers=spread)
+
+
+def _rule(function: Any, eps_in_sqrt: bool, t: Any = None, *, alpha: Any, eps: Any) -> partial[Any]:
+    place = {'offset': 0.0, 'shift': eps} if eps_in_sqrt else {'offset': eps, 'shift': 0.0}
+    rule = partial(function, keep=alpha, take=complement(alpha), **place)
+    return rule if t is None else partial(_correct, rule, numerics.bias_correction(alpha, t), **place)
+
+
+def _correct(rule: Any, correction: Any, g: Tensor, *moments: Tensor, offset: Any, shift: Any) -> tuple[Tensor, ...]:
+    """The moments of a rule, and the gradient divided by what they are once they are corrected."""
+    _, *moved = rule(g, *moments)
+    *mean, square = [x / as_scalar_like(correction, x) for x in moved]
+    if mean:
+        square = (square - abs_sq(mean[0])).clamp(min=0.0)
+    root = safe_sqrt(reference.plus(square, as_scalar_like(shift, square)))
+    return g / reference.plus(root, as_scalar_like(offset, root)), *moved
 
 
 @tree.safe_to_load
@@ -85,9 +147,23 @@ class ScaleByRStdDevState(NamedTuple):
     nu: Any
 
 
+@tree.safe_to_load
+class ScaleByRStdDevWithCountState(NamedTuple):
+    """State of :func:`scale_by_stddev` with bias correction: steps taken, mean and mean square of the gradients."""
+
+    count: Any
+    mu: Any
+    nu: Any
+
+
 @factory
 def scale_by_stddev(
-    alpha: Any = 0.9, eps: Any = 1e-8, initial_scale: float = 0.0, *, eps_in_sqrt: bool = False
+    alpha: Any = 0.9,
+    eps: Any = 1e-8,
+    initial_scale: float = 0.0,
+    *,
+    eps_in_sqrt: bool = False,
+    bias_correction: bool = False,
 ) -> GradientTransformation:
     r"""Divide updates by their standard deviation: RMSProp, centered.
 
@@ -102,6 +178,12 @@ def scale_by_stddev(
         eps: :math:`\epsilon \ge 0`, outside the root.
         initial_scale: First value of :math:`v`.
         eps_in_sqrt: Add :math:`\epsilon` inside the root instead, as Optax does by default.
+        bias_correction: Divide both means by :math:`1 - \alpha^t`, by which they fall short since they began at 0.
+            This rule has no kernel of its own: it runs in plain torch.
+
+    Returns:
+        A transformation with state :class:`ScaleByRStdDevState`, or :class:`ScaleByRStdDevWithCountState` with bias
+        correction.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range.
@@ -115,19 +197,15 @@ def scale_by_stddev(
     References:
         Graves, `Generating sequences with recurrent neural networks <https://arxiv.org/abs/1308.0850>`_, 2013.
     """
-    checks.at_least('alpha value', alpha)
-    checks.at_least('epsilon value', eps)
+    ranges.at_least_zero('alpha value', alpha)
+    ranges.at_least_zero('epsilon value', eps)
     checks.at_least('initial_scale value', initial_scale)
 
-    def init(params: Any) -> ScaleByRStdDevState:
-        return ScaleByRStdDevState(tree.zero_moment(params), tree.full_moment(params, initial_scale, real=True))
+    def moments(params: Any) -> dict[str, Any]:
+        return {'mu': tree.zero_moment(params), 'nu': tree.full_moment(params, initial_scale, real=True)}
 
-    rule = partial(reference.stddev, keep=alpha, take=complement(alpha), **_place(eps, eps_in_sqrt))
-
-    def begin(state: ScaleByRStdDevState) -> tree.Pass:
-        return tree.Pass(rule, (state.mu, state.nu), ScaleByRStdDevState)
-
-    return elementwise(init, begin, ScaleByRStdDevState)
+    kinds = ScaleByRStdDevState, ScaleByRStdDevWithCountState
+    return _divide(reference.stddev, moments, kinds, bias_correction, eps_in_sqrt, alpha, eps)
 
 
 @tree.safe_to_load
@@ -161,17 +239,18 @@ def scale_by_rss(initial_accumulator_value: float = 0.0, eps: Any = 1e-10) -> Gr
         Duchi et al., `Adaptive subgradient methods <https://jmlr.org/papers/v12/duchi11a.html>`_, JMLR 2011.
     """
     checks.at_least('initial_accumulator_value value', initial_accumulator_value)
-    checks.at_least('epsilon value', eps)
+    ranges.at_least_zero('epsilon value', eps)
 
     def init(params: Any) -> ScaleByRssState:
         return ScaleByRssState(tree.full_moment(params, initial_accumulator_value, real=True))
 
-    rule = partial(reference.rss, offset=eps)
+    spread = tree.Spread(lambda eps: partial(reference.rss, offset=eps), eps=eps)
+    rule = spread.rule()
 
     def begin(state: ScaleByRssState) -> tree.Pass:
         return tree.Pass(rule, (state.sum_of_squares,), ScaleByRssState)
 
-    return elementwise(init, begin, ScaleByRssState)
+    return elementwise(init, begin, ScaleByRssState, hypers=spread)
 
 
 @tree.safe_to_load
@@ -208,16 +287,19 @@ def scale_by_adadelta(rho: Any = 0.9, eps: Any = 1e-6, moment_requires_grad: boo
     References:
         Zeiler, `ADADELTA: an adaptive learning rate method <https://arxiv.org/abs/1212.5701>`_, 2012.
     """
-    checks.unit_interval('rho parameter at index 0', rho)
-    checks.at_least('epsilon value', eps)
+    ranges.decay_rate('rho parameter at index 0', rho)
+    ranges.at_least_zero('epsilon value', eps)
 
     def init(params: Any) -> ScaleByAdaDeltaState:
         zeros = [tree.zero_moment(params, real=True, requires_grad=moment_requires_grad) for _ in range(2)]
         return ScaleByAdaDeltaState(*zeros)
 
-    rule = partial(reference.adadelta, keep=rho, take=complement(rho), eps=eps)
+    spread = tree.Spread(
+        lambda rho, eps: partial(reference.adadelta, keep=rho, take=complement(rho), eps=eps), rho=rho, eps=eps
+    )
+    rule = spread.rule()
 
     def begin(state: ScaleByAdaDeltaState) -> tree.Pass:
         return tree.Pass(rule, (state.e_g, state.e_x), ScaleByAdaDeltaState)
 
-    return elementwise(init, begin, ScaleByAdaDeltaState)
+    return elementwise(init, begin, ScaleByAdaDeltaState, hypers=spread)

@@ -6,6 +6,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from torchopt import checks, tree
 from torchopt._C import reference
 from torchopt.base import (
@@ -16,14 +18,25 @@ from torchopt.base import (
     init_empty_state,
 )
 from torchopt.numerics import increment, on_host, zero_count
+from torchopt.transform import ranges
 
 __all__ = ['ScaleByScheduleState', 'scale', 'scale_by_learning_rate', 'scale_by_schedule']
 
 
-def _times(factor: Any, settle: Any) -> tree.Pass:
+def _rule(sign: int, factor: Any) -> partial[Any]:
     """The rule that multiplies by a factor, a Python number wherever it can be."""
+    factor = factor if sign == 1 else sign * factor
     number = on_host(factor)
-    return tree.Pass(partial(reference.scale, factor=factor if number is None else number), (), settle)
+    return partial(reference.scale, factor=factor if number is None else number)
+
+
+def _constant(sign: int, name: str, value: Any) -> GradientTransformation:
+    spread = tree.Spread(lambda **named: _rule(sign, named[name]), **{name: value})
+    if not isinstance(value, Tensor):
+        step = tree.Pass(spread.rule(), (), EmptyState)
+        return elementwise(init_empty_state, lambda state: step, hypers=spread)
+    # A tensor may be learned, and needs a new graph in every step.
+    return elementwise(init_empty_state, lambda state: tree.Pass(spread.rule(), (), EmptyState), hypers=spread)
 
 
 @factory
@@ -31,7 +44,9 @@ def scale(step_size: Any) -> GradientTransformation:
     r"""Multiply every update by a constant: :math:`u = s\,g`.
 
     Args:
-        step_size: The factor :math:`s`, a number or a 0-d tensor; a tensor that requires grad receives its gradient.
+        step_size: The factor :math:`s`, a number or a 0-d tensor, or a tree of them with the structure of the updates
+            or of its top, whose tensors may also have the shapes of the updates.  A tensor that requires grad
+            receives its gradient.
 
     Raises:
         ValueError: If the factor is NaN, or a tensor of more than one element.
@@ -43,9 +58,8 @@ def scale(step_size: Any) -> GradientTransformation:
         >>> tx.update({'w': torch.tensor(3.0)}, tx.init({'w': torch.tensor(0.0)}))[0]
         {'w': tensor(6.)}
     """
-    checks.number('step_size value', step_size)
-
-    return elementwise(init_empty_state, lambda state: _times(step_size, EmptyState))
+    ranges.number('step_size value', step_size)
+    return _constant(1, 'step_size', step_size)
 
 
 @tree.safe_to_load
@@ -89,7 +103,7 @@ def _scheduled(schedule: Any, sign: int) -> GradientTransformation:
         return ScaleByScheduleState(zero_count())
 
     def begin(state: ScaleByScheduleState) -> tree.Pass:
-        return _times(sign * value(state), lambda: ScaleByScheduleState(increment(state.count)))
+        return tree.Pass(_rule(sign, value(state)), (), lambda: ScaleByScheduleState(increment(state.count)))
 
     return elementwise(init, begin, ScaleByScheduleState, then=value)
 
@@ -101,7 +115,10 @@ def scale_by_learning_rate(learning_rate: Any, *, flip_sign: bool = True) -> Gra
     The last stage of every optimizer, after which updates are ready to be added to the parameters.
 
     Args:
-        learning_rate: :math:`\eta \ge 0`: a number, a 0-d tensor (learned if it requires grad) or a schedule.
+        learning_rate: :math:`\eta \ge 0`: a number, a 0-d tensor (learned if it requires grad) or a schedule; or a
+            tree of numbers and tensors with the structure of the parameters or of its top, for rates that differ
+            from parameter to parameter.  Tensors in a tree may also have the shapes of their parameters, for a rate
+            of each element; such steps run in plain torch.
         flip_sign: False multiplies by :math:`+\eta`, for ascent.
 
     Raises:
@@ -113,10 +130,19 @@ def scale_by_learning_rate(learning_rate: Any, *, flip_sign: bool = True) -> Gra
         >>> tx = torchopt.transform.scale_by_learning_rate(0.1)
         >>> tx.update([torch.tensor(2.0)], tx.init([torch.tensor(0.0)]))[0]
         [tensor(-0.2000)]
+        >>> tx = torchopt.transform.scale_by_learning_rate({'w': 0.1, 'b': torch.tensor(0.5)})
+        >>> g = {'w': [torch.tensor(2.0), torch.tensor(4.0)], 'b': torch.tensor(2.0)}
+        >>> tx.update(g, tx.init(g))[0]
+        {'w': [tensor(-0.2000), tensor(-0.4000)], 'b': tensor(-1.)}
+
+    References:
+        Li et al., `Meta-SGD: learning to learn quickly for few-shot learning
+        <https://arxiv.org/abs/1707.09835>`_, 2017, which learns a rate of each element.
+        Antoniou et al., `How to train your MAML <https://arxiv.org/abs/1810.09502>`_, ICLR 2019, which learns a
+        rate of each layer and step.
     """
-    checks.learning_rate(learning_rate)
+    ranges.learning_rate(learning_rate)
     sign = -1 if flip_sign else 1
     if checks.is_schedule(learning_rate):
         return _scheduled(learning_rate, sign)
-
-    return elementwise(init_empty_state, lambda state: _times(sign * learning_rate, EmptyState))
+    return _constant(sign, 'learning_rate', learning_rate)

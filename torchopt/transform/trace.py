@@ -13,6 +13,7 @@ from torchopt import checks, tree
 from torchopt._C import reference
 from torchopt.base import GradientTransformation, elementwise, factory, identity
 from torchopt.numerics import increment, on_host, zero_count
+from torchopt.transform import ranges
 
 __all__ = ['TraceState', 'trace']
 
@@ -61,8 +62,8 @@ def trace(
         Sutskever et al., `On the importance of initialization and momentum in deep learning
         <https://proceedings.mlr.press/v28/sutskever13.html>`_, ICML 2013.
     """
-    checks.at_least('momentum value', momentum)
-    checks.number('dampening value', dampening)
+    ranges.at_least_zero('momentum value', momentum)
+    tree.check_each(checks.number, 'dampening value', dampening)
     if nesterov and (not checks.nonzero(momentum) or checks.nonzero(dampening)):
         raise ValueError(
             f'Nesterov momentum requires a momentum and zero dampening: momentum={momentum}, dampening={dampening}. '
@@ -76,24 +77,29 @@ def trace(
         zeros = tree.zero_moment(params, requires_grad=moment_requires_grad)
         return TraceState(zeros, zero_count() if damped else ())
 
+    spread = tree.Spread(_rule, momentum=momentum, dampening=dampening)
+
     def begin(state: TraceState) -> tree.Pass:
-        weight = _damping(dampening, state.count) if damped else 1.0
-
-        rule = partial(
-            reference.trace,
-            keep=momentum,
-            take=weight,
-            gradient=1.0 if nesterov else 0.0,
-            buffer=momentum if nesterov else 1.0,
-        )
         count = increment(state.count) if damped else ()
-        return tree.Pass(rule, (state.trace,), lambda new: TraceState(new, count))
+        return tree.Pass(spread.rule(state.count, nesterov), (state.trace,), lambda new: TraceState(new, count))
 
-    return elementwise(init, begin, TraceState)
+    return elementwise(init, begin, TraceState, hypers=spread)
 
 
-def _damping(dampening: Any, count: Tensor) -> Any:
+def _rule(count: Any, nesterov: bool, *, momentum: Any, dampening: Any) -> partial[Any]:
+    return partial(
+        reference.trace,
+        keep=momentum,
+        take=_damping(dampening, count),
+        gradient=1.0 if nesterov else 0.0,
+        buffer=momentum if nesterov else 1.0,
+    )
+
+
+def _damping(dampening: Any, count: Any) -> Any:
     """The weight of the gradient: one at the first step of a state, and damped from then on."""
+    if not isinstance(count, Tensor):
+        return 1.0  # nothing is damped, so that nothing is counted
     t = on_host(count)
     if t is not None:
         return 1.0 if t == 0 else 1.0 - dampening

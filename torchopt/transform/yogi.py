@@ -10,6 +10,7 @@ from torchopt import checks, tree
 from torchopt._C import reference
 from torchopt.base import GradientTransformation, elementwise, factory
 from torchopt.numerics import advance, bias_correction, complement, zero_count
+from torchopt.transform import ranges
 from torchopt.transform.adam import ScaleByAdamState
 
 __all__ = ['scale_by_yogi']
@@ -60,9 +61,9 @@ def scale_by_yogi(
         Zaheer et al., `Adaptive methods for nonconvex optimization
         <https://papers.nips.cc/paper/8186-adaptive-methods-for-nonconvex-optimization>`_, NeurIPS 2018.
     """
-    checks.betas(b1, b2)
-    checks.at_least('epsilon value', eps)
-    checks.at_least('eps_root value', eps_root)
+    ranges.decay_rates(b1, b2)
+    ranges.at_least_zero('epsilon value', eps)
+    ranges.at_least_zero('eps_root value', eps_root)
     checks.at_least('initial_accumulator_value value', initial_accumulator_value)
 
     def init(params: Any) -> ScaleByAdamState:
@@ -72,20 +73,25 @@ def scale_by_yogi(
             tree.full_moment(params, initial_accumulator_value, real=True),
         )
 
+    spread = tree.Spread(_rule, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
+
     def begin(state: ScaleByAdamState) -> tree.Pass:
         count, t = advance(state.count)
-        c1, c2 = bias_correction(b1, t), bias_correction(b2, t)
-        # Both corrections on scalars, as in scale_by_adam.
-        rule = partial(
-            reference.yogi,
-            b1=b1,
-            d1=complement(b1),
-            d2=complement(b2),
-            mean=1.0,
-            slope=c1 / c2**0.5,
-            offset=c1 * eps,
-            shift=c2 * eps_root if checks.nonzero(eps_root) else 0.0,
-        )
-        return tree.Pass(rule, (state.mu, state.nu), lambda mu, nu: ScaleByAdamState(count, mu, nu))
+        return tree.Pass(spread.rule(t), (state.mu, state.nu), lambda mu, nu: ScaleByAdamState(count, mu, nu))
 
-    return elementwise(init, begin, ScaleByAdamState)
+    return elementwise(init, begin, ScaleByAdamState, hypers=spread)
+
+
+def _rule(t: Any, *, b1: Any, b2: Any, eps: Any, eps_root: Any) -> partial[Any]:
+    c1, c2 = bias_correction(b1, t), bias_correction(b2, t)
+    # Both corrections on scalars, as in scale_by_adam.
+    return partial(
+        reference.yogi,
+        b1=b1,
+        d1=complement(b1),
+        d2=complement(b2),
+        mean=1.0,
+        slope=c1 / c2**0.5,
+        offset=c1 * eps,
+        shift=c2 * eps_root if checks.nonzero(eps_root) else 0.0,
+    )

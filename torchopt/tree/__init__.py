@@ -65,6 +65,7 @@ from torchopt.tree.registry import (
     unflatten,
 )
 from torchopt.tree.serialization import safe_to_load
+from torchopt.tree.spread import PerLeaf, Spread, check_each, has_shape
 from torchopt.tree.state import (
     DictKey,
     Initable,
@@ -83,7 +84,9 @@ __all__ = [
     'NamedTupleKey',
     'ParamsPlaceholder',
     'Pass',
+    'PerLeaf',
     'SequenceKey',
+    'Spread',
     'TreeSpec',
     'add',
     'add_scale',
@@ -97,6 +100,7 @@ __all__ = [
     'broadcast_prefix',
     'cast',
     'cast_like',
+    'check_each',
     'check_inexact',
     'check_matching',
     'check_updates',
@@ -111,6 +115,7 @@ __all__ = [
     'full_moment',
     'get',
     'get_all_with_path',
+    'has_shape',
     'is_leaf_node',
     'leaves',
     'map',

@@ -19,6 +19,7 @@ from torchopt.numerics import off_leaf
 from torchopt.tree.moments import add_to_leaf, check_columns, check_updates, check_writable, move_columns
 from torchopt.tree.ops import broadcast_prefix
 from torchopt.tree.registry import TreeSpec, flatten, flatten_up_to, unflatten
+from torchopt.tree.spread import PerLeaf, share_rows
 
 __all__ = ['Pass', 'run_passes']
 
@@ -29,7 +30,7 @@ class Pass(NamedTuple):
     Attributes:
         rule: Pure function of leaves, ``rule(g, *moments) -> (u, *moments)``, with the parameter as last argument
             where it reads it.  A partial application of a function in :mod:`torchopt._C.reference` to its
-            coefficients can run natively.
+            coefficients can run natively.  :class:`torchopt.tree.Spread` makes those that differ from leaf to leaf.
         moments: The trees that the rule moves on.
         settle: ``settle(*moments)`` makes the next state.
         reads_params: Whether the rule reads the parameters.
@@ -38,7 +39,7 @@ class Pass(NamedTuple):
         native: None uses the native engine where it can run, False never; True refuses to run elsewhere.
     """
 
-    rule: Callable[..., tuple[Any, ...]]
+    rule: Callable[..., tuple[Any, ...]] | PerLeaf
     moments: tuple[Any, ...]
     settle: Callable[..., Any]
     reads_params: bool = False
@@ -70,7 +71,8 @@ def run_passes(
     if onto_params or any(step.reads_params for step in passes):
         p = flatten_up_to(spec, params, name='params', like='updates')
     active = [None if step.where is None else _flags(step.where(params), updates, spec) for step in passes]
-    moved = _natively(passes, active, leaves, moments, p, inplace, onto_params)
+    rows = _rows(passes, active, updates, leaves, spec)
+    moved = _natively(passes, active, rows, leaves, moments, p, inplace, onto_params)
     if isinstance(moved, str):
         if any(step.native for step in passes) and not torch.compiler.is_compiling():
             raise RuntimeError(
@@ -84,7 +86,7 @@ def run_passes(
         if onto_params and not inplace and p is not None:
             p = [off_leaf(x, g) for x, g in zip(p, leaves)]
         check_columns(updates, leaves, [*moments, *([] if p is None else [p])], len(moments))
-        moved = _plainly(passes, active, leaves, moments, p, inplace)
+        moved = _plainly(passes, active, rows, leaves, moments, p, inplace)
         if onto_params and p is not None:
             moved[0] = [add_to_leaf(x, u, inplace=inplace) for x, u in zip(p, moved[0])]
     first, *rest = (unflatten(spec, column) for column in moved)
@@ -97,9 +99,32 @@ def _flags(where: Any, updates: Any, spec: TreeSpec) -> list[Any]:
     return flatten_up_to(spec, spread, name='mask', like='updates')  # in the order of the updates
 
 
+class _Rows(NamedTuple):
+    """Which row of coefficients is whose, and the values of the hyper-parameters that make them."""
+
+    number: int
+    of_leaf: list[int]
+    values: list[dict[str, list[Any]]]  # for each step: for each hyper-parameter that is a tree, its value in each row
+
+
+def _rows(
+    passes: Sequence[Pass], active: Sequence[Any], updates: Any, leaves: Sequence[Any], spec: TreeSpec
+) -> _Rows | None:
+    """The rows, or None where no hyper-parameter is a tree."""
+    found = [step.rule.columns(updates, spec) if isinstance(step.rule, PerLeaf) else {} for step in passes]
+    if not any(found):
+        return None
+    columns = [index for own in found for _, index in own.values()]
+    columns += [flags for flags in active if flags is not None]
+    of_leaf, first = share_rows(columns, [g is not None for g in leaves])
+    values = [{name: [xs[index[i]] for i in first] for name, (xs, index) in own.items()} for own in found]
+    return _Rows(len(first), of_leaf, values)
+
+
 def _natively(
     passes: Sequence[Pass],
     active: Sequence[Any],
+    rows: _Rows | None,
     leaves: list[Any],
     moments: list[list[Any]],
     p: list[Any] | None,
@@ -109,9 +134,18 @@ def _natively(
     """All steps as one call of the native engine, or the reason why not."""
     if any(step.native is False for step in passes):
         return 'the native engine was switched off for it'
-    rules = [step.rule for step in passes]
+    rules: Any = [step.rule for step in passes]
+    shared = None
+    if rows is not None:
+        if torch.compiler.is_compiling():
+            return 'a compiler is tracing, and fuses plain torch itself'
+        rules = [rule.together(own) if own else rule for rule, own in zip(rules, rows.values)]
+        if None in rules:
+            return 'a hyper-parameter has the shape of its parameter'
+        learned = [step.rule.learned(own) if own else [] for step, own in zip(passes, rows.values)]  # type: ignore[union-attr]
+        shared = dispatch.Rows(rows.number, rows.of_leaf, learned)
     if all(g is not None for g in leaves):  # `None in leaves` would compare tensors by their elements
-        return dispatch.step(rules, active, leaves, moments, p, inplace=inplace, onto_params=onto_params)
+        return dispatch.step(rules, active, leaves, moments, p, inplace=inplace, onto_params=onto_params, rows=shared)
     present = [i for i, g in enumerate(leaves) if g is not None]
 
     def pick(column: Any) -> Any:
@@ -125,6 +159,7 @@ def _natively(
         pick(p),
         inplace=inplace,
         onto_params=onto_params,
+        rows=shared and shared._replace(of_leaf=pick(shared.of_leaf)),
     )
     if isinstance(moved, str):
         return moved
@@ -139,6 +174,7 @@ def _natively(
 def _plainly(
     passes: Sequence[Pass],
     active: Sequence[Any],
+    rows: _Rows | None,
     leaves: list[Any],
     moments: list[list[Any]],
     p: list[Any] | None,
@@ -146,32 +182,41 @@ def _plainly(
 ) -> list[Sequence[Any]]:
     """All steps leaf by leaf, in plain torch."""
     reads = [p] if any(step.reads_params for step in passes) and p is not None else []
-    if len(passes) == 1 and active[0] is None:
-        return move_columns(passes[0].rule, leaves, [*moments, *reads], len(moments), inplace=inplace)
-    if all(flags is None for flags in active):
-        return move_columns(_compose(passes), leaves, [*moments, *reads], len(moments), inplace=inplace)
-    flags = [list(row) for row in zip(*([True] * len(leaves) if f is None else f for f in active))]
+    if rows is None and all(flags is None for flags in active):
+        rule: Any = passes[0].rule if len(passes) == 1 else _compose(passes)
+        return move_columns(rule, leaves, [*moments, *reads], len(moments), inplace=inplace)
+    own = zip(*(_of_leaves(i, step, active[i], rows, len(leaves)) for i, step in enumerate(passes)))
     rule = functools.partial(_compose(passes), chosen=True)
-    return move_columns(rule, leaves, [*moments, *reads, flags], len(moments), inplace=inplace)
+    return move_columns(rule, leaves, [*moments, *reads, list(own)], len(moments), inplace=inplace)
+
+
+def _of_leaves(i: int, step: Pass, flags: Any, rows: _Rows | None, leaves: int) -> list[Any]:
+    """For each leaf the rule of a step; None where it does not apply."""
+    if isinstance(step.rule, PerLeaf) and rows is not None:
+        made = step.rule.of_rows(rows.values[i])
+        rules: list[Any] = [made[row] for row in rows.of_leaf]
+    else:
+        rules = [step.rule] * leaves
+    return rules if flags is None else [rule if flag else None for rule, flag in zip(rules, flags)]
 
 
 def _compose(passes: Sequence[Pass]) -> Callable[..., tuple[Any, ...]]:
     plan, start = [], 0
     for p in passes:
         stop = start + len(p.moments)
-        plan.append((p.rule, start, stop, p.reads_params))
+        plan.append((start, stop, p.reads_params))
         start = stop
+    shared: list[Any] = [p.rule for p in passes]
 
     def composed(g: Any, *columns: Any, chosen: bool = False) -> tuple[Any, ...]:
-        flags = columns[-1] if chosen else None
-        params = columns[-2 if chosen else -1] if columns else None
+        rules, columns = (columns[-1], columns[:-1]) if chosen else (shared, columns)
+        params = columns[-1] if columns else None
         moved: list[Any] = []
-        for i, (rule, start, stop, reads_params) in enumerate(plan):
-            if flags is not None and not flags[i]:
-                continue
-            own = columns[start:stop]
-            g, *new = rule(g, *own, params) if reads_params else rule(g, *own)
-            moved += new
+        for rule, (start, stop, reads_params) in zip(rules, plan):
+            if rule is not None:
+                own = columns[start:stop]
+                g, *new = rule(g, *own, params) if reads_params else rule(g, *own)
+                moved += new
         return (g, *moved)
 
     return composed

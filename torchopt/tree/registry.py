@@ -203,11 +203,12 @@ def flatten_up_to(spec: TreeSpec, tree: Any, *, name: str, like: str, remedy: st
 
 def describe_mismatch(spec: TreeSpec, tree: Any, *, name: str, like: str, remedy: str = _SAME_STRUCTURE) -> str:
     """Say where ``tree`` first departs from ``spec``, in words for an error message."""
-    path, reason = _first_difference(spec, tree, '')
+    path, reason = first_difference(spec, tree)
     return f'{name} does not have the structure of {like}: at {name}{path}, {reason}. {remedy}'
 
 
-def _first_difference(spec: TreeSpec, tree: Any, path: str) -> tuple[str, str]:
+def first_difference(spec: TreeSpec, tree: Any, path: str = '') -> tuple[str, str]:
+    """Where ``tree`` first departs from ``spec``, and how."""
     kind = spec.type
     if kind is None:
         return path, 'the leaves differ'
@@ -228,7 +229,7 @@ def _first_difference(spec: TreeSpec, tree: Any, path: str) -> tuple[str, str]:
         try:
             child.flatten_up_to(by_entry[entry])
         except ValueError:
-            return _first_difference(child, by_entry[entry], f'{path}[{entry!r}]')
+            return first_difference(child, by_entry[entry], f'{path}[{entry!r}]')
     return path, f'the static parts differ: expected {spec}, found {inner}'
 
 

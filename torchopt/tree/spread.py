@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hyper-parameters that differ from leaf to leaf: spread over the parameters, and made coefficients of rules.
+
+A hyper-parameter is one value for all parameters, or a tree of values: the structure of the parameters or its top, one
+value then counting for a whole subtree.  A value is a number or a 0-d tensor.  Leaves below the same values share a
+*row* of coefficients.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt.numerics import carries_graph, common_device, vector
+from torchopt.tree.ops import broadcast_prefix, describe_shapes
+from torchopt.tree.registry import (
+    TreeSpec,
+    first_difference,
+    flatten,
+    flatten_up_to,
+    flatten_with_path,
+    is_leaf_node,
+    unflatten,
+)
+from torchopt.tree.state import ParamsPlaceholder
+
+__all__ = ['PerLeaf', 'Spread', 'check_each', 'has_shape', 'share_rows']
+
+
+def is_spread(value: Any) -> bool:
+    """Whether a hyper-parameter is a tree of values."""
+    if isinstance(value, (dict, list, tuple)):
+        return True
+    return not (isinstance(value, (int, float, Tensor)) or callable(value) or is_leaf_node(value))
+
+
+def has_shape(value: Any) -> bool:
+    """Whether a value is a tensor with an entry for each element of its parameter, rather than a scalar."""
+    return isinstance(value, Tensor) and value.dim() > 0 and value.numel() != 1
+
+
+def check_each(check: Callable[[str, Any], Any], name: str, value: Any) -> None:
+    """Check a hyper-parameter, or each value of a tree of them under a name with its path.
+
+    Args:
+        check: ``check(name, value)`` raises for what is not allowed.
+        name: What to call it.
+        value: The hyper-parameter.
+
+    Example:
+        >>> import torchopt
+        >>> torchopt.tree.check_each(torchopt.checks.at_least, 'eps', {'w': 0.1, 'b': -1.0})
+        Traceback (most recent call last):
+            ...
+        ValueError: Invalid eps['b']: -1.0; expected a number >= 0.
+    """
+    if not is_spread(value):
+        check(name, value)
+    elif torch.compiler.is_compiling():  # which cannot follow the paths
+        for x in flatten(value)[0]:
+            check(f'{name}[...]', x)
+    else:
+        for path, x in flatten_with_path(value):
+            check(name + path, x)
+
+
+class Spread:
+    """From hyper-parameters to a rule; or to what makes one for each leaf, where one of them is a tree.
+
+    Args:
+        make: ``make(*common, **hypers)`` makes a rule, a partial application of a function to coefficients that are
+            numbers or 0-d tensors.  It may also be given vectors, whose entries it has to treat alike.
+        **hypers: The hyper-parameters.
+
+    Attributes:
+        trees: Those hyper-parameters that are trees.
+        rule: ``rule(*common)`` is the rule, or what makes one for each leaf; ``common`` is what all leaves share, such
+            as the count.
+
+    Example:
+        >>> import functools, operator, torchopt
+        >>> spread = torchopt.tree.Spread(lambda t, lr: functools.partial(operator.mul, lr / t), lr=8.0)
+        >>> spread.rule(2)(3.0)
+        12.0
+    """
+
+    def __init__(self, make: Callable[..., Callable[..., Any]], **hypers: Any) -> None:
+        self.make, self.hypers = make, hypers
+        self.trees = {name: value for name, value in hypers.items() if is_spread(value)}
+        self.rule: Callable[..., Any] = self._per_leaf if self.trees else functools.partial(make, **hypers)
+
+    def _per_leaf(self, *common: Any) -> PerLeaf:
+        return PerLeaf(self, common)
+
+    def check(self, params: Any, *, like: str = 'params') -> None:
+        """Require that the hyper-parameters can be spread over these parameters.
+
+        Raises:
+            ValueError: If a tree is no prefix of theirs, or a tensor has another shape than its parameter; the message
+                names the path.
+        """
+        if isinstance(params, ParamsPlaceholder):
+            return  # tree.map_params looks for copies of the parameters
+        leaves, spec = flatten(params) if self.trees else ((), None)
+        for name, value in self.trees.items():
+            values, index = _spread(name, value, spec, like)
+            if any(map(has_shape, values)):
+                _check_shapes(name, [values[i] for i in index], params, leaves, like)
+
+
+class PerLeaf(NamedTuple):
+    """A rule that differs from leaf to leaf in its hyper-parameters."""
+
+    spread: Spread
+    common: tuple[Any, ...]
+
+    def columns(self, updates: Any, spec: TreeSpec) -> dict[str, tuple[list[Any], Sequence[int]]]:
+        """For each tree its values, and for each leaf of the updates which of them is its own."""
+        found = {name: _spread(name, value, spec, 'updates') for name, value in self.spread.trees.items()}
+        if any(has_shape(x) for values, _ in found.values() for x in values):
+            self.spread.check(updates, like='updates')
+        return found
+
+    def of_rows(self, rows: dict[str, list[Any]]) -> list[Callable[..., Any]]:
+        """A rule for each row.
+
+        Args:
+            rows: For each tree its value in each row.
+        """
+        return [self._fill(dict(zip(rows, own))) for own in zip(*rows.values())]
+
+    def together(self, rows: dict[str, list[Any]]) -> Callable[..., Any] | None:
+        """One rule for all rows, some of whose coefficients are vectors; None where a value has a shape."""
+        if any(has_shape(x) for column in rows.values() for x in column):
+            return None
+        values = itertools.chain(self.common, self.spread.hypers.values(), *rows.values())
+        device = common_device(values)
+        return self._fill({name: vector(column, device) for name, column in rows.items()})
+
+    def learned(self, rows: dict[str, list[Any]]) -> list[bool]:
+        """For each row, whether its rule has a coefficient that somebody may differentiate in."""
+        shared = any(map(carries_graph, (*self.common, *self.spread.hypers.values())))
+        return [shared or any(map(carries_graph, own)) for own in zip(*rows.values())]
+
+    def _fill(self, own: dict[str, Any]) -> Callable[..., Any]:
+        return self.spread.make(*self.common, **{**self.spread.hypers, **own})
+
+
+def share_rows(columns: Sequence[Sequence[Any]], present: Sequence[bool]) -> tuple[list[int], list[int]]:
+    """Number what stands side by side in columns.
+
+    Args:
+        columns: Hashable entries, one for each leaf.
+        present: For each leaf whether it counts.
+
+    Returns:
+        For each leaf the row that it shares with its equals, 0 where it does not count; and for each row its first
+        leaf.
+    """
+    first: dict[Any, int] = {}
+    number: dict[Any, int] = {}
+    of_leaf = []
+    for i, (counts, *key) in enumerate(zip(present, *columns)):
+        row = number.setdefault(tuple(key), len(number)) if counts else 0
+        if counts:
+            first.setdefault(row, i)
+        of_leaf.append(row)
+    return of_leaf, list(first.values())
+
+
+def _check_shapes(name: str, values: Sequence[Any], params: Any, leaves: Sequence[Any], like: str) -> None:
+    for i, (x, y) in enumerate(zip(leaves, values)):
+        if has_shape(y) and isinstance(x, Tensor) and x.shape != y.shape:
+            path = flatten_with_path(params)[i][0]
+            raise ValueError(describe_shapes(x, y, f'{like}{path}', f'its {name}'))
+
+
+def _spread(name: str, value: Any, spec: Any, like: str) -> tuple[list[Any], Sequence[int]]:
+    """The values of a tree, and for each leaf of ``spec`` the index of its own."""
+    values, own = flatten(value)
+    spread = _indices.__wrapped__ if torch.compiler.is_compiling() else _indices
+    return values, spread(own, spec, name, like)
+
+
+@functools.lru_cache(maxsize=256)
+def _indices(prefix: TreeSpec, spec: TreeSpec, name: str, like: str) -> Sequence[int]:
+    over = unflatten(spec, [_LEAF] * spec.num_leaves)
+    try:
+        spread = broadcast_prefix(unflatten(prefix, range(prefix.num_leaves)), over)
+    except ValueError:
+        path, reason = first_difference(prefix, over)
+        raise ValueError(
+            f'{name} does not fit {like}: at {like}{path}, {_REASONS.get(reason, reason)}. Give {name} as one number, '
+            f'or as a tree of numbers with the structure of the parameters or of its top (one number then counts for '
+            f'a whole subtree).'
+        ) from None
+    return flatten_up_to(spec, spread, name=name, like=like)  # in the order of the leaves
+
+
+_LEAF = type('leaf', (), {})()  # as error messages call it
+_REASONS = {'this entry is missing': 'there is nothing', 'this entry is not expected': 'no value is given'}
