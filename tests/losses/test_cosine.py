@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cosine similarity and distance, and losses of embeddings, against Optax."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.losses.parity import check_double, check_single, fits_single_precision, titles
+
+TITLES = titles('cosine_similarity', 'cosine_distance', 'ntxent', 'triplet_margin_loss')
+
+
+@pytest.mark.parametrize('title', TITLES)
+def test_double_precision(title: str) -> None:
+    check_double(title)
+
+
+@pytest.mark.parametrize('title', [t for t in TITLES if fits_single_precision(t)])
+def test_single_precision(title: str) -> None:
+    check_single(title)

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The angle between vectors: cosine similarity and distance."""
+
+from __future__ import annotations
+
+import torch
+
+from torchopt.losses.arguments import Axis, Number, axes, broadcastable, floating, mask
+from torchopt.losses.masked import total
+
+__all__ = ['cosine_distance', 'cosine_similarity']
+
+
+def cosine_similarity(
+    predictions: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    epsilon: Number = 0.0,
+    axis: Axis = -1,
+    where: torch.Tensor | None = None,
+) -> torch.Tensor:
+    r"""The cosine of the angle between predictions and targets.
+
+    .. math::
+        \cos(x, y) = \frac{\langle x, y \rangle}{\sqrt{\max(\|x\|^2, \epsilon)} \sqrt{\max(\|y\|^2, \epsilon)}}
+
+    Args:
+        predictions: The vectors :math:`x`, floating, of shape ``[..., dim]``.
+        targets: The vectors :math:`y`, floating, of a shape that broadcasts.
+        epsilon: The least squared norm :math:`\epsilon \ge 0`.  With 0, a vector of zeros gives NaN.
+        axis: The axis or axes of the components; None for all.
+        where: Mask of the components that count; all if None.
+
+    Returns:
+        The cosines, of shape ``[...]``.
+
+    Raises:
+        TypeError: If a tensor is not floating.
+        ValueError: If an axis is out of bounds or the shapes do not broadcast.
+
+    Example:
+        >>> import torch, torchopt
+        >>> x, y = torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+        >>> torchopt.losses.cosine_similarity(x, y)
+        tensor([0.6000, 0.0000])
+    """
+    x = floating('predictions', predictions)
+    y = floating('targets', targets, x)
+    broadcastable('predictions', x, 'targets', y)
+    where = mask(where, x)
+
+    def unit(v: torch.Tensor) -> torch.Tensor:
+        squared = total(v.square(), axes(axis, 'a tensor', v), where, keepdim=True)
+        return v / torch.clamp(squared, min=epsilon).sqrt()
+
+    product = unit(x) * unit(y)
+    return total(product, axes(axis, 'predictions', product), where)
+
+
+def cosine_distance(
+    predictions: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    epsilon: Number = 0.0,
+    axis: Axis = -1,
+    where: torch.Tensor | None = None,
+) -> torch.Tensor:
+    r"""One minus the cosine similarity: from 0 for one direction to 2 for opposite ones.
+
+    Args:
+        predictions: As for :func:`cosine_similarity`.
+        targets: Likewise.
+        epsilon: Likewise.
+        axis: Likewise.
+        where: Likewise.
+
+    Returns:
+        The distances, of shape ``[...]``.
+
+    Raises:
+        TypeError: If a tensor is not floating.
+        ValueError: If an axis is out of bounds or the shapes do not broadcast.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.losses.cosine_distance(torch.tensor([1.0, 0.0]), torch.tensor([-2.0, 0.0]))
+        tensor(2.)
+    """
+    return 1.0 - cosine_similarity(predictions, targets, epsilon=epsilon, axis=axis, where=where)

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Connectionist temporal classification: the likelihood of a label sequence under any alignment with the frames.
+
+An alignment gives each frame a label or the blank.  It spells a label sequence when runs of one label count as one
+label and blanks are left out, so that two equal neighbours need a blank between them.  Two families of forward
+probabilities, over all alignments of the first :math:`t` frames that spell the first :math:`n` labels, suffice:
+
+- :math:`\phi_t(n)`: the last frame is blank;
+- :math:`\epsilon_t(n)`: the last frame emits label :math:`n`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from torchopt.losses.arguments import floating, integral, same_shape, tensor
+
+__all__ = ['ctc_loss', 'ctc_loss_with_forward_probs']
+
+
+def ctc_loss_with_forward_probs(
+    logits: torch.Tensor,
+    logit_paddings: torch.Tensor,
+    labels: torch.Tensor,
+    label_paddings: torch.Tensor,
+    *,
+    blank_id: int = 0,
+    log_epsilon: float = -1e5,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    r"""The CTC loss, and the forward probabilities from which it comes.
+
+    With :math:`y_t`, the softmax of the logits of frame :math:`t`, and :math:`r_n = 1` where label :math:`n + 1`
+    repeats label :math:`n` and 0 elsewhere,
+
+    .. math::
+        \epsilon_t(n) &= y_t(\ell_n) \bigl(\phi_{t-1}(n-1) + (1 - r_{n-1})\, \epsilon_{t-1}(n-1)
+            + \epsilon_{t-1}(n)\bigr) \\
+        \phi_t(n) &= y_t(\text{blank}) \bigl(\phi_{t-1}(n) + \epsilon_{t-1}(n)\bigr)
+
+    and the loss is :math:`-\log(\phi_T(N) + \epsilon_T(N))`.  All is computed in log space.  What is returned for
+    the last frame is :math:`\phi_T + \epsilon_T`, as in Optax.
+
+    Args:
+        logits: Unnormalized log probabilities, floating, of shape ``[B, T, K]``: batch, frames, classes with the
+            blank among them.
+        logit_paddings: Of shape ``[B, T]``; 1 marks a frame that is padding, 0 one that counts.
+        labels: The label sequences, integers of shape ``[B, N]``.
+        label_paddings: Of shape ``[B, N]``; 1 marks a label that is padding.  Padding stands at the end.
+        blank_id: The class of the blank.
+        log_epsilon: What stands for :math:`\log 0`.  A sequence that no alignment spells has a loss of about
+            its negative.
+
+    Returns:
+        The losses, of shape ``[B]``, in single precision for logits in half precision, which has no number like
+        ``log_epsilon``; and the logarithms of :math:`\phi` and :math:`\epsilon` after each frame, of
+        shapes ``[T, B, N + 1]`` and ``[T, B, N]``.
+
+    Raises:
+        TypeError: If ``logits`` are not floating, or ``labels`` no integers.
+        ValueError: If the shapes do not fit, or there is no class ``blank_id``.
+
+    Example:
+        >>> import torch, torchopt
+        >>> logits, labels = torch.zeros(1, 2, 2), torch.tensor([[1]])
+        >>> loss, blank, emit = torchopt.losses.ctc_loss_with_forward_probs(
+        ...     logits, torch.zeros(1, 2), labels, torch.zeros(1, 1)
+        ... )
+        >>> loss.exp()  # of the four alignments, three spell the label
+        tensor([1.3333])
+        >>> blank.shape, emit.shape
+        (torch.Size([2, 1, 2]), torch.Size([2, 1, 1]))
+
+    References:
+        Graves et al., `Connectionist temporal classification <https://doi.org/10.1145/1143844.1143891>`_, 2006.
+    """
+    logits, frame_pads, labels, label_pads = _check(logits, logit_paddings, labels, label_paddings, blank_id)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    # Padded frames may hold anything, NaN too: neither the loss nor its gradient may see it.
+    log_p = torch.log_softmax(torch.where(frame_pads.unsqueeze(-1), 0.0, logits), -1)
+    blank = log_p[..., blank_id].T.unsqueeze(-1)  # [T, B, 1]
+    emit = _log_prob_of_labels(log_p, labels)  # [T, B, N]
+    # A label is left through a blank if the next one repeats it, and straight away if not.
+    later = torch.arange(labels.shape[1], device=labels.device) < labels.shape[1] - 1
+    repeats = ((labels == labels.roll(-1, 1)) & later).to(logits.dtype)
+    leave, leave_by_blank = log_epsilon * repeats, log_epsilon * (1.0 - repeats)
+
+    log_emit = logits.new_full(labels.shape, log_epsilon)
+    log_phi = F.pad(log_emit, (1, 0))  # before the first frame, no label is spelt for certain
+    phis, emits = [], []
+    for t in range(logits.shape[1]):
+        pad = frame_pads[:, t].unsqueeze(-1)
+        left = _add_behind(log_phi, log_emit + leave)
+        next_emit = _log_add(left[:, :-1], log_emit) + emit[t]
+        next_phi = _add_behind(left + blank[t], log_emit + blank[t] + leave_by_blank)
+        log_phi = torch.where(pad, log_phi, next_phi)
+        log_emit = torch.where(pad, log_emit, next_emit)
+        phis.append(log_phi)
+        emits.append(log_emit)
+    last = _add_behind(log_phi, log_emit)
+    lengths = (~label_pads).sum(1, keepdim=True)
+    loss = -torch.take_along_dim(last, lengths, 1).squeeze(1)
+    if not phis:
+        return loss, log_phi.new_zeros(0, *log_phi.shape), log_emit.new_zeros(0, *log_emit.shape)
+    return loss, torch.stack([*phis[:-1], last]), torch.stack(emits)
+
+
+def ctc_loss(
+    logits: torch.Tensor,
+    logit_paddings: torch.Tensor,
+    labels: torch.Tensor,
+    label_paddings: torch.Tensor,
+    *,
+    blank_id: int = 0,
+    log_epsilon: float = -1e5,
+) -> torch.Tensor:
+    r"""The CTC loss: minus the log likelihood of label sequences of unknown alignment.
+
+    :func:`ctc_loss_with_forward_probs` says how it is computed.  Unlike :func:`torch.nn.functional.ctc_loss`, it
+    takes logits, batch first, and masks of padding, which may stand anywhere among the frames; it can be
+    differentiated twice and vectorized.
+
+    Args:
+        logits: Unnormalized log probabilities, floating, of shape ``[B, T, K]``: batch, frames, classes with the
+            blank among them.
+        logit_paddings: Of shape ``[B, T]``; 1 marks a frame that is padding, 0 one that counts.
+        labels: The label sequences, integers of shape ``[B, N]``.
+        label_paddings: Of shape ``[B, N]``; 1 marks a label that is padding.  Padding stands at the end.
+        blank_id: The class of the blank.
+        log_epsilon: What stands for :math:`\log 0`.
+
+    Returns:
+        The losses, of shape ``[B]``.
+
+    Raises:
+        TypeError: If ``logits`` are not floating, or ``labels`` no integers.
+        ValueError: If the shapes do not fit, or there is no class ``blank_id``.
+
+    Example:
+        >>> import torch, torchopt
+        >>> logits, labels = torch.zeros(1, 2, 2), torch.tensor([[1]])
+        >>> torchopt.losses.ctc_loss(logits, torch.zeros(1, 2), labels, torch.zeros(1, 1)).exp()
+        tensor([1.3333])
+
+    References:
+        Graves et al., `Connectionist temporal classification <https://doi.org/10.1145/1143844.1143891>`_, 2006.
+    """
+    return ctc_loss_with_forward_probs(
+        logits, logit_paddings, labels, label_paddings, blank_id=blank_id, log_epsilon=log_epsilon
+    )[0]
+
+
+def _check(
+    logits: torch.Tensor, logit_paddings: torch.Tensor, labels: torch.Tensor, label_paddings: torch.Tensor, blank: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Require shapes that fit; the paddings come as bools."""
+    logits = floating('logits', logits)
+    labels = integral('labels', labels, logits)
+    frame_pads, label_pads = tensor(logit_paddings, logits), tensor(label_paddings, logits)
+    for name, x, dims in (('logits', logits, '[B, T, K]'), ('labels', labels, '[B, N]')):
+        if x.ndim != len(dims.split(',')):
+            raise ValueError(f'{name} has shape {tuple(x.shape)}; expected {dims}. Add or drop dimensions.')
+    same_shape('logits without its classes', logits[..., 0], 'logit_paddings', frame_pads)
+    same_shape('labels', labels, 'label_paddings', label_pads)
+    if len(labels) != len(logits):
+        raise ValueError(
+            f'labels holds {len(labels)} sequences, but logits {len(logits)}. Pass as many of one as of the other.'
+        )
+    if not 0 <= blank < logits.shape[-1]:
+        raise ValueError(
+            f'blank_id is {blank}; expected a class, from 0 to {logits.shape[-1] - 1}. The blank is one of them.'
+        )
+    return logits, frame_pads != 0, labels, label_pads != 0
+
+
+def _log_prob_of_labels(log_p: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The log probability of each label in each frame, of shape ``[T, B, N]``; 0 for what is no class."""
+    inside = (labels >= 0) & (labels < log_p.shape[-1])
+    index = torch.where(inside, labels, 0).unsqueeze(1)
+    found = torch.take_along_dim(log_p, index, -1)
+    return torch.where(inside.unsqueeze(1), found, 0.0).transpose(0, 1)
+
+
+def _add_behind(log_phi: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
+    r"""Add :math:`N` probabilities to those of :math:`1, \dots, N` out of :math:`0, \dots, N`."""
+    return torch.cat([log_phi[:, :1], _log_add(log_phi[:, 1:], added)], -1)
+
+
+def _log_add(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """``torch.logaddexp``, whose second derivative is NaN where its arguments are as far apart as here."""
+    difference = torch.where((a == b) & a.isinf(), 0.0, a - b)
+    return torch.where(difference >= 0, a + F.softplus(-difference), b + F.softplus(difference))

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Kullback-Leibler divergence between distributions, and its extension to unnormalized ones."""
+
+from __future__ import annotations
+
+import torch
+
+from torchopt.losses.arguments import Axis, axes, broadcastable, floating, mask
+from torchopt.losses.masked import total
+
+__all__ = ['convex_kl_divergence', 'generalized_kl_divergence', 'kl_divergence', 'kl_divergence_with_log_targets']
+
+
+def kl_divergence(
+    log_predictions: torch.Tensor, targets: torch.Tensor, axis: Axis = -1, where: torch.Tensor | None = None
+) -> torch.Tensor:
+    r"""The Kullback-Leibler divergence of predictions from targets.
+
+    .. math::
+        \operatorname{KL}(p \,\|\, q) = \sum_j p_j (\log p_j - \log q_j), \qquad 0 \log 0 = 0
+
+    Args:
+        log_predictions: The logarithms :math:`\log q`, floating, of shape ``[..., dim]``.
+        targets: The distributions :math:`p \ge 0`, floating, of a shape that broadcasts.
+        axis: The axis or axes of a distribution; None for all.
+        where: Mask of the elements that count; all if None.
+
+    Returns:
+        The divergences, of shape ``[...]``.
+
+    Raises:
+        TypeError: If a tensor is not floating.
+        ValueError: If an axis is out of bounds or the shapes do not broadcast.
+
+    Example:
+        >>> import torch, torchopt
+        >>> q, p = torch.tensor([0.5, 0.5]), torch.tensor([0.0, 1.0])
+        >>> torchopt.losses.kl_divergence(q.log(), p)
+        tensor(0.6931)
+
+    References:
+        Kullback and Leibler, `On information and sufficiency <https://doi.org/10.1214/aoms/1177729694>`_, 1951.
+    """
+    log_q, p = _two(log_predictions, targets, 'targets')
+    # log 1 in place of log 0: the derivative of log at 0 would make NaN of the gradient.
+    terms = p * (torch.where(p == 0, 1.0, p).log() - log_q)
+    return _sum(terms, axis, where)
+
+
+def kl_divergence_with_log_targets(
+    log_predictions: torch.Tensor, log_targets: torch.Tensor, axis: Axis = -1, where: torch.Tensor | None = None
+) -> torch.Tensor:
+    r"""The Kullback-Leibler divergence of :func:`kl_divergence`, with the logarithms of the targets given.
+
+    Args:
+        log_predictions: The logarithms :math:`\log q`, floating, of shape ``[..., dim]``.
+        log_targets: The logarithms :math:`\log p`, floating, of a shape that broadcasts.
+        axis: The axis or axes of a distribution; None for all.
+        where: Mask of the elements that count; all if None.
+
+    Returns:
+        The divergences, of shape ``[...]``.
+
+    Raises:
+        TypeError: If a tensor is not floating.
+        ValueError: If an axis is out of bounds or the shapes do not broadcast.
+
+    Example:
+        >>> import torch, torchopt
+        >>> q, p = torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])
+        >>> torchopt.losses.kl_divergence_with_log_targets(q.log(), p.log())
+        tensor(0.1308)
+    """
+    log_q, log_p = _two(log_predictions, log_targets, 'log_targets')
+    return _sum(log_p.exp() * (log_p - log_q), axis, where)
+
+
+def generalized_kl_divergence(
+    log_predictions: torch.Tensor, targets: torch.Tensor, axis: Axis = -1, where: torch.Tensor | None = None
+) -> torch.Tensor:
+    r"""The Kullback-Leibler divergence of measures that need not sum to one.
+
+    .. math::
+        D(p \,\|\, q) = \sum_j \Bigl( p_j \log \frac{p_j}{q_j} - p_j + q_j \Bigr)
+
+    It is the Bregman divergence of :math:`x \log x - x`: never negative, and zero only for :math:`p = q`.
+
+    Args:
+        log_predictions: The logarithms :math:`\log q`, floating, of shape ``[..., dim]``.
+        targets: The measures :math:`p \ge 0`, floating, of a shape that broadcasts.
+        axis: The axis or axes of a measure; None for all.
+        where: Mask of the elements that count; all if None.
+
+    Returns:
+        The divergences, of shape ``[...]``.
+
+    Raises:
+        TypeError: If a tensor is not floating.
+        ValueError: If an axis is out of bounds or the shapes do not broadcast.
+
+    Example:
+        >>> import torch, torchopt
+        >>> q, p = torch.tensor([1.0, 1.0]), torch.tensor([1.0, 2.0])
+        >>> torchopt.losses.generalized_kl_divergence(q.log(), p)
+        tensor(0.3863)
+
+    References:
+        Bregman, `The relaxation method of finding the common point of convex sets
+        <https://doi.org/10.1016/0041-5553(67)90040-7>`_, 1967.
+    """
+    log_q, p = _two(log_predictions, targets, 'targets')
+    return kl_divergence(log_q, p, axis, where) + _sum(log_q.exp() - p, axis, where)
+
+
+convex_kl_divergence = generalized_kl_divergence
+"""The older of the two names that Optax has for this loss."""
+
+
+def _two(log_predictions: torch.Tensor, targets: torch.Tensor, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    x = floating('log_predictions', log_predictions)
+    y = floating(name, targets, x)
+    broadcastable('log_predictions', x, name, y)
+    return x, y
+
+
+def _sum(terms: torch.Tensor, axis: Axis, where: torch.Tensor | None) -> torch.Tensor:
+    return total(terms, axes(axis, 'log_predictions', terms), mask(where, terms))

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sums and softmax along several axes, over the elements that a mask lets in."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+__all__ = ['align', 'log_softmax', 'normalizer', 'total']
+
+
+def align(where: torch.Tensor | None, dims: tuple[int, ...], ndim: int) -> torch.Tensor | None:
+    """Give a mask of whole rows the dimensions along which it says nothing."""
+    if where is None or where.ndim == ndim:
+        return where
+    for dim in sorted(dims):
+        where = where.unsqueeze(dim)
+    return where
+
+
+def total(
+    x: torch.Tensor, dims: tuple[int, ...], where: torch.Tensor | None = None, keepdim: bool = False
+) -> torch.Tensor:
+    """The sum along axes; over no axis, the tensor itself."""
+    if where is not None:
+        x = torch.where(where, x, 0.0)
+    return x.sum(dims, keepdim=keepdim) if dims else x
+
+
+def normalizer(
+    x: torch.Tensor, dims: tuple[int, ...], where: torch.Tensor | None = None, keepdim: bool = False
+) -> torch.Tensor:
+    r"""The logarithm of :math:`\sum_i e^{x_i}` along axes; ``-inf`` where the mask lets nothing in."""
+    if where is not None:
+        x = torch.where(where, x, -math.inf)
+    return torch.logsumexp(x, dims, keepdim=keepdim) if dims else x
+
+
+def log_softmax(x: torch.Tensor, dims: tuple[int, ...], where: torch.Tensor | None = None) -> torch.Tensor:
+    r"""The logarithm of the softmax along axes.
+
+    Elements outside of the mask have the value zero, not :math:`\log 0`: they belong to no sum, and a zero
+    keeps :math:`0 \cdot \infty` out of the gradients.
+    """
+    if where is None:
+        return torch.log_softmax(x, dims[0]) if len(dims) == 1 else x - normalizer(x, dims, keepdim=True)
+    return torch.where(where, x - normalizer(x, dims, where, keepdim=True), 0.0)

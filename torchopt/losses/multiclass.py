@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses of the scores of several classes with one right answer: hinge, perceptron, sparsemax."""
+
+from __future__ import annotations
+
+import torch
+
+from torchopt.losses.arguments import broadcastable, floating, integral
+from torchopt.projections import unit_simplex
+
+__all__ = ['multiclass_hinge_loss', 'multiclass_perceptron_loss', 'multiclass_sparsemax_loss', 'pick']
+
+
+def multiclass_hinge_loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    r"""The multiclass hinge loss of Crammer and Singer.
+
+    .. math::
+        \ell(s, y) = \max_j \bigl(s_j + [j \ne y]\bigr) - s_y
+
+    Args:
+        scores: The scores :math:`s`, floating, of shape ``[..., num_classes]``.
+        labels: The right classes :math:`y`, integers of shape ``[...]``.  A label that is no class has no score
+            to subtract.
+
+    Returns:
+        The losses, of shape ``[...]``.
+
+    Raises:
+        TypeError: If ``scores`` are not floating, or ``labels`` no integers.
+        ValueError: If the shapes do not broadcast.
+
+    Example:
+        >>> import torch, torchopt
+        >>> scores, labels = torch.tensor([[1.0, 3.0], [1.0, 1.5]]), torch.tensor([1, 1])
+        >>> torchopt.losses.multiclass_hinge_loss(scores, labels)
+        tensor([0.0000, 0.5000])
+
+    References:
+        Crammer and Singer, `On the algorithmic implementation of multiclass kernel-based vector machines
+        <https://www.jmlr.org/papers/v2/crammer01a.html>`_, 2001.
+    """
+    scores, right = _one_hot(scores, labels)
+    return (scores + 1.0 - right).amax(-1) - (scores * right).sum(-1)
+
+
+def multiclass_perceptron_loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    r"""The loss of the multiclass perceptron, :math:`\max_j s_j - s_y`.
+
+    Args:
+        scores: The scores :math:`s`, floating, of shape ``[..., num_classes]``.
+        labels: The right classes :math:`y`, integers of shape ``[...]``.  A label that is no class has no score
+            to subtract.
+
+    Returns:
+        The losses, of shape ``[...]``.
+
+    Raises:
+        TypeError: If ``scores`` are not floating, or ``labels`` no integers.
+        ValueError: If the shapes do not broadcast.
+
+    Example:
+        >>> import torch, torchopt
+        >>> scores, labels = torch.tensor([[1.0, 3.0], [1.0, 1.5]]), torch.tensor([1, 0])
+        >>> torchopt.losses.multiclass_perceptron_loss(scores, labels)
+        tensor([0.0000, 0.5000])
+
+    References:
+        Collins, `Discriminative training methods for hidden Markov models
+        <https://aclanthology.org/W02-1001>`_, 2002.
+    """
+    scores, right = _one_hot(scores, labels)
+    return scores.amax(-1) - (scores * right).sum(-1)
+
+
+def multiclass_sparsemax_loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    r"""The sparsemax loss: the Fenchel-Young loss of the Gini entropy.
+
+    With :math:`p`, the Euclidean projection of the scores onto the probability simplex,
+
+    .. math::
+        \ell(s, y) = \langle p, s \rangle - s_y + \tfrac12 (1 - \|p\|^2), \qquad \nabla_s \ell = p - e_y.
+
+    It is exactly zero once the right class leads by one.
+
+    Args:
+        scores: The scores :math:`s`, floating, of shape ``[batch, num_classes]``.
+        labels: The right classes :math:`y`, integers of shape ``[batch]``.  Negative ones count from the end;
+            those beyond the classes mean the nearest one.
+
+    Returns:
+        The losses, of shape ``[batch]``.
+
+    Raises:
+        TypeError: If ``scores`` are not floating, or ``labels`` no integers.
+        ValueError: If the shapes do not fit.
+
+    Example:
+        >>> import torch, torchopt
+        >>> scores, labels = torch.tensor([[1.0, 3.0], [1.0, 1.5]]), torch.tensor([1, 1])
+        >>> torchopt.losses.multiclass_sparsemax_loss(scores, labels)
+        tensor([0.0000, 0.0625])
+
+    References:
+        Martins and Astudillo, `From softmax to sparsemax <https://arxiv.org/abs/1602.02068>`_, 2016.
+    """
+    scores = floating('scores', scores)
+    labels = integral('labels', labels, scores)
+    if scores.ndim < 1 or labels.shape != scores.shape[:-1]:
+        raise ValueError(
+            f'labels has shape {tuple(labels.shape)}, but scores has shape {tuple(scores.shape)}. '
+            f'Pass one label for each row of scores.'
+        )
+    p = unit_simplex(scores)
+    right, _ = pick(scores, labels)
+    # What has no probability plays no part, be its score infinitely low.
+    ahead = torch.where(p > 0, scores - right.unsqueeze(-1), 0.0)
+    return (p * ahead).sum(-1) + 0.5 * (1.0 - p.square().sum(-1))
+
+
+def pick(scores: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The score of the class that each label names.
+
+    Args:
+        scores: Of shape ``[..., num_classes]``.
+        labels: Of shape ``[...]``.  Negative labels count from the end; no label makes torch stop the device.
+
+    Returns:
+        The scores, of shape ``[...]``; those of the nearest class for labels that name none.  And a mask, False at
+        those labels.
+    """
+    classes = scores.shape[-1]
+    index = torch.where(labels < 0, labels + classes, labels)
+    nearest = index.clamp(0, classes - 1)
+    return torch.take_along_dim(scores, nearest.unsqueeze(-1), -1).squeeze(-1), nearest == index
+
+
+def _one_hot(scores: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    scores = floating('scores', scores)
+    labels = integral('labels', labels, scores)
+    broadcastable('a row of scores', scores.shape[:-1], 'labels', labels)
+    classes = torch.arange(scores.shape[-1], device=scores.device)
+    return scores, (labels.unsqueeze(-1) == classes).to(scores.dtype)

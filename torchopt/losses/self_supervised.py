@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses of embeddings: what belongs together shall lie close, what does not, apart."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from torchopt.losses.arguments import Number, axes, broadcastable, floating
+from torchopt.losses.cosine import cosine_similarity
+
+__all__ = ['ntxent', 'triplet_margin_loss']
+
+
+def ntxent(embeddings: torch.Tensor, labels: torch.Tensor, temperature: Number = 0.07) -> torch.Tensor:
+    r"""The contrastive loss NT-Xent, the normalized temperature-scaled cross entropy of SimCLR.
+
+    With :math:`s_{ij} = \cos(z_i, z_j) / \tau`, the positive pairs :math:`P`, which are two embeddings of one label,
+    and the negatives :math:`N(i)` of another label,
+
+    .. math::
+        \ell = -\frac{1}{|P|} \sum_{(i, j) \in P}
+            \log \frac{e^{s_{ij}}}{e^{s_{ij}} + \sum_{k \in N(i)} e^{s_{ik}}}.
+
+    Args:
+        embeddings: The embeddings :math:`z`, floating, of shape ``[batch, dim]``.
+        labels: One label for each, of shape ``[batch]``; equal ones make positive pairs.
+        temperature: The temperature :math:`\tau > 0`.
+
+    Returns:
+        The loss, a 0-d tensor; NaN without any positive pair.
+
+    Raises:
+        TypeError: If ``embeddings`` are not floating.
+        ValueError: If the shapes do not fit.
+
+    Example:
+        >>> import torch, torchopt
+        >>> z = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 3.0]])
+        >>> torchopt.losses.ntxent(z, torch.tensor([0, 0, 1, 1]), temperature=1.0)
+        tensor(0.5514)
+
+    References:
+        Chen et al., `A simple framework for contrastive learning of visual representations
+        <https://arxiv.org/abs/2002.05709>`_, 2020.
+    """
+    embeddings = floating('embeddings', embeddings)
+    labels = labels if isinstance(labels, torch.Tensor) else torch.as_tensor(labels, device=embeddings.device)
+    if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
+        raise ValueError(
+            f'embeddings has shape {tuple(embeddings.shape)} and labels has shape {tuple(labels.shape)}; expected '
+            f'[batch, dim] and [batch]. Pass one label for each embedding.'
+        )
+    epsilon = torch.finfo(embeddings.dtype).eps
+    similar = cosine_similarity(embeddings.unsqueeze(0), embeddings.unsqueeze(1), epsilon=epsilon) / temperature
+    match = labels.unsqueeze(1) == labels.unsqueeze(0)
+    itself = torch.eye(len(embeddings), dtype=torch.bool, device=embeddings.device)
+    positive = match & ~itself
+    negatives = torch.where(match, -math.inf, similar)
+    if len(embeddings) == 0:
+        return similar.sum() / 0.0
+    # Each positive competes with the negatives of its row only, not with other positives.
+    largest = torch.where(itself, -math.inf, similar).amax(1, keepdim=True).detach()
+    shifted = similar - largest
+    rivals = (negatives - largest).exp().sum(1, keepdim=True)
+    log_p = shifted - torch.where(positive, shifted.exp() + rivals, 1.0).log()
+    return -torch.where(positive, log_p, 0.0).sum() / positive.sum()
+
+
+def triplet_margin_loss(
+    anchors: torch.Tensor,
+    positives: torch.Tensor,
+    negatives: torch.Tensor,
+    axis: int = -1,
+    norm_degree: Number = 2,
+    margin: Number = 1.0,
+    eps: Number = 1e-6,
+) -> torch.Tensor:
+    r"""The triplet loss: an anchor shall be nearer to its positive than to its negative, by a margin.
+
+    .. math::
+        \ell = \max\bigl(0, d(a, p) - d(a, n) + m\bigr), \qquad
+        d(x, y) = \Bigl(\sum_i |x_i - y_i|^q + \epsilon \Bigr)^{1/q}
+
+    Args:
+        anchors: The anchors :math:`a`, floating, of shape ``[..., dim]``.
+        positives: The positives :math:`p`, floating, of a shape that broadcasts.
+        negatives: The negatives :math:`n`, likewise.
+        axis: The axis of the components.
+        norm_degree: The degree :math:`q \ge 1` of the norm.
+        margin: The margin :math:`m`.
+        eps: The number :math:`\epsilon \ge 0` that keeps the derivative finite where a distance is zero.
+
+    Returns:
+        The losses, of shape ``[...]``.
+
+    Raises:
+        TypeError: If a tensor is not floating.
+        ValueError: If the axis is out of bounds or the shapes do not broadcast.
+
+    Example:
+        >>> import torch, torchopt
+        >>> a, p, n = torch.tensor([0.0, 0.0]), torch.tensor([0.0, 1.0]), torch.tensor([1.5, 0.0])
+        >>> torchopt.losses.triplet_margin_loss(a, p, n)
+        tensor(0.5000)
+
+    References:
+        Balntas et al., `Learning local feature descriptors with triplets and shallow convolutional neural networks
+        <https://doi.org/10.5244/C.30.119>`_, 2016.
+    """
+    anchors = floating('anchors', anchors)
+
+    def distance(name: str, other: torch.Tensor) -> torch.Tensor:
+        other = floating(name, other, anchors)
+        broadcastable('anchors', anchors, name, other)
+        gap = (anchors - other).abs().pow(norm_degree)
+        return (gap.sum(axes(axis, 'anchors', gap)) + eps).pow(1 / norm_degree)
+
+    ahead = distance('positives', positives) - distance('negatives', negatives) + margin
+    return torch.maximum(ahead, torch.zeros_like(ahead))

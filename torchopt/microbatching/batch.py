@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Split the batch, and run a function on one microbatch after the other."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from torchopt import tree
+from torchopt.microbatching.accumulation import AccumulationType, accumulate, compose, map_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = ['microbatch', 'reshape_batch_axis']
+
+
+def reshape_batch_axis(tree: Any, microbatch_size: int, axis: int = 0) -> Any:
+    """Split the batch axis of every leaf into microbatches and their rows.
+
+    Microbatch ``i`` of ``k`` takes the rows ``i, i + k, i + 2 k, ...``: so a batch that lies in blocks on several
+    devices gives each of them a share of every microbatch.
+
+    Args:
+        tree: Tree of tensors, each with a batch axis.
+        microbatch_size: The number of rows of a microbatch, which divides the size of the batch axis.
+        axis: The batch axis.
+
+    Returns:
+        A tree of views, whose axis ``axis`` counts the microbatches, and the next one the rows of each.
+
+    Raises:
+        ValueError: If the microbatches do not divide the batch, or a leaf has no such axis.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.microbatching.reshape_batch_axis(torch.arange(6), 2)
+        tensor([[0, 3],
+                [1, 4],
+                [2, 5]])
+    """
+
+    def split(x: torch.Tensor) -> torch.Tensor:
+        if not _has_axis(x, axis):
+            raise ValueError(f'A leaf of tree has shape {tuple(x.shape)}, and so no axis {axis}. Pass another axis.')
+        at = axis % x.ndim
+        shape = (*x.shape[:at], microbatch_size, _divide(x.shape[at], microbatch_size), *x.shape[at + 1 :])
+        return x.reshape(shape).transpose(at, at + 1)
+
+    return map_tensors(split, tree)
+
+
+def microbatch(
+    fun: Callable[..., Any],
+    argnums: int | Sequence[int],
+    microbatch_size: int | None,
+    accumulator: Any = AccumulationType.SUM,
+    *,
+    argnames: str | Sequence[str] = (),
+    in_axes: int | Sequence[int] = 0,
+    num_real_microbatches: int | torch.Tensor | None = None,
+) -> Callable[..., Any]:
+    """Run a function on one microbatch after the other, and accumulate its values.
+
+    For a function that sums over its batch, or a mean of equal parts, the result is the same, and the memory is that
+    of one microbatch.
+
+    Args:
+        fun: The function.  Its value is a tree of tensors.
+        argnums: The position or positions of the arguments that have a batch axis; each is a tree of tensors.
+        microbatch_size: The number of rows of a microbatch, which divides the size of the batch.  With None, ``fun``
+            is returned as it is.
+        accumulator: How to accumulate: an :class:`AccumulationType`, an :class:`Accumulator`, or a tree of these
+            that equals the value of ``fun`` or its top.
+        argnames: The name or names of the keyword arguments that have a batch axis.
+        in_axes: The batch axis: one for all, or one for each of ``argnums`` and then ``argnames``.
+        num_real_microbatches: Stop after so many microbatches; all if None.  A tensor is read, unless code is being
+            transformed or compiled: then all microbatches are run, and those beyond do not count.
+
+    Returns:
+        A function of the arguments of ``fun``.  See :func:`reshape_batch_axis` for which rows make a microbatch.
+
+    Raises:
+        TypeError: If ``in_axes`` does not fit the arguments.
+        ValueError: By the new function, if the batch axes differ in size or are not divided by
+            ``microbatch_size``, or if the mean of integers is asked for.
+
+    Example:
+        >>> import torch, torchopt
+        >>> from torchopt.microbatching import AccumulationType, microbatch
+        >>> fun = lambda x: (x + 1, (3 * x).sum())
+        >>> parts = (AccumulationType.CONCAT, AccumulationType.SUM)
+        >>> microbatch(fun, argnums=0, microbatch_size=2, accumulator=parts)(torch.tensor([1, 2, 3, 4]))
+        (tensor([2, 3, 4, 5]), tensor(30))
+    """
+    if microbatch_size is None:
+        return fun
+    positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    names = (argnames,) if isinstance(argnames, str) else tuple(argnames)
+    batched: tuple[int | str, ...] = (*positions, *names)
+    axes = (in_axes,) * len(batched) if isinstance(in_axes, int) else tuple(in_axes)
+    if len(axes) != len(batched) or not batched:
+        raise TypeError(
+            f'in_axes names {len(axes)} axes, but argnums and argnames name {len(batched)} arguments. '
+            f'Name at least one argument, and pass one axis for all or one for each.'
+        )
+
+    def microbatched(*args: Any, **kwargs: Any) -> Any:
+        given = [_argument(key, args, kwargs) for key in batched]
+        count = _divide(_common_size(batched, given, axes), microbatch_size)
+
+        def on_microbatch(index: int) -> Any:
+            parts, named = list(args), dict(kwargs)
+            for key, value, axis in zip(batched, given, axes):
+                rows = map_tensors(functools.partial(_rows, axis=axis, start=index, step=max(count, 1)), value)
+                if isinstance(key, int):
+                    parts[key] = rows
+                else:
+                    named[key] = rows
+            return fun(*parts, **named)
+
+        return accumulate(on_microbatch, compose(accumulator, count), count, num_real_microbatches)
+
+    return microbatched
+
+
+def _rows(x: torch.Tensor, axis: int, start: int, step: int) -> torch.Tensor:
+    """Every ``step``-th row, as a view."""
+    return x[(slice(None),) * (axis % x.ndim) + (slice(start, None, step),)]
+
+
+def _has_axis(x: Any, axis: int) -> bool:
+    return -x.ndim <= axis < x.ndim
+
+
+def _divide(size: int, microbatch_size: int) -> int:
+    if microbatch_size < 1:
+        raise ValueError(f'microbatch_size is {microbatch_size}; expected at least 1, or None for a single batch.')
+    if size % microbatch_size:
+        raise ValueError(
+            f'The batch size {size} must be divisible by microbatch_size, which is {microbatch_size}. '
+            f'Pass a divisor of it, or pad the batch.'
+        )
+    return size // microbatch_size
+
+
+def _argument(key: int | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if isinstance(key, str) and key in kwargs:
+        return kwargs[key]
+    if isinstance(key, int) and -len(args) <= key < len(args):
+        return args[key]
+    raise TypeError(f'The argument {key!r} has a batch axis, but was not given{_HOW[type(key)]}.')
+
+
+_HOW = {int: ' by its position. List it in argnames if you pass it by name', str: ' by its name'}
+
+
+def _common_size(keys: tuple[int | str, ...], given: list[Any], axes: tuple[int, ...]) -> int:
+    """The size of the batch, in which all leaves of all batched arguments agree."""
+    common = None
+    for key, value, axis in zip(keys, given, axes):
+        for i, leaf in enumerate(tree.flatten(value)[0]):
+            if leaf is None:
+                continue
+            x = torch.as_tensor(leaf)
+            if not _has_axis(x, axis):
+                raise ValueError(
+                    f'Argument {_place(key, value, i)} has shape {tuple(x.shape)}, and so no batch axis {axis}. '
+                    f'Pass a batch, or another axis.'
+                )
+            if common is None:
+                common = x.shape[axis]
+            elif x.shape[axis] != common:
+                raise ValueError(
+                    f'Argument {_place(key, value, i)} has a batch of {x.shape[axis]}, but those before it have one of '
+                    f'{common}. They must be of equal size.'
+                )
+    if common is None:
+        raise ValueError('The arguments with a batch axis hold no tensors. Pass a batch.')
+    return common
+
+
+def _place(key: int | str, value: Any, i: int) -> str:
+    return f'{key!r}{tree.flatten_with_path(value)[i][0]}'

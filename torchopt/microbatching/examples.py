@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Functions of single examples, run on all of a batch: vectorized, or differentiated example by example."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from torchopt import tree
+from torchopt.microbatching.accumulation import AccumulationType, compose, map_tensors
+from torchopt.microbatching.batch import microbatch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = ['IndividualOutputs', 'micro_grad', 'micro_vmap']
+
+
+class IndividualOutputs(NamedTuple):
+    """What :func:`micro_grad` returns for each example of the batch: values, metrics, and auxiliary outputs."""
+
+    values: Any
+    metrics: Any
+    aux: Any
+
+
+def micro_vmap(
+    fun: Callable[..., Any],
+    in_axes: int | Sequence[int | None] = 0,
+    out_axes: Any = 0,
+    *,
+    microbatch_size: int | None = None,
+    vmap_fn: Callable[..., Any] = torch.func.vmap,
+    accumulator: Any = AccumulationType.CONCAT,
+    num_real_microbatches: int | torch.Tensor | None = None,
+) -> Callable[..., Any]:
+    """Vectorize a function over batches that are too large to vectorize at once.
+
+    Args:
+        fun: The function of one example.  Its value is a tree of tensors and None.
+        in_axes: The batch axis of the positional arguments: one for all, or one for each, None where there is none.
+            Keyword arguments have theirs at 0.
+        out_axes: 0; nothing else is implemented.
+        microbatch_size: How many examples to vectorize at once; all if None.  It divides the size of the batch.
+        vmap_fn: The vectorization, ``vmap_fn(function, in_dims, out_dims)``; say
+            ``functools.partial(torch.func.vmap, randomness='different')``.
+        accumulator: What becomes of the values of the examples, as for :func:`microbatch`: by default they are joined,
+            as ``torch.func.vmap`` does.
+        num_real_microbatches: As for :func:`microbatch`.
+
+    Returns:
+        A function of batches of the arguments of ``fun``.
+
+    Raises:
+        NotImplementedError: If ``out_axes`` is not 0.
+        TypeError: By the new function, if ``in_axes`` does not fit the arguments.
+        ValueError: By the new function, as for :func:`microbatch`.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.microbatching.micro_vmap(torch.sum, microbatch_size=2)(torch.arange(8.0).reshape(4, 2))
+        tensor([ 1.,  5.,  9., 13.])
+    """
+    if out_axes != 0:
+        raise NotImplementedError(
+            f'out_axes is {out_axes!r}; only 0 is implemented. Move the axis of the result instead.'
+        )
+
+    def mapped(*args: Any, **kwargs: Any) -> Any:
+        axes = (in_axes,) * len(args) if isinstance(in_axes, int) else tuple(in_axes)
+        if len(axes) != len(args):
+            raise TypeError(
+                f'in_axes has {len(axes)} entries for {len(args)} arguments. Pass one for each, None if unmapped.'
+            )
+
+        def on_rows(*args: Any, **kwargs: Any) -> Any:
+            return compose(accumulator, 1).aggregate(_vectorize(vmap_fn, fun, axes, args, kwargs))
+
+        run = microbatch(
+            on_rows,
+            argnums=[i for i, axis in enumerate(axes) if axis is not None],
+            microbatch_size=microbatch_size,
+            accumulator=accumulator,
+            argnames=tuple(kwargs),
+            in_axes=[*[axis for axis in axes if axis is not None], *[0] * len(kwargs)],
+            num_real_microbatches=num_real_microbatches,
+        )
+        return run(*args, **kwargs)
+
+    return mapped
+
+
+def micro_grad(
+    fun: Callable[..., Any],
+    has_aux: bool = False,
+    argnums: int | Sequence[int] = 0,
+    *,
+    batch_argnums: int | Sequence[int] = 1,
+    keep_batch_dim: bool = True,
+    microbatch_size: int | None = None,
+    accumulator: Any = AccumulationType.SUM,
+    transform_fn: Callable[[Any], Any] = lambda x: x,
+    metrics_fn: Callable[[Any], Any] = lambda x: None,
+    num_real_microbatches: int | torch.Tensor | None = None,
+) -> Callable[..., tuple[Any, IndividualOutputs]]:
+    """Transform the gradient of each example, and accumulate over the batch.
+
+    Clip the gradient of each example, take its moments or measure its norm: no more than a microbatch of
+    gradients is ever there at once.
+
+    Args:
+        fun: The loss ``fun(params, batch, ...)``, 0-d.
+        has_aux: Whether ``fun`` returns ``(loss, aux)``.
+        argnums: The position or positions of the arguments to differentiate in, trees of tensors.
+        batch_argnums: The position or positions of the arguments whose axis 0 is that of the batch.
+        keep_batch_dim: Whether ``fun`` is given batches of one example; else, examples.
+        microbatch_size: How many examples to do at once; all if None.  It divides the size of the batch.
+        accumulator: What becomes of the transformed gradients, as for :func:`microbatch`.
+        transform_fn: Applied to the gradient of each example; it may return another tree.
+        metrics_fn: Applied to the gradient of each example, before its transformation.
+        num_real_microbatches: As for :func:`microbatch`.
+
+    Returns:
+        A function of the arguments of ``fun`` that returns the accumulated gradients and the
+        :class:`IndividualOutputs` of the examples.  Random numbers that ``fun`` draws differ from example to example.
+
+    Raises:
+        ValueError: By the new function, as for :func:`microbatch`.
+
+    Example:
+        >>> import torch, torchopt
+        >>> loss = lambda w, x, y: 0.5 * (x @ w - y).square().mean()
+        >>> moments = torchopt.microbatching.micro_grad(
+        ...     loss,
+        ...     batch_argnums=(1, 2),
+        ...     microbatch_size=2,
+        ...     accumulator=torchopt.microbatching.AccumulationType.MEAN,
+        ...     transform_fn=lambda g: (g, g**2),
+        ... )
+        >>> both, each = moments(torch.zeros(1), torch.ones(4, 1), torch.tensor([0.0, 2.0, 4.0, 6.0]))
+        >>> both
+        (tensor([-3.]), tensor([14.]))
+        >>> each.values
+        tensor([ 0.,  2.,  8., 18.])
+
+    References:
+        Lee et al., `Per-example gradients: a new frontier for understanding and improving optimizers
+        <https://arxiv.org/abs/2510.00236>`_, 2025.
+    """
+    batched = {batch_argnums} if isinstance(batch_argnums, int) else set(batch_argnums)
+
+    def on_example(*args: Any, **kwargs: Any) -> tuple[Any, IndividualOutputs]:
+        gradient, value, aux = _gradient(fun, has_aux, argnums, args, kwargs)
+        return transform_fn(gradient), IndividualOutputs(value, metrics_fn(gradient), aux)
+
+    def on_batch(*args: Any, **kwargs: Any) -> tuple[Any, IndividualOutputs]:
+        if keep_batch_dim:
+            args = tuple(map_tensors(lambda x: x.unsqueeze(1), a) if i in batched else a for i, a in enumerate(args))
+        run = micro_vmap(
+            on_example,
+            [0 if i in batched else None for i in range(len(args))],
+            microbatch_size=microbatch_size,
+            vmap_fn=functools.partial(torch.func.vmap, randomness='different'),
+            accumulator=(accumulator, AccumulationType.CONCAT),
+            num_real_microbatches=num_real_microbatches,
+        )
+        return run(*args, **kwargs)
+
+    return on_batch
+
+
+def _vectorize(
+    vmap_fn: Callable[..., Any],
+    fun: Callable[..., Any],
+    axes: tuple[int | None, ...],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """``torch.func.vmap`` for trees with None among their leaves, and over keyword arguments."""
+    leaves, spec = tree.flatten((*args, *kwargs.values()))
+    dims = [axis for arg, axis in zip(args, axes) for _ in tree.flatten(arg)[0]]
+    dims += [0] * (len(leaves) - len(dims))
+    mapped = [i for i, (x, dim) in enumerate(zip(leaves, dims)) if x is not None and dim is not None]
+    shape_of_value: list[Any] = []
+
+    def on_leaves(*xs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        filled = list(leaves)
+        for i, x in zip(mapped, xs):
+            filled[i] = x
+        given = tree.unflatten(spec, filled)
+        named = dict(zip(kwargs, given[len(args) :]))
+        found, shape = _tensors(fun(*given[: len(args)], **named))
+        shape_of_value.append(shape)
+        return found
+
+    values = vmap_fn(on_leaves, tuple(dims[i] for i in mapped), 0)(*(torch.as_tensor(leaves[i]) for i in mapped))
+    return shape_of_value[-1](values)
+
+
+def _gradient(
+    fun: Callable[..., Any], has_aux: bool, argnums: int | Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, Any, Any]:
+    """Gradient, value and auxiliary output, for trees with None among their leaves."""
+    positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    xs, rebuild = _tensors(tuple(args[i] for i in positions))
+    shape_of_aux: list[Any] = []
+
+    def on_leaves(xs: tuple[torch.Tensor, ...]) -> tuple[Any, tuple[torch.Tensor, ...]]:
+        filled = list(args)
+        for i, value in zip(positions, rebuild(xs)):
+            filled[i] = value
+        value, aux = fun(*filled, **kwargs) if has_aux else (fun(*filled, **kwargs), None)
+        found, shape = _tensors(aux)
+        shape_of_aux.append(shape)
+        return value, found
+
+    gradients, (value, aux) = torch.func.grad_and_value(on_leaves, has_aux=True)(xs)
+    found = rebuild(gradients)
+    return found[0] if isinstance(argnums, int) else found, value, shape_of_aux[-1](aux)
+
+
+def _tensors(values: Any) -> tuple[tuple[torch.Tensor, ...], Callable[[Any], Any]]:
+    """The leaves of a tree as tensors, without the None among them, and the way back."""
+    leaves, spec = tree.flatten(values)
+    empty = [x is None for x in leaves]
+
+    def rebuild(xs: Any) -> Any:
+        rest = iter(xs)
+        return tree.unflatten(spec, [None if none else next(rest) for none in empty])
+
+    return tuple(torch.as_tensor(x) for x in leaves if x is not None), rebuild
