@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures: the graph that autograd keeps behind tensors, schedules, and landscapes with the paths of optimizers.
+
+:func:`make_dot` is that of TorchOpt 0.7.3.  :func:`trace_graph` takes the same arguments and gives an object that
+writes DOT, Mermaid, SVG, PNG and HTML.  The package graphviz and matplotlib are imported where they are needed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torchopt.visual.dot import make_dot, resize_graph
+from torchopt.visual.functions import SAVED_PREFIX, get_fn_name
+from torchopt.visual.graph import GradientGraph, trace_graph
+from torchopt.visual.plots import plot_landscape, plot_schedule
+
+__all__ = [
+    'GradientGraph',
+    'SAVED_PREFIX',
+    'get_fn_name',
+    'make_dot',
+    'plot_landscape',
+    'plot_schedule',
+    'resize_graph',
+    'trace_graph',
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == 'Digraph':  # TorchOpt 0.7.3 has it here; importing graphviz can wait until somebody asks
+        import graphviz
+
+        return graphviz.Digraph
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a node of autograd tells of itself: its name, its attributes, what it saved, what it computed."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt.visual.model import format_bytes
+
+__all__ = [
+    'SAVED_PREFIX',
+    'describe_tensor',
+    'function_name',
+    'get_fn_name',
+    'leaf_of',
+    'results',
+    'saved_tensors',
+    'storage_of',
+    'tensor_label',
+]
+
+SAVED_PREFIX = '_saved_'
+"""How the attributes begin in which a node of autograd keeps what its derivative needs."""
+
+_ADDRESS = re.compile(r' at 0x[0-9a-fA-F]+')
+
+
+@functools.lru_cache(maxsize=1024)
+def _attributes_of(kind: Hashable) -> tuple[str, ...]:
+    return tuple(name for name in dir(kind) if name.startswith(SAVED_PREFIX))
+
+
+def _saved_attributes(fn: Any) -> tuple[str, ...]:
+    kind: Any = type(fn)  # by class: what dir() finds is the same for all nodes of one
+    return _attributes_of(kind)
+
+
+def _read(fn: Any, attribute: str) -> Any:
+    try:
+        return getattr(fn, attribute)
+    except (RuntimeError, AttributeError):  # freed by a backward pass, or changed in place since
+        return '[freed]'
+
+
+def function_name(fn: Any) -> str:
+    """The class of a node, such as ``MulBackward0``."""
+    name = type(fn).__name__
+    return name if name not in ('CppFunction', 'Node') else fn.name().rsplit('::', 1)[-1]
+
+
+def leaf_of(fn: Any) -> Tensor | None:
+    """The leaf whose gradient a node adds up; None for any other node."""
+    return fn.variable if function_name(fn) == 'AccumulateGrad' else None
+
+
+def get_fn_name(fn: Any, show_attrs: bool, max_attr_chars: int) -> str:
+    """The text of a node of autograd.
+
+    Args:
+        fn: The node, the ``grad_fn`` of a tensor.
+        show_attrs: Whether to list below the name what it saved: values, and ``[saved tensor]`` for tensors.
+        max_attr_chars: How long values may be; at least 3.
+
+    Returns:
+        The name of its class; with attributes one more line for each.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.visual import get_fn_name
+        >>> fn = torch.ones(2, requires_grad=True).sum(0).grad_fn
+        >>> print(get_fn_name(fn, False, 50))
+        SumBackward1
+        >>> print(get_fn_name(fn, True, 50))
+        SumBackward1
+        ---------------------
+        dim           :  (0,)
+        keepdim       : False
+        self_sym_sizes:  (2,)
+    """
+    name = function_name(fn)
+    if not show_attrs:
+        return name
+    attributes: dict[str, str] = {}
+    for attribute in _saved_attributes(fn):
+        value = _read(fn, attribute)
+        if isinstance(value, Tensor):
+            text = '[saved tensor]'
+        elif isinstance(value, (tuple, list)) and any(isinstance(x, Tensor) for x in value):
+            text = '[saved tensors]'
+        else:
+            text = _ADDRESS.sub('', str(value))
+        attributes[attribute.removeprefix(SAVED_PREFIX)] = text
+    if not attributes:
+        return name
+    left = max(map(len, attributes))
+    right = min(max(map(len, attributes.values())), max(max_attr_chars, 3))
+    rows = [f'{k:<{left}}: {v if len(v) <= right else v[: right - 3] + "...":>{right}}' for k, v in attributes.items()]
+    return '\n'.join([name, '-' * max(left + right + 2, len(name)), *rows])
+
+
+def saved_tensors(fn: Any) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that a node saved, by the names of the attributes."""
+    if isinstance(fn, torch.autograd.function.BackwardCFunction):
+        saved = _read(fn, 'saved_tensors')
+        for i, tensor in enumerate(saved if isinstance(saved, tuple) else ()):
+            if tensor is not None:
+                yield f'saved_tensors[{i}]', tensor
+        return
+    for attribute in _saved_attributes(fn):
+        value, name = _read(fn, attribute), attribute.removeprefix(SAVED_PREFIX)
+        if isinstance(value, Tensor):
+            yield name, value
+        elif isinstance(value, (tuple, list)):
+            for i, tensor in enumerate(value):
+                if isinstance(tensor, Tensor):
+                    yield f'{name}[{i}]', tensor
+
+
+def storage_of(tensor: Tensor) -> tuple[int, int]:
+    """What tells the memory of a tensor from that of others, and its size in bytes."""
+    try:
+        storage = tensor.untyped_storage()
+        return storage._cdata, storage.nbytes()
+    except (RuntimeError, NotImplementedError):  # sparse, or wrapped by a transform
+        return id(tensor), tensor.numel() * tensor.element_size()
+
+
+def tensor_label(name: str | None, shape: Any) -> str:
+    """The text of a box for a tensor: its name, if it has one, above its shape."""
+    size = f'({", ".join(map(str, shape))}{"," if len(shape) == 1 else ""})'
+    return f'{name}\n{size}' if name else size
+
+
+def describe_tensor(tensor: Tensor) -> str:
+    """Shape, dtype, device and size in words."""
+    words = [tensor_label(None, tensor.shape), str(tensor.dtype).removeprefix('torch.'), str(tensor.device)]
+    return f'{" ".join(words)}, {format_bytes(tensor.numel() * tensor.element_size())}'
+
+
+def results(fn: Any) -> list[Any]:
+    """For each result of a node its metadata, with ``shape`` and ``dtype``; empty where torch does not tell."""
+    try:
+        return list(fn._input_metadata)  # what goes into a node of the backward graph is what its function computed
+    except (RuntimeError, AttributeError):
+        return []

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names for what an optimizer remembers, after the parameters that it moves.
+
+Users name parameters.  A fused step knows which of its arguments and results belong to which parameter, and so its
+moments are ``step1.mu['fc.weight']``, where the number says after which step.
+"""
+
+from __future__ import annotations
+
+from torchopt.visual.autograd_graph import AutogradGraph
+from torchopt.visual.functions import leaf_of
+from torchopt.visual.fused_step import without_step
+
+__all__ = ['name_states']
+
+
+def name_states(graph: AutogradGraph) -> None:
+    """Name the results of all fused steps, and the moments that the first ones began with."""
+    paths: dict[int, list[str]] = {}
+    for s in graph.order:
+        if s in graph.index:
+            paths[s] = _paths(graph, s, paths)
+            _name_first_moments(graph, s, paths[s])
+            _name_siblings(graph, s, paths[s])
+            step, fn = graph.steps[s], graph.functions[s]
+            for column, role in enumerate(step.results):
+                for k, path in enumerate(paths[s]):
+                    place = (fn, column * step.leaves + k)
+                    graph.names.results.setdefault(place, f'step{graph.index[s]}.{role}{path}')
+
+
+def _paths(graph: AutogradGraph, s: int, known: dict[int, list[str]]) -> list[str]:
+    """For each leaf of a step its place in a state: by the name of its parameter, or else by its number."""
+    found = [f'[{k}]' for k in range(graph.steps[s].leaves)]
+    for role, k, (source, i) in graph.arguments(s):
+        if role not in ('coefficients', 'gradients'):
+            path = _path(graph, source, i, known) if role == 'params' else _of_moment(graph, source, i, known)
+            if path is not None:
+                found[k] = path
+    return found
+
+
+def _path(graph: AutogradGraph, source: int, i: int, known: dict[int, list[str]]) -> str | None:
+    """The place of a parameter in a state, if its name or its past tells it."""
+    fn = graph.functions[source]
+    leaf = leaf_of(fn)
+    name = graph.names.of(leaf) if leaf is not None else graph.names.results.get((fn, i))
+    if name is not None and source not in known:
+        return f'[{without_step(name)!r}]'
+    # What a step computed, or the sum of a parameter and an update that a step computed.
+    for step, result in ((source, i), *graph.inputs[source]):
+        if step in known and result < len(known[step]):
+            return known[step][result]
+    return None
+
+
+def _of_moment(graph: AutogradGraph, source: int, i: int, known: dict[int, list[str]]) -> str | None:
+    return known[source][i % len(known[source])] if source in known else None
+
+
+def _name_first_moments(graph: AutogradGraph, s: int, paths: list[str]) -> None:
+    names = graph.names
+    for role, k, (source, _) in graph.arguments(s):
+        leaf = leaf_of(graph.functions[source])
+        if leaf is not None and role not in ('coefficients', 'gradients', 'params') and id(leaf) not in names.leaves:
+            names.leaves[id(leaf)] = (f'step{graph.index[s] - 1}.{role}{paths[k]}', leaf)
+
+
+def _name_siblings(graph: AutogradGraph, s: int, paths: list[str]) -> None:
+    """Name all parameters after a step if one of them has a name.
+
+    A ModuleState keeps names by node, and all parameters that a fused step computed have the same.
+    """
+    fn, names = graph.functions[s], graph.names
+    named = [k for k in range(len(paths)) if (fn, k) in names.by_node]
+    if len(named) != 1 or not graph.steps[s].call.onto_params:
+        return
+    own, name = paths[named[0]], names.results[fn, named[0]]
+    if not own.startswith("['") or not name.endswith(own[2:-2]):
+        return
+    prefix = name.removesuffix(own[2:-2])
+    for k, path in enumerate(paths):
+        if path.startswith("['"):
+            names.results.setdefault((fn, k), prefix + path[2:-2])
+            names.shown.add((fn, k))
