@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The class of modules with zero-order gradients, where TorchOpt 0.7.3 has it."""
+
+from __future__ import annotations
+
+from torchopt.diff.zero_order.nn import module
+from torchopt.nn.zero_order_module import ZeroOrderGradientModule
+
+__all__ = ['ZeroOrderGradientModule', 'module']

@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Smoothing by perturbation: functions whose value is an average over random inputs, and so has derivatives.
+
+For a function :math:`f`, a noise distribution with density :math:`\mu` and a scale :math:`\sigma`,
+
+.. math::
+    f_\sigma(x) = \mathbb{E}_{z \sim \mu}\, f(x + \sigma z)
+
+is differentiable even where :math:`f` is a step.  All is computed from values of :math:`f` at ``num_samples`` points.
+
+This is a different thing from :mod:`torchopt.zero_order_diff`, which keeps the value of the function and estimates the
+gradient only, for scalar objectives.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+from torchopt import checks, numerics, tree
+
+__all__ = ['Gumbel', 'Noise', 'Normal', 'make_perturbed_argmax', 'make_perturbed_fun', 'make_perturbed_max']
+
+Key = int | torch.Generator
+
+
+class Noise(Protocol):
+    """A noise distribution whose density is positive and smooth on the whole line.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.perturbations import Noise
+        >>> class Logistic(Noise):
+        ...     def sample(self, key, sample_shape=(), dtype=None, device=None):
+        ...         return torch.rand(sample_shape, generator=key, dtype=dtype, device=device).logit()
+        ...
+        ...     def log_prob(self, inputs):
+        ...         return -inputs - 2 * torch.nn.functional.softplus(-inputs)
+        >>> Logistic().log_prob(torch.tensor(0.0)).exp()
+        tensor(0.2500)
+    """
+
+    def sample(
+        self,
+        key: Key,
+        sample_shape: Sequence[int] = (),
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+    ) -> Tensor:
+        """Draw independent numbers: a tensor of this shape."""
+
+    def log_prob(self, inputs: Tensor) -> Tensor:
+        """The logarithm of the density at each element, up to a constant; differentiable."""
+
+
+class Normal(Noise):
+    """The standard normal distribution.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.perturbations import Normal
+        >>> Normal().log_prob(torch.tensor(2.0)), Normal().sample(0, (2, 3)).shape
+        (tensor(-2.), torch.Size([2, 3]))
+    """
+
+    def sample(
+        self,
+        key: Key,
+        sample_shape: Sequence[int] = (),
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+    ) -> Tensor:
+        """Draw independent numbers: a tensor of this shape."""
+        generator = _generator(key, device)
+        return torch.randn(tuple(sample_shape), generator=generator, dtype=dtype, device=generator.device)
+
+    def log_prob(self, inputs: Tensor) -> Tensor:
+        r""":math:`-z^2/2`, the logarithm of the density up to a constant."""
+        return -0.5 * inputs * inputs
+
+
+class Gumbel(Noise):
+    """The standard Gumbel distribution, whose maximum over perturbed scores has the softmax for its argument.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.perturbations import Gumbel
+        >>> Gumbel().log_prob(torch.tensor(0.0)), Gumbel().sample(0, (2, 3)).shape
+        (tensor(-1.), torch.Size([2, 3]))
+    """
+
+    def sample(
+        self,
+        key: Key,
+        sample_shape: Sequence[int] = (),
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+    ) -> Tensor:
+        """Draw independent numbers: a tensor of this shape."""
+        generator = _generator(key, device)
+        uniform = torch.rand(tuple(sample_shape), generator=generator, dtype=dtype, device=generator.device)
+        # A zero would give -inf; the smallest normal number is far below the spacing of what is drawn.
+        return -(-uniform.clamp_min(torch.finfo(uniform.dtype).tiny).log()).log()
+
+    def log_prob(self, inputs: Tensor) -> Tensor:
+        r""":math:`-z - e^{-z}`, the logarithm of the density."""
+        return -inputs - (-inputs).exp()
+
+
+def _generator(key: Key, device: torch.device | None) -> torch.Generator:
+    if isinstance(key, torch.Generator):
+        return key
+    if isinstance(key, bool) or not isinstance(key, int):
+        raise TypeError(f'Invalid key: {key!r} is a {type(key).__name__}; expected an int or a torch.Generator.')
+    return torch.Generator(torch.get_default_device() if device is None else device).manual_seed(key)
+
+
+def make_perturbed_fun(
+    fun: Callable[[Any], Any],
+    num_samples: int = 1000,
+    sigma: float = 0.1,
+    noise: Noise = Gumbel(),  # noqa: B008
+    use_baseline: bool = True,
+) -> Callable[[Key, Any], Any]:
+    r"""Smooth a function by perturbing its argument.
+
+    With :math:`z_i \sim \mu` and the score :math:`s_i = -\nabla \log \mu(z_i)`, the value and the derivative are
+
+    .. math::
+        \frac{1}{n} \sum_i f(x + \sigma z_i), \qquad
+        \frac{1}{n \sigma} \sum_i \big(f(x + \sigma z_i) - f(x)\big)\, s_i^\top
+
+    (without :math:`f(x)` if there is no baseline), unbiased for those of :math:`f_\sigma`.  So are the derivatives of
+    every order, which torch's automatic differentiation finds: each value is multiplied by a factor that is one, and
+    whose derivatives are those of :math:`\mu(\tilde z) / \mu(z_i)` where :math:`\tilde z` moves with :math:`x`.
+
+    Args:
+        fun: A function from a tree of floating-point tensors to a tree of them.  Only its values are used; it is
+            evaluated with :func:`torch.func.vmap` if that works, and in a loop otherwise.
+        num_samples: The number of samples :math:`n \ge 1`.
+        sigma: The scale :math:`\sigma > 0` of the noise.
+        noise: The distribution: :class:`Gumbel`, :class:`Normal`, or another object with ``sample(key, sample_shape,
+            dtype, device)`` and a differentiable ``log_prob(inputs)``.
+        use_baseline: Subtract the value at the unperturbed argument, which takes variance away.  It costs one more
+            evaluation.
+
+    Returns:
+        A function of a key (an int, the seed, or a :class:`torch.Generator`) and the argument.  The same seed gives
+        the same noise; so do the elements of a batch under ``vmap``.
+
+    Raises:
+        TypeError: If ``num_samples`` is no int.
+        ValueError: If ``num_samples`` or ``sigma`` is not positive.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.perturbations import Normal, make_perturbed_fun
+        >>> smooth = make_perturbed_fun(lambda x: (x > 0).float(), 100_000, 0.5, Normal())
+        >>> x = torch.tensor(0.0, requires_grad=True)
+        >>> value = smooth(0, x)
+        >>> (slope,) = torch.autograd.grad(value, x)
+        >>> abs(value.item() - 0.5) < 0.01, abs(slope.item() - 0.798) < 0.02  # the normal distribution of scale 0.5
+        (True, True)
+
+    References:
+        Berthet et al., `Learning with differentiable perturbed optimizers <https://arxiv.org/abs/2002.08676>`_, 2020.
+
+        Foerster et al., `DiCE: the infinitely differentiable Monte Carlo estimator
+        <https://arxiv.org/abs/1802.05098>`_, 2018.
+    """
+    _check(num_samples, sigma)
+
+    def smooth(key: Key, x: Any) -> Any:
+        z, y = _perturb(key, x, num_samples, sigma, noise)
+        # (y - x) / sigma is z, and moves with x.
+        moving = tree.map(lambda x, z: z - (x - x.detach()) / sigma, x, z)
+        log_probs = tree.leaves(tree.map(lambda m: _total(noise.log_prob(m)), moving))
+        log_prob = functools.reduce(torch.add, log_probs)
+        weight = (log_prob - log_prob.detach()).exp()
+        outputs = _at_each(fun, y, num_samples)
+        if not use_baseline:
+            return tree.map(lambda out: _weighted_mean(weight, out), outputs)
+        center = tree.map(_number, fun(tree.map(lambda x: x.detach(), x)))
+        return tree.map(lambda out, c: _weighted_mean(weight, out - c) + c, outputs, center)
+
+    return smooth
+
+
+def make_perturbed_argmax(
+    argmax_fun: Callable[[Tensor], Tensor],
+    num_samples: int = 1000,
+    sigma: float = 0.1,
+    noise: Noise = Gumbel(),  # noqa: B008
+    control_variate: bool = False,
+) -> Callable[[Tensor, Key], Tensor]:
+    r"""Smooth a function that says where a linear function is largest, such as a one-hot argmax or a ranking.
+
+    As :func:`make_perturbed_fun`, with the arguments and defaults of JAXopt.  For the one-hot argmax and Gumbel noise
+    the expected value is :math:`\mathrm{softmax}(x / \sigma)`.
+
+    Args:
+        argmax_fun: A function from scores to a point of the same shape,
+            :math:`\arg\max_{y \in C} \langle x, y \rangle`.
+        num_samples: The number of samples.
+        sigma: The scale of the noise.
+        noise: The distribution.
+        control_variate: Subtract ``argmax_fun(x)`` in the derivative, which takes variance away.
+
+    Returns:
+        A function of the scores and a key (an int, the seed, or a :class:`torch.Generator`).
+
+    Raises:
+        TypeError: If ``num_samples`` is no int.
+        ValueError: If ``num_samples`` or ``sigma`` is not positive.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.perturbations import make_perturbed_argmax
+        >>> def one_hot_argmax(x):
+        ...     return torch.nn.functional.one_hot(x.argmax(), x.shape[0]).to(x.dtype)
+        >>> x = torch.tensor([0.1, 0.3, 0.2])
+        >>> argmax = make_perturbed_argmax(one_hot_argmax, num_samples=10_000, sigma=0.5)
+        >>> bool((argmax(x, 0) - (x / 0.5).softmax(0)).abs().max() < 0.02)
+        True
+    """
+    smooth = make_perturbed_fun(argmax_fun, num_samples, sigma, noise, use_baseline=control_variate)
+    return lambda inputs, rng: smooth(rng, inputs)
+
+
+def make_perturbed_max(
+    argmax_fun: Callable[[Tensor], Tensor],
+    num_samples: int = 1000,
+    sigma: float = 0.1,
+    noise: Noise = Gumbel(),  # noqa: B008
+) -> Callable[[Tensor, Key], Tensor]:
+    r"""Smooth the maximum of a linear function, whose derivative is the argmax.
+
+    .. math::
+        F_\sigma(x) = \mathbb{E} \max_{y \in C} \langle x + \sigma z, y \rangle, \qquad
+        \nabla F_\sigma(x) = \mathbb{E} \arg\max_{y \in C} \langle x + \sigma z, y \rangle
+
+    The gradient is the mean of the points that ``argmax_fun`` returned, which varies less than an estimate from the
+    values would.  The second derivative is that of :func:`make_perturbed_argmax` with the same noise.
+
+    Args:
+        argmax_fun: A function from scores to a point of the same shape,
+            :math:`\arg\max_{y \in C} \langle x, y \rangle`.
+        num_samples: The number of samples.
+        sigma: The scale of the noise.
+        noise: The distribution.
+
+    Returns:
+        A function of the scores and a key (an int, the seed, or a :class:`torch.Generator`).
+
+    Raises:
+        TypeError: If ``num_samples`` is no int.
+        ValueError: If ``num_samples`` or ``sigma`` is not positive.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.perturbations import make_perturbed_max
+        >>> def one_hot_argmax(x):
+        ...     return torch.nn.functional.one_hot(x.argmax(), x.shape[0]).to(x.dtype)
+        >>> x = torch.tensor([0.1, 0.3, 0.2], requires_grad=True)
+        >>> maximum = make_perturbed_max(one_hot_argmax, num_samples=1000, sigma=0.5)
+        >>> (grad,) = torch.autograd.grad(maximum(x, 0), x)
+        >>> round(grad.sum().item(), 4)
+        1.0
+    """
+    _check(num_samples, sigma)
+
+    def smooth(inputs: Tensor, rng: Key) -> Tensor:
+        z, y = _perturb(rng, inputs, num_samples, sigma, noise)
+        points = _at_each(argmax_fun, y, num_samples)
+        value = _total(y * points).mean()
+        moving = z - (inputs - inputs.detach()) / sigma
+        log_prob = _total(noise.log_prob(moving))
+        slope = _weighted_mean((log_prob - log_prob.detach()).exp(), points)
+        return _WithSlope.apply(value, inputs, slope)  # type: ignore[no-untyped-call]
+
+    return smooth
+
+
+class _WithSlope(torch.autograd.Function):
+    """A value of which the gradient is known, itself as a differentiable function."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Tensor, inputs: Tensor, slope: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(inputs[2])
+        ctx.save_for_forward(inputs[2])
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
+        return None, cotangent * ctx.saved_tensors[0], None
+
+    @staticmethod
+    def jvp(ctx: Any, _: Any, tangent: Tensor, __: Any) -> Tensor:
+        return (ctx.saved_tensors[0] * tangent).sum()
+
+
+def _check(num_samples: Any, sigma: Any) -> None:
+    if isinstance(num_samples, bool) or not isinstance(num_samples, int):
+        raise TypeError(
+            f'Invalid num_samples: {num_samples!r} is a {type(num_samples).__name__}; expected an int >= 1.'
+        )
+    if num_samples < 1:
+        raise ValueError(f'Invalid num_samples: {num_samples}; expected an int >= 1.')
+    checks.positive('sigma', sigma)
+
+
+def _perturb(key: Key, x: Any, num_samples: int, sigma: float, noise: Noise) -> tuple[Any, Any]:
+    """The noise and the perturbed arguments, without a graph, with the samples along the first dimension."""
+    for path, leaf in tree.flatten_with_path(x):
+        if leaf is not None and not (isinstance(leaf, Tensor) and leaf.is_floating_point()):
+            kind = leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__
+            raise TypeError(f'Invalid argument: x{path} is a {kind}; expected a tensor of a real floating dtype.')
+    # A key is a value: whatever transforms the caller is under, the noise is drawn once, outside of them.
+    with temporarily_clear_interpreter_stack():
+        shapes = tree.map(lambda x: torch.empty(num_samples, *x.shape, dtype=x.dtype, device=x.device), x)
+        z = tree.random_like(key, shapes, _sampler(noise))
+    return z, tree.map(lambda x, z: x.detach() + sigma * z, x, z)
+
+
+def _sampler(noise: Noise) -> Callable[..., Tensor]:
+    def sample(key: Key, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        return noise.sample(key, shape, dtype, device)
+
+    return sample
+
+
+def _at_each(fun: Callable[[Any], Any], y: Any, num_samples: int) -> Any:
+    """The values at all samples, without a graph."""
+    try:
+        outputs = torch.func.vmap(fun, randomness='different')(y)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # not made for vmap, or wrong: the loop will tell
+        rows = [fun(tree.map(functools.partial(torch.select, dim=0, index=i), y)) for i in range(num_samples)]
+        outputs = tree.map(lambda *outs: torch.stack(outs), *rows)
+    return tree.map(_number, outputs)
+
+
+def _number(out: Tensor) -> Tensor:
+    """A value without a graph; counts and truth values become numbers that can be averaged."""
+    return out.detach() if numerics.is_inexact(out) else out.detach().to(torch.get_default_dtype())
+
+
+def _total(x: Tensor) -> Tensor:
+    """The sum over all but the first dimension."""
+    return x.reshape(x.shape[0], -1).sum(1)
+
+
+def _weighted_mean(weight: Tensor, x: Tensor) -> Tensor:
+    return (weight.to(x.dtype).reshape(-1, *(1 for _ in x.shape[1:])) * x).mean(0)

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Gradients from function values alone, for what cannot be differentiated or is too costly to.
+
+A function :math:`f` is replaced by its smoothing :math:`f_\sigma(x) = \mathbb{E}\, f(x + \sigma z)` over random
+directions :math:`z`, whose gradient is an expectation of function values and so can be estimated from samples.
+
+* ``estimators``: the methods, a table of weights over evaluations.
+* ``directions``: drawing :math:`z`, reproducibly.
+* ``evaluation``: calling the function at many points: by ``vmap``, in a loop, or in other processes.
+* ``functions``: value, gradient and curvature as autograd Functions, each the derivative of the one before.
+* ``decorator``: :func:`zero_order`, which puts them together.
+"""
+
+from __future__ import annotations
+
+from torchopt.zero_order_diff.decorator import zero_order
+from torchopt.zero_order_diff.estimators import ESTIMATORS, Estimator
+
+__all__ = ['ESTIMATORS', 'Estimator', 'zero_order']

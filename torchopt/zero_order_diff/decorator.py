@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The decorator that gives a function the gradient of its smoothing."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import pickle
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt import checks, tree
+from torchopt.numerics import is_inexact
+from torchopt.typing import Samplable, SampleFunc
+from torchopt.zero_order_diff.directions import Directions
+from torchopt.zero_order_diff.estimators import ESTIMATORS
+from torchopt.zero_order_diff.evaluation import Call, Evaluator
+from torchopt.zero_order_diff.functions import Problem, value
+
+__all__ = ['zero_order']
+
+Objective = Callable[..., Tensor]
+
+
+def zero_order(
+    distribution: Samplable | SampleFunc,
+    method: str = 'naive',
+    argnums: int | Sequence[int] = (0,),
+    num_samples: int = 1,
+    sigma: float = 1.0,
+    *,
+    vectorize: bool | None = None,
+    chunk_size: int | None = None,
+    executor: Executor | None = None,
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+) -> Callable[[Objective], Objective]:
+    r"""Let a function be differentiated by sampling: a decorator.
+
+    The value stays that of the function.  Its gradient becomes an estimate, from function values alone, of the
+    gradient of the smoothed function :math:`f_\sigma(x) = \mathbb{E}\, f(x + \sigma z)`.  With :math:`n` directions
+    :math:`z_i`,
+
+    .. math::
+        \texttt{naive:}\ & \tfrac{1}{n\sigma} \textstyle\sum_i f(x + \sigma z_i)\, z_i \\
+        \texttt{forward:}\ & \tfrac{1}{n\sigma} \textstyle\sum_i (f(x + \sigma z_i) - f(x))\, z_i \\
+        \texttt{antithetic:}\ & \tfrac{1}{2n\sigma} \textstyle\sum_i (f(x + \sigma z_i) - f(x - \sigma z_i))\, z_i
+
+    ``orthogonal`` is ``antithetic`` with directions that are orthogonal to one another (in groups of as many as there
+    are dimensions, within a chunk), each distributed as before.  ``spsa`` is ``antithetic`` with the signs of the
+    directions, which the simultaneous perturbation method takes.  The gradient is unbiased for :math:`f_\sigma`
+    if the directions are normal; for other distributions up to terms of order :math:`\sigma^2`.
+
+    The directions are drawn in the backward pass.  Perturbed are the floating-point tensors in the arguments
+    ``argnums`` that require grad; a tensor that occurs twice is perturbed once; both parts of a complex one are.
+
+    The result works with :func:`torch.autograd.grad`, ``backward``, and the transforms of ``torch.func`` (``grad``,
+    ``jacrev``, ``jvp``, ``jacfwd``, ``hessian``, ``vmap``), whatever the function does inside.  Under
+    ``torch.compile`` it breaks the graph.  For ``torch.distributions.Normal(0.0, 1.0)`` and any method but
+    ``spsa``, the gradient can be differentiated once more, by Stein's identity, from the same function values;
+    otherwise an attempt is an error.
+
+    Args:
+        distribution: What directions are drawn from: an object with a method ``sample``, such as
+            a distribution of :mod:`torch.distributions` over scalars, or a function.  Either is called with a shape,
+            ``(number of samples, *shape of the tensor)``, and returns a tensor of that shape.  It must be symmetric,
+            with variance one.  Distributions of which torch knows that they are not are refused.
+        method: ``'naive'``, ``'forward'``, ``'antithetic'``, ``'orthogonal'`` or ``'spsa'``.
+        argnums: The positions of the arguments to differentiate, one or several; they may be trees.
+        num_samples: The number of directions :math:`n \ge 1`.
+        sigma: The length :math:`\sigma > 0` of the steps.
+        vectorize: Evaluate many samples at once with :func:`torch.func.vmap` (True), one by one (False), or
+            whichever works (None): a function for which ``vmap`` fails once, such as one that computes in NumPy, is
+            called in a loop ever after.
+        chunk_size: How many directions to hold at a time.  By default so many that they make no more than 64 MiB in
+            single precision, and on a CPU, if that leaves enough for ``vmap``, no more than 4 MiB.
+        executor: Evaluate the samples in an executor of :mod:`concurrent.futures`.  For processes, the function must
+            be one that pickles.
+        generator: Draw from this generator: every backward pass goes on where the last one stopped.
+        seed: Draw the same directions in every backward pass: common random numbers.  With neither, torch's global
+            generator decides.
+
+    Returns:
+        A decorator for functions that return a 0-d tensor of a real floating dtype.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If ``method`` is unknown, ``num_samples``, ``sigma`` or ``chunk_size`` not positive, or
+            ``distribution`` known to be no distribution of directions.  In the backward pass, if the function returned
+            NaN or infinity.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.zero_order_diff import zero_order
+        >>> normal = torch.distributions.Normal(0.0, 1.0)
+        >>> @zero_order(normal, 'antithetic', num_samples=10_000, sigma=0.1, seed=0)
+        ... def errors(w, x, y):
+        ...     return ((x @ w > 0) != y).float().mean()
+        >>> w = torch.zeros(1, requires_grad=True)
+        >>> errors(w, torch.ones(4, 1), torch.tensor([True] * 4)).backward()
+        >>> bool(w.grad < -3.9)  # the density of the normal distribution of scale 0.1 at zero
+        True
+
+    References:
+        Nesterov and Spokoiny, `Random gradient-free minimization of convex functions
+        <https://doi.org/10.1007/s10208-015-9296-2>`_, 2017.
+
+        Salimans et al., `Evolution strategies as a scalable alternative to reinforcement learning
+        <https://arxiv.org/abs/1703.03864>`_, 2017.
+
+        Choromanski et al., `Structured evolution with compact architectures for scalable policy optimization
+        <https://arxiv.org/abs/1804.02395>`_, 2018 (orthogonal directions).
+
+        Spall, `Multivariate stochastic approximation using a simultaneous perturbation gradient approximation
+        <https://doi.org/10.1109/9.119632>`_, 1992 (SPSA).
+    """
+    if method not in ESTIMATORS:
+        raise ValueError(f'Invalid method: {method!r}; expected one of {", ".join(map(repr, ESTIMATORS))}.')
+    estimator = ESTIMATORS[method]
+    directions = Directions(distribution, estimator.arrange)
+    positions = _positions(argnums)
+    _positive_int('num_samples', num_samples)
+    if chunk_size is not None:
+        _positive_int('chunk_size', chunk_size)
+    checks.positive('sigma', sigma)
+    width = float(sigma)
+    if math.isinf(width):
+        raise ValueError(f'Invalid sigma: {sigma}; expected a finite number > 0.')
+    if executor is not None and (not isinstance(executor, Executor) or vectorize):
+        raise TypeError(
+            f'Invalid executor: {executor!r}; expected an executor of concurrent.futures, and vectorize not True.'
+        )
+    next_seed = _seeds(generator, seed)
+
+    def decorate(fn: Objective) -> Objective:
+        if not callable(fn):
+            raise TypeError(f'zero_order decorates a function; {fn!r} is a {type(fn).__name__}.')
+        evaluator = Evaluator(vectorize, executor, lambda: _portable(fn, differentiable))
+
+        @torch.compiler.disable  # type: ignore[untyped-decorator]
+        def evaluate(*args: Any, **kwargs: Any) -> Tensor:
+            if kwargs:
+                args, kwargs = _by_position(fn, args, kwargs)
+            call = Call.of(fn, args, kwargs)
+            wanted = _wanted(call, args, positions)
+            problem = Problem(
+                call, method, estimator, directions, evaluator, num_samples, width, chunk_size, next_seed, wanted
+            )
+            return value(problem)
+
+        @functools.wraps(fn)
+        def differentiable(*args: Any, **kwargs: Any) -> Tensor:
+            return evaluate(*args, **kwargs)
+
+        return differentiable
+
+    return decorate
+
+
+def _positive_int(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f'Invalid {name}: {value!r} is a {type(value).__name__}; expected an int >= 1.')
+    if value < 1:
+        raise ValueError(f'Invalid {name}: {value}; expected an int >= 1.')
+
+
+def _positions(argnums: int | Sequence[int]) -> tuple[int, ...]:
+    positions = tuple(argnums) if isinstance(argnums, Iterable) else (argnums,)
+    if not positions or not all(isinstance(i, int) and not isinstance(i, bool) for i in positions):
+        raise TypeError(f'Invalid argnums: {argnums!r}; expected an int or a sequence of at least one.')
+    return positions
+
+
+def _seeds(generator: torch.Generator | None, seed: int | None) -> Callable[[], int]:
+    """Where the seed of the next estimate comes from."""
+    if seed is not None:
+        if generator is not None:
+            raise TypeError('generator and seed were both given; pass the one or the other.')
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise TypeError(f'Invalid seed: {seed!r} is a {type(seed).__name__}; expected an int.')
+        return lambda: seed
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f'Invalid generator: {generator!r} is a {type(generator).__name__}; expected a torch.Generator. '
+            f'An int goes to seed.'
+        )
+    device = 'cpu' if generator is None else generator.device
+    return lambda: int(torch.randint(2**63 - 1, (), generator=generator, device=device))
+
+
+def _by_position(
+    fn: Objective, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Give by position what can be, so that ``argnums`` finds it; a call that does not fit raises a TypeError."""
+    try:
+        signature = inspect.signature(fn)
+    except (TypeError, ValueError):  # a function that is not written in Python
+        return args, kwargs
+    bound = signature.bind(*args, **kwargs)
+    return bound.args, bound.kwargs
+
+
+def _wanted(call: Call, args: tuple[Any, ...], positions: tuple[int, ...]) -> tuple[int, ...]:
+    """The indices of the tensors in the arguments to differentiate."""
+    wanted: dict[int, None] = {}
+    for position in positions:
+        if not -len(args) <= position < len(args):
+            raise ValueError(
+                f'argnums has {position}, but the function was called with {len(args)} positional arguments. '
+                f'Number them from 0, or from -1 backwards.'
+            )
+        own = {id(x) for x in tree.leaves(args[position]) if is_inexact(x)}
+        found = [i for i, x in enumerate(call.tensors) if id(x) in own]
+        if not found:
+            raise TypeError(
+                f'argnums has {position}, but that argument, a {type(args[position]).__name__}, holds no tensor of a '
+                f'floating dtype. Number the arguments to differentiate, from 0, or pass tensors such as x.float().'
+            )
+        wanted.update(dict.fromkeys(found))
+    return tuple(sorted(wanted))
+
+
+def _portable(fn: Objective, decorated: Objective) -> tuple[Objective, bool]:
+    """A function that other processes can find by its name: where the decorator took that name, the decorated one."""
+    try:
+        pickle.dumps(fn)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return decorated, True
+    return fn, False

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random directions: what is known of their distribution beforehand, and how they are drawn from a seed."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent, Normal
+
+from torchopt.typing import Samplable, SampleFunc
+
+__all__ = ['Directions', 'orthogonalize', 'real_view']
+
+_TOLERANCE = 1e-3  # so that 1.732 will do for the square root of 3
+
+
+class Directions:
+    """A distribution of directions and what is made of its samples.
+
+    Args:
+        distribution: What :func:`torchopt.zero_order_diff.zero_order` was given.
+        arrange: The column of that name in the table of estimators.
+
+    Raises:
+        TypeError: If ``distribution`` cannot be drawn from.
+        ValueError: If it is known to have another shape, mean or variance than it should.
+    """
+
+    def __init__(self, distribution: Samplable | SampleFunc, arrange: str) -> None:
+        owner = getattr(distribution, '__self__', None)
+        if isinstance(owner, Distribution) and distribution == owner.sample:
+            distribution = owner
+        if isinstance(distribution, Distribution):
+            check_moments(distribution)
+        elif not (isinstance(distribution, Samplable) or callable(distribution)):
+            raise TypeError(
+                '`distribution` must be a callable or an instance of `Samplable`. '
+                f'It is a {type(distribution).__name__}; pass, for example, torch.distributions.Normal(0.0, 1.0).'
+            )
+        self._sample: Any = distribution.sample if isinstance(distribution, Samplable) else distribution
+        self._arrange = arrange
+        self._normal = is_normal(distribution)
+
+    @property
+    def gaussian(self) -> bool:
+        """Whether each direction is known to be standard normal, as second derivatives need it."""
+        return self._normal and self._arrange != 'signs'
+
+    def draw(self, seed: int, count: int, like: list[Tensor]) -> list[Tensor]:
+        """Draw directions; the same for the same arguments.
+
+        Args:
+            seed: Decides the numbers, whatever the state of the global generators, which are left alone.
+            count: How many.
+            like: The real tensors that will be perturbed.
+
+        Returns:
+            For each of them a tensor of shape ``(count, *shape)`` on its device, of at least single precision.
+
+        Raises:
+            ValueError: If the samples have another shape than was asked for.
+        """
+        shapes = [torch.Size((count, *x.shape)) for x in like]
+        dtypes = [torch.promote_types(x.dtype, torch.float32) for x in like]
+        if self._normal:
+            generators = {device: torch.Generator(device).manual_seed(seed) for device in {x.device for x in like}}
+            zs = [
+                torch.randn(shape, generator=generators[x.device], dtype=dtype, device=x.device)
+                for x, shape, dtype in zip(like, shapes, dtypes)
+            ]
+        else:
+            with _seeded(seed):
+                drawn = [torch.as_tensor(self._sample(shape)) for shape in shapes]
+            zs = [z.detach().to(x.device, dtype) for z, x, dtype in zip(drawn, like, dtypes)]
+        for z, shape in zip(zs, shapes):
+            if z.shape != shape:
+                raise ValueError(
+                    f'The distribution drew a tensor of shape {tuple(z.shape)} where {tuple(shape)} was asked for: the '
+                    f'number of samples and the shape of the tensor to perturb. Return a tensor of the shape passed in.'
+                )
+        if self._arrange == 'signs':
+            return [torch.where(z < 0, -1.0, 1.0).to(z.dtype) for z in zs]
+        return orthogonalize(zs) if self._arrange == 'orthogonal' else zs
+
+
+def check_moments(distribution: Distribution) -> None:
+    """Refuse a distribution that is known to be no distribution of directions."""
+    shape = (*distribution.batch_shape, *distribution.event_shape)
+    if shape:
+        raise ValueError(
+            f'Invalid distribution: a sample of {distribution} has shape {shape}; expected one of scalars, which is '
+            f'drawn from once for each element to perturb. Pass scalars as its parameters.'
+        )
+    try:
+        mean, variance = float(distribution.mean), float(distribution.variance)
+    except NotImplementedError:
+        return
+    if not abs(mean) <= _TOLERANCE:
+        raise ValueError(
+            f'Invalid distribution: {distribution} has mean {mean:g}; expected a symmetric distribution of mean 0. '
+            f'Shift it.'
+        )
+    if not abs(variance - 1.0) <= _TOLERANCE:
+        remedy = (
+            f'Divide its scale by {math.sqrt(variance):g} and pass the length of the steps as sigma'
+            if math.isfinite(variance)
+            else 'Take one whose variance is finite'
+        )
+        raise ValueError(f'Invalid distribution: {distribution} has variance {variance:g}; expected 1. {remedy}.')
+
+
+def is_normal(distribution: Any) -> bool:
+    """Whether a distribution, whose moments are right, is known to be normal."""
+    while isinstance(distribution, Independent):
+        distribution = distribution.base_dist
+    return type(distribution) is Normal
+
+
+def orthogonalize(zs: list[Tensor]) -> list[Tensor]:
+    """Turn directions so that as many as there are dimensions are orthogonal, and keep their lengths.
+
+    The orthogonal frame is that of Gram and Schmidt, so that its law is uniform where that of the directions is
+    spherically symmetric.  Then length and direction are independent, and each direction alone is distributed as
+    before.
+
+    Args:
+        zs: Tensors of shape ``(n, ...)``, the parts of ``n`` vectors.
+
+    Returns:
+        Tensors of the same shapes.
+    """
+    parts = [z.flatten(1) if z.dim() > 1 else z[:, None] for z in zs]
+    dimension = sum(part.shape[1] for part in parts)
+    if dimension == 0:
+        return zs
+    dtype = max((z.dtype for z in zs), key=lambda d: torch.finfo(d).bits)
+    joint = torch.cat([part.to(parts[0].device, dtype) for part in parts], 1)
+    turned = []
+    for block in torch.split(joint, dimension):
+        frame, triangle = torch.linalg.qr(block.T)
+        # LAPACK leaves the signs of the diagonal open; Gram and Schmidt's are positive.
+        signs = torch.where(triangle.diagonal() < 0, -1.0, 1.0).to(dtype)
+        turned.append((frame * (signs * torch.linalg.vector_norm(block, dim=1))).T)
+    columns = torch.split(torch.cat(turned), [part.shape[1] for part in parts], 1)
+    return [column.reshape(z.shape).to(z) for column, z in zip(columns, zs)]
+
+
+def real_view(x: Tensor) -> Tensor:
+    """The real tensor that stands for a complex one: both parts of it are perturbed, each with variance one."""
+    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed the generators that samplers draw from, and put them back afterwards."""
+    generators = [torch.default_generator]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        generators += torch.cuda.default_generators
+    states = [generator.get_state() for generator in generators]
+    try:
+        for generator in generators:
+            generator.manual_seed(seed)
+        yield
+    finally:
+        for generator, state in zip(generators, states):
+            generator.set_state(state)

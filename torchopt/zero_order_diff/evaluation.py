@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calling a function at many points: vectorised where it can be, in a loop or in other processes where not.
+
+The function is taken as it is: it may use automatic differentiation inside, its result is cut off from any graph.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt import tree
+
+__all__ = ['Call', 'Evaluator']
+
+logger = logging.getLogger(__name__)
+
+Points = dict[int, Tensor]
+"""By the index of a tensor, what stands in its place, one for each sample: a tensor of shape ``(count, *shape)``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """Stands for the tensor of that index in the arguments."""
+
+    index: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Call:
+    """One call of a function, its tensors taken out of the arguments; a tensor that occurs twice is taken out once."""
+
+    fn: Callable[..., Any]
+    spec: tree.TreeSpec
+    leaves: tuple[Any, ...]
+    tensors: tuple[Tensor, ...]
+    autocast: tuple[tuple[str, torch.dtype], ...]
+
+    @classmethod
+    def of(cls, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """Take the tensors out of the arguments, and note in what precision the caller works."""
+        leaves, spec = tree.flatten((args, kwargs))
+        places: dict[int, int] = {}
+        tensors: list[Tensor] = []
+        for i, leaf in enumerate(leaves):
+            if isinstance(leaf, Tensor):
+                if id(leaf) not in places:
+                    places[id(leaf)] = len(tensors)
+                    tensors.append(leaf)
+                leaves[i] = Slot(places[id(leaf)])
+        kinds = {'cpu', *(x.device.type for x in tensors)}
+        autocast = tuple((k, torch.get_autocast_dtype(k)) for k in sorted(kinds) if torch.is_autocast_enabled(k))
+        return cls(fn, spec, tuple(leaves), tuple(tensors), autocast)
+
+    def arguments(self, tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with tensors in the places of the original ones."""
+        filled = [tensors[x.index] if isinstance(x, Slot) else x for x in self.leaves]
+        args, kwargs = tree.unflatten(self.spec, filled)
+        return args, kwargs
+
+    def __call__(self, tensors: Sequence[Any]) -> Tensor:
+        """The result of the function, a 0-d tensor without a graph."""
+        args, kwargs = self.arguments(tensors)
+        with contextlib.ExitStack() as stack:
+            # Neither the grad mode of the moment nor the precision of a backward pass is the function's business.
+            stack.enter_context(torch.enable_grad())
+            for kind, dtype in self.autocast:
+                stack.enter_context(torch.autocast(kind, dtype=dtype))
+            return scalar(self.fn(*args, **kwargs))
+
+    def path(self, index: int) -> str:
+        """How to call a tensor in an error message."""
+        args, kwargs = tree.unflatten(self.spec, self.leaves)
+        for name, arguments in (('args', args), ('kwargs', kwargs)):
+            for path, leaf in tree.flatten_with_path(arguments):
+                if isinstance(leaf, Slot) and leaf.index == index:
+                    return f'{name}{path}'
+        raise AssertionError(f'no leaf holds tensor {index}')
+
+
+def scalar(output: Any) -> Tensor:
+    """Require the result of an objective to be a real number in a tensor; cut it off from its graph."""
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f'`output` must be a tensor. The function returned a {type(output).__name__}; return a 0-d tensor, '
+            f'for example torch.tensor(float(value)).'
+        )
+    if output.dim() != 0:
+        raise RuntimeError(
+            f'`output` must be a scalar tensor. The function returned one of shape {tuple(output.shape)}; return a '
+            f'0-d tensor, for example its mean.'
+        )
+    if not output.is_floating_point():
+        raise TypeError(
+            f'`output` must be a tensor of a real floating dtype. The function returned {output.dtype}; convert it, '
+            f'for example with .float() or .abs().'
+        )
+    return output.detach()
+
+
+class Evaluator:
+    """Evaluates a function at many points.
+
+    Args:
+        vectorize: Whether to use ``torch.func.vmap``; None tries, and stays with a loop after the first failure.
+        executor: Where to evaluate instead.
+        portable: A function that pickles, and whether the function proper is its ``__wrapped__``; for processes.
+    """
+
+    def __init__(
+        self, vectorize: bool | None, executor: Executor | None, portable: Callable[[], tuple[Any, bool]]
+    ) -> None:
+        self._vectorize = vectorize
+        self._executor = executor
+        self._portable = portable
+
+    def at(self, call: Call, tensors: Sequence[Tensor]) -> Tensor:
+        """The value at one point; the function must leave the tensors as they are."""
+        with _unchanged(call, tensors):
+            return call([x.detach() for x in tensors]).clone()
+
+    def around(self, call: Call, tensors: Sequence[Tensor], points: list[Points], count: int) -> Tensor:
+        """The values at ``count`` samples of each of several points, a tensor of shape ``(count, len(points))``."""
+        tensors = [x.detach() for x in tensors]
+        with _unchanged(call, tensors):
+            if self._executor is not None:
+                return self._submit(self._executor, call, tensors, points, count)
+            if self._vectorize is not False:
+                try:
+                    return torch.stack([_vmap(call, tensors, p, count) for p in points], 1)
+                except torch.OutOfMemoryError:
+                    raise
+                except Exception as error:
+                    if self._vectorize:
+                        raise
+                    logger.info('%r cannot be vectorised, it is evaluated in a loop: %s', call.fn, error)
+                    self._vectorize = False
+            values = [call(_row(tensors, p, i)) for i in range(count) for p in points]
+        return torch.stack([v.to(values[0]) for v in values]).reshape(count, len(points))
+
+    def _submit(
+        self, executor: Executor, call: Call, tensors: list[Tensor], points: list[Points], count: int
+    ) -> Tensor:
+        rows = [_row(tensors, p, i) for i in range(count) for p in points]
+        if isinstance(executor, ProcessPoolExecutor):
+            # As bytes: torch would hand over each tensor by a file descriptor of its own.
+            fn = self._portable()
+            payloads = [pickle.dumps((fn, *call.arguments(row))) for row in rows]
+            outputs = [scalar(pickle.loads(x)) for x in executor.map(_remote, payloads)]
+        else:
+            outputs = list(executor.map(call, rows))
+        return torch.stack([v.to(outputs[0]) for v in outputs]).reshape(count, len(points))
+
+
+def _vmap(call: Call, tensors: list[Tensor], points: Points, count: int) -> Tensor:
+    batched = [points.get(i, x) for i, x in enumerate(tensors)]
+    in_dims = tuple(0 if i in points else None for i in range(len(tensors)))
+    # What the function itself draws, dropout for one, it draws for each sample, as it would in a loop.
+    mapped: Tensor = torch.func.vmap(lambda *xs: call(xs), in_dims=in_dims, randomness='different')(*batched)
+    return mapped
+
+
+def _row(tensors: list[Tensor], points: Points, i: int) -> list[Tensor]:
+    return [points[j][i] if j in points else x for j, x in enumerate(tensors)]
+
+
+def _remote(payload: bytes) -> bytes:
+    """What runs in another process."""
+    (fn, wrapped), args, kwargs = pickle.loads(payload)
+    output = (fn.__wrapped__ if wrapped else fn)(*args, **kwargs)
+    return pickle.dumps(output.detach().cpu() if isinstance(output, Tensor) else output)
+
+
+@contextlib.contextmanager
+def _unchanged(call: Call, tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Report that the function wrote to its input."""
+    before = [None if x.is_inference() else x._version for x in tensors]
+    yield
+    for i, (x, version) in enumerate(zip(tensors, before)):
+        if version is not None and x._version != version:
+            raise RuntimeError(
+                f'The function changed its input {call.path(i)} in place, so that each sample would see what the one '
+                f'before left. Let it work on a copy: x = x.clone().'
+            )

@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Value, gradient and curvature of an objective, as autograd Functions of which each is the derivative of the last.
+
+The function is only ever called on plain tensors, outside of all transforms: under ``torch.func.vmap`` each element of
+the batch is a problem of its own, evaluated (and within that vectorised over its samples) after the one before.  So a
+black box works under every transform.
+
+The gradient is random.  Its derivative is estimated from the same directions, drawn again from their seed, and from
+the same values, which are kept: the function is not called for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
+
+from torchopt import numerics
+from torchopt.zero_order_diff.directions import Directions, real_view
+from torchopt.zero_order_diff.estimators import Estimator, combine
+from torchopt.zero_order_diff.evaluation import Call, Evaluator
+
+__all__ = ['Problem', 'value']
+
+# How many numbers the directions of a chunk make, unless its size is given: at most 64 MiB in single precision.  On a
+# CPU they should stay in the cache, but few samples at a time would waste what vmap saves.
+_MOST, _CACHED, _FEW = 2**24, 2**20, 16
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Problem:
+    """What is to be differentiated, where, and how; ``wanted`` are the tensors with respect to which."""
+
+    call: Call
+    method: str
+    estimator: Estimator
+    directions: Directions
+    evaluator: Evaluator
+    num_samples: int
+    sigma: float
+    chunk_size: int | None
+    next_seed: Callable[[], int]
+    wanted: tuple[int, ...] = ()
+
+    def chunks(self, seed: int, xs: list[Tensor]) -> Iterator[tuple[int, list[Tensor]]]:
+        """The directions, chunk after chunk: the number of the first one, and the directions for each tensor."""
+        size = self.chunk_size or self._balanced_chunk_size(xs)
+        generator = torch.Generator('cpu').manual_seed(seed)
+        for first in range(0, self.num_samples, size):
+            of_chunk = int(torch.randint(2**63 - 1, (), generator=generator, device='cpu'))
+            yield first, self.directions.draw(of_chunk, min(size, self.num_samples - first), xs)
+
+    def _balanced_chunk_size(self, xs: list[Tensor]) -> int:
+        dimension = max(1, sum(x.numel() for x in xs))
+        most = max(1, _MOST // dimension)
+        if all(x.device.type == 'cpu' for x in xs):
+            most = min(most, max(_FEW, _CACHED // dimension))
+        return math.ceil(self.num_samples / math.ceil(self.num_samples / most))
+
+    def restricted(self, wanted: tuple[int, ...]) -> Problem:
+        """The same with respect to some of the tensors only; the others are held fixed."""
+        return dataclasses.replace(self, wanted=wanted)
+
+
+def value(problem: Problem) -> Tensor:
+    """The value of the function, to be differentiated as the problem says.
+
+    Raises:
+        RuntimeError: Under two forward-mode transforms, one in the other: torch takes the tangent of a custom Function
+            for a constant there, so the second derivative would be zero.
+    """
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        levels = [interpreter.key() for interpreter in retrieve_all_functorch_interpreters()]
+        if levels.count(TransformType.Jvp) > 1:
+            raise RuntimeError(
+                'A zero-order function stands under two forward-mode transforms (jvp, jacfwd), one in the other. Use '
+                'reverse mode for one of them, for example torch.func.hessian or jacrev.'
+            )
+    return _Value.apply(problem, *problem.call.tensors)  # type: ignore[no-untyped-call]
+
+
+_Function = TypeVar('_Function', bound=type[torch.autograd.Function])
+
+
+def _one_by_one(cls: _Function) -> _Function:
+    """Let ``vmap`` take one element of the batch after another."""
+
+    def vmap(info: Any, in_dims: tuple[Any, ...], problem: Problem, *tensors: Any) -> Any:
+        if info.randomness == 'same':
+            seed = problem.next_seed()
+            problem = dataclasses.replace(problem, next_seed=lambda: seed)
+        rows = [
+            cls.apply(problem, *(x if d is None else x.select(d, i) for x, d in zip(tensors, in_dims[1:])))  # type: ignore[no-untyped-call]
+            for i in range(info.batch_size)
+        ]
+        if isinstance(rows[0], Tensor):
+            return torch.stack(rows), 0
+        return tuple(torch.stack(column) for column in zip(*rows)), (0,) * len(rows[0])
+
+    cls.vmap = staticmethod(vmap)  # type: ignore[method-assign]
+    return cls
+
+
+@_one_by_one
+class _Value(torch.autograd.Function):
+    """The value of the function at its arguments: ``_Value.apply(problem, *tensors)``."""
+
+    @staticmethod
+    def forward(problem: Problem, *tensors: Tensor) -> Tensor:
+        return problem.evaluator.at(problem.call, tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.problem, *tensors = inputs
+        ctx.save_for_backward(output, *tensors)
+        ctx.save_for_forward(output, *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
+        needed = ctx.needs_input_grad[1:]
+        wanted = tuple(i for i in ctx.problem.wanted if needed[i])
+        result: list[Tensor | None] = [None] * len(needed)
+        # The product is left to autograd: so it can be differentiated in the cotangent where the gradient cannot be.
+        for i, g in zip(wanted, _gradient(ctx, wanted)):
+            result[i] = g * cotangent.to(numerics.real_dtype(g.dtype))
+        return (None, *result)
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> Tensor:
+        wanted = tuple(i for i in ctx.problem.wanted if tangents[i] is not None)
+        output = ctx.saved_tensors[0]
+        total = torch.zeros_like(output)
+        for i, g in zip(wanted, _gradient(ctx, wanted)):
+            total = total + (real_view(g) * real_view(tangents[i])).sum().to(total)
+        return total
+
+
+def _gradient(ctx: Any, wanted: tuple[int, ...]) -> list[Tensor]:
+    if not wanted:
+        return []
+    output, *tensors = ctx.saved_tensors
+    _, _, *slopes = _Gradient.apply(ctx.problem.restricted(wanted), output.detach(), *tensors)  # type: ignore[no-untyped-call]
+    return slopes
+
+
+@_one_by_one
+class _Gradient(torch.autograd.Function):
+    """An estimate of the gradient: ``_Gradient.apply(problem, center, *tensors)``.
+
+    It returns the seed of the directions, the values of the function, and the gradients.
+    """
+
+    @staticmethod
+    def forward(problem: Problem, center: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        seed = problem.next_seed()
+        return torch.tensor(seed, device='cpu'), *_estimate(problem, seed, center, tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.problem, center, *tensors = inputs
+        seed, values, *_ = output
+        ctx.mark_non_differentiable(seed, values)
+        kept = (seed, values, center, *(tensors[i] for i in ctx.problem.wanted))
+        ctx.save_for_backward(*kept)
+        ctx.save_for_forward(*kept)
+        ctx.tensors = len(tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
+        result: list[Tensor | None] = [None] * ctx.tensors
+        for i, h in zip(ctx.problem.wanted, _curvature(ctx, cotangents[2:])):
+            result[i] = h
+        return (None, None, *result)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
+        # The Hessian is symmetric, and so is its estimate.
+        return (None, None, *_curvature(ctx, [tangents[2 + i] for i in ctx.problem.wanted]))
+
+
+def _curvature(ctx: Any, vs: Any) -> tuple[Tensor, ...]:
+    problem = ctx.problem
+    if problem.estimator.curvature is None or not problem.directions.gaussian:
+        raise RuntimeError(
+            f'The zero-order gradient by method {problem.method!r} has no second derivative here: one can be estimated '
+            f'from the same values only for normal directions. Pass torch.distributions.Normal(0.0, 1.0) and one of '
+            f"the methods 'naive', 'forward', 'antithetic' and 'orthogonal', or detach the gradient."
+        )
+    kept = ctx.saved_tensors
+    xs = kept[3:]
+    vs = [torch.zeros_like(x) if v is None else v for x, v in zip(xs, vs)]
+    return _Curvature.apply(problem, *kept, *vs)  # type: ignore[no-untyped-call]
+
+
+@_one_by_one
+class _Curvature(torch.autograd.Function):
+    """An estimate of Hessian times vector: ``_Curvature.apply(problem, seed, values, center, *xs, *vs)``."""
+
+    @staticmethod
+    def forward(problem: Problem, seed: Tensor, values: Tensor, center: Tensor, *xs_and_vs: Tensor) -> tuple[Any, ...]:
+        half = len(xs_and_vs) // 2
+        xs, vs = xs_and_vs[:half], xs_and_vs[half:]
+        return _estimate_product(problem, int(seed), values, center, xs, vs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        _refuse_third_order()
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        _refuse_third_order()
+
+
+def _refuse_third_order() -> None:
+    raise RuntimeError(
+        'Zero-order gradients can be differentiated once, not twice: no third derivatives are estimated. Detach the '
+        'second derivative, or use torchopt.perturbations.make_perturbed_fun, which has derivatives of every order.'
+    )
+
+
+# The arithmetic, on plain tensors ------------------------------------------------------------------------------------
+
+
+def _estimate(problem: Problem, seed: int, center: Tensor, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The values at all points, of shape ``(num_samples, signs)``, and the gradients."""
+    weights, signs = problem.estimator.slope, problem.estimator.signs
+    xs = [real_view(tensors[i].detach()) for i in problem.wanted]
+    sums: list[Any] = [0.0] * len(xs)
+    found = []
+    for first, zs in problem.chunks(seed, xs):
+        points = [
+            {i: _shifted(tensors[i], x, s * problem.sigma, z) for i, x, z in zip(problem.wanted, xs, zs)} for s in signs
+        ]
+        values = problem.evaluator.around(problem.call, tensors, points, len(zs[0]))
+        _check_finite(problem, first, values, center)
+        found.append(values)
+        slopes = combine(weights, signs, values, center)
+        sums = [total + slopes.to(z) @ z.reshape(len(z), -1) for total, z in zip(sums, zs)]
+    scale = 1.0 / (problem.num_samples * problem.sigma)
+    gradients = [_like(total * scale, tensors[i]) for i, total in zip(problem.wanted, sums)]
+    return torch.cat(found), *gradients
+
+
+def _estimate_product(problem: Problem, seed: int, values: Tensor, center: Tensor, xs: Any, vs: Any) -> tuple[Any, ...]:
+    """The estimated second derivative times a vector, from the values and directions of the gradient."""
+    weights, signs = problem.estimator.curvature, problem.estimator.signs
+    assert weights is not None
+    bends = combine(weights, signs, values, center)
+    flat = [real_view(v.detach()).reshape(-1) for v in vs]
+    sums: list[Any] = [0.0] * len(xs)
+    for first, zs in problem.chunks(seed, [real_view(x.detach()) for x in xs]):
+        rows = [z.reshape(len(z), -1) for z in zs]
+        b = bends[first : first + len(zs[0])]
+        along = sum((z @ v.to(z)).to(b) for z, v in zip(rows, flat))
+        sums = [total + (b * along).to(z) @ z - b.sum().to(z) * v.to(z) for total, z, v in zip(sums, rows, flat)]
+    scale = 1.0 / (problem.num_samples * problem.sigma**2)
+    return tuple(_like(total * scale, x) for total, x in zip(sums, xs))
+
+
+def _shifted(tensor: Tensor, x: Tensor, step: float, z: Tensor) -> Tensor:
+    shifted = torch.add(x, z, alpha=step).to(x.dtype)
+    return torch.view_as_complex(shifted) if tensor.is_complex() else shifted
+
+
+def _like(flat: Tensor, tensor: Tensor) -> Tensor:
+    """The elements of a tensor, in a row in real numbers, in its own shape and dtype."""
+    if tensor.is_complex():
+        return torch.view_as_complex(flat.reshape(*tensor.shape, 2)).to(tensor.dtype)
+    return flat.reshape(tensor.shape).to(tensor.dtype)
+
+
+def _check_finite(problem: Problem, first: int, values: Tensor, center: Tensor) -> None:
+    """Name the sample where the function gave no number."""
+    if 0 in problem.estimator.slope and not center.isfinite():
+        raise ValueError(f'The function returned {float(center)} at the point itself. {_FINITE}')
+    if values.isfinite().all():
+        return
+    sample, column = (int(i) for i in (~values.isfinite()).nonzero()[0])
+    sign = '+' if problem.estimator.signs[column] > 0 else '-'
+    raise ValueError(
+        f'The function returned {float(values[sample, column])} at x {sign} sigma * z for sample {first + sample} of '
+        f'{problem.num_samples}, counted from 0. {_FINITE}'
+    )
+
+
+_FINITE = (
+    'An average over samples needs a number from each: let the function return a large finite one where it is not '
+    'defined, or pass a smaller sigma.'
+)
