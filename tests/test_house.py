@@ -27,10 +27,10 @@ FLOORS = {
     for floor, rooms in {
         0: 'version numerics refusal',
         1: '_C',
-        2: 'tree checks assignment isotonic second_order',
-        3: 'base pytree linear_solve linesearch projections prox perturbations microbatching '
+        2: 'tree checks assignment isotonic',
+        3: 'base pytree second_order linear_solve linesearch projections prox perturbations microbatching '
         'distributed visual interop',
-        4: 'transform schedule losses implicit_diff update typing combine clip hook',
+        4: 'transform schedule losses implicit_diff update typing combine clip hook linalg',
         5: 'alias contrib objective zero_order_diff',
         6: 'optim nn solver accelerated_op',
         7: 'diff utils compat',

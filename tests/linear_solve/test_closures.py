@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A matvec closes over tensors in many ways; each gives a gradient, or an error, and never a wrong number."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import gradcheck, gradgradcheck
+
+from tests.linear_solve.test_solutions import matrix, vector
+from torchopt.linear_solve import solve_cg, solve_lu, solve_normal_cg
+
+solve = functools.partial(solve_cg, tol=1e-14)
+
+
+LINEAR = nn.Linear(4, 4, bias=False)
+
+
+def as_module(S: torch.Tensor) -> Callable[..., Any]:
+    """A module that has the matrix among its parameters, a tensor with a graph."""
+    module = nn.Sequential(copy.deepcopy(LINEAR))
+    del module[0].weight
+    module[0].weight = S
+    return module
+
+
+def quadratic(S: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return x @ S @ x / 2 + (x**4).sum() / 12
+
+
+POINT = vector(4, seed=7)
+
+MATVECS: dict[str, Callable[[torch.Tensor], Callable[..., Any]]] = {
+    'bound method': lambda S: S.matmul,
+    'lambda': lambda S: lambda v: S @ v,
+    'operator and scalar': lambda S: lambda v: S.T @ v * 1.0 + 0 * v,
+    'partial': lambda S: functools.partial(torch.matmul, S),
+    'default argument': lambda S: lambda v, S=S: torch.mv(S, v),
+    'keyword': lambda S: lambda v: torch.matmul(input=S, other=v),
+    'list of tensors': lambda S: lambda v: torch.linalg.multi_dot([S, v]),
+    'factors': lambda S: functools.partial(lambda L, v: L @ (L.T @ v), torch.linalg.cholesky(S)),
+    'module': as_module,
+    'functional_call': lambda S: lambda v: torch.func.functional_call(LINEAR, {'weight': S}, (v,)),
+    'indexing': lambda S: lambda v: torch.stack([S[i] @ v for i in range(4)]),
+    'torch.func.jvp': lambda S: lambda v: torch.func.jvp(lambda z: S @ z, (v,), (v,))[1],
+    'checkpoint': lambda S: lambda v: torch.utils.checkpoint.checkpoint(torch.matmul, S, v, use_reentrant=False),
+}
+
+
+@pytest.mark.parametrize('name', MATVECS)
+def test_each_way_to_close_over_a_tensor(name: str) -> None:
+    A, b = matrix(4).requires_grad_(), vector(4).requires_grad_()
+
+    def x(A: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return solve(MATVECS[name]((A + A.mT) / 2), b)
+
+    assert gradcheck(x, (A, b))
+    assert gradgradcheck(x, (A, b))
+
+
+@pytest.mark.parametrize('name', sorted(set(MATVECS) - {'checkpoint'}))
+def test_under_torch_func(name: str) -> None:
+    A, b = matrix(4), vector(4)
+    ours = lambda A: solve(MATVECS[name]((A + A.mT) / 2), b)  # noqa: E731
+    exact = lambda A: torch.linalg.inv((A + A.mT) / 2) @ b  # noqa: E731
+    for mode in (torch.func.jacrev, torch.func.jacfwd):
+        torch.testing.assert_close(mode(ours)(A), mode(exact)(A), rtol=1e-8, atol=1e-9)
+    As = torch.stack([matrix(4, seed) for seed in range(3)])
+    torch.testing.assert_close(torch.vmap(ours)(As), torch.vmap(exact)(As))
+    mapped = torch.vmap(torch.func.grad(lambda A: ours(A).sum()))(As)
+    torch.testing.assert_close(mapped, torch.vmap(torch.func.grad(lambda A: exact(A).sum()))(As), rtol=1e-8, atol=1e-9)
+
+
+def hessian_product_by_a_graph(S: torch.Tensor, x: torch.Tensor) -> Callable[..., Any]:
+    (g,) = torch.autograd.grad(quadratic(S, x), x, create_graph=True)
+    return lambda v: torch.autograd.grad(g, x, v, create_graph=True)[0]
+
+
+def hessian_product_by_func_vjp(S: torch.Tensor, x: torch.Tensor) -> Callable[..., Any]:
+    pull = torch.func.vjp(torch.func.grad(lambda x: quadratic(S, x)), x)[1]
+    return lambda v: pull(v)[0]
+
+
+def hessian_product_inside(S: torch.Tensor, x: torch.Tensor) -> Callable[..., Any]:
+    return lambda v: torch.func.jvp(torch.func.grad(lambda x: quadratic(S, x)), (x,), (v,))[1]
+
+
+def hessian_product_by_vjp_inside(S: torch.Tensor, x: torch.Tensor) -> Callable[..., Any]:
+    return lambda v: torch.func.vjp(torch.func.grad(lambda x: quadratic(S, x)), x)[1](v)[0]
+
+
+def exact_newton_step(S: torch.Tensor, x: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.linalg.solve((S + S.mT) / 2 + torch.diag(x**2), b)
+
+
+HIDDEN = [hessian_product_by_a_graph, hessian_product_by_func_vjp, hessian_product_by_vjp_inside]
+
+
+@pytest.mark.parametrize('product', [hessian_product_inside, *HIDDEN])
+def test_hessian_products_have_first_derivatives(product: Callable[..., Any]) -> None:
+    S, x, b = (t.requires_grad_() for t in (matrix(4), POINT.clone(), vector(4)))
+    found = torch.autograd.grad(solve(product(S, x), b).sum(), (S, x, b))
+    expected = torch.autograd.grad(exact_newton_step(S, x, b).sum(), (S, x, b))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize('product', HIDDEN)
+def test_second_derivatives_are_right_or_refused(product: Callable[..., Any]) -> None:
+    S, x, b = (t.requires_grad_() for t in (matrix(4), POINT.clone(), vector(4)))
+    (g,) = torch.autograd.grad(solve(product(S, x), b).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=r'solve_cg: second derivatives'):
+        torch.autograd.grad(g.sum(), S, allow_unused=True)
+
+
+def test_second_derivatives_of_a_product_computed_inside() -> None:
+    b = vector(4)
+    S, x = matrix(4).requires_grad_(), POINT.clone().requires_grad_()
+    assert gradgradcheck(lambda S, x: solve(hessian_product_inside((S + S.mT) / 2, x), b), (S, x))
+
+
+class Doubled(torch.autograd.Function):
+    """A function whose use of a tensor no mode sees."""
+
+    @staticmethod
+    def forward(ctx: Any, S: torch.Tensor) -> torch.Tensor:
+        return 2 * S.detach()
+
+    @staticmethod
+    def backward(ctx: Any, g: torch.Tensor) -> torch.Tensor:
+        return 2 * g
+
+
+def test_an_autograd_function() -> None:
+    S, b = matrix(4).requires_grad_(), vector(4)
+    (found,) = torch.autograd.grad(solve(lambda v: Doubled.apply(S) @ v, b).sum(), S)
+    (expected,) = torch.autograd.grad(torch.linalg.solve(2 * S, b).sum(), S)
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize('options', [{'ridge': 0.1}, {'M': lambda r: r}])
+def test_hidden_graphs_do_not_go_with_all_options(options: dict[str, Any]) -> None:
+    S, x = matrix(4).requires_grad_(), POINT.clone().requires_grad_()
+    with pytest.raises(RuntimeError, match='graph that was recorded before'):
+        solve(hessian_product_by_a_graph(S, x), vector(4), **options)
+    with pytest.raises(RuntimeError, match='graph that was recorded before'):
+        solve_normal_cg(hessian_product_by_a_graph(S, x), vector(4))
+
+
+def test_hidden_graphs_under_torch_func_are_refused() -> None:
+    def loss(S: torch.Tensor) -> torch.Tensor:
+        return solve(hessian_product_by_func_vjp(S, POINT), vector(4)).sum()
+
+    with pytest.raises(RuntimeError, match=r'solve_cg: under torch.func'):
+        torch.func.grad(loss)(matrix(4))
+
+
+def test_a_product_without_a_graph_is_a_constant_matrix() -> None:
+    x = POINT.clone().requires_grad_()
+    (g,) = torch.autograd.grad(quadratic(matrix(4), x), x, create_graph=True)
+    b = vector(4).requires_grad_()
+    step = solve(lambda v: torch.autograd.grad(g, x, v, retain_graph=True)[0], b)
+    found = torch.autograd.grad(step.sum(), (b, x), allow_unused=True)
+    torch.testing.assert_close(found[0], exact_newton_step(matrix(4), POINT, torch.ones(4, dtype=torch.float64)))
+    assert found[1] is None
+
+
+def test_solvers_inside_of_solvers() -> None:
+    A, B = matrix(3).requires_grad_(), matrix(3, seed=5).requires_grad_()
+    b = vector(3)
+
+    def x(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
+        A, B = (A + A.mT) / 2, (B + B.mT) / 2
+        return solve_lu(lambda v: A @ v + solve(B.matmul, v), b)
+
+    assert gradcheck(x, (A, B), check_forward_ad=True)
+    assert gradgradcheck(x, (A, B))

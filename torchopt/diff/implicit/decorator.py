@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TorchOpt's face of :func:`torchopt.implicit_diff.custom_root`."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from torchopt import tree
+from torchopt.implicit_diff.binding import bind, refuse_hidden_parameters, signature_of
+from torchopt.implicit_diff.custom_root import find_root
+from torchopt.linear_solve.eager import eager
+
+__all__ = ['custom_root']
+
+
+def custom_root(
+    optimality_fn: Callable[..., Any],
+    argnums: int | Sequence[int] | None = None,
+    has_aux: bool = False,
+    solve: Callable[..., Any] | None = None,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    r"""Let the solution of ``solver_fn(params, *args)`` be differentiated as a root of ``optimality_fn``.
+
+    As :func:`torchopt.implicit_diff.custom_root`, which explains it, but with a choice of the arguments that get
+    gradients.
+
+    Args:
+        optimality_fn: ``optimality_fn(params, *args)``, zero at the solution: a tree like it.
+        argnums: The positions of the arguments of ``solver_fn`` to differentiate in; negative ones count from the end.
+            None means all that require a gradient.  Position 0 is the initial solution, which the solution does not
+            depend on.
+        has_aux: Whether ``solver_fn`` returns a pair, whose second member is passed through without derivatives.
+        solve: The linear solver, such as ``torchopt.linear_solve.solve_cg()``;
+            :func:`torchopt.linear_solve.solve_normal_cg` if None.
+
+    Returns:
+        A decorator of ``solver_fn``.
+
+    Raises:
+        ValueError: If ``argnums`` names position 0, or a position that does not exist.
+        RuntimeError: When called: if an argument that ``argnums`` names, or the solution, has no floating or complex
+            tensors; if ``has_aux`` is set and the result is no pair.
+        TypeError: When called without ``argnums``: if an argument is a module whose parameters require gradients.
+
+    Example:
+        >>> import torch, torchopt
+        >>> def stationary(x, a, b):
+        ...     return x - a * b
+        >>> @torchopt.diff.implicit.custom_root(stationary, argnums=1)
+        ... def solve(x, a, b):
+        ...     return a * b
+        >>> a, b = torch.tensor(2.0, requires_grad=True), torch.tensor(3.0, requires_grad=True)
+        >>> x = solve(torch.tensor(0.0), a, b)
+        >>> torch.autograd.grad(x, (a, b), allow_unused=True)
+        (tensor(3.), None)
+    """
+
+    def decorate(solver_fn: Callable[..., Any]) -> Callable[..., Any]:
+        signature = signature_of(solver_fn)
+        reference = signature_of(optimality_fn)
+        chosen = None if argnums is None else _positions(argnums, signature)
+
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            result = solver_fn(*args, **kwargs)
+            _check_output(result, has_aux)
+            return result
+
+        @eager
+        @functools.wraps(solver_fn)
+        def solver(*args: Any, **kwargs: Any) -> Any:
+            args, kwargs = bind(signature, args, kwargs)
+            if chosen is None:
+                refuse_hidden_parameters((args[1:], kwargs))
+            else:
+                args = tuple(_only_if(i in _from_start(chosen, len(args)), i, x) for i, x in enumerate(args))
+                kwargs = {k: _constant(x) for k, x in kwargs.items()}
+            return find_root(checked, optimality_fn, reference, args, kwargs, has_aux=has_aux, solve=solve)
+
+        return solver
+
+    return decorate
+
+
+def _positions(argnums: int | Sequence[int], signature: inspect.Signature | None) -> tuple[int, ...]:
+    chosen = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    positional, open_ended = 0, signature is None
+    for p in signature.parameters.values() if signature is not None else ():
+        positional += p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        open_ended |= p.kind is p.VAR_POSITIONAL
+    for i in chosen:
+        if i == 0 or (not open_ended and i == -positional):
+            raise ValueError(
+                'Invalid argnums: 0 is the initial solution, which has no gradient; the arguments begin at 1.'
+            )
+        if not open_ended and not -positional <= i < positional:
+            raise ValueError(f'Invalid argnums: {i}, but the solver has {positional} positional arguments.')
+    return chosen
+
+
+def _from_start(chosen: tuple[int, ...], count: int) -> set[int]:
+    return {i if i >= 0 else count + i for i in chosen}
+
+
+def _only_if(wanted: bool, position: int, argument: Any) -> Any:
+    if not wanted:
+        return argument if position == 0 else _constant(argument)
+    if not _has_unknowns(argument):
+        raise RuntimeError(
+            'argument of function solver_fn specified with `argnums` should be a torch.Tensor or a tuple of '
+            f'torch.Tensor, or another tree of them; argument {position} is a {type(argument).__name__} without any '
+            'that could have a gradient.'
+        )
+    return argument
+
+
+def _check_output(result: Any, has_aux: bool) -> None:
+    where = 'custom_root(optimality_fn)(solver_fn)(*args): output of function solver_fn should be'
+    if has_aux and not (isinstance(result, tuple) and len(result) == 2):
+        raise RuntimeError(
+            f'{where} a tuple (solution, auxiliary results) with has_aux=True; it is a {type(result).__name__}.'
+        )
+    solution = result[0] if has_aux else result
+    if not _has_unknowns(solution):
+        raise RuntimeError(
+            f'{where} a torch.Tensor or a tuple of torch.Tensor, or another tree of them; it is a '
+            f'{type(solution).__name__} without any that could have a gradient.'
+        )
+
+
+def _has_unknowns(x: Any) -> bool:
+    return any(isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex()) for leaf in tree.leaves(x))
+
+
+def _constant(argument: Any) -> Any:
+    return tree.map(lambda x: x.detach() if isinstance(x, Tensor) else x, argument)

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the arguments of a solver to those of its optimality function."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from torchopt import tree
+
+__all__ = ['bind', 'match', 'refuse_hidden_parameters', 'signature_of']
+
+Reference = Callable[..., Any] | inspect.Signature | None
+
+
+def signature_of(fun: Reference) -> inspect.Signature | None:
+    """The signature of a function, None where Python cannot tell."""
+    if fun is None or isinstance(fun, inspect.Signature):
+        return fun
+    try:
+        return inspect.signature(fun)
+    except ValueError:
+        return None
+
+
+def bind(signature: inspect.Signature | None, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments by position, and those that can be given by name only; defaults are filled in."""
+    if signature is None:
+        return tuple(args), dict(kwargs)
+    bound = signature.bind(*args, **kwargs)
+    bound.apply_defaults()
+    return bound.args, bound.kwargs
+
+
+def match(
+    signature: inspect.Signature | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of the optimality function, without the solution, from those of the solver.
+
+    Options of the solver alone, which are given by name, are left out; but no tensor that could have a gradient is.
+
+    Raises:
+        TypeError: If they do not fit.
+    """
+    if signature is None:
+        return args[1:], kwargs
+    kinds = {p.kind for p in signature.parameters.values()}
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        foreign = {k: v for k, v in kwargs.items() if k not in signature.parameters}
+        for name, value in foreign.items():
+            if any(isinstance(x, Tensor) and x.requires_grad for x in tree.leaves(value)):
+                raise TypeError(
+                    f'The solver takes the argument {name!r}, which requires a gradient, but the optimality function '
+                    f'{signature} does not. Let it take it, or detach the argument.'
+                )
+        kwargs = {k: v for k, v in kwargs.items() if k not in foreign}
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(
+            f'The arguments of the solver do not fit the optimality function {signature}: {error}. Both take the '
+            'solution first and then '
+            f'the same arguments; pass reference_signature if the signature does not show it.'
+        ) from None
+    return bound.args[1:], bound.kwargs
+
+
+def refuse_hidden_parameters(arguments: Any) -> None:
+    """Refuse modules whose parameters require gradients, which would be lost without a word."""
+    for path, leaf in tree.flatten_with_path(arguments):
+        if isinstance(leaf, nn.Module) and any(p.requires_grad for p in leaf.parameters()):
+            raise TypeError(
+                f'An argument ({path}) is a {type(leaf).__name__} with parameters that require gradients, which cannot '
+                'reach them. Pass '
+                'dict(module.named_parameters()) and use torch.func.functional_call, or call '
+                'module.requires_grad_(False).'
+            )

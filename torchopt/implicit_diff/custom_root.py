@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decorators that give a solver the derivative of the root or fixed point that it finds."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C import _functorch
+
+from torchopt import tree
+from torchopt.implicit_diff.binding import Reference, bind, match, refuse_hidden_parameters, signature_of
+from torchopt.implicit_diff.root import Arguments, Root, Solver, attach_derivative
+from torchopt.linear_solve import solve_normal_cg
+from torchopt.linear_solve.closure import Capture, has_tangent
+from torchopt.linear_solve.door import TreeShape
+from torchopt.linear_solve.eager import eager
+from torchopt.linear_solve.operators import Leaves
+
+__all__ = ['custom_fixed_point', 'custom_root', 'find_root']
+
+
+def custom_root(
+    optimality_fun: Callable[..., Any],
+    has_aux: bool = False,
+    solve: Solver | None = solve_normal_cg,
+    reference_signature: Reference = None,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    r"""Let the solution of a solver be differentiated as a root of ``optimality_fun``: the implicit function theorem.
+
+    .. math:: F(x, \theta) = 0 \quad\Longrightarrow\quad \mathrm{d}x = -(\partial_x F)^{-1}\, \partial_\theta F\,
+    \mathrm{d}\theta
+
+    The decorated ``solver_fun(init_params, *args, **kwargs)`` runs on tensors without a graph, so that it may use any
+    means, and keeps nothing.  The derivative is exact at an exact root; it exists in reverse and forward mode, to any
+    order, and under ``torch.func`` transforms.  Only arguments get gradients: ``init_params`` do not, and what the
+    functions close over counts as constant.
+
+    Args:
+        optimality_fun: ``optimality_fun(sol, *args, **kwargs)``, zero at the solution: a tree like it.
+        has_aux: Whether ``solver_fun`` returns a pair, whose second member is passed through without derivatives.
+        solve: The linear solver, ``solve(matvec, b)``; :func:`torchopt.linear_solve.solve_normal_cg` if None.  If the
+            Jacobian is symmetric, as that of a gradient is, :func:`~torchopt.linear_solve.solve_cg` takes half the
+            products.
+        reference_signature: A function, or its signature, by which arguments are matched if ``optimality_fun`` does not
+            show it.
+
+    Returns:
+        A decorator of ``solver_fun``.
+
+    Raises:
+        TypeError: When called: if the arguments do not fit, or one of them is a module whose parameters require
+            gradients.
+        ValueError: When differentiated: if the result of ``optimality_fun`` is not a tree like the solution, or values
+            are not finite.
+
+    Warns:
+        LinearSolveWarning: When differentiated, if the linear system is not solved to the tolerance of ``solve``.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.implicit_diff import custom_root
+        >>> X, y = torch.tensor([[1.0], [2.0]]), torch.tensor([1.0, 3.0])
+        >>> def stationarity(w, penalty):
+        ...     return X.T @ (X @ w - y) + penalty * w
+        >>> @custom_root(stationarity)
+        ... def ridge(init, penalty):
+        ...     return torch.linalg.solve(X.T @ X + penalty * torch.eye(1), X.T @ y)
+        >>> penalty = torch.tensor(2.0, requires_grad=True)
+        >>> w = ridge(None, penalty)
+        >>> torch.autograd.grad(w.sum(), penalty)
+        (tensor(-0.1429),)
+
+    References:
+        Blondel et al., *Efficient and Modular Implicit Differentiation*, 2022 (arXiv 2105.15183).
+    """
+
+    def decorate(solver_fun: Callable[..., Any]) -> Callable[..., Any]:
+        signature = signature_of(solver_fun)
+        reference = signature_of(optimality_fun if reference_signature is None else reference_signature)
+
+        @eager
+        @functools.wraps(solver_fun)
+        def solver(*args: Any, **kwargs: Any) -> Any:
+            args, kwargs = bind(signature, args, kwargs)
+            refuse_hidden_parameters((args[1:], kwargs))
+            return find_root(solver_fun, optimality_fun, reference, args, kwargs, has_aux=has_aux, solve=solve)
+
+        return solver
+
+    return decorate
+
+
+def custom_fixed_point(
+    fixed_point_fun: Callable[..., Any],
+    has_aux: bool = False,
+    solve: Solver | None = solve_normal_cg,
+    reference_signature: Reference = None,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    r"""Let the solution of a solver be differentiated as a fixed point, :math:`x = T(x, \theta)`.
+
+    It is the root of :math:`F(x, \theta) = T(x, \theta) - x`; all else is as in :func:`custom_root`.
+
+    Args:
+        fixed_point_fun: ``fixed_point_fun(sol, *args, **kwargs)``, equal to ``sol`` at the solution.
+        has_aux: As in :func:`custom_root`.
+        solve: As in :func:`custom_root`.
+        reference_signature: As in :func:`custom_root`.
+
+    Returns:
+        A decorator of ``solver_fun``.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.implicit_diff import custom_fixed_point
+        >>> def T(x, a):
+        ...     return 0.5 * (x + a / x)  # Heron's iteration for the square root
+        >>> @custom_fixed_point(T)
+        ... def square_root(init, a):
+        ...     x = init
+        ...     for _ in range(8):
+        ...         x = T(x, a)
+        ...     return x
+        >>> torch.func.grad(square_root, argnums=1)(torch.tensor(1.0), torch.tensor(9.0))
+        tensor(0.1667)
+    """
+
+    def optimality_fun(params: Any, *args: Any, **kwargs: Any) -> Any:
+        return tree.sub(fixed_point_fun(params, *args, **kwargs), params)
+
+    reference = fixed_point_fun if reference_signature is None else reference_signature
+    return custom_root(optimality_fun, has_aux, solve, signature_of(reference))
+
+
+def find_root(
+    solver_fun: Callable[..., Any],
+    optimality_fun: Callable[..., Any],
+    reference: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    has_aux: bool,
+    solve: Solver | None,
+) -> Any:
+    """Run a solver, and attach the implicit derivative to what it finds.
+
+    Args:
+        solver_fun: The solver.
+        optimality_fun: What is zero at the solution.
+        reference: The signature of ``optimality_fun``.
+        args: The solver's arguments by position, the initial solution first.
+        kwargs: Its arguments by name.
+        has_aux: Whether it returns auxiliary results too.
+        solve: The linear solver.
+    """
+    optimality_arguments = Arguments(match(reference, args, kwargs))
+    result = solver_fun(*_own_copy(args[:1]), *_without_graph(args[1:]), **_without_graph(kwargs))
+    aux: tuple[Any, ...] = ()
+    if has_aux:
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise TypeError(
+                f'With has_aux=True the solver has to return a pair (solution, auxiliary results); it returned a '
+                f'{type(result).__name__}.'
+            )
+        result, aux = result[0], (_without_graph(result[1]),)
+    solution = _without_graph(result)
+    theta = optimality_arguments.tensors
+    if any(_wants_derivative(x) for x in theta):
+        shape = TreeShape(solution, 'the solution')
+        root = Root(optimality_fun, shape, optimality_arguments, solve_normal_cg if solve is None else solve)
+        if _functorch.peek_interpreter_stack() is not None:
+            _refuse_hidden_transforms(root, shape.unknowns, [x.detach() for x in theta])
+        solution = shape.pack(attach_derivative(root, shape.unknowns, theta))
+    return (solution, *aux) if has_aux else solution
+
+
+def _refuse_hidden_transforms(root: Root, x: Leaves, theta: Leaves) -> None:
+    """Refuse what an optimality function closes over if a transform tracks it: its derivative would be lost in part."""
+    with Capture([*x, *theta]) as seen:
+        root.optimality(theta, x)
+    if any(_functorch.is_functorch_wrapped_tensor(t) for t in seen.captured.values()):
+        raise RuntimeError(
+            'The optimality function closes over a tensor that a torch.func transform tracks, and which it does not '
+            'take '
+            'as an argument. Pass it as an argument of the solver, or detach it outside of the transform.'
+        )
+
+
+def _without_graph(x: Any) -> Any:
+    return tree.map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, x)
+
+
+def _own_copy(x: Any) -> Any:
+    """A copy that a solver may train in place, without a trace in what the caller has."""
+
+    def copy(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        own = leaf.detach().clone()
+        return own.requires_grad_() if leaf.requires_grad and _functorch.peek_interpreter_stack() is None else own
+
+    return tree.map(copy, x)
+
+
+def _wants_derivative(x: Tensor) -> bool:
+    return (x.requires_grad and torch.is_grad_enabled()) or _functorch.is_functorch_wrapped_tensor(x) or has_tangent(x)

@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""The derivative of a root.
+
+Let :math:`F(x(\theta), \theta) = 0`.  Differentiating,
+
+.. math::
+
+    \partial_x F\, \mathrm{d}x + \partial_\theta F\, \mathrm{d}\theta = 0
+    \qquad\Longrightarrow\qquad
+    \mathrm{d}x = -(\partial_x F)^{-1}\, \partial_\theta F\, \mathrm{d}\theta.
+
+Forward mode solves one linear system with the Jacobian :math:`\partial_x F`.  Reverse mode solves one with its
+transpose, for the cotangent :math:`\bar x` of the root:
+
+.. math:: (\partial_x F)^\mathsf{H} u = -\bar x, \qquad \bar\theta = (\partial_\theta F)^\mathsf{H} u.
+
+How the root was found plays no part.  Products with the Jacobian are all that is needed; it is never made, unless the
+linear solver asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C import _functorch
+
+from torchopt import tree
+from torchopt.linear_solve import solve_normal_cg
+from torchopt.linear_solve.derivative import forward_mode, replacing, visible
+from torchopt.linear_solve.door import BoundOperator, TreeShape
+from torchopt.linear_solve.operators import Adjoint, Jacobian, Leaves, jvp, vjp
+
+__all__ = ['Arguments', 'Root', 'attach_derivative', 'root_jvp', 'root_vjp']
+
+Solver = Callable[..., Any]
+"""``solve(matvec, b)`` returns the solution of ``matvec(x) = b``, both trees."""
+
+
+class Arguments:
+    """The arguments of a function, with their tensors apart from all else."""
+
+    def __init__(self, args: Any) -> None:
+        self.leaves, self.spec = tree.flatten(args)
+        self.positions = [i for i, x in enumerate(self.leaves) if isinstance(x, Tensor)]
+        self.tensors: list[Tensor] = [self.leaves[i] for i in self.positions]
+
+    def pack(self, tensors: Sequence[Any]) -> Any:
+        """The arguments with other tensors."""
+        leaves = list(self.leaves)
+        for i, x in zip(self.positions, tensors):
+            leaves[i] = x
+        return tree.unflatten(self.spec, leaves)
+
+    def like(self, values: Sequence[Any]) -> Any:
+        """A tree of the structure of the arguments with values for tensors, None for all else."""
+        leaves: list[Any] = [None] * len(self.leaves)
+        for i, x in zip(self.positions, values):
+            leaves[i] = x
+        return tree.unflatten(self.spec, leaves)
+
+
+class Root:
+    """All of a root that is not a tensor: the optimality function on leaves, and how to solve linear systems.
+
+    Args:
+        fun: ``fun(sol, *args, **kwargs)``, zero at the root.
+        shape: What the root looks like.
+        arguments: The pair ``(args, kwargs)``.
+        solve: The linear solver.
+    """
+
+    def __init__(self, fun: Callable[..., Any], shape: TreeShape, arguments: Arguments, solve: Solver) -> None:
+        self.shape, self.arguments, self.solve = shape, arguments, solve
+        self.unknowns = len(shape.unknowns)
+        self._fun = fun
+
+    def optimality(self, theta: Leaves, x: Leaves) -> Leaves:
+        """The optimality function of leaves."""
+        args, kwargs = self.arguments.pack(theta)
+        return self.shape.unpack(self._fun(self.shape.pack(x), *args, **kwargs), 'the result of optimality_fun')
+
+    def vjp(self, x: Leaves, theta: Leaves, x_bar: Leaves, wanted: Sequence[int]) -> list[Tensor | None]:
+        """The cotangents of those of ``theta`` that are wanted, None for the others."""
+        theta_bar: list[Tensor | None] = [None] * len(theta)
+        if wanted:
+            u = self._solve(Adjoint(self._jacobian()), x, theta, [-g for g in x_bar])
+            F = replacing(self.optimality, theta, wanted, [_tracked(z) for z in x])
+            for i, g in zip(wanted, vjp(F, [theta[i] for i in wanted], u)):
+                theta_bar[i] = g
+        return theta_bar
+
+    def jvp(self, x: Leaves, theta: Leaves, theta_dot: Sequence[Tensor | None]) -> list[Tensor]:
+        """The tangent of the root; None for an argument that stands still."""
+        moving = [i for i, t in enumerate(theta_dot) if t is not None and is_inexact(theta[i])]
+        if not moving:
+            return [torch.zeros_like(z) for z in x]
+        F = replacing(self.optimality, theta, moving, [_tracked(z) for z in x])
+        F_dot = jvp(
+            F, [theta[i] for i in moving], [t for i, t in enumerate(theta_dot) if i in moving and t is not None]
+        )
+        return self._solve(self._jacobian(), x, theta, [-t for t in F_dot])
+
+    def _jacobian(self) -> Jacobian:
+        return Jacobian(self.optimality, self.unknowns)
+
+    def _solve(self, operator: Any, x: Leaves, theta: Leaves, b: Leaves) -> list[Tensor]:
+        matvec = BoundOperator(operator, [*x, *theta], self.shape)
+        return self.shape.unpack(self.solve(matvec, self.shape.pack(b)), 'the result of solve')
+
+
+class _MappedRoot:
+    """The roots of many problems, whose first dimension counts them; each has a linear system of its own."""
+
+    def __init__(self, of: Root | _MappedRoot, theta_dims: list[int | None]) -> None:
+        self.of, self.theta_dims = of, theta_dims
+        self.unknowns: int = of.unknowns
+
+    def vjp(self, x: Leaves, theta: Leaves, x_bar: Leaves, wanted: Sequence[int]) -> list[Tensor | None]:
+        def one(x: Leaves, theta: Leaves, x_bar: Leaves) -> tuple[Any, ...]:
+            found = self.of.vjp(x, theta, x_bar, wanted)
+            return tuple(found[i] for i in wanted)
+
+        theta_bar: list[Tensor | None] = [None] * len(theta)
+        each = self._map(one, 0)(list(x), list(theta), list(x_bar)) if wanted else ()
+        for i, g in zip(wanted, each):
+            theta_bar[i] = g if self.theta_dims[i] == 0 else g.sum(0)  # what all share gets gradients from all
+        return theta_bar
+
+    def jvp(self, x: Leaves, theta: Leaves, theta_dot: Sequence[Tensor | None]) -> list[Tensor]:
+        moving = [i for i, t in enumerate(theta_dot) if t is not None]
+
+        def one(x: Leaves, theta: Leaves, tangents: Leaves) -> tuple[Tensor, ...]:
+            dot: list[Tensor | None] = [None] * len(theta)
+            for i, t in zip(moving, tangents):
+                dot[i] = t
+            return tuple(self.of.jvp(x, theta, dot))
+
+        if not moving:
+            return [torch.zeros_like(z) for z in x]
+        return list(
+            self._map(one, [self.theta_dims[i] for i in moving])(list(x), list(theta), [theta_dot[i] for i in moving])
+        )
+
+    def _map(self, one: Callable[..., tuple[Any, ...]], last: Any) -> Callable[..., tuple[Any, ...]]:
+        return torch.vmap(one, in_dims=(0, self.theta_dims, last), randomness='different')
+
+
+def attach_derivative(root: Root, x: Leaves, theta: Leaves) -> list[Tensor]:
+    """The root once more, as a differentiable function of the arguments."""
+    return list(_Implicit.apply(root, *visible([*x, *theta])))  # type: ignore[no-untyped-call]
+
+
+class _Implicit(torch.autograd.Function):
+    """``apply(root, *x, *theta) -> x``."""
+
+    @staticmethod
+    def forward(root: Root | _MappedRoot, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(x.clone() for x in tensors[: root.unknowns])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        root, *tensors = inputs
+        ctx.root = root
+        ctx.save_for_backward(*output, *tensors[root.unknowns :])
+        ctx.save_for_forward(*output, *tensors[root.unknowns :])
+
+    @staticmethod
+    def backward(ctx: Any, *x_bar: Tensor) -> tuple[Tensor | None, ...]:
+        root, n = ctx.root, ctx.root.unknowns
+        x, theta = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        wanted = [i for i, t in enumerate(theta) if ctx.needs_input_grad[1 + n + i] and is_inexact(t)]
+        return None, *[None] * n, *root.vjp(x, theta, x_bar, wanted)
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor, ...]:
+        root, n = ctx.root, ctx.root.unknowns
+        with forward_mode(ctx) as saved:
+            return tuple(root.jvp(saved[:n], saved[n:], tangents[n:]))
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], root: Root | _MappedRoot, *tensors: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        n, size = root.unknowns, info.batch_size
+        moved = [t if d is None else t.movedim(d, 0) for t, d in zip(tensors, in_dims[1:])]
+        x = [t.expand(size, *t.shape) if d is None else t for t, d in zip(moved[:n], in_dims[1:])]
+        mapped = _MappedRoot(root, [None if d is None else 0 for d in in_dims[1 + n :]])
+        return _Implicit.apply(mapped, *x, *moved[n:]), (0,) * n  # type: ignore[no-untyped-call]
+
+
+def _tracked(x: Tensor) -> Tensor:
+    """The solution as the optimality function sees it: it may call ``torch.autograd.grad`` with respect to it."""
+    return x if x.requires_grad or _functorch.peek_interpreter_stack() is not None else x.detach().requires_grad_()
+
+
+def _graph_only_for(*tensors: Tensor) -> torch.set_grad_enabled:
+    """Record a graph only if one of the tensors has one: what :func:`_tracked` makes of the others must not show."""
+    needed = any(x.requires_grad for x in tensors) or _functorch.peek_interpreter_stack() is not None
+    return torch.set_grad_enabled(torch.is_grad_enabled() and needed)
+
+
+def is_inexact(x: Tensor) -> bool:
+    """Whether a tensor can have a derivative."""
+    return x.is_floating_point() or x.is_complex()
+
+
+def root_vjp(
+    optimality_fun: Callable[..., Any],
+    sol: Any,
+    args: tuple[Any, ...],
+    cotangent: Any,
+    solve: Solver | None = solve_normal_cg,
+) -> tuple[Any, ...]:
+    r"""The vector-Jacobian product of a root.
+
+    .. math:: \bar\theta = -(\partial_\theta F)^\mathsf{H}\, (\partial_x F)^{-\mathsf{H}}\, \bar x
+
+    Args:
+        optimality_fun: ``optimality_fun(sol, *args)``, which is zero at the root: a tree like ``sol``.
+        sol: The root :math:`x`, a tree of floating or complex tensors.
+        args: The arguments :math:`\theta`; any trees, of which the floating and complex tensors are differentiated.
+        cotangent: :math:`\bar x`, a tree like ``sol``.
+        solve: The linear solver, ``solve(matvec, b)``; :func:`torchopt.linear_solve.solve_normal_cg` if None.
+
+    Returns:
+        One tree for each argument, with None for what cannot be differentiated.
+
+    Raises:
+        ValueError: If the result of ``optimality_fun``, or ``cotangent``, does not match ``sol``; if values are not
+            finite.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.implicit_diff import root_vjp
+        >>> F = lambda x, a: x * x - a  # x = sqrt(a), whose derivative is 1 / (2 x)
+        >>> x, a = torch.tensor(3.0), torch.tensor(9.0)
+        >>> root_vjp(F, x, (a,), torch.tensor(1.0))
+        (tensor(0.1667),)
+    """
+    shape, arguments = TreeShape(sol, 'sol'), Arguments((tuple(args), {}))
+    root = Root(optimality_fun, shape, arguments, solve_normal_cg if solve is None else solve)
+    theta = arguments.tensors
+    wanted = [i for i, t in enumerate(theta) if is_inexact(t)]
+    x_bar = shape.unpack(cotangent, 'cotangent')
+    with _graph_only_for(*shape.unknowns, *theta, *x_bar):
+        return arguments.like(root.vjp(shape.unknowns, theta, x_bar, wanted))[0]
+
+
+def root_jvp(
+    optimality_fun: Callable[..., Any],
+    sol: Any,
+    args: tuple[Any, ...],
+    tangents: tuple[Any, ...],
+    solve: Solver | None = solve_normal_cg,
+) -> Any:
+    r"""The Jacobian-vector product of a root.
+
+    .. math:: \dot x = -(\partial_x F)^{-1}\, \partial_\theta F\, \dot\theta
+
+    Args:
+        optimality_fun: ``optimality_fun(sol, *args)``, which is zero at the root: a tree like ``sol``.
+        sol: The root :math:`x`, a tree of floating or complex tensors.
+        args: The arguments :math:`\theta`; any trees.
+        tangents: :math:`\dot\theta`: for each argument a tree like it, with None wherever the argument, or a part of
+            it, stands still.
+        solve: The linear solver, ``solve(matvec, b)``; :func:`torchopt.linear_solve.solve_normal_cg` if None.
+
+    Returns:
+        A tree like ``sol``.
+
+    Raises:
+        ValueError: If there are not as many tangents as arguments, or trees do not match; if values are not finite.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.implicit_diff import root_jvp
+        >>> F = lambda x, a, b: x * x - a * b
+        >>> x, a, b = torch.tensor(3.0), torch.tensor(9.0), torch.tensor(1.0)
+        >>> root_jvp(F, x, (a, b), (torch.tensor(1.0), None))
+        tensor(0.1667)
+    """
+    args, tangents = tuple(args), tuple(tangents)
+    if len(args) != len(tangents):
+        raise ValueError(
+            f'{len(args)} args but {len(tangents)} tangents; pass one for each, None for an argument that stands still.'
+        )
+    shape, arguments = TreeShape(sol, 'sol'), Arguments((args, {}))
+    root = Root(optimality_fun, shape, arguments, solve_normal_cg if solve is None else solve)
+    found = [
+        x
+        for i, (t, a) in enumerate(zip(tangents, args))
+        for x in (
+            tree.flatten_up_to(tree.structure(a), t, name=f'tangents[{i}]', like=f'args[{i}]')
+            if t is not None
+            else [None] * len(tree.flatten(a)[0])
+        )
+    ]
+    theta_dot = [found[i] for i in arguments.positions]
+    for t, a in zip(theta_dot, arguments.tensors):
+        if t is not None and t.shape != a.shape:
+            raise ValueError(
+                f'A tangent has shape {tuple(t.shape)}, but its argument {tuple(a.shape)}. They must be the same.'
+            )
+    with _graph_only_for(*shape.unknowns, *arguments.tensors, *(t for t in theta_dot if t is not None)):
+        return shape.pack(root.jvp(shape.unknowns, arguments.tensors, theta_dot))

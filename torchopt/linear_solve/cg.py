@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The conjugate gradient method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from torchopt.linear_solve.derivative import Problem, Result
+from torchopt.linear_solve.door import configurable, iteration_limit, solve_with, tolerances
+from torchopt.linear_solve.stopping import IterativeOptions, can_improve, masked, outcome_of
+from torchopt.linear_solve.vectors import add_scaled, any_above, divide, inner
+
+__all__ = ['ConjugateGradient', 'solve_cg', 'solve_normal_cg']
+
+
+@dataclass(frozen=True)
+class ConjugateGradient(IterativeOptions):
+    r"""Conjugate gradients for a symmetric positive definite matrix (Hestenes and Stiefel, 1952).
+
+    With the residual :math:`r = b - Ax`, the preconditioned residual :math:`z = M r` and the direction :math:`p`, one
+    iteration is
+
+    .. math::
+
+        \alpha = \frac{r^\top z}{p^\top A p}, \quad x \gets x + \alpha p, \quad r \gets r - \alpha A p, \quad
+        \beta = \frac{r_\text{new}^\top z_\text{new}}{r^\top z}, \quad p \gets z_\text{new} + \beta p.
+    """
+
+    name: str = 'solve_cg'
+    symmetric: bool = True
+
+    def run(self, problem: Problem) -> Result:
+        """Solve."""
+        b = problem.b
+        x, r = (torch.zeros_like(b), b) if problem.x0 is None else (problem.x0, b - problem.matvec(problem.x0))
+        limit = self.limit(b)
+        p = z = problem.precondition(r)
+        rz = inner(r, z)
+        rr = inner(r, r) if problem.is_preconditioned else rz
+        k, steps, goes_on = 0, self.steps(problem), any_above(rr, limit)
+        while goes_on and k < steps:
+            Ap = problem.matvec(p)
+            alpha = divide(masked(rz, rr, limit), inner(p, Ap))
+            x, r = add_scaled(x, p, alpha), add_scaled(r, Ap, -alpha)
+            z = problem.precondition(r)
+            rz, before = inner(r, z), rz
+            rr = inner(r, r) if problem.is_preconditioned else rz
+            p = add_scaled(z, p, divide(rz, before))
+            k, goes_on = k + 1, can_improve(rr, limit, alpha)
+        return Result(x, k, rr**0.5, outcome_of(rr, limit, stuck=not goes_on))
+
+
+@configurable
+def solve_cg(
+    matvec: Callable[[Any], Any] | None = None,
+    b: Any = None,
+    ridge: Any = None,
+    init: Any = None,
+    *,
+    tol: float | None = None,
+    rtol: float | None = None,
+    atol: float = 0.0,
+    maxiter: int | None = None,
+    M: Callable[[Any], Any] | None = None,
+    return_status: bool = False,
+) -> Any:
+    r"""Solve :math:`(A + \lambda I)\, x = b` by conjugate gradients, for a symmetric positive definite :math:`A`.
+
+    Each of at most ``maxiter`` iterations takes one product with :math:`A`.  The solution is differentiable, see
+    :mod:`torchopt.linear_solve`.
+
+    Args:
+        matvec: The linear function :math:`x \mapsto A x`, of trees like ``b``.  Without it, and without ``b``, the
+            solver is returned with the other arguments bound: ``solve_cg(maxiter=20)`` is a function of ``(matvec,
+            b)``.
+        b: The right-hand side, a tree of floating or complex tensors.  Other leaves are passed through.
+        ridge: :math:`\lambda \ge 0`, a number or a 0-d tensor.
+        init: Where to start, zero if None.
+        tol: The residual norm to reach, relative to that of ``b``; 1e-5 if None.  ``rtol`` is the same.
+        rtol: Another name of ``tol``.
+        atol: The residual norm that suffices in any case.
+        maxiter: The number of iterations that are allowed; ten per real unknown if None.
+        M: A preconditioner: a symmetric positive definite linear function close to :math:`A^{-1}`.
+        return_status: Whether to return a :class:`SolveStatus` too, instead of warning where the tolerance is not
+            reached.
+
+    Returns:
+        A tree like ``b``, or the pair of it and the status.
+
+    Raises:
+        ValueError: If ``b`` is not finite, or trees do not match; if ``tol``, ``atol`` or ``maxiter`` is negative.
+        TypeError: If ``tol`` and ``rtol`` are both given, or only one of ``matvec`` and ``b``.
+
+    Warns:
+        LinearSolveWarning: If the tolerance is not reached.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.linear_solve import solve_cg
+        >>> A = torch.tensor([[4.0, 1.0], [1.0, 3.0]], requires_grad=True)
+        >>> x = solve_cg(A.matmul, torch.tensor([1.0, 2.0]))
+        >>> x.detach()
+        tensor([0.0909, 0.6364])
+        >>> torch.autograd.grad(x.sum(), A)[0]
+        tensor([[-0.0165, -0.1157],
+                [-0.0248, -0.1736]])
+
+    References:
+        Hestenes and Stiefel, *Methods of Conjugate Gradients for Solving Linear Systems*, 1952.
+    """
+    method = ConjugateGradient(*tolerances(tol, rtol, atol), iteration_limit(maxiter))
+    return solve_with(method, matvec, b, ridge=ridge, init=init, M=M, return_status=return_status)
+
+
+@configurable
+def solve_normal_cg(
+    matvec: Callable[[Any], Any] | None = None,
+    b: Any = None,
+    ridge: Any = None,
+    init: Any = None,
+    *,
+    tol: float | None = None,
+    rtol: float | None = None,
+    atol: float = 0.0,
+    maxiter: int | None = None,
+    M: Callable[[Any], Any] | None = None,
+    return_status: bool = False,
+) -> Any:
+    r"""Solve :math:`(A^\mathsf{H} A + \lambda I)\, x = A^\mathsf{H} b` by conjugate gradients, for any :math:`A`.
+
+    That is :math:`A x = b` for a regular :math:`A`, and least squares, of least norm if it starts from zero, for
+    others.  An iteration takes one product with :math:`A` and one with its transpose, which is derived from ``matvec``.
+    The condition number is squared.
+
+    Args:
+        matvec: The linear function :math:`x \mapsto A x` of trees; without it the configured solver is returned.
+        b: The right-hand side, a tree of floating or complex tensors.
+        ridge: :math:`\lambda \ge 0`, a number or a 0-d tensor.
+        init: Where to start, zero if None.  If :math:`A` is not square it has to be given, since it says what a
+            solution looks like.
+        tol: As in :func:`solve_cg`, relative to :math:`A^\mathsf{H} b`.
+        rtol: Another name of ``tol``.
+        atol: As in :func:`solve_cg`.
+        maxiter: As in :func:`solve_cg`.
+        M: A preconditioner, close to :math:`(A^\mathsf{H} A)^{-1}`.
+        return_status: As in :func:`solve_cg`.
+
+    Returns:
+        A tree like ``init``, or like ``b`` without one; with ``return_status`` the pair of it and the status.
+
+    Raises:
+        ValueError: As :func:`solve_cg`.
+        TypeError: As :func:`solve_cg`.
+
+    Warns:
+        LinearSolveWarning: If the tolerance is not reached.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.linear_solve import solve_normal_cg
+        >>> A = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 2.0]])
+        >>> solve_normal_cg(A.matmul, torch.tensor([1.0, 3.0, 5.0]), init=torch.zeros(2)).round(decimals=4)
+        tensor([1., 2.])
+    """
+    method = ConjugateGradient(*tolerances(tol, rtol, atol), iteration_limit(maxiter), 'solve_normal_cg')
+    return solve_with(method, matvec, b, ridge=ridge, init=init, M=M, normal=True, return_status=return_status)

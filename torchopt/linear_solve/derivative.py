@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""The one derivative of all linear solvers.
+
+Let :math:`A(\theta)\, x = b`.  Differentiating both sides,
+
+.. math::
+
+    \mathrm{d}A\; x + A\, \mathrm{d}x = \mathrm{d}b
+    \qquad\Longrightarrow\qquad
+    \mathrm{d}x = A^{-1} (\mathrm{d}b - \mathrm{d}A\; x).
+
+Forward mode is that solve.  For reverse mode let :math:`\bar x` be the cotangent of :math:`x` and
+
+.. math:: u = A^{-\mathsf{H}}\, \bar x;
+
+then :math:`\langle \bar x, \mathrm{d}x \rangle = \langle u, \mathrm{d}b \rangle - \langle u, \mathrm{d}A\; x \rangle`,
+so the cotangent of :math:`b` is :math:`u`, and that of :math:`\theta` is the vector-Jacobian product of :math:`\theta
+\mapsto -A(\theta)\, x` with :math:`u`.  Either way a derivative is one more solve, by the same method, and as many
+products as it takes; nothing of the iteration is kept.  The solve inside a derivative goes through the same door, so
+that derivatives of every order follow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch._C import _functorch
+from torch.autograd import forward_ad
+
+from torchopt.linear_solve.operators import Adjoint, Leaves, Operator, jvp, map_product, require_plain, vjp
+from torchopt.linear_solve.status import Outcome, SolveStatus, warn_unless_solved
+from torchopt.linear_solve.vectors import Layout
+
+__all__ = ['Method', 'Problem', 'Result', 'System', 'forward_mode', 'replacing', 'solve_system', 'visible']
+
+
+class Result(NamedTuple):
+    """What a method found: vectors ``(*batch, n)``, and for each system how the solve went."""
+
+    x: Tensor
+    iterations: int | Tensor
+    residual: Any
+    outcome: int | Tensor
+
+
+class Problem:
+    r"""What a method sees: real vectors, and products with :math:`A`, with its transpose, and with a preconditioner."""
+
+    def __init__(self, system: System, consts: Leaves, preconditioner: Leaves, b: Leaves, x0: Leaves | None) -> None:
+        self.layout = layout = Layout.of(b, system.batch)
+        self.b = layout.ravel(b)
+        self.x0 = None if x0 is None else layout.ravel(x0)
+        self._apply, self._adjoint = system.operator.prepare(consts, b)
+        self._precondition = None
+        if system.preconditioner is not None:
+            self._precondition = system.preconditioner.prepare(preconditioner, b)[0]
+
+    def matvec(self, x: Tensor) -> Tensor:
+        """The product with a vector of each system."""
+        return self.layout.ravel(self._apply(self.layout.unravel(x)))
+
+    def rmatvec(self, x: Tensor) -> Tensor:
+        """The product of the transpose with a vector of each system."""
+        return self.layout.ravel(self._adjoint(self.layout.unravel(x)))
+
+    def precondition(self, r: Tensor) -> Tensor:
+        """An approximate solution for the right-hand side ``r``; ``r`` itself without a preconditioner."""
+        if self._precondition is None:
+            return r
+        return self.layout.ravel(self._precondition(self.layout.unravel(r)))
+
+    @property
+    def is_preconditioned(self) -> bool:
+        """Whether there is a preconditioner."""
+        return self._precondition is not None
+
+    def refuse_if_not_finite(self, name: str, result: Result) -> None:
+        """Raise where it was the function, rather than the method, that made values that are not finite."""
+        if not bool(torch.isfinite(result.x).all()) and not bool(torch.isfinite(self.matvec(self.b)).all()):
+            raise ValueError(
+                f'{name}: matvec gives values that are not finite. Find where they come from; in a derivative, the '
+                f'optimality function or its derivatives are not finite at the solution.'
+            )
+
+    def matrix(self) -> Tensor:
+        """The matrix of each system, ``(*batch, n, n)``, column by column."""
+        n, batch = self.layout.size, self.layout.batch
+        identity = torch.eye(n, dtype=self.layout.dtype, device=self.layout.device)
+        basis = identity.view(n, *(1 for _ in batch), n).expand(n, *batch, n)
+        columns = map_product(lambda x: [self.matvec(*x)])([basis])[0]
+        return columns.movedim(0, -1)
+
+
+class Method(Protocol):
+    """A way to solve a problem: options, and an algorithm."""
+
+    @property
+    def name(self) -> str:
+        """Its name in messages."""
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether it takes the matrix for its own transpose."""
+
+    def run(self, problem: Problem) -> Result:
+        """Solve."""
+
+
+class System(NamedTuple):
+    """All of a linear system that is not a tensor.
+
+    Attributes:
+        method: How it is to be solved.
+        operator: The map.
+        preconditioner: An approximation of its inverse.
+        leaves: How many leaves the right-hand side has.
+        consts: How many tensors the map depends on.
+        has_init: Whether an initial guess is given.
+        warns: Whether to warn if the method fails, rather than leave it to the status.
+        batch: The first dimensions of all vectors, which count independent systems.
+    """
+
+    method: Method
+    operator: Operator
+    preconditioner: Operator | None
+    leaves: int
+    consts: int
+    has_init: bool
+    warns: bool
+    batch: tuple[int, ...] = ()
+
+    def split(self, tensors: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any], Sequence[Any]]:
+        """Cut ``[*b, *init, *consts, *preconditioner]`` into the four."""
+        n = self.leaves
+        m = n + n * self.has_init
+        k = m + self.consts
+        return tensors[:n], tensors[n:m], tensors[m:k], tensors[k:]
+
+
+def solve_system(
+    method: Method,
+    operator: Operator,
+    consts: Leaves,
+    b: Leaves,
+    init: Leaves | None = None,
+    preconditioner: tuple[Operator, Leaves] | None = None,
+    *,
+    warns: bool = True,
+) -> tuple[list[Tensor], SolveStatus]:
+    """Solve a linear system, differentiably in the right-hand side and in the tensors that the matrix depends on.
+
+    Args:
+        method: How to solve.
+        operator: The map.
+        consts: The tensors that it depends on.
+        b: The right-hand side.
+        init: The initial guess; the solution does not depend on it, so it has no derivative.
+        preconditioner: An approximation of the inverse with the tensors that it depends on; no derivative either.
+        warns: Whether to warn if the method fails.
+    """
+    approximate, its_consts = preconditioner or (None, [])
+    system = System(method, operator, approximate, len(b), len(consts), init is not None, warns)
+    tensors = visible([*b, *(init or ()), *consts, *its_consts])
+    *x, iterations, residual, outcome = _Solve.apply(system, *tensors)  # type: ignore[no-untyped-call]
+    return x, SolveStatus(iterations, residual, outcome)
+
+
+class _Solve(torch.autograd.Function):
+    """``apply(system, *b, *init, *consts, *preconditioner) -> (*x, iterations, residual, outcome)``."""
+
+    @staticmethod
+    def forward(system: System, *tensors: Tensor) -> tuple[Tensor, ...]:
+        _refuse_legacy_batches(tensors)
+        require_plain(tensors)
+        b, init, consts, approximate = system.split([x.detach() for x in tensors])
+        for i, x in enumerate(b):
+            if not bool(torch.isfinite(x).all()):
+                raise ValueError(
+                    f'{system.method.name}: the right-hand side (in a derivative: the gradient that comes in) has '
+                    'values '
+                    f'that are not finite, in leaf {i} of {len(b)}. Find where they come from; no solver can go on '
+                    'from them.'
+                )
+        problem = Problem(system, consts, approximate, b, init if system.has_init else None)
+        if problem.layout.size and problem.b.numel():
+            result = system.method.run(problem)
+            problem.refuse_if_not_finite(system.method.name, result)
+        else:
+            result = Result(problem.b, 0, 0.0, Outcome.CONVERGED)
+        per_system = {'device': problem.layout.device}
+        status = SolveStatus(
+            _per_system(result.iterations, system.batch, dtype=torch.int64, **per_system),
+            _per_system(result.residual, system.batch, dtype=problem.layout.dtype, **per_system),
+            _per_system(result.outcome, system.batch, dtype=torch.int64, **per_system),
+        )
+        if system.warns:
+            warn_unless_solved(system.method.name, status)
+        return *(x.clone() for x in problem.layout.unravel(result.x)), *status
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        system, *tensors = inputs
+        ctx.system, ctx.inputs = system, len(tensors)
+        _, _, consts, approximate = system.split(tensors)
+        x, status = output[: system.leaves], output[system.leaves :]
+        ctx.mark_non_differentiable(*status)
+        ctx.save_for_backward(*x, *consts, *approximate)
+        ctx.save_for_forward(*x, *consts, *approximate)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        system = ctx.system
+        x, consts, approximate = _cut(system, list(ctx.saved_tensors))
+        if all(g is None for g in cotangents[: system.leaves]):
+            return (None,) * (1 + ctx.inputs)
+        x_bar = [torch.zeros_like(z) if g is None else g for g, z in zip(cotangents, x)]
+        # u = A^-H x_bar
+        u, _ = _solve_again(system, consts, approximate, x_bar, transposed=not system.method.symmetric)
+        needs_b, _, needs_consts, _ = system.split(ctx.needs_input_grad[1:])
+        b_bar = [g if needed else None for g, needed in zip(u, needs_b)]
+        # theta_bar = -(d/dtheta A(theta) x)^H u
+        wanted = [i for i, (needed, c) in enumerate(zip(needs_consts, consts)) if needed and _is_inexact(c)]
+        consts_bar: list[Tensor | None] = [None] * len(consts)
+        if wanted:
+            product = replacing(system.operator.matvec, consts, wanted, x)
+            for i, g in zip(wanted, vjp(product, [consts[i] for i in wanted], [-g for g in u])):
+                consts_bar[i] = g
+        rest = ctx.inputs - len(b_bar) - system.leaves * system.has_init - len(consts)
+        return None, *b_bar, *[None] * (system.leaves * system.has_init), *consts_bar, *[None] * rest
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        with forward_mode(ctx) as saved:
+            return _Solve._jvp(ctx.system, saved, tangents)
+
+    @staticmethod
+    def _jvp(system: System, saved: list[Tensor], tangents: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        x, consts, approximate = _cut(system, saved)
+        b_dot, _, consts_dot, _ = system.split(tangents)
+        rhs = [torch.zeros_like(z) if t is None else t for t, z in zip(b_dot, x)]
+        # x_dot = A^-1 (b_dot - A_dot x)
+        moving = [i for i, t in enumerate(consts_dot) if t is not None]
+        if moving:
+            product = replacing(system.operator.matvec, consts, moving, x)
+            A_dot_x = jvp(product, [consts[i] for i in moving], [t for t in consts_dot if t is not None])
+            rhs = [r - t for r, t in zip(rhs, A_dot_x)]
+        x_dot, _ = _solve_again(system, consts, approximate, rhs, transposed=False)
+        return *x_dot, None, None, None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], system: System, *tensors: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        size = info.batch_size
+        dims = [None if d is None else 0 for d in in_dims[1:]]
+        moved = [x if d is None else x.movedim(d, 0) for x, d in zip(tensors, in_dims[1:])]
+        b, init, consts, approximate = system.split(moved)
+        b_dims, init_dims, const_dims, approximate_dims = system.split(dims)
+        operator, consts = system.operator.batched(consts, const_dims, size)
+        preconditioner = system.preconditioner
+        if preconditioner is not None:
+            preconditioner, approximate = preconditioner.batched(approximate, approximate_dims, size)
+        batched = system._replace(operator=operator, preconditioner=preconditioner, batch=(size, *system.batch))
+        vectors = [x if d == 0 else x.expand(size, *x.shape) for x, d in zip([*b, *init], [*b_dims, *init_dims])]
+        output = _Solve.apply(batched, *vectors, *consts, *approximate)  # type: ignore[no-untyped-call]
+        return output, (0,) * len(output)
+
+
+def visible(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The same tensors, having gone through an operation if a mode looks on.
+
+    Modes do not see the tensors that an autograd Function is applied to.  One that does not notice them, or cannot put
+    others in their places, would take an inner solver for a constant (see :mod:`torchopt.linear_solve.closure`).
+    """
+    return [x.view_as(x) for x in tensors] if torch._C._len_torch_function_stack() else tensors
+
+
+def _refuse_legacy_batches(tensors: Sequence[Tensor]) -> None:
+    if any(_functorch.is_legacy_batchedtensor(x) for x in tensors):
+        raise RuntimeError(
+            'A linear system cannot be solved inside of torch.autograd.grad(is_grads_batched=True) or '
+            'torch.autograd.functional.jacobian(vectorize=True). Use torch.func.jacrev, jacfwd or vmap.'
+        )
+
+
+def _solve_again(
+    system: System, consts: Leaves, approximate: Leaves, b: Leaves, *, transposed: bool
+) -> tuple[list[Tensor], SolveStatus]:
+    operator, preconditioner = system.operator, system.preconditioner
+    if transposed:
+        operator = operator.of if isinstance(operator, Adjoint) else Adjoint(operator)
+        if preconditioner is not None:
+            preconditioner = preconditioner.of if isinstance(preconditioner, Adjoint) else Adjoint(preconditioner)
+    again = system._replace(operator=operator, preconditioner=preconditioner, has_init=False, warns=True)
+    *x, iterations, residual, outcome = _Solve.apply(again, *b, *consts, *approximate)  # type: ignore[no-untyped-call]
+    return x, SolveStatus(iterations, residual, outcome)
+
+
+def replacing(
+    fun: Callable[[Leaves, Leaves], Leaves], theta: Leaves, some: Sequence[int], x: Leaves
+) -> Callable[..., Leaves]:
+    """``fun(theta, x)`` as a function of some of ``theta``."""
+
+    def of_some(*values: Tensor) -> Leaves:
+        replaced = list(theta)
+        for i, value in zip(some, values):
+            replaced[i] = value
+        return fun(replaced, x)
+
+    return of_some
+
+
+def _cut(system: System, saved: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    n, m = system.leaves, system.leaves + system.consts
+    return saved[:n], saved[n:m], saved[m:]
+
+
+@contextlib.contextmanager
+def forward_mode(ctx: Any) -> Iterator[list[Tensor]]:
+    """Within ``jvp`` of an autograd Function: the saved tensors, without the tangents of this level.
+
+    Torch switches forward mode off there, and with it the tangents of all outer levels: forward mode over forward mode
+    would come out wrong without a word.  So it is switched on again.
+    """
+    with forward_ad._set_fwd_grad_enabled(True):
+        yield [primal(x) for x in ctx.saved_tensors]
+
+
+def primal(x: Tensor) -> Tensor:
+    """A tensor without its tangent."""
+    return forward_ad.unpack_dual(x).primal if _is_inexact(x) else x  # type: ignore[no-untyped-call]
+
+
+def _is_inexact(x: Tensor) -> bool:
+    return x.is_floating_point() or x.is_complex()
+
+
+def _per_system(value: Any, batch: tuple[int, ...], **options: Any) -> Tensor:
+    return torch.as_tensor(value, **options).broadcast_to((*batch, 1) if batch else ()).reshape(batch).clone()

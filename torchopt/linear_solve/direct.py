@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Methods that make the matrix and factor it: for a few thousand unknowns at most."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
+
+from torchopt.linear_solve.derivative import Problem, Result
+from torchopt.linear_solve.door import configurable, iteration_limit, solve_with
+from torchopt.linear_solve.neumann import NeumannSeries
+from torchopt.linear_solve.status import Outcome
+
+__all__ = ['Direct', 'solve_cholesky', 'solve_inv', 'solve_lu', 'solve_qr']
+
+
+@dataclass(frozen=True)
+class Direct:
+    """A direct method.
+
+    Attributes:
+        factor_and_solve: ``(matrix, b) -> x``, where ``b`` and ``x`` are columns; raises for a singular matrix.
+    """
+
+    name: str
+    factor_and_solve: Callable[[Tensor, Tensor], Tensor]
+    symmetric: bool = False
+
+    def run(self, problem: Problem) -> Result:
+        """Solve."""
+        matrix = problem.matrix()
+        try:
+            x = self.factor_and_solve(matrix, problem.b.unsqueeze(-1)).squeeze(-1)
+        except LinAlgError as error:
+            raise LinAlgError(f'{self.name}: {error}') from None
+        return Result(x, 1, float('nan'), Outcome.CONVERGED)
+
+
+_SINGULAR = (
+    'the matrix is singular{where}. If it is the Jacobian of an optimality function, the solution is not isolated: '
+    'regularize with ridge, or take the solution of least norm with solve_normal_cg.'
+)
+
+
+def _require(regular: Tensor) -> None:
+    """Refuse a batch in which some system is singular."""
+    if not bool(regular.all()):
+        bad = (~regular).nonzero().tolist() if regular.dim() else []
+        raise LinAlgError(_SINGULAR.format(where=f' in system {bad[0]} of the batch' if bad else ''))
+
+
+def _by_lu(matrix: Tensor, b: Tensor) -> Tensor:
+    r""":math:`PA = LU`, with partial pivoting."""
+    factors, pivots, info = torch.linalg.lu_factor_ex(matrix)
+    _require(info == 0)
+    return torch.linalg.lu_solve(factors, pivots, b)
+
+
+def _by_cholesky(matrix: Tensor, b: Tensor) -> Tensor:
+    r""":math:`A = LL^\top`, for symmetric positive definite matrices."""
+    scale = matrix.abs().amax()
+    if bool((matrix - matrix.mT).abs().amax() > 1e3 * torch.finfo(matrix.dtype).eps * scale):
+        raise LinAlgError('the matrix is not symmetric. Use solve_lu.')
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    if not bool((info == 0).all()):
+        raise LinAlgError('the matrix is not positive definite. Use solve_lu, or regularize with ridge.')
+    return torch.cholesky_solve(b, factor)
+
+
+def _by_qr(matrix: Tensor, b: Tensor) -> Tensor:
+    r""":math:`A = QR`, with orthogonal :math:`Q`."""
+    Q, R = torch.linalg.qr(matrix)
+    pivots = R.diagonal(dim1=-2, dim2=-1).abs()
+    _require(pivots.amin(-1) > matrix.shape[-1] * torch.finfo(matrix.dtype).eps * pivots.amax(-1))
+    return torch.linalg.solve_triangular(R, Q.mT @ b, upper=True)
+
+
+def _by_inverse(matrix: Tensor, b: Tensor) -> Tensor:
+    """The inverse itself, times the right-hand side."""
+    inverse, info = torch.linalg.inv_ex(matrix)
+    _require(info == 0)
+    return inverse @ b
+
+
+@configurable
+def solve_lu(matvec: Callable[[Any], Any] | None = None, b: Any = None, ridge: Any = None) -> Any:
+    r"""Solve :math:`(A + \lambda I)\, x = b` by the LU factorization of the matrix, for any regular :math:`A`.
+
+    The matrix of all leaves together is made, with as many products as there are real unknowns.
+
+    Args:
+        matvec: The linear function :math:`x \mapsto A x` of trees; without it the configured solver is returned.
+        b: The right-hand side, a tree of floating or complex tensors.
+        ridge: :math:`\lambda`, a number or a 0-d tensor.
+
+    Returns:
+        A tree like ``b``.
+
+    Raises:
+        torch.linalg.LinAlgError: If the matrix is singular.
+        ValueError: If ``b`` or the matrix is not finite, or trees do not match.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.linear_solve import solve_lu
+        >>> A = torch.tensor([[4.0, 1.0], [1.0, 3.0]], dtype=torch.float64)
+        >>> solve_lu(A.matmul, torch.tensor([9.0, 5.0], dtype=torch.float64)).round(decimals=4)
+        tensor([2., 1.], dtype=torch.float64)
+    """
+    return solve_with(Direct('solve_lu', _by_lu), matvec, b, ridge=ridge)
+
+
+@configurable
+def solve_cholesky(matvec: Callable[[Any], Any] | None = None, b: Any = None, ridge: Any = None) -> Any:
+    r"""Solve :math:`(A + \lambda I)\, x = b` by the Cholesky factorization, for symmetric positive definite :math:`A`.
+
+    The matrix of all leaves together is made, with as many products as there are real unknowns.
+
+    Args:
+        matvec: The linear function :math:`x \mapsto A x` of trees; without it the configured solver is returned.
+        b: The right-hand side, a tree of floating or complex tensors.
+        ridge: :math:`\lambda`, a number or a 0-d tensor.
+
+    Returns:
+        A tree like ``b``.
+
+    Raises:
+        torch.linalg.LinAlgError: If the matrix is not symmetric or not positive definite.
+        ValueError: If ``b`` or the matrix is not finite, or trees do not match.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.linear_solve import solve_cholesky
+        >>> A = torch.tensor([[4.0, 1.0], [1.0, 3.0]], dtype=torch.float64)
+        >>> solve_cholesky(A.matmul, torch.tensor([9.0, 5.0], dtype=torch.float64)).round(decimals=4)
+        tensor([2., 1.], dtype=torch.float64)
+    """
+    return solve_with(Direct('solve_cholesky', _by_cholesky, symmetric=True), matvec, b, ridge=ridge)
+
+
+@configurable
+def solve_qr(matvec: Callable[[Any], Any] | None = None, b: Any = None, ridge: Any = None) -> Any:
+    r"""Solve :math:`(A + \lambda I)\, x = b` by the QR factorization of the matrix, for any regular :math:`A`.
+
+    The matrix of all leaves together is made, with as many products as there are real unknowns.
+
+    Args:
+        matvec: The linear function :math:`x \mapsto A x` of trees; without it the configured solver is returned.
+        b: The right-hand side, a tree of floating or complex tensors.
+        ridge: :math:`\lambda`, a number or a 0-d tensor.
+
+    Returns:
+        A tree like ``b``.
+
+    Raises:
+        torch.linalg.LinAlgError: If the matrix is singular.
+        ValueError: If ``b`` or the matrix is not finite, or trees do not match.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.linear_solve import solve_qr
+        >>> A = torch.tensor([[4.0, 1.0], [1.0, 3.0]], dtype=torch.float64)
+        >>> solve_qr(A.matmul, torch.tensor([9.0, 5.0], dtype=torch.float64)).round(decimals=4)
+        tensor([2., 1.], dtype=torch.float64)
+    """
+    return solve_with(Direct('solve_qr', _by_qr), matvec, b, ridge=ridge)
+
+
+@configurable
+def solve_inv(
+    matvec: Callable[[Any], Any] | None = None,
+    b: Any = None,
+    ridge: Any = None,
+    *,
+    ns: bool = False,
+    maxiter: int | None = None,
+    alpha: float | None = None,
+) -> Any:
+    r"""Solve :math:`(A + \lambda I)\, x = b` by the inverse of the matrix, or by a Neumann series that approximates it.
+
+    With ``ns=True`` the matrix is not made; the result is
+
+    .. math:: x = \alpha \sum_{k=0}^{K} (I - \alpha A)^k\, b,
+
+    which approaches the solution if the spectral radius of :math:`I - \alpha A` is below one.  Its derivative is that
+    of a solution, with the same approximation of the inverse.
+
+    Args:
+        matvec: The linear function :math:`x \mapsto A x` of trees; without it the configured solver is returned.
+        b: The right-hand side, a tree of floating or complex tensors.
+        ridge: :math:`\lambda`, a number or a 0-d tensor.
+        ns: Whether to use the Neumann series.
+        maxiter: :math:`K`, 10 if None; only with ``ns``.
+        alpha: :math:`\alpha`, 1 if None; only with ``ns``.
+
+    Returns:
+        A tree like ``b``.
+
+    Raises:
+        torch.linalg.LinAlgError: If the matrix is singular.
+        TypeError: If ``maxiter`` or ``alpha`` is given without ``ns``.
+        ValueError: If ``b`` or the matrix is not finite, or trees do not match.
+
+    Warns:
+        LinearSolveWarning: If the terms of the Neumann series grow.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.linear_solve import solve_inv
+        >>> A = torch.tensor([[1.0, 0.5], [0.0, 1.0]])
+        >>> solve_inv(A.matmul, torch.tensor([2.0, 2.0]), ns=True)
+        tensor([1., 2.])
+
+    References:
+        Lorraine, Vicol and Duvenaud, *Optimizing Millions of Hyperparameters by Implicit Differentiation*, 2020.
+    """
+    if not ns:
+        if maxiter is not None or alpha is not None:
+            raise TypeError(
+                'solve_inv: maxiter and alpha belong to the Neumann series. Pass ns=True, or leave them out.'
+            )
+        return solve_with(Direct('solve_inv', _by_inverse), matvec, b, ridge=ridge)
+    terms = iteration_limit(maxiter)
+    return solve_with(NeumannSeries(10 if terms is None else terms, alpha), matvec, b, ridge=ridge)

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The door that all solvers share: from trees and functions to a system, and back."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec
+
+import torch
+from torch import Tensor
+
+from torchopt import checks, tree
+from torchopt.linear_solve.closure import attach_graph, close_over
+from torchopt.linear_solve.derivative import Method, solve_system
+from torchopt.linear_solve.eager import eager
+from torchopt.linear_solve.operators import Leaves, Normal, Operator, Shifted
+
+__all__ = ['BoundOperator', 'TreeShape', 'configurable', 'iteration_limit', 'solve_with', 'tolerances']
+
+
+class TreeShape:
+    """Which leaves of a tree are unknowns: its tensors of a floating or complex dtype; all others stay as they are."""
+
+    def __init__(self, example: Any, name: str) -> None:
+        self.name = name
+        self.leaves, self.spec = tree.flatten(example)
+        self.positions = [
+            i for i, x in enumerate(self.leaves) if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())
+        ]
+        self.unknowns: list[Tensor] = [self.leaves[i] for i in self.positions]
+        devices = {x.device for x in self.unknowns}
+        if len(devices) > 1:
+            raise ValueError(f'{name} has leaves on several devices ({sorted(map(str, devices))}); move them to one.')
+
+    def pack(self, unknowns: Sequence[Tensor]) -> Any:
+        """The tree with other unknowns."""
+        leaves = list(self.leaves)
+        for i, x in zip(self.positions, unknowns):
+            leaves[i] = x
+        return tree.unflatten(self.spec, leaves)
+
+    def unpack(self, other: Any, name: str) -> list[Tensor]:
+        """The unknowns of another tree, which has to have the same structure and shapes; dtypes are brought in line."""
+        found = tree.flatten_up_to(self.spec, other, name=name, like=self.name)
+        unknowns = []
+        for i, like in zip(self.positions, self.unknowns):
+            x = found[i]
+            if not isinstance(x, Tensor) or x.shape != like.shape:
+                path = tree.flatten_with_path(self.pack(self.unknowns))[i][0]
+                kind = f'has shape {tuple(x.shape)}' if isinstance(x, Tensor) else f'is a {type(x).__name__}'
+                raise ValueError(
+                    f'{name}{path} {kind}, but {self.name}{path} has shape {tuple(like.shape)}. They must have the '
+                    'same shapes.'
+                )
+            if x.is_complex() and not like.is_complex():
+                raise TypeError(f'{name} is complex, but {self.name} is real. Convert {self.name} to {x.dtype}.')
+            unknowns.append(x if x.dtype == like.dtype else x.to(like.dtype))
+        return unknowns
+
+
+class BoundOperator:
+    """A matvec whose tensors are explicit, so that solvers need not look for them."""
+
+    def __init__(self, operator: Operator, consts: Leaves, shape: TreeShape) -> None:
+        self.operator, self.consts, self.shape = operator, consts, shape
+
+    def __call__(self, x: Any) -> Any:
+        """The product with a tree."""
+        return self.shape.pack(self.operator.matvec(self.consts, self.shape.unpack(x, 'the argument of matvec')))
+
+
+def solve_with(
+    method: Method,
+    matvec: Callable[[Any], Any] | None,
+    b: Any,
+    *,
+    ridge: Any = None,
+    init: Any = None,
+    M: Callable[[Any], Any] | None = None,
+    normal: bool = False,
+    return_status: bool = False,
+) -> Any:
+    """Solve ``matvec(x) = b`` for a tree.
+
+    Args:
+        method: How.
+        matvec: A linear function of a tree.
+        b: The right-hand side.
+        ridge: A number or 0-d tensor, times the identity, that is added to the matrix.
+        init: The initial guess.
+        M: An approximation of the inverse, as a linear function of a tree.
+        normal: Whether to solve the normal equations instead; then ``init`` may have another structure than ``b``.
+        return_status: Whether to return a :class:`SolveStatus` beside the solution, instead of warning of failure.
+    """
+    name = method.name
+    if not callable(matvec):
+        raise TypeError(
+            f'{name}: matvec is a {type(matvec).__name__}; expected a function of a tree. For a matrix: A.matmul.'
+        )
+    rhs = TreeShape(b, 'b')
+    guess = rhs if init is None else TreeShape(init, 'init')
+    if not normal:
+        guess = rhs
+    start = None if init is None else guess.unpack(init, 'init')
+    if isinstance(matvec, BoundOperator):
+        operator, consts, complete = matvec.operator, list(matvec.consts), True
+    else:
+        fun = _on_leaves(matvec, guess, rhs, name)
+        if normal and init is None:
+            _require_square(fun, guess, name)
+        operator, consts, complete = close_over(fun, guess.unknowns, guess.unknowns if normal else None)
+    if not complete:
+        if ridge is not None or normal or M is not None:
+            raise RuntimeError(
+                f'{name}: matvec depends on a graph that was recorded before it was called (torch.autograd.grad, '
+                'torch.func.vjp), '
+                'which cannot be combined with ridge, M or normal equations. Compute the product inside of matvec, '
+                'with '
+                f'torch.func.jvp or vjp of a function of the tensors, or detach its result.'
+            )
+        x, status = attach_graph(method, fun, rhs.unknowns, None)
+        return (rhs.pack(x), status) if return_status else rhs.pack(x)
+    unknowns = rhs.unknowns
+    if normal:
+        unknowns = list(operator.rmatvec(consts, unknowns))
+        operator = Normal(operator)
+    if ridge is not None:
+        consts = [*consts, _ridge(ridge, name, guess)]
+        operator = Shifted(operator)
+    preconditioner = None
+    if M is not None:
+        approximate, captured, _ = close_over(_on_leaves(M, guess, guess, name, 'M'), guess.unknowns)
+        preconditioner = approximate, captured
+    x, status = solve_system(method, operator, consts, unknowns, start, preconditioner, warns=not return_status)
+    return (guess.pack(x), status) if return_status else guess.pack(x)
+
+
+def _on_leaves(
+    fun: Callable[[Any], Any], domain: TreeShape, range_: TreeShape, name: str, what: str = 'matvec'
+) -> Callable[[Leaves], Leaves]:
+    return lambda x: range_.unpack(fun(domain.pack(x)), f'{name}: {what}(x)')
+
+
+def _require_square(fun: Callable[[Leaves], Leaves], shape: TreeShape, name: str) -> None:
+    try:
+        with torch.no_grad():
+            fun(shape.unknowns)
+    except (RuntimeError, ValueError) as error:
+        raise TypeError(
+            f'{name}: matvec cannot be applied to a tree like b ({error}). If it is not square, pass init, a tree like '
+            'a '
+            f'solution; zeros will do.'
+        ) from error
+
+
+def _ridge(ridge: Any, name: str, shape: TreeShape) -> Tensor:
+    device = shape.unknowns[0].device if shape.unknowns else None
+    if not isinstance(ridge, Tensor):
+        ridge = torch.tensor(float(ridge), dtype=torch.float64, device=device)
+    if ridge.dim() != 0 or ridge.is_complex():
+        raise ValueError(
+            f'{name}: ridge has shape {tuple(ridge.shape)} and dtype {ridge.dtype}; expected a real number '
+            'or 0-d tensor.'
+        )
+    return ridge if device is None else ridge.to(device)
+
+
+_P = ParamSpec('_P')
+
+
+def configurable(solve: Callable[_P, Any]) -> Callable[_P, Any]:
+    """Let a solver be called without a matvec, as in TorchOpt 0.7.3: then it returns itself with the options bound."""
+    signature = inspect.signature(solve)
+
+    @eager
+    @functools.wraps(solve)
+    def door(*args: _P.args, **kwargs: _P.kwargs) -> Any:
+        bound = signature.bind(*args, **kwargs).arguments
+        if bound.get('matvec') is not None:
+            if bound.get('b') is None:
+                raise TypeError(f'{solve.__name__}: b is missing. Call it as {solve.__name__}(matvec, b, ...).')
+            return solve(*args, **kwargs)
+        if bound.get('b') is not None:
+            raise TypeError(
+                f'{solve.__name__}: b is given, but matvec is not. Call it as {solve.__name__}(matvec, b, ...).'
+            )
+        return functools.partial(door, **{k: v for k, v in bound.items() if k not in ('matvec', 'b')})
+
+    return door
+
+
+def tolerances(tol: float | None, rtol: float | None, atol: float) -> tuple[float, float]:
+    """The relative tolerance, which JAXopt calls ``tol`` and TorchOpt ``rtol``, and the absolute one."""
+    if tol is not None and rtol is not None:
+        raise TypeError('tol and rtol are two names of the relative tolerance; give one of them.')
+    relative = rtol if tol is None else tol
+    relative = 1e-5 if relative is None else relative
+    checks.at_least('tol', relative)
+    checks.at_least('atol', atol)
+    return float(relative), float(atol)
+
+
+def iteration_limit(maxiter: int | None) -> int | None:
+    """The limit, once it is known to be one."""
+    if maxiter is not None and (isinstance(maxiter, bool) or not isinstance(maxiter, int) or maxiter < 0):
+        raise ValueError(f'Invalid maxiter: {maxiter!r}; expected None or an int >= 0.')
+    return maxiter

@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Krylov methods for matrices that need not be symmetric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchopt.linear_solve.derivative import Problem, Result
+from torchopt.linear_solve.door import configurable, iteration_limit, solve_with, tolerances
+from torchopt.linear_solve.stopping import IterativeOptions, can_improve, masked, outcome_of
+from torchopt.linear_solve.vectors import add_scaled, any_above, divide, inner
+
+__all__ = ['BiCGStab', 'GMRES', 'solve_bicgstab', 'solve_gmres']
+
+
+@dataclass(frozen=True)
+class BiCGStab(IterativeOptions):
+    r"""The stabilized biconjugate gradient method (van der Vorst, 1992), preconditioned from the right.
+
+    An iteration takes a step of biconjugate gradients, :math:`s = r - \alpha A M p`, and one that minimizes the
+    residual along :math:`M s`: :math:`r \gets s - \omega A M s`.
+    """
+
+    name: str = 'solve_bicgstab'
+    symmetric: bool = False
+
+    def run(self, problem: Problem) -> Result:
+        """Solve."""
+        b = problem.b
+        x, r = (torch.zeros_like(b), b) if problem.x0 is None else (problem.x0, b - problem.matvec(problem.x0))
+        limit = self.limit(b)
+        shadow, p, v = r, torch.zeros_like(b), torch.zeros_like(b)
+        rr = inner(r, r)
+        rho = alpha = omega = torch.ones_like(rr) if isinstance(rr, Tensor) else 1.0
+        k, steps, goes_on = 0, self.steps(problem), any_above(rr, limit)
+        while goes_on and k < steps:
+            rho, before = inner(shadow, r), rho
+            beta = divide(rho, before) * divide(alpha, omega)
+            p = add_scaled(r, add_scaled(p, v, -omega), beta)
+            along_p = problem.precondition(p)
+            v = problem.matvec(along_p)
+            alpha = divide(masked(rho, rr, limit), inner(shadow, v))
+            s = add_scaled(r, v, -alpha)
+            along_s = problem.precondition(s)
+            t = problem.matvec(along_s)
+            omega = divide(masked(inner(t, s), rr, limit), inner(t, t))
+            x = add_scaled(add_scaled(x, along_p, alpha), along_s, omega)
+            r = add_scaled(s, t, -omega)
+            rr = inner(r, r)
+            k, goes_on = k + 1, can_improve(rr, limit, alpha, omega)
+        return Result(x, k, rr**0.5, outcome_of(rr, limit, stuck=not goes_on))
+
+
+@dataclass(frozen=True)
+class GMRES(IterativeOptions):
+    r"""The generalized minimal residual method, restarted (Saad and Schultz, 1986), preconditioned from the right.
+
+    Arnoldi's method makes an orthonormal basis :math:`V` of the Krylov space with :math:`A M V_k = V_{k+1} H_k`;
+    :math:`x + M V_k y` has the least residual for the :math:`y` that minimizes :math:`\|\beta e_1 - H_k y\|`, which
+    plane rotations find, with the residual norm after every vector for free.
+
+    Attributes:
+        restart: The number of basis vectors after which a new basis is begun.
+        maxiter: The number of bases that are allowed.
+    """
+
+    restart: int = 20
+    name: str = 'solve_gmres'
+    symmetric: bool = False
+
+    def run(self, problem: Problem) -> Result:
+        """Solve."""
+        b = problem.b
+        x, r = (torch.zeros_like(b), b) if problem.x0 is None else (problem.x0, b - problem.matvec(problem.x0))
+        limit, rr = self.limit(b), inner(r, r)
+        k, bases, steps, goes_on = 0, 0, self.steps(problem), any_above(rr, limit)
+        while goes_on and bases < steps:
+            step, size = self._minimize(problem, r, limit)
+            x = x + problem.precondition(step)
+            r = b - problem.matvec(x)
+            rr, before = inner(r, r), rr
+            # A basis that gained nothing is followed by the same one again.
+            gained = masked(before - rr, rr, limit)
+            k, bases, goes_on = k + size, bases + 1, can_improve(rr, limit, gained)
+        return Result(x, k, rr**0.5, outcome_of(rr, limit, stuck=not goes_on))
+
+    def _minimize(self, problem: Problem, r: Tensor, limit: Tensor | float) -> tuple[Tensor, int]:
+        """The combination of a new basis that minimizes the residual, and how many vectors the basis has."""
+        m = min(self.restart, problem.layout.size)
+        batch = r.shape[:-1]
+        beta = torch.linalg.vector_norm(r, dim=-1, keepdim=True)
+        basis = r.new_zeros(*batch, m + 1, r.shape[-1])
+        basis[..., 0, :] = divide(r, beta.expand_as(r))
+        fit = _Rotations(m, _on_host(beta)[..., 0])
+        target = _on_host(limit[..., 0] if isinstance(limit, Tensor) else limit)
+        size = 0
+        while size < m and not (fit.residual**2 <= target).all():
+            w = problem.matvec(problem.precondition(basis[..., size, :]))
+            known = basis[..., : size + 1, :]
+            h = w.new_zeros(*batch, size + 1)
+            for _ in range(2):  # Gram and Schmidt twice, without which the basis loses orthogonality
+                overlap = (known @ w.unsqueeze(-1)).squeeze(-1)
+                w = w - (overlap.unsqueeze(-2) @ known).squeeze(-2)
+                h = h + overlap
+            length = torch.linalg.vector_norm(w, dim=-1, keepdim=True)
+            # Of a vector that lies in the space already only rounding is left: the space is complete.
+            rounding = 10 * torch.finfo(w.dtype).eps * torch.linalg.vector_norm(h, dim=-1, keepdim=True)
+            length = torch.where(length <= rounding, 0.0, length)
+            basis[..., size + 1, :] = divide(w, length.expand_as(w))
+            fit.append(_on_host(torch.cat([h, length], dim=-1)))
+            size += 1
+        y = torch.from_numpy(np.ascontiguousarray(fit.solution(size))).to(r)
+        return (y.unsqueeze(-2) @ basis[..., :size, :]).squeeze(-2), size
+
+
+class _Rotations:
+    """The least-squares problem of GMRES, kept triangular by plane rotations; on the host, in double precision."""
+
+    def __init__(self, m: int, beta: np.ndarray) -> None:
+        self.R = np.zeros((*beta.shape, m, m))
+        self.g = np.zeros((*beta.shape, m + 1))
+        self.g[..., 0] = beta
+        self.rotations: list[tuple[np.ndarray, np.ndarray]] = []
+
+    @property
+    def residual(self) -> np.ndarray:
+        """The least residual norm so far."""
+        return np.abs(self.g[..., len(self.rotations)])
+
+    def append(self, h: np.ndarray) -> None:
+        """Take in the next column of the Hessenberg matrix."""
+        j = len(self.rotations)
+        h = h.copy()
+        for i, (c, s) in enumerate(self.rotations):
+            h[..., i], h[..., i + 1] = c * h[..., i] + s * h[..., i + 1], c * h[..., i + 1] - s * h[..., i]
+        length = np.hypot(h[..., j], h[..., j + 1])
+        safe = np.where(length == 0, 1.0, length)
+        c, s = np.where(length == 0, 1.0, h[..., j] / safe), h[..., j + 1] / safe
+        self.R[..., : j + 1, j] = h[..., : j + 1]
+        self.R[..., j, j] = length
+        self.g[..., j], self.g[..., j + 1] = c * self.g[..., j], -s * self.g[..., j]
+        self.rotations.append((c, s))
+
+    def solution(self, size: int) -> np.ndarray:
+        """The minimizer, by back substitution; zero along directions that the matrix does not reach."""
+        y = np.zeros((*self.g.shape[:-1], size))
+        for i in reversed(range(size)):
+            rest = self.g[..., i] - (self.R[..., i, i + 1 : size] * y[..., i + 1 :]).sum(-1)
+            pivot = self.R[..., i, i]
+            reached = np.abs(pivot) > np.finfo(float).eps * np.abs(self.R[..., : i + 1, i]).max(-1)
+            y[..., i] = np.where(reached, rest / np.where(reached, pivot, 1.0), 0.0)
+        return y
+
+
+def _on_host(x: Tensor | float) -> np.ndarray:
+    return x.detach().to('cpu', torch.float64).numpy() if isinstance(x, Tensor) else np.asarray(x)
+
+
+@configurable
+def solve_bicgstab(
+    matvec: Callable[[Any], Any] | None = None,
+    b: Any = None,
+    ridge: Any = None,
+    init: Any = None,
+    *,
+    tol: float | None = None,
+    rtol: float | None = None,
+    atol: float = 0.0,
+    maxiter: int | None = None,
+    M: Callable[[Any], Any] | None = None,
+    return_status: bool = False,
+) -> Any:
+    r"""Solve :math:`(A + \lambda I)\, x = b` by the stabilized biconjugate gradient method, for any regular :math:`A`.
+
+    An iteration takes two products with :math:`A`, and memory does not grow; but the method may break down, which is
+    reported.
+
+    Args:
+        matvec: The linear function :math:`x \mapsto A x` of trees; without it the configured solver is returned.
+        b: The right-hand side, a tree of floating or complex tensors.
+        ridge: :math:`\lambda`, a number or a 0-d tensor.
+        init: Where to start, zero if None.
+        tol: As in :func:`solve_cg`.
+        rtol: Another name of ``tol``.
+        atol: As in :func:`solve_cg`.
+        maxiter: As in :func:`solve_cg`.
+        M: A preconditioner: any linear function close to :math:`A^{-1}`.
+        return_status: As in :func:`solve_cg`.
+
+    Returns:
+        A tree like ``b``; with ``return_status`` the pair of it and the status.
+
+    Raises:
+        ValueError: As :func:`solve_cg`.
+        TypeError: As :func:`solve_cg`.
+
+    Warns:
+        LinearSolveWarning: If the tolerance is not reached.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.linear_solve import solve_bicgstab
+        >>> A = torch.tensor([[2.0, 1.0], [0.0, 4.0]])
+        >>> solve_bicgstab(A.matmul, torch.tensor([4.0, 8.0])).round(decimals=4)
+        tensor([1., 2.])
+
+    References:
+        Van der Vorst, *Bi-CGSTAB: A Fast and Smoothly Converging Variant of Bi-CG for the Solution of Nonsymmetric
+        Linear Systems*, 1992.
+    """
+    method = BiCGStab(*tolerances(tol, rtol, atol), iteration_limit(maxiter))
+    return solve_with(method, matvec, b, ridge=ridge, init=init, M=M, return_status=return_status)
+
+
+@configurable
+def solve_gmres(
+    matvec: Callable[[Any], Any] | None = None,
+    b: Any = None,
+    ridge: Any = None,
+    init: Any = None,
+    tol: float | None = None,
+    *,
+    rtol: float | None = None,
+    atol: float = 0.0,
+    restart: int = 20,
+    maxiter: int | None = None,
+    M: Callable[[Any], Any] | None = None,
+    return_status: bool = False,
+) -> Any:
+    r"""Solve :math:`(A + \lambda I)\, x = b` by the restarted method of minimal residuals, for any regular :math:`A`.
+
+    An iteration takes one product with :math:`A`, and keeps one vector until the next restart.
+
+    Args:
+        matvec: The linear function :math:`x \mapsto A x` of trees; without it the configured solver is returned.
+        b: The right-hand side, a tree of floating or complex tensors.
+        ridge: :math:`\lambda`, a number or a 0-d tensor.
+        init: Where to start, zero if None.
+        tol: As in :func:`solve_cg`.
+        rtol: Another name of ``tol``.
+        atol: As in :func:`solve_cg`.
+        restart: The number of vectors that are kept, at least 1.
+        maxiter: The number of restarts that are allowed; ten per real unknown if None.
+        M: A preconditioner: any linear function close to :math:`A^{-1}`.
+        return_status: As in :func:`solve_cg`; the iterations are products, over all restarts.
+
+    Returns:
+        A tree like ``b``; with ``return_status`` the pair of it and the status.
+
+    Raises:
+        ValueError: As :func:`solve_cg`; if ``restart`` is less than 1.
+        TypeError: As :func:`solve_cg`.
+
+    Warns:
+        LinearSolveWarning: If the tolerance is not reached.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.linear_solve import solve_gmres
+        >>> A = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
+        >>> solve_gmres(A.matmul, torch.tensor([1.0, 2.0])).round(decimals=4)
+        tensor([-2.,  1.])
+
+    References:
+        Saad and Schultz, *GMRES: A Generalized Minimal Residual Algorithm for Solving Nonsymmetric Linear Systems*,
+        1986.
+    """
+    if not isinstance(restart, int) or restart < 1:
+        raise ValueError(f'Invalid restart: {restart!r}; expected an int >= 1.')
+    method = GMRES(*tolerances(tol, rtol, atol), iteration_limit(maxiter), restart)
+    return solve_with(method, matvec, b, ridge=ridge, init=init, M=M, return_status=return_status)

@@ -1,0 +1,393 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Linear maps between trees, written as pure functions of all tensors that they depend on.
+
+An operator computes ``matvec(consts, x)`` and, for the transpose, ``rmatvec(consts, u)``; ``x``, ``u`` and the results
+are lists of leaves.  That the tensors come as an argument is what lets a solution be differentiated with respect to
+them, and ``vmap`` give each system its own.  Transposes are adjoints, :math:`A^\mathsf{H}`, for complex tensors.
+
+For the many products of an iteration ``prepare`` records the graph of one product and lets torch run through it
+backwards: the transpose of a linear map is its vector-Jacobian product, and the transpose of that is the map again.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C import _functorch
+
+__all__ = ['Adjoint', 'Function', 'Jacobian', 'Leaves', 'Normal', 'Operator', 'Product', 'Shifted', 'jvp', 'vjp']
+
+Leaves = Sequence[Tensor]
+"""The tensors of a tree."""
+
+Product = Callable[[Leaves], Leaves]
+"""A matrix-vector product, without derivatives."""
+
+
+class Operator:
+    """A linear map; the defaults derive all else from :meth:`matvec`."""
+
+    def matvec(self, consts: Leaves, x: Leaves) -> Leaves:
+        """The product with a vector."""
+        raise NotImplementedError
+
+    def rmatvec(self, consts: Leaves, u: Leaves) -> Leaves:
+        """The product of the transpose with a vector."""
+        return vjp(lambda *x: self.matvec(consts, x), self.domain_like(u), u)
+
+    def domain_like(self, u: Leaves) -> list[Tensor]:
+        """Zeros that the map can be applied to; like ``u`` if the map is square."""
+        return [torch.zeros_like(x) for x in u]
+
+    def prepare(self, consts: Leaves, like: Leaves) -> tuple[Product, Product]:
+        """The products with the map and with its transpose, to be done many times."""
+        recorded: list[Product] = []
+
+        def adjoint(u: Leaves) -> Leaves:
+            if not recorded:
+                with torch.enable_grad():
+                    x = [z.requires_grad_() for z in self.domain_like(like)]
+                    recorded.append(pullback(self.matvec(consts, x), x))
+            return recorded[0](u)
+
+        return lambda x: self.matvec(consts, x), adjoint
+
+    def batched(self, consts: Leaves, dims: Sequence[int | None], size: int) -> tuple[Operator, Leaves]:
+        """The map of many systems, whose vectors all have a new first dimension.
+
+        Args:
+            consts: The tensors that the maps depend on.
+            dims: For each of them 0 if its first dimension counts the systems, None if all share it.
+            size: The number of systems.
+        """
+        return (Repeated(self) if all(d is None for d in dims) else Mapped(self, dims)), consts
+
+
+class Function(Operator):
+    """The map that a function ``fun(consts, x)`` computes.
+
+    Args:
+        fun: A function of lists of leaves, linear in the second.
+        domain: Leaves like ``x``, if the map is not square.
+    """
+
+    def __init__(self, fun: Callable[[Leaves, Leaves], Leaves], domain: Leaves | None = None) -> None:
+        self.fun = fun
+        self.domain = None if domain is None else [(x.shape, x.dtype, x.device) for x in domain]
+
+    def matvec(self, consts: Leaves, x: Leaves) -> Leaves:
+        """The product with a vector."""
+        return self.fun(consts, x)
+
+    def domain_like(self, u: Leaves) -> list[Tensor]:
+        """Zeros that the map can be applied to."""
+        if self.domain is None:
+            return super().domain_like(u)
+        return [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in self.domain]
+
+
+class Jacobian(Operator):
+    r"""The Jacobian :math:`\partial_x F(x, \theta)` of a function; the tensors that it depends on are ``[*x, *theta]``.
+
+    Args:
+        fun: ``fun(theta, x)``, a function of lists of leaves.
+        unknowns: How many leaves ``x`` has.
+    """
+
+    def __init__(self, fun: Callable[[Leaves, Leaves], Leaves], unknowns: int) -> None:
+        self.fun, self.unknowns = fun, unknowns
+
+    def matvec(self, consts: Leaves, x: Leaves) -> Leaves:
+        """The product with a vector."""
+        point, theta = self._split(consts)
+        return jvp(lambda *z: self.fun(theta, z), point, x)
+
+    def rmatvec(self, consts: Leaves, u: Leaves) -> Leaves:
+        """The product of the transpose with a vector."""
+        point, theta = self._split(consts)
+        return vjp(lambda *z: self.fun(theta, z), point, u)
+
+    def _split(self, consts: Leaves) -> tuple[tuple[Tensor, ...], Leaves]:
+        # The views are for `closure`, which sees tensors that an operation uses, but not those that torch.func.vjp
+        # wraps.
+        return tuple(x.view_as(x) for x in consts[: self.unknowns]), consts[self.unknowns :]
+
+    def prepare(self, consts: Leaves, like: Leaves) -> tuple[Product, Product]:
+        """The function is evaluated once; a product with the transpose goes once back through its graph."""
+        theta = consts[self.unknowns :]
+        with torch.enable_grad():
+            point = [x.detach().requires_grad_() for x in consts[: self.unknowns]]
+            value = self.fun(theta, point)
+        require_plain(value)
+        _warn_of_hidden_leaves(value, point)
+        recorded: list[Product] = []
+
+        def apply(x: Leaves) -> Leaves:
+            if not recorded:
+                with torch.enable_grad():
+                    u = [torch.zeros_like(y).requires_grad_() for y in value]
+                    recorded.append(pullback(pullback(value, point, create_graph=True)(u), u))
+            return recorded[0](x)
+
+        return apply, pullback(value, point)
+
+    def batched(self, consts: Leaves, dims: Sequence[int | None], size: int) -> tuple[Operator, Leaves]:
+        """The block-diagonal Jacobian of the mapped function."""
+        if all(d is None for d in dims):
+            return Repeated(self), consts
+        n, fun = self.unknowns, self.fun
+        point = [x if d == 0 else x.expand(size, *x.shape) for x, d in zip(consts[:n], dims)]
+        theta_dims = list(dims[n:])
+        return (
+            Jacobian(lambda theta, x: _vmap(fun, theta_dims)(list(theta), list(x)), n),
+            [*point, *consts[n:]],
+        )
+
+
+class Adjoint(Operator):
+    """The transpose of an operator."""
+
+    def __init__(self, of: Operator) -> None:
+        self.of = of
+
+    def matvec(self, consts: Leaves, x: Leaves) -> Leaves:
+        """The product with a vector."""
+        return self.of.rmatvec(consts, x)
+
+    def rmatvec(self, consts: Leaves, u: Leaves) -> Leaves:
+        """The product of the transpose with a vector."""
+        return self.of.matvec(consts, u)
+
+    def prepare(self, consts: Leaves, like: Leaves) -> tuple[Product, Product]:
+        """The same two products, exchanged."""
+        apply, adjoint = self.of.prepare(consts, like)
+        return adjoint, apply
+
+    def batched(self, consts: Leaves, dims: Sequence[int | None], size: int) -> tuple[Operator, Leaves]:
+        """The transpose of the batched operator."""
+        of, consts = self.of.batched(consts, dims, size)
+        return Adjoint(of), consts
+
+
+class Normal(Operator):
+    r"""The operator of the normal equations, :math:`A^\mathsf{H} A`."""
+
+    def __init__(self, of: Operator) -> None:
+        self.of = of
+
+    def matvec(self, consts: Leaves, x: Leaves) -> Leaves:
+        """The product with a vector."""
+        return self.of.rmatvec(consts, self.of.matvec(consts, x))
+
+    def rmatvec(self, consts: Leaves, u: Leaves) -> Leaves:
+        """The same: the map is its own transpose."""
+        return self.matvec(consts, u)
+
+    def prepare(self, consts: Leaves, like: Leaves) -> tuple[Product, Product]:
+        """One after the other."""
+        apply, adjoint = self.of.prepare(consts, like)
+
+        def both(x: Leaves) -> Leaves:
+            return adjoint(apply(x))
+
+        return both, both
+
+    def batched(self, consts: Leaves, dims: Sequence[int | None], size: int) -> tuple[Operator, Leaves]:
+        """The normal equations of the batched operator, where its transpose knows its domain."""
+        if isinstance(self.of, Function):
+            return super().batched(consts, dims, size)
+        of, consts = self.of.batched(consts, dims, size)
+        return Normal(of), consts
+
+
+class Shifted(Operator):
+    r"""The ridge :math:`A + \lambda I`; :math:`\lambda`, a real 0-d tensor, is the last of the tensors."""
+
+    def __init__(self, of: Operator) -> None:
+        self.of = of
+
+    def _plus(self, ridge: Tensor, x: Leaves, y: Leaves) -> Leaves:
+        # In a batch each system may have a ridge of its own: its dimensions are the first ones of the leaves.
+        return [
+            a
+            + ridge.to(a.dtype.to_real() if a.is_complex() else a.dtype).reshape(
+                ridge.shape + (1,) * (z.dim() - ridge.dim())
+            )
+            * z
+            for a, z in zip(y, x)
+        ]
+
+    def matvec(self, consts: Leaves, x: Leaves) -> Leaves:
+        """The product with a vector."""
+        return self._plus(consts[-1], x, self.of.matvec(consts[:-1], x))
+
+    def rmatvec(self, consts: Leaves, u: Leaves) -> Leaves:
+        """The product of the transpose with a vector."""
+        return self._plus(consts[-1], u, self.of.rmatvec(consts[:-1], u))
+
+    def prepare(self, consts: Leaves, like: Leaves) -> tuple[Product, Product]:
+        """Those of the operator, plus the shift."""
+        apply, adjoint = self.of.prepare(consts[:-1], like)
+        ridge = consts[-1].detach()
+        return lambda x: self._plus(ridge, x, apply(x)), lambda u: self._plus(ridge, u, adjoint(u))
+
+    def batched(self, consts: Leaves, dims: Sequence[int | None], size: int) -> tuple[Operator, Leaves]:
+        """The shift of the batched operator."""
+        if all(d is None for d in dims):
+            return Repeated(self), consts
+        of, inner = self.of.batched(consts[:-1], dims[:-1], size)
+        return Shifted(of), [*inner, consts[-1]]
+
+
+class Mapped(Operator):
+    """An operator for each of many systems."""
+
+    def __init__(self, of: Operator, dims: Sequence[int | None]) -> None:
+        self.of, self.dims = of, list(dims)
+
+    def matvec(self, consts: Leaves, x: Leaves) -> Leaves:
+        """The product with a vector."""
+        return _vmap(self.of.matvec, self.dims)(list(consts), list(x))
+
+    def rmatvec(self, consts: Leaves, u: Leaves) -> Leaves:
+        """The product of the transpose with a vector."""
+        return _vmap(self.of.rmatvec, self.dims)(list(consts), list(u))
+
+
+class Repeated(Operator):
+    """One and the same operator for many systems."""
+
+    def __init__(self, of: Operator) -> None:
+        self.of = of
+
+    def matvec(self, consts: Leaves, x: Leaves) -> Leaves:
+        """The product with a vector."""
+        return _vmap(self.of.matvec, [None] * len(consts))(list(consts), list(x))
+
+    def rmatvec(self, consts: Leaves, u: Leaves) -> Leaves:
+        """The product of the transpose with a vector."""
+        return _vmap(self.of.rmatvec, [None] * len(consts))(list(consts), list(u))
+
+    def prepare(self, consts: Leaves, like: Leaves) -> tuple[Product, Product]:
+        """Those of the operator, for all systems at once."""
+        apply, adjoint = self.of.prepare(consts, [x[0] for x in like])
+        return map_product(apply), map_product(adjoint)
+
+
+def _vmap(fun: Callable[..., Leaves], dims: list[int | None]) -> Callable[..., Leaves]:
+    return torch.vmap(lambda consts, x: tuple(fun(consts, x)), in_dims=(dims, 0), randomness='different')
+
+
+def map_product(product: Product) -> Product:
+    """A product of many vectors at once; one after the other where torch cannot map it."""
+
+    def mapped(x: Leaves) -> Leaves:
+        try:
+            return torch.vmap(lambda z: tuple(product(z)))(list(x))
+        except (RuntimeError, NotImplementedError):
+            rows = [product(z) for z in zip(*(leaf.unbind() for leaf in x))]
+            return [torch.stack(column) for column in zip(*rows)]
+
+    return mapped
+
+
+def vjp(fun: Callable[..., Leaves], primals: Leaves, cotangents: Leaves) -> Leaves:
+    """The vector-Jacobian product of a function of leaves, differentiable itself.
+
+    Outside of ``torch.func`` it is torch.autograd's, so that ``fun`` may use ``torch.autograd.grad`` inside, and does
+    so faster.
+    """
+    if _is_transformed():
+        return torch.func.vjp(lambda *x: tuple(fun(*x)), *primals)[1](tuple(cotangents))
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        tracked = [_tracked(x, again) for x in primals]
+        value = fun(*tracked)
+    return pullback(value, tracked, retain_graph=again, create_graph=again)(cotangents)
+
+
+def jvp(fun: Callable[..., Leaves], primals: Leaves, tangents: Leaves) -> Leaves:
+    """The Jacobian-vector product, as the transpose of the vector-Jacobian product.
+
+    Forward mode would do, were it not that torch has no formula for some operations, and that it cannot be nested in a
+    ``torch.autograd.forward_ad.dual_level``.
+    """
+    if _is_transformed():
+        at, pull = torch.func.vjp(lambda *x: tuple(fun(*x)), *primals)[:2]
+        return torch.func.vjp(pull, tuple(torch.zeros_like(y) for y in at))[1](tuple(tangents))[0]
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        tracked = [_tracked(x, again) for x in primals]
+        value = fun(*tracked)
+        u = [torch.zeros_like(y).requires_grad_() for y in value]
+        pulled = pullback(value, tracked, create_graph=True)(u)
+    return pullback(pulled, u, retain_graph=again, create_graph=again)(tangents)
+
+
+def _is_transformed() -> bool:
+    return _functorch.peek_interpreter_stack() is not None
+
+
+def _tracked(x: Tensor, again: bool) -> Tensor:
+    """A tensor to differentiate by: other paths of the graph to ``x``, through the solution, must not count."""
+    return x.view_as(x) if again and x.requires_grad else x.detach().requires_grad_()
+
+
+def pullback(outputs: Leaves, inputs: Leaves, *, retain_graph: bool = True, create_graph: bool = False) -> Product:
+    """The vector-Jacobian product of what a graph has computed; zeros where there is no dependence."""
+    tracked = [i for i, y in enumerate(outputs) if y.requires_grad]
+
+    def product(u: Leaves) -> Leaves:
+        if not tracked:
+            return [torch.zeros_like(x) for x in inputs]
+        return torch.autograd.grad(
+            [outputs[i] for i in tracked],
+            inputs,
+            [u[i] for i in tracked],
+            retain_graph=retain_graph,
+            create_graph=create_graph,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+
+    return product
+
+
+def _warn_of_hidden_leaves(value: Leaves, known: Leaves) -> None:
+    """Say so where a function depends on tensors that require gradients, but will not get them."""
+    mine = {id(x) for x in known}
+    pending: list[Any] = [y.grad_fn for y in value if y.grad_fn is not None]
+    seen, hidden = set(pending), []
+    while pending:
+        node = pending.pop()
+        leaf = getattr(node, 'variable', None)
+        if leaf is not None and id(leaf) not in mine:
+            hidden.append(leaf)
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                pending.append(following)
+    if hidden:
+        warnings.warn(
+            f'The optimality function depends on {len(hidden)} tensors that require gradients but are not among its '
+            f'arguments (the first has shape {tuple(hidden[0].shape)}); they count as constants, and get no gradients. '
+            'Pass '
+            f'them as arguments, or detach them.',
+            stacklevel=2,
+        )
+
+
+def require_plain(leaves: Sequence[Any]) -> None:
+    """Refuse results that a ``torch.func`` transform still tracks after its tensors were taken out."""
+    if any(_functorch.is_functorch_wrapped_tensor(x) for x in leaves):
+        raise RuntimeError(
+            'The function depends on a tensor that a torch.func transform tracks and that is not among its arguments, '
+            'so it can '
+            'be neither solved for nor differentiated. Pass that tensor as an argument (of the optimality function, or '
+            'through '
+            'a matvec that uses it directly), or detach it.'
+        )

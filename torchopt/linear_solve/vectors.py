@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trees as vectors, and the few operations on vectors that the iterative solvers are written in.
+
+A solver sees real vectors of shape ``(*batch, n)``: all leaves of the unknown side by side, complex leaves as pairs of
+real numbers, half precision computed in float32.  Real pairs are more than a convenience: the Jacobian of a function
+that is not holomorphic is linear over the reals only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ['Layout', 'add_scaled', 'any_above', 'divide', 'inner', 'norm']
+
+Scalar = Any
+"""A Python number where there is one system, on the CPU; a tensor of shape ``(*batch, 1)`` otherwise.
+
+Numbers on the host keep an iteration at a handful of tensor operations, which is what small systems cost."""
+
+
+class Layout(NamedTuple):
+    """How leaves lie in a vector."""
+
+    batch: tuple[int, ...]
+    shapes: tuple[torch.Size, ...]
+    dtypes: tuple[torch.dtype, ...]
+    sizes: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, leaves: Sequence[Tensor], batch: tuple[int, ...] = ()) -> Layout:
+        """The layout of vectors like these leaves, whose first dimensions are those of the batch."""
+        dtype = torch.float32
+        for x in leaves:
+            dtype = torch.promote_types(dtype, x.dtype.to_real() if x.is_complex() else x.dtype)
+        shapes = tuple(x.shape[len(batch) :] for x in leaves)
+        sizes = tuple(math.prod(s) * (2 if x.is_complex() else 1) for s, x in zip(shapes, leaves))
+        device = leaves[0].device if leaves else torch.device('cpu')
+        return cls(batch, shapes, tuple(x.dtype for x in leaves), sizes, dtype, device)
+
+    @property
+    def size(self) -> int:
+        """The number of real unknowns of one system."""
+        return sum(self.sizes)
+
+    def ravel(self, leaves: Sequence[Tensor]) -> Tensor:
+        """Lay leaves side by side."""
+        parts = [
+            (torch.view_as_real(x.resolve_conj()) if x.is_complex() else x).reshape((*self.batch, n)).to(self.dtype)
+            for x, n in zip(leaves, self.sizes)
+        ]
+        if not parts:
+            return torch.zeros((*self.batch, 0), dtype=self.dtype, device=self.device)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    def unravel(self, vector: Tensor) -> list[Tensor]:
+        """The leaves in a vector, as views where dtypes allow it.  Further leading dimensions are kept."""
+        lead = vector.shape[:-1]
+        leaves = []
+        for part, shape, dtype in zip(torch.split(vector, list(self.sizes), dim=-1), self.shapes, self.dtypes):
+            if dtype.is_complex:
+                leaves.append(torch.view_as_complex(part.reshape((*lead, *shape, 2)).contiguous()).to(dtype))
+            else:
+                leaves.append(part.reshape((*lead, *shape)).to(dtype))
+        return leaves
+
+
+def inner(x: Tensor, y: Tensor) -> Scalar:
+    """The inner product of each system."""
+    if x.dim() == 1 and x.device.type == 'cpu':
+        return torch.dot(x, y).item()
+    return torch.linalg.vecdot(x, y).unsqueeze(-1)
+
+
+def norm(x: Tensor) -> Scalar:
+    """The Euclidean norm of each system's vector."""
+    if x.dim() == 1 and x.device.type == 'cpu':
+        return torch.linalg.vector_norm(x).item()
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+
+
+def divide(a: Scalar, b: Scalar) -> Scalar:
+    """The quotient; zero where the divisor is zero, so that a system that is solved, or broke down, stands still."""
+    if isinstance(b, Tensor):
+        return torch.where(b == 0, 0.0, a / torch.where(b == 0, 1.0, b))
+    return a / b if b != 0 else 0.0
+
+
+def add_scaled(x: Tensor, y: Tensor, by: Scalar) -> Tensor:
+    """``x + by * y``."""
+    return torch.addcmul(x, y, by) if isinstance(by, Tensor) else torch.add(x, y, alpha=by)
+
+
+def any_above(x: Scalar, limit: Scalar) -> bool:
+    """Whether some system's value exceeds its limit, or is NaN."""
+    return bool((~(x <= limit)).any()) if isinstance(x, Tensor) else not x <= limit

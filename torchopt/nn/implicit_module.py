@@ -1,0 +1,416 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An inner problem as a module: its parameters are an implicit function of the meta-parameters."""
+
+from __future__ import annotations
+
+import abc
+import copy
+import functools
+import types
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch._C import _functorch
+
+from torchopt.implicit_diff.binding import refuse_hidden_parameters
+from torchopt.implicit_diff.custom_root import find_root
+from torchopt.linear_solve.closure import has_tangent
+from torchopt.linear_solve.eager import eager
+from torchopt.nn.meta_module import MetaGradientModule
+from torchopt.nn.reparametrize import reparametrize
+
+__all__ = ['ImplicitMetaGradientModule', 'enable_implicit_gradients', 'make_optimality_from_objective']
+
+_ENABLED = '__implicit_gradients_enabled__'
+
+
+class ImplicitMetaGradientModule(MetaGradientModule, abc.ABC):
+    r"""A module whose ``solve`` solves an inner problem, and whose parameters then are an implicit function.
+
+    A subclass defines
+
+    * ``solve(*args, **kwargs)``, which trains the parameters, by any means;
+    * ``objective(*args, **kwargs)``, the 0-d tensor :math:`L(\theta, \phi)` that it minimizes; or
+    * ``optimality(*args, **kwargs)``, what is zero at the solution, :math:`F(\theta, \phi) = 0`: a tuple with one
+      tensor for each parameter that requires grad, in the order of ``named_parameters()``, or a dict by their names.
+      Without it :math:`F = \partial_\theta L`.
+
+    After ``solve`` the parameters :math:`\theta^\star` are tensors whose derivative is that of the implicit function,
+
+    .. math:: \mathrm{d}\theta^\star = -(\partial_\theta F)^{-1}\, \partial_\phi F\, \mathrm{d}\phi,
+
+    with respect to the meta-parameters :math:`\phi` (see :class:`MetaGradientModule`), and to tensors among the
+    arguments of ``solve`` that require grad.  Reverse and forward mode and higher derivatives work as in
+    :func:`torchopt.implicit_diff.custom_root`.
+
+    While ``solve`` runs, the parameters are leaves that can be trained in place, the same objects in every call, and
+    the meta-parameters are constants, so that nothing accumulates in their ``grad``.  The memory of the derivative does
+    not depend on the number of steps that ``solve`` takes.
+
+    Class arguments:
+        linear_solve: The linear solver for the derivative, such as ``torchopt.linear_solve.solve_cg(maxiter=10)``;
+            :func:`torchopt.linear_solve.solve_normal_cg` if None.  Subclasses inherit it.
+
+    Args:
+        *args: As :class:`MetaGradientModule`: tensors and modules given to the constructor are meta.
+        **kwargs: Likewise.
+
+    Raises:
+        TypeError: When a subclass is made that has neither ``optimality`` nor ``objective``, or has it as a static or
+            class method.
+        RuntimeError: When ``solve`` is called and there are no parameters or no meta-parameters.
+
+    Example:
+        >>> import torch, torchopt
+        >>> from torchopt.linear_solve import solve_cg
+        >>> class Ridge(torchopt.nn.ImplicitMetaGradientModule, linear_solve=solve_cg()):
+        ...     def __init__(self, penalty):
+        ...         super().__init__()
+        ...         self.penalty = penalty
+        ...         self.w = torch.nn.Parameter(torch.zeros(()))
+        ...
+        ...     def objective(self, x, y):
+        ...         return ((self.w * x - y) ** 2).sum() + self.penalty * self.w**2
+        ...
+        ...     def solve(self, x, y):
+        ...         optimizer = torch.optim.SGD(self.parameters(), lr=0.05)
+        ...         for _ in range(100):
+        ...             optimizer.zero_grad()
+        ...             self.objective(x, y).backward()
+        ...             optimizer.step()
+        >>> penalty = torch.tensor(1.0, requires_grad=True)
+        >>> inner = Ridge(penalty)
+        >>> inner.solve(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 4.0]))
+        >>> torch.autograd.grad(inner.w, penalty)  # w = 10 / (5 + penalty)
+        (tensor(-0.2778),)
+
+    References:
+        Rajeswaran et al., *Meta-Learning with Implicit Gradients*, 2019 (arXiv 1909.04630).
+    """
+
+    linear_solve: ClassVar[Callable[..., Any] | None] = None
+    _custom_optimality: ClassVar[bool]
+    _custom_objective: ClassVar[bool]
+
+    def __init_subclass__(cls, linear_solve: Callable[..., Any] | None = None, **kwargs: Any) -> None:
+        """Check the methods, derive what is missing, and wrap ``solve`` unless it is inherited as a wrapped one."""
+        super().__init_subclass__(**kwargs)
+        if linear_solve is not None:
+            cls.linear_solve = staticmethod(linear_solve)
+        _check_methods(cls)
+        if not cls._custom_optimality and 'optimality' not in vars(cls) and not hasattr(cls.optimality, '__derived__'):
+            make_optimality_from_objective(cls)
+        if not any(hasattr(cls.solve, mark) for mark in (_ENABLED, '__isabstractmethod__')):
+            enable_implicit_gradients(cls)
+
+    @abc.abstractmethod
+    def solve(self, *args: Any, **kwargs: Any) -> Any:
+        """Train the parameters of the module in place; what it returns is passed on, without graph."""
+
+    def objective(self, *args: Any, **kwargs: Any) -> Tensor:
+        """What ``solve`` minimizes, a 0-d tensor."""
+        raise NotImplementedError
+
+    def optimality(self, *args: Any, **kwargs: Any) -> Any:
+        """What is zero at the solution: one tensor like each parameter that requires grad."""
+        raise NotImplementedError
+
+    def __getstate__(self) -> Any:
+        """What is pickled: leaves with the values of the solution, since a graph cannot be."""
+        shell = _shell(self, {id(self): self})
+        _restore_leaves(shell)
+        return nn.Module.__getstate__(shell)  # type: ignore[no-untyped-call]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ImplicitMetaGradientModule:
+        """A copy whose parameters are leaves with the values of the solution; ``module_clone`` may keep the graph."""
+        solution = {name: p for name, p in self.named_parameters() if not p.is_leaf}
+        copied = object.__new__(type(self))
+        memo[id(self)] = copied
+        if not all(id(p) in memo for p in solution.values()):
+            copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))  # type: ignore[no-untyped-call]
+            return copied
+        # The caller has replaced the tensors, leaves among them, beforehand.
+        copied.__setstate__(copy.deepcopy(nn.Module.__getstate__(self), memo))  # type: ignore[no-untyped-call]
+        _restore_leaves(copied, [name for name in solution if memo[id(solution[name])].is_leaf])
+        return copied
+
+    def __copy__(self) -> ImplicitMetaGradientModule:
+        """A shallow copy, which shares the members with their graphs."""
+        copied = object.__new__(type(self))
+        vars(copied).update(vars(self))
+        return copied
+
+
+def _check_methods(cls: type[ImplicitMetaGradientModule]) -> None:
+    base = ImplicitMetaGradientModule
+
+    def definition(name: str) -> Any:
+        return next(vars(c)[name] for c in cls.__mro__ if name in vars(c))
+
+    def is_own(name: str) -> bool:
+        return definition(name) is not vars(base)[name] and not hasattr(definition(name), '__derived__')
+
+    cls._custom_optimality, cls._custom_objective = is_own('optimality'), is_own('objective')
+    if not (cls._custom_optimality or cls._custom_objective):
+        raise TypeError(
+            'ImplicitMetaGradientModule requires either an optimality() method or an objective() method'
+            f'; {cls.__name__} defines neither.'
+        )
+    name = 'optimality' if cls._custom_optimality else 'objective'
+    found = definition(name)
+    if isinstance(found, staticmethod):
+        raise TypeError(f'method {name}() must not be a staticmethod. Give it self, whose parameters it is about.')
+    if isinstance(found, classmethod):
+        raise TypeError(f'method {name}() must not be a classmethod. Give it self, whose parameters it is about.')
+    if not callable(found):
+        raise TypeError(f'method {name}() must be callable. It is a {type(found).__name__}.')
+
+
+def make_optimality_from_objective(cls: type[ImplicitMetaGradientModule]) -> type[ImplicitMetaGradientModule]:
+    """Derive ``optimality`` as the gradient of ``objective`` with respect to the parameters.
+
+    Args:
+        cls: The class, which is changed.
+
+    Raises:
+        TypeError: If it has no ``objective``.
+    """
+    if getattr(cls, 'objective', None) in (None, ImplicitMetaGradientModule.objective):
+        raise TypeError('The objective function is not defined.')
+
+    def optimality(self: ImplicitMetaGradientModule, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        """The gradient of the objective with respect to the parameters that require grad, a tuple in their order."""
+        params = _parameters(self)
+        _meta_parameters(self)
+        return tuple(_gradient_of_objective(self, params, args, kwargs).values())
+
+    optimality.__derived__ = True  # type: ignore[attr-defined]
+    cls.optimality = optimality  # type: ignore[method-assign]
+    return cls
+
+
+def enable_implicit_gradients(cls: type[ImplicitMetaGradientModule]) -> type[ImplicitMetaGradientModule]:
+    """Wrap ``solve`` so that the parameters that it leaves behind carry implicit gradients.
+
+    Args:
+        cls: The class, which is changed.
+
+    Raises:
+        TypeError: If that has been done already.
+    """
+    method = cls.solve
+    if getattr(method, _ENABLED, False):
+        raise TypeError('Implicit gradients are already enabled for the `solve` method.')
+
+    @eager
+    @functools.wraps(method)
+    def solve(self: ImplicitMetaGradientModule, *args: Any, **kwargs: Any) -> Any:
+        if vars(self).get('_is_solving'):  # through super().solve() of a subclass
+            return method(self, *args, **kwargs)
+        return _solve(self, method, args, kwargs)
+
+    setattr(solve, _ENABLED, True)
+    cls.solve = solve  # type: ignore[method-assign]
+    return cls
+
+
+def _solve(
+    module: ImplicitMetaGradientModule, method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    refuse_hidden_parameters((args, kwargs))
+    names, meta, kind = list(_parameters(module)), _meta_parameters(module), type(module)
+    before = dict(module.named_parameters())
+    leaves = _restore_leaves(module)
+    problem: ImplicitMetaGradientModule | None = None
+
+    def train(_: Any, meta: Mapping[str, Tensor], args: Any, kwargs: Any) -> tuple[dict[str, Tensor], Any]:
+        nonlocal problem
+        object.__setattr__(module, '_is_solving', True)
+        try:
+            with torch.enable_grad(), reparametrize(module, meta):
+                returned = method(module, *args, **kwargs)
+        finally:
+            object.__setattr__(module, '_is_solving', False)
+        trained = dict(module.named_parameters())
+        if missing := [name for name in names if name not in trained]:
+            raise RuntimeError(f'solve() removed the parameters {missing}; it has to keep those that it began with.')
+        problem = _twin(module)
+        return {name: trained[name] for name in names}, returned
+
+    def optimality(params: dict[str, Tensor], meta: dict[str, Tensor], args: Any, kwargs: Any) -> dict[str, Tensor]:
+        assert problem is not None  # train comes first
+        with reparametrize(problem, {**params, **meta}):
+            if not kind._custom_optimality:
+                return _gradient_of_objective(problem, params, args, kwargs)
+            return _by_name(kind.optimality(problem, *args, **kwargs), names)
+
+    try:
+        solution, returned = find_root(
+            train, optimality, None, (None, meta, args, kwargs), {}, has_aux=True, solve=kind.linear_solve
+        )
+    except BaseException:
+        _put(module, before)
+        raise
+    leaves = {name: p for name, p in module.named_parameters() if p.is_leaf} | leaves
+    object.__setattr__(module, '_leaves', {name: leaves[name] for name in names if name in leaves})
+    if any(map(_carries_derivative, solution.values())):
+        _put(module, solution)
+    else:  # under no_grad, or all meta-parameters frozen: the parameters stay leaves, to be trained further
+        _restore_leaves(module)
+    return returned
+
+
+def _carries_derivative(x: Tensor) -> bool:
+    return x.requires_grad or _functorch.is_functorch_wrapped_tensor(x) or has_tangent(x)
+
+
+def _put(module: nn.Module, new: Mapping[str, Tensor]) -> None:
+    """Put tensors into the places of the parameters of these names, and of all that is tied to them."""
+    replacement = {id(p): new[name] for name, p in module.named_parameters() if name in new}
+    for part in module.modules():
+        places: dict[str, Any] = part._parameters
+        places.update({name: replacement[id(p)] for name, p in places.items() if id(p) in replacement})
+
+
+def _restore_leaves(module: nn.Module, names: Collection[str] | None = None) -> dict[str, Tensor]:
+    """Put the leaves that were trained last time back into their places, with the values that stand there now.
+
+    Args:
+        module: The module.
+        names: Which parameters; those that are no leaves if None.
+    """
+    known: dict[str, Tensor] = vars(module).get('_leaves', {})
+    leaves = {}
+    for name, p in module.named_parameters():
+        if p.is_leaf if names is None else name not in names:
+            continue
+        leaf = known.get(name)
+        if leaf is None or not leaf.is_leaf or _kind(leaf) != _kind(p):
+            leaf = nn.Parameter(p.detach().clone())
+        else:
+            with torch.no_grad():
+                leaf.copy_(p)
+        leaves[name] = leaf
+    _put(module, leaves)
+    return leaves
+
+
+def _kind(x: Tensor) -> tuple[Any, ...]:
+    return x.shape, x.dtype, x.device
+
+
+def _parameters(module: nn.Module) -> dict[str, Tensor]:
+    params: dict[str, Tensor] = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    if not params:
+        raise RuntimeError('The module has no parameters.')
+    return params
+
+
+def _meta_parameters(module: MetaGradientModule) -> dict[str, Tensor]:
+    meta = dict(module.named_meta_parameters())
+    if not meta:
+        raise RuntimeError('The module has no meta-parameters.')
+    return meta
+
+
+def _gradient_of_objective(
+    module: ImplicitMetaGradientModule, params: dict[str, Tensor], args: Any, kwargs: Any
+) -> dict[str, Tensor]:
+    def objective(params: dict[str, Tensor]) -> Tensor:
+        with reparametrize(module, params):
+            value = module.objective(*args, **kwargs)
+        if not isinstance(value, Tensor) or value.dim():
+            found = f'one of shape {tuple(value.shape)}' if isinstance(value, Tensor) else f'a {type(value).__name__}'
+            raise TypeError(f'objective() should return a 0-d tensor; it returned {found}.')
+        return value
+
+    if _functorch.peek_interpreter_stack() is not None:
+        return torch.func.grad(objective)(params)
+    # torch.autograd.grad bears what torch.func.grad refuses: buffers that change, as those of batch normalization do.
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        at = {
+            name: p.view_as(p) if again and p.requires_grad else p.detach().requires_grad_()
+            for name, p in params.items()
+        }
+        value = objective(at)
+    if not value.requires_grad:
+        return {name: torch.zeros_like(p) for name, p in params.items()}
+    grads = torch.autograd.grad(value, list(at.values()), create_graph=again, allow_unused=True, materialize_grads=True)
+    return dict(zip(at, grads))
+
+
+def _by_name(result: Any, names: Sequence[str]) -> dict[str, Any]:
+    """What a custom ``optimality`` returned, by the names of the parameters."""
+    if isinstance(result, Mapping):
+        if set(result) != set(names):
+            raise ValueError(f'optimality() returned a dict with the keys {list(result)}; expected {list(names)}.')
+        return dict(result)
+    if isinstance(result, Iterable) and not isinstance(result, Tensor):
+        values = list(result)
+    else:
+        values = [result]
+    if len(values) != len(names):
+        raise ValueError(
+            f'optimality() returned {len(values)} tensors for {len(names)} parameters; expected one for each of '
+            f'{list(names)}, in '
+            f'this order, or a dict by name.'
+        )
+    return dict(zip(names, values))
+
+
+def _twin(module: ImplicitMetaGradientModule) -> ImplicitMetaGradientModule:
+    """The same module in another shell: submodules and buffers copied, all else shared, parameters without a graph.
+
+    The graph of the solution needs the module to evaluate the optimality function, and the module holds the solution.
+    Would the graph hold the module itself, neither would ever be freed.  The buffers are its own because an evaluation
+    may change them.
+    """
+    twin: ImplicitMetaGradientModule = _shell(module, {})
+    object.__setattr__(twin, '_leaves', {})
+    _put(twin, {name: p.detach() for name, p in twin.named_parameters() if p.requires_grad})
+    clones: dict[int, Tensor] = {}
+    for part in {*twin.modules(), *twin.meta_modules()}:
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = clones.setdefault(id(buffer), buffer.detach().clone())
+    return twin
+
+
+_MEMBERS = ('_parameters', '_buffers', '_modules', '_meta_parameters', '_meta_modules')
+
+
+def _shell(module: Any, shells: dict[int, Any]) -> Any:
+    shell = object.__new__(type(module))
+    shells.setdefault(id(module), shell)
+    for name, value in vars(module).items():
+        if name in ('_meta_inputs', '_compiled_call_impl'):  # what is compiled runs the module itself
+            copied = value if name == '_meta_inputs' else None
+        elif name in _MEMBERS:
+            copied = copy.copy(value)
+            copied.update({k: _shell_of(v, shells) for k, v in value.items()})
+        else:
+            copied = _shell_of(value, shells)
+        object.__setattr__(shell, name, copied)
+    return shell
+
+
+def _shell_of(value: Any, shells: dict[int, Any]) -> Any:
+    """Modules, their methods, and containers with such inside, with copied modules; anything else itself."""
+    if isinstance(value, nn.Module):
+        return shells[id(value)] if id(value) in shells else _shell(value, shells)
+    if isinstance(value, types.MethodType) and isinstance(value.__self__, nn.Module):
+        return types.MethodType(value.__func__, _shell_of(value.__self__, shells))
+    if isinstance(value, dict):
+        changed = {k: c for k, v in value.items() if (c := _shell_of(v, shells)) is not v}
+        if not changed:
+            return value
+        copied = copy.copy(value)
+        copied.update(changed)
+        return copied
+    if type(value) in (list, tuple, set):
+        parts = [_shell_of(v, shells) for v in value]
+        return value if all(a is b for a, b in zip(parts, value)) else type(value)(parts)
+    return value
