@@ -70,6 +70,8 @@ def match(
 
 def refuse_hidden_parameters(arguments: Any) -> None:
     """Refuse modules whose parameters require gradients, which would be lost without a word."""
+    if not any(isinstance(leaf, nn.Module) for leaf in tree.leaves(arguments)):
+        return
     for path, leaf in tree.flatten_with_path(arguments):
         if isinstance(leaf, nn.Module) and any(p.requires_grad for p in leaf.parameters()):
             raise TypeError(

@@ -179,9 +179,13 @@ def find_root(
 
 def _refuse_hidden_transforms(root: Root, x: Leaves, theta: Leaves) -> None:
     """Refuse what an optimality function closes over if a transform tracks it: its derivative would be lost in part."""
-    with Capture([*x, *theta]) as seen:
-        root.optimality(theta, x)
-    if any(_functorch.is_functorch_wrapped_tensor(t) for t in seen.captured.values()):
+    captured: list[dict[int, Tensor]] = []
+    for _ in range(2):
+        with Capture([*x, *theta]) as seen:
+            root.optimality(theta, x)
+        captured.append(seen.captured)
+    # What a transform inside of the function makes looks foreign too, but is another tensor each time.
+    if any(_functorch.is_functorch_wrapped_tensor(t) for i, t in captured[0].items() if i in captured[1]):
         raise RuntimeError(
             'The optimality function closes over a tensor that a torch.func transform tracks, and which it does not '
             'take '

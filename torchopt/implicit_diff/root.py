@@ -29,7 +29,7 @@ from torch._C import _functorch
 
 from torchopt import tree
 from torchopt.linear_solve import solve_normal_cg
-from torchopt.linear_solve.derivative import forward_mode, replacing, visible
+from torchopt.linear_solve.derivative import apply, forward_mode, replacing, visible
 from torchopt.linear_solve.door import BoundOperator, TreeShape
 from torchopt.linear_solve.operators import Adjoint, Jacobian, Leaves, jvp, vjp
 
@@ -150,7 +150,7 @@ class _MappedRoot:
 
 def attach_derivative(root: Root, x: Leaves, theta: Leaves) -> list[Tensor]:
     """The root once more, as a differentiable function of the arguments."""
-    return list(_Implicit.apply(root, *visible([*x, *theta])))  # type: ignore[no-untyped-call]
+    return list(apply(_Implicit, root, *visible([*x, *theta])))
 
 
 class _Implicit(torch.autograd.Function):
@@ -188,7 +188,7 @@ class _Implicit(torch.autograd.Function):
         moved = [t if d is None else t.movedim(d, 0) for t, d in zip(tensors, in_dims[1:])]
         x = [t.expand(size, *t.shape) if d is None else t for t, d in zip(moved[:n], in_dims[1:])]
         mapped = _MappedRoot(root, [None if d is None else 0 for d in in_dims[1 + n :]])
-        return _Implicit.apply(mapped, *x, *moved[n:]), (0,) * n  # type: ignore[no-untyped-call]
+        return apply(_Implicit, mapped, *x, *moved[n:]), (0,) * n
 
 
 def _tracked(x: Tensor) -> Tensor:

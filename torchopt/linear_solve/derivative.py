@@ -23,6 +23,7 @@ that derivatives of every order follow.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -30,12 +31,14 @@ import torch
 from torch import Tensor
 from torch._C import _functorch
 from torch.autograd import forward_ad
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from torchopt.linear_solve.operators import Adjoint, Leaves, Operator, jvp, map_product, require_plain, vjp
 from torchopt.linear_solve.status import Outcome, SolveStatus, warn_unless_solved
+from torchopt.linear_solve.tape import taped
 from torchopt.linear_solve.vectors import Layout
 
-__all__ = ['Method', 'Problem', 'Result', 'System', 'forward_mode', 'replacing', 'solve_system', 'visible']
+__all__ = ['Method', 'Problem', 'Result', 'System', 'apply', 'forward_mode', 'replacing', 'solve_system', 'visible']
 
 
 class Result(NamedTuple):
@@ -54,7 +57,7 @@ class Problem:
         self.layout = layout = Layout.of(b, system.batch)
         self.b = layout.ravel(b)
         self.x0 = None if x0 is None else layout.ravel(x0)
-        self._apply, self._adjoint = system.operator.prepare(consts, b)
+        self._apply, self._adjoint = (taped(product) for product in system.operator.prepare(consts, b))
         self._precondition = None
         if system.preconditioner is not None:
             self._precondition = system.preconditioner.prepare(preconditioner, b)[0]
@@ -78,9 +81,14 @@ class Problem:
         """Whether there is a preconditioner."""
         return self._precondition is not None
 
-    def refuse_if_not_finite(self, name: str, result: Result) -> None:
-        """Raise where it was the function, rather than the method, that made values that are not finite."""
-        if not bool(torch.isfinite(result.x).all()) and not bool(torch.isfinite(self.matvec(self.b)).all()):
+    def refuse_if_not_finite(self, name: str) -> None:
+        """Raise where the method was given values that are not finite, rather than made them."""
+        if not bool(torch.isfinite(self.b).all()):
+            raise ValueError(
+                f'{name}: the right-hand side (in a derivative: the gradient that comes in) has values that are not '
+                f'finite. Find where they come from; no solver can go on from them.'
+            )
+        if not bool(torch.isfinite(self.matvec(torch.ones_like(self.b))).all()):
             raise ValueError(
                 f'{name}: matvec gives values that are not finite. Find where they come from; in a derivative, the '
                 f'optimality function or its derivatives are not finite at the solution.'
@@ -165,7 +173,7 @@ def solve_system(
     approximate, its_consts = preconditioner or (None, [])
     system = System(method, operator, approximate, len(b), len(consts), init is not None, warns)
     tensors = visible([*b, *(init or ()), *consts, *its_consts])
-    *x, iterations, residual, outcome = _Solve.apply(system, *tensors)  # type: ignore[no-untyped-call]
+    *x, iterations, residual, outcome = apply(_Solve, system, *tensors)
     return x, SolveStatus(iterations, residual, outcome)
 
 
@@ -177,27 +185,15 @@ class _Solve(torch.autograd.Function):
         _refuse_legacy_batches(tensors)
         require_plain(tensors)
         b, init, consts, approximate = system.split([x.detach() for x in tensors])
-        for i, x in enumerate(b):
-            if not bool(torch.isfinite(x).all()):
-                raise ValueError(
-                    f'{system.method.name}: the right-hand side (in a derivative: the gradient that comes in) has '
-                    'values '
-                    f'that are not finite, in leaf {i} of {len(b)}. Find where they come from; no solver can go on '
-                    'from them.'
-                )
         problem = Problem(system, consts, approximate, b, init if system.has_init else None)
-        if problem.layout.size and problem.b.numel():
-            result = system.method.run(problem)
-            problem.refuse_if_not_finite(system.method.name, result)
-        else:
-            result = Result(problem.b, 0, 0.0, Outcome.CONVERGED)
-        per_system = {'device': problem.layout.device}
+        result = _run(system.method, problem)
+        device, batch = problem.layout.device, system.batch
         status = SolveStatus(
-            _per_system(result.iterations, system.batch, dtype=torch.int64, **per_system),
-            _per_system(result.residual, system.batch, dtype=problem.layout.dtype, **per_system),
-            _per_system(result.outcome, system.batch, dtype=torch.int64, **per_system),
+            _per_system(result.iterations, batch, torch.int64, device),
+            _per_system(result.residual, batch, problem.layout.dtype, device),
+            _per_system(result.outcome, batch, torch.int64, device),
         )
-        if system.warns:
+        if system.warns and result.outcome is not Outcome.CONVERGED:
             warn_unless_solved(system.method.name, status)
         return *(x.clone() for x in problem.layout.unravel(result.x)), *status
 
@@ -267,7 +263,7 @@ class _Solve(torch.autograd.Function):
             preconditioner, approximate = preconditioner.batched(approximate, approximate_dims, size)
         batched = system._replace(operator=operator, preconditioner=preconditioner, batch=(size, *system.batch))
         vectors = [x if d == 0 else x.expand(size, *x.shape) for x, d in zip([*b, *init], [*b_dims, *init_dims])]
-        output = _Solve.apply(batched, *vectors, *consts, *approximate)  # type: ignore[no-untyped-call]
+        output = apply(_Solve, batched, *vectors, *consts, *approximate)
         return output, (0,) * len(output)
 
 
@@ -297,7 +293,7 @@ def _solve_again(
         if preconditioner is not None:
             preconditioner = preconditioner.of if isinstance(preconditioner, Adjoint) else Adjoint(preconditioner)
     again = system._replace(operator=operator, preconditioner=preconditioner, has_init=False, warns=True)
-    *x, iterations, residual, outcome = _Solve.apply(again, *b, *consts, *approximate)  # type: ignore[no-untyped-call]
+    *x, iterations, residual, outcome = apply(_Solve, again, *b, *consts, *approximate)
     return x, SolveStatus(iterations, residual, outcome)
 
 
@@ -340,5 +336,32 @@ def _is_inexact(x: Tensor) -> bool:
     return x.is_floating_point() or x.is_complex()
 
 
-def _per_system(value: Any, batch: tuple[int, ...], **options: Any) -> Tensor:
-    return torch.as_tensor(value, **options).broadcast_to((*batch, 1) if batch else ()).reshape(batch).clone()
+def _run(method: Method, problem: Problem) -> Result:
+    """Solve; and where that failed, tell whether the values were to blame."""
+    if not problem.b.numel():
+        return Result(problem.b, 0, 0.0, Outcome.CONVERGED)
+    try:
+        result = method.run(problem)
+    except LinAlgError:
+        problem.refuse_if_not_finite(method.name)
+        raise
+    certain = result.outcome is Outcome.CONVERGED and math.isfinite(result.residual)
+    if not certain and not bool(
+        torch.isfinite(result.x).all() & torch.isfinite(torch.as_tensor(result.residual)).all()
+    ):
+        problem.refuse_if_not_finite(method.name)
+    return result
+
+
+def _per_system(value: Any, batch: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    if not isinstance(value, Tensor):
+        return torch.full(batch, value, dtype=dtype, device=device)
+    return value.to(dtype).broadcast_to((*batch, 1) if batch else value.shape).reshape(batch).clone()
+
+
+def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """``function.apply(*args)``; where no transform looks on, without the door for them, which takes its time."""
+    if _functorch.peek_interpreter_stack() is not None:
+        return function.apply(*args)  # type: ignore[no-untyped-call]
+    bare = [_functorch.unwrap_if_dead(x) if isinstance(x, Tensor) else x for x in args]
+    return super(torch.autograd.Function, function).apply(*bare)  # type: ignore[misc]

@@ -177,6 +177,8 @@ def configurable(solve: Callable[_P, Any]) -> Callable[_P, Any]:
     @eager
     @functools.wraps(solve)
     def door(*args: _P.args, **kwargs: _P.kwargs) -> Any:
+        if len(args) > 1 and args[0] is not None and args[1] is not None:
+            return solve(*args, **kwargs)
         bound = signature.bind(*args, **kwargs).arguments
         if bound.get('matvec') is not None:
             if bound.get('b') is None:

@@ -45,12 +45,19 @@ class Layout(NamedTuple):
         return cls(batch, shapes, tuple(x.dtype for x in leaves), sizes, dtype, device)
 
     @property
+    def is_vector(self) -> bool:
+        """Whether there is one leaf, which is such a vector already."""
+        return len(self.shapes) == 1 and len(self.shapes[0]) == 1 and self.dtypes[0] == self.dtype
+
+    @property
     def size(self) -> int:
         """The number of real unknowns of one system."""
         return sum(self.sizes)
 
     def ravel(self, leaves: Sequence[Tensor]) -> Tensor:
         """Lay leaves side by side."""
+        if self.is_vector:
+            return leaves[0]
         parts = [
             (torch.view_as_real(x.resolve_conj()) if x.is_complex() else x).reshape((*self.batch, n)).to(self.dtype)
             for x, n in zip(leaves, self.sizes)
@@ -61,6 +68,8 @@ class Layout(NamedTuple):
 
     def unravel(self, vector: Tensor) -> list[Tensor]:
         """The leaves in a vector, as views where dtypes allow it.  Further leading dimensions are kept."""
+        if self.is_vector:
+            return [vector]
         lead = vector.shape[:-1]
         leaves = []
         for part, shape, dtype in zip(torch.split(vector, list(self.sizes), dim=-1), self.shapes, self.dtypes):
