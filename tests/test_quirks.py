@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Defects and limits of TorchOpt 0.7.3 that are gone: one test for each, which fails on the old behaviour.
 
-Q1 to Q12 and Q17 count as in the specification of 0.7.3.  Q4 belongs to zero-order differentiation, Q8 to
-test_module_state.py.
+They count as in the specification of 0.7.3.  Q4 belongs to zero-order differentiation, Q8 to test_module_state.py.
 """
 
 from __future__ import annotations
@@ -284,6 +283,135 @@ def test_q17_float64_is_float64(name: str) -> None:
         ours.step()
         theirs.step()
         torch.testing.assert_close(p, q, rtol=1e-13, atol=0.0)
+
+
+# --- Q14: concrete implicit modules can be subclassed -----------------------------------------------------------------
+
+
+class Root(torchopt.nn.ImplicitMetaGradientModule):
+    """The square root of a meta-parameter."""
+
+    def __init__(self, phi: torch.Tensor) -> None:
+        super().__init__()
+        self.phi = phi
+        self.x = nn.Parameter(torch.ones((), dtype=f64))
+
+    def optimality(self) -> tuple[torch.Tensor]:
+        return (self.x**2 - self.phi,)
+
+    def solve(self) -> None:
+        with torch.no_grad():
+            self.x.copy_(self.phi.sqrt())
+
+
+def test_q14_subclasses_of_concrete_implicit_modules() -> None:
+    class Heir(Root):
+        """Without a solve of its own."""
+
+    class HeirOfHeir(Heir):
+        def solve(self) -> None:
+            super().solve()
+
+    for kind in (Heir, HeirOfHeir):
+        phi = torch.tensor(9.0, dtype=f64, requires_grad=True)
+        net = kind(phi)
+        net.solve()
+        torch.testing.assert_close(torch.autograd.grad(net.x, phi)[0], torch.tensor(1 / 6, dtype=f64))
+
+
+# --- Q15: keyword-only arguments of solvers ---------------------------------------------------------------------------
+
+
+def test_q15_keyword_only_arguments_of_a_solver() -> None:
+    @torchopt.diff.implicit.custom_root(lambda x, a, *, b: x**2 - a * b)
+    def solve(x: Any, a: torch.Tensor, *, b: torch.Tensor, steps: int = 3) -> torch.Tensor:
+        assert steps == 4  # an option of the solver alone
+        return (a * b).sqrt()
+
+    a, b = tensor(4.0, 1.0).requires_grad_(), tensor(9.0, 4.0).requires_grad_()
+    found = torch.autograd.grad(solve(None, a, b=b, steps=4).sum(), (a, b))
+    torch.testing.assert_close(found, torch.autograd.grad((a * b).sqrt().sum(), (a, b)), rtol=1e-5, atol=0.0)
+
+
+# --- Q18: unknowns without dimensions ---------------------------------------------------------------------------------
+
+SOLVERS: dict[str, Callable[..., Any]] = {
+    name: getattr(torchopt.linear_solve, name)() for name in torchopt.linear_solve.__all__ if name.startswith('solve_')
+}
+
+
+@pytest.mark.parametrize('name', [*SOLVERS, 'default'])
+def test_q18_a_root_without_dimensions_has_a_gradient(name: str) -> None:
+    @torchopt.diff.implicit.custom_root(lambda x, a: x**2 - a, argnums=1, solve=SOLVERS.get(name))
+    def solve(x: Any, a: torch.Tensor) -> torch.Tensor:
+        return a.sqrt()
+
+    a = torch.tensor(9.0, dtype=f64, requires_grad=True)
+    (found,) = torch.autograd.grad(solve(None, a), a)
+    torch.testing.assert_close(found, torch.tensor(1 / 6, dtype=f64))
+
+
+@pytest.mark.parametrize('name', SOLVERS)
+def test_q18_a_solution_without_dimensions(name: str) -> None:
+    found = SOLVERS[name](lambda x: 4 * x, torch.tensor(2.0, dtype=f64))
+    torch.testing.assert_close(found, torch.tensor(0.5, dtype=f64))
+    found = torchopt.linalg.cg(lambda x: 4 * x, torch.tensor(2.0, dtype=f64))
+    torch.testing.assert_close(found, torch.tensor(0.5, dtype=f64))
+
+
+# --- Q19: conjugate gradients have implicit derivatives ---------------------------------------------------------------
+
+
+def test_q19_the_gradient_in_a_parameter_of_the_matrix() -> None:
+    """The step sizes of the iteration depend on the matrix, too."""
+    b = tensor(1.0, 2.0).requires_grad_()
+    s = torch.tensor(0.5, dtype=f64, requires_grad=True)
+
+    def matrix(s: torch.Tensor) -> torch.Tensor:
+        return torch.stack([torch.stack([2 + s, s]), torch.stack([s, 3 - s])])
+
+    def expected(s: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.solve(matrix(s), b)
+
+    truth = torch.autograd.grad(expected(s, b).sin().sum(), (s, b))
+    calls: list[Callable[[], Any]] = [
+        lambda: torchopt.linalg.cg(matrix(s), b),
+        lambda: torchopt.linalg.cg(lambda x: matrix(s) @ x, b),
+        lambda: torchopt.linear_solve.solve_cg()(lambda x: matrix(s) @ x, b),
+        lambda: torchopt.linear_solve.solve_normal_cg()(lambda x: matrix(s) @ x, b),
+    ]
+    for call in calls:
+        found = torch.autograd.grad(call().sin().sum(), (s, b))
+        torch.testing.assert_close(found, truth, rtol=1e-9, atol=0.0)
+
+
+# --- Q20: the series of ns has one term more than that of ns_inv ------------------------------------------------------
+
+
+@pytest.mark.parametrize('terms', [0, 1, 4])
+def test_q20_ns_has_one_term_more_than_ns_inv(terms: int) -> None:
+    """The numbers are those of 0.7.3."""
+    A = torch.tensor([[1.2, 0.3], [-0.1, 0.8]], dtype=f64)
+    b = tensor(1.0, -2.0)
+    sums = [torch.linalg.matrix_power(torch.eye(2, dtype=f64) - A, k) for k in range(terms + 1)]
+    torch.testing.assert_close(torchopt.linalg.ns(A, b, terms), sum(sums) @ b)
+    torch.testing.assert_close(torchopt.linalg.ns_inv(A, terms + 1), sum(sums))
+    torch.testing.assert_close(torchopt.linalg.ns_inv(A, terms) @ b + sums[-1] @ b, torchopt.linalg.ns(A, b, terms))
+
+
+# --- Q21: blocks that are coupled -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', SOLVERS)
+def test_q21_leaves_that_are_coupled(name: str) -> None:
+    b = {'a': tensor(1.0, 2.0), 'b': tensor(-1.0, 3.0)}
+
+    def matvec(x: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {'a': 2 * x['a'] + 0.5 * x['b'], 'b': 2 * x['b'] + 0.5 * x['a']}
+
+    found = SOLVERS[name](matvec, b)
+    expected = {'a': (2 * b['a'] - 0.5 * b['b']) / 3.75, 'b': (2 * b['b'] - 0.5 * b['a']) / 3.75}
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
 
 
 # --- Limits: schedulers, copies, files, compilation -------------------------------------------------------------------

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The first examples of TorchOpt's README, run as printed with their ellipses filled in.
 
-Between ``fmt: off`` and ``fmt: on`` stand the printed lines; the one addition is
-``create_graph=True`` in the functional explicit gradient. What they compute is compared with
-``torch.optim`` and with unrolled computations by hand.
+Between ``fmt: off`` and ``fmt: on`` stand the printed lines; the additions are ``create_graph=True``
+in the functional explicit gradient, a star before ``data`` where ``solve`` takes batch and labels,
+and ``meta_params`` for ``meta_prams``. What they compute is compared with ``torch.optim``, with
+unrolled computations by hand, and with closed forms.
 """
-# ruff: noqa: B007  (a loop variable as printed)
+# ruff: noqa: B007, RET504  (variables as printed)
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import torchopt
+from torchopt.nn import ImplicitMetaGradientModule
 
 # The examples use functorch's make_functional, which PyTorch has and calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:We've integrated functorch:FutureWarning")
@@ -275,3 +277,133 @@ def test_explicit_gradient_oop(problem):
     # fmt: on
 
     check_meta_gradient(problem, loss, meta_params.grad, meta_params)
+
+
+# -- TorchOpt for differentiable optimization: implicit gradient ---------------------------------
+
+LINEAR_SOLVERS = {
+    'conjugate gradient': torchopt.linear_solve.solve_cg(rtol=1e-12),
+    'Neumann series': torchopt.linear_solve.solve_inv(ns=True, maxiter=400, alpha=0.05),
+    'unspecified': None,
+}
+each_linear_solver = pytest.mark.parametrize('linear_solver', LINEAR_SOLVERS.values(), ids=LINEAR_SOLVERS)
+
+
+def regression():
+    """Inputs and targets of a linear regression."""
+    generator = torch.Generator().manual_seed(2)
+    xs = torch.randn(12, 4, dtype=torch.float64, generator=generator)
+    return xs, torch.tanh(xs.sum(dim=1))
+
+
+def check_implicit_gradient(loss, meta_grads, meta_params, outer_loss, linear_solver):
+    """Ridge regression, with a penalty for each weight, has a solution that torch differentiates."""
+    xs, ys = regression()
+    by_hand = meta_params.detach().clone().requires_grad_()
+    expected = outer_loss(torch.linalg.solve(xs.mT @ xs + torch.diag(by_hand.exp()), xs.mT @ ys))
+    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
+    (gradient,) = torch.autograd.grad(expected, by_hand)
+    assert gradient.abs().min() > 1e-4
+    tolerance = 1e-4 if linear_solver is None else 1e-7  # of the default solver
+    torch.testing.assert_close(meta_grads, (gradient,), rtol=tolerance, atol=tolerance * 1e-2)
+    assert meta_params.grad is None
+
+
+@each_linear_solver
+def test_implicit_gradient_functional(linear_solver):
+    """The functional API."""
+
+    def outer_loss(params):
+        return (params - 1).square().sum()
+
+    # fmt: off
+    # The stationary condition for the inner-loop
+    def stationary(params, meta_params, data):
+        # Stationary condition construction
+        xs, ys = data
+        return xs.mT @ (xs @ params - ys) + meta_params.exp() * params
+
+    # Decorator for wrapping the function
+    # Optionally specify the linear solver (conjugate gradient or Neumann series)
+    @torchopt.diff.implicit.custom_root(stationary, solve=linear_solver)
+    def solve(params, meta_params, data):
+        # Forward optimization process for params
+        optimizer = torchopt.sgd(lr=0.05)
+        state = optimizer.init(params)
+        for _ in range(600):
+            updates, state = optimizer.update(stationary(params, meta_params, data), state)
+            params = torchopt.apply_updates(params, updates)
+        output = params
+        return output
+
+    # Define params, meta_params and get data
+    params, meta_params, data = torch.zeros(4).double(), torch.linspace(-1, 1, 4).double(), regression()
+    meta_params.requires_grad_()
+    optimal_params = solve(params, meta_params, data)
+    loss = outer_loss(optimal_params)
+
+    meta_grads = torch.autograd.grad(loss, meta_params)
+    # fmt: on
+
+    check_implicit_gradient(loss, meta_grads, meta_params, outer_loss, linear_solver)
+    assert not params.any()  # the solver trained a copy
+
+
+@pytest.mark.parametrize('derived', [False, True], ids=['optimality', 'objective'])
+@each_linear_solver
+def test_implicit_gradient_oop(linear_solver, derived):
+    """The object-oriented API."""
+
+    def outer_loss(net):
+        weights = net.weight if isinstance(net, nn.Module) else net
+        return (weights - 1).square().sum()
+
+    # fmt: off
+    # Inherited from the class ImplicitMetaGradientModule
+    # Optionally specify the linear solver (conjugate gradient or Neumann series)
+    class InnerNet(ImplicitMetaGradientModule, linear_solve=linear_solver):
+        def __init__(self, meta_param):
+            super().__init__()
+            self.meta_param = meta_param
+            self.weight = nn.Parameter(torch.zeros(4).double())
+
+        def forward(self, batch):
+            # Forward process
+            return batch @ self.weight
+
+        if not derived:
+            def optimality(self, batch, labels):
+                # Stationary condition construction for calculating implicit gradient
+                # NOTE: If this method is not implemented, it will be automatically
+                # derived from the gradient of the `objective` function.
+                return (batch.mT @ (self(batch) - labels) + self.meta_param.exp() * self.weight,)
+
+        def objective(self, batch, labels):
+            # Define the inner-loop optimization objective
+            penalty = (self.meta_param.exp() * self.weight.square()).sum()
+            return (F.mse_loss(self(batch), labels, reduction='sum') + penalty) / 2
+
+        def solve(self, batch, labels):
+            # Conduct the inner-loop optimization
+            optimizer = torchopt.SGD(self.parameters(), lr=0.05)
+            for _ in range(600):
+                loss = self.objective(batch, labels)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            return self
+
+    # Get meta_params and data
+    meta_params, data = torch.linspace(-1, 1, 4).double().requires_grad_(), regression()
+    inner_net = InnerNet(meta_params)
+
+    # Solve for inner-loop process related to the meta-parameters
+    optimal_inner_net = inner_net.solve(*data)
+
+    # Get outer loss and solve for meta-gradient
+    loss = outer_loss(optimal_inner_net)
+    meta_grads = torch.autograd.grad(loss, meta_params)
+    # fmt: on
+
+    assert optimal_inner_net is inner_net
+    check_implicit_gradient(loss, meta_grads, meta_params, outer_loss, linear_solver)

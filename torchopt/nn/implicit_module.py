@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch._C import _functorch
+from typing_extensions import Self
 
 from torchopt.implicit_diff.binding import refuse_hidden_parameters
 from torchopt.implicit_diff.custom_root import find_root
@@ -117,13 +118,21 @@ class ImplicitMetaGradientModule(MetaGradientModule, abc.ABC):
         """What is zero at the solution: one tensor like each parameter that requires grad."""
         raise NotImplementedError
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or cast the solution with its graph, and the leaves that an optimizer of ``solve`` may know."""
+        moved = {name: fn(p) for name, p in self.named_parameters(recurse=recurse) if not p.is_leaf}
+        _restore_leaves(self, moved)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        _put(self, moved)
+        return self
+
     def __getstate__(self) -> Any:
         """What is pickled: leaves with the values of the solution, since a graph cannot be."""
         shell = _shell(self, {id(self): self})
         _restore_leaves(shell)
         return nn.Module.__getstate__(shell)  # type: ignore[no-untyped-call]
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> ImplicitMetaGradientModule:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A copy whose parameters are leaves with the values of the solution; ``module_clone`` may keep the graph."""
         solution = {name: p for name, p in self.named_parameters() if not p.is_leaf}
         copied = object.__new__(type(self))
@@ -136,7 +145,7 @@ class ImplicitMetaGradientModule(MetaGradientModule, abc.ABC):
         _restore_leaves(copied, [name for name in solution if memo[id(solution[name])].is_leaf])
         return copied
 
-    def __copy__(self) -> ImplicitMetaGradientModule:
+    def __copy__(self) -> Self:
         """A shallow copy, which shares the members with their graphs."""
         copied = object.__new__(type(self))
         vars(copied).update(vars(self))
@@ -394,15 +403,25 @@ def _shell(module: Any, shells: dict[int, Any]) -> Any:
         else:
             copied = _shell_of(value, shells)
         object.__setattr__(shell, name, copied)
+    if isinstance(compiled := vars(shell).get('_modules', {}).get('_orig_mod'), nn.Module):  # from torch.compile
+        object.__setattr__(shell, 'forward', compiled)
     return shell
 
 
 def _shell_of(value: Any, shells: dict[int, Any]) -> Any:
-    """Modules, their methods, and containers with such inside, with copied modules; anything else itself."""
+    """Modules, and methods, functions and containers that hold modules, with copied ones; anything else itself."""
     if isinstance(value, nn.Module):
         return shells[id(value)] if id(value) in shells else _shell(value, shells)
     if isinstance(value, types.MethodType) and isinstance(value.__self__, nn.Module):
         return types.MethodType(value.__func__, _shell_of(value.__self__, shells))
+    if isinstance(value, types.FunctionType) and value.__closure__:
+        return _with_cells(value, [_cell_of(cell, shells) for cell in value.__closure__])
+    if isinstance(value, functools.partial):
+        held = value.func, value.args, value.keywords
+        func, args, keywords = (_shell_of(part, shells) for part in held)
+        return (
+            value if all(a is b for a, b in zip((func, args, keywords), held)) else type(value)(func, *args, **keywords)
+        )
     if isinstance(value, dict):
         changed = {k: c for k, v in value.items() if (c := _shell_of(v, shells)) is not v}
         if not changed:
@@ -414,3 +433,24 @@ def _shell_of(value: Any, shells: dict[int, Any]) -> Any:
         parts = [_shell_of(v, shells) for v in value]
         return value if all(a is b for a, b in zip(parts, value)) else type(value)(parts)
     return value
+
+
+def _cell_of(cell: types.CellType, shells: dict[int, Any]) -> types.CellType:
+    try:
+        held = cell.cell_contents
+    except ValueError:  # not filled yet
+        return cell
+    # A function may hold itself, or another that holds it: only modules are looked for.
+    copied = _shell_of(held, shells) if isinstance(held, nn.Module) else held
+    return cell if copied is held else types.CellType(copied)
+
+
+def _with_cells(function: types.FunctionType, cells: list[types.CellType]) -> types.FunctionType:
+    if all(a is b for a, b in zip(cells, function.__closure__ or ())):
+        return function
+    copied = types.FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, tuple(cells)
+    )
+    copied.__kwdefaults__ = function.__kwdefaults__
+    vars(copied).update(vars(function))
+    return copied
