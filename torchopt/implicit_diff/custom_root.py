@@ -31,8 +31,10 @@ def custom_root(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     r"""Let the solution of a solver be differentiated as a root of ``optimality_fun``: the implicit function theorem.
 
-    .. math:: F(x, \theta) = 0 \quad\Longrightarrow\quad \mathrm{d}x = -(\partial_x F)^{-1}\, \partial_\theta F\,
-    \mathrm{d}\theta
+    .. math::
+
+        F(x, \theta) = 0 \quad\Longrightarrow\quad
+        \mathrm{d}x = -(\partial_x F)^{-1}\, \partial_\theta F\, \mathrm{d}\theta
 
     The decorated ``solver_fun(init_params, *args, **kwargs)`` runs on tensors without a graph, so that it may use any
     means, and keeps nothing.  The derivative is exact at an exact root; it exists in reverse and forward mode, to any

@@ -9,19 +9,18 @@ order, in reverse and forward mode, are solves of the same kind: the iteration i
 does not grow. All work under ``torch.func`` (``vmap`` solves many systems at once, each to its own tolerance) and on
 any device.  Under ``torch.compile`` a solve is a graph break, since the number of its iterations depends on data.
 
-=============================== ===================================== ==================================
-solver                          matrix                                work
-=============================== ===================================== ==================================
-:func:`solve_cg`                symmetric, positive definite          one product an iteration
-:func:`solve_normal_cg`         any, also not square or not regular   two products an iteration
-:func:`solve_bicgstab`          regular                               two products an iteration
-:func:`solve_gmres`             regular                               one product, and one vector of memory
-:func:`solve_lu`                regular                               n products, a factorization
-:func:`solve_qr`                regular                               n products, a factorization
-:func:`solve_inv`               regular, or close to the identity     n products, or a Neumann series
-:func:`solve_cholesky`          symmetric, positive definite          n products, a factorization
-:func:`solve_iterative_refinement` regular                            several rough solves
-=============================== ===================================== ==================================
+================================== =================================== ================================================
+solver                             matrix                              work
+================================== =================================== ================================================
+:func:`solve_cg`                   symmetric, positive definite        one product an iteration
+:func:`solve_normal_cg`            any, also not square or not regular two products an iteration
+:func:`solve_bicgstab`             regular                             two products an iteration
+:func:`solve_gmres`                regular                             one product an iteration, and a vector of memory
+:func:`solve_lu`, :func:`solve_qr` regular                             n products, a factorization
+:func:`solve_cholesky`             symmetric, positive definite        n products, a factorization
+:func:`solve_inv`                  regular, or close to the identity   n products, or a Neumann series
+:func:`solve_iterative_refinement` regular                             several rough solves
+================================== =================================== ================================================
 """
 
 from torchopt.linear_solve.cg import solve_cg, solve_normal_cg
