@@ -25,6 +25,7 @@ MODULES = {
     'torch_optim': 'torch_optim',
     'by_hand': 'by_hand',
     'optax': 'optax_jit',
+    'jaxopt': 'jaxopt_jit',
     'higher': 'higher_loop',
     'torchopt_073': 'torchopt_api',
 }
@@ -55,8 +56,8 @@ def python_for(peer: str) -> tuple[Path, dict[str, str]]:
         variables.pop('PYTHONPATH', None)  # it may lead to this checkout
     if peer == 'torchopt_073':
         return _environment(peer, _install_073), variables
-    if peer in ('optax', 'higher') and importlib.util.find_spec(peer) is None:
-        packages = ['jax', 'optax'] if peer == 'optax' else ['--no-deps', 'higher']
+    if peer in ('optax', 'jaxopt', 'higher') and importlib.util.find_spec(peer) is None:
+        packages = ['--no-deps', 'higher'] if peer == 'higher' else ['jax', peer]
         return _environment(peer, lambda python: _pip(python, *packages)), variables
     if peer == 'torchopt' and importlib.util.find_spec('torchopt') is None:
         variables['PYTHONPATH'] = str(HERE.parent)

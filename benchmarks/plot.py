@@ -16,6 +16,7 @@ COLOURS = {
     'torch_optim': '#1f5fa8',
     'by_hand': '#555555',
     'optax': '#d1791b',
+    'jaxopt': '#a8a13a',
     'higher': '#7a4ea3',
     'torchopt_073': '#b3304f',
 }

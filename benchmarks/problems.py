@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from workloads import BATCH, LAYERS, SHARE_LEAVES, SHARE_SHAPE, TREES
+from workloads import BATCH, LAYERS, RIDGE, SHARE_LEAVES, SHARE_SHAPE, TREES, ZERO_SAMPLES
 
 
 @dataclass(kw_only=True)
@@ -54,6 +54,23 @@ def batches() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarr
         return rng.standard_normal((BATCH, LAYERS[0]), dtype=np.float32), rng.integers(0, LAYERS[-1], BATCH)
 
     return batch(), batch()
+
+
+def directions() -> list[np.ndarray]:
+    """The same for everybody, to compare zero-order gradients; what is timed draws its own."""
+    rng = np.random.default_rng(4)
+    return [rng.standard_normal((ZERO_SAMPLES, *w.shape), dtype=np.float32) for w in mlp_weights()]
+
+
+@functools.lru_cache(maxsize=1)
+def ridge(size: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Inputs and targets to fit, and a quarter as many to validate."""
+    rng = np.random.default_rng(5)
+    n, d = RIDGE[size]
+    truth = rng.standard_normal(d, dtype=np.float32) / np.float32(d**0.5)
+    X = rng.standard_normal((n + n // 4, d), dtype=np.float32)
+    y = X @ truth + rng.standard_normal(len(X), dtype=np.float32)
+    return X[:n].copy(), y[:n].copy(), X[n:].copy(), y[n:].copy()
 
 
 def share_weights() -> list[np.ndarray]:

@@ -27,7 +27,7 @@ from verdicts import TOLERANCE, distance, judge, summary
 from workloads import CUDA_PEERS, KINDS, PEERS, WORKLOADS, Workload
 
 # What the results of the others must agree with, where it is there.
-ORACLES = ('torch_optim/plain', 'torch_optim/oracle', 'by_hand/Adam', 'torchopt/update, plain torch')
+ORACLES = ('torch_optim/plain', 'torch_optim/oracle', 'by_hand/Adam', 'by_hand/CG', 'torchopt/update, plain torch')
 
 
 def main() -> None:

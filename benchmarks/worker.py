@@ -28,7 +28,7 @@ class Worker:
         if hasattr(os, 'sched_setaffinity') and device == 'cpu':
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
         self.synchronize: Callable[[], Any] = lambda: None
-        if 'optax' not in module:
+        if not module.endswith('_jit'):  # JAX's
             import torch
             import torch_problems
 
@@ -41,7 +41,7 @@ class Worker:
 
     def versions(self) -> dict[str, str]:
         found = {'python': platform.python_version()}
-        for name in ('torch', 'torchopt', 'optree', 'numpy', 'higher', 'jax', 'jaxlib', 'optax'):
+        for name in ('torch', 'torchopt', 'optree', 'numpy', 'higher', 'jax', 'jaxlib', 'optax', 'jaxopt'):
             with suppress(metadata.PackageNotFoundError):
                 if name in sys.modules:
                     found[name] = getattr(sys.modules[name], '__version__', None) or metadata.version(name)

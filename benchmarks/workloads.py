@@ -25,6 +25,14 @@ TREES = {
 LAYERS, BATCH = (64, 64, 64, 64, 10), 32
 META_LR, META_EPS = 1e-2, 1e-4
 
+# The zero-order gradient of the same network's loss, from so many samples.
+ZERO_SAMPLES, ZERO_SIGMA = 100, 0.1
+
+# Ridge regression, (n, d): the derivative of a validation loss with respect to the logarithm of the penalty. Every
+# solve is so many iterations of conjugate gradients from zero, without a tolerance, so that all do the same work.
+RIDGE = {'ridge, d=200, n=1000': (1000, 200), 'ridge, d=2000, n=10000': (10000, 2000)}
+RIDGE_PENALTY, CG_ITERATIONS = 0.1, 15
+
 SHARE_LEAVES, SHARE_SHAPE, SHARE_STEPS = 200, (64, 64), 5
 OP_SIZE = 10_000_000
 # Tensors of OP_SIZE that a pass reads and writes. Forward: g, mu, nu; u, mu', nu'. Backward: the same three and three
@@ -63,6 +71,14 @@ IN_PLACE = Target(('torchopt/class', 'torchopt/functional'), 'torch_optim/fused'
 OUT_OF_PLACE = Target(('torchopt/functional',), 'optax/jit', 1.0)
 META = Target(('torchopt/MetaAdam',), 'by_hand/SGD', 1.2)
 SHARE = Target(('torchopt/MetaAdam',), 'torchopt/MetaAdam, plain torch', 0.1, base='by_hand/free update')
+ZERO_ORDER = {
+    method: Target((f'torchopt/{method}',), f'by_hand/{method}', 1.1) for method in ('naive', 'forward', 'antithetic')
+}
+IMPLICIT = ('torchopt/solve_cg', 'torchopt/custom_root')
+IMPLICIT_TARGETS = (
+    Target(IMPLICIT, 'by_hand/CG', 1.1),
+    Target(IMPLICIT, 'jaxopt/jit, Hessian product by autodiff', 1.0),
+)
 BANDWIDTH = Target(('torchopt/update',), 'torchopt/copy_ of as many bytes', 1 / 0.8)
 
 WORKLOADS = {
@@ -76,6 +92,11 @@ WORKLOADS = {
         ),
         *(Workload('meta', f'MLP, K={k}', steps=k, target=META) for k in (5, 20)),
         Workload('share', f'{SHARE_LEAVES} leaves, K={SHARE_STEPS}', steps=SHARE_STEPS, target=SHARE),
+        *(
+            Workload('zero_order', f'MLP, {method}, {ZERO_SAMPLES} samples', part=method, target=target)
+            for method, target in ZERO_ORDER.items()
+        ),
+        *(Workload('implicit', size, tree=size, target=t) for size, t in zip(RIDGE, IMPLICIT_TARGETS)),
         *(Workload('op', f'{part}, 10M elements', part=part, target=BANDWIDTH) for part in OP_TRAFFIC),
         *(Workload('tree', f'{verb}, 200 leaves', part=verb) for verb in ('flatten', 'map', 'unflatten')),
     ]
@@ -87,6 +108,8 @@ KINDS = {
     'functional': 'Out-of-place step',
     'meta': 'Meta-gradient',
     'share': "Optimizer's share of a meta-gradient",
+    'zero_order': 'Zero-order gradient',
+    'implicit': 'Implicit gradient',
     'op': 'One update of 10M elements, with its graph',
     'tree': 'Tree operations on a nested dict',
     'memory': 'Memory',
@@ -94,5 +117,5 @@ KINDS = {
 }
 SAVED_LIMIT = 3.0
 
-PEERS = ('torchopt', 'torch_optim', 'by_hand', 'optax', 'higher', 'torchopt_073')
+PEERS = ('torchopt', 'torch_optim', 'by_hand', 'optax', 'jaxopt', 'higher', 'torchopt_073')
 CUDA_PEERS = ('torchopt', 'torch_optim', 'by_hand')

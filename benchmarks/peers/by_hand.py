@@ -14,7 +14,7 @@ from counting import allocations
 from problems import Case, Cases
 from torch import Tensor
 from torch_problems import meta_losses, mlp, sum_of_squares, tensors
-from workloads import BETAS, META_EPS, META_LR, Workload
+from workloads import BETAS, CG_ITERATIONS, META_EPS, META_LR, RIDGE_PENALTY, ZERO_SAMPLES, ZERO_SIGMA, Workload
 
 Update = Callable[[list[Tensor], list[Tensor]], list[Tensor]]
 
@@ -27,6 +27,13 @@ def cases(work: Workload) -> Cases:
         }
     if work.kind == 'share':
         return {'free update': functools.partial(_share, work)}
+    if work.kind == 'zero_order':
+        return {work.part: functools.partial(_zero_order, work)}
+    if work.kind == 'implicit':
+        return {
+            'CG': functools.partial(_implicit, work, True),
+            'CG, Hessian product by autograd': functools.partial(_implicit, work, False),
+        }
     if work.kind == 'tree':
         return {
             'optree': functools.partial(_tree, work, optree.tree_flatten, optree.tree_unflatten, optree.tree_map),
@@ -75,6 +82,77 @@ def _meta(work: Workload, optimizer: Callable[[], Update]) -> Case:
 
     check = None if optimizer() is sgd else lambda: list(run())
     return Case(run=run, check=check, memory=lambda: allocations(run))
+
+
+def _zero_order(work: Workload) -> Case:
+    """One ``vmap`` over perturbed parameters (two for pairs), and one product for each of them."""
+    params = tensors(problems.mlp_weights())
+    loss, _ = meta_losses()
+    over_samples = torch.func.vmap(lambda *ps: loss(functools.partial(mlp, ps)))
+
+    def values(zs: list[Tensor], step: float) -> Tensor:
+        return over_samples(*(torch.add(p, z, alpha=step) for p, z in zip(params, zs)))
+
+    def estimate(zs: list[Tensor]) -> list[Tensor]:
+        with torch.no_grad():
+            weights = values(zs, ZERO_SIGMA)
+            if work.part == 'forward':
+                weights = weights - loss(functools.partial(mlp, params))
+            elif work.part == 'antithetic':
+                weights = (weights - values(zs, -ZERO_SIGMA)) / 2
+            return [torch.tensordot(weights, z, 1) / (ZERO_SAMPLES * ZERO_SIGMA) for z in zs]
+
+    return Case(
+        run=lambda: estimate([torch.randn(ZERO_SAMPLES, *p.shape, device=p.device) for p in params]),
+        check=lambda: estimate(tensors(problems.directions())),
+    )
+
+
+def conjugate_gradients(matvec: Callable[[Tensor], Tensor], b: Tensor) -> Tensor:
+    """In place, with coefficients on the host."""
+    x, r, p = torch.zeros_like(b), b.clone(), b.clone()
+    rr = torch.dot(r, r).item()
+    for _ in range(CG_ITERATIONS):
+        if rr <= 0.0:
+            break
+        Ap = matvec(p)
+        alpha = rr / torch.dot(p, Ap).item()
+        x.add_(p, alpha=alpha)
+        r.sub_(Ap, alpha=alpha)
+        rr, before = torch.dot(r, r).item(), rr
+        p.mul_(rr / before).add_(r)
+    return x
+
+
+def _implicit(work: Workload, closed_form: bool) -> Case:
+    """The implicit function theorem on paper: one solve for the solution, one for the cotangent, and their product."""
+    X, y, X_val, y_val = tensors(problems.ridge(work.tree))
+    n = len(y)
+    log_penalty = torch.tensor(RIDGE_PENALTY, device=X.device).log().requires_grad_()
+
+    def gradient(w: Tensor, penalty: Tensor) -> Tensor:
+        loss = 0.5 * (X @ w - y).square().sum() / n + 0.5 * penalty * torch.dot(w, w)
+        return torch.autograd.grad(loss, w, create_graph=True)[0]
+
+    def product(w: Tensor, penalty: Tensor) -> Callable[[Tensor], Tensor]:
+        if closed_form:
+            shift = penalty.item()
+            return lambda v: torch.add(X.T @ (X @ v) / n, v, alpha=shift)
+        w = w.requires_grad_()
+        with torch.enable_grad():
+            grad = gradient(w, penalty)
+        return lambda v: torch.autograd.grad(grad, w, v, retain_graph=True)[0]
+
+    def run() -> Tensor:
+        with torch.no_grad():
+            penalty = log_penalty.exp()
+            zero = torch.zeros(X.shape[1], device=X.device)
+            w = conjugate_gradients(product(zero, penalty), X.T @ y / n)
+            w_bar = 2 * (X_val.T @ (X_val @ w - y_val)) / len(y_val)
+            u = conjugate_gradients(product(w, penalty), w_bar)
+            return -penalty * torch.dot(u, w)
+
+    return Case(run=run, check=lambda: [run().reshape(1)])
 
 
 def _share(work: Workload) -> Case:

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from torch_problems import MLP, Leaves, meta_losses, parameters, shared_tree, tensors, two_steps
 from workloads import (
     BETAS,
+    CG_ITERATIONS,
     EPS,
     LR,
     META_EPS,
@@ -24,7 +27,10 @@ from workloads import (
     MOMENTUM,
     OP_SIZE,
     OP_TRAFFIC,
+    RIDGE_PENALTY,
     WEIGHT_DECAY,
+    ZERO_SAMPLES,
+    ZERO_SIGMA,
     Workload,
 )
 
@@ -45,10 +51,12 @@ def cases(work: Workload) -> Cases:
         'functional': {'functional': _functional_step},
         'meta': {'MetaAdam': _meta},
         'share': {'MetaAdam': _share},
+        'zero_order': {work.part: _zero_order},
+        'implicit': IMPLICIT_OLD if OLD else IMPLICIT,
         'op': {'update': _op},
         'tree': {} if OLD else {'torchopt.tree': _tree},
     }[work.kind]
-    engines = {'': {}} if work.optimizer == 'sgd' or work.kind == 'tree' else ENGINES
+    engines = {'': {}} if work.optimizer == 'sgd' or work.kind in ('tree', 'zero_order', 'implicit') else ENGINES
     found = {
         variant + suffix: functools.partial(builder, work, options)
         for variant, builder in build.items()
@@ -165,6 +173,106 @@ def _share(work: Workload, options: dict[str, Any]) -> Case:
     net = Leaves()
     loss = Leaves.__call__
     return Case(run=_loop(net, lambda: torchopt.MetaAdam(net, **options), work.steps, loss, loss))
+
+
+def _zero_order(work: Workload, options: dict[str, Any]) -> Case:
+    """One backward pass, the forward pass before it included."""
+    params = [w.requires_grad_() for w in tensors(problems.mlp_weights())]
+    inner, _ = meta_losses()
+    normal = torch.distributions.Normal(0.0, 1.0)
+
+    def gradient(distribution: Any, **more: int) -> Callable[[], tuple[Tensor, ...]]:
+        decorate = importlib.import_module('torchopt.diff.zero_order').zero_order(
+            distribution, work.part, argnums=0, num_samples=ZERO_SAMPLES, sigma=ZERO_SIGMA, **more
+        )
+        loss = decorate(lambda ps: inner(functools.partial(torch_problems.mlp, ps)))
+        return lambda: torch.autograd.grad(loss(params), params)
+
+    def check() -> list[Tensor]:
+        drawn = iter(tensors(problems.directions()))  # one for each tensor, in their order
+        return list(gradient(lambda shape: next(drawn), chunk_size=ZERO_SAMPLES)())
+
+    # 0.7.3 draws a direction for each sample, and its forward estimates are wrong, so that nothing can be compared.
+    return Case(run=gradient(normal), check=None if OLD else check)
+
+
+class Ridge:
+    """The problem of the implicit gradients; ``mean_squares`` is the outer loss."""
+
+    def __init__(self, work: Workload) -> None:
+        self.X, self.y, *self.validation = tensors(problems.ridge(work.tree))
+        self.zero = torch.zeros(self.X.shape[1], device=self.X.device)
+        self.log_penalty = torch.tensor(RIDGE_PENALTY, device=self.X.device).log().requires_grad_()
+
+    def product(self, v: Tensor, penalty: Tensor) -> Tensor:
+        return self.X.T @ (self.X @ v) / len(self.y) + penalty * v
+
+    def gradient(self, w: Tensor, penalty: Tensor) -> Tensor:
+        return self.X.T @ (self.X @ w - self.y) / len(self.y) + penalty * w
+
+    def objective(self, w: Tensor, penalty: Tensor) -> Tensor:
+        return 0.5 * (self.X @ w - self.y).square().sum() / len(self.y) + 0.5 * penalty * torch.dot(w, w)
+
+    def mean_squares(self, w: Tensor) -> Tensor:
+        X, y = self.validation
+        return (X @ w - y).square().mean()
+
+    def case(self, fit: Callable[[Tensor, Tensor], Tensor]) -> Case:
+        def run() -> tuple[Tensor, ...]:
+            return torch.autograd.grad(self.mean_squares(fit(self.zero, self.log_penalty.exp())), self.log_penalty)
+
+        return Case(run=run, check=lambda: [run()[0].reshape(1)])
+
+
+def _cg(matvec: Callable[[Tensor], Tensor], b: Tensor) -> Tensor:
+    """The iterations are limited on purpose, so the status is asked for, lest a warning comes."""
+    if OLD:
+        return torchopt.linear_solve.solve_cg(rtol=0.0, maxiter=CG_ITERATIONS)(matvec, b)
+    return torchopt.linear_solve.solve_cg(matvec, b, tol=0.0, maxiter=CG_ITERATIONS, return_status=True)[0]
+
+
+def _custom_root(optimality: Callable[..., Tensor]) -> Callable[..., Any]:
+    if OLD:
+        return torchopt.diff.implicit.custom_root(optimality, argnums=1, solve=_cg)
+    return torchopt.implicit_diff.custom_root(optimality, solve=_cg)
+
+
+def _through_solver(work: Workload, options: dict[str, Any]) -> Case:
+    """The solution of the linear system is differentiable itself; its derivative is a solve that returns no status."""
+    ridge = Ridge(work)
+    warnings.simplefilter('ignore', torchopt.linear_solve.LinearSolveWarning)
+
+    def fit(init: Tensor, penalty: Tensor) -> Tensor:
+        return _cg(lambda v: ridge.product(v, penalty), ridge.X.T @ ridge.y / len(ridge.y))
+
+    return ridge.case(fit)
+
+
+def _root(work: Workload, options: dict[str, Any]) -> Case:
+    ridge = Ridge(work)
+
+    @_custom_root(ridge.gradient)
+    def fit(init: Tensor, penalty: Tensor) -> Tensor:
+        with torch.no_grad():
+            return _cg(lambda v: ridge.product(v, penalty), ridge.X.T @ ridge.y / len(ridge.y))
+
+    return ridge.case(fit)
+
+
+def _root_of_objective(work: Workload, options: dict[str, Any]) -> Case:
+    ridge = Ridge(work)
+
+    @_custom_root(torch.func.grad(ridge.objective))
+    def fit(init: Tensor, penalty: Tensor) -> Tensor:
+        with torch.no_grad():
+            return _cg(lambda v: ridge.product(v, penalty), ridge.X.T @ ridge.y / len(ridge.y))
+
+    return ridge.case(fit)
+
+
+# What 0.7.3 makes of the gradient through its solver is wrong where the matrix depends on the tensor.
+IMPLICIT_OLD = {'custom_root': _root, 'custom_root, gradient of the objective': _root_of_objective}
+IMPLICIT = {'solve_cg': _through_solver, **IMPLICIT_OLD}
 
 
 def _op(work: Workload, options: dict[str, Any]) -> Case:
