@@ -35,7 +35,6 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from torchopt.linear_solve.operators import Adjoint, Leaves, Operator, jvp, map_product, require_plain, vjp
 from torchopt.linear_solve.status import Outcome, SolveStatus, warn_unless_solved
-from torchopt.linear_solve.tape import taped
 from torchopt.linear_solve.vectors import Layout
 
 __all__ = ['Method', 'Problem', 'Result', 'System', 'apply', 'forward_mode', 'replacing', 'solve_system', 'visible']
@@ -57,7 +56,7 @@ class Problem:
         self.layout = layout = Layout.of(b, system.batch)
         self.b = layout.ravel(b)
         self.x0 = None if x0 is None else layout.ravel(x0)
-        self._apply, self._adjoint = (taped(product) for product in system.operator.prepare(consts, b))
+        self._apply, self._adjoint = system.operator.prepare(consts, b)
         self._precondition = None
         if system.preconditioner is not None:
             self._precondition = system.preconditioner.prepare(preconditioner, b)[0]

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch._C import _functorch
 
+from torchopt.linear_solve.tape import taped
+
 __all__ = ['Adjoint', 'Function', 'Jacobian', 'Leaves', 'Normal', 'Operator', 'Product', 'Shifted', 'jvp', 'vjp']
 
 Leaves = Sequence[Tensor]
@@ -51,7 +53,7 @@ class Operator:
             if not recorded:
                 with torch.enable_grad():
                     x = [z.requires_grad_() for z in self.domain_like(like)]
-                    recorded.append(pullback(self.matvec(consts, x), x))
+                    recorded.append(taped(pullback(self.matvec(consts, x), x)))
             return recorded[0](u)
 
         return lambda x: self.matvec(consts, x), adjoint
@@ -130,10 +132,10 @@ class Jacobian(Operator):
             if not recorded:
                 with torch.enable_grad():
                     u = [torch.zeros_like(y).requires_grad_() for y in value]
-                    recorded.append(pullback(pullback(value, point, create_graph=True)(u), u))
+                    recorded.append(taped(pullback(pullback(value, point, create_graph=True)(u), u)))
             return recorded[0](x)
 
-        return apply, pullback(value, point)
+        return apply, taped(pullback(value, point))
 
     def batched(self, consts: Leaves, dims: Sequence[int | None], size: int) -> tuple[Operator, Leaves]:
         """The block-diagonal Jacobian of the mapped function."""

@@ -12,16 +12,17 @@ differs (a kernel may have been called that torch does not dispatch), or if an o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torchopt.linear_solve.operators import Leaves, Product
-
 __all__ = ['taped']
+
+Leaves = Sequence[Tensor]
+Product = Callable[[Leaves], Leaves]
 
 
 def taped(product: Product) -> Product:
@@ -57,45 +58,41 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-class _Slot:
-    """Stands for a tensor that depends on the vector, by its place in the list of results."""
+class _Step(NamedTuple):
+    """One operation: the arguments that stay, and those that are filled in with results of earlier ones."""
 
-    def __init__(self, index: int) -> None:
-        self.index = index
+    run: Callable[..., Any]
+    args: list[Any]
+    kwargs: dict[str, Any]
+    fill: list[tuple[int, int]]
+    """At which position of the arguments which result stands."""
+    fill_lists: list[tuple[int, list[tuple[int, int]]]]
+    """The same for arguments that are lists of tensors."""
+    is_single: bool
 
 
 def _repetition(tape: _Recorder, u: Leaves, y: Leaves) -> Product | None:
     """The operations that lead from ``u`` to ``y``, or None if they cannot be repeated."""
     places = {id(x): i for i, x in enumerate(u)}
-    program: list[tuple[Any, Any, Any, bool]] = []
+    program: list[_Step] = []
     count = len(places)
-
-    def with_slots(x: Any) -> Any:
-        if isinstance(x, Tensor):
-            return _Slot(places[id(x)]) if id(x) in places else x
-        return type(x)(with_slots(z) for z in x) if type(x) in (list, tuple) else x
-
     for func, args, kwargs, result in tape.operations:
         live = any(id(x) in places for x in _tensors((*args, *kwargs.values())))
-        schema = func._schema
-        if schema.is_mutable:
-            written = [
-                a
-                for a, declared in zip(args, schema.arguments)
-                if declared.alias_info is not None and declared.alias_info.is_write
-            ]
-            if live != all(isinstance(a, Tensor) and id(a) in places for a in written) or len(written) < 1:
-                return None
+        if func._schema.is_mutable and not _writes_own_results(func, args, places, live):
+            return None
         if not live:
             continue
-        if torch.Tag.nondeterministic_seeded in func.tags or torch.Tag.data_dependent_output in func.tags:
-            return None
         results = list(result) if isinstance(result, (list, tuple)) else [result]
-        if not all(isinstance(x, Tensor) for x in results):
+        random = torch.Tag.nondeterministic_seeded in func.tags or torch.Tag.data_dependent_output in func.tags
+        if random or not all(isinstance(x, Tensor) for x in results) or _tensors(list(kwargs.values())):
             return None
-        program.append(
-            (func, with_slots(args), {k: with_slots(v) for k, v in kwargs.items()}, isinstance(result, Tensor))
-        )
+        fill = [(i, places[id(x)]) for i, x in enumerate(args) if id(x) in places]
+        fill_lists = [
+            (i, [(j, places[id(x)]) for j, x in enumerate(a) if id(x) in places])
+            for i, a in enumerate(args)
+            if isinstance(a, (list, tuple)) and any(id(x) in places for x in a)
+        ]
+        program.append(_Step(func, list(args), kwargs, fill, fill_lists, isinstance(result, Tensor)))
         for x in results:
             places[id(x)] = count
             count += 1
@@ -105,12 +102,28 @@ def _repetition(tape: _Recorder, u: Leaves, y: Leaves) -> Product | None:
 
     def repeat(u: Leaves) -> Leaves:
         slots = list(u)
-        for func, args, kwargs, single in program:
-            result = func(*_filled(args, slots), **{k: _filled(v, slots) for k, v in kwargs.items()})
-            slots.append(result) if single else slots.extend(result)
+        for run, args, kwargs, fill, fill_lists, is_single in program:
+            arguments = args.copy()
+            for i, place in fill:
+                arguments[i] = slots[place]
+            for i, inner in fill_lists:
+                filled = list(args[i])
+                for j, place in inner:
+                    filled[j] = slots[place]
+                arguments[i] = filled
+            result = run(*arguments, **kwargs)
+            slots.append(result) if is_single else slots.extend(result)
         return [slots[i] for i in outputs]
 
     return repeat if _agrees(repeat, u, y) else None
+
+
+def _writes_own_results(func: Any, args: Sequence[Any], places: dict[int, int], live: bool) -> bool:
+    """Whether an operation that writes in place writes only to what is made anew in each repetition."""
+    written = [
+        a for a, declared in zip(args, func._schema.arguments) if declared.alias_info and declared.alias_info.is_write
+    ]
+    return live and bool(written) and all(isinstance(a, Tensor) and id(a) in places for a in written)
 
 
 def _agrees(repeat: Product, u: Leaves, y: Leaves) -> bool:
@@ -130,9 +143,3 @@ def _tensors(xs: Sequence[Any]) -> list[Tensor]:
         elif isinstance(x, (list, tuple)):
             found += _tensors(x)
     return found
-
-
-def _filled(x: Any, slots: list[Tensor]) -> Any:
-    if type(x) is _Slot:
-        return slots[x.index]
-    return type(x)(_filled(z, slots) for z in x) if type(x) in (list, tuple) else x
