@@ -30,12 +30,15 @@ class TreeShape:
             i for i, x in enumerate(self.leaves) if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())
         ]
         self.unknowns: list[Tensor] = [self.leaves[i] for i in self.positions]
+        self.is_tensor = isinstance(example, Tensor) and len(self.unknowns) == 1
         devices = {x.device for x in self.unknowns}
         if len(devices) > 1:
             raise ValueError(f'{name} has leaves on several devices ({sorted(map(str, devices))}); move them to one.')
 
     def pack(self, unknowns: Sequence[Tensor]) -> Any:
         """The tree with other unknowns."""
+        if self.is_tensor:
+            return unknowns[0]
         leaves = list(self.leaves)
         for i, x in zip(self.positions, unknowns):
             leaves[i] = x
@@ -43,6 +46,10 @@ class TreeShape:
 
     def unpack(self, other: Any, name: str) -> list[Tensor]:
         """The unknowns of another tree, which has to have the same structure and shapes; dtypes are brought in line."""
+        if self.is_tensor and isinstance(other, Tensor):
+            like = self.unknowns[0]
+            if other.shape == like.shape and other.dtype == like.dtype:
+                return [other]
         found = tree.flatten_up_to(self.spec, other, name=name, like=self.name)
         unknowns = []
         for i, like in zip(self.positions, self.unknowns):
