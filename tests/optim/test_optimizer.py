@@ -182,7 +182,7 @@ def test_frozen_and_unused_parameters() -> None:
     train(first, ours, 3)
     train(second, theirs, 3)
     close(first, second)
-    state = ours.state_dict()[0][0]
+    state = ours.state_groups[0][0]
     mu = state.mu[0].clone()
     assert not state.mu[1].any()
     ours.zero_grad(set_to_none=True)
@@ -190,7 +190,7 @@ def test_frozen_and_unused_parameters() -> None:
     weight = first[0].weight.detach().clone()
     ours.step()
     assert torch.equal(first[0].weight, weight)
-    assert torch.equal(ours.state_dict()[0][0].mu[0], mu)
+    assert torch.equal(ours.state_groups[0][0].mu[0], mu)
 
 
 def test_tied_weights_step_once() -> None:
@@ -230,7 +230,7 @@ def test_step_leaves_gradients_and_parameters_in_place() -> None:
             assert p.requires_grad, name
         assert all(p is q for p, q in zip(net.parameters(), held, strict=True))
         assert versions == [p.data_ptr() for p in held]
-        assert all(not s.requires_grad for s in torchopt.tree.leaves(optimizer.state_dict()))
+        assert all(not s.requires_grad for s in torchopt.tree.leaves(optimizer.state_groups))
 
 
 def test_zero_grad() -> None:
@@ -287,30 +287,6 @@ def test_closure_numbers() -> None:
         optimizer.step(closure)
     train(second, torchopt.Adam(second.parameters(), lr=0.1), 3)
     same(first, second)
-
-
-@every
-def test_states_continue(name: str) -> None:
-    make, options, _ = FACES[name]
-    net = network()
-    optimizer = make(net.parameters(), **options)
-    train(net, optimizer, 3)
-    saved = optimizer.state_dict()
-    assert isinstance(saved, tuple)
-    assert saved[0] is optimizer.state_groups[0]
-    twin = copy.deepcopy(net)
-    other = make(twin.parameters(), **options)
-    other.load_state_dict(copy.deepcopy(list(saved)))
-    train(twin, other, 3)
-    train(net, optimizer, 3)
-    same(net, twin)
-
-
-def test_fresh_states_load() -> None:
-    optimizer = torchopt.Adam(network().parameters())
-    assert optimizer.state_dict() == (UninitializedState(),)
-    optimizer.load_state_dict(optimizer.state_dict())
-    assert optimizer.state_groups == [UninitializedState()]
 
 
 @pytest.mark.parametrize('steps', [0, 3])

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import collections
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -12,6 +15,7 @@ from torchopt import tree
 from torchopt.base import GradientTransformation, UninitializedState
 from torchopt.optim.from_alias import FromAlias, check_impl
 from torchopt.optim.gradients import check_same_kind, check_states, hide_integers, without_integers
+from torchopt.optim.layout import per_parameter, plain_options, read_entries, read_groups
 from torchopt.refusal import preflight
 from torchopt.update import update_params
 
@@ -162,19 +166,69 @@ True
             self.impl_groups[i] = (current, impl)
         return impl
 
-    def state_dict(self) -> tuple[Any, ...]:  # type: ignore[override]
-        """The states of the groups themselves, not copies."""
-        return tuple(self.state_groups)
+    @property
+    def state(self) -> defaultdict[torch.Tensor, dict[str, Any]]:
+        """The state by parameters, as ``torch.optim`` has it: ``optimizer.state[p]['exp_avg']``.
 
-    def load_state_dict(self, state_dict: Sequence[Any]) -> None:  # type: ignore[override]
-        """Go on from states, one for each group.
+        The dicts are made anew at each look, the tensors in them are those of :attr:`state_groups`.  Before the first
+        step they are what that step will begin with.
+        """
+        found: defaultdict[torch.Tensor, dict[str, Any]] = collections.defaultdict(dict)
+        for i, group in enumerate(self.param_groups):
+            found.update(per_parameter(self._state_of(i), group['params']))
+        return found
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        if value:  # torch's constructor sets an empty one
+            raise AttributeError('state is a view of state_groups. Set those, or call load_state_dict.')
+
+    def _state_of(self, i: int) -> Any:
+        """The state of a group, or what its first step will begin with."""
+        state = self.state_groups[i]
+        if isinstance(state, UninitializedState):
+            return self._impl_of(i).init(without_integers(self.param_groups[i]['params']))
+        return state
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state and the options of the groups in the layout of ``torch.optim``.
+
+        Entries have the names that ``torch.optim`` gives to the same quantities (``step``, ``exp_avg``, ...), or else
+        those of our states.  Options that are functions, such as schedules, are left out: they are the program's.
+
+        Returns:
+            ``{'state': {index: {name: tensor}}, 'param_groups': [{..., 'params': [index]}]}``.  The tensors are those
+            of the state itself, not copies.  ``torch.load`` reads it with ``weights_only=True``.  The states as trees
+            are in :attr:`state_groups`.
+        """
+        made = super().state_dict()
+        made['param_groups'] = [plain_options(group) for group in made['param_groups']]
+        return made
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        """Go on from a saved state.
 
         Args:
-            state_dict: What :meth:`state_dict` of such an optimizer returned.
+            state_dict: What :meth:`state_dict` of such an optimizer returned; its tensors are copied, and the options
+                of its groups replace those of this optimizer.  Or, as in TorchOpt 0.7.3, a tuple with the state of
+                each group; it is taken as it is.
 
         Raises:
-            ValueError: If they are not states of this optimizer for these parameters; nothing is changed then.
+            ValueError: If it is not a state of this optimizer for these parameters; nothing is changed then.
+            TypeError: If it has another layout; nothing is changed then.
         """
+        state_dict = state_dict.copy() if isinstance(state_dict, dict) else state_dict
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            changed = before(self, state_dict)
+            state_dict = state_dict if changed is None else changed
+        if isinstance(state_dict, Mapping):
+            self._load_entries(state_dict)
+        else:
+            self._load_states(state_dict)
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
+
+    def _load_states(self, state_dict: Any) -> None:
         states = check_states(state_dict, len(self.param_groups))
         for i, state in enumerate(states):
             if not isinstance(state, UninitializedState):
@@ -182,14 +236,31 @@ True
                 check_same_kind(state, expected, name=f'state_dict[{i}]')
         self.state_groups = states
 
+    def _load_entries(self, state_dict: Mapping[str, Any]) -> None:
+        loaded = []
+        read = read_groups(state_dict, self.param_groups)
+        for group, (old, impl), (saved, entries, places) in zip(self.param_groups, self.impl_groups, read):
+            saved = copy.deepcopy(saved)  # a learning rate that is a tensor must not be shared
+            options = {name: saved.get(name, group[name]) for name in old}
+            impl = self._rebuild(impl, options)
+            expected, state = impl.init(without_integers(group['params'])), UninitializedState()
+            if any(entries):
+                state = read_entries(expected, group['params'], entries, places)
+            loaded.append((saved, options, impl, state))
+        for group, (saved, _, _, _) in zip(self.param_groups, loaded):
+            group.update(saved)
+        self.impl_groups = [(options, impl) for _, options, impl, _ in loaded]
+        self.state_groups = [state for *_, state in loaded]
+
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles take along."""
-        own = ('impl', 'impl_groups', 'state_groups')
-        return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
+        taken = ('defaults', 'param_groups', 'impl', 'impl_groups', 'state_groups')
+        return {name: self.__dict__[name] for name in taken}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make a copy whose hyper-parameters, if they are tensors, are its own."""
         super().__setstate__(state)
+        self.defaults.pop('differentiable', None)  # torch adds it, but our rules know no such option
         self.impl_groups = [(options, self._rebuild(impl, options)) for options, impl in self.impl_groups]
 
 

@@ -11,6 +11,7 @@ from torchopt.tree.averages import (
     update_moment_per_elem_norm,
 )
 from torchopt.tree.casting import cast, cast_like, dtype
+from torchopt.tree.files import load, save
 from torchopt.tree.math import (
     add,
     add_scale,
@@ -52,6 +53,7 @@ from torchopt.tree.ops import (
     reduce,
 )
 from torchopt.tree.passes import Pass, run_passes
+from torchopt.tree.paths import flatten_with_keys
 from torchopt.tree.random import random_like, split_key_like, unwrap_random_key_data
 from torchopt.tree.registry import (
     TreeSpec,
@@ -110,6 +112,7 @@ __all__ = [
     'dtype',
     'flatten',
     'flatten_up_to',
+    'flatten_with_keys',
     'flatten_with_path',
     'full_like',
     'full_moment',
@@ -118,6 +121,7 @@ __all__ = [
     'has_shape',
     'is_leaf_node',
     'leaves',
+    'load',
     'map',
     'map_params',
     'map_with_path',
@@ -132,6 +136,7 @@ __all__ = [
     'register_node',
     'run_passes',
     'safe_to_load',
+    'save',
     'scale',
     'set',
     'size',
