@@ -9,7 +9,8 @@ learned, the same formulas run on float64 tensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ __all__ = [
     'carries_no_graph',
     'common_device',
     'complement',
+    'forward_mode',
     'increment',
     'is_inexact',
     'is_transformed',
@@ -212,3 +214,14 @@ def is_inexact(x: Any) -> bool:
 def real_dtype(dtype: torch.dtype) -> torch.dtype:
     """The real dtype of the same precision: ``complex64`` gives ``float32``."""
     return dtype.to_real() if dtype.is_complex else dtype
+
+
+@contextlib.contextmanager
+def forward_mode(ctx: Any) -> Iterator[list[Any]]:
+    """Within ``jvp`` of an autograd Function: the saved tensors, without the tangents of this level.
+
+    Torch switches forward mode off there, and with it the tangents of all outer levels: forward mode over forward mode
+    would come out wrong without a word.  So it is switched on again.
+    """
+    with forward_ad._set_fwd_grad_enabled(True):
+        yield [forward_ad.unpack_dual(x).primal if is_inexact(x) else x for x in ctx.saved_tensors]  # type: ignore[no-untyped-call]

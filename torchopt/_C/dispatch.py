@@ -196,8 +196,6 @@ def _operate(call: Call, coefs: Tensor | None, g: Column, moments: Sequence[Colu
     transforms = torch._C._functorch.get_interpreter_stack() or ()
     if any(t.key() == torch._C._functorch.TransformType.Functionalize for t in transforms):
         return 'functionalization wants to see every torch operation'
-    if fused.loses_derivatives():
-        return 'forward mode over forward mode differentiates plain torch only'
     if transforms and not _are_uniform(call, tensors):
         return 'tensors of a leaf differ in shape or device, or are no plain dense floating tensors'
     try:

@@ -21,8 +21,9 @@ from torch.autograd import forward_ad
 
 from torchopt._C import reference
 from torchopt._C.plans import Plan
+from torchopt.numerics import forward_mode
 
-__all__ = ['Call', 'Order', 'RefusedError', 'is_tracked', 'loses_derivatives', 'open_door', 'operate', 'write']
+__all__ = ['Call', 'Order', 'RefusedError', 'is_tracked', 'open_door', 'operate', 'write']
 
 Column = Sequence[Any]
 """One tensor, or None, for each leaf."""
@@ -179,12 +180,6 @@ def is_tracked(tensors: Iterable[Any]) -> bool:
     )
 
 
-def loses_derivatives() -> bool:
-    """Whether torch would lose derivatives of a Function: it does so in forward mode over forward mode."""
-    stack = torch._C._functorch.get_interpreter_stack() or ()
-    return sum(t.key() == torch._C._functorch.TransformType.Jvp for t in stack) > 1
-
-
 def operate(call: Call, coefs: Tensor | None, tensors: Column) -> Any:
     """Compute what a call stands for, differentiably.
 
@@ -206,8 +201,6 @@ def operate(call: Call, coefs: Tensor | None, tensors: Column) -> Any:
     if torch._C._functorch.peek_interpreter_stack() is None:
         # Without the door for torch.func, which takes every argument apart by its signature.
         return super(torch.autograd.Function, function).apply(call, coefs, *tensors)  # type: ignore[misc]
-    if loses_derivatives():
-        return plain(call)(coefs, *tensors)
     return function.apply(call, coefs, *tensors)  # type: ignore[no-untyped-call]
 
 
@@ -346,7 +339,8 @@ class _Derivative(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
-        return _push(plain(ctx.call), ctx.saved_tensors, tangents[1:])
+        with forward_mode(ctx) as saved:
+            return _push(plain(ctx.call), saved, tangents[1:])
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], call: Call, coefs: Tensor | None, *tensors: Any) -> Any:
@@ -428,10 +422,10 @@ class _Step(_Derivative):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
         call = ctx.call
-        coefs, *tensors = ctx.saved_tensors
-        if tangents[1] is not None:
-            return _push(plain(call), (coefs, *tensors), tangents[1:])
-        return operate(call.derived(Order.JVP, call.wanted), coefs, (*tensors, *tangents[2:]))
+        with forward_mode(ctx) as (coefs, *tensors):
+            if tangents[1] is not None:
+                return _push(plain(call), (coefs, *tensors), tangents[1:])
+            return operate(call.derived(Order.JVP, call.wanted), coefs, (*tensors, *tangents[2:]))
 
 
 class _StepVjp(_Derivative):

@@ -29,9 +29,10 @@ from torch._C import _functorch
 
 from torchopt import tree
 from torchopt.linear_solve import solve_normal_cg
-from torchopt.linear_solve.derivative import apply, forward_mode, replacing, visible
+from torchopt.linear_solve.derivative import apply, replacing, visible
 from torchopt.linear_solve.door import BoundOperator, TreeShape
 from torchopt.linear_solve.operators import Adjoint, Jacobian, Leaves, jvp, vjp
+from torchopt.numerics import forward_mode, is_inexact
 
 __all__ = ['Arguments', 'Root', 'attach_derivative', 'root_jvp', 'root_vjp']
 
@@ -200,11 +201,6 @@ def _graph_only_for(*tensors: Tensor) -> torch.set_grad_enabled:
     """Record a graph only if one of the tensors has one: what :func:`_tracked` makes of the others must not show."""
     needed = any(x.requires_grad for x in tensors) or _functorch.peek_interpreter_stack() is not None
     return torch.set_grad_enabled(torch.is_grad_enabled() and needed)
-
-
-def is_inexact(x: Tensor) -> bool:
-    """Whether a tensor can have a derivative."""
-    return x.is_floating_point() or x.is_complex()
 
 
 def root_vjp(

@@ -22,22 +22,21 @@ that derivatives of every order follow.
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch._C import _functorch
-from torch.autograd import forward_ad
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from torchopt.linear_solve.operators import Adjoint, Leaves, Operator, jvp, map_product, require_plain, vjp
 from torchopt.linear_solve.status import Outcome, SolveStatus, warn_unless_solved
 from torchopt.linear_solve.vectors import Layout
+from torchopt.numerics import forward_mode, is_inexact
 
-__all__ = ['Method', 'Problem', 'Result', 'System', 'apply', 'forward_mode', 'replacing', 'solve_system', 'visible']
+__all__ = ['Method', 'Problem', 'Result', 'System', 'apply', 'replacing', 'solve_system', 'visible']
 
 
 class Result(NamedTuple):
@@ -219,7 +218,7 @@ class _Solve(torch.autograd.Function):
         needs_b, _, needs_consts, _ = system.split(ctx.needs_input_grad[1:])
         b_bar = [g if needed else None for g, needed in zip(u, needs_b)]
         # theta_bar = -(d/dtheta A(theta) x)^H u
-        wanted = [i for i, (needed, c) in enumerate(zip(needs_consts, consts)) if needed and _is_inexact(c)]
+        wanted = [i for i, (needed, c) in enumerate(zip(needs_consts, consts)) if needed and is_inexact(c)]
         consts_bar: list[Tensor | None] = [None] * len(consts)
         if wanted:
             product = replacing(system.operator.matvec, consts, wanted, x)
@@ -313,26 +312,6 @@ def replacing(
 def _cut(system: System, saved: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     n, m = system.leaves, system.leaves + system.consts
     return saved[:n], saved[n:m], saved[m:]
-
-
-@contextlib.contextmanager
-def forward_mode(ctx: Any) -> Iterator[list[Tensor]]:
-    """Within ``jvp`` of an autograd Function: the saved tensors, without the tangents of this level.
-
-    Torch switches forward mode off there, and with it the tangents of all outer levels: forward mode over forward mode
-    would come out wrong without a word.  So it is switched on again.
-    """
-    with forward_ad._set_fwd_grad_enabled(True):
-        yield [primal(x) for x in ctx.saved_tensors]
-
-
-def primal(x: Tensor) -> Tensor:
-    """A tensor without its tangent."""
-    return forward_ad.unpack_dual(x).primal if _is_inexact(x) else x  # type: ignore[no-untyped-call]
-
-
-def _is_inexact(x: Tensor) -> bool:
-    return x.is_floating_point() or x.is_complex()
 
 
 def _run(method: Method, problem: Problem) -> Result:

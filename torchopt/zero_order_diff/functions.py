@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType
-from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
 from torchopt import numerics
 from torchopt.zero_order_diff.directions import Directions, real_view
@@ -69,19 +67,7 @@ class Problem:
 
 
 def value(problem: Problem) -> Tensor:
-    """The value of the function, to be differentiated as the problem says.
-
-    Raises:
-        RuntimeError: Under two forward-mode transforms, one in the other: torch takes the tangent of a custom Function
-            for a constant there, so the second derivative would be zero.
-    """
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        levels = [interpreter.key() for interpreter in retrieve_all_functorch_interpreters()]
-        if levels.count(TransformType.Jvp) > 1:
-            raise RuntimeError(
-                'A zero-order function stands under two forward-mode transforms (jvp, jacfwd), one in the other. Use '
-                'reverse mode for one of them, for example torch.func.hessian or jacrev.'
-            )
+    """The value of the function, to be differentiated as the problem says."""
     return _Value.apply(problem, *problem.call.tensors)  # type: ignore[no-untyped-call]
 
 
@@ -127,25 +113,25 @@ class _Value(torch.autograd.Function):
         wanted = tuple(i for i in ctx.problem.wanted if needed[i])
         result: list[Tensor | None] = [None] * len(needed)
         # The product is left to autograd: so it can be differentiated in the cotangent where the gradient cannot be.
-        for i, g in zip(wanted, _gradient(ctx, wanted)):
+        for i, g in zip(wanted, _gradient(ctx.problem, ctx.saved_tensors, wanted)):
             result[i] = g * cotangent.to(numerics.real_dtype(g.dtype))
         return (None, *result)
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> Tensor:
         wanted = tuple(i for i in ctx.problem.wanted if tangents[i] is not None)
-        output = ctx.saved_tensors[0]
-        total = torch.zeros_like(output)
-        for i, g in zip(wanted, _gradient(ctx, wanted)):
-            total = total + (real_view(g) * real_view(tangents[i])).sum().to(total)
+        with numerics.forward_mode(ctx) as saved:
+            total = torch.zeros_like(saved[0])
+            for i, g in zip(wanted, _gradient(ctx.problem, saved, wanted)):
+                total = total + (real_view(g) * real_view(tangents[i])).sum().to(total)
         return total
 
 
-def _gradient(ctx: Any, wanted: tuple[int, ...]) -> list[Tensor]:
+def _gradient(problem: Problem, saved: Sequence[Tensor], wanted: tuple[int, ...]) -> list[Tensor]:
     if not wanted:
         return []
-    output, *tensors = ctx.saved_tensors
-    _, _, *slopes = _Gradient.apply(ctx.problem.restricted(wanted), output.detach(), *tensors)  # type: ignore[no-untyped-call]
+    output, *tensors = saved
+    _, _, *slopes = _Gradient.apply(problem.restricted(wanted), output.detach(), *tensors)  # type: ignore[no-untyped-call]
     return slopes
 
 
@@ -174,25 +160,24 @@ class _Gradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
         result: list[Tensor | None] = [None] * ctx.tensors
-        for i, h in zip(ctx.problem.wanted, _curvature(ctx, cotangents[2:])):
+        for i, h in zip(ctx.problem.wanted, _curvature(ctx.problem, ctx.saved_tensors, cotangents[2:])):
             result[i] = h
         return (None, None, *result)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
         # The Hessian is symmetric, and so is its estimate.
-        return (None, None, *_curvature(ctx, [tangents[2 + i] for i in ctx.problem.wanted]))
+        with numerics.forward_mode(ctx) as saved:
+            return (None, None, *_curvature(ctx.problem, saved, [tangents[2 + i] for i in ctx.problem.wanted]))
 
 
-def _curvature(ctx: Any, vs: Any) -> tuple[Tensor, ...]:
-    problem = ctx.problem
+def _curvature(problem: Problem, kept: Sequence[Tensor], vs: Any) -> tuple[Tensor, ...]:
     if problem.estimator.curvature is None or not problem.directions.gaussian:
         raise RuntimeError(
             f'The zero-order gradient by method {problem.method!r} has no second derivative here: one can be estimated '
             f'from the same values only for normal directions. Pass torch.distributions.Normal(0.0, 1.0) and one of '
             f"the methods 'naive', 'forward', 'antithetic' and 'orthogonal', or detach the gradient."
         )
-    kept = ctx.saved_tensors
     xs = kept[3:]
     vs = [torch.zeros_like(x) if v is None else v for x, v in zip(xs, vs)]
     return _Curvature.apply(problem, *kept, *vs)  # type: ignore[no-untyped-call]
