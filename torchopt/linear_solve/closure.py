@@ -15,7 +15,7 @@ first derivatives.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from torchopt.linear_solve.derivative import Method, solve_system
 from torchopt.linear_solve.operators import Adjoint, Function, Leaves, Operator
 from torchopt.linear_solve.status import SolveStatus
 
-__all__ = ['Capture', 'Closure', 'attach_graph', 'close_over', 'has_tangent']
+__all__ = ['Capture', 'Closure', 'Found', 'attach_graph', 'close_over', 'has_tangent']
 
 Fun = Callable[[Leaves], Leaves]
 
@@ -65,36 +65,55 @@ class Closure(Function):
         return super().prepare(consts, like)
 
 
-def close_over(fun: Fun, like: Leaves, domain: Leaves | None = None) -> tuple[Closure, list[Tensor], bool]:
+class Found(NamedTuple):
+    """What a function was found to depend on.
+
+    Attributes:
+        closure: The map.
+        captured: The tensors that it depends on.
+        is_complete: Whether they are all: False where the function depends on a graph recorded before.
+        product: The product with the leaves that it was tried on, if that is known.
+    """
+
+    closure: Closure
+    captured: list[Tensor]
+    is_complete: bool = True
+    product: list[Tensor] | None = None
+
+
+def close_over(fun: Fun, like: Leaves, domain: Leaves | None = None) -> Found:
     """Find the tensors that a linear function depends on.
 
     Args:
         fun: A function of lists of leaves.
         like: Leaves to try it on.
         domain: The same, if the map is not square.
-
-    Returns:
-        The map, the tensors, and whether they are all: False where the function depends on a graph recorded before.
     """
     transformed = _functorch.peek_interpreter_stack() is not None
     if not (torch.is_grad_enabled() or forward_ad._current_level >= 0 or transformed):
-        return Closure(fun, (), domain), [], True
-    # Something to try the function on: neither zero nor constant, which many matrices map to zero.
-    probe = [torch.arange(1, x.numel() + 1, device=x.device).sin().reshape(x.shape).to(x.dtype) for x in like]
+        return Found(Closure(fun, (), domain), [])
+    # Under transforms any vector does, but none that is mapped over: dimensions of a batch may move.
+    probe = [_some_vector(x) for x in like] if transformed else [x.detach() for x in like]
     with Capture(probe) as seen:
         value = fun(probe)
+    product = None if transformed else [y.detach() for y in value]
     captured = list(seen.captured.values())
     if not _carries_derivative(value):
         # A constant matrix, whatever it was made from; under vmap each system may have its own all the same.
         captured = [x for x in captured if _functorch.is_functorch_wrapped_tensor(x)]
-        return Closure(fun, captured, domain), captured, True
+        return Found(Closure(fun, captured, domain), captured, product=product)
     closure = Closure(fun, captured, domain)
     try:
         constant = closure.matvec([x.detach() for x in captured], probe)
     except RuntimeError:  # from torch.autograd.grad, of a tensor that has lost its graph
-        return closure, captured, False
+        return Found(closure, captured, is_complete=False)
     same = all(torch.allclose(_bare(x), _bare(y), rtol=1e-3, equal_nan=True) for x, y in zip(value, constant))
-    return closure, captured, same and not _carries_derivative(constant)
+    return Found(closure, captured, same and not _carries_derivative(constant), product)
+
+
+def _some_vector(like: Tensor) -> Tensor:
+    """Neither zero nor constant, which many matrices map to zero."""
+    return torch.arange(1, like.numel() + 1, device=like.device).sin().reshape(like.shape).to(like.dtype)
 
 
 def _bare(x: Tensor) -> Tensor:

@@ -55,6 +55,7 @@ class Problem:
         self.layout = layout = Layout.of(b, system.batch)
         self.b = layout.ravel(b)
         self.x0 = None if x0 is None else layout.ravel(x0)
+        self._product = None if system.product is None else layout.ravel(system.product)
         self._apply, self._adjoint = system.operator.prepare(consts, b)
         self._precondition = None
         if system.preconditioner is not None:
@@ -62,6 +63,8 @@ class Problem:
 
     def matvec(self, x: Tensor) -> Tensor:
         """The product with a vector of each system."""
+        if x is self.b and self._product is not None:
+            return self._product
         return self.layout.ravel(self._apply(self.layout.unravel(x)))
 
     def rmatvec(self, x: Tensor) -> Tensor:
@@ -127,6 +130,7 @@ class System(NamedTuple):
         consts: How many tensors the map depends on.
         has_init: Whether an initial guess is given.
         warns: Whether to warn if the method fails, rather than leave it to the status.
+        product: The product with the right-hand side, if it is known; many methods begin with it.
         batch: The first dimensions of all vectors, which count independent systems.
     """
 
@@ -137,6 +141,7 @@ class System(NamedTuple):
     consts: int
     has_init: bool
     warns: bool
+    product: Leaves | None = None
     batch: tuple[int, ...] = ()
 
     def split(self, tensors: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any], Sequence[Any]]:
@@ -156,6 +161,7 @@ def solve_system(
     preconditioner: tuple[Operator, Leaves] | None = None,
     *,
     warns: bool = True,
+    product: Leaves | None = None,
 ) -> tuple[list[Tensor], SolveStatus]:
     """Solve a linear system, differentiably in the right-hand side and in the tensors that the matrix depends on.
 
@@ -167,9 +173,10 @@ def solve_system(
         init: The initial guess; the solution does not depend on it, so it has no derivative.
         preconditioner: An approximation of the inverse with the tensors that it depends on; no derivative either.
         warns: Whether to warn if the method fails.
+        product: The product with the right-hand side, if it is known.
     """
     approximate, its_consts = preconditioner or (None, [])
-    system = System(method, operator, approximate, len(b), len(consts), init is not None, warns)
+    system = System(method, operator, approximate, len(b), len(consts), init is not None, warns, product)
     tensors = visible([*b, *(init or ()), *consts, *its_consts])
     *x, iterations, residual, outcome = apply(_Solve, system, *tensors)
     return x, SolveStatus(iterations, residual, outcome)
@@ -290,7 +297,7 @@ def _solve_again(
         operator = operator.of if isinstance(operator, Adjoint) else Adjoint(operator)
         if preconditioner is not None:
             preconditioner = preconditioner.of if isinstance(preconditioner, Adjoint) else Adjoint(preconditioner)
-    again = system._replace(operator=operator, preconditioner=preconditioner, has_init=False, warns=True)
+    again = system._replace(operator=operator, preconditioner=preconditioner, has_init=False, warns=True, product=None)
     *x, iterations, residual, outcome = apply(_Solve, again, *b, *consts, *approximate)
     return x, SolveStatus(iterations, residual, outcome)
 

@@ -111,14 +111,16 @@ def solve_with(
     if not normal:
         guess = rhs
     start = None if init is None else guess.unpack(init, 'init')
+    operator: Operator
+    first, is_complete = None, True
     if isinstance(matvec, BoundOperator):
-        operator, consts, complete = matvec.operator, list(matvec.consts), True
+        operator, consts = matvec.operator, list(matvec.consts)
     else:
         fun = _on_leaves(matvec, guess, rhs, name)
         if normal and init is None:
             _require_square(fun, guess, name)
-        operator, consts, complete = close_over(fun, guess.unknowns, guess.unknowns if normal else None)
-    if not complete:
+        operator, consts, is_complete, first = close_over(fun, guess.unknowns, guess.unknowns if normal else None)
+    if not is_complete:
         if ridge is not None or normal or M is not None:
             raise RuntimeError(
                 f'{name}: matvec depends on a graph that was recorded before it was called (torch.autograd.grad, '
@@ -138,9 +140,17 @@ def solve_with(
         operator = Shifted(operator)
     preconditioner = None
     if M is not None:
-        approximate, captured, _ = close_over(_on_leaves(M, guess, guess, name, 'M'), guess.unknowns)
-        preconditioner = approximate, captured
-    x, status = solve_system(method, operator, consts, unknowns, start, preconditioner, warns=not return_status)
+        preconditioner = close_over(_on_leaves(M, guess, guess, name, 'M'), guess.unknowns)[:2]
+    x, status = solve_system(
+        method,
+        operator,
+        consts,
+        unknowns,
+        start,
+        preconditioner,
+        warns=not return_status,
+        product=first if ridge is None and not normal else None,
+    )
     return (guess.pack(x), status) if return_status else guess.pack(x)
 
 
