@@ -407,3 +407,72 @@ def test_implicit_gradient_oop(linear_solver, derived):
 
     assert optimal_inner_net is inner_net
     check_implicit_gradient(loss, meta_grads, meta_params, outer_loss, linear_solver)
+
+
+# -- TorchOpt for differentiable optimization: zero-order gradient -------------------------------
+
+METHODS = ['naive', 'forward', 'antithetic']
+
+
+def bowl(params, batch, labels):
+    """A quadratic in the parameters, whose smoothed gradient is its gradient."""
+    return F.mse_loss(batch @ params, labels)
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_zero_order_gradient_functional(method):
+    # Distribution can also be an instance of `torch.distributions.Distribution`,
+    # e.g., `torch.distributions.Normal(...)`
+    distribution = torch.distributions.Normal(loc=0, scale=1)
+
+    # Specify method and hyper-parameter of ES
+    @torchopt.diff.zero_order(distribution, method, num_samples=20_000, sigma=0.3, seed=0)
+    def forward(params, batch, labels):
+        # Forward process
+        objective = bowl(params, batch, labels)
+        return objective  # the returned tensor should be a scalar tensor
+
+    batch, labels = regression()
+    params = torch.linspace(-1, 1, 4).double().requires_grad_()
+    loss = forward(params, batch, labels)
+    torch.testing.assert_close(loss, bowl(params, batch, labels))
+    (found,) = torch.autograd.grad(loss, params)
+    (expected,) = torch.autograd.grad(bowl(params, batch, labels), params)
+    # The naive estimate has a variance of about f(x)^2 / sigma^2 / n.
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.3 if method == 'naive' else 0.06)
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_zero_order_gradient_oop(method):
+    num_samples, sigma = 20_000, 0.3
+
+    # Inherited from the class ZeroOrderGradientModule
+    # Optionally specify the `method` and/or `num_samples` and/or `sigma` used for sampling
+    class Net(torchopt.nn.ZeroOrderGradientModule, method=method, num_samples=num_samples, sigma=sigma):
+        def __init__(self, labels):
+            super().__init__()
+            self.weight = nn.Parameter(torch.linspace(-1, 1, 4).double())
+            self.labels = labels
+
+        def forward(self, batch):
+            # Forward process
+            objective = bowl(self.weight, batch, self.labels)
+            return objective  # the returned tensor should be a scalar tensor
+
+        def sample(self, sample_shape=torch.Size()):  # noqa: B008  # as printed
+            # Generate a batch of noise samples
+            # NOTE: The distribution should be spherical symmetric and with a constant variance of 1.
+            noise_batch = torch.randn(sample_shape)
+            return noise_batch
+
+    # Get model and data
+    data, labels = regression()
+    net = Net(labels)
+
+    # Forward pass
+    loss = net(data)
+    # Backward pass using zero-order differentiation
+    grads = torch.autograd.grad(loss, net.parameters())
+
+    (expected,) = torch.autograd.grad(bowl(net.weight, data, labels), net.weight)
+    torch.testing.assert_close(grads[0], expected, rtol=0, atol=0.3 if method == 'naive' else 0.06)

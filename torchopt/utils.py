@@ -269,7 +269,7 @@ def extract_state_dict(
 def _visual_contents(module: nn.Module, prefix: str) -> dict[Any, Any]:
     contents: dict[Any, Any] = {}
     for name, param in module.named_parameters():
-        if param.grad_fn is None:
+        if param.grad_fn is None or param.grad_fn in contents:  # the results of a fused step share one
             contents[param] = prefix + name
         else:
             contents[param.grad_fn] = (prefix + name, param)
