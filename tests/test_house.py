@@ -29,11 +29,11 @@ FLOORS = {
         1: '_C',
         2: 'tree checks assignment isotonic',
         3: 'base pytree second_order linear_solve linesearch projections prox perturbations microbatching '
-        'distributed visual interop',
+        'distributed visual',
         4: 'transform schedule losses implicit_diff update typing combine clip hook linalg',
         5: 'alias contrib objective zero_order_diff',
         6: 'optim nn solver accelerated_op',
-        7: 'diff utils compat',
+        7: 'diff utils interop compat',
         8: FACE,
     }.items()
     for room in rooms.split()

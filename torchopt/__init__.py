@@ -16,6 +16,7 @@ from torchopt import (
     diff,
     hook,
     implicit_diff,
+    interop,
     linalg,
     linear_solve,
     losses,

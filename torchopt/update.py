@@ -9,7 +9,7 @@ import torch
 
 from torchopt import tree
 from torchopt._C import dispatch
-from torchopt.base import GradientTransformation
+from torchopt.base import GradientTransformation, with_extra_args_support
 from torchopt.numerics import carries_no_graph, is_inexact, off_leaf
 
 __all__ = ['apply_updates', 'update_params']
@@ -88,7 +88,7 @@ def update_params(
     if getattr(tx.update, 'can_add_to_params', False):
         return tx.update(updates, state, params, inplace=inplace, onto_params=True)
     read = params if inplace else tree.map(off_leaf, params, updates)
-    updates, state = tx.update(updates, state, read, inplace=inplace)
+    updates, state = with_extra_args_support(tx).update(updates, state, read, inplace=inplace)
     return apply_updates(params, updates, inplace=inplace), state
 
 

@@ -262,7 +262,7 @@ def extract_state_dict(
             detach_buffers=detach_buffers,
         )
     if isinstance(target, _OPTIMIZERS):
-        return tuple(tree.map(replicate, state) for state in target.state_dict())
+        return tuple(tree.map(replicate, state) for state in target.state_groups)
     raise _unexpected('target', target, 'a torch.nn.Module, a MetaOptimizer or an Optimizer')
 
 
@@ -379,7 +379,7 @@ def _places(target: Any) -> Iterator[_Place]:
     elif isinstance(target, ModuleState):
         yield from _container_places(target.params + target.buffers)
     elif isinstance(target, _OPTIMIZERS):
-        yield from _places(target.state_dict())
+        yield from _places(target.state_groups)
     elif isinstance(target, Tensor):
         yield _Place('', target)
     elif not tree.is_leaf_node(target):

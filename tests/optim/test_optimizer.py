@@ -413,3 +413,25 @@ def test_documentation_of_classes() -> None:
         text = inspect.getdoc(getattr(torchopt, name))
         assert 'lr:' in text
         assert '<' not in text.partition('Args:')[2].partition('Raises:')[0]
+
+
+@pytest.mark.parametrize('face', ['class', 'meta', 'functional'])
+def test_a_transformation_of_ones_own_needs_no_inplace(face):
+    """As one writes it for Optax: ``update(updates, state, params=None)``."""
+
+    def update(updates, state, params=None):
+        return torchopt.tree.map(lambda g: -0.5 * g, updates), state
+
+    own = torchopt.base.GradientTransformation(torchopt.base.init_empty_state, update)
+    net = torch.nn.Linear(1, 1, bias=False)
+    start = net.weight.detach().clone()
+    loss = (3 * net.weight).sum()
+    if face == 'class':
+        optimizer = torchopt.Optimizer(net.parameters(), own)
+        loss.backward()
+        optimizer.step()
+    elif face == 'meta':
+        torchopt.MetaOptimizer(net, own).step(loss)
+    else:
+        (net.weight,) = [torch.nn.Parameter(p) for p in torchopt.FuncOptimizer(own).step(loss, [net.weight])]
+    torch.testing.assert_close(net.weight.detach(), start - 1.5)

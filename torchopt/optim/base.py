@@ -38,6 +38,7 @@ class Optimizer(FromAlias, torch.optim.Optimizer):
         impl: The transformation.
         param_groups: The groups, dicts as in ``torch.optim``.
         state_groups: For each group its state, ``UninitializedState()`` before the first step.
+        state: The same by parameters, as ``torch.optim`` has it.
 
     Raises:
         TypeError: If ``impl`` is not a GradientTransformation or ``params`` holds something else than tensors.
@@ -244,7 +245,7 @@ True
             options = {name: saved.get(name, group[name]) for name in old}
             impl = self._rebuild(impl, options)
             expected, state = impl.init(without_integers(group['params'])), UninitializedState()
-            if any(entries):
+            if any(entries) or not tree.leaves(expected):
                 state = read_entries(expected, group['params'], entries, places)
             loaded.append((saved, options, impl, state))
         for group, (saved, _, _, _) in zip(self.param_groups, loaded):

@@ -34,7 +34,13 @@ _METADATA = 'torchopt'
 _SHOWN = 8  # differences that an error message lists
 
 # Python numbers are written as text that gives the same number back.
-_PLAIN: dict[str, Callable[[str], Any]] = {'bool': lambda text: text == 'True', 'int': int, 'float': float, 'complex': complex, 'str': str}
+_PLAIN: dict[str, Callable[[str], Any]] = {
+    'bool': lambda text: text == 'True',
+    'int': int,
+    'float': float,
+    'complex': complex,
+    'str': str,
+}
 
 
 def save(path: str | os.PathLike[str], tree: Any) -> None:

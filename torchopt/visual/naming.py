@@ -95,8 +95,8 @@ def _collect(names: Names, item: Any, prefix: str, where: str) -> None:
             # Only what has a name needs to tell its elements apart, unless these have names themselves.
             own = prefix if not prefix or _is_pair(value) else f'{prefix}[{i}]'
             _collect(names, value, own, f'{where}[{i}]')
-    elif hasattr(item, 'param_groups') and hasattr(item, 'state_dict'):
-        _collect(names, item.state_dict(), prefix or 'state', where)
+    elif hasattr(item, 'param_groups') and hasattr(item, 'state_groups'):
+        _collect(names, tuple(item.state_groups), prefix or 'state', where)
     elif not isinstance(item, (str, bytes)) and not tree.is_leaf_node(item):
         for path, leaf in tree.flatten_with_path(item):
             _collect(names, leaf, f'{prefix}{path}', f'{where}{path}')
