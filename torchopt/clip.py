@@ -28,6 +28,8 @@ __all__ = [
     'clip_grad_norm',
     'per_example_global_norm_clip',
     'per_example_layer_norm_clip',
+    'unitwise_clip',
+    'unitwise_norm',
 ]
 
 ClipState = EmptyState
@@ -180,6 +182,71 @@ def clip_by_block_rms(threshold: Any) -> GradientTransformation:
     return GradientTransformation(init_empty_state, update)
 
 
+def unitwise_norm(x: Tensor, axis: int | tuple[int, ...] | None = None) -> Tensor:
+    r"""The norm of every unit of a weight, in the shape of the weight.
+
+    Args:
+        x: A weight.  A unit is an output row: PyTorch lays weights out as ``(out, in, ...)``, so the norms run over all
+            dimensions but the first.  Scalars, vectors, and what has one dimension larger than 1 are units as a whole.
+        axis: Dimensions that the norms run over, in place of the rule above.
+
+    Returns:
+        A real tensor in the shape of ``x``, a view with the norm of a unit in the place of each of its elements.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.clip.unitwise_norm(torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
+        tensor([[5., 5.],
+                [1., 1.]])
+
+    References:
+        Brock et al., `High-performance large-scale image recognition without normalization
+        <https://arxiv.org/abs/2102.06171>`_, 2021.
+    """
+    return _unit_norm(x, axis).expand(x.shape)
+
+
+def _unit_norm(x: Tensor, axis: int | tuple[int, ...] | None) -> Tensor:
+    squares = abs_sq(x)
+    if axis is None and sum(size != 1 for size in x.shape) <= 1:
+        return safe_sqrt(squares.sum())
+    return safe_sqrt(squares.sum(dim=tuple(range(1, x.dim())) if axis is None else axis, keepdim=True))
+
+
+def unitwise_clip(g_norm: Tensor, max_norm: Tensor, grad: Tensor, div_eps: Any = 1e-6) -> Tensor:
+    r"""Clip the gradient of every unit, :math:`u = g \min(1, c / \lVert g \rVert)`.
+
+    Args:
+        g_norm: The norm of the gradient of each unit, as :func:`unitwise_norm` gives it.
+        max_norm: The bound :math:`c` of each unit, in the same shape.
+        grad: The gradient.
+        div_eps: The least norm that is divided by.
+
+    Returns:
+        The clipped gradient.
+
+    Raises:
+        ValueError: If the shapes differ.
+
+    Example:
+        >>> import torch, torchopt
+        >>> g = torch.tensor([[3.0, 4.0]])
+        >>> torchopt.clip.unitwise_clip(torchopt.clip.unitwise_norm(g), torch.full((1, 2), 0.5), g)
+        tensor([[0.3000, 0.4000]])
+    """
+    for name, x in (('max_norm', max_norm), ('grad', grad)):
+        if x.shape != g_norm.shape:
+            raise ValueError(
+                f'{name} and g_norm must have one shape: {tuple(x.shape)} and {tuple(g_norm.shape)}. Pass norms in the '
+                f'shape of the gradient, as unitwise_norm gives them.'
+            )
+    return _clip_units(g_norm, max_norm, grad, div_eps)
+
+
+def _clip_units(norm: Tensor, bound: Tensor, g: Tensor, div_eps: Any) -> Tensor:
+    return torch.where(norm < bound, g, g * (bound / norm.clamp(min=div_eps)))
+
+
 @factory
 def adaptive_grad_clip(
     clipping: Any, eps: Any = 1e-3, axis: int | tuple[int, ...] | None = None
@@ -216,15 +283,9 @@ def adaptive_grad_clip(
     checks.at_least('clipping value', clipping)
     checks.at_least('epsilon value', eps)
 
-    def unit_norm(x: Tensor) -> Tensor:
-        dim = axis if axis is not None else tuple(range(1, x.dim())) if x.dim() > 1 else None
-        squares = abs_sq(x)
-        return safe_sqrt(squares.sum() if dim is None else squares.sum(dim=dim, keepdim=True))
-
     def rule(g: Tensor, p: Tensor) -> tuple[Tensor]:
-        norm = unit_norm(g)
-        bound = as_scalar_like(clipping, norm) * unit_norm(p).clamp(min=eps)
-        return (torch.where(norm < bound, g, g * (bound / norm.clamp(min=1e-6))),)
+        norm = _unit_norm(g, axis)
+        return (_clip_units(norm, as_scalar_like(clipping, norm) * _unit_norm(p, axis).clamp(min=eps), g, 1e-6),)
 
     @expects_params('adaptive_grad_clip')
     def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:

@@ -9,14 +9,52 @@ A hyper-parameter that a rule has as a number may also be a 0-d tensor, or a tre
 structure of the parameters or of its top, for values that differ from parameter to parameter.
 """
 
+from torchopt.transform.accumulation import ApplyEvery, EmaState, apply_every, ema
 from torchopt.transform.adam import ScaleByAdamState, scale_by_accelerated_adam, scale_by_adam
 from torchopt.transform.adamax import ScaleByAdamaxState, scale_by_adamax
+from torchopt.transform.adan import ScaleByAdanState, scale_by_adan
 from torchopt.transform.amsgrad import ScaleByAmsgradState, scale_by_amsgrad
 from torchopt.transform.belief import ScaleByBeliefState, scale_by_belief
+from torchopt.transform.block_norm import (
+    ScaleByTrustRatioState,
+    scale_by_param_block_norm,
+    scale_by_param_block_rms,
+    scale_by_trust_ratio,
+)
+from torchopt.transform.conditional import (
+    ApplyIfFiniteState,
+    ConditionallyMaskState,
+    ConditionallyTransformState,
+    ConditionFn,
+    apply_if_finite,
+    conditionally_mask,
+    conditionally_transform,
+)
+from torchopt.transform.constraining import NonNegativeParamsState, ZeroNansState, keep_params_nonnegative, zero_nans
 from torchopt.transform.decay import WeightDecaySchedule, add_decayed_weights
+from torchopt.transform.distance_over_gradients import (
+    ScaleByDistanceOverGradientsState,
+    scale_by_distance_over_gradients,
+)
+from torchopt.transform.freezing import freeze, selective_transform
+from torchopt.transform.layout import flatten
 from torchopt.transform.lion import ScaleByLionState, scale_by_lion
+from torchopt.transform.lookahead import LookaheadParams, LookaheadState, lookahead
 from torchopt.transform.masking import MaskedNode, MaskedState, PartitionState, masked, partition
+from torchopt.transform.monitoring import MonitorState, SnapshotState, measure_with_ema, monitor, snapshot
+from torchopt.transform.multi_steps import (
+    MultiSteps,
+    MultiStepsState,
+    ShouldSkipUpdateFunction,
+    skip_large_updates,
+    skip_not_finite,
+)
 from torchopt.transform.nan_to_num import nan_to_num
+from torchopt.transform.noise import AddNoiseState, add_noise
+from torchopt.transform.normalization import centralize, normalize_by_update_norm, scale_by_sign
+from torchopt.transform.novograd import ScaleByNovogradState, scale_by_novograd
+from torchopt.transform.optimistic import ScaleByOptimisticGradientState, scale_by_optimistic_gradient
+from torchopt.transform.polyak import scale_by_polyak
 from torchopt.transform.radam import ScaleByRadamState, scale_by_radam
 from torchopt.transform.rms import (
     ScaleByAdaDeltaState,
@@ -30,52 +68,106 @@ from torchopt.transform.rms import (
     scale_by_rss,
     scale_by_stddev,
 )
-from torchopt.transform.scale import (
-    ScaleByScheduleState,
-    scale,
-    scale_by_learning_rate,
-    scale_by_schedule,
-)
+from torchopt.transform.rprop import ScaleByRpropState, scale_by_rprop
+from torchopt.transform.scale import ScaleByScheduleState, scale, scale_by_learning_rate, scale_by_schedule
+from torchopt.transform.sm3 import ScaleBySM3State, scale_by_sm3
+from torchopt.transform.stateless import set_to_zero, stateless, stateless_with_tree_map
 from torchopt.transform.trace import TraceState, trace
 from torchopt.transform.yogi import scale_by_yogi
 
 __all__ = [
+    'AddNoiseState',
+    'ApplyEvery',
+    'ApplyIfFiniteState',
+    'ConditionFn',
+    'ConditionallyMaskState',
+    'ConditionallyTransformState',
+    'EmaState',
+    'LookaheadParams',
+    'LookaheadState',
     'MaskedNode',
     'MaskedState',
+    'MonitorState',
+    'MultiSteps',
+    'MultiStepsState',
+    'NonNegativeParamsState',
     'PartitionState',
     'ScaleByAdaDeltaState',
     'ScaleByAdamState',
     'ScaleByAdamaxState',
+    'ScaleByAdanState',
     'ScaleByAmsgradState',
     'ScaleByBeliefState',
+    'ScaleByDistanceOverGradientsState',
     'ScaleByLionState',
+    'ScaleByNovogradState',
+    'ScaleByOptimisticGradientState',
     'ScaleByRStdDevState',
     'ScaleByRStdDevWithCountState',
     'ScaleByRadamState',
     'ScaleByRmsState',
     'ScaleByRmsWithCountState',
+    'ScaleByRpropState',
     'ScaleByRssState',
+    'ScaleBySM3State',
     'ScaleByScheduleState',
+    'ScaleByTrustRatioState',
+    'ShouldSkipUpdateFunction',
+    'SnapshotState',
     'TraceState',
     'WeightDecaySchedule',
+    'ZeroNansState',
     'add_decayed_weights',
+    'add_noise',
+    'apply_every',
+    'apply_if_finite',
+    'centralize',
+    'conditionally_mask',
+    'conditionally_transform',
+    'ema',
+    'flatten',
+    'freeze',
+    'keep_params_nonnegative',
+    'lookahead',
     'masked',
+    'measure_with_ema',
+    'monitor',
     'nan_to_num',
+    'normalize_by_update_norm',
     'partition',
     'scale',
     'scale_by_accelerated_adam',
     'scale_by_adadelta',
     'scale_by_adam',
     'scale_by_adamax',
+    'scale_by_adan',
     'scale_by_amsgrad',
     'scale_by_belief',
+    'scale_by_distance_over_gradients',
     'scale_by_learning_rate',
     'scale_by_lion',
+    'scale_by_novograd',
+    'scale_by_optimistic_gradient',
+    'scale_by_param_block_norm',
+    'scale_by_param_block_rms',
+    'scale_by_polyak',
     'scale_by_radam',
     'scale_by_rms',
+    'scale_by_rprop',
     'scale_by_rss',
     'scale_by_schedule',
+    'scale_by_sign',
+    'scale_by_sm3',
     'scale_by_stddev',
+    'scale_by_trust_ratio',
     'scale_by_yogi',
+    'selective_transform',
+    'set_to_zero',
+    'skip_large_updates',
+    'skip_not_finite',
+    'snapshot',
+    'stateless',
+    'stateless_with_tree_map',
     'trace',
+    'zero_nans',
 ]

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fromage."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from torchopt import checks, tree
+from torchopt._C import reference
+from torchopt.alias.stages import shared_prose
+from torchopt.base import EmptyState, GradientTransformation, elementwise, factory, init_empty_state
+from torchopt.combine import chain
+from torchopt.numerics import increment, zero_count
+from torchopt.transform import WeightDecaySchedule, scale_by_learning_rate, scale_by_trust_ratio
+
+__all__ = ['fromage']
+
+
+@shared_prose
+def fromage(learning_rate: Any, min_norm: Any = 1e-6) -> GradientTransformation:
+    r"""Fromage: every layer turns by the same angle, at a norm that stays.
+
+    .. math::
+        p_t = \frac{1}{\sqrt{1 + \eta^2}} \Bigl( p_{t-1} - \eta\,
+              \frac{\lVert p_{t-1} \rVert}{\lVert g_t \rVert}\, g_t \Bigr)
+
+    The norms are those of single leaves.  ``update`` needs ``params``.
+
+    Args:
+        learning_rate: :math:`\eta \ge 0`: a number, a 0-d tensor, or a schedule.
+        min_norm: The least value that a norm is taken to have.
+
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+        TypeError: If a hyper-parameter has the wrong type.
+
+    Example:
+        >>> import torch, torchopt
+        >>> optimizer = torchopt.alias.fromage(0.75)
+        >>> params = [torch.tensor([2.0, 0.0])]
+        >>> optimizer.update([torch.tensor([0.0, 5.0])], optimizer.init(params), params)[0]
+        [tensor([-0.4000, -1.2000])]
+
+    References:
+        Bernstein et al., `On the distance between two neural networks and the stability of learning
+        <https://arxiv.org/abs/2002.03432>`_, NeurIPS 2020.
+    """
+    if not checks.is_schedule(learning_rate):
+        checks.learning_rate('learning rate', learning_rate)
+        factor = _shrinkage(learning_rate)
+        return chain(scale_by_trust_ratio(min_norm), scale_by_learning_rate(learning_rate * factor), _shrink(factor))
+
+    def rate(count: Any) -> Any:
+        value = learning_rate(count)
+        return value * _shrinkage(value)
+
+    return chain(
+        scale_by_trust_ratio(min_norm),
+        scale_by_learning_rate(rate),
+        _shrink(lambda count: _shrinkage(learning_rate(count))),
+    )
+
+
+def _shrinkage(rate: Any) -> Any:
+    return (1.0 + rate * rate) ** -0.5
+
+
+@factory
+def _shrink(factor: Any) -> GradientTransformation:
+    """Add to the updates what multiplies the parameters by a factor, or by what a schedule gives."""
+
+    def step(value: Any, settle: Any) -> tree.Pass:
+        return tree.Pass(partial(reference.add_params, weight=value - 1.0), (), settle, reads_params=True)
+
+    if not checks.is_schedule(factor):
+        return elementwise(init_empty_state, lambda state: step(factor, EmptyState), params_for='fromage')
+    return elementwise(
+        lambda params: WeightDecaySchedule(zero_count()),
+        lambda state: step(factor(state.count), lambda: WeightDecaySchedule(increment(state.count))),
+        WeightDecaySchedule,
+        params_for='fromage',
+    )

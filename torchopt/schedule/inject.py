@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hyper-parameters in the state of an optimizer: to follow schedules, or to be set between steps."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchopt import checks, tree
+from torchopt.base import (
+    GradientTransformation,
+    GradientTransformationExtraArgs,
+    factory,
+    with_extra_args_support,
+)
+from torchopt.numerics import increment, zero_count
+from torchopt.refusal import expects_state
+
+__all__ = [
+    'InjectHyperparamsState',
+    'InjectStatefulHyperparamsState',
+    'StatefulSchedule',
+    'WrappedSchedule',
+    'WrappedScheduleState',
+    'inject_hyperparams',
+    'inject_stateful_hyperparams',
+]
+
+
+@tree.safe_to_load
+class InjectHyperparamsState(NamedTuple):
+    """The state that :func:`inject_hyperparams` of old Optax had; kept for those who name it."""
+
+    count: Any
+    hyperparams: Any
+    inner_state: Any
+
+
+@tree.safe_to_load
+class InjectStatefulHyperparamsState(NamedTuple):
+    """State of what :func:`inject_hyperparams` makes.
+
+    Attributes:
+        count: The steps taken.
+        hyperparams: A dict from the names of the hyper-parameters to their values in the last step, 0-d tensors.
+            Those that follow no schedule may be set.
+        hyperparams_states: A dict with the states of the schedules.
+        inner_state: The state of the optimizer.
+    """
+
+    count: Any
+    hyperparams: Any
+    hyperparams_states: Any
+    inner_state: Any
+
+
+@runtime_checkable
+class StatefulSchedule(Protocol):
+    """A schedule with a state of its own, which the extra arguments of ``update`` may move on."""
+
+    def init(self) -> Any:
+        """The first state."""
+
+    def update(self, state: Any, **extra_args: Any) -> Any:
+        """The next state."""
+
+    def __call__(self, state: Any, **extra_args: Any) -> Any:
+        """The value of the hyper-parameter in this state."""
+
+
+@tree.safe_to_load
+class WrappedScheduleState(NamedTuple):
+    """State of :class:`WrappedSchedule`: the steps taken."""
+
+    count: Any
+
+
+class WrappedSchedule:
+    """A schedule, a function of the count, as one that keeps the count as its state.
+
+    Args:
+        schedule_fn: The schedule.
+
+    Example:
+        >>> import torchopt
+        >>> schedule = torchopt.schedule.WrappedSchedule(lambda count: 0.5**count)
+        >>> state = schedule.update(schedule.init())
+        >>> float(schedule(state))
+        0.5
+    """
+
+    def __init__(self, schedule_fn: Callable[[Any], Any]) -> None:
+        self.schedule_fn = schedule_fn
+
+    def init(self) -> WrappedScheduleState:
+        """The first state."""
+        return WrappedScheduleState(zero_count())
+
+    def update(self, state: WrappedScheduleState, **extra_args: Any) -> WrappedScheduleState:
+        """The next state."""
+        return WrappedScheduleState(increment(state.count))
+
+    def __call__(self, state: WrappedScheduleState, **extra_args: Any) -> Any:
+        """The value at the count in the state."""
+        return self.schedule_fn(state.count)
+
+
+def inject_hyperparams(
+    inner_factory: Callable[..., GradientTransformation],
+    static_args: str | Iterable[str] = (),
+    hyperparam_dtype: torch.dtype | None = None,
+) -> Callable[..., GradientTransformationExtraArgs]:
+    """Let an optimizer have its hyper-parameters in its state, and follow schedules with each of them.
+
+    Every number among the arguments of the factory, defaults included, goes into the state, as a 0-d tensor on the CPU,
+    and may be set there between steps.  Every function among them is a schedule, which sets its argument anew in each
+    step; one with a state of its own (:class:`StatefulSchedule`) is also given the extra arguments of ``update``.
+    Tensors stay what they are, so that they can be learned.
+
+    Args:
+        inner_factory: What makes the optimizer, such as :func:`torchopt.adam`.
+        static_args: Names of arguments that stay as they are, such as a ``mask`` that is a function.
+        hyperparam_dtype: The dtype of the hyper-parameters that are floating; the highest among the parameters by
+            default.
+
+    Returns:
+        A function with the arguments of ``inner_factory``, which returns a transformation with state
+        :class:`InjectStatefulHyperparamsState`.
+
+    Raises:
+        ValueError: If ``static_args`` names what is no argument of the factory.
+
+    Example:
+        >>> import torch, torchopt
+        >>> from torchopt.schedule import inject_hyperparams, linear_schedule
+        >>> optimizer = inject_hyperparams(torchopt.sgd)(linear_schedule(1.0, 0.0, 2), momentum=0.0)
+        >>> state = optimizer.init([torch.zeros(())])
+        >>> for _ in range(2):
+        ...     updates, state = optimizer.update([torch.ones(())], state)
+        >>> updates, state.hyperparams['lr']
+        ([tensor(-0.5000)], tensor(0.5000))
+        >>> state.hyperparams['momentum'] = torch.tensor(0.9)
+    """
+    names = (static_args,) if isinstance(static_args, str) else tuple(static_args)
+    known = inspect.signature(inner_factory).parameters
+    if not set(names) <= set(known):
+        raise ValueError(
+            f'Invalid static_args: {sorted(set(names) - set(known))} are no arguments of the factory. It takes '
+            f'{sorted(known)}.'
+        )
+
+    @functools.wraps(inner_factory)
+    def make(*args: Any, **kwargs: Any) -> GradientTransformationExtraArgs:
+        return _injected(inner_factory, names, hyperparam_dtype, args, kwargs)
+
+    return make
+
+
+def inject_stateful_hyperparams(
+    inner_factory: Callable[..., GradientTransformation],
+    static_args: str | Iterable[str] = (),
+    hyperparam_dtype: torch.dtype | None = None,
+) -> Callable[..., GradientTransformationExtraArgs]:
+    """The old name of :func:`inject_hyperparams`, deprecated; it takes the same arguments."""
+    warnings.warn(
+        'inject_stateful_hyperparams is deprecated; inject_hyperparams does the same.', DeprecationWarning, stacklevel=2
+    )
+    return inject_hyperparams(inner_factory, static_args, hyperparam_dtype)
+
+
+@factory
+def _injected(
+    inner_factory: Callable[..., GradientTransformation],
+    static_args: tuple[str, ...],
+    hyperparam_dtype: torch.dtype | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> GradientTransformationExtraArgs:
+    numbers: dict[str, Any] = {}
+    schedules: dict[str, Any] = {}
+    others: dict[str, Any] = {}
+    arguments, off = _arguments(inner_factory, args, kwargs)
+    for name, value in arguments.items():
+        if name in static_args or name in off or isinstance(value, bool):
+            others[name] = value
+        elif isinstance(value, StatefulSchedule):
+            schedules[name] = value
+        elif checks.is_schedule(value):
+            schedules[name] = WrappedSchedule(value)
+        elif isinstance(value, (int, float, Tensor, np.ndarray, np.number)):
+            numbers[name] = value
+        else:
+            others[name] = value
+
+    def values(known: dict[str, Any], states: dict[str, Any], like: Any, extra: dict[str, Any]) -> dict[str, Any]:
+        dtype = hyperparam_dtype or tree.dtype(like, 'promote')
+        dtype = dtype.to_real() if dtype.is_complex else dtype
+        current = {name: schedule(states[name], **extra) for name, schedule in schedules.items()}
+        found = {name: _as_tensor(value, dtype) for name, value in known.items() if name not in current}
+        # A schedule has no dtype of its own: compiled it gives a float64 tensor for what is a float otherwise.
+        return found | {name: _as_tensor(value, dtype, always=True) for name, value in current.items()}
+
+    def init(params: Any) -> InjectStatefulHyperparamsState:
+        states = {name: schedule.init() for name, schedule in schedules.items()}
+        hypers = values(numbers, states, params, {})
+        inner = inner_factory(**others, **hypers)
+        return InjectStatefulHyperparamsState(zero_count(), hypers, states, inner.init(params))
+
+    @expects_state(InjectStatefulHyperparamsState)
+    def update(
+        updates: Any,
+        state: InjectStatefulHyperparamsState,
+        params: Any = None,
+        *,
+        inplace: bool = False,
+        **extra: Any,
+    ) -> tuple[Any, InjectStatefulHyperparamsState]:
+        states = state.hyperparams_states
+        hypers = values(state.hyperparams, states, updates if params is None else params, extra)
+        inner = with_extra_args_support(inner_factory(**others, **hypers))
+        updates, inner_state = inner.update(updates, state.inner_state, params, inplace=inplace, **extra)
+        states = {name: schedule.update(states[name], **extra) for name, schedule in schedules.items()}
+        return updates, InjectStatefulHyperparamsState(increment(state.count), hypers, states, inner_state)
+
+    return GradientTransformationExtraArgs(init, update)
+
+
+def _arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """All arguments of a call by name, defaults included; and the names of those that are switched off.
+
+    Where a function takes second names for some of its arguments (``learning_rate`` for ``lr``), those that are given
+    keep them, and what they stand for has no default beside them.  Those functions are of TorchOpt 0.7.3, where a
+    default of zero switches a stage of the optimizer off (decay, momentum, dampening); it is no value to be set.
+    """
+    signature = inspect.signature(function)
+    first_names = getattr(function, 'first_names', None)
+    second = {} if first_names is None else {k: v for k, v in kwargs.items() if k not in signature.parameters}
+    bound = signature.bind_partial(*args, **{k: v for k, v in kwargs.items() if k not in second})
+    given = set(bound.arguments)
+    covered = set(first_names(second)) if second else set()  # type: ignore[misc]
+    bound.apply_defaults()
+    found = {}
+    for name, value in bound.arguments.items():
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            found.update(value)
+        elif kind is inspect.Parameter.VAR_POSITIONAL:
+            raise TypeError(f'inject_hyperparams cannot name the arguments *{name} of {function.__name__}.')
+        elif name in given or name not in covered:
+            found[name] = value
+    missing = [
+        name
+        for name, p in signature.parameters.items()
+        if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    ]
+    missing = [name for name in missing if name not in found and name not in covered]
+    if missing:
+        raise TypeError(f'{function.__name__}() is missing the arguments {missing}')
+    off = {name for name, value in found.items() if first_names and name not in given and _is_zero(value)}
+    return found | second, off
+
+
+def _is_zero(value: Any) -> bool:
+    return isinstance(value, (int, float)) and value == 0
+
+
+def _as_tensor(value: Any, dtype: torch.dtype, *, always: bool = False) -> Tensor:
+    """A hyper-parameter as a tensor; integers and tensors keep their dtype, the latter unless ``always``."""
+    if isinstance(value, Tensor):
+        return value.to(dtype) if always and value.is_floating_point() else value
+    floating = isinstance(value, float) or (isinstance(value, (np.ndarray, np.number)) and value.dtype.kind == 'f')
+    return torch.as_tensor(value, dtype=dtype if floating else None, device='cpu')

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scale every leaf by the norm of its parameter, or by that over the norm of its update."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt import checks
+from torchopt.base import EmptyState, GradientTransformation, factory, init_empty_state
+from torchopt.numerics import abs_sq, as_scalar_like, safe_sqrt
+from torchopt.refusal import expects_params
+from torchopt.transform.leafwise import as_constant, leaf_norm, least_norm, move_leaves
+
+__all__ = [
+    'ScaleByTrustRatioState',
+    'scale_by_param_block_norm',
+    'scale_by_param_block_rms',
+    'scale_by_trust_ratio',
+]
+
+ScaleByTrustRatioState = EmptyState
+"""State of :func:`scale_by_trust_ratio`, which remembers nothing."""
+
+
+def _scale_leaves(rule: Any, purpose: str) -> GradientTransformation:
+    @expects_params(purpose)
+    def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
+        (updates,) = move_leaves(lambda u, p: (u * rule(u, as_constant(p, u)),), updates, reads=(params,))
+        return updates, state
+
+    return GradientTransformation(init_empty_state, update)
+
+
+@factory
+def scale_by_param_block_norm(min_scale: Any = 1e-3) -> GradientTransformation:
+    r"""Scale every leaf by the norm of its parameter: :math:`u \leftarrow u \max(\lVert p \rVert, s)`.
+
+    Args:
+        min_scale: The least scale :math:`s \ge 0`.  Where it holds, nothing is differentiated through the norm.
+
+    Raises:
+        ValueError: If ``min_scale`` is negative; in ``update``, if the parameters are not given.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.transform.scale_by_param_block_norm()
+        >>> params = [torch.tensor([3.0, 4.0])]
+        >>> tx.update([torch.tensor([1.0, -1.0])], tx.init(params), params)[0]
+        [tensor([ 5., -5.])]
+    """
+    checks.at_least('min_scale value', min_scale)
+    return _scale_leaves(lambda u, p: least_norm(leaf_norm(p), min_scale), 'scale_by_param_block_norm')
+
+
+@factory
+def scale_by_param_block_rms(min_scale: Any = 1e-3) -> GradientTransformation:
+    r"""Scale every leaf by the root mean square of its parameter: :math:`u \leftarrow u \max(\mathrm{rms}(p), s)`.
+
+    Args:
+        min_scale: The least scale :math:`s \ge 0`.  Where it holds, nothing is differentiated through the mean.
+
+    Raises:
+        ValueError: If ``min_scale`` is negative; in ``update``, if the parameters are not given.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.transform.scale_by_param_block_rms()
+        >>> params = [torch.tensor([3.0, -3.0])]
+        >>> tx.update([torch.tensor([1.0, -1.0])], tx.init(params), params)[0]
+        [tensor([ 3., -3.])]
+
+    References:
+        Shazeer and Stern, `Adafactor <https://arxiv.org/abs/1804.04235>`_, section 8, 2018.
+    """
+    checks.at_least('min_scale value', min_scale)
+    return _scale_leaves(lambda u, p: least_norm(safe_sqrt(abs_sq(p).mean()), min_scale), 'scale_by_param_block_rms')
+
+
+@factory
+def scale_by_trust_ratio(min_norm: Any = 0.0, trust_coefficient: Any = 1.0, eps: Any = 0.0) -> GradientTransformation:
+    r"""Give every leaf a step in proportion to the norm of its parameter.
+
+    .. math::
+        u \leftarrow u \cdot c\, \frac{\max(\lVert p \rVert, s)}{\max(\lVert u \rVert, s) + \epsilon}
+
+    Where one of the two norms is zero, the update stays as it is.
+
+    Args:
+        min_norm: The least norm :math:`s \ge 0`.
+        trust_coefficient: The factor :math:`c`.
+        eps: :math:`\epsilon \ge 0`.
+
+    Raises:
+        ValueError: If a hyper-parameter is out of its range; in ``update``, if the parameters are not given.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.transform.scale_by_trust_ratio()
+        >>> params = [torch.tensor([3.0, 4.0])]
+        >>> tx.update([torch.tensor([0.0, 2.0])], tx.init(params), params)[0]
+        [tensor([0., 5.])]
+
+    References:
+        You et al., `Large batch optimization for deep learning: training BERT in 76 minutes
+        <https://arxiv.org/abs/1904.00962>`_, ICLR 2020.
+    """
+    checks.at_least('min_norm value', min_norm)
+    checks.number('trust_coefficient value', trust_coefficient)
+    checks.at_least('epsilon value', eps)
+
+    def ratio(u: Tensor, p: Tensor) -> Tensor:
+        above, below = (least_norm(leaf_norm(x), min_norm) for x in (p, u))
+        zero = (above == 0.0) | (below == 0.0)
+        below = torch.where(zero, torch.ones_like(below), below + as_scalar_like(eps, below))
+        return torch.where(zero, torch.ones_like(above), as_scalar_like(trust_coefficient, above) * above / below)
+
+    return _scale_leaves(ratio, 'scale_by_trust_ratio')

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keep parameters in their domain, and updates free of NaN."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt import tree
+from torchopt.base import (
+    EmptyState,
+    GradientTransformation,
+    elementwise,
+    factory,
+    init_empty_state,
+)
+from torchopt.refusal import expects_state
+from torchopt.transform.leafwise import as_constant, move_leaves
+
+__all__ = ['NonNegativeParamsState', 'ZeroNansState', 'keep_params_nonnegative', 'zero_nans']
+
+NonNegativeParamsState = EmptyState
+"""State of :func:`keep_params_nonnegative`, which remembers nothing."""
+
+
+@factory
+def keep_params_nonnegative() -> GradientTransformation:
+    r"""Let no update make a parameter negative: :math:`u \leftarrow \max(u, -p)`.
+
+    Put it at the end of a chain, after the learning rate.  A parameter that is negative from the start is set to zero
+    unless the update takes it above.
+
+    Raises:
+        ValueError: In ``update``, if the parameters are not given.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.transform.keep_params_nonnegative()
+        >>> params = [torch.tensor([1.0, 1.0])]
+        >>> tx.update([torch.tensor([-0.5, -3.0])], tx.init(params), params)[0]
+        [tensor([-0.5000, -1.0000])]
+    """
+    step = tree.Pass(_stop_at_zero, (), EmptyState, reads_params=True)
+    return elementwise(init_empty_state, lambda state: step, params_for='keep_params_nonnegative')
+
+
+def _stop_at_zero(u: Tensor, p: Tensor) -> tuple[Tensor]:
+    p = as_constant(p, u)
+    return (torch.where(p + u < 0.0, -p, u),)
+
+
+@tree.safe_to_load
+class ZeroNansState(NamedTuple):
+    """State of :func:`zero_nans`: for each leaf whether the last updates had NaN, a 0-d bool tensor."""
+
+    found_nan: Any
+
+
+@factory
+def zero_nans() -> GradientTransformation:
+    """Put zero in place of every NaN in the updates, and remember where there was one.
+
+    Infinities stay; see :func:`nan_to_num` for these, and :func:`apply_if_finite` to skip the step instead.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.transform.zero_nans()
+        >>> tx.update([torch.tensor([float('nan'), 2.0])], tx.init([torch.zeros(2)]))
+        ([tensor([0., 2.])], ZeroNansState(found_nan=[tensor(True)]))
+    """
+
+    def init(params: Any) -> ZeroNansState:
+        return ZeroNansState(tree.map(lambda p: torch.zeros((), dtype=torch.bool, device=p.device), params))
+
+    def rule(g: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
+        nan = g.isnan()
+        return torch.where(nan, torch.zeros_like(g), g), nan.any()
+
+    @expects_state(ZeroNansState)
+    def update(
+        updates: Any, state: ZeroNansState, params: Any = None, *, inplace: bool = False
+    ) -> tuple[Any, ZeroNansState]:
+        updates, found = move_leaves(rule, updates, state.found_nan)
+        return updates, ZeroNansState(found)
+
+    return GradientTransformation(init, update)

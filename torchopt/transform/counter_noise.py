@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gaussian noise as a pure function of a key, which ``torch.func.vmap`` and ``torch.compile`` can look into.
+
+A :class:`torch.Generator` is a stream: who uses it changes it, and no transform can follow.  A transformation that is
+pure needs numbers that follow from its state.  So every element hashes the key with its own place, and two hashes make
+a normal variable.  The numbers do not depend on the device.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt import tree
+from torchopt.numerics import real_dtype
+
+__all__ = ['make_key', 'normal_like', 'split_key']
+
+
+def make_key(key: int | torch.Generator) -> Tensor:
+    """A key: a 0-d int64 tensor on the CPU, of a seed or drawn from a generator.
+
+    Raises:
+        TypeError: If ``key`` is neither.
+    """
+    if isinstance(key, torch.Generator):
+        return torch.randint(-(2**63), 2**63 - 1, (), generator=key, device=key.device, dtype=torch.int64).cpu()
+    if isinstance(key, int) and not isinstance(key, bool):
+        return torch.tensor(_signed(key % 2**64), dtype=torch.int64, device='cpu')
+    if isinstance(key, Tensor) and key.dtype == torch.int64 and key.dim() == 0:
+        return key
+    raise TypeError(f'Invalid key: {key!r} is a {type(key).__name__}; expected an int or a torch.Generator.')
+
+
+def split_key(key: Tensor) -> tuple[Tensor, Tensor]:
+    """Two keys of one, which share no numbers with it or with each other."""
+    return _mix(key + _GOLDEN), _mix(key + _signed(2 * _STEP % 2**64))
+
+
+def normal_like(key: Tensor, target: Any) -> Any:
+    """A tree of standard normal variables in the shapes, dtypes and on the devices of another.
+
+    Real and imaginary part of complex ones have variance 1/2 each.
+    """
+    leaves, spec = tree.flatten(target)
+    drawn = [None if x is None else _normal(_mix(key + _signed(i * _STEP % 2**64)), x) for i, x in enumerate(leaves)]
+    return tree.unflatten(spec, drawn)
+
+
+def _normal(key: Tensor, like: Tensor) -> Tensor:
+    if like.is_complex():
+        parts = _normal(key, torch.view_as_real(like.detach()))
+        return torch.view_as_complex(parts) * math.sqrt(0.5)
+    # Box and Muller: the length and the angle of a vector in the plane.
+    place = torch.arange(like.numel(), dtype=torch.int64, device=like.device) * 2
+    key = key.to(like.device)
+    length = torch.sqrt(-2.0 * torch.log(_uniform(_mix(key + place * _GOLDEN))))
+    angle = 2.0 * math.pi * _uniform(_mix(key + (place + 1) * _GOLDEN))
+    return (length * torch.cos(angle)).to(real_dtype(like.dtype)).reshape(like.shape)
+
+
+def _uniform(bits: Tensor) -> Tensor:
+    """Between 0 and 1, both left out."""
+    dtype, digits = (torch.float32, 23) if bits.device.type == 'mps' else (torch.float64, 52)
+    return (_shift(bits, 64 - digits).to(dtype) + 0.5) * 0.5**digits
+
+
+def _mix(x: Tensor) -> Tensor:
+    """Hash 64 bits, by the finalizer of SplitMix64.
+
+    References:
+        Steele et al., `Fast splittable pseudorandom number generators <https://doi.org/10.1145/2714064.2660195>`_,
+        OOPSLA 2014.
+    """
+    x = (x ^ _shift(x, 30)) * _FIRST
+    x = (x ^ _shift(x, 27)) * _SECOND
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, n: int) -> Tensor:
+    """Shift right by ``n`` bits as unsigned numbers are."""
+    return (x >> n) & ((1 << (64 - n)) - 1)
+
+
+def _signed(x: int) -> int:
+    return x - 2**64 if x >= 2**63 else x
+
+
+_STEP = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio, odd
+_GOLDEN = _signed(_STEP)
+_FIRST, _SECOND = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)

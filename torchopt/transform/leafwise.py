@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rules that look at a whole leaf: its norm, its rows, numbers that are kept once for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt import tree
+from torchopt.numerics import abs_sq, as_scalar_like, carries_no_graph, safe_sqrt
+
+__all__ = ['as_constant', 'is_weight', 'least_norm', 'leaf_norm', 'move_leaves']
+
+
+def move_leaves(
+    rule: Callable[..., tuple[Any, ...]], updates: Any, *moments: Any, reads: Sequence[Any] = ()
+) -> tuple[Any, ...]:
+    """As :func:`torchopt.tree.apply_rule`, for moments that do not have the shapes of their leaves.
+
+    Args:
+        rule: Pure function of one leaf, ``rule(g, *moments, *reads) -> (u, *moments)``.
+        updates: Tree of tensors; where it is None the rule is not called and the moments stay as they were.
+        *moments: Trees with anything, a tree too, in the place of each leaf.
+        reads: Trees of tensors like the updates (parameters).
+
+    Returns:
+        The new updates, followed by the new moments.
+
+    Raises:
+        ValueError: If structures do not fit, or the shape of a parameter is not that of its update.
+        TypeError: If an update has an integer or boolean dtype.
+    """
+    tree.check_inexact(updates, name='updates')
+    for params in reads:
+        tree.check_updates(updates, params)
+    leaves, spec = tree.flatten(updates)
+    columns = [tree.flatten_up_to(spec, m, name='state', like='updates') for m in moments]
+    columns += [tree.flatten_up_to(spec, r, name='params', like='updates') for r in reads]
+    n = len(moments) + 1
+    rows = [row[:n] if row[0] is None else rule(*row) for row in zip(leaves, *columns)]
+    moved = zip(*rows) if rows else [()] * n
+    return tuple(tree.unflatten(spec, list(column)) for column in moved)
+
+
+def is_weight(p: Tensor) -> bool:
+    """Whether a tensor is a weight in plain training: a leaf that requires grad, outside of every transform."""
+    return carries_no_graph(p, p.detach())
+
+
+def as_constant(p: Tensor, u: Tensor) -> Tensor:
+    """The parameter; without a graph in a step of plain training, so that none grows from step to step."""
+    return p.detach() if carries_no_graph(p, u) else p
+
+
+def leaf_norm(x: Tensor) -> Tensor:
+    """The l2 norm of a leaf, a real 0-d tensor whose derivative at zero is zero."""
+    return safe_sqrt(abs_sq(x).sum())
+
+
+def least_norm(norm: Tensor, least: Any) -> Tensor:
+    """A norm, or the least that it is taken to be; there its derivative is zero."""
+    bound = as_scalar_like(least, norm)
+    return torch.where(norm <= bound, bound, norm)

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bring updates to a norm, a mean, or a magnitude: by the norm of all, centred by rows, by sign."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from torchopt import checks, tree
+from torchopt._C import reference
+from torchopt.base import EmptyState, GradientTransformation, elementwise, factory, init_empty_state
+from torchopt.numerics import as_scalar_like
+
+__all__ = ['centralize', 'normalize_by_update_norm', 'scale_by_sign']
+
+
+@factory
+def normalize_by_update_norm(scale_factor: Any = 1.0, eps: Any = 1e-6) -> GradientTransformation:
+    r"""Bring the updates to one norm: :math:`u = s\, g / (\lVert g \rVert + \epsilon)`, the norm over all leaves.
+
+    Args:
+        scale_factor: The norm :math:`s`.
+        eps: :math:`\epsilon \ge 0`.
+
+    Raises:
+        ValueError: If ``eps`` is negative, or ``scale_factor`` is NaN.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.transform.normalize_by_update_norm(eps=0.0)
+        >>> tx.update([torch.tensor(3.0), torch.tensor(4.0)], tx.init(None))[0]
+        [tensor(0.6000), tensor(0.8000)]
+    """
+    checks.number('scale_factor value', scale_factor)
+    checks.at_least('epsilon value', eps)
+
+    def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
+        norm = tree.norm(updates)
+        norm = (norm + as_scalar_like(eps, norm)) / as_scalar_like(scale_factor, norm)
+        return tree.map(lambda g: g / as_scalar_like(norm, g), updates), state
+
+    return GradientTransformation(init_empty_state, update)
+
+
+@factory
+def centralize() -> GradientTransformation:
+    """Subtract from the gradient of each output its mean; scalars and vectors stay as they are.
+
+    The first dimension counts the outputs, as in PyTorch's layers; the mean runs over all others.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.transform.centralize()
+        >>> tx.update([torch.tensor([[1.0, 3.0], [5.0, 5.0]])], tx.init(None))[0]
+        [tensor([[-1.,  1.],
+                [ 0.,  0.]])]
+
+    References:
+        Yong et al., `Gradient centralization: a new optimization technique for deep neural networks
+        <https://arxiv.org/abs/2004.01461>`_, ECCV 2020.
+    """
+
+    def subtract_mean(g: Tensor) -> Tensor:
+        return g - g.mean(dim=tuple(range(1, g.dim())), keepdim=True) if g.dim() > 1 else g
+
+    def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
+        return tree.map(subtract_mean, updates), state
+
+    return GradientTransformation(init_empty_state, update)
+
+
+@factory
+def scale_by_sign() -> GradientTransformation:
+    """Replace every update by its sign, complex ones by their direction.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.transform.scale_by_sign()
+        >>> tx.update([torch.tensor([-3.0, 0.0, 0.1])], tx.init(None))[0]
+        [tensor([-1.,  0.,  1.])]
+
+    References:
+        Bernstein et al., `signSGD: compressed optimisation for non-convex problems
+        <https://arxiv.org/abs/1802.04434>`_, ICML 2018.
+    """
+    step = tree.Pass(_sign, (), EmptyState)
+    return elementwise(init_empty_state, lambda state: step)
+
+
+def _sign(g: Tensor) -> tuple[Tensor]:
+    return (reference.sign(g),)

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Optimistic gradients: take the next gradient for the last one once more, less the one before."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt import checks, tree
+from torchopt.base import GradientTransformation, elementwise, factory
+from torchopt.numerics import as_scalar_like, on_host
+
+__all__ = ['ScaleByOptimisticGradientState', 'scale_by_optimistic_gradient']
+
+
+@tree.safe_to_load
+class ScaleByOptimisticGradientState(NamedTuple):
+    """State of :func:`scale_by_optimistic_gradient`: whether no step was taken yet, and the last gradient."""
+
+    is_initial_step: Any
+    previous_gradient: Any
+
+
+@factory
+def scale_by_optimistic_gradient(alpha: Any = 1.0, beta: Any = 1.0) -> GradientTransformation:
+    r"""Extrapolate gradients: :math:`u_t = (\alpha + \beta) g_t - \beta g_{t-1}`, with :math:`g_0 = g_1`.
+
+    Gradient descent with it converges to the equilibria of games, where plain descent circles around them.
+
+    Args:
+        alpha: The weight :math:`\alpha` of the gradient.
+        beta: The weight :math:`\beta` of the difference, negative for pessimism.
+
+    Raises:
+        ValueError: If a weight is NaN.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.transform.scale_by_optimistic_gradient()
+        >>> state = tx.init([torch.zeros(())])
+        >>> for g in (1.0, 3.0):
+        ...     updates, state = tx.update([torch.tensor(g)], state)
+        >>> updates
+        [tensor(5.)]
+
+    References:
+        Mokhtari et al., `A unified analysis of extra-gradient and optimistic gradient methods for saddle point
+        problems <https://arxiv.org/abs/1901.08511>`_, AISTATS 2020.
+    """
+    tree.check_each(checks.number, 'alpha value', alpha)
+    tree.check_each(checks.number, 'beta value', beta)
+
+    def init(params: Any) -> ScaleByOptimisticGradientState:
+        return ScaleByOptimisticGradientState(torch.tensor(True, device='cpu'), tree.zero_moment(params))
+
+    spread = tree.Spread(lambda first, **weights: partial(_rule, first=first, **weights), alpha=alpha, beta=beta)
+
+    def begin(state: ScaleByOptimisticGradientState) -> tree.Pass:
+        known = on_host(state.is_initial_step)
+        rule = spread.rule(state.is_initial_step if known is None else bool(known))
+        later = torch.zeros_like(state.is_initial_step)
+        return tree.Pass(rule, (state.previous_gradient,), partial(ScaleByOptimisticGradientState, later))
+
+    return elementwise(init, begin, ScaleByOptimisticGradientState, hypers=spread)
+
+
+def _rule(g: Tensor, last: Tensor, *, first: Any, alpha: Any, beta: Any) -> tuple[Tensor, Tensor]:
+    if isinstance(first, Tensor):
+        last = torch.where(first.to(g.device), g, last)
+    elif first:
+        last = g
+    # A copy of the gradient: others may write to what they passed.
+    return g * as_scalar_like(alpha + beta, g) - last * as_scalar_like(beta, g), g.clone()

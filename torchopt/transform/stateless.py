@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Transformations that remember nothing, made of functions; and the one that makes all updates zero."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt import tree
+from torchopt.base import EmptyState, GradientTransformation, elementwise, factory, init_empty_state
+
+__all__ = ['set_to_zero', 'stateless', 'stateless_with_tree_map']
+
+
+@factory
+def set_to_zero() -> GradientTransformation:
+    """Make every update zero, whatever it was.
+
+    Its own place is in :func:`partition`, for parameters that stay as they are.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.transform.set_to_zero()
+        >>> tx.update([torch.tensor([2.0, float('nan')])], tx.init([torch.zeros(2)]))[0]
+        [tensor([0., 0.])]
+    """
+    step = tree.Pass(_zero, (), EmptyState)
+    return elementwise(init_empty_state, lambda state: step)
+
+
+def _zero(g: Tensor) -> tuple[Tensor]:
+    return (torch.zeros_like(g),)
+
+
+@factory
+def stateless(f: Callable[[Any, Any], Any]) -> GradientTransformation:
+    """Make a transformation of a function of whole trees.
+
+    Args:
+        f: ``f(updates, params)`` returns the new updates; ``params`` is None where ``update`` is called without.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.transform.stateless(lambda updates, params: torchopt.tree.scale(-0.5, updates))
+        >>> tx.update([torch.tensor(3.0)], tx.init(None))[0]
+        [tensor(-1.5000)]
+    """
+
+    def update(updates: Any, state: Any, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
+        return f(updates, params), EmptyState()
+
+    return GradientTransformation(init_empty_state, update)
+
+
+@factory
+def stateless_with_tree_map(f: Callable[[Any, Any], Any]) -> GradientTransformation:
+    """Make a transformation of a function of single leaves.
+
+    Args:
+        f: ``f(u, p)`` returns the new update of one leaf; ``p`` is None where ``update`` is called without parameters.
+            It is not called where the update is None.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.transform.stateless_with_tree_map(lambda u, p: u + 0.1 * p)
+        >>> tx.update([torch.tensor(3.0)], tx.init(None), [torch.tensor(10.0)])[0]
+        [tensor(4.)]
+    """
+
+    def update(updates: Any, state: Any, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
+        if params is None:
+            return tree.map(lambda u: f(u, None), updates), EmptyState()
+        return tree.map(f, updates, params), EmptyState()
+
+    return GradientTransformation(init_empty_state, update)
