@@ -137,11 +137,11 @@ def simplex(v: torch.Tensor) -> torch.Tensor:
 
 def svm_objective(beta: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
     V = CLASSES - beta
-    return (V * (GRAM @ V)).sum() / (2 * penalty) + (beta * (1 - CLASSES)).sum()
+    return (V * (GRAM @ V)).sum() / (2 * penalty) - (beta * (1 - CLASSES)).sum()
 
 
 def svm_step(beta: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
-    return simplex(beta - 0.02 * grad(svm_objective)(beta, penalty))
+    return simplex(beta - 0.3 * grad(svm_objective)(beta, penalty))
 
 
 def svm_optimality(beta: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
@@ -150,7 +150,7 @@ def svm_optimality(beta: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
 
 def svm(beta: Any, penalty: torch.Tensor) -> torch.Tensor:
     beta = torch.full((12, 3), 1 / 3, dtype=DOUBLE)
-    for _ in range(4000):
+    for _ in range(1500):
         beta = svm_step(beta, penalty)
     return beta
 
@@ -252,24 +252,35 @@ def test_second_derivatives_of_the_logistic_regression() -> None:
 
 
 def test_dual_of_a_support_vector_machine() -> None:
-    penalty = torch.tensor(10.0, dtype=DOUBLE)
+    penalty = torch.tensor(10.0, dtype=torch.float64)
     found = jacrev(svm_primal)(penalty)
+    assert found.abs().max() > 1e-2
 
     def theirs(penalty: Any) -> Any:
         K, classes = jnp.asarray(GRAM.numpy()), jnp.asarray(CLASSES.numpy())
 
         def objective(beta: Any, penalty: Any) -> Any:
             V = classes - beta
-            return (V * (K @ V)).sum() / (2 * penalty) + (beta * (1 - classes)).sum()
+            return (V * (K @ V)).sum() / (2 * penalty) - (beta * (1 - classes)).sum()
 
-        projection = lambda v, _: jax.vmap(jaxopt.projection.projection_simplex)(v)  # noqa: E731
-        solver = jaxopt.ProjectedGradient(objective, projection, tol=1e-13, maxiter=20000, stepsize=0.02)
+        solver = jaxopt.ProjectedGradient(
+            objective,
+            lambda v, _: jax.vmap(jaxopt.projection.projection_simplex)(v),
+            tol=1e-14,
+            maxiter=20000,
+            stepsize=0.3,
+            acceleration=False,
+            implicit_diff_solve=partial(jaxopt.linear_solve.solve_normal_cg, tol=1e-14, maxiter=2000),
+        )
         beta = solver.run(jnp.full((12, 3), 1 / 3), penalty=penalty).params
         return jnp.asarray(X_NUMPY).T @ (classes - beta) / penalty
 
+    torch.testing.assert_close(svm_primal(penalty), torch.tensor(np.asarray(theirs(10.0))), rtol=1e-10, atol=1e-10)
+    expected = np.asarray(jax.jacrev(theirs)(10.0))
+    torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-8, atol=1e-9)
     step = 1e-4
     difference = (np.asarray(theirs(10.0 + step)) - np.asarray(theirs(10.0 - step))) / (2 * step)
-    torch.testing.assert_close(found, torch.from_numpy(difference), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(found, torch.from_numpy(difference), rtol=1e-6, atol=1e-8)
 
 
 def test_kkt_system() -> None:
