@@ -43,7 +43,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
         _panel(axis, [w for w in works if w['threads'] == threads], styles)
     handles = [mpl.lines.Line2D([], [], linestyle='', label=name, **style) for name, style in styles.items()]
     if handles:
-        figure.legend(handles=handles, loc='outside lower center', ncols=4, fontsize=7, frameon=False)
+        figure.legend(handles=handles, loc='outside lower center', ncols=2 + len(counts), fontsize=6, frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
