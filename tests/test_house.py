@@ -330,6 +330,16 @@ def test_import_without_the_compiled_module() -> None:
     assert done.stdout.strip() == "{'compiled': False} False"
 
 
+# What takes long to load, or need not be installed.
+LAZY = ('torch._dynamo', 'matplotlib', 'graphviz', 'safetensors', 'scipy', 'sympy')
+
+
+def test_importing_loads_nothing_heavy() -> None:
+    script = f'import sys, torchopt; print([name for name in {LAZY} if name in sys.modules])'
+    done = subprocess.run([sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == '[]'
+
+
 HEAD = f'# {SPDX}\n"""A room."""\n'
 GOOD_PACKAGE = {
     '__init__.py': HEAD + 'from torchopt import visual\n__all__ = ["visual"]\n',

@@ -10,8 +10,9 @@ learned, the same formulas run on float64 tensors.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, ParamSpec
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ __all__ = [
     'carries_no_graph',
     'common_device',
     'complement',
+    'eager',
     'forward_mode',
     'increment',
     'is_inexact',
@@ -225,3 +227,22 @@ def forward_mode(ctx: Any) -> Iterator[list[Any]]:
     """
     with forward_ad._set_fwd_grad_enabled(True):
         yield [forward_ad.unpack_dual(x).primal if is_inexact(x) else x for x in ctx.saved_tensors]  # type: ignore[no-untyped-call]
+
+
+_P = ParamSpec('_P')
+
+
+def eager(fun: Callable[_P, Any]) -> Callable[_P, Any]:
+    """Let a function be one graph break under ``torch.compile``, instead of many small graphs.
+
+    For what cannot be compiled, since the number of its steps depends on data.  ``torch.compiler.disable`` does it, but
+    loads the compiler, which takes a second; so it is asked only once something is compiled.
+    """
+
+    @functools.wraps(fun)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> Any:
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(fun)(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return fun(*args, **kwargs)
+
+    return run

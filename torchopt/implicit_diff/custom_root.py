@@ -17,8 +17,8 @@ from torchopt.implicit_diff.root import Arguments, Root, Solver, attach_derivati
 from torchopt.linear_solve import solve_normal_cg
 from torchopt.linear_solve.closure import Capture, has_tangent
 from torchopt.linear_solve.door import TreeShape
-from torchopt.linear_solve.eager import eager
 from torchopt.linear_solve.operators import Leaves
+from torchopt.numerics import eager
 
 __all__ = ['custom_fixed_point', 'custom_root', 'find_root']
 

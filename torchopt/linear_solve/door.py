@@ -14,8 +14,8 @@ from torch import Tensor
 from torchopt import checks, tree
 from torchopt.linear_solve.closure import attach_graph, close_over
 from torchopt.linear_solve.derivative import Method, solve_system
-from torchopt.linear_solve.eager import eager
 from torchopt.linear_solve.operators import Leaves, Normal, Operator, Shifted
+from torchopt.numerics import eager
 
 __all__ = ['BoundOperator', 'TreeShape', 'configurable', 'iteration_limit', 'solve_with', 'tolerances']
 

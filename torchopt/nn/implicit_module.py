@@ -18,9 +18,9 @@ from typing_extensions import Self
 from torchopt.implicit_diff.binding import refuse_hidden_parameters
 from torchopt.implicit_diff.custom_root import find_root
 from torchopt.linear_solve.closure import has_tangent
-from torchopt.linear_solve.eager import eager
 from torchopt.nn.meta_module import MetaGradientModule
 from torchopt.nn.reparametrize import reparametrize
+from torchopt.numerics import eager
 
 __all__ = ['ImplicitMetaGradientModule', 'enable_implicit_gradients', 'make_optimality_from_objective']
 

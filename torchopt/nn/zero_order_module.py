@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from torchopt.nn.reparametrize import reparametrize
+from torchopt.numerics import eager
 from torchopt.typing import Numeric, Samplable
 from torchopt.zero_order_diff import zero_order
 
@@ -110,7 +111,7 @@ def _set_options(cls: type[ZeroOrderGradientModule], given: dict[str, Any]) -> N
     cls._zero_order_options = options
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@eager
 def _estimated(
     module: ZeroOrderGradientModule, forward: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Tensor:

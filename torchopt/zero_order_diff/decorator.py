@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, tree
-from torchopt.numerics import is_inexact
+from torchopt.numerics import eager, is_inexact
 from torchopt.typing import Samplable, SampleFunc
 from torchopt.zero_order_diff.directions import Directions
 from torchopt.zero_order_diff.estimators import ESTIMATORS
@@ -142,7 +142,7 @@ def zero_order(
             raise TypeError(f'zero_order decorates a function; {fn!r} is a {type(fn).__name__}.')
         evaluator = Evaluator(vectorize, executor, lambda: _portable(fn, differentiable))
 
-        @torch.compiler.disable  # type: ignore[untyped-decorator]
+        @eager
         def evaluate(*args: Any, **kwargs: Any) -> Tensor:
             if kwargs:
                 args, kwargs = _by_position(fn, args, kwargs)

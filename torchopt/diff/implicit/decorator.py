@@ -13,7 +13,7 @@ from torch import Tensor
 from torchopt import tree
 from torchopt.implicit_diff.binding import bind, refuse_hidden_parameters, signature_of
 from torchopt.implicit_diff.custom_root import find_root
-from torchopt.linear_solve.eager import eager
+from torchopt.numerics import eager
 
 __all__ = ['custom_root']
 
