@@ -21,6 +21,7 @@ from torch.autograd import forward_ad
 __all__ = [
     'abs_sq',
     'advance',
+    'apply_function',
     'as_scalar_like',
     'bias_correction',
     'carries_graph',
@@ -29,6 +30,8 @@ __all__ = [
     'complement',
     'eager',
     'forward_mode',
+    'has_tangent',
+    'in_transform',
     'increment',
     'is_inexact',
     'is_transformed',
@@ -55,6 +58,25 @@ def is_transformed(x: torch.Tensor) -> bool:
     return torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
+def in_transform() -> bool:
+    """Whether a ``torch.func`` transform looks on."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def has_tangent(x: torch.Tensor) -> bool:
+    """Whether a tensor has a tangent of forward mode."""
+    if forward_ad._current_level < 0 or not is_inexact(x):
+        return False
+    return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
+
+
+def apply_function(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """``function.apply(*args)``; outside of transforms without their door, which takes every argument apart."""
+    if in_transform():
+        return function.apply(*args)  # type: ignore[no-untyped-call]
+    return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
+
+
 def on_host(x: Any) -> float | int | None:
     """The value of a scalar if it can be had at once and needs no gradient, otherwise None."""
     if isinstance(x, (int, float)):
@@ -65,7 +87,7 @@ def on_host(x: Any) -> float | int | None:
         return None
     if x.device.type != 'cpu' or x.requires_grad or x.numel() != 1 or x.is_complex():
         return None
-    if x.is_floating_point() and forward_ad.unpack_dual(x).tangent is not None:  # type: ignore[no-untyped-call]
+    if has_tangent(x):
         return None
     return x.item()
 
@@ -195,7 +217,7 @@ def carries_no_graph(p: torch.Tensor, u: torch.Tensor) -> bool:
         and p.requires_grad
         and p.is_leaf
         and not u.requires_grad
-        and torch._C._functorch.peek_interpreter_stack() is None
+        and not in_transform()
     )
 
 

@@ -404,3 +404,16 @@ def test_batches_that_the_optimality_function_closes_over_are_refused() -> None:
 
     with pytest.raises(RuntimeError, match='as an argument'):
         torch.vmap(mapped)(tensor([2.0, 3.0]))
+
+
+@pytest.mark.parametrize(
+    'product',
+    [
+        lambda residual: root_vjp(residual, torch.tensor(3.0), (torch.tensor(4.0),), torch.tensor(1.0))[0],
+        lambda residual: root_jvp(residual, torch.tensor(3.0), (torch.tensor(4.0),), (torch.tensor(1.0),)),
+    ],
+    ids=['root_vjp', 'root_jvp'],
+)
+def test_products_refuse_what_a_transform_tracks_and_they_cannot_see(product):
+    with pytest.raises(RuntimeError, match='argument'):
+        torch.func.grad(lambda h: product(lambda x, a: h * x**2 - a))(torch.tensor(2.0))

@@ -14,7 +14,7 @@ from torch.autograd.graph import increment_version
 
 from torchopt._C import fused, plans, reference
 from torchopt._C.fused import Call, Column, Order
-from torchopt.numerics import carries_graph, carries_no_graph, common_device, vector
+from torchopt.numerics import carries_graph, carries_no_graph, common_device, in_transform, vector
 
 __all__ = ['Rows', 'step']
 
@@ -125,7 +125,7 @@ def _masked(rule: functools.partial[Any], flags: Column | None, rows: Rows) -> f
 
 
 def _write(call: Call, coefs: Tensor | None, g: Column, moments: Sequence[Column], p: Column | None) -> Any:
-    if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+    if in_transform() or forward_ad._current_level >= 0:
         return 'a step in place cannot be transformed'
     written = [p, *moments] if call.onto_params else moments
     if not torch.is_inference_mode_enabled() and any(column[0].is_inference() for column in written if column):

@@ -21,7 +21,7 @@ from torch.autograd import forward_ad
 
 from torchopt._C import reference
 from torchopt._C.plans import Plan
-from torchopt.numerics import forward_mode
+from torchopt.numerics import apply_function, forward_mode, in_transform
 
 __all__ = ['Call', 'Order', 'RefusedError', 'is_tracked', 'open_door', 'operate', 'write']
 
@@ -154,7 +154,7 @@ def _compute(call: Call, coefs: Tensor | None, tensors: Column) -> tuple[Any, ..
     into = [like if wanted else None for like, wanted in zip(call.likes(), call.wanted)]
     native = _native(call, coefs, [call.column(tensors, i) for i in range(call.inputs)], into)
     if isinstance(native, str):
-        if call.order == Order.FORWARD and torch._C._functorch.peek_interpreter_stack() is None:
+        if call.order == Order.FORWARD and not in_transform():
             raise RefusedError(native)
         return _separate(plain(call)(coefs, *tensors), tensors)
     columns, sums = native
@@ -174,7 +174,7 @@ def _separate(results: tuple[Any, ...], tensors: Column) -> tuple[Any, ...]:
 def is_tracked(tensors: Iterable[Any]) -> bool:
     """Whether somebody differentiates, maps or otherwise transforms what is computed from these tensors."""
     return (
-        torch._C._functorch.peek_interpreter_stack() is not None
+        in_transform()
         or forward_ad._current_level >= 0
         or (torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in tensors))
     )
@@ -192,16 +192,12 @@ def operate(call: Call, coefs: Tensor | None, tensors: Column) -> Any:
         The outputs, column after column, None where they are not wanted; for ``VJP_WITH_COEFS`` also the gradient in
         the coefficients.
     """
-    if torch._C._functorch.peek_interpreter_stack() is None:
+    if not in_transform():
         # What a transform wrapped that is over by now.
         tensors = [_unwrap(x) if isinstance(x, Tensor) else x for x in tensors]
     if not is_tracked((coefs, *tensors)):
         return _compute(call, coefs, tensors)
-    function = _FUNCTIONS[call.order]
-    if torch._C._functorch.peek_interpreter_stack() is None:
-        # Without the door for torch.func, which takes every argument apart by its signature.
-        return super(torch.autograd.Function, function).apply(call, coefs, *tensors)  # type: ignore[misc]
-    return function.apply(call, coefs, *tensors)  # type: ignore[no-untyped-call]
+    return apply_function(_FUNCTIONS[call.order], call, coefs, *tensors)
 
 
 # The same in plain torch ---------------------------------------------------------------------------------------------
@@ -412,7 +408,7 @@ class _Step(_Derivative):
             gradients = operate(call.derived(Order.VJP, wanted), coefs, (*tensors, *cotangents))
             if passes_through:
                 through: Column = cotangents[: call.leaves]
-                if torch._C._functorch.peek_interpreter_stack() is not None:  # where an argument must not be returned
+                if in_transform():  # where an argument must not be returned
                     through = [None if c is None else c.view_as(c) for c in through]
                 gradients = (*gradients[: -call.leaves], *through)
             return (None, None, *_needed(gradients, needs))

@@ -15,12 +15,10 @@ from torchopt import tree
 from torchopt.implicit_diff.binding import Reference, bind, match, refuse_hidden_parameters, signature_of
 from torchopt.implicit_diff.root import Arguments, Root, Solver, attach_derivative
 from torchopt.linear_solve import solve_normal_cg
-from torchopt.linear_solve.closure import Capture, has_tangent
 from torchopt.linear_solve.door import TreeShape
-from torchopt.linear_solve.operators import Leaves
-from torchopt.numerics import eager
+from torchopt.numerics import eager, has_tangent, in_transform
 
-__all__ = ['custom_fixed_point', 'custom_root', 'find_root']
+__all__ = ['custom_fixed_point', 'custom_root', 'find_root', 'wants_derivative', 'without_graph']
 
 
 def custom_root(
@@ -159,7 +157,7 @@ def find_root(
         solve: The linear solver.
     """
     optimality_arguments = Arguments(match(reference, args, kwargs))
-    result = solver_fun(*_own_copy(args[:1]), *_without_graph(args[1:]), **_without_graph(kwargs))
+    result = solver_fun(*_own_copy(args[:1]), *without_graph(args[1:]), **without_graph(kwargs))
     aux: tuple[Any, ...] = ()
     if has_aux:
         if not isinstance(result, tuple) or len(result) != 2:
@@ -167,35 +165,18 @@ def find_root(
                 f'With has_aux=True the solver has to return a pair (solution, auxiliary results); it returned a '
                 f'{type(result).__name__}.'
             )
-        result, aux = result[0], (_without_graph(result[1]),)
-    solution = _without_graph(result)
+        result, aux = result[0], (without_graph(result[1]),)
+    solution = without_graph(result)
     theta = optimality_arguments.tensors
-    if any(_wants_derivative(x) for x in theta):
+    if any(wants_derivative(x) for x in theta):
         shape = TreeShape(solution, 'the solution')
         root = Root(optimality_fun, shape, optimality_arguments, solve_normal_cg if solve is None else solve)
-        if _functorch.peek_interpreter_stack() is not None:
-            _refuse_hidden_transforms(root, shape.unknowns, [x.detach() for x in theta])
         solution = shape.pack(attach_derivative(root, shape.unknowns, theta))
     return (solution, *aux) if has_aux else solution
 
 
-def _refuse_hidden_transforms(root: Root, x: Leaves, theta: Leaves) -> None:
-    """Refuse what an optimality function closes over if a transform tracks it: its derivative would be lost in part."""
-    captured: list[dict[int, Tensor]] = []
-    for _ in range(2):
-        with Capture([*x, *theta]) as seen:
-            root.optimality(theta, x)
-        captured.append(seen.captured)
-    # What a transform inside of the function makes looks foreign too, but is another tensor each time.
-    if any(_functorch.is_functorch_wrapped_tensor(t) for i, t in captured[0].items() if i in captured[1]):
-        raise RuntimeError(
-            'The optimality function closes over a tensor that a torch.func transform tracks, and which it does not '
-            'take '
-            'as an argument. Pass it as an argument of the solver, or detach it outside of the transform.'
-        )
-
-
-def _without_graph(x: Any) -> Any:
+def without_graph(x: Any) -> Any:
+    """The same tree, its tensors detached."""
     return tree.map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, x)
 
 
@@ -206,10 +187,11 @@ def _own_copy(x: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
         own = leaf.detach().clone()
-        return own.requires_grad_() if leaf.requires_grad and _functorch.peek_interpreter_stack() is None else own
+        return own.requires_grad_() if leaf.requires_grad and not in_transform() else own
 
     return tree.map(copy, x)
 
 
-def _wants_derivative(x: Tensor) -> bool:
+def wants_derivative(x: Tensor) -> bool:
+    """Whether somebody differentiates in a tensor, or maps over it, here and now."""
     return (x.requires_grad and torch.is_grad_enabled()) or _functorch.is_functorch_wrapped_tensor(x) or has_tangent(x)

@@ -29,10 +29,11 @@ from torch._C import _functorch
 
 from torchopt import tree
 from torchopt.linear_solve import solve_normal_cg
-from torchopt.linear_solve.derivative import apply, replacing, visible
+from torchopt.linear_solve.closure import Capture
+from torchopt.linear_solve.derivative import replacing, visible
 from torchopt.linear_solve.door import BoundOperator, TreeShape
 from torchopt.linear_solve.operators import Adjoint, Jacobian, Leaves, jvp, vjp
-from torchopt.numerics import forward_mode, is_inexact
+from torchopt.numerics import apply_function, forward_mode, in_transform, is_inexact
 
 __all__ = ['Arguments', 'Root', 'attach_derivative', 'root_jvp', 'root_vjp']
 
@@ -149,9 +150,28 @@ class _MappedRoot:
         return torch.vmap(one, in_dims=(0, self.theta_dims, last), randomness='different')
 
 
+def _refuse_hidden_transforms(root: Root, x: Leaves, theta: Leaves) -> None:
+    """Refuse what an optimality function closes over if a transform tracks it: its derivative would be lost in part."""
+    if not in_transform():
+        return  # where the derivative is computed, hidden tensors are found in its graph, and warned of
+    theta = [t.detach() for t in theta]
+    captured: list[dict[int, Tensor]] = []
+    for _ in range(2):
+        with Capture([*x, *theta]) as seen:
+            root.optimality(theta, x)
+        captured.append(seen.captured)
+    # What a transform inside of the function makes looks foreign too, but is another tensor each time.
+    if any(_functorch.is_functorch_wrapped_tensor(t) for i, t in captured[0].items() if i in captured[1]):
+        raise RuntimeError(
+            'The optimality function closes over a tensor that a torch.func transform tracks, and which it does not '
+            'take as an argument. Pass it as an argument of the solver, or detach it outside of the transform.'
+        )
+
+
 def attach_derivative(root: Root, x: Leaves, theta: Leaves) -> list[Tensor]:
     """The root once more, as a differentiable function of the arguments."""
-    return list(apply(_Implicit, root, *visible([*x, *theta])))
+    _refuse_hidden_transforms(root, x, theta)
+    return list(apply_function(_Implicit, root, *visible([*x, *theta])))
 
 
 class _Implicit(torch.autograd.Function):
@@ -189,17 +209,17 @@ class _Implicit(torch.autograd.Function):
         moved = [t if d is None else t.movedim(d, 0) for t, d in zip(tensors, in_dims[1:])]
         x = [t.expand(size, *t.shape) if d is None else t for t, d in zip(moved[:n], in_dims[1:])]
         mapped = _MappedRoot(root, [None if d is None else 0 for d in in_dims[1 + n :]])
-        return apply(_Implicit, mapped, *x, *moved[n:]), (0,) * n
+        return apply_function(_Implicit, mapped, *x, *moved[n:]), (0,) * n
 
 
 def _tracked(x: Tensor) -> Tensor:
     """The solution as the optimality function sees it: it may call ``torch.autograd.grad`` with respect to it."""
-    return x if x.requires_grad or _functorch.peek_interpreter_stack() is not None else x.detach().requires_grad_()
+    return x if x.requires_grad or in_transform() else x.detach().requires_grad_()
 
 
 def _graph_only_for(*tensors: Tensor) -> torch.set_grad_enabled:
     """Record a graph only if one of the tensors has one: what :func:`_tracked` makes of the others must not show."""
-    needed = any(x.requires_grad for x in tensors) or _functorch.peek_interpreter_stack() is not None
+    needed = any(x.requires_grad for x in tensors) or in_transform()
     return torch.set_grad_enabled(torch.is_grad_enabled() and needed)
 
 
@@ -241,6 +261,7 @@ def root_vjp(
     theta = arguments.tensors
     wanted = [i for i, t in enumerate(theta) if is_inexact(t)]
     x_bar = shape.unpack(cotangent, 'cotangent')
+    _refuse_hidden_transforms(root, shape.unknowns, theta)
     with _graph_only_for(*shape.unknowns, *theta, *x_bar):
         return arguments.like(root.vjp(shape.unknowns, theta, x_bar, wanted))[0]
 
@@ -300,5 +321,6 @@ def root_jvp(
             raise ValueError(
                 f'A tangent has shape {tuple(t.shape)}, but its argument {tuple(a.shape)}. They must be the same.'
             )
+    _refuse_hidden_transforms(root, shape.unknowns, arguments.tensors)
     with _graph_only_for(*shape.unknowns, *arguments.tensors, *(t for t in theta_dot if t is not None)):
         return shape.pack(root.jvp(shape.unknowns, arguments.tensors, theta_dot))

@@ -26,8 +26,9 @@ from torch.overrides import TorchFunctionMode
 from torchopt.linear_solve.derivative import Method, solve_system
 from torchopt.linear_solve.operators import Adjoint, Function, Leaves, Operator
 from torchopt.linear_solve.status import SolveStatus
+from torchopt.numerics import has_tangent, in_transform
 
-__all__ = ['Capture', 'Closure', 'Found', 'attach_graph', 'close_over', 'has_tangent']
+__all__ = ['Capture', 'Closure', 'Found', 'attach_graph', 'close_over']
 
 Fun = Callable[[Leaves], Leaves]
 
@@ -45,7 +46,7 @@ class Closure(Function):
         super().__init__(lambda consts, x: self._replacing(consts)(x), domain)
         self.bare, self.captured = fun, list(captured)
         # Outside of torch.func the tensors that come in their places have the same values.
-        self.is_plain = _functorch.peek_interpreter_stack() is None
+        self.is_plain = not in_transform()
 
     def _replacing(self, consts: Leaves) -> Fun:
         if not self.captured:
@@ -89,7 +90,7 @@ def close_over(fun: Fun, like: Leaves, domain: Leaves | None = None) -> Found:
         like: Leaves to try it on.
         domain: The same, if the map is not square.
     """
-    transformed = _functorch.peek_interpreter_stack() is not None
+    transformed = in_transform()
     if not (torch.is_grad_enabled() or forward_ad._current_level >= 0 or transformed):
         return Found(Closure(fun, (), domain), [])
     # Under transforms any vector does, but none that is mapped over: dimensions of a batch may move.
@@ -130,7 +131,7 @@ def attach_graph(method: Method, fun: Fun, b: Leaves, domain: Leaves | None) -> 
     graph standing for :math:`\theta`; that product is linear in a constant :math:`x`, so that a second derivative would
     be wrong, and is refused.
     """
-    if _functorch.peek_interpreter_stack() is not None:
+    if in_transform():
         raise RuntimeError(
             f'{method.name}: under torch.func transforms the matvec may not depend on tensors through '
             'torch.autograd.grad, '
@@ -249,10 +250,3 @@ def _matters(x: Tensor, depth: int) -> bool:
 
 def _carries_derivative(leaves: Leaves) -> bool:
     return any(x.requires_grad or has_tangent(x) for x in leaves)
-
-
-def has_tangent(x: Tensor) -> bool:
-    """Whether a tensor has a tangent of forward mode."""
-    if forward_ad._current_level < 0 or not (x.is_floating_point() or x.is_complex()):
-        return False
-    return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]

@@ -31,12 +31,12 @@ from torch import Tensor
 from torch._C import _functorch
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from torchopt.linear_solve.operators import Adjoint, Leaves, Operator, jvp, map_product, require_plain, vjp
+from torchopt.linear_solve.operators import Adjoint, Leaves, Operator, jvp, map_product, vjp
 from torchopt.linear_solve.status import Outcome, SolveStatus, warn_unless_solved
 from torchopt.linear_solve.vectors import Layout
-from torchopt.numerics import forward_mode, is_inexact
+from torchopt.numerics import apply_function, forward_mode, in_transform, is_inexact
 
-__all__ = ['Method', 'Problem', 'Result', 'System', 'apply', 'replacing', 'solve_system', 'visible']
+__all__ = ['Method', 'Problem', 'Result', 'System', 'replacing', 'solve_system', 'visible']
 
 
 class Result(NamedTuple):
@@ -178,7 +178,7 @@ def solve_system(
     approximate, its_consts = preconditioner or (None, [])
     system = System(method, operator, approximate, len(b), len(consts), init is not None, warns, product)
     tensors = visible([*b, *(init or ()), *consts, *its_consts])
-    *x, iterations, residual, outcome = apply(_Solve, system, *tensors)
+    *x, iterations, residual, outcome = apply_function(_Solve, system, *tensors)
     return x, SolveStatus(iterations, residual, outcome)
 
 
@@ -188,7 +188,6 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def forward(system: System, *tensors: Tensor) -> tuple[Tensor, ...]:
         _refuse_legacy_batches(tensors)
-        require_plain(tensors)
         b, init, consts, approximate = system.split([x.detach() for x in tensors])
         problem = Problem(system, consts, approximate, b, init if system.has_init else None)
         result = _run(system.method, problem)
@@ -268,17 +267,19 @@ class _Solve(torch.autograd.Function):
             preconditioner, approximate = preconditioner.batched(approximate, approximate_dims, size)
         batched = system._replace(operator=operator, preconditioner=preconditioner, batch=(size, *system.batch))
         vectors = [x if d == 0 else x.expand(size, *x.shape) for x, d in zip([*b, *init], [*b_dims, *init_dims])]
-        output = apply(_Solve, batched, *vectors, *consts, *approximate)
+        output = apply_function(_Solve, batched, *vectors, *consts, *approximate)
         return output, (0,) * len(output)
 
 
 def visible(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The same tensors, having gone through an operation if a mode looks on.
+    """The same tensors, for an autograd Function: having gone through an operation if a mode looks on.
 
     Modes do not see the tensors that an autograd Function is applied to.  One that does not notice them, or cannot put
     others in their places, would take an inner solver for a constant (see :mod:`torchopt.linear_solve.closure`).
     """
-    return [x.view_as(x) for x in tensors] if torch._C._len_torch_function_stack() else tensors
+    if torch._C._len_torch_function_stack():
+        return [x.view_as(x) for x in tensors]
+    return tensors if in_transform() else [_functorch.unwrap_if_dead(x) for x in tensors]
 
 
 def _refuse_legacy_batches(tensors: Sequence[Tensor]) -> None:
@@ -298,7 +299,7 @@ def _solve_again(
         if preconditioner is not None:
             preconditioner = preconditioner.of if isinstance(preconditioner, Adjoint) else Adjoint(preconditioner)
     again = system._replace(operator=operator, preconditioner=preconditioner, has_init=False, warns=True, product=None)
-    *x, iterations, residual, outcome = apply(_Solve, again, *b, *consts, *approximate)
+    *x, iterations, residual, outcome = apply_function(_Solve, again, *b, *consts, *approximate)
     return x, SolveStatus(iterations, residual, outcome)
 
 
@@ -342,11 +343,3 @@ def _per_system(value: Any, batch: tuple[int, ...], dtype: torch.dtype, device: 
     if not isinstance(value, Tensor):
         return torch.full(batch, value, dtype=dtype, device=device)
     return value.to(dtype).broadcast_to((*batch, 1) if batch else value.shape).reshape(batch).clone()
-
-
-def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
-    """``function.apply(*args)``; where no transform looks on, without the door for them, which takes its time."""
-    if _functorch.peek_interpreter_stack() is not None:
-        return function.apply(*args)  # type: ignore[no-untyped-call]
-    bare = [_functorch.unwrap_if_dead(x) if isinstance(x, Tensor) else x for x in args]
-    return super(torch.autograd.Function, function).apply(*bare)  # type: ignore[misc]

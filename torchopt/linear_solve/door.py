@@ -15,7 +15,7 @@ from torchopt import checks, tree
 from torchopt.linear_solve.closure import attach_graph, close_over
 from torchopt.linear_solve.derivative import Method, solve_system
 from torchopt.linear_solve.operators import Leaves, Normal, Operator, Shifted
-from torchopt.numerics import eager
+from torchopt.numerics import eager, is_inexact
 
 __all__ = ['BoundOperator', 'TreeShape', 'configurable', 'iteration_limit', 'solve_with', 'tolerances']
 
@@ -26,9 +26,7 @@ class TreeShape:
     def __init__(self, example: Any, name: str) -> None:
         self.name = name
         self.leaves, self.spec = tree.flatten(example)
-        self.positions = [
-            i for i, x in enumerate(self.leaves) if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())
-        ]
+        self.positions = [i for i, x in enumerate(self.leaves) if is_inexact(x)]
         self.unknowns: list[Tensor] = [self.leaves[i] for i in self.positions]
         self.is_tensor = isinstance(example, Tensor) and len(self.unknowns) == 1
         devices = {x.device for x in self.unknowns}

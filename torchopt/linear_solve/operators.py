@@ -17,17 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
 
-from torchopt.linear_solve.tape import taped
+from torchopt.linear_solve.tape import Leaves, Product, taped
+from torchopt.numerics import in_transform
 
 __all__ = ['Adjoint', 'Function', 'Jacobian', 'Leaves', 'Normal', 'Operator', 'Product', 'Shifted', 'jvp', 'vjp']
-
-Leaves = Sequence[Tensor]
-"""The tensors of a tree."""
-
-Product = Callable[[Leaves], Leaves]
-"""A matrix-vector product, without derivatives."""
 
 
 class Operator:
@@ -124,7 +118,6 @@ class Jacobian(Operator):
         with torch.enable_grad():
             point = [x.detach().requires_grad_() for x in consts[: self.unknowns]]
             value = self.fun(theta, point)
-        require_plain(value)
         _warn_of_hidden_leaves(value, point)
         recorded: list[Product] = []
 
@@ -303,7 +296,7 @@ def vjp(fun: Callable[..., Leaves], primals: Leaves, cotangents: Leaves) -> Leav
     Outside of ``torch.func`` it is torch.autograd's, so that ``fun`` may use ``torch.autograd.grad`` inside, and does
     so faster.
     """
-    if _is_transformed():
+    if in_transform():
         return torch.func.vjp(lambda *x: tuple(fun(*x)), *primals)[1](tuple(cotangents))
     again = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -318,7 +311,7 @@ def jvp(fun: Callable[..., Leaves], primals: Leaves, tangents: Leaves) -> Leaves
     Forward mode would do, were it not that torch has no formula for some operations, and that it cannot be nested in a
     ``torch.autograd.forward_ad.dual_level``.
     """
-    if _is_transformed():
+    if in_transform():
         at, pull = torch.func.vjp(lambda *x: tuple(fun(*x)), *primals)[:2]
         return torch.func.vjp(pull, tuple(torch.zeros_like(y) for y in at))[1](tuple(tangents))[0]
     again = torch.is_grad_enabled()
@@ -328,10 +321,6 @@ def jvp(fun: Callable[..., Leaves], primals: Leaves, tangents: Leaves) -> Leaves
         u = [torch.zeros_like(y).requires_grad_() for y in value]
         pulled = pullback(value, tracked, create_graph=True)(u)
     return pullback(pulled, u, retain_graph=again, create_graph=again)(tangents)
-
-
-def _is_transformed() -> bool:
-    return _functorch.peek_interpreter_stack() is not None
 
 
 def _tracked(x: Tensor, again: bool) -> Tensor:
@@ -380,16 +369,4 @@ def _warn_of_hidden_leaves(value: Leaves, known: Leaves) -> None:
             'Pass '
             f'them as arguments, or detach them.',
             stacklevel=2,
-        )
-
-
-def require_plain(leaves: Sequence[Any]) -> None:
-    """Refuse results that a ``torch.func`` transform still tracks after its tensors were taken out."""
-    if any(_functorch.is_functorch_wrapped_tensor(x) for x in leaves):
-        raise RuntimeError(
-            'The function depends on a tensor that a torch.func transform tracks and that is not among its arguments, '
-            'so it can '
-            'be neither solved for nor differentiated. Pass that tensor as an argument (of the optimality function, or '
-            'through '
-            'a matvec that uses it directly), or detach it.'
         )

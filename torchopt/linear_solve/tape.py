@@ -3,11 +3,11 @@
 
 A product with a Jacobian goes back through a graph, and the engine that does so takes its time: in a system of a few
 hundred unknowns more than the arithmetic.  But all products of one solve are the same operations on other numbers.  So
-the first one is watched below autograd.  Of its operations only those are repeated that depend on the vector; what the
-others gave is kept.
+the second one is watched below autograd (a product that comes alone is not worth it).  Of its operations only those are
+repeated that depend on the vector; what the others gave is kept.
 
-Nothing is taken on trust: the repetition is compared with the product itself, on another vector, and given up if it
-differs (a kernel may have been called that torch does not dispatch), or if an operation cannot be repeated.
+Nothing is taken on trust: the repetition is compared with the product itself, on a multiple of its vector, and given up
+if it differs (a kernel may have been called that torch does not dispatch), or if an operation cannot be repeated.
 """
 
 from __future__ import annotations
@@ -19,14 +19,17 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ['taped']
+__all__ = ['Leaves', 'Product', 'taped']
 
 Leaves = Sequence[Tensor]
+"""The tensors of a tree."""
+
 Product = Callable[[Leaves], Leaves]
+"""A matrix-vector product, without derivatives."""
 
 
 def taped(product: Product) -> Product:
-    """The same product, faster from the second time on."""
+    """The same product, faster from the third time on."""
     repeat: Product | None = None
     calls = 0
 
@@ -35,7 +38,7 @@ def taped(product: Product) -> Product:
         calls += 1
         if repeat is not None:
             return repeat(u)
-        if calls != 2:  # one product alone is not worth a recording; and after a failed one there is no other
+        if calls != 2:  # after a recording that failed there is no other
             return product(u)
         with _Recorder() as tape:
             y = product(u)

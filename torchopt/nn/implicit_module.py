@@ -12,15 +12,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch._C import _functorch
 from typing_extensions import Self
 
 from torchopt.implicit_diff.binding import refuse_hidden_parameters
-from torchopt.implicit_diff.custom_root import find_root
-from torchopt.linear_solve.closure import has_tangent
+from torchopt.implicit_diff.custom_root import find_root, wants_derivative
 from torchopt.nn.meta_module import MetaGradientModule
 from torchopt.nn.reparametrize import reparametrize
-from torchopt.numerics import eager
+from torchopt.numerics import eager, in_transform
 
 __all__ = ['ImplicitMetaGradientModule', 'enable_implicit_gradients', 'make_optimality_from_objective']
 
@@ -264,15 +262,11 @@ def _solve(
         raise
     leaves = {name: p for name, p in module.named_parameters() if p.is_leaf} | leaves
     object.__setattr__(module, '_leaves', {name: leaves[name] for name in names if name in leaves})
-    if any(map(_carries_derivative, solution.values())):
+    if any(map(wants_derivative, solution.values())):
         _put(module, solution)
     else:  # under no_grad, or all meta-parameters frozen: the parameters stay leaves, to be trained further
         _restore_leaves(module)
     return returned
-
-
-def _carries_derivative(x: Tensor) -> bool:
-    return x.requires_grad or _functorch.is_functorch_wrapped_tensor(x) or has_tangent(x)
 
 
 def _put(module: nn.Module, new: Mapping[str, Tensor]) -> None:
@@ -335,7 +329,7 @@ def _gradient_of_objective(
             raise TypeError(f'objective() should return a 0-d tensor; it returned {found}.')
         return value
 
-    if _functorch.peek_interpreter_stack() is not None:
+    if in_transform():
         return torch.func.grad(objective)(params)
     # torch.autograd.grad bears what torch.func.grad refuses: buffers that change, as those of batch normalization do.
     again = torch.is_grad_enabled()

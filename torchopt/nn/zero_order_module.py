@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from torchopt.nn.reparametrize import reparametrize
-from torchopt.numerics import eager
+from torchopt.numerics import eager, in_transform
 from torchopt.typing import Numeric, Samplable
 from torchopt.zero_order_diff import zero_order
 
@@ -139,7 +139,7 @@ class _Objective:
             with reparametrize(self.module, {**params, **buffers}):
                 return self.forward(self.module, *args, **kwargs)
         except Exception:
-            if torch._C._functorch.peek_interpreter_stack() is not None:
+            if in_transform():
                 self.module.__dict__[_LOOPS] = True  # so that the next call need not try
             raise
         finally:

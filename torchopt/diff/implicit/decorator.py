@@ -8,12 +8,10 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor
-
 from torchopt import tree
 from torchopt.implicit_diff.binding import bind, refuse_hidden_parameters, signature_of
-from torchopt.implicit_diff.custom_root import find_root
-from torchopt.numerics import eager
+from torchopt.implicit_diff.custom_root import find_root, without_graph
+from torchopt.numerics import eager, is_inexact
 
 __all__ = ['custom_root']
 
@@ -78,7 +76,7 @@ def custom_root(
                 refuse_hidden_parameters((args[1:], kwargs))
             else:
                 args = tuple(_only_if(i in _from_start(chosen, len(args)), i, x) for i, x in enumerate(args))
-                kwargs = {k: _constant(x) for k, x in kwargs.items()}
+                kwargs = {k: without_graph(x) for k, x in kwargs.items()}
             return find_root(checked, optimality_fn, reference, args, kwargs, has_aux=has_aux, solve=solve)
 
         return solver
@@ -108,7 +106,7 @@ def _from_start(chosen: tuple[int, ...], count: int) -> set[int]:
 
 def _only_if(wanted: bool, position: int, argument: Any) -> Any:
     if not wanted:
-        return argument if position == 0 else _constant(argument)
+        return argument if position == 0 else without_graph(argument)
     if not _has_unknowns(argument):
         raise RuntimeError(
             'argument of function solver_fn specified with `argnums` should be a torch.Tensor or a tuple of '
@@ -133,8 +131,4 @@ def _check_output(result: Any, has_aux: bool) -> None:
 
 
 def _has_unknowns(x: Any) -> bool:
-    return any(isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex()) for leaf in tree.leaves(x))
-
-
-def _constant(argument: Any) -> Any:
-    return tree.map(lambda x: x.detach() if isinstance(x, Tensor) else x, argument)
+    return any(map(is_inexact, tree.leaves(x)))
