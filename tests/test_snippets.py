@@ -9,6 +9,7 @@ that cannot run (it needs two machines, or shows a mistake) is preceded by a lin
 from __future__ import annotations
 
 import ast
+import gc
 import re
 import sys
 import traceback
@@ -119,10 +120,15 @@ def test_snippets_run(
     assert path.is_file(), f'{name} does not exist'
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('MPLBACKEND', 'Agg')
+    # A page may count the objects that live; what earlier tests left to die must not show in its counts.
+    gc.collect()
+    gc.freeze()
     try:
         run(path, name)
     except AssertionError as error:
         pytest.fail(str(error), pytrace=False)
+    finally:
+        gc.unfreeze()
 
 
 def test_the_readme_shows_code() -> None:
