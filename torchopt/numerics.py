@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ParamSpec
 
@@ -33,13 +34,19 @@ __all__ = [
     'has_tangent',
     'in_transform',
     'increment',
+    'is_dtensor',
+    'is_fully_sharded',
     'is_inexact',
+    'is_readable',
+    'is_taken_away',
     'is_transformed',
     'list_on_host',
     'off_leaf',
     'on_host',
     'real_dtype',
     'safe_increment',
+    'safe_norm',
+    'safe_root_mean_squares',
     'safe_sqrt',
     'vector',
     'zero_count',
@@ -56,6 +63,23 @@ def zero_count() -> torch.Tensor:
 def is_transformed(x: torch.Tensor) -> bool:
     """Whether a tensor is wrapped by a ``torch.func`` transform, or code is being compiled."""
     return torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def is_readable(x: Any) -> bool:
+    """Whether there is one value to ask for: not in the middle of a batch of ``torch.func.vmap``, nor while compiling.
+
+    On a device, asking waits for it.
+    """
+    if not isinstance(x, torch.Tensor):
+        return True
+    if torch.compiler.is_compiling():
+        return False
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(x):
+        if functorch.is_batchedtensor(x):
+            return False
+        x = functorch.get_unwrapped(x)
+    return True
 
 
 def in_transform() -> bool:
@@ -201,6 +225,61 @@ def safe_sqrt(x: torch.Tensor) -> torch.Tensor:
     return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), x * 0.0)
 
 
+def safe_norm(
+    x: torch.Tensor,
+    min_norm: Any,
+    ord: int | float | str | None = None,
+    axis: int | tuple[int, ...] | None = None,
+    keepdims: bool = False,
+) -> torch.Tensor:
+    r"""The norm of a tensor or a bound below, :math:`\max(\lVert x \rVert, s)`, with a derivative everywhere.
+
+    Where the bound holds, the derivative in ``x`` is zero; so it is at :math:`x = 0`, where a norm alone has none.
+
+    Args:
+        x: A tensor of a floating or complex dtype.
+        min_norm: The bound :math:`s`, a number or a tensor.
+        ord: The order of the norm, as in :func:`torch.linalg.norm`; by default the 2-norm of all elements.
+        axis: The dimension that a vector norm runs over, or the two dimensions of matrices; all by default.
+        keepdims: Keep these dimensions, with size 1.
+
+    Returns:
+        A real tensor.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.numerics import safe_norm
+        >>> x = torch.zeros(2, requires_grad=True)
+        >>> norm = safe_norm(x, 1e-3)
+        >>> norm.backward()
+        >>> norm.detach(), x.grad
+        (tensor(0.0010), tensor([0., 0.]))
+    """
+    small = torch.linalg.norm(x.detach(), ord, dim=axis, keepdim=True) <= min_norm
+    norm = torch.linalg.norm(torch.where(small, torch.ones_like(x), x), ord, dim=axis, keepdim=keepdims)
+    return torch.where(small.reshape(norm.shape), min_norm, norm)
+
+
+def safe_root_mean_squares(x: torch.Tensor, min_rms: Any) -> torch.Tensor:
+    r"""The root mean square of a tensor or a bound below, with a derivative everywhere; as :func:`safe_norm`.
+
+    Args:
+        x: A tensor of a floating or complex dtype.
+        min_rms: The bound, a number or a tensor.
+
+    Returns:
+        A real 0-d tensor.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.numerics import safe_root_mean_squares
+        >>> safe_root_mean_squares(torch.tensor([3.0, -3.0]), 0.1)
+        tensor(3.)
+    """
+    small = abs_sq(x.detach()).mean().sqrt() <= min_rms
+    return torch.where(small, min_rms, abs_sq(torch.where(small, torch.ones_like(x), x)).mean().sqrt())
+
+
 def carries_graph(x: Any) -> bool:
     """Whether a hyper-parameter is a tensor that somebody may differentiate in."""
     return isinstance(x, torch.Tensor) and x.requires_grad
@@ -228,6 +307,23 @@ def off_leaf(p: Any, u: Any) -> Any:
     must stay differentiable in the parameters all the same.
     """
     return p if p is None or u is None or not carries_no_graph(p, u) else p.view_as(p)
+
+
+def is_dtensor(x: Any) -> bool:
+    """Whether ``x`` is a ``DTensor``, a tensor that is spread over several processes."""
+    module = sys.modules.get('torch.distributed.tensor')  # which takes a second to load, so that nobody else should
+    return module is not None and isinstance(x, module.DTensor)
+
+
+def is_fully_sharded(module: Any) -> bool:
+    """Whether a module is under FSDP, which gathers its parameters for a moment and then takes them away."""
+    fsdp = sys.modules.get('torch.distributed.fsdp')
+    return fsdp is not None and isinstance(module, (fsdp.FSDPModule, fsdp.FullyShardedDataParallel))
+
+
+def is_taken_away(x: Any) -> bool:
+    """Whether a tensor has lost its memory; to read it would crash."""
+    return 'torch.distributed.fsdp' in sys.modules and x.numel() > 0 and x.untyped_storage().size() == 0
 
 
 def is_inexact(x: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from torchopt import tree
-from torchopt.numerics import is_inexact
+from torchopt.numerics import is_inexact, is_taken_away
 
 __all__ = [
     'check_same_kind',
@@ -35,7 +35,7 @@ def differentiable_gradients(loss: Any, params: Any, *, create_graph: bool = Tru
     Raises:
         TypeError: If the loss is not a tensor, or complex.
         ValueError: If the loss has more than one element, or if there is no parameter to differentiate in.
-        RuntimeError: If the loss has no graph.
+        RuntimeError: If the loss has no graph, or the parameters are those of FSDP.
     """
     if not isinstance(loss, torch.Tensor):
         raise TypeError(f'loss is a {type(loss).__name__}; expected a scalar tensor. Pass the tensor, not its item().')
@@ -55,6 +55,11 @@ def differentiable_gradients(loss: Any, params: Any, *, create_graph: bool = Tru
             'No parameter requires grad, so there is nothing to optimize. Call requires_grad_() on those to be trained.'
         )
     found = iter(torch.autograd.grad(loss, trainable, create_graph=create_graph, allow_unused=True))
+    if any(is_taken_away(p) for p in trainable):
+        raise RuntimeError(
+            'params are the gathered parameters of a module under FSDP, whose memory the backward pass has released. '
+            'Train such a module with torchopt.Optimizer, or take functional steps on its DTensors.'
+        )
     return tree.unflatten(
         spec,
         [next(found) if isinstance(p, torch.Tensor) and p.requires_grad else None for p in leaves],
@@ -115,10 +120,16 @@ def check_same_kind(state: Any, expected: Any, *, name: str) -> None:
     found, spec = tree.flatten(expected)
     values = tree.flatten_up_to(spec, state, name=name, like='the state of this optimizer', remedy=_REMEDY)
     for i, (x, y) in enumerate(zip(found, values)):
-        if getattr(x, 'shape', None) != getattr(y, 'shape', None):
+        if getattr(x, 'shape', None) != getattr(y, 'shape', None) or _is_complex(x) != _is_complex(y):
             path = tree.flatten_with_path(expected)[i][0]
             raise ValueError(f'{name}{path} does not fit: expected {_kind(x)} and found {_kind(y)}. {_REMEDY}')
 
 
+def _is_complex(x: Any) -> bool:
+    return isinstance(x, torch.Tensor) and x.is_complex()
+
+
 def _kind(x: Any) -> str:
-    return f'shape {tuple(x.shape)}' if isinstance(x, torch.Tensor) else repr(x)
+    if not isinstance(x, torch.Tensor):
+        return repr(x)
+    return f'{"complex numbers of " if x.is_complex() else ""}shape {tuple(x.shape)}'

@@ -19,6 +19,7 @@ from torchopt.optim.gradients import (
     hide_integers,
     without_integers,
 )
+from torchopt.numerics import is_fully_sharded
 from torchopt.update import update_params
 
 __all__ = [
@@ -64,7 +65,7 @@ class MetaOptimizer(FromAlias):
         state_groups: For each group its state, ``UninitializedState()`` before the first step.
 
     Raises:
-        TypeError: If ``module`` is not a module or ``impl`` not a GradientTransformation.
+        TypeError: If ``module`` is not a module, or is under FSDP, or ``impl`` not a GradientTransformation.
         ValueError: If the module has no parameters.
 
     Example:
@@ -114,13 +115,20 @@ True
             **options: Hyper-parameters that differ from those of the constructor, for classes such as ``MetaAdam``.
 
         Raises:
-            TypeError: If ``module`` is not a module, or an option is not one of this class.
+            TypeError: If ``module`` is not a module, or is under FSDP, or an option is not one of this class.
             ValueError: If the module has no parameters, or shares one with an earlier group.
         """
         if not isinstance(module, nn.Module):
             raise TypeError(
                 f'Unexpected class of {module!r}: expected an nn.Module. Pass the module itself, not its parameters().'
             )
+        for name, part in module.named_modules():
+            if is_fully_sharded(part):
+                raise TypeError(
+                    f'{f"The submodule {name!r}" if name else "The module"} is under FSDP, whose parameters come and go '
+                    f'and cannot be replaced by functions of others. Differentiate through functional steps on '
+                    f'DTensors: torchopt.sgd(...).update on a dict of parameters, with torch.func.functional_call.'
+                )
         options = self._first_names(options, self.defaults)
         for name in options:
             if name not in self.defaults:

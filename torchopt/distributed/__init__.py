@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tasks over processes and machines, on the two engines of PyTorch.
+
+Collectives (:func:`map_tasks`, :func:`all_reduce`) are the main road: every process runs the same program on its share
+of the tasks.  By RPC (:func:`parallelize`, :func:`remote_async_call`) one process calls functions on others.  Either
+way gradients come back as if all had been computed here.
+
+RPC executes whatever its peers send: it belongs on trusted networks only.
+"""
+
+from torchopt.distributed import autograd
+from torchopt.distributed.collectives import all_reduce, replicate
+from torchopt.distributed.errors import RemoteTraceback, WorkerDiedError, WorkerError, WorkerTimeoutError
+from torchopt.distributed.launch import auto_init_process_group, auto_init_rpc
+from torchopt.distributed.partition import (
+    Part,
+    Results,
+    TensorDimensionPartitioner,
+    batch_partitioner,
+    dim_partitioner,
+    exclusive_batch_partitioner,
+    mean_reducer,
+    sum_reducer,
+)
+from torchopt.distributed.remote import (
+    parallelize,
+    parallelize_async,
+    parallelize_sync,
+    remote_async_call,
+    remote_sync_call,
+)
+from torchopt.distributed.tasks import map_tasks
+from torchopt.distributed.world import (
+    WorldInfo,
+    barrier,
+    get_local_rank,
+    get_local_world_size,
+    get_rank,
+    get_worker_id,
+    get_world_info,
+    get_world_rank,
+    get_world_size,
+    is_available,
+    not_on_rank,
+    on_rank,
+    rank_all,
+    rank_non_zero_only,
+    rank_zero_only,
+)
+
+__all__ = [
+    'Part',
+    'RemoteTraceback',
+    'Results',
+    'TensorDimensionPartitioner',
+    'WorkerDiedError',
+    'WorkerError',
+    'WorkerTimeoutError',
+    'WorldInfo',
+    'all_reduce',
+    'auto_init_process_group',
+    'auto_init_rpc',
+    'autograd',
+    'barrier',
+    'batch_partitioner',
+    'dim_partitioner',
+    'exclusive_batch_partitioner',
+    'get_local_rank',
+    'get_local_world_size',
+    'get_rank',
+    'get_worker_id',
+    'get_world_info',
+    'get_world_rank',
+    'get_world_size',
+    'is_available',
+    'map_tasks',
+    'mean_reducer',
+    'not_on_rank',
+    'on_rank',
+    'parallelize',
+    'parallelize_async',
+    'parallelize_sync',
+    'rank_all',
+    'rank_non_zero_only',
+    'rank_zero_only',
+    'remote_async_call',
+    'remote_sync_call',
+    'replicate',
+    'sum_reducer',
+]

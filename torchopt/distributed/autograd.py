@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Backward passes within a context of torch's distributed autograd, as TorchOpt 0.7.3 has them.
+
+Calls of :mod:`torchopt.distributed` do not need it: their results have ordinary graphs, which ``loss.backward()`` and
+``torch.autograd.grad`` know.  It is there for code that was written with it, and for gradients through calls of
+``torch.distributed.rpc`` itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from threading import Lock
+from typing import Any
+
+import torch.distributed.autograd as torch_autograd
+from torch import Tensor
+
+__all__ = ['is_available', 'context', 'DistAutogradContext', 'get_gradients', 'backward', 'grad']
+
+LOCK = Lock()
+
+_autograd: Any = torch_autograd  # whose names are not in its stubs
+
+is_available = _autograd.is_available
+
+if _autograd.is_available():
+    DistAutogradContext, context, get_gradients = (
+        _autograd.DistAutogradContext,
+        _autograd.context,
+        _autograd.get_gradients,
+    )
+
+
+def backward(
+    autograd_ctx_id: int,
+    tensors: Tensor | Sequence[Tensor],
+    retain_graph: bool = False,
+    inputs: Tensor | Sequence[Tensor] | None = None,
+) -> None:
+    """Add the gradients of the sum of some tensors to ``.grad`` of the leaves that they depend on.
+
+    Args:
+        autograd_ctx_id: What ``with context() as autograd_ctx_id`` gave.
+        tensors: Scalars, computed within the context.
+        retain_graph: Whether the graph can be differentiated once more.
+        inputs: The leaves whose gradients are wanted, by default all.
+
+    Raises:
+        RuntimeError: If ``inputs`` is empty, or holds what does not require grad.
+
+    Example:
+        >>> import torch, torchopt.distributed as todist
+        >>> x = torch.tensor(2.0, requires_grad=True)
+        >>> with todist.autograd.context() as ctx:  # doctest: +SKIP
+        ...     todist.autograd.backward(ctx, x * x)
+        >>> x.grad  # doctest: +SKIP
+        tensor(4.)
+    """
+    wanted = None if inputs is None else _inputs(inputs)
+    found = _gradients(autograd_ctx_id, tensors, retain_graph)
+    with LOCK:
+        for p, g in found:
+            if wanted is None or any(p is x for x in wanted):
+                p.grad = g if p.grad is None else p.grad + g
+
+
+def grad(
+    autograd_ctx_id: int,
+    outputs: Tensor | Sequence[Tensor],
+    inputs: Tensor | Sequence[Tensor],
+    retain_graph: bool = False,
+    allow_unused: bool = False,
+) -> tuple[Tensor | None, ...]:
+    """The gradients of the sum of some tensors with respect to leaves.
+
+    Args:
+        autograd_ctx_id: What ``with context() as autograd_ctx_id`` gave.
+        outputs: Scalars, computed within the context.
+        inputs: Leaves that require grad.
+        retain_graph: Whether the graph can be differentiated once more.
+        allow_unused: Whether an input may be one that the outputs do not depend on; its gradient is None.
+
+    Raises:
+        RuntimeError: If ``inputs`` is empty, holds what does not require grad, or what the outputs do not depend on.
+
+    Example:
+        >>> import torch, torchopt.distributed as todist
+        >>> x = torch.tensor(2.0, requires_grad=True)
+        >>> with todist.autograd.context() as ctx:  # doctest: +SKIP
+        ...     todist.autograd.grad(ctx, x * x, x)
+        (tensor(4.),)
+    """
+    wanted = _inputs(inputs)
+    found = _gradients(autograd_ctx_id, outputs, retain_graph)
+    gradients = [next((g for p, g in found if p is x), None) for x in wanted]
+    for i, g in enumerate(gradients):
+        if g is None and not allow_unused:
+            raise RuntimeError(
+                f'outputs do not depend on inputs[{i}], or it is no leaf. Set allow_unused=True to get None for it.'
+            )
+    return tuple(gradients)
+
+
+def _gradients(
+    autograd_ctx_id: int, tensors: Tensor | Sequence[Tensor], retain_graph: bool
+) -> list[tuple[Tensor, Tensor]]:
+    """Leaves and their gradients.  A context adds up those of all passes, so that of the earlier ones is taken off."""
+    before = [(p, g.clone()) for p, g in _autograd.get_gradients(autograd_ctx_id).items()]
+    _autograd.backward(autograd_ctx_id, _listed(tensors), retain_graph=retain_graph)
+    found = []
+    for p, g in _autograd.get_gradients(autograd_ctx_id).items():
+        earlier = next((old for q, old in before if q is p), None)
+        found.append((p, g if earlier is None else g - earlier))
+    return found
+
+
+def _listed(tensors: Tensor | Iterable[Tensor]) -> list[Any]:
+    return [tensors] if isinstance(tensors, Tensor) else list(tensors)
+
+
+def _inputs(inputs: Tensor | Iterable[Tensor]) -> list[Tensor]:
+    wanted = _listed(inputs)
+    if not wanted:
+        raise RuntimeError('inputs is empty; pass at least one leaf, or None for all.')
+    for i, x in enumerate(wanted):
+        if not x.requires_grad:
+            raise RuntimeError(f'inputs[{i}] does not require grad; call its requires_grad_() before it is used.')
+    return wanted

@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A call of a function by several workers at once: one node of the autograd graph, whatever the workers do."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+import weakref
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed.rpc as rpc
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.futures import Future
+
+from torchopt.distributed import worker
+from torchopt.distributed.errors import WorkerDiedError, WorkerError, translate_call
+from torchopt.distributed.message import Message, pack, unpack
+from torchopt.distributed.world import members
+from torchopt.numerics import apply_function
+
+__all__ = ['Limits', 'Share', 'call', 'prepare']
+
+
+class Limits(NamedTuple):
+    """How long a worker may take in seconds (0: for ever, negative: RPC's default), and how often another may try."""
+
+    timeout: float
+    retries: int
+
+
+class Share(NamedTuple):
+    """What one worker is to do, and those of our tensors that its request holds and that require grad."""
+
+    worker: int
+    request: Message
+    inputs: list[Tensor]
+
+
+def prepare(worker: int, func: Callable[..., Any], args: Any, kwargs: Any) -> Share:
+    """Pack the share of a worker.
+
+    Raises:
+        TypeError: If it cannot be sent.
+    """
+    try:
+        request, originals = pack((func, args, kwargs))
+    except Exception as error:
+        name = getattr(func, '__qualname__', None) or repr(func)
+        raise TypeError(
+            f'func={name} with its arguments cannot be sent to another process: {error}. Define functions '
+            f'and classes at the top level of a module that every worker can import; lambdas and local functions cannot '
+            f'be sent.'
+        ) from error
+    return Share(worker, request, [x for x in originals if isinstance(x, Tensor) and x.requires_grad])
+
+
+def call(shares: Sequence[Share], limits: Limits, reduce: Callable[[list[Any]], Any]) -> Future[Any]:
+    """Let workers do their shares, all at the same time.
+
+    Returns:
+        A future of what ``reduce`` makes of the list of results.  Those of their tensors that depend on our inputs have
+        a graph, if we record one.
+    """
+    record = torch.is_grad_enabled()
+    promise: Future[Any] = _future()
+    answers: dict[int, tuple[int, worker.Answer]] = {}
+    lock = threading.Lock()
+    failed = False
+
+    def receive(number: int, found: tuple[int, worker.Answer] | BaseException) -> None:
+        nonlocal failed
+        with lock:
+            if failed:
+                return
+            error = found if isinstance(found, BaseException) else None
+            if error is None:
+                answers[number] = found  # type: ignore[assignment]
+                if len(answers) < len(shares):
+                    return
+                try:
+                    with torch.set_grad_enabled(record):
+                        result = reduce(_assemble(shares, [answers[i] for i in range(len(shares))], limits))
+                except Exception as wrong:
+                    error = wrong
+            failed = error is not None
+        if error is None:
+            promise.set_result(result)
+        else:
+            promise.set_exception(error)
+
+    for number, share in enumerate(shares):
+        _execute(share, record, limits, lambda found, number=number: receive(number, found))  # type: ignore[misc]
+    return promise
+
+
+def _future() -> Future[Any]:
+    # A future refuses tensors of devices that it was not told of.
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    return Future(devices=list(devices) or None)
+
+
+def _execute(share: Share, record: bool, limits: Limits, then: Callable[[Any], None]) -> None:
+    """Call ``then`` with the worker and its answer, or with an exception."""
+
+    def attempt(to: int, left: int) -> None:
+        try:
+            if left and to in _dead:
+                to = _survivor(to)
+            future = _ask(to, worker.execute, (share.request, record), limits.timeout)
+            future.add_done_callback(lambda f: answered(f, to, left))
+        except RuntimeError as error:
+            lost(error, to, left)
+
+    def answered(future: Future[worker.Answer], to: int, left: int) -> None:
+        try:
+            answer = future.wait()
+        except RuntimeError as error:
+            lost(error, to, left)
+        else:
+            then((to, answer) if answer.failure is None else answer.failure.exception())
+
+    def lost(error: RuntimeError, to: int, left: int) -> None:
+        typed = _translate(error, to, limits)
+        if left == 0:
+            then(typed)
+            return
+        try:
+            survivor = _survivor(to)
+        except WorkerError:
+            then(typed)
+        else:
+            attempt(survivor, left - 1)
+
+    attempt(share.worker, limits.retries)
+
+
+_dead: set[int] = set()
+_turns = itertools.count()
+
+
+def _survivor(failed: int) -> int:
+    """Another worker than the one that failed; in turns, so that the work of a dead one is shared."""
+    workers = [worker for worker in members() if worker not in _dead | {failed}]
+    if not workers:
+        raise WorkerDiedError(f'No worker is left to repeat the call of worker {failed}.', failed)
+    return workers[next(_turns) % len(workers)]
+
+
+def _translate(error: RuntimeError, to: int, limits: Limits) -> WorkerError:
+    typed = error if isinstance(error, WorkerError) else translate_call(error, to, limits.timeout)
+    if isinstance(typed, WorkerDiedError):
+        _dead.add(to)
+    return typed
+
+
+# --- The graph ----------------------------------------------------------------------------------
+
+_released: defaultdict[int, deque[int]] = defaultdict(deque)
+
+
+class _Handle:
+    """A graph that a worker keeps for us, for as long as this object lives."""
+
+    def __init__(self, worker: int, number: int) -> None:
+        self.worker, self.number = worker, number
+
+    def __del__(self) -> None:
+        # Nothing is sent from here, where a thread may be in the middle of anything: the next call says it.
+        _released[self.worker].append(self.number)
+
+
+def _ask(to: int, what: Callable[..., worker.Answer], args: tuple[Any, ...], timeout: float) -> Future[worker.Answer]:
+    released: list[int] = []
+    with contextlib.suppress(IndexError):  # when it is empty; other threads may add to it meanwhile
+        while True:
+            released.append(_released[to].popleft())
+    future: Future[worker.Answer] = rpc.rpc_async(to, what, (*args, released), timeout=timeout)
+    return future
+
+
+class _Kept(NamedTuple):
+    """The part of a node that one worker keeps; ``request`` can make it anew elsewhere."""
+
+    handle: _Handle | None
+    inputs: int
+    outputs: int
+    request: Message | None
+
+
+class _Session:
+    """What a node of the graph knows of the workers."""
+
+    def __init__(self, kept: list[_Kept], limits: Limits) -> None:
+        self.kept, self.limits = kept, limits
+
+    def differentiate(self, inputs: Sequence[Tensor], cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """The gradients of the inputs; with a graph where one is recorded."""
+        record = torch.is_grad_enabled()
+        shares, futures = [], []
+        of_inputs, of_outputs = iter(inputs), iter(cotangents)
+        for kept in self.kept:
+            own = list(itertools.islice(of_inputs, kept.inputs))
+            given = list(itertools.islice(of_outputs, kept.outputs))
+            needed = kept.handle is not None and any(c is not None for c in given)
+            sent = [None if c is None else c.detach() for c in given]
+            futures.append(self._start(kept, sent, record) if needed else None)
+            shares.append((own, given, sent))
+        answers: list[tuple[int, worker.Answer] | None] = []
+        for kept, future, (_, _, sent) in zip(self.kept, futures, shares):
+            answers.append(None if future is None else self._finish(kept, future, sent, record))
+        packed = [
+            Share(0, Message(b'', [], []), [*own, *(c for c in given if c is not None)]) for own, given, _ in shares
+        ]
+        lists = _assemble(packed, answers, self.limits._replace(retries=0))
+        return [g for (own, _, _), found in zip(shares, lists) for g in (found or [None] * len(own))]
+
+    def _start(self, kept: _Kept, sent: list[Tensor | None], record: bool) -> Any:
+        assert kept.handle is not None
+        try:
+            args = (kept.handle.number, sent, record)
+            return _ask(kept.handle.worker, worker.differentiate, args, self.limits.timeout)
+        except RuntimeError as error:
+            return error
+
+    def _finish(self, kept: _Kept, future: Any, sent: list[Tensor | None], record: bool) -> tuple[int, worker.Answer]:
+        """Wait for a gradient; where its worker is lost, let another do the call once more, as often as allowed."""
+        left = self.limits.retries
+        while True:
+            assert kept.handle is not None
+            to = kept.handle.worker
+            try:
+                if isinstance(future, RuntimeError):
+                    raise future
+                answer = future.wait()
+                break
+            except RuntimeError as error:
+                typed = _translate(error, to, self.limits)
+                if left == 0 or kept.request is None:
+                    raise typed from None
+                left -= 1
+                to = _survivor(to)
+                kept = kept._replace(handle=self._again(to, kept.request))
+                future = self._start(kept, sent, record)
+        if answer.failure is not None:
+            raise answer.failure.exception()
+        return to, answer
+
+    def _again(self, to: int, request: Message) -> _Handle:
+        answer = _ask(to, worker.execute, (request, True), self.limits.timeout).wait()
+        if answer.failure is not None:
+            raise answer.failure.exception()
+        assert answer.graph is not None
+        return _Handle(to, answer.graph)
+
+
+class _Remote(torch.autograd.Function):
+    """The node: from our inputs to what the workers made of them."""
+
+    @staticmethod
+    def forward(ctx: Any, session: _Session, outputs: list[Tensor], anchor: Tensor, *inputs: Tensor) -> Any:
+        ctx.session = weakref.ref(session)
+        ctx.save_for_backward(anchor, *inputs)
+        ctx.set_materialize_grads(False)
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
+        _, *inputs = ctx.saved_tensors
+        return None, None, None, *ctx.session().differentiate(inputs, cotangents)
+
+
+def _assemble(
+    shares: Sequence[Share], answers: Sequence[tuple[int, worker.Answer] | None], limits: Limits
+) -> list[Any]:
+    """The results, connected to our inputs by one node; None where there is no answer."""
+    kept, outputs = [], []
+    for share, found in zip(shares, answers):
+        own: list[Tensor] = []
+        handle = None
+        if found is not None:
+            to, answer = found
+            assert answer.message is not None
+            own = [x for kind, x in zip(answer.message.kinds, answer.message.parts) if kind == 'output']
+            handle = None if answer.graph is None else _Handle(to, answer.graph)
+        outputs += own
+        kept.append(_Kept(handle, len(share.inputs), len(own), share.request if limits.retries else None))
+    connected: Iterable[Tensor] = ()
+    if outputs:
+        session = _Session(kept, limits)
+        # The saved tensors hold the session: with them, at the end of a backward pass that does not retain the graph,
+        # the workers' graphs are released too.  Without inputs of ours, the anchor still makes it a node, since
+        # workers may have parameters of their own.
+        anchor = torch.empty(0, requires_grad=True)
+        with saved_tensors_hooks(lambda x: (session, x), lambda held: held[1]):
+            connected = apply_function(
+                _Remote, session, outputs, anchor, *(x for share in shares for x in share.inputs)
+            )
+    stream = iter(connected)
+    results: list[Any] = []
+    for share, found in zip(shares, answers):
+        if found is None:
+            results.append(None)
+            continue
+        arrive = {'input': share.inputs.__getitem__, 'output': lambda _: next(stream)}
+        results.append(unpack(found[1].message, arrive)[0])  # type: ignore[arg-type]
+    return results

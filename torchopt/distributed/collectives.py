@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Collectives that can be differentiated, any number of times.
+
+Every rank holds the same parameters :math:`\theta` and the part :math:`L_r` of the loss :math:`L(\theta) = \sum_r
+L_r(\theta)`.  Two functions lead from one world to the other:
+
+- :math:`R`, :func:`replicate`, takes what is the same on all ranks to a copy that each rank uses for its own part;
+- :math:`S`, :func:`all_reduce`, takes the parts to their sum, which is the same on all ranks.
+
+As linear maps between (one value, counted once) and (a value for each rank) they are transposes of each other:
+:math:`\langle S x, y \rangle = \sum_r \langle x_r, y \rangle = \langle x, R y \rangle`.  So the derivative of each is
+the other, and a program that is written with both, :math:`S \circ L \circ R`, is right to every order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from torchopt import tree
+from torchopt.distributed.errors import translate_collective
+from torchopt.numerics import apply_function, real_dtype
+
+__all__ = ['all_reduce', 'replicate']
+
+
+def all_reduce(values: Any, op: str = 'sum', *, group: Any = None, timeout: timedelta | None = None) -> Any:
+    r"""Add up the tensors of all ranks, in one message.
+
+    The result is the same on all ranks, and what is computed from it counts once: its derivative hands every rank the
+    gradient of the result as it is.  (``torch.distributed.nn.functional.all_reduce`` counts it once for each rank.)
+    Use :func:`replicate` on the parameters to add up their gradients in turn.
+
+    Every rank of the group has to call it with tensors of the same shapes.  Without a process group, a process is alone
+    and gets back what it gave.
+
+    Args:
+        values: A tensor, or a tree of tensors; ``None`` leaves stay.
+        op: ``'sum'`` or ``'mean'``.
+        group: The process group, by default all.
+        timeout: How long it may take, by default what the group was made with.
+
+    Returns:
+        Tensors of the same shapes and dtypes.
+
+    Raises:
+        TypeError: If a leaf is no tensor.
+        ValueError: If ``op`` is another, or it is ``'mean'`` of integers.
+        WorkerDiedError, WorkerTimeoutError: If another process is gone, or does not come.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.distributed.all_reduce({'loss': torch.tensor(2.0), 'count': torch.tensor(3)})
+        {'loss': tensor(2.), 'count': tensor(3)}
+    """
+    if op not in ('sum', 'mean'):
+        raise ValueError(f"Invalid op: {op!r}; expected 'sum' or 'mean'.")
+    leaves, spec = _tensors(values)
+    if op == 'mean' and any(not (x.is_floating_point() or x.is_complex()) for x in leaves if x is not None):
+        raise ValueError("op='mean' of integers is no integer. Convert them to a floating dtype first.")
+    size = world_size(group)
+    if size == 1:
+        return values
+    reduced = _by_dtype(_Sum, leaves, group, timeout)
+    return tree.unflatten(spec, [x / size if op == 'mean' and x is not None else x for x in reduced])
+
+
+def replicate(values: Any, *, group: Any = None, timeout: timedelta | None = None) -> Any:
+    """Use tensors that are the same on all ranks for a part of the work: their gradients are added up, in one message.
+
+    Nothing is sent forward.  As every collective, it has to be called on all ranks, and as often on one as on the
+    other, however many tasks the copy is then used for.  That the values are the same is taken on trust: let every rank
+    begin with the same seed, or with ``torch.distributed.broadcast``.
+
+    Args:
+        values: A tensor, or a tree of tensors, such as the parameters; ``None`` leaves stay.
+        group: The process group, by default all.
+        timeout: How long the collectives of its derivatives may take.
+
+    Returns:
+        Tensors with the same values.
+
+    Raises:
+        TypeError: If a leaf is no tensor.
+
+    Example:
+        >>> import torch, torchopt.distributed as todist
+        >>> def loss(w, part):  # the mean over the parts of all ranks
+        ...     return todist.all_reduce((todist.replicate(w) * part).square().sum(), 'mean')
+        >>> torch.func.grad(loss)(torch.tensor(2.0), torch.tensor([1.0, 2.0]))
+        tensor(20.)
+    """
+    leaves, spec = _tensors(values)
+    if world_size(group) == 1:
+        return values
+    return tree.unflatten(spec, _by_dtype(_Copy, leaves, group, timeout))
+
+
+def world_size(group: Any = None) -> int:
+    """How many ranks a group has; one without any group."""
+    return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
+
+
+def _tensors(values: Any) -> tuple[list[Tensor | None], Any]:
+    leaves, spec = tree.flatten(values)
+    for path, x in tree.flatten_with_path(values):
+        if x is not None and not isinstance(x, Tensor):
+            raise TypeError(f'values{path} is a {type(x).__name__}; expected a tensor.')
+    return leaves, spec
+
+
+def _by_dtype(function: Any, leaves: Sequence[Tensor | None], group: Any, timeout: timedelta | None) -> list[Any]:
+    """Apply a function to one vector for each dtype and device."""
+    result: list[Any] = list(leaves)
+    kinds = dict.fromkeys((x.dtype, x.device) for x in leaves if x is not None)
+    for kind in kinds:
+        numbers = [i for i, x in enumerate(leaves) if x is not None and (x.dtype, x.device) == kind]
+        together: list[Any] = [leaves[i] for i in numbers]
+        flat = torch.cat([x.reshape(-1) for x in together]) if len(together) > 1 else together[0].reshape(-1)
+        pieces = apply_function(function, flat, group, timeout).split([x.numel() for x in together])
+        for i, piece, x in zip(numbers, pieces, together):
+            result[i] = piece.reshape(x.shape)
+    return result
+
+
+class _Collective(torch.autograd.Function):
+    """What the two maps share: they are linear, and act on every element by itself."""
+
+    transpose: Any
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _, ctx.group, ctx.timeout = inputs
+        ctx.set_materialize_grads(True)
+
+    @classmethod
+    def vmap(cls, info: Any, in_dims: Any, x: Tensor, group: Any, timeout: Any) -> tuple[Tensor, int | None]:
+        return apply_function(cls, x, group, timeout), in_dims[0]
+
+
+class _Sum(_Collective):
+    @staticmethod
+    def forward(x: Tensor, group: Any, timeout: Any) -> Tensor:
+        return sum_over_ranks(x, group, timeout)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        return apply_function(_Copy, g, ctx.group, ctx.timeout), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+        return apply_function(_Sum, tangent, ctx.group, ctx.timeout)
+
+
+class _Copy(_Collective):
+    @staticmethod
+    def forward(x: Tensor, group: Any, timeout: Any) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        return apply_function(_Sum, g, ctx.group, ctx.timeout), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+        return apply_function(_Copy, tangent, ctx.group, ctx.timeout)
+
+
+def sum_over_ranks(x: Tensor, group: Any, timeout: timedelta | None) -> Tensor:
+    """The sum of a tensor over the ranks, without a graph."""
+    total = x.detach().clone(memory_format=torch.contiguous_format)
+    wire = torch.view_as_real(total) if total.is_complex() else total
+    with typed_errors():
+        work: Any = dist.all_reduce(wire, group=group, async_op=True)
+        work.wait() if timeout is None else work.wait(timeout)
+    return total
+
+
+def add_up(tensors: Sequence[Tensor], group: Any, timeout: timedelta | None) -> list[Tensor]:
+    """The sums of tensors over the ranks, all in one message, without a graph.
+
+    They travel in the widest of their dtypes, at least in single precision: half precision adds up badly.
+    """
+    if world_size(group) == 1:
+        return [x.detach() for x in tensors]
+    dtype = torch.float32
+    for x in tensors:
+        dtype = torch.promote_types(dtype, real_dtype(x.dtype))
+    real = [torch.view_as_real(x.detach().resolve_conj()) if x.is_complex() else x.detach() for x in tensors]
+    flat = torch.cat([x.reshape(-1).to(dtype) for x in real])
+    pieces = torch.split(sum_over_ranks(flat, group, timeout), [x.numel() for x in real])
+    whole = [piece.reshape(x.shape) for piece, x in zip(pieces, real)]
+    return [(torch.view_as_complex(y) if x.is_complex() else y).to(x.dtype) for x, y in zip(tensors, whole)]
+
+
+@contextlib.contextmanager
+def typed_errors() -> Iterator[None]:
+    """Let errors of collectives come as those of this package."""
+    try:
+        yield
+    except RuntimeError as error:
+        typed = translate_collective(error)
+        if typed is error:
+            raise
+        raise typed from error

@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The first and the last thing that a process does: it joins the others, and leaves them without hanging."""
+
+from __future__ import annotations
+
+import atexit
+import enum
+import functools
+import os
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, ParamSpec, TypeVar
+
+import torch.distributed as dist
+import torch.distributed.rpc as rpc
+
+from torchopt.distributed.errors import is_late
+from torchopt.distributed.loopback import prepare_rendezvous
+from torchopt.distributed.world import (
+    barrier,
+    default_worker_name_format,
+    get_world_info,
+    has_rpc,
+    members,
+)
+
+__all__ = ['auto_init_process_group', 'auto_init_rpc']
+
+_P = ParamSpec('_P')
+_T = TypeVar('_T')
+
+_LOCAL_SHUTDOWN = 10.0  # seconds that torch gets to end its threads
+_GRACE = 5.0  # seconds that rank 0 stays to tell the others that all are done
+
+
+def auto_init_rpc(
+    worker_init_fn: Callable[[], Any] | None = None,
+    worker_name_format: Callable[..., str] = default_worker_name_format,
+    *,
+    backend: Any = None,
+    rpc_backend_options: Any = None,
+    shutdown_timeout: float = 60.0,
+) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
+    """Decorator of a main function: it joins the RPC group first, and leaves it when Python ends.
+
+    Every process runs the same script under ``torchrun``; started without it, a process is a group of one.  Errors are
+    recorded for ``torchrun`` to report.  When Python ends on rank 0, that waits until the main functions of all other
+    workers have returned; they serve calls until then.  A worker that dies is not waited for, nor one that does not
+    come within ``shutdown_timeout``; one whose main function raises leaves at once, so that the launcher sees it.
+
+    RPC executes what its peers send: it belongs on trusted networks only.  All sockets are bound to loopback, unless
+    the launcher says that the job has several machines, or an interface is given (``TP_SOCKET_IFNAME``).
+
+    Args:
+        worker_init_fn: Called without arguments on every worker, before any runs its main function.
+        worker_name_format: Called with world rank, world size, local rank and local world size; returns the name of the
+            worker.  By default ``worker`` and the rank.
+        backend: As in ``torch.distributed.rpc.init_rpc``.
+        rpc_backend_options: As there.
+        shutdown_timeout: Seconds for which rank 0 waits at the end for those who are still busy, and after which a
+            worker gives up a rank 0 that does not answer.
+
+    Raises:
+        RuntimeError: If RPC is not available, or is initialized already, or there is no address to meet at.
+        TypeError: If it is used without parentheses.
+
+    Example:
+        >>> import torchopt.distributed as todist
+        >>> @todist.auto_init_rpc()
+        ... def main():
+        ...     return todist.remote_sync_call(max, args=(3, 4), partitioner=0)  # by this process itself
+        >>> main()  # doctest: +SKIP
+        4
+    """
+    for name, value in (('worker_init_fn', worker_init_fn), ('worker_name_format', worker_name_format)):
+        if value is not None and not callable(value):
+            raise TypeError(f'{name} is a {type(value).__name__}; expected a function.')
+    if not shutdown_timeout > 0:
+        raise ValueError(f'Invalid shutdown_timeout: {shutdown_timeout}; expected a number of seconds > 0.')
+
+    def decorate(func: Callable[_P, _T]) -> Callable[_P, _T]:
+        if not callable(func):
+            raise TypeError('auto_init_rpc has to be called itself: decorate with @auto_init_rpc().')
+
+        @functools.wraps(func)
+        def main(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+            if not rpc.is_available():
+                raise RuntimeError('This torch was built without RPC. Use auto_init_process_group and map_tasks.')
+            world = get_world_info()
+            prepare_rendezvous(world)
+            with warnings.catch_warnings():  # of torch about what it does itself
+                warnings.filterwarnings('ignore', 'You are using a Backend', UserWarning)
+                rpc.init_rpc(  # type: ignore[no-untyped-call]
+                    worker_name_format(*world),
+                    backend=backend,
+                    rank=world.rank,
+                    world_size=world.world_size,
+                    rpc_backend_options=rpc_backend_options,
+                )
+            farewell = _Farewell(shutdown_timeout)
+            atexit.register(farewell)
+            try:
+                barrier()
+                if worker_init_fn is not None:
+                    worker_init_fn()
+                barrier()
+                return func(*args, **kwargs)
+            except BaseException as error:
+                farewell.failed = not (isinstance(error, SystemExit) and not error.code)
+                raise
+
+        return recorded(main)
+
+    return decorate
+
+
+def auto_init_process_group(
+    *, backend: str | None = None, timeout: timedelta | None = None
+) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
+    """Decorator of a main function: it joins the default process group first, and leaves it at the end.
+
+    The counterpart of :func:`auto_init_rpc` for collectives: under ``torchrun`` every process runs the same script, and
+    started without it, a process is a group of one.
+
+    Args:
+        backend: As in ``torch.distributed.init_process_group``: ``'gloo'`` on CPUs, ``'nccl'`` on NVIDIA GPUs, or by
+            default what torch chooses for the devices that are there.
+        timeout: How long a collective may take, by default what torch says (gloo: 30 minutes).
+
+    Raises:
+        RuntimeError: If there is no address to meet at.
+        TypeError: If it is used without parentheses.
+
+    Example:
+        >>> import torch, torchopt.distributed as todist
+        >>> @todist.auto_init_process_group(backend='gloo')
+        ... def main():
+        ...     return todist.all_reduce(torch.ones(2))
+        >>> main()  # doctest: +SKIP
+        tensor([1., 1.])
+    """
+
+    def decorate(func: Callable[_P, _T]) -> Callable[_P, _T]:
+        if not callable(func):
+            raise TypeError('auto_init_process_group has to be called itself: decorate with its result.')
+
+        @functools.wraps(func)
+        def main(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+            world = get_world_info()
+            prepare_rendezvous(world)
+            dist.init_process_group(backend, timeout=timeout, rank=world.rank, world_size=world.world_size)
+            result = func(*args, **kwargs)
+            # After an error nothing is waited for: the process is to end, so that the others notice.
+            dist.destroy_process_group()
+            return result
+
+        return recorded(main)
+
+    return decorate
+
+
+def recorded(main: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Let ``torchrun`` know the traceback of an error."""
+    # Imported only here, since it loads torch's launcher.
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    return record(main)  # type: ignore[return-value]
+
+
+class _End(enum.Enum):
+    """How RPC ends: together, where torch waits for the slowest, or everyone for himself, since somebody is missing."""
+
+    TOGETHER = enum.auto()
+    ALONE = enum.auto()
+
+
+class _Roll:
+    """What rank 0 knows of the others at the end: who is done, and who has heard how it ends."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.reset()
+
+    def reset(self) -> None:
+        self.done: set[int] = set()
+        self.told: set[int] = set()
+        self.end: _End | None = None
+
+    def report(self, rank: int) -> _End | None:
+        with self.lock:
+            self.done.add(rank)
+            if self.end is not None:
+                self.told.add(rank)
+            return self.end
+
+
+_roll = _Roll()
+
+
+def _report_done(rank: int) -> _End | None:
+    return _roll.report(rank)
+
+
+def _answer() -> None:
+    """Say that this process is alive."""
+
+
+class _Farewell:
+    """Leave the RPC group.  Torch's own way waits for ever for a worker that died."""
+
+    def __init__(self, patience: float) -> None:
+        _roll.reset()  # of an earlier group in this process
+        self.patience = patience
+        self.failed = False
+        self.end = _End.ALONE
+        self.now, self.ended = threading.Event(), threading.Event()
+        # A thread of its own, since one of the calls that it makes may never return; and begun early, since Python
+        # starts no thread any more while it ends.
+        threading.Thread(target=self._end_rpc, name='torchopt-end-rpc', daemon=True).start()
+
+    def __call__(self) -> None:
+        if not has_rpc():
+            return  # the user has shut it down
+        world = get_world_info()
+        if not self.failed:
+            self.end = self._await_others() if world.rank == 0 else self._await_first(world.rank, world.world_size)
+        self.now.set()
+        if not self.ended.wait(_LOCAL_SHUTDOWN):
+            print(
+                f'torchopt: worker {world.rank} leaves although a call still runs that does not end.',
+                file=sys.stderr,
+            )
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(int(self.failed))
+
+    def _end_rpc(self) -> None:
+        self.now.wait()
+        try:
+            rpc.shutdown(graceful=self.end is _End.TOGETHER)
+        except RuntimeError as error:  # of what others still hold, which ends with the process
+            print(f'torchopt: {error}', file=sys.stderr)
+        self.ended.set()
+
+    def _await_others(self) -> _End:
+        """On rank 0: until all others are done, dead, or late."""
+        others = set(members()) - {0}
+        living = self._await(others, lambda: _roll.done, self.patience)
+        late = sorted(living - _roll.done)
+        if late:
+            print(
+                f'torchopt: the main functions of workers {late} did not return within {self.patience:g} s after that '
+                f'of worker 0; they are left behind. A longer auto_init_rpc(shutdown_timeout=...) waits for them.',
+                file=sys.stderr,
+            )
+        with _roll.lock:
+            _roll.end = _End.TOGETHER if others == _roll.done else _End.ALONE
+        told = self._await(living & _roll.done, lambda: _roll.told, min(_GRACE, self.patience))
+        return _roll.end if told <= _roll.told else _End.ALONE
+
+    def _await(self, workers: set[int], come: Callable[[], set[int]], patience: float) -> set[int]:
+        """Wait until all these have come, for those who live; return who lives."""
+        living, deadline = set(workers), time.monotonic() + patience
+        while living - come() and time.monotonic() < deadline:
+            living -= {worker for worker in living - come() if not _is_alive(worker)}
+            time.sleep(0.02)
+        return living
+
+    def _await_first(self, rank: int, world_size: int) -> _End:
+        """On all other ranks: until rank 0 says that all are done, or is gone."""
+        heard = time.monotonic()
+        while time.monotonic() < heard + self.patience:
+            try:
+                end = rpc.rpc_sync(0, _report_done, (rank,), timeout=1.0 + self.patience / 10)
+                if end is not None:
+                    return end
+                heard = time.monotonic()
+            except RuntimeError as error:
+                if not is_late(error):
+                    break
+            # So that rank 0 gets about a hundred of these in a second at most.
+            time.sleep(0.05 + 0.01 * world_size)
+        return _End.ALONE
+
+
+def _is_alive(worker: int) -> bool:
+    try:
+        rpc.rpc_sync(worker, _answer, timeout=1.0)
+    except RuntimeError as error:
+        return is_late(error)
+    return True

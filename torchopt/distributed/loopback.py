@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the processes of a job meet.  RPC executes what its peers send, so on one machine nobody else may be a peer.
+
+Torch binds its rendezvous to every interface, and its two engines to the one that the host name stands for.  Here all
+of them are bound to the loopback interface, unless the job has several machines or an address was given.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from typing import Any
+
+import torch.distributed as dist
+
+from torchopt.distributed.world import WorldInfo
+
+__all__ = ['prepare_rendezvous']
+
+# What says through which interface TensorPipe (RPC), gloo and NCCL (collectives) talk.
+_INTERFACES = ('TP_SOCKET_IFNAME', 'GLOO_SOCKET_IFNAME', 'NCCL_SOCKET_IFNAME')
+_stores: list[Any] = []  # a store serves for as long as it lives
+
+
+def prepare_rendezvous(world: WorldInfo) -> None:
+    """Bind to loopback what torch is about to open, where nobody asked for anything else.
+
+    Raises:
+        RuntimeError: If there are several processes and no address at which they meet.
+    """
+    if world.world_size == 1 and not os.environ.get('MASTER_ADDR'):
+        os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT='0')
+    if not (os.environ.get('MASTER_ADDR') and os.environ.get('MASTER_PORT')):
+        raise RuntimeError(
+            f'This is one of {world.world_size} processes, but MASTER_ADDR and MASTER_PORT do not say where they meet. '
+            f'Launch with torchrun, which sets both.'
+        )
+    alone = world.local_world_size == world.world_size
+    if alone or _is_loopback(os.environ['MASTER_ADDR']):
+        interface = next((name for _, name in socket.if_nameindex() if name.startswith('lo')), None)
+        for variable in _INTERFACES:
+            if interface is not None:
+                os.environ.setdefault(variable, interface)
+    if world.rank == 0 and _is_loopback(os.environ['MASTER_ADDR']) and not _launcher_serves():
+        _serve(world)
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == 'localhost'
+
+
+def _launcher_serves() -> bool:
+    return os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True'
+
+
+def _serve(world: WorldInfo) -> None:
+    """Open the store at which the ranks meet on a loopback socket; torch then uses the one that is there."""
+    port = int(os.environ['MASTER_PORT'])
+    if port and any(store.port == port for store in _stores):
+        return
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(('127.0.0.1', port))
+    except OSError as error:
+        listener.close()
+        raise RuntimeError(
+            f'MASTER_PORT={port} cannot be opened on this machine: {error}. Set one that is free.'
+        ) from error
+    torch_distributed: Any = dist
+    listener.listen(max(128, world.world_size))
+    os.environ['MASTER_PORT'] = str(listener.getsockname()[1])
+    _stores.append(
+        torch_distributed.TCPStore(
+            os.environ['MASTER_ADDR'],
+            int(os.environ['MASTER_PORT']),
+            world.world_size,
+            is_master=True,
+            wait_for_workers=False,
+            multi_tenant=True,
+            master_listen_fd=listener.detach(),
+        )
+    )

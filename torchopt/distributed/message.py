@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is sent from process to process: any picklable object, with the tensors in it laid aside.
+
+A pickler meets every tensor that an object holds, in a dict, a module or an attribute alike.  So none of those that
+require grad can be overlooked, as it happens to a module whose parameters torch's own pickler copies.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed.rpc as rpc
+from torch import Tensor, nn
+
+__all__ = ['Message', 'pack', 'unpack']
+
+
+class Message(NamedTuple):
+    """An object on its way.
+
+    Attributes:
+        payload: The pickled object, with numbers in place of what is in ``parts``.
+        parts: Tensors, detached, and what only RPC's own pickler can send (``RRef``, scripted modules).
+        kinds: For each of the parts what it is to become again.
+    """
+
+    payload: bytes
+    parts: list[Any]
+    kinds: list[str]
+
+
+Classify = Callable[[Tensor], 'tuple[str, Any]']
+"""From a tensor to its kind and to what is sent for it."""
+
+
+class _Pickler(pickle.Pickler):
+    def __init__(self, file: io.BytesIO, classify: Classify) -> None:
+        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
+        self.classify = classify
+        self.numbers: dict[int, int] = {}
+        self.seen: list[Any] = []  # keeps what is numbered alive, so that no number is given twice
+        self.parts: list[Any] = []
+        self.kinds: list[str] = []
+
+    def persistent_id(self, obj: Any) -> int | None:
+        if isinstance(obj, Tensor):
+            if type(obj) not in (Tensor, nn.Parameter):
+                if obj.requires_grad:
+                    raise TypeError(
+                        f'A {type(obj).__name__} that requires grad cannot be sent with its gradient. Send a plain '
+                        f'tensor, or detach it.'
+                    )
+                return None
+        elif not isinstance(obj, (rpc.RRef, torch.jit.ScriptModule)):
+            return None
+        number = self.numbers.get(id(obj))
+        if number is None:
+            number = self.numbers[id(obj)] = len(self.parts)
+            kind, part = self.classify(obj) if isinstance(obj, Tensor) else ('own', obj)
+            self.seen.append(obj)
+            self.parts.append(part)
+            self.kinds.append(kind)
+        return number
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, found: Sequence[Any]) -> None:
+        super().__init__(file)
+        self.found = found
+
+    def persistent_load(self, pid: Any) -> Any:
+        return self.found[pid]
+
+
+def as_leaf(x: Tensor) -> tuple[str, Tensor]:
+    """Send a tensor as a value; one that requires grad arrives as a new leaf."""
+    kind = 'parameter' if isinstance(x, nn.Parameter) else 'leaf'
+    return (kind if x.requires_grad else f'frozen {kind}'), x.detach()
+
+
+def pack(obj: Any, classify: Classify = as_leaf) -> tuple[Message, list[Any]]:
+    """Make a message of an object; also return the originals of its parts.
+
+    Raises:
+        TypeError, AttributeError, pickle.PicklingError: If something in the object cannot be pickled.
+    """
+    file = io.BytesIO()
+    pickler = _Pickler(file, classify)
+    pickler.dump(obj)
+    return Message(file.getvalue(), pickler.parts, pickler.kinds), pickler.seen
+
+
+_ARRIVE: dict[str, Callable[[Any], Any]] = {
+    'leaf': lambda x: x.detach().requires_grad_(),
+    'frozen leaf': lambda x: x,
+    'parameter': nn.Parameter,
+    'frozen parameter': lambda x: nn.Parameter(x, requires_grad=False),
+    'own': lambda x: x,
+}
+
+
+def unpack(message: Message, arrive: dict[str, Callable[[Any], Any]] | None = None) -> tuple[Any, list[Any]]:
+    """Make an object of a message; also return its parts as they stand in it.
+
+    Args:
+        message: The message.
+        arrive: From further kinds to functions of what was sent.
+    """
+    kinds = _ARRIVE if arrive is None else {**_ARRIVE, **arrive}
+    found = [kinds[kind](part) for kind, part in zip(message.kinds, message.parts)]
+    return _Unpickler(io.BytesIO(message.payload), found).load(), found

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Call functions on other workers; the results can be differentiated as if they had been computed here."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+from torch.futures import Future
+
+from torchopt.distributed.call import Limits, call, prepare
+from torchopt.distributed.partition import Partitioner, Reducer, Results, batch_partitioner, mean_reducer
+from torchopt.distributed.world import get_worker_id, require_rpc
+from torchopt.numerics import in_transform
+
+__all__ = ['parallelize', 'parallelize_async', 'parallelize_sync', 'remote_async_call', 'remote_sync_call']
+
+_P = ParamSpec('_P')
+_T = TypeVar('_T')
+_DEFAULT_TIMEOUT = -1.0  # torch's mark for the default of the RPC group
+
+
+def remote_async_call(
+    func: Callable[..., Any],
+    *,
+    args: tuple[Any, ...] | None = None,
+    kwargs: dict[str, Any] | None = None,
+    partitioner: int | str | Partitioner | None = None,
+    reducer: Reducer | None = None,
+    timeout: float = _DEFAULT_TIMEOUT,
+    retries: int = 0,
+) -> Future[Any]:
+    """Call a function on other workers, without waiting for it.
+
+    The result is part of the autograd graph: a backward pass, also one with ``create_graph=True``, goes on where the
+    function was called.  Gradients reach every tensor among the arguments that requires grad, parameters of modules
+    too; parameters that live on a worker get theirs there, in ``.grad``.  A worker keeps its graph until ours is let
+    go.  All workers of one call differentiate at the same time, one call after the other.
+
+    Modules and other objects are sent as copies: what the function does to them in place stays on the worker.  Under
+    ``torch.no_grad()`` no graph is kept.
+
+    Args:
+        func: A function that every worker can import.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
+        partitioner: The rank or the name of a worker, which gets all; or a function of the arguments that returns a
+            list of ``(worker, args, kwargs)``; None divides all tensors along their first dimension.
+        reducer: A function of the list of results.
+        timeout: Seconds that each worker may take, for the function and again for its gradient; 0 is for ever, and the
+            default that of the RPC group (60 s).
+        retries: How often a part is repeated on another worker when its worker died or was late.  Only for functions
+            without side effects.
+
+    Returns:
+        A future of the list of results, or of what ``reducer`` made of it.  ``wait()`` raises what the function raised
+        (the cause of the exception is the traceback of the worker), :class:`WorkerDiedError` or
+        :class:`WorkerTimeoutError`.
+
+    Raises:
+        RuntimeError: If RPC is not initialized, or ``torch.func`` transforms the call.
+        TypeError: If the function or an argument cannot be sent, or ``partitioner`` is of another kind.
+        ValueError: If ``retries`` is negative, or the partitioner cannot divide the arguments.
+
+    Example:
+        >>> import torch, torchopt.distributed as todist
+        >>> future = todist.remote_async_call(torch.add, args=(torch.ones(2), 1.0), partitioner=1)  # doctest: +SKIP
+        >>> future.wait()  # doctest: +SKIP
+        [tensor([2., 2.])]
+    """
+    require_rpc()
+    if in_transform():
+        raise RuntimeError(
+            'A remote call cannot be transformed by torch.func, which is not known on other workers. Transform the '
+            'function that is called, or differentiate with torch.autograd.'
+        )
+    if not callable(func):
+        raise TypeError(f'func is a {type(func).__name__}; expected a function.')
+    if not isinstance(retries, int) or retries < 0:
+        raise ValueError(f'Invalid retries: {retries!r}; expected a whole number >= 0.')
+    args, kwargs = tuple(args or ()), dict(kwargs or {})
+    parts = _divide(partitioner, args, kwargs)
+    weights = [getattr(part, 'weight', 1) for part in parts]
+    shares = [prepare(get_worker_id(worker), func, a, k) for worker, a, k in parts]
+    return call(shares, Limits(timeout, retries), lambda found: _reduced(reducer, Results(found, weights)))
+
+
+def _reduced(reducer: Reducer | None, results: Results) -> Any:
+    return results if reducer is None else reducer(results)
+
+
+def _divide(partitioner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[Any, Any, Any]]:
+    if partitioner is None:
+        partitioner = batch_partitioner
+    if isinstance(partitioner, (int, str)) and not isinstance(partitioner, bool):
+        return [(partitioner, args, kwargs)]
+    if not callable(partitioner):
+        raise TypeError(
+            f'Invalid partitioner: {partitioner!r}; expected the rank or name of a worker, a function that returns a '
+            f'list of (worker, args, kwargs), or None.'
+        )
+    parts = list(partitioner(*args, **kwargs))
+    if not parts:
+        raise ValueError('The partitioner returned no parts; expected at least one (worker, args, kwargs).')
+    return parts
+
+
+def remote_sync_call(
+    func: Callable[..., Any],
+    *,
+    args: tuple[Any, ...] | None = None,
+    kwargs: dict[str, Any] | None = None,
+    partitioner: int | str | Partitioner | None = None,
+    reducer: Reducer | None = None,
+    timeout: float = _DEFAULT_TIMEOUT,
+    retries: int = 0,
+) -> Any:
+    """Call a function on other workers and wait for the results.
+
+    The arguments are those of :func:`remote_async_call`, and so are the errors, of which this raises all.
+
+    Returns:
+        The list of results, or what ``reducer`` made of it.
+
+    Example:
+        >>> import torch, torchopt.distributed as todist
+        >>> todist.remote_sync_call(torch.add, args=(torch.ones(2), 1.0), partitioner=1)  # doctest: +SKIP
+        [tensor([2., 2.])]
+    """
+    return remote_async_call(
+        func,
+        args=args,
+        kwargs=kwargs,
+        partitioner=partitioner,
+        reducer=reducer,
+        timeout=timeout,
+        retries=retries,
+    ).wait()
+
+
+class _Undecorated:
+    """The function under a decorator of this module, on its way to a worker that imports it with the decorator."""
+
+    def __init__(self, decorated: Callable[..., Any]) -> None:
+        self.decorated = decorated
+        self.__qualname__ = getattr(decorated, '__qualname__', repr(decorated))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.decorated.__wrapped__(*args, **kwargs)  # type: ignore[attr-defined]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Undecorated, (self.decorated,)
+
+
+def _parallel(
+    wait: bool, partitioner: int | str | Partitioner | None, reducer: Reducer | None, timeout: float, retries: int
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    if partitioner is None and reducer is None:
+        reducer = mean_reducer
+
+    def decorate(func: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(func)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            future = remote_async_call(
+                _Undecorated(run),
+                args=args,
+                kwargs=kwargs,
+                partitioner=partitioner,
+                reducer=reducer,
+                timeout=timeout,
+                retries=retries,
+            )
+            return future.wait() if wait else future
+
+        return run
+
+    return decorate
+
+
+def parallelize_async(
+    partitioner: int | str | Partitioner | None = None,
+    reducer: Reducer | None = None,
+    timeout: float = _DEFAULT_TIMEOUT,
+    *,
+    retries: int = 0,
+) -> Callable[[Callable[_P, _T]], Callable[_P, Future[Any]]]:
+    """Decorator: a call of the function divides its arguments among workers, and returns a future.
+
+    Args:
+        partitioner: As in :func:`remote_async_call`.
+        reducer: As there; if neither is given, :func:`mean_reducer`.
+        timeout: As there.
+        retries: As there.
+
+    Example:
+        >>> import torch, torchopt.distributed as todist
+        >>> @todist.parallelize_async(todist.batch_partitioner, todist.mean_reducer)
+        ... def loss(x):
+        ...     return x.square().mean()
+        >>> loss(torch.arange(8.0)).wait()  # doctest: +SKIP
+        tensor(17.5000)
+    """
+    return _parallel(False, partitioner, reducer, timeout, retries)
+
+
+def parallelize(
+    partitioner: int | str | Partitioner | None = None,
+    reducer: Reducer | None = None,
+    timeout: float = _DEFAULT_TIMEOUT,
+    *,
+    retries: int = 0,
+) -> Callable[[Callable[_P, _T]], Callable[_P, Any]]:
+    """Decorator: a call of the function divides its arguments among workers, and waits for the results.
+
+    Args:
+        partitioner: As in :func:`remote_async_call`.
+        reducer: As there; if neither is given, :func:`mean_reducer`.
+        timeout: As there.
+        retries: As there.
+
+    Example:
+        >>> import torch, torchopt.distributed as todist
+        >>> @todist.parallelize(todist.batch_partitioner, todist.mean_reducer)
+        ... def loss(x):
+        ...     return x.square().mean()
+        >>> loss(torch.arange(8.0))  # doctest: +SKIP
+        tensor(17.5000)
+    """
+    return _parallel(True, partitioner, reducer, timeout, retries)
+
+
+parallelize_sync = parallelize
