@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -197,8 +198,8 @@ def plot(
     plt.close(figure)
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Read the command line."""
+def parse(argv: list[str] | None, extend: Callable[[argparse.ArgumentParser], None] | None = None) -> argparse.Namespace:
+    """Read the command line; ``extend`` adds options to it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data', type=Path, help='folder of images, alphabet/character/*.png, such as Omniglot')
     parser.add_argument('--ways', type=int, default=5, help='characters in a task')
@@ -213,6 +214,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--output', type=Path, default=Path('maml.png'), help='where the picture goes')
+    if extend is not None:
+        extend(parser)
     args = parser.parse_args(argv)
     if args.inner_lr is None:
         args.inner_lr = INNER_LEARNING_RATE[args.inner]

@@ -15,6 +15,8 @@ from typing import Any
 import torch.distributed.autograd as torch_autograd
 from torch import Tensor
 
+from torchopt.distributed.call import errors_of_gradients
+
 __all__ = ['is_available', 'context', 'DistAutogradContext', 'get_gradients', 'backward', 'grad']
 
 LOCK = Lock()
@@ -106,11 +108,17 @@ def _gradients(
 ) -> list[tuple[Tensor, Tensor]]:
     """Leaves and their gradients.  A context adds up those of all passes, so that of the earlier ones is taken off."""
     before = [(p, g.clone()) for p, g in _autograd.get_gradients(autograd_ctx_id).items()]
-    _autograd.backward(autograd_ctx_id, _listed(tensors), retain_graph=retain_graph)
+    errors_of_gradients.clear()
+    try:
+        _autograd.backward(autograd_ctx_id, _listed(tensors), retain_graph=retain_graph)
+    except RuntimeError as error:
+        if errors_of_gradients and str(errors_of_gradients[-1]) in str(error):
+            raise errors_of_gradients[-1] from None
+        raise
     found = []
     for p, g in _autograd.get_gradients(autograd_ctx_id).items():
         earlier = next((old for q, old in before if q is p), None)
-        found.append((p, g if earlier is None else g - earlier))
+        found.append((p, g.clone() if earlier is None else g - earlier))  # the context adds to its own
     return found
 
 

@@ -23,7 +23,7 @@ from torchopt.distributed.message import Message, pack, unpack
 from torchopt.distributed.world import members
 from torchopt.numerics import apply_function
 
-__all__ = ['Limits', 'Share', 'call', 'prepare']
+__all__ = ['Limits', 'Share', 'call', 'errors_of_gradients', 'prepare']
 
 
 class Limits(NamedTuple):
@@ -52,9 +52,8 @@ def prepare(worker: int, func: Callable[..., Any], args: Any, kwargs: Any) -> Sh
     except Exception as error:
         name = getattr(func, '__qualname__', None) or repr(func)
         raise TypeError(
-            f'func={name} with its arguments cannot be sent to another process: {error}. Define functions '
-            f'and classes at the top level of a module that every worker can import; lambdas and local functions cannot '
-            f'be sent.'
+            f'func={name} with its arguments cannot be sent to another process: {error}. Define functions and classes '
+            f'at the top level of a module that every worker can import; lambdas and local functions cannot be sent.'
         ) from error
     return Share(worker, request, [x for x in originals if isinstance(x, Tensor) and x.requires_grad])
 
@@ -258,6 +257,10 @@ class _Session:
         return _Handle(to, answer.graph)
 
 
+errors_of_gradients: deque[Exception] = deque(maxlen=8)
+"""The last ones; for the engine of distributed autograd, which lets only their texts through."""
+
+
 class _Remote(torch.autograd.Function):
     """The node: from our inputs to what the workers made of them."""
 
@@ -271,7 +274,11 @@ class _Remote(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
         _, *inputs = ctx.saved_tensors
-        return None, None, None, *ctx.session().differentiate(inputs, cotangents)
+        try:
+            return None, None, None, *ctx.session().differentiate(inputs, cotangents)
+        except Exception as error:
+            errors_of_gradients.append(error)
+            raise
 
 
 def _assemble(

@@ -177,8 +177,30 @@ def dim_partitioner(
     return TensorDimensionPartitioner(dim, exclusive=exclusive, keepdim=keepdim, workers=workers)
 
 
-batch_partitioner = dim_partitioner(0)
-exclusive_batch_partitioner = dim_partitioner(0, exclusive=True)
+def batch_partitioner(*args: Any, **kwargs: Any) -> list[tuple[int, Any, Any]]:
+    """Divide tensors along their first dimension, one contiguous part for each worker.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.distributed.batch_partitioner(torch.zeros(3), scale=2)
+        [(0, (tensor([0., 0., 0.]),), {'scale': 2})]
+    """
+    return _BATCH(*args, **kwargs)
+
+
+def exclusive_batch_partitioner(*args: Any, **kwargs: Any) -> list[tuple[int, Any, Any]]:
+    """Divide tensors along their first dimension, every item for itself; the workers take turns.
+
+    Example:
+        >>> import torch, torchopt
+        >>> len(torchopt.distributed.exclusive_batch_partitioner(torch.zeros(3)))
+        3
+    """
+    return _EXCLUSIVE_BATCH(*args, **kwargs)
+
+
+_BATCH = dim_partitioner(0)
+_EXCLUSIVE_BATCH = dim_partitioner(0, exclusive=True)
 
 
 def mean_reducer(results: Iterable[Any]) -> Any:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -153,6 +154,14 @@ class _Undecorated:
         return _Undecorated, (self.decorated,)
 
 
+def _sendable(func: Callable[..., Any], decorated: Callable[..., Any]) -> Callable[..., Any]:
+    """What a worker can import: the function by its name, or what is there under that name now."""
+    found: Any = sys.modules.get(func.__module__)
+    for name in func.__qualname__.split('.'):
+        found = getattr(found, name, None)
+    return func if found is func else _Undecorated(decorated)
+
+
 def _parallel(
     wait: bool, partitioner: int | str | Partitioner | None, reducer: Reducer | None, timeout: float, retries: int
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -163,7 +172,7 @@ def _parallel(
         @functools.wraps(func)
         def run(*args: Any, **kwargs: Any) -> Any:
             future = remote_async_call(
-                _Undecorated(run),
+                _sendable(func, run),
                 args=args,
                 kwargs=kwargs,
                 partitioner=partitioner,

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Start a program in several processes on loopback, wait for all of them for a bounded time, and read what they found."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+PROGRAMS = Path(__file__).parent / 'programs'
+KILLED = -signal.SIGKILL
+
+
+class Process(NamedTuple):
+    """How a process ended, what it printed, and what it saved as found."""
+
+    status: int
+    output: str
+    found: dict[str, Any]
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return int(s.getsockname()[1])
+
+
+def run(program: str, processes: int, folder: Path, *arguments: str, limit: float = 150) -> list[Process]:
+    """Run a program, and fail if it does not end by itself within the limit, in seconds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith('TORCHELASTIC')},
+        'MASTER_ADDR': '127.0.0.1',
+        'MASTER_PORT': str(free_port()),
+        'WORLD_SIZE': str(processes),
+        'LOCAL_WORLD_SIZE': str(processes),
+        'OMP_NUM_THREADS': '1',
+        'FOUND': str(folder),
+    }
+    command = [sys.executable, str(PROGRAMS / 'fork.py'), str(PROGRAMS / program), *arguments]
+    with (folder / 'output').open('wb') as output:
+        launcher = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd=folder,
+            start_new_session=True,
+        )
+        try:
+            launcher.wait(limit)
+        except subprocess.TimeoutExpired:
+            outputs = [path.read_text(errors='replace')[-3000:] for path in sorted(folder.glob('output*'))]
+            pytest.fail(f'{program} did not end within {limit} s:\n' + '\n----\n'.join(outputs))
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(launcher.pid, signal.SIGKILL)
+            launcher.wait()
+    assert launcher.returncode == 0, (folder / 'output').read_text(errors='replace')
+    statuses = json.loads((folder / 'statuses').read_text())
+    return [
+        Process(status, (folder / f'output.{rank}').read_text(errors='replace'), read(folder, rank))
+        for rank, status in enumerate(statuses)
+    ]
+
+
+def read(folder: Path, rank: int) -> dict[str, Any]:
+    path = folder / f'found.{rank}'
+    return torch.load(path, weights_only=False) if path.exists() else {}
+
+
+def check(processes: list[Process], *, killed: tuple[int, ...] = ()) -> list[dict[str, Any]]:
+    """Require that all ended well, but for those that were killed on purpose; return what they found."""
+    for rank, process in enumerate(processes):
+        expected = KILLED if rank in killed else 0
+        assert process.status == expected, f'rank {rank} ended with {process.status}:\n{process.output[-5000:]}'
+    return [process.found for process in processes]

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the programs here share: how they say what they found, and how they note an error."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import torchopt.distributed as todist
+
+torch.set_num_threads(1)
+
+
+def save(found: dict[str, Any]) -> None:
+    """Let the test read what this process found."""
+    path = Path(os.environ['FOUND']) / f'found.{todist.get_rank()}'
+    torch.save(found, path.with_suffix('.part'))
+    path.with_suffix('.part').rename(path)
+
+
+def error_of(call: Callable[[], Any]) -> dict[str, Any]:
+    """What a call raises: its type and the bases of that, its text, that of its cause; and how long it took."""
+    start = time.monotonic()
+    try:
+        call()
+    except Exception as error:
+        return {
+            'type': type(error).__name__,
+            'bases': [base.__name__ for base in type(error).__mro__],
+            'text': str(error),
+            'cause': str(error.__cause__),
+            'worker': getattr(error, 'worker', None),
+            'seconds': time.monotonic() - start,
+        }
+    return {'type': None}
