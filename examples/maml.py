@@ -198,7 +198,9 @@ def plot(
     plt.close(figure)
 
 
-def parse(argv: list[str] | None, extend: Callable[[argparse.ArgumentParser], None] | None = None) -> argparse.Namespace:
+def parse(
+    argv: list[str] | None, extend: Callable[[argparse.ArgumentParser], None] | None = None
+) -> argparse.Namespace:
     """Read the command line; ``extend`` adds options to it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data', type=Path, help='folder of images, alphabet/character/*.png, such as Omniglot')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Start a program in several processes on loopback, wait for all of them for a bounded time, and read what they found."""
+"""Start a program in several processes on loopback, wait for them for a bounded time, and read what they found."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ one collective.  The mean over all tasks is then right, however unevenly they ar
 
 from __future__ import annotations
 
+import functools
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from torchopt.distributed.collectives import add_up, typed_errors, world_size
 from torchopt.distributed.errors import Failure
 from torchopt.distributed.graphs import leaves_of
 from torchopt.distributed.partition import share_of
-from torchopt.numerics import apply_function, in_transform, is_dtensor
+from torchopt.numerics import apply_function, in_transform, is_dtensor, real_dtype
 
 __all__ = ['map_tasks']
 
@@ -109,16 +110,16 @@ def map_tasks(
         if ranks == 1:
             raise
         error = raised
-    total = _add_up(work, len(own), error, leaves, eager, group, timeout)
+    total = _add_up(work, len(own), len(tasks) if split else 0, error, leaves, eager, group, timeout)
     if total.failed:
         _raise_failures(error, rank, ranks, group)
-    if total.tasks == 0:
-        raise ValueError('There are no tasks on any rank; expected at least one.')
-    if split and total.tasks != len(tasks):
+    if not total.alike:
         raise ValueError(
-            f'The ranks do not agree on the tasks: here are {len(tasks)}, and their shares add up to {total.tasks}. '
+            f'The ranks do not agree on the tasks: rank {rank} has {len(tasks)} of them, and others have more or less. '
             f'Pass the same tasks on every rank, or split=False if they are its own.'
         )
+    if total.tasks == 0:
+        raise ValueError('There are no tasks on any rank; expected at least one.')
     weight = 1.0 / total.tasks if reduction == 'mean' else 1.0
     value = total.loss * weight
     if eager:
@@ -168,7 +169,7 @@ def _do(fn: Any, own: list[Any], params: Any, leaves: list[Tensor], has_aux: boo
         if has_aux and not (isinstance(returned, tuple) and len(returned) == 2):
             raise TypeError(f'fn returned a {type(returned).__name__}; expected a pair (loss, aux), as has_aux says.')
         loss, aux = returned if has_aux else (returned, None)
-        if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.is_complex():
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.dtype not in _DTYPES:
             what = f'a tensor of shape {tuple(loss.shape)}, {loss.dtype}' if isinstance(loss, Tensor) else repr(loss)
             raise TypeError(f'fn returned {what} as loss; expected a real scalar tensor. Reduce it, as by loss.mean().')
         loss = loss.reshape(())
@@ -203,26 +204,52 @@ def _look_for_others(fn: Any, loss: Tensor, leaves: list[Tensor]) -> list[weakre
 
 
 class _Total(NamedTuple):
-    """The sums over all ranks."""
+    """The sums over all ranks; ``alike`` says whether all ranks were given as many tasks."""
 
     failed: bool
     tasks: int
+    alike: bool
     loss: Tensor
     gradients: list[Tensor | None]
 
 
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
 def _add_up(
-    work: _Work, count: int, error: Exception | None, leaves: list[Tensor], eager: bool, group: Any, timeout: Any
+    work: _Work,
+    own: int,
+    given: int,
+    error: Exception | None,
+    leaves: list[Tensor],
+    eager: bool,
+    group: Any,
+    timeout: timedelta | None,
 ) -> _Total:
-    """Send one vector: whether this rank failed, its count, its loss, which gradients it has, and the gradients."""
+    """Send one vector: what this rank did, its loss, which gradients it has, and these."""
     device = next((x.device for x in [*leaves, work.loss] if x is not None), None)
     gradients = work.gradients if eager else []
-    numbers = [float(error is not None), float(count), *(float(g is not None) for g in gradients)]
+    # A rank without tasks learns the dtype of the loss from those that have one.
+    dtype = 0 if work.loss is None else 1 + _DTYPES.index(work.loss.dtype)
+    # Numbers are equal where the mean of the squares is the square of the mean; digits stay exact in single precision.
+    digits = [given % 64, given // 64 % 64, given // 4096 % 64]
+    numbers = [error is not None, own, dtype, dtype > 0, *digits, *(d * d for d in digits)]
+    used = [g is not None for g in gradients]
+    head = torch.tensor([*numbers, *used], dtype=torch.float32, device=device)
     loss = torch.zeros((), device=device) if work.loss is None else work.loss.detach().to(device)
     filled = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, leaves)]
-    head, loss, *sums = add_up([torch.tensor(numbers, device=device), loss, *filled], group, timeout)
-    failed, total, *used = head.tolist()
-    return _Total(failed > 0, round(total), loss, [g if u else None for g, u in zip(sums, used)])
+    # In the widest dtype that a loss may have; otherwise the ranks would not send vectors of the same one.
+    widest = functools.reduce(torch.promote_types, (real_dtype(p.dtype) for p in leaves), torch.float32)
+    head, loss, *sums = add_up([head, loss.to(widest), *filled], group, timeout)
+    failed, total, code, holders, *rest = head.tolist()
+    ranks, pairs = world_size(group), list(zip(rest[:3], rest[3:6]))
+    return _Total(
+        failed > 0,
+        round(total),
+        all(squares * ranks == digit**2 for digit, squares in pairs),
+        loss.to(_DTYPES[round(code / max(1.0, holders)) - 1]),
+        [g if u else None for g, u in zip(sums, rest[6:])],
+    )
 
 
 def _raise_failures(error: Exception | None, rank: int, ranks: int, group: Any) -> None:

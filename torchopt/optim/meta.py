@@ -125,8 +125,8 @@ True
         for name, part in module.named_modules():
             if is_fully_sharded(part):
                 raise TypeError(
-                    f'{f"The submodule {name!r}" if name else "The module"} is under FSDP, whose parameters come and go '
-                    f'and cannot be replaced by functions of others. Differentiate through functional steps on '
+                    f'{f"The submodule {name!r}" if name else "The module"} is under FSDP, whose parameters come and '
+                    f'go and cannot be replaced by functions of others. Differentiate through functional steps on '
                     f'DTensors: torchopt.sgd(...).update on a dict of parameters, with torch.func.functional_call.'
                 )
         options = self._first_names(options, self.defaults)

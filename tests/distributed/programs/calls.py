@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Remote calls on three workers, each beside the same computation in this process: pairs of what came and what should."""
+"""Remote calls on three workers beside the same computation in this process: pairs of what came and what should."""
 
 from __future__ import annotations
 
@@ -256,7 +256,7 @@ def pairs() -> dict[str, tuple[Any, Any]]:
         torch.zeros(0, 2),
     )
 
-    del loss, got, result, no_input, written, back, remote, two_outputs
+    del loss, got, result, no_input, written, back
     gc.collect()
     todist.remote_sync_call(graphs, partitioner=1)
     found['graphs that are left on a worker'] = (todist.remote_sync_call(graphs, partitioner=1)[0], 0)
@@ -280,15 +280,13 @@ def errors() -> dict[str, dict[str, Any]]:
         'a lambda': call(lambda: 1),
         'a partitioner': call(fail, partitioner=1.5),
         'an unknown name': call(fail, partitioner='nobody'),
-        'no parts': call(fail, partitioner=lambda: []),
+        'no parts': call(fail, partitioner=list),
         'retries': call(fail, retries=-1),
         'func': error_of(lambda: todist.remote_sync_call(3, partitioner=1)),
         'sizes': error_of(lambda: parallel_mse(Net(), torch.ones(3, 4), torch.ones(2, 4))),
         'a reducer': call(shapes, x, reducer=lambda results: 1 / 0),
         'torch.func': error_of(lambda: torch.func.grad(lambda x: todist.remote_sync_call(torch.sum, args=(x,))[0])(x)),
-        'a failing gradient': error_of(
-            lambda: todist.remote_sync_call(bad_gradient, args=(x,), partitioner=1)[0].backward()
-        ),
+        'a failing gradient': error_of(todist.remote_sync_call(bad_gradient, args=(x,), partitioner=1)[0].backward),
     }
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed.elastic.multiprocessing.errors
-import torch.distributed.rpc
+import torch.distributed.rpc  # noqa: F401
 
 import torchopt  # noqa: F401
 

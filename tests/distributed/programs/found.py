@@ -19,8 +19,9 @@ torch.set_num_threads(1)
 def save(found: dict[str, Any]) -> None:
     """Let the test read what this process found."""
     path = Path(os.environ['FOUND']) / f'found.{todist.get_rank()}'
-    torch.save(found, path.with_suffix('.part'))
-    path.with_suffix('.part').rename(path)
+    part = path.with_name(f'{path.name}.part')
+    torch.save(found, part)
+    part.rename(path)
 
 
 def error_of(call: Callable[[], Any]) -> dict[str, Any]:
