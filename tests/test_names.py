@@ -20,8 +20,6 @@ import torchopt
 
 LIST = Path(__file__).parent / 'data' / 'torchopt-0.7.3.tsv'
 
-# Modules whose names are not promised yet.
-LATER = ('distributed',)
 # torch.nn.Module's own methods, which differ from release to release of torch; tests/nn tests those that are ours.
 TORCH_OWNED = 'torch.nn'
 
@@ -72,11 +70,6 @@ def read() -> list[Name]:
         return [Name(*row) for row in csv.reader(file, delimiter='\t', quoting=csv.QUOTE_NONE)]
 
 
-def is_later(name: Name) -> bool:
-    parts = name.module.split('.')
-    return len(parts) > 1 and parts[1] in LATER
-
-
 def is_artefact(name: Name) -> bool:
     """Whether the name is only there because a module imported it for its own annotations."""
     home = {'GradientTransformation': 'base', 'ChainedGradientTransformation': 'base', 'EmptyState': 'base'}
@@ -86,7 +79,7 @@ def is_artefact(name: Name) -> bool:
 
 
 NAMES = read()
-PROMISED = [name for name in NAMES if not is_later(name) and not is_artefact(name)]
+PROMISED = [name for name in NAMES if not is_artefact(name)]
 
 
 def find(name: Name) -> Any:
@@ -96,7 +89,16 @@ def find(name: Name) -> Any:
 def test_the_list_is_whole() -> None:
     assert len(NAMES) == 748
     assert len(PROMISED) > 300
-    assert {name.kind for name in PROMISED} == {'class', 'method', 'function', 'namedtuple', 'bool', 'int', 'str'}
+    assert {name.kind for name in PROMISED} == {
+        'class',
+        'method',
+        'function',
+        'namedtuple',
+        'bool',
+        'int',
+        'str',
+        'lock',
+    }
 
 
 @pytest.mark.parametrize('name', PROMISED, ids=str)
@@ -151,7 +153,7 @@ def ours(found: Any) -> list[Argument]:
         Argument(
             '' if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) else p.name,
             KINDS[p.kind],
-            '' if p.default is p.empty else repr(p.default),
+            '' if p.default is p.empty else getattr(p.default, '__name__', None) or repr(p.default),
         )
         for p in inspect.signature(found).parameters.values()
     ]
@@ -240,7 +242,7 @@ def test_implicit_differentiation_is_where_it_was(line: str) -> None:
 
 
 def test_modules_are_bound_by_the_import() -> None:
-    modules = {name.module.split('.')[1] for name in NAMES if '.' in name.module and not is_later(name)}
+    modules = {name.module.split('.')[1] for name in NAMES if '.' in name.module}
     for module in sorted(modules | {'typing', 'version', 'transform', 'update', 'utils'}):
         assert inspect.ismodule(getattr(torchopt, module)), module
 

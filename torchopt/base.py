@@ -112,12 +112,15 @@ class GradientTransformation(NamedTuple):
         return self
 
     def __repr__(self) -> str:
-        """The call that made this transformation."""
+        """The call that made this transformation, those that made its arguments inside of it, indented."""
+        return tree.as_text(self)
+
+    def _spelled(self) -> tree.Spelled:
         call = getattr(self.update, 'call', None)
         if call is None:
-            return f'{type(self).__name__}(init={self.init!r}, update={self.update!r})'
-        arguments = [repr(a) for a in call.args] + [f'{k}={v!r}' for k, v in call.kwargs.items()]
-        return f'{call.function.__name__}({", ".join(arguments)})'
+            return tree.Spelled(type(self).__name__, (), {'init': self.init, 'update': self.update})
+        spell = getattr(call.function, 'spelled', None)
+        return tree.Spelled(call.function.__name__, call.args, call.kwargs) if spell is None else spell(*call.args)
 
 
 class GradientTransformationExtraArgs(GradientTransformation):
@@ -193,9 +196,8 @@ class IdentityGradientTransformation(GradientTransformationExtraArgs):
         """Pickle by class."""
         return IdentityGradientTransformation, ()
 
-    def __repr__(self) -> str:
-        """As :func:`identity` makes it."""
-        return 'identity()'
+    def _spelled(self) -> tree.Spelled:
+        return tree.Spelled('identity', (), {})
 
 
 def identity() -> GradientTransformation:
@@ -297,9 +299,8 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
         """Pickle the members."""
         return ChainedGradientTransformation, self.transformations
 
-    def __repr__(self) -> str:
-        """One member a line."""
-        return 'chain(\n' + ''.join(f'    {tx!r},\n' for tx in self.transformations) + ')'
+    def _spelled(self) -> tree.Spelled:
+        return tree.Spelled('chain', self.transformations, {}, a_line_each=True)
 
 
 def _stages(members: tuple[GradientTransformation, ...]) -> list[tuple[int, Callable[..., Any]]]:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Between this package and others: transformations as optimizers of torch, optimizers of torch as ours."""
+"""Between this package and others: transformations as optimizers of torch, optimizers of torch as ours, ``higher``."""
 
+from torchopt.interop import higher
 from torchopt.interop.torch_optim import as_torch_optimizer, from_torch_optimizer
+from torchopt.interop.torchopt_states import from_torchopt_state, load_torchopt_state
 
-__all__ = ['as_torch_optimizer', 'from_torch_optimizer']
+__all__ = ['as_torch_optimizer', 'from_torch_optimizer', 'from_torchopt_state', 'higher', 'load_torchopt_state']

@@ -243,6 +243,7 @@ True
         for group, (old, impl), (saved, entries, places) in zip(self.param_groups, self.impl_groups, read):
             saved = copy.deepcopy(saved)  # a learning rate that is a tensor must not be shared
             options = {name: saved.get(name, group[name]) for name in old}
+            _require_flags(options, old)
             impl = self._rebuild(impl, options)
             expected, state = impl.init(without_integers(group['params'])), UninitializedState()
             if any(entries) or not tree.leaves(expected):
@@ -270,6 +271,17 @@ def _differ(current: dict[str, Any], options: dict[str, Any]) -> bool:
         return current != options
     except RuntimeError:  # two tensors of several elements, as rates of each element are, are not equal as a whole
         return True
+
+
+def _require_flags(options: dict[str, Any], like: dict[str, Any]) -> None:
+    for name, value in options.items():
+        flag = isinstance(like[name], bool)
+        if (flag and not isinstance(value, bool)) or (like[name] is None and isinstance(value, torch.Tensor)):
+            expected = 'True or False' if flag else 'no tensor'
+            raise TypeError(
+                f"state_dict['param_groups'] has {name}={value!r}; expected {expected}. Load a state that an "
+                f'optimizer with this rule saved for these parameters.'
+            )
 
 
 def _require_dense(grads: Sequence[torch.Tensor | None], group: int) -> None:

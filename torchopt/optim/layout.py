@@ -33,6 +33,7 @@ _TWINS: dict[str, dict[str, str]] = {
     'ScaleByRStdDevState': {'mu': 'grad_avg', 'nu': 'square_avg'},
     'ScaleByRStdDevWithCountState': {'mu': 'grad_avg', 'nu': 'square_avg'},
     'TraceState': {'trace': 'momentum_buffer'},
+    'DampedTraceState': {'trace': 'momentum_buffer'},
 }
 """From the class and the field of a state to what ``torch.optim`` calls the same quantity."""
 

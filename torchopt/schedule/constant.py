@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from torchopt.schedule.arithmetic import lift, require_count, require_number, select
+from torchopt.tree import as_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,6 +25,9 @@ class Constant:
 
     value: Number
 
+    made_by = 'constant_schedule'
+    __repr__ = as_text
+
     def __call__(self, count: Any) -> Any:
         """The value, in the shape of the count."""
         count, value = lift(count, self.value)
@@ -36,6 +40,9 @@ class PiecewiseConstant:
 
     init_value: Number
     boundaries_and_scales: tuple[tuple[Number, Number], ...]
+
+    made_by = 'piecewise_constant_schedule'
+    __repr__ = as_text
 
     def __call__(self, count: Any) -> Any:
         """The product of the first value and all factors whose boundary is reached."""

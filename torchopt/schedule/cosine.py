@@ -19,6 +19,7 @@ from torchopt.schedule.arithmetic import (
 )
 from torchopt.schedule.join import join_schedules
 from torchopt.schedule.polynomial import linear_schedule
+from torchopt.tree import as_text
 
 if TYPE_CHECKING:
     from torchopt.schedule.arithmetic import Number, Schedule
@@ -34,6 +35,9 @@ class Cosine:
     decay_steps: Number
     alpha: Number = 0.0
     exponent: Number = 1.0
+
+    made_by = 'cosine_decay_schedule'
+    __repr__ = as_text
 
     def __call__(self, count: Any) -> Any:
         """The value at a step."""
@@ -54,6 +58,8 @@ class CosineTo:
     end_value: Number
     decay_steps: Number
     exponent: Number = 1.0
+
+    __repr__ = as_text
 
     def __call__(self, count: Any) -> Any:
         """The value at a step."""

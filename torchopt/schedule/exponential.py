@@ -19,6 +19,7 @@ from torchopt.schedule.arithmetic import (
 )
 from torchopt.schedule.constant import constant_schedule
 from torchopt.schedule.polynomial import check_transition, not_negative
+from torchopt.tree import as_text
 
 if TYPE_CHECKING:
     from torchopt.schedule.arithmetic import Number, Schedule
@@ -38,6 +39,9 @@ class Exponential:
     transition_steps: Number = 1
     staircase: bool = False
     end_value: Number | None = None
+
+    made_by = 'exponential_decay'
+    __repr__ = as_text
 
     def __call__(self, count: Any) -> Any:
         """The value at a step."""

@@ -232,6 +232,18 @@ def _injected(
     return GradientTransformationExtraArgs(init, update)
 
 
+def _spelled(
+    inner_factory: Callable[..., GradientTransformation], static_args: Any, dtype: Any, args: Any, kwargs: Any
+) -> tree.Spelled:
+    """The two calls that make the transformation."""
+    options = {'static_args': static_args, 'hyperparam_dtype': dtype}
+    shown = ''.join(f', {name}={tree.as_text(x)}' for name, x in options.items() if x)
+    return tree.Spelled(f'inject_hyperparams({tree.as_text(inner_factory)}{shown})', args, kwargs)
+
+
+_injected.spelled = _spelled  # type: ignore[attr-defined]
+
+
 def _arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """All arguments of a call by name, defaults included; and the names of those that are switched off.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from torchopt.schedule.arithmetic import cosine, lift, require_count, require_number, select
+from torchopt.tree import as_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,6 +27,8 @@ class PiecewiseInterpolate:
     wave: bool
     init_value: Number
     boundaries_and_scales: tuple[tuple[Number, Number], ...]
+
+    __repr__ = as_text
 
     def __call__(self, count: Any) -> Any:
         """The value between the two boundaries around the step."""

@@ -7,6 +7,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from torchopt.schedule.arithmetic import lift, require_number
+from torchopt.tree import as_text
 
 if TYPE_CHECKING:
     from torchopt.schedule.arithmetic import Number, Schedule
@@ -20,6 +21,9 @@ class InverseTime:
 
     init_value: Number
     decay_rate: Number
+
+    made_by = 'inverse_time_decay'
+    __repr__ = as_text
 
     def __call__(self, count: Any) -> Any:
         """The value at a step."""

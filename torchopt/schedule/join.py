@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchopt.numerics import on_host
 from torchopt.schedule.arithmetic import lift, require_count, select
+from torchopt.tree import as_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +24,9 @@ class Joined:
 
     schedules: tuple[Schedule, ...]
     boundaries: tuple[Number, ...]
+
+    made_by = 'join_schedules'
+    __repr__ = as_text
 
     def __call__(self, count: Any) -> Any:
         """The value at a step, from the schedule whose turn it is."""

@@ -16,6 +16,7 @@ from torchopt.schedule.arithmetic import (
     require_number,
 )
 from torchopt.schedule.constant import constant_schedule
+from torchopt.tree import as_text
 
 if TYPE_CHECKING:
     from torchopt.schedule.arithmetic import Number, Schedule
@@ -34,6 +35,9 @@ class Polynomial:
     power: Number
     transition_steps: Number
     transition_begin: Number = 0
+
+    made_by = 'polynomial_schedule'
+    __repr__ = as_text
 
     def __call__(self, count: Any) -> Any:
         """The value at a step."""

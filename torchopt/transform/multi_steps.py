@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -142,6 +143,14 @@ class MultiSteps:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by the arguments."""
         return type(self), self._call
+
+    def __repr__(self) -> str:
+        """The call that made it, without arguments that are as by default."""
+        return tree.as_text(self)
+
+    def _spelled(self) -> tree.Spelled:
+        given = zip(inspect.signature(type(self)).parameters.values(), self._call)
+        return tree.Spelled(type(self).__name__, (), {p.name: x for p, x in given if x is not p.default})
 
     @property
     def inner_opt(self) -> GradientTransformation:

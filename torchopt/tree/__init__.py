@@ -79,6 +79,8 @@ from torchopt.tree.state import (
     map_params,
     set,
 )
+from torchopt.tree.table import summary
+from torchopt.tree.text import Spelled, as_text
 
 __all__ = [
     'DictKey',
@@ -88,6 +90,7 @@ __all__ = [
     'Pass',
     'PerLeaf',
     'SequenceKey',
+    'Spelled',
     'Spread',
     'TreeSpec',
     'add',
@@ -97,6 +100,7 @@ __all__ = [
     'allclose',
     'any',
     'apply_rule',
+    'as_text',
     'batch_shape',
     'bias_correction',
     'broadcast_prefix',
@@ -144,6 +148,7 @@ __all__ = [
     'structure',
     'sub',
     'sum',
+    'summary',
     'unflatten',
     'unwrap_random_key_data',
     'update_infinity_moment',

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tree as a table: what leaves it has, of which shapes, and how much memory they take."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn.parameter import is_lazy
+
+from torchopt.tree.registry import flatten_with_path
+
+__all__ = ['summary']
+
+_HEAD = ('leaf', 'shape', 'dtype', 'device', 'bytes')
+_WIDEST_VALUE = 32
+
+
+def summary(tree: Any, *, max_rows: int | None = 60) -> str:
+    """Tabulate the leaves of a tree.
+
+    One row a leaf: the way to it, shape, dtype, device and bytes.  A leaf that is no tensor shows its value in the
+    place of the shape, and its type in that of the dtype.  The last line sums up: memory that several leaves share
+    (tied weights, views, expanded tensors) is counted once.  Of a ``DTensor`` the bytes are those of the part that this
+    process holds.  Sparse tensors, and parameters of
+    lazy modules, have ``-`` for their bytes, and count for none.
+
+    No value of a tensor is read, so nothing waits for a device, and tensors on the meta device are welcome.
+
+    Args:
+        tree: Parameters, a state, or any other tree.
+        max_rows: How many leaves to show; the middle of a longer tree is left out, though not of the sums.  ``None``
+            shows all.
+
+    Returns:
+        The table, to be printed.
+
+    Raises:
+        ValueError: If ``max_rows`` is negative.
+
+    Example:
+        >>> import torch, torchopt
+        >>> print(torchopt.tree.summary(torchopt.adam().init({'w': torch.zeros(3, 2)})))
+        leaf         shape   dtype    device  bytes
+        [0].count    ()      int64    cpu         8
+        [0].mu['w']  (3, 2)  float32  cpu        24
+        [0].nu['w']  (3, 2)  float32  cpu        24
+        3 leaves, 13 elements, 56 bytes
+    """
+    if max_rows is not None and max_rows < 0:
+        raise ValueError(f'max_rows is {max_rows}; expected None or a number that is not negative.')
+    leaves = flatten_with_path(tree)
+    shown = [(path or '(root)', *_describe(x)) for path, x in leaves]
+    hidden = 0 if max_rows is None else max(0, len(shown) - max_rows)
+    head = len(shown) if not hidden else len(shown) - hidden - (len(shown) - hidden) // 2
+    rows = [_HEAD, *shown[:head], *shown[head + hidden :]]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
+    lines = [_line(row, widths) for row in rows]
+    if hidden:
+        lines.insert(1 + head, f'... {_count(hidden, "leaf", "leaves")} more ...')
+    elements, size = _sums([x for _, x in leaves if isinstance(x, torch.Tensor) and not is_lazy(x)])
+    parts = [_count(len(leaves), 'leaf', 'leaves'), _count(elements, 'element', 'elements'), _bytes(size)]
+    return '\n'.join([*lines, ', '.join(parts)])
+
+
+def _line(row: tuple[str, ...], widths: list[int]) -> str:
+    cells = [cell.ljust(width) for cell, width in zip(row[:-1], widths)]
+    return '  '.join([*cells, row[-1].rjust(widths[-1])]).rstrip()
+
+
+def _count(n: int, one: str, many: str) -> str:
+    return f'{n:,} {one if n == 1 else many}'
+
+
+def _bytes(n: int) -> str:
+    exact, size = _count(n, 'byte', 'bytes'), float(n)
+    for unit in ('KiB', 'MiB', 'GiB', 'TiB'):
+        size /= 1024
+        if size < 1024 or unit == 'TiB':
+            return exact if n < 1024 else f'{exact} ({size:.1f} {unit})'
+    raise AssertionError
+
+
+def _describe(x: Any) -> tuple[str, str, str, str]:
+    if not isinstance(x, torch.Tensor):
+        value = repr(x) if x is None or isinstance(x, (bool, int, float, complex, str)) else ''
+        value = value if len(value) <= _WIDEST_VALUE else f'{value[: _WIDEST_VALUE - 3]}...'
+        return value, '' if x is None else type(x).__name__, '', ''
+    dtype = str(x.dtype).removeprefix('torch.')
+    if is_lazy(x):
+        return '?', dtype, str(x.device), '-'
+    if x.layout is not torch.strided:
+        return str(tuple(x.shape)), f'{dtype}, {str(x.layout).removeprefix("torch.")}', str(x.device), '-'
+    return str(tuple(x.shape)), dtype, str(x.device), f'{_size(_here(x)):,}'
+
+
+class _Memory(NamedTuple):
+    """What tensors ask of one memory, and the bytes that there are."""
+
+    elements: int
+    asked: int
+    held: int
+
+
+def _sums(tensors: list[Any]) -> tuple[int, int]:
+    """The number of elements and of bytes, each memory counted once."""
+    sparse = sum(x.numel() for x in tensors if x.layout is not torch.strided)
+    memories: dict[Any, _Memory] = {}
+    for x in tensors:
+        if x.layout is not torch.strided:
+            continue
+        here = _here(x)
+        try:
+            storage = here.untyped_storage()
+            key, held = storage._cdata, storage.nbytes()
+        except (RuntimeError, NotImplementedError):  # of tensors that torch.func hides the memory of
+            key, held = ('hidden', id(x)), _size(here)
+        before = memories.get(key, _Memory(0, 0, held))
+        elements = before.elements + x.numel()
+        if here is x:
+            elements = min(elements, max(held // x.element_size(), before.elements))
+        elif before.elements:  # a distributed tensor that was here before
+            elements = before.elements
+        memories[key] = _Memory(elements, before.asked + _size(here), held)
+    found = memories.values()
+    return sparse + sum(m.elements for m in found), sum(min(m.asked, m.held) for m in found)
+
+
+def _here(x: Any) -> Any:
+    """The part of a distributed tensor that this process holds; any other tensor as it is."""
+    return x.to_local() if hasattr(x, 'to_local') else x
+
+
+def _size(x: torch.Tensor) -> int:
+    return x.numel() * x.element_size()
