@@ -16,8 +16,10 @@ Paper: Finn, Abbeel and Levine, Model-agnostic meta-learning for fast adaptation
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -48,6 +50,22 @@ class TaskLoss:
         loss = F.cross_entropy(logits, task.query_labels)
         torchopt.recover_state_dict(net, start)
         return loss, accuracy(logits, task.query_labels)
+
+
+class Spent(NamedTuple):
+    """Seconds of the clock, and of the CPU in this process."""
+
+    wall: float
+    cpu: float
+
+    def __str__(self) -> str:
+        """For people."""
+        return f'{self.wall:.1f} s, {self.cpu:.1f} s of CPU on this one'
+
+    def write(self, path: Path | None) -> None:
+        """For benchmarks/distributed.py: a file for each rank."""
+        if path is not None:
+            path.with_name(f'{path.name}.{todist.get_rank()}').write_text(json.dumps(self._asdict()))
 
 
 def outer_optimizer(net: nn.Module, args: argparse.Namespace) -> torchopt.Optimizer:
@@ -98,7 +116,8 @@ def main(argv: list[str] | None = None) -> Score:
         bar.set_postfix(loss=f'{loss.item():.2f}')
         if args.checkpoint and (step + 1) % args.checkpoint_every == 0:
             save(args.checkpoint, net, outer, step + 1)
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    spent = Spent(time.perf_counter() - wall, time.process_time() - cpu)
+    spent.write(args.report)
 
     with torch.no_grad():
         numbers = range(-args.test_tasks, 0)
@@ -106,13 +125,14 @@ def main(argv: list[str] | None = None) -> Score:
     each = torch.tensor(accuracies)
     score = Score(each.mean().item(), 1.96 * each.std().item() / len(each) ** 0.5)
     if not quiet:
-        print(f'{todist.get_world_size()} processes: meta-training took {wall:.1f} s, {cpu:.1f} s of CPU on this one')
+        print(f'{todist.get_world_size()} processes: meta-training took {spent}')
         print(f'accuracy on {len(each)} tasks of held-out alphabets: {score}')
     return score
 
 
 def extend(parser: argparse.ArgumentParser) -> None:
     """Add to the command line of maml.py."""
+    parser.add_argument('--report', type=Path, help='where the seconds of each rank go')
     parser.add_argument('--checkpoint', type=Path, help='folder of checkpoints')
     parser.add_argument('--checkpoint-every', type=int, default=100, help='steps between two checkpoints')
 

@@ -18,7 +18,7 @@ import sys
 import time
 
 import torch
-from distributed_maml import TaskLoss, outer_optimizer
+from distributed_maml import Spent, TaskLoss, extend, outer_optimizer
 from glyphs import hershey_alphabets, omniglot_alphabets
 from maml import Score, make_network, parse
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ import torchopt.distributed as todist
 @functools.cache
 def task_loss(kind: str) -> TaskLoss:
     """What every worker makes for itself once, from its command line: the data and the options."""
-    args = parse(sys.argv[1:])
+    args = parse(sys.argv[1:], extend)
     training, test = omniglot_alphabets(args.data) if args.data else hershey_alphabets()
     return TaskLoss(training if kind == 'training' else test, kind, args)
 
@@ -74,15 +74,16 @@ def main(args: argparse.Namespace) -> Score:
         loss.backward()
         outer.step()
         bar.set_postfix(loss=f'{loss.item():.2f}')
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    spent = Spent(time.perf_counter() - wall, time.process_time() - cpu)
+    spent.write(args.report)
 
     with torch.no_grad():
         each = torch.tensor(test_accuracies(net, torch.arange(-args.test_tasks, 0)))
     score = Score(each.mean().item(), 1.96 * each.std().item() / len(each) ** 0.5)
-    print(f'{todist.get_world_size()} processes: meta-training took {wall:.1f} s, {cpu:.1f} s of CPU on this one')
+    print(f'{todist.get_world_size()} processes: meta-training took {spent}')
     print(f'accuracy on {len(each)} tasks of held-out alphabets: {score}')
     return score
 
 
 if __name__ == '__main__':
-    main(parse(sys.argv[1:]))
+    main(parse(sys.argv[1:], extend))
