@@ -407,5 +407,5 @@ def test_a_matrix_that_is_not_positive_is_told():
 
 
 def test_names():
-    assert torchopt.linalg.__all__ == ['cg', 'ns', 'ns_inv']
+    assert torchopt.linalg.__all__ == ['cg', 'matrix_inverse_pth_root', 'nnls', 'ns', 'ns_inv', 'power_iteration']
     assert callable(torchopt.linalg.cg) and callable(torchopt.linalg.ns) and callable(torchopt.linalg.ns_inv)

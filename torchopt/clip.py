@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -34,6 +35,8 @@ __all__ = [
 
 ClipState = EmptyState
 """Clipping remembers nothing."""
+
+Axis: TypeAlias = int | tuple[int, ...] | Callable[[Tensor], tuple[int, ...]] | None
 
 
 @factory
@@ -182,13 +185,13 @@ def clip_by_block_rms(threshold: Any) -> GradientTransformation:
     return GradientTransformation(init_empty_state, update)
 
 
-def unitwise_norm(x: Tensor, axis: int | tuple[int, ...] | None = None) -> Tensor:
+def unitwise_norm(x: Tensor, axis: Axis = None) -> Tensor:
     r"""The norm of every unit of a weight, in the shape of the weight.
 
     Args:
         x: A weight.  A unit is an output row: PyTorch lays weights out as ``(out, in, ...)``, so the norms run over all
             dimensions but the first.  Scalars, vectors, and what has one dimension larger than 1 are units as a whole.
-        axis: Dimensions that the norms run over, in place of the rule above.
+        axis: Dimensions that the norms run over, in place of the rule above, or a function from a weight to them.
 
     Returns:
         A real tensor in the shape of ``x``, a view with the norm of a unit in the place of each of its elements.
@@ -206,8 +209,10 @@ def unitwise_norm(x: Tensor, axis: int | tuple[int, ...] | None = None) -> Tenso
     return _unit_norm(x, axis).expand(x.shape)
 
 
-def _unit_norm(x: Tensor, axis: int | tuple[int, ...] | None) -> Tensor:
+def _unit_norm(x: Tensor, axis: Axis) -> Tensor:
     squares = abs_sq(x)
+    if callable(axis):
+        axis = axis(x)
     if axis is None and sum(size != 1 for size in x.shape) <= 1:
         return safe_sqrt(squares.sum())
     return safe_sqrt(squares.sum(dim=tuple(range(1, x.dim())) if axis is None else axis, keepdim=True))
@@ -248,9 +253,7 @@ def _clip_units(norm: Tensor, bound: Tensor, g: Tensor, div_eps: Any) -> Tensor:
 
 
 @factory
-def adaptive_grad_clip(
-    clipping: Any, eps: Any = 1e-3, axis: int | tuple[int, ...] | None = None
-) -> GradientTransformation:
+def adaptive_grad_clip(clipping: Any, eps: Any = 1e-3, axis: Axis = None) -> GradientTransformation:
     r"""Clip the gradient of every unit by the norm of its weights.
 
     A unit is an output row of a weight: for a leaf with :math:`w` the weights and :math:`g` the gradient of one unit,
@@ -264,7 +267,7 @@ def adaptive_grad_clip(
     Args:
         clipping: :math:`\lambda`.
         eps: :math:`\epsilon`, the least norm that weights are taken to have.
-        axis: Dimensions that the norms run over, in place of the rule above.
+        axis: Dimensions that the norms run over, in place of the rule above, or a function from a weight to them.
 
     Raises:
         ValueError: In ``update``, if the parameters are not given.

@@ -5,15 +5,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from torchopt import tree
 from torchopt.base import EmptyState, GradientTransformation, factory, init_empty_state
+from torchopt.numerics import apply_function, as_scalar_like, is_inexact
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
-__all__ = ['nan_to_num_hook', 'register_hook', 'zero_nan_hook']
+__all__ = ['nan_to_num_hook', 'register_hook', 'scale_gradient', 'zero_nan_hook']
 
 
 def zero_nan_hook(g: Tensor) -> Tensor:
@@ -78,3 +81,58 @@ def register_hook(hook: Callable[[Tensor], Tensor | None]) -> GradientTransforma
         return updates, state
 
     return GradientTransformation(init_empty_state, update)
+
+
+def scale_gradient(inputs: Any, scale: Any) -> Any:
+    """Return a tree as it is, but scale the gradients that flow back through it.
+
+    Args:
+        inputs: Tree of tensors.
+        scale: The factor of the gradients, a number or a 0-d tensor.  1 returns the inputs, 0 detaches them.
+
+    Returns:
+        A tree with the values of ``inputs``.  Forward mode scales tangents.
+
+    Example:
+        >>> import torch, torchopt
+        >>> x = torch.tensor(3.0, requires_grad=True)
+        >>> y = torchopt.hook.scale_gradient(x, -0.5) ** 2
+        >>> y.backward()
+        >>> y.item(), x.grad
+        (9.0, tensor(-3.))
+    """
+    if not isinstance(scale, torch.Tensor):
+        if scale == 1.0:
+            return inputs
+        if scale == 0.0:
+            return tree.map(lambda x: x.detach() if isinstance(x, torch.Tensor) else x, inputs)
+    return tree.map(lambda x: apply_function(_ScaleGradient, x, scale) if is_inexact(x) else x, inputs)
+
+
+class _ScaleGradient(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, scale: Any) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, scale = inputs
+        ctx.scale = None if isinstance(scale, torch.Tensor) else scale
+        if ctx.scale is None:
+            ctx.save_for_backward(scale)
+            ctx.save_for_forward(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _scaled(ctx, grads[0]), None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        return _scaled(ctx, tangents[0])
+
+
+def _scaled(ctx: Any, g: Tensor) -> Tensor:
+    scale = ctx.saved_tensors[0].detach() if ctx.scale is None else ctx.scale
+    return g * as_scalar_like(scale, g)

@@ -1,22 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Linear algebra with matrices or linear functions, as TorchOpt 0.7.3 names it.
+"""Linear algebra with matrices or linear functions, as TorchOpt 0.7.3 and Optax name it.
 
 The general solvers are in :mod:`torchopt.linear_solve`.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from torchopt import tree
 from torchopt.linear_solve import solve_cg
 from torchopt.linear_solve.door import iteration_limit
+from torchopt.linesearch.scalars import iterate
+from torchopt.numerics import eager
 
-__all__ = ['cg', 'ns', 'ns_inv']
+__all__ = ['cg', 'matrix_inverse_pth_root', 'nnls', 'ns', 'ns_inv', 'power_iteration']
 
 
 def cg(
@@ -137,6 +142,228 @@ def ns_inv(A: Any, maxiter: int | None = None, *, alpha: float | None = None) ->
         return total if alpha is None else scale * total
 
     return tree.map(inverse, A)
+
+
+class _Power(NamedTuple):
+    """An iterate of :func:`power_iteration`."""
+
+    product: Any
+    value: Any
+    running: Any
+
+
+@eager
+def power_iteration(
+    matrix: Any,
+    *,
+    v0: Any = None,
+    num_iters: int = 100,
+    error_tolerance: float = 1e-6,
+    precision: Any = None,
+    key: int | torch.Generator | None = None,
+) -> tuple[Tensor, Any]:
+    r"""The eigenvalue of a matrix that is largest in absolute value, and its eigenvector.
+
+    .. math::
+        v_{k+1} = A v_k / \lVert A v_k \rVert, \qquad \lambda_k = \langle v_k, A v_k \rangle
+
+    until :math:`\lVert A v_k - \lambda_k v_k \rVert < \tau |\lambda_k|`.  It converges if there is one such eigenvalue.
+    Each iteration waits for the device; in a batch of ``torch.func.vmap`` all are made.  Under ``torch.compile`` this
+    is one graph break.
+
+    Args:
+        matrix: A square matrix, or a linear function of trees.
+        v0: Where to start, not orthogonal to the eigenvector; at random if None, which functions do not allow.
+        num_iters: The number of iterations that are allowed.
+        error_tolerance: :math:`\tau`.
+        precision: Not used; Optax has it.  See :func:`torch.set_float32_matmul_precision`.
+        key: A seed or a generator for the random start; the seed 0 if None.
+
+    Returns:
+        The eigenvalue, a 0-d tensor, and the eigenvector, of norm 1.
+
+    Raises:
+        ValueError: If the matrix is not square, or a function comes without ``v0``.
+
+    Example:
+        >>> import torch, torchopt
+        >>> value, vector = torchopt.linalg.power_iteration(torch.tensor([[2.0, 0.0], [0.0, -5.0]]))
+        >>> value, vector.abs().round(decimals=4)
+        (tensor(-5.), tensor([0., 1.]))
+
+    References:
+        von Mises and Pollaczek-Geiringer, `Praktische Verfahren der Gleichungsauflösung
+        <https://doi.org/10.1002/zamm.19290090206>`_, 1929.
+    """
+    if isinstance(matrix, Tensor) or not callable(matrix):
+        _require_square(matrix, 'matrix', ValueError)
+        product: Callable[[Any], Any] = functools.partial(torch.matmul, matrix)
+        if v0 is None:
+            v0 = _random_start(matrix, 0 if key is None else key)
+    elif v0 is None:
+        raise ValueError('v0 must be given where `matrix` is a function. Pass a tree like its argument.')
+    else:
+        product = matrix
+
+    def step(k: int, last: _Power) -> _Power:
+        vector = _normalized(last.product)
+        image = product(vector)
+        value = tree.vdot(vector, image)
+        residual = tree.norm(tree.sub(image, tree.scale(value, vector)))
+        return _Power(image, value, ~(residual < error_tolerance * abs(value)))
+
+    image = product(_normalized(v0))
+    found = iterate(step, _Power(image, tree.vdot(v0, image) * 0.0, True), num_iters)
+    return found.value, _normalized(found.product)
+
+
+def _random_start(matrix: Tensor, key: int | torch.Generator) -> Tensor:
+    """A vector of numbers between -1 and 1; from a seed the same one in every batch and transform."""
+    n = matrix.shape[-1]
+    if isinstance(key, torch.Generator):
+        start = torch.rand(n, generator=key, dtype=torch.float64, device=key.device) * 2.0 - 1.0
+    else:
+        start = torch.as_tensor(np.random.default_rng(key).uniform(-1.0, 1.0, n))
+    return start.to(dtype=matrix.dtype, device=matrix.device)
+
+
+def _normalized(x: Any) -> Any:
+    return tree.scale(1.0 / tree.norm(x), x)
+
+
+class _Root(NamedTuple):
+    """An iterate of :func:`matrix_inverse_pth_root`."""
+
+    m: Any
+    h: Any
+    error: Any
+    running: Any
+
+
+@eager
+def matrix_inverse_pth_root(
+    matrix: Tensor,
+    p: int,
+    num_iters: int = 100,
+    ridge_epsilon: float = 1e-6,
+    error_tolerance: float = 1e-6,
+    precision: Any = None,
+) -> tuple[Tensor, Tensor]:
+    r"""The inverse :math:`p`-th root :math:`A^{-1/p}` of a symmetric positive semidefinite matrix.
+
+    A multiple :math:`\epsilon \lambda_{\max}` of the identity is added first.  Then, with
+    :math:`z = (1 + p) / 2 \lVert A \rVert`, Newton's method runs on two matrices, of which :math:`M` goes to :math:`I`
+    while :math:`H^{-p} M` stays :math:`A`:
+
+    .. math::
+        T_k = \frac{(p + 1) I - M_k}{p}, \qquad M_{k+1} = T_k^p M_k, \qquad H_{k+1} = H_k T_k, \qquad
+        M_0 = z A, \quad H_0 = z^{1/p} I.
+
+    It stops where :math:`M` is close to :math:`I`, or comes no closer, by rounding.  Each iteration waits for the
+    device; in a batch of ``torch.func.vmap`` all are made.  Under ``torch.compile`` this is one graph break.
+
+    Args:
+        matrix: The matrix :math:`A`.
+        p: The order of the root, at least 1.
+        num_iters: The number of iterations that are allowed.
+        ridge_epsilon: :math:`\epsilon`.
+        error_tolerance: The largest element of :math:`|M - I|` at which to stop.
+        precision: Not used; Optax has it.  See :func:`torch.set_float32_matmul_precision`.
+
+    Returns:
+        The root, in the dtype of the matrix, and the last error, the largest element of :math:`|M - I|`.
+
+    Raises:
+        ValueError: If the matrix is not square, or ``p`` is less than 1.
+
+    Example:
+        >>> import torch, torchopt
+        >>> root, error = torchopt.linalg.matrix_inverse_pth_root(torch.tensor([[4.0, 0.0], [0.0, 16.0]]), 2)
+        >>> root.round(decimals=3)
+        tensor([[0.5000, 0.0000],
+                [0.0000, 0.2500]])
+
+    References:
+        Guo and Higham, `A Schur-Newton method for the matrix p-th root and its inverse
+        <https://doi.org/10.1137/050643374>`_, 2006.
+    """
+    _require_square(matrix, 'matrix', ValueError)
+    if isinstance(p, bool) or not isinstance(p, int) or p < 1:
+        raise ValueError(f'Invalid p: {p!r}; expected an int >= 1.')
+    a = matrix.float() if matrix.dtype in (torch.float16, torch.bfloat16) else matrix
+    ridge = ridge_epsilon * power_iteration(a)[0].clamp(min=1e-16)
+    if a.shape[0] == 1:
+        return ((a + ridge) ** (-1.0 / p)).to(matrix.dtype), torch.zeros_like(ridge)
+    identity = torch.eye(a.shape[0], dtype=a.dtype, device=a.device)
+    a = a + ridge * identity
+    z = (1 + p) / (2.0 * torch.linalg.norm(a))
+
+    def step(k: int, last: _Root) -> _Root:
+        t = ((p + 1) * identity - last.m) / p
+        m = torch.linalg.matrix_power(t, p) @ last.m
+        error = (m - identity).abs().max()
+        # It may rise a little before it falls; where it rises more, rounding has taken over.
+        better = error < 1.2 * last.error
+        h = torch.where(better, last.h @ t, last.h)
+        return _Root(m, h, error, better & (error > error_tolerance))
+
+    m = z * a
+    error = (m - identity).abs().max()
+    found = iterate(step, _Root(m, identity * z ** (1.0 / p), error, error > error_tolerance), num_iters)
+    return found.h.to(matrix.dtype), found.error
+
+
+def nnls(A: Tensor, b: Tensor, iters: int, unroll: int | bool = 1, L: Any = None) -> Tensor:
+    r"""Least squares with unknowns that are not negative: :math:`\min_{x \ge 0} \lVert A x - b \rVert`.
+
+    Projected gradient steps with momentum, a fixed number of them:
+
+    .. math::
+        x_{k+1} = \max\bigl(0, y_k - \tfrac{1}{L} (A^\mathsf{T} A y_k - A^\mathsf{T} b)\bigr), \qquad
+        y_{k+1} = x_{k+1} + \frac{c_k - 1}{c_{k+1}} (x_{k+1} - x_k), \qquad
+        c_{k+1} = \frac{1 + \sqrt{1 + 4 c_k^2}}{2}
+
+    The result is differentiated as what it is, the last of the iterates.
+
+    Args:
+        A: A real matrix of shape ``[m, n]``.
+        b: A vector of shape ``[m]``, or columns ``[m, k]``.
+        iters: The number of iterations.
+        unroll: Not used; Optax has it.
+        L: A bound on the largest eigenvalue of :math:`A^\mathsf{T} A`; the smaller of two of its norms if None.
+
+    Returns:
+        The solution, of shape ``[n]`` or ``[n, k]``.
+
+    Raises:
+        ValueError: If shapes do not fit.
+
+    Example:
+        >>> import torch, torchopt
+        >>> A, b = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([5.0, 6.0])
+        >>> torchopt.linalg.nnls(A, b, 1000)
+        tensor([0.0000, 1.7000])
+
+    References:
+        Polyak, `Projected gradient method for non-negative least square
+        <https://doi.org/10.1090/conm/636/12735>`_, 2015.
+    """
+    if A.dim() != 2 or b.dim() not in (1, 2) or b.shape[0] != A.shape[0]:
+        raise ValueError(
+            f'A has shape {tuple(A.shape)} and b {tuple(b.shape)}; expected [m, n], and [m] or [m, k] with the same m.'
+        )
+    square, target = A.mT @ A, A.mT @ b
+    if L is None and square.numel():
+        L = torch.minimum(torch.linalg.norm(square), square.abs().sum(dim=0).max())
+    L = torch.where(L == 0, 1.0, L) if isinstance(L, Tensor) else L or 1.0
+    x = y = torch.zeros_like(target)
+    c = 0.0
+    for _ in range(iters):
+        after = (1.0 + math.sqrt(1.0 + 4.0 * c * c)) / 2.0
+        last, x = x, torch.relu(y - (square @ y - target) / L)
+        y = x + (c - 1.0) / after * (x - last)
+        c = after
+    return x
 
 
 def _terms(maxiter: int | None) -> int:

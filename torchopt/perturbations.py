@@ -15,6 +15,7 @@ gradient only, for scalar objectives.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -24,7 +25,16 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from torchopt import checks, numerics, tree
 
-__all__ = ['Gumbel', 'Noise', 'Normal', 'make_perturbed_argmax', 'make_perturbed_fun', 'make_perturbed_max']
+__all__ = [
+    'Gumbel',
+    'MultiNormalDiagFromLogScale',
+    'Noise',
+    'Normal',
+    'make_perturbed_argmax',
+    'make_perturbed_fun',
+    'make_perturbed_max',
+    'multi_normal',
+]
 
 Key = int | torch.Generator
 
@@ -110,6 +120,75 @@ class Gumbel(Noise):
     def log_prob(self, inputs: Tensor) -> Tensor:
         r""":math:`-z - e^{-z}`, the logarithm of the density."""
         return -inputs - (-inputs).exp()
+
+
+class MultiNormalDiagFromLogScale:
+    r"""Independent normal numbers, with the logarithms of their standard deviations as parameters.
+
+    Args:
+        loc: The means :math:`\mu`, a tensor.
+        log_scale: The logarithms of the standard deviations, :math:`\log \sigma`, of a shape that goes with it.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.perturbations import MultiNormalDiagFromLogScale
+        >>> normal = MultiNormalDiagFromLogScale(torch.zeros(2), torch.zeros(2))
+        >>> normal.log_prob(torch.zeros(2)).exp()  # 1 / 2 pi
+        tensor(0.1592)
+    """
+
+    def __init__(self, loc: Any, log_scale: Any) -> None:
+        self._log_scale = torch.as_tensor(log_scale)
+        self._scale = self._log_scale.exp()
+        self._mean = torch.as_tensor(loc)
+        self._param_shape = (self._scale + self._mean).shape
+
+    def sample(self, shape: Sequence[int], key: Key) -> Tensor:
+        """Draw a tensor of vectors, of this shape before that of the parameters; differentiable in the parameters.
+
+        Args:
+            shape: How many to draw.
+            key: A seed, or a generator.
+        """
+        dtype = torch.promote_types(self._mean.dtype, self._scale.dtype)
+        noise = Normal().sample(key, (*shape, *self._param_shape), dtype, self._mean.device)
+        return noise * self._scale + self._mean
+
+    def log_prob(self, x: Any) -> Tensor:
+        r"""The logarithm of the density of vectors :math:`x`, summed over the dimensions of the parameters."""
+        z = (torch.as_tensor(x) - self._mean) / self._scale
+        each = Normal().log_prob(z) - self._log_scale - 0.5 * math.log(2.0 * math.pi)
+        dims = len(self._param_shape)
+        return each.sum(dim=tuple(range(-dims, 0))) if dims else each
+
+    @property
+    def log_scale(self) -> Tensor:
+        """The logarithms of the standard deviations."""
+        return self._log_scale
+
+    @property
+    def params(self) -> list[Tensor]:
+        """The means, and the logarithms of the standard deviations."""
+        return [self._mean, self._log_scale]
+
+
+def multi_normal(loc: Any, log_scale: Any) -> MultiNormalDiagFromLogScale:
+    """Independent normal numbers, with the logarithms of their standard deviations as parameters.
+
+    Args:
+        loc: The means, a tensor.
+        log_scale: The logarithms of the standard deviations, of a shape that goes with it.
+
+    Returns:
+        A distribution with ``sample(shape, key)``, ``log_prob(x)``, ``log_scale`` and ``params``.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.perturbations import multi_normal
+        >>> multi_normal(torch.zeros(2), torch.zeros(2)).sample((3,), key=0).shape
+        torch.Size([3, 2])
+    """
+    return MultiNormalDiagFromLogScale(loc, log_scale)
 
 
 def _generator(key: Key, device: torch.device | None) -> torch.Generator:

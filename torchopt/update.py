@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from torchopt import tree
+from torchopt import checks, tree
 from torchopt._C import dispatch
 from torchopt.base import GradientTransformation, with_extra_args_support
-from torchopt.numerics import carries_no_graph, is_inexact, off_leaf
+from torchopt.numerics import as_scalar_like, carries_no_graph, complement, is_inexact, off_leaf, on_host
 
-__all__ = ['apply_updates', 'update_params']
+__all__ = ['apply_updates', 'incremental_update', 'periodic_update', 'update_params']
 
 
 def apply_updates(params: Any, updates: Any, *, inplace: bool | None = None) -> Any:
@@ -59,6 +59,68 @@ def apply_updates(params: Any, updates: Any, *, inplace: bool | None = None) -> 
         if u is not None and not _fits(p, u):
             _raise_misfit(params, i, p, u)
     return tree.unflatten(spec, [_apply(p, u, inplace) for p, u in zip(leaves, deltas)])
+
+
+def incremental_update(new_tensors: Any, old_tensors: Any, step_size: Any) -> Any:
+    r"""Move slow copies of parameters a little towards them: :math:`\eta\, x_\text{new} + (1 - \eta)\, x_\text{old}`.
+
+    Args:
+        new_tensors: Tree of tensors; where it is None so is the result.
+        old_tensors: The slow copies, a tree of the same structure.
+        step_size: :math:`\eta`, a number or a 0-d tensor.
+
+    Returns:
+        The new copies.
+
+    Raises:
+        ValueError: If structures differ.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.update.incremental_update([torch.tensor(1.0)], [torch.tensor(3.0)], 0.25)
+        [tensor(2.5000)]
+
+    References:
+        Polyak and Juditsky, `Acceleration of stochastic approximation by averaging
+        <https://doi.org/10.1137/0330046>`_, 1992.
+    """
+    rest = complement(step_size)
+    return tree.map(
+        lambda x, y: as_scalar_like(step_size, x) * x + as_scalar_like(rest, y) * y, new_tensors, old_tensors
+    )
+
+
+def periodic_update(new_tensors: Any, old_tensors: Any, steps: Any, update_period: Any) -> Any:
+    """Replace slow copies of parameters every so many steps.
+
+    Args:
+        new_tensors: Tree of tensors.
+        old_tensors: The slow copies, a tree of the same structure.
+        steps: The number of steps taken, an int or a 0-d tensor.
+        update_period: The copies are replaced where this divides the number of steps.
+
+    Returns:
+        One of the two trees itself where the steps can be read at once; otherwise, on a device and in transforms, a new
+        tree.
+
+    Raises:
+        ValueError: If ``update_period`` is less than 1.
+
+    Example:
+        >>> import torchopt
+        >>> [torchopt.update.periodic_update('new', 'old', steps, 2) for steps in range(4)]
+        ['new', 'old', 'new', 'old']
+
+    References:
+        Mnih et al., `Human-level control through deep reinforcement learning <https://doi.org/10.1038/nature14236>`_,
+        2015.
+    """
+    checks.at_least('update_period', update_period, 1)
+    due = steps % update_period == 0
+    known = on_host(due) if isinstance(due, torch.Tensor) else due
+    if known is not None:
+        return new_tensors if known else old_tensors
+    return tree.where(due, new_tensors, old_tensors)
 
 
 def update_params(

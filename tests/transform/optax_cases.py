@@ -25,6 +25,7 @@ class Row(NamedTuple):
     complete: bool = True  # whether a leaf may go without a gradient
     rounded: bool = False  # whether its state is float32 whatever the parameters are
     smooth: bool = True  # whether it has a derivative in the gradients
+    stable: bool = True  # whether rounding errors do not grow, so that float32 can be compared
     pickles: bool = True  # whether it is made of something else than lambdas
 
     @property
@@ -59,6 +60,11 @@ OURS = Ours()
 def step(x: Any, *args: Any) -> Any:
     """Wrap what makes a direction, so that it descends."""
     return x.chain(*args, x.scale(-0.05))
+
+
+def factored(x: Any, decay_rate: float, step_offset: int) -> Any:
+    """Factored second moments, with decay rates in double precision, which are single in Optax."""
+    return x.scale_by_factored_rms(True, decay_rate, step_offset, 2, 1e-3, lambda t, c: 1.0 - (t + 1.0) ** -c)
 
 
 def odd(step: Any, **extra: Any) -> Any:
@@ -152,4 +158,9 @@ ROWS = [
         smooth=False,
     ),
     Row('clip_by_block_rms', lambda x: step(x, x.clip_by_block_rms(0.3))),
+    Row('scale_by_lbfgs', lambda x: step(x, x.scale_by_lbfgs()), alone=False, smooth=False, stable=False),
+    Row('scale_by_lbfgs, unscaled', lambda x: step(x, x.scale_by_lbfgs(3, False)), alone=False, stable=False),
+    Row('scale_by_factored_rms', lambda x: step(x, x.scale_by_factored_rms()), rounded=True),
+    Row('scale_by_factored_rms, factored', lambda x: step(x, factored(x, 0.8, 0)), pickles=False),
+    Row('scale_by_factored_rms, options', lambda x: step(x, factored(x, 0.5, -3)), pickles=False),
 ]

@@ -11,6 +11,7 @@ or of its top (one value then counts for a whole subtree): ``torchopt.adam(lr={'
 
 from torchopt.alias.adabelief import adabelief
 from torchopt.alias.adadelta import adadelta
+from torchopt.alias.adafactor import adafactor
 from torchopt.alias.adagrad import adagrad
 from torchopt.alias.adam import adam, adamw
 from torchopt.alias.adamax import adamax
@@ -18,6 +19,7 @@ from torchopt.alias.adamaxw import adamaxw
 from torchopt.alias.adan import adan
 from torchopt.alias.amsgrad import amsgrad
 from torchopt.alias.fromage import fromage
+from torchopt.alias.lbfgs import lbfgs
 from torchopt.alias.lion import lion
 from torchopt.alias.nadam import nadam, nadamw
 from torchopt.alias.noisy_sgd import noisy_sgd
@@ -36,6 +38,7 @@ from torchopt.alias.yogi import yogi
 __all__ = [
     'adabelief',
     'adadelta',
+    'adafactor',
     'adagrad',
     'adam',
     'adamax',
@@ -46,6 +49,7 @@ __all__ = [
     'fromage',
     'lamb',
     'lars',
+    'lbfgs',
     'lion',
     'nadam',
     'nadamw',

@@ -14,6 +14,11 @@ from torchopt.transform.adam import ScaleByAdamState, scale_by_accelerated_adam,
 from torchopt.transform.adamax import ScaleByAdamaxState, scale_by_adamax
 from torchopt.transform.adan import ScaleByAdanState, scale_by_adan
 from torchopt.transform.amsgrad import ScaleByAmsgradState, scale_by_amsgrad
+from torchopt.transform.backtracking_linesearch import (
+    BacktrackingLinesearchInfo,
+    ScaleByBacktrackingLinesearchState,
+    scale_by_backtracking_linesearch,
+)
 from torchopt.transform.belief import ScaleByBeliefState, scale_by_belief
 from torchopt.transform.block_norm import (
     ScaleByTrustRatioState,
@@ -36,8 +41,10 @@ from torchopt.transform.distance_over_gradients import (
     ScaleByDistanceOverGradientsState,
     scale_by_distance_over_gradients,
 )
+from torchopt.transform.factored import FactoredState, scale_by_factored_rms
 from torchopt.transform.freezing import freeze, selective_transform
 from torchopt.transform.layout import flatten
+from torchopt.transform.lbfgs import ScaleByLBFGSState, scale_by_lbfgs
 from torchopt.transform.lion import ScaleByLionState, scale_by_lion
 from torchopt.transform.lookahead import LookaheadParams, LookaheadState, lookahead
 from torchopt.transform.masking import MaskedNode, MaskedState, PartitionState, masked, partition
@@ -56,6 +63,7 @@ from torchopt.transform.novograd import ScaleByNovogradState, scale_by_novograd
 from torchopt.transform.optimistic import ScaleByOptimisticGradientState, scale_by_optimistic_gradient
 from torchopt.transform.polyak import scale_by_polyak
 from torchopt.transform.radam import ScaleByRadamState, scale_by_radam
+from torchopt.transform.reporting import ReportState, report
 from torchopt.transform.rms import (
     ScaleByAdaDeltaState,
     ScaleByRmsState,
@@ -72,17 +80,26 @@ from torchopt.transform.rprop import ScaleByRpropState, scale_by_rprop
 from torchopt.transform.scale import ScaleByScheduleState, scale, scale_by_learning_rate, scale_by_schedule
 from torchopt.transform.sm3 import ScaleBySM3State, scale_by_sm3
 from torchopt.transform.stateless import set_to_zero, stateless, stateless_with_tree_map
-from torchopt.transform.trace import TraceState, trace
+from torchopt.transform.trace import DampedTraceState, TraceState, trace
+from torchopt.transform.value_and_grad import value_and_grad_from_state
 from torchopt.transform.yogi import scale_by_yogi
+from torchopt.transform.zoom_linesearch import (
+    ScaleByZoomLinesearchState,
+    ZoomLinesearchInfo,
+    scale_by_zoom_linesearch,
+)
 
 __all__ = [
     'AddNoiseState',
     'ApplyEvery',
     'ApplyIfFiniteState',
+    'BacktrackingLinesearchInfo',
     'ConditionFn',
     'ConditionallyMaskState',
     'ConditionallyTransformState',
+    'DampedTraceState',
     'EmaState',
+    'FactoredState',
     'LookaheadParams',
     'LookaheadState',
     'MaskedNode',
@@ -92,13 +109,16 @@ __all__ = [
     'MultiStepsState',
     'NonNegativeParamsState',
     'PartitionState',
+    'ReportState',
     'ScaleByAdaDeltaState',
     'ScaleByAdamState',
     'ScaleByAdamaxState',
     'ScaleByAdanState',
     'ScaleByAmsgradState',
+    'ScaleByBacktrackingLinesearchState',
     'ScaleByBeliefState',
     'ScaleByDistanceOverGradientsState',
+    'ScaleByLBFGSState',
     'ScaleByLionState',
     'ScaleByNovogradState',
     'ScaleByOptimisticGradientState',
@@ -112,11 +132,13 @@ __all__ = [
     'ScaleBySM3State',
     'ScaleByScheduleState',
     'ScaleByTrustRatioState',
+    'ScaleByZoomLinesearchState',
     'ShouldSkipUpdateFunction',
     'SnapshotState',
     'TraceState',
     'WeightDecaySchedule',
     'ZeroNansState',
+    'ZoomLinesearchInfo',
     'add_decayed_weights',
     'add_noise',
     'apply_every',
@@ -135,6 +157,7 @@ __all__ = [
     'nan_to_num',
     'normalize_by_update_norm',
     'partition',
+    'report',
     'scale',
     'scale_by_accelerated_adam',
     'scale_by_adadelta',
@@ -142,8 +165,11 @@ __all__ = [
     'scale_by_adamax',
     'scale_by_adan',
     'scale_by_amsgrad',
+    'scale_by_backtracking_linesearch',
     'scale_by_belief',
     'scale_by_distance_over_gradients',
+    'scale_by_factored_rms',
+    'scale_by_lbfgs',
     'scale_by_learning_rate',
     'scale_by_lion',
     'scale_by_novograd',
@@ -161,6 +187,7 @@ __all__ = [
     'scale_by_stddev',
     'scale_by_trust_ratio',
     'scale_by_yogi',
+    'scale_by_zoom_linesearch',
     'selective_transform',
     'set_to_zero',
     'skip_large_updates',
@@ -169,5 +196,6 @@ __all__ = [
     'stateless',
     'stateless_with_tree_map',
     'trace',
+    'value_and_grad_from_state',
     'zero_nans',
 ]

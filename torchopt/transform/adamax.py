@@ -12,7 +12,7 @@ from torchopt.base import GradientTransformation, elementwise, factory
 from torchopt.numerics import advance, bias_correction, complement, zero_count
 from torchopt.transform import ranges
 
-__all__ = ['ScaleByAdamaxState', 'scale_by_adamax']
+__all__ = ['ScaleByAdamaxState', 'adamax_with_state', 'scale_by_adamax']
 
 
 @tree.safe_to_load
@@ -52,11 +52,18 @@ def scale_by_adamax(
     References:
         Kingma and Ba, `Adam: a method for stochastic optimization <https://arxiv.org/abs/1412.6980>`_, section 7, 2014.
     """
+    return adamax_with_state(ScaleByAdamaxState, b1, b2, eps, moment_requires_grad)
+
+
+def adamax_with_state(
+    kind: Any, b1: Any, b2: Any, eps: Any, moment_requires_grad: bool = False
+) -> GradientTransformation:
+    """:func:`scale_by_adamax` with states of another class, whose fields are count, mean and maximum too."""
     ranges.decay_rates(b1, b2)
     ranges.at_least_zero('epsilon value', eps)
 
-    def init(params: Any) -> ScaleByAdamaxState:
-        return ScaleByAdamaxState(
+    def init(params: Any) -> Any:
+        return kind(
             zero_count(),
             tree.zero_moment(params, requires_grad=moment_requires_grad),
             tree.zero_moment(params, real=True, requires_grad=moment_requires_grad),
@@ -64,11 +71,11 @@ def scale_by_adamax(
 
     spread = tree.Spread(_rule, b1=b1, b2=b2, eps=eps)
 
-    def begin(state: ScaleByAdamaxState) -> tree.Pass:
+    def begin(state: Any) -> tree.Pass:
         count, t = advance(state.count)
-        return tree.Pass(spread.rule(t), (state.mu, state.nu), lambda mu, nu: ScaleByAdamaxState(count, mu, nu))
+        return tree.Pass(spread.rule(t), (state.mu, state.nu), partial(kind, count))
 
-    return elementwise(init, begin, ScaleByAdamaxState, hypers=spread)
+    return elementwise(init, begin, kind, hypers=spread)
 
 
 def _rule(t: Any, *, b1: Any, b2: Any, eps: Any) -> partial[Any]:

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt import tree
+from torchopt import checks, tree
 from torchopt._C import reference
 from torchopt.base import GradientTransformation, elementwise, factory
-from torchopt.numerics import advance, bias_correction, complement, on_host, zero_count
+from torchopt.numerics import advance, bias_correction, complement, on_host, safe_increment, zero_count
 from torchopt.transform import ranges
 
-__all__ = ['ScaleByRadamState', 'scale_by_radam']
+__all__ = ['ScaleByRadamState', 'radam_with_state', 'scale_by_radam']
 
 
 @tree.safe_to_load
@@ -30,7 +30,15 @@ class ScaleByRadamState(NamedTuple):
 
 @factory
 def scale_by_radam(
-    b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-6, moment_requires_grad: bool = False
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-6,
+    moment_requires_grad: bool = False,
+    *,
+    eps_root: Any = 0.0,
+    threshold: float = 5.0,
+    nesterov: bool = False,
+    eps_after_correction: bool = False,
 ) -> GradientTransformation:
     r"""Rescale updates by rectified Adam.
 
@@ -39,7 +47,7 @@ def scale_by_radam(
 
     .. math::
         u_t = \frac{m_t}{1 - \beta_1^t} \cdot \begin{cases}
-            \dfrac{r_t \sqrt{1 - \beta_2^t}}{\sqrt{v_t} + \epsilon} & \rho_t > 5 \\ 1 & \text{otherwise}
+            \dfrac{r_t \sqrt{1 - \beta_2^t}}{\sqrt{v_t} + \epsilon} & \rho_t \ge 5 \\ 1 & \text{otherwise}
         \end{cases}, \qquad
         r_t^2 = \frac{(\rho_t - 4)(\rho_t - 2)\,\rho_\infty}{(\rho_\infty - 4)(\rho_\infty - 2)\,\rho_t}
 
@@ -48,6 +56,10 @@ def scale_by_radam(
         b2: Decay rate :math:`\beta_2` of the mean square, in [0, 1).
         eps: :math:`\epsilon \ge 0`.
         moment_requires_grad: Make the first moments leaves that require grad.
+        eps_root: :math:`\bar\epsilon \ge 0`, added to :math:`v_t / (1 - \beta_2^t)` inside the root.
+        threshold: The value of :math:`\rho_t` from which on the second moment is trusted, in place of 5.
+        nesterov: Look ahead by Nesterov's method, as :func:`scale_by_adam` does.
+        eps_after_correction: Add :math:`\epsilon` to the root of :math:`v_t / (1 - \beta_2^t)` instead, as Optax does.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range.
@@ -62,40 +74,72 @@ def scale_by_radam(
         Liu et al., `On the variance of the adaptive learning rate and beyond
         <https://arxiv.org/abs/1908.03265>`_, 2019.
     """
+    return radam_with_state(
+        ScaleByRadamState,
+        b1,
+        b2,
+        eps,
+        eps_root,
+        moment_requires_grad,
+        threshold=threshold,
+        nesterov=nesterov,
+        late_eps=eps_after_correction,
+    )
+
+
+def radam_with_state(
+    kind: Any,
+    b1: Any,
+    b2: Any,
+    eps: Any,
+    eps_root: Any,
+    moment_requires_grad: bool = False,
+    *,
+    threshold: float,
+    nesterov: bool,
+    late_eps: bool,
+) -> GradientTransformation:
+    """:func:`scale_by_radam` with states of another class, whose fields are count and moments too."""
     ranges.decay_rates(b1, b2)
     ranges.at_least_zero('epsilon value', eps)
+    ranges.at_least_zero('eps_root value', eps_root)
+    checks.number('threshold value', threshold)
 
-    def init(params: Any) -> ScaleByRadamState:
-        return ScaleByRadamState(
+    def init(params: Any) -> Any:
+        return kind(
             zero_count(),
             tree.zero_moment(params, requires_grad=moment_requires_grad),
             tree.zero_moment(params, real=True, requires_grad=moment_requires_grad),
         )
 
-    spread = tree.Spread(_rule, b1=b1, b2=b2, eps=eps)
+    spread = tree.Spread(partial(_rule, threshold, nesterov, late_eps), b1=b1, b2=b2, eps=eps, eps_root=eps_root)
 
-    def begin(state: ScaleByRadamState) -> tree.Pass:
+    def begin(state: Any) -> tree.Pass:
         count, t = advance(state.count)
-        return tree.Pass(spread.rule(t), (state.mu, state.nu), lambda mu, nu: ScaleByRadamState(count, mu, nu))
+        return tree.Pass(spread.rule(t), (state.mu, state.nu), partial(kind, count))
 
-    return elementwise(init, begin, ScaleByRadamState, hypers=spread)
+    return elementwise(init, begin, kind, hypers=spread)
 
 
-def _rule(t: Any, *, b1: Any, b2: Any, eps: Any) -> partial[Any]:
-    c1 = bias_correction(b1, t)
-    rectified, r = _rectification(b2, t)
+def _rule(
+    threshold: float, nesterov: bool, late_eps: bool, t: Any, *, b1: Any, b2: Any, eps: Any, eps_root: Any
+) -> partial[Any]:
+    c1, c2 = bias_correction(b1, t), bias_correction(b2, t)
+    rectified, r = _rectification(b2, t, threshold)
+    if late_eps:
+        eps = eps * c2**0.5
     return partial(
         reference.adam,
         b1=b1,
         d1=complement(b1),
         b2=b2,
         d2=complement(b2),
-        mean=r / c1,
-        gradient=0.0,
+        mean=r * b1 / bias_correction(b1, safe_increment(t)) if nesterov else r / c1,
+        gradient=r * complement(b1) / c1 if nesterov else 0.0,
         # Not rectified, the update is the mean over 0 * root + 1.
         slope=_choose(rectified, 1.0, 0.0),
         offset=_choose(rectified, eps, 1.0),
-        shift=0.0,
+        shift=c2 * eps_root if checks.nonzero(eps_root) else 0.0,
     )
 
 
@@ -106,8 +150,8 @@ def _choose(condition: Any, yes: Any, no: float) -> Any:
     return torch.where(condition, torch.as_tensor(yes, dtype=torch.float64, device=condition.device), no)
 
 
-def _rectification(b2: Any, count: Any) -> tuple[Any, Any]:
-    r"""Whether :math:`\rho_t > 5`, and :math:`r_t\sqrt{1 - \beta_2^t}`; on the host where the count is known there."""
+def _rectification(b2: Any, count: Any, threshold: float) -> tuple[Any, Any]:
+    r"""Whether the root is trusted, and :math:`r_t\sqrt{1 - \beta_2^t}`; on the host where the count is known there."""
     beta: Any = on_host(b2)
     t: Any = on_host(count)
     known = beta is not None and t is not None
@@ -120,8 +164,11 @@ def _rectification(b2: Any, count: Any) -> tuple[Any, Any]:
     square = c2 * (rho - 4.0) * (rho - 2.0) * rho_inf
     scale = (rho_inf - 4.0) * (rho_inf - 2.0) * rho
     if known:
-        return (True, math.sqrt(square / scale)) if rho > 5.0 else (False, 1.0)
+        if rho < threshold:
+            return False, 1.0
+        # A low threshold lets the root of a negative number through: no error, but NaN, as on tensors.
+        return True, math.sqrt(square / scale) if scale and square / scale >= 0.0 else math.nan
     # A square root of what is negative before the threshold would give NaN gradients even where it is not used.
-    rectified = rho > 5.0
+    rectified = rho >= threshold
     ones = torch.ones_like(square)
     return rectified, torch.where(rectified, square / torch.where(rectified, scale, ones), ones).sqrt()

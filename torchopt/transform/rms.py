@@ -216,7 +216,9 @@ class ScaleByRssState(NamedTuple):
 
 
 @factory
-def scale_by_rss(initial_accumulator_value: float = 0.0, eps: Any = 1e-10) -> GradientTransformation:
+def scale_by_rss(
+    initial_accumulator_value: float = 0.0, eps: Any = 1e-10, *, eps_in_sqrt: bool = False
+) -> GradientTransformation:
     r"""Divide updates by the root of the sum of all squares so far.
 
     .. math::
@@ -225,6 +227,7 @@ def scale_by_rss(initial_accumulator_value: float = 0.0, eps: Any = 1e-10) -> Gr
     Args:
         initial_accumulator_value: First value of :math:`s`, at least 0.
         eps: :math:`\epsilon \ge 0`.
+        eps_in_sqrt: Add :math:`\epsilon` inside the root instead, as Optax does.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range.
@@ -244,13 +247,20 @@ def scale_by_rss(initial_accumulator_value: float = 0.0, eps: Any = 1e-10) -> Gr
     def init(params: Any) -> ScaleByRssState:
         return ScaleByRssState(tree.full_moment(params, initial_accumulator_value, real=True))
 
-    spread = tree.Spread(lambda eps: partial(reference.rss, offset=eps), eps=eps)
+    spread = tree.Spread(partial(_rss, eps_in_sqrt), eps=eps)
     rule = spread.rule()
 
     def begin(state: ScaleByRssState) -> tree.Pass:
         return tree.Pass(rule, (state.sum_of_squares,), ScaleByRssState)
 
     return elementwise(init, begin, ScaleByRssState, hypers=spread)
+
+
+def _rss(eps_in_sqrt: bool, *, eps: Any) -> partial[Any]:
+    if eps_in_sqrt and checks.nonzero(eps):
+        # The sum is an average that keeps all and takes all.  It may be zero, since what stands under the root is not.
+        return partial(reference.rms, keep=1.0, take=1.0, offset=0.0, shift=eps)
+    return partial(reference.rss, offset=eps)
 
 
 @tree.safe_to_load

@@ -14,16 +14,24 @@ from torchopt._C import reference
 from torchopt.base import GradientTransformation, elementwise, factory, identity
 from torchopt.numerics import increment, on_host, zero_count
 from torchopt.transform import ranges
+from torchopt.transform.first_moment import check_mu_dtype, zero_mean
 
-__all__ = ['TraceState', 'trace']
+__all__ = ['DampedTraceState', 'TraceState', 'decaying_sum', 'trace']
 
 
 @tree.safe_to_load
 class TraceState(NamedTuple):
-    """State of :func:`trace`: the decaying sum, and the steps taken where dampening has to know the first one."""
+    """State of :func:`trace`: the decaying sum."""
 
     trace: Any
-    count: Any = ()
+
+
+@tree.safe_to_load
+class DampedTraceState(NamedTuple):
+    """State of :func:`trace` with dampening: the decaying sum, and the steps taken; the first is not damped."""
+
+    trace: Any
+    count: Any
 
 
 @factory
@@ -32,6 +40,8 @@ def trace(
     dampening: Any = 0.0,
     nesterov: bool = False,
     moment_requires_grad: bool = False,
+    *,
+    accumulator_dtype: torch.dtype | None = None,
 ) -> GradientTransformation:
     r"""Sum up gradients with decay: the momentum of SGD.
 
@@ -44,10 +54,15 @@ def trace(
         dampening: :math:`\tau`; the first step of a state is not damped, as in ``torch.optim.SGD``.
         nesterov: Look ahead by Nesterov's method; needs a momentum and no dampening.
         moment_requires_grad: Make the first trace a leaf that requires grad.
+        accumulator_dtype: Real dtype in which the trace is kept; None takes that of each parameter.
+
+    Returns:
+        A transformation with state :class:`TraceState`, or :class:`DampedTraceState` with dampening.
 
     Raises:
         ValueError: If the momentum is negative, or if Nesterov's method is asked for without a momentum or
             with dampening.
+        TypeError: If ``accumulator_dtype`` is no real floating dtype.
 
     Example:
         >>> import torch, torchopt
@@ -64,6 +79,7 @@ def trace(
     """
     ranges.at_least_zero('momentum value', momentum)
     tree.check_each(checks.number, 'dampening value', dampening)
+    check_mu_dtype(accumulator_dtype)
     if nesterov and (not checks.nonzero(momentum) or checks.nonzero(dampening)):
         raise ValueError(
             f'Nesterov momentum requires a momentum and zero dampening: momentum={momentum}, dampening={dampening}. '
@@ -71,19 +87,33 @@ def trace(
         )
     if not checks.nonzero(momentum):
         return identity()
-    damped = checks.nonzero(dampening)
+    return decaying_sum(momentum, dampening, nesterov, moment_requires_grad, accumulator_dtype)
 
-    def init(params: Any) -> TraceState:
-        zeros = tree.zero_moment(params, requires_grad=moment_requires_grad)
-        return TraceState(zeros, zero_count() if damped else ())
 
+def decaying_sum(
+    momentum: Any, dampening: Any, nesterov: bool, requires_grad: bool, dtype: torch.dtype | None
+) -> GradientTransformation:
+    """:func:`trace` without its checks; a momentum of zero has a state too."""
     spread = tree.Spread(_rule, momentum=momentum, dampening=dampening)
 
-    def begin(state: TraceState) -> tree.Pass:
-        count = increment(state.count) if damped else ()
-        return tree.Pass(spread.rule(state.count, nesterov), (state.trace,), lambda new: TraceState(new, count))
+    def zeros(params: Any) -> Any:
+        return zero_mean(params, dtype, requires_grad=requires_grad)
 
-    return elementwise(init, begin, TraceState, hypers=spread)
+    if not checks.nonzero(dampening):
+        return elementwise(
+            lambda params: TraceState(zeros(params)),
+            lambda state: tree.Pass(spread.rule((), nesterov), (state.trace,), TraceState),
+            TraceState,
+            hypers=spread,
+        )
+
+    def begin(state: DampedTraceState) -> tree.Pass:
+        count = increment(state.count)
+        return tree.Pass(spread.rule(state.count, nesterov), (state.trace,), lambda new: DampedTraceState(new, count))
+
+    return elementwise(
+        lambda params: DampedTraceState(zeros(params), zero_count()), begin, DampedTraceState, hypers=spread
+    )
 
 
 def _rule(count: Any, nesterov: bool, *, momentum: Any, dampening: Any) -> partial[Any]:

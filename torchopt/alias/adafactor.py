@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adafactor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from torchopt.alias.stages import shared_prose
+from torchopt.base import GradientTransformation
+from torchopt.clip import clip_by_block_rms
+from torchopt.combine import chain
+from torchopt.transform import (
+    add_decayed_weights,
+    ema,
+    scale,
+    scale_by_factored_rms,
+    scale_by_learning_rate,
+    scale_by_param_block_rms,
+)
+
+__all__ = ['adafactor']
+
+
+@shared_prose
+def adafactor(
+    learning_rate: Any = None,
+    min_dim_size_to_factor: int = 128,
+    decay_rate: Any = 0.8,
+    decay_offset: int = 0,
+    multiply_by_parameter_scale: bool = True,
+    clipping_threshold: Any = 1.0,
+    momentum: Any = None,
+    dtype_momentum: torch.dtype = torch.float32,
+    weight_decay_rate: Any = None,
+    eps: Any = 1e-30,
+    factored: bool = True,
+    weight_decay_mask: Any = None,
+) -> GradientTransformation:
+    r"""Adafactor: second moments that are factored, and steps in proportion to the parameters.
+
+    With :math:`u_t` as in :func:`torchopt.transform.scale_by_factored_rms`, leaf by leaf,
+
+    .. math::
+        \hat u_t = \frac{u_t}{\max(1, \mathrm{rms}(u_t) / d)}, \qquad
+        p_t = p_{t-1} - \eta \max(\mathrm{rms}(p_{t-1}), 10^{-3})\, \hat u_t - \lambda p_{t-1}.
+
+    The memory for an :math:`n \times m` matrix is :math:`n + m` numbers, unless there is a momentum.
+
+    Args:
+        learning_rate: :math:`\eta`, a number, a 0-d tensor, or a schedule; None stands for 1.  Where steps are in
+            proportion to the parameters it is a relative one.
+        min_dim_size_to_factor: The least size of the second largest dimension at which a leaf is factored.
+        decay_rate: The exponent :math:`c` of the decay rate :math:`1 - t^{-c}` of the second moments.
+        decay_offset: The count at which the decay begins anew, for fine-tuning with the state of a training.
+        multiply_by_parameter_scale: Whether steps are in proportion to the parameters; ``update`` needs ``params`` in
+            any case.
+        clipping_threshold: The bound :math:`d`; None does not clip.
+        momentum: Decay rate of a mean of the steps, in [0, 1), without correction of its bias; None takes no mean.
+        dtype_momentum: The dtype in which that mean is kept.
+        weight_decay_rate: :math:`\lambda \ge 0`, or a schedule of it; it is not multiplied by the learning rate.
+        eps: :math:`\epsilon \ge 0`, added to squared gradients.
+        factored: Whether to factor at all.
+        weight_decay_mask: Which parameters decay: a tree of booleans with the structure of the parameters or of its
+            top, or a function that makes one from the parameters.  None decays all.
+
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+        TypeError: If a hyper-parameter has the wrong type.
+
+    Example:
+        >>> import torch, torchopt
+        >>> optimizer = torchopt.adafactor(0.1)
+        >>> params = [torch.tensor([3.0, -3.0])]
+        >>> optimizer.update([torch.tensor([0.5, -2.0])], optimizer.init(params), params)[0]
+        [tensor([-0.3000,  0.3000])]
+
+    References:
+        Shazeer and Stern, `Adafactor: adaptive learning rates with sublinear memory cost
+        <https://arxiv.org/abs/1804.04235>`_, ICML 2018.
+    """
+    stages = [scale_by_factored_rms(factored, decay_rate, decay_offset, min_dim_size_to_factor, eps)]
+    if clipping_threshold is not None:
+        stages.append(clip_by_block_rms(clipping_threshold))
+    if learning_rate is not None:
+        stages.append(scale_by_learning_rate(learning_rate, flip_sign=False))
+    if multiply_by_parameter_scale:
+        stages.append(scale_by_param_block_rms())
+    if momentum is not None:
+        stages.append(ema(momentum, debias=False, accumulator_dtype=dtype_momentum))
+    if weight_decay_rate is not None:
+        stages.append(add_decayed_weights(weight_decay_rate, mask=weight_decay_mask))
+    return chain(*stages, scale(-1.0))

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Backtracking: shorter and shorter steps, until one decreases the function enough."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torchopt.linesearch.scalars import iterate, numbers, violation
+
+__all__ = ['Backtracked', 'backtracking']
+
+
+class Backtracked(NamedTuple):
+    """What :func:`backtracking` found.
+
+    Attributes:
+        stepsize: The step size that was tried last.
+        value: The value there.
+        decrease_error: By how much the condition of decrease is violated there: 0 if it holds.
+        steps: The number of evaluations.
+        running: Whether the search was still going on, that is, has failed.
+
+    Example:
+        >>> from torchopt.linesearch import backtracking
+        >>> backtracking(lambda eta: (1 - eta) ** 2, 1.0, -2.0, 4.0, limit=5, decrease_factor=0.5).running
+        False
+    """
+
+    stepsize: Any
+    value: Any
+    decrease_error: Any
+    steps: Any
+    running: Any
+
+
+def backtracking(
+    value_at: Callable[[Any], Any],
+    value: Any,
+    slope: Any,
+    guess: Any,
+    *,
+    limit: int,
+    slope_rtol: Any = 1e-4,
+    decrease_factor: Any = 0.8,
+    atol: Any = 0.0,
+    rtol: Any = 0.0,
+) -> Backtracked:
+    r"""Shorten a step until Armijo's condition holds.
+
+    .. math:: \varphi(\eta) \le (1 + \delta)\, \varphi(0) + c\, \eta\, \varphi'(0) + \epsilon
+
+    A value that is NaN violates it.
+
+    Args:
+        value_at: ``value_at(stepsize)`` returns :math:`\varphi(\eta)`, a number or a 0-d tensor.
+        value: :math:`\varphi(0)`.
+        slope: :math:`\varphi'(0)`, negative in a direction of descent.
+        guess: The first step size.
+        limit: How often it may be shortened.
+        slope_rtol: :math:`c`.
+        decrease_factor: The factor by which it is shortened, in (0, 1).
+        atol: :math:`\epsilon`.
+        rtol: :math:`\delta`.
+
+    Returns:
+        The last step, whether it is good or not.
+
+    Example:
+        >>> from torchopt.linesearch import backtracking
+        >>> found = backtracking(lambda eta: (1 - eta) ** 2, 1.0, -2.0, 4.0, limit=5, decrease_factor=0.5)
+        >>> found.stepsize, found.value, found.steps
+        (1.0, 0.0, 3)
+
+    References:
+        Armijo, `Minimization of functions having Lipschitz continuous first partial derivatives
+        <https://doi.org/10.2140/pjm.1966.16.1>`_, 1966.
+    """
+    value, slope, guess = numbers(value, slope, guess)
+
+    def step(k: int, last: Backtracked) -> Backtracked:
+        stepsize = decrease_factor * last.stepsize if k else last.stepsize
+        (new,) = numbers(value_at(stepsize))
+        error = violation(new - (1.0 + rtol) * value - stepsize * slope_rtol * slope)
+        return Backtracked(stepsize, new, error, k + 1, error > atol)
+
+    return iterate(step, Backtracked(guess, value, math.inf, 0, True), limit + 1)

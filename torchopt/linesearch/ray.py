@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""A function of trees along a ray, :math:`\varphi(\eta) = f(w + \eta\, u)`, which is what a line search sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt import tree
+from torchopt.linesearch.scalars import numbers
+from torchopt.numerics import as_scalar_like, is_inexact
+
+__all__ = ['Point', 'Ray', 'along', 'inner_product', 'move_along', 'value_and_gradient']
+
+
+class Point(NamedTuple):
+    r"""What is known of :math:`\varphi(\eta) = f(w + \eta\, u)` at one step size.
+
+    Attributes:
+        stepsize: :math:`\eta`.
+        value: :math:`\varphi(\eta)`.
+        slope: :math:`\varphi'(\eta) = \operatorname{Re} \langle \nabla f(w + \eta\, u), u \rangle`.
+        extra: Whatever else was found there, a tree of tensors: the gradient of :math:`f`, auxiliary output.
+
+    Numbers are floats, or 0-d tensors; see :mod:`torchopt.linesearch.scalars`.
+
+    Example:
+        >>> from torchopt.linesearch import Point
+        >>> Point(0.5, 1.0, -2.0, None).slope
+        -2.0
+    """
+
+    stepsize: Any
+    value: Any
+    slope: Any
+    extra: Any
+
+
+Ray = Callable[[Any], Point]
+"""``ray(stepsize)`` evaluates a function at one point of a ray."""
+
+
+def along(value_and_grad: Callable[[Any], tuple[Any, Any]], params: Any, direction: Any) -> Ray:
+    """See a function of trees along a ray.
+
+    Args:
+        value_and_grad: ``value_and_grad(params)`` returns the value and the gradient of the function, the latter a
+            tree like ``params``.
+        params: Where the ray begins.
+        direction: Where it goes, a tree like ``params``; where it is None the parameter is not moved.
+
+    Returns:
+        The function of the step size, with the gradient as what else it finds.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.linesearch import along
+        >>> ray = along(lambda p: (p[0] ** 2, [2 * p[0]]), [torch.tensor(3.0)], [torch.tensor(-1.0)])
+        >>> ray(1.0)
+        Point(stepsize=1.0, value=4.0, slope=-4.0, extra=[tensor(4.)])
+    """
+
+    def at(stepsize: Any) -> Point:
+        value, grad = value_and_grad(move_along(params, stepsize, direction))
+        value, slope = numbers(value, inner_product(grad, direction))
+        return Point(stepsize, value, slope, grad)
+
+    return at
+
+
+def move_along(params: Any, stepsize: Any, direction: Any) -> Any:
+    r"""The tree :math:`w + \eta\, u`, in the dtypes of the parameters; None in the direction leaves a parameter alone.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.linesearch import move_along
+        >>> move_along([torch.tensor(3.0), torch.tensor(1.0)], 0.5, [torch.tensor(-1.0), None])
+        [tensor(2.5000), tensor(1.)]
+    """
+    return tree.map(
+        lambda p, u: p if u is None else (p + as_scalar_like(stepsize, u) * u).to(p.dtype), params, direction
+    )
+
+
+def inner_product(x: Any, y: Any) -> Tensor:
+    r"""The real inner product :math:`\operatorname{Re} \sum_i \bar x_i y_i` of two trees, in single precision or more.
+
+    Leaves that are None in one of them do not count.
+
+    Args:
+        x: A tree of tensors.
+        y: A tree of the same structure.
+
+    Returns:
+        A 0-d tensor.
+
+    Raises:
+        ValueError: If structures or shapes differ.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.linesearch import inner_product
+        >>> inner_product([torch.tensor([1.0, 2.0]), None], [torch.tensor([3.0, 4.0]), torch.ones(1)])
+        tensor(11.)
+    """
+    first, spec = tree.flatten(x)
+    pairs = list(zip(first, tree.flatten_up_to(spec, y, name='direction', like='gradient')))
+    present = [(a, b) for a, b in pairs if a is not None and b is not None]
+    return torch.as_tensor(tree.vdot([_wide(a) for a, _ in present], [_wide(b) for _, b in present])).real
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def value_and_gradient(
+    fun: Callable[[Any], Any], params: Any, *, differentiable: bool = True, name: str = 'value_fn'
+) -> tuple[Tensor, Any]:
+    r"""The value and the gradient of a scalar function of a tree.
+
+    The gradient is PyTorch's: for complex parameters the direction of steepest ascent, the conjugate of JAX's.
+
+    Args:
+        fun: ``fun(params)`` returns a real tensor of one element.
+        params: A tree; its tensors of floating and complex dtypes are differentiated in.
+        differentiable: Whether value and gradient can be differentiated in turn, and taken under ``torch.func``.  If
+            not, plain autograd is asked, which some functions need.
+        name: What to call the function in an error message.
+
+    Returns:
+        The value, 0-d, and the gradient, a tree like ``params`` with None for what cannot be differentiated in.
+
+    Raises:
+        ValueError: If the value has more than one element.
+        TypeError: If the value is no tensor of a floating dtype.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.linesearch import value_and_gradient
+        >>> value_and_gradient(lambda p: p['w'] ** 2, {'w': torch.tensor(3.0)}, differentiable=False)
+        (tensor(9.), {'w': tensor(6.)})
+    """
+    leaves, spec = tree.flatten(params)
+    places = [i for i, x in enumerate(leaves) if is_inexact(x)]
+
+    def of_tensors(xs: tuple[Tensor, ...]) -> Tensor:
+        filled = list(leaves)
+        for i, x in zip(places, xs):
+            filled[i] = x
+        return _scalar(fun(tree.unflatten(spec, filled)), name)
+
+    inputs = tuple(leaves[i] for i in places)
+    grads: tuple[Tensor, ...]
+    if not inputs:
+        value, grads = of_tensors(inputs), ()
+    elif differentiable or torch.is_inference_mode_enabled():  # where autograd records nothing, not even if asked to
+        grads, value = torch.func.grad_and_value(of_tensors)(inputs)
+    else:
+        with torch.enable_grad():
+            inputs = tuple(x.detach().requires_grad_() for x in inputs)
+            value = of_tensors(inputs)
+        found = torch.autograd.grad(value, inputs, allow_unused=True) if value.requires_grad else [None] * len(inputs)
+        grads = tuple(torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs))
+        value, grads = value.detach(), tuple(g.detach() for g in grads)
+    filled: list[Any] = [None] * len(leaves)
+    for i, g in zip(places, grads):
+        filled[i] = g
+    return value, tree.unflatten(spec, filled)
+
+
+def _scalar(value: Any, name: str) -> Tensor:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        what = value.dtype if isinstance(value, Tensor) else f'a {type(value).__name__}'
+        raise TypeError(f'{name} returned {what}; expected a real tensor of one element. Return the loss alone.')
+    if value.numel() != 1:
+        raise ValueError(
+            f'{name} returned a tensor of shape {tuple(value.shape)}; expected one element. Return its mean or its sum.'
+        )
+    return value.reshape(())

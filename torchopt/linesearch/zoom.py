@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The line search of Nocedal and Wright: find an interval that holds good steps, then zoom into it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from torchopt.linesearch.interpolation import cubic_minimum, quadratic_minimum
+from torchopt.linesearch.ray import Point, Ray
+from torchopt.linesearch.scalars import iterate, larger, negated, numbers, pick, smaller, violation, where
+
+__all__ = ['Zoomed', 'zoom']
+
+
+class Zoomed(NamedTuple):
+    """What :func:`zoom` found.
+
+    Attributes:
+        point: The step that is taken.
+        decrease_error: By how much the last step that was tried violates the condition of decrease: 0 if it holds.
+        curvature_error: By how much it violates the condition of curvature.
+        steps: The number of evaluations.
+        failed: Whether no step was found that meets both; ``point`` is then the best of those that decrease enough, if
+            there is one; else the last that was tried, or where that has no finite value the beginning, a step of zero.
+        interval: The length of the interval in the end.
+
+    Example:
+        >>> from torchopt.linesearch import Point, zoom
+        >>> ray = lambda eta: Point(eta, (1 - eta) ** 2, -2 * (1 - eta), None)
+        >>> zoom(ray, ray(0.0), 8.0, limit=9).failed
+        False
+    """
+
+    point: Point
+    decrease_error: Any
+    curvature_error: Any
+    steps: Any
+    failed: Any
+    interval: Any
+
+
+class _End(NamedTuple):
+    """An end of an interval."""
+
+    stepsize: Any
+    value: Any
+    slope: Any
+
+
+class _Search(NamedTuple):
+    """The state of the search.
+
+    ``low`` has the lower value of the two ends of the interval, on whichever side it lies.  ``third`` is the end that
+    was replaced last, a third point for interpolation.  ``safe`` decreases enough, if its step size is not zero.
+    """
+
+    last: Point
+    safe: Point
+    low: _End
+    high: _End
+    third: _End
+    decrease_error: Any
+    curvature_error: Any
+    steps: Any
+    found: Any
+    failed: Any
+    running: Any
+
+
+def zoom(
+    ray: Ray,
+    start: Point,
+    guess: Any,
+    *,
+    limit: int,
+    largest: Any = None,
+    tol: Any = 0.0,
+    increase_factor: Any = 2.0,
+    slope_rtol: Any = 1e-4,
+    curv_rtol: Any = 0.9,
+    approx_dec_rtol: Any = 1e-6,
+    precision: Any = 1e-5,
+) -> Zoomed:
+    r"""Find a step that decreases a function enough, and at which its slope is small: the strong Wolfe conditions.
+
+    .. math::
+        \varphi(\eta) \le \varphi(0) + c_1 \eta\, \varphi'(0) + \epsilon, \qquad
+        |\varphi'(\eta)| \le c_2\, |\varphi'(0)| + \epsilon
+
+    Close to a minimum values are too coarse for the first, so that slopes may stand in for them (Hager and Zhang):
+
+    .. math::
+        \varphi'(\eta) \le (2 c_1 - 1)\, \varphi'(0) + \epsilon \quad \text{where} \quad
+        \varphi(\eta) \le \varphi(0) + c_3 |\varphi(0)| + \epsilon.
+
+    As long as steps are too short, they grow.  Once one is too long, an interval with good steps is known.  It is cut
+    where a cubic through three points, else a parabola through two, is least, or in the middle where that is too close
+    to an end or nowhere.
+
+    Args:
+        ray: ``ray(stepsize)`` evaluates :math:`\varphi`, its slope, and whatever else is wanted.
+        start: The point at step size 0.
+        guess: The first step size, positive.
+        limit: How many evaluations are allowed, at least 1.
+        largest: The largest step size; there is no bound if None.
+        tol: :math:`\epsilon`.
+        increase_factor: The factor by which steps grow, larger than 1.
+        slope_rtol: :math:`c_1`.
+        curv_rtol: :math:`c_2`; infinity asks for nothing but a decrease.
+        approx_dec_rtol: :math:`c_3`; None asks for the first condition always.
+        precision: The length of the interval at which a step that decreases enough is taken, whatever its slope.
+
+    Returns:
+        The step, and how it was found.
+
+    Example:
+        >>> from torchopt.linesearch import Point, zoom
+        >>> ray = lambda eta: Point(eta, (1 - eta) ** 2, -2 * (1 - eta), None)
+        >>> found = zoom(ray, ray(0.0), 8.0, limit=9)
+        >>> found.point.stepsize, found.steps
+        (1.0, 2)
+
+    References:
+        Nocedal and Wright, `Numerical optimization <https://doi.org/10.1007/978-0-387-40065-5>`_, algorithms 3.5 and
+        3.6, 2006.  Hager and Zhang, `Algorithm 851: CG_DESCENT <https://doi.org/10.1145/1132973.1132979>`_, 2006.
+    """
+    first = _End(*numbers(0.0, start.value, start.slope))
+    start = Point(*first, start.extra)
+    (guess,) = numbers(guess)
+    largest = math.inf if largest is None else largest
+
+    def errors(new: Point) -> tuple[Any, Any]:
+        gain = new.value - first.value
+        decrease = gain - slope_rtol * new.stepsize * first.slope
+        if approx_dec_rtol is not None:
+            by_slope = new.slope - (2.0 * slope_rtol - 1.0) * first.slope
+            decrease = smaller(larger(by_slope, gain - approx_dec_rtol * abs(first.value)), decrease)
+        return violation(decrease), violation(abs(new.slope) - curv_rtol * abs(first.slope))
+
+    def step(k: int, search: _Search) -> _Search:
+        longer = increase_factor * search.last.stepsize if k else guess
+        at_bound = longer >= largest
+        new = ray(where(search.found, _cut(search) if search.found is not False else 0.0, smaller(longer, largest)))
+        decrease, curvature = errors(new)
+        met = larger(decrease, curvature) <= tol
+        known, end = search.found, _End(*new[:3])
+
+        # An interval is known as soon as a step is too long, or good.  Before that, the last step is its lower end.
+        last = _End(*search.last[:3])
+        rises = (new.value >= last.value) if k else False
+        too_long = (decrease > 0.0) | rises
+        turned = negated(too_long) & (new.slope >= 0.0)
+        found = too_long | turned | met
+
+        # Within the interval, one end moves to the new point; the other too if the minimum is on its far side.
+        low, high = search.low, search.high
+        worse = (decrease > 0.0) | (new.value >= low.value)
+        beyond = negated(worse) & (new.slope * (high.stepsize - low.stepsize) >= 0.0)
+
+        def ends(inside: _End, before: _End) -> _End:
+            return _End(*(where(known, x, y) for x, y in zip(inside, before)))
+
+        new_low = ends(_choose(worse, low, end), _choose(turned, end, last))
+        new_high = ends(_choose(worse, end, _choose(beyond, low, high)), _choose(turned, last, end))
+        third = ends(_choose(worse | beyond, high, low), new_low)
+
+        enough = decrease <= tol
+        better = enough & (negated(known) | (new.value < search.safe.value))
+        safe = _better(better, new, search.safe)
+        out_of_reach = negated(known) & at_bound & negated(found)
+        too_small = known & (abs(high.stepsize - low.stepsize) <= precision) & (safe.stepsize > 0.0)
+        done = met | out_of_reach
+        failed = negated(done) & (too_small | (k + 1 >= limit))
+        going = negated(done | failed)
+        return _Search(new, safe, new_low, new_high, third, decrease, curvature, k + 1, known | found, failed, going)
+
+    search = iterate(
+        step, _Search(start, start, first, first, first, math.inf, math.inf, 0, False, False, True), max(limit, 1)
+    )
+    fall_back = search.failed & ((search.safe.stepsize > 0.0) | (search.decrease_error == math.inf))
+    return Zoomed(
+        _better(fall_back, search.safe, search.last),
+        search.decrease_error,
+        search.curvature_error,
+        search.steps,
+        search.failed,
+        abs(search.high.stepsize - search.low.stepsize),
+    )
+
+
+def _better(test: Any, x: Point, y: Point) -> Point:
+    stepsize, value, slope = (where(test, a, b) for a, b in zip(x[:3], y))
+    return Point(stepsize, value, slope, pick(test, x.extra, y.extra))
+
+
+def _choose(test: Any, x: _End, y: _End) -> _End:
+    return _End(*(where(test, a, b) for a, b in zip(x, y)))
+
+
+def _cut(search: _Search) -> Any:
+    """The step size within the interval to try next."""
+    low, high, third = search.low, search.high, search.third
+    left, right = smaller(low.stepsize, high.stepsize), larger(low.stepsize, high.stepsize)
+    length = right - left
+
+    def inside(x: Any, margin: float) -> Any:
+        return (x > left + margin * length) & (x < right - margin * length)
+
+    cubic = cubic_minimum(*low, high.stepsize, high.value, third.stepsize, third.value)
+    parabola = quadratic_minimum(*low, high.stepsize, high.value)
+    middle = (low.stepsize + high.stepsize) / 2.0
+    return where(inside(cubic, 0.2), cubic, where(inside(parabola, 0.1), parabola, middle))

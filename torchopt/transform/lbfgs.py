@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""L-BFGS: Newton's method with an inverse Hessian that is guessed from the last few steps."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt import tree
+from torchopt.base import GradientTransformation, factory
+from torchopt.linesearch import inner_product
+from torchopt.numerics import advance, as_scalar_like, in_transform, on_host, real_dtype, zero_count
+from torchopt.refusal import expects_params, expects_state
+from torchopt.transform.leafwise import as_constant
+from torchopt.tree.moments import check_writable
+
+__all__ = ['ScaleByLBFGSState', 'scale_by_lbfgs']
+
+
+@tree.safe_to_load
+class ScaleByLBFGSState(NamedTuple):
+    """State of :func:`scale_by_lbfgs`, whose memories are rings.
+
+    Attributes:
+        count: The steps taken.
+        params: The parameters at the last step.
+        updates: The gradients at the last step.
+        diff_params_memory: The last differences of parameters, stacked in a new first dimension of each leaf.
+        diff_updates_memory: The last differences of gradients, likewise.
+        weights_memory: Their weights, one over the inner product of each pair of differences.
+    """
+
+    count: Any
+    params: Any
+    updates: Any
+    diff_params_memory: Any
+    diff_updates_memory: Any
+    weights_memory: Any
+
+
+@factory
+def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> GradientTransformation:
+    r"""Multiply gradients by an approximation of the inverse Hessian, made from the last :math:`m` steps.
+
+    With the differences of parameters :math:`s_j = w_{j+1} - w_j` and of gradients :math:`y_j = g_{j+1} - g_j`, and
+    their weights :math:`\rho_j = 1 / \langle y_j, s_j \rangle`, the approximation :math:`H_k` is the last of
+
+    .. math::
+        H_k^{(0)} = \gamma_k I, \qquad
+        H_k^{(i+1)} = (I - \rho_j s_j y_j^\mathsf{T})\, H_k^{(i)}\, (I - \rho_j y_j s_j^\mathsf{T})
+        + \rho_j s_j s_j^\mathsf{T}, \qquad j = k - m + i,
+
+    where :math:`\gamma_k = \langle s_{k-1}, y_{k-1} \rangle / \lVert y_{k-1} \rVert^2`, and
+    :math:`\gamma_0 = \min(1, 1 / \lVert g_0 \rVert)`, so that the first step is at most 1 long.  The product
+    :math:`H_k g_k` takes :math:`4 m` vector operations, and no matrix is made.  A pair whose inner product is zero has
+    the weight zero.
+
+    The updates are :math:`H_k g_k`: turn their sign, and let a line search find how far to go, as
+    :func:`torchopt.lbfgs` does.  For complex parameters all inner products are their real parts.
+
+    Args:
+        memory_size: :math:`m`, at least 1.
+        scale_init_precond: Whether to begin with :math:`\gamma_k I`; otherwise with :math:`I`.
+
+    Returns:
+        A transformation whose ``update`` needs ``params``.  A parameter without a gradient has no part in the pair of
+        that step.
+
+    Raises:
+        ValueError: If ``memory_size`` is less than 1; in ``update``, if the parameters are not given.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.chain(torchopt.transform.scale_by_lbfgs(), torchopt.transform.scale(-1.0))
+        >>> p = torch.tensor(4.0)
+        >>> state = tx.init(p)
+        >>> for _ in range(2):
+        ...     updates, state = tx.update(3 * p, state, p)
+        ...     p = p + updates
+        >>> p  # of a parabola the second step knows the Hessian
+        tensor(0.)
+
+    References:
+        Liu and Nocedal, `On the limited memory BFGS method for large scale optimization
+        <https://doi.org/10.1007/BF01589116>`_, 1989.  Nocedal and Wright, `Numerical optimization
+        <https://doi.org/10.1007/978-0-387-40065-5>`_, algorithm 7.4, 2006.
+    """
+    if isinstance(memory_size, bool) or not isinstance(memory_size, int) or memory_size < 1:
+        raise ValueError(f'Invalid memory_size: {memory_size!r}; expected an int >= 1.')
+
+    def init(params: Any) -> ScaleByLBFGSState:
+        last_p, last_g = tree.zero_moment(params), tree.zero_moment(params)
+        s, y = (tree.map(lambda x: x.new_zeros((memory_size, *x.shape)), last_p) for _ in range(2))
+        kind = torch.float32
+        for x in tree.leaves(last_p):
+            kind = torch.promote_types(kind, real_dtype(x.dtype))
+        device = next((x.device for x in tree.leaves(last_p)), None)
+        weights = torch.zeros(memory_size, dtype=kind, device=device)
+        return ScaleByLBFGSState(zero_count(), last_p, last_g, s, y, weights)
+
+    @expects_params('L-BFGS')
+    def update(
+        updates: Any, state: ScaleByLBFGSState, params: Any = None, *, inplace: bool = False
+    ) -> tuple[Any, ScaleByLBFGSState]:
+        tree.check_inexact(updates, name='updates')
+        tree.check_updates(updates, params)
+        inplace = inplace and not in_transform() and not torch.compiler.is_compiling()
+        if inplace:
+            check_writable([*tree.leaves(state), *tree.leaves(updates)])
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not inplace):
+            return _step(updates, state, params, memory_size, scale_init_precond, inplace)
+
+    update = expects_state(ScaleByLBFGSState, getattr(update, 'preflight', None))(update)
+    return GradientTransformation(init, update)
+
+
+def _step(
+    updates: Any, state: ScaleByLBFGSState, params: Any, size: int, scaled: bool, inplace: bool
+) -> tuple[Any, ScaleByLBFGSState]:
+    gradients, spec = tree.flatten(updates)
+    columns = [tree.flatten_up_to(spec, x, name='state', like='updates') for x in state[1:5]]
+    moved = [i for i, g in enumerate(gradients) if g is not None]
+    given = tree.flatten_up_to(spec, params, name='params', like='updates')
+    g = [gradients[i] for i in moved]
+    p = [as_constant(given[i], gradients[i]) for i in moved]
+    last_p, last_g, old_s, old_y = ([column[i] for i in moved] for column in columns)
+
+    # The pair of the last step.  A leaf that has not been seen before has no part in it.
+    pairs = [_difference(*leaf) for leaf in zip(p, last_p, g, last_g)]
+    s, y = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    product = inner_product(y, s).to(state.weights_memory)
+    weight = torch.where(product == 0, 0.0, 1.0 / torch.where(product == 0, 1.0, product))
+
+    # Where it is stored, and the order from the oldest pair to this one.
+    known = on_host(state.count)
+    place: Any = (state.count - 1) % size if known is None else (int(known) - 1) % size
+    write = _Ring(place, size, inplace)
+    s_memory, y_memory = list(map(write, old_s, s)), list(map(write, old_y, y))
+    for i, column in ((i, column) for column in columns[2:] for i, x in enumerate(gradients) if x is None):
+        if column[i] is not None:
+            column[i] = write(column[i], torch.zeros_like(column[i][0]))
+    weights = write(state.weights_memory, weight)
+    order = write.rows(None if known is None else int(known))
+
+    gamma: Any = 1.0
+    if scaled:
+        below = inner_product(y, y).to(product)
+        gamma = torch.where(below > 0, product / torch.where(below > 0, below, 1.0), 1.0)
+        if known is None or known == 0:
+            norm = inner_product(g, g).detach().to(product).sqrt()
+            begin = torch.where(norm > 1.0, 1.0 / torch.where(norm > 1.0, norm, 1.0), 1.0)
+            gamma = begin if known == 0 else torch.where((state.count > 0).to(begin.device), gamma, begin)
+    direction = _multiply(g, s_memory, y_memory, weights, gamma, order)
+
+    count, _ = advance(state.count)
+    keep = _lay_into if inplace else _copy
+    for column, new in zip(columns, (map(keep, last_p, p), map(keep, last_g, g), s_memory, y_memory)):
+        for i, x in zip(moved, new):
+            column[i] = x
+    for i, x in zip(moved, direction):
+        gradients[i] = x
+    new_p, new_g, new_s, new_y = (tree.unflatten(spec, column) for column in columns)
+    return tree.unflatten(spec, gradients), ScaleByLBFGSState(count, new_p, new_g, new_s, new_y, weights)
+
+
+def _difference(p: Tensor, last_p: Tensor, g: Tensor, last_g: Tensor) -> tuple[Tensor, Tensor]:
+    """How far a leaf and its gradient have gone since the last step; zero if there was none.
+
+    There was none if all that is remembered is zero.
+    """
+    seen = (last_p != 0).any() | (last_g != 0).any()
+    return torch.where(seen, p - last_p, 0.0), torch.where(seen, g - last_g, 0.0)
+
+
+class _Ring:
+    """Memories of the last few pairs: where the new one goes, and in what order they were made."""
+
+    def __init__(self, place: Any, size: int, inplace: bool) -> None:
+        self.place, self.size, self.inplace = place, size, inplace
+
+    def __call__(self, memory: Tensor, row: Tensor) -> Tensor:
+        """The memory with a new row; of a memory that rests, the old one."""
+        row = row.to(memory.dtype)
+        if isinstance(self.place, Tensor):
+            here = (torch.arange(self.size, device=memory.device) == self.place.to(memory.device)).view(
+                -1, *[1] * row.dim()
+            )
+            return torch.where(here, row, memory)
+        if self.inplace:
+            memory[self.place].copy_(row)
+            return memory
+        return torch.select_scatter(memory, row, 0, self.place)
+
+    def rows(self, count: int | None) -> list[Any]:
+        """The places of the pairs, the oldest first; where it is known, only of those that have been stored."""
+        if count is None:
+            return [(self.place + 1 + i) % self.size for i in range(self.size)]
+        return [(self.place + 1 + i) % self.size for i in range(max(0, self.size - count), self.size)]
+
+
+def _row(memory: Tensor, place: Any) -> Tensor:
+    if isinstance(place, Tensor):
+        return memory.index_select(0, place.to(memory.device).reshape(1)).squeeze(0)
+    return memory[place]
+
+
+def _multiply(
+    g: list[Tensor], s_memory: list[Tensor], y_memory: list[Tensor], weights: Tensor, gamma: Any, order: list[Any]
+) -> list[Tensor]:
+    r"""The product of the inverse Hessian with a vector.
+
+    Applied to :math:`q`, one step of the recursion above is
+
+    .. math::
+        \alpha = \rho \langle s, q \rangle, \qquad q' = q - \alpha y, \qquad r' = H q', \qquad
+        \beta = \rho \langle y, r' \rangle, \qquad r = r' + (\alpha - \beta) s,
+
+    so that all :math:`q` are found from the newest pair to the oldest, and then all :math:`r` on the way back.
+    """
+    pairs = [([_row(x, k) for x in s_memory], [_row(x, k) for x in y_memory], _row(weights, k)) for k in order]
+    alphas = []
+    for s, y, weight in reversed(pairs):
+        alpha = weight * _product(s, g).to(weights)
+        g = [_add(q, -alpha, x) for q, x in zip(g, y)]
+        alphas.append(alpha)
+    g = [x * as_scalar_like(gamma, x) for x in g]
+    for (s, y, weight), alpha in zip(pairs, reversed(alphas)):
+        beta = weight * _product(y, g).to(weights)
+        g = [_add(r, alpha - beta, x) for r, x in zip(g, s)]
+    return g
+
+
+_FUSED = (torch.float32, torch.float64)
+
+
+def _product(x: list[Tensor], y: list[Tensor]) -> Tensor:
+    """The inner product, without detours for the usual dtypes: it is what a step mostly consists of."""
+    if len(x) == 1 and x[0].dtype is y[0].dtype and x[0].dtype in _FUSED:
+        return torch.dot(x[0].reshape(-1), y[0].reshape(-1))
+    return inner_product(x, y)
+
+
+def _add(x: Tensor, scalar: Tensor, y: Tensor) -> Tensor:
+    scalar = as_scalar_like(scalar, y)
+    if x.dtype is y.dtype and x.dtype in _FUSED:
+        return torch.addcmul(x, y, scalar)
+    return (x + scalar * y).to(x.dtype)
+
+
+def _copy(old: Tensor, new: Tensor) -> Tensor:
+    """What the state remembers: others may write to parameters and gradients."""
+    return new.to(old.dtype, copy=True)
+
+
+def _lay_into(old: Tensor, new: Tensor) -> Tensor:
+    return old.copy_(new)

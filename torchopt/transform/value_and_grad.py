@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The value and the gradient that a line search has computed already."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt import linesearch, tree
+from torchopt.linesearch.scalars import where
+from torchopt.numerics import has_tangent, in_transform, is_readable
+
+__all__ = ['value_and_grad_from_state']
+
+
+def value_and_grad_from_state(value_fn: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+    """The value and the gradient of an objective, from the state of a line search if they are there.
+
+    A search ends where the next step begins, so it has computed both already.  They are right as long as the objective
+    is the same in every step, and nobody moves the parameters in between.
+
+    Args:
+        value_fn: The objective ``value_fn(params, *args, **kwargs)``, a real tensor of one element.
+
+    Returns:
+        A function ``value_and_grad(params, *args, state, **kwargs)`` that returns the value and the gradient that the
+        state remembers; where the value is NaN or infinite, as in the first step, it computes them.  Under
+        ``torch.func.vmap`` and ``torch.compile`` it always computes them, and then chooses.
+
+        Parameters that are leaves and require grad are weights in plain training: what is computed for them carries no
+        graph.  All others are differentiated in as under :func:`torch.func.grad`.
+
+    Raises:
+        ValueError: If the state holds no value or no gradient.
+        KeyError: If it holds several.
+
+    Example:
+        >>> import torch, torchopt
+        >>> f = lambda p: ((p - 1) ** 2).sum()
+        >>> optimizer, params = torchopt.lbfgs(), torch.tensor([3.0, -1.0])
+        >>> state, value_and_grad = optimizer.init(params), torchopt.transform.value_and_grad_from_state(f)
+        >>> for _ in range(3):
+        ...     value, grad = value_and_grad(params, state=state)
+        ...     updates, state = optimizer.update(grad, state, params, value=value, grad=grad, value_fn=f)
+        ...     params = torchopt.apply_updates(params, updates)
+        >>> params
+        tensor([1., 1.])
+    """
+
+    def value_and_grad(params: Any, *args: Any, state: Any, **kwargs: Any) -> tuple[Any, Any]:
+        value, grad = tree.get(state, 'value'), tree.get(state, 'grad')
+        if value is None or grad is None:
+            what = 'value' if value is None else 'gradient'
+            raise ValueError(
+                f'The state holds no {what} of the objective. Pass the state of an optimizer with a line search that '
+                f'stores them: scale_by_zoom_linesearch, or scale_by_backtracking_linesearch(store_grad=True).'
+            )
+
+        def compute() -> tuple[Any, Any]:
+            return linesearch.value_and_gradient(
+                lambda p: value_fn(p, *args, **kwargs), params, differentiable=not _are_weights(params)
+            )
+
+        finite = abs(value) < math.inf
+        if is_readable(finite):
+            return (value, grad) if finite else compute()
+        fresh_value, fresh_grad = compute()
+        chosen = tree.map(lambda g, x: where(finite, g, x), grad, fresh_grad)
+        return where(finite, value, fresh_value.to(value.dtype)), chosen
+
+    return value_and_grad
+
+
+def _are_weights(params: Any) -> bool:
+    if torch.compiler.is_compiling() or in_transform():
+        return False
+    tensors = [p for p in tree.leaves(params) if isinstance(p, Tensor)]
+    return (
+        bool(tensors)
+        and all(p.is_leaf and not has_tangent(p) for p in tensors)
+        and any(p.requires_grad for p in tensors)
+    )
