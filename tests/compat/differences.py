@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What of Optax is not the same in ``torchopt.compat.optax``: what is right to keep, and what is not there yet."""
+
+from __future__ import annotations
+
+# Names whose signature differs, with the reason.
+OTHER_SIGNATURES = {
+    'optax.perturbations.Gumbel.sample': 'a tensor is on a device, and None is the default dtype of torch',
+    'optax.perturbations.Normal.sample': 'the same',
+    'optax.MultiSteps.update': 'every update can work in place',
+    'optax.transforms.MultiSteps.update': 'the same',
+    'optax.matrix_inverse_pth_root': 'the precision of products is a setting of torch, not of a function',
+    'optax.power_iteration': 'the same',
+}
+
+# Functions whose derivative is a number where that of Optax is NaN, with the reason.
+NUMBERS_FOR_NAN = {
+    'radam': 'Optax differentiates the root of a negative number before it leaves it out',
+}
+
+# Names of Optax that torchopt does not have yet.  The list has to shrink: a name that is there may not stand in it.
+NOT_THERE_YET: set[str] = set()
+
+# Functions whose transformation has a state that is folded in another way, with the reason.
+OTHER_STATES = {
+    'contrib.muon': 'where nothing decays, the chains inside of it have no place for the decay',
+    'contrib.schedule_free_adamw': 'the same',
+    'contrib.schedule_free_sgd': 'the same, and of its two chains there is one',
+}

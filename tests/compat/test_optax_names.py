@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every public name of Optax 0.2.8 is in ``torchopt.compat.optax``, with its signature, defaults and fields.
+
+``data/optax-0.2.8.tsv`` lists them: module, name, kind.  Signatures are compared with the Optax that is installed.
+"""
+
+from __future__ import annotations
+
+import csv
+import enum
+import importlib
+import inspect
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import optax
+import pytest
+import torch
+
+import torchopt
+from tests.compat.differences import NOT_THERE_YET, OTHER_SIGNATURES
+from torchopt.compat import optax as ours
+
+LIST = Path(__file__).parents[1] / 'data' / 'optax-0.2.8.tsv'
+MODULES = [
+    'assignment',
+    'contrib',
+    'losses',
+    'microbatching',
+    'perturbations',
+    'projections',
+    'schedules',
+    'second_order',
+    'transforms',
+    'tree',
+    'tree_utils',
+]
+# Optax warns that these have moved to contrib, where they are listed.
+MOVED = {'DifferentiallyPrivateAggregateState', 'differentially_private_aggregate', 'dpsgd'}
+
+
+class Name(NamedTuple):
+    """One line of the list."""
+
+    module: str
+    name: str
+    kind: str
+
+    def __str__(self) -> str:
+        return f'{self.module}.{self.name}'
+
+    @property
+    def our_module(self) -> str:
+        return f'torchopt.compat.{self.module}'
+
+    @property
+    def theirs(self) -> Any:
+        return look_up(self.module, self.name)
+
+    @property
+    def ours(self) -> Any:
+        return look_up(self.our_module, self.name)
+
+
+def look_up(module: str, name: str) -> Any:
+    """What a dotted name in a module stands for."""
+    found: Any = importlib.import_module(module)
+    for part in name.split('.'):
+        found = getattr(found, part)
+    return found
+
+
+def read() -> list[Name]:
+    with LIST.open(encoding='utf-8') as lines:
+        return [Name(**row) for row in csv.DictReader(lines, delimiter='\t')]
+
+
+NAMES = read()
+HERE = [name for name in NAMES if str(name).partition('.')[2] not in NOT_THERE_YET]
+
+
+def is_there(name: Name) -> bool:
+    try:
+        return name.ours is not None
+    except (ImportError, AttributeError):
+        return False
+
+
+def test_the_list_is_that_of_the_installed_optax() -> None:
+    listed = {name.name for name in NAMES if name.module == 'optax' and '.' not in name.name}
+    assert optax.__version__ == ours.__version__ == '0.2.8'
+    assert listed | set(MODULES) | MOVED >= set(optax.__all__)
+
+
+@pytest.mark.parametrize('module', ['optax', *(f'optax.{module}' for module in MODULES)])
+def test_every_name_is_there_or_known_to_be_missing(module: str) -> None:
+    missing = {str(name).partition('.')[2] for name in NAMES if name.module == module and not is_there(name)}
+    known = {name for name in NOT_THERE_YET if f'optax.{name}'.rpartition('.')[0] == module}
+    assert missing == known
+
+
+@pytest.mark.parametrize('module', ['optax', *(f'optax.{module}' for module in MODULES)])
+def test_nothing_else_is_public(module: str) -> None:
+    """So that ``from torchopt.compat.optax import *`` does not shadow more than Optax's does."""
+    try:
+        public = set(importlib.import_module(f'torchopt.compat.{module}').__all__)
+    except ImportError:
+        assert module.partition('.')[2] in {name.partition('.')[0] for name in NOT_THERE_YET}
+        return
+    theirs = importlib.import_module(module)
+    assert {name for name in public if name not in MOVED and not hasattr(theirs, name)} == set()
+
+
+def default(value: Any) -> Any:
+    """A default in a form that can be compared between the libraries."""
+    if value is None or value is inspect.Parameter.empty or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (optax.GradientTransformation, torchopt.base.GradientTransformation)):
+        return 'a transformation'
+    if isinstance(value, (tuple, list)):
+        return [default(x) for x in value]
+    if isinstance(value, enum.Enum):
+        return value.name
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix('torch.')
+    if value is jnp.float32:
+        return 'float32'
+    if callable(value):
+        return 'a function'
+    return type(value).__name__
+
+
+def parameters(function: Any) -> list[tuple[Any, ...]]:
+    """Names, kinds and defaults; what ``*args`` is called is nobody's business."""
+    if inspect.isclass(function) and '__init__' not in vars(function):
+        return []  # a class without arguments, whatever its Protocol says
+    return [
+        (p.kind,) if p.kind is p.VAR_POSITIONAL else (p.name, p.kind, default(p.default))
+        for p in inspect.signature(function).parameters.values()
+    ]
+
+
+def is_protocol(value: Any) -> bool:
+    return getattr(value, '_is_protocol', False)
+
+
+CALLABLE = [n for n in HERE if n.kind in {'function', 'class', 'method'} and inspect.isroutine(n.theirs)]
+CLASSES = [n for n in HERE if n.kind == 'class' and not is_protocol(n.theirs)]
+
+
+@pytest.mark.parametrize('name', [*CALLABLE, *CLASSES], ids=str)
+def test_signature(name: Name) -> None:
+    same = parameters(name.ours) == parameters(name.theirs)
+    assert same == (str(name) not in OTHER_SIGNATURES), (parameters(name.ours), parameters(name.theirs))
+
+
+@pytest.mark.parametrize('name', [n for n in HERE if n.kind == 'namedtuple'], ids=str)
+def test_fields(name: Name) -> None:
+    assert name.ours._fields == name.theirs._fields
+    assert name.ours._field_defaults == name.theirs._field_defaults
+
+
+@pytest.mark.parametrize('name', [n for n in HERE if n.kind == 'class' and is_protocol(n.theirs)], ids=str)
+def test_protocol(name: Name) -> None:
+    assert is_protocol(name.ours)
+    own = {k for k in vars(name.theirs) if not k.startswith('_') or k == '__call__'}
+    assert own <= set(vars(name.ours))
+
+
+def test_names_for_one_thing_stand_for_one_thing() -> None:
+    things = defaultdict(list)
+    for name in HERE:
+        things[id(name.theirs)].append(name)
+    for group in things.values():
+        assert len({id(name.ours) for name in group}) == 1, group
+
+
+def test_there_are_few_differences() -> None:
+    assert len(OTHER_SIGNATURES) < 10
+    assert set(OTHER_SIGNATURES) <= {str(name) for name in HERE}
+
+
+def test_what_has_optaxs_signature_is_the_thing_itself() -> None:
+    """A face stands only where it has something to change."""
+    faces = {name for name in ours.__all__ if getattr(getattr(ours, name), '__module__', '').startswith(ours.__name__)}
+    by_name = {name.name: name for name in NAMES if name.module == 'optax'}
+    same_state = {
+        'adamaxw',
+        'adan',
+        'lamb',
+        'lion',
+        'nadamw',
+        'polyak_sgd',
+        'chain',
+        'lars',
+    }  # those differ in the state
+    for face in faces - same_state:
+        rooms = [torchopt, torchopt.transform, torchopt.schedule, torchopt.tree]
+        room = next((room for room in rooms if face in room.__all__), None)
+        if room is not None:
+            assert parameters(getattr(room, face)) != parameters(by_name[face].theirs), face

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Chains whose state is nested as the chains are, with a place for every member.
+
+:func:`torchopt.chain` splices nested chains in and leaves identities out, so that neighbours share a pass over the
+parameters.  Here such a chain does the work, and its state is only folded: code that says ``state[1][0].mu`` reads on.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, ParamSpec, TypeAlias
+
+from torchopt.base import (
+    ChainedGradientTransformation,
+    EmptyState,
+    GradientTransformation,
+    GradientTransformationExtraArgs,
+    IdentityGradientTransformation,
+    factory,
+    with_extra_args_support,
+)
+from torchopt.refusal import preflight, refuses
+
+__all__ = ['Fold', 'NestedChain', 'chain', 'with_every_stage']
+
+Fold: TypeAlias = 'bool | tuple[Fold, ...]'
+"""How a state is folded: True for a state, False for that of an identity, a tuple for a chain."""
+
+_P = ParamSpec('_P')
+
+
+class NestedChain(GradientTransformationExtraArgs):
+    """What :func:`chain` makes.
+
+    Attributes:
+        members: The members, those of inner chains among them, without identities.
+        fold: How their states are folded.
+    """
+
+    members: tuple[GradientTransformation, ...]
+    fold: tuple[Fold, ...]
+
+    def __new__(cls, members: tuple[GradientTransformation, ...], fold: tuple[Fold, ...]) -> NestedChain:
+        """Chain the members, and fold their states."""
+        flat = ChainedGradientTransformation(*members)
+
+        def init(params: Any) -> tuple[Any, ...]:
+            return _wrap(fold, iter(flat.init(params)))
+
+        def check(state: Any, params: Any = None) -> None:
+            preflight(flat, _unwrap(fold, state) or (EmptyState(),), params)
+
+        @refuses(check)
+        def update(
+            updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any
+        ) -> tuple[Any, tuple[Any, ...]]:
+            states = _unwrap(fold, state) or (EmptyState(),)
+            updates, states = flat.update(updates, states, params, inplace=inplace, **extra)
+            return updates, _wrap(fold, iter(states))
+
+        if hasattr(flat.update, 'can_add_to_params'):
+            update.can_add_to_params = True  # type: ignore[attr-defined]
+        self = super().__new__(cls, init, update)
+        self.members, self.fold = members, fold
+        return self
+
+
+def _wrap(fold: tuple[Fold, ...], states: Iterator[Any]) -> tuple[Any, ...]:
+    folded: list[Any] = []
+    for part in fold:
+        if isinstance(part, tuple):
+            folded.append(_wrap(part, states))
+        else:
+            folded.append(next(states) if part else EmptyState())
+    return tuple(folded)
+
+
+def _unwrap(fold: tuple[Fold, ...], state: Any) -> tuple[Any, ...]:
+    if not isinstance(state, tuple) or len(state) != len(fold):
+        found = f'a tuple of {len(state)}' if isinstance(state, tuple) else f'a {type(state).__name__}'
+        raise ValueError(
+            f'The number of updates and states has to be the same in chain! This chain has {len(fold)} members, its '
+            f'state is {found}. Pass the state that the init or the last update of this very chain returned.'
+        )
+    states: tuple[Any, ...] = ()
+    for part, s in zip(fold, state):
+        if isinstance(part, tuple):
+            states += _unwrap(part, s)
+        elif part:
+            states += (s,)
+    return states
+
+
+def _take_apart(tx: GradientTransformation) -> tuple[tuple[GradientTransformation, ...], Fold]:
+    if isinstance(tx, NestedChain):
+        return tx.members, tx.fold
+    if isinstance(tx, ChainedGradientTransformation):
+        return tx.transformations, (True,) * len(tx.transformations)
+    if isinstance(tx, IdentityGradientTransformation):
+        return (), False
+    return (with_extra_args_support(tx) and tx,), True
+
+
+@factory
+def chain(*args: GradientTransformation) -> GradientTransformationExtraArgs:
+    """Apply transformations one after another, as :func:`torchopt.chain` does; but the state keeps every member apart.
+
+    Args:
+        *args: The members.
+
+    Returns:
+        A transformation whose state is the tuple of the members' states, that of a chain in it being a tuple again.
+
+    Raises:
+        TypeError: If a member is not a GradientTransformation.
+        ValueError: In ``update``, if the state is not one of this chain.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.compat import optax
+        >>> tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1))
+        >>> state = tx.init([torch.zeros(2)])
+        >>> state[1][0].mu
+        [tensor([0., 0.])]
+    """
+    parts = [_take_apart(tx) for tx in args]
+    return NestedChain(tuple(tx for members, _ in parts for tx in members), tuple(fold for _, fold in parts))
+
+
+def with_every_stage(
+    alias: Callable[_P, GradientTransformation], stages: int, optional: int, module: str
+) -> Callable[_P, GradientTransformationExtraArgs]:
+    """Give a stage of an optimizer its place in the state also where it has nothing to do, and is left out.
+
+    Args:
+        alias: The optimizer.
+        stages: How many stages it has.
+        optional: Which of them may be left out, counted from 0.
+        module: Where the result is bound, which is where it is looked for when it is unpickled.
+    """
+
+    def make(*args: _P.args, **kwargs: _P.kwargs) -> GradientTransformationExtraArgs:
+        members, _ = _take_apart(alias(*args, **kwargs))
+        return NestedChain(members, tuple(i != optional or len(members) == stages for i in range(stages)))
+
+    functools.update_wrapper(make, alias, updated=())
+    make.__module__ = module
+    return factory(make)

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Schedules, as ``optax.schedules`` has them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torchopt import schedule
+from torchopt.schedule import (
+    InjectHyperparamsState,
+    InjectStatefulHyperparamsState,
+    StatefulSchedule,
+    WrappedSchedule,
+    constant_schedule,
+    cosine_decay_schedule,
+    cosine_onecycle_schedule,
+    inject_hyperparams,
+    inject_stateful_hyperparams,
+    join_schedules,
+    linear_onecycle_schedule,
+    linear_schedule,
+    piecewise_constant_schedule,
+    piecewise_interpolate_schedule,
+    polynomial_schedule,
+    sgdr_schedule,
+    warmup_constant_schedule,
+    warmup_cosine_decay_schedule,
+    warmup_exponential_decay_schedule,
+)
+from torchopt.typing import Schedule
+
+__all__ = [
+    'InjectHyperparamsState',
+    'InjectStatefulHyperparamsState',
+    'Schedule',
+    'StatefulSchedule',
+    'WrappedSchedule',
+    'constant_schedule',
+    'cosine_decay_schedule',
+    'cosine_onecycle_schedule',
+    'exponential_decay',
+    'inject_hyperparams',
+    'inject_stateful_hyperparams',
+    'join_schedules',
+    'linear_onecycle_schedule',
+    'linear_schedule',
+    'piecewise_constant_schedule',
+    'piecewise_interpolate_schedule',
+    'polynomial_schedule',
+    'sgdr_schedule',
+    'warmup_constant_schedule',
+    'warmup_cosine_decay_schedule',
+    'warmup_exponential_decay_schedule',
+]
+
+
+def exponential_decay(
+    init_value: Any,
+    transition_steps: Any,
+    decay_rate: Any,
+    transition_begin: int = 0,
+    staircase: bool = False,
+    end_value: Any = None,
+) -> Schedule:
+    """:func:`torchopt.schedule.exponential_decay` with its arguments in another order.
+
+    Example:
+        >>> from torchopt.compat import optax
+        >>> schedule = optax.exponential_decay(1.0, 2, 0.5, staircase=True)
+        >>> [schedule(t) for t in range(5)]
+        [1.0, 1.0, 0.5, 0.5, 0.25]
+    """
+    return schedule.exponential_decay(init_value, decay_rate, transition_begin, transition_steps, staircase, end_value)

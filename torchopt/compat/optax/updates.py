@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Functions of updates and parameters whose rules are Optax's: what is added to what, in which dtype."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt import tree, update
+from torchopt.numerics import is_inexact
+
+__all__ = ['apply_updates', 'global_norm']
+
+
+def apply_updates(params: Any, updates: Any) -> Any:
+    """Add updates to parameters, always out of place.
+
+    The sum is made in the dtype that both promote to, and comes back in that of the parameter, integer parameters and
+    real ones with a complex update included; shapes are broadcast.  :func:`torchopt.apply_updates` is stricter, and
+    trains leaves that require grad in place.
+
+    Args:
+        params: Tree of tensors or numbers; None stays None.
+        updates: Tree of the same structure; None leaves a parameter as it is.
+
+    Raises:
+        ValueError: If the structures differ.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.compat import optax
+        >>> optax.apply_updates({'w': torch.tensor(1.0), 'n': torch.tensor(3)}, {'w': -0.25, 'n': torch.tensor(1.5)})
+        {'w': tensor(0.7500), 'n': tensor(4)}
+    """
+    leaves, spec = tree.flatten(params)
+    deltas = tree.flatten_up_to(spec, updates, name='updates', like='params')
+    if all(_is_plain(p, u) for p, u in zip(leaves, deltas)):
+        return update.apply_updates(params, updates, inplace=False)
+    return tree.unflatten(spec, [_add(p, u) for p, u in zip(leaves, deltas)])
+
+
+def _is_plain(p: Any, u: Any) -> bool:
+    """Whether the strict rule covers a leaf, for which there is a kernel."""
+    if p is None or u is None:
+        return p is u
+    return is_inexact(p) and is_inexact(u) and p.dtype == u.dtype and p.shape == u.shape
+
+
+def _add(p: Any, u: Any) -> Any:
+    if p is None or u is None:
+        return p
+    p, u = torch.as_tensor(p), u if isinstance(u, Tensor) else torch.as_tensor(u)
+    dtype = torch.promote_types(p.dtype, u.dtype)
+    new = p.to(dtype) + u.to(dtype)
+    return (new if p.is_complex() or not new.is_complex() else new.real).to(p.dtype)
+
+
+def global_norm(updates: Any) -> Any:
+    """The Euclidean norm of all leaves together: :func:`torchopt.tree.norm`.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.compat import optax
+        >>> optax.global_norm({'w': torch.tensor([3.0]), 'b': torch.tensor(4.0)})
+        tensor(5.)
+    """
+    return tree.norm(updates)

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ACProp: centered mean squares that lag one step behind the gradients that they divide."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt import tree
+from torchopt._C.reference import average, plus
+from torchopt.base import GradientTransformation, elementwise, factory
+from torchopt.combine import chain
+from torchopt.numerics import (
+    abs_sq,
+    advance,
+    as_scalar_like,
+    bias_correction,
+    complement,
+    on_host,
+    safe_sqrt,
+    zero_count,
+)
+from torchopt.transform import ScaleByBeliefState, add_decayed_weights, ranges, scale_by_learning_rate
+
+__all__ = ['acprop', 'scale_by_acprop']
+
+
+@factory
+def scale_by_acprop(b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-16, eps_root: Any = 1e-16) -> GradientTransformation:
+    r"""Rescale updates by ACProp.
+
+    .. math::
+        u_t = \frac{g_t}{\sqrt{s_{t-1} / (1 - \beta_2^{t-1})} + \epsilon}, \qquad
+        m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t, \qquad
+        s_t = \beta_2 s_{t-1} + (1 - \beta_2) |g_t - m_{t-1}|^2 + \bar\epsilon
+
+    The divisor knows nothing of :math:`g_t` yet (the update is *asynchronous*), so that the step is not biased by what
+    it divides.  In the first step, where there is no divisor, it is 1.  The mean only centers the squares: there is no
+    momentum.
+
+    Args:
+        b1: Decay rate :math:`\beta_1` of the mean, in [0, 1).
+        b2: Decay rate :math:`\beta_2` of the centered mean square, in [0, 1).
+        eps: :math:`\epsilon \ge 0`, outside the root.
+        eps_root: :math:`\bar\epsilon \ge 0`, added to the mean square at every step.
+
+    Returns:
+        A transformation with state :class:`torchopt.transform.ScaleByBeliefState`.
+
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.contrib.scale_by_acprop()
+        >>> state = tx.init([torch.tensor(0.0)])
+        >>> for g in (4.0, 2.0):
+        ...     u, state = tx.update([torch.tensor(g)], state)
+        ...     print(u)
+        [tensor(4.)]
+        [tensor(0.5000)]
+
+    References:
+        Zhuang et al., `Momentum centering and asynchronous update for adaptive gradient methods
+        <https://arxiv.org/abs/2110.05454>`_, NeurIPS 2021.
+    """
+    ranges.decay_rates(b1, b2)
+    ranges.at_least_zero('epsilon value', eps)
+    ranges.at_least_zero('eps_root value', eps_root)
+
+    def init(params: Any) -> ScaleByBeliefState:
+        return ScaleByBeliefState(zero_count(), tree.zero_moment(params), tree.zero_moment(params, real=True))
+
+    spread = tree.Spread(_make, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
+
+    def begin(state: ScaleByBeliefState) -> tree.Pass:
+        known = on_host(state.count)
+        count, _ = advance(state.count)
+        rule = spread.rule(state.count == 0 if known is None else known == 0, state.count if known is None else known)
+        return tree.Pass(rule, (state.mu, state.nu), partial(ScaleByBeliefState, count))
+
+    return elementwise(init, begin, ScaleByBeliefState, hypers=spread)
+
+
+def _make(first: Any, before: Any, *, b1: Any, b2: Any, eps: Any, eps_root: Any) -> partial[Any]:
+    seen = before.clamp(min=1) if isinstance(before, Tensor) else max(before, 1)
+    return partial(_rule, first=first, b1=b1, b2=b2, correction=bias_correction(b2, seen), eps=eps, eps_root=eps_root)
+
+
+def _rule(
+    g: Tensor, m: Tensor, s: Tensor, *, first: Any, b1: Any, b2: Any, correction: Any, eps: Any, eps_root: Any
+) -> tuple[Tensor, ...]:
+    square = s / as_scalar_like(correction, s)
+    if isinstance(first, Tensor):
+        square = torch.where(first.to(s.device), torch.ones_like(s), square)
+    elif first:
+        square = torch.ones_like(s)
+    surprise = abs_sq(g - m)
+    m = average(b1, m, complement(b1), g)
+    u = g / plus(safe_sqrt(square), as_scalar_like(eps, s))
+    return u, m, plus(average(b2, s, complement(b2), surprise), as_scalar_like(eps_root, s))
+
+
+def acprop(
+    learning_rate: Any,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-16,
+    eps_root: Any = 1e-16,
+    weight_decay: Any = 0.0,
+    mask: Any = None,
+) -> GradientTransformation:
+    r"""ACProp: centered mean squares that lag one step behind the gradients that they divide.
+
+    With :math:`u_t` as in :func:`scale_by_acprop`, :math:`p_t = p_{t-1} - \eta\,(u_t + \lambda p_{t-1})`.
+
+    Args:
+        learning_rate: :math:`\eta`, as in :func:`torchopt.transform.scale_by_learning_rate`.
+        b1: Decay rate :math:`\beta_1` of the mean, in [0, 1).
+        b2: Decay rate :math:`\beta_2` of the centered mean square, in [0, 1).
+        eps: :math:`\epsilon \ge 0`, outside the root.
+        eps_root: :math:`\bar\epsilon \ge 0`, added to the mean square at every step.
+        weight_decay: :math:`\lambda \ge 0`; where it is not 0, ``update`` needs ``params``.
+        mask: Where to decay, as in :func:`torchopt.transform.add_decayed_weights`.
+
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+
+    Example:
+        >>> import torch, torchopt
+        >>> optimizer = torchopt.contrib.acprop(0.5)
+        >>> optimizer.update([torch.tensor(2.0)], optimizer.init([torch.tensor(1.0)]))[0]
+        [tensor(-1.)]
+
+    References:
+        Zhuang et al., `Momentum centering and asynchronous update for adaptive gradient methods
+        <https://arxiv.org/abs/2110.05454>`_, NeurIPS 2021.
+    """
+    return chain(
+        scale_by_acprop(b1, b2, eps, eps_root),
+        add_decayed_weights(weight_decay, mask),
+        scale_by_learning_rate(learning_rate),
+    )

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ADOPT: Adam that divides by the root of the mean square before it averages, and by that of the step before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt import checks, tree
+from torchopt._C.reference import average
+from torchopt.base import GradientTransformation, elementwise, factory
+from torchopt.combine import chain
+from torchopt.contrib.scalars import tensor_like
+from torchopt.numerics import abs_sq, advance, as_scalar_like, complement, on_host, safe_sqrt, zero_count
+from torchopt.transform import ScaleByAdamState, ranges, scale_by_learning_rate
+from torchopt.transform.first_moment import check_mu_dtype, zero_mean
+
+__all__ = ['adopt', 'fourth_root', 'scale_by_adopt']
+
+
+def fourth_root(step: Any) -> Any:
+    r"""The bound :math:`t^{1/4}` at which ADOPT clips, as its paper proposes.
+
+    Example:
+        >>> from torchopt.contrib.adopt import fourth_root
+        >>> fourth_root(16)
+        2.0
+    """
+    return step**0.25
+
+
+@factory
+def scale_by_adopt(
+    b1: Any = 0.9,
+    b2: Any = 0.9999,
+    eps: Any = 1e-6,
+    mu_dtype: torch.dtype | None = None,
+    *,
+    nesterov: bool = False,
+    use_clipping: bool = True,
+    clip_value_fn: Callable[[Any], Any] = fourth_root,
+) -> GradientTransformation:
+    r"""Rescale updates by ADOPT.
+
+    With :math:`v_0 = |g_0|^2`, :math:`m_0 = 0` and no step at :math:`t = 0`,
+
+    .. math::
+        d_t = \operatorname{clip}\Bigl(\frac{g_t}{\max(\sqrt{v_{t-1}}, \epsilon)},\ \pm c_t\Bigr), \qquad
+        m_t = \beta_1 m_{t-1} + (1 - \beta_1) d_t, \qquad
+        v_t = \beta_2 v_{t-1} + (1 - \beta_2) |g_t|^2, \qquad u_t = m_t.
+
+    That :math:`v_{t-1}` does not depend on :math:`g_t` makes the method converge for every :math:`\beta_2`, which Adam
+    does not.
+
+    Args:
+        b1: Decay rate :math:`\beta_1` of the mean, in [0, 1).
+        b2: Decay rate :math:`\beta_2` of the mean square, in [0, 1).
+        eps: :math:`\epsilon \ge 0`, the least divisor.
+        mu_dtype: Real dtype in which the mean is kept; None takes that of each parameter.
+        nesterov: Let the update be :math:`\beta_1 m_t + (1 - \beta_1) d_t`.
+        use_clipping: Whether to clip.
+        clip_value_fn: The bound :math:`c_t` as a function of :math:`t`, a 0-d float64 tensor on the CPU.  Real and
+            imaginary parts are clipped by themselves.
+
+    Returns:
+        A transformation with state :class:`torchopt.transform.ScaleByAdamState`.
+
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+        TypeError: If ``clip_value_fn`` cannot be called.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.contrib.scale_by_adopt(b1=0.5)
+        >>> state = tx.init([torch.tensor(0.0)])
+        >>> for g in (2.0, 1.0):
+        ...     u, state = tx.update([torch.tensor(g)], state)
+        ...     print(u)
+        [tensor(0.)]
+        [tensor(0.2500)]
+
+    References:
+        Taniguchi et al., `ADOPT: modified Adam can converge with any β2 with the optimal rate
+        <https://arxiv.org/abs/2411.02853>`_, NeurIPS 2024.
+    """
+    ranges.decay_rates(b1, b2)
+    ranges.at_least_zero('epsilon value', eps)
+    check_mu_dtype(mu_dtype)
+    checks.schedule('clip_value_fn', clip_value_fn)
+
+    def init(params: Any) -> ScaleByAdamState:
+        return ScaleByAdamState(zero_count(), zero_mean(params, mu_dtype), tree.zero_moment(params, real=True))
+
+    spread = tree.Spread(_make, b1=b1, b2=b2, eps=eps)
+
+    def begin(state: ScaleByAdamState) -> tree.Pass:
+        known = on_host(state.count)
+        first = state.count == 0 if known is None else known == 0
+        bound = clip_value_fn(state.count.to(torch.float64)) if use_clipping else None
+        number = on_host(bound)
+        rule = spread.rule(first, bound if number is None else number, nesterov)
+        return tree.Pass(rule, (state.mu, state.nu), partial(ScaleByAdamState, advance(state.count)[0]))
+
+    return elementwise(init, begin, ScaleByAdamState, hypers=spread)
+
+
+def _make(first: Any, bound: Any, nesterov: bool, *, b1: Any, b2: Any, eps: Any) -> partial[Any]:
+    return partial(_rule, first=first, bound=bound, nesterov=nesterov, b1=b1, b2=b2, eps=eps)
+
+
+def _rule(
+    g: Tensor, m: Tensor, v: Tensor, *, first: Any, bound: Any, nesterov: bool, b1: Any, b2: Any, eps: Any
+) -> tuple[Tensor, ...]:
+    square = abs_sq(g)
+    if first is True:
+        return m.to(g.dtype, copy=True), m, square
+    least = tensor_like(eps, v)
+    d = g / torch.maximum(safe_sqrt(v), least)
+    if bound is not None:
+        d = _clip(d, as_scalar_like(bound, v))
+    mean = average(b1, m, complement(b1), d)
+    u = average(b1, mean, complement(b1), d) if nesterov else mean
+    v_next = average(b2, v, complement(b2), square)
+    if isinstance(first, Tensor):
+        first = first.to(g.device)
+        mean, u = torch.where(first, m, mean), torch.where(first, m, u)
+        v_next = torch.where(first, square, v_next)
+    return u, mean, v_next
+
+
+def _clip(x: Tensor, bound: Any) -> Tensor:
+    if x.is_complex():
+        return torch.complex(_clip(x.real, bound), _clip(x.imag, bound))
+    return x.clamp(-bound, bound)
+
+
+def adopt(
+    learning_rate: Any,
+    b1: Any = 0.9,
+    b2: Any = 0.9999,
+    eps: Any = 1e-6,
+    mu_dtype: torch.dtype | None = None,
+    *,
+    nesterov: bool = False,
+    use_clipping: bool = True,
+    clip_value_fn: Callable[[Any], Any] = fourth_root,
+) -> GradientTransformation:
+    r"""ADOPT: Adam that divides by the root of the mean square before it averages, and by that of the step before.
+
+    With :math:`u_t` as in :func:`scale_by_adopt`, :math:`p_t = p_{t-1} - \eta\,u_t`.  The first step only looks at the
+    gradient.
+
+    Args:
+        learning_rate: :math:`\eta`, as in :func:`torchopt.transform.scale_by_learning_rate`.
+        b1: Decay rate :math:`\beta_1` of the mean, in [0, 1).
+        b2: Decay rate :math:`\beta_2` of the mean square, in [0, 1).
+        eps: :math:`\epsilon \ge 0`, the least divisor.
+        mu_dtype: Real dtype in which the mean is kept; None takes that of each parameter.
+        nesterov: Look ahead by Nesterov's method.
+        use_clipping: Whether to clip the rescaled gradients.
+        clip_value_fn: At what bound, a function of the number of steps taken.
+
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+        TypeError: If ``clip_value_fn`` cannot be called.
+
+    Example:
+        >>> import torch, torchopt
+        >>> optimizer = torchopt.contrib.adopt(0.5)
+        >>> p = {'w': torch.tensor(1.0)}
+        >>> int(optimizer.update(p, optimizer.init(p))[1][0].count)
+        1
+
+    References:
+        Taniguchi et al., `ADOPT: modified Adam can converge with any β2 with the optimal rate
+        <https://arxiv.org/abs/2411.02853>`_, NeurIPS 2024.
+    """
+    rule = scale_by_adopt(
+        b1, b2, eps, mu_dtype, nesterov=nesterov, use_clipping=use_clipping, clip_value_fn=clip_value_fn
+    )
+    return chain(rule, scale_by_learning_rate(learning_rate))

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""COCOB: learning as betting on coins; no learning rate at all."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt import checks, tree
+from torchopt.base import GradientTransformation, elementwise, factory
+from torchopt.combine import chain
+from torchopt.contrib.constants import kept_copy
+from torchopt.contrib.expectations import require_real
+from torchopt.numerics import as_scalar_like
+from torchopt.transform import add_decayed_weights, scale_by_learning_rate
+from torchopt.transform.leafwise import as_constant
+
+__all__ = ['COCOBState', 'cocob', 'scale_by_cocob']
+
+
+@tree.safe_to_load
+class COCOBState(NamedTuple):
+    """State of :func:`scale_by_cocob`.
+
+    Attributes:
+        init_particles: The parameters at the start.
+        cumulative_gradients: The negative sum of the gradients.
+        scale: The largest gradient so far, element by element.
+        subgradients: The sum of the absolute gradients.
+        reward: What the bets have won.
+    """
+
+    init_particles: Any
+    cumulative_gradients: Any
+    scale: Any
+    subgradients: Any
+    reward: Any
+
+
+@factory
+def scale_by_cocob(alpha: Any = 100.0, eps: Any = 1e-8) -> GradientTransformation:
+    r"""Turn gradients into the steps of COCOB (continuous coin betting).
+
+    For every element, with :math:`\theta_1` the start, :math:`L_0 = \epsilon` and all else zero,
+
+    .. math::
+        L_t = \max(L_{t-1}, |g_t|), \quad G_t = G_{t-1} + |g_t|, \quad
+        R_t = \max(R_{t-1} - g_t (\theta_t - \theta_1), 0), \quad C_t = C_{t-1} - g_t, \quad
+        \theta_{t+1} = \theta_1 + \frac{C_t}{L_t \max(G_t + L_t, \alpha L_t)} (L_t + R_t).
+
+    Args:
+        alpha: :math:`\alpha > 0`: the larger, the more careful are the first bets.
+        eps: :math:`\epsilon > 0`, the first bound on the gradients.
+
+    Returns:
+        A transformation with state :class:`COCOBState`, whose updates are :math:`\theta_{t+1} - \theta_t`, ready to be
+        added.
+
+    Raises:
+        ValueError: If a hyper-parameter is out of its range; in ``update``, if the parameters are not given.
+        TypeError: In ``init``, if a parameter is complex.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.contrib.scale_by_cocob(alpha=4.0)
+        >>> p = [torch.tensor(1.0)]
+        >>> tx.update([torch.tensor(2.0)], tx.init(p), p)[0]
+        [tensor(-0.2500)]
+
+    References:
+        Orabona and Tommasi, `Training deep networks without learning rates through coin betting
+        <https://arxiv.org/abs/1705.07795>`_, NeurIPS 2017.
+    """
+    tree.check_each(checks.positive, 'alpha value', alpha)
+    checks.positive('epsilon value', eps)
+    spread = tree.Spread(_make, alpha=alpha)
+
+    def init(params: Any) -> COCOBState:
+        start = kept_copy(params)
+        require_real(params, 'COCOB')
+        return COCOBState(
+            start,
+            tree.zero_moment(params),
+            tree.full_moment(params, eps),
+            tree.zero_moment(params),
+            tree.zero_moment(params),
+        )
+
+    def begin(state: COCOBState) -> tree.Pass:
+        return tree.Pass(spread.rule(), tuple(state), COCOBState, reads_params=True)
+
+    return elementwise(init, begin, COCOBState, params_for='COCOB, which remembers where it began', hypers=spread)
+
+
+def _make(*, alpha: Any) -> partial[Any]:
+    return partial(_rule, alpha=alpha)
+
+
+def _rule(
+    g: Tensor, start: Tensor, sums: Tensor, scale: Tensor, total: Tensor, reward: Tensor, p: Tensor, *, alpha: Any
+) -> tuple[Tensor, ...]:
+    p = as_constant(p, g)
+    size = g.abs()
+    scale = torch.maximum(scale, size)
+    total = total + size
+    reward = torch.maximum(reward - g * (p - start), torch.zeros_like(reward))
+    sums = sums - g
+    bet = sums / (scale * torch.maximum(total + scale, scale * as_scalar_like(alpha, scale)))
+    return start + bet * (scale + reward) - p, start, sums, scale, total, reward
+
+
+def cocob(
+    learning_rate: Any = 1.0, alpha: Any = 100.0, eps: Any = 1e-8, weight_decay: Any = 0.0, mask: Any = None
+) -> GradientTransformation:
+    r"""COCOB: learning as betting on coins; no learning rate at all.
+
+    The gradients, with decay :math:`\eta\,(g + \lambda p)`, go through :func:`scale_by_cocob`.
+
+    Args:
+        learning_rate: The factor :math:`\eta` of the gradients, 1 as a rule, or a schedule.
+        alpha: :math:`\alpha > 0`: the larger, the more careful are the first bets.
+        eps: :math:`\epsilon > 0`, the first bound on the gradients.
+        weight_decay: :math:`\lambda \ge 0`.
+        mask: Where to decay, as in :func:`torchopt.transform.add_decayed_weights`.
+
+    Raises:
+        ValueError: If a hyper-parameter is out of its range; in ``update``, if the parameters are not given.
+
+    Example:
+        >>> import torch, torchopt
+        >>> optimizer = torchopt.contrib.cocob(alpha=4.0)
+        >>> p = [torch.tensor(1.0)]
+        >>> optimizer.update([torch.tensor(2.0)], optimizer.init(p), p)[0]
+        [tensor(-0.2500)]
+
+    References:
+        Orabona and Tommasi, `Training deep networks without learning rates through coin betting
+        <https://arxiv.org/abs/1705.07795>`_, NeurIPS 2017.
+    """
+    return chain(
+        add_decayed_weights(weight_decay, mask),
+        scale_by_learning_rate(learning_rate, flip_sign=False),
+        scale_by_cocob(alpha, eps),
+    )

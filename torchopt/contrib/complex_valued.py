@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Let a transformation see complex leaves as pairs of real ones."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt import tree
+from torchopt.base import (
+    GradientTransformation,
+    GradientTransformationExtraArgs,
+    factory,
+    with_extra_args_support,
+)
+from torchopt.refusal import expects_state, preflight
+from torchopt.transform.leafwise import as_constant
+
+__all__ = ['RealAndImaginary', 'SplitRealAndImaginaryState', 'split_real_and_imaginary']
+
+
+@tree.safe_to_load
+class RealAndImaginary(NamedTuple):
+    """Stands in the place of a complex leaf."""
+
+    real: Any
+    imaginary: Any
+
+
+@tree.safe_to_load
+class SplitRealAndImaginaryState(NamedTuple):
+    """State of :func:`split_real_and_imaginary`: that of the inner transformation, with pairs for complex leaves."""
+
+    inner_state: Any
+
+
+@factory
+def split_real_and_imaginary(inner: GradientTransformation) -> GradientTransformationExtraArgs:
+    r"""Let a transformation see complex leaves as pairs of real ones.
+
+    A complex parameter :math:`a + ib` is then optimized as the two real ones :math:`a` and :math:`b` would be.  For
+    Adam that makes a difference: without, one mean of :math:`|g|^2` scales both.
+
+    Args:
+        inner: The transformation.
+
+    Returns:
+        A transformation with state :class:`SplitRealAndImaginaryState`.  Extra arguments of ``update`` reach ``inner``.
+
+    Raises:
+        TypeError: If ``inner`` is not a transformation.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.contrib.split_real_and_imaginary(torchopt.sign_sgd(1.0))
+        >>> p = [torch.tensor(0.0 + 0.0j)]
+        >>> tx.update([torch.tensor(3.0 - 4.0j)], tx.init(p), p)[0]
+        [tensor(-1.+1.j)]
+    """
+    wide = with_extra_args_support(inner)
+
+    def init(params: Any) -> SplitRealAndImaginaryState:
+        return SplitRealAndImaginaryState(wide.init(tree.map(_split, params)))
+
+    def refuse(state: SplitRealAndImaginaryState, params: Any = None) -> None:
+        preflight(wide, state.inner_state, params)
+
+    @expects_state(SplitRealAndImaginaryState, then=refuse)
+    def update(
+        updates: Any, state: SplitRealAndImaginaryState, params: Any = None, *, inplace: bool = False, **extra: Any
+    ) -> tuple[Any, SplitRealAndImaginaryState]:
+        if params is not None:
+            tree.check_updates(updates, params)
+            params = tree.map(lambda u, p: _split(as_constant(p, u) if p.is_complex() else p), updates, params)
+        parts, inner_state = wide.update(tree.map(_split, updates), state.inner_state, params, inplace=inplace, **extra)
+        _, spec = tree.flatten(updates)
+        joined = map(_join, tree.flatten_up_to(spec, parts, name='new updates', like='updates'))
+        return tree.unflatten(spec, joined), SplitRealAndImaginaryState(inner_state)
+
+    return GradientTransformationExtraArgs(init, update)
+
+
+def _split(x: Tensor) -> Any:
+    return RealAndImaginary(x.real, x.imag) if x.is_complex() else x
+
+
+def _join(x: Any) -> Any:
+    return torch.complex(*x) if isinstance(x, RealAndImaginary) else x

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DoG, distance over gradients: a learning rate from how far the parameters have come."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from torchopt import checks, tree
+from torchopt.base import GradientTransformation, factory, identity
+from torchopt.combine import chain
+from torchopt.contrib.constants import kept_copy, without_graphs
+from torchopt.contrib.expectations import expects
+from torchopt.contrib.scalars import real_part, scalar_beside, tensor_like
+from torchopt.numerics import as_scalar_like, on_host
+from torchopt.transform import add_decayed_weights, scale_by_learning_rate
+
+__all__ = ['DoGState', 'dog', 'scale_by_dog']
+
+_KINDS = ('distance', 'learning_rate', 'heuristic')
+
+
+@tree.safe_to_load
+class DoGState(NamedTuple):
+    """State of :func:`dog`.
+
+    Attributes:
+        is_init_step: Whether no step has been taken.
+        init_params: The parameters at the start.
+        max_dist: The largest distance from the start so far.
+        sum_sq_norm_grads: The sum of the squared norms of the gradients.
+    """
+
+    is_init_step: Any
+    init_params: Any
+    max_dist: Any
+    sum_sq_norm_grads: Any
+
+
+@factory
+def scale_by_dog(init_step: tuple[str, Any], eps: Any = 1e-8) -> GradientTransformation:
+    r"""Scale updates by distance over gradients; the rule of :func:`dog`.
+
+    Args:
+        init_step: How to begin, as in :func:`dog`.
+        eps: :math:`\epsilon \ge 0`.
+
+    Returns:
+        A transformation with state :class:`DoGState`.
+
+    Raises:
+        ValueError: If ``init_step`` is no pair of a known kind and a number; in ``update``, if the parameters are not
+            given.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.contrib.dog import scale_by_dog
+        >>> tx = scale_by_dog(('distance', 0.5), eps=0.0)
+        >>> p = [torch.tensor(1.0)]
+        >>> tx.update([torch.tensor(2.0)], tx.init(p), p)[0]
+        [tensor(0.5000)]
+    """
+    if not isinstance(init_step, (tuple, list)) or len(init_step) != 2 or init_step[0] not in _KINDS:
+        raise ValueError(
+            f'Invalid init_step: {init_step!r}; expected a pair of one of {_KINDS} and a number, such as '
+            f"('heuristic', 1e-6)."
+        )
+    kind, size = init_step
+    checks.at_least('init_step value', size)
+    checks.at_least('epsilon value', eps)
+
+    def init(params: Any) -> DoGState:
+        start = kept_copy(params)
+        first = {'distance': size, 'learning_rate': 0.0}.get(kind)
+        if first is None:
+            norm = tree.norm(start)
+            first = as_scalar_like(size, norm) * (1 + norm)
+        begun = torch.ones((), dtype=torch.bool, device='cpu')
+        return DoGState(begun, start, scalar_beside(params, first), scalar_beside(params, 0.0))
+
+    @expects(DoGState, 'DoG, which measures how far they have come')
+    def update(updates: Any, state: DoGState, params: Any = None, *, inplace: bool = False) -> tuple[Any, DoGState]:
+        g, p = without_graphs(updates, params, inplace)
+        far = real_part(tree.norm(tree.map(lambda p, p0: p - p0, p, state.init_params)), state.max_dist)
+        distance = torch.maximum(state.max_dist, far)
+        total = state.sum_sq_norm_grads + real_part(tree.norm(g, squared=True), distance)
+        rate = distance / torch.sqrt(total + as_scalar_like(eps, total))
+        if kind == 'learning_rate':
+            rate = _first(state.is_init_step, size, rate)
+        u = tree.map(lambda g: g * as_scalar_like(rate, g), g)
+        return u, DoGState(torch.zeros_like(state.is_init_step), state.init_params, distance, total)
+
+    return GradientTransformation(init, update)
+
+
+def _first(is_first: torch.Tensor, first: Any, rate: torch.Tensor) -> torch.Tensor:
+    first = tensor_like(first, rate)
+    known = on_host(is_first)
+    if known is None:
+        return torch.where(is_first.to(rate.device), first, rate)
+    return first if known else rate
+
+
+def dog(
+    learning_rate: Any = 1.0,
+    init_step: tuple[str, Any] = ('heuristic', 1e-6),
+    eps: Any = 1e-8,
+    weight_decay: Any = None,
+    mask: Any = None,
+) -> GradientTransformation:
+    r"""DoG, distance over gradients: a learning rate from how far the parameters have come.
+
+    .. math::
+        \bar r_t = \max(\bar r_{t-1}, \lVert x_t - x_0 \rVert), \qquad
+        G_t = G_{t-1} + \lVert g_t \rVert^2, \qquad
+        x_{t+1} = x_t - \eta\, \frac{\bar r_t}{\sqrt{G_t + \epsilon}}\, g_t
+
+    Norms are those of all parameters together.  The paper recommends the average of the iterates as the result.
+
+    Args:
+        learning_rate: The factor :math:`\eta`, 1 as a rule, or a schedule.
+        init_step: How to begin: ``('heuristic', a)`` with :math:`\bar r_{-1} = a\,(1 + \lVert x_0 \rVert)`,
+            ``('distance', r)`` with :math:`\bar r_{-1} = r`, or ``('learning_rate', c)`` with the step :math:`-c\,g_0`.
+        eps: :math:`\epsilon \ge 0`.
+        weight_decay: :math:`\lambda \ge 0`, by which :math:`g + \lambda x` takes the place of :math:`g`; None for none.
+        mask: Where to decay, as in :func:`torchopt.transform.add_decayed_weights`.
+
+    Raises:
+        ValueError: If ``init_step`` is no pair of a known kind and a number; in ``update``, if the parameters are not
+            given.
+
+    Example:
+        >>> import torch, torchopt
+        >>> optimizer = torchopt.contrib.dog(init_step=('learning_rate', 0.1))
+        >>> p = [torch.tensor(1.0)]
+        >>> optimizer.update([torch.tensor(2.0)], optimizer.init(p), p)[0]
+        [tensor(-0.2000)]
+
+    References:
+        Ivgi et al., `DoG is SGD's best friend: a parameter-free dynamic step size schedule
+        <https://arxiv.org/abs/2302.12022>`_, ICML 2023.
+    """
+    return chain(
+        identity() if weight_decay is None else add_decayed_weights(weight_decay, mask),
+        scale_by_dog(init_step, eps),
+        scale_by_learning_rate(learning_rate),
+    )

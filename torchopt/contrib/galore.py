@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GaLore: an optimizer whose moments live in the few directions in which gradients are large."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt import checks, tree
+from torchopt.base import (
+    GradientTransformation,
+    GradientTransformationExtraArgs,
+    factory,
+    with_extra_args_support,
+)
+from torchopt.combine import chain
+from torchopt.contrib.matrix_axes import MatrixShape, axes_of_leaves, matrix_shape
+from torchopt.numerics import advance, as_scalar_like, zero_count
+from torchopt.refusal import expects_state, preflight
+from torchopt.transform import add_decayed_weights, scale_by_adam, scale_by_learning_rate
+from torchopt.transform.branching import branch
+
+__all__ = ['GaLoreDimensionNumbers', 'GaLoreState', 'galore', 'scale_by_galore']
+
+
+class GaLoreDimensionNumbers(NamedTuple):
+    """Which axes of a tensor are the rows of a matrix, and which its columns; every axis has to be one of them.
+
+    Attributes:
+        reduction_axis: The axes of the rows.
+        output_axis: The axes of the columns.
+    """
+
+    reduction_axis: Sequence[int] | int = 0
+    output_axis: Sequence[int] | int = 1
+
+
+@tree.safe_to_load
+class GaLoreState(NamedTuple):
+    """State of :func:`scale_by_galore`.
+
+    Attributes:
+        count: The steps taken.
+        base_optimizer_state: The state of the optimizer of the projected gradients.
+        projector: For each leaf an orthonormal basis of the subspace, of shape (long side, rank); an empty matrix for
+            leaves that are not projected.
+    """
+
+    count: Any
+    base_optimizer_state: Any
+    projector: Any
+
+
+@factory
+def scale_by_galore(
+    rank: int = 128,
+    update_proj_gap: int = 200,
+    scale: Any = 1.0,
+    base_optimizer: GradientTransformation | None = None,
+    weight_dimension_numbers: Any = None,
+) -> GradientTransformationExtraArgs:
+    r"""Apply an optimizer to gradients in a low-dimensional subspace, and bring its updates back.
+
+    Every :math:`T` steps the :math:`r` first singular vectors :math:`P` of the gradient are found, those of its long
+    side.  For an :math:`m \times n` matrix with :math:`m \ge n`, and likewise from the right for others,
+
+    .. math::
+        u_t = \alpha\, P\, \rho_t(P^\top g_t), \qquad P = U_{:, :r} \quad \text{for} \quad g = U \Sigma V^\top.
+
+    The moments of the optimizer :math:`\rho` are :math:`r \times n` and not :math:`m \times n`.  They stay as they are
+    when :math:`P` changes.
+
+    Args:
+        rank: The rank :math:`r \ge 1`, at most the short side.
+        update_proj_gap: The number :math:`T \ge 1` of steps after which the subspace is sought anew.
+        scale: The factor :math:`\alpha` of what has been projected.
+        base_optimizer: The optimizer :math:`\rho`; None is :func:`torchopt.transform.scale_by_adam`.  It gets no
+            parameters, whose shapes are not those of its gradients.
+        weight_dimension_numbers: Which leaves are projected, and which of their axes are rows and columns.  None
+            projects all matrices.  One :class:`GaLoreDimensionNumbers` projects all leaves of two axes and more by the
+            same.  A tree with the structure of the parameters or of its top, or a function that makes one from the
+            parameters, projects where it has one and not where it has None.
+
+    Returns:
+        A transformation with state :class:`GaLoreState`.  Singular vectors are computed in float32 at least.
+
+        A leaf whose gradient is None in the steps that seek the subspace keeps its old one; if it never had one, its
+        updates are zero until the next such step.
+
+    Raises:
+        TypeError: If ``rank`` is no int.
+        ValueError: If a hyper-parameter is out of its range; in ``init``, if dimension numbers do not fit.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.contrib.scale_by_galore(rank=1, base_optimizer=torchopt.transform.scale(1.0))
+        >>> g = [torch.tensor([[3.0, 0.0], [0.0, 1.0]])]
+        >>> tx.update(g, tx.init(g))[0]
+        [tensor([[3., 0.], [0., 0.]])]
+
+    References:
+        Zhao et al., `GaLore: memory-efficient LLM training by gradient low-rank projection
+        <https://arxiv.org/abs/2403.03507>`_, ICML 2024.
+    """
+    if not isinstance(rank, int) or isinstance(rank, bool):
+        raise TypeError(f'Invalid rank: {rank!r} is a {type(rank).__name__}; expected an int.')
+    checks.at_least('rank', rank, 1)
+    checks.at_least('update_proj_gap', update_proj_gap, 1)
+    checks.number('scale', scale)
+    wide = with_extra_args_support(scale_by_adam() if base_optimizer is None else base_optimizer)
+
+    def matrices(updates: Any) -> list[MatrixShape | None]:
+        def applies(x: Tensor) -> bool:
+            return x.dim() == 2 if weight_dimension_numbers is None else x.dim() >= 2
+
+        axes = axes_of_leaves(weight_dimension_numbers, updates, GaLoreDimensionNumbers, applies)
+        return [
+            None if a is None or x is None else matrix_shape(x.shape, *a, name=f'leaf {i}', batch=False)
+            for i, (a, x) in enumerate(zip(axes, tree.flatten(updates)[0]))
+        ]
+
+    def init(params: Any) -> GaLoreState:
+        tree.check_inexact(params, name='params')
+        leaves, spec = tree.flatten(params)
+        pairs = [_first(rank, p, shape) for p, shape in zip(leaves, matrices(params))]
+        projectors, proxies = (tree.unflatten(spec, column) for column in (zip(*pairs) if pairs else ((), ())))
+        return GaLoreState(zero_count(), wide.init(proxies), projectors)
+
+    def refuse(state: GaLoreState, params: Any = None) -> None:
+        preflight(wide, state.base_optimizer_state)
+
+    @expects_state(GaLoreState, then=refuse)
+    def update(
+        updates: Any, state: GaLoreState, params: Any = None, *, inplace: bool = False, **extra: Any
+    ) -> tuple[Any, GaLoreState]:
+        tree.check_inexact(updates, name='updates')
+        shapes = matrices(updates)
+        leaves, spec = tree.flatten(updates)
+        old = tree.flatten_up_to(spec, state.projector, name='state', like='updates')
+        rows = list(zip(leaves, old, shapes))
+
+        def seek(inplace: bool) -> list[Any]:
+            return [p if shape is None else _basis(g, shape, p) for g, p, shape in rows]
+
+        new = branch(state.count % update_proj_gap == 0, seek, lambda inplace: old)
+        low = [g if shape is None else _project(g, p, shape) for g, p, shape in zip(leaves, new, shapes)]
+        steps, base_state = wide.update(
+            tree.unflatten(spec, low), state.base_optimizer_state, None, inplace=inplace, **extra
+        )
+        found = tree.flatten_up_to(spec, steps, name='new updates', like='updates')
+        full = [
+            u if shape is None or u is None else _bring_back(u, p, shape, scale)
+            for u, p, shape in zip(found, new, shapes)
+        ]
+        count = advance(state.count)[0]
+        return tree.unflatten(spec, full), GaLoreState(count, base_state, tree.unflatten(spec, new))
+
+    return GradientTransformationExtraArgs(init, update)
+
+
+def _first(rank: int, p: Any, shape: MatrixShape | None) -> tuple[Any, Any]:
+    """The first projector of a leaf, and what stands for the leaf before the optimizer."""
+    if p is None:
+        return None, None
+    if shape is None:
+        return p.new_zeros(0, 0), torch.zeros_like(p)
+    _, m, n = shape.sizes
+    r = min(rank, m, n)
+    return p.new_zeros(max(m, n), r), p.new_zeros((r, n) if m >= n else (m, r))
+
+
+def _basis(g: Tensor, shape: MatrixShape, like: Tensor) -> Tensor:
+    matrix = shape.to_matrices(g)[0]
+    wide = torch.promote_types(matrix.dtype, torch.float32)
+    left, _, right = torch.linalg.svd(matrix.to(wide), full_matrices=False)
+    basis = left if shape.sizes[1] >= shape.sizes[2] else right.mH
+    return basis[:, : like.shape[1]].to(like.dtype)
+
+
+def _project(g: Tensor, p: Tensor, shape: MatrixShape) -> Tensor:
+    matrix = shape.to_matrices(g)[0]
+    return p.mH @ matrix if shape.sizes[1] >= shape.sizes[2] else matrix @ p
+
+
+def _bring_back(u: Tensor, p: Tensor, shape: MatrixShape, scale: Any) -> Tensor:
+    full = p @ u if shape.sizes[1] >= shape.sizes[2] else u @ p.mH
+    return shape.from_matrices(full * as_scalar_like(scale, full))
+
+
+def galore(
+    learning_rate: Any,
+    rank: int = 128,
+    update_proj_gap: int = 200,
+    scale: Any = 1.0,
+    base_optimizer: GradientTransformation | None = None,
+    weight_decay: Any = 0.0,
+    mask: Any = None,
+    weight_dimension_numbers: Any = None,
+) -> GradientTransformation:
+    r"""GaLore: an optimizer whose moments live in the few directions in which gradients are large.
+
+    With :math:`u_t` as in :func:`scale_by_galore`, :math:`p_t = p_{t-1} - \eta\,(u_t + \lambda p_{t-1})`.
+
+    Args:
+        learning_rate: :math:`\eta`, as in :func:`torchopt.transform.scale_by_learning_rate`.
+        rank: The rank :math:`r \ge 1` of the subspace.
+        update_proj_gap: The number :math:`T \ge 1` of steps after which the subspace is sought anew.
+        scale: The factor :math:`\alpha` of what has been projected.
+        base_optimizer: The optimizer in the subspace; None is :func:`torchopt.transform.scale_by_adam`.
+        weight_decay: :math:`\lambda \ge 0`; where it is not 0, ``update`` needs ``params``.
+        mask: Where to decay, as in :func:`torchopt.transform.add_decayed_weights`.
+        weight_dimension_numbers: Which leaves are projected, and how, as in :func:`scale_by_galore`.
+
+    Raises:
+        TypeError: If ``rank`` is no int.
+        ValueError: If a hyper-parameter is out of its range.
+
+    Example:
+        >>> import torch, torchopt
+        >>> optimizer = torchopt.contrib.galore(0.1, rank=2)
+        >>> p = {'w': torch.ones(8, 4), 'b': torch.ones(4)}
+        >>> state = optimizer.init(p)
+        >>> state[0].base_optimizer_state.mu['w'].shape
+        torch.Size([2, 4])
+
+    References:
+        Zhao et al., `GaLore: memory-efficient LLM training by gradient low-rank projection
+        <https://arxiv.org/abs/2403.03507>`_, ICML 2024.
+    """
+    return chain(
+        scale_by_galore(rank, update_proj_gap, scale, base_optimizer, weight_dimension_numbers),
+        add_decayed_weights(weight_decay, mask),
+        scale_by_learning_rate(learning_rate),
+    )

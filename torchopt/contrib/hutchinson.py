@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hutchinson's estimate of the diagonal of the Hessian."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt import tree
+from torchopt.base import GradientTransformationExtraArgs, factory
+from torchopt.contrib.constants import without_graphs
+from torchopt.contrib.expectations import expects
+from torchopt.transform.counter_noise import make_key, normal_like, split_key
+
+__all__ = ['HutchinsonState', 'hutchinson_estimator_diag_hessian']
+
+
+@tree.safe_to_load
+class HutchinsonState(NamedTuple):
+    """State of :func:`hutchinson_estimator_diag_hessian`: the key of the signs to come, a 0-d int64 tensor."""
+
+    key: Any
+
+
+@factory
+def hutchinson_estimator_diag_hessian(
+    random_seed: int | torch.Generator | None = None,
+) -> GradientTransformationExtraArgs:
+    r"""Estimate the diagonal of the Hessian of the objective, without bias, at the cost of a few gradients.
+
+    With independent signs :math:`r_i = \pm 1` the expectation of :math:`r_i r_j` is 1 where :math:`i = j` and 0
+    elsewhere, so that
+
+    .. math::
+        u = r \odot \nabla^2 f(p)\, r, \qquad \mathbb E\, u = \operatorname{diag} \nabla^2 f(p).
+
+    The signs follow from the key in the state alone, on every device, under ``torch.func.vmap`` and under compilation.
+
+    Args:
+        random_seed: A seed, or a generator from which one is drawn at each ``init``.  None is the seed 0.
+
+    Returns:
+        A transformation with state :class:`HutchinsonState`.  Its ``update`` needs ``params`` and the extra argument
+        ``obj_fn``, a function of the parameters alone with a 0-d tensor as its value; of the updates it only looks
+        where they are None.
+
+    Raises:
+        TypeError: If the seed is neither an int nor a generator; in ``update``, if ``obj_fn`` is not given.
+        ValueError: In ``update``, if the parameters are not given.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.contrib.hutchinson_estimator_diag_hessian(0)
+        >>> p = [torch.tensor([1.0, 2.0])]
+        >>> tx.update(p, tx.init(p), p, obj_fn=lambda p: (p[0] ** 3).sum())[0]
+        [tensor([ 6., 12.])]
+
+    References:
+        Hutchinson, `A stochastic estimator of the trace of the influence matrix for Laplacian smoothing splines
+        <https://doi.org/10.1080/03610918908812806>`_, 1989.
+        Liu et al., `Sophia: a scalable stochastic second-order optimizer for language model pre-training
+        <https://arxiv.org/abs/2305.14342>`_, ICLR 2024.
+    """
+    source = 0 if random_seed is None else random_seed
+    if not isinstance(source, torch.Generator):
+        make_key(source)
+
+    def init(params: Any) -> HutchinsonState:
+        return HutchinsonState(make_key(source))
+
+    @expects(HutchinsonState, 'the diagonal of the Hessian at them')
+    def update(
+        updates: Any,
+        state: HutchinsonState,
+        params: Any = None,
+        obj_fn: Any = None,
+        *,
+        inplace: bool = False,
+        **extra: Any,
+    ) -> tuple[Any, HutchinsonState]:
+        if obj_fn is None:
+            raise TypeError(
+                "The extra argument 'obj_fn' is missing. Call `update(updates, state, params, obj_fn=f)`, where "
+                'f(params) is the objective.'
+            )
+        _, p = without_graphs(updates, params, inplace)
+        following, now = split_key(state.key)
+        signs = tree.map(_sign, p, normal_like(now, p))
+
+        def objective(xs: list[Tensor]) -> Any:
+            supply = iter(xs)
+            return obj_fn(tree.unflatten(spec, [old if x is None else next(supply) for old, x in zip(whole, leaves)]))
+
+        def slope(xs: list[Tensor]) -> Any:
+            # The product with the Hessian is the gradient of the slope along the signs.
+            return tree.vdot(torch.func.grad(objective)(xs), shown)
+
+        leaves, spec = tree.flatten(p)
+        whole = tree.flatten_up_to(spec, params, name='params', like='updates')
+        shown = tree.leaves(signs)
+        products = iter(torch.func.grad(slope)(tree.leaves(p)))
+        diagonal = [None if x is None else next(products) * r for x, r in zip(leaves, tree.flatten(signs)[0])]
+        return tree.unflatten(spec, diagonal), HutchinsonState(following)
+
+    return GradientTransformationExtraArgs(init, update)
+
+
+def _sign(p: Tensor, noise: Tensor) -> Tensor:
+    return torch.where(noise < 0, -1.0, 1.0).to(p.dtype)

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MADGRAD: dual averaging with a cube root where AdaGrad has a square root, and momentum."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt import checks, tree
+from torchopt._C.reference import plus, times
+from torchopt.base import GradientTransformation, elementwise, factory
+from torchopt.combine import chain
+from torchopt.contrib.constants import kept_copy
+from torchopt.contrib.scalars import rate_at
+from torchopt.numerics import abs_sq, advance, as_scalar_like, zero_count
+from torchopt.transform import add_decayed_weights, ranges
+from torchopt.transform.leafwise import as_constant
+
+__all__ = ['MadgradState', 'madgrad', 'scale_by_madgrad']
+
+
+@tree.safe_to_load
+class MadgradState(NamedTuple):
+    """State of :func:`scale_by_madgrad`.
+
+    Attributes:
+        count: The steps taken.
+        grad_sum_sq: The weighted sum of the squared gradients.
+        s: The weighted sum of the gradients.
+        x0: The parameters at the start.
+    """
+
+    count: Any
+    grad_sum_sq: Any
+    s: Any
+    x0: Any
+
+
+@factory
+def scale_by_madgrad(learning_rate: Any, momentum: float = 0.9, eps: float = 1e-6) -> GradientTransformation:
+    r"""Turn gradients into the steps of MADGRAD (momentumized, adaptive, dual averaged gradients).
+
+    With :math:`\lambda_t = (\eta + \epsilon) \sqrt{t}` in step :math:`t = 1, 2, \dots`
+
+    .. math::
+        v_t = v_{t-1} + \lambda_t |g_t|^2, \quad
+        s_t = s_{t-1} + \lambda_t g_t, \quad
+        z_t = x_0 - \frac{s_t}{\sqrt[3]{v_t} + \epsilon}, \quad
+        x_t = \mu\, x_{t-1} + (1 - \mu) z_t.
+
+    Args:
+        learning_rate: :math:`\eta`, a number or a schedule, or a tree of numbers.
+        momentum: :math:`\mu`, in [0, 1).
+        eps: :math:`\epsilon \ge 0`.
+
+    Returns:
+        A transformation with state :class:`MadgradState`, whose updates are :math:`x_t - x_{t-1}`, ready to be added.
+
+    Raises:
+        ValueError: If a hyper-parameter is out of its range; in ``update``, if the parameters are not given.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.contrib.scale_by_madgrad(1.0, momentum=0.0, eps=0.0)
+        >>> p = [torch.tensor(1.0)]
+        >>> tx.update([torch.tensor(8.0)], tx.init(p), p)[0]
+        [tensor(-2.)]
+
+    References:
+        Defazio and Jelassi, `Adaptivity without compromise: a momentumized, adaptive, dual averaged gradient method for
+        stochastic optimization <https://arxiv.org/abs/2101.11075>`_, JMLR 2022.
+    """
+    ranges.learning_rate(learning_rate)
+    ranges.decay_rate('momentum value', momentum)
+    ranges.at_least_zero('epsilon value', eps)
+
+    def init(params: Any) -> MadgradState:
+        return MadgradState(
+            zero_count(), tree.zero_moment(params, real=True), tree.zero_moment(params), kept_copy(params)
+        )
+
+    def schedule(state: MadgradState, params: Any = None) -> Any:
+        return rate_at(learning_rate, state.count)
+
+    trees = {} if checks.is_schedule(learning_rate) else {'learning_rate': learning_rate}
+    spread = tree.Spread(_make, momentum=momentum, eps=eps, **trees)
+
+    def begin(state: MadgradState) -> tree.Pass:
+        count, t = advance(state.count)
+        rule = spread.rule(t, schedule(state))
+        return tree.Pass(rule, tuple(state[1:]), partial(MadgradState, count), reads_params=True)
+
+    return elementwise(
+        init,
+        begin,
+        MadgradState,
+        then=schedule,
+        params_for='MADGRAD, which averages with where they were',
+        hypers=spread,
+    )
+
+
+def _make(t: Any, rate_now: Any, *, momentum: Any, eps: Any, learning_rate: Any = None) -> partial[Any]:
+    root = torch.sqrt(t.to(torch.float64)) if isinstance(t, Tensor) else math.sqrt(t)
+    weight = ((rate_now if learning_rate is None else learning_rate) + eps) * root
+    return partial(_rule, weight=weight, momentum=momentum, eps=eps)
+
+
+def _rule(
+    g: Tensor, v: Tensor, s: Tensor, start: Tensor, p: Tensor, *, weight: Any, momentum: Any, eps: Any
+) -> tuple[Tensor, ...]:
+    p = as_constant(p, g)
+    v = plus(v, times(weight, abs_sq(g)))
+    s = plus(s, times(weight, g))
+    z = start - s / plus(_cube_root(v), as_scalar_like(eps, v))
+    return times(1 - momentum, z - p), v, s, start
+
+
+def _cube_root(x: Tensor) -> Tensor:
+    """The cube root of what is not negative, whose derivative at zero is zero."""
+    positive = x > 0
+    return torch.where(positive, torch.where(positive, x, torch.ones_like(x)).pow(1.0 / 3.0), torch.zeros_like(x))
+
+
+def madgrad(
+    learning_rate: Any, momentum: float = 0.9, weight_decay: float = 0.0, eps: float = 1e-6
+) -> GradientTransformation:
+    r"""MADGRAD: dual averaging with a cube root where AdaGrad has a square root, and momentum.
+
+    The gradients with an l2 penalty, :math:`g + \lambda p`, go through :func:`scale_by_madgrad`.
+
+    Args:
+        learning_rate: :math:`\eta`, a number or a schedule, or a tree of numbers.
+        momentum: :math:`\mu`, in [0, 1).
+        weight_decay: :math:`\lambda \ge 0`.
+        eps: :math:`\epsilon \ge 0`.
+
+    Raises:
+        ValueError: If a hyper-parameter is out of its range; in ``update``, if the parameters are not given.
+
+    Example:
+        >>> import torch, torchopt
+        >>> optimizer = torchopt.contrib.madgrad(1.0, momentum=0.5, eps=0.0)
+        >>> p = [torch.tensor(1.0)]
+        >>> optimizer.update([torch.tensor(8.0)], optimizer.init(p), p)[0]
+        [tensor(-1.)]
+
+    References:
+        Defazio and Jelassi, `Adaptivity without compromise: a momentumized, adaptive, dual averaged gradient method for
+        stochastic optimization <https://arxiv.org/abs/2101.11075>`_, JMLR 2022.
+    """
+    return chain(add_decayed_weights(weight_decay), scale_by_madgrad(learning_rate, momentum, eps))

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tensors as matrices: which of their axes are the rows, and which the columns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt import tree
+
+__all__ = ['MatrixShape', 'axes_of_leaves', 'matrix_shape']
+
+Axes = Sequence[int] | int
+
+
+class MatrixShape(NamedTuple):
+    """How a tensor is a batch of matrices.
+
+    Attributes:
+        order: The axes, first those of the batch, then those of the rows, then those of the columns.
+        shape: The shape in this order.
+        sizes: The number of matrices, of their rows and of their columns.
+    """
+
+    order: tuple[int, ...]
+    shape: tuple[int, ...]
+    sizes: tuple[int, int, int]
+
+    def to_matrices(self, x: Tensor) -> Tensor:
+        """The tensor as a batch of matrices."""
+        return x.permute(self.order).reshape(self.sizes)
+
+    def from_matrices(self, x: Tensor) -> Tensor:
+        """The inverse of :meth:`to_matrices`."""
+        back = [self.order.index(i) for i in range(len(self.order))]
+        return x.reshape(self.shape).permute(back)
+
+
+def matrix_shape(shape: Sequence[int], rows: Axes, columns: Axes, *, name: str, batch: bool) -> MatrixShape:
+    """How a tensor of some shape is a batch of matrices.
+
+    Args:
+        shape: The shape of the tensor.
+        rows: The axes that make up the rows.
+        columns: The axes that make up the columns.
+        name: What to call the tensor in an error message.
+        batch: Whether there may be other axes, which count matrices.
+
+    Raises:
+        ValueError: If there are fewer than two axes, an axis is out of range or named twice, or one is left over that
+            may not be.
+
+    Example:
+        >>> from torchopt.contrib.matrix_axes import matrix_shape
+        >>> matrix_shape((2, 3, 5), 1, -1, name='w', batch=True).sizes
+        (2, 3, 5)
+    """
+    n = len(shape)
+    if n < 2:
+        raise ValueError(f'{name} has shape {tuple(shape)}; a matrix has two axes at least. Leave it to another rule.')
+    both = [_as_tuple(rows), _as_tuple(columns)]
+    if any(not -n <= axis < n for axes in both for axis in axes):
+        raise ValueError(f'{name} has the axes {-n} to {n - 1}; the rows are {rows!r} and the columns {columns!r}.')
+    row_axes, column_axes = (tuple(axis % n for axis in axes) for axes in both)
+    named = row_axes + column_axes
+    if len(set(named)) < len(named):
+        raise ValueError(
+            f'The rows {rows!r} and the columns {columns!r} of {name}, of shape {tuple(shape)}, must be disjoint. Name '
+            f'each axis once.'
+        )
+    rest = tuple(i for i in range(n) if i not in named)
+    if rest and not batch:
+        raise ValueError(
+            f'The rows {rows!r} and the columns {columns!r} of {name} leave out the axes {rest} of its shape '
+            f'{tuple(shape)}. Name every axis.'
+        )
+    order = rest + named
+    sizes = [math.prod([shape[i] for i in axes]) for axes in (rest, row_axes, column_axes)]
+    return MatrixShape(order, tuple(shape[i] for i in order), (sizes[0], sizes[1], sizes[2]))
+
+
+def axes_of_leaves(axes: Any, updates: Any, kind: type, applies: Callable[[Tensor], bool]) -> list[Any]:
+    """For each leaf of a tree its axes, or None.
+
+    Args:
+        axes: None for the default; one entry for all leaves to which it ``applies``; a tree of entries and
+            Nones with the structure of the updates or of its top; or a function that makes one from the updates.
+        updates: The tree.
+        kind: The class of an entry.
+        applies: Whether the default, or one entry for all, applies to a leaf.
+
+    Raises:
+        ValueError: If the tree does not fit.
+        TypeError: If it has something else in it than entries and Nones.
+    """
+    made = axes(updates) if callable(axes) else axes
+    if made is None or isinstance(made, kind):
+        entry = kind() if made is None else made
+        return [entry if x is not None and applies(x) else None for x in tree.flatten(updates)[0]]
+    if torch.compiler.is_compiling():
+        return _walk(made, updates, kind)
+    entries, top = tree.flatten(made, lambda x: isinstance(x, kind))
+    for entry in entries:
+        if entry is not None and not isinstance(entry, kind):
+            raise TypeError(f'The dimension numbers hold {entry!r}; expected {kind.__name__} or None.')
+    parts = tree.flatten_up_to(top, updates, name='updates', like='the dimension numbers')
+    return [entry for entry, part in zip(entries, parts) for _ in tree.flatten(part)[0]]
+
+
+def _walk(made: Any, part: Any, kind: type) -> list[Any]:
+    """The same without flattening, since Dynamo cannot trace that for a tree of constants."""
+    if made is None or isinstance(made, kind):
+        return [made] * _count(part)
+    if isinstance(made, dict) and isinstance(part, dict) and made.keys() == part.keys():
+        return [entry for key in sorted(made) for entry in _walk(made[key], part[key], kind)]
+    if isinstance(made, (list, tuple)) and isinstance(part, (list, tuple)) and len(made) == len(part):
+        return [entry for m, p in zip(made, part) for entry in _walk(m, p, kind)]
+    raise ValueError(f'The dimension numbers {made!r} do not have the structure of the updates or of their top.')
+
+
+def _count(part: Any) -> int:
+    if isinstance(part, dict):
+        return sum([_count(x) for x in part.values()])
+    return sum([_count(x) for x in part]) if isinstance(part, (list, tuple)) else 1
+
+
+def _as_tuple(axes: Axes) -> tuple[int, ...]:
+    return (axes,) if isinstance(axes, int) else tuple(axes)

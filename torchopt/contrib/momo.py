@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MoMo: momentum whose step size comes from the values of the loss, after Polyak."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt import checks, tree
+from torchopt._C.reference import average, times
+from torchopt.base import GradientTransformationExtraArgs, factory
+from torchopt.contrib.constants import without_graphs
+from torchopt.contrib.expectations import expects
+from torchopt.contrib.scalars import after_first, check_rate, objective, rate_at, real_part, scalar_beside, tensor_like
+from torchopt.numerics import advance, as_scalar_like, complement, zero_count
+
+__all__ = ['MomoState', 'bounded_step', 'momo']
+
+_SMALLEST = torch.finfo(torch.float64).eps
+"""Squared norms up to this count as zero."""
+
+
+@tree.safe_to_load
+class MomoState(NamedTuple):
+    """State of :func:`momo`.
+
+    Attributes:
+        exp_avg: The mean of the gradients.
+        barf: The mean of the values.
+        gamma: The mean of the inner products of gradient and parameters.
+        lb: The lower bound of the objective.
+        count: The steps taken.
+    """
+
+    exp_avg: Any
+    barf: Any
+    gamma: Any
+    lb: Any
+    count: Any
+
+
+@factory
+def momo(
+    learning_rate: Any = 1.0,
+    beta: Any = 0.9,
+    lower_bound: Any = 0.0,
+    weight_decay: Any = 0.0,
+    adapt_lower_bound: bool = False,
+) -> GradientTransformationExtraArgs:
+    r"""MoMo: momentum whose step size comes from the values of the loss, after Polyak.
+
+    All means have the same weights: :math:`d_t` of the gradients, :math:`\bar f_t` of the values and
+    :math:`\gamma_t` of :math:`\langle g, x \rangle`; the first step takes what it sees.  The mean of all linear models
+    of the loss has at :math:`x_t` the value :math:`h_t = \bar f_t - \gamma_t + \langle d_t, x_t \rangle`.  The step
+    goes to where it would reach the lower bound :math:`f_*`, but no further than :math:`\eta`:
+
+    .. math::
+        \tau_t = \min\Bigl( \eta,\
+        \frac{\max((1 + \eta\lambda)(\bar f_t - f_* - \gamma_t) + \langle d_t, x_t \rangle, 0)}{\lVert d_t \rVert^2}
+        \Bigr), \qquad
+        x_{t+1} = \frac{x_t}{1 + \eta\lambda} - \tau_t d_t.
+
+    Args:
+        learning_rate: The largest step size :math:`\eta`, or a schedule of it.
+        beta: Decay rate :math:`\beta` of all means, in [0, 1).
+        lower_bound: :math:`f_*`, a bound below the objective.
+        weight_decay: :math:`\lambda \ge 0`.
+        adapt_lower_bound: Raise the bound by what the models say, and lower it where a step would be none; never below
+            ``lower_bound``.
+
+    Returns:
+        A transformation with state :class:`MomoState`, whose ``update`` needs ``params`` and the extra argument
+        ``value``, the objective at them.
+
+    Raises:
+        ValueError: If a hyper-parameter is out of its range; in ``update``, if the parameters are not given.
+        TypeError: In ``update``, if ``value`` is not given.
+
+    Example:
+        >>> import torch, torchopt
+        >>> optimizer = torchopt.contrib.momo()
+        >>> p = torch.tensor(3.0)
+        >>> optimizer.update([2 * p], optimizer.init([p]), [p], value=p**2)[0]
+        [tensor(-1.5000)]
+
+    References:
+        Schaipp et al., `MoMo: momentum models for adaptive learning rates <https://arxiv.org/abs/2305.07583>`_,
+        ICML 2024.
+    """
+    check_rate(learning_rate)
+    checks.unit_interval('beta value', beta)
+    checks.number('lower_bound value', lower_bound)
+    checks.at_least('weight_decay value', weight_decay)
+
+    def init(params: Any) -> MomoState:
+        start = scalar_beside(params, 0.0)
+        return MomoState(
+            tree.zero_moment(params), start, start.clone(), scalar_beside(params, lower_bound), zero_count()
+        )
+
+    def schedule(state: MomoState, params: Any = None) -> Any:
+        return rate_at(learning_rate, state.count)
+
+    @expects(MomoState, 'momo, whose step size depends on them', schedule)
+    def update(
+        updates: Any, state: MomoState, params: Any = None, *, value: Any = None, inplace: bool = False, **extra: Any
+    ) -> tuple[Any, MomoState]:
+        g, x = without_graphs(updates, params, inplace)
+        loss = objective(value, state.barf, updates, inplace)
+        keep = after_first(state.count, 0.0, beta)
+        take = complement(keep)
+
+        def step(mean: Tensor, now: Tensor) -> Tensor:
+            return average(keep, mean, take, now)
+
+        barf = step(state.barf, loss)
+        gamma = step(state.gamma, real_part(tree.vdot(g, x), state.gamma))
+        _, d = tree.apply_rule(lambda g, d: (g, step(d, g)), g, state.exp_avg, inplace=inplace)
+        shown = tree.map(lambda g, d: d, g, d)
+        square = real_part(tree.norm(shown, squared=True), barf)
+        eta = schedule(state)
+        tau, lb = bounded_step(
+            barf - gamma,
+            real_part(tree.vdot(shown, x), barf),
+            square,
+            rate=eta,
+            shrink=1 + eta * weight_decay,
+            lb=state.lb,
+            correction=1.0,
+            lower_bound=lower_bound if adapt_lower_bound else None,
+        )
+        decay = eta * weight_decay / (1 + eta * weight_decay)
+
+        def move(d: Tensor, x: Tensor) -> Tensor:
+            return -(times(decay, x) + d * as_scalar_like(tau, d))
+
+        return tree.map(move, shown, x), MomoState(d, barf, gamma, lb, advance(state.count)[0])
+
+    return GradientTransformationExtraArgs(init, update)
+
+
+def bounded_step(
+    gap: Tensor,
+    product: Tensor,
+    square: Tensor,
+    *,
+    rate: Any,
+    shrink: Any,
+    lb: Tensor,
+    correction: Any,
+    lower_bound: Any = None,
+) -> tuple[Tensor, Tensor]:
+    r"""The step size of MoMo, and the next lower bound.
+
+    Args:
+        gap: :math:`\bar f - \gamma`.
+        product: :math:`\langle d, x \rangle`.
+        square: The squared norm of :math:`d`, in the metric of the method.
+        rate: The largest step size.
+        shrink: :math:`1 + \eta\lambda`.
+        lb: The lower bound.
+        correction: By which means fall short since they began at zero.
+        lower_bound: The least lower bound, where that is adapted.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.contrib.momo import bounded_step
+        >>> one = torch.tensor(1.0)
+        >>> bounded_step(one, one, 4 * one, rate=9.0, shrink=1.0, lb=0 * one, correction=1.0)
+        (tensor(0.5000), tensor(0.))
+    """
+    shrink, correction, rate = (as_scalar_like(x, gap) for x in (shrink, correction, rate))
+    zero = torch.zeros_like(gap)
+    bound = lb
+    if lower_bound is not None:
+        least = tensor_like(lower_bound, gap)
+        cap = shrink * gap + product
+        bound = torch.where(cap < shrink * correction * lb, torch.maximum(cap / (2 * correction * shrink), least), lb)
+    tiny = square <= _SMALLEST
+    reach = torch.maximum(shrink * (gap - correction * bound) + product, zero)
+    reach = torch.where(tiny, zero, reach / torch.where(tiny, torch.ones_like(square), square))
+    tau = torch.minimum(tensor_like(rate / correction, gap), reach)
+    if lower_bound is not None:
+        lb = torch.maximum((gap + product - 0.5 * tau * square) / correction, least)
+    return tau, lb

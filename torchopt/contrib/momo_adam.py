@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MoMo-Adam: Adam whose step size comes from the values of the loss."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from torchopt import checks, tree
+from torchopt._C.reference import average, plus, times
+from torchopt.base import GradientTransformationExtraArgs, factory
+from torchopt.contrib.constants import without_graphs
+from torchopt.contrib.expectations import expects
+from torchopt.contrib.momo import bounded_step
+from torchopt.contrib.scalars import check_rate, objective, rate_at, real_part, scalar_beside
+from torchopt.numerics import (
+    abs_sq,
+    advance,
+    as_scalar_like,
+    bias_correction,
+    complement,
+    safe_sqrt,
+    zero_count,
+)
+
+__all__ = ['MomoAdamState', 'momo_adam']
+
+
+@tree.safe_to_load
+class MomoAdamState(NamedTuple):
+    """State of :func:`momo_adam`.
+
+    Attributes:
+        exp_avg: The mean of the gradients.
+        exp_avg_sq: Their mean square.
+        barf: The mean of the values.
+        gamma: The mean of the inner products of gradient and parameters.
+        lb: The lower bound of the objective.
+        count: The steps taken.
+    """
+
+    exp_avg: Any
+    exp_avg_sq: Any
+    barf: Any
+    gamma: Any
+    lb: Any
+    count: Any
+
+
+@factory
+def momo_adam(
+    learning_rate: Any = 1e-2,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    lower_bound: Any = 0.0,
+    weight_decay: Any = 0.0,
+    adapt_lower_bound: bool = False,
+) -> GradientTransformationExtraArgs:
+    r"""MoMo-Adam: Adam whose step size comes from the values of the loss.
+
+    As :func:`momo`, in the metric :math:`D_t = \operatorname{diag}(\sqrt{v_t / (1 - \beta_2^t)} + \epsilon)` of Adam,
+    and with means that begin at zero, so that they fall short by :math:`c_t = 1 - \beta_1^t`:
+
+    .. math::
+        \tau_t = \min\Bigl( \frac{\eta}{c_t},\
+        \frac{\max((1 + \eta\lambda)(\bar f_t - c_t f_* - \gamma_t) + \langle d_t, x_t \rangle, 0)}
+        {\langle d_t, D_t^{-1} d_t \rangle} \Bigr), \qquad
+        x_{t+1} = \frac{x_t}{1 + \eta\lambda} - \tau_t D_t^{-1} d_t.
+
+    Args:
+        learning_rate: The largest step size :math:`\eta`, or a schedule of it.
+        b1: Decay rate :math:`\beta_1` of the means, in [0, 1).
+        b2: Decay rate :math:`\beta_2` of the mean square, in [0, 1).
+        eps: :math:`\epsilon \ge 0`.
+        lower_bound: :math:`f_*`, a bound below the objective.
+        weight_decay: :math:`\lambda \ge 0`.
+        adapt_lower_bound: Raise the bound by what the models say, and lower it where a step would be none; never below
+            ``lower_bound``.
+
+    Returns:
+        A transformation with state :class:`MomoAdamState`, whose ``update`` needs ``params`` and the extra argument
+        ``value``, the objective at them.
+
+    Raises:
+        ValueError: If a hyper-parameter is out of its range; in ``update``, if the parameters are not given.
+        TypeError: In ``update``, if ``value`` is not given.
+
+    Example:
+        >>> import torch, torchopt
+        >>> optimizer = torchopt.contrib.momo_adam(0.5)
+        >>> p = torch.tensor(3.0)
+        >>> optimizer.update([2 * p], optimizer.init([p]), [p], value=p**2)[0]
+        [tensor(-0.5000)]
+
+    References:
+        Schaipp et al., `MoMo: momentum models for adaptive learning rates <https://arxiv.org/abs/2305.07583>`_,
+        ICML 2024.
+    """
+    check_rate(learning_rate)
+    checks.unit_interval('beta parameter at index 0', b1)
+    checks.unit_interval('beta parameter at index 1', b2)
+    checks.at_least('epsilon value', eps)
+    checks.number('lower_bound value', lower_bound)
+    checks.at_least('weight_decay value', weight_decay)
+
+    def init(params: Any) -> MomoAdamState:
+        start = scalar_beside(params, 0.0)
+        return MomoAdamState(
+            tree.zero_moment(params),
+            tree.zero_moment(params, real=True),
+            start,
+            start.clone(),
+            scalar_beside(params, lower_bound),
+            zero_count(),
+        )
+
+    def schedule(state: MomoAdamState, params: Any = None) -> Any:
+        return rate_at(learning_rate, state.count)
+
+    @expects(MomoAdamState, 'momo_adam, whose step size depends on them', schedule)
+    def update(
+        updates: Any,
+        state: MomoAdamState,
+        params: Any = None,
+        *,
+        value: Any = None,
+        inplace: bool = False,
+        **extra: Any,
+    ) -> tuple[Any, MomoAdamState]:
+        g, x = without_graphs(updates, params, inplace)
+        loss = objective(value, state.barf, updates, inplace)
+        count, t = advance(state.count)
+        c1, c2, eta = bias_correction(b1, t), bias_correction(b2, t), schedule(state)
+
+        def rule(g: Tensor, d: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+            d = average(b1, d, complement(b1), g)
+            v = average(b2, v, complement(b2), abs_sq(g))
+            return d / plus(safe_sqrt(v / as_scalar_like(c2, v)), as_scalar_like(eps, v)), d, v
+
+        direction, d, v = tree.apply_rule(rule, g, state.exp_avg, state.exp_avg_sq, inplace=inplace)
+        shown = tree.map(lambda g, d: d, g, d)
+        barf = average(b1, state.barf, complement(b1), loss)
+        gamma = average(b1, state.gamma, complement(b1), real_part(tree.vdot(g, x), state.gamma))
+        tau, lb = bounded_step(
+            barf - gamma,
+            real_part(tree.vdot(shown, x), barf),
+            real_part(tree.vdot(shown, direction), barf),
+            rate=eta,
+            shrink=1 + eta * weight_decay,
+            lb=state.lb,
+            correction=c1,
+            lower_bound=lower_bound if adapt_lower_bound else None,
+        )
+        decay = eta * weight_decay / (1 + eta * weight_decay)
+
+        def move(u: Tensor, x: Tensor) -> Tensor:
+            return -(times(decay, x) + u * as_scalar_like(tau, u))
+
+        return tree.map(move, direction, x), MomoAdamState(d, v, barf, gamma, lb, count)
+
+    return GradientTransformationExtraArgs(init, update)

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Orthogonalize matrices by products alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt.numerics import abs_sq, as_scalar_like, safe_sqrt
+
+__all__ = ['PRECONDITIONINGS', 'orthogonalize']
+
+PRECONDITIONINGS = ('frobenius', 'spectral', 'aol', 'schatten')
+"""The ways to bring the singular values to one at most."""
+
+_LEAST = 1e-8
+"""The least norm by which the first iteration of ``aol`` and ``schatten`` divides."""
+
+
+def orthogonalize(
+    x: Tensor, coefficients: Sequence[Sequence[Any]], preconditioning: str = 'frobenius', eps: Any = 1e-8
+) -> Tensor:
+    r"""Bring the singular values of matrices near to one, by the iteration of Newton and Schulz.
+
+    A polynomial that is odd acts on the singular values alone: with :math:`X = U S V^\top`,
+
+    .. math::
+        a X + (b\, X X^\top + c\, (X X^\top)^2)\, X = U (a S + b S^3 + c S^5) V^\top.
+
+    Repeated, it drives all values in (0, 1] to about one, if they are at most one at first.  That is what the
+    preconditioning is for:
+
+    - ``'frobenius'`` divides by the Frobenius norm,
+    - ``'spectral'`` by the largest singular value itself,
+    - ``'aol'`` divides row :math:`i` by the root of :math:`\sum_j |X X^\top|_{ij}` (almost orthogonal layers),
+    - ``'schatten'`` divides by the root of the Frobenius norm of :math:`X X^\top` (the Schatten 4-norm).
+
+    The last two take the product from the first iteration.
+
+    Args:
+        x: Matrices, of shape (batch, rows, columns).
+        coefficients: :math:`a, b, c` for each iteration.
+        preconditioning: One of these four.
+        eps: Added to the norm in the first two.
+
+    Returns:
+        A tensor of the shape of ``x``.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.contrib.newton_schulz import orthogonalize
+        >>> x = torch.tensor([[[3.0, 0.0], [0.0, 1.0]]])
+        >>> torch.linalg.svdvals(orthogonalize(x, [(1.5, -0.5, 0.0)] * 12)).round(decimals=3)
+        tensor([[1., 1.]])
+
+    References:
+        Björck and Bowie, `An iterative algorithm for computing the best estimate of an orthogonal matrix
+        <https://doi.org/10.1137/0708036>`_, 1971.
+        Prach and Lampert, `Almost-orthogonal layers for efficient general-purpose Lipschitz networks
+        <https://arxiv.org/abs/2208.03160>`_, ECCV 2022.
+    """
+    flat = x.shape[-2] <= x.shape[-1]
+    x = x if flat else x.mT  # so that the products are small
+    if preconditioning == 'frobenius':
+        norm = safe_sqrt(abs_sq(x).sum(dim=(-2, -1), keepdim=True))
+        x = x / (norm + as_scalar_like(eps, norm))
+    elif preconditioning == 'spectral':
+        norm = torch.linalg.matrix_norm(x, 2, keepdim=True)
+        x = x / (norm + as_scalar_like(eps, norm))
+    for i, (a, b, c) in enumerate(coefficients):
+        gram = x @ x.mH
+        if i == 0 and preconditioning == 'aol':
+            shrink = gram.abs().sum(dim=-1, keepdim=True).clamp(min=_LEAST).rsqrt()
+            x, gram = x * shrink, gram * shrink * shrink.mT
+        elif i == 0 and preconditioning == 'schatten':
+            norm = safe_sqrt(abs_sq(gram).sum(dim=(-2, -1), keepdim=True))
+            square = norm.clamp(min=_LEAST).reciprocal()
+            x, gram = x * square.sqrt(), gram * square
+        a, b, c = (as_scalar_like(coefficient, x) for coefficient in (a, b, c))
+        x = a * x + (b * gram + (c * gram) @ gram) @ x
+    return x if flat else x.mT

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Normalize all updates together to length one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt import tree
+from torchopt.base import EmptyState, GradientTransformation, factory, init_empty_state
+from torchopt.numerics import as_scalar_like
+
+__all__ = ['NormalizeState', 'normalize']
+
+NormalizeState = EmptyState
+"""The state of :func:`normalize`, which remembers nothing."""
+
+
+@factory
+def normalize() -> GradientTransformation:
+    r"""Divide all updates by the l2 norm of them together: :math:`u = g / \lVert g \rVert`.
+
+    Where the norm is zero, so is the update.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.contrib.normalize()
+        >>> tx.update([torch.tensor(3.0), torch.tensor(4.0)], tx.init([]))[0]
+        [tensor(0.6000), tensor(0.8000)]
+    """
+
+    def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
+        tree.check_inexact(updates, name='updates')
+        norm = tree.norm(updates)
+        norm = torch.where(norm == 0, torch.ones_like(norm), norm)
+
+        def divide(g: Tensor) -> Tensor:
+            return g / as_scalar_like(norm, g)
+
+        return tree.map(divide, updates), state
+
+    return GradientTransformation(init_empty_state, update)

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Differential privacy: no single example can be told from the gradients."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt import checks, tree
+from torchopt.base import GradientTransformation, factory, identity
+from torchopt.clip import per_example_global_norm_clip
+from torchopt.combine import chain
+from torchopt.numerics import as_scalar_like
+from torchopt.refusal import expects_state
+from torchopt.transform import scale_by_learning_rate, trace
+from torchopt.transform.counter_noise import make_key, normal_like, split_key
+
+__all__ = ['DifferentiallyPrivateAggregateState', 'differentially_private_aggregate', 'dpsgd']
+
+
+@tree.safe_to_load
+class DifferentiallyPrivateAggregateState(NamedTuple):
+    """State of :func:`differentially_private_aggregate`: the key of the noise to come, a 0-d int64 tensor."""
+
+    rng_key: Any
+
+
+@factory
+def differentially_private_aggregate(
+    l2_norm_clip: Any,
+    noise_multiplier: Any,
+    key: int | torch.Generator | None = None,
+    *,
+    seed: int | None = None,
+) -> GradientTransformation:
+    r"""Average gradients of single examples so that none of the examples can be told from the result.
+
+    With the gradients :math:`g_1, \dots, g_n` of :math:`n` examples and the bound :math:`C`,
+
+    .. math::
+        u = \frac1n \Bigl( \sum_i g_i \min\bigl(1, C / \lVert g_i \rVert\bigr) + \sigma C \varepsilon \Bigr), \qquad
+        \varepsilon \sim \mathcal N(0, 1).
+
+    Unlike those of other transformations its updates have a first dimension, which counts the examples, and which the
+    result has no more: put it first in a chain.  The noise follows from the key in the state alone, on every device,
+    under ``torch.func.vmap`` and under compilation.  It comes from a hash that is no cryptographic generator: where the
+    adversary may know the numbers that it has drawn before, use a secure one.
+
+    Args:
+        l2_norm_clip: The bound :math:`C > 0` on the norm over all leaves.
+        noise_multiplier: :math:`\sigma \ge 0`, in proportion to the bound.
+        key: A seed, or a generator from which one is drawn at each ``init``.  None is the seed 0.
+        seed: The old name of ``key``, deprecated.
+
+    Returns:
+        A transformation with state :class:`DifferentiallyPrivateAggregateState`.
+
+    Raises:
+        ValueError: If a hyper-parameter is out of its range, or both ``key`` and ``seed`` are given; in ``update``, if
+            the leaves do not agree on the number of examples.
+        TypeError: If the key is neither an int nor a generator.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.contrib.differentially_private_aggregate(1.0, 0.0, key=0)
+        >>> g = [torch.tensor([[3.0, 4.0], [0.0, 0.6]])]
+        >>> tx.update(g, tx.init([torch.zeros(2)]))[0]
+        [tensor([0.3000, 0.7000])]
+
+    References:
+        Abadi et al., `Deep learning with differential privacy <https://arxiv.org/abs/1607.00133>`_, 2016.
+    """
+    checks.positive('l2_norm_clip value', l2_norm_clip)
+    checks.at_least('noise_multiplier value', noise_multiplier)
+    if seed is not None:
+        if key is not None:
+            raise ValueError(
+                f'differentially_private_aggregate got both key={key!r} and seed={seed!r}, which mean the same. Give '
+                f'the key.'
+            )
+        warnings.warn(
+            'The argument seed of differentially_private_aggregate is deprecated; give it as key.',
+            DeprecationWarning,
+            stacklevel=3,
+        )
+        key = seed
+    source = 0 if key is None else key
+    if not isinstance(source, torch.Generator):
+        make_key(source)
+    deviation = l2_norm_clip * noise_multiplier
+
+    def init(params: Any) -> DifferentiallyPrivateAggregateState:
+        return DifferentiallyPrivateAggregateState(make_key(source))
+
+    @expects_state(DifferentiallyPrivateAggregateState)
+    def update(
+        updates: Any, state: DifferentiallyPrivateAggregateState, params: Any = None, *, inplace: bool = False
+    ) -> tuple[Any, DifferentiallyPrivateAggregateState]:
+        tree.check_inexact(updates, name='updates')
+        examples = next((g.shape[0] for g in tree.leaves(updates) if g.dim()), 1)
+        sums, _ = per_example_global_norm_clip(updates, l2_norm_clip)
+        following, now = split_key(state.rng_key)
+
+        def average(g: Tensor, noise: Tensor) -> Tensor:
+            return (g + noise * as_scalar_like(deviation, g)) / examples
+
+        return tree.map(average, sums, normal_like(now, sums)), DifferentiallyPrivateAggregateState(following)
+
+    return GradientTransformation(init, update)
+
+
+def dpsgd(
+    learning_rate: Any,
+    l2_norm_clip: Any,
+    noise_multiplier: Any,
+    seed: int,
+    momentum: Any = None,
+    nesterov: bool = False,
+) -> GradientTransformation:
+    r"""SGD with differential privacy: :func:`differentially_private_aggregate`, momentum, learning rate.
+
+    Args:
+        learning_rate: :math:`\eta`, as in :func:`torchopt.transform.scale_by_learning_rate`.
+        l2_norm_clip: The bound :math:`C > 0` on the gradient of one example.
+        noise_multiplier: :math:`\sigma \ge 0`, in proportion to the bound.
+        seed: A seed, or a generator from which one is drawn at each ``init``.
+        momentum: :math:`\mu \ge 0`; None for none.
+        nesterov: Look ahead by Nesterov's method.
+
+    Returns:
+        A transformation whose ``update`` takes the gradients of single examples, along their first dimension.
+
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+
+    Example:
+        >>> import torch, torchopt
+        >>> optimizer = torchopt.contrib.dpsgd(0.5, l2_norm_clip=1.0, noise_multiplier=0.0, seed=0)
+        >>> g = [torch.tensor([[3.0, 4.0], [0.0, 0.6]])]
+        >>> optimizer.update(g, optimizer.init([torch.zeros(2)]))[0]
+        [tensor([-0.1500, -0.3500])]
+
+    References:
+        Abadi et al., `Deep learning with differential privacy <https://arxiv.org/abs/1607.00133>`_, 2016.
+    """
+    return chain(
+        differentially_private_aggregate(l2_norm_clip, noise_multiplier, key=seed),
+        identity() if momentum is None else trace(momentum, nesterov=nesterov),
+        scale_by_learning_rate(learning_rate),
+    )

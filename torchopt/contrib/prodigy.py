@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prodigy: D-Adaptation that estimates the distance sooner."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt import checks, tree
+from torchopt._C.reference import average, plus, times
+from torchopt.base import GradientTransformationExtraArgs, factory
+from torchopt.contrib.constants import kept_copy, without_graphs
+from torchopt.contrib.expectations import expects
+from torchopt.contrib.scalars import (
+    check_rate,
+    pair_of_rates,
+    positive_ratio,
+    rate_at,
+    real_part,
+    scalar_beside,
+    tensor_like,
+)
+from torchopt.numerics import (
+    abs_sq,
+    advance,
+    as_scalar_like,
+    bias_correction,
+    complement,
+    safe_sqrt,
+    zero_count,
+)
+
+__all__ = ['ProdigyState', 'prodigy']
+
+
+@tree.safe_to_load
+class ProdigyState(NamedTuple):
+    """State of :func:`prodigy`.
+
+    Attributes:
+        exp_avg: The mean of the scaled gradients.
+        exp_avg_sq: Their mean square.
+        grad_sum: Their decaying sum.
+        params0: The parameters at the start.
+        estim_lr: The estimate of the distance.
+        numerator_weighted: What the estimate is made of.
+        count: The steps taken.
+    """
+
+    exp_avg: Any
+    exp_avg_sq: Any
+    grad_sum: Any
+    params0: Any
+    estim_lr: Any
+    numerator_weighted: Any
+    count: Any
+
+
+@factory
+def prodigy(
+    learning_rate: Any = 1.0,
+    betas: tuple[Any, Any] = (0.9, 0.999),
+    beta3: Any = None,
+    eps: Any = 1e-8,
+    estim_lr0: Any = 1e-6,
+    estim_lr_coef: Any = 1.0,
+    weight_decay: Any = 0.0,
+    safeguard_warmup: bool = False,
+) -> GradientTransformationExtraArgs:
+    r"""Prodigy: D-Adaptation that estimates the distance sooner.
+
+    With :math:`\lambda_t = d_t\, \eta\, \sqrt{1 - \beta_2^t} / (1 - \beta_1^t)`,
+
+    .. math::
+        m_t &= \beta_1 m_{t-1} + (1 - \beta_1)\, d_t g_t, \qquad
+        v_t = \beta_2 v_{t-1} + (1 - \beta_2)\, d_t^2 |g_t|^2, \\
+        r_t &= \beta_3 r_{t-1} + \frac{d_t}{d_1} \lambda_t \langle g_t, p_1 - p_t \rangle, \qquad
+        s_t = \beta_3 s_{t-1} + \frac{d_t}{d_1} \lambda_t g_t, \\
+        d_{t+1} &= \max\Bigl( d_t,\ c\, \frac{r_t}{\lVert s_t \rVert_1} \Bigr), \qquad
+        u_t = - \lambda_t \frac{m_t}{\sqrt{v_t} + d_{t+1} \epsilon} - w \lambda_t p_t.
+
+    Args:
+        learning_rate: The factor :math:`\eta`, 1 as a rule, or a schedule.
+        betas: Decay rates :math:`\beta_1, \beta_2`, each in [0, 1).
+        beta3: Decay rate :math:`\beta_3` of the estimate, in [0, 1); None is :math:`\sqrt{\beta_2}`.
+        eps: :math:`\epsilon \ge 0`.
+        estim_lr0: The first estimate :math:`d_1 > 0`, to be chosen too small rather than too large.
+        estim_lr_coef: The factor :math:`c` of the estimate.
+        weight_decay: :math:`w \ge 0`.
+        safeguard_warmup: Leave :math:`\eta` and its corrections out of :math:`s_t`, as a warmup of the rate wants it.
+
+    Returns:
+        A transformation with state :class:`ProdigyState`.  Its estimate is kept in the lowest dtype among the
+        parameters.  As long as all gradients have been zero, the estimate stays as it is.
+
+    Raises:
+        ValueError: If a hyper-parameter is out of its range; in ``update``, if the parameters are not given.
+
+    Example:
+        >>> import torch, torchopt
+        >>> optimizer = torchopt.contrib.prodigy(estim_lr0=0.1)
+        >>> p = [torch.tensor(1.0)]
+        >>> optimizer.update([torch.tensor(2.0)], optimizer.init(p), p)[0]
+        [tensor(-0.1000)]
+
+    References:
+        Mishchenko and Defazio, `Prodigy: an expeditiously adaptive parameter-free learner
+        <https://arxiv.org/abs/2306.06101>`_, ICML 2024.
+    """
+    b1, b2 = pair_of_rates('betas', betas)
+    b3 = b2**0.5 if beta3 is None else beta3
+    check_rate(learning_rate)
+    checks.unit_interval('beta3 value', b3)
+    checks.at_least('epsilon value', eps)
+    checks.positive('estim_lr0 value', estim_lr0)
+    checks.number('estim_lr_coef value', estim_lr_coef)
+    checks.at_least('weight_decay value', weight_decay)
+
+    def init(params: Any) -> ProdigyState:
+        return ProdigyState(
+            tree.zero_moment(params),
+            tree.zero_moment(params, real=True),
+            tree.zero_moment(params),
+            kept_copy(params),
+            scalar_beside(params, estim_lr0),
+            scalar_beside(params, 0.0),
+            zero_count(),
+        )
+
+    def schedule(state: ProdigyState, params: Any = None) -> Any:
+        return rate_at(learning_rate, state.count)
+
+    @expects(ProdigyState, 'prodigy, which measures how far they have come', schedule)
+    def update(
+        updates: Any, state: ProdigyState, params: Any = None, *, inplace: bool = False, **extra: Any
+    ) -> tuple[Any, ProdigyState]:
+        g, p = without_graphs(updates, params, inplace)
+        count, t = advance(state.count)
+        d = state.estim_lr
+        correction = bias_correction(b2, t) ** 0.5 / bias_correction(b1, t)
+        rate = d * as_scalar_like(schedule(state) * correction, d)
+        growth = d / as_scalar_like(estim_lr0, d)
+        came = real_part(tree.vdot(g, tree.map(lambda g, p0, p: p0 - p, g, state.params0, p)), d)
+        numerator = plus(times(b3, state.numerator_weighted), growth * rate * came)
+        weight = growth * (d if safeguard_warmup else rate)
+
+        def rule(g: Tensor, m: Tensor, v: Tensor, s: Tensor) -> tuple[Tensor, ...]:
+            scaled = g * as_scalar_like(d, g)
+            m = average(b1, m, complement(b1), scaled)
+            v = average(b2, v, complement(b2), abs_sq(scaled))
+            return g, m, v, plus(times(b3, s), g * as_scalar_like(weight, g))
+
+        moments = (state.exp_avg, state.exp_avg_sq, state.grad_sum)
+        _, m, v, s = tree.apply_rule(rule, g, *moments, inplace=inplace)
+        estimate = times(estim_lr_coef, positive_ratio(numerator, real_part(tree.norm(s, 1), d)))
+        estimate = torch.maximum(d, tensor_like(estimate, d))
+        floor = times(eps, estimate)
+
+        def move(g: Tensor, m: Tensor, v: Tensor, p: Tensor) -> Tensor:
+            return -as_scalar_like(rate, g) * plus(
+                m / plus(safe_sqrt(v), as_scalar_like(floor, v)), times(weight_decay, p)
+            )
+
+        u = tree.map(move, g, m, v, p)
+        return u, ProdigyState(m, v, s, state.params0, estimate, numerator, count)
+
+    return GradientTransformationExtraArgs(init, update)

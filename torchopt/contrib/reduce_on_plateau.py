@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reduce the learning rate when the loss no longer falls."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt import checks, tree
+from torchopt.base import GradientTransformationExtraArgs, factory
+from torchopt.contrib.scalars import objective, scalar_beside, tensor_like
+from torchopt.numerics import advance, as_scalar_like, zero_count
+from torchopt.refusal import expects_state
+from torchopt.transform.branching import branch
+
+__all__ = ['ReduceLROnPlateauState', 'reduce_on_plateau']
+
+
+@tree.safe_to_load
+class ReduceLROnPlateauState(NamedTuple):
+    """State of :func:`reduce_on_plateau`; all but ``count`` lies on the device of the parameters.
+
+    Attributes:
+        scale: The factor of the updates.
+        best_value: The least value so far.
+        plateau_count: How many values in a row were no better.
+        cooldown_count: How many values are still to be passed over.
+        count: How many values the mean has.
+        avg_value: The mean of the values since the last comparison.
+    """
+
+    scale: Any
+    best_value: Any
+    plateau_count: Any
+    cooldown_count: Any
+    count: Any
+    avg_value: Any
+
+
+@factory
+def reduce_on_plateau(
+    factor: float = 0.1,
+    patience: Any = 10,
+    rtol: float = 1e-4,
+    atol: float = 0.0,
+    cooldown: Any = 0,
+    accumulation_size: Any = 1,
+    min_scale: Any = 0.0,
+) -> GradientTransformationExtraArgs:
+    r"""Scale updates by a factor that is reduced when the loss no longer falls.
+
+    Every ``accumulation_size`` steps the mean of the values is compared with the best so far: it is better if it is
+    below :math:`(1 - r)\, f_\text{best} - a`.  After ``patience`` values that were not, the factor is multiplied by
+    ``factor``, and ``cooldown`` values are passed over.  All of it happens on the device of the parameters, so that
+    no step waits for the loss.
+
+    Args:
+        factor: By what to reduce, in (0, 1).
+        patience: The number of values without improvement that is borne.
+        rtol: The relative improvement :math:`r` that counts, in [0, 1].
+        atol: The absolute improvement :math:`a \ge 0` that counts.
+        cooldown: The number of values that are passed over after a reduction.
+        accumulation_size: The number of steps whose values make one mean.
+        min_scale: The least factor.
+
+    Returns:
+        A transformation with state :class:`ReduceLROnPlateauState`, to be chained after an optimizer; its ``update``
+        needs the extra argument ``value``.
+
+    Raises:
+        ValueError: If a hyper-parameter is out of its range, or ``rtol`` and ``atol`` are both zero.
+        TypeError: In ``update``, if ``value`` is not given.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.contrib.reduce_on_plateau(factor=0.5, patience=2)
+        >>> state = tx.init([torch.tensor(0.0)])
+        >>> for value in (1.0, 1.0, 1.0):
+        ...     updates, state = tx.update([torch.tensor(8.0)], state, value=value)
+        ...     print(updates)
+        [tensor(8.)]
+        [tensor(8.)]
+        [tensor(4.)]
+    """
+    checks.number('factor', factor)
+    if not 0.0 < factor < 1.0:
+        raise ValueError(f'Invalid factor: {factor}; expected a number in (0, 1).')
+    checks.at_least('rtol', rtol)
+    checks.at_least('atol', atol)
+    if rtol > 1.0:
+        raise ValueError(f'Invalid rtol: {rtol}; expected a number in [0, 1].')
+    if rtol == 0.0 and atol == 0.0:
+        raise ValueError(f'Invalid rtol and atol: {rtol} and {atol}; one of them has to be positive.')
+    checks.at_least('patience', patience)
+    checks.at_least('cooldown', cooldown)
+    checks.at_least('accumulation_size', accumulation_size, 1)
+    checks.at_least('min_scale', min_scale)
+
+    def init(params: Any) -> ReduceLROnPlateauState:
+        scale = scalar_beside(params, 1.0)
+        best = scalar_beside(params, float('inf'), 'highest')
+        none = torch.zeros((), dtype=torch.int64, device=scale.device)
+        return ReduceLROnPlateauState(scale, best, none, none.clone(), zero_count(), torch.zeros_like(best))
+
+    def compare(state: ReduceLROnPlateauState) -> ReduceLROnPlateauState:
+        better = state.avg_value < (1 - rtol) * state.best_value - atol
+        since = torch.where(better, 0, state.plateau_count + 1)
+        resting = state.cooldown_count > 0
+        lose = ~resting & (since == patience)
+        least = tensor_like(min_scale, state.scale)
+        reduced = torch.where(lose, state.scale * factor, state.scale)
+        return ReduceLROnPlateauState(
+            torch.where(resting, state.scale, torch.maximum(reduced, least)),
+            torch.where(better, state.avg_value, state.best_value),
+            torch.where(resting | lose, 0, since),
+            torch.where(resting, state.cooldown_count - 1, torch.where(lose, cooldown, 0)),
+            torch.zeros_like(state.count),
+            torch.zeros_like(state.avg_value),
+        )
+
+    @expects_state(ReduceLROnPlateauState)
+    def update(
+        updates: Any,
+        state: ReduceLROnPlateauState,
+        params: Any = None,
+        *,
+        value: Any = None,
+        inplace: bool = False,
+        **extra: Any,
+    ) -> tuple[Any, ReduceLROnPlateauState]:
+        tree.check_inexact(updates, name='updates')
+        loss = objective(value, state.avg_value, updates, inplace)
+        count, n = advance(state.count)
+        mean = (state.avg_value * as_scalar_like(n - 1, loss) + loss) / as_scalar_like(n, loss)
+        seen = state._replace(avg_value=mean, count=count)
+        new = branch(count == accumulation_size, lambda inplace: compare(seen), lambda inplace: seen)
+
+        def shrink(g: Tensor) -> Tensor:
+            return g * as_scalar_like(new.scale, g)
+
+        return tree.map(shrink, updates), new
+
+    return GradientTransformationExtraArgs(init, update)

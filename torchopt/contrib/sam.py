@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sharpness-aware minimization: descend by the gradient at the worst point near by."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from torchopt import checks, tree
+from torchopt.base import (
+    GradientTransformation,
+    GradientTransformationExtraArgs,
+    factory,
+    with_extra_args_support,
+)
+from torchopt.contrib.constants import kept_copy, without_graphs
+from torchopt.contrib.expectations import expects
+from torchopt.numerics import zero_count
+from torchopt.refusal import preflight
+from torchopt.transform.branching import branch
+from torchopt.transform.leafwise import as_constant, is_weight
+
+__all__ = ['SAMState', 'sam']
+
+
+@tree.safe_to_load
+class SAMState(NamedTuple):
+    """State of :func:`sam`.
+
+    Attributes:
+        steps_since_sync: The steps taken since parameters and cache were the same.
+        opt_state: The state of the outer optimizer.
+        adv_state: The state of the adversary.
+        cache: The parameters to which the outer optimizer's step belongs; None in opaque mode.
+    """
+
+    steps_since_sync: Any
+    opt_state: Any
+    adv_state: Any
+    cache: Any
+
+
+@factory
+def sam(
+    optimizer: GradientTransformation,
+    adv_optimizer: GradientTransformation,
+    sync_period: int = 2,
+    reset_state: bool = True,
+    opaque_mode: bool = False,
+    batch_axis_name: str | None = None,
+) -> GradientTransformationExtraArgs:
+    r"""SAM (sharpness-aware minimization): descend by the gradient at the worst point near by.
+
+    From the parameters :math:`x` the adversary climbs :math:`k - 1` steps to :math:`x'`, and the outer optimizer steps
+    from :math:`x` by the gradient at :math:`x'`.  In the usual form :math:`k = 2` and the adversary is
+    ``chain(normalize(), sgd(rho))``: :math:`x' = x + \rho\, g / \lVert g \rVert`.
+
+    *Transparent mode*: every ``update`` is one of these :math:`k` steps, with the gradient at the parameters as they
+    are; after every :math:`k`-th, and only there, they are those of the outer optimizer.
+
+    *Opaque mode*: every ``update`` is a whole round.  It calls ``grad_fn(params, i)``, an extra argument, for the
+    gradients at the steps :math:`i = 0, \dots, k - 2` of the climb.
+
+    Args:
+        optimizer: The outer optimizer.
+        adv_optimizer: The adversary, an optimizer that would descend; its updates are taken backwards.
+        sync_period: :math:`k \ge 1`.
+        reset_state: Begin every climb with a new state of the adversary.
+        opaque_mode: Which of the two modes.
+        batch_axis_name: None: torch has no named axes.  Where gradients of several devices are to be averaged, let
+            ``grad_fn`` return the average.
+
+    Returns:
+        A transformation with state :class:`SAMState`.  Extra arguments of ``update`` reach both optimizers.
+
+    Raises:
+        ValueError: If ``sync_period`` is less than 1, or a ``batch_axis_name`` is given; in ``update``, if the
+            parameters are not given, or ``grad_fn`` in opaque mode.
+
+    Example:
+        >>> import torch, torchopt
+        >>> from torchopt.contrib import normalize, sam
+        >>> climb = torchopt.chain(normalize(), torchopt.sgd(0.5))
+        >>> optimizer = sam(torchopt.sgd(0.1), climb, opaque_mode=True)
+        >>> p = [torch.tensor(1.0)]
+        >>> def gradient(params, i):
+        ...     return [2 * params[0]]
+        >>> optimizer.update(gradient(p, 0), optimizer.init(p), p, grad_fn=gradient)[0]
+        [tensor(-0.3000)]
+
+    References:
+        Foret et al., `Sharpness-aware minimization for efficiently improving generalization
+        <https://arxiv.org/abs/2010.01412>`_, ICLR 2021.
+    """
+    checks.at_least('sync_period value', sync_period, 1)
+    if batch_axis_name is not None:
+        raise ValueError(
+            f'Invalid batch_axis_name: {batch_axis_name!r}; torch has no named axes. Leave it out, and let grad_fn '
+            f'return gradients that are averaged over devices.'
+        )
+    outer, adversary = with_extra_args_support(optimizer), with_extra_args_support(adv_optimizer)
+
+    def init(params: Any) -> SAMState:
+        cache = None if opaque_mode else kept_copy(params)
+        return SAMState(zero_count(), outer.init(params), adversary.init(params), cache)
+
+    def refuse(state: SAMState, params: Any = None) -> None:
+        preflight(outer, state.opt_state, params)
+        preflight(adversary, state.adv_state, params)
+
+    def transparent(
+        updates: Any,
+        state: SAMState,
+        params: Any = None,
+        *,
+        grad_fn: Any = None,
+        inplace: bool = False,
+        **extra: Any,
+    ) -> tuple[Any, SAMState]:
+        g, x = without_graphs(updates, params, inplace)
+        since = state.steps_since_sync
+        # Updated before it is read, so that a round of one step is a step of the outer optimizer.
+        cache = branch(since == 0, lambda inplace: _copy(params, x), lambda inplace: state.cache)
+
+        def descend(inplace: bool) -> tuple[Any, Any, Any]:
+            u, opt_state = outer.update(g, state.opt_state, cache, inplace=inplace, **extra)
+            back = tree.map(lambda u, c, x: c - x + u, u, cache, x)
+            return back, opt_state, adversary.init(params) if reset_state else state.adv_state
+
+        def climb(inplace: bool) -> tuple[Any, Any, Any]:
+            u, adv_state = adversary.update(g, state.adv_state, params, inplace=inplace, **extra)
+            return tree.map(Tensor.neg, u), state.opt_state, adv_state
+
+        u, opt_state, adv_state = branch(since == sync_period - 1, descend, climb, inplace=inplace)
+        return u, SAMState((since + 1) % sync_period, opt_state, adv_state, cache)
+
+    def opaque(
+        updates: Any,
+        state: SAMState,
+        params: Any = None,
+        *,
+        grad_fn: Any = None,
+        inplace: bool = False,
+        **extra: Any,
+    ) -> tuple[Any, SAMState]:
+        if grad_fn is None:
+            raise ValueError(
+                "The extra argument 'grad_fn' is missing: opaque_mode=True needs it. Call `update(updates, state, "
+                'params, grad_fn=f)`, where f(params, i) gives the gradients.'
+            )
+        g, x, adv_state = updates, params, state.adv_state
+        for i in range(sync_period - 1):
+            u, adv_state = adversary.update(g, adv_state, x, inplace=inplace, **extra)
+            # Where the parameters are weights, so is what grad_fn gets.
+            x = tree.map(lambda p, y: y.requires_grad_() if is_weight(p) else y, params, _climbed(x, u))
+            g = grad_fn(x, i)
+        if reset_state:
+            adv_state = adversary.init(params)
+        u, opt_state = outer.update(g, state.opt_state, params, inplace=inplace, **extra)
+        return u, SAMState(zero_count(), opt_state, adv_state, None)
+
+    update = expects(SAMState, 'sam', refuse)(opaque if opaque_mode else transparent)
+    return GradientTransformationExtraArgs(init, update)
+
+
+def _copy(params: Any, constants: Any) -> Any:
+    def copy(p: Tensor, x: Any) -> Tensor:
+        return p.detach().clone() if x is None else x.clone()
+
+    return tree.map(copy, params, constants)
+
+
+def _climbed(x: Any, u: Any) -> Any:
+    def climb(x: Tensor, u: Any) -> Tensor:
+        return x if u is None else (as_constant(x, u) - u).to(x.dtype)
+
+    return tree.map(climb, x, u)

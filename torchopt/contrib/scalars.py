@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scalars that a method estimates for all parameters together, and rates that may be schedules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt import checks, tree
+from torchopt.numerics import as_scalar_like, in_transform, on_host, real_dtype
+from torchopt.transform import ranges
+
+__all__ = [
+    'after_first',
+    'check_number_or_schedule',
+    'check_rate',
+    'objective',
+    'pair_of_rates',
+    'positive_ratio',
+    'rate_at',
+    'real_part',
+    'scalar_beside',
+    'tensor_like',
+]
+
+
+def scalar_beside(params: Any, value: Any, which: str = 'lowest') -> Tensor:
+    """A 0-d tensor for a state: in the lowest (or highest) dtype among the parameters, on the device of the first.
+
+    Where it lies on the device of the gradients, a step never waits for it.
+    """
+    dtype = real_dtype(tree.dtype(params, which))
+    leaves = tree.leaves(params)
+    device = leaves[0].device if leaves else torch.device('cpu')
+    if isinstance(value, Tensor):
+        return value.reshape(()).to(dtype=dtype, device=device)
+    return torch.full((), value, dtype=dtype, device=device)
+
+
+def tensor_like(value: Any, like: Tensor) -> Tensor:
+    """A scalar as a 0-d tensor like another; filling one, unlike copying, does not wait for a device."""
+    if isinstance(value, Tensor):
+        return value.reshape(()).to(dtype=like.dtype, device=like.device)
+    return torch.full((), value, dtype=like.dtype, device=like.device)
+
+
+def check_rate(rate: Any) -> None:
+    """Require one learning rate for all parameters: a finite number >= 0, or a schedule."""
+    if not checks.is_schedule(rate):
+        checks.learning_rate('learning rate', rate)
+
+
+def rate_at(rate: Any, count: Any) -> Any:
+    """The value of a hyper-parameter that may be a schedule, after so many steps.
+
+    Raises:
+        ValueError: If a schedule gives NaN or infinity.
+    """
+    return checks.schedule_value(rate(count), count) if checks.is_schedule(rate) else rate
+
+
+def check_number_or_schedule(name: str, value: Any) -> None:
+    """Require a number, a tree of numbers, or a schedule."""
+    if not checks.is_schedule(value):
+        ranges.number(name, value)
+
+
+def pair_of_rates(name: str, value: Any) -> tuple[Any, Any]:
+    """Two decay rates in [0, 1)."""
+    try:
+        first, second = value
+    except (TypeError, ValueError):
+        raise TypeError(f'Invalid {name}: {value!r}; expected a pair of numbers.') from None
+    checks.unit_interval('beta parameter at index 0', first)
+    checks.unit_interval('beta parameter at index 1', second)
+    return first, second
+
+
+def after_first(count: Any, first: Any, later: Any) -> Any:
+    """One value in the first step of a state, another in all later ones."""
+    known = on_host(count)
+    if known is not None:
+        return first if known == 0 else later
+    here = {'dtype': torch.float64, 'device': count.device}
+    return torch.where(count == 0, torch.as_tensor(first, **here), torch.as_tensor(later, **here))
+
+
+def positive_ratio(above: Tensor, below: Tensor) -> Tensor:
+    """A quotient, and zero where the divisor is zero: there nothing has been seen yet."""
+    empty = below == 0
+    return torch.where(empty, torch.zeros_like(above), above / torch.where(empty, torch.ones_like(below), below))
+
+
+def real_part(x: Any, like: Tensor) -> Tensor:
+    """The real part of an inner product as a scalar of the state."""
+    x = torch.as_tensor(x)
+    return as_scalar_like(x.real if x.is_complex() else x, like)
+
+
+def objective(value: Any, like: Tensor, updates: Any, inplace: bool) -> Tensor:
+    """The value of the objective as a scalar of the state.
+
+    In a step that nobody differentiates (in place, or with gradients that carry no graph) it counts as a constant:
+    people pass the loss as it is, whose graph would otherwise be kept in the state.
+
+    Raises:
+        TypeError: If it was not given.
+    """
+    if value is None:
+        raise TypeError(
+            "The extra argument 'value' is missing. Call `update(updates, state, params, value=loss)` with the value "
+            'of the objective at the parameters.'
+        )
+    looked_at = torch.compiler.is_compiling() or in_transform()
+    if isinstance(value, Tensor) and (inplace or not (looked_at or any(g.requires_grad for g in tree.leaves(updates)))):
+        value = value.detach()
+    return tensor_like(value, like)

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sophia: the mean of the gradients over an estimate of the diagonal of the Hessian, clipped element by element."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt import checks, tree
+from torchopt._C.reference import average
+from torchopt.base import (
+    GradientTransformation,
+    GradientTransformationExtraArgs,
+    factory,
+    with_extra_args_support,
+)
+from torchopt.combine import chain
+from torchopt.contrib.expectations import expects, require_real
+from torchopt.contrib.hutchinson import hutchinson_estimator_diag_hessian
+from torchopt.contrib.scalars import tensor_like
+from torchopt.numerics import advance, as_scalar_like, bias_correction, complement, on_host, zero_count
+from torchopt.refusal import preflight
+from torchopt.transform import add_decayed_weights, scale_by_learning_rate
+from torchopt.transform.branching import branch
+from torchopt.transform.first_moment import check_mu_dtype, zero_mean
+
+__all__ = ['SophiaState', 'scale_by_sophia', 'sophia']
+
+
+@tree.safe_to_load
+class SophiaState(NamedTuple):
+    """State of :func:`sophia`: steps taken, mean gradient, mean estimate of the diagonal, state of the estimator."""
+
+    count: Any
+    mu: Any
+    nu: Any
+    hessian_fn_state: Any
+
+
+_HUTCHINSON = hutchinson_estimator_diag_hessian()
+
+
+@factory
+def scale_by_sophia(
+    b1: Any = 0.965,
+    b2: Any = 0.99,
+    eps: Any = 1e-8,
+    gamma: Any = 0.01,
+    clip_threshold: Any = 1.0,
+    update_interval: int = 10,
+    hessian_diagonal_fn: GradientTransformation = _HUTCHINSON,
+    mu_dtype: torch.dtype | None = None,
+    verbose: bool = False,
+    print_win_rate_every_n_steps: int = 0,
+) -> GradientTransformationExtraArgs:
+    r"""Rescale updates by Sophia; the rule of :func:`sophia`, which has the same arguments.
+
+    Args:
+        b1: Decay rate :math:`\beta_1` of the mean, in [0, 1).
+        b2: Decay rate :math:`\beta_2` of the diagonal, in [0, 1).
+        eps: :math:`\epsilon \ge 0`, the least divisor.
+        gamma: The factor :math:`\gamma` of the diagonal.
+        clip_threshold: The bound :math:`c`; None does not clip.
+        update_interval: After how many steps the diagonal is estimated anew.
+        hessian_diagonal_fn: The estimator, a transformation whose updates are the estimate.
+        mu_dtype: Real dtype in which the mean is kept; None takes that of each parameter.
+        verbose: Print now and then which part of the elements was not clipped; a step waits for the device then.
+        print_win_rate_every_n_steps: When to print; with ``verbose`` at least 1.
+
+    Returns:
+        A transformation with state :class:`SophiaState`.
+
+    Raises:
+        ValueError: If a hyper-parameter is out of its range; in ``update``, if the parameters are not given.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.contrib.sophia import scale_by_sophia
+        >>> tx = scale_by_sophia()
+        >>> p = [torch.tensor([1.0, -2.0])]
+        >>> tx.update(p, tx.init(p), p, obj_fn=lambda p: (p[0] ** 2).sum())[0]
+        [tensor([ 1., -1.])]
+    """
+    checks.unit_interval('beta parameter at index 0', b1)
+    checks.unit_interval('beta parameter at index 1', b2)
+    checks.at_least('epsilon value', eps)
+    checks.number('gamma value', gamma)
+    if clip_threshold is not None:
+        checks.at_least('clip_threshold value', clip_threshold)
+    checks.at_least('update_interval value', update_interval, 1)
+    checks.at_least('print_win_rate_every_n_steps value', print_win_rate_every_n_steps, 1 if verbose else 0)
+    check_mu_dtype(mu_dtype)
+    estimator = with_extra_args_support(hessian_diagonal_fn)
+
+    def init(params: Any) -> SophiaState:
+        tree.check_inexact(params, name='params')
+        require_real(params, 'Sophia')
+        return SophiaState(zero_count(), zero_mean(params, mu_dtype), tree.zero_moment(params), estimator.init(params))
+
+    def refuse(state: SophiaState, params: Any = None) -> None:
+        preflight(estimator, state.hessian_fn_state, params)
+
+    @expects(SophiaState, 'Sophia, at which it estimates the Hessian', refuse)
+    def update(
+        updates: Any, state: SophiaState, params: Any = None, *, inplace: bool = False, **extra: Any
+    ) -> tuple[Any, SophiaState]:
+        count, t = advance(state.count)
+        correction = bias_correction(b1, t)
+
+        def rule(g: Tensor, m: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+            m = average(b1, m, complement(b1), g)
+            least = tensor_like(eps, h)
+            below = torch.maximum(h * as_scalar_like(gamma, h), least)
+            return m / as_scalar_like(correction, m) / below, m
+
+        def estimate(inplace: bool) -> tuple[Any, Any]:
+            diagonal, new = estimator.update(updates, state.hessian_fn_state, params, inplace=inplace, **extra)
+            _, nu = tree.apply_rule(lambda d, h: (d, average(b2, h, complement(b2), d)), diagonal, state.nu)
+            return nu, new
+
+        # First, while nothing has been written: the estimator may refuse. The old diagonal is still needed.
+        due = state.count % update_interval == 0
+        nu, estimator_state = branch(due, estimate, lambda inplace: (state.nu, state.hessian_fn_state), inplace=inplace)
+        u, mu = tree.apply_rule(rule, updates, state.mu, reads=(state.nu,), inplace=inplace)
+        if clip_threshold is not None:
+            if verbose and (on_host(count) or 1) % print_win_rate_every_n_steps == 0:
+                _print_win_rate(u, clip_threshold)
+            u = tree.map(lambda u: _clip(u, as_scalar_like(clip_threshold, u)), u)
+        return u, SophiaState(count, mu, nu, estimator_state)
+
+    return GradientTransformationExtraArgs(init, update)
+
+
+def _clip(u: Tensor, bound: Any) -> Tensor:
+    return u.clamp(-bound, bound)
+
+
+def _print_win_rate(u: Any, bound: Any) -> None:
+    free = tree.sum(tree.map(lambda u: (u.abs() < as_scalar_like(bound, u)).sum(), u))
+    if not torch.compiler.is_compiling() and on_host(free) is not None:
+        print(f'Sophia: {float(free) / max(tree.size(u), 1):.4f} of the elements are not clipped')
+
+
+def sophia(
+    learning_rate: Any,
+    b1: Any = 0.965,
+    b2: Any = 0.99,
+    eps: Any = 1e-8,
+    weight_decay: Any = 1e-4,
+    weight_decay_mask: Any = None,
+    gamma: Any = 0.01,
+    clip_threshold: Any = 1.0,
+    update_interval: int = 10,
+    hessian_diagonal_fn: GradientTransformation = _HUTCHINSON,
+    mu_dtype: torch.dtype | None = None,
+    verbose: bool = False,
+    print_win_rate_every_n_steps: int = 0,
+) -> GradientTransformationExtraArgs:
+    r"""Sophia: the mean of the gradients over an estimate of the diagonal of the Hessian, clipped element by element.
+
+    .. math::
+        m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t, \qquad
+        p_t = p_{t-1} - \eta \Bigl( \operatorname{clip}\Bigl(
+        \frac{m_t / (1 - \beta_1^t)}{\max(\gamma h_{t-1}, \epsilon)},\ \pm c \Bigr) + \lambda p_{t-1} \Bigr)
+
+    In every :math:`k`-th step, the first among them, :math:`h_t = \beta_2 h_{t-1} + (1 - \beta_2) \hat h(p_{t-1})` with
+    a new estimate :math:`\hat h` of the diagonal; in the others :math:`h_t = h_{t-1}`.  The first updates, for which
+    there is no estimate yet, are signs.
+
+    Args:
+        learning_rate: :math:`\eta`, as in :func:`torchopt.transform.scale_by_learning_rate`.
+        b1: Decay rate :math:`\beta_1` of the mean, in [0, 1).
+        b2: Decay rate :math:`\beta_2` of the diagonal, in [0, 1).
+        eps: :math:`\epsilon \ge 0`, the least divisor.
+        weight_decay: :math:`\lambda \ge 0`.
+        weight_decay_mask: Where to decay, as in :func:`torchopt.transform.add_decayed_weights`.
+        gamma: The factor :math:`\gamma` of the diagonal.
+        clip_threshold: The bound :math:`c`; None does not clip.
+        update_interval: The number :math:`k` of steps after which the diagonal is estimated anew.
+        hessian_diagonal_fn: The estimator, a transformation whose updates are the estimate; it gets the extra arguments
+            of ``update``.  :func:`hutchinson_estimator_diag_hessian`, the default, needs ``obj_fn``.
+        mu_dtype: Real dtype in which the mean is kept; None takes that of each parameter.
+        verbose: Print now and then which part of the elements was not clipped; a step waits for the device then.
+        print_win_rate_every_n_steps: When to print; with ``verbose`` at least 1.
+
+    Raises:
+        ValueError: If a hyper-parameter is out of its range; in ``update``, if the parameters are not given.
+
+    Example:
+        >>> import torch, torchopt
+        >>> optimizer = torchopt.contrib.sophia(0.1, weight_decay=0.0)
+        >>> p = [torch.tensor([1.0, -2.0])]
+        >>> optimizer.update(p, optimizer.init(p), p, obj_fn=lambda p: (p[0] ** 2).sum())[0]
+        [tensor([-0.1000,  0.1000])]
+
+    References:
+        Liu et al., `Sophia: a scalable stochastic second-order optimizer for language model pre-training
+        <https://arxiv.org/abs/2305.14342>`_, ICLR 2024.
+    """
+    rule = scale_by_sophia(
+        b1,
+        b2,
+        eps,
+        gamma,
+        clip_threshold,
+        update_interval,
+        hessian_diagonal_fn,
+        mu_dtype,
+        verbose,
+        print_win_rate_every_n_steps,
+    )
+    return with_extra_args_support(
+        chain(rule, add_decayed_weights(weight_decay, weight_decay_mask), scale_by_learning_rate(learning_rate))
+    )
