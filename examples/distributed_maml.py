@@ -62,10 +62,10 @@ class Spent(NamedTuple):
         """For people."""
         return f'{self.wall:.1f} s, {self.cpu:.1f} s of CPU on this one'
 
-    def write(self, path: Path | None) -> None:
+    def write(self, path: Path | None, rank: int) -> None:
         """For benchmarks/distributed.py: a file for each rank."""
         if path is not None:
-            path.with_name(f'{path.name}.{todist.get_rank()}').write_text(json.dumps(self._asdict()))
+            path.with_name(f'{path.name}.{rank}').write_text(json.dumps(self._asdict()))
 
 
 def outer_optimizer(net: nn.Module, args: argparse.Namespace) -> torchopt.Optimizer:
@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> Score:
         if args.checkpoint and (step + 1) % args.checkpoint_every == 0:
             save(args.checkpoint, net, outer, step + 1)
     spent = Spent(time.perf_counter() - wall, time.process_time() - cpu)
-    spent.write(args.report)
+    spent.write(args.report, todist.get_rank())
 
     with torch.no_grad():
         numbers = range(-args.test_tasks, 0)

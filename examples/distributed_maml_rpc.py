@@ -53,6 +53,11 @@ def test_accuracies(net: nn.Module, numbers: Tensor) -> list[float]:
     return [task_loss('test')(net, number)[1] for number in numbers.tolist()]
 
 
+def cpu_seconds() -> list[float]:
+    """What every worker has used of its CPU."""
+    return [todist.remote_sync_call(time.process_time, partitioner=i)[0] for i in range(todist.get_world_size())]
+
+
 def start_worker() -> None:
     """Run on every worker before any main function."""
     torch.set_num_threads(1)
@@ -66,7 +71,7 @@ def main(args: argparse.Namespace) -> Score:
     torch.manual_seed(args.seed)
     net = make_network(args.ways)
     outer = outer_optimizer(net, args)
-    wall, cpu = time.perf_counter(), time.process_time()
+    wall, cpu = time.perf_counter(), cpu_seconds()
     for step in (bar := tqdm(range(args.steps), desc='meta-training', unit='step')):
         numbers = torch.arange(step * args.tasks_per_batch, (step + 1) * args.tasks_per_batch)
         outer.zero_grad()
@@ -74,13 +79,15 @@ def main(args: argparse.Namespace) -> Score:
         loss.backward()
         outer.step()
         bar.set_postfix(loss=f'{loss.item():.2f}')
-    spent = Spent(time.perf_counter() - wall, time.process_time() - cpu)
-    spent.write(args.report)
+    wall = time.perf_counter() - wall
+    spent = [Spent(wall, after - before) for before, after in zip(cpu, cpu_seconds(), strict=True)]
+    for rank, of_rank in enumerate(spent):
+        of_rank.write(args.report, rank)
 
     with torch.no_grad():
         each = torch.tensor(test_accuracies(net, torch.arange(-args.test_tasks, 0)))
     score = Score(each.mean().item(), 1.96 * each.std().item() / len(each) ** 0.5)
-    print(f'{todist.get_world_size()} processes: meta-training took {spent}')
+    print(f'{todist.get_world_size()} processes: meta-training took {spent[0]}')
     print(f'accuracy on {len(each)} tasks of held-out alphabets: {score}')
     return score
 

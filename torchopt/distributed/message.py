@@ -37,16 +37,21 @@ Classify = Callable[[Tensor], 'tuple[str, Any]']
 """From a tensor to its kind and to what is sent for it."""
 
 
+def _part(number: int) -> Any:
+    """Stands for a part in the pickled object; whoever reads it has the parts."""
+    raise pickle.UnpicklingError('Read a message with unpack.')
+
+
 class _Pickler(pickle.Pickler):
     def __init__(self, file: io.BytesIO, classify: Classify) -> None:
         super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
         self.classify = classify
-        self.numbers: dict[int, int] = {}
-        self.seen: list[Any] = []  # keeps what is numbered alive, so that no number is given twice
+        self.originals: list[Any] = []
         self.parts: list[Any] = []
         self.kinds: list[str] = []
 
-    def persistent_id(self, obj: Any) -> int | None:
+    def reducer_override(self, obj: Any) -> Any:
+        # Asked once for every object but those of Python's own plain types.
         if isinstance(obj, Tensor):
             if type(obj) not in (Tensor, nn.Parameter):
                 if obj.requires_grad:
@@ -54,17 +59,16 @@ class _Pickler(pickle.Pickler):
                         f'A {type(obj).__name__} that requires grad cannot be sent with its gradient. Send a plain '
                         f'tensor, or detach it.'
                     )
-                return None
-        elif not isinstance(obj, (rpc.RRef, torch.jit.ScriptModule)):
-            return None
-        number = self.numbers.get(id(obj))
-        if number is None:
-            number = self.numbers[id(obj)] = len(self.parts)
-            kind, part = self.classify(obj) if isinstance(obj, Tensor) else ('own', obj)
-            self.seen.append(obj)
-            self.parts.append(part)
-            self.kinds.append(kind)
-        return number
+                return NotImplemented
+            kind, part = self.classify(obj)
+        elif isinstance(obj, (rpc.RRef, torch.jit.ScriptModule)):
+            kind, part = 'own', obj
+        else:
+            return NotImplemented
+        self.originals.append(obj)
+        self.parts.append(part)
+        self.kinds.append(kind)
+        return _part, (len(self.parts) - 1,)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -72,8 +76,8 @@ class _Unpickler(pickle.Unpickler):
         super().__init__(file)
         self.found = found
 
-    def persistent_load(self, pid: Any) -> Any:
-        return self.found[pid]
+    def find_class(self, module: str, name: str) -> Any:
+        return self.found.__getitem__ if (module, name) == (__name__, '_part') else super().find_class(module, name)
 
 
 def as_leaf(x: Tensor) -> tuple[str, Tensor]:
@@ -91,7 +95,7 @@ def pack(obj: Any, classify: Classify = as_leaf) -> tuple[Message, list[Any]]:
     file = io.BytesIO()
     pickler = _Pickler(file, classify)
     pickler.dump(obj)
-    return Message(file.getvalue(), pickler.parts, pickler.kinds), pickler.seen
+    return Message(file.getvalue(), pickler.parts, pickler.kinds), pickler.originals
 
 
 _ARRIVE: dict[str, Callable[[Any], Any]] = {
