@@ -112,6 +112,14 @@ def lap(call: Any, repeats: int) -> float:
     return statistics.median(times)
 
 
+def cpu_of(call: Any, repeats: int) -> float:
+    """Seconds of CPU, of all threads of this process, that a call takes here."""
+    start = time.process_time()
+    for _ in range(repeats):
+        call()
+    return (time.process_time() - start) / repeats
+
+
 @todist.auto_init_process_group(backend='gloo')
 def latency_of_collectives(repeats: int) -> dict[str, float]:
     torch.set_num_threads(1)
@@ -134,6 +142,7 @@ def latency_of_rpc(repeats: int) -> dict[str, float]:
         'a call': lap(lambda: todist.remote_sync_call(max, args=(1, 2), partitioner=1), repeats),
         'parallelize nothing': lap(lambda: parallel_nothing(net, x).backward(), repeats),
         'parallelize nothing, by one worker': lap(lambda: on_worker_1(net, x).backward(), repeats),
+        'CPU of rank 0 for each worker': cpu_of(lambda: on_worker_1(net, x).backward(), repeats),
     }
 
 

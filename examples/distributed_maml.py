@@ -3,7 +3,8 @@
 
 Every process runs this program.  All have the same network, since they begin with the same seed; each adapts it to its
 own tasks, and `map_tasks` gives all of them the loss and the meta-gradient of all tasks.  A task is known by its
-number, so that any number of processes learns from the same tasks; what differs is the rounding.
+number, so that any number of processes learns from the same tasks; what differs is the rounding, which grows from
+step to step.
 
     torchrun --nproc-per-node 2 examples/distributed_maml.py
     torchrun --nproc-per-node 2 --max-restarts 3 examples/distributed_maml.py --checkpoint maml_checkpoint

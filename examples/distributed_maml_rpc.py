@@ -3,7 +3,7 @@
 
 The meta-loss is an ordinary function of the network and of the numbers of tasks.  `parallelize` divides the numbers
 among the workers, sends each the network, and gives the mean of what they return; `loss.backward()` goes on where the
-function was called.  The tasks are those of distributed_maml.py, and so are the numbers that come out.
+function was called.  The tasks are those of distributed_maml.py.
 
     torchrun --nproc-per-node 2 examples/distributed_maml_rpc.py
 

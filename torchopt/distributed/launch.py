@@ -271,9 +271,12 @@ class _Farewell:
                 f'of worker 0; they are left behind. A longer auto_init_rpc(shutdown_timeout=...) waits for them.',
                 file=sys.stderr,
             )
+        living = {
+            worker for worker in living - set(late) if _is_alive(worker)
+        }  # some may have died after they were done
         with _roll.lock:
-            _roll.end = _End.TOGETHER if others == _roll.done else _End.ALONE
-        told = self._await(living & _roll.done, lambda: _roll.told, min(_GRACE, self.patience))
+            _roll.end = _End.TOGETHER if living == others else _End.ALONE
+        told = self._await(living, lambda: _roll.told, min(_GRACE, self.patience))
         return _roll.end if told <= _roll.told else _End.ALONE
 
     def _await(self, workers: set[int], come: Callable[[], set[int]], patience: float) -> set[int]:
