@@ -6,6 +6,20 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
+# Optax's names and arguments, which torchopt.compat.optax has too.
+ALIASES = {
+    'adabelief': {},
+    'adagrad': {},
+    'adam': {},
+    'adamw': {'weight_decay': 1e-2},
+    'amsgrad': {},
+    'lion': {},
+    'nadam': {},
+    'rmsprop': {'momentum': 0.9},
+    'sgd': {'momentum': 0.9, 'nesterov': True},
+    'yogi': {},
+}
+
 LR, BETAS, EPS, MOMENTUM, WEIGHT_DECAY = 1e-3, (0.9, 0.999), 1e-8, 0.9, 1e-2
 
 # Five 3x3 convolutions, each with a batch norm (weight and bias), and two linear layers: 19 tensors.
@@ -90,6 +104,11 @@ WORKLOADS = {
             for tree in TREES
             for optimizer in ('adam', 'adamw', 'sgd')
         ),
+        *(
+            Workload('alias', f'{optimizer}, {tree}', tree=tree, optimizer=optimizer, target=OUT_OF_PLACE)
+            for tree in TREES
+            for optimizer in ALIASES
+        ),
         *(Workload('meta', f'MLP, K={k}', steps=k, target=META) for k in (5, 20)),
         Workload('share', f'{SHARE_LEAVES} leaves, K={SHARE_STEPS}', steps=SHARE_STEPS, target=SHARE),
         *(
@@ -106,6 +125,7 @@ WORKLOADS = {
 KINDS = {
     'step': 'In-place step',
     'functional': 'Out-of-place step',
+    'alias': 'Out-of-place step of ten optimizers of Optax',
     'meta': 'Meta-gradient',
     'share': "Optimizer's share of a meta-gradient",
     'zero_order': 'Zero-order gradient',

@@ -13,6 +13,7 @@ import optax
 import problems
 from problems import Case, Cases
 from workloads import (
+    ALIASES,
     BETAS,
     EPS,
     LR,
@@ -27,6 +28,8 @@ from workloads import (
 def cases(work: Workload) -> Cases:
     if work.kind == 'step':
         return {'jit, donated': functools.partial(_step, work, True)}
+    if work.kind == 'alias':
+        return {'jit': functools.partial(_step, work, False)}
     if work.kind == 'functional':
         return {'jit': functools.partial(_step, work, False), 'jit, donated': functools.partial(_step, work, True)}
     if work.kind == 'meta':
@@ -36,7 +39,10 @@ def cases(work: Workload) -> Cases:
     return {}
 
 
-def _optimizer(name: str) -> optax.GradientTransformation:
+def _optimizer(work: Workload) -> optax.GradientTransformation:
+    name = work.optimizer
+    if work.kind == 'alias':
+        return getattr(optax, name)(LR, **ALIASES[name])
     if name == 'adam':
         return optax.adam(LR, *BETAS, EPS)
     if name == 'adamw':
@@ -45,7 +51,7 @@ def _optimizer(name: str) -> optax.GradientTransformation:
 
 
 def _step(work: Workload, donate: bool) -> Case:
-    tx = _optimizer(work.optimizer)
+    tx = _optimizer(work)
     arrays, gradients = problems.params_and_grads(work.tree)
     grads = [jnp.array(g) for g in gradients]
     params = [jnp.array(p) for p in arrays]

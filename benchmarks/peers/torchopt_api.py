@@ -18,6 +18,7 @@ from problems import Case, Cases
 from torch import Tensor, nn
 from torch_problems import MLP, Leaves, meta_losses, parameters, shared_tree, tensors, two_steps
 from workloads import (
+    ALIASES,
     BETAS,
     CG_ITERATIONS,
     EPS,
@@ -49,6 +50,7 @@ def cases(work: Workload) -> Cases:
     build = {
         'step': {'class': _class_step} if OLD else {'class': _class_step, 'functional': _functional_step},
         'functional': {'functional': _functional_step},
+        'alias': {} if OLD else {'functional': _functional_step},
         'meta': {'MetaAdam': _meta},
         'share': {'MetaAdam': _share},
         'zero_order': {work.part: _zero_order},
@@ -56,7 +58,8 @@ def cases(work: Workload) -> Cases:
         'op': {'update': _op},
         'tree': {} if OLD else {'torchopt.tree': _tree},
     }[work.kind]
-    engines = {'': {}} if work.optimizer == 'sgd' or work.kind in ('tree', 'zero_order', 'implicit') else ENGINES
+    without = ('tree', 'zero_order', 'implicit', 'alias')
+    engines = {'': {}} if work.optimizer == 'sgd' or work.kind in without else ENGINES
     found = {
         variant + suffix: functools.partial(builder, work, options)
         for variant, builder in build.items()
@@ -107,7 +110,10 @@ def _functional_step(work: Workload, options: dict[str, Any]) -> Case:
     """``update`` and ``apply_updates``: in place for the kind 'step', otherwise always from the same arguments."""
     inplace = work.kind == 'step'
     start, grads = shared_tree(work.tree)
-    tx = getattr(torchopt, work.optimizer)(**_hyper_parameters(work, options))
+    if work.kind == 'alias':
+        tx = getattr(torchopt.compat.optax, work.optimizer)(LR, **ALIASES[work.optimizer])
+    else:
+        tx = getattr(torchopt, work.optimizer)(**_hyper_parameters(work, options))
     params = [p.clone() for p in start] if inplace else start
     state = tx.init(params)
 

@@ -19,7 +19,7 @@ from tests.oracle import assert_trees_close, run_optax, run_torchopt
 from torchopt import alias, transform, tree
 
 F64 = torch.float64
-RATE = object()  # stands for a schedule
+RATE = 'a schedule'  # stands for one
 
 CASES: list[dict[str, Any]] = [
     {},

@@ -82,6 +82,13 @@ CASES = [
     _case('adadelta', '++', reference.adadelta, {'keep': 0.9, 'take': 0.1, 'eps': 1e-3}),
     _case('lion', '~', reference.lion, {'b1': 0.9, 'd1': 0.1, 'b2': 0.8, 'd2': 0.2}),
     _case('rms+trace', '+~', reference.rms, RMS, reference.trace, HEAVY),
+    _case(
+        'rms+trace, a factor between',
+        '+~',
+        *(reference.rms, RMS),
+        *(reference.scale, {'factor': -0.3}),
+        *(reference.trace, {'keep': 0.8, 'take': 0.7, 'gradient': 1.0, 'buffer': 0.8}),
+    ),
     _case('stddev+trace', '~+~', reference.stddev, RMS, reference.trace, {**HEAVY, 'gradient': 1.0, 'buffer': 0.8}),
 ]
 BY_NAME = {case.name: case for case in CASES}

@@ -3,12 +3,14 @@ r"""From the rules of a chain to one kernel and its coefficients.
 
 Whatever stands before and after the rule proper in the chain of an optimizer (sign flips, weight decay, the learning
 rate, the addition to the parameters) is affine, so that a whole step is
-:math:`f \cdot \text{rule}(s\,g + \lambda\,p) + w\,p` with four numbers more.
+:math:`f \cdot \text{rule}(s\,g + \lambda\,p) + w\,p` with four numbers more.  Between two rules a factor may stand
+where the second is momentum, which is linear in what it takes.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -63,8 +65,10 @@ def is_known(rule: Any) -> bool:
 def find_plan(rules: tuple[Rule, ...]) -> Plan | None:
     """The plan for rules that follow one another, or None if no kernel computes them."""
     proper = [i for i, rule in enumerate(rules) if rule not in AFFINE]
-    if proper and proper[-1] - proper[0] >= len(proper):
-        return None  # something affine stands between two rules
+    for i, j in itertools.pairwise(proper):
+        between = rules[i + 1 : j]
+        if between and not (rules[j] is reference.trace and set(between) == {reference.scale}):
+            return None  # something affine that the second rule cannot take in
     chosen = tuple(rules[i] for i in proper) or (reference.identity,)
     kernel = _numbers.get('+'.join(reference.RULES[rule] for rule in chosen))
     if kernel is None:
@@ -97,8 +101,14 @@ def coefficients(rules: Sequence[functools.partial[Any]], active: Sequence[bool]
         elif function is reference.add_to_params:
             after[1] = after[1] + 1.0
         else:
+            names = reference.coefficients(function)
+            taken = {name: values[name] for name in names}
+            if ends is after:  # a factor between two rules: momentum takes it in where it takes the gradient
+                for name in ('take', 'gradient') if isinstance(after[0], Tensor) or after[0] != 1.0 else ():
+                    taken[name] = taken[name] * after[0]
+                after = ends = [1.0, 0.0]
             ends = after
-            own += [values[name] for name in reference.coefficients(function)]
+            own += taken.values()
     return [*before, *after, *own]
 
 
