@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -167,6 +168,42 @@ def latencies(repeats: int) -> dict[str, float]:
     return found
 
 
+# --- What the numbers say of many workers -------------------------------------------------------
+
+
+def predict(workers: int, tasks: int, task: float, cost: dict[str, float]) -> dict[str, float]:
+    """Seconds of a step of so many tasks, by either engine.
+
+    Collectives: a tree of messages, one level for two workers, and the bytes of the gradient, of which every worker
+    sends and receives about two lots however many they are.  Remote calls: rank 0 packs, sends and reads for
+    one worker after the other, and then waits for the last.
+    """
+    work = math.ceil(tasks / workers) * task + cost['outer step']
+    hops = math.ceil(math.log2(workers)) if workers > 1 else 0
+    small, large = cost['all_reduce of one number'], cost['all_reduce of a gradient']
+    besides = cost['map_tasks of nothing'] - large
+    each = cost['CPU of rank 0 for each worker']
+    return {
+        'collectives': work + besides + hops * small + (large - small) * 2 * (workers - 1) / workers,
+        'rpc': work + workers * each + cost['parallelize nothing, by one worker'] - each,
+    }
+
+
+def model(found: dict[str, Any], steps: int, tasks: int = 512) -> list[dict[str, float]]:
+    """A step of so many tasks like those of the example, on more and more workers."""
+    cost = found['latencies']
+    wall = statistics.median(run['wall'] for run in found['scaling']['collectives']['runs'][1])
+    task = (wall / steps - cost['outer step']) / 4
+    print(f'model: {tasks} tasks of {1e3 * task:.1f} ms')
+    rows = []
+    for workers in (1, 2, 8, 64, 512):
+        times = predict(workers, tasks, task, cost)
+        alone = tasks * task + cost['outer step']
+        rows.append({'workers': workers, **times, **{f'speed-up, {k}': alone / t for k, t in times.items()}})
+        print('  '.join(f'{k} {v:.3g}' for k, v in rows[-1].items()))
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--quick', action='store_true', help='few short runs, no figures to rely on')
@@ -185,6 +222,7 @@ def main() -> None:
     rounds, steps, repeats = (1, 20, 20) if args.quick else (args.rounds, args.steps, args.repeats)
     print(machine.describe())
     result = {'machine': machine.describe(), 'latencies': latencies(repeats), 'scaling': scaling(rounds, steps)}
+    result['model'] = model(result, steps)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1))
     print(f'written: {args.out}')

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
+import torchopt
 from torchopt import version as about
 
 HERE = Path(__file__).resolve().parent
@@ -48,6 +50,9 @@ myst_heading_anchors = 3
 nb_execution_mode = 'force'
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120
+# Cells run in a process of their own, which has to find the torchopt that is being documented, wherever it lies.
+_FOUND_IN = str(Path(torchopt.__file__).resolve().parents[1])
+os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, (_FOUND_IN, os.environ.get('PYTHONPATH'))))
 
 html_theme = 'furo'
 html_title = f'torchopt {release}'

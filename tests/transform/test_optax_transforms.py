@@ -209,3 +209,23 @@ def test_arguments_that_name_a_dtype_are_optaxs() -> None:
         dtypes = {'accumulator_dtype': torch.float32, 'param_dtype': torch.float32}
         assert list(ours) == list(theirs)
         assert all(ours[k] == dtypes.get(k, v) for k, v in theirs.items())
+
+
+def test_polyak_takes_the_loss_as_it_is() -> None:
+    """With its graph: weights are trained in place all the same, and a meta-gradient goes through it."""
+    weight = torch.tensor([3.0], requires_grad=True)
+    optimizer = torchopt.polyak_sgd()
+    state = optimizer.init([weight])
+    for _ in range(3):  # halves it each time
+        loss = weight.square().sum()
+        updates, state = optimizer.update(list(torch.autograd.grad(loss, weight)), state, [weight], value=loss)
+        torchopt.apply_updates([weight], updates)
+    torch.testing.assert_close(weight.detach(), torch.tensor([0.375]))
+
+    def after_a_step(start: torch.Tensor) -> torch.Tensor:
+        loss, grad = start.pow(4).sum(), 4 * start.pow(3)
+        updates, _ = optimizer.update([grad], optimizer.init([start]), [start], value=loss)
+        return (start + updates[0]).sum()
+
+    start = torch.tensor([0.5], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(after_a_step, start)
