@@ -61,6 +61,22 @@ def training(engine: str, processes: int, steps: int) -> dict[str, Any]:
     return {'wall': ranks[0]['wall'], 'cpu': [rank['cpu'] for rank in ranks]}
 
 
+def overhead(found: dict[str, float], step: float) -> dict[str, float]:
+    """CPU seconds of two workers that are not the tasks', as a share of a step of one process; free of much noise.
+
+    In a step of two workers, each does for itself what one process does once (the step of the optimizer), and
+    communicates.
+    """
+    besides = found['CPU of map_tasks of nothing'] - found['CPU of one such task by hand']
+    shares = {
+        'collectives': (2 * besides + found['outer step']) / step,
+        'rpc': found['CPU of all for two workers'] / step,
+    }
+    for engine, share in shares.items():
+        print(f'{engine:12s} CPU of two workers besides the tasks: {share:.1%} of a step of {1e3 * step:.1f} ms')
+    return shares
+
+
 def scaling(rounds: int, steps: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for engine in EXAMPLES:
@@ -113,6 +129,18 @@ def lap(call: Any, repeats: int) -> float:
     return statistics.median(times)
 
 
+def cpu_of_all(call: Any, repeats: int) -> float:
+    """The same of all processes together."""
+
+    def used() -> float:
+        return sum(todist.remote_sync_call(time.process_time, partitioner=i)[0] for i in range(2))
+
+    start = used()
+    for _ in range(repeats):
+        call()
+    return (used() - start) / repeats
+
+
 def cpu_of(call: Any, repeats: int) -> float:
     """Seconds of CPU, of all threads of this process, that a call takes here."""
     start = time.process_time()
@@ -126,12 +154,14 @@ def latency_of_collectives(repeats: int) -> dict[str, float]:
     torch.set_num_threads(1)
     net = network()
     size = sum(p.numel() for p in net.parameters())
-    small, large = torch.zeros(1), torch.zeros(size)
+    small, large, pair = torch.zeros(1), torch.zeros(size), [torch.ones(1)] * 2
     return {
         'elements': size,
         'all_reduce of one number': lap(lambda: todist.all_reduce(small), repeats),
         'all_reduce of a gradient': lap(lambda: todist.all_reduce(large), repeats),
-        'map_tasks of nothing': lap(lambda: todist.map_tasks(nothing, [torch.ones(1)] * 2, net).backward(), repeats),
+        'map_tasks of nothing': lap(lambda: todist.map_tasks(nothing, pair, net).backward(), repeats),
+        'CPU of map_tasks of nothing': cpu_of(lambda: todist.map_tasks(nothing, pair, net).backward(), repeats),
+        'CPU of one such task by hand': cpu_of(lambda: nothing(net, pair[0]).backward(), repeats),
     }
 
 
@@ -144,6 +174,8 @@ def latency_of_rpc(repeats: int) -> dict[str, float]:
         'parallelize nothing': lap(lambda: parallel_nothing(net, x).backward(), repeats),
         'parallelize nothing, by one worker': lap(lambda: on_worker_1(net, x).backward(), repeats),
         'CPU of rank 0 for each worker': cpu_of(lambda: on_worker_1(net, x).backward(), repeats),
+        'CPU of all for two workers': cpu_of_all(lambda: parallel_nothing(net, x).backward(), repeats)
+        - 2 * cpu_of(lambda: nothing(net, x[:1]).backward(), repeats),
     }
 
 
@@ -222,6 +254,8 @@ def main() -> None:
     rounds, steps, repeats = (1, 20, 20) if args.quick else (args.rounds, args.steps, args.repeats)
     print(machine.describe())
     result = {'machine': machine.describe(), 'latencies': latencies(repeats), 'scaling': scaling(rounds, steps)}
+    wall = statistics.median(run['wall'] for run in result['scaling']['collectives']['runs'][1]) / steps
+    result['overhead'] = overhead(result['latencies'], wall)
     result['model'] = model(result, steps)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1))
