@@ -218,6 +218,9 @@ def add_up(tensors: Sequence[Tensor], group: Any, timeout: timedelta | None) -> 
     dtype = torch.float32
     for x in tensors:
         dtype = torch.promote_types(dtype, real_dtype(x.dtype))
+    if all(x.dtype == dtype for x in tensors):
+        total = sum_over_ranks(torch.cat([x.detach().reshape(-1) for x in tensors]), group, timeout)
+        return [piece.view(x.shape) for piece, x in zip(torch.split(total, [x.numel() for x in tensors]), tensors)]
     real = [torch.view_as_real(x.detach().resolve_conj()) if x.is_complex() else x.detach() for x in tensors]
     flat = torch.cat([x.reshape(-1).to(dtype) for x in real])
     pieces = torch.split(sum_over_ranks(flat, group, timeout), [x.numel() for x in real])

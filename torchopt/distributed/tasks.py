@@ -123,9 +123,7 @@ def map_tasks(
     weight = 1.0 / total.tasks if reduction == 'mean' else 1.0
     value = total.loss * weight
     if eager:
-        value = apply_function(
-            _KnownGradient, value, [None if g is None else g * weight for g in total.gradients], *leaves
-        )
+        value = apply_function(_KnownGradient, value, total.gradients, weight, *leaves)
     elif create_graph:
         local = _Local([None if work.loss is None else work.loss * weight], ends)
         (value,) = apply_function(_SumOfParts, local, [value], group, timeout, *leaves)
@@ -272,11 +270,11 @@ def _gather(aux: list[Any], ranks: int, group: Any) -> list[Any]:
 
 
 class _KnownGradient(torch.autograd.Function):
-    """A value whose gradient was computed together with it."""
+    """A value whose gradient, but for a factor, was computed together with it."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, gradients: list[Tensor | None], *leaves: Tensor) -> Tensor:
-        ctx.gradients = gradients
+    def forward(ctx: Any, value: Tensor, gradients: list[Tensor | None], weight: float, *leaves: Tensor) -> Tensor:
+        ctx.gradients, ctx.weight = gradients, weight
         return value.clone()
 
     @staticmethod
@@ -285,7 +283,10 @@ class _KnownGradient(torch.autograd.Function):
             raise RuntimeError(
                 'The gradient of map_tasks has no graph. Pass create_graph=True to map_tasks to differentiate it again.'
             )
-        return None, None, *(None if g is None else g * cotangent.to(g.dtype) for g in ctx.gradients)
+        factor = cotangent * ctx.weight
+        present = [g for g in ctx.gradients if g is not None]
+        scaled = iter(torch._foreach_mul(present, factor) if present else ())
+        return None, None, None, *(None if g is None else next(scaled).to(g.dtype) for g in ctx.gradients)
 
 
 # --- Every derivative ---------------------------------------------------------------------------
