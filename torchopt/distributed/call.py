@@ -114,12 +114,16 @@ def _execute(share: Share, record: bool, limits: Limits, then: Callable[[Any], N
             future.add_done_callback(lambda f: answered(f, to, left))
         except RuntimeError as error:
             lost(error, to, left)
+        except Exception as error:  # whoever waits has to hear of it
+            then(error)
 
     def answered(future: Future[worker.Answer], to: int, left: int) -> None:
         try:
             answer = future.wait()
         except RuntimeError as error:
             lost(error, to, left)
+        except Exception as error:
+            then(error)
         else:
             then((to, answer) if answer.failure is None else answer.failure.exception())
 
