@@ -60,7 +60,7 @@ def test_repeated_calls_give_the_same_numbers(tmp_path: Path, case: str, killed:
 
 def test_the_others_end_when_rank_0_fails(tmp_path: Path) -> None:
     first, *others = run('faults.py', 3, tmp_path, 'rank 0 fails')
-    assert first.status == 1
+    assert first.status != 0  # which a launcher sees
     assert 'ValueError: rank 0 fails' in first.output
     assert [p.status for p in others] == [0, 0]
 

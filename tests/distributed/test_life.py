@@ -44,7 +44,7 @@ def test_a_rank_that_is_late(tmp_path: Path) -> None:
 
 def test_the_others_hear_of_a_rank_that_fails_outside(tmp_path: Path) -> None:
     first, other = run('collective_faults.py', 2, tmp_path, 'fails outside')
-    assert first.status == 1
+    assert first.status != 0  # which a launcher sees
     assert 'ValueError: rank 0 fails' in first.output
     assert other.found['error']['type'] == 'WorkerDiedError'
 

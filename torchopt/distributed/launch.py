@@ -154,10 +154,14 @@ def auto_init_process_group(
             world = get_world_info()
             prepare_rendezvous(world)
             dist.init_process_group(backend, timeout=timeout, rank=world.rank, world_size=world.world_size)
-            result = func(*args, **kwargs)
-            # After an error nothing is waited for: the process is to end, so that the others notice.
-            dist.destroy_process_group()
-            return result
+            try:
+                return func(*args, **kwargs)
+            finally:
+                # Also after an error: the others notice by it, and Python may abort if the group outlives it.  With a
+                # collective under way that nobody answers it would not return, so that it is not waited for long.
+                leaving = threading.Thread(target=dist.destroy_process_group, name='torchopt-leave', daemon=True)
+                leaving.start()
+                leaving.join(_LOCAL_SHUTDOWN)
 
         return recorded(main)
 
