@@ -323,7 +323,11 @@ def is_fully_sharded(module: Any) -> bool:
 
 def is_taken_away(x: Any) -> bool:
     """Whether a tensor has lost its memory; to read it would crash."""
-    return 'torch.distributed.fsdp' in sys.modules and x.numel() > 0 and x.untyped_storage().size() == 0
+    if 'torch.distributed.fsdp' not in sys.modules or x.layout is not torch.strided:
+        return False
+    # What torch.func wraps has no memory of its own to ask for.
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(x)
+    return not wrapped and x.numel() > 0 and x.untyped_storage().size() == 0
 
 
 def is_inexact(x: Any) -> bool:

@@ -275,9 +275,8 @@ class _Farewell:
                 f'of worker 0; they are left behind. A longer auto_init_rpc(shutdown_timeout=...) waits for them.',
                 file=sys.stderr,
             )
-        living = {
-            worker for worker in living - set(late) if _is_alive(worker)
-        }  # some may have died after they were done
+        # Some may have died after they were done.
+        living = {worker for worker in living - set(late) if _is_alive(worker)}
         with _roll.lock:
             _roll.end = _End.TOGETHER if living == others else _End.ALONE
         told = self._await(living, lambda: _roll.told, min(_GRACE, self.patience))
