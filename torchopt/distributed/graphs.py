@@ -14,13 +14,14 @@ __all__ = ['leaves_of']
 def leaves_of(outputs: Iterable[Tensor]) -> list[Tensor]:
     """The leaves that require grad on which these tensors depend, each once; without recursion."""
     stack: list[Any] = [x.grad_fn if x.grad_fn is not None else x for x in outputs if x.requires_grad]
-    seen: set[Any] = set()
+    # The nodes themselves, not their numbers: Python makes them anew when asked, and gives a number of the dead again.
+    seen: dict[int, Any] = {}
     found: list[Tensor] = []
     while stack:
         node = stack.pop()
         if node is None or id(node) in seen:
             continue
-        seen.add(id(node))
+        seen[id(node)] = node
         if isinstance(node, Tensor):
             found.append(node)
         elif hasattr(node, 'variable'):
