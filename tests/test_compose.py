@@ -286,6 +286,10 @@ COMBINED = {
     'mask of booleans': torchopt.adamw(0.1, mask={'w': True, 'b': False}),
     'mask from the parameters': torchopt.adamw(0.1, mask=lambda ps: {k: p.dim() > 0 for k, p in ps.items()}),
     'partition': torchopt.partition({'x': torchopt.sgd(0.1), 'y': torchopt.adam()}, {'w': 'x', 'b': 'y'}),
+    'partition with a label that no leaf has': torchopt.partition(
+        {'x': torchopt.sgd(0.1), 'y': torchopt.adam()}, {'w': 'x', 'b': 'x'}
+    ),
+    'mask that hides all': torchopt.adamw(0.1, mask={'w': False, 'b': False}),
     'named_chain': torchopt.named_chain(('a', torchopt.nan_to_num()), ('b', torchopt.adamax())),
     'chain_flat': torchopt.combine.chain_flat(torchopt.radam()),
     'clippers': torchopt.chain(

@@ -33,26 +33,6 @@ def whole(row: Row) -> bool:
     return row.whole and not row.name.startswith('scale_by')
 
 
-# Tracing takes its time; these have all the machinery that there is.
-COMPILED = [
-    'ademamix',
-    'adopt',
-    'cautious',
-    'cocob',
-    'dadapt_adamw',
-    'dog',
-    'galore',
-    'madgrad',
-    'mechanize',
-    'momo',
-    'muon',
-    'prodigy',
-    'reduce_on_plateau',
-    'sam',
-    'schedule_free',
-]
-
-
 def run_steps(tx: Any, params: Any, steps: int, value: bool = False) -> Any:
     state = tx.init(params)
     for t in range(steps):
@@ -100,7 +80,7 @@ def test_vmap(row: Row) -> None:
         assert_trees_close([together[i]], [run_steps(tx, {'w': both[i]}, 4, row.value)['w']], 1e-9)
 
 
-@rows(lambda row: row.name in COMPILED)
+@rows(lambda row: row.first and row.whole)
 def test_compile_without_graph_breaks(row: Row) -> None:
     torch.compiler.reset()
     tx = row.make(OURS)

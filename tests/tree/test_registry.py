@@ -19,6 +19,10 @@ class Pair(NamedTuple):
     right: Any
 
 
+class Nothing(NamedTuple):
+    """A node without children."""
+
+
 class Box:
     """A registered class with a static part."""
 
@@ -167,6 +171,9 @@ COMPILED = {
     'dict': {'b': torch.ones(2), 'a': None, 'c': [torch.ones(())]},
     'named tuple': Pair({'w': torch.ones(2)}, (torch.ones(3), None)),
     'registered': Box([torch.ones(2)]),
+    'empty nodes': {'w': torch.ones(2), 'a': {}, 'b': [(), {'c': []}], 'd': Nothing()},
+    'no leaves': {'a': Nothing(), 'b': {}},
+    'nothing': {},
 }
 
 
@@ -182,4 +189,26 @@ def test_map_and_reduce_compile_without_graph_breaks(example: Any) -> None:
     expected, expected_total = double(example, example)
     assert tree.structure(out) == tree.structure(expected)
     assert bool(tree.allclose(out, expected))
-    assert total.item() == expected_total.item()
+    assert float(total) == float(expected_total)
+
+
+def test_what_compiles_matches_structures_of_empty_nodes() -> None:
+    """An empty node is no leaf, and is another one than an empty node of another kind."""
+
+    def both(t: Any, u: Any) -> Any:
+        return tree.structure(t) == tree.structure(u), tree.structure(t) == tree.structure({'w': u['w']})
+
+    torch.compiler.reset()
+    compiled = torch.compile(both, fullgraph=True, backend='eager')
+    w = torch.ones(1)
+    for t, u in (({}, {}), ({}, ()), (Nothing(), ()), ({}, w), ([{}], [{}])):
+        pair = {'w': w, 'x': t}, {'w': w, 'x': u}
+        assert compiled(*pair) == both(*pair)
+
+
+def test_what_compiles_stops_where_it_is_told() -> None:
+    torch.compiler.reset()
+    example = {'a': Pair(1, 2), 'b': [(), Pair(torch.ones(1), None)], 'c': None}
+    found = torch.compile(lambda t: tree.flatten(t, lambda x: isinstance(x, Pair))[0], fullgraph=True)(example)
+    assert found == [example['a'], example['b'][1], None]
+    assert tree.flatten(example, lambda x: isinstance(x, Pair))[0] == found

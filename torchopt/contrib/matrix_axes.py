@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from torchopt import tree
@@ -101,31 +100,12 @@ def axes_of_leaves(axes: Any, updates: Any, kind: type, applies: Callable[[Tenso
     if made is None or isinstance(made, kind):
         entry = kind() if made is None else made
         return [entry if x is not None and applies(x) else None for x in tree.flatten(updates)[0]]
-    if torch.compiler.is_compiling():
-        return _walk(made, updates, kind)
     entries, top = tree.flatten(made, lambda x: isinstance(x, kind))
     for entry in entries:
         if entry is not None and not isinstance(entry, kind):
             raise TypeError(f'The dimension numbers hold {entry!r}; expected {kind.__name__} or None.')
     parts = tree.flatten_up_to(top, updates, name='updates', like='the dimension numbers')
     return [entry for entry, part in zip(entries, parts) for _ in tree.flatten(part)[0]]
-
-
-def _walk(made: Any, part: Any, kind: type) -> list[Any]:
-    """The same without flattening, since Dynamo cannot trace that for a tree of constants."""
-    if made is None or isinstance(made, kind):
-        return [made] * _count(part)
-    if isinstance(made, dict) and isinstance(part, dict) and made.keys() == part.keys():
-        return [entry for key in sorted(made) for entry in _walk(made[key], part[key], kind)]
-    if isinstance(made, (list, tuple)) and isinstance(part, (list, tuple)) and len(made) == len(part):
-        return [entry for m, p in zip(made, part) for entry in _walk(m, p, kind)]
-    raise ValueError(f'The dimension numbers {made!r} do not have the structure of the updates or of their top.')
-
-
-def _count(part: Any) -> int:
-    if isinstance(part, dict):
-        return sum([_count(x) for x in part.values()])
-    return sum([_count(x) for x in part]) if isinstance(part, (list, tuple)) else 1
 
 
 def _as_tuple(axes: Axes) -> tuple[int, ...]:

@@ -102,18 +102,10 @@ def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> tuple[li
         >>> torchopt.tree.flatten({'w': 1, 'b': None})[0]
         [None, 1]
     """
-    if torch.compiler.is_compiling() and is_leaf is None:
-        # Dynamo cannot trace optree over a dict of constants, such as a mask; no constant is in a box.
-        boxes, spec = optree.tree_flatten(torch_pytree.tree_map(_Box, tree), none_is_leaf=True)
+    if torch.compiler.is_compiling():
+        boxes, spec = optree.tree_flatten(_box(tree, is_leaf), none_is_leaf=True)
         return [box.content for box in boxes], spec
     return optree.tree_flatten(tree, is_leaf, none_is_leaf=True)
-
-
-class _Box:
-    """Hides from Dynamo that a leaf is a constant."""
-
-    def __init__(self, content: Any) -> None:
-        self.content = content
 
 
 def unflatten(spec: TreeSpec, leaves: Iterable[Any]) -> Any:
@@ -126,8 +118,7 @@ def unflatten(spec: TreeSpec, leaves: Iterable[Any]) -> Any:
         {'b': 20, 'w': 10}
     """
     if torch.compiler.is_compiling():
-        boxes = optree.tree_unflatten(spec, [_Box(x) for x in leaves])
-        return torch_pytree.tree_map(lambda box: box.content, boxes)
+        return _unbox(optree.tree_unflatten(spec, [_Box(x) for x in leaves]))
     return optree.tree_unflatten(spec, leaves)
 
 
@@ -172,7 +163,11 @@ def flatten_with_path(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -
         >>> torchopt.tree.flatten_with_path({'layer': [1, 2]})
         [("['layer'][0]", 1), ("['layer'][1]", 2)]
     """
-    accessors, found, _ = optree.tree_flatten_with_accessor(tree, is_leaf, none_is_leaf=True)
+    if torch.compiler.is_compiling():
+        accessors, boxes, _ = optree.tree_flatten_with_accessor(_box(tree, is_leaf), none_is_leaf=True)
+        found = [box.content for box in boxes]
+    else:
+        accessors, found, _ = optree.tree_flatten_with_accessor(tree, is_leaf, none_is_leaf=True)
     return [(accessor.codify(''), leaf) for accessor, leaf in zip(accessors, found)]
 
 
@@ -195,6 +190,8 @@ def flatten_up_to(spec: TreeSpec, tree: Any, *, name: str, like: str, remedy: st
     Raises:
         ValueError: If the trees differ; the message names the path of the first difference.
     """
+    if torch.compiler.is_compiling():
+        return [_unbox(x) for x in spec.flatten_up_to(_box(tree))]
     try:
         return spec.flatten_up_to(tree)
     except ValueError as error:
@@ -235,3 +232,44 @@ def first_difference(spec: TreeSpec, tree: Any, path: str = '') -> tuple[str, st
 
 def _kind(x: Any) -> str:
     return 'None' if x is None else f'a {type(x).__name__}'
+
+
+# Dynamo folds what optree does to a dict of constants, a mask or nodes without leaves, say, into a constant that it
+# then cannot represent.  So while it traces, optree sees no constants: leaves are in boxes, empty nodes stand aside.
+
+
+class _Box:
+    """Holds a leaf."""
+
+    def __init__(self, content: Any) -> None:
+        self.content = content
+
+
+class _Empty:
+    """Stands for a node without children."""
+
+    def __init__(self, node: Any) -> None:
+        self.node = node
+
+
+register_node(_Empty, lambda empty: ((), (type(empty.node), empty.node)), lambda static, _: _Empty(static[1]))
+
+
+def _box(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> Any:
+    def stops(x: Any) -> bool:
+        return _is_empty(x) or (is_leaf is not None and is_leaf(x))
+
+    return torch_pytree.tree_map(lambda x: _Empty(x) if _is_empty(x) else _Box(x), tree, is_leaf=stops)
+
+
+def _unbox(tree: Any) -> Any:
+    def content(x: Any) -> Any:
+        if isinstance(x, _Box):
+            return x.content
+        return x.node.copy() if isinstance(x.node, (list, dict)) else x.node
+
+    return torch_pytree.tree_map(content, tree, is_leaf=lambda x: isinstance(x, (_Box, _Empty)))
+
+
+def _is_empty(x: Any) -> bool:
+    return isinstance(x, (tuple, list, dict)) and len(x) == 0 and not is_leaf_node(x)

@@ -61,9 +61,6 @@ def check_each(check: Callable[[str, Any], Any], name: str, value: Any) -> None:
     """
     if not is_spread(value):
         check(name, value)
-    elif torch.compiler.is_compiling():  # which cannot follow the paths
-        for x in flatten(value)[0]:
-            check(f'{name}[...]', x)
     else:
         for path, x in flatten_with_path(value):
             check(name + path, x)
