@@ -334,3 +334,15 @@ def test_an_optimizer_can_be_made_inside_of_a_compiled_function(alias):
     torch._dynamo.reset()
     lr = torch.tensor(0.1, dtype=torch.float64)
     torch.testing.assert_close(torch.compile(slope, fullgraph=True, backend='eager')(lr), slope(lr))
+
+
+@pytest.mark.parametrize('case', CASES, ids=IDS)
+def test_no_step_waits_for_a_device(case):
+    """Tensors without data: who read a value from them would fail."""
+    params = tree.map(lambda p: p.to('meta'), net_params())
+    tx = case.make()
+    for inplace in (False, True):
+        state = tx.init(params)
+        for _ in range(3):
+            updates, state = tx.update(tree.map(torch.clone, params), state, params, inplace=inplace)
+        assert all(u.device.type == 'meta' for u in tree.leaves(updates))

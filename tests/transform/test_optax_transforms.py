@@ -229,3 +229,15 @@ def test_polyak_takes_the_loss_as_it_is() -> None:
 
     start = torch.tensor([0.5], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(after_a_step, start)
+
+
+@each_row
+def test_no_step_waits_for_a_device(row: Row) -> None:
+    """Tensors without data: who read a value from them would fail."""
+    params = tree.map(lambda p: torch.empty_like(p, device='meta'), params_for(row, F64))
+    tx = row.make(OURS)
+    for inplace in (False, True):
+        state = tx.init(params)
+        for _ in range(3):
+            updates, state = tx.update(tree.map(torch.clone, params), state, params, inplace=inplace)
+        assert all(u.device.type == 'meta' for u in tree.leaves(updates))
