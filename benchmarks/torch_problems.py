@@ -11,7 +11,7 @@ import problems
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from workloads import Workload
+from workloads import SECOND, Workload
 
 DEVICE = torch.device('cpu')  # the worker sets it
 
@@ -40,9 +40,9 @@ def two_steps(step: Callable[[], Sequence[Tensor]], work: Workload) -> list[Tens
     """What two steps, with different gradients, add to the parameters; ``step`` returns the new ones."""
     params, grads = shared_tree(work.tree)
     step()
-    torch._foreach_mul_(grads, -0.5)
+    torch._foreach_mul_(grads, SECOND)
     new = [p.detach() for p in step()]
-    torch._foreach_mul_(grads, -2.0)  # exact
+    torch._foreach_mul_(grads, 1.0 / SECOND)  # exact
     return [n - p for n, p in zip(new, params)]
 
 

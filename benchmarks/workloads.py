@@ -20,6 +20,10 @@ ALIASES = {
     'yogi': {},
 }
 
+# Results are compared after two steps, the second with so many times the gradient of the first: a power of two, so that
+# it can be undone exactly, and small, so that Lion's two steps, which are signs, do not cancel.
+SECOND = -1 / 16
+
 LR, BETAS, EPS, MOMENTUM, WEIGHT_DECAY = 1e-3, (0.9, 0.999), 1e-8, 0.9, 1e-2
 
 # Five 3x3 convolutions, each with a batch norm (weight and bias), and two linear layers: 19 tensors.

@@ -20,6 +20,7 @@ from workloads import (
     META_EPS,
     META_LR,
     MOMENTUM,
+    SECOND,
     WEIGHT_DECAY,
     Workload,
 )
@@ -70,7 +71,7 @@ def _step(work: Workload, donate: bool) -> Case:
 
     def check() -> list[Any]:
         new, new_state = step([jnp.array(p) for p in arrays], tx.init(params), grads)
-        new, _ = step(new, new_state, [-0.5 * g for g in grads])
+        new, _ = step(new, new_state, [SECOND * g for g in grads])
         return [np.asarray(n) - p for n, p in zip(new, arrays)]
 
     return Case(run=run, check=check)
