@@ -25,7 +25,7 @@ FACE = '__init__'
 FLOORS = {
     room: floor
     for floor, rooms in {
-        0: 'version numerics refusal',
+        0: 'version numerics graphs refusal',
         1: '_C',
         2: 'tree checks assignment isotonic',
         3: 'base pytree second_order linear_solve linesearch projections prox perturbations microbatching '

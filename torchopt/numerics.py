@@ -48,6 +48,7 @@ __all__ = [
     'safe_norm',
     'safe_root_mean_squares',
     'safe_sqrt',
+    'tensor_like',
     'vector',
     'zero_count',
 ]
@@ -205,6 +206,13 @@ def as_scalar_like(value: Any, like: torch.Tensor) -> Any:
         return value
     dtype = value.dtype if value.is_complex() else real_dtype(like.dtype)
     return value.reshape(()).to(dtype=dtype, device=like.device)
+
+
+def tensor_like(value: Any, like: torch.Tensor) -> torch.Tensor:
+    """A scalar as a 0-d tensor like another; filling one, unlike copying, does not wait for a device."""
+    if isinstance(value, torch.Tensor):
+        return value.reshape(()).to(dtype=like.dtype, device=like.device)
+    return torch.full((), value, dtype=like.dtype, device=like.device)
 
 
 def abs_sq(x: torch.Tensor) -> torch.Tensor:

@@ -18,9 +18,6 @@ NUMBERS_FOR_NAN = {
     'radam': 'Optax differentiates the root of a negative number before it leaves it out',
 }
 
-# Names of Optax that torchopt does not have yet.  The list has to shrink: a name that is there may not stand in it.
-NOT_THERE_YET: set[str] = set()
-
 # Functions whose transformation has a state that is folded in another way, with the reason.
 OTHER_STATES = {
     'contrib.muon': 'where nothing decays, the chains inside of it have no place for the decay',

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 import torchopt
-from tests.compat.differences import NOT_THERE_YET, OTHER_SIGNATURES
+from tests.compat.differences import OTHER_SIGNATURES
 from torchopt.compat import optax as ours
 
 LIST = Path(__file__).parents[1] / 'data' / 'optax-0.2.8.tsv'
@@ -78,14 +78,6 @@ def read() -> list[Name]:
 
 
 NAMES = read()
-HERE = [name for name in NAMES if str(name).partition('.')[2] not in NOT_THERE_YET]
-
-
-def is_there(name: Name) -> bool:
-    try:
-        return name.ours is not None
-    except (ImportError, AttributeError):
-        return False
 
 
 def test_the_list_is_that_of_the_installed_optax() -> None:
@@ -95,20 +87,16 @@ def test_the_list_is_that_of_the_installed_optax() -> None:
 
 
 @pytest.mark.parametrize('module', ['optax', *(f'optax.{module}' for module in MODULES)])
-def test_every_name_is_there_or_known_to_be_missing(module: str) -> None:
-    missing = {str(name).partition('.')[2] for name in NAMES if name.module == module and not is_there(name)}
-    known = {name for name in NOT_THERE_YET if f'optax.{name}'.rpartition('.')[0] == module}
-    assert missing == known
+def test_every_name_is_there(module: str) -> None:
+    for name in NAMES:
+        if name.module == module:
+            assert name.ours is not None, name
 
 
 @pytest.mark.parametrize('module', ['optax', *(f'optax.{module}' for module in MODULES)])
 def test_nothing_else_is_public(module: str) -> None:
     """So that ``from torchopt.compat.optax import *`` does not shadow more than Optax's does."""
-    try:
-        public = set(importlib.import_module(f'torchopt.compat.{module}').__all__)
-    except ImportError:
-        assert module.partition('.')[2] in {name.partition('.')[0] for name in NOT_THERE_YET}
-        return
+    public = set(importlib.import_module(f'torchopt.compat.{module}').__all__)
     theirs = importlib.import_module(module)
     assert {name for name in public if name not in MOVED and not hasattr(theirs, name)} == set()
 
@@ -146,8 +134,8 @@ def is_protocol(value: Any) -> bool:
     return getattr(value, '_is_protocol', False)
 
 
-CALLABLE = [n for n in HERE if n.kind in {'function', 'class', 'method'} and inspect.isroutine(n.theirs)]
-CLASSES = [n for n in HERE if n.kind == 'class' and not is_protocol(n.theirs)]
+CALLABLE = [n for n in NAMES if n.kind in {'function', 'class', 'method'} and inspect.isroutine(n.theirs)]
+CLASSES = [n for n in NAMES if n.kind == 'class' and not is_protocol(n.theirs)]
 
 
 @pytest.mark.parametrize('name', [*CALLABLE, *CLASSES], ids=str)
@@ -156,13 +144,13 @@ def test_signature(name: Name) -> None:
     assert same == (str(name) not in OTHER_SIGNATURES), (parameters(name.ours), parameters(name.theirs))
 
 
-@pytest.mark.parametrize('name', [n for n in HERE if n.kind == 'namedtuple'], ids=str)
+@pytest.mark.parametrize('name', [n for n in NAMES if n.kind == 'namedtuple'], ids=str)
 def test_fields(name: Name) -> None:
     assert name.ours._fields == name.theirs._fields
     assert name.ours._field_defaults == name.theirs._field_defaults
 
 
-@pytest.mark.parametrize('name', [n for n in HERE if n.kind == 'class' and is_protocol(n.theirs)], ids=str)
+@pytest.mark.parametrize('name', [n for n in NAMES if n.kind == 'class' and is_protocol(n.theirs)], ids=str)
 def test_protocol(name: Name) -> None:
     assert is_protocol(name.ours)
     own = {k for k in vars(name.theirs) if not k.startswith('_') or k == '__call__'}
@@ -171,7 +159,7 @@ def test_protocol(name: Name) -> None:
 
 def test_names_for_one_thing_stand_for_one_thing() -> None:
     things = defaultdict(list)
-    for name in HERE:
+    for name in NAMES:
         things[id(name.theirs)].append(name)
     for group in things.values():
         assert len({id(name.ours) for name in group}) == 1, group
@@ -179,7 +167,7 @@ def test_names_for_one_thing_stand_for_one_thing() -> None:
 
 def test_there_are_few_differences() -> None:
     assert len(OTHER_SIGNATURES) < 10
-    assert set(OTHER_SIGNATURES) <= {str(name) for name in HERE}
+    assert set(OTHER_SIGNATURES) <= {str(name) for name in NAMES}
 
 
 def test_what_has_optaxs_signature_is_the_thing_itself() -> None:

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import torchopt
-from tests.compat.test_optax_names import HERE, Name
+from tests.compat.test_optax_names import NAMES, Name
 from torchopt.compat import optax as ours
 
 jax.config.update('jax_enable_x64', True)
@@ -124,7 +124,7 @@ AGAIN = ['assignment', 'losses', 'microbatching', 'perturbations', 'projections'
 
 
 @pytest.mark.parametrize(
-    'name', [n for n in HERE if n.module.partition('.')[2] in AGAIN and '.' not in n.name], ids=str
+    'name', [n for n in NAMES if n.module.partition('.')[2] in AGAIN and '.' not in n.name], ids=str
 )
 def test_what_does_not_differ_is_the_thing_itself(name: Name) -> None:
     """Its numbers are tested in its own room."""

@@ -221,6 +221,9 @@ def test_polyak_takes_the_loss_as_it_is() -> None:
         updates, state = optimizer.update(list(torch.autograd.grad(loss, weight)), state, [weight], value=loss)
         torchopt.apply_updates([weight], updates)
     torch.testing.assert_close(weight.detach(), torch.tensor([0.375]))
+    loss = weight.square().sum()
+    (u,), _ = optimizer.update(list(torch.autograd.grad(loss, weight, retain_graph=True)), state, value=loss)
+    assert not u.requires_grad
 
     def after_a_step(start: torch.Tensor) -> torch.Tensor:
         loss, grad = start.pow(4).sum(), 4 * start.pow(3)

@@ -14,8 +14,7 @@ from torchopt import checks, tree
 from torchopt._C.reference import average
 from torchopt.base import GradientTransformation, elementwise, factory
 from torchopt.combine import chain
-from torchopt.contrib.scalars import tensor_like
-from torchopt.numerics import abs_sq, advance, as_scalar_like, complement, on_host, safe_sqrt, zero_count
+from torchopt.numerics import abs_sq, advance, as_scalar_like, complement, on_host, safe_sqrt, tensor_like, zero_count
 from torchopt.transform import ScaleByAdamState, ranges, scale_by_learning_rate
 from torchopt.transform.first_moment import check_mu_dtype, zero_mean
 

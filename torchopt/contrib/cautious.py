@@ -15,7 +15,7 @@ from torchopt.base import (
     factory,
     with_extra_args_support,
 )
-from torchopt.contrib.scalars import tensor_like
+from torchopt.numerics import tensor_like
 from torchopt.refusal import expects_state, preflight
 
 __all__ = ['CautiousState', 'cautious']

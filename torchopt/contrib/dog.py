@@ -12,8 +12,8 @@ from torchopt.base import GradientTransformation, factory, identity
 from torchopt.combine import chain
 from torchopt.contrib.constants import kept_copy, without_graphs
 from torchopt.contrib.expectations import expects
-from torchopt.contrib.scalars import real_part, scalar_beside, tensor_like
-from torchopt.numerics import as_scalar_like, on_host
+from torchopt.contrib.scalars import real_part, scalar_beside
+from torchopt.numerics import as_scalar_like, on_host, tensor_like
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate
 
 __all__ = ['DoGState', 'dog', 'scale_by_dog']

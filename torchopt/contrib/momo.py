@@ -13,8 +13,9 @@ from torchopt._C.reference import average, times
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.constants import without_graphs
 from torchopt.contrib.expectations import expects
-from torchopt.contrib.scalars import after_first, check_rate, objective, rate_at, real_part, scalar_beside, tensor_like
-from torchopt.numerics import advance, as_scalar_like, complement, zero_count
+from torchopt.contrib.scalars import after_first, check_rate, rate_at, real_part, scalar_beside
+from torchopt.numerics import advance, as_scalar_like, complement, tensor_like, zero_count
+from torchopt.transform.objective import objective_value
 
 __all__ = ['MomoState', 'bounded_step', 'momo']
 
@@ -108,7 +109,7 @@ def momo(
         updates: Any, state: MomoState, params: Any = None, *, value: Any = None, inplace: bool = False, **extra: Any
     ) -> tuple[Any, MomoState]:
         g, x = without_graphs(updates, params, inplace)
-        loss = objective(value, state.barf, updates, inplace)
+        loss = objective_value(value, state.barf, updates, params, inplace=inplace)
         keep = after_first(state.count, 0.0, beta)
         take = complement(keep)
 

@@ -13,7 +13,7 @@ from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.constants import without_graphs
 from torchopt.contrib.expectations import expects
 from torchopt.contrib.momo import bounded_step
-from torchopt.contrib.scalars import check_rate, objective, rate_at, real_part, scalar_beside
+from torchopt.contrib.scalars import check_rate, rate_at, real_part, scalar_beside
 from torchopt.numerics import (
     abs_sq,
     advance,
@@ -23,6 +23,7 @@ from torchopt.numerics import (
     safe_sqrt,
     zero_count,
 )
+from torchopt.transform.objective import objective_value
 
 __all__ = ['MomoAdamState', 'momo_adam']
 
@@ -130,7 +131,7 @@ def momo_adam(
         **extra: Any,
     ) -> tuple[Any, MomoAdamState]:
         g, x = without_graphs(updates, params, inplace)
-        loss = objective(value, state.barf, updates, inplace)
+        loss = objective_value(value, state.barf, updates, params, inplace=inplace)
         count, t = advance(state.count)
         c1, c2, eta = bias_correction(b1, t), bias_correction(b2, t), schedule(state)
 

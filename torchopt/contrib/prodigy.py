@@ -13,15 +13,7 @@ from torchopt._C.reference import average, plus, times
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.constants import kept_copy, without_graphs
 from torchopt.contrib.expectations import expects
-from torchopt.contrib.scalars import (
-    check_rate,
-    pair_of_rates,
-    positive_ratio,
-    rate_at,
-    real_part,
-    scalar_beside,
-    tensor_like,
-)
+from torchopt.contrib.scalars import check_rate, pair_of_rates, positive_ratio, rate_at, real_part, scalar_beside
 from torchopt.numerics import (
     abs_sq,
     advance,
@@ -29,6 +21,7 @@ from torchopt.numerics import (
     bias_correction,
     complement,
     safe_sqrt,
+    tensor_like,
     zero_count,
 )
 

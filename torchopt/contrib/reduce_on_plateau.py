@@ -10,10 +10,11 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt.base import GradientTransformationExtraArgs, factory
-from torchopt.contrib.scalars import objective, scalar_beside, tensor_like
-from torchopt.numerics import advance, as_scalar_like, zero_count
+from torchopt.contrib.scalars import scalar_beside
+from torchopt.numerics import advance, as_scalar_like, tensor_like, zero_count
 from torchopt.refusal import expects_state
 from torchopt.transform.branching import branch
+from torchopt.transform.objective import objective_value
 
 __all__ = ['ReduceLROnPlateauState', 'reduce_on_plateau']
 
@@ -131,7 +132,7 @@ def reduce_on_plateau(
         **extra: Any,
     ) -> tuple[Any, ReduceLROnPlateauState]:
         tree.check_inexact(updates, name='updates')
-        loss = objective(value, state.avg_value, updates, inplace)
+        loss = objective_value(value, state.avg_value, updates, params, inplace=inplace)
         count, n = advance(state.count)
         mean = (state.avg_value * as_scalar_like(n - 1, loss) + loss) / as_scalar_like(n, loss)
         seen = state._replace(avg_value=mean, count=count)

@@ -9,20 +9,18 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, tree
-from torchopt.numerics import as_scalar_like, in_transform, on_host, real_dtype
+from torchopt.numerics import as_scalar_like, on_host, real_dtype
 from torchopt.transform import ranges
 
 __all__ = [
     'after_first',
     'check_number_or_schedule',
     'check_rate',
-    'objective',
     'pair_of_rates',
     'positive_ratio',
     'rate_at',
     'real_part',
     'scalar_beside',
-    'tensor_like',
 ]
 
 
@@ -37,13 +35,6 @@ def scalar_beside(params: Any, value: Any, which: str = 'lowest') -> Tensor:
     if isinstance(value, Tensor):
         return value.reshape(()).to(dtype=dtype, device=device)
     return torch.full((), value, dtype=dtype, device=device)
-
-
-def tensor_like(value: Any, like: Tensor) -> Tensor:
-    """A scalar as a 0-d tensor like another; filling one, unlike copying, does not wait for a device."""
-    if isinstance(value, Tensor):
-        return value.reshape(()).to(dtype=like.dtype, device=like.device)
-    return torch.full((), value, dtype=like.dtype, device=like.device)
 
 
 def check_rate(rate: Any) -> None:
@@ -97,23 +88,3 @@ def real_part(x: Any, like: Tensor) -> Tensor:
     """The real part of an inner product as a scalar of the state."""
     x = torch.as_tensor(x)
     return as_scalar_like(x.real if x.is_complex() else x, like)
-
-
-def objective(value: Any, like: Tensor, updates: Any, inplace: bool) -> Tensor:
-    """The value of the objective as a scalar of the state.
-
-    In a step that nobody differentiates (in place, or with gradients that carry no graph) it counts as a constant:
-    people pass the loss as it is, whose graph would otherwise be kept in the state.
-
-    Raises:
-        TypeError: If it was not given.
-    """
-    if value is None:
-        raise TypeError(
-            "The extra argument 'value' is missing. Call `update(updates, state, params, value=loss)` with the value "
-            'of the objective at the parameters.'
-        )
-    looked_at = torch.compiler.is_compiling() or in_transform()
-    if isinstance(value, Tensor) and (inplace or not (looked_at or any(g.requires_grad for g in tree.leaves(updates)))):
-        value = value.detach()
-    return tensor_like(value, like)

@@ -19,8 +19,7 @@ from torchopt.base import (
 from torchopt.combine import chain
 from torchopt.contrib.expectations import expects, require_real
 from torchopt.contrib.hutchinson import hutchinson_estimator_diag_hessian
-from torchopt.contrib.scalars import tensor_like
-from torchopt.numerics import advance, as_scalar_like, bias_correction, complement, on_host, zero_count
+from torchopt.numerics import advance, as_scalar_like, bias_correction, complement, on_host, tensor_like, zero_count
 from torchopt.refusal import preflight
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate
 from torchopt.transform.branching import branch

@@ -114,7 +114,7 @@ def auto_init_rpc(
                 farewell.failed = not (isinstance(error, SystemExit) and not error.code)
                 raise
 
-        return recorded(main)
+        return _recorded(main)
 
     return decorate
 
@@ -163,12 +163,12 @@ def auto_init_process_group(
                 leaving.start()
                 leaving.join(_LOCAL_SHUTDOWN)
 
-        return recorded(main)
+        return _recorded(main)
 
     return decorate
 
 
-def recorded(main: Callable[_P, _T]) -> Callable[_P, _T]:
+def _recorded(main: Callable[_P, _T]) -> Callable[_P, _T]:
     """Let ``torchrun`` know the traceback of an error."""
     # Imported only here, since it loads torch's launcher.
     from torch.distributed.elastic.multiprocessing.errors import record

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torchopt import tree
 from torchopt.distributed.collectives import add_up, typed_errors, world_size
 from torchopt.distributed.errors import Failure
-from torchopt.distributed.graphs import leaves_of
 from torchopt.distributed.partition import share_of
+from torchopt.graphs import leaves_of
 from torchopt.numerics import apply_function, in_transform, is_dtensor, real_dtype
 
 __all__ = ['map_tasks']

@@ -18,8 +18,8 @@ import torch.distributed.rpc as rpc
 from torch import Tensor
 
 from torchopt.distributed.errors import Failure
-from torchopt.distributed.graphs import leaves_of
 from torchopt.distributed.message import Message, as_leaf, pack, unpack
+from torchopt.graphs import leaves_of
 
 __all__ = ['Answer', 'differentiate', 'execute']
 

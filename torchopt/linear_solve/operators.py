@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from torchopt.graphs import leaves_of
 from torchopt.linear_solve.tape import Leaves, Product, taped
 from torchopt.numerics import in_transform
 
@@ -351,22 +351,11 @@ def pullback(outputs: Leaves, inputs: Leaves, *, retain_graph: bool = True, crea
 def _warn_of_hidden_leaves(value: Leaves, known: Leaves) -> None:
     """Say so where a function depends on tensors that require gradients, but will not get them."""
     mine = {id(x) for x in known}
-    pending: list[Any] = [y.grad_fn for y in value if y.grad_fn is not None]
-    seen, hidden = set(pending), []
-    while pending:
-        node = pending.pop()
-        leaf = getattr(node, 'variable', None)
-        if leaf is not None and id(leaf) not in mine:
-            hidden.append(leaf)
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                pending.append(following)
+    hidden = [leaf for leaf in leaves_of(value) if id(leaf) not in mine]
     if hidden:
         warnings.warn(
             f'The optimality function depends on {len(hidden)} tensors that require gradients but are not among its '
             f'arguments (the first has shape {tuple(hidden[0].shape)}); they count as constants, and get no gradients. '
-            'Pass '
-            f'them as arguments, or detach them.',
+            f'Pass them as arguments, or detach them.',
             stacklevel=2,
         )

@@ -10,7 +10,7 @@ import torch
 from torchopt import checks, tree
 from torchopt.base import EmptyState, GradientTransformationExtraArgs, factory, init_empty_state
 from torchopt.numerics import as_scalar_like
-from torchopt.transform.leafwise import is_weight
+from torchopt.transform.objective import objective_value
 
 __all__ = ['scale_by_polyak']
 
@@ -62,15 +62,8 @@ def scale_by_polyak(
     def update(
         updates: Any, state: EmptyState, params: Any = None, *, value: Any = None, inplace: bool = False, **extra: Any
     ) -> tuple[Any, EmptyState]:
-        if value is None:
-            raise TypeError(
-                "The extra argument 'value' is missing. Call `update(updates, state, params, value=loss)` with the "
-                'value of the objective at the parameters.'
-            )
-        if isinstance(value, torch.Tensor) and _is_plain(updates, params):
-            value = value.detach()  # the loss whose backward pass gave the gradients; its graph belongs to no step
         square = tree.norm(updates, squared=True)
-        gap = torch.as_tensor(as_scalar_like(value, square), dtype=square.dtype, device=square.device)
+        gap = objective_value(value, square, updates, params, inplace=inplace)
         gap = gap - as_scalar_like(f_min, square)
         if variant == 'sps+':
             gap = torch.relu(gap)
@@ -82,10 +75,3 @@ def scale_by_polyak(
         return tree.map(lambda g: g * as_scalar_like(rate, g), updates), state
 
     return GradientTransformationExtraArgs(init_empty_state, update)
-
-
-def _is_plain(updates: Any, params: Any) -> bool:
-    """Whether this is a step of plain training: weights, and gradients without a graph."""
-    if any(g.requires_grad for g in tree.leaves(updates)):
-        return False
-    return any(is_weight(p) for p in tree.leaves(params))

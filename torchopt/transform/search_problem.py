@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from torchopt import linesearch, tree
-from torchopt.numerics import as_scalar_like, has_tangent, in_transform, is_inexact, real_dtype
+from torchopt.numerics import as_scalar_like, is_inexact, real_dtype
+from torchopt.transform.objective import is_plain
 
 __all__ = ['Problem', 'check_limit', 'counted', 'number_dtype', 'report', 'stored']
 
@@ -53,7 +54,7 @@ class Problem(NamedTuple):
         tree.check_updates(updates, params)
         tree.check_matching(grad, params, name='grad', like='params')
         _check_arguments(value_fn, extra)
-        plain = _is_plain(updates, params, grad)
+        plain = is_plain((updates, grad), params)
         if plain:
             updates, params, grad, value = (tree.map(_detached, x) for x in (updates, params, grad, value))
         return cls(updates, params, value, grad, (lambda p: value_fn(p, **extra)) if extra else value_fn, plain)
@@ -87,16 +88,6 @@ class Problem(NamedTuple):
     def scaled(self, rate: Any) -> Any:
         """The updates times the step size."""
         return tree.map(lambda u: as_scalar_like(rate, u) * u, self.updates)
-
-
-def _is_plain(updates: Any, params: Any, grad: Any) -> bool:
-    """Whether nobody differentiates this step."""
-    if torch.compiler.is_compiling() or in_transform():
-        return False
-    tensors = [x for x in (*tree.leaves(updates), *tree.leaves(grad)) if isinstance(x, Tensor)]
-    if any(x.requires_grad or has_tangent(x) for x in tensors):
-        return False
-    return not any(has_tangent(p) or (p.requires_grad and not p.is_leaf) for p in tree.leaves(params))
 
 
 def _detached(x: Any) -> Any:
