@@ -22,6 +22,8 @@ PAIRS = [
     'differentiated twice over',
     'arguments come back as they were',
     'written arguments come back as copies',
+    'our own share is done apart from us',
+    'what several shares hold is one thing in each',
     'a trained module',
     'parameters of a worker',
     'parameters of a worker alone',

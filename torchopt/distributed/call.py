@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import threading
 import weakref
@@ -19,7 +20,7 @@ from torch.futures import Future
 
 from torchopt.distributed import worker
 from torchopt.distributed.errors import WorkerDiedError, WorkerError, translate_call
-from torchopt.distributed.message import Message, pack, unpack
+from torchopt.distributed.message import Message, copied, pack, pack_each, unpack
 from torchopt.distributed.world import members
 from torchopt.numerics import apply_function
 
@@ -41,21 +42,26 @@ class Share(NamedTuple):
     inputs: list[Tensor]
 
 
-def prepare(worker: int, func: Callable[..., Any], args: Any, kwargs: Any) -> Share:
-    """Pack the share of a worker.
+def prepare(func: Callable[..., Any], parts: Sequence[tuple[int, tuple[Any, ...], dict[str, Any]]]) -> list[Share]:
+    """Pack the shares of all workers, each a worker with its arguments.
 
     Raises:
-        TypeError: If it cannot be sent.
+        TypeError: If one cannot be sent.
     """
+    held = [{id(x): x for x in (*args, *kwargs.values())} for _, args, kwargs in parts]
+    common = [x for number, x in held[0].items() if all(number in other for other in held)] if len(held) > 1 else []
     try:
-        request, originals = pack((func, args, kwargs))
+        packed = pack_each([(func, args, kwargs) for _, args, kwargs in parts], common)
     except Exception as error:
         name = getattr(func, '__qualname__', None) or repr(func)
         raise TypeError(
             f'func={name} with its arguments cannot be sent to another process: {error}. Define functions and classes '
             f'at the top level of a module that every worker can import; lambdas and local functions cannot be sent.'
         ) from error
-    return Share(worker, request, [x for x in originals if isinstance(x, Tensor) and x.requires_grad])
+    return [
+        Share(worker, request, [x for x in originals if isinstance(x, Tensor) and x.requires_grad])
+        for (worker, _, _), (request, originals) in zip(parts, packed)
+    ]
 
 
 def call(shares: Sequence[Share], limits: Limits, reduce: Callable[[list[Any]], Any]) -> Future[Any]:
@@ -92,9 +98,15 @@ def call(shares: Sequence[Share], limits: Limits, reduce: Callable[[list[Any]], 
         else:
             promise.set_exception(error)
 
-    for number, share in enumerate(shares):
-        _execute(share, record, limits, lambda found, number=number: receive(number, found))  # type: ignore[misc]
+    for number in _own_last([share.worker for share in shares]):
+        _execute(shares[number], record, limits, functools.partial(receive, number))
     return promise
+
+
+def _own_last(workers: Sequence[int]) -> list[int]:
+    """The numbers of calls in the order in which to start them: our own share would keep the others waiting."""
+    own = rpc.get_worker_info().id
+    return sorted(range(len(workers)), key=lambda number: workers[number] == own)
 
 
 def _future() -> Future[Any]:
@@ -182,7 +194,24 @@ def _ask(to: int, what: Callable[..., worker.Answer], args: tuple[Any, ...], tim
     with contextlib.suppress(IndexError):  # when it is empty; other threads may add to it meanwhile
         while True:
             released.append(_released[to].popleft())
+    plain = all('own' not in x.kinds for x in args if isinstance(x, Message))
+    if to == rpc.get_worker_info().id and timeout <= 0 and plain:
+        return _here(what, (*args, released))
     future: Future[worker.Answer] = rpc.rpc_async(to, what, (*args, released), timeout=timeout)
+    return future
+
+
+def _here(what: Callable[..., worker.Answer], args: tuple[Any, ...]) -> Future[worker.Answer]:
+    """Do our own share as RPC would do it, but without sending it out of the house and in again."""
+    future: Future[worker.Answer] = _future()
+    arrived = [copied(x) if isinstance(x, Message) else x for x in args]
+
+    def run() -> None:
+        answer = what(*arrived)
+        future.set_result(answer if answer.message is None else answer._replace(message=copied(answer.message)))
+
+    # A thread of its own, since modes of ours (no_grad, autocast, a default device) are not for the function.
+    threading.Thread(target=run, name='torchopt-own-share', daemon=True).start()
     return future
 
 
@@ -204,25 +233,28 @@ class _Session:
     def differentiate(self, inputs: Sequence[Tensor], cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
         """The gradients of the inputs; with a graph where one is recorded."""
         record = torch.is_grad_enabled()
-        shares, futures = [], []
+        shares = []
         of_inputs, of_outputs = iter(inputs), iter(cotangents)
         for kept in self.kept:
             own = list(itertools.islice(of_inputs, kept.inputs))
             given = list(itertools.islice(of_outputs, kept.outputs))
             needed = kept.handle is not None and any(c is not None for c in given)
-            sent = [None if c is None else c.detach() for c in given]
-            futures.append(self._start(kept, sent, record) if needed else None)
-            shares.append((own, given, sent))
+            sent, _ = pack([None if c is None else c.detach() for c in given])
+            shares.append((own, given, sent if needed else None))
+        futures: dict[int, Any] = {}
+        for i in _own_last([-1 if kept.handle is None else kept.handle.worker for kept in self.kept]):
+            request = shares[i][2]
+            futures[i] = None if request is None else self._start(self.kept[i], request, record)
         answers: list[tuple[int, worker.Answer] | None] = []
-        for kept, future, (_, _, sent) in zip(self.kept, futures, shares):
-            answers.append(None if future is None else self._finish(kept, future, sent, record))
+        for i, (kept, (_, _, request)) in enumerate(zip(self.kept, shares)):
+            answers.append(None if request is None else self._finish(kept, futures[i], request, record))
         packed = [
             Share(0, Message(b'', [], []), [*own, *(c for c in given if c is not None)]) for own, given, _ in shares
         ]
         lists = _assemble(packed, answers, self.limits._replace(retries=0))
         return [g for (own, _, _), found in zip(shares, lists) for g in (found or [None] * len(own))]
 
-    def _start(self, kept: _Kept, sent: list[Tensor | None], record: bool) -> Any:
+    def _start(self, kept: _Kept, sent: Message, record: bool) -> Any:
         assert kept.handle is not None
         try:
             args = (kept.handle.number, sent, record)
@@ -230,7 +262,7 @@ class _Session:
         except RuntimeError as error:
             return error
 
-    def _finish(self, kept: _Kept, future: Any, sent: list[Tensor | None], record: bool) -> tuple[int, worker.Answer]:
+    def _finish(self, kept: _Kept, future: Any, sent: Message, record: bool) -> tuple[int, worker.Answer]:
         """Wait for a gradient; where its worker is lost, let another do the call once more, as often as allowed."""
         left = self.limits.retries
         while True:

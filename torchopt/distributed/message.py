@@ -16,7 +16,7 @@ import torch
 import torch.distributed.rpc as rpc
 from torch import Tensor, nn
 
-__all__ = ['Message', 'pack', 'unpack']
+__all__ = ['Message', 'copied', 'pack', 'pack_each', 'unpack']
 
 
 class Message(NamedTuple):
@@ -26,11 +26,13 @@ class Message(NamedTuple):
         payload: The pickled object, with numbers in place of what is in ``parts``.
         parts: Tensors, detached, and what only RPC's own pickler can send (``RRef``, scripted modules).
         kinds: For each of the parts what it is to become again.
+        common: What is pickled before the object and is the same in several messages; the payload refers to it.
     """
 
     payload: bytes
     parts: list[Any]
     kinds: list[str]
+    common: bytes = b''
 
 
 Classify = Callable[[Tensor], 'tuple[str, Any]']
@@ -43,12 +45,14 @@ def _part(number: int) -> Any:
 
 
 class _Pickler(pickle.Pickler):
-    def __init__(self, file: io.BytesIO, classify: Classify) -> None:
+    def __init__(self, file: io.BytesIO, classify: Classify, after: _Pickler | None = None) -> None:
         super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
         self.classify = classify
-        self.originals: list[Any] = []
-        self.parts: list[Any] = []
-        self.kinds: list[str] = []
+        self.originals: list[Any] = [] if after is None else list(after.originals)
+        self.parts: list[Any] = [] if after is None else list(after.parts)
+        self.kinds: list[str] = [] if after is None else list(after.kinds)
+        if after is not None:
+            self.memo = after.memo
 
     def reducer_override(self, obj: Any) -> Any:
         # Asked once for every object but those of Python's own plain types.
@@ -98,6 +102,22 @@ def pack(obj: Any, classify: Classify = as_leaf) -> tuple[Message, list[Any]]:
     return Message(file.getvalue(), pickler.parts, pickler.kinds), pickler.originals
 
 
+def pack_each(objects: Sequence[Any], common: Sequence[Any]) -> list[tuple[Message, list[Any]]]:
+    """As :func:`pack` for several objects; things that all of them hold, such as a module, are pickled only once."""
+    shared = io.BytesIO()
+    before = _Pickler(shared, as_leaf)
+    if common:
+        before.dump(list(common))
+    packed = []
+    for obj in objects:
+        file = io.BytesIO()
+        pickler = _Pickler(file, as_leaf, before)
+        pickler.dump(obj)
+        message = Message(file.getvalue(), pickler.parts, pickler.kinds, shared.getvalue())
+        packed.append((message, pickler.originals))
+    return packed
+
+
 _ARRIVE: dict[str, Callable[[Any], Any]] = {
     'leaf': lambda x: x.detach().requires_grad_(),
     'frozen leaf': lambda x: x,
@@ -105,6 +125,11 @@ _ARRIVE: dict[str, Callable[[Any], Any]] = {
     'frozen parameter': lambda x: nn.Parameter(x, requires_grad=False),
     'own': lambda x: x,
 }
+
+
+def copied(message: Message) -> Message:
+    """The same with tensors of its own, for a receiver that shares our memory."""
+    return message._replace(parts=[part.clone() if isinstance(part, Tensor) else part for part in message.parts])
 
 
 def unpack(message: Message, arrive: dict[str, Callable[[Any], Any]] | None = None) -> tuple[Any, list[Any]]:
@@ -116,4 +141,7 @@ def unpack(message: Message, arrive: dict[str, Callable[[Any], Any]] | None = No
     """
     kinds = _ARRIVE if arrive is None else {**_ARRIVE, **arrive}
     found = [kinds[kind](part) for kind, part in zip(message.kinds, message.parts)]
-    return _Unpickler(io.BytesIO(message.payload), found).load(), found
+    unpickler = _Unpickler(io.BytesIO(message.common + message.payload), found)
+    if message.common:
+        unpickler.load()
+    return unpickler.load(), found

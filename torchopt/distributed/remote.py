@@ -50,7 +50,7 @@ def remote_async_call(
             list of ``(worker, args, kwargs)``; None divides all tensors along their first dimension.
         reducer: A function of the list of results.
         timeout: Seconds that each worker may take, for the function and again for its gradient; 0 is for ever, and the
-            default that of the RPC group (60 s).
+            default that of the RPC group (60 s).  What this process does itself has a limit only where one is given.
         retries: How often a part is repeated on another worker when its worker died or was late.  Only for functions
             without side effects.
 
@@ -83,7 +83,7 @@ def remote_async_call(
     args, kwargs = tuple(args or ()), dict(kwargs or {})
     parts = _divide(partitioner, args, kwargs)
     weights = [getattr(part, 'weight', 1) for part in parts]
-    shares = [prepare(get_worker_id(worker), func, a, k) for worker, a, k in parts]
+    shares = prepare(func, [(get_worker_id(worker), tuple(a), dict(k)) for worker, a, k in parts])
     return call(shares, Limits(timeout, retries), lambda found: _reduced(reducer, Results(found, weights)))
 
 

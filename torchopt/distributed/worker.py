@@ -104,16 +104,16 @@ def execute(request: Message, differentiable: bool, released: Sequence[int]) -> 
         return _failed(error)
 
 
-def differentiate(
-    number: int, cotangents: Sequence[Tensor | None], create_graph: bool, released: Sequence[int]
-) -> Answer:
+def differentiate(number: int, request: Message, create_graph: bool, released: Sequence[int]) -> Answer:
     """The product of the cotangents of a graph's outputs with its Jacobian, for each input; None where it is zero.
 
+    The request is a list with a cotangent, or None, for each output.
     Leaves of the worker's own get theirs in ``.grad``, as in any backward pass.
     """
     try:
         _forget(released)
         graph = _graphs[number]
+        cotangents, _ = unpack(request)
         if create_graph:
             return _differentiate_again(graph, [None if c is None else c.requires_grad_() for c in cotangents])
         pairs = [(x, c) for x, c in zip(graph.outputs, cotangents) if c is not None]

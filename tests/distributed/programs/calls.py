@@ -76,6 +76,39 @@ def give_back(*args: Any) -> Any:
     return args
 
 
+def own_share() -> Any:
+    w, large = torch.tensor([2.0, 3.0], requires_grad=True), torch.ones(300, 300)
+    with torch.no_grad():
+        modes = [todist.remote_sync_call(grad_mode, partitioner=i)[0] for i in range(2)]
+    written = todist.remote_sync_call(write_into, args=(w,), partitioner=0)[0]
+    squares = todist.remote_sync_call(torch.square, args=(w,), partitioner=0)[0]
+    with torch.no_grad():
+        squares.add_(10.0)
+    squares.sum().backward()
+    larger = todist.remote_sync_call(write_into, args=(large,), partitioner=0)[0]
+    found = [modes, written.detach(), w.detach(), w.grad, squares.detach(), large.sum(), larger.sum()]
+    start = torch.tensor([2.0, 3.0])
+    return found, [[True, True], start + 1, start, 2 * start, start**2 + 10, torch.tensor(9e4), torch.tensor(18e4)]
+
+
+def to_everyone(net: nn.Module, w: Tensor) -> list[Any]:
+    return [(i, (net, w, i), {}) for i in range(3)]
+
+
+def one_thing(net: Net) -> Any:
+    w = net.first.weight
+    same = todist.remote_sync_call(is_its_weight, partitioner=to_everyone, args=(net, w))
+    return [[x.detach(), is_same, i] for x, is_same, i in same], [[w.detach().sum(), True, i] for i in range(3)]
+
+
+def grad_mode() -> bool:
+    return torch.is_grad_enabled()
+
+
+def is_its_weight(net: nn.Module, w: Tensor, number: int) -> tuple[Tensor, bool, int]:
+    return w.sum(), w is net.first.weight and w is net.second.weight, number
+
+
 def write_into(x: Tensor) -> Tensor:
     with torch.no_grad():
         x.add_(1.0)
@@ -205,6 +238,8 @@ def pairs() -> dict[str, tuple[Any, Any]]:
         [written.detach(), written is w, written.is_leaf, w.detach()],
         [w.detach() + 1, False, True, torch.tensor([2.0, 3.0])],
     )
+    found['our own share is done apart from us'] = own_share()
+    found['what several shares hold is one thing in each'] = one_thing(template)
     trained = todist.remote_sync_call(train, args=(copy.deepcopy(template),), partitioner=2)[0]
     local = train(copy.deepcopy(template))
     found['a trained module'] = (
