@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from torchopt import checks
-from torchopt import tree as trees
+from torchopt import checks, tree as trees
 from torchopt.numerics import is_inexact
 
 if TYPE_CHECKING:

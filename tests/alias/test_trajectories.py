@@ -7,8 +7,7 @@ import pytest
 import torch
 
 import torchopt
-from tests.cases import CASES as NATIVE
-from tests.cases import MAXIMIZING, WITHOUT_KERNEL, Case, mixed_tree
+from tests.cases import CASES as NATIVE, MAXIMIZING, WITHOUT_KERNEL, Case, mixed_tree
 from tests.oracle import assert_trees_close, named_entries, run_optax, run_torch, run_torchopt
 from torchopt import tree
 

@@ -8,8 +8,18 @@ import functools
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call, functionalize, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
-from torch.func import grad as func_grad
+from torch.func import (
+    functional_call,
+    functionalize,
+    grad as func_grad,
+    hessian,
+    jacfwd,
+    jacrev,
+    jvp,
+    stack_module_state,
+    vjp,
+    vmap,
+)
 
 import torchopt
 from tests import cases as optimizers
