@@ -26,7 +26,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
 from glyphs import Alphabet, hershey_alphabets, omniglot_alphabets
-from maml import Score, accuracy, adapt, draw, inner_optimizer, make_network, parse
+from maml import Score, accuracy, adapt, draw, inner_optimizer, make_network, outer_optimizer, parse
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from tqdm import tqdm
@@ -69,13 +69,6 @@ class Spent(NamedTuple):
             path.with_name(f'{path.name}.{rank}').write_text(json.dumps(self._asdict()))
 
 
-def outer_optimizer(net: nn.Module, args: argparse.Namespace) -> torchopt.Optimizer:
-    """Adam; the full rate for the first half of the steps, then straight down to zero."""
-    half = args.steps // 2
-    rate = torchopt.schedule.linear_schedule(args.outer_lr, 0.0, args.steps - half, transition_begin=half)
-    return torchopt.Optimizer(net.parameters(), torchopt.chain(torchopt.clip_grad_norm(0.3), torchopt.adam(rate)))
-
-
 def save(path: Path, net: nn.Module, outer: torchopt.Optimizer, step: int) -> None:
     """Write a checkpoint: every process its part, under a new name, so that the last whole one is always there."""
     state = {'net': net.state_dict(), 'outer': get_optimizer_state_dict(net, outer), 'step': step}
@@ -102,7 +95,7 @@ def main(argv: list[str] | None = None) -> Score:
     torch.set_num_threads(1)
     training, test = omniglot_alphabets(args.data) if args.data else hershey_alphabets()
     net = make_network(args.ways)
-    outer = outer_optimizer(net, args)
+    outer = outer_optimizer(net.parameters(), args)
     first = resume(args.checkpoint, net, outer) if args.checkpoint else 0
 
     quiet = todist.get_rank() != 0
@@ -123,11 +116,10 @@ def main(argv: list[str] | None = None) -> Score:
     with torch.no_grad():
         numbers = range(-args.test_tasks, 0)
         _, accuracies = todist.map_tasks(TaskLoss(test, 'test', args), numbers, net, has_aux=True)
-    each = torch.tensor(accuracies)
-    score = Score(each.mean().item(), 1.96 * each.std().item() / len(each) ** 0.5)
+    score = Score.of(accuracies)
     if not quiet:
         print(f'{todist.get_world_size()} processes: meta-training took {spent}')
-        print(f'accuracy on {len(each)} tasks of held-out alphabets: {score}')
+        print(f'accuracy on {len(accuracies)} tasks of held-out alphabets: {score}')
     return score
 
 

@@ -18,9 +18,9 @@ import sys
 import time
 
 import torch
-from distributed_maml import Spent, TaskLoss, extend, outer_optimizer
+from distributed_maml import Spent, TaskLoss, extend
 from glyphs import hershey_alphabets, omniglot_alphabets
-from maml import Score, make_network, parse
+from maml import Score, make_network, outer_optimizer, parse
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -70,7 +70,7 @@ def main(args: argparse.Namespace) -> Score:
     """Train, test."""
     torch.manual_seed(args.seed)
     net = make_network(args.ways)
-    outer = outer_optimizer(net, args)
+    outer = outer_optimizer(net.parameters(), args)
     wall, cpu = time.perf_counter(), cpu_seconds()
     for step in (bar := tqdm(range(args.steps), desc='meta-training', unit='step')):
         numbers = torch.arange(step * args.tasks_per_batch, (step + 1) * args.tasks_per_batch)
@@ -85,10 +85,10 @@ def main(args: argparse.Namespace) -> Score:
         of_rank.write(args.report, rank)
 
     with torch.no_grad():
-        each = torch.tensor(test_accuracies(net, torch.arange(-args.test_tasks, 0)))
-    score = Score(each.mean().item(), 1.96 * each.std().item() / len(each) ** 0.5)
+        accuracies = test_accuracies(net, torch.arange(-args.test_tasks, 0))
+    score = Score.of(accuracies)
     print(f'{todist.get_world_size()} processes: meta-training took {spent[0]}')
-    print(f'accuracy on {len(each)} tasks of held-out alphabets: {score}')
+    print(f'accuracy on {len(accuracies)} tasks of held-out alphabets: {score}')
     return score
 
 

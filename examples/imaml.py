@@ -27,7 +27,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from glyphs import Alphabet, Task, hershey_alphabets, omniglot_alphabets
-from maml import Score, accuracy, draw, evaluate_from_scratch, make_network, plot, score
+from maml import Score, accuracy, draw, evaluate_from_scratch, make_network, outer_optimizer, plot, score
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -131,10 +131,7 @@ FORMS = {'functional': functional_form, 'object': object_form}
 def meta_train(net: nn.Module, adapt: Adapt, alphabets: list[Alphabet], args: argparse.Namespace) -> list[float]:
     """Learn the initial weights; return the accuracy after adaptation at each outer step."""
     generator = torch.Generator().manual_seed(args.seed)
-    # The full rate for the first half of the steps, then straight down to zero.
-    half = args.steps // 2
-    rate = torchopt.schedule.linear_schedule(args.outer_lr, 0.0, args.steps - half, transition_begin=half)
-    outer = torchopt.Optimizer(net.parameters(), torchopt.chain(torchopt.clip_grad_norm(0.3), torchopt.adam(rate)))
+    outer = outer_optimizer(net.parameters(), args)
 
     curve = []
     for _ in (bar := tqdm(range(args.steps), desc='meta-training', unit='step')):

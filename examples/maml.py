@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,6 +47,13 @@ def make_network(ways: int, channels: int = 32) -> nn.Sequential:
     )
 
 
+def outer_optimizer(params: Iterable[Tensor], args: argparse.Namespace) -> torchopt.Optimizer:
+    """Adam; the full rate for the first half of the steps, then straight down to zero."""
+    half = args.steps // 2
+    rate = torchopt.schedule.linear_schedule(args.outer_lr, 0.0, args.steps - half, transition_begin=half)
+    return torchopt.Optimizer(params, torchopt.chain(torchopt.clip_grad_norm(0.3), torchopt.adam(rate)))
+
+
 def inner_optimizer(net: nn.Module, args: argparse.Namespace) -> torchopt.MetaOptimizer:
     """The differentiable optimizer that fits a network to one task."""
     if args.inner == 'adam':
@@ -63,11 +70,7 @@ def adapt(net: nn.Module, optimizer: torchopt.MetaOptimizer, task: Task, steps: 
 def meta_train(net: nn.Module, alphabets: list[Alphabet], args: argparse.Namespace) -> list[float]:
     """Learn the initial weights; return the accuracy after adaptation at each outer step."""
     generator = torch.Generator().manual_seed(args.seed)
-    # The full rate for the first half of the steps, then straight down to zero.
-    half = args.steps // 2
-    rate = torchopt.schedule.linear_schedule(args.outer_lr, 0.0, args.steps - half, transition_begin=half)
-    outer = torchopt.Optimizer(net.parameters(), torchopt.chain(torchopt.clip_grad_norm(0.3), torchopt.adam(rate)))
-    inner = inner_optimizer(net, args)
+    outer, inner = outer_optimizer(net.parameters(), args), inner_optimizer(net, args)
     start, fresh = (torchopt.extract_state_dict(x, by='reference') for x in (net, inner))
 
     curve = []
@@ -143,15 +146,20 @@ class Score(NamedTuple):
     mean: float
     interval: float
 
+    @classmethod
+    def of(cls, accuracies: Sequence[float]) -> Score:
+        """Average over tasks."""
+        each = torch.tensor(accuracies)
+        return cls(each.mean().item(), 1.96 * each.std().item() / len(each) ** 0.5)
+
     def __str__(self) -> str:
         """In percent."""
         return f'{100 * self.mean:.1f}% +- {100 * self.interval:.1f}'
 
 
 def score(predictions: list[Tensor], tasks: list[Task]) -> Score:
-    """Average over tasks."""
-    each = torch.tensor([accuracy(p, t.query_labels) for p, t in zip(predictions, tasks, strict=True)])
-    return Score(each.mean().item(), 1.96 * each.std().item() / len(each) ** 0.5)
+    """How well tasks were learned."""
+    return Score.of([accuracy(p, t.query_labels) for p, t in zip(predictions, tasks, strict=True)])
 
 
 def plot(
