@@ -118,6 +118,9 @@ class GradientTransformation(NamedTuple):
     def _spelled(self) -> tree.Spelled:
         call = getattr(self.update, 'call', None)
         if call is None:
+            maker: Any = getattr(self.update, '__self__', None)  # such as MultiSteps, of whose methods it is made
+            if hasattr(maker, '_spelled'):
+                return maker._spelled()
             return tree.Spelled(type(self).__name__, (), {'init': self.init, 'update': self.update})
         spell = getattr(call.function, 'spelled', None)
         return tree.Spelled(call.function.__name__, call.args, call.kwargs) if spell is None else spell(*call.args)

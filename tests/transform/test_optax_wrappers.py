@@ -107,6 +107,11 @@ def test_a_skipped_step_does_not_poison_what_is_gathered() -> None:
         steps.update(params, state.inner_opt_state)
 
 
+def test_multi_steps_prints_as_the_call_that_made_it() -> None:
+    steps = transform.MultiSteps(transform.scale(2.0), 3)
+    assert repr(steps) == repr(steps.gradient_transformation()) == 'MultiSteps(opt=scale(2.0), every_k_schedule=3)'
+
+
 def test_zero_nans_tells_where() -> None:
     tx = transform.zero_nans()
     g = {'a': torch.tensor([NAN, 1.0]), 'b': torch.tensor([float('inf')]), 'c': None}
