@@ -105,7 +105,10 @@ def call(shares: Sequence[Share], limits: Limits, reduce: Callable[[list[Any]], 
 
 def _own_last(workers: Sequence[int]) -> list[int]:
     """The numbers of calls in the order in which to start them: our own share would keep the others waiting."""
-    own = rpc.get_worker_info().id
+    try:
+        own = rpc.get_worker_info().id
+    except RuntimeError:  # RPC has ended, which the first call will say
+        own = -1
     return sorted(range(len(workers)), key=lambda number: workers[number] == own)
 
 
