@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, tree
-from torchopt.numerics import as_scalar_like, on_host, real_dtype
+from torchopt.numerics import as_scalar_like, on_host, real_dtype, tensor_like
 from torchopt.transform import ranges
 
 __all__ = [
@@ -32,9 +32,7 @@ def scalar_beside(params: Any, value: Any, which: str = 'lowest') -> Tensor:
     dtype = real_dtype(tree.dtype(params, which))
     leaves = tree.leaves(params)
     device = leaves[0].device if leaves else torch.device('cpu')
-    if isinstance(value, Tensor):
-        return value.reshape(()).to(dtype=dtype, device=device)
-    return torch.full((), value, dtype=dtype, device=device)
+    return tensor_like(value, torch.empty((), dtype=dtype, device=device))
 
 
 def check_rate(rate: Any) -> None:
