@@ -206,12 +206,17 @@ def _ask(to: int, what: Callable[..., worker.Answer], args: tuple[Any, ...], tim
 
 def _here(what: Callable[..., worker.Answer], args: tuple[Any, ...]) -> Future[worker.Answer]:
     """Do our own share as RPC would do it, but without sending it out of the house and in again."""
-    future: Future[worker.Answer] = _future()
+    future: Future[Any] = _future()
     arrived = [copied(x) if isinstance(x, Message) else x for x in args]
 
     def run() -> None:
-        answer = what(*arrived)
-        future.set_result(answer if answer.message is None else answer._replace(message=copied(answer.message)))
+        try:
+            answer = what(*arrived)
+            found = answer if answer.message is None else answer._replace(message=copied(answer.message))
+        except Exception as error:  # there may be no memory for the copy; whoever waits has to hear of it
+            future.set_exception(error)
+        else:
+            future.set_result(found)
 
     # A thread of its own, since modes of ours (no_grad, autocast, a default device) are not for the function.
     threading.Thread(target=run, name='torchopt-own-share', daemon=True).start()
@@ -242,12 +247,12 @@ class _Session:
             own = list(itertools.islice(of_inputs, kept.inputs))
             given = list(itertools.islice(of_outputs, kept.outputs))
             needed = kept.handle is not None and any(c is not None for c in given)
-            sent, _ = pack([None if c is None else c.detach() for c in given])
-            shares.append((own, given, sent if needed else None))
+            request = pack([None if c is None else c.detach() for c in given])[0] if needed else None
+            shares.append((own, given, request))
         futures: dict[int, Any] = {}
         for i in _own_last([-1 if kept.handle is None else kept.handle.worker for kept in self.kept]):
-            request = shares[i][2]
-            futures[i] = None if request is None else self._start(self.kept[i], request, record)
+            if (request := shares[i][2]) is not None:
+                futures[i] = self._start(self.kept[i], request, record)
         answers: list[tuple[int, worker.Answer] | None] = []
         for i, (kept, (_, _, request)) in enumerate(zip(self.kept, shares)):
             answers.append(None if request is None else self._finish(kept, futures[i], request, record))

@@ -48,11 +48,14 @@ class _Pickler(pickle.Pickler):
     def __init__(self, file: io.BytesIO, classify: Classify, after: _Pickler | None = None) -> None:
         super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
         self.classify = classify
-        self.originals: list[Any] = [] if after is None else list(after.originals)
-        self.parts: list[Any] = [] if after is None else list(after.parts)
-        self.kinds: list[str] = [] if after is None else list(after.kinds)
+        self.originals: list[Any] = []
+        self.parts: list[Any] = []
+        self.kinds: list[str] = []
         if after is not None:
             self.memo = after.memo
+            self.originals += after.originals
+            self.parts += after.parts
+            self.kinds += after.kinds
 
     def reducer_override(self, obj: Any) -> Any:
         # Asked once for every object but those of Python's own plain types.
