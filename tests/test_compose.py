@@ -155,14 +155,17 @@ DIFFERENTIATED = [c for c in TRACED if c.alias in {'sgd', 'adam', 'rmsprop', 'ra
 
 @pytest.mark.parametrize('case', TRACED, ids=[c.name for c in TRACED])
 def test_a_step_compiles_without_graph_breaks(case):
-    params, tx = net_params(), case.make()
+    assert_steps_compile(case.make(), net_params(), 'aot_eager', rtol=1e-9, atol=1e-11)
+
+
+def assert_steps_compile(tx, params, backend, **tolerance):
     torch._dynamo.reset()
-    step = torch.compile(tx.update, fullgraph=True, backend='aot_eager')
+    step = torch.compile(tx.update, fullgraph=True, backend=backend)
     compiled = plain = tx.init(params)
     for _ in range(2):
         updates, compiled = step(params, compiled, params)
         wanted, plain = tx.update(params, plain, params)
-        assert_close((updates, compiled), (wanted, plain), rtol=1e-9, atol=1e-11)
+        assert_close((updates, compiled), (wanted, plain), **tolerance)
 
 
 @pytest.mark.parametrize('case', DIFFERENTIATED, ids=[c.name for c in DIFFERENTIATED])
@@ -318,15 +321,8 @@ COMBINED = {
 
 @pytest.mark.parametrize('name', COMBINED)
 def test_what_combines_compiles(name):
-    tx = COMBINED[name]
     params = {'w': torch.tensor([0.3, -0.7], dtype=torch.float64), 'b': torch.tensor(2.0).double()}
-    torch._dynamo.reset()
-    step = torch.compile(tx.update, fullgraph=True, backend='eager')
-    compiled = plain = tx.init(params)
-    for _ in range(2):
-        updates, compiled = step(params, compiled, params)
-        wanted, plain = tx.update(params, plain, params)
-        assert_close((updates, compiled), (wanted, plain), rtol=1e-12, atol=1e-14)
+    assert_steps_compile(COMBINED[name], params, 'eager', rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize('alias', ['sgd', 'adamw', 'adagrad'])
