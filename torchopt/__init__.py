@@ -23,6 +23,7 @@ from torchopt import (
     linalg,
     linear_solve,
     linesearch,
+    loop,
     losses,
     microbatching,
     nn,

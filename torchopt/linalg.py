@@ -18,7 +18,7 @@ from torch import Tensor
 from torchopt import tree
 from torchopt.linear_solve import solve_cg
 from torchopt.linear_solve.door import iteration_limit
-from torchopt.linesearch.scalars import iterate
+from torchopt.loop import while_loop
 from torchopt.numerics import eager
 
 __all__ = ['cg', 'matrix_inverse_pth_root', 'nnls', 'ns', 'ns_inv', 'power_iteration']
@@ -168,8 +168,8 @@ def power_iteration(
         v_{k+1} = A v_k / \lVert A v_k \rVert, \qquad \lambda_k = \langle v_k, A v_k \rangle
 
     until :math:`\lVert A v_k - \lambda_k v_k \rVert < \tau |\lambda_k|`.  It converges if there is one such eigenvalue.
-    Each iteration waits for the device; in a batch of ``torch.func.vmap`` all are made.  Under ``torch.compile`` this
-    is one graph break.
+    Each iteration waits for the device; in a batch of ``torch.func.vmap`` each matrix stops by itself.  Under
+    ``torch.compile`` this is one graph break.
 
     Args:
         matrix: A square matrix, or a linear function of trees.
@@ -205,7 +205,7 @@ def power_iteration(
     else:
         product = matrix
 
-    def step(k: int, last: _Power) -> _Power:
+    def step(last: _Power) -> _Power:
         vector = _normalized(last.product)
         image = product(vector)
         value = tree.vdot(vector, image)
@@ -213,7 +213,8 @@ def power_iteration(
         return _Power(image, value, ~(residual < error_tolerance * abs(value)))
 
     image = product(_normalized(v0))
-    found = iterate(step, _Power(image, tree.vdot(v0, image) * 0.0, True), num_iters)
+    start = _Power(image, tree.vdot(v0, image) * 0.0, True)
+    found = while_loop(lambda last: last.running, step, start, num_iters)
     return found.value, _normalized(found.product)
 
 
@@ -260,7 +261,8 @@ def matrix_inverse_pth_root(
         M_0 = z A, \quad H_0 = z^{1/p} I.
 
     It stops where :math:`M` is close to :math:`I`, or comes no closer, by rounding.  Each iteration waits for the
-    device; in a batch of ``torch.func.vmap`` all are made.  Under ``torch.compile`` this is one graph break.
+    device; in a batch of ``torch.func.vmap`` each matrix stops by itself.  Under ``torch.compile`` this is one graph
+    break.
 
     Args:
         matrix: The matrix :math:`A`.
@@ -298,7 +300,7 @@ def matrix_inverse_pth_root(
     a = a + ridge * identity
     z = (1 + p) / (2.0 * torch.linalg.norm(a))
 
-    def step(k: int, last: _Root) -> _Root:
+    def step(last: _Root) -> _Root:
         t = ((p + 1) * identity - last.m) / p
         m = torch.linalg.matrix_power(t, p) @ last.m
         error = (m - identity).abs().max()
@@ -309,7 +311,8 @@ def matrix_inverse_pth_root(
 
     m = z * a
     error = (m - identity).abs().max()
-    found = iterate(step, _Root(m, identity * z ** (1.0 / p), error, error > error_tolerance), num_iters)
+    start = _Root(m, identity * z ** (1.0 / p), error, error > error_tolerance)
+    found = while_loop(lambda last: last.running, step, start, num_iters)
     return found.h.to(matrix.dtype), found.error
 
 

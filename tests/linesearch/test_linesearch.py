@@ -11,7 +11,7 @@ import pytest
 import scipy.optimize
 import torch
 
-from torchopt import linesearch
+from torchopt import linesearch, scalars
 from torchopt.linesearch import Point, backtracking, cubic_minimum, quadratic_minimum, zoom
 
 F64 = torch.float64
@@ -22,7 +22,7 @@ def ray_of(fun: Any) -> Any:
 
     def at(stepsize: Any) -> Point:
         slope, value = torch.func.grad_and_value(fun)(torch.as_tensor(stepsize, dtype=F64))
-        value, slope = linesearch.scalars.numbers(value, slope)
+        value, slope = scalars.numbers(value, slope)
         return Point(stepsize, value, slope, [slope])
 
     return at
@@ -208,7 +208,7 @@ def search(center: torch.Tensor, kind: str) -> Any:
     def at(x: Any) -> Point:
         x = x if isinstance(x, torch.Tensor) else torch.full_like(center, x)
         slope, value = torch.func.grad_and_value(fun)(x)
-        return Point(x, *linesearch.scalars.numbers(value, slope), None)
+        return Point(x, *scalars.numbers(value, slope), None)
 
     start = at(0.0)._replace(stepsize=0.0)
     if kind == 'zoom':

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from torchopt.linesearch.scalars import iterate, numbers, violation
+from torchopt.scalars import iterate, numbers, violation
 
 __all__ = ['Backtracked', 'backtracking']
 

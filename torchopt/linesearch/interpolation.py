@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from torchopt.linesearch.scalars import negated, root, where
+from torchopt.scalars import negated, root, where
 
 __all__ = ['cubic_minimum', 'quadratic_minimum']
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from torchopt import tree
-from torchopt.linesearch.scalars import numbers
 from torchopt.numerics import as_scalar_like, is_inexact
+from torchopt.scalars import numbers
 
 __all__ = ['Point', 'Ray', 'along', 'inner_product', 'move_along', 'value_and_gradient']
 
@@ -25,7 +25,7 @@ class Point(NamedTuple):
         slope: :math:`\varphi'(\eta) = \operatorname{Re} \langle \nabla f(w + \eta\, u), u \rangle`.
         extra: Whatever else was found there, a tree of tensors: the gradient of :math:`f`, auxiliary output.
 
-    Numbers are floats, or 0-d tensors; see :mod:`torchopt.linesearch.scalars`.
+    Numbers are floats, or 0-d tensors; see :mod:`torchopt.scalars`.
 
     Example:
         >>> from torchopt.linesearch import Point

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torchopt.linesearch.interpolation import cubic_minimum, quadratic_minimum
 from torchopt.linesearch.ray import Point, Ray
-from torchopt.linesearch.scalars import iterate, larger, negated, numbers, pick, smaller, violation, where
+from torchopt.scalars import iterate, larger, negated, numbers, pick, smaller, violation, where
 
 __all__ = ['Zoomed', 'zoom']
 

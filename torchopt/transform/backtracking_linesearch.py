@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 from torchopt import checks, linesearch, tree
 from torchopt.base import GradientTransformationExtraArgs, factory
-from torchopt.linesearch.scalars import numbers, where
 from torchopt.numerics import is_readable, zero_count
 from torchopt.refusal import expects_params, expects_state
+from torchopt.scalars import numbers, where
 from torchopt.transform.search_problem import Problem, check_limit, counted, number_dtype, report, stored
 
 __all__ = ['BacktrackingLinesearchInfo', 'ScaleByBacktrackingLinesearchState', 'scale_by_backtracking_linesearch']

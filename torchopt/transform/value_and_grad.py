@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from torchopt import linesearch, tree
-from torchopt.linesearch.scalars import where
 from torchopt.numerics import has_tangent, in_transform, is_readable
+from torchopt.scalars import where
 
 __all__ = ['value_and_grad_from_state']
 

@@ -28,7 +28,7 @@ def numbers(*values: Any) -> list[Any]:
 
     Example:
         >>> import torch
-        >>> from torchopt.linesearch.scalars import numbers
+        >>> from torchopt.scalars import numbers
         >>> numbers(torch.tensor(0.5), 2)
         [0.5, 2.0]
     """
@@ -57,7 +57,7 @@ def where(test: Any, x: Any, y: Any) -> Any:
 
     Example:
         >>> import torch
-        >>> from torchopt.linesearch.scalars import where
+        >>> from torchopt.scalars import where
         >>> where(True, 1.0, 2.0), where(torch.tensor(False), 1.0, torch.tensor(2.0))
         (1.0, tensor(2.))
     """
@@ -77,7 +77,7 @@ def pick(test: Any, x: Any, y: Any) -> Any:
 
     Example:
         >>> import torch
-        >>> from torchopt.linesearch.scalars import pick
+        >>> from torchopt.scalars import pick
         >>> pick(torch.tensor(True), {'w': 1.0}, {'w': 2.0})
         {'w': 1.0}
     """
@@ -90,7 +90,7 @@ def larger(x: Any, y: Any) -> Any:
     """The larger of two numbers; NaN if one of them is.
 
     Example:
-        >>> from torchopt.linesearch.scalars import larger
+        >>> from torchopt.scalars import larger
         >>> larger(1.0, 2.0), larger(1.0, float('nan'))
         (2.0, nan)
     """
@@ -101,7 +101,7 @@ def smaller(x: Any, y: Any) -> Any:
     """The smaller of two numbers; NaN if one of them is.
 
     Example:
-        >>> from torchopt.linesearch.scalars import smaller
+        >>> from torchopt.scalars import smaller
         >>> smaller(1.0, 2.0)
         1.0
     """
@@ -113,7 +113,7 @@ def negated(test: Any) -> Any:
 
     Example:
         >>> import torch
-        >>> from torchopt.linesearch.scalars import negated
+        >>> from torchopt.scalars import negated
         >>> negated(True), negated(torch.tensor(False))
         (False, tensor(True))
     """
@@ -124,7 +124,7 @@ def root(x: Any) -> Any:
     """The square root of a number that is positive.
 
     Example:
-        >>> from torchopt.linesearch.scalars import root
+        >>> from torchopt.scalars import root
         >>> root(9.0)
         3.0
     """
@@ -135,7 +135,7 @@ def violation(error: Any) -> Any:
     """By how much a condition ``error <= 0`` is violated: 0 if it holds, infinity if it is NaN.
 
     Example:
-        >>> from torchopt.linesearch.scalars import violation
+        >>> from torchopt.scalars import violation
         >>> violation(-1.0), violation(0.5), violation(float('nan'))
         (0.0, 0.5, inf)
     """
@@ -158,7 +158,7 @@ def iterate(step: Callable[[int, _State], _State], state: _State, limit: int) ->
 
     Example:
         >>> from typing import NamedTuple
-        >>> from torchopt.linesearch.scalars import iterate
+        >>> from torchopt.scalars import iterate
         >>> class State(NamedTuple):
         ...     x: float
         ...     running: bool

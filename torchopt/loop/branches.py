@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One of two functions, by a condition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt import tree
+from torchopt.numerics import is_readable
+from torchopt.scalars import pick
+
+__all__ = ['as_condition', 'cond']
+
+
+def as_condition(value: Any, name: str) -> Any:
+    """A Python bool where the value is not a tensor, else a 0-d tensor of bools.
+
+    Raises:
+        TypeError: If ``value`` is a tensor with a shape; the message calls it ``name``.
+    """
+    if not isinstance(value, Tensor):
+        return bool(value)
+    if value.dim() != 0:
+        raise TypeError(
+            f'{name} has shape {tuple(value.shape)}; expected a bool or a 0-d tensor. Reduce it with all() or any().'
+        )
+    return value if value.dtype == torch.bool else value != 0
+
+
+def cond(pred: Any, true_fun: Callable[..., Any], false_fun: Callable[..., Any], *operands: Any) -> Any:
+    r"""Call one of two functions.
+
+    .. math:: y = \begin{cases} f_\text{true}(x) & \text{if } p \\ f_\text{false}(x) & \text{otherwise.} \end{cases}
+
+    Only the chosen function is called where the condition has one value; on a device, reading it waits.  Under
+    ``torch.vmap`` with a condition for each sample, and under ``torch.compile`` with a tensor as condition, both are
+    called and the results are selected elementwise.  Then a function that is not chosen must have finite derivatives,
+    as under ``jax.vmap``.
+
+    Args:
+        pred: A bool, a number, or a 0-d tensor.
+        true_fun: Called with ``*operands`` if ``pred`` is true.
+        false_fun: Called with ``*operands`` otherwise; it returns a tree of the same structure.
+        *operands: Any trees.
+
+    Returns:
+        What the chosen function returns.
+
+    Raises:
+        TypeError: If ``pred`` is a tensor with a shape.
+        ValueError: If both functions are called and return trees of different structures.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.loop import cond
+        >>> x = torch.tensor([3.0, -4.0])
+        >>> cond(x.sum() > 0, torch.sqrt, torch.neg, x)
+        tensor([-3.,  4.])
+        >>> torch.vmap(lambda z: cond(z > 0, torch.sqrt, torch.neg, z))(torch.tensor([9.0, -4.0]))
+        tensor([3., 4.])
+    """
+    test = as_condition(pred, 'pred')
+    if is_readable(test):
+        return true_fun(*operands) if test else false_fun(*operands)
+    yes, no = true_fun(*operands), false_fun(*operands)
+    tree.flatten_up_to(tree.structure(yes), no, name='the result of false_fun', like='the result of true_fun')
+    return pick(test, yes, no)

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Repetition until a condition fails, or for a range of integers."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch._C import _functorch
+
+from torchopt import tree
+from torchopt.loop.branches import as_condition
+from torchopt.numerics import is_readable
+from torchopt.scalars import pick
+
+__all__ = ['check_carry', 'fori_loop', 'while_loop']
+
+_T = TypeVar('_T')
+
+
+def while_loop(
+    cond_fun: Callable[[_T], Any],
+    body_fun: Callable[[_T], _T],
+    init_val: _T,
+    maxiter: int | None = None,
+    unroll: bool = False,
+    jit: bool = False,
+) -> _T:
+    """Repeat a function of a tree as long as a condition holds.
+
+    This is ``while cond_fun(val): val = body_fun(val)``, at most ``maxiter`` times.  The loop can be differentiated in
+    reverse and forward mode, to every order.
+
+    - Under ``torch.vmap`` each sample stops by its own condition: it keeps its value, and the derivative of that
+      value, while others go on.  The loop ends as soon as no sample goes on.
+    - Under ``torch.compile``, a condition that is a tensor cannot be read.  With ``maxiter`` the graph has that many
+      steps, and steps after the last one change nothing.  Without it the loop is one ``torch.while_loop``, which
+      cannot be used inside of ``torch.func`` transforms.
+
+    Args:
+        cond_fun: ``cond_fun(val)`` returns a bool or a 0-d tensor.
+        body_fun: ``body_fun(val)`` returns a tree of the structure, shapes and dtypes of ``val``.
+        init_val: The first value, a tree; leaves that are numbers may stay numbers.
+        maxiter: The largest number of steps, without limit if None.
+        unroll: Accepted for code written for ``jaxopt.loop``; every loop can be differentiated.
+        jit: Accepted likewise; nothing is compiled here.
+
+    Returns:
+        The last value.
+
+    Raises:
+        TypeError: If ``cond_fun`` returns a tensor with a shape, or ``body_fun`` changes a dtype.
+        ValueError: If ``body_fun`` changes the structure or a shape, or ``maxiter`` is negative.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.loop import while_loop
+        >>> while_loop(lambda x: x < 10, lambda x: 2 * x, torch.tensor(3.0))
+        tensor(12.)
+        >>> double = lambda x: while_loop(lambda x: x < 10, lambda x: 2 * x, x)
+        >>> x = torch.tensor([3.0, 9.0, 20.0])
+        >>> torch.vmap(double)(x), torch.vmap(torch.func.grad(double))(x)
+        (tensor([12., 18., 20.]), tensor([4., 2., 1.]))
+    """
+    if maxiter is not None and (isinstance(maxiter, bool) or not isinstance(maxiter, int) or maxiter < 0):
+        raise ValueError(f'Invalid maxiter: {maxiter!r}; expected None or an int >= 0.')
+    val = ran = init_val  # `ran`: for each sample of a batch, the last value at which it still ran
+    steps = 0
+    while maxiter is None or steps < maxiter:
+        running = as_condition(cond_fun(val), 'The result of cond_fun')
+        if is_readable(running):
+            if not running:
+                break
+            new = body_fun(val)
+        else:
+            if torch.compiler.is_compiling():
+                if maxiter is None:
+                    return _traced(cond_fun, body_fun, val)
+            elif not _any(running):
+                break
+            # A sample that has stopped takes part in the step where it ran last.  Its result is dropped, and has no NaN
+            # that a product with a cotangent of zero would keep.
+            ran = pick(running, val, ran)
+            new = body_fun(ran)
+        if steps == 0:
+            check_carry(val, new, 'body_fun', 'init_val')
+        val = new if is_readable(running) else pick(running, new, val)
+        steps += 1
+    return val
+
+
+def fori_loop(
+    lower: Any, upper: Any, body_fun: Callable[[Any, _T], _T], init_val: _T, *, unroll: int | bool | None = None
+) -> _T:
+    """Repeat a function for the integers from ``lower`` to ``upper - 1``.
+
+    This is ``for i in range(lower, upper): val = body_fun(i, val)``.  Under ``torch.vmap`` each sample may have bounds
+    of its own.
+
+    Args:
+        lower: The first integer: an int or a 0-d integer tensor.
+        upper: The first integer that is not taken.
+        body_fun: ``body_fun(i, val)`` returns a tree of the structure, shapes and dtypes of ``val``; ``i`` is an int
+            where the bounds can be read, else a 0-d tensor.
+        init_val: The first value, a tree.
+        unroll: Accepted for code written for JAX; every loop can be differentiated.
+
+    Returns:
+        The last value; ``init_val`` if there is no integer in the range.
+
+    Raises:
+        TypeError: If a bound is not an integer, or ``body_fun`` changes a dtype.
+        ValueError: If ``body_fun`` changes the structure or a shape.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.loop import fori_loop
+        >>> fori_loop(1, 5, lambda i, total: total + i, torch.tensor(0.0))
+        tensor(10.)
+    """
+    for name, bound in (('lower', lower), ('upper', upper)):
+        integral = (
+            bound.dim() == 0 and not (bound.is_floating_point() or bound.is_complex())
+            if isinstance(bound, Tensor)
+            else isinstance(bound, numbers.Integral)
+        )
+        if not integral:
+            raise TypeError(f'Invalid {name}: {bound!r}; expected an int or a 0-d integer tensor.')
+    if is_readable(lower) and is_readable(upper):
+        val = init_val
+        for i in range(int(lower), int(upper)):
+            new = body_fun(i, val)
+            if i == int(lower):
+                check_carry(val, new, 'body_fun', 'init_val')
+            val = new
+        return val
+    start = lower if isinstance(lower, Tensor) else torch.full((), lower, dtype=torch.int64, device=upper.device)
+    state = while_loop(lambda s: s[0] < upper, lambda s: (s[0] + 1, body_fun(*s)), (start, init_val))
+    return state[1]
+
+
+def check_carry(old: Any, new: Any, function: str, like: str) -> None:
+    """Require that a step keeps the structure of a tree, and the shapes and dtypes of its tensors.
+
+    Raises:
+        TypeError: If a dtype differs; the message names the function and the path of the leaf.
+        ValueError: If the structure or a shape differs.
+    """
+    leaves, spec = tree.flatten(old)
+    for i, (x, y) in enumerate(zip(leaves, tree.flatten_up_to(spec, new, name=f'the result of {function}', like=like))):
+        if not isinstance(x, Tensor):
+            continue
+        shape, dtype = (y.shape, y.dtype) if isinstance(y, Tensor) else (torch.Size(()), x.dtype)
+        if shape != x.shape or dtype != x.dtype:
+            path = tree.flatten_with_path(old)[i][0]
+            kind, old_kind, new_kind = ('shape', tuple(x.shape), tuple(shape))
+            if shape == x.shape:
+                kind, old_kind, new_kind = 'dtype', x.dtype, dtype
+            raise (ValueError if kind == 'shape' else TypeError)(
+                f'{like}{path} has {kind} {old_kind}, but {function} makes it {new_kind}. A step must keep it; convert '
+                f'{like} or the result.'
+            )
+
+
+def _any(test: Tensor) -> bool:
+    """Whether a condition holds for some sample of all batches."""
+    while _functorch.is_functorch_wrapped_tensor(test):
+        test = _functorch.get_unwrapped(test)
+    return bool(test.any())
+
+
+def _traced(cond_fun: Callable[[Any], Any], body_fun: Callable[[Any], Any], val: Any) -> Any:
+    """The loop as one operation of a graph."""
+    leaves, spec = tree.flatten(val)
+    tensors = [x if isinstance(x, Tensor) else torch.as_tensor(x) for x in leaves]
+
+    def condition(*xs: Tensor) -> Any:
+        return as_condition(cond_fun(tree.unflatten(spec, xs)), 'The result of cond_fun')
+
+    def body(*xs: Tensor) -> tuple[Tensor, ...]:
+        new = tree.flatten_up_to(
+            spec, body_fun(tree.unflatten(spec, xs)), name='the result of body_fun', like='init_val'
+        )
+        # The operation does not allow that a result is one of its inputs.
+        return tuple(y.clone() if any(y is x for x in xs) else torch.as_tensor(y) for y in new)
+
+    return tree.unflatten(spec, torch.while_loop(condition, body, tuple(tensors)))
