@@ -25,7 +25,7 @@ FACE = '__init__'
 FLOORS = {
     room: floor
     for floor, rooms in {
-        0: 'version numerics graphs refusal',
+        0: 'version numerics graphs preconditions',
         1: '_C',
         2: 'tree',
         3: 'checks assignment isotonic scalars',

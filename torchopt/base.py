@@ -8,7 +8,6 @@ the state that it returns; a transformation itself holds nothing, so it can be s
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 import itertools
@@ -16,12 +15,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
 import torch
+from typing_extensions import Self
 
 from torchopt import _C, tree
-from torchopt.refusal import always_ask, expects_params, expects_state, preflight, refuses
+from torchopt.preconditions import Precondition, check_always, checked, required_by_all
 
 __all__ = [
     'ChainedGradientTransformation',
+    'ElementwiseTransformation',
     'EmptyState',
     'GradientTransformation',
     'GradientTransformationExtraArgs',
@@ -29,12 +30,11 @@ __all__ = [
     'TransformInitFn',
     'TransformUpdateFn',
     'UninitializedState',
-    'elementwise',
     'factory',
     'identity',
     'init_empty_state',
-    'on_engine',
     'with_extra_args_support',
+    'with_native',
 ]
 
 
@@ -62,13 +62,20 @@ class TransformUpdateFn(Protocol):
         """Take the step."""
 
 
-class GradientTransformation(NamedTuple):
+class _Functions(NamedTuple):
+    init: Callable[..., Any]
+    update: Callable[..., tuple[Any, Any]]
+
+
+class GradientTransformation(_Functions):
     """A pair of pure functions, as in Optax.
 
     Attributes:
         init: ``init(params)`` returns the first state.
         update: ``update(updates, state, params=None, *, inplace=False)`` returns the new updates and the new state.
             ``inplace=True`` may reuse the storage of the old state, outside of autograd.
+        requires: What ``update`` checks before a step.
+        call: The call of the factory that made it, if there is one.
 
     Your own transformation needs no ``inplace``; it is passed on only to functions that take it.
 
@@ -83,8 +90,19 @@ class GradientTransformation(NamedTuple):
         {'w': tensor(0.1000)}
     """
 
-    init: Callable[..., Any]
-    update: Callable[..., tuple[Any, Any]]
+    requires: tuple[Precondition, ...] = ()
+    call: Call | None = None
+    adds_to_params = False
+    """Whether ``update`` takes ``onto_params=True`` and then returns the new parameters instead of the updates."""
+
+    @classmethod
+    def requiring(
+        cls, init: Callable[..., Any], update: Callable[..., tuple[Any, Any]], *requires: Precondition
+    ) -> Self:
+        """A transformation whose ``update`` checks preconditions before each step."""
+        self = cls(init, checked(update, requires))
+        self.requires = requires
+        return self
 
     def chain(self, next: GradientTransformation) -> GradientTransformation:
         """This transformation followed by another."""
@@ -104,8 +122,7 @@ class GradientTransformation(NamedTuple):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the call that made this transformation, since closures themselves cannot be pickled."""
-        call = getattr(self.update, 'call', None)
-        return (_make, (type(self), *self)) if call is None else (_call_again, tuple(call))
+        return (type(self), tuple(self)) if self.call is None else (_call_again, self.call[:3])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GradientTransformation:
         """A transformation holds nothing that could change, so it is its own copy."""
@@ -116,14 +133,13 @@ class GradientTransformation(NamedTuple):
         return tree.as_text(self)
 
     def _spelled(self) -> tree.Spelled:
-        call = getattr(self.update, 'call', None)
-        if call is None:
+        if self.call is None:
             maker: Any = getattr(self.update, '__self__', None)  # such as MultiSteps, of whose methods it is made
             if hasattr(maker, '_spelled'):
                 return maker._spelled()
             return tree.Spelled(type(self).__name__, (), {'init': self.init, 'update': self.update})
-        spell = getattr(call.function, 'spelled', None)
-        return tree.Spelled(call.function.__name__, call.args, call.kwargs) if spell is None else spell(*call.args)
+        function, args, kwargs, spell = self.call
+        return tree.Spelled(function.__name__, args, kwargs) if spell is None else spell(*args)
 
 
 class GradientTransformationExtraArgs(GradientTransformation):
@@ -136,25 +152,25 @@ class Call(NamedTuple):
     function: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    spell: Callable[..., tree.Spelled] | None = None
 
 
 def _call_again(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return function(*args, **kwargs)
 
 
-def _make(cls: type, init: Any, update: Any) -> GradientTransformation:
-    return cls(init, update)
-
-
 _P = ParamSpec('_P')
 _T = TypeVar('_T', bound=GradientTransformation)
 
 
-def factory(function: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Let a function that builds a transformation sign its work.
+def factory(function: Callable[_P, _T], *, spell: Callable[..., tree.Spelled] | None = None) -> Callable[_P, _T]:
+    """Let the transformations that a function builds remember the call that made them.
 
-    The transformation remembers the call that made it.  That makes it picklable although ``init`` and ``update``
-    are closures, and gives it a readable ``repr``.
+    That makes them picklable although ``init`` and ``update`` are closures, and gives them a readable ``repr``.
+
+    Args:
+        function: The function.
+        spell: ``spell(*args)`` says how a call reads, if not as a call of the function by its name.
 
     Example:
         >>> import torchopt
@@ -165,10 +181,8 @@ def factory(function: Callable[_P, _T]) -> Callable[_P, _T]:
     @functools.wraps(function)
     def build(*args: _P.args, **kwargs: _P.kwargs) -> _T:
         made = function(*args, **kwargs)
-        # Under compilation nothing is pickled, and attributes of functions cannot be traced.
-        if not torch.compiler.is_compiling() and not hasattr(made.update, 'call'):
-            with contextlib.suppress(AttributeError):  # of a bound method, which pickles by its object
-                made.update.call = Call(build, args, kwargs)  # type: ignore[attr-defined]
+        if made.call is None:
+            made.call = Call(build, args, kwargs, spell)
         return made
 
     return build
@@ -256,12 +270,6 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
                     f'last update of this very chain returned.'
                 )
 
-        def check(state: Any, params: Any = None) -> None:
-            fits(state)
-            for tx, s in zip(kept, state):
-                preflight(tx, s, params)
-
-        @refuses(check, always=fits)
         def update(
             updates: Any,
             state: Any,
@@ -282,9 +290,13 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
                 states.extend(new)
             return updates, tuple(states)
 
-        if hasattr(kept[-1].update, 'begin'):
-            update.can_add_to_params = True  # type: ignore[attr-defined]
-        self = super().__new__(cls, init, update)
+        requires = (
+            Precondition(fits, 'always'),
+            required_by_all(lambda state, params: [(own, params) for own in state], *kept),
+        )
+        self = super().__new__(cls, init, checked(update, requires))
+        self.requires = requires
+        self.adds_to_params = kept[-1].adds_to_params
         self.transformations = kept
         return self
 
@@ -309,10 +321,10 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
 def _stages(members: tuple[GradientTransformation, ...]) -> list[tuple[int, Callable[..., Any]]]:
     """Cut a chain into stages, each with the number of its members; neighbours that are elementwise share one."""
     stages: list[tuple[int, Callable[..., Any]]] = []
-    for together, group in itertools.groupby(members, key=lambda tx: hasattr(tx.update, 'begin')):
+    for together, group in itertools.groupby(members, key=lambda tx: isinstance(tx, ElementwiseTransformation)):
         if together:
-            elementwise_members = list(group)
-            stages.append((len(elementwise_members), functools.partial(_one_pass, elementwise_members)))
+            elementwise: list[Any] = list(group)
+            stages.append((len(elementwise), functools.partial(_one_pass, elementwise)))
         else:
             stages += [(1, functools.partial(_alone, with_extra_args_support(tx).update)) for tx in group]
     return stages
@@ -326,7 +338,7 @@ def _alone(
 
 
 def _one_pass(
-    members: list[GradientTransformation],
+    members: list[ElementwiseTransformation],
     updates: Any,
     states: tuple[Any, ...],
     params: Any,
@@ -337,53 +349,69 @@ def _one_pass(
 ) -> tuple[Any, tuple[Any, ...]]:
     passes = []
     for tx, s in zip(members, states):
-        always_ask(tx, s, params)
-        passes.append(tx.update.begin(s))  # type: ignore[attr-defined]
+        check_always(tx, s, params)
+        passes.append(tx.prepare(s))
     return tree.run_passes(passes, updates, params, inplace=inplace, onto_params=onto_params)
 
 
-def elementwise(
-    init: Callable[..., Any],
-    begin: Callable[[Any], tree.Pass],
-    kind: type | None = None,
-    *,
-    then: Callable[[Any, Any], Any] | None = None,
-    params_for: str | None = None,
-    hypers: tree.Spread | None = None,
-) -> GradientTransformation:
-    """Make a transformation that treats every element by itself; a chain runs neighbours of this kind in one pass.
+class ElementwiseTransformation(GradientTransformation):
+    """A transformation that treats every element by itself; a chain runs neighbours of this kind in one pass.
 
     Args:
         init: As in any transformation.
-        begin: ``begin(state)`` computes what is common to all leaves in this step, and returns the rule for them.
-        kind: The class of its states; others are refused.
-        then: What else to ask before a step in place, as in :func:`torchopt.refusal.expects_state`.
-        params_for: What it needs the parameters for, if it does.
-        hypers: Its hyper-parameters, which may be trees that have to fit the parameters.
+        prepare: ``prepare(state)`` computes what is common to all leaves in this step, and returns the rule for them.
+        *requires: What a step requires.
+        hypers: The hyper-parameters, which may be trees that have to fit the parameters.
+
+    Attributes:
+        prepare: As above.
     """
-    start = init
-    if hypers is not None and hypers.trees:
-        start = functools.partial(_init_if_fit, hypers, init)
 
-    def update(
-        updates: Any, state: Any, params: Any = None, *, inplace: bool = False, onto_params: bool = False
-    ) -> tuple[Any, Any]:
-        updates, (state,) = tree.run_passes([begin(state)], updates, params, inplace=inplace, onto_params=onto_params)
-        return updates, state
+    prepare: Callable[[Any], tree.Pass]
+    adds_to_params = True
 
-    if kind is not None:
-        update = expects_state(kind, then)(update)
-    if params_for is not None:
-        update = _also(expects_params(params_for), update)
-    if hypers is not None and hypers.trees:
-        update = _also(refuses(functools.partial(_require_fit, hypers)), update)
-    if not torch.compiler.is_compiling():  # attributes of functions cannot be traced
-        update.begin = begin  # type: ignore[attr-defined]
-        update.can_add_to_params = True  # type: ignore[attr-defined]
-        update.again = lambda other: elementwise(  # type: ignore[attr-defined]
-            init, other, kind, then=then, params_for=params_for, hypers=hypers
-        )
-    return GradientTransformation(start, update)
+    def __new__(
+        cls,
+        init: Callable[..., Any],
+        prepare: Callable[[Any], tree.Pass],
+        *requires: Precondition,
+        hypers: tree.Spread | None = None,
+    ) -> ElementwiseTransformation:
+        """Make one."""
+
+        def update(
+            updates: Any, state: Any, params: Any = None, *, inplace: bool = False, onto_params: bool = False
+        ) -> tuple[Any, Any]:
+            updates, (state,) = tree.run_passes(
+                [prepare(state)], updates, params, inplace=inplace, onto_params=onto_params
+            )
+            return updates, state
+
+        if hypers is not None and hypers.trees:
+            init = functools.partial(_init_if_fit, hypers, init)
+            requires = (*requires, Precondition(functools.partial(_require_fit, hypers)))
+        self = super().__new__(cls, init, checked(update, requires))
+        self.prepare, self.requires = prepare, requires
+        return self
+
+
+@factory
+def with_native(tx: GradientTransformation, native: bool) -> ElementwiseTransformation:
+    """Let an elementwise transformation run on the native engine always, or never.
+
+    Args:
+        tx: The transformation.
+        native: True refuses, in ``update``, to run elsewhere; False computes in plain torch.
+
+    Raises:
+        TypeError: If the transformation is not elementwise.
+        RuntimeError: If ``native`` is true and no engine can run here.
+    """
+    if not isinstance(tx, ElementwiseTransformation):
+        raise TypeError(f'{tx!r} is not elementwise; only such transformations run on the native engine.')
+    if native:
+        _C.require()
+    return ElementwiseTransformation(tx.init, lambda state: tx.prepare(state)._replace(native=native), *tx.requires)
 
 
 def _init_if_fit(hypers: tree.Spread, init: Callable[..., Any], params: Any) -> Any:
@@ -394,42 +422,6 @@ def _init_if_fit(hypers: tree.Spread, init: Callable[..., Any], params: Any) -> 
 def _require_fit(hypers: tree.Spread, state: Any, params: Any = None) -> None:
     if params is not None:
         hypers.check(params)
-
-
-def _also(decorate: Callable[[Any], Any], update: Any) -> Any:
-    """Let an ``update`` refuse one thing more, after what it refuses already."""
-    decorated = decorate(update)
-    if decorated is update:  # while tracing
-        return update
-    for name in ('preflight', 'always'):
-        checks = [check for check in (getattr(update, name, None), getattr(decorated, name, None)) if check is not None]
-        if checks:
-            setattr(decorated, name, functools.partial(_ask, checks))
-    return decorated
-
-
-def _ask(checks: list[Callable[[Any, Any], Any]], state: Any, params: Any = None) -> None:
-    for check in checks:
-        check(state, params)
-
-
-@factory
-def on_engine(tx: GradientTransformation, native: bool) -> GradientTransformation:
-    """Let an elementwise transformation run on the native engine always, or never.
-
-    Args:
-        tx: What :func:`elementwise` made.
-        native: True refuses, in ``update``, to run elsewhere; False computes in plain torch.
-
-    Raises:
-        RuntimeError: If ``native`` is true and no engine can run here.
-    """
-    if native:
-        _C.require()
-    if torch.compiler.is_compiling():
-        return tx
-    begin = tx.update.begin  # type: ignore[attr-defined]
-    return tx.update.again(lambda state: begin(state)._replace(native=native))  # type: ignore[attr-defined]
 
 
 def _describe(state: Any) -> str:
@@ -464,23 +456,24 @@ def with_extra_args_support(tx: GradientTransformation) -> GradientTransformatio
         )
     if isinstance(tx, GradientTransformationExtraArgs):
         return tx
-    if torch.compiler.is_compiling():
-        # What is built while tracing cannot be inspected, and it can do without the courtesies.
-        return GradientTransformationExtraArgs(
-            tx.init, lambda u, s, p=None, *, inplace=False, **extra: tx.update(u, s, p, inplace=inplace)
-        )
-    parameters = inspect.signature(tx.update).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return GradientTransformationExtraArgs(tx.init, tx.update)
-    refuse = getattr(tx.update, 'preflight', None)
-    takes_inplace = 'inplace' in parameters
-    params_by_name = 'params' in parameters and parameters['params'].kind is inspect.Parameter.KEYWORD_ONLY
+    update = tx.update
+    if torch.compiler.is_compiling():  # functions made while tracing cannot be inspected
+        takes_extra, takes_inplace, params_by_name = False, True, False
+    else:
+        parameters = inspect.signature(tx.update).parameters
+        takes_extra = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        takes_inplace = 'inplace' in parameters
+        params_by_name = 'params' in parameters and parameters['params'].kind is inspect.Parameter.KEYWORD_ONLY
+    if not takes_extra:
 
-    def update(updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any) -> tuple[Any, Any]:
-        known = {'inplace': inplace} if takes_inplace else {}
-        if params_by_name:
-            return tx.update(updates, state, params=params, **known)
-        return tx.update(updates, state, params, **known)
+        def update(
+            updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any
+        ) -> tuple[Any, Any]:
+            known = {'inplace': inplace} if takes_inplace else {}
+            if params_by_name:
+                return tx.update(updates, state, params=params, **known)
+            return tx.update(updates, state, params, **known)
 
-    update.preflight = refuse  # type: ignore[attr-defined]
-    return GradientTransformationExtraArgs(tx.init, update)
+    wide = GradientTransformationExtraArgs(tx.init, update)
+    wide.requires, wide.call = tx.requires, tx.call
+    return wide

@@ -18,7 +18,7 @@ from torchopt.base import (
     init_empty_state,
 )
 from torchopt.numerics import abs_sq, as_scalar_like, safe_sqrt
-from torchopt.refusal import expects_params
+from torchopt.preconditions import params_for
 
 __all__ = [
     'ClipState',
@@ -290,12 +290,11 @@ def adaptive_grad_clip(clipping: Any, eps: Any = 1e-3, axis: Axis = None) -> Gra
         norm = _unit_norm(g, axis)
         return (_clip_units(norm, as_scalar_like(clipping, norm) * _unit_norm(p, axis).clamp(min=eps), g, 1e-6),)
 
-    @expects_params('adaptive_grad_clip')
     def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
         (updates,) = tree.apply_rule(rule, updates, reads=(params,))
         return updates, state
 
-    return GradientTransformation(init_empty_state, update)
+    return GradientTransformation.requiring(init_empty_state, update, params_for('adaptive_grad_clip'))
 
 
 def per_example_global_norm_clip(grads: Any, l2_norm_clip: float) -> tuple[Any, Tensor]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from torchopt import tree
@@ -15,7 +14,7 @@ from torchopt.base import (
     identity,
     with_extra_args_support,
 )
-from torchopt.refusal import preflight, refuses
+from torchopt.preconditions import Precondition, required_by_all
 
 __all__ = ['chain', 'chain_flat', 'named_chain']
 
@@ -67,7 +66,6 @@ def chain_flat(*transformations: GradientTransformation) -> GradientTransformati
     def init(params: Any) -> Any:
         return inner.init(tree.flatten(params)[0])
 
-    @refuses(functools.partial(preflight, inner))
     def update(updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any) -> tuple[Any, Any]:
         leaves, spec = tree.flatten(updates)
         if params is not None:
@@ -75,7 +73,8 @@ def chain_flat(*transformations: GradientTransformation) -> GradientTransformati
         leaves, state = inner.update(leaves, state, params, inplace=inplace, **extra)
         return tree.unflatten(spec, leaves), state
 
-    return GradientTransformationExtraArgs(init, update)
+    requires = required_by_all(lambda state, params: [(state, params)], inner)
+    return GradientTransformationExtraArgs.requiring(init, update, requires)
 
 
 chain.flat = chain_flat  # type: ignore[attr-defined]
@@ -125,12 +124,6 @@ def named_chain(*named: tuple[str, GradientTransformation]) -> GradientTransform
                 f'Pass the state that the init or the last update of this very chain returned.'
             )
 
-    def check(state: Any, params: Any = None) -> None:
-        fits(state)
-        for name, tx in named:
-            preflight(tx, state[name], params)
-
-    @refuses(check, always=fits)
     def update(
         updates: Any,
         state: dict[str, Any],
@@ -144,4 +137,9 @@ def named_chain(*named: tuple[str, GradientTransformation]) -> GradientTransform
             updates, new[name] = tx.update(updates, state[name], params, inplace=inplace, **extra)
         return updates, new
 
-    return GradientTransformationExtraArgs(init, update)
+    return GradientTransformationExtraArgs.requiring(
+        init,
+        update,
+        Precondition(fits, 'always'),
+        required_by_all(lambda state, params: [(state[name], params) for name in members], *members.values()),
+    )

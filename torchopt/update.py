@@ -147,7 +147,7 @@ def update_params(
         >>> torchopt.update.update_params(optimizer, [torch.tensor(1.0)], optimizer.init(params), params, inplace=False)
         ([tensor(2.5000)], (EmptyState(),))
     """
-    if getattr(tx.update, 'can_add_to_params', False):
+    if tx.adds_to_params:
         return tx.update(updates, state, params, inplace=inplace, onto_params=True)
     read = params if inplace else tree.map(off_leaf, params, updates)
     updates, state = with_extra_args_support(tx).update(updates, state, read, inplace=inplace)

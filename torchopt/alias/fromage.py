@@ -9,9 +9,10 @@ from typing import Any
 from torchopt import checks, tree
 from torchopt._C import reference
 from torchopt.alias.stages import shared_prose
-from torchopt.base import EmptyState, GradientTransformation, elementwise, factory, init_empty_state
+from torchopt.base import ElementwiseTransformation, EmptyState, GradientTransformation, factory, init_empty_state
 from torchopt.combine import chain
 from torchopt.numerics import increment, zero_count
+from torchopt.preconditions import params_for, state_of
 from torchopt.transform import WeightDecaySchedule, scale_by_learning_rate, scale_by_trust_ratio
 
 __all__ = ['fromage']
@@ -74,10 +75,12 @@ def _shrink(factor: Any) -> GradientTransformation:
         return tree.Pass(partial(reference.add_params, weight=value - 1.0), (), settle, reads_params=True)
 
     if not checks.is_schedule(factor):
-        return elementwise(init_empty_state, lambda state: step(factor, EmptyState), params_for='fromage')
-    return elementwise(
+        return ElementwiseTransformation(
+            init_empty_state, lambda state: step(factor, EmptyState), params_for('fromage')
+        )
+    return ElementwiseTransformation(
         lambda params: WeightDecaySchedule(zero_count()),
         lambda state: step(factor(state.count), lambda: WeightDecaySchedule(increment(state.count))),
-        WeightDecaySchedule,
-        params_for='fromage',
+        state_of(WeightDecaySchedule),
+        params_for('fromage'),
     )

@@ -6,7 +6,7 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from torchopt.base import GradientTransformation, on_engine
+from torchopt.base import GradientTransformation, with_native
 from torchopt.combine import chain
 from torchopt.transform import add_decayed_weights, scale
 
@@ -101,4 +101,4 @@ def choose_engine(tx: GradientTransformation, use_accelerated_op: bool | None) -
     Raises:
         RuntimeError: For True, if no engine can run here.
     """
-    return tx if use_accelerated_op is None else on_engine(tx, bool(use_accelerated_op))
+    return tx if use_accelerated_op is None else with_native(tx, bool(use_accelerated_op))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchopt import tree
 from torchopt._C.reference import average, plus
-from torchopt.base import GradientTransformation, elementwise, factory
+from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.combine import chain
 from torchopt.numerics import (
     abs_sq,
@@ -23,6 +23,7 @@ from torchopt.numerics import (
     safe_sqrt,
     zero_count,
 )
+from torchopt.preconditions import state_of
 from torchopt.transform import ScaleByBeliefState, add_decayed_weights, ranges, scale_by_learning_rate
 
 __all__ = ['acprop', 'scale_by_acprop']
@@ -82,7 +83,7 @@ def scale_by_acprop(b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-16, eps_root: 
         rule = spread.rule(state.count == 0 if known is None else known == 0, state.count if known is None else known)
         return tree.Pass(rule, (state.mu, state.nu), partial(ScaleByBeliefState, count))
 
-    return elementwise(init, begin, ScaleByBeliefState, hypers=spread)
+    return ElementwiseTransformation(init, begin, state_of(ScaleByBeliefState), hypers=spread)
 
 
 def _make(first: Any, before: Any, *, b1: Any, b2: Any, eps: Any, eps_root: Any) -> partial[Any]:

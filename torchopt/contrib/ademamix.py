@@ -11,10 +11,11 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt._C.reference import average, plus, times
-from torchopt.base import GradientTransformation, elementwise, factory
+from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.combine import chain
 from torchopt.contrib.scalars import check_number_or_schedule, rate_at
 from torchopt.numerics import abs_sq, advance, as_scalar_like, bias_correction, complement, safe_sqrt, zero_count
+from torchopt.preconditions import Precondition, state_of
 from torchopt.transform import add_decayed_weights, ranges, scale_by_learning_rate
 from torchopt.transform.first_moment import check_mu_dtype, zero_mean
 
@@ -110,7 +111,9 @@ def scale_by_ademamix(
         settle = partial(ScaleByAdemamixState, count, advance(state.count_m2)[0])
         return tree.Pass(spread.rule(t, *schedules(state)), (state.m1, state.m2, state.nu), settle)
 
-    return elementwise(init, begin, ScaleByAdemamixState, then=schedules, hypers=spread)
+    return ElementwiseTransformation(
+        init, begin, state_of(ScaleByAdemamixState), Precondition(schedules), hypers=spread
+    )
 
 
 def _make(

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt._C.reference import average
-from torchopt.base import GradientTransformation, elementwise, factory
+from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.combine import chain
 from torchopt.numerics import abs_sq, advance, as_scalar_like, complement, on_host, safe_sqrt, tensor_like, zero_count
+from torchopt.preconditions import state_of
 from torchopt.transform import ScaleByAdamState, ranges, scale_by_learning_rate
 from torchopt.transform.first_moment import check_mu_dtype, zero_mean
 
@@ -104,7 +105,7 @@ def scale_by_adopt(
         rule = spread.rule(first, bound if number is None else number, nesterov)
         return tree.Pass(rule, (state.mu, state.nu), partial(ScaleByAdamState, advance(state.count)[0]))
 
-    return elementwise(init, begin, ScaleByAdamState, hypers=spread)
+    return ElementwiseTransformation(init, begin, state_of(ScaleByAdamState), hypers=spread)
 
 
 def _make(first: Any, bound: Any, nesterov: bool, *, b1: Any, b2: Any, eps: Any) -> partial[Any]:

@@ -16,7 +16,7 @@ from torchopt.base import (
     with_extra_args_support,
 )
 from torchopt.numerics import tensor_like
-from torchopt.refusal import expects_state, preflight
+from torchopt.preconditions import required_by, state_of
 
 __all__ = ['CautiousState', 'cautious']
 
@@ -71,20 +71,18 @@ def cautious(optimizer: GradientTransformation, eps: Any = 1e-3) -> GradientTran
     def init(params: Any) -> CautiousState:
         return CautiousState(wide.init(params))
 
-    def refuse(state: CautiousState, params: Any = None) -> None:
-        preflight(wide, state.inner_state, params)
-
     def mask(g: Tensor, u: Tensor) -> Tensor:
         agree = ((u.conj() * g).real < 0).to((u.real if u.is_complex() else u).dtype)
         share = agree.sum() / max(agree.numel(), 1)
         least = tensor_like(eps, share)
         return u * (agree / torch.maximum(share, least))
 
-    @expects_state(CautiousState, then=refuse)
     def update(
         updates: Any, state: CautiousState, params: Any = None, *, inplace: bool = False, **extra: Any
     ) -> tuple[Any, CautiousState]:
         steps, inner_state = wide.update(updates, state.inner_state, params, inplace=inplace, **extra)
         return tree.map(mask, updates, steps), CautiousState(inner_state)
 
-    return GradientTransformationExtraArgs(init, update)
+    return GradientTransformationExtraArgs.requiring(
+        init, update, state_of(CautiousState), required_by(wide, 'inner_state')
+    )

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, tree
-from torchopt.base import GradientTransformation, elementwise, factory
+from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.combine import chain
 from torchopt.contrib.constants import kept_copy
-from torchopt.contrib.expectations import require_real
+from torchopt.contrib.real_params import require_real
 from torchopt.numerics import as_scalar_like
+from torchopt.preconditions import params_for, state_of
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate
 from torchopt.transform.leafwise import as_constant
 
@@ -92,7 +93,13 @@ def scale_by_cocob(alpha: Any = 100.0, eps: Any = 1e-8) -> GradientTransformatio
     def begin(state: COCOBState) -> tree.Pass:
         return tree.Pass(spread.rule(), tuple(state), COCOBState, reads_params=True)
 
-    return elementwise(init, begin, COCOBState, params_for='COCOB, which remembers where it began', hypers=spread)
+    return ElementwiseTransformation(
+        init,
+        begin,
+        state_of(COCOBState),
+        params_for('COCOB, which remembers where it began'),
+        hypers=spread,
+    )
 
 
 def _make(*, alpha: Any) -> partial[Any]:

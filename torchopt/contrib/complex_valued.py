@@ -15,7 +15,7 @@ from torchopt.base import (
     factory,
     with_extra_args_support,
 )
-from torchopt.refusal import expects_state, preflight
+from torchopt.preconditions import required_by, state_of
 from torchopt.transform.leafwise import as_constant
 
 __all__ = ['RealAndImaginary', 'SplitRealAndImaginaryState', 'split_real_and_imaginary']
@@ -64,10 +64,6 @@ def split_real_and_imaginary(inner: GradientTransformation) -> GradientTransform
     def init(params: Any) -> SplitRealAndImaginaryState:
         return SplitRealAndImaginaryState(wide.init(tree.map(_split, params)))
 
-    def refuse(state: SplitRealAndImaginaryState, params: Any = None) -> None:
-        preflight(wide, state.inner_state, params)
-
-    @expects_state(SplitRealAndImaginaryState, then=refuse)
     def update(
         updates: Any, state: SplitRealAndImaginaryState, params: Any = None, *, inplace: bool = False, **extra: Any
     ) -> tuple[Any, SplitRealAndImaginaryState]:
@@ -79,7 +75,9 @@ def split_real_and_imaginary(inner: GradientTransformation) -> GradientTransform
         joined = map(_join, tree.flatten_up_to(spec, parts, name='new updates', like='updates'))
         return tree.unflatten(spec, joined), SplitRealAndImaginaryState(inner_state)
 
-    return GradientTransformationExtraArgs(init, update)
+    return GradientTransformationExtraArgs.requiring(
+        init, update, state_of(SplitRealAndImaginaryState), required_by(wide, 'inner_state')
+    )
 
 
 def _split(x: Tensor) -> Any:

@@ -12,7 +12,6 @@ from torchopt import checks, tree
 from torchopt._C.reference import average, plus, times
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.constants import without_graphs
-from torchopt.contrib.expectations import expects
 from torchopt.contrib.scalars import check_rate, pair_of_rates, positive_ratio, rate_at, real_part, scalar_beside
 from torchopt.numerics import (
     abs_sq,
@@ -23,6 +22,7 @@ from torchopt.numerics import (
     safe_sqrt,
     zero_count,
 )
+from torchopt.preconditions import Precondition, params_for, state_of
 
 __all__ = ['DAdaptAdamWState', 'dadapt_adamw']
 
@@ -117,7 +117,6 @@ def dadapt_adamw(
     def divisor(v: Tensor) -> Any:
         return plus(safe_sqrt(v), as_scalar_like(eps, v))
 
-    @expects(DAdaptAdamWState, 'dadapt_adamw', schedule)
     def update(
         updates: Any, state: DAdaptAdamWState, params: Any = None, *, inplace: bool = False, **extra: Any
     ) -> tuple[Any, DAdaptAdamWState]:
@@ -144,4 +143,6 @@ def dadapt_adamw(
         estimate = torch.maximum(d, positive_ratio(numerator, size))
         return u, DAdaptAdamWState(m, v, s, estimate, numerator, count)
 
-    return GradientTransformationExtraArgs(init, update)
+    return GradientTransformationExtraArgs.requiring(
+        init, update, state_of(DAdaptAdamWState), params_for('dadapt_adamw'), Precondition(schedule)
+    )

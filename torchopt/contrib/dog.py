@@ -11,9 +11,9 @@ from torchopt import checks, tree
 from torchopt.base import GradientTransformation, factory, identity
 from torchopt.combine import chain
 from torchopt.contrib.constants import kept_copy, without_graphs
-from torchopt.contrib.expectations import expects
 from torchopt.contrib.scalars import real_part, scalar_beside
 from torchopt.numerics import as_scalar_like, on_host, tensor_like
+from torchopt.preconditions import params_for, state_of
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate
 
 __all__ = ['DoGState', 'dog', 'scale_by_dog']
@@ -79,7 +79,6 @@ def scale_by_dog(init_step: tuple[str, Any], eps: Any = 1e-8) -> GradientTransfo
         begun = torch.ones((), dtype=torch.bool, device='cpu')
         return DoGState(begun, start, scalar_beside(params, first), scalar_beside(params, 0.0))
 
-    @expects(DoGState, 'DoG, which measures how far they have come')
     def update(updates: Any, state: DoGState, params: Any = None, *, inplace: bool = False) -> tuple[Any, DoGState]:
         g, p = without_graphs(updates, params, inplace)
         far = real_part(tree.norm(tree.map(lambda p, p0: p - p0, p, state.init_params)), state.max_dist)
@@ -91,7 +90,9 @@ def scale_by_dog(init_step: tuple[str, Any], eps: Any = 1e-8) -> GradientTransfo
         u = tree.map(lambda g: g * as_scalar_like(rate, g), g)
         return u, DoGState(torch.zeros_like(state.is_init_step), state.init_params, distance, total)
 
-    return GradientTransformation(init, update)
+    return GradientTransformation.requiring(
+        init, update, state_of(DoGState), params_for('DoG, which measures how far they have come')
+    )
 
 
 def _first(is_first: torch.Tensor, first: Any, rate: torch.Tensor) -> torch.Tensor:

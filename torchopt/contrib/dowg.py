@@ -11,9 +11,9 @@ from torchopt import checks, tree
 from torchopt.base import GradientTransformation, factory, identity
 from torchopt.combine import chain
 from torchopt.contrib.constants import kept_copy, without_graphs
-from torchopt.contrib.expectations import expects
 from torchopt.contrib.scalars import real_part, scalar_beside
 from torchopt.numerics import as_scalar_like, safe_sqrt
+from torchopt.preconditions import params_for, state_of
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate
 
 __all__ = ['DoWGState', 'dowg', 'scale_by_dowg']
@@ -63,7 +63,6 @@ def scale_by_dowg(init_estim_sq_dist: Any = None, eps: Any = 1e-4) -> GradientTr
     def init(params: Any) -> DoWGState:
         return DoWGState(kept_copy(params), scalar_beside(params, 0.0), scalar_beside(params, first))
 
-    @expects(DoWGState, 'DoWG, which measures how far they have come')
     def update(updates: Any, state: DoWGState, params: Any = None, *, inplace: bool = False) -> tuple[Any, DoWGState]:
         g, p = without_graphs(updates, params, inplace)
         apart = tree.map(lambda p, p0: p - p0, p, state.init_params)
@@ -73,7 +72,9 @@ def scale_by_dowg(init_estim_sq_dist: Any = None, eps: Any = 1e-4) -> GradientTr
         u = tree.map(lambda g: g * as_scalar_like(rate, g), g)
         return u, DoWGState(state.init_params, total, square)
 
-    return GradientTransformation(init, update)
+    return GradientTransformation.requiring(
+        init, update, state_of(DoWGState), params_for('DoWG, which measures how far they have come')
+    )
 
 
 def dowg(

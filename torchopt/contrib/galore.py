@@ -19,7 +19,7 @@ from torchopt.base import (
 from torchopt.combine import chain
 from torchopt.contrib.matrix_axes import MatrixShape, axes_of_leaves, matrix_shape
 from torchopt.numerics import advance, as_scalar_like, zero_count
-from torchopt.refusal import expects_state, preflight
+from torchopt.preconditions import required_by_all, state_of
 from torchopt.transform import add_decayed_weights, scale_by_adam, scale_by_learning_rate
 from torchopt.transform.branching import branch
 
@@ -129,10 +129,6 @@ def scale_by_galore(
         projectors, proxies = (tree.unflatten(spec, column) for column in (zip(*pairs) if pairs else ((), ())))
         return GaLoreState(zero_count(), wide.init(proxies), projectors)
 
-    def refuse(state: GaLoreState, params: Any = None) -> None:
-        preflight(wide, state.base_optimizer_state)
-
-    @expects_state(GaLoreState, then=refuse)
     def update(
         updates: Any, state: GaLoreState, params: Any = None, *, inplace: bool = False, **extra: Any
     ) -> tuple[Any, GaLoreState]:
@@ -158,7 +154,12 @@ def scale_by_galore(
         count = advance(state.count)[0]
         return tree.unflatten(spec, full), GaLoreState(count, base_state, tree.unflatten(spec, new))
 
-    return GradientTransformationExtraArgs(init, update)
+    return GradientTransformationExtraArgs.requiring(
+        init,
+        update,
+        state_of(GaLoreState),
+        required_by_all(lambda state, params: [(state.base_optimizer_state, None)], wide),
+    )
 
 
 def _first(rank: int, p: Any, shape: MatrixShape | None) -> tuple[Any, Any]:

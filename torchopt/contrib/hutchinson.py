@@ -11,7 +11,7 @@ from torch import Tensor
 from torchopt import tree
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.constants import without_graphs
-from torchopt.contrib.expectations import expects
+from torchopt.preconditions import params_for, state_of
 from torchopt.transform.counter_noise import make_key, normal_like, split_key
 
 __all__ = ['HutchinsonState', 'hutchinson_estimator_diag_hessian']
@@ -70,7 +70,6 @@ def hutchinson_estimator_diag_hessian(
     def init(params: Any) -> HutchinsonState:
         return HutchinsonState(make_key(source))
 
-    @expects(HutchinsonState, 'the diagonal of the Hessian at them')
     def update(
         updates: Any,
         state: HutchinsonState,
@@ -104,7 +103,9 @@ def hutchinson_estimator_diag_hessian(
         diagonal = [None if x is None else next(products) * r for x, r in zip(leaves, tree.flatten(signs)[0])]
         return tree.unflatten(spec, diagonal), HutchinsonState(following)
 
-    return GradientTransformationExtraArgs(init, update)
+    return GradientTransformationExtraArgs.requiring(
+        init, update, state_of(HutchinsonState), params_for('the diagonal of the Hessian at them')
+    )
 
 
 def _sign(p: Tensor, noise: Tensor) -> Tensor:

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt._C.reference import plus, times
-from torchopt.base import GradientTransformation, elementwise, factory
+from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.combine import chain
 from torchopt.contrib.constants import kept_copy
 from torchopt.contrib.scalars import rate_at
 from torchopt.numerics import abs_sq, advance, as_scalar_like, zero_count
+from torchopt.preconditions import Precondition, params_for, state_of
 from torchopt.transform import add_decayed_weights, ranges
 from torchopt.transform.leafwise import as_constant
 
@@ -94,12 +95,12 @@ def scale_by_madgrad(learning_rate: Any, momentum: float = 0.9, eps: float = 1e-
         rule = spread.rule(t, schedule(state))
         return tree.Pass(rule, tuple(state[1:]), partial(MadgradState, count), reads_params=True)
 
-    return elementwise(
+    return ElementwiseTransformation(
         init,
         begin,
-        MadgradState,
-        then=schedule,
-        params_for='MADGRAD, which averages with where they were',
+        state_of(MadgradState),
+        params_for('MADGRAD, which averages with where they were'),
+        Precondition(schedule),
         hypers=spread,
     )
 

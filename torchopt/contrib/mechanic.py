@@ -17,10 +17,9 @@ from torchopt.base import (
     with_extra_args_support,
 )
 from torchopt.contrib.constants import kept_copy, without_graphs
-from torchopt.contrib.expectations import expects
 from torchopt.contrib.scalars import real_part, scalar_beside
 from torchopt.numerics import advance, as_scalar_like, safe_sqrt, zero_count
-from torchopt.refusal import preflight
+from torchopt.preconditions import params_for, required_by, state_of
 
 __all__ = ['MechanicState', 'mechanize']
 
@@ -111,10 +110,6 @@ def mechanize(
             wide.init(params), zero_count(), zeros, zeros.clone(), zeros.clone(), scales, kept_copy(params)
         )
 
-    def refuse(state: MechanicState, params: Any = None) -> None:
-        preflight(wide, state.base_optimizer_state, params)
-
-    @expects(MechanicState, 'mechanize, which measures how far they have come', refuse)
     def update(
         updates: Any, state: MechanicState, params: Any = None, *, inplace: bool = False, **extra: Any
     ) -> tuple[Any, MechanicState]:
@@ -139,7 +134,13 @@ def mechanize(
         moved = tree.map(move, steps, x, state.x0, before)
         return moved, MechanicState(base_state, advance(state.count)[0], r, m, v, s, state.x0)
 
-    return GradientTransformationExtraArgs(init, update)
+    return GradientTransformationExtraArgs.requiring(
+        init,
+        update,
+        state_of(MechanicState),
+        params_for('mechanize, which measures how far they have come'),
+        required_by(wide, 'base_optimizer_state'),
+    )
 
 
 def _bet(state: MechanicState, h: Tensor, first: Any, eps: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:

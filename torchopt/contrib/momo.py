@@ -12,9 +12,9 @@ from torchopt import checks, tree
 from torchopt._C.reference import average, times
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.constants import without_graphs
-from torchopt.contrib.expectations import expects
 from torchopt.contrib.scalars import after_first, check_rate, rate_at, real_part, scalar_beside
 from torchopt.numerics import advance, as_scalar_like, complement, tensor_like, zero_count
+from torchopt.preconditions import Precondition, params_for, state_of
 from torchopt.transform.objective import objective_value
 
 __all__ = ['MomoState', 'bounded_step', 'momo']
@@ -104,7 +104,6 @@ def momo(
     def schedule(state: MomoState, params: Any = None) -> Any:
         return rate_at(learning_rate, state.count)
 
-    @expects(MomoState, 'momo, whose step size depends on them', schedule)
     def update(
         updates: Any, state: MomoState, params: Any = None, *, value: Any = None, inplace: bool = False, **extra: Any
     ) -> tuple[Any, MomoState]:
@@ -139,7 +138,9 @@ def momo(
 
         return tree.map(move, shown, x), MomoState(d, barf, gamma, lb, advance(state.count)[0])
 
-    return GradientTransformationExtraArgs(init, update)
+    return GradientTransformationExtraArgs.requiring(
+        init, update, state_of(MomoState), params_for('momo, whose step size depends on them'), Precondition(schedule)
+    )
 
 
 def bounded_step(

@@ -11,7 +11,6 @@ from torchopt import checks, tree
 from torchopt._C.reference import average, plus, times
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.constants import without_graphs
-from torchopt.contrib.expectations import expects
 from torchopt.contrib.momo import bounded_step
 from torchopt.contrib.scalars import check_rate, rate_at, real_part, scalar_beside
 from torchopt.numerics import (
@@ -23,6 +22,7 @@ from torchopt.numerics import (
     safe_sqrt,
     zero_count,
 )
+from torchopt.preconditions import Precondition, params_for, state_of
 from torchopt.transform.objective import objective_value
 
 __all__ = ['MomoAdamState', 'momo_adam']
@@ -120,7 +120,6 @@ def momo_adam(
     def schedule(state: MomoAdamState, params: Any = None) -> Any:
         return rate_at(learning_rate, state.count)
 
-    @expects(MomoAdamState, 'momo_adam, whose step size depends on them', schedule)
     def update(
         updates: Any,
         state: MomoAdamState,
@@ -161,4 +160,10 @@ def momo_adam(
 
         return tree.map(move, direction, x), MomoAdamState(d, v, barf, gamma, lb, count)
 
-    return GradientTransformationExtraArgs(init, update)
+    return GradientTransformationExtraArgs.requiring(
+        init,
+        update,
+        state_of(MomoAdamState),
+        params_for('momo_adam, whose step size depends on them'),
+        Precondition(schedule),
+    )

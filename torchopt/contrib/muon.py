@@ -25,7 +25,7 @@ from torchopt.numerics import (
     safe_increment,
     zero_count,
 )
-from torchopt.refusal import expects_state
+from torchopt.preconditions import state_of
 from torchopt.transform import add_decayed_weights, partition, scale_by_adam, scale_by_learning_rate
 from torchopt.transform.first_moment import check_mu_dtype, zero_mean
 
@@ -139,7 +139,6 @@ def scale_by_muon(
         u = shape.from_matrices(orthogonalize(shape.to_matrices(x), rows, preconditioning, eps))
         return (x.conj() * u).sum() * u if adaptive else u
 
-    @expects_state(MuonState)
     def update(updates: Any, state: MuonState, params: Any = None, *, inplace: bool = False) -> tuple[Any, MuonState]:
         shapes = _matrices(weight_dimension_numbers, updates)
         count, t = advance(state.count)
@@ -157,7 +156,7 @@ def scale_by_muon(
         u = [None if x is None or shape is None else orthogonal(x, shape, rows) for x, shape in zip(leaves, shapes)]
         return tree.unflatten(spec, u), MuonState(count, mu, state.ns_coeffs)
 
-    return GradientTransformation(init, update)
+    return GradientTransformation.requiring(init, update, state_of(MuonState))
 
 
 def _coefficients(given: Any, steps: int) -> Tensor:

@@ -14,7 +14,7 @@ from torchopt.base import GradientTransformation, factory, identity
 from torchopt.clip import per_example_global_norm_clip
 from torchopt.combine import chain
 from torchopt.numerics import as_scalar_like
-from torchopt.refusal import expects_state
+from torchopt.preconditions import state_of
 from torchopt.transform import scale_by_learning_rate, trace
 from torchopt.transform.counter_noise import make_key, normal_like, split_key
 
@@ -95,7 +95,6 @@ def differentially_private_aggregate(
     def init(params: Any) -> DifferentiallyPrivateAggregateState:
         return DifferentiallyPrivateAggregateState(make_key(source))
 
-    @expects_state(DifferentiallyPrivateAggregateState)
     def update(
         updates: Any, state: DifferentiallyPrivateAggregateState, params: Any = None, *, inplace: bool = False
     ) -> tuple[Any, DifferentiallyPrivateAggregateState]:
@@ -109,7 +108,7 @@ def differentially_private_aggregate(
 
         return tree.map(average, sums, normal_like(now, sums)), DifferentiallyPrivateAggregateState(following)
 
-    return GradientTransformation(init, update)
+    return GradientTransformation.requiring(init, update, state_of(DifferentiallyPrivateAggregateState))
 
 
 def dpsgd(

@@ -12,7 +12,6 @@ from torchopt import checks, tree
 from torchopt._C.reference import average, plus, times
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.constants import kept_copy, without_graphs
-from torchopt.contrib.expectations import expects
 from torchopt.contrib.scalars import check_rate, pair_of_rates, positive_ratio, rate_at, real_part, scalar_beside
 from torchopt.numerics import (
     abs_sq,
@@ -24,6 +23,7 @@ from torchopt.numerics import (
     tensor_like,
     zero_count,
 )
+from torchopt.preconditions import Precondition, params_for, state_of
 
 __all__ = ['ProdigyState', 'prodigy']
 
@@ -125,7 +125,6 @@ def prodigy(
     def schedule(state: ProdigyState, params: Any = None) -> Any:
         return rate_at(learning_rate, state.count)
 
-    @expects(ProdigyState, 'prodigy, which measures how far they have come', schedule)
     def update(
         updates: Any, state: ProdigyState, params: Any = None, *, inplace: bool = False, **extra: Any
     ) -> tuple[Any, ProdigyState]:
@@ -159,4 +158,10 @@ def prodigy(
         u = tree.map(move, g, m, v, p)
         return u, ProdigyState(m, v, s, state.params0, estimate, numerator, count)
 
-    return GradientTransformationExtraArgs(init, update)
+    return GradientTransformationExtraArgs.requiring(
+        init,
+        update,
+        state_of(ProdigyState),
+        params_for('prodigy, which measures how far they have come'),
+        Precondition(schedule),
+    )

@@ -12,7 +12,7 @@ from torchopt import checks, tree
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.scalars import scalar_beside
 from torchopt.numerics import advance, as_scalar_like, tensor_like, zero_count
-from torchopt.refusal import expects_state
+from torchopt.preconditions import state_of
 from torchopt.transform.branching import branch
 from torchopt.transform.objective import objective_value
 
@@ -121,7 +121,6 @@ def reduce_on_plateau(
             torch.zeros_like(state.avg_value),
         )
 
-    @expects_state(ReduceLROnPlateauState)
     def update(
         updates: Any,
         state: ReduceLROnPlateauState,
@@ -143,4 +142,4 @@ def reduce_on_plateau(
 
         return tree.map(shrink, updates), new
 
-    return GradientTransformationExtraArgs(init, update)
+    return GradientTransformationExtraArgs.requiring(init, update, state_of(ReduceLROnPlateauState))

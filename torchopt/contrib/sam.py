@@ -15,9 +15,8 @@ from torchopt.base import (
     with_extra_args_support,
 )
 from torchopt.contrib.constants import kept_copy, without_graphs
-from torchopt.contrib.expectations import expects
 from torchopt.numerics import zero_count
-from torchopt.refusal import preflight
+from torchopt.preconditions import params_for, required_by, state_of
 from torchopt.transform.branching import branch
 from torchopt.transform.leafwise import as_constant, is_weight
 
@@ -105,10 +104,6 @@ def sam(
         cache = None if opaque_mode else kept_copy(params)
         return SAMState(zero_count(), outer.init(params), adversary.init(params), cache)
 
-    def refuse(state: SAMState, params: Any = None) -> None:
-        preflight(outer, state.opt_state, params)
-        preflight(adversary, state.adv_state, params)
-
     def transparent(
         updates: Any,
         state: SAMState,
@@ -160,8 +155,14 @@ def sam(
         u, opt_state = outer.update(g, state.opt_state, params, inplace=inplace, **extra)
         return u, SAMState(zero_count(), opt_state, adv_state, None)
 
-    update = expects(SAMState, 'sam', refuse)(opaque if opaque_mode else transparent)
-    return GradientTransformationExtraArgs(init, update)
+    return GradientTransformationExtraArgs.requiring(
+        init,
+        opaque if opaque_mode else transparent,
+        state_of(SAMState),
+        params_for('sam'),
+        required_by(outer, 'opt_state'),
+        required_by(adversary, 'adv_state'),
+    )
 
 
 def _copy(params: Any, constants: Any) -> Any:

@@ -18,10 +18,9 @@ from torchopt.base import (
 )
 from torchopt.combine import chain
 from torchopt.contrib.constants import kept_copy, without_graphs
-from torchopt.contrib.expectations import expects
 from torchopt.contrib.scalars import check_rate, positive_ratio, rate_at, scalar_beside
 from torchopt.numerics import advance, as_scalar_like, on_host, tensor_like, zero_count
-from torchopt.refusal import preflight
+from torchopt.preconditions import Precondition, params_for, required_by, state_of
 from torchopt.schedule import warmup_constant_schedule
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate, scale_by_rms
 
@@ -148,11 +147,6 @@ def schedule_free(
     def schedule(state: ScheduleFreeState) -> Any:
         return rate_at(learning_rate, state.step_count)
 
-    def refuse(state: ScheduleFreeState, params: Any = None) -> None:
-        schedule(state)
-        preflight(wide, state.base_optimizer_state, params)
-
-    @expects(ScheduleFreeState, 'schedule_free, which moves them between two others', refuse)
     def update(
         updates: Any, state: ScheduleFreeState, params: Any = None, *, inplace: bool = False, **extra: Any
     ) -> tuple[Any, ScheduleFreeState]:
@@ -175,7 +169,14 @@ def schedule_free(
         count = advance(state.step_count)[0]
         return moved, ScheduleFreeState(state.b1, total, count, largest, base_state, z)
 
-    return GradientTransformationExtraArgs(init, update)
+    return GradientTransformationExtraArgs.requiring(
+        init,
+        update,
+        state_of(ScheduleFreeState),
+        params_for('schedule_free, which moves them between two others'),
+        Precondition(lambda state, params: schedule(state)),
+        required_by(wide, 'base_optimizer_state'),
+    )
 
 
 def schedule_free_sgd(

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt._C.reference import average, plus, times
-from torchopt.base import GradientTransformation, elementwise, factory
+from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.combine import chain
 from torchopt.contrib.scalars import check_number_or_schedule, rate_at
 from torchopt.numerics import abs_sq, advance, as_scalar_like, bias_correction, complement, safe_sqrt, zero_count
+from torchopt.preconditions import Precondition, state_of
 from torchopt.transform import add_decayed_weights, ranges, scale_by_learning_rate
 
 __all__ = ['ScaleBySimplifiedAdEMAMixState', 'scale_by_simplified_ademamix', 'simplified_ademamix']
@@ -86,7 +87,9 @@ def scale_by_simplified_ademamix(
             spread.rule(t, schedule(state)), (state.m, state.n), partial(ScaleBySimplifiedAdEMAMixState, count)
         )
 
-    return elementwise(init, begin, ScaleBySimplifiedAdEMAMixState, then=schedule, hypers=spread)
+    return ElementwiseTransformation(
+        init, begin, state_of(ScaleBySimplifiedAdEMAMixState), Precondition(schedule), hypers=spread
+    )
 
 
 def _make(t: Any, alpha_now: Any, *, b1: Any, b2: Any, eps: Any, eps_root: Any, alpha: Any = None) -> partial[Any]:

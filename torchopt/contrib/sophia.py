@@ -17,10 +17,10 @@ from torchopt.base import (
     with_extra_args_support,
 )
 from torchopt.combine import chain
-from torchopt.contrib.expectations import expects, require_real
 from torchopt.contrib.hutchinson import hutchinson_estimator_diag_hessian
+from torchopt.contrib.real_params import require_real
 from torchopt.numerics import advance, as_scalar_like, bias_correction, complement, on_host, tensor_like, zero_count
-from torchopt.refusal import preflight
+from torchopt.preconditions import params_for, required_by, state_of
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate
 from torchopt.transform.branching import branch
 from torchopt.transform.first_moment import check_mu_dtype, zero_mean
@@ -98,10 +98,6 @@ def scale_by_sophia(
         require_real(params, 'Sophia')
         return SophiaState(zero_count(), zero_mean(params, mu_dtype), tree.zero_moment(params), estimator.init(params))
 
-    def refuse(state: SophiaState, params: Any = None) -> None:
-        preflight(estimator, state.hessian_fn_state, params)
-
-    @expects(SophiaState, 'Sophia, at which it estimates the Hessian', refuse)
     def update(
         updates: Any, state: SophiaState, params: Any = None, *, inplace: bool = False, **extra: Any
     ) -> tuple[Any, SophiaState]:
@@ -129,7 +125,13 @@ def scale_by_sophia(
             u = tree.map(lambda u: _clip(u, as_scalar_like(clip_threshold, u)), u)
         return u, SophiaState(count, mu, nu, estimator_state)
 
-    return GradientTransformationExtraArgs(init, update)
+    return GradientTransformationExtraArgs.requiring(
+        init,
+        update,
+        state_of(SophiaState),
+        params_for('Sophia, at which it estimates the Hessian'),
+        required_by(estimator, 'hessian_fn_state'),
+    )
 
 
 def _clip(u: Tensor, bound: Any) -> Tensor:

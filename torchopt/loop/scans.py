@@ -66,7 +66,8 @@ def scan(
         with torch.no_grad():
             _, y = step(init, [None if x is None else x.new_zeros(x.shape[1:]) for x in leaves])
         return init, tree.map(lambda z: torch.as_tensor(z).new_zeros((0, *torch.as_tensor(z).shape)), y)
-    carry, ys = init, []
+    carry = init
+    ys: list[Any] = []
     for k in reversed(range(n)) if reverse else range(n):
         new, y = step(carry, [None if row is None else row[k] for row in rows])
         if not ys:

@@ -156,12 +156,13 @@ def check_carry(old: Any, new: Any, function: str, like: str) -> None:
         shape, dtype = (y.shape, y.dtype) if isinstance(y, Tensor) else (torch.Size(()), x.dtype)
         if shape != x.shape or dtype != x.dtype:
             path = tree.flatten_with_path(old)[i][0]
-            kind, old_kind, new_kind = ('shape', tuple(x.shape), tuple(shape))
-            if shape == x.shape:
-                kind, old_kind, new_kind = 'dtype', x.dtype, dtype
-            raise (ValueError if kind == 'shape' else TypeError)(
-                f'{like}{path} has {kind} {old_kind}, but {function} makes it {new_kind}. A step must keep it; convert '
-                f'{like} or the result.'
+            if shape != x.shape:
+                raise ValueError(
+                    f'{like}{path} has shape {tuple(x.shape)}, but {function} makes it {tuple(shape)}. Return '
+                    f'the shape that it was called with.'
+                )
+            raise TypeError(
+                f'{like}{path} has dtype {x.dtype}, but {function} makes it {dtype}. Convert {like} or the result.'
             )
 
 
@@ -187,4 +188,4 @@ def _traced(cond_fun: Callable[[Any], Any], body_fun: Callable[[Any], Any], val:
         # The operation does not allow that a result is one of its inputs.
         return tuple(y.clone() if any(y is x for x in xs) else torch.as_tensor(y) for y in new)
 
-    return tree.unflatten(spec, torch.while_loop(condition, body, tuple(tensors)))
+    return tree.unflatten(spec, torch.while_loop(condition, body, tuple(tensors)))  # type: ignore[no-untyped-call]

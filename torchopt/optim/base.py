@@ -16,7 +16,7 @@ from torchopt.base import GradientTransformation, UninitializedState
 from torchopt.optim.from_alias import FromAlias, check_impl
 from torchopt.optim.gradients import check_same_kind, check_states, hide_integers, without_integers
 from torchopt.optim.layout import per_parameter, plain_options, read_entries, read_groups
-from torchopt.refusal import preflight
+from torchopt.preconditions import check_preconditions
 from torchopt.update import update_params
 
 __all__ = ['Optimizer']
@@ -147,7 +147,7 @@ True
         ]
         for i, (impl, state, params) in enumerate(zip(impls, states, groups)):
             _require_dense(grads[i], i)
-            preflight(impl, state, params)
+            check_preconditions(impl, state, params)
         # All that can be known beforehand has been refused; what is left (error_if_nonfinite) is up to the data.
         for i, (impl, params) in enumerate(zip(impls, groups)):
             _, self.state_groups[i] = update_params(impl, grads[i], states[i], params, inplace=True)

@@ -21,7 +21,7 @@ from torchopt.base import (
     with_extra_args_support,
 )
 from torchopt.numerics import increment, zero_count
-from torchopt.refusal import expects_state
+from torchopt.preconditions import state_of
 
 __all__ = [
     'InjectHyperparamsState',
@@ -175,7 +175,8 @@ def inject_stateful_hyperparams(
     return inject_hyperparams(inner_factory, static_args, hyperparam_dtype)
 
 
-@factory
+# The function that spells it stands below.
+@functools.partial(factory, spell=lambda *call: _spelled(*call))  # noqa: PLW0108
 def _injected(
     inner_factory: Callable[..., GradientTransformation],
     static_args: tuple[str, ...],
@@ -213,7 +214,6 @@ def _injected(
         inner = inner_factory(**others, **hypers)
         return InjectStatefulHyperparamsState(zero_count(), hypers, states, inner.init(params))
 
-    @expects_state(InjectStatefulHyperparamsState)
     def update(
         updates: Any,
         state: InjectStatefulHyperparamsState,
@@ -229,7 +229,7 @@ def _injected(
         states = {name: schedule.update(states[name], **extra) for name, schedule in schedules.items()}
         return updates, InjectStatefulHyperparamsState(increment(state.count), hypers, states, inner_state)
 
-    return GradientTransformationExtraArgs(init, update)
+    return GradientTransformationExtraArgs.requiring(init, update, state_of(InjectStatefulHyperparamsState))
 
 
 def _spelled(
@@ -239,9 +239,6 @@ def _spelled(
     options = {'static_args': static_args, 'hyperparam_dtype': dtype}
     shown = ''.join(f', {name}={tree.as_text(x)}' for name, x in options.items() if x)
     return tree.Spelled(f'inject_hyperparams({tree.as_text(inner_factory)}{shown})', args, kwargs)
-
-
-_injected.spelled = _spelled  # type: ignore[attr-defined]
 
 
 def _arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt._C import reference
-from torchopt.base import GradientTransformation, elementwise, factory
+from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.numerics import advance, bias_correction, complement, on_host, safe_increment, zero_count
+from torchopt.preconditions import state_of
 from torchopt.transform import ranges
 from torchopt.transform.first_moment import check_mu_dtype, zero_mean
 
@@ -66,7 +67,7 @@ def ema(decay: Any, debias: bool = True, accumulator_dtype: torch.dtype | None =
         count, t = advance(state.count)
         return tree.Pass(spread.rule(t, debias), (state.ema,), partial(EmaState, count))
 
-    return elementwise(init, begin, EmaState, hypers=spread)
+    return ElementwiseTransformation(init, begin, state_of(EmaState), hypers=spread)
 
 
 def _average(t: Any, debias: bool, *, decay: Any) -> partial[Any]:
@@ -118,7 +119,7 @@ def apply_every(k: Any = 1) -> GradientTransformation:
         count = safe_increment(state.count) % k
         return tree.Pass(partial(_gather, first=first, last=last), (state.grad_acc,), partial(ApplyEvery, count))
 
-    return elementwise(init, begin, ApplyEvery)
+    return ElementwiseTransformation(init, begin, state_of(ApplyEvery))
 
 
 def _gather(g: Tensor, total: Tensor, *, first: Any, last: Any) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,9 @@ import torch
 
 from torchopt import checks, tree
 from torchopt._C import reference
-from torchopt.base import GradientTransformation, elementwise, factory, on_engine
+from torchopt.base import ElementwiseTransformation, GradientTransformation, factory, with_native
 from torchopt.numerics import advance, bias_correction, complement, safe_increment, zero_count
+from torchopt.preconditions import state_of
 from torchopt.transform import ranges
 from torchopt.transform.first_moment import check_mu_dtype, zero_mean
 
@@ -98,7 +99,7 @@ def scale_by_adam(
         count, t = advance(state.count)
         return tree.Pass(spread.rule(t, nesterov), (state.mu, state.nu), lambda mu, nu: ScaleByAdamState(count, mu, nu))
 
-    return elementwise(init, begin, ScaleByAdamState, hypers=spread)
+    return ElementwiseTransformation(init, begin, state_of(ScaleByAdamState), hypers=spread)
 
 
 def _rule(t: Any, nesterov: bool, *, b1: Any, b2: Any, eps: Any, eps_root: Any) -> partial[Any]:
@@ -132,4 +133,4 @@ def scale_by_accelerated_adam(
     Raises:
         RuntimeError: If the native engine cannot run here; use :func:`scale_by_adam` then.
     """
-    return on_engine(scale_by_adam(b1, b2, eps, eps_root, moment_requires_grad), True)
+    return with_native(scale_by_adam(b1, b2, eps, eps_root, moment_requires_grad), True)

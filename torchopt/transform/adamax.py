@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from torchopt import tree
 from torchopt._C import reference
-from torchopt.base import GradientTransformation, elementwise, factory
+from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.numerics import advance, bias_correction, complement, zero_count
+from torchopt.preconditions import state_of
 from torchopt.transform import ranges
 
 __all__ = ['ScaleByAdamaxState', 'adamax_with_state', 'scale_by_adamax']
@@ -75,7 +76,7 @@ def adamax_with_state(
         count, t = advance(state.count)
         return tree.Pass(spread.rule(t), (state.mu, state.nu), partial(kind, count))
 
-    return elementwise(init, begin, kind, hypers=spread)
+    return ElementwiseTransformation(init, begin, state_of(kind), hypers=spread)
 
 
 def _rule(t: Any, *, b1: Any, b2: Any, eps: Any) -> partial[Any]:

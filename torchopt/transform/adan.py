@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchopt import tree
 from torchopt._C.reference import average, plus, times
-from torchopt.base import GradientTransformation, elementwise, factory
+from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.numerics import (
     abs_sq,
     advance,
@@ -22,6 +22,7 @@ from torchopt.numerics import (
     safe_sqrt,
     zero_count,
 )
+from torchopt.preconditions import state_of
 from torchopt.transform import ranges
 
 __all__ = ['ScaleByAdanState', 'scale_by_adan']
@@ -102,7 +103,7 @@ def scale_by_adan(
         rule = spread.rule(state.t == 0 if known is None else known == 0, t)
         return tree.Pass(rule, tuple(state[:4]), partial(ScaleByAdanState, t=count))
 
-    return elementwise(init, begin, ScaleByAdanState, hypers=spread)
+    return ElementwiseTransformation(init, begin, state_of(ScaleByAdanState), hypers=spread)
 
 
 def _make(first: Any, t: Any, *, b1: Any, b2: Any, b3: Any, eps: Any, eps_root: Any) -> partial[Any]:

@@ -10,8 +10,9 @@ import torch
 
 from torchopt import tree
 from torchopt._C import reference
-from torchopt.base import GradientTransformation, elementwise, factory
+from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.numerics import advance, bias_correction, complement, zero_count
+from torchopt.preconditions import state_of
 from torchopt.transform import ranges
 from torchopt.transform.first_moment import check_mu_dtype, zero_mean
 
@@ -96,7 +97,7 @@ def scale_by_amsgrad(
             lambda mu, nu, nu_max: ScaleByAmsgradState(count, mu, nu, nu_max),
         )
 
-    return elementwise(init, begin, ScaleByAmsgradState, hypers=spread)
+    return ElementwiseTransformation(init, begin, state_of(ScaleByAmsgradState), hypers=spread)
 
 
 def _rule(

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from torchopt import checks, linesearch, tree
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.numerics import is_readable, zero_count
-from torchopt.refusal import expects_params, expects_state
+from torchopt.preconditions import params_for, state_of
 from torchopt.scalars import numbers, where
 from torchopt.transform.search_problem import Problem, check_limit, counted, number_dtype, report, stored
 
@@ -126,7 +126,6 @@ def scale_by_backtracking_linesearch(
         grad = tree.zeros_like(params) if store_grad else None
         return ScaleByBacktrackingLinesearchState(stored(1.0, kind), stored(math.inf, kind), grad, info)
 
-    @expects_params('line searches')
     def update(
         updates: Any,
         state: ScaleByBacktrackingLinesearchState,
@@ -167,5 +166,6 @@ def scale_by_backtracking_linesearch(
         info = BacktrackingLinesearchInfo(counted(found.steps), stored(found.decrease_error, kind))
         return scaled, ScaleByBacktrackingLinesearchState(stored(rate, kind), stored(new_value, kind), new_grad, info)
 
-    update = expects_state(ScaleByBacktrackingLinesearchState, getattr(update, 'preflight', None))(update)
-    return GradientTransformationExtraArgs(init, update)
+    return GradientTransformationExtraArgs.requiring(
+        init, update, state_of(ScaleByBacktrackingLinesearchState), params_for('line searches')
+    )

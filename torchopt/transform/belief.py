@@ -10,8 +10,9 @@ from torch import Tensor
 
 from torchopt import tree
 from torchopt._C import reference
-from torchopt.base import GradientTransformation, elementwise, factory
+from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.numerics import advance, bias_correction, complement, safe_increment, zero_count
+from torchopt.preconditions import state_of
 from torchopt.transform import ranges
 
 __all__ = ['ScaleByBeliefState', 'scale_by_belief']
@@ -80,7 +81,7 @@ def scale_by_belief(
             spread.rule(t, nesterov), (state.mu, state.nu), lambda mu, nu: ScaleByBeliefState(count, mu, nu)
         )
 
-    return elementwise(init, begin, ScaleByBeliefState, hypers=spread)
+    return ElementwiseTransformation(init, begin, state_of(ScaleByBeliefState), hypers=spread)
 
 
 def _rule(t: Any, nesterov: bool, *, b1: Any, b2: Any, eps: Any, eps_root: Any) -> partial[Any]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchopt import checks
 from torchopt.base import EmptyState, GradientTransformation, factory, init_empty_state
 from torchopt.numerics import abs_sq, as_scalar_like, safe_sqrt
-from torchopt.refusal import expects_params
+from torchopt.preconditions import params_for
 from torchopt.transform.leafwise import as_constant, leaf_norm, least_norm, move_leaves
 
 __all__ = [
@@ -26,12 +26,11 @@ ScaleByTrustRatioState = EmptyState
 
 
 def _scale_leaves(rule: Any, purpose: str) -> GradientTransformation:
-    @expects_params(purpose)
     def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
         (updates,) = move_leaves(lambda u, p: (u * rule(u, as_constant(p, u)),), updates, reads=(params,))
         return updates, state
 
-    return GradientTransformation(init_empty_state, update)
+    return GradientTransformation.requiring(init_empty_state, update, params_for(purpose))
 
 
 @factory

@@ -15,7 +15,7 @@ from torchopt.base import (
     with_extra_args_support,
 )
 from torchopt.numerics import increment, safe_increment, zero_count
-from torchopt.refusal import expects_state, preflight
+from torchopt.preconditions import required_by, state_of
 from torchopt.transform.branching import branch
 
 __all__ = [
@@ -140,10 +140,6 @@ def _conditionally(
     def init(params: Any) -> Any:
         return kind(inner_state=wide.init(params), step=zero_count())
 
-    def refuse(state: Any, params: Any = None) -> None:
-        preflight(wide, state.inner_state, params)
-
-    @expects_state(kind, then=refuse)
     def update(updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any) -> tuple[Any, Any]:
         new, inner_state = branch(
             condition(state.step, **extra) if forward_extra_args else condition(state.step),
@@ -153,7 +149,7 @@ def _conditionally(
         )
         return new, kind(inner_state=inner_state, step=increment(state.step))
 
-    return GradientTransformationExtraArgs(init, update)
+    return GradientTransformationExtraArgs.requiring(init, update, state_of(kind), required_by(wide, 'inner_state'))
 
 
 @factory
@@ -187,10 +183,6 @@ def apply_if_finite(inner: GradientTransformation, max_consecutive_errors: int) 
     def init(params: Any) -> ApplyIfFiniteState:
         return ApplyIfFiniteState(zero_count(), torch.tensor(True, device='cpu'), zero_count(), wide.init(params))
 
-    def refuse(state: ApplyIfFiniteState, params: Any = None) -> None:
-        preflight(wide, state.inner_state, params)
-
-    @expects_state(ApplyIfFiniteState, then=refuse)
     def update(
         updates: Any, state: ApplyIfFiniteState, params: Any = None, *, inplace: bool = False, **extra: Any
     ) -> tuple[Any, ApplyIfFiniteState]:
@@ -206,7 +198,9 @@ def apply_if_finite(inner: GradientTransformation, max_consecutive_errors: int) 
         total = torch.where(finite, total, safe_increment(total))
         return new, ApplyIfFiniteState(consecutive, finite, total, inner_state)
 
-    return GradientTransformationExtraArgs(init, update)
+    return GradientTransformationExtraArgs.requiring(
+        init, update, state_of(ApplyIfFiniteState), required_by(wide, 'inner_state')
+    )
 
 
 def _all_finite(updates: Any) -> torch.Tensor:

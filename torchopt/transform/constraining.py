@@ -10,13 +10,13 @@ from torch import Tensor
 
 from torchopt import tree
 from torchopt.base import (
+    ElementwiseTransformation,
     EmptyState,
     GradientTransformation,
-    elementwise,
     factory,
     init_empty_state,
 )
-from torchopt.refusal import expects_state
+from torchopt.preconditions import params_for, state_of
 from torchopt.transform.leafwise import as_constant, move_leaves
 
 __all__ = ['NonNegativeParamsState', 'ZeroNansState', 'keep_params_nonnegative', 'zero_nans']
@@ -43,7 +43,7 @@ def keep_params_nonnegative() -> GradientTransformation:
         [tensor([-0.5000, -1.0000])]
     """
     step = tree.Pass(_stop_at_zero, (), EmptyState, reads_params=True)
-    return elementwise(init_empty_state, lambda state: step, params_for='keep_params_nonnegative')
+    return ElementwiseTransformation(init_empty_state, lambda state: step, params_for('keep_params_nonnegative'))
 
 
 def _stop_at_zero(u: Tensor, p: Tensor) -> tuple[Tensor]:
@@ -78,11 +78,10 @@ def zero_nans() -> GradientTransformation:
         nan = g.isnan()
         return torch.where(nan, torch.zeros_like(g), g), nan.any()
 
-    @expects_state(ZeroNansState)
     def update(
         updates: Any, state: ZeroNansState, params: Any = None, *, inplace: bool = False
     ) -> tuple[Any, ZeroNansState]:
         updates, found = move_leaves(rule, updates, state.found_nan)
         return updates, ZeroNansState(found)
 
-    return GradientTransformation(init, update)
+    return GradientTransformation.requiring(init, update, state_of(ZeroNansState))

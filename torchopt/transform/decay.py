@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 from torchopt import checks, tree
 from torchopt._C import reference
 from torchopt.base import (
+    ElementwiseTransformation,
     EmptyState,
     GradientTransformation,
-    elementwise,
     factory,
     identity,
     init_empty_state,
 )
 from torchopt.numerics import increment, zero_count
-from torchopt.refusal import preflight
+from torchopt.preconditions import Precondition, params_for, required_by, state_of
 from torchopt.transform import ranges
 from torchopt.transform.masking import MaskedState, masked, resolve_mask
 
@@ -73,7 +73,7 @@ def add_decayed_weights(weight_decay: Any = 0.0, mask: Any = None) -> GradientTr
     if not checks.nonzero(weight_decay):
         return identity() if mask is None else masked(identity(), mask)
     spread = tree.Spread(_rule, weight_decay=weight_decay)
-    options: dict[str, Any] = {'params_for': 'weight decay', 'hypers': spread}
+    requires = [params_for('weight decay')]
     if checks.is_schedule(weight_decay):
 
         def value(state: WeightDecaySchedule, params: Any = None) -> Any:
@@ -83,14 +83,15 @@ def add_decayed_weights(weight_decay: Any = 0.0, mask: Any = None) -> GradientTr
             rule = spread.make(weight_decay=value(state))
             return tree.Pass(rule, (), lambda: WeightDecaySchedule(increment(state.count)), reads_params=True)
 
-        everywhere = elementwise(_first_count, begin, WeightDecaySchedule, then=value, **options)
+        requires = [state_of(WeightDecaySchedule), *requires, Precondition(value)]
+        everywhere = ElementwiseTransformation(_first_count, begin, *requires, hypers=spread)
     else:
         step = tree.Pass(spread.rule(), (), EmptyState, reads_params=True)
 
         def begin(state: Any) -> tree.Pass:
             return step
 
-        everywhere = elementwise(init_empty_state, begin, **options)
+        everywhere = ElementwiseTransformation(init_empty_state, begin, *requires, hypers=spread)
     if mask is None:
         return everywhere
 
@@ -99,10 +100,14 @@ def add_decayed_weights(weight_decay: Any = 0.0, mask: Any = None) -> GradientTr
         step = begin(state.inner_state)
         return step._replace(settle=lambda: MaskedState(step.settle()), where=partial(resolve_mask, mask))
 
-    def refuse(state: MaskedState, params: Any = None) -> None:
-        preflight(everywhere, state.inner_state, params)
-
-    return elementwise(masked(everywhere, mask).init, begin_masked, MaskedState, then=refuse, **options)
+    return ElementwiseTransformation(
+        masked(everywhere, mask).init,
+        begin_masked,
+        state_of(MaskedState),
+        params_for('weight decay'),
+        required_by(everywhere, 'inner_state'),
+        hypers=spread,
+    )
 
 
 def _first_count(params: Any) -> WeightDecaySchedule:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchopt import checks, tree
 from torchopt.base import GradientTransformation, factory
 from torchopt.numerics import abs_sq, as_scalar_like, real_dtype
-from torchopt.refusal import expects_params, expects_state
+from torchopt.preconditions import params_for, state_of
 from torchopt.transform.leafwise import as_constant, is_weight, leaf_norm, move_leaves
 
 __all__ = ['ScaleByDistanceOverGradientsState', 'scale_by_distance_over_gradients']
@@ -89,12 +89,12 @@ def scale_by_distance_over_gradients(
         rate = distance / torch.sqrt(squares.reshape(()) + as_scalar_like(eps, squares))
         return g * (as_scalar_like(global_scale, rate) * rate), distance, squares, start
 
-    @expects_params('scale_by_distance_over_gradients')
-    @expects_state(ScaleByDistanceOverGradientsState)
     def update(
         updates: Any, state: ScaleByDistanceOverGradientsState, params: Any = None, *, inplace: bool = False
     ) -> tuple[Any, ScaleByDistanceOverGradientsState]:
         updates, *new = move_leaves(rule, updates, *state, reads=(params,))
         return updates, ScaleByDistanceOverGradientsState(*new)
 
-    return GradientTransformation(init, update)
+    return GradientTransformation.requiring(
+        init, update, state_of(ScaleByDistanceOverGradientsState), params_for('scale_by_distance_over_gradients')
+    )

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchopt import checks, tree
 from torchopt.base import GradientTransformation, factory
 from torchopt.numerics import abs_sq, advance, as_scalar_like, on_host, safe_sqrt, zero_count
-from torchopt.refusal import expects_params, expects_state
+from torchopt.preconditions import params_for, state_of
 from torchopt.transform.leafwise import move_leaves
 
 __all__ = ['FactoredState', 'scale_by_factored_rms']
@@ -103,7 +103,6 @@ def scale_by_factored_rms(
         ]
         return FactoredState(zero_count(), *parts)
 
-    @expects_params('factored second moments')
     def update(
         updates: Any, state: FactoredState, params: Any = None, *, inplace: bool = False
     ) -> tuple[Any, FactoredState]:
@@ -137,8 +136,9 @@ def scale_by_factored_rms(
         updates, v_row, v_col, v = move_leaves(rule, updates, state.v_row, state.v_col, state.v, reads=(params,))
         return updates, FactoredState(advance(state.count)[0], v_row, v_col, v)
 
-    update = expects_state(FactoredState, getattr(update, 'preflight', None))(update)
-    return GradientTransformation(init, update)
+    return GradientTransformation.requiring(
+        init, update, state_of(FactoredState), params_for('factored second moments')
+    )
 
 
 def _factored_dims(p: Tensor, factored: bool, least: int) -> tuple[int, int] | None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torchopt.base import (
     factory,
     with_extra_args_support,
 )
-from torchopt.refusal import preflight, refuses
+from torchopt.preconditions import required_by_all
 
 __all__ = ['flatten']
 
@@ -52,7 +51,6 @@ def flatten(inner: GradientTransformation) -> GradientTransformationExtraArgs:
     def init(params: Any) -> Any:
         return wide.init(params if isinstance(params, tree.ParamsPlaceholder) else _as_vector(params))
 
-    @refuses(partial(preflight, wide))
     def update(updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any) -> tuple[Any, Any]:
         if params is not None:
             tree.check_updates(updates, params)
@@ -68,7 +66,8 @@ def flatten(inner: GradientTransformation) -> GradientTransformationExtraArgs:
         parts = iter(torch.split(vector, [g.numel() for g in leaves if g is not None]))
         return tree.unflatten(spec, [None if g is None else _like(next(parts), g) for g in leaves]), state
 
-    return GradientTransformationExtraArgs(init, update)
+    requires = required_by_all(lambda state, params: [(state, params)], wide)
+    return GradientTransformationExtraArgs.requiring(init, update, requires)
 
 
 def _as_vector(subject: Any) -> Tensor:

@@ -12,7 +12,7 @@ from torchopt import tree
 from torchopt.base import GradientTransformation, factory
 from torchopt.linesearch import inner_product
 from torchopt.numerics import advance, as_scalar_like, in_transform, on_host, real_dtype, zero_count
-from torchopt.refusal import expects_params, expects_state
+from torchopt.preconditions import params_for, state_of
 from torchopt.transform.leafwise import as_constant
 from torchopt.tree.moments import check_writable
 
@@ -100,7 +100,6 @@ def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Gr
         weights = torch.zeros(memory_size, dtype=kind, device=device)
         return ScaleByLBFGSState(zero_count(), last_p, last_g, s, y, weights)
 
-    @expects_params('L-BFGS')
     def update(
         updates: Any, state: ScaleByLBFGSState, params: Any = None, *, inplace: bool = False
     ) -> tuple[Any, ScaleByLBFGSState]:
@@ -112,8 +111,7 @@ def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Gr
         with torch.set_grad_enabled(torch.is_grad_enabled() and not inplace):
             return _step(updates, state, params, memory_size, scale_init_precond, inplace)
 
-    update = expects_state(ScaleByLBFGSState, getattr(update, 'preflight', None))(update)
-    return GradientTransformation(init, update)
+    return GradientTransformation.requiring(init, update, state_of(ScaleByLBFGSState), params_for('L-BFGS'))
 
 
 def _step(

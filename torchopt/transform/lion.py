@@ -11,8 +11,9 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt._C import reference
-from torchopt.base import GradientTransformation, elementwise, factory
+from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.numerics import complement, increment, zero_count
+from torchopt.preconditions import state_of
 from torchopt.transform import ranges
 from torchopt.transform.first_moment import check_mu_dtype, zero_mean
 
@@ -88,7 +89,7 @@ def scale_by_lion(
     def begin(state: ScaleByLionState) -> tree.Pass:
         return tree.Pass(rule, (state.mu,), lambda mu: ScaleByLionState(increment(state.count), mu))
 
-    return elementwise(init, begin, ScaleByLionState, hypers=spread)
+    return ElementwiseTransformation(init, begin, state_of(ScaleByLionState), hypers=spread)
 
 
 def _rule(squash: Any, *, b1: Any, b2: Any) -> partial[Any]:

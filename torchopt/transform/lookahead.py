@@ -15,7 +15,7 @@ from torchopt.base import (
     with_extra_args_support,
 )
 from torchopt.numerics import as_scalar_like, zero_count
-from torchopt.refusal import expects_state, preflight
+from torchopt.preconditions import required_by_all, state_of
 from torchopt.transform.branching import branch
 from torchopt.transform.leafwise import as_constant, is_weight
 
@@ -98,10 +98,6 @@ def lookahead(
     def init(params: Any) -> LookaheadState:
         return LookaheadState(wide.init(getattr(params, 'fast', params)), zero_count())
 
-    def refuse(state: LookaheadState, params: Any = None) -> None:
-        preflight(wide, state.fast_state, getattr(params, 'fast', None))
-
-    @expects_state(LookaheadState, then=refuse)
     def update(
         updates: Any, state: LookaheadState, params: Any = None, *, inplace: bool = False, **extra: Any
     ) -> tuple[LookaheadParams, LookaheadState]:
@@ -127,4 +123,9 @@ def lookahead(
         new, fast_state = branch(state.steps_since_sync == sync_period - 1, meet, go_on, inplace=inplace)
         return new, LookaheadState(fast_state, (state.steps_since_sync + 1) % sync_period)
 
-    return GradientTransformationExtraArgs(init, update)
+    return GradientTransformationExtraArgs.requiring(
+        init,
+        update,
+        state_of(LookaheadState),
+        required_by_all(lambda state, params: [(state.fast_state, getattr(params, 'fast', None))], wide),
+    )

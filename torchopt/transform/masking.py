@@ -14,7 +14,7 @@ from torchopt.base import (
     factory,
     with_extra_args_support,
 )
-from torchopt.refusal import expects_state, preflight
+from torchopt.preconditions import Precondition, required_by, required_by_all, state_of
 
 __all__ = ['MaskedNode', 'MaskedState', 'PartitionState', 'masked', 'partition', 'resolve_mask']
 
@@ -66,10 +66,6 @@ def masked(
     def init(params: Any) -> MaskedState:
         return MaskedState(inner.init(_hide(params, resolve(params), 'params')))
 
-    def refuse(state: MaskedState, params: Any = None) -> None:
-        preflight(wide, state.inner_state, params)
-
-    @expects_state(MaskedState, then=refuse)
     def update(
         updates: Any, state: MaskedState, params: Any = None, *, inplace: bool = False, **extra: Any
     ) -> tuple[Any, MaskedState]:
@@ -87,7 +83,9 @@ def masked(
         )
         return _restore(updates, new, shown), MaskedState(inner_state)
 
-    return GradientTransformationExtraArgs(init, update)
+    return GradientTransformationExtraArgs.requiring(
+        init, update, state_of(MaskedState), required_by(wide, 'inner_state')
+    )
 
 
 def resolve_mask(mask: Any, params: Any) -> Any:
@@ -195,19 +193,13 @@ def partition(
     def init(params: Any) -> PartitionState:
         return PartitionState({label: tx.init(params) for label, tx in parts(params).items()})
 
-    def check(state: PartitionState) -> None:
+    def has_labels(state: PartitionState, params: Any = None) -> None:
         if set(state.inner_states) != set(members):
             raise ValueError(
                 f'The state of this partition has the labels {sorted(state.inner_states, key=str)}; expected '
                 f'{sorted(members, key=str)}. Pass the state that its own init or last update returned.'
             )
 
-    def refuse(state: PartitionState, params: Any = None) -> None:
-        check(state)
-        for label, tx in members.items():
-            preflight(tx, state.inner_states[label].inner_state, params)
-
-    @expects_state(PartitionState, then=refuse)
     def update(
         updates: Any,
         state: PartitionState,
@@ -216,10 +208,18 @@ def partition(
         inplace: bool = False,
         **extra: Any,
     ) -> tuple[Any, PartitionState]:
-        check(state)
         new_states = {}
         for label, tx in parts(updates if params is None else params).items():
             updates, new_states[label] = tx.update(updates, state.inner_states[label], params, inplace=inplace, **extra)
         return updates, PartitionState(new_states)
 
-    return GradientTransformationExtraArgs(init, update)
+    return GradientTransformationExtraArgs.requiring(
+        init,
+        update,
+        state_of(PartitionState),
+        Precondition(has_labels, 'always'),
+        required_by_all(
+            lambda state, params: [(state.inner_states[label].inner_state, params) for label in members],
+            *members.values(),
+        ),
+    )

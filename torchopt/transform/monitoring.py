@@ -17,7 +17,7 @@ from torchopt.base import (
     factory,
     with_extra_args_support,
 )
-from torchopt.refusal import expects_state
+from torchopt.preconditions import state_of
 from torchopt.transform.accumulation import ema
 from torchopt.transform.stateless import stateless
 
@@ -110,7 +110,6 @@ def monitor(measures: dict[str, Any]) -> GradientTransformationExtraArgs:
     def init(params: Any) -> MonitorState:
         return MonitorState({}, tuple(tx.init(params) for tx in members.values()))
 
-    @expects_state(MonitorState)
     def update(
         updates: Any, state: MonitorState, params: Any = None, *, inplace: bool = False, **extra: Any
     ) -> tuple[Any, MonitorState]:
@@ -120,7 +119,7 @@ def monitor(measures: dict[str, Any]) -> GradientTransformationExtraArgs:
             states.append(new)
         return updates, MonitorState(measured, tuple(states))
 
-    return GradientTransformationExtraArgs(init, update)
+    return GradientTransformationExtraArgs.requiring(init, update, state_of(MonitorState))
 
 
 @factory

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchopt import checks, tree
 from torchopt.base import GradientTransformation, GradientTransformationExtraArgs, with_extra_args_support
 from torchopt.numerics import abs_sq, as_scalar_like, increment, on_host, zero_count
-from torchopt.refusal import preflight
+from torchopt.preconditions import check_preconditions
 from torchopt.transform.branching import branch
 
 __all__ = ['MultiSteps', 'MultiStepsState', 'ShouldSkipUpdateFunction', 'skip_large_updates', 'skip_not_finite']
@@ -178,7 +178,7 @@ class MultiSteps:
                 f'the last update of this very MultiSteps returned.'
             )
         if inplace:
-            preflight(self._opt, state.inner_opt_state, params)
+            check_preconditions(self._opt, state.inner_opt_state, params)
         skip = self._call[3]
         if skip is None:
             return self._accumulate(updates, state, params, inplace, extra_args)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchopt import checks, tree
 from torchopt.base import GradientTransformation, factory
 from torchopt.numerics import advance, as_scalar_like, zero_count
-from torchopt.refusal import expects_state
+from torchopt.preconditions import state_of
 from torchopt.transform.counter_noise import make_key, normal_like, split_key
 
 __all__ = ['AddNoiseState', 'add_noise']
@@ -76,7 +76,6 @@ def add_noise(
     def init(params: Any) -> AddNoiseState:
         return AddNoiseState(zero_count(), make_key(source))
 
-    @expects_state(AddNoiseState)
     def update(
         updates: Any, state: AddNoiseState, params: Any = None, *, inplace: bool = False
     ) -> tuple[Any, AddNoiseState]:
@@ -89,4 +88,4 @@ def add_noise(
 
         return tree.map(add, updates, normal_like(now, updates)), AddNoiseState(count, following)
 
-    return GradientTransformation(init, update)
+    return GradientTransformation.requiring(init, update, state_of(AddNoiseState))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt._C import reference
-from torchopt.base import EmptyState, GradientTransformation, elementwise, factory, init_empty_state
+from torchopt.base import ElementwiseTransformation, EmptyState, GradientTransformation, factory, init_empty_state
 from torchopt.numerics import as_scalar_like
 
 __all__ = ['centralize', 'normalize_by_update_norm', 'scale_by_sign']
@@ -85,7 +85,7 @@ def scale_by_sign() -> GradientTransformation:
         <https://arxiv.org/abs/1802.04434>`_, ICML 2018.
     """
     step = tree.Pass(_sign, (), EmptyState)
-    return elementwise(init_empty_state, lambda state: step)
+    return ElementwiseTransformation(init_empty_state, lambda state: step)
 
 
 def _sign(g: Tensor) -> tuple[Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchopt import checks, tree
 from torchopt.base import GradientTransformation, factory
 from torchopt.numerics import abs_sq, advance, as_scalar_like, complement, on_host, real_dtype, safe_sqrt, zero_count
-from torchopt.refusal import expects_state
+from torchopt.preconditions import params_for, state_of
 from torchopt.transform.first_moment import check_mu_dtype, zero_mean
 from torchopt.transform.leafwise import as_constant, move_leaves
 
@@ -79,17 +79,11 @@ def scale_by_novograd(
         nu = tree.map(lambda p: torch.zeros((), dtype=real_dtype(p.dtype), device=p.device), params)
         return ScaleByNovogradState(zero_count(), zero_mean(params, mu_dtype), nu)
 
-    def has_params(state: Any, params: Any = None) -> None:
-        if decays and params is None:
-            raise ValueError(
-                'Parameters are required for weight decay. Call `update(updates, state, params=params)` instead.'
-            )
+    requires = [state_of(ScaleByNovogradState), *([params_for('weight decay')] if decays else [])]
 
-    @expects_state(ScaleByNovogradState, then=has_params)
     def update(
         updates: Any, state: ScaleByNovogradState, params: Any = None, *, inplace: bool = False
     ) -> tuple[Any, ScaleByNovogradState]:
-        has_params(state, params)
         known = on_host(state.count)
         first = state.count == 0 if known is None else known == 0
         count, _ = advance(state.count)
@@ -108,7 +102,7 @@ def scale_by_novograd(
         updates, mu, nu = move_leaves(rule, updates, state.mu, state.nu, reads=reads)
         return updates, ScaleByNovogradState(count, mu, nu)
 
-    return GradientTransformation(init, update)
+    return GradientTransformation.requiring(init, update, *requires)
 
 
 def _choose(first: Any, x: Tensor, y: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, tree
-from torchopt.base import GradientTransformation, elementwise, factory
+from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.numerics import as_scalar_like, on_host
+from torchopt.preconditions import state_of
 
 __all__ = ['ScaleByOptimisticGradientState', 'scale_by_optimistic_gradient']
 
@@ -64,7 +65,7 @@ def scale_by_optimistic_gradient(alpha: Any = 1.0, beta: Any = 1.0) -> GradientT
         later = torch.zeros_like(state.is_initial_step)
         return tree.Pass(rule, (state.previous_gradient,), partial(ScaleByOptimisticGradientState, later))
 
-    return elementwise(init, begin, ScaleByOptimisticGradientState, hypers=spread)
+    return ElementwiseTransformation(init, begin, state_of(ScaleByOptimisticGradientState), hypers=spread)
 
 
 def _rule(g: Tensor, last: Tensor, *, first: Any, alpha: Any, beta: Any) -> tuple[Tensor, Tensor]:

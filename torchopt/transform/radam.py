@@ -12,8 +12,9 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt._C import reference
-from torchopt.base import GradientTransformation, elementwise, factory
+from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.numerics import advance, bias_correction, complement, on_host, safe_increment, zero_count
+from torchopt.preconditions import state_of
 from torchopt.transform import ranges
 
 __all__ = ['ScaleByRadamState', 'radam_with_state', 'scale_by_radam']
@@ -118,7 +119,7 @@ def radam_with_state(
         count, t = advance(state.count)
         return tree.Pass(spread.rule(t), (state.mu, state.nu), partial(kind, count))
 
-    return elementwise(init, begin, kind, hypers=spread)
+    return ElementwiseTransformation(init, begin, state_of(kind), hypers=spread)
 
 
 def _rule(

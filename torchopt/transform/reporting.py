@@ -11,7 +11,7 @@ import torch
 from torchopt import checks, tree
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.numerics import eager, is_readable, safe_increment, zero_count
-from torchopt.refusal import expects_state
+from torchopt.preconditions import state_of
 from torchopt.transform.monitoring import monitor
 
 __all__ = ['ReportState', 'report']
@@ -84,7 +84,6 @@ def report(
     def init(params: Any) -> ReportState:
         return ReportState(zero_count(), inner.init(params))
 
-    @expects_state(ReportState)
     def update(
         updates: Any, state: ReportState, params: Any = None, *, inplace: bool = False, **extra: Any
     ) -> tuple[Any, ReportState]:
@@ -92,7 +91,7 @@ def report(
         call(new.measurements, state.count)
         return updates, ReportState(safe_increment(state.count), new)
 
-    return GradientTransformationExtraArgs(init, update)
+    return GradientTransformationExtraArgs.requiring(init, update, state_of(ReportState))
 
 
 def _plain(x: Any) -> Any:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from torchopt import checks, numerics, tree
 from torchopt._C import reference
-from torchopt.base import GradientTransformation, elementwise, factory
+from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.numerics import abs_sq, advance, as_scalar_like, complement, safe_sqrt, zero_count
+from torchopt.preconditions import state_of
 from torchopt.transform import ranges
 
 __all__ = [
@@ -109,10 +110,10 @@ def _divide(
     spread = tree.Spread(partial(_rule, function, eps_in_sqrt), alpha=alpha, eps=eps)
     if not corrected:
         rule = spread.rule()
-        return elementwise(
+        return ElementwiseTransformation(
             lambda params: plain(**moments(params)),
             lambda state: tree.Pass(rule, tuple(state), plain),
-            plain,
+            state_of(plain),
             hypers=spread,
         )
 
@@ -120,7 +121,9 @@ def _divide(
         count, t = advance(state.count)
         return tree.Pass(spread.rule(t), tuple(state[1:]), partial(counted, count))
 
-    return elementwise(lambda params: counted(zero_count(), **moments(params)), begin, counted, hypers=spread)
+    return ElementwiseTransformation(
+        lambda params: counted(zero_count(), **moments(params)), begin, state_of(counted), hypers=spread
+    )
 
 
 def _rule(function: Any, eps_in_sqrt: bool, t: Any = None, *, alpha: Any, eps: Any) -> partial[Any]:
@@ -253,7 +256,7 @@ def scale_by_rss(
     def begin(state: ScaleByRssState) -> tree.Pass:
         return tree.Pass(rule, (state.sum_of_squares,), ScaleByRssState)
 
-    return elementwise(init, begin, ScaleByRssState, hypers=spread)
+    return ElementwiseTransformation(init, begin, state_of(ScaleByRssState), hypers=spread)
 
 
 def _rss(eps_in_sqrt: bool, *, eps: Any) -> partial[Any]:
@@ -312,4 +315,4 @@ def scale_by_adadelta(rho: Any = 0.9, eps: Any = 1e-6, moment_requires_grad: boo
     def begin(state: ScaleByAdaDeltaState) -> tree.Pass:
         return tree.Pass(rule, (state.e_g, state.e_x), ScaleByAdaDeltaState)
 
-    return elementwise(init, begin, ScaleByAdaDeltaState, hypers=spread)
+    return ElementwiseTransformation(init, begin, state_of(ScaleByAdaDeltaState), hypers=spread)

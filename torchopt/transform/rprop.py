@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from torchopt import tree
-from torchopt.base import GradientTransformation, elementwise, factory
+from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.numerics import as_scalar_like
+from torchopt.preconditions import state_of
 from torchopt.transform import ranges
 
 __all__ = ['ScaleByRpropState', 'scale_by_rprop']
@@ -84,7 +85,7 @@ def scale_by_rprop(
     def begin(state: ScaleByRpropState) -> tree.Pass:
         return tree.Pass(spread.rule(), (state.step_sizes, state.prev_updates), ScaleByRpropState)
 
-    return elementwise(init, begin, ScaleByRpropState, hypers=spread)
+    return ElementwiseTransformation(init, begin, state_of(ScaleByRpropState), hypers=spread)
 
 
 def _rule(

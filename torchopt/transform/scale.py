@@ -11,13 +11,14 @@ from torch import Tensor
 from torchopt import checks, tree
 from torchopt._C import reference
 from torchopt.base import (
+    ElementwiseTransformation,
     EmptyState,
     GradientTransformation,
-    elementwise,
     factory,
     init_empty_state,
 )
 from torchopt.numerics import increment, on_host, zero_count
+from torchopt.preconditions import Precondition, state_of
 from torchopt.transform import ranges
 
 __all__ = ['ScaleByScheduleState', 'scale', 'scale_by_learning_rate', 'scale_by_schedule']
@@ -34,9 +35,11 @@ def _constant(sign: int, name: str, value: Any) -> GradientTransformation:
     spread = tree.Spread(lambda **named: _rule(sign, named[name]), **{name: value})
     if not isinstance(value, Tensor):
         step = tree.Pass(spread.rule(), (), EmptyState)
-        return elementwise(init_empty_state, lambda state: step, hypers=spread)
+        return ElementwiseTransformation(init_empty_state, lambda state: step, hypers=spread)
     # A tensor may be learned, and needs a new graph in every step.
-    return elementwise(init_empty_state, lambda state: tree.Pass(spread.rule(), (), EmptyState), hypers=spread)
+    return ElementwiseTransformation(
+        init_empty_state, lambda state: tree.Pass(spread.rule(), (), EmptyState), hypers=spread
+    )
 
 
 @factory
@@ -105,7 +108,7 @@ def _scheduled(schedule: Any, sign: int) -> GradientTransformation:
     def begin(state: ScaleByScheduleState) -> tree.Pass:
         return tree.Pass(_rule(sign, value(state)), (), lambda: ScaleByScheduleState(increment(state.count)))
 
-    return elementwise(init, begin, ScaleByScheduleState, then=value)
+    return ElementwiseTransformation(init, begin, state_of(ScaleByScheduleState), Precondition(value))
 
 
 @factory

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchopt import checks, tree
 from torchopt.base import GradientTransformation, factory
 from torchopt.numerics import as_scalar_like, complement
-from torchopt.refusal import expects_state
+from torchopt.preconditions import state_of
 from torchopt.transform.leafwise import move_leaves
 
 __all__ = ['ScaleBySM3State', 'scale_by_sm3']
@@ -83,14 +83,13 @@ def scale_by_sm3(b1: Any = 0.9, b2: Any = 1.0, eps: Any = 1e-8) -> GradientTrans
         m = as_scalar_like(b1, g) * m + as_scalar_like(complement(b1), g) * step
         return m, [_largest(v, d) for d in range(max(g.dim(), 1))], m
 
-    @expects_state(ScaleBySM3State)
     def update(
         updates: Any, state: ScaleBySM3State, params: Any = None, *, inplace: bool = False
     ) -> tuple[Any, ScaleBySM3State]:
         updates, mu, nu = move_leaves(rule, updates, state.mu, state.nu)
         return updates, ScaleBySM3State(mu, nu)
 
-    return GradientTransformation(init, update)
+    return GradientTransformation.requiring(init, update, state_of(ScaleBySM3State))
 
 
 def _along(a: Tensor, d: int, dims: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt import tree
-from torchopt.base import EmptyState, GradientTransformation, elementwise, factory, init_empty_state
+from torchopt.base import ElementwiseTransformation, EmptyState, GradientTransformation, factory, init_empty_state
 
 __all__ = ['set_to_zero', 'stateless', 'stateless_with_tree_map']
 
@@ -28,7 +28,7 @@ def set_to_zero() -> GradientTransformation:
         [tensor([0., 0.])]
     """
     step = tree.Pass(_zero, (), EmptyState)
-    return elementwise(init_empty_state, lambda state: step)
+    return ElementwiseTransformation(init_empty_state, lambda state: step)
 
 
 def _zero(g: Tensor) -> tuple[Tensor]:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt._C import reference
-from torchopt.base import GradientTransformation, elementwise, factory, identity
+from torchopt.base import ElementwiseTransformation, GradientTransformation, factory, identity
 from torchopt.numerics import increment, on_host, zero_count
+from torchopt.preconditions import state_of
 from torchopt.transform import ranges
 from torchopt.transform.first_moment import check_mu_dtype, zero_mean
 
@@ -100,10 +101,10 @@ def decaying_sum(
         return zero_mean(params, dtype, requires_grad=requires_grad)
 
     if not checks.nonzero(dampening):
-        return elementwise(
+        return ElementwiseTransformation(
             lambda params: TraceState(zeros(params)),
             lambda state: tree.Pass(spread.rule((), nesterov), (state.trace,), TraceState),
-            TraceState,
+            state_of(TraceState),
             hypers=spread,
         )
 
@@ -111,8 +112,8 @@ def decaying_sum(
         count = increment(state.count)
         return tree.Pass(spread.rule(state.count, nesterov), (state.trace,), lambda new: DampedTraceState(new, count))
 
-    return elementwise(
-        lambda params: DampedTraceState(zeros(params), zero_count()), begin, DampedTraceState, hypers=spread
+    return ElementwiseTransformation(
+        lambda params: DampedTraceState(zeros(params), zero_count()), begin, state_of(DampedTraceState), hypers=spread
     )
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from torchopt import checks, tree
 from torchopt._C import reference
-from torchopt.base import GradientTransformation, elementwise, factory
+from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.numerics import advance, bias_correction, complement, zero_count
+from torchopt.preconditions import state_of
 from torchopt.transform import ranges
 from torchopt.transform.adam import ScaleByAdamState
 
@@ -79,7 +80,7 @@ def scale_by_yogi(
         count, t = advance(state.count)
         return tree.Pass(spread.rule(t), (state.mu, state.nu), lambda mu, nu: ScaleByAdamState(count, mu, nu))
 
-    return elementwise(init, begin, ScaleByAdamState, hypers=spread)
+    return ElementwiseTransformation(init, begin, state_of(ScaleByAdamState), hypers=spread)
 
 
 def _rule(t: Any, *, b1: Any, b2: Any, eps: Any, eps_root: Any) -> partial[Any]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from torchopt import checks, linesearch, tree
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.numerics import is_readable, zero_count
-from torchopt.refusal import expects_params, expects_state
+from torchopt.preconditions import params_for, state_of
 from torchopt.transform.search_problem import Problem, check_limit, counted, number_dtype, report, stored
 
 __all__ = ['ScaleByZoomLinesearchState', 'ZoomLinesearchInfo', 'scale_by_zoom_linesearch']
@@ -131,7 +131,6 @@ def scale_by_zoom_linesearch(
         info = ZoomLinesearchInfo(zero_count(), stored(math.inf, kind), stored(math.inf, kind))
         return ScaleByZoomLinesearchState(stored(1.0, kind), stored(math.inf, kind), tree.zeros_like(params), info)
 
-    @expects_params('line searches')
     def update(
         updates: Any,
         state: ScaleByZoomLinesearchState,
@@ -170,5 +169,6 @@ def scale_by_zoom_linesearch(
             stored(found.point.stepsize, kind), stored(found.point.value, kind), found.point.extra, info
         )
 
-    update = expects_state(ScaleByZoomLinesearchState, getattr(update, 'preflight', None))(update)
-    return GradientTransformationExtraArgs(init, update)
+    return GradientTransformationExtraArgs.requiring(
+        init, update, state_of(ScaleByZoomLinesearchState), params_for('line searches')
+    )

@@ -20,7 +20,7 @@ from torchopt.base import (
     factory,
     with_extra_args_support,
 )
-from torchopt.refusal import preflight, refuses
+from torchopt.preconditions import checked, required_by_all
 
 __all__ = ['Fold', 'NestedChain', 'chain', 'with_every_stage']
 
@@ -48,10 +48,6 @@ class NestedChain(GradientTransformationExtraArgs):
         def init(params: Any) -> tuple[Any, ...]:
             return _wrap(fold, iter(flat.init(params)))
 
-        def check(state: Any, params: Any = None) -> None:
-            preflight(flat, _unwrap(fold, state) or (EmptyState(),), params)
-
-        @refuses(check)
         def update(
             updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any
         ) -> tuple[Any, tuple[Any, ...]]:
@@ -59,9 +55,10 @@ class NestedChain(GradientTransformationExtraArgs):
             updates, states = flat.update(updates, states, params, inplace=inplace, **extra)
             return updates, _wrap(fold, iter(states))
 
-        if hasattr(flat.update, 'can_add_to_params'):
-            update.can_add_to_params = True  # type: ignore[attr-defined]
-        self = super().__new__(cls, init, update)
+        requires = (required_by_all(lambda state, params: [(_unwrap(fold, state) or (EmptyState(),), params)], flat),)
+        self = super().__new__(cls, init, checked(update, requires))
+        self.requires = requires
+        self.adds_to_params = flat.adds_to_params
         self.members, self.fold = members, fold
         return self
 
