@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+from collections import OrderedDict
 from typing import Any
 
 from torchopt import tree
@@ -82,11 +83,11 @@ chain.flat = chain_flat  # type: ignore[attr-defined]
 
 
 @factory
-def named_chain(*named: tuple[str, GradientTransformation]) -> GradientTransformationExtraArgs:
-    """Chain transformations under names; the state is a dict from name to state.
+def named_chain(*args: tuple[str, GradientTransformation]) -> GradientTransformationExtraArgs:
+    """Chain transformations under names; the state is an ordered dict from name to state.
 
     Args:
-        *named: Pairs of a name and a transformation.
+        *args: Pairs of a name and a transformation.
 
     Raises:
         ValueError: If two members have the same name.
@@ -98,7 +99,7 @@ def named_chain(*named: tuple[str, GradientTransformation]) -> GradientTransform
         >>> list(tx.init([torch.zeros(1)]))
         ['scale', 'adam']
     """
-    for i, pair in enumerate(named):
+    for i, pair in enumerate(args):
         if not (
             isinstance(pair, tuple)
             and len(pair) == 2
@@ -108,14 +109,14 @@ def named_chain(*named: tuple[str, GradientTransformation]) -> GradientTransform
             raise TypeError(
                 f'Member {i} of named_chain is {pair!r}; expected a pair of a name and a GradientTransformation.'
             )
-    names = [name for name, _ in named]
+    names = [name for name, _ in args]
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f'named_chain has two members named {name!r}. Give each its own name.')
-    members = {name: with_extra_args_support(tx) for name, tx in named}
+    members = {name: with_extra_args_support(tx) for name, tx in args}
 
-    def init(params: Any) -> dict[str, Any]:
-        return {name: tx.init(params) for name, tx in members.items()}
+    def init(params: Any) -> OrderedDict[str, Any]:
+        return OrderedDict((name, tx.init(params)) for name, tx in members.items())
 
     def fits(state: Any, params: Any = None) -> None:
         if not isinstance(state, dict) or set(state) != set(members):
@@ -127,7 +128,7 @@ def named_chain(*named: tuple[str, GradientTransformation]) -> GradientTransform
 
     def check(state: Any, params: Any = None) -> None:
         fits(state)
-        for name, tx in named:
+        for name, tx in args:
             preflight(tx, state[name], params)
 
     @refuses(check, always=fits)
@@ -138,8 +139,8 @@ def named_chain(*named: tuple[str, GradientTransformation]) -> GradientTransform
         *,
         inplace: bool = False,
         **extra: Any,
-    ) -> tuple[Any, dict[str, Any]]:
-        new = {}
+    ) -> tuple[Any, OrderedDict[str, Any]]:
+        new = OrderedDict[str, Any]()
         for name, tx in members.items():
             updates, new[name] = tx.update(updates, state[name], params, inplace=inplace, **extra)
         return updates, new

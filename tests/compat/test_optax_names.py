@@ -121,13 +121,10 @@ def default(value: Any) -> Any:
 
 
 def parameters(function: Any) -> list[tuple[Any, ...]]:
-    """Names, kinds and defaults; what ``*args`` is called is nobody's business."""
+    """Names, kinds and defaults."""
     if inspect.isclass(function) and '__init__' not in vars(function):
         return []  # a class without arguments, whatever its Protocol says
-    return [
-        (p.kind,) if p.kind is p.VAR_POSITIONAL else (p.name, p.kind, default(p.default))
-        for p in inspect.signature(function).parameters.values()
-    ]
+    return [(p.name, p.kind, default(p.default)) for p in inspect.signature(function).parameters.values()]
 
 
 def is_protocol(value: Any) -> bool:

@@ -29,7 +29,15 @@ from torchopt.refusal import expects_state
 from torchopt.transform import add_decayed_weights, partition, scale_by_adam, scale_by_learning_rate
 from torchopt.transform.first_moment import check_mu_dtype, zero_mean
 
-__all__ = ['MuonDimensionNumbers', 'MuonState', 'muon', 'scale_by_muon', 'scale_by_shape']
+__all__ = [
+    'MuonDimensionNumbers',
+    'MuonLabels',
+    'MuonState',
+    'muon',
+    'named_coefficients',
+    'scale_by_muon',
+    'scale_by_shape',
+]
 
 _STANDARD = (3.4445, -4.775, 2.0315)
 _PRESETS = {
@@ -310,13 +318,9 @@ def muon(
         2024.
         Liu et al., `Muon is scalable for LLM training <https://arxiv.org/abs/2502.16982>`_, 2025.
     """
-    if isinstance(ns_coeffs, str):
-        if ns_coeffs not in _PRESETS:
-            raise ValueError(f'Invalid ns_coeffs: {ns_coeffs!r}; expected one of {sorted(_PRESETS)}, or coefficients.')
-        ns_coeffs = _PRESETS[ns_coeffs]
     given = muon_weight_dimension_numbers
     rule = scale_by_muon(
-        ns_coeffs,
+        named_coefficients(ns_coeffs),
         ns_steps,
         beta,
         eps,
@@ -337,10 +341,23 @@ def muon(
         add_decayed_weights(adam_weight_decay),
         scale_by_learning_rate(learning_rate if adam_learning_rate is None else adam_learning_rate),
     )
-    return partition({'muon': matrices, 'adam': others}, _Labels(given))
+    return partition({'muon': matrices, 'adam': others}, MuonLabels(given))
 
 
-class _Labels:
+def named_coefficients(ns_coeffs: Any) -> Any:
+    """The coefficients that a name stands for; others as they are.
+
+    Raises:
+        ValueError: If there is no such name.
+    """
+    if not isinstance(ns_coeffs, str):
+        return ns_coeffs
+    if ns_coeffs not in _PRESETS:
+        raise ValueError(f'Invalid ns_coeffs: {ns_coeffs!r}; expected one of {sorted(_PRESETS)}, or coefficients.')
+    return _PRESETS[ns_coeffs]
+
+
+class MuonLabels:
     """Which parameter goes to which optimizer; a class so that it can be pickled."""
 
     def __init__(self, axes: Any) -> None:

@@ -31,6 +31,7 @@ __all__ = [
     'schedule_free_adamw',
     'schedule_free_eval_params',
     'schedule_free_sgd',
+    'warmed_up',
 ]
 
 
@@ -209,7 +210,7 @@ def schedule_free_sgd(
     References:
         Defazio et al., `The road less scheduled <https://arxiv.org/abs/2405.15682>`_, NeurIPS 2024.
     """
-    rate = _warmed_up(learning_rate, warmup_steps)
+    rate = warmed_up(learning_rate, warmup_steps)
     steps = scale_by_learning_rate(rate)
     if weight_decay is not None:
         steps = chain(add_decayed_weights(weight_decay), steps)
@@ -251,7 +252,7 @@ def schedule_free_adamw(
     References:
         Defazio et al., `The road less scheduled <https://arxiv.org/abs/2405.15682>`_, NeurIPS 2024.
     """
-    rate = _warmed_up(learning_rate, warmup_steps)
+    rate = warmed_up(learning_rate, warmup_steps)
     steps = chain(
         scale_by_rms(b2, eps, bias_correction=True),
         add_decayed_weights(weight_decay),
@@ -260,7 +261,8 @@ def schedule_free_adamw(
     return schedule_free(steps, rate, b1, weight_lr_power, state_dtype)
 
 
-def _warmed_up(learning_rate: Any, warmup_steps: int | None) -> Any:
+def warmed_up(learning_rate: Any, warmup_steps: int | None) -> Any:
+    """The learning rate, or the schedule that rises to it from zero."""
     if warmup_steps is None:
         return learning_rate
     return warmup_constant_schedule(0.0, learning_rate, warmup_steps)
