@@ -36,7 +36,7 @@ def arguments(make: Callable[[Any], Any]) -> tuple[Any, Any]:
     return {'w': make([1.0, -2.0]), 'b': Pair(make([0.5]), None), 'none': None}, make([0.5, 1.5])
 
 
-OURS, THEIRS = arguments(lambda x: torch.tensor(x)), arguments(lambda x: jnp.asarray(x))
+OURS, THEIRS = arguments(torch.tensor), arguments(jnp.asarray)
 
 
 @pytest.mark.parametrize('argnums', [0, 1, -1, -2, (0,), (1, 0), (0, -1), [-1]], ids=str)
@@ -143,6 +143,12 @@ def test_auxiliary_output_is_differentiable_too() -> None:
     assert_trees_close(torch.autograd.grad(aux['twice'].sum(), (x, w)), (w.detach(), x.detach()), 1e-12)
 
 
+def late_vjp(f: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> Any:
+    """What is pulled back after the transform has ended, twice."""
+    _, pull = torch.func.vjp(f, x)
+    return pull(x), pull(2 * x)
+
+
 TRANSFORMS = {
     'grad': lambda f, x: torch.func.grad(lambda x: f(x).square().sum())(x),
     'own': lambda f, x: torchopt.grad(lambda x: f(x).square().sum())(x),
@@ -150,7 +156,7 @@ TRANSFORMS = {
     'jacfwd': lambda f, x: torch.func.jacfwd(f)(x),
     'hessian': lambda f, x: torch.func.hessian(lambda x: f(x).square().sum())(x),
     'jvp': lambda f, x: torch.func.jvp(f, (x,), (torch.arange(3, dtype=DOUBLE),)),
-    'late vjp': lambda f, x: (lambda pair: (pair[1](x), pair[1](x * 2)))(torch.func.vjp(f, x)),
+    'late vjp': late_vjp,
     'vmap': lambda f, x: torch.func.vmap(f)(torch.stack([x, 2 * x])),
 }
 

@@ -180,8 +180,8 @@ WRAPPED: dict[str, Callable[[Any], Any]] = {
     'schedule_free_adamw, warmup': lambda o: o.contrib.schedule_free_adamw(0.1, 3),
     'schedule_free_sgd, warmup': lambda o: o.contrib.schedule_free_sgd(0.1, 3, weight_decay=0.1),
     'skip_not_finite': lambda o: o.MultiSteps(o.adam(0.1), 2, should_skip_update_fn=o.skip_not_finite),
-    'snapshot': lambda o: o.snapshot('norm', lambda updates: o.global_norm(updates)),
-    'monitor': lambda o: o.monitor({'norm': lambda updates: o.global_norm(updates)}),
+    'snapshot': lambda o: o.snapshot('norm', o.global_norm),
+    'monitor': lambda o: o.monitor({'norm': o.global_norm}),
 }
 
 

@@ -6,12 +6,11 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import torch
-
 from torchopt import checks
 from torchopt.alias.stages import shared_prose
 from torchopt.base import GradientTransformation
 from torchopt.combine import chain
+from torchopt.numerics import DTypeLike
 from torchopt.transform import scale_by_adam, scale_by_learning_rate, scale_by_optimistic_gradient
 
 __all__ = ['optimistic_adam', 'optimistic_adam_v2', 'optimistic_gradient_descent']
@@ -56,7 +55,7 @@ def optimistic_adam_v2(
     b2: Any = 0.999,
     eps: Any = 1e-8,
     eps_root: Any = 0.0,
-    mu_dtype: torch.dtype | None = None,
+    mu_dtype: DTypeLike | None = None,
     nesterov: bool = True,
 ) -> GradientTransformation:
     r"""Optimistic Adam: extrapolate the directions of Adam from step to step.
@@ -105,7 +104,7 @@ def optimistic_adam(
     b2: Any = 0.999,
     eps: Any = 1e-8,
     eps_root: Any = 0.0,
-    mu_dtype: torch.dtype | None = None,
+    mu_dtype: DTypeLike | None = None,
     *,
     nesterov: bool = True,
 ) -> GradientTransformation:

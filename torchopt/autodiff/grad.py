@@ -147,7 +147,7 @@ def differentiate(
 
     def rebuild(xs: Sequence[Tensor]) -> tuple[Any, ...]:
         rest = iter(xs)
-        return tree.unflatten(spec, [None if x is None else next(rest) for x in leaves])  # type: ignore[no-any-return]
+        return tree.unflatten(spec, [None if x is None else next(rest) for x in leaves])
 
     def of_tensors(xs: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         filled = list(args)

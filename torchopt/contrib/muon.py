@@ -17,6 +17,7 @@ from torchopt.combine import chain
 from torchopt.contrib.matrix_axes import MatrixShape, axes_of_leaves, matrix_shape
 from torchopt.contrib.newton_schulz import PRECONDITIONINGS, orthogonalize
 from torchopt.numerics import (
+    DTypeLike,
     advance,
     as_scalar_like,
     bias_correction,
@@ -27,7 +28,7 @@ from torchopt.numerics import (
 )
 from torchopt.refusal import expects_state
 from torchopt.transform import add_decayed_weights, partition, scale_by_adam, scale_by_learning_rate
-from torchopt.transform.first_moment import check_mu_dtype, zero_mean
+from torchopt.transform.first_moment import moment_dtype, zero_mean
 
 __all__ = [
     'MuonDimensionNumbers',
@@ -81,7 +82,7 @@ def scale_by_muon(
     ns_steps: int = 5,
     beta: Any = 0.95,
     eps: Any = 1e-8,
-    mu_dtype: torch.dtype | None = None,
+    mu_dtype: DTypeLike | None = None,
     *,
     nesterov: bool = True,
     adaptive: bool = False,
@@ -136,12 +137,12 @@ def scale_by_muon(
     coefficients = _coefficients(ns_coeffs, ns_steps)
     checks.unit_interval('beta', beta)
     checks.at_least('epsilon value', eps)
-    check_mu_dtype(mu_dtype)
+    dtype = moment_dtype(mu_dtype)
     if preconditioning not in PRECONDITIONINGS:
         raise ValueError(f'Invalid preconditioning: {preconditioning!r}; expected one of {PRECONDITIONINGS}.')
 
     def init(params: Any) -> MuonState:
-        return MuonState(zero_count(), zero_mean(params, mu_dtype), coefficients.clone())
+        return MuonState(zero_count(), zero_mean(params, dtype), coefficients.clone())
 
     def orthogonal(x: Tensor, shape: MatrixShape, rows: Sequence[Sequence[Any]]) -> Tensor:
         u = shape.from_matrices(orthogonalize(shape.to_matrices(x), rows, preconditioning, eps))
@@ -255,7 +256,7 @@ def muon(
     eps: Any = 1e-8,
     weight_decay: Any = 0.0,
     weight_decay_mask: Any = None,
-    mu_dtype: torch.dtype | None = None,
+    mu_dtype: DTypeLike | None = None,
     *,
     nesterov: bool = True,
     adaptive: bool = False,
@@ -364,6 +365,7 @@ class MuonLabels:
         self.axes = axes
 
     def __call__(self, params: Any) -> Any:
+        """The tree of labels."""
         leaves, spec = tree.flatten(params)
         entries = axes_of_leaves(self.axes, params, MuonDimensionNumbers, lambda x: True)
         if self.axes is None:

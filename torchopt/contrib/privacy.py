@@ -17,6 +17,7 @@ from torchopt.numerics import as_scalar_like
 from torchopt.refusal import expects_state
 from torchopt.transform import scale_by_learning_rate, trace
 from torchopt.transform.counter_noise import make_key, normal_like, split_key
+from torchopt.tree.random import Key
 
 __all__ = ['DifferentiallyPrivateAggregateState', 'differentially_private_aggregate', 'dpsgd']
 
@@ -32,9 +33,9 @@ class DifferentiallyPrivateAggregateState(NamedTuple):
 def differentially_private_aggregate(
     l2_norm_clip: Any,
     noise_multiplier: Any,
-    key: int | torch.Generator | None = None,
+    key: Key | None = None,
     *,
-    seed: int | None = None,
+    seed: Key | None = None,
 ) -> GradientTransformation:
     r"""Average gradients of single examples so that none of the examples can be told from the result.
 

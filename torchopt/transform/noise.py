@@ -14,6 +14,7 @@ from torchopt.base import GradientTransformation, factory
 from torchopt.numerics import advance, as_scalar_like, zero_count
 from torchopt.refusal import expects_state
 from torchopt.transform.counter_noise import make_key, normal_like, split_key
+from torchopt.tree.random import Key
 
 __all__ = ['AddNoiseState', 'add_noise']
 
@@ -27,9 +28,7 @@ class AddNoiseState(NamedTuple):
 
 
 @factory
-def add_noise(
-    eta: Any, gamma: Any, key: int | torch.Generator | None = None, *, seed: int | None = None
-) -> GradientTransformation:
+def add_noise(eta: Any, gamma: Any, key: Key | None = None, *, seed: Key | None = None) -> GradientTransformation:
     r"""Add Gaussian noise to the gradients, whose variance falls from step to step.
 
     .. math::

@@ -59,6 +59,7 @@ from torchopt.contrib import (
 )
 from torchopt.contrib.muon import MuonLabels, named_coefficients, scale_by_shape
 from torchopt.contrib.schedule_free import warmed_up
+from torchopt.numerics import DTypeLike
 from torchopt.transform import add_decayed_weights, partition
 
 __all__ = [
@@ -167,7 +168,7 @@ def muon(
     eps: Any = 1e-8,
     weight_decay: Any = 0.0,
     weight_decay_mask: Any = None,
-    mu_dtype: Any = None,
+    mu_dtype: DTypeLike | None = None,
     *,
     nesterov: bool = True,
     adaptive: bool = False,
@@ -229,7 +230,7 @@ def schedule_free_adamw(
     eps: Any = 1e-8,
     weight_decay: Any = 0.0,
     weight_lr_power: Any = 2.0,
-    state_dtype: Any = None,
+    state_dtype: DTypeLike | None = None,
 ) -> GradientTransformationExtraArgs:
     """:func:`torchopt.contrib.schedule_free_adamw`; the state has a place for the decay, also where it is zero.
 
@@ -256,7 +257,7 @@ def schedule_free_sgd(
     b1: Any = 0.9,
     weight_decay: Any = None,
     weight_lr_power: Any = 2.0,
-    state_dtype: Any = None,
+    state_dtype: DTypeLike | None = None,
 ) -> GradientTransformationExtraArgs:
     """:func:`torchopt.contrib.schedule_free_sgd`; its gradient descent is a chain, beside the decay if there is one.
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from torchopt import alias
 from torchopt.base import GradientTransformation, GradientTransformationExtraArgs, identity
 from torchopt.compat.optax.chains import chain, with_every_stage
@@ -22,6 +20,7 @@ from torchopt.compat.optax.rules import (
     scale_by_stddev,
     trace,
 )
+from torchopt.numerics import DTypeLike
 from torchopt.transform import add_decayed_weights, scale_by_polyak, scale_by_trust_ratio
 
 __all__ = [
@@ -94,7 +93,7 @@ def adam(
     b2: Any = 0.999,
     eps: Any = 1e-8,
     eps_root: Any = 0.0,
-    mu_dtype: torch.dtype | None = None,
+    mu_dtype: DTypeLike | None = None,
     *,
     nesterov: bool = False,
 ) -> GradientTransformationExtraArgs:
@@ -153,7 +152,7 @@ def adamw(
     b2: Any = 0.999,
     eps: Any = 1e-8,
     eps_root: Any = 0.0,
-    mu_dtype: torch.dtype | None = None,
+    mu_dtype: DTypeLike | None = None,
     weight_decay: Any = 1e-4,
     mask: Any = None,
     *,
@@ -273,7 +272,7 @@ def sgd(
     learning_rate: Any,
     momentum: Any = None,
     nesterov: bool = False,
-    accumulator_dtype: torch.dtype | None = None,
+    accumulator_dtype: DTypeLike | None = None,
 ) -> GradientTransformationExtraArgs:
     """:func:`torchopt.sgd`; a momentum of zero has a state too, and only None has none.
 
@@ -287,6 +286,6 @@ def sgd(
     return chain(momentum_stage(momentum, nesterov, accumulator_dtype), scale_by_learning_rate(learning_rate))
 
 
-def momentum_stage(decay: Any, nesterov: bool, accumulator_dtype: torch.dtype | None = None) -> GradientTransformation:
+def momentum_stage(decay: Any, nesterov: bool, accumulator_dtype: DTypeLike | None = None) -> GradientTransformation:
     """:func:`trace`, or the identity where there is no decay rate."""
     return identity() if decay is None else trace(decay, nesterov, accumulator_dtype)
