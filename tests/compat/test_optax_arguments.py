@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,9 @@ import optax as theirs
 import pytest
 import torch
 
+import torchopt
 from tests.compat.test_optax_states import begin, cases, look_up
+from tests.oracle import assert_trees_close
 from torchopt import tree
 from torchopt.compat import optax as ours
 
@@ -168,3 +171,86 @@ def test_a_key_that_is_mapped_over_cannot_be_read_by_a_generator() -> None:
         torch.func.vmap(lambda key: ours.tree.random_like(key, torch.ones(2)))(torch.arange(3))
     noise = torch.func.vmap(lambda key: ours.add_noise(1.0, 0.0, key).init(None).rng_key)(torch.arange(3))
     assert noise.tolist() == [0, 1, 2]
+
+
+W = np.array([[0.5, -1.0, 2.0], [1.0, 2.0, 3.0]], np.float32)
+B = np.array([0.1, 0.2, 0.3], np.float32)
+LEAVES: dict[str, Callable[[np.ndarray], Any]] = {
+    'arrays': lambda x: x,
+    'numbers': lambda x: float(x.ravel()[0]),
+    'scalars': lambda x: x.ravel()[0],
+}
+
+
+def objective(params: Any, **extra: Any) -> torch.Tensor:
+    return sum(torch.as_tensor(x).square().sum() for x in tree.leaves(params))
+
+
+def two_steps(tx: Any, params: Any, grads: Any) -> Any:
+    state = tx.init(params)
+    extra = {'value': torch.tensor(1.0), 'grad': grads, 'value_fn': objective, 'obj_fn': objective}
+    update = tx.update if isinstance(tx, ours.MultiSteps) else ours.with_extra_args_support(tx).update
+    for _ in range(2):
+        updates, state = update(grads, state, params, **extra)
+        params = ours.apply_updates(params, updates)
+    return params, state
+
+
+@pytest.mark.parametrize('kind', LEAVES)
+@pytest.mark.parametrize('name', sorted({name for name, _ in cases()} - {'contrib.scale_by_muon'}))
+def test_leaves_may_be_arrays_and_numbers(name: str, kind: str) -> None:
+    """Values and states are those of the same leaves as tensors."""
+    options = next(options for other, options in cases() if other == name)
+    convert = LEAVES[kind]
+    params, grads = {'w': convert(W), 'b': convert(B)}, {'w': convert(0.3 * W + 0.1), 'b': convert(-0.2 * B)}
+    if name in {'contrib.dpsgd', 'contrib.differentially_private_aggregate'}:  # of single examples
+        grads = {key: np.stack([x, x]) for key, x in grads.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', DeprecationWarning)
+        tx = look_up(ours, name)(**options)
+    found = two_steps(tx, params, grads)
+    wanted = two_steps(tx, tree.map(torch.as_tensor, params), tree.map(torch.as_tensor, grads))
+    assert all(isinstance(x, torch.Tensor) for x in tree.leaves(found))
+    assert_trees_close(found, wanted, 0.0)
+
+
+NESTED: dict[str, Callable[[], Any]] = {
+    'MultiSteps': lambda: ours.MultiSteps(ours.adam(0.1), 2),
+    'chain': lambda: ours.chain(ours.clip_by_global_norm(1.0), ours.adam(0.1)),
+    'inject_hyperparams': lambda: ours.inject_hyperparams(ours.adam)(0.1),
+    'masked': lambda: ours.masked(ours.adam(0.1), {'w': True, 'b': False}),
+    'named_chain': lambda: ours.named_chain(('clip', ours.clip(1.0)), ('adam', ours.adam(0.1))),
+    'partition': lambda: ours.partition({'a': ours.adam(0.1), 'b': ours.sgd(0.1)}, {'w': 'a', 'b': 'b'}),
+    'sam': lambda: ours.contrib.sam(ours.adam(0.1), ours.sgd(0.1)),
+    'schedule_free': lambda: ours.contrib.schedule_free(ours.sgd(0.1), 0.1),
+}
+
+
+@pytest.mark.parametrize('name', NESTED)
+def test_so_may_those_of_what_is_composed(name: str) -> None:
+    """Also of what was pickled."""
+    made = NESTED[name]()
+    params, grads = {'w': W, 'b': 2.0}, {'w': 0.3 * W, 'b': np.float32(0.5)}
+    wanted = two_steps(made, tree.map(torch.as_tensor, params), tree.map(torch.as_tensor, grads))
+    for tx in (made, pickle.loads(pickle.dumps(made))):
+        assert_trees_close(two_steps(tx, params, grads), wanted, 0.0)
+
+
+def test_functions_that_make_transformations_can_be_pickled() -> None:
+    for function in (ours.adam, ours.lbfgs, ours.clip, ours.contrib.muon, ours.inject_hyperparams, ours.contrib.dog):
+        assert pickle.loads(pickle.dumps(function)) is function
+
+
+def test_integers_are_no_parameters() -> None:
+    with pytest.raises(TypeError, match=r"params\['n'\] has dtype torch.int64; expected a floating or complex dtype"):
+        ours.adam(0.1).init({'n': 3})
+
+
+def test_members_of_a_chain_share_a_pass_and_know_their_extra_arguments() -> None:
+    """Wrapped transformations do not hide from chains what these look for."""
+    chain = ours.chain(ours.scale_by_lion(), ours.add_decayed_weights(0.1), ours.scale(-1.0))
+    assert [len(x) for x in (chain.init(PARAMS), chain.inner.members)] == [3, 3]
+    assert not any(hasattr(tx, 'inner') for tx in chain.inner.members)
+    mixed = torchopt.chain(ours.scale_by_lion(), ours.scale(-1.0))
+    updates, _ = mixed.update(PARAMS, mixed.init(PARAMS), value=1.0)
+    assert torch.equal(updates['b'], -torch.ones(3))

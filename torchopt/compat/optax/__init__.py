@@ -71,6 +71,8 @@ from torchopt.compat.optax import (
 from torchopt.compat.optax.chains import chain
 from torchopt.compat.optax.clipping import adaptive_grad_clip
 from torchopt.compat.optax.contrib import DifferentiallyPrivateAggregateState, differentially_private_aggregate, dpsgd
+from torchopt.compat.optax.leaves import export
+from torchopt.compat.optax.multi_steps import MultiSteps
 from torchopt.compat.optax.optimizers import (
     adadelta,
     adagrad,
@@ -177,7 +179,6 @@ from torchopt.transform import (
     MaskedNode,
     MaskedState,
     MonitorState,
-    MultiSteps,
     MultiStepsState,
     NonNegativeParamsState,
     PartitionState,
@@ -484,3 +485,5 @@ __all__ = [
     'yogi',
     'zero_nans',
 ]
+
+export(globals())
