@@ -112,7 +112,10 @@ def named_chain(*args: tuple[str, GradientTransformation]) -> GradientTransforma
     names = [name for name, _ in args]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f'named_chain has two members named {name!r}. Give each its own name.')
+            raise ValueError(
+                f'Named transformations must have unique names, but named_chain has two members named {name!r}. Give '
+                f'each its own name.'
+            )
     members = {name: with_extra_args_support(tx) for name, tx in args}
 
     def init(params: Any) -> OrderedDict[str, Any]:

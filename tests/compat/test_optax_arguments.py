@@ -254,3 +254,62 @@ def test_members_of_a_chain_share_a_pass_and_know_their_extra_arguments() -> Non
     mixed = torchopt.chain(ours.scale_by_lion(), ours.scale(-1.0))
     updates, _ = mixed.update(PARAMS, mixed.init(PARAMS), value=1.0)
     assert torch.equal(updates['b'], -torch.ones(3))
+
+
+def search(value_fn: Callable[..., Any], **extra: Any) -> None:
+    tx, p = ours.scale_by_backtracking_linesearch(3), torch.ones(2)
+    tx.update(-p, tx.init(p), p, value=p.sum(), grad=p, value_fn=value_fn, **extra)
+
+
+MESSAGES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    'a deprecated name': (
+        lambda: ours.optimistic_adam(0.1),
+        DeprecationWarning,
+        'please use `optimistic_adam_v2` instead.* use optimistic_adam_v2 instead',
+    ),
+    'a schedule': (
+        lambda: ours.optimistic_adam(lambda count: 0.1),
+        ValueError,
+        'use `optimistic_adam_v2` instead',
+    ),
+    'arguments of a line search': (
+        lambda: search(lambda p: p.sum(), batch=torch.ones(2)),
+        TypeError,
+        r"Unexpected keyword arguments.*\['batch'\]",
+    ),
+    'names of members': (
+        lambda: ours.named_chain(('a', ours.sgd(0.1)), ('a', ours.sgd(0.1))),
+        ValueError,
+        'Named transformations must have unique names',
+    ),
+    'states of a chain': (
+        lambda: ours.adam(0.1).update(PARAMS, ()),
+        ValueError,
+        'The number of updates and states has to be the same in chain!',
+    ),
+}
+
+
+@pytest.mark.filterwarnings('ignore:.optimistic_adam. is deprecated')
+@pytest.mark.parametrize('name', MESSAGES)
+def test_messages_have_the_words_of_optax(name: str) -> None:
+    call, kind, words = MESSAGES[name]
+    with pytest.warns(kind, match=words) if issubclass(kind, Warning) else pytest.raises(kind, match=words):
+        call()
+
+
+DEPRECATED: dict[str, Callable[[], Any]] = {
+    'optimistic_adam': lambda: ours.optimistic_adam(0.1),
+    'add_noise': lambda: ours.add_noise(0.1, 0.5, seed=1),
+    'noisy_sgd': lambda: ours.noisy_sgd(0.1, seed=1),
+    'private': lambda: ours.contrib.differentially_private_aggregate(1.0, 1.0, seed=1),
+    'injected': lambda: ours.schedules.inject_stateful_hyperparams(ours.sgd),
+    "torchopt's own": lambda: torchopt.alias.optimistic_adam(0.1),
+}
+
+
+@pytest.mark.parametrize('name', DEPRECATED)
+def test_deprecated_names_warn_where_they_are_used(name: str) -> None:
+    with pytest.warns(DeprecationWarning) as caught:
+        DEPRECATED[name]()
+    assert [x.filename for x in caught] == [__file__]

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 from torchopt import checks
@@ -129,9 +128,14 @@ def optimistic_adam(
     References:
         Daskalakis et al., `Training GANs with optimism <https://arxiv.org/abs/1711.00141>`_, ICLR 2018.
     """
-    warnings.warn('optimistic_adam is deprecated; use optimistic_adam_v2.', DeprecationWarning, stacklevel=2)
+    checks.deprecated(
+        '`optimistic_adam` is deprecated, please use `optimistic_adam_v2` instead. For the same numbers use '
+        'optimistic_adam_v2 instead with learning_rate=1.0, alpha=learning_rate and beta=optimism.'
+    )
     if checks.is_schedule(learning_rate):
-        raise ValueError('The learning rate of optimistic_adam is a schedule. Use optimistic_adam_v2, which takes one.')
+        raise ValueError(
+            'The learning rate of optimistic_adam is a schedule; use `optimistic_adam_v2` instead, which takes one.'
+        )
     return chain(
         scale_by_adam(b1, b2, eps, eps_root, nesterov=nesterov, mu_dtype=mu_dtype),
         scale_by_optimistic_gradient(learning_rate, learning_rate if optimism is None else optimism),

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -82,11 +81,7 @@ def differentially_private_aggregate(
                 f'differentially_private_aggregate got both key={key!r} and seed={seed!r}, which mean the same. Give '
                 f'the key.'
             )
-        warnings.warn(
-            'The argument seed of differentially_private_aggregate is deprecated; give it as key.',
-            DeprecationWarning,
-            stacklevel=3,
-        )
+        checks.deprecated('The argument seed of differentially_private_aggregate is deprecated; give it as key.')
         key = seed
     source = 0 if key is None else key
     if not isinstance(source, torch.Generator):

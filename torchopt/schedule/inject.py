@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -169,9 +168,7 @@ def inject_stateful_hyperparams(
     hyperparam_dtype: DTypeLike | None = None,
 ) -> Callable[..., GradientTransformationExtraArgs]:
     """The old name of :func:`inject_hyperparams`, deprecated; it takes the same arguments."""
-    warnings.warn(
-        'inject_stateful_hyperparams is deprecated; inject_hyperparams does the same.', DeprecationWarning, stacklevel=2
-    )
+    checks.deprecated('inject_stateful_hyperparams is deprecated; inject_hyperparams does the same.')
     return inject_hyperparams(inner_factory, static_args, hyperparam_dtype)
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -66,7 +65,7 @@ def add_noise(eta: Any, gamma: Any, key: Key | None = None, *, seed: Key | None 
     if seed is not None:
         if key is not None:
             raise ValueError(f'add_noise got both key={key!r} and seed={seed!r}, which mean the same. Give the key.')
-        warnings.warn('The argument seed of add_noise is deprecated; give it as key.', DeprecationWarning, stacklevel=3)
+        checks.deprecated('The argument seed of add_noise is deprecated; give it as key.')
         key = seed
     source = 0 if key is None else key
     if not isinstance(source, torch.Generator):
