@@ -19,7 +19,6 @@ Example:
 """
 
 from torchopt.alias import (
-    adabelief,
     adafactor,
     amsgrad,
     fromage,
@@ -74,6 +73,7 @@ from torchopt.compat.optax.contrib import DifferentiallyPrivateAggregateState, d
 from torchopt.compat.optax.leaves import export
 from torchopt.compat.optax.multi_steps import MultiSteps
 from torchopt.compat.optax.optimizers import (
+    adabelief,
     adadelta,
     adagrad,
     adam,

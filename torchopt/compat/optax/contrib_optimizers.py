@@ -25,6 +25,7 @@ __all__ = [
     'galore',
     'madgrad',
     'muon',
+    'prodigy',
     'schedule_free_adamw',
     'schedule_free_sgd',
     'simplified_ademamix',
@@ -128,6 +129,28 @@ def muon(
         nesterov=nesterov,
     )
     return partition({'muon': matrices, 'adam': others}, MuonLabels(axes))
+
+
+def prodigy(
+    learning_rate: Any = 1.0,
+    betas: tuple[Any, Any] = (0.9, 0.999),
+    beta3: Any = None,
+    eps: Any = 1e-8,
+    estim_lr0: Any = 1e-6,
+    estim_lr_coef: Any = 1.0,
+    weight_decay: Any = 0.0,
+    safeguard_warmup: bool = False,
+) -> GradientTransformationExtraArgs:
+    """:func:`torchopt.contrib.prodigy` without a mask of its decay, which Optax 0.2.8 has not.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.compat import optax
+        >>> optimizer, p = optax.contrib.prodigy(estim_lr0=0.1), [torch.tensor(1.0)]
+        >>> optimizer.update([torch.tensor(2.0)], optimizer.init(p), p)[0]
+        [tensor(-0.1000)]
+    """
+    return contrib.prodigy(learning_rate, betas, beta3, eps, estim_lr0, estim_lr_coef, weight_decay, safeguard_warmup)
 
 
 def schedule_free_adamw(

@@ -24,6 +24,7 @@ from torchopt.numerics import DTypeLike
 from torchopt.transform import add_decayed_weights, scale_by_polyak, scale_by_trust_ratio
 
 __all__ = [
+    'adabelief',
     'adadelta',
     'adagrad',
     'adam',
@@ -47,6 +48,27 @@ adan = with_every_stage(alias.adan, 3, 1, __name__)
 lamb = with_every_stage(alias.lamb, 4, 1, __name__)
 lion = with_every_stage(alias.lion, 3, 1, __name__)
 nadamw = with_every_stage(alias.nadamw, 3, 1, __name__)
+
+
+def adabelief(
+    learning_rate: Any,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-16,
+    eps_root: Any = 1e-16,
+    *,
+    nesterov: bool = False,
+) -> GradientTransformation:
+    """:func:`torchopt.adabelief` without a decay, which Optax 0.2.8 has not.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.compat import optax
+        >>> optimizer = optax.adabelief(0.5, b1=0.5)
+        >>> optimizer.update([torch.tensor(3.0)], optimizer.init([torch.tensor(1.0)]))[0]
+        [tensor(-1.)]
+    """
+    return alias.adabelief(learning_rate, b1, b2, eps, eps_root, nesterov=nesterov)
 
 
 def adadelta(
