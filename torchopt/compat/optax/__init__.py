@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Optax 0.2.8 for torch: ``from torchopt.compat import optax`` is the line that changes.
 
-Names, signatures, defaults and numbers are those of Optax.  Gradients come from ``torch.func.grad``, dtypes are those
-of torch, and where Optax takes a key, here it is a seed or a ``torch.Generator``.
+Names, signatures, defaults and numbers are those of Optax.  Gradients come from :func:`torchopt.value_and_grad`, dtypes
+are those of torch or NumPy or their names, leaves may be NumPy arrays and numbers, and where Optax takes a key, here it
+is a seed or a ``torch.Generator``.
 
 Example:
     >>> import torch
