@@ -345,7 +345,11 @@ ERRORS = {
         r"Argument 1\['a'\] has a batch of 2, but those before it have one of 6",
     ),
     'axes': (lambda: microbatch(torch.add, (0, 1), 2, in_axes=(0,)), TypeError, 'in_axes names 1 axes, but'),
-    'by name': (lambda: microbatch(torch.sum, 0, 2)(input=x), TypeError, 'List it in argnames if you pass it by name'),
+    'by name': (
+        lambda: microbatch(torch.sum, 0, 2)(input=x),
+        TypeError,
+        'argument 0 has a batch axis, but was not given',
+    ),
     'name': (
         lambda: microbatch(torch.sum, (), 2, argnames='y')(x),
         TypeError,
@@ -357,7 +361,7 @@ ERRORS = {
         ValueError,
         'MEAN and RUNNING_MEAN require floating-point values',
     ),
-    'empty': (lambda: microbatch(torch.sum, 0, 2, AccumulationType.CONCAT)(x[:0]), ValueError, 'The batch is empty'),
+    'empty': (lambda: microbatch(torch.sum, 0, 2, AccumulationType.MEAN)(x[:0]), ValueError, 'The batch is empty'),
     'too many': (
         lambda: microbatch(torch.sum, 0, 2, num_real_microbatches=4)(x),
         ValueError,
@@ -378,3 +382,32 @@ ERRORS = {
 def test_errors_name_the_argument(call: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize('argnums', [1, -1, ()])
+def test_arguments_may_be_listed_by_position_and_given_by_name(argnums: Any) -> None:
+    """And the other way round."""
+
+    def fun(scale: float, batch: torch.Tensor) -> torch.Tensor:
+        seen.append(len(batch))
+        return scale * batch.sum(dim=0)
+
+    seen: list[int] = []
+    batch = torch.arange(8.0).reshape(4, 2)
+    run = microbatch(fun, argnums, 2, argnames=() if argnums != () else 'batch')
+    assert run(2.0, batch).tolist() == [24.0, 32.0]
+    if argnums != -1:
+        assert run(2.0, batch=batch).tolist() == [24.0, 32.0]
+        assert run(batch=batch, scale=2.0).tolist() == [24.0, 32.0]
+    assert set(seen) == {2}
+
+
+def test_an_empty_batch_has_no_microbatches() -> None:
+    batch = torch.ones(0, 3)
+    kinds = (AccumulationType.SUM, AccumulationType.CONCAT, AccumulationType.CONCAT)
+    total, rows, each = microbatch(lambda x: (x.sum(), 2 * x, x.sum()), 0, 2, kinds)(batch)
+    assert (total, rows.shape, each.shape) == (0.0, (0, 3), (0,))
+    assert micro_vmap(torch.sum, microbatch_size=2)(batch).shape == (0,)
+    gradient, outputs = micro_grad(lambda w, x: (x @ w).sum(), microbatch_size=2)(torch.ones(3), batch)
+    assert gradient.tolist() == [0.0, 0.0, 0.0]
+    assert outputs.values.shape == (0,)

@@ -10,6 +10,7 @@ from torchopt import (
     accelerated_op,
     alias,
     assignment,
+    autodiff,
     base,
     clip,
     combine,
@@ -76,6 +77,7 @@ from torchopt.alias import (
     sm3,
     yogi,
 )
+from torchopt.autodiff import grad, value_and_grad
 from torchopt.clip import clip_grad_norm
 from torchopt.combine import chain, named_chain
 from torchopt.hook import register_hook
@@ -165,6 +167,7 @@ __all__ = [
     'clip_grad_norm',
     'extract_state_dict',
     'fromage',
+    'grad',
     'lamb',
     'lars',
     'lbfgs',
@@ -193,5 +196,6 @@ __all__ = [
     'signum',
     'sm3',
     'stop_gradient',
+    'value_and_grad',
     'yogi',
 ]

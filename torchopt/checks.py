@@ -8,6 +8,8 @@ a graph, is taken on trust.
 from __future__ import annotations
 
 import math
+import sys
+import warnings
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from torchopt.numerics import on_host
 
 __all__ = [
     'at_least',
+    'deprecated',
     'is_schedule',
     'learning_rate',
     'nonzero',
@@ -26,6 +29,16 @@ __all__ = [
     'schedule_value',
     'unit_interval',
 ]
+
+
+def deprecated(message: str) -> None:
+    """Warn of a name that is deprecated, from the line outside of this package that uses it."""
+    if torch.compiler.is_compiling():
+        return
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get('__name__', '').partition('.')[0] == 'torchopt':
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, DeprecationWarning, stacklevel=level)
 
 
 def _number(name: str, value: Any) -> float | None:

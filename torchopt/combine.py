@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 from torchopt import tree
@@ -81,11 +82,11 @@ chain.flat = chain_flat  # type: ignore[attr-defined]
 
 
 @factory
-def named_chain(*named: tuple[str, GradientTransformation]) -> GradientTransformationExtraArgs:
-    """Chain transformations under names; the state is a dict from name to state.
+def named_chain(*args: tuple[str, GradientTransformation]) -> GradientTransformationExtraArgs:
+    """Chain transformations under names; the state is an ordered dict from name to state.
 
     Args:
-        *named: Pairs of a name and a transformation.
+        *args: Pairs of a name and a transformation.
 
     Raises:
         ValueError: If two members have the same name.
@@ -97,7 +98,7 @@ def named_chain(*named: tuple[str, GradientTransformation]) -> GradientTransform
         >>> list(tx.init([torch.zeros(1)]))
         ['scale', 'adam']
     """
-    for i, pair in enumerate(named):
+    for i, pair in enumerate(args):
         if not (
             isinstance(pair, tuple)
             and len(pair) == 2
@@ -107,14 +108,17 @@ def named_chain(*named: tuple[str, GradientTransformation]) -> GradientTransform
             raise TypeError(
                 f'Member {i} of named_chain is {pair!r}; expected a pair of a name and a GradientTransformation.'
             )
-    names = [name for name, _ in named]
+    names = [name for name, _ in args]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f'named_chain has two members named {name!r}. Give each its own name.')
-    members = {name: with_extra_args_support(tx) for name, tx in named}
+            raise ValueError(
+                f'Named transformations must have unique names, but named_chain has two members named {name!r}. Give '
+                f'each its own name.'
+            )
+    members = {name: with_extra_args_support(tx) for name, tx in args}
 
-    def init(params: Any) -> dict[str, Any]:
-        return {name: tx.init(params) for name, tx in members.items()}
+    def init(params: Any) -> OrderedDict[str, Any]:
+        return OrderedDict((name, tx.init(params)) for name, tx in members.items())
 
     def fits(state: Any, params: Any = None) -> None:
         if not isinstance(state, dict) or set(state) != set(members):
@@ -131,8 +135,8 @@ def named_chain(*named: tuple[str, GradientTransformation]) -> GradientTransform
         *,
         inplace: bool = False,
         **extra: Any,
-    ) -> tuple[Any, dict[str, Any]]:
-        new = {}
+    ) -> tuple[Any, OrderedDict[str, Any]]:
+        new = OrderedDict[str, Any]()
         for name, tx in members.items():
             updates, new[name] = tx.update(updates, state[name], params, inplace=inplace, **extra)
         return updates, new

@@ -20,6 +20,7 @@ from torchopt.linear_solve import solve_cg
 from torchopt.linear_solve.door import iteration_limit
 from torchopt.loop import while_loop
 from torchopt.numerics import eager
+from torchopt.tree.random import Key, seed_or_generator
 
 __all__ = ['cg', 'matrix_inverse_pth_root', 'nnls', 'ns', 'ns_inv', 'power_iteration']
 
@@ -160,7 +161,7 @@ def power_iteration(
     num_iters: int = 100,
     error_tolerance: float = 1e-6,
     precision: Any = None,
-    key: int | torch.Generator | None = None,
+    key: Key | None = None,
 ) -> tuple[Tensor, Any]:
     r"""The eigenvalue of a matrix that is largest in absolute value, and its eigenvector.
 
@@ -218,13 +219,14 @@ def power_iteration(
     return found.value, _normalized(found.product)
 
 
-def _random_start(matrix: Tensor, key: int | torch.Generator) -> Tensor:
+def _random_start(matrix: Tensor, key: Key) -> Tensor:
     """A vector of numbers between -1 and 1; from a seed the same one in every batch and transform."""
     n = matrix.shape[-1]
-    if isinstance(key, torch.Generator):
-        start = torch.rand(n, generator=key, dtype=torch.float64, device=key.device) * 2.0 - 1.0
+    source = seed_or_generator(key)
+    if isinstance(source, torch.Generator):
+        start = torch.rand(n, generator=source, dtype=torch.float64, device=source.device) * 2.0 - 1.0
     else:
-        start = torch.as_tensor(np.random.default_rng(key).uniform(-1.0, 1.0, n))
+        start = torch.as_tensor(np.random.default_rng(source % 2**64).uniform(-1.0, 1.0, n))
     return start.to(dtype=matrix.dtype, device=matrix.device)
 
 

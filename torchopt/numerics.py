@@ -13,16 +13,18 @@ import contextlib
 import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeAlias
 
 import numpy as np
 import torch
 from torch.autograd import forward_ad
 
 __all__ = [
+    'DTypeLike',
     'abs_sq',
     'advance',
     'apply_function',
+    'as_dtype',
     'as_scalar_like',
     'bias_correction',
     'carries_graph',
@@ -54,6 +56,39 @@ __all__ = [
 ]
 
 Scalar = float | torch.Tensor
+
+DTypeLike: TypeAlias = 'torch.dtype | np.dtype[Any] | type | str'
+"""What :func:`as_dtype` takes for a dtype."""
+
+
+def as_dtype(dtype: DTypeLike, name: str = 'dtype') -> torch.dtype:
+    """The dtype of torch that is meant by one of torch, by one of NumPy, or by a name.
+
+    Args:
+        dtype: ``torch.bfloat16``, ``'bfloat16'``, ``np.float32``, ``np.dtype('float32')``.
+        name: What to call it in an error message.
+
+    Raises:
+        TypeError: If torch has no such dtype.
+
+    Example:
+        >>> import numpy as np
+        >>> from torchopt.numerics import as_dtype
+        >>> as_dtype('bfloat16'), as_dtype(np.float32)
+        (torch.bfloat16, torch.float32)
+    """
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else None
+    if found is None and dtype is not None:  # which is a dtype to NumPy
+        with contextlib.suppress(TypeError):
+            found = getattr(torch, np.dtype(dtype).name, None)
+    if not isinstance(found, torch.dtype):
+        raise TypeError(
+            f'Invalid {name}: {dtype!r}; expected a dtype of torch or of NumPy, or its name, such as torch.bfloat16 or '
+            f"'bfloat16'."
+        )
+    return found
 
 
 def zero_count() -> torch.Tensor:

@@ -24,6 +24,8 @@ from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from torchopt import checks, numerics, tree
+from torchopt.numerics import DTypeLike, as_dtype
+from torchopt.tree.random import Key, seed_or_generator
 
 __all__ = [
     'Gumbel',
@@ -35,8 +37,6 @@ __all__ = [
     'make_perturbed_max',
     'multi_normal',
 ]
-
-Key = int | torch.Generator
 
 
 class Noise(Protocol):
@@ -59,7 +59,7 @@ class Noise(Protocol):
         self,
         key: Key,
         sample_shape: Sequence[int] = (),
-        dtype: torch.dtype | None = None,
+        dtype: DTypeLike | None = None,
         device: torch.device | None = None,
     ) -> Tensor:
         """Draw independent numbers: a tensor of this shape."""
@@ -82,12 +82,12 @@ class Normal(Noise):
         self,
         key: Key,
         sample_shape: Sequence[int] = (),
-        dtype: torch.dtype | None = None,
+        dtype: DTypeLike | None = None,
         device: torch.device | None = None,
     ) -> Tensor:
         """Draw independent numbers: a tensor of this shape."""
         generator = _generator(key, device)
-        return torch.randn(tuple(sample_shape), generator=generator, dtype=dtype, device=generator.device)
+        return torch.randn(tuple(sample_shape), generator=generator, dtype=_dtype(dtype), device=generator.device)
 
     def log_prob(self, inputs: Tensor) -> Tensor:
         r""":math:`-z^2/2`, the logarithm of the density up to a constant."""
@@ -108,12 +108,12 @@ class Gumbel(Noise):
         self,
         key: Key,
         sample_shape: Sequence[int] = (),
-        dtype: torch.dtype | None = None,
+        dtype: DTypeLike | None = None,
         device: torch.device | None = None,
     ) -> Tensor:
         """Draw independent numbers: a tensor of this shape."""
         generator = _generator(key, device)
-        uniform = torch.rand(tuple(sample_shape), generator=generator, dtype=dtype, device=generator.device)
+        uniform = torch.rand(tuple(sample_shape), generator=generator, dtype=_dtype(dtype), device=generator.device)
         # A zero would give -inf; the smallest normal number is far below the spacing of what is drawn.
         return -(-uniform.clamp_min(torch.finfo(uniform.dtype).tiny).log()).log()
 
@@ -191,12 +191,15 @@ def multi_normal(loc: Any, log_scale: Any) -> MultiNormalDiagFromLogScale:
     return MultiNormalDiagFromLogScale(loc, log_scale)
 
 
+def _dtype(dtype: DTypeLike | None) -> torch.dtype | None:
+    return None if dtype is None else as_dtype(dtype)
+
+
 def _generator(key: Key, device: torch.device | None) -> torch.Generator:
-    if isinstance(key, torch.Generator):
-        return key
-    if isinstance(key, bool) or not isinstance(key, int):
-        raise TypeError(f'Invalid key: {key!r} is a {type(key).__name__}; expected an int or a torch.Generator.')
-    return torch.Generator(torch.get_default_device() if device is None else device).manual_seed(key)
+    source = seed_or_generator(key)
+    if isinstance(source, torch.Generator):
+        return source
+    return torch.Generator(torch.get_default_device() if device is None else device).manual_seed(source)
 
 
 def make_perturbed_fun(

@@ -109,7 +109,9 @@ def test_arguments_are_optaxs(name: str) -> None:
     def arguments(function: Any) -> list[tuple[Any, ...]]:
         return [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
 
-    assert arguments(getattr(alias, name)) == arguments(getattr(optax, name))
+    newer = {'weight_decay', 'weight_decay_mask'} if name == 'adabelief' else set()  # than the Optax installed
+    own = [argument for argument in arguments(getattr(alias, name)) if argument[0] not in newer]
+    assert own == arguments(getattr(optax, name))
 
 
 def test_the_old_optimistic_adam() -> None:

@@ -17,10 +17,3 @@ OTHER_SIGNATURES = {
 NUMBERS_FOR_NAN = {
     'radam': 'Optax differentiates the root of a negative number before it leaves it out',
 }
-
-# Functions whose transformation has a state that is folded in another way, with the reason.
-OTHER_STATES = {
-    'contrib.muon': 'where nothing decays, the chains inside of it have no place for the decay',
-    'contrib.schedule_free_adamw': 'the same',
-    'contrib.schedule_free_sgd': 'the same, and of its two chains there is one',
-}

@@ -40,7 +40,8 @@ def faces() -> set[str]:
     """The functions that are not torchopt's own, at the root and in contrib."""
 
     def is_face(value: Any) -> bool:
-        return callable(value) and getattr(value, '__module__', '').startswith(optax.__name__)
+        function = value.__wrapped__ if getattr(value, 'converts', False) else value
+        return callable(value) and getattr(function, '__module__', '').startswith(optax.__name__)
 
     found = {name for name in optax.__all__ if is_face(getattr(optax, name))} - {'dpsgd'}
     for module in ('contrib', 'transforms'):

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import optax
 import pytest
 import torch
@@ -114,3 +117,48 @@ def test_schedule_free_averages() -> None:
         y = y + u
     torch.testing.assert_close(state.z[0], z)
     torch.testing.assert_close(contrib.schedule_free_eval_params(state, [y])[0], torch.stack(seen).mean(0))
+
+
+@pytest.mark.parametrize('as_tensor', [False, True])
+def test_prodigy_decays_what_its_mask_says(as_tensor: bool) -> None:
+    """Each parameter moves as in the whole that decays, or in that which does not."""
+    p = {'w': torch.tensor([1.0, -2.0]), 'b': {'x': torch.tensor(0.5), 'y': None}, 'n': torch.tensor(math.nan)}
+    g = {'w': torch.tensor([0.3, 0.1]), 'b': {'x': torch.tensor(-0.2), 'y': None}, 'n': None}
+
+    def step(weight_decay: float, **options: Any) -> Any:
+        tx = contrib.prodigy(estim_lr0=0.1, weight_decay=weight_decay, **options)
+        return tx.update(g, tx.init(p), p)[0]
+
+    yes, no = (torch.tensor(True), torch.tensor(False)) if as_tensor else (True, False)
+    decayed, plain = step(0.5), step(0.0)
+    assert not torch.equal(decayed['w'], plain['w'])
+    masks = [{'w': yes, 'b': no, 'n': yes}, lambda params: {'w': yes, 'b': no, 'n': yes}]
+    for mask in masks:
+        found = step(0.5, weight_decay_mask=mask)
+        assert torch.equal(found['w'], decayed['w'])
+        assert torch.equal(found['b']['x'], plain['b']['x'])
+    with pytest.raises(TypeError, match=r"mask\['w'\] is 1 of type int"):
+        step(0.5, weight_decay_mask={'w': 1, 'b': no, 'n': no})
+
+
+def test_adabelief_decays_decoupled() -> None:
+    """As AdaBelief, decay and learning rate in a chain; none by default."""
+    p, g = (
+        {'w': torch.tensor([1.0, -2.0]), 'b': torch.tensor(3.0)},
+        {'w': torch.tensor([0.3, 0.1]), 'b': torch.ones(())},
+    )
+    tx = torchopt.adabelief(0.1, weight_decay=0.5, weight_decay_mask={'w': True, 'b': False})
+    updates, _ = tx.update(g, tx.init(p), p)
+    plain = torchopt.adabelief(0.1)
+    wanted, _ = plain.update(g, plain.init(p))
+    torch.testing.assert_close(updates['w'], wanted['w'] - 0.05 * p['w'])
+    assert torch.equal(updates['b'], wanted['b'])
+
+
+def test_dpsgd_takes_a_key_or_a_seed() -> None:
+    g, p = [torch.ones(2, 3)], [torch.zeros(3)]
+    by_key, by_seed = (contrib.dpsgd(0.1, 1.0, 1.0, **{name: 3}) for name in ('key', 'seed'))
+    assert torch.equal(by_key.update(g, by_key.init(p))[0][0], by_seed.update(g, by_seed.init(p))[0][0])
+    for given in ({}, {'key': 0, 'seed': 0}):
+        with pytest.raises(TypeError, match=r'dpsgd got key=.* and seed=.* Give one of them'):
+            contrib.dpsgd(0.1, 1.0, 1.0, **given)

@@ -455,7 +455,7 @@ def test_split_key_like_and_unwrap() -> None:
     assert tree.unwrap_random_key_data(seeds) == seeds
 
 
-@pytest.mark.parametrize('key', [0.5, None, True, torch.tensor(3)], ids=str)
+@pytest.mark.parametrize('key', [0.5, None, True, torch.tensor([3])], ids=str)
 def test_wrong_keys(key: Any) -> None:
     with pytest.raises(TypeError, match='Invalid rng_key'):
         tree.random_like(key, [torch.empty(1)])

@@ -6,9 +6,9 @@ from __future__ import annotations
 from typing import Any
 
 from torchopt.alias.stages import shared_prose
-from torchopt.base import GradientTransformation
+from torchopt.base import GradientTransformation, identity
 from torchopt.combine import chain
-from torchopt.transform import scale_by_belief, scale_by_learning_rate
+from torchopt.transform import add_decayed_weights, scale_by_belief, scale_by_learning_rate
 
 __all__ = ['adabelief']
 
@@ -20,6 +20,8 @@ def adabelief(
     b2: Any = 0.999,
     eps: Any = 1e-16,
     eps_root: Any = 1e-16,
+    weight_decay: Any = None,
+    weight_decay_mask: Any = None,
     *,
     nesterov: bool = False,
 ) -> GradientTransformation:
@@ -28,7 +30,8 @@ def adabelief(
     .. math::
         m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t, \qquad
         v_t = \beta_2 v_{t-1} + (1 - \beta_2) |g_t - m_t|^2 + \bar\epsilon, \qquad
-        p_t = p_{t-1} - \eta \frac{m_t / (1 - \beta_1^t)}{\sqrt{v_t / (1 - \beta_2^t)} + \epsilon}
+        p_t = p_{t-1} - \eta \left( \frac{m_t / (1 - \beta_1^t)}{\sqrt{v_t / (1 - \beta_2^t)} + \epsilon}
+        + \lambda p_{t-1} \right)
 
     Args:
         <learning_rate>
@@ -36,6 +39,10 @@ def adabelief(
         <b2>
         eps: :math:`\epsilon \ge 0`, outside the root.
         eps_root: :math:`\bar\epsilon \ge 0`, added to the second moment at every step.
+        weight_decay: The decoupled decay :math:`\lambda \ge 0`, or a schedule of it, for which ``update`` needs
+            ``params``; None for none.
+        weight_decay_mask: Which parameters decay: a tree of booleans with the structure of the parameters or of its
+            top, or a function that makes one from the parameters.  None decays all.
         <nesterov>
 
     Raises:
@@ -54,5 +61,6 @@ def adabelief(
     """
     return chain(
         scale_by_belief(b1, b2, eps, eps_root, nesterov=nesterov),
+        identity() if weight_decay is None else add_decayed_weights(weight_decay, weight_decay_mask),
         scale_by_learning_rate(learning_rate),
     )

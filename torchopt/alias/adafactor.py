@@ -11,6 +11,7 @@ from torchopt.alias.stages import shared_prose
 from torchopt.base import GradientTransformation
 from torchopt.clip import clip_by_block_rms
 from torchopt.combine import chain
+from torchopt.numerics import DTypeLike
 from torchopt.transform import (
     add_decayed_weights,
     ema,
@@ -32,7 +33,7 @@ def adafactor(
     multiply_by_parameter_scale: bool = True,
     clipping_threshold: Any = 1.0,
     momentum: Any = None,
-    dtype_momentum: torch.dtype = torch.float32,
+    dtype_momentum: DTypeLike = torch.float32,
     weight_decay_rate: Any = None,
     eps: Any = 1e-30,
     factored: bool = True,

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from typing_extensions import Unpack
 
 from torchopt.alias.spelling import OptaxAdam, also_spelled
@@ -17,6 +16,7 @@ from torchopt.alias.stages import (
 )
 from torchopt.base import GradientTransformation
 from torchopt.combine import chain
+from torchopt.numerics import DTypeLike
 from torchopt.transform import add_decayed_weights, scale_by_adam, scale_by_learning_rate
 
 __all__ = ['adam', 'adamw']
@@ -32,7 +32,7 @@ def adam(
     *,
     eps_root: Any = 0.0,
     nesterov: bool = False,
-    mu_dtype: torch.dtype | None = None,
+    mu_dtype: DTypeLike | None = None,
     moment_requires_grad: bool = False,
     maximize: bool = False,
     use_accelerated_op: bool | None = None,
@@ -92,7 +92,7 @@ def adamw(
     *,
     eps_root: Any = 0.0,
     nesterov: bool = False,
-    mu_dtype: torch.dtype | None = None,
+    mu_dtype: DTypeLike | None = None,
     mask: Any = None,
     moment_requires_grad: bool = False,
     maximize: bool = False,

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from torchopt.alias.stages import shared_prose
 from torchopt.base import GradientTransformation
 from torchopt.combine import chain
+from torchopt.numerics import DTypeLike
 from torchopt.transform import scale_by_amsgrad, scale_by_learning_rate
 
 __all__ = ['amsgrad']
@@ -22,7 +21,7 @@ def amsgrad(
     b2: Any = 0.999,
     eps: Any = 1e-8,
     eps_root: Any = 0.0,
-    mu_dtype: torch.dtype | None = None,
+    mu_dtype: DTypeLike | None = None,
     bias_correction_mu: bool = True,
     bias_correction_nu: bool = True,
 ) -> GradientTransformation:

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from torchopt.alias.stages import shared_prose
 from torchopt.base import GradientTransformation
 from torchopt.combine import chain
+from torchopt.numerics import DTypeLike
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate, scale_by_lion
 
 __all__ = ['lion']
@@ -20,7 +19,7 @@ def lion(
     learning_rate: Any,
     b1: Any = 0.9,
     b2: Any = 0.99,
-    mu_dtype: torch.dtype | None = None,
+    mu_dtype: DTypeLike | None = None,
     weight_decay: Any = 1e-3,
     mask: Any = None,
 ) -> GradientTransformation:

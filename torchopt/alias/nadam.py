@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from torchopt.alias.stages import shared_prose
 from torchopt.base import GradientTransformation
 from torchopt.combine import chain
+from torchopt.numerics import DTypeLike
 from torchopt.transform import add_decayed_weights, scale_by_adam, scale_by_learning_rate
 
 __all__ = ['nadam', 'nadamw']
@@ -22,7 +21,7 @@ def nadam(
     b2: Any = 0.999,
     eps: Any = 1e-8,
     eps_root: Any = 0.0,
-    mu_dtype: torch.dtype | None = None,
+    mu_dtype: DTypeLike | None = None,
     *,
     nesterov: bool = True,
 ) -> GradientTransformation:
@@ -71,7 +70,7 @@ def nadamw(
     b2: Any = 0.999,
     eps: Any = 1e-8,
     eps_root: Any = 0.0,
-    mu_dtype: torch.dtype | None = None,
+    mu_dtype: DTypeLike | None = None,
     weight_decay: Any = 1e-4,
     mask: Any = None,
     *,

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from torchopt.alias.stages import shared_prose
 from torchopt.base import GradientTransformation
 from torchopt.combine import chain
 from torchopt.transform import add_noise, scale_by_learning_rate
+from torchopt.tree.random import Key
 
 __all__ = ['noisy_sgd']
 
@@ -20,9 +19,9 @@ def noisy_sgd(
     learning_rate: Any,
     eta: Any = 0.01,
     gamma: Any = 0.55,
-    key: int | torch.Generator | None = None,
+    key: Key | None = None,
     *,
-    seed: int | None = None,
+    seed: Key | None = None,
 ) -> GradientTransformation:
     r"""Gradient descent with Gaussian noise on the gradients, less of it from step to step.
 

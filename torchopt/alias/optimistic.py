@@ -3,15 +3,13 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
-
-import torch
 
 from torchopt import checks
 from torchopt.alias.stages import shared_prose
 from torchopt.base import GradientTransformation
 from torchopt.combine import chain
+from torchopt.numerics import DTypeLike
 from torchopt.transform import scale_by_adam, scale_by_learning_rate, scale_by_optimistic_gradient
 
 __all__ = ['optimistic_adam', 'optimistic_adam_v2', 'optimistic_gradient_descent']
@@ -56,7 +54,7 @@ def optimistic_adam_v2(
     b2: Any = 0.999,
     eps: Any = 1e-8,
     eps_root: Any = 0.0,
-    mu_dtype: torch.dtype | None = None,
+    mu_dtype: DTypeLike | None = None,
     nesterov: bool = True,
 ) -> GradientTransformation:
     r"""Optimistic Adam: extrapolate the directions of Adam from step to step.
@@ -105,7 +103,7 @@ def optimistic_adam(
     b2: Any = 0.999,
     eps: Any = 1e-8,
     eps_root: Any = 0.0,
-    mu_dtype: torch.dtype | None = None,
+    mu_dtype: DTypeLike | None = None,
     *,
     nesterov: bool = True,
 ) -> GradientTransformation:
@@ -130,9 +128,14 @@ def optimistic_adam(
     References:
         Daskalakis et al., `Training GANs with optimism <https://arxiv.org/abs/1711.00141>`_, ICLR 2018.
     """
-    warnings.warn('optimistic_adam is deprecated; use optimistic_adam_v2.', DeprecationWarning, stacklevel=2)
+    checks.deprecated(
+        '`optimistic_adam` is deprecated, please use `optimistic_adam_v2` instead. For the same numbers use '
+        'optimistic_adam_v2 instead with learning_rate=1.0, alpha=learning_rate and beta=optimism.'
+    )
     if checks.is_schedule(learning_rate):
-        raise ValueError('The learning rate of optimistic_adam is a schedule. Use optimistic_adam_v2, which takes one.')
+        raise ValueError(
+            'The learning rate of optimistic_adam is a schedule; use `optimistic_adam_v2` instead, which takes one.'
+        )
     return chain(
         scale_by_adam(b1, b2, eps, eps_root, nesterov=nesterov, mu_dtype=mu_dtype),
         scale_by_optimistic_gradient(learning_rate, learning_rate if optimism is None else optimism),

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from torchopt.alias.stages import shared_prose
 from torchopt.base import GradientTransformation
 from torchopt.combine import chain
+from torchopt.numerics import DTypeLike
 from torchopt.transform import ema, scale_by_learning_rate, scale_by_sign
 
 __all__ = ['sign_sgd', 'signum']
@@ -40,7 +39,7 @@ def sign_sgd(learning_rate: Any) -> GradientTransformation:
 
 
 @shared_prose
-def signum(learning_rate: Any, beta: Any = 0.9, accumulator_dtype: torch.dtype | None = None) -> GradientTransformation:
+def signum(learning_rate: Any, beta: Any = 0.9, accumulator_dtype: DTypeLike | None = None) -> GradientTransformation:
     r"""Descent by the sign of the mean of the gradients.
 
     .. math::

@@ -6,7 +6,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from torchopt import checks, tree
@@ -14,10 +13,19 @@ from torchopt._C.reference import average, plus, times
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.combine import chain
 from torchopt.contrib.scalars import check_number_or_schedule, rate_at
-from torchopt.numerics import abs_sq, advance, as_scalar_like, bias_correction, complement, safe_sqrt, zero_count
+from torchopt.numerics import (
+    DTypeLike,
+    abs_sq,
+    advance,
+    as_scalar_like,
+    bias_correction,
+    complement,
+    safe_sqrt,
+    zero_count,
+)
 from torchopt.preconditions import Precondition, state_of
 from torchopt.transform import add_decayed_weights, ranges, scale_by_learning_rate
-from torchopt.transform.first_moment import check_mu_dtype, zero_mean
+from torchopt.transform.first_moment import moment_dtype, zero_mean
 
 __all__ = ['ScaleByAdemamixState', 'ademamix', 'scale_by_ademamix']
 
@@ -49,7 +57,7 @@ def scale_by_ademamix(
     alpha: Any = 6.0,
     eps: Any = 1e-8,
     eps_root: Any = 0.0,
-    mu_dtype: torch.dtype | None = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> GradientTransformation:
     r"""Rescale updates by AdEMAMix.
 
@@ -92,12 +100,12 @@ def scale_by_ademamix(
     check_number_or_schedule('alpha', alpha)
     ranges.at_least_zero('epsilon value', eps)
     ranges.at_least_zero('eps_root value', eps_root)
-    check_mu_dtype(mu_dtype)
+    dtype = moment_dtype(mu_dtype)
 
     def init(params: Any) -> ScaleByAdemamixState:
-        fast, slow = zero_mean(params, mu_dtype), zero_mean(params, mu_dtype)
+        fast, slow = zero_mean(params, dtype), zero_mean(params, dtype)
         return ScaleByAdemamixState(
-            zero_count(), zero_count(), fast, slow, tree.zero_moment(params, dtype=mu_dtype, real=True)
+            zero_count(), zero_count(), fast, slow, tree.zero_moment(params, dtype=dtype, real=True)
         )
 
     def schedules(state: ScaleByAdemamixState, params: Any = None) -> tuple[Any, Any]:
@@ -149,7 +157,7 @@ def ademamix(
     alpha: Any = 5.0,
     eps: Any = 1e-8,
     eps_root: Any = 0.0,
-    mu_dtype: torch.dtype | None = None,
+    mu_dtype: DTypeLike | None = None,
     weight_decay: Any = 0.0,
     mask: Any = None,
 ) -> GradientTransformation:

@@ -14,10 +14,20 @@ from torchopt import checks, tree
 from torchopt._C.reference import average
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.combine import chain
-from torchopt.numerics import abs_sq, advance, as_scalar_like, complement, on_host, safe_sqrt, tensor_like, zero_count
+from torchopt.numerics import (
+    DTypeLike,
+    abs_sq,
+    advance,
+    as_scalar_like,
+    complement,
+    on_host,
+    safe_sqrt,
+    tensor_like,
+    zero_count,
+)
 from torchopt.preconditions import state_of
 from torchopt.transform import ScaleByAdamState, ranges, scale_by_learning_rate
-from torchopt.transform.first_moment import check_mu_dtype, zero_mean
+from torchopt.transform.first_moment import moment_dtype, zero_mean
 
 __all__ = ['adopt', 'fourth_root', 'scale_by_adopt']
 
@@ -38,7 +48,7 @@ def scale_by_adopt(
     b1: Any = 0.9,
     b2: Any = 0.9999,
     eps: Any = 1e-6,
-    mu_dtype: torch.dtype | None = None,
+    mu_dtype: DTypeLike | None = None,
     *,
     nesterov: bool = False,
     use_clipping: bool = True,
@@ -89,11 +99,11 @@ def scale_by_adopt(
     """
     ranges.decay_rates(b1, b2)
     ranges.at_least_zero('epsilon value', eps)
-    check_mu_dtype(mu_dtype)
+    dtype = moment_dtype(mu_dtype)
     checks.schedule('clip_value_fn', clip_value_fn)
 
     def init(params: Any) -> ScaleByAdamState:
-        return ScaleByAdamState(zero_count(), zero_mean(params, mu_dtype), tree.zero_moment(params, real=True))
+        return ScaleByAdamState(zero_count(), zero_mean(params, dtype), tree.zero_moment(params, real=True))
 
     spread = tree.Spread(_make, b1=b1, b2=b2, eps=eps)
 
@@ -143,7 +153,7 @@ def adopt(
     b1: Any = 0.9,
     b2: Any = 0.9999,
     eps: Any = 1e-6,
-    mu_dtype: torch.dtype | None = None,
+    mu_dtype: DTypeLike | None = None,
     *,
     nesterov: bool = False,
     use_clipping: bool = True,

@@ -148,8 +148,8 @@ def scale_by_galore(
         )
         found = tree.flatten_up_to(spec, steps, name='new updates', like='updates')
         full = [
-            u if shape is None or u is None else _bring_back(u, p, shape, scale)
-            for u, p, shape in zip(found, new, shapes)
+            u if shape is None or u is None else _bring_back(u, p, shape, scale).to(g.dtype)
+            for u, g, p, shape in zip(found, leaves, new, shapes)
         ]
         count = advance(state.count)[0]
         return tree.unflatten(spec, full), GaLoreState(count, base_state, tree.unflatten(spec, new))
@@ -187,6 +187,8 @@ def _project(g: Tensor, p: Tensor, shape: MatrixShape) -> Tensor:
 
 
 def _bring_back(u: Tensor, p: Tensor, shape: MatrixShape, scale: Any) -> Tensor:
+    wide = torch.promote_types(u.dtype, p.dtype)  # moments may be more precise than gradients
+    u, p = u.to(wide), p.to(wide)
     full = p @ u if shape.sizes[1] >= shape.sizes[2] else u @ p.mH
     return shape.from_matrices(full * as_scalar_like(scale, full))
 

@@ -13,6 +13,7 @@ from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.constants import without_graphs
 from torchopt.preconditions import params_for, state_of
 from torchopt.transform.counter_noise import make_key, normal_like, split_key
+from torchopt.tree.random import Key
 
 __all__ = ['HutchinsonState', 'hutchinson_estimator_diag_hessian']
 
@@ -26,7 +27,7 @@ class HutchinsonState(NamedTuple):
 
 @factory
 def hutchinson_estimator_diag_hessian(
-    random_seed: int | torch.Generator | None = None,
+    random_seed: Key | None = None,
 ) -> GradientTransformationExtraArgs:
     r"""Estimate the diagonal of the Hessian of the objective, without bias, at the cost of a few gradients.
 

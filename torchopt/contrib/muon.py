@@ -17,6 +17,7 @@ from torchopt.combine import chain
 from torchopt.contrib.matrix_axes import MatrixShape, axes_of_leaves, matrix_shape
 from torchopt.contrib.newton_schulz import PRECONDITIONINGS, orthogonalize
 from torchopt.numerics import (
+    DTypeLike,
     advance,
     as_scalar_like,
     bias_correction,
@@ -27,9 +28,17 @@ from torchopt.numerics import (
 )
 from torchopt.preconditions import state_of
 from torchopt.transform import add_decayed_weights, partition, scale_by_adam, scale_by_learning_rate
-from torchopt.transform.first_moment import check_mu_dtype, zero_mean
+from torchopt.transform.first_moment import moment_dtype, zero_mean
 
-__all__ = ['MuonDimensionNumbers', 'MuonState', 'muon', 'scale_by_muon', 'scale_by_shape']
+__all__ = [
+    'MuonDimensionNumbers',
+    'MuonLabels',
+    'MuonState',
+    'muon',
+    'named_coefficients',
+    'scale_by_muon',
+    'scale_by_shape',
+]
 
 _STANDARD = (3.4445, -4.775, 2.0315)
 _PRESETS = {
@@ -73,7 +82,7 @@ def scale_by_muon(
     ns_steps: int = 5,
     beta: Any = 0.95,
     eps: Any = 1e-8,
-    mu_dtype: torch.dtype | None = None,
+    mu_dtype: DTypeLike | None = None,
     *,
     nesterov: bool = True,
     adaptive: bool = False,
@@ -128,12 +137,12 @@ def scale_by_muon(
     coefficients = _coefficients(ns_coeffs, ns_steps)
     checks.unit_interval('beta', beta)
     checks.at_least('epsilon value', eps)
-    check_mu_dtype(mu_dtype)
+    dtype = moment_dtype(mu_dtype)
     if preconditioning not in PRECONDITIONINGS:
         raise ValueError(f'Invalid preconditioning: {preconditioning!r}; expected one of {PRECONDITIONINGS}.')
 
     def init(params: Any) -> MuonState:
-        return MuonState(zero_count(), zero_mean(params, mu_dtype), coefficients.clone())
+        return MuonState(zero_count(), zero_mean(params, dtype), coefficients.clone())
 
     def orthogonal(x: Tensor, shape: MatrixShape, rows: Sequence[Sequence[Any]]) -> Tensor:
         u = shape.from_matrices(orthogonalize(shape.to_matrices(x), rows, preconditioning, eps))
@@ -246,7 +255,7 @@ def muon(
     eps: Any = 1e-8,
     weight_decay: Any = 0.0,
     weight_decay_mask: Any = None,
-    mu_dtype: torch.dtype | None = None,
+    mu_dtype: DTypeLike | None = None,
     *,
     nesterov: bool = True,
     adaptive: bool = False,
@@ -309,13 +318,9 @@ def muon(
         2024.
         Liu et al., `Muon is scalable for LLM training <https://arxiv.org/abs/2502.16982>`_, 2025.
     """
-    if isinstance(ns_coeffs, str):
-        if ns_coeffs not in _PRESETS:
-            raise ValueError(f'Invalid ns_coeffs: {ns_coeffs!r}; expected one of {sorted(_PRESETS)}, or coefficients.')
-        ns_coeffs = _PRESETS[ns_coeffs]
     given = muon_weight_dimension_numbers
     rule = scale_by_muon(
-        ns_coeffs,
+        named_coefficients(ns_coeffs),
         ns_steps,
         beta,
         eps,
@@ -336,16 +341,30 @@ def muon(
         add_decayed_weights(adam_weight_decay),
         scale_by_learning_rate(learning_rate if adam_learning_rate is None else adam_learning_rate),
     )
-    return partition({'muon': matrices, 'adam': others}, _Labels(given))
+    return partition({'muon': matrices, 'adam': others}, MuonLabels(given))
 
 
-class _Labels:
+def named_coefficients(ns_coeffs: Any) -> Any:
+    """The coefficients that a name stands for; others as they are.
+
+    Raises:
+        ValueError: If there is no such name.
+    """
+    if not isinstance(ns_coeffs, str):
+        return ns_coeffs
+    if ns_coeffs not in _PRESETS:
+        raise ValueError(f'Invalid ns_coeffs: {ns_coeffs!r}; expected one of {sorted(_PRESETS)}, or coefficients.')
+    return _PRESETS[ns_coeffs]
+
+
+class MuonLabels:
     """Which parameter goes to which optimizer; a class so that it can be pickled."""
 
     def __init__(self, axes: Any) -> None:
         self.axes = axes
 
     def __call__(self, params: Any) -> Any:
+        """The tree of labels."""
         leaves, spec = tree.flatten(params)
         entries = axes_of_leaves(self.axes, params, MuonDimensionNumbers, lambda x: True)
         if self.axes is None:

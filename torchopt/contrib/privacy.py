@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +16,7 @@ from torchopt.numerics import as_scalar_like
 from torchopt.preconditions import state_of
 from torchopt.transform import scale_by_learning_rate, trace
 from torchopt.transform.counter_noise import make_key, normal_like, split_key
+from torchopt.tree.random import Key
 
 __all__ = ['DifferentiallyPrivateAggregateState', 'differentially_private_aggregate', 'dpsgd']
 
@@ -32,9 +32,9 @@ class DifferentiallyPrivateAggregateState(NamedTuple):
 def differentially_private_aggregate(
     l2_norm_clip: Any,
     noise_multiplier: Any,
-    key: int | torch.Generator | None = None,
+    key: Key | None = None,
     *,
-    seed: int | None = None,
+    seed: Key | None = None,
 ) -> GradientTransformation:
     r"""Average gradients of single examples so that none of the examples can be told from the result.
 
@@ -81,11 +81,7 @@ def differentially_private_aggregate(
                 f'differentially_private_aggregate got both key={key!r} and seed={seed!r}, which mean the same. Give '
                 f'the key.'
             )
-        warnings.warn(
-            'The argument seed of differentially_private_aggregate is deprecated; give it as key.',
-            DeprecationWarning,
-            stacklevel=3,
-        )
+        checks.deprecated('The argument seed of differentially_private_aggregate is deprecated; give it as key.')
         key = seed
     source = 0 if key is None else key
     if not isinstance(source, torch.Generator):
@@ -115,9 +111,11 @@ def dpsgd(
     learning_rate: Any,
     l2_norm_clip: Any,
     noise_multiplier: Any,
-    seed: int,
+    key: Key | None = None,
     momentum: Any = None,
     nesterov: bool = False,
+    *,
+    seed: Key | None = None,
 ) -> GradientTransformation:
     r"""SGD with differential privacy: :func:`differentially_private_aggregate`, momentum, learning rate.
 
@@ -125,19 +123,21 @@ def dpsgd(
         learning_rate: :math:`\eta`, as in :func:`torchopt.transform.scale_by_learning_rate`.
         l2_norm_clip: The bound :math:`C > 0` on the gradient of one example.
         noise_multiplier: :math:`\sigma \ge 0`, in proportion to the bound.
-        seed: A seed, or a generator from which one is drawn at each ``init``.
+        key: A seed, or a generator from which one is drawn at each ``init``.
         momentum: :math:`\mu \ge 0`; None for none.
         nesterov: Look ahead by Nesterov's method.
+        seed: Another name of ``key``.
 
     Returns:
         A transformation whose ``update`` takes the gradients of single examples, along their first dimension.
 
     Raises:
+        TypeError: If there is no key, or two.
         ValueError: If a hyper-parameter is out of its range.
 
     Example:
         >>> import torch, torchopt
-        >>> optimizer = torchopt.contrib.dpsgd(0.5, l2_norm_clip=1.0, noise_multiplier=0.0, seed=0)
+        >>> optimizer = torchopt.contrib.dpsgd(0.5, l2_norm_clip=1.0, noise_multiplier=0.0, key=0)
         >>> g = [torch.tensor([[3.0, 4.0], [0.0, 0.6]])]
         >>> optimizer.update(g, optimizer.init([torch.zeros(2)]))[0]
         [tensor([-0.1500, -0.3500])]
@@ -145,8 +145,10 @@ def dpsgd(
     References:
         Abadi et al., `Deep learning with differential privacy <https://arxiv.org/abs/1607.00133>`_, 2016.
     """
+    if (key is None) == (seed is None):
+        raise TypeError(f'dpsgd got key={key!r} and seed={seed!r}, which mean the same. Give one of them.')
     return chain(
-        differentially_private_aggregate(l2_norm_clip, noise_multiplier, key=seed),
+        differentially_private_aggregate(l2_norm_clip, noise_multiplier, key=seed if key is None else key),
         identity() if momentum is None else trace(momentum, nesterov=nesterov),
         scale_by_learning_rate(learning_rate),
     )

@@ -24,6 +24,7 @@ from torchopt.numerics import (
     zero_count,
 )
 from torchopt.preconditions import Precondition, params_for, state_of
+from torchopt.transform.masking import resolve_mask
 
 __all__ = ['ProdigyState', 'prodigy']
 
@@ -61,6 +62,7 @@ def prodigy(
     estim_lr_coef: Any = 1.0,
     weight_decay: Any = 0.0,
     safeguard_warmup: bool = False,
+    weight_decay_mask: Any = None,
 ) -> GradientTransformationExtraArgs:
     r"""Prodigy: D-Adaptation that estimates the distance sooner.
 
@@ -83,6 +85,7 @@ def prodigy(
         estim_lr_coef: The factor :math:`c` of the estimate.
         weight_decay: :math:`w \ge 0`.
         safeguard_warmup: Leave :math:`\eta` and its corrections out of :math:`s_t`, as a warmup of the rate wants it.
+        weight_decay_mask: Which parameters decay, as in :func:`torchopt.transform.add_decayed_weights`.
 
     Returns:
         A transformation with state :class:`ProdigyState`.  Its estimate is kept in the lowest dtype among the
@@ -150,12 +153,16 @@ def prodigy(
         estimate = torch.maximum(d, tensor_like(estimate, d))
         floor = times(eps, estimate)
 
-        def move(g: Tensor, m: Tensor, v: Tensor, p: Tensor) -> Tensor:
-            return -as_scalar_like(rate, g) * plus(
-                m / plus(safe_sqrt(v), as_scalar_like(floor, v)), times(weight_decay, p)
-            )
+        mask = tree.broadcast_prefix(resolve_mask(weight_decay_mask, params), params, name='mask', like='params')
 
-        u = tree.map(move, g, m, v, p)
+        def move(g: Tensor, m: Tensor, v: Tensor, p: Tensor, decays: Any) -> Tensor:
+            step = m / plus(safe_sqrt(v), as_scalar_like(floor, v))
+            if decays is not False:
+                decay = times(weight_decay, p)
+                step = plus(step, decay if decays is True else torch.where(decays, decay, 0.0))
+            return -as_scalar_like(rate, g) * step
+
+        u = tree.map(move, g, m, v, p, mask)
         return u, ProdigyState(m, v, s, state.params0, estimate, numerator, count)
 
     return GradientTransformationExtraArgs.requiring(

@@ -19,7 +19,7 @@ from torchopt.base import (
 from torchopt.combine import chain
 from torchopt.contrib.constants import kept_copy, without_graphs
 from torchopt.contrib.scalars import check_rate, positive_ratio, rate_at, scalar_beside
-from torchopt.numerics import advance, as_scalar_like, on_host, tensor_like, zero_count
+from torchopt.numerics import DTypeLike, advance, as_dtype, as_scalar_like, on_host, tensor_like, zero_count
 from torchopt.preconditions import Precondition, params_for, required_by, state_of
 from torchopt.schedule import warmup_constant_schedule
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate, scale_by_rms
@@ -30,6 +30,7 @@ __all__ = [
     'schedule_free_adamw',
     'schedule_free_eval_params',
     'schedule_free_sgd',
+    'warmed_up',
 ]
 
 
@@ -92,7 +93,7 @@ def schedule_free(
     learning_rate: Any,
     b1: Any = 0.9,
     weight_lr_power: Any = 2.0,
-    state_dtype: torch.dtype | None = None,
+    state_dtype: DTypeLike | None = None,
 ) -> GradientTransformationExtraArgs:
     r"""Schedule-free optimization: an average of the iterates in the place of a schedule.
 
@@ -135,11 +136,12 @@ def schedule_free(
     if known is not None and not 0.0 < known <= 1.0:
         raise ValueError(f'Invalid b1: {b1}; expected a number in (0, 1].')
     checks.number('weight_lr_power', weight_lr_power)
+    dtype = None if state_dtype is None else as_dtype(state_dtype, 'state_dtype')
     wide = with_extra_args_support(base_optimizer)
 
     def init(params: Any) -> ScheduleFreeState:
         zero = scalar_beside(params, 0.0)
-        z = tree.cast(kept_copy(params), state_dtype)
+        z = tree.cast(kept_copy(params), dtype)
         return ScheduleFreeState(
             scalar_beside(params, b1), zero, advance(zero_count())[0], zero.clone(), wide.init(params), z
         )
@@ -185,7 +187,7 @@ def schedule_free_sgd(
     b1: Any = 0.9,
     weight_decay: Any = None,
     weight_lr_power: Any = 2.0,
-    state_dtype: torch.dtype | None = None,
+    state_dtype: DTypeLike | None = None,
 ) -> GradientTransformationExtraArgs:
     r"""Schedule-free SGD: :func:`schedule_free` of plain gradient descent.
 
@@ -210,7 +212,7 @@ def schedule_free_sgd(
     References:
         Defazio et al., `The road less scheduled <https://arxiv.org/abs/2405.15682>`_, NeurIPS 2024.
     """
-    rate = _warmed_up(learning_rate, warmup_steps)
+    rate = warmed_up(learning_rate, warmup_steps)
     steps = scale_by_learning_rate(rate)
     if weight_decay is not None:
         steps = chain(add_decayed_weights(weight_decay), steps)
@@ -225,7 +227,7 @@ def schedule_free_adamw(
     eps: Any = 1e-8,
     weight_decay: Any = 0.0,
     weight_lr_power: Any = 2.0,
-    state_dtype: torch.dtype | None = None,
+    state_dtype: DTypeLike | None = None,
 ) -> GradientTransformationExtraArgs:
     r"""Schedule-free AdamW: :func:`schedule_free` of AdamW without momentum.
 
@@ -252,7 +254,7 @@ def schedule_free_adamw(
     References:
         Defazio et al., `The road less scheduled <https://arxiv.org/abs/2405.15682>`_, NeurIPS 2024.
     """
-    rate = _warmed_up(learning_rate, warmup_steps)
+    rate = warmed_up(learning_rate, warmup_steps)
     steps = chain(
         scale_by_rms(b2, eps, bias_correction=True),
         add_decayed_weights(weight_decay),
@@ -261,7 +263,8 @@ def schedule_free_adamw(
     return schedule_free(steps, rate, b1, weight_lr_power, state_dtype)
 
 
-def _warmed_up(learning_rate: Any, warmup_steps: int | None) -> Any:
+def warmed_up(learning_rate: Any, warmup_steps: int | None) -> Any:
+    """The learning rate, or the schedule that rises to it from zero."""
     if warmup_steps is None:
         return learning_rate
     return warmup_constant_schedule(0.0, learning_rate, warmup_steps)

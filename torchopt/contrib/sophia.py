@@ -19,11 +19,20 @@ from torchopt.base import (
 from torchopt.combine import chain
 from torchopt.contrib.hutchinson import hutchinson_estimator_diag_hessian
 from torchopt.contrib.real_params import require_real
-from torchopt.numerics import advance, as_scalar_like, bias_correction, complement, on_host, tensor_like, zero_count
+from torchopt.numerics import (
+    DTypeLike,
+    advance,
+    as_scalar_like,
+    bias_correction,
+    complement,
+    on_host,
+    tensor_like,
+    zero_count,
+)
 from torchopt.preconditions import params_for, required_by, state_of
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate
 from torchopt.transform.branching import branch
-from torchopt.transform.first_moment import check_mu_dtype, zero_mean
+from torchopt.transform.first_moment import moment_dtype, zero_mean
 
 __all__ = ['SophiaState', 'scale_by_sophia', 'sophia']
 
@@ -50,7 +59,7 @@ def scale_by_sophia(
     clip_threshold: Any = 1.0,
     update_interval: int = 10,
     hessian_diagonal_fn: GradientTransformation = _HUTCHINSON,
-    mu_dtype: torch.dtype | None = None,
+    mu_dtype: DTypeLike | None = None,
     verbose: bool = False,
     print_win_rate_every_n_steps: int = 0,
 ) -> GradientTransformationExtraArgs:
@@ -90,13 +99,13 @@ def scale_by_sophia(
         checks.at_least('clip_threshold value', clip_threshold)
     checks.at_least('update_interval value', update_interval, 1)
     checks.at_least('print_win_rate_every_n_steps value', print_win_rate_every_n_steps, 1 if verbose else 0)
-    check_mu_dtype(mu_dtype)
+    dtype = moment_dtype(mu_dtype)
     estimator = with_extra_args_support(hessian_diagonal_fn)
 
     def init(params: Any) -> SophiaState:
         tree.check_inexact(params, name='params')
         require_real(params, 'Sophia')
-        return SophiaState(zero_count(), zero_mean(params, mu_dtype), tree.zero_moment(params), estimator.init(params))
+        return SophiaState(zero_count(), zero_mean(params, dtype), tree.zero_moment(params), estimator.init(params))
 
     def update(
         updates: Any, state: SophiaState, params: Any = None, *, inplace: bool = False, **extra: Any
@@ -155,7 +164,7 @@ def sophia(
     clip_threshold: Any = 1.0,
     update_interval: int = 10,
     hessian_diagonal_fn: GradientTransformation = _HUTCHINSON,
-    mu_dtype: torch.dtype | None = None,
+    mu_dtype: DTypeLike | None = None,
     verbose: bool = False,
     print_win_rate_every_n_steps: int = 0,
 ) -> GradientTransformationExtraArgs:

@@ -120,7 +120,7 @@ def _ready_made(kind: Any, count: int) -> Accumulator:
     """The accumulator that is meant."""
     if isinstance(kind, Accumulator):
         return kind
-    if kind in (AccumulationType.MEAN, AccumulationType.CONCAT) and count < 1:
+    if kind in (AccumulationType.MEAN, AccumulationType.RUNNING_MEAN) and count < 1:
         raise ValueError(f'The batch is empty, and {kind.name} needs at least one microbatch. Pass some rows.')
     if kind is AccumulationType.SUM or kind is None:
         return _lift(torch.zeros_like, lambda total, x, i: total + x, lambda total: total, _sum)
@@ -159,6 +159,8 @@ class _Rows:
 
     def join(self, count: int) -> torch.Tensor:
         """Row ``j`` of microbatch ``i`` is row ``i + j * count`` of the batch."""
+        if not count:
+            return self.missing.new_zeros(0, *self.missing.shape[1:])
         parts = [*self.found, *[self.missing] * (count - len(self.found))]
         joined = torch.stack(parts, dim=min(self.missing.ndim, 1))
         return joined.reshape(-1, *self.missing.shape[1:])

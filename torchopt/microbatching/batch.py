@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -69,9 +70,10 @@ def microbatch(
 
     Args:
         fun: The function.  Its value is a tree of tensors.
-        argnums: The position or positions of the arguments that have a batch axis; each is a tree of tensors.
+        argnums: The position or positions of the arguments that have a batch axis; each is a tree of tensors.  In the
+            call such an argument may be given by its name, and one of ``argnames`` by its position.
         microbatch_size: The number of rows of a microbatch, which divides the size of the batch.  With None, ``fun``
-            is returned as it is.
+            is returned as it is.  An empty batch has no microbatches: its sum is zero, and what is joined is empty.
         accumulator: How to accumulate: an :class:`AccumulationType`, an :class:`Accumulator`, or a tree of these
             that equals the value of ``fun`` or its top.
         argnames: The name or names of the keyword arguments that have a batch axis.
@@ -108,12 +110,13 @@ def microbatch(
         )
 
     def microbatched(*args: Any, **kwargs: Any) -> Any:
-        given = [_argument(key, args, kwargs) for key in batched]
+        places = [_place_of(key, fun, args, kwargs) for key in batched]
+        given = [args[key] if isinstance(key, int) else kwargs[key] for key in places]
         count = _divide(_common_size(batched, given, axes), microbatch_size)
 
         def on_microbatch(index: int) -> Any:
             parts, named = list(args), dict(kwargs)
-            for key, value, axis in zip(batched, given, axes):
+            for key, value, axis in zip(places, given, axes):
                 rows = map_tensors(functools.partial(_rows, axis=axis, start=index, step=max(count, 1)), value)
                 if isinstance(key, int):
                     parts[key] = rows
@@ -146,15 +149,25 @@ def _divide(size: int, microbatch_size: int) -> int:
     return size // microbatch_size
 
 
-def _argument(key: int | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if isinstance(key, str) and key in kwargs:
-        return kwargs[key]
-    if isinstance(key, int) and -len(args) <= key < len(args):
-        return args[key]
-    raise TypeError(f'The argument {key!r} has a batch axis, but was not given{_HOW[type(key)]}.')
+def _place_of(key: int | str, fun: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | str:
+    """Where an argument was given: its position or its name, whichever of them it was listed by."""
+    if key in kwargs if isinstance(key, str) else -len(args) <= key < len(args):
+        return key
+    names = _positional(fun)
+    if isinstance(key, int) and 0 <= key < len(names) and names[key] in kwargs:
+        return names[key]
+    if isinstance(key, str) and key in names[: len(args)]:
+        return names.index(key)
+    raise TypeError(f'The argument {key!r} has a batch axis, but was not given. Pass it by its position or its name.')
 
 
-_HOW = {int: ' by its position. List it in argnames if you pass it by name', str: ' by its name'}
+def _positional(fun: Callable[..., Any]) -> list[str]:
+    """The names of the arguments that may be given by position; none for what has no signature."""
+    try:
+        parameters = inspect.signature(fun).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
 def _common_size(keys: tuple[int | str, ...], given: list[Any], axes: tuple[int, ...]) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from torchopt import tree
+from torchopt.autodiff import differentiate
 from torchopt.microbatching.accumulation import AccumulationType, compose, map_tensors
 from torchopt.microbatching.batch import microbatch
 
@@ -150,10 +151,15 @@ def micro_grad(
         <https://arxiv.org/abs/2510.00236>`_, 2025.
     """
     batched = {batch_argnums} if isinstance(batch_argnums, int) else set(batch_argnums)
+    positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
 
     def on_example(*args: Any, **kwargs: Any) -> tuple[Any, IndividualOutputs]:
-        gradient, value, aux = _gradient(fun, has_aux, argnums, args, kwargs)
-        return transform_fn(gradient), IndividualOutputs(value, metrics_fn(gradient), aux)
+        found = differentiate(fun if has_aux else without_aux, positions, args, kwargs)
+        gradient = found.gradients[0] if isinstance(argnums, int) else found.gradients
+        return transform_fn(gradient), IndividualOutputs(found.value, metrics_fn(gradient), found.aux)
+
+    def without_aux(*args: Any, **kwargs: Any) -> tuple[Any, None]:
+        return fun(*args, **kwargs), None
 
     def on_batch(*args: Any, **kwargs: Any) -> tuple[Any, IndividualOutputs]:
         if keep_batch_dim:
@@ -197,28 +203,6 @@ def _vectorize(
 
     values = vmap_fn(on_leaves, tuple(dims[i] for i in mapped), 0)(*(torch.as_tensor(leaves[i]) for i in mapped))
     return shape_of_value[-1](values)
-
-
-def _gradient(
-    fun: Callable[..., Any], has_aux: bool, argnums: int | Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Any, Any, Any]:
-    """Gradient, value and auxiliary output, for trees with None among their leaves."""
-    positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
-    xs, rebuild = _tensors(tuple(args[i] for i in positions))
-    shape_of_aux: list[Any] = []
-
-    def on_leaves(xs: tuple[torch.Tensor, ...]) -> tuple[Any, tuple[torch.Tensor, ...]]:
-        filled = list(args)
-        for i, value in zip(positions, rebuild(xs)):
-            filled[i] = value
-        value, aux = fun(*filled, **kwargs) if has_aux else (fun(*filled, **kwargs), None)
-        found, shape = _tensors(aux)
-        shape_of_aux.append(shape)
-        return value, found
-
-    gradients, (value, aux) = torch.func.grad_and_value(on_leaves, has_aux=True)(xs)
-    found = rebuild(gradients)
-    return found[0] if isinstance(argnums, int) else found, value, shape_of_aux[-1](aux)
 
 
 def _tensors(values: Any) -> tuple[tuple[torch.Tensor, ...], Callable[[Any], Any]]:

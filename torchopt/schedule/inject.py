@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -20,7 +19,7 @@ from torchopt.base import (
     factory,
     with_extra_args_support,
 )
-from torchopt.numerics import increment, zero_count
+from torchopt.numerics import DTypeLike, as_dtype, increment, zero_count
 from torchopt.preconditions import state_of
 
 __all__ = [
@@ -115,7 +114,7 @@ class WrappedSchedule:
 def inject_hyperparams(
     inner_factory: Callable[..., GradientTransformation],
     static_args: str | Iterable[str] = (),
-    hyperparam_dtype: torch.dtype | None = None,
+    hyperparam_dtype: DTypeLike | None = None,
 ) -> Callable[..., GradientTransformationExtraArgs]:
     """Let an optimizer have its hyper-parameters in its state, and follow schedules with each of them.
 
@@ -166,12 +165,10 @@ def inject_hyperparams(
 def inject_stateful_hyperparams(
     inner_factory: Callable[..., GradientTransformation],
     static_args: str | Iterable[str] = (),
-    hyperparam_dtype: torch.dtype | None = None,
+    hyperparam_dtype: DTypeLike | None = None,
 ) -> Callable[..., GradientTransformationExtraArgs]:
     """The old name of :func:`inject_hyperparams`, deprecated; it takes the same arguments."""
-    warnings.warn(
-        'inject_stateful_hyperparams is deprecated; inject_hyperparams does the same.', DeprecationWarning, stacklevel=2
-    )
+    checks.deprecated('inject_stateful_hyperparams is deprecated; inject_hyperparams does the same.')
     return inject_hyperparams(inner_factory, static_args, hyperparam_dtype)
 
 
@@ -180,7 +177,7 @@ def inject_stateful_hyperparams(
 def _injected(
     inner_factory: Callable[..., GradientTransformation],
     static_args: tuple[str, ...],
-    hyperparam_dtype: torch.dtype | None,
+    hyperparam_dtype: DTypeLike | None,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> GradientTransformationExtraArgs:
@@ -201,7 +198,7 @@ def _injected(
             others[name] = value
 
     def values(known: dict[str, Any], states: dict[str, Any], like: Any, extra: dict[str, Any]) -> dict[str, Any]:
-        dtype = hyperparam_dtype or tree.dtype(like, 'promote')
+        dtype = tree.dtype(like, 'promote') if hyperparam_dtype is None else as_dtype(hyperparam_dtype)
         dtype = dtype.to_real() if dtype.is_complex else dtype
         current = {name: schedule(states[name], **extra) for name, schedule in schedules.items()}
         found = {name: _as_tensor(value, dtype) for name, value in known.items() if name not in current}

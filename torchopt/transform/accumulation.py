@@ -12,10 +12,10 @@ from torch import Tensor
 from torchopt import checks, tree
 from torchopt._C import reference
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
-from torchopt.numerics import advance, bias_correction, complement, on_host, safe_increment, zero_count
+from torchopt.numerics import DTypeLike, advance, bias_correction, complement, on_host, safe_increment, zero_count
 from torchopt.preconditions import state_of
 from torchopt.transform import ranges
-from torchopt.transform.first_moment import check_mu_dtype, zero_mean
+from torchopt.transform.first_moment import moment_dtype, zero_mean
 
 __all__ = ['ApplyEvery', 'EmaState', 'apply_every', 'ema']
 
@@ -29,7 +29,7 @@ class EmaState(NamedTuple):
 
 
 @factory
-def ema(decay: Any, debias: bool = True, accumulator_dtype: torch.dtype | None = None) -> GradientTransformation:
+def ema(decay: Any, debias: bool = True, accumulator_dtype: DTypeLike | None = None) -> GradientTransformation:
     r"""Replace gradients by their exponential moving average.
 
     .. math::
@@ -56,10 +56,10 @@ def ema(decay: Any, debias: bool = True, accumulator_dtype: torch.dtype | None =
         ([tensor(3.)], [tensor(2.2500)])
     """
     ranges.decay_rate('decay', decay)
-    check_mu_dtype(accumulator_dtype)
+    dtype = moment_dtype(accumulator_dtype, 'accumulator_dtype')
 
     def init(params: Any) -> EmaState:
-        return EmaState(zero_count(), zero_mean(params, accumulator_dtype))
+        return EmaState(zero_count(), zero_mean(params, dtype))
 
     spread = tree.Spread(_average, decay=decay)
 

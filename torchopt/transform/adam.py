@@ -6,15 +6,18 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, NamedTuple
 
-import torch
-
 from torchopt import checks, tree
 from torchopt._C import reference
-from torchopt.base import ElementwiseTransformation, GradientTransformation, factory, with_native
-from torchopt.numerics import advance, bias_correction, complement, safe_increment, zero_count
+from torchopt.base import (
+    ElementwiseTransformation,
+    GradientTransformation,
+    factory,
+    with_native,
+)
+from torchopt.numerics import DTypeLike, advance, bias_correction, complement, safe_increment, zero_count
 from torchopt.preconditions import state_of
 from torchopt.transform import ranges
-from torchopt.transform.first_moment import check_mu_dtype, zero_mean
+from torchopt.transform.first_moment import moment_dtype, zero_mean
 
 __all__ = ['ScaleByAdamState', 'scale_by_accelerated_adam', 'scale_by_adam']
 
@@ -37,7 +40,7 @@ def scale_by_adam(
     moment_requires_grad: bool = False,
     *,
     nesterov: bool = False,
-    mu_dtype: torch.dtype | None = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> GradientTransformation:
     r"""Rescale updates by Adam, or by NAdam.
 
@@ -84,12 +87,12 @@ def scale_by_adam(
     ranges.decay_rates(b1, b2)
     ranges.at_least_zero('epsilon value', eps)
     ranges.at_least_zero('eps_root value', eps_root)
-    check_mu_dtype(mu_dtype)
+    dtype = moment_dtype(mu_dtype)
 
     def init(params: Any) -> ScaleByAdamState:
         return ScaleByAdamState(
             zero_count(),
-            zero_mean(params, mu_dtype, requires_grad=moment_requires_grad),
+            zero_mean(params, dtype, requires_grad=moment_requires_grad),
             tree.zero_moment(params, real=True, requires_grad=moment_requires_grad),
         )
 

@@ -6,15 +6,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, NamedTuple
 
-import torch
-
 from torchopt import tree
 from torchopt._C import reference
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
-from torchopt.numerics import advance, bias_correction, complement, zero_count
+from torchopt.numerics import DTypeLike, advance, bias_correction, complement, zero_count
 from torchopt.preconditions import state_of
 from torchopt.transform import ranges
-from torchopt.transform.first_moment import check_mu_dtype, zero_mean
+from torchopt.transform.first_moment import moment_dtype, zero_mean
 
 __all__ = ['ScaleByAmsgradState', 'scale_by_amsgrad']
 
@@ -35,7 +33,7 @@ def scale_by_amsgrad(
     b2: Any = 0.999,
     eps: Any = 1e-8,
     eps_root: Any = 0.0,
-    mu_dtype: torch.dtype | None = None,
+    mu_dtype: DTypeLike | None = None,
     bias_correction_mu: bool = True,
     bias_correction_nu: bool = True,
 ) -> GradientTransformation:
@@ -81,11 +79,11 @@ def scale_by_amsgrad(
     ranges.decay_rates(b1, b2)
     ranges.at_least_zero('epsilon value', eps)
     ranges.at_least_zero('eps_root value', eps_root)
-    check_mu_dtype(mu_dtype)
+    dtype = moment_dtype(mu_dtype)
 
     def init(params: Any) -> ScaleByAmsgradState:
         squares = [tree.zero_moment(params, real=True) for _ in range(2)]
-        return ScaleByAmsgradState(zero_count(), zero_mean(params, mu_dtype), *squares)
+        return ScaleByAmsgradState(zero_count(), zero_mean(params, dtype), *squares)
 
     spread = tree.Spread(_rule, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
 

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from torchopt import tree
 from torchopt.numerics import real_dtype
+from torchopt.tree.random import Key, as_seed, is_seed
 
 __all__ = ['make_key', 'normal_like', 'split_key']
 
 
-def make_key(key: int | torch.Generator) -> Tensor:
+def make_key(key: Key) -> Tensor:
     """A key: a 0-d int64 tensor on the CPU, of a seed or drawn from a generator.
 
     Raises:
@@ -28,11 +29,9 @@ def make_key(key: int | torch.Generator) -> Tensor:
     """
     if isinstance(key, torch.Generator):
         return torch.randint(-(2**63), 2**63 - 1, (), generator=key, device=key.device, dtype=torch.int64).cpu()
-    if isinstance(key, int) and not isinstance(key, bool):
-        return torch.tensor(_signed(key % 2**64), dtype=torch.int64, device='cpu')
-    if isinstance(key, Tensor) and key.dtype == torch.int64 and key.dim() == 0:
-        return key
-    raise TypeError(f'Invalid key: {key!r} is a {type(key).__name__}; expected an int or a torch.Generator.')
+    if isinstance(key, Tensor) and is_seed(key):
+        return key.to(torch.int64)  # which may be mapped over
+    return torch.tensor(_signed(as_seed(key) % 2**64), dtype=torch.int64, device='cpu')
 
 
 def split_key(key: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt.base import GradientTransformation, factory
-from torchopt.numerics import abs_sq, as_scalar_like, real_dtype
+from torchopt.numerics import DTypeLike, abs_sq, as_scalar_like, real_dtype
 from torchopt.preconditions import params_for, state_of
+from torchopt.transform.first_moment import moment_dtype
 from torchopt.transform.leafwise import as_constant, is_weight, leaf_norm, move_leaves
 
 __all__ = ['ScaleByDistanceOverGradientsState', 'scale_by_distance_over_gradients']
@@ -34,7 +35,7 @@ class ScaleByDistanceOverGradientsState(NamedTuple):
 
 @factory
 def scale_by_distance_over_gradients(
-    reps_rel: Any = 1e-6, eps: Any = 1e-8, param_dtype: torch.dtype | None = torch.float32, global_scale: Any = 1.0
+    reps_rel: Any = 1e-6, eps: Any = 1e-8, param_dtype: DTypeLike | None = torch.float32, global_scale: Any = 1.0
 ) -> GradientTransformation:
     r"""Scale every leaf by how far it has come over how large its gradients were.
 
@@ -67,6 +68,7 @@ def scale_by_distance_over_gradients(
     checks.positive('reps_rel value', reps_rel)
     checks.at_least('epsilon value', eps)
     checks.number('global_scale value', global_scale)
+    kept = moment_dtype(param_dtype, 'param_dtype')
 
     def init(params: Any) -> ScaleByDistanceOverGradientsState:
         tree.check_inexact(params, name='params')
@@ -77,7 +79,7 @@ def scale_by_distance_over_gradients(
             return as_scalar_like(reps_rel, norm) * (1 + norm)
 
         def keep(p: Tensor) -> Tensor:
-            dtype = param_dtype.to_complex() if param_dtype is not None and p.is_complex() else param_dtype
+            dtype = kept.to_complex() if kept is not None and p.is_complex() else kept
             return p.to(dtype=dtype or p.dtype, copy=True)
 
         sums = tree.map(lambda p: torch.zeros(1, dtype=real_dtype(p.dtype), device=p.device), start)

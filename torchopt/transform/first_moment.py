@@ -3,25 +3,31 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
 
 from torchopt import tree
+from torchopt.numerics import DTypeLike, as_dtype
 
-__all__ = ['check_mu_dtype', 'zero_mean']
+__all__ = ['moment_dtype', 'zero_mean']
 
 
-def check_mu_dtype(mu_dtype: Any) -> None:
-    """Require a real floating dtype, or None.
+def moment_dtype(dtype: DTypeLike | None, name: str = 'mu_dtype') -> torch.dtype | None:
+    """The real floating dtype of torch that is meant, or None.
 
     Raises:
-        TypeError: If ``mu_dtype`` is anything else.
+        TypeError: If ``dtype`` is anything else.
     """
-    if mu_dtype is None or (isinstance(mu_dtype, torch.dtype) and mu_dtype.is_floating_point):
-        return
+    if dtype is None:
+        return None
+    with contextlib.suppress(TypeError):
+        found = as_dtype(dtype)
+        if found.is_floating_point:
+            return found
     raise TypeError(
-        f'Invalid mu_dtype value: {mu_dtype!r}; expected a real floating dtype such as torch.bfloat16, or None for '
+        f'Invalid {name} value: {dtype!r}; expected a real floating dtype such as torch.bfloat16, or None for '
         f'that of the parameters.'
     )
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from torchopt import checks, tree
 from torchopt._C import reference
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
-from torchopt.numerics import complement, increment, zero_count
+from torchopt.numerics import DTypeLike, complement, increment, zero_count
 from torchopt.preconditions import state_of
 from torchopt.transform import ranges
-from torchopt.transform.first_moment import check_mu_dtype, zero_mean
+from torchopt.transform.first_moment import moment_dtype, zero_mean
 
 __all__ = ['ScaleByLionState', 'scale_by_lion']
 
@@ -32,7 +32,7 @@ class ScaleByLionState(NamedTuple):
 def scale_by_lion(
     b1: Any = 0.9,
     b2: Any = 0.99,
-    mu_dtype: torch.dtype | None = None,
+    mu_dtype: DTypeLike | None = None,
     *,
     mode: Literal['hard', 'smooth', 'refined'] = 'hard',
     smooth_beta: Any = 1.0,
@@ -70,13 +70,13 @@ def scale_by_lion(
         Chen et al., `Symbolic discovery of optimization algorithms <https://arxiv.org/abs/2302.06675>`_, NeurIPS 2023.
     """
     ranges.decay_rates(b1, b2)
-    check_mu_dtype(mu_dtype)
+    dtype = moment_dtype(mu_dtype)
     checks.number('smooth_beta value', smooth_beta)
     if mode not in ('hard', 'smooth', 'refined'):
         raise ValueError(f"Invalid mode value: {mode!r}; expected 'hard', 'smooth' or 'refined'.")
 
     def init(params: Any) -> ScaleByLionState:
-        return ScaleByLionState(zero_count(), zero_mean(params, mu_dtype))
+        return ScaleByLionState(zero_count(), zero_mean(params, dtype))
 
     squash: Any = None
     if mode == 'smooth':

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import torch
-
 from torchopt import tree
 from torchopt.base import (
     ChainedGradientTransformation,
@@ -17,6 +15,7 @@ from torchopt.base import (
     factory,
     with_extra_args_support,
 )
+from torchopt.numerics import DTypeLike
 from torchopt.preconditions import state_of
 from torchopt.transform.accumulation import ema
 from torchopt.transform.stateless import stateless
@@ -127,7 +126,7 @@ def measure_with_ema(
     measure: Callable[[Any], Any],
     decay: Any,
     debias: bool = True,
-    accumulator_dtype: torch.dtype | None = None,
+    accumulator_dtype: DTypeLike | None = None,
 ) -> GradientTransformationExtraArgs:
     """A measure for :func:`monitor`: the moving average of another.
 

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt.base import GradientTransformation, GradientTransformationExtraArgs, with_extra_args_support
-from torchopt.numerics import abs_sq, as_scalar_like, increment, on_host, zero_count
+from torchopt.numerics import DTypeLike, abs_sq, as_scalar_like, increment, on_host, zero_count
 from torchopt.preconditions import check_preconditions
 from torchopt.transform.branching import branch
+from torchopt.transform.first_moment import moment_dtype
 
 __all__ = ['MultiSteps', 'MultiStepsState', 'ShouldSkipUpdateFunction', 'skip_large_updates', 'skip_not_finite']
 
@@ -133,11 +134,12 @@ class MultiSteps:
         every_k_schedule: Any,
         use_grad_mean: bool = True,
         should_skip_update_fn: ShouldSkipUpdateFunction | None = None,
-        accumulator_dtype: torch.dtype | None = torch.float32,
+        accumulator_dtype: DTypeLike | None = torch.float32,
     ) -> None:
         self._opt = with_extra_args_support(opt)
         if not checks.is_schedule(every_k_schedule):
             checks.at_least('every_k_schedule value', every_k_schedule, 1)
+        self._dtype = moment_dtype(accumulator_dtype, 'accumulator_dtype')
         self._call = opt, every_k_schedule, use_grad_mean, should_skip_update_fn, accumulator_dtype
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -159,7 +161,7 @@ class MultiSteps:
 
     def init(self, params: Any) -> MultiStepsState:
         """The first state for these parameters."""
-        *_, skip, dtype = self._call
+        skip, dtype = self._call[3], self._dtype
 
         def zeros(p: Tensor) -> Tensor:
             return torch.zeros_like(p, dtype=dtype.to_complex() if dtype is not None and p.is_complex() else dtype)

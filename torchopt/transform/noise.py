@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +13,7 @@ from torchopt.base import GradientTransformation, factory
 from torchopt.numerics import advance, as_scalar_like, zero_count
 from torchopt.preconditions import state_of
 from torchopt.transform.counter_noise import make_key, normal_like, split_key
+from torchopt.tree.random import Key
 
 __all__ = ['AddNoiseState', 'add_noise']
 
@@ -27,9 +27,7 @@ class AddNoiseState(NamedTuple):
 
 
 @factory
-def add_noise(
-    eta: Any, gamma: Any, key: int | torch.Generator | None = None, *, seed: int | None = None
-) -> GradientTransformation:
+def add_noise(eta: Any, gamma: Any, key: Key | None = None, *, seed: Key | None = None) -> GradientTransformation:
     r"""Add Gaussian noise to the gradients, whose variance falls from step to step.
 
     .. math::
@@ -67,7 +65,7 @@ def add_noise(
     if seed is not None:
         if key is not None:
             raise ValueError(f'add_noise got both key={key!r} and seed={seed!r}, which mean the same. Give the key.')
-        warnings.warn('The argument seed of add_noise is deprecated; give it as key.', DeprecationWarning, stacklevel=3)
+        checks.deprecated('The argument seed of add_noise is deprecated; give it as key.')
         key = seed
     source = 0 if key is None else key
     if not isinstance(source, torch.Generator):

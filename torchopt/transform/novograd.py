@@ -10,9 +10,19 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt.base import GradientTransformation, factory
-from torchopt.numerics import abs_sq, advance, as_scalar_like, complement, on_host, real_dtype, safe_sqrt, zero_count
+from torchopt.numerics import (
+    DTypeLike,
+    abs_sq,
+    advance,
+    as_scalar_like,
+    complement,
+    on_host,
+    real_dtype,
+    safe_sqrt,
+    zero_count,
+)
 from torchopt.preconditions import params_for, state_of
-from torchopt.transform.first_moment import check_mu_dtype, zero_mean
+from torchopt.transform.first_moment import moment_dtype, zero_mean
 from torchopt.transform.leafwise import as_constant, move_leaves
 
 __all__ = ['ScaleByNovogradState', 'scale_by_novograd']
@@ -34,7 +44,7 @@ def scale_by_novograd(
     eps: Any = 1e-8,
     eps_root: Any = 0.0,
     weight_decay: Any = 0.0,
-    mu_dtype: torch.dtype | None = None,
+    mu_dtype: DTypeLike | None = None,
 ) -> GradientTransformation:
     r"""Rescale updates by NovoGrad, with norms :math:`\lVert g \rVert` of single leaves.
 
@@ -72,12 +82,12 @@ def scale_by_novograd(
         checks.unit_interval(name, value)
     for name, value in (('epsilon', eps), ('eps_root', eps_root), ('weight_decay', weight_decay)):
         checks.at_least(f'{name} value', value)
-    check_mu_dtype(mu_dtype)
+    dtype = moment_dtype(mu_dtype)
     decays = checks.nonzero(weight_decay)
 
     def init(params: Any) -> ScaleByNovogradState:
         nu = tree.map(lambda p: torch.zeros((), dtype=real_dtype(p.dtype), device=p.device), params)
-        return ScaleByNovogradState(zero_count(), zero_mean(params, mu_dtype), nu)
+        return ScaleByNovogradState(zero_count(), zero_mean(params, dtype), nu)
 
     requires = [state_of(ScaleByNovogradState), *([params_for('weight decay')] if decays else [])]
 

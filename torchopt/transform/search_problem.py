@@ -104,8 +104,8 @@ def _check_arguments(value_fn: Callable[..., Any], extra: dict[str, Any]) -> Non
     unknown = sorted(extra.keys() - parameters.keys())
     if unknown:
         raise TypeError(
-            f'The extra arguments {unknown} of update are none that value_fn takes: {list(parameters)}. Leave them '
-            f'out, or let value_fn take them.'
+            f'Unexpected keyword arguments: the extra arguments {unknown} of update are none that value_fn takes: '
+            f'{list(parameters)}. Leave them out, or let value_fn take them.'
         )
 
 

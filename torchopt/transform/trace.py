@@ -12,10 +12,10 @@ from torch import Tensor
 from torchopt import checks, tree
 from torchopt._C import reference
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory, identity
-from torchopt.numerics import increment, on_host, zero_count
+from torchopt.numerics import DTypeLike, increment, on_host, zero_count
 from torchopt.preconditions import state_of
 from torchopt.transform import ranges
-from torchopt.transform.first_moment import check_mu_dtype, zero_mean
+from torchopt.transform.first_moment import moment_dtype, zero_mean
 
 __all__ = ['DampedTraceState', 'TraceState', 'decaying_sum', 'trace']
 
@@ -42,7 +42,7 @@ def trace(
     nesterov: bool = False,
     moment_requires_grad: bool = False,
     *,
-    accumulator_dtype: torch.dtype | None = None,
+    accumulator_dtype: DTypeLike | None = None,
 ) -> GradientTransformation:
     r"""Sum up gradients with decay: the momentum of SGD.
 
@@ -80,7 +80,7 @@ def trace(
     """
     ranges.at_least_zero('momentum value', momentum)
     tree.check_each(checks.number, 'dampening value', dampening)
-    check_mu_dtype(accumulator_dtype)
+    dtype = moment_dtype(accumulator_dtype, 'accumulator_dtype')
     if nesterov and (not checks.nonzero(momentum) or checks.nonzero(dampening)):
         raise ValueError(
             f'Nesterov momentum requires a momentum and zero dampening: momentum={momentum}, dampening={dampening}. '
@@ -88,7 +88,7 @@ def trace(
         )
     if not checks.nonzero(momentum):
         return identity()
-    return decaying_sum(momentum, dampening, nesterov, moment_requires_grad, accumulator_dtype)
+    return decaying_sum(momentum, dampening, nesterov, moment_requires_grad, dtype)
 
 
 def decaying_sum(

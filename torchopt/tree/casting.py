@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
+from torchopt.numerics import DTypeLike, as_dtype
 from torchopt.tree.ops import map
 from torchopt.tree.registry import flatten_with_path
 
 __all__ = ['cast', 'cast_like', 'dtype']
 
 
-def cast(tree: Any, dtype: torch.dtype | None) -> Any:
+def cast(tree: Any, dtype: DTypeLike | None) -> Any:
     """Cast every leaf to one dtype.
 
     Args:
@@ -31,7 +32,8 @@ def cast(tree: Any, dtype: torch.dtype | None) -> Any:
     """
     if dtype is None:
         return tree
-    return map(lambda x: torch.as_tensor(x).to(dtype), tree)
+    kind = as_dtype(dtype)
+    return map(lambda x: torch.as_tensor(x).to(kind), tree)
 
 
 def cast_like(tree: Any, other_tree: Any) -> Any:
@@ -56,7 +58,7 @@ def cast_like(tree: Any, other_tree: Any) -> Any:
 
     def follow(x: Any, other: Any) -> Any:
         kind = getattr(other, 'dtype', None)
-        return x if kind is None else torch.as_tensor(x).to(kind)
+        return x if kind is None else torch.as_tensor(x).to(as_dtype(kind))
 
     return map(follow, tree, other_tree)
 

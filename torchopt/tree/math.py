@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from torchopt import numerics
-from torchopt.numerics import is_inexact
+from torchopt.numerics import DTypeLike, as_dtype, is_inexact
 from torchopt.tree.leafwise import map_leaves, scalar_like, tensors, together
 from torchopt.tree.ops import describe_shapes, map
 from torchopt.tree.registry import flatten, flatten_up_to, flatten_with_path, leaves
@@ -430,7 +430,7 @@ def batch_shape(tree: Any, shape: tuple[int, ...] = ()) -> Any:
     return map(lambda x: torch.as_tensor(x).expand(*shape, *np.shape(x)), tree)
 
 
-def zeros_like(tree: Any, dtype: torch.dtype | None = None) -> Any:
+def zeros_like(tree: Any, dtype: DTypeLike | None = None) -> Any:
     """Zeros in the shapes of a tree.
 
     Args:
@@ -445,10 +445,11 @@ def zeros_like(tree: Any, dtype: torch.dtype | None = None) -> Any:
         >>> torchopt.tree.zeros_like({'b': None, 'w': torch.ones(2)})
         {'b': None, 'w': tensor([0., 0.])}
     """
-    return map(lambda x: torch.zeros_like(torch.as_tensor(x), dtype=dtype), tree)
+    kind = None if dtype is None else as_dtype(dtype)
+    return map(lambda x: torch.zeros_like(torch.as_tensor(x), dtype=kind), tree)
 
 
-def ones_like(tree: Any, dtype: torch.dtype | None = None) -> Any:
+def ones_like(tree: Any, dtype: DTypeLike | None = None) -> Any:
     """Ones in the shapes of a tree; as :func:`zeros_like` otherwise.
 
     Example:
@@ -456,10 +457,11 @@ def ones_like(tree: Any, dtype: torch.dtype | None = None) -> Any:
         >>> torchopt.tree.ones_like({'b': None, 'w': torch.zeros(2)})
         {'b': None, 'w': tensor([1., 1.])}
     """
-    return map(lambda x: torch.ones_like(torch.as_tensor(x), dtype=dtype), tree)
+    kind = None if dtype is None else as_dtype(dtype)
+    return map(lambda x: torch.ones_like(torch.as_tensor(x), dtype=kind), tree)
 
 
-def full_like(tree: Any, fill_value: Any, dtype: torch.dtype | None = None) -> Any:
+def full_like(tree: Any, fill_value: Any, dtype: DTypeLike | None = None) -> Any:
     """One value in the shapes of a tree; as :func:`zeros_like` otherwise.
 
     Args:
@@ -475,12 +477,13 @@ def full_like(tree: Any, fill_value: Any, dtype: torch.dtype | None = None) -> A
         >>> torchopt.tree.full_like({'b': None, 'w': torch.zeros(2)}, 0.5)
         {'b': None, 'w': tensor([0.5000, 0.5000])}
     """
+    kind = None if dtype is None else as_dtype(dtype)
 
     def fill(x: Any) -> torch.Tensor:
         x = torch.as_tensor(x)
         if not isinstance(fill_value, torch.Tensor):
-            return torch.full_like(x, fill_value, dtype=dtype)
-        return fill_value.to(dtype=dtype or x.dtype, device=x.device).expand_as(x).clone()
+            return torch.full_like(x, fill_value, dtype=kind)
+        return fill_value.to(dtype=kind or x.dtype, device=x.device).expand_as(x).clone()
 
     return map(fill, tree)
 

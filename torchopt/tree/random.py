@@ -1,32 +1,86 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random trees, leaf by leaf from keys of their own, so that they can be reproduced.
 
-A key is an int, the seed, or a :class:`torch.Generator`.  A seed is a value: the same one always
-gives the same numbers.  A generator is a stream: every use moves it on.
+A key is a seed, an int or an integer in a 0-d tensor, or a :class:`torch.Generator`.  A seed is a value: the same one
+always gives the same numbers.  A generator is a stream: every use moves it on.
 """
 
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
 import torch
 
+from torchopt.numerics import DTypeLike, as_dtype, is_readable
 from torchopt.tree.ops import map
 from torchopt.tree.registry import flatten, unflatten
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ['normal', 'random_like', 'split_key_like', 'unwrap_random_key_data']
+__all__ = [
+    'Key',
+    'as_seed',
+    'is_seed',
+    'normal',
+    'random_like',
+    'seed_or_generator',
+    'split_key_like',
+    'unwrap_random_key_data',
+]
 
-Key = int | torch.Generator
+Key: TypeAlias = 'int | np.integer[Any] | torch.Tensor | torch.Generator'
+"""A seed: an integer, of Python, of NumPy or in a 0-d tensor; or a generator."""
+
+
+def as_seed(key: Any, name: str = 'key') -> int:
+    """A seed as an int.
+
+    Args:
+        key: An integer, of Python, of NumPy or in a 0-d tensor.
+        name: What to call it in an error message.
+
+    Raises:
+        TypeError: If it is none, or cannot be read, as in the middle of ``torch.func.vmap``.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.tree.random import as_seed
+        >>> as_seed(torch.tensor(3))
+        3
+    """
+    if not is_readable(key):
+        raise TypeError(
+            f'Invalid {name}: a tensor that is mapped over or traced, whose value cannot be read here. Pass an int.'
+        )
+    if (isinstance(key, (int, np.integer)) and not isinstance(key, bool)) or is_seed(key):
+        return int(key)
+    raise TypeError(
+        f'Invalid {name}: {key!r} is a {type(key).__name__}; expected an int, a 0-d integer tensor or a '
+        f'torch.Generator.'
+    )
+
+
+def seed_or_generator(key: Key, name: str = 'key') -> int | torch.Generator:
+    """A key as a generator if it is one, else by :func:`as_seed`."""
+    return key if isinstance(key, torch.Generator) else as_seed(key, name)
+
+
+def is_seed(key: Any) -> bool:
+    """Whether a key is an integer in a 0-d tensor or array."""
+    if isinstance(key, np.ndarray):
+        return key.shape == () and key.dtype.kind in 'iu'
+    if not isinstance(key, torch.Tensor) or key.dim() or key.dtype == torch.bool:
+        return False
+    return not (key.is_floating_point() or key.is_complex())
 
 
 def normal(
     key: torch.Generator,
     shape: Sequence[int],
-    dtype: torch.dtype | None = None,
+    dtype: DTypeLike | None = None,
     device: torch.device | None = None,
 ) -> torch.Tensor:
     """Draw from the standard normal distribution, the default sampler of :func:`random_like`.
@@ -39,7 +93,8 @@ def normal(
         >>> normal(torch.Generator().manual_seed(0), (2, 3)).shape
         torch.Size([2, 3])
     """
-    return torch.randn(tuple(shape), generator=key, dtype=dtype, device=device)
+    kind = None if dtype is None else as_dtype(dtype)
+    return torch.randn(tuple(shape), generator=key, dtype=kind, device=device)
 
 
 def split_key_like(rng_key: Key, target_tree: Any) -> Any:
@@ -72,7 +127,7 @@ def random_like(
     rng_key: Key,
     target_tree: Any,
     sampler: Callable[..., torch.Tensor] = normal,
-    dtype: torch.dtype | None = None,
+    dtype: DTypeLike | None = None,
 ) -> Any:
     """A tree of random leaves with the shapes, dtypes and devices of another tree.
 
@@ -87,7 +142,7 @@ def random_like(
         The random tree.
 
     Raises:
-        TypeError: If ``rng_key`` is neither an int nor a generator.
+        TypeError: If ``rng_key`` is neither.
 
     Example:
         >>> import torch, torchopt
@@ -101,11 +156,12 @@ def random_like(
         True
     """
     takes_device = 'device' in inspect.signature(sampler).parameters
+    kind = None if dtype is None else as_dtype(dtype)
 
     def draw(leaf: torch.Tensor, seed: int) -> torch.Tensor:
         generator = torch.Generator(leaf.device).manual_seed(seed)
         extra = {'device': leaf.device} if takes_device else {}
-        return sampler(generator, tuple(leaf.shape), dtype or leaf.dtype, **extra)
+        return sampler(generator, tuple(leaf.shape), kind or leaf.dtype, **extra)
 
     found, spec = flatten(target_tree)
     return map(draw, target_tree, unflatten(spec, _seeds(rng_key, len(found))))
@@ -132,14 +188,8 @@ def unwrap_random_key_data(input_tree: Any) -> Any:
 
 def _seeds(rng_key: Key, n: int) -> list[int]:
     """``n`` seeds whose low 32 bits differ, since torch's CPU generator looks at no others."""
-    if isinstance(rng_key, torch.Generator):
-        source = rng_key
-    elif isinstance(rng_key, int) and not isinstance(rng_key, bool):
-        source = torch.Generator().manual_seed(rng_key)
-    else:
-        raise TypeError(
-            f'Invalid rng_key: {rng_key!r} is a {type(rng_key).__name__}; expected an int or a torch.Generator.'
-        )
+    key = seed_or_generator(rng_key, 'rng_key')
+    source = key if isinstance(key, torch.Generator) else torch.Generator().manual_seed(key)
     drawn = torch.randint(2**31, (n + 1,), generator=source, device=source.device).tolist()
     odd = 0x9E3779B1  # a multiple of an odd step never repeats modulo 2**32
     return [high << 32 | (drawn[0] + i * odd) % 2**32 for i, high in enumerate(drawn[1:])]

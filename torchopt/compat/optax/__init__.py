@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Optax 0.2.8 for torch: ``from torchopt.compat import optax`` is the line that changes.
 
-Names, signatures, defaults and numbers are those of Optax.  Gradients come from ``torch.func.grad``, dtypes are those
-of torch, and where Optax takes a key, here it is a seed or a ``torch.Generator``.
+Names, signatures, defaults and numbers are those of Optax.  Gradients come from :func:`torchopt.value_and_grad`, dtypes
+are those of torch or NumPy or their names, leaves may be NumPy arrays and numbers, and where Optax takes a key, here it
+is a seed or a ``torch.Generator``.
 
 Example:
     >>> import torch
@@ -19,7 +20,6 @@ Example:
 """
 
 from torchopt.alias import (
-    adabelief,
     adafactor,
     amsgrad,
     fromage,
@@ -71,7 +71,10 @@ from torchopt.compat.optax import (
 from torchopt.compat.optax.chains import chain
 from torchopt.compat.optax.clipping import adaptive_grad_clip
 from torchopt.compat.optax.contrib import DifferentiallyPrivateAggregateState, differentially_private_aggregate, dpsgd
+from torchopt.compat.optax.leaves import export
+from torchopt.compat.optax.multi_steps import MultiSteps
 from torchopt.compat.optax.optimizers import (
+    adabelief,
     adadelta,
     adagrad,
     adam,
@@ -177,7 +180,6 @@ from torchopt.transform import (
     MaskedNode,
     MaskedState,
     MonitorState,
-    MultiSteps,
     MultiStepsState,
     NonNegativeParamsState,
     PartitionState,
@@ -484,3 +486,5 @@ __all__ = [
     'yogi',
     'zero_nans',
 ]
+
+export(globals())

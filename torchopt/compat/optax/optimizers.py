@@ -5,8 +5,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from torchopt import alias
 from torchopt.base import GradientTransformation, GradientTransformationExtraArgs, identity
 from torchopt.compat.optax.chains import chain, with_every_stage
@@ -22,9 +20,11 @@ from torchopt.compat.optax.rules import (
     scale_by_stddev,
     trace,
 )
+from torchopt.numerics import DTypeLike
 from torchopt.transform import add_decayed_weights, scale_by_polyak, scale_by_trust_ratio
 
 __all__ = [
+    'adabelief',
     'adadelta',
     'adagrad',
     'adam',
@@ -48,6 +48,27 @@ adan = with_every_stage(alias.adan, 3, 1, __name__)
 lamb = with_every_stage(alias.lamb, 4, 1, __name__)
 lion = with_every_stage(alias.lion, 3, 1, __name__)
 nadamw = with_every_stage(alias.nadamw, 3, 1, __name__)
+
+
+def adabelief(
+    learning_rate: Any,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-16,
+    eps_root: Any = 1e-16,
+    *,
+    nesterov: bool = False,
+) -> GradientTransformation:
+    """:func:`torchopt.adabelief` without a decay, which Optax 0.2.8 has not.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.compat import optax
+        >>> optimizer = optax.adabelief(0.5, b1=0.5)
+        >>> optimizer.update([torch.tensor(3.0)], optimizer.init([torch.tensor(1.0)]))[0]
+        [tensor(-1.)]
+    """
+    return alias.adabelief(learning_rate, b1, b2, eps, eps_root, nesterov=nesterov)
 
 
 def adadelta(
@@ -94,7 +115,7 @@ def adam(
     b2: Any = 0.999,
     eps: Any = 1e-8,
     eps_root: Any = 0.0,
-    mu_dtype: torch.dtype | None = None,
+    mu_dtype: DTypeLike | None = None,
     *,
     nesterov: bool = False,
 ) -> GradientTransformationExtraArgs:
@@ -153,7 +174,7 @@ def adamw(
     b2: Any = 0.999,
     eps: Any = 1e-8,
     eps_root: Any = 0.0,
-    mu_dtype: torch.dtype | None = None,
+    mu_dtype: DTypeLike | None = None,
     weight_decay: Any = 1e-4,
     mask: Any = None,
     *,
@@ -273,7 +294,7 @@ def sgd(
     learning_rate: Any,
     momentum: Any = None,
     nesterov: bool = False,
-    accumulator_dtype: torch.dtype | None = None,
+    accumulator_dtype: DTypeLike | None = None,
 ) -> GradientTransformationExtraArgs:
     """:func:`torchopt.sgd`; a momentum of zero has a state too, and only None has none.
 
@@ -287,6 +308,6 @@ def sgd(
     return chain(momentum_stage(momentum, nesterov, accumulator_dtype), scale_by_learning_rate(learning_rate))
 
 
-def momentum_stage(decay: Any, nesterov: bool, accumulator_dtype: torch.dtype | None = None) -> GradientTransformation:
+def momentum_stage(decay: Any, nesterov: bool, accumulator_dtype: DTypeLike | None = None) -> GradientTransformation:
     """:func:`trace`, or the identity where there is no decay rate."""
     return identity() if decay is None else trace(decay, nesterov, accumulator_dtype)

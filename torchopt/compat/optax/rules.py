@@ -5,13 +5,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from torchopt import transform
 from torchopt.base import GradientTransformation, GradientTransformationExtraArgs, factory, identity
+from torchopt.numerics import DTypeLike
 from torchopt.transform import ScaleByAdamState, ranges
 from torchopt.transform.adamax import adamax_with_state
-from torchopt.transform.first_moment import check_mu_dtype
+from torchopt.transform.first_moment import moment_dtype
 from torchopt.transform.radam import radam_with_state
 from torchopt.transform.trace import decaying_sum
 
@@ -63,7 +62,7 @@ def scale_by_adam(
     b2: Any = 0.999,
     eps: Any = 1e-8,
     eps_root: Any = 0.0,
-    mu_dtype: torch.dtype | None = None,
+    mu_dtype: DTypeLike | None = None,
     *,
     nesterov: bool = False,
 ) -> GradientTransformation:
@@ -183,7 +182,7 @@ def scale_by_stddev(
 
 
 @factory
-def trace(decay: Any, nesterov: bool = False, accumulator_dtype: torch.dtype | None = None) -> GradientTransformation:
+def trace(decay: Any, nesterov: bool = False, accumulator_dtype: DTypeLike | None = None) -> GradientTransformation:
     """:func:`torchopt.transform.trace`; a decay of zero has a state too, and may be combined with Nesterov's method.
 
     Example:
@@ -195,5 +194,5 @@ def trace(decay: Any, nesterov: bool = False, accumulator_dtype: torch.dtype | N
         ([tensor(3.)], TraceState(trace=[tensor(2., dtype=torch.bfloat16)]))
     """
     ranges.at_least_zero('decay value', decay)
-    check_mu_dtype(accumulator_dtype)
-    return decaying_sum(decay, 0.0, nesterov, False, accumulator_dtype)
+    dtype = moment_dtype(accumulator_dtype, 'accumulator_dtype')
+    return decaying_sum(decay, 0.0, nesterov, False, dtype)

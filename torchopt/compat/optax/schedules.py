@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from torchopt import schedule
+from torchopt.compat.optax.leaves import export
 from torchopt.schedule import (
     InjectHyperparamsState,
     InjectStatefulHyperparamsState,
@@ -71,3 +72,6 @@ def exponential_decay(
         [1.0, 1.0, 0.5, 0.5, 0.25]
     """
     return schedule.exponential_decay(init_value, decay_rate, transition_begin, transition_steps, staircase, end_value)
+
+
+export(globals())

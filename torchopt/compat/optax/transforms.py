@@ -12,6 +12,8 @@ from torchopt.clip import (
 from torchopt.combine import named_chain
 from torchopt.compat.optax.chains import chain
 from torchopt.compat.optax.clipping import adaptive_grad_clip, unitwise_norm
+from torchopt.compat.optax.leaves import export
+from torchopt.compat.optax.multi_steps import MultiSteps
 from torchopt.compat.optax.rules import masked, trace
 from torchopt.transform import (
     AddNoiseState,
@@ -23,7 +25,6 @@ from torchopt.transform import (
     MaskedNode,
     MaskedState,
     MonitorState,
-    MultiSteps,
     MultiStepsState,
     NonNegativeParamsState,
     PartitionState,
@@ -98,3 +99,5 @@ __all__ = [
     'unitwise_norm',
     'zero_nans',
 ]
+
+export(globals())

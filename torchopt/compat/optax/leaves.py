@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Leaves that are NumPy arrays or numbers: they become tensors before a transformation sees them.
+
+torchopt's own transformations refuse them.  Here every public function that makes a transformation is wrapped where it
+is exported; what they are made of is not, so that the leaves are looked at once a step.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from torchopt import tree
+from torchopt.base import (
+    GradientTransformation,
+    GradientTransformationExtraArgs,
+    IdentityGradientTransformation,
+)
+
+__all__ = ['as_tensors', 'converting', 'export']
+
+_NUMBERS = (np.ndarray, np.generic, float, int, complex)
+
+
+def as_tensors(values: Any) -> Any:
+    """A tree with tensors in the place of NumPy arrays and numbers; booleans and all else stay as they are.
+
+    Example:
+        >>> import numpy as np
+        >>> from torchopt.compat.optax.leaves import as_tensors
+        >>> as_tensors({'w': np.ones(2), 'b': 3.0, 'none': None})
+        {'w': tensor([1., 1.], dtype=torch.float64), 'b': tensor(3.), 'none': None}
+    """
+    leaves, spec = tree.flatten(values)
+    for x in leaves:
+        if isinstance(x, _NUMBERS):
+            return tree.unflatten(spec, [_as_tensor(x) for x in leaves])
+    return values
+
+
+def _as_tensor(x: Any) -> Any:
+    return torch.as_tensor(x) if isinstance(x, _NUMBERS) and not isinstance(x, bool) else x
+
+
+def converting(tx: GradientTransformation) -> GradientTransformation:
+    """The same transformation, which makes tensors of the leaves of updates and parameters first.
+
+    While compiling it comes back as it is.
+
+    Example:
+        >>> from torchopt import transform
+        >>> from torchopt.compat.optax.leaves import converting
+        >>> converting(transform.scale(0.5)).update([4.0], ())[0]
+        [tensor(2.)]
+    """
+    if torch.compiler.is_compiling() or isinstance(tx, (_Converting, IdentityGradientTransformation)):
+        return tx
+    init, update = tx.init, tx.update
+
+    def start(params: Any) -> Any:
+        return init(as_tensors(params))
+
+    @functools.wraps(update)  # with all that chains look for in it
+    def step(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        if 'grad' in extra:  # of a line search
+            extra['grad'] = as_tensors(extra['grad'])
+        return update(as_tensors(updates), state, as_tensors(params), **extra)
+
+    kind = _ExtraArgs if isinstance(tx, GradientTransformationExtraArgs) else _Plain
+    made = kind(start, step)
+    made.inner = tx
+    return made
+
+
+class _Converting:
+    """What :func:`converting` makes."""
+
+    __slots__ = ()
+    inner: GradientTransformation
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the transformation."""
+        return converting, (self.inner,)
+
+    def _spelled(self) -> tree.Spelled:
+        return self.inner._spelled()
+
+
+class _Plain(_Converting, GradientTransformation):
+    inner: GradientTransformation
+
+
+class _ExtraArgs(_Converting, GradientTransformationExtraArgs):
+    inner: GradientTransformation
+
+
+def export(namespace: dict[str, Any]) -> None:
+    """Let those public functions of a module that make transformations make converting ones.
+
+    Args:
+        namespace: The ``globals()`` of the module.
+    """
+    for name in namespace['__all__']:
+        function = namespace[name]
+        if getattr(function, 'converts', False):
+            continue
+        returned = str(getattr(function, '__annotations__', {}).get('return'))
+        if inspect.isfunction(function) and 'GradientTransformation' in returned and name not in _AS_THEY_ARE:
+            if function not in _EXPORTED:  # by another module
+                _EXPORTED[function] = _wrapped(function)
+                # Where the new function is found when it is unpickled.
+                _EXPORTED[function].__module__, _EXPORTED[function].__qualname__ = namespace['__name__'], name
+            namespace[name] = _EXPORTED[function]
+
+
+_AS_THEY_ARE = {'identity', 'with_extra_args_support'}
+_EXPORTED: dict[Callable[..., Any], Callable[..., Any]] = {}
+
+
+def _wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    def make(*args: Any, **kwargs: Any) -> Any:
+        # Transformations inside see what the outermost has converted.
+        made = function(*map(_opened, args), **{key: _opened(x) for key, x in kwargs.items()})
+        # What injects hyper-parameters makes a function first.
+        return converting(made) if isinstance(made, GradientTransformation) else _wrapped(made)
+
+    functools.update_wrapper(make, function)
+    make.converts = True  # type: ignore[attr-defined]
+    return make
+
+
+def _opened(x: Any) -> Any:
+    return x.inner if isinstance(x, _Converting) else x
