@@ -33,7 +33,7 @@ FLOORS = {
         4: 'transform schedule losses implicit_diff update typing combine clip hook linalg',
         5: 'alias contrib objective zero_order_diff',
         6: 'optim nn solver accelerated_op',
-        7: 'diff utils interop compat',
+        7: 'diff utils interop compat _old_paths',
         8: FACE,
     }.items()
     for room in rooms.split()

@@ -13,10 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed.rpc as rpc
 from torch import Tensor, nn
 
-from torchopt.distributed.reference import Reference, value_to_send
+from torchopt.distributed.reference import rref_of, value_to_send
 
 __all__ = ['Message', 'as_leaf', 'copied', 'differentiable', 'pack', 'pack_each', 'unpack']
 
@@ -75,8 +74,8 @@ class _Pickler(pickle.Pickler):
             kind, part = self.classify(obj)
         elif isinstance(obj, torch.jit.ScriptModule):
             kind, part = 'scripted', _scripted(obj)
-        elif isinstance(obj, (rpc.PyRRef, Reference)):
-            kind, part = 'reference', obj._rref if isinstance(obj, Reference) else obj
+        elif (rref := rref_of(obj)) is not None:
+            kind, part = 'reference', rref
             value = value_to_send(obj) if self.values else ()
         else:
             return NotImplemented
@@ -144,7 +143,7 @@ _ARRIVE: dict[str, Callable[[Any], Any]] = {
     'frozen leaf': lambda x: x,
     'parameter': nn.Parameter,
     'frozen parameter': lambda x: nn.Parameter(x, requires_grad=False),
-    'scripted': lambda x: torch.jit.load(io.BytesIO(x)),
+    'scripted': lambda x: torch.jit.load(io.BytesIO(x)),  # type: ignore[no-untyped-call]
     'reference': lambda x: x,
 }
 

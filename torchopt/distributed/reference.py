@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from torchopt import tree
 
-__all__ = ['Reference', 'value_to_send']
+__all__ = ['Reference', 'rref_of', 'value_to_send']
+
+_rpc: Any = rpc  # whose stubs lack PyRRef, the class of all RRefs that did not begin here
 
 
 class Reference:
@@ -55,7 +57,14 @@ class Reference:
 
 
 def _arrived(fork: Any) -> Any:
-    return rpc.PyRRef._deserialize(fork)
+    return _rpc.PyRRef._deserialize(fork)
+
+
+def rref_of(obj: Any) -> Any:
+    """The ``RRef`` that an object is or stands for, or None."""
+    if isinstance(obj, Reference):
+        return obj._rref
+    return obj if isinstance(obj, _rpc.PyRRef) else None
 
 
 def value_to_send(reference: Any) -> tuple[Any, ...]:
