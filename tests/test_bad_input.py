@@ -45,7 +45,6 @@ BAD_TARGETS: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
     'numbers': (lambda: [weight(2), 0.1], TypeError, ['params[1]', '0.1', 'float', 'expected a tensor']),
     'string': (lambda: 'weight', TypeError, ["'w'", 'str', 'expected a tensor']),
     'group without params': (lambda: [{'lr': 0.1}], TypeError, ['0.1', "'params'"]),
-    'no leaf': (lambda: [weight(2) * 2.0], ValueError, ['non-leaf']),
     'in two groups': (lambda: [{'params': [W]}, {'params': [W]}], ValueError, ['more than one parameter group']),
     'option out of range': (lambda: [{'params': [weight(2)], 'lr': -0.1}], ValueError, ['learning rate', '-0.1']),
     'option that is NaN': (lambda: [{'params': [weight(2)], 'eps': NAN}], ValueError, ['epsilon', 'nan']),

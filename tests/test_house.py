@@ -35,7 +35,7 @@ FLOORS = {
         6: 'transform schedule losses implicit_diff update typing combine clip hook linalg',
         7: 'alias contrib objective zero_order_diff',
         8: 'optim nn solver accelerated_op',
-        9: 'diff utils interop compat',
+        9: 'diff utils interop compat _old_paths',
         10: FACE,
     }.items()
     for room in rooms.split()

@@ -7,6 +7,7 @@ trains parameters in place as in ``torch.optim``, ``FuncOptimizer`` keeps the st
 """
 
 from torchopt import (
+    _old_paths as _old_paths,
     accelerated_op,
     alias,
     assignment,

@@ -308,6 +308,62 @@ def test_solve_runs_with_gradients_and_with_constant_meta_parameters():
             net.solve(x, Y)
 
 
+def write(w, value):
+    w.copy_(value)
+
+
+def write_item(w, value):
+    w[:] = value
+
+
+def write_view(w, value):
+    w.view(3)[0:1].mul_(0.0).add_(value[0])
+    w[1:].copy_(value[1:])
+
+
+def write_in_two(w, value):
+    w.zero_()
+    w += value
+
+
+def write_out(w, value):
+    torch.add(value, 0.0, out=w)
+
+
+def write_data(w, value):
+    w.data = value.detach().clone()
+
+
+@pytest.mark.parametrize('write', [write, write_item, write_view, write_in_two, write_out, write_data])
+@pytest.mark.parametrize('order', [1, 2])
+def test_solve_may_write_into_the_parameters(write, order):
+    """With no more ado than in 0.7.3, which runs it without grad."""
+
+    class Written(Ridge):
+        def solve(self, x, y):
+            starts.append(self.w.detach().clone())
+            with torch.enable_grad():
+                step = gradient(self.objective(x, y), self.w)[0]
+            with torch.no_grad():
+                self.w -= 0.1 * step
+            write(self.w, ridge(x, y, self.penalty))
+
+    starts = []
+    phi = penalty()
+    net = Written(phi)
+    place = net.w
+    for y in (Y, 2 * Y):
+        net.solve(X, y)
+        found, expected = net.w.pow(3).sum(), ridge(X, y, phi).pow(3).sum()
+        for _ in range(order):
+            close(found, expected)
+            (found,), (expected,) = (gradient(f, phi, create_graph=True) for f in (found, expected))
+        close(found, expected)
+    assert vars(net)['_leaves']['w'] is place
+    close(starts[0], torch.zeros(3, dtype=f64))
+    close(starts[-1], ridge(X, Y, phi))
+
+
 def test_arguments_that_are_no_tensors():
     class Net(Ridge):
         def solve(self, batch, *, scale=1, name='a', options=None):

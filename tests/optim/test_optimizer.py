@@ -213,6 +213,39 @@ def test_tied_weights_step_once() -> None:
     assert first.one.weight is first.two.weight
 
 
+@every
+@pytest.mark.parametrize('cut', [False, True], ids=['with its graph', 'cut loose afterwards'])
+def test_parameters_that_a_meta_step_made(name: str, cut: bool) -> None:
+    """They are no leaves, and are trained all the same."""
+    face, options, torch_class = FACES[name]
+    net, twin = network(), network()
+    torchopt.MetaSGD(net, lr=0.1).step((net(X) - Y).square().mean())
+    twin.load_state_dict(net.state_dict())
+    ours, theirs = face(net.parameters(), **options), torch_class(twin.parameters(), **options)
+    if cut:
+        torchopt.stop_gradient(net)
+    places = list(net.parameters())
+    for _ in range(3):
+        for optimizer, module in ((ours, net), (theirs, twin)):
+            optimizer.zero_grad()
+            (module(X) - Y).square().mean().backward(retain_graph=True)  # the graph of the meta-step is behind it
+            optimizer.step()
+    assert all(p is q for p, q in zip(net.parameters(), places, strict=True))
+    for p, q in zip(net.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p.detach(), q.detach(), rtol=1e-9, atol=1e-11)
+
+
+def test_a_later_group_of_parameters_that_a_meta_step_made() -> None:
+    start = torch.tensor([1.0, 2.0], dtype=f64, requires_grad=True)
+    made, leaf = start * 2, torch.ones(1, dtype=f64, requires_grad=True)
+    optimizer = torchopt.SGD([leaf], lr=0.5)
+    optimizer.add_param_group({'params': iter([made]), 'lr': 0.25})
+    made.square().sum().backward()
+    optimizer.step()
+    torch.testing.assert_close(made.detach(), torch.tensor([1.0, 2.0], dtype=f64))
+    torch.testing.assert_close(start.grad, torch.tensor([8.0, 16.0], dtype=f64))
+
+
 def test_step_leaves_gradients_and_parameters_in_place() -> None:
     net = network()
     for name, (make, options, _) in FACES.items():

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torchopt.base import GradientTransformation, with_native
 from torchopt.combine import chain
-from torchopt.transform import add_decayed_weights, scale
+from torchopt.transform import add_decayed_weights, scale, scale_by_learning_rate as scale_by_neg_lr
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ['choose_engine', 'flip_sign_and_add_weight_decay', 'pair', 'shared_prose']
+__all__ = ['choose_engine', 'flip_sign_and_add_weight_decay', 'pair', 'scale_by_neg_lr', 'shared_prose']
 
 _RATE = (
     'Learning rate, at least 0: a number, a 0-d tensor (learned if it requires grad), or a schedule, that is a '

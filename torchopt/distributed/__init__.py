@@ -8,7 +8,11 @@ way gradients come back as if all had been computed here.
 RPC executes whatever its peers send: it belongs on trusted networks only.
 """
 
-from torchopt.distributed import autograd
+import sys
+
+from torch.distributed import rpc as rpc
+
+from torchopt.distributed import api, autograd, world
 from torchopt.distributed.collectives import all_reduce, replicate
 from torchopt.distributed.errors import RemoteTraceback, WorkerDiedError, WorkerError, WorkerTimeoutError
 from torchopt.distributed.launch import auto_init_process_group, auto_init_rpc
@@ -22,15 +26,7 @@ from torchopt.distributed.partition import (
     mean_reducer,
     sum_reducer,
 )
-from torchopt.distributed.remote import (
-    parallelize,
-    parallelize_async,
-    parallelize_sync,
-    remote_async_call,
-    remote_sync_call,
-)
-from torchopt.distributed.tasks import map_tasks
-from torchopt.distributed.world import (
+from torchopt.distributed.ranks import (
     WorldInfo,
     barrier,
     get_local_rank,
@@ -47,6 +43,16 @@ from torchopt.distributed.world import (
     rank_non_zero_only,
     rank_zero_only,
 )
+from torchopt.distributed.remote import (
+    parallelize,
+    parallelize_async,
+    parallelize_sync,
+    remote_async_call,
+    remote_sync_call,
+)
+from torchopt.distributed.tasks import map_tasks
+
+sys.modules[f'{__name__}.rpc'] = rpc  # it can be imported from by this name, too
 
 __all__ = [
     'Part',
@@ -58,6 +64,7 @@ __all__ = [
     'WorkerTimeoutError',
     'WorldInfo',
     'all_reduce',
+    'api',
     'auto_init_process_group',
     'auto_init_rpc',
     'autograd',
@@ -87,4 +94,5 @@ __all__ = [
     'remote_sync_call',
     'replicate',
     'sum_reducer',
+    'world',
 ]

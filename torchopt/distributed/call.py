@@ -20,8 +20,8 @@ from torch.futures import Future
 
 from torchopt.distributed import worker
 from torchopt.distributed.errors import WorkerDiedError, WorkerError, translate_call
-from torchopt.distributed.message import Message, copied, pack, pack_each, unpack
-from torchopt.distributed.world import members
+from torchopt.distributed.message import Message, copied, differentiable, pack, pack_each, unpack
+from torchopt.distributed.ranks import members
 from torchopt.numerics import apply_function
 
 __all__ = ['Limits', 'Share', 'call', 'errors_of_gradients', 'prepare']
@@ -59,8 +59,7 @@ def prepare(func: Callable[..., Any], parts: Sequence[tuple[int, tuple[Any, ...]
             f'at the top level of a module that every worker can import; lambdas and local functions cannot be sent.'
         ) from error
     return [
-        Share(worker, request, [x for x in originals if isinstance(x, Tensor) and x.requires_grad])
-        for (worker, _, _), (request, originals) in zip(parts, packed)
+        Share(worker, request, differentiable(originals)) for (worker, _, _), (request, originals) in zip(parts, packed)
     ]
 
 
@@ -197,8 +196,7 @@ def _ask(to: int, what: Callable[..., worker.Answer], args: tuple[Any, ...], tim
     with contextlib.suppress(IndexError):  # when it is empty; other threads may add to it meanwhile
         while True:
             released.append(_released[to].popleft())
-    plain = all('own' not in x.kinds for x in args if isinstance(x, Message))
-    if to == rpc.get_worker_info().id and timeout <= 0 and plain:
+    if to == rpc.get_worker_info().id and timeout <= 0:
         return _here(what, (*args, released))
     future: Future[worker.Answer] = rpc.rpc_async(to, what, (*args, released), timeout=timeout)
     return future

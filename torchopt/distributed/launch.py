@@ -21,7 +21,7 @@ import torch.distributed.rpc as rpc
 
 from torchopt.distributed.errors import is_late
 from torchopt.distributed.loopback import prepare_rendezvous
-from torchopt.distributed.world import (
+from torchopt.distributed.ranks import (
     barrier,
     default_worker_name_format,
     get_world_info,

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from torchopt.distributed.world import WorldInfo
+from torchopt.distributed.ranks import WorldInfo
 
 __all__ = ['prepare_rendezvous']
 

@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed.rpc as rpc
 from torch import Tensor, nn
 
-__all__ = ['Message', 'copied', 'pack', 'pack_each', 'unpack']
+from torchopt.distributed.reference import rref_of, value_to_send
+
+__all__ = ['Message', 'as_leaf', 'copied', 'differentiable', 'pack', 'pack_each', 'unpack']
 
 
 class Message(NamedTuple):
@@ -24,7 +25,7 @@ class Message(NamedTuple):
 
     Attributes:
         payload: The pickled object, with numbers in place of what is in ``parts``.
-        parts: Tensors, detached, and what only RPC's own pickler can send (``RRef``, scripted modules).
+        parts: Tensors, detached; ``RRef``s, which only the pickler of RPC can send; scripted modules as they are saved.
         kinds: For each of the parts what it is to become again.
         common: What is pickled before the object and is the same in several messages; the payload refers to it.
     """
@@ -45,9 +46,11 @@ def _part(number: int) -> Any:
 
 
 class _Pickler(pickle.Pickler):
-    def __init__(self, file: io.BytesIO, classify: Classify, after: _Pickler | None = None) -> None:
+    def __init__(
+        self, file: io.BytesIO, classify: Classify, after: _Pickler | None = None, values: bool = False
+    ) -> None:
         super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
-        self.classify = classify
+        self.classify, self.values = classify, values
         self.originals: list[Any] = []
         self.parts: list[Any] = []
         self.kinds: list[str] = []
@@ -59,6 +62,7 @@ class _Pickler(pickle.Pickler):
 
     def reducer_override(self, obj: Any) -> Any:
         # Asked once for every object but those of Python's own plain types.
+        value: tuple[Any, ...] = ()
         if isinstance(obj, Tensor):
             if type(obj) not in (Tensor, nn.Parameter):
                 if obj.requires_grad:
@@ -68,14 +72,24 @@ class _Pickler(pickle.Pickler):
                     )
                 return NotImplemented
             kind, part = self.classify(obj)
-        elif isinstance(obj, (rpc.RRef, torch.jit.ScriptModule)):
-            kind, part = 'own', obj
+        elif isinstance(obj, torch.jit.ScriptModule):
+            kind, part = 'scripted', _scripted(obj)
+        elif (rref := rref_of(obj)) is not None:
+            kind, part = 'reference', rref
+            value = value_to_send(obj) if self.values else ()
         else:
             return NotImplemented
         self.originals.append(obj)
         self.parts.append(part)
         self.kinds.append(kind)
-        return _part, (len(self.parts) - 1,)
+        # The value is pickled as a state, after the reference is known, since it may hold the same reference.
+        return (_part, (len(self.parts) - 1,), value) if value else (_part, (len(self.parts) - 1,))
+
+
+def _scripted(module: torch.jit.ScriptModule) -> bytes:
+    file = io.BytesIO()
+    torch.jit.save(module, file)
+    return file.getvalue()
 
 
 class _Unpickler(pickle.Unpickler):
@@ -106,15 +120,18 @@ def pack(obj: Any, classify: Classify = as_leaf) -> tuple[Message, list[Any]]:
 
 
 def pack_each(objects: Sequence[Any], common: Sequence[Any]) -> list[tuple[Message, list[Any]]]:
-    """As :func:`pack` for several objects; things that all of them hold, such as a module, are pickled only once."""
+    """As :func:`pack` for several objects; things that all of them hold, such as a module, are pickled only once.
+
+    An ``RRef`` whose value is here is sent with it; see :func:`value_to_send`.
+    """
     shared = io.BytesIO()
-    before = _Pickler(shared, as_leaf)
+    before = _Pickler(shared, as_leaf, values=True)
     if common:
         before.dump(list(common))
     packed = []
     for obj in objects:
         file = io.BytesIO()
-        pickler = _Pickler(file, as_leaf, before)
+        pickler = _Pickler(file, as_leaf, before, values=True)
         pickler.dump(obj)
         message = Message(file.getvalue(), pickler.parts, pickler.kinds, shared.getvalue())
         packed.append((message, pickler.originals))
@@ -126,8 +143,20 @@ _ARRIVE: dict[str, Callable[[Any], Any]] = {
     'frozen leaf': lambda x: x,
     'parameter': nn.Parameter,
     'frozen parameter': lambda x: nn.Parameter(x, requires_grad=False),
-    'own': lambda x: x,
+    'scripted': lambda x: torch.jit.load(io.BytesIO(x)),  # type: ignore[no-untyped-call]
+    'reference': lambda x: x,
 }
+
+
+def differentiable(parts: Sequence[Any]) -> list[Tensor]:
+    """The tensors that require grad among parts, or the originals of parts, in the same order on both sides."""
+    found: list[Tensor] = []
+    for part in parts:
+        if isinstance(part, torch.jit.ScriptModule):
+            found += (p for p in part.parameters() if p.requires_grad)
+        elif isinstance(part, Tensor) and part.requires_grad:
+            found.append(part)
+    return found
 
 
 def copied(message: Message) -> Message:

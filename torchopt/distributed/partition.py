@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torchopt import tree
-from torchopt.distributed.world import get_worker_id, has_rpc, members
+from torchopt.distributed.ranks import get_worker_id, has_rpc, members
 
 __all__ = [
     'Part',

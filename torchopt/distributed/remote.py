@@ -12,7 +12,7 @@ from torch.futures import Future
 
 from torchopt.distributed.call import Limits, call, prepare
 from torchopt.distributed.partition import Partitioner, Reducer, Results, batch_partitioner, mean_reducer
-from torchopt.distributed.world import get_worker_id, require_rpc
+from torchopt.distributed.ranks import get_worker_id, require_rpc
 from torchopt.numerics import in_transform
 
 __all__ = ['parallelize', 'parallelize_async', 'parallelize_sync', 'remote_async_call', 'remote_sync_call']
@@ -47,7 +47,8 @@ def remote_async_call(
         args: Its arguments.
         kwargs: Its keyword arguments.
         partitioner: The rank or the name of a worker, which gets all; or a function of the arguments that returns a
-            list of ``(worker, args, kwargs)``; None divides all tensors along their first dimension.
+            list of ``(worker, args, kwargs)``, where None stands for no arguments; None divides all tensors along
+            their first dimension.
         reducer: A function of the list of results.
         timeout: Seconds that each worker may take, for the function and again for its gradient; 0 is for ever, and the
             default that of the RPC group (60 s).  What this process does itself has a limit only where one is given.
@@ -83,7 +84,9 @@ def remote_async_call(
     args, kwargs = tuple(args or ()), dict(kwargs or {})
     parts = _divide(partitioner, args, kwargs)
     weights = [getattr(part, 'weight', 1) for part in parts]
-    shares = prepare(func, [(get_worker_id(worker), tuple(a), dict(k)) for worker, a, k in parts])
+    shares = prepare(
+        func, [(get_worker_id(worker), () if a is None else tuple(a), dict(k or {})) for worker, a, k in parts]
+    )
     return call(shares, Limits(timeout, retries), lambda found: _reduced(reducer, Results(found, weights)))
 
 

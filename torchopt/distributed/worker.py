@@ -8,20 +8,23 @@ second derivatives.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed.autograd as torch_autograd
 import torch.distributed.rpc as rpc
 from torch import Tensor
 
 from torchopt.distributed.errors import Failure
-from torchopt.distributed.message import Message, as_leaf, pack, unpack
-from torchopt.graphs import leaves_of
+from torchopt.distributed.message import Message, as_leaf, differentiable, pack, unpack
+from torchopt.distributed.reference import Reference
+from torchopt.graphs import leaves_of, nodes_of
 
-__all__ = ['Answer', 'differentiate', 'execute']
+__all__ = ['Answer', 'differentiate', 'execute', 'lend']
 
 
 class Graph(NamedTuple):
@@ -65,18 +68,19 @@ def _failed(error: BaseException) -> Answer:
     return Answer(None, None, Failure.of(error, rpc.get_worker_info().id))
 
 
-def execute(request: Message, differentiable: bool, released: Sequence[int]) -> Answer:
+def execute(request: Message, record: bool, released: Sequence[int]) -> Answer:
     """Run ``function(*args, **kwargs)``, the object in the request.
 
     Args:
         request: Its tensors that require grad are the inputs of the graph.
-        differentiable: Whether the caller records a graph; otherwise what is sent back is detached.
+        record: Whether the caller records a graph; otherwise what is sent back is detached.
         released: Numbers of graphs that are not needed any more.
     """
     try:
         _forget(released)
-        (function, args, kwargs), parts = unpack(request)
-        inputs = [x for x in parts if isinstance(x, Tensor) and x.requires_grad]
+        fetch = functools.partial(_fetch, record=record)
+        (function, args, kwargs), parts = unpack(request, {'reference': lambda rref: Reference(rref, fetch)})
+        inputs = differentiable(parts)
         before = {id(x): (number, x._version) for number, x in enumerate(inputs)}
         result = function(*args, **kwargs)
         outputs: list[Tensor] = []
@@ -87,7 +91,7 @@ def execute(request: Message, differentiable: bool, released: Sequence[int]) -> 
                 return 'input', number  # the caller has it, graph and all
             if x.grad_fn is None:
                 return as_leaf(x)
-            if differentiable:
+            if record:
                 outputs.append(x)
                 return 'output', x.detach()
             return 'frozen leaf', x.detach()
@@ -99,7 +103,57 @@ def execute(request: Message, differentiable: bool, released: Sequence[int]) -> 
                 f'What the function returned, a {type(result).__name__}, cannot be sent back: {error}. Return tensors, '
                 f'numbers, or objects that can be pickled.'
             ) from error
+        _refuse_calls_of_torch(outputs)
         return Answer(message, _keep(Graph(inputs, outputs, threading.Lock())) if outputs else None, None)
+    except BaseException as error:
+        return _failed(error)
+
+
+def _refuse_calls_of_torch(outputs: Sequence[Tensor]) -> None:
+    """Raise where torch's distributed autograd has recorded what the function called: it cannot go on from here."""
+    current: Any = torch_autograd
+    try:
+        current._current_context()
+    except RuntimeError:  # there is no context, so that nothing was recorded
+        return
+    if any('RecvRpcBackward' in node.name() for node in nodes_of(outputs)):
+        raise RuntimeError(
+            'The function called torch.distributed.rpc itself within a context of distributed autograd (to_here() of '
+            'an RRef that is not among its arguments, or rpc_sync), and its result depends on what came. Gradients '
+            'cannot go on from there. Pass the RRef as an argument, or call with torchopt.distributed.remote_sync_call.'
+        )
+
+
+def _fetch(rref: Any, timeout: float, *, record: bool) -> Any:
+    """The value of an ``RRef`` that another process owns, which came without it."""
+    answer: Answer = rpc.rpc_sync(rref.owner(), lend, (rref, record), timeout=timeout)
+    if answer.failure is not None:
+        raise answer.failure.exception()
+    assert answer.message is not None
+    return unpack(answer.message)[0]
+
+
+def lend(rref: Any, record: bool) -> Answer:
+    """A copy of the value of an ``RRef`` of ours, for a call whose graph does not reach it.
+
+    Args:
+        rref: The ``RRef``.
+        record: Whether the caller of the function records a graph, so that gradients would be lost.
+    """
+    try:
+        value = rref.local_value()
+
+        def classify(x: Tensor) -> tuple[str, Any]:
+            if record and x.requires_grad:
+                raise RuntimeError(
+                    f'The value of an RRef, a {type(value).__name__} on worker {rref.owner().id}, holds tensors that '
+                    f'require grad, and a call cannot bring their gradients back. Pass an RRef of the module or of '
+                    f'the tensors themselves, from the process that owns them; or call the function on their owner '
+                    f'(partitioner={rref.owner().id}), or under torch.no_grad().'
+                )
+            return as_leaf(x)
+
+        return Answer(pack(value, classify)[0], None, None)
     except BaseException as error:
         return _failed(error)
 

@@ -45,7 +45,9 @@ class ImplicitMetaGradientModule(MetaGradientModule, abc.ABC):
     :func:`torchopt.implicit_diff.custom_root`.
 
     While ``solve`` runs, the parameters are leaves that can be trained in place, the same objects in every call, and
-    the meta-parameters are constants, so that nothing accumulates in their ``grad``.  The memory of the derivative does
+    the meta-parameters are constants, so that nothing accumulates in their ``grad``.  It runs with gradients
+    enabled; if it then writes into a parameter in place, as by ``self.w.copy_(...)`` outside of ``torch.no_grad()``, it
+    is run once more from the beginning without them, as TorchOpt 0.7.3 does.  The memory of the derivative does
     not depend on the number of steps that ``solve`` takes.
 
     Class arguments:
@@ -236,8 +238,8 @@ def _solve(
         nonlocal problem
         object.__setattr__(module, '_is_solving', True)
         try:
-            with torch.enable_grad(), reparametrize(module, meta):
-                returned = method(module, *args, **kwargs)
+            with reparametrize(module, meta):
+                returned = _train(module, method, args, kwargs)
         finally:
             object.__setattr__(module, '_is_solving', False)
         trained = dict(module.named_parameters())
@@ -275,6 +277,27 @@ def _put(module: nn.Module, new: Mapping[str, Tensor]) -> None:
     for part in module.modules():
         places: dict[str, Any] = part._parameters
         places.update({name: replacement[id(p)] for name, p in places.items() if id(p) in replacement})
+
+
+# What torch says when something that requires grad is written to while gradients are enabled.
+_REFUSALS_OF_WRITES = ('leaf Variable that requires grad', "don't support automatic differentiation")
+
+
+def _train(module: nn.Module, method: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Run ``solve`` with gradients enabled; if it writes into parameters, again without, from the same values."""
+    before = dict(module.named_parameters())
+    values = {name: p.detach().clone() for name, p in before.items()}
+    try:
+        with torch.enable_grad():
+            return method(module, *args, **kwargs)
+    except RuntimeError as error:
+        if not any(text in str(error) for text in _REFUSALS_OF_WRITES):
+            raise
+        with torch.no_grad():
+            for name, p in before.items():
+                p.copy_(values[name])
+            _put(module, before)
+            return method(module, *args, **kwargs)
 
 
 def _restore_leaves(module: nn.Module, names: Collection[str] | None = None) -> dict[str, Tensor]:

@@ -42,7 +42,7 @@ class Optimizer(FromAlias, torch.optim.Optimizer):
 
     Raises:
         TypeError: If ``impl`` is not a GradientTransformation or ``params`` holds something else than tensors.
-        ValueError: If there are no parameters, or one is not a leaf, or in two groups.
+        ValueError: If there are no parameters, or one is in two groups.
 
     Example:
         >>> import torch, torchopt
@@ -107,6 +107,7 @@ True
             )
         merged = {k: options.get(k, v) for k, v in self.defaults.items()}
         impl = self._rebuild(self.impl, merged)
+        parameters['params'] = _with_gradients(parameters['params'])
         super().add_param_group({**parameters, **options})
         self.impl_groups.append((merged, impl))
         self.state_groups.append(UninitializedState())
@@ -307,6 +308,16 @@ def _as_groups(params: Any) -> Any:
         if params and all(isinstance(x, tuple) and x and isinstance(x[0], str) for x in params):
             return params
     return _as_list(params)
+
+
+def _with_gradients(params: Any) -> Any:
+    """The parameters of a group; those that are no leaves, which a MetaOptimizer made, are told to keep ``.grad``."""
+    params = params if isinstance(params, (torch.Tensor, set)) else list(params)
+    for entry in [params] if isinstance(params, torch.Tensor) else params:
+        p = entry[1] if isinstance(entry, tuple) and len(entry) == 2 else entry
+        if isinstance(p, torch.Tensor) and not p.is_leaf:
+            p.retain_grad()
+    return params
 
 
 def _as_list(params: Any) -> list[torch.Tensor]:

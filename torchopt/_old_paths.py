@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Module paths of TorchOpt 0.7.3 that are not ours: importing from them still works.
+
+``from torchopt.optim.meta.adam import MetaAdam`` finds a module that holds the public names that it had.  The table
+has one line for each such path; paths that are the same need none.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+from torchopt import alias, linalg, linear_solve, nn, optim, schedule, transform
+from torchopt.optim import func, meta
+
+__all__: list[str] = []
+
+# From the path below torchopt to where the names are now, and the names.
+_MOVED: dict[str, tuple[ModuleType, str]] = {
+    'alias.adamw': (alias, 'adamw'),
+    'alias.utils': (alias.stages, 'flip_sign_and_add_weight_decay scale_by_neg_lr'),
+    'linalg.cg': (linalg, 'cg'),
+    'linalg.ns': (linalg, 'ns ns_inv'),
+    'linear_solve.inv': (linear_solve, 'solve_inv'),
+    'linear_solve.normal_cg': (linear_solve, 'solve_normal_cg'),
+    'nn.module': (nn, 'MetaGradientModule'),
+    'nn.stateless': (nn, 'swap_state reparametrize reparameterize'),
+    'optim.adadelta': (optim, 'AdaDelta Adadelta'),
+    'optim.adagrad': (optim, 'AdaGrad Adagrad'),
+    'optim.adam': (optim, 'Adam'),
+    'optim.adamax': (optim, 'AdaMax Adamax'),
+    'optim.adamw': (optim, 'AdamW'),
+    'optim.radam': (optim, 'RAdam'),
+    'optim.rmsprop': (optim, 'RMSProp RMSprop'),
+    'optim.sgd': (optim, 'SGD'),
+    'optim.func.base': (func, 'FuncOptimizer'),
+    'optim.meta.adadelta': (meta, 'MetaAdaDelta MetaAdadelta'),
+    'optim.meta.adagrad': (meta, 'MetaAdaGrad MetaAdagrad'),
+    'optim.meta.adam': (meta, 'MetaAdam'),
+    'optim.meta.adamax': (meta, 'MetaAdaMax MetaAdamax'),
+    'optim.meta.adamw': (meta, 'MetaAdamW'),
+    'optim.meta.base': (meta, 'MetaOptimizer'),
+    'optim.meta.radam': (meta, 'MetaRAdam'),
+    'optim.meta.rmsprop': (meta, 'MetaRMSProp MetaRMSprop'),
+    'optim.meta.sgd': (meta, 'MetaSGD'),
+    'schedule.exponential_decay': (schedule, 'exponential_decay'),
+    'transform.add_decayed_weights': (transform, 'masked add_decayed_weights'),
+    'transform.scale_by_adadelta': (transform, 'scale_by_adadelta'),
+    'transform.scale_by_adam': (transform, 'scale_by_adam scale_by_accelerated_adam'),
+    'transform.scale_by_adamax': (transform, 'scale_by_adamax'),
+    'transform.scale_by_radam': (transform, 'scale_by_radam'),
+    'transform.scale_by_rms': (transform, 'scale_by_rms'),
+    'transform.scale_by_rss': (transform, 'scale_by_rss'),
+    'transform.scale_by_schedule': (transform, 'scale_by_schedule'),
+    'transform.scale_by_stddev': (transform, 'scale_by_stddev'),
+}
+
+
+def _register(path: str, home: ModuleType, names: str) -> None:
+    """Make the module.  It is an attribute of its parent, too, but where that is a function, as it was in 0.7.3."""
+    parent, _, child = f'torchopt.{path}'.rpartition('.')
+    module = ModuleType(f'{parent}.{child}', f'Names of TorchOpt 0.7.3, which are in {home.__name__} now.')
+    vars(module).update({name: getattr(home, name) for name in names.split()}, __all__=names.split())
+    sys.modules[module.__name__] = module
+    if not hasattr(sys.modules[parent], child):
+        setattr(sys.modules[parent], child, module)
+
+
+for _path, (_home, _names) in _MOVED.items():
+    _register(_path, _home, _names)
