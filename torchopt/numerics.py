@@ -43,6 +43,7 @@ __all__ = [
     'is_taken_away',
     'is_transformed',
     'list_on_host',
+    'is_plain',
     'off_leaf',
     'on_host',
     'real_dtype',
@@ -340,6 +341,20 @@ def carries_no_graph(p: torch.Tensor, u: torch.Tensor) -> bool:
         and p.is_leaf
         and not u.requires_grad
         and not in_transform()
+    )
+
+
+def is_plain(u: torch.Tensor, p: torch.Tensor) -> bool:
+    """Whether nobody differentiates the step of a leaf: its update has no graph, its parameter none but as a leaf.
+
+    The parameter may also be a constant, as a transformation hands it on in plain training.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and p.is_leaf
+        and not u.requires_grad
+        and not in_transform()
+        and not (has_tangent(u) or has_tangent(p))
     )
 
 

@@ -192,6 +192,8 @@ def operate(call: Call, coefs: Tensor | None, tensors: Column) -> Any:
         The outputs, column after column, None where they are not wanted; for ``VJP_WITH_COEFS`` also the gradient in
         the coefficients.
     """
+    if not any(call.wanted) and call.order != Order.VJP_WITH_COEFS:
+        return (None,) * (call.leaves * len(call.wanted))  # a node without outputs could not be differentiated
     if not in_transform():
         # What a transform wrapped that is over by now.
         tensors = [_unwrap(x) if isinstance(x, Tensor) else x for x in tensors]

@@ -17,7 +17,7 @@ from torchopt.contrib.real_params import require_real
 from torchopt.numerics import as_scalar_like
 from torchopt.preconditions import params_for, state_of
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate
-from torchopt.transform.leafwise import as_constant
+from torchopt.transform.leafwise import as_constants
 
 __all__ = ['COCOBState', 'cocob', 'scale_by_cocob']
 
@@ -109,7 +109,7 @@ def _make(*, alpha: Any) -> partial[Any]:
 def _rule(
     g: Tensor, start: Tensor, sums: Tensor, scale: Tensor, total: Tensor, reward: Tensor, p: Tensor, *, alpha: Any
 ) -> tuple[Tensor, ...]:
-    p = as_constant(p, g)
+    p, start = as_constants(g, p, start)
     size = g.abs()
     scale = torch.maximum(scale, size)
     total = total + size

@@ -8,24 +8,32 @@ from typing import Any
 from torch import Tensor
 
 from torchopt import tree
-from torchopt.transform.leafwise import as_constant, is_weight
+from torchopt.transform.objective import is_plain
 
 __all__ = ['kept_copy', 'without_graphs']
 
 
 def kept_copy(params: Any) -> Any:
-    """A copy of the parameters for a state; that of weights in plain training, which change in place, has no graph."""
+    """A copy of the parameters for a state, with its graph; what a step may use of it, :func:`without_graphs` says."""
     tree.check_inexact(params, name='params')
-    return tree.map(lambda p: (p.detach() if is_weight(p) else p).clone(), params)
+    return tree.map(Tensor.clone, params)
 
 
-def without_graphs(updates: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
-    """Gradients and the parameters beside them, both without a graph where nobody differentiates the step.
+def without_graphs(updates: Any, params: Any, *kept: Any, inplace: bool) -> tuple[Any, ...]:
+    """Gradients, parameters, and what the state keeps of them, without graphs where nobody differentiates the step.
 
-    A step in place is outside of autograd.  In a step of plain training the parameters count as constants.
+    A step in place is outside of autograd.  In a step of plain training the parameters and all that was computed from
+    them count as constants.
+
+    Args:
+        updates: The gradients.
+        params: The parameters.
+        *kept: Trees of tensors that the state computed from parameters.
+        inplace: Whether the step is in place.
 
     Returns:
-        Two trees of the structure of ``updates``; where that is None, both are.
+        Gradients and parameters, two trees of the structure of ``updates``; where that is None, both are.  Then the
+        kept trees, whole.
 
     Raises:
         TypeError: If an update has an integer or boolean dtype.
@@ -34,8 +42,7 @@ def without_graphs(updates: Any, params: Any, inplace: bool) -> tuple[Any, Any]:
     tree.check_inexact(updates, name='updates')
     tree.check_updates(updates, params)
 
-    def constant(u: Tensor, p: Tensor) -> Tensor:
-        return p.detach() if inplace else as_constant(p, u)
-
-    read = tree.map(constant, updates, params)
-    return (tree.map(Tensor.detach, updates) if inplace else updates), read
+    read = tree.map(lambda u, p: p, updates, params)
+    if inplace or is_plain(updates, params):
+        updates, read, *kept = (tree.map(Tensor.detach, x) for x in (updates, read, *kept))  # type: ignore[assignment]
+    return updates, read, *kept

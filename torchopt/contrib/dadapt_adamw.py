@@ -120,7 +120,7 @@ def dadapt_adamw(
     def update(
         updates: Any, state: DAdaptAdamWState, params: Any = None, *, inplace: bool = False, **extra: Any
     ) -> tuple[Any, DAdaptAdamWState]:
-        g, p = without_graphs(updates, params, inplace)
+        g, p = without_graphs(updates, params, inplace=inplace)
         count, t = advance(state.count)
         d = state.estim_lr
         correction = bias_correction(b2, t) ** 0.5 / bias_correction(b1, t)

@@ -64,13 +64,13 @@ def scale_by_dowg(init_estim_sq_dist: Any = None, eps: Any = 1e-4) -> GradientTr
         return DoWGState(kept_copy(params), scalar_beside(params, 0.0), scalar_beside(params, first))
 
     def update(updates: Any, state: DoWGState, params: Any = None, *, inplace: bool = False) -> tuple[Any, DoWGState]:
-        g, p = without_graphs(updates, params, inplace)
-        apart = tree.map(lambda p, p0: p - p0, p, state.init_params)
+        g, p, start = without_graphs(updates, params, state.init_params, inplace=inplace)
+        apart = tree.map(lambda p, p0: p - p0, p, start)
         square = torch.maximum(state.estim_sq_dist, real_part(tree.norm(apart, squared=True), state.estim_sq_dist))
         total = state.weighted_sq_norm_grads + square * real_part(tree.norm(g, squared=True), square)
         rate = square / (safe_sqrt(total) + as_scalar_like(eps, total))
         u = tree.map(lambda g: g * as_scalar_like(rate, g), g)
-        return u, DoWGState(state.init_params, total, square)
+        return u, DoWGState(start, total, square)
 
     return GradientTransformation.requiring(
         init, update, state_of(DoWGState), params_for('DoWG, which measures how far they have come')

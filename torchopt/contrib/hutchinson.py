@@ -85,7 +85,7 @@ def hutchinson_estimator_diag_hessian(
                 "The extra argument 'obj_fn' is missing. Call `update(updates, state, params, obj_fn=f)`, where "
                 'f(params) is the objective.'
             )
-        _, p = without_graphs(updates, params, inplace)
+        _, p = without_graphs(updates, params, inplace=inplace)
         following, now = split_key(state.key)
         signs = tree.map(_sign, p, normal_like(now, p))
 

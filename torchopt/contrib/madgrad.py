@@ -19,7 +19,7 @@ from torchopt.contrib.scalars import rate_at
 from torchopt.numerics import abs_sq, advance, as_scalar_like, zero_count
 from torchopt.preconditions import Precondition, params_for, state_of
 from torchopt.transform import add_decayed_weights, ranges
-from torchopt.transform.leafwise import as_constant
+from torchopt.transform.leafwise import as_constants
 
 __all__ = ['MadgradState', 'madgrad', 'scale_by_madgrad']
 
@@ -114,7 +114,7 @@ def _make(t: Any, rate_now: Any, *, momentum: Any, eps: Any, learning_rate: Any 
 def _rule(
     g: Tensor, v: Tensor, s: Tensor, start: Tensor, p: Tensor, *, weight: Any, momentum: Any, eps: Any
 ) -> tuple[Tensor, ...]:
-    p = as_constant(p, g)
+    p, start = as_constants(g, p, start)
     v = plus(v, times(weight, abs_sq(g)))
     s = plus(s, times(weight, g))
     z = start - s / plus(_cube_root(v), as_scalar_like(eps, v))

@@ -113,7 +113,7 @@ def mechanize(
     def update(
         updates: Any, state: MechanicState, params: Any = None, *, inplace: bool = False, **extra: Any
     ) -> tuple[Any, MechanicState]:
-        g, x = without_graphs(updates, params, inplace)
+        g, x, start = without_graphs(updates, params, state.x0, inplace=inplace)
         steps, base_state = wide.update(updates, state.base_optimizer_state, params, inplace=inplace, **extra)
         total = state.s.sum()
         pull = times(weight_decay, total * real_part(tree.norm(g), total))
@@ -123,7 +123,7 @@ def mechanize(
         def decayed(g: Tensor, x: Tensor) -> Tensor:
             return g + x * as_scalar_like(pull, x)
 
-        before = tree.map(lambda x, x0: (x0 - x) / as_scalar_like(below, x), x, state.x0)
+        before = tree.map(lambda x, x0: (x0 - x) / as_scalar_like(below, x), x, start)
         h = real_part(tree.vdot(tree.map(decayed, g, x), before), total)
         r, m, v, s = _bet(state, h, s_init, eps)
         scale = s.sum()
@@ -131,8 +131,8 @@ def mechanize(
         def move(step: Tensor, x: Tensor, x0: Tensor, before: Tensor) -> Tensor:
             return x0 - (before - step) * as_scalar_like(scale, x) - x
 
-        moved = tree.map(move, steps, x, state.x0, before)
-        return moved, MechanicState(base_state, advance(state.count)[0], r, m, v, s, state.x0)
+        moved = tree.map(move, steps, x, start, before)
+        return moved, MechanicState(base_state, advance(state.count)[0], r, m, v, s, start)
 
     return GradientTransformationExtraArgs.requiring(
         init,

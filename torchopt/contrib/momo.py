@@ -107,7 +107,7 @@ def momo(
     def update(
         updates: Any, state: MomoState, params: Any = None, *, value: Any = None, inplace: bool = False, **extra: Any
     ) -> tuple[Any, MomoState]:
-        g, x = without_graphs(updates, params, inplace)
+        g, x = without_graphs(updates, params, inplace=inplace)
         loss = objective_value(value, state.barf, updates, params, inplace=inplace)
         keep = after_first(state.count, 0.0, beta)
         take = complement(keep)

@@ -129,7 +129,7 @@ def momo_adam(
         inplace: bool = False,
         **extra: Any,
     ) -> tuple[Any, MomoAdamState]:
-        g, x = without_graphs(updates, params, inplace)
+        g, x = without_graphs(updates, params, inplace=inplace)
         loss = objective_value(value, state.barf, updates, params, inplace=inplace)
         count, t = advance(state.count)
         c1, c2, eta = bias_correction(b1, t), bias_correction(b2, t), schedule(state)

@@ -131,13 +131,13 @@ def prodigy(
     def update(
         updates: Any, state: ProdigyState, params: Any = None, *, inplace: bool = False, **extra: Any
     ) -> tuple[Any, ProdigyState]:
-        g, p = without_graphs(updates, params, inplace)
+        g, p, start = without_graphs(updates, params, state.params0, inplace=inplace)
         count, t = advance(state.count)
         d = state.estim_lr
         correction = bias_correction(b2, t) ** 0.5 / bias_correction(b1, t)
         rate = d * as_scalar_like(schedule(state) * correction, d)
         growth = d / as_scalar_like(estim_lr0, d)
-        came = real_part(tree.vdot(g, tree.map(lambda g, p0, p: p0 - p, g, state.params0, p)), d)
+        came = real_part(tree.vdot(g, tree.map(lambda g, p0, p: p0 - p, g, start, p)), d)
         numerator = plus(times(b3, state.numerator_weighted), growth * rate * came)
         weight = growth * (d if safeguard_warmup else rate)
 
@@ -163,7 +163,7 @@ def prodigy(
             return -as_scalar_like(rate, g) * step
 
         u = tree.map(move, g, m, v, p, mask)
-        return u, ProdigyState(m, v, s, state.params0, estimate, numerator, count)
+        return u, ProdigyState(m, v, s, start, estimate, numerator, count)
 
     return GradientTransformationExtraArgs.requiring(
         init,

@@ -15,10 +15,10 @@ from torchopt.base import (
     with_extra_args_support,
 )
 from torchopt.contrib.constants import kept_copy, without_graphs
-from torchopt.numerics import zero_count
+from torchopt.numerics import carries_no_graph, zero_count
 from torchopt.preconditions import params_for, required_by, state_of
 from torchopt.transform.branching import branch
-from torchopt.transform.leafwise import as_constant, is_weight
+from torchopt.transform.leafwise import as_constant
 
 __all__ = ['SAMState', 'sam']
 
@@ -113,7 +113,7 @@ def sam(
         inplace: bool = False,
         **extra: Any,
     ) -> tuple[Any, SAMState]:
-        g, x = without_graphs(updates, params, inplace)
+        g, x = without_graphs(updates, params, inplace=inplace)
         since = state.steps_since_sync
         # Updated before it is read, so that a round of one step is a step of the outer optimizer.
         cache = branch(since == 0, lambda inplace: _copy(params, x), lambda inplace: state.cache)
@@ -148,7 +148,7 @@ def sam(
         for i in range(sync_period - 1):
             u, adv_state = adversary.update(g, adv_state, x, inplace=inplace, **extra)
             # Where the parameters are weights, so is what grad_fn gets.
-            x = tree.map(lambda p, y: y.requires_grad_() if is_weight(p) else y, params, _climbed(x, u))
+            x = tree.map(lambda p, y: y.requires_grad_() if carries_no_graph(p, y) else y, params, _climbed(x, u))
             g = grad_fn(x, i)
         if reset_state:
             adv_state = adversary.init(params)

@@ -153,7 +153,7 @@ def schedule_free(
         updates: Any, state: ScheduleFreeState, params: Any = None, *, inplace: bool = False, **extra: Any
     ) -> tuple[Any, ScheduleFreeState]:
         rate = schedule(state)
-        _, y = without_graphs(updates, params, inplace)
+        _, y, z = without_graphs(updates, params, state.z, inplace=inplace)
         largest = torch.maximum(state.max_lr, tensor_like(rate, state.max_lr))
         weight = largest ** as_scalar_like(weight_lr_power, largest)
         total = state.weight_sum + weight
@@ -167,7 +167,7 @@ def schedule_free(
             x = average(1.0 - c, x, c, z)
             return beta * x + (1.0 - beta) * z - y, z
 
-        moved, z = tree.apply_rule(rule, steps, state.z, reads=(y,), inplace=inplace)
+        moved, z = tree.apply_rule(rule, steps, z, reads=(y,), inplace=inplace)
         count = advance(state.step_count)[0]
         return moved, ScheduleFreeState(state.b1, total, count, largest, base_state, z)
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt.base import GradientTransformation, factory
-from torchopt.numerics import DTypeLike, abs_sq, as_scalar_like, real_dtype
+from torchopt.numerics import DTypeLike, abs_sq, as_scalar_like, carries_graph, real_dtype
 from torchopt.preconditions import params_for, state_of
 from torchopt.transform.first_moment import moment_dtype
-from torchopt.transform.leafwise import as_constant, is_weight, leaf_norm, move_leaves
+from torchopt.transform.leafwise import as_constants, leaf_norm, move_leaves
 
 __all__ = ['ScaleByDistanceOverGradientsState', 'scale_by_distance_over_gradients']
 
@@ -43,8 +43,6 @@ def scale_by_distance_over_gradients(
         r_0 = \epsilon_r (1 + \lVert p_0 \rVert), \qquad r_t = \max(r_{t-1}, \lVert p_t - p_0 \rVert), \qquad
         s_t = s_{t-1} + \lVert g_t \rVert^2, \qquad u_t = c\, \frac{r_t}{\sqrt{s_t + \epsilon}}\, g_t
 
-    Weights in plain training count as constants in :math:`r_0` and :math:`p_0`.
-
     Args:
         reps_rel: :math:`\epsilon_r > 0`, the first distance in proportion to the parameter.
         eps: :math:`\epsilon \ge 0`.
@@ -72,7 +70,6 @@ def scale_by_distance_over_gradients(
 
     def init(params: Any) -> ScaleByDistanceOverGradientsState:
         tree.check_inexact(params, name='params')
-        start = tree.map(lambda p: p.detach() if is_weight(p) else p, params)
 
         def first_distance(p: Tensor) -> Tensor:
             norm = leaf_norm(p)
@@ -82,11 +79,14 @@ def scale_by_distance_over_gradients(
             dtype = kept.to_complex() if kept is not None and p.is_complex() else kept
             return p.to(dtype=dtype or p.dtype, copy=True)
 
-        sums = tree.map(lambda p: torch.zeros(1, dtype=real_dtype(p.dtype), device=p.device), start)
-        return ScaleByDistanceOverGradientsState(tree.map(first_distance, start), sums, tree.map(keep, start))
+        sums = tree.map(lambda p: torch.zeros(1, dtype=real_dtype(p.dtype), device=p.device), params)
+        return ScaleByDistanceOverGradientsState(tree.map(first_distance, params), sums, tree.map(keep, params))
 
     def rule(g: Tensor, distance: Tensor, squares: Tensor, start: Tensor, p: Tensor) -> tuple[Tensor, ...]:
-        distance = torch.maximum(distance, leaf_norm(as_constant(p, g) - start).to(distance.dtype))
+        p, start, constant = as_constants(g, p, start, distance)
+        if not carries_graph(reps_rel):  # of which the first distance is made
+            distance = constant
+        distance = torch.maximum(distance, leaf_norm(p - start).to(distance.dtype))
         squares = squares + abs_sq(g).sum()
         rate = distance / torch.sqrt(squares.reshape(()) + as_scalar_like(eps, squares))
         return g * (as_scalar_like(global_scale, rate) * rate), distance, squares, start

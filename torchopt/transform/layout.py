@@ -16,6 +16,7 @@ from torchopt.base import (
     with_extra_args_support,
 )
 from torchopt.preconditions import required_by_all
+from torchopt.transform.objective import is_plain
 
 __all__ = ['flatten']
 
@@ -60,7 +61,7 @@ def flatten(inner: GradientTransformation) -> GradientTransformationExtraArgs:
                         f'updates{path} is None, but flatten makes one vector of all updates, of which no part can be '
                         f'left out. Pass zeros, or put masked around flatten.'
                     )
-            params = _as_vector(params)
+            params = _as_vector(tree.map(Tensor.detach, params) if is_plain(updates, params) else params)
         vector, state = wide.update(_as_vector(updates), state, params, inplace=inplace, **extra)
         leaves, spec = tree.flatten(updates)
         parts = iter(torch.split(vector, [g.numel() for g in leaves if g is not None]))

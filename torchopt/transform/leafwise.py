@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from torchopt import tree
-from torchopt.numerics import abs_sq, as_scalar_like, carries_no_graph, safe_sqrt
+from torchopt.numerics import abs_sq, as_scalar_like, carries_no_graph, is_plain, safe_sqrt
 
-__all__ = ['as_constant', 'is_weight', 'least_norm', 'leaf_norm', 'move_leaves']
+__all__ = ['as_constant', 'as_constants', 'least_norm', 'leaf_norm', 'move_leaves']
 
 
 def move_leaves(
@@ -45,14 +45,18 @@ def move_leaves(
     return tuple(tree.unflatten(spec, list(column)) for column in moved)
 
 
-def is_weight(p: Tensor) -> bool:
-    """Whether a tensor is a weight in plain training: a leaf that requires grad, outside of every transform."""
-    return carries_no_graph(p, p.detach())
-
-
 def as_constant(p: Tensor, u: Tensor) -> Tensor:
     """The parameter; without a graph in a step of plain training, so that none grows from step to step."""
     return p.detach() if carries_no_graph(p, u) else p
+
+
+def as_constants(u: Tensor, p: Tensor, *kept: Tensor) -> tuple[Tensor, ...]:
+    """The parameter and what a state remembers of it, all without a graph in a step of plain training.
+
+    An ``init`` cannot know whether its parameters, which are leaves, are to be differentiated in.  It keeps copies with
+    their graph, and every step decides.
+    """
+    return tuple(x.detach() for x in (p, *kept)) if is_plain(u, p) else (p, *kept)
 
 
 def leaf_norm(x: Tensor) -> Tensor:

@@ -14,10 +14,10 @@ from torchopt.base import (
     factory,
     with_extra_args_support,
 )
-from torchopt.numerics import as_scalar_like, zero_count
+from torchopt.numerics import as_scalar_like, carries_no_graph, zero_count
 from torchopt.preconditions import required_by_all, state_of
 from torchopt.transform.branching import branch
-from torchopt.transform.leafwise import as_constant, is_weight
+from torchopt.transform.leafwise import as_constant
 
 __all__ = ['LookaheadParams', 'LookaheadState', 'lookahead']
 
@@ -39,12 +39,11 @@ class LookaheadParams(NamedTuple):
 
     @classmethod
     def init_synced(cls, params: Any) -> LookaheadParams:
-        """Begin with fast and slow parameters alike; the slow ones are copies, which need no gradient in training."""
+        """Begin with fast and slow parameters alike; the slow ones are copies, and differentiable in them.
 
-        def copy(p: Tensor) -> Tensor:
-            return (p.detach() if is_weight(p) else p).clone()
-
-        return cls(fast=params, slow=tree.map(copy, params))
+        The first step of plain training, whose gradient has no graph, detaches them from their leaves.
+        """
+        return cls(fast=params, slow=tree.map(Tensor.clone, params))
 
 
 @factory
@@ -106,6 +105,7 @@ def lookahead(
                 f'The parameters of lookahead are a {type(params).__name__}; expected LookaheadParams. Begin with '
                 f'LookaheadParams.init_synced(params), and pass gradients at its `fast`.'
             )
+        tree.map(_detach_copy, updates, params.fast, params.slow)
         updates, fast_state = wide.update(updates, state.fast_state, params.fast, inplace=inplace, **extra)
 
         def apart(u: Tensor, fast: Tensor, slow: Tensor) -> Tensor:
@@ -129,3 +129,14 @@ def lookahead(
         state_of(LookaheadState),
         required_by_all(lambda state, params: [(state.fast_state, getattr(params, 'fast', None))], wide),
     )
+
+
+def _detach_copy(g: Tensor, fast: Tensor, slow: Tensor) -> None:
+    """Detach slow parameters in place in a step of plain training, if they are a copy of this very leaf.
+
+    The caller holds them, so that they would otherwise grow a graph with every update that is added.
+    """
+    if carries_no_graph(fast, g) and slow.grad_fn is not None:
+        origins = [getattr(node, 'variable', None) for node, _ in slow.grad_fn.next_functions]
+        if len(origins) == 1 and origins[0] is fast:
+            slow.detach_()

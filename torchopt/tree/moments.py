@@ -241,7 +241,10 @@ def _keep_dtype(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
 
 def _lay_into(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     new = _keep_dtype(old, new)
-    return new if _overlaps(old) else old.copy_(new)
+    if _overlaps(old):
+        return new
+    old.copy_(new)
+    return old if old.grad_fn is None else old.detach()  # the graph is that of what it was before
 
 
 def _overlaps(x: torch.Tensor) -> bool:
