@@ -48,12 +48,15 @@ __all__ = [
     'safe_norm',
     'safe_root_mean_squares',
     'safe_sqrt',
+    'saved_tensors',
     'tensor_like',
     'vector',
+    'without_ended',
     'zero_count',
 ]
 
 Scalar = float | torch.Tensor
+_unwrap_if_dead = torch._C._functorch.unwrap_if_dead
 
 
 def zero_count() -> torch.Tensor:
@@ -95,8 +98,29 @@ def has_tangent(x: torch.Tensor) -> bool:
     return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
 
 
+def without_ended(x: Any) -> Any:
+    """A tensor without the wrappers of ``torch.func`` transforms that have ended; anything else as it is.
+
+    The pullback of ``torch.func.vjp`` runs after its transform, on tensors that were saved inside.  Their wrappers still
+    claim to require grad, but are connected to nothing: what is differentiated is the tensor within.
+    """
+    if isinstance(x, torch.Tensor):
+        while (within := _unwrap_if_dead(x)) is not x:
+            x = within
+    return x
+
+
+def saved_tensors(ctx: Any) -> list[Any]:
+    """The tensors that an autograd Function has saved, for use in its backward pass; see :func:`without_ended`."""
+    return [without_ended(x) for x in ctx.saved_tensors]
+
+
 def apply_function(function: type[torch.autograd.Function], *args: Any) -> Any:
-    """``function.apply(*args)``; outside of transforms without their door, which takes every argument apart."""
+    """``function.apply(*args)`` of tensors that may have been saved in a transform that has ended.
+
+    Outside of transforms it goes past ``torch.func``, which takes every argument apart.
+    """
+    args = tuple(map(without_ended, args))
     if in_transform():
         return function.apply(*args)  # type: ignore[no-untyped-call]
     return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
@@ -356,7 +380,7 @@ def forward_mode(ctx: Any) -> Iterator[list[Any]]:
     would come out wrong without a word.  So it is switched on again.
     """
     with forward_ad._set_fwd_grad_enabled(True):
-        yield [forward_ad.unpack_dual(x).primal if is_inexact(x) else x for x in ctx.saved_tensors]  # type: ignore[no-untyped-call]
+        yield [forward_ad.unpack_dual(x).primal if is_inexact(x) else x for x in saved_tensors(ctx)]  # type: ignore[no-untyped-call]
 
 
 _P = ParamSpec('_P')

@@ -33,7 +33,7 @@ from torchopt.linear_solve.closure import Capture
 from torchopt.linear_solve.derivative import replacing, visible
 from torchopt.linear_solve.door import BoundOperator, TreeShape
 from torchopt.linear_solve.operators import Adjoint, Jacobian, Leaves, jvp, vjp
-from torchopt.numerics import apply_function, forward_mode, in_transform, is_inexact
+from torchopt.numerics import apply_function, forward_mode, in_transform, is_inexact, saved_tensors
 
 __all__ = ['Arguments', 'Root', 'attach_derivative', 'root_jvp', 'root_vjp']
 
@@ -191,7 +191,8 @@ class _Implicit(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *x_bar: Tensor) -> tuple[Tensor | None, ...]:
         root, n = ctx.root, ctx.root.unknowns
-        x, theta = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        saved = saved_tensors(ctx)
+        x, theta = saved[:n], saved[n:]
         wanted = [i for i, t in enumerate(theta) if ctx.needs_input_grad[1 + n + i] and is_inexact(t)]
         return None, *[None] * n, *root.vjp(x, theta, x_bar, wanted)
 

@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 from torchopt.linear_solve.derivative import Method, solve_system
 from torchopt.linear_solve.operators import Adjoint, Function, Leaves, Operator
 from torchopt.linear_solve.status import SolveStatus
-from torchopt.numerics import has_tangent, in_transform
+from torchopt.numerics import apply_function, has_tangent, in_transform
 
 __all__ = ['Capture', 'Closure', 'Found', 'attach_graph', 'close_over']
 
@@ -143,7 +143,7 @@ def attach_graph(method: Method, fun: Fun, b: Leaves, domain: Leaves | None) -> 
     with torch.no_grad():
         x, status = solve_system(method, operator, (), b)
     y = fun(x)
-    return list(_Attach.apply(method, operator, len(x), *x, *b, *y)), status  # type: ignore[no-untyped-call]
+    return list(apply_function(_Attach, method, operator, len(x), *x, *b, *y)), status
 
 
 class _Attach(torch.autograd.Function):
@@ -163,7 +163,7 @@ class _Attach(torch.autograd.Function):
         if torch.is_grad_enabled():
             # What a second derivative would be taken by goes in too, so that it is refused, and not found to be
             # constant.
-            u = list(_Once.apply(ctx.method.name, ctx.n, *u, *ctx.saved_tensors))  # type: ignore[no-untyped-call]
+            u = list(apply_function(_Once, ctx.method.name, ctx.n, *u, *ctx.saved_tensors))
         return None, None, None, *[None] * ctx.n, *u, *(-g for g in u)
 
 

@@ -34,7 +34,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torchopt.linear_solve.operators import Adjoint, Leaves, Operator, jvp, map_product, vjp
 from torchopt.linear_solve.status import Outcome, SolveStatus, warn_unless_solved
 from torchopt.linear_solve.vectors import Layout
-from torchopt.numerics import apply_function, forward_mode, in_transform, is_inexact
+from torchopt.numerics import apply_function, forward_mode, is_inexact, saved_tensors
 
 __all__ = ['Method', 'Problem', 'Result', 'System', 'replacing', 'solve_system', 'visible']
 
@@ -215,7 +215,7 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         system = ctx.system
-        x, consts, approximate = _cut(system, list(ctx.saved_tensors))
+        x, consts, approximate = _cut(system, saved_tensors(ctx))
         if all(g is None for g in cotangents[: system.leaves]):
             return (None,) * (1 + ctx.inputs)
         x_bar = [torch.zeros_like(z) if g is None else g for g, z in zip(cotangents, x)]
@@ -279,7 +279,7 @@ def visible(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
     """
     if torch._C._len_torch_function_stack():
         return [x.view_as(x) for x in tensors]
-    return tensors if in_transform() else [_functorch.unwrap_if_dead(x) for x in tensors]
+    return tensors
 
 
 def _refuse_legacy_batches(tensors: Sequence[Tensor]) -> None:
