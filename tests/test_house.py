@@ -27,7 +27,7 @@ FLOORS = {
     for floor, rooms in {
         0: 'version numerics graphs refusal',
         1: '_C',
-        2: 'tree checks assignment isotonic',
+        2: 'tree checks assignment isotonic autodiff',
         3: 'base pytree second_order linear_solve linesearch projections prox perturbations microbatching '
         'distributed visual',
         4: 'transform schedule losses implicit_diff update typing combine clip hook linalg',

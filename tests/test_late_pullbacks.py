@@ -117,23 +117,24 @@ def pushed_forward_through_closure(X, penalty):
 class Inner(torchopt.nn.ImplicitMetaGradientModule, linear_solve=linear_solve.solve_lu()):
     """Ridge regression on data that the objective closes over."""
 
-    def __init__(self, penalty, X):
+    def __init__(self, scale, X):
         super().__init__()
-        self.penalty = penalty
+        self.scale = scale
         self.w = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))
         self.data = lambda: X
 
-    def objective(self):
-        return 0.5 * ((self.data() @ self.w - U) ** 2).sum() + 0.5 * self.penalty.exp() * (self.w**2).sum()
+    def objective(self, penalty):
+        fit = ((self.data() @ self.w - U) ** 2).sum()
+        return 0.5 * self.scale * (fit + penalty.exp() * (self.w**2).sum())
 
-    def solve(self):
+    def solve(self, penalty):
         with torch.no_grad():
-            self.w.copy_(ridge_solution(self.data(), self.penalty))
+            self.w.copy_(ridge_solution(self.data(), penalty))
 
 
 def implicit_module(X, penalty):
-    inner = Inner(penalty, X)
-    inner.solve()
+    inner = Inner(torch.ones((), dtype=torch.float64, requires_grad=True), X)
+    inner.solve(penalty)
     return inner.w
 
 
@@ -187,7 +188,9 @@ TABLE = {
     'solve_cholesky': solver(linear_solve.solve_cholesky, True),
     'solve_iterative_refinement': solver(
         functools.partial(
-            linear_solve.solve_iterative_refinement, tol=1e-13, solve=functools.partial(linear_solve.solve_gmres, tol=1e-8)
+            linear_solve.solve_iterative_refinement,
+            tol=1e-13,
+            solve=functools.partial(linear_solve.solve_gmres, tol=1e-8),
         ),
         False,
     ),
@@ -224,7 +227,7 @@ TABLE = {
     'lamb': steps(torchopt.lamb),
     'lion': steps(torchopt.lion),
     'adafactor': steps(torchopt.adafactor),
-    'muon': (steps(lambda lr: contrib.muon(lr))[0], M, torch.tensor(0.05, dtype=torch.float64)),
+    'muon': (steps(contrib.muon)[0], M, torch.tensor(0.05, dtype=torch.float64)),
     'clipped': steps(lambda lr: torchopt.chain(clip.clip_by_global_norm(0.1), torchopt.sgd(lr))),
     'lbfgs, fixed rate': steps(lambda lr: torchopt.lbfgs(lr, linesearch=None)),
     'apply_updates': (lambda p, u: torchopt.apply_updates({'p': p}, {'p': u**2}, inplace=False)['p'] ** 2, B, U),
@@ -306,11 +309,9 @@ def vectors(count):
 
 
 def by_autograd(fun, args, c, create_graph=False):
-    value = fun(*args)
-    grads = torch.autograd.grad(
-        (value * c).sum(), args, create_graph=create_graph, allow_unused=True, materialize_grads=True
+    return torch.autograd.grad(
+        (fun(*args) * c).sum(), args, create_graph=create_graph, allow_unused=True, materialize_grads=True
     )
-    return grads
 
 
 def same(found, expected):

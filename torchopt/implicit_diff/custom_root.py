@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch._C import _functorch
 
 from torchopt import tree
+from torchopt.autodiff.closure import is_recording
 from torchopt.implicit_diff.binding import Reference, bind, match, refuse_hidden_parameters, signature_of
 from torchopt.implicit_diff.root import Arguments, Root, Solver, attach_derivative
 from torchopt.linear_solve import solve_normal_cg
@@ -144,6 +145,7 @@ def find_root(
     *,
     has_aux: bool,
     solve: Solver | None,
+    constants: Sequence[Tensor] = (),
 ) -> Any:
     """Run a solver, and attach the implicit derivative to what it finds.
 
@@ -155,6 +157,7 @@ def find_root(
         kwargs: Its arguments by name.
         has_aux: Whether it returns auxiliary results too.
         solve: The linear solver.
+        constants: Tensors that get no derivative though the optimality function closes over them.
     """
     optimality_arguments = Arguments(match(reference, args, kwargs))
     result = solver_fun(*_own_copy(args[:1]), *without_graph(args[1:]), **without_graph(kwargs))
@@ -167,11 +170,10 @@ def find_root(
             )
         result, aux = result[0], (without_graph(result[1]),)
     solution = without_graph(result)
-    theta = optimality_arguments.tensors
-    if any(wants_derivative(x) for x in theta):
-        shape = TreeShape(solution, 'the solution')
-        root = Root(optimality_fun, shape, optimality_arguments, solve_normal_cg if solve is None else solve)
-        solution = shape.pack(attach_derivative(root, shape.unknowns, theta))
+    if is_recording():
+        root = Root(optimality_fun, TreeShape(solution, 'the solution'), optimality_arguments, solve, constants)
+        if any(wants_derivative(x) for x in root.theta):
+            solution = root.shape.pack(attach_derivative(root))
     return (solution, *aux) if has_aux else solution
 
 

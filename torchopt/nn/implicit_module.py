@@ -329,7 +329,7 @@ def _gradient_of_objective(
             raise TypeError(f'objective() should return a 0-d tensor; it returned {found}.')
         return value
 
-    if in_transform():
+    if in_transform() or torch.is_inference_mode_enabled():  # where autograd records nothing
         return torch.func.grad(objective)(params)
     # torch.autograd.grad bears what torch.func.grad refuses: buffers that change, as those of batch normalization do.
     again = torch.is_grad_enabled()

@@ -12,9 +12,10 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from tests.linear_solve.test_solutions import matrix, vector
+from torchopt.autodiff.products import pullback
+from torchopt.autodiff.tape import taped
 from torchopt.linear_solve import solve_gmres
-from torchopt.linear_solve.operators import Jacobian, pullback
-from torchopt.linear_solve.tape import taped
+from torchopt.linear_solve.operators import Jacobian
 
 A = matrix(6)
 
