@@ -99,15 +99,28 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 @pytest.mark.parametrize('name', FUNCTIONS)
 def test_derivatives_of_all_orders_and_modes(name: str) -> None:
     fun, args = FUNCTIONS[name], (X.clone().requires_grad_(), PENALTY.clone().requires_grad_())
-    assert gradcheck(fun, args, check_forward_ad=True)
-    assert gradgradcheck(fun, args, check_fwd_over_rev=True)
+    fast = {'fast_mode': True}
+    assert gradcheck(fun, args, check_forward_ad=True, **fast)
+    assert gradgradcheck(fun, args, check_fwd_over_rev=True, **fast)
     # of one alone: then nothing else wants a derivative
-    assert gradcheck(lambda p: fun(X, p), args[1:], check_forward_ad=True)
-    assert gradcheck(lambda X: fun(X, PENALTY), args[:1], check_forward_ad=True)
+    assert gradcheck(lambda p: fun(X, p), args[1:], check_forward_ad=True, **fast)
+    assert gradcheck(lambda X: fun(X, PENALTY), args[:1], check_forward_ad=True, **fast)
     with forward_ad.dual_level():
         out = fun(X, forward_ad.make_dual(PENALTY, torch.ones_like(PENALTY)))
         tangent = forward_ad.unpack_dual(out).tangent
     torch.testing.assert_close(tangent, torch.func.jacfwd(ridge, 1)(X, PENALTY))
+
+
+@pytest.mark.parametrize('name', FUNCTIONS)
+def test_forward_over_reverse_without_a_graph(name: str) -> None:
+    """The reverse pass inside of forward mode records no graph of its own, but has tangents."""
+    p, direction = PENALTY.clone().requires_grad_(), torch.ones_like(PENALTY)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(p, direction)
+        (g,) = torch.autograd.grad(FUNCTIONS[name](X, dual).sum(), dual)
+        tangent = forward_ad.unpack_dual(g).tangent
+    exact = torch.func.grad(torch.func.grad(lambda p: ridge(X, p).sum()))(PENALTY)
+    torch.testing.assert_close(tangent, exact)
 
 
 @pytest.mark.parametrize('name', FUNCTIONS)

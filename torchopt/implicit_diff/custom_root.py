@@ -37,8 +37,8 @@ def custom_root(
 
     The decorated ``solver_fun(init_params, *args, **kwargs)`` runs on tensors without a graph, so that it may use any
     means, and keeps nothing.  The derivative is exact at an exact root; it exists in reverse and forward mode, to any
-    order, and under ``torch.func`` transforms.  Only arguments get gradients: ``init_params`` do not, and what the
-    functions close over counts as constant.
+    order, and under ``torch.func`` transforms.  Arguments get gradients, and what ``optimality_fun`` closes over; but
+    ``init_params`` do not.
 
     Args:
         optimality_fun: ``optimality_fun(sol, *args, **kwargs)``, zero at the solution: a tree like it.
@@ -55,8 +55,10 @@ def custom_root(
     Raises:
         TypeError: When called: if the arguments do not fit, or one of them is a module whose parameters require
             gradients.
-        ValueError: When differentiated: if the result of ``optimality_fun`` is not a tree like the solution, or values
+        ValueError: If the result of ``optimality_fun`` is not a tree like the solution; when differentiated, if values
             are not finite.
+        RuntimeError: When called: if ``optimality_fun`` closes over tensors that require gradients in a way that cannot
+            be seen, through a ``torch.autograd.Function`` or a graph that was recorded before.
 
     Warns:
         LinearSolveWarning: When differentiated, if the linear system is not solved to the tolerance of ``solve``.
