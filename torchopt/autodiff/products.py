@@ -80,7 +80,7 @@ def recorded(fun: Callable[..., Leaves], primals: Leaves) -> tuple[Leaves, Produ
 
     The derivatives are with respect to ``primals`` alone, whatever they were computed from.
     """
-    if torch.is_inference_mode_enabled():
+    if _is_autograd_off():
         value, pull = torch.func.vjp(lambda *x: tuple(fun(*x)), *primals)[:2]
         return value, lambda u: pull(tuple(u))
     with torch.enable_grad():
@@ -110,7 +110,16 @@ def pullback(outputs: Leaves, inputs: Leaves, *, retain_graph: bool = True) -> P
 
 
 def _needs_func() -> bool:
-    return in_transform() or torch.is_inference_mode_enabled()
+    return in_transform() or _is_autograd_off()
+
+
+def _is_autograd_off() -> bool:
+    """Whether this is inference mode.
+
+    Inside of a ``torch.func`` transform ``torch.is_inference_mode_enabled()`` denies it, but autograd is off all the
+    same.
+    """
+    return torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.AutogradFunctionality)
 
 
 def _tracked(x: Tensor, again: bool) -> Tensor:
