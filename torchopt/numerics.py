@@ -17,6 +17,7 @@ from typing import Any, ParamSpec, TypeAlias
 
 import numpy as np
 import torch
+from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.autograd import forward_ad
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     'apply_function',
     'as_dtype',
     'as_scalar_like',
+    'beneath',
     'bias_correction',
     'carries_graph',
     'carries_no_graph',
@@ -51,12 +53,15 @@ __all__ = [
     'safe_norm',
     'safe_root_mean_squares',
     'safe_sqrt',
+    'saved_tensors',
     'tensor_like',
     'vector',
+    'without_ended',
     'zero_count',
 ]
 
 Scalar = float | torch.Tensor
+_unwrap_if_dead = torch._C._functorch.unwrap_if_dead
 
 DTypeLike: TypeAlias = 'torch.dtype | np.dtype[Any] | type | str'
 """What :func:`as_dtype` takes for a dtype."""
@@ -125,14 +130,68 @@ def in_transform() -> bool:
 
 
 def has_tangent(x: torch.Tensor) -> bool:
-    """Whether a tensor has a tangent of forward mode."""
+    """Whether a tensor has a tangent of forward mode, in whichever of the nested transforms."""
     if forward_ad._current_level < 0 or not is_inexact(x):
         return False
-    return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
+    if not in_transform():
+        return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
+    functorch = torch._C._functorch
+    if functorch.is_functorch_wrapped_tensor(x):
+        with beneath(x):
+            if has_tangent(functorch.get_unwrapped(x)):
+                return True
+        if functorch.is_batchedtensor(x):
+            return False
+    with beneath(x, itself=True):
+        return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
+
+
+@contextlib.contextmanager
+def beneath(x: torch.Tensor, *, itself: bool = False) -> Iterator[None]:
+    """Switch off the ``torch.func`` transforms inside of the one that wraps a tensor, and that one too.
+
+    What the transforms outside know of the tensor cannot be seen from within: its tangents, and its batches.
+
+    Args:
+        x: The tensor.
+        itself: Leave the transform that wraps it on.
+    """
+    level = torch._C._functorch.maybe_get_level(x)
+    with contextlib.ExitStack() as lowered:
+        while (top := torch._C._functorch.peek_interpreter_stack()) is not None:
+            if top.level() < max(level, 1) or (itself and top.level() == level):
+                break
+            lowered.enter_context(retrieve_current_functorch_interpreter().lower())
+        yield
+
+
+def without_ended(x: Any) -> Any:
+    """A tensor without the wrappers of ``torch.func`` transforms that have ended; anything else as it is.
+
+    The pullback of ``torch.func.vjp`` runs after its transform, on tensors that were saved inside.  Their wrappers
+    still claim to require grad, but are connected to nothing: what is differentiated is the tensor within.
+    """
+    if isinstance(x, torch.Tensor):
+        while (within := _unwrap_if_dead(x)) is not x:
+            x = within
+    return x
+
+
+def saved_tensors(ctx: Any) -> list[Any]:
+    """The tensors that an autograd Function has saved, for use in its backward pass; see :func:`without_ended`."""
+    return [without_ended(x) for x in ctx.saved_tensors]
 
 
 def apply_function(function: type[torch.autograd.Function], *args: Any) -> Any:
-    """``function.apply(*args)``; outside of transforms without their door, which takes every argument apart."""
+    """``function.apply(*args)`` of tensors that may have been saved in a transform that has ended.
+
+    Outside of transforms it goes past ``torch.func``, which takes every argument apart.  Where a function mode is
+    active the tensors go through an operation first, since modes do not see what an autograd Function is applied to:
+    one that notes tensors, or puts others in their places, would miss them (see :mod:`torchopt.autodiff.closure`).
+    """
+    if torch._C._len_torch_function_stack():
+        args = tuple(x.view_as(x) if isinstance(x, torch.Tensor) else x for x in args)
+    args = tuple(map(without_ended, args))
     if in_transform():
         return function.apply(*args)  # type: ignore[no-untyped-call]
     return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
@@ -406,7 +465,7 @@ def forward_mode(ctx: Any) -> Iterator[list[Any]]:
     would come out wrong without a word.  So it is switched on again.
     """
     with forward_ad._set_fwd_grad_enabled(True):
-        yield [forward_ad.unpack_dual(x).primal if is_inexact(x) else x for x in ctx.saved_tensors]  # type: ignore[no-untyped-call]
+        yield [forward_ad.unpack_dual(x).primal if is_inexact(x) else x for x in saved_tensors(ctx)]  # type: ignore[no-untyped-call]
 
 
 _P = ParamSpec('_P')

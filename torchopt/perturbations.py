@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -363,7 +363,7 @@ def make_perturbed_max(
         moving = z - (inputs - inputs.detach()) / sigma
         log_prob = _total(noise.log_prob(moving))
         slope = _weighted_mean((log_prob - log_prob.detach()).exp(), points)
-        return _WithSlope.apply(value, inputs, slope)  # type: ignore[no-untyped-call]
+        return cast(Tensor, numerics.apply_function(_WithSlope, value, inputs, slope))
 
     return smooth
 

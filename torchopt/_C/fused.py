@@ -21,7 +21,7 @@ from torch.autograd import forward_ad
 
 from torchopt._C import reference
 from torchopt._C.plans import Plan
-from torchopt.numerics import apply_function, forward_mode, in_transform
+from torchopt.numerics import apply_function, forward_mode, in_transform, saved_tensors, without_ended
 
 __all__ = ['Call', 'Order', 'RefusedError', 'is_tracked', 'open_door', 'operate', 'write']
 
@@ -113,7 +113,6 @@ class Call:
 
 
 _run: Callable[..., Any] | None = None
-_unwrap = torch._C._functorch.unwrap_if_dead
 
 
 def open_door(run: Callable[..., Any] | None) -> None:
@@ -194,9 +193,7 @@ def operate(call: Call, coefs: Tensor | None, tensors: Column) -> Any:
     """
     if not any(call.wanted) and call.order != Order.VJP_WITH_COEFS:
         return (None,) * (call.leaves * len(call.wanted))  # a node without outputs could not be differentiated
-    if not in_transform():
-        # What a transform wrapped that is over by now.
-        tensors = [_unwrap(x) if isinstance(x, Tensor) else x for x in tensors]
+    coefs, *tensors = map(without_ended, (coefs, *tensors))
     if not is_tracked((coefs, *tensors)):
         return _compute(call, coefs, tensors)
     return apply_function(_FUNCTIONS[call.order], call, coefs, *tensors)
@@ -333,7 +330,7 @@ class _Derivative(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
-        return (None, *_pull(plain(ctx.call), ctx.saved_tensors, cotangents, ctx.needs_input_grad[1:]))
+        return (None, *_pull(plain(ctx.call), saved_tensors(ctx), cotangents, ctx.needs_input_grad[1:]))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
@@ -398,7 +395,7 @@ class _Step(_Derivative):
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
         call = ctx.call
-        coefs, *tensors = ctx.saved_tensors
+        coefs, *tensors = saved_tensors(ctx)
         needs = ctx.needs_input_grad[2:]
         if all(c is None for c in cotangents):
             return (None,) * (2 + len(tensors))
@@ -432,7 +429,7 @@ class _StepVjp(_Derivative):
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
         call = ctx.call
-        coefs, *tensors = ctx.saved_tensors
+        coefs, *tensors = saved_tensors(ctx)
         if coefs is not None:
             return _Derivative.backward(ctx, *cotangents)
         needs = ctx.needs_input_grad[2:]

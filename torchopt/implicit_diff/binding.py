@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from torchopt import tree
 
-__all__ = ['bind', 'match', 'refuse_hidden_parameters', 'signature_of']
+__all__ = ['bind', 'match', 'parameters_within', 'refuse_hidden_parameters', 'signature_of']
 
 Reference = Callable[..., Any] | inspect.Signature | None
 
@@ -68,9 +68,14 @@ def match(
     return bound.args[1:], bound.kwargs
 
 
+def parameters_within(arguments: Any) -> list[Tensor]:
+    """The parameters of modules among arguments."""
+    return [p for leaf in tree.leaves(arguments) if isinstance(leaf, nn.Module) for p in leaf.parameters()]
+
+
 def refuse_hidden_parameters(arguments: Any) -> None:
     """Refuse modules whose parameters require gradients, which would be lost without a word."""
-    if not any(isinstance(leaf, nn.Module) for leaf in tree.leaves(arguments)):
+    if not any(p.requires_grad for p in parameters_within(arguments)):
         return
     for path, leaf in tree.flatten_with_path(arguments):
         if isinstance(leaf, nn.Module) and any(p.requires_grad for p in leaf.parameters()):

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch._C import _functorch
 
 from torchopt import tree
+from torchopt.autodiff.closure import is_recording
 from torchopt.implicit_diff.binding import Reference, bind, match, refuse_hidden_parameters, signature_of
 from torchopt.implicit_diff.root import Arguments, Root, Solver, attach_derivative
 from torchopt.linear_solve import solve_normal_cg
@@ -36,8 +37,8 @@ def custom_root(
 
     The decorated ``solver_fun(init_params, *args, **kwargs)`` runs on tensors without a graph, so that it may use any
     means, and keeps nothing.  The derivative is exact at an exact root; it exists in reverse and forward mode, to any
-    order, and under ``torch.func`` transforms.  Only arguments get gradients: ``init_params`` do not, and what the
-    functions close over counts as constant.
+    order, and under ``torch.func`` transforms.  Arguments get gradients, and what ``optimality_fun`` closes over; but
+    ``init_params`` do not.
 
     Args:
         optimality_fun: ``optimality_fun(sol, *args, **kwargs)``, zero at the solution: a tree like it.
@@ -54,8 +55,10 @@ def custom_root(
     Raises:
         TypeError: When called: if the arguments do not fit, or one of them is a module whose parameters require
             gradients.
-        ValueError: When differentiated: if the result of ``optimality_fun`` is not a tree like the solution, or values
+        ValueError: If the result of ``optimality_fun`` is not a tree like the solution; when differentiated, if values
             are not finite.
+        RuntimeError: When called: if ``optimality_fun`` closes over tensors that require gradients in a way that cannot
+            be seen, through a ``torch.autograd.Function`` or a graph that was recorded before.
 
     Warns:
         LinearSolveWarning: When differentiated, if the linear system is not solved to the tolerance of ``solve``.
@@ -144,6 +147,7 @@ def find_root(
     *,
     has_aux: bool,
     solve: Solver | None,
+    constants: Sequence[Tensor] = (),
 ) -> Any:
     """Run a solver, and attach the implicit derivative to what it finds.
 
@@ -155,6 +159,7 @@ def find_root(
         kwargs: Its arguments by name.
         has_aux: Whether it returns auxiliary results too.
         solve: The linear solver.
+        constants: Tensors that get no derivative though the optimality function closes over them.
     """
     optimality_arguments = Arguments(match(reference, args, kwargs))
     result = solver_fun(*_own_copy(args[:1]), *without_graph(args[1:]), **without_graph(kwargs))
@@ -167,11 +172,10 @@ def find_root(
             )
         result, aux = result[0], (without_graph(result[1]),)
     solution = without_graph(result)
-    theta = optimality_arguments.tensors
-    if any(wants_derivative(x) for x in theta):
-        shape = TreeShape(solution, 'the solution')
-        root = Root(optimality_fun, shape, optimality_arguments, solve_normal_cg if solve is None else solve)
-        solution = shape.pack(attach_derivative(root, shape.unknowns, theta))
+    if is_recording():
+        root = Root(optimality_fun, TreeShape(solution, 'the solution'), optimality_arguments, solve, constants)
+        if any(wants_derivative(x) for x in root.theta):
+            solution = root.shape.pack(attach_derivative(root))
     return (solution, *aux) if has_aux else solution
 
 

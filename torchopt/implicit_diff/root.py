@@ -25,15 +25,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
 
 from torchopt import tree
+from torchopt.autodiff.closure import Converted, closure_convert
+from torchopt.autodiff.products import jvp, replacing, vjp
+from torchopt.autodiff.tape import Leaves
 from torchopt.linear_solve import solve_normal_cg
-from torchopt.linear_solve.closure import Capture
-from torchopt.linear_solve.derivative import replacing, visible
 from torchopt.linear_solve.door import BoundOperator, TreeShape
-from torchopt.linear_solve.operators import Adjoint, Jacobian, Leaves, jvp, vjp
-from torchopt.numerics import apply_function, forward_mode, in_transform, is_inexact
+from torchopt.linear_solve.operators import Adjoint, Jacobian
+from torchopt.numerics import apply_function, forward_mode, in_transform, is_inexact, saved_tensors
 
 __all__ = ['Arguments', 'Root', 'attach_derivative', 'root_jvp', 'root_vjp']
 
@@ -65,24 +65,55 @@ class Arguments:
 
 
 class Root:
-    """All of a root that is not a tensor: the optimality function on leaves, and how to solve linear systems.
+    """A root: the optimality function as one of tensors alone, and how to solve linear systems.
 
     Args:
         fun: ``fun(sol, *args, **kwargs)``, zero at the root.
-        shape: What the root looks like.
+        shape: What the root looks like, and its value.
         arguments: The pair ``(args, kwargs)``.
-        solve: The linear solver.
+        solve: The linear solver, :func:`torchopt.linear_solve.solve_normal_cg` if None.
+        constants: Tensors that get no derivative though ``fun`` closes over them.
+
+    Attributes:
+        theta: The tensors that the optimality function depends on: those of the arguments, then those it closes over.
+
+    Raises:
+        RuntimeError: If it depends on other tensors too, in a way that cannot be seen.
     """
 
-    def __init__(self, fun: Callable[..., Any], shape: TreeShape, arguments: Arguments, solve: Solver) -> None:
-        self.shape, self.arguments, self.solve = shape, arguments, solve
+    def __init__(
+        self,
+        fun: Callable[..., Any],
+        shape: TreeShape,
+        arguments: Arguments,
+        solve: Solver | None,
+        constants: Sequence[Tensor] = (),
+    ) -> None:
+        self.shape, self.arguments = shape, arguments
+        self.solve = solve_normal_cg if solve is None else solve
         self.unknowns = len(shape.unknowns)
-        self._fun = fun
+
+        def of_leaves(x: Leaves, given: Leaves) -> Leaves:
+            args, kwargs = arguments.pack(given)
+            return shape.unpack(fun(shape.pack(x), *args, **kwargs), 'the result of optimality_fun')
+
+        found = closure_convert(
+            of_leaves, [_tracked(x.detach()) for x in shape.unknowns], [t.detach() for t in arguments.tensors]
+        )
+        if not found.is_complete:
+            raise RuntimeError(
+                'The optimality function depends on tensors that it does not take as arguments, and in a way that '
+                'cannot be seen: through a torch.autograd.Function, or through a graph that was recorded before it was '
+                'called (torch.autograd.grad, or what torch.func.vjp returned). Pass these tensors as arguments of the '
+                'solver, use operations of torch on them, or detach them.'
+            )
+        self._converted = Converted(of_leaves, [t for t in found.captured if not any(t is c for c in constants)])
+        self.theta: list[Tensor] = [*arguments.tensors, *self._converted.captured]
 
     def optimality(self, theta: Leaves, x: Leaves) -> Leaves:
         """The optimality function of leaves."""
-        args, kwargs = self.arguments.pack(theta)
-        return self.shape.unpack(self._fun(self.shape.pack(x), *args, **kwargs), 'the result of optimality_fun')
+        n = len(self.arguments.tensors)
+        return self._converted(theta[n:], x, theta[:n])
 
     def vjp(self, x: Leaves, theta: Leaves, x_bar: Leaves, wanted: Sequence[int]) -> list[Tensor | None]:
         """The cotangents of those of ``theta`` that are wanted, None for the others."""
@@ -150,28 +181,9 @@ class _MappedRoot:
         return torch.vmap(one, in_dims=(0, self.theta_dims, last), randomness='different')
 
 
-def _refuse_hidden_transforms(root: Root, x: Leaves, theta: Leaves) -> None:
-    """Refuse what an optimality function closes over if a transform tracks it: its derivative would be lost in part."""
-    if not in_transform():
-        return  # where the derivative is computed, hidden tensors are found in its graph, and warned of
-    theta = [t.detach() for t in theta]
-    captured: list[dict[int, Tensor]] = []
-    for _ in range(2):
-        with Capture([*x, *theta]) as seen:
-            root.optimality(theta, x)
-        captured.append(seen.captured)
-    # What a transform inside of the function makes looks foreign too, but is another tensor each time.
-    if any(_functorch.is_functorch_wrapped_tensor(t) for i, t in captured[0].items() if i in captured[1]):
-        raise RuntimeError(
-            'The optimality function closes over a tensor that a torch.func transform tracks, and which it does not '
-            'take as an argument. Pass it as an argument of the solver, or detach it outside of the transform.'
-        )
-
-
-def attach_derivative(root: Root, x: Leaves, theta: Leaves) -> list[Tensor]:
-    """The root once more, as a differentiable function of the arguments."""
-    _refuse_hidden_transforms(root, x, theta)
-    return list(apply_function(_Implicit, root, *visible([*x, *theta])))
+def attach_derivative(root: Root) -> list[Tensor]:
+    """The root once more, as a differentiable function of the tensors that it depends on."""
+    return list(apply_function(_Implicit, root, *root.shape.unknowns, *root.theta))
 
 
 class _Implicit(torch.autograd.Function):
@@ -191,7 +203,8 @@ class _Implicit(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *x_bar: Tensor) -> tuple[Tensor | None, ...]:
         root, n = ctx.root, ctx.root.unknowns
-        x, theta = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        saved = saved_tensors(ctx)
+        x, theta = saved[:n], saved[n:]
         wanted = [i for i, t in enumerate(theta) if ctx.needs_input_grad[1 + n + i] and is_inexact(t)]
         return None, *[None] * n, *root.vjp(x, theta, x_bar, wanted)
 
@@ -257,13 +270,11 @@ def root_vjp(
         (tensor(0.1667),)
     """
     shape, arguments = TreeShape(sol, 'sol'), Arguments((tuple(args), {}))
-    root = Root(optimality_fun, shape, arguments, solve_normal_cg if solve is None else solve)
-    theta = arguments.tensors
-    wanted = [i for i, t in enumerate(theta) if is_inexact(t)]
     x_bar = shape.unpack(cotangent, 'cotangent')
-    _refuse_hidden_transforms(root, shape.unknowns, theta)
-    with _graph_only_for(*shape.unknowns, *theta, *x_bar):
-        return arguments.like(root.vjp(shape.unknowns, theta, x_bar, wanted))[0]
+    root = Root(optimality_fun, shape, arguments, solve)
+    wanted = [i for i, t in enumerate(arguments.tensors) if is_inexact(t)]
+    with _graph_only_for(*shape.unknowns, *root.theta, *x_bar):
+        return arguments.like(root.vjp(shape.unknowns, root.theta, x_bar, wanted))[0]
 
 
 def root_jvp(
@@ -305,7 +316,6 @@ def root_jvp(
             f'{len(args)} args but {len(tangents)} tangents; pass one for each, None for an argument that stands still.'
         )
     shape, arguments = TreeShape(sol, 'sol'), Arguments((args, {}))
-    root = Root(optimality_fun, shape, arguments, solve_normal_cg if solve is None else solve)
     found = [
         x
         for i, (t, a) in enumerate(zip(tangents, args))
@@ -321,6 +331,7 @@ def root_jvp(
             raise ValueError(
                 f'A tangent has shape {tuple(t.shape)}, but its argument {tuple(a.shape)}. They must be the same.'
             )
-    _refuse_hidden_transforms(root, shape.unknowns, arguments.tensors)
-    with _graph_only_for(*shape.unknowns, *arguments.tensors, *(t for t in theta_dot if t is not None)):
-        return shape.pack(root.jvp(shape.unknowns, arguments.tensors, theta_dot))
+    root = Root(optimality_fun, shape, arguments, solve)
+    theta_dot += [None] * (len(root.theta) - len(theta_dot))  # what is closed over stands still
+    with _graph_only_for(*shape.unknowns, *root.theta, *(t for t in theta_dot if t is not None)):
+        return shape.pack(root.jvp(shape.unknowns, root.theta, theta_dot))

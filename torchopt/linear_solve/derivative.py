@@ -23,7 +23,7 @@ that derivatives of every order follow.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -31,12 +31,14 @@ from torch import Tensor
 from torch._C import _functorch
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from torchopt.linear_solve.operators import Adjoint, Leaves, Operator, jvp, map_product, vjp
+from torchopt.autodiff.products import jvp, map_product, replacing, vjp
+from torchopt.autodiff.tape import Leaves
+from torchopt.linear_solve.operators import Adjoint, Operator
 from torchopt.linear_solve.status import Outcome, SolveStatus, warn_unless_solved
 from torchopt.linear_solve.vectors import Layout
-from torchopt.numerics import apply_function, forward_mode, in_transform, is_inexact
+from torchopt.numerics import apply_function, forward_mode, is_inexact, saved_tensors
 
-__all__ = ['Method', 'Problem', 'Result', 'System', 'replacing', 'solve_system', 'visible']
+__all__ = ['Method', 'Problem', 'Result', 'System', 'solve_system']
 
 
 class Result(NamedTuple):
@@ -177,7 +179,7 @@ def solve_system(
     """
     approximate, its_consts = preconditioner or (None, [])
     system = System(method, operator, approximate, len(b), len(consts), init is not None, warns, product)
-    tensors = visible([*b, *(init or ()), *consts, *its_consts])
+    tensors = [*b, *(init or ()), *consts, *its_consts]
     *x, iterations, residual, outcome = apply_function(_Solve, system, *tensors)
     return x, SolveStatus(iterations, residual, outcome)
 
@@ -215,7 +217,7 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         system = ctx.system
-        x, consts, approximate = _cut(system, list(ctx.saved_tensors))
+        x, consts, approximate = _cut(system, saved_tensors(ctx))
         if all(g is None for g in cotangents[: system.leaves]):
             return (None,) * (1 + ctx.inputs)
         x_bar = [torch.zeros_like(z) if g is None else g for g, z in zip(cotangents, x)]
@@ -271,17 +273,6 @@ class _Solve(torch.autograd.Function):
         return output, (0,) * len(output)
 
 
-def visible(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The same tensors, for an autograd Function: having gone through an operation if a mode looks on.
-
-    Modes do not see the tensors that an autograd Function is applied to.  One that does not notice them, or cannot put
-    others in their places, would take an inner solver for a constant (see :mod:`torchopt.linear_solve.closure`).
-    """
-    if torch._C._len_torch_function_stack():
-        return [x.view_as(x) for x in tensors]
-    return tensors if in_transform() else [_functorch.unwrap_if_dead(x) for x in tensors]
-
-
 def _refuse_legacy_batches(tensors: Sequence[Tensor]) -> None:
     if any(_functorch.is_legacy_batchedtensor(x) for x in tensors):
         raise RuntimeError(
@@ -301,20 +292,6 @@ def _solve_again(
     again = system._replace(operator=operator, preconditioner=preconditioner, has_init=False, warns=True, product=None)
     *x, iterations, residual, outcome = apply_function(_Solve, again, *b, *consts, *approximate)
     return x, SolveStatus(iterations, residual, outcome)
-
-
-def replacing(
-    fun: Callable[[Leaves, Leaves], Leaves], theta: Leaves, some: Sequence[int], x: Leaves
-) -> Callable[..., Leaves]:
-    """``fun(theta, x)`` as a function of some of ``theta``."""
-
-    def of_some(*values: Tensor) -> Leaves:
-        replaced = list(theta)
-        for i, value in zip(some, values):
-            replaced[i] = value
-        return fun(replaced, x)
-
-    return of_some
 
 
 def _cut(system: System, saved: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, tree
-from torchopt.linear_solve.closure import attach_graph, close_over
+from torchopt.autodiff.tape import Leaves
 from torchopt.linear_solve.derivative import Method, solve_system
-from torchopt.linear_solve.operators import Leaves, Normal, Operator, Shifted
+from torchopt.linear_solve.matvec import attach_graph, close_over
+from torchopt.linear_solve.operators import Normal, Operator, Shifted
 from torchopt.numerics import eager, is_inexact
 
 __all__ = ['BoundOperator', 'TreeShape', 'configurable', 'iteration_limit', 'solve_with', 'tolerances']

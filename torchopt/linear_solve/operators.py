@@ -11,17 +11,15 @@ backwards: the transpose of a linear map is its vector-Jacobian product, and the
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from torchopt.graphs import leaves_of
-from torchopt.linear_solve.tape import Leaves, Product, taped
-from torchopt.numerics import in_transform
+from torchopt.autodiff.products import jvp, map_product, recorded, vjp
+from torchopt.autodiff.tape import Leaves, Product, taped
 
-__all__ = ['Adjoint', 'Function', 'Jacobian', 'Leaves', 'Normal', 'Operator', 'Product', 'Shifted', 'jvp', 'vjp']
+__all__ = ['Adjoint', 'Function', 'Jacobian', 'Normal', 'Operator', 'Shifted']
 
 
 class Operator:
@@ -41,14 +39,13 @@ class Operator:
 
     def prepare(self, consts: Leaves, like: Leaves) -> tuple[Product, Product]:
         """The products with the map and with its transpose, to be done many times."""
-        recorded: list[Product] = []
+        transposed: list[Product] = []
 
         def adjoint(u: Leaves) -> Leaves:
-            if not recorded:
-                with torch.enable_grad():
-                    x = [z.requires_grad_() for z in self.domain_like(like)]
-                    recorded.append(taped(pullback(self.matvec(consts, x), x)))
-            return recorded[0](u)
+            if not transposed:
+                _, pull = recorded(lambda *x: self.matvec(consts, x), self.domain_like(like))
+                transposed.append(taped(pull))
+            return transposed[0](u)
 
         return lambda x: self.matvec(consts, x), adjoint
 
@@ -114,21 +111,17 @@ class Jacobian(Operator):
 
     def prepare(self, consts: Leaves, like: Leaves) -> tuple[Product, Product]:
         """The function is evaluated once; a product with the transpose goes once back through its graph."""
-        theta = consts[self.unknowns :]
-        with torch.enable_grad():
-            point = [x.detach().requires_grad_() for x in consts[: self.unknowns]]
-            value = self.fun(theta, point)
-        _warn_of_hidden_leaves(value, point)
-        recorded: list[Product] = []
+        point, theta = self._split(consts)
+        value, pull = recorded(lambda *z: self.fun(theta, z), point)
+        products: list[Product] = []
 
         def apply(x: Leaves) -> Leaves:
-            if not recorded:
-                with torch.enable_grad():
-                    u = [torch.zeros_like(y).requires_grad_() for y in value]
-                    recorded.append(taped(pullback(pullback(value, point, create_graph=True)(u), u)))
-            return recorded[0](x)
+            if not products:
+                _, push = recorded(lambda *u: pull(u), [torch.zeros_like(y) for y in value])
+                products.append(taped(push))
+            return products[0](x)
 
-        return apply, taped(pullback(value, point))
+        return apply, taped(pull)
 
     def batched(self, consts: Leaves, dims: Sequence[int | None], size: int) -> tuple[Operator, Leaves]:
         """The block-diagonal Jacobian of the mapped function."""
@@ -275,87 +268,3 @@ class Repeated(Operator):
 
 def _vmap(fun: Callable[..., Leaves], dims: list[int | None]) -> Callable[..., Leaves]:
     return torch.vmap(lambda consts, x: tuple(fun(consts, x)), in_dims=(dims, 0), randomness='different')
-
-
-def map_product(product: Product) -> Product:
-    """A product of many vectors at once; one after the other where torch cannot map it."""
-
-    def mapped(x: Leaves) -> Leaves:
-        try:
-            return torch.vmap(lambda z: tuple(product(z)))(list(x))
-        except (RuntimeError, NotImplementedError):
-            rows = [product(z) for z in zip(*(leaf.unbind() for leaf in x))]
-            return [torch.stack(column) for column in zip(*rows)]
-
-    return mapped
-
-
-def vjp(fun: Callable[..., Leaves], primals: Leaves, cotangents: Leaves) -> Leaves:
-    """The vector-Jacobian product of a function of leaves, differentiable itself.
-
-    Outside of ``torch.func`` it is torch.autograd's, so that ``fun`` may use ``torch.autograd.grad`` inside, and does
-    so faster.
-    """
-    if in_transform():
-        return torch.func.vjp(lambda *x: tuple(fun(*x)), *primals)[1](tuple(cotangents))
-    again = torch.is_grad_enabled()
-    with torch.enable_grad():
-        tracked = [_tracked(x, again) for x in primals]
-        value = fun(*tracked)
-    return pullback(value, tracked, retain_graph=again, create_graph=again)(cotangents)
-
-
-def jvp(fun: Callable[..., Leaves], primals: Leaves, tangents: Leaves) -> Leaves:
-    """The Jacobian-vector product, as the transpose of the vector-Jacobian product.
-
-    Forward mode would do, were it not that torch has no formula for some operations, and that it cannot be nested in a
-    ``torch.autograd.forward_ad.dual_level``.
-    """
-    if in_transform():
-        at, pull = torch.func.vjp(lambda *x: tuple(fun(*x)), *primals)[:2]
-        return torch.func.vjp(pull, tuple(torch.zeros_like(y) for y in at))[1](tuple(tangents))[0]
-    again = torch.is_grad_enabled()
-    with torch.enable_grad():
-        tracked = [_tracked(x, again) for x in primals]
-        value = fun(*tracked)
-        u = [torch.zeros_like(y).requires_grad_() for y in value]
-        pulled = pullback(value, tracked, create_graph=True)(u)
-    return pullback(pulled, u, retain_graph=again, create_graph=again)(tangents)
-
-
-def _tracked(x: Tensor, again: bool) -> Tensor:
-    """A tensor to differentiate by: other paths of the graph to ``x``, through the solution, must not count."""
-    return x.view_as(x) if again and x.requires_grad else x.detach().requires_grad_()
-
-
-def pullback(outputs: Leaves, inputs: Leaves, *, retain_graph: bool = True, create_graph: bool = False) -> Product:
-    """The vector-Jacobian product of what a graph has computed; zeros where there is no dependence."""
-    tracked = [i for i, y in enumerate(outputs) if y.requires_grad]
-
-    def product(u: Leaves) -> Leaves:
-        if not tracked:
-            return [torch.zeros_like(x) for x in inputs]
-        return torch.autograd.grad(
-            [outputs[i] for i in tracked],
-            inputs,
-            [u[i] for i in tracked],
-            retain_graph=retain_graph,
-            create_graph=create_graph,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-
-    return product
-
-
-def _warn_of_hidden_leaves(value: Leaves, known: Leaves) -> None:
-    """Say so where a function depends on tensors that require gradients, but will not get them."""
-    mine = {id(x) for x in known}
-    hidden = [leaf for leaf in leaves_of(value) if id(leaf) not in mine]
-    if hidden:
-        warnings.warn(
-            f'The optimality function depends on {len(hidden)} tensors that require gradients but are not among its '
-            f'arguments (the first has shape {tuple(hidden[0].shape)}); they count as constants, and get no gradients. '
-            f'Pass them as arguments, or detach them.',
-            stacklevel=2,
-        )

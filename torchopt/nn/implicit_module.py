@@ -40,9 +40,9 @@ class ImplicitMetaGradientModule(MetaGradientModule, abc.ABC):
 
     .. math:: \mathrm{d}\theta^\star = -(\partial_\theta F)^{-1}\, \partial_\phi F\, \mathrm{d}\phi,
 
-    with respect to the meta-parameters :math:`\phi` (see :class:`MetaGradientModule`), and to tensors among the
-    arguments of ``solve`` that require grad.  Reverse and forward mode and higher derivatives work as in
-    :func:`torchopt.implicit_diff.custom_root`.
+    with respect to the meta-parameters :math:`\phi` (see :class:`MetaGradientModule`), to tensors among the arguments
+    of ``solve`` that require grad, and to any others that ``objective`` or ``optimality`` uses.  Reverse and forward
+    mode and higher derivatives work as in :func:`torchopt.implicit_diff.custom_root`.
 
     While ``solve`` runs, the parameters are leaves that can be trained in place, the same objects in every call, and
     the meta-parameters are constants, so that nothing accumulates in their ``grad``.  It runs with gradients
@@ -352,7 +352,7 @@ def _gradient_of_objective(
             raise TypeError(f'objective() should return a 0-d tensor; it returned {found}.')
         return value
 
-    if in_transform():
+    if in_transform() or torch.is_inference_mode_enabled():  # where autograd records nothing
         return torch.func.grad(objective)(params)
     # torch.autograd.grad bears what torch.func.grad refuses: buffers that change, as those of batch normalization do.
     again = torch.is_grad_enabled()

@@ -68,7 +68,7 @@ class Problem:
 
 def value(problem: Problem) -> Tensor:
     """The value of the function, to be differentiated as the problem says."""
-    return _Value.apply(problem, *problem.call.tensors)  # type: ignore[no-untyped-call]
+    return numerics.apply_function(_Value, problem, *problem.call.tensors)
 
 
 _Function = TypeVar('_Function', bound=type[torch.autograd.Function])
@@ -82,7 +82,9 @@ def _one_by_one(cls: _Function) -> _Function:
             seed = problem.next_seed()
             problem = dataclasses.replace(problem, next_seed=lambda: seed)
         rows = [
-            cls.apply(problem, *(x if d is None else x.select(d, i) for x, d in zip(tensors, in_dims[1:])))  # type: ignore[no-untyped-call]
+            numerics.apply_function(
+                cls, problem, *(x if d is None else x.select(d, i) for x, d in zip(tensors, in_dims[1:]))
+            )
             for i in range(info.batch_size)
         ]
         if isinstance(rows[0], Tensor):
@@ -113,7 +115,7 @@ class _Value(torch.autograd.Function):
         wanted = tuple(i for i in ctx.problem.wanted if needed[i])
         result: list[Tensor | None] = [None] * len(needed)
         # The product is left to autograd: so it can be differentiated in the cotangent where the gradient cannot be.
-        for i, g in zip(wanted, _gradient(ctx.problem, ctx.saved_tensors, wanted)):
+        for i, g in zip(wanted, _gradient(ctx.problem, numerics.saved_tensors(ctx), wanted)):
             result[i] = g * cotangent.to(numerics.real_dtype(g.dtype))
         return (None, *result)
 
@@ -131,7 +133,7 @@ def _gradient(problem: Problem, saved: Sequence[Tensor], wanted: tuple[int, ...]
     if not wanted:
         return []
     output, *tensors = saved
-    _, _, *slopes = _Gradient.apply(problem.restricted(wanted), output.detach(), *tensors)  # type: ignore[no-untyped-call]
+    _, _, *slopes = numerics.apply_function(_Gradient, problem.restricted(wanted), output.detach(), *tensors)
     return slopes
 
 
@@ -160,7 +162,7 @@ class _Gradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
         result: list[Tensor | None] = [None] * ctx.tensors
-        for i, h in zip(ctx.problem.wanted, _curvature(ctx.problem, ctx.saved_tensors, cotangents[2:])):
+        for i, h in zip(ctx.problem.wanted, _curvature(ctx.problem, numerics.saved_tensors(ctx), cotangents[2:])):
             result[i] = h
         return (None, None, *result)
 
@@ -180,7 +182,7 @@ def _curvature(problem: Problem, kept: Sequence[Tensor], vs: Any) -> tuple[Tenso
         )
     xs = kept[3:]
     vs = [torch.zeros_like(x) if v is None else v for x, v in zip(xs, vs)]
-    return _Curvature.apply(problem, *kept, *vs)  # type: ignore[no-untyped-call]
+    return numerics.apply_function(_Curvature, problem, *kept, *vs)
 
 
 @_one_by_one

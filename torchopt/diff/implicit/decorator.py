@@ -8,8 +8,10 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from torchopt import tree
-from torchopt.implicit_diff.binding import bind, refuse_hidden_parameters, signature_of
+from torchopt.implicit_diff.binding import bind, parameters_within, refuse_hidden_parameters, signature_of
 from torchopt.implicit_diff.custom_root import find_root, without_graph
 from torchopt.numerics import eager, is_inexact
 
@@ -72,12 +74,16 @@ def custom_root(
         @functools.wraps(solver_fn)
         def solver(*args: Any, **kwargs: Any) -> Any:
             args, kwargs = bind(signature, args, kwargs)
+            constants: list[Tensor] = []
             if chosen is None:
                 refuse_hidden_parameters((args[1:], kwargs))
             else:
+                constants = parameters_within((args[1:], kwargs))  # which cannot be detached
                 args = tuple(_only_if(i in _from_start(chosen, len(args)), i, x) for i, x in enumerate(args))
                 kwargs = {k: without_graph(x) for k, x in kwargs.items()}
-            return find_root(checked, optimality_fn, reference, args, kwargs, has_aux=has_aux, solve=solve)
+            return find_root(
+                checked, optimality_fn, reference, args, kwargs, has_aux=has_aux, solve=solve, constants=constants
+            )
 
         return solver
 

@@ -6,8 +6,9 @@ hundred unknowns more than the arithmetic.  But all products of one solve are th
 the second one is watched below autograd (a product that comes alone is not worth it).  Of its operations only those are
 repeated that depend on the vector; what the others gave is kept.
 
-Nothing is taken on trust: the repetition is compared with the product itself, on a multiple of its vector, and given up
-if it differs (a kernel may have been called that torch does not dispatch), or if an operation cannot be repeated.
+Nothing is taken on trust: the third product, with another vector, is computed in both ways, and the repetition is given
+up unless the results are equal to the last bit, as those of the same operations on the same numbers are.  (A kernel may
+have been called that torch does not dispatch.)  So it is if an operation cannot be repeated.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = ['Leaves', 'Product', 'taped']
@@ -29,20 +31,27 @@ Product = Callable[[Leaves], Leaves]
 
 
 def taped(product: Product) -> Product:
-    """The same product, faster from the third time on."""
+    """The same product, faster from the fourth time on."""
+    candidate: tuple[Leaves, Product] | None = None
     repeat: Product | None = None
     calls = 0
 
     def run(u: Leaves) -> Leaves:
-        nonlocal repeat, calls
-        calls += 1
+        nonlocal candidate, repeat, calls
         if repeat is not None:
             return repeat(u)
-        if calls != 2:  # after a recording that failed there is no other
-            return product(u)
-        with _Recorder() as tape:
-            y = product(u)
-        repeat = _repetition(tape, u, y)
+        calls += 1
+        if calls == 2:
+            with _Recorder() as tape:
+                y = product(u)
+            program = _repetition(tape, u, y)
+            candidate = None if program is None else ([x.clone() for x in u], program)
+            return y
+        y = product(u)
+        if candidate is not None and not any(map(is_functorch_wrapped_tensor, u)) and not _equal(candidate[0], u):
+            # (The same vector would prove nothing.)
+            repeat = candidate[1] if _agrees(candidate[1], u, y) else None
+            candidate = None
         return y
 
     return run
@@ -118,7 +127,7 @@ def _repetition(tape: _Recorder, u: Leaves, y: Leaves) -> Product | None:
             slots.append(result) if is_single else slots.extend(result)
         return [slots[i] for i in outputs]
 
-    return repeat if _agrees(repeat, u, y) else None
+    return repeat
 
 
 def _writes_own_results(func: Any, args: Sequence[Any], places: dict[int, int], live: bool) -> bool:
@@ -130,12 +139,15 @@ def _writes_own_results(func: Any, args: Sequence[Any], places: dict[int, int], 
 
 
 def _agrees(repeat: Product, u: Leaves, y: Leaves) -> bool:
-    """Whether the repetition gives half of the result, negative, for half of the vector, negative."""
+    """Whether the repetition gives exactly the product."""
     try:
-        again = repeat([-0.5 * x for x in u])
+        return _equal(repeat(u), y)
     except RuntimeError:
         return False
-    return all(torch.linalg.vector_norm(a + 0.5 * b) <= 1e-3 * torch.linalg.vector_norm(b) for a, b in zip(again, y))
+
+
+def _equal(xs: Leaves, ys: Leaves) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(xs, ys))
 
 
 def _tensors(xs: Sequence[Any]) -> list[Tensor]:

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Products with Jacobians, of functions of lists of tensors, and with what a graph has recorded.
+
+All are differentiable themselves.  Outside of ``torch.func`` they are computed by ``torch.autograd``, which is faster
+than ``torch.func`` and lets functions use ``torch.autograd.grad`` inside.  In inference mode autograd records nothing,
+whatever the grad mode, so that ``torch.func`` computes them there too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from torchopt.autodiff.tape import Leaves, Product
+from torchopt.numerics import in_transform
+
+__all__ = ['jvp', 'map_product', 'pullback', 'recorded', 'replacing', 'vjp']
+
+
+def replacing(
+    fun: Callable[[Leaves, Leaves], Leaves], theta: Leaves, some: Sequence[int], x: Leaves
+) -> Callable[..., Leaves]:
+    """``fun(theta, x)`` as a function of some of ``theta``."""
+
+    def of_some(*values: Tensor) -> Leaves:
+        replaced = list(theta)
+        for i, value in zip(some, values):
+            replaced[i] = value
+        return fun(replaced, x)
+
+    return of_some
+
+
+def map_product(product: Product) -> Product:
+    """A product of many vectors at once; one after the other where torch cannot map it."""
+
+    def mapped(x: Leaves) -> Leaves:
+        try:
+            return torch.vmap(lambda z: tuple(product(z)))(list(x))
+        except (RuntimeError, NotImplementedError):
+            rows = [product(z) for z in zip(*(leaf.unbind() for leaf in x))]
+            return [torch.stack(column) for column in zip(*rows)]
+
+    return mapped
+
+
+def vjp(fun: Callable[..., Leaves], primals: Leaves, cotangents: Leaves) -> Leaves:
+    """The vector-Jacobian product of a function of leaves, differentiable itself."""
+    if _needs_func():
+        return torch.func.vjp(lambda *x: tuple(fun(*x)), *primals)[1](tuple(cotangents))
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        tracked = [_tracked(x, again) for x in primals]
+        value = fun(*tracked)
+    return pullback(value, tracked, retain_graph=again)(cotangents)
+
+
+def jvp(fun: Callable[..., Leaves], primals: Leaves, tangents: Leaves) -> Leaves:
+    """The Jacobian-vector product, as the transpose of the vector-Jacobian product.
+
+    Forward mode would do, were it not that torch has no formula for some operations, and that it cannot be nested in a
+    ``torch.autograd.forward_ad.dual_level``.
+    """
+    if _needs_func():
+        at, pull = torch.func.vjp(lambda *x: tuple(fun(*x)), *primals)[:2]
+        return torch.func.vjp(pull, tuple(torch.zeros_like(y) for y in at))[1](tuple(tangents))[0]
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        tracked = [_tracked(x, again) for x in primals]
+        value = fun(*tracked)
+        u = [torch.zeros_like(y).requires_grad_() for y in value]
+        pulled = pullback(value, tracked)(u)
+    return pullback(pulled, u, retain_graph=again)(tangents)
+
+
+def recorded(fun: Callable[..., Leaves], primals: Leaves) -> tuple[Leaves, Product]:
+    """The value of a function and the vector-Jacobian product there, which is recorded once and used many times.
+
+    The derivatives are with respect to ``primals`` alone, whatever they were computed from.
+    """
+    if _is_autograd_off():
+        value, pull = torch.func.vjp(lambda *x: tuple(fun(*x)), *primals)[:2]
+        return value, lambda u: pull(tuple(u))
+    with torch.enable_grad():
+        point = [x.detach().requires_grad_() for x in primals]
+        value = fun(*point)
+    return value, pullback(value, point)
+
+
+def pullback(outputs: Leaves, inputs: Leaves, *, retain_graph: bool = True) -> Product:
+    """The vector-Jacobian product of what a graph has computed; zeros where there is no dependence."""
+    tracked = [i for i, y in enumerate(outputs) if y.requires_grad]
+
+    def product(u: Leaves) -> Leaves:
+        if not tracked:
+            return [torch.zeros_like(x) for x in inputs]
+        return torch.autograd.grad(
+            [outputs[i] for i in tracked],
+            inputs,
+            [u[i] for i in tracked],
+            retain_graph=retain_graph,
+            create_graph=torch.is_grad_enabled(),
+            allow_unused=True,
+            materialize_grads=True,
+        )
+
+    return product
+
+
+def _needs_func() -> bool:
+    return in_transform() or _is_autograd_off()
+
+
+def _is_autograd_off() -> bool:
+    """Whether this is inference mode.
+
+    Inside of a ``torch.func`` transform ``torch.is_inference_mode_enabled()`` denies it, but autograd is off all the
+    same.
+    """
+    return torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.AutogradFunctionality)
+
+
+def _tracked(x: Tensor, again: bool) -> Tensor:
+    """A tensor to differentiate by: other paths of the graph to ``x``, through the solution, must not count."""
+    if again and x.requires_grad:
+        return x.view_as(x)
+    with torch.no_grad():  # which, unlike detach(), keeps the tangents of forward mode
+        return x.view_as(x).requires_grad_()

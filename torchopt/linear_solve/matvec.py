@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A matvec as the user writes it, made an operator: what it closes over becomes explicit.
+
+Where it depends on tensors in a way that cannot be seen (see :mod:`torchopt.autodiff.closure`), such as a graph that
+was recorded earlier, the matrix keeps that graph, which serves for first derivatives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._C import _functorch
+
+from torchopt.autodiff.closure import Converted, closure_convert
+from torchopt.autodiff.tape import Leaves, Product
+from torchopt.linear_solve.derivative import Method, solve_system
+from torchopt.linear_solve.operators import Adjoint, Function, Operator
+from torchopt.linear_solve.status import SolveStatus
+from torchopt.numerics import apply_function, in_transform
+
+__all__ = ['Closure', 'Found', 'attach_graph', 'close_over']
+
+Fun = Callable[[Leaves], Leaves]
+
+
+class Closure(Function):
+    """The map of a function that closes over tensors.
+
+    Args:
+        converted: The function of lists of leaves.
+        domain: Leaves like its argument, if the map is not square.
+    """
+
+    def __init__(self, converted: Converted, domain: Leaves | None = None) -> None:
+        super().__init__(converted, domain)
+        self.converted = converted
+        # Outside of torch.func the tensors that come in their places have the same values.
+        self.is_plain = not in_transform() and not any(map(_functorch.is_functorch_wrapped_tensor, converted.captured))
+
+    def prepare(self, consts: Leaves, like: Leaves) -> tuple[Product, Product]:
+        """Those of the function itself where nothing has to be replaced, which saves the mode's time."""
+        if self.is_plain and self.converted.captured:
+            return Closure(Converted(self.converted.fun, []), self.domain_like(like)).prepare((), like)
+        return super().prepare(consts, like)
+
+
+class Found(NamedTuple):
+    """What a function was found to depend on.
+
+    Attributes:
+        closure: The map.
+        captured: The tensors that it depends on.
+        is_complete: Whether they are all: False where the function depends on a graph recorded before.
+        product: The product with the leaves that it was tried on, if that is known.
+    """
+
+    closure: Closure
+    captured: list[Tensor]
+    is_complete: bool = True
+    product: list[Tensor] | None = None
+
+
+def close_over(fun: Fun, like: Leaves, domain: Leaves | None = None) -> Found:
+    """Find the tensors that a linear function depends on.
+
+    Args:
+        fun: A function of lists of leaves.
+        like: Leaves to try it on.
+        domain: The same, if the map is not square.
+    """
+    transformed = in_transform()
+    # Under transforms any vector does, but none that is mapped over: dimensions of a batch may move.
+    found = closure_convert(fun, [_some_vector(x) if transformed else x.detach() for x in like])
+    closure = Closure(Converted(fun, found.captured), domain)
+    product = None if transformed or found.value is None else [y.detach() for y in found.value]
+    return Found(closure, found.captured, found.is_complete, product)
+
+
+def _some_vector(like: Tensor) -> Tensor:
+    """Neither zero nor constant, which many matrices map to zero."""
+    return torch.arange(1, like.numel() + 1, device=like.device).sin().reshape(like.shape).to(like.dtype)
+
+
+def attach_graph(method: Method, fun: Fun, b: Leaves, domain: Leaves | None) -> tuple[list[Tensor], SolveStatus]:
+    r"""Solve with a matrix that has a graph of its own.
+
+    The derivative is the one of :mod:`torchopt.linear_solve.derivative`, with the product :math:`A(\theta)\, x` in its
+    graph standing for :math:`\theta`; that product is linear in a constant :math:`x`, so that a second derivative would
+    be wrong, and is refused.
+    """
+    if in_transform():
+        raise RuntimeError(
+            f'{method.name}: under torch.func transforms the matvec may not depend on tensors through '
+            'torch.autograd.grad, '
+            'torch.func.vjp(f, x) of a tensor x from outside, or a torch.autograd.Function, since these cannot be '
+            'seen. Use '
+            f'operations of torch in it, or implicit_diff.root_vjp, or detach the tensors.'
+        )
+    operator = Closure(Converted(fun, []), domain)
+    with torch.no_grad():
+        x, status = solve_system(method, operator, (), b)
+    y = fun(x)
+    return list(apply_function(_Attach, method, operator, len(x), *x, *b, *y)), status
+
+
+class _Attach(torch.autograd.Function):
+    """``apply(method, operator, n, *x, *b, *A_x) -> x``, where ``x`` is the solution already."""
+
+    @staticmethod
+    def forward(ctx: Any, method: Method, operator: Operator, n: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.method, ctx.operator, ctx.n = method, operator, n
+        ctx.save_for_backward(*tensors[n:])
+        return tuple(x.clone() for x in tensors[:n])
+
+    @staticmethod
+    def backward(ctx: Any, *x_bar: Tensor) -> tuple[Any, ...]:
+        operator = ctx.operator if ctx.method.symmetric else Adjoint(ctx.operator)
+        with torch.no_grad():
+            u, _ = solve_system(ctx.method, operator, (), x_bar)
+        if torch.is_grad_enabled():
+            # What a second derivative would be taken by goes in too, so that it is refused, and not found to be
+            # constant.
+            u = list(apply_function(_Once, ctx.method.name, ctx.n, *u, *ctx.saved_tensors))
+        return None, None, None, *[None] * ctx.n, *u, *(-g for g in u)
+
+
+class _Once(torch.autograd.Function):
+    """``apply(name, n, *u, *rest) -> u``; to differentiate it is an error."""
+
+    @staticmethod
+    def forward(ctx: Any, name: str, n: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.name = name
+        return tuple(x.clone() for x in tensors[:n])
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
+        raise RuntimeError(
+            f'{ctx.name}: second derivatives need a matvec whose dependence on tensors can be seen. This one uses a '
+            'graph that was '
+            'recorded before, through torch.autograd.grad or torch.func.vjp. Compute the product inside of the '
+            'matvec, with '
+            f'torch.func.jvp of a function of the tensors, or use implicit_diff.root_vjp.'
+        )
