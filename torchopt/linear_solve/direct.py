@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from torchopt.linear_solve.derivative import Problem, Result
 from torchopt.linear_solve.door import configurable, iteration_limit, solve_with
 from torchopt.linear_solve.neumann import NeumannSeries
+from torchopt.linear_solve.problem import Problem, Result
 from torchopt.linear_solve.status import Outcome
 
 __all__ = ['Direct', 'solve_cholesky', 'solve_inv', 'solve_lu', 'solve_qr']
@@ -23,6 +23,10 @@ __all__ = ['Direct', 'solve_cholesky', 'solve_inv', 'solve_lu', 'solve_qr']
 class Direct:
     """A direct method.
 
+    A factorization of a matrix that is singular but for rounding succeeds, and gives numbers near the reciprocal of the
+    precision.  What they leave of the right-hand side tells; and since that may happen to be one for which the matrix
+    is good enough, so does what is left of another one, which is solved for as a second column.
+
     Attributes:
         factor_and_solve: ``(matrix, b) -> x``, where ``b`` and ``x`` are columns; raises for a singular matrix.
     """
@@ -31,18 +35,37 @@ class Direct:
     factor_and_solve: Callable[[Tensor, Tensor], Tensor]
     symmetric: bool = False
 
+    power = 1
+    truncates = False
+
     def run(self, problem: Problem) -> Result:
         """Solve."""
         matrix = problem.matrix()
-        try:
-            x = self.factor_and_solve(matrix, problem.b.unsqueeze(-1)).squeeze(-1)
-        except LinAlgError as error:
-            raise LinAlgError(f'{self.name}: {error}') from None
-        return Result(x, 1, float('nan'), Outcome.CONVERGED)
+        columns = torch.stack([problem.rhs, _probe(problem.rhs)], dim=-1)
+        x = self.factor_and_solve(matrix, columns)
+        left = torch.linalg.vector_norm(columns - matrix @ x, dim=-2)
+        size = torch.linalg.vector_norm(columns, dim=-2)
+        worst = (left / torch.where(size == 0, 1.0, size)).amax(-1)
+        _require(worst <= _SINGULAR_FROM)
+        outcome = torch.where(worst <= _UNRELIABLE_FROM, int(Outcome.CONVERGED), int(Outcome.STAGNATED))
+        if problem.layout.batch:
+            return Result(x[..., 0], 1, left[..., :1], outcome.unsqueeze(-1))
+        return Result(x[..., 0], 1, left[0].item(), Outcome(int(outcome)))
+
+
+_SINGULAR_FROM, _UNRELIABLE_FROM = 0.1, 1e-3
+"""Residuals, relative to a right-hand side, of matrices that are singular to the precision of the dtype, and nearly."""
+
+
+def _probe(like: Tensor) -> Tensor:
+    """A right-hand side that no structure of a matrix is likely to fit: numbers without a pattern."""
+    k = torch.arange(1, like.shape[-1] + 1, dtype=torch.float64, device=like.device)
+    return (k * k).cos().to(like.dtype).expand_as(like)
 
 
 _SINGULAR = (
-    'the matrix is singular{where}. If it is the Jacobian of an optimality function, the solution is not isolated: '
+    'the matrix is singular{where}, exactly or to the precision of its dtype. If it is the Jacobian of an optimality '
+    'function, the solution is not isolated: '
     'regularize with ridge, or take the solution of least norm with solve_normal_cg.'
 )
 
@@ -102,8 +125,12 @@ def solve_lu(matvec: Callable[[Any], Any] | None = None, b: Any = None, ridge: A
         A tree like ``b``.
 
     Raises:
-        torch.linalg.LinAlgError: If the matrix is singular.
+        torch.linalg.LinAlgError: If the matrix is singular, exactly or to the precision of its dtype.
         ValueError: If ``b`` or the matrix is not finite, or trees do not match.
+
+    Warns:
+        LinearSolveWarning: If the matrix is so ill-conditioned that more than a thousandth of the right-hand side is
+            left, or the dtype does not hold the solution.
 
     Example:
         >>> import torch
@@ -130,8 +157,13 @@ def solve_cholesky(matvec: Callable[[Any], Any] | None = None, b: Any = None, ri
         A tree like ``b``.
 
     Raises:
-        torch.linalg.LinAlgError: If the matrix is not symmetric or not positive definite.
+        torch.linalg.LinAlgError: If the matrix is not symmetric, not positive definite, or singular to the precision of
+            its dtype.
         ValueError: If ``b`` or the matrix is not finite, or trees do not match.
+
+    Warns:
+        LinearSolveWarning: If the matrix is so ill-conditioned that more than a thousandth of the right-hand side is
+            left, or the dtype does not hold the solution.
 
     Example:
         >>> import torch
@@ -158,8 +190,12 @@ def solve_qr(matvec: Callable[[Any], Any] | None = None, b: Any = None, ridge: A
         A tree like ``b``.
 
     Raises:
-        torch.linalg.LinAlgError: If the matrix is singular.
+        torch.linalg.LinAlgError: If the matrix is singular, exactly or to the precision of its dtype.
         ValueError: If ``b`` or the matrix is not finite, or trees do not match.
+
+    Warns:
+        LinearSolveWarning: If the matrix is so ill-conditioned that more than a thousandth of the right-hand side is
+            left, or the dtype does not hold the solution.
 
     Example:
         >>> import torch
@@ -202,12 +238,14 @@ def solve_inv(
         A tree like ``b``.
 
     Raises:
-        torch.linalg.LinAlgError: If the matrix is singular.
+        torch.linalg.LinAlgError: If the matrix is singular, exactly or to the precision of its dtype.
         TypeError: If ``maxiter`` or ``alpha`` is given without ``ns``.
         ValueError: If ``b`` or the matrix is not finite, or trees do not match.
 
     Warns:
-        LinearSolveWarning: If the terms of the Neumann series grow.
+        LinearSolveWarning: If the terms of the Neumann series grow; without ``maxiter``, also if its last term is more
+            than half of the first, so that most of the solution is missing.  Without ``ns``, if the matrix is so
+            ill-conditioned that more than a thousandth of the right-hand side is left.
 
     Example:
         >>> import torch
@@ -225,5 +263,4 @@ def solve_inv(
                 'solve_inv: maxiter and alpha belong to the Neumann series. Pass ns=True, or leave them out.'
             )
         return solve_with(Direct('solve_inv', _by_inverse), matvec, b, ridge=ridge)
-    terms = iteration_limit(maxiter)
-    return solve_with(NeumannSeries(10 if terms is None else terms, alpha), matvec, b, ridge=ridge)
+    return solve_with(NeumannSeries(iteration_limit(maxiter), alpha), matvec, b, ridge=ridge)
