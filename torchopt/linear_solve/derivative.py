@@ -427,5 +427,6 @@ def _run(method: Method, problem: Problem) -> Result:
 
 def _per_system(value: Any, batch: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     if not isinstance(value, Tensor):
-        return torch.full(batch, value, dtype=dtype, device=device)
+        wide = torch.float64 if dtype.is_floating_point else dtype
+        return torch.full(batch, value, dtype=wide, device=device).to(dtype)
     return value.to(dtype).broadcast_to((*batch, 1) if batch else value.shape).reshape(batch).clone()

@@ -41,6 +41,8 @@ class Operator:
 
     def prepare(self, consts: Leaves, like: Leaves) -> tuple[Product, Product]:
         """The products with the map and with its transpose, to be done many times."""
+        if torch.is_inference_mode_enabled():
+            return self._unrecorded(consts)
         recorded: list[Product] = []
 
         def adjoint(u: Leaves) -> Leaves:
@@ -51,6 +53,10 @@ class Operator:
             return recorded[0](u)
 
         return lambda x: self.matvec(consts, x), adjoint
+
+    def _unrecorded(self, consts: Leaves) -> tuple[Product, Product]:
+        """The same for inference mode, in which nothing can be recorded."""
+        return lambda x: self.matvec(consts, x), lambda u: self.rmatvec(consts, u)
 
     def batched(self, consts: Leaves, dims: Sequence[int | None], size: int) -> tuple[Operator, Leaves]:
         """The map of many systems, whose vectors all have a new first dimension.
@@ -114,6 +120,8 @@ class Jacobian(Operator):
 
     def prepare(self, consts: Leaves, like: Leaves) -> tuple[Product, Product]:
         """The function is evaluated once; a product with the transpose goes once back through its graph."""
+        if torch.is_inference_mode_enabled():
+            return self._unrecorded(consts)
         theta = consts[self.unknowns :]
         with torch.enable_grad():
             point = [x.detach().requires_grad_() for x in consts[: self.unknowns]]
@@ -275,9 +283,9 @@ def vjp(fun: Callable[..., Leaves], primals: Leaves, cotangents: Leaves) -> Leav
     """The vector-Jacobian product of a function of leaves, differentiable itself.
 
     Outside of ``torch.func`` it is torch.autograd's, so that ``fun`` may use ``torch.autograd.grad`` inside, and does
-    so faster.
+    so faster.  In inference mode there is no graph, and only ``torch.func`` keeps one of its own.
     """
-    if in_transform():
+    if in_transform() or torch.is_inference_mode_enabled():
         return torch.func.vjp(lambda *x: tuple(fun(*x)), *primals)[1](tuple(cotangents))
     again = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -292,7 +300,7 @@ def jvp(fun: Callable[..., Leaves], primals: Leaves, tangents: Leaves) -> Leaves
     Forward mode would do, were it not that torch has no formula for some operations, and that it cannot be nested in a
     ``torch.autograd.forward_ad.dual_level``.
     """
-    if in_transform():
+    if in_transform() or torch.is_inference_mode_enabled():
         at, pull = torch.func.vjp(lambda *x: tuple(fun(*x)), *primals)[:2]
         return torch.func.vjp(pull, tuple(torch.zeros_like(y) for y in at))[1](tuple(tangents))[0]
     again = torch.is_grad_enabled()
