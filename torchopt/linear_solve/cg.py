@@ -36,20 +36,21 @@ class ConjugateGradient(IterativeOptions):
 
     def improve(self, problem: Problem, r: Tensor, size: Scalar, limit: Scalar, steps: int) -> Improvement:
         """Conjugate directions from the residual on."""
-        x = torch.zeros_like(r)
+        x: Tensor | None = None
         p = z = problem.precondition(r)
         rz = inner(r, z) if problem.is_preconditioned else size * size
         k, goes_on = 0, True
         while goes_on and k < steps:
             Ap = problem.matvec(p)
             alpha = divide(masked(rz, size, limit), inner(p, Ap))
-            x, r = add_scaled(x, p, alpha), add_scaled(r, Ap, -alpha)
+            x, r = alpha * p if x is None else add_scaled(x, p, alpha), add_scaled(r, Ap, -alpha)
             z = problem.precondition(r)
             rz, before = inner(r, z), rz
             size = norm(r) if problem.is_preconditioned else rz**0.5
-            p = add_scaled(z, p, divide(rz, before))
             k, goes_on = k + 1, can_improve(size, limit, alpha)
-        return Improvement(x, size, k, k)
+            if goes_on:
+                p = add_scaled(z, p, divide(rz, before))
+        return Improvement(torch.zeros_like(r) if x is None else x, size, k, k)
 
 
 @configurable

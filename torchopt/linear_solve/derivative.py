@@ -189,7 +189,8 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         system = ctx.system
-        x, consts, approximate = _cut(system, list(ctx.saved_tensors))
+        saved = list(ctx.saved_tensors)
+        x, consts, approximate = _cut(system, saved)
         if all(g is None for g in cotangents[: system.unknowns]):
             return (None,) * (1 + ctx.inputs)
         x_bar = [torch.zeros_like(z) if g is None else g for g, z in zip(cotangents, x)]
@@ -204,7 +205,7 @@ class _Solve(torch.autograd.Function):
                 product = replacing(system.operator.matvec, consts, wanted, x)
                 theta_bar = vjp(product, [consts[i] for i in wanted], [-g for g in u])
         else:
-            solved = _least_squares(system, list(ctx.saved_tensors))
+            solved = _least_squares(system, saved)
             has_ridge = system.normal.has_ridge
             needs_ridge = has_ridge and len(consts) - 1 in wanted
             wanted = wanted[: len(wanted) - needs_ridge]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from torchopt.linear_solve.door import configurable, iteration_limit, solve_with
 from torchopt.linear_solve.neumann import NeumannSeries
 from torchopt.linear_solve.problem import Problem, Result
 from torchopt.linear_solve.status import Outcome
+from torchopt.linear_solve.vectors import divide
 
 __all__ = ['Direct', 'solve_cholesky', 'solve_inv', 'solve_lu', 'solve_qr']
 
@@ -40,27 +42,33 @@ class Direct:
 
     def run(self, problem: Problem) -> Result:
         """Solve."""
-        matrix = problem.matrix()
-        columns = torch.stack([problem.rhs, _probe(problem.rhs)], dim=-1)
+        matrix, b = problem.matrix(), problem.rhs
+        probe, probe_norm = _probe(b.shape[-1], b.dtype, b.device)
+        columns = torch.stack([b, probe.expand_as(b)], dim=-1)
         x = self.factor_and_solve(matrix, columns)
         left = torch.linalg.vector_norm(columns - matrix @ x, dim=-2)
-        size = torch.linalg.vector_norm(columns, dim=-2)
-        worst = (left / torch.where(size == 0, 1.0, size)).amax(-1)
-        _require(worst <= _SINGULAR_FROM)
+        if not problem.layout.batch:
+            of_b, of_probe = left.tolist()
+            worst = max(divide(of_b, problem.norm), of_probe / probe_norm)
+            _require(torch.tensor(worst <= _SINGULAR_FROM))
+            return Result(x[:, 0], 1, of_b, Outcome.CONVERGED if worst <= _UNRELIABLE_FROM else Outcome.STAGNATED)
+        worst = torch.maximum(divide(left[..., :1], problem.norm), left[..., 1:] / probe_norm)
+        _require((worst <= _SINGULAR_FROM).squeeze(-1))
         outcome = torch.where(worst <= _UNRELIABLE_FROM, int(Outcome.CONVERGED), int(Outcome.STAGNATED))
-        if problem.layout.batch:
-            return Result(x[..., 0], 1, left[..., :1], outcome.unsqueeze(-1))
-        return Result(x[..., 0], 1, left[0].item(), Outcome(int(outcome)))
+        return Result(x[..., 0], 1, left[..., :1], outcome)
 
 
 _SINGULAR_FROM, _UNRELIABLE_FROM = 0.1, 1e-3
 """Residuals, relative to a right-hand side, of matrices that are singular to the precision of the dtype, and nearly."""
 
 
-def _probe(like: Tensor) -> Tensor:
-    """A right-hand side that no structure of a matrix is likely to fit: numbers without a pattern."""
-    k = torch.arange(1, like.shape[-1] + 1, dtype=torch.float64, device=like.device)
-    return (k * k).cos().to(like.dtype).expand_as(like)
+@functools.lru_cache(maxsize=64)
+def _probe(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, float]:
+    """A right-hand side that no structure of a matrix is likely to fit, numbers without a pattern; and its norm."""
+    with torch.inference_mode(False):
+        k = torch.arange(1, n + 1, dtype=torch.float64, device=device)
+        probe = (k * k).cos().to(dtype)
+        return probe, torch.linalg.vector_norm(probe).item()
 
 
 _SINGULAR = (

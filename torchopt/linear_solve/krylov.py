@@ -46,10 +46,11 @@ class BiCGStab(IterativeOptions):
             x = add_scaled(add_scaled(x, along_p, alpha), along_s, omega)
             r = add_scaled(s, t, -omega)
             size = norm(r)
-            rho, before = inner(shadow, r), rho
-            beta = divide(rho, before) * divide(alpha, omega)
-            p = add_scaled(r, add_scaled(p, v, -omega), beta)
             k, goes_on = k + 1, can_improve(size, limit, alpha, omega)
+            if goes_on:
+                rho, before = inner(shadow, r), rho
+                beta = divide(rho, before) * divide(alpha, omega)
+                p = add_scaled(r, add_scaled(p, v, -omega), beta)
         return Improvement(x, size, k, k)
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from torchopt.linear_solve.operators import Leaves, Product, map_product
-from torchopt.linear_solve.vectors import Layout, Scalar, exponent, norm, times_power
+from torchopt.linear_solve.vectors import Layout, Scalar, divide, exponent, norm, times_power
 
 __all__ = ['NormalProblem', 'Problem', 'Products', 'Result']
 
@@ -218,31 +218,31 @@ class NormalProblem(Problem):
 
     def _begin(self, b: Leaves) -> None:
         raw = self._range.ravel(b)
-        size = norm(raw)
-        e = exponent(raw, size)
+        b_size = norm(raw)
+        e = exponent(raw, b_size)
         v = self._adjoint(times_power(raw, -e))
         direction = v if self._source is None else self._direction(v)
-        d = exponent(direction, norm(direction))
-        direction = times_power(direction, -d)
-        product = self._raw(direction)
-        self._matrix_scale = a = self._scale_of(product)
+        size = norm(direction)
+        d = exponent(direction, size)
+        product = self._raw(times_power(direction, -d))
+        of_product = norm(product)
+        self._matrix_scale = a = self._scale_of(product, of_product)
         if self._source is None:
             self._scale = e
             self.rhs = times_power(v, -a)
             self._known = (self.rhs, times_power(product, d - a - a))
         else:
-            self._scale = self._common_scale(size, e)
-            c = times_power(self._source, -(self._scale + a))
-            self.rhs = times_power(v, e - self._scale - a) + c
-            self._source = c
+            self._scale = self._common_scale(b_size, e)
+            self._source = times_power(self._source, -(self._scale + a))
+            self.rhs = times_power(v, e - self._scale - a) + self._source
         self._b = times_power(raw, -self._scale)
         if self._ridge is not None:
             self._ridge = times_power(self._ridge, -2 * a)
             if isinstance(self._ridge, Tensor):
                 self._ridge = self._ridge.to(self.layout.dtype)
-        self.norm = norm(self.rhs)
-        of_matrix = times_power(norm(product), -a) / (norm(direction) + (norm(direction) == 0))
-        self.floor = 10 * self._eps * (self.norm + of_matrix * norm(self._b))
+        self.norm = norm(self.rhs) if self.rhs is not direction else size
+        of_matrix = divide(times_power(of_product, -a), times_power(size, -d))
+        self.floor = 10 * self._eps * (self.norm + of_matrix * times_power(b_size, -self._scale))
 
     def _direction(self, v: Tensor) -> Tensor:
         """A vector to measure the matrix by; ``b`` may be zero, or orthogonal to all that the matrix reaches."""
@@ -250,8 +250,8 @@ class NormalProblem(Problem):
         size = norm(v)
         return torch.where(size == 0, self._source, v) if isinstance(size, Tensor) else v if size else self._source
 
-    def _scale_of(self, product: Tensor) -> int | Tensor:
-        a = exponent(product, norm(product))
+    def _scale_of(self, product: Tensor, size: Scalar) -> int | Tensor:
+        a = exponent(product, size)
         if self._ridge is None:
             return a
         ridge = torch.as_tensor(self._ridge, dtype=torch.float64, device=product.device)
