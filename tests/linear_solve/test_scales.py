@@ -79,7 +79,7 @@ def run(solve: Callable[[], Any]) -> tuple[Any, bool]:
 @every_name
 def test_values_at_every_scale(name: str, dtype: torch.dtype) -> None:
     solve = getattr(linear_solve, name)
-    for seed in range(25):
+    for seed in range(20):
         system = Random(0, seed)
         of_A, of_b = system.scale(), system.scale()
         A, b, wanted = (of_A * system.A).to(dtype), (of_b * system.b).to(dtype), system.x * (of_b / of_A)
@@ -128,9 +128,10 @@ TRANSFORMS: dict[str, Callable[[Callable[..., Any], torch.Tensor, torch.Tensor],
 @pytest.mark.parametrize('transform', TRANSFORMS)
 @every_name
 def test_transforms_of_small_systems(name: str, transform: str) -> None:
-    # Numbers of size 1e-12, whose squares single precision does not hold: scaled to size one they are the same system.
-    tol = {} if name in ('solve_lu', 'solve_cholesky', 'solve_qr', 'solve_inv') else {'tol': 1e-6}
-    solve = partial(getattr(linear_solve, name), **tol)
+    # Numbers of size 1e-12: single precision does not hold what a method multiplies, nor, in second derivatives of
+    # least squares, the fourth power of the inverse.  Scaled to size one it is the same system.
+    of_A = 1e-7 if name == 'solve_normal_cg' and 'over' in transform else 1e-12
+    solve = getattr(linear_solve, name)
     system = Random(2, 0, largest=5)
     symmetric = lambda A: (A + A.mT) / 2  # noqa: E731
     V = symmetric(system.normal(system.n, system.n))
@@ -138,7 +139,7 @@ def test_transforms_of_small_systems(name: str, transform: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter('error', LinearSolveWarning)
         found = TRANSFORMS[transform](
-            lambda A: 1e-3 * solve((1e-12 * symmetric(A)).matmul, (1e-9 * system.b).float()),
+            lambda A: 1e-3 * solve((of_A * symmetric(A)).matmul, (1e3 * of_A * system.b).float()),
             system.A.float(),
             V.float(),
         )

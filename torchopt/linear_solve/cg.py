@@ -138,6 +138,10 @@ def solve_normal_cg(
     others.  An iteration takes one product with :math:`A` and one with its transpose, which is derived from ``matvec``.
     The condition number is squared.
 
+    The derivatives are those of :math:`A^+ b` with the pseudo-inverse, for matrices of any shape and rank, where the
+    rank does not change.  A gradient takes one solve, as for other solvers, if :math:`A` is regular, and up to three
+    otherwise; so do forward mode, higher derivatives and ``torch.func``, where nobody knows whether it is.
+
     Args:
         matvec: The linear function :math:`x \mapsto A x` of trees; without it the configured solver is returned.
         b: The right-hand side, a tree of floating or complex tensors.
@@ -148,7 +152,8 @@ def solve_normal_cg(
         rtol: Another name of ``tol``.
         atol: As in :func:`solve_cg`.
         maxiter: As in :func:`solve_cg`.
-        M: A preconditioner, close to :math:`(A^\mathsf{H} A)^{-1}`.
+        M: A preconditioner, close to :math:`(A^\mathsf{H} A)^{-1}`; with one :math:`A` must have linearly independent
+            columns.
         return_status: As in :func:`solve_cg`.
 
     Returns:
@@ -159,7 +164,8 @@ def solve_normal_cg(
         TypeError: As :func:`solve_cg`.
 
     Warns:
-        LinearSolveWarning: If the tolerance is not reached.
+        LinearSolveWarning: If the tolerance is not reached.  Rounding may keep the true residual up to a hundred times
+            above it.
 
     Example:
         >>> import torch

@@ -73,6 +73,9 @@ class Problem:
     norm: Scalar
     floor: Scalar
 
+    drift = 10
+    """How many times the tolerance the true residual may be where a method has arrived by its recurrence."""
+
     def __init__(self, layout: Layout, products: Products, b: Leaves, x0: Leaves | None = None, power: int = 1) -> None:
         self.layout, self._products, self._power = layout, products, power
         self.x0 = None if x0 is None else layout.ravel(x0)
@@ -201,6 +204,8 @@ class NormalProblem(Problem):
         source: The right-hand side :math:`c` of the normal equations themselves, zero if None.
         ridge: The number :math:`\lambda` of each system, zero if None.
     """
+
+    drift = 100  # rounding is that of a matrix whose condition number is the square
 
     def __init__(
         self,

@@ -25,9 +25,6 @@ from torchopt.linear_solve.vectors import Scalar, any_above, exponent, norm, tim
 
 __all__ = ['Improvement', 'IterativeOptions', 'can_improve', 'masked']
 
-_DRIFT = 10
-"""How many times the tolerance the true residual may be, where the method has come no closer by rounding."""
-
 
 class Improvement(NamedTuple):
     """What one run of a method found.
@@ -121,10 +118,10 @@ class IterativeOptions:
         """How it ended, for each system: unsolved ones broke down if they were not out of iterations."""
         other = Outcome.BREAKDOWN if stuck else Outcome.MAXITER
         if not isinstance(size, Tensor):
-            if size <= max(limit * _DRIFT if claimed else limit, problem.floor):
+            if size <= max(limit * problem.drift if claimed else limit, problem.floor):
                 return Outcome.CONVERGED
             return Outcome.DIVERGED if not math.isfinite(size) else Outcome.STAGNATED if claimed else other
-        solved = (size <= torch.where(torch.as_tensor(claimed), limit * _DRIFT, limit)) | (size <= problem.floor)
+        solved = (size <= torch.where(torch.as_tensor(claimed), limit * problem.drift, limit)) | (size <= problem.floor)
         unsolved = torch.where(torch.as_tensor(claimed), int(Outcome.STAGNATED), int(other))
         outcome = torch.where(solved, int(Outcome.CONVERGED), unsolved)
         return torch.where(torch.isfinite(size), outcome, int(Outcome.DIVERGED))
