@@ -7,7 +7,9 @@ itself with the options bound, ``solve = solve_cg(maxiter=20)``, to be passed on
 Every solution is an implicit function of ``b`` and of the tensors that ``matvec`` closes over.  Its derivatives, of any
 order, in reverse and forward mode, are solves of the same kind: the iteration itself is not recorded, and its memory
 does not grow. All work under ``torch.func`` (``vmap`` solves many systems at once, each to its own tolerance) and on
-any device.  Under ``torch.compile`` a solve is a graph break, since the number of its iterations depends on data.
+any device.  Systems are brought to order one first, so that their scales do not matter.  What is not solved to its
+tolerance warns, shows in the status, or is refused.  Under ``torch.compile`` a solve is a graph break, since the number
+of its iterations depends on data.
 
 ================================== =================================== ================================================
 solver                             matrix                              work

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from torchopt.linear_solve.derivative import Problem, Result
-from torchopt.linear_solve.door import configurable, iteration_limit, solve_with, tolerances
-from torchopt.linear_solve.stopping import IterativeOptions, can_improve, masked, outcome_of
-from torchopt.linear_solve.vectors import add_scaled, any_above, divide, inner
+from torchopt.linear_solve.door import configurable, solve_with, stopping_rule
+from torchopt.linear_solve.problem import Problem
+from torchopt.linear_solve.stopping import Improvement, IterativeOptions, can_improve, masked
+from torchopt.linear_solve.vectors import Scalar, add_scaled, divide, inner, norm
 
 __all__ = ['ConjugateGradient', 'solve_cg', 'solve_normal_cg']
 
@@ -33,25 +34,23 @@ class ConjugateGradient(IterativeOptions):
     name: str = 'solve_cg'
     symmetric: bool = True
 
-    def run(self, problem: Problem) -> Result:
-        """Solve."""
-        b = problem.b
-        x, r = (torch.zeros_like(b), b) if problem.x0 is None else (problem.x0, b - problem.matvec(problem.x0))
-        limit = self.limit(b)
+    def improve(self, problem: Problem, r: Tensor, size: Scalar, limit: Scalar, steps: int) -> Improvement:
+        """Conjugate directions from the residual on."""
+        x: Tensor | None = None
         p = z = problem.precondition(r)
-        rz = inner(r, z)
-        rr = inner(r, r) if problem.is_preconditioned else rz
-        k, steps, goes_on = 0, self.steps(problem), any_above(rr, limit)
+        rz = inner(r, z) if problem.is_preconditioned else size * size
+        k, goes_on = 0, True
         while goes_on and k < steps:
             Ap = problem.matvec(p)
-            alpha = divide(masked(rz, rr, limit), inner(p, Ap))
-            x, r = add_scaled(x, p, alpha), add_scaled(r, Ap, -alpha)
+            alpha = divide(masked(rz, size, limit), inner(p, Ap))
+            x, r = alpha * p if x is None else add_scaled(x, p, alpha), add_scaled(r, Ap, -alpha)
             z = problem.precondition(r)
             rz, before = inner(r, z), rz
-            rr = inner(r, r) if problem.is_preconditioned else rz
-            p = add_scaled(z, p, divide(rz, before))
-            k, goes_on = k + 1, can_improve(rr, limit, alpha)
-        return Result(x, k, rr**0.5, outcome_of(rr, limit, stuck=not goes_on))
+            size = norm(r) if problem.is_preconditioned else rz**0.5
+            k, goes_on = k + 1, can_improve(size, limit, alpha)
+            if goes_on:
+                p = add_scaled(z, p, divide(rz, before))
+        return Improvement(torch.zeros_like(r) if x is None else x, size, k, k)
 
 
 @configurable
@@ -63,7 +62,7 @@ def solve_cg(
     *,
     tol: float | None = None,
     rtol: float | None = None,
-    atol: float = 0.0,
+    atol: float | None = None,
     maxiter: int | None = None,
     M: Callable[[Any], Any] | None = None,
     return_status: bool = False,
@@ -82,8 +81,10 @@ def solve_cg(
         init: Where to start, zero if None.
         tol: The residual norm to reach, relative to that of ``b``; 1e-5 if None.  ``rtol`` is the same.
         rtol: Another name of ``tol``.
-        atol: The residual norm that suffices in any case.
-        maxiter: The number of iterations that are allowed; ten per real unknown if None.
+        atol: The residual norm that suffices in any case; 0 if None.
+        maxiter: The number of iterations that are allowed; ten per real unknown if None.  With ``tol=0`` or ``atol=0``
+            beside it, and no tolerance above zero, that many iterations are what is wanted, and to stop there is no
+            reason for a warning.
         M: A preconditioner: a symmetric positive definite linear function close to :math:`A^{-1}`.
         return_status: Whether to return a :class:`SolveStatus` too, instead of warning where the tolerance is not
             reached.
@@ -96,7 +97,8 @@ def solve_cg(
         TypeError: If ``tol`` and ``rtol`` are both given, or only one of ``matvec`` and ``b``.
 
     Warns:
-        LinearSolveWarning: If the tolerance is not reached.
+        LinearSolveWarning: If the tolerance is not reached.  The true residual is looked at once the method says that
+            it is done; rounding may keep it up to ten times above the tolerance.
 
     Example:
         >>> import torch
@@ -112,7 +114,7 @@ def solve_cg(
     References:
         Hestenes and Stiefel, *Methods of Conjugate Gradients for Solving Linear Systems*, 1952.
     """
-    method = ConjugateGradient(*tolerances(tol, rtol, atol), iteration_limit(maxiter))
+    method = ConjugateGradient(*stopping_rule(tol, rtol, atol, maxiter))
     return solve_with(method, matvec, b, ridge=ridge, init=init, M=M, return_status=return_status)
 
 
@@ -125,7 +127,7 @@ def solve_normal_cg(
     *,
     tol: float | None = None,
     rtol: float | None = None,
-    atol: float = 0.0,
+    atol: float | None = None,
     maxiter: int | None = None,
     M: Callable[[Any], Any] | None = None,
     return_status: bool = False,
@@ -135,6 +137,10 @@ def solve_normal_cg(
     That is :math:`A x = b` for a regular :math:`A`, and least squares, of least norm if it starts from zero, for
     others.  An iteration takes one product with :math:`A` and one with its transpose, which is derived from ``matvec``.
     The condition number is squared.
+
+    The derivatives are those of :math:`A^+ b` with the pseudo-inverse, for matrices of any shape and rank, where the
+    rank does not change.  A gradient takes one solve, as for other solvers, if :math:`A` is regular, and up to three
+    otherwise; so do forward mode, higher derivatives and ``torch.func``, where nobody knows whether it is.
 
     Args:
         matvec: The linear function :math:`x \mapsto A x` of trees; without it the configured solver is returned.
@@ -146,7 +152,8 @@ def solve_normal_cg(
         rtol: Another name of ``tol``.
         atol: As in :func:`solve_cg`.
         maxiter: As in :func:`solve_cg`.
-        M: A preconditioner, close to :math:`(A^\mathsf{H} A)^{-1}`.
+        M: A preconditioner, close to :math:`(A^\mathsf{H} A)^{-1}`; with one :math:`A` must have linearly independent
+            columns.
         return_status: As in :func:`solve_cg`.
 
     Returns:
@@ -157,7 +164,8 @@ def solve_normal_cg(
         TypeError: As :func:`solve_cg`.
 
     Warns:
-        LinearSolveWarning: If the tolerance is not reached.
+        LinearSolveWarning: If the tolerance is not reached.  Rounding may keep the true residual up to a hundred times
+            above it.
 
     Example:
         >>> import torch
@@ -166,5 +174,5 @@ def solve_normal_cg(
         >>> solve_normal_cg(A.matmul, torch.tensor([1.0, 3.0, 5.0]), init=torch.zeros(2)).round(decimals=4)
         tensor([1., 2.])
     """
-    method = ConjugateGradient(*tolerances(tol, rtol, atol), iteration_limit(maxiter), 'solve_normal_cg')
+    method = ConjugateGradient(*stopping_rule(tol, rtol, atol, maxiter), 'solve_normal_cg')
     return solve_with(method, matvec, b, ridge=ridge, init=init, M=M, normal=True, return_status=return_status)

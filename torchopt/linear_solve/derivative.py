@@ -31,79 +31,16 @@ from torch import Tensor
 from torch._C import _functorch
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from torchopt.autodiff.products import jvp, map_product, replacing, vjp
-from torchopt.autodiff.tape import Leaves
+from torchopt.autodiff.products import jvp, replacing, vjp
+from torchopt.autodiff.tape import Leaves, Product
+from torchopt.linear_solve.least_squares import LeastSquares
 from torchopt.linear_solve.operators import Adjoint, Operator
+from torchopt.linear_solve.problem import NormalProblem, Problem, Products, Result
 from torchopt.linear_solve.status import Outcome, SolveStatus, warn_unless_solved
-from torchopt.linear_solve.vectors import Layout
+from torchopt.linear_solve.vectors import Layout, times_power
 from torchopt.numerics import apply_function, forward_mode, is_inexact, saved_tensors
 
-__all__ = ['Method', 'Problem', 'Result', 'System', 'solve_system']
-
-
-class Result(NamedTuple):
-    """What a method found: vectors ``(*batch, n)``, and for each system how the solve went."""
-
-    x: Tensor
-    iterations: int | Tensor
-    residual: Any
-    outcome: int | Tensor
-
-
-class Problem:
-    r"""What a method sees: real vectors, and products with :math:`A`, with its transpose, and with a preconditioner."""
-
-    def __init__(self, system: System, consts: Leaves, preconditioner: Leaves, b: Leaves, x0: Leaves | None) -> None:
-        self.layout = layout = Layout.of(b, system.batch)
-        self.b = layout.ravel(b)
-        self.x0 = None if x0 is None else layout.ravel(x0)
-        self._product = None if system.product is None else layout.ravel(system.product)
-        self._apply, self._adjoint = system.operator.prepare(consts, b)
-        self._precondition = None
-        if system.preconditioner is not None:
-            self._precondition = system.preconditioner.prepare(preconditioner, b)[0]
-
-    def matvec(self, x: Tensor) -> Tensor:
-        """The product with a vector of each system."""
-        if x is self.b and self._product is not None:
-            return self._product
-        return self.layout.ravel(self._apply(self.layout.unravel(x)))
-
-    def rmatvec(self, x: Tensor) -> Tensor:
-        """The product of the transpose with a vector of each system."""
-        return self.layout.ravel(self._adjoint(self.layout.unravel(x)))
-
-    def precondition(self, r: Tensor) -> Tensor:
-        """An approximate solution for the right-hand side ``r``; ``r`` itself without a preconditioner."""
-        if self._precondition is None:
-            return r
-        return self.layout.ravel(self._precondition(self.layout.unravel(r)))
-
-    @property
-    def is_preconditioned(self) -> bool:
-        """Whether there is a preconditioner."""
-        return self._precondition is not None
-
-    def refuse_if_not_finite(self, name: str) -> None:
-        """Raise where the method was given values that are not finite, rather than made them."""
-        if not bool(torch.isfinite(self.b).all()):
-            raise ValueError(
-                f'{name}: the right-hand side (in a derivative: the gradient that comes in) has values that are not '
-                f'finite. Find where they come from; no solver can go on from them.'
-            )
-        if not bool(torch.isfinite(self.matvec(torch.ones_like(self.b))).all()):
-            raise ValueError(
-                f'{name}: matvec gives values that are not finite. Find where they come from; in a derivative, the '
-                f'optimality function or its derivatives are not finite at the solution.'
-            )
-
-    def matrix(self) -> Tensor:
-        """The matrix of each system, ``(*batch, n, n)``, column by column."""
-        n, batch = self.layout.size, self.layout.batch
-        identity = torch.eye(n, dtype=self.layout.dtype, device=self.layout.device)
-        basis = identity.view(n, *(1 for _ in batch), n).expand(n, *batch, n)
-        columns = map_product(lambda x: [self.matvec(*x)])([basis])[0]
-        return columns.movedim(0, -1)
+__all__ = ['Method', 'System', 'solve_again', 'solve_system']
 
 
 class Method(Protocol):
@@ -117,8 +54,30 @@ class Method(Protocol):
     def symmetric(self) -> bool:
         """Whether it takes the matrix for its own transpose."""
 
+    @property
+    def power(self) -> int:
+        """With which power of the scale of the matrix its preconditioner has to be multiplied."""
+
+    @property
+    def truncates(self) -> bool:
+        """Whether to run out of iterations is what is wanted."""
+
     def run(self, problem: Problem) -> Result:
         """Solve."""
+
+
+class Normal(NamedTuple):
+    r"""What normal equations :math:`(A^\mathsf{H} A + \lambda I)\, x = A^\mathsf{H} b + c` have beyond a matrix.
+
+    Attributes:
+        domain: Shapes and dtypes of the leaves of :math:`x`, without the dimensions of a batch.
+        has_ridge: Whether there is a :math:`\lambda`, the last of the tensors that the map depends on.
+        has_source: Whether there is a :math:`c`, whose leaves follow those of :math:`b`.
+    """
+
+    domain: tuple[tuple[torch.Size, torch.dtype], ...]
+    has_ridge: bool = False
+    has_source: bool = False
 
 
 class System(NamedTuple):
@@ -134,6 +93,7 @@ class System(NamedTuple):
         warns: Whether to warn if the method fails, rather than leave it to the status.
         product: The product with the right-hand side, if it is known; many methods begin with it.
         batch: The first dimensions of all vectors, which count independent systems.
+        normal: What makes it one of normal equations, if it is.
     """
 
     method: Method
@@ -145,11 +105,17 @@ class System(NamedTuple):
     warns: bool
     product: Leaves | None = None
     batch: tuple[int, ...] = ()
+    normal: Normal | None = None
+
+    @property
+    def unknowns(self) -> int:
+        """How many leaves the solution has."""
+        return self.leaves if self.normal is None else len(self.normal.domain)
 
     def split(self, tensors: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any], Sequence[Any]]:
         """Cut ``[*b, *init, *consts, *preconditioner]`` into the four."""
         n = self.leaves
-        m = n + n * self.has_init
+        m = n + self.unknowns * self.has_init
         k = m + self.consts
         return tensors[:n], tensors[n:m], tensors[m:k], tensors[k:]
 
@@ -164,6 +130,7 @@ def solve_system(
     *,
     warns: bool = True,
     product: Leaves | None = None,
+    normal: Normal | None = None,
 ) -> tuple[list[Tensor], SolveStatus]:
     """Solve a linear system, differentiably in the right-hand side and in the tensors that the matrix depends on.
 
@@ -176,9 +143,10 @@ def solve_system(
         preconditioner: An approximation of the inverse with the tensors that it depends on; no derivative either.
         warns: Whether to warn if the method fails.
         product: The product with the right-hand side, if it is known.
+        normal: What makes it a system of normal equations.
     """
     approximate, its_consts = preconditioner or (None, [])
-    system = System(method, operator, approximate, len(b), len(consts), init is not None, warns, product)
+    system = System(method, operator, approximate, len(b), len(consts), init is not None, warns, product, normal=normal)
     tensors = [*b, *(init or ()), *consts, *its_consts]
     *x, iterations, residual, outcome = apply_function(_Solve, system, *tensors)
     return x, SolveStatus(iterations, residual, outcome)
@@ -191,49 +159,69 @@ class _Solve(torch.autograd.Function):
     def forward(system: System, *tensors: Tensor) -> tuple[Tensor, ...]:
         _refuse_legacy_batches(tensors)
         b, init, consts, approximate = system.split([x.detach() for x in tensors])
-        problem = Problem(system, consts, approximate, b, init if system.has_init else None)
+        problem = _problem(system, consts, approximate, b, init if system.has_init else None)
         result = _run(system.method, problem)
         device, batch = problem.layout.device, system.batch
         status = SolveStatus(
             _per_system(result.iterations, batch, torch.int64, device),
-            _per_system(result.residual, batch, problem.layout.dtype, device),
+            _per_system(times_power(result.residual, problem.residual_scale), batch, problem.layout.dtype, device),
             _per_system(result.outcome, batch, torch.int64, device),
         )
-        if system.warns and result.outcome is not Outcome.CONVERGED:
-            warn_unless_solved(system.method.name, status)
-        return *(x.clone() for x in problem.layout.unravel(result.x)), *status
+        x = problem.layout.unravel(problem.in_original_scale(result.x))
+        is_certain = result.outcome is Outcome.CONVERGED and problem.is_exact
+        if not problem.is_exact:
+            lost = problem.is_lost(x, result.x).reshape(batch)
+            status = status._replace(outcome=torch.where(lost, int(Outcome.DIVERGED), status.outcome))
+        if system.warns and not is_certain:
+            warn_unless_solved(system.method.name, status, truncates=system.method.truncates)
+        return *(z.clone() for z in x), *status
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         system, *tensors = inputs
         ctx.system, ctx.inputs = system, len(tensors)
-        _, _, consts, approximate = system.split(tensors)
-        x, status = output[: system.leaves], output[system.leaves :]
+        b, init, consts, approximate = system.split(tensors)
+        x, status = output[: system.unknowns], output[system.unknowns :]
         ctx.mark_non_differentiable(*status)
-        ctx.save_for_backward(*x, *consts, *approximate)
-        ctx.save_for_forward(*x, *consts, *approximate)
+        given = () if system.normal is None else (*b, *init)
+        ctx.save_for_backward(*x, *consts, *approximate, *given)
+        ctx.save_for_forward(*x, *consts, *approximate, *given)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         system = ctx.system
-        x, consts, approximate = _cut(system, saved_tensors(ctx))
-        if all(g is None for g in cotangents[: system.leaves]):
+        saved = saved_tensors(ctx)
+        x, consts, approximate = _cut(system, saved)
+        if all(g is None for g in cotangents[: system.unknowns]):
             return (None,) * (1 + ctx.inputs)
         x_bar = [torch.zeros_like(z) if g is None else g for g, z in zip(cotangents, x)]
-        # u = A^-H x_bar
-        u, _ = _solve_again(system, consts, approximate, x_bar, transposed=not system.method.symmetric)
-        needs_b, _, needs_consts, _ = system.split(ctx.needs_input_grad[1:])
-        b_bar = [g if needed else None for g, needed in zip(u, needs_b)]
-        # theta_bar = -(d/dtheta A(theta) x)^H u
+        needs_b, init, needs_consts, _ = system.split(ctx.needs_input_grad[1:])
         wanted = [i for i, (needed, c) in enumerate(zip(needs_consts, consts)) if needed and is_inexact(c)]
         consts_bar: list[Tensor | None] = [None] * len(consts)
+        if system.normal is None:
+            # u = A^-H x_bar
+            u = solve_again(system, consts, approximate, x_bar, transposed=not system.method.symmetric)
+            if wanted:
+                # theta_bar = -(d/dtheta A(theta) x)^H u
+                product = replacing(system.operator.matvec, consts, wanted, x)
+                theta_bar = vjp(product, [consts[i] for i in wanted], [-g for g in u])
+        else:
+            solved = _least_squares(system, saved)
+            has_ridge = system.normal.has_ridge
+            needs_ridge = has_ridge and len(consts) - 1 in wanted
+            wanted = wanted[: len(wanted) - needs_ridge]
+            u, theta_bar, ridge_bar = solved.pull(
+                x_bar, wanted, needs_source=system.normal.has_source, needs_ridge=needs_ridge
+            )
+            if needs_ridge:
+                consts_bar[-1] = ridge_bar
         if wanted:
-            product = replacing(system.operator.matvec, consts, wanted, x)
-            for i, g in zip(wanted, vjp(product, [consts[i] for i in wanted], [-g for g in u])):
+            for i, g in zip(wanted, theta_bar):
                 consts_bar[i] = g
-        rest = ctx.inputs - len(b_bar) - system.leaves * system.has_init - len(consts)
-        return None, *b_bar, *[None] * (system.leaves * system.has_init), *consts_bar, *[None] * rest
+        b_bar = [g if needed else None for g, needed in zip(u, needs_b)]
+        rest = ctx.inputs - len(b_bar) - len(init) - len(consts)
+        return None, *b_bar, *[None] * len(init), *consts_bar, *[None] * rest
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -244,15 +232,16 @@ class _Solve(torch.autograd.Function):
     def _jvp(system: System, saved: list[Tensor], tangents: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
         x, consts, approximate = _cut(system, saved)
         b_dot, _, consts_dot, _ = system.split(tangents)
+        moving = [i for i, t in enumerate(consts_dot) if t is not None]
+        if system.normal is not None:
+            return *_push_normal(system, saved, b_dot, consts_dot, moving), None, None, None
         rhs = [torch.zeros_like(z) if t is None else t for t, z in zip(b_dot, x)]
         # x_dot = A^-1 (b_dot - A_dot x)
-        moving = [i for i, t in enumerate(consts_dot) if t is not None]
         if moving:
             product = replacing(system.operator.matvec, consts, moving, x)
             A_dot_x = jvp(product, [consts[i] for i in moving], [t for t in consts_dot if t is not None])
             rhs = [r - t for r, t in zip(rhs, A_dot_x)]
-        x_dot, _ = _solve_again(system, consts, approximate, rhs, transposed=False)
-        return *x_dot, None, None, None
+        return *solve_again(system, consts, approximate, rhs, transposed=False), None, None, None
 
     @staticmethod
     def vmap(
@@ -263,7 +252,10 @@ class _Solve(torch.autograd.Function):
         moved = [x if d is None else x.movedim(d, 0) for x, d in zip(tensors, in_dims[1:])]
         b, init, consts, approximate = system.split(moved)
         b_dims, init_dims, const_dims, approximate_dims = system.split(dims)
-        operator, consts = system.operator.batched(consts, const_dims, size)
+        theta = len(consts) - (system.normal is not None and system.normal.has_ridge)
+        ridge = [c if d == 0 else c.expand(size, *c.shape) for c, d in zip(consts[theta:], const_dims[theta:])]
+        operator, consts = system.operator.batched(consts[:theta], const_dims[:theta], size)
+        consts = [*consts, *ridge]
         preconditioner = system.preconditioner
         if preconditioner is not None:
             preconditioner, approximate = preconditioner.batched(approximate, approximate_dims, size)
@@ -281,33 +273,128 @@ def _refuse_legacy_batches(tensors: Sequence[Tensor]) -> None:
         )
 
 
-def _solve_again(
-    system: System, consts: Leaves, approximate: Leaves, b: Leaves, *, transposed: bool
-) -> tuple[list[Tensor], SolveStatus]:
-    operator, preconditioner = system.operator, system.preconditioner
+def solve_again(
+    system: System,
+    consts: Leaves,
+    approximate: Leaves,
+    b: Leaves,
+    *,
+    transposed: bool = False,
+    source: Leaves | None = None,
+) -> list[Tensor]:
+    """The solution for another right-hand side, or with the transpose."""
+    operator, preconditioner, normal = system.operator, system.preconditioner, system.normal
     if transposed:
         operator = operator.of if isinstance(operator, Adjoint) else Adjoint(operator)
         if preconditioner is not None:
             preconditioner = preconditioner.of if isinstance(preconditioner, Adjoint) else Adjoint(preconditioner)
-    again = system._replace(operator=operator, preconditioner=preconditioner, has_init=False, warns=True, product=None)
-    *x, iterations, residual, outcome = apply_function(_Solve, again, *b, *consts, *approximate)
-    return x, SolveStatus(iterations, residual, outcome)
+    again = system._replace(
+        operator=operator,
+        preconditioner=preconditioner,
+        leaves=len(b) + len(source or ()),
+        has_init=False,
+        warns=True,
+        product=None,
+        normal=None if normal is None else normal._replace(has_source=source is not None),
+    )
+    return apply_function(_Solve, again, *b, *(source or ()), *consts, *approximate)[: again.unknowns]
+
+
+def _least_squares(system: System, saved: list[Tensor]) -> LeastSquares:
+    """A problem of normal equations, to be differentiated."""
+    x, consts, approximate = _cut(system, saved)
+    normal = system.normal
+    assert normal is not None
+    given = saved[len(x) + len(consts) + len(approximate) :]
+    b = given[: system.leaves - (len(x) if normal.has_source else 0)]
+    theta, ridge = (consts[:-1], consts[-1]) if normal.has_ridge else (consts, None)
+    is_regular = normal.has_ridge or system.preconditioner is not None
+
+    def solve(b: Leaves, *, transposed: bool = False, source: Leaves | None = None) -> list[Tensor]:
+        domain = _kinds(given_b, system.batch) if transposed else normal.domain
+        again = system._replace(normal=normal._replace(domain=domain))
+        return solve_again(again, consts, approximate, b, transposed=transposed, source=source)
+
+    given_b = b
+    return LeastSquares(
+        solve,
+        system.operator,
+        theta,
+        ridge,
+        is_regular,
+        getattr(system.method, 'tol', 0.0),
+        len(system.batch),
+        x,
+        given[system.leaves :] if system.has_init else None,
+        b,
+    )
+
+
+def _push_normal(
+    system: System, saved: list[Tensor], b_dot: Sequence[Any], consts_dot: Sequence[Any], moving: list[int]
+) -> Leaves:
+    solved, normal = _least_squares(system, saved), system.normal
+    assert normal is not None
+    zeros_or = lambda dots, like: [torch.zeros_like(z) if t is None else t for t, z in zip(dots, like)]  # noqa: E731
+    n = len(solved.b)
+    ridge_dot = consts_dot[-1] if normal.has_ridge else None
+    moving = [i for i in moving if i < len(solved.theta)]
+    return solved.push(
+        zeros_or(b_dot[:n], solved.b),
+        zeros_or(b_dot[n:], solved.x) if normal.has_source else None,
+        moving,
+        [consts_dot[i] for i in moving],
+        ridge_dot,
+    )
+
+
+def _kinds(leaves: Leaves, batch: tuple[int, ...]) -> tuple[tuple[torch.Size, torch.dtype], ...]:
+    return tuple((x.shape[len(batch) :], x.dtype) for x in leaves)
 
 
 def _cut(system: System, saved: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    n, m = system.leaves, system.leaves + system.consts
-    return saved[:n], saved[n:m], saved[m:]
+    n, m = system.unknowns, system.unknowns + system.consts
+    count = len(saved) - (0 if system.normal is None else system.leaves + system.unknowns * system.has_init)
+    return saved[:n], saved[n:m], saved[m:count]
+
+
+def _problem(system: System, consts: Leaves, approximate: Leaves, b: Leaves, x0: Leaves | None) -> Problem:
+    """What the method is to solve."""
+    range_ = Layout.of(b, system.batch)
+    if system.normal is None:
+        apply, adjoint = system.operator.prepare(consts, b)
+        products = Products(apply, adjoint, _approximate(system, approximate, b), system.product)
+        return Problem(range_, products, b, x0, system.method.power)
+    normal, ridge = system.normal, None
+    if normal.has_ridge:
+        *consts, last = consts
+        ridge = last.reshape(*system.batch, 1) if system.batch else last.item()
+    device = range_.device
+    like = [torch.empty((*system.batch, *shape), dtype=dtype, device=device) for shape, dtype in normal.domain]
+    source = None
+    if normal.has_source:
+        b, source = b[: len(b) - len(like)], b[len(b) - len(like) :]
+    range_, domain = Layout.of(b, system.batch), Layout.of(like, system.batch)
+    dtype = torch.promote_types(range_.dtype, domain.dtype)
+    apply, adjoint = system.operator.prepare(consts, b)
+    products = Products(apply, adjoint, _approximate(system, approximate, like))
+    layouts = domain._replace(dtype=dtype, device=device), range_._replace(dtype=dtype, device=device)
+    return NormalProblem(layouts[0], products, b, x0, layouts[1], source, ridge)
+
+
+def _approximate(system: System, approximate: Leaves, like: Leaves) -> Product | None:
+    return None if system.preconditioner is None else system.preconditioner.prepare(approximate, like)[0]
 
 
 def _run(method: Method, problem: Problem) -> Result:
     """Solve; and where that failed, tell whether the values were to blame."""
-    if not problem.b.numel():
-        return Result(problem.b, 0, 0.0, Outcome.CONVERGED)
+    if not problem.rhs.numel():
+        return Result(problem.rhs, 0, 0.0, Outcome.CONVERGED)
     try:
         result = method.run(problem)
-    except LinAlgError:
+    except LinAlgError as error:
         problem.refuse_if_not_finite(method.name)
-        raise
+        raise LinAlgError(f'{method.name}: {error}') from None
     certain = result.outcome is Outcome.CONVERGED and math.isfinite(result.residual)
     if not certain and not bool(
         torch.isfinite(result.x).all() & torch.isfinite(torch.as_tensor(result.residual)).all()
@@ -318,5 +405,6 @@ def _run(method: Method, problem: Problem) -> Result:
 
 def _per_system(value: Any, batch: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     if not isinstance(value, Tensor):
-        return torch.full(batch, value, dtype=dtype, device=device)
+        wide = torch.float64 if dtype.is_floating_point else dtype
+        return torch.full(batch, value, dtype=wide, device=device).to(dtype)
     return value.to(dtype).broadcast_to((*batch, 1) if batch else value.shape).reshape(batch).clone()

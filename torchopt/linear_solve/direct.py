@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from torchopt.linear_solve.derivative import Problem, Result
 from torchopt.linear_solve.door import configurable, iteration_limit, solve_with
 from torchopt.linear_solve.neumann import NeumannSeries
+from torchopt.linear_solve.problem import Problem, Result
 from torchopt.linear_solve.status import Outcome
+from torchopt.linear_solve.vectors import divide
 
 __all__ = ['Direct', 'solve_cholesky', 'solve_inv', 'solve_lu', 'solve_qr']
 
@@ -22,6 +24,10 @@ __all__ = ['Direct', 'solve_cholesky', 'solve_inv', 'solve_lu', 'solve_qr']
 @dataclass(frozen=True)
 class Direct:
     """A direct method.
+
+    A factorization of a matrix that is singular but for rounding succeeds, and gives numbers near the reciprocal of the
+    precision.  What they leave of the right-hand side tells; and since that may happen to be one for which the matrix
+    is good enough, so does what is left of another one, which is solved for as a second column.
 
     Attributes:
         factor_and_solve: ``(matrix, b) -> x``, where ``b`` and ``x`` are columns; raises for a singular matrix.
@@ -31,18 +37,43 @@ class Direct:
     factor_and_solve: Callable[[Tensor, Tensor], Tensor]
     symmetric: bool = False
 
+    power = 1
+    truncates = False
+
     def run(self, problem: Problem) -> Result:
         """Solve."""
-        matrix = problem.matrix()
-        try:
-            x = self.factor_and_solve(matrix, problem.b.unsqueeze(-1)).squeeze(-1)
-        except LinAlgError as error:
-            raise LinAlgError(f'{self.name}: {error}') from None
-        return Result(x, 1, float('nan'), Outcome.CONVERGED)
+        matrix, b = problem.matrix(), problem.rhs
+        probe, probe_norm = _probe(b.shape[-1], b.dtype, b.device)
+        columns = torch.stack([b, probe.expand_as(b)], dim=-1)
+        x = self.factor_and_solve(matrix, columns)
+        left = torch.linalg.vector_norm(columns - matrix @ x, dim=-2)
+        if not problem.layout.batch:
+            of_b, of_probe = left.tolist()
+            worst = max(divide(of_b, problem.norm), of_probe / probe_norm)
+            _require(torch.tensor(worst <= _SINGULAR_FROM))
+            return Result(x[:, 0], 1, of_b, Outcome.CONVERGED if worst <= _UNRELIABLE_FROM else Outcome.STAGNATED)
+        worst = torch.maximum(divide(left[..., :1], problem.norm), left[..., 1:] / probe_norm)
+        _require((worst <= _SINGULAR_FROM).squeeze(-1))
+        outcome = torch.where(worst <= _UNRELIABLE_FROM, int(Outcome.CONVERGED), int(Outcome.STAGNATED))
+        return Result(x[..., 0], 1, left[..., :1], outcome)
+
+
+_SINGULAR_FROM, _UNRELIABLE_FROM = 0.1, 1e-3
+"""Residuals, relative to a right-hand side, of matrices that are singular to the precision of the dtype, and nearly."""
+
+
+@functools.lru_cache(maxsize=64)
+def _probe(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, float]:
+    """A right-hand side that no structure of a matrix is likely to fit, numbers without a pattern; and its norm."""
+    with torch.inference_mode(False):
+        k = torch.arange(1, n + 1, dtype=torch.float64, device=device)
+        probe = (k * k).cos().to(dtype)
+        return probe, torch.linalg.vector_norm(probe).item()
 
 
 _SINGULAR = (
-    'the matrix is singular{where}. If it is the Jacobian of an optimality function, the solution is not isolated: '
+    'the matrix is singular{where}, exactly or to the precision of its dtype. If it is the Jacobian of an optimality '
+    'function, the solution is not isolated: '
     'regularize with ridge, or take the solution of least norm with solve_normal_cg.'
 )
 
@@ -102,8 +133,12 @@ def solve_lu(matvec: Callable[[Any], Any] | None = None, b: Any = None, ridge: A
         A tree like ``b``.
 
     Raises:
-        torch.linalg.LinAlgError: If the matrix is singular.
+        torch.linalg.LinAlgError: If the matrix is singular, exactly or to the precision of its dtype.
         ValueError: If ``b`` or the matrix is not finite, or trees do not match.
+
+    Warns:
+        LinearSolveWarning: If the matrix is so ill-conditioned that more than a thousandth of the right-hand side is
+            left, or the dtype does not hold the solution.
 
     Example:
         >>> import torch
@@ -130,8 +165,13 @@ def solve_cholesky(matvec: Callable[[Any], Any] | None = None, b: Any = None, ri
         A tree like ``b``.
 
     Raises:
-        torch.linalg.LinAlgError: If the matrix is not symmetric or not positive definite.
+        torch.linalg.LinAlgError: If the matrix is not symmetric, not positive definite, or singular to the precision of
+            its dtype.
         ValueError: If ``b`` or the matrix is not finite, or trees do not match.
+
+    Warns:
+        LinearSolveWarning: If the matrix is so ill-conditioned that more than a thousandth of the right-hand side is
+            left, or the dtype does not hold the solution.
 
     Example:
         >>> import torch
@@ -158,8 +198,12 @@ def solve_qr(matvec: Callable[[Any], Any] | None = None, b: Any = None, ridge: A
         A tree like ``b``.
 
     Raises:
-        torch.linalg.LinAlgError: If the matrix is singular.
+        torch.linalg.LinAlgError: If the matrix is singular, exactly or to the precision of its dtype.
         ValueError: If ``b`` or the matrix is not finite, or trees do not match.
+
+    Warns:
+        LinearSolveWarning: If the matrix is so ill-conditioned that more than a thousandth of the right-hand side is
+            left, or the dtype does not hold the solution.
 
     Example:
         >>> import torch
@@ -202,12 +246,14 @@ def solve_inv(
         A tree like ``b``.
 
     Raises:
-        torch.linalg.LinAlgError: If the matrix is singular.
+        torch.linalg.LinAlgError: If the matrix is singular, exactly or to the precision of its dtype.
         TypeError: If ``maxiter`` or ``alpha`` is given without ``ns``.
         ValueError: If ``b`` or the matrix is not finite, or trees do not match.
 
     Warns:
-        LinearSolveWarning: If the terms of the Neumann series grow.
+        LinearSolveWarning: If the terms of the Neumann series grow; without ``maxiter``, also if its last term is more
+            than half of the first, so that most of the solution is missing.  Without ``ns``, if the matrix is so
+            ill-conditioned that more than a thousandth of the right-hand side is left.
 
     Example:
         >>> import torch
@@ -225,5 +271,4 @@ def solve_inv(
                 'solve_inv: maxiter and alpha belong to the Neumann series. Pass ns=True, or leave them out.'
             )
         return solve_with(Direct('solve_inv', _by_inverse), matvec, b, ridge=ridge)
-    terms = iteration_limit(maxiter)
-    return solve_with(NeumannSeries(10 if terms is None else terms, alpha), matvec, b, ridge=ridge)
+    return solve_with(NeumannSeries(iteration_limit(maxiter), alpha), matvec, b, ridge=ridge)

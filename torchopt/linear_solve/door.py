@@ -13,12 +13,12 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt.autodiff.tape import Leaves
-from torchopt.linear_solve.derivative import Method, solve_system
+from torchopt.linear_solve.derivative import Method, Normal, solve_system
 from torchopt.linear_solve.matvec import attach_graph, close_over
-from torchopt.linear_solve.operators import Normal, Operator, Shifted
+from torchopt.linear_solve.operators import Operator, Shifted
 from torchopt.numerics import eager, is_inexact
 
-__all__ = ['BoundOperator', 'TreeShape', 'configurable', 'iteration_limit', 'solve_with', 'tolerances']
+__all__ = ['BoundOperator', 'TreeShape', 'configurable', 'iteration_limit', 'solve_with', 'stopping_rule']
 
 
 class TreeShape:
@@ -130,13 +130,9 @@ def solve_with(
             )
         x, status = attach_graph(method, fun, rhs.unknowns, None)
         return (rhs.pack(x), status) if return_status else rhs.pack(x)
-    unknowns = rhs.unknowns
-    if normal:
-        unknowns = list(operator.rmatvec(consts, unknowns))
-        operator = Normal(operator)
     if ridge is not None:
         consts = [*consts, _ridge(ridge, name, guess)]
-        operator = Shifted(operator)
+        operator = operator if normal else Shifted(operator)
     preconditioner = None
     if M is not None:
         preconditioner = close_over(_on_leaves(M, guess, guess, name, 'M'), guess.unknowns)[:2]
@@ -144,11 +140,12 @@ def solve_with(
         method,
         operator,
         consts,
-        unknowns,
+        rhs.unknowns,
         start,
         preconditioner,
         warns=not return_status,
         product=first if ridge is None and not normal else None,
+        normal=Normal(tuple((x.shape, x.dtype) for x in guess.unknowns), ridge is not None) if normal else None,
     )
     return (guess.pack(x), status) if return_status else guess.pack(x)
 
@@ -209,15 +206,23 @@ def configurable(solve: Callable[_P, Any]) -> Callable[_P, Any]:
     return door
 
 
-def tolerances(tol: float | None, rtol: float | None, atol: float) -> tuple[float, float]:
-    """The relative tolerance, which JAXopt calls ``tol`` and TorchOpt ``rtol``, and the absolute one."""
+def stopping_rule(
+    tol: float | None, rtol: float | None, atol: float | None, maxiter: int | None
+) -> tuple[float, float, int | None, bool]:
+    """The relative tolerance, which JAXopt calls ``tol`` and TorchOpt ``rtol``, the absolute one, and the limit.
+
+    Last, whether the iterations are truncated on purpose: a limit is given, and of the tolerances only zeros.
+    """
     if tol is not None and rtol is not None:
         raise TypeError('tol and rtol are two names of the relative tolerance; give one of them.')
-    relative = rtol if tol is None else tol
-    relative = 1e-5 if relative is None else relative
+    given = [rtol if tol is None else tol, atol]
+    relative = 1e-5 if given[0] is None else given[0]
+    absolute = 0.0 if atol is None else atol
     checks.at_least('tol', relative)
-    checks.at_least('atol', atol)
-    return float(relative), float(atol)
+    checks.at_least('atol', absolute)
+    limit = iteration_limit(maxiter)
+    truncates = limit is not None and 0 in given and not any(given)
+    return float(relative), float(absolute), limit, truncates
 
 
 def iteration_limit(maxiter: int | None) -> int | None:

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchopt.linear_solve.derivative import Problem, Result
-from torchopt.linear_solve.door import configurable, iteration_limit, solve_with, tolerances
-from torchopt.linear_solve.stopping import IterativeOptions, can_improve, masked, outcome_of
-from torchopt.linear_solve.vectors import add_scaled, any_above, divide, inner
+from torchopt.linear_solve.door import configurable, solve_with, stopping_rule
+from torchopt.linear_solve.problem import Problem
+from torchopt.linear_solve.stopping import Improvement, IterativeOptions, can_improve, masked
+from torchopt.linear_solve.vectors import Scalar, add_scaled, divide, inner, norm
 
 __all__ = ['BiCGStab', 'GMRES', 'solve_bicgstab', 'solve_gmres']
 
@@ -30,31 +30,28 @@ class BiCGStab(IterativeOptions):
     name: str = 'solve_bicgstab'
     symmetric: bool = False
 
-    def run(self, problem: Problem) -> Result:
-        """Solve."""
-        b = problem.b
-        x, r = (torch.zeros_like(b), b) if problem.x0 is None else (problem.x0, b - problem.matvec(problem.x0))
-        limit = self.limit(b)
-        shadow, p, v = r, torch.zeros_like(b), torch.zeros_like(b)
-        rr = inner(r, r)
-        rho = alpha = omega = torch.ones_like(rr) if isinstance(rr, Tensor) else 1.0
-        k, steps, goes_on = 0, self.steps(problem), any_above(rr, limit)
+    def improve(self, problem: Problem, r: Tensor, size: Scalar, limit: Scalar, steps: int) -> Improvement:
+        """Both steps in turn, from the residual on."""
+        x, p, shadow = torch.zeros_like(r), r, r
+        rho = size * size
+        k, goes_on = 0, True
         while goes_on and k < steps:
-            rho, before = inner(shadow, r), rho
-            beta = divide(rho, before) * divide(alpha, omega)
-            p = add_scaled(r, add_scaled(p, v, -omega), beta)
             along_p = problem.precondition(p)
             v = problem.matvec(along_p)
-            alpha = divide(masked(rho, rr, limit), inner(shadow, v))
+            alpha = divide(masked(rho, size, limit), inner(shadow, v))
             s = add_scaled(r, v, -alpha)
             along_s = problem.precondition(s)
             t = problem.matvec(along_s)
-            omega = divide(masked(inner(t, s), rr, limit), inner(t, t))
+            omega = divide(masked(inner(t, s), size, limit), inner(t, t))
             x = add_scaled(add_scaled(x, along_p, alpha), along_s, omega)
             r = add_scaled(s, t, -omega)
-            rr = inner(r, r)
-            k, goes_on = k + 1, can_improve(rr, limit, alpha, omega)
-        return Result(x, k, rr**0.5, outcome_of(rr, limit, stuck=not goes_on))
+            size = norm(r)
+            k, goes_on = k + 1, can_improve(size, limit, alpha, omega)
+            if goes_on:
+                rho, before = inner(shadow, r), rho
+                beta = divide(rho, before) * divide(alpha, omega)
+                p = add_scaled(r, add_scaled(p, v, -omega), beta)
+        return Improvement(x, size, k, k)
 
 
 @dataclass(frozen=True)
@@ -74,36 +71,25 @@ class GMRES(IterativeOptions):
     name: str = 'solve_gmres'
     symmetric: bool = False
 
-    def run(self, problem: Problem) -> Result:
-        """Solve."""
-        b = problem.b
-        x, r = (torch.zeros_like(b), b) if problem.x0 is None else (problem.x0, b - problem.matvec(problem.x0))
-        limit, rr = self.limit(b), inner(r, r)
-        k, bases, steps, goes_on = 0, 0, self.steps(problem), any_above(rr, limit)
-        while goes_on and bases < steps:
-            step, size = self._minimize(problem, r, limit)
-            x = x + problem.precondition(step)
-            r = b - problem.matvec(x)
-            rr, before = inner(r, r), rr
-            # A basis that gained nothing is followed by the same one again.
-            gained = masked(before - rr, rr, limit)
-            k, bases, goes_on = k + size, bases + 1, can_improve(rr, limit, gained)
-        return Result(x, k, rr**0.5, outcome_of(rr, limit, stuck=not goes_on))
+    gain = 1.0
 
-    def _minimize(self, problem: Problem, r: Tensor, limit: Tensor | float) -> tuple[Tensor, int]:
-        """The combination of a new basis that minimizes the residual, and how many vectors the basis has."""
+    def improve(self, problem: Problem, r: Tensor, size: Scalar, limit: Scalar, steps: int) -> Improvement:
+        """The combination of a new basis that minimizes the residual."""
         m = min(self.restart, problem.layout.size)
         batch = r.shape[:-1]
-        beta = torch.linalg.vector_norm(r, dim=-1, keepdim=True)
         basis = r.new_zeros(*batch, m + 1, r.shape[-1])
+        beta = size if isinstance(size, Tensor) else r.new_full((1,), size)
         basis[..., 0, :] = divide(r, beta.expand_as(r))
         fit = _Rotations(m, _on_host(beta)[..., 0])
         target = _on_host(limit[..., 0] if isinstance(limit, Tensor) else limit)
-        size = 0
-        while size < m and not (fit.residual**2 <= target).all():
-            w = problem.matvec(problem.precondition(basis[..., size, :]))
-            known = basis[..., : size + 1, :]
-            h = w.new_zeros(*batch, size + 1)
+        k = 0
+        while k < m and not (fit.residual <= target).all():
+            if k == 0:
+                w = divide(problem.matvec(problem.precondition(r)), beta.expand_as(r))
+            else:
+                w = problem.matvec(problem.precondition(basis[..., k, :]))
+            known = basis[..., : k + 1, :]
+            h = w.new_zeros(*batch, k + 1)
             for _ in range(2):  # Gram and Schmidt twice, without which the basis loses orthogonality
                 overlap = (known @ w.unsqueeze(-1)).squeeze(-1)
                 w = w - (overlap.unsqueeze(-2) @ known).squeeze(-2)
@@ -112,11 +98,13 @@ class GMRES(IterativeOptions):
             # Of a vector that lies in the space already only rounding is left: the space is complete.
             rounding = 10 * torch.finfo(w.dtype).eps * torch.linalg.vector_norm(h, dim=-1, keepdim=True)
             length = torch.where(length <= rounding, 0.0, length)
-            basis[..., size + 1, :] = divide(w, length.expand_as(w))
+            basis[..., k + 1, :] = divide(w, length.expand_as(w))
             fit.append(_on_host(torch.cat([h, length], dim=-1)))
-            size += 1
-        y = torch.from_numpy(np.ascontiguousarray(fit.solution(size))).to(r)
-        return (y.unsqueeze(-2) @ basis[..., :size, :]).squeeze(-2), size
+            k += 1
+        y = torch.from_numpy(np.ascontiguousarray(fit.solution(k))).to(r)
+        d = problem.precondition((y.unsqueeze(-2) @ basis[..., :k, :]).squeeze(-2))
+        least = torch.from_numpy(fit.residual).to(r).unsqueeze(-1) if batch else float(fit.residual)
+        return Improvement(d, least, k, 1)
 
 
 class _Rotations:
@@ -171,7 +159,7 @@ def solve_bicgstab(
     *,
     tol: float | None = None,
     rtol: float | None = None,
-    atol: float = 0.0,
+    atol: float | None = None,
     maxiter: int | None = None,
     M: Callable[[Any], Any] | None = None,
     return_status: bool = False,
@@ -214,7 +202,7 @@ def solve_bicgstab(
         Van der Vorst, *Bi-CGSTAB: A Fast and Smoothly Converging Variant of Bi-CG for the Solution of Nonsymmetric
         Linear Systems*, 1992.
     """
-    method = BiCGStab(*tolerances(tol, rtol, atol), iteration_limit(maxiter))
+    method = BiCGStab(*stopping_rule(tol, rtol, atol, maxiter))
     return solve_with(method, matvec, b, ridge=ridge, init=init, M=M, return_status=return_status)
 
 
@@ -227,7 +215,7 @@ def solve_gmres(
     tol: float | None = None,
     *,
     rtol: float | None = None,
-    atol: float = 0.0,
+    atol: float | None = None,
     restart: int = 20,
     maxiter: int | None = None,
     M: Callable[[Any], Any] | None = None,
@@ -273,5 +261,5 @@ def solve_gmres(
     """
     if not isinstance(restart, int) or restart < 1:
         raise ValueError(f'Invalid restart: {restart!r}; expected an int >= 1.')
-    method = GMRES(*tolerances(tol, rtol, atol), iteration_limit(maxiter), restart)
+    method = GMRES(*stopping_rule(tol, rtol, atol, maxiter), restart)
     return solve_with(method, matvec, b, ridge=ridge, init=init, M=M, return_status=return_status)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torchopt.autodiff.products import jvp, map_product, recorded, vjp
 from torchopt.autodiff.tape import Leaves, Product, taped
 
-__all__ = ['Adjoint', 'Function', 'Jacobian', 'Normal', 'Operator', 'Shifted']
+__all__ = ['Adjoint', 'Function', 'Jacobian', 'Operator', 'Shifted']
 
 
 class Operator:
@@ -57,7 +57,7 @@ class Operator:
             dims: For each of them 0 if its first dimension counts the systems, None if all share it.
             size: The number of systems.
         """
-        return (Repeated(self) if all(d is None for d in dims) else Mapped(self, dims)), consts
+        return (Repeated(self, size) if all(d is None for d in dims) else Mapped(self, dims, size)), consts
 
 
 class Function(Operator):
@@ -126,7 +126,7 @@ class Jacobian(Operator):
     def batched(self, consts: Leaves, dims: Sequence[int | None], size: int) -> tuple[Operator, Leaves]:
         """The block-diagonal Jacobian of the mapped function."""
         if all(d is None for d in dims):
-            return Repeated(self), consts
+            return Repeated(self, size), consts
         n, fun = self.unknowns, self.fun
         point = [x if d == 0 else x.expand(size, *x.shape) for x, d in zip(consts[:n], dims)]
         theta_dims = list(dims[n:])
@@ -159,37 +159,6 @@ class Adjoint(Operator):
         """The transpose of the batched operator."""
         of, consts = self.of.batched(consts, dims, size)
         return Adjoint(of), consts
-
-
-class Normal(Operator):
-    r"""The operator of the normal equations, :math:`A^\mathsf{H} A`."""
-
-    def __init__(self, of: Operator) -> None:
-        self.of = of
-
-    def matvec(self, consts: Leaves, x: Leaves) -> Leaves:
-        """The product with a vector."""
-        return self.of.rmatvec(consts, self.of.matvec(consts, x))
-
-    def rmatvec(self, consts: Leaves, u: Leaves) -> Leaves:
-        """The same: the map is its own transpose."""
-        return self.matvec(consts, u)
-
-    def prepare(self, consts: Leaves, like: Leaves) -> tuple[Product, Product]:
-        """One after the other."""
-        apply, adjoint = self.of.prepare(consts, like)
-
-        def both(x: Leaves) -> Leaves:
-            return adjoint(apply(x))
-
-        return both, both
-
-    def batched(self, consts: Leaves, dims: Sequence[int | None], size: int) -> tuple[Operator, Leaves]:
-        """The normal equations of the batched operator, where its transpose knows its domain."""
-        if isinstance(self.of, Function):
-            return super().batched(consts, dims, size)
-        of, consts = self.of.batched(consts, dims, size)
-        return Normal(of), consts
 
 
 class Shifted(Operator):
@@ -226,7 +195,7 @@ class Shifted(Operator):
     def batched(self, consts: Leaves, dims: Sequence[int | None], size: int) -> tuple[Operator, Leaves]:
         """The shift of the batched operator."""
         if all(d is None for d in dims):
-            return Repeated(self), consts
+            return Repeated(self, size), consts
         of, inner = self.of.batched(consts[:-1], dims[:-1], size)
         return Shifted(of), [*inner, consts[-1]]
 
@@ -234,8 +203,12 @@ class Shifted(Operator):
 class Mapped(Operator):
     """An operator for each of many systems."""
 
-    def __init__(self, of: Operator, dims: Sequence[int | None]) -> None:
-        self.of, self.dims = of, list(dims)
+    def __init__(self, of: Operator, dims: Sequence[int | None], size: int) -> None:
+        self.of, self.dims, self.size = of, list(dims), size
+
+    def domain_like(self, u: Leaves) -> list[Tensor]:
+        """Zeros that the map can be applied to."""
+        return _many(self.of.domain_like([x[0] for x in u]), self.size)
 
     def matvec(self, consts: Leaves, x: Leaves) -> Leaves:
         """The product with a vector."""
@@ -249,8 +222,12 @@ class Mapped(Operator):
 class Repeated(Operator):
     """One and the same operator for many systems."""
 
-    def __init__(self, of: Operator) -> None:
-        self.of = of
+    def __init__(self, of: Operator, size: int) -> None:
+        self.of, self.size = of, size
+
+    def domain_like(self, u: Leaves) -> list[Tensor]:
+        """Zeros that the map can be applied to."""
+        return _many(self.of.domain_like([x[0] for x in u]), self.size)
 
     def matvec(self, consts: Leaves, x: Leaves) -> Leaves:
         """The product with a vector."""
@@ -264,6 +241,10 @@ class Repeated(Operator):
         """Those of the operator, for all systems at once."""
         apply, adjoint = self.of.prepare(consts, [x[0] for x in like])
         return map_product(apply), map_product(adjoint)
+
+
+def _many(leaves: Leaves, size: int) -> list[Tensor]:
+    return [x.new_zeros((size, *x.shape)) for x in leaves]
 
 
 def _vmap(fun: Callable[..., Leaves], dims: list[int | None]) -> Callable[..., Leaves]:

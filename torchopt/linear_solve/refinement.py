@@ -3,57 +3,51 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from torchopt import checks
-from torchopt.linear_solve.derivative import Problem, Result
 from torchopt.linear_solve.door import configurable, iteration_limit, solve_with
 from torchopt.linear_solve.krylov import solve_gmres
-from torchopt.linear_solve.status import LinearSolveWarning
-from torchopt.linear_solve.stopping import can_improve, masked, outcome_of
-from torchopt.linear_solve.vectors import any_above, inner
+from torchopt.linear_solve.problem import Problem
+from torchopt.linear_solve.status import roughly
+from torchopt.linear_solve.stopping import Improvement, IterativeOptions
+from torchopt.linear_solve.vectors import Scalar, norm, times_power
 
 __all__ = ['Refinement', 'solve_iterative_refinement']
 
 
 @dataclass(frozen=True)
-class Refinement:
+class Refinement(IterativeOptions):
     r"""Repeat :math:`x \gets x + S(b - A x)`, where :math:`S` solves approximately (Wilkinson, 1963).
 
     Attributes:
         solve: ``solve(matvec, b)``.
-        maxiter: The number of corrections that are allowed.
-        tol: The norm of the residual at which to stop.
     """
 
-    solve: Callable[..., Any]
-    maxiter: int = 10
-    tol: float = 1e-7
+    solve: Callable[..., Any] = solve_gmres
     name: str = 'solve_iterative_refinement'
     symmetric: bool = False
 
-    def run(self, problem: Problem) -> Result:
-        """Solve."""
-        b = problem.b
-        x, r = (torch.zeros_like(b), b) if problem.x0 is None else (problem.x0, b - problem.matvec(problem.x0))
-        # What stands in for the preconditioner is the approximation of the matrix itself, for the solver to work with.
-        approximation = problem.precondition if problem.is_preconditioned else problem.matvec
-        rr = inner(r, r)
-        limit = torch.full_like(rr, self.tol**2) if isinstance(rr, torch.Tensor) else self.tol**2
-        k, goes_on = 0, any_above(rr, limit)
-        while goes_on and k < self.maxiter:
-            with warnings.catch_warnings():
-                warnings.simplefilter('ignore', LinearSolveWarning)  # it is rough by intention
-                x = x + self.solve(approximation, r)
-            r = b - problem.matvec(x)
-            rr, before = inner(r, r), rr
-            k, goes_on = k + 1, can_improve(rr, limit, masked(before - rr, rr, limit))
-        return Result(x, k, rr**0.5, outcome_of(rr, limit, stuck=not goes_on))
+    gain = 1.0
+    # What stands in for the preconditioner is an approximation of the matrix itself, for the solver to work with.
+    power = -1
+
+    def improve(self, problem: Problem, r: Tensor, size: Scalar, limit: Scalar, steps: int) -> Improvement:
+        """One rough solve."""
+        with roughly():
+            d = self.solve(problem.precondition if problem.is_preconditioned else problem.matvec, r)
+        return Improvement(d, norm(r - problem.matvec(d)), 1, 1)
+
+    def limit(self, problem: Problem) -> Scalar:
+        """The tolerance: of the residual itself, or relative to a right-hand side that is smaller than one."""
+        tol = times_power(self.tol, -problem.residual_scale)
+        relative = self.tol * problem.norm
+        return torch.clamp(relative, max=tol) if isinstance(relative, Tensor) else min(relative, tol)
 
 
 @configurable
@@ -77,7 +71,10 @@ def solve_iterative_refinement(
         b: The right-hand side, a tree of floating or complex tensors.
         init: Where to start, zero if None.
         maxiter: The number of corrections that are allowed.
-        tol: The norm of the residual to reach; it is absolute.
+        tol: The norm of the residual to reach: absolute, as in JAXopt, and relative to the norm of ``b`` where that is
+            less than one.  So a small ``b``, such as the gradient that comes into a derivative, is solved for like any
+            other.  What rounding allows for a large one is reached in any case: about ten times the precision of the
+            dtype, times the norm of ``b``.
         solve: What solves roughly: ``solve(matvec, b)``, given flat vectors.
         matvec_A_bar: :math:`\bar A`, an approximation of :math:`A` that is easier to solve with, as a linear function
             of trees; :math:`A` itself if None.
@@ -108,5 +105,5 @@ def solve_iterative_refinement(
     """
     checks.at_least('tol', tol)
     limit = iteration_limit(maxiter)
-    method = Refinement(solve, 10 if limit is None else limit, tol)
+    method = Refinement(tol, maxiter=10 if limit is None else limit, truncates=tol == 0, solve=solve)
     return solve_with(method, matvec, b, init=init, M=matvec_A_bar, return_status=return_status)

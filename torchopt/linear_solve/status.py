@@ -3,15 +3,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import enum
+import logging
+import os
+import sys
 import warnings
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 
 from torchopt import tree
 
-__all__ = ['LinearSolveWarning', 'Outcome', 'SolveStatus', 'warn_unless_solved']
+__all__ = ['LinearSolveWarning', 'Outcome', 'SolveStatus', 'roughly', 'warn_unless_solved']
+
+logger = logging.getLogger(__name__)
 
 
 class LinearSolveWarning(UserWarning):
@@ -28,7 +36,10 @@ class Outcome(enum.IntEnum):
     BREAKDOWN = 2
     """The recurrence divided by zero: the system is singular, or not of the kind that the method needs."""
     DIVERGED = 3
-    """The iterates are not finite, or the series does not converge."""
+    """The iterates are not finite, the dtype does not hold the solution, or the series does not converge."""
+    STAGNATED = 4
+    """By its own recurrence the method arrived, but the true residual is larger, and comes no closer: the matrix is
+    singular, or too ill-conditioned for the tolerance in this precision."""
 
 
 _EXPLANATIONS = {
@@ -37,7 +48,11 @@ _EXPLANATIONS = {
     Outcome.BREAKDOWN: 'broke down: the matrix is singular, or not of the kind that the method needs (solve_cg: '
     'symmetric and positive definite). Use solve_normal_cg or solve_gmres, or regularize with ridge.',
     Outcome.DIVERGED: 'diverged: the matrix is singular, or not of the kind that the method needs (a Neumann series: '
-    'the spectral radius of I - alpha A is below one). Use another solver, a smaller alpha, or regularize with ridge.',
+    'the spectral radius of I - alpha A is below one), or the dtype does not hold the solution. Use another solver, '
+    'a smaller alpha, or regularize with ridge.',
+    Outcome.STAGNATED: 'stagnated: rounding keeps the residual above the tolerance, since the matrix is singular or '
+    'ill-conditioned, or the tolerance is too small for the dtype. Use solve_normal_cg or float64, precondition '
+    'with M, regularize with ridge, or raise tol.',
 }
 
 
@@ -47,8 +62,8 @@ class SolveStatus(NamedTuple):
 
     Attributes:
         iterations: How many iterations were done, an int64 tensor.
-        residual: The norm of the residual that the solver's own recurrence gives; NaN for direct solvers and series,
-            which know none.
+        residual: The norm of the residual: the true one where the solver says that it converged or stagnated, that of
+            its recurrence where it stopped before.  (Of the normal equations, for :func:`solve_normal_cg`.)
         outcome: An :class:`Outcome` as an int64 tensor; zero is success.
     """
 
@@ -62,18 +77,57 @@ class SolveStatus(NamedTuple):
         return self.outcome == Outcome.CONVERGED
 
 
-def warn_unless_solved(name: str, status: SolveStatus) -> None:
-    """Warn of what a solver could not do; with a batch of systems, of the worst outcome among them."""
+def warn_unless_solved(name: str, status: SolveStatus, *, truncates: bool = False) -> None:
+    """Warn of what a solver could not do; with a batch of systems, of the worst outcome among them.
+
+    The message is the same each time, so that Python shows it once for each place in the program.  The numbers go to
+    the log; so does all of it where the number of iterations is what was asked for.
+    """
     if status.outcome.numel() == 0 or not (worst := int(status.outcome.max())):
         return
     failed = int((status.outcome != 0).sum())
-    of_batch = f' in {failed} of {status.outcome.numel()} systems' if status.outcome.numel() > 1 else ''
-    residual = float(status.residual.max())
-    numbers = f'after {int(status.iterations.max())} iterations'
-    numbers += '' if residual != residual else f' with a residual norm of {residual:.3g}'
-    warnings.warn(
-        f'{name}{of_batch} {_EXPLANATIONS[Outcome(worst)]} Stopped {numbers}. Pass return_status=True to be told '
-        'instead.',
-        LinearSolveWarning,
-        stacklevel=3,
+    logger.debug(
+        '%s: %s in %d of %d systems, after %d iterations, with a residual norm of %.3g.',
+        name,
+        Outcome(worst).name,
+        failed,
+        status.outcome.numel(),
+        int(status.iterations.max()),
+        float(status.residual.max()),
     )
+    if _is_rough.get() or (truncates and worst == Outcome.MAXITER):
+        return
+    of_batch = ', in some of the systems of a batch,' if status.outcome.numel() > 1 else ''
+    warnings.warn(
+        f'{name}{of_batch} {_EXPLANATIONS[Outcome(worst)]} Pass return_status=True for the numbers, instead of this '
+        'warning.',
+        LinearSolveWarning,
+        stacklevel=_level_of_caller(),
+    )
+
+
+_is_rough: contextvars.ContextVar[bool] = contextvars.ContextVar('is_rough', default=False)
+
+
+@contextlib.contextmanager
+def roughly() -> Iterator[None]:
+    """Solve without warnings, since what is solved here is to be corrected."""
+    token = _is_rough.set(True)
+    try:
+        yield
+    finally:
+        _is_rough.reset(token)
+
+
+_LIBRARIES = (
+    os.path.dirname(torch.__file__) + os.sep,
+    os.path.dirname(os.path.dirname(__file__)) + os.sep,
+)
+
+
+def _level_of_caller() -> int:
+    """How many frames above :func:`warn_unless_solved` the program begins that uses the libraries."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
+        frame, level = frame.f_back, level + 1
+    return level

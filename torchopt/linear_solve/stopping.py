@@ -1,24 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When an iterative method stops, and what it calls the end.
+r"""When an iterative method stops, and what it calls the end: one loop for all of them.
 
-Squared residual norms are compared.  In a batch the systems go on until the last one stops; one that is solved already
-is held still, by a step size of zero.
+A method improves a solution by solving for the residual, :math:`x \gets x + d` with :math:`A d \approx b - A x`.  What
+its recurrences say of the residual drifts away from the truth by rounding, without bound where the matrix is singular.
+So the true residual is computed where a method claims to have arrived, for one product more; if it is larger than it
+should be the method goes on from there, as long as that helps.
+
+In a batch the systems go on until the last one stops; one that is solved already is held still, by a step size of zero.
 """
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from torchopt.linear_solve.derivative import Problem
+from torchopt.linear_solve.problem import Problem, Result
 from torchopt.linear_solve.status import Outcome
-from torchopt.linear_solve.vectors import inner
+from torchopt.linear_solve.vectors import Scalar, any_above, exponent, norm, times_power
 
-__all__ = ['IterativeOptions', 'can_improve', 'masked', 'outcome_of']
+__all__ = ['Improvement', 'IterativeOptions', 'can_improve', 'masked']
+
+
+class Improvement(NamedTuple):
+    """What one run of a method found.
+
+    Attributes:
+        d: The correction.
+        size: The norm of the residual, as the method has it.
+        iterations: How many iterations it did.
+        units: How many of them count towards ``maxiter``.
+    """
+
+    d: Tensor
+    size: Scalar
+    iterations: int
+    units: int
 
 
 @dataclass(frozen=True)
@@ -29,39 +50,91 @@ class IterativeOptions:
         tol: The relative tolerance.
         atol: The absolute tolerance.
         maxiter: The number of iterations that are allowed, ten per unknown if None.
+        truncates: Whether ``maxiter`` iterations are what is wanted, rather than a residual.
     """
 
     tol: float = 1e-5
     atol: float = 0.0
     maxiter: int | None = None
+    truncates: bool = False
+
+    power = 1
+    gain = 0.5
+    """By which factor the true residual has to shrink for the method to be run again."""
+
+    @abstractmethod
+    def improve(self, problem: Problem, r: Tensor, size: Scalar, limit: Scalar, steps: int) -> Improvement:
+        """Solve for a residual.
+
+        Args:
+            problem: The system.
+            r: The residual, of order one.
+            size: Its norm.
+            limit: The norm at which to stop.
+            steps: The number of iterations that are allowed.
+        """
 
     def steps(self, problem: Problem) -> int:
         """The number of iterations that are allowed."""
         return 10 * problem.layout.size if self.maxiter is None else self.maxiter
 
-    def limit(self, b: Tensor) -> Any:
-        """The square of the residual norm at which to stop, for each system."""
-        relative = self.tol**2 * inner(b, b)
-        return relative.clamp(min=self.atol**2) if isinstance(relative, Tensor) else max(relative, self.atol**2)
+    def limit(self, problem: Problem) -> Scalar:
+        """The residual norm at which to stop, for each system."""
+        relative = self.tol * problem.norm
+        if not self.atol:
+            return relative
+        atol = times_power(self.atol, -problem.residual_scale)
+        return torch.clamp(relative, min=atol) if isinstance(relative, Tensor) else max(relative, atol)
+
+    def run(self, problem: Problem) -> Result:
+        """Solve."""
+        problem.normalize()
+        limit = self.limit(problem)
+        x, r, size = problem.x0, problem.rhs, problem.norm
+        if x is not None:
+            r = problem.residual(x)
+            size = norm(r)
+        iterations, units, steps = 0, 0, self.steps(problem)
+        claimed: Any = False
+        goes_on = any_above(size, limit)
+        while goes_on and units < steps:
+            e = exponent(r, size)
+            left = (times_power(x, -e) for x in (r, size, limit))
+            done = self.improve(problem, *left, steps - units)
+            d, found = times_power(done.d, e), times_power(done.size, e)
+            x = d if x is None else x + d
+            iterations, units = iterations + done.iterations, units + done.units
+            claimed = found <= limit
+            if units >= steps and not (bool(claimed.any()) if isinstance(claimed, Tensor) else claimed):
+                size = found
+                break
+            r = problem.residual(x)
+            size, before = norm(r), size
+            goes_on = can_improve(size, 1.01 * limit, size < self.gain * before)
+        x = torch.zeros_like(problem.rhs) if x is None else x
+        return Result(x, iterations, size, self._outcome(problem, size, limit, claimed, stuck=units < steps))
+
+    def _outcome(self, problem: Problem, size: Scalar, limit: Scalar, claimed: Any, *, stuck: bool) -> Any:
+        """How it ended, for each system: unsolved ones broke down if they were not out of iterations."""
+        other = Outcome.BREAKDOWN if stuck else Outcome.MAXITER
+        if not isinstance(size, Tensor):
+            if size <= max(limit * problem.drift if claimed else limit, problem.floor):
+                return Outcome.CONVERGED
+            return Outcome.DIVERGED if not math.isfinite(size) else Outcome.STAGNATED if claimed else other
+        solved = (size <= torch.where(torch.as_tensor(claimed), limit * problem.drift, limit)) | (size <= problem.floor)
+        unsolved = torch.where(torch.as_tensor(claimed), int(Outcome.STAGNATED), int(other))
+        outcome = torch.where(solved, int(Outcome.CONVERGED), unsolved)
+        return torch.where(torch.isfinite(size), outcome, int(Outcome.DIVERGED))
 
 
-def masked(value: Any, rr: Any, limit: Any) -> Any:
+def masked(value: Any, size: Any, limit: Any) -> Any:
     """The value, zero for systems in a batch that are solved."""
-    return torch.where(rr <= limit, 0.0, value) if isinstance(value, Tensor) else value
+    return torch.where(size <= limit, 0.0, value) if isinstance(value, Tensor) else value
 
 
-def can_improve(rr: Any, limit: Any, *steps: Any) -> bool:
+def can_improve(size: Any, limit: Any, *steps: Any) -> bool:
     """Whether some system is not solved yet, is finite, and moved in at least one of the last steps."""
-    if not isinstance(rr, Tensor):
-        return rr > limit and math.isfinite(rr) and any(step != 0 for step in steps)
+    if not isinstance(size, Tensor):
+        return size > limit and math.isfinite(size) and any(step != 0 for step in steps)
     moved = torch.stack([step != 0 for step in steps]).any(dim=0)
-    return bool(((rr > limit) & torch.isfinite(rr) & moved).any())
-
-
-def outcome_of(rr: Any, limit: Any, *, stuck: bool) -> Any:
-    """How it ended, for each system: unsolved ones broke down if none of them could improve."""
-    unsolved = Outcome.BREAKDOWN if stuck else Outcome.MAXITER
-    if not isinstance(rr, Tensor):
-        return Outcome.CONVERGED if rr <= limit else unsolved if math.isfinite(rr) else Outcome.DIVERGED
-    outcome = torch.where(rr <= limit, int(Outcome.CONVERGED), int(unsolved))
-    return torch.where(torch.isfinite(rr), outcome, int(Outcome.DIVERGED))
+    return bool(((size > limit) & torch.isfinite(size) & moved).any())

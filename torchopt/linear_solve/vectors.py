@@ -4,6 +4,9 @@
 A solver sees real vectors of shape ``(*batch, n)``: all leaves of the unknown side by side, complex leaves as pairs of
 real numbers, half precision computed in float32.  Real pairs are more than a convenience: the Jacobian of a function
 that is not holomorphic is linear over the reals only.
+
+Scales are powers of two, kept as their exponents: to multiply by one rounds nothing, and the product of two that no
+number of the dtype could hold is the sum of their exponents.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ['Layout', 'add_scaled', 'any_above', 'divide', 'inner']
+__all__ = ['Layout', 'Scalar', 'add_scaled', 'any_above', 'divide', 'exponent', 'inner', 'norm', 'times_power']
 
 Scalar = Any
 """A Python number where there is one system; a tensor of shape ``(*batch, 1)`` where there are many.
@@ -86,6 +89,51 @@ def inner(x: Tensor, y: Tensor) -> Scalar:
     if x.dim() == 1:
         return torch.dot(x, y).item()
     return torch.linalg.vecdot(x, y).unsqueeze(-1)
+
+
+def norm(x: Tensor) -> Scalar:
+    """The Euclidean norm of each system."""
+    if x.dim() == 1:
+        return torch.linalg.vector_norm(x).item()
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+
+
+_MODERATE = 12
+"""Numbers between two to the minus this and two to this are of order one: their products are far from all limits."""
+
+
+def exponent(x: Tensor, size: Scalar) -> int | Tensor:
+    """For each system the exponent of the power of two next to its largest element; zero for vectors of order one.
+
+    Args:
+        x: The vectors.
+        size: Their norms, which need not be right where they are too large or too small to be computed.
+    """
+    if not isinstance(size, Tensor):
+        if 2.0**-_MODERATE < size < 2.0**_MODERATE or not x.numel():
+            return 0
+        largest = torch.linalg.vector_norm(x, math.inf).item()
+        return math.frexp(largest)[1] if 0 < largest < math.inf else 0
+    if not x.numel():
+        return 0
+    largest = torch.linalg.vector_norm(x, math.inf, dim=-1, keepdim=True)
+    found = torch.frexp(largest).exponent
+    found = torch.where((largest > 0) & torch.isfinite(largest) & (found.abs() > _MODERATE), found, 0)
+    return found if bool(found.any()) else 0
+
+
+def times_power(x: Any, e: int | Tensor) -> Any:
+    """``x * 2**e`` for a vector or a scalar; exact unless it leaves the range of the dtype."""
+    if isinstance(e, Tensor):
+        like = x if isinstance(x, Tensor) else torch.zeros((), dtype=torch.float64, device=e.device)
+        half = torch.div(e, 2, rounding_mode='floor')
+        return x * torch.exp2(half.to(like.dtype)) * torch.exp2((e - half).to(like.dtype))
+    if e == 0:
+        return x
+    if -100 < e < 100:
+        return x * 2.0**e
+    half = e // 2
+    return x * 2.0**half * 2.0 ** (e - half)
 
 
 def divide(a: Scalar, b: Scalar) -> Scalar:

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""The derivative of least squares, for matrices of any shape and rank.
+
+**Without a ridge** the solution is :math:`x = A^+ b`, of least norm among those that minimize :math:`\|A x - b\|`. (One
+that starts from :math:`x_0` is :math:`x = x_0 + A^+ (b - A x_0)`.)  Where the rank does not change,
+
+.. math::
+
+    \mathrm{d}A^+ = -A^+\, \mathrm{d}A\, A^+ + A^+ A^{+\mathsf{H}}\, \mathrm{d}A^\mathsf{H}\, (I - A A^+)
+                    + (I - A^+ A)\, \mathrm{d}A^\mathsf{H}\, A^{+\mathsf{H}} A^+ ,
+
+by Golub and Pereyra (*The Differentiation of Pseudo-Inverses and Nonlinear Least Squares Problems Whose Variables
+Separate*, 1973).  With the residual :math:`r = b - A x` and :math:`y = A^{+\mathsf{H}} (x - x_0)` that is
+
+.. math::
+
+    \mathrm{d}x = w + A^+ \bigl(\mathrm{d}b - \mathrm{d}A\, x + A^{+\mathsf{H}}\, \mathrm{d}A^\mathsf{H} r - A w\bigr),
+    \qquad w = \mathrm{d}A^\mathsf{H} y .
+
+For reverse mode let :math:`\bar x` be the cotangent of :math:`x`, and
+
+.. math:: u = A^{+\mathsf{H}}\, \bar x, \qquad q = \bar x - A^\mathsf{H} u, \qquad z = A^+ u ;
+
+then :math:`\langle \bar x, \mathrm{d}x \rangle = \langle u, \mathrm{d}b \rangle - \langle u, \mathrm{d}A\, x \rangle +
+\langle \mathrm{d}A\, z, r \rangle + \langle \mathrm{d}A\, q, y \rangle`.  Every application of :math:`A^+` or of
+:math:`A^{+\mathsf{H}}` is a least-squares problem of the same kind, so that derivatives of every order follow.
+
+A regular matrix has :math:`r = 0` and :math:`q = 0`, and one solve suffices, as for other solvers.  Whether a square
+matrix is regular nobody knows beforehand.  A plain gradient leaves out the term of :math:`z` or :math:`y` where
+:math:`r` or :math:`q` is zero to the tolerance of the solver.  But a term that is zero may have a derivative that is
+not: all are computed wherever there may be a further one.
+
+**With a ridge** :math:`\lambda`, or where a preconditioner says that the matrix of the normal equations is regular,
+
+.. math:: (A^\mathsf{H} A + \lambda I)\, x = A^\mathsf{H} b + c
+
+(where :math:`c = 0` but in derivatives), and differentiating both sides
+
+.. math::
+
+    (A^\mathsf{H} A + \lambda I)\, \mathrm{d}x
+    = A^\mathsf{H} (\mathrm{d}b - \mathrm{d}A\, x) + \mathrm{d}A^\mathsf{H} r + \mathrm{d}c - \mathrm{d}\lambda\, x .
+
+With :math:`(A^\mathsf{H} A + \lambda I)\, z = \bar x` and :math:`u = A z` the cotangents are :math:`\bar b = u`,
+:math:`\bar c = z`, :math:`\bar\lambda = -\langle z, x \rangle`, and that of :math:`A` as above, without :math:`q`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt.autodiff.products import jvp, vjp
+from torchopt.autodiff.tape import Leaves
+from torchopt.linear_solve.operators import Operator
+from torchopt.numerics import in_transform
+
+__all__ = ['LeastSquares']
+
+
+class LeastSquares(NamedTuple):
+    """A solved problem, to be differentiated.
+
+    Attributes:
+        solve: ``solve(b)``, ``solve(b, source=c)`` and ``solve(x, transposed=True)``, to the tolerance ``tol``.
+        operator: The map.
+        theta: The tensors that it depends on.
+        ridge: The ridge of each system, if there is one.
+        is_regular: Whether the matrix of the normal equations, with the ridge, is known to be regular.
+        tol: The tolerance.
+        batch: How many dimensions count systems.
+        x: The solution.
+        x0: Where it started, if not at zero.
+        b: The right-hand side, without ``c``.
+    """
+
+    solve: Callable[..., Leaves]
+    operator: Operator
+    theta: Leaves
+    ridge: Tensor | None
+    is_regular: bool
+    tol: float
+    batch: int
+    x: Leaves
+    x0: Leaves | None
+    b: Leaves
+
+    def pull(
+        self, x_bar: Leaves, wanted: Sequence[int], *, needs_source: bool, needs_ridge: bool
+    ) -> tuple[Leaves, list[Tensor], Tensor | None]:
+        """The cotangents of ``b`` (and ``c``), of those of ``theta`` that are wanted, and of the ridge."""
+        if self.is_regular:
+            z = self.solve([torch.zeros_like(y) for y in self.b], source=x_bar)
+            u = self._product(z)
+            terms = [(self.x, [-g for g in u])]
+            if wanted:
+                terms.append((z, self._residual()))
+            ridge_bar = self._ridge_bar(z) if needs_ridge else None
+            return [*u, *(z if needs_source else ())], self._theta_bar(terms, wanted), ridge_bar
+        u = self.solve(x_bar, transposed=True)
+        if not wanted:
+            return u, [], None
+        q = _minus(x_bar, self.operator.rmatvec(self.theta, u))
+        r = self._residual()
+        rows, columns = _size(self.b, self.batch), _size(self.x, self.batch)
+        certain = in_transform() or torch.is_grad_enabled()
+        deficient = certain or (rows <= columns and self._is_large(r, self.b)) or self._is_large(q, x_bar)
+        terms = [(self.x, [-g for g in u])]
+        if deficient or rows > columns:
+            terms.append((self.solve(u), r))
+        if deficient or rows < columns:
+            terms.append((q, self._dual()))
+        return u, self._theta_bar(terms, wanted), None
+
+    def push(
+        self, b_dot: Leaves, c_dot: Leaves | None, moving: Sequence[int], theta_dot: Leaves, ridge_dot: Tensor | None
+    ) -> Leaves:
+        """The tangent of the solution."""
+        if moving:
+            b_dot = _minus(b_dot, self._moved(self.operator.matvec, moving, theta_dot, self.x))
+            of_residual = self._moved(self.operator.rmatvec, moving, theta_dot, self._residual())
+        if self.is_regular:
+            source = [torch.zeros_like(z) for z in self.x] if c_dot is None else c_dot
+            if moving:
+                source = [c + d for c, d in zip(source, of_residual)]
+            if ridge_dot is not None:
+                source = [c - _over(ridge_dot, z) * z for c, z in zip(source, self.x)]
+            return self.solve(b_dot, source=source)
+        if not moving:
+            return self.solve(b_dot)
+        w = self._moved(self.operator.rmatvec, moving, theta_dot, self._dual())
+        v = self.solve(of_residual, transposed=True)
+        rest = [b + c for b, c in zip(_minus(b_dot, self._product(w)), v)]
+        return [a + b for a, b in zip(w, self.solve(rest))]
+
+    def _product(self, x: Leaves) -> Leaves:
+        return self.operator.matvec(self.theta, x)
+
+    def _residual(self) -> Leaves:
+        return _minus(self.b, self._product(self.x))
+
+    def _dual(self) -> Leaves:
+        return self.solve(self.x if self.x0 is None else _minus(self.x, self.x0), transposed=True)
+
+    def _is_large(self, part: Leaves, whole: Leaves) -> bool:
+        """Whether a part that is zero for a regular matrix is more than the solver has left over."""
+        dims = self.batch
+        size = lambda leaves: sum(x.abs().square().reshape(*x.shape[:dims], -1).sum(-1) for x in _scaled(leaves, whole))  # noqa: E731
+        return bool((size(part) > (100 * self.tol) ** 2 * size(whole)).any())
+
+    def _theta_bar(self, terms: list[tuple[Leaves, Leaves]], wanted: Sequence[int]) -> list[Tensor]:
+        """The vector-Jacobian product of all products at once."""
+        if not wanted:
+            return []
+
+        def products(*values: Tensor) -> list[Tensor]:
+            theta = _put(self.theta, wanted, values)
+            return [y for x, _ in terms for y in self.operator.matvec(theta, x)]
+
+        return list(vjp(products, [self.theta[i] for i in wanted], [g for _, gs in terms for g in gs]))
+
+    def _moved(
+        self, product: Callable[[Leaves, Leaves], Leaves], moving: Sequence[int], theta_dot: Leaves, x: Leaves
+    ) -> Leaves:
+        """How a product with a constant vector changes."""
+        return jvp(
+            lambda *values: product(_put(self.theta, moving, values), x), [self.theta[i] for i in moving], theta_dot
+        )
+
+    def _ridge_bar(self, z: Leaves) -> Tensor:
+        assert self.ridge is not None
+        dims = self.batch
+        parts = [(a.conj() * b).real if a.is_complex() else a * b for a, b in zip(z, self.x)]
+        return -sum((p.reshape(*p.shape[:dims], -1).sum(-1).to(self.ridge.dtype) for p in parts), self.ridge * 0)
+
+
+def _minus(a: Leaves, b: Leaves) -> list[Tensor]:
+    return [x - y for x, y in zip(a, b)]
+
+
+def _put(theta: Leaves, some: Sequence[int], values: Sequence[Any]) -> Leaves:
+    replaced = list(theta)
+    for i, value in zip(some, values):
+        replaced[i] = value
+    return replaced
+
+
+def _size(leaves: Leaves, batch: int) -> int:
+    """The number of real unknowns of one system."""
+    return sum(x[(0,) * batch].numel() * (2 if x.is_complex() else 1) for x in leaves)
+
+
+def _over(ridge: Tensor, x: Tensor) -> Tensor:
+    """A number of each system, to be multiplied with a leaf."""
+    dtype = x.dtype.to_real() if x.is_complex() else x.dtype
+    return ridge.to(dtype).reshape(ridge.shape + (1,) * (x.dim() - ridge.dim()))
+
+
+def _scaled(leaves: Leaves, like: Leaves) -> list[Tensor]:
+    """Leaves relative to the largest element of others, so that squares can be compared."""
+    largest = max((float(x.abs().max()) for x in like if x.numel()), default=0.0)
+    return [x / largest for x in leaves] if largest else list(leaves)

@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""A linear system as a method sees it: real vectors and products, of order one whatever the scales of the system are.
+
+Let :math:`A x = b`, and let :math:`\beta` and :math:`\alpha` be powers of two close to the largest elements of
+:math:`b` and of :math:`A`.  With
+
+.. math:: A' = A / \alpha, \qquad b' = b / \beta, \qquad x' = x\, \alpha / \beta
+
+the system is :math:`A' x' = b'`: no inner product in it overflows or underflows, so that no method has to think of it.
+The scale of :math:`A` is read off its first product.  Powers of two round nothing, and systems of order one are left
+alone.
+
+Normal equations, :math:`(A^\mathsf{H} A + \lambda I)\, x = A^\mathsf{H} b + c`, square the scale of :math:`A`; so it is
+taken out of :math:`A` itself: :math:`\lambda' = \lambda / \alpha^2` and :math:`c' = c / (\alpha \beta)`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt.autodiff.products import map_product
+from torchopt.autodiff.tape import Leaves, Product
+from torchopt.linear_solve.vectors import Layout, Scalar, divide, exponent, norm, times_power
+
+__all__ = ['NormalProblem', 'Problem', 'Products', 'Result']
+
+
+class Result(NamedTuple):
+    """What a method found: vectors ``(*batch, n)``, and for each system how the solve went."""
+
+    x: Tensor
+    iterations: int | Tensor
+    residual: Any
+    outcome: int | Tensor
+
+
+class Products(NamedTuple):
+    """The products that a problem is made of.
+
+    Attributes:
+        apply: With the matrix.
+        adjoint: With its transpose.
+        approximate: With the preconditioner, if there is one.
+        known: The product of the matrix with the right-hand side, if it is known.
+    """
+
+    apply: Product
+    adjoint: Product
+    approximate: Product | None = None
+    known: Leaves | None = None
+
+
+class Problem:
+    """A square system.
+
+    Args:
+        layout: How the leaves of an unknown lie in a vector.
+        products: The products.
+        b: The right-hand side.
+        x0: The initial guess.
+        power: With which power of the scale of the matrix the preconditioner is multiplied.
+
+    Attributes:
+        rhs: The right-hand side, of order one.
+        norm: Its norm.
+        x0: The initial guess, in the scale of the solution.
+        floor: A residual norm that is rounding.
+    """
+
+    rhs: Tensor
+    norm: Scalar
+    floor: Scalar
+
+    drift = 10
+    """How many times the tolerance the true residual may be where a method has arrived by its recurrence."""
+
+    def __init__(self, layout: Layout, products: Products, b: Leaves, x0: Leaves | None = None, power: int = 1) -> None:
+        self.layout, self._products, self._power = layout, products, power
+        self.x0 = None if x0 is None else layout.ravel(x0)
+        # Products are rounded to the dtypes of the leaves.
+        self._eps = max((torch.finfo(d).eps for d in layout.dtypes), default=0.0)
+        # The exponents of alpha and beta.
+        self._matrix_scale: int | Tensor = 0
+        self._scale: int | Tensor = 0
+        # A vector and the product of the unscaled matrix with it.
+        self._known: tuple[Tensor | None, Tensor | None] = (None, None)
+        self._begin(b)
+
+    def _begin(self, b: Leaves) -> None:
+        raw = self.layout.ravel(b)
+        size = norm(raw)
+        self._scale = exponent(raw, size)
+        self.rhs = times_power(raw, -self._scale)
+        self.norm = norm(self.rhs) if self._is_scaled else size
+        self.floor = 10 * self._eps * self.norm
+        if self._products.known is not None and not self._is_scaled:
+            self._known = (self.rhs, self.layout.ravel(self._products.known))
+
+    @property
+    def _is_scaled(self) -> bool:
+        return isinstance(self._scale, Tensor) or self._scale != 0
+
+    @property
+    def is_preconditioned(self) -> bool:
+        """Whether there is a preconditioner."""
+        return self._products.approximate is not None
+
+    @property
+    def residual_scale(self) -> int | Tensor:
+        """The exponent of the power of two by which residuals have been divided."""
+        return self._scale
+
+    def normalize(self) -> None:
+        """Measure the matrix by its product with the right-hand side, and bring it to order one."""
+        if self._known[0] is not self.rhs:
+            self._known = (self.rhs, self._raw(self.rhs))
+        product = self._known[1]
+        assert product is not None
+        self._matrix_scale = exponent(product, norm(product))
+        if self.x0 is not None:
+            self.x0 = self._scaled_start(self.x0)
+
+    def _scaled_start(self, x0: Tensor) -> Tensor:
+        """Where to begin; for a right-hand side of zero at its solution."""
+        x0 = times_power(x0, self._matrix_scale - self._scale)
+        return torch.where(self.norm == 0, 0.0, x0) if isinstance(self.norm, Tensor) else x0 * (self.norm != 0)
+
+    def _raw(self, x: Tensor) -> Tensor:
+        return self.layout.ravel(self._products.apply(self.layout.unravel(x)))
+
+    def matvec(self, x: Tensor) -> Tensor:
+        """The product with a vector of each system."""
+        vector, product = self._known
+        return times_power(product if x is vector and product is not None else self._raw(x), -self._matrix_scale)
+
+    def residual(self, x: Tensor) -> Tensor:
+        """What a solution leaves of the right-hand side."""
+        return self.rhs - self.matvec(x)
+
+    def precondition(self, r: Tensor) -> Tensor:
+        """An approximate solution for the right-hand side ``r``; ``r`` itself without a preconditioner."""
+        if self._products.approximate is None:
+            return r
+        z = self.layout.ravel(self._products.approximate(self.layout.unravel(r)))
+        return times_power(z, self._power * self._matrix_scale)
+
+    def in_original_scale(self, x: Tensor) -> Tensor:
+        """The solution of the system as it was given."""
+        return times_power(x, self._scale - self._matrix_scale)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the leaves of a solution hold the numbers of its vector."""
+        scale = self._scale - self._matrix_scale
+        return not isinstance(scale, Tensor) and scale == 0 and all(d.itemsize >= 4 for d in self.layout.dtypes)
+
+    def is_lost(self, leaves: Leaves, x: Tensor) -> Tensor:
+        """For each system, whether its leaves do not hold a solution, since it overflows or underflows in them."""
+        held = times_power(self.layout.ravel(leaves), self._matrix_scale - self._scale)
+        lost = torch.linalg.vector_norm(held - x, dim=-1)
+        return ~(lost <= 4 * self._eps * torch.linalg.vector_norm(x, dim=-1))
+
+    def refuse_if_not_finite(self, name: str) -> None:
+        """Raise where the method was given values that are not finite, rather than made them."""
+        if not all(bool(torch.isfinite(x).all()) for x in self._given):
+            raise ValueError(
+                f'{name}: the right-hand side (in a derivative: the gradient that comes in) has values that are not '
+                f'finite. Find where they come from; no solver can go on from them.'
+            )
+        if not bool(torch.isfinite(self._raw(self.rhs.new_ones(self.rhs.shape))).all()):
+            raise ValueError(
+                f'{name}: matvec gives values that are not finite. Find where they come from; in a derivative, the '
+                f'optimality function or its derivatives are not finite at the solution.'
+            )
+
+    @property
+    def _given(self) -> list[Tensor]:
+        return [self.rhs]
+
+    def matrix(self) -> Tensor:
+        """The matrix of each system, ``(*batch, n, n)``, column by column, brought to order one."""
+        n, batch = self.layout.size, self.layout.batch
+        identity = torch.eye(n, dtype=self.layout.dtype, device=self.layout.device)
+        basis = identity.view(n, *(1 for _ in batch), n).expand(n, *batch, n)
+        columns = map_product(lambda x: [self._raw(*x)])([basis])[0]
+        matrix = columns.movedim(0, -1)
+        flat = matrix.reshape(*batch, n * n)
+        self._matrix_scale = exponent(flat, norm(flat))
+        scale = self._matrix_scale
+        return times_power(matrix, -(scale.unsqueeze(-1) if isinstance(scale, Tensor) else scale))
+
+
+class NormalProblem(Problem):
+    r"""The normal equations of a system that need not be square.
+
+    Args:
+        layout: How the leaves of an unknown lie in a vector.
+        products: The products.
+        b: The right-hand side.
+        x0: The initial guess.
+        range_: How the leaves of ``b`` lie in a vector.
+        source: The right-hand side :math:`c` of the normal equations themselves, zero if None.
+        ridge: The number :math:`\lambda` of each system, zero if None.
+    """
+
+    drift = 100  # rounding is that of a matrix whose condition number is the square
+
+    def __init__(
+        self,
+        layout: Layout,
+        products: Products,
+        b: Leaves,
+        x0: Leaves | None,
+        range_: Layout,
+        source: Leaves | None,
+        ridge: Scalar | None,
+    ) -> None:
+        self._range, self._ridge = range_, ridge
+        self._source = None if source is None else layout.ravel(source)
+        super().__init__(layout, products, b, x0, 2)
+
+    def _begin(self, b: Leaves) -> None:
+        raw = self._range.ravel(b)
+        b_size = norm(raw)
+        e = exponent(raw, b_size)
+        v = self._adjoint(times_power(raw, -e))
+        direction = v if self._source is None else self._direction(v)
+        size = norm(direction)
+        d = exponent(direction, size)
+        product = self._raw(times_power(direction, -d))
+        of_product = norm(product)
+        self._matrix_scale = a = self._scale_of(product, of_product)
+        if self._source is None:
+            self._scale = e
+            self.rhs = times_power(v, -a)
+            self._known = (self.rhs, times_power(product, d - a - a))
+        else:
+            self._scale = self._common_scale(b_size, e)
+            self._source = times_power(self._source, -(self._scale + a))
+            self.rhs = times_power(v, e - self._scale - a) + self._source
+        self._b = times_power(raw, -self._scale)
+        if self._ridge is not None:
+            self._ridge = times_power(self._ridge, -2 * a)
+            if isinstance(self._ridge, Tensor):
+                self._ridge = self._ridge.to(self.layout.dtype)
+        self.norm = norm(self.rhs) if self.rhs is not direction else size
+        of_matrix = divide(times_power(of_product, -a), times_power(size, -d))
+        self.floor = 10 * self._eps * (self.norm + of_matrix * times_power(b_size, -self._scale))
+
+    def _direction(self, v: Tensor) -> Tensor:
+        """A vector to measure the matrix by; ``b`` may be zero, or orthogonal to all that the matrix reaches."""
+        assert self._source is not None
+        size = norm(v)
+        return torch.where(size == 0, self._source, v) if isinstance(size, Tensor) else v if size else self._source
+
+    def _scale_of(self, product: Tensor, size: Scalar) -> int | Tensor:
+        a = exponent(product, size)
+        if self._ridge is None:
+            return a
+        ridge = torch.as_tensor(self._ridge, dtype=torch.float64, device=product.device)
+        of_ridge = torch.where(ridge == 0, -(2**20), torch.frexp(ridge).exponent) // 2
+        if isinstance(self._ridge, Tensor) or isinstance(a, Tensor):
+            return torch.maximum(torch.as_tensor(a, device=product.device), of_ridge)
+        return max(a, int(of_ridge)) if abs(int(of_ridge)) > 12 else a
+
+    def _common_scale(self, b_size: Scalar, b_scale: int | Tensor) -> int | Tensor:
+        """The larger one of the two right-hand sides, in terms of ``b``."""
+        assert self._source is not None
+        c_size = norm(self._source)
+        c_scale = exponent(self._source, c_size) - self._matrix_scale
+        if isinstance(c_size, Tensor):
+            scales = torch.broadcast_tensors(
+                *(torch.as_tensor(e, device=c_size.device) for e in (b_scale, c_scale)), c_size
+            )
+            larger = torch.where(b_size == 0, scales[1], torch.maximum(scales[0], scales[1]))
+            return torch.where(c_size == 0, scales[0], larger)
+        if not b_size or not c_size:
+            return c_scale if c_size else b_scale
+        return max(b_scale, c_scale)
+
+    @property
+    def residual_scale(self) -> int | Tensor:
+        """The exponent of the power of two by which residuals have been divided."""
+        return self._scale + self._matrix_scale
+
+    def normalize(self) -> None:
+        """The matrix is of order one already."""
+        if self.x0 is not None:
+            self.x0 = self._scaled_start(self.x0)
+
+    def _raw(self, x: Tensor) -> Tensor:
+        return self._range.ravel(self._products.apply(self.layout.unravel(x)))
+
+    def _adjoint(self, u: Tensor) -> Tensor:
+        return self.layout.ravel(self._products.adjoint(self._range.unravel(u)))
+
+    def _normal(self, x: Tensor, u: Tensor) -> Tensor:
+        """The product of the transpose with ``u``, and the ridge."""
+        product = times_power(self._adjoint(u), -self._matrix_scale)
+        return product if self._ridge is None else product + self._ridge * x
+
+    def matvec(self, x: Tensor) -> Tensor:
+        """The product of the normal equations with a vector of each system."""
+        vector, product = self._known
+        if x is not vector or product is None:
+            product = times_power(self._raw(x), -self._matrix_scale)
+        return self._normal(x, product)
+
+    def residual(self, x: Tensor) -> Tensor:
+        """What a solution leaves of the right-hand side."""
+        left = self._b - times_power(self._raw(x), -self._matrix_scale)
+        residual = self._normal(-x, left)
+        return residual if self._source is None else residual + self._source
+
+    @property
+    def _given(self) -> list[Tensor]:
+        return [self._b, *([] if self._source is None else [self._source])]
