@@ -132,6 +132,16 @@ def test_wait() -> None:
     later.join()
 
 
+def test_wait_for_what_is_made_of_futures() -> None:
+    first = torch.futures.Future()
+    tree = {'then': first.then(lambda f: f.value() + 1), 'all': torch.futures.collect_all([first]), 'first': first}
+    first.set_result(1)
+    found = pytree.tree_wait(tree)
+    assert (found['then'], found['all'][0].value(), found['first']) == (2, 1, 1)
+    with pytest.raises(RuntimeError, match='ZeroDivisionError'):
+        pytree.tree_wait([first.then(lambda f: 1 / 0)])
+
+
 def test_wait_raises_what_a_future_raised_and_names_what_is_no_future() -> None:
     failed = torch.futures.Future()
     failed.set_exception(ArithmeticError('lost'))

@@ -268,7 +268,7 @@ def tree_wait(future_tree: Any) -> Any:
     """Wait for all futures in a tree.
 
     Args:
-        future_tree: Tree of :class:`torch.futures.Future`.
+        future_tree: Tree of :class:`torch.futures.Future`, also as ``then`` and ``collect_all`` return them.
 
     Returns:
         The tree of their results.
@@ -285,7 +285,8 @@ def tree_wait(future_tree: Any) -> Any:
     """
     accessors, futures, _ = tree_flatten_with_accessor(future_tree)
     for accessor, future in zip(accessors, futures):
-        if not isinstance(future, torch.futures.Future):
+        # The base class: what Future.then and collect_all return is nothing more.
+        if not isinstance(future, torch._C.Future):
             raise TypeError(
                 f'{accessor.codify("future_tree")} is a {type(future).__name__}; expected a '
                 f'torch.futures.Future, as asynchronous calls return it.'

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from torchopt import tree
-from torchopt.optim import Optimizer
+from torchopt.optim import FuncOptimizer, Optimizer
 from torchopt.optim.meta import MetaOptimizer
 
 __all__ = [
@@ -43,7 +43,7 @@ Device = torch.device | str | int
 Container = MutableMapping[str, Any]
 
 _OPTIMIZERS = (MetaOptimizer, Optimizer)
-_HOLDERS = (nn.Module, *_OPTIMIZERS)
+_HOLDERS = (nn.Module, FuncOptimizer, *_OPTIMIZERS)
 
 
 class ModuleState(NamedTuple):
@@ -380,6 +380,8 @@ def _places(target: Any) -> Iterator[_Place]:
         yield from _container_places(target.params + target.buffers)
     elif isinstance(target, _OPTIMIZERS):
         yield from _places(target.state_groups)
+    elif isinstance(target, FuncOptimizer):
+        yield from _places(target.optim_state)
     elif isinstance(target, Tensor):
         yield _Place('', target)
     elif not tree.is_leaf_node(target):
@@ -407,7 +409,8 @@ def stop_gradient(target: Any) -> None:
             * a module: its parameters, and not its buffers or meta members, which may carry what an
               outer problem trains;
             * a :class:`ModuleState`: its parameters and buffers;
-            * a :class:`torchopt.MetaOptimizer` or :class:`torchopt.Optimizer`: its state;
+            * a :class:`torchopt.MetaOptimizer`, :class:`torchopt.FuncOptimizer` or
+              :class:`torchopt.Optimizer`: its state;
             * any tree of these and of tensors; other leaves are left alone.
 
     Raises:

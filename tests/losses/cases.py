@@ -96,7 +96,7 @@ for loss in ('sigmoid_binary_cross_entropy', 'sigmoid_focal_loss'):
     case('large', loss, np.array([80.0, -80.0, 80.0, -80.0]), np.array([1.0, 1.0, 0.0, 0.0]))
     case('empty', loss, np.zeros((0, 2)), np.zeros((0, 2)))
     case('very large', loss, np.array([1e5, -1e5, 1e5, -1e5]), np.array([1.0, 1.0, 0.0, 0.0]))
-    case('infinities', loss, np.array([INF, -INF, INF, -INF]), np.array([1.0, 0.0, 0.0, 1.0]))
+    case('infinities', loss, np.array([INF, -INF, INF, -INF]), np.array([1.0, 0.0, 0.0, 1.0]), argnums=(0,))
 case('weights', 'sigmoid_focal_loss', X, BITS, alpha=0.25, gamma=0.5)
 case('no focus', 'sigmoid_focal_loss', X, BITS, gamma=0.0)
 case('weak focus on the certain', 'sigmoid_focal_loss', np.array([300.0, -300.0]), np.array([1.0, 0.0]), gamma=0.01)

@@ -189,3 +189,97 @@ def test_unused_parameters_keep_their_state() -> None:
     assert p['v'] is held
     assert optimizer.state_dict()[0].mu['v'] is mu['v']
     assert optimizer.state_dict()[0].mu['w'] is not mu['w']
+
+
+def nodes_behind(tensors: Any) -> int:
+    """The size of the graph that some tensors keep alive."""
+    stack, seen = [x.grad_fn for x in tree.leaves(tensors) if isinstance(x, torch.Tensor)], set()
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            stack.extend(n for n, _ in node.next_functions)
+    return len(seen)
+
+
+def training(optimizer: Any, steps: int, release: Callable[[Any], Any] = lambda p: p) -> tuple[Any, list[int]]:
+    p, sizes = TREES['nested'](), []
+    for _ in range(steps):
+        p = release(optimizer.step(loss_of(p), p))
+        sizes.append(nodes_behind([p, optimizer.optim_state]))
+    return p, sizes
+
+
+def as_leaves(p: Any) -> Any:
+    return tree.map(lambda x: x.detach().requires_grad_(), p)
+
+
+PLAIN: dict[str, Callable[[], Any]] = {
+    **OPTIMIZERS,
+    'a learned rate': lambda: torchopt.adam(torch.tensor(0.1, dtype=f64, requires_grad=True)),
+    'decay and clipping': lambda: torchopt.chain(torchopt.clip_grad_norm(1.0), torchopt.adamw(0.1, weight_decay=0.1)),
+    'a state of parameters': lambda: torchopt.contrib.madgrad(0.05),
+}
+
+
+@pytest.mark.parametrize('name', PLAIN)
+def test_plain_training_keeps_no_graph(name: str) -> None:
+    optimizer = torchopt.FuncOptimizer(PLAIN[name](), differentiable=False)
+    assert optimizer.differentiable is False
+    found, sizes = training(optimizer, 4)
+    assert sizes == [0] * 4
+    assert all(x.is_leaf and x.requires_grad for x in tree.leaves(found))
+    assert not any(x.requires_grad for x in tree.leaves(optimizer.optim_state))
+    wanted, grown = training(torchopt.FuncOptimizer(PLAIN[name]()), 4)
+    assert grown == sorted(set(grown))  # the differentiable loop is as it was
+    torch.testing.assert_close(found, as_leaves(wanted), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize('name', PLAIN)
+@pytest.mark.parametrize('way', ['leaves', 'stop_gradient'])
+def test_letting_go_of_the_past(way: str, name: str) -> None:
+    """The state goes with the parameters; the values are those of the loop that is not cut."""
+    optimizer = torchopt.FuncOptimizer(PLAIN[name]())
+    cut = as_leaves if way == 'leaves' else lambda p: torchopt.module_detach_([p, optimizer])[0]
+    found, sizes = training(optimizer, 4, cut)
+    assert len(set(sizes[1:])) == 1
+    if way == 'stop_gradient':
+        assert sizes == [0] * 4
+    wanted, _ = training(torchopt.FuncOptimizer(PLAIN[name]()), 4)
+    torch.testing.assert_close(as_leaves(found), as_leaves(wanted), rtol=1e-12, atol=1e-15)
+
+
+def test_plain_training_leaves_frozen_parameters_alone() -> None:
+    optimizer = torchopt.FuncOptimizer(torchopt.adam(0.1), differentiable=False)
+    p = {
+        'w': leaf(1.0),
+        'frozen': torch.ones(1, dtype=f64),
+        'count': torch.tensor(3),
+        'unused': leaf(2.0),
+        'none': None,
+    }
+    new = optimizer.step((p['w'] * p['frozen']).sum(), p)
+    assert all(new[name] is p[name] for name in ('frozen', 'count', 'unused', 'none'))
+    assert new['w'] is not p['w']
+    assert p['w'] == 1.0
+    assert not new['frozen'].requires_grad
+    (same,) = torchopt.FuncOptimizer(torchopt.sgd(0.1), differentiable=False).step(
+        p['w'].sum(), (p['w'],), inplace=True
+    )
+    assert same is p['w']
+
+
+def test_stop_gradient_of_a_functional_optimizer() -> None:
+    optimizer = torchopt.FuncOptimizer(torchopt.adam(0.1))
+    torchopt.stop_gradient(optimizer)  # there is no state yet
+    start = {'w': leaf(1.0)}
+    p = optimizer.step(loss_of(start), start)
+    assert nodes_behind(optimizer.optim_state)
+    moment = optimizer.optim_state[0].mu['w']
+    torchopt.stop_gradient({'nested': [optimizer]})
+    assert nodes_behind(optimizer.optim_state) == 0
+    assert optimizer.optim_state[0].mu['w'] is moment  # in place, as for others
+    assert nodes_behind(p)
+    twin = torchopt.module_clone(optimizer, by='copy')
+    assert twin.optim_state[0].mu['w'] is not moment
+    torch.testing.assert_close(twin.optim_state[0].mu['w'], moment)

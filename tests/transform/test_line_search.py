@@ -515,3 +515,23 @@ def test_pickle_and_save(kind: str) -> None:
     assert_trees_close(
         again.update(grad, loaded, params, **given)[0], tx.update(grad, state, params, **given)[0], 1e-14
     )
+
+
+@each_kind
+@pytest.mark.parametrize('bad', [torch.inf, -torch.inf, torch.nan])
+def test_no_step_in_a_direction_without_end(kind: str, bad: float) -> None:
+    """Where every trial fails the parameters stay as they are: zero times infinity is zero here."""
+    tx, params = search_of(kind), torch.ones(2, dtype=F64)
+    fun = lambda p: (p**2).sum()  # noqa: E731
+
+    def step(direction: torch.Tensor) -> Any:
+        updates, state = tx.update(direction, tx.init(params), params, value=fun(params), grad=2 * params, value_fn=fun)
+        return updates, state[-1].learning_rate, state[-1].info.decrease_error
+
+    directions = torch.tensor([[bad, -1.0], [-1.0, -1.0]], dtype=F64)
+    updates, rate, error = step(directions[0])
+    assert updates.tolist() == [0.0, 0.0]
+    assert rate == 0.0
+    assert error == torch.inf
+    together, _, _ = torch.func.vmap(step)(directions)
+    torch.testing.assert_close(together, torch.stack([updates, step(directions[1])[0]]))

@@ -152,6 +152,15 @@ def test_polyak_equals_optax(options: Any) -> None:
         transform.scale_by_polyak(variant='best')
 
 
+@pytest.mark.parametrize('scale', [1e-3, 1e18, 1e20, 1e30])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.complex64])
+def test_polyak_of_huge_gradients(scale: float, dtype: torch.dtype) -> None:
+    """Their squared norm is more than single precision holds."""
+    p = torch.tensor([3.0, -4.0]).to(dtype)
+    (u,), _ = transform.scale_by_polyak(max_learning_rate=1e8).update([p * scale], (), value=torch.tensor(scale))
+    torch.testing.assert_close(u, p / 25.0)
+
+
 def measures(x: Any) -> dict[str, Any]:
     norm = x.tree.norm if x is optax else tree.norm
     return {'norm': norm, 'mean': x.measure_with_ema(norm, 0.8), 'raw': x.measure_with_ema(norm, 0.5, debias=False)}

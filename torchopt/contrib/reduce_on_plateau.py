@@ -53,9 +53,9 @@ def reduce_on_plateau(
     r"""Scale updates by a factor that is reduced when the loss no longer falls.
 
     Every ``accumulation_size`` steps the mean of the values is compared with the best so far: it is better if it is
-    below :math:`(1 - r)\, f_\text{best} - a`.  After ``patience`` values that were not, the factor is multiplied by
-    ``factor``, and ``cooldown`` values are passed over.  All of it happens on the device of the parameters, so that
-    no step waits for the loss.
+    below :math:`f_\text{best} - r\, |f_\text{best}| - a`.  After ``patience`` values that were not, the factor is
+    multiplied by ``factor``, and ``cooldown`` values are passed over.  All of it happens on the device of the
+    parameters, so that no step waits for the loss.
 
     Args:
         factor: By what to reduce, in (0, 1).
@@ -106,7 +106,8 @@ def reduce_on_plateau(
         return ReduceLROnPlateauState(scale, best, none, none.clone(), zero_count(), torch.zeros_like(best))
 
     def compare(state: ReduceLROnPlateauState) -> ReduceLROnPlateauState:
-        better = state.avg_value < (1 - rtol) * state.best_value - atol
+        best = state.best_value
+        better = state.avg_value < torch.where(best.isinf(), best, best - rtol * best.abs() - atol)
         since = torch.where(better, 0, state.plateau_count + 1)
         resting = state.cooldown_count > 0
         lose = ~resting & (since == patience)

@@ -86,7 +86,7 @@ def move_along(params: Any, stepsize: Any, direction: Any) -> Any:
 
 
 def inner_product(x: Any, y: Any) -> Tensor:
-    r"""The real inner product :math:`\operatorname{Re} \sum_i \bar x_i y_i` of two trees, in single precision or more.
+    r"""The real inner product :math:`\operatorname{Re} \sum_i \bar x_i y_i` of two trees, in double precision.
 
     Leaves that are None in one of them do not count.
 
@@ -104,7 +104,7 @@ def inner_product(x: Any, y: Any) -> Tensor:
         >>> import torch
         >>> from torchopt.linesearch import inner_product
         >>> inner_product([torch.tensor([1.0, 2.0]), None], [torch.tensor([3.0, 4.0]), torch.ones(1)])
-        tensor(11.)
+        tensor(11., dtype=torch.float64)
     """
     first, spec = tree.flatten(x)
     pairs = list(zip(first, tree.flatten_up_to(spec, y, name='direction', like='gradient')))
@@ -113,7 +113,7 @@ def inner_product(x: Any, y: Any) -> Tensor:
 
 
 def _wide(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return x.to(torch.complex128 if x.is_complex() else torch.float64)
 
 
 def value_and_gradient(

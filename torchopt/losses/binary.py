@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from torchopt.losses.arguments import Number, broadcastable, floating, real, same_shape, tensor
+from torchopt.losses.masked import finite_where
 
 __all__ = ['hinge_loss', 'perceptron_loss', 'sigmoid_binary_cross_entropy', 'sigmoid_focal_loss', 'sparsemax_loss']
 
@@ -17,7 +18,7 @@ def sigmoid_binary_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> 
     r"""The cross entropy of independent yes-or-no predictions.
 
     .. math::
-        \ell(x, y) = -y \log \sigma(x) - (1 - y) \log \sigma(-x)
+        \ell(x, y) = -y \log \sigma(x) - (1 - y) \log \sigma(-x), \qquad 0 \log 0 = 0
 
     Args:
         logits: The log-odds :math:`x`, a floating tensor of any shape.
@@ -39,7 +40,8 @@ def sigmoid_binary_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> 
     logits = floating('logits', logits)
     labels = real('labels', labels, logits).to(logits.dtype)
     broadcastable('logits', logits, 'labels', labels)
-    return -labels * F.logsigmoid(logits) - (1.0 - labels) * F.logsigmoid(-logits)
+    yes, no = labels, 1.0 - labels
+    return -yes * finite_where(yes, F.logsigmoid(logits)) - no * finite_where(no, F.logsigmoid(-logits))
 
 
 def sigmoid_focal_loss(
@@ -85,8 +87,13 @@ def sigmoid_focal_loss(
     b = torch.where(labels == 0.0, -math.inf, F.logsigmoid(-logits))
     largest = torch.maximum(a, b).detach()
     largest = torch.where(largest.isinf(), 0.0, largest)
-    log_wrong = ((1.0 - labels) * (a - largest).exp() + labels * (b - largest).exp()).log() + largest
-    loss = loss * (gamma * log_wrong).exp()
+    wrong = (1.0 - labels) * (a - largest).exp() + labels * (b - largest).exp()
+    never = wrong == 0
+    log_wrong = torch.where(never, 1.0, wrong).log() + largest
+    factor = torch.where(never, 0.0 ** tensor(gamma, loss), (gamma * log_wrong).exp())
+    # Where the loss is infinite the factor has come to rest.
+    endless = loss.isinf()
+    loss = torch.where(endless, loss * factor.detach(), torch.where(endless, 0.0, loss) * factor)
     return loss if alpha is None else (alpha * labels + (1.0 - alpha) * (1.0 - labels)) * loss
 
 

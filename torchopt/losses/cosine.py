@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import torch
 
-from torchopt.losses.arguments import Axis, Number, axes, broadcastable, floating, mask
-from torchopt.losses.masked import total
+from torchopt.losses.arguments import Axis, Number, axes, broadcastable, floating, mask, tensor
+from torchopt.losses.masked import keep, total
 
 __all__ = ['cosine_distance', 'cosine_similarity']
 
@@ -50,11 +50,18 @@ def cosine_similarity(
     where = mask(where, x)
 
     def unit(v: torch.Tensor) -> torch.Tensor:
-        squared = total(v.square(), axes(axis, 'a tensor', v), where, keepdim=True)
-        return v / torch.clamp(squared, min=epsilon).sqrt()
+        dims = axes(axis, 'a tensor', v)
+        least = tensor(epsilon, v).sqrt()
+        # Divided by the largest component, squares neither over- nor underflow.
+        largest = v.detach().abs().amax(dims, keepdim=True) if v.numel() and dims else v.detach().abs()
+        largest = torch.where(largest > 0, largest, 1.0)
+        squared = total((v / largest).square(), dims, keepdim=True)
+        short = (least > 0) & (squared.detach().sqrt() * largest <= least)
+        return v / torch.where(short, least, torch.where(short, 1.0, squared).sqrt() * largest)
 
+    x, y = keep(where, x, y)
     product = unit(x) * unit(y)
-    return total(product, axes(axis, 'predictions', product), where)
+    return total(product, axes(axis, 'predictions', product))
 
 
 def cosine_distance(

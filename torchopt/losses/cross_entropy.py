@@ -8,7 +8,7 @@ import math
 import torch
 
 from torchopt.losses.arguments import Axis, Number, axes, broadcastable, floating, integral, mask, real
-from torchopt.losses.masked import align, log_softmax, normalizer, total
+from torchopt.losses.masked import align, keep, log_softmax, normalizer, total
 from torchopt.losses.multiclass import pick
 
 __all__ = [
@@ -56,7 +56,7 @@ def softmax_cross_entropy(
     broadcastable('logits', logits, 'labels', labels)
     dims = axes(axis, 'logits', logits)
     where = align(mask(where, logits), dims, logits.ndim)
-    return -total(labels * log_softmax(logits, dims, where), dims, where)
+    return -total(keep(where, labels)[0] * log_softmax(logits, dims, where), dims)
 
 
 def softmax_cross_entropy_with_integer_labels(
@@ -186,7 +186,7 @@ def poly_loss_cross_entropy(
     dims = axes(axis, 'logits', logits)
     where = align(mask(where, logits), dims, logits.ndim)
     log_p = log_softmax(logits, dims, where)
-    return total(labels * (epsilon * -torch.expm1(log_p) - log_p), dims, where)
+    return total(keep(where, labels)[0] * (epsilon * -torch.expm1(log_p) - log_p), dims)
 
 
 def _classes_last(x: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:

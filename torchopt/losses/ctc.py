@@ -38,7 +38,7 @@ def ctc_loss_with_forward_probs(
             + \epsilon_{t-1}(n)\bigr) \\
         \phi_t(n) &= y_t(\text{blank}) \bigl(\phi_{t-1}(n) + \epsilon_{t-1}(n)\bigr)
 
-    and the loss is :math:`-\log(\phi_T(N) + \epsilon_T(N))`.  All is computed in log space.  What is returned for
+    and the loss is :math:`-\log(\phi_T(N) + \epsilon_T(N))`.  All is computed in log space and in double precision.  What is returned for
     the last frame is :math:`\phi_T + \epsilon_T`, as in Optax.
 
     Args:
@@ -75,14 +75,16 @@ def ctc_loss_with_forward_probs(
         Graves et al., `Connectionist temporal classification <https://doi.org/10.1145/1143844.1143891>`_, 2006.
     """
     logits, frame_pads, labels, label_pads = _check(logits, logit_paddings, labels, label_paddings, blank_id)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    kind = torch.promote_types(logits.dtype, torch.float32)
+    # In double precision: probabilities next to log_epsilon, or next to one, keep no digits in single.
+    logits = logits.double()
     # Padded frames may hold anything, NaN too: neither the loss nor its gradient may see it.
-    log_p = torch.log_softmax(torch.where(frame_pads.unsqueeze(-1), 0.0, logits), -1)
+    log_p = _log_softmax(torch.where(frame_pads.unsqueeze(-1), 0.0, logits))
     blank = log_p[..., blank_id].T.unsqueeze(-1)  # [T, B, 1]
     emit = _log_prob_of_labels(log_p, labels)  # [T, B, N]
     # A label is left through a blank if the next one repeats it, and straight away if not.
     later = torch.arange(labels.shape[1], device=labels.device) < labels.shape[1] - 1
-    repeats = ((labels == labels.roll(-1, 1)) & later).to(logits.dtype)
+    repeats = ((labels == labels.roll(-1, 1)) & later).double()
     leave, leave_by_blank = log_epsilon * repeats, log_epsilon * (1.0 - repeats)
 
     log_emit = logits.new_full(labels.shape, log_epsilon)
@@ -99,10 +101,16 @@ def ctc_loss_with_forward_probs(
         emits.append(log_emit)
     last = _add_behind(log_phi, log_emit)
     lengths = (~label_pads).sum(1, keepdim=True)
-    loss = -torch.take_along_dim(last, lengths, 1).squeeze(1)
+    loss = -torch.take_along_dim(last, lengths, 1).squeeze(1).to(kind)
+    # A probability is at most one; what rounding has put beyond keeps its derivatives.
+    loss = loss + torch.where(loss < 0, -loss, 0.0).detach()
     if not phis:
-        return loss, log_phi.new_zeros(0, *log_phi.shape), log_emit.new_zeros(0, *log_emit.shape)
-    return loss, torch.stack([*phis[:-1], last]), torch.stack(emits)
+        return (
+            loss,
+            log_phi.new_zeros(0, *log_phi.shape, dtype=kind),
+            log_emit.new_zeros(0, *log_emit.shape, dtype=kind),
+        )
+    return loss, torch.stack([*phis[:-1], last]).to(kind), torch.stack(emits).to(kind)
 
 
 def ctc_loss(
@@ -171,6 +179,13 @@ def _check(
             f'blank_id is {blank}; expected a class, from 0 to {logits.shape[-1] - 1}. The blank is one of them.'
         )
     return logits, frame_pads != 0, labels, label_pads != 0
+
+
+def _log_softmax(x: torch.Tensor) -> torch.Tensor:
+    """As ``torch.log_softmax``, with all digits for a class that is nearly certain."""
+    best = torch.zeros_like(x, dtype=torch.bool).scatter(-1, x.detach().argmax(-1, keepdim=True), True)
+    ahead = x - torch.where(best, x, 0.0).sum(-1, keepdim=True)
+    return ahead - torch.where(best, 0.0, ahead.exp()).sum(-1, keepdim=True).log1p()
 
 
 def _log_prob_of_labels(log_p: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 
 from torchopt.losses.arguments import Axis, axes, broadcastable, floating, mask
-from torchopt.losses.masked import total
+from torchopt.losses.masked import finite_where, keep, total
 
 __all__ = ['convex_kl_divergence', 'generalized_kl_divergence', 'kl_divergence', 'kl_divergence_with_log_targets']
 
@@ -18,6 +18,8 @@ def kl_divergence(
 
     .. math::
         \operatorname{KL}(p \,\|\, q) = \sum_j p_j (\log p_j - \log q_j), \qquad 0 \log 0 = 0
+
+    So predictions may exclude what the targets exclude, by :math:`\log q_j = -\infty`.
 
     Args:
         log_predictions: The logarithms :math:`\log q`, floating, of shape ``[..., dim]``.
@@ -41,9 +43,9 @@ def kl_divergence(
     References:
         Kullback and Leibler, `On information and sufficiency <https://doi.org/10.1214/aoms/1177729694>`_, 1951.
     """
-    log_q, p = _two(log_predictions, targets, 'targets')
+    log_q, p = _two(log_predictions, targets, 'targets', where)
     # log 1 in place of log 0: the derivative of log at 0 would make NaN of the gradient.
-    terms = p * (torch.where(p == 0, 1.0, p).log() - log_q)
+    terms = p * (torch.where(p == 0, 1.0, p).log() - finite_where(p, log_q))
     return _sum(terms, axis, where)
 
 
@@ -71,8 +73,9 @@ def kl_divergence_with_log_targets(
         >>> torchopt.losses.kl_divergence_with_log_targets(q.log(), p.log())
         tensor(0.1308)
     """
-    log_q, log_p = _two(log_predictions, log_targets, 'log_targets')
-    return _sum(log_p.exp() * (log_p - log_q), axis, where)
+    log_q, log_p = _two(log_predictions, log_targets, 'log_targets', where)
+    p = log_p.exp()
+    return _sum(p * (finite_where(p, log_p) - finite_where(p, log_q)), axis, where)
 
 
 def generalized_kl_divergence(
@@ -108,7 +111,7 @@ def generalized_kl_divergence(
         Bregman, `The relaxation method of finding the common point of convex sets
         <https://doi.org/10.1016/0041-5553(67)90040-7>`_, 1967.
     """
-    log_q, p = _two(log_predictions, targets, 'targets')
+    log_q, p = _two(log_predictions, targets, 'targets', where)
     return kl_divergence(log_q, p, axis, where) + _sum(log_q.exp() - p, axis, where)
 
 
@@ -116,11 +119,13 @@ convex_kl_divergence = generalized_kl_divergence
 """The older of the two names that Optax has for this loss."""
 
 
-def _two(log_predictions: torch.Tensor, targets: torch.Tensor, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+def _two(
+    log_predictions: torch.Tensor, targets: torch.Tensor, name: str, where: torch.Tensor | None
+) -> tuple[torch.Tensor, ...]:
     x = floating('log_predictions', log_predictions)
     y = floating(name, targets, x)
     broadcastable('log_predictions', x, name, y)
-    return x, y
+    return keep(mask(where, x), x, y)
 
 
 def _sum(terms: torch.Tensor, axis: Axis, where: torch.Tensor | None) -> torch.Tensor:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from torchopt.losses.arguments import broadcastable, floating, real
+from torchopt.losses.masked import finite_where
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,6 +71,6 @@ def make_fenchel_young_loss(max_fun: Callable[..., Any]) -> Callable[..., torch.
         else:
             rows = scores.flatten(end_dim=-2)
             largest = torch.func.vmap(of_vector, randomness='different')(rows).reshape(scores.shape[:-1])
-        return largest - (targets * scores).sum(-1)
+        return largest - (targets * finite_where(targets, scores)).sum(-1)
 
     return fenchel_young_loss

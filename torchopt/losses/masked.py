@@ -7,7 +7,17 @@ import math
 
 import torch
 
-__all__ = ['align', 'log_softmax', 'normalizer', 'total']
+__all__ = ['align', 'finite_where', 'keep', 'log_softmax', 'normalizer', 'total']
+
+
+def keep(where: torch.Tensor | None, *xs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Tensors with zeros outside of a mask, before anything is computed: what is hidden reaches no derivative."""
+    return xs if where is None else tuple(torch.where(where, x, 0.0) for x in xs)
+
+
+def finite_where(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    r"""``x``, with a zero where it is infinite and has no weight: :math:`0 \cdot \infty = 0` in every derivative."""
+    return torch.where((weight == 0) & x.isinf(), 0.0, x)
 
 
 def align(where: torch.Tensor | None, dims: tuple[int, ...], ndim: int) -> torch.Tensor | None:
@@ -31,9 +41,11 @@ def total(
 def normalizer(
     x: torch.Tensor, dims: tuple[int, ...], where: torch.Tensor | None = None, keepdim: bool = False
 ) -> torch.Tensor:
-    r"""The logarithm of :math:`\sum_i e^{x_i}` along axes; ``-inf`` where the mask lets nothing in."""
+    r"""The logarithm of :math:`\sum_i e^{x_i}` along axes; any number where the mask lets nothing in."""
     if where is not None:
-        x = torch.where(where, x, -math.inf)
+        # Not log 0, whose derivatives are NaN.
+        nothing = ~(where.any(dims[0], True) if len(dims) == 1 else where.sum(dims, True) > 0) if dims else ~where
+        x = torch.where(where, x, torch.where(nothing, 0.0, -math.inf).to(x.dtype))
     return torch.logsumexp(x, dims, keepdim=keepdim) if dims else x
 
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from torchopt.losses.arguments import broadcastable, floating, integral
@@ -39,8 +41,7 @@ def multiclass_hinge_loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.T
         Crammer and Singer, `On the algorithmic implementation of multiclass kernel-based vector machines
         <https://www.jmlr.org/papers/v2/crammer01a.html>`_, 2001.
     """
-    scores, right = _one_hot(scores, labels)
-    return (scores + 1.0 - right).amax(-1) - (scores * right).sum(-1)
+    return _lead(scores, labels, 1.0)
 
 
 def multiclass_perceptron_loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -68,8 +69,7 @@ def multiclass_perceptron_loss(scores: torch.Tensor, labels: torch.Tensor) -> to
         Collins, `Discriminative training methods for hidden Markov models
         <https://aclanthology.org/W02-1001>`_, 2002.
     """
-    scores, right = _one_hot(scores, labels)
-    return scores.amax(-1) - (scores * right).sum(-1)
+    return _lead(scores, labels, 0.0)
 
 
 def multiclass_sparsemax_loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -113,8 +113,9 @@ def multiclass_sparsemax_loss(scores: torch.Tensor, labels: torch.Tensor) -> tor
     p = unit_simplex(scores)
     right, _ = pick(scores, labels)
     # What has no probability plays no part, be its score infinitely low.
-    ahead = torch.where(p > 0, scores - right.unsqueeze(-1), 0.0)
-    return (p * ahead).sum(-1) + 0.5 * (1.0 - p.square().sum(-1))
+    best = scores.detach().amax(-1)
+    behind = torch.where(p > 0, scores - best.unsqueeze(-1), 0.0)
+    return (p * behind).sum(-1) + 0.5 * (1.0 - p.square().sum(-1)) + (best - right)
 
 
 def pick(scores: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -134,9 +135,17 @@ def pick(scores: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torc
     return torch.take_along_dim(scores, nearest.unsqueeze(-1), -1).squeeze(-1), nearest == index
 
 
-def _one_hot(scores: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _lead(scores: torch.Tensor, labels: torch.Tensor, margin: float) -> torch.Tensor:
+    """By how much the best score, with a margin for all wrong classes, leads that of the right class."""
     scores = floating('scores', scores)
     labels = integral('labels', labels, scores)
     broadcastable('a row of scores', scores.shape[:-1], 'labels', labels)
     classes = torch.arange(scores.shape[-1], device=scores.device)
-    return scores, (labels.unsqueeze(-1) == classes).to(scores.dtype)
+    is_right = labels.unsqueeze(-1) == classes
+    right = torch.where(is_right, scores, 0.0).sum(-1, keepdim=True)
+    # A score of -inf for the right class would make all others alike: it is subtracted last.
+    excluded = right == -math.inf
+    ahead = torch.where(
+        is_right, torch.where(excluded, right, 0.0), scores + margin - torch.where(excluded, 0.0, right)
+    )
+    return ahead.amax(-1) - torch.where(excluded, right, 0.0).squeeze(-1)

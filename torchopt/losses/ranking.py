@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from torchopt.losses.arguments import broadcastable, floating, mask, real
-from torchopt.losses.masked import log_softmax, total
+from torchopt.losses.masked import keep, log_softmax, total
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,8 +64,10 @@ def ranking_softmax_loss(
     if weights is not None:
         weights = real('weights', weights, logits)
         broadcastable('labels', labels, 'weights', weights)
+        labels, weights = keep(where, labels, weights)
         labels = labels * weights
-    loss = -total(labels * log_softmax(logits, (logits.ndim - 1,), where), (-1,), where)
+    (labels,) = keep(where, labels)
+    loss = -total(labels * log_softmax(logits, (logits.ndim - 1,), where), (-1,))
     exists = None if where is None else where.any(-1)
     if reduce_fn is torch.mean:
         count: Any = max(loss.numel(), 1) if exists is None else exists.expand(loss.shape).sum().clamp(min=1)

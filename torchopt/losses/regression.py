@@ -6,8 +6,9 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 
-from torchopt.losses.arguments import Number, broadcastable, floating, real, same_shape
+from torchopt.losses.arguments import Number, broadcastable, floating, real, same_shape, tensor
 
 __all__ = ['huber_loss', 'l2_loss', 'log_cosh', 'squared_error']
 
@@ -97,15 +98,17 @@ def huber_loss(predictions: torch.Tensor, targets: torch.Tensor | None = None, *
         Huber, `Robust estimation of a location parameter <https://doi.org/10.1214/aoms/1177703732>`_, 1964.
     """
     size = _errors(predictions, targets).abs()
+    delta = tensor(delta, size)
     near = torch.clamp(size, max=delta)
-    return 0.5 * near.square() + delta * (size - near)
+    return 0.5 * near.square() + torch.where(size > delta, delta, 0.0) * (size - near)
 
 
 def log_cosh(predictions: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
     r"""The loss :math:`\log \cosh(x - y)`, a smooth relative of the Huber loss.
 
-    It is about :math:`\tfrac12 e^2` for a small error :math:`e` and :math:`|e| - \log 2` for a large one, and is
-    computed as :math:`\log(e^{e} + e^{-e}) - \log 2`, which does not overflow.
+    It is about :math:`\tfrac12 e^2` for a small error :math:`e` and :math:`|e| - \log 2` for a large one.  Small ones
+    are computed as :math:`\log(1 + 2 \sinh^2 \tfrac{e}{2})`, where nothing cancels, large ones as
+    :math:`|e| + \log(1 + e^{-2|e|}) - \log 2`, where nothing overflows.
 
     Args:
         predictions: The predictions :math:`x`, a floating tensor of any shape.
@@ -127,8 +130,11 @@ def log_cosh(predictions: torch.Tensor, targets: torch.Tensor | None = None) -> 
         Chen et al., `Log hyperbolic cosine loss improves variational auto-encoder
         <https://openreview.net/forum?id=rkglvsC9Ym>`_, 2019.
     """
-    error = _errors(predictions, targets)
-    return torch.logaddexp(error, -error) - math.log(2.0)
+    size = _errors(predictions, targets).abs()
+    small = size < 1.0
+    near = torch.log1p(2.0 * torch.sinh(0.5 * torch.where(small, size, 0.0)).square())
+    far = torch.where(small, 1.0, size)
+    return torch.where(small, near, far + F.softplus(-2.0 * far) - math.log(2.0))
 
 
 def _errors(predictions: torch.Tensor, targets: torch.Tensor | None) -> torch.Tensor:

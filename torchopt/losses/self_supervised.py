@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from torchopt.losses.arguments import Number, axes, broadcastable, floating
+from torchopt.losses.arguments import Number, axes, broadcastable, floating, tensor
 from torchopt.losses.cosine import cosine_similarity
 
 __all__ = ['ntxent', 'triplet_margin_loss']
@@ -114,8 +114,14 @@ def triplet_margin_loss(
     def distance(name: str, other: torch.Tensor) -> torch.Tensor:
         other = floating(name, other, anchors)
         broadcastable('anchors', anchors, name, other)
-        gap = (anchors - other).abs().pow(norm_degree)
-        return (gap.sum(axes(axis, 'anchors', gap)) + eps).pow(1 / norm_degree)
+        gap = (anchors - other).abs()
+        dims = axes(axis, 'anchors', gap)
+        least = tensor(eps, gap).pow(1 / norm_degree)
+        # Divided by the largest of its parts, no power over- or underflows.
+        largest = torch.maximum(gap.detach().amax(dims, keepdim=True), least.detach())
+        largest = torch.where(largest > 0, largest, 1.0)
+        powers = (gap / largest).pow(norm_degree).sum(dims, keepdim=True) + (least / largest).pow(norm_degree)
+        return (largest * powers.pow(1 / norm_degree)).squeeze(dims)
 
     ahead = distance('positives', positives) - distance('negatives', negatives) + margin
     return torch.maximum(ahead, torch.zeros_like(ahead))

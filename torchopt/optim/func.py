@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
+import torch
+
+from torchopt import tree
 from torchopt.base import GradientTransformation, UninitializedState
 from torchopt.optim.from_alias import check_impl
 from torchopt.optim.gradients import differentiable_gradients, with_integers, without_integers
@@ -16,14 +20,21 @@ __all__ = ['FuncOptimizer']
 class FuncOptimizer:
     """A transformation and its state: from a loss and parameters to new parameters.
 
+    A loop of differentiable steps holds the graph of all of them, by its parameters and by the state.  Where parameters
+    that are leaves again, as after ``detach().requires_grad_()``, are handed in, the state is detached with them.
+    :func:`torchopt.stop_gradient` detaches the state by itself.  For plain training say ``differentiable=False``.
+
     Args:
         impl: The transformation.
         inplace: Whether steps write into the parameters and the state instead of making new ones.
+        differentiable: Whether steps can be differentiated through.  If not, new parameters are leaves, and neither
+            they nor the state hold a graph.
 
     Attributes:
         impl: The transformation.
         optim_state: Its state, ``UninitializedState()`` before the first step.
         inplace: What ``step`` does by default.
+        differentiable: Whether steps can be differentiated through.
 
     Raises:
         TypeError: If ``impl`` is not a GradientTransformation.
@@ -37,10 +48,11 @@ class FuncOptimizer:
         (1.0, 2.0, 0.5)
     """
 
-    def __init__(self, impl: GradientTransformation, *, inplace: bool = False) -> None:
+    def __init__(self, impl: GradientTransformation, *, inplace: bool = False, differentiable: bool = True) -> None:
         self.impl = check_impl(impl)
         self.optim_state: Any = UninitializedState()
         self.inplace = bool(inplace)
+        self.differentiable = bool(differentiable)
 
     def step(self, loss: Any, params: Any, inplace: bool | None = None) -> Any:
         """Take one step.
@@ -53,15 +65,22 @@ class FuncOptimizer:
 
         Returns:
             The new parameters.  Out of place they are differentiable in the old ones and in all that the loss
-            depends on.
+            depends on, unless the optimizer is not differentiable: then they are leaves.
         """
         inplace = self.inplace if inplace is None else inplace
-        grads = differentiable_gradients(loss, params, create_graph=not inplace)
+        recorded = self.differentiable and not inplace
+        grads = differentiable_gradients(loss, params, create_graph=recorded)
+        read = without_integers(params)
         state = self.optim_state
         if isinstance(state, UninitializedState):
-            state = self.impl.init(without_integers(params))
-        new, state = update_params(self.impl, grads, state, without_integers(params), inplace=inplace)
+            state = self.impl.init(read)
+        elif not recorded or _begins_anew(params):
+            state = tree.map(_detached, state)
+        with contextlib.nullcontext() if recorded or inplace else torch.no_grad():
+            new, state = update_params(self.impl, grads, state, read, inplace=inplace)
         new = with_integers(new, params)
+        if not self.differentiable:
+            new, state = tree.map(_as_leaf, params, new), tree.map(_detached, state)
         self.optim_state = state
         return new
 
@@ -72,3 +91,17 @@ class FuncOptimizer:
     def load_state_dict(self, state_dict: Any) -> None:
         """Go on from a state."""
         self.optim_state = state_dict
+
+
+def _begins_anew(params: Any) -> bool:
+    """Whether no parameter is the outcome of a step: all that require grad are leaves."""
+    return all(x.is_leaf for x in tree.leaves(params) if isinstance(x, torch.Tensor))
+
+
+def _detached(x: Any) -> Any:
+    return x.detach() if isinstance(x, torch.Tensor) and x.requires_grad else x
+
+
+def _as_leaf(p: Any, new: Any) -> Any:
+    """A new parameter that requires grad as the old one did; one that did not move stays the same tensor."""
+    return new if new is p or not isinstance(new, torch.Tensor) else new.detach().requires_grad_(p.requires_grad)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +11,6 @@ from torch import Tensor
 
 from torchopt import tree
 from torchopt.base import GradientTransformation, factory
-from torchopt.linesearch import inner_product
 from torchopt.numerics import advance, as_scalar_like, in_transform, on_host, real_dtype, zero_count
 from torchopt.preconditions import params_for, state_of
 from torchopt.transform.leafwise import as_constant
@@ -29,7 +29,8 @@ class ScaleByLBFGSState(NamedTuple):
         updates: The gradients at the last step.
         diff_params_memory: The last differences of parameters, stacked in a new first dimension of each leaf.
         diff_updates_memory: The last differences of gradients, likewise.
-        weights_memory: Their weights, one over the inner product of each pair of differences.
+        weights_memory: Their weights, one over the inner product of each pair of differences, in double precision;
+            zero for a pair that was skipped.
     """
 
     count: Any
@@ -54,11 +55,16 @@ def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Gr
 
     where :math:`\gamma_k = \langle s_{k-1}, y_{k-1} \rangle / \lVert y_{k-1} \rVert^2`, and
     :math:`\gamma_0 = \min(1, 1 / \lVert g_0 \rVert)`, so that the first step is at most 1 long.  The product
-    :math:`H_k g_k` takes :math:`4 m` vector operations, and no matrix is made.  A pair whose inner product is zero has
-    the weight zero.
+    :math:`H_k g_k` takes :math:`4 m` vector operations, and no matrix is made.
 
-    The updates are :math:`H_k g_k`: turn their sign, and let a line search find how far to go, as
-    :func:`torchopt.lbfgs` does.  For complex parameters all inner products are their real parts.
+    A pair without positive curvature, :math:`\langle y_j, s_j \rangle \le \epsilon \lVert y_j \rVert
+    \lVert s_j \rVert` with the machine precision :math:`\epsilon`, would make :math:`H_k` indefinite.  It is skipped:
+    zeros with the weight zero take its place, and :math:`\gamma_k = 1`.  So :math:`H_k` is positive definite; where
+    rounding spoils even that, the updates are :math:`\gamma_k g_k`.  Numbers are scaled on the way, so that the
+    magnitude of parameters and gradients does not matter.
+
+    The updates are :math:`H_k g_k`: turn their sign for a direction of descent, and let a line search find how far to
+    go, as :func:`torchopt.lbfgs` does.  For complex parameters all inner products are their real parts.
 
     Args:
         memory_size: :math:`m`, at least 1.
@@ -93,11 +99,8 @@ def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Gr
     def init(params: Any) -> ScaleByLBFGSState:
         last_p, last_g = tree.zero_moment(params), tree.zero_moment(params)
         s, y = (tree.map(lambda x: x.new_zeros((memory_size, *x.shape)), last_p) for _ in range(2))
-        kind = torch.float32
-        for x in tree.leaves(last_p):
-            kind = torch.promote_types(kind, real_dtype(x.dtype))
         device = next((x.device for x in tree.leaves(last_p)), None)
-        weights = torch.zeros(memory_size, dtype=kind, device=device)
+        weights = torch.zeros(memory_size, dtype=torch.float64, device=device)
         return ScaleByLBFGSState(zero_count(), last_p, last_g, s, y, weights)
 
     def update(
@@ -127,9 +130,10 @@ def _step(
 
     # The pair of the last step.  A leaf that has not been seen before has no part in it.
     pairs = [_difference(*leaf) for leaf in zip(p, last_p, g, last_g)]
-    s, y = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    product = inner_product(y, s).to(state.weights_memory)
-    weight = torch.where(product == 0, 0.0, 1.0 / torch.where(product == 0, 1.0, product))
+    s, y, product, square = _with_curvature([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+    curved = product > 0
+    product, square = (torch.where(curved, x, 1.0).to(state.weights_memory) for x in (product, square))
+    weight = torch.where(curved, 1.0 / product, 0.0)
 
     # Where it is stored, and the order from the oldest pair to this one.
     known = on_host(state.count)
@@ -142,15 +146,20 @@ def _step(
     weights = write(state.weights_memory, weight)
     order = write.rows(None if known is None else int(known))
 
+    # Divided by its largest element, which comes back in the end: H is linear, and no product over- or underflows.
+    size_of_g = tree.norm(g, ord=math.inf).detach().to(state.weights_memory)
+    size_of_g = torch.where(size_of_g > 0, size_of_g, 1.0)
+    unit = [x / as_scalar_like(size_of_g, x) for x in map(_flat, g)]
     gamma: Any = 1.0
     if scaled:
-        below = inner_product(y, y).to(product)
-        gamma = torch.where(below > 0, product / torch.where(below > 0, below, 1.0), 1.0)
+        gamma = product / square
         if known is None or known == 0:
-            norm = inner_product(g, g).detach().to(product).sqrt()
+            norm = _product(unit, unit).detach().sqrt() * size_of_g
             begin = torch.where(norm > 1.0, 1.0 / torch.where(norm > 1.0, norm, 1.0), 1.0)
             gamma = begin if known == 0 else torch.where((state.count > 0).to(begin.device), gamma, begin)
-    direction = _multiply(g, s_memory, y_memory, weights, gamma, order)
+    rows = [_rows([x.reshape(size, x[0].numel()) for x in memory], order) for memory in (s_memory, y_memory)]
+    product = _multiply(unit, list(zip(*rows, _rows([weights], order))), gamma)
+    direction = _descending(unit, product, g, gamma * size_of_g)
 
     count, _ = advance(state.count)
     keep = _lay_into if inplace else _copy
@@ -170,6 +179,23 @@ def _difference(p: Tensor, last_p: Tensor, g: Tensor, last_g: Tensor) -> tuple[T
     """
     seen = (last_p != 0).any() | (last_g != 0).any()
     return torch.where(seen, p - last_p, 0.0), torch.where(seen, g - last_g, 0.0)
+
+
+def _with_curvature(s: list[Tensor], y: list[Tensor]) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
+    """A pair, its inner product and the square of ``y`` in double precision; all are zero without curvature.
+
+    Differences so small that they have lost their digits, or that derivatives of ``1 / product`` overflow, have none.
+    """
+    wide = [[_flat(x).to(torch.complex128 if x.is_complex() else torch.float64) for x in xs] for xs in (s, y)]
+    product, ss, yy = _product(*wide), _product(wide[0], wide[0]), _product(wide[1], wide[1])
+    kinds = [torch.finfo(_flat(x).dtype) for x in s]
+    eps, least = max([0.0, *[kind.eps for kind in kinds]]), max([_TINY**0.25, *[kind.tiny for kind in kinds]])
+    s_norm, y_norm = ss.detach().sqrt(), yy.detach().sqrt()
+    curved = (product > eps * s_norm * y_norm) & (product > _TINY**0.5)
+    for norm in (s_norm, y_norm):
+        curved = curved & (norm > least) & (norm < 1.0 / least)
+    s, y = ([torch.where(curved.to(x.device), x, 0.0) for x in xs] for xs in (s, y))
+    return s, y, torch.where(curved, product, 0.0), torch.where(curved, yy, 0.0)
 
 
 class _Ring:
@@ -198,16 +224,20 @@ class _Ring:
         return [(self.place + 1 + i) % self.size for i in range(max(0, self.size - count), self.size)]
 
 
-def _row(memory: Tensor, place: Any) -> Tensor:
-    if isinstance(place, Tensor):
-        return memory.index_select(0, place.to(memory.device).reshape(1)).squeeze(0)
-    return memory[place]
+def _rows(memories: list[Tensor], order: list[Any]) -> list[list[Tensor]]:
+    """The rows of some memories in an order, those of one place side by side."""
+    if any(isinstance(place, Tensor) for place in order):
+        columns = [[x.index_select(0, k.to(x.device).reshape(1)).squeeze(0) for k in order] for x in memories]
+    else:
+        every = [x.unbind() for x in memories]
+        columns = [[rows[k] for k in order] for rows in every]
+    return [list(row) for row in zip(*columns)] if memories else [[] for _ in order]
 
 
 def _multiply(
-    g: list[Tensor], s_memory: list[Tensor], y_memory: list[Tensor], weights: Tensor, gamma: Any, order: list[Any]
+    g: list[Tensor], pairs: list[tuple[list[Tensor], list[Tensor], list[Tensor]]], gamma: Any
 ) -> list[Tensor]:
-    r"""The product of the inverse Hessian with a vector.
+    r"""The product of the inverse Hessian with a vector, divided by :math:`\gamma`.
 
     Applied to :math:`q`, one step of the recursion above is
 
@@ -217,34 +247,56 @@ def _multiply(
 
     so that all :math:`q` are found from the newest pair to the oldest, and then all :math:`r` on the way back.
     """
-    pairs = [([_row(x, k) for x in s_memory], [_row(x, k) for x in y_memory], _row(weights, k)) for k in order]
     alphas = []
-    for s, y, weight in reversed(pairs):
-        alpha = weight * _product(s, g).to(weights)
-        g = [_add(q, -alpha, x) for q, x in zip(g, y)]
+    for s, y, (weight,) in reversed(pairs):
+        alpha = weight * _product(s, g)
+        g = [_add(q, alpha, x, -1) for q, x in zip(g, y)]
         alphas.append(alpha)
-    g = [x * as_scalar_like(gamma, x) for x in g]
-    for (s, y, weight), alpha in zip(pairs, reversed(alphas)):
-        beta = weight * _product(y, g).to(weights)
-        g = [_add(r, alpha - beta, x) for r, x in zip(g, s)]
+    if alphas:
+        alphas = list((torch.stack(alphas) / gamma).unbind())
+    for (s, y, (weight,)), alpha in zip(pairs, reversed(alphas)):
+        scalar = alpha - weight * _product(y, g)
+        g = [_add(r, scalar, x, 1) for r, x in zip(g, s)]
     return g
 
 
+def _descending(unit: list[Tensor], r: list[Tensor], g: list[Tensor], factor: Any) -> list[Tensor]:
+    """The direction, in the dtypes of the gradients; along the gradient where rounding has left no descent."""
+    r_norm, norm = (_product(x, x).detach().sqrt() for x in (r, unit))
+    eps = max([0.0, *[torch.finfo(x.dtype).eps for x in unit]])
+    descends = (_product(unit, r) > eps * r_norm * norm) | (norm == 0)
+    # What is longer than the dtype reaches is as long as that.
+    longest = min([math.inf, *[torch.finfo(x.dtype).max for x in g]])
+    factor = torch.minimum(factor, longest / torch.where(descends, r_norm, norm).to(factor))
+    return [
+        (torch.where(descends.to(x.device), x, u) * as_scalar_like(factor, x)).to(old.dtype).view(old.shape)
+        for x, u, old in zip(r, unit, g)
+    ]
+
+
 _FUSED = (torch.float32, torch.float64)
+_TINY = torch.finfo(torch.float64).tiny
+
+
+def _flat(x: Tensor) -> Tensor:
+    """The elements in a row, in single precision or more."""
+    x = x.reshape(-1)
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _product(x: list[Tensor], y: list[Tensor]) -> Tensor:
-    """The inner product, without detours for the usual dtypes: it is what a step mostly consists of."""
-    if len(x) == 1 and x[0].dtype is y[0].dtype and x[0].dtype in _FUSED:
-        return torch.dot(x[0].reshape(-1), y[0].reshape(-1))
-    return inner_product(x, y)
+    """The real inner product of vectors of which each is in parts; it is what a step mostly consists of."""
+    products = [
+        torch.dot(a, b) if a.dtype is b.dtype and a.dtype in _FUSED else (a.conj() * b).sum().real for a, b in zip(x, y)
+    ]
+    return sum((part.to(products[0].device) for part in products[1:]), products[0]) if products else torch.zeros(())
 
 
-def _add(x: Tensor, scalar: Tensor, y: Tensor) -> Tensor:
-    scalar = as_scalar_like(scalar, y)
-    if x.dtype is y.dtype and x.dtype in _FUSED:
-        return torch.addcmul(x, y, scalar)
-    return (x + scalar * y).to(x.dtype)
+def _add(x: Tensor, scalar: Tensor, y: Tensor, sign: int) -> Tensor:
+    scalar = scalar.to(x.device, real_dtype(x.dtype))
+    if x.dtype in _FUSED:
+        return torch.addcmul(x, y.to(x.dtype), scalar, value=sign)
+    return x + sign * scalar * y.to(x.dtype)
 
 
 def _copy(old: Tensor, new: Tensor) -> Tensor:

@@ -15,7 +15,11 @@ from torchopt.transform.objective import objective_value
 __all__ = ['scale_by_polyak']
 
 _SMALLEST = torch.finfo(torch.float64).eps
-"""Squared norms up to this count as zero."""
+"""Denominators up to this count as zero."""
+
+
+def _double(x: torch.Tensor) -> torch.Tensor:
+    return x.to(torch.complex128 if x.is_complex() else torch.float64)
 
 
 @factory
@@ -27,7 +31,7 @@ def scale_by_polyak(
     .. math::
         u = g \cdot \min\Bigl( \frac{f(p) - f^*}{\lVert g \rVert^2 + \epsilon},\ \gamma \Bigr)
 
-    Where the gradient is zero, so is the step.
+    Where the gradient is zero, so is the step; as in Optax the denominator counts as zero up to 2.2e-16.
 
     Args:
         f_min: The least value :math:`f^*` of the objective, or a bound below it.
@@ -62,7 +66,8 @@ def scale_by_polyak(
     def update(
         updates: Any, state: EmptyState, params: Any = None, *, value: Any = None, inplace: bool = False, **extra: Any
     ) -> tuple[Any, EmptyState]:
-        square = tree.norm(updates, squared=True)
+        # In double precision, in which squares of singles neither over- nor underflow.
+        square = tree.norm(tree.map(_double, updates), squared=True)
         gap = objective_value(value, square, updates, params, inplace=inplace)
         gap = gap - as_scalar_like(f_min, square)
         if variant == 'sps+':

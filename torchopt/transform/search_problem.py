@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from torchopt import linesearch, tree
+from torchopt.linesearch.scalars import where
 from torchopt.numerics import as_scalar_like, is_inexact, real_dtype
 from torchopt.transform.objective import is_plain
 
@@ -86,8 +87,13 @@ class Problem(NamedTuple):
         return tree.map(lambda p, g: torch.zeros_like(p) if g is None else g, self.params, self.grad)
 
     def scaled(self, rate: Any) -> Any:
-        """The updates times the step size."""
-        return tree.map(lambda u: as_scalar_like(rate, u) * u, self.updates)
+        """The updates times the step size; of a step of zero nothing is left, even of what is infinite."""
+
+        def scale(u: Tensor) -> Tensor:
+            return torch.zeros_like(u) if taken is False else where(taken, as_scalar_like(rate, u) * u, 0.0)
+
+        taken = rate != 0.0
+        return tree.map(scale, self.updates)
 
 
 def _detached(x: Any) -> Any:
