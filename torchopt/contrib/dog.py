@@ -13,7 +13,7 @@ from torchopt.combine import chain
 from torchopt.contrib.constants import kept_copy, without_graphs
 from torchopt.contrib.expectations import expects
 from torchopt.contrib.scalars import real_part, scalar_beside
-from torchopt.numerics import as_scalar_like, on_host, tensor_like
+from torchopt.numerics import as_scalar_like, on_host, positive_ratio, safe_sqrt, tensor_like
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate
 
 __all__ = ['DoGState', 'dog', 'scale_by_dog']
@@ -74,7 +74,7 @@ def scale_by_dog(init_step: tuple[str, Any], eps: Any = 1e-8) -> GradientTransfo
         start = kept_copy(params)
         first = {'distance': size, 'learning_rate': 0.0}.get(kind)
         if first is None:
-            norm = tree.norm(start)
+            norm = tree.wide_norm(start)
             first = as_scalar_like(size, norm) * (1 + norm)
         begun = torch.ones((), dtype=torch.bool, device='cpu')
         return DoGState(begun, start, scalar_beside(params, first), scalar_beside(params, 0.0))
@@ -82,13 +82,13 @@ def scale_by_dog(init_step: tuple[str, Any], eps: Any = 1e-8) -> GradientTransfo
     @expects(DoGState, 'DoG, which measures how far they have come')
     def update(updates: Any, state: DoGState, params: Any = None, *, inplace: bool = False) -> tuple[Any, DoGState]:
         g, p = without_graphs(updates, params, inplace)
-        far = real_part(tree.norm(tree.map(lambda p, p0: p - p0, p, state.init_params)), state.max_dist)
+        far = real_part(tree.wide_norm(tree.map(lambda p, p0: p - p0, p, state.init_params)), state.max_dist)
         distance = torch.maximum(state.max_dist, far)
-        total = state.sum_sq_norm_grads + real_part(tree.norm(g, squared=True), distance)
-        rate = distance / torch.sqrt(total + as_scalar_like(eps, total))
+        total = state.sum_sq_norm_grads + real_part(tree.wide_norm(g, squared=True), distance)
+        rate = positive_ratio(distance, safe_sqrt(total + as_scalar_like(eps, total)))
         if kind == 'learning_rate':
             rate = _first(state.is_init_step, size, rate)
-        u = tree.map(lambda g: g * as_scalar_like(rate, g), g)
+        u = tree.scale(rate, g)
         return u, DoGState(torch.zeros_like(state.is_init_step), state.init_params, distance, total)
 
     return GradientTransformation(init, update)

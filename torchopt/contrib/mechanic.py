@@ -18,8 +18,8 @@ from torchopt.base import (
 )
 from torchopt.contrib.constants import kept_copy, without_graphs
 from torchopt.contrib.expectations import expects
-from torchopt.contrib.scalars import real_part, scalar_beside
-from torchopt.numerics import advance, as_scalar_like, safe_sqrt, zero_count
+from torchopt.contrib.scalars import inner, real_part, scalar_beside
+from torchopt.numerics import advance, as_scalar_like, in_single, safe_sqrt, zero_count
 from torchopt.refusal import preflight
 
 __all__ = ['MechanicState', 'mechanize']
@@ -121,22 +121,22 @@ def mechanize(
         g, x = without_graphs(updates, params, inplace)
         steps, base_state = wide.update(updates, state.base_optimizer_state, params, inplace=inplace, **extra)
         total = state.s.sum()
-        pull = times(weight_decay, total * real_part(tree.norm(g), total))
-        pull = pull / plus(real_part(tree.norm(x), total), as_scalar_like(eps, total))
+        pull = times(weight_decay, total * real_part(tree.wide_norm(g), total))
+        pull = pull / plus(real_part(tree.wide_norm(x), total), as_scalar_like(eps, total))
         below = plus(total, as_scalar_like(eps, total))
 
         def decayed(g: Tensor, x: Tensor) -> Tensor:
             return g + x * as_scalar_like(pull, x)
 
-        before = tree.map(lambda x, x0: (x0 - x) / as_scalar_like(below, x), x, state.x0)
-        h = real_part(tree.vdot(tree.map(decayed, g, x), before), total)
+        before = tree.map(in_single(lambda x, x0: (x0 - x) / as_scalar_like(below, x)), x, state.x0)
+        h = inner(tree.map(in_single(decayed), g, x), before, total)
         r, m, v, s = _bet(state, h, s_init, eps)
         scale = s.sum()
 
         def move(step: Tensor, x: Tensor, x0: Tensor, before: Tensor) -> Tensor:
             return x0 - (before - step) * as_scalar_like(scale, x) - x
 
-        moved = tree.map(move, steps, x, state.x0, before)
+        moved = tree.map(in_single(move), steps, x, state.x0, before)
         return moved, MechanicState(base_state, advance(state.count)[0], r, m, v, s, state.x0)
 
     return GradientTransformationExtraArgs(init, update)

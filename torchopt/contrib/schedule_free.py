@@ -19,8 +19,8 @@ from torchopt.base import (
 from torchopt.combine import chain
 from torchopt.contrib.constants import kept_copy, without_graphs
 from torchopt.contrib.expectations import expects
-from torchopt.contrib.scalars import check_rate, positive_ratio, rate_at, scalar_beside
-from torchopt.numerics import advance, as_scalar_like, on_host, tensor_like, zero_count
+from torchopt.contrib.scalars import check_rate, rate_at, scalar_beside
+from torchopt.numerics import advance, as_scalar_like, on_host, positive_ratio, tensor_like, zero_count
 from torchopt.refusal import preflight
 from torchopt.schedule import warmup_constant_schedule
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate, scale_by_rms

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt.base import GradientTransformation, factory
-from torchopt.numerics import abs_sq, as_scalar_like, real_dtype
+from torchopt.numerics import abs_sq, as_scalar_like, positive_ratio, safe_sqrt, wide_dtype, widened
 from torchopt.refusal import expects_params, expects_state
 from torchopt.transform.leafwise import as_constant, is_weight, leaf_norm, move_leaves
 
@@ -80,14 +80,14 @@ def scale_by_distance_over_gradients(
             dtype = param_dtype.to_complex() if param_dtype is not None and p.is_complex() else param_dtype
             return p.to(dtype=dtype or p.dtype, copy=True)
 
-        sums = tree.map(lambda p: torch.zeros(1, dtype=real_dtype(p.dtype), device=p.device), start)
+        sums = tree.map(lambda p: torch.zeros(1, dtype=wide_dtype(p.dtype), device=p.device), start)
         return ScaleByDistanceOverGradientsState(tree.map(first_distance, start), sums, tree.map(keep, start))
 
     def rule(g: Tensor, distance: Tensor, squares: Tensor, start: Tensor, p: Tensor) -> tuple[Tensor, ...]:
         distance = torch.maximum(distance, leaf_norm(as_constant(p, g) - start).to(distance.dtype))
-        squares = squares + abs_sq(g).sum()
-        rate = distance / torch.sqrt(squares.reshape(()) + as_scalar_like(eps, squares))
-        return g * (as_scalar_like(global_scale, rate) * rate), distance, squares, start
+        squares = squares + abs_sq(widened(g)).sum()
+        rate = positive_ratio(distance, safe_sqrt(squares.reshape(()) + as_scalar_like(eps, squares)))
+        return tree.scale(as_scalar_like(global_scale, rate) * rate, g), distance, squares, start
 
     @expects_params('scale_by_distance_over_gradients')
     @expects_state(ScaleByDistanceOverGradientsState)

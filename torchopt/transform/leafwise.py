@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt import tree
-from torchopt.numerics import abs_sq, as_scalar_like, carries_no_graph, safe_sqrt
+from torchopt.numerics import as_scalar_like, carries_no_graph, two_norm
 
 __all__ = ['as_constant', 'is_weight', 'least_norm', 'leaf_norm', 'move_leaves']
 
@@ -56,8 +56,8 @@ def as_constant(p: Tensor, u: Tensor) -> Tensor:
 
 
 def leaf_norm(x: Tensor) -> Tensor:
-    """The l2 norm of a leaf, a real 0-d tensor whose derivative at zero is zero."""
-    return safe_sqrt(abs_sq(x).sum())
+    """The l2 norm of a leaf, a real 0-d tensor of at least float32 whose derivative at zero is zero."""
+    return two_norm([x])
 
 
 def least_norm(norm: Tensor, least: Any) -> Tensor:

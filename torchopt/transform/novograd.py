@@ -10,7 +10,17 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt.base import GradientTransformation, factory
-from torchopt.numerics import abs_sq, advance, as_scalar_like, complement, on_host, real_dtype, safe_sqrt, zero_count
+from torchopt.numerics import (
+    abs_sq,
+    advance,
+    as_scalar_like,
+    complement,
+    on_host,
+    safe_sqrt,
+    wide_dtype,
+    widened,
+    zero_count,
+)
 from torchopt.refusal import expects_state
 from torchopt.transform.first_moment import check_mu_dtype, zero_mean
 from torchopt.transform.leafwise import as_constant, move_leaves
@@ -76,7 +86,7 @@ def scale_by_novograd(
     decays = checks.nonzero(weight_decay)
 
     def init(params: Any) -> ScaleByNovogradState:
-        nu = tree.map(lambda p: torch.zeros((), dtype=real_dtype(p.dtype), device=p.device), params)
+        nu = tree.map(lambda p: torch.zeros((), dtype=wide_dtype(p.dtype), device=p.device), params)
         return ScaleByNovogradState(zero_count(), zero_mean(params, mu_dtype), nu)
 
     def has_params(state: Any, params: Any = None) -> None:
@@ -95,6 +105,7 @@ def scale_by_novograd(
         count, _ = advance(state.count)
 
         def rule(g: Tensor, m: Tensor, v: Tensor, *p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            g = widened(g)
             square = abs_sq(g).sum()
             average = as_scalar_like(b2, v) * v + as_scalar_like(complement(b2), v) * square
             v = _choose(first, square, average).to(v.dtype)

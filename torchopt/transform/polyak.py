@@ -62,7 +62,7 @@ def scale_by_polyak(
     def update(
         updates: Any, state: EmptyState, params: Any = None, *, value: Any = None, inplace: bool = False, **extra: Any
     ) -> tuple[Any, EmptyState]:
-        square = tree.norm(updates, squared=True)
+        square = tree.wide_norm(updates, squared=True)
         gap = objective_value(value, square, updates, params, inplace=inplace)
         gap = gap - as_scalar_like(f_min, square)
         if variant == 'sps+':
@@ -72,6 +72,6 @@ def scale_by_polyak(
         rate = gap / torch.where(tiny, torch.ones_like(below), below)
         largest = as_scalar_like(max_learning_rate, rate)
         rate = torch.where(tiny, torch.zeros_like(rate), torch.where(rate < largest, rate, largest))
-        return tree.map(lambda g: g * as_scalar_like(rate, g), updates), state
+        return tree.scale(rate, updates), state
 
     return GradientTransformationExtraArgs(init_empty_state, update)
