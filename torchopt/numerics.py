@@ -34,6 +34,7 @@ __all__ = [
     'eager',
     'forward_mode',
     'has_tangent',
+    'in_double',
     'in_single',
     'in_transform',
     'increment',
@@ -198,6 +199,13 @@ def bias_correction(decay: Scalar, count: Any) -> Scalar:
     if isinstance(decay, torch.Tensor):
         return 1.0 - decay.to(torch.float64) ** exponent
     return 1.0 - torch.pow(decay, exponent)
+
+
+def in_double(value: Any) -> Any:
+    """A hyper-parameter to compute coefficients with: of 0-d tensors one in double precision, all else as it is."""
+    if isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel() == 1:
+        return value.to(torch.float64)
+    return value
 
 
 def complement(decay: Scalar) -> Scalar:
