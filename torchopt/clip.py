@@ -26,7 +26,7 @@ from torchopt.numerics import (
     tensor_like,
     two_norm,
 )
-from torchopt.refusal import expects_params
+from torchopt.refusal import expects_params, leave_open, refuses
 
 __all__ = [
     'ClipState',
@@ -95,7 +95,7 @@ def clip_grad_norm(
         factor = (as_scalar_like(max_norm, total) / (total + 1e-6)).clamp(max=1.0)
         return tree.scale(factor, updates), state
 
-    return GradientTransformation(init_empty_state, update)
+    return GradientTransformation(init_empty_state, refuses(leave_open)(update) if error_if_nonfinite else update)
 
 
 @factory

@@ -2,18 +2,20 @@
 """What a transformation refuses, it refuses before anything is changed in place.
 
 An ``update`` that can refuse a step (the state of another optimizer, a schedule that gives NaN) carries a function
-``update.preflight(state, params)`` that raises.  What combines transformations asks all of them first.
+``update.preflight(state, params)`` that raises.  What combines transformations asks all of them first.  Where a step
+may also be refused for the values of its updates, which are not known before, that function says so.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
 
-__all__ = ['always_ask', 'expects_params', 'expects_state', 'preflight', 'refuses']
+__all__ = ['always_ask', 'expects_params', 'expects_state', 'is_settled', 'leave_open', 'preflight', 'refuses']
 
 Check = Callable[[Any, Any], Any]
 """``check(state, params)`` raises where a step cannot be taken."""
@@ -26,6 +28,27 @@ def preflight(tx: Any, state: Any, params: Any = None) -> None:
     check = getattr(tx.update, 'preflight', None)
     if check is not None:
         check(state, params)
+
+
+_open: ContextVar[list[bool] | None] = ContextVar('open', default=None)
+
+
+def leave_open(state: Any = None, params: Any = None) -> None:
+    """Say, as a check or within one, that the step may still be refused for the values of the updates."""
+    seen = _open.get()
+    if seen is not None:
+        seen.append(True)
+
+
+def is_settled(tx: Any, state: Any, params: Any = None) -> bool:
+    """As :func:`preflight`; returns whether the step cannot be refused any more."""
+    found: list[bool] = []
+    token = _open.set(found)
+    try:
+        preflight(tx, state, params)
+    finally:
+        _open.reset(token)
+    return not found
 
 
 def always_ask(tx: Any, state: Any, params: Any = None) -> None:

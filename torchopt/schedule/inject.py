@@ -122,8 +122,8 @@ def inject_hyperparams(
     Every number among the arguments of the factory, defaults included, goes into the state, as a 0-d tensor on the CPU,
     and may be set there between steps.  Every function among them is a schedule, which sets its argument anew in each
     step; one with a state of its own (:class:`StatefulSchedule`) is also given the extra arguments of ``update``.
-    Tensors stay what they are, so that they can be learned.  What the factory annotates as an ``int`` (a size, a number of
-    iterations, a seed) or a ``Callable`` decides how the optimizer is built: it is no hyper-parameter, and stays as it is.
+    Tensors stay what they are, so that they can be learned.  What the factory annotates as an ``int`` (a size, a number
+    of iterations, a seed) or a ``Callable`` decides how the optimizer is built; it stays as it is, outside of the state.
 
     Args:
         inner_factory: What makes the optimizer, such as :func:`torchopt.adam`.
