@@ -42,7 +42,7 @@ CLIMB = torchopt.chain(contrib.normalize(), torchopt.sgd(0.05))
 # States that remember parameters, inside what hands parameters on.
 WRAPPED = [
     Row('madgrad', lambda: contrib.madgrad(0.05)),
-    Row('cocob', lambda: contrib.cocob()),
+    Row('cocob', contrib.cocob),
     Row('dog', lambda: contrib.dog(init_step=('heuristic', 0.05))),
     Row('dowg', lambda: contrib.dowg(init_estim_sq_dist=0.05)),
     Row('prodigy', lambda: contrib.prodigy(estim_lr0=0.05)),

@@ -17,8 +17,16 @@ from torchopt.base import (
     factory,
     init_empty_state,
 )
-from torchopt.numerics import abs_sq, as_scalar_like, safe_sqrt
-from torchopt.preconditions import params_for
+from torchopt.numerics import (
+    as_scalar_like,
+    constant_norm,
+    in_single,
+    real_dtype,
+    root_mean_square,
+    tensor_like,
+    two_norm,
+)
+from torchopt.preconditions import Precondition, params_for
 
 __all__ = [
     'ClipState',
@@ -48,7 +56,8 @@ def clip_grad_norm(
     .. math::
         u = g \cdot \min\Bigl(1, \frac{c}{\lVert g \rVert_p + 10^{-6}}\Bigr)
 
-    The factor counts as a constant in meta-gradients; use :func:`clip_by_global_norm` for one that does not.
+    The norm counts as a constant in derivatives of every mode, as in TorchOpt 0.7.3; a learned bound has its own.  Use
+    :func:`clip_by_global_norm` to differentiate through the norm.
 
     Args:
         max_norm: The bound :math:`c \ge 0`.
@@ -77,28 +86,18 @@ def clip_grad_norm(
         leaves = tree.leaves(updates)
         if not leaves:
             return updates, state
-        with torch.no_grad():
-            device = leaves[0].device
-            norms = [torch.linalg.vector_norm(g, order).to(device) for g in leaves]
-            total = torch.linalg.vector_norm(torch.stack(norms), order)
-            if error_if_nonfinite and not bool(total.isfinite()):
-                raise RuntimeError(
-                    f'The total norm of order {order} of the gradients is {total.item()}, so they cannot be clipped. '
-                    f'Pass error_if_nonfinite=False to clip all the same.'
-                )
-            factor = (max_norm / (total + 1e-6)).clamp(max=1.0)
-        return tree.map(lambda g: g * as_scalar_like(factor, g), updates), state
+        total = constant_norm(leaves, order)
+        if error_if_nonfinite and not bool(total.isfinite()):
+            raise RuntimeError(
+                f'The total norm of order {order} of the gradients is {total.item()}, so they cannot be clipped. '
+                f'Pass error_if_nonfinite=False to clip all the same.'
+            )
+        factor = (as_scalar_like(max_norm, total) / (total + 1e-6)).clamp(max=1.0)
+        return tree.scale(factor, updates), state
 
-    return GradientTransformation(init_empty_state, update)
-
-
-def _global_norm(updates: Any) -> Tensor:
-    """The l2 norm over all leaves; its derivative at zero is zero."""
-    leaves = tree.leaves(updates)
-    if not leaves:
-        return torch.zeros(())
-    device = leaves[0].device
-    return safe_sqrt(torch.stack([abs_sq(g).sum().to(device) for g in leaves]).sum())
+    # Whether the norm is finite, only the step itself can tell.
+    requires = [Precondition(lambda state, params: None, is_final=False)] if error_if_nonfinite else []
+    return GradientTransformation.requiring(init_empty_state, update, *requires)
 
 
 @factory
@@ -124,12 +123,16 @@ def clip_by_global_norm(max_norm: Any) -> GradientTransformation:
     checks.at_least('max_norm value', max_norm)
 
     def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
-        norm = _global_norm(updates)
+        norm = tree.wide_norm(updates)
         bound = as_scalar_like(max_norm, norm)
         inside = norm < bound
+        # What is not clipped has nothing to do with the norm, by which it must not be divided: it may be zero.
+        divisor = torch.where(inside | (norm == 0), torch.ones_like(norm), norm)
 
+        @in_single
         def shrink(g: Tensor) -> Tensor:
-            return torch.where(inside.to(g.device), g, g / as_scalar_like(norm, g) * as_scalar_like(bound, g))
+            clipped = g / as_scalar_like(divisor, g) * as_scalar_like(bound, g)
+            return torch.where(inside.to(g.device), g, clipped)
 
         return tree.map(shrink, updates), state
 
@@ -175,8 +178,9 @@ def clip_by_block_rms(threshold: Any) -> GradientTransformation:
     """
     checks.positive('threshold value', threshold)
 
+    @in_single
     def shrink(g: Tensor) -> Tensor:
-        rms = safe_sqrt(abs_sq(g).mean())
+        rms = root_mean_square(g)
         return g / (rms / as_scalar_like(threshold, rms)).clamp(min=1.0)
 
     def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
@@ -206,16 +210,15 @@ def unitwise_norm(x: Tensor, axis: Axis = None) -> Tensor:
         Brock et al., `High-performance large-scale image recognition without normalization
         <https://arxiv.org/abs/2102.06171>`_, 2021.
     """
-    return _unit_norm(x, axis).expand(x.shape)
+    return _unit_norm(x, axis).to(real_dtype(x.dtype)).expand(x.shape)
 
 
 def _unit_norm(x: Tensor, axis: Axis) -> Tensor:
-    squares = abs_sq(x)
     if callable(axis):
         axis = axis(x)
     if axis is None and sum(size != 1 for size in x.shape) <= 1:
-        return safe_sqrt(squares.sum())
-    return safe_sqrt(squares.sum(dim=tuple(range(1, x.dim())) if axis is None else axis, keepdim=True))
+        return two_norm([x])
+    return two_norm([x], tuple(range(1, x.dim())) if axis is None else axis, keepdim=True)
 
 
 def unitwise_clip(g_norm: Tensor, max_norm: Tensor, grad: Tensor, div_eps: Any = 1e-6) -> Tensor:
@@ -245,11 +248,11 @@ def unitwise_clip(g_norm: Tensor, max_norm: Tensor, grad: Tensor, div_eps: Any =
                 f'{name} and g_norm must have one shape: {tuple(x.shape)} and {tuple(g_norm.shape)}. Pass norms in the '
                 f'shape of the gradient, as unitwise_norm gives them.'
             )
-    return _clip_units(g_norm, max_norm, grad, div_eps)
+    return in_single(_clip_units)(grad, g_norm, max_norm, div_eps)
 
 
-def _clip_units(norm: Tensor, bound: Tensor, g: Tensor, div_eps: Any) -> Tensor:
-    return torch.where(norm < bound, g, g * (bound / norm.clamp(min=div_eps)))
+def _clip_units(g: Tensor, norm: Tensor, bound: Tensor, div_eps: Any) -> Tensor:
+    return torch.where(norm < bound, g, g / norm.clamp(min=div_eps) * bound)
 
 
 @factory
@@ -288,7 +291,7 @@ def adaptive_grad_clip(clipping: Any, eps: Any = 1e-3, axis: Axis = None) -> Gra
 
     def rule(g: Tensor, p: Tensor) -> tuple[Tensor]:
         norm = _unit_norm(g, axis)
-        return (_clip_units(norm, as_scalar_like(clipping, norm) * _unit_norm(p, axis).clamp(min=eps), g, 1e-6),)
+        return (_clip_units(g, norm, as_scalar_like(clipping, norm) * _unit_norm(p, axis).clamp(min=eps), 1e-6),)
 
     def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
         (updates,) = tree.apply_rule(rule, updates, reads=(params,))
@@ -321,8 +324,7 @@ def per_example_global_norm_clip(grads: Any, l2_norm_clip: float) -> tuple[Any, 
     """
     checks.positive('l2_norm_clip value', l2_norm_clip)
     n = _number_of_examples(grads)
-    squares = [abs_sq(g).reshape(n, -1).sum(dim=1) for g in tree.leaves(grads)]
-    norms = safe_sqrt(torch.stack(squares).sum(dim=0)) if squares else torch.zeros(n)
+    norms = two_norm([g.reshape(n, -1) for g in tree.leaves(grads)], dim=1)
     return tree.map(lambda g: _clip_and_sum(g, norms, l2_norm_clip), grads), (norms > l2_norm_clip).sum()
 
 
@@ -364,7 +366,7 @@ def per_example_layer_norm_clip(grads: Any, global_l2_norm_clip: float, uniform:
         return global_l2_norm_clip * math.sqrt(share)
 
     def norms(g: Tensor) -> Tensor:
-        return safe_sqrt(abs_sq(g).reshape(n, -1).sum(dim=1))
+        return two_norm([g.reshape(n, -1)], dim=1)
 
     clipped = tree.map(lambda g: _clip_and_sum(g, norms(g), bound(g)), grads)
     return clipped, tree.map(lambda g: (norms(g) > bound(g)).sum(), grads)
@@ -381,5 +383,5 @@ def _number_of_examples(grads: Any) -> int:
 
 
 def _clip_and_sum(g: Tensor, norms: Tensor, bound: float) -> Tensor:
-    factors = (bound / norms.clamp(min=1e-30)).clamp(max=1.0).to(g.device)
-    return torch.tensordot(factors.to(g.dtype), g, dims=1)
+    factors = (tensor_like(bound, norms) / norms.clamp(min=bound)).to(g.device)
+    return in_single(lambda g: torch.tensordot(factors.to(g.dtype), g, dims=1))(g)

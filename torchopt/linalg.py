@@ -19,7 +19,7 @@ from torchopt import tree
 from torchopt.linear_solve import solve_cg
 from torchopt.linear_solve.door import iteration_limit
 from torchopt.loop import while_loop
-from torchopt.numerics import eager
+from torchopt.numerics import as_scalar_like, eager, in_single, widened
 from torchopt.tree.random import Key, seed_or_generator
 
 __all__ = ['cg', 'matrix_inverse_pth_root', 'nnls', 'ns', 'ns_inv', 'power_iteration']
@@ -231,7 +231,8 @@ def _random_start(matrix: Tensor, key: Key) -> Tensor:
 
 
 def _normalized(x: Any) -> Any:
-    return tree.scale(1.0 / tree.norm(x), x)
+    norm = tree.wide_norm(x)
+    return tree.map(in_single(lambda x: x / as_scalar_like(norm, x)), x)
 
 
 class _Root(NamedTuple):
@@ -294,7 +295,7 @@ def matrix_inverse_pth_root(
     _require_square(matrix, 'matrix', ValueError)
     if isinstance(p, bool) or not isinstance(p, int) or p < 1:
         raise ValueError(f'Invalid p: {p!r}; expected an int >= 1.')
-    a = matrix.float() if matrix.dtype in (torch.float16, torch.bfloat16) else matrix
+    a = widened(matrix)
     ridge = ridge_epsilon * power_iteration(a)[0].clamp(min=1e-16)
     if a.shape[0] == 1:
         return ((a + ridge) ** (-1.0 / p)).to(matrix.dtype), torch.zeros_like(ridge)

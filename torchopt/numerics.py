@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeAlias
@@ -33,9 +34,12 @@ __all__ = [
     'carries_no_graph',
     'common_device',
     'complement',
+    'constant_norm',
     'eager',
     'forward_mode',
     'has_tangent',
+    'in_double',
+    'in_single',
     'in_transform',
     'increment',
     'is_dtensor',
@@ -48,14 +52,19 @@ __all__ = [
     'is_plain',
     'off_leaf',
     'on_host',
+    'positive_ratio',
     'real_dtype',
+    'root_mean_square',
     'safe_increment',
     'safe_norm',
     'safe_root_mean_squares',
     'safe_sqrt',
     'saved_tensors',
     'tensor_like',
+    'two_norm',
     'vector',
+    'wide_dtype',
+    'widened',
     'without_ended',
     'zero_count',
 ]
@@ -287,6 +296,13 @@ def bias_correction(decay: Scalar, count: Any) -> Scalar:
     return 1.0 - torch.pow(decay, exponent)
 
 
+def in_double(value: Any) -> Any:
+    """A hyper-parameter to compute coefficients with: of 0-d tensors one in double precision, all else as it is."""
+    if isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel() == 1:
+        return value.to(torch.float64)
+    return value
+
+
 def complement(decay: Scalar) -> Scalar:
     r""":math:`1 - \beta`, the weight of what enters an average, in double precision."""
     return 1.0 - (decay.to(torch.float64) if isinstance(decay, torch.Tensor) else decay)
@@ -320,12 +336,70 @@ def safe_sqrt(x: torch.Tensor) -> torch.Tensor:
 
     A parameter whose gradient is exactly zero has a second moment of zero.  There the update
     :math:`m / (\sqrt{v} + \epsilon)` has a derivative, but the chain rule forms it as :math:`0 \cdot \infty`.
-    With a zero in place of the infinity it comes out right.
+    With a zero in place of the infinity it comes out right, in reverse mode and in forward mode.
     """
-    if not (x.requires_grad or is_transformed(x)):
+    if not (x.requires_grad or forward_ad._current_level >= 0 or is_transformed(x)):
         return x.sqrt()
-    positive = x > 0
-    return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), x * 0.0)
+    zero = x == 0
+    return torch.where(zero, torch.zeros_like(x), torch.where(zero, torch.ones_like(x), x).sqrt())
+
+
+def two_norm(xs: Sequence[torch.Tensor], dim: int | tuple[int, ...] | None = None, keepdim: bool = False) -> Any:
+    r"""The 2-norm of several tensors together, right at every scale, whose derivative at zero is zero.
+
+    Squares overflow, or underflow to zero, long before the numbers themselves: those of float32 above :math:`10^{19}`
+    and below :math:`10^{-19}`.  So the tensors are divided by a power of two near their largest element before they are
+    squared.  That is exact, and for derivatives of every order the divisor is a constant.
+
+    Args:
+        xs: Tensors of floating or complex dtypes, at least one.
+        dim: The dimensions of each tensor that the norm runs over; without these all have one shape.  By default all.
+        keepdim: Keep these dimensions, with size 1.
+
+    Returns:
+        A real tensor on the device of the first, of the widest dtype among them and float32: the norm of a large tensor
+        in half precision may be beyond the range of its dtype.
+    """
+    parts, unit = _in_units(xs, dim)
+    squares = [abs_sq(x).sum() if dim is None else abs_sq(x).sum(dim, keepdim=True) for x in parts]
+    norm = unit * safe_sqrt(squares[0] if len(xs) == 1 else torch.stack([s.to(unit.device) for s in squares]).sum(0))
+    return norm if dim is None or keepdim else norm.squeeze(dim)
+
+
+def constant_norm(xs: Sequence[torch.Tensor], order: float) -> torch.Tensor:
+    """The norm of any positive order of several tensors together, as a constant; otherwise as :func:`two_norm`."""
+    parts, unit = _in_units([x.detach() for x in xs], None)
+    norms = [torch.linalg.vector_norm(x, order).to(unit.device) for x in parts if x.numel()]
+    return unit * torch.linalg.vector_norm(torch.stack(norms), order) if norms else torch.zeros_like(unit)
+
+
+def _in_units(xs: Sequence[torch.Tensor], dim: int | tuple[int, ...] | None) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Tensors over a power of two near the largest absolute value along some dimensions, and this constant."""
+    wide = functools.reduce(torch.promote_types, [real_dtype(x.dtype) for x in xs], torch.float32)
+    xs = [x.to(wide.to_complex() if x.is_complex() else wide) for x in xs]
+    largest = [torch.linalg.vector_norm(x.detach(), math.inf, dim, dim is not None) for x in xs if x.numel()]
+    if not largest:
+        return [*xs], torch.ones((), dtype=wide, device=xs[0].device)
+    most = largest[0] if len(largest) == 1 else torch.stack([x.to(xs[0].device) for x in largest]).amax(0)
+    limits = torch.finfo(wide)
+    unit = torch.exp2(torch.floor(torch.log2(most))).clamp(limits.tiny, limits.max / 2)
+    return [_over(x, unit.to(x.device)) for x in xs], unit
+
+
+def _over(x: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
+    # Complex division of an infinity makes a NaN.
+    return torch.complex(x.real / unit, x.imag / unit) if x.is_complex() else x / unit
+
+
+def root_mean_square(x: torch.Tensor) -> torch.Tensor:
+    """The root mean square of a tensor, as :func:`two_norm`; that of a tensor without elements is zero."""
+    return two_norm([x]) / math.sqrt(max(x.numel(), 1))
+
+
+def positive_ratio(above: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
+    """A quotient, and zero where the divisor is zero: there nothing has been seen yet."""
+    empty = below == 0
+    return torch.where(empty, torch.zeros_like(above), above / torch.where(empty, torch.ones_like(below), below))
 
 
 def safe_norm(
@@ -358,9 +432,13 @@ def safe_norm(
         >>> norm.detach(), x.grad
         (tensor(0.0010), tensor([0., 0.]))
     """
-    small = torch.linalg.norm(x.detach(), ord, dim=axis, keepdim=True) <= min_norm
-    norm = torch.linalg.norm(torch.where(small, torch.ones_like(x), x), ord, dim=axis, keepdim=keepdims)
-    return torch.where(small.reshape(norm.shape), min_norm, norm)
+    dims = tuple(range(x.dim())) if axis is None else axis
+    # All norms but that of order 0, a number of elements, grow with what they measure.
+    (parts,), unit = ([widened(x)], 1.0) if ord == 0 else _in_units([x], dims)
+    small = unit * torch.linalg.norm(parts.detach(), ord, dim=axis, keepdim=True) <= min_norm
+    norm = unit * torch.linalg.norm(torch.where(small, torch.ones_like(parts), parts), ord, dim=axis, keepdim=True)
+    norm = torch.where(small, min_norm, norm.to(real_dtype(x.dtype)))
+    return norm if keepdims else norm.squeeze(dims)
 
 
 def safe_root_mean_squares(x: torch.Tensor, min_rms: Any) -> torch.Tensor:
@@ -379,8 +457,8 @@ def safe_root_mean_squares(x: torch.Tensor, min_rms: Any) -> torch.Tensor:
         >>> safe_root_mean_squares(torch.tensor([3.0, -3.0]), 0.1)
         tensor(3.)
     """
-    small = abs_sq(x.detach()).mean().sqrt() <= min_rms
-    return torch.where(small, min_rms, abs_sq(torch.where(small, torch.ones_like(x), x)).mean().sqrt())
+    rms = root_mean_square(x)
+    return torch.where(rms <= min_rms, min_rms, rms.to(real_dtype(x.dtype)))
 
 
 def carries_graph(x: Any) -> bool:
@@ -455,6 +533,45 @@ def is_inexact(x: Any) -> bool:
 def real_dtype(dtype: torch.dtype) -> torch.dtype:
     """The real dtype of the same precision: ``complex64`` gives ``float32``."""
     return dtype.to_real() if dtype.is_complex else dtype
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """A real dtype to compute in: that of the same precision, but at least float32."""
+    return torch.promote_types(real_dtype(dtype), torch.float32)
+
+
+def widened(x: Any) -> Any:
+    """What to compute with: a tensor in half precision becomes float32, all else is as it is."""
+    return x.float() if _is_half(x) else x
+
+
+def _is_half(x: Any) -> bool:
+    return isinstance(x, torch.Tensor) and x.dtype in _HALVES
+
+
+_HALVES = frozenset({torch.float16, torch.bfloat16})
+
+
+def in_single(rule: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a function of the tensors of one leaf compute half precision in float32, as kernels do, and round once.
+
+    In float16, squares overflow above 255 and an epsilon of 1e-8 is zero; in bfloat16 a decay rate of 0.999 is one.
+
+    Args:
+        rule: The function.  Its result, or the first of several, takes the dtype to which its arguments promote.
+    """
+
+    def run(first: Any, *rest: Any) -> Any:
+        if not (_is_half(first) or any(map(_is_half, rest))):
+            return rule(first, *rest)
+        dtype = functools.reduce(torch.promote_types, [x.dtype for x in (first, *rest) if isinstance(x, torch.Tensor)])
+        # A weight in plain training is recognized by being a leaf, which its copy in float32 is not.
+        found = rule(
+            widened(first), *[x if _is_half(x) and carries_no_graph(x, x.detach()) else widened(x) for x in rest]
+        )
+        return (found[0].to(dtype), *found[1:]) if isinstance(found, tuple) else found.to(dtype)
+
+    return run
 
 
 @contextlib.contextmanager

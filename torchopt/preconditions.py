@@ -17,6 +17,7 @@ __all__ = [
     'Precondition',
     'check_always',
     'check_preconditions',
+    'is_settled',
     'checked',
     'params_for',
     'required_by',
@@ -35,21 +36,28 @@ class Precondition(NamedTuple):
         check: ``check(state, params)`` raises if it does not hold.
         when: ``'always'`` if it is checked before every step, ``'inplace'`` if only before a step in place; out of
             place, such a step raises by itself while nothing is lost.
+        is_final: False where a step that meets it may still be refused, for the values of its updates.
     """
 
     check: Check
     when: Literal['always', 'inplace'] = 'inplace'
+    is_final: bool = True
 
 
 def check_preconditions(tx: Any, state: Any, params: Any = None) -> None:
     """Check all that a transformation requires of a step in place."""
-    for condition in getattr(tx, 'requires', ()):
+    for condition in tx.requires:
         condition.check(state, params)
+
+
+def is_settled(tx: Any) -> bool:
+    """Whether a step that meets all preconditions cannot be refused any more."""
+    return all(condition.is_final for condition in tx.requires)
 
 
 def check_always(tx: Any, state: Any, params: Any = None) -> None:
     """Check what a transformation requires of every step."""
-    for condition in getattr(tx, 'requires', ()):
+    for condition in tx.requires:
         if condition.when == 'always':
             condition.check(state, params)
 
@@ -110,7 +118,7 @@ def required_by_all(select: Callable[[Any, Any], Any], *transformations: Any) ->
         for tx, own in zip(transformations, select(state, params)):
             check_preconditions(tx, *own)
 
-    return Precondition(check)
+    return Precondition(check, is_final=all(map(is_settled, transformations)))
 
 
 def required_by(tx: Any, name: str) -> Precondition:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from torchopt import checks, tree as trees
-from torchopt.numerics import is_inexact
+from torchopt.numerics import in_single, is_inexact
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -217,7 +217,7 @@ def projection_l1_ball(tree: Any, scale: Any = 1) -> Any:
         Duchi et al., `Efficient projections onto the l1-ball for learning in high dimensions
         <https://doi.org/10.1145/1390156.1390191>`_, 2008.
     """
-    inside = trees.norm(tree, 1) <= scale
+    inside = trees.wide_norm(tree, 1) <= scale
     return _map(lambda x, p: torch.where(inside, x, p), tree, projection_l1_sphere(tree, scale))
 
 
@@ -240,7 +240,8 @@ def projection_l2_sphere(tree: Any, scale: Any = 1) -> Any:
         [tensor([0.6000, 0.8000])]
     """
     checks.at_least('scale', scale)
-    return trees.scale(scale / trees.norm(tree), tree)
+    norm = trees.wide_norm(tree)
+    return _map(in_single(lambda x: x / _bound(norm, x) * _bound(scale, x)), tree)
 
 
 def projection_l2_ball(tree: Any, scale: Any = 1) -> Any:
@@ -262,8 +263,15 @@ def projection_l2_ball(tree: Any, scale: Any = 1) -> Any:
         [tensor([3., 4.])]
     """
     checks.at_least('scale', scale)
-    norm = trees.norm(tree)
-    return trees.scale(scale / torch.maximum(norm, _bound(scale, norm)), tree)
+    norm = trees.wide_norm(tree)
+    outside = norm > _bound(scale, norm)
+    divisor = torch.where(outside, norm, torch.ones_like(norm))
+
+    @in_single
+    def shrink(x: torch.Tensor) -> torch.Tensor:
+        return torch.where(outside.to(x.device), x / _bound(divisor, x) * _bound(scale, x), x)
+
+    return _map(shrink, tree)
 
 
 def projection_linf_ball(tree: Any, scale: Any = 1) -> Any:

@@ -134,3 +134,18 @@ def test_memory_does_not_grow():
             gc.collect()
             alive.append(len([x for x in gc.get_objects() if type(x) is torch.Tensor]))
     assert alive[0] == alive[1]
+
+
+@pytest.mark.parametrize('dtypes', [(torch.float32, torch.float64), (torch.float64, torch.bfloat16)], ids=str)
+def test_empty_tensors_have_an_address_of_their_own(dtypes):
+    """`torch.save` refuses two tensors of different dtypes at one address."""
+    params = [torch.zeros(0, dtype=dtypes[0]), torch.ones(3, dtype=dtypes[1]), torch.zeros(0, 2, dtype=dtypes[1])]
+    optimizer = torchopt.adam(0.1)
+    _, state = optimizer.update(params, optimizer.init(params), params)
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    again = torch.load(file, weights_only=True)
+    assert all(map(torch.equal, torchopt.tree.leaves(again), torchopt.tree.leaves(state)))
+    addresses = [x.untyped_storage().data_ptr() for x in torchopt.tree.leaves((state[0].mu, state[0].nu))]
+    assert len(set(addresses)) == len(addresses)

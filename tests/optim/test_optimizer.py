@@ -468,3 +468,38 @@ def test_a_transformation_of_ones_own_needs_no_inplace(face):
     else:
         (net.weight,) = [torch.nn.Parameter(p) for p in torchopt.FuncOptimizer(own).step(loss, [net.weight])]
     torch.testing.assert_close(net.weight.detach(), start - 1.5)
+
+
+@pytest.mark.parametrize('place', ['first', 'last', 'masked'])
+def test_no_group_moves_where_the_values_of_another_are_refused(place):
+    """`error_if_nonfinite` in a later group: neither parameters nor states have changed, and the next step is right."""
+    clip = torchopt.clip_grad_norm(1.0, error_if_nonfinite=True)
+    rule = torchopt.adam(0.1)
+    impl = {
+        'first': torchopt.chain(clip, rule),
+        'last': torchopt.chain(rule, clip),
+        'masked': torchopt.chain(rule, torchopt.transform.masked(clip, lambda p: [True] * len(p))),
+    }[place]
+    params = [torch.tensor([1.0, 2.0], requires_grad=True) for _ in range(4)]
+    optimizer = torchopt.Optimizer([{'params': params[:2]}, {'params': params[2:]}], impl)
+    twins = [p.detach().clone().requires_grad_() for p in params]
+    other = torchopt.Optimizer([{'params': twins[:2]}, {'params': twins[2:]}], impl)
+    for bad in (False, True, False):
+        for p, q in zip(params, twins):
+            p.grad, q.grad = p.detach().cos(), q.detach().cos()
+        params[3].grad = None  # which stays as it is
+        twins[3].grad = None
+        if not bad:
+            optimizer.step()
+            other.step()
+            continue
+        params[2].grad[0] = torch.nan
+        before = [p.detach().clone() for p in params]
+        states = [x.clone() for x in torchopt.tree.leaves(optimizer.state_groups)]
+        with pytest.raises(RuntimeError, match='The total norm of order 2'):
+            optimizer.step()
+        assert all(map(torch.equal, params, before))
+        assert all(map(torch.equal, torchopt.tree.leaves(optimizer.state_groups), states))
+    assert all(map(torch.equal, params, twins))
+    assert all(p.is_leaf and p.requires_grad for p in params)
+    assert not torch.equal(params[0], before[0])

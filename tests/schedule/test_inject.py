@@ -195,3 +195,47 @@ def test_wrapped_schedules_equal_optaxs() -> None:
         assert float(ours(state)) == float(theirs(their_state))
         state, their_state = ours.update(state), theirs.update(their_state)
     assert int(state.count) == int(jnp.asarray(their_state.count)) == 4
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('make', [torchopt.adam, torchopt.adamw, torchopt.alias.lion, torchopt.alias.adafactor])
+def test_hyper_parameters_beside_half_precision_are_in_single(make: Any, dtype: torch.dtype) -> None:
+    """In bfloat16 a decay rate of 0.999 would be 1; the steps are those of the same numbers."""
+    params = [torch.linspace(-1.0, 1.0, 5).to(dtype)]
+    results = []
+    for tx in (inject(make)(0.1), make(0.1)):
+        p, state = params, tx.init(params)
+        for _ in range(3):
+            updates, state = tx.update(tree.map(torch.cos, p), state, p)
+            p = torchopt.apply_updates(p, updates)
+        results.append(p)
+        if hasattr(state, 'hyperparams'):
+            assert {x.dtype for x in state.hyperparams.values()} == {torch.float32}
+    assert results[0][0].dtype is dtype
+    torch.testing.assert_close(*results, rtol=2e-2, atol=1e-3)
+
+
+STATIC = {
+    'adafactor': (torchopt.alias.adafactor, {'min_dim_size_to_factor', 'decay_offset'}),
+    'scale_by_lbfgs': (transform.scale_by_lbfgs, {'memory_size'}),
+    'noisy_sgd': (torchopt.alias.noisy_sgd, {'seed', 'key'}),
+    'adopt': (torchopt.contrib.adopt, {'clip_value_fn'}),
+    'reduce_on_plateau': (torchopt.contrib.reduce_on_plateau, set()),
+}
+
+
+@pytest.mark.parametrize('name', STATIC)
+def test_what_decides_how_an_optimizer_is_built_is_no_tensor(name: str) -> None:
+    """It compiles, which it does not where a size comes as a tensor."""
+    make, static = STATIC[name]
+    given = {'learning_rate': 0.1} if 'learning_rate' in inspect.signature(make).parameters else {}
+    optimizer = inject(make)(**given)
+    params = {'w': torch.linspace(-1.0, 1.0, 12, dtype=F64).reshape(3, 4), 'b': torch.ones(2, dtype=F64)}
+    state = optimizer.init(params)
+    assert not static & set(state.hyperparams)
+    torch.compiler.reset()
+    compiled = torch.compile(optimizer.update, fullgraph=True, backend='eager')
+    value = torch.tensor(2.0, dtype=F64)
+    found, wanted = (update(params, state, params, value=value)[0] for update in (compiled, optimizer.update))
+    if name != 'noisy_sgd':
+        assert_trees_close(found, wanted, 1e-12)

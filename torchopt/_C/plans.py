@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from torchopt._C import reference
-from torchopt.numerics import common_device, list_on_host, on_host
+from torchopt.numerics import common_device, in_double, list_on_host, on_host
 
 __all__ = ['AFFINE', 'Plan', 'coefficients', 'find_plan', 'is_known', 'set_kernels', 'settle', 'settle_vectors']
 
@@ -91,7 +91,9 @@ def coefficients(rules: Sequence[functools.partial[Any]], active: Sequence[bool]
     own: list[Any] = []
     ends = before
     for rule, is_active in zip(rules, active):
-        function, values = rule.func, rule.keywords
+        function = rule.func
+        # The product of two coefficients must not be rounded to float32 where leaves are in double precision.
+        values = {name: in_double(value) for name, value in rule.keywords.items()}
         if function is reference.scale:
             if is_active:
                 _scale(ends, values['factor'])

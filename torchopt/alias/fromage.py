@@ -11,7 +11,7 @@ from torchopt._C import reference
 from torchopt.alias.stages import shared_prose
 from torchopt.base import ElementwiseTransformation, EmptyState, GradientTransformation, factory, init_empty_state
 from torchopt.combine import chain
-from torchopt.numerics import increment, zero_count
+from torchopt.numerics import in_double, increment, zero_count
 from torchopt.preconditions import params_for, state_of
 from torchopt.transform import WeightDecaySchedule, scale_by_learning_rate, scale_by_trust_ratio
 
@@ -64,6 +64,7 @@ def fromage(learning_rate: Any, min_norm: Any = 1e-6) -> GradientTransformation:
 
 
 def _shrinkage(rate: Any) -> Any:
+    rate = in_double(rate)
     return (1.0 + rate * rate) ** -0.5
 
 

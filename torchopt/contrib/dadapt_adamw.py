@@ -12,13 +12,15 @@ from torchopt import checks, tree
 from torchopt._C.reference import average, plus, times
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.constants import without_graphs
-from torchopt.contrib.scalars import check_rate, pair_of_rates, positive_ratio, rate_at, real_part, scalar_beside
+from torchopt.contrib.scalars import check_rate, inner, pair_of_rates, rate_at, real_part, scalar_beside
 from torchopt.numerics import (
     abs_sq,
     advance,
     as_scalar_like,
     bias_correction,
     complement,
+    in_single,
+    positive_ratio,
     safe_sqrt,
     zero_count,
 )
@@ -125,8 +127,8 @@ def dadapt_adamw(
         d = state.estim_lr
         correction = bias_correction(b2, t) ** 0.5 / bias_correction(b1, t)
         rate = d * as_scalar_like(schedule(state) * correction, d)
-        lean = tree.map(lambda g, s, v: s / divisor(v), g, state.grad_sum, state.exp_avg_sq)
-        progress = real_part(tree.vdot(g, lean), d)
+        lean = tree.map(in_single(lambda g, s, v: s / divisor(v)), g, state.grad_sum, state.exp_avg_sq)
+        progress = inner(g, lean, d)
         numerator = average(pace, state.numerator_weighted, complement(pace), rate * progress)
 
         def rule(g: Tensor, m: Tensor, v: Tensor, s: Tensor, p: Tensor) -> tuple[Tensor, ...]:
@@ -139,7 +141,7 @@ def dadapt_adamw(
 
         moments = (state.exp_avg, state.exp_avg_sq, state.grad_sum)
         u, m, v, s = tree.apply_rule(rule, g, *moments, reads=(p,), inplace=inplace)
-        size = real_part(tree.norm(s, 1), d) * as_scalar_like(complement(pace), d)
+        size = real_part(tree.wide_norm(s, 1), d) * as_scalar_like(complement(pace), d)
         estimate = torch.maximum(d, positive_ratio(numerator, size))
         return u, DAdaptAdamWState(m, v, s, estimate, numerator, count)
 

@@ -12,7 +12,7 @@ from torchopt.base import GradientTransformation, factory, identity
 from torchopt.combine import chain
 from torchopt.contrib.constants import kept_copy, without_graphs
 from torchopt.contrib.scalars import real_part, scalar_beside
-from torchopt.numerics import as_scalar_like, carries_graph, on_host, tensor_like
+from torchopt.numerics import as_scalar_like, carries_graph, on_host, positive_ratio, safe_sqrt, tensor_like
 from torchopt.preconditions import params_for, state_of
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate
 
@@ -74,7 +74,7 @@ def scale_by_dog(init_step: tuple[str, Any], eps: Any = 1e-8) -> GradientTransfo
         start = kept_copy(params)
         first = {'distance': size, 'learning_rate': 0.0}.get(kind)
         if first is None:
-            norm = tree.norm(start)
+            norm = tree.wide_norm(start)
             first = as_scalar_like(size, norm) * (1 + norm)
         begun = torch.ones((), dtype=torch.bool, device='cpu')
         return DoGState(begun, start, scalar_beside(params, first), scalar_beside(params, 0.0))
@@ -83,13 +83,13 @@ def scale_by_dog(init_step: tuple[str, Any], eps: Any = 1e-8) -> GradientTransfo
         g, p, start, longest = without_graphs(updates, params, state.init_params, state.max_dist, inplace=inplace)
         if carries_graph(size) and not inplace:
             longest = state.max_dist  # which is made of it
-        far = real_part(tree.norm(tree.map(lambda p, p0: p - p0, p, start)), longest)
+        far = real_part(tree.wide_norm(tree.map(lambda p, p0: p - p0, p, start)), longest)
         distance = torch.maximum(longest, far)
-        total = state.sum_sq_norm_grads + real_part(tree.norm(g, squared=True), distance)
-        rate = distance / torch.sqrt(total + as_scalar_like(eps, total))
+        total = state.sum_sq_norm_grads + real_part(tree.wide_norm(g, squared=True), distance)
+        rate = positive_ratio(distance, safe_sqrt(total + as_scalar_like(eps, total)))
         if kind == 'learning_rate':
             rate = _first(state.is_init_step, size, rate)
-        u = tree.map(lambda g: g * as_scalar_like(rate, g), g)
+        u = tree.scale(rate, g)
         return u, DoGState(torch.zeros_like(state.is_init_step), start, distance, total)
 
     return GradientTransformation.requiring(

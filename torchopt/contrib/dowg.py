@@ -12,7 +12,7 @@ from torchopt.base import GradientTransformation, factory, identity
 from torchopt.combine import chain
 from torchopt.contrib.constants import kept_copy, without_graphs
 from torchopt.contrib.scalars import real_part, scalar_beside
-from torchopt.numerics import as_scalar_like, safe_sqrt
+from torchopt.numerics import as_scalar_like, positive_ratio, safe_sqrt
 from torchopt.preconditions import params_for, state_of
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate
 
@@ -66,10 +66,10 @@ def scale_by_dowg(init_estim_sq_dist: Any = None, eps: Any = 1e-4) -> GradientTr
     def update(updates: Any, state: DoWGState, params: Any = None, *, inplace: bool = False) -> tuple[Any, DoWGState]:
         g, p, start = without_graphs(updates, params, state.init_params, inplace=inplace)
         apart = tree.map(lambda p, p0: p - p0, p, start)
-        square = torch.maximum(state.estim_sq_dist, real_part(tree.norm(apart, squared=True), state.estim_sq_dist))
-        total = state.weighted_sq_norm_grads + square * real_part(tree.norm(g, squared=True), square)
-        rate = square / (safe_sqrt(total) + as_scalar_like(eps, total))
-        u = tree.map(lambda g: g * as_scalar_like(rate, g), g)
+        square = torch.maximum(state.estim_sq_dist, real_part(tree.wide_norm(apart, squared=True), state.estim_sq_dist))
+        total = state.weighted_sq_norm_grads + square * real_part(tree.wide_norm(g, squared=True), square)
+        rate = positive_ratio(square, safe_sqrt(total) + as_scalar_like(eps, total))
+        u = tree.scale(rate, g)
         return u, DoWGState(start, total, square)
 
     return GradientTransformation.requiring(

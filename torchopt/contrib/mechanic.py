@@ -17,8 +17,8 @@ from torchopt.base import (
     with_extra_args_support,
 )
 from torchopt.contrib.constants import kept_copy, without_graphs
-from torchopt.contrib.scalars import real_part, scalar_beside
-from torchopt.numerics import advance, as_scalar_like, safe_sqrt, zero_count
+from torchopt.contrib.scalars import inner, real_part, scalar_beside
+from torchopt.numerics import advance, as_scalar_like, in_single, safe_sqrt, zero_count
 from torchopt.preconditions import params_for, required_by, state_of
 
 __all__ = ['MechanicState', 'mechanize']
@@ -116,22 +116,22 @@ def mechanize(
         g, x, start = without_graphs(updates, params, state.x0, inplace=inplace)
         steps, base_state = wide.update(updates, state.base_optimizer_state, params, inplace=inplace, **extra)
         total = state.s.sum()
-        pull = times(weight_decay, total * real_part(tree.norm(g), total))
-        pull = pull / plus(real_part(tree.norm(x), total), as_scalar_like(eps, total))
+        pull = times(weight_decay, total * real_part(tree.wide_norm(g), total))
+        pull = pull / plus(real_part(tree.wide_norm(x), total), as_scalar_like(eps, total))
         below = plus(total, as_scalar_like(eps, total))
 
         def decayed(g: Tensor, x: Tensor) -> Tensor:
             return g + x * as_scalar_like(pull, x)
 
-        before = tree.map(lambda x, x0: (x0 - x) / as_scalar_like(below, x), x, start)
-        h = real_part(tree.vdot(tree.map(decayed, g, x), before), total)
+        before = tree.map(in_single(lambda x, x0: (x0 - x) / as_scalar_like(below, x)), x, start)
+        h = inner(tree.map(in_single(decayed), g, x), before, total)
         r, m, v, s = _bet(state, h, s_init, eps)
         scale = s.sum()
 
         def move(step: Tensor, x: Tensor, x0: Tensor, before: Tensor) -> Tensor:
             return x0 - (before - step) * as_scalar_like(scale, x) - x
 
-        moved = tree.map(move, steps, x, start, before)
+        moved = tree.map(in_single(move), steps, x, start, before)
         return moved, MechanicState(base_state, advance(state.count)[0], r, m, v, s, start)
 
     return GradientTransformationExtraArgs.requiring(

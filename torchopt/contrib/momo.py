@@ -12,8 +12,8 @@ from torchopt import checks, tree
 from torchopt._C.reference import average, times
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.constants import without_graphs
-from torchopt.contrib.scalars import after_first, check_rate, rate_at, real_part, scalar_beside
-from torchopt.numerics import advance, as_scalar_like, complement, tensor_like, zero_count
+from torchopt.contrib.scalars import after_first, check_rate, inner, rate_at, real_part, scalar_beside
+from torchopt.numerics import advance, as_scalar_like, complement, in_single, tensor_like, zero_count
 from torchopt.preconditions import Precondition, params_for, state_of
 from torchopt.transform.objective import objective_value
 
@@ -116,14 +116,14 @@ def momo(
             return average(keep, mean, take, now)
 
         barf = step(state.barf, loss)
-        gamma = step(state.gamma, real_part(tree.vdot(g, x), state.gamma))
+        gamma = step(state.gamma, inner(g, x, state.gamma))
         _, d = tree.apply_rule(lambda g, d: (g, step(d, g)), g, state.exp_avg, inplace=inplace)
         shown = tree.map(lambda g, d: d, g, d)
-        square = real_part(tree.norm(shown, squared=True), barf)
+        square = real_part(tree.wide_norm(shown, squared=True), barf)
         eta = schedule(state)
         tau, lb = bounded_step(
             barf - gamma,
-            real_part(tree.vdot(shown, x), barf),
+            inner(shown, x, barf),
             square,
             rate=eta,
             shrink=1 + eta * weight_decay,
@@ -136,7 +136,7 @@ def momo(
         def move(d: Tensor, x: Tensor) -> Tensor:
             return -(times(decay, x) + d * as_scalar_like(tau, d))
 
-        return tree.map(move, shown, x), MomoState(d, barf, gamma, lb, advance(state.count)[0])
+        return tree.map(in_single(move), shown, x), MomoState(d, barf, gamma, lb, advance(state.count)[0])
 
     return GradientTransformationExtraArgs.requiring(
         init, update, state_of(MomoState), params_for('momo, whose step size depends on them'), Precondition(schedule)

@@ -12,13 +12,14 @@ from torchopt._C.reference import average, plus, times
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.constants import without_graphs
 from torchopt.contrib.momo import bounded_step
-from torchopt.contrib.scalars import check_rate, rate_at, real_part, scalar_beside
+from torchopt.contrib.scalars import check_rate, inner, rate_at, scalar_beside
 from torchopt.numerics import (
     abs_sq,
     advance,
     as_scalar_like,
     bias_correction,
     complement,
+    in_single,
     safe_sqrt,
     zero_count,
 )
@@ -142,11 +143,11 @@ def momo_adam(
         direction, d, v = tree.apply_rule(rule, g, state.exp_avg, state.exp_avg_sq, inplace=inplace)
         shown = tree.map(lambda g, d: d, g, d)
         barf = average(b1, state.barf, complement(b1), loss)
-        gamma = average(b1, state.gamma, complement(b1), real_part(tree.vdot(g, x), state.gamma))
+        gamma = average(b1, state.gamma, complement(b1), inner(g, x, state.gamma))
         tau, lb = bounded_step(
             barf - gamma,
-            real_part(tree.vdot(shown, x), barf),
-            real_part(tree.vdot(shown, direction), barf),
+            inner(shown, x, barf),
+            inner(shown, direction, barf),
             rate=eta,
             shrink=1 + eta * weight_decay,
             lb=state.lb,
@@ -158,7 +159,7 @@ def momo_adam(
         def move(u: Tensor, x: Tensor) -> Tensor:
             return -(times(decay, x) + u * as_scalar_like(tau, u))
 
-        return tree.map(move, direction, x), MomoAdamState(d, v, barf, gamma, lb, count)
+        return tree.map(in_single(move), direction, x), MomoAdamState(d, v, barf, gamma, lb, count)
 
     return GradientTransformationExtraArgs.requiring(
         init,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.numerics import abs_sq, as_scalar_like, safe_sqrt
+from torchopt.numerics import as_scalar_like, real_dtype, two_norm
 
 __all__ = ['PRECONDITIONINGS', 'orthogonalize']
 
@@ -65,8 +65,8 @@ def orthogonalize(
     flat = x.shape[-2] <= x.shape[-1]
     x = x if flat else x.mT  # so that the products are small
     if preconditioning == 'frobenius':
-        norm = safe_sqrt(abs_sq(x).sum(dim=(-2, -1), keepdim=True))
-        x = x / (norm + as_scalar_like(eps, norm))
+        norm = two_norm([x], dim=(-2, -1), keepdim=True)
+        x = (x / (norm + as_scalar_like(eps, norm))).to(x.dtype)
     elif preconditioning == 'spectral':
         norm = torch.linalg.matrix_norm(x, 2, keepdim=True)
         x = x / (norm + as_scalar_like(eps, norm))
@@ -76,8 +76,8 @@ def orthogonalize(
             shrink = gram.abs().sum(dim=-1, keepdim=True).clamp(min=_LEAST).rsqrt()
             x, gram = x * shrink, gram * shrink * shrink.mT
         elif i == 0 and preconditioning == 'schatten':
-            norm = safe_sqrt(abs_sq(gram).sum(dim=(-2, -1), keepdim=True))
-            square = norm.clamp(min=_LEAST).reciprocal()
+            norm = two_norm([gram], dim=(-2, -1), keepdim=True)
+            square = norm.clamp(min=_LEAST).reciprocal().to(real_dtype(x.dtype))
             x, gram = x * square.sqrt(), gram * square
         a, b, c = (as_scalar_like(coefficient, x) for coefficient in (a, b, c))
         x = a * x + (b * gram + (c * gram) @ gram) @ x

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchopt import tree
 from torchopt.base import EmptyState, GradientTransformation, factory, init_empty_state
-from torchopt.numerics import as_scalar_like
+from torchopt.numerics import as_scalar_like, in_single
 
 __all__ = ['NormalizeState', 'normalize']
 
@@ -33,12 +33,12 @@ def normalize() -> GradientTransformation:
 
     def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
         tree.check_inexact(updates, name='updates')
-        norm = tree.norm(updates)
+        norm = tree.wide_norm(updates)
         norm = torch.where(norm == 0, torch.ones_like(norm), norm)
 
         def divide(g: Tensor) -> Tensor:
             return g / as_scalar_like(norm, g)
 
-        return tree.map(divide, updates), state
+        return tree.map(in_single(divide), updates), state
 
     return GradientTransformation(init_empty_state, update)

@@ -12,13 +12,15 @@ from torchopt import checks, tree
 from torchopt._C.reference import average, plus, times
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.constants import kept_copy, without_graphs
-from torchopt.contrib.scalars import check_rate, pair_of_rates, positive_ratio, rate_at, real_part, scalar_beside
+from torchopt.contrib.scalars import check_rate, inner, pair_of_rates, rate_at, real_part, scalar_beside
 from torchopt.numerics import (
     abs_sq,
     advance,
     as_scalar_like,
     bias_correction,
     complement,
+    in_single,
+    positive_ratio,
     safe_sqrt,
     tensor_like,
     zero_count,
@@ -137,7 +139,7 @@ def prodigy(
         correction = bias_correction(b2, t) ** 0.5 / bias_correction(b1, t)
         rate = d * as_scalar_like(schedule(state) * correction, d)
         growth = d / as_scalar_like(estim_lr0, d)
-        came = real_part(tree.vdot(g, tree.map(lambda g, p0, p: p0 - p, g, start, p)), d)
+        came = inner(g, tree.map(lambda g, p0, p: p0 - p, g, start, p), d)
         numerator = plus(times(b3, state.numerator_weighted), growth * rate * came)
         weight = growth * (d if safeguard_warmup else rate)
 
@@ -149,7 +151,7 @@ def prodigy(
 
         moments = (state.exp_avg, state.exp_avg_sq, state.grad_sum)
         _, m, v, s = tree.apply_rule(rule, g, *moments, inplace=inplace)
-        estimate = times(estim_lr_coef, positive_ratio(numerator, real_part(tree.norm(s, 1), d)))
+        estimate = times(estim_lr_coef, positive_ratio(numerator, real_part(tree.wide_norm(s, 1), d)))
         estimate = torch.maximum(d, tensor_like(estimate, d))
         floor = times(eps, estimate)
 
@@ -162,7 +164,7 @@ def prodigy(
                 step = plus(step, decay if decays is True else torch.where(decays, decay, 0.0))
             return -as_scalar_like(rate, g) * step
 
-        u = tree.map(move, g, m, v, p, mask)
+        u = tree.map(in_single(move), g, m, v, p, mask)
         return u, ProdigyState(m, v, s, start, estimate, numerator, count)
 
     return GradientTransformationExtraArgs.requiring(

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchopt import checks, tree
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.scalars import scalar_beside
-from torchopt.numerics import advance, as_scalar_like, tensor_like, zero_count
+from torchopt.numerics import advance, as_scalar_like, on_host, tensor_like, zero_count
 from torchopt.preconditions import state_of
 from torchopt.transform.branching import branch
 from torchopt.transform.objective import objective_value
@@ -86,13 +86,14 @@ def reduce_on_plateau(
         [tensor(4.)]
     """
     checks.number('factor', factor)
-    if not 0.0 < factor < 1.0:
+    ratio, relative, absolute = on_host(factor), on_host(rtol), on_host(atol)
+    if ratio is not None and not 0.0 < ratio < 1.0:
         raise ValueError(f'Invalid factor: {factor}; expected a number in (0, 1).')
     checks.at_least('rtol', rtol)
     checks.at_least('atol', atol)
-    if rtol > 1.0:
+    if relative is not None and relative > 1.0:
         raise ValueError(f'Invalid rtol: {rtol}; expected a number in [0, 1].')
-    if rtol == 0.0 and atol == 0.0:
+    if relative == 0.0 and absolute == 0.0:
         raise ValueError(f'Invalid rtol and atol: {rtol} and {atol}; one of them has to be positive.')
     checks.at_least('patience', patience)
     checks.at_least('cooldown', cooldown)

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, tree
-from torchopt.numerics import as_scalar_like, on_host, real_dtype, tensor_like
+from torchopt.numerics import as_scalar_like, on_host, tensor_like, wide_dtype, widened
 from torchopt.transform import ranges
 
 __all__ = [
     'after_first',
     'check_number_or_schedule',
     'check_rate',
+    'inner',
     'pair_of_rates',
-    'positive_ratio',
     'rate_at',
     'real_part',
     'scalar_beside',
@@ -27,9 +27,10 @@ __all__ = [
 def scalar_beside(params: Any, value: Any, which: str = 'lowest') -> Tensor:
     """A 0-d tensor for a state: in the lowest (or highest) dtype among the parameters, on the device of the first.
 
-    Where it lies on the device of the gradients, a step never waits for it.
+    It has at least the dtype float32: sums over many elements are beyond the range of half precision.  Where it lies on
+    the device of the gradients, a step never waits for it.
     """
-    dtype = real_dtype(tree.dtype(params, which))
+    dtype = wide_dtype(tree.dtype(params, which))
     leaves = tree.leaves(params)
     device = leaves[0].device if leaves else torch.device('cpu')
     return tensor_like(value, torch.empty((), dtype=dtype, device=device))
@@ -76,13 +77,12 @@ def after_first(count: Any, first: Any, later: Any) -> Any:
     return torch.where(count == 0, torch.as_tensor(first, **here), torch.as_tensor(later, **here))
 
 
-def positive_ratio(above: Tensor, below: Tensor) -> Tensor:
-    """A quotient, and zero where the divisor is zero: there nothing has been seen yet."""
-    empty = below == 0
-    return torch.where(empty, torch.zeros_like(above), above / torch.where(empty, torch.ones_like(below), below))
-
-
 def real_part(x: Any, like: Tensor) -> Tensor:
     """The real part of an inner product as a scalar of the state."""
     x = torch.as_tensor(x)
     return as_scalar_like(x.real if x.is_complex() else x, like)
+
+
+def inner(x: Any, y: Any, like: Tensor) -> Tensor:
+    """The real part of the inner product of two trees, at least in float32, as a scalar of the state."""
+    return real_part(tree.vdot(tree.map(widened, x), tree.map(widened, y)), like)

@@ -18,8 +18,17 @@ from torchopt.base import (
 )
 from torchopt.combine import chain
 from torchopt.contrib.constants import kept_copy, without_graphs
-from torchopt.contrib.scalars import check_rate, positive_ratio, rate_at, scalar_beside
-from torchopt.numerics import DTypeLike, advance, as_dtype, as_scalar_like, on_host, tensor_like, zero_count
+from torchopt.contrib.scalars import check_rate, rate_at, scalar_beside
+from torchopt.numerics import (
+    DTypeLike,
+    advance,
+    as_dtype,
+    as_scalar_like,
+    on_host,
+    positive_ratio,
+    tensor_like,
+    zero_count,
+)
 from torchopt.preconditions import Precondition, params_for, required_by, state_of
 from torchopt.schedule import warmup_constant_schedule
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate, scale_by_rms

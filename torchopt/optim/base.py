@@ -16,7 +16,7 @@ from torchopt.base import GradientTransformation, UninitializedState
 from torchopt.optim.from_alias import FromAlias, check_impl
 from torchopt.optim.gradients import check_same_kind, check_states, hide_integers, without_integers
 from torchopt.optim.layout import per_parameter, plain_options, read_entries, read_groups
-from torchopt.preconditions import check_preconditions
+from torchopt.preconditions import check_preconditions, is_settled
 from torchopt.update import update_params
 
 __all__ = ['Optimizer']
@@ -146,12 +146,24 @@ True
             impl.init(params) if isinstance(state, UninitializedState) else state
             for impl, state, params in zip(impls, self.state_groups, groups)
         ]
+        settled = True
         for i, (impl, state, params) in enumerate(zip(impls, states, groups)):
             _require_dense(grads[i], i)
             check_preconditions(impl, state, params)
-        # All that can be known beforehand has been refused; what is left (error_if_nonfinite) is up to the data.
-        for i, (impl, params) in enumerate(zip(impls, groups)):
-            _, self.state_groups[i] = update_params(impl, grads[i], states[i], params, inplace=True)
+            settled &= is_settled(impl)
+        # Where the values of gradients may be refused, nothing is written before the steps of all groups are known.
+        moved = []
+        for i, (impl, state, params) in enumerate(zip(impls, states, groups)):
+            new, state = update_params(impl, grads[i], state, params, inplace=settled)
+            if settled:
+                self.state_groups[i] = state
+            else:
+                moved.append((params, new, state))
+        for i, (params, new, state) in enumerate(moved):
+            for p, x in zip(params, new):
+                if x is not p:
+                    p.copy_(x)
+            self.state_groups[i] = state
         return loss
 
     def _impl_of(self, i: int) -> GradientTransformation:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, get_args, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torchopt.base import (
     factory,
     with_extra_args_support,
 )
-from torchopt.numerics import DTypeLike, as_dtype, increment, zero_count
+from torchopt.numerics import DTypeLike, as_dtype, increment, wide_dtype, zero_count
 from torchopt.preconditions import state_of
 
 __all__ = [
@@ -121,13 +121,15 @@ def inject_hyperparams(
     Every number among the arguments of the factory, defaults included, goes into the state, as a 0-d tensor on the CPU,
     and may be set there between steps.  Every function among them is a schedule, which sets its argument anew in each
     step; one with a state of its own (:class:`StatefulSchedule`) is also given the extra arguments of ``update``.
-    Tensors stay what they are, so that they can be learned.
+    Tensors stay what they are, so that they can be learned.  What the factory annotates as an ``int`` (a size, a
+    number of iterations, a seed) or a ``Callable`` decides how the optimizer is built; it stays as it is, outside of
+    the state.
 
     Args:
         inner_factory: What makes the optimizer, such as :func:`torchopt.adam`.
         static_args: Names of arguments that stay as they are, such as a ``mask`` that is a function.
-        hyperparam_dtype: The dtype of the hyper-parameters that are floating; the highest among the parameters by
-            default.
+        hyperparam_dtype: The dtype of the hyper-parameters that are floating; by default the highest among the
+            parameters, but at least float32: in bfloat16, a decay rate of 0.999 is 1.
 
     Returns:
         A function with the arguments of ``inner_factory``, which returns a transformation with state
@@ -186,7 +188,7 @@ def _injected(
     others: dict[str, Any] = {}
     arguments, off = _arguments(inner_factory, args, kwargs)
     for name, value in arguments.items():
-        if name in static_args or name in off or isinstance(value, bool):
+        if name in static_args or name in off or isinstance(value, bool) or _is_static(inner_factory, name, value):
             others[name] = value
         elif isinstance(value, StatefulSchedule):
             schedules[name] = value
@@ -198,7 +200,7 @@ def _injected(
             others[name] = value
 
     def values(known: dict[str, Any], states: dict[str, Any], like: Any, extra: dict[str, Any]) -> dict[str, Any]:
-        dtype = tree.dtype(like, 'promote') if hyperparam_dtype is None else as_dtype(hyperparam_dtype)
+        dtype = wide_dtype(tree.dtype(like, 'promote')) if hyperparam_dtype is None else as_dtype(hyperparam_dtype)
         dtype = dtype.to_real() if dtype.is_complex else dtype
         current = {name: schedule(states[name], **extra) for name, schedule in schedules.items()}
         found = {name: _as_tensor(value, dtype) for name, value in known.items() if name not in current}
@@ -271,6 +273,18 @@ def _arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
         raise TypeError(f'{function.__name__}() is missing the arguments {missing}')
     off = {name for name, value in found.items() if first_names and name not in given and _is_zero(value)}
     return found | second, off
+
+
+def _is_static(function: Callable[..., Any], name: str, value: Any) -> bool:
+    """Whether an argument takes nothing but integers, or functions, and is given one."""
+    parameter = inspect.signature(function).parameters.get(name)
+    if parameter is None:
+        return False
+    kind = parameter.annotation
+    kinds = {k.strip() for k in kind.split('|')} if isinstance(kind, str) else {kind, *get_args(kind)}
+    if isinstance(value, (int, np.integer)):
+        return bool(kinds & {'int', int}) and not kinds & {'Any', 'float', 'Tensor', 'torch.Tensor', float, Tensor}
+    return callable(value) and isinstance(kind, str) and kind.startswith('Callable')
 
 
 def _is_zero(value: Any) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchopt import checks
 from torchopt.base import EmptyState, GradientTransformation, factory, init_empty_state
-from torchopt.numerics import abs_sq, as_scalar_like, safe_sqrt
+from torchopt.numerics import as_scalar_like, in_single, root_mean_square
 from torchopt.preconditions import params_for
 from torchopt.transform.leafwise import as_constant, leaf_norm, least_norm, move_leaves
 
@@ -26,8 +26,11 @@ ScaleByTrustRatioState = EmptyState
 
 
 def _scale_leaves(rule: Any, purpose: str) -> GradientTransformation:
+    def scaled(u: Tensor, p: Tensor) -> tuple[Tensor]:
+        return (rule(u, as_constant(p, u)),)
+
     def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
-        (updates,) = move_leaves(lambda u, p: (u * rule(u, as_constant(p, u)),), updates, reads=(params,))
+        (updates,) = move_leaves(in_single(scaled), updates, reads=(params,))
         return updates, state
 
     return GradientTransformation.requiring(init_empty_state, update, params_for(purpose))
@@ -51,7 +54,7 @@ def scale_by_param_block_norm(min_scale: Any = 1e-3) -> GradientTransformation:
         [tensor([ 5., -5.])]
     """
     checks.at_least('min_scale value', min_scale)
-    return _scale_leaves(lambda u, p: least_norm(leaf_norm(p), min_scale), 'scale_by_param_block_norm')
+    return _scale_leaves(lambda u, p: u * least_norm(leaf_norm(p), min_scale), 'scale_by_param_block_norm')
 
 
 @factory
@@ -75,7 +78,7 @@ def scale_by_param_block_rms(min_scale: Any = 1e-3) -> GradientTransformation:
         Shazeer and Stern, `Adafactor <https://arxiv.org/abs/1804.04235>`_, section 8, 2018.
     """
     checks.at_least('min_scale value', min_scale)
-    return _scale_leaves(lambda u, p: least_norm(safe_sqrt(abs_sq(p).mean()), min_scale), 'scale_by_param_block_rms')
+    return _scale_leaves(lambda u, p: u * least_norm(root_mean_square(p), min_scale), 'scale_by_param_block_rms')
 
 
 @factory
@@ -110,10 +113,11 @@ def scale_by_trust_ratio(min_norm: Any = 0.0, trust_coefficient: Any = 1.0, eps:
     checks.number('trust_coefficient value', trust_coefficient)
     checks.at_least('epsilon value', eps)
 
-    def ratio(u: Tensor, p: Tensor) -> Tensor:
+    def turn(u: Tensor, p: Tensor) -> Tensor:
         above, below = (least_norm(leaf_norm(x), min_norm) for x in (p, u))
         zero = (above == 0.0) | (below == 0.0)
         below = torch.where(zero, torch.ones_like(below), below + as_scalar_like(eps, below))
-        return torch.where(zero, torch.ones_like(above), as_scalar_like(trust_coefficient, above) * above / below)
+        above = torch.where(zero, torch.ones_like(above), as_scalar_like(trust_coefficient, above) * above)
+        return u / below * above
 
-    return _scale_leaves(ratio, 'scale_by_trust_ratio')
+    return _scale_leaves(turn, 'scale_by_trust_ratio')

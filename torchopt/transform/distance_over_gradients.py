@@ -10,7 +10,16 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt.base import GradientTransformation, factory
-from torchopt.numerics import DTypeLike, abs_sq, as_scalar_like, carries_graph, real_dtype
+from torchopt.numerics import (
+    DTypeLike,
+    abs_sq,
+    as_scalar_like,
+    carries_graph,
+    positive_ratio,
+    safe_sqrt,
+    wide_dtype,
+    widened,
+)
 from torchopt.preconditions import params_for, state_of
 from torchopt.transform.first_moment import moment_dtype
 from torchopt.transform.leafwise import as_constants, leaf_norm, move_leaves
@@ -79,7 +88,7 @@ def scale_by_distance_over_gradients(
             dtype = kept.to_complex() if kept is not None and p.is_complex() else kept
             return p.to(dtype=dtype or p.dtype, copy=True)
 
-        sums = tree.map(lambda p: torch.zeros(1, dtype=real_dtype(p.dtype), device=p.device), params)
+        sums = tree.map(lambda p: torch.zeros(1, dtype=wide_dtype(p.dtype), device=p.device), params)
         return ScaleByDistanceOverGradientsState(tree.map(first_distance, params), sums, tree.map(keep, params))
 
     def rule(g: Tensor, distance: Tensor, squares: Tensor, start: Tensor, p: Tensor) -> tuple[Tensor, ...]:
@@ -87,9 +96,9 @@ def scale_by_distance_over_gradients(
         if not carries_graph(reps_rel):  # of which the first distance is made
             distance = constant
         distance = torch.maximum(distance, leaf_norm(p - start).to(distance.dtype))
-        squares = squares + abs_sq(g).sum()
-        rate = distance / torch.sqrt(squares.reshape(()) + as_scalar_like(eps, squares))
-        return g * (as_scalar_like(global_scale, rate) * rate), distance, squares, start
+        squares = squares + abs_sq(widened(g)).sum()
+        rate = positive_ratio(distance, safe_sqrt(squares.reshape(()) + as_scalar_like(eps, squares)))
+        return tree.scale(as_scalar_like(global_scale, rate) * rate, g), distance, squares, start
 
     def update(
         updates: Any, state: ScaleByDistanceOverGradientsState, params: Any = None, *, inplace: bool = False

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt.base import GradientTransformation, factory
-from torchopt.numerics import abs_sq, advance, as_scalar_like, on_host, safe_sqrt, zero_count
+from torchopt.numerics import abs_sq, advance, as_scalar_like, on_host, safe_sqrt, widened, zero_count
 from torchopt.preconditions import params_for, state_of
 from torchopt.transform.leafwise import move_leaves
 
@@ -119,7 +119,7 @@ def scale_by_factored_rms(
 
         def rule(g: Tensor, v_row: Tensor, v_col: Tensor, v: Tensor, p: Tensor) -> tuple[Tensor, ...]:
             dims = _factored_dims(p, factored, min_dim_size_to_factor)
-            square = abs_sq(g.float() if g.dtype in (torch.float16, torch.bfloat16) else g)
+            square = abs_sq(widened(g))
             square = square + as_scalar_like(epsilon, square)
             keep, take = as_scalar_like(beta, square), as_scalar_like(1.0 - beta, square)
             if dims is None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt import tree
-from torchopt.numerics import abs_sq, as_scalar_like, carries_no_graph, is_plain, safe_sqrt
+from torchopt.numerics import as_scalar_like, carries_no_graph, is_plain, two_norm
 
 __all__ = ['as_constant', 'as_constants', 'least_norm', 'leaf_norm', 'move_leaves']
 
@@ -60,8 +60,8 @@ def as_constants(u: Tensor, p: Tensor, *kept: Tensor) -> tuple[Tensor, ...]:
 
 
 def leaf_norm(x: Tensor) -> Tensor:
-    """The l2 norm of a leaf, a real 0-d tensor whose derivative at zero is zero."""
-    return safe_sqrt(abs_sq(x).sum())
+    """The l2 norm of a leaf, a real 0-d tensor of at least float32 whose derivative at zero is zero."""
+    return two_norm([x])
 
 
 def least_norm(norm: Tensor, least: Any) -> Tensor:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt.base import GradientTransformation, GradientTransformationExtraArgs, with_extra_args_support
-from torchopt.numerics import DTypeLike, abs_sq, as_scalar_like, increment, on_host, zero_count
-from torchopt.preconditions import check_preconditions
+from torchopt.numerics import DTypeLike, abs_sq, as_scalar_like, increment, on_host, widened, zero_count
+from torchopt.preconditions import check_preconditions, required_by
 from torchopt.transform.branching import branch
 from torchopt.transform.first_moment import moment_dtype
 
@@ -65,7 +65,7 @@ def skip_large_updates(updates: Any, gradient_step: Any, params: Any, max_square
         >>> torchopt.transform.skip_large_updates([torch.tensor([3.0, 4.0])], 0, None, 20.0)[0]
         tensor(True)
     """
-    square = _sum([abs_sq(g).sum() for g in tree.leaves(updates)], torch.get_default_dtype())
+    square = _sum([abs_sq(widened(g)).sum() for g in tree.leaves(updates)], torch.get_default_dtype())
     skip = (square < as_scalar_like(max_squared_norm, square)).logical_not()
     return skip, {'should_skip': skip, 'norm_squared': square}
 
@@ -209,9 +209,10 @@ class MultiSteps:
 
         def add(g: Tensor, acc: Tensor) -> tuple[Tensor, Tensor]:
             acc = acc + (g - acc) / as_scalar_like(n + 1, g) if use_mean else acc + g
-            return acc.to(g.dtype), acc
+            return acc, acc
 
         gathered, acc = tree.apply_rule(add, updates, state.acc_grads, inplace=inplace)
+        gathered = tree.cast_like(gathered, updates)
 
         def step(inplace: bool) -> tuple[Any, ...]:
             new, inner = self._opt.update(gathered, state.inner_opt_state, params, inplace=inplace, **extra)
@@ -230,4 +231,6 @@ class MultiSteps:
 
     def gradient_transformation(self) -> GradientTransformation:
         """The same as a transformation, to put into a chain."""
-        return GradientTransformationExtraArgs(self.init, self.update)
+        tx = GradientTransformationExtraArgs(self.init, self.update)
+        tx.requires = (required_by(self._opt, 'inner_opt_state'),)
+        return tx

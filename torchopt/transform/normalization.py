@@ -9,8 +9,14 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt._C import reference
-from torchopt.base import ElementwiseTransformation, EmptyState, GradientTransformation, factory, init_empty_state
-from torchopt.numerics import as_scalar_like
+from torchopt.base import (
+    ElementwiseTransformation,
+    EmptyState,
+    GradientTransformation,
+    factory,
+    init_empty_state,
+)
+from torchopt.numerics import as_scalar_like, in_single
 
 __all__ = ['centralize', 'normalize_by_update_norm', 'scale_by_sign']
 
@@ -36,9 +42,9 @@ def normalize_by_update_norm(scale_factor: Any = 1.0, eps: Any = 1e-6) -> Gradie
     checks.at_least('epsilon value', eps)
 
     def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
-        norm = tree.norm(updates)
+        norm = tree.wide_norm(updates)
         norm = (norm + as_scalar_like(eps, norm)) / as_scalar_like(scale_factor, norm)
-        return tree.map(lambda g: g / as_scalar_like(norm, g), updates), state
+        return tree.map(in_single(lambda g: g / as_scalar_like(norm, g)), updates), state
 
     return GradientTransformation(init_empty_state, update)
 

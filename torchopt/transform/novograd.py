@@ -17,8 +17,9 @@ from torchopt.numerics import (
     as_scalar_like,
     complement,
     on_host,
-    real_dtype,
     safe_sqrt,
+    wide_dtype,
+    widened,
     zero_count,
 )
 from torchopt.preconditions import params_for, state_of
@@ -86,7 +87,7 @@ def scale_by_novograd(
     decays = checks.nonzero(weight_decay)
 
     def init(params: Any) -> ScaleByNovogradState:
-        nu = tree.map(lambda p: torch.zeros((), dtype=real_dtype(p.dtype), device=p.device), params)
+        nu = tree.map(lambda p: torch.zeros((), dtype=wide_dtype(p.dtype), device=p.device), params)
         return ScaleByNovogradState(zero_count(), zero_mean(params, dtype), nu)
 
     requires = [state_of(ScaleByNovogradState), *([params_for('weight decay')] if decays else [])]
@@ -99,6 +100,7 @@ def scale_by_novograd(
         count, _ = advance(state.count)
 
         def rule(g: Tensor, m: Tensor, v: Tensor, *p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            g = widened(g)
             square = abs_sq(g).sum()
             average = as_scalar_like(b2, v) * v + as_scalar_like(complement(b2), v) * square
             v = _choose(first, square, average).to(v.dtype)

@@ -77,6 +77,6 @@ def scale_by_polyak(
         rate = gap / torch.where(tiny, torch.ones_like(below), below)
         largest = as_scalar_like(max_learning_rate, rate)
         rate = torch.where(tiny, torch.zeros_like(rate), torch.where(rate < largest, rate, largest))
-        return tree.map(lambda g: g * as_scalar_like(rate, g), updates), state
+        return tree.scale(rate, updates), state
 
     return GradientTransformationExtraArgs(init_empty_state, update)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from torchopt import linesearch, tree
-from torchopt.linesearch.scalars import where
 from torchopt.numerics import as_scalar_like, is_inexact, real_dtype
+from torchopt.scalars import where
 from torchopt.transform.objective import is_plain
 
 __all__ = ['Problem', 'check_limit', 'counted', 'number_dtype', 'report', 'stored']

@@ -33,6 +33,7 @@ from torchopt.tree.math import (
     sum,
     vdot,
     where,
+    wide_norm,
     zeros_like,
 )
 from torchopt.tree.moments import (
@@ -156,6 +157,7 @@ __all__ = [
     'update_moment_per_elem_norm',
     'vdot',
     'where',
+    'wide_norm',
     'zero_moment',
     'zeros_like',
 ]

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from torchopt import numerics
-from torchopt.numerics import DTypeLike, as_dtype, is_inexact
+from torchopt.numerics import DTypeLike, as_dtype, in_single, is_inexact, widened
 from torchopt.tree.leafwise import map_leaves, scalar_like, tensors, together
 from torchopt.tree.ops import describe_shapes, map
 from torchopt.tree.registry import flatten, flatten_up_to, flatten_with_path, leaves
@@ -46,6 +46,7 @@ __all__ = [
     'sum',
     'vdot',
     'where',
+    'wide_norm',
     'zeros_like',
 ]
 
@@ -122,7 +123,7 @@ def scale(scalar: Any, tree: Any) -> Any:
         >>> torchopt.tree.scale(double, {'b': None, 'w': torch.tensor(3.0)})
         {'b': None, 'w': tensor(6.)}
     """
-    return map_leaves(lambda x: x * scalar_like(scalar, x), tree)
+    return map_leaves(in_single(lambda x: x * scalar_like(scalar, x)), tree)
 
 
 def add_scale(tree_x: Any, scalar: Any, tree_y: Any) -> Any:
@@ -145,7 +146,7 @@ def add_scale(tree_x: Any, scalar: Any, tree_y: Any) -> Any:
         >>> torchopt.tree.add_scale({'w': torch.tensor(1.0)}, -0.5, {'w': torch.tensor(4.0)})
         {'w': tensor(-1.)}
     """
-    return map_leaves(lambda x, y: x + y * scalar_like(scalar, y), tree_x, tree_y)
+    return map_leaves(in_single(lambda x, y: x + y * scalar_like(scalar, y)), tree_x, tree_y)
 
 
 def vdot(tree_x: Any, tree_y: Any) -> Any:
@@ -251,7 +252,8 @@ def size(tree: Any) -> int:
 def norm(tree: Any, ord: int | str | float | None = None, squared: bool = False) -> torch.Tensor:
     r"""The vector norm of a tree: :math:`\lVert x \rVert_p` over all elements of all leaves.
 
-    At zero the 2-norm has the subgradient zero, not NaN.
+    At zero the 2-norm has the subgradient zero, not NaN.  It is right at every scale, also where the squares of the
+    elements overflow or underflow.
 
     Args:
         tree: Tree of real or complex tensors.
@@ -271,21 +273,24 @@ def norm(tree: Any, ord: int | str | float | None = None, squared: bool = False)
         >>> torchopt.tree.norm({'w': torch.tensor([3.0]), 'b': torch.tensor([4.0])})
         tensor(5.)
     """
+    result = wide_norm(tree, ord, squared)
+    kinds = [x.dtype if is_inexact(x) else torch.get_default_dtype() for x in tensors(tree)]
+    kind = functools.reduce(torch.promote_types, kinds) if kinds else result.dtype
+    return result.to(kind) if kind.itemsize < result.dtype.itemsize else result
+
+
+def wide_norm(tree: Any, ord: int | str | float | None = None, squared: bool = False) -> torch.Tensor:
+    """As :func:`norm`, but at least in float32: that of many elements in half precision may be beyond their range."""
     if ord is None or ord == 2:
         xs = [x if is_inexact(x) else x.to(torch.get_default_dtype()) for x in tensors(tree)]
         if squared:
-            return torch.as_tensor(sum([numerics.abs_sq(x) for x in xs]))
-        if not xs:
-            return torch.zeros(())
-        kind = functools.reduce(torch.promote_types, [numerics.real_dtype(x.dtype) for x in xs])
-        wide = torch.promote_types(kind, torch.float32)
-        norms = [torch.linalg.vector_norm(x, dtype=wide.to_complex() if x.is_complex() else wide) for x in xs]
-        total: torch.Tensor = norms[0] if len(xs) == 1 else torch.linalg.vector_norm(torch.stack(together(norms)))
-        return total.to(kind)
+            return torch.as_tensor(sum([numerics.abs_sq(widened(x)) for x in xs]))
+        return numerics.two_norm(xs) if xs else torch.zeros(())
+    sizes = [widened(x).abs() for x in tensors(tree)]
     if ord == 1:
-        result = torch.as_tensor(sum(map(torch.abs, tensors(tree))))
+        result = torch.as_tensor(sum(sizes))
     elif ord in (math.inf, 'inf', 'infinity'):
-        result = torch.as_tensor(max(map(torch.abs, tensors(tree))))
+        result = torch.as_tensor(max(sizes))
     else:
         raise ValueError(f"Unsupported ord: {ord!r}; expected None, 1, 2, math.inf, 'inf' or 'infinity'.")
     return result * result if squared else result
@@ -502,7 +507,7 @@ def _vdot(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     # The fused product wants equal dtypes, and rounds as it goes along in half precision.
     if x.dtype == y.dtype and x.dtype in _FUSED and x.device == y.device:
         return torch.vdot(x.reshape(-1), y.reshape(-1))
-    return (x.conj() * y).sum()
+    return (widened(x).conj() * widened(y)).sum().to(torch.promote_types(x.dtype, y.dtype))
 
 
 _FUSED = {torch.float32, torch.float64, torch.complex64, torch.complex128}

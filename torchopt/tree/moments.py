@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from torchopt.numerics import is_inexact, real_dtype
+from torchopt.numerics import in_single, is_inexact, real_dtype
 from torchopt.tree.ops import describe_shapes, map, map_with_path
 from torchopt.tree.registry import flatten, flatten_up_to, flatten_with_path, unflatten
 
@@ -208,6 +208,7 @@ def move_columns(
 ) -> list[Sequence[Any]]:
     """Apply a rule to leaves that have been checked; the columns of updates and moments come back."""
     n = moments + 1
+    rule = in_single(rule)
     rows: list[Any] = list(zip(leaves, *columns))
     settle = _lay_into if inplace else _keep_dtype
     with torch.no_grad() if inplace else contextlib.nullcontext():

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt.numerics import carries_graph, common_device, vector
+from torchopt.numerics import carries_graph, common_device, in_double, vector
 from torchopt.tree.ops import broadcast_prefix, describe_shapes
 from torchopt.tree.registry import (
     TreeSpec,
@@ -89,7 +89,14 @@ class Spread:
     def __init__(self, make: Callable[..., Callable[..., Any]], **hypers: Any) -> None:
         self.make, self.hypers = make, hypers
         self.trees = {name: value for name, value in hypers.items() if is_spread(value)}
-        self.rule: Callable[..., Any] = self._per_leaf if self.trees else functools.partial(make, **hypers)
+        self.rule: Callable[..., Any] = functools.partial(make, **hypers)
+        if self.trees:
+            self.rule = self._per_leaf
+        elif any(isinstance(value, Tensor) for value in hypers.values()):
+            self.rule = self._from_tensors
+
+    def _from_tensors(self, *common: Any) -> Callable[..., Any]:
+        return self.make(*common, **{name: in_double(value) for name, value in self.hypers.items()})
 
     def _per_leaf(self, *common: Any) -> PerLeaf:
         return PerLeaf(self, common)
@@ -145,7 +152,8 @@ class PerLeaf(NamedTuple):
         return [shared or any(map(carries_graph, own)) for own in zip(*rows.values())]
 
     def _fill(self, own: dict[str, Any]) -> Callable[..., Any]:
-        return self.spread.make(*self.common, **{**self.spread.hypers, **own})
+        hypers = {**self.spread.hypers, **own}
+        return self.spread.make(*self.common, **{name: in_double(value) for name, value in hypers.items()})
 
 
 def share_rows(columns: Sequence[Sequence[Any]], present: Sequence[bool]) -> tuple[list[int], list[int]]:

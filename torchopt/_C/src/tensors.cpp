@@ -274,7 +274,9 @@ std::vector<py::object> Torch::cut_block(std::vector<View>& views) const {
   std::vector<std::int64_t> offsets;
   for (const View& view : views) {
     offsets.push_back(total);
-    total += (view.size * size_of(view.storage) + alignment - 1) / alignment * alignment;
+    // No address twice, of empty tensors neither: torch.save takes tensors at one address for views of the same data.
+    const std::int64_t bytes = std::max<std::int64_t>(view.size * size_of(view.storage), 1);
+    total += (bytes + alignment - 1) / alignment * alignment;
   }
   const auto count = std::int64_t(views.size());
   char* base = static_cast<char*>(take_memory(std::size_t(total)));
