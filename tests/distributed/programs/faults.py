@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from typing import Any
 
 import torch
 from found import error_of, save
@@ -23,6 +24,10 @@ def die() -> None:
 
 def square(w: Tensor, x: Tensor) -> Tensor:
     return (w * x).square().sum()
+
+
+def square_by_rref(reference: Any, x: Tensor) -> Tensor:
+    return square(reference.to_here(), x)
 
 
 def square_or_die(w: Tensor, x: Tensor) -> Tensor:
@@ -50,13 +55,14 @@ def kill(worker: int) -> None:
     assert error['type'] == 'WorkerDiedError', error
 
 
-def parts(w: Tensor, x: Tensor) -> list[tuple[int, tuple[Tensor, Tensor], dict[str, Tensor]]]:
+def parts(w: Any, x: Tensor) -> list[tuple[int, tuple[Any, Tensor], dict[str, Tensor]]]:
     """One row for each worker."""
     return [(i % todist.get_world_size(), (w, row), {}) for i, row in enumerate(x)]
 
 
-def everything(function: object, **options: object) -> Tensor:
-    return todist.remote_sync_call(function, args=(W, X), partitioner=parts, reducer=todist.sum_reducer, **options)
+def everything(function: object, w: Any = None, **options: object) -> Tensor:
+    args = (W if w is None else w, X)
+    return todist.remote_sync_call(function, args=args, partitioner=parts, reducer=todist.sum_reducer, **options)
 
 
 W = torch.tensor([2.0, 3.0], requires_grad=True)
@@ -86,9 +92,13 @@ def on_rank_0() -> dict[str, object]:
     if CASE == 'killed in a call, repeated':
         return {'pair': (gradient(everything(square_or_die, retries=1)), EXPECTED)}
     if CASE == 'killed before backward, repeated':
-        loss = everything(square, retries=1)
+        loss, by_rref = everything(square, retries=1), everything(square_by_rref, todist.rpc.RRef(W), retries=1)
         kill(1)
-        return {'pair': (gradient(loss), EXPECTED), 'again': (gradient(everything(square, retries=1)), EXPECTED)}
+        return {
+            'pair': (gradient(loss), EXPECTED),
+            'by an RRef': (gradient(by_rref), EXPECTED),
+            'again': (gradient(everything(square, retries=1)), EXPECTED),
+        }
     if CASE == 'all others killed, repeated here':
         kill(1)
         kill(2)
