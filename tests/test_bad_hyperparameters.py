@@ -209,7 +209,7 @@ MISCELLANEOUS = {
     'no learning rate': (torchopt.sgd, TypeError, ['lr']),
     'no learning rate for lion': (torchopt.lion, TypeError, ['learning_rate']),
     'lion mode': (lambda: transform.scale_by_lion(mode='soft'), ValueError, ['mode', "'soft'", "'smooth'"]),
-    'mu_dtype of adam': (lambda: torchopt.adam(mu_dtype='bfloat16'), TypeError, ['mu_dtype', "'bfloat16'", 'torch.bf']),
+    'mu_dtype of adam': (lambda: torchopt.adam(mu_dtype='bfloat'), TypeError, ['mu_dtype', "'bfloat'", 'torch.bf']),
     'mu_dtype of lion': (lambda: torchopt.lion(0.1, mu_dtype=torch.int8), TypeError, ['mu_dtype', 'int8', 'floating']),
     'mu_dtype of amsgrad': (lambda: torchopt.amsgrad(0.1, mu_dtype=torch.complex64), TypeError, ['mu_dtype', 'real']),
     'no schedule': (lambda: transform.scale_by_schedule(0.1), TypeError, ['step_size_fn', '0.1', 'scale']),

@@ -23,7 +23,7 @@ def test_cautious_refuses() -> None:
 BAD: list[tuple[Any, str]] = [
     (lambda: contrib.acprop(0.1, b1=1.0), 'beta'),
     (lambda: contrib.ademamix(0.1, b3=1.0), 'b3'),
-    (lambda: contrib.ademamix(0.1, mu_dtype='float'), 'mu_dtype'),
+    (lambda: contrib.ademamix(0.1, mu_dtype='floating'), 'mu_dtype'),
     (lambda: contrib.simplified_ademamix(0.1, eps=-1.0), 'epsilon'),
     (lambda: contrib.adopt(0.1, clip_value_fn=3.0), 'clip_value_fn'),
     (lambda: contrib.adopt(-0.1), 'learning rate'),

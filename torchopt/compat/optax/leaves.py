@@ -25,6 +25,7 @@ from torchopt.base import (
 __all__ = ['as_tensors', 'converting', 'export']
 
 _NUMBERS = (np.ndarray, np.generic, float, int, complex)
+_USUAL = frozenset({torch.Tensor, torch.nn.Parameter, type(None)})  # seen at a glance
 
 
 def as_tensors(values: Any) -> Any:
@@ -36,11 +37,12 @@ def as_tensors(values: Any) -> Any:
         >>> as_tensors({'w': np.ones(2), 'b': 3.0, 'none': None})
         {'w': tensor([1., 1.], dtype=torch.float64), 'b': tensor(3.), 'none': None}
     """
+    if type(values) is dict and _USUAL.issuperset(map(type, values.values())):
+        return values  # the usual tree, without taking it apart
     leaves, spec = tree.flatten(values)
-    for x in leaves:
-        if isinstance(x, _NUMBERS):
-            return tree.unflatten(spec, [_as_tensor(x) for x in leaves])
-    return values
+    if _USUAL.issuperset(map(type, leaves)) or not any(isinstance(x, _NUMBERS) for x in leaves):
+        return values
+    return tree.unflatten(spec, [_as_tensor(x) for x in leaves])
 
 
 def _as_tensor(x: Any) -> Any:
