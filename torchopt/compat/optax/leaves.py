@@ -67,7 +67,7 @@ def converting(tx: GradientTransformation) -> GradientTransformation:
     def start(params: Any) -> Any:
         return init(as_tensors(params))
 
-    @functools.wraps(update)  # with all that chains look for in it
+    @functools.wraps(update)
     def step(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         if 'grad' in extra:  # of a line search
             extra['grad'] = as_tensors(extra['grad'])
@@ -75,7 +75,7 @@ def converting(tx: GradientTransformation) -> GradientTransformation:
 
     kind = _ExtraArgs if isinstance(tx, GradientTransformationExtraArgs) else _Plain
     made = kind(start, step)
-    made.inner = tx
+    made.inner, made.requires, made.call, made.adds_to_params = tx, tx.requires, tx.call, tx.adds_to_params
     return made
 
 
@@ -109,12 +109,13 @@ def export(namespace: dict[str, Any]) -> None:
     """
     for name in namespace['__all__']:
         function = namespace[name]
-        if getattr(function, 'converts', False):
+        if function in _CONVERTING:
             continue
         returned = str(getattr(function, '__annotations__', {}).get('return'))
         if inspect.isfunction(function) and 'GradientTransformation' in returned and name not in _AS_THEY_ARE:
             if function not in _EXPORTED:  # by another module
                 _EXPORTED[function] = _wrapped(function)
+                _CONVERTING.add(_EXPORTED[function])
                 # Where the new function is found when it is unpickled.
                 _EXPORTED[function].__module__, _EXPORTED[function].__qualname__ = namespace['__name__'], name
             namespace[name] = _EXPORTED[function]
@@ -122,6 +123,7 @@ def export(namespace: dict[str, Any]) -> None:
 
 _AS_THEY_ARE = {'identity', 'with_extra_args_support'}
 _EXPORTED: dict[Callable[..., Any], Callable[..., Any]] = {}
+_CONVERTING: set[Any] = set()
 
 
 def _wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -131,9 +133,7 @@ def _wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
         # What injects hyper-parameters makes a function first.
         return converting(made) if isinstance(made, GradientTransformation) else _wrapped(made)
 
-    functools.update_wrapper(make, function)
-    make.converts = True  # type: ignore[attr-defined]
-    return make
+    return functools.update_wrapper(make, function)
 
 
 def _opened(x: Any) -> Any:
