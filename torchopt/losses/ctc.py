@@ -38,8 +38,8 @@ def ctc_loss_with_forward_probs(
             + \epsilon_{t-1}(n)\bigr) \\
         \phi_t(n) &= y_t(\text{blank}) \bigl(\phi_{t-1}(n) + \epsilon_{t-1}(n)\bigr)
 
-    and the loss is :math:`-\log(\phi_T(N) + \epsilon_T(N))`.  All is computed in log space and in double
-    precision.  What is returned for the last frame is :math:`\phi_T + \epsilon_T`, as in Optax.
+    and the loss is :math:`-\log(\phi_T(N) + \epsilon_T(N))`.  All is computed in log space and in double precision.
+    What is returned for the last frame is :math:`\phi_T + \epsilon_T`, as in Optax.
 
     Args:
         logits: Unnormalized log probabilities, floating, of shape ``[B, T, K]``: batch, frames, classes with the

@@ -158,8 +158,8 @@ def _step(
             begin = torch.where(norm > 1.0, 1.0 / torch.where(norm > 1.0, norm, 1.0), 1.0)
             gamma = begin if known == 0 else torch.where((state.count > 0).to(begin.device), gamma, begin)
     rows = [_rows([x.reshape(size, x[0].numel()) for x in memory], order) for memory in (s_memory, y_memory)]
-    product = _multiply(unit, list(zip(*rows, _rows([weights], order))), gamma)
-    direction = _descending(unit, product, g, gamma * size_of_g)
+    multiplied = _multiply(unit, list(zip(*rows, _rows([weights], order))), gamma)
+    direction = _descending(unit, multiplied, g, gamma * size_of_g)
 
     count, _ = advance(state.count)
     keep = _lay_into if inplace else _copy
