@@ -60,6 +60,7 @@ def test_norms_at_every_scale(norm, dtype, scale):
     (second,) = torch.autograd.grad((first.conj() * v).real.sum(), x)
     torch.testing.assert_close(second * scale, (v - u * along) / length, **close)
     x = x.detach()
+    torch.testing.assert_close(norm(x) / scale, length, **close)
     torch.testing.assert_close(torch.func.grad(norm)(x), u, **close)
     torch.testing.assert_close(torch.func.jvp(norm, (x,), (v,))[1], along, check_dtype=False, **close)
     with forward_ad.dual_level():

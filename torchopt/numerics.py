@@ -360,10 +360,32 @@ def two_norm(xs: Sequence[torch.Tensor], dim: int | tuple[int, ...] | None = Non
         A real tensor on the device of the first, of the widest dtype among them and float32: the norm of a large tensor
         in half precision may be beyond the range of its dtype.
     """
+    if dim is None and _read_at_once(xs):
+        norm = _root_of_squares(_widest(xs), None)
+        limits = torch.finfo(norm.dtype)
+        if 1e7 * limits.tiny**0.5 < norm.item() < 0.1 * limits.max**0.5:
+            return norm  # without loss, and without another look at all elements
     parts, unit = _in_units(xs, dim)
-    squares = [abs_sq(x).sum() if dim is None else abs_sq(x).sum(dim, keepdim=True) for x in parts]
-    norm = unit * safe_sqrt(squares[0] if len(xs) == 1 else torch.stack([s.to(unit.device) for s in squares]).sum(0))
+    norm = unit * _root_of_squares(parts, dim)
     return norm if dim is None or keepdim else norm.squeeze(dim)
+
+
+def _read_at_once(xs: Sequence[torch.Tensor]) -> bool:
+    """Whether tensors are plain ones on the CPU, of which nobody wants a derivative."""
+    if torch.compiler.is_compiling() or in_transform() or forward_ad._current_level >= 0:
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
+        return False
+    tracked = torch.is_grad_enabled()
+    return all(
+        type(x) in (torch.Tensor, torch.nn.Parameter) and x.device.type == 'cpu' and not (tracked and x.requires_grad)
+        for x in xs
+    )
+
+
+def _root_of_squares(xs: Sequence[torch.Tensor], dim: int | tuple[int, ...] | None) -> torch.Tensor:
+    squares = [abs_sq(x).sum() if dim is None else abs_sq(x).sum(dim, keepdim=True) for x in xs]
+    return safe_sqrt(squares[0] if len(xs) == 1 else torch.stack([s.to(squares[0].device) for s in squares]).sum(0))
 
 
 def constant_norm(xs: Sequence[torch.Tensor], order: float) -> torch.Tensor:
@@ -373,13 +395,19 @@ def constant_norm(xs: Sequence[torch.Tensor], order: float) -> torch.Tensor:
     return unit * torch.linalg.vector_norm(torch.stack(norms), order) if norms else torch.zeros_like(unit)
 
 
+def _widest(xs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Tensors in the widest precision among them and float32."""
+    wide = functools.reduce(torch.promote_types, [real_dtype(x.dtype) for x in xs], torch.float32)
+    return [x.to(wide.to_complex() if x.is_complex() else wide) for x in xs]
+
+
 def _in_units(xs: Sequence[torch.Tensor], dim: int | tuple[int, ...] | None) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Tensors over a power of two near the largest absolute value along some dimensions, and this constant."""
-    wide = functools.reduce(torch.promote_types, [real_dtype(x.dtype) for x in xs], torch.float32)
-    xs = [x.to(wide.to_complex() if x.is_complex() else wide) for x in xs]
+    xs = _widest(xs)
+    wide = real_dtype(xs[0].dtype)
     largest = [torch.linalg.vector_norm(x.detach(), math.inf, dim, dim is not None) for x in xs if x.numel()]
     if not largest:
-        return [*xs], torch.ones((), dtype=wide, device=xs[0].device)
+        return xs, torch.ones((), dtype=wide, device=xs[0].device)
     most = largest[0] if len(largest) == 1 else torch.stack([x.to(xs[0].device) for x in largest]).amax(0)
     limits = torch.finfo(wide)
     unit = torch.exp2(torch.floor(torch.log2(most))).clamp(limits.tiny, limits.max / 2)
