@@ -57,17 +57,21 @@ def is_recording() -> bool:
     return torch.is_grad_enabled() or forward_ad._current_level >= 0 or in_transform()
 
 
-def closure_convert(fun: Callable[..., Leaves], *example: Leaves) -> Converted:
+def closure_convert(fun: Callable[..., Leaves], *example: Leaves, is_common: bool = True) -> Converted:
     """Make the tensors that a function closes over one of its arguments.
 
     Args:
         fun: A function of lists of tensors, which returns one.
         *example: Arguments to run it on, twice if it closes over tensors; without derivatives, save that they may be
             leaves that require grad.
+        is_common: Whether such functions commonly close over tensors.  If not, it is run without a mode first, which
+            tells at less cost that it does not.
     """
     if not is_recording():
         return Converted(fun, [])
     arguments = [x for leaves in example for x in leaves]
+    if not (is_common or in_transform()) and not _origins(value := fun(*example), arguments):
+        return Converted(fun, [], value=value)
     with _Capture(arguments) as seen:
         value = fun(*example)
     found, noted = _origins(value, arguments), seen.captured

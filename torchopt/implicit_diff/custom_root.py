@@ -55,7 +55,7 @@ def custom_root(
     Raises:
         TypeError: When called: if the arguments do not fit, or one of them is a module whose parameters require
             gradients.
-        ValueError: If the result of ``optimality_fun`` is not a tree like the solution; when differentiated, if values
+        ValueError: When differentiated: if the result of ``optimality_fun`` is not a tree like the solution, or values
             are not finite.
         RuntimeError: When called: if ``optimality_fun`` closes over tensors that require gradients in a way that cannot
             be seen, through a ``torch.autograd.Function`` or a graph that was recorded before.

@@ -97,9 +97,11 @@ class Root:
             args, kwargs = arguments.pack(given)
             return shape.unpack(fun(shape.pack(x), *args, **kwargs), 'the result of optimality_fun')
 
-        found = closure_convert(
-            of_leaves, [_tracked(x.detach()) for x in shape.unknowns], [t.detach() for t in arguments.tensors]
-        )
+        point = [_tracked(x.detach()) for x in shape.unknowns]
+        try:
+            found = closure_convert(of_leaves, point, [t.detach() for t in arguments.tensors], is_common=False)
+        except Exception:  # raised again if somebody differentiates, which needs the function
+            found = Converted(of_leaves, [])
         if not found.is_complete:
             raise RuntimeError(
                 'The optimality function depends on tensors that it does not take as arguments, and in a way that '

@@ -35,7 +35,7 @@ class Closure(Function):
     """
 
     def __init__(self, converted: Converted, domain: Leaves | None = None) -> None:
-        super().__init__(converted, domain)
+        super().__init__(converted.__call__, domain)
         self.converted = converted
         # Outside of torch.func the tensors that come in their places have the same values.
         self.is_plain = not in_transform() and not any(map(_functorch.is_functorch_wrapped_tensor, converted.captured))
