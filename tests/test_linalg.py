@@ -125,9 +125,9 @@ def test_cg_stops_after_maxiter_and_says_so():
         products.append(1)
         return A @ x
 
-    with pytest.warns(LinearSolveWarning, match=r'solve_cg reached maxiter .* after 2 iterations'):
+    with pytest.warns(LinearSolveWarning, match='solve_cg reached maxiter'):
         cg(matvec, b, maxiter=2, rtol=1e-12)
-    assert len(products) <= 4  # those of the iterations, and one to look at the function
+    assert 2 <= len(products) <= 4  # those of the iterations, and one to look at the function
     for exact in (6, None):
         close(cg(A, b, maxiter=exact, rtol=1e-12), torch.linalg.solve(A, b), rtol=1e-8)
 

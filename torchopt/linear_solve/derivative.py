@@ -201,11 +201,11 @@ class _Solve(torch.autograd.Function):
         consts_bar: list[Tensor | None] = [None] * len(consts)
         if system.normal is None:
             # u = A^-H x_bar
-            u = solve_again(system, consts, approximate, x_bar, transposed=not system.method.symmetric)
+            u: Leaves = solve_again(system, consts, approximate, x_bar, transposed=not system.method.symmetric)
             if wanted:
                 # theta_bar = -(d/dtheta A(theta) x)^H u
                 product = replacing(system.operator.matvec, consts, wanted, x)
-                theta_bar = vjp(product, [consts[i] for i in wanted], [-g for g in u])
+                theta_bar: Leaves = vjp(product, [consts[i] for i in wanted], [-g for g in u])
         else:
             solved = _least_squares(system, saved)
             has_ridge = system.normal.has_ridge
@@ -335,7 +335,10 @@ def _push_normal(
 ) -> Leaves:
     solved, normal = _least_squares(system, saved), system.normal
     assert normal is not None
-    zeros_or = lambda dots, like: [torch.zeros_like(z) if t is None else t for t, z in zip(dots, like)]  # noqa: E731
+
+    def zeros_or(dots: Sequence[Any], like: Leaves) -> list[Tensor]:
+        return [torch.zeros_like(z) if t is None else t for t, z in zip(dots, like)]
+
     n = len(solved.b)
     ridge_dot = consts_dot[-1] if normal.has_ridge else None
     moving = [i for i in moving if i < len(solved.theta)]

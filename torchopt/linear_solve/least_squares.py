@@ -95,7 +95,7 @@ class LeastSquares(NamedTuple):
         if self.is_regular:
             z = self.solve([torch.zeros_like(y) for y in self.b], source=x_bar)
             u = self._product(z)
-            terms = [(self.x, [-g for g in u])]
+            terms: list[tuple[Leaves, Leaves]] = [(self.x, [-g for g in u])]
             if wanted:
                 terms.append((z, self._residual()))
             ridge_bar = self._ridge_bar(z) if needs_ridge else None
@@ -148,7 +148,10 @@ class LeastSquares(NamedTuple):
     def _is_large(self, part: Leaves, whole: Leaves) -> bool:
         """Whether a part that is zero for a regular matrix is more than the solver has left over."""
         dims = self.batch
-        size = lambda leaves: sum(x.abs().square().reshape(*x.shape[:dims], -1).sum(-1) for x in _scaled(leaves, whole))  # noqa: E731
+
+        def size(leaves: Leaves) -> Any:
+            return sum(x.abs().square().reshape(*x.shape[:dims], -1).sum(-1) for x in _scaled(leaves, whole))
+
         return bool((size(part) > (100 * self.tol) ** 2 * size(whole)).any())
 
     def _theta_bar(self, terms: list[tuple[Leaves, Leaves]], wanted: Sequence[int]) -> list[Tensor]:

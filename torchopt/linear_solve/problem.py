@@ -272,7 +272,7 @@ class NormalProblem(Problem):
         c_size = norm(self._source)
         c_scale = exponent(self._source, c_size) - self._matrix_scale
         if isinstance(c_size, Tensor):
-            scales = torch.broadcast_tensors(
+            scales = torch.broadcast_tensors(  # type: ignore[no-untyped-call]
                 *(torch.as_tensor(e, device=c_size.device) for e in (b_scale, c_scale)), c_size
             )
             larger = torch.where(b_size == 0, scales[1], torch.maximum(scales[0], scales[1]))

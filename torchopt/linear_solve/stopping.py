@@ -99,8 +99,8 @@ class IterativeOptions:
         goes_on = any_above(size, limit)
         while goes_on and units < steps:
             e = exponent(r, size)
-            left = (times_power(x, -e) for x in (r, size, limit))
-            done = self.improve(problem, *left, steps - units)
+            of_r, of_limit = times_power(size, -e), times_power(limit, -e)
+            done = self.improve(problem, times_power(r, -e), of_r, of_limit, steps - units)
             d, found = times_power(done.d, e), times_power(done.size, e)
             x = d if x is None else x + d
             iterations, units = iterations + done.iterations, units + done.units

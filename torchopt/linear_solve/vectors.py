@@ -126,8 +126,8 @@ def times_power(x: Any, e: int | Tensor) -> Any:
     """``x * 2**e`` for a vector or a scalar; exact unless it leaves the range of the dtype."""
     if isinstance(e, Tensor):
         like = x if isinstance(x, Tensor) else torch.zeros((), dtype=torch.float64, device=e.device)
-        half = torch.div(e, 2, rounding_mode='floor')
-        return x * torch.exp2(half.to(like.dtype)) * torch.exp2((e - half).to(like.dtype))
+        first = torch.div(e, 2, rounding_mode='floor')
+        return x * torch.exp2(first.to(like.dtype)) * torch.exp2((e - first).to(like.dtype))
     if e == 0:
         return x
     if -100 < e < 100:
