@@ -42,7 +42,7 @@ CLIMB = torchopt.chain(contrib.normalize(), torchopt.sgd(0.05))
 # States that remember parameters, inside what hands parameters on.
 WRAPPED = [
     Row('madgrad', lambda: contrib.madgrad(0.05)),
-    Row('cocob', lambda: contrib.cocob()),
+    Row('cocob', contrib.cocob),
     Row('dog', lambda: contrib.dog(init_step=('heuristic', 0.05))),
     Row('dowg', lambda: contrib.dowg(init_estim_sq_dist=0.05)),
     Row('prodigy', lambda: contrib.prodigy(estim_lr0=0.05)),
@@ -53,7 +53,9 @@ WRAPPED = [
     Row('schedule_free of madgrad', lambda: contrib.schedule_free(contrib.madgrad(0.05), 0.05)),
     Row(
         'distance_over_gradients',
-        lambda: torchopt.chain(transform.scale_by_distance_over_gradients(0.05, param_dtype=None), transform.scale(-1.0)),
+        lambda: torchopt.chain(
+            transform.scale_by_distance_over_gradients(0.05, param_dtype=None), transform.scale(-1.0)
+        ),
     ),
     Row('sam of madgrad', lambda: contrib.sam(contrib.madgrad(0.05), CLIMB)),
     Row('cautious', lambda: contrib.cautious(contrib.madgrad(0.05))),
@@ -63,7 +65,10 @@ WRAPPED = [
     Row('masked', lambda: transform.masked(contrib.prodigy(estim_lr0=0.05), {'w': True})),
     Row('partition', lambda: torchopt.transform.partition({'a': contrib.dowg(1.0, 0.05)}, {'w': 'a'})),
     Row('split', lambda: contrib.split_real_and_imaginary(contrib.cocob())),
-    Row('MultiSteps', lambda: transform.MultiSteps(contrib.madgrad(0.05), 2, accumulator_dtype=None).gradient_transformation()),
+    Row(
+        'MultiSteps',
+        lambda: transform.MultiSteps(contrib.madgrad(0.05), 2, accumulator_dtype=None).gradient_transformation(),
+    ),
     Row('apply_if_finite', lambda: transform.apply_if_finite(contrib.dog(init_step=('heuristic', 0.05)), 2)),
     Row('inject', lambda: torchopt.schedule.inject_hyperparams(contrib.dog)(0.5)),
 ]
@@ -272,3 +277,23 @@ def test_a_learned_first_distance_is_learned_in_plain_training() -> None:
         updates, _ = tx.update({'w': start()}, tx.init(params), params)
         (found,) = torch.autograd.grad(updates['w'].sum(), size)
         torch.testing.assert_close(found * size, updates['w'].sum())
+
+
+@pytest.mark.parametrize(
+    'tx',
+    [
+        torchopt.chain(torchopt.adam(0.1), transform.set_to_zero()),
+        torchopt.chain(torchopt.adamw(torch.tensor(0.1, dtype=F64)), transform.set_to_zero()),
+        transform.selective_transform(torchopt.adam(0.1), freeze_mask={'a': True, 'b': True}),
+    ],
+    ids=['set_to_zero', 'learned', 'frozen'],
+)
+def test_forward_over_reverse_where_no_update_is_used(tx: Any) -> None:
+    def outer(x: torch.Tensor) -> torch.Tensor:
+        params = {'a': x, 'b': 2.0 * x}
+        updates, _ = tx.update(tree.map(lambda p: p**3, params), tx.init(params), params)
+        params = torchopt.apply_updates(params, updates, inplace=False)
+        return (params['a'] ** 2).sum() + (params['b'] ** 3).sum()
+
+    found = torch.func.jvp(torch.func.grad(outer), (start(),), (DIRECTION,))[1]
+    torch.testing.assert_close(found, (2.0 + 48.0 * start()) * DIRECTION)

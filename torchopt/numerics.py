@@ -226,12 +226,12 @@ def safe_sqrt(x: torch.Tensor) -> torch.Tensor:
 
     A parameter whose gradient is exactly zero has a second moment of zero.  There the update
     :math:`m / (\sqrt{v} + \epsilon)` has a derivative, but the chain rule forms it as :math:`0 \cdot \infty`.
-    With a zero in place of the infinity it comes out right.
+    With a zero in place of the infinity it comes out right, in reverse mode and in forward mode.
     """
-    if not (x.requires_grad or is_transformed(x)):
+    if not (x.requires_grad or forward_ad._current_level >= 0 or is_transformed(x)):
         return x.sqrt()
-    positive = x > 0
-    return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), x * 0.0)
+    zero = x == 0
+    return torch.where(zero, torch.zeros_like(x), torch.where(zero, torch.ones_like(x), x).sqrt())
 
 
 def safe_norm(
