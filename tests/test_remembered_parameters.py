@@ -277,3 +277,23 @@ def test_a_learned_first_distance_is_learned_in_plain_training() -> None:
         updates, _ = tx.update({'w': start()}, tx.init(params), params)
         (found,) = torch.autograd.grad(updates['w'].sum(), size)
         torch.testing.assert_close(found * size, updates['w'].sum())
+
+
+@pytest.mark.parametrize(
+    'tx',
+    [
+        torchopt.chain(torchopt.adam(0.1), transform.set_to_zero()),
+        torchopt.chain(torchopt.adamw(torch.tensor(0.1, dtype=F64)), transform.set_to_zero()),
+        transform.selective_transform(torchopt.adam(0.1), freeze_mask={'a': True, 'b': True}),
+    ],
+    ids=['set_to_zero', 'learned', 'frozen'],
+)
+def test_forward_over_reverse_where_no_update_is_used(tx: Any) -> None:
+    def outer(x: torch.Tensor) -> torch.Tensor:
+        params = {'a': x, 'b': 2.0 * x}
+        updates, _ = tx.update(tree.map(lambda p: p**3, params), tx.init(params), params)
+        params = torchopt.apply_updates(params, updates, inplace=False)
+        return (params['a'] ** 2).sum() + (params['b'] ** 3).sum()
+
+    found = torch.func.jvp(torch.func.grad(outer), (start(),), (DIRECTION,))[1]
+    torch.testing.assert_close(found, (2.0 + 48.0 * start()) * DIRECTION)
