@@ -13,7 +13,7 @@ import torchopt
 from tests.cases import CASES
 from tests.contrib import contrib_cases
 from tests.transform import optax_cases
-from torchopt import alias, base, clip, contrib, numerics, projections, transform, tree
+from torchopt import alias, base, clip, contrib, norms, projections, transform, tree
 from torchopt.compat import optax as compat
 from torchopt.contrib.newton_schulz import orthogonalize
 from torchopt.transform.leafwise import leaf_norm
@@ -31,9 +31,9 @@ NORMS = {
     'tree.norm': lambda x: tree.norm({'a': x[:2], 'none': None, 'b': [x[2:], x[:0]]}),
     'tree.norm, of zeros too': lambda x: tree.norm([x, torch.zeros_like(x)]),
     'global_norm': lambda x: compat.global_norm([x]),
-    'safe_norm': lambda x: numerics.safe_norm(x, 0.0),
-    'safe_norm, axis': lambda x: numerics.safe_norm(x[:, None], 0.0, axis=0)[0],
-    'safe_root_mean_squares': lambda x: numerics.safe_root_mean_squares(x, 0.0) * x.numel() ** 0.5,
+    'safe_norm': lambda x: norms.safe_norm(x, 0.0),
+    'safe_norm, axis': lambda x: norms.safe_norm(x[:, None], 0.0, axis=0)[0],
+    'safe_root_mean_squares': lambda x: norms.safe_root_mean_squares(x, 0.0) * x.numel() ** 0.5,
     'leaf_norm': leaf_norm,
     'unitwise_norm': lambda x: clip.unitwise_norm(x)[0],
     'unitwise_norm, rows': lambda x: clip.unitwise_norm(torch.stack([x, 0 * x]))[0, 0],

@@ -13,7 +13,7 @@ import pytest
 import scipy.optimize
 import torch
 
-from torchopt import hook, linalg, numerics, perturbations, tree, update
+from torchopt import hook, linalg, norms, numerics, perturbations, tree, update
 
 F64 = torch.float64
 RNG = np.random.default_rng(11)
@@ -44,7 +44,7 @@ def test_safe_norm(shape: tuple[int, ...], options: dict[str, Any], bound: float
     """Values and gradients, the latter at zero too."""
     for x in (RNG.standard_normal(shape), np.zeros(shape)):
         leaf = torch.tensor(x, requires_grad=True)
-        found = numerics.safe_norm(leaf, bound, **options)
+        found = norms.safe_norm(leaf, bound, **options)
         wanted, pull = jax.vjp(lambda z: optax.safe_norm(z, bound, **options), jnp.asarray(x))
         assert tuple(found.shape) == wanted.shape
         np.testing.assert_allclose(found.detach().numpy(), np.asarray(wanted), rtol=1e-12)
@@ -56,7 +56,7 @@ def test_safe_norm(shape: tuple[int, ...], options: dict[str, Any], bound: float
 def test_safe_root_mean_squares(bound: float) -> None:
     for x in (RNG.standard_normal((4, 3)), np.zeros(3), RNG.standard_normal(3) * (1.0 + 2.0j)):
         leaf = torch.tensor(x, requires_grad=True)
-        found = numerics.safe_root_mean_squares(leaf, bound)
+        found = norms.safe_root_mean_squares(leaf, bound)
         np.testing.assert_allclose(
             found.detach().numpy(), np.asarray(optax.safe_root_mean_squares(jnp.asarray(x), bound))
         )

@@ -17,15 +17,8 @@ from torchopt.base import (
     factory,
     init_empty_state,
 )
-from torchopt.numerics import (
-    as_scalar_like,
-    constant_norm,
-    in_single,
-    real_dtype,
-    root_mean_square,
-    tensor_like,
-    two_norm,
-)
+from torchopt.norms import constant_norm, root_mean_square, two_norm
+from torchopt.numerics import as_scalar_like, in_single, real_dtype, tensor_like
 from torchopt.preconditions import Precondition, params_for
 
 __all__ = [

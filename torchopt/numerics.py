@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeAlias
@@ -34,7 +33,6 @@ __all__ = [
     'carries_no_graph',
     'common_device',
     'complement',
-    'constant_norm',
     'eager',
     'forward_mode',
     'has_tangent',
@@ -54,14 +52,10 @@ __all__ = [
     'on_host',
     'positive_ratio',
     'real_dtype',
-    'root_mean_square',
     'safe_increment',
-    'safe_norm',
-    'safe_root_mean_squares',
     'safe_sqrt',
     'saved_tensors',
     'tensor_like',
-    'two_norm',
     'vector',
     'wide_dtype',
     'widened',
@@ -344,149 +338,10 @@ def safe_sqrt(x: torch.Tensor) -> torch.Tensor:
     return torch.where(zero, torch.zeros_like(x), torch.where(zero, torch.ones_like(x), x).sqrt())
 
 
-def two_norm(xs: Sequence[torch.Tensor], dim: int | tuple[int, ...] | None = None, keepdim: bool = False) -> Any:
-    r"""The 2-norm of several tensors together, right at every scale, whose derivative at zero is zero.
-
-    Squares overflow, or underflow to zero, long before the numbers themselves: those of float32 above :math:`10^{19}`
-    and below :math:`10^{-19}`.  So the tensors are divided by a power of two near their largest element before they are
-    squared.  That is exact, and for derivatives of every order the divisor is a constant.
-
-    Args:
-        xs: Tensors of floating or complex dtypes, at least one.
-        dim: The dimensions of each tensor that the norm runs over; without these all have one shape.  By default all.
-        keepdim: Keep these dimensions, with size 1.
-
-    Returns:
-        A real tensor on the device of the first, of the widest dtype among them and float32: the norm of a large tensor
-        in half precision may be beyond the range of its dtype.
-    """
-    if dim is None and _read_at_once(xs):
-        norm = _root_of_squares(_widest(xs), None)
-        limits = torch.finfo(norm.dtype)
-        if 1e7 * limits.tiny**0.5 < norm.item() < 0.1 * limits.max**0.5:
-            return norm  # without loss, and without another look at all elements
-    parts, unit = _in_units(xs, dim)
-    norm = unit * _root_of_squares(parts, dim)
-    return norm if dim is None or keepdim else norm.squeeze(dim)
-
-
-def _read_at_once(xs: Sequence[torch.Tensor]) -> bool:
-    """Whether tensors are plain ones on the CPU, of which nobody wants a derivative."""
-    if torch.compiler.is_compiling() or in_transform() or forward_ad._current_level >= 0:
-        return False
-    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
-        return False
-    tracked = torch.is_grad_enabled()
-    return all(
-        type(x) in (torch.Tensor, torch.nn.Parameter) and x.device.type == 'cpu' and not (tracked and x.requires_grad)
-        for x in xs
-    )
-
-
-def _root_of_squares(xs: Sequence[torch.Tensor], dim: int | tuple[int, ...] | None) -> torch.Tensor:
-    squares = [abs_sq(x).sum() if dim is None else abs_sq(x).sum(dim, keepdim=True) for x in xs]
-    return safe_sqrt(squares[0] if len(xs) == 1 else torch.stack([s.to(squares[0].device) for s in squares]).sum(0))
-
-
-def constant_norm(xs: Sequence[torch.Tensor], order: float) -> torch.Tensor:
-    """The norm of any positive order of several tensors together, as a constant; otherwise as :func:`two_norm`."""
-    parts, unit = _in_units([x.detach() for x in xs], None)
-    norms = [torch.linalg.vector_norm(x, order).to(unit.device) for x in parts if x.numel()]
-    return unit * torch.linalg.vector_norm(torch.stack(norms), order) if norms else torch.zeros_like(unit)
-
-
-def _widest(xs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Tensors in the widest precision among them and float32."""
-    wide = functools.reduce(torch.promote_types, [real_dtype(x.dtype) for x in xs], torch.float32)
-    return [x.to(wide.to_complex() if x.is_complex() else wide) for x in xs]
-
-
-def _in_units(xs: Sequence[torch.Tensor], dim: int | tuple[int, ...] | None) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Tensors over a power of two near the largest absolute value along some dimensions, and this constant."""
-    xs = _widest(xs)
-    wide = real_dtype(xs[0].dtype)
-    largest = [torch.linalg.vector_norm(x.detach(), math.inf, dim, dim is not None) for x in xs if x.numel()]
-    if not largest:
-        return xs, torch.ones((), dtype=wide, device=xs[0].device)
-    most = largest[0] if len(largest) == 1 else torch.stack([x.to(xs[0].device) for x in largest]).amax(0)
-    limits = torch.finfo(wide)
-    unit = torch.exp2(torch.floor(torch.log2(most))).clamp(limits.tiny, limits.max / 2)
-    return [_over(x, unit.to(x.device)) for x in xs], unit
-
-
-def _over(x: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
-    # Complex division of an infinity makes a NaN.
-    return torch.complex(x.real / unit, x.imag / unit) if x.is_complex() else x / unit
-
-
-def root_mean_square(x: torch.Tensor) -> torch.Tensor:
-    """The root mean square of a tensor, as :func:`two_norm`; that of a tensor without elements is zero."""
-    return two_norm([x]) / math.sqrt(max(x.numel(), 1))
-
-
 def positive_ratio(above: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
     """A quotient, and zero where the divisor is zero: there nothing has been seen yet."""
     empty = below == 0
     return torch.where(empty, torch.zeros_like(above), above / torch.where(empty, torch.ones_like(below), below))
-
-
-def safe_norm(
-    x: torch.Tensor,
-    min_norm: Any,
-    ord: int | float | str | None = None,
-    axis: int | tuple[int, ...] | None = None,
-    keepdims: bool = False,
-) -> torch.Tensor:
-    r"""The norm of a tensor or a bound below, :math:`\max(\lVert x \rVert, s)`, with a derivative everywhere.
-
-    Where the bound holds, the derivative in ``x`` is zero; so it is at :math:`x = 0`, where a norm alone has none.
-
-    Args:
-        x: A tensor of a floating or complex dtype.
-        min_norm: The bound :math:`s`, a number or a tensor.
-        ord: The order of the norm, as in :func:`torch.linalg.norm`; by default the 2-norm of all elements.
-        axis: The dimension that a vector norm runs over, or the two dimensions of matrices; all by default.
-        keepdims: Keep these dimensions, with size 1.
-
-    Returns:
-        A real tensor.
-
-    Example:
-        >>> import torch
-        >>> from torchopt.numerics import safe_norm
-        >>> x = torch.zeros(2, requires_grad=True)
-        >>> norm = safe_norm(x, 1e-3)
-        >>> norm.backward()
-        >>> norm.detach(), x.grad
-        (tensor(0.0010), tensor([0., 0.]))
-    """
-    dims = tuple(range(x.dim())) if axis is None else axis
-    # All norms but that of order 0, a number of elements, grow with what they measure.
-    (parts,), unit = ([widened(x)], 1.0) if ord == 0 else _in_units([x], dims)
-    small = unit * torch.linalg.norm(parts.detach(), ord, dim=axis, keepdim=True) <= min_norm
-    norm = unit * torch.linalg.norm(torch.where(small, torch.ones_like(parts), parts), ord, dim=axis, keepdim=True)
-    norm = torch.where(small, min_norm, norm.to(real_dtype(x.dtype)))
-    return norm if keepdims else norm.squeeze(dims)
-
-
-def safe_root_mean_squares(x: torch.Tensor, min_rms: Any) -> torch.Tensor:
-    r"""The root mean square of a tensor or a bound below, with a derivative everywhere; as :func:`safe_norm`.
-
-    Args:
-        x: A tensor of a floating or complex dtype.
-        min_rms: The bound, a number or a tensor.
-
-    Returns:
-        A real 0-d tensor.
-
-    Example:
-        >>> import torch
-        >>> from torchopt.numerics import safe_root_mean_squares
-        >>> safe_root_mean_squares(torch.tensor([3.0, -3.0]), 0.1)
-        tensor(3.)
-    """
-    rms = root_mean_square(x)
-    return torch.where(rms <= min_rms, min_rms, rms.to(real_dtype(x.dtype)))
 
 
 def carries_graph(x: Any) -> bool:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.numerics import as_scalar_like, real_dtype, two_norm
+from torchopt.norms import two_norm
+from torchopt.numerics import as_scalar_like, real_dtype
 
 __all__ = ['PRECONDITIONINGS', 'orthogonalize']
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from torchopt import checks
 from torchopt.base import EmptyState, GradientTransformation, factory, init_empty_state
-from torchopt.numerics import as_scalar_like, in_single, root_mean_square
+from torchopt.norms import root_mean_square
+from torchopt.numerics import as_scalar_like, in_single
 from torchopt.preconditions import params_for
 from torchopt.transform.leafwise import as_constant, leaf_norm, least_norm, move_leaves
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from torchopt import tree
-from torchopt.numerics import as_scalar_like, carries_no_graph, is_plain, two_norm
+from torchopt.norms import two_norm
+from torchopt.numerics import as_scalar_like, carries_no_graph, is_plain
 
 __all__ = ['as_constant', 'as_constants', 'least_norm', 'leaf_norm', 'move_leaves']
 

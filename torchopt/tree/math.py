@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from torchopt import numerics
+from torchopt import norms, numerics
 from torchopt.numerics import DTypeLike, as_dtype, in_single, is_inexact, widened
 from torchopt.tree.leafwise import map_leaves, scalar_like, tensors, together
 from torchopt.tree.ops import describe_shapes, map
@@ -285,7 +285,7 @@ def wide_norm(tree: Any, ord: int | str | float | None = None, squared: bool = F
         xs = [x if is_inexact(x) else x.to(torch.get_default_dtype()) for x in tensors(tree)]
         if squared:
             return torch.as_tensor(sum([numerics.abs_sq(widened(x)) for x in xs]))
-        return numerics.two_norm(xs) if xs else torch.zeros(())
+        return norms.two_norm(xs) if xs else torch.zeros(())
     sizes = [widened(x).abs() for x in tensors(tree)]
     if ord == 1:
         result = torch.as_tensor(sum(sizes))

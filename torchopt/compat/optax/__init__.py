@@ -145,7 +145,8 @@ from torchopt.losses import (
     squared_error,
 )
 from torchopt.microbatching import microbatch
-from torchopt.numerics import safe_increment, safe_norm, safe_root_mean_squares
+from torchopt.norms import safe_norm, safe_root_mean_squares
+from torchopt.numerics import safe_increment
 from torchopt.perturbations import multi_normal
 from torchopt.schedule import (
     InjectHyperparamsState,
