@@ -26,10 +26,10 @@ FLOORS = {
     room: floor
     for floor, rooms in {
         0: 'version numerics graphs preconditions',
-        1: '_C',
-        2: 'tree',
+        1: 'rules norms',
+        2: '_C tree',
         3: 'checks assignment isotonic scalars',
-        4: 'autodiff loop',
+        4: 'autodiff elementwise loop',
         5: 'base pytree second_order linear_solve linesearch projections prox perturbations microbatching '
         'distributed visual',
         6: 'transform schedule losses implicit_diff update typing combine clip hook linalg',

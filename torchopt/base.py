@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
 import torch
 from typing_extensions import Self
 
-from torchopt import _C, tree
+from torchopt import _C, elementwise, tree
 from torchopt.preconditions import Precondition, check_always, checked, required_by_all
 
 __all__ = [
@@ -280,7 +280,7 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
             **extra: Any,
         ) -> tuple[Any, tuple[Any, ...]]:
             if inplace and params is not None and len(stages) > 1:
-                tree.check_updates(updates, params)
+                elementwise.check_updates(updates, params)
             states: list[Any] = []
             for i, (n, stage) in enumerate(stages):
                 own = state[len(states) : len(states) + n]
@@ -351,7 +351,7 @@ def _one_pass(
     for tx, s in zip(members, states):
         check_always(tx, s, params)
         passes.append(tx.prepare(s))
-    return tree.run_passes(passes, updates, params, inplace=inplace, onto_params=onto_params)
+    return elementwise.run_steps(passes, updates, params, inplace=inplace, onto_params=onto_params)
 
 
 class ElementwiseTransformation(GradientTransformation):
@@ -367,22 +367,22 @@ class ElementwiseTransformation(GradientTransformation):
         prepare: As above.
     """
 
-    prepare: Callable[[Any], tree.Pass]
+    prepare: Callable[[Any], elementwise.ElementwiseStep]
     adds_to_params = True
 
     def __new__(
         cls,
         init: Callable[..., Any],
-        prepare: Callable[[Any], tree.Pass],
+        prepare: Callable[[Any], elementwise.ElementwiseStep],
         *requires: Precondition,
-        hypers: tree.Spread | None = None,
+        hypers: elementwise.Hyperparams | None = None,
     ) -> ElementwiseTransformation:
         """Make one."""
 
         def update(
             updates: Any, state: Any, params: Any = None, *, inplace: bool = False, onto_params: bool = False
         ) -> tuple[Any, Any]:
-            updates, (state,) = tree.run_passes(
+            updates, (state,) = elementwise.run_steps(
                 [prepare(state)], updates, params, inplace=inplace, onto_params=onto_params
             )
             return updates, state
@@ -414,12 +414,12 @@ def with_native(tx: GradientTransformation, native: bool) -> ElementwiseTransfor
     return ElementwiseTransformation(tx.init, lambda state: tx.prepare(state)._replace(native=native), *tx.requires)
 
 
-def _init_if_fit(hypers: tree.Spread, init: Callable[..., Any], params: Any) -> Any:
+def _init_if_fit(hypers: elementwise.Hyperparams, init: Callable[..., Any], params: Any) -> Any:
     hypers.check(params)
     return init(params)
 
 
-def _require_fit(hypers: tree.Spread, state: Any, params: Any = None) -> None:
+def _require_fit(hypers: elementwise.Hyperparams, state: Any, params: Any = None) -> None:
     if params is not None:
         hypers.check(params)
 

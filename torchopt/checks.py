@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from torchopt.numerics import on_host
+from torchopt.numerics import as_python_scalar
 
 __all__ = [
     'at_least',
@@ -48,7 +48,7 @@ def _number(name: str, value: Any) -> float | None:
             raise ValueError(
                 f'Invalid {name}: a tensor of shape {tuple(value.shape)}; expected a number or a 0-d tensor.'
             )
-        return on_host(value.detach()) if value.is_leaf else None
+        return as_python_scalar(value.detach()) if value.is_leaf else None
     try:
         if isinstance(value, str):
             raise TypeError

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from torchopt import checks, tree
+from torchopt import checks, elementwise, tree
 from torchopt.base import (
     EmptyState,
     GradientTransformation,
@@ -287,7 +287,7 @@ def adaptive_grad_clip(clipping: Any, eps: Any = 1e-3, axis: Axis = None) -> Gra
         return (_clip_units(g, norm, as_scalar_like(clipping, norm) * _unit_norm(p, axis).clamp(min=eps), 1e-6),)
 
     def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
-        (updates,) = tree.apply_rule(rule, updates, reads=(params,))
+        (updates,) = elementwise.apply_rule(rule, updates, reads=(params,))
         return updates, state
 
     return GradientTransformation.requiring(init_empty_state, update, params_for('adaptive_grad_clip'))

@@ -32,7 +32,7 @@ __all__ = [
     'carries_graph',
     'carries_no_graph',
     'common_device',
-    'complement',
+    'one_minus',
     'eager',
     'forward_mode',
     'has_tangent',
@@ -44,12 +44,12 @@ __all__ = [
     'is_fully_sharded',
     'is_inexact',
     'is_readable',
-    'is_taken_away',
+    'is_storage_freed',
     'is_transformed',
-    'list_on_host',
+    'as_python_list',
     'is_plain',
-    'off_leaf',
-    'on_host',
+    'as_non_leaf',
+    'as_python_scalar',
     'positive_ratio',
     'real_dtype',
     'safe_increment',
@@ -200,7 +200,7 @@ def apply_function(function: type[torch.autograd.Function], *args: Any) -> Any:
     return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
 
 
-def on_host(x: Any) -> float | int | None:
+def as_python_scalar(x: Any) -> float | int | None:
     """The value of a scalar if it can be had at once and needs no gradient, otherwise None."""
     if isinstance(x, (int, float)):
         return x
@@ -215,9 +215,9 @@ def on_host(x: Any) -> float | int | None:
     return x.item()
 
 
-def list_on_host(x: torch.Tensor) -> list[float] | None:
+def as_python_list(x: torch.Tensor) -> list[float] | None:
     """The values of a vector if they can be had at once and need no gradient, otherwise None."""
-    return x.tolist() if x.numel() == 0 or on_host(x[0]) is not None else None
+    return x.tolist() if x.numel() == 0 or as_python_scalar(x[0]) is not None else None
 
 
 def vector(values: Sequence[Any], device: torch.device) -> torch.Tensor:
@@ -243,7 +243,7 @@ def advance(count: torch.Tensor) -> tuple[torch.Tensor, Any]:
 
     The count stops at the largest value of its integer type instead of wrapping around.
     """
-    value = on_host(count)
+    value = as_python_scalar(count)
     if value is None:
         following = safe_increment(count)
         return following, following
@@ -281,7 +281,7 @@ def safe_increment(count: Any) -> Any:
 
 def bias_correction(decay: Scalar, count: Any) -> Scalar:
     r"""The factor :math:`1 - \beta^t` by which an average that began at zero falls short."""
-    beta, t = on_host(decay), on_host(count)
+    beta, t = as_python_scalar(decay), as_python_scalar(count)
     if beta is not None and t is not None:
         return 1.0 - beta**t
     exponent = count.to(torch.float64) if isinstance(count, torch.Tensor) else count
@@ -297,7 +297,7 @@ def in_double(value: Any) -> Any:
     return value
 
 
-def complement(decay: Scalar) -> Scalar:
+def one_minus(decay: Scalar) -> Scalar:
     r""":math:`1 - \beta`, the weight of what enters an average, in double precision."""
     return 1.0 - (decay.to(torch.float64) if isinstance(decay, torch.Tensor) else decay)
 
@@ -378,7 +378,7 @@ def is_plain(u: torch.Tensor, p: torch.Tensor) -> bool:
     )
 
 
-def off_leaf(p: Any, u: Any) -> Any:
+def as_non_leaf(p: Any, u: Any) -> Any:
     """The same parameter; a view with a graph where it would count as one in plain training.
 
     A gradient may have no graph even under ``create_graph=True``, where the loss is linear.  A differentiable step
@@ -399,7 +399,7 @@ def is_fully_sharded(module: Any) -> bool:
     return fsdp is not None and isinstance(module, (fsdp.FSDPModule, fsdp.FullyShardedDataParallel))
 
 
-def is_taken_away(x: Any) -> bool:
+def is_storage_freed(x: Any) -> bool:
     """Whether a tensor has lost its memory; to read it would crash."""
     if 'torch.distributed.fsdp' not in sys.modules or x.layout is not torch.strided:
         return False

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from torchopt import checks, tree
+from torchopt import checks, elementwise, tree
 from torchopt._C import dispatch
 from torchopt.base import GradientTransformation, with_extra_args_support
-from torchopt.numerics import as_scalar_like, carries_no_graph, complement, is_inexact, off_leaf, on_host
+from torchopt.numerics import as_non_leaf, as_python_scalar, as_scalar_like, carries_no_graph, is_inexact, one_minus
 
 __all__ = ['apply_updates', 'incremental_update', 'periodic_update', 'update_params']
 
@@ -84,7 +84,7 @@ def incremental_update(new_tensors: Any, old_tensors: Any, step_size: Any) -> An
         Polyak and Juditsky, `Acceleration of stochastic approximation by averaging
         <https://doi.org/10.1137/0330046>`_, 1992.
     """
-    rest = complement(step_size)
+    rest = one_minus(step_size)
     return tree.map(
         lambda x, y: as_scalar_like(step_size, x) * x + as_scalar_like(rest, y) * y, new_tensors, old_tensors
     )
@@ -117,7 +117,7 @@ def periodic_update(new_tensors: Any, old_tensors: Any, steps: Any, update_perio
     """
     checks.at_least('update_period', update_period, 1)
     due = steps % update_period == 0
-    known = on_host(due) if isinstance(due, torch.Tensor) else due
+    known = as_python_scalar(due) if isinstance(due, torch.Tensor) else due
     if known is not None:
         return new_tensors if known else old_tensors
     return tree.where(due, new_tensors, old_tensors)
@@ -149,7 +149,7 @@ def update_params(
     """
     if tx.adds_to_params:
         return tx.update(updates, state, params, inplace=inplace, onto_params=True)
-    read = params if inplace else tree.map(off_leaf, params, updates)
+    read = params if inplace else tree.map(as_non_leaf, params, updates)
     updates, state = with_extra_args_support(tx).update(updates, state, read, inplace=inplace)
     return apply_updates(params, updates, inplace=inplace), state
 
@@ -169,14 +169,14 @@ def _fits(p: Any, u: Any) -> bool:
 def _apply(p: Any, u: Any, inplace: bool | None) -> Any:
     if inplace is None:
         inplace = p is not None and u is not None and carries_no_graph(p, u)
-    return tree.add_to_leaf(p, u, inplace=inplace)
+    return elementwise.add_to_leaf(p, u, inplace=inplace)
 
 
 def _raise_misfit(params: Any, i: int, p: Any, u: Any) -> None:
     path = tree.flatten_with_path(params)[i][0]
     if p is None:
         raise ValueError(f'params{path} is None, but it has an update. Pass None as its update.')
-    tree.check_inexact(p, name=f'params{path}')
+    elementwise.check_inexact(p, name=f'params{path}')
     if not isinstance(u, torch.Tensor) or u.shape != p.shape:
         shape = tuple(u.shape) if hasattr(u, 'shape') else f'none, it is a {type(u).__name__}'
         raise ValueError(

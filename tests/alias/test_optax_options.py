@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import torchopt
+from tests._C.cases import plain_torch
 from tests.cases import mixed_tree
-from tests.engine.cases import plain_torch
 from tests.oracle import assert_trees_close, named_entries, run_optax, run_torchopt
 from torchopt import schedule, transform
 

@@ -14,9 +14,9 @@ import optax as theirs
 import pytest
 import torch
 
+from tests._C.cases import plain_torch
 from tests.cases import FALLING, mixed_tree, optax_falling
 from tests.compat.differences import NUMBERS_FOR_NAN
-from tests.engine.cases import plain_torch
 from tests.oracle import assert_trees_close, run_optax, run_torchopt
 from torchopt import tree
 from torchopt._C import dispatch, fused

@@ -17,7 +17,7 @@ import torchopt
 from tests.cases import mixed_tree
 from tests.oracle import assert_trees_close, gradient, noise, run_optax, run_torchopt
 from tests.transform.optax_cases import OURS, ROWS
-from torchopt import transform, tree
+from torchopt import elementwise, transform, tree
 
 F64 = torch.float64
 
@@ -305,7 +305,7 @@ def test_what_needs_parameters_says_so() -> None:
 def test_neighbours_share_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is elementwise goes over the leaves once with its neighbours in a chain."""
     calls: list[int] = []
-    run = tree.run_passes
+    run = elementwise.run_steps
     monkeypatch.setattr(
         tree, 'run_passes', lambda passes, *a, **k: (calls.append(len(passes)), run(passes, *a, **k))[1]
     )

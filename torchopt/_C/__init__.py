@@ -36,7 +36,7 @@ _is_on = os.environ.get(SWITCH, '1').strip().lower() not in ('0', 'off', 'false'
 if _kernels is not None and _is_on:
     _kernels.open(torch)
     plans.set_kernels(_kernels.catalogue())
-    fused.open_door(_kernels.run)
+    fused.bind_kernels(_kernels.run)
 
 
 def is_available(devices: Any = None) -> bool:

@@ -12,14 +12,15 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.graph import increment_version
 
-from torchopt._C import fused, plans, reference
+from torchopt import rules
+from torchopt._C import fused, plans
 from torchopt._C.fused import Call, Column, Order
 from torchopt.numerics import carries_graph, carries_no_graph, common_device, in_transform, vector
 
 __all__ = ['Rows', 'step']
 
 _DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
-_add_to_params = functools.partial(reference.add_to_params)
+_add_to_params = functools.partial(rules.add_to_params)
 
 
 class Rows(NamedTuple):
@@ -37,7 +38,7 @@ class Rows(NamedTuple):
 
 
 def step(
-    rules: Sequence[Callable[..., Any]],
+    partials: Sequence[Callable[..., Any]],
     active: Sequence[Column | None],
     g: Column,
     moments: Sequence[Column],
@@ -50,8 +51,8 @@ def step(
     """Take a step natively, if that is possible.
 
     Args:
-        rules: The rules that follow one another, partial applications of functions in
-            :mod:`torchopt._C.reference` to their coefficients.
+        partials: The rules that follow one another, partial applications of functions in
+            :mod:`torchopt.rules` to their coefficients.
         active: For each rule None, or for each leaf whether the rule applies to it.
         g: The gradients.
         moments: The columns of moments that the rules move on.
@@ -64,7 +65,7 @@ def step(
         The updates or the parameters, and the moments; or a string that says why the engine cannot take this step, in
         which case nothing is changed.
     """
-    plan = _plan(rules)
+    plan = _plan(partials)
     if isinstance(plan, str):
         return plan
     if not g:
@@ -72,24 +73,26 @@ def step(
     if p is not None and any(x is None for x in p):
         return 'a parameter is missing'
     if onto_params:
-        rules, active = [*rules, _add_to_params], [*active, None]
-    values, coefs, numbers = _coefficients(rules, active, rows, g)  # type: ignore[arg-type]
+        partials, active = [*partials, _add_to_params], [*active, None]
+    values, coefs, numbers = _coefficients(partials, active, rows, g)  # type: ignore[arg-type]
     call = Call(plan, Order.FORWARD, len(g), (True,) * (plan.moments + 1), values, numbers, onto_params)
     if inplace:
-        return _write(call, coefs, g, moments, p)
+        return _launch(call, coefs, g, moments, p)
     if p is not None and not onto_params and torch.is_grad_enabled():
-        p = _constants(rules, active, rows, g, moments, p)  # type: ignore[arg-type]
+        p = _constants(partials, active, rows, g, moments, p)  # type: ignore[arg-type]
         if isinstance(p, str):
             return p
-    return _operate(call, coefs, g, moments, p)
+    return _apply(call, coefs, g, moments, p)
 
 
-def _plan(rules: Sequence[Callable[..., Any]]) -> plans.Plan | str:
+def _plan(partials: Sequence[Callable[..., Any]]) -> plans.Plan | str:
     if torch.compiler.is_compiling():
         return 'a compiler is tracing, and fuses plain torch itself'
     # Only rules that are known get as far as the cache of plans, which would keep those of users alive.
-    functions = tuple([r.func for r in rules if type(r) is functools.partial and not r.args and plans.is_known(r.func)])
-    plan = plans.find_plan(functions) if len(functions) == len(rules) else None
+    functions = tuple(
+        [r.func for r in partials if type(r) is functools.partial and not r.args and plans.is_known(r.func)]
+    )
+    plan = plans.find_plan(functions) if len(functions) == len(partials) else None
     if plan is None:
         return 'there is no kernel for these transformations'
     if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
@@ -98,19 +101,19 @@ def _plan(rules: Sequence[Callable[..., Any]]) -> plans.Plan | str:
 
 
 def _coefficients(
-    rules: Sequence[functools.partial[Any]], active: Sequence[Column | None], rows: Rows | None, g: Column
+    partials: Sequence[functools.partial[Any]], active: Sequence[Column | None], rows: Rows | None, g: Column
 ) -> tuple[tuple[float, ...] | None, Tensor | None, tuple[int, ...] | None]:
     """The coefficients of all rows, as numbers or as a tensor, and for each leaf its row, if there are several."""
     if rows is not None:
-        own = [_masked(rule, flags, rows) for rule, flags in zip(rules, active)]
+        own = [_masked(rule, flags, rows) for rule, flags in zip(partials, active)]
         entries = plans.coefficients(own, [True] * len(own))
-        return *plans.settle_vectors(entries, rows.number, g[0]), tuple(rows.of_leaf)
+        return *plans.resolve_vectors(entries, rows.number, g[0]), tuple(rows.of_leaf)
     if all(flags is None for flags in active):
-        return *plans.settle([plans.coefficients(rules, [True] * len(rules))], g[0]), None
+        return *plans.resolve([plans.coefficients(partials, [True] * len(partials))], g[0]), None
     patterns = [tuple(flags is None or bool(flags[i]) for flags in active) for i in range(len(g))]
     numbers = {pattern: row for row, pattern in enumerate(dict.fromkeys(patterns))}
-    table = [plans.coefficients(rules, pattern) for pattern in numbers]
-    return *plans.settle(table, g[0]), tuple(numbers[pattern] for pattern in patterns)
+    table = [plans.coefficients(partials, pattern) for pattern in numbers]
+    return *plans.resolve(table, g[0]), tuple(numbers[pattern] for pattern in patterns)
 
 
 def _masked(rule: functools.partial[Any], flags: Column | None, rows: Rows) -> functools.partial[Any]:
@@ -124,14 +127,14 @@ def _masked(rule: functools.partial[Any], flags: Column | None, rows: Rows) -> f
     return functools.partial(rule.func, **{name: vector(kept, common_device(kept))})
 
 
-def _write(call: Call, coefs: Tensor | None, g: Column, moments: Sequence[Column], p: Column | None) -> Any:
+def _launch(call: Call, coefs: Tensor | None, g: Column, moments: Sequence[Column], p: Column | None) -> Any:
     if in_transform() or forward_ad._current_level >= 0:
         return 'a step in place cannot be transformed'
     written = [p, *moments] if call.onto_params else moments
     if not torch.is_inference_mode_enabled() and any(column[0].is_inference() for column in written if column):
         return 'inference tensors cannot be written to'
-    into: list[Any] = [*written] if call.onto_params else [call.likes()[0], *moments]
-    columns = fused.write(call, coefs, [g, *moments, p], into)
+    into: list[Any] = [*written] if call.onto_params else [call.output_dtypes()[0], *moments]
+    columns = fused.launch(call, coefs, [g, *moments, p], into)
     if isinstance(columns, str):
         return columns
     increment_version([x for column in written if column is not None for x in column])
@@ -139,7 +142,7 @@ def _write(call: Call, coefs: Tensor | None, g: Column, moments: Sequence[Column
 
 
 def _constants(
-    rules: Sequence[functools.partial[Any]],
+    partials: Sequence[functools.partial[Any]],
     active: Sequence[Column | None],
     rows: Rows | None,
     g: Column,
@@ -148,13 +151,13 @@ def _constants(
 ) -> Column | str:
     """The parameters, detached where decay takes them for constants.
 
-    :func:`reference.add_params` asks that of the update it is given, which may have its graph from the gradient, and
+    :func:`rules.add_params` asks that of the update it is given, which may have its graph from the gradient, and
     from the moments and the coefficients of all rules before.
     """
     if not any(map(carries_no_graph, p, g)):
         return p
-    decays = [i for i, rule in enumerate(rules) if rule.func is reference.add_params]
-    told = [_takes_for_constant(i, rules, active, rows, g, moments, p) for i in decays]
+    decays = [i for i, rule in enumerate(partials) if rule.func is rules.add_params]
+    told = [_takes_for_constant(i, partials, active, rows, g, moments, p) for i in decays]
     if len(decays) == 1:
         return [x.detach() if constant else x for x, constant in zip(p, told[0])]
     into: list[Any] = []
@@ -168,7 +171,7 @@ def _constants(
 
 def _takes_for_constant(
     decay: int,
-    rules: Sequence[functools.partial[Any]],
+    partials: Sequence[functools.partial[Any]],
     active: Sequence[Column | None],
     rows: Rows | None,
     g: Column,
@@ -176,9 +179,9 @@ def _takes_for_constant(
     p: Column,
 ) -> list[bool]:
     """For each leaf, whether one of the rules, a decay, takes the parameter for a constant."""
-    moved = any(rule.func in reference.RULES for rule in rules[:decay])
+    moved = any(rule.func in rules.RULES for rule in partials[:decay])
     told = [all(carries_no_graph(x, y) for y in row) for x, *row in zip(p, g, *(moments if moved else ()))]
-    for j, rule in enumerate(rules[:decay]):
+    for j, rule in enumerate(partials[:decay]):
         if any(map(carries_graph, rule.keywords.values())):
             flags = active[j] or [True] * len(told)
             if rows is not None and rows.learned[j]:
@@ -187,11 +190,11 @@ def _takes_for_constant(
     return told
 
 
-def _operate(call: Call, coefs: Tensor | None, g: Column, moments: Sequence[Column], p: Column | None) -> Any:
+def _apply(call: Call, coefs: Tensor | None, g: Column, moments: Sequence[Column], p: Column | None) -> Any:
     columns = [g, *moments, p]
     tensors = [x for column in columns for x in (column or (None,) * call.leaves)]
     if not fused.is_tracked((coefs, *tensors)):
-        results = fused.write(call, coefs, columns, call.likes())
+        results = fused.launch(call, coefs, columns, call.output_dtypes())
         return results if isinstance(results, str) else list(results)
     transforms = torch._C._functorch.get_interpreter_stack() or ()
     if any(t.key() == torch._C._functorch.TransformType.Functionalize for t in transforms):
@@ -199,7 +202,7 @@ def _operate(call: Call, coefs: Tensor | None, g: Column, moments: Sequence[Colu
     if transforms and not _are_uniform(call, tensors):
         return 'tensors of a leaf differ in shape or device, or are no plain dense floating tensors'
     try:
-        flat = fused.operate(call, coefs, tensors)
+        flat = fused.apply(call, coefs, tensors)
     except fused.RefusedError as refusal:
         return str(refusal)
     return [call.column(flat, i) for i in range(call.plan.moments + 1)]

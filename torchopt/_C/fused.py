@@ -4,7 +4,7 @@
 A step over a tree is a function of flat columns of tensors (gradients, moments, parameters) and of coefficients.  The
 kernels compute it, its vector-Jacobian product, the vector-Jacobian product of that, and its Jacobian-vector product.
 Each is an autograd Function whose derivative is the next; beyond the last, and wherever a kernel cannot run, the same
-function is computed by :mod:`torchopt._C.reference` and differentiated by torch.
+function is computed by :mod:`torchopt.rules` and differentiated by torch.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from torchopt._C import reference
+from torchopt import rules
 from torchopt._C.plans import Plan
 from torchopt.numerics import apply_function, forward_mode, in_transform, saved_tensors, without_ended
 
-__all__ = ['Call', 'Order', 'RefusedError', 'is_tracked', 'open_door', 'operate', 'write']
+__all__ = ['Call', 'Order', 'RefusedError', 'is_tracked', 'bind_kernels', 'apply', 'launch']
 
 Column = Sequence[Any]
 """One tensor, or None, for each leaf."""
@@ -100,7 +100,7 @@ class Call:
         """How many coefficients each row has."""
         return self.plan.coefs
 
-    def likes(self) -> list[int]:
+    def output_dtypes(self) -> list[int]:
         """For each output the input whose dtype it has; -1 stands for the widest."""
         params = self.plan.moments + 1
         if self.order in (Order.FORWARD, Order.JVP):
@@ -115,13 +115,13 @@ class Call:
 _run: Callable[..., Any] | None = None
 
 
-def open_door(run: Callable[..., Any] | None) -> None:
+def bind_kernels(run: Callable[..., Any] | None) -> None:
     """Take the function of the compiled module that runs kernels; with None all is computed in plain torch."""
     global _run  # noqa: PLW0603  # set when the package is imported
     _run = run
 
 
-def write(
+def launch(
     call: Call, coefs: Tensor | None, columns: Sequence[Column | None], into: Sequence[Column | int | None]
 ) -> Any:
     """Run a kernel outside of autograd.
@@ -130,7 +130,8 @@ def write(
         call: What to compute.
         coefs: The coefficients if they are a tensor, otherwise None.
         columns: The inputs; None is a column of zeros.
-        into: For each output the column of tensors to write to, or a number from :meth:`Call.likes` for new ones.
+        into: For each output the column of tensors to write to, or a number from :meth:`Call.output_dtypes` for new
+            ones.
 
     Returns:
         The output columns; or a string that says why the kernel cannot run, and nothing is changed.
@@ -150,7 +151,7 @@ def _native(
 
 def _compute(call: Call, coefs: Tensor | None, tensors: Column) -> tuple[Any, ...]:
     """The result, flat, with None for what is not wanted; natively where that is possible."""
-    into = [like if wanted else None for like, wanted in zip(call.likes(), call.wanted)]
+    into = [like if wanted else None for like, wanted in zip(call.output_dtypes(), call.wanted)]
     native = _native(call, coefs, [call.column(tensors, i) for i in range(call.inputs)], into)
     if isinstance(native, str):
         if call.order == Order.FORWARD and not in_transform():
@@ -179,7 +180,7 @@ def is_tracked(tensors: Iterable[Any]) -> bool:
     )
 
 
-def operate(call: Call, coefs: Tensor | None, tensors: Column) -> Any:
+def apply(call: Call, coefs: Tensor | None, tensors: Column) -> Any:
     """Compute what a call stands for, differentiably.
 
     Args:
@@ -236,7 +237,7 @@ def _plain_step(call: Call, coefs: Any, tensors: Column) -> tuple[Any, ...]:
             results.append((None,) * (1 + len(moments)))
             continue
         own = values[row * size : (row + 1) * size]
-        u, *moved = reference.step(call.plan.rules, own, g, moments, p)
+        u, *moved = rules.step(call.plan.rules, own, g, moments, p)
         results.append((u.to(p.dtype) if call.onto_params else u, *moved))
     return tuple(itertools.chain.from_iterable(zip(*results)))
 
@@ -344,7 +345,7 @@ class _Derivative(torch.autograd.Function):
             return _map_plain(call, in_dims[1:], (coefs, *tensors))
         # All is elementwise, so that a batch is but a larger leaf.
         batched = [_batched(x, d, info.batch_size) for x, d in zip(tensors, in_dims[2:])]
-        results = operate(call, coefs, batched)
+        results = apply(call, coefs, batched)
         return results, tuple(None if y is None else 0 for y in results)
 
 
@@ -388,7 +389,7 @@ class _Step(_Derivative):
             # Without decay before the rule the step is linear in the parameters, whose values need not be kept; plain
             # gradient descent is linear in the gradients too.
             tensors[-call.leaves :] = [None] * call.leaves
-            if not call.plan.moments and call.plan.rules == (reference.identity,):
+            if not call.plan.moments and call.plan.rules == (rules.identity,):
                 tensors[: call.leaves] = [None] * call.leaves
         _keep(ctx, call, coefs, *tensors)
 
@@ -404,14 +405,14 @@ class _Step(_Derivative):
             passes_through = wanted[-1] and call.passes_params_through()
             if passes_through:
                 wanted[-1] = False
-            gradients = operate(call.derived(Order.VJP, wanted), coefs, (*tensors, *cotangents))
+            gradients = apply(call.derived(Order.VJP, wanted), coefs, (*tensors, *cotangents))
             if passes_through:
                 through: Column = cotangents[: call.leaves]
                 if in_transform():  # where an argument must not be returned
                     through = [None if c is None else c.view_as(c) for c in through]
                 gradients = (*gradients[: -call.leaves], *through)
             return (None, None, *_needed(gradients, needs))
-        *gradients, own = operate(call.derived(Order.VJP_WITH_COEFS, wanted), coefs, (*tensors, *cotangents))
+        *gradients, own = apply(call.derived(Order.VJP_WITH_COEFS, wanted), coefs, (*tensors, *cotangents))
         return (None, own, *_needed(gradients, needs))
 
     @staticmethod
@@ -420,7 +421,7 @@ class _Step(_Derivative):
         with forward_mode(ctx) as (coefs, *tensors):
             if tangents[1] is not None:
                 return _push(plain(call), (coefs, *tensors), tangents[1:])
-            return operate(call.derived(Order.JVP, call.wanted), coefs, (*tensors, *tangents[2:]))
+            return apply(call.derived(Order.JVP, call.wanted), coefs, (*tensors, *tangents[2:]))
 
 
 class _StepVjp(_Derivative):
@@ -434,7 +435,7 @@ class _StepVjp(_Derivative):
             return _Derivative.backward(ctx, *cotangents)
         needs = ctx.needs_input_grad[2:]
         wanted = [any(call.column(needs, i)) for i in range(call.inputs)]
-        gradients = operate(call.derived(Order.VJP_OF_VJP, wanted), None, (*tensors, *cotangents))
+        gradients = apply(call.derived(Order.VJP_OF_VJP, wanted), None, (*tensors, *cotangents))
         return (None, None, *_needed(gradients, needs))
 
 

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt._C import reference
-from torchopt.numerics import common_device, in_double, list_on_host, on_host
+from torchopt import rules
+from torchopt.numerics import as_python_list, as_python_scalar, common_device, in_double
 
-__all__ = ['AFFINE', 'Plan', 'coefficients', 'find_plan', 'is_known', 'set_kernels', 'settle', 'settle_vectors']
+__all__ = ['AFFINE', 'Plan', 'coefficients', 'find_plan', 'is_known', 'set_kernels', 'resolve', 'resolve_vectors']
 
 Rule = Callable[..., tuple[Any, ...]]
 
@@ -30,7 +30,7 @@ class Plan(NamedTuple):
     """The rules of a step, and the number of the kernel that computes them.
 
     Attributes:
-        rules: Functions of :mod:`torchopt._C.reference`, one after another.
+        rules: Functions of :mod:`torchopt.rules`, one after another.
         kernel: Number of the kernel.
         moments: How many moments the rules have together.
         coefs: How many coefficients a row has.
@@ -52,58 +52,58 @@ def set_kernels(names: Iterable[str]) -> None:
     find_plan.cache_clear()
 
 
-AFFINE: dict[Callable[..., Any], float] = {reference.scale: 1.0, reference.add_params: 0.0}
+AFFINE: dict[Callable[..., Any], float] = {rules.scale: 1.0, rules.add_params: 0.0}
 """The affine rules, and the coefficient with which each of them does nothing."""
 
 
 def is_known(rule: Any) -> bool:
-    """Whether a function is one of :mod:`torchopt._C.reference` that stands for something native."""
-    return isinstance(rule, FunctionType) and (rule in reference.RULES or rule in AFFINE)
+    """Whether a function is one of :mod:`torchopt.rules` that stands for something native."""
+    return isinstance(rule, FunctionType) and (rule in rules.RULES or rule in AFFINE)
 
 
 @functools.lru_cache(maxsize=256)
-def find_plan(rules: tuple[Rule, ...]) -> Plan | None:
+def find_plan(partials: tuple[Rule, ...]) -> Plan | None:
     """The plan for rules that follow one another, or None if no kernel computes them."""
-    proper = [i for i, rule in enumerate(rules) if rule not in AFFINE]
+    proper = [i for i, rule in enumerate(partials) if rule not in AFFINE]
     for i, j in itertools.pairwise(proper):
-        between = rules[i + 1 : j]
-        if between and not (rules[j] is reference.trace and set(between) == {reference.scale}):
+        between = partials[i + 1 : j]
+        if between and not (partials[j] is rules.trace and set(between) == {rules.scale}):
             return None  # something affine that the second rule cannot take in
-    chosen = tuple(rules[i] for i in proper) or (reference.identity,)
-    kernel = _numbers.get('+'.join(reference.RULES[rule] for rule in chosen))
+    chosen = tuple(partials[i] for i in proper) or (rules.identity,)
+    kernel = _numbers.get('+'.join(rules.RULES[rule] for rule in chosen))
     if kernel is None:
         return None
-    moments = sum(reference.count_moments(rule) for rule in chosen)
-    return Plan(chosen, kernel, moments, 4 + sum(len(reference.coefficients(rule)) for rule in chosen))
+    moments = sum(rules.count_moments(rule) for rule in chosen)
+    return Plan(chosen, kernel, moments, 4 + sum(len(rules.coefficients(rule)) for rule in chosen))
 
 
-def coefficients(rules: Sequence[functools.partial[Any]], active: Sequence[bool]) -> list[Any]:
+def coefficients(partials: Sequence[functools.partial[Any]], active: Sequence[bool]) -> list[Any]:
     """The coefficients of one row: numbers and 0-d tensors, in the order of the kernel.
 
     Those of several rows come as vectors, where those of the rules are.
 
     Args:
-        rules: The rules with their own coefficients.
+        partials: The rules with their own coefficients.
         active: For each rule whether it applies; only affine rules may be left out.
     """
     before: list[Any] = [1.0, 0.0]
     after: list[Any] = [1.0, 0.0]
     own: list[Any] = []
     ends = before
-    for rule, is_active in zip(rules, active):
+    for rule, is_active in zip(partials, active):
         function = rule.func
         # The product of two coefficients must not be rounded to float32 where leaves are in double precision.
         values = {name: in_double(value) for name, value in rule.keywords.items()}
-        if function is reference.scale:
+        if function is rules.scale:
             if is_active:
                 _scale(ends, values['factor'])
-        elif function is reference.add_params:
+        elif function is rules.add_params:
             if is_active:
                 ends[1] = ends[1] + values['weight']
-        elif function is reference.add_to_params:
+        elif function is rules.add_to_params:
             after[1] = after[1] + 1.0
         else:
-            names = reference.coefficients(function)
+            names = rules.coefficients(function)
             taken = {name: values[name] for name in names}
             if ends is after:  # a factor between two rules: momentum takes it in where it takes the gradient
                 for name in ('take', 'gradient') if isinstance(after[0], Tensor) or after[0] != 1.0 else ():
@@ -120,14 +120,14 @@ def _scale(affine: list[Any], factor: Any) -> None:
         affine[1] = affine[1] * factor
 
 
-def settle(rows: Sequence[Sequence[Any]], like: Any) -> tuple[tuple[float, ...] | None, Tensor | None]:
+def resolve(rows: Sequence[Sequence[Any]], like: Any) -> tuple[tuple[float, ...] | None, Tensor | None]:
     """Rows of coefficients as floats where their values can be had at once, otherwise as one differentiable tensor.
 
     Args:
         rows: The coefficients of each row.
         like: A leaf, to whose device the tensor goes.
     """
-    values = [c if type(c) is float else on_host(c) for row in rows for c in row]
+    values = [c if type(c) is float else as_python_scalar(c) for row in rows for c in row]
     if None not in values:
         return tuple(map(float, values)), None  # type: ignore[arg-type]
     device = like.device if isinstance(like, Tensor) else None
@@ -141,7 +141,7 @@ def settle(rows: Sequence[Sequence[Any]], like: Any) -> tuple[tuple[float, ...] 
     return None, torch.stack(tensors).reshape(len(rows), -1)
 
 
-def settle_vectors(entries: Sequence[Any], count: int, like: Any) -> tuple[tuple[float, ...] | None, Tensor | None]:
+def resolve_vectors(entries: Sequence[Any], count: int, like: Any) -> tuple[tuple[float, ...] | None, Tensor | None]:
     """As :func:`settle`, for several rows in one: what differs between them is a vector.
 
     Args:
@@ -154,5 +154,5 @@ def settle_vectors(entries: Sequence[Any], count: int, like: Any) -> tuple[tuple
         c.to(**where).expand(count) if isinstance(c, Tensor) else torch.full((count,), c, **where) for c in entries
     ]
     table = torch.stack(columns, 1)
-    values = list_on_host(table.reshape(-1))
+    values = as_python_list(table.reshape(-1))
     return (None, table.to(device=getattr(like, 'device', None))) if values is None else (tuple(values), None)

@@ -6,8 +6,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from torchopt import checks, tree
-from torchopt._C import reference
+from torchopt import checks, elementwise, rules
 from torchopt.alias.stages import shared_prose
 from torchopt.base import ElementwiseTransformation, EmptyState, GradientTransformation, factory, init_empty_state
 from torchopt.combine import chain
@@ -72,8 +71,8 @@ def _shrinkage(rate: Any) -> Any:
 def _shrink(factor: Any) -> GradientTransformation:
     """Add to the updates what multiplies the parameters by a factor, or by what a schedule gives."""
 
-    def step(value: Any, settle: Any) -> tree.Pass:
-        return tree.Pass(partial(reference.add_params, weight=value - 1.0), (), settle, reads_params=True)
+    def step(value: Any, settle: Any) -> elementwise.ElementwiseStep:
+        return elementwise.ElementwiseStep(partial(rules.add_params, weight=value - 1.0), (), settle, reads_params=True)
 
     if not checks.is_schedule(factor):
         return ElementwiseTransformation(

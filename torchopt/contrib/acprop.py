@@ -9,21 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt import tree
-from torchopt._C.reference import average, plus
+from torchopt import elementwise
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.combine import chain
 from torchopt.numerics import (
     abs_sq,
     advance,
+    as_python_scalar,
     as_scalar_like,
     bias_correction,
-    complement,
-    on_host,
+    one_minus,
     safe_sqrt,
     zero_count,
 )
 from torchopt.preconditions import state_of
+from torchopt.rules import average, plus
 from torchopt.transform import ScaleByBeliefState, add_decayed_weights, ranges, scale_by_learning_rate
 
 __all__ = ['acprop', 'scale_by_acprop']
@@ -73,17 +73,19 @@ def scale_by_acprop(b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-16, eps_root: 
     ranges.at_least_zero('eps_root value', eps_root)
 
     def init(params: Any) -> ScaleByBeliefState:
-        return ScaleByBeliefState(zero_count(), tree.zero_moment(params), tree.zero_moment(params, real=True))
+        return ScaleByBeliefState(
+            zero_count(), elementwise.zero_moment(params), elementwise.zero_moment(params, real=True)
+        )
 
-    spread = tree.Spread(_make, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
+    hypers = elementwise.Hyperparams(_make, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
 
-    def begin(state: ScaleByBeliefState) -> tree.Pass:
-        known = on_host(state.count)
+    def prepare(state: ScaleByBeliefState) -> elementwise.ElementwiseStep:
+        known = as_python_scalar(state.count)
         count, _ = advance(state.count)
-        rule = spread.rule(state.count == 0 if known is None else known == 0, state.count if known is None else known)
-        return tree.Pass(rule, (state.mu, state.nu), partial(ScaleByBeliefState, count))
+        rule = hypers.rule(state.count == 0 if known is None else known == 0, state.count if known is None else known)
+        return elementwise.ElementwiseStep(rule, (state.mu, state.nu), partial(ScaleByBeliefState, count))
 
-    return ElementwiseTransformation(init, begin, state_of(ScaleByBeliefState), hypers=spread)
+    return ElementwiseTransformation(init, prepare, state_of(ScaleByBeliefState), hypers=hypers)
 
 
 def _make(first: Any, before: Any, *, b1: Any, b2: Any, eps: Any, eps_root: Any) -> partial[Any]:
@@ -100,9 +102,9 @@ def _rule(
     elif first:
         square = torch.ones_like(s)
     surprise = abs_sq(g - m)
-    m = average(b1, m, complement(b1), g)
+    m = average(b1, m, one_minus(b1), g)
     u = g / plus(safe_sqrt(square), as_scalar_like(eps, s))
-    return u, m, plus(average(b2, s, complement(b2), surprise), as_scalar_like(eps_root, s))
+    return u, m, plus(average(b2, s, one_minus(b2), surprise), as_scalar_like(eps_root, s))
 
 
 def acprop(

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from torchopt import checks, tree
-from torchopt._C.reference import average, plus, times
+from torchopt import checks, elementwise, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.combine import chain
 from torchopt.contrib.scalars import check_number_or_schedule, rate_at
@@ -19,11 +18,12 @@ from torchopt.numerics import (
     advance,
     as_scalar_like,
     bias_correction,
-    complement,
+    one_minus,
     safe_sqrt,
     zero_count,
 )
 from torchopt.preconditions import Precondition, state_of
+from torchopt.rules import average, plus, times
 from torchopt.transform import add_decayed_weights, ranges, scale_by_learning_rate
 from torchopt.transform.first_moment import moment_dtype, zero_mean
 
@@ -105,22 +105,22 @@ def scale_by_ademamix(
     def init(params: Any) -> ScaleByAdemamixState:
         fast, slow = zero_mean(params, dtype), zero_mean(params, dtype)
         return ScaleByAdemamixState(
-            zero_count(), zero_count(), fast, slow, tree.zero_moment(params, dtype=dtype, real=True)
+            zero_count(), zero_count(), fast, slow, elementwise.zero_moment(params, dtype=dtype, real=True)
         )
 
     def schedules(state: ScaleByAdemamixState, params: Any = None) -> tuple[Any, Any]:
         return rate_at(b3, state.count_m2), rate_at(alpha, state.count_m2)
 
     trees = {name: x for name, x in (('b3', b3), ('alpha', alpha)) if not checks.is_schedule(x)}
-    spread = tree.Spread(_make, b1=b1, b2=b2, eps=eps, eps_root=eps_root, **trees)
+    hypers = elementwise.Hyperparams(_make, b1=b1, b2=b2, eps=eps, eps_root=eps_root, **trees)
 
-    def begin(state: ScaleByAdemamixState) -> tree.Pass:
+    def prepare(state: ScaleByAdemamixState) -> elementwise.ElementwiseStep:
         count, t = advance(state.count)
         settle = partial(ScaleByAdemamixState, count, advance(state.count_m2)[0])
-        return tree.Pass(spread.rule(t, *schedules(state)), (state.m1, state.m2, state.nu), settle)
+        return elementwise.ElementwiseStep(hypers.rule(t, *schedules(state)), (state.m1, state.m2, state.nu), settle)
 
     return ElementwiseTransformation(
-        init, begin, state_of(ScaleByAdemamixState), Precondition(schedules), hypers=spread
+        init, prepare, state_of(ScaleByAdemamixState), Precondition(schedules), hypers=hypers
     )
 
 
@@ -141,9 +141,9 @@ def _rule(
     g: Tensor, m: Tensor, n: Tensor, v: Tensor, *, decays: Any, corrections: Any, alpha: Any, eps: Any, eps_root: Any
 ) -> tuple[Tensor, ...]:
     b1, b2, b3 = decays
-    m = average(b1, m, complement(b1), g)
-    n = average(b3, n, complement(b3), g)
-    v = average(b2, v, complement(b2), abs_sq(g))
+    m = average(b1, m, one_minus(b1), g)
+    n = average(b3, n, one_minus(b3), g)
+    v = average(b2, v, one_minus(b2), abs_sq(g))
     m_hat, v_hat = (x / as_scalar_like(c, x) for x, c in zip((m, v), corrections))
     below = plus(safe_sqrt(plus(v_hat, as_scalar_like(eps_root, v))), as_scalar_like(eps, v))
     return plus(m_hat, times(alpha, n)) / below, m, n, v

@@ -10,22 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt import checks, tree
-from torchopt._C.reference import average
+from torchopt import checks, elementwise
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.combine import chain
 from torchopt.numerics import (
     DTypeLike,
     abs_sq,
     advance,
+    as_python_scalar,
     as_scalar_like,
-    complement,
-    on_host,
+    one_minus,
     safe_sqrt,
     tensor_like,
     zero_count,
 )
 from torchopt.preconditions import state_of
+from torchopt.rules import average
 from torchopt.transform import ScaleByAdamState, ranges, scale_by_learning_rate
 from torchopt.transform.first_moment import moment_dtype, zero_mean
 
@@ -103,19 +103,21 @@ def scale_by_adopt(
     checks.schedule('clip_value_fn', clip_value_fn)
 
     def init(params: Any) -> ScaleByAdamState:
-        return ScaleByAdamState(zero_count(), zero_mean(params, dtype), tree.zero_moment(params, real=True))
+        return ScaleByAdamState(zero_count(), zero_mean(params, dtype), elementwise.zero_moment(params, real=True))
 
-    spread = tree.Spread(_make, b1=b1, b2=b2, eps=eps)
+    hypers = elementwise.Hyperparams(_make, b1=b1, b2=b2, eps=eps)
 
-    def begin(state: ScaleByAdamState) -> tree.Pass:
-        known = on_host(state.count)
+    def prepare(state: ScaleByAdamState) -> elementwise.ElementwiseStep:
+        known = as_python_scalar(state.count)
         first = state.count == 0 if known is None else known == 0
         bound = clip_value_fn(state.count.to(torch.float64)) if use_clipping else None
-        number = on_host(bound)
-        rule = spread.rule(first, bound if number is None else number, nesterov)
-        return tree.Pass(rule, (state.mu, state.nu), partial(ScaleByAdamState, advance(state.count)[0]))
+        number = as_python_scalar(bound)
+        rule = hypers.rule(first, bound if number is None else number, nesterov)
+        return elementwise.ElementwiseStep(
+            rule, (state.mu, state.nu), partial(ScaleByAdamState, advance(state.count)[0])
+        )
 
-    return ElementwiseTransformation(init, begin, state_of(ScaleByAdamState), hypers=spread)
+    return ElementwiseTransformation(init, prepare, state_of(ScaleByAdamState), hypers=hypers)
 
 
 def _make(first: Any, bound: Any, nesterov: bool, *, b1: Any, b2: Any, eps: Any) -> partial[Any]:
@@ -132,9 +134,9 @@ def _rule(
     d = g / torch.maximum(safe_sqrt(v), least)
     if bound is not None:
         d = _clip(d, as_scalar_like(bound, v))
-    mean = average(b1, m, complement(b1), d)
-    u = average(b1, mean, complement(b1), d) if nesterov else mean
-    v_next = average(b2, v, complement(b2), square)
+    mean = average(b1, m, one_minus(b1), d)
+    u = average(b1, mean, one_minus(b1), d) if nesterov else mean
+    v_next = average(b2, v, one_minus(b2), square)
     if isinstance(first, Tensor):
         first = first.to(g.device)
         mean, u = torch.where(first, m, mean), torch.where(first, m, u)

@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt import checks, tree
+from torchopt import checks, elementwise, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.combine import chain
 from torchopt.contrib.constants import kept_copy
 from torchopt.contrib.real_params import require_real
+from torchopt.elementwise.leaves import as_constants
 from torchopt.numerics import as_scalar_like
 from torchopt.preconditions import params_for, state_of
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate
-from torchopt.transform.leafwise import as_constants
 
 __all__ = ['COCOBState', 'cocob', 'scale_by_cocob']
 
@@ -75,30 +75,30 @@ def scale_by_cocob(alpha: Any = 100.0, eps: Any = 1e-8) -> GradientTransformatio
         Orabona and Tommasi, `Training deep networks without learning rates through coin betting
         <https://arxiv.org/abs/1705.07795>`_, NeurIPS 2017.
     """
-    tree.check_each(checks.positive, 'alpha value', alpha)
+    elementwise.check_each(checks.positive, 'alpha value', alpha)
     checks.positive('epsilon value', eps)
-    spread = tree.Spread(_make, alpha=alpha)
+    hypers = elementwise.Hyperparams(_make, alpha=alpha)
 
     def init(params: Any) -> COCOBState:
         start = kept_copy(params)
         require_real(params, 'COCOB')
         return COCOBState(
             start,
-            tree.zero_moment(params),
-            tree.full_moment(params, eps),
-            tree.zero_moment(params),
-            tree.zero_moment(params),
+            elementwise.zero_moment(params),
+            elementwise.full_moment(params, eps),
+            elementwise.zero_moment(params),
+            elementwise.zero_moment(params),
         )
 
-    def begin(state: COCOBState) -> tree.Pass:
-        return tree.Pass(spread.rule(), tuple(state), COCOBState, reads_params=True)
+    def prepare(state: COCOBState) -> elementwise.ElementwiseStep:
+        return elementwise.ElementwiseStep(hypers.rule(), tuple(state), COCOBState, reads_params=True)
 
     return ElementwiseTransformation(
         init,
-        begin,
+        prepare,
         state_of(COCOBState),
         params_for('COCOB, which remembers where it began'),
-        hypers=spread,
+        hypers=hypers,
     )
 
 

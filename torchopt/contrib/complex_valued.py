@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt import tree
+from torchopt import elementwise, tree
 from torchopt.base import (
     GradientTransformation,
     GradientTransformationExtraArgs,
     factory,
     with_extra_args_support,
 )
+from torchopt.elementwise.leaves import as_constant
 from torchopt.preconditions import required_by, state_of
-from torchopt.transform.leafwise import as_constant
 
 __all__ = ['RealAndImaginary', 'SplitRealAndImaginaryState', 'split_real_and_imaginary']
 
@@ -68,7 +68,7 @@ def split_real_and_imaginary(inner: GradientTransformation) -> GradientTransform
         updates: Any, state: SplitRealAndImaginaryState, params: Any = None, *, inplace: bool = False, **extra: Any
     ) -> tuple[Any, SplitRealAndImaginaryState]:
         if params is not None:
-            tree.check_updates(updates, params)
+            elementwise.check_updates(updates, params)
             params = tree.map(lambda u, p: _split(as_constant(p, u) if p.is_complex() else p), updates, params)
         parts, inner_state = wide.update(tree.map(_split, updates), state.inner_state, params, inplace=inplace, **extra)
         _, spec = tree.flatten(updates)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from torchopt import tree
+from torchopt import elementwise, tree
 from torchopt.transform.objective import is_plain
 
 __all__ = ['kept_copy', 'without_graphs']
@@ -15,7 +15,7 @@ __all__ = ['kept_copy', 'without_graphs']
 
 def kept_copy(params: Any) -> Any:
     """A copy of the parameters for a state, with its graph; what a step may use of it, :func:`without_graphs` says."""
-    tree.check_inexact(params, name='params')
+    elementwise.check_inexact(params, name='params')
     return tree.map(Tensor.clone, params)
 
 
@@ -39,8 +39,8 @@ def without_graphs(updates: Any, params: Any, *kept: Any, inplace: bool) -> tupl
         TypeError: If an update has an integer or boolean dtype.
         ValueError: If structures or shapes differ.
     """
-    tree.check_inexact(updates, name='updates')
-    tree.check_updates(updates, params)
+    elementwise.check_inexact(updates, name='updates')
+    elementwise.check_updates(updates, params)
 
     read = tree.map(lambda u, p: p, updates, params)
     if inplace or is_plain(updates, params):

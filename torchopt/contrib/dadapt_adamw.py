@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt import checks, tree
-from torchopt._C.reference import average, plus, times
+from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.constants import without_graphs
 from torchopt.contrib.scalars import check_rate, inner, pair_of_rates, rate_at, real_part, scalar_beside
@@ -18,13 +17,14 @@ from torchopt.numerics import (
     advance,
     as_scalar_like,
     bias_correction,
-    complement,
     in_single,
+    one_minus,
     positive_ratio,
     safe_sqrt,
     zero_count,
 )
 from torchopt.preconditions import Precondition, params_for, state_of
+from torchopt.rules import average, plus, times
 
 __all__ = ['DAdaptAdamWState', 'dadapt_adamw']
 
@@ -105,9 +105,9 @@ def dadapt_adamw(
 
     def init(params: Any) -> DAdaptAdamWState:
         return DAdaptAdamWState(
-            tree.zero_moment(params),
-            tree.zero_moment(params, real=True),
-            tree.zero_moment(params),
+            elementwise.zero_moment(params),
+            elementwise.zero_moment(params, real=True),
+            elementwise.zero_moment(params),
             scalar_beside(params, estim_lr0),
             scalar_beside(params, 0.0),
             zero_count(),
@@ -129,19 +129,19 @@ def dadapt_adamw(
         rate = d * as_scalar_like(schedule(state) * correction, d)
         lean = tree.map(in_single(lambda g, s, v: s / divisor(v)), g, state.grad_sum, state.exp_avg_sq)
         progress = inner(g, lean, d)
-        numerator = average(pace, state.numerator_weighted, complement(pace), rate * progress)
+        numerator = average(pace, state.numerator_weighted, one_minus(pace), rate * progress)
 
         def rule(g: Tensor, m: Tensor, v: Tensor, s: Tensor, p: Tensor) -> tuple[Tensor, ...]:
             scaled = g * as_scalar_like(rate, g)
-            m = average(b1, m, complement(b1), scaled)
-            v = average(b2, v, complement(b2), abs_sq(g))
-            s = average(pace, s, complement(pace), scaled)
+            m = average(b1, m, one_minus(b1), scaled)
+            v = average(b2, v, one_minus(b2), abs_sq(g))
+            s = average(pace, s, one_minus(pace), scaled)
             decayed = times(weight_decay, p * as_scalar_like(rate, p))
             return -plus(m / divisor(v), decayed), m, v, s
 
         moments = (state.exp_avg, state.exp_avg_sq, state.grad_sum)
-        u, m, v, s = tree.apply_rule(rule, g, *moments, reads=(p,), inplace=inplace)
-        size = real_part(tree.wide_norm(s, 1), d) * as_scalar_like(complement(pace), d)
+        u, m, v, s = elementwise.apply_rule(rule, g, *moments, reads=(p,), inplace=inplace)
+        size = real_part(tree.wide_norm(s, 1), d) * as_scalar_like(one_minus(pace), d)
         estimate = torch.maximum(d, positive_ratio(numerator, size))
         return u, DAdaptAdamWState(m, v, s, estimate, numerator, count)
 

@@ -12,7 +12,7 @@ from torchopt.base import GradientTransformation, factory, identity
 from torchopt.combine import chain
 from torchopt.contrib.constants import kept_copy, without_graphs
 from torchopt.contrib.scalars import real_part, scalar_beside
-from torchopt.numerics import as_scalar_like, carries_graph, on_host, positive_ratio, safe_sqrt, tensor_like
+from torchopt.numerics import as_python_scalar, as_scalar_like, carries_graph, positive_ratio, safe_sqrt, tensor_like
 from torchopt.preconditions import params_for, state_of
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate
 
@@ -43,7 +43,7 @@ def scale_by_dog(init_step: tuple[str, Any], eps: Any = 1e-8) -> GradientTransfo
     r"""Scale updates by distance over gradients; the rule of :func:`dog`.
 
     Args:
-        init_step: How to begin, as in :func:`dog`.
+        init_step: How to prepare, as in :func:`dog`.
         eps: :math:`\epsilon \ge 0`.
 
     Returns:
@@ -99,7 +99,7 @@ def scale_by_dog(init_step: tuple[str, Any], eps: Any = 1e-8) -> GradientTransfo
 
 def _first(is_first: torch.Tensor, first: Any, rate: torch.Tensor) -> torch.Tensor:
     first = tensor_like(first, rate)
-    known = on_host(is_first)
+    known = as_python_scalar(is_first)
     if known is None:
         return torch.where(is_first.to(rate.device), first, rate)
     return first if known else rate

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt import checks, tree
+from torchopt import checks, elementwise, tree
 from torchopt.base import (
     GradientTransformation,
     GradientTransformationExtraArgs,
@@ -123,7 +123,7 @@ def scale_by_galore(
         ]
 
     def init(params: Any) -> GaLoreState:
-        tree.check_inexact(params, name='params')
+        elementwise.check_inexact(params, name='params')
         leaves, spec = tree.flatten(params)
         pairs = [_first(rank, p, shape) for p, shape in zip(leaves, matrices(params))]
         projectors, proxies = (tree.unflatten(spec, column) for column in (zip(*pairs) if pairs else ((), ())))
@@ -132,7 +132,7 @@ def scale_by_galore(
     def update(
         updates: Any, state: GaLoreState, params: Any = None, *, inplace: bool = False, **extra: Any
     ) -> tuple[Any, GaLoreState]:
-        tree.check_inexact(updates, name='updates')
+        elementwise.check_inexact(updates, name='updates')
         shapes = matrices(updates)
         leaves, spec = tree.flatten(updates)
         old = tree.flatten_up_to(spec, state.projector, name='state', like='updates')

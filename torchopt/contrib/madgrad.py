@@ -10,16 +10,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt import checks, tree
-from torchopt._C.reference import plus, times
+from torchopt import checks, elementwise, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.combine import chain
 from torchopt.contrib.constants import kept_copy
 from torchopt.contrib.scalars import rate_at
+from torchopt.elementwise.leaves import as_constants
 from torchopt.numerics import abs_sq, advance, as_scalar_like, zero_count
 from torchopt.preconditions import Precondition, params_for, state_of
+from torchopt.rules import plus, times
 from torchopt.transform import add_decayed_weights, ranges
-from torchopt.transform.leafwise import as_constants
 
 __all__ = ['MadgradState', 'madgrad', 'scale_by_madgrad']
 
@@ -81,27 +81,27 @@ def scale_by_madgrad(learning_rate: Any, momentum: float = 0.9, eps: float = 1e-
 
     def init(params: Any) -> MadgradState:
         return MadgradState(
-            zero_count(), tree.zero_moment(params, real=True), tree.zero_moment(params), kept_copy(params)
+            zero_count(), elementwise.zero_moment(params, real=True), elementwise.zero_moment(params), kept_copy(params)
         )
 
     def schedule(state: MadgradState, params: Any = None) -> Any:
         return rate_at(learning_rate, state.count)
 
     trees = {} if checks.is_schedule(learning_rate) else {'learning_rate': learning_rate}
-    spread = tree.Spread(_make, momentum=momentum, eps=eps, **trees)
+    hypers = elementwise.Hyperparams(_make, momentum=momentum, eps=eps, **trees)
 
-    def begin(state: MadgradState) -> tree.Pass:
+    def prepare(state: MadgradState) -> elementwise.ElementwiseStep:
         count, t = advance(state.count)
-        rule = spread.rule(t, schedule(state))
-        return tree.Pass(rule, tuple(state[1:]), partial(MadgradState, count), reads_params=True)
+        rule = hypers.rule(t, schedule(state))
+        return elementwise.ElementwiseStep(rule, tuple(state[1:]), partial(MadgradState, count), reads_params=True)
 
     return ElementwiseTransformation(
         init,
-        begin,
+        prepare,
         state_of(MadgradState),
         params_for('MADGRAD, which averages with where they were'),
         Precondition(schedule),
-        hypers=spread,
+        hypers=hypers,
     )
 
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, tree
-from torchopt._C.reference import plus, times
 from torchopt.base import (
     GradientTransformation,
     GradientTransformationExtraArgs,
@@ -20,6 +19,7 @@ from torchopt.contrib.constants import kept_copy, without_graphs
 from torchopt.contrib.scalars import inner, real_part, scalar_beside
 from torchopt.numerics import advance, as_scalar_like, in_single, safe_sqrt, zero_count
 from torchopt.preconditions import params_for, required_by, state_of
+from torchopt.rules import plus, times
 
 __all__ = ['MechanicState', 'mechanize']
 

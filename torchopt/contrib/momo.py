@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt import checks, tree
-from torchopt._C.reference import average, times
+from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.constants import without_graphs
 from torchopt.contrib.scalars import after_first, check_rate, inner, rate_at, real_part, scalar_beside
-from torchopt.numerics import advance, as_scalar_like, complement, in_single, tensor_like, zero_count
+from torchopt.numerics import advance, as_scalar_like, in_single, one_minus, tensor_like, zero_count
 from torchopt.preconditions import Precondition, params_for, state_of
+from torchopt.rules import average, times
 from torchopt.transform.objective import objective_value
 
 __all__ = ['MomoState', 'bounded_step', 'momo']
@@ -98,7 +98,7 @@ def momo(
     def init(params: Any) -> MomoState:
         start = scalar_beside(params, 0.0)
         return MomoState(
-            tree.zero_moment(params), start, start.clone(), scalar_beside(params, lower_bound), zero_count()
+            elementwise.zero_moment(params), start, start.clone(), scalar_beside(params, lower_bound), zero_count()
         )
 
     def schedule(state: MomoState, params: Any = None) -> Any:
@@ -110,14 +110,14 @@ def momo(
         g, x = without_graphs(updates, params, inplace=inplace)
         loss = objective_value(value, state.barf, updates, params, inplace=inplace)
         keep = after_first(state.count, 0.0, beta)
-        take = complement(keep)
+        take = one_minus(keep)
 
         def step(mean: Tensor, now: Tensor) -> Tensor:
             return average(keep, mean, take, now)
 
         barf = step(state.barf, loss)
         gamma = step(state.gamma, inner(g, x, state.gamma))
-        _, d = tree.apply_rule(lambda g, d: (g, step(d, g)), g, state.exp_avg, inplace=inplace)
+        _, d = elementwise.apply_rule(lambda g, d: (g, step(d, g)), g, state.exp_avg, inplace=inplace)
         shown = tree.map(lambda g, d: d, g, d)
         square = real_part(tree.wide_norm(shown, squared=True), barf)
         eta = schedule(state)

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from torchopt import checks, tree
-from torchopt._C.reference import average, plus, times
+from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.constants import without_graphs
 from torchopt.contrib.momo import bounded_step
@@ -18,12 +17,13 @@ from torchopt.numerics import (
     advance,
     as_scalar_like,
     bias_correction,
-    complement,
     in_single,
+    one_minus,
     safe_sqrt,
     zero_count,
 )
 from torchopt.preconditions import Precondition, params_for, state_of
+from torchopt.rules import average, plus, times
 from torchopt.transform.objective import objective_value
 
 __all__ = ['MomoAdamState', 'momo_adam']
@@ -110,8 +110,8 @@ def momo_adam(
     def init(params: Any) -> MomoAdamState:
         start = scalar_beside(params, 0.0)
         return MomoAdamState(
-            tree.zero_moment(params),
-            tree.zero_moment(params, real=True),
+            elementwise.zero_moment(params),
+            elementwise.zero_moment(params, real=True),
             start,
             start.clone(),
             scalar_beside(params, lower_bound),
@@ -136,14 +136,14 @@ def momo_adam(
         c1, c2, eta = bias_correction(b1, t), bias_correction(b2, t), schedule(state)
 
         def rule(g: Tensor, d: Tensor, v: Tensor) -> tuple[Tensor, ...]:
-            d = average(b1, d, complement(b1), g)
-            v = average(b2, v, complement(b2), abs_sq(g))
+            d = average(b1, d, one_minus(b1), g)
+            v = average(b2, v, one_minus(b2), abs_sq(g))
             return d / plus(safe_sqrt(v / as_scalar_like(c2, v)), as_scalar_like(eps, v)), d, v
 
-        direction, d, v = tree.apply_rule(rule, g, state.exp_avg, state.exp_avg_sq, inplace=inplace)
+        direction, d, v = elementwise.apply_rule(rule, g, state.exp_avg, state.exp_avg_sq, inplace=inplace)
         shown = tree.map(lambda g, d: d, g, d)
-        barf = average(b1, state.barf, complement(b1), loss)
-        gamma = average(b1, state.gamma, complement(b1), inner(g, x, state.gamma))
+        barf = average(b1, state.barf, one_minus(b1), loss)
+        gamma = average(b1, state.gamma, one_minus(b1), inner(g, x, state.gamma))
         tau, lb = bounded_step(
             barf - gamma,
             inner(shown, x, barf),

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt import checks, tree
-from torchopt._C.reference import average, plus, times
+from torchopt import checks, elementwise, tree
 from torchopt.base import EmptyState, GradientTransformation, factory, init_empty_state
 from torchopt.combine import chain
 from torchopt.contrib.matrix_axes import MatrixShape, axes_of_leaves, matrix_shape
@@ -19,14 +18,15 @@ from torchopt.contrib.newton_schulz import PRECONDITIONINGS, orthogonalize
 from torchopt.numerics import (
     DTypeLike,
     advance,
+    as_python_list,
     as_scalar_like,
     bias_correction,
-    complement,
-    list_on_host,
+    one_minus,
     safe_increment,
     zero_count,
 )
 from torchopt.preconditions import state_of
+from torchopt.rules import average, plus, times
 from torchopt.transform import add_decayed_weights, partition, scale_by_adam, scale_by_learning_rate
 from torchopt.transform.first_moment import moment_dtype, zero_mean
 
@@ -154,12 +154,12 @@ def scale_by_muon(
         now, ahead = bias_correction(beta, t), bias_correction(beta, safe_increment(t))
 
         def rule(g: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
-            m = average(beta, m, complement(beta), g)
+            m = average(beta, m, one_minus(beta), g)
             if not nesterov:
                 return m / as_scalar_like(now, m), m
-            return plus(times(beta / ahead, m), times(complement(beta) / now, g)), m
+            return plus(times(beta / ahead, m), times(one_minus(beta) / now, g)), m
 
-        mean, mu = tree.apply_rule(rule, updates, state.mu, inplace=inplace)
+        mean, mu = elementwise.apply_rule(rule, updates, state.mu, inplace=inplace)
         leaves, spec = tree.flatten(mean)
         rows = _rows(state.ns_coeffs, ns_steps)
         u = [None if x is None or shape is None else orthogonal(x, shape, rows) for x, shape in zip(leaves, shapes)]
@@ -183,7 +183,7 @@ def _coefficients(given: Any, steps: int) -> Tensor:
 def _rows(coefficients: Tensor, steps: int) -> list[Any]:
     """The coefficients of each iteration, Python numbers where those can be had at once."""
     table: Any = coefficients.reshape(-1, 3)
-    known = list_on_host(coefficients.reshape(-1))
+    known = as_python_list(coefficients.reshape(-1))
     if known is not None:
         table = [known[i : i + 3] for i in range(0, len(known), 3)]
     elif coefficients.dim() == 1:

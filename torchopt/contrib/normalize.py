@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt import tree
+from torchopt import elementwise, tree
 from torchopt.base import EmptyState, GradientTransformation, factory, init_empty_state
 from torchopt.numerics import as_scalar_like, in_single
 
@@ -32,7 +32,7 @@ def normalize() -> GradientTransformation:
     """
 
     def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
-        tree.check_inexact(updates, name='updates')
+        elementwise.check_inexact(updates, name='updates')
         norm = tree.wide_norm(updates)
         norm = torch.where(norm == 0, torch.ones_like(norm), norm)
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt import checks, tree
+from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformation, factory, identity
 from torchopt.clip import per_example_global_norm_clip
 from torchopt.combine import chain
@@ -94,7 +94,7 @@ def differentially_private_aggregate(
     def update(
         updates: Any, state: DifferentiallyPrivateAggregateState, params: Any = None, *, inplace: bool = False
     ) -> tuple[Any, DifferentiallyPrivateAggregateState]:
-        tree.check_inexact(updates, name='updates')
+        elementwise.check_inexact(updates, name='updates')
         examples = next((g.shape[0] for g in tree.leaves(updates) if g.dim()), 1)
         sums, _ = per_example_global_norm_clip(updates, l2_norm_clip)
         following, now = split_key(state.rng_key)

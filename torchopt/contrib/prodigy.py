@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt import checks, tree
-from torchopt._C.reference import average, plus, times
+from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.constants import kept_copy, without_graphs
 from torchopt.contrib.scalars import check_rate, inner, pair_of_rates, rate_at, real_part, scalar_beside
@@ -18,14 +17,15 @@ from torchopt.numerics import (
     advance,
     as_scalar_like,
     bias_correction,
-    complement,
     in_single,
+    one_minus,
     positive_ratio,
     safe_sqrt,
     tensor_like,
     zero_count,
 )
 from torchopt.preconditions import Precondition, params_for, state_of
+from torchopt.rules import average, plus, times
 from torchopt.transform.masking import resolve_mask
 
 __all__ = ['ProdigyState', 'prodigy']
@@ -118,9 +118,9 @@ def prodigy(
 
     def init(params: Any) -> ProdigyState:
         return ProdigyState(
-            tree.zero_moment(params),
-            tree.zero_moment(params, real=True),
-            tree.zero_moment(params),
+            elementwise.zero_moment(params),
+            elementwise.zero_moment(params, real=True),
+            elementwise.zero_moment(params),
             kept_copy(params),
             scalar_beside(params, estim_lr0),
             scalar_beside(params, 0.0),
@@ -145,12 +145,12 @@ def prodigy(
 
         def rule(g: Tensor, m: Tensor, v: Tensor, s: Tensor) -> tuple[Tensor, ...]:
             scaled = g * as_scalar_like(d, g)
-            m = average(b1, m, complement(b1), scaled)
-            v = average(b2, v, complement(b2), abs_sq(scaled))
+            m = average(b1, m, one_minus(b1), scaled)
+            v = average(b2, v, one_minus(b2), abs_sq(scaled))
             return g, m, v, plus(times(b3, s), g * as_scalar_like(weight, g))
 
         moments = (state.exp_avg, state.exp_avg_sq, state.grad_sum)
-        _, m, v, s = tree.apply_rule(rule, g, *moments, inplace=inplace)
+        _, m, v, s = elementwise.apply_rule(rule, g, *moments, inplace=inplace)
         estimate = times(estim_lr_coef, positive_ratio(numerator, real_part(tree.wide_norm(s, 1), d)))
         estimate = torch.maximum(d, tensor_like(estimate, d))
         floor = times(eps, estimate)

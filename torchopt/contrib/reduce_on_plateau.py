@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt import checks, tree
+from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.scalars import scalar_beside
-from torchopt.numerics import advance, as_scalar_like, on_host, tensor_like, zero_count
+from torchopt.numerics import advance, as_python_scalar, as_scalar_like, tensor_like, zero_count
 from torchopt.preconditions import state_of
 from torchopt.transform.branching import branch
 from torchopt.transform.objective import objective_value
@@ -86,7 +86,7 @@ def reduce_on_plateau(
         [tensor(4.)]
     """
     checks.number('factor', factor)
-    ratio, relative, absolute = on_host(factor), on_host(rtol), on_host(atol)
+    ratio, relative, absolute = as_python_scalar(factor), as_python_scalar(rtol), as_python_scalar(atol)
     if ratio is not None and not 0.0 < ratio < 1.0:
         raise ValueError(f'Invalid factor: {factor}; expected a number in (0, 1).')
     checks.at_least('rtol', rtol)
@@ -132,7 +132,7 @@ def reduce_on_plateau(
         inplace: bool = False,
         **extra: Any,
     ) -> tuple[Any, ReduceLROnPlateauState]:
-        tree.check_inexact(updates, name='updates')
+        elementwise.check_inexact(updates, name='updates')
         loss = objective_value(value, state.avg_value, updates, params, inplace=inplace)
         count, n = advance(state.count)
         mean = (state.avg_value * as_scalar_like(n - 1, loss) + loss) / as_scalar_like(n, loss)

@@ -15,10 +15,10 @@ from torchopt.base import (
     with_extra_args_support,
 )
 from torchopt.contrib.constants import kept_copy, without_graphs
+from torchopt.elementwise.leaves import as_constant
 from torchopt.numerics import carries_no_graph, zero_count
 from torchopt.preconditions import params_for, required_by, state_of
 from torchopt.transform.branching import branch
-from torchopt.transform.leafwise import as_constant
 
 __all__ = ['SAMState', 'sam']
 

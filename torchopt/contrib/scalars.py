@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, tree
-from torchopt.numerics import as_scalar_like, on_host, tensor_like, wide_dtype, widened
+from torchopt.numerics import as_python_scalar, as_scalar_like, tensor_like, wide_dtype, widened
 from torchopt.transform import ranges
 
 __all__ = [
@@ -70,7 +70,7 @@ def pair_of_rates(name: str, value: Any) -> tuple[Any, Any]:
 
 def after_first(count: Any, first: Any, later: Any) -> Any:
     """One value in the first step of a state, another in all later ones."""
-    known = on_host(count)
+    known = as_python_scalar(count)
     if known is not None:
         return first if known == 0 else later
     here = {'dtype': torch.float64, 'device': count.device}

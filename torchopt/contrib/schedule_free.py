@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt import checks, tree
-from torchopt._C.reference import average
+from torchopt import checks, elementwise, tree
 from torchopt.base import (
     GradientTransformation,
     GradientTransformationExtraArgs,
@@ -23,13 +22,14 @@ from torchopt.numerics import (
     DTypeLike,
     advance,
     as_dtype,
+    as_python_scalar,
     as_scalar_like,
-    on_host,
     positive_ratio,
     tensor_like,
     zero_count,
 )
 from torchopt.preconditions import Precondition, params_for, required_by, state_of
+from torchopt.rules import average
 from torchopt.schedule import warmup_constant_schedule
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate, scale_by_rms
 
@@ -141,7 +141,7 @@ def schedule_free(
         Defazio et al., `The road less scheduled <https://arxiv.org/abs/2405.15682>`_, NeurIPS 2024.
     """
     check_rate(learning_rate)
-    known = on_host(b1)
+    known = as_python_scalar(b1)
     if known is not None and not 0.0 < known <= 1.0:
         raise ValueError(f'Invalid b1: {b1}; expected a number in (0, 1].')
     checks.number('weight_lr_power', weight_lr_power)
@@ -176,7 +176,7 @@ def schedule_free(
             x = average(1.0 - c, x, c, z)
             return beta * x + (1.0 - beta) * z - y, z
 
-        moved, z = tree.apply_rule(rule, steps, z, reads=(y,), inplace=inplace)
+        moved, z = elementwise.apply_rule(rule, steps, z, reads=(y,), inplace=inplace)
         count = advance(state.step_count)[0]
         return moved, ScheduleFreeState(state.b1, total, count, largest, base_state, z)
 

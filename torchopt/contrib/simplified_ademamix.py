@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from torchopt import checks, tree
-from torchopt._C.reference import average, plus, times
+from torchopt import checks, elementwise, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.combine import chain
 from torchopt.contrib.scalars import check_number_or_schedule, rate_at
-from torchopt.numerics import abs_sq, advance, as_scalar_like, bias_correction, complement, safe_sqrt, zero_count
+from torchopt.numerics import abs_sq, advance, as_scalar_like, bias_correction, one_minus, safe_sqrt, zero_count
 from torchopt.preconditions import Precondition, state_of
+from torchopt.rules import average, plus, times
 from torchopt.transform import add_decayed_weights, ranges, scale_by_learning_rate
 
 __all__ = ['ScaleBySimplifiedAdEMAMixState', 'scale_by_simplified_ademamix', 'simplified_ademamix']
@@ -72,23 +72,23 @@ def scale_by_simplified_ademamix(
 
     def init(params: Any) -> ScaleBySimplifiedAdEMAMixState:
         return ScaleBySimplifiedAdEMAMixState(
-            zero_count(), tree.zero_moment(params), tree.zero_moment(params, real=True)
+            zero_count(), elementwise.zero_moment(params), elementwise.zero_moment(params, real=True)
         )
 
     def schedule(state: ScaleBySimplifiedAdEMAMixState, params: Any = None) -> Any:
         return rate_at(alpha, state.t)
 
     trees = {} if checks.is_schedule(alpha) else {'alpha': alpha}
-    spread = tree.Spread(_make, b1=b1, b2=b2, eps=eps, eps_root=eps_root, **trees)
+    hypers = elementwise.Hyperparams(_make, b1=b1, b2=b2, eps=eps, eps_root=eps_root, **trees)
 
-    def begin(state: ScaleBySimplifiedAdEMAMixState) -> tree.Pass:
+    def prepare(state: ScaleBySimplifiedAdEMAMixState) -> elementwise.ElementwiseStep:
         count, t = advance(state.t)
-        return tree.Pass(
-            spread.rule(t, schedule(state)), (state.m, state.n), partial(ScaleBySimplifiedAdEMAMixState, count)
+        return elementwise.ElementwiseStep(
+            hypers.rule(t, schedule(state)), (state.m, state.n), partial(ScaleBySimplifiedAdEMAMixState, count)
         )
 
     return ElementwiseTransformation(
-        init, begin, state_of(ScaleBySimplifiedAdEMAMixState), Precondition(schedule), hypers=spread
+        init, prepare, state_of(ScaleBySimplifiedAdEMAMixState), Precondition(schedule), hypers=hypers
     )
 
 
@@ -101,7 +101,7 @@ def _rule(
     g: Tensor, m: Tensor, n: Tensor, *, b1: Any, b2: Any, correction: Any, alpha: Any, eps: Any, eps_root: Any
 ) -> tuple[Tensor, ...]:
     m = plus(g, times(b1, m))
-    n = average(b2, n, complement(b2), abs_sq(g))
+    n = average(b2, n, one_minus(b2), abs_sq(g))
     n_hat = n / as_scalar_like(correction, n)
     below = plus(safe_sqrt(plus(n_hat, as_scalar_like(eps_root, n))), as_scalar_like(eps, n))
     return plus(m, times(alpha, g)) / below, m, n

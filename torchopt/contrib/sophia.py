@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt import checks, tree
-from torchopt._C.reference import average
+from torchopt import checks, elementwise, tree
 from torchopt.base import (
     GradientTransformation,
     GradientTransformationExtraArgs,
@@ -22,14 +21,15 @@ from torchopt.contrib.real_params import require_real
 from torchopt.numerics import (
     DTypeLike,
     advance,
+    as_python_scalar,
     as_scalar_like,
     bias_correction,
-    complement,
-    on_host,
+    one_minus,
     tensor_like,
     zero_count,
 )
 from torchopt.preconditions import params_for, required_by, state_of
+from torchopt.rules import average
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate
 from torchopt.transform.branching import branch
 from torchopt.transform.first_moment import moment_dtype, zero_mean
@@ -103,9 +103,11 @@ def scale_by_sophia(
     estimator = with_extra_args_support(hessian_diagonal_fn)
 
     def init(params: Any) -> SophiaState:
-        tree.check_inexact(params, name='params')
+        elementwise.check_inexact(params, name='params')
         require_real(params, 'Sophia')
-        return SophiaState(zero_count(), zero_mean(params, dtype), tree.zero_moment(params), estimator.init(params))
+        return SophiaState(
+            zero_count(), zero_mean(params, dtype), elementwise.zero_moment(params), estimator.init(params)
+        )
 
     def update(
         updates: Any, state: SophiaState, params: Any = None, *, inplace: bool = False, **extra: Any
@@ -114,22 +116,22 @@ def scale_by_sophia(
         correction = bias_correction(b1, t)
 
         def rule(g: Tensor, m: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-            m = average(b1, m, complement(b1), g)
+            m = average(b1, m, one_minus(b1), g)
             least = tensor_like(eps, h)
             below = torch.maximum(h * as_scalar_like(gamma, h), least)
             return m / as_scalar_like(correction, m) / below, m
 
         def estimate(inplace: bool) -> tuple[Any, Any]:
             diagonal, new = estimator.update(updates, state.hessian_fn_state, params, inplace=inplace, **extra)
-            _, nu = tree.apply_rule(lambda d, h: (d, average(b2, h, complement(b2), d)), diagonal, state.nu)
+            _, nu = elementwise.apply_rule(lambda d, h: (d, average(b2, h, one_minus(b2), d)), diagonal, state.nu)
             return nu, new
 
         # First, while nothing has been written: the estimator may refuse. The old diagonal is still needed.
         due = state.count % update_interval == 0
         nu, estimator_state = branch(due, estimate, lambda inplace: (state.nu, state.hessian_fn_state), inplace=inplace)
-        u, mu = tree.apply_rule(rule, updates, state.mu, reads=(state.nu,), inplace=inplace)
+        u, mu = elementwise.apply_rule(rule, updates, state.mu, reads=(state.nu,), inplace=inplace)
         if clip_threshold is not None:
-            if verbose and (on_host(count) or 1) % print_win_rate_every_n_steps == 0:
+            if verbose and (as_python_scalar(count) or 1) % print_win_rate_every_n_steps == 0:
                 _print_win_rate(u, clip_threshold)
             u = tree.map(lambda u: _clip(u, as_scalar_like(clip_threshold, u)), u)
         return u, SophiaState(count, mu, nu, estimator_state)
@@ -149,7 +151,7 @@ def _clip(u: Tensor, bound: Any) -> Tensor:
 
 def _print_win_rate(u: Any, bound: Any) -> None:
     free = tree.sum(tree.map(lambda u: (u.abs() < as_scalar_like(bound, u)).sum(), u))
-    if not torch.compiler.is_compiling() and on_host(free) is not None:
+    if not torch.compiler.is_compiling() and as_python_scalar(free) is not None:
         print(f'Sophia: {float(free) / max(tree.size(u), 1):.4f} of the elements are not clipped')
 
 

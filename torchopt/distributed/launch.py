@@ -102,7 +102,7 @@ def auto_init_rpc(
                     world_size=world.world_size,
                     rpc_backend_options=rpc_backend_options or _quiet_options(backend),
                 )
-            farewell = _Farewell(shutdown_timeout)
+            farewell = _Shutdown(shutdown_timeout)
             atexit.register(farewell)
             try:
                 barrier()
@@ -205,14 +205,14 @@ class _Roll:
 
     def reset(self) -> None:
         self.done: set[int] = set()
-        self.told: set[int] = set()
+        self.acknowledged: set[int] = set()
         self.end: _End | None = None
 
     def report(self, rank: int) -> _End | None:
         with self.lock:
             self.done.add(rank)
             if self.end is not None:
-                self.told.add(rank)
+                self.acknowledged.add(rank)
             return self.end
 
 
@@ -227,12 +227,12 @@ def _answer() -> None:
     """Say that this process is alive."""
 
 
-class _Farewell:
+class _Shutdown:
     """Leave the RPC group.  Torch's own way waits for ever for a worker that died."""
 
-    def __init__(self, patience: float) -> None:
+    def __init__(self, timeout: float) -> None:
         _roll.reset()  # of an earlier group in this process
-        self.patience = patience
+        self.timeout = timeout
         self.failed = False
         self.end = _End.ALONE
         self.now, self.ended = threading.Event(), threading.Event()
@@ -267,11 +267,11 @@ class _Farewell:
     def _await_others(self) -> _End:
         """On rank 0: until all others are done, dead, or late."""
         others = set(members()) - {0}
-        living = self._await(others, lambda: _roll.done, self.patience)
+        living = self._await(others, lambda: _roll.done, self.timeout)
         late = sorted(living - _roll.done)
         if late:
             print(
-                f'torchopt: the main functions of workers {late} did not return within {self.patience:g} s after that '
+                f'torchopt: the main functions of workers {late} did not return within {self.timeout:g} s after that '
                 f'of worker 0; they are left behind. A longer auto_init_rpc(shutdown_timeout=...) waits for them.',
                 file=sys.stderr,
             )
@@ -279,12 +279,12 @@ class _Farewell:
         living = {worker for worker in living - set(late) if _is_alive(worker)}
         with _roll.lock:
             _roll.end = _End.TOGETHER if living == others else _End.ALONE
-        told = self._await(living, lambda: _roll.told, min(_GRACE, self.patience))
-        return _roll.end if told <= _roll.told else _End.ALONE
+        acknowledged = self._await(living, lambda: _roll.acknowledged, min(_GRACE, self.timeout))
+        return _roll.end if acknowledged <= _roll.acknowledged else _End.ALONE
 
-    def _await(self, workers: set[int], come: Callable[[], set[int]], patience: float) -> set[int]:
+    def _await(self, workers: set[int], come: Callable[[], set[int]], timeout: float) -> set[int]:
         """Wait until all these have come, for those who live; return who lives."""
-        living, deadline = set(workers), time.monotonic() + patience
+        living, deadline = set(workers), time.monotonic() + timeout
         while living - come() and time.monotonic() < deadline:
             living -= {worker for worker in living - come() if not _is_alive(worker)}
             time.sleep(0.02)
@@ -293,9 +293,9 @@ class _Farewell:
     def _await_first(self, rank: int, world_size: int) -> _End:
         """On all other ranks: until rank 0 says that all are done, or is gone."""
         heard = time.monotonic()
-        while time.monotonic() < heard + self.patience:
+        while time.monotonic() < heard + self.timeout:
             try:
-                end = rpc.rpc_sync(0, _report_done, (rank,), timeout=1.0 + self.patience / 10)
+                end = rpc.rpc_sync(0, _report_done, (rank,), timeout=1.0 + self.timeout / 10)
                 if end is not None:
                     return end
                 heard = time.monotonic()

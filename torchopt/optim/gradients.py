@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from torchopt import tree
-from torchopt.numerics import is_inexact, is_taken_away
+from torchopt.numerics import is_inexact, is_storage_freed
 
 __all__ = [
     'check_same_kind',
@@ -55,7 +55,7 @@ def differentiable_gradients(loss: Any, params: Any, *, create_graph: bool = Tru
             'No parameter requires grad, so there is nothing to optimize. Call requires_grad_() on those to be trained.'
         )
     found = iter(torch.autograd.grad(loss, trainable, create_graph=create_graph, allow_unused=True))
-    if any(is_taken_away(p) for p in trainable):
+    if any(is_storage_freed(p) for p in trainable):
         raise RuntimeError(
             'params are the gathered parameters of a module under FSDP, whose memory the backward pass has released. '
             'Train such a module with torchopt.Optimizer, or take functional steps on its DTensors.'

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from torchopt.numerics import on_host
+from torchopt.numerics import as_python_scalar
 
 __all__ = ['Number', 'Schedule', 'clip', 'cosine', 'floor', 'largest', 'lift', 'power']
 __all__ += ['require_count', 'require_number', 'select', 'smallest']
@@ -40,7 +40,7 @@ def lift(*values: Any) -> list[Any]:
     Raises:
         TypeError: If a value is neither a real number nor a real tensor.
     """
-    numbers = [on_host(x) for x in values]
+    numbers = [as_python_scalar(x) for x in values]
     if None not in numbers:
         return [float(x) for x in numbers if x is not None]
     for x in values:
@@ -130,7 +130,7 @@ def require_number(name: str, value: Any) -> None:
         raise TypeError(
             f'Invalid {name}: {value!r} is a {type(value).__name__}; expected a real number or a 0-d tensor.'
         )
-    number = on_host(value.detach() if _is_readable(value) else value)
+    number = as_python_scalar(value.detach() if _is_readable(value) else value)
     if number is not None and math.isnan(number):
         raise ValueError(f'Invalid {name}: {value}; expected a number that is not NaN.')
 
@@ -143,7 +143,7 @@ def require_count(name: str, value: Any) -> None:
         ValueError: If it is NaN or infinite.
     """
     require_number(name, value)
-    number = on_host(value)
+    number = as_python_scalar(value)
     if number is not None and math.isinf(number):
         raise ValueError(f'Invalid {name}: {value}; expected a finite number of steps.')
 

@@ -7,7 +7,7 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
-from torchopt.numerics import on_host
+from torchopt.numerics import as_python_scalar
 from torchopt.schedule.arithmetic import (
     cosine,
     lift,
@@ -152,6 +152,6 @@ def warmup_cosine_decay_schedule(
 
 def _require_positive(name: str, steps: Any) -> None:
     require_count(name, steps)
-    number = on_host(steps)
+    number = as_python_scalar(steps)
     if number is not None and number <= 0:
         raise ValueError(f'Invalid {name}: {steps}; expected a positive number of steps.')

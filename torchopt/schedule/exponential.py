@@ -7,7 +7,7 @@ import dataclasses
 import logging
 from typing import TYPE_CHECKING, Any
 
-from torchopt.numerics import on_host
+from torchopt.numerics import as_python_scalar
 from torchopt.schedule.arithmetic import (
     floor,
     largest,
@@ -110,7 +110,7 @@ def exponential_decay(
         require_number('end_value', end_value)
     if not check_transition('An exponential schedule', transition_steps, transition_begin):
         return constant_schedule(init_value)
-    if on_host(decay_rate) == 0:
+    if as_python_scalar(decay_rate) == 0:
         logger.info('An exponential schedule was set with decay_rate=0; it is constantly init_value.')
         return constant_schedule(init_value)
     begin = not_negative(transition_begin)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from torchopt.numerics import on_host
+from torchopt.numerics import as_python_scalar
 from torchopt.schedule.arithmetic import lift, require_count, select
 from torchopt.tree import as_text
 
@@ -30,8 +30,8 @@ class Joined:
 
     def __call__(self, count: Any) -> Any:
         """The value at a step, from the schedule whose turn it is."""
-        number = on_host(count)
-        if number is not None and None not in [on_host(b) for b in self.boundaries]:
+        number = as_python_scalar(count)
+        if number is not None and None not in [as_python_scalar(b) for b in self.boundaries]:
             begin: Number = 0
             schedule = self.schedules[0]
             for boundary, later in zip(self.boundaries, self.schedules[1:]):

@@ -7,7 +7,7 @@ import dataclasses
 import logging
 from typing import TYPE_CHECKING, Any
 
-from torchopt.numerics import on_host
+from torchopt.numerics import as_python_scalar
 from torchopt.schedule.arithmetic import (
     clip,
     lift,
@@ -140,7 +140,7 @@ def check_transition(what: str, transition_steps: Any, transition_begin: Any) ->
     """
     require_count('transition_steps', transition_steps)
     require_count('transition_begin', transition_begin)
-    steps, begin = on_host(transition_steps), on_host(transition_begin)
+    steps, begin = as_python_scalar(transition_steps), as_python_scalar(transition_begin)
     if steps is not None and steps <= 0:
         logger.info(
             '%s was set with transition_steps=%s, which is not positive; it is constantly init_value.',
@@ -155,5 +155,5 @@ def check_transition(what: str, transition_steps: Any, transition_begin: Any) ->
 
 def not_negative(transition_begin: Any) -> Any:
     """``transition_begin``, or 0 where it is seen to be negative."""
-    begin = on_host(transition_begin)
+    begin = as_python_scalar(transition_begin)
     return 0 if begin is not None and begin < 0 else transition_begin

@@ -9,10 +9,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt import checks, tree
-from torchopt._C import reference
+from torchopt import checks, elementwise, rules, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
-from torchopt.numerics import DTypeLike, advance, bias_correction, complement, on_host, safe_increment, zero_count
+from torchopt.numerics import (
+    DTypeLike,
+    advance,
+    as_python_scalar,
+    bias_correction,
+    one_minus,
+    safe_increment,
+    zero_count,
+)
 from torchopt.preconditions import state_of
 from torchopt.transform import ranges
 from torchopt.transform.first_moment import moment_dtype, zero_mean
@@ -61,18 +68,18 @@ def ema(decay: Any, debias: bool = True, accumulator_dtype: DTypeLike | None = N
     def init(params: Any) -> EmaState:
         return EmaState(zero_count(), zero_mean(params, dtype))
 
-    spread = tree.Spread(_average, decay=decay)
+    hypers = elementwise.Hyperparams(_average, decay=decay)
 
-    def begin(state: EmaState) -> tree.Pass:
+    def prepare(state: EmaState) -> elementwise.ElementwiseStep:
         count, t = advance(state.count)
-        return tree.Pass(spread.rule(t, debias), (state.ema,), partial(EmaState, count))
+        return elementwise.ElementwiseStep(hypers.rule(t, debias), (state.ema,), partial(EmaState, count))
 
-    return ElementwiseTransformation(init, begin, state_of(EmaState), hypers=spread)
+    return ElementwiseTransformation(init, prepare, state_of(EmaState), hypers=hypers)
 
 
 def _average(t: Any, debias: bool, *, decay: Any) -> partial[Any]:
     share = 1.0 / bias_correction(decay, t) if debias else 1.0
-    return partial(reference.trace, keep=decay, take=complement(decay), gradient=0.0, buffer=share)
+    return partial(rules.trace, keep=decay, take=one_minus(decay), gradient=0.0, buffer=share)
 
 
 @tree.safe_to_load
@@ -109,17 +116,19 @@ def apply_every(k: Any = 1) -> GradientTransformation:
     checks.at_least('k value', k, 1)
 
     def init(params: Any) -> ApplyEvery:
-        return ApplyEvery(zero_count(), tree.zero_moment(params))
+        return ApplyEvery(zero_count(), elementwise.zero_moment(params))
 
-    def begin(state: ApplyEvery) -> tree.Pass:
+    def prepare(state: ApplyEvery) -> elementwise.ElementwiseStep:
         place = state.count % k
         first, last = place == 0, place == k - 1
-        if on_host(first) is not None and on_host(last) is not None:
+        if as_python_scalar(first) is not None and as_python_scalar(last) is not None:
             first, last = bool(first), bool(last)
         count = safe_increment(state.count) % k
-        return tree.Pass(partial(_gather, first=first, last=last), (state.grad_acc,), partial(ApplyEvery, count))
+        return elementwise.ElementwiseStep(
+            partial(_gather, first=first, last=last), (state.grad_acc,), partial(ApplyEvery, count)
+        )
 
-    return ElementwiseTransformation(init, begin, state_of(ApplyEvery))
+    return ElementwiseTransformation(init, prepare, state_of(ApplyEvery))
 
 
 def _gather(g: Tensor, total: Tensor, *, first: Any, last: Any) -> tuple[Tensor, Tensor]:

@@ -6,15 +6,14 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, NamedTuple
 
-from torchopt import checks, tree
-from torchopt._C import reference
+from torchopt import checks, elementwise, rules, tree
 from torchopt.base import (
     ElementwiseTransformation,
     GradientTransformation,
     factory,
     with_native,
 )
-from torchopt.numerics import DTypeLike, advance, bias_correction, complement, safe_increment, zero_count
+from torchopt.numerics import DTypeLike, advance, bias_correction, one_minus, safe_increment, zero_count
 from torchopt.preconditions import state_of
 from torchopt.transform import ranges
 from torchopt.transform.first_moment import moment_dtype, zero_mean
@@ -93,29 +92,31 @@ def scale_by_adam(
         return ScaleByAdamState(
             zero_count(),
             zero_mean(params, dtype, requires_grad=moment_requires_grad),
-            tree.zero_moment(params, real=True, requires_grad=moment_requires_grad),
+            elementwise.zero_moment(params, real=True, requires_grad=moment_requires_grad),
         )
 
-    spread = tree.Spread(_rule, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
+    hypers = elementwise.Hyperparams(_rule, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
 
-    def begin(state: ScaleByAdamState) -> tree.Pass:
+    def prepare(state: ScaleByAdamState) -> elementwise.ElementwiseStep:
         count, t = advance(state.count)
-        return tree.Pass(spread.rule(t, nesterov), (state.mu, state.nu), lambda mu, nu: ScaleByAdamState(count, mu, nu))
+        return elementwise.ElementwiseStep(
+            hypers.rule(t, nesterov), (state.mu, state.nu), lambda mu, nu: ScaleByAdamState(count, mu, nu)
+        )
 
-    return ElementwiseTransformation(init, begin, state_of(ScaleByAdamState), hypers=spread)
+    return ElementwiseTransformation(init, prepare, state_of(ScaleByAdamState), hypers=hypers)
 
 
 def _rule(t: Any, nesterov: bool, *, b1: Any, b2: Any, eps: Any, eps_root: Any) -> partial[Any]:
     c1, c2 = bias_correction(b1, t), bias_correction(b2, t)
     # With both corrections moved onto scalars: m / (sqrt(v + c2 eps_root) c1 / sqrt(c2) + c1 eps).
     return partial(
-        reference.adam,
+        rules.adam,
         b1=b1,
-        d1=complement(b1),
+        d1=one_minus(b1),
         b2=b2,
-        d2=complement(b2),
+        d2=one_minus(b2),
         mean=c1 * b1 / bias_correction(b1, safe_increment(t)) if nesterov else 1.0,
-        gradient=complement(b1) if nesterov else 0.0,
+        gradient=one_minus(b1) if nesterov else 0.0,
         slope=c1 / c2**0.5,
         offset=c1 * eps,
         shift=c2 * eps_root if checks.nonzero(eps_root) else 0.0,

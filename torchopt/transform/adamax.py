@@ -6,10 +6,9 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, NamedTuple
 
-from torchopt import tree
-from torchopt._C import reference
+from torchopt import elementwise, rules, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
-from torchopt.numerics import advance, bias_correction, complement, zero_count
+from torchopt.numerics import advance, bias_correction, one_minus, zero_count
 from torchopt.preconditions import state_of
 from torchopt.transform import ranges
 
@@ -66,19 +65,19 @@ def adamax_with_state(
     def init(params: Any) -> Any:
         return kind(
             zero_count(),
-            tree.zero_moment(params, requires_grad=moment_requires_grad),
-            tree.zero_moment(params, real=True, requires_grad=moment_requires_grad),
+            elementwise.zero_moment(params, requires_grad=moment_requires_grad),
+            elementwise.zero_moment(params, real=True, requires_grad=moment_requires_grad),
         )
 
-    spread = tree.Spread(_rule, b1=b1, b2=b2, eps=eps)
+    hypers = elementwise.Hyperparams(_rule, b1=b1, b2=b2, eps=eps)
 
-    def begin(state: Any) -> tree.Pass:
+    def prepare(state: Any) -> elementwise.ElementwiseStep:
         count, t = advance(state.count)
-        return tree.Pass(spread.rule(t), (state.mu, state.nu), partial(kind, count))
+        return elementwise.ElementwiseStep(hypers.rule(t), (state.mu, state.nu), partial(kind, count))
 
-    return ElementwiseTransformation(init, begin, state_of(kind), hypers=spread)
+    return ElementwiseTransformation(init, prepare, state_of(kind), hypers=hypers)
 
 
 def _rule(t: Any, *, b1: Any, b2: Any, eps: Any) -> partial[Any]:
     correction = bias_correction(b1, t)
-    return partial(reference.adamax, b1=b1, d1=complement(b1), b2=b2, eps=eps, correction=correction)
+    return partial(rules.adamax, b1=b1, d1=one_minus(b1), b2=b2, eps=eps, correction=correction)

@@ -9,20 +9,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt import tree
-from torchopt._C.reference import average, plus, times
+from torchopt import elementwise, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.numerics import (
     abs_sq,
     advance,
+    as_python_scalar,
     as_scalar_like,
     bias_correction,
-    complement,
-    on_host,
+    one_minus,
     safe_sqrt,
     zero_count,
 )
 from torchopt.preconditions import state_of
+from torchopt.rules import average, plus, times
 from torchopt.transform import ranges
 
 __all__ = ['ScaleByAdanState', 'scale_by_adan']
@@ -92,18 +92,18 @@ def scale_by_adan(
     ranges.at_least_zero('eps_root value', eps_root)
 
     def init(params: Any) -> ScaleByAdanState:
-        m, v, g = (tree.zero_moment(params) for _ in range(3))
-        return ScaleByAdanState(m, v, tree.zero_moment(params, real=True), g, zero_count())
+        m, v, g = (elementwise.zero_moment(params) for _ in range(3))
+        return ScaleByAdanState(m, v, elementwise.zero_moment(params, real=True), g, zero_count())
 
-    spread = tree.Spread(_make, b1=b1, b2=b2, b3=b3, eps=eps, eps_root=eps_root)
+    hypers = elementwise.Hyperparams(_make, b1=b1, b2=b2, b3=b3, eps=eps, eps_root=eps_root)
 
-    def begin(state: ScaleByAdanState) -> tree.Pass:
-        known = on_host(state.t)
+    def prepare(state: ScaleByAdanState) -> elementwise.ElementwiseStep:
+        known = as_python_scalar(state.t)
         count, t = advance(state.t)
-        rule = spread.rule(state.t == 0 if known is None else known == 0, t)
-        return tree.Pass(rule, tuple(state[:4]), partial(ScaleByAdanState, t=count))
+        rule = hypers.rule(state.t == 0 if known is None else known == 0, t)
+        return elementwise.ElementwiseStep(rule, tuple(state[:4]), partial(ScaleByAdanState, t=count))
 
-    return ElementwiseTransformation(init, begin, state_of(ScaleByAdanState), hypers=spread)
+    return ElementwiseTransformation(init, prepare, state_of(ScaleByAdanState), hypers=hypers)
 
 
 def _make(first: Any, t: Any, *, b1: Any, b2: Any, b3: Any, eps: Any, eps_root: Any) -> partial[Any]:
@@ -129,10 +129,10 @@ def _rule(
         d = torch.where(first.to(g.device), torch.zeros_like(g), g - last)
     else:
         d = torch.zeros_like(g) if first else g - last
-    m = average(b1, m, complement(b1), g)
-    v = average(b2, v, complement(b2), d)
-    n = average(b3, n, complement(b3), abs_sq(g + times(complement(b2), d)))
+    m = average(b1, m, one_minus(b1), g)
+    v = average(b2, v, one_minus(b2), d)
+    n = average(b3, n, one_minus(b3), abs_sq(g + times(one_minus(b2), d)))
     m_hat, v_hat, n_hat = (x / as_scalar_like(c, x) for x, c in zip((m, v, n), corrections))
     below = plus(safe_sqrt(plus(n_hat, as_scalar_like(eps_root, n))), as_scalar_like(eps, n))
     # A copy of the gradient: others may write to what they passed.
-    return plus(m_hat, times(complement(b2), v_hat)) / below, m, v, n, g.clone()
+    return plus(m_hat, times(one_minus(b2), v_hat)) / below, m, v, n, g.clone()

@@ -6,10 +6,9 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, NamedTuple
 
-from torchopt import tree
-from torchopt._C import reference
+from torchopt import elementwise, rules, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
-from torchopt.numerics import DTypeLike, advance, bias_correction, complement, zero_count
+from torchopt.numerics import DTypeLike, advance, bias_correction, one_minus, zero_count
 from torchopt.preconditions import state_of
 from torchopt.transform import ranges
 from torchopt.transform.first_moment import moment_dtype, zero_mean
@@ -82,20 +81,20 @@ def scale_by_amsgrad(
     dtype = moment_dtype(mu_dtype)
 
     def init(params: Any) -> ScaleByAmsgradState:
-        squares = [tree.zero_moment(params, real=True) for _ in range(2)]
+        squares = [elementwise.zero_moment(params, real=True) for _ in range(2)]
         return ScaleByAmsgradState(zero_count(), zero_mean(params, dtype), *squares)
 
-    spread = tree.Spread(_rule, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
+    hypers = elementwise.Hyperparams(_rule, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
 
-    def begin(state: ScaleByAmsgradState) -> tree.Pass:
+    def prepare(state: ScaleByAmsgradState) -> elementwise.ElementwiseStep:
         count, t = advance(state.count)
-        return tree.Pass(
-            spread.rule(t, bias_correction_mu, bias_correction_nu),
+        return elementwise.ElementwiseStep(
+            hypers.rule(t, bias_correction_mu, bias_correction_nu),
             (state.mu, state.nu, state.nu_max),
             lambda mu, nu, nu_max: ScaleByAmsgradState(count, mu, nu, nu_max),
         )
 
-    return ElementwiseTransformation(init, begin, state_of(ScaleByAmsgradState), hypers=spread)
+    return ElementwiseTransformation(init, prepare, state_of(ScaleByAmsgradState), hypers=hypers)
 
 
 def _rule(
@@ -103,11 +102,11 @@ def _rule(
 ) -> partial[Any]:
     c1 = bias_correction(b1, t) if correct_mean else 1.0
     return partial(
-        reference.amsgrad,
+        rules.amsgrad,
         b1=b1,
-        d1=complement(b1),
+        d1=one_minus(b1),
         b2=b2,
-        d2=complement(b2),
+        d2=one_minus(b2),
         mean=1.0,
         # The correction of the mean goes to the divisor: m / (c1 sqrt(n + eps_root) + c1 eps).
         slope=c1,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from torchopt import checks, linesearch, tree
+from torchopt import checks, elementwise, linesearch, tree
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.numerics import is_readable, zero_count
 from torchopt.preconditions import params_for, state_of
@@ -120,7 +120,7 @@ def scale_by_backtracking_linesearch(
     checks.at_least('rtol', rtol)
 
     def init(params: Any) -> ScaleByBacktrackingLinesearchState:
-        tree.check_inexact(params, name='params')
+        elementwise.check_inexact(params, name='params')
         kind = number_dtype(params)
         info = BacktrackingLinesearchInfo(zero_count(), stored(math.inf, kind))
         grad = tree.zeros_like(params) if store_grad else None

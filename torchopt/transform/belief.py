@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from torchopt import tree
-from torchopt._C import reference
+from torchopt import elementwise, rules, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
-from torchopt.numerics import advance, bias_correction, complement, safe_increment, zero_count
+from torchopt.numerics import advance, bias_correction, one_minus, safe_increment, zero_count
 from torchopt.preconditions import state_of
 from torchopt.transform import ranges
 
@@ -71,28 +70,30 @@ def scale_by_belief(
     ranges.at_least_zero('eps_root value', eps_root)
 
     def init(params: Any) -> ScaleByBeliefState:
-        return ScaleByBeliefState(zero_count(), tree.zero_moment(params), tree.zero_moment(params, real=True))
-
-    spread = tree.Spread(_rule, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
-
-    def begin(state: ScaleByBeliefState) -> tree.Pass:
-        count, t = advance(state.count)
-        return tree.Pass(
-            spread.rule(t, nesterov), (state.mu, state.nu), lambda mu, nu: ScaleByBeliefState(count, mu, nu)
+        return ScaleByBeliefState(
+            zero_count(), elementwise.zero_moment(params), elementwise.zero_moment(params, real=True)
         )
 
-    return ElementwiseTransformation(init, begin, state_of(ScaleByBeliefState), hypers=spread)
+    hypers = elementwise.Hyperparams(_rule, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
+
+    def prepare(state: ScaleByBeliefState) -> elementwise.ElementwiseStep:
+        count, t = advance(state.count)
+        return elementwise.ElementwiseStep(
+            hypers.rule(t, nesterov), (state.mu, state.nu), lambda mu, nu: ScaleByBeliefState(count, mu, nu)
+        )
+
+    return ElementwiseTransformation(init, prepare, state_of(ScaleByBeliefState), hypers=hypers)
 
 
 def _rule(t: Any, nesterov: bool, *, b1: Any, b2: Any, eps: Any, eps_root: Any) -> partial[Any]:
     c1, c2 = bias_correction(b1, t), bias_correction(b2, t)
     rule = partial(
-        reference.belief,
+        rules.belief,
         b1=b1,
-        d1=complement(b1),
+        d1=one_minus(b1),
         b2=b2,
         # The kernel takes the distance from the old mean, and g - m_t = b1 (g - m_{t-1}).
-        d2=complement(b2) * b1 * b1,
+        d2=one_minus(b2) * b1 * b1,
         mean=1.0,
         slope=c1 / c2**0.5,
         offset=c1 * eps,
@@ -102,7 +103,7 @@ def _rule(t: Any, nesterov: bool, *, b1: Any, b2: Any, eps: Any, eps_root: Any) 
     if not nesterov:
         return rule
     ahead = c1 * b1 / bias_correction(b1, safe_increment(t))
-    return partial(_look_ahead, rule, mean=ahead, gradient=complement(b1), slope=c1 / c2**0.5, offset=c1 * eps)
+    return partial(_look_ahead, rule, mean=ahead, gradient=one_minus(b1), slope=c1 / c2**0.5, offset=c1 * eps)
 
 
 def _look_ahead(
@@ -110,4 +111,4 @@ def _look_ahead(
 ) -> tuple[Tensor, ...]:
     """The moments of a rule, and a weighted sum of new mean and gradient over the same divisor."""
     _, m, v = rule(g, m, v)
-    return reference.rescaled(g, m, v, mean, gradient, slope, offset, 0.0), m, v
+    return rules.rescaled(g, m, v, mean, gradient, slope, offset, 0.0), m, v

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt import tree
-from torchopt.numerics import on_host
+from torchopt.numerics import as_python_scalar
 
 __all__ = ['branch']
 
@@ -45,7 +45,7 @@ def branch(condition: Any, yes: Callable[[bool], Any], no: Callable[[bool], Any]
             f'The condition is a tensor of shape {tuple(condition.shape)}; expected a bool or a 0-d tensor. Reduce it '
             f'with all() or any().'
         )
-    known = on_host(condition)
+    known = as_python_scalar(condition)
     if known is not None:
         return yes(inplace) if known else no(inplace)
     flag = condition.reshape(()) != 0 if condition.dtype != torch.bool else condition.reshape(())

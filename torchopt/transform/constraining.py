@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt import tree
+from torchopt import elementwise, tree
 from torchopt.base import (
     ElementwiseTransformation,
     EmptyState,
@@ -16,8 +16,8 @@ from torchopt.base import (
     factory,
     init_empty_state,
 )
+from torchopt.elementwise.leaves import as_constant, move_leaves
 from torchopt.preconditions import params_for, state_of
-from torchopt.transform.leafwise import as_constant, move_leaves
 
 __all__ = ['NonNegativeParamsState', 'ZeroNansState', 'keep_params_nonnegative', 'zero_nans']
 
@@ -42,7 +42,7 @@ def keep_params_nonnegative() -> GradientTransformation:
         >>> tx.update([torch.tensor([-0.5, -3.0])], tx.init(params), params)[0]
         [tensor([-0.5000, -1.0000])]
     """
-    step = tree.Pass(_stop_at_zero, (), EmptyState, reads_params=True)
+    step = elementwise.ElementwiseStep(_stop_at_zero, (), EmptyState, reads_params=True)
     return ElementwiseTransformation(init_empty_state, lambda state: step, params_for('keep_params_nonnegative'))
 
 

@@ -6,8 +6,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, NamedTuple
 
-from torchopt import checks, tree
-from torchopt._C import reference
+from torchopt import checks, elementwise, rules, tree
 from torchopt.base import (
     ElementwiseTransformation,
     EmptyState,
@@ -72,41 +71,43 @@ def add_decayed_weights(weight_decay: Any = 0.0, mask: Any = None) -> GradientTr
     check_decay(weight_decay)
     if not checks.nonzero(weight_decay):
         return identity() if mask is None else masked(identity(), mask)
-    spread = tree.Spread(_rule, weight_decay=weight_decay)
+    hypers = elementwise.Hyperparams(_rule, weight_decay=weight_decay)
     requires = [params_for('weight decay')]
     if checks.is_schedule(weight_decay):
 
         def value(state: WeightDecaySchedule, params: Any = None) -> Any:
             return checks.schedule_value(weight_decay(state.count), state.count)
 
-        def begin(state: Any) -> tree.Pass:
-            rule = spread.make(weight_decay=value(state))
-            return tree.Pass(rule, (), lambda: WeightDecaySchedule(increment(state.count)), reads_params=True)
+        def prepare(state: Any) -> elementwise.ElementwiseStep:
+            rule = hypers.make(weight_decay=value(state))
+            return elementwise.ElementwiseStep(
+                rule, (), lambda: WeightDecaySchedule(increment(state.count)), reads_params=True
+            )
 
         requires = [state_of(WeightDecaySchedule), *requires, Precondition(value)]
-        everywhere = ElementwiseTransformation(_first_count, begin, *requires, hypers=spread)
+        everywhere = ElementwiseTransformation(_first_count, prepare, *requires, hypers=hypers)
     else:
-        step = tree.Pass(spread.rule(), (), EmptyState, reads_params=True)
+        step = elementwise.ElementwiseStep(hypers.rule(), (), EmptyState, reads_params=True)
 
-        def begin(state: Any) -> tree.Pass:
+        def prepare(state: Any) -> elementwise.ElementwiseStep:
             return step
 
-        everywhere = ElementwiseTransformation(init_empty_state, begin, *requires, hypers=spread)
+        everywhere = ElementwiseTransformation(init_empty_state, prepare, *requires, hypers=hypers)
     if mask is None:
         return everywhere
 
     # The state is that of `masked`; but the mask goes into the pass, so that one pass serves the whole chain.
-    def begin_masked(state: MaskedState) -> tree.Pass:
-        step = begin(state.inner_state)
-        return step._replace(settle=lambda: MaskedState(step.settle()), where=partial(resolve_mask, mask))
+    def prepare_masked(state: MaskedState) -> elementwise.ElementwiseStep:
+        step = prepare(state.inner_state)
+        return step._replace(make_state=lambda: MaskedState(step.make_state()), where=partial(resolve_mask, mask))
 
     return ElementwiseTransformation(
         masked(everywhere, mask).init,
-        begin_masked,
+        prepare_masked,
         state_of(MaskedState),
         params_for('weight decay'),
         required_by(everywhere, 'inner_state'),
-        hypers=spread,
+        hypers=hypers,
     )
 
 
@@ -115,4 +116,4 @@ def _first_count(params: Any) -> WeightDecaySchedule:
 
 
 def _rule(*, weight_decay: Any) -> partial[Any]:
-    return partial(reference.add_params, weight=weight_decay)
+    return partial(rules.add_params, weight=weight_decay)

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt import checks, tree
+from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformation, factory
+from torchopt.elementwise.leaves import as_constants, leaf_norm, move_leaves
 from torchopt.numerics import (
     DTypeLike,
     abs_sq,
@@ -22,7 +23,6 @@ from torchopt.numerics import (
 )
 from torchopt.preconditions import params_for, state_of
 from torchopt.transform.first_moment import moment_dtype
-from torchopt.transform.leafwise import as_constants, leaf_norm, move_leaves
 
 __all__ = ['ScaleByDistanceOverGradientsState', 'scale_by_distance_over_gradients']
 
@@ -78,7 +78,7 @@ def scale_by_distance_over_gradients(
     kept = moment_dtype(param_dtype, 'param_dtype')
 
     def init(params: Any) -> ScaleByDistanceOverGradientsState:
-        tree.check_inexact(params, name='params')
+        elementwise.check_inexact(params, name='params')
 
         def first_distance(p: Tensor) -> Tensor:
             norm = leaf_norm(p)

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt import checks, tree
+from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformation, factory
-from torchopt.numerics import abs_sq, advance, as_scalar_like, on_host, safe_sqrt, widened, zero_count
+from torchopt.elementwise.leaves import move_leaves
+from torchopt.numerics import abs_sq, advance, as_python_scalar, as_scalar_like, safe_sqrt, widened, zero_count
 from torchopt.preconditions import params_for, state_of
-from torchopt.transform.leafwise import move_leaves
 
 __all__ = ['FactoredState', 'scale_by_factored_rms']
 
@@ -96,7 +96,7 @@ def scale_by_factored_rms(
     checks.at_least('min_dim_size_to_factor', min_dim_size_to_factor)
 
     def init(params: Any) -> FactoredState:
-        whole = tree.zero_moment(params, real=True)
+        whole = elementwise.zero_moment(params, real=True)
         parts = [
             tree.map(lambda p, k=k: _first(p, _factored_dims(p, factored, min_dim_size_to_factor))[k], whole)
             for k in range(3)
@@ -106,7 +106,7 @@ def scale_by_factored_rms(
     def update(
         updates: Any, state: FactoredState, params: Any = None, *, inplace: bool = False
     ) -> tuple[Any, FactoredState]:
-        known = on_host(state.count)
+        known = as_python_scalar(state.count)
         # In double precision, which powers of an integer tensor would not have.
         step = (state.count if known is None else known) - step_offset
         step = step.to(torch.float64) if isinstance(step, Tensor) else step

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from torchopt import tree
+from torchopt import elementwise, tree
 from torchopt.numerics import DTypeLike, as_dtype
 
 __all__ = ['moment_dtype', 'zero_mean']
@@ -41,10 +41,10 @@ def zero_mean(params: Any, mu_dtype: torch.dtype | None, *, requires_grad: bool 
         requires_grad: Whether they are leaves that require grad, so that they can be learned.
     """
     if mu_dtype is None:
-        return tree.zero_moment(params, requires_grad=requires_grad)
+        return elementwise.zero_moment(params, requires_grad=requires_grad)
 
     def convert(zeros: torch.Tensor) -> torch.Tensor:
         zeros = zeros.to(mu_dtype.to_complex() if zeros.is_complex() else mu_dtype)
         return zeros.requires_grad_() if requires_grad else zeros  # which torch.func forbids even for False
 
-    return tree.map(convert, tree.zero_moment(params))
+    return tree.map(convert, elementwise.zero_moment(params))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt import tree
+from torchopt import elementwise, tree
 from torchopt.base import (
     GradientTransformation,
     GradientTransformationExtraArgs,
@@ -54,7 +54,7 @@ def flatten(inner: GradientTransformation) -> GradientTransformationExtraArgs:
 
     def update(updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any) -> tuple[Any, Any]:
         if params is not None:
-            tree.check_updates(updates, params)
+            elementwise.check_updates(updates, params)
             for (path, g), p in zip(tree.flatten_with_path(updates), tree.flatten(params)[0]):
                 if g is None and p is not None:
                     raise ValueError(
@@ -72,7 +72,7 @@ def flatten(inner: GradientTransformation) -> GradientTransformationExtraArgs:
 
 
 def _as_vector(subject: Any) -> Tensor:
-    tree.check_inexact(subject, name='the tree')
+    elementwise.check_inexact(subject, name='the tree')
     leaves = [x.reshape(-1) for x in tree.leaves(subject)]
     return torch.cat(leaves) if leaves else torch.zeros(0)
 

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt import tree
+from torchopt import elementwise, tree
 from torchopt.base import GradientTransformation, factory
-from torchopt.numerics import advance, as_scalar_like, in_transform, on_host, real_dtype, zero_count
+from torchopt.elementwise.leaves import as_constant
+from torchopt.elementwise.moments import check_writable
+from torchopt.numerics import advance, as_python_scalar, as_scalar_like, in_transform, real_dtype, zero_count
 from torchopt.preconditions import params_for, state_of
-from torchopt.transform.leafwise import as_constant
-from torchopt.tree.moments import check_writable
 
 __all__ = ['ScaleByLBFGSState', 'scale_by_lbfgs']
 
@@ -97,7 +97,7 @@ def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Gr
         raise ValueError(f'Invalid memory_size: {memory_size!r}; expected an int >= 1.')
 
     def init(params: Any) -> ScaleByLBFGSState:
-        last_p, last_g = tree.zero_moment(params), tree.zero_moment(params)
+        last_p, last_g = elementwise.zero_moment(params), elementwise.zero_moment(params)
         s, y = (tree.map(lambda x: x.new_zeros((memory_size, *x.shape)), last_p) for _ in range(2))
         device = next((x.device for x in tree.leaves(last_p)), None)
         weights = torch.zeros(memory_size, dtype=torch.float64, device=device)
@@ -106,8 +106,8 @@ def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Gr
     def update(
         updates: Any, state: ScaleByLBFGSState, params: Any = None, *, inplace: bool = False
     ) -> tuple[Any, ScaleByLBFGSState]:
-        tree.check_inexact(updates, name='updates')
-        tree.check_updates(updates, params)
+        elementwise.check_inexact(updates, name='updates')
+        elementwise.check_updates(updates, params)
         inplace = inplace and not in_transform() and not torch.compiler.is_compiling()
         if inplace:
             check_writable([*tree.leaves(state), *tree.leaves(updates)])
@@ -136,7 +136,7 @@ def _step(
     weight = torch.where(curved, 1.0 / product, 0.0)
 
     # Where it is stored, and the order from the oldest pair to this one.
-    known = on_host(state.count)
+    known = as_python_scalar(state.count)
     place: Any = (state.count - 1) % size if known is None else (int(known) - 1) % size
     write = _Ring(place, size, inplace)
     s_memory, y_memory = list(map(write, old_s, s)), list(map(write, old_y, y))

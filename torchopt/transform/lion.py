@@ -9,10 +9,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt import checks, tree
-from torchopt._C import reference
+from torchopt import checks, elementwise, rules, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
-from torchopt.numerics import DTypeLike, complement, increment, zero_count
+from torchopt.numerics import DTypeLike, increment, one_minus, zero_count
 from torchopt.preconditions import state_of
 from torchopt.transform import ranges
 from torchopt.transform.first_moment import moment_dtype, zero_mean
@@ -83,28 +82,28 @@ def scale_by_lion(
         squash = partial(_tanh, smooth_beta)
     elif mode == 'refined':
         squash = _refined
-    spread = tree.Spread(_rule, b1=b1, b2=b2)
-    rule = spread.rule(squash)
+    hypers = elementwise.Hyperparams(_rule, b1=b1, b2=b2)
+    rule = hypers.rule(squash)
 
-    def begin(state: ScaleByLionState) -> tree.Pass:
-        return tree.Pass(rule, (state.mu,), lambda mu: ScaleByLionState(increment(state.count), mu))
+    def prepare(state: ScaleByLionState) -> elementwise.ElementwiseStep:
+        return elementwise.ElementwiseStep(rule, (state.mu,), lambda mu: ScaleByLionState(increment(state.count), mu))
 
-    return ElementwiseTransformation(init, begin, state_of(ScaleByLionState), hypers=spread)
+    return ElementwiseTransformation(init, prepare, state_of(ScaleByLionState), hypers=hypers)
 
 
 def _rule(squash: Any, *, b1: Any, b2: Any) -> partial[Any]:
-    rule = partial(reference.lion, b1=b1, d1=complement(b1), b2=b2, d2=complement(b2))
-    return rule if squash is None else partial(_soft, rule, squash, b1, complement(b1))
+    rule = partial(rules.lion, b1=b1, d1=one_minus(b1), b2=b2, d2=one_minus(b2))
+    return rule if squash is None else partial(_soft, rule, squash, b1, one_minus(b1))
 
 
 def _tanh(slope: Any, x: Tensor) -> Tensor:
-    return torch.tanh(reference.times(slope, x))
+    return torch.tanh(rules.times(slope, x))
 
 
 def _refined(x: Tensor) -> Tensor:
-    return torch.where(x.abs() < 1.0, x, reference.sign(x))
+    return torch.where(x.abs() < 1.0, x, rules.sign(x))
 
 
 def _soft(rule: Any, squash: Any, b1: Any, d1: Any, g: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
     """The mean of a rule, and another function than the sign for its update."""
-    return squash(reference.average(b1, m, d1, g)), rule(g, m)[1]
+    return squash(rules.average(b1, m, d1, g)), rule(g, m)[1]

@@ -14,10 +14,10 @@ from torchopt.base import (
     factory,
     with_extra_args_support,
 )
+from torchopt.elementwise.leaves import as_constant
 from torchopt.numerics import as_scalar_like, carries_no_graph, zero_count
 from torchopt.preconditions import required_by_all, state_of
 from torchopt.transform.branching import branch
-from torchopt.transform.leafwise import as_constant
 
 __all__ = ['LookaheadParams', 'LookaheadState', 'lookahead']
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from torchopt import checks, tree
+from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformation, GradientTransformationExtraArgs, with_extra_args_support
-from torchopt.numerics import DTypeLike, abs_sq, as_scalar_like, increment, on_host, widened, zero_count
+from torchopt.numerics import DTypeLike, abs_sq, as_python_scalar, as_scalar_like, increment, widened, zero_count
 from torchopt.preconditions import check_preconditions, required_by
 from torchopt.transform.branching import branch
 from torchopt.transform.first_moment import moment_dtype
@@ -204,19 +204,19 @@ class MultiSteps:
         _, k, use_mean, *_ = self._call
         if checks.is_schedule(k):
             k = k(state.gradient_step)
-        known = on_host(state.mini_step)
+        known = as_python_scalar(state.mini_step)
         n = state.mini_step if known is None else known
 
         def add(g: Tensor, acc: Tensor) -> tuple[Tensor, Tensor]:
             acc = acc + (g - acc) / as_scalar_like(n + 1, g) if use_mean else acc + g
             return acc, acc
 
-        gathered, acc = tree.apply_rule(add, updates, state.acc_grads, inplace=inplace)
+        gathered, acc = elementwise.apply_rule(add, updates, state.acc_grads, inplace=inplace)
         gathered = tree.cast_like(gathered, updates)
 
         def step(inplace: bool) -> tuple[Any, ...]:
             new, inner = self._opt.update(gathered, state.inner_opt_state, params, inplace=inplace, **extra)
-            _, empty = tree.apply_rule(lambda g, a: (g, torch.zeros_like(a)), updates, acc)
+            _, empty = elementwise.apply_rule(lambda g, a: (g, torch.zeros_like(a)), updates, acc)
             return new, inner, empty, increment(state.gradient_step)
 
         def wait(inplace: bool) -> tuple[Any, ...]:

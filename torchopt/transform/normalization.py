@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from torchopt import checks, tree
-from torchopt._C import reference
+from torchopt import checks, elementwise, rules, tree
 from torchopt.base import (
     ElementwiseTransformation,
     EmptyState,
@@ -90,9 +89,9 @@ def scale_by_sign() -> GradientTransformation:
         Bernstein et al., `signSGD: compressed optimisation for non-convex problems
         <https://arxiv.org/abs/1802.04434>`_, ICML 2018.
     """
-    step = tree.Pass(_sign, (), EmptyState)
+    step = elementwise.ElementwiseStep(_sign, (), EmptyState)
     return ElementwiseTransformation(init_empty_state, lambda state: step)
 
 
 def _sign(g: Tensor) -> tuple[Tensor]:
-    return (reference.sign(g),)
+    return (rules.sign(g),)

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt.base import GradientTransformation, factory
+from torchopt.elementwise.leaves import as_constant, move_leaves
 from torchopt.numerics import (
     DTypeLike,
     abs_sq,
     advance,
+    as_python_scalar,
     as_scalar_like,
-    complement,
-    on_host,
+    one_minus,
     safe_sqrt,
     wide_dtype,
     widened,
@@ -24,7 +25,6 @@ from torchopt.numerics import (
 )
 from torchopt.preconditions import params_for, state_of
 from torchopt.transform.first_moment import moment_dtype, zero_mean
-from torchopt.transform.leafwise import as_constant, move_leaves
 
 __all__ = ['ScaleByNovogradState', 'scale_by_novograd']
 
@@ -95,14 +95,14 @@ def scale_by_novograd(
     def update(
         updates: Any, state: ScaleByNovogradState, params: Any = None, *, inplace: bool = False
     ) -> tuple[Any, ScaleByNovogradState]:
-        known = on_host(state.count)
+        known = as_python_scalar(state.count)
         first = state.count == 0 if known is None else known == 0
         count, _ = advance(state.count)
 
         def rule(g: Tensor, m: Tensor, v: Tensor, *p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             g = widened(g)
             square = abs_sq(g).sum()
-            average = as_scalar_like(b2, v) * v + as_scalar_like(complement(b2), v) * square
+            average = as_scalar_like(b2, v) * v + as_scalar_like(one_minus(b2), v) * square
             v = _choose(first, square, average).to(v.dtype)
             d = g / (safe_sqrt(v + as_scalar_like(eps_root, v)) + as_scalar_like(eps, v))
             if p:

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt import checks, tree
+from torchopt import checks, elementwise, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
-from torchopt.numerics import as_scalar_like, on_host
+from torchopt.numerics import as_python_scalar, as_scalar_like
 from torchopt.preconditions import state_of
 
 __all__ = ['ScaleByOptimisticGradientState', 'scale_by_optimistic_gradient']
@@ -51,21 +51,25 @@ def scale_by_optimistic_gradient(alpha: Any = 1.0, beta: Any = 1.0) -> GradientT
         Mokhtari et al., `A unified analysis of extra-gradient and optimistic gradient methods for saddle point
         problems <https://arxiv.org/abs/1901.08511>`_, AISTATS 2020.
     """
-    tree.check_each(checks.number, 'alpha value', alpha)
-    tree.check_each(checks.number, 'beta value', beta)
+    elementwise.check_each(checks.number, 'alpha value', alpha)
+    elementwise.check_each(checks.number, 'beta value', beta)
 
     def init(params: Any) -> ScaleByOptimisticGradientState:
-        return ScaleByOptimisticGradientState(torch.tensor(True, device='cpu'), tree.zero_moment(params))
+        return ScaleByOptimisticGradientState(torch.tensor(True, device='cpu'), elementwise.zero_moment(params))
 
-    spread = tree.Spread(lambda first, **weights: partial(_rule, first=first, **weights), alpha=alpha, beta=beta)
+    hypers = elementwise.Hyperparams(
+        lambda first, **weights: partial(_rule, first=first, **weights), alpha=alpha, beta=beta
+    )
 
-    def begin(state: ScaleByOptimisticGradientState) -> tree.Pass:
-        known = on_host(state.is_initial_step)
-        rule = spread.rule(state.is_initial_step if known is None else bool(known))
+    def prepare(state: ScaleByOptimisticGradientState) -> elementwise.ElementwiseStep:
+        known = as_python_scalar(state.is_initial_step)
+        rule = hypers.rule(state.is_initial_step if known is None else bool(known))
         later = torch.zeros_like(state.is_initial_step)
-        return tree.Pass(rule, (state.previous_gradient,), partial(ScaleByOptimisticGradientState, later))
+        return elementwise.ElementwiseStep(
+            rule, (state.previous_gradient,), partial(ScaleByOptimisticGradientState, later)
+        )
 
-    return ElementwiseTransformation(init, begin, state_of(ScaleByOptimisticGradientState), hypers=spread)
+    return ElementwiseTransformation(init, prepare, state_of(ScaleByOptimisticGradientState), hypers=hypers)
 
 
 def _rule(g: Tensor, last: Tensor, *, first: Any, alpha: Any, beta: Any) -> tuple[Tensor, Tensor]:

@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt import checks, tree
-from torchopt._C import reference
+from torchopt import checks, elementwise, rules, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
-from torchopt.numerics import advance, bias_correction, complement, on_host, safe_increment, zero_count
+from torchopt.numerics import advance, as_python_scalar, bias_correction, one_minus, safe_increment, zero_count
 from torchopt.preconditions import state_of
 from torchopt.transform import ranges
 
@@ -109,17 +108,19 @@ def radam_with_state(
     def init(params: Any) -> Any:
         return kind(
             zero_count(),
-            tree.zero_moment(params, requires_grad=moment_requires_grad),
-            tree.zero_moment(params, real=True, requires_grad=moment_requires_grad),
+            elementwise.zero_moment(params, requires_grad=moment_requires_grad),
+            elementwise.zero_moment(params, real=True, requires_grad=moment_requires_grad),
         )
 
-    spread = tree.Spread(partial(_rule, threshold, nesterov, late_eps), b1=b1, b2=b2, eps=eps, eps_root=eps_root)
+    hypers = elementwise.Hyperparams(
+        partial(_rule, threshold, nesterov, late_eps), b1=b1, b2=b2, eps=eps, eps_root=eps_root
+    )
 
-    def begin(state: Any) -> tree.Pass:
+    def prepare(state: Any) -> elementwise.ElementwiseStep:
         count, t = advance(state.count)
-        return tree.Pass(spread.rule(t), (state.mu, state.nu), partial(kind, count))
+        return elementwise.ElementwiseStep(hypers.rule(t), (state.mu, state.nu), partial(kind, count))
 
-    return ElementwiseTransformation(init, begin, state_of(kind), hypers=spread)
+    return ElementwiseTransformation(init, prepare, state_of(kind), hypers=hypers)
 
 
 def _rule(
@@ -130,13 +131,13 @@ def _rule(
     if late_eps:
         eps = eps * c2**0.5
     return partial(
-        reference.adam,
+        rules.adam,
         b1=b1,
-        d1=complement(b1),
+        d1=one_minus(b1),
         b2=b2,
-        d2=complement(b2),
+        d2=one_minus(b2),
         mean=r * b1 / bias_correction(b1, safe_increment(t)) if nesterov else r / c1,
-        gradient=r * complement(b1) / c1 if nesterov else 0.0,
+        gradient=r * one_minus(b1) / c1 if nesterov else 0.0,
         # Not rectified, the update is the mean over 0 * root + 1.
         slope=_choose(rectified, 1.0, 0.0),
         offset=_choose(rectified, eps, 1.0),
@@ -153,8 +154,8 @@ def _choose(condition: Any, yes: Any, no: float) -> Any:
 
 def _rectification(b2: Any, count: Any, threshold: float) -> tuple[Any, Any]:
     r"""Whether the root is trusted, and :math:`r_t\sqrt{1 - \beta_2^t}`; on the host where the count is known there."""
-    beta: Any = on_host(b2)
-    t: Any = on_host(count)
+    beta: Any = as_python_scalar(b2)
+    t: Any = as_python_scalar(count)
     known = beta is not None and t is not None
     if not known:
         t = torch.as_tensor(count, dtype=torch.float64)

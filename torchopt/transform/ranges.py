@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torchopt import checks, tree
+from torchopt import checks, elementwise
 
 __all__ = ['at_least_zero', 'decay_rate', 'decay_rates', 'learning_rate', 'number']
 
@@ -17,7 +17,7 @@ def at_least_zero(name: str, value: Any) -> None:
         ValueError: If a value is out of its range; the message names its path.
         TypeError: If it is no number.
     """
-    tree.check_each(checks.at_least, name, value)
+    elementwise.check_each(checks.at_least, name, value)
 
 
 def number(name: str, value: Any) -> None:
@@ -27,7 +27,7 @@ def number(name: str, value: Any) -> None:
 
 def decay_rate(name: str, value: Any) -> None:
     """Require ``0 <= value < 1``."""
-    tree.check_each(checks.unit_interval, name, value)
+    elementwise.check_each(checks.unit_interval, name, value)
 
 
 def decay_rates(b1: Any, b2: Any) -> None:
@@ -43,13 +43,13 @@ def learning_rate(lr: Any) -> None:
 
 
 def _check_elements(check: Any, name: str, value: Any) -> None:
-    """As :func:`torchopt.tree.check_each`, with the extremes of a tensor for its elements."""
+    """As :func:`torchopt.elementwise.check_each`, with the extremes of a tensor for its elements."""
 
     def check_extremes(path: str, x: Any) -> None:
-        if path != name and tree.has_shape(x):
+        if path != name and elementwise.has_shape(x):
             for extreme in x.detach().aminmax() if x.numel() else ():
                 check(path, extreme)
         else:
             check(path, x)
 
-    tree.check_each(check_extremes, name, value)
+    elementwise.check_each(check_extremes, name, value)

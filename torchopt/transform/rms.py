@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from torchopt import checks, numerics, tree
-from torchopt._C import reference
+from torchopt import checks, elementwise, numerics, rules, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
-from torchopt.numerics import abs_sq, advance, as_scalar_like, complement, safe_sqrt, zero_count
+from torchopt.numerics import abs_sq, advance, as_scalar_like, one_minus, safe_sqrt, zero_count
 from torchopt.preconditions import state_of
 from torchopt.transform import ranges
 
@@ -86,10 +85,10 @@ def scale_by_rms(
     checks.at_least('initial_scale value', initial_scale)
 
     def moments(params: Any) -> dict[str, Any]:
-        return {'nu': tree.full_moment(params, initial_scale, real=True)}
+        return {'nu': elementwise.full_moment(params, initial_scale, real=True)}
 
     kinds = ScaleByRmsState, ScaleByRmsWithCountState
-    return _divide(reference.rms, moments, kinds, bias_correction, eps_in_sqrt, alpha, eps)
+    return _divide(rules.rms, moments, kinds, bias_correction, eps_in_sqrt, alpha, eps)
 
 
 def _divide(
@@ -98,7 +97,7 @@ def _divide(
     r"""The transformation that divides by the root of a mean square or of a variance.
 
     Args:
-        function: The rule in :mod:`torchopt._C.reference`.
+        function: The rule in :mod:`torchopt.rules`.
         moments: The first moments of parameters, by their names in the state.
         kinds: The class of states without and with a count.
         corrected: Whether the moments are corrected for their start at 0.
@@ -107,28 +106,28 @@ def _divide(
         eps: :math:`\epsilon`.
     """
     plain, counted = kinds
-    spread = tree.Spread(partial(_rule, function, eps_in_sqrt), alpha=alpha, eps=eps)
+    hypers = elementwise.Hyperparams(partial(_rule, function, eps_in_sqrt), alpha=alpha, eps=eps)
     if not corrected:
-        rule = spread.rule()
+        rule = hypers.rule()
         return ElementwiseTransformation(
             lambda params: plain(**moments(params)),
-            lambda state: tree.Pass(rule, tuple(state), plain),
+            lambda state: elementwise.ElementwiseStep(rule, tuple(state), plain),
             state_of(plain),
-            hypers=spread,
+            hypers=hypers,
         )
 
-    def begin(state: Any) -> tree.Pass:
+    def prepare(state: Any) -> elementwise.ElementwiseStep:
         count, t = advance(state.count)
-        return tree.Pass(spread.rule(t), tuple(state[1:]), partial(counted, count))
+        return elementwise.ElementwiseStep(hypers.rule(t), tuple(state[1:]), partial(counted, count))
 
     return ElementwiseTransformation(
-        lambda params: counted(zero_count(), **moments(params)), begin, state_of(counted), hypers=spread
+        lambda params: counted(zero_count(), **moments(params)), prepare, state_of(counted), hypers=hypers
     )
 
 
 def _rule(function: Any, eps_in_sqrt: bool, t: Any = None, *, alpha: Any, eps: Any) -> partial[Any]:
     place = {'offset': 0.0, 'shift': eps} if eps_in_sqrt else {'offset': eps, 'shift': 0.0}
-    rule = partial(function, keep=alpha, take=complement(alpha), **place)
+    rule = partial(function, keep=alpha, take=one_minus(alpha), **place)
     return rule if t is None else partial(_correct, rule, numerics.bias_correction(alpha, t), **place)
 
 
@@ -138,8 +137,8 @@ def _correct(rule: Any, correction: Any, g: Tensor, *moments: Tensor, offset: An
     *mean, square = [x / as_scalar_like(correction, x) for x in moved]
     if mean:
         square = (square - abs_sq(mean[0])).clamp(min=0.0)
-    root = safe_sqrt(reference.plus(square, as_scalar_like(shift, square)))
-    return g / reference.plus(root, as_scalar_like(offset, root)), *moved
+    root = safe_sqrt(rules.plus(square, as_scalar_like(shift, square)))
+    return g / rules.plus(root, as_scalar_like(offset, root)), *moved
 
 
 @tree.safe_to_load
@@ -205,10 +204,10 @@ def scale_by_stddev(
     checks.at_least('initial_scale value', initial_scale)
 
     def moments(params: Any) -> dict[str, Any]:
-        return {'mu': tree.zero_moment(params), 'nu': tree.full_moment(params, initial_scale, real=True)}
+        return {'mu': elementwise.zero_moment(params), 'nu': elementwise.full_moment(params, initial_scale, real=True)}
 
     kinds = ScaleByRStdDevState, ScaleByRStdDevWithCountState
-    return _divide(reference.stddev, moments, kinds, bias_correction, eps_in_sqrt, alpha, eps)
+    return _divide(rules.stddev, moments, kinds, bias_correction, eps_in_sqrt, alpha, eps)
 
 
 @tree.safe_to_load
@@ -248,22 +247,22 @@ def scale_by_rss(
     ranges.at_least_zero('epsilon value', eps)
 
     def init(params: Any) -> ScaleByRssState:
-        return ScaleByRssState(tree.full_moment(params, initial_accumulator_value, real=True))
+        return ScaleByRssState(elementwise.full_moment(params, initial_accumulator_value, real=True))
 
-    spread = tree.Spread(partial(_rss, eps_in_sqrt), eps=eps)
-    rule = spread.rule()
+    hypers = elementwise.Hyperparams(partial(_rss, eps_in_sqrt), eps=eps)
+    rule = hypers.rule()
 
-    def begin(state: ScaleByRssState) -> tree.Pass:
-        return tree.Pass(rule, (state.sum_of_squares,), ScaleByRssState)
+    def prepare(state: ScaleByRssState) -> elementwise.ElementwiseStep:
+        return elementwise.ElementwiseStep(rule, (state.sum_of_squares,), ScaleByRssState)
 
-    return ElementwiseTransformation(init, begin, state_of(ScaleByRssState), hypers=spread)
+    return ElementwiseTransformation(init, prepare, state_of(ScaleByRssState), hypers=hypers)
 
 
 def _rss(eps_in_sqrt: bool, *, eps: Any) -> partial[Any]:
     if eps_in_sqrt and checks.nonzero(eps):
         # The sum is an average that keeps all and takes all.  It may be zero, since what stands under the root is not.
-        return partial(reference.rms, keep=1.0, take=1.0, offset=0.0, shift=eps)
-    return partial(reference.rss, offset=eps)
+        return partial(rules.rms, keep=1.0, take=1.0, offset=0.0, shift=eps)
+    return partial(rules.rss, offset=eps)
 
 
 @tree.safe_to_load
@@ -304,15 +303,15 @@ def scale_by_adadelta(rho: Any = 0.9, eps: Any = 1e-6, moment_requires_grad: boo
     ranges.at_least_zero('epsilon value', eps)
 
     def init(params: Any) -> ScaleByAdaDeltaState:
-        zeros = [tree.zero_moment(params, real=True, requires_grad=moment_requires_grad) for _ in range(2)]
+        zeros = [elementwise.zero_moment(params, real=True, requires_grad=moment_requires_grad) for _ in range(2)]
         return ScaleByAdaDeltaState(*zeros)
 
-    spread = tree.Spread(
-        lambda rho, eps: partial(reference.adadelta, keep=rho, take=complement(rho), eps=eps), rho=rho, eps=eps
+    hypers = elementwise.Hyperparams(
+        lambda rho, eps: partial(rules.adadelta, keep=rho, take=one_minus(rho), eps=eps), rho=rho, eps=eps
     )
-    rule = spread.rule()
+    rule = hypers.rule()
 
-    def begin(state: ScaleByAdaDeltaState) -> tree.Pass:
-        return tree.Pass(rule, (state.e_g, state.e_x), ScaleByAdaDeltaState)
+    def prepare(state: ScaleByAdaDeltaState) -> elementwise.ElementwiseStep:
+        return elementwise.ElementwiseStep(rule, (state.e_g, state.e_x), ScaleByAdaDeltaState)
 
-    return ElementwiseTransformation(init, begin, state_of(ScaleByAdaDeltaState), hypers=spread)
+    return ElementwiseTransformation(init, prepare, state_of(ScaleByAdaDeltaState), hypers=hypers)

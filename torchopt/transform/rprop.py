@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt import tree
+from torchopt import elementwise, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.numerics import as_scalar_like
 from torchopt.preconditions import state_of
@@ -77,15 +77,15 @@ def scale_by_rprop(
         ranges.at_least_zero(f'{name} value', value)
 
     def init(params: Any) -> ScaleByRpropState:
-        zeros = tree.zero_moment(params)
+        zeros = elementwise.zero_moment(params)
         return ScaleByRpropState(tree.full_like(zeros, learning_rate), zeros)
 
-    spread = tree.Spread(partial(partial, _rule), **named)
+    hypers = elementwise.Hyperparams(partial(partial, _rule), **named)
 
-    def begin(state: ScaleByRpropState) -> tree.Pass:
-        return tree.Pass(spread.rule(), (state.step_sizes, state.prev_updates), ScaleByRpropState)
+    def prepare(state: ScaleByRpropState) -> elementwise.ElementwiseStep:
+        return elementwise.ElementwiseStep(hypers.rule(), (state.step_sizes, state.prev_updates), ScaleByRpropState)
 
-    return ElementwiseTransformation(init, begin, state_of(ScaleByRpropState), hypers=spread)
+    return ElementwiseTransformation(init, prepare, state_of(ScaleByRpropState), hypers=hypers)
 
 
 def _rule(

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from torchopt import checks, tree
-from torchopt._C import reference
+from torchopt import checks, elementwise, rules, tree
 from torchopt.base import (
     ElementwiseTransformation,
     EmptyState,
@@ -17,7 +16,7 @@ from torchopt.base import (
     factory,
     init_empty_state,
 )
-from torchopt.numerics import increment, on_host, zero_count
+from torchopt.numerics import as_python_scalar, increment, zero_count
 from torchopt.preconditions import Precondition, state_of
 from torchopt.transform import ranges
 
@@ -27,18 +26,18 @@ __all__ = ['ScaleByScheduleState', 'scale', 'scale_by_learning_rate', 'scale_by_
 def _rule(sign: int, factor: Any) -> partial[Any]:
     """The rule that multiplies by a factor, a Python number wherever it can be."""
     factor = factor if sign == 1 else sign * factor
-    number = on_host(factor)
-    return partial(reference.scale, factor=factor if number is None else number)
+    number = as_python_scalar(factor)
+    return partial(rules.scale, factor=factor if number is None else number)
 
 
 def _constant(sign: int, name: str, value: Any) -> GradientTransformation:
-    spread = tree.Spread(lambda **named: _rule(sign, named[name]), **{name: value})
+    hypers = elementwise.Hyperparams(lambda **named: _rule(sign, named[name]), **{name: value})
     if not isinstance(value, Tensor):
-        step = tree.Pass(spread.rule(), (), EmptyState)
-        return ElementwiseTransformation(init_empty_state, lambda state: step, hypers=spread)
+        step = elementwise.ElementwiseStep(hypers.rule(), (), EmptyState)
+        return ElementwiseTransformation(init_empty_state, lambda state: step, hypers=hypers)
     # A tensor may be learned, and needs a new graph in every step.
     return ElementwiseTransformation(
-        init_empty_state, lambda state: tree.Pass(spread.rule(), (), EmptyState), hypers=spread
+        init_empty_state, lambda state: elementwise.ElementwiseStep(hypers.rule(), (), EmptyState), hypers=hypers
     )
 
 
@@ -105,10 +104,12 @@ def _scheduled(schedule: Any, sign: int) -> GradientTransformation:
     def init(params: Any) -> ScaleByScheduleState:
         return ScaleByScheduleState(zero_count())
 
-    def begin(state: ScaleByScheduleState) -> tree.Pass:
-        return tree.Pass(_rule(sign, value(state)), (), lambda: ScaleByScheduleState(increment(state.count)))
+    def prepare(state: ScaleByScheduleState) -> elementwise.ElementwiseStep:
+        return elementwise.ElementwiseStep(
+            _rule(sign, value(state)), (), lambda: ScaleByScheduleState(increment(state.count))
+        )
 
-    return ElementwiseTransformation(init, begin, state_of(ScaleByScheduleState), Precondition(value))
+    return ElementwiseTransformation(init, prepare, state_of(ScaleByScheduleState), Precondition(value))
 
 
 @factory

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt import linesearch, tree
+from torchopt import elementwise, linesearch, tree
 from torchopt.numerics import as_scalar_like, is_inexact, real_dtype
 from torchopt.scalars import where
 from torchopt.transform.objective import is_plain
@@ -52,7 +52,7 @@ class Problem(NamedTuple):
             )
         if not callable(value_fn):
             raise TypeError(f'value_fn is a {type(value_fn).__name__}; expected the objective, a function of params.')
-        tree.check_updates(updates, params)
+        elementwise.check_updates(updates, params)
         tree.check_matching(grad, params, name='grad', like='params')
         _check_arguments(value_fn, extra)
         plain = is_plain((updates, grad), params)

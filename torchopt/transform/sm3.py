@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt import checks, tree
+from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformation, factory
-from torchopt.numerics import as_scalar_like, complement
+from torchopt.elementwise.leaves import move_leaves
+from torchopt.numerics import as_scalar_like, one_minus
 from torchopt.preconditions import state_of
-from torchopt.transform.leafwise import move_leaves
 
 __all__ = ['ScaleBySM3State', 'scale_by_sm3']
 
@@ -63,13 +63,13 @@ def scale_by_sm3(b1: Any = 0.9, b2: Any = 1.0, eps: Any = 1e-8) -> GradientTrans
     if not isinstance(b2, Tensor) and not 0.0 <= b2 <= 1.0:
         raise ValueError(f'Invalid b2: {b2}; expected a number in [0, 1].')
     checks.at_least('epsilon value', eps)
-    take = 1.0 if not isinstance(b2, Tensor) and b2 == 1.0 else complement(b2)
+    take = 1.0 if not isinstance(b2, Tensor) and b2 == 1.0 else one_minus(b2)
 
     def init(params: Any) -> ScaleBySM3State:
         for path, p in tree.flatten_with_path(params):
             if isinstance(p, Tensor) and p.is_complex():
                 raise TypeError(f'params{path} is complex ({p.dtype}), which SM3 has no rule for. Pass its two parts.')
-        nu = tree.zero_moment(params)
+        nu = elementwise.zero_moment(params)
         return ScaleBySM3State(tree.map(lambda m: [m.new_zeros(size) for size in m.shape] or [m.clone()], nu), nu)
 
     def rule(g: Tensor, accumulators: list[Tensor], m: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
@@ -80,7 +80,7 @@ def scale_by_sm3(b1: Any = 0.9, b2: Any = 1.0, eps: Any = 1e-8) -> GradientTrans
         v = as_scalar_like(take, g) * g * g + as_scalar_like(b2, g) * least
         safe = torch.where(v > 0, v, torch.ones_like(v))
         step = torch.where(v > 0, g * torch.rsqrt(safe + as_scalar_like(eps, g)), torch.zeros_like(g))
-        m = as_scalar_like(b1, g) * m + as_scalar_like(complement(b1), g) * step
+        m = as_scalar_like(b1, g) * m + as_scalar_like(one_minus(b1), g) * step
         return m, [_largest(v, d) for d in range(max(g.dim(), 1))], m
 
     def update(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt import tree
+from torchopt import elementwise, tree
 from torchopt.base import ElementwiseTransformation, EmptyState, GradientTransformation, factory, init_empty_state
 
 __all__ = ['set_to_zero', 'stateless', 'stateless_with_tree_map']
@@ -27,7 +27,7 @@ def set_to_zero() -> GradientTransformation:
         >>> tx.update([torch.tensor([2.0, float('nan')])], tx.init([torch.zeros(2)]))[0]
         [tensor([0., 0.])]
     """
-    step = tree.Pass(_zero, (), EmptyState)
+    step = elementwise.ElementwiseStep(_zero, (), EmptyState)
     return ElementwiseTransformation(init_empty_state, lambda state: step)
 
 

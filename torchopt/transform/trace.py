@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt import checks, tree
-from torchopt._C import reference
+from torchopt import checks, elementwise, rules, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory, identity
-from torchopt.numerics import DTypeLike, increment, on_host, zero_count
+from torchopt.numerics import DTypeLike, as_python_scalar, increment, zero_count
 from torchopt.preconditions import state_of
 from torchopt.transform import ranges
 from torchopt.transform.first_moment import moment_dtype, zero_mean
@@ -79,7 +78,7 @@ def trace(
         <https://proceedings.mlr.press/v28/sutskever13.html>`_, ICML 2013.
     """
     ranges.at_least_zero('momentum value', momentum)
-    tree.check_each(checks.number, 'dampening value', dampening)
+    elementwise.check_each(checks.number, 'dampening value', dampening)
     dtype = moment_dtype(accumulator_dtype, 'accumulator_dtype')
     if nesterov and (not checks.nonzero(momentum) or checks.nonzero(dampening)):
         raise ValueError(
@@ -95,7 +94,7 @@ def decaying_sum(
     momentum: Any, dampening: Any, nesterov: bool, requires_grad: bool, dtype: torch.dtype | None
 ) -> GradientTransformation:
     """:func:`trace` without its checks; a momentum of zero has a state too."""
-    spread = tree.Spread(_rule, momentum=momentum, dampening=dampening)
+    hypers = elementwise.Hyperparams(_rule, momentum=momentum, dampening=dampening)
 
     def zeros(params: Any) -> Any:
         return zero_mean(params, dtype, requires_grad=requires_grad)
@@ -103,23 +102,25 @@ def decaying_sum(
     if not checks.nonzero(dampening):
         return ElementwiseTransformation(
             lambda params: TraceState(zeros(params)),
-            lambda state: tree.Pass(spread.rule((), nesterov), (state.trace,), TraceState),
+            lambda state: elementwise.ElementwiseStep(hypers.rule((), nesterov), (state.trace,), TraceState),
             state_of(TraceState),
-            hypers=spread,
+            hypers=hypers,
         )
 
-    def begin(state: DampedTraceState) -> tree.Pass:
+    def prepare(state: DampedTraceState) -> elementwise.ElementwiseStep:
         count = increment(state.count)
-        return tree.Pass(spread.rule(state.count, nesterov), (state.trace,), lambda new: DampedTraceState(new, count))
+        return elementwise.ElementwiseStep(
+            hypers.rule(state.count, nesterov), (state.trace,), lambda new: DampedTraceState(new, count)
+        )
 
     return ElementwiseTransformation(
-        lambda params: DampedTraceState(zeros(params), zero_count()), begin, state_of(DampedTraceState), hypers=spread
+        lambda params: DampedTraceState(zeros(params), zero_count()), prepare, state_of(DampedTraceState), hypers=hypers
     )
 
 
 def _rule(count: Any, nesterov: bool, *, momentum: Any, dampening: Any) -> partial[Any]:
     return partial(
-        reference.trace,
+        rules.trace,
         keep=momentum,
         take=_damping(dampening, count),
         gradient=1.0 if nesterov else 0.0,
@@ -131,7 +132,7 @@ def _damping(dampening: Any, count: Any) -> Any:
     """The weight of the gradient: one at the first step of a state, and damped from then on."""
     if not isinstance(count, Tensor):
         return 1.0  # nothing is damped, so that nothing is counted
-    t = on_host(count)
+    t = as_python_scalar(count)
     if t is not None:
         return 1.0 if t == 0 else 1.0 - dampening
     rest = torch.as_tensor(1.0 - dampening, dtype=torch.float64, device=count.device)

@@ -6,10 +6,9 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from torchopt import checks, tree
-from torchopt._C import reference
+from torchopt import checks, elementwise, rules
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
-from torchopt.numerics import advance, bias_correction, complement, zero_count
+from torchopt.numerics import advance, bias_correction, one_minus, zero_count
 from torchopt.preconditions import state_of
 from torchopt.transform import ranges
 from torchopt.transform.adam import ScaleByAdamState
@@ -70,27 +69,29 @@ def scale_by_yogi(
     def init(params: Any) -> ScaleByAdamState:
         return ScaleByAdamState(
             zero_count(),
-            tree.full_moment(params, initial_accumulator_value),
-            tree.full_moment(params, initial_accumulator_value, real=True),
+            elementwise.full_moment(params, initial_accumulator_value),
+            elementwise.full_moment(params, initial_accumulator_value, real=True),
         )
 
-    spread = tree.Spread(_rule, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
+    hypers = elementwise.Hyperparams(_rule, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
 
-    def begin(state: ScaleByAdamState) -> tree.Pass:
+    def prepare(state: ScaleByAdamState) -> elementwise.ElementwiseStep:
         count, t = advance(state.count)
-        return tree.Pass(spread.rule(t), (state.mu, state.nu), lambda mu, nu: ScaleByAdamState(count, mu, nu))
+        return elementwise.ElementwiseStep(
+            hypers.rule(t), (state.mu, state.nu), lambda mu, nu: ScaleByAdamState(count, mu, nu)
+        )
 
-    return ElementwiseTransformation(init, begin, state_of(ScaleByAdamState), hypers=spread)
+    return ElementwiseTransformation(init, prepare, state_of(ScaleByAdamState), hypers=hypers)
 
 
 def _rule(t: Any, *, b1: Any, b2: Any, eps: Any, eps_root: Any) -> partial[Any]:
     c1, c2 = bias_correction(b1, t), bias_correction(b2, t)
     # Both corrections on scalars, as in scale_by_adam.
     return partial(
-        reference.yogi,
+        rules.yogi,
         b1=b1,
-        d1=complement(b1),
-        d2=complement(b2),
+        d1=one_minus(b1),
+        d2=one_minus(b2),
         mean=1.0,
         slope=c1 / c2**0.5,
         offset=c1 * eps,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from torchopt import checks, linesearch, tree
+from torchopt import checks, elementwise, linesearch, tree
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.numerics import is_readable, zero_count
 from torchopt.preconditions import params_for, state_of
@@ -126,7 +126,7 @@ def scale_by_zoom_linesearch(
         raise ValueError(f"Invalid initial_guess_strategy: {initial_guess_strategy!r}; expected 'keep' or 'one'.")
 
     def init(params: Any) -> ScaleByZoomLinesearchState:
-        tree.check_inexact(params, name='params')
+        elementwise.check_inexact(params, name='params')
         kind = number_dtype(params)
         info = ZoomLinesearchInfo(zero_count(), stored(math.inf, kind), stored(math.inf, kind))
         return ScaleByZoomLinesearchState(stored(1.0, kind), stored(math.inf, kind), tree.zeros_like(params), info)

@@ -36,14 +36,6 @@ from torchopt.tree.math import (
     wide_norm,
     zeros_like,
 )
-from torchopt.tree.moments import (
-    add_to_leaf,
-    apply_rule,
-    check_inexact,
-    check_updates,
-    full_moment,
-    zero_moment,
-)
 from torchopt.tree.ops import (
     all,
     any,
@@ -53,7 +45,6 @@ from torchopt.tree.ops import (
     map_with_path,
     reduce,
 )
-from torchopt.tree.passes import Pass, run_passes
 from torchopt.tree.paths import flatten_with_keys
 from torchopt.tree.random import random_like, split_key_like, unwrap_random_key_data
 from torchopt.tree.registry import (
@@ -68,7 +59,6 @@ from torchopt.tree.registry import (
     unflatten,
 )
 from torchopt.tree.serialization import safe_to_load
-from torchopt.tree.spread import PerLeaf, Spread, check_each, has_shape
 from torchopt.tree.state import (
     DictKey,
     Initable,
@@ -88,29 +78,21 @@ __all__ = [
     'Initable',
     'NamedTupleKey',
     'ParamsPlaceholder',
-    'Pass',
-    'PerLeaf',
     'SequenceKey',
     'Spelled',
-    'Spread',
     'TreeSpec',
     'add',
     'add_scale',
-    'add_to_leaf',
     'all',
     'allclose',
     'any',
-    'apply_rule',
     'as_text',
     'batch_shape',
     'bias_correction',
     'broadcast_prefix',
     'cast',
     'cast_like',
-    'check_each',
-    'check_inexact',
     'check_matching',
-    'check_updates',
     'clip',
     'conj',
     'div',
@@ -120,10 +102,8 @@ __all__ = [
     'flatten_with_keys',
     'flatten_with_path',
     'full_like',
-    'full_moment',
     'get',
     'get_all_with_path',
-    'has_shape',
     'is_leaf_node',
     'leaves',
     'load',
@@ -139,7 +119,6 @@ __all__ = [
     'real',
     'reduce',
     'register_node',
-    'run_passes',
     'safe_to_load',
     'save',
     'scale',
@@ -158,6 +137,5 @@ __all__ = [
     'vdot',
     'where',
     'wide_norm',
-    'zero_moment',
     'zeros_like',
 ]

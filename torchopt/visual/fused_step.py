@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
-from torchopt._C import reference
+from torchopt import rules
 from torchopt._C.fused import Call, Order
 
 __all__ = ['FusedStep', 'fused_step']
@@ -107,7 +107,7 @@ def rule_name(call: Call) -> str:
     if names == ['momentum']:
         return 'SGD'
     if names == ['Adam'] and call.coefs is not None:
-        place = 4 + reference.coefficients(call.plan.rules[0]).index('gradient')
+        place = 4 + rules.coefficients(call.plan.rules[0]).index('gradient')
         nesterov = any(call.coefs[place :: call.row_size])
         decayed = call.onto_params and any(weight != 1.0 for weight in call.coefs[3 :: call.row_size])
         return f'{"N" if nesterov else ""}Adam{"W" if decayed else ""}'

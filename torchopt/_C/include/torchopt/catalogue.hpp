@@ -7,7 +7,7 @@
 #include "derivative.hpp"
 #include "rules.hpp"
 
-// X(name, functor); the names are those of the functions in reference.py, joined by '+' where one follows another.
+// X(name, functor); the names are those of the functions in rules.py, joined by '+' where one follows another.
 #define TORCHOPT_RULES(X)          \
   X("identity", Identity)          \
   X("trace", Trace)                \

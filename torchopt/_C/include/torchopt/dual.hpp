@@ -6,7 +6,7 @@
 // numbers nest: those of a higher level have those of a lower level as values. The level keeps the
 // directions of two derivatives of one function apart.
 //
-// Where the mathematics has no derivative, these conventions hold, which are those of reference.py:
+// Where the mathematics has no derivative, these conventions hold, which are those of rules.py:
 // sqrt has derivative 0 at 0 and abs too; max of equals gives one half to each; sign has none anywhere.
 #pragma once
 

@@ -3,7 +3,7 @@
 //
 // A rule maps a gradient g and its moments to an update u and the next moments. What the elements share (decay rates,
 // bias corrections, epsilons) comes as coefficients, computed on the host in double precision: 1 - b2 formed in float32
-// would be wrong in its fifth digit. Names and order of the coefficients are those of reference.py, which
+// would be wrong in its fifth digit. Names and order of the coefficients are those of rules.py, which
 // says what each rule computes in plain torch; tests compare the two.
 #pragma once
 

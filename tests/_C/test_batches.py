@@ -10,7 +10,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 import torchopt
-from tests.engine.cases import AFFINES, CASES, assert_same, columns, draw, flat, native, plain, plain_torch
+from tests._C.cases import AFFINES, CASES, assert_same, columns, draw, flat, native, plain, plain_torch
 
 each_case = pytest.mark.parametrize('case', CASES, ids=lambda c: c.name)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import torchopt
-from tests.engine.cases import assert_same, plain_torch
+from tests._C.cases import assert_same, plain_torch
 from torchopt import tree
 
 MAKERS = {

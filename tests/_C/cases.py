@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from torchopt import _C
-from torchopt._C import dispatch, fused, plans, reference
+from torchopt import _C, rules
+from torchopt._C import dispatch, fused, plans
 
 if os.environ.get(_C.SWITCH, '1').strip().lower() in ('0', 'off', 'false', 'no'):
     pytest.skip('the environment switches the native engine off', allow_module_level=True)
@@ -49,8 +49,8 @@ class Case(NamedTuple):
         return plan
 
 
-def _case(name: str, moments: str, *rules: Any) -> Case:
-    return Case(name, tuple(zip(rules[::2], rules[1::2])), moments)
+def _case(name: str, moments: str, *partials: Any) -> Case:
+    return Case(name, tuple(zip(partials[::2], partials[1::2])), moments)
 
 
 RMS = {'keep': 0.9, 'take': 0.1, 'offset': 1e-3, 'shift': 0.0}
@@ -59,47 +59,47 @@ BELIEF = {'b1': 0.9, 'd1': 0.1, 'b2': 0.95, 'd2': 0.05, 'mean': 1.2, 'slope': 0.
 
 # Every rule, with the coefficients that options make of it.
 CASES = [
-    _case('identity', '', reference.identity, {}),
-    _case('trace', '~', reference.trace, HEAVY),
-    _case('trace nesterov', '~', reference.trace, {'keep': 0.8, 'take': 0.7, 'gradient': 1.0, 'buffer': 0.8}),
-    _case('adam', '~+', reference.adam, {**ADAM, 'shift': 0.0}),
-    _case('adam eps_root', '~+', reference.adam, {**ADAM, 'shift': 0.03}),
-    _case('adam nesterov', '~+', reference.adam, {**ADAM, 'mean': 0.8, 'gradient': 0.3, 'shift': 0.0}),
-    _case('radam unrectified', '~+', reference.adam, {**ADAM, 'mean': 1.5, 'slope': 0.0, 'offset': 1.0, 'shift': 0.0}),
-    _case('amsgrad', '~++', reference.amsgrad, {**BELIEF, 'shift': 0.01, 'correction': 1.1}),
+    _case('identity', '', rules.identity, {}),
+    _case('trace', '~', rules.trace, HEAVY),
+    _case('trace nesterov', '~', rules.trace, {'keep': 0.8, 'take': 0.7, 'gradient': 1.0, 'buffer': 0.8}),
+    _case('adam', '~+', rules.adam, {**ADAM, 'shift': 0.0}),
+    _case('adam eps_root', '~+', rules.adam, {**ADAM, 'shift': 0.03}),
+    _case('adam nesterov', '~+', rules.adam, {**ADAM, 'mean': 0.8, 'gradient': 0.3, 'shift': 0.0}),
+    _case('radam unrectified', '~+', rules.adam, {**ADAM, 'mean': 1.5, 'slope': 0.0, 'offset': 1.0, 'shift': 0.0}),
+    _case('amsgrad', '~++', rules.amsgrad, {**BELIEF, 'shift': 0.01, 'correction': 1.1}),
     _case(
         'yogi',
         '~+',
-        reference.yogi,
+        rules.yogi,
         {'b1': 0.9, 'd1': 0.1, 'd2': 0.05, 'mean': 1.2, 'slope': 0.7, 'offset': 1e-3, 'shift': 0.01},
     ),
-    _case('belief', '~+', reference.belief, {**BELIEF, 'floor': 1e-4}),
-    _case('adamax', '~+', reference.adamax, {'b1': 0.9, 'd1': 0.1, 'b2': 0.95, 'eps': 1e-3, 'correction': 0.3}),
-    _case('rms', '+', reference.rms, RMS),
-    _case('rms eps in the root', '+', reference.rms, {**RMS, 'offset': 0.0, 'shift': 0.02}),
-    _case('stddev', '~+', reference.stddev, RMS),
-    _case('rss', '+', reference.rss, {'offset': 1e-3}),
-    _case('adadelta', '++', reference.adadelta, {'keep': 0.9, 'take': 0.1, 'eps': 1e-3}),
-    _case('lion', '~', reference.lion, {'b1': 0.9, 'd1': 0.1, 'b2': 0.8, 'd2': 0.2}),
-    _case('rms+trace', '+~', reference.rms, RMS, reference.trace, HEAVY),
+    _case('belief', '~+', rules.belief, {**BELIEF, 'floor': 1e-4}),
+    _case('adamax', '~+', rules.adamax, {'b1': 0.9, 'd1': 0.1, 'b2': 0.95, 'eps': 1e-3, 'correction': 0.3}),
+    _case('rms', '+', rules.rms, RMS),
+    _case('rms eps in the root', '+', rules.rms, {**RMS, 'offset': 0.0, 'shift': 0.02}),
+    _case('stddev', '~+', rules.stddev, RMS),
+    _case('rss', '+', rules.rss, {'offset': 1e-3}),
+    _case('adadelta', '++', rules.adadelta, {'keep': 0.9, 'take': 0.1, 'eps': 1e-3}),
+    _case('lion', '~', rules.lion, {'b1': 0.9, 'd1': 0.1, 'b2': 0.8, 'd2': 0.2}),
+    _case('rms+trace', '+~', rules.rms, RMS, rules.trace, HEAVY),
     _case(
         'rms+trace, a factor between',
         '+~',
-        *(reference.rms, RMS),
-        *(reference.scale, {'factor': -0.3}),
-        *(reference.trace, {'keep': 0.8, 'take': 0.7, 'gradient': 1.0, 'buffer': 0.8}),
+        *(rules.rms, RMS),
+        *(rules.scale, {'factor': -0.3}),
+        *(rules.trace, {'keep': 0.8, 'take': 0.7, 'gradient': 1.0, 'buffer': 0.8}),
     ),
-    _case('stddev+trace', '~+~', reference.stddev, RMS, reference.trace, {**HEAVY, 'gradient': 1.0, 'buffer': 0.8}),
+    _case('stddev+trace', '~+~', rules.stddev, RMS, rules.trace, {**HEAVY, 'gradient': 1.0, 'buffer': 0.8}),
 ]
 BY_NAME = {case.name: case for case in CASES}
 
 
 def scale(factor: Any) -> functools.partial[Any]:
-    return functools.partial(reference.scale, factor=factor)
+    return functools.partial(rules.scale, factor=factor)
 
 
 def add_params(weight: Any) -> functools.partial[Any]:
-    return functools.partial(reference.add_params, weight=weight)
+    return functools.partial(rules.add_params, weight=weight)
 
 
 class Affine(NamedTuple):
@@ -111,10 +111,10 @@ class Affine(NamedTuple):
 
     @property
     def reads_params(self) -> bool:
-        return self.onto_params or any(r.func is reference.add_params for r in self.before + self.after)
+        return self.onto_params or any(r.func is rules.add_params for r in self.before + self.after)
 
-    def around(self, rules: Sequence[Any]) -> list[Any]:
-        return [*self.before, *rules, *self.after]
+    def around(self, partials: Sequence[Any]) -> list[Any]:
+        return [*self.before, *partials, *self.after]
 
 
 AFFINES = {
@@ -179,32 +179,34 @@ def columns(
 # --- the step natively, and in plain torch --------------------------------------------------------------------------
 
 
-def native(rules: Any, g: Any, moments: Any, p: Any, *, active: Any = None, inplace: bool = False, onto: bool = False):
+def native(
+    partials: Any, g: Any, moments: Any, p: Any, *, active: Any = None, inplace: bool = False, onto: bool = False
+):
     """A step that the engine has to take."""
-    flags = [None] * len(rules) if active is None else active
-    moved = dispatch.step(rules, flags, g, moments, p, inplace=inplace, onto_params=onto)
+    flags = [None] * len(partials) if active is None else active
+    moved = dispatch.step(partials, flags, g, moments, p, inplace=inplace, onto_params=onto)
     assert not isinstance(moved, str), f'the engine refused: {moved}'
     return moved
 
 
-def plain(rules: Any, g: Any, moments: Any, p: Any, *, active: Any = None, onto: bool = False) -> list[list[Tensor]]:
+def plain(partials: Any, g: Any, moments: Any, p: Any, *, active: Any = None, onto: bool = False) -> list[list[Tensor]]:
     """The same in plain torch: leaf by leaf, transformation by transformation."""
     if onto:
-        # Out of place a step is differentiable in parameters that are leaves, too; see `off_leaf`.
+        # Out of place a step is differentiable in parameters that are leaves, too; see `as_non_leaf`.
         p = [x.view_as(x) for x in p]
     results = []
     for i, x in enumerate(g):
         moved: list[Tensor] = []
-        for k, rule in enumerate(rules):
+        for k, rule in enumerate(partials):
             if active is not None and active[k] is not None and not active[k][i]:
                 continue
-            if rule.func is reference.scale:
+            if rule.func is rules.scale:
                 (x,) = rule(x)
-            elif rule.func is reference.add_params:
+            elif rule.func is rules.add_params:
                 (x,) = rule(x, p[i])
             else:
                 first = len(moved)
-                x, *new = rule(x, *(m[i] for m in moments[first : first + reference.count_moments(rule.func)]))
+                x, *new = rule(x, *(m[i] for m in moments[first : first + rules.count_moments(rule.func)]))
                 moved += new
         results.append((p[i] + x if onto else x, *moved))
     return [list(column) for column in zip(*results)] if results else [[] for _ in range(len(moments) + 1)]
@@ -230,11 +232,11 @@ def assert_same(actual: Any, wanted: Any, tolerance: float) -> None:
 @contextlib.contextmanager
 def door(run: Any) -> Iterator[None]:
     before = fused._run
-    fused.open_door(run)
+    fused.bind_kernels(run)
     try:
         yield
     finally:
-        fused.open_door(before)
+        fused.bind_kernels(before)
 
 
 def no_kernels() -> contextlib.AbstractContextManager[None]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import torchopt
-from tests.engine.cases import assert_same, draw, plain_torch
+from tests._C.cases import assert_same, draw, plain_torch
 from torchopt import tree
 
 F32 = torch.float32

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from torchopt import tree
+from torchopt import elementwise, tree
 
 
 def heavy_ball(g: torch.Tensor, m: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -27,7 +27,7 @@ def example() -> tuple[Any, Any, Any]:
 def test_values_and_the_none_rule(inplace: bool) -> None:
     g, m, v = example()
     kept = m['b'], v['b']
-    updates, new_m, new_v = tree.apply_rule(heavy_ball, g, m, v, inplace=inplace)
+    updates, new_m, new_v = elementwise.apply_rule(heavy_ball, g, m, v, inplace=inplace)
     assert updates['b'] is None
     assert (new_m['b'], new_v['b']) == kept  # the very same tensors
     assert new_m['b'].tolist() == [1.0] * 4
@@ -39,10 +39,10 @@ def test_values_and_the_none_rule(inplace: bool) -> None:
 def test_inplace_keeps_the_storage_and_the_pure_way_does_not_touch_it() -> None:
     g, m, v = example()
     before = tree.map(torch.clone, (g, m, v))
-    _, pure_m, _ = tree.apply_rule(heavy_ball, g, m, v)
+    _, pure_m, _ = elementwise.apply_rule(heavy_ball, g, m, v)
     assert bool(tree.allclose((g, m, v), before))
     assert pure_m['a'].data_ptr() != m['a'].data_ptr()
-    _, laid_m, laid_v = tree.apply_rule(heavy_ball, g, m, v, inplace=True)
+    _, laid_m, laid_v = elementwise.apply_rule(heavy_ball, g, m, v, inplace=True)
     assert laid_m['a'] is m['a']
     assert laid_v['c'][0] is v['c'][0]
     assert bool(tree.allclose(laid_m, pure_m))
@@ -52,28 +52,28 @@ def test_inplace_keeps_the_storage_and_the_pure_way_does_not_touch_it() -> None:
 def test_inplace_stays_outside_of_autograd() -> None:
     g = {'w': torch.ones(2, requires_grad=True)}
     m = {'w': torch.zeros(2)}
-    updates, new_m = tree.apply_rule(lambda g, m: (g, m + g), g, m, inplace=True)
+    updates, new_m = elementwise.apply_rule(lambda g, m: (g, m + g), g, m, inplace=True)
     assert not new_m['w'].requires_grad
     assert updates['w'] is g['w']
 
 
 def test_the_pure_way_is_differentiable() -> None:
     w = torch.tensor([1.0, 2.0], requires_grad=True)
-    updates, new_m = tree.apply_rule(lambda g, m: (g * m, m + g), [w], [torch.ones(2)])
+    updates, new_m = elementwise.apply_rule(lambda g, m: (g * m, m + g), [w], [torch.ones(2)])
     (gradient,) = torch.autograd.grad((updates[0] * new_m[0]).sum(), w)
     assert gradient.tolist() == [3.0, 5.0]  # d/dw w (1 + w)
 
 
 def test_expanded_moments_are_replaced() -> None:
     m = [torch.zeros(()).expand(3)]
-    _, new = tree.apply_rule(lambda g, m: (g, m + g), [torch.arange(3.0)], m, inplace=True)
+    _, new = elementwise.apply_rule(lambda g, m: (g, m + g), [torch.arange(3.0)], m, inplace=True)
     assert new[0].tolist() == [0.0, 1.0, 2.0]
     assert m[0].tolist() == [0.0, 0.0, 0.0]
 
 
 def test_transposed_moments_are_written_in_place() -> None:
     m = [torch.zeros(2, 3).T]
-    _, new = tree.apply_rule(lambda g, m: (g, m + g), [torch.ones(3, 2)], m, inplace=True)
+    _, new = elementwise.apply_rule(lambda g, m: (g, m + g), [torch.ones(3, 2)], m, inplace=True)
     assert new[0] is m[0]
     assert m[0].sum().item() == 6.0
 
@@ -83,19 +83,19 @@ def test_moments_keep_their_dtype(inplace: bool) -> None:
     g = [torch.ones(2, dtype=torch.float32)]
     for dtype in (torch.bfloat16, torch.float64):
         m = [torch.zeros(2, dtype=dtype)]
-        _, new = tree.apply_rule(lambda g, m: (g, m.float() + g), g, m, inplace=inplace)
+        _, new = elementwise.apply_rule(lambda g, m: (g, m.float() + g), g, m, inplace=inplace)
         assert new[0].dtype == dtype
 
 
 def test_reads_are_handed_over_and_not_returned() -> None:
-    out = tree.apply_rule(lambda g, p: (g + p,), {'w': torch.ones(1)}, reads=[{'w': torch.ones(1)}])
+    out = elementwise.apply_rule(lambda g, p: (g + p,), {'w': torch.ones(1)}, reads=[{'w': torch.ones(1)}])
     assert len(out) == 1
     assert out[0]['w'].item() == 2.0
 
 
 def test_empty_trees() -> None:
-    assert tree.apply_rule(heavy_ball, {}, {}, {}) == ({}, {}, {})
-    assert tree.apply_rule(heavy_ball, [None], [None], [None]) == ([None], [None], [None])
+    assert elementwise.apply_rule(heavy_ball, {}, {}, {}) == ({}, {}, {})
+    assert elementwise.apply_rule(heavy_ball, [None], [None], [None]) == ([None], [None], [None])
 
 
 FAULTS = {
@@ -139,24 +139,24 @@ def test_errors_come_before_anything_changes(g: Any, m: Any, error: Any, message
 
     before = tree.map(torch.clone, m)
     with pytest.raises(error, match=message):
-        tree.apply_rule(rule, g, m, inplace=True)
+        elementwise.apply_rule(rule, g, m, inplace=True)
     assert bool(tree.allclose(m, before))
 
 
 def test_a_parameter_of_another_shape_is_named() -> None:
     with pytest.raises(ValueError, match=r"updates\['w'\].*its params has shape \(3,\)"):
-        tree.apply_rule(lambda g, p: (g,), {'w': torch.ones(2)}, reads=[{'w': torch.ones(3)}])
+        elementwise.apply_rule(lambda g, p: (g,), {'w': torch.ones(2)}, reads=[{'w': torch.ones(3)}])
 
 
 @pytest.mark.parametrize('value', [0.0, 0.5])
 def test_first_moments(value: float) -> None:
     params = {'h': torch.ones(2, dtype=torch.bfloat16), 'n': None, 'z': torch.ones(3, dtype=torch.complex64)}
-    made = tree.full_moment(params, value)
+    made = elementwise.full_moment(params, value)
     assert (made['h'].dtype, made['n'], made['z'].dtype) == (torch.bfloat16, None, torch.complex64)
     assert made['h'].tolist() == [value] * 2
-    assert tree.full_moment(params, value, real=True)['z'].dtype == torch.float32
-    assert tree.full_moment(params, value, dtype=torch.float64)['h'].dtype == torch.float64
-    learned = tree.full_moment(params, value, requires_grad=True)['h']
+    assert elementwise.full_moment(params, value, real=True)['z'].dtype == torch.float32
+    assert elementwise.full_moment(params, value, dtype=torch.float64)['h'].dtype == torch.float64
+    learned = elementwise.full_moment(params, value, requires_grad=True)['h']
     assert learned.requires_grad
     assert learned.is_leaf
 
@@ -164,7 +164,7 @@ def test_first_moments(value: float) -> None:
 def test_first_moments_of_integers_are_refused() -> None:
     params = {'b': None, 'w': [torch.ones(1), torch.ones(1, dtype=torch.int64)]}
     with pytest.raises(TypeError, match=r"params\['w'\]\[1\] has dtype torch.int64"):
-        tree.zero_moment(params)
+        elementwise.zero_moment(params)
 
 
 class State(NamedTuple):
@@ -175,7 +175,7 @@ class State(NamedTuple):
 @pytest.mark.parametrize('inplace', [False, True])
 def test_apply_rule_compiles_without_graph_breaks(inplace: bool) -> None:
     def step(g: Any, state: State) -> tuple[Any, State]:
-        g, mu, nu = tree.apply_rule(heavy_ball, g, state.mu, state.nu, inplace=inplace)
+        g, mu, nu = elementwise.apply_rule(heavy_ball, g, state.mu, state.nu, inplace=inplace)
         return g, State(mu, nu)
 
     torch.compiler.reset()
@@ -191,6 +191,6 @@ def test_apply_rule_compiles_without_graph_breaks(inplace: bool) -> None:
 def test_apply_rule_under_vmap() -> None:
     g = {'w': torch.arange(6.0).reshape(3, 2)}
     m = {'w': torch.ones(3, 2)}
-    found = torch.func.vmap(lambda g, m: tree.apply_rule(lambda g, m: (-g, m + g), g, m))(g, m)
+    found = torch.func.vmap(lambda g, m: elementwise.apply_rule(lambda g, m: (-g, m + g), g, m))(g, m)
     assert found[0]['w'].equal(-g['w'])
     assert found[1]['w'].equal(m['w'] + g['w'])

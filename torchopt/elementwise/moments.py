@@ -48,7 +48,7 @@ def zero_moment(
 
     Example:
         >>> import torch, torchopt
-        >>> torchopt.tree.zero_moment({'w': torch.ones(2, dtype=torch.complex64)}, real=True)
+        >>> torchopt.elementwise.zero_moment({'w': torch.ones(2, dtype=torch.complex64)}, real=True)
         {'w': tensor([0., 0.])}
     """
     return full_moment(params, 0.0, dtype=dtype, real=real, requires_grad=requires_grad)
@@ -66,7 +66,7 @@ def full_moment(
 
     Example:
         >>> import torch, torchopt
-        >>> torchopt.tree.full_moment([torch.ones(2)], 0.5)
+        >>> torchopt.elementwise.full_moment([torch.ones(2)], 0.5)
         [tensor([0.5000, 0.5000])]
     """
     check_inexact(params, name='params')
@@ -157,7 +157,7 @@ def apply_rule(
     Example:
         >>> import torch, torchopt
         >>> g, m = {'b': None, 'w': torch.tensor(1.0)}, {'b': torch.tensor(4.0), 'w': torch.tensor(4.0)}
-        >>> torchopt.tree.apply_rule(lambda g, m: (-g, m + g), g, m)
+        >>> torchopt.elementwise.apply_rule(lambda g, m: (-g, m + g), g, m)
         ({'b': None, 'w': tensor(-1.)}, {'b': tensor(4.), 'w': tensor(5.)})
     """
     leaves, spec = flatten(updates)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt import tree
+from torchopt.elementwise.moments import check_inexact, check_updates
 from torchopt.norms import two_norm
 from torchopt.numerics import as_scalar_like, carries_no_graph, is_plain
 
@@ -19,7 +20,7 @@ __all__ = ['as_constant', 'as_constants', 'least_norm', 'leaf_norm', 'move_leave
 def move_leaves(
     rule: Callable[..., tuple[Any, ...]], updates: Any, *moments: Any, reads: Sequence[Any] = ()
 ) -> tuple[Any, ...]:
-    """As :func:`torchopt.tree.apply_rule`, for moments that do not have the shapes of their leaves.
+    """As :func:`torchopt.elementwise.apply_rule`, for moments that do not have the shapes of their leaves.
 
     Args:
         rule: Pure function of one leaf, ``rule(g, *moments, *reads) -> (u, *moments)``.
@@ -34,9 +35,9 @@ def move_leaves(
         ValueError: If structures do not fit, or the shape of a parameter is not that of its update.
         TypeError: If an update has an integer or boolean dtype.
     """
-    tree.check_inexact(updates, name='updates')
+    check_inexact(updates, name='updates')
     for params in reads:
-        tree.check_updates(updates, params)
+        check_updates(updates, params)
     leaves, spec = tree.flatten(updates)
     columns = [tree.flatten_up_to(spec, m, name='state', like='updates') for m in moments]
     columns += [tree.flatten_up_to(spec, r, name='params', like='updates') for r in reads]

@@ -23,7 +23,7 @@ from torch.func import (
 
 import torchopt
 from tests import cases as optimizers
-from tests.engine.cases import (
+from tests._C.cases import (
     AFFINES,
     CASES,
     assert_same,
@@ -141,8 +141,8 @@ def test_vmap_of_one_step(case):
 
     def step(take, *tensors):
         cut = [list(tensors[2 * i : 2 * i + 2]) for i in range(len(tensors) // 2)]
-        rules = affine.around(case.partials())
-        return tuple(flat(take(rules, cut[0], cut[1:-1], cut[-1], onto=True)))
+        partials = affine.around(case.partials())
+        return tuple(flat(take(partials, cut[0], cut[1:-1], cut[-1], onto=True)))
 
     for pattern in range(5):
         in_dims, arguments = [], []

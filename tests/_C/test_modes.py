@@ -11,8 +11,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.engine.alike import MAKERS, assert_alike, each_maker, steps
-from tests.engine.cases import assert_same, draw, plain_torch
+from tests._C.alike import MAKERS, assert_alike, each_maker, steps
+from tests._C.cases import assert_same, draw, plain_torch
 from tests.snapshot import Snapshot
 from torchopt import tree
 

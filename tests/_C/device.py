@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import torchopt
-from tests.engine.cases import assert_same
+from tests._C.cases import assert_same
 
 needs_cuda = pytest.mark.skipif(
     not torchopt.accelerated_op_available('cuda'),

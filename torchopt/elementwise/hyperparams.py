@@ -29,7 +29,7 @@ from torchopt.tree.registry import (
 )
 from torchopt.tree.state import ParamsPlaceholder
 
-__all__ = ['PerLeaf', 'Spread', 'check_each', 'has_shape', 'share_rows']
+__all__ = ['PerLeafRule', 'Hyperparams', 'check_each', 'has_shape', 'share_rows']
 
 
 def is_spread(value: Any) -> bool:
@@ -54,7 +54,7 @@ def check_each(check: Callable[[str, Any], Any], name: str, value: Any) -> None:
 
     Example:
         >>> import torchopt
-        >>> torchopt.tree.check_each(torchopt.checks.at_least, 'eps', {'w': 0.1, 'b': -1.0})
+        >>> torchopt.elementwise.check_each(torchopt.checks.at_least, 'eps', {'w': 0.1, 'b': -1.0})
         Traceback (most recent call last):
             ...
         ValueError: Invalid eps['b']: -1.0; expected a number >= 0.
@@ -66,7 +66,7 @@ def check_each(check: Callable[[str, Any], Any], name: str, value: Any) -> None:
             check(name + path, x)
 
 
-class Spread:
+class Hyperparams:
     """From hyper-parameters to a rule; or to what makes one for each leaf, where one of them is a tree.
 
     Args:
@@ -81,7 +81,7 @@ class Spread:
 
     Example:
         >>> import functools, operator, torchopt
-        >>> spread = torchopt.tree.Spread(lambda t, lr: functools.partial(operator.mul, lr / t), lr=8.0)
+        >>> spread = torchopt.elementwise.Hyperparams(lambda t, lr: functools.partial(operator.mul, lr / t), lr=8.0)
         >>> spread.rule(2)(3.0)
         12.0
     """
@@ -98,8 +98,8 @@ class Spread:
     def _from_tensors(self, *common: Any) -> Callable[..., Any]:
         return self.make(*common, **{name: in_double(value) for name, value in self.hypers.items()})
 
-    def _per_leaf(self, *common: Any) -> PerLeaf:
-        return PerLeaf(self, common)
+    def _per_leaf(self, *common: Any) -> PerLeafRule:
+        return PerLeafRule(self, common)
 
     def check(self, params: Any, *, like: str = 'params') -> None:
         """Require that the hyper-parameters can be spread over these parameters.
@@ -117,10 +117,10 @@ class Spread:
                 _check_shapes(name, [values[i] for i in index], params, leaves, like)
 
 
-class PerLeaf(NamedTuple):
+class PerLeafRule(NamedTuple):
     """A rule that differs from leaf to leaf in its hyper-parameters."""
 
-    spread: Spread
+    spread: Hyperparams
     common: tuple[Any, ...]
 
     def columns(self, updates: Any, spec: TreeSpec) -> dict[str, tuple[list[Any], Sequence[int]]]:

@@ -16,9 +16,9 @@ import pytest
 import torch
 
 import torchopt
-from tests.engine.cases import AFFINES, BY_NAME, CASES, SHAPES, assert_same, columns, draw, flat, native, watched
-from torchopt import _C
-from torchopt._C import fused, reference
+from tests._C.cases import AFFINES, BY_NAME, CASES, SHAPES, assert_same, columns, draw, flat, native, watched
+from torchopt import _C, rules
+from torchopt._C import fused
 
 kernels = _C._kernels
 F32, F64 = torch.float32, torch.float64
@@ -37,8 +37,8 @@ def core(case, shapes=SHAPES['mixed'], dtype=F32):
     affine = AFFINES['everything']
     g, moments, p = columns(case, shapes, dtype)
     inputs = [x.requires_grad_() for x in flat([g, *moments, p])]
-    rules, coefs = case.learned()
-    moved = flat(native(affine.around(rules), g, moments, p, onto=True))
+    partials, coefs = case.learned()
+    moved = flat(native(affine.around(partials), g, moments, p, onto=True))
     found = [*moved]
     pairs = [(y, torch.cos(37 * y).detach()) for y in moved if y.requires_grad]
     first = torch.autograd.grad([y for y, _ in pairs], [*coefs, *inputs], [c for _, c in pairs], materialize_grads=True)
@@ -220,12 +220,12 @@ def test_the_environment_switches_the_engine_off():
 
 def test_the_catalogue_is_that_of_the_reference():
     found = kernels.catalogue()
-    assert set(reference.RULES.values()) | {'rms+trace', 'stddev+trace'} == set(found)
-    by_name = {name: rule for rule, name in reference.RULES.items()}
+    assert set(rules.RULES.values()) | {'rms+trace', 'stddev+trace'} == set(found)
+    by_name = {name: rule for rule, name in rules.RULES.items()}
     for name, orders in found.items():
-        rules = [by_name[part] for part in name.split('+')]
-        moments = sum(reference.count_moments(rule) for rule in rules)
-        coefs = 4 + sum(len(reference.coefficients(rule)) for rule in rules)
+        partials = [by_name[part] for part in name.split('+')]
+        moments = sum(rules.count_moments(rule) for rule in partials)
+        coefs = 4 + sum(len(rules.coefficients(rule)) for rule in partials)
         step, results = moments + 2, moments + 1
         assert [tuple(order) for order in orders] == [
             (step, results, coefs, 0),

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import torchopt
-from tests.engine.alike import MAKERS, assert_alike, each_maker, outcome, steps
-from tests.engine.cases import BY_NAME, assert_same, draw, flat, native, no_kernels, plain, plain_torch, scale, watched
+from tests._C.alike import MAKERS, assert_alike, each_maker, outcome, steps
+from tests._C.cases import BY_NAME, assert_same, draw, flat, native, no_kernels, plain, plain_torch, scale, watched
 from torchopt import tree
 from torchopt._C import dispatch
 
@@ -71,11 +71,11 @@ def test_lazily_negated_and_zero_tensors(view, shape):
             made[2] = -made[2]
         made[position] = view(made[position])
         g, m, v, p = ([x] for x in made)
-        rules = [*case.partials(), scale(-0.1)]
-        wanted = plain(rules, g, [m, v], p, onto=True)
+        partials = [*case.partials(), scale(-0.1)]
+        wanted = plain(partials, g, [m, v], p, onto=True)
         for tracked in (False, True):
             first = g[0].clone().requires_grad_() if tracked and position else g[0]
-            moved = dispatch.step(rules, [None] * 2, [first], [m, v], p, inplace=False, onto_params=True)
+            moved = dispatch.step(partials, [None] * 2, [first], [m, v], p, inplace=False, onto_params=True)
             if not isinstance(moved, str):
                 assert_same(flat(moved), flat(wanted), 1e-14)
     g, p = view(draw('~', shape, 0, F32)), draw('~', shape, 1, F32)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.autograd import forward_ad, grad, gradcheck, gradgradcheck
 
-from tests.engine.cases import (
+from tests._C.cases import (
     AFFINES,
     BY_NAME,
     CASES,
@@ -20,7 +20,7 @@ from tests.engine.cases import (
     plain,
     watched,
 )
-from torchopt._C import reference
+from torchopt import rules
 
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
 SHAPES = [(2, 3), (), (0,), (5,)]
@@ -34,12 +34,12 @@ def setup(case, affine, shapes=SHAPES, dtype=F64, *, seed=0, layouts=('contiguou
     """Flat inputs that require grad, and the step as a function of them, natively and in plain torch."""
     g, moments, p = columns(case, shapes, dtype, seed=seed, params=affine.reads_params, layouts=layouts)
     inputs = [x.detach().requires_grad_() for x in flat([g, *moments, p or []])]
-    rules, n = affine.around(case.partials()), len(shapes)
+    partials, n = affine.around(case.partials()), len(shapes)
 
-    def step(take, *tensors, rules=rules):
+    def step(take, *tensors, partials=partials):
         cut = [list(tensors[i * n : (i + 1) * n]) for i in range(len(tensors) // n)]
         p = cut.pop() if affine.reads_params else None
-        return tuple(flat(take(rules, cut[0], cut[1:], p, onto=affine.onto_params)))
+        return tuple(flat(take(partials, cut[0], cut[1:], p, onto=affine.onto_params)))
 
     return inputs, functools.partial(step, native), functools.partial(step, plain)
 
@@ -235,16 +235,16 @@ def test_third_order(case):
 def test_gradients_of_coefficients(case):
     """In all of them, beside those of the leaves; of first and second order."""
     for affine in ('descent', 'everything'):
-        rules, coefs = case.learned()
+        partials, coefs = case.learned()
         around = []
-        for part in (*AFFINES[affine].before, *rules, *AFFINES[affine].after):
-            if part not in rules:
+        for part in (*AFFINES[affine].before, *partials, *AFFINES[affine].after):
+            if part not in partials:
                 name, value = next(iter(part.keywords.items()))
                 coefs.append(torch.tensor(value, dtype=F64, requires_grad=True))
                 part = functools.partial(part.func, **{name: coefs[-1]})
             around.append(part)
         inputs, engine, torchs = setup(case, AFFINES[affine])
-        engine, torchs = (functools.partial(step, rules=around) for step in (engine, torchs))
+        engine, torchs = (functools.partial(step, partials=around) for step in (engine, torchs))
         # Learned coefficients of exactly zero are no longer left out, which only moves the sign of zeros.
         cs, ds = random_like(torchs(*inputs), 1), random_like([*coefs, *inputs], 2)
         results = []
@@ -271,10 +271,10 @@ def test_gradcheck_of_coefficients(name, masked):
 
     def step(*values):
         supply = iter(values)
-        rules = [functools.partial(rule, **{k: next(supply) for k in own}) for rule, own in case.rules]
-        tail = [functools.partial(reference.add_params, weight=next(supply))]
-        tail += [functools.partial(reference.scale, factor=next(supply))]
-        return tuple(flat(native([*rules, *tail], g, moments, p, active=active)))
+        partials = [functools.partial(rule, **{k: next(supply) for k in own}) for rule, own in case.rules]
+        tail = [functools.partial(rules.add_params, weight=next(supply))]
+        tail += [functools.partial(rules.scale, factor=next(supply))]
+        return tuple(flat(native([*partials, *tail], g, moments, p, active=active)))
 
     more = [torch.tensor(x, dtype=F64, requires_grad=True) for x in (0.3, -0.1)]
     coefs = [c.detach().clamp(min=0.05).requires_grad_() for c in coefs] + more

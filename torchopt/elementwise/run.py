@@ -15,40 +15,41 @@ from typing import Any, NamedTuple
 import torch
 
 from torchopt._C import dispatch
-from torchopt.numerics import off_leaf
-from torchopt.tree.moments import add_to_leaf, check_columns, check_updates, check_writable, move_columns
+from torchopt.elementwise.hyperparams import PerLeafRule, share_rows
+from torchopt.elementwise.moments import add_to_leaf, check_columns, check_updates, check_writable, move_columns
+from torchopt.numerics import as_non_leaf
 from torchopt.tree.ops import broadcast_prefix
 from torchopt.tree.registry import TreeSpec, flatten, flatten_up_to, unflatten
-from torchopt.tree.spread import PerLeaf, share_rows
 
-__all__ = ['Pass', 'run_passes']
+__all__ = ['ElementwiseStep', 'run_steps']
 
 
-class Pass(NamedTuple):
+class ElementwiseStep(NamedTuple):
     """One step of an elementwise transformation, ready to go over the leaves.
 
     Attributes:
         rule: Pure function of leaves, ``rule(g, *moments) -> (u, *moments)``, with the parameter as last argument
-            where it reads it.  A partial application of a function in :mod:`torchopt._C.reference` to its
-            coefficients can run natively.  :class:`torchopt.tree.Spread` makes those that differ from leaf to leaf.
+            where it reads it.  A partial application of a function in :mod:`torchopt.rules` to its
+            coefficients can run natively.  :class:`torchopt.elementwise.Hyperparams` makes those that differ from leaf
+            to leaf.
         moments: The trees that the rule moves on.
-        settle: ``settle(*moments)`` makes the next state.
+        make_state: ``make_state(*moments)`` makes the next state.
         reads_params: Whether the rule reads the parameters.
         where: ``where(params)`` makes a tree of booleans, a prefix of the updates, that says where the rule applies;
             None means everywhere.  Only rules without moments can be left out.
         native: None uses the native engine where it can run, False never; True refuses to run elsewhere.
     """
 
-    rule: Callable[..., tuple[Any, ...]] | PerLeaf
+    rule: Callable[..., tuple[Any, ...]] | PerLeafRule
     moments: tuple[Any, ...]
-    settle: Callable[..., Any]
+    make_state: Callable[..., Any]
     reads_params: bool = False
     where: Callable[[Any], Any] | None = None
     native: bool | None = None
 
 
-def run_passes(
-    passes: Sequence[Pass], updates: Any, params: Any, *, inplace: bool, onto_params: bool = False
+def run_steps(
+    passes: Sequence[ElementwiseStep], updates: Any, params: Any, *, inplace: bool, onto_params: bool = False
 ) -> tuple[Any, tuple[Any, ...]]:
     """Run steps one after another, in one pass over the leaves.
 
@@ -72,7 +73,7 @@ def run_passes(
         p = flatten_up_to(spec, params, name='params', like='updates')
     active = [None if step.where is None else _flags(step.where(params), updates, spec) for step in passes]
     rows = _rows(passes, active, updates, leaves, spec)
-    moved = _natively(passes, active, rows, leaves, moments, p, inplace, onto_params)
+    moved = _run_native(passes, active, rows, leaves, moments, p, inplace, onto_params)
     if isinstance(moved, str):
         if any(step.native for step in passes) and not torch.compiler.is_compiling():
             raise RuntimeError(
@@ -84,14 +85,14 @@ def run_passes(
         if inplace:
             check_writable([x for column in [*moments, *([p or ()] if onto_params else ())] for x in column])
         if onto_params and not inplace and p is not None:
-            p = [off_leaf(x, g) for x, g in zip(p, leaves)]
+            p = [as_non_leaf(x, g) for x, g in zip(p, leaves)]
         check_columns(updates, leaves, [*moments, *([] if p is None else [p])], len(moments))
-        moved = _plainly(passes, active, rows, leaves, moments, p, inplace)
+        moved = _run_torch(passes, active, rows, leaves, moments, p, inplace)
         if onto_params and p is not None:
             moved[0] = [add_to_leaf(x, u, inplace=inplace) for x, u in zip(p, moved[0])]
     first, *rest = (unflatten(spec, column) for column in moved)
     supply = iter(rest)
-    return first, tuple(step.settle(*[next(supply) for _ in step.moments]) for step in passes)
+    return first, tuple(step.make_state(*[next(supply) for _ in step.moments]) for step in passes)
 
 
 def _flags(where: Any, updates: Any, spec: TreeSpec) -> list[Any]:
@@ -108,10 +109,10 @@ class _Rows(NamedTuple):
 
 
 def _rows(
-    passes: Sequence[Pass], active: Sequence[Any], updates: Any, leaves: Sequence[Any], spec: TreeSpec
+    passes: Sequence[ElementwiseStep], active: Sequence[Any], updates: Any, leaves: Sequence[Any], spec: TreeSpec
 ) -> _Rows | None:
     """The rows, or None where no hyper-parameter is a tree."""
-    found = [step.rule.columns(updates, spec) if isinstance(step.rule, PerLeaf) else {} for step in passes]
+    found = [step.rule.columns(updates, spec) if isinstance(step.rule, PerLeafRule) else {} for step in passes]
     if not any(found):
         return None
     columns = [index for own in found for _, index in own.values()]
@@ -121,8 +122,8 @@ def _rows(
     return _Rows(len(first), of_leaf, values)
 
 
-def _natively(
-    passes: Sequence[Pass],
+def _run_native(
+    passes: Sequence[ElementwiseStep],
     active: Sequence[Any],
     rows: _Rows | None,
     leaves: list[Any],
@@ -134,25 +135,27 @@ def _natively(
     """All steps as one call of the native engine, or the reason why not."""
     if any(step.native is False for step in passes):
         return 'the native engine was switched off for it'
-    rules: Any = [step.rule for step in passes]
+    partials: Any = [step.rule for step in passes]
     shared = None
     if rows is not None:
         if torch.compiler.is_compiling():
             return 'a compiler is tracing, and fuses plain torch itself'
-        rules = [rule.together(own) if own else rule for rule, own in zip(rules, rows.values)]
-        if None in rules:
+        partials = [rule.together(own) if own else rule for rule, own in zip(partials, rows.values)]
+        if None in partials:
             return 'a hyper-parameter has the shape of its parameter'
         learned = [step.rule.learned(own) if own else [] for step, own in zip(passes, rows.values)]  # type: ignore[union-attr]
         shared = dispatch.Rows(rows.number, rows.of_leaf, learned)
     if all(g is not None for g in leaves):  # `None in leaves` would compare tensors by their elements
-        return dispatch.step(rules, active, leaves, moments, p, inplace=inplace, onto_params=onto_params, rows=shared)
+        return dispatch.step(
+            partials, active, leaves, moments, p, inplace=inplace, onto_params=onto_params, rows=shared
+        )
     present = [i for i, g in enumerate(leaves) if g is not None]
 
     def pick(column: Any) -> Any:
         return None if column is None else [column[i] for i in present]
 
     moved = dispatch.step(
-        rules,
+        partials,
         [pick(flags) for flags in active],
         pick(leaves),
         [pick(m) for m in moments],
@@ -171,8 +174,8 @@ def _natively(
     return list(whole)
 
 
-def _plainly(
-    passes: Sequence[Pass],
+def _run_torch(
+    passes: Sequence[ElementwiseStep],
     active: Sequence[Any],
     rows: _Rows | None,
     leaves: list[Any],
@@ -190,17 +193,17 @@ def _plainly(
     return move_columns(rule, leaves, [*moments, *reads, list(own)], len(moments), inplace=inplace)
 
 
-def _of_leaves(i: int, step: Pass, flags: Any, rows: _Rows | None, leaves: int) -> list[Any]:
+def _of_leaves(i: int, step: ElementwiseStep, flags: Any, rows: _Rows | None, leaves: int) -> list[Any]:
     """For each leaf the rule of a step; None where it does not apply."""
-    if isinstance(step.rule, PerLeaf) and rows is not None:
+    if isinstance(step.rule, PerLeafRule) and rows is not None:
         made = step.rule.of_rows(rows.values[i])
-        rules: list[Any] = [made[row] for row in rows.of_leaf]
+        partials: list[Any] = [made[row] for row in rows.of_leaf]
     else:
-        rules = [step.rule] * leaves
-    return rules if flags is None else [rule if flag else None for rule, flag in zip(rules, flags)]
+        partials = [step.rule] * leaves
+    return partials if flags is None else [rule if flag else None for rule, flag in zip(partials, flags)]
 
 
-def _compose(passes: Sequence[Pass]) -> Callable[..., tuple[Any, ...]]:
+def _compose(passes: Sequence[ElementwiseStep]) -> Callable[..., tuple[Any, ...]]:
     plan, start = [], 0
     for p in passes:
         stop = start + len(p.moments)
@@ -209,10 +212,10 @@ def _compose(passes: Sequence[Pass]) -> Callable[..., tuple[Any, ...]]:
     shared: list[Any] = [p.rule for p in passes]
 
     def composed(g: Any, *columns: Any, chosen: bool = False) -> tuple[Any, ...]:
-        rules, columns = (columns[-1], columns[:-1]) if chosen else (shared, columns)
+        partials, columns = (columns[-1], columns[:-1]) if chosen else (shared, columns)
         params = columns[-1] if columns else None
         moved: list[Any] = []
-        for rule, (start, stop, reads_params) in zip(rules, plan):
+        for rule, (start, stop, reads_params) in zip(partials, plan):
             if rule is not None:
                 own = columns[start:stop]
                 g, *new = rule(g, *own, params) if reads_params else rule(g, *own)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import torchopt
-from tests.engine.cases import AFFINES, BY_NAME, CASES, SHAPES, assert_same, columns, draw, flat, native, plain, watched
-from tests.engine.device import DEVICE, assert_same_there, needs_cuda, on_device
+from tests._C.cases import AFFINES, BY_NAME, CASES, SHAPES, assert_same, columns, draw, flat, native, plain, watched
+from tests._C.device import DEVICE, assert_same_there, needs_cuda, on_device
 
 pytestmark = needs_cuda
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
@@ -17,12 +17,12 @@ each_case = pytest.mark.parametrize('case', CASES, ids=lambda c: c.name)
 
 
 def same_values(case, affine, shapes, dtype, *, layouts=('contiguous',), active=None):
-    onto, rules = affine.onto_params, affine.around(case.partials())
+    onto, partials = affine.onto_params, affine.around(case.partials())
     for inplace in (False, True):
         g, moments, p = columns(case, shapes, dtype, layouts=layouts, params=affine.reads_params)
         there = on_device(g, moments, p)
-        found = native(rules, *there, active=active, inplace=inplace, onto=onto)
-        wanted = native(rules, g, moments, p, active=active, onto=onto)
+        found = native(partials, *there, active=active, inplace=inplace, onto=onto)
+        wanted = native(partials, g, moments, p, active=active, onto=onto)
         assert [x.dtype for x in flat(found)] == [x.dtype for x in flat(wanted)]
         for x, y in zip(flat(found), flat(wanted), strict=True):
             assert_same_there([x], [y], TOLERANCES[x.dtype])
@@ -78,9 +78,9 @@ def derivatives(case, device, dtype=F64):
     inputs = [x.requires_grad_() for x in flat([g, *moments, p])]
     n = len(g)
 
-    def step(*tensors, rules=None):
+    def step(*tensors, partials=None):
         cut = [list(tensors[i * n : (i + 1) * n]) for i in range(len(tensors) // n)]
-        return tuple(flat(native(affine.around(rules or case.partials()), cut[0], cut[1:-1], cut[-1], onto=True)))
+        return tuple(flat(native(affine.around(partials or case.partials()), cut[0], cut[1:-1], cut[-1], onto=True)))
 
     def loss(ys):
         return sum((y.sin() * (1 + i % 5)).sum() for i, y in enumerate(ys))
@@ -90,9 +90,9 @@ def derivatives(case, device, dtype=F64):
     second = torch.autograd.grad(loss(first), inputs, materialize_grads=True)
     tangents = tuple(torch.cos(3 * x.detach()) for x in inputs)
     pushed = torch.func.jvp(step, tuple(x.detach() for x in inputs), tangents)[1]
-    rules, coefs = case.learned()
+    partials, coefs = case.learned()
     own = torch.autograd.grad(
-        loss(step(*inputs, rules=rules)), [*coefs, *inputs], create_graph=True, materialize_grads=True
+        loss(step(*inputs, partials=partials)), [*coefs, *inputs], create_graph=True, materialize_grads=True
     )
     again = torch.autograd.grad(loss(own), [*coefs, *inputs], materialize_grads=True)
     assert all(x.device.type == torch.device(device).type for x in (*first, *second, *pushed))
@@ -176,7 +176,7 @@ def test_results_are_the_same_every_time():
 def test_plain_torch_agrees_there():
     for case in CASES:
         g, moments, p = on_device(*columns(case, [(1000,), ()], F64))
-        rules = AFFINES['everything'].around(case.partials())
+        partials = AFFINES['everything'].around(case.partials())
         assert_same_there(
-            flat(native(rules, g, moments, p, onto=True)), flat(plain(rules, g, moments, p, onto=True)), 1e-13
+            flat(native(partials, g, moments, p, onto=True)), flat(plain(partials, g, moments, p, onto=True)), 1e-13
         )

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 
 import torchopt
-from tests.engine.cases import (
+from tests._C.cases import (
     AFFINES,
     CASES,
     LAYOUTS,
@@ -62,10 +62,10 @@ NUMBERS = st.lists(st.floats(0.05, 0.95), min_size=16, max_size=16)
     data=st.data(),
 )
 def test_chains(case, numbers, before, after, onto, shapes, layouts, dtype, seed, data):
-    rules = [*before, *hyper(case, numbers), *after]
+    partials = [*before, *hyper(case, numbers), *after]
     g, moments, p = columns(case, shapes, dtype, layouts=layouts, seed=seed)
-    active: list[Any] = [None] * len(rules)
-    for i, rule in enumerate(rules):
+    active: list[Any] = [None] * len(partials)
+    for i, rule in enumerate(partials):
         if rule.func.__name__ in ('scale', 'add_params') and data.draw(st.booleans()):
             active[i] = data.draw(st.lists(st.booleans(), min_size=len(g), max_size=len(g)))
     if case.name.startswith('stddev'):
@@ -73,8 +73,8 @@ def test_chains(case, numbers, before, after, onto, shapes, layouts, dtype, seed
         moments = [[m * 0 if k == 0 else m + 1 for m in column] for k, column in enumerate(moments)]
         g = [x * 0.5 for x in g]
     up_g, *up_moments, up_p = [[x.double() for x in column] for column in (g, *moments, p)]
-    wanted = plain(rules, up_g, up_moments, up_p, active=active, onto=onto)
-    moved = native(rules, g, moments, p, active=active, onto=onto)
+    wanted = plain(partials, up_g, up_moments, up_p, active=active, onto=onto)
+    moved = native(partials, g, moments, p, active=active, onto=onto)
     assert_same([x.double() for x in flat(moved)], flat(wanted), 1e-11 if dtype is F64 else 2e-5)
 
 
@@ -93,7 +93,7 @@ def test_derivatives(case, affine, shapes, layouts, seed, data):
     inputs = [x.detach() for x in flat([g, *moments, p or []])]
     flags = data.draw(st.lists(st.booleans(), min_size=len(inputs), max_size=len(inputs)))
     flags[0] = True
-    n, rules = len(shapes), affine.around(case.partials())
+    n, partials = len(shapes), affine.around(case.partials())
     some = data.draw(st.lists(st.booleans(), min_size=n * (1 + len(moments)), max_size=n * (1 + len(moments))))
     results = []
     for take in (native, plain):
@@ -101,7 +101,7 @@ def test_derivatives(case, affine, shapes, layouts, seed, data):
         variables = [x.clone().requires_grad_() for x in inputs]
         made = [(v * 1.0 if f else x) for v, x, f in zip(variables, inputs, flags)]
         cut = [made[i * n : (i + 1) * n] for i in range(len(made) // n)]
-        ys = flat(take(rules, cut[0], cut[1 : 1 + len(moments)], cut[-1] if p else None, onto=affine.onto_params))
+        ys = flat(take(partials, cut[0], cut[1 : 1 + len(moments)], cut[-1] if p else None, onto=affine.onto_params))
         loss = sum((y.sin() * (1 + i)).sum() for i, (y, keep) in enumerate(zip(ys, some)) if keep or not i)
         targets = [v for v, f in zip(variables, flags) if f]
         first = [*ys]

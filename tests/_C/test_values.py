@@ -10,7 +10,7 @@ import torch
 
 import torchopt
 from tests import cases as optimizers
-from tests.engine.cases import (
+from tests._C.cases import (
     AFFINES,
     BY_NAME,
     CASES,
@@ -26,8 +26,8 @@ from tests.engine.cases import (
     watched,
 )
 from tests.snapshot import Snapshot
-from torchopt import tree
-from torchopt._C import plans, reference
+from torchopt import rules, tree
+from torchopt._C import plans
 
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 DTYPES = [F32, F64, BF16, F16]
@@ -65,15 +65,15 @@ def dtypes_after(g, moments, p, onto):
 
 def check(case, affine, shapes, dtypes=F64, *, layouts=('contiguous',), active=None, inplace=False):
     g, moments, p = columns(case, shapes, dtypes, layouts=layouts, params=affine.reads_params)
-    rules, onto = affine.around(case.partials()), affine.onto_params
+    partials, onto = affine.around(case.partials()), affine.onto_params
     kinds = dtypes_after(g, moments, p, onto)
     # Arithmetic is in float32, and in float64 where anything of a leaf is.
     wide = F64 if F64 in (dtypes if isinstance(dtypes, tuple) else (dtypes,)) else F32
     up = [[x.to(wide) for x in c] for c in (g, *moments, p or [])]
-    wanted = plain(rules, up[0], up[1:-1], up[-1] if p else None, active=active, onto=onto)
+    wanted = plain(partials, up[0], up[1:-1], up[-1] if p else None, active=active, onto=onto)
     before = Snapshot(g, moments, p)
     versions = [x._version for x in before.leaves if x is not None]
-    moved = native(rules, g, moments, p, active=active, inplace=inplace, onto=onto)
+    moved = native(partials, g, moments, p, active=active, inplace=inplace, onto=onto)
     assert [[x.dtype for x in c] for c in moved] == kinds
     assert_rounded_once(flat(moved), flat(wanted))
     if inplace:
@@ -170,7 +170,7 @@ def test_masks(case):
 @pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf, 0.0, 1e-30, 1e30])
 def test_special_values_come_out_as_in_plain_torch(case, value, inplace):
     """One column at a time; whatever plain torch makes of it, the engine makes too."""
-    rules = [*case.partials(), scale(-0.1)]
+    partials = [*case.partials(), scale(-0.1)]
     for k in range(1 + len(case.moments)):
         g, moments, _ = columns(case, [(3,), (40,)], F32, seed=5, params=False)
         [g, *moments][k][1][17] = value
@@ -178,8 +178,8 @@ def test_special_values_come_out_as_in_plain_torch(case, value, inplace):
             continue
         if value == 1e30 and 'stddev' in case.name and k < 2:
             continue  # inf - m * m, where the product overflows too unless it is added before it is rounded
-        wanted = plain(rules, g, moments, None)
-        moved = native(rules, g, moments, None, inplace=inplace)
+        wanted = plain(partials, g, moments, None)
+        moved = native(partials, g, moments, None, inplace=inplace)
         for o, (x, y) in enumerate(zip(flat(moved), flat(wanted), strict=True)):
             torch.testing.assert_close(x, y, rtol=2e-6, atol=2e-6, equal_nan=True, msg=lambda m: f'{k}, {o}: {m}')  # noqa: B023
 
@@ -190,8 +190,8 @@ def test_terms_with_the_coefficient_zero_are_left_out():
     for case in CASES:
         g, moments, p = columns(case, [(4,)], F32)
         p[0][1] = math.inf
-        rules = affine.around(case.partials())
-        assert torch.equal(native(rules, g, moments, p)[0][0], native(rules, g, moments, None)[0][0])
+        partials = affine.around(case.partials())
+        assert torch.equal(native(partials, g, moments, p)[0][0], native(partials, g, moments, None)[0][0])
     forget = BY_NAME['adam'].partials(b1=0.0, d1=1.0, b2=0.0, d2=1.0)
     g, m = draw('~', (3,), 0), torch.full((3,), math.inf, dtype=F64)
     assert_same(flat(native(forget, [g], [[m], [m]], None)), flat(plain(forget, [g], [[m], [m]], None)), 1e-14)
@@ -221,8 +221,8 @@ def test_a_refused_step_in_place_changes_nothing():
     before = Snapshot(g, moments, p)
     from torchopt._C import dispatch
 
-    rules = [*case.partials(), scale(-0.1)]
-    assert isinstance(dispatch.step(rules, [None] * 2, g, moments, p, inplace=True, onto_params=True), str)
+    partials = [*case.partials(), scale(-0.1)]
+    assert isinstance(dispatch.step(partials, [None] * 2, g, moments, p, inplace=True, onto_params=True), str)
     before.check()
     assert all(x._version == 0 for x in before.leaves)
 
@@ -274,4 +274,4 @@ def test_large_trees(leaves):
 
 
 def test_every_rule_has_a_case():
-    assert {rule for case in CASES for rule, _ in case.rules} - set(plans.AFFINE) == set(reference.RULES)
+    assert {rule for case in CASES for rule, _ in case.rules} - set(plans.AFFINE) == set(rules.RULES)

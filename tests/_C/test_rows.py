@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 import torchopt
-from tests.engine.cases import plain_torch, watched
-from torchopt import transform, tree
-from torchopt._C import dispatch, reference
+from tests._C.cases import plain_torch, watched
+from torchopt import rules, transform, tree
+from torchopt._C import dispatch
 from torchopt._C.fused import Order
 from torchopt._C.plans import AFFINE
 
@@ -199,5 +199,5 @@ def test_two_decays_that_agree_run_natively() -> None:
 
 def test_affine_rules_do_nothing_by_the_coefficients_that_say_so() -> None:
     g, p = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])
-    assert torch.equal(reference.scale(g, factor=AFFINE[reference.scale])[0], g)
-    assert torch.equal(reference.add_params(g, p, weight=AFFINE[reference.add_params])[0], g)
+    assert torch.equal(rules.scale(g, factor=AFFINE[rules.scale])[0], g)
+    assert torch.equal(rules.add_params(g, p, weight=AFFINE[rules.add_params])[0], g)

@@ -11,8 +11,8 @@ from torch import nn
 
 import torchopt
 from tests import cases as optimizers
-from tests.engine.cases import AFFINES, BY_NAME, assert_same, columns, draw, flat, native, watched
-from tests.engine.device import DEVICE, assert_same_there, moved_to, needs_cuda, on_device
+from tests._C.cases import AFFINES, BY_NAME, assert_same, columns, draw, flat, native, watched
+from tests._C.device import DEVICE, assert_same_there, moved_to, needs_cuda, on_device
 from torchopt import tree
 from torchopt._C import fused
 
@@ -67,22 +67,22 @@ def test_another_stream():
 def test_a_captured_graph():
     case, affine = BY_NAME['adam'], AFFINES['a whole step']
     g, moments, p = on_device(*columns(case, [(3000,), (7,), ()], F32))
-    rules = affine.around(case.partials())
+    partials = affine.around(case.partials())
     twin = on_device(g, moments, p)
     warm = torch.cuda.Stream()
     warm.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(warm):
-        native(rules, *on_device(g, moments, p), inplace=True, onto=True)
+        native(partials, *on_device(g, moments, p), inplace=True, onto=True)
     torch.cuda.current_stream().wait_stream(warm)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        native(rules, g, moments, p, inplace=True, onto=True)
+        native(partials, g, moments, p, inplace=True, onto=True)
     for k in range(3):
         for x, y in zip(g, twin[0]):
             x.mul_(k + 1.0)
             y.copy_(x)
         graph.replay()
-        native(rules, *twin, inplace=True, onto=True)
+        native(partials, *twin, inplace=True, onto=True)
         assert_same_there(flat([p, *moments]), flat([twin[2], *twin[1]]), 1e-6)
 
 
