@@ -51,7 +51,7 @@ def apply_updates(params: Any, updates: Any, *, inplace: bool | None = None) -> 
         moved = dispatch.step(
             (), (), [deltas[i] for i in present], (), [leaves[i] for i in present], inplace=plain, onto_params=True
         )
-        if not isinstance(moved, str):
+        if not isinstance(moved, dispatch.Unsupported):
             for i, x in zip(present, moved[0]):
                 leaves[i] = x
             return tree.unflatten(spec, leaves)

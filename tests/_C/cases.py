@@ -185,7 +185,7 @@ def native(
     """A step that the engine has to take."""
     flags = [None] * len(partials) if active is None else active
     moved = dispatch.step(partials, flags, g, moments, p, inplace=inplace, onto_params=onto)
-    assert not isinstance(moved, str), f'the engine refused: {moved}'
+    assert not isinstance(moved, dispatch.Unsupported), moved
     return moved
 
 

@@ -76,7 +76,7 @@ def test_lazily_negated_and_zero_tensors(view, shape):
         for tracked in (False, True):
             first = g[0].clone().requires_grad_() if tracked and position else g[0]
             moved = dispatch.step(partials, [None] * 2, [first], [m, v], p, inplace=False, onto_params=True)
-            if not isinstance(moved, str):
+            if not isinstance(moved, dispatch.Unsupported):
                 assert_same(flat(moved), flat(wanted), 1e-14)
     g, p = view(draw('~', shape, 0, F32)), draw('~', shape, 1, F32)
     assert_alike(lambda: steps(MAKERS['adam'], [p], [g]))

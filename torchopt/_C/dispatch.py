@@ -14,10 +14,10 @@ from torch.autograd.graph import increment_version
 
 from torchopt import rules
 from torchopt._C import fused, plans
-from torchopt._C.fused import Call, Column, Order
+from torchopt._C.fused import Call, Column, Order, Unsupported
 from torchopt.numerics import carries_graph, carries_no_graph, common_device, in_transform, vector
 
-__all__ = ['Rows', 'step']
+__all__ = ['Rows', 'Unsupported', 'step']
 
 _DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 _add_to_params = functools.partial(rules.add_to_params)
@@ -47,7 +47,7 @@ def step(
     inplace: bool,
     onto_params: bool,
     rows: Rows | None = None,
-) -> list[Column] | str:
+) -> list[Column] | Unsupported:
     """Take a step natively, if that is possible.
 
     Args:
@@ -62,16 +62,16 @@ def step(
         rows: Where coefficients are vectors, whose entry is whose.
 
     Returns:
-        The updates or the parameters, and the moments; or a string that says why the engine cannot take this step, in
+        The updates or the parameters, and the moments; or why the engine cannot take this step, in
         which case nothing is changed.
     """
     plan = _plan(partials)
-    if isinstance(plan, str):
+    if isinstance(plan, Unsupported):
         return plan
     if not g:
         return [[], *([] for _ in moments)]
     if p is not None and any(x is None for x in p):
-        return 'a parameter is missing'
+        return Unsupported('a parameter is missing')
     if onto_params:
         partials, active = [*partials, _add_to_params], [*active, None]
     values, coefs, numbers = _coefficients(partials, active, rows, g)  # type: ignore[arg-type]
@@ -79,24 +79,25 @@ def step(
     if inplace:
         return _launch(call, coefs, g, moments, p)
     if p is not None and not onto_params and torch.is_grad_enabled():
-        p = _constants(partials, active, rows, g, moments, p)  # type: ignore[arg-type]
-        if isinstance(p, str):
-            return p
+        read = _constants(partials, active, rows, g, moments, p)  # type: ignore[arg-type]
+        if isinstance(read, Unsupported):
+            return read
+        p = read
     return _apply(call, coefs, g, moments, p)
 
 
-def _plan(partials: Sequence[Callable[..., Any]]) -> plans.Plan | str:
+def _plan(partials: Sequence[Callable[..., Any]]) -> plans.Plan | Unsupported:
     if torch.compiler.is_compiling():
-        return 'a compiler is tracing, and fuses plain torch itself'
+        return Unsupported('a compiler is tracing, and fuses plain torch itself')
     # Only rules that are known get as far as the cache of plans, which would keep those of users alive.
     functions = tuple(
         [r.func for r in partials if type(r) is functools.partial and not r.args and plans.is_known(r.func)]
     )
     plan = plans.find_plan(functions) if len(functions) == len(partials) else None
     if plan is None:
-        return 'there is no kernel for these transformations'
+        return Unsupported('there is no kernel for these transformations')
     if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
-        return 'a dispatch mode or a tracer wants to see every torch operation'
+        return Unsupported('a dispatch mode or a tracer wants to see every torch operation')
     return plan
 
 
@@ -129,13 +130,13 @@ def _masked(rule: functools.partial[Any], flags: Column | None, rows: Rows) -> f
 
 def _launch(call: Call, coefs: Tensor | None, g: Column, moments: Sequence[Column], p: Column | None) -> Any:
     if in_transform() or forward_ad._current_level >= 0:
-        return 'a step in place cannot be transformed'
+        return Unsupported('a step in place cannot be transformed')
     written = [p, *moments] if call.onto_params else moments
     if not torch.is_inference_mode_enabled() and any(column[0].is_inference() for column in written if column):
-        return 'inference tensors cannot be written to'
+        return Unsupported('inference tensors cannot be written to')
     into: list[Any] = [*written] if call.onto_params else [call.output_dtypes()[0], *moments]
     columns = fused.launch(call, coefs, [g, *moments, p], into)
-    if isinstance(columns, str):
+    if isinstance(columns, Unsupported):
         return columns
     increment_version([x for column in written if column is not None for x in column])
     return list(columns)
@@ -148,7 +149,7 @@ def _constants(
     g: Column,
     moments: Sequence[Column],
     p: Column,
-) -> Column | str:
+) -> Column | Unsupported:
     """The parameters, detached where decay takes them for constants.
 
     :func:`rules.add_params` asks that of the update it is given, which may have its graph from the gradient, and
@@ -164,7 +165,7 @@ def _constants(
     for i, x in enumerate(p):
         answers = {own[i] for decay, own in zip(decays, told) if active[decay] is None or active[decay][i]}  # type: ignore[index]
         if len(answers) > 1:
-            return 'of several decays, only the first take a parameter for a constant'
+            return Unsupported('of several decays, only the first take a parameter for a constant')
         into.append(x.detach() if True in answers else x)
     return into
 
@@ -195,16 +196,16 @@ def _apply(call: Call, coefs: Tensor | None, g: Column, moments: Sequence[Column
     tensors = [x for column in columns for x in (column or (None,) * call.leaves)]
     if not fused.is_tracked((coefs, *tensors)):
         results = fused.launch(call, coefs, columns, call.output_dtypes())
-        return results if isinstance(results, str) else list(results)
+        return results if isinstance(results, Unsupported) else list(results)
     transforms = torch._C._functorch.get_interpreter_stack() or ()
     if any(t.key() == torch._C._functorch.TransformType.Functionalize for t in transforms):
-        return 'functionalization wants to see every torch operation'
+        return Unsupported('functionalization wants to see every torch operation')
     if transforms and not _are_uniform(call, tensors):
-        return 'tensors of a leaf differ in shape or device, or are no plain dense floating tensors'
+        return Unsupported('tensors of a leaf differ in shape or device, or are no plain dense floating tensors')
     try:
         flat = fused.apply(call, coefs, tensors)
-    except fused.RefusedError as refusal:
-        return str(refusal)
+    except fused.UnsupportedError as error:
+        return error.reason
     return [call.column(flat, i) for i in range(call.plan.moments + 1)]
 
 

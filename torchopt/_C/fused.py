@@ -23,14 +23,29 @@ from torchopt import rules
 from torchopt._C.plans import Plan
 from torchopt.numerics import apply_function, forward_mode, in_transform, saved_tensors, without_ended
 
-__all__ = ['Call', 'Order', 'RefusedError', 'is_tracked', 'bind_kernels', 'apply', 'launch']
+__all__ = ['Call', 'Order', 'Unsupported', 'UnsupportedError', 'is_tracked', 'bind_kernels', 'apply', 'launch']
 
 Column = Sequence[Any]
 """One tensor, or None, for each leaf."""
 
 
-class RefusedError(Exception):
-    """The step itself cannot run natively; the message says why."""
+@dataclasses.dataclass(frozen=True)
+class Unsupported:
+    """The engine cannot take a step.  Nothing was changed.
+
+    Attributes:
+        reason: Why, in words for an error message.
+    """
+
+    reason: str
+
+
+class UnsupportedError(Exception):
+    """The step itself, and not a derivative of it, cannot run natively."""
+
+    def __init__(self, reason: Unsupported) -> None:
+        super().__init__(reason.reason)
+        self.reason = reason
 
 
 class Order(enum.IntEnum):
@@ -134,28 +149,29 @@ def launch(
             ones.
 
     Returns:
-        The output columns; or a string that says why the kernel cannot run, and nothing is changed.
+        The output columns; or why the kernel cannot run, and then nothing is changed.
     """
     result = _native(call, coefs, columns, into)
-    return result if isinstance(result, str) else result[0]
+    return result if isinstance(result, Unsupported) else result[0]
 
 
 def _native(
     call: Call, coefs: Tensor | None, columns: Sequence[Column | None], into: Sequence[Column | int | None]
 ) -> Any:
     if _run is None:
-        return 'the compiled module is absent, or switched off'
+        return Unsupported('the compiled module is absent, or switched off')
     values = call.coefs if coefs is None else coefs.detach()
-    return _run(call.plan.kernel, call.order, columns, into, values, call.rows, torch.get_num_threads())
+    result = _run(call.plan.kernel, call.order, columns, into, values, call.rows, torch.get_num_threads())
+    return Unsupported(result) if isinstance(result, str) else result
 
 
 def _compute(call: Call, coefs: Tensor | None, tensors: Column) -> tuple[Any, ...]:
     """The result, flat, with None for what is not wanted; natively where that is possible."""
     into = [like if wanted else None for like, wanted in zip(call.output_dtypes(), call.wanted)]
     native = _native(call, coefs, [call.column(tensors, i) for i in range(call.inputs)], into)
-    if isinstance(native, str):
+    if isinstance(native, Unsupported):
         if call.order == Order.FORWARD and not in_transform():
-            raise RefusedError(native)
+            raise UnsupportedError(native)
         return _separate(plain(call)(coefs, *tensors), tensors)
     columns, sums = native
     absent = (None,) * call.leaves

@@ -74,11 +74,11 @@ def run_steps(
     active = [None if step.where is None else _flags(step.where(params), updates, spec) for step in passes]
     rows = _rows(passes, active, updates, leaves, spec)
     moved = _run_native(passes, active, rows, leaves, moments, p, inplace, onto_params)
-    if isinstance(moved, str):
+    if isinstance(moved, dispatch.Unsupported):
         if any(step.native for step in passes) and not torch.compiler.is_compiling():
             raise RuntimeError(
-                f'use_accelerated_op=True, but the native engine cannot take this step: {moved}. Leave it out to run '
-                f'in plain torch where the engine cannot run.'
+                f'use_accelerated_op=True, but the native engine cannot take this step: {moved.reason}. Leave it out '
+                f'to run in plain torch where the engine cannot run.'
             )
         if params is not None and (inplace or onto_params):
             check_updates(updates, params)
@@ -131,18 +131,18 @@ def _run_native(
     p: list[Any] | None,
     inplace: bool,
     onto_params: bool,
-) -> list[Sequence[Any]] | str:
+) -> list[Sequence[Any]] | dispatch.Unsupported:
     """All steps as one call of the native engine, or the reason why not."""
     if any(step.native is False for step in passes):
-        return 'the native engine was switched off for it'
+        return dispatch.Unsupported('the native engine was switched off for it')
     partials: Any = [step.rule for step in passes]
     shared = None
     if rows is not None:
         if torch.compiler.is_compiling():
-            return 'a compiler is tracing, and fuses plain torch itself'
+            return dispatch.Unsupported('a compiler is tracing, and fuses plain torch itself')
         partials = [rule.together(own) if own else rule for rule, own in zip(partials, rows.values)]
         if None in partials:
-            return 'a hyper-parameter has the shape of its parameter'
+            return dispatch.Unsupported('a hyper-parameter has the shape of its parameter')
         learned = [step.rule.learned(own) if own else [] for step, own in zip(passes, rows.values)]  # type: ignore[union-attr]
         shared = dispatch.Rows(rows.number, rows.of_leaf, learned)
     if all(g is not None for g in leaves):  # `None in leaves` would compare tensors by their elements
@@ -164,7 +164,7 @@ def _run_native(
         onto_params=onto_params,
         rows=shared and shared._replace(of_leaf=pick(shared.of_leaf)),
     )
-    if isinstance(moved, str):
+    if isinstance(moved, dispatch.Unsupported):
         return moved
     # Where there is no gradient, everything stays as it was.
     whole = [list(p) if onto_params and p is not None else list(leaves), *map(list, moments)]
