@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from torchopt.transform.adam import ScaleByAdamState, scale_by_adam
+from torchopt.transform.scaling.adam import ScaleByAdamState, scale_by_adam
 
 __all__ = ['AdamOp']
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchopt import elementwise
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.combine import chain
+from torchopt.elementwise import ranges
 from torchopt.numerics import (
     abs_sq,
     advance,
@@ -24,7 +25,7 @@ from torchopt.numerics import (
 )
 from torchopt.preconditions import state_of
 from torchopt.rules import average, plus
-from torchopt.transform import ScaleByBeliefState, add_decayed_weights, ranges, scale_by_learning_rate
+from torchopt.transform import ScaleByBeliefState, add_decayed_weights, scale_by_learning_rate
 
 __all__ = ['acprop', 'scale_by_acprop']
 

@@ -12,6 +12,8 @@ from torchopt import checks, elementwise, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.combine import chain
 from torchopt.contrib.scalars import check_number_or_schedule, rate_at
+from torchopt.elementwise import ranges
+from torchopt.elementwise.first_moment import moment_dtype, zero_mean
 from torchopt.numerics import (
     DTypeLike,
     abs_sq,
@@ -24,8 +26,7 @@ from torchopt.numerics import (
 )
 from torchopt.preconditions import Precondition, state_of
 from torchopt.rules import average, plus, times
-from torchopt.transform import add_decayed_weights, ranges, scale_by_learning_rate
-from torchopt.transform.first_moment import moment_dtype, zero_mean
+from torchopt.transform import add_decayed_weights, scale_by_learning_rate
 
 __all__ = ['ScaleByAdemamixState', 'ademamix', 'scale_by_ademamix']
 

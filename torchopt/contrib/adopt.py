@@ -13,6 +13,8 @@ from torch import Tensor
 from torchopt import checks, elementwise
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.combine import chain
+from torchopt.elementwise import ranges
+from torchopt.elementwise.first_moment import moment_dtype, zero_mean
 from torchopt.numerics import (
     DTypeLike,
     abs_sq,
@@ -26,8 +28,7 @@ from torchopt.numerics import (
 )
 from torchopt.preconditions import state_of
 from torchopt.rules import average
-from torchopt.transform import ScaleByAdamState, ranges, scale_by_learning_rate
-from torchopt.transform.first_moment import moment_dtype, zero_mean
+from torchopt.transform import ScaleByAdamState, scale_by_learning_rate
 
 __all__ = ['adopt', 'fourth_root', 'scale_by_adopt']
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from torchopt import elementwise, tree
-from torchopt.transform.objective import is_plain
+from torchopt.autodiff.objective import is_plain
 
 __all__ = ['kept_copy', 'without_graphs']
 

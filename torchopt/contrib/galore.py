@@ -18,10 +18,10 @@ from torchopt.base import (
 )
 from torchopt.combine import chain
 from torchopt.contrib.matrix_axes import MatrixShape, axes_of_leaves, matrix_shape
+from torchopt.loop.selection import branch
 from torchopt.numerics import advance, as_scalar_like, zero_count
 from torchopt.preconditions import required_by_all, state_of
 from torchopt.transform import add_decayed_weights, scale_by_adam, scale_by_learning_rate
-from torchopt.transform.branching import branch
 
 __all__ = ['GaLoreDimensionNumbers', 'GaLoreState', 'galore', 'scale_by_galore']
 

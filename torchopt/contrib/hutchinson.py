@@ -12,7 +12,7 @@ from torchopt import tree
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.constants import without_graphs
 from torchopt.preconditions import params_for, state_of
-from torchopt.transform.counter_noise import make_key, normal_like, split_key
+from torchopt.tree.counter_noise import make_key, normal_like, split_key
 from torchopt.tree.random import Key
 
 __all__ = ['HutchinsonState', 'hutchinson_estimator_diag_hessian']

@@ -15,11 +15,12 @@ from torchopt.base import ElementwiseTransformation, GradientTransformation, fac
 from torchopt.combine import chain
 from torchopt.contrib.constants import kept_copy
 from torchopt.contrib.scalars import rate_at
+from torchopt.elementwise import ranges
 from torchopt.elementwise.leaves import as_constants
 from torchopt.numerics import abs_sq, advance, as_scalar_like, zero_count
 from torchopt.preconditions import Precondition, params_for, state_of
 from torchopt.rules import plus, times
-from torchopt.transform import add_decayed_weights, ranges
+from torchopt.transform import add_decayed_weights
 
 __all__ = ['MadgradState', 'madgrad', 'scale_by_madgrad']
 

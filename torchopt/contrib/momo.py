@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, elementwise, tree
+from torchopt.autodiff.objective import objective_value
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.constants import without_graphs
 from torchopt.contrib.scalars import after_first, check_rate, inner, rate_at, real_part, scalar_beside
 from torchopt.numerics import advance, as_scalar_like, in_single, one_minus, tensor_like, zero_count
 from torchopt.preconditions import Precondition, params_for, state_of
 from torchopt.rules import average, times
-from torchopt.transform.objective import objective_value
 
 __all__ = ['MomoState', 'bounded_step', 'momo']
 

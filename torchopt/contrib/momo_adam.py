@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from torchopt import checks, elementwise, tree
+from torchopt.autodiff.objective import objective_value
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.constants import without_graphs
 from torchopt.contrib.momo import bounded_step
@@ -24,7 +25,6 @@ from torchopt.numerics import (
 )
 from torchopt.preconditions import Precondition, params_for, state_of
 from torchopt.rules import average, plus, times
-from torchopt.transform.objective import objective_value
 
 __all__ = ['MomoAdamState', 'momo_adam']
 

@@ -15,6 +15,7 @@ from torchopt.base import EmptyState, GradientTransformation, factory, init_empt
 from torchopt.combine import chain
 from torchopt.contrib.matrix_axes import MatrixShape, axes_of_leaves, matrix_shape
 from torchopt.contrib.newton_schulz import PRECONDITIONINGS, orthogonalize
+from torchopt.elementwise.first_moment import moment_dtype, zero_mean
 from torchopt.numerics import (
     DTypeLike,
     advance,
@@ -28,7 +29,6 @@ from torchopt.numerics import (
 from torchopt.preconditions import state_of
 from torchopt.rules import average, plus, times
 from torchopt.transform import add_decayed_weights, partition, scale_by_adam, scale_by_learning_rate
-from torchopt.transform.first_moment import moment_dtype, zero_mean
 
 __all__ = [
     'MuonDimensionNumbers',

@@ -15,7 +15,7 @@ from torchopt.combine import chain
 from torchopt.numerics import as_scalar_like
 from torchopt.preconditions import state_of
 from torchopt.transform import scale_by_learning_rate, trace
-from torchopt.transform.counter_noise import make_key, normal_like, split_key
+from torchopt.tree.counter_noise import make_key, normal_like, split_key
 from torchopt.tree.random import Key
 
 __all__ = ['DifferentiallyPrivateAggregateState', 'differentially_private_aggregate', 'dpsgd']

@@ -26,7 +26,7 @@ from torchopt.numerics import (
 )
 from torchopt.preconditions import Precondition, params_for, state_of
 from torchopt.rules import average, plus, times
-from torchopt.transform.masking import resolve_mask
+from torchopt.transform.wrappers.masking import resolve_mask
 
 __all__ = ['ProdigyState', 'prodigy']
 

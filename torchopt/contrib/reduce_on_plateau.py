@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, elementwise, tree
+from torchopt.autodiff.objective import objective_value
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.scalars import scalar_beside
+from torchopt.loop.selection import branch
 from torchopt.numerics import advance, as_python_scalar, as_scalar_like, tensor_like, zero_count
 from torchopt.preconditions import state_of
-from torchopt.transform.branching import branch
-from torchopt.transform.objective import objective_value
 
 __all__ = ['ReduceLROnPlateauState', 'reduce_on_plateau']
 

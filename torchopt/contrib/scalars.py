@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, tree
+from torchopt.elementwise import ranges
 from torchopt.numerics import as_python_scalar, as_scalar_like, tensor_like, wide_dtype, widened
-from torchopt.transform import ranges
 
 __all__ = [
     'after_first',

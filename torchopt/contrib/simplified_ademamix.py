@@ -12,10 +12,11 @@ from torchopt import checks, elementwise, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.combine import chain
 from torchopt.contrib.scalars import check_number_or_schedule, rate_at
+from torchopt.elementwise import ranges
 from torchopt.numerics import abs_sq, advance, as_scalar_like, bias_correction, one_minus, safe_sqrt, zero_count
 from torchopt.preconditions import Precondition, state_of
 from torchopt.rules import average, plus, times
-from torchopt.transform import add_decayed_weights, ranges, scale_by_learning_rate
+from torchopt.transform import add_decayed_weights, scale_by_learning_rate
 
 __all__ = ['ScaleBySimplifiedAdEMAMixState', 'scale_by_simplified_ademamix', 'simplified_ademamix']
 

@@ -18,6 +18,8 @@ from torchopt.base import (
 from torchopt.combine import chain
 from torchopt.contrib.hutchinson import hutchinson_estimator_diag_hessian
 from torchopt.contrib.real_params import require_real
+from torchopt.elementwise.first_moment import moment_dtype, zero_mean
+from torchopt.loop.selection import branch
 from torchopt.numerics import (
     DTypeLike,
     advance,
@@ -31,8 +33,6 @@ from torchopt.numerics import (
 from torchopt.preconditions import params_for, required_by, state_of
 from torchopt.rules import average
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate
-from torchopt.transform.branching import branch
-from torchopt.transform.first_moment import moment_dtype, zero_mean
 
 __all__ = ['SophiaState', 'scale_by_sophia', 'sophia']
 

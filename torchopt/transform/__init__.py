@@ -1,70 +1,55 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradient transformations, the parts that optimizers are chained from.
+"""Gradient transformations, in three kinds.
 
-Every factory returns a :class:`torchopt.base.GradientTransformation`: ``init(params)`` makes a state, and
-``update(updates, state, params=None, *, inplace=False)`` makes one step.  ``None`` in the place of a gradient means
-that the parameter is left alone in this step: its state stays as it was and its update is ``None``.
-
-A hyper-parameter that a rule has as a number may also be a 0-d tensor, or a tree of numbers and tensors with the
-structure of the parameters or of its top, for values that differ from parameter to parameter.
+``scaling`` has rules on the updates themselves, ``wrappers`` what goes around other transformations, and ``linesearch``
+what evaluates the objective.  All public names are here; the files inside are layout.
 """
 
-from torchopt.transform.accumulation import ApplyEvery, EmaState, apply_every, ema
-from torchopt.transform.adam import ScaleByAdamState, scale_by_accelerated_adam, scale_by_adam
-from torchopt.transform.adamax import ScaleByAdamaxState, scale_by_adamax
-from torchopt.transform.adan import ScaleByAdanState, scale_by_adan
-from torchopt.transform.amsgrad import ScaleByAmsgradState, scale_by_amsgrad
-from torchopt.transform.backtracking_linesearch import (
+from torchopt.transform.linesearch.backtracking import (
     BacktrackingLinesearchInfo,
     ScaleByBacktrackingLinesearchState,
     scale_by_backtracking_linesearch,
 )
-from torchopt.transform.belief import ScaleByBeliefState, scale_by_belief
-from torchopt.transform.block_norm import (
+from torchopt.transform.linesearch.value_and_grad import value_and_grad_from_state
+from torchopt.transform.linesearch.zoom import (
+    ScaleByZoomLinesearchState,
+    ZoomLinesearchInfo,
+    scale_by_zoom_linesearch,
+)
+from torchopt.transform.scaling.accumulation import ApplyEvery, EmaState, apply_every, ema
+from torchopt.transform.scaling.adam import ScaleByAdamState, scale_by_accelerated_adam, scale_by_adam
+from torchopt.transform.scaling.adamax import ScaleByAdamaxState, scale_by_adamax
+from torchopt.transform.scaling.adan import ScaleByAdanState, scale_by_adan
+from torchopt.transform.scaling.amsgrad import ScaleByAmsgradState, scale_by_amsgrad
+from torchopt.transform.scaling.belief import ScaleByBeliefState, scale_by_belief
+from torchopt.transform.scaling.block_norm import (
     ScaleByTrustRatioState,
     scale_by_param_block_norm,
     scale_by_param_block_rms,
     scale_by_trust_ratio,
 )
-from torchopt.transform.conditional import (
-    ApplyIfFiniteState,
-    ConditionallyMaskState,
-    ConditionallyTransformState,
-    ConditionFn,
-    apply_if_finite,
-    conditionally_mask,
-    conditionally_transform,
+from torchopt.transform.scaling.constraining import (
+    NonNegativeParamsState,
+    ZeroNansState,
+    keep_params_nonnegative,
+    zero_nans,
 )
-from torchopt.transform.constraining import NonNegativeParamsState, ZeroNansState, keep_params_nonnegative, zero_nans
-from torchopt.transform.decay import WeightDecaySchedule, add_decayed_weights
-from torchopt.transform.distance_over_gradients import (
+from torchopt.transform.scaling.decay import WeightDecaySchedule, add_decayed_weights
+from torchopt.transform.scaling.distance_over_gradients import (
     ScaleByDistanceOverGradientsState,
     scale_by_distance_over_gradients,
 )
-from torchopt.transform.factored import FactoredState, scale_by_factored_rms
-from torchopt.transform.freezing import freeze, selective_transform
-from torchopt.transform.layout import flatten
-from torchopt.transform.lbfgs import ScaleByLBFGSState, scale_by_lbfgs
-from torchopt.transform.lion import ScaleByLionState, scale_by_lion
-from torchopt.transform.lookahead import LookaheadParams, LookaheadState, lookahead
-from torchopt.transform.masking import MaskedNode, MaskedState, PartitionState, masked, partition
-from torchopt.transform.monitoring import MonitorState, SnapshotState, measure_with_ema, monitor, snapshot
-from torchopt.transform.multi_steps import (
-    MultiSteps,
-    MultiStepsState,
-    ShouldSkipUpdateFunction,
-    skip_large_updates,
-    skip_not_finite,
-)
-from torchopt.transform.nan_to_num import nan_to_num
-from torchopt.transform.noise import AddNoiseState, add_noise
-from torchopt.transform.normalization import centralize, normalize_by_update_norm, scale_by_sign
-from torchopt.transform.novograd import ScaleByNovogradState, scale_by_novograd
-from torchopt.transform.optimistic import ScaleByOptimisticGradientState, scale_by_optimistic_gradient
-from torchopt.transform.polyak import scale_by_polyak
-from torchopt.transform.radam import ScaleByRadamState, scale_by_radam
-from torchopt.transform.reporting import ReportState, report
-from torchopt.transform.rms import (
+from torchopt.transform.scaling.factored import FactoredState, scale_by_factored_rms
+from torchopt.transform.scaling.lbfgs import ScaleByLBFGSState, scale_by_lbfgs
+from torchopt.transform.scaling.lion import ScaleByLionState, scale_by_lion
+from torchopt.transform.scaling.nan_to_num import nan_to_num
+from torchopt.transform.scaling.noise import AddNoiseState, add_noise
+from torchopt.transform.scaling.normalization import centralize, normalize_by_update_norm, scale_by_sign
+from torchopt.transform.scaling.novograd import ScaleByNovogradState, scale_by_novograd
+from torchopt.transform.scaling.optimistic import ScaleByOptimisticGradientState, scale_by_optimistic_gradient
+from torchopt.transform.scaling.polyak import scale_by_polyak
+from torchopt.transform.scaling.radam import ScaleByRadamState, scale_by_radam
+from torchopt.transform.scaling.rms import (
     ScaleByAdaDeltaState,
     ScaleByRmsState,
     ScaleByRmsWithCountState,
@@ -76,18 +61,34 @@ from torchopt.transform.rms import (
     scale_by_rss,
     scale_by_stddev,
 )
-from torchopt.transform.rprop import ScaleByRpropState, scale_by_rprop
-from torchopt.transform.scale import ScaleByScheduleState, scale, scale_by_learning_rate, scale_by_schedule
-from torchopt.transform.sm3 import ScaleBySM3State, scale_by_sm3
-from torchopt.transform.stateless import set_to_zero, stateless, stateless_with_tree_map
-from torchopt.transform.trace import DampedTraceState, TraceState, trace
-from torchopt.transform.value_and_grad import value_and_grad_from_state
-from torchopt.transform.yogi import scale_by_yogi
-from torchopt.transform.zoom_linesearch import (
-    ScaleByZoomLinesearchState,
-    ZoomLinesearchInfo,
-    scale_by_zoom_linesearch,
+from torchopt.transform.scaling.rprop import ScaleByRpropState, scale_by_rprop
+from torchopt.transform.scaling.scale import ScaleByScheduleState, scale, scale_by_learning_rate, scale_by_schedule
+from torchopt.transform.scaling.sm3 import ScaleBySM3State, scale_by_sm3
+from torchopt.transform.scaling.stateless import set_to_zero, stateless, stateless_with_tree_map
+from torchopt.transform.scaling.trace import DampedTraceState, TraceState, trace
+from torchopt.transform.scaling.yogi import scale_by_yogi
+from torchopt.transform.wrappers.conditional import (
+    ApplyIfFiniteState,
+    ConditionallyMaskState,
+    ConditionallyTransformState,
+    ConditionFn,
+    apply_if_finite,
+    conditionally_mask,
+    conditionally_transform,
 )
+from torchopt.transform.wrappers.flatten import flatten
+from torchopt.transform.wrappers.freezing import freeze, selective_transform
+from torchopt.transform.wrappers.lookahead import LookaheadParams, LookaheadState, lookahead
+from torchopt.transform.wrappers.masking import MaskedNode, MaskedState, PartitionState, masked, partition
+from torchopt.transform.wrappers.monitoring import MonitorState, SnapshotState, measure_with_ema, monitor, snapshot
+from torchopt.transform.wrappers.multi_steps import (
+    MultiSteps,
+    MultiStepsState,
+    ShouldSkipUpdateFunction,
+    skip_large_updates,
+    skip_not_finite,
+)
+from torchopt.transform.wrappers.reporting import ReportState, report
 
 __all__ = [
     'AddNoiseState',

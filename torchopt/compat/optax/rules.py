@@ -7,12 +7,13 @@ from typing import Any
 
 from torchopt import transform
 from torchopt.base import GradientTransformation, GradientTransformationExtraArgs, factory, identity
+from torchopt.elementwise import ranges
+from torchopt.elementwise.first_moment import moment_dtype
 from torchopt.numerics import DTypeLike
-from torchopt.transform import ScaleByAdamState, ranges
-from torchopt.transform.adamax import adamax_with_state
-from torchopt.transform.first_moment import moment_dtype
-from torchopt.transform.radam import radam_with_state
-from torchopt.transform.trace import decaying_sum
+from torchopt.transform import ScaleByAdamState
+from torchopt.transform.scaling.adamax import adamax_with_state
+from torchopt.transform.scaling.radam import radam_with_state
+from torchopt.transform.scaling.trace import decaying_sum
 
 __all__ = [
     'masked',

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scale updates by a step size that backtracking finds.
+
+The search itself is :func:`torchopt.linesearch.backtracking`.  It decides by values, so a step waits for its device at
+each evaluation.  Under ``torch.func.vmap`` and ``torch.compile`` it does not: there it makes as many evaluations as it
+may, without a graph break, so choose their number with care.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from torchopt import checks, elementwise, linesearch, tree
+from torchopt.base import GradientTransformationExtraArgs, factory
+from torchopt.numerics import is_readable, zero_count
+from torchopt.preconditions import params_for, state_of
+from torchopt.scalars import numbers, where
+from torchopt.transform.linesearch.search_problem import Problem, check_limit, counted, number_dtype, report, stored
+
+__all__ = ['BacktrackingLinesearchInfo', 'ScaleByBacktrackingLinesearchState', 'scale_by_backtracking_linesearch']
+
+
+@tree.safe_to_load
+class BacktrackingLinesearchInfo(NamedTuple):
+    """How a search by :func:`scale_by_backtracking_linesearch` went.
+
+    Attributes:
+        num_linesearch_steps: The evaluations.
+        decrease_error: By how much the step violates the condition of decrease: 0 if it holds.
+    """
+
+    num_linesearch_steps: Any
+    decrease_error: Any
+
+
+@tree.safe_to_load
+class ScaleByBacktrackingLinesearchState(NamedTuple):
+    """State of :func:`scale_by_backtracking_linesearch`.
+
+    Attributes:
+        learning_rate: The last step size.
+        value: The objective after the step.
+        grad: Its gradient there, or None.
+        info: How the search went.
+    """
+
+    learning_rate: Any
+    value: Any
+    grad: Any
+    info: Any
+
+
+@factory
+def scale_by_backtracking_linesearch(
+    max_backtracking_steps: int,
+    slope_rtol: Any = 1e-4,
+    decrease_factor: Any = 0.8,
+    increase_factor: Any = 1.5,
+    max_learning_rate: Any = 1.0,
+    atol: Any = 0.0,
+    rtol: Any = 0.0,
+    store_grad: bool = False,
+    verbose: bool = False,
+) -> GradientTransformationExtraArgs:
+    r"""Scale updates by a step size that decreases the objective enough, found by backtracking.
+
+    For updates :math:`u` the step size :math:`\eta` satisfies Armijo's condition
+
+    .. math::
+        f(w + \eta u) \le (1 + \delta) f(w) + c\, \eta \operatorname{Re} \langle \nabla f(w), u \rangle + \epsilon.
+
+    The first that is tried is somewhat larger than the last one; it is shortened until it is good.  There is such a
+    step if the updates descend: put this after ``sgd``, or what else turns gradients into a direction of descent.
+
+    If none is found, the last that was tried is taken; where the objective is NaN or infinite there, none at all.
+    After a step size of zero the search stays at zero, as in Optax, unless ``increase_factor`` is infinite.
+
+    Args:
+        max_backtracking_steps: How often a step may be shortened.
+        slope_rtol: :math:`c`.
+        decrease_factor: The factor by which a step is shortened, in (0, 1).
+        increase_factor: What the last step size is multiplied by for the first that is tried; infinity always begins
+            with ``max_learning_rate``.
+        max_learning_rate: The largest step size.
+        atol: :math:`\epsilon`.
+        rtol: :math:`\delta`.
+        store_grad: Also compute the gradient after the step, and keep it for :func:`value_and_grad_from_state`.
+        verbose: Print what is known if the search fails.
+
+    Returns:
+        A transformation whose ``update`` needs ``params`` and the extra arguments ``value``, ``grad`` and ``value_fn``.
+
+    Raises:
+        ValueError: If an argument is out of its range; in ``update``, if the parameters are not given.
+        TypeError: In ``update``, if an extra argument is missing, or is one that ``value_fn`` does not take.
+
+    Example:
+        >>> import torch, torchopt
+        >>> from torchopt.transform import scale_by_backtracking_linesearch
+        >>> tx = torchopt.chain(torchopt.sgd(1.0), scale_by_backtracking_linesearch(10, decrease_factor=0.5))
+        >>> f = lambda p: (p**2).sum()
+        >>> p = torch.tensor([1.0, -2.0])
+        >>> updates, state = tx.update(2 * p, tx.init(p), p, value=f(p), grad=2 * p, value_fn=f)
+        >>> updates, state[-1].learning_rate, state[-1].value
+        (tensor([-1.,  2.]), tensor(0.5000), tensor(0.))
+
+    References:
+        Armijo, `Minimization of functions having Lipschitz continuous first partial derivatives
+        <https://doi.org/10.2140/pjm.1966.16.1>`_, 1966.  Vaswani et al., `Painless stochastic gradient
+        <https://arxiv.org/abs/1905.09997>`_, 2019.
+    """
+    check_limit('max_backtracking_steps', max_backtracking_steps, 0)
+    checks.at_least('slope_rtol', slope_rtol)
+    checks.positive('decrease_factor', decrease_factor)
+    checks.unit_interval('decrease_factor', decrease_factor)
+    checks.positive('increase_factor', increase_factor)
+    checks.positive('max_learning_rate', max_learning_rate)
+    checks.at_least('atol', atol)
+    checks.at_least('rtol', rtol)
+
+    def init(params: Any) -> ScaleByBacktrackingLinesearchState:
+        elementwise.check_inexact(params, name='params')
+        kind = number_dtype(params)
+        info = BacktrackingLinesearchInfo(zero_count(), stored(math.inf, kind))
+        grad = tree.zeros_like(params) if store_grad else None
+        return ScaleByBacktrackingLinesearchState(stored(1.0, kind), stored(math.inf, kind), grad, info)
+
+    def update(
+        updates: Any,
+        state: ScaleByBacktrackingLinesearchState,
+        params: Any = None,
+        *,
+        value: Any = None,
+        grad: Any = None,
+        value_fn: Any = None,
+        inplace: bool = False,
+        **extra: Any,
+    ) -> tuple[Any, ScaleByBacktrackingLinesearchState]:
+        problem = Problem.of(updates, params, value, grad, value_fn, extra)
+        kind = state.learning_rate.dtype
+        with problem.recording():
+            slope = linesearch.inner_product(problem.grad, problem.updates)
+            last, largest = numbers(state.learning_rate, max_learning_rate)
+            guess = largest if increase_factor == math.inf else increase_factor * last
+            guess = where(guess < largest, guess, largest)
+            found = linesearch.backtracking(
+                lambda rate: problem.value_at(problem.moved(rate)),
+                problem.value,
+                slope,
+                guess,
+                limit=max_backtracking_steps,
+                slope_rtol=slope_rtol,
+                decrease_factor=decrease_factor,
+                atol=atol,
+                rtol=rtol,
+            )
+            nowhere = found.decrease_error == math.inf
+            rate = where(nowhere, 0.0, found.stepsize)
+            # No value is remembered that does not belong to the step.
+            new_value = where(nowhere & (abs(found.value) < math.inf), math.inf, found.value)
+            new_grad = problem.value_and_gradient(problem.moved(found.stepsize))[1] if store_grad else None
+            if verbose and is_readable(found.running) and found.running:
+                report('scale_by_backtracking_linesearch', problem, slope, found.stepsize, found.decrease_error)
+            scaled = problem.scaled(rate)
+        info = BacktrackingLinesearchInfo(counted(found.steps), stored(found.decrease_error, kind))
+        return scaled, ScaleByBacktrackingLinesearchState(stored(rate, kind), stored(new_value, kind), new_grad, info)
+
+    return GradientTransformationExtraArgs.requiring(
+        init, update, state_of(ScaleByBacktrackingLinesearchState), params_for('line searches')
+    )

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What transformations with a line search share: the problem that ``update`` is given, and the numbers they keep.
+
+``update`` needs, beside the parameters, the extra arguments ``value`` and ``grad``, the objective and its gradient at
+the parameters, and ``value_fn``, the objective itself.  Other extra arguments are passed on to ``value_fn``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt import elementwise, linesearch, tree
+from torchopt.autodiff.objective import is_plain
+from torchopt.numerics import as_scalar_like, is_inexact, real_dtype
+from torchopt.scalars import where
+
+__all__ = ['Problem', 'check_limit', 'counted', 'number_dtype', 'report', 'stored']
+
+
+class Problem(NamedTuple):
+    """The objective, where the search begins, and where it goes."""
+
+    updates: Any
+    params: Any
+    value: Any
+    grad: Any
+    fun: Callable[[Any], Any]
+    plain: bool
+
+    @classmethod
+    def of(cls, updates: Any, params: Any, value: Any, grad: Any, value_fn: Any, extra: dict[str, Any]) -> Problem:
+        """What the arguments of an update say.
+
+        Raises:
+            TypeError: If one is missing or none of ``value_fn``'s.
+            ValueError: If trees do not fit.
+        """
+        given = {'value': value, 'grad': grad, 'value_fn': value_fn}
+        missing = [name for name, x in given.items() if x is None]
+        if missing:
+            raise TypeError(
+                f'The extra argument {missing[0]!r} is missing. Call `update(updates, state, params, value=loss, '
+                f'grad=grads, value_fn=loss_fn)` with the objective and its gradient at the parameters, and the '
+                f'objective itself.'
+            )
+        if not callable(value_fn):
+            raise TypeError(f'value_fn is a {type(value_fn).__name__}; expected the objective, a function of params.')
+        elementwise.check_updates(updates, params)
+        tree.check_matching(grad, params, name='grad', like='params')
+        _check_arguments(value_fn, extra)
+        plain = is_plain((updates, grad), params)
+        if plain:
+            updates, params, grad, value = (tree.map(_detached, x) for x in (updates, params, grad, value))
+        return cls(updates, params, value, grad, (lambda p: value_fn(p, **extra)) if extra else value_fn, plain)
+
+    def recording(self) -> contextlib.AbstractContextManager[Any]:
+        """Record no graph if nobody wants one."""
+        return torch.no_grad() if self.plain else contextlib.nullcontext()
+
+    def moved(self, rate: Any) -> Any:
+        """The parameters after a step."""
+        return linesearch.move_along(self.params, rate, self.updates)
+
+    def value_at(self, params: Any) -> Any:
+        """The objective."""
+        value = self.fun(params)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            shape = f'a tensor of shape {tuple(value.shape)}' if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f'value_fn returned {shape}; expected a tensor of one element. Return its mean or its sum.'
+            )
+        return value
+
+    def value_and_gradient(self, params: Any) -> tuple[Any, Any]:
+        """The objective and its gradient."""
+        return linesearch.value_and_gradient(self.fun, params, differentiable=not self.plain)
+
+    def start_grad(self) -> Any:
+        """The gradient where the search begins, zero where it was not given."""
+        return tree.map(lambda p, g: torch.zeros_like(p) if g is None else g, self.params, self.grad)
+
+    def scaled(self, rate: Any) -> Any:
+        """The updates times the step size; of a step of zero nothing is left, even of what is infinite."""
+
+        def scale(u: Tensor) -> Tensor:
+            return torch.zeros_like(u) if taken is False else where(taken, as_scalar_like(rate, u) * u, 0.0)
+
+        taken = rate != 0.0
+        return tree.map(scale, self.updates)
+
+
+def _detached(x: Any) -> Any:
+    return x.detach() if isinstance(x, Tensor) else x
+
+
+def _check_arguments(value_fn: Callable[..., Any], extra: dict[str, Any]) -> None:
+    """Require that the objective takes all extra arguments."""
+    if not extra or torch.compiler.is_compiling():
+        return
+    parameters = inspect.signature(value_fn).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    unknown = sorted(extra.keys() - parameters.keys())
+    if unknown:
+        raise TypeError(
+            f'Unexpected keyword arguments: the extra arguments {unknown} of update are none that value_fn takes: '
+            f'{list(parameters)}. Leave them out, or let value_fn take them.'
+        )
+
+
+def check_limit(name: str, value: Any, least: int) -> None:
+    """Require an int that is not less than this."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f'Invalid {name}: {value!r}; expected an int >= {least}.')
+
+
+def number_dtype(params: Any) -> torch.dtype:
+    """The real dtype of the first leaf, in which numbers are kept from step to step."""
+    found = [x for x in tree.leaves(params) if is_inexact(x)]
+    return real_dtype(found[0].dtype) if found else torch.get_default_dtype()
+
+
+def stored(x: Any, dtype: torch.dtype) -> Tensor:
+    """A number as the state keeps it: on the CPU if it is known there."""
+    return x.to(dtype) if isinstance(x, Tensor) else torch.tensor(x, dtype=dtype, device='cpu')
+
+
+def counted(steps: Any) -> Tensor:
+    """A number of steps as the state keeps it."""
+    return steps if isinstance(steps, Tensor) else torch.tensor(steps, dtype=torch.int64, device='cpu')
+
+
+def report(name: str, problem: Problem, slope: Any, stepsize: Any, error: Any) -> None:
+    """Print why a search failed."""
+    value, slope, stepsize, error = (float(x) for x in (problem.value, slope, stepsize, error))
+    print(f'{name}: no step size meets the conditions. At the parameters the value is {value:g}, the slope {slope:g}.')
+    if not slope < 0.0:
+        print('  The updates do not descend: their slope has to be negative. Check the sign of the learning rate.')
+    if error == math.inf:
+        print('  The objective is NaN or infinite wherever it was tried.')
+    else:
+        print(f'  Took a step size of {stepsize:g}; the last one tried violates the decrease by {error:g}.')

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gather gradients over steps: a moving average of them, or their sum every few steps."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt import checks, elementwise, rules, tree
+from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
+from torchopt.elementwise import ranges
+from torchopt.elementwise.first_moment import moment_dtype, zero_mean
+from torchopt.numerics import (
+    DTypeLike,
+    advance,
+    as_python_scalar,
+    bias_correction,
+    one_minus,
+    safe_increment,
+    zero_count,
+)
+from torchopt.preconditions import state_of
+
+__all__ = ['ApplyEvery', 'EmaState', 'apply_every', 'ema']
+
+
+@tree.safe_to_load
+class EmaState(NamedTuple):
+    """State of :func:`ema`: steps taken, and the average."""
+
+    count: Any
+    ema: Any
+
+
+@factory
+def ema(decay: Any, debias: bool = True, accumulator_dtype: DTypeLike | None = None) -> GradientTransformation:
+    r"""Replace gradients by their exponential moving average.
+
+    .. math::
+        m_t = \beta m_{t-1} + (1 - \beta) g_t, \qquad u_t = m_t / (1 - \beta^t)
+
+    :func:`trace` is the same up to a factor, without the correction.
+
+    Args:
+        decay: :math:`\beta`, in [0, 1).
+        debias: Divide by :math:`1 - \beta^t`, by which the average falls short since it began at 0.
+        accumulator_dtype: Real dtype in which the average is kept; None takes that of each parameter.
+
+    Raises:
+        ValueError: If the decay rate is out of its range.
+        TypeError: If ``accumulator_dtype`` is no real floating dtype.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.transform.ema(0.5)
+        >>> state = tx.init([torch.zeros(())])
+        >>> for g in (1.0, 4.0):
+        ...     updates, state = tx.update([torch.tensor(g)], state)
+        >>> updates, state.ema
+        ([tensor(3.)], [tensor(2.2500)])
+    """
+    ranges.decay_rate('decay', decay)
+    dtype = moment_dtype(accumulator_dtype, 'accumulator_dtype')
+
+    def init(params: Any) -> EmaState:
+        return EmaState(zero_count(), zero_mean(params, dtype))
+
+    hypers = elementwise.Hyperparams(_average, decay=decay)
+
+    def prepare(state: EmaState) -> elementwise.ElementwiseStep:
+        count, t = advance(state.count)
+        return elementwise.ElementwiseStep(hypers.rule(t, debias), (state.ema,), partial(EmaState, count))
+
+    return ElementwiseTransformation(init, prepare, state_of(EmaState), hypers=hypers)
+
+
+def _average(t: Any, debias: bool, *, decay: Any) -> partial[Any]:
+    share = 1.0 / bias_correction(decay, t) if debias else 1.0
+    return partial(rules.trace, keep=decay, take=one_minus(decay), gradient=0.0, buffer=share)
+
+
+@tree.safe_to_load
+class ApplyEvery(NamedTuple):
+    """State of :func:`apply_every`: steps since the last full one, and the sum of the updates since then."""
+
+    count: Any
+    grad_acc: Any
+
+
+@factory
+def apply_every(k: Any = 1) -> GradientTransformation:
+    """Gather updates, and let their sum through every ``k`` steps; in the others updates are zero.
+
+    Put it at the end of a chain.  What stands before it sees every gradient; to take the mean of the gradients before
+    an optimizer sees them, use :class:`MultiSteps`.
+
+    Args:
+        k: The number of steps, at least 1.
+
+    Raises:
+        ValueError: If ``k`` is less than 1.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.chain(torchopt.sgd(0.5), torchopt.transform.apply_every(2))
+        >>> state = tx.init([torch.zeros(())])
+        >>> for g in (1.0, 3.0):
+        ...     updates, state = tx.update([torch.tensor(g)], state)
+        ...     print(updates)
+        [tensor(0.)]
+        [tensor(-2.)]
+    """
+    checks.at_least('k value', k, 1)
+
+    def init(params: Any) -> ApplyEvery:
+        return ApplyEvery(zero_count(), elementwise.zero_moment(params))
+
+    def prepare(state: ApplyEvery) -> elementwise.ElementwiseStep:
+        place = state.count % k
+        first, last = place == 0, place == k - 1
+        if as_python_scalar(first) is not None and as_python_scalar(last) is not None:
+            first, last = bool(first), bool(last)
+        count = safe_increment(state.count) % k
+        return elementwise.ElementwiseStep(
+            partial(_gather, first=first, last=last), (state.grad_acc,), partial(ApplyEvery, count)
+        )
+
+    return ElementwiseTransformation(init, prepare, state_of(ApplyEvery))
+
+
+def _gather(g: Tensor, total: Tensor, *, first: Any, last: Any) -> tuple[Tensor, Tensor]:
+    if not isinstance(first, Tensor):
+        total = g.clone() if first else total + g  # not the gradient itself, which others may write to
+        return total.clone() if last else torch.zeros_like(total), total
+    total = torch.where(first.to(g.device), g, total + g)
+    return torch.where(last.to(g.device), total, torch.zeros_like(total)), total

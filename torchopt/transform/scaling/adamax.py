@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AdaMax: Adam with the largest gradient in place of the mean square."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+from torchopt import elementwise, rules, tree
+from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
+from torchopt.elementwise import ranges
+from torchopt.numerics import advance, bias_correction, one_minus, zero_count
+from torchopt.preconditions import state_of
+
+__all__ = ['ScaleByAdamaxState', 'adamax_with_state', 'scale_by_adamax']
+
+
+@tree.safe_to_load
+class ScaleByAdamaxState(NamedTuple):
+    """State of :func:`scale_by_adamax`: steps taken, mean, and decayed maximum of the gradients."""
+
+    count: Any
+    mu: Any
+    nu: Any
+
+
+@factory
+def scale_by_adamax(
+    b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-6, moment_requires_grad: bool = False
+) -> GradientTransformation:
+    r"""Rescale updates by AdaMax.
+
+    .. math::
+        m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t, \qquad n_t = \max(\beta_2 n_{t-1}, |g_t| + \epsilon), \qquad
+        u_t = \frac{m_t}{(1 - \beta_1^t)\, n_t}
+
+    Args:
+        b1: Decay rate :math:`\beta_1` of the mean, in [0, 1).
+        b2: Decay rate :math:`\beta_2` of the maximum, in [0, 1).
+        eps: :math:`\epsilon \ge 0`, added to the size of the gradient.
+        moment_requires_grad: Make the first moments leaves that require grad.
+
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.transform.scale_by_adamax()
+        >>> tx.update([torch.tensor(-3.0)], tx.init([torch.tensor(0.0)]))[0]
+        [tensor(-1.0000)]
+
+    References:
+        Kingma and Ba, `Adam: a method for stochastic optimization <https://arxiv.org/abs/1412.6980>`_, section 7, 2014.
+    """
+    return adamax_with_state(ScaleByAdamaxState, b1, b2, eps, moment_requires_grad)
+
+
+def adamax_with_state(
+    kind: Any, b1: Any, b2: Any, eps: Any, moment_requires_grad: bool = False
+) -> GradientTransformation:
+    """:func:`scale_by_adamax` with states of another class, whose fields are count, mean and maximum too."""
+    ranges.decay_rates(b1, b2)
+    ranges.at_least_zero('epsilon value', eps)
+
+    def init(params: Any) -> Any:
+        return kind(
+            zero_count(),
+            elementwise.zero_moment(params, requires_grad=moment_requires_grad),
+            elementwise.zero_moment(params, real=True, requires_grad=moment_requires_grad),
+        )
+
+    hypers = elementwise.Hyperparams(_rule, b1=b1, b2=b2, eps=eps)
+
+    def prepare(state: Any) -> elementwise.ElementwiseStep:
+        count, t = advance(state.count)
+        return elementwise.ElementwiseStep(hypers.rule(t), (state.mu, state.nu), partial(kind, count))
+
+    return ElementwiseTransformation(init, prepare, state_of(kind), hypers=hypers)
+
+
+def _rule(t: Any, *, b1: Any, b2: Any, eps: Any) -> partial[Any]:
+    correction = bias_correction(b1, t)
+    return partial(rules.adamax, b1=b1, d1=one_minus(b1), b2=b2, eps=eps, correction=correction)

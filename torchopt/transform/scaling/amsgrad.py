@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AMSGrad: Adam whose divisor never shrinks."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+from torchopt import elementwise, rules, tree
+from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
+from torchopt.elementwise import ranges
+from torchopt.elementwise.first_moment import moment_dtype, zero_mean
+from torchopt.numerics import DTypeLike, advance, bias_correction, one_minus, zero_count
+from torchopt.preconditions import state_of
+
+__all__ = ['ScaleByAmsgradState', 'scale_by_amsgrad']
+
+
+@tree.safe_to_load
+class ScaleByAmsgradState(NamedTuple):
+    """State of :func:`scale_by_amsgrad`: steps taken, first and second moment, largest second moment so far."""
+
+    count: Any
+    mu: Any
+    nu: Any
+    nu_max: Any
+
+
+@factory
+def scale_by_amsgrad(
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    eps_root: Any = 0.0,
+    mu_dtype: DTypeLike | None = None,
+    bias_correction_mu: bool = True,
+    bias_correction_nu: bool = True,
+) -> GradientTransformation:
+    r"""Rescale updates by AMSGrad.
+
+    .. math::
+        m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t, \qquad v_t = \beta_2 v_{t-1} + (1 - \beta_2) |g_t|^2, \qquad
+        n_t = \max\!\left(n_{t-1}, \frac{v_t}{1 - \beta_2^t}\right), \qquad
+        u_t = \frac{m_t / (1 - \beta_1^t)}{\sqrt{n_t + \bar\epsilon} + \epsilon}
+
+    The paper corrects neither moment: for its rule, without :math:`1 - \beta_1^t` and :math:`1 - \beta_2^t`, pass False
+    for the last two arguments.  ``torch.optim.Adam(amsgrad=True)`` is a third rule, which takes the maximum of the
+    :math:`v_t` and corrects that.
+
+    Args:
+        b1: Decay rate :math:`\beta_1` of the mean, in [0, 1).
+        b2: Decay rate :math:`\beta_2` of the mean square, in [0, 1).
+        eps: :math:`\epsilon \ge 0`, outside the root.
+        eps_root: :math:`\bar\epsilon \ge 0`, inside the root.
+        mu_dtype: Real dtype in which the mean is kept; None takes that of each parameter.
+        bias_correction_mu: Whether to correct the mean for its start at 0.
+        bias_correction_nu: Whether to correct the mean square for its start at 0, before the maximum is taken.
+
+    Returns:
+        A transformation with state :class:`ScaleByAmsgradState`.  The second moments of a complex parameter are real.
+
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+        TypeError: If a hyper-parameter has the wrong type.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.transform.scale_by_amsgrad(b1=0.0, b2=0.0)
+        >>> state = tx.init([torch.tensor(0.0)])
+        >>> for g in (4.0, 1.0):
+        ...     u, state = tx.update([torch.tensor(g)], state)
+        >>> u, state.nu, state.nu_max
+        ([tensor(0.2500)], [tensor(1.)], [tensor(16.)])
+
+    References:
+        Reddi et al., `On the convergence of Adam and beyond <https://openreview.net/forum?id=ryQu7f-RZ>`_, ICLR 2018.
+    """
+    ranges.decay_rates(b1, b2)
+    ranges.at_least_zero('epsilon value', eps)
+    ranges.at_least_zero('eps_root value', eps_root)
+    dtype = moment_dtype(mu_dtype)
+
+    def init(params: Any) -> ScaleByAmsgradState:
+        squares = [elementwise.zero_moment(params, real=True) for _ in range(2)]
+        return ScaleByAmsgradState(zero_count(), zero_mean(params, dtype), *squares)
+
+    hypers = elementwise.Hyperparams(_rule, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
+
+    def prepare(state: ScaleByAmsgradState) -> elementwise.ElementwiseStep:
+        count, t = advance(state.count)
+        return elementwise.ElementwiseStep(
+            hypers.rule(t, bias_correction_mu, bias_correction_nu),
+            (state.mu, state.nu, state.nu_max),
+            lambda mu, nu, nu_max: ScaleByAmsgradState(count, mu, nu, nu_max),
+        )
+
+    return ElementwiseTransformation(init, prepare, state_of(ScaleByAmsgradState), hypers=hypers)
+
+
+def _rule(
+    t: Any, correct_mean: bool, correct_square: bool, *, b1: Any, b2: Any, eps: Any, eps_root: Any
+) -> partial[Any]:
+    c1 = bias_correction(b1, t) if correct_mean else 1.0
+    return partial(
+        rules.amsgrad,
+        b1=b1,
+        d1=one_minus(b1),
+        b2=b2,
+        d2=one_minus(b2),
+        mean=1.0,
+        # The correction of the mean goes to the divisor: m / (c1 sqrt(n + eps_root) + c1 eps).
+        slope=c1,
+        offset=c1 * eps,
+        shift=eps_root,
+        correction=1.0 / bias_correction(b2, t) if correct_square else 1.0,
+    )

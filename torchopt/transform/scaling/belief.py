@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AdaBelief: Adam that divides by how far gradients are from what their mean foretold."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from torchopt import elementwise, rules, tree
+from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
+from torchopt.elementwise import ranges
+from torchopt.numerics import advance, bias_correction, one_minus, safe_increment, zero_count
+from torchopt.preconditions import state_of
+
+__all__ = ['ScaleByBeliefState', 'scale_by_belief']
+
+
+@tree.safe_to_load
+class ScaleByBeliefState(NamedTuple):
+    """State of :func:`scale_by_belief`: steps taken, mean, and mean square of the distance from the mean."""
+
+    count: Any
+    mu: Any
+    nu: Any
+
+
+@factory
+def scale_by_belief(
+    b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-16, eps_root: Any = 1e-16, *, nesterov: bool = False
+) -> GradientTransformation:
+    r"""Rescale updates by AdaBelief.
+
+    .. math::
+        m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t, \qquad
+        v_t = \beta_2 v_{t-1} + (1 - \beta_2) |g_t - m_t|^2 + \bar\epsilon, \qquad
+        u_t = \frac{m_t / (1 - \beta_1^t)}{\sqrt{v_t / (1 - \beta_2^t)} + \epsilon}
+
+    Mind that :math:`\bar\epsilon` is added at every step and stays in the state: a gradient of zero throughout leads to
+    :math:`v_t = \bar\epsilon\,(1 - \beta_2^t) / (1 - \beta_2)`.
+
+    Args:
+        b1: Decay rate :math:`\beta_1` of the mean, in [0, 1).
+        b2: Decay rate :math:`\beta_2` of the mean square, in [0, 1).
+        eps: :math:`\epsilon \ge 0`, outside the root.
+        eps_root: :math:`\bar\epsilon \ge 0`, added to the mean square.
+        nesterov: Look ahead by Nesterov's method, as :func:`scale_by_adam` does.  This rule has no kernel of its own:
+            it runs in plain torch.
+
+    Returns:
+        A transformation with state :class:`ScaleByBeliefState`.  The second moment of a complex parameter is real.
+
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+        TypeError: If a hyper-parameter has the wrong type.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.transform.scale_by_belief(b1=0.5)
+        >>> tx.update([torch.tensor(-3.0)], tx.init([torch.tensor(0.0)]))[0]
+        [tensor(-2.)]
+
+    References:
+        Zhuang et al., `AdaBelief optimizer: adapting stepsizes by the belief in observed gradients
+        <https://arxiv.org/abs/2010.07468>`_, NeurIPS 2020.
+    """
+    ranges.decay_rates(b1, b2)
+    ranges.at_least_zero('epsilon value', eps)
+    ranges.at_least_zero('eps_root value', eps_root)
+
+    def init(params: Any) -> ScaleByBeliefState:
+        return ScaleByBeliefState(
+            zero_count(), elementwise.zero_moment(params), elementwise.zero_moment(params, real=True)
+        )
+
+    hypers = elementwise.Hyperparams(_rule, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
+
+    def prepare(state: ScaleByBeliefState) -> elementwise.ElementwiseStep:
+        count, t = advance(state.count)
+        return elementwise.ElementwiseStep(
+            hypers.rule(t, nesterov), (state.mu, state.nu), lambda mu, nu: ScaleByBeliefState(count, mu, nu)
+        )
+
+    return ElementwiseTransformation(init, prepare, state_of(ScaleByBeliefState), hypers=hypers)
+
+
+def _rule(t: Any, nesterov: bool, *, b1: Any, b2: Any, eps: Any, eps_root: Any) -> partial[Any]:
+    c1, c2 = bias_correction(b1, t), bias_correction(b2, t)
+    rule = partial(
+        rules.belief,
+        b1=b1,
+        d1=one_minus(b1),
+        b2=b2,
+        # The kernel takes the distance from the old mean, and g - m_t = b1 (g - m_{t-1}).
+        d2=one_minus(b2) * b1 * b1,
+        mean=1.0,
+        slope=c1 / c2**0.5,
+        offset=c1 * eps,
+        shift=0.0,
+        floor=eps_root,
+    )
+    if not nesterov:
+        return rule
+    ahead = c1 * b1 / bias_correction(b1, safe_increment(t))
+    return partial(_look_ahead, rule, mean=ahead, gradient=one_minus(b1), slope=c1 / c2**0.5, offset=c1 * eps)
+
+
+def _look_ahead(
+    rule: Any, g: Tensor, m: Tensor, v: Tensor, *, mean: Any, gradient: Any, slope: Any, offset: Any
+) -> tuple[Tensor, ...]:
+    """The moments of a rule, and a weighted sum of new mean and gradient over the same divisor."""
+    _, m, v = rule(g, m, v)
+    return rules.rescaled(g, m, v, mean, gradient, slope, offset, 0.0), m, v

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weight decay: pull parameters towards zero."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+from torchopt import checks, elementwise, rules, tree
+from torchopt.base import (
+    ElementwiseTransformation,
+    EmptyState,
+    GradientTransformation,
+    factory,
+    identity,
+    init_empty_state,
+)
+from torchopt.elementwise import ranges
+from torchopt.numerics import increment, zero_count
+from torchopt.preconditions import Precondition, params_for, required_by, state_of
+from torchopt.transform.wrappers.masking import MaskedState, masked, resolve_mask
+
+__all__ = ['WeightDecaySchedule', 'add_decayed_weights', 'check_decay']
+
+
+@tree.safe_to_load
+class WeightDecaySchedule(NamedTuple):
+    """State of :func:`add_decayed_weights` by a schedule: the number of steps taken."""
+
+    count: Any
+
+
+def check_decay(weight_decay: Any) -> None:
+    """Require a schedule, or numbers >= 0."""
+    if not checks.is_schedule(weight_decay):
+        ranges.at_least_zero('weight_decay value', weight_decay)
+
+
+@factory
+def add_decayed_weights(weight_decay: Any = 0.0, mask: Any = None) -> GradientTransformation:
+    r"""Add a multiple of the parameters to the updates: :math:`u = g + \lambda p`.
+
+    Before a learning rate alone this is an l2 penalty; after an adaptive rescaling it is decoupled decay (AdamW).
+
+    In a step of plain training (the parameter is a leaf that requires grad, the gradient has no graph) the parameter
+    counts as a constant, so that no graph grows from step to step.
+
+    Args:
+        weight_decay: :math:`\lambda \ge 0`: a number or a 0-d tensor, a tree of them with the structure of the
+            parameters or of its top, or a schedule.  Zero, without a mask, gives the identity.
+        mask: Where to decay: a tree of booleans, a prefix of the parameters' tree, or a function that makes one
+            from the parameters.  None decays everywhere.
+
+    Returns:
+        A transformation whose state is empty, or :class:`WeightDecaySchedule` with a schedule; with a mask, that in a
+        :class:`MaskedState`.
+
+    Raises:
+        ValueError: If the decay is negative; in ``update``, if the parameters are not given, or a schedule returns NaN.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.transform.add_decayed_weights(0.1)
+        >>> params = {'w': torch.tensor(5.0)}
+        >>> tx.update({'w': torch.tensor(1.0)}, tx.init(params), params)[0]
+        {'w': tensor(1.5000)}
+
+    References:
+        Loshchilov and Hutter, `Decoupled weight decay regularization <https://arxiv.org/abs/1711.05101>`_, 2017.
+    """
+    check_decay(weight_decay)
+    if not checks.nonzero(weight_decay):
+        return identity() if mask is None else masked(identity(), mask)
+    hypers = elementwise.Hyperparams(_rule, weight_decay=weight_decay)
+    requires = [params_for('weight decay')]
+    if checks.is_schedule(weight_decay):
+
+        def value(state: WeightDecaySchedule, params: Any = None) -> Any:
+            return checks.schedule_value(weight_decay(state.count), state.count)
+
+        def prepare(state: Any) -> elementwise.ElementwiseStep:
+            rule = hypers.make(weight_decay=value(state))
+            return elementwise.ElementwiseStep(
+                rule, (), lambda: WeightDecaySchedule(increment(state.count)), reads_params=True
+            )
+
+        requires = [state_of(WeightDecaySchedule), *requires, Precondition(value)]
+        everywhere = ElementwiseTransformation(_first_count, prepare, *requires, hypers=hypers)
+    else:
+        step = elementwise.ElementwiseStep(hypers.rule(), (), EmptyState, reads_params=True)
+
+        def prepare(state: Any) -> elementwise.ElementwiseStep:
+            return step
+
+        everywhere = ElementwiseTransformation(init_empty_state, prepare, *requires, hypers=hypers)
+    if mask is None:
+        return everywhere
+
+    # The state is that of `masked`; but the mask goes into the pass, so that one pass serves the whole chain.
+    def prepare_masked(state: MaskedState) -> elementwise.ElementwiseStep:
+        step = prepare(state.inner_state)
+        return step._replace(make_state=lambda: MaskedState(step.make_state()), where=partial(resolve_mask, mask))
+
+    return ElementwiseTransformation(
+        masked(everywhere, mask).init,
+        prepare_masked,
+        state_of(MaskedState),
+        params_for('weight decay'),
+        required_by(everywhere, 'inner_state'),
+        hypers=hypers,
+    )
+
+
+def _first_count(params: Any) -> WeightDecaySchedule:
+    return WeightDecaySchedule(zero_count())
+
+
+def _rule(*, weight_decay: Any) -> partial[Any]:
+    return partial(rules.add_params, weight=weight_decay)

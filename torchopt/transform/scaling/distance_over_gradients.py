@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Distance over gradients: a learning rate for each leaf that needs no tuning."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt import checks, elementwise, tree
+from torchopt.base import GradientTransformation, factory
+from torchopt.elementwise.first_moment import moment_dtype
+from torchopt.elementwise.leaves import as_constants, leaf_norm, move_leaves
+from torchopt.numerics import (
+    DTypeLike,
+    abs_sq,
+    as_scalar_like,
+    carries_graph,
+    positive_ratio,
+    safe_sqrt,
+    wide_dtype,
+    widened,
+)
+from torchopt.preconditions import params_for, state_of
+
+__all__ = ['ScaleByDistanceOverGradientsState', 'scale_by_distance_over_gradients']
+
+
+@tree.safe_to_load
+class ScaleByDistanceOverGradientsState(NamedTuple):
+    """State of :func:`scale_by_distance_over_gradients`.
+
+    Attributes:
+        max_dist: For each leaf the largest distance from its start so far, a 0-d tensor.
+        grad_sum_of_squares: For each leaf the sum of the squares of its gradients, a tensor of one element.
+        init_params: The parameters at the start.
+    """
+
+    max_dist: Any
+    grad_sum_of_squares: Any
+    init_params: Any
+
+
+@factory
+def scale_by_distance_over_gradients(
+    reps_rel: Any = 1e-6, eps: Any = 1e-8, param_dtype: DTypeLike | None = torch.float32, global_scale: Any = 1.0
+) -> GradientTransformation:
+    r"""Scale every leaf by how far it has come over how large its gradients were.
+
+    .. math::
+        r_0 = \epsilon_r (1 + \lVert p_0 \rVert), \qquad r_t = \max(r_{t-1}, \lVert p_t - p_0 \rVert), \qquad
+        s_t = s_{t-1} + \lVert g_t \rVert^2, \qquad u_t = c\, \frac{r_t}{\sqrt{s_t + \epsilon}}\, g_t
+
+    Args:
+        reps_rel: :math:`\epsilon_r > 0`, the first distance in proportion to the parameter.
+        eps: :math:`\epsilon \ge 0`.
+        param_dtype: Real dtype in which the first parameters are kept, None for their own.
+        global_scale: The factor :math:`c`.
+
+    Raises:
+        ValueError: If a hyper-parameter is out of its range; in ``update``, if the parameters are not given.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.transform.scale_by_distance_over_gradients(reps_rel=0.1, eps=0.0)
+        >>> params = [torch.tensor([3.0, 4.0])]
+        >>> tx.update([torch.tensor([0.0, 2.0])], tx.init(params), params)[0]
+        [tensor([0.0000, 0.6000])]
+
+    References:
+        Ivgi et al., `DoG is SGD's best friend: a parameter-free dynamic step size schedule
+        <https://arxiv.org/abs/2302.12022>`_, ICML 2023.
+    """
+    checks.positive('reps_rel value', reps_rel)
+    checks.at_least('epsilon value', eps)
+    checks.number('global_scale value', global_scale)
+    kept = moment_dtype(param_dtype, 'param_dtype')
+
+    def init(params: Any) -> ScaleByDistanceOverGradientsState:
+        elementwise.check_inexact(params, name='params')
+
+        def first_distance(p: Tensor) -> Tensor:
+            norm = leaf_norm(p)
+            return as_scalar_like(reps_rel, norm) * (1 + norm)
+
+        def keep(p: Tensor) -> Tensor:
+            dtype = kept.to_complex() if kept is not None and p.is_complex() else kept
+            return p.to(dtype=dtype or p.dtype, copy=True)
+
+        sums = tree.map(lambda p: torch.zeros(1, dtype=wide_dtype(p.dtype), device=p.device), params)
+        return ScaleByDistanceOverGradientsState(tree.map(first_distance, params), sums, tree.map(keep, params))
+
+    def rule(g: Tensor, distance: Tensor, squares: Tensor, start: Tensor, p: Tensor) -> tuple[Tensor, ...]:
+        p, start, constant = as_constants(g, p, start, distance)
+        if not carries_graph(reps_rel):  # of which the first distance is made
+            distance = constant
+        distance = torch.maximum(distance, leaf_norm(p - start).to(distance.dtype))
+        squares = squares + abs_sq(widened(g)).sum()
+        rate = positive_ratio(distance, safe_sqrt(squares.reshape(()) + as_scalar_like(eps, squares)))
+        return tree.scale(as_scalar_like(global_scale, rate) * rate, g), distance, squares, start
+
+    def update(
+        updates: Any, state: ScaleByDistanceOverGradientsState, params: Any = None, *, inplace: bool = False
+    ) -> tuple[Any, ScaleByDistanceOverGradientsState]:
+        updates, *new = move_leaves(rule, updates, *state, reads=(params,))
+        return updates, ScaleByDistanceOverGradientsState(*new)
+
+    return GradientTransformation.requiring(
+        init, update, state_of(ScaleByDistanceOverGradientsState), params_for('scale_by_distance_over_gradients')
+    )

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Add noise to gradients, less of it from step to step."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt import checks, tree
+from torchopt.base import GradientTransformation, factory
+from torchopt.numerics import advance, as_scalar_like, zero_count
+from torchopt.preconditions import state_of
+from torchopt.tree.counter_noise import make_key, normal_like, split_key
+from torchopt.tree.random import Key
+
+__all__ = ['AddNoiseState', 'add_noise']
+
+
+@tree.safe_to_load
+class AddNoiseState(NamedTuple):
+    """State of :func:`add_noise`: steps taken, and the key of the noise to come, a 0-d int64 tensor."""
+
+    count: Any
+    rng_key: Any
+
+
+@factory
+def add_noise(eta: Any, gamma: Any, key: Key | None = None, *, seed: Key | None = None) -> GradientTransformation:
+    r"""Add Gaussian noise to the gradients, whose variance falls from step to step.
+
+    .. math::
+        u_t = g_t + \sigma_t \varepsilon_t, \qquad \varepsilon_t \sim \mathcal N(0, 1), \qquad
+        \sigma_t^2 = \eta / t^\gamma
+
+    The noise follows from the key in the state alone: the same state gives the same noise, on every device, under
+    ``torch.func.vmap`` and under compilation, and no global generator is touched.  Keys that are mapped over give
+    independent noise.
+
+    Args:
+        eta: :math:`\eta \ge 0`.
+        gamma: :math:`\gamma`.
+        key: A seed, or a generator from which one is drawn at each ``init``.  None is the seed 0.
+        seed: The old name of ``key``, deprecated.
+
+    Raises:
+        ValueError: If ``eta`` is negative, or both ``key`` and ``seed`` are given.
+        TypeError: If the key is neither an int nor a generator.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.transform.add_noise(eta=0.01, gamma=0.55, key=0)
+        >>> g = [torch.ones(3)]
+        >>> once, again = tx.update(g, tx.init(g)), tx.update(g, tx.init(g))
+        >>> torch.equal(once[0][0], again[0][0]), int(once[1].count)
+        (True, 1)
+
+    References:
+        Neelakantan et al., `Adding gradient noise improves learning for very deep networks
+        <https://arxiv.org/abs/1511.06807>`_, 2015.
+    """
+    checks.at_least('eta value', eta)
+    checks.number('gamma value', gamma)
+    if seed is not None:
+        if key is not None:
+            raise ValueError(f'add_noise got both key={key!r} and seed={seed!r}, which mean the same. Give the key.')
+        checks.deprecated('The argument seed of add_noise is deprecated; give it as key.')
+        key = seed
+    source = 0 if key is None else key
+    if not isinstance(source, torch.Generator):
+        make_key(source)
+
+    def init(params: Any) -> AddNoiseState:
+        return AddNoiseState(zero_count(), make_key(source))
+
+    def update(
+        updates: Any, state: AddNoiseState, params: Any = None, *, inplace: bool = False
+    ) -> tuple[Any, AddNoiseState]:
+        count, t = advance(state.count)
+        deviation = (eta / t**gamma) ** 0.5
+        following, now = split_key(state.rng_key)
+
+        def add(g: Tensor, noise: Tensor) -> Tensor:
+            return g + noise * as_scalar_like(deviation, g)
+
+        return tree.map(add, updates, normal_like(now, updates)), AddNoiseState(count, following)
+
+    return GradientTransformation.requiring(init, update, state_of(AddNoiseState))

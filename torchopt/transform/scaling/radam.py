@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RAdam: Adam that waits until its second moment can be trusted."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt import checks, elementwise, rules, tree
+from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
+from torchopt.elementwise import ranges
+from torchopt.numerics import advance, as_python_scalar, bias_correction, one_minus, safe_increment, zero_count
+from torchopt.preconditions import state_of
+
+__all__ = ['ScaleByRadamState', 'radam_with_state', 'scale_by_radam']
+
+
+@tree.safe_to_load
+class ScaleByRadamState(NamedTuple):
+    """State of :func:`scale_by_radam`: steps taken, first and second moment."""
+
+    count: Any
+    mu: Any
+    nu: Any
+
+
+@factory
+def scale_by_radam(
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-6,
+    moment_requires_grad: bool = False,
+    *,
+    eps_root: Any = 0.0,
+    threshold: float = 5.0,
+    nesterov: bool = False,
+    eps_after_correction: bool = False,
+) -> GradientTransformation:
+    r"""Rescale updates by rectified Adam.
+
+    With the moments of Adam, :math:`\rho_\infty = 2/(1-\beta_2) - 1` and
+    :math:`\rho_t = \rho_\infty - 2 t \beta_2^t / (1 - \beta_2^t)`, the length of the average behind :math:`v_t`,
+
+    .. math::
+        u_t = \frac{m_t}{1 - \beta_1^t} \cdot \begin{cases}
+            \dfrac{r_t \sqrt{1 - \beta_2^t}}{\sqrt{v_t} + \epsilon} & \rho_t \ge 5 \\ 1 & \text{otherwise}
+        \end{cases}, \qquad
+        r_t^2 = \frac{(\rho_t - 4)(\rho_t - 2)\,\rho_\infty}{(\rho_\infty - 4)(\rho_\infty - 2)\,\rho_t}
+
+    Args:
+        b1: Decay rate :math:`\beta_1` of the mean, in [0, 1).
+        b2: Decay rate :math:`\beta_2` of the mean square, in [0, 1).
+        eps: :math:`\epsilon \ge 0`.
+        moment_requires_grad: Make the first moments leaves that require grad.
+        eps_root: :math:`\bar\epsilon \ge 0`, added to :math:`v_t / (1 - \beta_2^t)` inside the root.
+        threshold: The value of :math:`\rho_t` from which on the second moment is trusted, in place of 5.
+        nesterov: Look ahead by Nesterov's method, as :func:`scale_by_adam` does.
+        eps_after_correction: Add :math:`\epsilon` to the root of :math:`v_t / (1 - \beta_2^t)` instead, as Optax does.
+
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.transform.scale_by_radam()
+        >>> tx.update([torch.tensor(-3.0)], tx.init([torch.tensor(0.0)]))[0]
+        [tensor(-3.)]
+
+    References:
+        Liu et al., `On the variance of the adaptive learning rate and beyond
+        <https://arxiv.org/abs/1908.03265>`_, 2019.
+    """
+    return radam_with_state(
+        ScaleByRadamState,
+        b1,
+        b2,
+        eps,
+        eps_root,
+        moment_requires_grad,
+        threshold=threshold,
+        nesterov=nesterov,
+        late_eps=eps_after_correction,
+    )
+
+
+def radam_with_state(
+    kind: Any,
+    b1: Any,
+    b2: Any,
+    eps: Any,
+    eps_root: Any,
+    moment_requires_grad: bool = False,
+    *,
+    threshold: float,
+    nesterov: bool,
+    late_eps: bool,
+) -> GradientTransformation:
+    """:func:`scale_by_radam` with states of another class, whose fields are count and moments too."""
+    ranges.decay_rates(b1, b2)
+    ranges.at_least_zero('epsilon value', eps)
+    ranges.at_least_zero('eps_root value', eps_root)
+    checks.number('threshold value', threshold)
+
+    def init(params: Any) -> Any:
+        return kind(
+            zero_count(),
+            elementwise.zero_moment(params, requires_grad=moment_requires_grad),
+            elementwise.zero_moment(params, real=True, requires_grad=moment_requires_grad),
+        )
+
+    hypers = elementwise.Hyperparams(
+        partial(_rule, threshold, nesterov, late_eps), b1=b1, b2=b2, eps=eps, eps_root=eps_root
+    )
+
+    def prepare(state: Any) -> elementwise.ElementwiseStep:
+        count, t = advance(state.count)
+        return elementwise.ElementwiseStep(hypers.rule(t), (state.mu, state.nu), partial(kind, count))
+
+    return ElementwiseTransformation(init, prepare, state_of(kind), hypers=hypers)
+
+
+def _rule(
+    threshold: float, nesterov: bool, late_eps: bool, t: Any, *, b1: Any, b2: Any, eps: Any, eps_root: Any
+) -> partial[Any]:
+    c1, c2 = bias_correction(b1, t), bias_correction(b2, t)
+    rectified, r = _rectification(b2, t, threshold)
+    if late_eps:
+        eps = eps * c2**0.5
+    return partial(
+        rules.adam,
+        b1=b1,
+        d1=one_minus(b1),
+        b2=b2,
+        d2=one_minus(b2),
+        mean=r * b1 / bias_correction(b1, safe_increment(t)) if nesterov else r / c1,
+        gradient=r * one_minus(b1) / c1 if nesterov else 0.0,
+        # Not rectified, the update is the mean over 0 * root + 1.
+        slope=_choose(rectified, 1.0, 0.0),
+        offset=_choose(rectified, eps, 1.0),
+        shift=c2 * eps_root if checks.nonzero(eps_root) else 0.0,
+    )
+
+
+def _choose(condition: Any, yes: Any, no: float) -> Any:
+    """``yes`` or ``no``, as the condition says, which is a bool or a 0-d tensor."""
+    if isinstance(condition, bool):
+        return yes if condition else no
+    return torch.where(condition, torch.as_tensor(yes, dtype=torch.float64, device=condition.device), no)
+
+
+def _rectification(b2: Any, count: Any, threshold: float) -> tuple[Any, Any]:
+    r"""Whether the root is trusted, and :math:`r_t\sqrt{1 - \beta_2^t}`; on the host where the count is known there."""
+    beta: Any = as_python_scalar(b2)
+    t: Any = as_python_scalar(count)
+    known = beta is not None and t is not None
+    if not known:
+        t = torch.as_tensor(count, dtype=torch.float64)
+        beta = b2.to(torch.float64) if isinstance(b2, Tensor) else torch.tensor(b2, dtype=torch.float64)
+    c2 = 1.0 - beta**t
+    rho_inf = 2.0 / (1.0 - beta) - 1.0
+    rho = rho_inf - 2.0 * t * beta**t / c2
+    square = c2 * (rho - 4.0) * (rho - 2.0) * rho_inf
+    scale = (rho_inf - 4.0) * (rho_inf - 2.0) * rho
+    if known:
+        if rho < threshold:
+            return False, 1.0
+        # A low threshold lets the root of a negative number through: no error, but NaN, as on tensors.
+        return True, math.sqrt(square / scale) if scale and square / scale >= 0.0 else math.nan
+    # A square root of what is negative before the threshold would give NaN gradients even where it is not used.
+    rectified = rho >= threshold
+    ones = torch.ones_like(square)
+    return rectified, torch.where(rectified, square / torch.where(rectified, scale, ones), ones).sqrt()

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Yogi: Adam whose mean square moves by steps that do not depend on how far it has to go."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from torchopt import checks, elementwise, rules
+from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
+from torchopt.elementwise import ranges
+from torchopt.numerics import advance, bias_correction, one_minus, zero_count
+from torchopt.preconditions import state_of
+from torchopt.transform.scaling.adam import ScaleByAdamState
+
+__all__ = ['scale_by_yogi']
+
+
+@factory
+def scale_by_yogi(
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-3,
+    eps_root: Any = 0.0,
+    initial_accumulator_value: float = 1e-6,
+) -> GradientTransformation:
+    r"""Rescale updates by Yogi.
+
+    .. math::
+        m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t, \qquad
+        v_t = v_{t-1} - (1 - \beta_2) \operatorname{sign}(v_{t-1} - |g_t|^2)\, |g_t|^2, \qquad
+        u_t = \frac{m_t / (1 - \beta_1^t)}{\sqrt{v_t / (1 - \beta_2^t) + \bar\epsilon} + \epsilon}
+
+    Gradients that become small let :math:`v` fall slowly, and with it the step size rise slowly.  Both moments are
+    corrected as if they had begun at 0, whatever their first value.
+
+    Args:
+        b1: Decay rate :math:`\beta_1` of the mean, in [0, 1).
+        b2: :math:`\beta_2` in [0, 1); its distance from 1 is the size of the steps of :math:`v`.
+        eps: :math:`\epsilon \ge 0`, outside the root.
+        eps_root: :math:`\bar\epsilon \ge 0`, inside the root.
+        initial_accumulator_value: First value of :math:`m` and of :math:`v`, at least 0.
+
+    Returns:
+        A transformation with state :class:`ScaleByAdamState`.  The second moment of a complex parameter is real.
+
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+        TypeError: If a hyper-parameter has the wrong type.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.transform.scale_by_yogi(b2=0.75, initial_accumulator_value=0.0)
+        >>> state = tx.init([torch.tensor(0.0)])
+        >>> for g in (4.0, 2.0):
+        ...     u, state = tx.update([torch.tensor(g)], state)
+        >>> state.nu  # 4, not above the square of 2, which leaves it where it is
+        [tensor(4.)]
+
+    References:
+        Zaheer et al., `Adaptive methods for nonconvex optimization
+        <https://papers.nips.cc/paper/8186-adaptive-methods-for-nonconvex-optimization>`_, NeurIPS 2018.
+    """
+    ranges.decay_rates(b1, b2)
+    ranges.at_least_zero('epsilon value', eps)
+    ranges.at_least_zero('eps_root value', eps_root)
+    checks.at_least('initial_accumulator_value value', initial_accumulator_value)
+
+    def init(params: Any) -> ScaleByAdamState:
+        return ScaleByAdamState(
+            zero_count(),
+            elementwise.full_moment(params, initial_accumulator_value),
+            elementwise.full_moment(params, initial_accumulator_value, real=True),
+        )
+
+    hypers = elementwise.Hyperparams(_rule, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
+
+    def prepare(state: ScaleByAdamState) -> elementwise.ElementwiseStep:
+        count, t = advance(state.count)
+        return elementwise.ElementwiseStep(
+            hypers.rule(t), (state.mu, state.nu), lambda mu, nu: ScaleByAdamState(count, mu, nu)
+        )
+
+    return ElementwiseTransformation(init, prepare, state_of(ScaleByAdamState), hypers=hypers)
+
+
+def _rule(t: Any, *, b1: Any, b2: Any, eps: Any, eps_root: Any) -> partial[Any]:
+    c1, c2 = bias_correction(b1, t), bias_correction(b2, t)
+    # Both corrections on scalars, as in scale_by_adam.
+    return partial(
+        rules.yogi,
+        b1=b1,
+        d1=one_minus(b1),
+        d2=one_minus(b2),
+        mean=1.0,
+        slope=c1 / c2**0.5,
+        offset=c1 * eps,
+        shift=c2 * eps_root if checks.nonzero(eps_root) else 0.0,
+    )

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Apply a transformation only in some steps: where a condition holds, or where all gradients are finite."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from torchopt import checks, tree
+from torchopt.base import (
+    GradientTransformation,
+    GradientTransformationExtraArgs,
+    factory,
+    with_extra_args_support,
+)
+from torchopt.loop.selection import branch
+from torchopt.numerics import increment, safe_increment, zero_count
+from torchopt.preconditions import required_by, state_of
+
+__all__ = [
+    'ApplyIfFiniteState',
+    'ConditionFn',
+    'ConditionallyMaskState',
+    'ConditionallyTransformState',
+    'apply_if_finite',
+    'conditionally_mask',
+    'conditionally_transform',
+]
+
+
+class ConditionFn(Protocol):
+    """``condition(step, **extra)``: whether to transform in this step, a bool or a 0-d tensor."""
+
+    def __call__(self, step: Any, **extra_args: Any) -> Any:
+        """Decide."""
+
+
+@tree.safe_to_load
+class ConditionallyTransformState(NamedTuple):
+    """State of :func:`conditionally_transform`: that of the inner transformation, and the steps taken."""
+
+    inner_state: Any
+    step: Any
+
+
+@tree.safe_to_load
+class ConditionallyMaskState(NamedTuple):
+    """State of :func:`conditionally_mask`: the steps taken, and the state of the inner transformation."""
+
+    step: Any
+    inner_state: Any
+
+
+@tree.safe_to_load
+class ApplyIfFiniteState(NamedTuple):
+    """State of :func:`apply_if_finite`.
+
+    Attributes:
+        notfinite_count: How many steps in a row have not been finite.
+        last_finite: Whether the last one was.
+        total_notfinite: How many there were in all.
+        inner_state: The state of the inner transformation.
+    """
+
+    notfinite_count: Any
+    last_finite: Any
+    total_notfinite: Any
+    inner_state: Any
+
+
+@factory
+def conditionally_transform(
+    inner: GradientTransformation, should_transform_fn: Any, forward_extra_args: bool = False
+) -> GradientTransformationExtraArgs:
+    """Apply a transformation in the steps where a condition holds; in the others updates pass through untouched.
+
+    Args:
+        inner: What to apply.  Its state rests in the steps where the condition does not hold.
+        should_transform_fn: The condition, ``condition(step)`` with the number of steps taken, a 0-d int64 tensor.
+        forward_extra_args: Also pass the extra arguments of ``update`` to it.
+
+    Returns:
+        A transformation with state :class:`ConditionallyTransformState`.
+
+    Raises:
+        TypeError: If ``inner`` is not a transformation, or the condition cannot be called.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.transform.conditionally_transform(torchopt.transform.scale(10.0), lambda step: step >= 1)
+        >>> state = tx.init([torch.zeros(())])
+        >>> for _ in range(2):
+        ...     updates, state = tx.update([torch.ones(())], state)
+        ...     print(updates)
+        [tensor(1.)]
+        [tensor(10.)]
+    """
+    return _conditionally(inner, should_transform_fn, forward_extra_args, ConditionallyTransformState, lambda u: u)
+
+
+@factory
+def conditionally_mask(
+    inner: GradientTransformation, should_transform_fn: Any, forward_extra_args: bool = False
+) -> GradientTransformationExtraArgs:
+    """Apply a transformation in the steps where a condition holds; in the others all updates are zero.
+
+    Args:
+        inner: What to apply.  Its state rests in the steps where the condition does not hold.
+        should_transform_fn: The condition, ``condition(step)`` with the number of steps taken, a 0-d int64 tensor.
+        forward_extra_args: Also pass the extra arguments of ``update`` to it.
+
+    Returns:
+        A transformation with state :class:`ConditionallyMaskState`.
+
+    Raises:
+        TypeError: If ``inner`` is not a transformation, or the condition cannot be called.
+
+    Example:
+        >>> import torch, torchopt
+        >>> def falls(step, *, value):
+        ...     return value < 1.0
+        >>> tx = torchopt.transform.conditionally_mask(torchopt.sgd(0.5), falls, forward_extra_args=True)
+        >>> tx.update([torch.ones(())], tx.init([torch.zeros(())]), value=torch.tensor(2.0))[0]
+        [tensor(0.)]
+    """
+    return _conditionally(inner, should_transform_fn, forward_extra_args, ConditionallyMaskState, tree.zeros_like)
+
+
+def _conditionally(
+    inner: GradientTransformation, condition: Any, forward_extra_args: bool, kind: Any, otherwise: Any
+) -> GradientTransformationExtraArgs:
+    wide = with_extra_args_support(inner)
+    if not callable(condition):
+        raise TypeError(
+            f'Invalid should_transform_fn: a {type(condition).__name__}; expected a function from the number of steps '
+            f'taken to a bool.'
+        )
+
+    def init(params: Any) -> Any:
+        return kind(inner_state=wide.init(params), step=zero_count())
+
+    def update(updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any) -> tuple[Any, Any]:
+        new, inner_state = branch(
+            condition(state.step, **extra) if forward_extra_args else condition(state.step),
+            lambda inplace: wide.update(updates, state.inner_state, params, inplace=inplace, **extra),
+            lambda inplace: (otherwise(updates), state.inner_state),
+            inplace=inplace,
+        )
+        return new, kind(inner_state=inner_state, step=increment(state.step))
+
+    return GradientTransformationExtraArgs.requiring(init, update, state_of(kind), required_by(wide, 'inner_state'))
+
+
+@factory
+def apply_if_finite(inner: GradientTransformation, max_consecutive_errors: int) -> GradientTransformationExtraArgs:
+    """Apply a transformation where all gradients are finite; otherwise skip the step, but not for ever.
+
+    A step with NaN or infinity among its gradients gives zero updates and leaves the inner state as it was.  After
+    ``max_consecutive_errors`` such steps in a row the next one is taken all the same, so that the error shows.
+
+    Args:
+        inner: What to apply.
+        max_consecutive_errors: How many steps in a row may be skipped.
+
+    Returns:
+        A transformation with state :class:`ApplyIfFiniteState`.
+
+    Raises:
+        TypeError: If ``inner`` is not a transformation.
+        ValueError: If ``max_consecutive_errors`` is negative.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.transform.apply_if_finite(torchopt.sgd(0.5), max_consecutive_errors=5)
+        >>> updates, state = tx.update([torch.tensor(float('nan'))], tx.init([torch.zeros(())]))
+        >>> updates, int(state.notfinite_count)
+        ([tensor(0.)], 1)
+    """
+    checks.at_least('max_consecutive_errors value', max_consecutive_errors)
+    wide = with_extra_args_support(inner)
+
+    def init(params: Any) -> ApplyIfFiniteState:
+        return ApplyIfFiniteState(zero_count(), torch.tensor(True, device='cpu'), zero_count(), wide.init(params))
+
+    def update(
+        updates: Any, state: ApplyIfFiniteState, params: Any = None, *, inplace: bool = False, **extra: Any
+    ) -> tuple[Any, ApplyIfFiniteState]:
+        finite = _all_finite(updates)
+        consecutive, total = state.notfinite_count.to(finite.device), state.total_notfinite.to(finite.device)
+        consecutive = torch.where(finite, torch.zeros_like(consecutive), safe_increment(consecutive))
+        new, inner_state = branch(
+            finite | (consecutive > max_consecutive_errors),
+            lambda inplace: wide.update(updates, state.inner_state, params, inplace=inplace, **extra),
+            lambda inplace: (tree.zeros_like(updates), state.inner_state),
+            inplace=inplace,
+        )
+        total = torch.where(finite, total, safe_increment(total))
+        return new, ApplyIfFiniteState(consecutive, finite, total, inner_state)
+
+    return GradientTransformationExtraArgs.requiring(
+        init, update, state_of(ApplyIfFiniteState), required_by(wide, 'inner_state')
+    )
+
+
+def _all_finite(updates: Any) -> torch.Tensor:
+    flags = [g.isfinite().all() for g in tree.leaves(updates)]
+    if not flags:
+        return torch.tensor(True, device='cpu')
+    return torch.stack([flag.to(flags[0].device) for flag in flags]).all()

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Leave parameters as they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torchopt import tree
+from torchopt.base import GradientTransformation, GradientTransformationExtraArgs
+from torchopt.transform.scaling.stateless import set_to_zero
+from torchopt.transform.wrappers.masking import masked, partition
+
+__all__ = ['freeze', 'selective_transform']
+
+
+def freeze(mask: Any) -> GradientTransformationExtraArgs:
+    """Make the updates of some parameters zero, and let the others pass.
+
+    Put it at the end of a chain: momentum before it goes on to gather, while decay before it is undone.
+
+    Args:
+        mask: True where parameters are to stay as they are: a bool, or a tree of them with the structure of the
+            parameters or of its top, or a function that makes one from the parameters.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.chain(torchopt.sgd(1.0), torchopt.transform.freeze({'body': True, 'head': False}))
+        >>> g = {'body': torch.ones(()), 'head': torch.ones(())}
+        >>> tx.update(g, tx.init(g))[0]
+        {'body': tensor(0.), 'head': tensor(-1.)}
+    """
+    return masked(set_to_zero(), mask)
+
+
+def selective_transform(optimizer: GradientTransformation, *, freeze_mask: Any) -> GradientTransformationExtraArgs:
+    """Apply an optimizer to some parameters, and leave the others as they are; these have no state.
+
+    Args:
+        optimizer: The optimizer.
+        freeze_mask: True where parameters are to stay as they are: a bool, or a tree of them with the structure of the
+            parameters or of its top.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.transform.selective_transform(torchopt.sgd(1.0), freeze_mask={'body': True, 'head': False})
+        >>> g = {'body': torch.ones(()), 'head': torch.ones(())}
+        >>> tx.update(g, tx.init(g))[0]
+        {'body': tensor(0.), 'head': tensor(-1.)}
+    """
+    labels = tree.map(lambda frozen: 'freeze' if frozen else 'train', freeze_mask)
+    return partition({'train': optimizer, 'freeze': set_to_zero()}, labels)

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Transform only some of the leaves, or different leaves in different ways."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+from torchopt import tree
+from torchopt.base import (
+    GradientTransformation,
+    GradientTransformationExtraArgs,
+    factory,
+    with_extra_args_support,
+)
+from torchopt.preconditions import Precondition, required_by, required_by_all, state_of
+
+__all__ = ['MaskedNode', 'MaskedState', 'PartitionState', 'masked', 'partition', 'resolve_mask']
+
+
+@tree.safe_to_load
+class MaskedNode(NamedTuple):
+    """Stands where a leaf is hidden from the inner transformation; a tree without leaves."""
+
+
+@tree.safe_to_load
+class MaskedState(NamedTuple):
+    """State of :func:`masked`: that of the inner transformation, with :class:`MaskedNode` at hidden places."""
+
+    inner_state: Any
+
+
+@factory
+def masked(
+    inner: GradientTransformation, mask: Any = None, *, mask_compatible_extra_args: bool = False
+) -> GradientTransformationExtraArgs:
+    """Apply a transformation where a mask is true; elsewhere updates pass through untouched.
+
+    Args:
+        inner: What to apply.
+        mask: A tree of booleans with the structure of the parameters or of its top (a prefix: one boolean then counts
+            for the whole subtree), or a function that makes such a tree from the parameters (from the updates
+            where ``update`` is called without parameters).  None means everywhere.
+        mask_compatible_extra_args: Also mask those extra arguments of ``update`` that have the structure of
+            the updates.
+
+    Returns:
+        A transformation with state :class:`MaskedState`.
+
+    Raises:
+        ValueError: If the mask is not a prefix of the parameters.
+        TypeError: If a leaf of the mask is not a boolean, or ``inner`` not a transformation.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.transform.masked(torchopt.transform.scale(-1.0), {'w': True, 'b': False})
+        >>> g = {'w': torch.tensor(1.0), 'b': torch.tensor(1.0)}
+        >>> tx.update(g, tx.init(g))[0]
+        {'w': tensor(-1.), 'b': tensor(1.)}
+    """
+    wide = with_extra_args_support(inner)
+
+    resolve = partial(resolve_mask, mask)
+
+    def init(params: Any) -> MaskedState:
+        return MaskedState(inner.init(_hide(params, resolve(params), 'params')))
+
+    def update(
+        updates: Any, state: MaskedState, params: Any = None, *, inplace: bool = False, **extra: Any
+    ) -> tuple[Any, MaskedState]:
+        shown = resolve(updates if params is None else params)
+        hidden_params = None if params is None else _hide(params, shown, 'params')
+        if mask_compatible_extra_args:
+            like = tree.structure(updates)
+            extra = {name: _hide(x, shown, name) if tree.structure(x) == like else x for name, x in extra.items()}
+        new, inner_state = wide.update(
+            _hide(updates, shown, 'updates'),
+            state.inner_state,
+            hidden_params,
+            inplace=inplace,
+            **extra,
+        )
+        return _restore(updates, new, shown), MaskedState(inner_state)
+
+    return GradientTransformationExtraArgs.requiring(
+        init, update, state_of(MaskedState), required_by(wide, 'inner_state')
+    )
+
+
+def resolve_mask(mask: Any, params: Any) -> Any:
+    """The tree of booleans that a mask stands for.
+
+    Raises:
+        TypeError: If a leaf of it is not a boolean; the message names its path.
+    """
+    made = mask(params) if callable(mask) else mask
+    return _check_mask(True if made is None else made)
+
+
+def _check_mask(mask: Any) -> Any:
+    for i, m in enumerate(tree.flatten(mask)[0]):
+        if not isinstance(m, (bool, type(None))) and not _is_boolean_scalar(m):
+            path = tree.flatten_with_path(mask)[i][0]
+            raise TypeError(
+                f'mask{path} is {m!r} of type {type(m).__name__}; expected True or False. '
+                f'Pass a tree of booleans, or a function that makes one.'
+            )
+    return mask
+
+
+def _is_boolean_scalar(m: Any) -> bool:
+    return 'bool' in str(getattr(m, 'dtype', '')) and getattr(m, 'ndim', None) == 0
+
+
+def _hide(subject: Any, mask: Any, name: str) -> Any:
+    """Put a MaskedNode in place of every subtree that the mask leaves out."""
+    if isinstance(subject, tree.ParamsPlaceholder):
+        return subject  # tree.map_params looks for copies of the parameters
+    shown, spec = tree.flatten(mask)
+    parts = tree.flatten_up_to(spec, subject, name=name, like='mask')
+    return tree.unflatten(spec, [x if m else MaskedNode() for m, x in zip(shown, parts)])
+
+
+def _restore(updates: Any, new: Any, mask: Any) -> Any:
+    """Take what the inner transformation made where the mask is true, and the old updates elsewhere."""
+    shown, spec = tree.flatten(mask)
+    old_parts = tree.flatten_up_to(spec, updates, name='updates', like='mask')
+    new_parts = tree.flatten_up_to(spec, new, name='new updates', like='mask')
+    return tree.unflatten(spec, [n if m else o for m, o, n in zip(shown, old_parts, new_parts)])
+
+
+@tree.safe_to_load
+class PartitionState(NamedTuple):
+    """State of :func:`partition`: a dict from label to the :class:`MaskedState` of its transformation."""
+
+    inner_states: Any
+
+
+@factory
+def partition(
+    transforms: dict[Any, GradientTransformation],
+    param_labels: Any,
+    *,
+    mask_compatible_extra_args: bool = False,
+) -> GradientTransformationExtraArgs:
+    """Apply to every leaf the transformation that its label names.
+
+    Args:
+        transforms: From label to transformation.
+        param_labels: A tree of labels with the structure of the parameters or of its top, or a function that makes one
+            from the parameters (from the updates where ``update`` is called without parameters).
+        mask_compatible_extra_args: As in :func:`masked`.
+
+    Returns:
+        A transformation with state :class:`PartitionState`.
+
+    Raises:
+        TypeError: If ``transforms`` is not a dict of transformations.
+        ValueError: In ``init`` and ``update``, if a label has no transformation; the message names the leaf.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.transform.partition(
+        ...     {'fast': torchopt.sgd(1.0), 'frozen': torchopt.transform.scale(0.0)},
+        ...     {'head': 'fast', 'body': 'frozen'},
+        ... )
+        >>> g = {'head': torch.tensor(2.0), 'body': [torch.tensor(2.0)]}
+        >>> tx.update(g, tx.init(g))[0]
+        {'head': tensor(-2.), 'body': [tensor(0.)]}
+    """
+    if not isinstance(transforms, Mapping):
+        raise TypeError(f'transforms is a {type(transforms).__name__}; expected a dict from labels to transformations.')
+    members = {label: with_extra_args_support(tx) for label, tx in transforms.items()}
+
+    def parts(params: Any) -> dict[Any, GradientTransformationExtraArgs]:
+        labels = param_labels(params) if callable(param_labels) else param_labels
+        for i, label in enumerate(tree.flatten(labels)[0]):
+            if label is not None and label not in members:
+                path = tree.flatten_with_path(labels)[i][0]
+                raise ValueError(
+                    f'param_labels{path} is {label!r}, which is no key of transforms: {sorted(members, key=str)}. '
+                    f'Add a transformation of this label, or change the label.'
+                )
+        return {
+            label: masked(
+                tx,
+                tree.map(lambda x, label=label: x == label, labels),
+                mask_compatible_extra_args=mask_compatible_extra_args,
+            )
+            for label, tx in members.items()
+        }
+
+    def init(params: Any) -> PartitionState:
+        return PartitionState({label: tx.init(params) for label, tx in parts(params).items()})
+
+    def has_labels(state: PartitionState, params: Any = None) -> None:
+        if set(state.inner_states) != set(members):
+            raise ValueError(
+                f'The state of this partition has the labels {sorted(state.inner_states, key=str)}; expected '
+                f'{sorted(members, key=str)}. Pass the state that its own init or last update returned.'
+            )
+
+    def update(
+        updates: Any,
+        state: PartitionState,
+        params: Any = None,
+        *,
+        inplace: bool = False,
+        **extra: Any,
+    ) -> tuple[Any, PartitionState]:
+        new_states = {}
+        for label, tx in parts(updates if params is None else params).items():
+            updates, new_states[label] = tx.update(updates, state.inner_states[label], params, inplace=inplace, **extra)
+        return updates, PartitionState(new_states)
+
+    return GradientTransformationExtraArgs.requiring(
+        init,
+        update,
+        state_of(PartitionState),
+        Precondition(has_labels, 'always'),
+        required_by_all(
+            lambda state, params: [(state.inner_states[label].inner_state, params) for label in members],
+            *members.values(),
+        ),
+    )

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gradient accumulation: several small steps make one step of an optimizer."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from torchopt import checks, elementwise, tree
+from torchopt.base import GradientTransformation, GradientTransformationExtraArgs, with_extra_args_support
+from torchopt.elementwise.first_moment import moment_dtype
+from torchopt.loop.selection import branch
+from torchopt.numerics import DTypeLike, abs_sq, as_python_scalar, as_scalar_like, increment, widened, zero_count
+from torchopt.preconditions import check_preconditions, required_by
+
+__all__ = ['MultiSteps', 'MultiStepsState', 'ShouldSkipUpdateFunction', 'skip_large_updates', 'skip_not_finite']
+
+
+class ShouldSkipUpdateFunction(Protocol):
+    """``skip(updates, gradient_step, params)``: whether to leave out a small step, and what to remember of it."""
+
+    def __call__(self, updates: Any, gradient_step: Any, params: Any) -> tuple[Any, Any]:
+        """A bool or a 0-d bool tensor, and any tree, which comes into the state."""
+
+
+def skip_not_finite(updates: Any, gradient_step: Any, params: Any) -> tuple[Tensor, Any]:
+    """Skip small steps whose gradients are not all finite; for :class:`MultiSteps`.
+
+    Args:
+        updates: The gradients.
+        gradient_step: The number of full steps taken; not used.
+        params: The parameters; not used.
+
+    Returns:
+        Whether to skip, and a dict with that (``'should_skip'``) and the number of elements that are not finite
+        (``'num_not_finite'``).
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.transform.skip_not_finite([torch.tensor([1.0, float('inf')])], 0, None)
+        (tensor(True), {'should_skip': tensor(True), 'num_not_finite': tensor(1)})
+    """
+    total = _sum([g.isfinite().logical_not().sum() for g in tree.leaves(updates)], torch.int64)
+    skip = total > 0
+    return skip, {'should_skip': skip, 'num_not_finite': total}
+
+
+def skip_large_updates(updates: Any, gradient_step: Any, params: Any, max_squared_norm: Any) -> tuple[Tensor, Any]:
+    r"""Skip small steps with :math:`\lVert g \rVert^2 \ge c` or NaN; for :class:`MultiSteps`.
+
+    Args:
+        updates: The gradients.
+        gradient_step: The number of full steps taken; not used.
+        params: The parameters; not used.
+        max_squared_norm: The bound :math:`c`.  Fix it with ``functools.partial``.
+
+    Returns:
+        Whether to skip, and a dict with that (``'should_skip'``) and the squared norm (``'norm_squared'``).
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.transform.skip_large_updates([torch.tensor([3.0, 4.0])], 0, None, 20.0)[0]
+        tensor(True)
+    """
+    square = _sum([abs_sq(widened(g)).sum() for g in tree.leaves(updates)], torch.get_default_dtype())
+    skip = (square < as_scalar_like(max_squared_norm, square)).logical_not()
+    return skip, {'should_skip': skip, 'norm_squared': square}
+
+
+def _sum(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
+    if not parts:
+        return torch.zeros((), dtype=dtype)
+    return torch.stack([x.to(parts[0].device) for x in parts]).sum()
+
+
+@tree.safe_to_load
+class MultiStepsState(NamedTuple):
+    """State of :class:`MultiSteps`.
+
+    Attributes:
+        mini_step: The small steps taken since the last full one.
+        gradient_step: The full steps taken.
+        inner_opt_state: The state of the optimizer.
+        acc_grads: The mean or the sum of the gradients since the last full step.
+        skip_state: What the function that skips steps had to say of the last one.
+    """
+
+    mini_step: Any
+    gradient_step: Any
+    inner_opt_state: Any
+    acc_grads: Any
+    skip_state: Any = ()
+
+
+class MultiSteps:
+    r"""Accumulate gradients over :math:`k` small steps, and let an optimizer take one step with them.
+
+    The gradients are averaged as they come, :math:`a_{n+1} = a_n + (g_n - a_n) / (n + 1)`, or summed.  The update is
+    zero in all small steps but each :math:`k`-th, in which the optimizer sees the mean; its state rests meanwhile.
+
+    Where a small step has no gradient (``None``) for a parameter, nothing is added for it; in the :math:`k`-th, the
+    parameter is left out of the full step, and keeps what it has for the next one.
+
+    Args:
+        opt: The optimizer.
+        every_k_schedule: :math:`k \ge 1`, or a function from the number of full steps taken to :math:`k`.
+        use_grad_mean: False sums the gradients instead.
+        should_skip_update_fn: Which small steps to leave out, such as :func:`skip_not_finite`.  These give zero
+            updates and do not count.
+        accumulator_dtype: Real dtype of the accumulated gradients, None for that of each parameter.
+
+    Raises:
+        TypeError: If ``opt`` is not a transformation.
+        ValueError: If ``every_k_schedule`` is less than 1; in ``update``, if the function that skips steps does not
+            return one bool, or the state is that of another optimizer.
+
+    Example:
+        >>> import torch, torchopt
+        >>> optimizer = torchopt.transform.MultiSteps(torchopt.sgd(0.5), every_k_schedule=2)
+        >>> state = optimizer.init([torch.zeros(())])
+        >>> for g in (1.0, 3.0):
+        ...     updates, state = optimizer.update([torch.tensor(g)], state)
+        ...     print(updates, bool(optimizer.has_updated(state)))
+        [tensor(0.)] False
+        [tensor(-1.)] True
+    """
+
+    def __init__(
+        self,
+        opt: GradientTransformation,
+        every_k_schedule: Any,
+        use_grad_mean: bool = True,
+        should_skip_update_fn: ShouldSkipUpdateFunction | None = None,
+        accumulator_dtype: DTypeLike | None = torch.float32,
+    ) -> None:
+        self._opt = with_extra_args_support(opt)
+        if not checks.is_schedule(every_k_schedule):
+            checks.at_least('every_k_schedule value', every_k_schedule, 1)
+        self._dtype = moment_dtype(accumulator_dtype, 'accumulator_dtype')
+        self._call = opt, every_k_schedule, use_grad_mean, should_skip_update_fn, accumulator_dtype
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by the arguments."""
+        return type(self), self._call
+
+    def __repr__(self) -> str:
+        """The call that made it, without arguments that are as by default."""
+        return tree.as_text(self)
+
+    def _spelled(self) -> tree.Spelled:
+        given = zip(inspect.signature(type(self)).parameters.values(), self._call)
+        return tree.Spelled(type(self).__name__, (), {p.name: x for p, x in given if x is not p.default})
+
+    @property
+    def inner_opt(self) -> GradientTransformation:
+        """The optimizer."""
+        return self._opt
+
+    def init(self, params: Any) -> MultiStepsState:
+        """The first state for these parameters."""
+        skip, dtype = self._call[3], self._dtype
+
+        def zeros(p: Tensor) -> Tensor:
+            return torch.zeros_like(p, dtype=dtype.to_complex() if dtype is not None and p.is_complex() else dtype)
+
+        count = zero_count()
+        skip_state = () if skip is None else skip(tree.zeros_like(params), count, params)[1]
+        return MultiStepsState(zero_count(), count, self._opt.init(params), tree.map(zeros, params), skip_state)
+
+    def update(
+        self, updates: Any, state: MultiStepsState, params: Any = None, *, inplace: bool = False, **extra_args: Any
+    ) -> tuple[Any, MultiStepsState]:
+        """Take a small step; in each :math:`k`-th the updates are those of the optimizer, in all others zero."""
+        if not isinstance(state, MultiStepsState):
+            raise ValueError(
+                f'The state is a {type(state).__name__}; expected a MultiStepsState. Pass the state that the init or '
+                f'the last update of this very MultiSteps returned.'
+            )
+        if inplace:
+            check_preconditions(self._opt, state.inner_opt_state, params)
+        skip = self._call[3]
+        if skip is None:
+            return self._accumulate(updates, state, params, inplace, extra_args)
+        skipped, skip_state = skip(updates, state.gradient_step, params)
+        if not isinstance(skipped, bool) and (getattr(skipped, 'dtype', None), skipped.shape) != (torch.bool, ()):
+            raise ValueError(
+                f'Invalid should_skip_update_fn: it returned {skipped!r}; expected a bool or a 0-d bool tensor first. '
+                f'Reduce it with all() or any().'
+            )
+        new, state = branch(
+            skipped,
+            lambda inplace: (tree.zeros_like(updates), state),
+            lambda inplace: self._accumulate(updates, state, params, inplace, extra_args),
+            inplace=inplace,
+        )
+        return new, state._replace(skip_state=skip_state)
+
+    def _accumulate(
+        self, updates: Any, state: MultiStepsState, params: Any, inplace: bool, extra: dict[str, Any]
+    ) -> tuple[Any, MultiStepsState]:
+        _, k, use_mean, *_ = self._call
+        if checks.is_schedule(k):
+            k = k(state.gradient_step)
+        known = as_python_scalar(state.mini_step)
+        n = state.mini_step if known is None else known
+
+        def add(g: Tensor, acc: Tensor) -> tuple[Tensor, Tensor]:
+            acc = acc + (g - acc) / as_scalar_like(n + 1, g) if use_mean else acc + g
+            return acc, acc
+
+        gathered, acc = elementwise.apply_rule(add, updates, state.acc_grads, inplace=inplace)
+        gathered = tree.cast_like(gathered, updates)
+
+        def step(inplace: bool) -> tuple[Any, ...]:
+            new, inner = self._opt.update(gathered, state.inner_opt_state, params, inplace=inplace, **extra)
+            _, empty = elementwise.apply_rule(lambda g, a: (g, torch.zeros_like(a)), updates, acc)
+            return new, inner, empty, increment(state.gradient_step)
+
+        def wait(inplace: bool) -> tuple[Any, ...]:
+            return tree.zeros_like(updates), state.inner_opt_state, acc, state.gradient_step
+
+        new, inner, acc, full = branch(state.mini_step == k - 1, step, wait, inplace=inplace)
+        return new, MultiStepsState(increment(state.mini_step) % k, full, inner, acc, state.skip_state)
+
+    def has_updated(self, state: Any) -> Any:
+        """Whether the step that led to this state was a full one, a 0-d bool tensor."""
+        return (state.mini_step == 0) & (state.gradient_step > 0)
+
+    def gradient_transformation(self) -> GradientTransformation:
+        """The same as a transformation, to put into a chain."""
+        tx = GradientTransformationExtraArgs(self.init, self.update)
+        tx.requires = (required_by(self._opt, 'inner_opt_state'),)
+        return tx

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tell somebody outside, such as TensorBoard, what was measured in a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from torchopt import checks, tree
+from torchopt.base import GradientTransformationExtraArgs, factory
+from torchopt.numerics import eager, is_readable, safe_increment, zero_count
+from torchopt.preconditions import state_of
+from torchopt.transform.wrappers.monitoring import monitor
+
+__all__ = ['ReportState', 'report']
+
+
+@tree.safe_to_load
+class ReportState(NamedTuple):
+    """State of :func:`report`: steps taken, and the state of the :func:`monitor` in it."""
+
+    count: Any
+    inner_state: Any
+
+
+@factory
+def report(
+    write: Callable[[str, Any, int], Any], measures: dict[str, Any], every: int = 1
+) -> GradientTransformationExtraArgs:
+    """Measure the updates, and call a function with what was measured; the updates pass untouched.
+
+    ``write`` is any callable.  Those of loggers fit as they are, such as ``add_scalar`` of a ``SummaryWriter`` of
+    TensorBoard.  It is the only one that may wait for a device: what it gets are tensors that nobody has looked at.
+
+    Under ``torch.compile`` the call breaks the graph, and ``fullgraph=True`` is an error.  Under ``torch.vmap`` there
+    is a batch of values and not one, which is an error.  In the middle of ``torch.func.grad`` it is called as ever.
+
+    Args:
+        write: Called as ``write(name, value, step)`` for each measure.  The value is a tensor without a graph, or the
+            tree of such that the measure returned; the step is the number of steps before.
+        measures: As in :func:`monitor`.
+        every: Call it at steps 0, ``every``, ``2 * every``, ...; a positive integer.
+
+    Returns:
+        A transformation with state :class:`ReportState`.  The last measurements are in it, whether reported or not.
+
+    Raises:
+        TypeError: If ``write`` or a measure cannot be called, or ``every`` is not an integer.
+        ValueError: If ``every`` is not positive.
+        RuntimeError: In ``update``, under ``torch.vmap``.
+
+    Example:
+        >>> import torch, torchopt
+        >>> def write(name, value, step):
+        ...     print(f'{step}: {name} = {value:.1f}')
+        >>> tx = torchopt.chain(torchopt.transform.report(write, {'norm': torchopt.tree.norm}), torchopt.sgd(0.1))
+        >>> state = tx.init([torch.zeros(2)])
+        >>> for scale in (1.0, 2.0):
+        ...     updates, state = tx.update([scale * torch.tensor([3.0, 4.0])], state)
+        0: norm = 5.0
+        1: norm = 10.0
+    """
+    if not callable(write):
+        raise TypeError(f'write is a {type(write).__name__}; expected a function of a name, a value and a step.')
+    if isinstance(every, bool) or not isinstance(every, int):
+        raise TypeError(f'every is {every!r}; expected a positive integer.')
+    checks.positive('every', every)
+    inner = monitor(measures)
+
+    @eager
+    def call(measured: Any, count: Any) -> None:
+        if not all(map(is_readable, [count, *tree.leaves(measured)])):
+            raise RuntimeError(
+                'report has a batch of values under torch.vmap, and not one to write. Map over the optimizer without '
+                'it, and read the measurements of monitor in the state afterwards.'
+            )
+        step = int(count)
+        if step % every == 0:
+            for name, value in measured.items():
+                write(name, tree.map(_plain, value), step)
+
+    def init(params: Any) -> ReportState:
+        return ReportState(zero_count(), inner.init(params))
+
+    def update(
+        updates: Any, state: ReportState, params: Any = None, *, inplace: bool = False, **extra: Any
+    ) -> tuple[Any, ReportState]:
+        updates, new = inner.update(updates, state.inner_state, params, inplace=inplace, **extra)
+        call(new.measurements, state.count)
+        return updates, ReportState(safe_increment(state.count), new)
+
+    return GradientTransformationExtraArgs.requiring(init, update, state_of(ReportState))
+
+
+def _plain(x: Any) -> Any:
+    return x.detach() if isinstance(x, torch.Tensor) else x
