@@ -1,8 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradient transformations, in three kinds.
+"""Gradient transformations, the parts that optimizers are chained from.
 
-``scaling`` has rules on the updates themselves, ``wrappers`` what goes around other transformations, and ``linesearch``
-what evaluates the objective.  All public names are here; the files inside are layout.
+Every factory returns a :class:`torchopt.base.GradientTransformation`: ``init(params)`` makes a state, and
+``update(updates, state, params=None, *, inplace=False)`` makes one step.  ``None`` in the place of a gradient means
+that the parameter is left alone in this step: its state stays as it was and its update is ``None``.
+
+A hyper-parameter that a rule has as a number may also be a 0-d tensor, or a tree of numbers and tensors with the
+structure of the parameters or of its top, for values that differ from parameter to parameter.
+
+There are three kinds: ``scaling`` has rules on the updates themselves, ``wrappers`` what goes around other
+transformations, ``linesearch`` what evaluates the objective.  Their public names are all here; the files inside are
+layout and not API.
 """
 
 from torchopt.transform.linesearch.backtracking import (
