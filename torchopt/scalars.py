@@ -9,8 +9,7 @@ graph is recorded, the same formulas run on 0-d tensors.  ``+ - * / < abs & |`` 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +17,7 @@ from torch import Tensor
 from torchopt import tree
 from torchopt.numerics import has_tangent, is_readable, is_transformed
 
-__all__ = ['iterate', 'larger', 'negated', 'numbers', 'pick', 'root', 'smaller', 'violation', 'where']
-
-_State = TypeVar('_State')
+__all__ = ['larger', 'negated', 'numbers', 'pick', 'root', 'smaller', 'violation', 'where']
 
 
 def numbers(*values: Any) -> list[Any]:
@@ -140,37 +137,3 @@ def violation(error: Any) -> Any:
         (0.0, 0.5, inf)
     """
     return where(error != error, math.inf, where(error > 0.0, error, 0.0))
-
-
-def iterate(step: Callable[[int, _State], _State], state: _State, limit: int) -> _State:
-    """Repeat a step as long as ``state.running``, at most ``limit`` times.
-
-    Where that can be read, the loop stops at once.  Where it cannot, in a batch or while compiling, it runs to the
-    limit, and problems that have stopped keep their state.
-
-    Args:
-        step: ``step(k, state)`` makes the step after ``k`` others.
-        state: A tree with a bool ``running``.
-        limit: How many steps there are at most.
-
-    Returns:
-        The last state.
-
-    Example:
-        >>> from typing import NamedTuple
-        >>> from torchopt.scalars import iterate
-        >>> class State(NamedTuple):
-        ...     x: float
-        ...     running: bool
-        >>> iterate(lambda k, state: State(state.x / 2, state.x > 2), State(8.0, True), limit=10)
-        State(x=1.0, running=False)
-    """
-    for k in range(limit):
-        running = state.running  # type: ignore[attr-defined]
-        if not is_readable(running):
-            state = pick(running, step(k, state), state)
-        elif running:
-            state = step(k, state)
-        else:
-            break
-    return state

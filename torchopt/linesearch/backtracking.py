@@ -7,7 +7,8 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from torchopt.scalars import iterate, numbers, violation
+from torchopt.loop import while_loop
+from torchopt.scalars import numbers, violation, where
 
 __all__ = ['Backtracked', 'backtracking']
 
@@ -79,10 +80,10 @@ def backtracking(
     """
     value, slope, guess = numbers(value, slope, guess)
 
-    def step(k: int, last: Backtracked) -> Backtracked:
-        stepsize = decrease_factor * last.stepsize if k else last.stepsize
+    def step(last: Backtracked) -> Backtracked:
+        stepsize = where(last.steps > 0, decrease_factor * last.stepsize, last.stepsize)
         (new,) = numbers(value_at(stepsize))
         error = violation(new - (1.0 + rtol) * value - stepsize * slope_rtol * slope)
-        return Backtracked(stepsize, new, error, k + 1, error > atol)
+        return Backtracked(stepsize, new, error, last.steps + 1, error > atol)
 
-    return iterate(step, Backtracked(guess, value, math.inf, 0, True), limit + 1)
+    return while_loop(lambda last: last.running, step, Backtracked(guess, value, math.inf, 0, True), limit + 1)

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from torchopt.linesearch.interpolation import cubic_minimum, quadratic_minimum
 from torchopt.linesearch.ray import Point, Ray
-from torchopt.scalars import iterate, larger, negated, numbers, pick, smaller, violation, where
+from torchopt.loop import while_loop
+from torchopt.scalars import larger, negated, numbers, pick, smaller, violation, where
 
 __all__ = ['Zoomed', 'zoom']
 
@@ -138,8 +139,9 @@ def zoom(
             decrease = smaller(larger(by_slope, gain - approx_dec_rtol * abs(first.value)), decrease)
         return violation(decrease), violation(abs(new.slope) - curv_rtol * abs(first.slope))
 
-    def step(k: int, search: _Search) -> _Search:
-        longer = increase_factor * search.last.stepsize if k else guess
+    def step(search: _Search) -> _Search:
+        begun = search.steps > 0
+        longer = where(begun, increase_factor * search.last.stepsize, guess)
         at_bound = longer >= largest
         new = ray(where(search.found, _cut(search) if search.found is not False else 0.0, smaller(longer, largest)))
         decrease, curvature = errors(new)
@@ -148,7 +150,7 @@ def zoom(
 
         # An interval is known as soon as a step is too long, or good.  Before that, the last step is its lower end.
         last = _End(*search.last[:3])
-        rises = (new.value >= last.value) if k else False
+        rises = begun & (new.value >= last.value)
         too_long = (decrease > 0.0) | rises
         turned = negated(too_long) & (new.slope >= 0.0)
         found = too_long | turned | met
@@ -171,13 +173,13 @@ def zoom(
         out_of_reach = negated(known) & at_bound & negated(found)
         too_small = known & (abs(high.stepsize - low.stepsize) <= precision) & (safe.stepsize > 0.0)
         done = met | out_of_reach
-        failed = negated(done) & (too_small | (k + 1 >= limit))
+        failed = negated(done) & (too_small | (search.steps + 1 >= limit))
         going = negated(done | failed)
-        return _Search(new, safe, new_low, new_high, third, decrease, curvature, k + 1, known | found, failed, going)
+        k = search.steps + 1
+        return _Search(new, safe, new_low, new_high, third, decrease, curvature, k, known | found, failed, going)
 
-    search = iterate(
-        step, _Search(start, start, first, first, first, math.inf, math.inf, 0, False, False, True), max(limit, 1)
-    )
+    begin = _Search(start, start, first, first, first, math.inf, math.inf, 0, False, False, True)
+    search = while_loop(lambda search: search.running, step, begin, max(limit, 1))
     fall_back = search.failed & ((search.safe.stepsize > 0.0) | (search.decrease_error == math.inf))
     return Zoomed(
         _better(fall_back, search.safe, search.last),
