@@ -132,7 +132,7 @@ def projection_simplex(tree: Any, scale: Any = 1) -> Any:
         <https://doi.org/10.1145/1390156.1390191>`_, 2008.
     """
     checks.positive('scale', scale)
-    vector, unravel = _ravel(tree)
+    vector, unravel = trees.ravel(tree)
     return unravel(scale * unit_simplex(vector / scale))
 
 
@@ -264,12 +264,14 @@ def projection_l2_ball(tree: Any, scale: Any = 1) -> Any:
     """
     checks.at_least('scale', scale)
     norm = trees.wide_norm(tree)
-    outside = norm > _bound(scale, norm)
-    divisor = torch.where(outside, norm, torch.ones_like(norm))
+    bound = _bound(scale, norm)
+    inside = (norm < bound) | (norm == 0)
+    # The larger of two, so that at the boundary each has half of the derivative.
+    divisor = torch.maximum(torch.where(inside, torch.ones_like(norm), norm), torch.where(inside, 1.0, bound))
 
     @in_single
     def shrink(x: torch.Tensor) -> torch.Tensor:
-        return torch.where(outside.to(x.device), x / _bound(divisor, x) * _bound(scale, x), x)
+        return torch.where(inside.to(x.device), x, x / _bound(divisor, x) * _bound(scale, x))
 
     return _map(shrink, tree)
 
@@ -527,21 +529,3 @@ def _vdot(x: Any, y: Any) -> torch.Tensor:
 def _missing(x: Any, a: Any, b: Any) -> torch.Tensor:
     """By how many times its normal a point misses a hyperplane."""
     return (b - _vdot(a, x)) / _vdot(a, a)
-
-
-def _ravel(tree: Any) -> tuple[torch.Tensor, Callable[[torch.Tensor], Any]]:
-    """All elements of a tree as one vector, and the function that puts such a vector back into the tree."""
-    leaves, spec = trees.flatten(tree)
-    xs = [None if x is None else torch.as_tensor(x) for x in leaves]
-    for i, x in enumerate(xs):
-        if x is not None and not x.is_floating_point():
-            path = trees.flatten_with_path(tree)[i][0]
-            raise TypeError(f'tree{path} has dtype {x.dtype}; expected a floating dtype. Convert it with `.float()`.')
-    found = [x for x in xs if x is not None]
-    vector = torch.cat([x.reshape(-1) for x in found]) if found else torch.zeros(0)
-
-    def unravel(v: torch.Tensor) -> Any:
-        pieces = iter(torch.split(v, [x.numel() for x in found]))
-        return trees.unflatten(spec, [None if x is None else next(pieces).reshape(x.shape).to(x.dtype) for x in xs])
-
-    return vector, unravel

@@ -50,11 +50,13 @@ def hvp(loss: Callable[..., Any], v: torch.Tensor, params: Any, inputs: Any, tar
     References:
         Pearlmutter, `Fast exact multiplication by the Hessian <https://doi.org/10.1162/neco.1994.6.1.147>`_, 1994.
     """
-    xs, of_leaves, rebuild = _open(loss, params, inputs, targets)
-    size = sum(x.numel() for x in xs)
-    if v.numel() != size:
-        raise ValueError(f'v has {v.numel()} elements, but params has {size} in all. Pass one for each parameter.')
-    return rebuild(_products(of_leaves, xs)(v.reshape(-1)))
+    vector, unravel = tree.ravel(params, name='params')
+    if v.numel() != vector.numel():
+        raise ValueError(
+            f'v has {v.numel()} elements, but params has {vector.numel()} in all. Pass one for each parameter.'
+        )
+    product = _product(lambda x: loss(unravel(x), inputs, targets), vector)
+    return unravel(product(v.reshape(-1).to(vector.dtype)))
 
 
 def hessian_diag(loss: Callable[..., Any], params: Any, inputs: Any, targets: Any) -> torch.Tensor:
@@ -82,16 +84,12 @@ def hessian_diag(loss: Callable[..., Any], params: Any, inputs: Any, targets: An
         >>> torchopt.second_order.hessian_diag(loss, params, torch.ones(2), torch.zeros(2))
         tensor([ 6., 12.])
     """
-    xs, of_leaves, _ = _open(loss, params, inputs, targets)
-    if not xs:
-        return torch.zeros(0)
-    like, product = _ravel(xs), _products(of_leaves, xs)
-
-    def entry(unit: torch.Tensor) -> torch.Tensor:
-        return torch.dot(unit, _ravel(product(unit)))
-
-    units = torch.eye(like.numel(), dtype=like.dtype, device=like.device)
-    return torch.func.vmap(entry)(units)
+    vector, unravel = tree.ravel(params, name='params')
+    if not vector.numel():
+        return vector
+    product = _product(lambda x: loss(unravel(x), inputs, targets), vector)
+    units = torch.eye(vector.numel(), dtype=vector.dtype, device=vector.device)
+    return torch.func.vmap(lambda unit: torch.dot(unit, product(unit)))(units)
 
 
 def fisher_diag(negative_log_likelihood: Callable[..., Any], params: Any, inputs: Any, targets: Any) -> torch.Tensor:
@@ -119,42 +117,14 @@ def fisher_diag(negative_log_likelihood: Callable[..., Any], params: Any, inputs
         >>> torchopt.second_order.fisher_diag(loss, params, torch.ones(2), torch.zeros(2))
         tensor([  9., 144.])
     """
-    xs, of_leaves, _ = _open(negative_log_likelihood, params, inputs, targets)
-    return _ravel(torch.func.grad(of_leaves)(xs)).square() if xs else torch.zeros(0)
+    vector, unravel = tree.ravel(params, name='params')
+    if not vector.numel():
+        return vector
+    return torch.func.grad(lambda x: negative_log_likelihood(unravel(x), inputs, targets))(vector).square()
 
 
-def _open(
-    loss: Callable[..., Any], params: Any, inputs: Any, targets: Any
-) -> tuple[tuple[torch.Tensor, ...], Callable[..., Any], Callable[[tuple[torch.Tensor, ...]], Any]]:
-    """The parameters as a tuple of tensors, the loss as a function of it, and the way back to the tree."""
-    leaves, spec = tree.flatten(params)
-    xs = [None if x is None else torch.as_tensor(x) for x in leaves]
-    for i, x in enumerate(xs):
-        if x is not None and not x.is_floating_point():
-            path = tree.flatten_with_path(params)[i][0]
-            raise TypeError(f'params{path} has dtype {x.dtype}; expected a floating dtype. Convert it with `.float()`.')
-
-    def rebuild(found: tuple[torch.Tensor, ...]) -> Any:
-        rest = iter(found)
-        return tree.unflatten(spec, [None if x is None else next(rest) for x in xs])
-
-    return tuple(x for x in xs if x is not None), lambda found: loss(rebuild(found), inputs, targets), rebuild
-
-
-def _products(
-    of_leaves: Callable[..., Any], xs: tuple[torch.Tensor, ...]
-) -> Callable[[torch.Tensor], tuple[torch.Tensor, ...]]:
+def _product(fun: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     """The function that multiplies a vector by the Hessian."""
     # Backward over backward, not forward over backward: more operators, and most custom ones, can do that.
-    pull_back = torch.func.vjp(torch.func.grad(of_leaves), xs)[1]
-
-    def product(v: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        pieces = torch.split(v, [x.numel() for x in xs])
-        direction = tuple(piece.reshape(x.shape).to(x.dtype) for piece, x in zip(pieces, xs))
-        return pull_back(direction)[0]
-
-    return product
-
-
-def _ravel(xs: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    return torch.cat([x.reshape(-1) for x in xs])
+    pull_back = torch.func.vjp(torch.func.grad(fun), x)[1]
+    return lambda v: pull_back(v)[0]

@@ -72,6 +72,7 @@ from torchopt.tree.state import (
 )
 from torchopt.tree.table import summary
 from torchopt.tree.text import Spelled, as_text
+from torchopt.tree.vector import ravel
 
 __all__ = [
     'DictKey',
@@ -116,6 +117,7 @@ __all__ = [
     'norm',
     'ones_like',
     'random_like',
+    'ravel',
     'real',
     'reduce',
     'register_node',

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from torchopt import elementwise, tree
@@ -50,7 +49,7 @@ def flatten(inner: GradientTransformation) -> GradientTransformationExtraArgs:
     wide = with_extra_args_support(inner)
 
     def init(params: Any) -> Any:
-        return wide.init(params if isinstance(params, tree.ParamsPlaceholder) else _as_vector(params))
+        return wide.init(params if isinstance(params, tree.ParamsPlaceholder) else tree.ravel(params, name='params')[0])
 
     def update(updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any) -> tuple[Any, Any]:
         if params is not None:
@@ -61,22 +60,10 @@ def flatten(inner: GradientTransformation) -> GradientTransformationExtraArgs:
                         f'updates{path} is None, but flatten makes one vector of all updates, of which no part can be '
                         f'left out. Pass zeros, or put masked around flatten.'
                     )
-            params = _as_vector(tree.map(Tensor.detach, params) if is_plain(updates, params) else params)
-        vector, state = wide.update(_as_vector(updates), state, params, inplace=inplace, **extra)
-        leaves, spec = tree.flatten(updates)
-        parts = iter(torch.split(vector, [g.numel() for g in leaves if g is not None]))
-        return tree.unflatten(spec, [None if g is None else _like(next(parts), g) for g in leaves]), state
+            params = tree.ravel(tree.map(Tensor.detach, params) if is_plain(updates, params) else params)[0]
+        vector, unravel = tree.ravel(updates, name='updates')
+        vector, state = wide.update(vector, state, params, inplace=inplace, **extra)
+        return unravel(vector), state
 
     requires = required_by_all(lambda state, params: [(state, params)], wide)
     return GradientTransformationExtraArgs.requiring(init, update, requires)
-
-
-def _as_vector(subject: Any) -> Tensor:
-    elementwise.check_inexact(subject, name='the tree')
-    leaves = [x.reshape(-1) for x in tree.leaves(subject)]
-    return torch.cat(leaves) if leaves else torch.zeros(0)
-
-
-def _like(part: Tensor, g: Tensor) -> Tensor:
-    part = part.reshape(g.shape)
-    return (part.real if part.is_complex() and not g.is_complex() else part).to(g.dtype)

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trees as vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from torchopt.numerics import is_inexact
+from torchopt.tree.registry import flatten, flatten_with_path, unflatten
+
+__all__ = ['ravel']
+
+
+def ravel(tree: Any, *, name: str = 'tree') -> tuple[torch.Tensor, Callable[[torch.Tensor], Any]]:
+    """All elements of a tree as one vector, and the function that takes such a vector apart again.
+
+    Args:
+        tree: A tree of tensors of floating or complex dtypes; ``None`` leaves are left out.
+        name: What to call ``tree`` in an error message.
+
+    Returns:
+        The vector, in the dtype that the dtypes of all leaves promote to, and a function from vectors of its shape to
+        trees of the structure, shapes and dtypes of ``tree``.  Where a leaf is real the real part is taken.
+
+    Raises:
+        TypeError: If a leaf is neither floating nor complex; the message names its path.
+
+    Example:
+        >>> import torch, torchopt
+        >>> vector, unravel = torchopt.tree.ravel({'w': torch.ones(2, 2), 'b': torch.tensor(3.0), 'none': None})
+        >>> vector
+        tensor([3., 1., 1., 1., 1.])
+        >>> unravel(2 * vector)['w']
+        tensor([[2., 2.],
+                [2., 2.]])
+    """
+    leaves, spec = flatten(tree)
+    xs = [None if x is None else torch.as_tensor(x) for x in leaves]
+    for i, x in enumerate(xs):
+        if x is not None and not is_inexact(x):
+            path = flatten_with_path(tree)[i][0]
+            raise TypeError(f'{name}{path} has dtype {x.dtype}; expected a floating dtype. Convert it with `.float()`.')
+    found = [x for x in xs if x is not None]
+    vector = torch.cat([x.reshape(-1) for x in found]) if found else torch.zeros(0)
+
+    def unravel(vector: torch.Tensor) -> Any:
+        pieces = iter(torch.split(vector, [x.numel() for x in found]) if found else ())
+        return unflatten(spec, [None if x is None else _like(next(pieces), x) for x in xs])
+
+    return vector, unravel
+
+
+def _like(piece: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    piece = piece.reshape(x.shape)
+    return (piece.real if piece.is_complex() and not x.is_complex() else piece).to(x.dtype)
