@@ -275,7 +275,7 @@ ENGINE = {
 @pytest.mark.parametrize('name', ENGINE)
 def test_the_engine_is_required_where_it_cannot_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torchopt._C, '_kernels', None)
-    refuses(ENGINE[name], RuntimeError, ['use_accelerated_op=True', 'leave the option out'])
+    refuses(ENGINE[name], RuntimeError, ['use_accelerated_op=True', 'omit the option'])
 
 
 @pytest.mark.parametrize('flag', [None, False])

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules of the house, checked on the sources.
+"""The rules for layers and source files, checked on the sources.
 
-A room is what lies directly under ``torchopt/``: a module or a package. Every room has a floor and
-imports only from floors below; see CONTRIBUTING.md. A new room needs a line in ``FLOORS``.
+Every module or package directly under ``torchopt/`` belongs to a layer and imports only from lower
+layers; see CONTRIBUTING.md. A new module or package needs an entry in ``LAYERS``.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-FACE = '__init__'
-FLOORS = {
-    room: floor
-    for floor, rooms in {
+INTERFACE = '__init__'
+LAYERS = {
+    unit: layer
+    for layer, units in {
         0: 'version numerics graphs preconditions',
         1: 'rules norms',
         2: '_C tree',
@@ -36,15 +36,15 @@ FLOORS = {
         7: 'alias contrib objective zero_order_diff',
         8: 'optim nn solver accelerated_op',
         9: 'diff utils interop compat _old_paths',
-        10: FACE,
+        10: INTERFACE,
     }.items()
-    for room in rooms.split()
+    for unit in units.split()
 }
 
-# Rooms at the edge of the house, which only the face imports.
+# Packages that only the interface imports.
 EDGES = frozenset({'distributed', 'visual', 'interop', 'compat'})
 
-# What only one room may import. A name stands for itself and for everything below it.
+# What only one package may import. A name stands for itself and for everything below it.
 KEEPERS = {
     'optree': 'tree',
     'torch.utils._pytree': 'tree',
@@ -80,25 +80,25 @@ class Module(NamedTuple):
     tree: ast.Module
 
     @property
-    def room(self) -> str:
-        return room_of(self.name)
+    def unit(self) -> str:
+        return unit_of(self.name)
 
     @property
     def is_package(self) -> bool:
         return self.path.name == '__init__.py'
 
 
-def room_of(module: str) -> str:
-    """Return the room of a dotted module name; the face for the package itself."""
+def unit_of(module: str) -> str:
+    """Return the part of torchopt that holds a dotted module name; the interface for torchopt itself."""
     parts = module.split('.')
-    return parts[1] if len(parts) > 1 else FACE
+    return parts[1] if len(parts) > 1 else INTERFACE
 
 
-class House:
+class Package:
     """The parsed package below ``root``."""
 
     def __init__(self, root: Path, package: str = 'torchopt') -> None:
-        self.root, self.package = root, package
+        self.root, self.name = root, package
         self.modules: dict[str, Module] = {}
         for path in sorted((root / package).rglob('*.py')):
             parts = path.relative_to(root).with_suffix('').parts
@@ -112,7 +112,7 @@ class House:
     def own(self, name: str) -> str | None:
         """Return the module of ours that a dotted name lies in, or None for a foreign name."""
         parts = name.split('.')
-        if parts[0] != self.package:
+        if parts[0] != self.name:
             return None
         while '.'.join(parts) not in self.modules:
             # A compiled module has no source; it counts as a part of the package that holds it.
@@ -156,69 +156,69 @@ def reaches(name: str, target: str) -> bool:
     return name == target or name.startswith(f'{target}.')
 
 
-def floors(house: House) -> Iterator[str]:
-    """A room imports only from floors below its own."""
-    for module in house.modules.values():
-        if module.room not in FLOORS:
-            yield f'{house.where(module)}: the room {module.room} has no floor: add it to FLOORS'
+def layers(package: Package) -> Iterator[str]:
+    """A module or package imports only from layers below its own."""
+    for module in package.modules.values():
+        if module.unit not in LAYERS:
+            yield f'{package.where(module)}: {module.unit} has no layer: add it to LAYERS'
             continue
-        for found in house.imports(module):
-            if found.own is None or room_of(found.own) == module.room:
+        for found in package.imports(module):
+            if found.own is None or unit_of(found.own) == module.unit:
                 continue
-            room = room_of(found.own)
-            if FLOORS.get(room, -1) >= FLOORS[module.room]:
+            unit = unit_of(found.own)
+            if LAYERS.get(unit, -1) >= LAYERS[module.unit]:
                 yield (
-                    f'{house.where(module, found.line)}: {module.room} (floor '
-                    f'{FLOORS[module.room]}) imports {room} (floor {FLOORS[room]})'
+                    f'{package.where(module, found.line)}: {module.unit} (layer '
+                    f'{LAYERS[module.unit]}) imports {unit} (layer {LAYERS[unit]})'
                 )
 
 
-def edges(house: House) -> Iterator[str]:
-    """Only the face imports the edges and compat."""
-    for module in house.modules.values():
-        for found in house.imports(module):
-            room = room_of(found.own) if found.own else None
-            if room in EDGES and module.room not in {room, FACE}:
-                yield f'{house.where(module, found.line)}: only the face may import {room}'
+def edges(package: Package) -> Iterator[str]:
+    """Only the interface imports the edges and compat."""
+    for module in package.modules.values():
+        for found in package.imports(module):
+            unit = unit_of(found.own) if found.own else None
+            if unit in EDGES and module.unit not in {unit, INTERFACE}:
+                yield f'{package.where(module, found.line)}: only the interface may import {unit}'
 
 
-def keepers(house: House) -> Iterator[str]:
+def keepers(package: Package) -> Iterator[str]:
     """What has a keeper is imported by its keeper only; what is banned, by nobody."""
-    for module in house.modules.values():
-        for found in house.imports(module):
+    for module in package.modules.values():
+        for found in package.imports(module):
             for target, keeper in KEEPERS.items():
-                if reaches(found.name, target) and module.room != keeper:
-                    yield (f'{house.where(module, found.line)}: only {keeper}/ may import {target}')
+                if reaches(found.name, target) and module.unit != keeper:
+                    yield (f'{package.where(module, found.line)}: only {keeper}/ may import {target}')
             if found.name.partition('.')[0] in BANNED:
-                yield f'{house.where(module, found.line)}: nothing may import {found.name}'
+                yield f'{package.where(module, found.line)}: nothing may import {found.name}'
 
 
-def own_imports_at_the_top(house: House) -> Iterator[str]:
-    """No import of our own rooms inside a function: it would only hide a circle."""
-    for module in house.modules.values():
-        for found in house.imports(module):
+def own_imports_at_the_top(package: Package) -> Iterator[str]:
+    """No import of our own modules inside a function: it would only hide a cycle."""
+    for module in package.modules.values():
+        for found in package.imports(module):
             if found.in_function and found.own is not None:
-                where = house.where(module, found.line)
+                where = package.where(module, found.line)
                 yield f'{where}: import of {found.name} inside a function'
 
 
-def circles(house: House) -> Iterator[str]:
+def cycles(package: Package) -> Iterator[str]:
     """No module imports itself by way of others."""
     graph = {
         module.name: {
-            found.own for found in house.imports(module) if found.own is not None and found.own != module.name
+            found.own for found in package.imports(module) if found.own is not None and found.own != module.name
         }
-        for module in house.modules.values()
+        for module in package.modules.values()
     }
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
-        yield f'{house.package}: import circle: {" <- ".join(error.args[1])}'
+        yield f'{package.name}: import cycle: {" <- ".join(error.args[1])}'
 
 
-def public_lists(house: House) -> Iterator[str]:
+def public_lists(package: Package) -> Iterator[str]:
     """Every public module says in ``__all__`` what is public."""
-    for module in house.modules.values():
+    for module in package.modules.values():
         parts = module.name.split('.')
         if any(part.startswith('_') for part in parts):
             continue
@@ -229,23 +229,23 @@ def public_lists(house: House) -> Iterator[str]:
             for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
         }
         if '__all__' not in targets:
-            yield f'{house.where(module)}: no __all__'
+            yield f'{package.where(module)}: no __all__'
 
 
-def names(house: House) -> Iterator[str]:
+def names(package: Package) -> Iterator[str]:
     """A file's name says what is inside."""
-    for module in house.modules.values():
+    for module in package.modules.values():
         parts = module.name.split('.')[1:]
         if parts != ['utils'] and VAGUE_NAMES.intersection(parts):
-            yield f'{house.where(module)}: the name does not say what is inside'
+            yield f'{package.where(module)}: the name does not say what is inside'
 
 
-PACKAGE_RULES: list[Callable[[House], Iterator[str]]] = [
-    floors,
+PACKAGE_RULES: list[Callable[[Package], Iterator[str]]] = [
+    layers,
     edges,
     keepers,
     own_imports_at_the_top,
-    circles,
+    cycles,
     public_lists,
     names,
 ]
@@ -262,7 +262,7 @@ def source_files(root: Path) -> list[Path]:
     return sorted(set(found) - set(built))
 
 
-def manners(root: Path) -> Iterator[str]:
+def file_form(root: Path) -> Iterator[str]:
     """A file begins with its licence, has a docstring, and is of readable length."""
     for path in source_files(root):
         where = path.relative_to(root).as_posix()
@@ -294,19 +294,19 @@ def report(problems: Iterator[str]) -> None:
 
 
 @pytest.fixture(scope='module')
-def house() -> House:
-    return House(ROOT)
+def package() -> Package:
+    return Package(ROOT)
 
 
 @pytest.mark.parametrize('rule', PACKAGE_RULES, ids=lambda rule: rule.__name__)
-def test_the_package_keeps(rule: Callable[[House], Iterator[str]], house: House) -> None:
+def test_the_package_keeps(rule: Callable[[Package], Iterator[str]], package: Package) -> None:
     """The package keeps every rule."""
-    report(rule(house))
+    report(rule(package))
 
 
-def test_the_files_have_manners() -> None:
-    """So does every other source file."""
-    report(manners(ROOT))
+def test_the_files_have_the_required_form() -> None:
+    """Every source file has licence, docstring and readable length."""
+    report(file_form(ROOT))
 
 
 def test_every_public_name_is_documented() -> None:
@@ -342,7 +342,7 @@ def test_importing_loads_nothing_heavy() -> None:
     assert done.stdout.strip() == '[]'
 
 
-HEAD = f'# {SPDX}\n"""A room."""\n'
+HEAD = f'# {SPDX}\n"""A module."""\n'
 GOOD_PACKAGE = {
     '__init__.py': HEAD + 'from torchopt import visual\n__all__ = ["visual"]\n',
     'tree/__init__.py': HEAD + 'from torchopt.tree import ops\n__all__ = []\n',
@@ -352,20 +352,20 @@ GOOD_PACKAGE = {
 }
 
 
-def build(root: Path, files: dict[str, str]) -> House:
+def build(root: Path, files: dict[str, str]) -> Package:
     """Write a package of the given files below ``root``."""
     for name, text in files.items():
         path = root / 'torchopt' / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding='utf-8')
-    return House(root)
+    return Package(root)
 
 
 def test_a_good_package_passes(tmp_path: Path) -> None:
-    """The rules do not cry wolf."""
+    """The rules accept a correct package."""
     good = build(tmp_path, GOOD_PACKAGE)
     assert [problem for rule in PACKAGE_RULES for problem in rule(good)] == []
-    assert list(manners(tmp_path)) == []
+    assert list(file_form(tmp_path)) == []
 
 
 ALL = '\n__all__ = []\n'
@@ -374,14 +374,14 @@ ALL = '\n__all__ = []\n'
 @pytest.mark.parametrize(
     ('rule', 'file', 'code', 'message'),
     [
-        (floors, 'base.py', 'from torchopt.alias import adam', 'floor 5) imports alias (floor 7'),
-        (floors, 'base.py', 'from .alias import adam', 'floor 5) imports alias (floor 7'),
-        (floors, 'base.py', 'from torchopt import pytree', 'floor 5) imports pytree (floor 5'),
-        (floors, 'base.py', 'if TYPE_CHECKING:\n    from torchopt import alias', 'imports alias'),
-        (floors, 'base.py', 'from torchopt import adam', 'imports __init__ (floor 10'),
-        (floors, 'tree/ops.py', 'from ..base import x', 'tree (floor 2) imports base'),
-        (floors, 'cellar.py', '', 'cellar has no floor'),
-        (edges, 'alias.py', 'import torchopt.visual', 'only the face may import visual'),
+        (layers, 'base.py', 'from torchopt.alias import adam', 'layer 5) imports alias (layer 7'),
+        (layers, 'base.py', 'from .alias import adam', 'layer 5) imports alias (layer 7'),
+        (layers, 'base.py', 'from torchopt import pytree', 'layer 5) imports pytree (layer 5'),
+        (layers, 'base.py', 'if TYPE_CHECKING:\n    from torchopt import alias', 'imports alias'),
+        (layers, 'base.py', 'from torchopt import adam', 'imports __init__ (layer 10'),
+        (layers, 'tree/ops.py', 'from ..base import x', 'tree (layer 2) imports base'),
+        (layers, 'cellar.py', '', 'cellar has no layer'),
+        (edges, 'alias.py', 'import torchopt.visual', 'only the interface may import visual'),
         (keepers, 'base.py', 'import optree.typing', 'only tree/ may import optree'),
         (keepers, 'base.py', 'from torch.utils import _pytree', 'only tree/ may import torch'),
         (keepers, 'base.py', 'torch.utils._pytree.tree_map', 'only tree/ may import torch'),
@@ -390,29 +390,29 @@ ALL = '\n__all__ = []\n'
         (keepers, 'base.py', "importlib.import_module('optax')", 'nothing may import optax'),
         (own_imports_at_the_top, 'base.py', 'def f():\n    import torchopt.tree', 'inside a'),
         (own_imports_at_the_top, 'base.py', 'f = lambda: __import__("torchopt")', 'inside a'),
-        (circles, 'tree/ops.py', 'from torchopt.tree import flatten', 'import circle'),
-        (circles, 'tree/ops.py', 'import torchopt.alias', 'import circle'),
+        (cycles, 'tree/ops.py', 'from torchopt.tree import flatten', 'import cycle'),
+        (cycles, 'tree/ops.py', 'import torchopt.alias', 'import cycle'),
         (names, 'tree/helpers.py', '', 'does not say what is inside'),
         (names, 'tree/utils.py', '', 'does not say what is inside'),
     ],
 )
 def test_a_bad_package_fails(
     tmp_path: Path,
-    rule: Callable[[House], Iterator[str]],
+    rule: Callable[[Package], Iterator[str]],
     file: str,
     code: str,
     message: str,
 ) -> None:
     """Each rule finds what it is there to find, and names the file."""
-    rooms = {
+    others = {
         'alias.py': HEAD + 'from torchopt.tree import ops' + ALL,
         'pytree.py': HEAD + ALL,
         '_C/__init__.py': HEAD + ALL,
     }
-    bad = build(tmp_path, {**GOOD_PACKAGE, **rooms, file: HEAD + code + ALL})
+    bad = build(tmp_path, {**GOOD_PACKAGE, **others, file: HEAD + code + ALL})
     problems = list(rule(bad))
     assert any(message in problem for problem in problems), problems
-    assert rule is circles or all(f'torchopt/{file}' in problem for problem in problems)
+    assert rule is cycles or all(f'torchopt/{file}' in problem for problem in problems)
 
 
 def test_a_module_without_a_public_list_fails(tmp_path: Path) -> None:
@@ -424,16 +424,16 @@ def test_a_module_without_a_public_list_fails(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
-        ('"""A room."""\n', 'the first line is not'),
-        (f'\n# {SPDX}\n"""A room."""\n', 'the first line is not'),
+        ('"""A module."""\n', 'the first line is not'),
+        (f'\n# {SPDX}\n"""A module."""\n', 'the first line is not'),
         (f'# {SPDX}\nx = 1\n', 'no module docstring'),
         (HEAD + 'x = 1\n' * 599, '601 lines, more than 600'),
     ],
 )
-def test_bad_manners_fail(tmp_path: Path, text: str, message: str) -> None:
+def test_bad_files_fail(tmp_path: Path, text: str, message: str) -> None:
     """The check of single files can fail."""
     build(tmp_path, {'base.py': text})
-    problems = list(manners(tmp_path))
+    problems = list(file_form(tmp_path))
     assert len(problems) == 1
     assert message in problems[0]
 
@@ -472,20 +472,20 @@ Second = Told
 
 def test_missing_docstrings_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Inherited docstrings and the ones that NamedTuple makes up do not count; `#:` does."""
-    package = tmp_path / 'undocumented_house'
+    package = tmp_path / 'undocumented_package'
     package.mkdir()
     (package / '__init__.py').write_text(
-        '"""Face."""\nfrom undocumented_house.room import bare, told, LIMIT, SIZE\n'
+        '"""Interface."""\nfrom undocumented_package.unit import bare, told, LIMIT, SIZE\n'
         '__all__ = ["bare", "told", "LIMIT", "SIZE"]\n',
         encoding='utf-8',
     )
-    (package / 'room.py').write_text(f'"""Room."""\n{UNDOCUMENTED}', encoding='utf-8')
+    (package / 'unit.py').write_text(f'"""A module."""\n{UNDOCUMENTED}', encoding='utf-8')
     (package / 'silent.py').write_text('__all__ = []\n', encoding='utf-8')
     (package / '_private.py').write_text('', encoding='utf-8')
     monkeypatch.syspath_prepend(tmp_path)
-    expected = {'LIMIT', 'bare', 'room.Bare', 'room.Inherits', 'room.LIMIT', 'room.State'}
-    expected |= {'room.bare', 'silent'}
-    found = load_api_pages().undocumented('undocumented_house')
-    assert found == sorted(f'undocumented_house.{name}' for name in expected)
-    for name in [name for name in sys.modules if name.startswith('undocumented_house')]:
+    expected = {'LIMIT', 'bare', 'unit.Bare', 'unit.Inherits', 'unit.LIMIT', 'unit.State'}
+    expected |= {'unit.bare', 'silent'}
+    found = load_api_pages().undocumented('undocumented_package')
+    assert found == sorted(f'undocumented_package.{name}' for name in expected)
+    for name in [name for name in sys.modules if name.startswith('undocumented_package')]:
         monkeypatch.delitem(sys.modules, name)

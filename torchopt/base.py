@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The contract of this package: a gradient transformation is a pair of pure functions.
 
-``init(params)`` makes a state.  ``update(updates, state, params=None, *, inplace=False, **extra)`` turns gradients into
-updates, which are added to the parameters, and returns them with the next state.  All that an optimizer remembers is in
-the state that it returns; a transformation itself holds nothing, so it can be shared, copied and pickled.
+``init(params)`` returns a state.  ``update(updates, state, params=None, *, inplace=False, **extra)`` turns gradients
+into updates, which the caller adds to the parameters, and returns them with the next state.  The state holds everything
+that changes from step to step.  A transformation itself is stateless, so it can be shared, copied and pickled.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ __all__ = [
 
 @tree.safe_to_load
 class EmptyState(NamedTuple):
-    """The state of a transformation that remembers nothing; a tree without leaves."""
+    """The state of a stateless transformation; a tree without leaves."""
 
 
 @tree.safe_to_load
 class UninitializedState(NamedTuple):
-    """Stands in for the state of an optimizer that has not taken its first step."""
+    """The placeholder for the state of an optimizer before its first step."""
 
 
 class TransformInitFn(Protocol):
@@ -74,10 +74,10 @@ class GradientTransformation(_Functions):
         init: ``init(params)`` returns the first state.
         update: ``update(updates, state, params=None, *, inplace=False)`` returns the new updates and the new state.
             ``inplace=True`` may reuse the storage of the old state, outside of autograd.
-        requires: What ``update`` checks before a step.
-        call: The call of the factory that made it, if there is one.
+        requires: The preconditions that ``update`` checks before a step.
+        call: The factory call that created the transformation, if there is one.
 
-    Your own transformation needs no ``inplace``; it is passed on only to functions that take it.
+    A user-defined ``update`` need not accept ``inplace``; callers pass it only to functions that accept it.
 
     Example:
         >>> import torch, torchopt
@@ -93,7 +93,7 @@ class GradientTransformation(_Functions):
     requires: tuple[Precondition, ...] = ()
     call: Call | None = None
     adds_to_params = False
-    """Whether ``update`` takes ``onto_params=True`` and then returns the new parameters instead of the updates."""
+    """Whether ``update`` accepts ``onto_params=True`` and then returns the new parameters instead of the updates."""
 
     @classmethod
     def requiring(
@@ -109,7 +109,7 @@ class GradientTransformation(_Functions):
         return ChainedGradientTransformation(self, next)
 
     def __eq__(self, other: object) -> bool:
-        """Transformations are equal when their functions are; a chain answers for itself."""
+        """Transformations are equal if their functions are equal; chains compare their members."""
         return NotImplemented if isinstance(other, ChainedGradientTransformation) else tuple.__eq__(self, other)
 
     def __ne__(self, other: object) -> bool:
@@ -121,15 +121,15 @@ class GradientTransformation(_Functions):
         return tuple.__hash__(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the call that made this transformation, since closures themselves cannot be pickled."""
+        """Pickle the factory call, since closures cannot be pickled."""
         return (type(self), tuple(self)) if self.call is None else (_call_again, self.call[:3])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GradientTransformation:
-        """A transformation holds nothing that could change, so it is its own copy."""
+        """A transformation is immutable, so it is its own copy."""
         return self
 
     def __repr__(self) -> str:
-        """The call that made this transformation, those that made its arguments inside of it, indented."""
+        """The call that created this transformation, with nested calls indented."""
         return tree.as_text(self)
 
     def _spelled(self) -> tree.Spelled:
@@ -143,11 +143,11 @@ class GradientTransformation(_Functions):
 
 
 class GradientTransformationExtraArgs(GradientTransformation):
-    """A transformation whose ``update`` also takes keyword arguments of the caller (``value``, ``grad``, ...)."""
+    """A transformation whose ``update`` also takes extra keyword arguments (``value``, ``grad``, ...)."""
 
 
 class Call(NamedTuple):
-    """The call of a factory: enough to make its transformation once more, and to know what rule it is."""
+    """The call of a factory: enough to recreate its transformation and to identify its rule."""
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
@@ -164,13 +164,13 @@ _T = TypeVar('_T', bound=GradientTransformation)
 
 
 def factory(function: Callable[_P, _T], *, spell: Callable[..., tree.Spelled] | None = None) -> Callable[_P, _T]:
-    """Let the transformations that a function builds remember the call that made them.
+    """Record in each transformation the call that created it.
 
-    That makes them picklable although ``init`` and ``update`` are closures, and gives them a readable ``repr``.
+    So transformations can be pickled although ``init`` and ``update`` are closures, and they have a readable ``repr``.
 
     Args:
-        function: The function.
-        spell: ``spell(*args)`` says how a call reads, if not as a call of the function by its name.
+        function: A function that returns a transformation.
+        spell: ``spell(*args)`` returns how to print a call; by default it prints as a call of the function by its name.
 
     Example:
         >>> import torchopt
@@ -189,7 +189,7 @@ def factory(function: Callable[_P, _T], *, spell: Callable[..., tree.Spelled] | 
 
 
 def init_empty_state(params: Any) -> EmptyState:
-    """The ``init`` of every transformation without memory."""
+    """The ``init`` of every stateless transformation."""
     return EmptyState()
 
 
@@ -218,7 +218,7 @@ class IdentityGradientTransformation(GradientTransformationExtraArgs):
 
 
 def identity() -> GradientTransformation:
-    """The transformation that returns updates and state as they are.
+    """The transformation that returns updates and state unchanged.
 
     Example:
         >>> import torchopt
@@ -229,9 +229,9 @@ def identity() -> GradientTransformation:
 
 
 class ChainedGradientTransformation(GradientTransformationExtraArgs):
-    """Several transformations, one after another, as :func:`torchopt.chain` makes them.
+    """Several transformations, one after another, as returned by :func:`torchopt.chain`.
 
-    Nested chains are spliced in and identities left out.  The state is a tuple with one state for each member.
+    Nested chains are flattened and identities omitted.  The state is a tuple with one state for each member.
 
     Attributes:
         transformations: The members.
@@ -266,8 +266,8 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
             if not isinstance(state, tuple) or len(state) != len(kept):
                 raise ValueError(
                     f'The number of updates and states has to be the same in chain! This chain has '
-                    f'{len(kept)} members, its state is {_describe(state)}. Pass the state that the init or the '
-                    f'last update of this very chain returned.'
+                    f'{len(kept)} members, but its state is {_describe(state)}. Pass the state that init or the '
+                    f'last update of this chain returned.'
                 )
 
         def update(
@@ -301,7 +301,7 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
         return self
 
     def __eq__(self, other: object) -> bool:
-        """Chains are equal when their members are; a chain of one equals that one."""
+        """Chains are equal if their members are equal; a chain of one equals its member."""
         if isinstance(other, ChainedGradientTransformation):
             return self.transformations == other.transformations
         return isinstance(other, GradientTransformation) and self.transformations == (other,)
@@ -319,7 +319,7 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
 
 
 def _stages(members: tuple[GradientTransformation, ...]) -> list[tuple[int, Callable[..., Any]]]:
-    """Cut a chain into stages, each with the number of its members; neighbours that are elementwise share one."""
+    """Split a chain into stages, each with its number of members; adjacent elementwise members share a stage."""
     stages: list[tuple[int, Callable[..., Any]]] = []
     for together, group in itertools.groupby(members, key=lambda tx: isinstance(tx, ElementwiseTransformation)):
         if together:
@@ -355,13 +355,13 @@ def _one_pass(
 
 
 class ElementwiseTransformation(GradientTransformation):
-    """A transformation that treats every element by itself; a chain runs neighbours of this kind in one pass.
+    """A transformation that treats every element by itself; a chain runs adjacent ones in one pass.
 
     Args:
         init: As in any transformation.
-        prepare: ``prepare(state)`` computes what is common to all leaves in this step, and returns the rule for them.
-        *requires: What a step requires.
-        hypers: The hyper-parameters, which may be trees that have to fit the parameters.
+        prepare: ``prepare(state)`` computes what all leaves share in this step, and returns the step for the leaves.
+        *requires: The preconditions of a step.
+        hypers: The hyper-parameters; those that are trees must match the parameters.
 
     Attributes:
         prepare: As above.
@@ -397,11 +397,11 @@ class ElementwiseTransformation(GradientTransformation):
 
 @factory
 def with_native(tx: GradientTransformation, native: bool) -> ElementwiseTransformation:
-    """Let an elementwise transformation run on the native engine always, or never.
+    """Force an elementwise transformation to use the native engine, or to avoid it.
 
     Args:
         tx: The transformation.
-        native: True refuses, in ``update``, to run elsewhere; False computes in plain torch.
+        native: If True, ``update`` raises where the engine cannot run; if False, it computes in plain torch.
 
     Raises:
         TypeError: If the transformation is not elementwise.
@@ -429,16 +429,16 @@ def _describe(state: Any) -> str:
 
 
 def with_extra_args_support(tx: GradientTransformation) -> GradientTransformationExtraArgs:
-    """Widen a transformation to the most general protocol: extra arguments that it does not know are dropped.
+    """Convert a transformation to the most general protocol: it drops extra arguments that it does not accept.
 
-    Transformations written for Optax (``update(updates, state, params=None)``) and for TorchOpt 0.7.3 (``params`` and
-    ``inplace`` as keywords) are served alike.
+    This works for transformations written for Optax (``update(updates, state, params=None)``) and for TorchOpt 0.7.3
+    (``params`` and ``inplace`` as keywords).
 
     Args:
         tx: Any transformation.
 
     Returns:
-        One whose ``update`` takes ``(updates, state, params=None, *, inplace=False, **extra)``.
+        A transformation whose ``update`` takes ``(updates, state, params=None, *, inplace=False, **extra)``.
 
     Raises:
         TypeError: If ``tx`` is not a GradientTransformation.

@@ -23,11 +23,11 @@ __all__ = ['chain', 'chain_flat', 'named_chain']
 def chain(*transformations: GradientTransformation) -> GradientTransformation:
     """Apply transformations one after another.
 
-    Nested chains are spliced in and identities left out, so ``chain(clip, adam())`` has the state
-    ``(clip state, ScaleByAdamState, EmptyState)``.  Extra arguments of ``update`` reach the members that take them.
+    Nested chains are flattened and identities omitted, so ``chain(clip, adam())`` has the state
+    ``(clip state, ScaleByAdamState, EmptyState)``.  Extra arguments of ``update`` reach the members that accept them.
 
     Args:
-        *transformations: The members.  None at all give the identity, and a single one is returned as it is.
+        *transformations: The members.  Without members the result is the identity; a single member is returned itself.
 
     Returns:
         A transformation whose state is the tuple of the members' states.
@@ -49,9 +49,9 @@ def chain(*transformations: GradientTransformation) -> GradientTransformation:
 
 @factory
 def chain_flat(*transformations: GradientTransformation) -> GradientTransformationExtraArgs:
-    """As :func:`chain`, but the members see the flat list of the leaves instead of the tree.
+    """Like :func:`chain`, but the members receive the flat list of the leaves instead of the tree.
 
-    The state is then shaped like that list.
+    The state then has the structure of this list.
 
     Args:
         *transformations: The members.
@@ -113,7 +113,7 @@ def named_chain(*args: tuple[str, GradientTransformation]) -> GradientTransforma
         if names.count(name) > 1:
             raise ValueError(
                 f'Named transformations must have unique names, but named_chain has two members named {name!r}. Give '
-                f'each its own name.'
+                f'each member its own name.'
             )
     members = {name: with_extra_args_support(tx) for name, tx in args}
 
@@ -125,7 +125,7 @@ def named_chain(*args: tuple[str, GradientTransformation]) -> GradientTransforma
             found = sorted(state, key=str) if isinstance(state, dict) else f'a {type(state).__name__}'
             raise ValueError(
                 f'The state of this named_chain is {found}; expected a dict with the names {sorted(members)}. '
-                f'Pass the state that the init or the last update of this very chain returned.'
+                f'Pass the state that init or the last update of this chain returned.'
             )
 
     def update(

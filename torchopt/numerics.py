@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scalars of an optimizer step: known on the host in double precision, or tensors that carry a graph.
+"""Scalars of an optimizer step: Python numbers in double precision, or tensors that carry a graph.
 
-A step count is a 0-d integer tensor on the CPU, so that states can be mapped over, saved and traced.  As long
-as its value can be read without waiting for a device, all that follows from it (bias corrections, schedules) is
-computed with Python floats.  Under ``torch.func.vmap``, under compilation, and for hyper-parameters that are
-learned, the same formulas run on float64 tensors.
+A step count is a 0-d integer tensor on the CPU, so states can be mapped over, saved and traced.  If its value is
+available on the host without synchronization, everything that depends on it (bias corrections, schedules) is
+computed with Python floats.  Under ``torch.func.vmap``, under compilation, and for learned hyper-parameters, the
+same formulas run on float64 tensors.
 """
 
 from __future__ import annotations
@@ -67,15 +67,15 @@ Scalar = float | torch.Tensor
 _unwrap_if_dead = torch._C._functorch.unwrap_if_dead
 
 DTypeLike: TypeAlias = 'torch.dtype | np.dtype[Any] | type | str'
-"""What :func:`as_dtype` takes for a dtype."""
+"""The types that :func:`as_dtype` accepts."""
 
 
 def as_dtype(dtype: DTypeLike, name: str = 'dtype') -> torch.dtype:
-    """The dtype of torch that is meant by one of torch, by one of NumPy, or by a name.
+    """Convert a dtype of torch or NumPy, or the name of one, to a dtype of torch.
 
     Args:
         dtype: ``torch.bfloat16``, ``'bfloat16'``, ``np.float32``, ``np.dtype('float32')``.
-        name: What to call it in an error message.
+        name: The name of the argument in an error message.
 
     Raises:
         TypeError: If torch has no such dtype.
@@ -89,7 +89,7 @@ def as_dtype(dtype: DTypeLike, name: str = 'dtype') -> torch.dtype:
     if isinstance(dtype, torch.dtype):
         return dtype
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else None
-    if found is None and dtype is not None:  # which is a dtype to NumPy
+    if found is None and dtype is not None:  # NumPy would accept None as a dtype
         with contextlib.suppress(TypeError):
             found = getattr(torch, np.dtype(dtype).name, None)
     if not isinstance(found, torch.dtype):
@@ -101,7 +101,7 @@ def as_dtype(dtype: DTypeLike, name: str = 'dtype') -> torch.dtype:
 
 
 def zero_count() -> torch.Tensor:
-    """A step count of zero: a 0-d int64 tensor, on the CPU whatever the default device is."""
+    """A step count of zero: a 0-d int64 tensor, on the CPU for any default device."""
     return torch.zeros((), dtype=torch.int64, device='cpu')
 
 
@@ -111,9 +111,9 @@ def is_transformed(x: torch.Tensor) -> bool:
 
 
 def is_readable(x: Any) -> bool:
-    """Whether there is one value to ask for: not in the middle of a batch of ``torch.func.vmap``, nor while compiling.
+    """Whether a tensor has one readable value: not inside ``torch.func.vmap``, and not while compiling.
 
-    On a device, asking waits for it.
+    Reading a value on a device synchronizes.
     """
     if not isinstance(x, torch.Tensor):
         return True
@@ -128,12 +128,12 @@ def is_readable(x: Any) -> bool:
 
 
 def in_transform() -> bool:
-    """Whether a ``torch.func`` transform looks on."""
+    """Whether the code runs inside a ``torch.func`` transform."""
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def has_tangent(x: torch.Tensor) -> bool:
-    """Whether a tensor has a tangent of forward mode, in whichever of the nested transforms."""
+    """Whether a tensor has a forward-mode tangent in any of the nested transforms."""
     if forward_ad._current_level < 0 or not is_inexact(x):
         return False
     if not in_transform():
@@ -151,13 +151,13 @@ def has_tangent(x: torch.Tensor) -> bool:
 
 @contextlib.contextmanager
 def beneath(x: torch.Tensor, *, itself: bool = False) -> Iterator[None]:
-    """Switch off the ``torch.func`` transforms inside of the one that wraps a tensor, and that one too.
+    """Disable the ``torch.func`` transforms inside the one that wraps a tensor, and this one too.
 
-    What the transforms outside know of the tensor cannot be seen from within: its tangents, and its batches.
+    Inner transforms hide what the outer ones attach to the tensor: its tangents and its batches.
 
     Args:
         x: The tensor.
-        itself: Leave the transform that wraps it on.
+        itself: Keep the transform that wraps it enabled.
     """
     level = torch._C._functorch.maybe_get_level(x)
     with contextlib.ExitStack() as lowered:
@@ -169,10 +169,10 @@ def beneath(x: torch.Tensor, *, itself: bool = False) -> Iterator[None]:
 
 
 def without_ended(x: Any) -> Any:
-    """A tensor without the wrappers of ``torch.func`` transforms that have ended; anything else as it is.
+    """A tensor without the wrappers of ``torch.func`` transforms that have ended; other objects unchanged.
 
-    The pullback of ``torch.func.vjp`` runs after its transform, on tensors that were saved inside.  Their wrappers
-    still claim to require grad, but are connected to nothing: what is differentiated is the tensor within.
+    The pullback of ``torch.func.vjp`` runs after its transform, on tensors that were saved inside it.  Their wrappers
+    still claim to require grad, but belong to no graph: autograd differentiates the tensor inside.
     """
     if isinstance(x, torch.Tensor):
         while (within := _unwrap_if_dead(x)) is not x:
@@ -181,16 +181,16 @@ def without_ended(x: Any) -> Any:
 
 
 def saved_tensors(ctx: Any) -> list[Any]:
-    """The tensors that an autograd Function has saved, for use in its backward pass; see :func:`without_ended`."""
+    """The tensors that an autograd Function saved for its backward pass; see :func:`without_ended`."""
     return [without_ended(x) for x in ctx.saved_tensors]
 
 
 def apply_function(function: type[torch.autograd.Function], *args: Any) -> Any:
-    """``function.apply(*args)`` of tensors that may have been saved in a transform that has ended.
+    """``function.apply(*args)`` for tensors that may have been saved in a transform that has ended.
 
-    Outside of transforms it goes past ``torch.func``, which takes every argument apart.  Where a function mode is
-    active the tensors go through an operation first, since modes do not see what an autograd Function is applied to:
-    one that notes tensors, or puts others in their places, would miss them (see :mod:`torchopt.autodiff.closure`).
+    Outside transforms it bypasses ``torch.func``, which would flatten every argument.  If a function mode is
+    active, the tensors first pass through an operation, since modes do not see the arguments of an autograd Function:
+    a mode that records or replaces tensors would miss them (see :mod:`torchopt.autodiff.closure`).
     """
     if torch._C._len_torch_function_stack():
         args = tuple(x.view_as(x) if isinstance(x, torch.Tensor) else x for x in args)
@@ -201,7 +201,7 @@ def apply_function(function: type[torch.autograd.Function], *args: Any) -> Any:
 
 
 def as_python_scalar(x: Any) -> float | int | None:
-    """The value of a scalar if it can be had at once and needs no gradient, otherwise None."""
+    """The value of a scalar if it is available on the host without synchronization and needs no gradient, or None."""
     if isinstance(x, (int, float)):
         return x
     if isinstance(x, np.number) and not isinstance(x, np.complexfloating):
@@ -216,7 +216,7 @@ def as_python_scalar(x: Any) -> float | int | None:
 
 
 def as_python_list(x: torch.Tensor) -> list[float] | None:
-    """The values of a vector if they can be had at once and need no gradient, otherwise None."""
+    """The values of a vector if they are on the host without synchronization and need no gradient, or None."""
     return x.tolist() if x.numel() == 0 or as_python_scalar(x[0]) is not None else None
 
 
@@ -224,7 +224,7 @@ def vector(values: Sequence[Any], device: torch.device) -> torch.Tensor:
     """Scalars as one tensor in double precision, differentiable in those that are tensors."""
     if device.type == 'cpu' and not any(isinstance(x, torch.Tensor) for x in values):
         return torch.tensor([float(x) for x in values], dtype=torch.float64, device=device)
-    # Filling, unlike copying, does not wait for a device.
+    # Filling, unlike copying, does not synchronize with a device.
     where: Any = {'dtype': torch.float64, 'device': device}
     scalars = [x.to(device) if isinstance(x, torch.Tensor) else torch.full((), x, **where) for x in values]
     if any(x.dim() for x in scalars):
@@ -233,13 +233,13 @@ def vector(values: Sequence[Any], device: torch.device) -> torch.Tensor:
 
 
 def common_device(values: Iterable[Any]) -> torch.device:
-    """The device of those tensors among some values that are not on the CPU, if there are any."""
+    """The device of the values that are tensors outside the CPU; the CPU if there are none."""
     devices = [x.device for x in values if isinstance(x, torch.Tensor) and x.device.type != 'cpu']
     return devices[0] if devices else torch.device('cpu')
 
 
 def advance(count: torch.Tensor) -> tuple[torch.Tensor, Any]:
-    """The next count and its value, a Python number where that can be had at once.
+    """The next count and its value, a Python number if it is available on the host without synchronization.
 
     The count stops at the largest value of its integer type instead of wrapping around.
     """
@@ -253,7 +253,7 @@ def advance(count: torch.Tensor) -> tuple[torch.Tensor, Any]:
 
 
 def increment(count: torch.Tensor) -> torch.Tensor:
-    """The first half of :func:`advance`."""
+    """The next count, the first result of :func:`advance`."""
     return advance(count)[0]
 
 
@@ -264,7 +264,7 @@ def safe_increment(count: Any) -> Any:
         count: An int, or a tensor of an integer or floating dtype, of any shape.
 
     Returns:
-        ``count + 1``; the largest value of the dtype stays as it is.
+        ``count + 1``; the largest value of the dtype is kept.
 
     Example:
         >>> import torch
@@ -280,7 +280,7 @@ def safe_increment(count: Any) -> Any:
 
 
 def bias_correction(decay: Scalar, count: Any) -> Scalar:
-    r"""The factor :math:`1 - \beta^t` by which an average that began at zero falls short."""
+    r"""The factor :math:`1 - \beta^t` that corrects the bias of an average from its zero initialization."""
     beta, t = as_python_scalar(decay), as_python_scalar(count)
     if beta is not None and t is not None:
         return 1.0 - beta**t
@@ -291,21 +291,21 @@ def bias_correction(decay: Scalar, count: Any) -> Scalar:
 
 
 def in_double(value: Any) -> Any:
-    """A hyper-parameter to compute coefficients with: of 0-d tensors one in double precision, all else as it is."""
+    """Convert a floating 0-d tensor to double precision, to compute coefficients; other values are unchanged."""
     if isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel() == 1:
         return value.to(torch.float64)
     return value
 
 
 def one_minus(decay: Scalar) -> Scalar:
-    r""":math:`1 - \beta`, the weight of what enters an average, in double precision."""
+    r""":math:`1 - \beta`, the weight of a new value in an average, in double precision."""
     return 1.0 - (decay.to(torch.float64) if isinstance(decay, torch.Tensor) else decay)
 
 
 def as_scalar_like(value: Any, like: torch.Tensor) -> Any:
-    """Bring a scalar tensor to the (real) dtype and the device of a leaf; numbers stay numbers.
+    """Convert a scalar tensor to the (real) dtype and the device of a leaf; numbers stay numbers.
 
-    Without it a 0-d parameter would take the wider dtype of its hyper-parameter.
+    Otherwise a 0-d parameter would be promoted to the wider dtype of its hyper-parameter.
     """
     if not isinstance(value, torch.Tensor):
         return value
@@ -314,7 +314,7 @@ def as_scalar_like(value: Any, like: torch.Tensor) -> Any:
 
 
 def tensor_like(value: Any, like: torch.Tensor) -> torch.Tensor:
-    """A scalar as a 0-d tensor like another; filling one, unlike copying, does not wait for a device."""
+    """A scalar as a 0-d tensor like another one; filling, unlike copying, does not synchronize with a device."""
     if isinstance(value, torch.Tensor):
         return value.reshape(()).to(dtype=like.dtype, device=like.device)
     return torch.full((), value, dtype=like.dtype, device=like.device)
@@ -330,7 +330,7 @@ def safe_sqrt(x: torch.Tensor) -> torch.Tensor:
 
     A parameter whose gradient is exactly zero has a second moment of zero.  There the update
     :math:`m / (\sqrt{v} + \epsilon)` has a derivative, but the chain rule forms it as :math:`0 \cdot \infty`.
-    With a zero in place of the infinity it comes out right, in reverse mode and in forward mode.
+    With a zero instead of the infinity the result is correct, in reverse mode and in forward mode.
     """
     if not (x.requires_grad or forward_ad._current_level >= 0 or is_transformed(x)):
         return x.sqrt()
@@ -339,21 +339,21 @@ def safe_sqrt(x: torch.Tensor) -> torch.Tensor:
 
 
 def positive_ratio(above: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
-    """A quotient, and zero where the divisor is zero: there nothing has been seen yet."""
+    """A quotient, and zero where the divisor is zero, before the first nonzero gradient."""
     empty = below == 0
     return torch.where(empty, torch.zeros_like(above), above / torch.where(empty, torch.ones_like(below), below))
 
 
 def carries_graph(x: Any) -> bool:
-    """Whether a hyper-parameter is a tensor that somebody may differentiate in."""
+    """Whether a hyper-parameter is a tensor that requires grad."""
     return isinstance(x, torch.Tensor) and x.requires_grad
 
 
 def carries_no_graph(p: torch.Tensor, u: torch.Tensor) -> bool:
-    """Whether this is a step of plain training, which nobody differentiates.
+    """Whether this is a step of plain training, which is not differentiated.
 
-    So it is where ``p`` is a leaf that requires grad, ``u`` has no graph, and no ``torch.func`` transform and no
-    compiler looks on.
+    This holds if ``p`` is a leaf that requires grad, ``u`` has no graph, and the code runs outside ``torch.func``
+    transforms and compilation.
     """
     return (
         not torch.compiler.is_compiling()
@@ -365,9 +365,9 @@ def carries_no_graph(p: torch.Tensor, u: torch.Tensor) -> bool:
 
 
 def is_plain(u: torch.Tensor, p: torch.Tensor) -> bool:
-    """Whether nobody differentiates the step of a leaf: its update has no graph, its parameter none but as a leaf.
+    """Whether the step of a leaf is not differentiated: its update has no graph, and its parameter is a leaf.
 
-    The parameter may also be a constant, as a transformation hands it on in plain training.
+    The parameter may also be a constant, as transformations pass it on in plain training.
     """
     return (
         not torch.compiler.is_compiling()
@@ -379,31 +379,31 @@ def is_plain(u: torch.Tensor, p: torch.Tensor) -> bool:
 
 
 def as_non_leaf(p: Any, u: Any) -> Any:
-    """The same parameter; a view with a graph where it would count as one in plain training.
+    """The same parameter, or a view with a graph if the parameter would count as a weight in plain training.
 
-    A gradient may have no graph even under ``create_graph=True``, where the loss is linear.  A differentiable step
-    must stay differentiable in the parameters all the same.
+    A gradient may have no graph even under ``create_graph=True``, if the loss is linear.  A differentiable step
+    must still be differentiable in the parameters.
     """
     return p if p is None or u is None or not carries_no_graph(p, u) else p.view_as(p)
 
 
 def is_dtensor(x: Any) -> bool:
-    """Whether ``x`` is a ``DTensor``, a tensor that is spread over several processes."""
-    module = sys.modules.get('torch.distributed.tensor')  # which takes a second to load, so that nobody else should
+    """Whether ``x`` is a ``DTensor``, a tensor that is distributed over several processes."""
+    module = sys.modules.get('torch.distributed.tensor')  # importing it takes a second, so do not import it here
     return module is not None and isinstance(x, module.DTensor)
 
 
 def is_fully_sharded(module: Any) -> bool:
-    """Whether a module is under FSDP, which gathers its parameters for a moment and then takes them away."""
+    """Whether a module is under FSDP, which gathers its parameters briefly and then frees them."""
     fsdp = sys.modules.get('torch.distributed.fsdp')
     return fsdp is not None and isinstance(module, (fsdp.FSDPModule, fsdp.FullyShardedDataParallel))
 
 
 def is_storage_freed(x: Any) -> bool:
-    """Whether a tensor has lost its memory; to read it would crash."""
+    """Whether the storage of a tensor was freed; reading the tensor would crash."""
     if 'torch.distributed.fsdp' not in sys.modules or x.layout is not torch.strided:
         return False
-    # What torch.func wraps has no memory of its own to ask for.
+    # A tensor wrapped by torch.func has no storage of its own.
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor(x)
     return not wrapped and x.numel() > 0 and x.untyped_storage().size() == 0
 
@@ -419,12 +419,12 @@ def real_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """A real dtype to compute in: that of the same precision, but at least float32."""
+    """The real dtype for computations: the same precision, but at least float32."""
     return torch.promote_types(real_dtype(dtype), torch.float32)
 
 
 def widened(x: Any) -> Any:
-    """What to compute with: a tensor in half precision becomes float32, all else is as it is."""
+    """Convert a tensor in half precision to float32; other values are unchanged."""
     return x.float() if _is_half(x) else x
 
 
@@ -436,7 +436,7 @@ _HALVES = frozenset({torch.float16, torch.bfloat16})
 
 
 def in_single(rule: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a function of the tensors of one leaf compute half precision in float32, as kernels do, and round once.
+    """Make a function of one leaf compute half precision in float32, as the kernels do, and round once.
 
     In float16, squares overflow above 255 and an epsilon of 1e-8 is zero; in bfloat16 a decay rate of 0.999 is one.
 
@@ -448,7 +448,7 @@ def in_single(rule: Callable[..., Any]) -> Callable[..., Any]:
         if not (_is_half(first) or any(map(_is_half, rest))):
             return rule(first, *rest)
         dtype = functools.reduce(torch.promote_types, [x.dtype for x in (first, *rest) if isinstance(x, torch.Tensor)])
-        # A weight in plain training is recognized by being a leaf, which its copy in float32 is not.
+        # A weight in plain training must be a leaf to be recognized, and its float32 copy is not a leaf.
         found = rule(
             widened(first), *[x if _is_half(x) and carries_no_graph(x, x.detach()) else widened(x) for x in rest]
         )
@@ -461,8 +461,8 @@ def in_single(rule: Callable[..., Any]) -> Callable[..., Any]:
 def forward_mode(ctx: Any) -> Iterator[list[Any]]:
     """Within ``jvp`` of an autograd Function: the saved tensors, without the tangents of this level.
 
-    Torch switches forward mode off there, and with it the tangents of all outer levels: forward mode over forward mode
-    would come out wrong without a word.  So it is switched on again.
+    Torch disables forward mode there, and with it the tangents of all outer levels: forward mode over forward mode
+    would be silently wrong.  So this enables it again.
     """
     with forward_ad._set_fwd_grad_enabled(True):
         yield [forward_ad.unpack_dual(x).primal if is_inexact(x) else x for x in saved_tensors(ctx)]  # type: ignore[no-untyped-call]
@@ -472,10 +472,10 @@ _P = ParamSpec('_P')
 
 
 def eager(fun: Callable[_P, Any]) -> Callable[_P, Any]:
-    """Let a function be one graph break under ``torch.compile``, instead of many small graphs.
+    """Make a function one graph break under ``torch.compile``, instead of many small graphs.
 
-    For what cannot be compiled, since the number of its steps depends on data.  ``torch.compiler.disable`` does it, but
-    loads the compiler, which takes a second; so it is asked only once something is compiled.
+    This is for functions that cannot be compiled, since the number of their steps depends on data.
+    ``torch.compiler.disable`` loads the compiler, which takes a second, so it is called only while compiling.
     """
 
     @functools.wraps(fun)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a step requires, checked before anything is changed in place.
+"""Preconditions of a step, checked before anything is changed in place.
 
-A transformation lists its preconditions in ``requires``, and its own ``update`` checks them.  What combines
-transformations lists those of its members, so that a step in place is refused as a whole or not at all.
+A transformation lists its preconditions in ``requires``, and its ``update`` checks them.  A transformation that
+combines others lists those of its members, so an in-place step either runs completely or raises before it changes
+anything.
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ __all__ = [
 ]
 
 Check = Callable[[Any, Any], Any]
-"""``check(state, params)`` raises where a step cannot be taken."""
+"""``check(state, params)`` raises if a step is not possible."""
 
 
 class Precondition(NamedTuple):
-    """Something that a step requires.
+    """A precondition of a step.
 
     Attributes:
-        check: ``check(state, params)`` raises if it does not hold.
-        when: ``'always'`` if it is checked before every step, ``'inplace'`` if only before a step in place; out of
-            place, such a step raises by itself while nothing is lost.
-        is_final: False where a step that meets it may still be refused, for the values of its updates.
+        check: ``check(state, params)`` raises if the precondition does not hold.
+        when: ``'always'`` to check before every step, ``'inplace'`` to check only before an in-place step.  An
+            out-of-place step raises by itself, and nothing is lost.
+        is_final: False if a step that meets the precondition may still fail because of the values of its updates.
     """
 
     check: Check
@@ -45,27 +46,27 @@ class Precondition(NamedTuple):
 
 
 def check_preconditions(tx: Any, state: Any, params: Any = None) -> None:
-    """Check all that a transformation requires of a step in place."""
+    """Check all preconditions of an in-place step."""
     for condition in tx.requires:
         condition.check(state, params)
 
 
 def is_settled(tx: Any) -> bool:
-    """Whether a step that meets all preconditions cannot be refused any more."""
+    """Whether a step that meets all preconditions cannot fail later."""
     return all(condition.is_final for condition in tx.requires)
 
 
 def check_always(tx: Any, state: Any, params: Any = None) -> None:
-    """Check what a transformation requires of every step."""
+    """Check the preconditions of every step."""
     for condition in tx.requires:
         if condition.when == 'always':
             condition.check(state, params)
 
 
 def checked(update: Callable[..., Any], requires: tuple[Precondition, ...]) -> Callable[..., Any]:
-    """An ``update`` that checks preconditions first."""
+    """Wrap ``update`` so that it checks preconditions first."""
     if not requires or torch.compiler.is_compiling():
-        return update  # a graph has no place for errors about the state
+        return update  # a compiled graph cannot raise errors about the state
 
     always = [condition.check for condition in requires if condition.when == 'always']
     before_inplace = [condition.check for condition in requires]
@@ -82,20 +83,20 @@ def checked(update: Callable[..., Any], requires: tuple[Precondition, ...]) -> C
 
 
 def state_of(kind: type) -> Precondition:
-    """The state is of this class: it comes from the transformation itself."""
+    """Require that the state is of this class, so that it comes from the transformation itself."""
 
     def check(state: Any, params: Any = None) -> None:
         if not isinstance(state, kind):
             raise ValueError(
-                f'The state is a {type(state).__name__}; expected a {kind.__name__}. Pass the state that the init '
-                f'or the last update of this very transformation returned.'
+                f'The state is a {type(state).__name__}; expected a {kind.__name__}. Pass the state that init '
+                f'or the last update of this transformation returned.'
             )
 
     return Precondition(check, 'always')
 
 
 def params_for(purpose: str) -> Precondition:
-    """The parameters are given; ``purpose`` says in the message what they are for."""
+    """Require the parameters; the error message names their ``purpose``."""
 
     def check(state: Any, params: Any = None) -> None:
         if params is None:
@@ -107,10 +108,10 @@ def params_for(purpose: str) -> Precondition:
 
 
 def required_by_all(select: Callable[[Any, Any], Any], *transformations: Any) -> Precondition:
-    """All that inner transformations require.
+    """Require all preconditions of inner transformations.
 
     Args:
-        select: ``select(state, params)`` returns for each of them the pair of its state and its parameters.
+        select: ``select(state, params)`` returns for each of them a pair of its state and its parameters.
         *transformations: The inner transformations.
     """
 
@@ -122,5 +123,5 @@ def required_by_all(select: Callable[[Any, Any], Any], *transformations: Any) ->
 
 
 def required_by(tx: Any, name: str) -> Precondition:
-    """All that an inner transformation requires whose state is the field ``name`` of the outer one."""
+    """Require all preconditions of an inner transformation; its state is the field ``name`` of the outer state."""
     return required_by_all(lambda state, params: [(getattr(state, name), params)], tx)

@@ -16,16 +16,16 @@ __all__ = ['apply_updates', 'incremental_update', 'periodic_update', 'update_par
 
 
 def apply_updates(params: Any, updates: Any, *, inplace: bool | None = None) -> Any:
-    """Add updates to parameters: the last act of a step.
+    """Add updates to parameters, the last operation of a step.
 
-    With ``inplace=None`` each parameter is treated as its role demands.  A leaf that requires grad, with an update
-    that carries no graph, outside every ``torch.func`` transform and compilation, is a weight in plain training: it
-    is updated in place, and the module that owns it is trained.  All others are added out of place, differentiably.
+    With ``inplace=None`` the parameter decides.  A leaf that requires grad, with an update that carries no graph,
+    outside ``torch.func`` transforms and compilation, is a weight in plain training: it is updated in place, which
+    trains the module that owns it.  All other parameters are updated out of place, differentiably.
 
     Args:
         params: Tree of tensors.
-        updates: Tree of the same structure and shapes; ``None`` leaves a parameter as it is.
-        inplace: True writes into every parameter (outside of autograd), False into none.
+        updates: Tree of the same structure and shapes; ``None`` keeps a parameter unchanged.
+        inplace: True writes into every parameter (outside autograd), False into none.
 
     Returns:
         The new parameters, in the dtype of the old ones.
@@ -33,7 +33,7 @@ def apply_updates(params: Any, updates: Any, *, inplace: bool | None = None) -> 
     Raises:
         ValueError: If structures or shapes differ; the message names the path of the first leaf at fault.
         TypeError: If a parameter with an update has an integer dtype, or is real where its update is complex.
-        RuntimeError: If ``inplace=True`` meets a parameter that cannot be written to, such as an expanded one.
+        RuntimeError: If ``inplace=True`` and a parameter is not writable, such as an expanded tensor.
 
     Example:
         >>> import torch, torchopt
@@ -62,10 +62,10 @@ def apply_updates(params: Any, updates: Any, *, inplace: bool | None = None) -> 
 
 
 def incremental_update(new_tensors: Any, old_tensors: Any, step_size: Any) -> Any:
-    r"""Move slow copies of parameters a little towards them: :math:`\eta\, x_\text{new} + (1 - \eta)\, x_\text{old}`.
+    r"""Move slow copies of parameters towards the parameters: :math:`\eta\, x_\text{new} + (1 - \eta)\, x_\text{old}`.
 
     Args:
-        new_tensors: Tree of tensors; where it is None so is the result.
+        new_tensors: Tree of tensors; a leaf of None gives None.
         old_tensors: The slow copies, a tree of the same structure.
         step_size: :math:`\eta`, a number or a 0-d tensor.
 
@@ -97,11 +97,11 @@ def periodic_update(new_tensors: Any, old_tensors: Any, steps: Any, update_perio
         new_tensors: Tree of tensors.
         old_tensors: The slow copies, a tree of the same structure.
         steps: The number of steps taken, an int or a 0-d tensor.
-        update_period: The copies are replaced where this divides the number of steps.
+        update_period: The copies are replaced if this divides the number of steps.
 
     Returns:
-        One of the two trees itself where the steps can be read at once; otherwise, on a device and in transforms, a new
-        tree.
+        One of the two trees itself, if ``steps`` is available on the host without synchronization; otherwise, on a
+        device and in transforms, a new tree.
 
     Raises:
         ValueError: If ``update_period`` is less than 1.
@@ -126,14 +126,14 @@ def periodic_update(new_tensors: Any, old_tensors: Any, steps: Any, update_perio
 def update_params(
     tx: GradientTransformation, updates: Any, state: Any, params: Any, *, inplace: bool
 ) -> tuple[Any, Any]:
-    """``tx.update`` and :func:`apply_updates` in one: one pass over the leaves where the transformation allows it.
+    """Call ``tx.update`` and :func:`apply_updates`, in one pass over the leaves if the transformation supports it.
 
     Args:
         tx: The transformation.
         updates: The gradients.
         state: The state of the transformation.
         params: The parameters.
-        inplace: Write into parameters and state, outside of autograd; otherwise all is new and differentiable.
+        inplace: Write into parameters and state, outside autograd; otherwise all results are new and differentiable.
 
     Returns:
         The new parameters and the new state.
@@ -181,7 +181,7 @@ def _raise_misfit(params: Any, i: int, p: Any, u: Any) -> None:
         shape = tuple(u.shape) if hasattr(u, 'shape') else f'none, it is a {type(u).__name__}'
         raise ValueError(
             f'updates{path} and params{path} must have one shape: {shape} and {tuple(p.shape)}. '
-            f'Pass the gradients of these very parameters.'
+            f'Pass the gradients of these parameters.'
         )
     raise TypeError(
         f'updates{path} is complex ({u.dtype}), but params{path} is real ({p.dtype}). Pass a real update, '

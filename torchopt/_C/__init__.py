@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The native engine: one kernel call and one graph node per optimizer step.
 
-This is the door to the compiled module, and its only importer.  The module is optional: where it was not built,
-``import torchopt`` works all the same, and what the package computes is computed in plain torch.
+Only this package imports the compiled module.  The module is optional: without it ``import torchopt`` still works, and
+the package computes everything in plain torch.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torchopt._C import fused, plans
 try:
     import torchopt._C.kernels as _kernels
 except ModuleNotFoundError as error:
-    # Absent is fine. Present but broken (an undefined symbol, a missing library) is an ImportError
-    # of another kind, and hiding it would only make the package slow for no visible reason.
+    # The module may be absent. If it is present but broken (an undefined symbol, a missing library), the
+    # ImportError is of another kind; hiding it would make the package slow without a visible reason.
     if error.name != 'torchopt._C.kernels':
         raise
     _kernels = None  # type: ignore[assignment]
@@ -40,18 +40,18 @@ if _kernels is not None and _is_on:
 
 
 def is_available(devices: Any = None) -> bool:
-    """Tell whether the native engine can run.
+    """Whether the native engine can run.
 
     Args:
-        devices: A device, its name or index (of a CUDA device; negative for the CPU, as ``Tensor.get_device`` says
-            it), or an iterable of these.  By default the CPU.
+        devices: A device, its name or index (of a CUDA device; negative for the CPU, as in ``Tensor.get_device``),
+            or an iterable of these.  By default the CPU.
 
     Returns:
-        Whether the engine runs on all of them.  A device that is not there gives False, and so does a build without
-        kernels for it, or ``TORCHOPT_ENGINE=0`` in the environment.
+        Whether the engine runs on all of them.  The result is False for a device that does not exist, for a build
+        without kernels for it, and with ``TORCHOPT_ENGINE=0`` in the environment.
 
     Raises:
-        TypeError: If something in ``devices`` is no device.
+        TypeError: If an entry of ``devices`` is not a device.
 
     Example:
         >>> import torchopt
@@ -71,7 +71,7 @@ def is_available(devices: Any = None) -> bool:
 def _runs_on(device: Any) -> bool:
     if isinstance(device, bool) or not isinstance(device, (str, int, torch.device)):
         raise TypeError(
-            f'{device!r} (type: {type(device).__name__}) is no device. Pass a torch.device, its name, or an index.'
+            f'{device!r} (type: {type(device).__name__}) is not a device. Pass a torch.device, its name, or an index.'
         )
     if isinstance(device, int):
         device = f'cuda:{device}' if device >= 0 else 'cpu'
@@ -85,17 +85,17 @@ def _runs_on(device: Any) -> bool:
 
 
 def build_info() -> dict[str, object]:
-    """Tell how the compiled module was built.
+    """Return how the compiled module was built.
 
     Returns:
-        A dictionary. ``'compiled'`` says whether the module is present; where it is not, this is
-        the only entry. The others: ``'version'`` of the package at build time, ``'build_type'`` of
+        A dictionary. ``'compiled'`` says whether the module is present; if not, this is
+        the only entry. The others are ``'version'`` of the package at build time, ``'build_type'`` of
         CMake, ``'compiler_id'`` and ``'compiler_version'``, ``'cxx_standard'`` (17 for C++17),
         ``'pybind11_version'``, ``'openmp'`` (whether the module was compiled with it),
         ``'openmp_version'`` (the date in the standard's ``_OPENMP``, or ``None``),
-        ``'openmp_max_threads'`` (what the runtime would use now; it follows
-        :func:`torch.set_num_threads`), ``'instruction_set'`` (whose kernels this processor gets),
-        ``'cuda'`` (whether there are kernels for CUDA), and ``'enabled'`` (False where the environment
+        ``'openmp_max_threads'`` (the number of threads that the runtime would use now; it follows
+        :func:`torch.set_num_threads`), ``'instruction_set'`` (of the kernels for this processor),
+        ``'cuda'`` (whether there are kernels for CUDA), and ``'enabled'`` (False if the environment
         switches the engine off).
 
     Example:
@@ -110,10 +110,10 @@ def build_info() -> dict[str, object]:
 
 
 def release_memory() -> int:
-    """Give the memory that is kept for the next steps back to the system.
+    """Return the memory that the engine keeps for the next steps to the system.
 
     Returns:
-        How many bytes that were.
+        The number of bytes.
 
     Example:
         >>> from torchopt import _C
@@ -129,10 +129,10 @@ def release_memory() -> int:
 
 
 def require() -> None:
-    """Insist on the native engine, for those who ask for ``use_accelerated_op=True``.
+    """Require the native engine, for ``use_accelerated_op=True``.
 
     Raises:
-        RuntimeError: If it cannot run here.
+        RuntimeError: If the engine cannot run.
 
     Example:
         >>> from torchopt import _C
@@ -141,10 +141,10 @@ def require() -> None:
     if _kernels is None:
         raise RuntimeError(
             'use_accelerated_op=True, but torchopt was installed without its compiled module. Build it with '
-            '`pip install .` from the sources, or leave the option out to run in plain torch.'
+            '`pip install .` from the sources, or omit the option to run in plain torch.'
         )
     if not _is_on:
         raise RuntimeError(
             f'use_accelerated_op=True, but {SWITCH}={os.environ.get(SWITCH)} switches the native engine off. Unset it, '
-            f'or leave the option out to run in plain torch.'
+            f'or omit the option to run in plain torch.'
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The decision which steps the native engine takes, and how."""
+"""Decide which steps the native engine runs, and how."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _add_to_params = functools.partial(rules.add_to_params)
 
 
 class Rows(NamedTuple):
-    """Coefficients that differ from leaf to leaf: vectors in the rules, with an entry for each row.
+    """Coefficients that differ between leaves: vectors in the rules, with an entry for each row.
 
     Attributes:
         number: How many rows there are.
@@ -48,7 +48,7 @@ def step(
     onto_params: bool,
     rows: Rows | None = None,
 ) -> list[Column] | Unsupported:
-    """Take a step natively, if that is possible.
+    """Run a step on the native engine, if possible.
 
     Args:
         partials: The rules that follow one another, partial applications of functions in
@@ -89,7 +89,7 @@ def step(
 def _plan(partials: Sequence[Callable[..., Any]]) -> plans.Plan | Unsupported:
     if torch.compiler.is_compiling():
         return Unsupported('a compiler is tracing, and fuses plain torch itself')
-    # Only rules that are known get as far as the cache of plans, which would keep those of users alive.
+    # Only known rules enter the cache of plans, since the cache would keep user-defined rules alive.
     functions = tuple(
         [r.func for r in partials if type(r) is functools.partial and not r.args and plans.is_known(r.func)]
     )
@@ -118,7 +118,7 @@ def _coefficients(
 
 
 def _masked(rule: functools.partial[Any], flags: Column | None, rows: Rows) -> functools.partial[Any]:
-    """An affine rule with a coefficient that does nothing in the rows to which it does not apply."""
+    """An affine rule whose coefficient has no effect in the rows to which the rule does not apply."""
     if flags is None or all(flags):
         return rule
     off = {row for row, flag in zip(rows.of_leaf, flags) if not flag}
@@ -150,7 +150,7 @@ def _constants(
     moments: Sequence[Column],
     p: Column,
 ) -> Column | Unsupported:
-    """The parameters, detached where decay takes them for constants.
+    """The parameters, detached where decay treats them as constants.
 
     :func:`rules.add_params` asks that of the update it is given, which may have its graph from the gradient, and
     from the moments and the coefficients of all rules before.
@@ -179,7 +179,7 @@ def _takes_for_constant(
     moments: Sequence[Column],
     p: Column,
 ) -> list[bool]:
-    """For each leaf, whether one of the rules, a decay, takes the parameter for a constant."""
+    """For each leaf, whether one of the rules, a decay, treats the parameter as a constant."""
     moved = any(rule.func in rules.RULES for rule in partials[:decay])
     told = [all(carries_no_graph(x, y) for y in row) for x, *row in zip(p, g, *(moments if moved else ()))]
     for j, rule in enumerate(partials[:decay]):
@@ -210,7 +210,7 @@ def _apply(call: Call, coefs: Tensor | None, g: Column, moments: Sequence[Column
 
 
 def _are_uniform(call: Call, tensors: Column) -> bool:
-    """What the kernels ask of tensors, asked where a transform stands between them and the kernel."""
+    """Whether tensors meet the requirements of the kernels; inside a transform the kernel cannot check them itself."""
     n, device = call.leaves, getattr(tensors[0], 'device', torch.device('meta'))
     return device.type in ('cpu', 'cuda') and all(
         x is None

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""From the rules of a chain to one kernel and its coefficients.
+r"""Map the rules of a chain to one kernel and its coefficients.
 
-Whatever stands before and after the rule proper in the chain of an optimizer (sign flips, weight decay, the learning
-rate, the addition to the parameters) is affine, so that a whole step is
-:math:`f \cdot \text{rule}(s\,g + \lambda\,p) + w\,p` with four numbers more.  Between two rules a factor may stand
-where the second is momentum, which is linear in what it takes.
+All operations before and after the main rule of an optimizer (sign flips, weight decay, the learning
+rate, the addition to the parameters) are affine, so a whole step is
+:math:`f \cdot \text{rule}(s\,g + \lambda\,p) + w\,p` with four additional numbers.  A factor may stand between two
+rules if the second is momentum, which is linear in its input.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Plan(NamedTuple):
     Attributes:
         rules: Functions of :mod:`torchopt.rules`, one after another.
         kernel: Number of the kernel.
-        moments: How many moments the rules have together.
-        coefs: How many coefficients a row has.
+        moments: The total number of moments of the rules.
+        coefs: The number of coefficients of a row.
     """
 
     rules: tuple[Rule, ...]
@@ -46,18 +46,18 @@ _numbers: dict[str, int] = {}
 
 
 def set_kernels(names: Iterable[str]) -> None:
-    """Tell which kernels there are, in their order."""
+    """Set the names of the available kernels, in their order."""
     _numbers.clear()
     _numbers.update({name: i for i, name in enumerate(names)})
     find_plan.cache_clear()
 
 
 AFFINE: dict[Callable[..., Any], float] = {rules.scale: 1.0, rules.add_params: 0.0}
-"""The affine rules, and the coefficient with which each of them does nothing."""
+"""The affine rules, and the coefficient with which each of them has no effect."""
 
 
 def is_known(rule: Any) -> bool:
-    """Whether a function is one of :mod:`torchopt.rules` that stands for something native."""
+    """Whether a function is one of :mod:`torchopt.rules` with a native counterpart."""
     return isinstance(rule, FunctionType) and (rule in rules.RULES or rule in AFFINE)
 
 
@@ -68,7 +68,7 @@ def find_plan(partials: tuple[Rule, ...]) -> Plan | None:
     for i, j in itertools.pairwise(proper):
         between = partials[i + 1 : j]
         if between and not (partials[j] is rules.trace and set(between) == {rules.scale}):
-            return None  # something affine that the second rule cannot take in
+            return None  # an affine operation that the second rule cannot absorb
     chosen = tuple(partials[i] for i in proper) or (rules.identity,)
     kernel = _numbers.get('+'.join(rules.RULES[rule] for rule in chosen))
     if kernel is None:
@@ -80,11 +80,11 @@ def find_plan(partials: tuple[Rule, ...]) -> Plan | None:
 def coefficients(partials: Sequence[functools.partial[Any]], active: Sequence[bool]) -> list[Any]:
     """The coefficients of one row: numbers and 0-d tensors, in the order of the kernel.
 
-    Those of several rows come as vectors, where those of the rules are.
+    For several rows, coefficients are vectors if those of the rules are.
 
     Args:
         partials: The rules with their own coefficients.
-        active: For each rule whether it applies; only affine rules may be left out.
+        active: For each rule whether it applies; only affine rules may be skipped.
     """
     before: list[Any] = [1.0, 0.0]
     after: list[Any] = [1.0, 0.0]
@@ -105,7 +105,7 @@ def coefficients(partials: Sequence[functools.partial[Any]], active: Sequence[bo
         else:
             names = rules.coefficients(function)
             taken = {name: values[name] for name in names}
-            if ends is after:  # a factor between two rules: momentum takes it in where it takes the gradient
+            if ends is after:  # a factor between two rules: momentum multiplies its gradient coefficients by it
                 for name in ('take', 'gradient') if isinstance(after[0], Tensor) or after[0] != 1.0 else ():
                     taken[name] = taken[name] * after[0]
                 after = ends = [1.0, 0.0]
@@ -121,11 +121,11 @@ def _scale(affine: list[Any], factor: Any) -> None:
 
 
 def resolve(rows: Sequence[Sequence[Any]], like: Any) -> tuple[tuple[float, ...] | None, Tensor | None]:
-    """Rows of coefficients as floats where their values can be had at once, otherwise as one differentiable tensor.
+    """Rows of coefficients as floats if available on the host without synchronization, else as a differentiable tensor.
 
     Args:
         rows: The coefficients of each row.
-        like: A leaf, to whose device the tensor goes.
+        like: A leaf; the tensor is created on its device.
     """
     values = [c if type(c) is float else as_python_scalar(c) for row in rows for c in row]
     if None not in values:
@@ -134,7 +134,7 @@ def resolve(rows: Sequence[Sequence[Any]], like: Any) -> tuple[tuple[float, ...]
     tensors = [
         c.reshape(()).to(device=device, dtype=torch.float64)
         if isinstance(c, Tensor)
-        else torch.full((), c, dtype=torch.float64, device=device)  # unlike a copy, no wait for the device
+        else torch.full((), c, dtype=torch.float64, device=device)  # unlike a copy, this does not synchronize
         for row in rows
         for c in row
     ]
@@ -142,12 +142,12 @@ def resolve(rows: Sequence[Sequence[Any]], like: Any) -> tuple[tuple[float, ...]
 
 
 def resolve_vectors(entries: Sequence[Any], count: int, like: Any) -> tuple[tuple[float, ...] | None, Tensor | None]:
-    """As :func:`settle`, for several rows in one: what differs between them is a vector.
+    """Like :func:`resolve`, for several rows at once: coefficients that differ between rows are vectors.
 
     Args:
         entries: The coefficients, numbers, 0-d tensors and vectors with an entry for each row.
-        count: How many rows there are.
-        like: A leaf, to whose device the tensor goes.
+        count: The number of rows.
+        like: A leaf; the tensor is created on its device.
     """
     where: dict[str, Any] = {'device': common_device(entries), 'dtype': torch.float64}
     columns = [

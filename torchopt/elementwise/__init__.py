@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transformations that treat every element by itself: one pass over the leaves, natively where that is possible."""
+"""Elementwise transformations: one pass over the leaves, on the native engine where possible."""
 
 from torchopt.elementwise.hyperparams import Hyperparams, PerLeafRule, check_each, has_shape
 from torchopt.elementwise.leaves import as_constant, as_constants, leaf_norm, least_norm, move_leaves

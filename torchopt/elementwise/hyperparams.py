@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hyper-parameters that differ from leaf to leaf: spread over the parameters, and made coefficients of rules.
+"""Hyper-parameters that differ between leaves: broadcast to the parameters, and turned into coefficients of rules.
 
-A hyper-parameter is one value for all parameters, or a tree of values: the structure of the parameters or its top, one
-value then counting for a whole subtree.  A value is a number or a 0-d tensor.  Leaves below the same values share a
-*row* of coefficients.
+A hyper-parameter is one value for all parameters, or a tree of values with the structure of the parameters or a prefix
+of it; in a prefix, one value applies to a whole subtree.  A value is a number or a 0-d tensor.  Leaves with the same
+values share a *row* of coefficients.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ def has_shape(value: Any) -> bool:
 
 
 def check_each(check: Callable[[str, Any], Any], name: str, value: Any) -> None:
-    """Check a hyper-parameter, or each value of a tree of them under a name with its path.
+    """Check a hyper-parameter, or each value of a tree; names in error messages then include the path.
 
     Args:
-        check: ``check(name, value)`` raises for what is not allowed.
-        name: What to call it.
+        check: ``check(name, value)`` raises if a value is not allowed.
+        name: The name of the hyper-parameter.
         value: The hyper-parameter.
 
     Example:
@@ -67,16 +67,16 @@ def check_each(check: Callable[[str, Any], Any], name: str, value: Any) -> None:
 
 
 class Hyperparams:
-    """From hyper-parameters to a rule; or to what makes one for each leaf, where one of them is a tree.
+    """Build the rule of a step from hyper-parameters; if one of them is a tree, a rule for each leaf.
 
     Args:
-        make: ``make(*common, **hypers)`` makes a rule, a partial application of a function to coefficients that are
-            numbers or 0-d tensors.  It may also be given vectors, whose entries it has to treat alike.
+        make: ``make(*common, **hypers)`` returns a rule, a partial application of a function to coefficients that are
+            numbers or 0-d tensors.  It must also accept vectors, and treat their entries independently.
         **hypers: The hyper-parameters.
 
     Attributes:
-        trees: Those hyper-parameters that are trees.
-        rule: ``rule(*common)`` is the rule, or what makes one for each leaf; ``common`` is what all leaves share, such
+        trees: The hyper-parameters that are trees.
+        rule: ``rule(*common)`` returns the rule, or a :class:`PerLeafRule`; ``common`` is what all leaves share, such
             as the count.
 
     Example:
@@ -102,11 +102,11 @@ class Hyperparams:
         return PerLeafRule(self, common)
 
     def check(self, params: Any, *, like: str = 'params') -> None:
-        """Require that the hyper-parameters can be spread over these parameters.
+        """Require that the hyper-parameters match these parameters.
 
         Raises:
-            ValueError: If a tree is no prefix of theirs, or a tensor has another shape than its parameter; the message
-                names the path.
+            ValueError: If a tree is not a prefix of the parameters, or the shape of a tensor differs from its
+                parameter; the message names the path.
         """
         if isinstance(params, ParamsPlaceholder):
             return  # tree.map_params looks for copies of the parameters
@@ -118,13 +118,13 @@ class Hyperparams:
 
 
 class PerLeafRule(NamedTuple):
-    """A rule that differs from leaf to leaf in its hyper-parameters."""
+    """A rule whose hyper-parameters differ between leaves."""
 
     spread: Hyperparams
     common: tuple[Any, ...]
 
     def columns(self, updates: Any, spec: TreeSpec) -> dict[str, tuple[list[Any], Sequence[int]]]:
-        """For each tree its values, and for each leaf of the updates which of them is its own."""
+        """For each tree its values, and for each leaf of the updates the index of its value."""
         found = {name: _spread(name, value, spec, 'updates') for name, value in self.spread.trees.items()}
         if any(has_shape(x) for values, _ in found.values() for x in values):
             self.spread.check(updates, like='updates')
@@ -139,7 +139,7 @@ class PerLeafRule(NamedTuple):
         return [self._fill(dict(zip(rows, own))) for own in zip(*rows.values())]
 
     def together(self, rows: dict[str, list[Any]]) -> Callable[..., Any] | None:
-        """One rule for all rows, some of whose coefficients are vectors; None where a value has a shape."""
+        """One rule for all rows, with vectors as coefficients; None if a value has a shape."""
         if any(has_shape(x) for column in rows.values() for x in column):
             return None
         values = itertools.chain(self.common, self.spread.hypers.values(), *rows.values())
@@ -147,7 +147,7 @@ class PerLeafRule(NamedTuple):
         return self._fill({name: vector(column, device) for name, column in rows.items()})
 
     def learned(self, rows: dict[str, list[Any]]) -> list[bool]:
-        """For each row, whether its rule has a coefficient that somebody may differentiate in."""
+        """For each row, whether its rule has a coefficient that requires grad."""
         shared = any(map(carries_graph, (*self.common, *self.spread.hypers.values())))
         return [shared or any(map(carries_graph, own)) for own in zip(*rows.values())]
 
@@ -157,15 +157,14 @@ class PerLeafRule(NamedTuple):
 
 
 def share_rows(columns: Sequence[Sequence[Any]], present: Sequence[bool]) -> tuple[list[int], list[int]]:
-    """Number what stands side by side in columns.
+    """Group leaves with equal entries into rows.
 
     Args:
         columns: Hashable entries, one for each leaf.
         present: For each leaf whether it counts.
 
     Returns:
-        For each leaf the row that it shares with its equals, 0 where it does not count; and for each row its first
-        leaf.
+        For each leaf the number of its row, 0 for a leaf that does not count; and for each row its first leaf.
     """
     first: dict[Any, int] = {}
     number: dict[Any, int] = {}
@@ -201,8 +200,8 @@ def _indices(prefix: TreeSpec, spec: TreeSpec, name: str, like: str) -> Sequence
         path, reason = first_difference(prefix, over)
         raise ValueError(
             f'{name} does not fit {like}: at {like}{path}, {_REASONS.get(reason, reason)}. Give {name} as one number, '
-            f'or as a tree of numbers with the structure of the parameters or of its top (one number then counts for '
-            f'a whole subtree).'
+            f'or as a tree of numbers with the structure of the parameters or a prefix of it (one number then applies '
+            f'to a whole subtree).'
         ) from None
     return flatten_up_to(spec, spread, name=name, like=like)  # in the order of the leaves
 

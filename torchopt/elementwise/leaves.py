@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules that look at a whole leaf: its norm, its rows, numbers that are kept once for it."""
+"""Rules on whole leaves: their norm, their rows, scalars that the state keeps for each leaf."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ __all__ = ['as_constant', 'as_constants', 'least_norm', 'leaf_norm', 'move_leave
 def move_leaves(
     rule: Callable[..., tuple[Any, ...]], updates: Any, *moments: Any, reads: Sequence[Any] = ()
 ) -> tuple[Any, ...]:
-    """As :func:`torchopt.elementwise.apply_rule`, for moments that do not have the shapes of their leaves.
+    """Like :func:`torchopt.elementwise.apply_rule`, for moments whose shapes differ from their leaves.
 
     Args:
         rule: Pure function of one leaf, ``rule(g, *moments, *reads) -> (u, *moments)``.
-        updates: Tree of tensors; where it is None the rule is not called and the moments stay as they were.
-        *moments: Trees with anything, a tree too, in the place of each leaf.
+        updates: Tree of tensors; for a leaf of None the rule is not called and the moments do not change.
+        *moments: Trees with any object, even a tree, in the place of each leaf.
         reads: Trees of tensors like the updates (parameters).
 
     Returns:
         The new updates, followed by the new moments.
 
     Raises:
-        ValueError: If structures do not fit, or the shape of a parameter is not that of its update.
+        ValueError: If structures do not match, or the shape of a parameter differs from its update.
         TypeError: If an update has an integer or boolean dtype.
     """
     check_inexact(updates, name='updates')
@@ -48,14 +48,14 @@ def move_leaves(
 
 
 def as_constant(p: Tensor, u: Tensor) -> Tensor:
-    """The parameter; without a graph in a step of plain training, so that none grows from step to step."""
+    """The parameter, detached in a step of plain training, so that no graph grows from step to step."""
     return p.detach() if carries_no_graph(p, u) else p
 
 
 def as_constants(u: Tensor, p: Tensor, *kept: Tensor) -> tuple[Tensor, ...]:
-    """The parameter and what a state remembers of it, all without a graph in a step of plain training.
+    """The parameter and the state's copies of it, all detached in a step of plain training.
 
-    An ``init`` cannot know whether its parameters, which are leaves, are to be differentiated in.  It keeps copies with
+    ``init`` cannot know whether its parameters, which are leaves, will be differentiated.  It stores copies with
     their graph, and every step decides.
     """
     return tuple(x.detach() for x in (p, *kept)) if is_plain(u, p) else (p, *kept)
@@ -67,6 +67,6 @@ def leaf_norm(x: Tensor) -> Tensor:
 
 
 def least_norm(norm: Tensor, least: Any) -> Tensor:
-    """A norm, or the least that it is taken to be; there its derivative is zero."""
+    """The maximum of a norm and a lower bound; the derivative is zero where the bound applies."""
     bound = as_scalar_like(least, norm)
     return torch.where(norm <= bound, bound, norm)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Moments of the gradient: their first values, and the one verb that moves them on.
+"""Moments of the gradient: their initial values, and the function that updates them.
 
-This is the only place where ``inplace`` means something: :func:`apply_rule` lays the new moments into the
+Only this module implements ``inplace``: :func:`apply_rule` writes the new moments into the
 storage of the old ones.  Rules themselves are pure functions of single leaves.
 """
 
@@ -44,7 +44,7 @@ def zero_moment(
         requires_grad: Whether the moments are leaves that require grad, so that they can be learned.
 
     Raises:
-        TypeError: If a leaf is no tensor of a floating or complex dtype; the message names its path.
+        TypeError: If a leaf is not a tensor of a floating or complex dtype; the message names its path.
 
     Example:
         >>> import torch, torchopt
@@ -62,7 +62,7 @@ def full_moment(
     real: bool = False,
     requires_grad: bool = False,
 ) -> Any:
-    """As :func:`zero_moment`, filled with ``value``.
+    """Like :func:`zero_moment`, filled with ``value``.
 
     Example:
         >>> import torch, torchopt
@@ -99,11 +99,11 @@ def check_inexact(tree: Any, *, name: str) -> None:
 
 
 def check_updates(updates: Any, params: Any) -> None:
-    """Require that updates can be added to parameters: same structure and shapes, complex only where those are.
+    """Require that updates can be added to parameters: same structure and shapes, complex only where the parameters are.
 
     Raises:
         ValueError: If structures or shapes differ; the message names the path of the first leaf at fault.
-        TypeError: If an update is no tensor, or is complex where its parameter is real.
+        TypeError: If an update is not a tensor, or is complex while its parameter is real.
     """
     leaves, spec = flatten(updates)
     for i, (g, p) in enumerate(zip(leaves, flatten_up_to(spec, params, name='params', like='updates'))):
@@ -118,7 +118,7 @@ def check_updates(updates: Any, params: Any) -> None:
 
 
 def describe_complex(x: torch.Tensor, y: torch.Tensor, name: str, like: str) -> str:
-    """Say that ``x`` is complex and ``y`` is real, in words for an error message."""
+    """An error message: ``x`` is complex and ``y`` is real."""
     return (
         f'{name} is complex ({x.dtype}), but {like} is real ({y.dtype}). Pass a real update, or make the parameter '
         f'complex.'
@@ -135,16 +135,16 @@ def apply_rule(
     """Apply an elementwise rule to every leaf of a tree.
 
     The rule maps one leaf of each tree to the new leaves: ``rule(g, *moments, *reads) -> (u, *moments)``.  It is a
-    pure function; this verb adds what all rules share.  Where the update is ``None`` the rule is not called, the
-    update stays ``None`` and the moments stay as they were.
+    pure function; this function adds what all rules share.  If an update is ``None``, the rule is not called, the
+    update stays ``None`` and the moments do not change.
 
     Args:
         rule: Pure function of tensors of one shape, returning a tuple of tensors of that shape.
-        updates: Tree of tensors, the gradients or what earlier transformations made of them.
-        *moments: Trees of the same structure, which the rule moves on.
+        updates: Tree of tensors, the gradients or the updates of earlier transformations.
+        *moments: Trees of the same structure, which the rule updates.
         reads: Trees of the same structure, which the rule only reads (parameters).
-        inplace: Write the new moments into the storage of the old ones, outside of autograd.  Expanded
-            moments, which cannot be written to, are replaced instead.
+        inplace: Write the new moments into the storage of the old ones, outside autograd.  Expanded
+            moments are not writable, and are replaced instead.
 
     Returns:
         The new updates, followed by the new moments, each a tree.  Moments keep their dtype.
@@ -189,24 +189,24 @@ def check_columns(updates: Any, leaves: Sequence[Any], columns: Sequence[Sequenc
 
 
 def check_writable(leaves: Sequence[Any]) -> None:
-    """Require that tensors may be written to where we are.
+    """Require that tensors can be written to in the current mode.
 
     Raises:
-        RuntimeError: If one was made in inference mode, and this is not inference mode.
+        RuntimeError: If a tensor was created in inference mode, and this is not inference mode.
     """
     if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
         return
     if any(isinstance(x, torch.Tensor) and x.is_inference() for x in leaves):
         raise RuntimeError(
             'inplace=True, but a moment or a parameter was made under torch.inference_mode() and can be written to '
-            'only there. Call update with inplace=False, or make the state outside of inference mode.'
+            'only there. Call update with inplace=False, or create the state outside inference mode.'
         )
 
 
 def move_columns(
     rule: Callable[..., Any], leaves: Sequence[Any], columns: Sequence[Sequence[Any]], moments: int, *, inplace: bool
 ) -> list[Sequence[Any]]:
-    """Apply a rule to leaves that have been checked; the columns of updates and moments come back."""
+    """Apply a rule to checked leaves; returns the columns of updates and moments."""
     n = moments + 1
     rule = in_single(rule)
     rows: list[Any] = list(zip(leaves, *columns))
@@ -222,7 +222,7 @@ def move_columns(
 
 
 def add_to_leaf(p: Any, u: Any, *, inplace: bool) -> Any:
-    """Add an update to one parameter, in the dtype of the parameter; None leaves it as it is."""
+    """Add an update to one parameter, in the dtype of the parameter; None keeps it unchanged."""
     if p is None or u is None:
         return p
     if inplace:
@@ -245,7 +245,7 @@ def _lay_into(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     if _overlaps(old):
         return new
     old.copy_(new)
-    return old if old.grad_fn is None else old.detach()  # the graph is that of what it was before
+    return old if old.grad_fn is None else old.detach()  # its graph belongs to the old value
 
 
 def _overlaps(x: torch.Tensor) -> bool:

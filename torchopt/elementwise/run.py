@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Elementwise transformations in one pass: several rules composed, and run over the leaves once.
+"""Elementwise transformations in one pass: several rules are composed, and run over the leaves once.
 
-A transformation that treats every element by itself is a *rule* on leaves with some moments.  A run of such
-transformations is a rule again.  Where the native engine knows it, it is one kernel call over the whole tree and
-one node of the graph; elsewhere each leaf goes through all rules before the next leaf is looked at.
+An elementwise transformation is a *rule* on leaves and their moments.  A sequence of such transformations is again a
+rule.  If the native engine supports it, it is one kernel call over the whole tree and one node of the graph.
+Otherwise plain torch applies all rules to one leaf before it goes to the next leaf.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ __all__ = ['ElementwiseStep', 'run_steps']
 
 
 class ElementwiseStep(NamedTuple):
-    """One step of an elementwise transformation, ready to go over the leaves.
+    """One step of an elementwise transformation, ready to run over the leaves.
 
     Attributes:
         rule: Pure function of leaves, ``rule(g, *moments) -> (u, *moments)``, with the parameter as last argument
-            where it reads it.  A partial application of a function in :mod:`torchopt.rules` to its
-            coefficients can run natively.  :class:`torchopt.elementwise.Hyperparams` makes those that differ from leaf
-            to leaf.
-        moments: The trees that the rule moves on.
-        make_state: ``make_state(*moments)`` makes the next state.
+            if ``reads_params``.  A partial application of a function in :mod:`torchopt.rules` to its
+            coefficients can run natively.  :class:`torchopt.elementwise.Hyperparams` builds rules that differ between
+            leaves.
+        moments: The trees that the rule updates.
+        make_state: ``make_state(*moments)`` returns the next state.
         reads_params: Whether the rule reads the parameters.
-        where: ``where(params)`` makes a tree of booleans, a prefix of the updates, that says where the rule applies;
-            None means everywhere.  Only rules without moments can be left out.
-        native: None uses the native engine where it can run, False never; True refuses to run elsewhere.
+        where: ``where(params)`` returns a tree of booleans, a prefix of the updates, that says where the rule applies;
+            None means everywhere.  Only rules without moments can be skipped.
+        native: None uses the native engine where it can run, False never; True raises where it cannot run.
     """
 
     rule: Callable[..., tuple[Any, ...]] | PerLeafRule
@@ -55,8 +55,8 @@ def run_steps(
 
     Args:
         passes: The steps.
-        updates: Tree of tensors; None leaves are left alone.
-        params: Tree of the same structure, or None where no step reads it.
+        updates: Tree of tensors; leaves of None are skipped.
+        params: Tree of the same structure, or None if no step reads it.
         inplace: Write into the moments, and into the parameters with ``onto_params``.
         onto_params: Add the updates to the parameters.
 
@@ -64,7 +64,7 @@ def run_steps(
         The updates, or the new parameters; and one state for each step.
 
     Raises:
-        RuntimeError: If a step asks for the native engine, and that cannot run.
+        RuntimeError: If a step requires the native engine, and the engine cannot run.
     """
     leaves, spec = flatten(updates)
     moments = [flatten_up_to(spec, m, name='state', like='updates') for p in passes for m in p.moments]
@@ -77,7 +77,7 @@ def run_steps(
     if isinstance(moved, dispatch.Unsupported):
         if any(step.native for step in passes) and not torch.compiler.is_compiling():
             raise RuntimeError(
-                f'use_accelerated_op=True, but the native engine cannot take this step: {moved.reason}. Leave it out '
+                f'use_accelerated_op=True, but the native engine cannot take this step: {moved.reason}. Omit the option '
                 f'to run in plain torch where the engine cannot run.'
             )
         if params is not None and (inplace or onto_params):
@@ -101,7 +101,7 @@ def _flags(where: Any, updates: Any, spec: TreeSpec) -> list[Any]:
 
 
 class _Rows(NamedTuple):
-    """Which row of coefficients is whose, and the values of the hyper-parameters that make them."""
+    """The rows of coefficients: the row of each leaf, and the hyper-parameters of each row."""
 
     number: int
     of_leaf: list[int]
@@ -111,7 +111,7 @@ class _Rows(NamedTuple):
 def _rows(
     passes: Sequence[ElementwiseStep], active: Sequence[Any], updates: Any, leaves: Sequence[Any], spec: TreeSpec
 ) -> _Rows | None:
-    """The rows, or None where no hyper-parameter is a tree."""
+    """The rows, or None if no hyper-parameter is a tree."""
     found = [step.rule.columns(updates, spec) if isinstance(step.rule, PerLeafRule) else {} for step in passes]
     if not any(found):
         return None
@@ -166,7 +166,7 @@ def _run_native(
     )
     if isinstance(moved, dispatch.Unsupported):
         return moved
-    # Where there is no gradient, everything stays as it was.
+    # Leaves without a gradient do not change.
     whole = [list(p) if onto_params and p is not None else list(leaves), *map(list, moments)]
     for column, new in zip(whole, moved):
         for i, x in zip(present, new):
@@ -194,7 +194,7 @@ def _run_torch(
 
 
 def _of_leaves(i: int, step: ElementwiseStep, flags: Any, rows: _Rows | None, leaves: int) -> list[Any]:
-    """For each leaf the rule of a step; None where it does not apply."""
+    """For each leaf the rule of a step, or None if it does not apply."""
     if isinstance(step.rule, PerLeafRule) and rows is not None:
         made = step.rule.of_rows(rows.values[i])
         partials: list[Any] = [made[row] for row in rows.of_leaf]

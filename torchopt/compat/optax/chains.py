@@ -78,7 +78,7 @@ def _unwrap(fold: tuple[Fold, ...], state: Any) -> tuple[Any, ...]:
         found = f'a tuple of {len(state)}' if isinstance(state, tuple) else f'a {type(state).__name__}'
         raise ValueError(
             f'The number of updates and states has to be the same in chain! This chain has {len(fold)} members, its '
-            f'state is {found}. Pass the state that the init or the last update of this very chain returned.'
+            f'state is {found}. Pass the state that init or the last update of this chain returned.'
         )
     states: tuple[Any, ...] = ()
     for part, s in zip(fold, state):

@@ -177,7 +177,7 @@ class MultiSteps:
         if not isinstance(state, MultiStepsState):
             raise ValueError(
                 f'The state is a {type(state).__name__}; expected a MultiStepsState. Pass the state that the init or '
-                f'the last update of this very MultiSteps returned.'
+                f'the last update of this MultiSteps returned.'
             )
         if inplace:
             check_preconditions(self._opt, state.inner_opt_state, params)
