@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from torchopt.numerics import in_single, is_inexact, real_dtype
+from torchopt.numerics import detach_graph, in_single, is_inexact, real_dtype
 from torchopt.tree.ops import describe_shapes, map, map_with_path
 from torchopt.tree.registry import flatten, flatten_up_to, flatten_with_path, unflatten
 
@@ -245,7 +245,7 @@ def _lay_into(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     if _overlaps(old):
         return new
     old.copy_(new)
-    return old if old.grad_fn is None else old.detach()  # the graph is that of what it was before
+    return old if old.grad_fn is None else detach_graph(old)  # the graph is that of what it was before
 
 
 def _overlaps(x: torch.Tensor) -> bool:
