@@ -56,7 +56,8 @@ def ridge_equation(w, X, penalty):
 
 
 def ridge_solution(X, penalty):
-    return torch.linalg.solve(X.T @ X + penalty.exp() * torch.eye(3, dtype=X.dtype), X.T @ U)
+    # By the inverse: torch.linalg.solve has wrong tangents in a backward pass that records no graph.
+    return torch.linalg.inv(X.T @ X + penalty.exp() * torch.eye(3, dtype=X.dtype)) @ (X.T @ U)
 
 
 def root(X, penalty, **options):

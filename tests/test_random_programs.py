@@ -139,7 +139,16 @@ def first_derivatives(f: Program, x: torch.Tensor, v: torch.Tensor) -> dict[str,
 
 def second_derivatives(f: Program, x: torch.Tensor, v: torch.Tensor) -> dict[str, Any]:
     """The derivative of the gradient along a direction."""
-    return {'forward over reverse': torch.func.jvp(torch.func.grad(f), (x,), (v,))[1]}
+    found = {'forward over reverse': torch.func.jvp(torch.func.grad(f), (x,), (v,))[1]}
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x.clone().requires_grad_(), v.clone())
+        (gradient,) = torch.autograd.grad(f(dual), dual)
+        found['dual level over reverse'] = forward_ad.unpack_dual(gradient).tangent
+    start = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(f(start), start, create_graph=True)
+    # The Hessian is symmetric.
+    (found['reverse over reverse'],) = torch.autograd.grad(gradient @ v, start)
+    return found
 
 
 def disagreements(f: Program) -> list[str]:

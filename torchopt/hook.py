@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.autograd import forward_ad
 
 from torchopt import tree
 from torchopt.base import EmptyState, GradientTransformation, factory, init_empty_state
@@ -114,7 +115,8 @@ class _ScaleGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, scale: Any) -> Tensor:
-        return x.view_as(x)
+        # Forward mode wants the tangent of a view to be a view as well, which a multiple is not.
+        return x.view_as(x) if forward_ad._current_level < 0 else x.clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

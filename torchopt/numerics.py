@@ -32,6 +32,7 @@ __all__ = [
     'carries_graph',
     'carries_no_graph',
     'common_device',
+    'detach_graph',
     'one_minus',
     'eager',
     'forward_mode',
@@ -376,6 +377,17 @@ def is_plain(u: torch.Tensor, p: torch.Tensor) -> bool:
         and not in_transform()
         and not (has_tangent(u) or has_tangent(p))
     )
+
+
+def detach_graph(x: torch.Tensor) -> torch.Tensor:
+    """The same tensor without its graph; unlike ``detach()``, this keeps the tangent of forward mode."""
+    if forward_ad._current_level < 0 or not is_inexact(x):
+        return x.detach()
+    if in_transform():
+        with torch.no_grad():
+            return x.view_as(x)
+    tangent = forward_ad.unpack_dual(x).tangent  # type: ignore[no-untyped-call]
+    return x.detach() if tangent is None else forward_ad.make_dual(x.detach(), tangent.detach())  # type: ignore[no-untyped-call, no-any-return]
 
 
 def as_non_leaf(p: Any, u: Any) -> Any:

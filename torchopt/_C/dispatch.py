@@ -15,7 +15,7 @@ from torch.autograd.graph import increment_version
 from torchopt import rules
 from torchopt._C import fused, plans
 from torchopt._C.fused import Call, Column, Order, Unsupported
-from torchopt.numerics import carries_graph, carries_no_graph, common_device, in_transform, vector
+from torchopt.numerics import carries_graph, carries_no_graph, common_device, detach_graph, in_transform, vector
 
 __all__ = ['Rows', 'Unsupported', 'step']
 
@@ -160,13 +160,13 @@ def _constants(
     decays = [i for i, rule in enumerate(partials) if rule.func is rules.add_params]
     told = [_takes_for_constant(i, partials, active, rows, g, moments, p) for i in decays]
     if len(decays) == 1:
-        return [x.detach() if constant else x for x, constant in zip(p, told[0])]
+        return [detach_graph(x) if constant else x for x, constant in zip(p, told[0])]
     into: list[Any] = []
     for i, x in enumerate(p):
         answers = {own[i] for decay, own in zip(decays, told) if active[decay] is None or active[decay][i]}  # type: ignore[index]
         if len(answers) > 1:
             return Unsupported('of several decays, only the first take a parameter for a constant')
-        into.append(x.detach() if True in answers else x)
+        into.append(detach_graph(x) if True in answers else x)
     return into
 
 

@@ -327,8 +327,10 @@ def _push(function: Callable[..., tuple[Any, ...]], arguments: Column, tangents:
     # Outside of torch.func, torch's forward mode does not nest.
     ys, pull = _vjp(outputs, *variables)
     _, push = _vjp(lambda *cs: pull(cs), *[torch.zeros_like(y) for y in ys])
+    # A tangent must have memory of its own: where a backward pass adds up cotangents in place, their tangents are
+    # added up in place with them, and whatever shares that memory would change.
     moved = iter(push(directions))
-    return tuple(next(moved) if k else None for k in kept)
+    return tuple(next(moved).clone() if k else None for k in kept)
 
 
 # The autograd Functions ----------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from torchopt import elementwise, tree
 from torchopt.autodiff.objective import is_plain
+from torchopt.numerics import detach_graph
 
 __all__ = ['kept_copy', 'without_graphs']
 
@@ -44,5 +45,5 @@ def without_graphs(updates: Any, params: Any, *kept: Any, inplace: bool) -> tupl
 
     read = tree.map(lambda u, p: p, updates, params)
     if inplace or is_plain(updates, params):
-        updates, read, *kept = (tree.map(Tensor.detach, x) for x in (updates, read, *kept))  # type: ignore[assignment]
+        updates, read, *kept = (tree.map(detach_graph, x) for x in (updates, read, *kept))  # type: ignore[assignment]
     return updates, read, *kept

@@ -17,7 +17,7 @@ from torchopt.base import (
 from torchopt.contrib.constants import kept_copy, without_graphs
 from torchopt.elementwise.leaves import as_constant
 from torchopt.loop.selection import branch
-from torchopt.numerics import carries_no_graph, zero_count
+from torchopt.numerics import carries_no_graph, detach_graph, zero_count
 from torchopt.preconditions import params_for, required_by, state_of
 
 __all__ = ['SAMState', 'sam']
@@ -167,7 +167,7 @@ def sam(
 
 def _copy(params: Any, constants: Any) -> Any:
     def copy(p: Tensor, x: Any) -> Tensor:
-        return p.detach().clone() if x is None else x.clone()
+        return detach_graph(p).clone() if x is None else x.clone()
 
     return tree.map(copy, params, constants)
 

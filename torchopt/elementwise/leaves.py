@@ -12,7 +12,7 @@ from torch import Tensor
 from torchopt import tree
 from torchopt.elementwise.moments import check_inexact, check_updates
 from torchopt.norms import two_norm
-from torchopt.numerics import as_scalar_like, carries_no_graph, is_plain
+from torchopt.numerics import as_scalar_like, carries_no_graph, detach_graph, is_plain
 
 __all__ = ['as_constant', 'as_constants', 'least_norm', 'leaf_norm', 'move_leaves']
 
@@ -49,7 +49,7 @@ def move_leaves(
 
 def as_constant(p: Tensor, u: Tensor) -> Tensor:
     """The parameter, detached in a step of plain training, so that no graph grows from step to step."""
-    return p.detach() if carries_no_graph(p, u) else p
+    return detach_graph(p) if carries_no_graph(p, u) else p
 
 
 def as_constants(u: Tensor, p: Tensor, *kept: Tensor) -> tuple[Tensor, ...]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from torchopt.numerics import in_single, is_inexact, real_dtype
+from torchopt.numerics import detach_graph, in_single, is_inexact, real_dtype
 from torchopt.tree.ops import describe_shapes, map, map_with_path
 from torchopt.tree.registry import flatten, flatten_up_to, flatten_with_path, unflatten
 
@@ -99,7 +99,7 @@ def check_inexact(tree: Any, *, name: str) -> None:
 
 
 def check_updates(updates: Any, params: Any) -> None:
-    """Require that updates can be added to parameters: same structure and shapes, complex only where the parameters are.
+    """Require that updates can be added to parameters: of the same structure and shapes, complex only if they are.
 
     Raises:
         ValueError: If structures or shapes differ; the message names the path of the first leaf at fault.
@@ -245,7 +245,7 @@ def _lay_into(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     if _overlaps(old):
         return new
     old.copy_(new)
-    return old if old.grad_fn is None else old.detach()  # its graph belongs to the old value
+    return old if old.grad_fn is None else detach_graph(old)  # its graph belongs to the old value
 
 
 def _overlaps(x: torch.Tensor) -> bool:

@@ -19,6 +19,7 @@ from torchopt import tree
 from torchopt.base import GradientTransformation, UninitializedState
 from torchopt.interop.torch_optim import from_torch_optimizer
 from torchopt.nn import MetaGradientModule, swap_state
+from torchopt.numerics import detach_graph
 from torchopt.optim import Optimizer
 from torchopt.optim.gradients import check_same_kind, differentiable_gradients, hide_integers, without_integers
 from torchopt.update import update_params
@@ -222,7 +223,7 @@ class DifferentiableOptimizer:
                 for i, p in zip(members, moved):
                     new[i] = old[i] if p is None else p
         if not self._tracked:
-            new = [n if n is p else n.detach().requires_grad_(p.requires_grad) for n, p in zip(new, old)]
+            new = [n if n is p else detach_graph(n).requires_grad_(p.requires_grad) for n, p in zip(new, old)]
         self.param_groups, self._impls, self._states = groups, impls, states
         if self._fmodel is not None:
             self._fmodel.update_params(new)

@@ -18,7 +18,7 @@ from torchopt.implicit_diff.binding import refuse_hidden_parameters
 from torchopt.implicit_diff.custom_root import find_root, wants_derivative
 from torchopt.nn.meta_module import MetaGradientModule
 from torchopt.nn.reparametrize import reparametrize
-from torchopt.numerics import eager, in_transform
+from torchopt.numerics import detach_graph, eager, in_transform
 
 __all__ = ['ImplicitMetaGradientModule', 'enable_implicit_gradients', 'make_optimality_from_objective']
 
@@ -358,7 +358,7 @@ def _gradient_of_objective(
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         at = {
-            name: p.view_as(p) if again and p.requires_grad else p.detach().requires_grad_()
+            name: p.view_as(p) if again and p.requires_grad else detach_graph(p).requires_grad_()
             for name, p in params.items()
         }
         value = objective(at)

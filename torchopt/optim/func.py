@@ -10,6 +10,7 @@ import torch
 
 from torchopt import tree
 from torchopt.base import GradientTransformation, UninitializedState
+from torchopt.numerics import detach_graph
 from torchopt.optim.from_alias import check_impl
 from torchopt.optim.gradients import differentiable_gradients, with_integers, without_integers
 from torchopt.update import update_params
@@ -99,9 +100,9 @@ def _begins_anew(params: Any) -> bool:
 
 
 def _detached(x: Any) -> Any:
-    return x.detach() if isinstance(x, torch.Tensor) and x.requires_grad else x
+    return detach_graph(x) if isinstance(x, torch.Tensor) and x.requires_grad else x
 
 
 def _as_leaf(p: Any, new: Any) -> Any:
     """A new parameter that requires grad as the old one did; one that did not move stays the same tensor."""
-    return new if new is p or not isinstance(new, torch.Tensor) else new.detach().requires_grad_(p.requires_grad)
+    return new if new is p or not isinstance(new, torch.Tensor) else detach_graph(new).requires_grad_(p.requires_grad)

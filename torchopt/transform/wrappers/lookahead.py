@@ -16,7 +16,7 @@ from torchopt.base import (
 )
 from torchopt.elementwise.leaves import as_constant
 from torchopt.loop.selection import branch
-from torchopt.numerics import as_scalar_like, carries_no_graph, zero_count
+from torchopt.numerics import as_scalar_like, carries_no_graph, has_tangent, zero_count
 from torchopt.preconditions import required_by_all, state_of
 
 __all__ = ['LookaheadParams', 'LookaheadState', 'lookahead']
@@ -136,7 +136,7 @@ def _detach_copy(g: Tensor, fast: Tensor, slow: Tensor) -> None:
 
     The caller holds them, so that they would otherwise grow a graph with every update that is added.
     """
-    if carries_no_graph(fast, g) and slow.grad_fn is not None:
+    if carries_no_graph(fast, g) and slow.grad_fn is not None and not has_tangent(slow):
         origins = [getattr(node, 'variable', None) for node, _ in slow.grad_fn.next_functions]
         if len(origins) == 1 and origins[0] is fast:
             slow.detach_()
