@@ -77,8 +77,8 @@ def run_steps(
     if isinstance(moved, str):
         if any(step.native for step in passes) and not torch.compiler.is_compiling():
             raise RuntimeError(
-                f'use_accelerated_op=True, but the native engine cannot take this step: {moved}. Omit the option to run '
-                f'in plain torch where the engine cannot run.'
+                f'use_accelerated_op=True, but the native engine cannot take this step: {moved}. Omit the option to '
+                f'run in plain torch where the engine cannot run.'
             )
         if params is not None and (inplace or onto_params):
             check_updates(updates, params)
