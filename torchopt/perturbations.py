@@ -236,7 +236,7 @@ def make_perturbed_fun(
         the same noise; so do the elements of a batch under ``vmap``.
 
     Raises:
-        TypeError: If ``num_samples`` is no int.
+        TypeError: If ``num_samples`` is not an int.
         ValueError: If ``num_samples`` or ``sigma`` is not positive.
 
     Example:
@@ -297,7 +297,7 @@ def make_perturbed_argmax(
         A function of the scores and a key (an int, the seed, or a :class:`torch.Generator`).
 
     Raises:
-        TypeError: If ``num_samples`` is no int.
+        TypeError: If ``num_samples`` is not an int.
         ValueError: If ``num_samples`` or ``sigma`` is not positive.
 
     Example:
@@ -340,7 +340,7 @@ def make_perturbed_max(
         A function of the scores and a key (an int, the seed, or a :class:`torch.Generator`).
 
     Raises:
-        TypeError: If ``num_samples`` is no int.
+        TypeError: If ``num_samples`` is not an int.
         ValueError: If ``num_samples`` or ``sigma`` is not positive.
 
     Example:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the optimizers share: their first stage, their engine switch, and the prose on their common arguments."""
+"""Code that the optimizers share: their first stage, the engine switch, and the text on common arguments."""
 
 from __future__ import annotations
 
@@ -96,9 +96,9 @@ def flip_sign_and_add_weight_decay(weight_decay: Any = 0.0, maximize: bool = Fal
 
 
 def choose_engine(tx: GradientTransformation, use_accelerated_op: bool | None) -> GradientTransformation:
-    """The rule of an optimizer, for the native engine where it can run (None), for it alone (True), or without it.
+    """The rule of an optimizer, on the native engine where it can run (None), on it only (True), or without it (False).
 
     Raises:
-        RuntimeError: For True, if no engine can run here.
+        RuntimeError: For True, if the engine cannot run.
     """
     return tx if use_accelerated_op is None else with_native(tx, bool(use_accelerated_op))

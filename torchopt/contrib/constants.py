@@ -20,9 +20,9 @@ def kept_copy(params: Any) -> Any:
 
 
 def without_graphs(updates: Any, params: Any, *kept: Any, inplace: bool) -> tuple[Any, ...]:
-    """Gradients, parameters, and what the state keeps of them, without graphs where nobody differentiates the step.
+    """Gradients, parameters, and what the state keeps of them, without graphs if the step is not differentiated.
 
-    A step in place is outside of autograd.  In a step of plain training the parameters and all that was computed from
+    A step in place is outside autograd.  In a step of plain training the parameters and all that was computed from
     them count as constants.
 
     Args:

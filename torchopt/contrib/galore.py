@@ -91,7 +91,7 @@ def scale_by_galore(
         updates are zero until the next such step.
 
     Raises:
-        TypeError: If ``rank`` is no int.
+        TypeError: If ``rank`` is not an int.
         ValueError: If a hyper-parameter is out of its range; in ``init``, if dimension numbers do not fit.
 
     Example:
@@ -218,7 +218,7 @@ def galore(
         weight_dimension_numbers: Which leaves are projected, and how, as in :func:`scale_by_galore`.
 
     Raises:
-        TypeError: If ``rank`` is no int.
+        TypeError: If ``rank`` is not an int.
         ValueError: If a hyper-parameter is out of its range.
 
     Example:

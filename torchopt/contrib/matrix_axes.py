@@ -44,8 +44,8 @@ def matrix_shape(shape: Sequence[int], rows: Axes, columns: Axes, *, name: str, 
 
     Args:
         shape: The shape of the tensor.
-        rows: The axes that make up the rows.
-        columns: The axes that make up the columns.
+        rows: The axes that form the rows.
+        columns: The axes that form the columns.
         name: What to call the tensor in an error message.
         batch: Whether there may be other axes, which count matrices.
 

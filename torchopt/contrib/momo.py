@@ -163,7 +163,7 @@ def bounded_step(
         rate: The largest step size.
         shrink: :math:`1 + \eta\lambda`.
         lb: The lower bound.
-        correction: By which means fall short since they began at zero.
+        correction: The bias correction of the means, which begin at zero.
         lower_bound: The least lower bound, where that is adapted.
 
     Example:

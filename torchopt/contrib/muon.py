@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Muon: momentum whose matrices are orthogonalized, and Adam for all that is no matrix."""
+"""Muon: momentum whose matrices are orthogonalized, and Adam for all parameters that are not matrices."""
 
 from __future__ import annotations
 
@@ -268,7 +268,7 @@ def muon(
     muon_weight_dimension_numbers: Any = None,
     consistent_rms: Any = None,
 ) -> GradientTransformation:
-    r"""Muon: momentum whose matrices are orthogonalized, and AdamW for all that is no matrix.
+    r"""Muon: momentum whose matrices are orthogonalized, and AdamW for all parameters that are not matrices.
 
     For matrices of :math:`m` rows and :math:`n` columns, with :math:`u_t` as in :func:`scale_by_muon`,
 

@@ -59,7 +59,7 @@ def reduce_on_plateau(
 
     Args:
         factor: By what to reduce, in (0, 1).
-        patience: The number of values without improvement that is borne.
+        patience: The number of values without improvement before the factor is reduced.
         rtol: The relative improvement :math:`r` that counts, in [0, 1].
         atol: The absolute improvement :math:`a \ge 0` that counts.
         cooldown: The number of values that are passed over after a reduction.

@@ -119,7 +119,7 @@ def schedule_free(
 
     Args:
         base_optimizer: The optimizer that makes the steps :math:`u`; :math:`\beta` takes the place of its momentum.
-        learning_rate: :math:`\eta`, that of the optimizer, or its schedule, which is asked at 1 first.
+        learning_rate: :math:`\eta`, that of the optimizer, or its schedule, which is first evaluated at 1.
         b1: :math:`\beta`, in (0, 1].
         weight_lr_power: The power :math:`r`.
         state_dtype: The dtype in which :math:`z` is kept; None takes that of each parameter.

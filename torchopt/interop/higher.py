@@ -91,7 +91,7 @@ class FunctionalModule(nn.Module):
             An iterator over them, each once however often it is tied.
 
         Raises:
-            ValueError: If the past is asked for, but not tracked.
+            ValueError: If earlier parameters are requested, but not tracked.
             IndexError: If there was no such step.
         """
         if time is None:

@@ -135,7 +135,7 @@ def value_and_gradient(
 
     Raises:
         ValueError: If the value has more than one element.
-        TypeError: If the value is no tensor of a floating dtype.
+        TypeError: If the value is not a tensor of a floating dtype.
 
     Example:
         >>> import torch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adam: the mean of the gradients over the root of the mean of their squares, both corrected for their start at 0."""
+"""Adam: the bias-corrected mean of the gradients over the root of the bias-corrected mean of their squares."""
 
 from __future__ import annotations
 
@@ -135,6 +135,6 @@ def scale_by_accelerated_adam(
     Takes the arguments of :func:`scale_by_adam`.
 
     Raises:
-        RuntimeError: If the native engine cannot run here; use :func:`scale_by_adam` then.
+        RuntimeError: If the native engine cannot run; then use :func:`scale_by_adam`.
     """
     return with_native(scale_by_adam(b1, b2, eps, eps_root, moment_requires_grad), True)

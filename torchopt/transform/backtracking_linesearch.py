@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scale updates by a step size that backtracking finds.
+"""Scale updates by a step size from a backtracking line search.
 
-The search itself is :func:`torchopt.linesearch.backtracking`.  It decides by values, so a step waits for its device at
-each evaluation.  Under ``torch.func.vmap`` and ``torch.compile`` it does not: there it makes as many evaluations as it
-may, without a graph break, so choose their number with care.
+The search itself is :func:`torchopt.linesearch.backtracking`.  It depends on values, so a step synchronizes with its
+device at each evaluation.  Under ``torch.func.vmap`` and ``torch.compile`` it does not synchronize: there it always
+makes the maximum number of evaluations, without a graph break, so choose this number with care.
 """
 
 from __future__ import annotations
@@ -80,13 +80,13 @@ def scale_by_backtracking_linesearch(
         max_backtracking_steps: How often a step may be shortened.
         slope_rtol: :math:`c`.
         decrease_factor: The factor by which a step is shortened, in (0, 1).
-        increase_factor: What the last step size is multiplied by for the first that is tried; infinity always begins
+        increase_factor: The factor from the last step size to the first trial step; infinity always begins
             with ``max_learning_rate``.
         max_learning_rate: The largest step size.
         atol: :math:`\epsilon`.
         rtol: :math:`\delta`.
         store_grad: Also compute the gradient after the step, and keep it for :func:`value_and_grad_from_state`.
-        verbose: Print what is known if the search fails.
+        verbose: Print diagnostics if the search fails.
 
     Returns:
         A transformation whose ``update`` needs ``params`` and the extra arguments ``value``, ``grad`` and ``value_fn``.

@@ -42,7 +42,7 @@ def cast_like(tree: Any, other_tree: Any) -> Any:
     Args:
         tree: Tree of tensors; ``None`` leaves stay ``None``.
         other_tree: Tree of the same structure; where it holds something without a dtype, such as
-            ``None`` or a Python number, the leaf of ``tree`` is left alone.
+            ``None`` or a Python number, the leaf of ``tree`` is kept unchanged.
 
     Returns:
         A tree of the same structure.

@@ -2,8 +2,8 @@
 """Entries of optimizer states by name, and the copies of the parameter tree inside a state.
 
 A name is the field of a named tuple, the key of a dict, or the name of a named tuple's class.  A
-path is a tuple of keys, one for each step down the tree; filters look at it to tell entries of one
-name apart.
+path is a tuple of keys, one for each step down the tree; filters use it to distinguish entries of one
+name.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ _WIDEST_VALUE = 32
 def summary(tree: Any, *, max_rows: int | None = 60) -> str:
     """Tabulate the leaves of a tree.
 
-    One row a leaf: the way to it, shape, dtype, device and bytes.  A leaf that is no tensor shows its value in the
+    One row a leaf: the way to it, shape, dtype, device and bytes.  A leaf that is not a tensor shows its value in the
     place of the shape, and its type in that of the dtype.  The last line sums up: memory that several leaves share
     (tied weights, views, expanded tensors) is counted once.  Of a ``DTensor`` the bytes are those of the part that this
     process holds.  Sparse tensors, and parameters of lazy modules, have ``-`` for their bytes, and count for none.
