@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters and gradients as a step may use them: no graph grows from step to step, nor in place."""
+"""Parameters and gradients detached where needed, so that no graph grows from step to step."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Schedule-free optimization: an average of the iterates in the place of a schedule."""
+"""Schedule-free optimization: an average of the iterates instead of a schedule."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def schedule_free(
     weight_lr_power: Any = 2.0,
     state_dtype: DTypeLike | None = None,
 ) -> GradientTransformationExtraArgs:
-    r"""Schedule-free optimization: an average of the iterates in the place of a schedule.
+    r"""Schedule-free optimization: an average of the iterates instead of a schedule.
 
     The parameters :math:`y` of training lie between the iterates :math:`z` of an optimizer without momentum and their
     weighted average :math:`x`, which is the result (:func:`schedule_free_eval_params`):

@@ -192,7 +192,7 @@ class DifferentiableOptimizer:
             RuntimeError: If the loss has no graph, or the loop has ended.
         """
         if not self._impls:
-            raise RuntimeError('The inner loop has ended. Take its steps inside of the with block.')
+            raise RuntimeError('The inner loop has ended. Take its steps inside the with block.')
         if params is None:
             if self._fmodel is None:
                 raise ValueError('There is no fmodel to take the parameters from. Pass params, or fmodel before.')

@@ -140,7 +140,7 @@ class _Once(torch.autograd.Function):
         raise RuntimeError(
             f'{ctx.name}: second derivatives need a matvec whose dependence on tensors can be seen. This one uses a '
             'graph that was '
-            'recorded before, through torch.autograd.grad or torch.func.vjp. Compute the product inside of the '
+            'recorded before, through torch.autograd.grad or torch.func.vjp. Compute the product inside the '
             'matvec, with '
             f'torch.func.jvp of a function of the tensors, or use implicit_diff.root_vjp.'
         )

@@ -38,7 +38,7 @@ def while_loop(
       value, while others go on.  The loop ends as soon as no sample goes on.
     - Under ``torch.compile``, a condition that is a tensor cannot be read.  With ``maxiter`` the graph has that many
       steps, and steps after the last one change nothing.  Without it the loop is one ``torch.while_loop``, which
-      cannot be used inside of ``torch.func`` transforms.
+      cannot be used inside ``torch.func`` transforms.
 
     Args:
         cond_fun: ``cond_fun(val)`` returns a bool or a 0-d tensor.

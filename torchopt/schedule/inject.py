@@ -122,7 +122,7 @@ def inject_hyperparams(
     and may be set there between steps.  Every function among them is a schedule, which sets its argument anew in each
     step; one with a state of its own (:class:`StatefulSchedule`) is also given the extra arguments of ``update``.
     Tensors stay what they are, so that they can be learned.  What the factory annotates as an ``int`` (a size, a
-    number of iterations, a seed) or a ``Callable`` decides how the optimizer is built; it stays as it is, outside of
+    number of iterations, a seed) or a ``Callable`` decides how the optimizer is built; it stays as it is, outside
     the state.
 
     Args:

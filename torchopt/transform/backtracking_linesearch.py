@@ -70,10 +70,11 @@ def scale_by_backtracking_linesearch(
     .. math::
         f(w + \eta u) \le (1 + \delta) f(w) + c\, \eta \operatorname{Re} \langle \nabla f(w), u \rangle + \epsilon.
 
-    The first that is tried is somewhat larger than the last one; it is shortened until it is good.  There is such a
-    step if the updates descend: put this after ``sgd``, or what else turns gradients into a direction of descent.
+    The first trial step is somewhat larger than the last step; the search shortens it until the condition holds.
+    Such a step exists if the updates are a descent direction: put this after ``sgd``, or another transformation that
+    returns a descent direction.
 
-    If none is found, the last that was tried is taken; where the objective is NaN or infinite there, none at all.
+    If the search fails, it takes the last trial step, or no step if the objective is NaN or infinite there.
     After a step size of zero the search stays at zero, as in Optax, unless ``increase_factor`` is infinite.
 
     Args:

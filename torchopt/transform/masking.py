@@ -148,8 +148,8 @@ def partition(
 
     Args:
         transforms: From label to transformation.
-        param_labels: A tree of labels with the structure of the parameters or of its top, or a function that makes one
-            from the parameters (from the updates where ``update`` is called without parameters).
+        param_labels: A tree of labels with the structure of the parameters or a prefix of it, or a function that
+            returns one for the parameters (for the updates if ``update`` is called without parameters).
         mask_compatible_extra_args: As in :func:`masked`.
 
     Returns:

@@ -100,7 +100,7 @@ def _divide(
         function: The rule in :mod:`torchopt.rules`.
         moments: The first moments of parameters, by their names in the state.
         kinds: The class of states without and with a count.
-        corrected: Whether the moments are corrected for their start at 0.
+        corrected: Whether the moments are bias-corrected.
         eps_in_sqrt: Whether :math:`\epsilon` stands inside the root.
         alpha: Decay rate of the moments.
         eps: :math:`\epsilon`.

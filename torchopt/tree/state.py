@@ -190,7 +190,7 @@ def get_all_with_path(
         filtering: ``filtering(path, value)`` says which of the entries to keep.
 
     Returns:
-        Pairs of path and value; outer entries come before those found inside of them.
+        Pairs of path and value; outer entries come before those found inside them.
 
     Example:
         >>> import torchopt
