@@ -26,7 +26,7 @@ def value_and_grad(
 
     ``torch.func.grad_and_value`` returns the pair in the opposite order.
 
-    Value, gradient and auxiliary output can be differentiated in turn, in the arguments and in all tensors that ``fun``
+    Value, gradient and auxiliary output are differentiable, in the arguments and in all tensors that ``fun``
     closes over, by autograd and by every transform of ``torch.func``; the function can be compiled.  They carry a graph
     only if one of these tensors requires grad: call the function under ``torch.no_grad()`` where that is not wanted.
 

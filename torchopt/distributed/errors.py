@@ -135,7 +135,7 @@ def translate_call(error: BaseException, worker: int, timeout: float) -> WorkerE
 
 
 def translate_collective(error: BaseException) -> BaseException:
-    """Type an error of a collective; one that is nobody's death stays as it is."""
+    """Convert an error of a collective; an error that is not the death of a process is kept."""
     if is_late(error):
         return WorkerTimeoutError(
             f'A collective did not end in time, so a process is slow, stuck, or took another path: {error}. Let every '

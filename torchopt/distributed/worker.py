@@ -28,7 +28,7 @@ __all__ = ['Answer', 'differentiate', 'execute', 'lend']
 
 
 class Graph(NamedTuple):
-    """A graph that somebody else may still differentiate: from leaves to what was sent back."""
+    """A graph that another process may still differentiate: from leaves to the results sent back."""
 
     inputs: list[Tensor]
     outputs: list[Tensor]

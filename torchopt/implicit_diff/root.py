@@ -100,7 +100,7 @@ class Root:
         point = [_tracked(x.detach()) for x in shape.unknowns]
         try:
             found = closure_convert(of_leaves, point, [t.detach() for t in arguments.tensors], is_common=False)
-        except Exception:  # raised again if somebody differentiates, which needs the function
+        except Exception:  # raised again on differentiation, which needs the function
             found = Converted(of_leaves, [])
         if not found.is_complete:
             raise RuntimeError(

@@ -167,7 +167,7 @@ True
         return loss
 
     def _impl_of(self, i: int) -> GradientTransformation:
-        """The transformation of a group; made anew after somebody (a scheduler) changed a hyper-parameter."""
+        """The transformation of a group; rebuilt after a change of a hyper-parameter, as by a scheduler."""
         group = self.param_groups[i]
         options, impl = self.impl_groups[i]
         current = {name: group[name] for name in options}

@@ -27,7 +27,7 @@ def differentiable_gradients(loss: Any, params: Any, *, create_graph: bool = Tru
     Args:
         loss: A tensor of one element that depends on the parameters.
         params: Tree of tensors; those that do not require grad are frozen.
-        create_graph: Whether the gradients can be differentiated in turn.
+        create_graph: Whether the gradients are differentiable.
 
     Returns:
         A tree like ``params``: ``None`` for frozen parameters, and for those that the loss does not depend on.

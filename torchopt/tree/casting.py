@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dtypes of whole trees: ask for them, change them."""
+"""Query and change the dtypes of whole trees."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def cast(tree: Any, dtype: DTypeLike | None) -> Any:
 
     Args:
         tree: Tree of tensors; ``None`` leaves stay ``None``.
-        dtype: The dtype; with None the tree comes back as it is.
+        dtype: The dtype; with None the tree is returned unchanged.
 
     Returns:
         A tree of the same structure.  Leaves that have the dtype already are not copied.

@@ -139,7 +139,7 @@ def map_params(
             state.
         state: A state of this optimizer.
         *rest: Trees of the structure of the parameters, walked along with each copy.
-        transform_non_params: Applied to all other leaves, which stay as they are by default.
+        transform_non_params: Applied to all other leaves, which do not change by default.
         is_leaf: Where it returns True, a node inside a copy of the parameters is handed to ``f`` as
             a whole.
 
@@ -212,7 +212,7 @@ def get(
     Args:
         tree: The tree, usually an optimizer state.
         key: The field of a named tuple, the key of a dict, or the name of a named tuple's class.
-        default: What to return if there is none.
+        default: The result if there is none.
         filtering: ``filtering(path, value)`` says which of the entries count.
 
     Returns:

@@ -94,7 +94,7 @@ def _describe(x: Any) -> tuple[str, str, str, str]:
 
 
 class _Memory(NamedTuple):
-    """What tensors ask of one memory, and the bytes that there are."""
+    """The bytes that tensors use of one storage, and its size."""
 
     elements: int
     asked: int
@@ -126,7 +126,7 @@ def _sums(tensors: list[Any]) -> tuple[int, int]:
 
 
 def _here(x: Any) -> Any:
-    """The part of a distributed tensor that this process holds; any other tensor as it is."""
+    """The part of a distributed tensor that this process holds; any other tensor unchanged."""
     return x.to_local() if hasattr(x, 'to_local') else x
 
 
