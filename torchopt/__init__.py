@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Differentiable, functional optimization for PyTorch.
 
-Transformations are pairs of pure functions, chained as in Optax; every optimizer has three more faces: ``Adam``
+Transformations are pairs of pure functions, chained as in Optax; every optimizer has three more interfaces: ``Adam``
 trains parameters in place as in ``torch.optim``, ``FuncOptimizer`` keeps the state of a functional loop, and
 ``MetaAdam`` takes steps that can be differentiated through.
 """

@@ -73,7 +73,7 @@ class GradientTransformation(_Functions):
     Attributes:
         init: ``init(params)`` returns the first state.
         update: ``update(updates, state, params=None, *, inplace=False)`` returns the new updates and the new state.
-            ``inplace=True`` may reuse the storage of the old state, outside of autograd.
+            ``inplace=True`` may reuse the storage of the old state, outside autograd.
         requires: The preconditions that ``update`` checks before a step.
         call: The factory call that created the transformation, if there is one.
 

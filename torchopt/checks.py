@@ -32,7 +32,7 @@ __all__ = [
 
 
 def deprecated(message: str) -> None:
-    """Warn of a name that is deprecated, from the line outside of this package that uses it."""
+    """Warn of a name that is deprecated, from the line outside this package that uses it."""
     if torch.compiler.is_compiling():
         return
     level, frame = 2, sys._getframe(1)

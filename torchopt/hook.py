@@ -85,7 +85,7 @@ def register_hook(hook: Callable[[Tensor], Tensor | None]) -> GradientTransforma
 
 
 def scale_gradient(inputs: Any, scale: Any) -> Any:
-    """Return a tree as it is, but scale the gradients that flow back through it.
+    """Return a tree unchanged, but scale the gradients that flow back through it.
 
     Args:
         inputs: Tree of tensors.

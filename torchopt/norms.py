@@ -43,7 +43,7 @@ def two_norm(xs: Sequence[torch.Tensor], dim: int | tuple[int, ...] | None = Non
 
 
 def _read_at_once(xs: Sequence[torch.Tensor]) -> bool:
-    """Whether tensors are plain ones on the CPU, of which nobody wants a derivative."""
+    """Whether tensors are plain tensors on the CPU without derivatives."""
     if torch.compiler.is_compiling() or in_transform() or forward_ad._current_level >= 0:
         return False
     if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:

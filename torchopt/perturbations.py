@@ -236,7 +236,7 @@ def make_perturbed_fun(
         the same noise; so do the elements of a batch under ``vmap``.
 
     Raises:
-        TypeError: If ``num_samples`` is no int.
+        TypeError: If ``num_samples`` is not an int.
         ValueError: If ``num_samples`` or ``sigma`` is not positive.
 
     Example:
@@ -297,7 +297,7 @@ def make_perturbed_argmax(
         A function of the scores and a key (an int, the seed, or a :class:`torch.Generator`).
 
     Raises:
-        TypeError: If ``num_samples`` is no int.
+        TypeError: If ``num_samples`` is not an int.
         ValueError: If ``num_samples`` or ``sigma`` is not positive.
 
     Example:
@@ -340,7 +340,7 @@ def make_perturbed_max(
         A function of the scores and a key (an int, the seed, or a :class:`torch.Generator`).
 
     Raises:
-        TypeError: If ``num_samples`` is no int.
+        TypeError: If ``num_samples`` is not an int.
         ValueError: If ``num_samples`` or ``sigma`` is not positive.
 
     Example:
@@ -407,7 +407,7 @@ def _perturb(key: Key, x: Any, num_samples: int, sigma: float, noise: Noise) -> 
         if leaf is not None and not (isinstance(leaf, Tensor) and leaf.is_floating_point()):
             kind = leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__
             raise TypeError(f'Invalid argument: x{path} is a {kind}; expected a tensor of a real floating dtype.')
-    # A key is a value: whatever transforms the caller is under, the noise is drawn once, outside of them.
+    # A key is a value: whatever transforms the caller is under, the noise is drawn once, outside them.
     with temporarily_clear_interpreter_stack():
         shapes = tree.map(lambda x: torch.empty(num_samples, *x.shape, dtype=x.dtype, device=x.device), x)
         z = tree.random_like(key, shapes, _sampler(noise))

@@ -2,7 +2,7 @@
 """The numbers of a line search: Python floats where that is all they are, 0-d tensors where more depends on them.
 
 A search is a few comparisons between evaluations of the objective.  On the host they cost nothing, so a value that can
-be read, and that nobody differentiates in, is read once.  Under ``torch.func.vmap``, under compilation, and where a
+be read, and that needs no derivative, is read once.  Under ``torch.func.vmap``, under compilation, and where a
 graph is recorded, the same formulas run on 0-d tensors.  ``+ - * / < abs & |`` serve both; the rest is here.
 """
 

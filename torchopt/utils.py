@@ -2,8 +2,8 @@
 """Remember, restore, copy and cut loose the state of modules and meta-optimizers.
 
 An inner loop leaves a module and its optimizer connected to everything they went through. Between
-two tasks the loop goes back to where it started (:func:`extract_state_dict`,
-:func:`recover_state_dict`) or goes on from where it is without the past (:func:`stop_gradient`).
+two tasks the loop returns to its initial state (:func:`extract_state_dict`,
+:func:`recover_state_dict`) or continues from the current state without the history (:func:`stop_gradient`).
 
 **What keeps a graph alive.** A graph lives as long as any tensor that was computed in it is
 reachable: the module's current parameters, the optimizer's moments, a state extracted by reference
@@ -52,7 +52,7 @@ class ModuleState(NamedTuple):
     Attributes:
         params: One dict of names and tensors per submodule that has parameters, in the order of
             ``modules()``.
-        buffers: Likewise for buffers; empty if they were not asked for.
+        buffers: Likewise for buffers; empty if they were not requested.
         visual_contents: Names for the nodes of a graph drawn by ``torchopt.visual.make_dot``: the
             name by parameter if it is a leaf, and otherwise the pair of name and parameter by its
             ``grad_fn``. It refers to the module's own tensors, so it keeps their graph alive.
@@ -210,12 +210,12 @@ def extract_state_dict(
     """Remember the state of a module or an optimizer, for :func:`recover_state_dict`.
 
     A tensor that is in several places (tied weights) is replicated once and stays tied. Other
-    leaves of an optimizer's state (numbers, None) are kept as they are. The meta members of a
+    leaves of an optimizer's state (numbers, None) are kept unchanged. The meta members of a
     :class:`torchopt.nn.MetaGradientModule` belong to the outer problem and are not part of its
     state.
 
     Args:
-        target: What to remember.
+        target: The object whose state to extract.
         by: How the tensors are remembered.
 
             * ``'reference'`` (``'ref'``): the same tensor objects. Costs nothing and keeps their
@@ -283,14 +283,14 @@ def recover_state_dict(target: nn.Module | MetaOptimizer | Optimizer, state: Any
     copied. So the module and the state **share tensors** afterwards, and what then changes the
     module's tensors in place (running statistics, ``torch.no_grad()`` writes, a step of
     :class:`torchopt.Optimizer`) changes the state as well. ``MetaOptimizer.step`` replaces tensors
-    and leaves the state as it is: recover it as often as you like. Buffers that were extracted with
+    and does not change the state: recover it as often as you like. Buffers that were extracted with
     ``detach_buffers=True`` are copied here, so the state keeps theirs.
 
     Names and shapes are compared first; an error leaves the target as it was. A buffer that the
-    state does not have is left alone.
+    state does not have is not changed.
 
     Args:
-        target: What to change.
+        target: The object to change.
         state: A :class:`ModuleState` for a module, the tuple of states for an optimizer.
 
     Raises:
@@ -400,18 +400,18 @@ def _container_places(containers: Iterable[Container]) -> Iterator[_Place]:
 def stop_gradient(target: Any) -> None:
     """Cut tensors loose from their past, in place: they become leaves with the same values.
 
-    What required grad still does, so a loop can go on from here. The graph behind is released once
+    Tensors that required grad still do, so a loop can continue. The graph behind is released once
     nothing else refers to it.
 
     Args:
-        target: What to detach:
+        target: The object to detach:
 
             * a module: its parameters, and not its buffers or meta members, which may carry what an
               outer problem trains;
             * a :class:`ModuleState`: its parameters and buffers;
             * a :class:`torchopt.MetaOptimizer`, :class:`torchopt.FuncOptimizer` or
               :class:`torchopt.Optimizer`: its state;
-            * any tree of these and of tensors; other leaves are left alone.
+            * any tree of these and of tensors; other leaves are not changed.
 
     Raises:
         ValueError: A tensor that carries a graph is a view of another, which cannot be detached in

@@ -22,6 +22,7 @@ import torch
 import torchopt
 from tests.compat.differences import OTHER_SIGNATURES
 from torchopt.compat import optax as ours
+from torchopt.compat.optax.leaves import is_converting
 
 LIST = Path(__file__).parents[1] / 'data' / 'optax-0.2.8.tsv'
 MODULES = [
@@ -170,7 +171,7 @@ def test_there_are_few_differences() -> None:
 def test_what_has_optaxs_signature_is_the_thing_itself() -> None:
     """A face stands only where it has something to change."""
     functions = {name: getattr(ours, name) for name in ours.__all__}
-    functions = {name: f.__wrapped__ if getattr(f, 'converts', False) else f for name, f in functions.items()}
+    functions = {name: f.__wrapped__ if is_converting(f) else f for name, f in functions.items()}
     faces = {name for name, f in functions.items() if getattr(f, '__module__', '').startswith(ours.__name__)}
     by_name = {name.name: name for name in NAMES if name.module == 'optax'}
     same_state = {

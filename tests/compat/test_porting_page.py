@@ -11,6 +11,7 @@ import pytest
 
 import torchopt
 from torchopt.compat import optax
+from torchopt.compat.optax.leaves import is_converting
 
 PAGE = (Path(__file__).parents[2] / 'docs' / 'porting' / 'optax.md').read_text(encoding='utf-8')
 
@@ -40,7 +41,7 @@ def faces() -> set[str]:
     """The functions that are not torchopt's own, at the root and in contrib."""
 
     def is_face(value: Any) -> bool:
-        function = value.__wrapped__ if getattr(value, 'converts', False) else value
+        function = value.__wrapped__ if is_converting(value) else value
         return callable(value) and getattr(function, '__module__', '').startswith(optax.__name__)
 
     found = {name for name in optax.__all__ if is_face(getattr(optax, name))} - {'dpsgd'}

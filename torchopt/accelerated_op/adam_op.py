@@ -26,7 +26,7 @@ class AdamOp:
         b2: Decay rate :math:`\beta_2` of the mean square, in [0, 1).
         eps: :math:`\epsilon \ge 0`, outside the root.
         eps_root: :math:`\bar\epsilon \ge 0`, inside the root.
-        inplace: Whether a call overwrites the moments and the gradient, outside of autograd, instead of making new
+        inplace: Whether a call overwrites the moments and the gradient, outside autograd, instead of making new
             tensors.
 
     Raises:

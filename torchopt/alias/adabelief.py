@@ -25,7 +25,7 @@ def adabelief(
     *,
     nesterov: bool = False,
 ) -> GradientTransformation:
-    r"""AdaBelief: long steps where gradients are as their mean foretold, short ones where they are not.
+    r"""AdaBelief: large steps where gradients are as predicted by their moving average, small ones elsewhere.
 
     .. math::
         m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t, \qquad

@@ -107,7 +107,7 @@ def adamw(
         <lr>
         <betas>
         eps: :math:`\epsilon \ge 0`, outside the root.
-        weight_decay: :math:`\lambda \ge 0`, or a schedule of it.  Where it is not 0, ``update`` needs ``params``.
+        weight_decay: :math:`\lambda \ge 0`, or a schedule of it.  If nonzero, ``update`` requires ``params``.
         <eps_root>
         nesterov: Look ahead by Nesterov's method, which makes it :func:`nadamw`.
         <mu_dtype>

@@ -31,7 +31,7 @@ def adamaxw(
         <b1>
         b2: Decay rate :math:`\beta_2` of the largest gradient, in [0, 1).
         eps: :math:`\epsilon \ge 0`, added to every gradient's absolute value.
-        weight_decay: :math:`\lambda \ge 0`, or a schedule of it.  Where it is not 0, ``update`` needs ``params``.
+        weight_decay: :math:`\lambda \ge 0`, or a schedule of it.  If nonzero, ``update`` requires ``params``.
         <mask>
 
     Raises:

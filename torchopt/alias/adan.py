@@ -24,7 +24,7 @@ def adan(
     weight_decay: Any = 0.0,
     mask: Any = None,
 ) -> GradientTransformation:
-    r"""Adan: Adam with Nesterov's method, told by differences of gradients.
+    r"""Adan: Adam with Nesterov's method, using gradient differences.
 
     With :math:`u_t` as in :func:`torchopt.transform.scale_by_adan`,
     :math:`p_t = p_{t-1} - \eta\,(u_t + \lambda p_{t-1})`.
@@ -36,7 +36,7 @@ def adan(
         b3: Decay rate :math:`\beta_3` of the mean square, in [0, 1).
         eps: :math:`\epsilon \ge 0`, outside the root.
         <eps_root>
-        weight_decay: :math:`\lambda \ge 0`, or a schedule of it.  Where it is not 0, ``update`` needs ``params``.
+        weight_decay: :math:`\lambda \ge 0`, or a schedule of it.  If nonzero, ``update`` requires ``params``.
         <mask>
 
     Raises:

@@ -22,7 +22,7 @@ def lbfgs(
     scale_init_precond: bool = True,
     linesearch: GradientTransformation | None = _ZOOM,
 ) -> GradientTransformation:
-    r"""L-BFGS: Newton's method with an inverse Hessian that is guessed from the last few steps, and a line search.
+    r"""L-BFGS: a quasi-Newton method that approximates the inverse Hessian from the last few steps, with a line search.
 
     With :math:`H_k` as in :func:`torchopt.transform.scale_by_lbfgs`, and :math:`\eta_k` from the line search,
     :math:`w_{k+1} = w_k - \eta_k H_k g_k`.

@@ -38,7 +38,7 @@ def lion(
         b1: Weight :math:`\beta_1` of the mean against the gradient in the update, in [0, 1).
         b2: Decay rate :math:`\beta_2` of the mean, in [0, 1).
         <mu_dtype>
-        weight_decay: :math:`\lambda \ge 0`, or a schedule of it.  Where it is not 0, ``update`` needs ``params``.
+        weight_decay: :math:`\lambda \ge 0`, or a schedule of it.  If nonzero, ``update`` requires ``params``.
         <mask>
 
     Raises:

@@ -87,7 +87,7 @@ def nadamw(
         eps: :math:`\epsilon \ge 0`, outside the root.
         <eps_root>
         <mu_dtype>
-        weight_decay: :math:`\lambda \ge 0`, or a schedule of it.  Where it is not 0, ``update`` needs ``params``.
+        weight_decay: :math:`\lambda \ge 0`, or a schedule of it.  If nonzero, ``update`` requires ``params``.
         <mask>
         nesterov: False makes it AdamW.
 

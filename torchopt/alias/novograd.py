@@ -32,7 +32,7 @@ def novograd(
         b2: Decay rate :math:`\beta_2` of the mean square of the norms, in [0, 1).
         eps: :math:`\epsilon \ge 0`, outside the root.
         eps_root: :math:`\bar\epsilon \ge 0`, inside the root.
-        weight_decay: :math:`\lambda \ge 0`.  Where it is not 0, ``update`` needs ``params``.
+        weight_decay: :math:`\lambda \ge 0`.  If nonzero, ``update`` requires ``params``.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range.

@@ -33,7 +33,7 @@ def rmsprop(
     maximize: bool = False,
     **optax: Unpack[OptaxRmsProp],
 ) -> GradientTransformation:
-    r"""RMSProp: gradients divided by their root mean square, with momentum if asked for.
+    r"""RMSProp: gradients divided by their root mean square, with optional momentum.
 
     .. math::
         v_t = \alpha v_{t-1} + (1 - \alpha) |g_t|^2, \qquad d_t = \frac{g_t}{\sqrt{v_t} + \epsilon}, \qquad

@@ -21,9 +21,9 @@ def rprop(
 ) -> GradientTransformation:
     r"""Resilient backpropagation: a step size of each element, which grows while its gradient keeps its sign.
 
-    The rule is :func:`torchopt.transform.scale_by_rprop`.  As in Optax the update is the step that the gradient before
-    asked for: the first one is zero.  So it lags one call behind :class:`torch.optim.Rprop`, and a step that is still
-    due where the sign changes is dropped.  For whole batches; the noise of small ones changes signs.
+    The rule is :func:`torchopt.transform.scale_by_rprop`.  As in Optax, the update is the step of the previous
+    gradient: the first update is zero.  So it lags one call behind :class:`torch.optim.Rprop`, and a pending step is
+    dropped where the sign changes.  Use it with full batches, since the noise of small batches changes signs.
 
     Args:
         learning_rate: The first step size, a number or a 0-d tensor.

@@ -46,7 +46,7 @@ def sgd(
     maximize: bool = False,
     **optax: Unpack[OptaxRate],
 ) -> GradientTransformation:
-    r"""Stochastic gradient descent, with momentum if asked for.
+    r"""Stochastic gradient descent, with optional momentum.
 
     .. math::
         b_1 = g_1, \qquad b_t = \mu b_{t-1} + (1 - \tau) g_t, \qquad

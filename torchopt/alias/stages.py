@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the optimizers share: their first stage, their engine switch, and the prose on their common arguments."""
+"""Code that the optimizers share: their first stage, the engine switch, and the text on common arguments."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 __all__ = ['choose_engine', 'flip_sign_and_add_weight_decay', 'pair', 'scale_by_neg_lr', 'shared_prose']
 
 _RATE = (
-    'Learning rate, at least 0: a number, a 0-d tensor (learned if it requires grad), or a schedule, that is a '
-    'function from the number of steps taken to a rate.  For a rate of each parameter, a tree of numbers and tensors '
-    'with the structure of the parameters or of its top; so may all hyper-parameters that are numbers be given.  For a '
-    'rate of each element, tensors in the tree have the shapes of their parameters; such steps run in plain torch.'
+    'Learning rate, at least 0: a number, a 0-d tensor (learned if it requires grad), or a schedule, which is a '
+    'function from the number of steps taken to a rate.  For one rate per parameter, pass a tree of numbers and '
+    'tensors with the structure of the parameters or a prefix of it; all numeric hyper-parameters accept such trees.  '
+    'For one rate per element, tensors in the tree have the shapes of their parameters; such steps run in plain torch.'
 )
 _PROSE = {
     'lr': f'{_RATE}  Also spelled ``learning_rate``.',
@@ -33,7 +33,7 @@ _PROSE = {
     'mu_dtype': 'Real dtype in which the first moment is kept, such as ``torch.bfloat16``; None takes that of each '
     'parameter.',
     'nesterov': "Look ahead by Nesterov's method.",
-    'mask': 'Which parameters decay: a tree of booleans with the structure of the parameters or of its top, or a '
+    'mask': 'Which parameters decay: a tree of booleans with the structure of the parameters or a prefix of it, or a '
     'function that makes one from the parameters.  None decays all.',
     'weight_decay': 'Weight of the l2 penalty, at least 0: this multiple of the parameters is added to the '
     'gradients, and ``update`` then needs ``params``.  May be a schedule.',
@@ -96,9 +96,9 @@ def flip_sign_and_add_weight_decay(weight_decay: Any = 0.0, maximize: bool = Fal
 
 
 def choose_engine(tx: GradientTransformation, use_accelerated_op: bool | None) -> GradientTransformation:
-    """The rule of an optimizer, for the native engine where it can run (None), for it alone (True), or without it.
+    """The rule of an optimizer, on the native engine where it can run (None), on it only (True), or without it (False).
 
     Raises:
-        RuntimeError: For True, if no engine can run here.
+        RuntimeError: For True, if the engine cannot run.
     """
     return tx if use_accelerated_op is None else with_native(tx, bool(use_accelerated_op))

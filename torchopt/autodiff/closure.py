@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Closure conversion: what a function closes over becomes an argument.
+"""Closure conversion: the tensors that a function closes over become an argument.
 
 A user writes ``solve_cg(lambda v: X.T @ (X @ v), b)`` and expects a derivative with respect to ``X``.  So the function
-is run once under a mode that sees every operation of torch and notes the tensors that come from outside and that
-somebody differentiates or maps over.  From then on the function is one of these tensors too: it runs under a mode that
-puts other tensors in their places.
+is run once under a mode that sees every operation of torch and records the outside tensors that are differentiated or
+mapped over.  From then on these tensors are arguments of the function: it runs under a mode that replaces them by
+others.
 
 A mode does not see everything: not the tensors that a ``torch.autograd.Function`` is applied to, and not those in a
 graph that was recorded earlier (``torch.autograd.grad`` of it, or what ``torch.func.vjp`` has returned).  Such
-dependences are detected, since the function still has a derivative with constants in place of what was noted.
+dependences are detected, since the function still has a derivative with constants in place of the recorded tensors.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def closure_convert(fun: Callable[..., Leaves], *example: Leaves, is_common: boo
         *example: Arguments to run it on, twice if it closes over tensors; without derivatives, save that they may be
             leaves that require grad.
         is_common: Whether such functions commonly close over tensors.  If not, it is run without a mode first, which
-            tells at less cost that it does not.
+            detects at less cost that it does not.
     """
     if not is_recording():
         return Converted(fun, [])
@@ -150,7 +150,7 @@ class _Capture(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         made = list(_tensors(result))
-        if made:  # otherwise a shape or a dtype was asked for
+        if made:  # otherwise a shape or a dtype was read
             for x in _tensors((args, kwargs or {})):
                 if id(x) not in self.made and _matters(x):
                     self.captured[id(x)] = x
@@ -174,7 +174,7 @@ class _Replace(TorchFunctionMode):
         self.replacement = replacement
 
     def new(self, x: Tensor) -> Tensor:
-        """What is used instead of a tensor."""
+        """The replacement of a tensor."""
         return self.replacement.get(id(x), x)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

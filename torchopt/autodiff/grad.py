@@ -26,7 +26,7 @@ def value_and_grad(
 
     ``torch.func.grad_and_value`` returns the pair in the opposite order.
 
-    Value, gradient and auxiliary output can be differentiated in turn, in the arguments and in all tensors that ``fun``
+    Value, gradient and auxiliary output are differentiable, in the arguments and in all tensors that ``fun``
     closes over, by autograd and by every transform of ``torch.func``; the function can be compiled.  They carry a graph
     only if one of these tensors requires grad: call the function under ``torch.no_grad()`` where that is not wanted.
 
@@ -34,7 +34,7 @@ def value_and_grad(
         fun: A function whose value is a 0-d tensor of a real floating dtype, or a float.
         argnums: The position of the argument to differentiate in, or a sequence of positions.  Negative positions count
             from the last positional argument.  Keyword arguments are passed on, and never differentiated in.
-        has_aux: Whether ``fun`` returns a pair, the value and whatever else it has to tell.
+        has_aux: Whether ``fun`` returns a pair, the value and auxiliary data.
 
     Returns:
         A function with the arguments of ``fun``.  It returns ``(value, gradient)``, or with ``has_aux``
@@ -84,7 +84,7 @@ def grad(fun: Callable[_P, Any], argnums: int | Sequence[int] = 0, has_aux: bool
     Args:
         fun: A function whose value is a 0-d tensor of a real floating dtype, or a float.
         argnums: The position of the argument to differentiate in, or a sequence of positions.
-        has_aux: Whether ``fun`` returns a pair, the value and whatever else it has to tell.
+        has_aux: Whether ``fun`` returns a pair, the value and auxiliary data.
 
     Returns:
         A function with the arguments of ``fun``.  It returns the gradient, or with ``has_aux`` ``(gradient, aux)``.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The value of the objective, which some steps are told, and whether anybody differentiates a step."""
+"""The value of the objective as an argument of a step, and whether a step is differentiated."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ['is_plain', 'objective_value']
 
 
 def is_plain(gradients: Any, params: Any) -> bool:
-    """Whether nobody differentiates a step: its gradients have no graph, its parameters none but as leaves."""
+    """Whether a step is not differentiated: its gradients have no graph, and its parameters are leaves."""
     if torch.compiler.is_compiling() or in_transform():
         return False
     found = [g for g in tree.leaves(gradients) if isinstance(g, Tensor)]
@@ -28,7 +28,7 @@ def is_plain(gradients: Any, params: Any) -> bool:
 def objective_value(value: Any, like: Tensor, updates: Any, params: Any = None, *, inplace: bool = False) -> Tensor:
     """The extra argument ``value`` as a 0-d tensor like another.
 
-    In a step that nobody differentiates, as none in place is, it counts as a constant: people pass the loss as it is,
+    In a step that is not differentiated, such as any in-place step, it is a constant: users pass the loss unchanged,
     whose graph would otherwise be kept in states and parameters.
 
     Raises:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Optimizers and transformations that are newer, or more special, than those of :mod:`torchopt.alias`.
+"""Optimizers and transformations that are newer or more specialized than those of :mod:`torchopt.alias`.
 
-They have the names, arguments and states of ``optax.contrib``; :func:`cautious` is of our own.  Where Optax takes a
-random key, these take an int, the seed, or a :class:`torch.Generator`.  One method a file: to add one, write its file
-and its line here.
+They have the names, arguments and states of ``optax.contrib``; :func:`cautious` is an addition.  Where Optax takes a
+random key, these take an int, the seed, or a :class:`torch.Generator`.  Each method has its own file:
+to add one, write the file and export it here.
 """
 
 from torchopt.contrib.acprop import acprop, scale_by_acprop

@@ -39,8 +39,8 @@ def scale_by_acprop(b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-16, eps_root: 
         m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t, \qquad
         s_t = \beta_2 s_{t-1} + (1 - \beta_2) |g_t - m_{t-1}|^2 + \bar\epsilon
 
-    The divisor knows nothing of :math:`g_t` yet (the update is *asynchronous*), so that the step is not biased by what
-    it divides.  In the first step, where there is no divisor, it is 1.  The mean only centers the squares: there is no
+    The divisor does not depend on :math:`g_t` (the update is *asynchronous*), so it does not bias the
+    step.  In the first step the divisor is 1.  The mean only centers the squares: there is no
     momentum.
 
     Args:
@@ -127,7 +127,7 @@ def acprop(
         b2: Decay rate :math:`\beta_2` of the centered mean square, in [0, 1).
         eps: :math:`\epsilon \ge 0`, outside the root.
         eps_root: :math:`\bar\epsilon \ge 0`, added to the mean square at every step.
-        weight_decay: :math:`\lambda \ge 0`; where it is not 0, ``update`` needs ``params``.
+        weight_decay: :math:`\lambda \ge 0`; if nonzero, ``update`` requires ``params``.
         mask: Where to decay, as in :func:`torchopt.transform.add_decayed_weights`.
 
     Raises:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AdEMAMix: Adam with a second, much slower mean of the gradients beside the first."""
+"""AdEMAMix: Adam with an additional, much slower mean of the gradients."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def scale_by_ademamix(
         v_t = \beta_2 v_{t-1} + (1 - \beta_2) |g_t|^2, \quad
         u_t = \frac{m_t / (1 - \beta_1^t) + \alpha\, n_t}{\sqrt{v_t / (1 - \beta_2^t) + \bar\epsilon} + \epsilon}
 
-    The slow mean :math:`n` remembers gradients of many thousands of steps, and is not corrected for its start at 0: it
-    comes in slowly.  The paper also lets :math:`\alpha` and :math:`\beta_3` rise from small values.
+    The slow mean :math:`n` remembers gradients of many thousands of steps, and has no bias correction: it
+    grows slowly.  The paper also lets :math:`\alpha` and :math:`\beta_3` rise from small values.
 
     Args:
         b1: Decay rate :math:`\beta_1` of the fast mean, in [0, 1).
@@ -162,7 +162,7 @@ def ademamix(
     weight_decay: Any = 0.0,
     mask: Any = None,
 ) -> GradientTransformation:
-    r"""AdEMAMix: Adam with a second, much slower mean of the gradients beside the first.
+    r"""AdEMAMix: Adam with an additional, much slower mean of the gradients.
 
     With :math:`u_t` as in :func:`scale_by_ademamix`, :math:`p_t = p_{t-1} - \eta\,(u_t + \lambda p_{t-1})`.
 
@@ -175,7 +175,7 @@ def ademamix(
         eps: :math:`\epsilon \ge 0`, outside the root.
         eps_root: :math:`\bar\epsilon \ge 0`, inside the root.
         mu_dtype: Real dtype in which all three means are kept; None takes that of each parameter.
-        weight_decay: :math:`\lambda \ge 0`; where it is not 0, ``update`` needs ``params``.
+        weight_decay: :math:`\lambda \ge 0`; if nonzero, ``update`` requires ``params``.
         mask: Where to decay, as in :func:`torchopt.transform.add_decayed_weights`.
 
     Raises:

@@ -164,8 +164,8 @@ def adopt(
 ) -> GradientTransformation:
     r"""ADOPT: Adam that divides by the root of the mean square before it averages, and by that of the step before.
 
-    With :math:`u_t` as in :func:`scale_by_adopt`, :math:`p_t = p_{t-1} - \eta\,u_t`.  The first step only looks at the
-    gradient.
+    With :math:`u_t` as in :func:`scale_by_adopt`, :math:`p_t = p_{t-1} - \eta\,u_t`.  The first step only initializes
+    the moments.
 
     Args:
         learning_rate: :math:`\eta`, as in :func:`torchopt.transform.scale_by_learning_rate`.

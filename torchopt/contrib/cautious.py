@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cautious optimizers: take only those parts of a step on which optimizer and gradient agree."""
+"""Cautious optimizers: keep only the elements of a step whose sign agrees with the gradient."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""COCOB: learning as betting on coins; no learning rate at all."""
+"""COCOB (continuous coin betting): optimization without a learning rate."""
 
 from __future__ import annotations
 
@@ -122,12 +122,12 @@ def _rule(
 def cocob(
     learning_rate: Any = 1.0, alpha: Any = 100.0, eps: Any = 1e-8, weight_decay: Any = 0.0, mask: Any = None
 ) -> GradientTransformation:
-    r"""COCOB: learning as betting on coins; no learning rate at all.
+    r"""COCOB (continuous coin betting): optimization without a learning rate.
 
     The gradients, with decay :math:`\eta\,(g + \lambda p)`, go through :func:`scale_by_cocob`.
 
     Args:
-        learning_rate: The factor :math:`\eta` of the gradients, 1 as a rule, or a schedule.
+        learning_rate: The factor :math:`\eta` of the gradients, usually 1, or a schedule.
         alpha: :math:`\alpha > 0`: the larger, the more careful are the first bets.
         eps: :math:`\epsilon > 0`, the first bound on the gradients.
         weight_decay: :math:`\lambda \ge 0`.

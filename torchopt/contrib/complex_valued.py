@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Let a transformation see complex leaves as pairs of real ones."""
+"""Apply a transformation to complex leaves as pairs of real ones."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class SplitRealAndImaginaryState(NamedTuple):
 
 @factory
 def split_real_and_imaginary(inner: GradientTransformation) -> GradientTransformationExtraArgs:
-    r"""Let a transformation see complex leaves as pairs of real ones.
+    r"""Apply a transformation to complex leaves as pairs of real ones.
 
     A complex parameter :math:`a + ib` is then optimized as the two real ones :math:`a` and :math:`b` would be.  For
     Adam that makes a difference: without, one mean of :math:`|g|^2` scales both.

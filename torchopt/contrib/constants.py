@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters and gradients as a step may use them: no graph grows from step to step, nor in place."""
+"""Parameters and gradients detached where needed, so that no graph grows from step to step."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def kept_copy(params: Any) -> Any:
 
 
 def without_graphs(updates: Any, params: Any, *kept: Any, inplace: bool) -> tuple[Any, ...]:
-    """Gradients, parameters, and what the state keeps of them, without graphs where nobody differentiates the step.
+    """Gradients, parameters, and what the state keeps of them, without graphs if the step is not differentiated.
 
-    A step in place is outside of autograd.  In a step of plain training the parameters and all that was computed from
+    A step in place is outside autograd.  In a step of plain training the parameters and all that was computed from
     them count as constants.
 
     Args:

@@ -38,7 +38,7 @@ class DAdaptAdamWState(NamedTuple):
         exp_avg_sq: The mean square of the gradients.
         grad_sum: The mean of the scaled gradients, at the pace of the mean square.
         estim_lr: The estimate of the distance.
-        numerator_weighted: What the estimate is made of.
+        numerator_weighted: The numerator of the estimate.
         count: The steps taken.
     """
 
@@ -72,15 +72,15 @@ def dadapt_adamw(
         u_t = - \frac{m_t}{\sqrt{v_t} + \epsilon} - w \lambda_t p_t.
 
     Args:
-        learning_rate: The factor :math:`\eta`, 1 as a rule, or a schedule.
+        learning_rate: The factor :math:`\eta`, usually 1, or a schedule.
         betas: Decay rates :math:`\beta_1, \beta_2`, each in [0, 1).
         eps: :math:`\epsilon \ge 0`.
-        estim_lr0: The first estimate :math:`d_1 > 0`, to be chosen too small rather than too large.
+        estim_lr0: The first estimate :math:`d_1 > 0`, preferably too small rather than too large.
         weight_decay: :math:`w \ge 0`.
 
     Returns:
         A transformation with state :class:`DAdaptAdamWState`.  Its estimate is kept in the lowest dtype among the
-        parameters.  As long as all gradients have been zero, the estimate stays as it is.
+        parameters.  While all gradients are zero, the estimate does not change.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range; in ``update``, if the parameters are not given.

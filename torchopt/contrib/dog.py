@@ -50,8 +50,8 @@ def scale_by_dog(init_step: tuple[str, Any], eps: Any = 1e-8) -> GradientTransfo
         A transformation with state :class:`DoGState`.
 
     Raises:
-        ValueError: If ``init_step`` is no pair of a known kind and a number; in ``update``, if the parameters are not
-            given.
+        ValueError: If ``init_step`` is not a pair of a known kind and a number; in ``update``, if the parameters are
+            not given.
 
     Example:
         >>> import torch
@@ -122,7 +122,7 @@ def dog(
     Norms are those of all parameters together.  The paper recommends the average of the iterates as the result.
 
     Args:
-        learning_rate: The factor :math:`\eta`, 1 as a rule, or a schedule.
+        learning_rate: The factor :math:`\eta`, usually 1, or a schedule.
         init_step: How to begin: ``('heuristic', a)`` with :math:`\bar r_{-1} = a\,(1 + \lVert x_0 \rVert)`,
             ``('distance', r)`` with :math:`\bar r_{-1} = r`, or ``('learning_rate', c)`` with the step :math:`-c\,g_0`.
         eps: :math:`\epsilon \ge 0`.
@@ -130,8 +130,8 @@ def dog(
         mask: Where to decay, as in :func:`torchopt.transform.add_decayed_weights`.
 
     Raises:
-        ValueError: If ``init_step`` is no pair of a known kind and a number; in ``update``, if the parameters are not
-            given.
+        ValueError: If ``init_step`` is not a pair of a known kind and a number; in ``update``, if the parameters are
+            not given.
 
     Example:
         >>> import torch, torchopt

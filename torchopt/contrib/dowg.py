@@ -92,7 +92,7 @@ def dowg(
         x_{t+1} = x_t - \eta\, \frac{\bar r_t^2}{\sqrt{v_t} + \epsilon}\, g_t
 
     Args:
-        learning_rate: The factor :math:`\eta`, 1 as a rule, or a schedule.
+        learning_rate: The factor :math:`\eta`, usually 1, or a schedule.
         init_estim_sq_dist: :math:`\bar r_{-1}^2`; None takes ``eps``.
         eps: :math:`\epsilon \ge 0`.
         weight_decay: :math:`\lambda \ge 0`, by which :math:`g + \lambda x` takes the place of :math:`g`; None for none.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GaLore: an optimizer whose moments live in the few directions in which gradients are large."""
+"""GaLore: an optimizer with moments in a low-dimensional subspace where gradients are large."""
 
 from __future__ import annotations
 
@@ -75,13 +75,13 @@ def scale_by_galore(
 
     Args:
         rank: The rank :math:`r \ge 1`, at most the short side.
-        update_proj_gap: The number :math:`T \ge 1` of steps after which the subspace is sought anew.
+        update_proj_gap: The number :math:`T \ge 1` of steps after which the subspace is recomputed.
         scale: The factor :math:`\alpha` of what has been projected.
         base_optimizer: The optimizer :math:`\rho`; None is :func:`torchopt.transform.scale_by_adam`.  It gets no
             parameters, whose shapes are not those of its gradients.
         weight_dimension_numbers: Which leaves are projected, and which of their axes are rows and columns.  None
             projects all matrices.  One :class:`GaLoreDimensionNumbers` projects all leaves of two axes and more by the
-            same.  A tree with the structure of the parameters or of its top, or a function that makes one from the
+            same.  A tree with the structure of the parameters or a prefix of it, or a function that makes one from the
             parameters, projects where it has one and not where it has None.
 
     Returns:
@@ -91,7 +91,7 @@ def scale_by_galore(
         updates are zero until the next such step.
 
     Raises:
-        TypeError: If ``rank`` is no int.
+        TypeError: If ``rank`` is not an int.
         ValueError: If a hyper-parameter is out of its range; in ``init``, if dimension numbers do not fit.
 
     Example:
@@ -203,22 +203,22 @@ def galore(
     mask: Any = None,
     weight_dimension_numbers: Any = None,
 ) -> GradientTransformation:
-    r"""GaLore: an optimizer whose moments live in the few directions in which gradients are large.
+    r"""GaLore: an optimizer with moments in a low-dimensional subspace where gradients are large.
 
     With :math:`u_t` as in :func:`scale_by_galore`, :math:`p_t = p_{t-1} - \eta\,(u_t + \lambda p_{t-1})`.
 
     Args:
         learning_rate: :math:`\eta`, as in :func:`torchopt.transform.scale_by_learning_rate`.
         rank: The rank :math:`r \ge 1` of the subspace.
-        update_proj_gap: The number :math:`T \ge 1` of steps after which the subspace is sought anew.
+        update_proj_gap: The number :math:`T \ge 1` of steps after which the subspace is recomputed.
         scale: The factor :math:`\alpha` of what has been projected.
         base_optimizer: The optimizer in the subspace; None is :func:`torchopt.transform.scale_by_adam`.
-        weight_decay: :math:`\lambda \ge 0`; where it is not 0, ``update`` needs ``params``.
+        weight_decay: :math:`\lambda \ge 0`; if nonzero, ``update`` requires ``params``.
         mask: Where to decay, as in :func:`torchopt.transform.add_decayed_weights`.
         weight_dimension_numbers: Which leaves are projected, and how, as in :func:`scale_by_galore`.
 
     Raises:
-        TypeError: If ``rank`` is no int.
+        TypeError: If ``rank`` is not an int.
         ValueError: If a hyper-parameter is out of its range.
 
     Example:

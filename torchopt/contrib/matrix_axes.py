@@ -44,8 +44,8 @@ def matrix_shape(shape: Sequence[int], rows: Axes, columns: Axes, *, name: str, 
 
     Args:
         shape: The shape of the tensor.
-        rows: The axes that make up the rows.
-        columns: The axes that make up the columns.
+        rows: The axes that form the rows.
+        columns: The axes that form the columns.
         name: What to call the tensor in an error message.
         batch: Whether there may be other axes, which count matrices.
 
@@ -87,7 +87,7 @@ def axes_of_leaves(axes: Any, updates: Any, kind: type, applies: Callable[[Tenso
 
     Args:
         axes: None for the default; one entry for all leaves to which it ``applies``; a tree of entries and
-            Nones with the structure of the updates or of its top; or a function that makes one from the updates.
+            Nones with the structure of the updates or a prefix of it; or a function that makes one from the updates.
         updates: The tree.
         kind: The class of an entry.
         applies: Whether the default, or one entry for all, applies to a leaf.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MoMo: momentum whose step size comes from the values of the loss, after Polyak."""
+"""MoMo: momentum with a Polyak step size from the values of the loss."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def momo(
     weight_decay: Any = 0.0,
     adapt_lower_bound: bool = False,
 ) -> GradientTransformationExtraArgs:
-    r"""MoMo: momentum whose step size comes from the values of the loss, after Polyak.
+    r"""MoMo: momentum with a Polyak step size from the values of the loss.
 
     All means have the same weights: :math:`d_t` of the gradients, :math:`\bar f_t` of the values and
     :math:`\gamma_t` of :math:`\langle g, x \rangle`; the first step takes what it sees.  The mean of all linear models
@@ -68,7 +68,7 @@ def momo(
         beta: Decay rate :math:`\beta` of all means, in [0, 1).
         lower_bound: :math:`f_*`, a bound below the objective.
         weight_decay: :math:`\lambda \ge 0`.
-        adapt_lower_bound: Raise the bound by what the models say, and lower it where a step would be none; never below
+        adapt_lower_bound: Raise the bound as the models suggest, and lower it where the step would be zero; never below
             ``lower_bound``.
 
     Returns:
@@ -163,7 +163,7 @@ def bounded_step(
         rate: The largest step size.
         shrink: :math:`1 + \eta\lambda`.
         lb: The lower bound.
-        correction: By which means fall short since they began at zero.
+        correction: The bias correction of the means, which begin at zero.
         lower_bound: The least lower bound, where that is adapted.
 
     Example:

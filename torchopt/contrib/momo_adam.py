@@ -63,7 +63,7 @@ def momo_adam(
     r"""MoMo-Adam: Adam whose step size comes from the values of the loss.
 
     As :func:`momo`, in the metric :math:`D_t = \operatorname{diag}(\sqrt{v_t / (1 - \beta_2^t)} + \epsilon)` of Adam,
-    and with means that begin at zero, so that they fall short by :math:`c_t = 1 - \beta_1^t`:
+    and with means initialized at zero, whose bias correction is :math:`c_t = 1 - \beta_1^t`:
 
     .. math::
         \tau_t = \min\Bigl( \frac{\eta}{c_t},\
@@ -78,7 +78,7 @@ def momo_adam(
         eps: :math:`\epsilon \ge 0`.
         lower_bound: :math:`f_*`, a bound below the objective.
         weight_decay: :math:`\lambda \ge 0`.
-        adapt_lower_bound: Raise the bound by what the models say, and lower it where a step would be none; never below
+        adapt_lower_bound: Raise the bound as the models suggest, and lower it where the step would be zero; never below
             ``lower_bound``.
 
     Returns:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Muon: momentum whose matrices are orthogonalized, and Adam for all that is no matrix."""
+"""Muon: momentum whose matrices are orthogonalized, and Adam for all parameters that are not matrices."""
 
 from __future__ import annotations
 
@@ -110,14 +110,14 @@ def scale_by_muon(
         adaptive: Scale by the inner product of update and mean, their dual norm.
         preconditioning: ``'frobenius'``, ``'spectral'``, ``'aol'`` or ``'schatten'``.
         weight_dimension_numbers: Which axes are rows and columns: a :class:`MuonDimensionNumbers`, a tree of them with
-            the structure of the updates or of its top, or a function that makes one from the updates.  None takes
+            the structure of the updates or a prefix of it, or a function that makes one from the updates.  None takes
             axes 0 and 1 of all leaves.
 
     Returns:
         A transformation with state :class:`MuonState`.
 
     Raises:
-        ValueError: If a hyper-parameter is out of its range; in ``update``, if a leaf is no matrix by its dimension
+        ValueError: If a hyper-parameter is out of its range; in ``update``, if a leaf is not a matrix by its dimension
             numbers.
 
     Example:
@@ -181,7 +181,7 @@ def _coefficients(given: Any, steps: int) -> Tensor:
 
 
 def _rows(coefficients: Tensor, steps: int) -> list[Any]:
-    """The coefficients of each iteration, Python numbers where those can be had at once."""
+    """The coefficients of each iteration, as Python numbers if available without synchronization."""
     table: Any = coefficients.reshape(-1, 3)
     known = as_python_list(coefficients.reshape(-1))
     if known is not None:
@@ -219,7 +219,7 @@ def scale_by_shape(weight_dimension_numbers: Any = None, consistent_rms: Any = N
         consistent_rms: The root mean square :math:`\rho`; None scales by the width.
 
     Raises:
-        ValueError: In ``update``, if a leaf is no matrix by its dimension numbers.
+        ValueError: In ``update``, if a leaf is not a matrix by its dimension numbers.
 
     Example:
         >>> import torch
@@ -268,7 +268,7 @@ def muon(
     muon_weight_dimension_numbers: Any = None,
     consistent_rms: Any = None,
 ) -> GradientTransformation:
-    r"""Muon: momentum whose matrices are orthogonalized, and AdamW for all that is no matrix.
+    r"""Muon: momentum whose matrices are orthogonalized, and AdamW for all parameters that are not matrices.
 
     For matrices of :math:`m` rows and :math:`n` columns, with :math:`u_t` as in :func:`scale_by_muon`,
 
@@ -282,7 +282,7 @@ def muon(
         ns_steps: The number of iterations.
         beta: Decay rate :math:`\beta` of the mean, in [0, 1).
         eps: :math:`\epsilon \ge 0`, of both optimizers.
-        weight_decay: :math:`\lambda \ge 0` of matrices; where it is not 0, ``update`` needs ``params``.
+        weight_decay: :math:`\lambda \ge 0` of matrices; if nonzero, ``update`` requires ``params``.
         weight_decay_mask: Where to decay, as in :func:`torchopt.transform.add_decayed_weights`.
         mu_dtype: Real dtype in which the mean is kept; None takes that of each parameter.
         nesterov: Look ahead by Nesterov's method, in both optimizers.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Differential privacy: no single example can be told from the gradients."""
+"""Differential privacy: no single example can be identified from the gradients."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def differentially_private_aggregate(
     *,
     seed: Key | None = None,
 ) -> GradientTransformation:
-    r"""Average gradients of single examples so that none of the examples can be told from the result.
+    r"""Average gradients of single examples so that no example can be identified from the result.
 
     With the gradients :math:`g_1, \dots, g_n` of :math:`n` examples and the bound :math:`C`,
 

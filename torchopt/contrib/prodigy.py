@@ -41,7 +41,7 @@ class ProdigyState(NamedTuple):
         grad_sum: Their decaying sum.
         params0: The parameters at the start.
         estim_lr: The estimate of the distance.
-        numerator_weighted: What the estimate is made of.
+        numerator_weighted: The numerator of the estimate.
         count: The steps taken.
     """
 
@@ -79,11 +79,11 @@ def prodigy(
         u_t = - \lambda_t \frac{m_t}{\sqrt{v_t} + d_{t+1} \epsilon} - w \lambda_t p_t.
 
     Args:
-        learning_rate: The factor :math:`\eta`, 1 as a rule, or a schedule.
+        learning_rate: The factor :math:`\eta`, usually 1, or a schedule.
         betas: Decay rates :math:`\beta_1, \beta_2`, each in [0, 1).
         beta3: Decay rate :math:`\beta_3` of the estimate, in [0, 1); None is :math:`\sqrt{\beta_2}`.
         eps: :math:`\epsilon \ge 0`.
-        estim_lr0: The first estimate :math:`d_1 > 0`, to be chosen too small rather than too large.
+        estim_lr0: The first estimate :math:`d_1 > 0`, preferably too small rather than too large.
         estim_lr_coef: The factor :math:`c` of the estimate.
         weight_decay: :math:`w \ge 0`.
         safeguard_warmup: Leave :math:`\eta` and its corrections out of :math:`s_t`, as a warmup of the rate wants it.
@@ -91,7 +91,7 @@ def prodigy(
 
     Returns:
         A transformation with state :class:`ProdigyState`.  Its estimate is kept in the lowest dtype among the
-        parameters.  As long as all gradients have been zero, the estimate stays as it is.
+        parameters.  While all gradients are zero, the estimate does not change.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range; in ``update``, if the parameters are not given.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What some methods require of the parameters: real numbers."""
+"""Require real parameters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ['require_real']
 
 
 def require_real(params: Any, method: str) -> None:
-    """Refuse complex parameters.
+    """Raise for complex parameters.
 
     Raises:
         TypeError: If there are any; the message names the path of the first.

@@ -27,7 +27,7 @@ class ReduceLROnPlateauState(NamedTuple):
         scale: The factor of the updates.
         best_value: The least value so far.
         plateau_count: How many values in a row were no better.
-        cooldown_count: How many values are still to be passed over.
+        cooldown_count: The number of values still to be ignored.
         count: How many values the mean has.
         avg_value: The mean of the values since the last comparison.
     """
@@ -53,16 +53,16 @@ def reduce_on_plateau(
     r"""Scale updates by a factor that is reduced when the loss no longer falls.
 
     Every ``accumulation_size`` steps the mean of the values is compared with the best so far: it is better if it is
-    below :math:`f_\text{best} - r\, |f_\text{best}| - a`.  After ``patience`` values that were not, the factor is
-    multiplied by ``factor``, and ``cooldown`` values are passed over.  All of it happens on the device of the
-    parameters, so that no step waits for the loss.
+    below :math:`f_\text{best} - r\, |f_\text{best}| - a`.  After ``patience`` values without improvement, the factor is
+    multiplied by ``factor``, and the next ``cooldown`` values are ignored.  All of it happens on the device of the
+    parameters, so no step synchronizes.
 
     Args:
         factor: By what to reduce, in (0, 1).
-        patience: The number of values without improvement that is borne.
+        patience: The number of values without improvement before the factor is reduced.
         rtol: The relative improvement :math:`r` that counts, in [0, 1].
         atol: The absolute improvement :math:`a \ge 0` that counts.
-        cooldown: The number of values that are passed over after a reduction.
+        cooldown: The number of values to ignore after a reduction.
         accumulation_size: The number of steps whose values make one mean.
         min_scale: The least factor.
 

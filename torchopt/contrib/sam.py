@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sharpness-aware minimization: descend by the gradient at the worst point near by."""
+"""Sharpness-aware minimization: descend with the gradient at the worst nearby point."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def sam(
     opaque_mode: bool = False,
     batch_axis_name: str | None = None,
 ) -> GradientTransformationExtraArgs:
-    r"""SAM (sharpness-aware minimization): descend by the gradient at the worst point near by.
+    r"""SAM (sharpness-aware minimization): descend with the gradient at the worst nearby point.
 
     From the parameters :math:`x` the adversary climbs :math:`k - 1` steps to :math:`x'`, and the outer optimizer steps
     from :math:`x` by the gradient at :math:`x'`.  In the usual form :math:`k = 2` and the adversary is
@@ -95,7 +95,7 @@ def sam(
     checks.at_least('sync_period value', sync_period, 1)
     if batch_axis_name is not None:
         raise ValueError(
-            f'Invalid batch_axis_name: {batch_axis_name!r}; torch has no named axes. Leave it out, and let grad_fn '
+            f'Invalid batch_axis_name: {batch_axis_name!r}; torch has no named axes. Omit it, and let grad_fn '
             f'return gradients that are averaged over devices.'
         )
     outer, adversary = with_extra_args_support(optimizer), with_extra_args_support(adv_optimizer)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Schedule-free optimization: an average of the iterates in the place of a schedule."""
+"""Schedule-free optimization: an average of the iterates instead of a schedule."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def schedule_free(
     weight_lr_power: Any = 2.0,
     state_dtype: DTypeLike | None = None,
 ) -> GradientTransformationExtraArgs:
-    r"""Schedule-free optimization: an average of the iterates in the place of a schedule.
+    r"""Schedule-free optimization: an average of the iterates instead of a schedule.
 
     The parameters :math:`y` of training lie between the iterates :math:`z` of an optimizer without momentum and their
     weighted average :math:`x`, which is the result (:func:`schedule_free_eval_params`):
@@ -119,7 +119,7 @@ def schedule_free(
 
     Args:
         base_optimizer: The optimizer that makes the steps :math:`u`; :math:`\beta` takes the place of its momentum.
-        learning_rate: :math:`\eta`, that of the optimizer, or its schedule, which is asked at 1 first.
+        learning_rate: :math:`\eta`, that of the optimizer, or its schedule, which is first evaluated at 1.
         b1: :math:`\beta`, in (0, 1].
         weight_lr_power: The power :math:`r`.
         state_dtype: The dtype in which :math:`z` is kept; None takes that of each parameter.

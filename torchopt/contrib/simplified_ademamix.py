@@ -130,7 +130,7 @@ def simplified_ademamix(
         alpha: The weight :math:`\alpha` of the current gradient, or a schedule of it.
         eps: :math:`\epsilon \ge 0`, outside the root.
         eps_root: :math:`\bar\epsilon \ge 0`, inside the root.
-        weight_decay: :math:`\lambda \ge 0`; where it is not 0, ``update`` needs ``params``.
+        weight_decay: :math:`\lambda \ge 0`; if nonzero, ``update`` requires ``params``.
         mask: Where to decay, as in :func:`torchopt.transform.add_decayed_weights`.
 
     Raises:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks over processes and machines, on the two engines of PyTorch.
+"""Distribute tasks over processes and machines, with PyTorch's collectives or RPC.
 
-Collectives (:func:`map_tasks`, :func:`all_reduce`) are the main road: every process runs the same program on its share
-of the tasks.  By RPC (:func:`parallelize`, :func:`remote_async_call`) one process calls functions on others.  Either
-way gradients come back as if all had been computed here.
+Prefer collectives (:func:`map_tasks`, :func:`all_reduce`): every process runs the same program on its share
+of the tasks.  With RPC (:func:`parallelize`, :func:`remote_async_call`) one process calls functions on others.  In both
+cases gradients equal those of a computation in one process.
 
-RPC executes whatever its peers send: it belongs on trusted networks only.
+RPC executes whatever its peers send: use it on trusted networks only.
 """
 
 import sys

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Backward passes within a context of torch's distributed autograd, as TorchOpt 0.7.3 has them.
+"""Backward passes within a context of torch's distributed autograd, as in TorchOpt 0.7.3.
 
-Calls of :mod:`torchopt.distributed` do not need it: their results have ordinary graphs, which ``loss.backward()`` and
-``torch.autograd.grad`` know.  It is there for code that was written with it, and for gradients through calls of
+Calls of :mod:`torchopt.distributed` do not need it: their results have ordinary graphs for ``loss.backward()`` and
+``torch.autograd.grad``.  Use it for existing code, and for gradients through calls of
 ``torch.distributed.rpc`` itself.
 """
 
@@ -42,7 +42,7 @@ def backward(
     """Add the gradients of the sum of some tensors to ``.grad`` of the leaves that they depend on.
 
     Args:
-        autograd_ctx_id: What ``with context() as autograd_ctx_id`` gave.
+        autograd_ctx_id: The value of ``with context() as autograd_ctx_id``.
         tensors: Scalars, computed within the context.
         retain_graph: Whether the graph can be differentiated once more.
         inputs: The leaves whose gradients are wanted, by default all.
@@ -76,7 +76,7 @@ def grad(
     """The gradients of the sum of some tensors with respect to leaves.
 
     Args:
-        autograd_ctx_id: What ``with context() as autograd_ctx_id`` gave.
+        autograd_ctx_id: The value of ``with context() as autograd_ctx_id``.
         outputs: Scalars, computed within the context.
         inputs: Leaves that require grad.
         retain_graph: Whether the graph can be differentiated once more.

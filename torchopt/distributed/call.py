@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A call of a function by several workers at once: one node of the autograd graph, whatever the workers do."""
+"""A call of a function on several workers at once, as one node of the autograd graph."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def _own_last(workers: Sequence[int]) -> list[int]:
 
 
 def _future() -> Future[Any]:
-    # A future refuses tensors of devices that it was not told of.
+    # A future rejects tensors on devices that it does not know.
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     return Future(devices=list(devices) or None)
 
@@ -203,7 +203,7 @@ def _ask(to: int, what: Callable[..., worker.Answer], args: tuple[Any, ...], tim
 
 
 def _here(what: Callable[..., worker.Answer], args: tuple[Any, ...]) -> Future[worker.Answer]:
-    """Do our own share as RPC would do it, but without sending it out of the house and in again."""
+    """Run this process's own share as RPC would, but without sending it over the network."""
     future: Future[Any] = _future()
     arrived = [copied(x) if isinstance(x, Message) else x for x in args]
 

@@ -33,24 +33,24 @@ __all__ = ['all_reduce', 'replicate']
 def all_reduce(values: Any, op: str = 'sum', *, group: Any = None, timeout: timedelta | None = None) -> Any:
     r"""Add up the tensors of all ranks, in one message.
 
-    The result is the same on all ranks, and what is computed from it counts once: its derivative hands every rank the
-    gradient of the result as it is.  (``torch.distributed.nn.functional.all_reduce`` counts it once for each rank.)
-    Use :func:`replicate` on the parameters to add up their gradients in turn.
+    The result is the same on all ranks and counts once: its derivative gives every rank the gradient of the result
+    unchanged.  (``torch.distributed.nn.functional.all_reduce`` counts it once for each rank.)
+    Use :func:`replicate` on the parameters to sum their gradients.
 
-    Every rank of the group has to call it with tensors of the same shapes.  Without a process group, a process is alone
-    and gets back what it gave.
+    Every rank of the group must call it with tensors of the same shapes.  Without a process group, a single process
+    gets its own values back.
 
     Args:
         values: A tensor, or a tree of tensors; ``None`` leaves stay.
         op: ``'sum'`` or ``'mean'``.
         group: The process group, by default all.
-        timeout: How long it may take, by default what the group was made with.
+        timeout: The time limit, by default that of the group.
 
     Returns:
         Tensors of the same shapes and dtypes.
 
     Raises:
-        TypeError: If a leaf is no tensor.
+        TypeError: If a leaf is not a tensor.
         ValueError: If ``op`` is another, or it is ``'mean'`` of integers.
         WorkerDiedError, WorkerTimeoutError: If another process is gone, or does not come.
 
@@ -87,7 +87,7 @@ def replicate(values: Any, *, group: Any = None, timeout: timedelta | None = Non
         Tensors with the same values.
 
     Raises:
-        TypeError: If a leaf is no tensor.
+        TypeError: If a leaf is not a tensor.
 
     Example:
         >>> import torch, torchopt.distributed as todist

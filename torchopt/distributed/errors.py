@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can go wrong in another process, and how it reaches the one that asked."""
+"""Errors in other processes, and how they reach the caller."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ __all__ = ['RemoteTraceback', 'WorkerDiedError', 'WorkerError', 'WorkerTimeoutEr
 
 
 class WorkerError(RuntimeError):
-    """Another process could not do what it was asked for.
+    """Another process could not execute a request.
 
-    An exception that the function itself raised there comes as what it is; this class stands in for one that cannot be
-    pickled, and is the base of the classes for workers that say nothing any more.
+    An exception that the function itself raised there is raised here unchanged; this class replaces one that cannot be
+    pickled, and is the base of the classes for workers that no longer answer.
 
     Attributes:
-        worker: The rank of the worker; None where it is not known, as in a collective.
+        worker: The rank of the worker; None if it is unknown, as in a collective.
 
     Example:
         >>> import torchopt
@@ -46,7 +46,7 @@ class WorkerDiedError(WorkerError, ConnectionError):
 
 
 class WorkerTimeoutError(WorkerError, TimeoutError):
-    """A worker did not answer in time; what it was asked for may still be running there.
+    """A worker did not answer in time; the request may still be running there.
 
     Example:
         >>> import torchopt
@@ -104,7 +104,7 @@ class Failure(NamedTuple):
         return error
 
 
-# Torch tells its errors apart by text alone.
+# Only the text distinguishes torch's errors.
 _LATE = re.compile(r'RPCErr:1:|timed? ?out', re.IGNORECASE)
 _BROKEN = re.compile(
     r'closed by peer|reset by peer|broken pipe|connection (refused|closed|aborted)|remote process exited|'
@@ -135,7 +135,7 @@ def translate_call(error: BaseException, worker: int, timeout: float) -> WorkerE
 
 
 def translate_collective(error: BaseException) -> BaseException:
-    """Type an error of a collective; one that is nobody's death stays as it is."""
+    """Convert an error of a collective; an error that is not the death of a process is kept."""
     if is_late(error):
         return WorkerTimeoutError(
             f'A collective did not end in time, so a process is slow, stuck, or took another path: {error}. Let every '

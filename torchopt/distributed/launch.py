@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The first and the last thing that a process does: it joins the others, and leaves them without hanging."""
+"""Start and end of a process: join the group, and leave it without hanging."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def auto_init_rpc(
     """Decorator of a main function: it joins the RPC group first, and leaves it when Python ends.
 
     Every process runs the same script under ``torchrun``; started without it, a process is a group of one.  Errors are
-    recorded for ``torchrun`` to report.  When Python ends on rank 0, that waits until the main functions of all other
-    workers have returned; they serve calls until then.  A worker that dies is not waited for, nor one that does not
-    come within ``shutdown_timeout``; one whose main function raises leaves at once, so that the launcher sees it.
+    recorded for ``torchrun`` to report.  When Python ends on rank 0, it waits until the main functions of all other
+    workers have returned; they serve calls until then.  It does not wait for a dead worker, or longer than
+    ``shutdown_timeout``.  A worker whose main function raises exits immediately, so that the launcher notices.
 
-    RPC executes what its peers send: it belongs on trusted networks only.  All sockets are bound to loopback, unless
-    the launcher says that the job has several machines, or an interface is given (``TP_SOCKET_IFNAME``).
+    RPC executes what its peers send: use it on trusted networks only.  All sockets are bound to loopback, unless
+    the launcher reports several machines, or an interface is given (``TP_SOCKET_IFNAME``).
 
     Args:
         worker_init_fn: Called without arguments on every worker, before any runs its main function.
@@ -62,8 +62,8 @@ def auto_init_rpc(
             worker.  By default ``worker`` and the rank.
         backend: As in ``torch.distributed.rpc.init_rpc``.
         rpc_backend_options: As there; by default TensorPipe over sockets, which costs nothing while it waits.
-        shutdown_timeout: Seconds for which rank 0 waits at the end for those who are still busy, and after which a
-            worker gives up a rank 0 that does not answer.
+        shutdown_timeout: Seconds for which rank 0 waits at the end for busy workers, and after which a worker
+            stops waiting for an unresponsive rank 0.
 
     Raises:
         RuntimeError: If RPC is not available, or is initialized already, or there is no address to meet at.
@@ -85,7 +85,7 @@ def auto_init_rpc(
 
     def decorate(func: Callable[_P, _T]) -> Callable[_P, _T]:
         if not callable(func):
-            raise TypeError('auto_init_rpc has to be called itself: decorate with @auto_init_rpc().')
+            raise TypeError('auto_init_rpc must be called: decorate with @auto_init_rpc().')
 
         @functools.wraps(func)
         def main(*args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -102,8 +102,8 @@ def auto_init_rpc(
                     world_size=world.world_size,
                     rpc_backend_options=rpc_backend_options or _quiet_options(backend),
                 )
-            farewell = _Shutdown(shutdown_timeout)
-            atexit.register(farewell)
+            shutdown = _Shutdown(shutdown_timeout)
+            atexit.register(shutdown)
             try:
                 barrier()
                 if worker_init_fn is not None:
@@ -111,7 +111,7 @@ def auto_init_rpc(
                 barrier()
                 return func(*args, **kwargs)
             except BaseException as error:
-                farewell.failed = not (isinstance(error, SystemExit) and not error.code)
+                shutdown.failed = not (isinstance(error, SystemExit) and not error.code)
                 raise
 
         return _recorded(main)
@@ -179,8 +179,8 @@ def _recorded(main: Callable[_P, _T]) -> Callable[_P, _T]:
 def _quiet_options(backend: Any) -> Any:
     """TensorPipe over sockets alone, unless it may have to carry tensors between GPUs.
 
-    Through shared memory, its choice on one machine, an answer comes 0.2 ms earlier; but every process then keeps a
-    core busy by looking for messages, which the tasks could use.
+    Shared memory, its default on one machine, is 0.2 ms faster per answer, but every process then keeps a core busy
+    polling for messages.
     """
     module: Any = rpc
     if backend not in (None, module.BackendType.TENSORPIPE):
@@ -190,14 +190,14 @@ def _quiet_options(backend: Any) -> Any:
 
 
 class _End(enum.Enum):
-    """How RPC ends: together, where torch waits for the slowest, or everyone for himself, since somebody is missing."""
+    """How RPC ends: together, when torch waits for the slowest, or separately, because a worker is missing."""
 
     TOGETHER = enum.auto()
     ALONE = enum.auto()
 
 
 class _Roll:
-    """What rank 0 knows of the others at the end: who is done, and who has heard how it ends."""
+    """The record of rank 0 at the end: which workers are done, and which know how RPC ends."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the processes of a job meet.  RPC executes what its peers send, so on one machine nobody else may be a peer.
+"""The rendezvous of the processes of a job.  RPC executes what its peers send, so outsiders must not connect.
 
-Torch binds its rendezvous to every interface, and its two engines to the one that the host name stands for.  Here all
-of them are bound to the loopback interface, unless the job has several machines or an address was given.
+Torch binds its rendezvous to every interface, and its two backends to the interface of the host name.  This module
+binds all of them to the loopback interface, unless the job has several machines or an address was given.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _stores: list[Any] = []  # a store serves for as long as it lives
 
 
 def prepare_rendezvous(world: WorldInfo) -> None:
-    """Bind to loopback what torch is about to open, where nobody asked for anything else.
+    """Bind the sockets that torch will open to loopback, unless the user chose another interface.
 
     Raises:
         RuntimeError: If there are several processes and no address at which they meet.

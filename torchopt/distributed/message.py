@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is sent from process to process: any picklable object, with the tensors in it laid aside.
+"""Messages between processes: any picklable object, with its tensors extracted.
 
-A pickler meets every tensor that an object holds, in a dict, a module or an attribute alike.  So none of those that
-require grad can be overlooked, as it happens to a module whose parameters torch's own pickler copies.
+A pickler visits every tensor of an object, in a dict, a module or an attribute.  So no tensor that
+requires grad is missed; torch's own pickler copies the parameters of a module and loses their gradients.
 """
 
 from __future__ import annotations

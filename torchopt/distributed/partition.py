@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the arguments of a call are divided among workers, and how their results are put together again."""
+"""Divide the arguments of a call among workers, and combine their results."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ _EXCLUSIVE_BATCH = dim_partitioner(0, exclusive=True)
 def mean_reducer(results: Iterable[Any]) -> Any:
     r"""The mean of what the workers returned, :math:`\sum_i n_i x_i / \sum_i n_i`.
 
-    The weights :math:`n_i` are the numbers of items of the parts, as the partitioner tells, so that a mean over the
+    The weights :math:`n_i` are the numbers of items of the parts, as given by the partitioner, so a mean over the
     items of each part becomes the mean over all items.  In a plain list every result counts once.
 
     Args:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is who: ranks as the launcher gave them, and functions for some of them only."""
+"""Ranks as set by the launcher, and functions that run on some ranks only."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def is_available() -> bool:
 
 
 class WorldInfo(NamedTuple):
-    """This process among all of them.
+    """The ranks of this process, and the numbers of processes.
 
     Attributes:
-        world_rank: Its number among all processes, from 0.
-        world_size: How many processes there are.
-        local_rank: Its number among those of this machine.
-        local_world_size: How many of them run on this machine.
+        world_rank: The number of this process among all processes, from 0.
+        world_size: The number of processes.
+        local_rank: The number of this process on this machine.
+        local_world_size: The number of processes on this machine.
 
     Example:
         >>> import torchopt

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a function that runs on a worker gets for an ``RRef`` among its arguments."""
+"""The object that a remote function receives for an ``RRef`` among its arguments."""
 
 from __future__ import annotations
 

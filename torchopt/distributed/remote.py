@@ -34,25 +34,25 @@ def remote_async_call(
 ) -> Future[Any]:
     """Call a function on other workers, without waiting for it.
 
-    The result is part of the autograd graph: a backward pass, also one with ``create_graph=True``, goes on where the
-    function was called.  Gradients reach every tensor among the arguments that requires grad, parameters of modules
-    too; parameters that live on a worker get theirs there, in ``.grad``.  A worker keeps its graph until ours is let
-    go.  All workers of one call differentiate at the same time, one call after the other.
+    The result is part of the autograd graph: a backward pass, also one with ``create_graph=True``, continues on the
+    workers.  Gradients reach every tensor among the arguments that requires grad, including parameters of modules;
+    parameters that live on a worker get their gradient there, in ``.grad``.  A worker keeps its graph until the graph
+    here is freed.  All workers of one call differentiate at the same time, one call after another.
 
-    Modules and other objects are sent as copies: what the function does to them in place stays on the worker.  Under
+    Modules and other objects are sent as copies: in-place changes by the function stay on the worker.  Under
     ``torch.no_grad()`` no graph is kept.
 
     Args:
         func: A function that every worker can import.
         args: Its arguments.
         kwargs: Its keyword arguments.
-        partitioner: The rank or the name of a worker, which gets all; or a function of the arguments that returns a
-            list of ``(worker, args, kwargs)``, where None stands for no arguments; None divides all tensors along
-            their first dimension.
+        partitioner: The rank or the name of a worker, which gets all arguments; or a function of the arguments that
+            returns a list of ``(worker, args, kwargs)``, where None stands for no arguments; None divides all tensors
+            along their first dimension.
         reducer: A function of the list of results.
         timeout: Seconds that each worker may take, for the function and again for its gradient; 0 is for ever, and the
             default that of the RPC group (60 s).  What this process does itself has a limit only where one is given.
-        retries: How often a part is repeated on another worker when its worker died or was late.  Only for functions
+        retries: How often another worker repeats a part if its worker died or was late.  Only for functions
             without side effects.
 
     Returns:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Tasks shared out among ranks: :math:`L(\theta) = \frac1N \sum_i L_i(\theta)`, each rank with its own :math:`i`.
+r"""Tasks distributed among ranks: :math:`L(\theta) = \frac1N \sum_i L_i(\theta)`, each rank with its own :math:`i`.
 
-The losses of a rank, their gradients, and how many they were travel in one vector, so that a step of all ranks costs
-one collective.  The mean over all tasks is then right, however unevenly they are divided.
+The losses of a rank, their gradients, and their number are sent in one vector, so a step of all ranks costs
+one collective.  So the mean over all tasks is correct for any division of the tasks.
 """
 
 from __future__ import annotations
@@ -45,28 +45,28 @@ def map_tasks(
     .. math:: L(\theta) = \frac1N \sum_{i=1}^N L_i(\theta)
 
     Every rank calls it, and gets the same loss with the same gradient, those of one process with all tasks:
-    ``map_tasks(fn, tasks, net).backward()`` and a step of an optimizer keep the ranks alike.  The gradient of each task
+    ``map_tasks(fn, tasks, net).backward()`` and a step of an optimizer keep the ranks equal.  The gradient of each task
     is computed right after its loss, so that only one task's graph is alive at a time; losses, gradients and counts are
     then added up over the ranks in one message.
 
-    If ``fn`` raises on a rank, the call raises there and on all others, so that none waits for the rest.
+    If ``fn`` raises on a rank, the call raises on all ranks, so none waits forever.
 
-    Without a process group, a process is alone and does all tasks.
+    Without a process group, a single process computes all tasks.
 
     Args:
         fn: ``fn(params, task)`` returns the loss of a task, a scalar tensor; with ``has_aux`` a pair of it and anything
-            else.  A whole inner loop may be in it.
-        tasks: The tasks; those of others are not looked at.  If there are fewer than ranks, some have nothing to do.
+            else.  It may contain a whole inner loop.
+        tasks: The tasks; a rank accesses only its own.  If there are fewer tasks than ranks, some ranks are idle.
         params: A module, or a tree of tensors, which must be the same on all ranks.  The gradient is that in those
             which require grad.
         reduction: ``'mean'`` over all tasks of all ranks, or ``'sum'``.
         has_aux: Whether ``fn`` returns a pair.
         split: Whether ``tasks`` are the same on every rank, which does its contiguous share of them; otherwise they are
             the rank's own, and as many as it likes.
-        create_graph: Whether the gradient can be differentiated in turn.  The graphs of all tasks are kept then, and
-            the gradient takes a message of its own.
+        create_graph: Whether the gradient is differentiable.  The graphs of all tasks are then kept, and
+            the gradient takes a separate message.
         group: The process group, by default all.
-        timeout: How long the other ranks may take, by default what the group was made with.
+        timeout: The time limit for the other ranks, by default that of the group.
 
     Returns:
         The loss, a scalar tensor with a gradient in ``params``; with ``has_aux`` a pair of it and the list of what

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a worker does when it is called: it runs the function, keeps the graph, and differentiates it when asked.
+"""The work of a worker: run the function, keep the graph, and differentiate it on request.
 
-Torch's own distributed autograd is not used for it: its backward pass waits for every tensor that was ever sent, also
-for those whose gradient nobody needs or whose worker is gone; it forgets the parameters of modules; and it knows no
+It does not use torch's own distributed autograd: the backward pass of that waits for every tensor that was ever sent,
+even if its gradient is not needed or its worker is gone; it ignores the parameters of modules; and it has no
 second derivatives.
 """
 
@@ -28,7 +28,7 @@ __all__ = ['Answer', 'differentiate', 'execute', 'lend']
 
 
 class Graph(NamedTuple):
-    """A graph that somebody else may still differentiate: from leaves to what was sent back."""
+    """A graph that another process may still differentiate: from leaves to the results sent back."""
 
     inputs: list[Tensor]
     outputs: list[Tensor]

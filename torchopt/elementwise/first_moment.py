@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mean of the gradients where it begins: zeros, in a dtype of their own if one is asked for."""
+"""The initial mean of the gradients: zeros, in a given dtype if there is one."""
 
 from __future__ import annotations
 

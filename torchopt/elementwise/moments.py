@@ -99,7 +99,7 @@ def check_inexact(tree: Any, *, name: str) -> None:
 
 
 def check_updates(updates: Any, params: Any) -> None:
-    """Require that updates can be added to parameters: of the same structure and shapes, complex only if they are.
+    """Require that updates can be added to parameters: same structure and shapes, complex only for complex parameters.
 
     Raises:
         ValueError: If structures or shapes differ; the message names the path of the first leaf at fault.

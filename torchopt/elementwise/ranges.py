@@ -15,7 +15,7 @@ def at_least_zero(name: str, value: Any) -> None:
 
     Raises:
         ValueError: If a value is out of its range; the message names its path.
-        TypeError: If it is no number.
+        TypeError: If it is not a number.
     """
     elementwise.check_each(checks.at_least, name, value)
 

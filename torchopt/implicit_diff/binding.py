@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the arguments of a solver to those of its optimality function."""
+"""Map the arguments of a solver to those of its optimality function."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Reference = Callable[..., Any] | inspect.Signature | None
 
 
 def signature_of(fun: Reference) -> inspect.Signature | None:
-    """The signature of a function, None where Python cannot tell."""
+    """The signature of a function, or None if Python cannot determine it."""
     if fun is None or isinstance(fun, inspect.Signature):
         return fun
     try:
@@ -40,10 +40,10 @@ def match(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of the optimality function, without the solution, from those of the solver.
 
-    Options of the solver alone, which are given by name, are left out; but no tensor that could have a gradient is.
+    Options that only the solver takes, by name, are omitted, but never a tensor that could have a gradient.
 
     Raises:
-        TypeError: If they do not fit.
+        TypeError: If they do not match.
     """
     if signature is None:
         return args[1:], kwargs
@@ -63,7 +63,7 @@ def match(
         raise TypeError(
             f'The arguments of the solver do not fit the optimality function {signature}: {error}. Both take the '
             'solution first and then '
-            f'the same arguments; pass reference_signature if the signature does not show it.'
+            f'the same arguments; pass reference_signature if the signature does not show them.'
         ) from None
     return bound.args[1:], bound.kwargs
 
@@ -74,7 +74,7 @@ def parameters_within(arguments: Any) -> list[Tensor]:
 
 
 def refuse_hidden_parameters(arguments: Any) -> None:
-    """Refuse modules whose parameters require gradients, which would be lost without a word."""
+    """Raise for modules whose parameters require gradients, since these would be silently lost."""
     if not any(p.requires_grad for p in parameters_within(arguments)):
         return
     for path, leaf in tree.flatten_with_path(arguments):

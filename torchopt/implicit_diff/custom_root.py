@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decorators that give a solver the derivative of the root or fixed point that it finds."""
+"""Decorators that give a solver the implicit derivative of its root or fixed point."""
 
 from __future__ import annotations
 
@@ -28,37 +28,37 @@ def custom_root(
     solve: Solver | None = solve_normal_cg,
     reference_signature: Reference = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    r"""Let the solution of a solver be differentiated as a root of ``optimality_fun``: the implicit function theorem.
+    r"""Differentiate the solution of a solver as a root of ``optimality_fun``, by the implicit function theorem.
 
     .. math::
 
         F(x, \theta) = 0 \quad\Longrightarrow\quad
         \mathrm{d}x = -(\partial_x F)^{-1}\, \partial_\theta F\, \mathrm{d}\theta
 
-    The decorated ``solver_fun(init_params, *args, **kwargs)`` runs on tensors without a graph, so that it may use any
-    means, and keeps nothing.  The derivative is exact at an exact root; it exists in reverse and forward mode, to any
-    order, and under ``torch.func`` transforms.  Arguments get gradients, and what ``optimality_fun`` closes over; but
-    ``init_params`` do not.
+    The decorated ``solver_fun(init_params, *args, **kwargs)`` runs on tensors without a graph, so it may use any
+    method, and stores nothing.  The derivative is exact at an exact root.  It exists in reverse and forward mode, to
+    any order, and under ``torch.func`` transforms.  Arguments, and tensors that ``optimality_fun`` closes over, get
+    gradients; ``init_params`` does not.
 
     Args:
-        optimality_fun: ``optimality_fun(sol, *args, **kwargs)``, zero at the solution: a tree like it.
+        optimality_fun: ``optimality_fun(sol, *args, **kwargs)``, zero at the solution: a tree like the solution.
         has_aux: Whether ``solver_fun`` returns a pair, whose second member is passed through without derivatives.
         solve: The linear solver, ``solve(matvec, b)``; :func:`torchopt.linear_solve.solve_normal_cg` if None.  If the
-            Jacobian is symmetric, as that of a gradient is, :func:`~torchopt.linear_solve.solve_cg` takes half the
-            products.
-        reference_signature: A function, or its signature, by which arguments are matched if ``optimality_fun`` does not
-            show it.
+            Jacobian is symmetric, as for a gradient, :func:`~torchopt.linear_solve.solve_cg` takes half the
+            matrix-vector products.
+        reference_signature: A function, or its signature, to match arguments if the signature of ``optimality_fun`` is
+            not available.
 
     Returns:
         A decorator of ``solver_fun``.
 
     Raises:
-        TypeError: When called: if the arguments do not fit, or one of them is a module whose parameters require
+        TypeError: When called: if the arguments do not match, or one of them is a module whose parameters require
             gradients.
         ValueError: When differentiated: if the result of ``optimality_fun`` is not a tree like the solution, or values
             are not finite.
         RuntimeError: When called: if ``optimality_fun`` closes over tensors that require gradients in a way that cannot
-            be seen, through a ``torch.autograd.Function`` or a graph that was recorded before.
+            be detected, through a ``torch.autograd.Function`` or a graph that was recorded earlier.
 
     Warns:
         LinearSolveWarning: When differentiated, if the linear system is not solved to the tolerance of ``solve``.
@@ -103,9 +103,9 @@ def custom_fixed_point(
     solve: Solver | None = solve_normal_cg,
     reference_signature: Reference = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    r"""Let the solution of a solver be differentiated as a fixed point, :math:`x = T(x, \theta)`.
+    r"""Differentiate the solution of a solver as a fixed point, :math:`x = T(x, \theta)`.
 
-    It is the root of :math:`F(x, \theta) = T(x, \theta) - x`; all else is as in :func:`custom_root`.
+    It is the root of :math:`F(x, \theta) = T(x, \theta) - x`; everything else is as in :func:`custom_root`.
 
     Args:
         fixed_point_fun: ``fixed_point_fun(sol, *args, **kwargs)``, equal to ``sol`` at the solution.
@@ -149,17 +149,17 @@ def find_root(
     solve: Solver | None,
     constants: Sequence[Tensor] = (),
 ) -> Any:
-    """Run a solver, and attach the implicit derivative to what it finds.
+    """Run a solver, and attach the implicit derivative to its solution.
 
     Args:
         solver_fun: The solver.
-        optimality_fun: What is zero at the solution.
+        optimality_fun: The function that is zero at the solution.
         reference: The signature of ``optimality_fun``.
         args: The solver's arguments by position, the initial solution first.
         kwargs: Its arguments by name.
-        has_aux: Whether it returns auxiliary results too.
+        has_aux: Whether the solver also returns auxiliary results.
         solve: The linear solver.
-        constants: Tensors that get no derivative though the optimality function closes over them.
+        constants: Tensors that get no derivative although the optimality function closes over them.
     """
     optimality_arguments = Arguments(match(reference, args, kwargs))
     result = solver_fun(*_own_copy(args[:1]), *without_graph(args[1:]), **without_graph(kwargs))
@@ -167,7 +167,7 @@ def find_root(
     if has_aux:
         if not isinstance(result, tuple) or len(result) != 2:
             raise TypeError(
-                f'With has_aux=True the solver has to return a pair (solution, auxiliary results); it returned a '
+                f'With has_aux=True the solver must return a pair (solution, auxiliary results); it returned a '
                 f'{type(result).__name__}.'
             )
         result, aux = result[0], (without_graph(result[1]),)
@@ -185,7 +185,7 @@ def without_graph(x: Any) -> Any:
 
 
 def _own_copy(x: Any) -> Any:
-    """A copy that a solver may train in place, without a trace in what the caller has."""
+    """A copy that a solver may train in place, without effect on the caller's tensors."""
 
     def copy(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
@@ -197,5 +197,5 @@ def _own_copy(x: Any) -> Any:
 
 
 def wants_derivative(x: Tensor) -> bool:
-    """Whether somebody differentiates in a tensor, or maps over it, here and now."""
+    """Whether a tensor is being differentiated or mapped over."""
     return (x.requires_grad and torch.is_grad_enabled()) or _functorch.is_functorch_wrapped_tensor(x) or has_tangent(x)

@@ -14,8 +14,8 @@ transpose, for the cotangent :math:`\bar x` of the root:
 
 .. math:: (\partial_x F)^\mathsf{H} u = -\bar x, \qquad \bar\theta = (\partial_\theta F)^\mathsf{H} u.
 
-How the root was found plays no part.  Products with the Jacobian are all that is needed; it is never made, unless the
-linear solver asks for it.
+The derivative does not depend on how the root was found.  It needs only products with the Jacobian; the Jacobian itself
+is never built, unless the linear solver requires it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Solver = Callable[..., Any]
 
 
 class Arguments:
-    """The arguments of a function, with their tensors apart from all else."""
+    """The arguments of a function, with their tensors separated from all other leaves."""
 
     def __init__(self, args: Any) -> None:
         self.leaves, self.spec = tree.flatten(args)
@@ -69,16 +69,16 @@ class Root:
 
     Args:
         fun: ``fun(sol, *args, **kwargs)``, zero at the root.
-        shape: What the root looks like, and its value.
+        shape: The structure of the root, and its value.
         arguments: The pair ``(args, kwargs)``.
         solve: The linear solver, :func:`torchopt.linear_solve.solve_normal_cg` if None.
-        constants: Tensors that get no derivative though ``fun`` closes over them.
+        constants: Tensors that get no derivative although ``fun`` closes over them.
 
     Attributes:
         theta: The tensors that the optimality function depends on: those of the arguments, then those it closes over.
 
     Raises:
-        RuntimeError: If it depends on other tensors too, in a way that cannot be seen.
+        RuntimeError: If it also depends on other tensors, in a way that cannot be detected.
     """
 
     def __init__(
@@ -100,13 +100,13 @@ class Root:
         point = [_tracked(x.detach()) for x in shape.unknowns]
         try:
             found = closure_convert(of_leaves, point, [t.detach() for t in arguments.tensors], is_common=False)
-        except Exception:  # raised again if somebody differentiates, which needs the function
+        except Exception:  # raised again on differentiation, which needs the function
             found = Converted(of_leaves, [])
         if not found.is_complete:
             raise RuntimeError(
-                'The optimality function depends on tensors that it does not take as arguments, and in a way that '
+                'The optimality function depends on tensors that are not its arguments, in a way that '
                 'cannot be seen: through a torch.autograd.Function, or through a graph that was recorded before it was '
-                'called (torch.autograd.grad, or what torch.func.vjp returned). Pass these tensors as arguments of the '
+                'called (torch.autograd.grad, or the result of torch.func.vjp). Pass these tensors as arguments of the '
                 'solver, use operations of torch on them, or detach them.'
             )
         self._converted = Converted(of_leaves, [t for t in found.captured if not any(t is c for c in constants)])
@@ -147,7 +147,7 @@ class Root:
 
 
 class _MappedRoot:
-    """The roots of many problems, whose first dimension counts them; each has a linear system of its own."""
+    """The roots of many problems, indexed by the first dimension; each has its own linear system."""
 
     def __init__(self, of: Root | _MappedRoot, theta_dims: list[int | None]) -> None:
         self.of, self.theta_dims = of, theta_dims
@@ -294,8 +294,8 @@ def root_jvp(
         optimality_fun: ``optimality_fun(sol, *args)``, which is zero at the root: a tree like ``sol``.
         sol: The root :math:`x`, a tree of floating or complex tensors.
         args: The arguments :math:`\theta`; any trees.
-        tangents: :math:`\dot\theta`: for each argument a tree like it, with None wherever the argument, or a part of
-            it, stands still.
+        tangents: :math:`\dot\theta`: for each argument a tree like it, with None for each constant argument or part
+            of it.
         solve: The linear solver, ``solve(matvec, b)``; :func:`torchopt.linear_solve.solve_normal_cg` if None.
 
     Returns:
@@ -315,7 +315,7 @@ def root_jvp(
     args, tangents = tuple(args), tuple(tangents)
     if len(args) != len(tangents):
         raise ValueError(
-            f'{len(args)} args but {len(tangents)} tangents; pass one for each, None for an argument that stands still.'
+            f'{len(args)} args but {len(tangents)} tangents; pass one for each, None for a constant argument.'
         )
     shape, arguments = TreeShape(sol, 'sol'), Arguments((args, {}))
     found = [

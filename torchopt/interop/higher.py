@@ -92,7 +92,7 @@ class FunctionalModule(nn.Module):
             An iterator over them, each once however often it is tied.
 
         Raises:
-            ValueError: If the past is asked for, but not tracked.
+            ValueError: If earlier parameters are requested, but not tracked.
             IndexError: If there was no such step.
         """
         if time is None:
@@ -193,7 +193,7 @@ class DifferentiableOptimizer:
             RuntimeError: If the loss has no graph, or the loop has ended.
         """
         if not self._impls:
-            raise RuntimeError('The inner loop has ended. Take its steps inside of the with block.')
+            raise RuntimeError('The inner loop has ended. Take its steps inside the with block.')
         if params is None:
             if self._fmodel is None:
                 raise ValueError('There is no fmodel to take the parameters from. Pass params, or fmodel before.')

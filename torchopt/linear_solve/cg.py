@@ -35,7 +35,7 @@ class ConjugateGradient(IterativeOptions):
     symmetric: bool = True
 
     def improve(self, problem: Problem, r: Tensor, size: Scalar, limit: Scalar, steps: int) -> Improvement:
-        """Conjugate directions from the residual on."""
+        """Iterate with conjugate directions, starting from the residual."""
         x: Tensor | None = None
         p = z = problem.precondition(r)
         rz = inner(r, z) if problem.is_preconditioned else size * size
@@ -69,24 +69,24 @@ def solve_cg(
 ) -> Any:
     r"""Solve :math:`(A + \lambda I)\, x = b` by conjugate gradients, for a symmetric positive definite :math:`A`.
 
-    Each of at most ``maxiter`` iterations takes one product with :math:`A`.  The solution is differentiable, see
-    :mod:`torchopt.linear_solve`.
+    Each of at most ``maxiter`` iterations takes one matrix-vector product with :math:`A`.  The solution is
+    differentiable, see :mod:`torchopt.linear_solve`.
 
     Args:
-        matvec: The linear function :math:`x \mapsto A x`, of trees like ``b``.  Without it, and without ``b``, the
-            solver is returned with the other arguments bound: ``solve_cg(maxiter=20)`` is a function of ``(matvec,
-            b)``.
+        matvec: The linear function :math:`x \mapsto A x`, of trees like ``b``.  Without ``matvec`` and ``b``, the
+            call returns the solver with the other arguments bound: ``solve_cg(maxiter=20)`` is a function of
+            ``(matvec, b)``.
         b: The right-hand side, a tree of floating or complex tensors.  Other leaves are passed through.
         ridge: :math:`\lambda \ge 0`, a number or a 0-d tensor.
-        init: Where to start, zero if None.
-        tol: The residual norm to reach, relative to that of ``b``; 1e-5 if None.  ``rtol`` is the same.
+        init: The initial guess, zero if None.
+        tol: The tolerance for the residual norm, relative to the norm of ``b``; 1e-5 if None.
         rtol: Another name of ``tol``.
-        atol: The residual norm that suffices in any case; 0 if None.
-        maxiter: The number of iterations that are allowed; ten per real unknown if None.  With ``tol=0`` or ``atol=0``
-            beside it, and no tolerance above zero, that many iterations are what is wanted, and to stop there is no
-            reason for a warning.
+        atol: The absolute tolerance for the residual norm; 0 if None.
+        maxiter: The maximum number of iterations; ten per real unknown if None.  Together with ``tol=0`` or ``atol=0``,
+            and without a positive tolerance, this is the intended number of iterations, and reaching it causes no
+            warning.
         M: A preconditioner: a symmetric positive definite linear function close to :math:`A^{-1}`.
-        return_status: Whether to return a :class:`SolveStatus` too, instead of warning where the tolerance is not
+        return_status: Whether to also return a :class:`SolveStatus`, instead of a warning if the tolerance is not
             reached.
 
     Returns:
@@ -97,8 +97,8 @@ def solve_cg(
         TypeError: If ``tol`` and ``rtol`` are both given, or only one of ``matvec`` and ``b``.
 
     Warns:
-        LinearSolveWarning: If the tolerance is not reached.  The true residual is looked at once the method says that
-            it is done; rounding may keep it up to ten times above the tolerance.
+        LinearSolveWarning: If the tolerance is not reached.  The solver checks the true residual when the recursive
+            one meets the tolerance; rounding may keep it up to ten times above the tolerance.
 
     Example:
         >>> import torch
@@ -134,30 +134,30 @@ def solve_normal_cg(
 ) -> Any:
     r"""Solve :math:`(A^\mathsf{H} A + \lambda I)\, x = A^\mathsf{H} b` by conjugate gradients, for any :math:`A`.
 
-    That is :math:`A x = b` for a regular :math:`A`, and least squares, of least norm if it starts from zero, for
-    others.  An iteration takes one product with :math:`A` and one with its transpose, which is derived from ``matvec``.
-    The condition number is squared.
+    This solves :math:`A x = b` for a nonsingular :math:`A`, and the least-squares problem otherwise; a start from zero
+    gives the solution of least norm.  An iteration takes one product with :math:`A` and one with its transpose, which
+    is derived from ``matvec``.  The condition number is squared.
 
-    The derivatives are those of :math:`A^+ b` with the pseudo-inverse, for matrices of any shape and rank, where the
-    rank does not change.  A gradient takes one solve, as for other solvers, if :math:`A` is regular, and up to three
-    otherwise; so do forward mode, higher derivatives and ``torch.func``, where nobody knows whether it is.
+    The derivatives are those of :math:`A^+ b` with the pseudo-inverse, for matrices of any shape and rank, if the
+    rank does not change.  A gradient takes one solve if :math:`A` is nonsingular, as for other solvers, up to three
+    otherwise.  Forward mode, higher derivatives and ``torch.func`` also take up to three, since they cannot test this.
 
     Args:
         matvec: The linear function :math:`x \mapsto A x` of trees; without it the configured solver is returned.
         b: The right-hand side, a tree of floating or complex tensors.
         ridge: :math:`\lambda \ge 0`, a number or a 0-d tensor.
-        init: Where to start, zero if None.  If :math:`A` is not square it has to be given, since it says what a
-            solution looks like.
+        init: The initial guess, zero if None.  Required if :math:`A` is not square, since it defines the structure of
+            the solution.
         tol: As in :func:`solve_cg`, relative to :math:`A^\mathsf{H} b`.
         rtol: Another name of ``tol``.
         atol: As in :func:`solve_cg`.
         maxiter: As in :func:`solve_cg`.
-        M: A preconditioner, close to :math:`(A^\mathsf{H} A)^{-1}`; with one :math:`A` must have linearly independent
-            columns.
+        M: A preconditioner, close to :math:`(A^\mathsf{H} A)^{-1}`.  It requires that :math:`A` has linearly
+            independent columns.
         return_status: As in :func:`solve_cg`.
 
     Returns:
-        A tree like ``init``, or like ``b`` without one; with ``return_status`` the pair of it and the status.
+        A tree like ``init``, or like ``b`` if ``init`` is None; with ``return_status`` the pair of it and the status.
 
     Raises:
         ValueError: As :func:`solve_cg`.

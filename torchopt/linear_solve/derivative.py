@@ -15,9 +15,9 @@ Forward mode is that solve.  For reverse mode let :math:`\bar x` be the cotangen
 
 then :math:`\langle \bar x, \mathrm{d}x \rangle = \langle u, \mathrm{d}b \rangle - \langle u, \mathrm{d}A\; x \rangle`,
 so the cotangent of :math:`b` is :math:`u`, and that of :math:`\theta` is the vector-Jacobian product of :math:`\theta
-\mapsto -A(\theta)\, x` with :math:`u`.  Either way a derivative is one more solve, by the same method, and as many
-products as it takes; nothing of the iteration is kept.  The solve inside a derivative goes through the same door, so
-that derivatives of every order follow.
+\mapsto -A(\theta)\, x` with :math:`u`.  In both modes a derivative takes one more solve by the same method, and the
+matrix-vector products of that solve; the iterations are not stored.  The solve inside a derivative uses the same
+function, so derivatives of every order follow.
 """
 
 from __future__ import annotations
@@ -48,26 +48,26 @@ class Method(Protocol):
 
     @property
     def name(self) -> str:
-        """Its name in messages."""
+        """The name in messages."""
 
     @property
     def symmetric(self) -> bool:
-        """Whether it takes the matrix for its own transpose."""
+        """Whether it assumes a symmetric matrix."""
 
     @property
     def power(self) -> int:
-        """With which power of the scale of the matrix its preconditioner has to be multiplied."""
+        """The power of the scale of the matrix by which its preconditioner must be multiplied."""
 
     @property
     def truncates(self) -> bool:
-        """Whether to run out of iterations is what is wanted."""
+        """Whether the number of iterations is limited on purpose."""
 
     def run(self, problem: Problem) -> Result:
         """Solve."""
 
 
 class Normal(NamedTuple):
-    r"""What normal equations :math:`(A^\mathsf{H} A + \lambda I)\, x = A^\mathsf{H} b + c` have beyond a matrix.
+    r"""The additional data of normal equations :math:`(A^\mathsf{H} A + \lambda I)\, x = A^\mathsf{H} b + c`.
 
     Attributes:
         domain: Shapes and dtypes of the leaves of :math:`x`, without the dimensions of a batch.
@@ -81,19 +81,19 @@ class Normal(NamedTuple):
 
 
 class System(NamedTuple):
-    """All of a linear system that is not a tensor.
+    """The data of a linear system that are not tensors.
 
     Attributes:
-        method: How it is to be solved.
+        method: The method of solution.
         operator: The map.
         preconditioner: An approximation of its inverse.
-        leaves: How many leaves the right-hand side has.
-        consts: How many tensors the map depends on.
+        leaves: The number of leaves of the right-hand side.
+        consts: The number of tensors that the map depends on.
         has_init: Whether an initial guess is given.
-        warns: Whether to warn if the method fails, rather than leave it to the status.
+        warns: Whether to warn if the method fails, instead of reporting it in the status only.
         product: The product with the right-hand side, if it is known; many methods begin with it.
-        batch: The first dimensions of all vectors, which count independent systems.
-        normal: What makes it one of normal equations, if it is.
+        batch: The first dimensions of all vectors, which index independent systems.
+        normal: The data of the normal equations, if the system consists of these.
     """
 
     method: Method
@@ -109,11 +109,11 @@ class System(NamedTuple):
 
     @property
     def unknowns(self) -> int:
-        """How many leaves the solution has."""
+        """The number of leaves of the solution."""
         return self.leaves if self.normal is None else len(self.normal.domain)
 
     def split(self, tensors: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any], Sequence[Any]]:
-        """Cut ``[*b, *init, *consts, *preconditioner]`` into the four."""
+        """Split ``[*b, *init, *consts, *preconditioner]`` into its four parts."""
         n = self.leaves
         m = n + self.unknowns * self.has_init
         k = m + self.consts
@@ -132,18 +132,18 @@ def solve_system(
     product: Leaves | None = None,
     normal: Normal | None = None,
 ) -> tuple[list[Tensor], SolveStatus]:
-    """Solve a linear system, differentiably in the right-hand side and in the tensors that the matrix depends on.
+    """Solve a linear system, differentiably in the right-hand side and in the tensors of the matrix.
 
     Args:
-        method: How to solve.
+        method: The method.
         operator: The map.
         consts: The tensors that it depends on.
         b: The right-hand side.
-        init: The initial guess; the solution does not depend on it, so it has no derivative.
-        preconditioner: An approximation of the inverse with the tensors that it depends on; no derivative either.
+        init: The initial guess; the solution does not depend on it, so it gets no derivative.
+        preconditioner: An approximation of the inverse with the tensors that it depends on; it gets no derivative.
         warns: Whether to warn if the method fails.
         product: The product with the right-hand side, if it is known.
-        normal: What makes it a system of normal equations.
+        normal: The data of the normal equations, to solve these.
     """
     approximate, its_consts = preconditioner or (None, [])
     system = System(method, operator, approximate, len(b), len(consts), init is not None, warns, product, normal=normal)
@@ -268,7 +268,7 @@ class _Solve(torch.autograd.Function):
 def _refuse_legacy_batches(tensors: Sequence[Tensor]) -> None:
     if any(_functorch.is_legacy_batchedtensor(x) for x in tensors):
         raise RuntimeError(
-            'A linear system cannot be solved inside of torch.autograd.grad(is_grads_batched=True) or '
+            'A linear system cannot be solved inside torch.autograd.grad(is_grads_batched=True) or '
             'torch.autograd.functional.jacobian(vectorize=True). Use torch.func.jacrev, jacfwd or vmap.'
         )
 
@@ -282,7 +282,7 @@ def solve_again(
     transposed: bool = False,
     source: Leaves | None = None,
 ) -> list[Tensor]:
-    """The solution for another right-hand side, or with the transpose."""
+    """Solve for another right-hand side, or with the transpose."""
     operator, preconditioner, normal = system.operator, system.preconditioner, system.normal
     if transposed:
         operator = operator.of if isinstance(operator, Adjoint) else Adjoint(operator)
@@ -301,7 +301,7 @@ def solve_again(
 
 
 def _least_squares(system: System, saved: list[Tensor]) -> LeastSquares:
-    """A problem of normal equations, to be differentiated."""
+    """Prepare normal equations for differentiation."""
     x, consts, approximate = _cut(system, saved)
     normal = system.normal
     assert normal is not None
@@ -362,7 +362,7 @@ def _cut(system: System, saved: list[Tensor]) -> tuple[list[Tensor], list[Tensor
 
 
 def _problem(system: System, consts: Leaves, approximate: Leaves, b: Leaves, x0: Leaves | None) -> Problem:
-    """What the method is to solve."""
+    """The problem for the method."""
     range_ = Layout.of(b, system.batch)
     if system.normal is None:
         apply, adjoint = system.operator.prepare(consts, b)
@@ -390,7 +390,7 @@ def _approximate(system: System, approximate: Leaves, like: Leaves) -> Product |
 
 
 def _run(method: Method, problem: Problem) -> Result:
-    """Solve; and where that failed, tell whether the values were to blame."""
+    """Solve; if that fails, raise an error if the input values were not finite."""
     if not problem.rhs.numel():
         return Result(problem.rhs, 0, 0.0, Outcome.CONVERGED)
     try:

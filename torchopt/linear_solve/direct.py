@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Methods that make the matrix and factor it: for a few thousand unknowns at most."""
+"""Methods that build the matrix and factor it, for at most a few thousand unknowns."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ __all__ = ['Direct', 'solve_cholesky', 'solve_inv', 'solve_lu', 'solve_qr']
 class Direct:
     """A direct method.
 
-    A factorization of a matrix that is singular but for rounding succeeds, and gives numbers near the reciprocal of the
-    precision.  What they leave of the right-hand side tells; and since that may happen to be one for which the matrix
-    is good enough, so does what is left of another one, which is solved for as a second column.
+    If a matrix is nonsingular only because of rounding, its factorization succeeds and gives numbers near the
+    reciprocal of the precision.  The residual detects this.  Since the right-hand side may happen to have a small
+    residual, a second column is solved for as well, and its residual is also checked.
 
     Attributes:
         factor_and_solve: ``(matrix, b) -> x``, where ``b`` and ``x`` are columns; raises for a singular matrix.
@@ -59,12 +59,12 @@ class Direct:
 
 
 _SINGULAR_FROM, _UNRELIABLE_FROM = 0.1, 1e-3
-"""Residuals, relative to a right-hand side, of matrices that are singular to the precision of the dtype, and nearly."""
+"""Relative residuals above which a matrix counts as singular to the precision of its dtype, and as nearly singular."""
 
 
 @functools.lru_cache(maxsize=64)
 def _probe(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, float]:
-    """A right-hand side that no structure of a matrix is likely to fit, numbers without a pattern; and its norm."""
+    """A right-hand side without a pattern, unlikely to match the structure of a matrix; and its norm."""
     with torch.inference_mode(False):
         k = torch.arange(1, n + 1, dtype=torch.float64, device=device)
         probe = (k * k).cos().to(dtype)
@@ -79,7 +79,7 @@ _SINGULAR = (
 
 
 def _require(regular: Tensor) -> None:
-    """Refuse a batch in which some system is singular."""
+    """Raise if some system of a batch is singular."""
     if not bool(regular.all()):
         bad = (~regular).nonzero().tolist() if regular.dim() else []
         raise LinAlgError(_SINGULAR.format(where=f' in system {bad[0]} of the batch' if bad else ''))
@@ -112,7 +112,7 @@ def _by_qr(matrix: Tensor, b: Tensor) -> Tensor:
 
 
 def _by_inverse(matrix: Tensor, b: Tensor) -> Tensor:
-    """The inverse itself, times the right-hand side."""
+    """The inverse times the right-hand side."""
     inverse, info = torch.linalg.inv_ex(matrix)
     _require(info == 0)
     return inverse @ b
@@ -120,9 +120,9 @@ def _by_inverse(matrix: Tensor, b: Tensor) -> Tensor:
 
 @configurable
 def solve_lu(matvec: Callable[[Any], Any] | None = None, b: Any = None, ridge: Any = None) -> Any:
-    r"""Solve :math:`(A + \lambda I)\, x = b` by the LU factorization of the matrix, for any regular :math:`A`.
+    r"""Solve :math:`(A + \lambda I)\, x = b` by the LU factorization of the matrix, for any nonsingular :math:`A`.
 
-    The matrix of all leaves together is made, with as many products as there are real unknowns.
+    It builds the matrix of all leaves together, with one matrix-vector product per real unknown.
 
     Args:
         matvec: The linear function :math:`x \mapsto A x` of trees; without it the configured solver is returned.
@@ -137,8 +137,8 @@ def solve_lu(matvec: Callable[[Any], Any] | None = None, b: Any = None, ridge: A
         ValueError: If ``b`` or the matrix is not finite, or trees do not match.
 
     Warns:
-        LinearSolveWarning: If the matrix is so ill-conditioned that more than a thousandth of the right-hand side is
-            left, or the dtype does not hold the solution.
+        LinearSolveWarning: If the matrix is so ill-conditioned that the residual is more than a thousandth of the
+            right-hand side, or if the solution overflows or underflows its dtype.
 
     Example:
         >>> import torch
@@ -154,7 +154,7 @@ def solve_lu(matvec: Callable[[Any], Any] | None = None, b: Any = None, ridge: A
 def solve_cholesky(matvec: Callable[[Any], Any] | None = None, b: Any = None, ridge: Any = None) -> Any:
     r"""Solve :math:`(A + \lambda I)\, x = b` by the Cholesky factorization, for symmetric positive definite :math:`A`.
 
-    The matrix of all leaves together is made, with as many products as there are real unknowns.
+    It builds the matrix of all leaves together, with one matrix-vector product per real unknown.
 
     Args:
         matvec: The linear function :math:`x \mapsto A x` of trees; without it the configured solver is returned.
@@ -170,8 +170,8 @@ def solve_cholesky(matvec: Callable[[Any], Any] | None = None, b: Any = None, ri
         ValueError: If ``b`` or the matrix is not finite, or trees do not match.
 
     Warns:
-        LinearSolveWarning: If the matrix is so ill-conditioned that more than a thousandth of the right-hand side is
-            left, or the dtype does not hold the solution.
+        LinearSolveWarning: If the matrix is so ill-conditioned that the residual is more than a thousandth of the
+            right-hand side, or if the solution overflows or underflows its dtype.
 
     Example:
         >>> import torch
@@ -185,9 +185,9 @@ def solve_cholesky(matvec: Callable[[Any], Any] | None = None, b: Any = None, ri
 
 @configurable
 def solve_qr(matvec: Callable[[Any], Any] | None = None, b: Any = None, ridge: Any = None) -> Any:
-    r"""Solve :math:`(A + \lambda I)\, x = b` by the QR factorization of the matrix, for any regular :math:`A`.
+    r"""Solve :math:`(A + \lambda I)\, x = b` by the QR factorization of the matrix, for any nonsingular :math:`A`.
 
-    The matrix of all leaves together is made, with as many products as there are real unknowns.
+    It builds the matrix of all leaves together, with one matrix-vector product per real unknown.
 
     Args:
         matvec: The linear function :math:`x \mapsto A x` of trees; without it the configured solver is returned.
@@ -202,8 +202,8 @@ def solve_qr(matvec: Callable[[Any], Any] | None = None, b: Any = None, ridge: A
         ValueError: If ``b`` or the matrix is not finite, or trees do not match.
 
     Warns:
-        LinearSolveWarning: If the matrix is so ill-conditioned that more than a thousandth of the right-hand side is
-            left, or the dtype does not hold the solution.
+        LinearSolveWarning: If the matrix is so ill-conditioned that the residual is more than a thousandth of the
+            right-hand side, or if the solution overflows or underflows its dtype.
 
     Example:
         >>> import torch
@@ -227,12 +227,12 @@ def solve_inv(
 ) -> Any:
     r"""Solve :math:`(A + \lambda I)\, x = b` by the inverse of the matrix, or by a Neumann series that approximates it.
 
-    With ``ns=True`` the matrix is not made; the result is
+    With ``ns=True`` the matrix is not built; the result is
 
     .. math:: x = \alpha \sum_{k=0}^{K} (I - \alpha A)^k\, b,
 
-    which approaches the solution if the spectral radius of :math:`I - \alpha A` is below one.  Its derivative is that
-    of a solution, with the same approximation of the inverse.
+    which converges to the solution if the spectral radius of :math:`I - \alpha A` is below one.  Its derivative is that
+    of the solution, with the same approximation of the inverse.
 
     Args:
         matvec: The linear function :math:`x \mapsto A x` of trees; without it the configured solver is returned.
@@ -252,8 +252,8 @@ def solve_inv(
 
     Warns:
         LinearSolveWarning: If the terms of the Neumann series grow; without ``maxiter``, also if its last term is more
-            than half of the first, so that most of the solution is missing.  Without ``ns``, if the matrix is so
-            ill-conditioned that more than a thousandth of the right-hand side is left.
+            than half of the first, so most of the solution is missing.  Without ``ns``, if the matrix is so
+            ill-conditioned that the residual is more than a thousandth of the right-hand side.
 
     Example:
         >>> import torch
@@ -267,8 +267,6 @@ def solve_inv(
     """
     if not ns:
         if maxiter is not None or alpha is not None:
-            raise TypeError(
-                'solve_inv: maxiter and alpha belong to the Neumann series. Pass ns=True, or leave them out.'
-            )
+            raise TypeError('solve_inv: maxiter and alpha belong to the Neumann series. Pass ns=True, or omit them.')
         return solve_with(Direct('solve_inv', _by_inverse), matvec, b, ridge=ridge)
     return solve_with(NeumannSeries(iteration_limit(maxiter), alpha), matvec, b, ridge=ridge)

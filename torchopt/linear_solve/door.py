@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The door that all solvers share: from trees and functions to a system, and back."""
+"""The entry point of all solvers: convert trees and functions to a system, and the solution back to a tree."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ['BoundOperator', 'TreeShape', 'configurable', 'iteration_limit', 'sol
 
 
 class TreeShape:
-    """Which leaves of a tree are unknowns: its tensors of a floating or complex dtype; all others stay as they are."""
+    """The unknowns of a tree: its tensors of a floating or complex dtype; other leaves are kept unchanged."""
 
     def __init__(self, example: Any, name: str) -> None:
         self.name = name
@@ -35,7 +35,7 @@ class TreeShape:
             raise ValueError(f'{name} has leaves on several devices ({sorted(map(str, devices))}); move them to one.')
 
     def pack(self, unknowns: Sequence[Tensor]) -> Any:
-        """The tree with other unknowns."""
+        """The tree with new unknowns."""
         if self.is_tensor:
             return unknowns[0]
         leaves = list(self.leaves)
@@ -44,7 +44,7 @@ class TreeShape:
         return tree.unflatten(self.spec, leaves)
 
     def unpack(self, other: Any, name: str) -> list[Tensor]:
-        """The unknowns of another tree, which has to have the same structure and shapes; dtypes are brought in line."""
+        """The unknowns of another tree of the same structure and shapes, converted to the dtypes of this one."""
         if self.is_tensor and isinstance(other, Tensor):
             like = self.unknowns[0]
             if other.shape == like.shape and other.dtype == like.dtype:
@@ -67,7 +67,7 @@ class TreeShape:
 
 
 class BoundOperator:
-    """A matvec whose tensors are explicit, so that solvers need not look for them."""
+    """A matvec whose tensors are explicit, so that solvers need not search for them."""
 
     def __init__(self, operator: Operator, consts: Leaves, shape: TreeShape) -> None:
         self.operator, self.consts, self.shape = operator, consts, shape
@@ -91,14 +91,14 @@ def solve_with(
     """Solve ``matvec(x) = b`` for a tree.
 
     Args:
-        method: How.
+        method: The method.
         matvec: A linear function of a tree.
         b: The right-hand side.
         ridge: A number or 0-d tensor, times the identity, that is added to the matrix.
         init: The initial guess.
         M: An approximation of the inverse, as a linear function of a tree.
-        normal: Whether to solve the normal equations instead; then ``init`` may have another structure than ``b``.
-        return_status: Whether to return a :class:`SolveStatus` beside the solution, instead of warning of failure.
+        normal: Whether to solve the normal equations instead; then the structures of ``init`` and ``b`` may differ.
+        return_status: Whether to also return a :class:`SolveStatus`, instead of a warning on failure.
     """
     name = method.name
     if not callable(matvec):
@@ -124,7 +124,7 @@ def solve_with(
             raise RuntimeError(
                 f'{name}: matvec depends on a graph that was recorded before it was called (torch.autograd.grad, '
                 'torch.func.vjp), '
-                'which cannot be combined with ridge, M or normal equations. Compute the product inside of matvec, '
+                'which cannot be combined with ridge, M or normal equations. Compute the product inside matvec, '
                 'with '
                 f'torch.func.jvp or vjp of a function of the tensors, or detach its result.'
             )
@@ -164,7 +164,7 @@ def _require_square(fun: Callable[[Leaves], Leaves], shape: TreeShape, name: str
         raise TypeError(
             f'{name}: matvec cannot be applied to a tree like b ({error}). If it is not square, pass init, a tree like '
             'a '
-            f'solution; zeros will do.'
+            f'solution, such as zeros.'
         ) from error
 
 
@@ -184,7 +184,7 @@ _P = ParamSpec('_P')
 
 
 def configurable(solve: Callable[_P, Any]) -> Callable[_P, Any]:
-    """Let a solver be called without a matvec, as in TorchOpt 0.7.3: then it returns itself with the options bound."""
+    """Allow a call of a solver without a matvec, as in TorchOpt 0.7.3: it returns itself with the options bound."""
     signature = inspect.signature(solve)
 
     @eager
@@ -209,12 +209,13 @@ def configurable(solve: Callable[_P, Any]) -> Callable[_P, Any]:
 def stopping_rule(
     tol: float | None, rtol: float | None, atol: float | None, maxiter: int | None
 ) -> tuple[float, float, int | None, bool]:
-    """The relative tolerance, which JAXopt calls ``tol`` and TorchOpt ``rtol``, the absolute one, and the limit.
+    """The relative tolerance (JAXopt's ``tol``, TorchOpt's ``rtol``), the absolute tolerance, and the iteration limit.
 
-    Last, whether the iterations are truncated on purpose: a limit is given, and of the tolerances only zeros.
+    The last result says whether the iterations are truncated on purpose: a limit is given, and all given tolerances are
+    zero.
     """
     if tol is not None and rtol is not None:
-        raise TypeError('tol and rtol are two names of the relative tolerance; give one of them.')
+        raise TypeError('tol and rtol are two names of the relative tolerance; pass only one of them.')
     given = [rtol if tol is None else tol, atol]
     relative = 1e-5 if given[0] is None else given[0]
     absolute = 0.0 if atol is None else atol
@@ -226,7 +227,7 @@ def stopping_rule(
 
 
 def iteration_limit(maxiter: int | None) -> int | None:
-    """The limit, once it is known to be one."""
+    """Check ``maxiter`` and return it."""
     if maxiter is not None and (isinstance(maxiter, bool) or not isinstance(maxiter, int) or maxiter < 0):
         raise ValueError(f'Invalid maxiter: {maxiter!r}; expected None or an int >= 0.')
     return maxiter

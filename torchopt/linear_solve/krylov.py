@@ -31,7 +31,7 @@ class BiCGStab(IterativeOptions):
     symmetric: bool = False
 
     def improve(self, problem: Problem, r: Tensor, size: Scalar, limit: Scalar, steps: int) -> Improvement:
-        """Both steps in turn, from the residual on."""
+        """Alternate both steps, starting from the residual."""
         x, p, shadow = torch.zeros_like(r), r, r
         rho = size * size
         k, goes_on = 0, True
@@ -58,13 +58,13 @@ class BiCGStab(IterativeOptions):
 class GMRES(IterativeOptions):
     r"""The generalized minimal residual method, restarted (Saad and Schultz, 1986), preconditioned from the right.
 
-    Arnoldi's method makes an orthonormal basis :math:`V` of the Krylov space with :math:`A M V_k = V_{k+1} H_k`;
-    :math:`x + M V_k y` has the least residual for the :math:`y` that minimizes :math:`\|\beta e_1 - H_k y\|`, which
-    plane rotations find, with the residual norm after every vector for free.
+    Arnoldi's method builds an orthonormal basis :math:`V` of the Krylov space with :math:`A M V_k = V_{k+1} H_k`.
+    :math:`x + M V_k y` has the least residual for the :math:`y` that minimizes :math:`\|\beta e_1 - H_k y\|`.  Plane
+    rotations find this :math:`y`, and give the residual norm after every vector without further cost.
 
     Attributes:
-        restart: The number of basis vectors after which a new basis is begun.
-        maxiter: The number of bases that are allowed.
+        restart: The number of basis vectors after which the method starts a new basis.
+        maxiter: The maximum number of bases.
     """
 
     restart: int = 20

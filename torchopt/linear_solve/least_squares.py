@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""The derivative of least squares, for matrices of any shape and rank.
 
-**Without a ridge** the solution is :math:`x = A^+ b`, of least norm among those that minimize :math:`\|A x - b\|`. (One
-that starts from :math:`x_0` is :math:`x = x_0 + A^+ (b - A x_0)`.)  Where the rank does not change,
+**Without a ridge** the solution is :math:`x = A^+ b`, the minimizer of :math:`\|A x - b\|` with the least norm.  (With
+the initial guess :math:`x_0` it is :math:`x = x_0 + A^+ (b - A x_0)`.)  If the rank does not change,
 
 .. math::
 
@@ -23,18 +23,18 @@ For reverse mode let :math:`\bar x` be the cotangent of :math:`x`, and
 
 then :math:`\langle \bar x, \mathrm{d}x \rangle = \langle u, \mathrm{d}b \rangle - \langle u, \mathrm{d}A\, x \rangle +
 \langle \mathrm{d}A\, z, r \rangle + \langle \mathrm{d}A\, q, y \rangle`.  Every application of :math:`A^+` or of
-:math:`A^{+\mathsf{H}}` is a least-squares problem of the same kind, so that derivatives of every order follow.
+:math:`A^{+\mathsf{H}}` is a least-squares problem of the same kind, so derivatives of every order follow.
 
-A regular matrix has :math:`r = 0` and :math:`q = 0`, and one solve suffices, as for other solvers.  Whether a square
-matrix is regular nobody knows beforehand.  A plain gradient leaves out the term of :math:`z` or :math:`y` where
-:math:`r` or :math:`q` is zero to the tolerance of the solver.  But a term that is zero may have a derivative that is
-not: all are computed wherever there may be a further one.
+For a nonsingular matrix :math:`r = 0` and :math:`q = 0`, and one solve suffices, as for other solvers.  But it is not
+known beforehand whether a square matrix is nonsingular.  A plain gradient omits the term of :math:`z` or :math:`y` if
+:math:`r` or :math:`q` is zero to the tolerance of the solver.  A term that is zero may have a nonzero derivative, so
+all terms are computed if a further derivative may follow.
 
-**With a ridge** :math:`\lambda`, or where a preconditioner says that the matrix of the normal equations is regular,
+**With a ridge** :math:`\lambda`, or if a preconditioner implies that the matrix of the normal equations is nonsingular,
 
 .. math:: (A^\mathsf{H} A + \lambda I)\, x = A^\mathsf{H} b + c
 
-(where :math:`c = 0` but in derivatives), and differentiating both sides
+(where :math:`c = 0` except in derivatives), and differentiating both sides gives
 
 .. math::
 
@@ -62,18 +62,18 @@ __all__ = ['LeastSquares']
 
 
 class LeastSquares(NamedTuple):
-    """A solved problem, to be differentiated.
+    """A solved least-squares problem, for differentiation.
 
     Attributes:
         solve: ``solve(b)``, ``solve(b, source=c)`` and ``solve(x, transposed=True)``, to the tolerance ``tol``.
         operator: The map.
         theta: The tensors that it depends on.
         ridge: The ridge of each system, if there is one.
-        is_regular: Whether the matrix of the normal equations, with the ridge, is known to be regular.
+        is_regular: Whether the matrix of the normal equations, with the ridge, is known to be nonsingular.
         tol: The tolerance.
-        batch: How many dimensions count systems.
+        batch: The number of batch dimensions.
         x: The solution.
-        x0: Where it started, if not at zero.
+        x0: The initial guess, if not zero.
         b: The right-hand side, without ``c``.
     """
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A matvec as the user writes it, made an operator: what it closes over becomes explicit.
+"""Convert a user's matvec to an operator: the tensors that it closes over become explicit.
 
-Where it depends on tensors in a way that cannot be seen (see :mod:`torchopt.autodiff.closure`), such as a graph that
-was recorded earlier, the matrix keeps that graph, which serves for first derivatives.
+If it depends on tensors in a way that cannot be detected (see :mod:`torchopt.autodiff.closure`), such as a graph that
+was recorded earlier, the matrix keeps this graph, which supports first derivatives.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ class Closure(Function):
 
 
 class Found(NamedTuple):
-    """What a function was found to depend on.
+    """The tensors that a function depends on.
 
     Attributes:
         closure: The map.
         captured: The tensors that it depends on.
-        is_complete: Whether they are all: False where the function depends on a graph recorded before.
-        product: The product with the leaves that it was tried on, if that is known.
+        is_complete: Whether these are all; False if the function depends on a graph recorded earlier.
+        product: The product with the leaves of the trial run, if it is known.
     """
 
     closure: Closure
@@ -68,7 +68,7 @@ def close_over(fun: Fun, like: Leaves, domain: Leaves | None = None) -> Found:
 
     Args:
         fun: A function of lists of leaves.
-        like: Leaves to try it on.
+        like: Leaves for the trial run.
         domain: The same, if the map is not square.
     """
     transformed = in_transform()
@@ -80,16 +80,16 @@ def close_over(fun: Fun, like: Leaves, domain: Leaves | None = None) -> Found:
 
 
 def _some_vector(like: Tensor) -> Tensor:
-    """Neither zero nor constant, which many matrices map to zero."""
+    """A vector that is neither zero nor constant, since many matrices map those to zero."""
     return torch.arange(1, like.numel() + 1, device=like.device).sin().reshape(like.shape).to(like.dtype)
 
 
 def attach_graph(method: Method, fun: Fun, b: Leaves, domain: Leaves | None) -> tuple[list[Tensor], SolveStatus]:
     r"""Solve with a matrix that has a graph of its own.
 
-    The derivative is the one of :mod:`torchopt.linear_solve.derivative`, with the product :math:`A(\theta)\, x` in its
-    graph standing for :math:`\theta`; that product is linear in a constant :math:`x`, so that a second derivative would
-    be wrong, and is refused.
+    The derivative is that of :mod:`torchopt.linear_solve.derivative`, with the product :math:`A(\theta)\, x` and its
+    graph in place of :math:`\theta`.  This product is linear in a constant :math:`x`, so a second derivative would
+    be wrong; it raises an error.
     """
     if in_transform():
         raise RuntimeError(
@@ -140,7 +140,7 @@ class _Once(torch.autograd.Function):
         raise RuntimeError(
             f'{ctx.name}: second derivatives need a matvec whose dependence on tensors can be seen. This one uses a '
             'graph that was '
-            'recorded before, through torch.autograd.grad or torch.func.vjp. Compute the product inside of the '
+            'recorded before, through torch.autograd.grad or torch.func.vjp. Compute the product inside the '
             'matvec, with '
             f'torch.func.jvp of a function of the tensors, or use implicit_diff.root_vjp.'
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Neumann series: an approximation of the inverse by a few products."""
+"""The Neumann series: an approximation of the inverse by a few matrix-vector products."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ['NeumannSeries']
 class NeumannSeries:
     r"""The first terms of :math:`A^{-1} = \alpha \sum_{k \ge 0} (I - \alpha A)^k`.
 
-    The series converges if the spectral radius of :math:`I - \alpha A` is below one.  The residual of a sum is the term
-    that follows it, so that the last term tells how much is missing.
+    The series converges if the spectral radius of :math:`I - \alpha A` is below one.  The residual of a partial
+    sum is the next term, so the last term shows how much is missing.
 
     Attributes:
-        maxiter: The number of terms beyond the first, ten if None.
+        maxiter: The number of terms after the first, ten if None.
         alpha: The scale, one if None.
     """
 

@@ -2,11 +2,11 @@
 r"""Linear maps between trees, written as pure functions of all tensors that they depend on.
 
 An operator computes ``matvec(consts, x)`` and, for the transpose, ``rmatvec(consts, u)``; ``x``, ``u`` and the results
-are lists of leaves.  That the tensors come as an argument is what lets a solution be differentiated with respect to
-them, and ``vmap`` give each system its own.  Transposes are adjoints, :math:`A^\mathsf{H}`, for complex tensors.
+are lists of leaves.  Since the tensors are an argument, a solution can be differentiated with respect to
+them, and ``vmap`` can give each system its own.  Transposes are adjoints, :math:`A^\mathsf{H}`, for complex tensors.
 
-For the many products of an iteration ``prepare`` records the graph of one product and lets torch run through it
-backwards: the transpose of a linear map is its vector-Jacobian product, and the transpose of that is the map again.
+For the many products of an iteration, ``prepare`` records the graph of one product and runs torch's backward pass
+through it: the transpose of a linear map is its vector-Jacobian product, and the transpose of that is the map again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ['Adjoint', 'Function', 'Jacobian', 'Operator', 'Shifted']
 
 
 class Operator:
-    """A linear map; the defaults derive all else from :meth:`matvec`."""
+    """A linear map; the defaults derive everything else from :meth:`matvec`."""
 
     def matvec(self, consts: Leaves, x: Leaves) -> Leaves:
         """The product with a vector."""

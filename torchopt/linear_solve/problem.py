@@ -6,9 +6,9 @@ Let :math:`A x = b`, and let :math:`\beta` and :math:`\alpha` be powers of two c
 
 .. math:: A' = A / \alpha, \qquad b' = b / \beta, \qquad x' = x\, \alpha / \beta
 
-the system is :math:`A' x' = b'`: no inner product in it overflows or underflows, so that no method has to think of it.
-The scale of :math:`A` is read off its first product.  Powers of two round nothing, and systems of order one are left
-alone.
+the system is :math:`A' x' = b'`: its inner products do not overflow or underflow, so methods need no special care.
+The first product gives the scale of :math:`A`.  Powers of two cause no rounding, and systems of order one do not
+change.
 
 Normal equations, :math:`(A^\mathsf{H} A + \lambda I)\, x = A^\mathsf{H} b + c`, square the scale of :math:`A`; so it is
 taken out of :math:`A` itself: :math:`\lambda' = \lambda / \alpha^2` and :math:`c' = c / (\alpha \beta)`.
@@ -29,7 +29,7 @@ __all__ = ['NormalProblem', 'Problem', 'Products', 'Result']
 
 
 class Result(NamedTuple):
-    """What a method found: vectors ``(*batch, n)``, and for each system how the solve went."""
+    """The result of a method: vectors ``(*batch, n)``, and the status of each system."""
 
     x: Tensor
     iterations: int | Tensor
@@ -67,7 +67,7 @@ class Problem:
         rhs: The right-hand side, of order one.
         norm: Its norm.
         x0: The initial guess, in the scale of the solution.
-        floor: A residual norm that is rounding.
+        floor: The residual norm that rounding alone can cause.
     """
 
     rhs: Tensor

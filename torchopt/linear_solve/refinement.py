@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Iterative refinement: a rough solver made exact by solving again for the residual."""
+"""Iterative refinement: an approximate solver becomes exact by solving again for the residual."""
 
 from __future__ import annotations
 
@@ -62,23 +62,23 @@ def solve_iterative_refinement(
     matvec_A_bar: Callable[[Any], Any] | None = None,
     return_status: bool = False,
 ) -> Any:
-    r"""Solve :math:`A x = b` by solving roughly, again and again, for what is left of the residual.
+    r"""Solve :math:`A x = b` by repeated approximate solves for the residual.
 
     .. math:: x \gets x + \bar A^{-1} (b - A x)
 
     Args:
         matvec: The linear function :math:`x \mapsto A x` of trees; without it the configured solver is returned.
         b: The right-hand side, a tree of floating or complex tensors.
-        init: Where to start, zero if None.
-        maxiter: The number of corrections that are allowed.
-        tol: The norm of the residual to reach: absolute, as in JAXopt, and relative to the norm of ``b`` where that is
-            less than one.  So a small ``b``, such as the gradient that comes into a derivative, is solved for like any
-            other.  What rounding allows for a large one is reached in any case: about ten times the precision of the
+        init: The initial guess, zero if None.
+        maxiter: The maximum number of corrections.
+        tol: The tolerance for the norm of the residual: absolute, as in JAXopt, and relative to the norm of ``b`` if
+            this norm is less than one.  So a small ``b``, such as the incoming gradient of a derivative, is solved as
+            accurately as any other.  For a large ``b`` the limit is rounding: about ten times the precision of the
             dtype, times the norm of ``b``.
-        solve: What solves roughly: ``solve(matvec, b)``, given flat vectors.
+        solve: The approximate solver: ``solve(matvec, b)``, called with flat vectors.
         matvec_A_bar: :math:`\bar A`, an approximation of :math:`A` that is easier to solve with, as a linear function
             of trees; :math:`A` itself if None.
-        return_status: Whether to return a :class:`SolveStatus` too, instead of warning where the tolerance is not
+        return_status: Whether to also return a :class:`SolveStatus`, instead of a warning if the tolerance is not
             reached.
 
     Returns:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a solve ended, in numbers that stay on the device and in words for a warning."""
+"""The status of a solve: numbers that stay on the device, and the text of a warning."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class LinearSolveWarning(UserWarning):
-    """A linear solver returned something that is not a solution to the tolerance that was asked for."""
+    """The result of a linear solver does not meet the required tolerance."""
 
 
 class Outcome(enum.IntEnum):
@@ -58,12 +58,12 @@ _EXPLANATIONS = {
 
 @tree.safe_to_load
 class SolveStatus(NamedTuple):
-    """What ``return_status=True`` returns beside the solution; under ``vmap`` each field has the batch dimensions.
+    """The second result with ``return_status=True``; under ``vmap`` each field has the batch dimensions.
 
     Attributes:
-        iterations: How many iterations were done, an int64 tensor.
-        residual: The norm of the residual: the true one where the solver says that it converged or stagnated, that of
-            its recurrence where it stopped before.  (Of the normal equations, for :func:`solve_normal_cg`.)
+        iterations: The number of iterations, an int64 tensor.
+        residual: The norm of the residual: the true residual if the solver converged or stagnated, the recursive one
+            if it stopped earlier.  (For :func:`solve_normal_cg`, the residual of the normal equations.)
         outcome: An :class:`Outcome` as an int64 tensor; zero is success.
     """
 
@@ -78,10 +78,10 @@ class SolveStatus(NamedTuple):
 
 
 def warn_unless_solved(name: str, status: SolveStatus, *, truncates: bool = False) -> None:
-    """Warn of what a solver could not do; with a batch of systems, of the worst outcome among them.
+    """Warn if a solver failed; for a batch of systems, about the worst outcome.
 
-    The message is the same each time, so that Python shows it once for each place in the program.  The numbers go to
-    the log; so does all of it where the number of iterations is what was asked for.
+    The message is always the same, so Python shows it once for each calling line.  The numbers go to
+    the log; if the number of iterations was limited on purpose, everything goes to the log only.
     """
     if status.outcome.numel() == 0 or not (worst := int(status.outcome.max())):
         return
@@ -111,7 +111,7 @@ _is_rough: contextvars.ContextVar[bool] = contextvars.ContextVar('is_rough', def
 
 @contextlib.contextmanager
 def roughly() -> Iterator[None]:
-    """Solve without warnings, since what is solved here is to be corrected."""
+    """Solve without warnings, since later steps correct the result."""
     token = _is_rough.set(True)
     try:
         yield
@@ -126,7 +126,7 @@ _LIBRARIES = (
 
 
 def _level_of_caller() -> int:
-    """How many frames above :func:`warn_unless_solved` the program begins that uses the libraries."""
+    """The number of frames between :func:`warn_unless_solved` and the user's program."""
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
         frame, level = frame.f_back, level + 1

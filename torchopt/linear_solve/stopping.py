@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""When an iterative method stops, and what it calls the end: one loop for all of them.
+r"""The stopping rule of iterative methods: one loop for all of them.
 
-A method improves a solution by solving for the residual, :math:`x \gets x + d` with :math:`A d \approx b - A x`.  What
-its recurrences say of the residual drifts away from the truth by rounding, without bound where the matrix is singular.
-So the true residual is computed where a method claims to have arrived, for one product more; if it is larger than it
-should be the method goes on from there, as long as that helps.
+A method improves a solution by solving for the residual, :math:`x \gets x + d` with :math:`A d \approx b - A x`.  By
+rounding, the recursive residual drifts away from the true residual, without bound if the matrix is singular.
+So when the recursive residual meets the tolerance, the loop computes the true residual, at the cost of one product.  If
+it is too large, the method continues from there, as long as this helps.
 
-In a batch the systems go on until the last one stops; one that is solved already is held still, by a step size of zero.
+In a batch all systems iterate until the last one stops; systems that are already solved take steps of size zero.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ __all__ = ['Improvement', 'IterativeOptions', 'can_improve', 'masked']
 
 
 class Improvement(NamedTuple):
-    """What one run of a method found.
+    """The result of one run of a method.
 
     Attributes:
         d: The correction.
-        size: The norm of the residual, as the method has it.
-        iterations: How many iterations it did.
-        units: How many of them count towards ``maxiter``.
+        size: The norm of the recursive residual.
+        iterations: The number of iterations.
+        units: The number of iterations that count towards ``maxiter``.
     """
 
     d: Tensor
@@ -49,8 +49,8 @@ class IterativeOptions:
     Attributes:
         tol: The relative tolerance.
         atol: The absolute tolerance.
-        maxiter: The number of iterations that are allowed, ten per unknown if None.
-        truncates: Whether ``maxiter`` iterations are what is wanted, rather than a residual.
+        maxiter: The maximum number of iterations, ten per unknown if None.
+        truncates: Whether ``maxiter`` limits the iterations on purpose, instead of a tolerance.
     """
 
     tol: float = 1e-5

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trees as vectors, and the few operations on vectors that the iterative solvers are written in.
+"""Trees as vectors, and the vector operations of the iterative solvers.
 
-A solver sees real vectors of shape ``(*batch, n)``: all leaves of the unknown side by side, complex leaves as pairs of
-real numbers, half precision computed in float32.  Real pairs are more than a convenience: the Jacobian of a function
+A solver works on real vectors of shape ``(*batch, n)``: all leaves of the unknown side by side, complex leaves as pairs
+of real numbers, half precision computed in float32.  Real pairs are necessary: the Jacobian of a function
 that is not holomorphic is linear over the reals only.
 
-Scales are powers of two, kept as their exponents: to multiply by one rounds nothing, and the product of two that no
-number of the dtype could hold is the sum of their exponents.
+Scales are powers of two, stored as exponents: multiplication by a scale causes no rounding, and the product of two
+scales is the sum of their exponents, even if the dtype cannot represent it.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def exponent(x: Tensor, size: Scalar) -> int | Tensor:
 
     Args:
         x: The vectors.
-        size: Their norms, which need not be right where they are too large or too small to be computed.
+        size: Their norms, which may be wrong if they overflow or underflow.
     """
     if not isinstance(size, Tensor):
         if 2.0**-_MODERATE < size < 2.0**_MODERATE or not x.numel():
@@ -137,7 +137,7 @@ def times_power(x: Any, e: int | Tensor) -> Any:
 
 
 def divide(a: Scalar, b: Scalar) -> Scalar:
-    """The quotient; zero where the divisor is zero, so that a system that is solved, or broke down, stands still."""
+    """The quotient; zero where the divisor is zero, so a system that is solved or broke down does not change."""
     if isinstance(b, Tensor):
         return torch.where(b == 0, 0.0, a / torch.where(b == 0, 1.0, b))
     return a / b if b != 0 else 0.0

@@ -4,9 +4,9 @@ r"""Line searches: how far to go along a ray.
 A search sees a function of one number, :math:`\varphi(\eta) = f(w + \eta\, u)`: :func:`backtracking` its values,
 :func:`zoom` its slopes too.  :func:`along` makes it from a function of trees.  Neither knows of optimizers.
 
-The numbers of a search are Python floats as long as they can be read and nobody differentiates in them; a search then
+The numbers of a search are Python floats if they are readable and not differentiated; a search then
 stops when it is done.  In a batch of ``torch.func.vmap``, and while compiling, it makes all its evaluations, and
-problems that are done wait for the others.  What a search returns is differentiable wherever its function is.
+problems that are finished wait for the others.  What a search returns is differentiable wherever its function is.
 """
 
 from torchopt.linesearch.backtracking import Backtracked, backtracking

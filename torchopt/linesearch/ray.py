@@ -17,7 +17,7 @@ __all__ = ['Point', 'Ray', 'along', 'inner_product', 'move_along', 'value_and_gr
 
 
 class Point(NamedTuple):
-    r"""What is known of :math:`\varphi(\eta) = f(w + \eta\, u)` at one step size.
+    r"""The known values of :math:`\varphi(\eta) = f(w + \eta\, u)` at one step size.
 
     Attributes:
         stepsize: :math:`\eta`.
@@ -126,8 +126,8 @@ def value_and_gradient(
     Args:
         fun: ``fun(params)`` returns a real tensor of one element.
         params: A tree; its tensors of floating and complex dtypes are differentiated in.
-        differentiable: Whether value and gradient can be differentiated in turn, and taken under ``torch.func``.  If
-            not, plain autograd is asked, which some functions need.
+        differentiable: Whether value and gradient are differentiable, and taken under ``torch.func``.  If
+            not, plain autograd computes the gradient, which some functions need.
         name: What to call the function in an error message.
 
     Returns:
@@ -135,7 +135,7 @@ def value_and_gradient(
 
     Raises:
         ValueError: If the value has more than one element.
-        TypeError: If the value is no tensor of a floating dtype.
+        TypeError: If the value is not a tensor of a floating dtype.
 
     Example:
         >>> import torch
@@ -156,7 +156,7 @@ def value_and_gradient(
     grads: tuple[Tensor, ...]
     if not inputs:
         value, grads = of_tensors(inputs), ()
-    elif differentiable or torch.is_inference_mode_enabled():  # where autograd records nothing, not even if asked to
+    elif differentiable or torch.is_inference_mode_enabled():  # where autograd records nothing
         grads, value = torch.func.grad_and_value(of_tensors)(inputs)
     else:
         with torch.enable_grad():

@@ -108,8 +108,8 @@ def zoom(
         tol: :math:`\epsilon`.
         increase_factor: The factor by which steps grow, larger than 1.
         slope_rtol: :math:`c_1`.
-        curv_rtol: :math:`c_2`; infinity asks for nothing but a decrease.
-        approx_dec_rtol: :math:`c_3`; None asks for the first condition always.
+        curv_rtol: :math:`c_2`; infinity requires a decrease only.
+        approx_dec_rtol: :math:`c_3`; None always uses the first condition.
         precision: The length of the interval at which a step that decreases enough is taken, whatever its slope.
 
     Returns:

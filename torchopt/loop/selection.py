@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One of two steps, by a condition: taken alone where the condition is known, else both, and chosen elementwise."""
+"""One of two steps, by a condition: if the condition is known, only one runs; otherwise both, chosen elementwise."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ __all__ = ['branch']
 def branch(condition: Any, yes: Callable[[bool], Any], no: Callable[[bool], Any], *, inplace: bool = False) -> Any:
     """The result of one of two functions.
 
-    A condition that can be read at once, a bool or a tensor on the CPU, is followed, and the other function is not
-    called.  On a device, under ``torch.func`` and under compilation both are called and their results chosen
-    elementwise, without waiting for the device.
+    If the condition is available on the host without synchronization (a bool, or a tensor on the CPU), only one
+    function is called.  On a device, under ``torch.func`` and under compilation, both are called and their results
+    chosen elementwise, without synchronization.
 
     Args:
         condition: A bool, or a 0-d tensor.
-        yes: ``yes(inplace)`` gives the result where the condition is true; what it may write to is also needed
-            by ``no`` where both are called, so that it is told not to.
-        no: Likewise where it is false; a tree of the same structure.
+        yes: ``yes(inplace)`` returns the result if the condition is true.  If both functions are called, ``inplace``
+            is False, since ``no`` also needs the tensors that it could write to.
+        no: The same if the condition is false; it returns a tree of the same structure.
         inplace: Whether they may write in place.
 
     Raises:

@@ -35,10 +35,10 @@ def while_loop(
     reverse and forward mode, to every order.
 
     - Under ``torch.vmap`` each sample stops by its own condition: it keeps its value, and the derivative of that
-      value, while others go on.  The loop ends as soon as no sample goes on.
+      value, while others continue.  The loop ends when no sample continues.
     - Under ``torch.compile``, a condition that is a tensor cannot be read.  With ``maxiter`` the graph has that many
       steps, and steps after the last one change nothing.  Without it the loop is one ``torch.while_loop``, which
-      cannot be used inside of ``torch.func`` transforms.
+      cannot be used inside ``torch.func`` transforms.
 
     Args:
         cond_fun: ``cond_fun(val)`` returns a bool or a 0-d tensor.

@@ -11,7 +11,7 @@ __all__ = ['align', 'finite_where', 'keep', 'log_softmax', 'normalizer', 'total'
 
 
 def keep(where: torch.Tensor | None, *xs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Tensors with zeros outside of a mask, before anything is computed: what is hidden reaches no derivative."""
+    """Tensors with zeros outside a mask, before anything is computed: what is hidden reaches no derivative."""
     return xs if where is None else tuple(torch.where(where, x, 0.0) for x in xs)
 
 
@@ -52,7 +52,7 @@ def normalizer(
 def log_softmax(x: torch.Tensor, dims: tuple[int, ...], where: torch.Tensor | None = None) -> torch.Tensor:
     r"""The logarithm of the softmax along axes.
 
-    Elements outside of the mask have the value zero, not :math:`\log 0`: they belong to no sum, and a zero
+    Elements outside the mask have the value zero, not :math:`\log 0`: they belong to no sum, and a zero
     keeps :math:`0 \cdot \infty` out of the gradients.
     """
     if where is None:

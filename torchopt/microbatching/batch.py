@@ -87,7 +87,7 @@ def microbatch(
     Raises:
         TypeError: If ``in_axes`` does not fit the arguments.
         ValueError: By the new function, if the batch axes differ in size or are not divided by
-            ``microbatch_size``, or if the mean of integers is asked for.
+            ``microbatch_size``, or for the mean of integers.
 
     Example:
         >>> import torch, torchopt

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Modules that know which of their tensors belong to an outer problem, and swapping of tensors.
+"""Modules for bilevel problems, and functions that swap the tensors of a module.
 
-* :class:`MetaGradientModule` tells the parameters that an inner problem trains from those (the
-  meta-parameters) that an outer problem trains through it.
-* :class:`ImplicitMetaGradientModule` is one whose parameters, once trained, are an implicit function of the
+* :class:`MetaGradientModule` separates the parameters that an inner problem trains from the
+  meta-parameters that an outer problem trains through it.
+* :class:`ImplicitMetaGradientModule` is such a module; its trained parameters are an implicit function of the
   meta-parameters.
-* :class:`ZeroOrderGradientModule` estimates its gradient from values alone.
-* :func:`reparametrize` and :func:`swap_state` run a module with other tensors in the places of its
-  own.
+* :class:`ZeroOrderGradientModule` estimates its gradient from function values only.
+* :func:`reparametrize` and :func:`swap_state` run a module with other tensors in place of its own.
 """
 
 from __future__ import annotations

@@ -26,13 +26,13 @@ _ENABLED = '__implicit_gradients_enabled__'
 
 
 class ImplicitMetaGradientModule(MetaGradientModule, abc.ABC):
-    r"""A module whose ``solve`` solves an inner problem, and whose parameters then are an implicit function.
+    r"""A module whose ``solve`` solves an inner problem; its parameters are then an implicit function.
 
     A subclass defines
 
-    * ``solve(*args, **kwargs)``, which trains the parameters, by any means;
+    * ``solve(*args, **kwargs)``, which trains the parameters by any method;
     * ``objective(*args, **kwargs)``, the 0-d tensor :math:`L(\theta, \phi)` that it minimizes; or
-    * ``optimality(*args, **kwargs)``, what is zero at the solution, :math:`F(\theta, \phi) = 0`: a tuple with one
+    * ``optimality(*args, **kwargs)``, which is zero at the solution, :math:`F(\theta, \phi) = 0`: a tuple with one
       tensor for each parameter that requires grad, in the order of ``named_parameters()``, or a dict by their names.
       Without it :math:`F = \partial_\theta L`.
 
@@ -45,9 +45,9 @@ class ImplicitMetaGradientModule(MetaGradientModule, abc.ABC):
     mode and higher derivatives work as in :func:`torchopt.implicit_diff.custom_root`.
 
     While ``solve`` runs, the parameters are leaves that can be trained in place, the same objects in every call, and
-    the meta-parameters are constants, so that nothing accumulates in their ``grad``.  It runs with gradients
-    enabled; if it then writes into a parameter in place, as by ``self.w.copy_(...)`` outside of ``torch.no_grad()``, it
-    is run once more from the beginning without them, as TorchOpt 0.7.3 does.  The memory of the derivative does
+    the meta-parameters are constants, so nothing accumulates in their ``grad``.  ``solve`` runs with gradients
+    enabled; if it writes into a parameter in place, as by ``self.w.copy_(...)`` outside ``torch.no_grad()``, it
+    is run again from the beginning without gradients, as in TorchOpt 0.7.3.  The memory of the derivative does
     not depend on the number of steps that ``solve`` takes.
 
     Class arguments:
@@ -55,12 +55,12 @@ class ImplicitMetaGradientModule(MetaGradientModule, abc.ABC):
             :func:`torchopt.linear_solve.solve_normal_cg` if None.  Subclasses inherit it.
 
     Args:
-        *args: As :class:`MetaGradientModule`: tensors and modules given to the constructor are meta.
+        *args: As in :class:`MetaGradientModule`: tensors and modules passed to the constructor are meta.
         **kwargs: Likewise.
 
     Raises:
-        TypeError: When a subclass is made that has neither ``optimality`` nor ``objective``, or has it as a static or
-            class method.
+        TypeError: When a subclass is defined that has neither ``optimality`` nor ``objective``, or defines it as a
+            static or class method.
         RuntimeError: When ``solve`` is called and there are no parameters or no meta-parameters.
 
     Example:
@@ -108,14 +108,14 @@ class ImplicitMetaGradientModule(MetaGradientModule, abc.ABC):
 
     @abc.abstractmethod
     def solve(self, *args: Any, **kwargs: Any) -> Any:
-        """Train the parameters of the module in place; what it returns is passed on, without graph."""
+        """Train the parameters of the module in place; the result is returned without a graph."""
 
     def objective(self, *args: Any, **kwargs: Any) -> Tensor:
-        """What ``solve`` minimizes, a 0-d tensor."""
+        """The function that ``solve`` minimizes, a 0-d tensor."""
         raise NotImplementedError
 
     def optimality(self, *args: Any, **kwargs: Any) -> Any:
-        """What is zero at the solution: one tensor like each parameter that requires grad."""
+        """The function that is zero at the solution: one tensor like each parameter that requires grad."""
         raise NotImplementedError
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -170,9 +170,9 @@ def _check_methods(cls: type[ImplicitMetaGradientModule]) -> None:
     name = 'optimality' if cls._custom_optimality else 'objective'
     found = definition(name)
     if isinstance(found, staticmethod):
-        raise TypeError(f'method {name}() must not be a staticmethod. Give it self, whose parameters it is about.')
+        raise TypeError(f'method {name}() must not be a staticmethod. Define it as a method with self.')
     if isinstance(found, classmethod):
-        raise TypeError(f'method {name}() must not be a classmethod. Give it self, whose parameters it is about.')
+        raise TypeError(f'method {name}() must not be a classmethod. Define it as a method with self.')
     if not callable(found):
         raise TypeError(f'method {name}() must be callable. It is a {type(found).__name__}.')
 
@@ -201,13 +201,13 @@ def make_optimality_from_objective(cls: type[ImplicitMetaGradientModule]) -> typ
 
 
 def enable_implicit_gradients(cls: type[ImplicitMetaGradientModule]) -> type[ImplicitMetaGradientModule]:
-    """Wrap ``solve`` so that the parameters that it leaves behind carry implicit gradients.
+    """Wrap ``solve`` so that the trained parameters carry implicit gradients.
 
     Args:
         cls: The class, which is changed.
 
     Raises:
-        TypeError: If that has been done already.
+        TypeError: If the class is already wrapped.
     """
     method = cls.solve
     if getattr(method, _ENABLED, False):
@@ -244,7 +244,7 @@ def _solve(
             object.__setattr__(module, '_is_solving', False)
         trained = dict(module.named_parameters())
         if missing := [name for name in names if name not in trained]:
-            raise RuntimeError(f'solve() removed the parameters {missing}; it has to keep those that it began with.')
+            raise RuntimeError(f'solve() removed the parameters {missing}; it must keep all parameters.')
         problem = _twin(module)
         return {name: trained[name] for name in names}, returned
 
@@ -388,10 +388,10 @@ def _by_name(result: Any, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _twin(module: ImplicitMetaGradientModule) -> ImplicitMetaGradientModule:
-    """The same module in another shell: submodules and buffers copied, all else shared, parameters without a graph.
+    """A copy of the module: submodules and buffers copied, everything else shared, parameters without a graph.
 
     The graph of the solution needs the module to evaluate the optimality function, and the module holds the solution.
-    Would the graph hold the module itself, neither would ever be freed.  The buffers are its own because an evaluation
+    If the graph held the module itself, neither would ever be freed.  The buffers are copied because an evaluation
     may change them.
     """
     twin: ImplicitMetaGradientModule = _shell(module, {})

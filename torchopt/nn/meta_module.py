@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A module that keeps apart what its own problem trains and what an outer problem trains.
+"""A module that separates the parameters of an inner problem from those of an outer problem.
 
-In a bilevel problem an inner module depends on tensors that are not its own: a learned
+In a bilevel problem an inner module depends on tensors of the outer problem: a learned
 initialization, another network, a learned regularizer. Stored as usual, they would be listed among
 ``parameters()`` and the inner optimizer would train them. :class:`MetaGradientModule` recognizes
-them by identity: whatever the constructor was given is meta.
+them by identity: all arguments of the constructor are meta.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ['MetaGradientModule', 'MetaInputs']
 
 
 class MetaInputs(NamedTuple):
-    """What the constructor of a :class:`MetaGradientModule` was given, compared by identity.
+    """The arguments of the constructor of a :class:`MetaGradientModule`, compared by identity.
 
     Args:
         meta_parameters: The tensors that require grad, and all parameters of ``meta_modules``.
@@ -53,7 +53,7 @@ class MetaInputs(NamedTuple):
 
 
 class MetaGradientModule(nn.Module):
-    r"""A module whose constructor arguments are meta: used by it, trained by an outer problem.
+    r"""A module whose constructor arguments are meta: the module uses them, and an outer problem trains them.
 
     The module stands for :math:`\theta(\phi)`: its parameters :math:`\theta` are trained by the
     inner problem, the meta-parameters :math:`\phi` by the outer one. Assigning an attribute sorts
@@ -68,8 +68,8 @@ class MetaGradientModule(nn.Module):
       :class:`torch.nn.Parameter`: it stays in ``parameters()`` and ``state_dict()``.
 
     ``parameters()``, ``modules()``, ``state_dict()``, ``repr()``, ``to()``, ``double()``,
-    ``train()``, ``zero_grad()`` and ``requires_grad_()`` see the ordinary members only. Meta
-    members are borrowed: the outer problem owns them, so it moves, casts, saves and zeroes them. A
+    ``train()``, ``zero_grad()`` and ``requires_grad_()`` apply to the ordinary members only. The outer
+    problem owns the meta members, so it moves, casts, saves and zeroes them. A
     meta-module that is *inside* an ordinary child (for example wrapped in
     :class:`torch.nn.Sequential`) counts as part of that child; assign it directly.
 
@@ -105,7 +105,7 @@ class MetaGradientModule(nn.Module):
     _meta_modules: MutableMapping[str, nn.Module | None]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Remember what the constructor is given, before any code of the subclass runs."""
+        """Record the arguments of the constructor, before any code of the subclass runs."""
         self = super().__new__(cls)
         # Past __setattr__ of nn.Module, whose own containers do not exist yet.
         object.__setattr__(self, '_meta_inputs', MetaInputs.of((args, kwargs)))
@@ -128,7 +128,7 @@ class MetaGradientModule(nn.Module):
         raise AttributeError(f'{type(self).__name__!r} object has no attribute {name!r}')
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Store a value where its origin says; see the class."""
+        """Store a value according to its origin; see the class."""
         if isinstance(value, nn.Parameter) or (
             isinstance(value, Tensor) and value.requires_grad and not isinstance(value, nn.Buffer)
         ):

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a module with other tensors in the places of its own.
+"""Run a module with other tensors in place of its own.
 
-This is what turns ``module(x)`` into a function of its parameters: the values of a call can be
-tensors that carry a graph, such as the parameters after an unrolled inner loop or the arguments of
-an implicit function.
+This turns ``module(x)`` into a function of its parameters. The tensors may carry a graph, such as
+the parameters after an unrolled inner loop or the arguments of an implicit function.
 """
 
 from __future__ import annotations
@@ -102,8 +101,8 @@ def _put_all(slots: Mapping[str, _Slot], values: Mapping[str, Any]) -> dict[str,
 def swap_state(module: nn.Module, named_tensors: NamedTensors, allow_missing: bool = False) -> dict[str, Any]:
     """Replace tensors of a module and return the ones that were there.
 
-    All names are looked up before the first tensor is replaced, so an error leaves the module as it
-    was. Exactly the named places are replaced: of tied weights, only those that are named
+    All names are looked up before the first tensor is replaced, so an error leaves the module
+    unchanged. Only the named places are replaced: for tied weights, only those that are named
     (:func:`reparametrize` replaces all).
 
     Args:
@@ -166,8 +165,8 @@ def _tied(module: nn.Module, slots: Mapping[str, _Slot], values: Mapping[str, An
 def reparametrize(module: ModuleT, named_tensors: NamedTensors, allow_missing: bool = False) -> Iterator[ModuleT]:
     """Use other tensors in a module within a ``with`` block.
 
-    As :func:`swap_state`, and swapped back at the end, whatever happens inside. Weights that are
-    tied stay tied: a name from ``module.named_parameters()``, which lists a tied tensor once,
+    Like :func:`swap_state`, and always swapped back at the end, also after an exception. Tied
+    weights stay tied: a name from ``module.named_parameters()``, which lists a tied tensor once,
     replaces it in all its places.
 
     Args:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A module whose gradients with respect to its parameters are estimated from values of its objective.
+"""A module whose parameter gradients are estimated from values of its objective.
 
-The class says how (``class Net(ZeroOrderGradientModule, method='antithetic', num_samples=100)``), its ``sample`` draws
-the directions, its ``forward`` is the objective and may be any black box.
+Class keywords choose the estimator (``class Net(ZeroOrderGradientModule, method='antithetic', num_samples=100)``).
+``sample`` draws the directions; ``forward`` is the objective and may be any black box.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ _evaluating: contextvars.ContextVar[frozenset[int]] = contextvars.ContextVar('ev
 class ZeroOrderGradientModule(nn.Module, Samplable):
     """A module that is an objective, with zero-order gradients with respect to its parameters.
 
-    Subclasses define ``forward``, which returns a 0-d tensor, and ``sample``, which draws directions; what they are
-    for says :func:`torchopt.diff.zero_order`.  All parameters that require grad are perturbed together; other inputs
-    get no gradient.  Buffers that ``forward`` writes, such as running averages, are written once in each call; the
-    samples work on copies.
+    Subclasses define ``forward``, which returns a 0-d tensor, and ``sample``, which draws directions; see
+    :func:`torchopt.diff.zero_order` for their meaning.  All parameters that require grad are perturbed together; other
+    inputs get no gradient.  Buffers that ``forward`` writes, such as running averages, are written once in each call;
+    the samples work on copies.
 
     With ``sample = torch.distributions.Normal(0.0, 1.0).sample`` in the body of the class the directions are known to
-    be normal, so that there are second derivatives.  A subclass of a concrete subclass inherits its ``forward`` and
-    its options, and may give others.
+    be normal, so second derivatives exist.  A subclass of a concrete subclass inherits its ``forward`` and
+    its options, and may override them.
 
     Args:
         method: A class keyword, as are the following: the estimator, ``'naive'`` by default.
         num_samples: The number of directions, 1 by default.
         sigma: The length of the steps, 1.0 by default.
         vectorize: Whether to evaluate many samples at once; by default where possible.
-        chunk_size: How many directions to hold at a time.
+        chunk_size: The number of directions in memory at a time.
         generator: Draw from this generator.
         seed: Draw the same directions in every backward pass.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The faces of the optimizers: PyTorch's (train in place), functional (keep the state), and differentiable (Meta)."""
+"""Optimizer classes: PyTorch-like (train in place), functional (keep the state), and differentiable (Meta)."""
 
 from torchopt.optim import meta
 from torchopt.optim.base import Optimizer

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The PyTorch face: optimizers that train parameters in place."""
+"""The PyTorch-like interface: optimizers that train parameters in place."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ __all__ = ['Optimizer']
 
 
 class Optimizer(FromAlias, torch.optim.Optimizer):
-    """Train parameters in place by a transformation, as ``torch.optim`` does.
+    """Train parameters in place with a transformation, as ``torch.optim`` does.
 
-    To the transformation the parameters of a group are a list: ``torchopt.SGD(net.parameters(), lr=[0.1, 0.2])`` has a
-    rate for each.
+    The transformation receives the parameters of a group as a list: ``torchopt.SGD(net.parameters(), lr=[0.1, 0.2])``
+    has one rate per parameter.
 
     Args:
         params: Parameters: an iterable of tensors, of ``(name, tensor)`` pairs, or of dicts with the key ``'params'``
-            (groups, which may have hyper-parameters of their own where a class such as ``Adam`` defines them); or
+            (groups, which may have their own hyper-parameters if a class such as ``Adam`` defines them); or
             a tree.
         impl: The transformation.
 
@@ -38,10 +38,10 @@ class Optimizer(FromAlias, torch.optim.Optimizer):
         impl: The transformation.
         param_groups: The groups, dicts as in ``torch.optim``.
         state_groups: For each group its state, ``UninitializedState()`` before the first step.
-        state: The same by parameters, as ``torch.optim`` has it.
+        state: The state by parameter, as in ``torch.optim``.
 
     Raises:
-        TypeError: If ``impl`` is not a GradientTransformation or ``params`` holds something else than tensors.
+        TypeError: If ``impl`` is not a GradientTransformation or ``params`` contains anything other than tensors.
         ValueError: If there are no parameters, or one is in two groups.
 
     Example:
@@ -116,17 +116,17 @@ True
         """Clear the gradients.
 
         Args:
-            set_to_none: True drops them, so that parameters without a new gradient are left alone; False fills
+            set_to_none: True sets them to None, so that parameters without a new gradient are skipped; False fills
                 them with zeros.
         """
         super().zero_grad(set_to_none)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step from the gradients in ``.grad``, which are left as they are.
+        """Take one step with the gradients in ``.grad``, which do not change.
 
         Args:
-            closure: Computes the loss and its gradients anew; called once, before the step.
+            closure: Recomputes the loss and its gradients; called once, before the step.
 
         Returns:
             What the closure returned.
@@ -167,7 +167,7 @@ True
         return loss
 
     def _impl_of(self, i: int) -> GradientTransformation:
-        """The transformation of a group; made anew after somebody (a scheduler) changed a hyper-parameter."""
+        """The transformation of a group; rebuilt after a change of a hyper-parameter, as by a scheduler."""
         group = self.param_groups[i]
         options, impl = self.impl_groups[i]
         current = {name: group[name] for name in options}
@@ -182,10 +182,10 @@ True
 
     @property
     def state(self) -> defaultdict[torch.Tensor, dict[str, Any]]:
-        """The state by parameters, as ``torch.optim`` has it: ``optimizer.state[p]['exp_avg']``.
+        """The state by parameter, as in ``torch.optim``: ``optimizer.state[p]['exp_avg']``.
 
-        The dicts are made anew at each look, the tensors in them are those of :attr:`state_groups`.  Before the first
-        step they are what that step will begin with.
+        Each access creates new dicts with the tensors of :attr:`state_groups`.  Before the first step they contain the
+        initial state.
         """
         found: defaultdict[torch.Tensor, dict[str, Any]] = collections.defaultdict(dict)
         for i, group in enumerate(self.param_groups):
@@ -198,7 +198,7 @@ True
             raise AttributeError('state is a view of state_groups. Set those, or call load_state_dict.')
 
     def _state_of(self, i: int) -> Any:
-        """The state of a group, or what its first step will begin with."""
+        """The state of a group, or its initial state before the first step."""
         state = self.state_groups[i]
         if isinstance(state, UninitializedState):
             return self._impl_of(i).init(without_integers(self.param_groups[i]['params']))
@@ -207,8 +207,9 @@ True
     def state_dict(self) -> dict[str, Any]:
         """The state and the options of the groups in the layout of ``torch.optim``.
 
-        Entries have the names that ``torch.optim`` gives to the same quantities (``step``, ``exp_avg``, ...), or else
-        those of our states.  Options that are functions, such as schedules, are left out: they are the program's.
+        Entries have the names of ``torch.optim`` for the same quantities (``step``, ``exp_avg``, ...), otherwise
+        the names of torchopt's states.  Options that are functions, such as schedules, are omitted, since they belong
+        to the program.
 
         Returns:
             ``{'state': {index: {name: tensor}}, 'param_groups': [{..., 'params': [index]}]}``.  The tensors are those
@@ -220,12 +221,12 @@ True
         return made
 
     def load_state_dict(self, state_dict: Any) -> None:
-        """Go on from a saved state.
+        """Continue from a saved state.
 
         Args:
-            state_dict: What :meth:`state_dict` of such an optimizer returned; its tensors are copied, and the options
+            state_dict: The result of :meth:`state_dict` of such an optimizer; its tensors are copied, and the options
                 of its groups replace those of this optimizer.  Or, as in TorchOpt 0.7.3, a tuple with the state of
-                each group; it is taken as it is.
+                each group; it is used without a copy.
 
         Raises:
             ValueError: If it is not a state of this optimizer for these parameters; nothing is changed then.
@@ -268,12 +269,12 @@ True
         self.state_groups = [state for *_, state in loaded]
 
     def __getstate__(self) -> dict[str, Any]:
-        """What copies and pickles take along."""
+        """The data for copies and pickles."""
         taken = ('defaults', 'param_groups', 'impl', 'impl_groups', 'state_groups')
         return {name: self.__dict__[name] for name in taken}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Make a copy whose hyper-parameters, if they are tensors, are its own."""
+        """Restore a copy; hyper-parameters that are tensors are not shared."""
         super().__setstate__(state)
         self.defaults.pop('differentiable', None)  # torch adds it, but our rules know no such option
         self.impl_groups = [(options, self._rebuild(impl, options)) for options, impl in self.impl_groups]
@@ -323,7 +324,7 @@ def _as_groups(params: Any) -> Any:
 
 
 def _with_gradients(params: Any) -> Any:
-    """The parameters of a group; those that are no leaves, which a MetaOptimizer made, are told to keep ``.grad``."""
+    """The parameters of a group; those that are not leaves (results of a MetaOptimizer) are set to retain ``.grad``."""
     params = params if isinstance(params, (torch.Tensor, set)) else list(params)
     for entry in [params] if isinstance(params, torch.Tensor) else params:
         p = entry[1] if isinstance(entry, tuple) and len(entry) == 2 else entry

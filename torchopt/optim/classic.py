@@ -27,35 +27,35 @@ class SGD(
     alias=alias.sgd,
     order=('lr', 'momentum', 'weight_decay', 'dampening', 'nesterov', 'maximize'),
 ):
-    """The PyTorch face of :func:`torchopt.sgd`."""
+    """The PyTorch-like class of :func:`torchopt.sgd`."""
 
 
 class Adam(Optimizer, alias=alias.adam):
-    """The PyTorch face of :func:`torchopt.adam`."""
+    """The PyTorch-like class of :func:`torchopt.adam`."""
 
 
 class AdamW(Optimizer, alias=alias.adamw):
-    """The PyTorch face of :func:`torchopt.adamw`."""
+    """The PyTorch-like class of :func:`torchopt.adamw`."""
 
 
 class AdaDelta(Optimizer, alias=alias.adadelta, lr=1.0):
-    """The PyTorch face of :func:`torchopt.adadelta`."""
+    """The PyTorch-like class of :func:`torchopt.adadelta`."""
 
 
 class AdaGrad(Optimizer, alias=alias.adagrad):
-    """The PyTorch face of :func:`torchopt.adagrad`."""
+    """The PyTorch-like class of :func:`torchopt.adagrad`."""
 
 
 class AdaMax(Optimizer, alias=alias.adamax, lr=2e-3, eps=1e-8):
-    """The PyTorch face of :func:`torchopt.adamax`."""
+    """The PyTorch-like class of :func:`torchopt.adamax`."""
 
 
 class RAdam(Optimizer, alias=alias.radam, eps=1e-8):
-    """The PyTorch face of :func:`torchopt.radam`."""
+    """The PyTorch-like class of :func:`torchopt.radam`."""
 
 
 class RMSProp(Optimizer, alias=alias.rmsprop):
-    """The PyTorch face of :func:`torchopt.rmsprop`."""
+    """The PyTorch-like class of :func:`torchopt.rmsprop`."""
 
 
 Adadelta = AdaDelta

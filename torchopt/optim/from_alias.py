@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From one definition to its faces: classes whose constructors are made from an alias.
+"""Optimizer classes whose constructors come from an alias.
 
-``class Adam(Optimizer, alias=alias.adam)`` is all there is to say: the arguments, their defaults and checks, and their
+``class Adam(Optimizer, alias=alias.adam)`` is the whole definition: the arguments, their defaults and checks, and their
 documentation come from :func:`torchopt.adam`.
 """
 
@@ -32,12 +32,12 @@ def check_impl(impl: Any) -> GradientTransformation:
 class FromAlias:
     r"""Base of the families of classes that the aliases define.
 
-    A family writes ``_setup(self, target, impl, options)``, which is what every constructor of it ends in: ``impl`` is
-    the transformation, ``options`` are the hyper-parameters that made it, if an alias did.
+    A family defines ``_setup(self, target, impl, options)``, which every constructor calls last: ``impl`` is
+    the transformation, ``options`` are its hyper-parameters, if an alias created it.
 
     Class keywords of a member:
-        alias: The function that makes the transformation.
-        order: Names of the first arguments, where their order is not that of the alias.
+        alias: The function that creates the transformation.
+        order: Names of the first arguments, if their order differs from the alias.
         \*\*defaults: Defaults that differ from those of the alias.
     """
 

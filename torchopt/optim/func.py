@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The functional face that keeps its own state."""
+"""The functional interface that keeps its own state."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ __all__ = ['FuncOptimizer']
 
 
 class FuncOptimizer:
-    """A transformation and its state: from a loss and parameters to new parameters.
+    """A transformation and its state: compute new parameters from a loss and parameters.
 
-    A loop of differentiable steps holds the graph of all of them, by its parameters and by the state.  Where parameters
-    that are leaves again, as after ``detach().requires_grad_()``, are handed in, the state is detached with them.
-    :func:`torchopt.stop_gradient` detaches the state by itself.  For plain training say ``differentiable=False``.
+    In a loop of differentiable steps, the parameters and the state hold the graph of all steps.  If you pass parameters
+    that are leaves, as after ``detach().requires_grad_()``, the state is detached too.
+    :func:`torchopt.stop_gradient` detaches only the state.  For plain training pass ``differentiable=False``.
 
     Args:
         impl: The transformation.
-        inplace: Whether steps write into the parameters and the state instead of making new ones.
-        differentiable: Whether steps can be differentiated through.  If not, new parameters are leaves, and neither
+        inplace: Whether steps write into the parameters and the state instead of creating new ones.
+        differentiable: Whether steps are differentiable.  If not, new parameters are leaves, and neither
             they nor the state hold a graph.
 
     Attributes:
         impl: The transformation.
         optim_state: Its state, ``UninitializedState()`` before the first step.
-        inplace: What ``step`` does by default.
-        differentiable: Whether steps can be differentiated through.
+        inplace: The default of ``step``.
+        differentiable: Whether steps are differentiable.
 
     Raises:
         TypeError: If ``impl`` is not a GradientTransformation.
@@ -90,7 +90,7 @@ class FuncOptimizer:
         return self.optim_state
 
     def load_state_dict(self, state_dict: Any) -> None:
-        """Go on from a state."""
+        """Continue from a state."""
         self.optim_state = state_dict
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the faces share that take a loss or a state from their users: gradients, and checks of both."""
+"""Gradients and checks that the optimizer classes share."""
 
 from __future__ import annotations
 
@@ -27,32 +27,33 @@ def differentiable_gradients(loss: Any, params: Any, *, create_graph: bool = Tru
     Args:
         loss: A tensor of one element that depends on the parameters.
         params: Tree of tensors; those that do not require grad are frozen.
-        create_graph: Whether the gradients can be differentiated in turn.
+        create_graph: Whether the gradients are differentiable.
 
     Returns:
-        A tree like ``params``: ``None`` for what is frozen, and for what the loss does not depend on.
+        A tree like ``params``: ``None`` for frozen parameters, and for those that the loss does not depend on.
 
     Raises:
         TypeError: If the loss is not a tensor, or complex.
-        ValueError: If the loss has more than one element, or if there is no parameter to differentiate in.
+        ValueError: If the loss has more than one element, or if no parameter requires grad.
         RuntimeError: If the loss has no graph, or the parameters are those of FSDP.
     """
     if not isinstance(loss, torch.Tensor):
         raise TypeError(f'loss is a {type(loss).__name__}; expected a scalar tensor. Pass the tensor, not its item().')
     if loss.numel() != 1:
-        raise ValueError(f'loss has shape {tuple(loss.shape)}; expected a scalar. Reduce it first, as by loss.mean().')
+        raise ValueError(f'loss has shape {tuple(loss.shape)}; expected a scalar. Reduce it, e.g. by loss.mean().')
     if loss.is_complex():
         raise TypeError(f'loss is complex ({loss.dtype}); expected a real scalar. Take its real part or its abs().')
     if not loss.requires_grad:
         raise RuntimeError(
             'loss has no graph: it does not depend on anything that requires grad. Compute it from the parameters, '
-            'outside of torch.no_grad(), and do not detach it.'
+            'outside torch.no_grad(), and do not detach it.'
         )
     leaves, spec = tree.flatten(params)
     trainable = [p for p in leaves if isinstance(p, torch.Tensor) and p.requires_grad]
     if not trainable:
         raise ValueError(
-            'No parameter requires grad, so there is nothing to optimize. Call requires_grad_() on those to be trained.'
+            'No parameter requires grad, so there is nothing to optimize. Call requires_grad_() on the parameters to '
+            'train.'
         )
     found = iter(torch.autograd.grad(loss, trainable, create_graph=create_graph, allow_unused=True))
     if any(is_storage_freed(p) for p in trainable):
@@ -92,8 +93,8 @@ def check_states(state_dict: Any, count: int) -> list[Any]:
     """Require a sequence with one state for each of ``count`` groups.
 
     Raises:
-        TypeError: If it is no sequence.
-        ValueError: If it holds another number of states.
+        TypeError: If it is not a sequence.
+        ValueError: If the number of states differs.
     """
     if not isinstance(state_dict, (tuple, list)):
         raise TypeError(

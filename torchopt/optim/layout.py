@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The state of a group, a tree, as entries of its parameters: the layout of ``torch.optim``, and back.
+"""Convert the state of a group, a tree, to the layout of ``torch.optim`` (entries per parameter), and back.
 
-To a transformation the parameters of a group are a list, so every list of that length in a state has one part for each
-parameter.  What is in no such list (counts of steps) belongs to all parameters alike, and each has it among its
-entries, as ``torch.optim`` has ``step``.
+The transformation receives the parameters of a group as a list, so every list of this length in a state has one part
+per parameter.  Values outside such lists (step counts) belong to all parameters, and each parameter has them among its
+entries, like ``step`` in ``torch.optim``.
 
-An entry is called as ``torch.optim`` calls it where that has the same quantity, and else by the last name on the way
-to it; where two would be called alike, both are called by the whole way.
+An entry has the name of ``torch.optim`` for the same quantity, otherwise the last name on its path in the state.  If
+two names are equal, both entries use the full path.
 """
 
 from __future__ import annotations
@@ -119,8 +119,8 @@ def read_groups(
     saved, state = state_dict.get('param_groups'), state_dict.get('state')
     if not isinstance(saved, (list, tuple)) or not isinstance(state, Mapping):
         raise TypeError(
-            "state_dict is a dict without a dict 'state' and a list 'param_groups'. Pass what state_dict() of an "
-            'optimizer returned, not the dict that it was saved in.'
+            "state_dict is a dict without a dict 'state' and a list 'param_groups'. Pass the result of state_dict() of "
+            'an optimizer, not the dict that it was saved in.'
         )
     if len(saved) != len(groups):
         raise ValueError(
@@ -144,15 +144,15 @@ def read_groups(
         entries = [{name: x for name, x in entry.items() if x is not None} for entry in found]
         read.append(({k: v for k, v in group.items() if k != _PARAMS}, entries, places))
     known = {key for group in saved for key in group[_PARAMS]}
-    if strangers := [key for key in state if key not in known]:
+    if unexpected := [key for key in state if key not in known]:
         raise ValueError(
-            f"state_dict['state'] has entries of parameters in none of its groups: {strangers[:8]}. {_REMEDY}"
+            f"state_dict['state'] has entries of parameters in none of its groups: {unexpected[:8]}. {_REMEDY}"
         )
     return read
 
 
 def plain_options(group: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a group that are data: functions (schedules, masks) are left out."""
+    """The options of a group that are data; functions (schedules, masks) are omitted."""
     return {name: x for name, x in group.items() if all(isinstance(leaf, _DATA) for leaf in tree.leaves(x))}
 
 

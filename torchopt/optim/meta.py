@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Differentiable optimizers of modules: every step can be differentiated through."""
+"""Differentiable optimizers of modules: every step is differentiable."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ Slots = dict[str, list[tuple[dict[str, Any], str]]]
 
 
 class MetaOptimizer(FromAlias):
-    r"""Optimize a module by steps that can be differentiated through.
+    r"""Optimize a module by differentiable steps.
 
-    ``step(loss)`` replaces the parameters of the module by new tensors, functions of the old ones and of all that the
-    loss depends on.  A later ``outer_loss.backward()`` reaches what the whole chain of steps began with.
+    ``step(loss)`` replaces the parameters of the module by new tensors, differentiable functions of the old ones and of
+    everything that the loss depends on.  A later ``outer_loss.backward()`` differentiates through all steps.
 
-    To the transformation the parameters are a dict by their names: ``torchopt.MetaSGD(net, lr={'weight': 0.1, 'bias':
-    rate})`` has a rate for each, of which the tensors are learned.
+    The transformation receives the parameters as a dict by name: ``torchopt.MetaSGD(net, lr={'weight': 0.1, 'bias':
+    rate})`` has one rate per parameter; rates that are tensors can be learned.
 
-    Parameters that do not require grad are frozen, those that the loss does not depend on are left alone, tied
-    weights stay tied.  The graph of all steps is alive as long as the module holds its end; let go of it by
+    Parameters that do not require grad are frozen, parameters that the loss does not depend on are skipped, and tied
+    weights stay tied.  The graph of all steps is alive as long as the module holds the last parameters; release it with
     :func:`torchopt.stop_gradient` or :func:`torchopt.recover_state_dict`.
 
     Args:
@@ -125,14 +125,16 @@ True
         for name, part in module.named_modules():
             if is_fully_sharded(part):
                 raise TypeError(
-                    f'{f"The submodule {name!r}" if name else "The module"} is under FSDP, whose parameters come and '
-                    f'go and cannot be replaced by functions of others. Differentiate through functional steps on '
+                    f'{f"The submodule {name!r}" if name else "The module"} is under FSDP, which frees its '
+                    f'parameters, so new tensors cannot replace them. Differentiate through functional steps on '
                     f'DTensors: torchopt.sgd(...).update on a dict of parameters, with torch.func.functional_call.'
                 )
         options = self._first_names(options, self.defaults)
         for name in options:
             if name not in self.defaults:
-                raise TypeError(f'{name!r} is no option of {type(self).__name__}; it takes {sorted(self.defaults)}.')
+                raise TypeError(
+                    f'{name!r} is not an option of {type(self).__name__}; it takes {sorted(self.defaults)}.'
+                )
         slots = _find_slots(module)
         if not slots:
             raise ValueError('The module has no parameters, so there is nothing to optimize.')
@@ -140,7 +142,7 @@ True
         for name, places in slots.items():
             if id(_held(places)) in taken:
                 raise ValueError(
-                    f'Parameter {name!r} is in an earlier group already. Give every parameter to one group.'
+                    f'Parameter {name!r} is already in an earlier group. Put every parameter into one group.'
                 )
         impl = self._rebuild(self.impl, {**self.defaults, **options}) if options else self.impl
         self.param_groups.append(slots)
@@ -180,10 +182,10 @@ True
         return tuple(self.state_groups)
 
     def load_state_dict(self, state_dict: Sequence[Any]) -> None:
-        """Go on from states, one for each group.
+        """Continue from states, one for each group.
 
         Args:
-            state_dict: What :meth:`state_dict` of such an optimizer returned.
+            state_dict: The result of :meth:`state_dict` of such an optimizer.
 
         Raises:
             ValueError: If they are not states of this optimizer for these parameters; nothing is changed then.
@@ -229,35 +231,35 @@ class MetaSGD(
         'maximize',
     ),
 ):
-    """The differentiable face of :func:`torchopt.sgd`, for modules."""
+    """The differentiable version of :func:`torchopt.sgd`, for modules."""
 
 
 class MetaAdam(MetaOptimizer, alias=alias.adam):
-    """The differentiable face of :func:`torchopt.adam`, for modules."""
+    """The differentiable version of :func:`torchopt.adam`, for modules."""
 
 
 class MetaAdamW(MetaOptimizer, alias=alias.adamw, moment_requires_grad=False):
-    """The differentiable face of :func:`torchopt.adamw`, for modules."""
+    """The differentiable version of :func:`torchopt.adamw`, for modules."""
 
 
 class MetaAdaDelta(MetaOptimizer, alias=alias.adadelta, lr=1.0):
-    """The differentiable face of :func:`torchopt.adadelta`, for modules."""
+    """The differentiable version of :func:`torchopt.adadelta`, for modules."""
 
 
 class MetaAdaGrad(MetaOptimizer, alias=alias.adagrad):
-    """The differentiable face of :func:`torchopt.adagrad`, for modules."""
+    """The differentiable version of :func:`torchopt.adagrad`, for modules."""
 
 
 class MetaAdaMax(MetaOptimizer, alias=alias.adamax, lr=2e-3, eps=1e-8):
-    """The differentiable face of :func:`torchopt.adamax`, for modules."""
+    """The differentiable version of :func:`torchopt.adamax`, for modules."""
 
 
 class MetaRAdam(MetaOptimizer, alias=alias.radam, eps=1e-8):
-    """The differentiable face of :func:`torchopt.radam`, for modules."""
+    """The differentiable version of :func:`torchopt.radam`, for modules."""
 
 
 class MetaRMSProp(MetaOptimizer, alias=alias.rmsprop):
-    """The differentiable face of :func:`torchopt.rmsprop`, for modules."""
+    """The differentiable version of :func:`torchopt.rmsprop`, for modules."""
 
 
 MetaAdadelta = MetaAdaDelta

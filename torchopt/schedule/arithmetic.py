@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Arithmetic of schedules: every formula is written once, for Python floats and for tensors.
 
-Where the step count and all hyper-parameters can be read at once, a formula runs on Python floats
+If the step count and all hyper-parameters are available on the host, a formula runs on Python floats
 in double precision.  Otherwise (``torch.func.vmap``, compilation, a count on another device, a
 learned hyper-parameter) it runs on float64 tensors, without a branch on their values.
 """
@@ -28,7 +28,7 @@ Schedule: TypeAlias = Callable[[Any], Any]
 
 
 def lift(*values: Any) -> list[Any]:
-    """Bring numbers to one kind: Python floats if all can be read at once, else float64 tensors.
+    """Bring numbers to one kind: Python floats if all are available on the host, else float64 tensors.
 
     Args:
         *values: Numbers, tensors, and NumPy numbers or arrays.
@@ -120,7 +120,7 @@ def require_number(name: str, value: Any) -> None:
     """Require a real number or a 0-d tensor, and not NaN where that can be seen.
 
     Raises:
-        TypeError: If the value is no number.
+        TypeError: If the value is not a number.
         ValueError: If it is NaN, or a tensor of several elements.
     """
     if isinstance(value, torch.Tensor) and value.dim() > 0:
@@ -139,7 +139,7 @@ def require_count(name: str, value: Any) -> None:
     """Require a number of steps; fractions of steps are allowed, infinity is not.
 
     Raises:
-        TypeError: If the value is no number.
+        TypeError: If the value is not a number.
         ValueError: If it is NaN or infinite.
     """
     require_number(name, value)

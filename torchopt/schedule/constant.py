@@ -65,7 +65,7 @@ def constant_schedule(value: Number) -> Schedule:
         The schedule, a function from the step count to the value.
 
     Raises:
-        TypeError: If the value is no number.
+        TypeError: If the value is not a number.
         ValueError: If it is NaN.
 
     Example:
@@ -94,7 +94,7 @@ def piecewise_constant_schedule(
         The schedule, a function from the step count to the value.
 
     Raises:
-        TypeError: If an argument is no number.
+        TypeError: If an argument is not a number.
         ValueError: If a factor is negative, or an argument is NaN.
 
     Example:

@@ -90,7 +90,7 @@ def cosine_decay_schedule(
         The schedule, a function from the step count to the value.
 
     Raises:
-        TypeError: If an argument is no number.
+        TypeError: If an argument is not a number.
         ValueError: If an argument is NaN, or ``decay_steps`` is not positive.
 
     Example:
@@ -132,7 +132,7 @@ def warmup_cosine_decay_schedule(
         The schedule, a function from the step count to the value.
 
     Raises:
-        TypeError: If an argument is no number.
+        TypeError: If an argument is not a number.
         ValueError: If an argument is NaN, or ``decay_steps`` is not more than ``warmup_steps``.
 
     Example:

@@ -95,7 +95,7 @@ def exponential_decay(
         The schedule, a function from the step count to the value.
 
     Raises:
-        TypeError: If an argument is no number.
+        TypeError: If an argument is not a number.
         ValueError: If an argument is NaN.
 
     Example:

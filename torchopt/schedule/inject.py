@@ -121,13 +121,13 @@ def inject_hyperparams(
     Every number among the arguments of the factory, defaults included, goes into the state, as a 0-d tensor on the CPU,
     and may be set there between steps.  Every function among them is a schedule, which sets its argument anew in each
     step; one with a state of its own (:class:`StatefulSchedule`) is also given the extra arguments of ``update``.
-    Tensors stay what they are, so that they can be learned.  What the factory annotates as an ``int`` (a size, a
-    number of iterations, a seed) or a ``Callable`` decides how the optimizer is built; it stays as it is, outside of
+    Tensors are not converted, so they can be learned.  What the factory annotates as an ``int`` (a size, a
+    number of iterations, a seed) or a ``Callable`` decides how the optimizer is built; it stays as it is, outside
     the state.
 
     Args:
-        inner_factory: What makes the optimizer, such as :func:`torchopt.adam`.
-        static_args: Names of arguments that stay as they are, such as a ``mask`` that is a function.
+        inner_factory: The factory of the optimizer, such as :func:`torchopt.adam`.
+        static_args: Names of arguments that are not injected, such as a ``mask`` that is a function.
         hyperparam_dtype: The dtype of the hyper-parameters that are floating; by default the highest among the
             parameters, but at least float32: in bfloat16, a decay rate of 0.999 is 1.
 
@@ -245,7 +245,7 @@ def _arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
 
     Where a function takes second names for some of its arguments (``learning_rate`` for ``lr``), those that are given
     keep them, and what they stand for has no default beside them.  Those functions are of TorchOpt 0.7.3, where a
-    default of zero switches a stage of the optimizer off (decay, momentum, dampening); it is no value to be set.
+    default of zero switches a stage of the optimizer off (decay, momentum, dampening); it cannot be set later.
     """
     signature = inspect.signature(function)
     first_names = getattr(function, 'first_names', None)

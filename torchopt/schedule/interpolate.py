@@ -66,7 +66,7 @@ def piecewise_interpolate_schedule(
         The schedule, a function from the step count to the value.
 
     Raises:
-        TypeError: If an argument is no number.
+        TypeError: If an argument is not a number.
         ValueError: If the type is unknown, a factor is negative, or an argument is NaN.
 
     Example:

@@ -39,7 +39,7 @@ def inverse_time_decay(init_value: Number, decay_rate: Number) -> Schedule:
         decay_rate: :math:`\delta`, a number or a 0-d tensor.
 
     Raises:
-        TypeError: If an argument is no number.
+        TypeError: If an argument is not a number.
         ValueError: If an argument is NaN.
 
     Example:

@@ -56,7 +56,7 @@ def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> 
         The schedule, a function from the step count to the value.
 
     Raises:
-        TypeError: If a schedule cannot be called, or a boundary is no number.
+        TypeError: If a schedule cannot be called, or a boundary is not a number.
         ValueError: If there is not one boundary less than there are schedules.
 
     Example:

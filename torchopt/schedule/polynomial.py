@@ -79,7 +79,7 @@ def polynomial_schedule(
         The schedule, a function from the step count to the value.
 
     Raises:
-        TypeError: If an argument is no number.
+        TypeError: If an argument is not a number.
         ValueError: If an argument is NaN.
 
     Example:

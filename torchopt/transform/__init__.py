@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradient transformations, the parts that optimizers are chained from.
+"""Gradient transformations, the building blocks of optimizers.
 
-Every factory returns a :class:`torchopt.base.GradientTransformation`: ``init(params)`` makes a state, and
-``update(updates, state, params=None, *, inplace=False)`` makes one step.  ``None`` in the place of a gradient means
-that the parameter is left alone in this step: its state stays as it was and its update is ``None``.
+Every factory returns a :class:`torchopt.base.GradientTransformation`: ``init(params)`` returns a state, and
+``update(updates, state, params=None, *, inplace=False)`` takes one step.  ``None`` in the place of a gradient means
+that the parameter is skipped in this step: its state does not change and its update is ``None``.
 
-A hyper-parameter that a rule has as a number may also be a 0-d tensor, or a tree of numbers and tensors with the
-structure of the parameters or of its top, for values that differ from parameter to parameter.
+A numeric hyper-parameter may also be a 0-d tensor, or a tree of numbers and tensors with the structure of the
+parameters or a prefix of it, for values that differ between parameters.
 
-There are three kinds: ``scaling`` has rules on the updates themselves, ``wrappers`` what goes around other
-transformations, ``linesearch`` what evaluates the objective.  Their public names are all here; the files inside are
+There are three kinds: ``scaling`` has rules on the updates themselves, ``wrappers`` contains transformations of other
+transformations, and ``linesearch`` those that evaluate the objective.  All public names are here; the files inside are
 layout and not API.
 """
 

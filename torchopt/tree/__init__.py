@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trees of tensors: parameters, gradients and optimizer states, and the verbs over them.
+"""Trees of tensors: parameters, gradients and optimizer states, and the functions on them.
 
-Loops, casts, ``None`` and in-place writes belong to these verbs, never to the rules that use them.
+Loops, casts, ``None`` and in-place writes are handled here, not in the rules that use these functions.
 """
 
 from torchopt.tree.averages import (

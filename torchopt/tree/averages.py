@@ -91,7 +91,7 @@ def update_infinity_moment(updates: Any, moments: Any, decay: Any, eps: Any) -> 
 
 
 def bias_correction(moment: Any, decay: Any, count: Any) -> Any:
-    r"""Divide moments by :math:`1 - \beta^t`, by which averages that began at zero fall short.
+    r"""Divide moments by :math:`1 - \beta^t`, to correct the bias from zero initialization.
 
     Args:
         moment: The tree of moments.

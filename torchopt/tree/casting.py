@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dtypes of whole trees: ask for them, change them."""
+"""Query and change the dtypes of whole trees."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def cast(tree: Any, dtype: DTypeLike | None) -> Any:
 
     Args:
         tree: Tree of tensors; ``None`` leaves stay ``None``.
-        dtype: The dtype; with None the tree comes back as it is.
+        dtype: The dtype; with None the tree is returned unchanged.
 
     Returns:
         A tree of the same structure.  Leaves that have the dtype already are not copied.
@@ -42,7 +42,7 @@ def cast_like(tree: Any, other_tree: Any) -> Any:
     Args:
         tree: Tree of tensors; ``None`` leaves stay ``None``.
         other_tree: Tree of the same structure; where it holds something without a dtype, such as
-            ``None`` or a Python number, the leaf of ``tree`` is left alone.
+            ``None`` or a Python number, the leaf of ``tree`` is kept unchanged.
 
     Returns:
         A tree of the same structure.

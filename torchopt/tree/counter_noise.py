@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gaussian noise as a pure function of a key, which ``torch.func.vmap`` and ``torch.compile`` can look into.
+"""Gaussian noise as a pure function of a key, which works under ``torch.func.vmap`` and ``torch.compile``.
 
-A :class:`torch.Generator` is a stream: who uses it changes it, and no transform can follow.  A transformation that is
-pure needs numbers that follow from its state.  So every element hashes the key with its own place, and two hashes make
+A :class:`torch.Generator` is a mutable stream, which transforms cannot trace.  A pure transformation needs random
+numbers that depend on its state only.  So each element hashes the key with its own index, and two hashes give
 a normal variable.  The numbers do not depend on the device.
 """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What arithmetic on trees needs at each leaf: scalars that fit it, and errors that name it."""
+"""Arithmetic on leaves: scalars converted to the leaf, and errors that name it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def together(xs: list[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def plain(value: Any) -> Any:
-    """A Python number for a NumPy one; all else as it is."""
+    """A Python number for a NumPy one; other values unchanged."""
     return value.item() if isinstance(value, np.generic) else value
 
 

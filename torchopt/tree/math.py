@@ -384,7 +384,7 @@ def allclose(a: Any, b: Any, rtol: float = 1e-05, atol: float = 1e-08, equal_nan
         equal_nan: Whether NaN equals NaN.
 
     Returns:
-        A 0-d bool tensor, which is not read from its device until you ask for its truth; True for
+        A 0-d bool tensor, which is not read from its device until you convert it to bool; True for
         trees without leaves.
 
     Raises:

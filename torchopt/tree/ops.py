@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verbs over whole trees: map, reduce, and the checks that name the leaf at fault."""
+"""Functions on whole trees: map, reduce, and checks whose errors name the leaf."""
 
 from __future__ import annotations
 
@@ -98,8 +98,8 @@ def broadcast_prefix(prefix: Any, tree: Any, *, name: str = 'prefix', like: str 
     Args:
         prefix: A tree that equals the top of ``tree``.
         tree: The tree whose structure the result has.
-        name: What to call ``prefix`` in an error message.
-        like: What to call ``tree`` in an error message.
+        name: The name of ``prefix`` in error messages.
+        like: The name of ``tree`` in error messages.
 
     Raises:
         ValueError: If ``prefix`` is not a prefix of ``tree``.
@@ -126,8 +126,8 @@ def check_matching(tree: Any, reference: Any, *, name: str, like: str) -> None:
     Args:
         tree: The tree in question.
         reference: The tree to compare with.
-        name: What to call ``tree`` in an error message.
-        like: What to call ``reference``.
+        name: The name of ``tree`` in error messages.
+        like: The name of ``reference``.
 
     Raises:
         ValueError: If they differ; the message names the path of the first leaf at fault.

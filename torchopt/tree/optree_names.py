@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All public names of optree, whose face is :mod:`torchopt.pytree`.
+"""All public names of optree, exported by :mod:`torchopt.pytree`.
 
-They are here because no other room imports optree.  In these functions ``None`` is an empty node
+They are here because no other package imports optree.  In these functions ``None`` is an empty node
 unless ``none_is_leaf=True`` is given.
 """
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a tree is: the one place that talks to optree and to torch's own pytree.
+"""The definition of trees: the only module that uses optree and torch's own pytree.
 
 A tree is any nesting of tuples, lists, dicts, named tuples and registered classes around leaves.  ``None`` is
-a leaf here, and the *None rule* holds for every verb of this package: a ``None`` leaf stands for "nothing at
+a leaf here, and the *None rule* holds for every function of this package: a ``None`` leaf stands for "nothing at
 this place", it is never handed to a function, and it comes back as ``None``.
 """
 
@@ -171,7 +171,7 @@ def flatten_with_path(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -
     return [(accessor.codify(''), leaf) for accessor, leaf in zip(accessors, found)]
 
 
-_SAME_STRUCTURE = 'Pass a tree of the same structure; use None for a leaf that is to be left alone.'
+_SAME_STRUCTURE = 'Pass a tree of the same structure; use None for a leaf to skip.'
 
 
 def flatten_up_to(spec: TreeSpec, tree: Any, *, name: str, like: str, remedy: str = _SAME_STRUCTURE) -> list[Any]:
@@ -180,7 +180,7 @@ def flatten_up_to(spec: TreeSpec, tree: Any, *, name: str, like: str, remedy: st
     Args:
         spec: The structure to follow.
         tree: A tree that has this structure at its top.
-        name: What to call ``tree`` in an error message.
+        name: The name of ``tree`` in error messages.
         like: What to call the tree that ``spec`` belongs to.
         remedy: What an error message advises.
 

@@ -18,7 +18,7 @@ _Class = TypeVar('_Class', bound=type)
 def safe_to_load(cls: _Class) -> _Class:
     """Tell torch that files may hold instances of a class, and let them be copied; a class decorator for states.
 
-    A file could name any class, so ``torch.load`` makes instances only of those that it was told about.  A named tuple
+    A file could name any class, so ``torch.load`` creates instances only of registered classes.  A named tuple
     runs no code when it is made.
 
     ``copy.deepcopy`` copies instances whose tensors carry a graph, too, which torch alone refuses: these become clones,

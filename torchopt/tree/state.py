@@ -2,8 +2,8 @@
 """Entries of optimizer states by name, and the copies of the parameter tree inside a state.
 
 A name is the field of a named tuple, the key of a dict, or the name of a named tuple's class.  A
-path is a tuple of keys, one for each step down the tree; filters look at it to tell entries of one
-name apart.
+path is a tuple of keys, one for each step down the tree; filters use it to distinguish entries of one
+name.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def map_params(
             state.
         state: A state of this optimizer.
         *rest: Trees of the structure of the parameters, walked along with each copy.
-        transform_non_params: Applied to all other leaves, which stay as they are by default.
+        transform_non_params: Applied to all other leaves, which do not change by default.
         is_leaf: Where it returns True, a node inside a copy of the parameters is handed to ``f`` as
             a whole.
 
@@ -190,7 +190,7 @@ def get_all_with_path(
         filtering: ``filtering(path, value)`` says which of the entries to keep.
 
     Returns:
-        Pairs of path and value; outer entries come before those found inside of them.
+        Pairs of path and value; outer entries come before those found inside them.
 
     Example:
         >>> import torchopt
@@ -212,7 +212,7 @@ def get(
     Args:
         tree: The tree, usually an optimizer state.
         key: The field of a named tuple, the key of a dict, or the name of a named tuple's class.
-        default: What to return if there is none.
+        default: The result if there is none.
         filtering: ``filtering(path, value)`` says which of the entries count.
 
     Returns:

@@ -19,7 +19,7 @@ _WIDEST_VALUE = 32
 def summary(tree: Any, *, max_rows: int | None = 60) -> str:
     """Tabulate the leaves of a tree.
 
-    One row a leaf: the way to it, shape, dtype, device and bytes.  A leaf that is no tensor shows its value in the
+    One row a leaf: the way to it, shape, dtype, device and bytes.  A leaf that is not a tensor shows its value in the
     place of the shape, and its type in that of the dtype.  The last line sums up: memory that several leaves share
     (tied weights, views, expanded tensors) is counted once.  Of a ``DTensor`` the bytes are those of the part that this
     process holds.  Sparse tensors, and parameters of lazy modules, have ``-`` for their bytes, and count for none.
@@ -94,7 +94,7 @@ def _describe(x: Any) -> tuple[str, str, str, str]:
 
 
 class _Memory(NamedTuple):
-    """What tensors ask of one memory, and the bytes that there are."""
+    """The bytes that tensors use of one storage, and its size."""
 
     elements: int
     asked: int
@@ -126,7 +126,7 @@ def _sums(tensors: list[Any]) -> tuple[int, int]:
 
 
 def _here(x: Any) -> Any:
-    """The part of a distributed tensor that this process holds; any other tensor as it is."""
+    """The part of a distributed tensor that this process holds; any other tensor unchanged."""
     return x.to_local() if hasattr(x, 'to_local') else x
 
 

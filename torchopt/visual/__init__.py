@@ -27,7 +27,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == 'Digraph':  # TorchOpt 0.7.3 has it here; importing graphviz can wait until somebody asks
+    if name == 'Digraph':  # TorchOpt 0.7.3 has it here; graphviz is imported only on access
         import graphviz
 
         return graphviz.Digraph

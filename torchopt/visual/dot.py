@@ -68,7 +68,7 @@ def frame_attributes(cluster: Cluster) -> dict[str, str]:
 
 
 def nodes_by_cluster(model: Model) -> Iterator[tuple[int | None, list[Node]]]:
-    """The nodes outside of frames, then those in each frame; a frame whose nodes were left out is not there."""
+    """The nodes outside frames, then those in each frame; a frame whose nodes were left out is not there."""
     found: dict[int | None, list[Node]] = {c: [] for c in (None, *range(len(model.clusters)))}
     for node in model.nodes:
         found[node.cluster].append(node)

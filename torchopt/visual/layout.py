@@ -5,7 +5,7 @@ The steps are those of Sugiyama, Tagawa and Toda, Methods for visual understandi
 1981: layers, so that arrows go down; points in between for arrows that pass layers; an order in each layer by the mean
 of the neighbours, so that few arrows cross; horizontal places close to the neighbours.
 
-A frame must not have strangers inside.  So every frame has a lane, an interval of columns of its own over the layers
+A frame must not contain nodes of others.  So every frame has a lane, an interval of columns of its own over the layers
 that it spans, and what passes by goes to the right of all lanes there.
 """
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Gradients from function values alone, for what cannot be differentiated or is too costly to.
+r"""Gradients from function values alone, for functions that are not differentiable, or too costly to differentiate.
 
-A function :math:`f` is replaced by its smoothing :math:`f_\sigma(x) = \mathbb{E}\, f(x + \sigma z)` over random
-directions :math:`z`, whose gradient is an expectation of function values and so can be estimated from samples.
+The method replaces a function :math:`f` by its smoothing :math:`f_\sigma(x) = \mathbb{E}\, f(x + \sigma z)` over random
+directions :math:`z`.  Its gradient is an expectation of function values, so samples give an estimate.
 
 * ``estimators``: the methods, a table of weights over evaluations.
 * ``directions``: drawing :math:`z`, reproducibly.

@@ -40,9 +40,9 @@ def zero_order(
     generator: torch.Generator | None = None,
     seed: int | None = None,
 ) -> Callable[[Objective], Objective]:
-    r"""Let a function be differentiated by sampling: a decorator.
+    r"""Decorator: differentiate a function by sampling.
 
-    The value stays that of the function.  Its gradient becomes an estimate, from function values alone, of the
+    The value of the function does not change.  Its gradient becomes an estimate, from function values alone, of the
     gradient of the smoothed function :math:`f_\sigma(x) = \mathbb{E}\, f(x + \sigma z)`.  With :math:`n` directions
     :math:`z_i`,
 
@@ -51,39 +51,39 @@ def zero_order(
         \texttt{forward:}\ & \tfrac{1}{n\sigma} \textstyle\sum_i (f(x + \sigma z_i) - f(x))\, z_i \\
         \texttt{antithetic:}\ & \tfrac{1}{2n\sigma} \textstyle\sum_i (f(x + \sigma z_i) - f(x - \sigma z_i))\, z_i
 
-    ``orthogonal`` is ``antithetic`` with directions that are orthogonal to one another (in groups of as many as there
+    ``orthogonal`` is ``antithetic`` with mutually orthogonal directions (in groups of as many as there
     are dimensions, within a chunk), each distributed as before.  ``spsa`` is ``antithetic`` with the signs of the
-    directions, which the simultaneous perturbation method takes.  The gradient is unbiased for :math:`f_\sigma`
+    directions, as in the simultaneous perturbation method.  The gradient is unbiased for :math:`f_\sigma`
     if the directions are normal; for other distributions up to terms of order :math:`\sigma^2`.
 
-    The directions are drawn in the backward pass.  Perturbed are the floating-point tensors in the arguments
-    ``argnums`` that require grad; a tensor that occurs twice is perturbed once; both parts of a complex one are.
+    The directions are drawn in the backward pass.  They perturb the floating-point tensors in the arguments
+    ``argnums`` that require grad; a tensor that occurs twice is perturbed once; for a complex tensor both parts are.
 
     The result works with :func:`torch.autograd.grad`, ``backward``, and the transforms of ``torch.func`` (``grad``,
-    ``jacrev``, ``jvp``, ``jacfwd``, ``hessian``, ``vmap``), whatever the function does inside.  Under
+    ``jacrev``, ``jvp``, ``jacfwd``, ``hessian``, ``vmap``), for any function.  Under
     ``torch.compile`` it breaks the graph.  For ``torch.distributions.Normal(0.0, 1.0)`` and any method but
     ``spsa``, the gradient can be differentiated once more, by Stein's identity, from the same function values;
-    otherwise an attempt is an error.
+    otherwise a second derivative raises an error.
 
     Args:
-        distribution: What directions are drawn from: an object with a method ``sample``, such as
+        distribution: The distribution of the directions: an object with a method ``sample``, such as
             a distribution of :mod:`torch.distributions` over scalars, or a function.  Either is called with a shape,
             ``(number of samples, *shape of the tensor)``, and returns a tensor of that shape.  It must be symmetric,
-            with variance one.  Distributions of which torch knows that they are not are refused.
+            with variance one.  A distribution that is known to violate this raises an error.
         method: ``'naive'``, ``'forward'``, ``'antithetic'``, ``'orthogonal'`` or ``'spsa'``.
         argnums: The positions of the arguments to differentiate, one or several; they may be trees.
         num_samples: The number of directions :math:`n \ge 1`.
         sigma: The length :math:`\sigma > 0` of the steps.
         vectorize: Evaluate many samples at once with :func:`torch.func.vmap` (True), one by one (False), or
-            whichever works (None): a function for which ``vmap`` fails once, such as one that computes in NumPy, is
-            called in a loop ever after.
-        chunk_size: How many directions to hold at a time.  By default so many that they make no more than 64 MiB in
-            single precision, and on a CPU, if that leaves enough for ``vmap``, no more than 4 MiB.
+            whichever works (None): if ``vmap`` fails once for a function, such as one that computes in NumPy, all
+            later calls use a loop.
+        chunk_size: The number of directions in memory at a time.  By default so many that they take at most 64 MiB in
+            single precision, and on a CPU, if that leaves enough for ``vmap``, at most 4 MiB.
         executor: Evaluate the samples in an executor of :mod:`concurrent.futures`.  For processes, the function must
-            be one that pickles.
-        generator: Draw from this generator: every backward pass goes on where the last one stopped.
-        seed: Draw the same directions in every backward pass: common random numbers.  With neither, torch's global
-            generator decides.
+            be picklable.
+        generator: Draw from this generator: every backward pass continues the sequence of the last one.
+        seed: Draw the same directions in every backward pass: common random numbers.  With neither, the directions
+            come from torch's global generator.
 
     Returns:
         A decorator for functions that return a 0-d tensor of a real floating dtype.
@@ -91,8 +91,8 @@ def zero_order(
     Raises:
         TypeError: If an argument has the wrong type.
         ValueError: If ``method`` is unknown, ``num_samples``, ``sigma`` or ``chunk_size`` not positive, or
-            ``distribution`` known to be no distribution of directions.  In the backward pass, if the function returned
-            NaN or infinity.
+            ``distribution`` known not to be symmetric with variance one.  In the backward pass, if the function
+            returned NaN or infinity.
 
     Example:
         >>> import torch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random directions: what is known of their distribution beforehand, and how they are drawn from a seed."""
+"""Random directions: checks of their distribution, and drawing them from a seed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Directions:
 
     Raises:
         TypeError: If ``distribution`` cannot be drawn from.
-        ValueError: If it is known to have another shape, mean or variance than it should.
+        ValueError: If its known shape, mean or variance is wrong.
     """
 
     def __init__(self, distribution: Samplable | SampleFunc, arrange: str) -> None:
@@ -63,7 +63,7 @@ class Directions:
             For each of them a tensor of shape ``(count, *shape)`` on its device, of at least single precision.
 
         Raises:
-            ValueError: If the samples have another shape than was asked for.
+            ValueError: If the shape of the samples differs from the requested shape.
         """
         shapes = [torch.Size((count, *x.shape)) for x in like]
         dtypes = [torch.promote_types(x.dtype, torch.float32) for x in like]
@@ -80,7 +80,7 @@ class Directions:
         for z, shape in zip(zs, shapes):
             if z.shape != shape:
                 raise ValueError(
-                    f'The distribution drew a tensor of shape {tuple(z.shape)} where {tuple(shape)} was asked for: the '
+                    f'The distribution drew a tensor of shape {tuple(z.shape)} where {tuple(shape)} was requested: the '
                     f'number of samples and the shape of the tensor to perturb. Return a tensor of the shape passed in.'
                 )
         if self._arrange == 'signs':
@@ -89,7 +89,7 @@ class Directions:
 
 
 def check_moments(distribution: Distribution) -> None:
-    """Refuse a distribution that is known to be no distribution of directions."""
+    """Raise for a distribution that is known not to have mean 0 and variance 1 over scalars."""
     shape = (*distribution.batch_shape, *distribution.event_shape)
     if shape:
         raise ValueError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""The estimators, as data: with which weights the values of a function make its derivatives.
+r"""The estimators, as data: the weights that turn function values into derivatives.
 
 Let :math:`z` have mean zero and covariance :math:`I`, and let :math:`f_s = f(x + s \sigma z)`.  Every method is
 
@@ -12,7 +12,7 @@ and, for standard normal :math:`z`, where Stein's identity can be applied once m
     \nabla^2 f_\sigma(x) \approx \frac{1}{n \sigma^2} \sum_{i=1}^n \Big(\sum_s b_s f_s\Big)\, (z_i z_i^\top - I).
 
 Since :math:`\mathbb{E}\, z = 0` and :math:`\mathbb{E}\,(z z^\top - I) = 0`, the weight of :math:`f_0 = f(x)` changes
-no expectation; it only takes variance away.  And since :math:`z` and :math:`-z` have the same law, it does not
+no expectation; it only reduces the variance.  And since :math:`z` and :math:`-z` have the same law, it does not
 matter how the weight is split between :math:`f_1` and :math:`f_{-1}`, as long as the sum (for :math:`b`) or the
 difference (for :math:`a`) is one.
 """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calling a function at many points: vectorised where it can be, in a loop or in other processes where not.
+"""Evaluate a function at many points: vectorized where possible, otherwise in a loop or in other processes.
 
-The function is taken as it is: it may use automatic differentiation inside, its result is cut off from any graph.
+The function may use automatic differentiation inside; its result is detached from any graph.
 """
 
 from __future__ import annotations
@@ -187,6 +187,6 @@ def _unchanged(call: Call, tensors: Sequence[Tensor]) -> Iterator[None]:
     for i, (x, version) in enumerate(zip(tensors, before)):
         if version is not None and x._version != version:
             raise RuntimeError(
-                f'The function changed its input {call.path(i)} in place, so that each sample would see what the one '
-                f'before left. Let it work on a copy: x = x.clone().'
+                f'The function changed its input {call.path(i)} in place, so each sample would use the result of the '
+                f'previous one. Let it work on a copy: x = x.clone().'
             )

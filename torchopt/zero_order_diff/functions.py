@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Value, gradient and curvature of an objective, as autograd Functions of which each is the derivative of the last.
+"""Value, gradient and curvature of an objective, as autograd Functions; each is the derivative of the previous one.
 
-The function is only ever called on plain tensors, outside of all transforms: under ``torch.func.vmap`` each element of
-the batch is a problem of its own, evaluated (and within that vectorised over its samples) after the one before.  So a
-black box works under every transform.
+The function is called only on plain tensors, outside all transforms: under ``torch.func.vmap`` each element of
+the batch is a separate problem, and the elements are evaluated one after another (each vectorized over its samples).
+So a black box works under every transform.
 
 The gradient is random.  Its derivative is estimated from the same directions, drawn again from their seed, and from
-the same values, which are kept: the function is not called for it.
+the stored function values, without further function calls.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from torchopt.base import (
     IdentityGradientTransformation,
 )
 
-__all__ = ['as_tensors', 'converting', 'export']
+__all__ = ['as_tensors', 'converting', 'export', 'is_converting']
 
 _NUMBERS = (np.ndarray, np.generic, float, int, complex)
 _USUAL = frozenset({torch.Tensor, torch.nn.Parameter, type(None)})  # seen at a glance
@@ -101,6 +101,11 @@ class _ExtraArgs(_Converting, GradientTransformationExtraArgs):
     inner: GradientTransformation
 
 
+def is_converting(function: Any) -> bool:
+    """Whether :func:`export` made a function."""
+    return any(function is made for made in _EXPORTED.values())
+
+
 def export(namespace: dict[str, Any]) -> None:
     """Let those public functions of a module that make transformations make converting ones.
 
@@ -109,13 +114,12 @@ def export(namespace: dict[str, Any]) -> None:
     """
     for name in namespace['__all__']:
         function = namespace[name]
-        if function in _CONVERTING:
+        if is_converting(function):
             continue
         returned = str(getattr(function, '__annotations__', {}).get('return'))
         if inspect.isfunction(function) and 'GradientTransformation' in returned and name not in _AS_THEY_ARE:
             if function not in _EXPORTED:  # by another module
                 _EXPORTED[function] = _wrapped(function)
-                _CONVERTING.add(_EXPORTED[function])
                 # Where the new function is found when it is unpickled.
                 _EXPORTED[function].__module__, _EXPORTED[function].__qualname__ = namespace['__name__'], name
             namespace[name] = _EXPORTED[function]
@@ -123,7 +127,6 @@ def export(namespace: dict[str, Any]) -> None:
 
 _AS_THEY_ARE = {'identity', 'with_extra_args_support'}
 _EXPORTED: dict[Callable[..., Any], Callable[..., Any]] = {}
-_CONVERTING: set[Any] = set()
 
 
 def _wrapped(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TorchOpt's face of :func:`torchopt.implicit_diff.custom_root`."""
+"""TorchOpt's version of :func:`torchopt.implicit_diff.custom_root`."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scale updates by a step size that backtracking finds.
+"""Scale updates by a step size from a backtracking line search.
 
-The search itself is :func:`torchopt.linesearch.backtracking`.  It decides by values, so a step waits for its device at
-each evaluation.  Under ``torch.func.vmap`` and ``torch.compile`` it does not: there it makes as many evaluations as it
-may, without a graph break, so choose their number with care.
+The search itself is :func:`torchopt.linesearch.backtracking`.  It depends on values, so a step synchronizes with its
+device at each evaluation.  Under ``torch.func.vmap`` and ``torch.compile`` it does not synchronize: there it always
+makes the maximum number of evaluations, without a graph break, so choose this number with care.
 """
 
 from __future__ import annotations
@@ -70,23 +70,24 @@ def scale_by_backtracking_linesearch(
     .. math::
         f(w + \eta u) \le (1 + \delta) f(w) + c\, \eta \operatorname{Re} \langle \nabla f(w), u \rangle + \epsilon.
 
-    The first that is tried is somewhat larger than the last one; it is shortened until it is good.  There is such a
-    step if the updates descend: put this after ``sgd``, or what else turns gradients into a direction of descent.
+    The first trial step is somewhat larger than the last step; the search shortens it until the condition holds.
+    Such a step exists if the updates are a descent direction: put this after ``sgd``, or another transformation that
+    returns a descent direction.
 
-    If none is found, the last that was tried is taken; where the objective is NaN or infinite there, none at all.
+    If the search fails, it takes the last trial step, or no step if the objective is NaN or infinite there.
     After a step size of zero the search stays at zero, as in Optax, unless ``increase_factor`` is infinite.
 
     Args:
         max_backtracking_steps: How often a step may be shortened.
         slope_rtol: :math:`c`.
         decrease_factor: The factor by which a step is shortened, in (0, 1).
-        increase_factor: What the last step size is multiplied by for the first that is tried; infinity always begins
+        increase_factor: The factor from the last step size to the first trial step; infinity always begins
             with ``max_learning_rate``.
         max_learning_rate: The largest step size.
         atol: :math:`\epsilon`.
         rtol: :math:`\delta`.
         store_grad: Also compute the gradient after the step, and keep it for :func:`value_and_grad_from_state`.
-        verbose: Print what is known if the search fails.
+        verbose: Print diagnostics if the search fails.
 
     Returns:
         A transformation whose ``update`` needs ``params`` and the extra arguments ``value``, ``grad`` and ``value_fn``.

@@ -61,7 +61,7 @@ class Problem(NamedTuple):
         return cls(updates, params, value, grad, (lambda p: value_fn(p, **extra)) if extra else value_fn, plain)
 
     def recording(self) -> contextlib.AbstractContextManager[Any]:
-        """Record no graph if nobody wants one."""
+        """Record no graph if none is needed."""
         return torch.no_grad() if self.plain else contextlib.nullcontext()
 
     def moved(self, rate: Any) -> Any:

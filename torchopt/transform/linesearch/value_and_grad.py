@@ -21,7 +21,7 @@ def value_and_grad_from_state(value_fn: Callable[..., Any]) -> Callable[..., tup
     """The value and the gradient of an objective, from the state of a line search if they are there.
 
     A search ends where the next step begins, so it has computed both already.  They are right as long as the objective
-    is the same in every step, and nobody moves the parameters in between.
+    is the same in every step, and the parameters do not change in between.
 
     Args:
         value_fn: The objective ``value_fn(params, *args, **kwargs)``, a real tensor of one element.

@@ -86,8 +86,8 @@ def scale_by_zoom_linesearch(
         tol: :math:`\epsilon`.
         increase_factor: The factor by which steps grow that are too short, larger than 1.
         slope_rtol: :math:`c_1`.
-        curv_rtol: :math:`c_2`; infinity asks for a decrease only.
-        approx_dec_rtol: :math:`c_3`; None asks for the first form always.
+        curv_rtol: :math:`c_2`; infinity requires a decrease only.
+        approx_dec_rtol: :math:`c_3`; None always uses the first form.
         stepsize_precision: The length of the interval at which a search contents itself with a decrease.
         initial_guess_strategy: ``'keep'`` begins with the last step size; ``'one'`` with 1, as fits Newton's method and
             its relatives.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gather gradients over steps: a moving average of them, or their sum every few steps."""
+"""Accumulate gradients over steps: their moving average, or their sum every few steps."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def ema(decay: Any, debias: bool = True, accumulator_dtype: DTypeLike | None = N
 
     Args:
         decay: :math:`\beta`, in [0, 1).
-        debias: Divide by :math:`1 - \beta^t`, by which the average falls short since it began at 0.
+        debias: Divide by :math:`1 - \beta^t`, to correct the bias from zero initialization.
         accumulator_dtype: Real dtype in which the average is kept; None takes that of each parameter.
 
     Raises:
         ValueError: If the decay rate is out of its range.
-        TypeError: If ``accumulator_dtype`` is no real floating dtype.
+        TypeError: If ``accumulator_dtype`` is not a real floating dtype.
 
     Example:
         >>> import torch, torchopt
@@ -92,10 +92,10 @@ class ApplyEvery(NamedTuple):
 
 @factory
 def apply_every(k: Any = 1) -> GradientTransformation:
-    """Gather updates, and let their sum through every ``k`` steps; in the others updates are zero.
+    """Accumulate updates, and return their sum every ``k`` steps; in all other steps updates are zero.
 
-    Put it at the end of a chain.  What stands before it sees every gradient; to take the mean of the gradients before
-    an optimizer sees them, use :class:`MultiSteps`.
+    Put it at the end of a chain.  Transformations before it receive every gradient.  To average gradients before the
+    optimizer, use :class:`MultiSteps`.
 
     Args:
         k: The number of steps, at least 1.

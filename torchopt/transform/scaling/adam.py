@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adam: the mean of the gradients over the root of the mean of their squares, both corrected for their start at 0."""
+"""Adam: the bias-corrected mean of the gradients over the root of the bias-corrected mean of their squares."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def scale_by_adam(
         m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t, \qquad v_t = \beta_2 v_{t-1} + (1 - \beta_2) |g_t|^2, \qquad
         u_t = \frac{m_t / (1 - \beta_1^t)}{\sqrt{v_t / (1 - \beta_2^t) + \bar\epsilon} + \epsilon}
 
-    With Nesterov's method (NAdam) the gradient enters once more than the mean has it, and
-    :math:`\beta_1 m_t / (1 - \beta_1^{t+1}) + (1 - \beta_1)\, g_t / (1 - \beta_1^t)` stands in the numerator.
+    With Nesterov's method (NAdam) the numerator is
+    :math:`\beta_1 m_t / (1 - \beta_1^{t+1}) + (1 - \beta_1)\, g_t / (1 - \beta_1^t)`.
 
-    Where :math:`v = 0` and :math:`\bar\epsilon = 0` the root has no derivative; the update has one, and that is what
-    meta-gradients use.
+    Where :math:`v = 0` and :math:`\bar\epsilon = 0` the root has no derivative, but the update has one;
+    meta-gradients use it.
 
     Args:
         b1: Decay rate :math:`\beta_1` of the mean, in [0, 1).
@@ -135,6 +135,6 @@ def scale_by_accelerated_adam(
     Takes the arguments of :func:`scale_by_adam`.
 
     Raises:
-        RuntimeError: If the native engine cannot run here; use :func:`scale_by_adam` then.
+        RuntimeError: If the native engine cannot run; then use :func:`scale_by_adam`.
     """
     return with_native(scale_by_adam(b1, b2, eps, eps_root, moment_requires_grad), True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adan: Adam with Nesterov's method, told by differences of gradients."""
+"""Adan: Adam with Nesterov's method, using gradient differences."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def scale_by_adan(
         n_t = \beta_3 n_{t-1} + (1 - \beta_3) |g_t + (1 - \beta_2) d_t|^2, \qquad
         u_t = \frac{\hat m_t + (1 - \beta_2) \hat v_t}{\sqrt{\hat n_t + \bar\epsilon} + \epsilon},
 
-    where a hat divides by :math:`1 - \beta^t`, by which a mean falls short since it began at 0.  In the paper
+    where a hat divides by :math:`1 - \beta^t`, to correct the bias from zero initialization.  In the paper
     :math:`\beta` stands for what is :math:`1 - \beta` here, and :math:`(1 - \beta_2)` is a factor :math:`\beta_2` here
     as in Optax.
 

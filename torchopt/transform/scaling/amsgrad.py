@@ -53,8 +53,8 @@ def scale_by_amsgrad(
         eps: :math:`\epsilon \ge 0`, outside the root.
         eps_root: :math:`\bar\epsilon \ge 0`, inside the root.
         mu_dtype: Real dtype in which the mean is kept; None takes that of each parameter.
-        bias_correction_mu: Whether to correct the mean for its start at 0.
-        bias_correction_nu: Whether to correct the mean square for its start at 0, before the maximum is taken.
+        bias_correction_mu: Whether to correct the bias of the mean from zero initialization.
+        bias_correction_nu: Whether to correct the bias of the mean square, before the maximum.
 
     Returns:
         A transformation with state :class:`ScaleByAmsgradState`.  The second moments of a complex parameter are real.

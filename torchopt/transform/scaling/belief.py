@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AdaBelief: Adam that divides by how far gradients are from what their mean foretold."""
+"""AdaBelief: Adam with step sizes from the deviation of gradients from their moving average."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def scale_by_belief(
         v_t = \beta_2 v_{t-1} + (1 - \beta_2) |g_t - m_t|^2 + \bar\epsilon, \qquad
         u_t = \frac{m_t / (1 - \beta_1^t)}{\sqrt{v_t / (1 - \beta_2^t)} + \epsilon}
 
-    Mind that :math:`\bar\epsilon` is added at every step and stays in the state: a gradient of zero throughout leads to
+    Note that :math:`\bar\epsilon` is added at every step and stays in the state: gradients that are always zero lead to
     :math:`v_t = \bar\epsilon\,(1 - \beta_2^t) / (1 - \beta_2)`.
 
     Args:
@@ -45,7 +45,7 @@ def scale_by_belief(
         b2: Decay rate :math:`\beta_2` of the mean square, in [0, 1).
         eps: :math:`\epsilon \ge 0`, outside the root.
         eps_root: :math:`\bar\epsilon \ge 0`, added to the mean square.
-        nesterov: Look ahead by Nesterov's method, as :func:`scale_by_adam` does.  This rule has no kernel of its own:
+        nesterov: Look ahead by Nesterov's method, as :func:`scale_by_adam` does.  This rule has no native kernel:
             it runs in plain torch.
 
     Returns:

@@ -60,7 +60,7 @@ class ZeroNansState(NamedTuple):
 
 @factory
 def zero_nans() -> GradientTransformation:
-    """Put zero in place of every NaN in the updates, and remember where there was one.
+    """Replace every NaN in the updates by zero, and record in the state which leaves had NaN.
 
     Infinities stay; see :func:`nan_to_num` for these, and :func:`apply_if_finite` to skip the step instead.
 

@@ -43,11 +43,11 @@ def add_decayed_weights(weight_decay: Any = 0.0, mask: Any = None) -> GradientTr
     Before a learning rate alone this is an l2 penalty; after an adaptive rescaling it is decoupled decay (AdamW).
 
     In a step of plain training (the parameter is a leaf that requires grad, the gradient has no graph) the parameter
-    counts as a constant, so that no graph grows from step to step.
+    is treated as a constant, so no graph grows from step to step.
 
     Args:
         weight_decay: :math:`\lambda \ge 0`: a number or a 0-d tensor, a tree of them with the structure of the
-            parameters or of its top, or a schedule.  Zero, without a mask, gives the identity.
+            parameters or a prefix of it, or a schedule.  Zero, without a mask, gives the identity.
         mask: Where to decay: a tree of booleans, a prefix of the parameters' tree, or a function that makes one
             from the parameters.  None decays everywhere.
 

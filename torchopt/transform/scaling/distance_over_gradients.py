@@ -46,7 +46,7 @@ class ScaleByDistanceOverGradientsState(NamedTuple):
 def scale_by_distance_over_gradients(
     reps_rel: Any = 1e-6, eps: Any = 1e-8, param_dtype: DTypeLike | None = torch.float32, global_scale: Any = 1.0
 ) -> GradientTransformation:
-    r"""Scale every leaf by how far it has come over how large its gradients were.
+    r"""Scale every leaf by its distance from the start, divided by the size of its gradients.
 
     .. math::
         r_0 = \epsilon_r (1 + \lVert p_0 \rVert), \qquad r_t = \max(r_{t-1}, \lVert p_t - p_0 \rVert), \qquad

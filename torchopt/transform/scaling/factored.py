@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adafactor's second moments: of a matrix, the sums of its rows and columns only."""
+"""Adafactor's second moments: for a matrix, only the means of its rows and columns."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def scale_by_factored_rms(
     epsilon: Any = 1e-30,
     decay_rate_fn: Callable[[Any, Any], Any] = _power_decay,
 ) -> GradientTransformation:
-    r"""Divide updates by the root of a running mean of their squares, which is kept in factors.
+    r"""Divide updates by the root of a running mean of their squares, stored in factored form.
 
     With :math:`\beta_t = 1 - t^{-c}`, a matrix has the means
 
@@ -113,7 +113,7 @@ def scale_by_factored_rms(
         if known is not None and step < 0:
             raise ValueError(
                 f'The state has taken {int(state.count)} steps, fewer than step_offset={step_offset}. Pass the state '
-                f'of the training that goes on, or step_offset=0.'
+                f'of the continued training, or step_offset=0.'
             )
         beta = decay_rate_fn(step, decay_rate)
 

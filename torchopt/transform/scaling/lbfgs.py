@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""L-BFGS: Newton's method with an inverse Hessian that is guessed from the last few steps."""
+"""L-BFGS: a quasi-Newton method that approximates the inverse Hessian from the last few steps."""
 
 from __future__ import annotations
 
@@ -60,15 +60,15 @@ def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Gr
     A pair without positive curvature, :math:`\langle y_j, s_j \rangle \le \epsilon \lVert y_j \rVert
     \lVert s_j \rVert` with the machine precision :math:`\epsilon`, would make :math:`H_k` indefinite.  It is skipped:
     zeros with the weight zero take its place, and :math:`\gamma_k = 1`.  So :math:`H_k` is positive definite; where
-    rounding spoils even that, the updates are :math:`\gamma_k g_k`.  Numbers are scaled on the way, so that the
-    magnitude of parameters and gradients does not matter.
+    rounding prevents this, the updates are :math:`\gamma_k g_k`.  Internal scaling makes the
+    magnitude of parameters and gradients irrelevant.
 
-    The updates are :math:`H_k g_k`: turn their sign for a direction of descent, and let a line search find how far to
-    go, as :func:`torchopt.lbfgs` does.  For complex parameters all inner products are their real parts.
+    The updates are :math:`H_k g_k`: negate them for a descent direction, and use a line search for the step size,
+    as :func:`torchopt.lbfgs` does.  For complex parameters all inner products are their real parts.
 
     Args:
         memory_size: :math:`m`, at least 1.
-        scale_init_precond: Whether to begin with :math:`\gamma_k I`; otherwise with :math:`I`.
+        scale_init_precond: Whether to start from :math:`\gamma_k I`; otherwise from :math:`I`.
 
     Returns:
         A transformation whose ``update`` needs ``params``.  A parameter without a gradient has no part in the pair of

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Optimistic gradients: take the next gradient for the last one once more, less the one before."""
+"""Optimistic gradients: extrapolate from the last two gradients."""
 
 from __future__ import annotations
 

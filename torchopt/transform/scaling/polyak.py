@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Polyak's step size: as far as the linear model needs to go to the least value."""
+"""Polyak's step size: the step at which the linear model reaches the least value."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RAdam: Adam that waits until its second moment can be trusted."""
+"""RAdam: Adam that uses its second moment only once the variance of this moment is small enough."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Divide by what the gradients used to be: RMS, standard deviation, root of the sum of squares, AdaDelta."""
+"""Divide by statistics of past gradients: RMS, standard deviation, root of the sum of squares, AdaDelta."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def scale_by_rms(
         eps: :math:`\epsilon \ge 0`, outside the root.
         initial_scale: First value of :math:`v`.
         eps_in_sqrt: Add :math:`\epsilon` inside the root instead, as Optax does by default.
-        bias_correction: Divide the mean square by :math:`1 - \alpha^t`, by which it falls short since it began at 0; it
-            is :func:`scale_by_adam` without a mean then.  This rule has no kernel of its own: it runs in plain torch.
+        bias_correction: Divide the mean square by :math:`1 - \alpha^t`, to correct the bias from zero initialization;
+            this gives :func:`scale_by_adam` without a mean.  This rule has no native kernel: it runs in plain torch.
 
     Returns:
         A transformation with state :class:`ScaleByRmsState`, or :class:`ScaleByRmsWithCountState` with bias correction.
@@ -100,7 +100,7 @@ def _divide(
         function: The rule in :mod:`torchopt.rules`.
         moments: The first moments of parameters, by their names in the state.
         kinds: The class of states without and with a count.
-        corrected: Whether the moments are corrected for their start at 0.
+        corrected: Whether the moments are bias-corrected.
         eps_in_sqrt: Whether :math:`\epsilon` stands inside the root.
         alpha: Decay rate of the moments.
         eps: :math:`\epsilon`.
@@ -180,8 +180,8 @@ def scale_by_stddev(
         eps: :math:`\epsilon \ge 0`, outside the root.
         initial_scale: First value of :math:`v`.
         eps_in_sqrt: Add :math:`\epsilon` inside the root instead, as Optax does by default.
-        bias_correction: Divide both means by :math:`1 - \alpha^t`, by which they fall short since they began at 0.
-            This rule has no kernel of its own: it runs in plain torch.
+        bias_correction: Divide both means by :math:`1 - \alpha^t`, to correct the bias from zero initialization.
+            This rule has no native kernel: it runs in plain torch.
 
     Returns:
         A transformation with state :class:`ScaleByRStdDevState`, or :class:`ScaleByRStdDevWithCountState` with bias

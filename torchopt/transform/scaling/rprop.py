@@ -46,7 +46,7 @@ def scale_by_rprop(
         d_t = \begin{cases} 0 & s < 0 \\ \Delta_t \operatorname{sign}(g_t) & \text{otherwise} \end{cases} \qquad
         u_t = \begin{cases} 0 & s < 0 \\ d_{t-1} & \text{otherwise} \end{cases}
 
-    As in Optax the update is the step that the gradient before asked for: the first one is zero.
+    As in Optax, the update is the step of the previous gradient: the first update is zero.
 
     Args:
         learning_rate: The first step size :math:`\Delta_0`, a number or a 0-d tensor.

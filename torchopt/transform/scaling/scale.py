@@ -120,7 +120,7 @@ def scale_by_learning_rate(learning_rate: Any, *, flip_sign: bool = True) -> Gra
 
     Args:
         learning_rate: :math:`\eta \ge 0`: a number, a 0-d tensor (learned if it requires grad) or a schedule; or a
-            tree of numbers and tensors with the structure of the parameters or of its top, for rates that differ
+            tree of numbers and tensors with the structure of the parameters or a prefix of it, for rates that differ
             from parameter to parameter.  Tensors in a tree may also have the shapes of their parameters, for a rate
             of each element; such steps run in plain torch.
         flip_sign: False multiplies by :math:`+\eta`, for ascent.

@@ -60,7 +60,7 @@ def trace(
         A transformation with state :class:`TraceState`, or :class:`DampedTraceState` with dampening.
 
     Raises:
-        ValueError: If the momentum is negative, or if Nesterov's method is asked for without a momentum or
+        ValueError: If the momentum is negative, or if Nesterov's method is used without a momentum or
             with dampening.
         TypeError: If ``accumulator_dtype`` is no real floating dtype.
 

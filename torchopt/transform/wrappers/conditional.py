@@ -73,10 +73,10 @@ class ApplyIfFiniteState(NamedTuple):
 def conditionally_transform(
     inner: GradientTransformation, should_transform_fn: Any, forward_extra_args: bool = False
 ) -> GradientTransformationExtraArgs:
-    """Apply a transformation in the steps where a condition holds; in the others updates pass through untouched.
+    """Apply a transformation in the steps where a condition holds; in all other steps updates do not change.
 
     Args:
-        inner: What to apply.  Its state rests in the steps where the condition does not hold.
+        inner: The transformation.  Its state does not change in steps where the condition does not hold.
         should_transform_fn: The condition, ``condition(step)`` with the number of steps taken, a 0-d int64 tensor.
         forward_extra_args: Also pass the extra arguments of ``update`` to it.
 
@@ -103,10 +103,10 @@ def conditionally_transform(
 def conditionally_mask(
     inner: GradientTransformation, should_transform_fn: Any, forward_extra_args: bool = False
 ) -> GradientTransformationExtraArgs:
-    """Apply a transformation in the steps where a condition holds; in the others all updates are zero.
+    """Apply a transformation in the steps where a condition holds; in all other steps updates are zero.
 
     Args:
-        inner: What to apply.  Its state rests in the steps where the condition does not hold.
+        inner: The transformation.  Its state does not change in steps where the condition does not hold.
         should_transform_fn: The condition, ``condition(step)`` with the number of steps taken, a 0-d int64 tensor.
         forward_extra_args: Also pass the extra arguments of ``update`` to it.
 
@@ -154,13 +154,13 @@ def _conditionally(
 
 @factory
 def apply_if_finite(inner: GradientTransformation, max_consecutive_errors: int) -> GradientTransformationExtraArgs:
-    """Apply a transformation where all gradients are finite; otherwise skip the step, but not for ever.
+    """Apply a transformation if all gradients are finite; otherwise skip the step, up to a limit.
 
-    A step with NaN or infinity among its gradients gives zero updates and leaves the inner state as it was.  After
-    ``max_consecutive_errors`` such steps in a row the next one is taken all the same, so that the error shows.
+    A step with NaN or infinity among its gradients gives zero updates and does not change the inner state.  After
+    ``max_consecutive_errors`` such steps in a row, the next step is taken anyway, so that the error becomes visible.
 
     Args:
-        inner: What to apply.
+        inner: The transformation.
         max_consecutive_errors: How many steps in a row may be skipped.
 
     Returns:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Another layout for the leaves: all of them as one vector."""
+"""Combine all leaves into one vector."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ __all__ = ['flatten']
 
 @factory
 def flatten(inner: GradientTransformation) -> GradientTransformationExtraArgs:
-    """Let a transformation see all leaves as one vector.
+    """Apply a transformation to all leaves as one vector.
 
-    That makes few large operations of many small ones, where a transformation has no kernel, and norms of leaves
-    those of all parameters.  The vector has the dtype that all leaves promote to; updates come back in their own.
+    For a transformation without a native kernel, this replaces many small operations by a few large ones.  Norms of
+    leaves become norms over all parameters.  The vector has the promoted dtype of all leaves; updates keep their own.
 
     Args:
         inner: The transformation.
@@ -34,7 +34,7 @@ def flatten(inner: GradientTransformation) -> GradientTransformationExtraArgs:
         A transformation whose state is that of ``inner`` for one vector.
 
     Raises:
-        ValueError: If an update is None where there is a parameter: a part of a vector cannot be left out.
+        ValueError: If an update of a parameter is None, since a part of a vector cannot be omitted.
 
     Example:
         >>> import torch, torchopt

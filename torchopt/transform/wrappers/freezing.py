@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Leave parameters as they are."""
+"""Freeze parameters."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = ['freeze', 'selective_transform']
 
 
 def freeze(mask: Any) -> GradientTransformationExtraArgs:
-    """Make the updates of some parameters zero, and let the others pass.
+    """Set the updates of some parameters to zero, and keep the others.
 
-    Put it at the end of a chain: momentum before it goes on to gather, while decay before it is undone.
+    Put it at the end of a chain.  Momentum before it continues to accumulate; decay before it has no effect.
 
     Args:
         mask: True where parameters are to stay as they are: a bool, or a tree of them with the structure of the

@@ -71,7 +71,7 @@ def lookahead(
 
     Raises:
         ValueError: If ``sync_period`` is less than 1.
-        TypeError: In ``update``, if the parameters are no :class:`LookaheadParams`.
+        TypeError: In ``update``, if the parameters are not :class:`LookaheadParams`.
 
     Example:
         >>> import torch, torchopt
@@ -132,9 +132,9 @@ def lookahead(
 
 
 def _detach_copy(g: Tensor, fast: Tensor, slow: Tensor) -> None:
-    """Detach slow parameters in place in a step of plain training, if they are a copy of this very leaf.
+    """Detach slow parameters in place in a step of plain training, if they are a copy of this leaf.
 
-    The caller holds them, so that they would otherwise grow a graph with every update that is added.
+    The caller holds them, so otherwise their graph would grow with every update.
     """
     if carries_no_graph(fast, g) and slow.grad_fn is not None and not has_tangent(slow):
         origins = [getattr(node, 'variable', None) for node, _ in slow.grad_fn.next_functions]

@@ -35,13 +35,13 @@ class MaskedState(NamedTuple):
 def masked(
     inner: GradientTransformation, mask: Any = None, *, mask_compatible_extra_args: bool = False
 ) -> GradientTransformationExtraArgs:
-    """Apply a transformation where a mask is true; elsewhere updates pass through untouched.
+    """Apply a transformation where a mask is true; other updates do not change.
 
     Args:
-        inner: What to apply.
-        mask: A tree of booleans with the structure of the parameters or of its top (a prefix: one boolean then counts
-            for the whole subtree), or a function that makes such a tree from the parameters (from the updates
-            where ``update`` is called without parameters).  None means everywhere.
+        inner: The transformation.
+        mask: A tree of booleans with the structure of the parameters or a prefix of it (one boolean then applies
+            to the whole subtree), or a function that returns such a tree for the parameters (for the updates
+            if ``update`` is called without parameters).  None means everywhere.
         mask_compatible_extra_args: Also mask those extra arguments of ``update`` that have the structure of
             the updates.
 
@@ -148,8 +148,8 @@ def partition(
 
     Args:
         transforms: From label to transformation.
-        param_labels: A tree of labels with the structure of the parameters or of its top, or a function that makes one
-            from the parameters (from the updates where ``update`` is called without parameters).
+        param_labels: A tree of labels with the structure of the parameters or a prefix of it, or a function that
+            returns one for the parameters (for the updates if ``update`` is called without parameters).
         mask_compatible_extra_args: As in :func:`masked`.
 
     Returns:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure updates on their way through a chain, and keep what was measured in the state."""
+"""Measure updates inside a chain, and store the measurements in the state."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class MonitorState(NamedTuple):
 
 @factory
 def snapshot(measure_name: str, measure: Callable[[Any], Any]) -> GradientTransformation:
-    """Keep a measurement of the updates; they pass untouched.
+    """Store a measurement of the updates in the state; the updates do not change.
 
     Args:
         measure_name: The name under which :func:`torchopt.tree.get` finds it in the state.
@@ -72,7 +72,7 @@ def _measure(measure: Callable[[Any], Any], updates: Any, params: Any) -> Any:
 
 @factory
 def monitor(measures: dict[str, Any]) -> GradientTransformationExtraArgs:
-    """Keep several measurements of the updates; they pass untouched.
+    """Store several measurements of the updates in the state; the updates do not change.
 
     Args:
         measures: From name to measure: a function of the tree of updates, or a transformation that makes of them what

@@ -85,7 +85,7 @@ class MultiStepsState(NamedTuple):
         gradient_step: The full steps taken.
         inner_opt_state: The state of the optimizer.
         acc_grads: The mean or the sum of the gradients since the last full step.
-        skip_state: What the function that skips steps had to say of the last one.
+        skip_state: The second result of the function that skips steps, for the last step.
     """
 
     mini_step: Any
@@ -99,10 +99,11 @@ class MultiSteps:
     r"""Accumulate gradients over :math:`k` small steps, and let an optimizer take one step with them.
 
     The gradients are averaged as they come, :math:`a_{n+1} = a_n + (g_n - a_n) / (n + 1)`, or summed.  The update is
-    zero in all small steps but each :math:`k`-th, in which the optimizer sees the mean; its state rests meanwhile.
+    zero in all small steps except each :math:`k`-th, in which the optimizer receives the mean.  Its state does not
+    change in the others.
 
     Where a small step has no gradient (``None``) for a parameter, nothing is added for it; in the :math:`k`-th, the
-    parameter is left out of the full step, and keeps what it has for the next one.
+    parameter is omitted from the full step, and keeps what it has for the next one.
 
     Args:
         opt: The optimizer.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tell somebody outside, such as TensorBoard, what was measured in a step."""
+"""Report measurements of a step to a logger, such as TensorBoard."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ class ReportState(NamedTuple):
 def report(
     write: Callable[[str, Any, int], Any], measures: dict[str, Any], every: int = 1
 ) -> GradientTransformationExtraArgs:
-    """Measure the updates, and call a function with what was measured; the updates pass untouched.
+    """Measure the updates, and call a function with the measurements; the updates do not change.
 
-    ``write`` is any callable.  Those of loggers fit as they are, such as ``add_scalar`` of a ``SummaryWriter`` of
-    TensorBoard.  It is the only one that may wait for a device: what it gets are tensors that nobody has looked at.
+    ``write`` is any callable.  Methods of loggers work directly, such as ``add_scalar`` of a ``SummaryWriter`` of
+    TensorBoard.  It receives tensors that are not yet synchronized with the host, so only ``write`` may wait for a
+    device.
 
     Under ``torch.compile`` the call breaks the graph, and ``fullgraph=True`` is an error.  Under ``torch.vmap`` there
-    is a batch of values and not one, which is an error.  In the middle of ``torch.func.grad`` it is called as ever.
+    is a batch of values instead of one, which is an error.  Inside ``torch.func.grad`` it is called as usual.
 
     Args:
         write: Called as ``write(name, value, step)`` for each measure.  The value is a tensor without a graph, or the
