@@ -387,7 +387,7 @@ def detach_graph(x: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             return x.view_as(x)
     tangent = forward_ad.unpack_dual(x).tangent  # type: ignore[no-untyped-call]
-    return x.detach() if tangent is None else forward_ad.make_dual(x.detach(), tangent.detach())  # type: ignore[no-untyped-call, no-any-return]
+    return x.detach() if tangent is None else forward_ad.make_dual(x.detach(), tangent.detach())  # type: ignore[no-untyped-call]
 
 
 def as_non_leaf(p: Any, u: Any) -> Any:
