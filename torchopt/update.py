@@ -22,6 +22,11 @@ def apply_updates(params: Any, updates: Any, *, inplace: bool | None = None) -> 
     outside ``torch.func`` transforms and compilation, is a weight in plain training: it is updated in place, which
     trains the module that owns it.  All other parameters are updated out of place, differentiably.
 
+    A loop that you differentiate through (``create_graph=True``) should pass ``inplace=False``.  Some transformations
+    return a first update without a graph: ``rprop``, ``adopt``, ``apply_every`` and ``MultiSteps``.  With
+    ``inplace=None`` it would be written into the leaves at which the loop begins, and the backward pass would stop with
+    torch's error that a variable needed for gradient computation has been modified by an inplace operation.
+
     Args:
         params: Tree of tensors.
         updates: Tree of the same structure and shapes; ``None`` keeps a parameter unchanged.
