@@ -339,3 +339,20 @@ def test_forward_mode_at_gradients_of_zero_equals_reverse_mode(name):
     _, pull = torch.func.vjp(run, *grads)
     reverse = sum((x * v).sum() for x, v in zip(pull(c), directions))
     torch.testing.assert_close(reverse, (wanted * c).sum())
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('gradient', [2.0, 0.1, 0.01])
+def test_prodigy_in_half_precision_is_that_in_double(dtype, gradient):
+    """Its moments are of gradients times a distance of 1e-6, whose squares half precision does not hold."""
+
+    def steps(kind):
+        tx, p = contrib.prodigy(1.0), torch.ones(10, dtype=kind)
+        state, found = tx.init(p), []
+        for k in range(3):
+            u, state = tx.update(torch.full((10,), gradient * (k + 1), dtype=dtype).to(kind), state, p)
+            assert u.dtype == kind
+            found.append(u.double())
+        return torch.stack(found)
+
+    torch.testing.assert_close(steps(dtype), steps(torch.float64), rtol=0.06, atol=0)

@@ -219,6 +219,16 @@ def test_gradients_flow_through_closures_and_modules():
 
 x = torch.ones(2)
 WRONG = {
+    'branches of two dtypes': (
+        lambda: torch.vmap(lambda z: loop.cond(z > 0, lambda z: z, lambda z: z.double(), z))(x),
+        TypeError,
+        'result of true_fun has dtype torch.float32, but false_fun',
+    ),
+    'branches of two shapes': (
+        lambda: torch.vmap(lambda z: loop.cond(z > 0, lambda z: z, lambda z: z.expand(3), z))(x),
+        ValueError,
+        r'result of true_fun has shape \(\), but false_fun makes it \(3,\)',
+    ),
     'condition with a shape': (
         lambda: loop.while_loop(lambda s: s < 3, lambda s: s + 1, x),
         TypeError,

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.constants import kept_copy, without_graphs
-from torchopt.contrib.scalars import check_rate, inner, pair_of_rates, rate_at, real_part, scalar_beside
+from torchopt.contrib.scalars import check_rate, inner, pair_of_rates, rate_at, real_part, scalar_beside, wide_zeros
 from torchopt.numerics import (
     abs_sq,
     advance,
@@ -118,9 +118,9 @@ def prodigy(
 
     def init(params: Any) -> ProdigyState:
         return ProdigyState(
-            elementwise.zero_moment(params),
-            elementwise.zero_moment(params, real=True),
-            elementwise.zero_moment(params),
+            wide_zeros(params),
+            wide_zeros(params, real=True),
+            wide_zeros(params),
             kept_copy(params),
             scalar_beside(params, estim_lr0),
             scalar_beside(params, 0.0),
@@ -164,7 +164,7 @@ def prodigy(
                 step = plus(step, decay if decays is True else torch.where(decays, decay, 0.0))
             return -as_scalar_like(rate, g) * step
 
-        u = tree.map(in_single(move), g, m, v, p, mask)
+        u = tree.map(lambda g, *row: in_single(move)(g, *row).to(g.dtype), g, m, v, p, mask)
         return u, ProdigyState(m, v, s, start, estimate, numerator, count)
 
     return GradientTransformationExtraArgs.requiring(

@@ -21,6 +21,7 @@ __all__ = [
     'rate_at',
     'real_part',
     'scalar_beside',
+    'wide_zeros',
 ]
 
 
@@ -86,3 +87,13 @@ def real_part(x: Any, like: Tensor) -> Tensor:
 def inner(x: Any, y: Any, like: Tensor) -> Tensor:
     """The real part of the inner product of two trees, at least in float32, as a scalar of the state."""
     return real_part(tree.vdot(tree.map(widened, x), tree.map(widened, y)), like)
+
+
+def wide_zeros(params: Any, *, real: bool = False) -> Any:
+    """Zero moments in at least float32, for what is scaled by a small estimate before it is squared."""
+
+    def zeros(p: Tensor) -> Tensor:
+        kind = wide_dtype(p.dtype)
+        return torch.zeros_like(p, dtype=kind.to_complex() if p.is_complex() and not real else kind)
+
+    return tree.map(zeros, params)

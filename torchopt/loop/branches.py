@@ -13,7 +13,7 @@ from torchopt import tree
 from torchopt.numerics import is_readable
 from torchopt.scalars import pick
 
-__all__ = ['as_condition', 'cond']
+__all__ = ['as_condition', 'check_same', 'cond']
 
 
 def as_condition(value: Any, name: str) -> Any:
@@ -51,8 +51,9 @@ def cond(pred: Any, true_fun: Callable[..., Any], false_fun: Callable[..., Any],
         What the chosen function returns.
 
     Raises:
-        TypeError: If ``pred`` is a tensor with a shape.
-        ValueError: If both functions are called and return trees of different structures.
+        TypeError: If ``pred`` is a tensor with a shape, or both functions are called and return different dtypes.
+        ValueError: If both functions are called and return trees of different structures or shapes.  Only where both
+            are called, they are compared.
 
     Example:
         >>> import torch
@@ -67,5 +68,27 @@ def cond(pred: Any, true_fun: Callable[..., Any], false_fun: Callable[..., Any],
     if is_readable(test):
         return true_fun(*operands) if test else false_fun(*operands)
     yes, no = true_fun(*operands), false_fun(*operands)
-    tree.flatten_up_to(tree.structure(yes), no, name='the result of false_fun', like='the result of true_fun')
+    check_same(yes, no, 'false_fun', 'the result of true_fun')
     return pick(test, yes, no)
+
+
+def check_same(old: Any, new: Any, function: str, like: str) -> None:
+    """Require that a function returns a tree of the structure of another, with tensors of the same shapes and dtypes.
+
+    Raises:
+        TypeError: If a dtype differs; the message names the function and the path of the leaf.
+        ValueError: If the structure or a shape differs.
+    """
+    leaves, spec = tree.flatten(old)
+    for i, (x, y) in enumerate(zip(leaves, tree.flatten_up_to(spec, new, name=f'the result of {function}', like=like))):
+        if not isinstance(x, Tensor):
+            continue
+        shape, dtype = (y.shape, y.dtype) if isinstance(y, Tensor) else (torch.Size(()), x.dtype)
+        if shape != x.shape or dtype != x.dtype:
+            path = tree.flatten_with_path(old)[i][0]
+            if shape != x.shape:
+                raise ValueError(
+                    f'{like}{path} has shape {tuple(x.shape)}, but {function} makes it {tuple(shape)}. Both must have '
+                    f'one shape.'
+                )
+            raise TypeError(f'{like}{path} has dtype {x.dtype}, but {function} makes it {dtype}. Convert one of them.')

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt import tree
-from torchopt.loop.while_loops import check_carry
+from torchopt.loop.branches import check_same
 
 __all__ = ['scan']
 
@@ -71,7 +71,7 @@ def scan(
     for k in reversed(range(n)) if reverse else range(n):
         new, y = step(carry, [None if row is None else row[k] for row in rows])
         if not ys:
-            check_carry(carry, new, 'f', 'init')
+            check_same(carry, new, 'f', 'init')
         carry = new
         ys.append(y)
     if reverse:

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch._C import _functorch
 
 from torchopt import tree
-from torchopt.loop.branches import as_condition
+from torchopt.loop.branches import as_condition, check_same
 from torchopt.numerics import is_readable
 from torchopt.scalars import pick
 
-__all__ = ['check_carry', 'fori_loop', 'while_loop']
+__all__ = ['fori_loop', 'while_loop']
 
 _T = TypeVar('_T')
 
@@ -86,7 +86,7 @@ def while_loop(
             ran = pick(running, val, ran)
             new = body_fun(ran)
         if steps == 0:
-            check_carry(val, new, 'body_fun', 'init_val')
+            check_same(val, new, 'body_fun', 'init_val')
         val = new if is_readable(running) else pick(running, new, val)
         steps += 1
     return val
@@ -134,36 +134,12 @@ def fori_loop(
         for i in range(int(lower), int(upper)):
             new = body_fun(i, val)
             if i == int(lower):
-                check_carry(val, new, 'body_fun', 'init_val')
+                check_same(val, new, 'body_fun', 'init_val')
             val = new
         return val
     start = lower if isinstance(lower, Tensor) else torch.full((), lower, dtype=torch.int64, device=upper.device)
     state = while_loop(lambda s: s[0] < upper, lambda s: (s[0] + 1, body_fun(*s)), (start, init_val))
     return state[1]
-
-
-def check_carry(old: Any, new: Any, function: str, like: str) -> None:
-    """Require that a step keeps the structure of a tree, and the shapes and dtypes of its tensors.
-
-    Raises:
-        TypeError: If a dtype differs; the message names the function and the path of the leaf.
-        ValueError: If the structure or a shape differs.
-    """
-    leaves, spec = tree.flatten(old)
-    for i, (x, y) in enumerate(zip(leaves, tree.flatten_up_to(spec, new, name=f'the result of {function}', like=like))):
-        if not isinstance(x, Tensor):
-            continue
-        shape, dtype = (y.shape, y.dtype) if isinstance(y, Tensor) else (torch.Size(()), x.dtype)
-        if shape != x.shape or dtype != x.dtype:
-            path = tree.flatten_with_path(old)[i][0]
-            if shape != x.shape:
-                raise ValueError(
-                    f'{like}{path} has shape {tuple(x.shape)}, but {function} makes it {tuple(shape)}. Return '
-                    f'the shape that it was called with.'
-                )
-            raise TypeError(
-                f'{like}{path} has dtype {x.dtype}, but {function} makes it {dtype}. Convert {like} or the result.'
-            )
 
 
 def _any(test: Tensor) -> bool:

@@ -54,7 +54,8 @@ def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Gr
         + \rho_j s_j s_j^\mathsf{T}, \qquad j = k - m + i,
 
     where :math:`\gamma_k = \langle s_{k-1}, y_{k-1} \rangle / \lVert y_{k-1} \rVert^2`, and
-    :math:`\gamma_0 = \min(1, 1 / \lVert g_0 \rVert)`, so that the first step is at most 1 long.  The product
+    :math:`\gamma_0 = \min(1, 1 / \lVert g_0 \rVert)`, so that the first step is at most 1 long; derivatives
+    take it for a constant, as in Optax.  The product
     :math:`H_k g_k` takes :math:`4 m` vector operations, and no matrix is made.
 
     A pair without positive curvature, :math:`\langle y_j, s_j \rangle \le \epsilon \lVert y_j \rVert
