@@ -62,6 +62,7 @@ __all__ = [
     'widened',
     'without_ended',
     'zero_count',
+    'zeros_of',
 ]
 
 Scalar = float | torch.Tensor
@@ -377,6 +378,18 @@ def is_plain(u: torch.Tensor, p: torch.Tensor) -> bool:
         and not in_transform()
         and not (has_tangent(u) or has_tangent(p))
     )
+
+
+def zeros_of(x: torch.Tensor) -> torch.Tensor:
+    """Zeros like a tensor that stay connected to its graph, with a derivative of zero.
+
+    An update without a graph marks a step of plain training.  So a transformation that waits, in a step that is
+    recorded, must not return plain zeros.
+    """
+    zeros = torch.zeros_like(x)
+    if torch.compiler.is_compiling() or not x.requires_grad:
+        return zeros
+    return torch.where(torch.zeros((), dtype=torch.bool, device=x.device), x, zeros)
 
 
 def detach_graph(x: torch.Tensor) -> torch.Tensor:

@@ -21,6 +21,7 @@ from torchopt.numerics import (
     one_minus,
     safe_increment,
     zero_count,
+    zeros_of,
 )
 from torchopt.preconditions import state_of
 
@@ -134,6 +135,6 @@ def apply_every(k: Any = 1) -> GradientTransformation:
 def _gather(g: Tensor, total: Tensor, *, first: Any, last: Any) -> tuple[Tensor, Tensor]:
     if not isinstance(first, Tensor):
         total = g.clone() if first else total + g  # not the gradient itself, which others may write to
-        return total.clone() if last else torch.zeros_like(total), total
+        return total.clone() if last else zeros_of(total), total
     total = torch.where(first.to(g.device), g, total + g)
     return torch.where(last.to(g.device), total, torch.zeros_like(total)), total

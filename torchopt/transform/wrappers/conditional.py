@@ -15,7 +15,7 @@ from torchopt.base import (
     with_extra_args_support,
 )
 from torchopt.loop.selection import branch
-from torchopt.numerics import increment, safe_increment, zero_count
+from torchopt.numerics import increment, safe_increment, zero_count, zeros_of
 from torchopt.preconditions import required_by, state_of
 
 __all__ = [
@@ -124,7 +124,7 @@ def conditionally_mask(
         >>> tx.update([torch.ones(())], tx.init([torch.zeros(())]), value=torch.tensor(2.0))[0]
         [tensor(0.)]
     """
-    return _conditionally(inner, should_transform_fn, forward_extra_args, ConditionallyMaskState, tree.zeros_like)
+    return _conditionally(inner, should_transform_fn, forward_extra_args, ConditionallyMaskState, _zeros)
 
 
 def _conditionally(
@@ -192,7 +192,7 @@ def apply_if_finite(inner: GradientTransformation, max_consecutive_errors: int) 
         new, inner_state = branch(
             finite | (consecutive > max_consecutive_errors),
             lambda inplace: wide.update(updates, state.inner_state, params, inplace=inplace, **extra),
-            lambda inplace: (tree.zeros_like(updates), state.inner_state),
+            lambda inplace: (_zeros(updates), state.inner_state),
             inplace=inplace,
         )
         total = torch.where(finite, total, safe_increment(total))
@@ -208,3 +208,7 @@ def _all_finite(updates: Any) -> torch.Tensor:
     if not flags:
         return torch.tensor(True, device='cpu')
     return torch.stack([flag.to(flags[0].device) for flag in flags]).all()
+
+
+def _zeros(updates: Any) -> Any:
+    return tree.map(zeros_of, updates)

@@ -13,7 +13,16 @@ from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformation, GradientTransformationExtraArgs, with_extra_args_support
 from torchopt.elementwise.first_moment import moment_dtype
 from torchopt.loop.selection import branch
-from torchopt.numerics import DTypeLike, abs_sq, as_python_scalar, as_scalar_like, increment, widened, zero_count
+from torchopt.numerics import (
+    DTypeLike,
+    abs_sq,
+    as_python_scalar,
+    as_scalar_like,
+    increment,
+    widened,
+    zero_count,
+    zeros_of,
+)
 from torchopt.preconditions import check_preconditions, required_by
 
 __all__ = ['MultiSteps', 'MultiStepsState', 'ShouldSkipUpdateFunction', 'skip_large_updates', 'skip_not_finite']
@@ -193,7 +202,7 @@ class MultiSteps:
             )
         new, state = branch(
             skipped,
-            lambda inplace: (tree.zeros_like(updates), state),
+            lambda inplace: (tree.map(zeros_of, updates), state),
             lambda inplace: self._accumulate(updates, state, params, inplace, extra_args),
             inplace=inplace,
         )
@@ -221,7 +230,7 @@ class MultiSteps:
             return new, inner, empty, increment(state.gradient_step)
 
         def wait(inplace: bool) -> tuple[Any, ...]:
-            return tree.zeros_like(updates), state.inner_opt_state, acc, state.gradient_step
+            return tree.map(zeros_of, gathered), state.inner_opt_state, acc, state.gradient_step
 
         new, inner, acc, full = branch(state.mini_step == k - 1, step, wait, inplace=inplace)
         return new, MultiStepsState(increment(state.mini_step) % k, full, inner, acc, state.skip_state)
