@@ -39,9 +39,9 @@ OTHER_NAMES_OF = {
     ('Optimizer.add_param_group', 'params'): 'param_group',
 }
 # What the list shows as `**kwargs`: the options that these took, which a solver of ours takes beside matvec and b.
-OPTIONS = {
-    'solve_cg': '(*, ridge=None, init=None, rtol=None, atol=0.0, maxiter=None, M=None)',
-    'solve_normal_cg': '(*, ridge=None, init=None, rtol=None, atol=0.0, maxiter=None, M=None)',
+OPTIONS = {  # atol=None stands for the 0.0 of 0.7.3; given as zero, it asks for truncation
+    'solve_cg': '(*, ridge=None, init=None, rtol=None, atol=None, maxiter=None, M=None)',
+    'solve_normal_cg': '(*, ridge=None, init=None, rtol=None, atol=None, maxiter=None, M=None)',
     'solve_inv': '(*, ridge=None, ns=False, maxiter=None, alpha=None)',
 }
 # Namedtuples that are made from something else than their fields; the list shows the fields.

@@ -104,6 +104,13 @@ class GradientTransformation(_Functions):
         self.requires = requires
         return self
 
+    def _replace(self, **functions: Any) -> GradientTransformation:
+        """A transformation with another ``init`` or ``update``, which is no longer of the special kind of this one."""
+        kind = GradientTransformation
+        if isinstance(self, GradientTransformationExtraArgs):
+            kind = GradientTransformationExtraArgs
+        return kind(**({'init': self.init, 'update': self.update} | functions))
+
     def chain(self, next: GradientTransformation) -> GradientTransformation:
         """This transformation followed by another."""
         return ChainedGradientTransformation(self, next)
@@ -393,6 +400,12 @@ class ElementwiseTransformation(GradientTransformation):
         self = super().__new__(cls, init, checked(update, requires))
         self.prepare, self.requires = prepare, requires
         return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the call that made this transformation, or what it is made of."""
+        if self.call is not None:
+            return super().__reduce__()
+        return type(self), (self.init, self.prepare, *self.requires)
 
 
 @factory

@@ -136,7 +136,7 @@ def named_chain(*args: tuple[str, GradientTransformation]) -> GradientTransforma
         inplace: bool = False,
         **extra: Any,
     ) -> tuple[Any, OrderedDict[str, Any]]:
-        new = OrderedDict[str, Any]()
+        new: OrderedDict[str, Any] = OrderedDict()
         for name, tx in members.items():
             updates, new[name] = tx.update(updates, state[name], params, inplace=inplace, **extra)
         return updates, new

@@ -248,7 +248,7 @@ def no_kernels() -> contextlib.AbstractContextManager[None]:
 def plain_torch() -> Iterator[None]:
     """All is computed in plain torch here, leaf by leaf, past all that belongs to the engine."""
     before = dispatch.step
-    dispatch.step = lambda *args, **options: 'a test wants plain torch'
+    dispatch.step = lambda *args, **options: dispatch.Unsupported('a test wants plain torch')
     try:
         yield
     finally:

@@ -168,7 +168,8 @@ WRAPPED: dict[str, Callable[[Any], Any]] = {
     'contrib.split_real_and_imaginary': lambda o: o.contrib.split_real_and_imaginary(o.adam(0.1)),
     'flatten': lambda o: o.flatten(o.chain(o.adam(0.1))),
     'inject_hyperparams': lambda o: o.inject_hyperparams(o.adamw)(0.1, weight_decay=0.0),
-    'injected muon': lambda o: o.inject_hyperparams(o.contrib.muon)(0.1, adam_weight_decay=0.1),
+    # The number of iterations is an int, which torchopt leaves out of the state; see the porting page.
+    'injected muon': lambda o: o.inject_hyperparams(o.contrib.muon, 'ns_steps')(0.1, adam_weight_decay=0.1),
     'inject_stateful_hyperparams': lambda o: o.schedules.inject_stateful_hyperparams(o.adamw)(lambda count: 0.1),
     'masked': lambda o: o.masked(o.adamw(0.1, weight_decay=0.0), MASK),
     'multi_steps': lambda o: o.MultiSteps(o.adam(0.1), 2),

@@ -17,6 +17,7 @@ from tests.cases import WITHOUT_KERNEL, mixed_tree
 from tests.oracle import assert_trees_close, named_entries, run_optax, run_torchopt
 from torchopt import transform, tree
 from torchopt._C import dispatch, fused
+from torchopt.compat import optax as compat
 
 F64 = torch.float64
 
@@ -117,7 +118,7 @@ def test_equals_optax_in_parameters_and_state(rule: Rule, engine: bool, answers:
     assert entries.keys() == their_entries.keys()
     for name, entry in entries.items():
         assert_trees_close(entry, their_entries[name], 1e-12)
-    refused = [answer for answer in answers if isinstance(answer, str)]
+    refused = [answer for answer in answers if isinstance(answer, dispatch.Unsupported)]
     assert len(answers) == 20
     assert len(refused) == (0 if engine and rule.native else 20), refused
 
@@ -130,7 +131,9 @@ def test_arguments_are_optaxs(name: str) -> None:
     def arguments(function: Any) -> list[tuple[Any, ...]]:
         return [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
 
-    assert arguments(getattr(torchopt, name, None) or getattr(transform, name)) == arguments(getattr(optax, name))
+    # The weight decay of Optax's development version is in torchopt alone.
+    home = compat if name == 'adabelief' else torchopt
+    assert arguments(getattr(home, name, None) or getattr(transform, name)) == arguments(getattr(optax, name))
 
 
 @pytest.mark.parametrize('name', ['ScaleByAmsgradState', 'ScaleByBeliefState', 'ScaleByLionState'])
@@ -181,7 +184,7 @@ def test_an_optimizer_is_one_step_of_the_engine(name: str, inplace: bool, engine
         updates, state = tx.update(grads, state, params, inplace=inplace)
         params = torchopt.apply_updates(params, updates, inplace=False)
     assert len(answers) == 3
-    assert [isinstance(answer, str) for answer in answers] == [not engine] * 3
+    assert [isinstance(answer, dispatch.Unsupported) for answer in answers] == [not engine] * 3
     assert params[0].isfinite().all()
 
 
@@ -250,7 +253,7 @@ def test_mean_in_another_dtype(name: str, mu_dtype: str, engine: bool, answers: 
     assert all(m.dtype is F64 for key, entry in entries.items() if key != 'mu' for m in tree.leaves(entry) if m.dim())
     means = tree.map(lambda m: m.double(), entries['mu'])
     assert_trees_close(means, {k: tree.map(lambda p: p, v) for k, v in their_entries['mu'].items()}, tolerance)
-    assert [isinstance(answer, str) for answer in answers] == [not engine] * 10
+    assert [isinstance(answer, dispatch.Unsupported) for answer in answers] == [not engine] * 10
 
 
 def test_mean_of_complex_parameters_in_another_dtype(engine: bool) -> None:
@@ -326,4 +329,4 @@ def test_what_has_no_kernel_runs_in_plain_torch(answers: list[Any]) -> None:
     for case in WITHOUT_KERNEL:
         run_torchopt(case.make(), mixed_tree(F64), 2)
     assert len(answers) == 2 * len(WITHOUT_KERNEL)
-    assert all(isinstance(answer, str) for answer in answers)
+    assert all(isinstance(answer, dispatch.Unsupported) for answer in answers)

@@ -307,7 +307,7 @@ def test_neighbours_share_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     run = elementwise.run_steps
     monkeypatch.setattr(
-        tree, 'run_passes', lambda passes, *a, **k: (calls.append(len(passes)), run(passes, *a, **k))[1]
+        elementwise, 'run_steps', lambda passes, *a, **k: (calls.append(len(passes)), run(passes, *a, **k))[1]
     )
     tx = torchopt.chain(
         transform.ema(0.9),

@@ -70,12 +70,12 @@ def test_an_update_that_is_not_added_yet(alias: Any, title: str) -> None:
 
 def test_the_moments_of_every_rule_have_the_names_of_its_state() -> None:
     """The table in fused_step against the states themselves."""
-    from torchopt._C import reference
+    from torchopt import rules
     from torchopt.visual import fused_step
 
-    assert {*fused_step._RULES} == {rule.__name__ for rule in reference.RULES}
-    for rule in reference.RULES:
-        assert len(fused_step._RULES[rule.__name__][1]) == reference.count_moments(rule), rule
+    assert {*fused_step._RULES} == {rule.__name__ for rule in rules.RULES}
+    for rule in rules.RULES:
+        assert len(fused_step._RULES[rule.__name__][1]) == rules.count_moments(rule), rule
     states = {
         'trace': torchopt.transform.trace(0.9),
         'adam': torchopt.transform.scale_by_adam(),
