@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch.autograd import forward_ad
-from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 from torchopt import linear_solve
 from torchopt.linear_solve import LinearSolveWarning, Outcome, solve_cg, solve_iterative_refinement, solve_normal_cg
@@ -109,6 +109,14 @@ def test_gradients_at_every_scale(name: str, dtype: torch.dtype) -> None:
             assert is_close(found[0], -torch.outer(u, x)), (seed, of_A, of_b, of_c)
 
 
+def pulled_late(f: Callable[..., Any], A: torch.Tensor, V: torch.Tensor) -> torch.Tensor:
+    """The pullback is called after its transform has ended, once more, and in a batch."""
+    x, pull = vjp(f, A)
+    (first,), (again,) = pull(x), pull(x)
+    (batch,) = vmap(pull)(torch.stack([x, 2 * x]))
+    return torch.stack([first, again, *batch])
+
+
 def in_dual_level(f: Callable[..., Any], A: torch.Tensor, A_dot: torch.Tensor) -> torch.Tensor:
     with forward_ad.dual_level():
         return forward_ad.unpack_dual(f(forward_ad.make_dual(A, A_dot))).tangent
@@ -117,6 +125,7 @@ def in_dual_level(f: Callable[..., Any], A: torch.Tensor, A_dot: torch.Tensor) -
 TRANSFORMS: dict[str, Callable[[Callable[..., Any], torch.Tensor, torch.Tensor], torch.Tensor]] = {
     'grad': lambda f, A, V: grad(lambda A: f(A).sum())(A),
     'jvp': lambda f, A, V: jvp(f, (A,), (V,))[1],
+    'vjp called late': pulled_late,
     'dual level': in_dual_level,
     'vmap': lambda f, A, V: vmap(f)(torch.stack([A, 1e-6 * A])),
     'vmap of grad': lambda f, A, V: vmap(grad(lambda A: f(A).square().sum()))(torch.stack([A, A + 0.3 * A.mT @ A])),
