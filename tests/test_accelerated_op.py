@@ -74,7 +74,7 @@ def test_which_devices() -> None:
     assert not available('no such device')
     assert not available(10_000)
     assert not available(['cpu', 10_000])
-    with pytest.raises(TypeError, match='no device'):
+    with pytest.raises(TypeError, match='is not a device'):
         available(1.5)
-    with pytest.raises(TypeError, match='no device'):
+    with pytest.raises(TypeError, match='is not a device'):
         available([None])

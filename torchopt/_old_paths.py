@@ -45,6 +45,8 @@ _MOVED: dict[str, tuple[ModuleType, str]] = {
     'optim.meta.sgd': (meta, 'MetaSGD'),
     'schedule.exponential_decay': (schedule, 'exponential_decay'),
     'transform.add_decayed_weights': (transform, 'masked add_decayed_weights'),
+    'transform.nan_to_num': (transform, 'nan_to_num'),
+    'transform.scale': (transform, 'scale'),
     'transform.scale_by_adadelta': (transform, 'scale_by_adadelta'),
     'transform.scale_by_adam': (transform, 'scale_by_adam scale_by_accelerated_adam'),
     'transform.scale_by_adamax': (transform, 'scale_by_adamax'),
@@ -53,6 +55,7 @@ _MOVED: dict[str, tuple[ModuleType, str]] = {
     'transform.scale_by_rss': (transform, 'scale_by_rss'),
     'transform.scale_by_schedule': (transform, 'scale_by_schedule'),
     'transform.scale_by_stddev': (transform, 'scale_by_stddev'),
+    'transform.trace': (transform, 'trace'),
 }
 
 

@@ -32,14 +32,30 @@ def two_norm(xs: Sequence[torch.Tensor], dim: int | tuple[int, ...] | None = Non
         A real tensor on the device of the first, of the widest dtype among them and float32: the norm of a large tensor
         in half precision may be beyond the range of its dtype.
     """
-    if dim is None and _read_at_once(xs):
-        norm = _root_of_squares(_widest(xs), None)
-        limits = torch.finfo(norm.dtype)
-        if 1e7 * limits.tiny**0.5 < norm.item() < 0.1 * limits.max**0.5:
-            return norm  # without loss, and without another look at all elements
+    if dim is None and (known := _norm_at_once(xs)) is not None:
+        return known
     parts, unit = _in_units(xs, dim)
     norm = unit * _root_of_squares(parts, dim)
     return norm if dim is None or keepdim else norm.squeeze(dim)
+
+
+_SAFE = {
+    dtype: (1e7 * torch.finfo(dtype).tiny ** 0.5, 0.1 * torch.finfo(dtype).max ** 0.5)
+    for dtype in (torch.float32, torch.float64)
+}
+"""Between which norms squares neither overflow nor lose digits by underflow."""
+
+
+def _norm_at_once(xs: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """The norm of plain tensors on the CPU without derivatives, where no scaling is needed; else None."""
+    if not _read_at_once(xs):
+        return None
+    if xs[0].dtype not in _SAFE or any(x.dtype != xs[0].dtype for x in xs):
+        xs = _widest(xs)
+    norms = [torch.linalg.vector_norm(x) for x in xs]
+    norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    low, high = _SAFE[norm.dtype]
+    return norm if low < norm.item() < high else None
 
 
 def _read_at_once(xs: Sequence[torch.Tensor]) -> bool:
@@ -62,7 +78,10 @@ def _root_of_squares(xs: Sequence[torch.Tensor], dim: int | tuple[int, ...] | No
 
 def constant_norm(xs: Sequence[torch.Tensor], order: float) -> torch.Tensor:
     """The norm of any positive order of several tensors together, as a constant; otherwise as :func:`two_norm`."""
-    parts, unit = _in_units([x.detach() for x in xs], None)
+    xs = [x.detach() for x in xs]
+    if order == 2 and xs and (known := _norm_at_once(xs)) is not None:
+        return known
+    parts, unit = _in_units(xs, None)
     norms = [torch.linalg.vector_norm(x, order).to(unit.device) for x in parts if x.numel()]
     return unit * torch.linalg.vector_norm(torch.stack(norms), order) if norms else torch.zeros_like(unit)
 
