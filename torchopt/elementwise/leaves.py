@@ -58,7 +58,7 @@ def as_constants(u: Tensor, p: Tensor, *kept: Tensor) -> tuple[Tensor, ...]:
     ``init`` cannot know whether its parameters, which are leaves, will be differentiated.  It stores copies with
     their graph, and every step decides.
     """
-    return tuple(x.detach() for x in (p, *kept)) if is_plain(u, p) else (p, *kept)
+    return tuple(map(detach_graph, (p, *kept))) if is_plain(u, p) else (p, *kept)
 
 
 def leaf_norm(x: Tensor) -> Tensor:
