@@ -35,6 +35,7 @@ from torchopt import (
     pytree,
     schedule,
     second_order,
+    solver,
     transform,
     tree,
     typing,
@@ -113,6 +114,9 @@ from torchopt.optim.meta import (
     MetaRMSprop,
     MetaSGD,
 )
+from torchopt.solver import (
+    GradientDescent,
+)
 from torchopt.transform import masked, nan_to_num, partition
 from torchopt.update import apply_updates
 from torchopt.utils import (
@@ -135,6 +139,7 @@ __all__ = [
     'AdamW',
     'Adamax',
     'FuncOptimizer',
+    'GradientDescent',
     'MetaAdaDelta',
     'MetaAdaGrad',
     'MetaAdaMax',
