@@ -38,6 +38,7 @@ from torchopt import (
     pytree,
     schedule,
     second_order,
+    solver,
     transform,
     tree,
     typing,
@@ -116,6 +117,9 @@ from torchopt.optim.meta import (
     MetaRMSprop,
     MetaSGD,
 )
+from torchopt.solver import (
+    GradientDescent,
+)
 from torchopt.transform import masked, nan_to_num, partition
 from torchopt.update import apply_updates
 from torchopt.utils import (
@@ -138,6 +142,7 @@ __all__ = [
     'AdamW',
     'Adamax',
     'FuncOptimizer',
+    'GradientDescent',
     'MetaAdaDelta',
     'MetaAdaGrad',
     'MetaAdaMax',
