@@ -115,7 +115,9 @@ from torchopt.optim.meta import (
     MetaSGD,
 )
 from torchopt.solver import (
+    GaussNewton,
     GradientDescent,
+    LevenbergMarquardt,
 )
 from torchopt.transform import masked, nan_to_num, partition
 from torchopt.update import apply_updates

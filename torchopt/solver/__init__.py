@@ -3,12 +3,15 @@
 
 from torchopt.solver.base import IterativeSolver, KKTSolution, OptStep, Solver, StochasticSolver
 from torchopt.solver.gradient_descent import GradientDescent
+from torchopt.solver.least_squares import GaussNewton, LevenbergMarquardt
 from torchopt.solver.status import Status
 
 __all__ = [
+    'GaussNewton',
     'GradientDescent',
     'IterativeSolver',
     'KKTSolution',
+    'LevenbergMarquardt',
     'OptStep',
     'Solver',
     'Status',

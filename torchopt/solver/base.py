@@ -140,6 +140,11 @@ class IterativeSolver(Solver):
         """A function whose signature names the arguments of :meth:`optimality_fun`."""
         return self.optimality_fun
 
+    @property
+    def stop_tol(self) -> Any:
+        """What ``state.error`` is compared with; a solver with a criterion of its own sets ``state.status`` instead."""
+        return self.tol
+
     def task(self, init_params: Any, *args: Any, **kwargs: Any) -> Task:
         """The steps of a run.  Solvers that work on vectors override it, to flatten trees once."""
         start = OptStep(init_params, self.init_state(init_params, *args, **kwargs))
@@ -209,7 +214,7 @@ class IterativeSolver(Solver):
     def _iterate(self, loop: Callable[..., OptStep], init_params: Any, *args: Any, **kwargs: Any) -> OptStep:
         task = self.task(init_params, *args, **kwargs)
         with _Report(self) as report:
-            return iterate(task, self.maxiter, self.tol, report if report.wanted else None, loop)
+            return iterate(task, self.maxiter, self.stop_tol, report if report.wanted else None, loop)
 
 
 class StochasticSolver(IterativeSolver):
