@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.numerics import is_inexact
+from torchopt.autodiff.closure import is_recording
+from torchopt.autodiff.products import jvp, map_product, pullback, vjp
+from torchopt.numerics import in_transform, is_inexact
 from torchopt.solver.objective import Vectors
 
 __all__ = ['Residuals', 'half_sum_of_squares']
@@ -54,35 +56,55 @@ class Residuals:
         return self(x)[0]
 
     def jacobian(self, x: Tensor) -> Tensor:
-        """The Jacobian, one row for each residual, in forward mode if it is not wide."""
-        rows = self.residual(x.detach()).numel()
-        if rows >= x.numel():
-            try:
-                return torch.func.jacfwd(self.residual)(x)
-            except (NotImplementedError, RuntimeError):  # an operation without a derivative in forward mode
-                pass
-        return torch.func.jacrev(self.residual)(x)
+        """The Jacobian, one row for each residual."""
+        return jacobian(self.residual, x)
 
     def transposed(self, x: Tensor, z: Tensor) -> Tensor:
         r""":math:`J^\top z`."""
-        return torch.func.vjp(self.residual, x)[1](z)[0]
+        return vjp(lambda y: [self.residual(y)], [x], [z])[0]
 
     def gram(self, x: Tensor) -> Callable[[Tensor], Tensor]:
         r"""The function :math:`v \mapsto J^\top J v`."""
-        _, pull = torch.func.vjp(self.residual, x)
-
-        def product(v: Tensor) -> Tensor:
-            return pull(torch.func.jvp(self.residual, (x,), (v,))[1])[0]
-
-        return product
+        if in_transform():  # where a linear solver cannot see what a pullback depends on
+            jac = self.jacobian(x)
+            return lambda v: jac.mT @ (jac @ v)
+        return lambda v: self.transposed(x, jvp(lambda y: [self.residual(y)], [x], [v])[0])
 
     def curvature(self, x: Tensor, v: Tensor) -> Tensor:
         r"""The second derivative along a direction, :math:`\frac{d^2}{dt^2} r(x + t v)` at zero."""
 
-        def slope(z: Tensor) -> Tensor:
-            return torch.func.jvp(self.residual, (z,), (v,))[1]
+        def slope(t: Tensor) -> Tensor:
+            return jvp(lambda y: [self.residual(x + y * v)], [t], [torch.ones_like(t)])[0]
 
-        return torch.func.jvp(slope, (x,), (v,))[1]
+        zero = x.new_zeros(())
+        return jvp(lambda t: [slope(t)], [zero], [torch.ones_like(zero)])[0]
+
+
+def jacobian(fun: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The Jacobian of a function from vectors to vectors, from as many products as it has rows or columns.
+
+    A product with the Jacobian itself is the transpose of the product with its transpose: forward mode would do, but
+    torch has no formula for some operations, and is slow for others.
+    """
+    if in_transform() or is_recording() or torch.is_inference_mode_enabled():
+        value, pull = torch.func.vjp(fun, x)
+        if value.numel() < x.numel():
+            return torch.vmap(lambda u: pull(u)[0])(_eye(value))
+        _, push = torch.func.vjp(lambda u: pull(u)[0], torch.zeros_like(value))
+        return torch.vmap(lambda v: push(v)[0])(_eye(x)).mT
+    with torch.enable_grad():
+        point = x.detach().requires_grad_()
+        value = fun(point)
+        if value.numel() < x.numel():
+            return map_product(pullback([value], [point]))([_eye(value)])[0].detach()
+        u = torch.zeros_like(value).requires_grad_()
+        pulled = pullback([value], [point])([u])
+    with torch.no_grad():
+        return map_product(pullback(pulled, [u]))([_eye(x)])[0].mT
+
+
+def _eye(x: Tensor) -> Tensor:
+    return torch.eye(x.numel(), dtype=x.dtype, device=x.device)
 
 
 def split_aux(found: Any, has_aux: bool) -> tuple[Any, Any]:
