@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from torchopt.scalars import numbers
+from torchopt.solver.auxiliary import require_function
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.least_squares.linear_systems import least_norm
 from torchopt.solver.least_squares.residuals import Residuals, half_sum_of_squares
@@ -88,8 +89,7 @@ class GaussNewton(IterativeSolver):
     def __post_init__(self) -> None:
         """Check the options."""
         super().__post_init__()
-        if not callable(self.residual_fun):
-            raise TypeError(f'Invalid residual_fun: a {type(self.residual_fun).__name__}; expected a function.')
+        require_function('residual_fun', self.residual_fun)
         self._objective = Objective(half_sum_of_squares(self.residual_fun, self.has_aux))
 
     @property

@@ -16,6 +16,7 @@ from torchopt import checks
 from torchopt.linear_solve import solve_cg
 from torchopt.numerics import is_readable
 from torchopt.scalars import larger, numbers, smaller, where
+from torchopt.solver.auxiliary import require_function
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.least_squares.linear_systems import FACTORIZATIONS, Solve
 from torchopt.solver.least_squares.residuals import Residuals, half_sum_of_squares
@@ -152,8 +153,7 @@ class LevenbergMarquardt(IterativeSolver):
     def __post_init__(self) -> None:
         """Check the options."""
         super().__post_init__()
-        if not callable(self.residual_fun):
-            raise TypeError(f'Invalid residual_fun: a {type(self.residual_fun).__name__}; expected a function.')
+        require_function('residual_fun', self.residual_fun)
         if self.stop_criterion not in _STOP_CRITERIA:
             raise ValueError(f'Invalid stop_criterion: {self.stop_criterion!r}; expected one of {_STOP_CRITERIA}.')
         if not callable(self.solver) and self.solver not in FACTORIZATIONS:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchopt.autodiff.closure import is_recording
 from torchopt.autodiff.products import jvp, map_product, pullback, vjp
 from torchopt.numerics import in_transform, is_inexact
+from torchopt.solver.auxiliary import split_aux
 from torchopt.solver.objective import Vectors
 
 __all__ = ['Residuals', 'half_sum_of_squares']
@@ -48,7 +49,7 @@ class Residuals:
     def __call__(self, x: Tensor) -> tuple[Tensor, Any]:
         """The residuals as a vector, and the auxiliary output."""
         found = self.fun(self.vectors.unpack(x), *self.args, **self.kwargs)
-        residual, aux = split_aux(found, self.has_aux)
+        residual, aux = split_aux(found, self.has_aux, 'residual_fun')
         return as_vector(residual), aux
 
     def residual(self, x: Tensor) -> Tensor:
@@ -107,17 +108,6 @@ def _eye(x: Tensor) -> Tensor:
     return torch.eye(x.numel(), dtype=x.dtype, device=x.device)
 
 
-def split_aux(found: Any, has_aux: bool) -> tuple[Any, Any]:
-    """The residuals and the auxiliary output of what a function returned."""
-    if not has_aux:
-        return found, None
-    if not isinstance(found, (tuple, list)) or len(found) != 2:
-        raise TypeError(
-            f'residual_fun returned a {type(found).__name__}; with has_aux=True expected (residuals, aux).'
-        )
-    return found[0], found[1]
-
-
 def as_vector(residual: Any) -> Tensor:
     """A tree of residuals as one real vector."""
     if not is_inexact(residual):
@@ -135,7 +125,7 @@ def half_sum_of_squares(fun: Callable[..., Any], has_aux: bool) -> Callable[...,
     r"""The objective :math:`\frac12 \|r\|^2` of a residual function."""
 
     def objective(params: Any, *args: Any, **kwargs: Any) -> Tensor:
-        residual = as_vector(split_aux(fun(params, *args, **kwargs), has_aux)[0])
+        residual = as_vector(split_aux(fun(params, *args, **kwargs), has_aux, 'residual_fun')[0])
         return 0.5 * residual.dot(residual)
 
     return objective
