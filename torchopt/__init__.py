@@ -115,7 +115,11 @@ from torchopt.optim.meta import (
     MetaSGD,
 )
 from torchopt.solver import (
+    LBFGS,
+    BacktrackingLineSearch,
     GradientDescent,
+    HagerZhangLineSearch,
+    ZoomLineSearch,
 )
 from torchopt.transform import masked, nan_to_num, partition
 from torchopt.update import apply_updates
@@ -129,6 +133,7 @@ from torchopt.utils import (
 from torchopt.version import __version__
 
 __all__ = [
+    'LBFGS',
     'SGD',
     'AdaDelta',
     'AdaGrad',
@@ -138,8 +143,10 @@ __all__ = [
     'Adam',
     'AdamW',
     'Adamax',
+    'BacktrackingLineSearch',
     'FuncOptimizer',
     'GradientDescent',
+    'HagerZhangLineSearch',
     'MetaAdaDelta',
     'MetaAdaGrad',
     'MetaAdaMax',
@@ -157,6 +164,7 @@ __all__ = [
     'RAdam',
     'RMSProp',
     'RMSprop',
+    'ZoomLineSearch',
     'accelerated_op_available',
     'adabelief',
     'adadelta',

@@ -3,14 +3,21 @@
 
 from torchopt.solver.base import IterativeSolver, KKTSolution, OptStep, Solver, StochasticSolver
 from torchopt.solver.gradient_descent import GradientDescent
+from torchopt.solver.lbfgs import LBFGS
+from torchopt.solver.linesearch import BacktrackingLineSearch, HagerZhangLineSearch, LineSearchStep, ZoomLineSearch
 from torchopt.solver.status import Status
 
 __all__ = [
+    'LBFGS',
+    'BacktrackingLineSearch',
     'GradientDescent',
+    'HagerZhangLineSearch',
     'IterativeSolver',
     'KKTSolution',
+    'LineSearchStep',
     'OptStep',
     'Solver',
     'Status',
     'StochasticSolver',
+    'ZoomLineSearch',
 ]
