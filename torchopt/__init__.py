@@ -115,9 +115,19 @@ from torchopt.optim.meta import (
     MetaSGD,
 )
 from torchopt.solver import (
+    LBFGS,
+    AndersonAcceleration,
+    AndersonWrapper,
+    BacktrackingLineSearch,
+    Bisection,
+    Broyden,
+    FixedPointIteration,
     GaussNewton,
     GradientDescent,
+    HagerZhangLineSearch,
+    IterativeRefinement,
     LevenbergMarquardt,
+    ZoomLineSearch,
 )
 from torchopt.transform import masked, nan_to_num, partition
 from torchopt.update import apply_updates
@@ -131,6 +141,7 @@ from torchopt.utils import (
 from torchopt.version import __version__
 
 __all__ = [
+    'LBFGS',
     'SGD',
     'AdaDelta',
     'AdaGrad',
@@ -140,8 +151,10 @@ __all__ = [
     'Adam',
     'AdamW',
     'Adamax',
+    'BacktrackingLineSearch',
     'FuncOptimizer',
     'GradientDescent',
+    'HagerZhangLineSearch',
     'MetaAdaDelta',
     'MetaAdaGrad',
     'MetaAdaMax',
@@ -159,6 +172,7 @@ __all__ = [
     'RAdam',
     'RMSProp',
     'RMSprop',
+    'ZoomLineSearch',
     'accelerated_op_available',
     'adabelief',
     'adadelta',

@@ -2,18 +2,33 @@
 """Solvers with JAXopt's names: differentiable, and batched by ``torch.vmap``."""
 
 from torchopt.solver.base import IterativeSolver, KKTSolution, OptStep, Solver, StochasticSolver
+from torchopt.solver.fixed_point import AndersonAcceleration, AndersonWrapper, FixedPointIteration
 from torchopt.solver.gradient_descent import GradientDescent
+from torchopt.solver.lbfgs import LBFGS
 from torchopt.solver.least_squares import GaussNewton, LevenbergMarquardt
+from torchopt.solver.linesearch import BacktrackingLineSearch, HagerZhangLineSearch, LineSearchStep, ZoomLineSearch
+from torchopt.solver.root import Bisection, Broyden, IterativeRefinement
 from torchopt.solver.status import Status
 
 __all__ = [
+    'LBFGS',
+    'AndersonAcceleration',
+    'AndersonWrapper',
+    'BacktrackingLineSearch',
+    'Bisection',
+    'Broyden',
+    'FixedPointIteration',
     'GaussNewton',
     'GradientDescent',
+    'HagerZhangLineSearch',
+    'IterativeRefinement',
     'IterativeSolver',
     'KKTSolution',
     'LevenbergMarquardt',
+    'LineSearchStep',
     'OptStep',
     'Solver',
     'Status',
     'StochasticSolver',
+    'ZoomLineSearch',
 ]
