@@ -127,6 +127,11 @@ from torchopt.solver import (
     HagerZhangLineSearch,
     IterativeRefinement,
     LevenbergMarquardt,
+    ScipyBoundedLeastSquares,
+    ScipyBoundedMinimize,
+    ScipyLeastSquares,
+    ScipyMinimize,
+    ScipyRootFinding,
     ZoomLineSearch,
 )
 from torchopt.transform import masked, nan_to_num, partition

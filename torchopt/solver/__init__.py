@@ -8,6 +8,13 @@ from torchopt.solver.lbfgs import LBFGS
 from torchopt.solver.least_squares import GaussNewton, LevenbergMarquardt
 from torchopt.solver.linesearch import BacktrackingLineSearch, HagerZhangLineSearch, LineSearchStep, ZoomLineSearch
 from torchopt.solver.root import Bisection, Broyden, IterativeRefinement
+from torchopt.solver.scipy import (
+    ScipyBoundedLeastSquares,
+    ScipyBoundedMinimize,
+    ScipyLeastSquares,
+    ScipyMinimize,
+    ScipyRootFinding,
+)
 from torchopt.solver.status import Status
 
 __all__ = [
@@ -27,6 +34,11 @@ __all__ = [
     'LevenbergMarquardt',
     'LineSearchStep',
     'OptStep',
+    'ScipyBoundedLeastSquares',
+    'ScipyBoundedMinimize',
+    'ScipyLeastSquares',
+    'ScipyMinimize',
+    'ScipyRootFinding',
     'Solver',
     'Status',
     'StochasticSolver',

@@ -284,7 +284,12 @@ def problems() -> list[Problem]:
         ('Broyden banded', broyden_banded, vector(*[-1.0] * 10), (0.0,)),
         ('Linear, full rank', linear_full_rank, vector(*[1.0] * 10), (10.0,)),
         ('Linear, rank 1', linear_rank_1, vector(*[1.0] * 10), (_of_rank_1(20),)),
-        ('Linear, rank 1, zero columns and rows', linear_rank_1_zeros, vector(*[1.0] * 10), ((20**2 + 3 * 20 - 6) / (2 * (2 * 20 - 3)),)),
+        (
+            'Linear, rank 1, zero columns and rows',
+            linear_rank_1_zeros,
+            vector(*[1.0] * 10),
+            ((20**2 + 3 * 20 - 6) / (2 * (2 * 20 - 3)),),
+        ),
         ('Chebyquad', chebyquad, count(8) / 9, (3.51687372568e-3,)),
     ]
     return [Problem(i, *row) for i, row in enumerate(rows, 1)]

@@ -92,7 +92,9 @@ def load(name: str) -> Regression:
         dtype=torch.float64,
     )
     header, rows = re.split(r'^Data: +y.*$', text, flags=re.MULTILINE)
-    data = torch.tensor([[float(v) for v in row.split()] for row in rows.split('\n') if row.strip()], dtype=torch.float64)
+    data = torch.tensor(
+        [[float(v) for v in row.split()] for row in rows.split('\n') if row.strip()], dtype=torch.float64
+    )
     y, x = data[:, 0], data[:, 1:].squeeze(-1)
     found = re.search(r'^Residual Sum of Squares: *(\S+)', header, re.MULTILINE)
     assert found is not None

