@@ -115,10 +115,13 @@ from torchopt.optim.meta import (
     MetaSGD,
 )
 from torchopt.solver import (
+    BFGS,
     LBFGS,
+    LBFGSB,
     BacktrackingLineSearch,
     GradientDescent,
     HagerZhangLineSearch,
+    NonlinearCG,
     ZoomLineSearch,
 )
 from torchopt.transform import masked, nan_to_num, partition
@@ -133,7 +136,9 @@ from torchopt.utils import (
 from torchopt.version import __version__
 
 __all__ = [
+    'BFGS',
     'LBFGS',
+    'LBFGSB',
     'SGD',
     'AdaDelta',
     'AdaGrad',
@@ -160,6 +165,7 @@ __all__ = [
     'MetaRMSProp',
     'MetaRMSprop',
     'MetaSGD',
+    'NonlinearCG',
     'Optimizer',
     'RAdam',
     'RMSProp',
