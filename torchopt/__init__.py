@@ -115,7 +115,9 @@ from torchopt.optim.meta import (
     MetaSGD,
 )
 from torchopt.solver import (
+    BFGS,
     LBFGS,
+    LBFGSB,
     AndersonAcceleration,
     AndersonWrapper,
     BacktrackingLineSearch,
@@ -127,6 +129,7 @@ from torchopt.solver import (
     HagerZhangLineSearch,
     IterativeRefinement,
     LevenbergMarquardt,
+    NonlinearCG,
     ScipyBoundedLeastSquares,
     ScipyBoundedMinimize,
     ScipyLeastSquares,
@@ -146,7 +149,9 @@ from torchopt.utils import (
 from torchopt.version import __version__
 
 __all__ = [
+    'BFGS',
     'LBFGS',
+    'LBFGSB',
     'SGD',
     'AdaDelta',
     'AdaGrad',
@@ -173,6 +178,7 @@ __all__ = [
     'MetaRMSProp',
     'MetaRMSprop',
     'MetaSGD',
+    'NonlinearCG',
     'Optimizer',
     'RAdam',
     'RMSProp',

@@ -2,11 +2,14 @@
 """Solvers with JAXopt's names: differentiable, and batched by ``torch.vmap``."""
 
 from torchopt.solver.base import IterativeSolver, KKTSolution, OptStep, Solver, StochasticSolver
+from torchopt.solver.bfgs import BFGS
 from torchopt.solver.fixed_point import AndersonAcceleration, AndersonWrapper, FixedPointIteration
 from torchopt.solver.gradient_descent import GradientDescent
 from torchopt.solver.lbfgs import LBFGS
+from torchopt.solver.lbfgsb import LBFGSB
 from torchopt.solver.least_squares import GaussNewton, LevenbergMarquardt
 from torchopt.solver.linesearch import BacktrackingLineSearch, HagerZhangLineSearch, LineSearchStep, ZoomLineSearch
+from torchopt.solver.nonlinear_cg import NonlinearCG
 from torchopt.solver.root import Bisection, Broyden, IterativeRefinement
 from torchopt.solver.scipy import (
     ScipyBoundedLeastSquares,
@@ -18,9 +21,11 @@ from torchopt.solver.scipy import (
 from torchopt.solver.status import Status
 
 __all__ = [
+    'BFGS',
     'LBFGS',
     'AndersonAcceleration',
     'AndersonWrapper',
+    'LBFGSB',
     'BacktrackingLineSearch',
     'Bisection',
     'Broyden',
@@ -33,6 +38,7 @@ __all__ = [
     'KKTSolution',
     'LevenbergMarquardt',
     'LineSearchStep',
+    'NonlinearCG',
     'OptStep',
     'ScipyBoundedLeastSquares',
     'ScipyBoundedMinimize',

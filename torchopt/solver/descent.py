@@ -79,13 +79,31 @@ class Problem:
         """The value and the auxiliary output."""
         return self.objective.value(self.vectors.unpack(x), *self.args, **self.kwargs)
 
+    def move(self, x: Tensor, stepsize: Any, direction: Tensor) -> Tensor:
+        """The point at a step size along a direction."""
+        if isinstance(stepsize, float):
+            return torch.add(x, direction, alpha=stepsize)
+        return x + as_scalar_like(stepsize, direction) * direction
+
+    def steepest(self, x: Tensor, gradient: Tensor) -> Tensor:
+        """The direction of steepest descent."""
+        return -gradient
+
+    def error(self, x: Tensor, gradient: Tensor) -> Tensor:
+        """By how much the optimality condition is violated."""
+        return torch.linalg.vector_norm(gradient)
+
+    def start(self, params: Any) -> Tensor:
+        """The vector at which a run starts."""
+        return self.vectors.pack(params, 'init_params')
+
     def begin(self, params: Any) -> tuple[Tensor, Tensor, Tensor, Any]:
         """The vector of the start, and value, gradient and auxiliary output there.
 
         Raises:
             ValueError: If value or gradient is NaN or infinite, where they can be read.
         """
-        x = self.vectors.pack(params, 'init_params')
+        x = self.start(params)
         value, gradient, aux = self(x)
         if is_plain(value) and not (math.isfinite(value.item()) and bool(torch.isfinite(gradient).all())):
             raise ValueError(
@@ -148,12 +166,16 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
         """The gradient of the objective."""
         return self._objective.gradient(_params_of(params), *args, **kwargs)
 
+    def _problem(self, params: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Problem:
+        """The objective as a function of vectors."""
+        return Problem(self._objective, params, args, kwargs)
+
     @abc.abstractmethod
     def _empty(self, gradient: Tensor, in_place: bool) -> Any:
         """The memory at the start."""
 
     @abc.abstractmethod
-    def _direction(self, memory: Any, gradient: Tensor) -> Tensor:
+    def _direction(self, memory: Any, problem: Problem, x: Tensor, gradient: Tensor) -> Tensor:
         """The direction in which to search."""
 
     @abc.abstractmethod
@@ -178,13 +200,13 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
 
     def init_state(self, init_params: Any, *args: Any, **kwargs: Any) -> Any:
         """The state before the first step; with an :class:`OptStep`, the memory of its state is kept."""
-        problem = Problem(self._objective, _params_of(init_params), args, kwargs)
+        problem = self._problem(_params_of(init_params), args, kwargs)
         return self._as_state(self._begin(init_params, problem, False)[1], problem.vectors)
 
     def update(self, params: Any, state: Any, *args: Any, **kwargs: Any) -> OptStep:
         """One step."""
         params = _params_of(params)
-        problem = Problem(self._objective, params, args, kwargs)
+        problem = self._problem(params, args, kwargs)
         x, gradient = problem.vectors.pack(params), problem.vectors.pack(state.grad)
         memory = self._as_memory(state, problem.vectors, gradient, False)
         fields = {name: getattr(state, name) for name in Work._fields if hasattr(state, name)}
@@ -194,7 +216,7 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
 
     def task(self, init_params: Any, *args: Any, **kwargs: Any) -> Task:
         """The steps of a run, on vectors."""
-        problem = Problem(self._objective, _params_of(init_params), args, kwargs)
+        problem = self._problem(_params_of(init_params), args, kwargs)
         start = self._begin(init_params, problem, True)
 
         def finish(last: OptStep) -> OptStep:
@@ -206,7 +228,7 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
         x, value, gradient, aux = problem.begin(_params_of(init_params))
         in_place = in_place and may_write(gradient)
         (value,) = numbers(value)
-        (error,) = numbers(torch.linalg.vector_norm(gradient))
+        (error,) = numbers(problem.error(x, gradient))
         memory, iter_num, stepsize = self._empty(gradient, in_place), 0, self.max_stepsize  # type: ignore[attr-defined]
         if isinstance(init_params, OptStep):
             state = init_params.state
@@ -217,11 +239,11 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
     def _step(self, problem: Problem, last: OptStep) -> OptStep:
         x, work = last
         value, gradient = work.value, work.grad
-        memory, direction = work.memory, self._direction(work.memory, gradient)
+        memory, direction = work.memory, self._direction(work.memory, problem, x, gradient)
         (slope,) = numbers(direction @ gradient)
         if self._stepsize is not None:
             size = self._stepsize(work.iter_num) if callable(self._stepsize) else self._stepsize
-            new_x = x + size * direction
+            new_x = problem.move(x, size, direction)
             new_value, new_gradient, aux = problem(new_x)
             (new_value,) = numbers(new_value)
             failed, searched, point = False, 0, Point(size, new_value, slope, (new_x, new_gradient, aux))
@@ -229,11 +251,10 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
         else:
             # A direction that does not descend, by rounding or negative curvature, is replaced.
             uphill = negated(slope < 0.0)
-            steep = -slope if uphill is False else None
             if uphill is not False:
-                direction = pick(uphill, -gradient, direction)
+                direction = pick(uphill, problem.steepest(x, gradient), direction)
                 memory = pick(uphill, self._forget(memory, gradient), memory)
-                (slope, steep) = numbers(direction @ gradient, gradient @ gradient)
+                (slope,) = numbers(direction @ gradient)
             options: Any = self
             guess = first_stepsize(
                 options.linesearch_init,
@@ -245,15 +266,11 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
             empty = self._is_empty(memory)
             if empty is not False:
                 # Nothing is known of the scale of the objective: the first step is at most 1 long.
-                length = steep if steep is not None else numbers(gradient @ gradient)[0]
-                length = where(length > 1.0, length, 1.0)
-                guess = where(empty, smaller_of(guess, length**-0.5), guess)
+                (length,) = numbers(torch.linalg.vector_norm(direction))
+                guess = where(empty & (length * guess > 1.0), 1.0 / where(length > 1e-30, length, 1.0), guess)
 
             def ray(stepsize: Any) -> Point:
-                if isinstance(stepsize, float):
-                    new_x = torch.add(x, direction, alpha=stepsize)
-                else:
-                    new_x = x + as_scalar_like(stepsize, direction) * direction
+                new_x = problem.move(x, stepsize, direction)
                 new_value, new_gradient, aux = problem(new_x)
                 new_value, new_slope = numbers(new_value, new_gradient @ direction)
                 return Point(stepsize, new_value, new_slope, (new_x, new_gradient, aux))
@@ -278,7 +295,7 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
             memory = pick(lost, self._forget(memory, gradient), memory)
         if getattr(self, 'stop_if_linesearch_fails', False):
             status = where(failed, int(Status.STALLED), status)
-        (error,) = numbers(torch.linalg.vector_norm(new_gradient))
+        (error,) = numbers(problem.error(new_x, new_gradient))
         status = where(status == 0, where(error <= self.tol, 0, status), status)
         stepsize = where(lost, self.max_stepsize, point.stepsize)  # type: ignore[attr-defined]
         return OptStep(
@@ -298,11 +315,6 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
                 status,
             ),
         )
-
-
-def smaller_of(x: Any, y: Any) -> Any:
-    """The smaller of two positive numbers."""
-    return where(x < y, x, y)
 
 
 def _params_of(params: Any) -> Any:

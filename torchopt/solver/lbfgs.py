@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchopt import tree
 from torchopt.solver.compact import Memory, Pair, Rows, Window
-from torchopt.solver.descent import DescentSolver, Work
+from torchopt.solver.descent import DescentSolver, Problem, Work
 from torchopt.solver.linesearch import LineSearch
 from torchopt.solver.objective import Vectors
 
@@ -150,7 +150,7 @@ class LBFGS(DescentSolver[Memory]):
             return Window(gradient, self.history_size, self.use_gamma)
         return Rows.empty(gradient, self.history_size, self.use_gamma)
 
-    def _direction(self, memory: Memory, gradient: Tensor) -> Tensor:
+    def _direction(self, memory: Memory, problem: Problem, x: Tensor, gradient: Tensor) -> Tensor:
         return -memory.product(gradient)
 
     def _remember(self, memory: Memory, x: Pair, gradient: Pair, direction: Tensor) -> Memory:

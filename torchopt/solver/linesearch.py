@@ -17,7 +17,7 @@ from torchopt.linesearch import Point, Ray, inner_product, move_along
 from torchopt.linesearch.hager_zhang import HagerZhangOptions, HagerZhangSearch, hager_zhang_begin, hager_zhang_step
 from torchopt.linesearch.zoom import ZoomOptions, ZoomSearch, zoom_begin, zoom_end, zoom_step
 from torchopt.loop import while_loop
-from torchopt.scalars import negated, numbers, pick, smaller, violation, where
+from torchopt.scalars import larger, negated, numbers, pick, smaller, violation, where
 from torchopt.solver.base import IterativeSolver
 from torchopt.solver.objective import Objective
 from torchopt.solver.run import OptStep, conclude
@@ -378,7 +378,10 @@ class BacktrackingLineSearch(LineSearch):
 
     def _advance(self, ray: Ray, search: BacktrackingSearch) -> BacktrackingSearch:
         new, start = ray(search.next), search.start
-        error = violation(new.value - start.value - self.c1 * new.stepsize * start.slope)
+        gain = new.value - start.value
+        # Close to a minimum values are too coarse, and slopes stand in for them, as in the search of Hager and Zhang.
+        by_slope = larger(new.slope - (2.0 * self.c1 - 1.0) * start.slope, gain - 1e-6 * abs(start.value))
+        error = violation(smaller(by_slope, gain - self.c1 * new.stepsize * start.slope))
         other: Any = 0.0
         if self.condition == 'wolfe':
             other = violation(self.c2 * start.slope - new.slope)
