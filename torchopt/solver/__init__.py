@@ -19,6 +19,7 @@ from torchopt.solver.scipy import (
     ScipyRootFinding,
 )
 from torchopt.solver.status import Status
+from torchopt.solver.stochastic import ArmijoSGD, OptaxSolver, PolyakSGD
 
 __all__ = [
     'BFGS',
@@ -26,6 +27,7 @@ __all__ = [
     'AndersonAcceleration',
     'AndersonWrapper',
     'LBFGSB',
+    'ArmijoSGD',
     'BacktrackingLineSearch',
     'Bisection',
     'Broyden',
@@ -40,6 +42,8 @@ __all__ = [
     'LineSearchStep',
     'NonlinearCG',
     'OptStep',
+    'OptaxSolver',
+    'PolyakSGD',
     'ScipyBoundedLeastSquares',
     'ScipyBoundedMinimize',
     'ScipyLeastSquares',

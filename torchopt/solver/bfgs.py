@@ -92,7 +92,7 @@ class BFGS(DescentSolver[_Inverse]):
     tol: float = 1e-3
     stepsize: float | Callable[[Any], Any] = 0.0
     linesearch: str | LineSearch = 'zoom'
-    linesearch_init: str = 'increase'
+    linesearch_init: str = 'max'
     condition: Any = None
     maxls: int = 30
     decrease_factor: Any = None

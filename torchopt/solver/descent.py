@@ -28,7 +28,7 @@ from torchopt.solver.base import IterativeSolver
 from torchopt.solver.compact import Pair
 from torchopt.solver.linesearch import LineSearch, linesearch_of
 from torchopt.solver.objective import Objective, Vectors
-from torchopt.solver.run import OptStep, Task
+from torchopt.solver.run import OptStep, Task, as_tensors
 from torchopt.solver.status import Status
 
 __all__ = ['DescentSolver', 'Problem', 'Work', 'first_stepsize']
@@ -201,7 +201,8 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
     def init_state(self, init_params: Any, *args: Any, **kwargs: Any) -> Any:
         """The state before the first step; with an :class:`OptStep`, the memory of its state is kept."""
         problem = self._problem(_params_of(init_params), args, kwargs)
-        return self._as_state(self._begin(init_params, problem, False)[1], problem.vectors)
+        params = _params_of(init_params)
+        return as_tensors(self._as_state(self._begin(init_params, problem, False)[1], problem.vectors), params)
 
     def update(self, params: Any, state: Any, *args: Any, **kwargs: Any) -> OptStep:
         """One step."""
@@ -210,9 +211,11 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
         x, gradient = problem.vectors.pack(params), problem.vectors.pack(state.grad)
         memory = self._as_memory(state, problem.vectors, gradient, False)
         fields = {name: getattr(state, name) for name in Work._fields if hasattr(state, name)}
+        value, stepsize, error = numbers(state.value, state.stepsize, state.error)
         fields = {'failed_linesearch': False, **fields, 'grad': gradient, 'memory': memory}
+        fields.update(value=value, stepsize=stepsize, error=error)
         x, work = self._step(problem, OptStep(x, Work(**fields)))
-        return OptStep(problem.vectors.unpack(x), self._as_state(work, problem.vectors))
+        return OptStep(problem.vectors.unpack(x), as_tensors(self._as_state(work, problem.vectors), params))
 
     def task(self, init_params: Any, *args: Any, **kwargs: Any) -> Task:
         """The steps of a run, on vectors."""

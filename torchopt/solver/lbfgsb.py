@@ -174,7 +174,7 @@ class LBFGSB(DescentSolver[_Pairs]):
     tol: float = 1e-3
     stepsize: float | Callable[[Any], Any] = 0.0
     linesearch: str | LineSearch = 'zoom'
-    linesearch_init: str = 'increase'
+    linesearch_init: str = 'max'
     stop_if_linesearch_fails: bool = False
     condition: Any = None
     maxls: int = 30
