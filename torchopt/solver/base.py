@@ -49,13 +49,17 @@ class Solver(abc.ABC):
             The parameters, and the state.
         """
 
-    @abc.abstractmethod
-    def optimality_fun(self, params: Any, *args: Any, **kwargs: Any) -> Any:
-        """A function that is zero at solutions, a tree like the parameters."""
+    optimality_fun: Callable[..., Any]
+    """``optimality_fun(params, *args, **kwargs)``, zero at solutions: a method, or what the user gave."""
+
+    @property
+    def optimality_condition(self) -> Callable[..., Any]:
+        """:attr:`optimality_fun` without auxiliary output, a tree like the parameters."""
+        return self.optimality_fun
 
     def l2_optimality_error(self, params: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """The Euclidean norm of :meth:`optimality_fun`, a 0-d tensor."""
-        return torch.as_tensor(tree.norm(self.optimality_fun(params, *args, **kwargs)))
+        """The Euclidean norm of :attr:`optimality_fun`, a 0-d tensor."""
+        return torch.as_tensor(tree.norm(self.optimality_condition(params, *args, **kwargs)))
 
     def attribute_names(self) -> tuple[str, ...]:
         """The names of the constructor's arguments."""
@@ -137,8 +141,13 @@ class IterativeSolver(Solver):
 
     @property
     def reference_signature(self) -> Callable[..., Any] | inspect.Signature:
-        """A function whose signature names the arguments of :meth:`optimality_fun`."""
+        """A function whose signature names the arguments of :attr:`optimality_fun`."""
         return self.optimality_fun
+
+    @property
+    def stop_tol(self) -> Any:
+        """What ``state.error`` is compared with; a solver with a criterion of its own sets ``state.status`` instead."""
+        return self.tol
 
     def task(self, init_params: Any, *args: Any, **kwargs: Any) -> Task:
         """The steps of a run.  Solvers that work on vectors override it, to flatten trees once."""
@@ -198,7 +207,7 @@ class IterativeSolver(Solver):
         return OptStep(
             *adjoint.implicit(
                 run,
-                self.optimality_fun,
+                self.optimality_condition,
                 self.reference_signature,
                 self.implicit_diff_solve,
                 (init_params, *args),
@@ -209,7 +218,7 @@ class IterativeSolver(Solver):
     def _iterate(self, loop: Callable[..., OptStep], init_params: Any, *args: Any, **kwargs: Any) -> OptStep:
         task = self.task(init_params, *args, **kwargs)
         with _Report(self) as report:
-            return iterate(task, self.maxiter, self.tol, report if report.wanted else None, loop)
+            return iterate(task, self.maxiter, self.stop_tol, report if report.wanted else None, loop)
 
 
 class StochasticSolver(IterativeSolver):

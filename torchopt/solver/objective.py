@@ -178,7 +178,7 @@ class Vectors:
         >>> vectors.pack({'w': torch.ones(2), 'b': torch.tensor(3.0)})
         tensor([3., 1., 1.])
         >>> vectors.unpack(torch.arange(3.0))
-        {'b': tensor(0.), 'w': tensor([1., 2.])}
+        {'w': tensor([1., 2.]), 'b': tensor(0.)}
     """
 
     def __init__(self, params: Any) -> None:

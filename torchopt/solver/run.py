@@ -14,7 +14,7 @@ from torchopt.loop import while_loop
 from torchopt.numerics import in_transform, is_inexact, real_dtype
 from torchopt.solver.status import Status, with_status
 
-__all__ = ['KKTSolution', 'OptStep', 'Task', 'check_start', 'conclude', 'iterate']
+__all__ = ['KKTSolution', 'OptStep', 'Task', 'as_tensors', 'check_start', 'conclude', 'iterate']
 
 
 class OptStep(NamedTuple):
@@ -106,9 +106,14 @@ def conclude(last: OptStep, tol: Any) -> OptStep:
 
     Inside transforms of ``torch.func``, which return tensors only, ``()`` stands for None in the state.
     """
-    like = next((x for x in tree.leaves(last.params) if is_inexact(x)), torch.zeros(()))
-    dtype = real_dtype(like.dtype)
     nothing: Any = () if in_transform() else None
+    return OptStep(last.params, as_tensors(with_status(last.state, tol), last.params, nothing))
+
+
+def as_tensors(state: Any, params: Any, nothing: Any = None) -> Any:
+    """The state with tensors for numbers, on the device and in the dtype of the parameters, and ``nothing`` for None."""
+    like = next((x for x in tree.leaves(params) if is_inexact(x)), torch.zeros(()))
+    dtype = real_dtype(like.dtype)
 
     def as_tensor(x: Any) -> Any:
         if x is None:
@@ -117,8 +122,8 @@ def conclude(last: OptStep, tol: Any) -> OptStep:
             return torch.full((), x, dtype=torch.bool if isinstance(x, bool) else torch.int64, device=like.device)
         return torch.full((), x, dtype=dtype, device=like.device) if isinstance(x, float) else x
 
-    leaves, spec = tree.flatten(with_status(last.state, tol))
-    return OptStep(last.params, tree.unflatten(spec, [as_tensor(x) for x in leaves]))
+    leaves, spec = tree.flatten(state)
+    return tree.unflatten(spec, [as_tensor(x) for x in leaves])
 
 
 def check_start(init_params: Any) -> None:
