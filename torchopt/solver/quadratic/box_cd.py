@@ -142,18 +142,18 @@ class BoxCDQP(IterativeSolver):
     @staticmethod
     def _problem(params_obj: Any, params_ineq: Any) -> tuple[BoxQP, Vectors]:
         Q, c, x = objective_of(params_obj, None, None)
-        l, u = box_of(params_ineq, x)  # noqa: E741
-        Q, c, l, u = common_dtype(Q, c, l, u)  # noqa: E741
+        l, u = box_of(params_ineq, x)
+        Q, c, l, u = common_dtype(Q, c, l, u)
         return BoxQP(Q, c, torch.zeros_like(Q[..., :0, :]), l, u), x
 
 
-def _residual(x: Tensor, Q: Tensor, c: Tensor, l: Tensor, u: Tensor) -> Tensor:  # noqa: E741
+def _residual(x: Tensor, Q: Tensor, c: Tensor, l: Tensor, u: Tensor) -> Tensor:
     return clip(x - product(Q, x) - c, l, u) - x
 
 
 def _sweep(qp: BoxQP, x: Tensor) -> tuple[Tensor, Tensor]:
     """Minimize over each variable in turn; the new variables, and the sum of their changes."""
-    Q, c, _, l, u = qp  # noqa: E741
+    Q, c, _, l, u = qp
     curvature = Q.diagonal(dim1=-2, dim2=-1)
     linear = curvature <= 0
     factor = torch.where(linear, 1.0, curvature).reciprocal()
@@ -179,11 +179,11 @@ def _sweep(qp: BoxQP, x: Tensor) -> tuple[Tensor, Tensor]:
     schema='(Tensor Q, Tensor c, Tensor l, Tensor u, Tensor x, float tol, int maxiter) -> (Tensor, Tensor, Tensor)',
 )
 def _descend(
-    Q: Tensor, c: Tensor, l: Tensor, u: Tensor, x: Tensor, tol: float, maxiter: int  # noqa: E741
+    Q: Tensor, c: Tensor, l: Tensor, u: Tensor, x: Tensor, tol: float, maxiter: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Many problems at once, each to its own end."""
     batch = c.shape[:-1]
-    Q, c, l, u, x = (v.reshape((-1, *v.shape[len(batch) :])) for v in (Q, c, l, u, x))  # noqa: E741
+    Q, c, l, u, x = (v.reshape((-1, *v.shape[len(batch) :])) for v in (Q, c, l, u, x))
     qp = BoxQP(Q, c, Q[:, :0], l, u)
     check(qp)
     x = clip(x, l, u)
@@ -205,9 +205,7 @@ def _descend(
 
 
 @_descend.register_fake
-def _(
-    Q: Tensor, c: Tensor, l: Tensor, u: Tensor, x: Tensor, tol: float, maxiter: int  # noqa: E741
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(Q: Tensor, c: Tensor, l: Tensor, u: Tensor, x: Tensor, tol: float, maxiter: int) -> tuple[Tensor, Tensor, Tensor]:
     one = c.new_empty(c.shape[:-1])
     return torch.empty_like(x), one.to(torch.int64), one
 

@@ -20,7 +20,7 @@ from torchopt.solver.quadratic.scaling import BoxQP, product
 __all__ = ['box_residual', 'clip', 'inequality_residual', 'solve_kkt']
 
 
-def clip(z: Tensor, l: Tensor, u: Tensor) -> Tensor:  # noqa: E741
+def clip(z: Tensor, l: Tensor, u: Tensor) -> Tensor:
     """The nearest point of a box."""
     return torch.minimum(torch.maximum(z, l), u)
 

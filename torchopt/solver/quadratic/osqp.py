@@ -121,9 +121,7 @@ class OSQP(Solver):
                 'params_eq and params_ineq are None; expected constraints. Without them, solve Q x = -c with '
                 'torchopt.linear_solve.solve_cholesky.'
             )
-        problem = self._problem(
-            None if init_params is None else init_params.primal, params_obj, params_eq, params_ineq
-        )
+        problem = self._problem(None if init_params is None else init_params.primal, params_obj, params_eq, params_ineq)
         start = None if init_params is None else problem.start(init_params)
         found, state = self._box.run(start, (problem.Q, problem.c), problem.rows, problem.bounds)
         return OptStep(problem.solution(found), problem.state(state))
