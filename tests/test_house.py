@@ -28,15 +28,16 @@ LAYERS = {
         0: 'version numerics graphs preconditions',
         1: 'rules norms',
         2: '_C tree',
-        3: 'checks assignment isotonic scalars',
+        3: 'checks assignment isotonic scalars simplex',
         4: 'autodiff elementwise loop',
-        5: 'base pytree second_order linear_solve linesearch projections prox perturbations microbatching '
+        5: 'base pytree second_order linear_solve linesearch prox perturbations microbatching '
         'distributed visual',
         6: 'transform schedule losses implicit_diff update typing combine clip hook linalg',
         7: 'alias contrib objective zero_order_diff',
         8: 'optim nn solver accelerated_op',
-        9: 'diff utils interop compat _old_paths',
-        10: INTERFACE,
+        9: 'diff utils projections',
+        10: 'interop compat _old_paths',
+        11: INTERFACE,
     }.items()
     for unit in units.split()
 }
