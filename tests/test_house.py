@@ -28,7 +28,7 @@ LAYERS = {
         0: 'version numerics graphs preconditions',
         1: 'rules norms',
         2: '_C tree',
-        3: 'checks assignment isotonic scalars',
+        3: 'checks assignment isotonic scalars quasi_newton',
         4: 'autodiff elementwise loop',
         5: 'base pytree second_order linear_solve linesearch projections prox perturbations microbatching '
         'distributed visual',
