@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,14 @@ from torch.autograd.graph import increment_version
 from torchopt import rules
 from torchopt._C import fused, plans
 from torchopt._C.fused import Call, Column, Order, Unsupported
-from torchopt.numerics import carries_graph, carries_no_graph, common_device, detach_graph, in_transform, vector
+from torchopt.numerics import (
+    carries_graph,
+    carries_no_graph,
+    common_device,
+    detach_graph,
+    in_transform,
+    vector,
+)
 
 __all__ = ['Rows', 'Unsupported', 'step']
 
@@ -83,17 +91,22 @@ def step(
         if isinstance(read, Unsupported):
             return read
         p = read
-    return _apply(call, coefs, g, moments, p)
+    columns = [g, *moments, p]
+    tensors = [x for column in columns for x in (column or (None,) * call.leaves)]
+    if fused.is_tracked((coefs, *tensors)):
+        return _apply(call, coefs, tensors)
+    results = fused.launch(call, coefs, columns, call.output_dtypes())
+    return results if isinstance(results, Unsupported) else list(results)
 
 
 def _plan(partials: Sequence[Callable[..., Any]]) -> plans.Plan | Unsupported:
     if torch.compiler.is_compiling():
         return Unsupported('a compiler is tracing, and fuses plain torch itself')
     # Only known rules enter the cache of plans, since the cache would keep user-defined rules alive.
-    functions = tuple(
-        [r.func for r in partials if type(r) is functools.partial and not r.args and plans.is_known(r.func)]
-    )
-    plan = plans.find_plan(functions) if len(functions) == len(partials) else None
+    plan = None
+    if all(type(r) is functools.partial and not r.args and type(r.func) is FunctionType for r in partials):
+        functions = tuple([r.func for r in partials])  # type: ignore[attr-defined]
+        plan = plans.find_plan(functions) if plans.KNOWN.issuperset(functions) else None
     if plan is None:
         return Unsupported('there is no kernel for these transformations')
     if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
@@ -191,12 +204,8 @@ def _takes_for_constant(
     return told
 
 
-def _apply(call: Call, coefs: Tensor | None, g: Column, moments: Sequence[Column], p: Column | None) -> Any:
-    columns = [g, *moments, p]
-    tensors = [x for column in columns for x in (column or (None,) * call.leaves)]
-    if not fused.is_tracked((coefs, *tensors)):
-        results = fused.launch(call, coefs, columns, call.output_dtypes())
-        return results if isinstance(results, Unsupported) else list(results)
+def _apply(call: Call, coefs: Tensor | None, tensors: Column) -> Any:
+    """The step as an autograd Function."""
     transforms = torch._C._functorch.get_interpreter_stack() or ()
     if any(t.key() == torch._C._functorch.TransformType.Functionalize for t in transforms):
         return Unsupported('functionalization wants to see every torch operation')

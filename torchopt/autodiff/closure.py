@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from torchopt.autodiff.tape import Leaves
 from torchopt.graphs import leaves_of
-from torchopt.numerics import beneath, has_tangent, in_transform, without_ended
+from torchopt.numerics import beneath, has_tangent, in_transform, is_transformed, without_ended
 
 __all__ = ['Converted', 'closure_convert', 'first_sample', 'is_recording']
 
@@ -122,6 +122,8 @@ def _origins(values: Leaves, known: Leaves) -> list[Tensor]:
     mine = {id(x) for x in known}
     found = []
     for y in values:
+        if type(y) is Tensor and not (y.requires_grad or is_transformed(y) or has_tangent(y)):
+            continue
         found += [leaf for x, _ in _levels(y) for leaf in leaves_of([x]) if id(leaf) not in mine]
         if has_tangent(y):
             found.append(y)
@@ -149,7 +151,7 @@ class _Capture(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        made = list(_tensors(result))
+        made = _tensors(result)
         if made:  # otherwise a shape or a dtype was read
             for x in _tensors((args, kwargs or {})):
                 if id(x) not in self.made and _matters(x):
@@ -218,11 +220,15 @@ class _Fix(_Replace):
         return self.replacement[id(x)]
 
 
-def _tensors(x: Any) -> Iterator[Tensor]:
-    if isinstance(x, Tensor):
-        yield x
-    elif isinstance(x, (list, tuple)):
-        for y in x:
-            yield from _tensors(y)
-    elif isinstance(x, dict):
-        yield from _tensors(list(x.values()))
+def _tensors(x: Any) -> list[Tensor]:
+    """The tensors in nested lists, tuples and dicts."""
+    found, left = [], [x]
+    while left:
+        y = left.pop()
+        if isinstance(y, Tensor):
+            found.append(y)
+        elif isinstance(y, (list, tuple)):
+            left.extend(reversed(y))
+        elif isinstance(y, dict):
+            left.extend(reversed(y.values()))
+    return found

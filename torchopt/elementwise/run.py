@@ -12,12 +12,18 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import torch
-
 from torchopt._C import dispatch
 from torchopt.elementwise.hyperparams import PerLeafRule, share_rows
-from torchopt.elementwise.moments import add_to_leaf, check_columns, check_updates, check_writable, move_columns
-from torchopt.numerics import as_non_leaf
+from torchopt.elementwise.moments import (
+    add_to_leaf,
+    check_columns,
+    check_updates,
+    check_writable,
+    keep_dtype,
+    lay_into,
+    move_columns,
+)
+from torchopt.numerics import as_non_leaf, in_single, is_tracing
 from torchopt.tree.ops import broadcast_prefix
 from torchopt.tree.registry import TreeSpec, flatten, flatten_up_to, unflatten
 
@@ -72,10 +78,17 @@ def run_steps(
     if onto_params or any(step.reads_params for step in passes):
         p = flatten_up_to(spec, params, name='params', like='updates')
     active = [None if step.where is None else _flags(step.where(params), updates, spec) for step in passes]
-    rows = _rows(passes, active, updates, leaves, spec)
-    moved = _run_native(passes, active, rows, leaves, moments, p, inplace, onto_params)
+    per_leaf = any(isinstance(step.rule, PerLeafRule) for step in passes)
+    rows = _rows(passes, active, updates, leaves, spec) if per_leaf else None
+    if any(step.native is False for step in passes):
+        moved: Any = dispatch.Unsupported('the native engine was switched off for it')
+    elif rows is None and all(g is not None for g in leaves):  # `None in leaves` would compare tensors by elements
+        partials = [step.rule for step in passes]
+        moved = dispatch.step(partials, active, leaves, moments, p, inplace=inplace, onto_params=onto_params)
+    else:
+        moved = _run_native(passes, active, rows, leaves, moments, p, inplace, onto_params)
     if isinstance(moved, dispatch.Unsupported):
-        if any(step.native for step in passes) and not torch.compiler.is_compiling():
+        if any(step.native for step in passes) and not is_tracing():
             raise RuntimeError(
                 f'use_accelerated_op=True, but the native engine cannot take this step: {moved.reason}. Omit the '
                 f'option to run in plain torch where the engine cannot run.'
@@ -133,22 +146,16 @@ def _run_native(
     onto_params: bool,
 ) -> list[Sequence[Any]] | dispatch.Unsupported:
     """All steps as one call of the native engine, or the reason why not."""
-    if any(step.native is False for step in passes):
-        return dispatch.Unsupported('the native engine was switched off for it')
     partials: Any = [step.rule for step in passes]
     shared = None
     if rows is not None:
-        if torch.compiler.is_compiling():
+        if is_tracing():
             return dispatch.Unsupported('a compiler is tracing, and fuses plain torch itself')
         partials = [rule.together(own) if own else rule for rule, own in zip(partials, rows.values)]
         if None in partials:
             return dispatch.Unsupported('a hyper-parameter has the shape of its parameter')
         learned = [step.rule.learned(own) if own else [] for step, own in zip(passes, rows.values)]  # type: ignore[union-attr]
         shared = dispatch.Rows(rows.number, rows.of_leaf, learned)
-    if all(g is not None for g in leaves):  # `None in leaves` would compare tensors by their elements
-        return dispatch.step(
-            partials, active, leaves, moments, p, inplace=inplace, onto_params=onto_params, rows=shared
-        )
     present = [i for i, g in enumerate(leaves) if g is not None]
 
     def pick(column: Any) -> Any:
@@ -185,12 +192,13 @@ def _run_torch(
 ) -> list[Sequence[Any]]:
     """All steps leaf by leaf, in plain torch."""
     reads = [p] if any(step.reads_params for step in passes) and p is not None else []
+    store = lay_into if inplace else keep_dtype
     if rows is None and all(flags is None for flags in active):
         rule: Any = passes[0].rule if len(passes) == 1 else _compose(passes)
-        return move_columns(rule, leaves, [*moments, *reads], len(moments), inplace=inplace)
+        return move_columns(in_single(rule), leaves, [*moments, *reads], len(moments), store)
     own = zip(*(_of_leaves(i, step, active[i], rows, len(leaves)) for i, step in enumerate(passes)))
     rule = functools.partial(_compose(passes), chosen=True)
-    return move_columns(rule, leaves, [*moments, *reads, list(own)], len(moments), inplace=inplace)
+    return move_columns(in_single(rule), leaves, [*moments, *reads, list(own)], len(moments), store)
 
 
 def _of_leaves(i: int, step: ElementwiseStep, flags: Any, rows: _Rows | None, leaves: int) -> list[Any]:

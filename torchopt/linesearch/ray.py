@@ -143,16 +143,12 @@ def value_and_gradient(
         >>> value_and_gradient(lambda p: p['w'] ** 2, {'w': torch.tensor(3.0)}, differentiable=False)
         (tensor(9.), {'w': tensor(6.)})
     """
-    leaves, spec = tree.flatten(params)
-    places = [i for i, x in enumerate(leaves) if is_inexact(x)]
+    chosen = tree.Selection(params, is_inexact)
 
     def of_tensors(xs: tuple[Tensor, ...]) -> Tensor:
-        filled = list(leaves)
-        for i, x in zip(places, xs):
-            filled[i] = x
-        return _scalar(fun(tree.unflatten(spec, filled)), name)
+        return _scalar(fun(chosen.replace(xs)), name)
 
-    inputs = tuple(leaves[i] for i in places)
+    inputs = tuple(chosen.selected)
     grads: tuple[Tensor, ...]
     if not inputs:
         value, grads = of_tensors(inputs), ()
@@ -165,10 +161,7 @@ def value_and_gradient(
         found = torch.autograd.grad(value, inputs, allow_unused=True) if value.requires_grad else [None] * len(inputs)
         grads = tuple(torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs))
         value, grads = value.detach(), tuple(g.detach() for g in grads)
-    filled: list[Any] = [None] * len(leaves)
-    for i, g in zip(places, grads):
-        filled[i] = g
-    return value, tree.unflatten(spec, filled)
+    return value, chosen.alone(grads)
 
 
 def _scalar(value: Any, name: str) -> Tensor:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from torchopt import tree
-from torchopt.numerics import is_inexact, is_storage_freed
+from torchopt.numerics import is_inexact
+from torchopt.sharding import is_storage_freed
 
 __all__ = [
     'check_same_kind',

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from torchopt import alias
 from torchopt.base import GradientTransformation, UninitializedState
-from torchopt.numerics import is_fully_sharded
 from torchopt.optim.from_alias import FromAlias, check_impl
 from torchopt.optim.gradients import (
     check_same_kind,
@@ -20,6 +19,7 @@ from torchopt.optim.gradients import (
     hide_integers,
     without_integers,
 )
+from torchopt.sharding import is_fully_sharded
 from torchopt.update import update_params
 
 __all__ = [

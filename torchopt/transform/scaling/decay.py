@@ -14,6 +14,7 @@ from torchopt.base import (
     factory,
     identity,
     init_empty_state,
+    same_step,
 )
 from torchopt.elementwise import ranges
 from torchopt.numerics import increment, zero_count
@@ -87,11 +88,7 @@ def add_decayed_weights(weight_decay: Any = 0.0, mask: Any = None) -> GradientTr
         requires = [state_of(WeightDecaySchedule), *requires, Precondition(value)]
         everywhere = ElementwiseTransformation(_first_count, prepare, *requires, hypers=hypers)
     else:
-        step = elementwise.ElementwiseStep(hypers.rule(), (), EmptyState, reads_params=True)
-
-        def prepare(state: Any) -> elementwise.ElementwiseStep:
-            return step
-
+        prepare = same_step(elementwise.ElementwiseStep(hypers.rule(), (), EmptyState, reads_params=True))
         everywhere = ElementwiseTransformation(init_empty_state, prepare, *requires, hypers=hypers)
     if mask is None:
         return everywhere
