@@ -156,9 +156,7 @@ def checking(update: Callable[..., Any], requires: tuple[Precondition, ...]) -> 
         return update  # a compiled graph cannot raise errors about the state
 
     @functools.wraps(update)
-    def checked(
-        updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any
-    ) -> tuple[Any, Any]:
+    def checked(updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any) -> Any:
         for condition in requires:
             if inplace or condition.when == 'always':
                 condition.check(state, params)
@@ -490,9 +488,7 @@ def with_extra_args_support(tx: GradientTransformation) -> GradientTransformatio
         params_by_name = 'params' in parameters and parameters['params'].kind is inspect.Parameter.KEYWORD_ONLY
     if not takes_extra:
 
-        def update(
-            updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any
-        ) -> tuple[Any, Any]:
+        def update(updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any) -> Any:
             known = {'inplace': inplace} if takes_inplace else {}
             if params_by_name:
                 return tx.update(updates, state, params=params, **known)
