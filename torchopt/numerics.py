@@ -193,7 +193,11 @@ def without_ended(x: Any) -> Any:
 
 def saved_tensors(ctx: Any) -> list[Any]:
     """The tensors that an autograd Function saved for its backward pass; see :func:`without_ended`."""
-    return [without_ended(x) for x in ctx.saved_tensors]
+    return _all_without_ended(ctx.saved_tensors)
+
+
+def _all_without_ended(xs: Iterable[Any]) -> list[Any]:
+    return [without_ended(x) if isinstance(x, torch.Tensor) and _unwrap_if_dead(x) is not x else x for x in xs]
 
 
 def apply_function(function: type[torch.autograd.Function], *args: Any) -> Any:
@@ -205,7 +209,7 @@ def apply_function(function: type[torch.autograd.Function], *args: Any) -> Any:
     """
     if torch._C._len_torch_function_stack():
         args = tuple(x.view_as(x) if isinstance(x, torch.Tensor) else x for x in args)
-    args = tuple(map(without_ended, args))
+    args = tuple(_all_without_ended(args))
     if in_transform():
         return function.apply(*args)  # type: ignore[no-untyped-call]
     return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]

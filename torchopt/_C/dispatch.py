@@ -17,10 +17,7 @@ from torchopt import rules
 from torchopt._C import fused, plans
 from torchopt._C.fused import Call, Column, Order, Unsupported
 from torchopt.numerics import (
-    carries_graph,
-    carries_no_graph,
     common_device,
-    detach_graph,
     in_transform,
     vector,
 )
@@ -37,12 +34,10 @@ class Rows(NamedTuple):
     Attributes:
         number: How many rows there are.
         of_leaf: For each leaf its row; leaves of a row also agree in which rules apply.
-        learned: For each rule, for each row, whether a coefficient of it is learned; empty where all rows agree.
     """
 
     number: int
     of_leaf: Sequence[int]
-    learned: Sequence[Sequence[bool]]
 
 
 def step(
@@ -86,11 +81,6 @@ def step(
     call = Call(plan, Order.FORWARD, len(g), (True,) * (plan.moments + 1), values, numbers, onto_params)
     if inplace:
         return _launch(call, coefs, g, moments, p)
-    if p is not None and not onto_params and torch.is_grad_enabled():
-        read = _constants(partials, active, rows, g, moments, p)  # type: ignore[arg-type]
-        if isinstance(read, Unsupported):
-            return read
-        p = read
     columns = [g, *moments, p]
     tensors = [x for column in columns for x in (column or (None,) * call.leaves)]
     if fused.is_tracked((coefs, *tensors)):
@@ -153,55 +143,6 @@ def _launch(call: Call, coefs: Tensor | None, g: Column, moments: Sequence[Colum
         return columns
     increment_version([x for column in written if column is not None for x in column])
     return list(columns)
-
-
-def _constants(
-    partials: Sequence[functools.partial[Any]],
-    active: Sequence[Column | None],
-    rows: Rows | None,
-    g: Column,
-    moments: Sequence[Column],
-    p: Column,
-) -> Column | Unsupported:
-    """The parameters, detached where decay treats them as constants.
-
-    :func:`rules.add_params` asks that of the update it is given, which may have its graph from the gradient, and
-    from the moments and the coefficients of all rules before.
-    """
-    if not any(map(carries_no_graph, p, g)):
-        return p
-    decays = [i for i, rule in enumerate(partials) if rule.func is rules.add_params]
-    told = [_takes_for_constant(i, partials, active, rows, g, moments, p) for i in decays]
-    if len(decays) == 1:
-        return [detach_graph(x) if constant else x for x, constant in zip(p, told[0])]
-    into: list[Any] = []
-    for i, x in enumerate(p):
-        answers = {own[i] for decay, own in zip(decays, told) if active[decay] is None or active[decay][i]}  # type: ignore[index]
-        if len(answers) > 1:
-            return Unsupported('of several decays, only the first take a parameter for a constant')
-        into.append(detach_graph(x) if True in answers else x)
-    return into
-
-
-def _takes_for_constant(
-    decay: int,
-    partials: Sequence[functools.partial[Any]],
-    active: Sequence[Column | None],
-    rows: Rows | None,
-    g: Column,
-    moments: Sequence[Column],
-    p: Column,
-) -> list[bool]:
-    """For each leaf, whether one of the rules, a decay, treats the parameter as a constant."""
-    moved = any(rule.func in rules.RULES for rule in partials[:decay])
-    told = [all(carries_no_graph(x, y) for y in row) for x, *row in zip(p, g, *(moments if moved else ()))]
-    for j, rule in enumerate(partials[:decay]):
-        if any(map(carries_graph, rule.keywords.values())):
-            flags = active[j] or [True] * len(told)
-            if rows is not None and rows.learned[j]:
-                flags = [flag and rows.learned[j][row] for flag, row in zip(flags, rows.of_leaf)]
-            told = [constant and not learned for constant, learned in zip(told, flags)]
-    return told
 
 
 def _apply(call: Call, coefs: Tensor | None, tensors: Column) -> Any:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from torchopt.numerics import carries_graph, common_device, in_double, is_tracing, vector
+from torchopt.numerics import common_device, in_double, is_tracing, vector
 from torchopt.tree.ops import broadcast_prefix, describe_shapes
 from torchopt.tree.registry import (
     TreeSpec,
@@ -24,6 +24,7 @@ from torchopt.tree.registry import (
     flatten_up_to,
     flatten_with_path,
     is_leaf_node,
+    leaves,
     unflatten,
 )
 from torchopt.tree.state import ParamsPlaceholder
@@ -145,10 +146,9 @@ class PerLeafRule(NamedTuple):
         device = common_device(values)
         return self._fill({name: vector(column, device) for name, column in rows.items()})
 
-    def learned(self, rows: dict[str, list[Any]]) -> list[bool]:
-        """For each row, whether its rule has a coefficient that requires grad."""
-        shared = any(map(carries_graph, (*self.common, *self.spread.hypers.values())))
-        return [shared or any(map(carries_graph, own)) for own in zip(*rows.values())]
+    def coefficients(self) -> list[Any]:
+        """All numbers and tensors from which the rules of the leaves are made."""
+        return [*self.common, *leaves(self.spread.hypers)]
 
     def _fill(self, own: dict[str, Any]) -> Callable[..., Any]:
         hypers = {**self.spread.hypers, **own}

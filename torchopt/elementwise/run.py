@@ -12,6 +12,8 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import torch
+
 from torchopt._C import dispatch
 from torchopt.elementwise.hyperparams import PerLeafRule, share_rows
 from torchopt.elementwise.moments import (
@@ -23,7 +25,7 @@ from torchopt.elementwise.moments import (
     lay_into,
     move_columns,
 )
-from torchopt.numerics import as_non_leaf, in_single, is_tracing
+from torchopt.numerics import as_non_leaf, carries_graph, detach_graph, in_single, is_tracing, runs_directly
 from torchopt.tree.ops import broadcast_prefix
 from torchopt.tree.registry import TreeSpec, flatten, flatten_up_to, unflatten
 
@@ -77,6 +79,8 @@ def run_steps(
     p = None
     if onto_params or any(step.reads_params for step in passes):
         p = flatten_up_to(spec, params, name='params', like='updates')
+        if not (inplace or onto_params) and torch.is_grad_enabled():
+            p = _constants_in_plain_training(passes, leaves, moments, p)
     active = [None if step.where is None else _flags(step.where(params), updates, spec) for step in passes]
     per_leaf = any(isinstance(step.rule, PerLeafRule) for step in passes)
     rows = _rows(passes, active, updates, leaves, spec) if per_leaf else None
@@ -106,6 +110,30 @@ def run_steps(
     first, *rest = (unflatten(spec, column) for column in moved)
     supply = iter(rest)
     return first, tuple(step.make_state(*[next(supply) for _ in step.moments]) for step in passes)
+
+
+def _constants_in_plain_training(
+    passes: Sequence[ElementwiseStep], leaves: list[Any], moments: list[list[Any]], p: list[Any]
+) -> list[Any]:
+    """The parameters that rules read, detached where a step is not differentiated, so that no graph grows with steps.
+
+    This is decided once for each leaf.  A step is recorded if a parameter is no leaf, or if a gradient, a moment or a
+    hyper-parameter of any of the rules has a graph.
+    """
+    coefficients = [x for step in passes for x in _coefficients(step.rule)]
+    if not runs_directly() or any(map(carries_graph, coefficients)):
+        return p
+    return [
+        detach_graph(x) if carries_graph(x) and x.is_leaf and not any(map(carries_graph, row)) else x
+        for x, *row in zip(p, leaves, *moments)
+    ]
+
+
+def _coefficients(rule: Any) -> list[Any]:
+    """The coefficients of a rule, as far as they are known."""
+    if isinstance(rule, PerLeafRule):
+        return rule.coefficients()
+    return list(rule.keywords.values()) if isinstance(rule, functools.partial) else []
 
 
 def _flags(where: Any, updates: Any, spec: TreeSpec) -> list[Any]:
@@ -154,8 +182,7 @@ def _run_native(
         partials = [rule.together(own) if own else rule for rule, own in zip(partials, rows.values)]
         if None in partials:
             return dispatch.Unsupported('a hyper-parameter has the shape of its parameter')
-        learned = [step.rule.learned(own) if own else [] for step, own in zip(passes, rows.values)]  # type: ignore[union-attr]
-        shared = dispatch.Rows(rows.number, rows.of_leaf, learned)
+        shared = dispatch.Rows(rows.number, rows.of_leaf)
     present = [i for i, g in enumerate(leaves) if g is not None]
 
     def pick(column: Any) -> Any:

@@ -43,8 +43,8 @@ def add_decayed_weights(weight_decay: Any = 0.0, mask: Any = None) -> GradientTr
 
     Before a learning rate alone this is an l2 penalty; after an adaptive rescaling it is decoupled decay (AdamW).
 
-    In a step of plain training (the parameter is a leaf that requires grad, the gradient has no graph) the parameter
-    is treated as a constant, so no graph grows from step to step.
+    In a step of plain training (the parameter is a leaf that requires grad; gradient, moments and hyper-parameters have
+    no graph) the parameter is treated as a constant, so no graph grows from step to step.
 
     Args:
         weight_decay: :math:`\lambda \ge 0`: a number or a 0-d tensor, a tree of them with the structure of the
