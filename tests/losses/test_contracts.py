@@ -186,7 +186,7 @@ ERRORS = {
     'shapes': (lambda: losses.huber_loss(x, x[:, :2]), ValueError, r'targets has shape \(2, 2\), which does not broad'),
     'cosine': (lambda: losses.cosine_similarity(x, y), TypeError, 'targets has dtype torch.int64'),
     'axis': (lambda: losses.softmax_cross_entropy(x, x, axis=2), ValueError, 'axis 2 is out of bounds for logits'),
-    'axis twice': (lambda: losses.softmax_cross_entropy(x, x, axis=(1, -1)), ValueError, 'names a dimension twice'),
+    'axis twice': (lambda: losses.softmax_cross_entropy(x, x, axis=(1, -1)), ValueError, 'contains a dimension twice'),
     'no axis': (lambda: losses.kl_divergence(x, x, axis=0.5), TypeError, 'axis is 0.5; expected an int, a tuple'),
     'axis None': (
         lambda: losses.softmax_cross_entropy_with_integer_labels(x, y, axis=None),
