@@ -418,7 +418,7 @@ def test_optimality_of_another_structure(fun, text):
 
 def test_arguments_that_do_not_fit():
     solve = custom_root(lambda w, x: w, argnums=1)(lambda w, x, y: x)
-    with pytest.raises(TypeError, match='do not fit the optimality function'):
+    with pytest.raises(TypeError, match='do not match the optimality function'):
         solve(START, X, Y)
     with pytest.raises(TypeError, match='unexpected keyword argument'):
         custom_root(stationary)(solve_ridge)(START, X, Y, 1.0, wrong=3)

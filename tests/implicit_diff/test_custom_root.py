@@ -293,7 +293,7 @@ def test_arguments_that_need_gradients_but_cannot_have_them() -> None:
 
 
 def test_arguments_that_do_not_fit() -> None:
-    with pytest.raises(TypeError, match='do not fit the optimality function'):
+    with pytest.raises(TypeError, match='do not match the optimality function'):
         custom_root(lambda x, a: x - a)(lambda init, a, b: a)(None, tensor(1.0), tensor(2.0))
     with pytest.raises(TypeError):
         custom_root(F)(sqrt)()

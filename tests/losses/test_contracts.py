@@ -196,7 +196,7 @@ ERRORS = {
     'float labels': (
         lambda: losses.softmax_cross_entropy_with_integer_labels(x, x[:, 0]),
         TypeError,
-        'labels has dtype torch.float32; expected integers',
+        'labels has dtype torch.float32; expected integer classes',
     ),
     'one-hot integers': (
         lambda: losses.softmax_cross_entropy_with_integer_labels(x, x.long()),
@@ -228,18 +228,18 @@ ERRORS = {
     'ctc blank': (
         lambda: losses.ctc_loss(x[..., None], x, y[:, None], y[:, None], blank_id=1),
         ValueError,
-        'blank_id is 1; expected a class, from 0 to 0',
+        'blank_id is 1; expected one of the classes of logits, from 0 to 0',
     ),
     'ctc labels': (
         lambda: losses.ctc_loss(x[..., None], x, x[:, :1], x[:, :1]),
         TypeError,
-        'labels has dtype torch.float32; expected integers',
+        'labels has dtype torch.float32; expected integer classes',
     ),
     'no function': (lambda: losses.make_fenchel_young_loss(1), TypeError, 'max_fun is 1, a int; expected a function'),
     'no vector': (
         lambda: losses.make_fenchel_young_loss(torch.sum)(torch.tensor(1.0), torch.tensor(1.0)),
         ValueError,
-        'scores has no dimension',
+        'scores is a 0-d tensor',
     ),
 }
 

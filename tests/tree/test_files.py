@@ -306,7 +306,7 @@ def test_no_damage_passes(tmp_path: Path) -> None:
         damaged.append(bytes(flipped))
     for content in damaged:
         file.write_bytes(content)
-        with pytest.raises(ValueError, match=r'damaged|not written by|version|is not like'):
+        with pytest.raises(ValueError, match=r'damaged|not written by|version|differs from'):
             tree.load(file, state)
     file.write_bytes(whole)
     assert_equal(tree.load(file, state), state)
@@ -320,7 +320,7 @@ def with_manifest(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    'newer': (lambda m: m.update(version=2), 'has version 2 of the format, this torchopt reads version 1'),
+    'newer': (lambda m: m.update(version=2), 'has version 2 of the format, but this version of torchopt reads version 1'),
     'no version': (lambda m: m.pop('version') and None, 'damaged'),
     'no checksum': (lambda m: m.pop('checksum') and None, 'damaged'),
     'another number': (lambda m: m['leaves'].update({'0/count': ['int', '5']}), 'damaged: the checksum'),
