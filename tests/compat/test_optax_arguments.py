@@ -265,7 +265,7 @@ MESSAGES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     'a deprecated name': (
         lambda: ours.optimistic_adam(0.1),
         DeprecationWarning,
-        'please use `optimistic_adam_v2` instead.* use optimistic_adam_v2 instead',
+        'please use `optimistic_adam_v2` instead',
     ),
     'a schedule': (
         lambda: ours.optimistic_adam(lambda count: 0.1),

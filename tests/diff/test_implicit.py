@@ -184,7 +184,7 @@ def test_modules_whose_gradient_would_be_lost():
         return net(y)
 
     net = nn.Linear(4, 3, dtype=f64)
-    with pytest.raises(TypeError, match='Linear with parameters that require gradients'):
+    with pytest.raises(TypeError, match='Linear whose parameters require gradients'):
         custom_root(F)(solver)(START, net, Y)
     # A choice of arguments says that the module is none of them.
     y = Y.clone().requires_grad_()

@@ -287,7 +287,7 @@ def test_a_singular_jacobian() -> None:
 def test_arguments_that_need_gradients_but_cannot_have_them() -> None:
     net = torch.nn.Linear(1, 1)
     solve = custom_root(lambda x, net: net(x))(lambda init, net: torch.zeros(1))
-    with pytest.raises(TypeError, match=r'Linear with parameters that require gradients.*functional_call'):
+    with pytest.raises(TypeError, match=r'Linear whose parameters require gradients.*functional_call'):
         solve(None, net)
     assert solve(None, net.requires_grad_(False)).shape == (1,)
 

@@ -114,7 +114,7 @@ def test_parameters_that_torch_has_not_stepped() -> None:
     optimizer = torch.optim.Adam(net.parameters())
     net[2](torch.ones(4, dtype=f64)).sum().backward()
     optimizer.step()
-    with pytest.raises(ValueError, match=r"differ in 'step'.*groups of their own"):
+    with pytest.raises(ValueError, match=r"differ in 'step'.*different groups"):
         interop.from_torch_optimizer(optimizer)
     momentum = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     momentum.step()

@@ -320,7 +320,10 @@ def with_manifest(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    'newer': (lambda m: m.update(version=2), 'has version 2 of the format, but this version of torchopt reads version 1'),
+    'newer': (
+        lambda m: m.update(version=2),
+        'has version 2 of the format, but this version of torchopt reads version 1',
+    ),
     'no version': (lambda m: m.pop('version') and None, 'damaged'),
     'no checksum': (lambda m: m.pop('checksum') and None, 'damaged'),
     'another number': (lambda m: m['leaves'].update({'0/count': ['int', '5']}), 'damaged: the checksum'),
