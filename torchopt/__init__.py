@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Differentiable, functional optimization for PyTorch.
 
-Transformations are pairs of pure functions, chained as in Optax; every optimizer has three more interfaces: ``Adam``
-trains parameters in place as in ``torch.optim``, ``FuncOptimizer`` keeps the state of a functional loop, and
-``MetaAdam`` takes steps that can be differentiated through.
+Transformations are pairs of pure functions, chained as in Optax.  Optimizers also have three other interfaces: ``Adam``
+trains parameters in place as in ``torch.optim``, ``FuncOptimizer`` stores the state of a functional loop, and
+``MetaAdam`` takes differentiable steps.
 """
 
 from torchopt import (

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Remember, restore, copy and cut loose the state of modules and meta-optimizers.
+"""Save, restore, copy and detach the state of modules and meta-optimizers.
 
-An inner loop leaves a module and its optimizer connected to everything they went through. Between
-two tasks the loop returns to its initial state (:func:`extract_state_dict`,
-:func:`recover_state_dict`) or continues from the current state without the history (:func:`stop_gradient`).
+After an inner loop, the graph of all steps is attached to the module and its optimizer.  Between two tasks, restore
+the initial state (:func:`extract_state_dict`, :func:`recover_state_dict`), or continue from the current state without
+its graph (:func:`stop_gradient`).
 
-**What keeps a graph alive.** A graph lives as long as any tensor that was computed in it is
-reachable: the module's current parameters, the optimizer's moments, a state extracted by reference
-or by copy after a step, a loss kept in a list (keep ``loss.item()``). To release an unrolled loop,
-give *both* the module and the optimizer new tensors, by ``stop_gradient`` or
-``recover_state_dict``, and drop what else refers to it. Do so after the outer backward pass: a
-tensor that is detached in place no longer leads a later ``create_graph=True`` pass into its past.
+**What keeps a graph alive.** A graph exists as long as any tensor that was computed in it is reachable: the current
+parameters of the module, the moments of the optimizer, a state extracted by reference or by copy after a step, a loss
+stored in a list (store ``loss.item()`` instead).  To release the graph of an inner loop, replace the tensors of *both*
+the module and the optimizer, by ``stop_gradient`` or ``recover_state_dict``, and delete all other references.  Do this
+after the outer backward pass: gradients do not flow through a tensor that has been detached in place.
 """
 
 from __future__ import annotations
@@ -47,17 +46,15 @@ _HOLDERS = (nn.Module, FuncOptimizer, *_OPTIMIZERS)
 
 
 class ModuleState(NamedTuple):
-    """The tensors of a module at one moment; made by :func:`extract_state_dict`.
+    """The tensors of a module at one time; made by :func:`extract_state_dict`.
 
     Attributes:
-        params: One dict of names and tensors per submodule that has parameters, in the order of
-            ``modules()``.
+        params: One dict of names and tensors per submodule that has parameters, in the order of ``modules()``.
         buffers: Likewise for buffers; empty if they were not requested.
-        visual_contents: Names for the nodes of a graph drawn by ``torchopt.visual.make_dot``: the
-            name by parameter if it is a leaf, and otherwise the pair of name and parameter by its
-            ``grad_fn``. It refers to the module's own tensors, so it keeps their graph alive.
-        detach_buffers: Whether the buffers are copies without a graph, copied again whenever they
-            are recovered.
+        visual_contents: Names for the nodes of a graph drawn by ``torchopt.visual.make_dot``: a dict from each
+            parameter that is a leaf to its name, and from the ``grad_fn`` of each other parameter to the pair of name
+            and parameter.  It contains the tensors of the module, so it keeps their graph alive.
+        detach_buffers: Whether the buffers are copies without a graph, which are copied again on each recovery.
     """
 
     params: tuple[MutableMapping[str, Tensor], ...]
@@ -67,7 +64,7 @@ class ModuleState(NamedTuple):
 
 
 def _is_state(x: Any) -> bool:
-    """Make a leaf of a ModuleState in a tree: its visual contents, keyed by tensors, do not sort."""
+    """Treat a ModuleState as a leaf of a tree: its visual contents have tensors as keys, which cannot be sorted."""
     return isinstance(x, ModuleState)
 
 
@@ -105,11 +102,11 @@ _REPLICATIONS: dict[str, Callable[[Tensor, Device | None], Tensor]] = {
 
 
 class _Replicate:
-    """Replicates leaves, each tensor once however often it is met: tied tensors stay tied."""
+    """Replicates leaves; each tensor is replicated once, so that tied tensors stay tied."""
 
     def __init__(self, by: str, device: Device | None = None) -> None:
         if by not in _REPLICATIONS:
-            raise ValueError(f'by: {by!r} is none of {", ".join(map(repr, _REPLICATIONS))}. Pass one of these')
+            raise ValueError(f'by: {by!r} is not one of {", ".join(map(repr, _REPLICATIONS))}. Pass one of these')
         self._function = _REPLICATIONS[by]
         self._device = device
         self._replicas: dict[Tensor, Tensor] = {}  # tensors hash by identity
@@ -136,12 +133,10 @@ def _unexpected(what: str, found: Any, expected: str) -> TypeError:
 def extract_module_containers(
     module: nn.Module, with_buffers: bool = True
 ) -> tuple[tuple[Container, ...], tuple[Container, ...]]:
-    """The live dicts in which a module keeps its tensors.
-
-    Writing to them changes the module. Empty ones are left out.
+    """The dicts in which a module stores its tensors, without empty ones; changing them changes the module.
 
     Args:
-        module: The module; its distinct submodules follow in the order of ``modules()``.
+        module: The module; the dicts are in the order of ``modules()``.
         with_buffers: Whether to return the containers of buffers, too.
 
     Returns:
@@ -207,37 +202,36 @@ def extract_state_dict(
     enable_visual: bool = False,
     visual_prefix: str = '',
 ) -> ModuleState | tuple[Any, ...]:
-    """Remember the state of a module or an optimizer, for :func:`recover_state_dict`.
+    """Save the state of a module or an optimizer, for :func:`recover_state_dict`.
 
-    A tensor that is in several places (tied weights) is replicated once and stays tied. Other
-    leaves of an optimizer's state (numbers, None) are kept unchanged. The meta members of a
-    :class:`torchopt.nn.MetaGradientModule` belong to the outer problem and are not part of its
+    Tied weights stay tied.  Leaves of an optimizer's state that are not tensors (numbers, None) are kept unchanged.
+    The meta members of a :class:`torchopt.nn.MetaGradientModule` belong to the outer problem and are not part of its
     state.
 
     Args:
         target: The object whose state to extract.
-        by: How the tensors are remembered.
+        by: How to save the tensors.
 
-            * ``'reference'`` (``'ref'``): the same tensor objects. Costs nothing and keeps their
-              graph. In-place changes of the module's tensors, such as the running statistics of
-              batch normalization or a step of :class:`torchopt.Optimizer`, change the state, too.
+            * ``'reference'`` (``'ref'``): the same tensor objects, with their graph, without copying.  In-place changes
+              of the module's tensors, such as updates of the running statistics of batch normalization or a step of
+              :class:`torchopt.Optimizer`, also change the state.
             * ``'copy'`` (``'clone'``): clones that are connected to the originals by the graph.
-            * ``'deepcopy'`` (``'deepclone'``): clones without a graph. They require grad where the
-              originals do, and parameters are parameters.
-        device: Where to put the tensors; None leaves them where they are.
-        with_buffers: Whether to remember buffers, too. For modules.
-        detach_buffers: Whether to remember buffers by ``'deepcopy'`` whatever ``by`` is. For
-            modules; an inner loop in training mode with batch normalization wants this.
-        enable_visual: Whether to fill :attr:`ModuleState.visual_contents`. For modules.
-        visual_prefix: Put before the names in it, as it is.
+            * ``'deepcopy'`` (``'deepclone'``): clones without a graph.  They require grad if the originals do, and are
+              parameters if the originals are.
+        device: The device of the saved tensors; None means that of the originals.
+        with_buffers: Whether to save buffers, too.  For modules.
+        detach_buffers: Whether to save buffers by ``'deepcopy'`` for any ``by``.  For modules; use it for an inner loop
+            in training mode with batch normalization.
+        enable_visual: Whether to fill :attr:`ModuleState.visual_contents`.  For modules.
+        visual_prefix: A prefix for the names in it.
 
     Returns:
-        A :class:`ModuleState` for a module; for an optimizer a tuple with the state of each
-        parameter group, which before the first step is :class:`torchopt.base.UninitializedState`.
+        A :class:`ModuleState` for a module; for an optimizer, a tuple with the state of each parameter group, which is
+        :class:`torchopt.base.UninitializedState` before the first step.
 
     Raises:
         TypeError: ``target`` is neither a module nor an optimizer.
-        ValueError: ``by`` is none of the above.
+        ValueError: ``by`` is unknown.
 
     Example:
         >>> import torch, torchopt
@@ -269,7 +263,7 @@ def extract_state_dict(
 def _visual_contents(module: nn.Module, prefix: str) -> dict[Any, Any]:
     contents: dict[Any, Any] = {}
     for name, param in module.named_parameters():
-        if param.grad_fn is None or param.grad_fn in contents:  # the results of a fused step share one
+        if param.grad_fn is None or param.grad_fn in contents:  # all results of a fused step have the same grad_fn
             contents[param] = prefix + name
         else:
             contents[param.grad_fn] = (prefix + name, param)
@@ -277,26 +271,24 @@ def _visual_contents(module: nn.Module, prefix: str) -> dict[Any, Any]:
 
 
 def recover_state_dict(target: nn.Module | MetaOptimizer | Optimizer, state: Any) -> None:
-    """Go back to a state that :func:`extract_state_dict` remembered.
+    """Restore a state that :func:`extract_state_dict` saved.
 
-    The places of the module or optimizer are made to hold the tensors of the state; no values are
-    copied. So the module and the state **share tensors** afterwards, and what then changes the
-    module's tensors in place (running statistics, ``torch.no_grad()`` writes, a step of
-    :class:`torchopt.Optimizer`) changes the state as well. ``MetaOptimizer.step`` replaces tensors
-    and does not change the state: recover it as often as you like. Buffers that were extracted with
-    ``detach_buffers=True`` are copied here, so the state keeps theirs.
+    The module or optimizer then contains the tensors of the state; no values are copied.  So the module and the state
+    **share tensors** afterwards: in-place changes of the module's tensors (running statistics, writes under
+    ``torch.no_grad()``, a step of :class:`torchopt.Optimizer`) also change the state.  ``MetaOptimizer.step`` replaces
+    tensors and does not change the state, which can be restored any number of times.  Buffers that were extracted with
+    ``detach_buffers=True`` are copied, so those of the state do not change.
 
-    Names and shapes are compared first; an error leaves the target as it was. A buffer that the
-    state does not have is not changed.
+    Names and shapes are checked first; an error leaves the target unchanged.  Buffers that are not in the state do not
+    change.
 
     Args:
         target: The object to change.
         state: A :class:`ModuleState` for a module, the tuple of states for an optimizer.
 
     Raises:
-        TypeError: ``target`` is neither a module nor an optimizer, or ``state`` is not of the kind
-            for it.
-        ValueError: The state is that of another module or optimizer.
+        TypeError: ``target`` is neither a module nor an optimizer, or ``state`` has the wrong type for it.
+        ValueError: The state belongs to another module or optimizer.
 
     Example:
         >>> import torch, torchopt
@@ -339,7 +331,7 @@ def _check_containers(
     *,
     complete: bool,
 ) -> None:
-    """Require the same names and shapes; all live names only if ``complete``."""
+    """Require that the names in the state exist with equal shapes; if ``complete``, also that none is missing."""
     blame = 'It is the state of another module.'
     if len(saved) != len(live):
         raise ValueError(
@@ -365,7 +357,7 @@ def _check_containers(
 
 
 class _Place(NamedTuple):
-    """A tensor, how to reach it, and, where possible, how to put another in its place."""
+    """A tensor, its path, and, if possible, a function that replaces it."""
 
     path: str
     tensor: Tensor
@@ -373,7 +365,7 @@ class _Place(NamedTuple):
 
 
 def _places(target: Any) -> Iterator[_Place]:
-    """The tensors that :func:`stop_gradient` is about."""
+    """The tensors that :func:`stop_gradient` detaches."""
     if isinstance(target, nn.Module):
         yield from _container_places(extract_module_containers(target, with_buffers=False)[0])
     elif isinstance(target, ModuleState):
@@ -398,25 +390,22 @@ def _container_places(containers: Iterable[Container]) -> Iterator[_Place]:
 
 
 def stop_gradient(target: Any) -> None:
-    """Cut tensors loose from their past, in place: they become leaves with the same values.
+    """Detach tensors from their graph, in place: they become leaves with the same values.
 
-    Tensors that required grad still do, so a loop can continue. The graph behind is released once
-    nothing else refers to it.
+    Tensors that required grad still do, so a loop can continue.  The graph is released once nothing else refers to it.
 
     Args:
         target: The object to detach:
 
-            * a module: its parameters, and not its buffers or meta members, which may carry what an
-              outer problem trains;
+            * a module: its parameters, but not its buffers or meta members, which an outer problem may train;
             * a :class:`ModuleState`: its parameters and buffers;
-            * a :class:`torchopt.MetaOptimizer`, :class:`torchopt.FuncOptimizer` or
-              :class:`torchopt.Optimizer`: its state;
+            * a :class:`torchopt.MetaOptimizer`, :class:`torchopt.FuncOptimizer` or :class:`torchopt.Optimizer`: its
+              state;
             * any tree of these and of tensors; other leaves are not changed.
 
     Raises:
-        ValueError: A tensor that carries a graph is a view of another, which cannot be detached in
-            place, and is not in a module or a ``ModuleState``, where it would be replaced. Nothing
-            is detached then.
+        ValueError: A tensor with a graph is a view of another tensor, which cannot be detached in place, and is not in
+            a module or a ``ModuleState``, where it would be replaced.  Nothing is detached then.
 
     Example:
         >>> import torch, torchopt
@@ -467,27 +456,24 @@ def module_detach_(target: T) -> T:
 
 
 def module_clone(target: T, *, by: str = 'reference', detach_buffers: bool = False, device: Device | None = None) -> T:
-    """Copy the structure of a module or an optimizer, and its tensors as ``by`` says.
+    """Copy a module or an optimizer; ``by`` determines how its tensors are copied.
 
-    The copy shares no Python container with the original: training one does not touch the other.
-    All tensors that the target holds are replicated, meta members and plain attributes included,
-    each once: what was tied is tied in the copy. Cloning a module and its optimizer together,
-    ``module_clone((net, optimizer))``, keeps them connected; the clone of an optimizer alone steps
-    parameters of its own.
+    The copy shares no Python container with the original, so training one does not affect the other.  All tensors are
+    replicated, including meta members and plain attributes; tied tensors stay tied.  Clone a module and its optimizer
+    together, ``module_clone((net, optimizer))``, to keep them connected; the clone of an optimizer alone has its own
+    parameters.
 
     Args:
-        target: A module, an optimizer, or a tree of these and of tensors; other leaves are kept as
-            they are.
-        by: ``'reference'``, ``'copy'`` or ``'deepcopy'`` (or their second names), as in
-            :func:`extract_state_dict`.
-        detach_buffers: Whether to replicate buffers by ``'deepcopy'`` whatever ``by`` is.
-        device: Where to put the tensors; None leaves them where they are.
+        target: A module, an optimizer, or a tree of these and of tensors; other leaves are kept unchanged.
+        by: ``'reference'``, ``'copy'`` or ``'deepcopy'`` (or their second names); see :func:`extract_state_dict`.
+        detach_buffers: Whether to replicate buffers by ``'deepcopy'`` for any ``by``.
+        device: The device of the copy; None means that of the originals.
 
     Returns:
         The copy.
 
     Raises:
-        ValueError: ``by`` is none of the above.
+        ValueError: ``by`` is unknown.
 
     Example:
         >>> import torch, torchopt
@@ -519,7 +505,7 @@ def module_clone(target: T, *, by: str = 'reference', detach_buffers: bool = Fal
 
 
 def _tensors_in(roots: list[Any]) -> tuple[list[Tensor], list[Tensor]]:
-    """All tensors that a deep copy of the roots would meet, and those of them that are buffers."""
+    """All tensors that a deep copy of the roots would visit, and those of them that are buffers."""
     tensors: list[Tensor] = []
     buffers: list[Tensor] = []
     seen: set[int] = set()
