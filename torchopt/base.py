@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contract of this package: a gradient transformation is a pair of pure functions.
+"""Gradient transformations, which are pairs of pure functions.
 
-``init(params)`` returns a state.  ``update(updates, state, params=None, *, inplace=False, **extra)`` turns gradients
-into updates, which the caller adds to the parameters, and returns them with the next state.  The state holds everything
-that changes from step to step.  A transformation itself is stateless, so it can be shared, copied and pickled.
+``init(params)`` returns a state.  ``update(updates, state, params=None, *, inplace=False, **extra)`` converts gradients
+to updates, which the caller adds to the parameters, and returns them with the next state.  The state contains all that
+changes between steps.  A transformation has no state of its own, so it can be shared, copied and pickled.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class GradientTransformation(_Functions):
         return self
 
     def _replace(self, **functions: Any) -> GradientTransformation:
-        """A transformation with another ``init`` or ``update``, which is no longer of the special kind of this one."""
+        """A plain transformation with another ``init`` or ``update``."""
         kind = GradientTransformation
         if isinstance(self, GradientTransformationExtraArgs):
             kind = GradientTransformationExtraArgs
@@ -142,7 +142,9 @@ class GradientTransformation(_Functions):
 
     def _spelled(self) -> tree.Spelled:
         if self.call is None:
-            maker: Any = getattr(self.update, '__self__', None)  # such as MultiSteps, of whose methods it is made
+            maker: Any = getattr(
+                self.update, '__self__', None
+            )  # init and update may be methods of one object, such as MultiSteps
             if hasattr(maker, '_spelled'):
                 return maker._spelled()
             return tree.Spelled(type(self).__name__, (), {'init': self.init, 'update': self.update})
@@ -170,7 +172,7 @@ class GradientTransformationExtraArgs(GradientTransformation):
 
 
 class FactoryCall(NamedTuple):
-    """The call of a factory: enough to recreate its transformation and to identify its rule."""
+    """The call of a factory, which can recreate the transformation and identifies its rule."""
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
@@ -189,11 +191,11 @@ _T = TypeVar('_T', bound=GradientTransformation)
 def factory(function: Callable[_P, _T], *, spell: Callable[..., tree.Spelled] | None = None) -> Callable[_P, _T]:
     """Record in each transformation the call that created it.
 
-    So transformations can be pickled although ``init`` and ``update`` are closures, and they have a readable ``repr``.
+    Thus transformations can be pickled although ``init`` and ``update`` are closures, and have a readable ``repr``.
 
     Args:
         function: A function that returns a transformation.
-        spell: ``spell(*args)`` returns how to print a call; by default it prints as a call of the function by its name.
+        spell: ``spell(*args)`` returns how to print a call; by default, as a call of the function by its name.
 
     Example:
         >>> import torchopt
@@ -216,17 +218,15 @@ def init_empty_state(params: Any) -> EmptyState:
     return EmptyState()
 
 
-def _pass_through(
-    updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any
-) -> tuple[Any, Any]:
+def _pass_through(updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any) -> Any:
     return updates, state
 
 
 class IdentityGradientTransformation(GradientTransformationExtraArgs):
-    """The transformation that changes nothing; all its instances are equal."""
+    """The identity transformation; all its instances are equal."""
 
     def __new__(cls) -> IdentityGradientTransformation:
-        """Make one."""
+        """Create an instance."""
         return super().__new__(cls, init_empty_state, _pass_through)
 
     init_fn = staticmethod(init_empty_state)
@@ -273,7 +273,7 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
             if not isinstance(tx, GradientTransformation):
                 raise TypeError(
                     f'Member {i} of a chain is a {type(tx).__name__}, not a GradientTransformation: {tx!r}. '
-                    f'Pass what a factory such as torchopt.adam() returns.'
+                    f'Pass the result of a factory such as torchopt.adam().'
                 )
             if isinstance(tx, ChainedGradientTransformation):
                 members.extend(tx.transformations)
@@ -385,11 +385,12 @@ def _one_pass(
 
 
 class ElementwiseTransformation(GradientTransformation):
-    """A transformation that treats every element by itself; a chain runs adjacent ones in one pass.
+    """An elementwise transformation; a chain runs adjacent ones in one pass over the leaves.
 
     Args:
-        init: As in any transformation.
-        prepare: ``prepare(state)`` computes what all leaves share in this step, and returns the step for the leaves.
+        init: ``init(params)`` returns the first state.
+        prepare: ``prepare(state)`` computes the values that all leaves share in this step (such as bias corrections),
+            and returns the step for the leaves.
         *requires: The preconditions of a step.
         hypers: The hyper-parameters; those that are trees must match the parameters.
 
@@ -407,14 +408,13 @@ class ElementwiseTransformation(GradientTransformation):
         *requires: Precondition,
         hypers: elementwise.Hyperparams | None = None,
     ) -> ElementwiseTransformation:
-        """Make one."""
+        """Create an elementwise transformation."""
 
         def update(
             updates: Any, state: Any, params: Any = None, *, inplace: bool = False, onto_params: bool = False
         ) -> tuple[Any, Any]:
-            updates, (state,) = elementwise.run_steps(
-                [prepare(state)], updates, params, inplace=inplace, onto_params=onto_params
-            )
+            flags = {'inplace': inplace, 'onto_params': onto_params}
+            updates, (state,) = elementwise.run_steps([prepare(state)], updates, params, **flags)
             return updates, state
 
         if hypers is not None and hypers.trees:
@@ -425,7 +425,7 @@ class ElementwiseTransformation(GradientTransformation):
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the call that made this transformation, or what it is made of."""
+        """Pickle the call that made this transformation, or its parts."""
         if self.call is not None:
             return super().__reduce__()
         return type(self), (self.init, self.prepare, *self.requires)
@@ -474,7 +474,7 @@ def with_extra_args_support(tx: GradientTransformation) -> GradientTransformatio
     if not isinstance(tx, GradientTransformation):
         raise TypeError(
             f'{tx!r} (type: {type(tx).__name__}) is not a GradientTransformation. '
-            f'Pass what a factory such as torchopt.adam() returns.'
+            f'Pass the result of a factory such as torchopt.adam().'
         )
     if isinstance(tx, GradientTransformationExtraArgs):
         return tx

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scalars of an optimizer step: Python numbers in double precision, or tensors that carry a graph.
+"""Scalars of an optimizer step: Python numbers in double precision, or tensors with a graph.
 
 A step count is a 0-d integer tensor on the CPU, so states can be mapped over, saved and traced.  If its value is
 available on the host without synchronization, everything that depends on it (bias corrections, schedules) is
@@ -182,8 +182,8 @@ def beneath(x: torch.Tensor, *, itself: bool = False) -> Iterator[None]:
 def without_ended(x: Any) -> Any:
     """A tensor without the wrappers of ``torch.func`` transforms that have ended; other objects unchanged.
 
-    The pullback of ``torch.func.vjp`` runs after its transform, on tensors that were saved inside it.  Their wrappers
-    still claim to require grad, but belong to no graph: autograd differentiates the tensor inside.
+    The pullback of ``torch.func.vjp`` runs after its transform has ended, on tensors that were saved inside it.  Their
+    wrappers still require grad, but belong to no graph: autograd differentiates the tensors inside.
     """
     if isinstance(x, torch.Tensor):
         while (within := _unwrap_if_dead(x)) is not x:
@@ -203,12 +203,15 @@ def _all_without_ended(xs: Iterable[Any]) -> list[Any]:
 def apply_function(function: type[torch.autograd.Function], *args: Any) -> Any:
     """``function.apply(*args)`` for tensors that may have been saved in a transform that has ended.
 
-    Outside transforms it bypasses ``torch.func``, which would flatten every argument.  If a function mode is
-    active, the tensors first pass through an operation, since modes do not see the arguments of an autograd Function:
-    a mode that records or replaces tensors would miss them (see :mod:`torchopt.autodiff.closure`).
+    Outside transforms it bypasses ``torch.func``, which would flatten every argument.  Function modes, which do not see
+    the arguments of an autograd Function, see this call: those that record or replace tensors would miss them otherwise
+    (see :mod:`torchopt.autodiff.modes`).
     """
     if torch._C._len_torch_function_stack():
-        args = tuple(x.view_as(x) if isinstance(x, torch.Tensor) else x for x in args)
+        if torch.compiler.is_compiling():
+            args = tuple(x.view_as(x) if isinstance(x, torch.Tensor) else x for x in args)
+        else:
+            return torch.overrides.handle_torch_function(apply_function, (), function, *args)  # type: ignore[no-untyped-call]
     args = tuple(_all_without_ended(args))
     if in_transform():
         return function.apply(*args)  # type: ignore[no-untyped-call]
@@ -234,19 +237,19 @@ def as_python_list(x: torch.Tensor) -> list[float] | None:
 
 
 def vector(values: Sequence[Any], device: torch.device) -> torch.Tensor:
-    """Scalars as one tensor in double precision, differentiable in those that are tensors."""
+    """Scalars as one tensor in double precision, differentiable with respect to those that are tensors."""
     if device.type == 'cpu' and not any(isinstance(x, torch.Tensor) for x in values):
         return torch.tensor([float(x) for x in values], dtype=torch.float64, device=device)
     # Filling, unlike copying, does not synchronize with a device.
     where: Any = {'dtype': torch.float64, 'device': device}
     scalars = [x.to(device) if isinstance(x, torch.Tensor) else torch.full((), x, **where) for x in values]
     if any(x.dim() for x in scalars):
-        scalars = [x.reshape(()) for x in scalars]  # those of one element
+        scalars = [x.reshape(()) for x in scalars]  # also tensors of one element
     return torch.stack(scalars).to(torch.float64)
 
 
 def common_device(values: Iterable[Any]) -> torch.device:
-    """The device of the values that are tensors outside the CPU; the CPU if there are none."""
+    """The device of the tensors that are not on the CPU; the CPU if there are none."""
     devices = [x.device for x in values if isinstance(x, torch.Tensor) and x.device.type != 'cpu']
     return devices[0] if devices else torch.device('cpu')
 
@@ -277,7 +280,7 @@ def safe_increment(count: Any) -> Any:
         count: An int, or a tensor of an integer or floating dtype, of any shape.
 
     Returns:
-        ``count + 1``; the largest value of the dtype is kept.
+        ``count + 1``, or ``count`` if it is the largest value of its dtype.
 
     Example:
         >>> import torch
@@ -293,7 +296,7 @@ def safe_increment(count: Any) -> Any:
 
 
 def bias_correction(decay: Scalar, count: Any) -> Scalar:
-    r"""The factor :math:`1 - \beta^t` that corrects the bias of an average from its zero initialization."""
+    r"""The divisor :math:`1 - \beta^t` that corrects the bias of an average from its zero initialization."""
     if type(decay) is float and type(count) is int:
         return 1.0 - decay**count
     beta, t = as_python_scalar(decay), as_python_scalar(count)
@@ -306,7 +309,7 @@ def bias_correction(decay: Scalar, count: Any) -> Scalar:
 
 
 def in_double(value: Any) -> Any:
-    """Convert a floating 0-d tensor to double precision, to compute coefficients; other values are unchanged."""
+    """Convert a floating 0-d tensor to double precision, for computing coefficients; other values are unchanged."""
     if isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel() == 1:
         return value.to(torch.float64)
     return value
@@ -343,9 +346,9 @@ def abs_sq(x: torch.Tensor) -> torch.Tensor:
 def safe_sqrt(x: torch.Tensor) -> torch.Tensor:
     r""":math:`\sqrt{x}` whose derivative at zero is zero instead of infinite.
 
-    A parameter whose gradient is exactly zero has a second moment of zero.  There the update
-    :math:`m / (\sqrt{v} + \epsilon)` has a derivative, but the chain rule forms it as :math:`0 \cdot \infty`.
-    With a zero instead of the infinity the result is correct, in reverse mode and in forward mode.
+    A parameter whose gradient is exactly zero has the second moment :math:`v = 0`.  There the update
+    :math:`m / (\sqrt{v} + \epsilon)` is differentiable, but the chain rule computes :math:`0 \cdot \infty`.  With zero
+    instead of infinity the result is correct, in reverse mode and in forward mode.
     """
     if not (x.requires_grad or forward_ad._current_level >= 0 or is_transformed(x)):
         return x.sqrt()
@@ -354,7 +357,7 @@ def safe_sqrt(x: torch.Tensor) -> torch.Tensor:
 
 
 def positive_ratio(above: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
-    """A quotient, and zero where the divisor is zero, before the first nonzero gradient."""
+    """A quotient; zero if the divisor is zero, which it is before the first nonzero gradient."""
     empty = below == 0
     return torch.where(empty, torch.zeros_like(above), above / torch.where(empty, torch.ones_like(below), below))
 
@@ -402,10 +405,10 @@ def detach_graph(x: torch.Tensor) -> torch.Tensor:
 
 
 def as_non_leaf(p: Any, u: Any) -> Any:
-    """The same parameter, or a view with a graph if the parameter would count as a weight in plain training.
+    """The same parameter, or a view with a graph if the parameter would be treated as in plain training.
 
-    A gradient may have no graph even under ``create_graph=True``, if the loss is linear.  A differentiable step
-    must still be differentiable in the parameters.
+    If the loss is linear, gradients have no graph even with ``create_graph=True``, but a differentiable step must still
+    be differentiable with respect to the parameters.
     """
     return p if p is None or u is None or not carries_no_graph(p, u) else p.view_as(p)
 

@@ -33,8 +33,8 @@ class Precondition(NamedTuple):
         check: ``check(state, params)`` raises if the precondition does not hold.
         when: ``'always'`` to check before every step, ``'inplace'`` to check only before an in-place step.  An
             out-of-place step raises by itself, and nothing is lost.
+        is_final: False if a step that meets the precondition can still fail, depending on the values of the updates.
         kind: If the precondition only requires a state of one class: this class.
-        is_final: False if a step that meets the precondition may still fail because of the values of its updates.
     """
 
     check: Check

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arithmetic on scalars that are Python floats where their values are known, and 0-d tensors otherwise.
+"""Arithmetic on scalars: Python floats if their values are known, else 0-d tensors.
 
-Schedules, line searches and stopping rules compute with a few scalars.  On the host this costs nothing, so a value that
-can be read, and that needs no derivative, is read once.  Under ``torch.func.vmap``, under compilation, and where a
-graph is recorded, the same formulas run on 0-d tensors.  ``+ - * / < abs & |`` serve both; the rest is here.
+Schedules, line searches and stopping rules compute with a few scalars, which is cheap on the host.  So a value that can
+be read and needs no derivative is converted to a Python float once.  Under ``torch.func.vmap``, under compilation, and
+if a graph is recorded, the same formulas run on 0-d tensors.  ``+ - * / < abs & |`` work for both; this module has the
+other operations.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ __all__ = [
 
 
 def numbers(*values: Any) -> list[Any]:
-    """Scalars as Python floats where they can be read and carry no graph, as 0-d tensors otherwise.
+    """Scalars as Python floats if they can be read and have no graph, else as 0-d tensors.
 
     Example:
         >>> import torch
@@ -45,7 +46,7 @@ def numbers(*values: Any) -> list[Any]:
     found: list[Any] = [x.reshape(()) if isinstance(x, Tensor) else float(x) for x in values]
     waiting = [i for i, x in enumerate(found) if isinstance(x, Tensor) and not _is_symbolic(x)]
     if len(waiting) > 1 and any(found[i].device.type != 'cpu' for i in waiting):
-        # One wait for the device, not one for each.
+        # Synchronize with the device only once.
         read = torch.stack([found[i].to(found[waiting[0]].device, torch.float64) for i in waiting]).tolist()
     else:
         read = [float(found[i]) for i in waiting]
@@ -64,7 +65,7 @@ def _widen(x: Tensor) -> Tensor:
 
 
 def where(test: Any, x: Any, y: Any) -> Any:
-    """``x`` where the test holds, else ``y``; each a number, a bool or a tensor.
+    """``x`` if the test holds, else ``y``; each is a number, a bool or a tensor.
 
     Example:
         >>> import torch
@@ -84,7 +85,7 @@ def where(test: Any, x: Any, y: Any) -> Any:
 
 
 def pick(test: Any, x: Any, y: Any) -> Any:
-    """As :func:`where`, for trees; a test that can be read is, so that large leaves need not be copied.
+    """Like :func:`where` for trees; if the value of the test can be read, no leaves are copied.
 
     Example:
         >>> import torch
@@ -98,7 +99,7 @@ def pick(test: Any, x: Any, y: Any) -> Any:
 
 
 def larger(x: Any, y: Any) -> Any:
-    """The larger of two numbers; NaN if one of them is.
+    """The larger of two numbers; NaN if one of them is NaN.
 
     Example:
         >>> from torchopt.scalars import larger
@@ -109,7 +110,7 @@ def larger(x: Any, y: Any) -> Any:
 
 
 def smaller(x: Any, y: Any) -> Any:
-    """The smaller of two numbers; NaN if one of them is.
+    """The smaller of two numbers; NaN if one of them is NaN.
 
     Example:
         >>> from torchopt.scalars import smaller
@@ -132,7 +133,7 @@ def negated(test: Any) -> Any:
 
 
 def root(x: Any) -> Any:
-    """The square root of a number that is positive.
+    """The square root of a positive number.
 
     Example:
         >>> from torchopt.scalars import root

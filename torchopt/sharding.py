@@ -12,7 +12,7 @@ __all__ = ['is_dtensor', 'is_fully_sharded', 'is_storage_freed']
 
 
 def is_dtensor(x: Any) -> bool:
-    """Whether ``x`` is a ``DTensor``, a tensor that is distributed over several processes."""
+    """Whether ``x`` is a ``DTensor``, a tensor distributed over several processes."""
     module = sys.modules.get('torch.distributed.tensor')  # importing it takes a second, so do not import it here
     return module is not None and isinstance(x, module.DTensor)
 

@@ -26,7 +26,7 @@ def adadelta(
     moment_requires_grad: bool = False,
     **optax: Unpack[OptaxRate],
 ) -> GradientTransformation:
-    r"""AdaDelta: steps as long as earlier steps were, relative to the gradients.
+    r"""AdaDelta: gradients scaled by the ratio of the root mean squares of past updates and gradients.
 
     .. math::
         v_t = \rho v_{t-1} + (1 - \rho) |g_t|^2, \qquad

@@ -29,7 +29,7 @@ def adagrad(
     maximize: bool = False,
     **optax: Unpack[OptaxRate],
 ) -> GradientTransformation:
-    r"""AdaGrad: every element's rate falls with the squares of all its gradients so far.
+    r"""AdaGrad: gradients divided by the root of the sum of their squares so far.
 
     .. math::
         s_t = s_{t-1} + |g_t|^2, \qquad

@@ -48,7 +48,7 @@ def adam(
         eps: :math:`\epsilon \ge 0`, outside the root.
         <weight_decay>
         <eps_root>
-        nesterov: Look ahead by Nesterov's method, which makes it :func:`nadam`.
+        nesterov: Use Nesterov momentum; this is :func:`nadam`.
         <mu_dtype>
         <moment_requires_grad>
         <maximize>
@@ -103,7 +103,7 @@ def adamw(
         eps: :math:`\epsilon \ge 0`, outside the root.
         weight_decay: :math:`\lambda \ge 0`, or a schedule of it.  If nonzero, ``update`` requires ``params``.
         <eps_root>
-        nesterov: Look ahead by Nesterov's method, which makes it :func:`nadamw`.
+        nesterov: Use Nesterov momentum; this is :func:`nadamw`.
         <mu_dtype>
         <mask>
         <moment_requires_grad>

@@ -27,7 +27,7 @@ def adamax(
     moment_requires_grad: bool = False,
     **optax: Unpack[OptaxAdam],
 ) -> GradientTransformation:
-    r"""AdaMax, Adam in the limit of the infinity norm.
+    r"""AdaMax: Adam with the infinity norm in place of the second moment.
 
     .. math::
         m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t, \qquad n_t = \max(\beta_2 n_{t-1}, |g_t| + \epsilon), \qquad
@@ -36,7 +36,7 @@ def adamax(
     Args:
         <lr>
         <betas>
-        eps: :math:`\epsilon \ge 0`, added to the size of the gradient.
+        eps: :math:`\epsilon \ge 0`, added to the absolute value of the gradient.
         <weight_decay>
         <moment_requires_grad>
 

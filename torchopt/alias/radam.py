@@ -27,9 +27,9 @@ def radam(
     moment_requires_grad: bool = False,
     **optax: Unpack[OptaxAdam],
 ) -> GradientTransformation:
-    r"""Rectified Adam: plain momentum until the second moment can be trusted, then a rescaled Adam.
+    r"""Rectified Adam: momentum while the variance of the second moment is large, then a rescaled Adam.
 
-    The rule is that of :func:`torchopt.transform.scale_by_radam`, times :math:`-\eta`.
+    The update is :math:`-\eta` times that of :func:`torchopt.transform.scale_by_radam`.
 
     Args:
         <lr>

@@ -54,9 +54,9 @@ def sgd(
     Args:
         <lr>
         momentum: :math:`\mu \ge 0`.
-        dampening: :math:`\tau`; the first step is not damped.
+        dampening: :math:`\tau`; it does not apply to the first step.
         <weight_decay>
-        nesterov: Look ahead by Nesterov's method; needs a momentum and no dampening.
+        nesterov: Use Nesterov momentum; requires a momentum and no dampening.
         <moment_requires_grad>
         <maximize>
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Code that the optimizers share: their first stage, the engine switch, and the text on common arguments."""
+"""Code shared by the optimizers: their first stage, the engine switch, and the text on common arguments."""
 
 from __future__ import annotations
 
@@ -31,23 +31,22 @@ _PROSE = {
     'b2': 'Decay rate :math:`\\beta_2` of the second moment, in [0, 1): a number, a 0-d tensor, or a tree of them.',
     'eps_root': ':math:`\\bar\\epsilon \\ge 0`, inside the root.  A small positive value bounds meta-gradients where '
     'gradients are tiny.',
-    'mu_dtype': 'Real dtype in which the first moment is kept, such as ``torch.bfloat16``; None takes that of each '
-    'parameter.',
-    'nesterov': "Look ahead by Nesterov's method.",
+    'mu_dtype': 'Real dtype of the first moment, such as ``torch.bfloat16``; None means the dtype of each parameter.',
+    'nesterov': 'Use Nesterov momentum.',
     'mask': 'Which parameters decay: a tree of booleans with the structure of the parameters or a prefix of it, or a '
     'function that makes one from the parameters.  None decays all.',
-    'weight_decay': 'Weight of the l2 penalty, at least 0: this multiple of the parameters is added to the '
-    'gradients, and ``update`` then needs ``params``.  May be a schedule.',
+    'weight_decay': 'Weight of the l2 penalty, at least 0, or a schedule of it: this multiple of the parameters is '
+    'added to the gradients.  If nonzero, ``update`` requires ``params``.',
     'moment_requires_grad': 'Make the first moments leaves that require grad, so that they can be learned.',
-    'maximize': 'Ascend the objective instead of descending; decay still shrinks the parameters.',
-    'use_accelerated_op': 'None uses the native engine where it can run, False never; True raises where it cannot.',
+    'maximize': 'Maximize the objective; weight decay still shrinks the parameters.',
+    'use_accelerated_op': 'None uses the native engine if it can run, False never; True raises if it cannot run.',
 }
 
 _F = TypeVar('_F', bound='Callable[..., Any]')
 
 
 def shared_prose(function: _F) -> _F:
-    """Write the prose on shared arguments into a docstring, in the place of lines such as ``<lr>``."""
+    """Replace lines such as ``<lr>`` in a docstring by the text on that argument."""
     lines = []
     for line in (function.__doc__ or '').splitlines():
         name = line.strip().removeprefix('<').removesuffix('>')
@@ -73,7 +72,7 @@ def flip_sign_and_add_weight_decay(weight_decay: Any = 0.0, maximize: bool = Fal
         maximize: Flip the sign of the gradient.
 
     Returns:
-        The identity where there is nothing to do.
+        The transformation; the identity if there is nothing to do.
 
     Raises:
         ValueError: If the decay is negative.

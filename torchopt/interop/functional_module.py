@@ -16,10 +16,10 @@ __all__ = ['FunctionalModule', 'monkeypatch']
 
 
 class FunctionalModule(nn.Module):
-    """A copy of a module whose parameters can be replaced by tensors that carry a graph.
+    """A copy of a module whose parameters can be replaced by tensors with an autograd graph.
 
-    Made by :func:`monkeypatch`: an instance of this class *and* of the class of the module, so that the methods and
-    attributes of the module are there.  Its buffers are copies: what it does to running statistics does not reach the
+    Made by :func:`monkeypatch` as an instance of this class *and* of the class of the module, so that it has the
+    methods and attributes of the module.  Its buffers are copies: changes of running statistics do not affect the
     module.
 
     Example:
@@ -41,12 +41,13 @@ class FunctionalModule(nn.Module):
         """Run the module.
 
         Args:
-            *args: What the module takes.
-            params: Its parameters from now on, in the order of :meth:`parameters`; by default those that it has.
-            **kwargs: What the module takes.
+            *args: The arguments of the module.
+            params: New parameters, which replace the current ones, in the order of :meth:`parameters`; by default
+                the current ones are kept.
+            **kwargs: The keyword arguments of the module.
 
         Returns:
-            What the module returns.
+            The result of the module.
 
         Raises:
             ValueError: If the number of ``params`` is wrong.
@@ -56,24 +57,24 @@ class FunctionalModule(nn.Module):
         return super().__call__(*args, **kwargs)
 
     def parameters(self, recurse: bool = True, time: int | None = None) -> Iterator[Any]:
-        """The parameters of now, or of a step of the past.
+        """The current parameters, or those of an earlier step.
 
         Args:
-            recurse: As in ``torch.nn.Module``, for the parameters of now.
-            time: The number of replacements before: 0 for the initial parameters, -1 for the last.
+            recurse: As in ``torch.nn.Module``, for the current parameters.
+            time: The number of replacements before: 0 for the initial parameters, -1 for the latest.
 
         Returns:
-            An iterator over them, each once however often it is tied.
+            An iterator over the parameters; tied parameters occur once.
 
         Raises:
-            ValueError: If earlier parameters are requested, but not tracked.
+            ValueError: If earlier parameters are requested but not tracked.
             IndexError: If there was no such step.
         """
         if time is None:
             return super().parameters(recurse)
         if not self._tracked and time != -1:
             raise ValueError(
-                f'time is {time}, but track_higher_grads=False keeps only the parameters of now. Leave time out, or '
+                f'time is {time}, but track_higher_grads=False keeps only the current parameters. Leave time out, or '
                 f'pass track_higher_grads=True.'
             )
         if not -len(self._history) <= time < len(self._history):
@@ -84,10 +85,10 @@ class FunctionalModule(nn.Module):
         """Replace all parameters.
 
         Args:
-            params: The new ones, in the order of :meth:`parameters`.
+            params: The new parameters, in the order of :meth:`parameters`.
 
         Raises:
-            ValueError: If there are more or fewer than the module has; nothing is changed then.
+            ValueError: If their number is wrong; nothing is changed then.
         """
         new = list(params)
         if len(new) != len(self._places):
@@ -108,20 +109,20 @@ def monkeypatch(
     copy_initial_weights: bool = True,
     track_higher_grads: bool = True,
 ) -> FunctionalModule:
-    """Make a functional copy of a module, which is left as it is.
+    """Make a functional copy of a module; the module does not change.
 
     Args:
         module: The module.
-        device: Where the copy is; None for where the module is.
-        copy_initial_weights: True begins with copies of the parameters, which are leaves: a meta-gradient ends there.
-            False begins with the parameters themselves, and a meta-gradient reaches them, as in MAML.
-        track_higher_grads: Whether the parameters of all steps are kept.
+        device: The device of the copy; None means that of the module.
+        copy_initial_weights: True begins with copies of the parameters, which are leaves, so that the parameters of
+            the module get no meta-gradients.  False begins with the parameters themselves, as in MAML.
+        track_higher_grads: Whether to keep the parameters of all steps.
 
     Returns:
         The copy.
 
     Raises:
-        TypeError: If ``module`` is not a module, or a scripted one.
+        TypeError: If ``module`` is not a module, or is scripted.
 
     Example:
         >>> import torch
@@ -153,7 +154,7 @@ def monkeypatch(
 
 
 def _replicas(module: nn.Module, device: torch.device | str | None) -> dict[int, Any]:
-    """What a copy of the module has in the place of its tensors: buffers of its own, and all others themselves."""
+    """The tensors for a copy of the module, by ``id``: copies of buffers, and all other tensors themselves."""
     held: list[Tensor] = list(module.parameters())
     if isinstance(module, MetaGradientModule):
         held += module.meta_parameters()

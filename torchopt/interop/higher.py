@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scripts for the library ``higher``: its inner loop, under its names, over our transformations.
+"""The inner loop of the library ``higher``, with its names, implemented by transformations.
 
-``from torchopt.interop import higher`` takes the place of ``import higher``.  Written from what that library does, and
-independent of it; where we differ is on the page "From higher" of the documentation.
+``from torchopt.interop import higher`` replaces ``import higher``.  This is an independent implementation; the page
+"From higher" of the documentation lists the differences.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ __all__ = [
 ]
 
 Override = Mapping[str, Sequence[Any]]
-"""From the name of an option to its values: one for all groups, or one for each."""
+"""A mapping from the name of an option to its values: one for all groups, or one for each."""
 
 GradCallback = Callable[[list[Any]], Iterable[Any]]
-"""From the gradients of all parameters, ``None`` among them, to those that are used."""
+"""A function from the gradients of all parameters, including ``None``, to the gradients to use."""
 
 
 class DifferentiableOptimizer:
-    """The rule, options and state of an optimizer, as steps that can be differentiated through.
+    """An optimizer with differentiable steps.
 
-    Made by :func:`innerloop_ctx` and :func:`get_diff_optim`, with the same arguments as the latter.
+    Made by :func:`innerloop_ctx` and :func:`get_diff_optim`; the arguments are those of the latter.
 
     Attributes:
-        param_groups: For each group its options.
+        param_groups: The options of each group.
     """
 
     def __init__(
@@ -70,8 +70,8 @@ class DifferentiableOptimizer:
             strangers = [tuple(p.shape) for p in group.params if id(p) not in places]
             if strangers:
                 raise ValueError(
-                    f'Group {i} of the optimizer holds parameters that are not those of the model: of shapes '
-                    f'{strangers[:8]}. Make the optimizer of the parameters of this model, and no others.'
+                    f'Group {i} of the optimizer contains parameters that do not belong to the model, with the shapes '
+                    f'{strangers[:8]}. Make the optimizer with parameters of this model only.'
                 )
             self._members.append([places[id(p)] for p in group.params])
         self._impls = [self._build(group.impl, group.options) for group in groups]
@@ -86,37 +86,37 @@ class DifferentiableOptimizer:
         override: Override | None = None,
         grad_callback: GradCallback | None = None,
     ) -> list[Any]:
-        """Take a step, and put the new parameters into the functional module, if there is one.
+        """Take a step, and set the new parameters in the functional module, if there is one.
 
         Args:
             loss: Scalar tensor computed from the parameters.
-            params: The parameters that it was computed from; by default those of the functional module.
-            override: Options from this step on, as in :func:`innerloop_ctx`.
-            grad_callback: Called with the list of gradients, ``None`` for parameters that are frozen or do not enter
-                the loss; returns those to be used.
+            params: The parameters from which the loss was computed; by default those of the functional module.
+            override: Options from this step on; see :func:`innerloop_ctx`.
+            grad_callback: Called with the list of gradients (``None`` for parameters that are frozen or on which the
+                loss does not depend); returns the gradients to use.
 
         Returns:
             The new parameters.
 
         Raises:
-            ValueError: If there are no parameters to go on from, their number is wrong, the loss depends on none of
-                them, or an option is out of range; nothing is changed then.
-            TypeError: If the loss is not a tensor, or ``override`` names what is no option.
+            ValueError: If there are no parameters, their number is wrong, the loss depends on none of them, or an
+                option is out of range; nothing is changed then.
+            TypeError: If the loss is not a tensor, or ``override`` contains an unknown option.
             RuntimeError: If the loss has no graph, or the loop has ended.
         """
         if not self._impls:
-            raise RuntimeError('The inner loop has ended. Take its steps inside the with block.')
+            raise RuntimeError('The inner loop has ended. Take its steps inside the `with` block.')
         if params is None:
             if self._fmodel is None:
-                raise ValueError('There is no fmodel to take the parameters from. Pass params, or fmodel before.')
+                raise ValueError('The optimizer has no fmodel. Pass params to step, or fmodel to get_diff_optim.')
             params = self._fmodel.parameters()
         old = list(params)
         self._require_all(old, 'params')
         grads = differentiable_gradients(loss, old, create_graph=self._tracked)
         if all(g is None for g in grads):
             raise ValueError(
-                'The loss depends on none of the parameters. Compute it by fmodel, or pass the params that it was '
-                'computed from.'
+                'The loss depends on none of the parameters. Compute it with fmodel, or pass the params from which '
+                'it was computed.'
             )
         if grad_callback is not None:
             grads = list(grad_callback(grads))
@@ -157,7 +157,7 @@ class DifferentiableOptimizer:
         for name, values in override.items():
             if any(name not in group for group in groups):
                 known = sorted(groups[0]) if groups[0] else 'none, since the optimizer is a plain transformation'
-                raise TypeError(f'override: {name!r} is no option of the optimizer; those are {known}.')
+                raise TypeError(f'override: {name!r} is not an option of the optimizer; its options are {known}.')
             if not isinstance(values, (list, tuple)) or len(values) not in (1, len(groups)):
                 raise ValueError(
                     f'override[{name!r}] is {values!r}; expected a list with one value, or with one for each of the '
@@ -177,7 +177,7 @@ class DifferentiableOptimizer:
 
 
 class _Group(NamedTuple):
-    """A group of an optimizer: what is trained, how, and how far."""
+    """A parameter group of an optimizer: its parameters, options and state."""
 
     params: list[Tensor]
     options: dict[str, Any]
@@ -186,7 +186,7 @@ class _Group(NamedTuple):
 
 
 def _read(other: Any, reference: list[Tensor]) -> tuple[Callable[..., GradientTransformation] | None, list[_Group]]:
-    """What makes a transformation of options, if something does, and the groups."""
+    """The function that makes a transformation from options (None for a plain transformation), and the groups."""
     if isinstance(other, GradientTransformation):
         return None, [_Group(reference, {}, other, UninitializedState())]
     ours, fresh = other, False
@@ -218,22 +218,22 @@ def get_diff_optim(
     override: Override | None = None,
     track_higher_grads: bool = True,
 ) -> DifferentiableOptimizer:
-    """Make a differentiable optimizer of another, which is left as it is.
+    """Make a differentiable optimizer from another optimizer, which does not change.
 
     Args:
-        opt: As in :func:`innerloop_ctx`.
-        reference_params: The parameters of the model that ``opt`` is for, in the order in which ``step`` gets them.
-        fmodel: What steps read the parameters from and write them to; without it, ``step`` is given them.
-        device: Where its state is; None for where that of ``opt`` is.
-        override: As in :func:`innerloop_ctx`.
-        track_higher_grads: As in :func:`innerloop_ctx`.
+        opt: The optimizer; see :func:`innerloop_ctx`.
+        reference_params: All parameters of the model, in the order in which ``step`` gets them.
+        fmodel: The functional module whose parameters the steps update; without it, pass parameters to ``step``.
+        device: The device of the state; None means that of the state of ``opt``.
+        override: See :func:`innerloop_ctx`.
+        track_higher_grads: See :func:`innerloop_ctx`.
 
     Returns:
-        The optimizer, with copies of the state.
+        The optimizer, with a copy of the state.
 
     Raises:
-        TypeError: If ``opt`` is no optimizer, or of a class of ``torch.optim`` without a twin here.
-        ValueError: If ``opt`` holds parameters that are not among ``reference_params``.
+        TypeError: If ``opt`` is not an optimizer, or its class of ``torch.optim`` has no counterpart here.
+        ValueError: If ``opt`` contains parameters that are not among ``reference_params``.
 
     Example:
         >>> import torch
@@ -258,27 +258,27 @@ def innerloop_ctx(
 ) -> Iterator[tuple[FunctionalModule, DifferentiableOptimizer]]:
     """An inner loop: a functional copy of a model, and a differentiable optimizer that trains it.
 
-    The model and its optimizer are left as they are.  At the end of the block the optimizer lets go of its state; the
-    graph is released when ``fmodel``, and the losses that were kept, are gone.
+    The model and its optimizer do not change.  At the end of the block the optimizer drops its state; the graph is
+    released once ``fmodel`` and the losses are deleted.
 
     Args:
         model: The model.
-        opt: An optimizer of its parameters: one of ``torch.optim`` that :func:`torchopt.interop.from_torch_optimizer`
-            takes or one of :mod:`torchopt.optim`, whose options, groups and state the inner loop begins with.  Or a
+        opt: An optimizer of its parameters, of ``torch.optim`` (if :func:`torchopt.interop.from_torch_optimizer`
+            supports it) or :mod:`torchopt.optim`; the inner loop begins with its options, groups and state.  Or a
             transformation, for all parameters.
-        device: Where the copies are; None for where the originals are.
-        copy_initial_weights: Whether the loop begins with copies of the parameters, where a meta-gradient ends;
-            False, for MAML, begins with the parameters themselves.
-        override: Options that replace those of ``opt``: a list with one value for all groups, or with one for each.
-            Tensors that require grad are learned.
+        device: The device of the copies; None means that of the originals.
+        copy_initial_weights: Whether the loop begins with copies of the parameters, so that the originals get no
+            meta-gradients; False, for MAML, begins with the parameters themselves.
+        override: Options that replace those of ``opt``: for each, a list with one value for all groups, or with one for
+            each group.  Tensors that require grad are learned.
         track_higher_grads: False takes the same steps without a graph, for evaluation.
 
     Yields:
         The pair of :class:`FunctionalModule` and :class:`DifferentiableOptimizer`.
 
     Raises:
-        TypeError: If the model or the optimizer is none, or the optimizer has no twin here.
-        ValueError: If the optimizer holds other parameters than those of the model.
+        TypeError: If the model or the optimizer has a wrong type, or the optimizer has no counterpart here.
+        ValueError: If the optimizer contains parameters that are not those of the model.
 
     Example:
         >>> import torch
@@ -307,15 +307,15 @@ def innerloop_ctx(
 def get_trainable_opt_params(
     opt: torch.optim.Optimizer, device: torch.device | str | None = None
 ) -> dict[str, list[Any]]:
-    """The options of an optimizer that are real numbers, as tensors to be learned.
+    """The real-valued options of an optimizer as tensors that can be learned.
 
     Args:
         opt: The optimizer.
-        device: Where to make the tensors.
+        device: The device of the tensors.
 
     Returns:
-        From the name of an option to a list with its value in each group: a tensor, or a tuple of tensors, that
-        require grad.  It is an ``override`` for :func:`innerloop_ctx`.
+        A dict from the name of an option to a list with its value in each group: a tensor, or a tuple of tensors,
+        that require grad.  Pass it as ``override`` to :func:`innerloop_ctx`.
 
     Raises:
         TypeError: If ``opt`` is not an optimizer of torch.
@@ -343,7 +343,7 @@ def apply_trainable_opt_params(opt: torch.optim.Optimizer, override: Override) -
 
     Args:
         opt: The optimizer.
-        override: From the name of an option to a list with one value for all groups, or with one for each.
+        override: A dict from the name of an option to a list with one value for all groups, or with one for each.
 
     Raises:
         TypeError: If ``opt`` is not an optimizer of torch, or has no such option; nothing is changed then.
@@ -361,7 +361,7 @@ def apply_trainable_opt_params(opt: torch.optim.Optimizer, override: Override) -
     for name, values in override.items():
         if name not in opt.defaults:
             raise TypeError(
-                f'override: {name!r} is no option of {type(opt).__name__}; those are {sorted(opt.defaults)}.'
+                f'override: {name!r} is not an option of {type(opt).__name__}; its options are {sorted(opt.defaults)}.'
             )
         if len(values) not in (1, len(opt.param_groups)):
             raise ValueError(

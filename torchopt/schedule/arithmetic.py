@@ -20,21 +20,21 @@ from torchopt.numerics import as_python_scalar
 __all__ = ['Number', 'Schedule', 'lift', 'require_count', 'require_number']
 
 Number: TypeAlias = float | torch.Tensor
-"""What a hyper-parameter is: a number, or a 0-d tensor."""
+"""The type of a hyper-parameter: a number or a 0-d tensor."""
 
 Schedule: TypeAlias = Callable[[Any], Any]
-"""What a schedule is: a function from the step count to a value."""
+"""The type of a schedule: a function from the step count to a value."""
 
 
 def lift(*values: Any) -> list[Any]:
-    """Bring numbers to one kind: Python floats if all are available on the host, else float64 tensors.
+    """Convert numbers to Python floats if all are available on the host, else to float64 tensors.
 
     Args:
         *values: Numbers, tensors, and NumPy numbers or arrays.
 
     Returns:
-        The values in the same order.  Tensors lie on the first device among theirs that is not the
-        CPU.  Where a device has no float64 they are float32.
+        The values in the same order.  Tensors are on the first of their devices that is not the CPU, and
+        float32 if that device does not support float64.
 
     Raises:
         TypeError: If a value is neither a real number nor a real tensor.
@@ -46,7 +46,7 @@ def lift(*values: Any) -> list[Any]:
         if isinstance(x, (str, bytes)) or not isinstance(x, _NUMERIC) or _is_complex(x):
             raise TypeError(
                 f'A schedule was called with {x!r}, a {type(x).__name__}; '
-                f'expected a count: an int, or a tensor of a real dtype.'
+                f'expected a step count: an int, or a tensor of a real dtype.'
             )
     devices = [x.device for x in values if isinstance(x, torch.Tensor) and x.device.type != 'cpu']
     device = devices[0] if devices else torch.device('cpu')
@@ -54,7 +54,7 @@ def lift(*values: Any) -> list[Any]:
     lifted: list[Any] = []
     for x, number in zip(values, numbers):
         if number is not None:
-            # Filled on the device: a copy from the host would wait.
+            # torch.full runs on the device; copying from the host would synchronize.
             lifted.append(torch.full((), number, dtype=dtype, device=device))
         else:
             lifted.append(torch.as_tensor(x).to(device=device, dtype=dtype))
@@ -71,7 +71,7 @@ def _is_complex(x: Any) -> bool:
 
 
 def require_number(name: str, value: Any) -> None:
-    """Require a real number or a 0-d tensor, and not NaN where that can be seen.
+    """Require a real number or a 0-d tensor; NaN raises if the value is available on the host.
 
     Raises:
         TypeError: If the value is not a number.
@@ -91,7 +91,7 @@ def require_number(name: str, value: Any) -> None:
 
 
 def require_count(name: str, value: Any) -> None:
-    """Require a number of steps; fractions of steps are allowed, infinity is not.
+    """Require a finite number of steps, not necessarily an integer.
 
     Raises:
         TypeError: If the value is not a number.

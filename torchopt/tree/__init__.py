@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trees of tensors: parameters, gradients and optimizer states, and the functions on them.
+"""Functions on trees of tensors, such as parameters, gradients and optimizer states.
 
-Loops, casts, ``None`` and in-place writes are handled here, not in the rules that use these functions.
+They handle loops, casts, ``None`` and in-place writes, so that update rules need not.
 """
 
 from torchopt.tree.averages import (

@@ -15,11 +15,11 @@ __all__ = ['batch_shape', 'full_like', 'ones_like', 'zeros_like']
 
 
 def batch_shape(tree: Any, shape: tuple[int, ...] = ()) -> Any:
-    """Give every leaf leading batch dimensions, along which it repeats.
+    """Expand every leaf along new leading batch dimensions.
 
     Args:
         tree: The tree.
-        shape: The dimensions to put in front.
+        shape: The sizes of the new dimensions.
 
     Returns:
         A tree of expanded views; clone a leaf before you write to it.
@@ -33,7 +33,7 @@ def batch_shape(tree: Any, shape: tuple[int, ...] = ()) -> Any:
 
 
 def zeros_like(tree: Any, dtype: DTypeLike | None = None) -> Any:
-    """Zeros in the shapes of a tree.
+    """A tree of zeros with the shapes of another tree.
 
     Args:
         tree: The tree.
@@ -52,7 +52,7 @@ def zeros_like(tree: Any, dtype: DTypeLike | None = None) -> Any:
 
 
 def ones_like(tree: Any, dtype: DTypeLike | None = None) -> Any:
-    """Ones in the shapes of a tree; as :func:`zeros_like` otherwise.
+    """A tree of ones; see :func:`zeros_like`.
 
     Example:
         >>> import torch, torchopt
@@ -64,11 +64,12 @@ def ones_like(tree: Any, dtype: DTypeLike | None = None) -> Any:
 
 
 def full_like(tree: Any, fill_value: Any, dtype: DTypeLike | None = None) -> Any:
-    """One value in the shapes of a tree; as :func:`zeros_like` otherwise.
+    """A tree filled with one value; see :func:`zeros_like`.
 
     Args:
         tree: The tree.
-        fill_value: A number, or a tensor that broadcasts against every leaf, whose gradient flows.
+        fill_value: A number, or a tensor that broadcasts against every leaf; the result is differentiable with respect
+            to it.
         dtype: The dtype of the result; that of each leaf by default.
 
     Returns:

@@ -19,27 +19,24 @@ T = TypeVar('T')
 
 
 def module_clone(target: T, *, by: str = 'reference', detach_buffers: bool = False, device: Device | None = None) -> T:
-    """Copy the structure of a module or an optimizer, and its tensors as ``by`` says.
+    """Copy a module or an optimizer; ``by`` determines how its tensors are copied.
 
-    The copy shares no Python container with the original: training one does not touch the other.
-    All tensors that the target holds are replicated, meta members and plain attributes included,
-    each once: what was tied is tied in the copy. Cloning a module and its optimizer together,
-    ``module_clone((net, optimizer))``, keeps them connected; the clone of an optimizer alone steps
-    parameters of its own.
+    The copy shares no Python container with the original, so training one does not affect the other.  All tensors are
+    replicated, including meta members and plain attributes; tied tensors stay tied.  Clone a module and its optimizer
+    together, ``module_clone((net, optimizer))``, to keep them connected; the clone of an optimizer alone has its own
+    parameters.
 
     Args:
-        target: A module, an optimizer, or a tree of these and of tensors; other leaves are kept as
-            they are.
-        by: ``'reference'``, ``'copy'`` or ``'deepcopy'`` (or their second names), as in
-            :func:`extract_state_dict`.
-        detach_buffers: Whether to replicate buffers by ``'deepcopy'`` whatever ``by`` is.
-        device: Where to put the tensors; None leaves them where they are.
+        target: A module, an optimizer, or a tree of these and of tensors; other leaves are kept unchanged.
+        by: ``'reference'``, ``'copy'`` or ``'deepcopy'`` (or their second names); see :func:`extract_state_dict`.
+        detach_buffers: Whether to replicate buffers by ``'deepcopy'`` for any ``by``.
+        device: The device of the copy; None means that of the originals.
 
     Returns:
         The copy.
 
     Raises:
-        ValueError: ``by`` is none of the above.
+        ValueError: ``by`` is unknown.
 
     Example:
         >>> import torch, torchopt
@@ -71,7 +68,7 @@ def module_clone(target: T, *, by: str = 'reference', detach_buffers: bool = Fal
 
 
 def _tensors_in(roots: list[Any]) -> tuple[list[Tensor], list[Tensor]]:
-    """All tensors that a deep copy of the roots would meet, and those of them that are buffers."""
+    """All tensors that a deep copy of the roots would visit, and those of them that are buffers."""
     tensors: list[Tensor] = []
     buffers: list[Tensor] = []
     seen: set[int] = set()

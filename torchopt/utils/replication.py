@@ -51,11 +51,11 @@ _REPLICATIONS: dict[str, Callable[[Tensor, Device | None], Tensor]] = {
 
 
 class Replicate:
-    """Replicates leaves, each tensor once however often it is met: tied tensors stay tied."""
+    """Replicates leaves; each tensor is replicated once, so that tied tensors stay tied."""
 
     def __init__(self, by: str, device: Device | None = None) -> None:
         if by not in _REPLICATIONS:
-            raise ValueError(f'by: {by!r} is none of {", ".join(map(repr, _REPLICATIONS))}. Pass one of these')
+            raise ValueError(f'by: {by!r} is not one of {", ".join(map(repr, _REPLICATIONS))}. Pass one of these')
         self._function = _REPLICATIONS[by]
         self._device = device
         self._replicas: dict[Tensor, Tensor] = {}  # tensors hash by identity

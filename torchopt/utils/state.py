@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The state of modules and meta-optimizers: extracted, recovered, and cut loose from its past."""
+"""The state of modules and meta-optimizers: save, restore and detach it."""
 
 from __future__ import annotations
 
@@ -34,17 +34,15 @@ HOLDERS = (nn.Module, FuncOptimizer, *OPTIMIZERS)
 
 
 class ModuleState(NamedTuple):
-    """The tensors of a module at one moment; made by :func:`extract_state_dict`.
+    """The tensors of a module at one time; made by :func:`extract_state_dict`.
 
     Attributes:
-        params: One dict of names and tensors per submodule that has parameters, in the order of
-            ``modules()``.
+        params: One dict of names and tensors per submodule that has parameters, in the order of ``modules()``.
         buffers: Likewise for buffers; empty if they were not requested.
-        visual_contents: Names for the nodes of a graph drawn by ``torchopt.visual.make_dot``: the
-            name by parameter if it is a leaf, and otherwise the pair of name and parameter by its
-            ``grad_fn``. It refers to the module's own tensors, so it keeps their graph alive.
-        detach_buffers: Whether the buffers are copies without a graph, copied again whenever they
-            are recovered.
+        visual_contents: Names for the nodes of a graph drawn by ``torchopt.visual.make_dot``: a dict from each
+            parameter that is a leaf to its name, and from the ``grad_fn`` of each other parameter to the pair of name
+            and parameter.  It contains the tensors of the module, so it keeps their graph alive.
+        detach_buffers: Whether the buffers are copies without a graph, which are copied again on each recovery.
     """
 
     params: tuple[MutableMapping[str, Tensor], ...]
@@ -54,7 +52,7 @@ class ModuleState(NamedTuple):
 
 
 def is_state(x: Any) -> bool:
-    """Make a leaf of a ModuleState in a tree: its visual contents, keyed by tensors, do not sort."""
+    """Treat a ModuleState as a leaf of a tree: its visual contents have tensors as keys, which cannot be sorted."""
     return isinstance(x, ModuleState)
 
 
@@ -65,12 +63,10 @@ def _unexpected(what: str, found: Any, expected: str) -> TypeError:
 def extract_module_containers(
     module: nn.Module, with_buffers: bool = True
 ) -> tuple[tuple[Container, ...], tuple[Container, ...]]:
-    """The live dicts in which a module keeps its tensors.
-
-    Writing to them changes the module. Empty ones are left out.
+    """The dicts in which a module stores its tensors, without empty ones; changing them changes the module.
 
     Args:
-        module: The module; its distinct submodules follow in the order of ``modules()``.
+        module: The module; the dicts are in the order of ``modules()``.
         with_buffers: Whether to return the containers of buffers, too.
 
     Returns:
@@ -136,37 +132,36 @@ def extract_state_dict(
     enable_visual: bool = False,
     visual_prefix: str = '',
 ) -> ModuleState | tuple[Any, ...]:
-    """Remember the state of a module or an optimizer, for :func:`recover_state_dict`.
+    """Save the state of a module or an optimizer, for :func:`recover_state_dict`.
 
-    A tensor that is in several places (tied weights) is replicated once and stays tied. Other
-    leaves of an optimizer's state (numbers, None) are kept unchanged. The meta members of a
-    :class:`torchopt.nn.MetaGradientModule` belong to the outer problem and are not part of its
+    Tied weights stay tied.  Leaves of an optimizer's state that are not tensors (numbers, None) are kept unchanged.
+    The meta members of a :class:`torchopt.nn.MetaGradientModule` belong to the outer problem and are not part of its
     state.
 
     Args:
         target: The object whose state to extract.
-        by: How the tensors are remembered.
+        by: How to save the tensors.
 
-            * ``'reference'`` (``'ref'``): the same tensor objects. Costs nothing and keeps their
-              graph. In-place changes of the module's tensors, such as the running statistics of
-              batch normalization or a step of :class:`torchopt.Optimizer`, change the state, too.
+            * ``'reference'`` (``'ref'``): the same tensor objects, with their graph, without copying.  In-place changes
+              of the module's tensors, such as updates of the running statistics of batch normalization or a step of
+              :class:`torchopt.Optimizer`, also change the state.
             * ``'copy'`` (``'clone'``): clones that are connected to the originals by the graph.
-            * ``'deepcopy'`` (``'deepclone'``): clones without a graph. They require grad where the
-              originals do, and parameters are parameters.
-        device: Where to put the tensors; None leaves them where they are.
-        with_buffers: Whether to remember buffers, too. For modules.
-        detach_buffers: Whether to remember buffers by ``'deepcopy'`` whatever ``by`` is. For
-            modules; an inner loop in training mode with batch normalization wants this.
-        enable_visual: Whether to fill :attr:`ModuleState.visual_contents`. For modules.
-        visual_prefix: Put before the names in it, as it is.
+            * ``'deepcopy'`` (``'deepclone'``): clones without a graph.  They require grad if the originals do, and are
+              parameters if the originals are.
+        device: The device of the saved tensors; None means that of the originals.
+        with_buffers: Whether to save buffers, too.  For modules.
+        detach_buffers: Whether to save buffers by ``'deepcopy'`` for any ``by``.  For modules; use it for an inner loop
+            in training mode with batch normalization.
+        enable_visual: Whether to fill :attr:`ModuleState.visual_contents`.  For modules.
+        visual_prefix: A prefix for the names in it.
 
     Returns:
-        A :class:`ModuleState` for a module; for an optimizer a tuple with the state of each
-        parameter group, which before the first step is :class:`torchopt.base.UninitializedState`.
+        A :class:`ModuleState` for a module; for an optimizer, a tuple with the state of each parameter group, which is
+        :class:`torchopt.base.UninitializedState` before the first step.
 
     Raises:
         TypeError: ``target`` is neither a module nor an optimizer.
-        ValueError: ``by`` is none of the above.
+        ValueError: ``by`` is unknown.
 
     Example:
         >>> import torch, torchopt
@@ -198,7 +193,7 @@ def extract_state_dict(
 def _visual_contents(module: nn.Module, prefix: str) -> dict[Any, Any]:
     contents: dict[Any, Any] = {}
     for name, param in module.named_parameters():
-        if param.grad_fn is None or param.grad_fn in contents:  # the results of a fused step share one
+        if param.grad_fn is None or param.grad_fn in contents:  # all results of a fused step have the same grad_fn
             contents[param] = prefix + name
         else:
             contents[param.grad_fn] = (prefix + name, param)
@@ -206,26 +201,24 @@ def _visual_contents(module: nn.Module, prefix: str) -> dict[Any, Any]:
 
 
 def recover_state_dict(target: nn.Module | MetaOptimizer | Optimizer, state: Any) -> None:
-    """Go back to a state that :func:`extract_state_dict` remembered.
+    """Restore a state that :func:`extract_state_dict` saved.
 
-    The places of the module or optimizer are made to hold the tensors of the state; no values are
-    copied. So the module and the state **share tensors** afterwards, and what then changes the
-    module's tensors in place (running statistics, ``torch.no_grad()`` writes, a step of
-    :class:`torchopt.Optimizer`) changes the state as well. ``MetaOptimizer.step`` replaces tensors
-    and does not change the state: recover it as often as you like. Buffers that were extracted with
-    ``detach_buffers=True`` are copied here, so the state keeps theirs.
+    The module or optimizer then contains the tensors of the state; no values are copied.  So the module and the state
+    **share tensors** afterwards: in-place changes of the module's tensors (running statistics, writes under
+    ``torch.no_grad()``, a step of :class:`torchopt.Optimizer`) also change the state.  ``MetaOptimizer.step`` replaces
+    tensors and does not change the state, which can be restored any number of times.  Buffers that were extracted with
+    ``detach_buffers=True`` are copied, so those of the state do not change.
 
-    Names and shapes are compared first; an error leaves the target as it was. A buffer that the
-    state does not have is not changed.
+    Names and shapes are checked first; an error leaves the target unchanged.  Buffers that are not in the state do not
+    change.
 
     Args:
         target: The object to change.
         state: A :class:`ModuleState` for a module, the tuple of states for an optimizer.
 
     Raises:
-        TypeError: ``target`` is neither a module nor an optimizer, or ``state`` is not of the kind
-            for it.
-        ValueError: The state is that of another module or optimizer.
+        TypeError: ``target`` is neither a module nor an optimizer, or ``state`` has the wrong type for it.
+        ValueError: The state belongs to another module or optimizer.
 
     Example:
         >>> import torch, torchopt
@@ -268,7 +261,7 @@ def _check_containers(
     *,
     complete: bool,
 ) -> None:
-    """Require the same names and shapes; all live names only if ``complete``."""
+    """Require that the names in the state exist with equal shapes; if ``complete``, also that none is missing."""
     blame = 'It is the state of another module.'
     if len(saved) != len(live):
         raise ValueError(
@@ -294,7 +287,7 @@ def _check_containers(
 
 
 class _Place(NamedTuple):
-    """A tensor, how to reach it, and, where possible, how to put another in its place."""
+    """A tensor, its path, and, if possible, a function that replaces it."""
 
     path: str
     tensor: Tensor
@@ -302,7 +295,7 @@ class _Place(NamedTuple):
 
 
 def _places(target: Any) -> Iterator[_Place]:
-    """The tensors that :func:`stop_gradient` is about."""
+    """The tensors that :func:`stop_gradient` detaches."""
     if isinstance(target, nn.Module):
         yield from _container_places(extract_module_containers(target, with_buffers=False)[0])
     elif isinstance(target, ModuleState):
@@ -327,25 +320,22 @@ def _container_places(containers: Iterable[Container]) -> Iterator[_Place]:
 
 
 def stop_gradient(target: Any) -> None:
-    """Cut tensors loose from their past, in place: they become leaves with the same values.
+    """Detach tensors from their graph, in place: they become leaves with the same values.
 
-    Tensors that required grad still do, so a loop can continue. The graph behind is released once
-    nothing else refers to it.
+    Tensors that required grad still do, so a loop can continue.  The graph is released once nothing else refers to it.
 
     Args:
         target: The object to detach:
 
-            * a module: its parameters, and not its buffers or meta members, which may carry what an
-              outer problem trains;
+            * a module: its parameters, but not its buffers or meta members, which an outer problem may train;
             * a :class:`ModuleState`: its parameters and buffers;
-            * a :class:`torchopt.MetaOptimizer`, :class:`torchopt.FuncOptimizer` or
-              :class:`torchopt.Optimizer`: its state;
+            * a :class:`torchopt.MetaOptimizer`, :class:`torchopt.FuncOptimizer` or :class:`torchopt.Optimizer`: its
+              state;
             * any tree of these and of tensors; other leaves are not changed.
 
     Raises:
-        ValueError: A tensor that carries a graph is a view of another, which cannot be detached in
-            place, and is not in a module or a ``ModuleState``, where it would be replaced. Nothing
-            is detached then.
+        ValueError: A tensor with a graph is a view of another tensor, which cannot be detached in place, and is not in
+            a module or a ``ModuleState``, where it would be replaced.  Nothing is detached then.
 
     Example:
         >>> import torch, torchopt

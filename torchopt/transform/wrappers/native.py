@@ -15,7 +15,7 @@ def with_native(tx: GradientTransformation, native: bool) -> ElementwiseTransfor
 
     Args:
         tx: The transformation.
-        native: If True, ``update`` raises where the engine cannot run; if False, it computes in plain torch.
+        native: If True, ``update`` raises if the engine cannot run; if False, it computes in plain torch.
 
     Raises:
         TypeError: If the transformation is not elementwise.
