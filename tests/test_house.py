@@ -28,8 +28,8 @@ LAYERS = {
         0: 'version numerics graphs preconditions',
         1: 'rules norms',
         2: '_C tree',
-        3: 'checks assignment isotonic scalars',
-        4: 'autodiff elementwise loop',
+        3: 'autodiff checks assignment isotonic scalars quasi_newton',
+        4: 'elementwise loop',
         5: 'base pytree second_order linear_solve linesearch projections prox perturbations microbatching '
         'distributed visual',
         6: 'transform schedule losses implicit_diff update typing combine clip hook linalg',

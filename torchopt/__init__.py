@@ -78,7 +78,7 @@ from torchopt.alias import (
     sm3,
     yogi,
 )
-from torchopt.autodiff import grad, value_and_grad
+from torchopt.autodiff import checkpoint, grad, value_and_grad
 from torchopt.clip import clip_grad_norm
 from torchopt.combine import chain, named_chain
 from torchopt.hook import register_hook
@@ -165,6 +165,7 @@ __all__ = [
     'amsgrad',
     'apply_updates',
     'chain',
+    'checkpoint',
     'clip_grad_norm',
     'extract_state_dict',
     'fromage',

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from torchopt import tree
 from torchopt.linear_solve import solve_cg
-from torchopt.linear_solve.door import iteration_limit
+from torchopt.linear_solve.solve import iteration_limit
 from torchopt.loop import while_loop
 from torchopt.numerics import as_scalar_like, eager, in_single, widened
 from torchopt.tree.random import Key, seed_or_generator

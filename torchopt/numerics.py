@@ -190,12 +190,15 @@ def saved_tensors(ctx: Any) -> list[Any]:
 def apply_function(function: type[torch.autograd.Function], *args: Any) -> Any:
     """``function.apply(*args)`` for tensors that may have been saved in a transform that has ended.
 
-    Outside of transforms it bypasses ``torch.func``, which would flatten every argument.  If a function mode is active,
-    the tensors first pass through an operation.  Otherwise a mode that records or replaces tensors would miss them,
-    since modes do not see the arguments of an autograd Function (see :mod:`torchopt.autodiff.closure`).
+    Outside transforms it bypasses ``torch.func``, which would flatten every argument.  Function modes, which do not see
+    the arguments of an autograd Function, see this call: those that record or replace tensors would miss them otherwise
+    (see :mod:`torchopt.autodiff.modes`).
     """
     if torch._C._len_torch_function_stack():
-        args = tuple(x.view_as(x) if isinstance(x, torch.Tensor) else x for x in args)
+        if torch.compiler.is_compiling():
+            args = tuple(x.view_as(x) if isinstance(x, torch.Tensor) else x for x in args)
+        else:
+            return torch.overrides.handle_torch_function(apply_function, (), function, *args)  # type: ignore[no-untyped-call]
     args = tuple(map(without_ended, args))
     if in_transform():
         return function.apply(*args)  # type: ignore[no-untyped-call]

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from torchopt import tree
+from torchopt.autodiff.products import is_autograd_off
+from torchopt.autodiff.recompute import recomputed_gradient
 
 __all__ = ['Differentiated', 'differentiate', 'grad', 'value_and_grad']
 
@@ -20,7 +22,11 @@ _P = ParamSpec('_P')
 
 
 def value_and_grad(
-    fun: Callable[_P, Any], argnums: int | Sequence[int] = 0, has_aux: bool = False
+    fun: Callable[_P, Any],
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    *,
+    checkpoint: str | None = None,
 ) -> Callable[_P, tuple[Any, Any]]:
     r"""A function that computes the value of ``fun`` and its gradient, in this order, as ``jax.value_and_grad`` does.
 
@@ -30,11 +36,21 @@ def value_and_grad(
     closes over, by autograd and by every transform of ``torch.func``; the function can be compiled.  They carry a graph
     only if one of these tensors requires grad: call the function under ``torch.no_grad()`` where that is not wanted.
 
+    The graph of a gradient is large: it holds the activations of the forward and of the backward pass.  With
+    ``checkpoint`` the results keep the arguments instead, and the tensors that ``fun`` closes over.  The derivative of
+    the gradient, a product with the Hessian, is computed from these when it is needed.  A loop of :math:`K` gradient
+    steps then keeps :math:`K` sets of parameters and states, and one graph at a time.  What ``fun`` may do is the same
+    as for :func:`torchopt.checkpoint`.
+
     Args:
         fun: A function whose value is a 0-d tensor of a real floating dtype, or a float.
         argnums: The position of the argument to differentiate in, or a sequence of positions.  Negative positions count
             from the last positional argument.  Keyword arguments are passed on, and never differentiated in.
         has_aux: Whether ``fun`` returns a pair, the value and auxiliary data.
+        checkpoint: What the results keep: with None their graph, otherwise the arguments.  ``'reverse'`` computes
+            products with the Hessian by reverse over reverse mode; ``'mixed'`` by forward over reverse mode
+            (MixFlow-MG), which needs less memory, and forward-mode formulas for all operations: without them it warns
+            and takes reverse mode.
 
     Returns:
         A function with the arguments of ``fun``.  It returns ``(value, gradient)``, or with ``has_aux``
@@ -47,7 +63,12 @@ def value_and_grad(
     Raises:
         TypeError: If ``fun`` or ``argnums`` is none; in a call, if a position is missing, if a leaf is neither real nor
             floating, if the value is not a single real number, or if there is no pair where ``has_aux`` says so.
-        ValueError: If there is no position, or the same one twice.
+        ValueError: If there is no position, or the same one twice, or ``checkpoint`` is unknown.
+        RuntimeError: With ``checkpoint``, as :func:`torchopt.checkpoint`.
+
+    References:
+        Kemaev et al., 2025, `Scalable Meta-Learning via Mixed-Mode Differentiation
+        <https://arxiv.org/abs/2505.00793>`_.
 
     Example:
         >>> import torch, torchopt
@@ -62,6 +83,8 @@ def value_and_grad(
     positions, single = _positions(argnums)
     if not callable(fun):
         raise TypeError(f'fun is a {type(fun).__name__}; expected a function.')
+    if checkpoint not in (None, 'reverse', 'mixed'):
+        raise ValueError(f"Invalid checkpoint: {checkpoint!r}; expected None, 'reverse' or 'mixed'.")
     checked = _checked(fun, has_aux)
 
     # Without the attributes of fun, which may be a module with parameters.
@@ -69,14 +92,23 @@ def value_and_grad(
     def with_gradient(*args: _P.args, **kwargs: _P.kwargs) -> tuple[Any, Any]:
         found_at = _resolve(positions, len(args))
         _check_leaves(found_at, args)
-        found = differentiate(checked, found_at, args, kwargs)
+        if checkpoint is None or torch.compiler.is_compiling() or is_autograd_off():
+            found = differentiate(checked, found_at, args, kwargs)
+        else:
+            found = _recompute(checked, found_at, args, kwargs, mixed=checkpoint == 'mixed')
         gradient = found.gradients[0] if single else found.gradients
         return ((found.value, found.aux) if has_aux else found.value), gradient
 
     return with_gradient
 
 
-def grad(fun: Callable[_P, Any], argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Callable[_P, Any]:
+def grad(
+    fun: Callable[_P, Any],
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    *,
+    checkpoint: str | None = None,
+) -> Callable[_P, Any]:
     """A function that computes the gradient of ``fun``, as ``jax.grad`` does.
 
     It is :func:`value_and_grad` without the value; arguments and errors are the same.
@@ -85,6 +117,7 @@ def grad(fun: Callable[_P, Any], argnums: int | Sequence[int] = 0, has_aux: bool
         fun: A function whose value is a 0-d tensor of a real floating dtype, or a float.
         argnums: The position of the argument to differentiate in, or a sequence of positions.
         has_aux: Whether ``fun`` returns a pair, the value and auxiliary data.
+        checkpoint: What the results keep: their graph, or with ``'reverse'`` or ``'mixed'`` the arguments.
 
     Returns:
         A function with the arguments of ``fun``.  It returns the gradient, or with ``has_aux`` ``(gradient, aux)``.
@@ -98,7 +131,7 @@ def grad(fun: Callable[_P, Any], argnums: int | Sequence[int] = 0, has_aux: bool
         >>> torchopt.grad(lambda x, y: x * y**2, argnums=(0, 1))(2.0, torch.tensor(3.0))
         (tensor(9.), tensor(12.))
     """
-    compute = value_and_grad(fun, argnums, has_aux)
+    compute = value_and_grad(fun, argnums, has_aux, checkpoint=checkpoint)
 
     @functools.wraps(fun, updated=())
     def gradient_of(*args: _P.args, **kwargs: _P.kwargs) -> Any:
@@ -165,6 +198,33 @@ def differentiate(
     rest = iter(found)
     aux = tree.unflatten(kept[1], [next(rest) if isinstance(x, Tensor) else x for x in kept[0]])
     return Differentiated(value, aux, rebuild(gradients))
+
+
+def _recompute(
+    fun: Callable[..., tuple[Any, Any]],
+    positions: Sequence[int],
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    *,
+    mixed: bool,
+) -> Differentiated:
+    """As :func:`differentiate`, with results that keep the arguments instead of their graph."""
+    filled, wrt, start = list(args), dict[int, range](), 0
+    for i, x in enumerate(args):
+        if i in positions:
+            x = filled[i] = tree.map(torch.as_tensor, x)
+        count = sum(isinstance(leaf, Tensor) for leaf in tree.leaves(x))
+        wrt[i] = range(start, start + count)
+        start += count
+    numbers = [k for i in positions for k in wrt[i]]
+    (value, aux), found = recomputed_gradient(fun, filled, kwargs, numbers, mixed)
+    rest = iter(found)
+    gradients = tuple(tree.map(lambda x: _or_zeros(next(rest), x), filled[i]) for i in positions)
+    return Differentiated(value, aux, gradients)
+
+
+def _or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if gradient is None else gradient
 
 
 def _positions(argnums: Any) -> tuple[tuple[int, ...], bool]:

@@ -16,7 +16,7 @@ from torchopt.autodiff.closure import is_recording
 from torchopt.implicit_diff.binding import Reference, bind, match, refuse_hidden_parameters, signature_of
 from torchopt.implicit_diff.root import Arguments, Root, Solver, attach_derivative
 from torchopt.linear_solve import solve_normal_cg
-from torchopt.linear_solve.door import TreeShape
+from torchopt.linear_solve.solve import TreeShape
 from torchopt.numerics import eager, has_tangent, in_transform
 
 __all__ = ['custom_fixed_point', 'custom_root', 'find_root', 'wants_derivative', 'without_graph']

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchopt.linear_solve.door import configurable, solve_with, stopping_rule
 from torchopt.linear_solve.problem import Problem
+from torchopt.linear_solve.solve import configurable, solve_with, stopping_rule
 from torchopt.linear_solve.stopping import Improvement, IterativeOptions, can_improve, masked
 from torchopt.linear_solve.vectors import Scalar, add_scaled, divide, inner, norm
 

@@ -189,7 +189,7 @@ def configurable(solve: Callable[_P, Any]) -> Callable[_P, Any]:
 
     @eager
     @functools.wraps(solve)
-    def door(*args: _P.args, **kwargs: _P.kwargs) -> Any:
+    def solve_or_bind(*args: _P.args, **kwargs: _P.kwargs) -> Any:
         if len(args) > 1 and args[0] is not None and args[1] is not None:
             return solve(*args, **kwargs)
         bound = signature.bind(*args, **kwargs).arguments
@@ -201,9 +201,9 @@ def configurable(solve: Callable[_P, Any]) -> Callable[_P, Any]:
             raise TypeError(
                 f'{solve.__name__}: b is given, but matvec is not. Call it as {solve.__name__}(matvec, b, ...).'
             )
-        return functools.partial(door, **{k: v for k, v in bound.items() if k not in ('matvec', 'b')})
+        return functools.partial(solve_or_bind, **{k: v for k, v in bound.items() if k not in ('matvec', 'b')})
 
-    return door
+    return solve_or_bind
 
 
 def stopping_rule(

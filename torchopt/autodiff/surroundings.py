@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the value of a function depends on beside its arguments, noted in one run and restored for later ones.
+
+These are the random number generators, autocast, and the modules that it calls: their parameters, buffers and training
+flags.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Container, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from torchopt.autodiff.modes import version_of
+
+__all__ = ['Surroundings']
+
+
+class Surroundings:
+    """The surroundings of the first run of a function."""
+
+    def __init__(self) -> None:
+        self.random: _Random | None = None
+        self.autocast: list[tuple[str, bool, torch.dtype]] = []
+        self.modules: list[_Module] = []
+
+    @contextlib.contextmanager
+    def noted(self, tensors: Sequence[Tensor]) -> Iterator[None]:
+        """Note the surroundings of a run.
+
+        Args:
+            tensors: On the devices of these, and on the CPU, random numbers are drawn.
+        """
+        types = dict.fromkeys(['cpu', *(x.device.type for x in tensors)])
+        self.autocast = [
+            (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+            for kind in types
+            if torch.amp.is_autocast_available(kind)
+        ]
+        before = _Random(tensors)
+        seen: dict[int, _Module] = {}
+
+        def note(module: nn.Module, _: Any) -> None:
+            if id(module) not in seen:
+                seen[id(module)] = _Module(module)
+
+        handle = register_module_forward_pre_hook(note)
+        try:
+            yield
+        finally:
+            handle.remove()
+        if not before.is_unchanged():
+            self.random = before
+        self.modules = list(seen.values())
+
+    def keep_changed(self, also: Container[int]) -> None:
+        """Forget the buffers that the run has not changed, by their versions and by the ids ``also``."""
+        for module in self.modules:
+            module.keep_changed(also)
+
+    @contextlib.contextmanager
+    def restored(self) -> Iterator[None]:
+        """Make them those of the first run, and put back those of now at the end."""
+        with contextlib.ExitStack() as stack:
+            for kind, enabled, dtype in self.autocast:
+                if enabled != torch.is_autocast_enabled(kind) or (enabled and dtype != torch.get_autocast_dtype(kind)):
+                    stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled))
+            if self.random is not None:
+                now = self.random.of_now()
+                stack.callback(now.restore)
+                self.random.restore()
+            for module in self.modules:
+                stack.callback(module.swap())
+            yield
+
+
+class _Random:
+    """States of random number generators."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        devices = {x.device for x in tensors if x.device.type not in ('cpu', 'meta')}
+        if torch.cuda.is_initialized():
+            devices.add(torch.device('cuda', torch.cuda.current_device()))
+        self.devices = sorted(devices, key=str)
+        self.states = self._read()
+
+    def _read(self) -> list[Tensor]:
+        return [torch.get_rng_state(), *(torch.get_device_module(d).get_rng_state(d) for d in self.devices)]
+
+    def is_unchanged(self) -> bool:
+        return all(map(torch.equal, self.states, self._read()))
+
+    def of_now(self) -> _Random:
+        now = object.__new__(_Random)
+        now.devices, now.states = self.devices, self._read()
+        return now
+
+    def restore(self) -> None:
+        torch.set_rng_state(self.states[0])
+        for device, state in zip(self.devices, self.states[1:]):
+            torch.get_device_module(device).set_rng_state(state, device)
+
+
+class _Module:
+    """A module as it is when it is called: its own parameters and buffers, without those of its children."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.training = module, module.training
+        self.parameters = dict(module._parameters)
+        self.buffers = {
+            name: (x, version_of(x), x.detach().clone()) for name, x in module._buffers.items() if x is not None
+        }
+
+    def keep_changed(self, also: Container[int]) -> None:
+        """See :meth:`Surroundings.keep_changed`."""
+        self.buffers = {
+            name: (x, version, value)
+            for name, (x, version, value) in self.buffers.items()
+            if version_of(x) != version or id(x) in also
+        }
+
+    def owns(self, x: Tensor) -> bool:
+        """Whether a tensor is a buffer that a run has changed, whose value is restored."""
+        return any(x is saved[0] for saved in self.buffers.values())
+
+    def swap(self) -> Any:
+        """Make the module what it was; returns the function that makes it what it is now."""
+        module = self.module
+        training, parameters = module.training, dict(module._parameters)
+        buffers = {name: module._buffers.get(name) for name in self.buffers}
+        module.training = self.training
+        for name, p in self.parameters.items():
+            if parameters.get(name) is not p:
+                module._parameters[name] = p
+        for name, (_, _, value) in self.buffers.items():
+            module._buffers[name] = value.clone()
+
+        def back() -> None:
+            module.training = training
+            module._parameters.update(parameters)
+            module._buffers.update(buffers)
+
+        return back
