@@ -36,7 +36,7 @@ from torchopt.implicit_diff import custom_root
 from torchopt.linear_solve import solve_cg
 
 Adapt = Callable[[Task], Callable[[Tensor], Tensor]]
-"""A function that fits to the support of a task; it returns a function from images to logits with implicit gradients."""
+"""A function that fits to the support of a task; returns a function from images to logits with implicit gradients."""
 
 
 def few_iterations(matvec: Any, b: Any, *, iterations: int) -> Any:
