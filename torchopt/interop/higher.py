@@ -21,7 +21,13 @@ from torchopt.interop.torch_optim import from_torch_optimizer
 from torchopt.nn import MetaGradientModule, swap_state
 from torchopt.numerics import detach_graph
 from torchopt.optim import Optimizer
-from torchopt.optim.gradients import check_same_kind, differentiable_gradients, hide_integers, without_integers
+from torchopt.optim.gradients import (
+    check_same_kind,
+    differentiable_gradients,
+    hide_integers,
+    recomputed_gradients,
+    without_integers,
+)
 from torchopt.update import update_params
 
 __all__ = [
@@ -121,11 +127,26 @@ class FunctionalModule(nn.Module):
                 f'params holds {len(new)} tensors, but the module has {len(self._places)} parameters. Pass one for '
                 f'each that parameters() lists, in that order.'
             )
-        swap_state(self, {name: p for names, p in zip(self._places, new) for name in names})
+        self._swap(new)
         if self._tracked:
             self._history.append(new)
         else:
             self._history = [new]
+
+    def _swap(self, params: Sequence[Any]) -> dict[str, Any]:
+        return swap_state(self, {name: p for names, p in zip(self._places, params) for name in names})
+
+    def _at_parameters(self, closure: Callable[[], Tensor]) -> Callable[[Sequence[Any]], Tensor]:
+        """A function of nothing as one of the parameters of this module."""
+
+        def at_parameters(params: Sequence[Any]) -> Tensor:
+            present = self._swap(params)
+            try:
+                return closure()
+            finally:
+                swap_state(self, present)
+
+        return at_parameters
 
 
 class DifferentiableOptimizer:
@@ -169,19 +190,25 @@ class DifferentiableOptimizer:
 
     def step(
         self,
-        loss: Tensor,
+        loss: Tensor | Callable[..., Tensor],
         params: Iterable[Tensor] | None = None,
         override: Override | None = None,
         grad_callback: GradCallback | None = None,
+        *,
+        checkpoint: str | None = 'reverse',
     ) -> list[Any]:
         """Take a step, and put the new parameters into the functional module, if there is one.
 
         Args:
-            loss: Scalar tensor computed from the parameters.
+            loss: Scalar tensor computed from the parameters.  Unlike in ``higher``, it may be a function that computes
+                it, without arguments, or of the list ``params`` if that is given: then the step keeps the parameters
+                instead of the graph of the loss, which is computed again in the backward pass.
             params: The parameters that it was computed from; by default those of the functional module.
             override: Options from this step on, as in :func:`innerloop_ctx`.
             grad_callback: Called with the list of gradients, ``None`` for parameters that are frozen or do not enter
                 the loss; returns those to be used.
+            checkpoint: For a function: ``'reverse'`` or ``'mixed'``, how second derivatives are computed; None keeps
+                the graph.
 
         Returns:
             The new parameters.
@@ -194,13 +221,18 @@ class DifferentiableOptimizer:
         """
         if not self._impls:
             raise RuntimeError('The inner loop has ended. Take its steps inside the with block.')
+        closure: Any = loss
         if params is None:
             if self._fmodel is None:
                 raise ValueError('There is no fmodel to take the parameters from. Pass params, or fmodel before.')
             params = self._fmodel.parameters()
+            closure = self._fmodel._at_parameters(closure)
         old = list(params)
         self._require_all(old, 'params')
-        grads = differentiable_gradients(loss, old, create_graph=self._tracked)
+        if callable(loss) and not isinstance(loss, Tensor):
+            _, grads = recomputed_gradients(closure, old, checkpoint=checkpoint, create_graph=self._tracked)
+        else:
+            grads = differentiable_gradients(loss, old, create_graph=self._tracked)
         if all(g is None for g in grads):
             raise ValueError(
                 'The loss depends on none of the parameters. Compute it by fmodel, or pass the params that it was '
