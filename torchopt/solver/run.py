@@ -111,7 +111,7 @@ def conclude(last: OptStep, tol: Any) -> OptStep:
 
 
 def as_tensors(state: Any, params: Any, nothing: Any = None) -> Any:
-    """The state with tensors for numbers, on the device and in the dtype of the parameters, and ``nothing`` for None."""
+    """The state with tensors for numbers, like the parameters in device and dtype, and ``nothing`` for None."""
     like = next((x for x in tree.leaves(params) if is_inexact(x)), torch.zeros(()))
     dtype = real_dtype(like.dtype)
 
