@@ -236,7 +236,11 @@ class BoxOSQP(IterativeSolver):
             return rho, admm.factorize(scaled.qp, rho, settings)
 
         is_due = count % settings.rho_every == 0
-        rho, factor = pick(is_due, adapted(), (state.rho_bar, factor)) if not is_readable(is_due) or is_due else (state.rho_bar, factor)
+        rho, factor = (
+            pick(is_due, adapted(), (state.rho_bar, factor))
+            if not is_readable(is_due) or is_due
+            else (state.rho_bar, factor)
+        )
         status = state.status
         if settings.check_infeasible:
             dx, _, dy = (a - b for a, b in zip((x, z, y), start))

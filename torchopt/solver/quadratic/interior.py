@@ -145,7 +145,9 @@ class _Sides:
     def _solver(self, lower: Tensor) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Solve ``Q x + A' y = a, A x - lower y = b``; of equations, ``lower`` stands in for zero."""
         Q, A, n = self.qp.Q, self.qp.A, self.qp.c.shape[-1]
-        K = torch.cat([torch.cat([Q, A.mT], -1), torch.cat([A, torch.diag_embed(-torch.where(self.equal, 0.0, lower))], -1)], -2)
+        K = torch.cat(
+            [torch.cat([Q, A.mT], -1), torch.cat([A, torch.diag_embed(-torch.where(self.equal, 0.0, lower))], -1)], -2
+        )
         shift = torch.cat([torch.full_like(self.qp.c, self.delta), torch.where(self.equal, -lower, 0.0)], -1)
         factors, pivots, _ = torch.linalg.ldl_factor_ex(K + torch.diag_embed(shift))
 

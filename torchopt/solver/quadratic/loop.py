@@ -78,7 +78,14 @@ def check(qp: BoxQP) -> None:
     '-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)',
 )
 def _solve(
-    Q: Tensor, c: Tensor, A: Tensor, l: Tensor, u: Tensor, x: Tensor, y: Tensor, settings: list[float]  # noqa: E741
+    Q: Tensor,
+    c: Tensor,
+    A: Tensor,
+    l: Tensor,
+    u: Tensor,
+    x: Tensor,
+    y: Tensor,
+    settings: list[float],  # noqa: E741
 ) -> tuple[Tensor, ...]:
     batch = c.shape[:-1]
     flat = [v.reshape((-1, *v.shape[len(batch) :])) for v in (Q, c, A, l, u, x, y)]
@@ -95,7 +102,14 @@ _TYPES: list[Any] = [float] * 8 + [int] * 3 + [bool]
 
 @_solve.register_fake
 def _(
-    Q: Tensor, c: Tensor, A: Tensor, l: Tensor, u: Tensor, x: Tensor, y: Tensor, settings: list[float]  # noqa: E741
+    Q: Tensor,
+    c: Tensor,
+    A: Tensor,
+    l: Tensor,
+    u: Tensor,
+    x: Tensor,
+    y: Tensor,
+    settings: list[float],  # noqa: E741
 ) -> tuple[Tensor, ...]:
     one = c.new_empty(c.shape[:-1])
     count = one.to(torch.int64)

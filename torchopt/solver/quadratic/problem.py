@@ -106,7 +106,9 @@ def _matrix(product: Callable[[Any], Tensor], x: Vectors, dtype: torch.dtype) ->
 def _blocks(given: Any, x: Vectors, name: str, like: str) -> tuple[Tensor, list[int]]:
     """The block-diagonal matrix of a tree of matrices, one for each leaf, and the number of rows of each."""
     _check_floating(given, name)
-    blocks = [tree_leaf for tree_leaf in tree.flatten_up_to(x.spec, given, name=name, like=like) if tree_leaf is not None]
+    blocks = [
+        tree_leaf for tree_leaf in tree.flatten_up_to(x.spec, given, name=name, like=like) if tree_leaf is not None
+    ]
     for block, part in zip(blocks, x.likes):
         if part.ndim != 1:
             raise ValueError(f'{like} holds a tensor of shape {tuple(part.shape)}; with matrices expected vectors.')
@@ -132,7 +134,9 @@ def _spread(bound: Any, z: Vectors, name: str) -> Tensor:
         value = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else part.dtype, device=part.device)
         _check_floating(value, name)
         if value.ndim and value.shape != part.shape:
-            raise ValueError(f'{name} has shape {tuple(value.shape)}; expected {tuple(part.shape)}, one bound for each row.')
+            raise ValueError(
+                f'{name} has shape {tuple(value.shape)}; expected {tuple(part.shape)}, one bound for each row.'
+            )
         pieces.append(value.expand(part.shape).reshape(-1))
     return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 
