@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt import checks, tree
+from torchopt import checks
 from torchopt.numerics import as_python_scalar, eager, is_readable
 from torchopt.scalars import pick
 from torchopt.solver import adjoint

@@ -69,7 +69,7 @@ def interior_point(scaled: Scaled, original: BoxQP, now: Iterate, tol: float) ->
         stuck = torch.where(error < 0.9 * least, 0.0, stuck + 1.0)
         best = Iterate(*(torch.where(better.unsqueeze(-1), a, b) for a, b in zip(found, best)))
         least = torch.where(better, error, least)
-        if bool(((least <= 1e-3 * tol) | (stuck > 15)).all()):
+        if bool(((least <= 0.1 * tol) | (stuck > 8)).all()):
             break
     return best
 
@@ -140,7 +140,9 @@ class _Sides:
         center = (mu * (expected / mu.clamp(min=1e-300)).clamp(0.0, 1.0) ** 3).unsqueeze(-1)
         d = direction(center, ahead.slack_lower * ahead.lower, ahead.slack_upper * ahead.upper)
         size = 0.99 * self._longest(p, d)
-        return _Point(*(a + size * b for a, b in zip(p, d)))
+        moved = _Point(*(a + size * b for a, b in zip(p, d)))
+        # Far below every tolerance, but not so small that products underflow.
+        return _Point(moved.x, moved.y, *(torch.where(v == 0, v, v.clamp(min=1e-40)) for v in moved[2:]))
 
     def _solver(self, lower: Tensor) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Solve ``Q x + A' y = a, A x - lower y = b``; of equations, ``lower`` stands in for zero."""

@@ -78,14 +78,7 @@ def check(qp: BoxQP) -> None:
     '-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)',
 )
 def _solve(
-    Q: Tensor,
-    c: Tensor,
-    A: Tensor,
-    l: Tensor,
-    u: Tensor,
-    x: Tensor,
-    y: Tensor,
-    settings: list[float],  # noqa: E741
+    Q: Tensor, c: Tensor, A: Tensor, l: Tensor, u: Tensor, x: Tensor, y: Tensor, settings: list[float]
 ) -> tuple[Tensor, ...]:
     batch = c.shape[:-1]
     flat = [v.reshape((-1, *v.shape[len(batch) :])) for v in (Q, c, A, l, u, x, y)]
@@ -102,14 +95,7 @@ _TYPES: list[Any] = [float] * 8 + [int] * 3 + [bool]
 
 @_solve.register_fake
 def _(
-    Q: Tensor,
-    c: Tensor,
-    A: Tensor,
-    l: Tensor,
-    u: Tensor,
-    x: Tensor,
-    y: Tensor,
-    settings: list[float],  # noqa: E741
+    Q: Tensor, c: Tensor, A: Tensor, l: Tensor, u: Tensor, x: Tensor, y: Tensor, settings: list[float]
 ) -> tuple[Tensor, ...]:
     one = c.new_empty(c.shape[:-1])
     count = one.to(torch.int64)

@@ -20,7 +20,7 @@ class BoxQP(NamedTuple):
     Q: Tensor
     c: Tensor
     A: Tensor
-    l: Tensor  # noqa: E741
+    l: Tensor
     u: Tensor
 
     def residuals(self, x: Tensor, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,7 +57,7 @@ class Scaled(NamedTuple):
 
     def of(self, qp: BoxQP) -> Scaled:
         """Another problem, or the same with its derivatives, scaled by the same factors."""
-        Q, c, A, l, u = qp  # noqa: E741
+        Q, c, A, l, u = qp
         D, E = self.D, self.E
         cost = self.cost.unsqueeze(-1)
         return self._replace(
@@ -97,7 +97,7 @@ def equilibrate(qp: BoxQP, rounds: int = 10) -> Scaled:
 
     This is the method of Ruiz (2001) as Stellato and others (2020) use it, with the objective scaled too.
     """
-    Q, c, A, l, u = qp  # noqa: E741
+    Q, c, A, l, u = qp
     D, E = torch.ones_like(c), torch.ones_like(l)
     cost = torch.ones_like(c[..., 0])
     for _ in range(rounds):
