@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""The memory of limited-memory quasi-Newton methods, and products with the inverse Hessian that it approximates.
+r"""The memory of limited-memory quasi-Newton methods, and products with their approximation of the inverse Hessian.
 
-A vector is a list of tensors, such as the leaves of a tree of parameters.  For complex tensors all inner products are
-their real parts.  With the differences of parameters :math:`s_j = w_{j+1} - w_j` and of gradients
-:math:`y_j = g_{j+1} - g_j` of the last steps, and their weights :math:`\rho_j = 1 / \langle y_j, s_j \rangle`, the
-approximation :math:`H` is the last of
+A vector is a list of tensors, such as the leaves of a tree of parameters.  For complex tensors, inner products are
+replaced by their real parts.  With the differences of parameters :math:`s_j = w_{j+1} - w_j` and of gradients
+:math:`y_j = g_{j+1} - g_j` of the last steps, and the weights :math:`\rho_j = 1 / \langle y_j, s_j \rangle`, the
+approximation :math:`H` is the last one of
 
 .. math::
     H^{(0)} = \gamma I, \qquad
@@ -41,12 +41,12 @@ __all__ = [
 
 
 class Memory(NamedTuple):
-    """The last few pairs, in rings; see :class:`Ring`.
+    r"""The last few pairs, in ring buffers; see :class:`Ring`.
 
     Attributes:
-        s: The differences of parameters, stacked in a new first dimension of each tensor.
+        s: The differences of parameters, stacked along a new first dimension of each tensor.
         y: The differences of gradients, likewise.
-        weights: One over the inner product of each pair, in double precision; zero for a pair that was skipped.
+        weights: The weights :math:`\rho_j`, in double precision; zero for skipped pairs.
     """
 
     s: Any
@@ -55,7 +55,7 @@ class Memory(NamedTuple):
 
     @classmethod
     def like(cls, vector: Any, size: int) -> Memory:
-        """A memory of ``size`` pairs without curvature, whose ``s`` and ``y`` have the structure of ``vector``."""
+        """A memory of ``size`` zero pairs, whose ``s`` and ``y`` have the structure of ``vector``."""
         s, y = (tree.map(lambda x: x.new_zeros((size, *x.shape)), vector) for _ in range(2))
         device = next((x.device for x in tree.leaves(vector)), None)
         return cls(s, y, torch.zeros(size, dtype=torch.float64, device=device))
@@ -84,17 +84,17 @@ class CurvaturePair(NamedTuple):
 
     @property
     def scale(self) -> Tensor:
-        r""":math:`\gamma = \langle y, s \rangle / \lVert y \rVert^2`, the size of the inverse Hessian; else one."""
+        r""":math:`\gamma = \langle y, s \rangle / \lVert y \rVert^2`, the scale of the inverse Hessian; else 1."""
         curved = self.product > 0
         return torch.where(curved, self.product, 1.0) / torch.where(curved, self.square, 1.0)
 
 
 def curvature_pair(s: Sequence[Tensor], y: Sequence[Tensor]) -> CurvaturePair:
-    r"""Keep a pair with positive curvature, and replace any other one by zeros.
+    r"""Return a pair with positive curvature unchanged, and replace any other pair by zeros.
 
     A pair with :math:`\langle y, s \rangle \le \epsilon \lVert y \rVert \lVert s \rVert`, with the machine precision
-    :math:`\epsilon`, would make the inverse Hessian indefinite.  Differences so small that they have lost their
-    digits, or that derivatives of :math:`1 / \langle y, s \rangle` overflow, have no curvature.
+    :math:`\epsilon`, would make the inverse Hessian indefinite.  Pairs are also replaced if the differences are so
+    small that they are dominated by rounding, or that derivatives of :math:`1 / \langle y, s \rangle` overflow.
     """
     wide = [[_row(x).to(torch.complex128 if x.is_complex() else torch.float64) for x in xs] for xs in (s, y)]
     product, ss, yy = inner_product(*wide), inner_product(wide[0], wide[0]), inner_product(wide[1], wide[1])
@@ -109,10 +109,10 @@ def curvature_pair(s: Sequence[Tensor], y: Sequence[Tensor]) -> CurvaturePair:
 
 
 class Ring:
-    """Where the rows of a memory are: the newest pair replaces the oldest.
+    """The positions of the pairs in the ring buffers of a memory: the newest pair replaces the oldest.
 
     Args:
-        count: The steps taken before this one, an int or a 0-d tensor; it has a value per sample under ``vmap``.
+        count: The number of previous steps, an int or a 0-d tensor; under ``vmap``, it can differ between samples.
         size: The number of rows.
     """
 
@@ -153,7 +153,7 @@ def remember(memory: Memory, ring: Ring, pair: CurvaturePair, *, inplace: bool =
 
 
 def first_scale(g: Sequence[Tensor]) -> Tensor:
-    r""":math:`\min(1, 1 / \lVert g \rVert)`, so that the first step is at most 1 long; a constant for derivatives."""
+    r""":math:`\min(1, 1 / \lVert g \rVert)`, which bounds the first step by 1; a constant in derivatives."""
     norm = tree.wide_norm([x.detach() for x in g]).to(torch.float64)
     return 1.0 / norm.clamp(min=1.0)
 
@@ -163,13 +163,13 @@ def inverse_hessian_product(
 ) -> list[Tensor]:
     r"""The product :math:`H g`, in :math:`4 m` vector operations for :math:`m` pairs, in the dtypes of ``g``.
 
-    The vector is divided by its largest element first: :math:`H` is linear, and then no product over- or underflows.
-    Where rounding leaves a result that is not along a positive definite :math:`H`, it is :math:`\gamma g`.
+    The vector is first divided by its largest element, so that no product overflows or underflows.  If rounding errors
+    make :math:`\langle g, H g \rangle` nonpositive, the result is :math:`\gamma g`.
 
     Args:
         g: The vector, usually a gradient.  Negate the product for a descent direction.
         memory: The pairs.
-        ring: Their places.
+        ring: Their positions.
         gamma: :math:`\gamma`, a positive number or 0-d tensor.
     """
     gamma = as_scalar_like(gamma, memory.weights)
@@ -192,7 +192,8 @@ def _two_loops(
         \alpha = \rho \langle s, q \rangle, \qquad q' = q - \alpha y, \qquad r' = H q', \qquad
         \beta = \rho \langle y, r' \rangle, \qquad r = r' + (\alpha - \beta) s,
 
-    so that all :math:`q` are found from the newest pair to the oldest, and then all :math:`r` on the way back.
+    so all :math:`q` are computed from the newest pair to the oldest, and then all :math:`r` from the oldest to the
+    newest.
     """
     alphas = []
     for s, y, (weight,) in reversed(pairs):
@@ -208,11 +209,11 @@ def _two_loops(
 
 
 def _descending(unit: list[Tensor], r: list[Tensor], g: Sequence[Tensor], factor: Any) -> list[Tensor]:
-    """The direction, in the dtypes of the gradients; along the gradient where rounding has left no descent."""
+    """The direction in the dtypes of the gradients; a multiple of the gradient if rounding has lost the descent."""
     r_norm, norm = (inner_product(x, x).detach().sqrt() for x in (r, unit))
     eps = max([0.0, *[torch.finfo(x.dtype).eps for x in unit]])
     descends = (inner_product(unit, r) > eps * r_norm * norm) | (norm == 0)
-    # A direction longer than the largest number of the dtype is shortened to that.
+    # Clip the length of the direction to the largest number of the dtype.
     longest = min([math.inf, *[torch.finfo(x.dtype).max for x in g]])
     factor = torch.minimum(factor, longest / torch.where(descends, r_norm, norm).to(factor))
     return [
@@ -226,7 +227,7 @@ _TINY = torch.finfo(torch.float64).tiny
 
 
 def _row(x: Tensor) -> Tensor:
-    """The elements in a row, in single precision or more."""
+    """The elements as a vector, at least in single precision."""
     return widened(x.reshape(-1))
 
 

@@ -43,16 +43,24 @@ def numbers(*values: Any) -> list[Any]:
         >>> numbers(torch.tensor(0.5), 2)
         [0.5, 2.0]
     """
-    found: list[Any] = [x.reshape(()) if isinstance(x, Tensor) else float(x) for x in values]
-    waiting = [i for i, x in enumerate(found) if isinstance(x, Tensor) and not _is_symbolic(x)]
-    if len(waiting) > 1 and any(found[i].device.type != 'cpu' for i in waiting):
+    found: list[Any] = []
+    waiting = []
+    for x in values:
+        if not isinstance(x, Tensor):
+            found.append(float(x))
+        elif _is_symbolic(x):
+            found.append(_widen(x.reshape(())))
+        elif x.is_cpu:
+            found.append(float(x))
+        else:
+            waiting.append(len(found))
+            found.append(x.reshape(()))
+    if waiting:
         # Synchronize with the device only once.
         read = torch.stack([found[i].to(found[waiting[0]].device, torch.float64) for i in waiting]).tolist()
-    else:
-        read = [float(found[i]) for i in waiting]
-    for i, x in zip(waiting, read):
-        found[i] = x
-    return [_widen(x) if isinstance(x, Tensor) else x for x in found]
+        for i, x in zip(waiting, read):
+            found[i] = x
+    return found
 
 
 def _is_symbolic(x: Tensor) -> bool:

@@ -212,7 +212,7 @@ def _recompute(
         wrt[i] = range(start, start + count)
         start += count
     numbers = [k for i in positions for k in wrt[i]]
-    (value, aux), found = recomputed_gradient(fun, filled, kwargs, numbers, mixed)
+    (value, aux), found = recomputed_gradient(fun, filled, kwargs, numbers, mixed=mixed)
     rest = iter(found)
     gradients = tuple(tree.map(lambda x: _or_zeros(next(rest), x), filled[i]) for i in positions)
     return Differentiated(value, aux, gradients)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -96,11 +96,26 @@ class FunctionalModule(nn.Module):
                 f'params holds {len(new)} tensors, but the module has {len(self._places)} parameters. Pass one for '
                 f'each that parameters() lists, in that order.'
             )
-        swap_state(self, {name: p for names, p in zip(self._places, new) for name in names})
+        self._swap(new)
         if self._tracked:
             self._history.append(new)
         else:
             self._history = [new]
+
+    def _swap(self, params: Sequence[Any]) -> dict[str, Any]:
+        return swap_state(self, {name: p for names, p in zip(self._places, params) for name in names})
+
+    def at_parameters(self, closure: Callable[[], Tensor]) -> Callable[[Sequence[Any]], Tensor]:
+        """A function without arguments, as a function of the parameters of this module."""
+
+        def at_parameters(params: Sequence[Any]) -> Tensor:
+            present = self._swap(params)
+            try:
+                return closure()
+            finally:
+                swap_state(self, present)
+
+        return at_parameters
 
 
 def monkeypatch(

@@ -20,7 +20,13 @@ from torchopt.interop.functional_module import FunctionalModule, monkeypatch
 from torchopt.interop.torch_optim import from_torch_optimizer
 from torchopt.numerics import detach_graph
 from torchopt.optim import Optimizer
-from torchopt.optim.gradients import check_same_kind, differentiable_gradients, hide_integers, without_integers
+from torchopt.optim.gradients import (
+    check_same_kind,
+    differentiable_gradients,
+    hide_integers,
+    recomputed_gradients,
+    without_integers,
+)
 from torchopt.update import update_params
 
 __all__ = [
@@ -81,19 +87,25 @@ class DifferentiableOptimizer:
 
     def step(
         self,
-        loss: Tensor,
+        loss: Tensor | Callable[..., Tensor],
         params: Iterable[Tensor] | None = None,
         override: Override | None = None,
         grad_callback: GradCallback | None = None,
+        *,
+        checkpoint: str | None = 'reverse',
     ) -> list[Any]:
         """Take a step, and set the new parameters in the functional module, if there is one.
 
         Args:
-            loss: Scalar tensor computed from the parameters.
-            params: The parameters from which the loss was computed; by default those of the functional module.
-            override: Options from this step on; see :func:`innerloop_ctx`.
-            grad_callback: Called with the list of gradients (``None`` for parameters that are frozen or on which the
-                loss does not depend); returns the gradients to use.
+            loss: Scalar tensor computed from the parameters.  Unlike in ``higher``, it may be a function that computes
+                it, without arguments, or of the list ``params`` if that is given: then the step keeps the parameters
+                instead of the graph of the loss, which is computed again in the backward pass.
+            params: The parameters that it was computed from; by default those of the functional module.
+            override: Options from this step on, as in :func:`innerloop_ctx`.
+            grad_callback: Called with the list of gradients, ``None`` for parameters that are frozen or do not enter
+                the loss; returns those to be used.
+            checkpoint: For a function: ``'reverse'`` or ``'mixed'``, how second derivatives are computed; None keeps
+                the graph.
 
         Returns:
             The new parameters.
@@ -106,13 +118,18 @@ class DifferentiableOptimizer:
         """
         if not self._impls:
             raise RuntimeError('The inner loop has ended. Take its steps inside the `with` block.')
+        closure: Any = loss
         if params is None:
             if self._fmodel is None:
                 raise ValueError('The optimizer has no fmodel. Pass params to step, or fmodel to get_diff_optim.')
             params = self._fmodel.parameters()
+            closure = self._fmodel.at_parameters(closure)
         old = list(params)
         self._require_all(old, 'params')
-        grads = differentiable_gradients(loss, old, create_graph=self._tracked)
+        if callable(loss) and not isinstance(loss, Tensor):
+            _, grads = recomputed_gradients(closure, old, checkpoint=checkpoint, create_graph=self._tracked)
+        else:
+            grads = differentiable_gradients(loss, old, create_graph=self._tracked)
         if all(g is None for g in grads):
             raise ValueError(
                 'The loss depends on none of the parameters. Compute it with fmodel, or pass the params from which '

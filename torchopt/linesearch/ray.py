@@ -11,9 +11,9 @@ from torch import Tensor
 
 from torchopt import tree
 from torchopt.numerics import as_scalar_like, is_inexact
-from torchopt.scalars import numbers
+from torchopt.scalars import numbers, pick, where
 
-__all__ = ['Point', 'Ray', 'along', 'inner_product', 'move_along', 'value_and_gradient']
+__all__ = ['Point', 'Ray', 'along', 'choose', 'inner_product', 'move_along', 'value_and_gradient']
 
 
 class Point(NamedTuple):
@@ -37,6 +37,19 @@ class Point(NamedTuple):
     value: Any
     slope: Any
     extra: Any
+
+
+def choose(test: Any, x: Point, y: Point) -> Point:
+    """One of two points, by a bool or a 0-d tensor.
+
+    Example:
+        >>> from torchopt.linesearch import Point, choose
+        >>> choose(True, Point(0.5, 1.0, -2.0, None), Point(0.0, 2.0, -2.0, None)).stepsize
+        0.5
+    """
+    if test is True or test is False:
+        return x if test else y
+    return Point(*(where(test, a, b) for a, b in zip(x[:3], y)), pick(test, x.extra, y.extra))
 
 
 Ray = Callable[[Any], Point]

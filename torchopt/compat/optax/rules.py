@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transformations that torchopt has under the names and defaults of TorchOpt, here under those of Optax."""
+"""Transformations that have arguments or defaults of TorchOpt in torchopt, here with those of Optax."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ __all__ = [
 def masked(
     inner: GradientTransformation, mask: Any, *, mask_compatible_extra_args: bool = False
 ) -> GradientTransformationExtraArgs:
-    """:func:`torchopt.transform.masked`, with a mask that has to be given.
+    """:func:`torchopt.transform.masked` with a required mask.
 
     Example:
         >>> import torch
@@ -188,7 +188,7 @@ def scale_by_stddev(
 
 @factory
 def trace(decay: Any, nesterov: bool = False, accumulator_dtype: DTypeLike | None = None) -> GradientTransformation:
-    """:func:`torchopt.transform.trace`; a decay of zero has a state too, and may be combined with Nesterov's method.
+    """:func:`torchopt.transform.trace`; a decay of zero has a state, too, and may be combined with ``nesterov``.
 
     Example:
         >>> import torch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The value and the gradient that a line search has computed already."""
+"""Value and gradient from the state of a line search."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ __all__ = ['value_and_grad_from_state']
 
 
 def value_and_grad_from_state(value_fn: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
-    """The value and the gradient of an objective, from the state of a line search if they are there.
+    """The value and the gradient of an objective, from the state of a line search if available.
 
-    A search ends where the next step begins, so it has computed both already.  They are right as long as the objective
-    is the same in every step, and the parameters do not change in between.
+    A line search has computed both at the point at which the next step begins.  They are correct if the objective is
+    the same in every step and the parameters do not change in between.
 
     Args:
         value_fn: The objective ``value_fn(params, *args, **kwargs)``, a real tensor of one element.
 
     Returns:
-        A function ``value_and_grad(params, *args, state, **kwargs)`` that returns the value and the gradient that the
-        state remembers; where the value is NaN or infinite, as in the first step, it computes them.  Under
-        ``torch.func.vmap`` and ``torch.compile`` it always computes them, and then chooses.
+        A function ``value_and_grad(params, *args, state, **kwargs)`` that returns the value and the gradient in the
+        state.  If the value in the state is NaN or infinite, as in the first step, it computes both.  Under
+        ``torch.func.vmap`` and ``torch.compile`` it always computes both, and then selects.
 
-        Parameters that are leaves and require grad are weights in plain training: what is computed for them carries no
-        graph.  All others are differentiated in as under :func:`torch.func.grad`.
+        For parameters that are leaves and require grad (plain training), the results have no graph.  For all other
+        parameters they are differentiable, as in :func:`torch.func.grad`.
 
     Raises:
-        ValueError: If the state holds no value or no gradient.
-        KeyError: If it holds several.
+        ValueError: If the state contains no value or no gradient.
+        KeyError: If it contains several.
 
     Example:
         >>> import torch, torchopt
@@ -55,7 +55,7 @@ def value_and_grad_from_state(value_fn: Callable[..., Any]) -> Callable[..., tup
         if value is None or grad is None:
             what = 'value' if value is None else 'gradient'
             raise ValueError(
-                f'The state holds no {what} of the objective. Pass the state of an optimizer with a line search that '
+                f'The state has no {what} of the objective. Pass the state of an optimizer with a line search that '
                 f'stores them: scale_by_zoom_linesearch, or scale_by_backtracking_linesearch(store_grad=True).'
             )
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AdaMax: Adam with the largest gradient in place of the mean square."""
+"""AdaMax: Adam with the decayed maximum of the gradients in place of the mean square."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ['ScaleByAdamaxState', 'scale_by_adamax']
 
 @tree.safe_to_load
 class ScaleByAdamaxState(NamedTuple):
-    """State of :func:`scale_by_adamax`: steps taken, mean, and decayed maximum of the gradients."""
+    """State of :func:`scale_by_adamax`: the step count, the mean, and the decayed maximum of the gradients."""
 
     count: Any
     mu: Any
@@ -28,7 +28,7 @@ class ScaleByAdamaxState(NamedTuple):
 def scale_by_adamax(
     b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-6, moment_requires_grad: bool = False
 ) -> GradientTransformation:
-    r"""Rescale updates by AdaMax.
+    r"""Rescale updates with the rule of AdaMax.
 
     .. math::
         m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t, \qquad n_t = \max(\beta_2 n_{t-1}, |g_t| + \epsilon), \qquad
@@ -37,7 +37,7 @@ def scale_by_adamax(
     Args:
         b1: Decay rate :math:`\beta_1` of the mean, in [0, 1).
         b2: Decay rate :math:`\beta_2` of the maximum, in [0, 1).
-        eps: :math:`\epsilon \ge 0`, added to the size of the gradient.
+        eps: :math:`\epsilon \ge 0`, added to the absolute value of the gradient.
         moment_requires_grad: Make the first moments leaves that require grad.
 
     Raises:

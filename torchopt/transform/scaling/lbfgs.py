@@ -21,16 +21,15 @@ __all__ = ['ScaleByLBFGSState', 'scale_by_lbfgs']
 
 @tree.safe_to_load
 class ScaleByLBFGSState(NamedTuple):
-    """State of :func:`scale_by_lbfgs`, whose memories are rings.
+    r"""State of :func:`scale_by_lbfgs`; the memories are ring buffers.
 
     Attributes:
-        count: The steps taken.
+        count: The step count.
         params: The parameters at the last step.
         updates: The gradients at the last step.
-        diff_params_memory: The last differences of parameters, stacked in a new first dimension of each leaf.
+        diff_params_memory: The last differences of parameters, stacked along a new first dimension of each leaf.
         diff_updates_memory: The last differences of gradients, likewise.
-        weights_memory: Their weights, one over the inner product of each pair of differences, in double precision;
-            zero for a pair that was skipped.
+        weights_memory: The weights :math:`\rho_j` of the pairs, in double precision; zero for skipped pairs.
     """
 
     count: Any
@@ -43,10 +42,10 @@ class ScaleByLBFGSState(NamedTuple):
 
 @factory
 def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> GradientTransformation:
-    r"""Multiply gradients by an approximation of the inverse Hessian, made from the last :math:`m` steps.
+    r"""Multiply gradients by an approximation of the inverse Hessian, computed from the last :math:`m` steps.
 
     With the differences of parameters :math:`s_j = w_{j+1} - w_j` and of gradients :math:`y_j = g_{j+1} - g_j`, and
-    their weights :math:`\rho_j = 1 / \langle y_j, s_j \rangle`, the approximation :math:`H_k` is the last of
+    the weights :math:`\rho_j = 1 / \langle y_j, s_j \rangle`, the approximation is :math:`H_k = H_k^{(m)}` of
 
     .. math::
         H_k^{(0)} = \gamma_k I, \qquad
@@ -54,26 +53,26 @@ def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Gr
         + \rho_j s_j s_j^\mathsf{T}, \qquad j = k - m + i,
 
     where :math:`\gamma_k = \langle s_{k-1}, y_{k-1} \rangle / \lVert y_{k-1} \rVert^2`, and
-    :math:`\gamma_0 = \min(1, 1 / \lVert g_0 \rVert)`, so that the first step is at most 1 long; derivatives
-    take it for a constant, as in Optax.  The product
-    :math:`H_k g_k` takes :math:`4 m` vector operations, and no matrix is made.
+    :math:`\gamma_0 = \min(1, 1 / \lVert g_0 \rVert)`, so that the length of the first step is at most 1; as in Optax,
+    :math:`\gamma_0` is a constant in derivatives.  The product :math:`H_k g_k` takes :math:`4 m` vector operations
+    without forming a matrix.
 
     A pair without positive curvature, :math:`\langle y_j, s_j \rangle \le \epsilon \lVert y_j \rVert
-    \lVert s_j \rVert` with the machine precision :math:`\epsilon`, would make :math:`H_k` indefinite.  It is skipped:
-    zeros with the weight zero take its place, and :math:`\gamma_k = 1`.  So :math:`H_k` is positive definite; where
-    rounding prevents this, the updates are :math:`\gamma_k g_k`.  Internal scaling makes the
-    magnitude of parameters and gradients irrelevant.
+    \lVert s_j \rVert` with the machine precision :math:`\epsilon`, would make :math:`H_k` indefinite.  It is replaced
+    by zeros with the weight zero, and :math:`\gamma_k = 1`.  So :math:`H_k` is positive definite; if rounding prevents
+    this, the updates are :math:`\gamma_k g_k`.  Internal scaling avoids overflow and underflow for tiny and huge
+    parameters and gradients.
 
-    The updates are :math:`H_k g_k`: negate them for a descent direction, and use a line search for the step size,
-    as :func:`torchopt.lbfgs` does.  For complex parameters all inner products are their real parts.
+    The updates are :math:`H_k g_k`.  Negate them for a descent direction, and use a line search for the step size,
+    like :func:`torchopt.lbfgs`.  For complex parameters, inner products are replaced by their real parts.
 
     Args:
         memory_size: :math:`m`, at least 1.
         scale_init_precond: Whether to start from :math:`\gamma_k I`; otherwise from :math:`I`.
 
     Returns:
-        A transformation whose ``update`` needs ``params``.  A parameter without a gradient has no part in the pair of
-        that step.
+        A transformation whose ``update`` requires ``params``.  A parameter without a gradient does not contribute to
+        the pair of that step.
 
     Raises:
         ValueError: If ``memory_size`` is less than 1; in ``update``, if the parameters are not given.
@@ -126,7 +125,7 @@ def _step(
     p = [as_constant(given[i], gradients[i]) for i in moved]
     last_p, last_g, old_s, old_y = ([column[i] for i in moved] for column in columns)
 
-    # The pair of the last step.  A leaf that has not been seen before has no part in it.
+    # The pair of the last step.  Leaves without a previous gradient do not contribute.
     pairs = [_difference(*leaf) for leaf in zip(p, last_p, g, last_g)]
     pair = curvature_pair([s for s, _ in pairs], [y for _, y in pairs])
     ring = Ring(state.count, size)
@@ -153,16 +152,16 @@ def _step(
 
 
 def _difference(p: Tensor, last_p: Tensor, g: Tensor, last_g: Tensor) -> tuple[Tensor, Tensor]:
-    """How far a leaf and its gradient have gone since the last step; zero if there was none.
+    """The changes of a leaf and its gradient since the last step; zero if there was no last step.
 
-    There was none if all that is remembered is zero.
+    There was none if the stored leaf and gradient are zero.
     """
     seen = (last_p != 0).any() | (last_g != 0).any()
     return torch.where(seen, p - last_p, 0.0), torch.where(seen, g - last_g, 0.0)
 
 
 def _copy(old: Tensor, new: Tensor) -> Tensor:
-    """What the state remembers: others may write to parameters and gradients."""
+    """A copy for the state, since the caller may change parameters and gradients in place."""
     return new.to(old.dtype, copy=True)
 
 
