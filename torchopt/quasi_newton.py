@@ -46,7 +46,7 @@ class Memory(NamedTuple):
     Attributes:
         s: The differences of parameters, stacked along a new first dimension of each tensor.
         y: The differences of gradients, likewise.
-        weights: The weights :math:`\\rho_j`, in double precision; zero for skipped pairs.
+        weights: The weights ``1 / <y, s>``, in double precision; zero for skipped pairs.
     """
 
     s: Any

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scalars that a method estimates for all parameters together, and rates that may be schedules."""
+"""Scalars that a method estimates for all parameters together, and hyper-parameters that may be schedules."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ __all__ = [
 
 
 def scalar_beside(params: Any, value: Any, which: str = 'lowest') -> Tensor:
-    """A 0-d tensor for a state: in the lowest (or highest) dtype among the parameters, on the device of the first.
+    """A 0-d tensor for a state, in the lowest (or highest) dtype among the parameters, on the device of the first.
 
-    It has at least the dtype float32: sums over many elements are beyond the range of half precision.  Where it lies on
-    the device of the gradients, a step never waits for it.
+    The dtype is at least float32, since sums over many elements overflow in half precision.  On the device of the
+    gradients, it needs no synchronization.
     """
     dtype = wide_dtype(tree.dtype(params, which))
     leaves = tree.leaves(params)
@@ -44,10 +44,10 @@ def check_rate(rate: Any) -> None:
 
 
 def rate_at(rate: Any, count: Any) -> Any:
-    """The value of a hyper-parameter that may be a schedule, after so many steps.
+    """The value of a hyper-parameter that may be a schedule, at a step count.
 
     Raises:
-        ValueError: If a schedule gives NaN or infinity.
+        ValueError: If a schedule returns NaN or infinity.
     """
     return checks.schedule_value(rate(count), count) if checks.is_schedule(rate) else rate
 
@@ -70,7 +70,7 @@ def pair_of_rates(name: str, value: Any) -> tuple[Any, Any]:
 
 
 def after_first(count: Any, first: Any, later: Any) -> Any:
-    """One value in the first step of a state, another in all later ones."""
+    """``first`` in the first step of a state, ``later`` in all later steps."""
     known = as_python_scalar(count)
     if known is not None:
         return first if known == 0 else later
@@ -90,7 +90,7 @@ def inner(x: Any, y: Any, like: Tensor) -> Tensor:
 
 
 def wide_zeros(params: Any, *, real: bool = False) -> Any:
-    """Zero moments in at least float32, for what is scaled by a small estimate before it is squared."""
+    """Zero moments in at least float32, for gradients that are scaled by a small estimate and then squared."""
 
     def zeros(p: Tensor) -> Tensor:
         kind = wide_dtype(p.dtype)

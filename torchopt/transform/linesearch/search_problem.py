@@ -142,8 +142,7 @@ def report(name: str, problem: Problem, slope: Any, stepsize: Any, error: Any) -
     value, slope, stepsize, error = (float(x) for x in (problem.value, slope, stepsize, error))
     print(f'{name}: no step size meets the conditions. At the parameters the value is {value:g}, the slope {slope:g}.')
     if not slope < 0.0:
-        print('  The updates are not a descent direction: the slope must be negative. Check the sign of the learning
-        rate.')
+        print('  The updates are no descent direction: the slope must be negative. Check the sign of the updates.')
     if error == math.inf:
         print('  The objective is NaN or infinite at all trial steps.')
     else:

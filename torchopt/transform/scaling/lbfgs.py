@@ -29,7 +29,7 @@ class ScaleByLBFGSState(NamedTuple):
         updates: The gradients at the last step.
         diff_params_memory: The last differences of parameters, stacked along a new first dimension of each leaf.
         diff_updates_memory: The last differences of gradients, likewise.
-        weights_memory: The weights :math:`\\rho_j` of the pairs, in double precision; zero for skipped pairs.
+        weights_memory: The weights ``1 / <y, s>`` of the pairs, in double precision; zero for skipped pairs.
     """
 
     count: Any
