@@ -17,8 +17,8 @@ from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
 import torch
 from typing_extensions import Self
 
-from torchopt import _C, elementwise, tree
-from torchopt.preconditions import Precondition, check_always, checked, required_by_all
+from torchopt import elementwise, tree
+from torchopt.preconditions import Precondition, required_by_all
 
 __all__ = [
     'ChainedGradientTransformation',
@@ -30,11 +30,12 @@ __all__ = [
     'TransformInitFn',
     'TransformUpdateFn',
     'UninitializedState',
+    'checking',
     'factory',
     'identity',
     'init_empty_state',
+    'same_step',
     'with_extra_args_support',
-    'with_native',
 ]
 
 
@@ -91,7 +92,7 @@ class GradientTransformation(_Functions):
     """
 
     requires: tuple[Precondition, ...] = ()
-    call: Call | None = None
+    call: FactoryCall | None = None
     adds_to_params = False
     """Whether ``update`` accepts ``onto_params=True`` and then returns the new parameters instead of the updates."""
 
@@ -100,7 +101,7 @@ class GradientTransformation(_Functions):
         cls, init: Callable[..., Any], update: Callable[..., tuple[Any, Any]], *requires: Precondition
     ) -> Self:
         """A transformation whose ``update`` checks preconditions before each step."""
-        self = cls(init, checked(update, requires))
+        self = cls(init, checking(update, requires))
         self.requires = requires
         return self
 
@@ -151,11 +152,26 @@ class GradientTransformation(_Functions):
         return tree.Spelled(function.__name__, args, kwargs) if spell is None else spell(*args)
 
 
+def checking(update: Callable[..., Any], requires: tuple[Precondition, ...]) -> Callable[..., Any]:
+    """``update`` that checks its preconditions before each step."""
+    if not requires or torch.compiler.is_compiling():
+        return update  # a compiled graph cannot raise errors about the state
+
+    @functools.wraps(update)
+    def checked(updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any) -> Any:
+        for condition in requires:
+            if inplace or condition.when == 'always':
+                condition.check(state, params)
+        return update(updates, state, params, inplace=inplace, **extra)
+
+    return checked
+
+
 class GradientTransformationExtraArgs(GradientTransformation):
     """A transformation whose ``update`` also takes extra keyword arguments (``value``, ``grad``, ...)."""
 
 
-class Call(NamedTuple):
+class FactoryCall(NamedTuple):
     """The call of a factory, which can recreate the transformation and identifies its rule."""
 
     function: Callable[..., Any]
@@ -191,7 +207,7 @@ def factory(function: Callable[_P, _T], *, spell: Callable[..., tree.Spelled] | 
     def build(*args: _P.args, **kwargs: _P.kwargs) -> _T:
         made = function(*args, **kwargs)
         if made.call is None:
-            made.call = Call(build, args, kwargs, spell)
+            made.call = FactoryCall(build, args, kwargs, spell)
         return made
 
     return build
@@ -202,9 +218,7 @@ def init_empty_state(params: Any) -> EmptyState:
     return EmptyState()
 
 
-def _pass_through(
-    updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any
-) -> tuple[Any, Any]:
+def _pass_through(updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any) -> Any:
     return updates, state
 
 
@@ -268,6 +282,8 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
         kept = tuple(members) or (identity(),)
         stages = _stages(kept)
 
+        inner = required_by_all(lambda state, params: [(own, params) for own in state], *kept)
+
         def init(params: Any) -> tuple[Any, ...]:
             return tuple(tx.init(params) for tx in kept)
 
@@ -288,6 +304,10 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
             onto_params: bool = False,
             **extra: Any,
         ) -> tuple[Any, tuple[Any, ...]]:
+            if type(state) is not tuple or len(state) != len(kept):
+                fits(state)
+            if inplace and not torch.compiler.is_compiling():
+                inner.check(state, params)
             if inplace and params is not None and len(stages) > 1:
                 elementwise.check_updates(updates, params)
             states: list[Any] = []
@@ -299,12 +319,8 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
                 states.extend(new)
             return updates, tuple(states)
 
-        requires = (
-            Precondition(fits, 'always'),
-            required_by_all(lambda state, params: [(own, params) for own in state], *kept),
-        )
-        self = super().__new__(cls, init, checked(update, requires))
-        self.requires = requires
+        self = super().__new__(cls, init, update)
+        self.requires = (Precondition(fits, 'always'), inner)
         self.adds_to_params = kept[-1].adds_to_params
         self.transformations = kept
         return self
@@ -330,12 +346,15 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
 def _stages(members: tuple[GradientTransformation, ...]) -> list[tuple[int, Callable[..., Any]]]:
     """Split a chain into stages, each with its number of members; adjacent elementwise members share a stage."""
     stages: list[tuple[int, Callable[..., Any]]] = []
-    for together, group in itertools.groupby(members, key=lambda tx: isinstance(tx, ElementwiseTransformation)):
-        if together:
-            elementwise: list[Any] = list(group)
-            stages.append((len(elementwise), functools.partial(_one_pass, elementwise)))
-        else:
-            stages += [(1, functools.partial(_alone, with_extra_args_support(tx).update)) for tx in group]
+    adjacent: list[ElementwiseTransformation] = []
+    for tx, following in itertools.zip_longest(members, members[1:]):
+        if not isinstance(tx, ElementwiseTransformation):
+            stages.append((1, functools.partial(_alone, with_extra_args_support(tx).update)))
+            continue
+        adjacent.append(tx)
+        if not isinstance(following, ElementwiseTransformation):
+            stages.append((len(adjacent), functools.partial(_one_pass, adjacent)))
+            adjacent = []
     return stages
 
 
@@ -358,7 +377,9 @@ def _one_pass(
 ) -> tuple[Any, tuple[Any, ...]]:
     passes = []
     for tx, s in zip(members, states):
-        check_always(tx, s, params)
+        for condition in tx.requires:
+            if condition.when == 'always' and (condition.kind is None or not isinstance(s, condition.kind)):
+                condition.check(s, params)
         passes.append(tx.prepare(s))
     return elementwise.run_steps(passes, updates, params, inplace=inplace, onto_params=onto_params)
 
@@ -392,15 +413,14 @@ class ElementwiseTransformation(GradientTransformation):
         def update(
             updates: Any, state: Any, params: Any = None, *, inplace: bool = False, onto_params: bool = False
         ) -> tuple[Any, Any]:
-            updates, (state,) = elementwise.run_steps(
-                [prepare(state)], updates, params, inplace=inplace, onto_params=onto_params
-            )
+            flags = {'inplace': inplace, 'onto_params': onto_params}
+            updates, (state,) = elementwise.run_steps([prepare(state)], updates, params, **flags)
             return updates, state
 
         if hypers is not None and hypers.trees:
             init = functools.partial(_init_if_fit, hypers, init)
             requires = (*requires, Precondition(functools.partial(_require_fit, hypers)))
-        self = super().__new__(cls, init, checked(update, requires))
+        self = super().__new__(cls, init, checking(update, requires))
         self.prepare, self.requires = prepare, requires
         return self
 
@@ -411,23 +431,9 @@ class ElementwiseTransformation(GradientTransformation):
         return type(self), (self.init, self.prepare, *self.requires)
 
 
-@factory
-def with_native(tx: GradientTransformation, native: bool) -> ElementwiseTransformation:
-    """Force an elementwise transformation to use the native engine, or to avoid it.
-
-    Args:
-        tx: The transformation.
-        native: If True, ``update`` raises if the engine cannot run; if False, it computes in plain torch.
-
-    Raises:
-        TypeError: If the transformation is not elementwise.
-        RuntimeError: If ``native`` is true and no engine can run here.
-    """
-    if not isinstance(tx, ElementwiseTransformation):
-        raise TypeError(f'{tx!r} is not elementwise; only such transformations run on the native engine.')
-    if native:
-        _C.require()
-    return ElementwiseTransformation(tx.init, lambda state: tx.prepare(state)._replace(native=native), *tx.requires)
+def same_step(step: elementwise.ElementwiseStep) -> Callable[[Any], elementwise.ElementwiseStep]:
+    """A ``prepare`` for a transformation whose steps are all the same."""
+    return lambda state: step
 
 
 def _init_if_fit(hypers: elementwise.Hyperparams, init: Callable[..., Any], params: Any) -> Any:
@@ -482,9 +488,7 @@ def with_extra_args_support(tx: GradientTransformation) -> GradientTransformatio
         params_by_name = 'params' in parameters and parameters['params'].kind is inspect.Parameter.KEYWORD_ONLY
     if not takes_extra:
 
-        def update(
-            updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any
-        ) -> tuple[Any, Any]:
+        def update(updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any) -> Any:
             known = {'inplace': inplace} if takes_inplace else {}
             if params_by_name:
                 return tx.update(updates, state, params=params, **known)

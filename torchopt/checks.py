@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from torchopt.numerics import as_python_scalar
+from torchopt.numerics import as_python_scalar, is_tracing
 
 __all__ = [
     'at_least',
@@ -23,6 +23,7 @@ __all__ = [
     'learning_rate',
     'nonzero',
     'number',
+    'pair',
     'positive',
     'scalar',
     'schedule',
@@ -33,12 +34,21 @@ __all__ = [
 
 def deprecated(message: str) -> None:
     """Warn of a deprecated name, with the location of the line outside this package that uses it."""
-    if torch.compiler.is_compiling():
+    if is_tracing():
         return
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get('__name__', '').partition('.')[0] == 'torchopt':
         level, frame = level + 1, frame.f_back
     warnings.warn(message, DeprecationWarning, stacklevel=level)
+
+
+def pair(name: str, value: Any) -> tuple[Any, Any]:
+    """The two entries of an argument such as ``betas``."""
+    try:
+        first, second = value
+    except (TypeError, ValueError):
+        raise TypeError(f'Invalid {name}: {value!r}; expected a pair of numbers.') from None
+    return first, second
 
 
 def _number(name: str, value: Any) -> float | None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from torchopt.numerics import abs_sq, in_transform, real_dtype, safe_sqrt, widened
+from torchopt.numerics import abs_sq, real_dtype, runs_directly, safe_sqrt, widened
 
 __all__ = ['constant_norm', 'root_mean_square', 'safe_norm', 'safe_root_mean_squares', 'two_norm']
 
@@ -60,7 +60,7 @@ def _norm_at_once(xs: Sequence[torch.Tensor]) -> torch.Tensor | None:
 
 def _read_at_once(xs: Sequence[torch.Tensor]) -> bool:
     """Whether tensors are plain tensors on the CPU without derivatives."""
-    if torch.compiler.is_compiling() or in_transform() or forward_ad._current_level >= 0:
+    if not runs_directly() or forward_ad._current_level >= 0:
         return False
     if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
         return False

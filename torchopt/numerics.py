@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeAlias
 
@@ -41,11 +40,9 @@ __all__ = [
     'in_single',
     'in_transform',
     'increment',
-    'is_dtensor',
-    'is_fully_sharded',
     'is_inexact',
     'is_readable',
-    'is_storage_freed',
+    'is_tracing',
     'is_transformed',
     'as_python_list',
     'is_plain',
@@ -55,6 +52,7 @@ __all__ = [
     'real_dtype',
     'safe_increment',
     'safe_sqrt',
+    'runs_directly',
     'saved_tensors',
     'tensor_like',
     'vector',
@@ -67,6 +65,7 @@ __all__ = [
 
 Scalar = float | torch.Tensor
 _unwrap_if_dead = torch._C._functorch.unwrap_if_dead
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 DTypeLike: TypeAlias = 'torch.dtype | np.dtype[Any] | type | str'
 """The types that :func:`as_dtype` accepts."""
@@ -105,6 +104,11 @@ def as_dtype(dtype: DTypeLike, name: str = 'dtype') -> torch.dtype:
 def zero_count() -> torch.Tensor:
     """A step count of zero: a 0-d int64 tensor, on the CPU for any default device."""
     return torch.zeros((), dtype=torch.int64, device='cpu')
+
+
+def is_tracing() -> bool:
+    """Whether ``torch.compile`` traces this code: values cannot be read, functions not inspected, caches not used."""
+    return torch.compiler.is_compiling()
 
 
 def is_transformed(x: torch.Tensor) -> bool:
@@ -151,6 +155,11 @@ def has_tangent(x: torch.Tensor) -> bool:
         return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
 
 
+def runs_directly() -> bool:
+    """Whether operations run at once on plain tensors: no ``torch.func`` transform, no compiler."""
+    return not (torch.compiler.is_compiling() or in_transform())
+
+
 @contextlib.contextmanager
 def beneath(x: torch.Tensor, *, itself: bool = False) -> Iterator[None]:
     """Disable the ``torch.func`` transforms inside the one that wraps a tensor, and this one too.
@@ -184,7 +193,11 @@ def without_ended(x: Any) -> Any:
 
 def saved_tensors(ctx: Any) -> list[Any]:
     """The tensors that an autograd Function saved for its backward pass; see :func:`without_ended`."""
-    return [without_ended(x) for x in ctx.saved_tensors]
+    return _all_without_ended(ctx.saved_tensors)
+
+
+def _all_without_ended(xs: Iterable[Any]) -> list[Any]:
+    return [without_ended(x) if isinstance(x, torch.Tensor) and _unwrap_if_dead(x) is not x else x for x in xs]
 
 
 def apply_function(function: type[torch.autograd.Function], *args: Any) -> Any:
@@ -199,7 +212,7 @@ def apply_function(function: type[torch.autograd.Function], *args: Any) -> Any:
             args = tuple(x.view_as(x) if isinstance(x, torch.Tensor) else x for x in args)
         else:
             return torch.overrides.handle_torch_function(apply_function, (), function, *args)  # type: ignore[no-untyped-call]
-    args = tuple(map(without_ended, args))
+    args = tuple(_all_without_ended(args))
     if in_transform():
         return function.apply(*args)  # type: ignore[no-untyped-call]
     return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
@@ -211,13 +224,11 @@ def as_python_scalar(x: Any) -> float | int | None:
         return x
     if isinstance(x, np.number) and not isinstance(x, np.complexfloating):
         return x.item()
-    if type(x) is not torch.Tensor or is_transformed(x):
+    if type(x) is not torch.Tensor or torch.compiler.is_compiling() or _is_wrapped(x):
         return None
     if x.device.type != 'cpu' or x.requires_grad or x.numel() != 1 or x.is_complex():
         return None
-    if has_tangent(x):
-        return None
-    return x.item()
+    return None if forward_ad._current_level >= 0 and has_tangent(x) else x.item()
 
 
 def as_python_list(x: torch.Tensor) -> list[float] | None:
@@ -286,6 +297,8 @@ def safe_increment(count: Any) -> Any:
 
 def bias_correction(decay: Scalar, count: Any) -> Scalar:
     r"""The divisor :math:`1 - \beta^t` that corrects the bias of an average from its zero initialization."""
+    if type(decay) is float and type(count) is int:
+        return 1.0 - decay**count
     beta, t = as_python_scalar(decay), as_python_scalar(count)
     if beta is not None and t is not None:
         return 1.0 - beta**t
@@ -354,33 +367,18 @@ def carries_graph(x: Any) -> bool:
     return isinstance(x, torch.Tensor) and x.requires_grad
 
 
+def is_plain(params: Iterable[Any], updates: Iterable[Any]) -> bool:
+    """Whether a step is plain training, which is not differentiated.
+
+    This holds outside ``torch.func`` transforms and compilation, if no update has a graph and all parameters are
+    leaves: weights, or constants, which is how transformations pass on weights in plain training.
+    """
+    return runs_directly() and not any(u.requires_grad for u in updates) and all(p.is_leaf for p in params)
+
+
 def carries_no_graph(p: torch.Tensor, u: torch.Tensor) -> bool:
-    """Whether this is a step of plain training, which is not differentiated.
-
-    This holds if ``p`` is a leaf that requires grad, ``u`` has no graph, and the code runs outside ``torch.func``
-    transforms and compilation.
-    """
-    return (
-        not torch.compiler.is_compiling()
-        and p.requires_grad
-        and p.is_leaf
-        and not u.requires_grad
-        and not in_transform()
-    )
-
-
-def is_plain(u: torch.Tensor, p: torch.Tensor) -> bool:
-    """Whether the step of a leaf is not differentiated: its update has no graph, and its parameter is a leaf.
-
-    The parameter may also be a constant, as transformations pass it on in plain training.
-    """
-    return (
-        not torch.compiler.is_compiling()
-        and p.is_leaf
-        and not u.requires_grad
-        and not in_transform()
-        and not (has_tangent(u) or has_tangent(p))
-    )
+    """Whether ``p`` is a weight, a leaf that requires grad, and its step with the update ``u`` is plain training."""
+    return p.requires_grad and is_plain((p,), (u,))
 
 
 def zeros_of(x: torch.Tensor) -> torch.Tensor:
@@ -413,27 +411,6 @@ def as_non_leaf(p: Any, u: Any) -> Any:
     be differentiable with respect to the parameters.
     """
     return p if p is None or u is None or not carries_no_graph(p, u) else p.view_as(p)
-
-
-def is_dtensor(x: Any) -> bool:
-    """Whether ``x`` is a ``DTensor``, a tensor distributed over several processes."""
-    module = sys.modules.get('torch.distributed.tensor')  # importing it takes a second, so do not import it here
-    return module is not None and isinstance(x, module.DTensor)
-
-
-def is_fully_sharded(module: Any) -> bool:
-    """Whether a module is under FSDP, which gathers its parameters briefly and then frees them."""
-    fsdp = sys.modules.get('torch.distributed.fsdp')
-    return fsdp is not None and isinstance(module, (fsdp.FSDPModule, fsdp.FullyShardedDataParallel))
-
-
-def is_storage_freed(x: Any) -> bool:
-    """Whether the storage of a tensor was freed; reading the tensor would crash."""
-    if 'torch.distributed.fsdp' not in sys.modules or x.layout is not torch.strided:
-        return False
-    # A tensor wrapped by torch.func has no storage of its own.
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(x)
-    return not wrapped and x.numel() > 0 and x.untyped_storage().size() == 0
 
 
 def is_inexact(x: Any) -> bool:

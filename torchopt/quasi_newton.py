@@ -41,12 +41,12 @@ __all__ = [
 
 
 class Memory(NamedTuple):
-    """The last few pairs, in ring buffers; see :class:`Ring`.
+    r"""The last few pairs, in ring buffers; see :class:`Ring`.
 
     Attributes:
         s: The differences of parameters, stacked along a new first dimension of each tensor.
         y: The differences of gradients, likewise.
-        weights: The weights ``1 / <y, s>``, in double precision; zero for skipped pairs.
+        weights: The weights :math:`\rho_j`, in double precision; zero for skipped pairs.
     """
 
     s: Any

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.numerics import abs_sq, as_scalar_like, carries_no_graph, detach_graph, real_dtype, safe_sqrt
+from torchopt.numerics import abs_sq, as_scalar_like, real_dtype, safe_sqrt
 
 __all__ = [
     'RULES',
@@ -229,9 +229,7 @@ def scale(g: Tensor, *, factor: Coef) -> tuple[Tensor]:
 
 
 def add_params(g: Tensor, p: Tensor, *, weight: Coef) -> tuple[Tensor]:
-    """Weight decay: add a multiple of the parameters to the update; in plain training they are constants."""
-    if carries_no_graph(p, g):
-        p = detach_graph(p)
+    """Weight decay: add a multiple of the parameters to the update."""
     return (g + p * as_scalar_like(weight, p),)
 
 

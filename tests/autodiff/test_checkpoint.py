@@ -400,7 +400,6 @@ def saved_bytes(run: Callable[[], Any]) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.x):
         result = run()
-        gc.collect()
         alive = [s.x.untyped_storage() for s in (reference() for reference in kept) if s is not None]
         del result
     return sum({storage.data_ptr(): storage.nbytes() for storage in alive}.values())

@@ -376,7 +376,7 @@ def test_failures_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
         assert capsys.readouterr().out == ''
         tx.update(p, tx.init(p), p, value=p**2, grad=2 * p, value_fn=lambda p: p**2)
         out = capsys.readouterr().out
-        assert f'scale_by_{kind}_linesearch' in out and 'no descent direction' in out
+        assert f'scale_by_{kind}_linesearch' in out and 'not a descent direction' in out
         tx.update(-p, tx.init(p), p, value=p**2, grad=2 * p, value_fn=lambda p: p * math.nan)
         assert 'NaN or infinite at all' in capsys.readouterr().out
 

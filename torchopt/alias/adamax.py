@@ -7,11 +7,11 @@ from typing import Any
 
 from typing_extensions import Unpack
 
+from torchopt import checks
 from torchopt.alias.spelling import OptaxAdam, also_spelled
-from torchopt.alias.stages import flip_sign_and_add_weight_decay, pair, shared_prose
+from torchopt.alias.stages import assemble, shared_prose
 from torchopt.base import GradientTransformation
-from torchopt.combine import chain
-from torchopt.transform import scale_by_adamax, scale_by_learning_rate
+from torchopt.transform import scale_by_adamax
 
 __all__ = ['adamax']
 
@@ -53,8 +53,6 @@ def adamax(
     References:
         Kingma and Ba, `Adam: a method for stochastic optimization <https://arxiv.org/abs/1412.6980>`_, section 7, 2014.
     """
-    return chain(
-        flip_sign_and_add_weight_decay(weight_decay),
-        scale_by_adamax(*pair('betas', betas), eps, moment_requires_grad),
-        scale_by_learning_rate(lr),
+    return assemble(
+        scale_by_adamax(*checks.pair('betas', betas), eps, moment_requires_grad), lr=lr, weight_decay=weight_decay
     )

@@ -8,10 +8,9 @@ from typing import Any
 from typing_extensions import Unpack
 
 from torchopt.alias.spelling import OptaxRmsProp, also_spelled
-from torchopt.alias.stages import flip_sign_and_add_weight_decay, shared_prose
+from torchopt.alias.stages import assemble, shared_prose
 from torchopt.base import GradientTransformation
-from torchopt.combine import chain
-from torchopt.transform import scale_by_learning_rate, scale_by_rms, scale_by_stddev, trace
+from torchopt.transform import scale_by_rms, scale_by_stddev, trace
 
 __all__ = ['rmsprop']
 
@@ -70,9 +69,10 @@ def rmsprop(
         Graves, `Generating sequences with recurrent neural networks <https://arxiv.org/abs/1308.0850>`_, 2013.
     """
     rescale = scale_by_stddev if centered else scale_by_rms
-    return chain(
-        flip_sign_and_add_weight_decay(weight_decay, maximize),
+    return assemble(
         rescale(alpha, eps, initial_scale, eps_in_sqrt=eps_in_sqrt, bias_correction=bias_correction),
         trace(momentum, nesterov=nesterov),
-        scale_by_learning_rate(lr),
+        lr=lr,
+        weight_decay=weight_decay,
+        maximize=maximize,
     )

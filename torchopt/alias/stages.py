@@ -6,14 +6,15 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from torchopt.base import GradientTransformation, with_native
+from torchopt.base import ChainedGradientTransformation, GradientTransformation, identity
 from torchopt.combine import chain
 from torchopt.transform import add_decayed_weights, scale, scale_by_learning_rate as scale_by_neg_lr
+from torchopt.transform.wrappers.native import with_native
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ['choose_engine', 'flip_sign_and_add_weight_decay', 'pair', 'scale_by_neg_lr', 'shared_prose']
+__all__ = ['assemble', 'flip_sign_and_add_weight_decay', 'scale_by_neg_lr', 'shared_prose']
 
 _RATE = (
     'Learning rate, at least 0: a number, a 0-d tensor (learned if it requires grad), or a schedule, which is a '
@@ -63,15 +64,6 @@ def shared_prose(function: _F) -> _F:
     return function
 
 
-def pair(name: str, value: Any) -> tuple[Any, Any]:
-    """The two entries of an argument such as ``betas``."""
-    try:
-        first, second = value
-    except (TypeError, ValueError):
-        raise TypeError(f'Invalid {name}: {value!r}; expected a pair of numbers.') from None
-    return first, second
-
-
 def flip_sign_and_add_weight_decay(weight_decay: Any = 0.0, maximize: bool = False) -> GradientTransformation:
     r"""The first stage of an optimizer: :math:`\pm g + \lambda p`.
 
@@ -90,14 +82,32 @@ def flip_sign_and_add_weight_decay(weight_decay: Any = 0.0, maximize: bool = Fal
         >>> torchopt.alias.stages.flip_sign_and_add_weight_decay()
         identity()
     """
+    if not maximize and type(weight_decay) is float and weight_decay == 0.0:
+        return identity()
     decay = add_decayed_weights(weight_decay)
     return chain(scale(-1.0), decay) if maximize else decay
 
 
-def choose_engine(tx: GradientTransformation, use_accelerated_op: bool | None) -> GradientTransformation:
-    """Run a rule on the native engine if it can run (None), always (True), or never (False).
+def assemble(
+    *rules: GradientTransformation,
+    lr: Any,
+    weight_decay: Any = 0.0,
+    maximize: bool = False,
+    use_accelerated_op: bool | None = None,
+) -> GradientTransformation:
+    """An optimizer: the first stage, the rules, and the learning rate.
+
+    Args:
+        *rules: What is special to the optimizer; the first of them runs on the engine if it has to.
+        lr: The learning rate, or a schedule.
+        weight_decay: As in :func:`flip_sign_and_add_weight_decay`.
+        maximize: Likewise.
+        use_accelerated_op: None runs the first rule natively where the engine can run, True there only, False never.
 
     Raises:
-        RuntimeError: If True and the engine cannot run.
+        RuntimeError: For ``use_accelerated_op=True``, if the engine cannot run.
     """
-    return tx if use_accelerated_op is None else with_native(tx, bool(use_accelerated_op))
+    if use_accelerated_op is not None:
+        rules = (with_native(rules[0], bool(use_accelerated_op)), *rules[1:])
+    first = flip_sign_and_add_weight_decay(weight_decay, maximize)
+    return ChainedGradientTransformation(first, *rules, scale_by_neg_lr(lr))

@@ -29,11 +29,42 @@ __all__ = [
 ]
 
 
-class Capture(TorchFunctionMode):
+class Replace(TorchFunctionMode):
+    """Puts tensors in the places of others."""
+
+    def __init__(self, replacement: dict[int, Tensor]) -> None:
+        super().__init__()
+        self.replacement = replacement
+        self.used: set[int] = set()
+
+    def new(self, x: Tensor) -> Tensor:
+        """The replacement of a tensor."""
+        new = self.replacement.get(id(x))
+        if new is None:
+            return x
+        self.used.add(id(x))
+        return new
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        replaced: Any = self._replace((args, kwargs or {}))
+        return func(*replaced[0], **replaced[1])
+
+    def _replace(self, x: Any) -> Any:
+        if isinstance(x, Tensor):
+            return self.new(x)
+        if type(x) in (list, tuple):
+            return type(x)(self._replace(y) for y in x)
+        if type(x) is dict:
+            return {k: self._replace(y) for k, y in x.items()}
+        return x
+
+
+class Capture(Replace):
     """Notes the tensors from outside that operations use.
 
     Args:
         inside: The arguments of the function that is run.
+        replacement: Arguments that also stand for other tensors, by the ids of those.
 
     Attributes:
         captured: The tensors that carry a derivative or a batch, by their ids.
@@ -41,8 +72,8 @@ class Capture(TorchFunctionMode):
         statistics: The running statistics that were updated, which torch does not count as a new version.
     """
 
-    def __init__(self, inside: Leaves) -> None:
-        super().__init__()
+    def __init__(self, inside: Leaves, replacement: dict[int, Tensor] | None = None) -> None:
+        super().__init__(replacement or {})
         self.inside = inside
         # Weak, since a function in which every result stays alive would need far more memory.
         self.made = {id(x): weakref.ref(x) for x in inside}
@@ -56,10 +87,12 @@ class Capture(TorchFunctionMode):
         self.start = torch._C._autograd._get_sequence_nr()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.replacement:
+            args, kwargs = self._replace((args, kwargs or {}))
         used = [x for x in tensors_in((args, kwargs or {})) if not self.has_made(x)]
         versions = [version_of(x) for x in used]
         result = func(*args, **(kwargs or {}))
-        made = list(tensors_in(result))
+        made = tensors_in(result)
         if not made and not _writes(func):  # a shape or a dtype was read
             return result
         for x, version in zip(used, versions):
@@ -141,31 +174,6 @@ def _writes(func: Any) -> bool:
     return name.endswith('_') or name == '__setitem__'
 
 
-class Replace(TorchFunctionMode):
-    """Puts tensors in the places of others."""
-
-    def __init__(self, replacement: dict[int, Tensor]) -> None:
-        super().__init__()
-        self.replacement = replacement
-
-    def new(self, x: Tensor) -> Tensor:
-        """The replacement of a tensor."""
-        return self.replacement.get(id(x), x)
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        replaced: Any = self._replace((args, kwargs or {}))
-        return func(*replaced[0], **replaced[1])
-
-    def _replace(self, x: Any) -> Any:
-        if isinstance(x, Tensor):
-            return self.new(x)
-        if type(x) in (list, tuple):
-            return type(x)(self._replace(y) for y in x)
-        if type(x) is dict:
-            return {k: self._replace(y) for k, y in x.items()}
-        return x
-
-
 class Fix(Replace):
     """Puts constants in the places of tensors, and notes which of them were used.
 
@@ -175,7 +183,6 @@ class Fix(Replace):
     def __init__(self, noted: dict[int, Tensor]) -> None:
         super().__init__({})
         self.noted = noted
-        self.used: set[int] = set()
 
     def leaves(self) -> list[Tensor]:
         """The constants that require grad."""
@@ -212,12 +219,15 @@ def first_sample(x: Tensor) -> Tensor:
         return first_sample(within)
 
 
-def tensors_in(x: Any) -> Iterator[Tensor]:
+def tensors_in(x: Any) -> list[Tensor]:
     """The tensors in nested lists, tuples and dicts."""
-    if isinstance(x, Tensor):
-        yield x
-    elif isinstance(x, (list, tuple)):
-        for y in x:
-            yield from tensors_in(y)
-    elif isinstance(x, dict):
-        yield from tensors_in(list(x.values()))
+    found, left = [], [x]
+    while left:
+        y = left.pop()
+        if isinstance(y, Tensor):
+            found.append(y)
+        elif isinstance(y, (list, tuple)):
+            left.extend(reversed(y))
+        elif isinstance(y, dict):
+            left.extend(reversed(y.values()))
+    return found

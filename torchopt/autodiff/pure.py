@@ -156,15 +156,18 @@ class _MixedVjp(_Vjp):
 
     def __call__(self, *args: Tensor) -> Leaves:
         x, bar = args[: self.arity], dict(zip(self.given, args[self.arity :]))
-        wrt, again = self.of.wrt, torch.is_grad_enabled()
+        wrt = self.of.wrt
         moving = [j for j in range(len(wrt)) if j in bar]
-        if not moving or _has_hooks():  # the value is used, its gradient is not; torch.func refuses hooks
+        # Without a gradient that is used there is no Hessian; torch.func refuses hooks.  Where this product is to be
+        # differentiated itself, forward mode would save nothing, and the derivatives of some of torch's formulas
+        # (batch_norm, layer_norm) are wrong: they take the statistics for constants.
+        if not moving or _has_hooks() or torch.is_grad_enabled():
             return super().__call__(*args)
         outputs = [0, *[j - len(wrt) for j in self.given if j > len(wrt)]]
 
         def pulled(*point: Tensor) -> tuple[Tensor, ...]:
             at = _put(x, [wrt[j] for j in moving], point)
-            with torch.set_grad_enabled(again):
+            with torch.no_grad():
                 y, pull = products.pulled_back(
                     _of_some(self.of.of, at, self.wanted), [at[i] for i in self.wanted], outputs
                 )

@@ -42,19 +42,27 @@ class Call(Pure):
         args: Its positional arguments.
         kwargs: Its keyword arguments.
         keep_flags: Whether the tensors in the arguments require grad in every run if they do now.
+        everywhere: Whether the tensors in the arguments are meant wherever the function uses them, closures included.
 
     Attributes:
         captured: The tensors that it closes over and that carry a derivative or a batch.
     """
 
     def __init__(
-        self, fun: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], *, keep_flags: bool = False
+        self,
+        fun: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        *,
+        keep_flags: bool = False,
+        everywhere: bool = False,
     ) -> None:
         self.fun = fun
         leaves, self.spec = tree.flatten((tuple(args), dict(kwargs)))
         self.places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
         self.others = [None if isinstance(x, Tensor) else x for x in leaves]
         self.flags = [keep_flags and x.requires_grad for x in leaves if isinstance(x, Tensor)]
+        self.originals = [x for x in leaves if isinstance(x, Tensor)] if everywhere else []
         self.captured: list[Tensor] = []
         self.constants: list[tuple[Any, int | None]] = []
         self.surroundings = Surroundings()
@@ -63,8 +71,8 @@ class Call(Pure):
     def first(self, inside: Leaves) -> Leaves:
         """Run the function, and note what it depends on."""
         self.remembered = Remembered(self.fun)
-        seen = Capture(inside)
-        with self.surroundings.noted(inside), seen:
+        seen = Capture(inside, {id(x): t for x, t in zip(self.originals, inside)})
+        with self.surroundings.noted(inside, seen), seen:
             outputs = self._run(self.fun, inside)
         self.surroundings.keep_changed(seen.statistics)
         mine = {id(x) for x in inside}
@@ -93,12 +101,16 @@ class Call(Pure):
         n = len(self.places)
         self._check_constants()
         replacement = {id(c): t for c, t in zip(self.captured, x[n:])}
+        replacement.update((id(c), t) for c, t in zip(self.originals, x))
         if torch.is_grad_enabled() and not in_transform():
             x = tuple(
                 t.detach().requires_grad_() if f and not t.requires_grad else t for t, f in zip_longest(x, self.flags)
             )
-        with self.surroundings.restored(), Replace(replacement) if replacement else contextlib.nullcontext():
+        mode = Replace(replacement)
+        with self.surroundings.restored(), mode if replacement else contextlib.nullcontext():
             outputs = self._run(self.remembered.again(), x[:n])
+        if not mode.used.issuperset(map(id, self.captured)):
+            raise RuntimeError(_OTHER)
         if not in_transform():
             self._check_graph(outputs, x)
         self._check_value(outputs)
@@ -116,7 +128,7 @@ class Call(Pure):
     def _note_constants(self, seen: Capture) -> None:
         for reference, version in seen.constants.values():
             x = reference()
-            if x is None or any(module.owns(x) for module in self.surroundings.modules):
+            if x is None or self.surroundings.owns(x):
                 continue
             if version_of(x) != version or id(x) in seen.statistics:
                 raise RuntimeError(
@@ -158,6 +170,12 @@ class Call(Pure):
             )
 
 
+_OTHER = (
+    'The function uses other tensors when it is recomputed. It depends on an object that has changed since, such as a '
+    'module whose parameters were replaced. Pass what changes as an argument.'
+)
+
+
 class _Hole:
     """The place of a tensor in a result."""
 
@@ -185,7 +203,13 @@ def recomputed(fun: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str
 
 
 def recomputed_gradient(
-    fun: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], wrt: Sequence[int], mixed: bool
+    fun: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    wrt: Sequence[int],
+    *,
+    mixed: bool,
+    total: bool = False,
 ) -> tuple[Any, list[Tensor | None]]:
     """What a function returns, and the gradients of the scalar that comes first, with one node for all.
 
@@ -195,11 +219,13 @@ def recomputed_gradient(
         kwargs: Its keyword arguments.
         wrt: Numbers of the tensors among the leaves of the arguments, to differentiate in.
         mixed: Whether products with the Hessian are computed forward over reverse.
+        total: Whether the gradients count all that the scalar depends on: the same tensors in closures, and tensors in
+            closures that were computed from them before.  Transforms of ``torch.func`` do not know the latter.
 
     Returns:
         Both.  A gradient is None where the scalar does not depend on the tensor, as far as this is known.
     """
-    call = Call(fun, args, kwargs)
+    call = Call(fun, args, kwargs, everywhere=total)
     x = _tensors(args, kwargs)
     outputs = None
     used = list(wrt)
@@ -209,20 +235,52 @@ def recomputed_gradient(
             inside[i].requires_grad_()
         with own_hooks(), torch.enable_grad():
             value, *aux = call.first(inside)
-            found = (
-                torch.autograd.grad(value, [inside[i] for i in wrt], allow_unused=True)
-                if value.requires_grad and wrt
-                else [None] * len(wrt)
-            )
-        used = [i for i, g in zip(wrt, found) if g is not None]
+            ends = {i: inside[i] for i in wrt}
+            if total:
+                ends |= {len(x) + j: call.captured[j] for j in _descendants(call.captured, [x[i] for i in wrt])}
+            found = [None] * len(ends)
+            if value.requires_grad and ends:
+                found = torch.autograd.grad(value, list(ends.values()), allow_unused=True)
+        used = [i for i, g in zip(ends, found) if g is not None]
         results = [value.detach(), *(y.detach() for y in aux)]
         call.note_size(results)
         outputs = [*(g for g in found if g is not None), *results]
     else:
         _explore(call, x)
     outputs = _with_node(call, Gradient(call, used, mixed), x, outputs)
-    gradients = dict(zip(used, outputs))
-    return call.assemble(outputs[len(used) :]), [gradients.get(i) for i in wrt]
+    partial = dict(zip(used, outputs))
+    gradients = [partial.get(i) for i in wrt]
+    if through := [i for i in used if i >= len(x)]:
+        gradients = _add(
+            gradients,
+            torch.autograd.grad(
+                [call.captured[i - len(x)] for i in through],
+                [x[i] for i in wrt],
+                [partial[i] for i in through],
+                create_graph=torch.is_grad_enabled(),
+                retain_graph=True,
+                allow_unused=True,
+            ),
+        )
+    return call.assemble(outputs[len(used) :]), gradients
+
+
+def _descendants(tensors: Leaves, ancestors: Leaves) -> list[int]:
+    """Which tensors were computed from others, by the graph."""
+    later = [j for j, x in enumerate(tensors) if x.grad_fn is not None]
+    if not later:
+        return []
+    nodes = {id(x.grad_fn) for x in ancestors if x.grad_fn is not None}
+    leaves = {id(x) for x in ancestors if x.grad_fn is None}
+    return [
+        j
+        for j in later
+        if any(id(node) in nodes or id(getattr(node, 'variable', None)) in leaves for node in nodes_of([tensors[j]]))
+    ]
+
+
+def _add(xs: Sequence[Tensor | None], ys: Sequence[Tensor | None]) -> list[Tensor | None]:
+    return [x if y is None else y if x is None else x + y for x, y in zip(xs, ys)]
 
 
 def _is_plain() -> bool:

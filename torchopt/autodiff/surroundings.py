@@ -8,16 +8,16 @@ flags.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from torchopt.autodiff.modes import version_of
+from torchopt.autodiff.modes import Capture, version_of
 
-__all__ = ['Surroundings']
+__all__ = ['Surroundings', 'note_slots']
 
 
 class Surroundings:
@@ -26,14 +26,16 @@ class Surroundings:
     def __init__(self) -> None:
         self.random: _Random | None = None
         self.autocast: list[tuple[str, bool, torch.dtype]] = []
-        self.modules: list[_Module] = []
+        self.modules: dict[int, _Module] = {}
+        self.slots: dict[tuple[int, str], tuple[dict[str, Any], str, Tensor]] = {}
 
     @contextlib.contextmanager
-    def noted(self, tensors: Sequence[Tensor]) -> Iterator[None]:
+    def noted(self, tensors: Sequence[Tensor], seen: Capture) -> Iterator[None]:
         """Note the surroundings of a run.
 
         Args:
             tensors: On the devices of these, and on the CPU, random numbers are drawn.
+            seen: What knows which tensors were made in the run.
         """
         types = dict.fromkeys(['cpu', *(x.device.type for x in tensors)])
         self.autocast = [
@@ -42,25 +44,39 @@ class Surroundings:
             if torch.amp.is_autocast_available(kind)
         ]
         before = _Random(tensors)
-        seen: dict[int, _Module] = {}
 
-        def note(module: nn.Module, _: Any) -> None:
-            if id(module) not in seen:
-                seen[id(module)] = _Module(module)
+        def note(container: dict[str, Any], name: str) -> None:
+            x = container[name]
+            if x is not None and not seen.has_made(x):  # a function may put others into a module for a while
+                self.slots.setdefault((id(container), name), (container, name, x))
 
-        handle = register_module_forward_pre_hook(note)
+        def note_module(module: nn.Module, _: Any) -> None:
+            if id(module) not in self.modules:
+                self.modules[id(module)] = _Module(module)
+                for name in module._parameters:
+                    note(module._parameters, name)
+
+        handle = register_module_forward_pre_hook(note_module)
+        _NOTING.append(note)
         try:
             yield
         finally:
             handle.remove()
+            _NOTING.remove(note)
         if not before.is_unchanged():
             self.random = before
-        self.modules = list(seen.values())
+        for saved in self.modules.values():
+            for name in saved.module._parameters:
+                note(saved.module._parameters, name)
 
     def keep_changed(self, also: Container[int]) -> None:
         """Forget the buffers that the run has not changed, by their versions and by the ids ``also``."""
-        for module in self.modules:
+        for module in self.modules.values():
             module.keep_changed(also)
+
+    def owns(self, x: Tensor) -> bool:
+        """Whether a tensor is a buffer that the run has changed, whose value is restored."""
+        return any(module.owns(x) for module in self.modules.values())
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
@@ -73,9 +89,28 @@ class Surroundings:
                 now = self.random.of_now()
                 stack.callback(now.restore)
                 self.random.restore()
-            for module in self.modules:
+            for module in self.modules.values():
                 stack.callback(module.swap())
+            present = [(container, name, container[name]) for container, name, _ in self.slots.values()]
+            stack.callback(_fill, present)
+            _fill(self.slots.values())
             yield
+
+
+_NOTING: list[Callable[[dict[str, Any], str], None]] = []
+
+
+def note_slots(slots: Sequence[tuple[dict[str, Any], str]]) -> None:
+    """Say that the parameters in these places are about to be replaced, to the runs that are being noted."""
+    for note in _NOTING:
+        for container, name in slots:
+            note(container, name)
+
+
+def _fill(slots: Iterable[tuple[dict[str, Any], str, Any]]) -> None:
+    for container, name, x in slots:
+        if container.get(name) is not x:
+            container[name] = x
 
 
 class _Random:
@@ -106,11 +141,10 @@ class _Random:
 
 
 class _Module:
-    """A module as it is when it is called: its own parameters and buffers, without those of its children."""
+    """The buffers and the training flag of a module when it is called, without those of its children."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module, self.training = module, module.training
-        self.parameters = dict(module._parameters)
         self.buffers = {
             name: (x, version_of(x), x.detach().clone()) for name, x in module._buffers.items() if x is not None
         }
@@ -124,24 +158,19 @@ class _Module:
         }
 
     def owns(self, x: Tensor) -> bool:
-        """Whether a tensor is a buffer that a run has changed, whose value is restored."""
+        """See :meth:`Surroundings.owns`."""
         return any(x is saved[0] for saved in self.buffers.values())
 
-    def swap(self) -> Any:
+    def swap(self) -> Callable[[], None]:
         """Make the module what it was; returns the function that makes it what it is now."""
-        module = self.module
-        training, parameters = module.training, dict(module._parameters)
+        module, training = self.module, self.module.training
         buffers = {name: module._buffers.get(name) for name in self.buffers}
         module.training = self.training
-        for name, p in self.parameters.items():
-            if parameters.get(name) is not p:
-                module._parameters[name] = p
         for name, (_, _, value) in self.buffers.items():
             module._buffers[name] = value.clone()
 
         def back() -> None:
             module.training = training
-            module._parameters.update(parameters)
             module._buffers.update(buffers)
 
         return back

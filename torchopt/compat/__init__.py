@@ -5,6 +5,6 @@ Names, signatures, defaults and numbers are those of the library.  The rules are
 this package contains only the differences.
 """
 
-from torchopt.compat import optax
+from torchopt.compat import jaxopt, optax
 
-__all__ = ['optax']
+__all__ = ['jaxopt', 'optax']

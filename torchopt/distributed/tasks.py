@@ -23,7 +23,8 @@ from torchopt.distributed.collectives import add_up, typed_errors, world_size
 from torchopt.distributed.errors import Failure
 from torchopt.distributed.partition import share_of
 from torchopt.graphs import leaves_of
-from torchopt.numerics import apply_function, in_transform, is_dtensor, real_dtype
+from torchopt.numerics import apply_function, in_transform, real_dtype
+from torchopt.sharding import is_dtensor
 
 __all__ = ['map_tasks']
 

@@ -14,7 +14,7 @@ from torch._C import _functorch
 from torchopt import tree
 from torchopt.autodiff.closure import is_recording
 from torchopt.implicit_diff.binding import Reference, bind, match, refuse_hidden_parameters, signature_of
-from torchopt.implicit_diff.root import Arguments, Root, Solver, attach_derivative
+from torchopt.implicit_diff.root import Root, Solver, attach_derivative, select_tensors
 from torchopt.linear_solve import solve_normal_cg
 from torchopt.linear_solve.solve import TreeShape
 from torchopt.numerics import eager, has_tangent, in_transform
@@ -162,7 +162,7 @@ def find_root(
         solve: The linear solver.
         constants: Tensors that the optimality function closes over and that get no derivative.
     """
-    optimality_arguments = Arguments(match(reference, args, kwargs))
+    optimality_arguments = select_tensors(match(reference, args, kwargs))
     result = solver_fun(*_own_copy(args[:1]), *without_graph(args[1:]), **without_graph(kwargs))
     aux: tuple[Any, ...] = ()
     if has_aux:

@@ -35,33 +35,15 @@ from torchopt.linear_solve.operators import Adjoint, Jacobian
 from torchopt.linear_solve.solve import BoundOperator, TreeShape
 from torchopt.numerics import apply_function, forward_mode, in_transform, is_inexact, saved_tensors
 
-__all__ = ['Arguments', 'Root', 'attach_derivative', 'root_jvp', 'root_vjp']
+__all__ = ['Root', 'attach_derivative', 'root_jvp', 'root_vjp', 'select_tensors']
 
 Solver = Callable[..., Any]
 """``solve(matvec, b)`` returns the solution of ``matvec(x) = b``, both trees."""
 
 
-class Arguments:
-    """The arguments of a function, with their tensors separated from all other leaves."""
-
-    def __init__(self, args: Any) -> None:
-        self.leaves, self.spec = tree.flatten(args)
-        self.positions = [i for i, x in enumerate(self.leaves) if isinstance(x, Tensor)]
-        self.tensors: list[Tensor] = [self.leaves[i] for i in self.positions]
-
-    def pack(self, tensors: Sequence[Any]) -> Any:
-        """The arguments with other tensors."""
-        leaves = list(self.leaves)
-        for i, x in zip(self.positions, tensors):
-            leaves[i] = x
-        return tree.unflatten(self.spec, leaves)
-
-    def like(self, values: Sequence[Any]) -> Any:
-        """A tree with the structure of the arguments, the given values for tensors, and None for all other leaves."""
-        leaves: list[Any] = [None] * len(self.leaves)
-        for i, x in zip(self.positions, values):
-            leaves[i] = x
-        return tree.unflatten(self.spec, leaves)
+def select_tensors(arguments: Any) -> tree.Selection:
+    """The tensors of a tree."""
+    return tree.Selection(arguments, lambda x: isinstance(x, Tensor))
 
 
 class Root:
@@ -70,7 +52,7 @@ class Root:
     Args:
         fun: ``fun(sol, *args, **kwargs)``, zero at the root.
         shape: The structure and the value of the root.
-        arguments: The pair ``(args, kwargs)``.
+        arguments: The tensors of the pair ``(args, kwargs)``.
         solve: The linear solver, :func:`torchopt.linear_solve.solve_normal_cg` if None.
         constants: Tensors that ``fun`` closes over and that get no derivative.
 
@@ -85,7 +67,7 @@ class Root:
         self,
         fun: Callable[..., Any],
         shape: TreeShape,
-        arguments: Arguments,
+        arguments: tree.Selection,
         solve: Solver | None,
         constants: Sequence[Tensor] = (),
     ) -> None:
@@ -94,12 +76,12 @@ class Root:
         self.unknowns = len(shape.unknowns)
 
         def of_leaves(x: Leaves, given: Leaves) -> Leaves:
-            args, kwargs = arguments.pack(given)
+            args, kwargs = arguments.replace(given)
             return shape.unpack(fun(shape.pack(x), *args, **kwargs), 'the result of optimality_fun')
 
-        point = [_tracked(x.detach()) for x in shape.unknowns]
+        point = [_differentiable(x.detach()) for x in shape.unknowns]
         try:
-            found = closure_convert(of_leaves, point, [t.detach() for t in arguments.tensors], is_common=False)
+            found = closure_convert(of_leaves, point, [t.detach() for t in arguments.selected], is_common=False)
         except Exception:  # differentiation calls the function again and raises then
             found = Converted(of_leaves, [])
         if not found.is_complete:
@@ -110,11 +92,11 @@ class Root:
                 'solver, use operations of torch on them, or detach them.'
             )
         self._converted = Converted(of_leaves, [t for t in found.captured if not any(t is c for c in constants)])
-        self.theta: list[Tensor] = [*arguments.tensors, *self._converted.captured]
+        self.theta: list[Tensor] = [*arguments.selected, *self._converted.captured]
 
     def optimality(self, theta: Leaves, x: Leaves) -> Leaves:
         """The optimality function as a function of leaves."""
-        n = len(self.arguments.tensors)
+        n = len(self.arguments.selected)
         return self._converted(theta[n:], x, theta[:n])
 
     def vjp(self, x: Leaves, theta: Leaves, x_bar: Leaves, wanted: Sequence[int]) -> list[Tensor | None]:
@@ -122,7 +104,7 @@ class Root:
         theta_bar: list[Tensor | None] = [None] * len(theta)
         if wanted:
             u = self._solve(Adjoint(self._jacobian()), x, theta, [-g for g in x_bar])
-            F = replacing(self.optimality, theta, wanted, [_tracked(z) for z in x])
+            F = replacing(self.optimality, theta, wanted, [_differentiable(z) for z in x])
             for i, g in zip(wanted, vjp(F, [theta[i] for i in wanted], u)):
                 theta_bar[i] = g
         return theta_bar
@@ -132,7 +114,7 @@ class Root:
         moving = [i for i, t in enumerate(theta_dot) if t is not None and is_inexact(theta[i])]
         if not moving:
             return [torch.zeros_like(z) for z in x]
-        F = replacing(self.optimality, theta, moving, [_tracked(z) for z in x])
+        F = replacing(self.optimality, theta, moving, [_differentiable(z) for z in x])
         F_dot = jvp(
             F, [theta[i] for i in moving], [t for i, t in enumerate(theta_dot) if i in moving and t is not None]
         )
@@ -227,13 +209,13 @@ class _Implicit(torch.autograd.Function):
         return apply_function(_Implicit, mapped, *x, *moved[n:]), (0,) * n
 
 
-def _tracked(x: Tensor) -> Tensor:
+def _differentiable(x: Tensor) -> Tensor:
     """The solution as a tensor with respect to which the optimality function may call ``torch.autograd.grad``."""
     return x if x.requires_grad or in_transform() else x.detach().requires_grad_()
 
 
 def _graph_only_for(*tensors: Tensor) -> torch.set_grad_enabled:
-    """Record a graph only if one of the tensors has one; the results of :func:`_tracked` must not require grad."""
+    """Record a graph only if a tensor has one; the results of :func:`_differentiable` must not require grad."""
     needed = any(x.requires_grad for x in tensors) or in_transform()
     return torch.set_grad_enabled(torch.is_grad_enabled() and needed)
 
@@ -271,12 +253,12 @@ def root_vjp(
         >>> root_vjp(F, x, (a,), torch.tensor(1.0))
         (tensor(0.1667),)
     """
-    shape, arguments = TreeShape(sol, 'sol'), Arguments((tuple(args), {}))
+    shape, arguments = TreeShape(sol, 'sol'), select_tensors((tuple(args), {}))
     x_bar = shape.unpack(cotangent, 'cotangent')
     root = Root(optimality_fun, shape, arguments, solve)
-    wanted = [i for i, t in enumerate(arguments.tensors) if is_inexact(t)]
+    wanted = [i for i, t in enumerate(arguments.selected) if is_inexact(t)]
     with _graph_only_for(*shape.unknowns, *root.theta, *x_bar):
-        return arguments.like(root.vjp(shape.unknowns, root.theta, x_bar, wanted))[0]
+        return arguments.alone(root.vjp(shape.unknowns, root.theta, x_bar, wanted))[0]
 
 
 def root_jvp(
@@ -316,7 +298,7 @@ def root_jvp(
         raise ValueError(
             f'{len(args)} args but {len(tangents)} tangents; pass one for each, None for a constant argument.'
         )
-    shape, arguments = TreeShape(sol, 'sol'), Arguments((args, {}))
+    shape, arguments = TreeShape(sol, 'sol'), select_tensors((args, {}))
     found = [
         x
         for i, (t, a) in enumerate(zip(tangents, args))
@@ -327,7 +309,7 @@ def root_jvp(
         )
     ]
     theta_dot = [found[i] for i in arguments.positions]
-    for t, a in zip(theta_dot, arguments.tensors):
+    for t, a in zip(theta_dot, arguments.selected):
         if t is not None and t.shape != a.shape:
             raise ValueError(
                 f'A tangent has shape {tuple(t.shape)}, but its argument has shape {tuple(a.shape)}. Pass equal shapes.'

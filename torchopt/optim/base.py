@@ -15,7 +15,7 @@ from torchopt import tree
 from torchopt.base import GradientTransformation, UninitializedState
 from torchopt.optim.from_alias import FromAlias, check_impl
 from torchopt.optim.gradients import check_same_kind, check_states, hide_integers, without_integers
-from torchopt.optim.layout import per_parameter, plain_options, read_entries, read_groups
+from torchopt.optim.state_dicts import per_parameter, plain_options, read_entries, read_groups
 from torchopt.preconditions import check_preconditions, is_settled
 from torchopt.update import update_params
 

@@ -12,7 +12,12 @@ from torchopt import tree
 from torchopt.base import GradientTransformation, UninitializedState
 from torchopt.numerics import detach_graph
 from torchopt.optim.from_alias import check_impl
-from torchopt.optim.gradients import differentiable_gradients, with_integers, without_integers
+from torchopt.optim.gradients import (
+    differentiable_gradients,
+    recomputed_gradients,
+    with_integers,
+    without_integers,
+)
 from torchopt.update import update_params
 
 __all__ = ['FuncOptimizer']
@@ -55,14 +60,18 @@ class FuncOptimizer:
         self.inplace = bool(inplace)
         self.differentiable = bool(differentiable)
 
-    def step(self, loss: Any, params: Any, inplace: bool | None = None) -> Any:
+    def step(self, loss: Any, params: Any, inplace: bool | None = None, *, checkpoint: str | None = 'reverse') -> Any:
         """Take one step.
 
         Args:
-            loss: Scalar tensor computed from ``params``.
-            params: Tree of tensors.  Those that do not require grad, or on which the loss does not depend, are
-                returned unchanged.
-            inplace: Overrides ``inplace`` of the constructor.
+            loss: Scalar tensor computed from ``params``; or a function of the parameters that computes it.  With a
+                function, a differentiable step keeps the parameters and the state instead of the graph of the loss: it
+                computes the loss again in the backward pass, as :func:`torchopt.value_and_grad` with ``checkpoint``.
+            params: Tree of tensors.  Those that do not require grad, or do not enter the loss, are returned as they
+                are.
+            inplace: Overrides the choice of the constructor.
+            checkpoint: For a function: ``'reverse'`` or ``'mixed'``, how second derivatives are computed; None keeps
+                the graph.
 
         Returns:
             The new parameters.  Out of place, they are differentiable with respect to the old ones and everything on
@@ -70,7 +79,10 @@ class FuncOptimizer:
         """
         inplace = self.inplace if inplace is None else inplace
         recorded = self.differentiable and not inplace
-        grads = differentiable_gradients(loss, params, create_graph=recorded)
+        if callable(loss) and not isinstance(loss, torch.Tensor):
+            _, grads = recomputed_gradients(loss, params, checkpoint=checkpoint, create_graph=recorded)
+        else:
+            grads = differentiable_gradients(loss, params, create_graph=recorded)
         read = without_integers(params)
         state = self.optim_state
         if isinstance(state, UninitializedState):

@@ -3,19 +3,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sized
 from typing import Any
 
 import torch
 
 from torchopt import tree
-from torchopt.numerics import is_inexact, is_storage_freed
+from torchopt.autodiff.products import is_autograd_off
+from torchopt.autodiff.recompute import recomputed_gradient
+from torchopt.numerics import in_transform, is_inexact
+from torchopt.sharding import is_storage_freed
 
 __all__ = [
     'check_same_kind',
     'check_states',
     'differentiable_gradients',
     'hide_integers',
+    'recomputed_gradients',
     'with_integers',
     'without_integers',
 ]
@@ -37,23 +41,11 @@ def differentiable_gradients(loss: Any, params: Any, *, create_graph: bool = Tru
         ValueError: If the loss has more than one element, or if no parameter requires grad.
         RuntimeError: If the loss has no graph, or the parameters are gathered parameters of FSDP.
     """
-    if not isinstance(loss, torch.Tensor):
-        raise TypeError(f'loss is a {type(loss).__name__}; expected a scalar tensor. Pass the tensor, not its item().')
-    if loss.numel() != 1:
-        raise ValueError(f'loss has shape {tuple(loss.shape)}; expected a scalar. Reduce it, e.g. by loss.mean().')
-    if loss.is_complex():
-        raise TypeError(f'loss is complex ({loss.dtype}); expected a real scalar. Take its real part or its abs().')
-    if not loss.requires_grad:
-        raise RuntimeError(
-            'loss has no graph: it does not depend on anything that requires grad. Compute it from the parameters, '
-            'outside torch.no_grad(), and do not detach it.'
-        )
+    _check_scalar(loss)
+    _check_graph(loss)
     leaves, spec = tree.flatten(params)
     trainable = [p for p in leaves if isinstance(p, torch.Tensor) and p.requires_grad]
-    if not trainable:
-        raise ValueError(
-            'No parameter requires grad, so there is nothing to optimize. Call requires_grad_() on the parameters.'
-        )
+    _check_any(trainable)
     found = iter(torch.autograd.grad(loss, trainable, create_graph=create_graph, allow_unused=True))
     if any(is_storage_freed(p) for p in trainable):
         raise RuntimeError(
@@ -64,6 +56,77 @@ def differentiable_gradients(loss: Any, params: Any, *, create_graph: bool = Tru
         spec,
         [next(found) if isinstance(p, torch.Tensor) and p.requires_grad else None for p in leaves],
     )
+
+
+def recomputed_gradients(
+    closure: Callable[[Any], Any], params: Any, *, checkpoint: str | None, create_graph: bool = True
+) -> tuple[torch.Tensor, Any]:
+    """The value of a loss and its gradients, whose graph is computed in the backward pass.
+
+    Args:
+        closure: ``closure(params)`` returns a tensor of one element.
+        params: Tree of tensors; those that do not require grad are frozen, save under transforms of ``torch.func``,
+            which have no such flag.
+        checkpoint: ``'reverse'`` or ``'mixed'``, as for :func:`torchopt.value_and_grad`; None keeps the graph.
+        create_graph: Whether value and gradients are differentiable.
+
+    Returns:
+        The value, and a tree like ``params``: ``None`` for frozen parameters, and for those that the loss does not
+        depend on; under transforms, where this is not known, zeros for the latter.
+
+    Raises:
+        TypeError: If the loss is not a tensor, or complex.
+        ValueError: If it has more than one element, no parameter requires grad, or ``checkpoint`` is unknown.
+        RuntimeError: If the loss has no graph, and as :func:`torchopt.checkpoint`.
+    """
+    if checkpoint not in (None, 'reverse', 'mixed'):
+        raise ValueError(f"Invalid checkpoint: {checkpoint!r}; expected None, 'reverse' or 'mixed'.")
+    if checkpoint is None or torch.compiler.is_compiling() or is_autograd_off():
+        loss = closure(params)
+        gradients = differentiable_gradients(loss, params, create_graph=create_graph)
+        return (loss if create_graph else loss.detach()), gradients
+    leaves, spec = tree.flatten(params)
+    tensors = [p for p in leaves if isinstance(p, torch.Tensor)]
+    trained = [i for i, p in enumerate(tensors) if p.requires_grad or (in_transform() and is_inexact(p))]
+    _check_any(trained)
+
+    def loss_of(params: Any) -> torch.Tensor:
+        loss = closure(params)
+        _check_scalar(loss)
+        if torch.is_grad_enabled() and not in_transform():
+            _check_graph(loss)
+        return loss  # type: ignore[no-any-return]
+
+    with torch.set_grad_enabled(create_graph and torch.is_grad_enabled()):
+        value, found = recomputed_gradient(loss_of, (params,), {}, trained, mixed=checkpoint == 'mixed', total=True)
+    by_number = dict(zip(trained, found))
+    gradients = iter([by_number.get(i) for i in range(len(tensors))])
+    return value, tree.unflatten(spec, [next(gradients) if isinstance(p, torch.Tensor) else None for p in leaves])
+
+
+def _check_scalar(loss: Any) -> None:
+    if not isinstance(loss, torch.Tensor):
+        raise TypeError(f'loss is a {type(loss).__name__}; expected a scalar tensor. Pass the tensor, not its item().')
+    if loss.numel() != 1:
+        raise ValueError(f'loss has shape {tuple(loss.shape)}; expected a scalar. Reduce it, e.g. by loss.mean().')
+    if loss.is_complex():
+        raise TypeError(f'loss is complex ({loss.dtype}); expected a real scalar. Take its real part or its abs().')
+
+
+def _check_graph(loss: torch.Tensor) -> None:
+    if not loss.requires_grad:
+        raise RuntimeError(
+            'loss has no graph: it does not depend on anything that requires grad. Compute it from the parameters, '
+            'outside torch.no_grad(), and do not detach it.'
+        )
+
+
+def _check_any(trained: Sized) -> None:
+    if not trained:
+        raise ValueError(
+            'No parameter requires grad, so there is nothing to optimize. Call requires_grad_() on the parameters to '
+            'train.'
+        )
 
 
 def without_integers(params: Any) -> Any:

@@ -4,22 +4,24 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 from torch import Tensor, nn
 
 from torchopt import alias
+from torchopt.autodiff.surroundings import note_slots
 from torchopt.base import GradientTransformation, UninitializedState
-from torchopt.numerics import is_fully_sharded
 from torchopt.optim.from_alias import FromAlias, check_impl
 from torchopt.optim.gradients import (
     check_same_kind,
     check_states,
     differentiable_gradients,
     hide_integers,
+    recomputed_gradients,
     without_integers,
 )
+from torchopt.sharding import is_fully_sharded
 from torchopt.update import update_params
 
 __all__ = [
@@ -47,6 +49,7 @@ class MetaOptimizer(FromAlias):
 
     ``step(loss)`` replaces the parameters of the module by new tensors, differentiable functions of the old ones and of
     everything on which the loss depends.  A later ``outer_loss.backward()`` differentiates through all steps.
+    ``step(closure)`` does the same in far less memory: it recomputes the loss instead of keeping its graph.
 
     The transformation receives the parameters as a dict by name: ``torchopt.MetaSGD(net, lr={'weight': 0.1, 'bias':
     rate})`` has one rate per parameter; rates that are tensors can be learned.
@@ -149,22 +152,52 @@ True
         self.impl_groups.append(impl)
         self.state_groups.append(UninitializedState())
 
-    def step(self, loss: Tensor) -> None:
+    @overload
+    def step(self, loss: Tensor) -> None: ...
+
+    @overload
+    def step(self, loss: Callable[[], Tensor], *, checkpoint: str | None = 'reverse') -> Tensor: ...
+
+    def step(self, loss: Tensor | Callable[[], Tensor], *, checkpoint: str | None = 'reverse') -> Tensor | None:
         """Take one differentiable step.
 
+        A loss that is a tensor keeps its graph, and the graph of its gradient, until the outer backward pass.  A loss
+        that is a function is computed here, and again in the backward pass, as by :func:`torchopt.value_and_grad` with
+        ``checkpoint``: each step keeps the parameters and the state only.
+
         Args:
-            loss: Scalar tensor computed by the module.
+            loss: Scalar tensor computed by the module; or a function without arguments that computes it, and that may
+                be called several times.
+            checkpoint: For a function: ``'reverse'`` or ``'mixed'``, how second derivatives are computed; None keeps
+                the graph.
+
+        Returns:
+            The loss, if it was a function.
 
         Raises:
             TypeError: If the loss is not a tensor.
-            ValueError: If it has more than one element, or if no parameter requires grad.
-            RuntimeError: If it has no graph.
+            ValueError: If it has more than one element, if no parameter requires grad, or ``checkpoint`` is unknown.
+            RuntimeError: If it has no graph; for a function also as :func:`torchopt.checkpoint`.
+
+        Example:
+            >>> import torch, torchopt
+            >>> net, rate = torch.nn.Linear(2, 1), torch.tensor(0.1, requires_grad=True)
+            >>> optimizer = torchopt.MetaAdam(net, lr=rate)
+            >>> for _ in range(3):
+            ...     loss = optimizer.step(lambda: net(torch.ones(1, 2)).square().sum())
+            >>> net(torch.ones(1, 2)).square().sum().backward()
+            >>> rate.grad is not None
+            True
         """
         groups = [_parameters(slots) for slots in self.param_groups]
+        value: Tensor | None = None
+        if callable(loss) and not isinstance(loss, Tensor):
+            closure = _at_parameters(loss, self.param_groups)
+            value, gradients = recomputed_gradients(closure, groups, checkpoint=checkpoint)
+        else:
+            gradients = differentiable_gradients(loss, groups)
         new_states, new_groups = [], []
-        for impl, state, params, grads in zip(
-            self.impl_groups, self.state_groups, groups, differentiable_gradients(loss, groups)
-        ):
+        for impl, state, params, grads in zip(self.impl_groups, self.state_groups, groups, gradients):
             if isinstance(state, UninitializedState):
                 state = impl.init(without_integers(params))
             read = dict(zip(params, hide_integers(params.values(), grads.values())))
@@ -176,6 +209,7 @@ True
             for name, places in slots.items():
                 for container, key in places:
                     container[key] = new[name]
+        return value
 
     def state_dict(self) -> tuple[Any, ...]:
         """The states of the groups, not copied; :func:`torchopt.extract_state_dict` makes copies."""
@@ -212,6 +246,25 @@ def _find_slots(module: nn.Module) -> Slots:
 def _held(places: list[tuple[dict[str, Any], str]]) -> Any:
     container, key = places[0]
     return container[key]
+
+
+def _at_parameters(closure: Callable[[], Tensor], groups: list[Slots]) -> Callable[[list[dict[str, Any]]], Tensor]:
+    """A function of nothing as one of the parameters that it finds in modules."""
+    places = [[(name, at) for name, held in slots.items() for at in held] for slots in groups]
+
+    def at_parameters(params: list[dict[str, Any]]) -> Tensor:
+        present = [(container, key, container[key]) for group in places for _, (container, key) in group]
+        note_slots([(container, key) for container, key, _ in present])
+        try:
+            for group, values in zip(places, params):
+                for name, (container, key) in group:
+                    container[key] = values[name]
+            return closure()
+        finally:
+            for container, key, value in present:
+                container[key] = value
+
+    return at_parameters
 
 
 def _parameters(slots: Slots) -> OrderedDict[str, Any]:

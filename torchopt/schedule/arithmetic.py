@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arithmetic of schedules: every formula is written once, for Python floats and for tensors.
+"""The numbers that schedules compute with: their conversion and their checks.
 
-If the step count and all hyper-parameters are available on the host, a formula runs on Python floats
-in double precision.  Otherwise (``torch.func.vmap``, compilation, a count on another device, a
-learned hyper-parameter) it runs on float64 tensors, without a branch on their values.
+Every formula is written once, with :mod:`torchopt.scalars`.  If the step count and all hyper-parameters are
+available on the host, it runs on Python floats in double precision.  Otherwise (``torch.func.vmap``, compilation, a
+count on another device, a learned hyper-parameter) it runs on float64 tensors, without a branch on their values.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ import torch
 
 from torchopt.numerics import as_python_scalar
 
-__all__ = ['Number', 'Schedule', 'clip', 'cosine', 'floor', 'largest', 'lift', 'power']
-__all__ += ['require_count', 'require_number', 'select', 'smallest']
+__all__ = ['Number', 'Schedule', 'lift', 'require_count', 'require_number']
 
 Number: TypeAlias = float | torch.Tensor
 """The type of a hyper-parameter: a number or a 0-d tensor."""
@@ -71,51 +70,6 @@ def _is_complex(x: Any) -> bool:
     return isinstance(x, complex) or (isinstance(x, (np.generic, np.ndarray)) and x.dtype.kind == 'c')
 
 
-def clip(x: Any, low: float, high: Any) -> Any:
-    """``x`` clipped to the interval from ``low`` to ``high``."""
-    if isinstance(x, torch.Tensor):
-        return torch.minimum(torch.clamp(x, min=low), torch.as_tensor(high))
-    return min(max(x, low), high)
-
-
-def smallest(x: Any, y: Any) -> Any:
-    """The smaller of two values."""
-    return torch.minimum(x, y) if isinstance(x, torch.Tensor) else min(x, y)
-
-
-def largest(x: Any, y: Any) -> Any:
-    """The larger of two values."""
-    return torch.maximum(x, y) if isinstance(x, torch.Tensor) else max(x, y)
-
-
-def floor(x: Any) -> Any:
-    """The largest integer that is at most ``x``."""
-    return torch.floor(x) if isinstance(x, torch.Tensor) else float(math.floor(x))
-
-
-def cosine(x: Any) -> Any:
-    """The cosine."""
-    return torch.cos(x) if isinstance(x, torch.Tensor) else math.cos(x)
-
-
-def power(base: Any, exponent: Any) -> Any:
-    """``base**exponent`` as in torch: overflow gives infinity, and a root that is not real gives NaN."""
-    if isinstance(base, torch.Tensor):
-        return torch.pow(base, exponent)
-    try:
-        result = base**exponent
-    except (OverflowError, ZeroDivisionError):
-        return math.inf
-    return math.nan if isinstance(result, complex) else result
-
-
-def select(condition: Any, x: Any, y: Any) -> Any:
-    """``x`` if the condition holds, else ``y``."""
-    if isinstance(condition, torch.Tensor):
-        return torch.where(condition, x, y)
-    return x if condition else y
-
-
 def require_number(name: str, value: Any) -> None:
     """Require a real number or a 0-d tensor; NaN raises if the value is available on the host.
 
@@ -130,7 +84,8 @@ def require_number(name: str, value: Any) -> None:
         raise TypeError(
             f'Invalid {name}: {value!r} is a {type(value).__name__}; expected a real number or a 0-d tensor.'
         )
-    number = as_python_scalar(value.detach() if _is_readable(value) else value)
+    is_leaf = isinstance(value, torch.Tensor) and value.is_leaf
+    number = as_python_scalar(value.detach() if is_leaf else value)
     if number is not None and math.isnan(number):
         raise ValueError(f'Invalid {name}: {value}; expected a number that is not NaN.')
 
@@ -146,7 +101,3 @@ def require_count(name: str, value: Any) -> None:
     number = as_python_scalar(value)
     if number is not None and math.isinf(number):
         raise ValueError(f'Invalid {name}: {value}; expected a finite number of steps.')
-
-
-def _is_readable(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.is_leaf and not torch.compiler.is_compiling()

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from torchopt.schedule.arithmetic import lift, require_count, require_number, select
+from torchopt.scalars import where
+from torchopt.schedule.arithmetic import lift, require_count, require_number
 from torchopt.tree import as_text
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class PiecewiseConstant:
         if isinstance(value, torch.Tensor):
             value = value.expand(count.shape)
         for boundary, factor in zip(flat[::2], flat[1::2]):
-            value = select(count < boundary, value, value * factor)
+            value = where(count < boundary, value, value * factor)
         return value
 
 

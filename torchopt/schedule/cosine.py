@@ -8,15 +8,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from torchopt.numerics import as_python_scalar
-from torchopt.schedule.arithmetic import (
-    cosine,
-    lift,
-    power,
-    require_count,
-    require_number,
-    select,
-    smallest,
-)
+from torchopt.scalars import cosine, power, smaller, where
+from torchopt.schedule.arithmetic import lift, require_count, require_number
 from torchopt.schedule.join import join_schedules
 from torchopt.schedule.polynomial import linear_schedule
 from torchopt.tree import as_text
@@ -42,7 +35,7 @@ class Cosine:
     def __call__(self, count: Any) -> Any:
         """The value at a step."""
         count, init, steps, alpha, exponent = lift(count, self.init_value, self.decay_steps, self.alpha, self.exponent)
-        half_wave = 0.5 * (1.0 + cosine(math.pi * smallest(count, steps) / steps))
+        half_wave = 0.5 * (1.0 + cosine(math.pi * smaller(count, steps) / steps))
         return init * ((1.0 - alpha) * power(half_wave, exponent) + alpha)
 
 
@@ -64,7 +57,7 @@ class CosineTo:
         """The value at a step."""
         init, end = lift(self.init_value, self.end_value)
         # If the peak is zero, the whole schedule is zero, not NaN.
-        alpha = select(init == 0, 0.0 * end, end) / select(init == 0, 1.0 + 0.0 * init, init)
+        alpha = where(init == 0, 0.0 * end, end) / where(init == 0, 1.0 + 0.0 * init, init)
         return Cosine(self.init_value, self.decay_steps, alpha, self.exponent)(count)
 
 

@@ -8,15 +8,8 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from torchopt.numerics import as_python_scalar
-from torchopt.schedule.arithmetic import (
-    floor,
-    largest,
-    lift,
-    power,
-    require_number,
-    select,
-    smallest,
-)
+from torchopt.scalars import floor, larger, power, smaller, where
+from torchopt.schedule.arithmetic import lift, require_number
 from torchopt.schedule.constant import constant_schedule
 from torchopt.schedule.polynomial import check_transition, not_negative
 from torchopt.tree import as_text
@@ -55,13 +48,13 @@ class Exponential:
             *bounds,
         )
         # Clamp the exponent at 0 before the transition: a large negative one could overflow.
-        exponent = largest(count - begin, 0.0 * begin) / steps
+        exponent = larger(count - begin, 0.0 * begin) / steps
         if self.staircase:
             exponent = floor(exponent)
-        value = select(rate == 0, init, init * power(rate, exponent))
+        value = where(rate == 0, init, init * power(rate, exponent))
         for end in bounds:
-            bounded = select(rate < 1, largest(value, end), smallest(value, end))
-            value = select(rate == 0, value, bounded)
+            bounded = where(rate < 1, larger(value, end), smaller(value, end))
+            value = where(rate == 0, value, bounded)
         return value
 
 

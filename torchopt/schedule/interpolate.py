@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from torchopt.schedule.arithmetic import cosine, lift, require_count, require_number, select
+from torchopt.scalars import cosine, where
+from torchopt.schedule.arithmetic import lift, require_count, require_number
 from torchopt.tree import as_text
 
 if TYPE_CHECKING:
@@ -37,11 +38,11 @@ class PiecewiseInterpolate:
         total = 0.0 * count
         for end, factor in zip(flat[::2], flat[1::2]):
             following = value * factor
-            length = select(end - begin > 1, end - begin, 1.0 + 0.0 * end)
+            length = where(end - begin > 1, end - begin, 1.0 + 0.0 * end)
             reached = self._between(value, following, (count - begin) / length)
-            total = total + select(begin <= count, select(count < end, reached, 0.0 * count), 0.0 * count)
+            total = total + where(begin <= count, where(count < end, reached, 0.0 * count), 0.0 * count)
             begin, value = end, following
-        return total + select(begin <= count, value + 0.0 * count, 0.0 * count)
+        return total + where(begin <= count, value + 0.0 * count, 0.0 * count)
 
     def _between(self, start: Any, end: Any, part: Any) -> Any:
         if self.wave:

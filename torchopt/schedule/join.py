@@ -7,7 +7,8 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from torchopt.numerics import as_python_scalar
-from torchopt.schedule.arithmetic import lift, require_count, select
+from torchopt.scalars import where
+from torchopt.schedule.arithmetic import lift, require_count
 from torchopt.tree import as_text
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Joined:
         value = self.schedules[0](count)
         for boundary, later in zip(self.boundaries, self.schedules[1:]):
             step, start, old, new = lift(count, boundary, value, later(count - boundary))
-            value = select(step < start, old, new)
+            value = where(step < start, old, new)
         return value
 
 

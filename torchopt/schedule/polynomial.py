@@ -8,13 +8,8 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from torchopt.numerics import as_python_scalar
-from torchopt.schedule.arithmetic import (
-    clip,
-    lift,
-    power,
-    require_count,
-    require_number,
-)
+from torchopt.scalars import clip, power
+from torchopt.schedule.arithmetic import lift, require_count, require_number
 from torchopt.schedule.constant import constant_schedule
 from torchopt.tree import as_text
 

@@ -18,10 +18,11 @@ from torchopt.base import (
     GradientTransformation,
     GradientTransformationExtraArgs,
     IdentityGradientTransformation,
+    checking,
     factory,
     with_extra_args_support,
 )
-from torchopt.preconditions import checked, required_by_all
+from torchopt.preconditions import required_by_all
 
 __all__ = ['Fold', 'NestedChain', 'chain', 'with_every_stage']
 
@@ -57,7 +58,7 @@ class NestedChain(GradientTransformationExtraArgs):
             return updates, _wrap(fold, iter(states))
 
         requires = (required_by_all(lambda state, params: [(_unwrap(fold, state) or (EmptyState(),), params)], flat),)
-        self = super().__new__(cls, init, checked(update, requires))
+        self = super().__new__(cls, init, checking(update, requires))
         self.requires = requires
         self.adds_to_params = flat.adds_to_params
         self.members, self.fold = members, fold

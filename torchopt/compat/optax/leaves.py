@@ -21,6 +21,7 @@ from torchopt.base import (
     GradientTransformationExtraArgs,
     IdentityGradientTransformation,
 )
+from torchopt.numerics import is_tracing
 
 __all__ = ['as_tensors', 'converting', 'export', 'is_converting']
 
@@ -60,7 +61,7 @@ def converting(tx: GradientTransformation) -> GradientTransformation:
         >>> converting(transform.scale(0.5)).update([4.0], ())[0]
         [tensor(2.)]
     """
-    if torch.compiler.is_compiling() or isinstance(tx, (_Converting, IdentityGradientTransformation)):
+    if is_tracing() or isinstance(tx, (_Converting, IdentityGradientTransformation)):
         return tx
     init, update = tx.init, tx.update
 

@@ -16,7 +16,14 @@ from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.numerics import is_readable, zero_count
 from torchopt.preconditions import params_for, state_of
 from torchopt.scalars import numbers, where
-from torchopt.transform.linesearch.search_problem import Problem, check_limit, counted, number_dtype, report, stored
+from torchopt.transform.linesearch.search_problem import (
+    SearchProblem,
+    check_limit,
+    counted,
+    number_dtype,
+    report,
+    stored,
+)
 
 __all__ = ['BacktrackingLinesearchInfo', 'ScaleByBacktrackingLinesearchState', 'scale_by_backtracking_linesearch']
 
@@ -139,7 +146,7 @@ def scale_by_backtracking_linesearch(
         inplace: bool = False,
         **extra: Any,
     ) -> tuple[Any, ScaleByBacktrackingLinesearchState]:
-        problem = Problem.of(updates, params, value, grad, value_fn, extra)
+        problem = SearchProblem.of(updates, params, value, grad, value_fn, extra)
         kind = state.learning_rate.dtype
         with problem.recording():
             slope = linesearch.inner_product(problem.grad, problem.updates)

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from torchopt import elementwise, linesearch, tree
-from torchopt.autodiff.objective import is_plain
-from torchopt.numerics import as_scalar_like, is_inexact, real_dtype
+from torchopt.autodiff.objective import is_plain_step
+from torchopt.numerics import as_scalar_like, has_tangent, is_inexact, is_tracing, real_dtype
 from torchopt.scalars import where
 
-__all__ = ['Problem', 'check_limit', 'counted', 'number_dtype', 'report', 'stored']
+__all__ = ['SearchProblem', 'check_limit', 'counted', 'number_dtype', 'report', 'stored']
 
 
-class Problem(NamedTuple):
+class SearchProblem(NamedTuple):
     """The objective, the starting point of the search, and its direction."""
 
     updates: Any
@@ -35,7 +35,9 @@ class Problem(NamedTuple):
     plain: bool
 
     @classmethod
-    def of(cls, updates: Any, params: Any, value: Any, grad: Any, value_fn: Any, extra: dict[str, Any]) -> Problem:
+    def of(
+        cls, updates: Any, params: Any, value: Any, grad: Any, value_fn: Any, extra: dict[str, Any]
+    ) -> SearchProblem:
         """The problem of an update, from its arguments.
 
         Raises:
@@ -55,7 +57,8 @@ class Problem(NamedTuple):
         elementwise.check_updates(updates, params)
         tree.check_matching(grad, params, name='grad', like='params')
         _check_arguments(value_fn, extra)
-        plain = is_plain((updates, grad), params)
+        plain = is_plain_step((updates, grad), params)
+        plain = plain and not any(map(has_tangent, tree.leaves((updates, grad, params))))
         if plain:
             updates, params, grad, value = (tree.map(_detached, x) for x in (updates, params, grad, value))
         return cls(updates, params, value, grad, (lambda p: value_fn(p, **extra)) if extra else value_fn, plain)
@@ -102,7 +105,7 @@ def _detached(x: Any) -> Any:
 
 def _check_arguments(value_fn: Callable[..., Any], extra: dict[str, Any]) -> None:
     """Require that the objective accepts all extra arguments."""
-    if not extra or torch.compiler.is_compiling():
+    if not extra or is_tracing():
         return
     parameters = inspect.signature(value_fn).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
@@ -137,12 +140,12 @@ def counted(steps: Any) -> Tensor:
     return steps if isinstance(steps, Tensor) else torch.tensor(steps, dtype=torch.int64, device='cpu')
 
 
-def report(name: str, problem: Problem, slope: Any, stepsize: Any, error: Any) -> None:
+def report(name: str, problem: SearchProblem, slope: Any, stepsize: Any, error: Any) -> None:
     """Print why a search failed."""
     value, slope, stepsize, error = (float(x) for x in (problem.value, slope, stepsize, error))
     print(f'{name}: no step size meets the conditions. At the parameters the value is {value:g}, the slope {slope:g}.')
     if not slope < 0.0:
-        print('  The updates are no descent direction: the slope must be negative. Check the sign of the updates.')
+        print('  The updates are not a descent direction: the slope must be negative. Check the sign of their scale.')
     if error == math.inf:
         print('  The objective is NaN or infinite at all trial steps.')
     else:

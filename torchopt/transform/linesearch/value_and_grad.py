@@ -7,11 +7,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from torchopt import linesearch, tree
-from torchopt.numerics import has_tangent, in_transform, is_readable
+from torchopt.numerics import has_tangent, is_plain, is_readable
 from torchopt.scalars import where
 
 __all__ = ['value_and_grad_from_state']
@@ -76,11 +75,5 @@ def value_and_grad_from_state(value_fn: Callable[..., Any]) -> Callable[..., tup
 
 
 def _are_weights(params: Any) -> bool:
-    if torch.compiler.is_compiling() or in_transform():
-        return False
     tensors = [p for p in tree.leaves(params) if isinstance(p, Tensor)]
-    return (
-        bool(tensors)
-        and all(p.is_leaf and not has_tangent(p) for p in tensors)
-        and any(p.requires_grad for p in tensors)
-    )
+    return is_plain(tensors, ()) and any(p.requires_grad for p in tensors) and not any(map(has_tangent, tensors))

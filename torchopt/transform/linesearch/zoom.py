@@ -15,7 +15,14 @@ from torchopt import checks, elementwise, linesearch, tree
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.numerics import is_readable, zero_count
 from torchopt.preconditions import params_for, state_of
-from torchopt.transform.linesearch.search_problem import Problem, check_limit, counted, number_dtype, report, stored
+from torchopt.transform.linesearch.search_problem import (
+    SearchProblem,
+    check_limit,
+    counted,
+    number_dtype,
+    report,
+    stored,
+)
 
 __all__ = ['ScaleByZoomLinesearchState', 'ZoomLinesearchInfo', 'scale_by_zoom_linesearch']
 
@@ -143,7 +150,7 @@ def scale_by_zoom_linesearch(
         inplace: bool = False,
         **extra: Any,
     ) -> tuple[Any, ScaleByZoomLinesearchState]:
-        problem = Problem.of(updates, params, value, grad, value_fn, extra)
+        problem = SearchProblem.of(updates, params, value, grad, value_fn, extra)
         kind = state.learning_rate.dtype
         with problem.recording():
             slope = linesearch.inner_product(problem.grad, problem.updates)

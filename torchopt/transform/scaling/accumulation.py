@@ -12,7 +12,7 @@ from torch import Tensor
 from torchopt import checks, elementwise, rules, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.elementwise import ranges
-from torchopt.elementwise.first_moment import moment_dtype, zero_mean
+from torchopt.elementwise.ranges import moment_dtype
 from torchopt.numerics import (
     DTypeLike,
     advance,
@@ -67,7 +67,7 @@ def ema(decay: Any, debias: bool = True, accumulator_dtype: DTypeLike | None = N
     dtype = moment_dtype(accumulator_dtype, 'accumulator_dtype')
 
     def init(params: Any) -> EmaState:
-        return EmaState(zero_count(), zero_mean(params, dtype))
+        return EmaState(zero_count(), elementwise.zero_moment(params, dtype=dtype))
 
     hypers = elementwise.Hyperparams(_average, decay=decay)
 

@@ -6,17 +6,19 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, NamedTuple
 
-from torchopt import checks, elementwise, rules, tree
+from torch import Tensor
+
+from torchopt import elementwise, rules, tree
 from torchopt.base import (
     ElementwiseTransformation,
     GradientTransformation,
     factory,
-    with_native,
 )
 from torchopt.elementwise import ranges
-from torchopt.elementwise.first_moment import moment_dtype, zero_mean
+from torchopt.elementwise.ranges import moment_dtype
 from torchopt.numerics import DTypeLike, advance, bias_correction, one_minus, safe_increment, zero_count
 from torchopt.preconditions import state_of
+from torchopt.transform.wrappers.native import with_native
 
 __all__ = ['ScaleByAdamState', 'scale_by_accelerated_adam', 'scale_by_adam']
 
@@ -91,7 +93,7 @@ def scale_by_adam(
     def init(params: Any) -> ScaleByAdamState:
         return ScaleByAdamState(
             zero_count(),
-            zero_mean(params, dtype, requires_grad=moment_requires_grad),
+            elementwise.zero_moment(params, dtype=dtype, requires_grad=moment_requires_grad),
             elementwise.zero_moment(params, real=True, requires_grad=moment_requires_grad),
         )
 
@@ -100,7 +102,7 @@ def scale_by_adam(
     def prepare(state: ScaleByAdamState) -> elementwise.ElementwiseStep:
         count, t = advance(state.count)
         return elementwise.ElementwiseStep(
-            hypers.rule(t, nesterov), (state.mu, state.nu), lambda mu, nu: ScaleByAdamState(count, mu, nu)
+            hypers.rule(t, nesterov), (state.mu, state.nu), partial(ScaleByAdamState, count)
         )
 
     return ElementwiseTransformation(init, prepare, state_of(ScaleByAdamState), hypers=hypers)
@@ -119,7 +121,7 @@ def _rule(t: Any, nesterov: bool, *, b1: Any, b2: Any, eps: Any, eps_root: Any) 
         gradient=one_minus(b1) if nesterov else 0.0,
         slope=c1 / c2**0.5,
         offset=c1 * eps,
-        shift=c2 * eps_root if checks.nonzero(eps_root) else 0.0,
+        shift=c2 * eps_root if isinstance(eps_root, Tensor) or eps_root else 0.0,
     )
 
 

@@ -12,7 +12,7 @@ from torchopt.elementwise import ranges
 from torchopt.numerics import advance, bias_correction, one_minus, zero_count
 from torchopt.preconditions import state_of
 
-__all__ = ['ScaleByAdamaxState', 'adamax_with_state', 'scale_by_adamax']
+__all__ = ['ScaleByAdamaxState', 'scale_by_adamax']
 
 
 @tree.safe_to_load
@@ -52,18 +52,11 @@ def scale_by_adamax(
     References:
         Kingma and Ba, `Adam: a method for stochastic optimization <https://arxiv.org/abs/1412.6980>`_, section 7, 2014.
     """
-    return adamax_with_state(ScaleByAdamaxState, b1, b2, eps, moment_requires_grad)
-
-
-def adamax_with_state(
-    kind: Any, b1: Any, b2: Any, eps: Any, moment_requires_grad: bool = False
-) -> GradientTransformation:
-    """:func:`scale_by_adamax` with another class of states, with the same three fields."""
     ranges.decay_rates(b1, b2)
     ranges.at_least_zero('epsilon value', eps)
 
-    def init(params: Any) -> Any:
-        return kind(
+    def init(params: Any) -> ScaleByAdamaxState:
+        return ScaleByAdamaxState(
             zero_count(),
             elementwise.zero_moment(params, requires_grad=moment_requires_grad),
             elementwise.zero_moment(params, real=True, requires_grad=moment_requires_grad),
@@ -71,11 +64,11 @@ def adamax_with_state(
 
     hypers = elementwise.Hyperparams(_rule, b1=b1, b2=b2, eps=eps)
 
-    def prepare(state: Any) -> elementwise.ElementwiseStep:
+    def prepare(state: ScaleByAdamaxState) -> elementwise.ElementwiseStep:
         count, t = advance(state.count)
-        return elementwise.ElementwiseStep(hypers.rule(t), (state.mu, state.nu), partial(kind, count))
+        return elementwise.ElementwiseStep(hypers.rule(t), (state.mu, state.nu), partial(ScaleByAdamaxState, count))
 
-    return ElementwiseTransformation(init, prepare, state_of(kind), hypers=hypers)
+    return ElementwiseTransformation(init, prepare, state_of(ScaleByAdamaxState), hypers=hypers)
 
 
 def _rule(t: Any, *, b1: Any, b2: Any, eps: Any) -> partial[Any]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torchopt import elementwise, rules, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.elementwise import ranges
-from torchopt.elementwise.first_moment import moment_dtype, zero_mean
+from torchopt.elementwise.ranges import moment_dtype
 from torchopt.numerics import DTypeLike, advance, bias_correction, one_minus, zero_count
 from torchopt.preconditions import state_of
 
@@ -82,7 +82,7 @@ def scale_by_amsgrad(
 
     def init(params: Any) -> ScaleByAmsgradState:
         squares = [elementwise.zero_moment(params, real=True) for _ in range(2)]
-        return ScaleByAmsgradState(zero_count(), zero_mean(params, dtype), *squares)
+        return ScaleByAmsgradState(zero_count(), elementwise.zero_moment(params, dtype=dtype), *squares)
 
     hypers = elementwise.Hyperparams(_rule, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt import checks
+from torchopt import checks, elementwise
 from torchopt.base import EmptyState, GradientTransformation, factory, init_empty_state
-from torchopt.elementwise.leaves import as_constant, leaf_norm, least_norm, move_leaves
+from torchopt.elementwise.leaves import as_constant, leaf_norm, least_norm
 from torchopt.norms import root_mean_square
 from torchopt.numerics import as_scalar_like, in_single
 from torchopt.preconditions import params_for
@@ -31,7 +31,7 @@ def _scale_leaves(rule: Any, purpose: str) -> GradientTransformation:
         return (rule(u, as_constant(p, u)),)
 
     def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
-        (updates,) = move_leaves(in_single(scaled), updates, reads=(params,))
+        (updates,) = elementwise.apply_rule(in_single(scaled), updates, reads=(params,), whole=True)
         return updates, state
 
     return GradientTransformation.requiring(init_empty_state, update, params_for(purpose))

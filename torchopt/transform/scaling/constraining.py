@@ -16,7 +16,7 @@ from torchopt.base import (
     factory,
     init_empty_state,
 )
-from torchopt.elementwise.leaves import as_constant, move_leaves
+from torchopt.elementwise.leaves import as_constant
 from torchopt.preconditions import params_for, state_of
 
 __all__ = ['NonNegativeParamsState', 'ZeroNansState', 'keep_params_nonnegative', 'zero_nans']
@@ -81,7 +81,7 @@ def zero_nans() -> GradientTransformation:
     def update(
         updates: Any, state: ZeroNansState, params: Any = None, *, inplace: bool = False
     ) -> tuple[Any, ZeroNansState]:
-        updates, found = move_leaves(rule, updates, state.found_nan)
+        updates, found = elementwise.apply_rule(rule, updates, state.found_nan, whole=True)
         return updates, ZeroNansState(found)
 
     return GradientTransformation.requiring(init, update, state_of(ZeroNansState))

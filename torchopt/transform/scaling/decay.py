@@ -14,6 +14,7 @@ from torchopt.base import (
     factory,
     identity,
     init_empty_state,
+    same_step,
 )
 from torchopt.elementwise import ranges
 from torchopt.numerics import increment, zero_count
@@ -42,8 +43,8 @@ def add_decayed_weights(weight_decay: Any = 0.0, mask: Any = None) -> GradientTr
 
     Before an update rule this is an l2 penalty; after an adaptive rule it is decoupled weight decay (AdamW).
 
-    In plain training (the parameter is a leaf that requires grad, and the gradient has no graph) the parameter is
-    treated as a constant, so that no graph is kept from step to step.
+    In a step of plain training (the parameter is a leaf that requires grad; gradient, moments and hyper-parameters have
+    no graph) the parameter is treated as a constant, so no graph grows from step to step.
 
     Args:
         weight_decay: :math:`\lambda \ge 0`: a number or a 0-d tensor, a tree of them with the structure of the
@@ -87,11 +88,7 @@ def add_decayed_weights(weight_decay: Any = 0.0, mask: Any = None) -> GradientTr
         requires = [state_of(WeightDecaySchedule), *requires, Precondition(value)]
         everywhere = ElementwiseTransformation(_first_count, prepare, *requires, hypers=hypers)
     else:
-        step = elementwise.ElementwiseStep(hypers.rule(), (), EmptyState, reads_params=True)
-
-        def prepare(state: Any) -> elementwise.ElementwiseStep:
-            return step
-
+        prepare = same_step(elementwise.ElementwiseStep(hypers.rule(), (), EmptyState, reads_params=True))
         everywhere = ElementwiseTransformation(init_empty_state, prepare, *requires, hypers=hypers)
     if mask is None:
         return everywhere

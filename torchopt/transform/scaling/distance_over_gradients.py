@@ -10,8 +10,8 @@ from torch import Tensor
 
 from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformation, factory
-from torchopt.elementwise.first_moment import moment_dtype
-from torchopt.elementwise.leaves import as_constants, leaf_norm, move_leaves
+from torchopt.elementwise.leaves import as_constants, leaf_norm
+from torchopt.elementwise.ranges import moment_dtype
 from torchopt.numerics import (
     DTypeLike,
     abs_sq,
@@ -103,7 +103,7 @@ def scale_by_distance_over_gradients(
     def update(
         updates: Any, state: ScaleByDistanceOverGradientsState, params: Any = None, *, inplace: bool = False
     ) -> tuple[Any, ScaleByDistanceOverGradientsState]:
-        updates, *new = move_leaves(rule, updates, *state, reads=(params,))
+        updates, *new = elementwise.apply_rule(rule, updates, *state, reads=(params,), whole=True)
         return updates, ScaleByDistanceOverGradientsState(*new)
 
     return GradientTransformation.requiring(

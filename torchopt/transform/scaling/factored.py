@@ -11,7 +11,6 @@ from torch import Tensor
 
 from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformation, factory
-from torchopt.elementwise.leaves import move_leaves
 from torchopt.numerics import abs_sq, advance, as_python_scalar, as_scalar_like, safe_sqrt, widened, zero_count
 from torchopt.preconditions import params_for, state_of
 
@@ -134,7 +133,9 @@ def scale_by_factored_rms(
             u = g / safe_sqrt(row / of_rows).unsqueeze(first) / safe_sqrt(col).unsqueeze(second)
             return u.to(g.dtype), row.to(v_row.dtype), col.to(v_col.dtype), v
 
-        updates, v_row, v_col, v = move_leaves(rule, updates, state.v_row, state.v_col, state.v, reads=(params,))
+        updates, v_row, v_col, v = elementwise.apply_rule(
+            rule, updates, state.v_row, state.v_col, state.v, reads=(params,), whole=True
+        )
         return updates, FactoredState(advance(state.count)[0], v_row, v_col, v)
 
     return GradientTransformation.requiring(

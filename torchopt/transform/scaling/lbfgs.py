@@ -12,7 +12,7 @@ from torchopt import elementwise, tree
 from torchopt.base import GradientTransformation, factory
 from torchopt.elementwise.leaves import as_constant
 from torchopt.elementwise.moments import check_writable
-from torchopt.numerics import advance, in_transform, zero_count
+from torchopt.numerics import advance, runs_directly, zero_count
 from torchopt.preconditions import params_for, state_of
 from torchopt.quasi_newton import Memory, Ring, curvature_pair, first_scale, inverse_hessian_product, remember
 
@@ -21,7 +21,7 @@ __all__ = ['ScaleByLBFGSState', 'scale_by_lbfgs']
 
 @tree.safe_to_load
 class ScaleByLBFGSState(NamedTuple):
-    """State of :func:`scale_by_lbfgs`; the memories are ring buffers.
+    r"""State of :func:`scale_by_lbfgs`; the memories are ring buffers.
 
     Attributes:
         count: The step count.
@@ -29,7 +29,7 @@ class ScaleByLBFGSState(NamedTuple):
         updates: The gradients at the last step.
         diff_params_memory: The last differences of parameters, stacked along a new first dimension of each leaf.
         diff_updates_memory: The last differences of gradients, likewise.
-        weights_memory: The weights ``1 / <y, s>`` of the pairs, in double precision; zero for skipped pairs.
+        weights_memory: The weights :math:`\rho_j` of the pairs, in double precision; zero for skipped pairs.
     """
 
     count: Any
@@ -105,7 +105,7 @@ def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Gr
     ) -> tuple[Any, ScaleByLBFGSState]:
         elementwise.check_inexact(updates, name='updates')
         elementwise.check_updates(updates, params)
-        inplace = inplace and not in_transform() and not torch.compiler.is_compiling()
+        inplace = inplace and runs_directly()
         if inplace:
             check_writable([*tree.leaves(state), *tree.leaves(updates)])
         with torch.set_grad_enabled(torch.is_grad_enabled() and not inplace):

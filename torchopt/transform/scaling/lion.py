@@ -12,7 +12,7 @@ from torch import Tensor
 from torchopt import checks, elementwise, rules, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.elementwise import ranges
-from torchopt.elementwise.first_moment import moment_dtype, zero_mean
+from torchopt.elementwise.ranges import moment_dtype
 from torchopt.numerics import DTypeLike, increment, one_minus, zero_count
 from torchopt.preconditions import state_of
 
@@ -75,7 +75,7 @@ def scale_by_lion(
         raise ValueError(f"Invalid mode value: {mode!r}; expected 'hard', 'smooth' or 'refined'.")
 
     def init(params: Any) -> ScaleByLionState:
-        return ScaleByLionState(zero_count(), zero_mean(params, dtype))
+        return ScaleByLionState(zero_count(), elementwise.zero_moment(params, dtype=dtype))
 
     squash: Any = None
     if mode == 'smooth':

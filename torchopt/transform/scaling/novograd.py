@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt import checks, tree
+from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformation, factory
-from torchopt.elementwise.first_moment import moment_dtype, zero_mean
-from torchopt.elementwise.leaves import as_constant, move_leaves
+from torchopt.elementwise.leaves import as_constant
+from torchopt.elementwise.ranges import moment_dtype
 from torchopt.numerics import (
     DTypeLike,
     abs_sq,
@@ -88,7 +88,7 @@ def scale_by_novograd(
 
     def init(params: Any) -> ScaleByNovogradState:
         nu = tree.map(lambda p: torch.zeros((), dtype=wide_dtype(p.dtype), device=p.device), params)
-        return ScaleByNovogradState(zero_count(), zero_mean(params, dtype), nu)
+        return ScaleByNovogradState(zero_count(), elementwise.zero_moment(params, dtype=dtype), nu)
 
     requires = [state_of(ScaleByNovogradState), *([params_for('weight decay')] if decays else [])]
 
@@ -111,7 +111,7 @@ def scale_by_novograd(
             return new, new, v
 
         reads = (params,) if decays else ()
-        updates, mu, nu = move_leaves(rule, updates, state.mu, state.nu, reads=reads)
+        updates, mu, nu = elementwise.apply_rule(rule, updates, state.mu, state.nu, reads=reads, whole=True)
         return updates, ScaleByNovogradState(count, mu, nu)
 
     return GradientTransformation.requiring(init, update, *requires)

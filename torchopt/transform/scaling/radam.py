@@ -16,7 +16,7 @@ from torchopt.elementwise import ranges
 from torchopt.numerics import advance, as_python_scalar, bias_correction, one_minus, safe_increment, zero_count
 from torchopt.preconditions import state_of
 
-__all__ = ['ScaleByRadamState', 'radam_with_state', 'scale_by_radam']
+__all__ = ['ScaleByRadamState', 'scale_by_radam']
 
 
 @tree.safe_to_load
@@ -74,53 +74,27 @@ def scale_by_radam(
         Liu et al., `On the variance of the adaptive learning rate and beyond
         <https://arxiv.org/abs/1908.03265>`_, 2019.
     """
-    return radam_with_state(
-        ScaleByRadamState,
-        b1,
-        b2,
-        eps,
-        eps_root,
-        moment_requires_grad,
-        threshold=threshold,
-        nesterov=nesterov,
-        late_eps=eps_after_correction,
-    )
-
-
-def radam_with_state(
-    kind: Any,
-    b1: Any,
-    b2: Any,
-    eps: Any,
-    eps_root: Any,
-    moment_requires_grad: bool = False,
-    *,
-    threshold: float,
-    nesterov: bool,
-    late_eps: bool,
-) -> GradientTransformation:
-    """:func:`scale_by_radam` with another class of states, with the same three fields."""
     ranges.decay_rates(b1, b2)
     ranges.at_least_zero('epsilon value', eps)
     ranges.at_least_zero('eps_root value', eps_root)
     checks.number('threshold value', threshold)
 
-    def init(params: Any) -> Any:
-        return kind(
+    def init(params: Any) -> ScaleByRadamState:
+        return ScaleByRadamState(
             zero_count(),
             elementwise.zero_moment(params, requires_grad=moment_requires_grad),
             elementwise.zero_moment(params, real=True, requires_grad=moment_requires_grad),
         )
 
     hypers = elementwise.Hyperparams(
-        partial(_rule, threshold, nesterov, late_eps), b1=b1, b2=b2, eps=eps, eps_root=eps_root
+        partial(_rule, threshold, nesterov, eps_after_correction), b1=b1, b2=b2, eps=eps, eps_root=eps_root
     )
 
-    def prepare(state: Any) -> elementwise.ElementwiseStep:
+    def prepare(state: ScaleByRadamState) -> elementwise.ElementwiseStep:
         count, t = advance(state.count)
-        return elementwise.ElementwiseStep(hypers.rule(t), (state.mu, state.nu), partial(kind, count))
+        return elementwise.ElementwiseStep(hypers.rule(t), (state.mu, state.nu), partial(ScaleByRadamState, count))
 
-    return ElementwiseTransformation(init, prepare, state_of(kind), hypers=hypers)
+    return ElementwiseTransformation(init, prepare, state_of(ScaleByRadamState), hypers=hypers)
 
 
 def _rule(

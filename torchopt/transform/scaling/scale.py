@@ -15,6 +15,7 @@ from torchopt.base import (
     GradientTransformation,
     factory,
     init_empty_state,
+    same_step,
 )
 from torchopt.elementwise import ranges
 from torchopt.numerics import as_python_scalar, increment, zero_count
@@ -26,15 +27,19 @@ __all__ = ['ScaleByScheduleState', 'scale', 'scale_by_learning_rate', 'scale_by_
 def _rule(sign: int, factor: Any) -> partial[Any]:
     """The rule that multiplies by a factor, a Python number if possible."""
     factor = factor if sign == 1 else sign * factor
-    number = as_python_scalar(factor)
+    number = factor if type(factor) is float else as_python_scalar(factor)
     return partial(rules.scale, factor=factor if number is None else number)
 
 
 def _constant(sign: int, name: str, value: Any) -> GradientTransformation:
+    if type(value) is float:
+        return ElementwiseTransformation(
+            init_empty_state, same_step(elementwise.ElementwiseStep(_rule(sign, value), (), EmptyState))
+        )
     hypers = elementwise.Hyperparams(lambda **named: _rule(sign, named[name]), **{name: value})
     if not isinstance(value, Tensor):
-        step = elementwise.ElementwiseStep(hypers.rule(), (), EmptyState)
-        return ElementwiseTransformation(init_empty_state, lambda state: step, hypers=hypers)
+        prepare = same_step(elementwise.ElementwiseStep(hypers.rule(), (), EmptyState))
+        return ElementwiseTransformation(init_empty_state, prepare, hypers=hypers)
     # A tensor may be learned, and requires a new graph in every step.
     return ElementwiseTransformation(
         init_empty_state, lambda state: elementwise.ElementwiseStep(hypers.rule(), (), EmptyState), hypers=hypers
@@ -147,6 +152,6 @@ def scale_by_learning_rate(learning_rate: Any, *, flip_sign: bool = True) -> Gra
     """
     ranges.learning_rate(learning_rate)
     sign = -1 if flip_sign else 1
-    if checks.is_schedule(learning_rate):
+    if type(learning_rate) is not float and checks.is_schedule(learning_rate):
         return _scheduled(learning_rate, sign)
     return _constant(sign, 'learning_rate', learning_rate)

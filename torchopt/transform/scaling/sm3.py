@@ -11,7 +11,6 @@ from torch import Tensor
 
 from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformation, factory
-from torchopt.elementwise.leaves import move_leaves
 from torchopt.numerics import as_scalar_like, one_minus
 from torchopt.preconditions import state_of
 
@@ -86,7 +85,7 @@ def scale_by_sm3(b1: Any = 0.9, b2: Any = 1.0, eps: Any = 1e-8) -> GradientTrans
     def update(
         updates: Any, state: ScaleBySM3State, params: Any = None, *, inplace: bool = False
     ) -> tuple[Any, ScaleBySM3State]:
-        updates, mu, nu = move_leaves(rule, updates, state.mu, state.nu)
+        updates, mu, nu = elementwise.apply_rule(rule, updates, state.mu, state.nu, whole=True)
         return updates, ScaleBySM3State(mu, nu)
 
     return GradientTransformation.requiring(init, update, state_of(ScaleBySM3State))

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchopt import checks, elementwise, rules, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory, identity
 from torchopt.elementwise import ranges
-from torchopt.elementwise.first_moment import moment_dtype, zero_mean
+from torchopt.elementwise.ranges import moment_dtype
 from torchopt.numerics import DTypeLike, as_python_scalar, increment, zero_count
 from torchopt.preconditions import state_of
 
@@ -96,7 +96,7 @@ def decaying_sum(
     hypers = elementwise.Hyperparams(_rule, momentum=momentum, dampening=dampening)
 
     def zeros(params: Any) -> Any:
-        return zero_mean(params, dtype, requires_grad=requires_grad)
+        return elementwise.zero_moment(params, dtype=dtype, requires_grad=requires_grad)
 
     if not checks.nonzero(dampening):
         return ElementwiseTransformation(

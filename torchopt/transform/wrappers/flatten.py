@@ -5,16 +5,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from torchopt import elementwise, tree
-from torchopt.autodiff.objective import is_plain
+from torchopt.autodiff.objective import is_plain_step
 from torchopt.base import (
     GradientTransformation,
     GradientTransformationExtraArgs,
     factory,
     with_extra_args_support,
 )
+from torchopt.numerics import detach_graph
 from torchopt.preconditions import required_by_all
 
 __all__ = ['flatten']
@@ -61,7 +60,7 @@ def flatten(inner: GradientTransformation) -> GradientTransformationExtraArgs:
                         f'updates{path} is None, but flatten makes one vector of all updates, which cannot have '
                         f'missing parts. Pass zeros, or put masked around flatten.'
                     )
-            params = tree.ravel(tree.map(Tensor.detach, params) if is_plain(updates, params) else params)[0]
+            params = tree.ravel(tree.map(detach_graph, params) if is_plain_step(updates, params) else params)[0]
         vector, unravel = tree.ravel(updates, name='updates')
         vector, state = wide.update(vector, state, params, inplace=inplace, **extra)
         return unravel(vector), state

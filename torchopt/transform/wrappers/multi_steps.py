@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformation, GradientTransformationExtraArgs, with_extra_args_support
-from torchopt.elementwise.first_moment import moment_dtype
+from torchopt.elementwise.ranges import moment_dtype
 from torchopt.loop.selection import branch
 from torchopt.numerics import (
     DTypeLike,

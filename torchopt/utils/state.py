@@ -1,48 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Save, restore, copy and detach the state of modules and meta-optimizers.
-
-After an inner loop, the graph of all steps is attached to the module and its optimizer.  Between two tasks, restore
-the initial state (:func:`extract_state_dict`, :func:`recover_state_dict`), or continue from the current state without
-its graph (:func:`stop_gradient`).
-
-**What keeps a graph alive.** A graph exists as long as any tensor that was computed in it is reachable: the current
-parameters of the module, the moments of the optimizer, a state extracted by reference or by copy after a step, a loss
-stored in a list (store ``loss.item()`` instead).  To release the graph of an inner loop, replace the tensors of *both*
-the module and the optimizer, by ``stop_gradient`` or ``recover_state_dict``, and delete all other references.  Do this
-after the outer backward pass: gradients do not flow through a tensor that has been detached in place.
-"""
+"""The state of modules and meta-optimizers: save, restore and detach it."""
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any, NamedTuple, TypeVar, overload
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from torchopt import tree
 from torchopt.optim import FuncOptimizer, Optimizer
 from torchopt.optim.meta import MetaOptimizer
+from torchopt.utils.replication import Container, Device, Replicate
 
 __all__ = [
+    'HOLDERS',
     'ModuleState',
     'extract_module_containers',
     'extract_state_dict',
-    'module_clone',
+    'is_state',
     'module_detach_',
     'recover_state_dict',
     'stop_gradient',
 ]
 
 T = TypeVar('T')
-Device = torch.device | str | int
-Container = MutableMapping[str, Any]
 
-_OPTIMIZERS = (MetaOptimizer, Optimizer)
-_HOLDERS = (nn.Module, FuncOptimizer, *_OPTIMIZERS)
+OPTIMIZERS = (MetaOptimizer, Optimizer)
+HOLDERS = (nn.Module, FuncOptimizer, *OPTIMIZERS)
+"""The classes of objects that hold tensors and are no trees."""
 
 
 class ModuleState(NamedTuple):
@@ -63,71 +51,13 @@ class ModuleState(NamedTuple):
     detach_buffers: bool = False
 
 
-def _is_state(x: Any) -> bool:
+def is_state(x: Any) -> bool:
     """Treat a ModuleState as a leaf of a tree: its visual contents have tensors as keys, which cannot be sorted."""
     return isinstance(x, ModuleState)
 
 
-# -- replication of tensors ------------------------------------------------------------------------
-
-
-def _reference(tensor: Tensor, device: Device | None) -> Tensor:
-    return tensor if device is None else tensor.to(device)
-
-
-def _copy(tensor: Tensor, device: Device | None) -> Tensor:
-    if is_lazy(tensor):
-        return copy.deepcopy(tensor)
-    moved = _reference(tensor, device)
-    return tensor.clone() if moved is tensor else moved
-
-
-def _deepcopy(tensor: Tensor, device: Device | None) -> Tensor:
-    if is_lazy(tensor):
-        return copy.deepcopy(tensor)
-    fresh = _copy(tensor.detach(), device)
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(fresh, requires_grad=tensor.requires_grad)
-    return fresh.requires_grad_(tensor.requires_grad)
-
-
-_REPLICATIONS: dict[str, Callable[[Tensor, Device | None], Tensor]] = {
-    'reference': _reference,
-    'ref': _reference,
-    'copy': _copy,
-    'clone': _copy,
-    'deepcopy': _deepcopy,
-    'deepclone': _deepcopy,
-}
-
-
-class _Replicate:
-    """Replicates leaves; each tensor is replicated once, so that tied tensors stay tied."""
-
-    def __init__(self, by: str, device: Device | None = None) -> None:
-        if by not in _REPLICATIONS:
-            raise ValueError(f'by: {by!r} is not one of {", ".join(map(repr, _REPLICATIONS))}. Pass one of these')
-        self._function = _REPLICATIONS[by]
-        self._device = device
-        self._replicas: dict[Tensor, Tensor] = {}  # tensors hash by identity
-
-    def __call__(self, leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        if leaf not in self._replicas:
-            self._replicas[leaf] = self._function(leaf, self._device)
-        return self._replicas[leaf]
-
-    def container(self, container: Container) -> Container:
-        items = {name: self(tensor) for name, tensor in container.items() if tensor is not None}
-        return type(container)(items)  # type: ignore[call-arg]  # dict or OrderedDict
-
-
 def _unexpected(what: str, found: Any, expected: str) -> TypeError:
     return TypeError(f'Unexpected class of {what}: {type(found).__name__}. Pass {expected}.')
-
-
-# -- extraction and recovery -----------------------------------------------------------------------
 
 
 def extract_module_containers(
@@ -245,17 +175,17 @@ def extract_state_dict(
         >>> net.weight is start.params[0]['weight']
         True
     """
-    replicate = _Replicate(by, device)
+    replicate = Replicate(by, device)
     if isinstance(target, nn.Module):
         params, buffers = extract_module_containers(target, with_buffers)
-        replicate_buffer = _Replicate('deepcopy', device) if detach_buffers else replicate
+        replicate_buffer = Replicate('deepcopy', device) if detach_buffers else replicate
         return ModuleState(
             params=tuple(map(replicate.container, params)),
             buffers=tuple(map(replicate_buffer.container, buffers)),
             visual_contents=_visual_contents(target, visual_prefix) if enable_visual else None,
             detach_buffers=detach_buffers,
         )
-    if isinstance(target, _OPTIMIZERS):
+    if isinstance(target, OPTIMIZERS):
         return tuple(tree.map(replicate, state) for state in target.state_groups)
     raise _unexpected('target', target, 'a torch.nn.Module, a MetaOptimizer or an Optimizer')
 
@@ -307,12 +237,12 @@ def recover_state_dict(target: nn.Module | MetaOptimizer | Optimizer, state: Any
         if saved_buffers:
             _check_containers('buffer', saved_buffers, _named_containers(target, '_buffers'), complete=False)
             if state.detach_buffers:
-                saved_buffers = tuple(map(_Replicate('deepcopy').container, saved_buffers))
+                saved_buffers = tuple(map(Replicate('deepcopy').container, saved_buffers))
         else:
             buffers = ()
         for container, saved in zip(params + buffers, state.params + saved_buffers, strict=True):
             container.update(saved)
-    elif isinstance(target, _OPTIMIZERS):
+    elif isinstance(target, OPTIMIZERS):
         if isinstance(state, ModuleState) or not isinstance(state, (tuple, list)):
             raise _unexpected('state', state, 'the tuple extracted from an optimizer')
         target.load_state_dict(state)
@@ -370,14 +300,14 @@ def _places(target: Any) -> Iterator[_Place]:
         yield from _container_places(extract_module_containers(target, with_buffers=False)[0])
     elif isinstance(target, ModuleState):
         yield from _container_places(target.params + target.buffers)
-    elif isinstance(target, _OPTIMIZERS):
+    elif isinstance(target, OPTIMIZERS):
         yield from _places(target.state_groups)
     elif isinstance(target, FuncOptimizer):
         yield from _places(target.optim_state)
     elif isinstance(target, Tensor):
         yield _Place('', target)
     elif not tree.is_leaf_node(target):
-        for path, leaf in tree.flatten_with_path(target, _is_state):
+        for path, leaf in tree.flatten_with_path(target, is_state):
             yield from (place._replace(path=path + place.path) for place in _places(leaf))
 
 
@@ -425,7 +355,7 @@ def stop_gradient(target: Any) -> None:
                 f'target{path}: this tensor is a view of another and cannot be detached in place. '
                 'Use its detach() or clone() instead'
             )
-    detached = _Replicate('deepcopy')
+    detached = Replicate('deepcopy')
     for _, tensor, put in places:
         if put is not None and tensor._is_view():
             put(detached(tensor))
@@ -450,80 +380,3 @@ def module_detach_(target: T) -> T:
     """
     stop_gradient(target)
     return target
-
-
-# -- cloning ---------------------------------------------------------------------------------------
-
-
-def module_clone(target: T, *, by: str = 'reference', detach_buffers: bool = False, device: Device | None = None) -> T:
-    """Copy a module or an optimizer; ``by`` determines how its tensors are copied.
-
-    The copy shares no Python container with the original, so training one does not affect the other.  All tensors are
-    replicated, including meta members and plain attributes; tied tensors stay tied.  Clone a module and its optimizer
-    together, ``module_clone((net, optimizer))``, to keep them connected; the clone of an optimizer alone has its own
-    parameters.
-
-    Args:
-        target: A module, an optimizer, or a tree of these and of tensors; other leaves are kept unchanged.
-        by: ``'reference'``, ``'copy'`` or ``'deepcopy'`` (or their second names); see :func:`extract_state_dict`.
-        detach_buffers: Whether to replicate buffers by ``'deepcopy'`` for any ``by``.
-        device: The device of the copy; None means that of the originals.
-
-    Returns:
-        The copy.
-
-    Raises:
-        ValueError: ``by`` is unknown.
-
-    Example:
-        >>> import torch, torchopt
-        >>> net = torch.nn.Linear(2, 1)
-        >>> twin = torchopt.module_clone(net, by='reference')
-        >>> twin is net, twin.weight is net.weight
-        (False, True)
-        >>> torchopt.module_clone(net, by='copy').weight.grad_fn
-        <CloneBackward0 object at ...>
-    """
-    replicate = _Replicate(by, device)
-    replicate_buffer = _Replicate('deepcopy', device) if detach_buffers else replicate
-    held = [x for x in tree.leaves(target, _is_state) if isinstance(x, _HOLDERS)]
-    tensors, buffers = _tensors_in(held)
-    memo: dict[int, Any] = {id(tensor): replicate(tensor) for tensor in tensors}
-    memo.update((id(buffer), replicate_buffer(buffer)) for buffer in buffers)
-
-    def clone(leaf: Any) -> Any:
-        if isinstance(leaf, _HOLDERS):
-            return copy.deepcopy(leaf, memo)
-        if isinstance(leaf, ModuleState):
-            return leaf._replace(
-                params=tuple(map(replicate.container, leaf.params)),
-                buffers=tuple(map(replicate_buffer.container, leaf.buffers)),
-            )
-        return replicate(leaf)
-
-    return tree.map(clone, target, is_leaf=_is_state)
-
-
-def _tensors_in(roots: list[Any]) -> tuple[list[Tensor], list[Tensor]]:
-    """All tensors that a deep copy of the roots would visit, and those of them that are buffers."""
-    tensors: list[Tensor] = []
-    buffers: list[Tensor] = []
-    seen: set[int] = set()
-    stack = list(roots)
-    while stack:
-        item = stack.pop()
-        if isinstance(item, Tensor):
-            tensors.append(item)
-            continue
-        if id(item) in seen:
-            continue
-        seen.add(id(item))
-        if isinstance(item, nn.Module):
-            buffers.extend(buffer for buffer in item._buffers.values() if buffer is not None)
-        if isinstance(item, _HOLDERS):
-            stack.append(vars(item))
-        elif isinstance(item, Mapping):
-            stack.extend(item.values())
-        elif isinstance(item, (tuple, list, set, frozenset)):
-            stack.extend(item)
-    return tensors, buffers
