@@ -332,7 +332,11 @@ ERRORS = {
     ),
     'reshape': (lambda: reshape_batch_axis(x, 4), ValueError, 'must be divisible'),
     'no size': (lambda: microbatch(torch.sum, 0, 0)(x), ValueError, 'microbatch_size is 0; expected at least 1'),
-    'leaf': (lambda: reshape_batch_axis(x, 2, 3), ValueError, r'A leaf of tree has shape \(6, 2\), which has no axis 3'),
+    'leaf': (
+        lambda: reshape_batch_axis(x, 2, 3),
+        ValueError,
+        r'A leaf of tree has shape \(6, 2\), which has no axis 3',
+    ),
     'axis': (
         lambda: microbatch(torch.sum, 0, 2, in_axes=2)(x),
         ValueError,

@@ -45,7 +45,11 @@ NORMAL = Normal(0.0, 1.0)
         ({'distribution': Gumbel(0.0, 1.0)}, ValueError, 'has mean 0.577'),
         ({'distribution': Cauchy(0.0, 1.0)}, ValueError, 'has mean nan'),
         ({'distribution': StudentT(2.0)}, ValueError, 'has variance inf; .* Use one whose variance is finite'),
-        ({'distribution': Normal(torch.zeros(3), 1.0)}, ValueError, r'has shape \(3,\); expected a distribution of scalars'),
+        (
+            {'distribution': Normal(torch.zeros(3), 1.0)},
+            ValueError,
+            r'has shape \(3,\); expected a distribution of scalars',
+        ),
     ],
 )
 def test_the_decorator_refuses(options, error: type[Exception], message: str) -> None:

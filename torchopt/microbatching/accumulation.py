@@ -122,7 +122,9 @@ def _ready_made(kind: Any, count: int) -> Accumulator:
     if isinstance(kind, Accumulator):
         return kind
     if kind in (AccumulationType.MEAN, AccumulationType.RUNNING_MEAN) and count < 1:
-        raise ValueError(f'The batch is empty, but {kind.name} requires at least one microbatch. Pass a nonempty batch.')
+        raise ValueError(
+            f'The batch is empty, but {kind.name} requires at least one microbatch. Pass a nonempty batch.'
+        )
     if kind is AccumulationType.SUM or kind is None:
         return _lift(torch.zeros_like, lambda total, x, i: total + x, lambda total: total, _sum)
     if kind is AccumulationType.MEAN:
