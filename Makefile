@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-# Everything a fresh clone needs. It all happens in .venv inside the checkout.
+# Development tasks. All of them use .venv inside the checkout.
 #
-#   make demo      meta-learning on real glyphs, the main job (examples/maml.py)
+#   make demo      meta-learning on real glyphs (examples/maml.py)
 #   make test      the tests
 #
 # Another Python: make PYTHON=python3.12 ... (after `make clean`, since .venv belongs to one Python).
@@ -20,19 +20,19 @@ NATIVE := CMakeLists.txt $(wildcard third_party/*.cmake torchopt/_C/CMakeLists.t
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint format types doctest sanitize cuda docs clean
 
-help:  ## Say what can be made.
+help:  ## List the targets.
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(STAMP)  ## Create .venv and install the package into it, editable, with all extras.
 
-# New and changed Python files need no new install; a change of what is listed here does.
+# New and changed Python files need no new install; a change of these files does.
 $(STAMP): pyproject.toml constraints-dev.txt torchopt/version.py $(NATIVE)
 	$(PYTHON) -c 'import sys; sys.exit("torchopt needs Python 3.10 or later; set PYTHON=..." if sys.version_info < (3, 10) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints-dev.txt
 	@touch $@
 
-demo: $(STAMP)  ## Run the main job: MAML on real glyphs.
+demo: $(STAMP)  ## Run the demo: MAML on real glyphs.
 	$(BIN)/python examples/maml.py $(ARGS)
 
 test: $(STAMP)  ## Run the tests.
@@ -42,18 +42,19 @@ lint: $(STAMP)  ## Check style and formatting.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: $(STAMP)  ## Bring the files into the project's format.
+format: $(STAMP)  ## Format the files.
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-types: $(STAMP)  ## Check the types of the package, strictly.
+types: $(STAMP)  ## Check the types of the package with mypy --strict.
 	$(BIN)/mypy
 
 doctest: $(STAMP)  ## Run the examples in the docstrings.
 	$(BIN)/python -m pytest --doctest-modules torchopt $(ARGS)
 
-# Those tests of the engine that reach every kernel; the others take many minutes without optimization. In an environment of its own that borrows all other packages. The sanitizers are preloaded, since Python
-# itself is built without them; it leaks by design.
+# Runs only the tests of the engine that reach every kernel, since the others take many minutes without optimization.
+# A separate environment reuses all other packages. The sanitizers are preloaded, since Python is built without them;
+# leak detection is off, since Python leaks by design.
 SANITIZED := build/sanitized
 sanitize: $(STAMP)  ## Run tests that reach every kernel with AddressSanitizer and UndefinedBehaviorSanitizer.
 	rm -rf $(SANITIZED) && $(BIN)/python -m venv $(SANITIZED)
@@ -66,9 +67,9 @@ sanitize: $(STAMP)  ## Run tests that reach every kernel with AddressSanitizer a
 	  bin/python -m pytest -q -p no:cacheprovider tests/_C/test_values.py tests/_C/test_runtime.py \
 	  -k "not number_of_threads and not python_threads and not instruction_sets" $(ARGS)
 
-# In a folder of its own, and loaded from there: a machine without a device, or without a driver, loads it all the same.
+# Built into a separate folder and loaded from there, which also works without a device or a driver.
 CUDA_MODULE := build/cuda
-cuda: $(STAMP)  ## Compile the CUDA kernels, where nvcc is.
+cuda: $(STAMP)  ## Compile the CUDA kernels; requires nvcc.
 	rm -rf $(CUDA_MODULE)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(CUDA_MODULE) . \
 	  -C build-dir=build/cuda-objects -C cmake.define.TORCHOPT_CUDA=ON
@@ -79,6 +80,6 @@ cuda: $(STAMP)  ## Compile the CUDA kernels, where nvcc is.
 docs: $(STAMP)  ## Build the documentation into docs/_build/html; warnings are errors.
 	$(BIN)/python -m sphinx -W --keep-going -q -b html -d docs/_build/doctrees docs docs/_build/html
 
-clean:  ## Remove what the other targets made, .venv included.
+clean:  ## Remove everything that the other targets made, including .venv.
 	rm -rf $(VENV) build dist docs/_build docs/api/generated .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

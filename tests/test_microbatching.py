@@ -8,6 +8,7 @@ import inspect
 import weakref
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,10 +32,8 @@ def theirs(kind: Any) -> Any:
 
 
 def assert_close(found: Any, expected: Any) -> None:
-    xs, ys = tree.leaves(found), jax.tree.leaves(expected)
-    assert len(xs) == len(ys)
-    for x, y in zip(xs, ys):
-        np.testing.assert_allclose(np.asarray(x), np.asarray(y), rtol=1e-12, atol=1e-12)
+    leaves = [np.asarray(x) for x in tree.leaves(found)]
+    chex.assert_trees_all_close(leaves, jax.tree.leaves(expected), rtol=1e-12, atol=1e-12)
 
 
 def both_ways(run: Any) -> tuple[Any, Any]:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Differentiable, functional optimization for PyTorch.
 
-Transformations are pairs of pure functions, chained as in Optax; every optimizer has three more interfaces: ``Adam``
-trains parameters in place as in ``torch.optim``, ``FuncOptimizer`` keeps the state of a functional loop, and
-``MetaAdam`` takes steps that can be differentiated through.
+Transformations are pairs of pure functions, chained as in Optax.  Optimizers also have three other interfaces: ``Adam``
+trains parameters in place as in ``torch.optim``, ``FuncOptimizer`` stores the state of a functional loop, and
+``MetaAdam`` takes differentiable steps.
 """
 
 from torchopt import (
@@ -22,6 +22,7 @@ from torchopt import (
     hook,
     implicit_diff,
     interop,
+    isotonic,
     linalg,
     linear_solve,
     linesearch,
@@ -29,12 +30,15 @@ from torchopt import (
     losses,
     microbatching,
     nn,
+    objective,
     optim,
     perturbations,
     projections,
+    prox,
     pytree,
     schedule,
     second_order,
+    solver,
     transform,
     tree,
     typing,
@@ -113,6 +117,41 @@ from torchopt.optim.meta import (
     MetaRMSprop,
     MetaSGD,
 )
+from torchopt.solver import (
+    BFGS,
+    LBFGS,
+    LBFGSB,
+    OSQP,
+    AndersonAcceleration,
+    AndersonWrapper,
+    ArmijoSGD,
+    BacktrackingLineSearch,
+    Bisection,
+    BlockCoordinateDescent,
+    BoxCDQP,
+    BoxOSQP,
+    Broyden,
+    CvxpyQP,
+    EqualityConstrainedQP,
+    FixedPointIteration,
+    GaussNewton,
+    GradientDescent,
+    HagerZhangLineSearch,
+    IterativeRefinement,
+    LevenbergMarquardt,
+    MirrorDescent,
+    NonlinearCG,
+    OptaxSolver,
+    PolyakSGD,
+    ProjectedGradient,
+    ProximalGradient,
+    ScipyBoundedLeastSquares,
+    ScipyBoundedMinimize,
+    ScipyLeastSquares,
+    ScipyMinimize,
+    ScipyRootFinding,
+    ZoomLineSearch,
+)
 from torchopt.transform import masked, nan_to_num, partition
 from torchopt.update import apply_updates
 from torchopt.utils import (
@@ -125,6 +164,18 @@ from torchopt.utils import (
 from torchopt.version import __version__
 
 __all__ = [
+    'BlockCoordinateDescent',
+    'MirrorDescent',
+    'ProjectedGradient',
+    'ProximalGradient',
+    'OSQP',
+    'BoxCDQP',
+    'BoxOSQP',
+    'CvxpyQP',
+    'EqualityConstrainedQP',
+    'BFGS',
+    'LBFGS',
+    'LBFGSB',
     'SGD',
     'AdaDelta',
     'AdaGrad',
@@ -134,7 +185,11 @@ __all__ = [
     'Adam',
     'AdamW',
     'Adamax',
+    'ArmijoSGD',
+    'BacktrackingLineSearch',
     'FuncOptimizer',
+    'GradientDescent',
+    'HagerZhangLineSearch',
     'MetaAdaDelta',
     'MetaAdaGrad',
     'MetaAdaMax',
@@ -148,10 +203,14 @@ __all__ = [
     'MetaRMSProp',
     'MetaRMSprop',
     'MetaSGD',
+    'NonlinearCG',
+    'OptaxSolver',
+    'PolyakSGD',
     'Optimizer',
     'RAdam',
     'RMSProp',
     'RMSprop',
+    'ZoomLineSearch',
     'accelerated_op_available',
     'adabelief',
     'adadelta',

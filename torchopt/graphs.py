@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Autograd graphs as seen from their ends: which leaves a result depends on."""
+"""Traversal of autograd graphs, to find the leaves on which a result depends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ['leaves_of', 'nodes_of']
 def nodes_of(outputs: Iterable[Tensor], until: Iterable[Any] = ()) -> Iterator[Any]:
     """The nodes of the graph behind some tensors, each once, without recursion; not ``until`` and what is behind it."""
     stack: list[Any] = [x.grad_fn for x in outputs]
-    # The nodes themselves, not their numbers: Python makes them anew when asked, and gives a number of the dead again.
+    # Keep the nodes alive: their Python objects are created on access, and the ids of deleted ones are reused.
     seen: dict[int, Any] = {id(node): node for node in until}
     while stack:
         node = stack.pop()

@@ -7,10 +7,9 @@ import functools
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-import torch
-
 from torchopt.autodiff.products import is_autograd_off
 from torchopt.autodiff.recompute import recomputed
+from torchopt.numerics import is_tracing
 
 __all__ = ['checkpoint']
 
@@ -54,7 +53,7 @@ def checkpoint(fun: Callable[_P, _T]) -> Callable[_P, _T]:
 
     @functools.wraps(fun, updated=())
     def run(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-        if torch.compiler.is_compiling() or is_autograd_off():
+        if is_tracing() or is_autograd_off():
             return fun(*args, **kwargs)
         return recomputed(fun, args, kwargs)  # type: ignore[no-any-return]
 

@@ -24,7 +24,7 @@ from torch.autograd import forward_ad
 from torchopt.autodiff.modes import Capture, Fix, Replace, as_leaf_like, first_sample
 from torchopt.autodiff.tape import Leaves
 from torchopt.graphs import leaves_of
-from torchopt.numerics import has_tangent, in_transform, without_ended
+from torchopt.numerics import has_tangent, in_transform, is_transformed, without_ended
 
 __all__ = ['Converted', 'closure_convert', 'is_recording']
 
@@ -103,6 +103,8 @@ def _origins(values: Leaves, known: Leaves) -> list[Tensor]:
     mine = {id(x) for x in known}
     found = []
     for y in values:
+        if type(y) is Tensor and not (y.requires_grad or is_transformed(y) or has_tangent(y)):
+            continue
         found += [leaf for x, _ in _levels(y) for leaf in leaves_of([x]) if id(leaf) not in mine]
         if has_tangent(y):
             found.append(y)

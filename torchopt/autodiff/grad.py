@@ -15,6 +15,7 @@ from torch import Tensor
 from torchopt import tree
 from torchopt.autodiff.products import is_autograd_off
 from torchopt.autodiff.recompute import recomputed_gradient
+from torchopt.numerics import is_tracing
 
 __all__ = ['Differentiated', 'differentiate', 'grad', 'value_and_grad']
 
@@ -92,7 +93,7 @@ def value_and_grad(
     def with_gradient(*args: _P.args, **kwargs: _P.kwargs) -> tuple[Any, Any]:
         found_at = _resolve(positions, len(args))
         _check_leaves(found_at, args)
-        if checkpoint is None or torch.compiler.is_compiling() or is_autograd_off():
+        if checkpoint is None or is_tracing() or is_autograd_off():
             found = differentiate(checked, found_at, args, kwargs)
         else:
             found = _recompute(checked, found_at, args, kwargs, mixed=checkpoint == 'mixed')
@@ -173,31 +174,25 @@ def differentiate(
         >>> found.value, found.aux, found.gradients
         (tensor(9.), 'aux', ([tensor(6.), None],))
     """
-    leaves, spec = tree.flatten(tuple(args[i] for i in positions))
-    tensors = tuple(torch.as_tensor(x) for x in leaves if x is not None)
-    # torch.func lets nothing but tensors out: the leaves and the structure of the auxiliary output are kept here.
-    kept: list[Any] = []
-
-    def rebuild(xs: Sequence[Tensor]) -> tuple[Any, ...]:
-        rest = iter(xs)
-        return tree.unflatten(spec, [None if x is None else next(rest) for x in leaves])
+    given = tree.Selection(tuple(args[i] for i in positions), lambda x: True)
+    tensors = tuple(map(torch.as_tensor, given.selected))
+    # torch.func lets nothing but tensors out: all else of the auxiliary output is kept here.
+    kept: list[tree.Selection] = []
 
     def of_tensors(xs: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         filled = list(args)
-        for i, x in zip(positions, rebuild(xs)):
+        for i, x in zip(positions, given.replace(xs)):
             filled[i] = x
         value, aux = fun(*filled, **kwargs)
-        kept[:] = tree.flatten(aux)
-        return value, tuple(x for x in kept[0] if isinstance(x, Tensor))
+        kept[:] = [tree.Selection(aux, lambda x: isinstance(x, Tensor))]
+        return value, tuple(kept[0].selected)
 
     gradients: tuple[Tensor, ...] = ()
     if tensors:
         gradients, (value, found) = torch.func.grad_and_value(of_tensors, has_aux=True)(tensors)
     else:
         value, found = of_tensors(())
-    rest = iter(found)
-    aux = tree.unflatten(kept[1], [next(rest) if isinstance(x, Tensor) else x for x in kept[0]])
-    return Differentiated(value, aux, rebuild(gradients))
+    return Differentiated(value, kept[0].replace(found), given.replace(gradients))
 
 
 def _recompute(

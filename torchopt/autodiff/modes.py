@@ -92,7 +92,7 @@ class Capture(Replace):
         used = [x for x in tensors_in((args, kwargs or {})) if not self.has_made(x)]
         versions = [version_of(x) for x in used]
         result = func(*args, **(kwargs or {}))
-        made = list(tensors_in(result))
+        made = tensors_in(result)
         if not made and not _writes(func):  # a shape or a dtype was read
             return result
         for x, version in zip(used, versions):
@@ -219,12 +219,15 @@ def first_sample(x: Tensor) -> Tensor:
         return first_sample(within)
 
 
-def tensors_in(x: Any) -> Iterator[Tensor]:
+def tensors_in(x: Any) -> list[Tensor]:
     """The tensors in nested lists, tuples and dicts."""
-    if isinstance(x, Tensor):
-        yield x
-    elif isinstance(x, (list, tuple)):
-        for y in x:
-            yield from tensors_in(y)
-    elif isinstance(x, dict):
-        yield from tensors_in(list(x.values()))
+    found, left = [], [x]
+    while left:
+        y = left.pop()
+        if isinstance(y, Tensor):
+            found.append(y)
+        elif isinstance(y, (list, tuple)):
+            left.extend(reversed(y))
+        elif isinstance(y, dict):
+            left.extend(reversed(y.values()))
+    return found

@@ -13,7 +13,7 @@ from torchopt.base import ElementwiseTransformation, GradientTransformation, fac
 from torchopt.combine import chain
 from torchopt.contrib.scalars import check_number_or_schedule, rate_at
 from torchopt.elementwise import ranges
-from torchopt.elementwise.first_moment import moment_dtype, zero_mean
+from torchopt.elementwise.ranges import moment_dtype
 from torchopt.numerics import (
     DTypeLike,
     abs_sq,
@@ -104,7 +104,7 @@ def scale_by_ademamix(
     dtype = moment_dtype(mu_dtype)
 
     def init(params: Any) -> ScaleByAdemamixState:
-        fast, slow = zero_mean(params, dtype), zero_mean(params, dtype)
+        fast, slow = elementwise.zero_moment(params, dtype=dtype), elementwise.zero_moment(params, dtype=dtype)
         return ScaleByAdemamixState(
             zero_count(), zero_count(), fast, slow, elementwise.zero_moment(params, dtype=dtype, real=True)
         )

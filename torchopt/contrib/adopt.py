@@ -14,7 +14,7 @@ from torchopt import checks, elementwise
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.combine import chain
 from torchopt.elementwise import ranges
-from torchopt.elementwise.first_moment import moment_dtype, zero_mean
+from torchopt.elementwise.ranges import moment_dtype
 from torchopt.numerics import (
     DTypeLike,
     abs_sq,
@@ -104,7 +104,9 @@ def scale_by_adopt(
     checks.schedule('clip_value_fn', clip_value_fn)
 
     def init(params: Any) -> ScaleByAdamState:
-        return ScaleByAdamState(zero_count(), zero_mean(params, dtype), elementwise.zero_moment(params, real=True))
+        return ScaleByAdamState(
+            zero_count(), elementwise.zero_moment(params, dtype=dtype), elementwise.zero_moment(params, real=True)
+        )
 
     hypers = elementwise.Hyperparams(_make, b1=b1, b2=b2, eps=eps)
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from torchopt import elementwise, tree
-from torchopt.autodiff.objective import is_plain
+from torchopt.autodiff.objective import is_plain_step
 from torchopt.numerics import detach_graph
 
 __all__ = ['kept_copy', 'without_graphs']
@@ -44,6 +44,6 @@ def without_graphs(updates: Any, params: Any, *kept: Any, inplace: bool) -> tupl
     elementwise.check_updates(updates, params)
 
     read = tree.map(lambda u, p: p, updates, params)
-    if inplace or is_plain(updates, params):
+    if inplace or is_plain_step(updates, params):
         updates, read, *kept = (tree.map(detach_graph, x) for x in (updates, read, *kept))  # type: ignore[assignment]
     return updates, read, *kept

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.constants import without_graphs
-from torchopt.contrib.scalars import check_rate, inner, pair_of_rates, rate_at, real_part, scalar_beside
+from torchopt.contrib.scalars import check_rate, inner, rate_at, real_part, scalar_beside
 from torchopt.numerics import (
     abs_sq,
     advance,
@@ -96,7 +96,9 @@ def dadapt_adamw(
         Defazio and Mishchenko, `Learning-rate-free learning by D-adaptation <https://arxiv.org/abs/2301.07733>`_,
         ICML 2023.
     """
-    b1, b2 = pair_of_rates('betas', betas)
+    b1, b2 = checks.pair('betas', betas)
+    for i, rate in enumerate((b1, b2)):
+        checks.unit_interval(f'beta parameter at index {i}', rate)
     check_rate(learning_rate)
     checks.at_least('epsilon value', eps)
     checks.positive('estim_lr0 value', estim_lr0)

@@ -12,10 +12,11 @@ from torchopt import checks, elementwise, tree
 from torchopt.autodiff.objective import objective_value
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.constants import without_graphs
-from torchopt.contrib.scalars import after_first, check_rate, inner, rate_at, real_part, scalar_beside
+from torchopt.contrib.scalars import check_rate, inner, rate_at, real_part, scalar_beside
 from torchopt.numerics import advance, as_scalar_like, in_single, one_minus, tensor_like, zero_count
 from torchopt.preconditions import Precondition, params_for, state_of
 from torchopt.rules import average, times
+from torchopt.scalars import pick
 
 __all__ = ['MomoState', 'bounded_step', 'momo']
 
@@ -109,7 +110,7 @@ def momo(
     ) -> tuple[Any, MomoState]:
         g, x = without_graphs(updates, params, inplace=inplace)
         loss = objective_value(value, state.barf, updates, params, inplace=inplace)
-        keep = after_first(state.count, 0.0, beta)
+        keep = pick(state.count == 0, 0.0, beta)
         take = one_minus(keep)
 
         def step(mean: Tensor, now: Tensor) -> Tensor:

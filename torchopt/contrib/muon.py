@@ -15,7 +15,7 @@ from torchopt.base import EmptyState, GradientTransformation, factory, init_empt
 from torchopt.combine import chain
 from torchopt.contrib.matrix_axes import MatrixShape, axes_of_leaves, matrix_shape
 from torchopt.contrib.newton_schulz import PRECONDITIONINGS, orthogonalize
-from torchopt.elementwise.first_moment import moment_dtype, zero_mean
+from torchopt.elementwise.ranges import moment_dtype
 from torchopt.numerics import (
     DTypeLike,
     advance,
@@ -142,7 +142,7 @@ def scale_by_muon(
         raise ValueError(f'Invalid preconditioning: {preconditioning!r}; expected one of {PRECONDITIONINGS}.')
 
     def init(params: Any) -> MuonState:
-        return MuonState(zero_count(), zero_mean(params, dtype), coefficients.clone())
+        return MuonState(zero_count(), elementwise.zero_moment(params, dtype=dtype), coefficients.clone())
 
     def orthogonal(x: Tensor, shape: MatrixShape, rows: Sequence[Sequence[Any]]) -> Tensor:
         u = shape.from_matrices(orthogonalize(shape.to_matrices(x), rows, preconditioning, eps))

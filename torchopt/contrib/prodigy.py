@@ -11,7 +11,7 @@ from torch import Tensor
 from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.constants import kept_copy, without_graphs
-from torchopt.contrib.scalars import check_rate, inner, pair_of_rates, rate_at, real_part, scalar_beside, wide_zeros
+from torchopt.contrib.scalars import check_rate, inner, rate_at, real_part, scalar_beside
 from torchopt.numerics import (
     abs_sq,
     advance,
@@ -22,6 +22,7 @@ from torchopt.numerics import (
     positive_ratio,
     safe_sqrt,
     tensor_like,
+    widened,
     zero_count,
 )
 from torchopt.preconditions import Precondition, params_for, state_of
@@ -107,7 +108,9 @@ def prodigy(
         Mishchenko and Defazio, `Prodigy: an expeditiously adaptive parameter-free learner
         <https://arxiv.org/abs/2306.06101>`_, ICML 2024.
     """
-    b1, b2 = pair_of_rates('betas', betas)
+    b1, b2 = checks.pair('betas', betas)
+    for i, rate in enumerate((b1, b2)):
+        checks.unit_interval(f'beta parameter at index {i}', rate)
     b3 = b2**0.5 if beta3 is None else beta3
     check_rate(learning_rate)
     checks.unit_interval('beta3 value', b3)
@@ -117,10 +120,12 @@ def prodigy(
     checks.at_least('weight_decay value', weight_decay)
 
     def init(params: Any) -> ProdigyState:
+        # What is scaled by a small estimate before it is squared needs the range of float32.
+        wide = tree.map(widened, params)
         return ProdigyState(
-            wide_zeros(params),
-            wide_zeros(params, real=True),
-            wide_zeros(params),
+            elementwise.zero_moment(wide),
+            elementwise.zero_moment(wide, real=True),
+            elementwise.zero_moment(wide),
             kept_copy(params),
             scalar_beside(params, estim_lr0),
             scalar_beside(params, 0.0),

@@ -10,18 +10,15 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt.elementwise import ranges
-from torchopt.numerics import as_python_scalar, as_scalar_like, tensor_like, wide_dtype, widened
+from torchopt.numerics import as_scalar_like, tensor_like, wide_dtype, widened
 
 __all__ = [
-    'after_first',
     'check_number_or_schedule',
     'check_rate',
     'inner',
-    'pair_of_rates',
     'rate_at',
     'real_part',
     'scalar_beside',
-    'wide_zeros',
 ]
 
 
@@ -58,26 +55,6 @@ def check_number_or_schedule(name: str, value: Any) -> None:
         ranges.number(name, value)
 
 
-def pair_of_rates(name: str, value: Any) -> tuple[Any, Any]:
-    """Two decay rates in [0, 1)."""
-    try:
-        first, second = value
-    except (TypeError, ValueError):
-        raise TypeError(f'Invalid {name}: {value!r}; expected a pair of numbers.') from None
-    checks.unit_interval('beta parameter at index 0', first)
-    checks.unit_interval('beta parameter at index 1', second)
-    return first, second
-
-
-def after_first(count: Any, first: Any, later: Any) -> Any:
-    """One value in the first step of a state, another in all later ones."""
-    known = as_python_scalar(count)
-    if known is not None:
-        return first if known == 0 else later
-    here = {'dtype': torch.float64, 'device': count.device}
-    return torch.where(count == 0, torch.as_tensor(first, **here), torch.as_tensor(later, **here))
-
-
 def real_part(x: Any, like: Tensor) -> Tensor:
     """The real part of an inner product as a scalar of the state."""
     x = torch.as_tensor(x)
@@ -87,13 +64,3 @@ def real_part(x: Any, like: Tensor) -> Tensor:
 def inner(x: Any, y: Any, like: Tensor) -> Tensor:
     """The real part of the inner product of two trees, at least in float32, as a scalar of the state."""
     return real_part(tree.vdot(tree.map(widened, x), tree.map(widened, y)), like)
-
-
-def wide_zeros(params: Any, *, real: bool = False) -> Any:
-    """Zero moments in at least float32, for what is scaled by a small estimate before it is squared."""
-
-    def zeros(p: Tensor) -> Tensor:
-        kind = wide_dtype(p.dtype)
-        return torch.zeros_like(p, dtype=kind.to_complex() if p.is_complex() and not real else kind)
-
-    return tree.map(zeros, params)

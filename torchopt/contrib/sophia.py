@@ -18,7 +18,7 @@ from torchopt.base import (
 from torchopt.combine import chain
 from torchopt.contrib.hutchinson import hutchinson_estimator_diag_hessian
 from torchopt.contrib.real_params import require_real
-from torchopt.elementwise.first_moment import moment_dtype, zero_mean
+from torchopt.elementwise.ranges import moment_dtype
 from torchopt.loop.selection import branch
 from torchopt.numerics import (
     DTypeLike,
@@ -26,6 +26,7 @@ from torchopt.numerics import (
     as_python_scalar,
     as_scalar_like,
     bias_correction,
+    is_tracing,
     one_minus,
     tensor_like,
     zero_count,
@@ -106,7 +107,10 @@ def scale_by_sophia(
         elementwise.check_inexact(params, name='params')
         require_real(params, 'Sophia')
         return SophiaState(
-            zero_count(), zero_mean(params, dtype), elementwise.zero_moment(params), estimator.init(params)
+            zero_count(),
+            elementwise.zero_moment(params, dtype=dtype),
+            elementwise.zero_moment(params),
+            estimator.init(params),
         )
 
     def update(
@@ -151,7 +155,7 @@ def _clip(u: Tensor, bound: Any) -> Tensor:
 
 def _print_win_rate(u: Any, bound: Any) -> None:
     free = tree.sum(tree.map(lambda u: (u.abs() < as_scalar_like(bound, u)).sum(), u))
-    if not torch.compiler.is_compiling() and as_python_scalar(free) is not None:
+    if not is_tracing() and as_python_scalar(free) is not None:
         print(f'Sophia: {float(free) / max(tree.size(u), 1):.4f} of the elements are not clipped')
 
 

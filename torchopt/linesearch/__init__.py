@@ -11,7 +11,7 @@ problems that are finished wait for the others.  What a search returns is differ
 
 from torchopt.linesearch.backtracking import Backtracked, backtracking
 from torchopt.linesearch.interpolation import cubic_minimum, quadratic_minimum
-from torchopt.linesearch.ray import Point, Ray, along, inner_product, move_along, value_and_gradient
+from torchopt.linesearch.ray import Point, Ray, along, choose, inner_product, move_along, value_and_gradient
 from torchopt.linesearch.zoom import Zoomed, zoom
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     'Zoomed',
     'along',
     'backtracking',
+    'choose',
     'cubic_minimum',
     'inner_product',
     'move_along',

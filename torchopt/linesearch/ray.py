@@ -11,9 +11,9 @@ from torch import Tensor
 
 from torchopt import tree
 from torchopt.numerics import as_scalar_like, is_inexact
-from torchopt.scalars import numbers
+from torchopt.scalars import numbers, pick, where
 
-__all__ = ['Point', 'Ray', 'along', 'inner_product', 'move_along', 'value_and_gradient']
+__all__ = ['Point', 'Ray', 'along', 'choose', 'inner_product', 'move_along', 'value_and_gradient']
 
 
 class Point(NamedTuple):
@@ -37,6 +37,19 @@ class Point(NamedTuple):
     value: Any
     slope: Any
     extra: Any
+
+
+def choose(test: Any, x: Point, y: Point) -> Point:
+    """One of two points, by a bool or a 0-d tensor.
+
+    Example:
+        >>> from torchopt.linesearch import Point, choose
+        >>> choose(True, Point(0.5, 1.0, -2.0, None), Point(0.0, 2.0, -2.0, None)).stepsize
+        0.5
+    """
+    if test is True or test is False:
+        return x if test else y
+    return Point(*(where(test, a, b) for a, b in zip(x[:3], y)), pick(test, x.extra, y.extra))
 
 
 Ray = Callable[[Any], Point]
@@ -143,16 +156,12 @@ def value_and_gradient(
         >>> value_and_gradient(lambda p: p['w'] ** 2, {'w': torch.tensor(3.0)}, differentiable=False)
         (tensor(9.), {'w': tensor(6.)})
     """
-    leaves, spec = tree.flatten(params)
-    places = [i for i, x in enumerate(leaves) if is_inexact(x)]
+    chosen = tree.Selection(params, is_inexact)
 
     def of_tensors(xs: tuple[Tensor, ...]) -> Tensor:
-        filled = list(leaves)
-        for i, x in zip(places, xs):
-            filled[i] = x
-        return _scalar(fun(tree.unflatten(spec, filled)), name)
+        return _scalar(fun(chosen.replace(xs)), name)
 
-    inputs = tuple(leaves[i] for i in places)
+    inputs = tuple(chosen.selected)
     grads: tuple[Tensor, ...]
     if not inputs:
         value, grads = of_tensors(inputs), ()
@@ -165,10 +174,7 @@ def value_and_gradient(
         found = torch.autograd.grad(value, inputs, allow_unused=True) if value.requires_grad else [None] * len(inputs)
         grads = tuple(torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs))
         value, grads = value.detach(), tuple(g.detach() for g in grads)
-    filled: list[Any] = [None] * len(leaves)
-    for i, g in zip(places, grads):
-        filled[i] = g
-    return value, tree.unflatten(spec, filled)
+    return value, chosen.alone(grads)
 
 
 def _scalar(value: Any, name: str) -> Tensor:

@@ -7,11 +7,11 @@ import math
 from typing import Any, NamedTuple
 
 from torchopt.linesearch.interpolation import cubic_minimum, quadratic_minimum
-from torchopt.linesearch.ray import Point, Ray
+from torchopt.linesearch.ray import Point, Ray, choose
 from torchopt.loop import while_loop
-from torchopt.scalars import larger, negated, numbers, pick, smaller, violation, where
+from torchopt.scalars import larger, negated, numbers, smaller, violation, where
 
-__all__ = ['Zoomed', 'zoom']
+__all__ = ['ZoomOptions', 'ZoomSearch', 'Zoomed', 'zoom', 'zoom_begin', 'zoom_end', 'zoom_step']
 
 
 class Zoomed(NamedTuple):
@@ -49,11 +49,26 @@ class _End(NamedTuple):
     slope: Any
 
 
-class _Search(NamedTuple):
-    """The state of the search.
+class ZoomOptions(NamedTuple):
+    """The options of :func:`zoom`."""
+
+    largest: Any = None
+    tol: Any = 0.0
+    increase_factor: Any = 2.0
+    slope_rtol: Any = 1e-4
+    curv_rtol: Any = 0.9
+    approx_dec_rtol: Any = 1e-6
+    precision: Any = 1e-5
+    rel_tol_cubic: Any = 0.2
+    rel_tol_quad: Any = 0.1
+
+
+class ZoomSearch(NamedTuple):
+    """The state of :func:`zoom`.
 
     ``low`` has the lower value of the two ends of the interval, on whichever side it lies.  ``third`` is the end that
     was replaced last, a third point for interpolation.  ``safe`` decreases enough, if its step size is not zero.
+    ``first`` is the beginning.
     """
 
     last: Point
@@ -61,6 +76,8 @@ class _Search(NamedTuple):
     low: _End
     high: _End
     third: _End
+    first: _End
+    guess: Any
     decrease_error: Any
     curvature_error: Any
     steps: Any
@@ -126,63 +143,88 @@ def zoom(
         Nocedal and Wright, `Numerical optimization <https://doi.org/10.1007/978-0-387-40065-5>`_, algorithms 3.5 and
         3.6, 2006.  Hager and Zhang, `Algorithm 851: CG_DESCENT <https://doi.org/10.1145/1132973.1132979>`_, 2006.
     """
+    options = ZoomOptions(largest, tol, increase_factor, slope_rtol, curv_rtol, approx_dec_rtol, precision)
+    search = zoom_step(ray, zoom_begin(start, guess), options, limit)
+    if search.running is not False:
+        search = while_loop(
+            lambda search: search.running, lambda search: zoom_step(ray, search, options, limit), search, limit - 1
+        )
+    return zoom_end(search)
+
+
+def zoom_begin(start: Point, guess: Any) -> ZoomSearch:
+    """The state of :func:`zoom` before its first evaluation."""
     first = _End(*numbers(0.0, start.value, start.slope))
     start = Point(*first, start.extra)
     (guess,) = numbers(guess)
-    largest = math.inf if largest is None else largest
+    return ZoomSearch(start, start, first, first, first, first, guess, math.inf, math.inf, 0, False, False, True)
+
+
+def zoom_step(ray: Ray, search: ZoomSearch, options: ZoomOptions, limit: int) -> ZoomSearch:
+    """One evaluation of :func:`zoom`."""
+    first, tol = search.first, options.tol
+    largest = math.inf if options.largest is None else options.largest
 
     def errors(new: Point) -> tuple[Any, Any]:
         gain = new.value - first.value
-        decrease = gain - slope_rtol * new.stepsize * first.slope
-        if approx_dec_rtol is not None:
-            by_slope = new.slope - (2.0 * slope_rtol - 1.0) * first.slope
-            decrease = smaller(larger(by_slope, gain - approx_dec_rtol * abs(first.value)), decrease)
-        return violation(decrease), violation(abs(new.slope) - curv_rtol * abs(first.slope))
+        decrease = gain - options.slope_rtol * new.stepsize * first.slope
+        if options.approx_dec_rtol is not None:
+            by_slope = new.slope - (2.0 * options.slope_rtol - 1.0) * first.slope
+            decrease = smaller(larger(by_slope, gain - options.approx_dec_rtol * abs(first.value)), decrease)
+        return violation(decrease), violation(abs(new.slope) - options.curv_rtol * abs(first.slope))
 
-    def step(search: _Search) -> _Search:
-        begun = search.steps > 0
-        longer = where(begun, increase_factor * search.last.stepsize, guess)
-        at_bound = longer >= largest
-        new = ray(where(search.found, _cut(search) if search.found is not False else 0.0, smaller(longer, largest)))
-        decrease, curvature = errors(new)
-        met = larger(decrease, curvature) <= tol
-        known, end = search.found, _End(*new[:3])
+    begun = search.steps > 0
+    longer = where(begun, options.increase_factor * search.last.stepsize, search.guess)
+    at_bound = longer >= largest
+    new = ray(
+        where(search.found, _cut(search, options) if search.found is not False else 0.0, smaller(longer, largest))
+    )
+    decrease, curvature = errors(new)
+    met = larger(decrease, curvature) <= tol
+    if met is True and search.steps == 0:
+        return search._replace(
+            last=new, decrease_error=decrease, curvature_error=curvature, steps=1, found=True, running=False
+        )
+    known, end = search.found, _End(*new[:3])
 
-        # An interval is known as soon as a step is too long, or good.  Before that, the last step is its lower end.
-        last = _End(*search.last[:3])
-        rises = begun & (new.value >= last.value)
-        too_long = (decrease > 0.0) | rises
-        turned = negated(too_long) & (new.slope >= 0.0)
-        found = too_long | turned | met
+    # An interval is known as soon as a step is too long, or good.  Before that, the last step is its lower end.
+    last = _End(*search.last[:3])
+    rises = begun & (new.value >= last.value)
+    too_long = (decrease > 0.0) | rises
+    turned = negated(too_long) & (new.slope >= 0.0)
+    found = too_long | turned | met
 
-        # Within the interval, one end moves to the new point; the other too if the minimum is on its far side.
-        low, high = search.low, search.high
-        worse = (decrease > 0.0) | (new.value >= low.value)
-        beyond = negated(worse) & (new.slope * (high.stepsize - low.stepsize) >= 0.0)
+    # Within the interval, one end moves to the new point; the other too if the minimum is on its far side.
+    low, high = search.low, search.high
+    worse = (decrease > 0.0) | (new.value >= low.value)
+    beyond = negated(worse) & (new.slope * (high.stepsize - low.stepsize) >= 0.0)
 
-        def ends(inside: _End, before: _End) -> _End:
-            return _End(*(where(known, x, y) for x, y in zip(inside, before)))
+    def ends(inside: _End, before: _End) -> _End:
+        return _End(*(where(known, x, y) for x, y in zip(inside, before)))
 
-        new_low = ends(_choose(worse, low, end), _choose(turned, end, last))
-        new_high = ends(_choose(worse, end, _choose(beyond, low, high)), _choose(turned, last, end))
-        third = ends(_choose(worse | beyond, high, low), new_low)
+    new_low = ends(_choose(worse, low, end), _choose(turned, end, last))
+    new_high = ends(_choose(worse, end, _choose(beyond, low, high)), _choose(turned, last, end))
+    third = ends(_choose(worse | beyond, high, low), new_low)
 
-        enough = decrease <= tol
-        better = enough & (negated(known) | (new.value < search.safe.value))
-        safe = _better(better, new, search.safe)
-        out_of_reach = negated(known) & at_bound & negated(found)
-        too_small = known & (abs(high.stepsize - low.stepsize) <= precision) & (safe.stepsize > 0.0)
-        done = met | out_of_reach
-        failed = negated(done) & (too_small | (search.steps + 1 >= limit))
-        going = negated(done | failed)
-        k = search.steps + 1
-        return _Search(new, safe, new_low, new_high, third, decrease, curvature, k, known | found, failed, going)
+    enough = decrease <= tol
+    better = enough & (negated(known) | (new.value < search.safe.value))
+    safe = choose(better, new, search.safe)
+    out_of_reach = negated(known) & at_bound & negated(found)
+    too_small = known & (abs(high.stepsize - low.stepsize) <= options.precision) & (safe.stepsize > 0.0)
+    done = met | out_of_reach
+    failed = negated(done) & (too_small | (search.steps + 1 >= limit))
+    going = negated(done | failed)
+    k = search.steps + 1
+    return ZoomSearch(
+        new, safe, new_low, new_high, third, first, search.guess, decrease, curvature, k, known | found, failed, going
+    )
 
-    begin = _Search(start, start, first, first, first, math.inf, math.inf, 0, False, False, True)
-    search = while_loop(lambda search: search.running, step, begin, max(limit, 1))
+
+def zoom_end(search: ZoomSearch) -> Zoomed:
+    """What :func:`zoom` found."""
     fall_back = search.failed & ((search.safe.stepsize > 0.0) | (search.decrease_error == math.inf))
     return Zoomed(
-        _better(fall_back, search.safe, search.last),
+        choose(fall_back, search.safe, search.last),
         search.decrease_error,
         search.curvature_error,
         search.steps,
@@ -191,16 +233,11 @@ def zoom(
     )
 
 
-def _better(test: Any, x: Point, y: Point) -> Point:
-    stepsize, value, slope = (where(test, a, b) for a, b in zip(x[:3], y))
-    return Point(stepsize, value, slope, pick(test, x.extra, y.extra))
-
-
 def _choose(test: Any, x: _End, y: _End) -> _End:
     return _End(*(where(test, a, b) for a, b in zip(x, y)))
 
 
-def _cut(search: _Search) -> Any:
+def _cut(search: ZoomSearch, options: ZoomOptions) -> Any:
     """The step size within the interval to try next."""
     low, high, third = search.low, search.high, search.third
     left, right = smaller(low.stepsize, high.stepsize), larger(low.stepsize, high.stepsize)
@@ -212,4 +249,6 @@ def _cut(search: _Search) -> Any:
     cubic = cubic_minimum(*low, high.stepsize, high.value, third.stepsize, third.value)
     parabola = quadratic_minimum(*low, high.stepsize, high.value)
     middle = (low.stepsize + high.stepsize) / 2.0
-    return where(inside(cubic, 0.2), cubic, where(inside(parabola, 0.1), parabola, middle))
+    return where(
+        inside(cubic, options.rel_tol_cubic), cubic, where(inside(parabola, options.rel_tol_quad), parabola, middle)
+    )

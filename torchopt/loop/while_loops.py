@@ -13,10 +13,10 @@ from torch._C import _functorch
 
 from torchopt import tree
 from torchopt.loop.branches import as_condition, check_same
-from torchopt.numerics import is_readable
+from torchopt.numerics import is_readable, is_tracing
 from torchopt.scalars import pick
 
-__all__ = ['fori_loop', 'while_loop']
+__all__ = ['fori_loop', 'repeat', 'while_loop']
 
 _T = TypeVar('_T')
 
@@ -67,16 +67,40 @@ def while_loop(
     """
     if maxiter is not None and (isinstance(maxiter, bool) or not isinstance(maxiter, int) or maxiter < 0):
         raise ValueError(f'Invalid maxiter: {maxiter!r}; expected None or an int >= 0.')
+    return repeat(cond_fun, body_fun, init_val, maxiter)
+
+
+def repeat(
+    cond_fun: Callable[[_T], Any],
+    body_fun: Callable[[_T], _T],
+    init_val: _T,
+    maxiter: int | None,
+    *,
+    check: bool = True,
+) -> _T:
+    """:func:`while_loop`, whose arguments are known to be right.
+
+    Args:
+        cond_fun: The condition.
+        body_fun: The function.
+        init_val: The first value.
+        maxiter: The maximum number of calls of ``body_fun``.
+        check: Whether to check that ``body_fun`` keeps structure, shapes and dtypes.
+    """
     val = ran = init_val  # `ran`: for each sample of a batch, the last value at which it still ran
     steps = 0
     while maxiter is None or steps < maxiter:
-        running = as_condition(cond_fun(val), 'The result of cond_fun')
-        if is_readable(running):
+        running = cond_fun(val)
+        known = running is True or running is False
+        if not known:
+            running = as_condition(running, 'The result of cond_fun')
+            known = is_readable(running)
+        if known:
             if not running:
                 break
             new = body_fun(val)
         else:
-            if torch.compiler.is_compiling():
+            if is_tracing():
                 if maxiter is None:
                     return _traced(cond_fun, body_fun, val)
             elif not _any(running):
@@ -85,9 +109,9 @@ def while_loop(
             # that a product with a cotangent of zero would keep.
             ran = pick(running, val, ran)
             new = body_fun(ran)
-        if steps == 0:
+        if check and steps == 0:
             check_same(val, new, 'body_fun', 'init_val')
-        val = new if is_readable(running) else pick(running, new, val)
+        val = new if known else pick(running, new, val)
         steps += 1
     return val
 

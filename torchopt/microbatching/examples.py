@@ -185,33 +185,17 @@ def _vectorize(
     kwargs: dict[str, Any],
 ) -> Any:
     """``torch.func.vmap`` for trees with None among their leaves, and over keyword arguments."""
-    leaves, spec = tree.flatten((*args, *kwargs.values()))
-    dims = [axis for arg, axis in zip(args, axes) for _ in tree.flatten(arg)[0]]
-    dims += [0] * (len(leaves) - len(dims))
-    mapped = [i for i, (x, dim) in enumerate(zip(leaves, dims)) if x is not None and dim is not None]
-    shape_of_value: list[Any] = []
+    mapped = {i: arg for i, (arg, axis) in enumerate(zip(args, axes)) if axis is not None}
+    given = tree.Selection((mapped, kwargs), lambda x: True)
+    axes_of = {i: tree.map(lambda _, axis=axes[i]: axis, arg) for i, arg in mapped.items()}
+    dims = tree.leaves((axes_of, tree.map(lambda _: 0, kwargs)))
+    outputs: list[tree.Selection] = []
 
     def on_leaves(*xs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        filled = list(leaves)
-        for i, x in zip(mapped, xs):
-            filled[i] = x
-        given = tree.unflatten(spec, filled)
-        named = dict(zip(kwargs, given[len(args) :]))
-        found, shape = _tensors(fun(*given[: len(args)], **named))
-        shape_of_value.append(shape)
-        return found
+        rows, named = given.replace(xs)
+        values = fun(*(rows.get(i, arg) for i, arg in enumerate(args)), **named)
+        outputs[:] = [tree.Selection(values, lambda x: True)]
+        return tuple(map(torch.as_tensor, outputs[0].selected))
 
-    values = vmap_fn(on_leaves, tuple(dims[i] for i in mapped), 0)(*(torch.as_tensor(leaves[i]) for i in mapped))
-    return shape_of_value[-1](values)
-
-
-def _tensors(values: Any) -> tuple[tuple[torch.Tensor, ...], Callable[[Any], Any]]:
-    """The leaves of a tree as tensors, without the None among them, and the way back."""
-    leaves, spec = tree.flatten(values)
-    empty = [x is None for x in leaves]
-
-    def rebuild(xs: Any) -> Any:
-        rest = iter(xs)
-        return tree.unflatten(spec, [None if none else next(rest) for none in empty])
-
-    return tuple(torch.as_tensor(x) for x in leaves if x is not None), rebuild
+    values = vmap_fn(on_leaves, tuple(dims), 0)(*map(torch.as_tensor, given.selected))
+    return outputs[0].replace(values)

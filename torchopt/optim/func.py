@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The functional interface that keeps its own state."""
+"""Functional optimizers that store their state."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ __all__ = ['FuncOptimizer']
 class FuncOptimizer:
     """A transformation and its state: compute new parameters from a loss and parameters.
 
-    In a loop of differentiable steps, the parameters and the state hold the graph of all steps.  If you pass parameters
-    that are leaves, as after ``detach().requires_grad_()``, the state is detached too.
-    :func:`torchopt.stop_gradient` detaches only the state.  For plain training pass ``differentiable=False``.
+    In a loop of differentiable steps, the parameters and the state keep the graph of all steps.  If the parameters are
+    leaves, for example after ``detach().requires_grad_()``, the state is detached too.  :func:`torchopt.stop_gradient`
+    detaches only the state.  For training without meta-gradients, pass ``differentiable=False``.
 
     Args:
         impl: The transformation.
         inplace: Whether steps write into the parameters and the state instead of creating new ones.
-        differentiable: Whether steps are differentiable.  If not, new parameters are leaves, and neither
-            they nor the state hold a graph.
+        differentiable: Whether steps are differentiable.  If not, new parameters are leaves, and the state has no
+            graph.
 
     Attributes:
         impl: The transformation.
@@ -74,8 +74,8 @@ class FuncOptimizer:
                 the graph.
 
         Returns:
-            The new parameters.  Out of place they are differentiable in the old ones and in all that the loss
-            depends on, unless the optimizer is not differentiable: then they are leaves.
+            The new parameters.  Out of place, they are differentiable with respect to the old ones and everything on
+            which the loss depends; if the optimizer is not differentiable, they are leaves.
         """
         inplace = self.inplace if inplace is None else inplace
         recorded = self.differentiable and not inplace
@@ -107,7 +107,7 @@ class FuncOptimizer:
 
 
 def _begins_anew(params: Any) -> bool:
-    """Whether no parameter is the outcome of a step: all that require grad are leaves."""
+    """Whether all parameters that require grad are leaves, so that none is the result of a step."""
     return all(x.is_leaf for x in tree.leaves(params) if isinstance(x, torch.Tensor))
 
 
@@ -116,5 +116,5 @@ def _detached(x: Any) -> Any:
 
 
 def _as_leaf(p: Any, new: Any) -> Any:
-    """A new parameter that requires grad as the old one did; one that did not move stays the same tensor."""
+    """A new leaf that requires grad if the old one did; an unchanged parameter stays the same tensor."""
     return new if new is p or not isinstance(new, torch.Tensor) else detach_graph(new).requires_grad_(p.requires_grad)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradients and checks that the optimizer classes share."""
+"""Gradients and checks for the optimizer classes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 from torchopt import tree
 from torchopt.autodiff.products import is_autograd_off
 from torchopt.autodiff.recompute import recomputed_gradient
-from torchopt.numerics import in_transform, is_inexact, is_storage_freed
+from torchopt.numerics import in_transform, is_inexact
+from torchopt.sharding import is_storage_freed
 
 __all__ = [
     'check_same_kind',
@@ -25,7 +26,7 @@ __all__ = [
 
 
 def differentiable_gradients(loss: Any, params: Any, *, create_graph: bool = True) -> Any:
-    """The gradients of a loss, with a graph of their own.
+    """The gradients of a loss, with a graph if ``create_graph``.
 
     Args:
         loss: A tensor of one element that depends on the parameters.
@@ -33,12 +34,12 @@ def differentiable_gradients(loss: Any, params: Any, *, create_graph: bool = Tru
         create_graph: Whether the gradients are differentiable.
 
     Returns:
-        A tree like ``params``: ``None`` for frozen parameters, and for those that the loss does not depend on.
+        A tree like ``params``: ``None`` for frozen parameters, and for those on which the loss does not depend.
 
     Raises:
         TypeError: If the loss is not a tensor, or complex.
         ValueError: If the loss has more than one element, or if no parameter requires grad.
-        RuntimeError: If the loss has no graph, or the parameters are those of FSDP.
+        RuntimeError: If the loss has no graph, or the parameters are gathered parameters of FSDP.
     """
     _check_scalar(loss)
     _check_graph(loss)
@@ -129,13 +130,13 @@ def _check_any(trained: Sized) -> None:
 
 
 def without_integers(params: Any) -> Any:
-    """The same parameters, with None for those of an integer dtype, which never have gradients."""
+    """The same parameters, with None for those with an integer dtype, which never have gradients."""
     leaves, spec = tree.flatten(params)
     return tree.unflatten(spec, hide_integers(leaves, [None] * len(leaves)))
 
 
 def hide_integers(params: Iterable[Any], grads: Iterable[Any]) -> list[Any]:
-    """As :func:`without_integers` for parameters in a row; only those without a gradient are looked at."""
+    """Like :func:`without_integers` for a sequence; only parameters without a gradient are checked."""
     return [None if g is None and _is_integer(p) else p for p, g in zip(params, grads)]
 
 
@@ -159,13 +160,13 @@ def check_states(state_dict: Any, count: int) -> list[Any]:
     """
     if not isinstance(state_dict, (tuple, list)):
         raise TypeError(
-            f'state_dict is a {type(state_dict).__name__}; expected a tuple with one state for each group. Pass what '
-            f'state_dict() of such an optimizer returned; states of torch.optim have another layout.'
+            f'state_dict is a {type(state_dict).__name__}; expected a tuple with one state for each group. Pass the '
+            f'result of state_dict() of such an optimizer; states of torch.optim have another layout.'
         )
     if len(state_dict) != count:
         raise ValueError(
-            f'state_dict holds {len(state_dict)} states, but this optimizer has {count} groups. Add the groups '
-            f'that it was saved with first.'
+            f'state_dict holds {len(state_dict)} states, but this optimizer has {count} groups. First add the '
+            f'groups with which it was saved.'
         )
     return list(state_dict)
 
@@ -174,17 +175,17 @@ _REMEDY = 'Load a state that this optimizer, with these options, saved for these
 
 
 def check_same_kind(state: Any, expected: Any, *, name: str) -> None:
-    """Require that a state is one of the same optimizer for parameters of the same shapes.
+    """Require that a state belongs to the same optimizer and to parameters of the same shapes.
 
     Raises:
-        ValueError: If it is not; the message says where they differ.
+        ValueError: If it does not; the message gives the path of the difference.
     """
     found, spec = tree.flatten(expected)
     values = tree.flatten_up_to(spec, state, name=name, like='the state of this optimizer', remedy=_REMEDY)
     for i, (x, y) in enumerate(zip(found, values)):
         if getattr(x, 'shape', None) != getattr(y, 'shape', None) or _is_complex(x) != _is_complex(y):
             path = tree.flatten_with_path(expected)[i][0]
-            raise ValueError(f'{name}{path} does not fit: expected {_kind(x)} and found {_kind(y)}. {_REMEDY}')
+            raise ValueError(f'{name}{path} does not match: expected {_kind(x)}, found {_kind(y)}. {_REMEDY}')
 
 
 def _is_complex(x: Any) -> bool:

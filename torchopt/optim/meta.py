@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Differentiable optimizers of modules: every step is differentiable."""
+"""Differentiable optimizers for modules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torchopt import alias
 from torchopt.autodiff.surroundings import note_slots
 from torchopt.base import GradientTransformation, UninitializedState
-from torchopt.numerics import is_fully_sharded
 from torchopt.optim.from_alias import FromAlias, check_impl
 from torchopt.optim.gradients import (
     check_same_kind,
@@ -22,6 +21,7 @@ from torchopt.optim.gradients import (
     recomputed_gradients,
     without_integers,
 )
+from torchopt.sharding import is_fully_sharded
 from torchopt.update import update_params
 
 __all__ = [
@@ -41,34 +41,34 @@ __all__ = [
 ]
 
 Slots = dict[str, list[tuple[dict[str, Any], str]]]
-"""From the name of a parameter to all places that hold it: several where weights are tied."""
+"""All places that contain a parameter, by name; tied weights have several."""
 
 
 class MetaOptimizer(FromAlias):
-    r"""Optimize a module by differentiable steps.
+    r"""Train a module with differentiable steps.
 
     ``step(loss)`` replaces the parameters of the module by new tensors, differentiable functions of the old ones and of
-    everything that the loss depends on.  A later ``outer_loss.backward()`` differentiates through all steps.
+    everything on which the loss depends.  A later ``outer_loss.backward()`` differentiates through all steps.
     ``step(closure)`` does the same in far less memory: it recomputes the loss instead of keeping its graph.
 
     The transformation receives the parameters as a dict by name: ``torchopt.MetaSGD(net, lr={'weight': 0.1, 'bias':
     rate})`` has one rate per parameter; rates that are tensors can be learned.
 
-    Parameters that do not require grad are frozen, parameters that the loss does not depend on are skipped, and tied
-    weights stay tied.  The graph of all steps is alive as long as the module holds the last parameters; release it with
+    Parameters that do not require grad are frozen, parameters on which the loss does not depend are skipped, and tied
+    weights stay tied.  The graph of all steps is kept as long as the module has the new parameters; release it with
     :func:`torchopt.stop_gradient` or :func:`torchopt.recover_state_dict`.
 
     Args:
-        module: The module; its parameters are replaced step by step.
+        module: The module; every step replaces its parameters.
         impl: The transformation.
 
     Attributes:
         impl: The transformation.
-        param_groups: For each group the slots that hold its parameters.
-        state_groups: For each group its state, ``UninitializedState()`` before the first step.
+        param_groups: The places of the parameters of each group.
+        state_groups: The state of each group, ``UninitializedState()`` before the first step.
 
     Raises:
-        TypeError: If ``module`` is not a module, or is under FSDP, or ``impl`` not a GradientTransformation.
+        TypeError: If ``module`` is not a module or is under FSDP, or ``impl`` is not a GradientTransformation.
         ValueError: If the module has no parameters.
 
     Example:
@@ -84,8 +84,8 @@ class MetaOptimizer(FromAlias):
 
     family_defaults: ClassVar[dict[str, Any]] = {'moment_requires_grad': True}
     target_prose: ClassVar[str] = (
-        'module: The module whose parameters are replaced step by step.  A hyper-parameter that differs from\n'
-        '        parameter to parameter is a dict by the names that ``module.named_parameters()`` gives them.'
+        'module: The module; every step replaces its parameters.  For a different value of a hyper-parameter per\n'
+        '        parameter, pass a dict with the names of ``module.named_parameters()``.'
     )
     example: ClassVar[str] = """\
 >>> import torch, torchopt
@@ -111,7 +111,7 @@ True
         self.add_param_group(module)
 
     def add_param_group(self, module: nn.Module, **options: Any) -> None:
-        """Optimize one more module.
+        """Add a module.
 
         Args:
             module: The module.
@@ -123,7 +123,7 @@ True
         """
         if not isinstance(module, nn.Module):
             raise TypeError(
-                f'Unexpected class of {module!r}: expected an nn.Module. Pass the module itself, not its parameters().'
+                f'Unexpected class of {module!r}: expected an nn.Module. Pass the module, not its parameters().'
             )
         for name, part in module.named_modules():
             if is_fully_sharded(part):
@@ -140,7 +140,7 @@ True
                 )
         slots = _find_slots(module)
         if not slots:
-            raise ValueError('The module has no parameters, so there is nothing to optimize.')
+            raise ValueError('The module has no parameters; there is nothing to optimize.')
         taken = {id(_held(p)) for group in self.param_groups for p in group.values()}
         for name, places in slots.items():
             if id(_held(places)) in taken:
@@ -212,14 +212,14 @@ True
         return value
 
     def state_dict(self) -> tuple[Any, ...]:
-        """The states of the groups themselves, not copies; see :func:`torchopt.extract_state_dict` for those."""
+        """The states of the groups, not copied; :func:`torchopt.extract_state_dict` makes copies."""
         return tuple(self.state_groups)
 
     def load_state_dict(self, state_dict: Sequence[Any]) -> None:
-        """Continue from states, one for each group.
+        """Continue from the states of all groups.
 
         Args:
-            state_dict: The result of :meth:`state_dict` of such an optimizer.
+            state_dict: The result of :meth:`state_dict` of an optimizer of this kind.
 
         Raises:
             ValueError: If they are not states of this optimizer for these parameters; nothing is changed then.

@@ -19,8 +19,8 @@ from torchopt.numerics import eager, is_inexact
 from torchopt.typing import Samplable, SampleFunc
 from torchopt.zero_order_diff.directions import Directions
 from torchopt.zero_order_diff.estimators import ESTIMATORS
-from torchopt.zero_order_diff.evaluation import Call, Evaluator
-from torchopt.zero_order_diff.functions import Problem, value
+from torchopt.zero_order_diff.evaluation import BoundObjective, Evaluator
+from torchopt.zero_order_diff.functions import ZeroOrderProblem, value
 
 __all__ = ['zero_order']
 
@@ -146,10 +146,10 @@ def zero_order(
         def evaluate(*args: Any, **kwargs: Any) -> Tensor:
             if kwargs:
                 args, kwargs = _by_position(fn, args, kwargs)
-            call = Call.of(fn, args, kwargs)
-            wanted = _wanted(call, args, positions)
-            problem = Problem(
-                call, method, estimator, directions, evaluator, num_samples, width, chunk_size, next_seed, wanted
+            objective = BoundObjective(fn, args, kwargs)
+            wanted = _wanted(objective, args, positions)
+            problem = ZeroOrderProblem(
+                objective, method, estimator, directions, evaluator, num_samples, width, chunk_size, next_seed, wanted
             )
             return value(problem)
 
@@ -205,7 +205,7 @@ def _by_position(
     return bound.args, bound.kwargs
 
 
-def _wanted(call: Call, args: tuple[Any, ...], positions: tuple[int, ...]) -> tuple[int, ...]:
+def _wanted(objective: BoundObjective, args: tuple[Any, ...], positions: tuple[int, ...]) -> tuple[int, ...]:
     """The indices of the tensors in the arguments to differentiate."""
     wanted: dict[int, None] = {}
     for position in positions:
@@ -215,7 +215,7 @@ def _wanted(call: Call, args: tuple[Any, ...], positions: tuple[int, ...]) -> tu
                 f'Number them from 0, or from -1 backwards.'
             )
         own = {id(x) for x in tree.leaves(args[position]) if is_inexact(x)}
-        found = [i for i, x in enumerate(call.tensors) if id(x) in own]
+        found = [i for i, x in enumerate(objective.tensors) if id(x) in own]
         if not found:
             raise TypeError(
                 f'argnums has {position}, but that argument, a {type(args[position]).__name__}, holds no tensor of a '

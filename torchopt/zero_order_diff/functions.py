@@ -22,9 +22,9 @@ from torch import Tensor
 from torchopt import numerics
 from torchopt.zero_order_diff.directions import Directions, real_view
 from torchopt.zero_order_diff.estimators import Estimator, combine
-from torchopt.zero_order_diff.evaluation import Call, Evaluator
+from torchopt.zero_order_diff.evaluation import BoundObjective, Evaluator
 
-__all__ = ['Problem', 'value']
+__all__ = ['ZeroOrderProblem', 'value']
 
 # How many numbers the directions of a chunk make, unless its size is given: at most 64 MiB in single precision.  On a
 # CPU they should stay in the cache, but few samples at a time would waste what vmap saves.
@@ -32,10 +32,10 @@ _MOST, _CACHED, _FEW = 2**24, 2**20, 16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Problem:
+class ZeroOrderProblem:
     """What is to be differentiated, where, and how; ``wanted`` are the tensors with respect to which."""
 
-    call: Call
+    objective: BoundObjective
     method: str
     estimator: Estimator
     directions: Directions
@@ -61,14 +61,14 @@ class Problem:
             most = min(most, max(_FEW, _CACHED // dimension))
         return math.ceil(self.num_samples / math.ceil(self.num_samples / most))
 
-    def restricted(self, wanted: tuple[int, ...]) -> Problem:
+    def restricted(self, wanted: tuple[int, ...]) -> ZeroOrderProblem:
         """The same with respect to some of the tensors only; the others are held fixed."""
         return dataclasses.replace(self, wanted=wanted)
 
 
-def value(problem: Problem) -> Tensor:
+def value(problem: ZeroOrderProblem) -> Tensor:
     """The value of the function, to be differentiated as the problem says."""
-    return numerics.apply_function(_Value, problem, *problem.call.tensors)
+    return numerics.apply_function(_Value, problem, *problem.objective.tensors)
 
 
 _Function = TypeVar('_Function', bound=type[torch.autograd.Function])
@@ -77,7 +77,7 @@ _Function = TypeVar('_Function', bound=type[torch.autograd.Function])
 def _one_by_one(cls: _Function) -> _Function:
     """Let ``vmap`` take one element of the batch after another."""
 
-    def vmap(info: Any, in_dims: tuple[Any, ...], problem: Problem, *tensors: Any) -> Any:
+    def vmap(info: Any, in_dims: tuple[Any, ...], problem: ZeroOrderProblem, *tensors: Any) -> Any:
         if info.randomness == 'same':
             seed = problem.next_seed()
             problem = dataclasses.replace(problem, next_seed=lambda: seed)
@@ -100,8 +100,8 @@ class _Value(torch.autograd.Function):
     """The value of the function at its arguments: ``_Value.apply(problem, *tensors)``."""
 
     @staticmethod
-    def forward(problem: Problem, *tensors: Tensor) -> Tensor:
-        return problem.evaluator.at(problem.call, tensors)
+    def forward(problem: ZeroOrderProblem, *tensors: Tensor) -> Tensor:
+        return problem.evaluator.at(problem.objective, tensors)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -129,7 +129,7 @@ class _Value(torch.autograd.Function):
         return total
 
 
-def _gradient(problem: Problem, saved: Sequence[Tensor], wanted: tuple[int, ...]) -> list[Tensor]:
+def _gradient(problem: ZeroOrderProblem, saved: Sequence[Tensor], wanted: tuple[int, ...]) -> list[Tensor]:
     if not wanted:
         return []
     output, *tensors = saved
@@ -145,7 +145,7 @@ class _Gradient(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(problem: Problem, center: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(problem: ZeroOrderProblem, center: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         seed = problem.next_seed()
         return torch.tensor(seed, device='cpu'), *_estimate(problem, seed, center, tensors)
 
@@ -173,7 +173,7 @@ class _Gradient(torch.autograd.Function):
             return (None, None, *_curvature(ctx.problem, saved, [tangents[2 + i] for i in ctx.problem.wanted]))
 
 
-def _curvature(problem: Problem, kept: Sequence[Tensor], vs: Any) -> tuple[Tensor, ...]:
+def _curvature(problem: ZeroOrderProblem, kept: Sequence[Tensor], vs: Any) -> tuple[Tensor, ...]:
     if problem.estimator.curvature is None or not problem.directions.gaussian:
         raise RuntimeError(
             f'The zero-order gradient by method {problem.method!r} has no second derivative here: one can be estimated '
@@ -190,7 +190,9 @@ class _Curvature(torch.autograd.Function):
     """An estimate of Hessian times vector: ``_Curvature.apply(problem, seed, values, center, *xs, *vs)``."""
 
     @staticmethod
-    def forward(problem: Problem, seed: Tensor, values: Tensor, center: Tensor, *xs_and_vs: Tensor) -> tuple[Any, ...]:
+    def forward(
+        problem: ZeroOrderProblem, seed: Tensor, values: Tensor, center: Tensor, *xs_and_vs: Tensor
+    ) -> tuple[Any, ...]:
         half = len(xs_and_vs) // 2
         xs, vs = xs_and_vs[:half], xs_and_vs[half:]
         return _estimate_product(problem, int(seed), values, center, xs, vs)
@@ -218,7 +220,7 @@ def _refuse_third_order() -> None:
 # The arithmetic, on plain tensors ------------------------------------------------------------------------------------
 
 
-def _estimate(problem: Problem, seed: int, center: Tensor, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _estimate(problem: ZeroOrderProblem, seed: int, center: Tensor, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The values at all points, of shape ``(num_samples, signs)``, and the gradients."""
     weights, signs = problem.estimator.slope, problem.estimator.signs
     xs = [real_view(tensors[i].detach()) for i in problem.wanted]
@@ -228,7 +230,7 @@ def _estimate(problem: Problem, seed: int, center: Tensor, tensors: tuple[Tensor
         points = [
             {i: _shifted(tensors[i], x, s * problem.sigma, z) for i, x, z in zip(problem.wanted, xs, zs)} for s in signs
         ]
-        values = problem.evaluator.around(problem.call, tensors, points, len(zs[0]))
+        values = problem.evaluator.around(problem.objective, tensors, points, len(zs[0]))
         _check_finite(problem, first, values, center)
         found.append(values)
         slopes = combine(weights, signs, values, center)
@@ -238,7 +240,9 @@ def _estimate(problem: Problem, seed: int, center: Tensor, tensors: tuple[Tensor
     return torch.cat(found), *gradients
 
 
-def _estimate_product(problem: Problem, seed: int, values: Tensor, center: Tensor, xs: Any, vs: Any) -> tuple[Any, ...]:
+def _estimate_product(
+    problem: ZeroOrderProblem, seed: int, values: Tensor, center: Tensor, xs: Any, vs: Any
+) -> tuple[Any, ...]:
     """The estimated second derivative times a vector, from the values and directions of the gradient."""
     weights, signs = problem.estimator.curvature, problem.estimator.signs
     assert weights is not None
@@ -266,7 +270,7 @@ def _like(flat: Tensor, tensor: Tensor) -> Tensor:
     return flat.reshape(tensor.shape).to(tensor.dtype)
 
 
-def _check_finite(problem: Problem, first: int, values: Tensor, center: Tensor) -> None:
+def _check_finite(problem: ZeroOrderProblem, first: int, values: Tensor, center: Tensor) -> None:
     """Name the sample where the function gave no number."""
     if 0 in problem.estimator.slope and not center.isfinite():
         raise ValueError(f'The function returned {float(center)} at the point itself. {_FINITE}')

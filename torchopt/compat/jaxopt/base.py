@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What solvers share, as ``jaxopt.base`` has it."""
+
+from torchopt.objective import LinearOperator
+from torchopt.solver import IterativeSolver, KKTSolution, OptStep, StochasticSolver
+
+__all__ = ['AutoOrBoolean', 'IterativeSolver', 'KKTSolution', 'LinearOperator', 'OptStep', 'StochasticSolver']
+
+AutoOrBoolean = str | bool

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Functions of users that may return auxiliary output too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ['require_function', 'split_aux']
+
+
+def split_aux(found: Any, has_aux: bool, name: str) -> tuple[Any, Any]:
+    """The value and the auxiliary output of what a function returned; None for the latter if there is none.
+
+    Args:
+        found: What the function returned.
+        has_aux: Whether that is a pair.
+        name: The name of the function, for the error message.
+
+    Raises:
+        TypeError: If it should be a pair and is not.
+
+    Example:
+        >>> from torchopt.solver.auxiliary import split_aux
+        >>> split_aux((1.0, 'more'), True, 'fun')
+        (1.0, 'more')
+    """
+    if not has_aux:
+        return found, None
+    if not isinstance(found, (tuple, list)) or len(found) != 2:
+        raise TypeError(f'{name} returned a {type(found).__name__}; with has_aux=True expected a pair (value, aux).')
+    return found[0], found[1]
+
+
+def require_function(name: str, value: Any) -> None:
+    """Require something that can be called.
+
+    Raises:
+        TypeError: If it cannot.
+    """
+    if not callable(value):
+        raise TypeError(f'Invalid {name}: a {type(value).__name__}; expected a function.')

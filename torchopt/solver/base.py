@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all solvers have in common: their options, and the functions that users call."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import inspect
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch._C import _functorch
+
+from torchopt import tree
+from torchopt.loop import while_loop
+from torchopt.numerics import eager
+from torchopt.solver import adjoint
+from torchopt.solver.run import KKTSolution, OptStep, Task, check_start, conclude, iterate
+
+__all__ = ['IterativeSolver', 'KKTSolution', 'OptStep', 'Solver', 'StochasticSolver']
+
+
+class Solver(abc.ABC):
+    """A method that solves a problem, with JAXopt's interface; subclasses are dataclasses.
+
+    Example:
+        >>> import torch, torchopt
+        >>> solver = torchopt.GradientDescent(lambda x: (x - 3.0) ** 2, stepsize=0.5)
+        >>> isinstance(solver, torchopt.solver.Solver)
+        True
+    """
+
+    maxiter: int
+    tol: float
+
+    @abc.abstractmethod
+    def run(self, init_params: Any, *args: Any, **kwargs: Any) -> OptStep:
+        """Solve the problem.
+
+        Args:
+            init_params: Where to start, a tree.
+            *args: Data of the problem.
+            **kwargs: Data of the problem, by name.
+
+        Returns:
+            The parameters, and the state.
+        """
+
+    optimality_fun: Callable[..., Any]
+    """``optimality_fun(params, *args, **kwargs)``, zero at solutions: a method, or what the user gave."""
+
+    @property
+    def optimality_condition(self) -> Callable[..., Any]:
+        """:attr:`optimality_fun` without auxiliary output, a tree like the parameters."""
+        return self.optimality_fun
+
+    def l2_optimality_error(self, params: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """The Euclidean norm of :attr:`optimality_fun`, a 0-d tensor."""
+        return torch.as_tensor(tree.norm(self.optimality_condition(params, *args, **kwargs)))
+
+    def attribute_names(self) -> tuple[str, ...]:
+        """The names of the constructor's arguments."""
+        return tuple(field.name for field in dataclasses.fields(self))  # type: ignore[arg-type]
+
+    def attribute_values(self) -> tuple[Any, ...]:
+        """The values of the constructor's arguments, in the order of :meth:`attribute_names`."""
+        return tuple(getattr(self, name) for name in self.attribute_names())
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class IterativeSolver(Solver):
+    """A solver that repeats a step.
+
+    A subclass is a dataclass with the fields ``maxiter`` and ``tol``, whose defaults differ from solver to solver.  It
+    defines ``init_state``, ``update`` and ``optimality_fun``.  The state is a named tuple with at least the fields
+    ``iter_num``, ``error`` and ``status``.
+
+    Attributes:
+        maxiter: The largest number of steps.
+        tol: The run ends when ``state.error`` is at most this.
+        verbose: Whether to print each step; an int prints every so many steps; ``'bar'`` shows a progress bar, which
+            needs the package tqdm.
+        callback: ``callback(params, state)``, called after each step.
+        implicit_diff: Whether derivatives of :meth:`run` come from the implicit function theorem.  If not, they come
+            from the steps.
+        implicit_diff_solve: The linear solver for them, ``solve(matvec, b)``;
+            :func:`torchopt.linear_solve.solve_normal_cg` if None.
+        jit: Accepted for code written for JAXopt; nothing is compiled.
+        unroll: How derivatives come from the steps where ``implicit_diff`` is False: ``'checkpoint'`` remembers about
+            the square root of the steps and makes those between again in the backward pass; ``'auto'``, True and False
+            remember all.
+    """
+
+    verbose: bool | int | str = False
+    callback: Callable[[Any, Any], Any] | None = None
+    implicit_diff: bool = True
+    implicit_diff_solve: Callable[..., Any] | None = None
+    jit: bool | str = True
+    unroll: bool | str = 'auto'
+
+    error_name: ClassVar[str] = 'Error'
+    """What ``state.error`` measures, for :meth:`log_info`."""
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        if isinstance(self.maxiter, bool) or not isinstance(self.maxiter, int) or self.maxiter < 0:
+            raise ValueError(f'Invalid maxiter: {self.maxiter!r}; expected an int >= 0.')
+        if not isinstance(self.tol, Tensor) and not self.tol >= 0:
+            raise ValueError(f'Invalid tol: {self.tol!r}; expected a number >= 0.')
+        if self.unroll not in (True, False, 'auto', 'checkpoint'):
+            raise ValueError(f"Invalid unroll: {self.unroll!r}; expected True, False, 'auto' or 'checkpoint'.")
+        if isinstance(self.verbose, str) and self.verbose != 'bar':
+            raise ValueError(f"Invalid verbose: {self.verbose!r}; expected a bool, an int or 'bar'.")
+
+    @abc.abstractmethod
+    def init_state(self, init_params: Any, *args: Any, **kwargs: Any) -> Any:
+        """The state before the first step.
+
+        Args:
+            init_params: Where to start, a tree.
+            *args: Data of the problem.
+            **kwargs: Data of the problem, by name.
+        """
+
+    @abc.abstractmethod
+    def update(self, params: Any, state: Any, *args: Any, **kwargs: Any) -> OptStep:
+        """One step.
+
+        Args:
+            params: The parameters, a tree.
+            state: The state that :meth:`init_state` or the last step returned.
+            *args: Data of the problem.
+            **kwargs: Data of the problem, by name.
+
+        Returns:
+            The new parameters and the new state.
+        """
+
+    @property
+    def reference_signature(self) -> Callable[..., Any] | inspect.Signature:
+        """A function whose signature names the arguments of :attr:`optimality_fun`."""
+        return self.optimality_fun
+
+    @property
+    def stop_tol(self) -> Any:
+        """What ``state.error`` is compared with; a solver with a criterion of its own sets ``state.status`` instead."""
+        return self.tol
+
+    def task(self, init_params: Any, *args: Any, **kwargs: Any) -> Task:
+        """The steps of a run.  Solvers that work on vectors override it, to flatten trees once."""
+        start = OptStep(init_params, self.init_state(init_params, *args, **kwargs))
+        return Task(start, lambda last: self.update(*last, *args, **kwargs), lambda last: last)
+
+    def progress(self, state: Any) -> dict[str, Any]:
+        """What to print about a step besides its number and its error."""
+        return {}
+
+    def log_info(
+        self, state: Any, error_name: str | None = None, additional_info: dict[str, Any] | None = None
+    ) -> None:
+        """Print the number of the step, its error and more; of a batch, what is largest.
+
+        Args:
+            state: The state.
+            error_name: What the error is; the solver's own name for it if None.
+            additional_info: More to print; what the solver has to say if None.
+        """
+        print(f'INFO: torchopt.{type(self).__name__}: {self._describe(state, error_name, additional_info)}')
+
+    def _describe(self, state: Any, error_name: str | None = None, additional_info: Any = None) -> str:
+        more = self.progress(state) if additional_info is None else additional_info
+        error_name = self.error_name if error_name is None else error_name
+        parts = {'Iter': state.iter_num, f'{error_name} (stopping criterion)': state.error, **more}
+        return ' '.join(f'{name}: {_largest(x)}' for name, x in parts.items())
+
+    @eager
+    def run(self, init_params: Any, *args: Any, **kwargs: Any) -> OptStep:
+        """Repeat steps until ``state.error`` is at most ``tol``, or no step can be made any more.
+
+        Under ``torch.vmap`` each problem stops by itself.  ``state.status`` says how the run ended: see
+        :class:`~torchopt.solver.Status`.
+
+        Args:
+            init_params: Where to start, a tree of tensors of floating dtypes.
+            *args: Data of the problem, passed on to its functions.
+            **kwargs: Data of the problem, by name.
+
+        Returns:
+            The parameters, and the state.  With ``implicit_diff``, the parameters are differentiable in the data, and
+            in tensors that the functions close over; the state is not.
+
+        Raises:
+            TypeError: If a parameter has an integer dtype, or arguments do not match.
+            ValueError: If a parameter is NaN or infinite.
+        """
+        check_start(init_params)
+        if not self.implicit_diff:
+            loop = adjoint.checkpointed_loop if self.unroll == 'checkpoint' else while_loop
+            return self._iterate(loop, init_params, *args, **kwargs)
+
+        def run(*args: Any, **kwargs: Any) -> OptStep:
+            return self._iterate(while_loop, *args, **kwargs)
+
+        return OptStep(
+            *adjoint.implicit(
+                run,
+                self.optimality_condition,
+                self.reference_signature,
+                self.implicit_diff_solve,
+                (init_params, *args),
+                kwargs,
+            )
+        )
+
+    def _iterate(self, loop: Callable[..., OptStep], init_params: Any, *args: Any, **kwargs: Any) -> OptStep:
+        task = self.task(init_params, *args, **kwargs)
+        with _Report(self) as report:
+            return iterate(task, self.maxiter, self.stop_tol, report if report.wanted else None, loop)
+
+
+class StochasticSolver(IterativeSolver):
+    """A solver whose steps may each see other data."""
+
+    def run_iterator(self, init_params: Any, iterator: Iterator[Any], *args: Any, **kwargs: Any) -> OptStep:
+        """Make one step for each batch of data, at most ``maxiter``.
+
+        The first batch serves to initialize the state, as in JAXopt.
+
+        Args:
+            init_params: Where to start, a tree.
+            iterator: The batches; each is passed as the argument ``data``.
+            *args: Further data.
+            **kwargs: Further data, by name.
+
+        Returns:
+            The parameters, and the state.
+
+        Raises:
+            ValueError: If the iterator is empty.
+        """
+        check_start(init_params)
+        iterator = iter(iterator)
+        try:
+            data = next(iterator)
+        except StopIteration:
+            raise ValueError('The iterator is empty; expected at least one batch of data.') from None
+        step = OptStep(init_params, self.init_state(init_params, *args, **kwargs, data=data))
+        with _Report(self) as report:
+            for data in itertools.islice(iterator, self.maxiter):
+                step = self.update(*step, *args, **kwargs, data=data)
+                if report.wanted:
+                    report(step)
+        return conclude(step, self.tol)
+
+
+class _Report:
+    """Shows each step: by the callback, printed, or as a progress bar."""
+
+    def __init__(self, solver: IterativeSolver) -> None:
+        self.solver = solver
+        self.every = 0 if isinstance(solver.verbose, str) else int(solver.verbose)
+        self.count = 0
+        self.bar: Any = None
+        self.wanted = bool(solver.verbose) or solver.callback is not None
+
+    def __enter__(self) -> _Report:
+        if self.solver.verbose == 'bar':
+            try:
+                from tqdm.auto import tqdm  # type: ignore[import-untyped,unused-ignore]
+            except ImportError:
+                raise ImportError("verbose='bar' needs tqdm: `pip install tqdm`, or pass verbose=True.") from None
+            self.bar = tqdm(total=self.solver.maxiter, desc=type(self.solver).__name__)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def __call__(self, step: OptStep) -> None:
+        self.count += 1
+        if self.solver.callback is not None:
+            self.solver.callback(*step)
+        if self.bar is not None:
+            self.bar.set_postfix_str(self.solver._describe(step.state))
+            self.bar.update()
+        elif self.every and self.count % self.every == 0:
+            self.solver.log_info(step.state)
+
+
+def _largest(x: Any) -> Any:
+    """A number to print; of a batch, the largest."""
+    while isinstance(x, Tensor) and _functorch.is_functorch_wrapped_tensor(x):
+        x = _functorch.get_unwrapped(x)
+    return x.detach().max().item() if isinstance(x, Tensor) else x

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BFGS: a descent with a dense approximation of the inverse Hessian."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt import tree
+from torchopt.scalars import pick, where
+from torchopt.solver.compact import Pair, is_curved
+from torchopt.solver.descent import DescentSolver, Problem, Work
+from torchopt.solver.linesearch import LineSearch
+from torchopt.solver.objective import Vectors
+
+__all__ = ['BFGS', 'BfgsState']
+
+
+@tree.safe_to_load
+class BfgsState(NamedTuple):
+    """State of :class:`BFGS`.
+
+    Attributes:
+        iter_num: The number of steps.
+        value: The objective.
+        grad: The gradient.
+        stepsize: The last step size.
+        error: The Euclidean norm of the gradient.
+        H: The approximation of the inverse Hessian, for the elements of all leaves as one vector.
+        aux: The auxiliary output of the objective.
+        failed_linesearch: Whether the last line search failed.
+        num_fun_eval: The number of evaluations of the objective.
+        num_grad_eval: The number of evaluations of the gradient.
+        num_linesearch_iter: The number of steps of the line searches.
+        status: How the run ended; see :class:`~torchopt.solver.Status`.
+    """
+
+    iter_num: Any
+    value: Any
+    grad: Any
+    stepsize: Any
+    error: Any
+    H: Any
+    aux: Any = None
+    failed_linesearch: Any = False
+    num_fun_eval: Any = 0
+    num_grad_eval: Any = 0
+    num_linesearch_iter: Any = 0
+    status: Any = 0
+
+
+class _Inverse(NamedTuple):
+    """The inverse Hessian, and whether it is still the identity."""
+
+    matrix: Tensor
+    is_identity: Any
+
+
+@dataclasses.dataclass(eq=False)
+class BFGS(DescentSolver[_Inverse]):
+    r"""Minimize a smooth function of few parameters by the BFGS method.
+
+    .. math::
+        w_{k+1} = w_k - \eta_k H_k \nabla f(w_k), \qquad
+        H_{k+1} = (I - \rho_k s_k y_k^\mathsf{T})\, H_k\, (I - \rho_k y_k s_k^\mathsf{T}) + \rho_k s_k s_k^\mathsf{T},
+
+    with :math:`s_k = w_{k+1} - w_k`, :math:`y_k = \nabla f(w_{k+1}) - \nabla f(w_k)` and
+    :math:`\rho_k = 1 / \langle s_k, y_k \rangle`.  :math:`H_k` has as many rows as there are parameters.  Before the
+    first update, the identity is scaled by :math:`\langle s, y \rangle / \lVert y \rVert^2`; a pair without positive
+    curvature is skipped.
+
+    The arguments are those of :class:`LBFGS`, without ``stop_if_linesearch_fails``, ``history_size`` and ``use_gamma``.
+
+    Example:
+        >>> import torch, torchopt
+        >>> solver = torchopt.BFGS(lambda x: ((x - 3.0) ** 4).sum(), tol=1e-9)
+        >>> solver.run(torch.zeros(2, dtype=torch.float64)).params
+        tensor([2.9995, 2.9995], dtype=torch.float64)
+
+    References:
+        Nocedal and Wright, `Numerical optimization <https://doi.org/10.1007/978-0-387-40065-5>`_, algorithm 6.1, 2006.
+    """
+
+    fun: Callable[..., Any]
+    value_and_grad: bool | Callable[..., Any] = False
+    has_aux: bool = False
+    maxiter: int = 500
+    tol: float = 1e-3
+    stepsize: float | Callable[[Any], Any] = 0.0
+    linesearch: str | LineSearch = 'zoom'
+    linesearch_init: str = 'max'
+    condition: Any = None
+    maxls: int = 30
+    decrease_factor: Any = None
+    increase_factor: float = 1.5
+    max_stepsize: float = 1.0
+    min_stepsize: float = 1e-6
+
+    def _empty(self, gradient: Tensor, in_place: bool) -> _Inverse:
+        return _Inverse(torch.eye(len(gradient), dtype=gradient.dtype, device=gradient.device), True)
+
+    def _direction(self, memory: _Inverse, problem: Problem, x: Tensor, gradient: Tensor) -> Tensor:
+        return -(memory.matrix @ gradient)
+
+    def _remember(self, memory: _Inverse, x: Pair, gradient: Pair, direction: Tensor) -> _Inverse:
+        s, y = x[1] - x[0], gradient[1] - gradient[0]
+        product, yy = s @ y, y @ y
+        curved = is_curved(product, s @ s, yy, s.dtype)
+        rho, yy = 1.0 / where(curved, product, 1.0), where(curved, yy, 1.0)
+        matrix = memory.matrix * where(memory.is_identity, 1.0 / (rho * yy), 1.0)
+        by_y = matrix @ y
+        new = torch.addr(matrix, s, (rho + rho * rho * (y @ by_y)) * s - rho * by_y) - torch.outer(rho * by_y, s)
+        return _Inverse(pick(curved, new, memory.matrix), where(curved, False, memory.is_identity))
+
+    def _is_empty(self, memory: _Inverse) -> Any:
+        return memory.is_identity
+
+    def _forget(self, memory: _Inverse, gradient: Tensor) -> _Inverse:
+        return self._empty(gradient, False)
+
+    def _as_state(self, work: Work, vectors: Vectors) -> BfgsState:
+        begin = (work.iter_num, work.value, vectors.unpack(work.grad), work.stepsize, work.error)
+        return BfgsState(*begin, work.memory.matrix, *work[6:])
+
+    def _as_memory(self, state: BfgsState, vectors: Vectors, gradient: Tensor, in_place: bool) -> _Inverse:
+        return _Inverse(state.H, (torch.eye(len(state.H), dtype=state.H.dtype, device=state.H.device) == state.H).all())

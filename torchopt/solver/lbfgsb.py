@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""L-BFGS-B: L-BFGS with a lower and an upper bound for each parameter."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt import checks, tree
+from torchopt.numerics import as_scalar_like, in_transform
+from torchopt.scalars import where
+from torchopt.solver.cauchy import Model, box_step
+from torchopt.solver.compact import Pair, Rows
+from torchopt.solver.descent import DescentSolver, Problem, Work
+from torchopt.solver.lbfgs import as_rings, from_rings
+from torchopt.solver.linesearch import LineSearch
+from torchopt.solver.objective import Objective, Vectors
+
+__all__ = ['LBFGSB', 'LbfgsbState', 'with_argument']
+
+
+@tree.safe_to_load
+class LbfgsbState(NamedTuple):
+    """State of :class:`LBFGSB`.
+
+    Attributes:
+        iter_num: The number of steps.
+        value: The objective.
+        grad: The gradient.
+        stepsize: The last step size.
+        error: The largest element of :math:`|P(w - g) - w|`.
+        s_history: The last differences of parameters, stacked in a new first dimension: the row of pair ``k`` is
+            ``k % history_size``.
+        y_history: The last differences of gradients, likewise.
+        theta: The scale of the Hessian.
+        num_updates: The number of pairs so far.
+        aux: The auxiliary output of the objective.
+        failed_linesearch: Whether the last line search failed.
+        num_fun_eval: The number of evaluations of the objective.
+        num_grad_eval: The number of evaluations of the gradient.
+        num_linesearch_iter: The number of steps of the line searches.
+        status: How the run ended; see :class:`~torchopt.solver.Status`.
+    """
+
+    iter_num: Any
+    value: Any
+    grad: Any
+    stepsize: Any
+    error: Any
+    s_history: Any
+    y_history: Any
+    theta: Any
+    num_updates: Any
+    aux: Any = None
+    failed_linesearch: Any = False
+    num_fun_eval: Any = 0
+    num_grad_eval: Any = 0
+    num_linesearch_iter: Any = 0
+    status: Any = 0
+
+
+class _Pairs(NamedTuple):
+    """The pairs, and how many there were so far."""
+
+    rows: Rows
+    count: Any
+
+
+class _BoxProblem(Problem):
+    """An objective within bounds, which hold exactly at every evaluation."""
+
+    def __init__(
+        self, objective: Objective, params: Any, bounds: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        super().__init__(objective, params, args, kwargs)
+        x = self.vectors.pack(params, 'init_params')
+        self.lower, self.upper = _bounds_like(bounds, self.vectors, x)
+
+    def move(self, x: Tensor, stepsize: Any, direction: Tensor) -> Tensor:
+        """The point at a step size along a direction, within the bounds."""
+        return torch.clamp(x + as_scalar_like(stepsize, direction) * direction, self.lower, self.upper)
+
+    def steepest(self, x: Tensor, gradient: Tensor) -> Tensor:
+        """The way to the projection of a step along the negative gradient."""
+        return torch.clamp(x - gradient, self.lower, self.upper) - x
+
+    def error(self, x: Tensor, gradient: Tensor) -> Tensor:
+        """The largest element of this way."""
+        return torch.linalg.vector_norm(self.steepest(x, gradient), ord=torch.inf)
+
+    def start(self, params: Any) -> Tensor:
+        """The projection of the first parameters."""
+        return torch.clamp(super().start(params), self.lower, self.upper)
+
+
+def _bounds_like(bounds: Any, vectors: Vectors, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The bounds as vectors.
+
+    Raises:
+        ValueError: If there are not two, trees do not match, a bound is NaN, or bounds cross.
+    """
+    if bounds is None:
+        bounds = (-torch.inf, torch.inf)
+    if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
+        raise ValueError(f'Invalid bounds: a {type(bounds).__name__}; expected a pair (lower, upper), or None.')
+    found = []
+    for name, bound, default in zip(('lower', 'upper'), bounds, (-torch.inf, torch.inf)):
+        if bound is None or isinstance(bound, (int, float)):
+            found.append(torch.full_like(x.detach(), default if bound is None else bound))
+            continue
+        likes = iter(vectors.likes)
+        filled = tree.map(
+            lambda b, likes=likes: (
+                torch.full_like(next(likes), b) if isinstance(b, (int, float)) else _as_shape(b, next(likes))
+            ),
+            bound,
+        )
+        found.append(vectors.pack(filled, f'the {name} bound'))
+    lower, upper = found
+    if not (in_transform() or torch.compiler.is_compiling()):
+        if bool((lower != lower).any() | (upper != upper).any()):
+            raise ValueError('A bound is NaN; use -inf and inf where there is no bound.')
+        if bool((lower > upper).any()):
+            i = int((lower > upper).nonzero()[0])
+            raise ValueError(
+                f'The bounds cross: element {i} of the parameters has the lower bound {float(lower[i]):g} and the '
+                f'upper bound {float(upper[i]):g}. Exchange them.'
+            )
+    return lower, upper
+
+
+def _as_shape(bound: Any, like: Tensor) -> Any:
+    return bound.expand(like.shape) if isinstance(bound, Tensor) and bound.dim() == 0 else bound
+
+
+@dataclasses.dataclass(eq=False)
+class LBFGSB(DescentSolver[_Pairs]):
+    r"""Minimize a smooth function within bounds by the L-BFGS-B method.
+
+    .. math:: \min_w f(w) \quad \text{subject to} \quad l \le w \le u
+
+    ``run(init_params, bounds, *args)`` takes the bounds ``(lower, upper)`` after the parameters: trees like the
+    parameters, whose leaves may be numbers; or single numbers; None where there are none.  They hold exactly at every
+    evaluation of ``fun``; a start outside is projected first.  Each step goes toward the minimum of a quadratic model
+    within the bounds; see :mod:`torchopt.solver.cauchy`.
+
+    The arguments are those of :class:`LBFGS`, and:
+
+    Args:
+        theta: The scale of the first Hessian; with ``use_gamma`` the pairs scale the following ones.
+
+    Example:
+        >>> import torch, torchopt
+        >>> solver = torchopt.LBFGSB(lambda x: ((x - 3.0) ** 2).sum())
+        >>> lower, upper = torch.zeros(3), torch.tensor([1.0, 2.0, 9.0])
+        >>> solver.run(torch.zeros(3), (lower, upper)).params
+        tensor([1., 2., 3.])
+
+    References:
+        Byrd, Lu, Nocedal and Zhu, `A limited memory algorithm for bound constrained optimization
+        <https://doi.org/10.1137/0916069>`_, 1995.  Morales and Nocedal, `Remark on Algorithm 778
+        <https://doi.org/10.1145/2049662.2049669>`_, 2011.
+    """
+
+    fun: Callable[..., Any]
+    value_and_grad: bool | Callable[..., Any] = False
+    has_aux: bool = False
+    maxiter: int = 50
+    tol: float = 1e-3
+    stepsize: float | Callable[[Any], Any] = 0.0
+    linesearch: str | LineSearch = 'zoom'
+    linesearch_init: str = 'max'
+    stop_if_linesearch_fails: bool = False
+    condition: Any = None
+    maxls: int = 30
+    decrease_factor: Any = None
+    increase_factor: float = 1.5
+    max_stepsize: float = 1.0
+    min_stepsize: float = 1e-6
+    theta: float = 1.0
+    history_size: int = 10
+    use_gamma: bool = True
+
+    error_name = 'Projected Gradient Norm'
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        super().__post_init__()
+        checks.positive('theta', self.theta)
+        if isinstance(self.history_size, bool) or not isinstance(self.history_size, int) or self.history_size < 1:
+            raise ValueError(f'Invalid history_size: {self.history_size!r}; expected an int >= 1.')
+
+    @property
+    def reference_signature(self) -> Callable[..., Any] | inspect.Signature:
+        """The signature of the objective with the bounds as its second argument."""
+        return with_argument(self.fun, 'bounds')
+
+    def optimality_fun(self, sol: Any, bounds: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """The way from a point to the projection of a step along the negative gradient, :math:`P(w - g) - w`."""
+        problem = self._problem(sol, (bounds, *args), kwargs)
+        x = problem.vectors.pack(sol)
+        return problem.vectors.unpack(problem.steepest(x, problem(x)[1]))
+
+    def _problem(self, params: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Problem:
+        kwargs = dict(kwargs)
+        bounds, *args = (kwargs.pop('bounds'), *args) if 'bounds' in kwargs else args or (None,)  # type: ignore[assignment]
+        return _BoxProblem(self._objective, params, bounds, tuple(args), kwargs)
+
+    def _empty(self, gradient: Tensor, in_place: bool) -> _Pairs:
+        return _Pairs(Rows.empty(gradient, self.history_size, self.use_gamma), 0)
+
+    def _direction(self, memory: _Pairs, problem: Problem, x: Tensor, gradient: Tensor) -> Tensor:
+        assert isinstance(problem, _BoxProblem)
+        theta = self.theta / memory.rows.gamma
+        return box_step(x, gradient, problem.lower, problem.upper, Model.of(memory.rows, theta)) - x
+
+    def _remember(self, memory: _Pairs, x: Pair, gradient: Pair, direction: Tensor) -> _Pairs:
+        rows = memory.rows.remember(x, gradient)
+        grew = (rows.weights[-1] != memory.rows.weights[-1]) | (rows.s[-1] != memory.rows.s[-1]).any()
+        return _Pairs(rows, memory.count + where(grew, 1, 0))
+
+    def _is_empty(self, memory: _Pairs) -> Any:
+        return memory.rows.is_empty
+
+    def _forget(self, memory: _Pairs, gradient: Tensor) -> _Pairs:
+        return _Pairs(memory.rows.cleared(), memory.count)
+
+    def _as_state(self, work: Work, vectors: Vectors) -> LbfgsbState:
+        rows, count = work.memory
+        s, y, _ = as_rings(rows, count, vectors)
+        begin = (work.iter_num, work.value, vectors.unpack(work.grad), work.stepsize, work.error)
+        return LbfgsbState(*begin, s, y, self.theta / rows.gamma, count, *work[6:])
+
+    def _as_memory(self, state: LbfgsbState, vectors: Vectors, gradient: Tensor, in_place: bool) -> _Pairs:
+        s, y = vectors.pack_rows(state.s_history), vectors.pack_rows(state.y_history)
+        product = (s * y).sum(-1)
+        weights = torch.where(product > 0, 1.0 / torch.where(product > 0, product, 1.0), 0.0)
+        count, gamma = state.num_updates, self.theta / state.theta
+        rows = from_rings(state.s_history, state.y_history, weights, count, vectors, gamma, self.use_gamma)
+        return _Pairs(rows, count)
+
+
+def with_argument(fun: Callable[..., Any], name: str) -> inspect.Signature:
+    """The signature of a function with one more argument in the second place."""
+    first, *rest = inspect.signature(fun).parameters.values()
+    new = inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return inspect.Signature(
+        [first.replace(kind=new.kind) if first.kind is first.POSITIONAL_ONLY else first, new, *rest]
+    )

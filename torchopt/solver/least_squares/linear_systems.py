@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""The linear least-squares problems in the steps of the nonlinear ones.
+
+A damped step is :math:`y = -(J^\top J + \mu I)^{-1} J^\top z`, which is also the solution of
+
+.. math:: \min_y \left\| \begin{pmatrix} J \\ \sqrt\mu I \end{pmatrix} y + \begin{pmatrix} z \\ 0 \end{pmatrix} \right\|.
+
+The second form does not square the condition number; QR solves it.  A system that cannot be solved gives NaN, and the
+step is rejected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ['FACTORIZATIONS', 'least_norm']
+
+Solve = Callable[[Tensor], Tensor]
+
+
+def by_qr(jac: Tensor, mu: Any) -> Solve:
+    """Solve by a QR factorization of the Jacobian over the root of the damping factor."""
+    rows, n = jac.shape
+    eye = torch.eye(n, dtype=jac.dtype, device=jac.device)
+    root = torch.as_tensor(mu, dtype=jac.dtype, device=jac.device).sqrt()
+    Q, R = torch.linalg.qr(torch.cat([jac, root * eye]))
+    return lambda z: torch.linalg.solve_triangular(R, -(Q[:rows].mT @ z)[:, None], upper=True)[:, 0]
+
+
+def _normal_equations(jac: Tensor, mu: Any) -> Tensor:
+    return jac.mT @ jac + mu * torch.eye(jac.shape[1], dtype=jac.dtype, device=jac.device)
+
+
+def by_cholesky(jac: Tensor, mu: Any) -> Solve:
+    """Solve the normal equations by a Cholesky factorization."""
+    factor, info = torch.linalg.cholesky_ex(_normal_equations(jac, mu))
+    factor = torch.where(info == 0, factor, torch.nan)
+    return lambda z: torch.cholesky_solve(-(jac.mT @ z)[:, None], factor)[:, 0]
+
+
+def by_lu(jac: Tensor, mu: Any) -> Solve:
+    """Solve the normal equations by an LU factorization."""
+    matrix = _normal_equations(jac, mu)
+
+    def solve(z: Tensor) -> Tensor:
+        y, info = torch.linalg.solve_ex(matrix, -(jac.mT @ z))
+        return torch.where(info == 0, y, torch.nan)
+
+    return solve
+
+
+def by_inverse(jac: Tensor, mu: Any) -> Solve:
+    """Solve the normal equations by the inverse of the matrix."""
+    inverse, info = torch.linalg.inv_ex(_normal_equations(jac, mu))
+    inverse = torch.where(info == 0, inverse, torch.nan)
+    return lambda z: -(inverse @ (jac.mT @ z))
+
+
+FACTORIZATIONS: dict[str, Callable[[Tensor, Any], Solve]] = {
+    'cholesky': by_cholesky,
+    'lu': by_lu,
+    'qr': by_qr,
+    'inv': by_inverse,
+}
+"""``FACTORIZATIONS[name](jac, mu)`` factors once, and returns a function from ``z`` to ``y``."""
+
+
+def least_norm(jac: Tensor, z: Tensor) -> Tensor:
+    r"""The shortest solution of :math:`\min_y \|J y - z\|`; singular values at the level of rounding count as zero.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.solver.least_squares.linear_systems import least_norm
+        >>> least_norm(torch.tensor([[1.0, 1.0]]), torch.tensor([2.0]))
+        tensor([1., 1.])
+    """
+    if jac.numel() == 0:
+        return jac.new_zeros(jac.shape[1])
+    # A decomposition of values that are not finite would raise; the result is NaN all the same.
+    finite = torch.isfinite(jac).all()
+    U, S, Vh = torch.linalg.svd(torch.where(finite, jac, 0.0), full_matrices=False)
+    floor = max(jac.shape) * torch.finfo(jac.dtype).eps * S[0]
+    kept = S > floor
+    weights = torch.where(kept, (U.mT @ z) / torch.where(kept, S, 1.0), 0.0)
+    return torch.where(finite, Vh.mT @ weights, torch.nan)

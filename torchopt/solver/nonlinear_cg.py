@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nonlinear conjugate gradients: a descent whose direction remembers the last one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from torchopt import tree
+from torchopt.scalars import numbers, where
+from torchopt.solver.compact import Pair
+from torchopt.solver.descent import DescentSolver, Problem, Work
+from torchopt.solver.linesearch import LineSearch
+from torchopt.solver.objective import Vectors
+
+__all__ = ['NonlinearCG', 'NonlinearCGState']
+
+
+@tree.safe_to_load
+class NonlinearCGState(NamedTuple):
+    """State of :class:`NonlinearCG`.
+
+    Attributes:
+        iter_num: The number of steps.
+        stepsize: The last step size.
+        error: The Euclidean norm of the gradient.
+        value: The objective.
+        grad: The gradient.
+        descent_direction: The direction of the next step.
+        aux: The auxiliary output of the objective.
+        failed_linesearch: Whether the last line search failed.
+        num_fun_eval: The number of evaluations of the objective.
+        num_grad_eval: The number of evaluations of the gradient.
+        num_linesearch_iter: The number of steps of the line searches.
+        status: How the run ended; see :class:`~torchopt.solver.Status`.
+    """
+
+    iter_num: Any
+    stepsize: Any
+    error: Any
+    value: Any
+    grad: Any
+    descent_direction: Any
+    aux: Any = None
+    failed_linesearch: Any = False
+    num_fun_eval: Any = 0
+    num_grad_eval: Any = 0
+    num_linesearch_iter: Any = 0
+    status: Any = 0
+
+
+class _Direction(NamedTuple):
+    """The next direction, and whether it is that of steepest descent."""
+
+    direction: Tensor
+    is_steepest: Any
+
+
+@dataclasses.dataclass(eq=False)
+class NonlinearCG(DescentSolver[_Direction]):
+    r"""Minimize a smooth function by nonlinear conjugate gradients.
+
+    .. math:: w_{k+1} = w_k + \eta_k d_k, \qquad d_{k+1} = -g_{k+1} + \max(\beta_k, 0)\, d_k
+
+    With :math:`y_k = g_{k+1} - g_k`, :math:`\beta_k` is
+    :math:`\langle y_k, g_{k+1} \rangle / \lVert g_k \rVert^2` (Polak and Ribière),
+    :math:`\lVert g_{k+1} \rVert^2 / \lVert g_k \rVert^2` (Fletcher and Reeves), or
+    :math:`\langle y_k, g_{k+1} \rangle / \langle y_k, d_k \rangle` (Hestenes and Stiefel).  A direction that does not
+    descend is replaced by :math:`-g_{k+1}`.
+
+    Args:
+        fun: The objective, ``fun(params, *args, **kwargs)``.
+        value_and_grad: As in :class:`LBFGS`.
+        has_aux: As in :class:`LBFGS`.
+        maxiter: The largest number of steps.
+        tol: The run ends when the Euclidean norm of the gradient is at most this.
+        method: ``'polak-ribiere'``, ``'fletcher-reeves'`` or ``'hestenes-stiefel'``.
+        linesearch: As in :class:`LBFGS`.
+        linesearch_init: As in :class:`LBFGS`.
+        condition: Deprecated, without effect.
+        maxls: The largest number of steps of a search.
+        decrease_factor: Deprecated, without effect.
+        increase_factor: The factor of ``linesearch_init='increase'``.
+        max_stepsize: The largest step size.
+        min_stepsize: A step size that is not larger is followed by ``max_stepsize``.
+
+    Example:
+        >>> import torch, torchopt
+        >>> scales = torch.tensor([1.0, 10.0])
+        >>> solver = torchopt.NonlinearCG(lambda x: (scales * (x - 3.0) ** 2).sum(), tol=1e-4)
+        >>> params = solver.run(torch.zeros(2)).params
+        >>> bool((params - 3.0).abs().max() < 1e-4)
+        True
+
+    References:
+        Nocedal and Wright, `Numerical optimization <https://doi.org/10.1007/978-0-387-40065-5>`_, section 5.2, 2006.
+    """
+
+    fun: Callable[..., Any]
+    value_and_grad: bool | Callable[..., Any] = False
+    has_aux: bool = False
+    maxiter: int = 100
+    tol: float = 1e-3
+    method: str = 'polak-ribiere'
+    linesearch: str | LineSearch = 'zoom'
+    linesearch_init: str = 'increase'
+    condition: Any = None
+    maxls: int = 30
+    decrease_factor: Any = None
+    increase_factor: float = 1.2
+    max_stepsize: float = 1.0
+    min_stepsize: float = 1e-6
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        super().__post_init__()
+        if self.method not in ('polak-ribiere', 'fletcher-reeves', 'hestenes-stiefel'):
+            raise ValueError(
+                f"Invalid method: {self.method!r}; expected 'polak-ribiere', 'fletcher-reeves' or 'hestenes-stiefel'."
+            )
+
+    def _empty(self, gradient: Tensor, in_place: bool) -> _Direction:
+        return _Direction(-gradient, True)
+
+    def _direction(self, memory: _Direction, problem: Problem, x: Tensor, gradient: Tensor) -> Tensor:
+        return memory.direction
+
+    def _remember(self, memory: _Direction, x: Pair, gradient: Pair, direction: Tensor) -> _Direction:
+        old, new = gradient
+        if self.method == 'fletcher-reeves':
+            above, below = numbers(new @ new, old @ old)
+        else:
+            y = new - old
+            above, below = numbers(y @ new, y @ direction if self.method == 'hestenes-stiefel' else old @ old)
+        known = (below > 0.0) & (above > 0.0)
+        beta = where(known, above / where(known, below, 1.0), 0.0)
+        return _Direction(beta * direction - new, False)
+
+    def _is_empty(self, memory: _Direction) -> Any:
+        return memory.is_steepest
+
+    def _forget(self, memory: _Direction, gradient: Tensor) -> _Direction:
+        return self._empty(gradient, False)
+
+    def _as_state(self, work: Work, vectors: Vectors) -> NonlinearCGState:
+        gradient, direction = vectors.unpack(work.grad), vectors.unpack(work.memory.direction)
+        begin = (work.iter_num, work.stepsize, work.error, work.value)
+        return NonlinearCGState(*begin, gradient, direction, *work[6:])
+
+    def _as_memory(self, state: NonlinearCGState, vectors: Vectors, gradient: Tensor, in_place: bool) -> _Direction:
+        direction = vectors.pack(state.descent_direction)
+        return _Direction(direction, (direction == -gradient).all())

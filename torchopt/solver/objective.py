@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A smooth objective of a solver: its value, gradient and auxiliary output, at trees or at vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from torchopt import tree
+from torchopt.graphs import leaves_of
+from torchopt.numerics import in_transform, is_inexact
+
+__all__ = ['Objective', 'Vectors']
+
+_RETURNS = {
+    (False, False): 'value',
+    (False, True): '(value, aux)',
+    (True, False): '(value, gradient)',
+    (True, True): '((value, aux), gradient)',
+}
+
+
+class Objective:
+    """A function ``fun(params, *args, **kwargs)`` with its gradient.
+
+    Args:
+        fun: The function.
+        value_and_grad: Whether ``fun`` returns the value and the gradient; or a function that does.
+        has_aux: Whether in place of the value there is a pair, the value and auxiliary output.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.solver.objective import Objective
+        >>> objective = Objective(lambda w, a: (w * w).sum() * a)
+        >>> objective(torch.tensor([1.0, 2.0]), 3.0)
+        (tensor(15.), tensor([ 6., 12.]), None)
+    """
+
+    def __init__(
+        self, fun: Callable[..., Any], value_and_grad: bool | Callable[..., Any] = False, has_aux: bool = False
+    ) -> None:
+        if not callable(fun):
+            raise TypeError(f'Invalid fun: a {type(fun).__name__}; expected a function.')
+        self.fun, self.has_aux = fun, has_aux
+        self.given = value_and_grad if callable(value_and_grad) else fun if value_and_grad else None
+        self.fun_has_gradient = value_and_grad is True
+
+    def value(self, params: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
+        """The value and the auxiliary output."""
+        found = self.fun(params, *args, **kwargs)
+        if self.fun_has_gradient:
+            found = self._pair(found)[0]
+        return self._value(found)
+
+    def __call__(self, params: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Any, Any]:
+        """The value, the gradient and the auxiliary output.
+
+        Where nothing is differentiated they carry no graph.  Otherwise they are differentiable.
+        """
+        if self.given is not None:
+            found, gradient = self._pair(self.given(params, *args, **kwargs))
+            value, aux = self._value(found)
+            return value, gradient, aux
+        if isinstance(params, Tensor):
+            return self._at_tensor(lambda x: self._value(self.fun(x, *args, **kwargs)), params)
+        leaves, spec = tree.flatten(params)
+        places = [i for i, x in enumerate(leaves) if is_inexact(x)]
+
+        def of_tensors(xs: tuple[Tensor, ...]) -> tuple[Tensor, Any]:
+            filled = list(leaves)
+            for i, x in zip(places, xs):
+                filled[i] = x
+            return self._value(self.fun(tree.unflatten(spec, filled), *args, **kwargs))
+
+        value, gradients, aux = _differentiate(of_tensors, tuple(leaves[i] for i in places))
+        filled: list[Any] = [None] * len(leaves)
+        for i, g in zip(places, gradients):
+            filled[i] = g
+        return value, tree.unflatten(spec, filled), aux
+
+    def gradient(self, params: Any, *args: Any, **kwargs: Any) -> Any:
+        """The gradient alone."""
+        return self(params, *args, **kwargs)[1]
+
+    @staticmethod
+    def _at_tensor(fun: Callable[[Tensor], tuple[Tensor, Any]], x: Tensor) -> tuple[Tensor, Tensor, Any]:
+        value, (gradient,), aux = _differentiate(lambda xs: fun(*xs), (x,))
+        return value, gradient, aux
+
+    def _pair(self, found: Any) -> tuple[Any, Any]:
+        if not isinstance(found, (tuple, list)) or len(found) != 2:
+            raise TypeError(
+                f'With value_and_grad the function returned a {type(found).__name__}; expected '
+                f'{_RETURNS[True, self.has_aux]}.'
+            )
+        return found[0], found[1]
+
+    def _value(self, found: Any) -> tuple[Tensor, Any]:
+        """The value, made sure of, and the auxiliary output."""
+        value, aux = found, None
+        if self.has_aux:
+            if not isinstance(found, (tuple, list)) or len(found) != 2:
+                raise TypeError(f'fun returned a {type(found).__name__}; with has_aux=True expected (value, aux).')
+            value, aux = found
+        if isinstance(value, Tensor) and value.dim() == 0 and value.is_floating_point():
+            return value, aux
+        if isinstance(value, float):
+            return torch.tensor(value, dtype=torch.float64), aux
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            kind = f'a tensor of dtype {value.dtype}' if isinstance(value, Tensor) else f'a {type(value).__name__}'
+            remedy = (
+                'Pass has_aux=True if fun returns a pair, value_and_grad=True if it returns its gradient too.'
+                if isinstance(value, (tuple, list))
+                else 'Return the value alone.'
+            )
+            raise TypeError(f'fun returned {kind}; expected a real tensor of one element. {remedy}')
+        if value.numel() != 1:
+            raise ValueError(
+                f'fun returned a tensor of shape {tuple(value.shape)}; expected one element. Return its mean or its '
+                f'sum.'
+            )
+        return value.reshape(()), aux
+
+
+def _differentiate(
+    fun: Callable[[tuple[Tensor, ...]], tuple[Tensor, Any]], xs: tuple[Tensor, ...]
+) -> tuple[Tensor, tuple[Tensor, ...], Any]:
+    """Value, gradients and auxiliary output; without a graph where there is nothing to differentiate."""
+    if in_transform() or forward_ad._current_level >= 0 or torch.is_inference_mode_enabled():
+        return _functional(fun, xs)
+    recording = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # A view, for the function may also depend on x in other ways, which do not count.
+        inputs = tuple(x.view_as(x) if recording and x.requires_grad else x.detach().requires_grad_() for x in xs)
+        value, aux = fun(inputs)
+    if not value.requires_grad:
+        return value, tuple(torch.zeros_like(x) for x in xs), aux
+    recording = recording and (any(x.requires_grad for x in xs) or len(leaves_of([value])) > len(xs))
+    found = torch.autograd.grad(value, inputs, allow_unused=True, create_graph=recording)
+    gradients = tuple(torch.zeros_like(x) if g is None else g for g, x in zip(found, xs))
+    if recording:
+        return value, gradients, aux
+    if aux is not None:
+        aux = tree.map(lambda x: x.detach() if isinstance(x, Tensor) else x, aux)
+    return value.detach(), gradients, aux
+
+
+def _functional(
+    fun: Callable[[tuple[Tensor, ...]], tuple[Tensor, Any]], xs: tuple[Tensor, ...]
+) -> tuple[Tensor, tuple[Tensor, ...], Any]:
+    kept: list[Any] = []
+
+    def of_tensors(xs: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        value, aux = fun(xs)
+        kept[:] = tree.flatten(aux)
+        return value, tuple(x for x in kept[0] if isinstance(x, Tensor))
+
+    gradients, (value, found) = torch.func.grad_and_value(of_tensors, has_aux=True)(xs)
+    rest = iter(found)
+    aux = tree.unflatten(kept[1], [next(rest) if isinstance(x, Tensor) else x for x in kept[0]])
+    return value, gradients, aux
+
+
+class Vectors:
+    """Trees as real vectors: every element of every floating leaf, complex numbers as pairs.
+
+    Args:
+        params: A tree of tensors of floating and complex dtypes; other leaves stay as they are.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.solver.objective import Vectors
+        >>> vectors = Vectors({'w': torch.ones(2), 'b': torch.tensor(3.0)})
+        >>> vectors.pack({'w': torch.ones(2), 'b': torch.tensor(3.0)})
+        tensor([3., 1., 1.])
+        >>> vectors.unpack(torch.arange(3.0))
+        {'w': tensor([1., 2.]), 'b': tensor(0.)}
+    """
+
+    def __init__(self, params: Any) -> None:
+        self.leaves, self.spec = tree.flatten(params)
+        self.places = [i for i, x in enumerate(self.leaves) if is_inexact(x)]
+        self.likes: list[Tensor] = [self.leaves[i] for i in self.places]
+        dtypes = {x.dtype.to_real() if x.is_complex() else x.dtype for x in self.likes}
+        self.dtype = torch.float32
+        for i, dtype in enumerate(dtypes):
+            self.dtype = dtype if i == 0 else torch.promote_types(self.dtype, dtype)
+        self.sizes = [x.numel() * (2 if x.is_complex() else 1) for x in self.likes]
+        self.is_vector = isinstance(params, Tensor) and params.dim() == 1 and not params.is_complex()
+
+    def pack(self, other: Any, name: str = 'the gradient') -> Tensor:
+        """The vector of a tree of the same structure and shapes.
+
+        Raises:
+            ValueError: If structures or shapes differ.
+        """
+        if self.is_vector and isinstance(other, Tensor) and other.shape == self.likes[0].shape:
+            return other if other.dtype == self.dtype else other.to(self.dtype)
+        found = tree.flatten_up_to(self.spec, other, name=name, like='init_params')
+        pieces = []
+        for i, like in zip(self.places, self.likes):
+            x = found[i]
+            if not isinstance(x, Tensor) or x.shape != like.shape:
+                kind = f'has shape {tuple(x.shape)}' if isinstance(x, Tensor) else f'is a {type(x).__name__}'
+                path = tree.flatten_with_path(tree.unflatten(self.spec, self.leaves))[i][0]
+                raise ValueError(
+                    f'{name}{path} {kind}, but init_params{path} has shape {tuple(like.shape)}. They must be the same.'
+                )
+            x = torch.view_as_real(x.to(like.dtype).resolve_conj()) if like.is_complex() else x
+            pieces.append(x.reshape(-1).to(self.dtype))
+        return torch.cat(pieces) if len(pieces) > 1 else pieces[0] if pieces else torch.zeros(0)
+
+    def unpack(self, vector: Tensor) -> Any:
+        """The tree of a vector; of a matrix, a tree of its rows, whose leaves have one more dimension in front."""
+        if self.is_vector:
+            return vector if vector.dtype == self.likes[0].dtype else vector.to(self.likes[0].dtype)
+        leaves = list(self.leaves)
+        rows = vector.shape[:-1]
+        for i, like, piece in zip(self.places, self.likes, torch.split(vector, self.sizes, -1)):
+            if like.is_complex():
+                leaves[i] = torch.view_as_complex(piece.reshape((*rows, *like.shape, 2)).contiguous()).to(like.dtype)
+            else:
+                leaves[i] = piece.reshape((*rows, *like.shape)).to(like.dtype)
+        return tree.unflatten(self.spec, leaves)
+
+    def pack_rows(self, rows: Any) -> Tensor:
+        """The matrix of a tree whose leaves have one more dimension in front."""
+        if self.is_vector:
+            return torch.as_tensor(rows)
+        found = tree.flatten_up_to(self.spec, rows, name='the history', like='init_params')
+        pieces = []
+        for i, like in zip(self.places, self.likes):
+            x = torch.view_as_real(found[i].resolve_conj()) if like.is_complex() else found[i]
+            pieces.append(x.reshape(len(x), -1).to(self.dtype))
+        return torch.cat(pieces, 1)

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The data of quadratic programs, as users give them: trees, functions and matrices, made matrices and vectors.
+
+Everything here is differentiable, so that derivatives of a solution in the matrices reach what the matrices came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt import tree
+from torchopt.autodiff import grad
+from torchopt.numerics import is_inexact, wide_dtype
+from torchopt.solver.objective import Vectors
+
+__all__ = ['box_of', 'common_dtype', 'constraints_of', 'objective_of', 'pair_of', 'right_side_of']
+
+Matvec = Callable[[Any, Any], Any]
+
+
+def objective_of(
+    params_obj: Any, matvec_Q: Matvec | None, fun: Matvec | None, init_x: Any = None
+) -> tuple[Tensor, Tensor, Vectors]:
+    """The matrix and the vector of an objective, and the structure of its variables.
+
+    Args:
+        params_obj: ``(Q, c)``; ``(params_Q, c)`` with ``matvec_Q``; the data of ``fun`` with ``fun``.
+        matvec_Q: ``matvec_Q(params_Q, x)``, the product of the matrix with a tree.
+        fun: ``fun(x, params_obj)``, a quadratic function.
+        init_x: A tree like the variables; needed with ``fun`` only.
+    """
+    if fun is not None:
+        if init_x is None:
+            raise ValueError('init_params is None; with fun it gives the structure of the variables. Pass a start.')
+        _check_floating(init_x, 'init_params')
+        x = Vectors(init_x)
+        gradient = grad(fun)
+        c = x.pack(gradient(tree.zeros_like(init_x), params_obj), 'the gradient of fun')
+        Q = _matrix(lambda v: x.pack(gradient(v, params_obj), 'the gradient of fun') - c, x, c.dtype)
+    else:
+        if not isinstance(params_obj, (tuple, list)) or len(params_obj) != 2:
+            raise ValueError(f'params_obj is a {type(params_obj).__name__}; expected a pair (Q, c).')
+        given, linear = params_obj
+        _check_floating(linear, 'params_obj[1]')
+        x = Vectors(linear)
+        c = x.pack(linear)
+        if matvec_Q is not None:
+            Q = _matrix(lambda v: x.pack(matvec_Q(given, v), 'the result of matvec_Q'), x, c.dtype)
+        else:
+            Q, rows = _blocks(given, x, 'params_obj[0]', 'params_obj[1]')
+            if rows != [len(part) for part in x.likes]:
+                raise ValueError(f'params_obj[0] has blocks of {rows} rows; Q must be square. Check its shape.')
+    return 0.5 * (Q + Q.mT), c, x
+
+
+def constraints_of(params: Any, matvec: Matvec | None, x: Vectors, name: str) -> tuple[Tensor, Vectors]:
+    """The matrix of a linear function of the variables, and the structure of its values.
+
+    Args:
+        params: A matrix, a tree of matrices like the variables, or the data of ``matvec``; None for the identity.
+        matvec: ``matvec(params, x)``.
+        x: The structure of the variables.
+        name: The name of ``params`` in error messages.
+    """
+    dtype = wide_dtype(x.dtype)
+    if matvec is not None:
+        z = Vectors(matvec(params, x.unpack(torch.zeros(sum(x.sizes), dtype=x.dtype, device=x.likes[0].device))))
+        return _matrix(lambda v: z.pack(matvec(params, v), 'the result of matvec'), x, dtype), z
+    if params is None:
+        return torch.eye(sum(x.sizes), dtype=dtype, device=x.likes[0].device), x
+    A, rows = _blocks(params, x, name, 'the variables')
+    values = [part.new_empty(count) for part, count in zip(x.likes, rows)]
+    return A, Vectors(tree.unflatten(x.spec, values))
+
+
+def box_of(params_ineq: Any, z: Vectors) -> tuple[Tensor, Tensor]:
+    """The bounds of the values of constraints, as vectors; None stands for no bound."""
+    if params_ineq is None:
+        params_ineq = (None, None)
+    if not isinstance(params_ineq, (tuple, list)) or len(params_ineq) != 2:
+        raise ValueError(f'params_ineq is a {type(params_ineq).__name__}; expected a pair of bounds (l, u).')
+    sides = []
+    for i, (bound, missing) in enumerate(zip(params_ineq, (-torch.inf, torch.inf))):
+        sides.append(_spread(missing if bound is None else bound, z, f'params_ineq[{i}]'))
+    return sides[0], sides[1]
+
+
+def pair_of(params: Any, name: str) -> tuple[Any, Any]:
+    """Constraints as a pair, a matrix and a right-hand side."""
+    if not isinstance(params, (tuple, list)) or len(params) != 2:
+        raise ValueError(f'{name} is a {type(params).__name__}; expected a pair, a matrix and a vector.')
+    return params[0], params[1]
+
+
+def right_side_of(value: Any, z: Vectors, name: str) -> Tensor:
+    """The right-hand side of constraints, as a vector."""
+    return _spread(value, z, name)
+
+
+def common_dtype(*tensors: Tensor) -> list[Tensor]:
+    """The same tensors, in the dtype to which they promote, and at least in single precision."""
+    dtype = tensors[0].dtype
+    for x in tensors:
+        dtype = torch.promote_types(dtype, x.dtype)
+    return [x.to(wide_dtype(dtype)) for x in tensors]
+
+
+def _matrix(product: Callable[[Any], Tensor], x: Vectors, dtype: torch.dtype) -> Tensor:
+    """The matrix of a linear function of trees, from its values at the unit vectors."""
+    unit = torch.eye(sum(x.sizes), dtype=x.dtype, device=x.likes[0].device)
+    return torch.vmap(lambda e: product(x.unpack(e)))(unit).mT.to(dtype)
+
+
+def _blocks(given: Any, x: Vectors, name: str, like: str) -> tuple[Tensor, list[int]]:
+    """The block-diagonal matrix of a tree of matrices, one for each leaf, and the number of rows of each."""
+    _check_floating(given, name)
+    blocks = [
+        tree_leaf for tree_leaf in tree.flatten_up_to(x.spec, given, name=name, like=like) if tree_leaf is not None
+    ]
+    for block, part in zip(blocks, x.likes):
+        if part.ndim != 1:
+            raise ValueError(f'{like} holds a tensor of shape {tuple(part.shape)}; with matrices expected vectors.')
+        if block.ndim != 2 or block.shape[1] != len(part):
+            raise ValueError(
+                f'{name} has shape {tuple(block.shape)}; expected [m, {len(part)}], as {like} has {len(part)} elements.'
+            )
+    if len(blocks) == 1:
+        return blocks[0], [len(blocks[0])]
+    total, before, rows = sum(x.sizes), 0, []
+    for block in blocks:
+        rows.append(torch.nn.functional.pad(block, (before, total - before - block.shape[1])))
+        before += block.shape[1]
+    return torch.cat(rows), [len(block) for block in blocks]
+
+
+def _spread(bound: Any, z: Vectors, name: str) -> Tensor:
+    """A bound as a vector: a number, or a tree that equals the values of the constraints or their top."""
+    like = tree.unflatten(z.spec, z.leaves)
+    bounds = tree.flatten(tree.broadcast_prefix(bound, like, name=name, like='the constraints'))[0]
+    pieces = []
+    for part, value in zip(z.likes, bounds):
+        value = torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else part.dtype, device=part.device)
+        _check_floating(value, name)
+        if value.ndim and value.shape != part.shape:
+            raise ValueError(
+                f'{name} has shape {tuple(value.shape)}; expected {tuple(part.shape)}, one bound for each row.'
+            )
+        pieces.append(value.expand(part.shape).reshape(-1))
+    return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+
+
+def _check_floating(given: Any, name: str) -> None:
+    for x in tree.leaves(given):
+        if not isinstance(x, Tensor):
+            raise TypeError(f'{name} holds a {type(x).__name__}; expected tensors.')
+        if not is_inexact(x) or x.is_complex():
+            raise TypeError(f'{name} has dtype {x.dtype}; expected a real floating dtype. Convert it with `.float()`.')

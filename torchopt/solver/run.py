@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop of all solvers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt import tree
+from torchopt.loop import while_loop
+from torchopt.numerics import in_transform, is_inexact, real_dtype
+from torchopt.solver.status import Status, with_status
+
+__all__ = ['KKTSolution', 'OptStep', 'Task', 'as_tensors', 'check_start', 'conclude', 'iterate']
+
+
+class OptStep(NamedTuple):
+    """The result of a step, and of a run.
+
+    Attributes:
+        params: The parameters, a tree.
+        state: The state of the solver.
+
+    Example:
+        >>> import torch, torchopt
+        >>> solver = torchopt.GradientDescent(lambda x: (x - 3.0) ** 2, stepsize=0.5)
+        >>> params, state = solver.run(torch.tensor(0.0))
+        >>> params
+        tensor(3.)
+    """
+
+    params: Any
+    state: Any
+
+
+class KKTSolution(NamedTuple):
+    """A solution of a constrained problem, with the multipliers of its constraints.
+
+    Attributes:
+        primal: The solution.
+        dual_eq: The multipliers of the equations.
+        dual_ineq: The multipliers of the inequalities.
+
+    Example:
+        >>> from torchopt.solver import KKTSolution
+        >>> KKTSolution(1.0)
+        KKTSolution(primal=1.0, dual_eq=None, dual_ineq=None)
+    """
+
+    primal: Any
+    dual_eq: Any = None
+    dual_ineq: Any = None
+
+
+class Task(NamedTuple):
+    """What a run does.  A solver that works on vectors flattens its trees in ``start`` and restores them in ``finish``.
+
+    Attributes:
+        start: Parameters and state before the first step.
+        step: ``step(last)`` takes an :class:`OptStep` and returns the next, a tree of the same structure.
+        finish: ``finish(last)`` returns the step as users see it.
+    """
+
+    start: OptStep
+    step: Callable[[OptStep], OptStep]
+    finish: Callable[[OptStep], OptStep]
+
+
+def iterate(
+    task: Task,
+    maxiter: int,
+    tol: Any,
+    report: Callable[[OptStep], None] | None = None,
+    loop: Callable[..., OptStep] = while_loop,
+) -> OptStep:
+    """Repeat steps until the error is at most ``tol``, the solver reports an end, or there were ``maxiter`` steps.
+
+    Under ``torch.vmap`` each problem stops by itself, and is left alone from then on.
+
+    Args:
+        task: The steps.
+        maxiter: The largest number of steps.
+        tol: The tolerance; the error of a state that is NaN ends the run.
+        report: Called with each step, as users see it.
+        loop: The loop, a function like :func:`torchopt.loop.while_loop`.
+    """
+
+    def running(step: OptStep) -> Any:
+        return (step.state.error > tol) & (step.state.status == int(Status.RUNNING))
+
+    def reported(step: OptStep) -> OptStep:
+        step = task.step(step)
+        assert report is not None
+        report(task.finish(step))
+        return step
+
+    last = task.finish(loop(running, task.step if report is None else reported, task.start, maxiter))
+    return conclude(last, tol)
+
+
+def conclude(last: OptStep, tol: Any) -> OptStep:
+    """The result of a run: the last step with its status, its numbers as tensors.
+
+    Inside transforms of ``torch.func``, which return tensors only, ``()`` stands for None in the state.
+    """
+    nothing: Any = () if in_transform() else None
+    return OptStep(last.params, as_tensors(with_status(last.state, tol), last.params, nothing))
+
+
+def as_tensors(state: Any, params: Any, nothing: Any = None) -> Any:
+    """The state with tensors for numbers, like the parameters in device and dtype, and ``nothing`` for None."""
+    like = next((x for x in tree.leaves(params) if is_inexact(x)), torch.zeros(()))
+    dtype = real_dtype(like.dtype)
+
+    def as_tensor(x: Any) -> Any:
+        if x is None:
+            return nothing
+        if isinstance(x, (bool, int)):
+            return torch.full((), x, dtype=torch.bool if isinstance(x, bool) else torch.int64, device=like.device)
+        return torch.full((), x, dtype=dtype, device=like.device) if isinstance(x, float) else x
+
+    leaves, spec = tree.flatten(state)
+    return tree.unflatten(spec, [as_tensor(x) for x in leaves])
+
+
+def check_start(init_params: Any) -> None:
+    """Require parameters of floating or complex dtypes that are finite, as far as they can be read.
+
+    Raises:
+        TypeError: If a tensor has another dtype.
+        ValueError: If a value is NaN or infinite.
+    """
+    leaves = tree.leaves(init_params)
+    readable = not (in_transform() or torch.compiler.is_compiling())
+    for i, x in enumerate(leaves):
+        if not isinstance(x, Tensor):
+            continue
+        if not is_inexact(x):
+            raise TypeError(
+                f'init_params{_path(init_params, i)} has dtype {x.dtype}; expected a floating dtype. Convert it with '
+                f'`.float()`.'
+            )
+        if readable and x.device.type == 'cpu' and not bool(torch.isfinite(x.detach()).all()):
+            raise ValueError(
+                f'init_params{_path(init_params, i)} has values that are NaN or infinite. Start from finite parameters.'
+            )
+
+
+def _path(params: Any, i: int) -> str:
+    return [path for path, x in tree.flatten_with_path(params) if x is not None][i]

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the wrappers of SciPy share: vectors of NumPy for trees of tensors, and implicit derivatives."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch._C import _functorch
+
+from torchopt import tree
+from torchopt.numerics import eager
+from torchopt.projections import projection_box
+from torchopt.solver import adjoint
+from torchopt.solver.auxiliary import require_function
+from torchopt.solver.base import OptStep, Solver
+from torchopt.solver.objective import Vectors
+from torchopt.solver.run import check_start
+
+__all__ = ['Bridge', 'ScipyWrapper', 'as_array', 'bounded_signature', 'box_residual', 'check_bounds', 'load_optimize']
+
+
+def load_optimize() -> Any:
+    """The module ``scipy.optimize``.
+
+    Raises:
+        ImportError: If SciPy is not installed.
+    """
+    try:
+        import scipy.optimize
+    except ImportError:
+        raise ImportError('This solver needs SciPy: `pip install "torchopt[scipy]"`.') from None
+    return scipy.optimize
+
+
+def as_array(x: Tensor, dtype: Any) -> Any:
+    """A tensor as an array of its own.
+
+    Raises:
+        NotImplementedError: If the tensor is a batch of ``torch.vmap``.
+    """
+    while _functorch.is_functorch_wrapped_tensor(x):
+        if _functorch.is_batchedtensor(x):
+            raise NotImplementedError(
+                'SciPy solves one problem at a time, and cannot be mapped by torch.vmap. Loop over the problems, or use '
+                'a solver of torchopt such as LBFGS, LBFGSB, LevenbergMarquardt or Broyden.'
+            )
+        x = _functorch.get_unwrapped(x)
+    return np.array(x.detach().cpu().numpy(), dtype=dtype)
+
+
+class Bridge:
+    """Trees of tensors as arrays.
+
+    Args:
+        params: A tree like the parameters.
+        dtype: The dtype of the arrays; that of the tensors if None.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.solver.scipy.wrapper import Bridge
+        >>> bridge = Bridge({'w': torch.ones(2), 'b': torch.tensor(3.0)}, None)
+        >>> bridge.tree(bridge.array({'w': torch.ones(2), 'b': torch.tensor(3.0)}))
+        {'w': tensor([1., 1.]), 'b': tensor(3.)}
+    """
+
+    def __init__(self, params: Any, dtype: Any) -> None:
+        self.vectors, self.dtype = Vectors(params), dtype
+        self.device = self.vectors.likes[0].device if self.vectors.likes else None
+
+    def array(self, params: Any, name: str = 'the gradient') -> Any:
+        """The array of a tree."""
+        return as_array(self.vectors.pack(params, name), self.dtype)
+
+    def vector(self, x: Any) -> Tensor:
+        """An array as a vector."""
+        return torch.as_tensor(np.asarray(x)).to(dtype=self.vectors.dtype, device=self.device, copy=True)
+
+    def tree(self, x: Any) -> Any:
+        """The tree of an array."""
+        return self.vectors.unpack(self.vector(x))
+
+    def bounds(self, bounds: Any, params: Any) -> tuple[Any, Any]:
+        """The arrays of the lower and the upper bound."""
+        return self.array(bounds[0], 'bounds[0]'), self.array(bounds[1], 'bounds[1]')
+
+
+@dataclasses.dataclass(eq=False)
+class ScipyWrapper(Solver):
+    """A solver of SciPy.
+
+    Attributes:
+        method: The name of SciPy's method; SciPy's choice if None.
+        dtype: The dtype of the arrays that SciPy sees; that of the parameters if None.  Most of its methods need float64.
+        jit: Accepted for code written for JAXopt; nothing is compiled.
+        implicit_diff_solve: The linear solver for derivatives, ``solve(matvec, b)``;
+            :func:`torchopt.linear_solve.solve_normal_cg` if None.
+        has_aux: Whether the function returns a pair, its value and auxiliary output, which is dropped.
+    """
+
+    method: str | None = None
+    dtype: Any = np.float64
+    jit: bool = True
+    implicit_diff_solve: Callable[..., Any] | None = None
+    has_aux: bool = False
+
+    @property
+    @abc.abstractmethod
+    def reference_signature(self) -> Callable[..., Any] | inspect.Signature:
+        """A function whose signature names the arguments of :attr:`optimality_fun`."""
+
+    @abc.abstractmethod
+    def _solve(self, init_params: Any, *args: Any, **kwargs: Any) -> OptStep:
+        """Run SciPy's solver."""
+
+    @eager
+    def run(self, init_params: Any, *args: Any, **kwargs: Any) -> OptStep:
+        """Solve the problem.
+
+        Args:
+            init_params: Where to start, a tree of tensors of floating dtypes.
+            *args: Data of the problem, passed on to its function.
+            **kwargs: Data of the problem, by name.
+
+        Returns:
+            The parameters, which are differentiable in the data and in tensors that the function closes over; and what
+            SciPy reports.
+
+        Raises:
+            ImportError: If SciPy is not installed.
+            NotImplementedError: Under ``torch.vmap``.
+        """
+        check_start(init_params)
+        load_optimize()
+        condition, reference = self.optimality_condition, self.reference_signature
+        return OptStep(
+            *adjoint.implicit(self._solve, condition, reference, self.implicit_diff_solve, (init_params, *args), kwargs)
+        )
+
+
+def required(name: str, value: Any) -> Callable[..., Any]:
+    """A function that the constructor must be given."""
+    if value is None:
+        raise TypeError(f'Missing {name}; pass {name}=, a function of the parameters.')
+    require_function(name, value)
+    return value
+
+
+def with_limit(options: dict[str, Any] | None, name: str, maxiter: int | None) -> dict[str, Any]:
+    """SciPy's options, with the limit of iterations under the name that the method has for it.
+
+    Raises:
+        ValueError: If it is given twice.
+    """
+    options = dict(options or {})
+    if maxiter is None:
+        return options
+    if isinstance(maxiter, bool) or not isinstance(maxiter, int) or maxiter < 0:
+        raise ValueError(f'Invalid maxiter: {maxiter!r}; expected an int >= 0.')
+    for given in {'maxiter', name} & set(options):
+        raise ValueError(f'Invalid options: {given!r} is the argument maxiter of the solver. Pass it there.')
+    return {**options, name: maxiter}
+
+
+def check_bounds(bounds: Any, params: Any) -> tuple[Any, Any]:
+    """The lower and the upper bound, trees like the parameters.
+
+    Args:
+        bounds: A pair of trees, tops of trees, or numbers; None for no bounds.
+        params: The parameters.
+
+    Raises:
+        TypeError: If ``bounds`` is not a pair.
+        ValueError: If shapes do not match, or bounds cross.
+    """
+    if bounds is None:
+        bounds = (-torch.inf, torch.inf)
+    if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
+        raise TypeError(f'Invalid bounds: a {type(bounds).__name__}; expected a pair (lower, upper).')
+
+    def fitted(bound: Any, name: str) -> Any:
+        if isinstance(params, Tensor):  # a list is an array here, not a tree
+            bound = torch.as_tensor(bound, dtype=params.dtype, device=params.device)
+        else:
+            bound = tree.broadcast_prefix(bound, params)
+
+        def fit(p: Any, b: Any) -> Any:
+            b = torch.as_tensor(b, dtype=p.dtype, device=p.device)
+            if b.dim() and b.shape != p.shape:
+                raise ValueError(f'{name} has shape {tuple(b.shape)}; expected that of init_params, {tuple(p.shape)}.')
+            return b.expand_as(p)
+
+        return tree.map(fit, params, bound)
+
+    lower, upper = fitted(bounds[0], 'bounds[0]'), fitted(bounds[1], 'bounds[1]')
+    for low, high in zip(tree.leaves(lower), tree.leaves(upper)):
+        crossed = as_array((low > high).any(), bool)
+        if crossed:
+            raise ValueError('Invalid bounds: a lower bound is above the upper one. Exchange or remove them.')
+    return lower, upper
+
+
+def box_residual(params: Any, gradient: Any, bounds: Any) -> Any:
+    """What a step along the negative gradient, projected to the box, changes: zero at a constrained minimum."""
+    lower, upper = check_bounds(bounds, params)
+    return tree.sub(projection_box(tree.sub(params, gradient), lower, upper), params)
+
+
+def bounded_signature(fun: Callable[..., Any]) -> inspect.Signature:
+    """The signature of ``fun(params, ...)`` with the bounds after the parameters."""
+    first, *rest = inspect.signature(fun).parameters.values()
+    bounds = inspect.Parameter('bounds', inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    if first.kind is inspect.Parameter.VAR_POSITIONAL:
+        start = inspect.Parameter('init_params', inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        return inspect.Signature([start, bounds, first, *rest])
+    if first.kind is inspect.Parameter.POSITIONAL_ONLY:
+        first = first.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    if rest and rest[0].kind is inspect.Parameter.POSITIONAL_ONLY:
+        rest = [
+            p.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD)
+            if p.kind is inspect.Parameter.POSITIONAL_ONLY
+            else p
+            for p in rest
+        ]
+    return inspect.Signature([first, bounds, *rest])
