@@ -77,9 +77,15 @@ cuda: $(STAMP)  ## Compile the CUDA kernels; requires nvcc.
 	  kernels = Loader("torchopt._C.kernels", *glob.glob("$(CUDA_MODULE)/torchopt/_C/kernels*.so")).load_module(); \
 	  print(kernels.build_info(), "devices:", kernels.cuda_devices()); assert kernels.build_info()["cuda"]'
 
-docs: $(STAMP)  ## Build the documentation into docs/_build/html; warnings are errors.
+# MathJax for formulas without a network, of the version and with the checksum in the lock file.
+MATHJAX := third_party/mathjax/node_modules/.package-lock.json
+$(MATHJAX): third_party/mathjax/package-lock.json
+	if command -v npm >/dev/null; then npm ci --prefix third_party/mathjax --ignore-scripts --no-audit --no-fund; \
+	else echo 'npm is missing: formulas in the documentation will need a network'; fi
+
+docs: $(STAMP) $(MATHJAX)  ## Build the documentation into docs/_build/html; warnings are errors.
 	$(BIN)/python -m sphinx -W --keep-going -q -b html -d docs/_build/doctrees docs docs/_build/html
 
 clean:  ## Remove everything that the other targets made, including .venv.
-	rm -rf $(VENV) build dist docs/_build docs/api/generated .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_build docs/_notebooks docs/api/generated third_party/mathjax/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

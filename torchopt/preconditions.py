@@ -8,7 +8,6 @@ anything.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -54,7 +53,6 @@ def is_settled(tx: Any) -> bool:
     return all(condition.is_final for condition in tx.requires)
 
 
-@functools.cache
 def state_of(kind: type) -> Precondition:
     """Require that the state is of this class, so that it comes from the transformation itself."""
 
@@ -68,7 +66,6 @@ def state_of(kind: type) -> Precondition:
     return Precondition(check, 'always', kind=kind)
 
 
-@functools.cache
 def params_for(purpose: str) -> Precondition:
     """Require the parameters; the error message names their ``purpose``."""
 

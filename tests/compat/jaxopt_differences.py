@@ -6,19 +6,6 @@ from __future__ import annotations
 # Names that are not there yet.
 NOT_YET = frozenset(
     {
-        'jaxopt.ArmijoSGD',
-        'jaxopt.BlockCoordinateDescent',
-        'jaxopt.BoxCDQP',
-        'jaxopt.BoxOSQP',
-        'jaxopt.CvxpyQP',
-        'jaxopt.EqualityConstrainedQP',
-        'jaxopt.GradientDescent',
-        'jaxopt.MirrorDescent',
-        'jaxopt.OSQP',
-        'jaxopt.OptaxSolver',
-        'jaxopt.PolyakSGD',
-        'jaxopt.ProjectedGradient',
-        'jaxopt.ProximalGradient',
         'jaxopt.projection.kl_projection_birkhoff',
         'jaxopt.projection.kl_projection_transport',
         'jaxopt.projection.projection_birkhoff',

@@ -89,6 +89,8 @@ class Capture(Replace):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self.replacement:
             args, kwargs = self._replace((args, kwargs or {}))
+        if getattr(func, '__name__', '') == '__get__' and not isinstance(result := func(*args), Tensor):
+            return result  # an attribute such as the shape
         used = [x for x in tensors_in((args, kwargs or {})) if not self.has_made(x)]
         versions = [version_of(x) for x in used]
         result = func(*args, **(kwargs or {}))

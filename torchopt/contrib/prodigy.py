@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prodigy: D-Adaptation that estimates the distance sooner."""
+"""Prodigy: D-Adaptation with a faster estimate of the distance."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class ProdigyState(NamedTuple):
 
     Attributes:
         exp_avg: The mean of the scaled gradients.
-        exp_avg_sq: Their mean square.
-        grad_sum: Their decaying sum.
-        params0: The parameters at the start.
+        exp_avg_sq: The mean square of the scaled gradients.
+        grad_sum: The decaying sum of the scaled gradients.
+        params0: The initial parameters.
         estim_lr: The estimate of the distance.
         numerator_weighted: The numerator of the estimate.
-        count: The steps taken.
+        count: The step count.
     """
 
     exp_avg: Any
@@ -67,7 +67,7 @@ def prodigy(
     safeguard_warmup: bool = False,
     weight_decay_mask: Any = None,
 ) -> GradientTransformationExtraArgs:
-    r"""Prodigy: D-Adaptation that estimates the distance sooner.
+    r"""Prodigy: D-Adaptation with a faster estimate of the distance.
 
     With :math:`\lambda_t = d_t\, \eta\, \sqrt{1 - \beta_2^t} / (1 - \beta_1^t)`,
 
@@ -82,17 +82,17 @@ def prodigy(
     Args:
         learning_rate: The factor :math:`\eta`, usually 1, or a schedule.
         betas: Decay rates :math:`\beta_1, \beta_2`, each in [0, 1).
-        beta3: Decay rate :math:`\beta_3` of the estimate, in [0, 1); None is :math:`\sqrt{\beta_2}`.
+        beta3: Decay rate :math:`\beta_3` of the estimate, in [0, 1); None means :math:`\sqrt{\beta_2}`.
         eps: :math:`\epsilon \ge 0`.
-        estim_lr0: The first estimate :math:`d_1 > 0`, preferably too small rather than too large.
+        estim_lr0: The initial estimate :math:`d_1 > 0`; it should be too small rather than too large.
         estim_lr_coef: The factor :math:`c` of the estimate.
         weight_decay: :math:`w \ge 0`.
-        safeguard_warmup: Leave :math:`\eta` and its corrections out of :math:`s_t`, as a warmup of the rate wants it.
-        weight_decay_mask: Which parameters decay, as in :func:`torchopt.transform.add_decayed_weights`.
+        safeguard_warmup: Leave :math:`\eta` and its corrections out of :math:`s_t`; use it with a learning rate warmup.
+        weight_decay_mask: Which parameters decay; see :func:`torchopt.transform.add_decayed_weights`.
 
     Returns:
-        A transformation with state :class:`ProdigyState`.  Its estimate is kept in the lowest dtype among the
-        parameters.  While all gradients are zero, the estimate does not change.
+        A transformation with state :class:`ProdigyState`.  The estimate has the lowest dtype among the parameters, but
+        at least float32.  While all gradients are zero, the estimate does not change.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range; in ``update``, if the parameters are not given.
@@ -176,6 +176,6 @@ def prodigy(
         init,
         update,
         state_of(ProdigyState),
-        params_for('prodigy, which measures how far they have come'),
+        params_for('prodigy, which uses the distance to their initial values'),
         Precondition(schedule),
     )

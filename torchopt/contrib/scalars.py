@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scalars that a method estimates for all parameters together, and rates that may be schedules."""
+"""Scalars that a method estimates for all parameters together, and hyper-parameters that may be schedules."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ __all__ = [
 
 
 def scalar_beside(params: Any, value: Any, which: str = 'lowest') -> Tensor:
-    """A 0-d tensor for a state: in the lowest (or highest) dtype among the parameters, on the device of the first.
+    """A 0-d tensor for a state, in the lowest (or highest) dtype among the parameters, on the device of the first.
 
-    It has at least the dtype float32: sums over many elements are beyond the range of half precision.  Where it lies on
-    the device of the gradients, a step never waits for it.
+    The dtype is at least float32, since sums over many elements overflow in half precision.  On the device of the
+    gradients, it needs no synchronization.
     """
     dtype = wide_dtype(tree.dtype(params, which))
     leaves = tree.leaves(params)
@@ -41,10 +41,10 @@ def check_rate(rate: Any) -> None:
 
 
 def rate_at(rate: Any, count: Any) -> Any:
-    """The value of a hyper-parameter that may be a schedule, after so many steps.
+    """The value of a hyper-parameter that may be a schedule, at a step count.
 
     Raises:
-        ValueError: If a schedule gives NaN or infinity.
+        ValueError: If a schedule returns NaN or infinity.
     """
     return checks.schedule_value(rate(count), count) if checks.is_schedule(rate) else rate
 

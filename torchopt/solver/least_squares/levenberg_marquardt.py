@@ -90,11 +90,11 @@ class LevenbergMarquardt(IterativeSolver):
     that doubles with each rejection.  A value that is not finite rejects the step.
 
     With geodesic acceleration, the step follows the curve :math:`\delta + \frac12 \alpha`, where :math:`\alpha` solves
-    the same system with the second derivative of :math:`r` along :math:`\delta` in place of :math:`r`.  It costs little,
-    and helps in narrow, curved valleys.
+    the same system with the second derivative of :math:`r` along :math:`\delta` in place of :math:`r`.  It costs
+    little, and helps in narrow, curved valleys.
 
-    Problems whose parameters have very different scales are best solved with ``solver='qr'`` in float64, without squaring
-    the condition number.
+    Problems whose parameters have very different scales are best solved with ``solver='qr'`` in float64, which does
+    not square the condition number.
 
     Args:
         residual_fun: ``residual_fun(params, *args, **kwargs)`` returns the residuals, a tree of tensors.

@@ -96,7 +96,7 @@ def _vjp(fun: Callable[[Tensor], Tensor], x: Tensor, z: Tensor) -> Tensor:
 
 
 def _jvp(fun: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> Tensor:
-    """The transpose of the pullback: torch has no formula for forward mode for some operations, and slow ones for others."""
+    """The transpose of the pullback, since in forward mode torch lacks some operations and is slow for others."""
     if _is_functional():
         value, pull = torch.func.vjp(fun, x)
         return torch.func.vjp(lambda u: pull(u)[0], torch.zeros_like(value))[1](v)[0]

@@ -171,9 +171,9 @@ class ScipyMinimize(ScipyWrapper):
 class ScipyBoundedMinimize(ScipyMinimize):
     r"""``scipy.optimize.minimize`` in a box, :math:`\min_{l \le x \le u} f(x)`, for trees, with implicit derivatives.
 
-    ``run(init_params, bounds, *args, **kwargs)`` takes the pair :math:`(l, u)` of trees like the parameters, or numbers.
-    The result is differentiable in the bounds too.  The arguments are those of :class:`ScipyMinimize`; methods with
-    bounds are ``'L-BFGS-B'``, ``'TNC'``, ``'SLSQP'``, ``'trust-constr'``, ``'Nelder-Mead'``, ``'Powell'``.
+    ``run(init_params, bounds, *args, **kwargs)`` takes the pair :math:`(l, u)` of trees like the parameters, or
+    numbers.  The result is differentiable in the bounds too.  The arguments are those of :class:`ScipyMinimize`;
+    methods with bounds are ``'L-BFGS-B'``, ``'TNC'``, ``'SLSQP'``, ``'trust-constr'``, ``'Nelder-Mead'``, ``'Powell'``.
 
     Example:
         >>> import torch, torchopt

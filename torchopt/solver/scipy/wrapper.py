@@ -48,8 +48,8 @@ def as_array(x: Tensor, dtype: Any) -> Any:
     while _functorch.is_functorch_wrapped_tensor(x):
         if _functorch.is_batchedtensor(x):
             raise NotImplementedError(
-                'SciPy solves one problem at a time, and cannot be mapped by torch.vmap. Loop over the problems, or use '
-                'a solver of torchopt such as LBFGS, LBFGSB, LevenbergMarquardt or Broyden.'
+                'SciPy solves one problem at a time, and cannot be mapped by torch.vmap. Loop over the problems, or '
+                'use a solver of torchopt such as LBFGS, LBFGSB, LevenbergMarquardt or Broyden.'
             )
         x = _functorch.get_unwrapped(x)
     return np.array(x.detach().cpu().numpy(), dtype=dtype)
@@ -97,7 +97,8 @@ class ScipyWrapper(Solver):
 
     Attributes:
         method: The name of SciPy's method; SciPy's choice if None.
-        dtype: The dtype of the arrays that SciPy sees; that of the parameters if None.  Most of its methods need float64.
+        dtype: The dtype of the arrays that SciPy sees; that of the parameters if None.  Most of its
+            methods need float64.
         jit: Accepted for code written for JAXopt; nothing is compiled.
         implicit_diff_solve: The linear solver for derivatives, ``solve(matvec, b)``;
             :func:`torchopt.linear_solve.solve_normal_cg` if None.

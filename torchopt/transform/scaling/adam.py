@@ -32,6 +32,9 @@ class ScaleByAdamState(NamedTuple):
     nu: Any
 
 
+_OWN_STATE = state_of(ScaleByAdamState)
+
+
 @factory
 def scale_by_adam(
     b1: Any = 0.9,
@@ -105,7 +108,7 @@ def scale_by_adam(
             hypers.rule(t, nesterov), (state.mu, state.nu), partial(ScaleByAdamState, count)
         )
 
-    return ElementwiseTransformation(init, prepare, state_of(ScaleByAdamState), hypers=hypers)
+    return ElementwiseTransformation(init, prepare, _OWN_STATE, hypers=hypers)
 
 
 def _rule(t: Any, nesterov: bool, *, b1: Any, b2: Any, eps: Any, eps_root: Any) -> partial[Any]:
