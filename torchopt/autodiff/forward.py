@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torchopt import tree
-from torchopt.autodiff.grad import checked_function, checked_positions
+from torchopt.autodiff.arguments import check_leaves, checked, positions_of, resolve
 
 __all__ = ['forward_value_and_grad']
 
@@ -28,9 +28,9 @@ def forward_value_and_grad(
     r"""The value of ``fun`` and its gradient, as :func:`torchopt.value_and_grad`, computed by forward mode.
 
     The gradient in :math:`n` numbers takes :math:`n` Jacobian-vector products.  Each costs about as much as two to
-    three runs of ``fun``, and needs the memory of one: nothing is kept for a backward pass, whatever the number of steps
-    in ``fun``.  So the hypergradient of a learning rate through a loop of :math:`K` steps takes memory independent of
-    :math:`K` and of the activations of all but one step.
+    three runs of ``fun``, and needs the memory of one: nothing is kept for a backward pass, however many steps ``fun``
+    takes.  So the hypergradient of a learning rate through a loop of :math:`K` steps takes memory independent of
+    :math:`K`, and of the activations of all steps but one.
 
     - With :math:`n \le 2` it takes about the time of reverse mode, or less.
     - With more it takes about :math:`n / 2` times as long, which pays only if reverse mode does not fit: compare with
@@ -65,14 +65,17 @@ def forward_value_and_grad(
         >>> torchopt.forward_value_and_grad(after_three_steps)(torch.tensor(0.25))
         (tensor(0.0156), tensor(-0.3750))
     """
-    resolve, single = checked_positions(fun, argnums)
+    wanted, single = positions_of(argnums)
+    if not callable(fun):
+        raise TypeError(f'fun is a {type(fun).__name__}; expected a function.')
     if chunk_size is not None and (isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1):
         raise ValueError(f'Invalid chunk_size: {chunk_size!r}; expected None or an int >= 1.')
-    checked = checked_function(fun, has_aux)
+    checked_fun = checked(fun, has_aux)
 
     @functools.wraps(fun, updated=())
     def with_gradient(*args: _P.args, **kwargs: _P.kwargs) -> tuple[Any, Any]:
-        positions = resolve(args)
+        positions = resolve(wanted, len(args))
+        check_leaves(positions, args)
         filled = list(args)
         for i in positions:
             filled[i] = tree.map(torch.as_tensor, args[i])
@@ -85,7 +88,7 @@ def forward_value_and_grad(
             values = tree.unflatten(spec, [None if x is None else next(rest) for x in leaves])
             for i, value in zip(positions, values):
                 filled[i] = value
-            value, aux = checked(*filled, **kwargs)
+            value, aux = checked_fun(*filled, **kwargs)
             kept[:] = tree.flatten(aux)
             return value, tuple(x for x in kept[0] if isinstance(x, Tensor))
 
@@ -120,7 +123,8 @@ def _all_products(
             value, row, aux = product(*[d[0] for d in directions])
             rows.append(row[None])
         else:
-            value, row, aux = torch.vmap(product, out_dims=(None, 0, None), randomness='same')(*directions)
+            values, row, samples = torch.vmap(product, randomness='same')(*directions)
+            value, aux = values[0], tuple(x[0] for x in samples)  # the same for all directions
             rows.append(row)
     found = torch.cat(rows).split(sizes)
     return value, [g.reshape(x.shape).to(x.dtype) for g, x in zip(found, point)], aux
