@@ -11,13 +11,15 @@ import dataclasses
 import importlib
 import importlib.metadata
 import inspect
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
-with pytest.warns(DeprecationWarning, match='no longer maintained'):
+with warnings.catch_warnings():
+    warnings.simplefilter('ignore', DeprecationWarning)
     import jaxopt
 
 from tests.compat.jaxopt_differences import INTERNAL, NOT_YET, OTHER_SIGNATURES
