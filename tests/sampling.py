@@ -16,9 +16,7 @@ import pytest
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup('sample', 'a sample of the tests')
-    group.addoption(
-        '--sample', type=int, default=0, metavar='N', help='run at most N cases of each test'
-    )
+    group.addoption('--sample', type=int, default=0, metavar='N', help='run at most N cases of each test')
     group.addoption('--sample-seed', default='0', metavar='SEED', help='the seed that draws the cases')
     group.addoption('--remainder', action='store_true', help='run what --sample leaves out')
 

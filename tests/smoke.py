@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A first look at an installed wheel: `python tests/smoke.py`, from any folder, with torch and torchopt and nothing else.
+"""A smoke test of an installed wheel: `python tests/smoke.py`, from any folder, with torch and torchopt alone.
 
 `make wheel` and cibuildwheel run it in a fresh environment. It tests what packaging can break: the compiled module, its
 version, and that torch and the kernels share one OpenMP runtime.
@@ -15,10 +15,10 @@ sys.path = [
     entry for entry in sys.path if not (Path(entry or '.') / 'torchopt' / '_C').is_dir() or 'site-packages' in entry
 ]
 
-import torch
+import torch  # noqa: E402
 
-import torchopt
-from torchopt import _C
+import torchopt  # noqa: E402
+from torchopt import _C  # noqa: E402
 
 
 def main() -> None:

@@ -162,7 +162,7 @@ class _Coordinates(NamedTuple):
     linear: Tensor | None
 
     @classmethod
-    def of(cls, Q: Tensor, l: Tensor, u: Tensor) -> _Coordinates:  # noqa: E741
+    def of(cls, Q: Tensor, l: Tensor, u: Tensor) -> _Coordinates:
         curvature = Q.diagonal(dim1=0, dim2=1).movedim(-1, 0)
         linear = curvature <= 0
         factor = torch.where(linear, 1.0, curvature).reciprocal()
@@ -192,7 +192,7 @@ def _descend(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Many problems at once, each to its own end."""
     batch = c.shape[:-1]
-    Q, c, l, u, x = (v.reshape((-1, *v.shape[len(batch) :])) for v in (Q, c, l, u, x))  # noqa: E741
+    Q, c, l, u, x = (v.reshape((-1, *v.shape[len(batch) :])) for v in (Q, c, l, u, x))
     check(BoxQP(Q, c, Q[:, :0], l, u))
     x = clip(x, l, u)
     slope = (product(Q, x) + c).mT.contiguous()
