@@ -29,43 +29,44 @@ def value_and_grad(
     *,
     checkpoint: str | None = None,
 ) -> Callable[_P, tuple[Any, Any]]:
-    r"""A function that computes the value of ``fun`` and its gradient, in this order, as ``jax.value_and_grad`` does.
+    r"""Return a function that computes the value and the gradient of ``fun``, as ``jax.value_and_grad`` does.
 
     ``torch.func.grad_and_value`` returns the pair in the opposite order.
 
-    Value, gradient and auxiliary output are differentiable, in the arguments and in all tensors that ``fun``
+    Value, gradient and auxiliary output are differentiable with respect to the arguments and all tensors that ``fun``
     closes over, by autograd and by every transform of ``torch.func``; the function can be compiled.  They carry a graph
-    only if one of these tensors requires grad: call the function under ``torch.no_grad()`` where that is not wanted.
+    only if one of these tensors requires grad; to avoid it, call the function under ``torch.no_grad()``.
 
     The graph of a gradient is large: it holds the activations of the forward and of the backward pass.  With
-    ``checkpoint`` the results keep the arguments instead, and the tensors that ``fun`` closes over.  The derivative of
+    ``checkpoint`` the results keep only the arguments and the tensors that ``fun`` closes over.  The derivative of
     the gradient, a product with the Hessian, is computed from these when it is needed.  A loop of :math:`K` gradient
-    steps then keeps :math:`K` sets of parameters and states, and one graph at a time.  What ``fun`` may do is the same
-    as for :func:`torchopt.checkpoint`.
+    steps then keeps :math:`K` sets of parameters and states, and one graph at a time.  The requirements on ``fun`` are
+    those of :func:`torchopt.checkpoint`.
 
     Args:
         fun: A function whose value is a 0-d tensor of a real floating dtype, or a float.
-        argnums: The position of the argument to differentiate in, or a sequence of positions.  Negative positions count
-            from the last positional argument.  Keyword arguments are passed on, and never differentiated in.
+        argnums: The position of the argument to differentiate with respect to, or a sequence of positions.  Negative
+            positions count from the last positional argument.  Keyword arguments are constants.
         has_aux: Whether ``fun`` returns a pair, the value and auxiliary data.
         checkpoint: What the results keep: with None their graph, otherwise the arguments.  ``'reverse'`` computes
             products with the Hessian by reverse over reverse mode; ``'mixed'`` by forward over reverse mode
-            (MixFlow-MG), which needs less memory, and forward-mode formulas for all operations: without them it warns
-            and takes reverse mode.
+            (MixFlow-MG), which needs less memory.  It requires forward-mode formulas for all operations; without them
+            it warns and uses reverse mode.
 
     Returns:
         A function with the arguments of ``fun``.  It returns ``(value, gradient)``, or with ``has_aux``
         ``((value, aux), gradient)``.  The gradient is a tree like the argument; for a sequence of positions, a tuple of
-        trees.  Where the argument is None, so is the gradient.
+        trees.  The gradient of a None leaf is None.
 
         The arguments at these positions are trees of tensors or NumPy arrays of real floating dtypes, floats and None;
-        all others may be anything.
+        all other arguments may be any object.
 
     Raises:
-        TypeError: If ``fun`` or ``argnums`` is none; in a call, if a position is missing, if a leaf is neither real nor
-            floating, if the value is not a single real number, or if there is no pair where ``has_aux`` says so.
-        ValueError: If there is no position, or the same one twice, or ``checkpoint`` is unknown.
-        RuntimeError: With ``checkpoint``, as :func:`torchopt.checkpoint`.
+        TypeError: If ``fun`` is not callable, or ``argnums`` is neither an int nor a sequence of ints.  Raised in a
+            call if a position is out of range, if a leaf is not of a real floating dtype, if the value is not a real
+            scalar, or if ``has_aux`` is true and the result is not a pair.
+        ValueError: If ``argnums`` is empty or has the same position twice, or if ``checkpoint`` is unknown.
+        RuntimeError: With ``checkpoint``; see :func:`torchopt.checkpoint`.
 
     References:
         Kemaev et al., 2025, `Scalable Meta-Learning via Mixed-Mode Differentiation
@@ -110,13 +111,13 @@ def grad(
     *,
     checkpoint: str | None = None,
 ) -> Callable[_P, Any]:
-    """A function that computes the gradient of ``fun``, as ``jax.grad`` does.
+    """Return a function that computes the gradient of ``fun``, as ``jax.grad`` does.
 
     It is :func:`value_and_grad` without the value; arguments and errors are the same.
 
     Args:
         fun: A function whose value is a 0-d tensor of a real floating dtype, or a float.
-        argnums: The position of the argument to differentiate in, or a sequence of positions.
+        argnums: The position of the argument to differentiate with respect to, or a sequence of positions.
         has_aux: Whether ``fun`` returns a pair, the value and auxiliary data.
         checkpoint: What the results keep: their graph, or with ``'reverse'`` or ``'mixed'`` the arguments.
 
@@ -124,8 +125,8 @@ def grad(
         A function with the arguments of ``fun``.  It returns the gradient, or with ``has_aux`` ``(gradient, aux)``.
 
     Raises:
-        TypeError: As :func:`value_and_grad`.
-        ValueError: Likewise.
+        TypeError: See :func:`value_and_grad`.
+        ValueError: See :func:`value_and_grad`.
 
     Example:
         >>> import torch, torchopt
@@ -143,7 +144,7 @@ def grad(
 
 
 class Differentiated(NamedTuple):
-    """What :func:`differentiate` finds.
+    """The result of :func:`differentiate`.
 
     Attributes:
         value: The value.
@@ -163,7 +164,7 @@ def differentiate(
 
     Args:
         fun: Returns the value, a 0-d tensor, and anything else.
-        positions: The positions of the arguments to differentiate in, from 0.
+        positions: The positions of the arguments to differentiate with respect to, from 0.
         args: Its positional arguments.
         kwargs: Its keyword arguments.
 
@@ -176,7 +177,7 @@ def differentiate(
     """
     given = tree.Selection(tuple(args[i] for i in positions), lambda x: True)
     tensors = tuple(map(torch.as_tensor, given.selected))
-    # torch.func lets nothing but tensors out: all else of the auxiliary output is kept here.
+    # torch.func returns tensors only; all other leaves of the auxiliary output are kept here.
     kept: list[tree.Selection] = []
 
     def of_tensors(xs: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -203,7 +204,7 @@ def _recompute(
     *,
     mixed: bool,
 ) -> Differentiated:
-    """As :func:`differentiate`, with results that keep the arguments instead of their graph."""
+    """Like :func:`differentiate`, with results that keep the arguments instead of their graph."""
     filled, wrt, start = list(args), dict[int, range](), 0
     for i, x in enumerate(args):
         if i in positions:
@@ -223,7 +224,7 @@ def _or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
 
 
 def _positions(argnums: Any) -> tuple[tuple[int, ...], bool]:
-    """The positions as given, and whether there is a single one that was not given as a sequence."""
+    """The positions as a tuple, and whether ``argnums`` was a single int."""
     try:
         single = not isinstance(argnums, (tuple, list))
         positions = (operator.index(argnums),) if single else tuple(map(operator.index, argnums))
@@ -235,16 +236,16 @@ def _positions(argnums: Any) -> tuple[tuple[int, ...], bool]:
 
 
 def _resolve(positions: tuple[int, ...], count: int) -> list[int]:
-    """Positions from 0 in a call with so many positional arguments."""
+    """Convert positions to the range from 0 to ``count - 1``."""
     for i in positions:
         if not -count <= i < count:
             raise TypeError(
                 f'argnums has {i}, but the function was called with {count} positional arguments. Pass the arguments '
-                f'to differentiate in by position.'
+                f'to differentiate by position.'
             )
     found = [i % count for i in positions]
     if len(set(found)) < len(found):
-        raise ValueError(f'argnums names one argument twice: {positions} of {count} arguments. Name each once.')
+        raise ValueError(f'argnums names one argument twice: {positions} of {count} arguments. Pass each once.')
     return found
 
 
@@ -260,16 +261,16 @@ def _check_leaves(positions: Sequence[int], args: Sequence[Any]) -> None:
 
 _REFUSED = {
     'integer': (
-        'is {found}; expected a real floating dtype to differentiate in. Convert it with `.float()`, or pass it as '
+        'is {found}; expected a real floating dtype. Convert it with `.float()`, or pass it as '
         'an argument that argnums does not name.'
     ),
     'complex': (
-        "is {found}; expected a real floating dtype. Gradients in complex arguments are the conjugate of JAX's in "
-        'PyTorch: differentiate in the real and the imaginary part, or take `torch.func.grad`.'
+        "is {found}; expected a real floating dtype. PyTorch's gradients for complex arguments are the conjugates of "
+        "JAX's: pass the real and the imaginary part, or use `torch.func.grad`."
     ),
     'other': (
         'is {found}; expected a tensor, a NumPy array, a float or None. Pass the parameters of a module as '
-        '`dict(module.named_parameters())`, and call it by `torch.func.functional_call`.'
+        '`dict(module.named_parameters())`, and call it with `torch.func.functional_call`.'
     ),
 }
 
@@ -291,15 +292,15 @@ def _describe(x: Any) -> str:
 
 
 def _checked(fun: Callable[..., Any], has_aux: bool) -> Callable[..., tuple[Tensor, Any]]:
-    """The function with its value made sure of, and always with auxiliary output."""
+    """Wrap a function: check its value, and return auxiliary output in any case."""
 
     def checked(*args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
         value, aux = fun(*args, **kwargs), None
         if has_aux:
             if not isinstance(value, (tuple, list)) or len(value) != 2:
                 raise TypeError(
-                    f'fun returned {_output(value)}; with has_aux=True expected a pair, the value and the auxiliary '
-                    f'output.'
+                    f'fun returned {_output(value)}; expected a pair of the value and the auxiliary output, since '
+                    f'has_aux=True.'
                 )
             value, aux = value
         if isinstance(value, float):
@@ -322,7 +323,7 @@ def _remedy(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return 'Pass has_aux=True if the first item of a pair is the value.'
     if isinstance(value, Tensor) and value.dim():
-        return 'Return its mean or its sum; for all derivatives of several values take torch.func.jacrev.'
+        return 'Return its mean or its sum; for the Jacobian of several values use torch.func.jacrev.'
     if isinstance(value, Tensor) and value.is_complex():
         return 'Return its real part or its absolute value.'
     return 'Return the loss as a tensor of a floating dtype.'
