@@ -142,8 +142,8 @@ def solve_normal_cg(
     r"""Solve :math:`(A^\mathsf{H} A + \lambda I)\, x = A^\mathsf{H} b` by conjugate gradients, for any :math:`A`.
 
     This solves :math:`A x = b` for a nonsingular :math:`A`, and the least-squares problem otherwise; with an initial
-    guess of zero it computes the solution of least norm.  An iteration takes one product with :math:`A` and one with its
-    transpose, which is derived from ``matvec``.  The condition number is squared.
+    guess of zero it computes the solution of least norm.  An iteration takes one product with :math:`A` and one with
+    its transpose, which is derived from ``matvec``.  The condition number is squared.
 
     The derivatives are those of :math:`A^+ b` with the pseudo-inverse, for matrices of any shape and rank, if the
     rank does not change.  A gradient takes one solve if :math:`A` is nonsingular, as for other solvers, up to three
