@@ -272,6 +272,7 @@ def test_custom_accumulators() -> None:
     assert micro_vmap(lambda x: {'v': x.sum()}, microbatch_size=4, accumulator=largest)(x)['v'] == x.sum(1).max()
 
 
+@pytest.mark.long
 def test_vmap_of_microbatches_compile_and_a_count_that_is_not_known() -> None:
     x = torch.tensor(X)
     kinds = (AccumulationType.CONCAT, AccumulationType.SUM, AccumulationType.RUNNING_MEAN)
