@@ -43,8 +43,8 @@ def forward_value_and_grad(
         fun: A function whose value is a 0-d tensor of a real floating dtype, or a float.
         argnums: The position of the argument to differentiate with respect to, or a sequence of positions.
         has_aux: Whether ``fun`` returns a pair, the value and auxiliary data.
-        chunk_size: How many products are computed at once, by ``vmap``: faster, with that many times the memory.  None
-            takes all at once.
+        chunk_size: The number of products to compute at once by ``vmap``, which is faster and needs that many times
+            the memory; all if None.
 
     Returns:
         A function with the arguments of ``fun``, which returns ``(value, gradient)``, or with ``has_aux``
