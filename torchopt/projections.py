@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Euclidean projections of trees onto convex sets (and spheres): the nearest point of the set.
 
-A tree counts as one long vector.  Every projection is differentiable: where the set has an edge, the derivative
-is that of one of the sides, or between them.  Names and signatures are those of Optax; where only JAXopt has a set,
-they are JAXopt's.  Under ``torch.func.vmap`` and ``torch.compile`` no value is read.
+A tree is treated as one vector.  Every projection is differentiable; at a kink the derivative is an element of the
+generalized Jacobian.  Names and signatures are those of Optax, or of JAXopt for sets that only JAXopt has.  Under
+``torch.func.vmap`` and ``torch.compile`` no checks read values.
 """
 
 from __future__ import annotations
@@ -59,15 +59,15 @@ def projection_box(tree: Any, lower: Any, upper: Any) -> Any:
 
     Args:
         tree: Tree of real tensors.
-        lower: The lower bound :math:`l`: a number, or a tree of numbers and tensors that equals ``tree`` or its top.
-            None where there is no bound.
-        upper: The upper bound :math:`u` likewise.  Where the bounds cross, it wins.
+        lower: The lower bound :math:`l`: a number, or a tree of numbers and tensors whose structure is that of ``tree``
+            or a prefix of it.  None means no bound.
+        upper: The upper bound :math:`u`, of the same form.  If :math:`l_i > u_i`, then :math:`p_i = u_i`.
 
     Returns:
         The projection, a tree of the same structure.
 
     Raises:
-        ValueError: If the structure of a bound is no prefix of that of ``tree``.
+        ValueError: If the structure of a bound is not a prefix of that of ``tree``.
 
     Example:
         >>> import torch, torchopt
@@ -89,13 +89,13 @@ def projection_hypercube(tree: Any, scale: Any = 1) -> Any:
 
     Args:
         tree: Tree of real tensors.
-        scale: The side :math:`s`, a number or a tree, as the bounds of :func:`projection_box`.
+        scale: The side length :math:`s`, of the form of the bounds of :func:`projection_box`.
 
     Returns:
         The projection, a tree of the same structure.
 
     Raises:
-        ValueError: If the structure of ``scale`` is no prefix of that of ``tree``.
+        ValueError: If the structure of ``scale`` is not a prefix of that of ``tree``.
 
     Example:
         >>> import torch, torchopt
@@ -106,21 +106,21 @@ def projection_hypercube(tree: Any, scale: Any = 1) -> Any:
 
 
 def projection_simplex(tree: Any, scale: Any = 1) -> Any:
-    r"""Project onto the simplex :math:`p \ge 0, \sum_i p_i = s`; for :math:`s = 1`, of probabilities.
+    r"""Project onto the simplex :math:`p \ge 0, \sum_i p_i = s`; with :math:`s = 1` the probability simplex.
 
     The projection is :math:`p_i = \max(x_i - \theta, 0)` with the threshold :math:`\theta` for which it sums to
     :math:`s`.  On its support :math:`S`, :math:`\theta = (\sum_{i \in S} x_i - s) / |S|`, so that the Jacobian is
     :math:`\operatorname{diag}(1_S) - 1_S 1_S^\top / |S|`.
 
     Args:
-        tree: Tree of floating tensors; all their elements together are one vector.
+        tree: Tree of floating tensors, treated as one vector of all elements.
         scale: The sum :math:`s > 0`, a number or a 0-d tensor.
 
     Returns:
         The projection, a tree of the same structure.
 
     Raises:
-        ValueError: If ``scale`` is not positive, or there is no element to project.
+        ValueError: If ``scale`` is not positive, or the tree has no elements.
 
     Example:
         >>> import torch, torchopt
@@ -137,7 +137,7 @@ def projection_simplex(tree: Any, scale: Any = 1) -> Any:
 
 
 def unit_simplex(x: torch.Tensor) -> torch.Tensor:
-    r"""Project every vector along the last axis onto the simplex of probabilities.
+    r"""Project every vector along the last axis onto the probability simplex.
 
     Args:
         x: A floating tensor of shape ``[..., n]``.  Elements of ``-inf`` get probability 0.
@@ -146,7 +146,7 @@ def unit_simplex(x: torch.Tensor) -> torch.Tensor:
         The projections, of the same shape.
 
     Raises:
-        ValueError: If :math:`n = 0`: that simplex is empty.
+        ValueError: If :math:`n = 0`, for which the simplex is empty.
 
     Example:
         >>> import torch
@@ -157,13 +157,13 @@ def unit_simplex(x: torch.Tensor) -> torch.Tensor:
     """
     if x.shape[-1] == 0:
         raise ValueError('There is no element to project: no vector of length 0 sums to 1. Pass at least one element.')
-    # Only differences matter, and small ones next to large numbers would be lost in the sums.
+    # The result depends on differences only; without the shift, small ones would be lost in the sums.
     x = x - x.amax(-1, keepdim=True).detach()
     # The threshold of the k largest, (sum - 1) / k, is largest for the k that is the size of the support.
     top = x.detach().sort(-1, descending=True).values
     sizes = torch.arange(1, x.shape[-1] + 1, dtype=x.dtype, device=x.device)
     bound = ((top.cumsum(-1) - 1.0) / sizes).amax(-1, keepdim=True)
-    # The same threshold again, as a function of the support alone: so its derivative is right.
+    # Compute the threshold again for the fixed support, so that its derivative is correct.
     support = x.detach() > bound
     threshold = (torch.where(support, x, 0.0).sum(-1, keepdim=True) - 1.0) / support.sum(-1, keepdim=True)
     return torch.relu(x - threshold)
@@ -173,8 +173,8 @@ def projection_l1_sphere(tree: Any, scale: Any = 1) -> Any:
     r"""Project onto the sphere :math:`\sum_i |p_i| = s`.
 
     :math:`p = \operatorname{sign}(x) \odot P(|x|)` with the projection :math:`P` onto the simplex.  Elements that
-    are zero stay zero; where all of them are near zero, there may be nearer points, and no point of the sphere is
-    found for :math:`x = 0`.
+    are zero stay zero.  If all elements are near zero, the result may not be the nearest point; for :math:`x = 0` it
+    is not a point of the sphere.
 
     Args:
         tree: Tree of floating tensors.
@@ -184,7 +184,7 @@ def projection_l1_sphere(tree: Any, scale: Any = 1) -> Any:
         The projection, a tree of the same structure.
 
     Raises:
-        ValueError: If ``scale`` is not positive, or there is no element to project.
+        ValueError: If ``scale`` is not positive, or the tree has no elements.
 
     Example:
         >>> import torch, torchopt
@@ -206,7 +206,7 @@ def projection_l1_ball(tree: Any, scale: Any = 1) -> Any:
         The projection, a tree of the same structure.
 
     Raises:
-        ValueError: If ``scale`` is not positive, or there is no element to project.
+        ValueError: If ``scale`` is not positive, or the tree has no elements.
 
     Example:
         >>> import torch, torchopt
@@ -225,7 +225,7 @@ def projection_l2_sphere(tree: Any, scale: Any = 1) -> Any:
     r"""Project onto the sphere :math:`\|p\|_2 = s`: :math:`p = s\, x / \|x\|_2`.
 
     Args:
-        tree: Tree of floating tensors.  Every point of the sphere is as near to zero: a tree of zeros gives NaN.
+        tree: Tree of floating tensors.  A tree of zeros gives NaN, since all points of the sphere are equally near.
         scale: The radius :math:`s \ge 0`, a number or a 0-d tensor.
 
     Returns:
@@ -266,7 +266,7 @@ def projection_l2_ball(tree: Any, scale: Any = 1) -> Any:
     norm = trees.wide_norm(tree)
     bound = _bound(scale, norm)
     inside = (norm < bound) | (norm == 0)
-    # The larger of two, so that at the boundary each has half of the derivative.
+    # At the boundary torch.maximum gives half of the derivative to each argument.
     divisor = torch.maximum(torch.where(inside, torch.ones_like(norm), norm), torch.where(inside, 1.0, bound))
 
     @in_single
@@ -387,14 +387,14 @@ def projection_sparse_simplex(
     Args:
         x: A floating vector.
         max_nz: The number :math:`k` of elements that may be nonzero, from 1 to the length of ``x``.
-        use_approx_max_nz: Whether the largest elements need not be found exactly; they always are.
+        use_approx_max_nz: Ignored, for compatibility with Optax; the largest elements are always found exactly.
         value: The sum :math:`s > 0`, a number or a 0-d tensor; 1 if None.
 
     Returns:
         The projection, of the shape of ``x``.
 
     Raises:
-        ValueError: If ``x`` is no vector, ``max_nz`` is out of its range, or ``value`` is not positive.
+        ValueError: If ``x`` is not a vector, ``max_nz`` is out of its range, or ``value`` is not positive.
 
     Example:
         >>> import torch, torchopt
@@ -409,7 +409,7 @@ def projection_sparse_simplex(
         raise ValueError(f'max_nz is {max_nz}; expected a number from 1 to {len(x)}, the length of x.')
     value = 1.0 if value is None else value
     checks.positive('value', value)
-    # Of equal elements a stable sort takes the first ones.
+    # The sort is stable, so the first ones of equal elements are chosen.
     top, where = (y[:max_nz] for y in x.sort(descending=True, stable=True))
     return torch.zeros_like(x).scatter(0, where, value * unit_simplex(top / value))
 
@@ -419,15 +419,15 @@ def projection_affine_set(x: torch.Tensor, hyperparams: tuple[torch.Tensor, torc
 
     Args:
         x: A floating vector of :math:`n` elements.
-        hyperparams: The matrix :math:`A`, of shape ``[m, n]``, and the vector :math:`b`, of shape ``[m]``.  Rows that
-            repeat others do no harm.
+        hyperparams: The matrix :math:`A`, of shape ``[m, n]``, and the vector :math:`b`, of shape ``[m]``.  The rows
+            may be linearly dependent.
 
     Returns:
-        The projection, of the shape of ``x``.  If no point is in the set, the nearest of those that miss
-        it by the least squares.
+        The projection, of the shape of ``x``.  If the set is empty, the projection onto the minimizers of
+        :math:`\|A p - b\|`.
 
     Raises:
-        ValueError: If the shapes do not fit.
+        ValueError: If the shapes do not match.
 
     Example:
         >>> import torch, torchopt
@@ -439,7 +439,7 @@ def projection_affine_set(x: torch.Tensor, hyperparams: tuple[torch.Tensor, torc
     _check_vector(x)
     if A.shape != (*b.shape, len(x)):
         raise ValueError(
-            f'hyperparams hold shapes {tuple(A.shape)} and {tuple(b.shape)}; expected [m, {len(x)}] and [m].'
+            f'hyperparams have shapes {tuple(A.shape)} and {tuple(b.shape)}; expected [m, {len(x)}] and [m].'
         )
     return x - torch.linalg.pinv(A) @ (A @ x - b)
 
@@ -447,12 +447,12 @@ def projection_affine_set(x: torch.Tensor, hyperparams: tuple[torch.Tensor, torc
 def projection_box_section(
     x: torch.Tensor, hyperparams: tuple[Any, Any, torch.Tensor, Any], check_feasible: bool = False
 ) -> torch.Tensor:
-    r"""Project onto the section of a box by a hyperplane.
+    r"""Project onto the intersection of a box and a hyperplane.
 
     .. math::
         \min_p \|p - x\|_2 \quad \text{subject to} \quad \alpha \le p \le \beta, \; \langle w, p \rangle = c
 
-    The solution is :math:`p_i = \min(\max(x_i + \tau w_i, \alpha_i), \beta_i)` for the :math:`\tau` that meets the
+    The solution is :math:`p_i = \min(\max(x_i + \tau w_i, \alpha_i), \beta_i)` for the :math:`\tau` that satisfies the
     last condition.  Bisection finds which elements lie at their bounds; given these, :math:`\tau` is the solution of a
     linear equation, and so are its derivatives.
 
@@ -460,13 +460,13 @@ def projection_box_section(
         x: A floating vector.
         hyperparams: :math:`(\alpha, \beta, w, c)`: the bounds, finite vectors like ``x``; the normal, a vector of
             positive elements; and the offset, a number or a 0-d tensor.
-        check_feasible: Whether to see that the section is not empty, which reads values.
+        check_feasible: Whether to check that the set is not empty, which reads values and synchronizes.
 
     Returns:
-        The projection, of the shape of ``x``; of an empty section, the corner of the box next to it.
+        The projection, of the shape of ``x``; if the set is empty, the corner of the box nearest to the hyperplane.
 
     Raises:
-        ValueError: If ``x`` is no vector; or the section is empty, if that is checked.
+        ValueError: If ``x`` is not a vector; with ``check_feasible``, if the set is empty.
 
     Example:
         >>> import torch, torchopt
@@ -479,7 +479,7 @@ def projection_box_section(
     alpha, beta = (torch.as_tensor(bound, dtype=x.dtype, device=x.device).expand_as(x) for bound in (alpha, beta))
     if check_feasible and not bool((torch.dot(w, alpha) <= c) & (torch.dot(w, beta) >= c)):
         raise ValueError(
-            'The section is empty: hyperparams = (alpha, beta, w, c) must satisfy <w, alpha> <= c <= <w, beta>.'
+            'The set is empty: hyperparams = (alpha, beta, w, c) must satisfy <w, alpha> <= c <= <w, beta>.'
         )
 
     def at(
@@ -497,7 +497,7 @@ def projection_box_section(
     point = x0 + low * w0
     free = (alpha0 < point) & (point < beta0)
     held = torch.where(point <= alpha0, alpha, beta)
-    # <w, x + tau w> over the free elements makes up for what the held ones leave.
+    # Over the free elements, <w, x + tau w> must be c minus the sum over the elements at their bounds.
     squares = torch.where(free, w * w, 0.0).sum()
     rest = c - torch.where(free, w * x, w * held).sum()
     exact = rest / torch.where(squares > 0, squares, 1.0)
@@ -506,11 +506,11 @@ def projection_box_section(
 
 def _check_vector(x: torch.Tensor) -> None:
     if x.ndim != 1:
-        raise ValueError(f'x has shape {tuple(x.shape)}; expected a vector. For rows use torch.func.vmap.')
+        raise ValueError(f'x has shape {tuple(x.shape)}; expected a vector. To project each row use torch.func.vmap.')
 
 
 def _map(f: Callable[..., torch.Tensor], tree: Any, *rest: Any) -> Any:
-    """Map over the leaves, numbers among them made tensors."""
+    """Map a function over the leaves, after converting numbers to tensors."""
     return trees.map(lambda x, *others: f(torch.as_tensor(x), *others), tree, *rest)
 
 
@@ -527,5 +527,5 @@ def _vdot(x: Any, y: Any) -> torch.Tensor:
 
 
 def _missing(x: Any, a: Any, b: Any) -> torch.Tensor:
-    """By how many times its normal a point misses a hyperplane."""
+    r"""The factor :math:`(b - \langle a, x \rangle) / \|a\|^2` of the step to a hyperplane."""
     return (b - _vdot(a, x)) / _vdot(a, a)
