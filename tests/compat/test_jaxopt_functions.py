@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The functions of ``torchopt.compat.jaxopt`` that have arguments of their own equal JAXopt's in value and derivative."""
+"""The functions of ``torchopt.compat.jaxopt`` with arguments of their own equal JAXopt's in value and derivative."""
 
 from __future__ import annotations
 
