@@ -94,6 +94,14 @@ def assert_trees_close(actual: Any, expected: Any, tolerance: float) -> None:
         np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance * scale)
 
 
+def assert_close_by_dtype(actual: Any, expected: Any, rounded: bool = False) -> None:
+    """Compare leaf by leaf with an oracle's tree, to 1e-5 what is float32, and to 1e-8 what is float64."""
+    leaves, theirs = tree.leaves(actual), jax.tree.leaves(expected)
+    assert len(leaves) == len(theirs)
+    for x, y in zip(leaves, theirs):
+        assert_trees_close(x, y, 1e-5 if rounded or x.dtype == torch.float32 else 1e-8)
+
+
 # --- the equations of the papers, as plain torch code that autograd differentiates ---
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchopt.autodiff.tape import Leaves, Product
 from torchopt.numerics import in_transform
 
-__all__ = ['jvp', 'map_product', 'pullback', 'recorded', 'replacing', 'vjp']
+__all__ = ['is_autograd_off', 'jvp', 'map_product', 'pullback', 'pulled_back', 'recorded', 'replacing', 'vjp']
 
 
 def replacing(
@@ -48,13 +48,33 @@ def map_product(product: Product) -> Product:
 
 def vjp(fun: Callable[..., Leaves], primals: Leaves, cotangents: Leaves) -> Leaves:
     """The vector-Jacobian product of a function of leaves, differentiable itself."""
+    return pulled_back(fun, primals)[1](cotangents)
+
+
+def pulled_back(
+    fun: Callable[..., Leaves], primals: Leaves, given: Sequence[int] | None = None
+) -> tuple[Leaves, Product]:
+    """The value of a function, and its vector-Jacobian product, to be called once, in the same grad mode.
+
+    Args:
+        fun: The function.
+        primals: Where.
+        given: For which of the values there are cotangents; by default for all.
+    """
+    again = torch.is_grad_enabled()  # whether the product is differentiable: then, and only then, its graph is kept
     if _needs_func():
-        return torch.func.vjp(lambda *x: tuple(fun(*x)), *primals)[1](tuple(cotangents))
-    again = torch.is_grad_enabled()
+
+        def with_all(*x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+            y = tuple(fun(*x))
+            return (y if given is None else tuple(y[j] for j in given)), y
+
+        _, pull, value = torch.func.vjp(with_all, *primals, has_aux=True)
+        return value, lambda u: pull(tuple(u), retain_graph=again, create_graph=again)
     with torch.enable_grad():
         tracked = [_tracked(x, again) for x in primals]
         value = fun(*tracked)
-    return pullback(value, tracked, retain_graph=again)(cotangents)
+    outputs = value if given is None else [value[j] for j in given]
+    return value, pullback(outputs, tracked, retain_graph=again)
 
 
 def jvp(fun: Callable[..., Leaves], primals: Leaves, tangents: Leaves) -> Leaves:
@@ -80,7 +100,7 @@ def recorded(fun: Callable[..., Leaves], primals: Leaves) -> tuple[Leaves, Produ
 
     The derivatives are with respect to ``primals`` alone, whatever they were computed from.
     """
-    if _is_autograd_off():
+    if is_autograd_off():
         value, pull = torch.func.vjp(lambda *x: tuple(fun(*x)), *primals)[:2]
         return value, lambda u: pull(tuple(u))
     with torch.enable_grad():
@@ -110,10 +130,10 @@ def pullback(outputs: Leaves, inputs: Leaves, *, retain_graph: bool = True) -> P
 
 
 def _needs_func() -> bool:
-    return in_transform() or _is_autograd_off()
+    return in_transform() or is_autograd_off()
 
 
-def _is_autograd_off() -> bool:
+def is_autograd_off() -> bool:
     """Whether this is inference mode.
 
     Inside of a ``torch.func`` transform ``torch.is_inference_mode_enabled()`` denies it, but autograd is off all the

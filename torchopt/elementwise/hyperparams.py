@@ -13,10 +13,9 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from torchopt.numerics import carries_graph, common_device, in_double, vector
+from torchopt.numerics import common_device, in_double, is_tracing, vector
 from torchopt.tree.ops import broadcast_prefix, describe_shapes
 from torchopt.tree.registry import (
     TreeSpec,
@@ -25,6 +24,7 @@ from torchopt.tree.registry import (
     flatten_up_to,
     flatten_with_path,
     is_leaf_node,
+    leaves,
     unflatten,
 )
 from torchopt.tree.state import ParamsPlaceholder
@@ -88,7 +88,7 @@ class Hyperparams:
 
     def __init__(self, make: Callable[..., Callable[..., Any]], **hypers: Any) -> None:
         self.make, self.hypers = make, hypers
-        self.trees = {name: value for name, value in hypers.items() if is_spread(value)}
+        self.trees = {name: value for name, value in hypers.items() if type(value) is not float and is_spread(value)}
         self.rule: Callable[..., Any] = functools.partial(make, **hypers)
         if self.trees:
             self.rule = self._per_leaf
@@ -146,10 +146,9 @@ class PerLeafRule(NamedTuple):
         device = common_device(values)
         return self._fill({name: vector(column, device) for name, column in rows.items()})
 
-    def learned(self, rows: dict[str, list[Any]]) -> list[bool]:
-        """For each row, whether its rule has a coefficient that requires grad."""
-        shared = any(map(carries_graph, (*self.common, *self.spread.hypers.values())))
-        return [shared or any(map(carries_graph, own)) for own in zip(*rows.values())]
+    def coefficients(self) -> list[Any]:
+        """All numbers and tensors from which the rules of the leaves are made."""
+        return [*self.common, *leaves(self.spread.hypers)]
 
     def _fill(self, own: dict[str, Any]) -> Callable[..., Any]:
         hypers = {**self.spread.hypers, **own}
@@ -187,7 +186,7 @@ def _check_shapes(name: str, values: Sequence[Any], params: Any, leaves: Sequenc
 def _spread(name: str, value: Any, spec: Any, like: str) -> tuple[list[Any], Sequence[int]]:
     """The values of a tree, and for each leaf of ``spec`` the index of its own."""
     values, own = flatten(value)
-    spread = _indices.__wrapped__ if torch.compiler.is_compiling() else _indices
+    spread = _indices.__wrapped__ if is_tracing() else _indices
     return values, spread(own, spec, name, like)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from torchopt.numerics import detach_graph, in_single, is_inexact, real_dtype
+from torchopt.numerics import detach_graph, in_single, is_inexact, is_tracing, real_dtype
 from torchopt.tree.ops import describe_shapes, map, map_with_path
 from torchopt.tree.registry import flatten, flatten_up_to, flatten_with_path, unflatten
 
@@ -27,6 +27,8 @@ __all__ = [
     'check_updates',
     'check_writable',
     'full_moment',
+    'keep_dtype',
+    'lay_into',
     'move_columns',
     'zero_moment',
 ]
@@ -39,7 +41,7 @@ def zero_moment(
 
     Args:
         params: Tree of floating or complex tensors; ``None`` leaves stay ``None``.
-        dtype: Dtype of the zeros; that of the parameters by default.
+        dtype: Real dtype of the zeros, and of the two parts of complex ones; that of each parameter by default.
         real: Give complex parameters a real moment, as second moments need.
         requires_grad: Whether the moments are leaves that require grad, so that they can be learned.
 
@@ -72,7 +74,9 @@ def full_moment(
     check_inexact(params, name='params')
 
     def fill(p: torch.Tensor) -> torch.Tensor:
-        kind = dtype or (real_dtype(p.dtype) if real else p.dtype)
+        kind = dtype or real_dtype(p.dtype)
+        if p.is_complex() and not real:
+            kind = kind.to_complex()
         moment = torch.full_like(p, value, dtype=kind) if value else torch.zeros_like(p, dtype=kind)
         return moment.requires_grad_() if requires_grad else moment
 
@@ -131,8 +135,9 @@ def apply_rule(
     *moments: Any,
     reads: Sequence[Any] = (),
     inplace: bool = False,
+    whole: bool = False,
 ) -> tuple[Any, ...]:
-    """Apply an elementwise rule to every leaf of a tree.
+    """Apply a rule to every leaf of a tree.
 
     The rule maps one leaf of each tree to the new leaves: ``rule(g, *moments, *reads) -> (u, *moments)``.  It is a
     pure function; this function adds what all rules share.  If an update is ``None``, the rule is not called, the
@@ -145,6 +150,8 @@ def apply_rule(
         reads: Trees of the same structure, which the rule only reads (parameters).
         inplace: Write the new moments into the storage of the old ones, outside autograd.  Expanded
             moments are not writable, and are replaced instead.
+        whole: Whether the rule treats a leaf as a whole instead of each element by itself.  Then a moment may be any
+            object, even a tree, in the place of each leaf; nothing is written in place or converted.
 
     Returns:
         The new updates, followed by the new moments, each a tree.  Moments keep their dtype.
@@ -163,8 +170,14 @@ def apply_rule(
     leaves, spec = flatten(updates)
     columns = [flatten_up_to(spec, m, name='state', like='updates') for m in moments]
     columns += [flatten_up_to(spec, r, name='params', like='updates') for r in reads]
-    check_columns(updates, leaves, columns, len(moments))
-    moved = move_columns(rule, leaves, columns, len(moments), inplace=inplace)
+    if whole:
+        check_inexact(updates, name='updates')
+        for params in reads:
+            check_updates(updates, params)
+    else:
+        check_columns(updates, leaves, columns, len(moments))
+        rule = in_single(rule)
+    moved = move_columns(rule, leaves, columns, len(moments), replace if whole else lay_into if inplace else keep_dtype)
     return tuple(unflatten(spec, column) for column in moved)
 
 
@@ -194,7 +207,7 @@ def check_writable(leaves: Sequence[Any]) -> None:
     Raises:
         RuntimeError: If a tensor was created in inference mode, and this is not inference mode.
     """
-    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+    if is_tracing() or torch.is_inference_mode_enabled():
         return
     if any(isinstance(x, torch.Tensor) and x.is_inference() for x in leaves):
         raise RuntimeError(
@@ -204,20 +217,22 @@ def check_writable(leaves: Sequence[Any]) -> None:
 
 
 def move_columns(
-    rule: Callable[..., Any], leaves: Sequence[Any], columns: Sequence[Sequence[Any]], moments: int, *, inplace: bool
+    rule: Callable[..., Any],
+    leaves: Sequence[Any],
+    columns: Sequence[Sequence[Any]],
+    moments: int,
+    store: Callable[[Any, Any], Any],
 ) -> list[Sequence[Any]]:
     """Apply a rule to checked leaves; returns the columns of updates and moments."""
     n = moments + 1
-    rule = in_single(rule)
     rows: list[Any] = list(zip(leaves, *columns))
-    settle = _lay_into if inplace else _keep_dtype
-    with torch.no_grad() if inplace else contextlib.nullcontext():
+    with torch.no_grad() if store is lay_into else contextlib.nullcontext():
         for i, row in enumerate(rows):
             if row[0] is None:
                 rows[i] = row[:n]
             else:
                 new = rule(*row)
-                rows[i] = (new[0], *[settle(old, x) for old, x in zip(row[1:n], new[1:])])
+                rows[i] = (new[0], *map(store, row[1:n], new[1:]))
     return list(zip(*rows)) if rows else [()] * n
 
 
@@ -232,7 +247,13 @@ def add_to_leaf(p: Any, u: Any, *, inplace: bool) -> Any:
     return new if new.dtype == p.dtype else new.to(p.dtype)
 
 
-def _keep_dtype(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+def replace(old: Any, new: Any) -> Any:
+    """The new moment."""
+    return new
+
+
+def keep_dtype(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """The new moment, in the dtype of the old one."""
     if new.dtype == old.dtype:
         return new
     if new.is_complex() and not old.is_complex():
@@ -240,8 +261,9 @@ def _keep_dtype(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     return new.to(old.dtype)
 
 
-def _lay_into(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-    new = _keep_dtype(old, new)
+def lay_into(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """The new moment, in the storage of the old one."""
+    new = keep_dtype(old, new)
     if _overlaps(old):
         return new
     old.copy_(new)

@@ -16,8 +16,16 @@ import torch
 
 from torchopt._C import dispatch
 from torchopt.elementwise.hyperparams import PerLeafRule, share_rows
-from torchopt.elementwise.moments import add_to_leaf, check_columns, check_updates, check_writable, move_columns
-from torchopt.numerics import as_non_leaf
+from torchopt.elementwise.moments import (
+    add_to_leaf,
+    check_columns,
+    check_updates,
+    check_writable,
+    keep_dtype,
+    lay_into,
+    move_columns,
+)
+from torchopt.numerics import as_non_leaf, carries_graph, detach_graph, in_single, is_tracing, runs_directly
 from torchopt.tree.ops import broadcast_prefix
 from torchopt.tree.registry import TreeSpec, flatten, flatten_up_to, unflatten
 
@@ -71,11 +79,20 @@ def run_steps(
     p = None
     if onto_params or any(step.reads_params for step in passes):
         p = flatten_up_to(spec, params, name='params', like='updates')
+        if not (inplace or onto_params) and torch.is_grad_enabled():
+            p = _constants_in_plain_training(passes, leaves, moments, p)
     active = [None if step.where is None else _flags(step.where(params), updates, spec) for step in passes]
-    rows = _rows(passes, active, updates, leaves, spec)
-    moved = _run_native(passes, active, rows, leaves, moments, p, inplace, onto_params)
+    per_leaf = any(isinstance(step.rule, PerLeafRule) for step in passes)
+    rows = _rows(passes, active, updates, leaves, spec) if per_leaf else None
+    if any(step.native is False for step in passes):
+        moved: Any = dispatch.Unsupported('the native engine was switched off for it')
+    elif rows is None and all(g is not None for g in leaves):  # `None in leaves` would compare tensors by elements
+        partials: list[Any] = [step.rule for step in passes]
+        moved = dispatch.step(partials, active, leaves, moments, p, inplace=inplace, onto_params=onto_params)
+    else:
+        moved = _run_native(passes, active, rows, leaves, moments, p, inplace, onto_params)
     if isinstance(moved, dispatch.Unsupported):
-        if any(step.native for step in passes) and not torch.compiler.is_compiling():
+        if any(step.native for step in passes) and not is_tracing():
             raise RuntimeError(
                 f'use_accelerated_op=True, but the native engine cannot take this step: {moved.reason}. Omit the '
                 f'option to run in plain torch where the engine cannot run.'
@@ -93,6 +110,32 @@ def run_steps(
     first, *rest = (unflatten(spec, column) for column in moved)
     supply = iter(rest)
     return first, tuple(step.make_state(*[next(supply) for _ in step.moments]) for step in passes)
+
+
+def _constants_in_plain_training(
+    passes: Sequence[ElementwiseStep], leaves: list[Any], moments: list[list[Any]], p: list[Any]
+) -> list[Any]:
+    """The parameters that rules read, detached where a step is not differentiated, so that no graph grows with steps.
+
+    This is decided once for each leaf.  A step is recorded if a parameter is no leaf, or if a gradient, a moment or a
+    hyper-parameter of any of the rules has a graph.
+    """
+    if not any(isinstance(x, torch.Tensor) and x.requires_grad for x in p):
+        return p
+    coefficients = [x for step in passes for x in _coefficients(step.rule)]
+    if not runs_directly() or any(map(carries_graph, coefficients)):
+        return p
+    return [
+        detach_graph(x) if carries_graph(x) and x.is_leaf and not any(map(carries_graph, row)) else x
+        for x, *row in zip(p, leaves, *moments)
+    ]
+
+
+def _coefficients(rule: Any) -> list[Any]:
+    """The coefficients of a rule, as far as they are known."""
+    if isinstance(rule, PerLeafRule):
+        return rule.coefficients()
+    return list(rule.keywords.values()) if isinstance(rule, functools.partial) else []
 
 
 def _flags(where: Any, updates: Any, spec: TreeSpec) -> list[Any]:
@@ -133,22 +176,15 @@ def _run_native(
     onto_params: bool,
 ) -> list[Sequence[Any]] | dispatch.Unsupported:
     """All steps as one call of the native engine, or the reason why not."""
-    if any(step.native is False for step in passes):
-        return dispatch.Unsupported('the native engine was switched off for it')
     partials: Any = [step.rule for step in passes]
     shared = None
     if rows is not None:
-        if torch.compiler.is_compiling():
+        if is_tracing():
             return dispatch.Unsupported('a compiler is tracing, and fuses plain torch itself')
         partials = [rule.together(own) if own else rule for rule, own in zip(partials, rows.values)]
         if None in partials:
             return dispatch.Unsupported('a hyper-parameter has the shape of its parameter')
-        learned = [step.rule.learned(own) if own else [] for step, own in zip(passes, rows.values)]  # type: ignore[union-attr]
-        shared = dispatch.Rows(rows.number, rows.of_leaf, learned)
-    if all(g is not None for g in leaves):  # `None in leaves` would compare tensors by their elements
-        return dispatch.step(
-            partials, active, leaves, moments, p, inplace=inplace, onto_params=onto_params, rows=shared
-        )
+        shared = dispatch.Rows(rows.number, rows.of_leaf)
     present = [i for i, g in enumerate(leaves) if g is not None]
 
     def pick(column: Any) -> Any:
@@ -185,12 +221,13 @@ def _run_torch(
 ) -> list[Sequence[Any]]:
     """All steps leaf by leaf, in plain torch."""
     reads = [p] if any(step.reads_params for step in passes) and p is not None else []
+    store = lay_into if inplace else keep_dtype
     if rows is None and all(flags is None for flags in active):
         rule: Any = passes[0].rule if len(passes) == 1 else _compose(passes)
-        return move_columns(rule, leaves, [*moments, *reads], len(moments), inplace=inplace)
+        return move_columns(in_single(rule), leaves, [*moments, *reads], len(moments), store)
     own = zip(*(_of_leaves(i, step, active[i], rows, len(leaves)) for i, step in enumerate(passes)))
     rule = functools.partial(_compose(passes), chosen=True)
-    return move_columns(rule, leaves, [*moments, *reads, list(own)], len(moments), inplace=inplace)
+    return move_columns(in_single(rule), leaves, [*moments, *reads, list(own)], len(moments), store)
 
 
 def _of_leaves(i: int, step: ElementwiseStep, flags: Any, rows: _Rows | None, leaves: int) -> list[Any]:

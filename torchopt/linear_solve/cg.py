@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.linear_solve.door import configurable, solve_with, stopping_rule
 from torchopt.linear_solve.problem import Problem
+from torchopt.linear_solve.solve import configurable, solve_with, stopping_rule
 from torchopt.linear_solve.stopping import Improvement, IterativeOptions, can_improve, masked
 from torchopt.linear_solve.vectors import Scalar, add_scaled, divide, inner, norm
+from torchopt.loop.while_loops import repeat
 
 __all__ = ['ConjugateGradient', 'solve_cg', 'solve_normal_cg']
 
@@ -36,21 +38,26 @@ class ConjugateGradient(IterativeOptions):
 
     def improve(self, problem: Problem, r: Tensor, size: Scalar, limit: Scalar, steps: int) -> Improvement:
         """Iterate with conjugate directions, starting from the residual."""
-        x: Tensor | None = None
-        p = z = problem.precondition(r)
-        rz = inner(r, z) if problem.is_preconditioned else size * size
-        k, goes_on = 0, True
-        while goes_on and k < steps:
+        is_preconditioned = problem.is_preconditioned
+
+        def step(state: tuple[Any, ...]) -> tuple[Any, ...]:
+            x, r, p, before, size, k, _ = state
             Ap = problem.matvec(p)
-            alpha = divide(masked(rz, size, limit), inner(p, Ap))
-            x, r = alpha * p if x is None else add_scaled(x, p, alpha), add_scaled(r, Ap, -alpha)
-            z = problem.precondition(r)
-            rz, before = inner(r, z), rz
-            size = norm(r) if problem.is_preconditioned else rz**0.5
-            k, goes_on = k + 1, can_improve(size, limit, alpha)
+            alpha = divide(masked(before, size, limit), inner(p, Ap))
+            x, r = add_scaled(x, p, alpha), add_scaled(r, Ap, -alpha)
+            z = problem.precondition(r) if is_preconditioned else r
+            rz = inner(r, z)
+            size = norm(r) if is_preconditioned else rz**0.5
+            goes_on = can_improve(size, limit, alpha)
             if goes_on:
                 p = add_scaled(z, p, divide(rz, before))
-        return Improvement(torch.zeros_like(r) if x is None else x, size, k, k)
+            return x, r, p, rz, size, k + 1, goes_on
+
+        p = problem.precondition(r) if is_preconditioned else r
+        rz = inner(r, p) if is_preconditioned else size * size
+        start = (torch.zeros_like(r), r, p, rz, size, 0, True)
+        x, _, _, _, size, k, _ = repeat(operator.itemgetter(-1), step, start, steps, check=False)
+        return Improvement(x, size, k, k)
 
 
 @configurable

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchopt.linear_solve.door import configurable, solve_with, stopping_rule
 from torchopt.linear_solve.problem import Problem
+from torchopt.linear_solve.solve import configurable, solve_with, stopping_rule
 from torchopt.linear_solve.stopping import Improvement, IterativeOptions, can_improve, masked
 from torchopt.linear_solve.vectors import Scalar, add_scaled, divide, inner, norm
+from torchopt.loop.while_loops import repeat
 
 __all__ = ['BiCGStab', 'GMRES', 'solve_bicgstab', 'solve_gmres']
 
@@ -32,10 +34,10 @@ class BiCGStab(IterativeOptions):
 
     def improve(self, problem: Problem, r: Tensor, size: Scalar, limit: Scalar, steps: int) -> Improvement:
         """Alternate both steps, starting from the residual."""
-        x, p, shadow = torch.zeros_like(r), r, r
-        rho = size * size
-        k, goes_on = 0, True
-        while goes_on and k < steps:
+        shadow = r
+
+        def step(state: tuple[Any, ...]) -> tuple[Any, ...]:
+            x, r, p, rho, size, k, _ = state
             along_p = problem.precondition(p)
             v = problem.matvec(along_p)
             alpha = divide(masked(rho, size, limit), inner(shadow, v))
@@ -46,11 +48,15 @@ class BiCGStab(IterativeOptions):
             x = add_scaled(add_scaled(x, along_p, alpha), along_s, omega)
             r = add_scaled(s, t, -omega)
             size = norm(r)
-            k, goes_on = k + 1, can_improve(size, limit, alpha, omega)
+            goes_on = can_improve(size, limit, alpha, omega)
             if goes_on:
                 rho, before = inner(shadow, r), rho
                 beta = divide(rho, before) * divide(alpha, omega)
                 p = add_scaled(r, add_scaled(p, v, -omega), beta)
+            return x, r, p, rho, size, k + 1, goes_on
+
+        start = (torch.zeros_like(r), r, r, size * size, size, 0, True)
+        x, _, _, _, size, k, _ = repeat(operator.itemgetter(-1), step, start, steps, check=False)
         return Improvement(x, size, k, k)
 
 

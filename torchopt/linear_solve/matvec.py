@@ -44,7 +44,8 @@ class Closure(Function):
         """Those of the function itself where nothing has to be replaced, which saves the mode's time."""
         if self.is_plain and self.converted.captured:
             return Closure(Converted(self.converted.fun, []), self.domain_like(like)).prepare((), like)
-        return super().prepare(consts, like)
+        apply, adjoint = super().prepare(consts, like)
+        return apply if self.converted.captured else self.converted.fun, adjoint
 
 
 class Found(NamedTuple):

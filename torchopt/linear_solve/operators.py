@@ -11,6 +11,7 @@ through it: the transpose of a linear map is its vector-Jacobian product, and th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -47,7 +48,7 @@ class Operator:
                 transposed.append(taped(pull))
             return transposed[0](u)
 
-        return lambda x: self.matvec(consts, x), adjoint
+        return functools.partial(self.matvec, consts), adjoint
 
     def batched(self, consts: Leaves, dims: Sequence[int | None], size: int) -> tuple[Operator, Leaves]:
         """The map of many systems, whose vectors all have a new first dimension.

@@ -129,12 +129,17 @@ class Problem:
         return torch.where(self.norm == 0, 0.0, x0) if isinstance(self.norm, Tensor) else x0 * (self.norm != 0)
 
     def _raw(self, x: Tensor) -> Tensor:
+        if self.layout.is_vector:
+            return self._products.apply([x])[0]
         return self.layout.ravel(self._products.apply(self.layout.unravel(x)))
 
     def matvec(self, x: Tensor) -> Tensor:
         """The product with a vector of each system."""
         vector, product = self._known
-        return times_power(product if x is vector and product is not None else self._raw(x), -self._matrix_scale)
+        if x is not vector or product is None:
+            product = self._raw(x)
+        scale = self._matrix_scale
+        return product if isinstance(scale, int) and scale == 0 else times_power(product, -scale)
 
     def residual(self, x: Tensor) -> Tensor:
         """What a solution leaves of the right-hand side."""

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from torchopt import checks
-from torchopt.linear_solve.door import configurable, iteration_limit, solve_with
 from torchopt.linear_solve.krylov import solve_gmres
 from torchopt.linear_solve.problem import Problem
+from torchopt.linear_solve.solve import configurable, iteration_limit, solve_with
 from torchopt.linear_solve.status import roughly
 from torchopt.linear_solve.stopping import Improvement, IterativeOptions
 from torchopt.linear_solve.vectors import Scalar, norm, times_power

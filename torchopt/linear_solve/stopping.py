@@ -12,6 +12,7 @@ In a batch all systems iterate until the last one stops; systems that are alread
 from __future__ import annotations
 
 import math
+import operator
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from torch import Tensor
 from torchopt.linear_solve.problem import Problem, Result
 from torchopt.linear_solve.status import Outcome
 from torchopt.linear_solve.vectors import Scalar, any_above, exponent, norm, times_power
+from torchopt.loop.while_loops import repeat
 
 __all__ = ['Improvement', 'IterativeOptions', 'can_improve', 'masked']
 
@@ -40,6 +42,16 @@ class Improvement(NamedTuple):
     size: Scalar
     iterations: int
     units: int
+
+
+class _Progress(NamedTuple):
+    x: Tensor
+    r: Tensor
+    size: Scalar
+    iterations: int
+    units: int
+    claimed: Any
+    goes_on: bool
 
 
 @dataclass(frozen=True)
@@ -94,25 +106,28 @@ class IterativeOptions:
         if x is not None:
             r = problem.residual(x)
             size = norm(r)
-        iterations, units, steps = 0, 0, self.steps(problem)
-        claimed: Any = False
-        goes_on = any_above(size, limit)
-        while goes_on and units < steps:
-            e = exponent(r, size)
-            of_r, of_limit = times_power(size, -e), times_power(limit, -e)
+        steps = self.steps(problem)
+
+        def correct(state: _Progress) -> _Progress:
+            x, r, before, iterations, units = state[:5]
+            e = exponent(r, before)
+            of_r, of_limit = times_power(before, -e), times_power(limit, -e)
             done = self.improve(problem, times_power(r, -e), of_r, of_limit, steps - units)
             d, found = times_power(done.d, e), times_power(done.size, e)
-            x = d if x is None else x + d
-            iterations, units = iterations + done.iterations, units + done.units
+            x, iterations, units = x + d, iterations + done.iterations, units + done.units
             claimed = found <= limit
             if units >= steps and not (bool(claimed.any()) if isinstance(claimed, Tensor) else claimed):
-                size = found
-                break
+                return _Progress(x, r, found, iterations, units, claimed, False)
             r = problem.residual(x)
-            size, before = norm(r), size
-            goes_on = can_improve(size, 1.01 * limit, size < self.gain * before)
+            size = norm(r)
+            goes_on = units < steps and can_improve(size, 1.01 * limit, size < self.gain * before)
+            return _Progress(x, r, size, iterations, units, claimed, goes_on)
+
         x = torch.zeros_like(problem.rhs) if x is None else x
-        return Result(x, iterations, size, self._outcome(problem, size, limit, claimed, stuck=units < steps))
+        start = _Progress(x, r, size, 0, 0, False, steps > 0 and any_above(size, limit))
+        end = repeat(operator.attrgetter('goes_on'), correct, start, None, check=False)
+        outcome = self._outcome(problem, end.size, limit, end.claimed, stuck=end.units < steps)
+        return Result(end.x, end.iterations, end.size, outcome)
 
     def _outcome(self, problem: Problem, size: Scalar, limit: Scalar, claimed: Any, *, stuck: bool) -> Any:
         """How it ended, for each system: unsolved ones broke down if they were not out of iterations."""

@@ -36,6 +36,8 @@ class Layout(NamedTuple):
     sizes: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
+    is_vector: bool
+    """Whether there is one leaf, which is such a vector already."""
 
     @classmethod
     def of(cls, leaves: Sequence[Tensor], batch: tuple[int, ...] = ()) -> Layout:
@@ -46,12 +48,8 @@ class Layout(NamedTuple):
         shapes = tuple(x.shape[len(batch) :] for x in leaves)
         sizes = tuple(math.prod(s) * (2 if x.is_complex() else 1) for s, x in zip(shapes, leaves))
         device = leaves[0].device if leaves else torch.device('cpu')
-        return cls(batch, shapes, tuple(x.dtype for x in leaves), sizes, dtype, device)
-
-    @property
-    def is_vector(self) -> bool:
-        """Whether there is one leaf, which is such a vector already."""
-        return len(self.shapes) == 1 and len(self.shapes[0]) == 1 and self.dtypes[0] == self.dtype
+        is_vector = len(shapes) == 1 and len(shapes[0]) == 1 and leaves[0].dtype == dtype
+        return cls(batch, shapes, tuple(x.dtype for x in leaves), sizes, dtype, device, is_vector)
 
     @property
     def size(self) -> int:
