@@ -209,6 +209,12 @@ def test_values_that_are_not_finite_shorten_the_step() -> None:
     assert state.status == Status.CONVERGED
 
 
+def test_a_start_without_a_finite_value() -> None:
+    start = torch.tensor([1000.0])
+    for solver in (torchopt.LevenbergMarquardt(torch.exp, solver='qr'), torchopt.GaussNewton(torch.exp)):
+        assert solver.run(start).state.status == Status.NONFINITE
+
+
 def test_single_precision_stalls_and_says_so() -> None:
     solver = torchopt.LevenbergMarquardt(
         lambda w: torch.stack([10 * (w[1] - w[0] ** 2), 1 - w[0], w[0] - 0.9]), solver='qr', tol=0.0, maxiter=1000
