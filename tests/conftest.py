@@ -4,14 +4,24 @@
 from __future__ import annotations
 
 import gc
+import os
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+pytest_plugins = ['tests.sampling']
+
 torch.set_num_threads(1)
+
+# What JAX compiles is kept in build/, for each process of pytest by itself: a second run takes half the time.
+CACHE = Path(__file__).parents[1] / 'build' / 'jax' / os.environ.get('PYTEST_XDIST_WORKER', 'main')
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(CACHE))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 
 
 @pytest.fixture(autouse=True, scope='module')

@@ -309,6 +309,13 @@ def test_the_files_have_the_required_form() -> None:
     report(file_form(ROOT))
 
 
+def test_few_files_ask_torch_whether_code_is_compiled() -> None:
+    """All others use ``numerics.is_tracing`` and ``numerics.runs_directly``."""
+    files = (ROOT / 'torchopt').rglob('*.py')
+    found = {path.relative_to(ROOT).as_posix() for path in files if 'is_compiling' in path.read_text(encoding='utf-8')}
+    assert found <= {f'torchopt/{name}.py' for name in ('_C/dispatch', 'base', 'numerics', 'tree/registry')}
+
+
 def test_every_public_name_is_documented() -> None:
     """Every name in the ``__all__`` of every public module exists and has a docstring."""
     report(iter(load_api_pages().undocumented('torchopt')))

@@ -82,7 +82,7 @@ from torchopt.alias import (
     sm3,
     yogi,
 )
-from torchopt.autodiff import checkpoint, grad, value_and_grad
+from torchopt.autodiff import checkpoint, forward_value_and_grad, grad, value_and_grad
 from torchopt.clip import clip_grad_norm
 from torchopt.combine import chain, named_chain
 from torchopt.hook import register_hook
@@ -227,6 +227,7 @@ __all__ = [
     'checkpoint',
     'clip_grad_norm',
     'extract_state_dict',
+    'forward_value_and_grad',
     'fromage',
     'grad',
     'lamb',

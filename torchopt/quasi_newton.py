@@ -104,8 +104,8 @@ def curvature_pair(s: Sequence[Tensor], y: Sequence[Tensor]) -> CurvaturePair:
     curved = (product > eps * s_norm * y_norm) & (product > _TINY**0.5)
     for norm in (s_norm, y_norm):
         curved = curved & (norm > least) & (norm < 1.0 / least)
-    kept = ([torch.where(curved.to(x.device), x, 0.0) for x in xs] for xs in (s, y))
-    return CurvaturePair(*kept, torch.where(curved, product, 0.0), torch.where(curved, yy, 0.0))
+    s, y = ([torch.where(curved.to(x.device), x, 0.0) for x in xs] for xs in (s, y))
+    return CurvaturePair(s, y, torch.where(curved, product, 0.0), torch.where(curved, yy, 0.0))
 
 
 class Ring:

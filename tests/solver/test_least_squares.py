@@ -92,42 +92,6 @@ def residual(w: Any, a: Any) -> Any:
 
 
 START = np.array([1.0, 1.0])
-OPTIONS: list[dict[str, Any]] = [
-    {'solver': 'cholesky', 'materialize_jac': True},
-    {'solver': 'lu', 'materialize_jac': True},
-    {'solver': 'inv', 'materialize_jac': True},
-    {'solver': 'qr', 'materialize_jac': True},
-    {'solver': 'qr', 'materialize_jac': True, 'geodesic': True},
-    {},
-]
-
-
-@pytest.mark.parametrize('options', OPTIONS, ids=str)
-def test_the_steps_are_those_of_jaxopt(options: dict[str, Any]) -> None:
-    theirs = jaxopt.LevenbergMarquardt(residual, jit=False, damping_parameter=0.1, **options)
-    mine = torchopt.compat.jaxopt.LevenbergMarquardt(residual, damping_parameter=0.1, **options)
-    x, y = jnp.array(START), torch.from_numpy(START)
-    s, u = theirs.init_state(x, 3.0), mine.init_state(y, 3.0)
-    for _ in range(4):
-        (x, s), (y, u) = theirs.update(x, s, 3.0), mine.update(y, u, 3.0)
-        tolerance = 1e-12 if options else 1e-4  # conjugate gradients, each with a tolerance of its own
-        np.testing.assert_allclose(y, x, rtol=tolerance)
-        np.testing.assert_allclose(float(u.damping_factor), s.damping_factor, rtol=100 * tolerance)
-        np.testing.assert_allclose(float(u.value), s.value, rtol=tolerance)
-    assert u._fields[:13] == s._fields
-
-
-def test_gauss_newton_and_its_jacobian_are_those_of_jaxopt() -> None:
-    theirs = jaxopt.GaussNewton(residual, tol=1e-10, jit=False)
-    expected, state = theirs.run(jnp.array(START), 3.0)
-    slopes = jax.jacobian(lambda a: theirs.run(jnp.array(START), a).params)(3.0)
-    mine = torchopt.compat.jaxopt.GaussNewton(residual, tol=1e-10)
-    found, own = mine.run(torch.from_numpy(START), 3.0)
-    np.testing.assert_allclose(found, expected, rtol=1e-8)
-    np.testing.assert_allclose(own.value, state.value, rtol=1e-8)
-    jacobian = torch.func.jacrev(lambda a: mine.run(torch.from_numpy(START), a).params)
-    np.testing.assert_allclose(jacobian(torch.tensor(3.0, dtype=torch.float64)), slopes, rtol=1e-6)
-
 
 SOLVERS = {
     'gauss_newton': lambda fun, **kw: torchopt.GaussNewton(fun, tol=1e-12, **kw),

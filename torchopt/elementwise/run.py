@@ -87,7 +87,7 @@ def run_steps(
     if any(step.native is False for step in passes):
         moved: Any = dispatch.Unsupported('the native engine was switched off for it')
     elif rows is None and all(g is not None for g in leaves):  # `None in leaves` would compare tensors by elements
-        partials = [step.rule for step in passes]
+        partials: list[Any] = [step.rule for step in passes]
         moved = dispatch.step(partials, active, leaves, moments, p, inplace=inplace, onto_params=onto_params)
     else:
         moved = _run_native(passes, active, rows, leaves, moments, p, inplace, onto_params)
