@@ -333,12 +333,12 @@ ERRORS = {
     'affine shapes': (
         lambda: projections.projection_affine_set(torch.zeros(2), (torch.zeros(1, 3), torch.zeros(1))),
         ValueError,
-        r'hyperparams hold shapes \(1, 3\) and \(1,\); expected \[m, 2\]',
+        r'hyperparams have shapes \(1, 3\) and \(1,\); expected \[m, 2\]',
     ),
     'empty section': (
         lambda: projections.projection_box_section(torch.zeros(2), (0.0, 1.0, torch.ones(2), 3.0), check_feasible=True),
         ValueError,
-        'The section is empty',
+        'The set is empty',
     ),
     'nothing': (lambda: projections.projection_simplex({}), ValueError, 'no element to project'),
     'bounds': (lambda: projections.projection_box(w, {'v': 0.0}, 1.0), ValueError, 'lower'),

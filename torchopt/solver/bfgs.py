@@ -79,7 +79,7 @@ class BFGS(DescentSolver[_Inverse]):
         >>> import torch, torchopt
         >>> solver = torchopt.BFGS(lambda x: ((x - 3.0) ** 4).sum(), tol=1e-9)
         >>> solver.run(torch.zeros(2, dtype=torch.float64)).params
-        tensor([2.9996, 2.9996], dtype=torch.float64)
+        tensor([2.9995, 2.9995], dtype=torch.float64)
 
     References:
         Nocedal and Wright, `Numerical optimization <https://doi.org/10.1007/978-0-387-40065-5>`_, algorithm 6.1, 2006.

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt.numerics import in_transform
+from torchopt.numerics import runs_directly
 from torchopt.solver.quadratic import admm
 from torchopt.solver.quadratic.admm import Iterate, Settings
 from torchopt.solver.quadratic.interior import interior_point
@@ -45,7 +45,7 @@ def check(qp: BoxQP) -> None:
     Raises:
         ValueError: If they are not.
     """
-    if in_transform() or torch.compiler.is_compiling():
+    if not runs_directly():
         return
     for name, value in (('params_obj', qp.Q), ('params_obj', qp.c), ('params_eq', qp.A)):
         if not bool(value.isfinite().all()):

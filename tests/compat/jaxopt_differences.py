@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The differences between JAXopt and ``torchopt.compat.jaxopt``: the intended ones, and the missing names."""
+
+from __future__ import annotations
+
+# Missing names.
+NOT_YET = frozenset(
+    {
+        'jaxopt.projection.kl_projection_birkhoff',
+        'jaxopt.projection.kl_projection_transport',
+        'jaxopt.projection.projection_birkhoff',
+        'jaxopt.projection.projection_polyhedron',
+        'jaxopt.projection.projection_transport',
+    }
+)
+
+# Internal methods of JAXopt, which are parts of one step.
+INTERNAL = frozenset(
+    {
+        'jaxopt.LevenbergMarquardt.update_state_using_delta_params',
+        'jaxopt.LevenbergMarquardt.update_state_using_gain_ratio',
+    }
+)
+
+_OPTIONS = 'the options are named, and more of them; without a matvec it returns the configured solver'
+
+# Functions and methods whose signature differs, with the reason.
+OTHER_SIGNATURES = {
+    'jaxopt.base.IterativeSolver.log_info': 'by default it prints what the solver has to say',
+    'jaxopt.base.StochasticSolver.log_info': 'the same',
+    'jaxopt.base.LinearOperator.tree_flatten': 'trees are registered with torchopt.tree.register_node',
+    'jaxopt.linear_solve.solve_bicgstab': _OPTIONS,
+    'jaxopt.linear_solve.solve_cg': _OPTIONS,
+    'jaxopt.linear_solve.solve_cholesky': _OPTIONS,
+    'jaxopt.linear_solve.solve_gmres': _OPTIONS,
+    'jaxopt.linear_solve.solve_inv': _OPTIONS,
+    'jaxopt.linear_solve.solve_iterative_refinement': _OPTIONS,
+    'jaxopt.linear_solve.solve_lu': _OPTIONS,
+    'jaxopt.linear_solve.solve_normal_cg': _OPTIONS,
+    'jaxopt.linear_solve.solve_qr': _OPTIONS,
+    'jaxopt.loop.while_loop': 'maxiter may be left out',
+    'jaxopt.perturbations.Gumbel.sample': 'a tensor has a dtype and is on a device',
+    'jaxopt.perturbations.Normal.sample': 'the same',
+}
