@@ -299,6 +299,7 @@ class MulticlassLinearSvmDual(CompositeLinearFunction):
 least_squares = LeastSquares()
 multiclass_logreg = MulticlassLogreg()
 binary_logreg = BinaryLogreg()
+#: The dual of the multi-class support vector machine, an instance of :class:`MulticlassLinearSvmDual`.
 multiclass_linear_svm_dual = MulticlassLinearSvmDual()
 for _instance in (least_squares, multiclass_logreg, binary_logreg):
     _instance.__doc__ = type(_instance).__call__.__doc__
