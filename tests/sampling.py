@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options of pytest for a sample of the tests, which runs quickly, and for the remainder, which CI runs.
+"""Options of pytest for a quick sample of the tests, and for the remainder, which CI runs.
 
 ``--sample N`` runs at most N cases of each parametrized test, drawn by ``--sample-seed``, and leaves out tests marked
 ``long``.  With ``--remainder`` the run consists of what the sample leaves out.  If a test is named on the command line

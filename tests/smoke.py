@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A smoke test of an installed wheel: `python tests/smoke.py`, from any folder, with torch and torchopt alone.
+"""Try an installed wheel: `python tests/smoke.py`, from any folder, with torch and torchopt and nothing else.
 
 `make wheel` and cibuildwheel run it in a fresh environment. It tests what packaging can break: the compiled module, its
 version, and that torch and the kernels share one OpenMP runtime.
@@ -7,18 +7,12 @@ version, and that torch and the kernels share one OpenMP runtime.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-# A script's own folder comes first in the path, and the checkout above it must not be what is imported.
-sys.path = [
-    entry for entry in sys.path if not (Path(entry or '.') / 'torchopt' / '_C').is_dir() or 'site-packages' in entry
-]
+import torch
 
-import torch  # noqa: E402
-
-import torchopt  # noqa: E402
-from torchopt import _C  # noqa: E402
+import torchopt
+from torchopt import _C
 
 
 def main() -> None:

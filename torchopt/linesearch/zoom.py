@@ -223,7 +223,7 @@ def zoom_step(ray: Ray, search: ZoomSearch, options: ZoomOptions, limit: int) ->
 
 
 def zoom_end(search: ZoomSearch) -> Zoomed:
-    """What :func:`zoom` found."""
+    """The result of :func:`zoom`."""
     fall_back = search.failed & ((search.safe.stepsize > 0.0) | (search.decrease_error == math.inf))
     return Zoomed(
         choose(fall_back, search.safe, search.last),

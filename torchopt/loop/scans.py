@@ -38,13 +38,13 @@ def scan(
         length: The number of steps; required if ``xs`` has no tensors.
         reverse: Go from the last row to the first; the outputs are in the order of the rows.
         unroll: Not used, for compatibility with JAX.
-        checkpoint: What is kept for the backward pass.  None: the graphs of all steps.  An int :math:`m`: the carry
-            after every :math:`m` steps; the steps between are computed again, as by :func:`torchopt.checkpoint`.  The
-            memory is that of :math:`n / m` carries and of the graphs of :math:`m` steps, smallest near
-            :math:`m = \sqrt n`, which ``'auto'`` takes.  True is 1.
-        truncate: Cut the graph of the carry after every so many steps, counted from the first: the derivative with
-            respect to ``init`` and to earlier steps is lost.  The gradient is biased: it ignores that a step changes
-            those after the next cut (truncated backpropagation through time).  The value is unchanged.
+        checkpoint: What to keep for the backward pass.  None keeps the graphs of all steps.  An int :math:`m` keeps the
+            carry after every :math:`m` steps, and the steps are recomputed as by :func:`torchopt.checkpoint`.  The
+            memory is that of :math:`n / m` carries and of the graphs of :math:`m` steps.  It is smallest near
+            :math:`m = \sqrt n`, which ``'auto'`` uses.  True means 1.
+        truncate: The number of steps, counted from the first, after which the graph of the carry is cut: truncated
+            backpropagation through time.  The value does not change.  The gradient is biased: it ignores the effect
+            of ``init`` and of each step on the steps after the next cut.
 
     Returns:
         The last carry, and the outputs stacked along a new first dimension.  If there are no steps, ``f`` is called
@@ -55,7 +55,7 @@ def scan(
             the dtype of a carry.
         ValueError: If neither ``xs`` nor ``length`` gives the number of steps, or they differ; if ``f`` changes the
             structure or a shape of the carry; if ``checkpoint`` or ``truncate`` is not positive.
-        RuntimeError: With ``checkpoint``, as :func:`torchopt.checkpoint`.
+        RuntimeError: With ``checkpoint``; see :func:`torchopt.checkpoint`.
 
     Example:
         >>> import torch
@@ -105,7 +105,7 @@ def scan(
 
 
 def _segment(checkpoint: Any, n: int) -> int:
-    """How many steps are computed again together."""
+    """The number of steps that are recomputed together."""
     if checkpoint is None or checkpoint is False:
         return max(n, 1)
     if checkpoint is True:
