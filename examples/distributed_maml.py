@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MAML on several processes, each with its share of the tasks: the example maml.py by collectives.
+"""MAML on several processes, each with a part of the tasks: the example maml.py with collectives.
 
-Every process runs this program.  All have the same network, since they begin with the same seed; each adapts it to its
-own tasks, and `map_tasks` gives all of them the loss and the meta-gradient of all tasks.  A task is known by its
-number, so that any number of processes learns from the same tasks; what differs is the rounding, which grows from
-step to step.
+Every process runs this program.  All have the same network, since they start with the same seed.  Each adapts it to its
+own tasks, and `map_tasks` returns the loss and the meta-gradient of all tasks in every process.  A task is identified
+by its number, so that any number of processes trains on the same tasks; only rounding differs, with a growing effect.
 
     torchrun --nproc-per-node 2 examples/distributed_maml.py
     torchrun --nproc-per-node 2 --max-restarts 3 examples/distributed_maml.py --checkpoint maml_checkpoint
 
-With --checkpoint it goes on where an earlier run was cut off.
+With --checkpoint it continues an interrupted run.
 
 Paper: Finn, Abbeel and Levine, Model-agnostic meta-learning for fast adaptation of deep networks, 2017.
 """
@@ -54,29 +53,29 @@ class TaskLoss:
 
 
 class Spent(NamedTuple):
-    """Seconds of the clock, and of the CPU in this process."""
+    """Wall-clock seconds, and CPU seconds of this process."""
 
     wall: float
     cpu: float
 
     def __str__(self) -> str:
-        """For people."""
+        """Readable text."""
         return f'{self.wall:.1f} s, {self.cpu:.1f} s of CPU on this one'
 
     def write(self, path: Path | None, rank: int) -> None:
-        """For benchmarks/distributed.py: a file for each rank."""
+        """Write a file per rank, for benchmarks/distributed.py."""
         if path is not None:
             path.with_name(f'{path.name}.{rank}').write_text(json.dumps(self._asdict()))
 
 
 def save(path: Path, net: nn.Module, outer: torchopt.Optimizer, step: int) -> None:
-    """Write a checkpoint: every process its part, under a new name, so that the last whole one is always there."""
+    """Write a checkpoint with a new name, so that the last complete one stays; every process writes its part."""
     state = {'net': net.state_dict(), 'outer': get_optimizer_state_dict(net, outer), 'step': step}
     dcp.save(state, checkpoint_id=path / f'{step:08d}')
 
 
 def resume(path: Path, net: nn.Module, outer: torchopt.Optimizer) -> int:
-    """Load the last whole checkpoint, if there is one; return the number of steps that were taken."""
+    """Load the last complete checkpoint, if there is one; return its number of steps."""
     whole = sorted(p.parent for p in path.glob('*/.metadata'))  # written last
     if not whole:
         return 0
@@ -89,7 +88,7 @@ def resume(path: Path, net: nn.Module, outer: torchopt.Optimizer) -> int:
 
 @todist.auto_init_process_group(backend='gloo')
 def main(argv: list[str] | None = None) -> Score:
-    """Train, test."""
+    """Train and test."""
     args = parse(argv, extend)
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MAML on several processes by remote calls: one has the network and the optimizer, all adapt it to tasks.
+"""MAML on several processes with remote calls: one has the network and the optimizer, all adapt it to tasks.
 
 The meta-loss is an ordinary function of the network and of the numbers of tasks.  `parallelize` divides the numbers
-among the workers, sends each the network, and gives the mean of what they return; `loss.backward()` goes on where the
-function was called.  The tasks are those of distributed_maml.py.
+among the workers, sends the network to each, and returns the mean of the results; `loss.backward()` continues on the
+workers.  The tasks are those of distributed_maml.py.
 
     torchrun --nproc-per-node 2 examples/distributed_maml_rpc.py
 
@@ -29,7 +29,7 @@ import torchopt.distributed as todist
 
 @functools.cache
 def task_loss(kind: str) -> TaskLoss:
-    """What every worker makes for itself once, from its command line: the data and the options."""
+    """The data and the options, which every worker creates once from its command line."""
     args = parse(sys.argv[1:], extend)
     training, test = omniglot_alphabets(args.data) if args.data else hershey_alphabets()
     return TaskLoss(training if kind == 'training' else test, kind, args)
@@ -43,7 +43,7 @@ def meta_loss(net: nn.Module, numbers: Tensor) -> Tensor:
 
 
 def join(lists: list[list[float]]) -> list[float]:
-    """One list of several."""
+    """Concatenate lists."""
     return [x for part in lists for x in part]
 
 
@@ -54,7 +54,7 @@ def test_accuracies(net: nn.Module, numbers: Tensor) -> list[float]:
 
 
 def cpu_seconds() -> list[float]:
-    """What every worker has used of its CPU."""
+    """The CPU seconds of every worker."""
     return [todist.remote_sync_call(time.process_time, partitioner=i)[0] for i in range(todist.get_world_size())]
 
 
@@ -67,7 +67,7 @@ def start_worker() -> None:
 @todist.auto_init_rpc(start_worker)
 @todist.rank_zero_only
 def main(args: argparse.Namespace) -> Score:
-    """Train, test."""
+    """Train and test."""
     torch.manual_seed(args.seed)
     net = make_network(args.ways)
     outer = outer_optimizer(net.parameters(), args)

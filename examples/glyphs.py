@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Few-shot tasks made of written characters, for the examples that learn to learn.
+"""Few-shot tasks of written characters, for the meta-learning examples.
 
-Two sources give the same thing, a list of training alphabets and a list of test alphabets:
+Two functions return a list of training alphabets and a list of test alphabets:
 
 * :func:`hershey_alphabets` draws the stroke fonts of the PyPI package ``Hershey-Fonts``. The *shapes*
   are real, digitised by A. V. Hershey in 1967; the *variation* between drawings of one character is
-  synthetic, a random affine map per drawing. Training sees the Latin letters in many hands; the
-  test alphabets are other scripts, less every glyph that looks like a training glyph.
+  synthetic, a random affine map per drawing. The training alphabets are Latin letters in many fonts; the
+  test alphabets are other scripts, without glyphs that look like a training glyph.
 * :func:`omniglot_alphabets` reads a folder of images, ``alphabet/character/*.png``, the layout of
-  Omniglot (Lake et al. 2015), where people drew every character twenty times.
+  Omniglot (Lake et al. 2015), where each character was drawn by twenty people.
 
 :func:`sample_task` then draws one classification task within one alphabet.
 """
@@ -41,7 +41,7 @@ class Alphabet(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A few examples to learn from (the support) and others to be judged on (the query).
+    """A few examples to learn from (the support) and others for testing (the query).
 
     Attributes:
         support: Images of shape ``(ways * shots, 1, size, size)``.
@@ -70,12 +70,12 @@ def sample_task(
     """Draw a task: ``ways`` characters of one alphabet, ``shots`` + ``queries`` drawings of each.
 
     Args:
-        alphabets: Where to draw from, each alphabet with a chance proportional to its characters.
+        alphabets: The alphabets; the probability of each is proportional to its number of characters.
         ways: Number of classes.
         shots: Drawings of each class in the support.
-        queries: Drawings of each class in the query, none of them in the support.
-        generator: Source of all randomness.
-        turn: Whether to turn the whole task by a random number of quarter turns, which makes four
+        queries: Drawings of each class in the query, different from those in the support.
+        generator: The random generator.
+        turn: Whether to rotate the whole task by a random multiple of 90 degrees, which gives four
             times as many training characters.
 
     Raises:
@@ -89,7 +89,7 @@ def sample_task(
     ]
     if not usable:
         raise ValueError(
-            f'no alphabet has {ways} characters with {drawn} drawings each; ask for fewer ways, shots or queries'
+            f'no alphabet has {ways} characters with {drawn} drawings each; use fewer ways, shots or queries'
         )
     sizes = torch.tensor([float(len(characters)) for _, characters in usable])
     name, characters = usable[int(sizes.multinomial(1, generator=generator))]
@@ -139,15 +139,15 @@ LOOKS_ALIKE = 0.92  # cosine between two blurred clean drawings; Latin H and Cyr
 
 
 def hershey_alphabets(size: int = 20, drawings: int = 20, seed: int = 0) -> tuple[list[Alphabet], list[Alphabet]]:
-    """Draw the Hershey fonts: Latin hands to train on, other scripts to test on.
+    """Draw the Hershey fonts: Latin fonts for training, other scripts for testing.
 
-    A font of another script still holds Latin letters, digits and marks, and a Greek capital alpha
-    is the Latin A. So every test glyph that looks like any glyph of any Latin font is left out, and
+    A font of another script also contains Latin letters, digits and marks, and a Greek capital alpha
+    looks like the Latin A. So every test glyph that looks like a glyph of a Latin font is left out, and
     within each alphabet every glyph that looks like an earlier one.
 
     Args:
-        size: Side of the square drawings in pixels.
-        drawings: Number of drawings of each character, each with a random affine map of its own.
+        size: Side length of the square drawings in pixels.
+        drawings: Number of drawings of each character, each with its own random affine map.
         seed: Seed of these maps.
 
     Returns:
@@ -203,7 +203,7 @@ def font_glyphs(fonts: HersheyFonts, font: str) -> dict[str, Tensor]:
 
 
 def distinct(glyphs: list[Tensor], taken: Tensor | None = None) -> list[Tensor]:
-    """Keep the glyphs that look neither like an earlier one nor like a taken one."""
+    """Keep the glyphs that look neither like an earlier glyph nor like one in ``taken``."""
     own = looks(glyphs)
     alike = own @ own.T > LOOKS_ALIKE
     free = torch.ones(len(glyphs), dtype=torch.bool)
@@ -302,8 +302,8 @@ def omniglot_alphabets(folder: str | Path, size: int = 20, seed: int = 0) -> tup
     alphabets = read_alphabets(root, size)
     if len(alphabets) < 2:
         raise ValueError(
-            f'{root} holds {len(alphabets)} alphabets, and one to train on and one to test on are '
-            'needed; expected images at alphabet/character/*.png'
+            f'{root} contains {len(alphabets)} alphabets; at least one to train on and one to test on are '
+            'required, with images at alphabet/character/*.png'
         )
     order = torch.randperm(len(alphabets), generator=torch.Generator().manual_seed(seed)).tolist()
     held_out = max(1, len(alphabets) // 5)

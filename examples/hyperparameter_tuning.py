@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tune thirty hyper-parameters at once: an l2 penalty for each feature of a logistic regression.
+"""Tune thirty hyper-parameters together: an l2 penalty for each feature of a logistic regression.
 
-The weights that fit a training set best are an implicit function of the penalties: the gradient of the regularized loss
-is zero there.  Its derivative leads from the loss on a validation set to the logarithms of the penalties, which
-gradient descent then improves.  Grid search can afford one penalty for all features; a grid over thirty is no option.
-Thirty penalties can overfit the validation set as weights overfit the training set, so the descent is a short one: the
-picture shows the test loss beside it.
+The optimal weights for the training set are an implicit function of the penalties, since the gradient of the
+regularized loss is zero.  Gradient descent optimizes the logarithms of the penalties with the implicit gradient of the
+loss on a validation set.  Grid search can only tune one penalty for all features.
+
+Thirty penalties can overfit the validation set, so there are only a few steps; the plot also shows the test loss.
 
     python examples/hyperparameter_tuning.py
 
@@ -31,7 +31,7 @@ from torchopt.linear_solve import solve_cg
 
 
 class Data(NamedTuple):
-    """Standardized features with a constant one behind them and labels in {0, 1}; and what the features are called."""
+    """Standardized features with an additional constant feature, labels in {0, 1}, and the names of the features."""
 
     training: tuple[Tensor, Tensor]
     validation: tuple[Tensor, Tensor]
@@ -40,7 +40,7 @@ class Data(NamedTuple):
 
 
 def load(seed: int) -> Data:
-    """100 samples to train on, as regularization matters where they are few, 285 to validate on, 184 for the test."""
+    """Load 100 training samples (few, so that regularization matters), 285 for validation, and 184 for the test."""
     bunch = load_breast_cancer()
     X, y = torch.tensor(bunch.data), torch.tensor(bunch.target, dtype=torch.float64)
     order = torch.randperm(len(X), generator=torch.Generator().manual_seed(seed))
@@ -52,13 +52,13 @@ def load(seed: int) -> Data:
 
 
 def objective(w: Tensor, log_penalty: Tensor, X: Tensor, y: Tensor) -> Tensor:
-    """Cross entropy, and a penalty for each weight but the last, which is the intercept."""
+    """The cross entropy, and a penalty for each weight except the last, the intercept."""
     return F.binary_cross_entropy_with_logits(X @ w, y) + 0.5 * (log_penalty.exp() * w[:-1].square()).sum()
 
 
 @custom_root(torch.func.grad(objective), solve=solve_cg(tol=1e-8))
 def fit(w: Tensor, log_penalty: Tensor, X: Tensor, y: Tensor) -> Tensor:
-    """Newton's method; how the minimum is found plays no part in the derivative."""
+    """Minimize by Newton's method; the derivative does not depend on the method."""
     for _ in range(12):
         g = torch.func.grad(objective)(w, log_penalty, X, y)
         H = torch.func.hessian(objective)(w, log_penalty, X, y)
@@ -79,7 +79,7 @@ def losses(log_penalty: Tensor, data: Data) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Result(NamedTuple):
-    """What became of a choice of penalties, and how many fits it took to find them."""
+    """The losses and the accuracy for some penalties, and the number of fits used to choose them."""
 
     penalty: Tensor
     validation: float
@@ -89,13 +89,13 @@ class Result(NamedTuple):
 
 
 def judge(log_penalty: Tensor, data: Data, fits: int) -> Result:
-    """Fit once more and look at the test set."""
+    """Fit once more and evaluate on the test set."""
     log_penalty = log_penalty.detach()
     return Result(log_penalty.exp(), *(value.item() for value in losses(log_penalty, data)), fits)
 
 
 def grid_search(data: Data, points: int) -> tuple[Tensor, Tensor, Result]:
-    """One penalty for all features; the grid, its losses, and the best."""
+    """Search one penalty for all features; return the grid, its losses, and the best result."""
     grid = torch.linspace(-12.0, 2.0, points, dtype=torch.float64)
     features = len(data.features)
     found = torch.stack([losses(g.expand(features), data)[0] for g in tqdm(grid, desc='grid', unit='fit')])
@@ -103,7 +103,7 @@ def grid_search(data: Data, points: int) -> tuple[Tensor, Tensor, Result]:
 
 
 def descend(start: Tensor, data: Data, steps: int, lr: float) -> tuple[Tensor, Result]:
-    """Adam on the logarithms of all penalties, from the best shared penalty; the losses, and where it ends."""
+    """Run Adam on the logarithms of all penalties, from the best shared penalty; return the losses and the result."""
     log_penalty = start.clone().requires_grad_()
     optimizer = torchopt.Adam([log_penalty], lr=lr)
     curves = []
@@ -118,7 +118,7 @@ def descend(start: Tensor, data: Data, steps: int, lr: float) -> tuple[Tensor, R
 
 
 def plot(grid: Tensor, on_grid: Tensor, curves: Tensor, results: dict[str, Result], data: Data, path: Path) -> None:
-    """The grid, the descent, and the penalties that came out."""
+    """Plot the grid, the descent, and the final penalties."""
     shared, tuned = results.values()
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.6), layout='constrained', width_ratios=(5, 6))
     for curve, shared_loss, color, name in zip(
@@ -151,14 +151,14 @@ def plot(grid: Tensor, on_grid: Tensor, curves: Tensor, results: dict[str, Resul
 
 
 def main(argv: list[str] | None = None) -> dict[str, Result]:
-    """Search the grid, descend, compare, draw the picture."""
+    """Search the grid, run gradient descent, compare, and plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--steps', type=int, default=30, help='steps on the penalties')
     parser.add_argument('--grid', type=int, default=29, help='points of the grid')
     parser.add_argument('--lr', type=float, default=0.05, help='learning rate of the penalties')
     parser.add_argument('--seed', type=int, default=0, help='seed of the split')
-    parser.add_argument('--quick', action='store_true', help='a trial: few steps, no figures')
-    parser.add_argument('--output', type=Path, default=Path('hyperparameter_tuning.png'), help='where the picture goes')
+    parser.add_argument('--quick', action='store_true', help='quick test: few steps, no figures')
+    parser.add_argument('--output', type=Path, default=Path('hyperparameter_tuning.png'), help='file of the plot')
     args = parser.parse_args(argv)
     if args.quick:
         args.steps, args.grid = 8, 8

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learn to learn without a memory of how: meta-learning of glyphs by implicit gradients (iMAML).
+"""Meta-learning of glyphs by implicit gradients (iMAML), which stores no inner steps.
 
-The tasks, the network and the test are those of `maml.py`.  The inner problem has an end rather than a number of steps:
-fit the network to the support of a task, and stay close to the initial weights phi,
+The tasks, the network and the test are those of `maml.py`.  The inner problem is defined by its solution rather than by
+a number of steps: fit the network to the support of a task, and stay close to the initial weights phi,
 
     theta(phi) = argmin over theta of  loss(theta, support) + penalty / 2 * |theta - phi|^2.
 
-So theta is an implicit function of phi, whose derivative takes a few products with the Hessian, by conjugate gradients.
-How theta was found plays no part, and nothing of the inner loop is kept: its memory does not grow with its steps.
+So theta is an implicit function of phi.  Its derivative uses a few products with the Hessian, by conjugate gradients.
+It does not depend on how theta was computed, so no inner step is stored: the memory does not grow with the steps.
 
     python examples/imaml.py                  functions, custom_root
     python examples/imaml.py --form object    modules, ImplicitMetaGradientModule
@@ -36,13 +36,13 @@ from torchopt.implicit_diff import custom_root
 from torchopt.linear_solve import solve_cg
 
 Adapt = Callable[[Task], Callable[[Tensor], Tensor]]
-"""Fits to the support of a task; returns the function from images to logits, which carries the implicit gradient."""
+"""A function that fits to the support of a task; returns a function from images to logits with implicit gradients."""
 
 
 def few_iterations(matvec: Any, b: Any, *, iterations: int) -> Any:
-    """Conjugate gradients, stopped long before the tolerance: a rough meta-gradient will do.
+    """Conjugate gradients with few iterations, since an approximate meta-gradient suffices.
 
-    That is intended, so the status is asked for, and nobody warned.
+    ``return_status`` turns off the warning about the missed tolerance.
     """
     solution, _ = solve_cg(matvec, b, maxiter=iterations, return_status=True)
     return solution
@@ -51,19 +51,19 @@ def few_iterations(matvec: Any, b: Any, *, iterations: int) -> Any:
 def cg(args: argparse.Namespace) -> Callable[[Any, Any], Any]:
     """The linear solver with its options.
 
-    Few iterations are also the safe choice: the Hessian of a network may have negative eigenvalues beyond the penalty,
-    of which conjugate gradients take no notice at first.  With five iterations training broke down.
+    Few iterations are also more robust: the Hessian of a network may have negative eigenvalues larger than the penalty,
+    which do not affect the first iterations of conjugate gradients.  With five iterations, training diverged.
     """
     return functools.partial(few_iterations, iterations=args.cg_iterations)
 
 
 def squared_distance(a: Iterable[Tensor], b: Iterable[Tensor]) -> Tensor:
-    """Of one set of weights to another."""
+    """The squared distance between two sets of weights."""
     return torch.stack([(x - y).square().sum() for x, y in zip(a, b, strict=True)]).sum()
 
 
 def functional_form(net: nn.Module, args: argparse.Namespace) -> Adapt:
-    """The weights are a tree; the solver is a function of the initial ones, decorated by its optimality condition."""
+    """The weights are a tree; the solver is a function of the initial weights, with ``custom_root``."""
     optimizer = torchopt.sgd(args.inner_lr, momentum=args.inner_momentum)
 
     def objective(theta: dict[str, Tensor], phi: dict[str, Tensor], task: Task) -> Tensor:
@@ -173,8 +173,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--outer-lr', type=float, default=2e-3, help='first learning rate of the outer Adam')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--device', default='cpu')
-    parser.add_argument('--quick', action='store_true', help='a trial: few steps, no figures')
-    parser.add_argument('--output', type=Path, default=Path('imaml.png'), help='where the picture goes')
+    parser.add_argument('--quick', action='store_true', help='quick test: few steps, no figures')
+    parser.add_argument('--output', type=Path, default=Path('imaml.png'), help='file of the plot')
     args = parser.parse_args(argv)
     if args.quick:
         args.steps, args.test_tasks = 3, 4
@@ -182,7 +182,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> dict[str, Score]:
-    """Train, test, draw the picture."""
+    """Train, test, and plot."""
     args = parse(argv)
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)  # the tensors are so small that a second thread would only slow the first

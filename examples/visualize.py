@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draw the graph of two inner steps of MetaAdam, and the same graph as plain torch makes it.
+"""Draw the graph of two inner steps of MetaAdam, with the native engine and in plain torch.
 
-A small network is adapted by two differentiable steps of Adam, whose loss depends on a meta-parameter.  The outer loss
-leads back through both steps to the meta-parameter and to the initial weights.  Three pictures are written:
+A small network is adapted by two differentiable steps of Adam on a loss that depends on a meta-parameter.  The graph of
+the outer loss contains both steps, the meta-parameter and the initial weights.  The script writes these drawings:
 
     torchopt.svg, torchopt.html   each step one coloured node in a frame, with names for parameters and moments
     plain.svg                     the same computation with use_accelerated_op=False: every operation of Adam is a node
-    torchviz.svg                  that graph as torchviz draws it, where torchviz is installed
+    torchviz.svg                  that graph as torchviz draws it, if torchviz is installed
 
     python examples/visualize.py --out pictures
 
-SVG is drawn by graphviz's program `dot` where it is installed, and otherwise by the layout of torchopt.visual.
+SVG is drawn by graphviz's program `dot` if it is installed, and otherwise with the layout of torchopt.visual.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torchopt.visual import GradientGraph, trace_graph
 
 
 class Net(nn.Module):
-    """A linear model whose output a meta-parameter shifts."""
+    """A linear model with a meta-parameter that is added to its output."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Net(nn.Module):
 
 
 def adapt(use_accelerated_op: bool | None, steps: int = 2) -> tuple[Tensor, list[object]]:
-    """Take inner steps; returns the outer loss, and what names the tensors of its graph."""
+    """Take inner steps; return the outer loss, and the names of the tensors of its graph."""
     torch.manual_seed(0)
     x, y = torch.randn(16, 4), torch.randn(16, 1)
     net, meta_param = Net(4), torch.tensor(1.0, requires_grad=True)
@@ -57,7 +57,7 @@ def adapt(use_accelerated_op: bool | None, steps: int = 2) -> tuple[Tensor, list
 
 
 def torchviz_picture(loss: Tensor, params: dict[str, Tensor], path: Path) -> int | None:
-    """Draw by torchviz; returns the number of nodes, or None where it cannot be used."""
+    """Draw with torchviz; return the number of nodes, or None if it is not installed."""
     try:
         from torchviz import make_dot
     except ImportError:
@@ -69,7 +69,7 @@ def torchviz_picture(loss: Tensor, params: dict[str, Tensor], path: Path) -> int
 
 
 def main() -> dict[str, int]:
-    """Draw all pictures; returns how many nodes each has."""
+    """Write all drawings; return the number of nodes of each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--out', type=Path, default=Path('pictures'), help='folder for the pictures')
     args = parser.parse_args()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train a network on what is usually only reported: the share of wrong answers, whose gradient is zero.
+"""Train a network on the 0-1 loss, the error rate, whose gradient is zero almost everywhere.
 
-The network reads handwritten digits.  One run minimises the cross-entropy by backpropagation, as usual; two others
-minimise the 0-1 loss by zero-order gradients, from many perturbed copies of the network that are evaluated at once.
-The labels of a part of the training images are wrong, so that the best a network can do is not to believe all of them.
+The network classifies handwritten digits.  One run minimizes the cross entropy by backpropagation; two others minimize
+the 0-1 loss by zero-order gradients, from many perturbed copies of the network that are evaluated in parallel.  Some of
+the training labels are wrong.
 
     python examples/zero_order_accuracy.py
 """
@@ -38,7 +38,7 @@ class Data(NamedTuple):
 
 
 def load(wrong: float, generator: torch.Generator) -> Data:
-    """1200 images to train on, some of them with a wrong label, and 597 to test."""
+    """Load 1200 training images, some of them with a wrong label, and 597 test images."""
     digits = load_digits()
     order = torch.randperm(len(digits.target), generator=generator)
     images, labels = torch.tensor(digits.data, dtype=torch.float32)[order] / 16.0, torch.tensor(digits.target)[order]
@@ -65,7 +65,7 @@ def train(
     name: str,
     lr: float,
 ) -> list[float]:
-    """Adam with a falling rate; the score after every tenth step."""
+    """Train with Adam and a decaying rate; return the score after every tenth step."""
     params = {key: p.clone().requires_grad_() for key, p in start.items()}
     rate = torchopt.schedule.cosine_decay_schedule(lr, args.steps)
     optimizer = torchopt.Optimizer(params.values(), torchopt.adam(rate))
@@ -112,8 +112,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--cross-entropy-lr', type=float, default=0.01, help='the same on the cross-entropy')
     parser.add_argument('--wrong', type=float, default=0.3, help='share of training labels that are made wrong')
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--quick', action='store_true', help='a trial: few steps')
-    parser.add_argument('--output', type=Path, default=Path('zero_order_accuracy.png'), help='where the picture goes')
+    parser.add_argument('--quick', action='store_true', help='quick test: few steps')
+    parser.add_argument('--output', type=Path, default=Path('zero_order_accuracy.png'), help='file of the plot')
     args = parser.parse_args(argv)
     if args.quick:
         args.steps, args.samples = 10, 5
@@ -121,7 +121,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    """Train three times; return the accuracies at the end."""
+    """Train three times; return the final accuracies."""
     args = parse(argv)
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(args.seed)

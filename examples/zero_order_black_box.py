@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tune the hyper-parameters of a gradient-boosting model: a black box that nobody can differentiate.
+"""Tune the hyper-parameters of a gradient-boosting model, which is not differentiable.
 
-The model is scikit-learn's, the data its measurements of diabetes patients, the objective the cross-validated error.
-Three numbers are tuned on a logarithmic scale: learning rate, leaf size and penalty.  A step asks for the error at a
-few random neighbours, in pairs, all of them at once in worker processes, and the estimated gradient drives Adam.
-Random search with as many evaluations stands beside it.
+Model and diabetes data are those of scikit-learn; the objective is the cross-validated error.  Three numbers are tuned
+on a logarithmic scale: learning rate, leaf size and penalty.  Each step evaluates the error at pairs of random
+neighbours, in parallel worker processes, and passes the estimated gradient to Adam.  For comparison, random search uses
+the same number of evaluations.
 
     python examples/zero_order_black_box.py
 """
@@ -30,7 +30,7 @@ import torchopt
 from torchopt.zero_order_diff import zero_order
 
 NORMAL = torch.distributions.Normal(0.0, 1.0)
-# Each hyper-parameter is exp(center + width * u): u is what is tuned, and begins at START.
+# Each hyper-parameter is exp(center + width * u); u is tuned, and begins at START.
 SCALES = {
     'learning_rate': (math.log(0.05), 1.0),
     'min_samples_leaf': (math.log(15.0), 0.7),
@@ -48,7 +48,7 @@ def settings(u: Tensor) -> dict[str, float]:
 
 
 def error(u: Tensor, iterations: int) -> Tensor:
-    """The root mean square error in five-fold cross-validation.  Any Python code could stand here."""
+    """The root mean square error in five-fold cross-validation.  This could be any Python code."""
     x, y = load_diabetes(return_X_y=True)
     model = HistGradientBoostingRegressor(max_iter=iterations, early_stopping=False, random_state=0, **settings(u))
     folds = KFold(5, shuffle=True, random_state=0)
@@ -57,13 +57,13 @@ def error(u: Tensor, iterations: int) -> Tensor:
 
 
 def one_thread() -> None:
-    """As many workers as cores, each with a thread."""
+    """Use one thread per worker, since there is one worker per core."""
     torch.set_num_threads(1)
     os.environ['OMP_NUM_THREADS'] = '1'
 
 
 def tune(executor: ProcessPoolExecutor, args: argparse.Namespace) -> list[tuple[float, dict[str, float]]]:
-    """Gradient descent: the error and the hyper-parameters before each step, and at the end."""
+    """Run gradient descent; return the error and the hyper-parameters before each step and at the end."""
     objective = zero_order(
         NORMAL,
         'orthogonal',
@@ -90,10 +90,10 @@ def tune(executor: ProcessPoolExecutor, args: argparse.Namespace) -> list[tuple[
 
 
 def random_search(executor: ProcessPoolExecutor, evaluations: int, args: argparse.Namespace) -> list[float]:
-    """The error at points drawn evenly from all that are allowed."""
+    """The error at points drawn uniformly from the search space."""
     generator = torch.Generator().manual_seed(args.seed)
     points = (2 * torch.rand(evaluations, len(SCALES), generator=generator) - 1) * BOUND
-    # As numbers: a tensor would be handed over by a file descriptor of its own.
+    # Send numbers, since each tensor would need a file descriptor.
     found = executor.map(error_at, [(p.tolist(), args.iterations) for p in points])
     return list(tqdm(found, total=evaluations, desc='random search', unit='point'))
 
@@ -136,8 +136,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--iterations', type=int, default=40, help='trees of a model')
     parser.add_argument('--workers', type=int, default=os.cpu_count(), help='processes')
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--quick', action='store_true', help='a trial: few steps, few trees')
-    parser.add_argument('--output', type=Path, default=Path('zero_order_black_box.png'), help='where the picture goes')
+    parser.add_argument('--quick', action='store_true', help='quick test: few steps, few trees')
+    parser.add_argument('--output', type=Path, default=Path('zero_order_black_box.png'), help='file of the plot')
     args = parser.parse_args(argv)
     if args.quick:
         args.steps, args.samples, args.iterations = 2, 1, 3
@@ -145,7 +145,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    """Tune, and search at random; return the error at the start and what either reached."""
+    """Tune, and run random search; return the initial error and the final error of both."""
     args = parse(argv)
     one_thread()
     per_step = 2 * args.samples + 1

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compare the zero-order estimators with the true gradient: how far off they are on average, and how much they scatter.
+"""Measure the bias and the standard deviation of the zero-order estimators.
 
-The function is the loss of a logistic regression on handwritten digits: 64 weights, a zero against all other digits.
-It is differentiable, so the true gradient is known.  Each estimator is run many times, for several step lengths sigma
-and several numbers of function values.  Its error splits in two: the bias, which is the price of smoothing and
-grows with sigma, and the scatter, which falls with the number of function values.
+The function is the loss of a logistic regression with 64 weights, which separates images of zeros from other digits.
+It is differentiable, so the true gradient is known.  Each estimator is run many times, for several scales sigma and
+several numbers of function values.  Its error has two parts: the bias due to smoothing, which grows with sigma, and the
+standard deviation, which decreases with the number of function values.
 
     python examples/zero_order_estimators.py
 """
@@ -31,7 +31,7 @@ MARKERS = dict(zip(ESTIMATORS, 'xosDv'))
 
 
 class Error(NamedTuple):
-    """Relative to the length of the true gradient; ``resolution`` is how small a bias could be told from chance."""
+    """Errors relative to the norm of the true gradient; ``resolution`` is the smallest significant bias."""
 
     bias: float
     scatter: float
@@ -39,7 +39,7 @@ class Error(NamedTuple):
 
 
 def make_loss() -> tuple[Tensor, Tensor, Tensor]:
-    """Images, whether they show a zero, and weights that have learned a little."""
+    """Images, whether they show a zero, and weights after a little training."""
     digits = load_digits()
     images = torch.tensor(digits.data) / 16.0
     labels = torch.tensor(digits.target == 0, dtype=torch.float64)
@@ -55,7 +55,7 @@ def loss(w: Tensor, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def measure(method: str, values: int, sigma: float, repeats: int, problem: tuple[Tensor, Tensor, Tensor]) -> Error:
-    """Run one estimator many times from so many function values each."""
+    """Run one estimator many times, each time with the given number of function values."""
     images, labels, w = problem
     (truth,) = torch.autograd.grad(loss(w, images, labels), w)
     samples = values // len(ESTIMATORS[method].signs)
@@ -98,11 +98,11 @@ def plot(
 
 
 def main(argv: list[str] | None = None) -> dict[str, list[Error]]:
-    """Measure, draw the picture; return the errors by method, for each step length."""
+    """Measure and plot; return the errors by method, for each scale."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--repeats', type=int, default=150, help='runs of each estimator')
-    parser.add_argument('--quick', action='store_true', help='a trial: few runs, no figures to rely on')
-    parser.add_argument('--output', type=Path, default=Path('zero_order_estimators.png'), help='where the picture goes')
+    parser.add_argument('--quick', action='store_true', help='quick test: few runs, no figures to rely on')
+    parser.add_argument('--output', type=Path, default=Path('zero_order_estimators.png'), help='file of the plot')
     args = parser.parse_args(argv)
     if args.quick:
         args.repeats = 4

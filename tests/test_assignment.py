@@ -85,7 +85,7 @@ def test_no_assignment(solve: Any, cost: Any) -> None:
 @each
 def test_errors_name_the_argument(solve: Any) -> None:
     for bad in (np.nan, -np.inf):
-        with pytest.raises(ValueError, match=r'cost_matrix holds NaN or -inf'):
+        with pytest.raises(ValueError, match=r'cost_matrix contains NaN or -inf'):
             solve(torch.tensor([[1.0, bad], [0.0, 1.0]]))
     with pytest.raises(ValueError, match=r'cost_matrix has shape \(2, 2, 2\); expected \[rows, columns\]. For a batch'):
         solve(torch.zeros(2, 2, 2))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Differentiable, functional optimization for PyTorch.
 
-Transformations are pairs of pure functions, chained as in Optax; every optimizer has three more interfaces: ``Adam``
-trains parameters in place as in ``torch.optim``, ``FuncOptimizer`` keeps the state of a functional loop, and
-``MetaAdam`` takes steps that can be differentiated through.
+Transformations are pairs of pure functions, chained as in Optax.  Optimizers also have three other interfaces: ``Adam``
+trains parameters in place as in ``torch.optim``, ``FuncOptimizer`` stores the state of a functional loop, and
+``MetaAdam`` takes differentiable steps.
 """
 
 from torchopt import (
@@ -38,6 +38,7 @@ from torchopt import (
     pytree,
     schedule,
     second_order,
+    simplex,
     solver,
     transform,
     tree,
@@ -82,7 +83,7 @@ from torchopt.alias import (
     sm3,
     yogi,
 )
-from torchopt.autodiff import grad, value_and_grad
+from torchopt.autodiff import checkpoint, forward_value_and_grad, grad, value_and_grad
 from torchopt.clip import clip_grad_norm
 from torchopt.combine import chain, named_chain
 from torchopt.hook import register_hook
@@ -121,21 +122,30 @@ from torchopt.solver import (
     BFGS,
     LBFGS,
     LBFGSB,
+    OSQP,
     AndersonAcceleration,
     AndersonWrapper,
     ArmijoSGD,
     BacktrackingLineSearch,
     Bisection,
+    BlockCoordinateDescent,
+    BoxCDQP,
+    BoxOSQP,
     Broyden,
+    CvxpyQP,
+    EqualityConstrainedQP,
     FixedPointIteration,
     GaussNewton,
     GradientDescent,
     HagerZhangLineSearch,
     IterativeRefinement,
     LevenbergMarquardt,
+    MirrorDescent,
     NonlinearCG,
     OptaxSolver,
     PolyakSGD,
+    ProjectedGradient,
+    ProximalGradient,
     ScipyBoundedLeastSquares,
     ScipyBoundedMinimize,
     ScipyLeastSquares,
@@ -155,6 +165,15 @@ from torchopt.utils import (
 from torchopt.version import __version__
 
 __all__ = [
+    'BlockCoordinateDescent',
+    'MirrorDescent',
+    'ProjectedGradient',
+    'ProximalGradient',
+    'OSQP',
+    'BoxCDQP',
+    'BoxOSQP',
+    'CvxpyQP',
+    'EqualityConstrainedQP',
     'BFGS',
     'LBFGS',
     'LBFGSB',
@@ -206,8 +225,10 @@ __all__ = [
     'amsgrad',
     'apply_updates',
     'chain',
+    'checkpoint',
     'clip_grad_norm',
     'extract_state_dict',
+    'forward_value_and_grad',
     'fromage',
     'grad',
     'lamb',

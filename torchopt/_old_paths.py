@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Module paths of TorchOpt 0.7.3 that are not ours: importing from them still works.
+"""Module paths of TorchOpt 0.7.3 that do not exist here: importing from them still works.
 
-``from torchopt.optim.meta.adam import MetaAdam`` finds a module that holds the public names that it had.  The table
-has one line for each such path; paths that are the same need none.
+``from torchopt.optim.meta.adam import MetaAdam`` imports from a module with the public names that it had in 0.7.3.  The
+table has one line for each such path.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torchopt.optim import func, meta
 
 __all__: list[str] = []
 
-# From the path below torchopt to where the names are now, and the names.
+# For each path below torchopt, the module that contains the names now, and the names.
 _MOVED: dict[str, tuple[ModuleType, str]] = {
     'alias.adamw': (alias, 'adamw'),
     'alias.utils': (alias.stages, 'flip_sign_and_add_weight_decay scale_by_neg_lr'),
@@ -60,7 +60,7 @@ _MOVED: dict[str, tuple[ModuleType, str]] = {
 
 
 def _register(path: str, home: ModuleType, names: str) -> None:
-    """Make the module.  It is an attribute of its parent, too, but where that is a function, as it was in 0.7.3."""
+    """Create the module, and set it as an attribute of its parent, unless that is a function, as in 0.7.3."""
     parent, _, child = f'torchopt.{path}'.rpartition('.')
     module = ModuleType(f'{parent}.{child}', f'Names of TorchOpt 0.7.3, which are in {home.__name__} now.')
     vars(module).update({name: getattr(home, name) for name in names.split()}, __all__=names.split())

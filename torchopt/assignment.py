@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The linear assignment problem: pairs of rows and columns, as many as there can be, of the least total cost.
+"""The linear assignment problem: match rows to columns with minimal total cost.
 
-The search is sequential and decides by values at every step, so it runs on the host: a tensor on another device is
-copied there, once.  To torch the search is one operator, which ``torch.compile`` keeps whole and ``torch.func.vmap``
-runs row by row.
+The search is sequential and its control flow depends on values, so it runs on the host: a tensor on another device is
+copied once.  The search is one custom operator, which works under ``torch.compile`` and which ``torch.func.vmap`` runs
+in a loop over the batch.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ __all__ = ['base_hungarian_algorithm', 'hungarian_algorithm']
 
 
 def base_hungarian_algorithm(cost_matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    r"""Solve the assignment problem; the pairs come in the order of their rows.
+    r"""Solve the assignment problem; the pairs are in the order of their rows.
 
-    As :func:`hungarian_algorithm`, but for the order.
+    It is :func:`hungarian_algorithm` with another order of the result.
 
     Args:
         cost_matrix: The costs :math:`C`, of shape ``[n, m]``, of any real dtype.
@@ -46,7 +46,7 @@ def base_hungarian_algorithm(cost_matrix: torch.Tensor) -> tuple[torch.Tensor, t
     order = torch.arange(len(column_of_row), device=column_of_row.device)
     if wide:
         return order, column_of_row
-    # The matrix was turned on its side: what was found for each column is its row.
+    # The matrix was transposed: the result contains the row of each column.
     by_row = column_of_row.argsort()
     return column_of_row[by_row], by_row
 
@@ -58,10 +58,10 @@ def hungarian_algorithm(cost_matrix: torch.Tensor) -> tuple[torch.Tensor, torch.
         \min_X \sum_{ij} C_{ij} X_{ij} \quad \text{subject to} \quad X_{ij} \in \{0, 1\}, \;
         \sum_i X_{ij} \le 1, \; \sum_j X_{ij} \le 1, \; \sum_{ij} X_{ij} = \min(n, m)
 
-    One row after the other is matched, along the shortest augmenting path with respect to the costs minus the
-    dual variables of rows and columns: Dijkstra's search, :math:`O(n m \min(n, m))` in all.
+    The rows are matched one after another, along shortest augmenting paths (found by Dijkstra's algorithm) with respect
+    to the costs minus the dual variables of rows and columns.  The total time is :math:`O(n m \min(n, m))`.
 
-    A cost of ``inf`` forbids a pair.  Which of several assignments of the same cost is returned is not specified.
+    A cost of ``inf`` forbids a pair.  If several assignments are optimal, any of them may be returned.
 
     Args:
         cost_matrix: The costs :math:`C`, of shape ``[n, m]``, of any real dtype.  Integers beyond :math:`2^{53}` are
@@ -97,21 +97,21 @@ def hungarian_algorithm(cost_matrix: torch.Tensor) -> tuple[torch.Tensor, torch.
 
 
 def _solve(cost_matrix: torch.Tensor) -> tuple[torch.Tensor, bool]:
-    """The partner of each index of the shorter side, and whether that is the side of the rows."""
+    """The partner of each index of the shorter side, and whether the rows are the shorter side."""
     cost = cost_matrix if isinstance(cost_matrix, torch.Tensor) else torch.as_tensor(cost_matrix)
     if cost.ndim != 2:
         raise ValueError(
-            f'cost_matrix has shape {tuple(cost.shape)}; expected [rows, columns]. For a batch use torch.func.vmap.'
+            f'cost_matrix has shape {tuple(cost.shape)}; expected [rows, columns]. For a batch, use torch.func.vmap.'
         )
     if cost.is_complex():
-        raise TypeError(f'cost_matrix has dtype {cost.dtype}; expected real numbers. Pass its real part.')
+        raise TypeError(f'cost_matrix has dtype {cost.dtype}; expected real numbers. Pass the real part.')
     wide = cost.shape[0] <= cost.shape[1]
     return _columns_of_rows((cost if wide else cost.T).detach()), wide
 
 
 @torch.library.custom_op('torchopt::assign_columns', mutates_args=(), schema='(Tensor cost) -> Tensor')
 def _columns_of_rows(cost: torch.Tensor) -> torch.Tensor:
-    """The column of each row of a matrix that has no more rows than columns."""
+    """The column of each row of a matrix with at most as many rows as columns."""
     found = _shortest_augmenting_paths(cost.to(device='cpu', dtype=torch.float64).numpy())
     return torch.from_numpy(found).to(cost.device)
 
@@ -132,14 +132,15 @@ def _(info: Any, in_dims: tuple[int], cost: torch.Tensor) -> tuple[torch.Tensor,
 def _shortest_augmenting_paths(cost: Any) -> Any:
     r"""Assign a column to each row, one row after the other.
 
-    The dual variables :math:`u_i, v_j` keep :math:`c_{ij} - u_i - v_j \ge 0`, with equality for assigned pairs.
-    A new row reaches columns over edges of this reduced cost, and from an assigned column its row at no cost.  The
-    nearest free column ends the search; along the path to it all pairs are exchanged.  With :math:`d`, the
-    distance to that column, what was reached at a distance :math:`d_j < d` shifts its duals by :math:`d - d_j`.
+    The dual variables :math:`u_i, v_j` satisfy :math:`c_{ij} - u_i - v_j \ge 0`, with equality for assigned pairs.  The
+    search from a new row uses edges from rows to columns with this reduced cost, and edges from assigned columns to
+    their rows with cost 0.  It ends at the nearest free column; the pairs along the path are then exchanged.  Let
+    :math:`d` be the distance of that column.  The dual variables of a column with distance :math:`d_j < d` and of its
+    row change by :math:`d - d_j`.
     """
     rows, columns = cost.shape
     if np.isnan(cost).any() or np.isneginf(cost).any():
-        raise ValueError('cost_matrix holds NaN or -inf; expected numbers, or inf for pairs that are forbidden.')
+        raise ValueError('cost_matrix contains NaN or -inf; expected finite numbers, or inf for forbidden pairs.')
     u, v = np.zeros(rows), np.zeros(columns)
     column_of, row_of = np.full(rows, -1), np.full(columns, -1)
     for new in range(rows):
@@ -153,7 +154,7 @@ def _shortest_augmenting_paths(cost: Any) -> Any:
             reached = distance[column]
             if done[column] or np.isinf(reached):
                 raise ValueError(
-                    'cost_matrix admits no assignment: its infinite costs forbid too many pairs. Allow more of them.'
+                    'cost_matrix admits no assignment: its infinite costs forbid too many pairs. Allow more pairs.'
                 )
             done[column] = True
             if row_of[column] < 0:

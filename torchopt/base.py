@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contract of this package: a gradient transformation is a pair of pure functions.
+"""Gradient transformations, which are pairs of pure functions.
 
-``init(params)`` returns a state.  ``update(updates, state, params=None, *, inplace=False, **extra)`` turns gradients
-into updates, which the caller adds to the parameters, and returns them with the next state.  The state holds everything
-that changes from step to step.  A transformation itself is stateless, so it can be shared, copied and pickled.
+``init(params)`` returns a state.  ``update(updates, state, params=None, *, inplace=False, **extra)`` converts gradients
+to updates, which the caller adds to the parameters, and returns them with the next state.  The state contains all that
+changes between steps.  A transformation has no state of its own, so it can be shared, copied and pickled.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
 import torch
 from typing_extensions import Self
 
-from torchopt import _C, elementwise, tree
-from torchopt.preconditions import Precondition, check_always, checked, required_by_all
+from torchopt import elementwise, tree
+from torchopt.preconditions import Precondition, required_by_all
 
 __all__ = [
     'ChainedGradientTransformation',
@@ -30,11 +30,12 @@ __all__ = [
     'TransformInitFn',
     'TransformUpdateFn',
     'UninitializedState',
+    'checking',
     'factory',
     'identity',
     'init_empty_state',
+    'same_step',
     'with_extra_args_support',
-    'with_native',
 ]
 
 
@@ -91,7 +92,7 @@ class GradientTransformation(_Functions):
     """
 
     requires: tuple[Precondition, ...] = ()
-    call: Call | None = None
+    call: FactoryCall | None = None
     adds_to_params = False
     """Whether ``update`` accepts ``onto_params=True`` and then returns the new parameters instead of the updates."""
 
@@ -100,12 +101,12 @@ class GradientTransformation(_Functions):
         cls, init: Callable[..., Any], update: Callable[..., tuple[Any, Any]], *requires: Precondition
     ) -> Self:
         """A transformation whose ``update`` checks preconditions before each step."""
-        self = cls(init, checked(update, requires))
+        self = cls(init, checking(update, requires))
         self.requires = requires
         return self
 
     def _replace(self, **functions: Any) -> GradientTransformation:
-        """A transformation with another ``init`` or ``update``, which is no longer of the special kind of this one."""
+        """A plain transformation with another ``init`` or ``update``."""
         kind = GradientTransformation
         if isinstance(self, GradientTransformationExtraArgs):
             kind = GradientTransformationExtraArgs
@@ -141,7 +142,9 @@ class GradientTransformation(_Functions):
 
     def _spelled(self) -> tree.Spelled:
         if self.call is None:
-            maker: Any = getattr(self.update, '__self__', None)  # such as MultiSteps, of whose methods it is made
+            maker: Any = getattr(
+                self.update, '__self__', None
+            )  # init and update may be methods of one object, such as MultiSteps
             if hasattr(maker, '_spelled'):
                 return maker._spelled()
             return tree.Spelled(type(self).__name__, (), {'init': self.init, 'update': self.update})
@@ -149,12 +152,27 @@ class GradientTransformation(_Functions):
         return tree.Spelled(function.__name__, args, kwargs) if spell is None else spell(*args)
 
 
+def checking(update: Callable[..., Any], requires: tuple[Precondition, ...]) -> Callable[..., Any]:
+    """``update`` that checks its preconditions before each step."""
+    if not requires or torch.compiler.is_compiling():
+        return update  # a compiled graph cannot raise errors about the state
+
+    @functools.wraps(update)
+    def checked(updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any) -> Any:
+        for condition in requires:
+            if inplace or condition.when == 'always':
+                condition.check(state, params)
+        return update(updates, state, params, inplace=inplace, **extra)
+
+    return checked
+
+
 class GradientTransformationExtraArgs(GradientTransformation):
     """A transformation whose ``update`` also takes extra keyword arguments (``value``, ``grad``, ...)."""
 
 
-class Call(NamedTuple):
-    """The call of a factory: enough to recreate its transformation and to identify its rule."""
+class FactoryCall(NamedTuple):
+    """The call of a factory, which can recreate the transformation and identifies its rule."""
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
@@ -173,11 +191,11 @@ _T = TypeVar('_T', bound=GradientTransformation)
 def factory(function: Callable[_P, _T], *, spell: Callable[..., tree.Spelled] | None = None) -> Callable[_P, _T]:
     """Record in each transformation the call that created it.
 
-    So transformations can be pickled although ``init`` and ``update`` are closures, and they have a readable ``repr``.
+    Thus transformations can be pickled although ``init`` and ``update`` are closures, and have a readable ``repr``.
 
     Args:
         function: A function that returns a transformation.
-        spell: ``spell(*args)`` returns how to print a call; by default it prints as a call of the function by its name.
+        spell: ``spell(*args)`` returns how to print a call; by default, as a call of the function by its name.
 
     Example:
         >>> import torchopt
@@ -189,7 +207,7 @@ def factory(function: Callable[_P, _T], *, spell: Callable[..., tree.Spelled] | 
     def build(*args: _P.args, **kwargs: _P.kwargs) -> _T:
         made = function(*args, **kwargs)
         if made.call is None:
-            made.call = Call(build, args, kwargs, spell)
+            made.call = FactoryCall(build, args, kwargs, spell)
         return made
 
     return build
@@ -200,17 +218,15 @@ def init_empty_state(params: Any) -> EmptyState:
     return EmptyState()
 
 
-def _pass_through(
-    updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any
-) -> tuple[Any, Any]:
+def _pass_through(updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any) -> Any:
     return updates, state
 
 
 class IdentityGradientTransformation(GradientTransformationExtraArgs):
-    """The transformation that changes nothing; all its instances are equal."""
+    """The identity transformation; all its instances are equal."""
 
     def __new__(cls) -> IdentityGradientTransformation:
-        """Make one."""
+        """Create an instance."""
         return super().__new__(cls, init_empty_state, _pass_through)
 
     init_fn = staticmethod(init_empty_state)
@@ -257,7 +273,7 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
             if not isinstance(tx, GradientTransformation):
                 raise TypeError(
                     f'Member {i} of a chain is a {type(tx).__name__}, not a GradientTransformation: {tx!r}. '
-                    f'Pass what a factory such as torchopt.adam() returns.'
+                    f'Pass the result of a factory such as torchopt.adam().'
                 )
             if isinstance(tx, ChainedGradientTransformation):
                 members.extend(tx.transformations)
@@ -265,6 +281,8 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
                 members.append(tx)
         kept = tuple(members) or (identity(),)
         stages = _stages(kept)
+
+        inner = required_by_all(lambda state, params: [(own, params) for own in state], *kept)
 
         def init(params: Any) -> tuple[Any, ...]:
             return tuple(tx.init(params) for tx in kept)
@@ -286,6 +304,10 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
             onto_params: bool = False,
             **extra: Any,
         ) -> tuple[Any, tuple[Any, ...]]:
+            if type(state) is not tuple or len(state) != len(kept):
+                fits(state)
+            if inplace and not torch.compiler.is_compiling():
+                inner.check(state, params)
             if inplace and params is not None and len(stages) > 1:
                 elementwise.check_updates(updates, params)
             states: list[Any] = []
@@ -297,12 +319,8 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
                 states.extend(new)
             return updates, tuple(states)
 
-        requires = (
-            Precondition(fits, 'always'),
-            required_by_all(lambda state, params: [(own, params) for own in state], *kept),
-        )
-        self = super().__new__(cls, init, checked(update, requires))
-        self.requires = requires
+        self = super().__new__(cls, init, update)
+        self.requires = (Precondition(fits, 'always'), inner)
         self.adds_to_params = kept[-1].adds_to_params
         self.transformations = kept
         return self
@@ -328,12 +346,15 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
 def _stages(members: tuple[GradientTransformation, ...]) -> list[tuple[int, Callable[..., Any]]]:
     """Split a chain into stages, each with its number of members; adjacent elementwise members share a stage."""
     stages: list[tuple[int, Callable[..., Any]]] = []
-    for together, group in itertools.groupby(members, key=lambda tx: isinstance(tx, ElementwiseTransformation)):
-        if together:
-            elementwise: list[Any] = list(group)
-            stages.append((len(elementwise), functools.partial(_one_pass, elementwise)))
-        else:
-            stages += [(1, functools.partial(_alone, with_extra_args_support(tx).update)) for tx in group]
+    adjacent: list[ElementwiseTransformation] = []
+    for tx, following in itertools.zip_longest(members, members[1:]):
+        if not isinstance(tx, ElementwiseTransformation):
+            stages.append((1, functools.partial(_alone, with_extra_args_support(tx).update)))
+            continue
+        adjacent.append(tx)
+        if not isinstance(following, ElementwiseTransformation):
+            stages.append((len(adjacent), functools.partial(_one_pass, adjacent)))
+            adjacent = []
     return stages
 
 
@@ -356,17 +377,20 @@ def _one_pass(
 ) -> tuple[Any, tuple[Any, ...]]:
     passes = []
     for tx, s in zip(members, states):
-        check_always(tx, s, params)
+        for condition in tx.requires:
+            if condition.when == 'always' and (condition.kind is None or not isinstance(s, condition.kind)):
+                condition.check(s, params)
         passes.append(tx.prepare(s))
     return elementwise.run_steps(passes, updates, params, inplace=inplace, onto_params=onto_params)
 
 
 class ElementwiseTransformation(GradientTransformation):
-    """A transformation that treats every element by itself; a chain runs adjacent ones in one pass.
+    """An elementwise transformation; a chain runs adjacent ones in one pass over the leaves.
 
     Args:
-        init: As in any transformation.
-        prepare: ``prepare(state)`` computes what all leaves share in this step, and returns the step for the leaves.
+        init: ``init(params)`` returns the first state.
+        prepare: ``prepare(state)`` computes the values that all leaves share in this step (such as bias corrections),
+            and returns the step for the leaves.
         *requires: The preconditions of a step.
         hypers: The hyper-parameters; those that are trees must match the parameters.
 
@@ -384,47 +408,32 @@ class ElementwiseTransformation(GradientTransformation):
         *requires: Precondition,
         hypers: elementwise.Hyperparams | None = None,
     ) -> ElementwiseTransformation:
-        """Make one."""
+        """Create an elementwise transformation."""
 
         def update(
             updates: Any, state: Any, params: Any = None, *, inplace: bool = False, onto_params: bool = False
         ) -> tuple[Any, Any]:
-            updates, (state,) = elementwise.run_steps(
-                [prepare(state)], updates, params, inplace=inplace, onto_params=onto_params
-            )
+            flags = {'inplace': inplace, 'onto_params': onto_params}
+            updates, (state,) = elementwise.run_steps([prepare(state)], updates, params, **flags)
             return updates, state
 
         if hypers is not None and hypers.trees:
             init = functools.partial(_init_if_fit, hypers, init)
             requires = (*requires, Precondition(functools.partial(_require_fit, hypers)))
-        self = super().__new__(cls, init, checked(update, requires))
+        self = super().__new__(cls, init, checking(update, requires))
         self.prepare, self.requires = prepare, requires
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the call that made this transformation, or what it is made of."""
+        """Pickle the call that made this transformation, or its parts."""
         if self.call is not None:
             return super().__reduce__()
         return type(self), (self.init, self.prepare, *self.requires)
 
 
-@factory
-def with_native(tx: GradientTransformation, native: bool) -> ElementwiseTransformation:
-    """Force an elementwise transformation to use the native engine, or to avoid it.
-
-    Args:
-        tx: The transformation.
-        native: If True, ``update`` raises where the engine cannot run; if False, it computes in plain torch.
-
-    Raises:
-        TypeError: If the transformation is not elementwise.
-        RuntimeError: If ``native`` is true and no engine can run here.
-    """
-    if not isinstance(tx, ElementwiseTransformation):
-        raise TypeError(f'{tx!r} is not elementwise; only such transformations run on the native engine.')
-    if native:
-        _C.require()
-    return ElementwiseTransformation(tx.init, lambda state: tx.prepare(state)._replace(native=native), *tx.requires)
+def same_step(step: elementwise.ElementwiseStep) -> Callable[[Any], elementwise.ElementwiseStep]:
+    """A ``prepare`` for a transformation whose steps are all the same."""
+    return lambda state: step
 
 
 def _init_if_fit(hypers: elementwise.Hyperparams, init: Callable[..., Any], params: Any) -> Any:
@@ -465,7 +474,7 @@ def with_extra_args_support(tx: GradientTransformation) -> GradientTransformatio
     if not isinstance(tx, GradientTransformation):
         raise TypeError(
             f'{tx!r} (type: {type(tx).__name__}) is not a GradientTransformation. '
-            f'Pass what a factory such as torchopt.adam() returns.'
+            f'Pass the result of a factory such as torchopt.adam().'
         )
     if isinstance(tx, GradientTransformationExtraArgs):
         return tx
@@ -479,9 +488,7 @@ def with_extra_args_support(tx: GradientTransformation) -> GradientTransformatio
         params_by_name = 'params' in parameters and parameters['params'].kind is inspect.Parameter.KEYWORD_ONLY
     if not takes_extra:
 
-        def update(
-            updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any
-        ) -> tuple[Any, Any]:
+        def update(updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any) -> Any:
             known = {'inplace': inplace} if takes_inplace else {}
             if params_by_name:
                 return tx.update(updates, state, params=params, **known)

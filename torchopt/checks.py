@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of hyper-parameters: each names the argument, what was wrong, and what is allowed.
+"""Checks of hyper-parameters, whose errors name the argument, its value, and the allowed range.
 
-Tensors are accepted wherever numbers are; a tensor that cannot be read without waiting for a device, or that carries
-a graph, is taken on trust.
+Tensors are accepted wherever numbers are.  The value of a tensor is not checked if reading it would synchronize with a
+device, or if it has a graph.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from torchopt.numerics import as_python_scalar
+from torchopt.numerics import as_python_scalar, is_tracing
 
 __all__ = [
     'at_least',
@@ -23,6 +23,7 @@ __all__ = [
     'learning_rate',
     'nonzero',
     'number',
+    'pair',
     'positive',
     'scalar',
     'schedule',
@@ -32,8 +33,8 @@ __all__ = [
 
 
 def deprecated(message: str) -> None:
-    """Warn of a name that is deprecated, from the line outside this package that uses it."""
-    if torch.compiler.is_compiling():
+    """Warn of a deprecated name, with the location of the line outside this package that uses it."""
+    if is_tracing():
         return
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get('__name__', '').partition('.')[0] == 'torchopt':
@@ -41,8 +42,17 @@ def deprecated(message: str) -> None:
     warnings.warn(message, DeprecationWarning, stacklevel=level)
 
 
+def pair(name: str, value: Any) -> tuple[Any, Any]:
+    """The two entries of an argument such as ``betas``."""
+    try:
+        first, second = value
+    except (TypeError, ValueError):
+        raise TypeError(f'Invalid {name}: {value!r}; expected a pair of numbers.') from None
+    return first, second
+
+
 def _number(name: str, value: Any) -> float | None:
-    """The value as a number, None where it cannot be known; TypeError for what is no scalar at all."""
+    """The value as a number, or None if it cannot be read; raise a TypeError if it is not a scalar."""
     if isinstance(value, torch.Tensor):
         if value.dim() > 0 and value.numel() != 1:
             raise ValueError(
@@ -72,7 +82,7 @@ def number(name: str, value: Any) -> None:
 
 
 def nonzero(value: Any) -> bool:
-    """Whether a hyper-parameter can be other than zero; a tensor always can, since it may change."""
+    """Whether a hyper-parameter can be nonzero; a tensor always can, since it may change."""
     return isinstance(value, torch.Tensor) or value != 0
 
 
@@ -83,7 +93,7 @@ def is_schedule(value: Any) -> bool:
 
 
 def at_least(name: str, value: Any, low: float = 0.0) -> None:
-    """Require ``value >= low`` (and so, not NaN)."""
+    """Require ``value >= low``, which excludes NaN."""
     number = _number(name, value)
     if number is not None and not number >= low:
         raise ValueError(f'Invalid {name}: {value}; expected a number >= {low:g}.')
@@ -115,13 +125,13 @@ def schedule(name: str, value: Any) -> None:
     """Require a schedule."""
     if not is_schedule(value):
         raise TypeError(
-            f'Invalid {name}: {value!r} is a {type(value).__name__}; expected a function from the number of steps '
-            f'taken to a number. For a constant use torchopt.transform.scale.'
+            f'Invalid {name}: {value!r} is a {type(value).__name__}; expected a function from the step count to a '
+            f'number. For a constant use torchopt.transform.scale.'
         )
 
 
 def schedule_value(value: Any, count: Any) -> Any:
-    """Return what a schedule gave, once it is known not to be NaN or infinite."""
+    """Require that the value of a schedule is finite, and return it."""
     number = _number('value of a schedule', value)
     if number is not None and not math.isfinite(number):
         raise ValueError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bound gradients: by value, by norm over all leaves, by leaf, by unit, by example."""
+"""Gradient clipping: by value, and by norm over all leaves, per leaf, per unit or per example."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 ClipState = EmptyState
-"""Clipping remembers nothing."""
+"""The state of all clipping transformations, which is empty."""
 
 Axis: TypeAlias = int | tuple[int, ...] | Callable[[Tensor], tuple[int, ...]] | None
 
@@ -44,22 +44,22 @@ Axis: TypeAlias = int | tuple[int, ...] | Callable[[Tensor], tuple[int, ...]] | 
 def clip_grad_norm(
     max_norm: Any, norm_type: float | str = 2.0, error_if_nonfinite: bool = False
 ) -> GradientTransformation:
-    r"""Clip by the norm of all gradients together, as ``torch.nn.utils.clip_grad_norm_`` does.
+    r"""Clip by the norm of all gradients together, like ``torch.nn.utils.clip_grad_norm_``.
 
     .. math::
         u = g \cdot \min\Bigl(1, \frac{c}{\lVert g \rVert_p + 10^{-6}}\Bigr)
 
-    The norm counts as a constant in derivatives of every mode, as in TorchOpt 0.7.3; a learned bound has its own.  Use
+    As in TorchOpt 0.7.3, the norm is a constant in derivatives, while a tensor :math:`c` gets its derivative.  Use
     :func:`clip_by_global_norm` to differentiate through the norm.
 
     Args:
         max_norm: The bound :math:`c \ge 0`.
         norm_type: :math:`p > 0`, or ``'inf'`` for the largest absolute value.
-        error_if_nonfinite: Raise where the norm is NaN or infinite.  This waits for the device.
+        error_if_nonfinite: Raise if the norm is NaN or infinite.  This synchronizes with the device.
 
     Raises:
         ValueError: If ``max_norm`` is negative or ``norm_type`` is not positive.
-        TypeError: If one of them is of the wrong type.
+        TypeError: If one of them has the wrong type.
         RuntimeError: In ``update``, with ``error_if_nonfinite``, if the norm is not finite.
 
     Example:
@@ -83,12 +83,12 @@ def clip_grad_norm(
         if error_if_nonfinite and not bool(total.isfinite()):
             raise RuntimeError(
                 f'The total norm of order {order} of the gradients is {total.item()}, so they cannot be clipped. '
-                f'Pass error_if_nonfinite=False to clip all the same.'
+                f'Pass error_if_nonfinite=False to clip them anyway.'
             )
         factor = (as_scalar_like(max_norm, total) / (total + 1e-6)).clamp(max=1.0)
         return tree.scale(factor, updates), state
 
-    # Whether the norm is finite, only the step itself can tell.
+    # The step itself can fail if the norm is not finite, which no check before it can know.
     requires = [Precondition(lambda state, params: None, is_final=False)] if error_if_nonfinite else []
     return GradientTransformation.requiring(init_empty_state, update, *requires)
 
@@ -98,7 +98,7 @@ def clip_by_global_norm(max_norm: Any) -> GradientTransformation:
     r"""Clip by the l2 norm of all gradients together.
 
     The update is :math:`u = g` if :math:`\lVert g \rVert < c`, and :math:`u = c\, g / \lVert g \rVert` otherwise.
-    Differentiable through the norm as well, and without waiting for the device.
+    It is also differentiated through the norm, and does not synchronize with the device.
 
     Args:
         max_norm: The bound :math:`c`.
@@ -119,7 +119,7 @@ def clip_by_global_norm(max_norm: Any) -> GradientTransformation:
         norm = tree.wide_norm(updates)
         bound = as_scalar_like(max_norm, norm)
         inside = norm < bound
-        # What is not clipped has nothing to do with the norm, by which it must not be divided: it may be zero.
+        # Without clipping, the divisor must not depend on the norm, which may be zero.
         divisor = torch.where(inside | (norm == 0), torch.ones_like(norm), norm)
 
         @in_single
@@ -183,15 +183,16 @@ def clip_by_block_rms(threshold: Any) -> GradientTransformation:
 
 
 def unitwise_norm(x: Tensor, axis: Axis = None) -> Tensor:
-    r"""The norm of every unit of a weight, in the shape of the weight.
+    r"""The norm of every unit of a weight, with the shape of the weight.
 
     Args:
-        x: A weight.  A unit is an output row: PyTorch lays weights out as ``(out, in, ...)``, so the norms run over all
-            dimensions but the first.  Scalars, vectors, and what has one dimension larger than 1 are units as a whole.
-        axis: Dimensions that the norms run over, in place of the rule above, or a function from a weight to them.
+        x: A weight.  A unit is an output row: weights in PyTorch have the shape ``(out, in, ...)``, so the norms are
+            over all dimensions but the first.  Scalars, vectors, and weights with at most one dimension larger than 1
+            are single units.
+        axis: The dimensions of the norms, instead of the rule above, or a function from a weight to these dimensions.
 
     Returns:
-        A real tensor in the shape of ``x``, a view with the norm of a unit in the place of each of its elements.
+        A real tensor with the shape of ``x``, an expanded view: for each element, the norm of its unit.
 
     Example:
         >>> import torch, torchopt
@@ -218,10 +219,10 @@ def unitwise_clip(g_norm: Tensor, max_norm: Tensor, grad: Tensor, div_eps: Any =
     r"""Clip the gradient of every unit, :math:`u = g \min(1, c / \lVert g \rVert)`.
 
     Args:
-        g_norm: The norm of the gradient of each unit, as :func:`unitwise_norm` gives it.
-        max_norm: The bound :math:`c` of each unit, in the same shape.
+        g_norm: The norm of the gradient of each unit, from :func:`unitwise_norm`.
+        max_norm: The bound :math:`c` of each unit, of the same shape.
         grad: The gradient.
-        div_eps: The least norm that is divided by.
+        div_eps: A lower bound of the divisor :math:`\lVert g \rVert`.
 
     Returns:
         The clipped gradient.
@@ -238,8 +239,8 @@ def unitwise_clip(g_norm: Tensor, max_norm: Tensor, grad: Tensor, div_eps: Any =
     for name, x in (('max_norm', max_norm), ('grad', grad)):
         if x.shape != g_norm.shape:
             raise ValueError(
-                f'{name} and g_norm must have one shape: {tuple(x.shape)} and {tuple(g_norm.shape)}. Pass norms in the '
-                f'shape of the gradient, as unitwise_norm gives them.'
+                f'{name} and g_norm must have the same shape: {tuple(x.shape)} and {tuple(g_norm.shape)}. Pass norms '
+                f'with the shape of the gradient, as unitwise_norm returns them.'
             )
     return in_single(_clip_units)(grad, g_norm, max_norm, div_eps)
 
@@ -252,18 +253,18 @@ def _clip_units(g: Tensor, norm: Tensor, bound: Tensor, div_eps: Any) -> Tensor:
 def adaptive_grad_clip(clipping: Any, eps: Any = 1e-3, axis: Axis = None) -> GradientTransformation:
     r"""Clip the gradient of every unit by the norm of its weights.
 
-    A unit is an output row of a weight: for a leaf with :math:`w` the weights and :math:`g` the gradient of one unit,
+    With the weights :math:`w` and the gradient :math:`g` of one unit, an output row of a weight,
 
     .. math::
         u = g \cdot \min\Bigl(1, \lambda \frac{\max(\lVert w \rVert, \epsilon)}{\lVert g \rVert}\Bigr)
 
-    PyTorch lays weights out as ``(out, in, ...)``, so the norms run over all dimensions but the first; scalars and
-    vectors are units as a whole.
+    Weights in PyTorch have the shape ``(out, in, ...)``, so the norms are over all dimensions but the first; scalars
+    and vectors are single units.
 
     Args:
-        clipping: :math:`\lambda`.
-        eps: :math:`\epsilon`, the least norm that weights are taken to have.
-        axis: Dimensions that the norms run over, in place of the rule above, or a function from a weight to them.
+        clipping: The factor :math:`\lambda`.
+        eps: :math:`\epsilon`, a lower bound of the norm of the weights.
+        axis: The dimensions of the norms, instead of the rule above, or a function from a weight to these dimensions.
 
     Raises:
         ValueError: In ``update``, if the parameters are not given.
@@ -297,14 +298,14 @@ def per_example_global_norm_clip(grads: Any, l2_norm_clip: float) -> tuple[Any, 
     r"""Clip the gradient of every example by its norm over all leaves, and sum over the examples.
 
     Args:
-        grads: Tree of tensors whose first dimension counts the examples (what ``vmap`` of ``grad`` gives).
+        grads: Tree of tensors whose first dimension is that of the examples (the result of ``vmap`` of ``grad``).
         l2_norm_clip: The bound on the l2 norm of one example's gradient.
 
     Returns:
-        The sum over the examples of the clipped gradients, and how many were clipped, a 0-d int64 tensor.
+        The sum over the examples of the clipped gradients, and the number of clipped examples, a 0-d int64 tensor.
 
     Raises:
-        ValueError: If the leaves do not agree on the number of examples.
+        ValueError: If the number of examples differs between leaves.
 
     Example:
         >>> import torch, torchopt
@@ -324,20 +325,20 @@ def per_example_global_norm_clip(grads: Any, l2_norm_clip: float) -> tuple[Any, 
 def per_example_layer_norm_clip(grads: Any, global_l2_norm_clip: float, uniform: bool = True) -> tuple[Any, Any]:
     r"""Clip the gradient of every example leaf by leaf, and sum over the examples.
 
-    The bounds :math:`C_i` of the leaves make up the global bound, :math:`\sum_i C_i^2 = C^2`: alike
-    (:math:`C_i = C / \sqrt{L}`) or in proportion to the root of the number of elements,
-    :math:`C_i = C \sqrt{d_i / d}`.
+    The bounds :math:`C_i` of the leaves satisfy :math:`\sum_i C_i^2 = C^2`.  They are equal, :math:`C_i = C /
+    \sqrt{L}` for :math:`L` leaves, or proportional to the root of the number of elements, :math:`C_i = C \sqrt{d_i /
+    d}`.
 
     Args:
-        grads: Tree of tensors whose first dimension counts the examples.
+        grads: Tree of tensors whose first dimension is that of the examples.
         global_l2_norm_clip: The global bound :math:`C`.
         uniform: Whether all leaves have the same bound.
 
     Returns:
-        The sums of the clipped gradients, and for each leaf how many examples were clipped.
+        The sums of the clipped gradients, and the number of clipped examples for each leaf.
 
     Raises:
-        ValueError: If the leaves do not agree on the number of examples.
+        ValueError: If the number of examples differs between leaves.
 
     Example:
         >>> import torch, torchopt
@@ -369,8 +370,8 @@ def _number_of_examples(grads: Any) -> int:
     sizes = {path: g.shape[0] if g.dim() else None for path, g in tree.flatten_with_path(grads)}
     if not sizes or len(set(sizes.values())) > 1 or None in sizes.values():
         raise ValueError(
-            f'grads must be tensors whose first dimension counts the examples, the same for all leaves; '
-            f'found the sizes {sizes}. Take them with torch.func.vmap(torch.func.grad(loss), ...).'
+            f'grads must be tensors whose first dimension is the number of examples, the same for all leaves; '
+            f'found the sizes {sizes}. Compute them with torch.func.vmap(torch.func.grad(loss), ...).'
         )
     return int(next(iter(sizes.values())))  # type: ignore[arg-type]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chains: one transformation after another."""
+"""Chains of transformations."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def chain(*transformations: GradientTransformation) -> GradientTransformation:
     ``(clip state, ScaleByAdamState, EmptyState)``.  Extra arguments of ``update`` reach the members that accept them.
 
     Args:
-        *transformations: The members.  Without members the result is the identity; a single member is returned itself.
+        *transformations: The members.  Without members, the result is the identity; a single member is returned as it
+            is.
 
     Returns:
         A transformation whose state is the tuple of the members' states.
@@ -83,7 +84,7 @@ chain.flat = chain_flat  # type: ignore[attr-defined]
 
 @factory
 def named_chain(*args: tuple[str, GradientTransformation]) -> GradientTransformationExtraArgs:
-    """Chain transformations under names; the state is an ordered dict from name to state.
+    """Chain named transformations; the state is an ordered dict from name to state.
 
     Args:
         *args: Pairs of a name and a transformation.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Autograd graphs as seen from their ends: which leaves a result depends on."""
+"""Traversal of autograd graphs, to find the leaves on which a result depends."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 __all__ = ['leaves_of', 'nodes_of']
 
 
-def nodes_of(outputs: Iterable[Tensor]) -> Iterator[Any]:
-    """The nodes of the graph behind some tensors, each once; without recursion."""
+def nodes_of(outputs: Iterable[Tensor], until: Iterable[Any] = ()) -> Iterator[Any]:
+    """The nodes of the graph behind some tensors, each once, without recursion; not ``until`` and what is behind it."""
     stack: list[Any] = [x.grad_fn for x in outputs]
-    # The nodes themselves, not their numbers: Python makes them anew when asked, and gives a number of the dead again.
-    seen: dict[int, Any] = {}
+    # Keep the nodes alive: their Python objects are created on access, and the ids of deleted ones are reused.
+    seen: dict[int, Any] = {id(node): node for node in until}
     while stack:
         node = stack.pop()
         if node is None or id(node) in seen:
@@ -25,9 +25,9 @@ def nodes_of(outputs: Iterable[Tensor]) -> Iterator[Any]:
         stack.extend(n for n, _ in node.next_functions)
 
 
-def leaves_of(outputs: Iterable[Tensor]) -> list[Tensor]:
-    """The leaves that require grad on which these tensors depend, each once."""
+def leaves_of(outputs: Iterable[Tensor], until: Iterable[Any] = ()) -> list[Tensor]:
+    """The leaves that require grad on which these tensors depend, each once; not those behind the nodes ``until``."""
     outputs = list(outputs)
     found = {id(x): x for x in outputs if x.requires_grad and x.grad_fn is None}
-    found.update((id(node.variable), node.variable) for node in nodes_of(outputs) if hasattr(node, 'variable'))
+    found.update((id(node.variable), node.variable) for node in nodes_of(outputs, until) if hasattr(node, 'variable'))
     return list(found.values())

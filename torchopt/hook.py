@@ -35,9 +35,9 @@ class nan_to_num_hook:
     """A hook that replaces NaN and infinities in a gradient.
 
     Args:
-        nan: What to put in place of NaN.
-        posinf: What to put in place of positive infinity; the largest number of the dtype by default.
-        neginf: What to put in place of negative infinity; the smallest number of the dtype by default.
+        nan: The replacement of NaN.
+        posinf: The replacement of positive infinity; by default the largest number of the dtype.
+        neginf: The replacement of negative infinity; by default the smallest number of the dtype.
 
     Example:
         >>> import torch, torchopt
@@ -55,13 +55,13 @@ class nan_to_num_hook:
 
 @factory
 def register_hook(hook: Callable[[Tensor], Tensor | None]) -> GradientTransformation:
-    """Register a hook on every update: it sees, and may replace, the gradient that flows back through the step.
+    """Register a hook on every update, which can replace the gradient in the backward pass through the step.
 
     Args:
-        hook: Called with the gradient of each update in the backward pass, as by ``torch.Tensor.register_hook``.
+        hook: Called with the gradient of each update in the backward pass; see ``torch.Tensor.register_hook``.
 
     Raises:
-        TypeError: If ``hook`` cannot be called.
+        TypeError: If ``hook`` is not callable.
         RuntimeError: In ``update``, if an update does not require grad.
 
     Example:
@@ -92,7 +92,7 @@ def scale_gradient(inputs: Any, scale: Any) -> Any:
         scale: The factor of the gradients, a number or a 0-d tensor.  1 returns the inputs, 0 detaches them.
 
     Returns:
-        A tree with the values of ``inputs``.  Forward mode scales tangents.
+        A tree with the values of ``inputs``.  In forward mode, the tangents are scaled.
 
     Example:
         >>> import torch, torchopt
@@ -115,7 +115,7 @@ class _ScaleGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, scale: Any) -> Tensor:
-        # Forward mode wants the tangent of a view to be a view as well, which a multiple is not.
+        # In forward mode, the tangent of a view must be a view as well, which a multiple is not.
         return x.view_as(x) if forward_ad._current_level < 0 else x.clone()
 
     @staticmethod

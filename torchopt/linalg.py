@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Linear algebra with matrices or linear functions, as TorchOpt 0.7.3 and Optax name it.
+"""Linear algebra with matrices or linear functions, with the names of TorchOpt 0.7.3 and Optax.
 
 The general solvers are in :mod:`torchopt.linear_solve`.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from torchopt import tree
 from torchopt.linear_solve import solve_cg
-from torchopt.linear_solve.door import iteration_limit
+from torchopt.linear_solve.solve import iteration_limit
 from torchopt.loop import while_loop
 from torchopt.numerics import as_scalar_like, eager, in_single, widened
 from torchopt.tree.random import Key, seed_or_generator
@@ -37,23 +37,23 @@ def cg(
 ) -> Any:
     r"""Solve :math:`A x = b` by conjugate gradients, for a symmetric positive definite :math:`A`.
 
-    As :func:`torchopt.linear_solve.solve_cg`, with the same implicit derivatives in :math:`A` and :math:`b`.
+    The derivatives with respect to :math:`A` and :math:`b` are implicit; see :func:`torchopt.linear_solve.solve_cg`.
 
     Args:
         A: A square matrix, a tree of them (one for each leaf of ``b``, a vector or a matrix of columns), or a linear
             function of trees.
         b: The right-hand side, a tree of tensors.
-        x0: Where to start, zero if None.
-        rtol: The residual norm to reach, relative to that of ``b``.
-        atol: The residual norm that suffices in any case.
-        maxiter: The number of iterations that are allowed; ten per unknown if None.
-        M: A preconditioner, of the same kinds as ``A``, close to its inverse.
+        x0: The initial solution, zero if None.
+        rtol: The tolerance of the residual norm, relative to the norm of ``b``.
+        atol: The absolute tolerance of the residual norm; the larger of the two tolerances applies.
+        maxiter: The maximum number of iterations; ten per unknown if None.
+        M: A preconditioner, of the same kinds as ``A``, an approximation of its inverse.
 
     Returns:
         A tree like ``b``.
 
     Raises:
-        TypeError: If a matrix is not square, or no tensor.
+        TypeError: If a matrix is not square, or not a tensor.
         ValueError: If trees or shapes do not match, or values are not finite.
 
     Warns:
@@ -76,8 +76,8 @@ def ns(A: Any, b: Any, maxiter: int | None = None, *, alpha: float | None = None
 
     .. math:: \alpha \sum_{k=0}^{K} (I - \alpha A)^k\, b
 
-    The result is differentiated as the polynomial in :math:`A` that it is.  (:func:`torchopt.linear_solve.solve_inv`
-    with ``ns=True`` has the derivative of a solution, and keeps no terms.)
+    The derivative is that of this polynomial in :math:`A`.  (:func:`torchopt.linear_solve.solve_inv` with ``ns=True``
+    has the derivative of the solution :math:`A^{-1} b`, and stores no terms.)
 
     Args:
         A: A square matrix, a tree of them (one for each leaf of ``b``), or a linear function of trees.
@@ -163,28 +163,30 @@ def power_iteration(
     precision: Any = None,
     key: Key | None = None,
 ) -> tuple[Tensor, Any]:
-    r"""The eigenvalue of a matrix that is largest in absolute value, and its eigenvector.
+    r"""The eigenvalue of a matrix with the largest absolute value, and its eigenvector.
 
     .. math::
         v_{k+1} = A v_k / \lVert A v_k \rVert, \qquad \lambda_k = \langle v_k, A v_k \rangle
 
-    until :math:`\lVert A v_k - \lambda_k v_k \rVert < \tau |\lambda_k|`.  It converges if there is one such eigenvalue.
-    Each iteration waits for the device; in a batch of ``torch.func.vmap`` each matrix stops by itself.  Under
+    until :math:`\lVert A v_k - \lambda_k v_k \rVert < \tau |\lambda_k|`.  It converges if this eigenvalue is unique.
+
+    Each iteration synchronizes with the device; in a batch of ``torch.func.vmap`` each matrix stops separately.  Under
     ``torch.compile`` this is one graph break.
 
     Args:
         matrix: A square matrix, or a linear function of trees.
-        v0: Where to start, not orthogonal to the eigenvector; at random if None, which functions do not allow.
-        num_iters: The number of iterations that are allowed.
+        v0: The initial vector, not orthogonal to the eigenvector; random if None.  Required if ``matrix`` is a
+            function.
+        num_iters: The maximum number of iterations.
         error_tolerance: :math:`\tau`.
-        precision: Not used; Optax has it.  See :func:`torch.set_float32_matmul_precision`.
-        key: A seed or a generator for the random start; the seed 0 if None.
+        precision: Not used, for compatibility with Optax.  See :func:`torch.set_float32_matmul_precision`.
+        key: A seed or a generator for the random initial vector; the seed 0 if None.
 
     Returns:
         The eigenvalue, a 0-d tensor, and the eigenvector, of norm 1.
 
     Raises:
-        ValueError: If the matrix is not square, or a function comes without ``v0``.
+        ValueError: If the matrix is not square, or ``v0`` is missing for a function.
 
     Example:
         >>> import torch, torchopt
@@ -202,7 +204,7 @@ def power_iteration(
         if v0 is None:
             v0 = _random_start(matrix, 0 if key is None else key)
     elif v0 is None:
-        raise ValueError('v0 must be given where `matrix` is a function. Pass a tree like its argument.')
+        raise ValueError('v0 must be given if `matrix` is a function. Pass a tree like its argument.')
     else:
         product = matrix
 
@@ -220,7 +222,7 @@ def power_iteration(
 
 
 def _random_start(matrix: Tensor, key: Key) -> Tensor:
-    """A vector of numbers between -1 and 1; from a seed the same one in every batch and transform."""
+    """A vector of numbers between -1 and 1; for a seed, the same one for all elements of a batch."""
     n = matrix.shape[-1]
     source = seed_or_generator(key)
     if isinstance(source, torch.Generator):
@@ -255,25 +257,25 @@ def matrix_inverse_pth_root(
 ) -> tuple[Tensor, Tensor]:
     r"""The inverse :math:`p`-th root :math:`A^{-1/p}` of a symmetric positive semidefinite matrix.
 
-    A multiple :math:`\epsilon \lambda_{\max}` of the identity is added first.  Then, with
-    :math:`z = (1 + p) / 2 \lVert A \rVert`, Newton's method runs on two matrices, of which :math:`M` goes to :math:`I`
-    while :math:`H^{-p} M` stays :math:`A`:
+    First, :math:`\epsilon \lambda_{\max} I` is added to the matrix.  Then, with :math:`z = (1 + p) / (2 \lVert A
+    \rVert)`, Newton's method is applied to two matrices, where :math:`M` converges to :math:`I` and :math:`H^{-p} M =
+    A` in every iteration:
 
     .. math::
         T_k = \frac{(p + 1) I - M_k}{p}, \qquad M_{k+1} = T_k^p M_k, \qquad H_{k+1} = H_k T_k, \qquad
         M_0 = z A, \quad H_0 = z^{1/p} I.
 
-    It stops where :math:`M` is close to :math:`I`, or comes no closer, by rounding.  Each iteration waits for the
-    device; in a batch of ``torch.func.vmap`` each matrix stops by itself.  Under ``torch.compile`` this is one graph
-    break.
+    It stops if :math:`M` is close to :math:`I`, or no longer approaches it due to rounding.  Each iteration
+    synchronizes with the device; in a batch of ``torch.func.vmap`` each matrix stops separately.  Under
+    ``torch.compile`` this is one graph break.
 
     Args:
         matrix: The matrix :math:`A`.
         p: The order of the root, at least 1.
-        num_iters: The number of iterations that are allowed.
+        num_iters: The maximum number of iterations.
         ridge_epsilon: :math:`\epsilon`.
-        error_tolerance: The largest element of :math:`|M - I|` at which to stop.
-        precision: Not used; Optax has it.  See :func:`torch.set_float32_matmul_precision`.
+        error_tolerance: The tolerance of the largest element of :math:`|M - I|`.
+        precision: Not used, for compatibility with Optax.  See :func:`torch.set_float32_matmul_precision`.
 
     Returns:
         The root, in the dtype of the matrix, and the last error, the largest element of :math:`|M - I|`.
@@ -307,7 +309,7 @@ def matrix_inverse_pth_root(
         t = ((p + 1) * identity - last.m) / p
         m = torch.linalg.matrix_power(t, p) @ last.m
         error = (m - identity).abs().max()
-        # It may rise a little before it falls; where it rises more, rounding has taken over.
+        # The error may increase a little at first; a larger increase is caused by rounding.
         better = error < 1.2 * last.error
         h = torch.where(better, last.h @ t, last.h)
         return _Root(m, h, error, better & (error > error_tolerance))
@@ -320,29 +322,29 @@ def matrix_inverse_pth_root(
 
 
 def nnls(A: Tensor, b: Tensor, iters: int, unroll: int | bool = 1, L: Any = None) -> Tensor:
-    r"""Least squares with unknowns that are not negative: :math:`\min_{x \ge 0} \lVert A x - b \rVert`.
+    r"""Nonnegative least squares, :math:`\min_{x \ge 0} \lVert A x - b \rVert`.
 
-    Projected gradient steps with momentum, a fixed number of them:
+    It takes a fixed number of accelerated projected gradient steps, with :math:`x_0 = y_0 = 0` and :math:`c_0 = 0`:
 
     .. math::
         x_{k+1} = \max\bigl(0, y_k - \tfrac{1}{L} (A^\mathsf{T} A y_k - A^\mathsf{T} b)\bigr), \qquad
         y_{k+1} = x_{k+1} + \frac{c_k - 1}{c_{k+1}} (x_{k+1} - x_k), \qquad
         c_{k+1} = \frac{1 + \sqrt{1 + 4 c_k^2}}{2}
 
-    The result is differentiated as what it is, the last of the iterates.
+    The derivative is that of the last iterate.
 
     Args:
         A: A real matrix of shape ``[m, n]``.
         b: A vector of shape ``[m]``, or columns ``[m, k]``.
         iters: The number of iterations.
-        unroll: Not used; Optax has it.
-        L: A bound on the largest eigenvalue of :math:`A^\mathsf{T} A`; the smaller of two of its norms if None.
+        unroll: Not used, for compatibility with Optax.
+        L: An upper bound of the largest eigenvalue of :math:`A^\mathsf{T} A`; the smaller of two of its norms if None.
 
     Returns:
         The solution, of shape ``[n]`` or ``[n, k]``.
 
     Raises:
-        ValueError: If shapes do not fit.
+        ValueError: If the shapes do not match.
 
     Example:
         >>> import torch, torchopt
@@ -386,8 +388,8 @@ def _as_function(A: Any, b: Any, name: str, error: type[Exception]) -> Callable[
             _require_square(matrix, name, error)
             if not column.dim() or column.shape[max(column.dim() - 2, 0)] != matrix.shape[0]:
                 raise ValueError(
-                    f'A matrix of `{name}` has shape {tuple(matrix.shape)}, but the vector (or columns) in b that it '
-                    f'stands for has shape {tuple(column.shape)}. A vector needs shape (n,), columns (n, k).'
+                    f'A matrix of `{name}` has shape {tuple(matrix.shape)}, but the corresponding leaf of b has shape '
+                    f'{tuple(column.shape)}. Pass a vector of shape (n,) or columns of shape (n, k).'
                 )
     return lambda x: tree.map(torch.matmul, A, x)
 

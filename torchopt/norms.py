@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Norms that are right at every scale and in half precision, with a derivative at zero."""
+"""Norms that are accurate at every scale and in half precision, with a derivative at zero."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from torchopt.numerics import abs_sq, in_transform, real_dtype, safe_sqrt, widened
+from torchopt.numerics import abs_sq, real_dtype, runs_directly, safe_sqrt, widened
 
 __all__ = ['constant_norm', 'root_mean_square', 'safe_norm', 'safe_root_mean_squares', 'two_norm']
 
 
 def two_norm(xs: Sequence[torch.Tensor], dim: int | tuple[int, ...] | None = None, keepdim: bool = False) -> Any:
-    r"""The 2-norm of several tensors together, right at every scale, whose derivative at zero is zero.
+    r"""The 2-norm of several tensors together, accurate at every scale, with the derivative zero at zero.
 
-    Squares overflow, or underflow to zero, long before the numbers themselves: those of float32 above :math:`10^{19}`
-    and below :math:`10^{-19}`.  So the tensors are divided by a power of two near their largest element before they are
-    squared.  That is exact, and for derivatives of every order the divisor is a constant.
+    Squares of float32 overflow for numbers above :math:`10^{19}` and underflow for numbers below :math:`10^{-19}`.  So
+    the tensors are first divided by a power of two near their largest element.  This is exact, and the divisor is a
+    constant in derivatives of every order.
 
     Args:
         xs: Tensors of floating or complex dtypes, at least one.
-        dim: The dimensions of each tensor that the norm runs over; without these all have one shape.  By default all.
+        dim: The dimensions of the norm; the other dimensions must have the same sizes in all tensors.  By default all.
         keepdim: Keep these dimensions, with size 1.
 
     Returns:
-        A real tensor on the device of the first, of the widest dtype among them and float32: the norm of a large tensor
-        in half precision may be beyond the range of its dtype.
+        A real tensor on the device of the first tensor, of the widest dtype among them and float32, since the norm of
+        a large tensor in half precision can overflow.
     """
     if dim is None and (known := _norm_at_once(xs)) is not None:
         return known
@@ -43,11 +43,11 @@ _SAFE = {
     dtype: (1e7 * torch.finfo(dtype).tiny ** 0.5, 0.1 * torch.finfo(dtype).max ** 0.5)
     for dtype in (torch.float32, torch.float64)
 }
-"""Between which norms squares neither overflow nor lose digits by underflow."""
+"""For norms in this range, squares neither overflow nor lose digits by underflow."""
 
 
 def _norm_at_once(xs: Sequence[torch.Tensor]) -> torch.Tensor | None:
-    """The norm of plain tensors on the CPU without derivatives, where no scaling is needed; else None."""
+    """The norm of plain tensors on the CPU without derivatives if it needs no scaling; else None."""
     if not _read_at_once(xs):
         return None
     if xs[0].dtype not in _SAFE or any(x.dtype != xs[0].dtype for x in xs):
@@ -60,7 +60,7 @@ def _norm_at_once(xs: Sequence[torch.Tensor]) -> torch.Tensor | None:
 
 def _read_at_once(xs: Sequence[torch.Tensor]) -> bool:
     """Whether tensors are plain tensors on the CPU without derivatives."""
-    if torch.compiler.is_compiling() or in_transform() or forward_ad._current_level >= 0:
+    if not runs_directly() or forward_ad._current_level >= 0:
         return False
     if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
         return False
@@ -77,7 +77,7 @@ def _root_of_squares(xs: Sequence[torch.Tensor], dim: int | tuple[int, ...] | No
 
 
 def constant_norm(xs: Sequence[torch.Tensor], order: float) -> torch.Tensor:
-    """The norm of any positive order of several tensors together, as a constant; otherwise as :func:`two_norm`."""
+    """The norm of any positive order of several tensors together, as a constant; see :func:`two_norm`."""
     xs = [x.detach() for x in xs]
     if order == 2 and xs and (known := _norm_at_once(xs)) is not None:
         return known
@@ -87,13 +87,13 @@ def constant_norm(xs: Sequence[torch.Tensor], order: float) -> torch.Tensor:
 
 
 def _widest(xs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Tensors in the widest precision among them and float32."""
+    """Convert tensors to the widest precision among them and float32."""
     wide = functools.reduce(torch.promote_types, [real_dtype(x.dtype) for x in xs], torch.float32)
     return [x.to(wide.to_complex() if x.is_complex() else wide) for x in xs]
 
 
 def _in_units(xs: Sequence[torch.Tensor], dim: int | tuple[int, ...] | None) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Tensors over a power of two near the largest absolute value along some dimensions, and this constant."""
+    """Tensors divided by a power of two near the largest absolute value along some dimensions, and this constant."""
     xs = _widest(xs)
     wide = real_dtype(xs[0].dtype)
     largest = [torch.linalg.vector_norm(x.detach(), math.inf, dim, dim is not None) for x in xs if x.numel()]
@@ -106,12 +106,12 @@ def _in_units(xs: Sequence[torch.Tensor], dim: int | tuple[int, ...] | None) -> 
 
 
 def _over(x: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
-    # Complex division of an infinity makes a NaN.
+    # Complex division of infinity gives NaN.
     return torch.complex(x.real / unit, x.imag / unit) if x.is_complex() else x / unit
 
 
 def root_mean_square(x: torch.Tensor) -> torch.Tensor:
-    """The root mean square of a tensor, as :func:`two_norm`; that of a tensor without elements is zero."""
+    """The root mean square of a tensor, computed by :func:`two_norm`; zero for a tensor without elements."""
     return two_norm([x]) / math.sqrt(max(x.numel(), 1))
 
 
@@ -122,15 +122,15 @@ def safe_norm(
     axis: int | tuple[int, ...] | None = None,
     keepdims: bool = False,
 ) -> torch.Tensor:
-    r"""The norm of a tensor or a bound below, :math:`\max(\lVert x \rVert, s)`, with a derivative everywhere.
+    r"""The norm of a tensor with a lower bound, :math:`\max(\lVert x \rVert, s)`, with a derivative everywhere.
 
-    Where the bound holds, the derivative in ``x`` is zero; so it is at :math:`x = 0`, where a norm alone has none.
+    If :math:`\lVert x \rVert \le s`, the derivative with respect to ``x`` is zero, also at :math:`x = 0`.
 
     Args:
         x: A tensor of a floating or complex dtype.
-        min_norm: The bound :math:`s`, a number or a tensor.
+        min_norm: The lower bound :math:`s`, a number or a tensor.
         ord: The order of the norm, as in :func:`torch.linalg.norm`; by default the 2-norm of all elements.
-        axis: The dimension that a vector norm runs over, or the two dimensions of matrices; all by default.
+        axis: The dimension of a vector norm, or the two dimensions of a matrix norm; by default all.
         keepdims: Keep these dimensions, with size 1.
 
     Returns:
@@ -146,7 +146,7 @@ def safe_norm(
         (tensor(0.0010), tensor([0., 0.]))
     """
     dims = tuple(range(x.dim())) if axis is None else axis
-    # All norms but that of order 0, a number of elements, grow with what they measure.
+    # All norms but that of order 0, the number of nonzero elements, are proportional to the scale of x.
     (parts,), unit = ([widened(x)], 1.0) if ord == 0 else _in_units([x], dims)
     small = unit * torch.linalg.norm(parts.detach(), ord, dim=axis, keepdim=True) <= min_norm
     norm = unit * torch.linalg.norm(torch.where(small, torch.ones_like(parts), parts), ord, dim=axis, keepdim=True)
@@ -155,11 +155,11 @@ def safe_norm(
 
 
 def safe_root_mean_squares(x: torch.Tensor, min_rms: Any) -> torch.Tensor:
-    r"""The root mean square of a tensor or a bound below, with a derivative everywhere; as :func:`safe_norm`.
+    r"""The root mean square of a tensor with a lower bound, with a derivative everywhere; see :func:`safe_norm`.
 
     Args:
         x: A tensor of a floating or complex dtype.
-        min_rms: The bound, a number or a tensor.
+        min_rms: The lower bound, a number or a tensor.
 
     Returns:
         A real 0-d tensor.

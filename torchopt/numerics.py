@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scalars of an optimizer step: Python numbers in double precision, or tensors that carry a graph.
+"""Scalars of an optimizer step: Python numbers in double precision, or tensors with a graph.
 
 A step count is a 0-d integer tensor on the CPU, so states can be mapped over, saved and traced.  If its value is
 available on the host without synchronization, everything that depends on it (bias corrections, schedules) is
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeAlias
 
@@ -41,11 +40,9 @@ __all__ = [
     'in_single',
     'in_transform',
     'increment',
-    'is_dtensor',
-    'is_fully_sharded',
     'is_inexact',
     'is_readable',
-    'is_storage_freed',
+    'is_tracing',
     'is_transformed',
     'as_python_list',
     'is_plain',
@@ -55,6 +52,7 @@ __all__ = [
     'real_dtype',
     'safe_increment',
     'safe_sqrt',
+    'runs_directly',
     'saved_tensors',
     'tensor_like',
     'vector',
@@ -67,6 +65,7 @@ __all__ = [
 
 Scalar = float | torch.Tensor
 _unwrap_if_dead = torch._C._functorch.unwrap_if_dead
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 DTypeLike: TypeAlias = 'torch.dtype | np.dtype[Any] | type | str'
 """The types that :func:`as_dtype` accepts."""
@@ -105,6 +104,11 @@ def as_dtype(dtype: DTypeLike, name: str = 'dtype') -> torch.dtype:
 def zero_count() -> torch.Tensor:
     """A step count of zero: a 0-d int64 tensor, on the CPU for any default device."""
     return torch.zeros((), dtype=torch.int64, device='cpu')
+
+
+def is_tracing() -> bool:
+    """Whether ``torch.compile`` traces this code: values cannot be read, functions not inspected, caches not used."""
+    return torch.compiler.is_compiling()
 
 
 def is_transformed(x: torch.Tensor) -> bool:
@@ -151,6 +155,11 @@ def has_tangent(x: torch.Tensor) -> bool:
         return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
 
 
+def runs_directly() -> bool:
+    """Whether operations run at once on plain tensors: no ``torch.func`` transform, no compiler."""
+    return not (torch.compiler.is_compiling() or in_transform())
+
+
 @contextlib.contextmanager
 def beneath(x: torch.Tensor, *, itself: bool = False) -> Iterator[None]:
     """Disable the ``torch.func`` transforms inside the one that wraps a tensor, and this one too.
@@ -173,8 +182,8 @@ def beneath(x: torch.Tensor, *, itself: bool = False) -> Iterator[None]:
 def without_ended(x: Any) -> Any:
     """A tensor without the wrappers of ``torch.func`` transforms that have ended; other objects unchanged.
 
-    The pullback of ``torch.func.vjp`` runs after its transform, on tensors that were saved inside it.  Their wrappers
-    still claim to require grad, but belong to no graph: autograd differentiates the tensor inside.
+    The pullback of ``torch.func.vjp`` runs after its transform has ended, on tensors that were saved inside it.  Their
+    wrappers still require grad, but belong to no graph: autograd differentiates the tensors inside.
     """
     if isinstance(x, torch.Tensor):
         while (within := _unwrap_if_dead(x)) is not x:
@@ -184,19 +193,26 @@ def without_ended(x: Any) -> Any:
 
 def saved_tensors(ctx: Any) -> list[Any]:
     """The tensors that an autograd Function saved for its backward pass; see :func:`without_ended`."""
-    return [without_ended(x) for x in ctx.saved_tensors]
+    return _all_without_ended(ctx.saved_tensors)
+
+
+def _all_without_ended(xs: Iterable[Any]) -> list[Any]:
+    return [without_ended(x) if isinstance(x, torch.Tensor) and _unwrap_if_dead(x) is not x else x for x in xs]
 
 
 def apply_function(function: type[torch.autograd.Function], *args: Any) -> Any:
     """``function.apply(*args)`` for tensors that may have been saved in a transform that has ended.
 
-    Outside transforms it bypasses ``torch.func``, which would flatten every argument.  If a function mode is
-    active, the tensors first pass through an operation, since modes do not see the arguments of an autograd Function:
-    a mode that records or replaces tensors would miss them (see :mod:`torchopt.autodiff.closure`).
+    Outside transforms it bypasses ``torch.func``, which would flatten every argument.  Function modes, which do not see
+    the arguments of an autograd Function, see this call: those that record or replace tensors would miss them otherwise
+    (see :mod:`torchopt.autodiff.modes`).
     """
     if torch._C._len_torch_function_stack():
-        args = tuple(x.view_as(x) if isinstance(x, torch.Tensor) else x for x in args)
-    args = tuple(map(without_ended, args))
+        if torch.compiler.is_compiling():
+            args = tuple(x.view_as(x) if isinstance(x, torch.Tensor) else x for x in args)
+        else:
+            return torch.overrides.handle_torch_function(apply_function, (), function, *args)  # type: ignore[no-untyped-call]
+    args = tuple(_all_without_ended(args))
     if in_transform():
         return function.apply(*args)  # type: ignore[no-untyped-call]
     return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
@@ -208,13 +224,11 @@ def as_python_scalar(x: Any) -> float | int | None:
         return x
     if isinstance(x, np.number) and not isinstance(x, np.complexfloating):
         return x.item()
-    if type(x) is not torch.Tensor or is_transformed(x):
+    if type(x) is not torch.Tensor or torch.compiler.is_compiling() or _is_wrapped(x):
         return None
     if x.device.type != 'cpu' or x.requires_grad or x.numel() != 1 or x.is_complex():
         return None
-    if has_tangent(x):
-        return None
-    return x.item()
+    return None if forward_ad._current_level >= 0 and has_tangent(x) else x.item()
 
 
 def as_python_list(x: torch.Tensor) -> list[float] | None:
@@ -223,19 +237,19 @@ def as_python_list(x: torch.Tensor) -> list[float] | None:
 
 
 def vector(values: Sequence[Any], device: torch.device) -> torch.Tensor:
-    """Scalars as one tensor in double precision, differentiable in those that are tensors."""
+    """Scalars as one tensor in double precision, differentiable with respect to those that are tensors."""
     if device.type == 'cpu' and not any(isinstance(x, torch.Tensor) for x in values):
         return torch.tensor([float(x) for x in values], dtype=torch.float64, device=device)
     # Filling, unlike copying, does not synchronize with a device.
     where: Any = {'dtype': torch.float64, 'device': device}
     scalars = [x.to(device) if isinstance(x, torch.Tensor) else torch.full((), x, **where) for x in values]
     if any(x.dim() for x in scalars):
-        scalars = [x.reshape(()) for x in scalars]  # those of one element
+        scalars = [x.reshape(()) for x in scalars]  # also tensors of one element
     return torch.stack(scalars).to(torch.float64)
 
 
 def common_device(values: Iterable[Any]) -> torch.device:
-    """The device of the values that are tensors outside the CPU; the CPU if there are none."""
+    """The device of the tensors that are not on the CPU; the CPU if there are none."""
     devices = [x.device for x in values if isinstance(x, torch.Tensor) and x.device.type != 'cpu']
     return devices[0] if devices else torch.device('cpu')
 
@@ -266,7 +280,7 @@ def safe_increment(count: Any) -> Any:
         count: An int, or a tensor of an integer or floating dtype, of any shape.
 
     Returns:
-        ``count + 1``; the largest value of the dtype is kept.
+        ``count + 1``, or ``count`` if it is the largest value of its dtype.
 
     Example:
         >>> import torch
@@ -282,7 +296,9 @@ def safe_increment(count: Any) -> Any:
 
 
 def bias_correction(decay: Scalar, count: Any) -> Scalar:
-    r"""The factor :math:`1 - \beta^t` that corrects the bias of an average from its zero initialization."""
+    r"""The divisor :math:`1 - \beta^t` that corrects the bias of an average from its zero initialization."""
+    if type(decay) is float and type(count) is int:
+        return 1.0 - decay**count
     beta, t = as_python_scalar(decay), as_python_scalar(count)
     if beta is not None and t is not None:
         return 1.0 - beta**t
@@ -293,7 +309,7 @@ def bias_correction(decay: Scalar, count: Any) -> Scalar:
 
 
 def in_double(value: Any) -> Any:
-    """Convert a floating 0-d tensor to double precision, to compute coefficients; other values are unchanged."""
+    """Convert a floating 0-d tensor to double precision, for computing coefficients; other values are unchanged."""
     if isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel() == 1:
         return value.to(torch.float64)
     return value
@@ -330,9 +346,9 @@ def abs_sq(x: torch.Tensor) -> torch.Tensor:
 def safe_sqrt(x: torch.Tensor) -> torch.Tensor:
     r""":math:`\sqrt{x}` whose derivative at zero is zero instead of infinite.
 
-    A parameter whose gradient is exactly zero has a second moment of zero.  There the update
-    :math:`m / (\sqrt{v} + \epsilon)` has a derivative, but the chain rule forms it as :math:`0 \cdot \infty`.
-    With a zero instead of the infinity the result is correct, in reverse mode and in forward mode.
+    A parameter whose gradient is exactly zero has the second moment :math:`v = 0`.  There the update
+    :math:`m / (\sqrt{v} + \epsilon)` is differentiable, but the chain rule computes :math:`0 \cdot \infty`.  With zero
+    instead of infinity the result is correct, in reverse mode and in forward mode.
     """
     if not (x.requires_grad or forward_ad._current_level >= 0 or is_transformed(x)):
         return x.sqrt()
@@ -341,7 +357,7 @@ def safe_sqrt(x: torch.Tensor) -> torch.Tensor:
 
 
 def positive_ratio(above: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
-    """A quotient, and zero where the divisor is zero, before the first nonzero gradient."""
+    """A quotient; zero if the divisor is zero, which it is before the first nonzero gradient."""
     empty = below == 0
     return torch.where(empty, torch.zeros_like(above), above / torch.where(empty, torch.ones_like(below), below))
 
@@ -351,33 +367,18 @@ def carries_graph(x: Any) -> bool:
     return isinstance(x, torch.Tensor) and x.requires_grad
 
 
+def is_plain(params: Iterable[Any], updates: Iterable[Any]) -> bool:
+    """Whether a step is plain training, which is not differentiated.
+
+    This holds outside ``torch.func`` transforms and compilation, if no update has a graph and all parameters are
+    leaves: weights, or constants, which is how transformations pass on weights in plain training.
+    """
+    return runs_directly() and not any(u.requires_grad for u in updates) and all(p.is_leaf for p in params)
+
+
 def carries_no_graph(p: torch.Tensor, u: torch.Tensor) -> bool:
-    """Whether this is a step of plain training, which is not differentiated.
-
-    This holds if ``p`` is a leaf that requires grad, ``u`` has no graph, and the code runs outside ``torch.func``
-    transforms and compilation.
-    """
-    return (
-        not torch.compiler.is_compiling()
-        and p.requires_grad
-        and p.is_leaf
-        and not u.requires_grad
-        and not in_transform()
-    )
-
-
-def is_plain(u: torch.Tensor, p: torch.Tensor) -> bool:
-    """Whether the step of a leaf is not differentiated: its update has no graph, and its parameter is a leaf.
-
-    The parameter may also be a constant, as transformations pass it on in plain training.
-    """
-    return (
-        not torch.compiler.is_compiling()
-        and p.is_leaf
-        and not u.requires_grad
-        and not in_transform()
-        and not (has_tangent(u) or has_tangent(p))
-    )
+    """Whether ``p`` is a weight, a leaf that requires grad, and its step with the update ``u`` is plain training."""
+    return p.requires_grad and is_plain((p,), (u,))
 
 
 def zeros_of(x: torch.Tensor) -> torch.Tensor:
@@ -404,33 +405,12 @@ def detach_graph(x: torch.Tensor) -> torch.Tensor:
 
 
 def as_non_leaf(p: Any, u: Any) -> Any:
-    """The same parameter, or a view with a graph if the parameter would count as a weight in plain training.
+    """The same parameter, or a view with a graph if the parameter would be treated as in plain training.
 
-    A gradient may have no graph even under ``create_graph=True``, if the loss is linear.  A differentiable step
-    must still be differentiable in the parameters.
+    If the loss is linear, gradients have no graph even with ``create_graph=True``, but a differentiable step must still
+    be differentiable with respect to the parameters.
     """
     return p if p is None or u is None or not carries_no_graph(p, u) else p.view_as(p)
-
-
-def is_dtensor(x: Any) -> bool:
-    """Whether ``x`` is a ``DTensor``, a tensor that is distributed over several processes."""
-    module = sys.modules.get('torch.distributed.tensor')  # importing it takes a second, so do not import it here
-    return module is not None and isinstance(x, module.DTensor)
-
-
-def is_fully_sharded(module: Any) -> bool:
-    """Whether a module is under FSDP, which gathers its parameters briefly and then frees them."""
-    fsdp = sys.modules.get('torch.distributed.fsdp')
-    return fsdp is not None and isinstance(module, (fsdp.FSDPModule, fsdp.FullyShardedDataParallel))
-
-
-def is_storage_freed(x: Any) -> bool:
-    """Whether the storage of a tensor was freed; reading the tensor would crash."""
-    if 'torch.distributed.fsdp' not in sys.modules or x.layout is not torch.strided:
-        return False
-    # A tensor wrapped by torch.func has no storage of its own.
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(x)
-    return not wrapped and x.numel() > 0 and x.untyped_storage().size() == 0
 
 
 def is_inexact(x: Any) -> bool:

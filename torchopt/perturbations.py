@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Smoothing by perturbation: functions whose value is an average over random inputs, and so has derivatives.
+r"""Smoothing by perturbation: the average of a function over random inputs, which is differentiable.
 
 For a function :math:`f`, a noise distribution with density :math:`\mu` and a scale :math:`\sigma`,
 
 .. math::
     f_\sigma(x) = \mathbb{E}_{z \sim \mu}\, f(x + \sigma z)
 
-is differentiable even where :math:`f` is a step.  All is computed from values of :math:`f` at ``num_samples`` points.
-
-This is a different thing from :mod:`torchopt.zero_order_diff`, which keeps the value of the function and estimates the
-gradient only, for scalar objectives.
+is differentiable even if :math:`f` is piecewise constant.  Value and derivatives are estimated from values of :math:`f`
+at ``num_samples`` points.  Unlike this module, :mod:`torchopt.zero_order_diff` returns the value of the function
+itself and estimates only the gradient, for scalar objectives.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ class Noise(Protocol):
         dtype: DTypeLike | None = None,
         device: torch.device | None = None,
     ) -> Tensor:
-        """Draw independent numbers: a tensor of this shape."""
+        """Draw a tensor of independent numbers."""
 
     def log_prob(self, inputs: Tensor) -> Tensor:
         """The logarithm of the density at each element, up to a constant; differentiable."""
@@ -85,7 +84,7 @@ class Normal(Noise):
         dtype: DTypeLike | None = None,
         device: torch.device | None = None,
     ) -> Tensor:
-        """Draw independent numbers: a tensor of this shape."""
+        """Draw a tensor of independent numbers."""
         generator = _generator(key, device)
         return torch.randn(tuple(sample_shape), generator=generator, dtype=_dtype(dtype), device=generator.device)
 
@@ -95,7 +94,7 @@ class Normal(Noise):
 
 
 class Gumbel(Noise):
-    """The standard Gumbel distribution, whose maximum over perturbed scores has the softmax for its argument.
+    """The standard Gumbel distribution; the argmax of scores with this noise has the distribution softmax(scores).
 
     Example:
         >>> import torch
@@ -111,10 +110,10 @@ class Gumbel(Noise):
         dtype: DTypeLike | None = None,
         device: torch.device | None = None,
     ) -> Tensor:
-        """Draw independent numbers: a tensor of this shape."""
+        """Draw a tensor of independent numbers."""
         generator = _generator(key, device)
         uniform = torch.rand(tuple(sample_shape), generator=generator, dtype=_dtype(dtype), device=generator.device)
-        # A zero would give -inf; the smallest normal number is far below the spacing of what is drawn.
+        # Zero would give -inf; the smallest normal number is much smaller than all other numbers that are drawn.
         return -(-uniform.clamp_min(torch.finfo(uniform.dtype).tiny).log()).log()
 
     def log_prob(self, inputs: Tensor) -> Tensor:
@@ -123,11 +122,11 @@ class Gumbel(Noise):
 
 
 class MultiNormalDiagFromLogScale:
-    r"""Independent normal numbers, with the logarithms of their standard deviations as parameters.
+    r"""Independent normal distributions, parametrized by the logarithms of their standard deviations.
 
     Args:
         loc: The means :math:`\mu`, a tensor.
-        log_scale: The logarithms of the standard deviations, :math:`\log \sigma`, of a shape that goes with it.
+        log_scale: The logarithms of the standard deviations, :math:`\log \sigma`, of a shape that broadcasts.
 
     Example:
         >>> import torch
@@ -144,10 +143,10 @@ class MultiNormalDiagFromLogScale:
         self._param_shape = (self._scale + self._mean).shape
 
     def sample(self, shape: Sequence[int], key: Key) -> Tensor:
-        """Draw a tensor of vectors, of this shape before that of the parameters; differentiable in the parameters.
+        """Draw samples, differentiable with respect to the parameters.
 
         Args:
-            shape: How many to draw.
+            shape: The shape of the batch; that of the parameters is appended.
             key: A seed, or a generator.
         """
         dtype = torch.promote_types(self._mean.dtype, self._scale.dtype)
@@ -155,7 +154,7 @@ class MultiNormalDiagFromLogScale:
         return noise * self._scale + self._mean
 
     def log_prob(self, x: Any) -> Tensor:
-        r"""The logarithm of the density of vectors :math:`x`, summed over the dimensions of the parameters."""
+        r"""The logarithm of the density at :math:`x`, summed over the dimensions of the parameters."""
         z = (torch.as_tensor(x) - self._mean) / self._scale
         each = Normal().log_prob(z) - self._log_scale - 0.5 * math.log(2.0 * math.pi)
         dims = len(self._param_shape)
@@ -173,11 +172,11 @@ class MultiNormalDiagFromLogScale:
 
 
 def multi_normal(loc: Any, log_scale: Any) -> MultiNormalDiagFromLogScale:
-    """Independent normal numbers, with the logarithms of their standard deviations as parameters.
+    """Independent normal distributions, parametrized by the logarithms of their standard deviations.
 
     Args:
         loc: The means, a tensor.
-        log_scale: The logarithms of the standard deviations, of a shape that goes with it.
+        log_scale: The logarithms of the standard deviations, of a shape that broadcasts.
 
     Returns:
         A distribution with ``sample(shape, key)``, ``log_prob(x)``, ``log_scale`` and ``params``.
@@ -217,9 +216,9 @@ def make_perturbed_fun(
         \frac{1}{n} \sum_i f(x + \sigma z_i), \qquad
         \frac{1}{n \sigma} \sum_i \big(f(x + \sigma z_i) - f(x)\big)\, s_i^\top
 
-    (without :math:`f(x)` if there is no baseline), unbiased for those of :math:`f_\sigma`.  So are the derivatives of
-    every order, which torch's automatic differentiation finds: each value is multiplied by a factor that is one, and
-    whose derivatives are those of :math:`\mu(\tilde z) / \mu(z_i)` where :math:`\tilde z` moves with :math:`x`.
+    (without :math:`f(x)` if there is no baseline), unbiased estimates of those of :math:`f_\sigma`.  Automatic
+    differentiation gives unbiased derivatives of every order: each value is multiplied by the factor :math:`\mu(\tilde
+    z_i) / \mu(z_i)`, whose value is 1, where :math:`\tilde z_i` is a function of :math:`x`.
 
     Args:
         fun: A function from a tree of floating-point tensors to a tree of them.  Only its values are used; it is
@@ -228,12 +227,12 @@ def make_perturbed_fun(
         sigma: The scale :math:`\sigma > 0` of the noise.
         noise: The distribution: :class:`Gumbel`, :class:`Normal`, or another object with ``sample(key, sample_shape,
             dtype, device)`` and a differentiable ``log_prob(inputs)``.
-        use_baseline: Subtract the value at the unperturbed argument, which takes variance away.  It costs one more
+        use_baseline: Subtract the value at the unperturbed argument, which reduces the variance and costs one more
             evaluation.
 
     Returns:
-        A function of a key (an int, the seed, or a :class:`torch.Generator`) and the argument.  The same seed gives
-        the same noise; so do the elements of a batch under ``vmap``.
+        A function of a key (a seed or a :class:`torch.Generator`) and the argument.  The same seed gives the same
+        noise, and all elements of a batch under ``vmap`` get the same noise.
 
     Raises:
         TypeError: If ``num_samples`` is not an int.
@@ -259,7 +258,7 @@ def make_perturbed_fun(
 
     def smooth(key: Key, x: Any) -> Any:
         z, y = _perturb(key, x, num_samples, sigma, noise)
-        # (y - x) / sigma is z, and moves with x.
+        # The value is z, and the derivative is that of (y - x) / sigma with y = x + sigma z constant.
         moving = tree.map(lambda x, z: z - (x - x.detach()) / sigma, x, z)
         log_probs = tree.leaves(tree.map(lambda m: _total(noise.log_prob(m)), moving))
         log_prob = functools.reduce(torch.add, log_probs)
@@ -280,9 +279,9 @@ def make_perturbed_argmax(
     noise: Noise = Gumbel(),  # noqa: B008
     control_variate: bool = False,
 ) -> Callable[[Tensor, Key], Tensor]:
-    r"""Smooth a function that says where a linear function is largest, such as a one-hot argmax or a ranking.
+    r"""Smooth the maximizer of a linear function, such as a one-hot argmax or a ranking.
 
-    As :func:`make_perturbed_fun`, with the arguments and defaults of JAXopt.  For the one-hot argmax and Gumbel noise
+    It is :func:`make_perturbed_fun` with the arguments and defaults of JAXopt.  For the one-hot argmax and Gumbel noise
     the expected value is :math:`\mathrm{softmax}(x / \sigma)`.
 
     Args:
@@ -291,7 +290,7 @@ def make_perturbed_argmax(
         num_samples: The number of samples.
         sigma: The scale of the noise.
         noise: The distribution.
-        control_variate: Subtract ``argmax_fun(x)`` in the derivative, which takes variance away.
+        control_variate: Subtract ``argmax_fun(x)`` in the derivative, which reduces the variance.
 
     Returns:
         A function of the scores and a key (an int, the seed, or a :class:`torch.Generator`).
@@ -326,8 +325,8 @@ def make_perturbed_max(
         F_\sigma(x) = \mathbb{E} \max_{y \in C} \langle x + \sigma z, y \rangle, \qquad
         \nabla F_\sigma(x) = \mathbb{E} \arg\max_{y \in C} \langle x + \sigma z, y \rangle
 
-    The gradient is the mean of the points that ``argmax_fun`` returned, which varies less than an estimate from the
-    values would.  The second derivative is that of :func:`make_perturbed_argmax` with the same noise.
+    The gradient is the mean of the results of ``argmax_fun``, which has a smaller variance than an estimate from the
+    values.  The second derivative is that of :func:`make_perturbed_argmax` with the same noise.
 
     Args:
         argmax_fun: A function from scores to a point of the same shape,
@@ -369,7 +368,7 @@ def make_perturbed_max(
 
 
 class _WithSlope(torch.autograd.Function):
-    """A value of which the gradient is known, itself as a differentiable function."""
+    """A value whose gradient is given as a differentiable tensor."""
 
     generate_vmap_rule = True
 
@@ -407,7 +406,7 @@ def _perturb(key: Key, x: Any, num_samples: int, sigma: float, noise: Noise) -> 
         if leaf is not None and not (isinstance(leaf, Tensor) and leaf.is_floating_point()):
             kind = leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__
             raise TypeError(f'Invalid argument: x{path} is a {kind}; expected a tensor of a real floating dtype.')
-    # A key is a value: whatever transforms the caller is under, the noise is drawn once, outside them.
+    # Inside transforms, draw the noise only once, outside of them, since a key always gives the same noise.
     with temporarily_clear_interpreter_stack():
         shapes = tree.map(lambda x: torch.empty(num_samples, *x.shape, dtype=x.dtype, device=x.device), x)
         z = tree.random_like(key, shapes, _sampler(noise))
@@ -427,14 +426,14 @@ def _at_each(fun: Callable[[Any], Any], y: Any, num_samples: int) -> Any:
         outputs = torch.func.vmap(fun, randomness='different')(y)
     except torch.OutOfMemoryError:
         raise
-    except Exception:  # not made for vmap, or wrong: the loop will tell
+    except Exception:  # not supported by vmap, or an error of fun, which the loop will raise again
         rows = [fun(tree.map(functools.partial(torch.select, dim=0, index=i), y)) for i in range(num_samples)]
         outputs = tree.map(lambda *outs: torch.stack(outs), *rows)
     return tree.map(_number, outputs)
 
 
 def _number(out: Tensor) -> Tensor:
-    """A value without a graph; counts and truth values become numbers that can be averaged."""
+    """A value without a graph; integers and bools are converted to floats, which can be averaged."""
     return out.detach() if numerics.is_inexact(out) else out.detach().to(torch.get_default_dtype())
 
 

@@ -8,18 +8,13 @@ anything.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-import torch
-
 __all__ = [
     'Precondition',
-    'check_always',
     'check_preconditions',
     'is_settled',
-    'checked',
     'params_for',
     'required_by',
     'required_by_all',
@@ -37,12 +32,14 @@ class Precondition(NamedTuple):
         check: ``check(state, params)`` raises if the precondition does not hold.
         when: ``'always'`` to check before every step, ``'inplace'`` to check only before an in-place step.  An
             out-of-place step raises by itself, and nothing is lost.
-        is_final: False if a step that meets the precondition may still fail because of the values of its updates.
+        is_final: False if a step that meets the precondition can still fail, depending on the values of the updates.
+        kind: If the precondition only requires a state of one class: this class.
     """
 
     check: Check
     when: Literal['always', 'inplace'] = 'inplace'
     is_final: bool = True
+    kind: type | None = None
 
 
 def check_preconditions(tx: Any, state: Any, params: Any = None) -> None:
@@ -56,32 +53,6 @@ def is_settled(tx: Any) -> bool:
     return all(condition.is_final for condition in tx.requires)
 
 
-def check_always(tx: Any, state: Any, params: Any = None) -> None:
-    """Check the preconditions of every step."""
-    for condition in tx.requires:
-        if condition.when == 'always':
-            condition.check(state, params)
-
-
-def checked(update: Callable[..., Any], requires: tuple[Precondition, ...]) -> Callable[..., Any]:
-    """Wrap ``update`` so that it checks preconditions first."""
-    if not requires or torch.compiler.is_compiling():
-        return update  # a compiled graph cannot raise errors about the state
-
-    always = [condition.check for condition in requires if condition.when == 'always']
-    before_inplace = [condition.check for condition in requires]
-
-    @functools.wraps(update)
-    def checking(
-        updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any
-    ) -> tuple[Any, Any]:
-        for check in before_inplace if inplace else always:
-            check(state, params)
-        return update(updates, state, params, inplace=inplace, **extra)
-
-    return checking
-
-
 def state_of(kind: type) -> Precondition:
     """Require that the state is of this class, so that it comes from the transformation itself."""
 
@@ -92,7 +63,7 @@ def state_of(kind: type) -> Precondition:
                 f'or the last update of this transformation returned.'
             )
 
-    return Precondition(check, 'always')
+    return Precondition(check, 'always', kind=kind)
 
 
 def params_for(purpose: str) -> Precondition:
@@ -119,7 +90,7 @@ def required_by_all(select: Callable[[Any, Any], Any], *transformations: Any) ->
         for tx, own in zip(transformations, select(state, params)):
             check_preconditions(tx, *own)
 
-    return Precondition(check, is_final=all(map(is_settled, transformations)))
+    return Precondition(check, is_final=all(c.is_final for tx in transformations for c in tx.requires))
 
 
 def required_by(tx: Any, name: str) -> Precondition:

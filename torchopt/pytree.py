@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Utilities for trees in the style of TorchOpt 0.7.3: all public names of optree, and arithmetic.
 
-In every function here ``None`` is an empty node of a tree, unless ``none_is_leaf=True`` is given.
-New code may prefer :mod:`torchopt.tree`, where ``None`` is a leaf that stands for "nothing at this
-place".
+In every function here ``None`` is an empty node of a tree, unless ``none_is_leaf=True``.  New code may prefer
+:mod:`torchopt.tree`, where ``None`` is a leaf.
 """
 
 from __future__ import annotations
@@ -61,8 +60,8 @@ def tree_flatten_as_tuple(
 
     Args:
         tree: Any tree.
-        is_leaf: Where it returns True, a node is taken as a leaf.
-        none_is_leaf: Whether ``None`` is a leaf, not an empty node.
+        is_leaf: ``is_leaf(node)`` returns True for nodes to treat as leaves.
+        none_is_leaf: Whether ``None`` is a leaf instead of an empty node.
         namespace: The optree namespace in which classes are registered.
 
     Returns:
@@ -78,7 +77,7 @@ def tree_flatten_as_tuple(
 
 
 def acc_add(*args: Any) -> Any:
-    """The sum of the arguments, added from left to right; at least one is needed.
+    """The sum of one or more arguments, added from left to right.
 
     Example:
         >>> import torchopt.pytree as pytree
@@ -89,7 +88,7 @@ def acc_add(*args: Any) -> Any:
 
 
 def acc_mul(*args: Any) -> Any:
-    """The product of the arguments, multiplied from left to right; at least one is needed.
+    """The product of one or more arguments, multiplied from left to right.
 
     Example:
         >>> import torchopt.pytree as pytree
@@ -100,7 +99,7 @@ def acc_mul(*args: Any) -> Any:
 
 
 def acc_matmul(*args: Any) -> Any:
-    """The matrix product of the arguments, multiplied from left to right; at least one is needed.
+    """The matrix product of one or more arguments, multiplied from left to right.
 
     Example:
         >>> import torch, torchopt.pytree as pytree
@@ -211,14 +210,13 @@ def tree_add_scalar_mul(tree_x: Any, tree_y: Any, alpha: Any = None) -> Any:
     Args:
         tree_x: The tree :math:`x`.
         tree_y: The tree :math:`y`, of the same structure.
-        alpha: The number or 0-d tensor :math:`\alpha`; 1 if None.  A tensor gets its gradient.
+        alpha: The number or 0-d tensor :math:`\alpha`; 1 if None.  The result is differentiable with respect to it.
 
     Returns:
         A tree of the same structure.
 
     Raises:
-        ValueError: If structures or shapes do not fit; the message names the path of the first leaf
-            at fault.
+        ValueError: If structures or shapes do not match; the message names the path of the first such leaf.
 
     Example:
         >>> import torch, torchopt.pytree as pytree
@@ -229,7 +227,7 @@ def tree_add_scalar_mul(tree_x: Any, tree_y: Any, alpha: Any = None) -> Any:
 
 
 def tree_sub_scalar_mul(tree_x: Any, tree_y: Any, alpha: Any = None) -> Any:
-    r"""The tree :math:`x - \alpha y`; as :func:`tree_add_scalar_mul` otherwise.
+    r"""The tree :math:`x - \alpha y`; see :func:`tree_add_scalar_mul`.
 
     Example:
         >>> import torch, torchopt.pytree as pytree
@@ -242,8 +240,7 @@ def tree_sub_scalar_mul(tree_x: Any, tree_y: Any, alpha: Any = None) -> Any:
 def tree_vdot_real(tree_x: Any, tree_y: Any) -> float:
     r"""The real part of :math:`\sum_i \bar x_i y_i` as a Python float.
 
-    Reading the float waits for the device; :func:`torchopt.tree.vdot` returns a tensor, and can be
-    traced.
+    It synchronizes with the device; :func:`torchopt.tree.vdot` returns a tensor and can be traced.
 
     Args:
         tree_x: The tree :math:`x`, which is conjugated.
@@ -253,8 +250,7 @@ def tree_vdot_real(tree_x: Any, tree_y: Any) -> float:
         The number; 0.0 for trees without leaves.
 
     Raises:
-        ValueError: If structures or shapes differ; the message names the path of the first leaf at
-            fault.
+        ValueError: If structures or shapes differ; the message names the path of the first such leaf.
 
     Example:
         >>> import torch, torchopt.pytree as pytree
@@ -268,13 +264,13 @@ def tree_wait(future_tree: Any) -> Any:
     """Wait for all futures in a tree.
 
     Args:
-        future_tree: Tree of :class:`torch.futures.Future`, also as ``then`` and ``collect_all`` return them.
+        future_tree: Tree of :class:`torch.futures.Future`, including results of ``then`` and ``collect_all``.
 
     Returns:
         The tree of their results.
 
     Raises:
-        TypeError: If a leaf is no future; the message names its path.
+        TypeError: If a leaf is not a future; the message names its path.
 
     Example:
         >>> import torch, torchopt.pytree as pytree
@@ -285,11 +281,11 @@ def tree_wait(future_tree: Any) -> Any:
     """
     accessors, futures, _ = tree_flatten_with_accessor(future_tree)
     for accessor, future in zip(accessors, futures):
-        # The base class: what Future.then and collect_all return is nothing more.
+        # Future.then and collect_all return instances of this base class.
         if not isinstance(future, torch._C.Future):
             raise TypeError(
                 f'{accessor.codify("future_tree")} is a {type(future).__name__}; expected a '
-                f'torch.futures.Future, as asynchronous calls return it.'
+                f'torch.futures.Future, the result of an asynchronous call.'
             )
     torch.futures.wait_all(futures)
     return tree_map(lambda future: future.value(), future_tree)
@@ -299,9 +295,9 @@ if rpc.is_available():
     from torch.distributed.rpc.constants import UNSET_RPC_TIMEOUT
 
     def tree_as_rref(tree: Any) -> Any:
-        """Make every leaf a remote reference, owned by this worker.
+        """Convert every leaf to a remote reference owned by this worker.
 
-        Needs ``torch.distributed.rpc.init_rpc``.
+        Requires ``torch.distributed.rpc.init_rpc``.
 
         Args:
             tree: Any tree.
@@ -316,7 +312,7 @@ if rpc.is_available():
 
         Args:
             rref_tree: Tree of :class:`torch.distributed.rpc.RRef`.
-            timeout: Seconds to wait for each; that of the RPC agent by default.
+            timeout: The time limit for each in seconds; by default that of the RPC agent.
 
         Returns:
             The tree of the values.

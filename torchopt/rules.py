@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The update rules in plain torch: the specification of the native kernels, their fallback and their test.
 
-A rule maps one leaf, a gradient and its moments, to an update and the next moments.  What all leaves share comes as
-keywords, the *coefficients*: Python numbers, or 0-d tensors where they are learned.  Names and order are those of
-``include/torchopt/rules.hpp``.
+A rule maps the gradient of one leaf and its moments to an update and the next moments.  Its keyword arguments are the
+*coefficients*, which all leaves share: Python numbers, or 0-d tensors if they are learned.  Names and order are those
+of ``include/torchopt/rules.hpp``.
 
-Sums with a coefficient that is the number zero leave the term out, so that ``0 * inf`` makes no NaN.  The root has the
-derivative zero at zero (:func:`torchopt.numerics.safe_sqrt`), the maximum of equals gives one half to each.
+Terms whose coefficient is the number zero are left out of sums, so that ``0 * inf`` does not give NaN.  The square root
+has the derivative zero at zero (:func:`torchopt.numerics.safe_sqrt`); the maximum of equal numbers has the derivative
+1/2 with respect to each.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.numerics import abs_sq, as_scalar_like, carries_no_graph, detach_graph, real_dtype, safe_sqrt
+from torchopt.numerics import abs_sq, as_scalar_like, real_dtype, safe_sqrt
 
 __all__ = [
     'RULES',
@@ -43,7 +44,7 @@ def times(coef: Coef, x: Any) -> Any:
 
 
 def plus(x: Any, y: Any) -> Any:
-    """``x + y``; the number zero is left out, and a 0-d tensor takes the dtype of the other."""
+    """``x + y``; the number zero is left out, and a 0-d tensor is converted to the dtype of the other."""
     if isinstance(x, Tensor) and isinstance(y, Tensor):
         return x + y
     if not isinstance(x, Tensor) and x == 0.0:
@@ -54,8 +55,7 @@ def plus(x: Any, y: Any) -> Any:
 def average(keep: Coef, old: Tensor, take: Coef, new: Tensor) -> Any:
     """``keep * old + take * new``.
 
-    Written with a scaled addition, not with ``lerp`` or ``addcmul``: compiling those under ``torch.func.grad`` fails on
-    torch 2.13.
+    It uses a scaled addition, since compiling ``lerp`` or ``addcmul`` under ``torch.func.grad`` fails on torch 2.13.
     """
     if isinstance(keep, Tensor) or isinstance(take, Tensor):
         return plus(times(keep, old), times(take, new))
@@ -80,7 +80,7 @@ def identity(g: Tensor) -> tuple[Tensor]:
 
 
 def trace(g: Tensor, b: Tensor, *, keep: Coef, take: Coef, gradient: Coef, buffer: Coef) -> tuple[Tensor, Tensor]:
-    """Momentum: a decaying sum, of which a part goes into the update beside the gradient."""
+    """Momentum: the update is a combination of the gradient and a decaying sum of gradients."""
     b = average(keep, b, take, g)
     return plus(times(gradient, g), times(buffer, b)), b
 
@@ -100,7 +100,7 @@ def adam(
     offset: Coef,
     shift: Coef,
 ) -> tuple[Tensor, ...]:
-    """Adam, AdamW, NAdam and RAdam: averages of gradient and square."""
+    """Adam, AdamW, NAdam and RAdam: moving averages of the gradient and its square."""
     m = average(b1, m, d1, g)
     v = average(b2, v, d2, abs_sq(g))
     return rescaled(g, m, v, mean, gradient, slope, offset, shift), m, v
@@ -122,7 +122,7 @@ def amsgrad(
     shift: Coef,
     correction: Coef,
 ) -> tuple[Tensor, ...]:
-    """Adam with the largest of all (corrected) mean squares so far."""
+    """AMSGrad: Adam with the maximum of all (corrected) mean squares so far."""
     m = average(b1, m, d1, g)
     v = average(b2, v, d2, abs_sq(g))
     largest = torch.maximum(largest, times(correction, v))
@@ -142,7 +142,7 @@ def yogi(
     offset: Coef,
     shift: Coef,
 ) -> tuple[Tensor, ...]:
-    """Adam whose mean square moves by steps of the size of the square, whatever the distance."""
+    """Yogi: Adam whose mean square changes by a multiple of the squared gradient in each step."""
     m = average(b1, m, d1, g)
     square = abs_sq(g)
     v = v - times(d2, torch.sign(v - square) * square)
@@ -164,7 +164,7 @@ def belief(
     shift: Coef,
     floor: Coef,
 ) -> tuple[Tensor, ...]:
-    """AdaBelief: the mean square of how far gradients are from their mean."""
+    """AdaBelief: Adam with the mean square of the difference between gradient and mean."""
     surprise = abs_sq(g - m)
     m = average(b1, m, d1, g)
     v = plus(average(b2, v, d2, surprise), as_scalar_like(floor, v))
@@ -174,7 +174,7 @@ def belief(
 def adamax(
     g: Tensor, m: Tensor, n: Tensor, *, b1: Coef, d1: Coef, b2: Coef, eps: Coef, correction: Coef
 ) -> tuple[Tensor, ...]:
-    """AdaMax: Adam with the decayed largest gradient."""
+    """AdaMax: Adam with the decayed maximum of the absolute gradients."""
     m = average(b1, m, d1, g)
     n = torch.maximum(n * as_scalar_like(b2, n), g.abs() + as_scalar_like(eps, n))
     return m / times(correction, n), m, n
@@ -197,12 +197,12 @@ def stddev(g: Tensor, m: Tensor, v: Tensor, *, keep: Coef, take: Coef, offset: C
 def rss(g: Tensor, s: Tensor, *, offset: Coef) -> tuple[Tensor, ...]:
     """AdaGrad: divide by the root of the sum of squares."""
     s = s + abs_sq(g)
-    # Where s is zero so is g; dividing it by one gives the zero.
+    # If s is zero, so is g, and dividing it by one gives zero.
     return g / torch.where(s > 0, plus(safe_sqrt(s), as_scalar_like(offset, s)), 1.0), s
 
 
 def adadelta(g: Tensor, e_g: Tensor, e_x: Tensor, *, keep: Coef, take: Coef, eps: Coef) -> tuple[Tensor, ...]:
-    """AdaDelta: the root of the mean square of updates over that of gradients."""
+    """AdaDelta: multiply by the root mean square of updates and divide by that of gradients."""
     e_g = average(keep, e_g, take, abs_sq(g))
     e = as_scalar_like(eps, e_g)
     u = g * safe_sqrt((e_x + e) / (e_g + e))
@@ -210,8 +210,8 @@ def adadelta(g: Tensor, e_g: Tensor, e_x: Tensor, *, keep: Coef, take: Coef, eps
 
 
 def sign(x: Tensor) -> Tensor:
-    """The sign; of a complex number that of its direction."""
-    # torch.sgn serves both, but its gradient for real numbers is a tensor without storage, which compiled code reads.
+    """The sign; for complex numbers, :math:`x / |x|`."""
+    # torch.sgn supports both, but for real numbers its gradient has no storage, which makes compiled code crash.
     return torch.sgn(x) if x.is_complex() else torch.sign(x)
 
 
@@ -221,7 +221,7 @@ def lion(g: Tensor, m: Tensor, *, b1: Coef, d1: Coef, b2: Coef, d2: Coef) -> tup
 
 
 def scale(g: Tensor, *, factor: Coef) -> tuple[Tensor]:
-    """Multiply the update; in plain torch the factor may also be a tensor of its shape."""
+    """Multiply the update by a factor; in plain torch, this may also be a tensor with the shape of the update."""
     if isinstance(factor, Tensor) and factor.numel() != 1:
         dtype = factor.dtype if factor.is_complex() else real_dtype(g.dtype)
         return (g * factor.to(dtype=dtype, device=g.device),)
@@ -229,9 +229,7 @@ def scale(g: Tensor, *, factor: Coef) -> tuple[Tensor]:
 
 
 def add_params(g: Tensor, p: Tensor, *, weight: Coef) -> tuple[Tensor]:
-    """Weight decay: add a multiple of the parameters to the update; in plain training they count as constants."""
-    if carries_no_graph(p, g):
-        p = detach_graph(p)
+    """Weight decay: add a multiple of the parameters to the update."""
     return (g + p * as_scalar_like(weight, p),)
 
 
@@ -250,14 +248,14 @@ RULES: dict[Callable[..., tuple[Any, ...]], str] = {
 
 @functools.cache
 def coefficients(rule: Callable[..., Any]) -> tuple[str, ...]:
-    """The names of a rule's coefficients, in the order in which its kernel takes them."""
+    """The names of a rule's coefficients, in the order of its kernel."""
     parameters = inspect.signature(rule).parameters.values()
     return tuple(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
 
 
 @functools.cache
 def count_moments(rule: Callable[..., Any]) -> int:
-    """How many moments a rule moves on."""
+    """The number of moments of a rule."""
     return len(inspect.signature(rule).parameters) - len(coefficients(rule)) - 1
 
 
@@ -272,10 +270,10 @@ def step(
 
     Args:
         rules: Rules that follow one another.
-        coefs: :math:`s, \lambda, f, w`, and then those of the rules.
+        coefs: :math:`s, \lambda, f, w`, followed by the coefficients of the rules.
         g: The gradient.
-        moments: Those of all rules.
-        p: The parameter; None counts as zero.
+        moments: The moments of all rules.
+        p: The parameter; None means zero.
 
     Returns:
         The update, and the moments in their old dtypes.

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The numbers of a line search: Python floats where that is all they are, 0-d tensors where more depends on them.
+"""Arithmetic on scalars: Python floats if their values are known, else 0-d tensors.
 
-A search is a few comparisons between evaluations of the objective.  On the host they cost nothing, so a value that can
-be read, and that needs no derivative, is read once.  Under ``torch.func.vmap``, under compilation, and where a
-graph is recorded, the same formulas run on 0-d tensors.  ``+ - * / < abs & |`` serve both; the rest is here.
+Schedules, line searches and stopping rules compute with a few scalars, which is cheap on the host.  So a value that can
+be read and needs no derivative is converted to a Python float once.  Under ``torch.func.vmap``, under compilation, and
+if a graph is recorded, the same formulas run on 0-d tensors.  ``+ - * / < abs & |`` work for both; this module has the
+other operations.
 """
 
 from __future__ import annotations
@@ -17,11 +18,24 @@ from torch import Tensor
 from torchopt import tree
 from torchopt.numerics import has_tangent, is_readable, is_transformed
 
-__all__ = ['larger', 'negated', 'numbers', 'pick', 'root', 'smaller', 'violation', 'where']
+__all__ = [
+    'clip',
+    'cosine',
+    'floor',
+    'larger',
+    'negated',
+    'numbers',
+    'pick',
+    'power',
+    'root',
+    'smaller',
+    'violation',
+    'where',
+]
 
 
 def numbers(*values: Any) -> list[Any]:
-    """Scalars as Python floats where they can be read and carry no graph, as 0-d tensors otherwise.
+    """Scalars as Python floats if they can be read and have no graph, else as 0-d tensors.
 
     Example:
         >>> import torch
@@ -34,7 +48,7 @@ def numbers(*values: Any) -> list[Any]:
     for x in values:
         if not isinstance(x, Tensor):
             found.append(float(x))
-        elif not _is_plain(x):
+        elif _is_symbolic(x):
             found.append(_widen(x.reshape(())))
         elif x.is_cpu:
             found.append(float(x))
@@ -42,15 +56,16 @@ def numbers(*values: Any) -> list[Any]:
             waiting.append(len(found))
             found.append(x.reshape(()))
     if waiting:
-        # One wait for the device, not one for each.
+        # Synchronize with the device only once.
         read = torch.stack([found[i].to(found[waiting[0]].device, torch.float64) for i in waiting]).tolist()
         for i, x in zip(waiting, read):
             found[i] = x
     return found
 
 
-def _is_plain(x: Tensor) -> bool:
-    return not (is_transformed(x) or x.requires_grad or has_tangent(x))
+def _is_symbolic(x: Tensor) -> bool:
+    """Whether a transform, a graph or a compiler follows the tensor."""
+    return is_transformed(x) or x.requires_grad or has_tangent(x)
 
 
 def _widen(x: Tensor) -> Tensor:
@@ -58,7 +73,7 @@ def _widen(x: Tensor) -> Tensor:
 
 
 def where(test: Any, x: Any, y: Any) -> Any:
-    """``x`` where the test holds, else ``y``; each a number, a bool or a tensor.
+    """``x`` if the test holds, else ``y``; each is a number, a bool or a tensor.
 
     Example:
         >>> import torch
@@ -78,7 +93,7 @@ def where(test: Any, x: Any, y: Any) -> Any:
 
 
 def pick(test: Any, x: Any, y: Any) -> Any:
-    """As :func:`where`, for trees; a test that can be read is, so that large leaves need not be copied.
+    """Like :func:`where` for trees; if the value of the test can be read, no leaves are copied.
 
     Example:
         >>> import torch
@@ -92,7 +107,7 @@ def pick(test: Any, x: Any, y: Any) -> Any:
 
 
 def larger(x: Any, y: Any) -> Any:
-    """The larger of two numbers; NaN if one of them is.
+    """The larger of two numbers; NaN if one of them is NaN.
 
     Example:
         >>> from torchopt.scalars import larger
@@ -103,7 +118,7 @@ def larger(x: Any, y: Any) -> Any:
 
 
 def smaller(x: Any, y: Any) -> Any:
-    """The smaller of two numbers; NaN if one of them is.
+    """The smaller of two numbers; NaN if one of them is NaN.
 
     Example:
         >>> from torchopt.scalars import smaller
@@ -126,7 +141,7 @@ def negated(test: Any) -> Any:
 
 
 def root(x: Any) -> Any:
-    """The square root of a number that is positive.
+    """The square root of a positive number.
 
     Example:
         >>> from torchopt.scalars import root
@@ -134,6 +149,58 @@ def root(x: Any) -> Any:
         3.0
     """
     return x.sqrt() if isinstance(x, Tensor) else math.sqrt(x)
+
+
+def clip(x: Any, low: float, high: Any) -> Any:
+    """``x``, brought into the interval from ``low`` to ``high``.
+
+    Example:
+        >>> from torchopt.scalars import clip
+        >>> clip(3.0, 0.0, 2.0)
+        2.0
+    """
+    if isinstance(x, Tensor):
+        return torch.minimum(torch.clamp(x, min=low), torch.as_tensor(high))
+    return min(max(x, low), high)
+
+
+def floor(x: Any) -> Any:
+    """The largest whole number that is at most ``x``.
+
+    Example:
+        >>> from torchopt.scalars import floor
+        >>> floor(1.5)
+        1.0
+    """
+    return torch.floor(x) if isinstance(x, Tensor) else float(math.floor(x))
+
+
+def cosine(x: Any) -> Any:
+    """The cosine.
+
+    Example:
+        >>> from torchopt.scalars import cosine
+        >>> cosine(0.0)
+        1.0
+    """
+    return torch.cos(x) if isinstance(x, Tensor) else math.cos(x)
+
+
+def power(base: Any, exponent: Any) -> Any:
+    """``base**exponent`` in floating-point arithmetic: overflow gives infinity, a root of a negative number NaN.
+
+    Example:
+        >>> from torchopt.scalars import power
+        >>> power(2.0, 0.5 + 0.5), power(0.0, -1.0)
+        (2.0, inf)
+    """
+    if isinstance(base, Tensor):
+        return torch.pow(base, exponent)
+    try:
+        result = base**exponent
+    except (OverflowError, ZeroDivisionError):
+        return math.inf
+    return math.nan if isinstance(result, complex) else result
 
 
 def violation(error: Any) -> Any:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Second-order facts about a loss: products with its Hessian, the diagonals of its Hessian and Fisher information.
+"""Hessian-vector products, and the diagonals of the Hessian and of the Fisher information.
 
-A loss is a function ``loss(params, inputs, targets)`` with a 0-d tensor as its value; its parameters are a tree.  For
-what runs over vectors, the parameters are one long vector: the elements of the leaves, in the order of the tree.
+A loss is a function ``loss(params, inputs, targets)`` that returns a 0-d tensor; its parameters are a tree.  A vector
+over the parameters contains the elements of the leaves, in the order of the tree.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ __all__ = ['fisher_diag', 'hessian_diag', 'hvp']
 def hvp(loss: Callable[..., Any], v: torch.Tensor, params: Any, inputs: Any, targets: Any) -> Any:
     r"""The product :math:`\nabla^2 \ell(\theta)\, v` of the Hessian of a loss with a vector.
 
-    It is the gradient of :math:`\langle \nabla \ell(\theta), v \rangle`, for the Hessian is symmetric, and costs a few
-    gradients: no Hessian is formed.
+    It is computed as the gradient of :math:`\langle \nabla \ell(\theta), v \rangle`, which costs a few gradients; the
+    Hessian is not formed.
 
     Args:
-        loss: The function ``loss(params, inputs, targets)``, differentiable twice, 0-d.
-        v: The vector, of as many elements as ``params`` has in all.
+        loss: The function ``loss(params, inputs, targets)``, twice differentiable; it returns a 0-d tensor.
+        v: The vector, with as many elements as ``params``.
         params: The parameters :math:`\theta`, a tree of floating tensors.
-        inputs: Passed to the loss as they are.
-        targets: Likewise.
+        inputs: Passed to the loss unchanged.
+        targets: Passed to the loss unchanged.
 
     Returns:
         The product, a tree of the structure of ``params``.
 
     Raises:
         TypeError: If a parameter is not floating.
-        ValueError: If ``v`` has another number of elements.
+        ValueError: If ``v`` has a wrong number of elements.
 
     Example:
         >>> import torch, torchopt
@@ -53,7 +53,7 @@ def hvp(loss: Callable[..., Any], v: torch.Tensor, params: Any, inputs: Any, tar
     vector, unravel = tree.ravel(params, name='params')
     if v.numel() != vector.numel():
         raise ValueError(
-            f'v has {v.numel()} elements, but params has {vector.numel()} in all. Pass one for each parameter.'
+            f'v has {v.numel()} elements, but params has {vector.numel()}. Pass one element per parameter.'
         )
     product = _product(lambda x: loss(unravel(x), inputs, targets), vector)
     return unravel(product(v.reshape(-1).to(vector.dtype)))
@@ -62,14 +62,14 @@ def hvp(loss: Callable[..., Any], v: torch.Tensor, params: Any, inputs: Any, tar
 def hessian_diag(loss: Callable[..., Any], params: Any, inputs: Any, targets: Any) -> torch.Tensor:
     r"""The diagonal :math:`\partial^2 \ell / \partial \theta_i^2` of the Hessian of a loss.
 
-    It takes one Hessian-vector product for each of the :math:`n` parameters, all at once, and so memory for
-    :math:`n^2` numbers: this is for small models.
+    It computes one Hessian-vector product for each of the :math:`n` parameters, all at the same time, which needs
+    memory for :math:`n^2` numbers.  Use it for small models only.
 
     Args:
-        loss: The function ``loss(params, inputs, targets)``, differentiable twice, 0-d.
+        loss: The function ``loss(params, inputs, targets)``, twice differentiable; it returns a 0-d tensor.
         params: The parameters :math:`\theta`, a tree of floating tensors.
-        inputs: Passed to the loss as they are.
-        targets: Likewise.
+        inputs: Passed to the loss unchanged.
+        targets: Passed to the loss unchanged.
 
     Returns:
         The diagonal, a vector of the :math:`n` elements of ``params`` in the order of the tree.
@@ -93,7 +93,7 @@ def hessian_diag(loss: Callable[..., Any], params: Any, inputs: Any, targets: An
 
 
 def fisher_diag(negative_log_likelihood: Callable[..., Any], params: Any, inputs: Any, targets: Any) -> torch.Tensor:
-    r"""The diagonal of the observed Fisher information: the squared gradient, element by element.
+    r"""The diagonal of the observed Fisher information, the elementwise square of the gradient.
 
     .. math::
         F_{ii} = \left( \frac{\partial}{\partial \theta_i} \log p(y \mid x, \theta) \right)^2
@@ -101,8 +101,8 @@ def fisher_diag(negative_log_likelihood: Callable[..., Any], params: Any, inputs
     Args:
         negative_log_likelihood: The function ``loss(params, inputs, targets)``, :math:`-\log p(y \mid x, \theta)`.
         params: The parameters :math:`\theta`, a tree of floating tensors.
-        inputs: Passed to the function as they are, :math:`x`.
-        targets: Likewise, :math:`y`.
+        inputs: The inputs :math:`x`, passed to the function unchanged.
+        targets: The targets :math:`y`, passed to the function unchanged.
 
     Returns:
         The diagonal, a vector of the elements of ``params`` in the order of the tree.
@@ -125,6 +125,6 @@ def fisher_diag(negative_log_likelihood: Callable[..., Any], params: Any, inputs
 
 def _product(fun: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     """The function that multiplies a vector by the Hessian."""
-    # Backward over backward, not forward over backward: more operators, and most custom ones, can do that.
+    # Reverse over reverse mode, not forward over reverse: more operators support it, especially custom ones.
     pull_back = torch.func.vjp(torch.func.grad(fun), x)[1]
     return lambda v: pull_back(v)[0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names for the types that the signatures of this package speak of."""
+"""Type aliases used in the signatures of this package."""
 
 from __future__ import annotations
 
@@ -71,15 +71,15 @@ Schedule: TypeAlias = Callable[[Numeric], Numeric]
 """A function from the step count to the value of a hyper-parameter."""
 
 ScalarOrSchedule: TypeAlias = float | Schedule
-"""What a learning rate can be."""
+"""The type of a learning rate."""
 
 Device: TypeAlias = torch.device | str | int
-"""What names a device."""
+"""A device or its name."""
 
 Size = torch.Size
 
 OptionalTensor: TypeAlias = Tensor | None
-"""A tensor, or None where there is none."""
+"""A tensor or None."""
 
 ListOfTensors: TypeAlias = list[Tensor]
 """A list of tensors."""
@@ -113,7 +113,7 @@ ModuleTensorContainers: TypeAlias = tuple[TensorContainer, ...]
 
 
 if TYPE_CHECKING:
-    # To a type checker optree's PyTree is a class that no dict or list is an instance of.
+    # For type checkers, optree's PyTree is a class of which dicts and lists are not instances.
     TensorTree: TypeAlias = Any
     OptionalTensorTree: TypeAlias = Any
 else:
@@ -126,7 +126,7 @@ Params: TypeAlias = TensorTree
 """A tree of parameters."""
 
 Updates: TypeAlias = TensorTree
-"""A tree of gradients, or of what transformations made of them."""
+"""A tree of gradients or transformed gradients."""
 
 OptState: TypeAlias = TensorTree
 """The state of an optimizer."""
@@ -145,7 +145,7 @@ else:
 
 @runtime_checkable
 class Samplable(Protocol):
-    """Anything that draws samples, such as a :class:`torch.distributions.Distribution`.
+    """An object that draws samples, such as a :class:`torch.distributions.Distribution`.
 
     Example:
         >>> import torch, torchopt.typing

@@ -18,26 +18,26 @@ __all__ = ['apply_updates', 'incremental_update', 'periodic_update', 'update_par
 def apply_updates(params: Any, updates: Any, *, inplace: bool | None = None) -> Any:
     """Add updates to parameters, the last operation of a step.
 
-    With ``inplace=None`` the parameter decides.  A leaf that requires grad, with an update that carries no graph,
-    outside ``torch.func`` transforms and compilation, is a weight in plain training: it is updated in place, which
-    trains the module that owns it.  All other parameters are updated out of place, differentiably.
+    With ``inplace=None``, a parameter is updated in place if it is a leaf that requires grad, its update has no graph,
+    and the code runs outside of ``torch.func`` transforms and compilation.  This is plain training, and the module that
+    owns the parameter is trained.  All other parameters are updated out of place and differentiably.
 
-    A loop that you differentiate through (``create_graph=True``) should pass ``inplace=False``.  Some transformations
-    return a first update without a graph: ``rprop``, ``adopt``, ``apply_every`` and ``MultiSteps``.  With
-    ``inplace=None`` it would be written into the leaves at which the loop begins, and the backward pass would stop with
-    torch's error that a variable needed for gradient computation has been modified by an inplace operation.
+    Pass ``inplace=False`` in a loop through which you differentiate (``create_graph=True``).  The first update of some
+    transformations has no graph: ``rprop``, ``adopt``, ``apply_every`` and ``MultiSteps``.  With ``inplace=None`` it
+    would be written into the initial parameters, and the backward pass would raise torch's error that a variable needed
+    for gradient computation has been modified by an inplace operation.
 
     Args:
         params: Tree of tensors.
         updates: Tree of the same structure and shapes; ``None`` keeps a parameter unchanged.
-        inplace: True writes into every parameter (outside autograd), False into none.
+        inplace: True updates every parameter in place (outside autograd), False none.
 
     Returns:
         The new parameters, in the dtype of the old ones.
 
     Raises:
-        ValueError: If structures or shapes differ; the message names the path of the first leaf at fault.
-        TypeError: If a parameter with an update has an integer dtype, or is real where its update is complex.
+        ValueError: If structures or shapes differ; the message names the path of the first such leaf.
+        TypeError: If a parameter with an update has an integer dtype, or is real and its update is complex.
         RuntimeError: If ``inplace=True`` and a parameter is not writable, such as an expanded tensor.
 
     Example:
@@ -96,16 +96,16 @@ def incremental_update(new_tensors: Any, old_tensors: Any, step_size: Any) -> An
 
 
 def periodic_update(new_tensors: Any, old_tensors: Any, steps: Any, update_period: Any) -> Any:
-    """Replace slow copies of parameters every so many steps.
+    """Replace slow copies of parameters periodically.
 
     Args:
         new_tensors: Tree of tensors.
         old_tensors: The slow copies, a tree of the same structure.
-        steps: The number of steps taken, an int or a 0-d tensor.
-        update_period: The copies are replaced if this divides the number of steps.
+        steps: The number of steps so far, an int or a 0-d tensor.
+        update_period: The copies are replaced if ``steps`` is a multiple of it.
 
     Returns:
-        One of the two trees itself, if ``steps`` is available on the host without synchronization; otherwise, on a
+        One of the two given trees if ``steps`` is available on the host without synchronization; otherwise, on a
         device and in transforms, a new tree.
 
     Raises:
@@ -138,7 +138,8 @@ def update_params(
         updates: The gradients.
         state: The state of the transformation.
         params: The parameters.
-        inplace: Write into parameters and state, outside autograd; otherwise all results are new and differentiable.
+        inplace: Update parameters and state in place, outside autograd; if False, all results are new and
+            differentiable.
 
     Returns:
         The new parameters and the new state.
@@ -180,12 +181,12 @@ def _apply(p: Any, u: Any, inplace: bool | None) -> Any:
 def _raise_misfit(params: Any, i: int, p: Any, u: Any) -> None:
     path = tree.flatten_with_path(params)[i][0]
     if p is None:
-        raise ValueError(f'params{path} is None, but it has an update. Pass None as its update.')
+        raise ValueError(f'params{path} is None, but its update is not. Pass None as its update.')
     elementwise.check_inexact(p, name=f'params{path}')
     if not isinstance(u, torch.Tensor) or u.shape != p.shape:
         shape = tuple(u.shape) if hasattr(u, 'shape') else f'none, it is a {type(u).__name__}'
         raise ValueError(
-            f'updates{path} and params{path} must have one shape: {shape} and {tuple(p.shape)}. '
+            f'updates{path} and params{path} must have the same shape: {shape} and {tuple(p.shape)}. '
             f'Pass the gradients of these parameters.'
         )
     raise TypeError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The version of the package: the one place that states it.
+"""The version of the package.
 
 The build reads ``__version__`` from this file as text, so it must stay a plain string literal.
 """
@@ -14,8 +14,8 @@ __version__ = '0.8.0.dev0'
 #: The SPDX identifier of the licence.
 __license__ = 'Apache-2.0'
 
-#: Who wrote the package.
+#: The authors of the package.
 __author__ = 'The torchopt authors'
 
-#: Whether this is a published release rather than a state of the development line.
+#: Whether this is a published release, not a development version.
 __release__ = not any(mark in __version__ for mark in ('dev', 'a', 'b', 'rc'))

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from tests.cases import FALLING, mixed_tree, optax_falling
-from tests.oracle import assert_trees_close, run_optax, run_torchopt
-from torchopt import alias, tree
+from tests.oracle import assert_close_by_dtype, assert_trees_close, run_optax, run_torchopt
+from torchopt import alias
 
 F64 = torch.float64
 
@@ -59,14 +59,6 @@ CASES: list[tuple[str, Any, dict[str, Any], bool]] = [
 each_case = pytest.mark.parametrize(
     ('name', 'rate', 'options', 'scalars'), CASES, ids=lambda x: x if isinstance(x, str) else ''
 )
-
-
-def assert_close_by_dtype(found: Any, wanted: Any, rounded: bool = False) -> None:
-    """Compare leaf by leaf, to 1e-5 what is float32, and to 1e-8 what is float64."""
-    leaves, theirs = tree.leaves(found), jax.tree.leaves(wanted)
-    assert len(leaves) == len(theirs) > 0
-    for x, y in zip(leaves, theirs):
-        assert_trees_close(x, y, 1e-5 if rounded or x.dtype == torch.float32 else 1e-8)
 
 
 def entries(state: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import torch
 from tests._C.cases import plain_torch
 from tests.cases import FALLING, mixed_tree, optax_falling
 from tests.compat.differences import NUMBERS_FOR_NAN
-from tests.oracle import assert_trees_close, run_optax, run_torchopt
+from tests.oracle import assert_close_by_dtype, assert_trees_close, run_optax, run_torchopt
 from torchopt import tree
 from torchopt._C import dispatch, fused
 from torchopt.compat import optax as ours
@@ -91,14 +91,6 @@ def skeleton(state: Any) -> Any:
         return None
     kind = type(state).__name__
     return [kind, *map(skeleton, state)]
-
-
-def assert_close_by_dtype(found: Any, wanted: Any) -> None:
-    """Compare leaf by leaf: to 1e-5 what is float32, to 1e-8 what is float64."""
-    leaves, expected = tree.leaves(found), jax.tree.leaves(wanted)
-    assert len(leaves) == len(expected)
-    for x, y in zip(leaves, expected):
-        assert_trees_close(x, y, 1e-5 if x.dtype == torch.float32 else 1e-8)
 
 
 @each_case

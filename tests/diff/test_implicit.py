@@ -184,7 +184,7 @@ def test_modules_whose_gradient_would_be_lost():
         return net(y)
 
     net = nn.Linear(4, 3, dtype=f64)
-    with pytest.raises(TypeError, match='Linear with parameters that require gradients'):
+    with pytest.raises(TypeError, match='Linear whose parameters require gradients'):
         custom_root(F)(solver)(START, net, Y)
     # A choice of arguments says that the module is none of them.
     y = Y.clone().requires_grad_()
@@ -418,7 +418,7 @@ def test_optimality_of_another_structure(fun, text):
 
 def test_arguments_that_do_not_fit():
     solve = custom_root(lambda w, x: w, argnums=1)(lambda w, x, y: x)
-    with pytest.raises(TypeError, match='do not fit the optimality function'):
+    with pytest.raises(TypeError, match='do not match the optimality function'):
         solve(START, X, Y)
     with pytest.raises(TypeError, match='unexpected keyword argument'):
         custom_root(stationary)(solve_ridge)(START, X, Y, 1.0, wrong=3)

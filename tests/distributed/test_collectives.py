@@ -36,7 +36,7 @@ ERRORS = {
     'a task that cannot be had': ('OSError', 'no such task', True),
     'a loss that is none': ('TypeError', 'scalar', False),
     'no tasks': ('ValueError', 'no tasks', False),
-    'other tasks': ('ValueError', 'do not agree', False),
+    'other tasks': ('ValueError', 'number of tasks differs', False),
     'nothing to train': ('ValueError', 'requires grad', False),
     'second order': ('RuntimeError', 'create_graph=True', False),
     'torch.func': ('RuntimeError', 'all_reduce(fn(replicate(params)', False),

@@ -24,11 +24,11 @@ PAIRS = [
     'what it can do',
 ]
 ERRORS = {
-    'an object': ('RuntimeError', 'a Holder on worker 0, holds tensors that require grad'),
-    'an object in a context': ('RuntimeError', 'a Holder on worker 0, holds tensors that require grad'),
-    'an object of another worker': ('RuntimeError', 'a Holder on worker 1, holds tensors that require grad'),
+    'an object': ('RuntimeError', 'a Holder on worker 0, contains tensors that require grad'),
+    'an object in a context': ('RuntimeError', 'a Holder on worker 0, contains tensors that require grad'),
+    'an object of another worker': ('RuntimeError', 'a Holder on worker 1, contains tensors that require grad'),
     'a local value that is elsewhere': ('RuntimeError', 'localValue'),
-    'a call of torch in a context': ('RuntimeError', 'called torch.distributed.rpc itself'),
+    'a call of torch in a context': ('RuntimeError', 'called torch.distributed.rpc within'),
 }
 
 

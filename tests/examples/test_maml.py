@@ -51,7 +51,7 @@ def test_tasks_are_reproducible_and_have_their_shapes(alphabets):
     assert a.support_labels.tolist() == [0, 1, 2, 3, 4]
     assert a.query_labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3 + [4] * 3
     assert 0.0 <= a.support.min() < a.support.max() <= 1.0
-    with pytest.raises(ValueError, match='ask for fewer ways'):
+    with pytest.raises(ValueError, match='use fewer ways'):
         glyphs.sample_task(alphabets[1], 5, 1, 50, torch.Generator())
 
 

@@ -287,13 +287,13 @@ def test_a_singular_jacobian() -> None:
 def test_arguments_that_need_gradients_but_cannot_have_them() -> None:
     net = torch.nn.Linear(1, 1)
     solve = custom_root(lambda x, net: net(x))(lambda init, net: torch.zeros(1))
-    with pytest.raises(TypeError, match=r'Linear with parameters that require gradients.*functional_call'):
+    with pytest.raises(TypeError, match=r'Linear whose parameters require gradients.*functional_call'):
         solve(None, net)
     assert solve(None, net.requires_grad_(False)).shape == (1,)
 
 
 def test_arguments_that_do_not_fit() -> None:
-    with pytest.raises(TypeError, match='do not fit the optimality function'):
+    with pytest.raises(TypeError, match='do not match the optimality function'):
         custom_root(lambda x, a: x - a)(lambda init, a, b: a)(None, tensor(1.0), tensor(2.0))
     with pytest.raises(TypeError):
         custom_root(F)(sqrt)()

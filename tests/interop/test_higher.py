@@ -459,8 +459,8 @@ def enter(make: Callable[[nn.Sequential], Any], model: Any = None) -> Callable[[
 ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     'no model': (enter(opt_of, model=3), TypeError, 'model is a int'),
     'no optimizer': (enter(lambda net: net), TypeError, 'opt is a Sequential'),
-    'no twin': (enter(lambda net: torch.optim.NAdam(net.parameters())), TypeError, 'no twin'),
-    'another model': (enter(lambda net: opt_of(network())), ValueError, 'not those of the model'),
+    'has no counterpart': (enter(lambda net: torch.optim.NAdam(net.parameters())), TypeError, 'has no counterpart'),
+    'another model': (enter(lambda net: opt_of(network())), ValueError, 'do not belong to the model'),
     'number of params': (with_loop(lambda f, d: f(X, params=[X])), ValueError, 'holds 1 tensors, but the module has 4'),
     'params of step': (with_loop(lambda f, d: d.step(loss_of(f), params=[X])), ValueError, 'params holds 1 entries'),
     'callback': (
@@ -475,7 +475,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     ),
     'no graph': (with_loop(lambda f, d: d.step(loss_of(f).detach())), RuntimeError, 'loss has no graph'),
     'number': (with_loop(lambda f, d: d.step(3.0)), TypeError, 'loss is a float'),
-    'option': (with_loop(lambda f, d: d.step(loss_of(f), override={'beta': [1]})), TypeError, "'beta' is no option"),
+    'option': (with_loop(lambda f, d: d.step(loss_of(f), override={'beta': [1]})), TypeError, "'beta' is not an"),
     'bare option': (with_loop(lambda f, d: d.step(loss_of(f), override={'lr': 1.0})), ValueError, 'expected a list'),
     'options of groups': (
         with_loop(lambda f, d: d.step(loss_of(f), override={'lr': [1.0] * 3})),
@@ -498,13 +498,13 @@ def test_errors(case: str) -> None:
 def test_errors_without_a_loop() -> None:
     net = network()
     diffopt = higher.get_diff_optim(opt_of(net), net.parameters())
-    with pytest.raises(ValueError, match='Pass params, or fmodel'):
+    with pytest.raises(ValueError, match='Pass params to step, or fmodel'):
         diffopt.step(loss_of(net))
     plain = higher.get_diff_optim(torchopt.sgd(0.1), net.parameters())
     with pytest.raises(TypeError, match='plain transformation'):
         plain.step(loss_of(net), params=net.parameters(), override={'lr': [1.0]})
     opt = opt_of(net)
-    with pytest.raises(TypeError, match="'betas' is no option of SGD"):
+    with pytest.raises(TypeError, match="'betas' is not an option of SGD"):
         higher.apply_trainable_opt_params(opt, {'lr': [0.5], 'betas': [0.1]})
     with pytest.raises(ValueError, match='holds 2 values'):
         higher.apply_trainable_opt_params(opt, {'momentum': [0.5], 'lr': [0.5, 0.1]})

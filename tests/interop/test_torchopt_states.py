@@ -358,15 +358,15 @@ ERRORS: dict[str, tuple[Any, Any, type[Exception], list[str]]] = {
         adam_state(count=[torch.tensor(2), torch.tensor(3)]),
         torchopt.adam(),
         ValueError,
-        ['state[0].count', '[2, 3]', 'group of their own'],
+        ['state[0].count', '[2, 3]', 'their own group'],
     ),
     't': ((ScaleByAdamaxState(TWO, TWO, 0), EmptyState()), torchopt.adamax(), ValueError, ['state[0].t', 'from 1']),
-    'no state': (({'mu': TWO},), torchopt.adam(), ValueError, ['state[0]', 'dict', 'no state of 0.7.3']),
+    'no state': (({'mu': TWO},), torchopt.adam(), ValueError, ['state[0]', 'dict', 'not a state of 0.7.3']),
     'of ours': (
         torchopt.lion(0.1).init(TWO),
         torchopt.adam(),
         ValueError,
-        ['ScaleByLionState', 'no state of 0.7.3'],
+        ['ScaleByLionState', 'not a state of 0.7.3'],
     ),
 }
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,9 +22,7 @@ def to_numpy(found):
 
 
 def assert_same(found, expected):
-    found, expected = to_numpy(found), to_numpy(expected)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-12), found, expected)
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    chex.assert_trees_all_close(to_numpy(found), to_numpy(expected), rtol=1e-12, atol=0.0)
 
 
 # Each program is written once, for a loop library and its tensor library; it maps a number to a tree.

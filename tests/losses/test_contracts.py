@@ -186,7 +186,7 @@ ERRORS = {
     'shapes': (lambda: losses.huber_loss(x, x[:, :2]), ValueError, r'targets has shape \(2, 2\), which does not broad'),
     'cosine': (lambda: losses.cosine_similarity(x, y), TypeError, 'targets has dtype torch.int64'),
     'axis': (lambda: losses.softmax_cross_entropy(x, x, axis=2), ValueError, 'axis 2 is out of bounds for logits'),
-    'axis twice': (lambda: losses.softmax_cross_entropy(x, x, axis=(1, -1)), ValueError, 'names a dimension twice'),
+    'axis twice': (lambda: losses.softmax_cross_entropy(x, x, axis=(1, -1)), ValueError, 'contains a dimension twice'),
     'no axis': (lambda: losses.kl_divergence(x, x, axis=0.5), TypeError, 'axis is 0.5; expected an int, a tuple'),
     'axis None': (
         lambda: losses.softmax_cross_entropy_with_integer_labels(x, y, axis=None),
@@ -196,7 +196,7 @@ ERRORS = {
     'float labels': (
         lambda: losses.softmax_cross_entropy_with_integer_labels(x, x[:, 0]),
         TypeError,
-        'labels has dtype torch.float32; expected integers',
+        'labels has dtype torch.float32; expected integer classes',
     ),
     'one-hot integers': (
         lambda: losses.softmax_cross_entropy_with_integer_labels(x, x.long()),
@@ -228,18 +228,18 @@ ERRORS = {
     'ctc blank': (
         lambda: losses.ctc_loss(x[..., None], x, y[:, None], y[:, None], blank_id=1),
         ValueError,
-        'blank_id is 1; expected a class, from 0 to 0',
+        'blank_id is 1; expected one of the classes of logits, from 0 to 0',
     ),
     'ctc labels': (
         lambda: losses.ctc_loss(x[..., None], x, x[:, :1], x[:, :1]),
         TypeError,
-        'labels has dtype torch.float32; expected integers',
+        'labels has dtype torch.float32; expected integer classes',
     ),
     'no function': (lambda: losses.make_fenchel_young_loss(1), TypeError, 'max_fun is 1, a int; expected a function'),
     'no vector': (
         lambda: losses.make_fenchel_young_loss(torch.sum)(torch.tensor(1.0), torch.tensor(1.0)),
         ValueError,
-        'scores has no dimension',
+        'scores is a 0-d tensor',
     ),
 }
 

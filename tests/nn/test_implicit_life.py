@@ -391,7 +391,7 @@ def test_modules_among_the_arguments_would_lose_their_gradient():
     phi, features = penalty(), nn.Linear(3, 3, dtype=f64)
     net = Net(phi)
     before = net.w
-    with pytest.raises(TypeError, match='Linear with parameters that require gradients'):
+    with pytest.raises(TypeError, match='Linear whose parameters require gradients'):
         net.solve(X, Y, net=features)
     assert net.w is before
     features.requires_grad_(False)

@@ -290,7 +290,7 @@ MISFITS: dict[str, tuple[Callable[[dict[str, Any]], Any], type[Exception], list[
         ValueError,
         ['2 groups', '1 groups'],
     ),
-    'wrapped': (lambda saved: {'optimizer': saved}, TypeError, ["'state'", "'param_groups'", 'saved in']),
+    'wrapped': (lambda saved: {'optimizer': saved}, TypeError, ["'state'", "'param_groups'", 'in which it was saved']),
     'number': (lambda saved: 3, TypeError, ['int']),
     'other rule': (
         lambda saved: torchopt.AdaMax(network().parameters()).state_dict(),

@@ -15,7 +15,7 @@ import torch
 
 import torchopt
 from tests.cases import mixed_tree
-from tests.oracle import assert_trees_close, named_entries, run_optax, run_torchopt
+from tests.oracle import assert_close_by_dtype, assert_trees_close, named_entries, run_optax, run_torchopt
 from tests.transform.optax_cases import OURS, ROWS, Row
 from torchopt import transform, tree
 
@@ -38,14 +38,6 @@ def params_for(row: Row, dtype: torch.dtype) -> Any:
 def entries(state: Any) -> dict[str, Any]:
     """All entries by name, lists of lists and all; what has no leaves is left out."""
     return {name: x for name, x in named_entries(state).items() if jax.tree.leaves(x)}
-
-
-def assert_close_by_dtype(found: Any, wanted: Any, rounded: bool = False) -> None:
-    """Compare leaf by leaf, to 1e-5 what is float32, and to 1e-8 what is float64."""
-    leaves, theirs = tree.leaves(found), jax.tree.leaves(wanted)
-    assert len(leaves) == len(theirs) > 0
-    for x, y in zip(leaves, theirs):
-        assert_trees_close(x, y, 1e-5 if rounded or x.dtype == torch.float32 else 1e-8)
 
 
 def both_dtypes(row: Row) -> list[Any]:

@@ -122,7 +122,7 @@ def test_transforms() -> None:
 
     assert torch.func.grad(size)(torch.tensor(2.0)).item() == 100.0
     assert [name for name, _, _ in log.calls] == ['norm'] and float(log.calls[0][1]) == 10.0
-    with pytest.raises(RuntimeError, match=r'torch\.vmap.*measurements of monitor'):
+    with pytest.raises(RuntimeError, match=r'torch\.vmap.*Use monitor'):
         torch.vmap(size)(torch.ones(3))
     assert len(log.calls) == 1
 

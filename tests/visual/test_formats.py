@@ -21,7 +21,7 @@ from torchopt.visual import GradientGraph, trace_graph
 from torchopt.visual.layout import lay_out
 
 SVG = '{http://www.w3.org/2000/svg}'
-needs_dot = pytest.mark.skipif(shutil.which('dot') is None, reason="needs graphviz's program dot")
+needs_dot = pytest.mark.skipif(shutil.which('dot') is None, reason="requires graphviz's program dot")
 
 
 def small() -> GradientGraph:
@@ -253,17 +253,17 @@ def test_save(tmp_path: Path, name: str, format: str | None, begins: bytes) -> N
 
 def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = small()
-    with pytest.raises(ValueError, match=r"path: 'a.pdf' names no known format. Pass format= one of 'dot'"):
+    with pytest.raises(ValueError, match=r"path: 'a.pdf' is not a known format. Pass format= one of 'dot'"):
         graph.save(tmp_path / 'a.pdf')
-    with pytest.raises(ValueError, match=r"format: 'jpeg' names no known format"):
+    with pytest.raises(ValueError, match=r"format: 'jpeg' is not a known format"):
         graph.save(tmp_path / 'a.png', 'jpeg')
     with pytest.raises(ValueError, match=r"layout: 'neato' is unknown. Pass 'dot', 'own'"):
         graph.to_svg('neato')
-    with pytest.raises(ValueError, match=r"rankdir: 'XY' is no direction"):
+    with pytest.raises(ValueError, match=r"rankdir: 'XY' is not a direction"):
         graph.to_mermaid('XY')
     monkeypatch.setattr(shutil, 'which', lambda name: None)
     for draw in (lambda: graph.save(tmp_path / 'a.png'), lambda: graph.to_svg('dot')):
-        with pytest.raises(RuntimeError, match=r"needs graphviz's program `dot`.*apt install graphviz"):
+        with pytest.raises(RuntimeError, match=r"requires graphviz's program `dot`.*apt install graphviz"):
             draw()
     assert not [*tmp_path.iterdir()]
 

@@ -215,16 +215,16 @@ def test_the_page_grows_with_the_graph() -> None:
     [
         ({'var': 'loss'}, TypeError, r"var: 'loss' is a str. Pass a tensor"),
         ({'var': {'loss': 1.0}}, TypeError, r"var\['loss'\]: 1.0 is a float"),
-        ({'var': []}, ValueError, r'var: there is no tensor in it'),
-        ({'params': 3}, TypeError, r'params: 3 is a int, which names no tensors. Pass a mapping'),
+        ({'var': []}, ValueError, r'var: it contains no tensor'),
+        ({'params': 3}, TypeError, r'params: 3 is a int, which does not name tensors. Pass a mapping'),
         ({'params': 'w'}, TypeError, r"params: 'w' is a str"),
         ({'params': {'w': 'x'}}, TypeError, r"params\['w'\]: 'x' is a str"),
         ({'params': [object]}, TypeError, r'params\[0\]: '),
         ({'max_attr_chars': -1}, ValueError, r'max_attr_chars: -1 is negative'),
         ({'max_attr_chars': '5'}, TypeError, r"max_attr_chars: '5' is a str. Pass an integer"),
-        ({'max_nodes': 1}, ValueError, r'max_nodes: 1 leaves no room'),
+        ({'max_nodes': 1}, ValueError, r'max_nodes: 1 is too small'),
         ({'max_nodes': 2.5}, TypeError, r'max_nodes: 2.5 is a float'),
-        ({'rankdir': 'down'}, ValueError, r"rankdir: 'down' is no direction. Pass 'TB'"),
+        ({'rankdir': 'down'}, ValueError, r"rankdir: 'down' is not a direction. Pass 'TB'"),
     ],
 )
 def test_refusals_name_the_argument(arguments: dict, error: type[Exception], message: str) -> None:

@@ -112,8 +112,8 @@ def test_a_path_ends_where_it_is_not_finite() -> None:
         (lambda: plot_schedule(0.1, 1.5), TypeError, r'steps: 1.5 is a float'),
         (lambda: plot_schedule({}, 3), ValueError, r'schedules: the mapping is empty'),
         (lambda: plot_schedule({'a': 'x'}, 3), TypeError, r"schedules\['a'\]: 'x' is a str"),
-        (lambda: plot_landscape(bowl), ValueError, r'bounds: there are no paths'),
-        (lambda: plot_landscape(bowl, bounds=((1, 0), (0, 1))), ValueError, r'bounds: .* holds no points'),
+        (lambda: plot_landscape(bowl), ValueError, r'bounds: required if there are no paths'),
+        (lambda: plot_landscape(bowl, bounds=((1, 0), (0, 1))), ValueError, r'bounds: .* is empty'),
         (lambda: plot_landscape(bowl, {'a': torchopt.sgd(0.1)}), ValueError, r"start: paths\['a'\] is a gradient"),
         (lambda: plot_landscape(bowl, torchopt.sgd(0.1), start=(1,)), ValueError, r'start: its shape is \(1,\)'),
         (lambda: plot_landscape(bowl, {'a': [1, 2]}), ValueError, r"paths\['a'\]: its shape is \(2,\)"),
@@ -127,7 +127,7 @@ def test_a_path_ends_where_it_is_not_finite() -> None:
         (
             lambda: plot_landscape(lambda p: p[0] * torch.nan, bounds=((0, 1), (0, 1)), resolution=3),
             ValueError,
-            r'function: it is not finite anywhere',
+            r'function: no value within bounds is finite',
         ),
     ],
 )

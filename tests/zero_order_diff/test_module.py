@@ -195,7 +195,7 @@ def test_what_is_missing() -> None:
         ({'sigma': -1.0}, ValueError, 'Invalid sigma'),
         ({'method': 'best'}, ValueError, 'Invalid method'),
         ({'samples': 3}, TypeError, "unknown class keyword, 'samples'; expected some of method, num_samples"),
-        ({'executor': 3}, TypeError, "unknown class keyword, 'executor'.*torchopt.diff.zero_order, which decorates"),
+        ({'executor': 3}, TypeError, "unknown class keyword, 'executor'.*decorate a function with torchopt.diff"),
     ],
 )
 def test_bad_class_keywords(options, error: type[Exception], message: str) -> None:

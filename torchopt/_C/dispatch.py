@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,11 @@ from torch.autograd.graph import increment_version
 from torchopt import rules
 from torchopt._C import fused, plans
 from torchopt._C.fused import Call, Column, Order, Unsupported
-from torchopt.numerics import carries_graph, carries_no_graph, common_device, detach_graph, in_transform, vector
+from torchopt.numerics import (
+    common_device,
+    in_transform,
+    vector,
+)
 
 __all__ = ['Rows', 'Unsupported', 'step']
 
@@ -27,14 +32,12 @@ class Rows(NamedTuple):
     """Coefficients that differ between leaves: vectors in the rules, with an entry for each row.
 
     Attributes:
-        number: How many rows there are.
-        of_leaf: For each leaf its row; leaves of a row also agree in which rules apply.
-        learned: For each rule, for each row, whether a coefficient of it is learned; empty where all rows agree.
+        number: The number of rows.
+        of_leaf: The row of each leaf; the same rules apply to all leaves of a row.
     """
 
     number: int
     of_leaf: Sequence[int]
-    learned: Sequence[Sequence[bool]]
 
 
 def step(
@@ -53,17 +56,17 @@ def step(
     Args:
         partials: The rules that follow one another, partial applications of functions in
             :mod:`torchopt.rules` to their coefficients.
-        active: For each rule None, or for each leaf whether the rule applies to it.
+        active: For each rule, whether it applies to each leaf; None if it applies to all.
         g: The gradients.
-        moments: The columns of moments that the rules move on.
-        p: The parameters, where they are read or added to.
+        moments: The columns of moments that the rules update.
+        p: The parameters, if they are read or updated.
         inplace: Whether to write into the moments, and the parameters with ``onto_params``.
         onto_params: Whether to return the new parameters instead of the updates.
-        rows: Where coefficients are vectors, whose entry is whose.
+        rows: The rows of coefficients, if these are vectors.
 
     Returns:
-        The updates or the parameters, and the moments; or why the engine cannot take this step, in
-        which case nothing is changed.
+        The updates or the parameters, and the moments; or the reason why the engine cannot run this step, in which
+        case nothing is changed.
     """
     plan = _plan(partials)
     if isinstance(plan, Unsupported):
@@ -78,33 +81,33 @@ def step(
     call = Call(plan, Order.FORWARD, len(g), (True,) * (plan.moments + 1), values, numbers, onto_params)
     if inplace:
         return _launch(call, coefs, g, moments, p)
-    if p is not None and not onto_params and torch.is_grad_enabled():
-        read = _constants(partials, active, rows, g, moments, p)  # type: ignore[arg-type]
-        if isinstance(read, Unsupported):
-            return read
-        p = read
-    return _apply(call, coefs, g, moments, p)
+    columns = [g, *moments, p]
+    tensors = [x for column in columns for x in (column or (None,) * call.leaves)]
+    if fused.is_tracked((coefs, *tensors)):
+        return _apply(call, coefs, tensors)
+    results = fused.launch(call, coefs, columns, call.output_dtypes())
+    return results if isinstance(results, Unsupported) else list(results)
 
 
 def _plan(partials: Sequence[Callable[..., Any]]) -> plans.Plan | Unsupported:
     if torch.compiler.is_compiling():
-        return Unsupported('a compiler is tracing, and fuses plain torch itself')
+        return Unsupported('a compiler is tracing, and fuses plain torch by itself')
     # Only known rules enter the cache of plans, since the cache would keep user-defined rules alive.
-    functions = tuple(
-        [r.func for r in partials if type(r) is functools.partial and not r.args and plans.is_known(r.func)]
-    )
-    plan = plans.find_plan(functions) if len(functions) == len(partials) else None
+    plan = None
+    if all(type(r) is functools.partial and not r.args and type(r.func) is FunctionType for r in partials):
+        functions = tuple([r.func for r in partials])  # type: ignore[attr-defined]
+        plan = plans.find_plan(functions) if plans.KNOWN.issuperset(functions) else None
     if plan is None:
         return Unsupported('there is no kernel for these transformations')
     if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
-        return Unsupported('a dispatch mode or a tracer wants to see every torch operation')
+        return Unsupported('a dispatch mode or a tracer must intercept every torch operation')
     return plan
 
 
 def _coefficients(
     partials: Sequence[functools.partial[Any]], active: Sequence[Column | None], rows: Rows | None, g: Column
 ) -> tuple[tuple[float, ...] | None, Tensor | None, tuple[int, ...] | None]:
-    """The coefficients of all rows, as numbers or as a tensor, and for each leaf its row, if there are several."""
+    """The coefficients of all rows, as numbers or as a tensor; and the row of each leaf, if there are several rows."""
     if rows is not None:
         own = [_masked(rule, flags, rows) for rule, flags in zip(partials, active)]
         entries = plans.coefficients(own, [True] * len(own))
@@ -118,7 +121,7 @@ def _coefficients(
 
 
 def _masked(rule: functools.partial[Any], flags: Column | None, rows: Rows) -> functools.partial[Any]:
-    """An affine rule whose coefficient has no effect in the rows to which the rule does not apply."""
+    """An affine rule with a neutral coefficient in the rows to which it does not apply."""
     if flags is None or all(flags):
         return rule
     off = {row for row, flag in zip(rows.of_leaf, flags) if not flag}
@@ -142,66 +145,13 @@ def _launch(call: Call, coefs: Tensor | None, g: Column, moments: Sequence[Colum
     return list(columns)
 
 
-def _constants(
-    partials: Sequence[functools.partial[Any]],
-    active: Sequence[Column | None],
-    rows: Rows | None,
-    g: Column,
-    moments: Sequence[Column],
-    p: Column,
-) -> Column | Unsupported:
-    """The parameters, detached where decay treats them as constants.
-
-    :func:`rules.add_params` asks that of the update it is given, which may have its graph from the gradient, and
-    from the moments and the coefficients of all rules before.
-    """
-    if not any(map(carries_no_graph, p, g)):
-        return p
-    decays = [i for i, rule in enumerate(partials) if rule.func is rules.add_params]
-    told = [_takes_for_constant(i, partials, active, rows, g, moments, p) for i in decays]
-    if len(decays) == 1:
-        return [detach_graph(x) if constant else x for x, constant in zip(p, told[0])]
-    into: list[Any] = []
-    for i, x in enumerate(p):
-        answers = {own[i] for decay, own in zip(decays, told) if active[decay] is None or active[decay][i]}  # type: ignore[index]
-        if len(answers) > 1:
-            return Unsupported('of several decays, only the first take a parameter for a constant')
-        into.append(detach_graph(x) if True in answers else x)
-    return into
-
-
-def _takes_for_constant(
-    decay: int,
-    partials: Sequence[functools.partial[Any]],
-    active: Sequence[Column | None],
-    rows: Rows | None,
-    g: Column,
-    moments: Sequence[Column],
-    p: Column,
-) -> list[bool]:
-    """For each leaf, whether one of the rules, a decay, treats the parameter as a constant."""
-    moved = any(rule.func in rules.RULES for rule in partials[:decay])
-    told = [all(carries_no_graph(x, y) for y in row) for x, *row in zip(p, g, *(moments if moved else ()))]
-    for j, rule in enumerate(partials[:decay]):
-        if any(map(carries_graph, rule.keywords.values())):
-            flags = active[j] or [True] * len(told)
-            if rows is not None and rows.learned[j]:
-                flags = [flag and rows.learned[j][row] for flag, row in zip(flags, rows.of_leaf)]
-            told = [constant and not learned for constant, learned in zip(told, flags)]
-    return told
-
-
-def _apply(call: Call, coefs: Tensor | None, g: Column, moments: Sequence[Column], p: Column | None) -> Any:
-    columns = [g, *moments, p]
-    tensors = [x for column in columns for x in (column or (None,) * call.leaves)]
-    if not fused.is_tracked((coefs, *tensors)):
-        results = fused.launch(call, coefs, columns, call.output_dtypes())
-        return results if isinstance(results, Unsupported) else list(results)
+def _apply(call: Call, coefs: Tensor | None, tensors: Column) -> Any:
+    """The step as an autograd Function."""
     transforms = torch._C._functorch.get_interpreter_stack() or ()
     if any(t.key() == torch._C._functorch.TransformType.Functionalize for t in transforms):
-        return Unsupported('functionalization wants to see every torch operation')
+        return Unsupported('functionalization must intercept every torch operation')
     if transforms and not _are_uniform(call, tensors):
-        return Unsupported('tensors of a leaf differ in shape or device, or are no plain dense floating tensors')
+        return Unsupported('tensors of a leaf differ in shape or device, or are not plain dense floating tensors')
     try:
         flat = fused.apply(call, coefs, tensors)
     except fused.UnsupportedError as error:
@@ -210,7 +160,7 @@ def _apply(call: Call, coefs: Tensor | None, g: Column, moments: Sequence[Column
 
 
 def _are_uniform(call: Call, tensors: Column) -> bool:
-    """Whether tensors meet the requirements of the kernels; inside a transform the kernel cannot check them itself."""
+    """Whether tensors meet the requirements of the kernels, which cannot check them inside a transform."""
     n, device = call.leaves, getattr(tensors[0], 'device', torch.device('meta'))
     return device.type in ('cpu', 'cuda') and all(
         x is None

@@ -3,8 +3,8 @@ r"""Map the rules of a chain to one kernel and its coefficients.
 
 All operations before and after the main rule of an optimizer (sign flips, weight decay, the learning
 rate, the addition to the parameters) are affine, so a whole step is
-:math:`f \cdot \text{rule}(s\,g + \lambda\,p) + w\,p` with four additional numbers.  A factor may stand between two
-rules if the second is momentum, which is linear in its input.
+:math:`f \cdot \text{rule}(s\,g + \lambda\,p) + w\,p` with four additional numbers.  A factor between two rules is
+possible if the second is momentum, which is linear in its input.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor
 from torchopt import rules
 from torchopt.numerics import as_python_list, as_python_scalar, common_device, in_double
 
-__all__ = ['AFFINE', 'Plan', 'coefficients', 'find_plan', 'is_known', 'set_kernels', 'resolve', 'resolve_vectors']
+__all__ = ['AFFINE', 'KNOWN', 'Plan', 'coefficients', 'find_plan', 'set_kernels', 'resolve', 'resolve_vectors']
 
 Rule = Callable[..., tuple[Any, ...]]
 
@@ -31,7 +30,7 @@ class Plan(NamedTuple):
 
     Attributes:
         rules: Functions of :mod:`torchopt.rules`, one after another.
-        kernel: Number of the kernel.
+        kernel: The number of the kernel.
         moments: The total number of moments of the rules.
         coefs: The number of coefficients of a row.
     """
@@ -56,9 +55,8 @@ AFFINE: dict[Callable[..., Any], float] = {rules.scale: 1.0, rules.add_params: 0
 """The affine rules, and the coefficient with which each of them has no effect."""
 
 
-def is_known(rule: Any) -> bool:
-    """Whether a function is one of :mod:`torchopt.rules` with a native counterpart."""
-    return isinstance(rule, FunctionType) and (rule in rules.RULES or rule in AFFINE)
+KNOWN: frozenset[Callable[..., Any]] = frozenset({*rules.RULES, *AFFINE})
+"""The functions of :mod:`torchopt.rules` with a native counterpart."""
 
 
 @functools.lru_cache(maxsize=256)
@@ -92,8 +90,8 @@ def coefficients(partials: Sequence[functools.partial[Any]], active: Sequence[bo
     ends = before
     for rule, is_active in zip(partials, active):
         function = rule.func
-        # The product of two coefficients must not be rounded to float32 where leaves are in double precision.
-        values = {name: in_double(value) for name, value in rule.keywords.items()}
+        # Multiply coefficients in double precision, so that leaves in double precision get exact products.
+        values = {name: value if type(value) is float else in_double(value) for name, value in rule.keywords.items()}
         if function is rules.scale:
             if is_active:
                 _scale(ends, values['factor'])

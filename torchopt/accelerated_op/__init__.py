@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The native engine by hand: whether it runs, and Adam's rule on single tensors.
+"""Direct access to the native engine: whether it is available, and Adam's rule on single tensors.
 
-Optimizers use the engine by themselves wherever it can run; nothing here is needed for that.
+Optimizers use the engine automatically if it can run.
 """
 
 from torchopt._C import is_available

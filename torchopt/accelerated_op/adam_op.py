@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adam's rule as an operation on single tensors, as TorchOpt 0.7.3 has it."""
+"""Adam's rule as an operation on single tensors, as in TorchOpt 0.7.3."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class AdamOp:
         m' = \beta_1 m + (1 - \beta_1) g, \qquad v' = \beta_2 v + (1 - \beta_2) g^2, \qquad
         u = \frac{m' / (1 - \beta_1^t)}{\sqrt{v' / (1 - \beta_2^t) + \bar\epsilon} + \epsilon}
 
-    It runs natively where that is possible, and has derivatives of every order in all its tensors.
+    It runs on the native engine if possible, and is differentiable to any order with respect to all tensors.
 
     Args:
         b1: Decay rate :math:`\beta_1` of the mean, in [0, 1).
@@ -54,14 +54,14 @@ class AdamOp:
         Args:
             mu: The mean :math:`m`.
             nu: The mean square :math:`v`.
-            updates: The gradient :math:`g`; None leaves the moments as they are.
+            updates: The gradient :math:`g`; if None, the moments do not change.
             count: The number :math:`t \ge 1` of this step, an int or a 0-d tensor.
 
         Returns:
-            The new moments and the update; with ``inplace`` these are the tensors that were given.
+            The new moments and the update; with ``inplace``, the given tensors with new values.
 
         Raises:
-            ValueError: If the tensors differ in shape.
+            ValueError: If the shapes differ.
         """
         if updates is None:
             return mu, nu, None

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Optimizers, each a chain: sign and decay, the rule that gives it its name, the learning rate.
+"""Optimizers, each a chain of weight decay, the rule of the optimizer and the learning rate.
 
-Every one is a :class:`torchopt.base.GradientTransformation`.  The optimizers of TorchOpt 0.7.3 take its arguments, and
-Optax's names for them where they mean the same; the others take Optax's.
+Each is a :class:`torchopt.base.GradientTransformation`.  The optimizers of TorchOpt 0.7.3 have its arguments and also
+accept Optax's names for the same arguments; the others have Optax's arguments.
 
-A rate, a decay rate, an epsilon, a momentum or a weight decay is a number; or a 0-d tensor, which is learned if it
-requires grad; or, where it differs from parameter to parameter, a tree of these, with the structure of the parameters
-or of its top (one value then counts for a whole subtree): ``torchopt.adam(lr={'head': 0.1, 'body': [0.01, rate]})``.
+A learning rate, decay rate, epsilon, momentum or weight decay is a number or a 0-d tensor, which is learned if it
+requires grad.  For a different value per parameter, pass a tree of these with the structure of the parameters or a
+prefix of it (one value then holds for a whole subtree): ``torchopt.adam(lr={'head': 0.1, 'body': [0.01, rate]})``.
 """
 
 from torchopt.alias.adabelief import adabelief

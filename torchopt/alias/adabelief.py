@@ -25,7 +25,7 @@ def adabelief(
     *,
     nesterov: bool = False,
 ) -> GradientTransformation:
-    r"""AdaBelief: large steps where gradients are as predicted by their moving average, small ones elsewhere.
+    r"""AdaBelief: larger steps if the gradients are close to their moving average, smaller ones if not.
 
     .. math::
         m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t, \qquad
@@ -39,10 +39,10 @@ def adabelief(
         <b2>
         eps: :math:`\epsilon \ge 0`, outside the root.
         eps_root: :math:`\bar\epsilon \ge 0`, added to the second moment at every step.
-        weight_decay: The decoupled decay :math:`\lambda \ge 0`, or a schedule of it, for which ``update`` needs
-            ``params``; None for none.
-        weight_decay_mask: Which parameters decay: a tree of booleans with the structure of the parameters or of its
-            top, or a function that makes one from the parameters.  None decays all.
+        weight_decay: The decoupled decay :math:`\lambda \ge 0`, or a schedule of it; None means no decay.  If
+            nonzero, ``update`` requires ``params``.
+        weight_decay_mask: Which parameters decay: a tree of booleans with the structure of the parameters or a prefix
+            of it, or a function that makes one from the parameters.  None decays all.
         <nesterov>
 
     Raises:

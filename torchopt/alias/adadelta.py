@@ -7,11 +7,10 @@ from typing import Any
 
 from typing_extensions import Unpack
 
-from torchopt.alias.spelling import OptaxRate, also_spelled
-from torchopt.alias.stages import flip_sign_and_add_weight_decay, shared_prose
+from torchopt.alias.stages import assemble, shared_prose
 from torchopt.base import GradientTransformation
-from torchopt.combine import chain
-from torchopt.transform import scale_by_adadelta, scale_by_learning_rate
+from torchopt.spelling import OptaxRate, also_spelled
+from torchopt.transform import scale_by_adadelta
 
 __all__ = ['adadelta']
 
@@ -27,7 +26,7 @@ def adadelta(
     moment_requires_grad: bool = False,
     **optax: Unpack[OptaxRate],
 ) -> GradientTransformation:
-    r"""AdaDelta: steps as long as earlier steps were, relative to the gradients.
+    r"""AdaDelta: gradients scaled by the ratio of the root mean squares of past updates and gradients.
 
     .. math::
         v_t = \rho v_{t-1} + (1 - \rho) |g_t|^2, \qquad
@@ -54,8 +53,4 @@ def adadelta(
     References:
         Zeiler, `ADADELTA: an adaptive learning rate method <https://arxiv.org/abs/1212.5701>`_, 2012.
     """
-    return chain(
-        flip_sign_and_add_weight_decay(weight_decay),
-        scale_by_adadelta(rho, eps, moment_requires_grad),
-        scale_by_learning_rate(lr),
-    )
+    return assemble(scale_by_adadelta(rho, eps, moment_requires_grad), lr=lr, weight_decay=weight_decay)

@@ -39,32 +39,34 @@ def adafactor(
     factored: bool = True,
     weight_decay_mask: Any = None,
 ) -> GradientTransformation:
-    r"""Adafactor: second moments that are factored, and steps in proportion to the parameters.
+    r"""Adafactor: factored second moments, and steps proportional to the scale of the parameters.
 
-    With :math:`u_t` as in :func:`torchopt.transform.scale_by_factored_rms`, leaf by leaf,
+    With :math:`u_t` as in :func:`torchopt.transform.scale_by_factored_rms`, for each leaf,
 
     .. math::
         \hat u_t = \frac{u_t}{\max(1, \mathrm{rms}(u_t) / d)}, \qquad
         p_t = p_{t-1} - \eta \max(\mathrm{rms}(p_{t-1}), 10^{-3})\, \hat u_t - \lambda p_{t-1}.
 
-    The memory for an :math:`n \times m` matrix is :math:`n + m` numbers, unless there is a momentum.
+    The state of an :math:`n \times m` matrix has :math:`n + m` numbers, if there is no momentum.
 
     Args:
-        learning_rate: :math:`\eta`, a number, a 0-d tensor, or a schedule; None stands for 1.  Where steps are in
-            proportion to the parameters it is a relative one.
-        min_dim_size_to_factor: The least size of the second largest dimension at which a leaf is factored.
+        learning_rate: :math:`\eta`, a number, a 0-d tensor, or a schedule; None means 1.  With
+            ``multiply_by_parameter_scale`` it is relative to the scale of the parameters.
+        min_dim_size_to_factor: Factor the leaves whose second largest dimension has at least this size.
         decay_rate: The exponent :math:`c` of the decay rate :math:`1 - t^{-c}` of the second moments.
-        decay_offset: The count at which the decay begins anew, for fine-tuning with the state of a training.
-        multiply_by_parameter_scale: Whether steps are in proportion to the parameters; ``update`` needs ``params`` in
-            any case.
+        decay_offset: The step count at which the decay rate starts again, for fine-tuning from the state of a previous
+            run.
+        multiply_by_parameter_scale: Whether to multiply by the factor :math:`\max(\mathrm{rms}(p_{t-1}), 10^{-3})`.
+            ``update`` requires ``params`` in either case.
         clipping_threshold: The bound :math:`d`; None does not clip.
-        momentum: Decay rate of a mean of the steps, in [0, 1), without correction of its bias; None takes no mean.
-        dtype_momentum: The dtype in which that mean is kept.
+        momentum: Decay rate of a moving average of the steps, in [0, 1), without bias correction; None means no
+            average.
+        dtype_momentum: The dtype of that average.
         weight_decay_rate: :math:`\lambda \ge 0`, or a schedule of it; it is not multiplied by the learning rate.
         eps: :math:`\epsilon \ge 0`, added to squared gradients.
-        factored: Whether to factor at all.
-        weight_decay_mask: Which parameters decay: a tree of booleans with the structure of the parameters or of its
-            top, or a function that makes one from the parameters.  None decays all.
+        factored: Whether to factor second moments.
+        weight_decay_mask: Which parameters decay: a tree of booleans with the structure of the parameters or a prefix
+            of it, or a function that makes one from the parameters.  None decays all.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range.

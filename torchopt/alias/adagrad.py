@@ -8,12 +8,11 @@ from typing import Any
 from typing_extensions import Unpack
 
 from torchopt import checks
-from torchopt.alias.spelling import OptaxRate, also_spelled
-from torchopt.alias.stages import flip_sign_and_add_weight_decay, shared_prose
+from torchopt.alias.stages import assemble, shared_prose
 from torchopt.base import GradientTransformation
-from torchopt.combine import chain
 from torchopt.schedule import inverse_time_decay
-from torchopt.transform import scale_by_learning_rate, scale_by_rss, scale_by_schedule
+from torchopt.spelling import OptaxRate, also_spelled
+from torchopt.transform import scale_by_rss, scale_by_schedule
 
 __all__ = ['adagrad']
 
@@ -30,7 +29,7 @@ def adagrad(
     maximize: bool = False,
     **optax: Unpack[OptaxRate],
 ) -> GradientTransformation:
-    r"""AdaGrad: every element's rate falls with the squares of all its gradients so far.
+    r"""AdaGrad: gradients divided by the root of the sum of their squares so far.
 
     .. math::
         s_t = s_{t-1} + |g_t|^2, \qquad
@@ -58,9 +57,10 @@ def adagrad(
         Duchi et al., `Adaptive subgradient methods <https://jmlr.org/papers/v12/duchi11a.html>`_, JMLR 2011.
     """
     checks.at_least('lr_decay value', lr_decay)
-    return chain(
-        flip_sign_and_add_weight_decay(weight_decay, maximize),
+    return assemble(
         scale_by_rss(initial_accumulator_value, eps),
         scale_by_schedule(inverse_time_decay(1.0, lr_decay)),
-        scale_by_learning_rate(lr),
+        lr=lr,
+        weight_decay=weight_decay,
+        maximize=maximize,
     )

@@ -7,17 +7,15 @@ from typing import Any
 
 from typing_extensions import Unpack
 
-from torchopt.alias.spelling import OptaxAdam, also_spelled
+from torchopt import checks
 from torchopt.alias.stages import (
-    choose_engine,
-    flip_sign_and_add_weight_decay,
-    pair,
+    assemble,
     shared_prose,
 )
 from torchopt.base import GradientTransformation
-from torchopt.combine import chain
 from torchopt.numerics import DTypeLike
-from torchopt.transform import add_decayed_weights, scale_by_adam, scale_by_learning_rate
+from torchopt.spelling import OptaxAdam, also_spelled
+from torchopt.transform import add_decayed_weights, scale_by_adam
 
 __all__ = ['adam', 'adamw']
 
@@ -50,7 +48,7 @@ def adam(
         eps: :math:`\epsilon \ge 0`, outside the root.
         <weight_decay>
         <eps_root>
-        nesterov: Look ahead by Nesterov's method, which makes it :func:`nadam`.
+        nesterov: Use Nesterov momentum; this is :func:`nadam`.
         <mu_dtype>
         <moment_requires_grad>
         <maximize>
@@ -73,13 +71,9 @@ def adam(
         Kingma and Ba, `Adam: a method for stochastic optimization <https://arxiv.org/abs/1412.6980>`_, 2014.
     """
     rule = scale_by_adam(
-        *pair('betas', betas), eps, eps_root, moment_requires_grad, nesterov=nesterov, mu_dtype=mu_dtype
+        *checks.pair('betas', betas), eps, eps_root, moment_requires_grad, nesterov=nesterov, mu_dtype=mu_dtype
     )
-    return chain(
-        flip_sign_and_add_weight_decay(weight_decay, maximize),
-        choose_engine(rule, use_accelerated_op),
-        scale_by_learning_rate(lr),
-    )
+    return assemble(rule, lr=lr, weight_decay=weight_decay, maximize=maximize, use_accelerated_op=use_accelerated_op)
 
 
 @also_spelled(learning_rate='lr', b1='betas.0', b2='betas.1')
@@ -109,7 +103,7 @@ def adamw(
         eps: :math:`\epsilon \ge 0`, outside the root.
         weight_decay: :math:`\lambda \ge 0`, or a schedule of it.  If nonzero, ``update`` requires ``params``.
         <eps_root>
-        nesterov: Look ahead by Nesterov's method, which makes it :func:`nadamw`.
+        nesterov: Use Nesterov momentum; this is :func:`nadamw`.
         <mu_dtype>
         <mask>
         <moment_requires_grad>
@@ -132,11 +126,8 @@ def adamw(
         Loshchilov and Hutter, `Decoupled weight decay regularization <https://arxiv.org/abs/1711.05101>`_, 2017.
     """
     rule = scale_by_adam(
-        *pair('betas', betas), eps, eps_root, moment_requires_grad, nesterov=nesterov, mu_dtype=mu_dtype
+        *checks.pair('betas', betas), eps, eps_root, moment_requires_grad, nesterov=nesterov, mu_dtype=mu_dtype
     )
-    return chain(
-        flip_sign_and_add_weight_decay(maximize=maximize),
-        choose_engine(rule, use_accelerated_op),
-        add_decayed_weights(weight_decay, mask),
-        scale_by_learning_rate(lr),
+    return assemble(
+        rule, add_decayed_weights(weight_decay, mask), lr=lr, maximize=maximize, use_accelerated_op=use_accelerated_op
     )

@@ -7,11 +7,11 @@ from typing import Any
 
 from typing_extensions import Unpack
 
-from torchopt.alias.spelling import OptaxAdam, also_spelled
-from torchopt.alias.stages import flip_sign_and_add_weight_decay, pair, shared_prose
+from torchopt import checks
+from torchopt.alias.stages import assemble, shared_prose
 from torchopt.base import GradientTransformation
-from torchopt.combine import chain
-from torchopt.transform import scale_by_adamax, scale_by_learning_rate
+from torchopt.spelling import OptaxAdam, also_spelled
+from torchopt.transform import scale_by_adamax
 
 __all__ = ['adamax']
 
@@ -27,7 +27,7 @@ def adamax(
     moment_requires_grad: bool = False,
     **optax: Unpack[OptaxAdam],
 ) -> GradientTransformation:
-    r"""AdaMax, Adam in the limit of the infinity norm.
+    r"""AdaMax: Adam with the infinity norm in place of the second moment.
 
     .. math::
         m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t, \qquad n_t = \max(\beta_2 n_{t-1}, |g_t| + \epsilon), \qquad
@@ -36,7 +36,7 @@ def adamax(
     Args:
         <lr>
         <betas>
-        eps: :math:`\epsilon \ge 0`, added to the size of the gradient.
+        eps: :math:`\epsilon \ge 0`, added to the absolute value of the gradient.
         <weight_decay>
         <moment_requires_grad>
 
@@ -53,8 +53,6 @@ def adamax(
     References:
         Kingma and Ba, `Adam: a method for stochastic optimization <https://arxiv.org/abs/1412.6980>`_, section 7, 2014.
     """
-    return chain(
-        flip_sign_and_add_weight_decay(weight_decay),
-        scale_by_adamax(*pair('betas', betas), eps, moment_requires_grad),
-        scale_by_learning_rate(lr),
+    return assemble(
+        scale_by_adamax(*checks.pair('betas', betas), eps, moment_requires_grad), lr=lr, weight_decay=weight_decay
     )

@@ -29,8 +29,8 @@ def adamaxw(
     Args:
         <learning_rate>
         <b1>
-        b2: Decay rate :math:`\beta_2` of the largest gradient, in [0, 1).
-        eps: :math:`\epsilon \ge 0`, added to every gradient's absolute value.
+        b2: Decay rate :math:`\beta_2` of the infinity norm, in [0, 1).
+        eps: :math:`\epsilon \ge 0`, added to the absolute value of the gradient.
         weight_decay: :math:`\lambda \ge 0`, or a schedule of it.  If nonzero, ``update`` requires ``params``.
         <mask>
 

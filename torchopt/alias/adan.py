@@ -24,7 +24,7 @@ def adan(
     weight_decay: Any = 0.0,
     mask: Any = None,
 ) -> GradientTransformation:
-    r"""Adan: Adam with Nesterov's method, using gradient differences.
+    r"""Adan: Adam with Nesterov momentum, estimated from gradient differences.
 
     With :math:`u_t` as in :func:`torchopt.transform.scale_by_adan`,
     :math:`p_t = p_{t-1} - \eta\,(u_t + \lambda p_{t-1})`.

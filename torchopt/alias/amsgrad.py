@@ -25,7 +25,7 @@ def amsgrad(
     bias_correction_mu: bool = True,
     bias_correction_nu: bool = True,
 ) -> GradientTransformation:
-    r"""AMSGrad: Adam divided by the largest second moment so far, so that the rate of an element never rises again.
+    r"""AMSGrad: Adam with the maximum of all second moments so far in the denominator.
 
     .. math::
         m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t, \qquad v_t = \beta_2 v_{t-1} + (1 - \beta_2) |g_t|^2, \qquad
@@ -39,8 +39,8 @@ def amsgrad(
         eps: :math:`\epsilon \ge 0`, outside the root.
         <eps_root>
         <mu_dtype>
-        bias_correction_mu: Whether to correct the first moment for its start at 0; the paper does not.
-        bias_correction_nu: Whether to correct the second moment before the maximum is taken; the paper does not.
+        bias_correction_mu: Whether to correct the bias of the first moment; the paper does not.
+        bias_correction_nu: Whether to correct the bias of the second moment before the maximum; the paper does not.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range.

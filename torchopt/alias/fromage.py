@@ -19,17 +19,17 @@ __all__ = ['fromage']
 
 @shared_prose
 def fromage(learning_rate: Any, min_norm: Any = 1e-6) -> GradientTransformation:
-    r"""Fromage: every layer turns by the same angle, at a norm that stays.
+    r"""Fromage: steps proportional to the norm of each leaf, which keep that norm approximately constant.
 
     .. math::
         p_t = \frac{1}{\sqrt{1 + \eta^2}} \Bigl( p_{t-1} - \eta\,
               \frac{\lVert p_{t-1} \rVert}{\lVert g_t \rVert}\, g_t \Bigr)
 
-    The norms are those of single leaves.  ``update`` needs ``params``.
+    The norms are those of single leaves.  ``update`` requires ``params``.
 
     Args:
         learning_rate: :math:`\eta \ge 0`: a number, a 0-d tensor, or a schedule.
-        min_norm: The least value that a norm is taken to have.
+        min_norm: A lower bound of the norms; smaller norms are replaced by it.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range.
@@ -69,7 +69,7 @@ def _shrinkage(rate: Any) -> Any:
 
 @factory
 def _shrink(factor: Any) -> GradientTransformation:
-    """Add to the updates what multiplies the parameters by a factor, or by what a schedule gives."""
+    """Change the updates so that adding them also multiplies the parameters by a factor, or a schedule of it."""
 
     def step(value: Any, settle: Any) -> elementwise.ElementwiseStep:
         return elementwise.ElementwiseStep(partial(rules.add_params, weight=value - 1.0), (), settle, reads_params=True)

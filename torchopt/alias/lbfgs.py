@@ -27,17 +27,18 @@ def lbfgs(
     With :math:`H_k` as in :func:`torchopt.transform.scale_by_lbfgs`, and :math:`\eta_k` from the line search,
     :math:`w_{k+1} = w_k - \eta_k H_k g_k`.
 
-    It is for objectives that are the same in every step.  A line search needs the extra arguments ``value``, ``grad``
-    and ``value_fn`` of ``update``; :func:`torchopt.transform.value_and_grad_from_state` gives the first two at no cost.
+    The objective must be the same in every step, so use full batches.  A line search requires the extra arguments
+    ``value``, ``grad`` and ``value_fn`` of ``update``; :func:`torchopt.transform.value_and_grad_from_state` reads the
+    first two from the state of the line search.
 
     Args:
-        learning_rate: A further factor of the steps: a number, a 0-d tensor, or a schedule.  None stands for 1.
-        memory_size: The number of steps that are remembered, at least 1.
-        scale_init_precond: Whether :math:`H_k` begins with a multiple of the identity that has the scale of the last
-            step; otherwise with the identity.
-        linesearch: A transformation that scales a direction of descent, such as
-            :func:`torchopt.transform.scale_by_zoom_linesearch`, which is the default with 20 evaluations and a first
-            step size of 1.  None takes steps as they are.
+        learning_rate: A further factor of the steps: a number, a 0-d tensor, or a schedule.  None means 1.
+        memory_size: The number of past steps from which :math:`H_k` is computed, at least 1.
+        scale_init_precond: Whether the initial approximation of :math:`H_k` is the identity scaled according to the
+            last step; if False, it is the identity.
+        linesearch: A transformation that scales a descent direction.  The default is
+            :func:`torchopt.transform.scale_by_zoom_linesearch` with at most 20 evaluations and the first step size 1.
+            None means no line search.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range.

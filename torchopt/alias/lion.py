@@ -23,19 +23,19 @@ def lion(
     weight_decay: Any = 1e-3,
     mask: Any = None,
 ) -> GradientTransformation:
-    r"""Lion: every element moves by the learning rate, in the direction of a mean of the gradients.
+    r"""Lion: steps by the sign of an average of momentum and gradient.
 
     .. math::
         u_t = \operatorname{sign}(\beta_1 m_{t-1} + (1 - \beta_1) g_t), \qquad
         m_t = \beta_2 m_{t-1} + (1 - \beta_2) g_t, \qquad
         p_t = p_{t-1} - \eta\,(u_t + \lambda p_{t-1})
 
-    Since every step has full length, a good learning rate is three to ten times smaller than for :func:`adamw`, and a
-    good weight decay as many times larger.
+    Every element of :math:`u_t` has the absolute value 1, so the learning rate should be three to ten times smaller
+    than for :func:`adamw`, and the weight decay larger by the same factor.
 
     Args:
         <learning_rate>
-        b1: Weight :math:`\beta_1` of the mean against the gradient in the update, in [0, 1).
+        b1: Weight :math:`\beta_1` of the mean in the update, in [0, 1).
         b2: Decay rate :math:`\beta_2` of the mean, in [0, 1).
         <mu_dtype>
         weight_decay: :math:`\lambda \ge 0`, or a schedule of it.  If nonzero, ``update`` requires ``params``.

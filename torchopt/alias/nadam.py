@@ -25,14 +25,14 @@ def nadam(
     *,
     nesterov: bool = True,
 ) -> GradientTransformation:
-    r"""NAdam: Adam that looks ahead by Nesterov's method.
+    r"""NAdam: Adam with Nesterov momentum.
 
     .. math::
         m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t, \qquad v_t = \beta_2 v_{t-1} + (1 - \beta_2) |g_t|^2, \qquad
         p_t = p_{t-1} - \eta\, \frac{\beta_1 m_t / (1 - \beta_1^{t+1}) + (1 - \beta_1)\, g_t / (1 - \beta_1^t)}
                                 {\sqrt{v_t / (1 - \beta_2^t) + \bar\epsilon} + \epsilon}
 
-    ``torch.optim.NAdam`` lets :math:`\beta_1` grow from step to step, which this rule does not.
+    Unlike ``torch.optim.NAdam``, this rule keeps :math:`\beta_1` constant.
 
     Args:
         <learning_rate>

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradient descent with noise."""
+"""Gradient descent with Gaussian noise."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def noisy_sgd(
     *,
     seed: Key | None = None,
 ) -> GradientTransformation:
-    r"""Gradient descent with Gaussian noise on the gradients, less of it from step to step.
+    r"""Gradient descent with Gaussian noise of decreasing variance on the gradients.
 
     .. math::
         p_t = p_{t-1} - \eta (g_t + \sigma_t \varepsilon_t), \qquad \varepsilon_t \sim \mathcal N(0, 1), \qquad
@@ -31,11 +31,11 @@ def noisy_sgd(
 
     Args:
         <learning_rate>
-        eta: The first variance :math:`\bar\eta \ge 0`.
-        gamma: :math:`\gamma`.
+        eta: The initial variance :math:`\bar\eta \ge 0`.
+        gamma: The exponent :math:`\gamma` of the decay of the variance.
         key: A seed, or a generator from which one is drawn at each ``init``; see
             :func:`torchopt.transform.add_noise`.
-        seed: The old name of ``key``, deprecated.
+        seed: The deprecated name of ``key``.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range.

@@ -22,14 +22,14 @@ def novograd(
     eps_root: Any = 0.0,
     weight_decay: Any = 0.0,
 ) -> GradientTransformation:
-    r"""NovoGrad: momentum of gradients that are normalized leaf by leaf.
+    r"""NovoGrad: momentum of gradients that are normalized per leaf.
 
     With :math:`m_t` as in :func:`torchopt.transform.scale_by_novograd`, :math:`p_t = p_{t-1} - \eta\, m_t`.
 
     Args:
         <learning_rate>
-        b1: Decay rate :math:`\beta_1` of the sum, in [0, 1).
-        b2: Decay rate :math:`\beta_2` of the mean square of the norms, in [0, 1).
+        b1: Decay rate :math:`\beta_1` of the momentum, in [0, 1).
+        b2: Decay rate :math:`\beta_2` of the mean of the squared gradient norms, in [0, 1).
         eps: :math:`\epsilon \ge 0`, outside the root.
         eps_root: :math:`\bar\epsilon \ge 0`, inside the root.
         weight_decay: :math:`\lambda \ge 0`.  If nonzero, ``update`` requires ``params``.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Optimistic gradient descent, and Adam with it."""
+"""Optimistic gradient descent and optimistic Adam."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def optimistic_gradient_descent(learning_rate: Any, alpha: Any = 1.0, beta: Any 
     Args:
         <learning_rate>
         alpha: The weight :math:`\alpha` of the gradient.
-        beta: The weight :math:`\beta` of the difference, negative for pessimism.
+        beta: The weight :math:`\beta` of the difference of the last two gradients; may be negative.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range.
@@ -57,7 +57,7 @@ def optimistic_adam_v2(
     mu_dtype: DTypeLike | None = None,
     nesterov: bool = True,
 ) -> GradientTransformation:
-    r"""Optimistic Adam: extrapolate the directions of Adam from step to step.
+    r"""Optimistic Adam: extrapolate the directions of Adam from the last two steps.
 
     With :math:`u_t` the direction of :func:`adam`,
 
@@ -67,7 +67,7 @@ def optimistic_adam_v2(
     Args:
         <learning_rate>
         alpha: The weight :math:`\alpha` of the direction.
-        beta: The weight :math:`\beta` of the difference.
+        beta: The weight :math:`\beta` of the difference of the last two directions.
         <b1>
         <b2>
         eps: :math:`\epsilon \ge 0`, outside the root.
@@ -107,13 +107,13 @@ def optimistic_adam(
     *,
     nesterov: bool = True,
 ) -> GradientTransformation:
-    r"""The old optimistic Adam, deprecated: :func:`optimistic_adam_v2` takes schedules too.
+    r"""Deprecated: use :func:`optimistic_adam_v2`, which also supports schedules.
 
     With :math:`u_t` the direction of :func:`adam`, :math:`p_t = p_{t-1} - (\eta + o) u_t + o\, u_{t-1}`.
 
     Args:
         learning_rate: :math:`\eta \ge 0`, a number or a 0-d tensor.
-        optimism: :math:`o`; None takes the learning rate.
+        optimism: The factor :math:`o`; None means the learning rate.
         <b1>
         <b2>
         eps: :math:`\epsilon \ge 0`, outside the root.
@@ -129,12 +129,12 @@ def optimistic_adam(
         Daskalakis et al., `Training GANs with optimism <https://arxiv.org/abs/1711.00141>`_, ICLR 2018.
     """
     checks.deprecated(
-        '`optimistic_adam` is deprecated, please use `optimistic_adam_v2` instead. For the same numbers use '
-        'optimistic_adam_v2 instead with learning_rate=1.0, alpha=learning_rate and beta=optimism.'
+        '`optimistic_adam` is deprecated, please use `optimistic_adam_v2` instead. For the same numbers, pass it '
+        'learning_rate=1.0, alpha=learning_rate and beta=optimism.'
     )
     if checks.is_schedule(learning_rate):
         raise ValueError(
-            'The learning rate of optimistic_adam is a schedule; use `optimistic_adam_v2` instead, which takes one.'
+            'optimistic_adam does not support a schedule as learning_rate; use `optimistic_adam_v2` instead.'
         )
     return chain(
         scale_by_adam(b1, b2, eps, eps_root, nesterov=nesterov, mu_dtype=mu_dtype),

@@ -22,14 +22,14 @@ def polyak_sgd(
         p_t = p_{t-1} - d_t \min\Bigl( \frac{f(p_{t-1}) - f^*}{\lVert d_t \rVert^2 + \epsilon},\ \gamma \Bigr), \qquad
         d_t = s\, g_t
 
-    ``update`` needs the extra argument ``value``, the objective at the parameters.
+    ``update`` requires the extra argument ``value``, the objective at the parameters.
 
     Args:
         max_learning_rate: The largest step size :math:`\gamma`.
         scaling: The factor :math:`s` of the gradient, at least 0, or a schedule of it.
-        f_min: The least value :math:`f^*` of the objective, or a bound below it.
+        f_min: The minimum :math:`f^*` of the objective, or a lower bound of it.
         eps: :math:`\epsilon \ge 0`.
-        variant: ``'sps'``; or ``'sps+'``, which takes no step where the value is below ``f_min``.
+        variant: ``'sps'``; or ``'sps+'``, whose step is zero if the value is below ``f_min``.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range.

@@ -7,11 +7,11 @@ from typing import Any
 
 from typing_extensions import Unpack
 
-from torchopt.alias.spelling import OptaxAdam, also_spelled
-from torchopt.alias.stages import flip_sign_and_add_weight_decay, pair, shared_prose
+from torchopt import checks
+from torchopt.alias.stages import assemble, shared_prose
 from torchopt.base import GradientTransformation
-from torchopt.combine import chain
-from torchopt.transform import scale_by_learning_rate, scale_by_radam
+from torchopt.spelling import OptaxAdam, also_spelled
+from torchopt.transform import scale_by_radam
 
 __all__ = ['radam']
 
@@ -27,9 +27,9 @@ def radam(
     moment_requires_grad: bool = False,
     **optax: Unpack[OptaxAdam],
 ) -> GradientTransformation:
-    r"""Rectified Adam: plain momentum until the second moment can be trusted, then a rescaled Adam.
+    r"""Rectified Adam: momentum while the variance of the second moment is large, then a rescaled Adam.
 
-    The rule is that of :func:`torchopt.transform.scale_by_radam`, times :math:`-\eta`.
+    The update is :math:`-\eta` times that of :func:`torchopt.transform.scale_by_radam`.
 
     Args:
         <lr>
@@ -52,8 +52,6 @@ def radam(
         Liu et al., `On the variance of the adaptive learning rate and beyond
         <https://arxiv.org/abs/1908.03265>`_, 2019.
     """
-    return chain(
-        flip_sign_and_add_weight_decay(weight_decay),
-        scale_by_radam(*pair('betas', betas), eps, moment_requires_grad),
-        scale_by_learning_rate(lr),
+    return assemble(
+        scale_by_radam(*checks.pair('betas', betas), eps, moment_requires_grad), lr=lr, weight_decay=weight_decay
     )

@@ -7,11 +7,10 @@ from typing import Any
 
 from typing_extensions import Unpack
 
-from torchopt.alias.spelling import OptaxRmsProp, also_spelled
-from torchopt.alias.stages import flip_sign_and_add_weight_decay, shared_prose
+from torchopt.alias.stages import assemble, shared_prose
 from torchopt.base import GradientTransformation
-from torchopt.combine import chain
-from torchopt.transform import scale_by_learning_rate, scale_by_rms, scale_by_stddev, trace
+from torchopt.spelling import OptaxRmsProp, also_spelled
+from torchopt.transform import scale_by_rms, scale_by_stddev, trace
 
 __all__ = ['rmsprop']
 
@@ -39,8 +38,8 @@ def rmsprop(
         v_t = \alpha v_{t-1} + (1 - \alpha) |g_t|^2, \qquad d_t = \frac{g_t}{\sqrt{v_t} + \epsilon}, \qquad
         b_t = \mu b_{t-1} + d_t, \qquad p_t = p_{t-1} - \eta\, b_t
 
-    Centered, the mean :math:`m` of the gradients is kept as well, and :math:`\sqrt{v_t - |m_t|^2}` stands for
-    :math:`\sqrt{v_t}`.
+    If ``centered``, :math:`\sqrt{v_t - |m_t|^2}` replaces :math:`\sqrt{v_t}`, with the moving average :math:`m` of the
+    gradients.
 
     Args:
         <lr>
@@ -48,11 +47,11 @@ def rmsprop(
         eps: :math:`\epsilon \ge 0`, outside the root.
         <weight_decay>
         momentum: :math:`\mu \ge 0`.
-        centered: Divide by the standard deviation instead.
+        centered: Divide by the standard deviation instead of the root mean square.
         initial_scale: First value of :math:`v`.
         eps_in_sqrt: Add :math:`\epsilon` inside the root instead, as Optax does by default.
-        bias_correction: Correct the means for their start at 0; the step then runs in plain torch.
-        nesterov: Look ahead by Nesterov's method; needs a momentum.
+        bias_correction: Correct the bias of the means from zero initialization; the step then runs in plain torch.
+        nesterov: Use Nesterov momentum; requires a momentum.
         <maximize>
 
     Raises:
@@ -70,9 +69,10 @@ def rmsprop(
         Graves, `Generating sequences with recurrent neural networks <https://arxiv.org/abs/1308.0850>`_, 2013.
     """
     rescale = scale_by_stddev if centered else scale_by_rms
-    return chain(
-        flip_sign_and_add_weight_decay(weight_decay, maximize),
+    return assemble(
         rescale(alpha, eps, initial_scale, eps_in_sqrt=eps_in_sqrt, bias_correction=bias_correction),
         trace(momentum, nesterov=nesterov),
-        scale_by_learning_rate(lr),
+        lr=lr,
+        weight_decay=weight_decay,
+        maximize=maximize,
     )

@@ -19,18 +19,18 @@ def rprop(
     min_step_size: Any = 1e-6,
     max_step_size: Any = 50.0,
 ) -> GradientTransformation:
-    r"""Resilient backpropagation: a step size of each element, which grows while its gradient keeps its sign.
+    r"""Resilient backpropagation: a step size per element, which grows while the gradient keeps its sign.
 
     The rule is :func:`torchopt.transform.scale_by_rprop`.  As in Optax, the update is the step of the previous
-    gradient: the first update is zero.  So it lags one call behind :class:`torch.optim.Rprop`, and a pending step is
-    dropped where the sign changes.  Use it with full batches, since the noise of small batches changes signs.
+    gradient, and the first update is zero.  It is thus one call behind :class:`torch.optim.Rprop`, and the step of an
+    element is dropped if the sign of its gradient changes.  Use full batches, since noise changes signs.
 
     Args:
         learning_rate: The first step size, a number or a 0-d tensor.
-        eta_minus: The factor of the step size where the sign has changed.
-        eta_plus: The factor where it has not.
-        min_step_size: The least step size.
-        max_step_size: The largest.
+        eta_minus: The factor of the step size if the sign has changed.
+        eta_plus: The factor if the sign has not changed.
+        min_step_size: The smallest step size.
+        max_step_size: The largest step size.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range.

@@ -7,11 +7,10 @@ from typing import Any, overload
 
 from typing_extensions import Unpack
 
-from torchopt.alias.spelling import OptaxRate, also_spelled
-from torchopt.alias.stages import flip_sign_and_add_weight_decay, shared_prose
+from torchopt.alias.stages import assemble, shared_prose
 from torchopt.base import GradientTransformation
-from torchopt.combine import chain
-from torchopt.transform import scale_by_learning_rate, trace
+from torchopt.spelling import OptaxRate, also_spelled
+from torchopt.transform import trace
 
 __all__ = ['sgd']
 
@@ -55,9 +54,9 @@ def sgd(
     Args:
         <lr>
         momentum: :math:`\mu \ge 0`.
-        dampening: :math:`\tau`; the first step is not damped.
+        dampening: :math:`\tau`; it does not apply to the first step.
         <weight_decay>
-        nesterov: Look ahead by Nesterov's method; needs a momentum and no dampening.
+        nesterov: Use Nesterov momentum; requires a momentum and no dampening.
         <moment_requires_grad>
         <maximize>
 
@@ -75,8 +74,6 @@ def sgd(
         Sutskever et al., `On the importance of initialization and momentum in deep learning
         <https://proceedings.mlr.press/v28/sutskever13.html>`_, ICML 2013.
     """
-    return chain(
-        flip_sign_and_add_weight_decay(weight_decay, maximize),
-        trace(momentum, dampening, nesterov, moment_requires_grad),
-        scale_by_learning_rate(lr),
+    return assemble(
+        trace(momentum, dampening, nesterov, moment_requires_grad), lr=lr, weight_decay=weight_decay, maximize=maximize
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Descent by signs: of the gradient, or of its mean."""
+"""Sign descent, with and without momentum."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def signum(learning_rate: Any, beta: Any = 0.9, accumulator_dtype: DTypeLike | N
     Args:
         <learning_rate>
         beta: Decay rate :math:`\beta` of the mean, in [0, 1).
-        accumulator_dtype: Real dtype in which the mean is kept; None takes that of each parameter.
+        accumulator_dtype: Real dtype of the mean; None means the dtype of each parameter.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range.

@@ -14,7 +14,7 @@ __all__ = ['sm3']
 
 
 def sm3(learning_rate: Any, momentum: Any = 0.9) -> GradientTransformation:
-    r"""SM3: AdaGrad that needs memory for rows and columns only.
+    r"""SM3: a memory-efficient AdaGrad that stores one accumulator per row and column.
 
     With :math:`m_t` as in :func:`torchopt.transform.scale_by_sm3`, :math:`p_t = p_{t-1} - \eta\, m_t`.
 

@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Code that the optimizers share: their first stage, the engine switch, and the text on common arguments."""
+"""Code shared by the optimizers: their first stage, the engine switch, and the text on common arguments."""
 
 from __future__ import annotations
 
 import textwrap
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from torchopt.base import GradientTransformation, with_native
+from torchopt.base import ChainedGradientTransformation, GradientTransformation, identity
 from torchopt.combine import chain
 from torchopt.transform import add_decayed_weights, scale, scale_by_learning_rate as scale_by_neg_lr
+from torchopt.transform.wrappers.native import with_native
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ['choose_engine', 'flip_sign_and_add_weight_decay', 'pair', 'scale_by_neg_lr', 'shared_prose']
+__all__ = ['assemble', 'flip_sign_and_add_weight_decay', 'scale_by_neg_lr', 'shared_prose']
 
 _RATE = (
     'Learning rate, at least 0: a number, a 0-d tensor (learned if it requires grad), or a schedule, which is a '
@@ -30,23 +31,22 @@ _PROSE = {
     'b2': 'Decay rate :math:`\\beta_2` of the second moment, in [0, 1): a number, a 0-d tensor, or a tree of them.',
     'eps_root': ':math:`\\bar\\epsilon \\ge 0`, inside the root.  A small positive value bounds meta-gradients where '
     'gradients are tiny.',
-    'mu_dtype': 'Real dtype in which the first moment is kept, such as ``torch.bfloat16``; None takes that of each '
-    'parameter.',
-    'nesterov': "Look ahead by Nesterov's method.",
+    'mu_dtype': 'Real dtype of the first moment, such as ``torch.bfloat16``; None means the dtype of each parameter.',
+    'nesterov': 'Use Nesterov momentum.',
     'mask': 'Which parameters decay: a tree of booleans with the structure of the parameters or a prefix of it, or a '
     'function that makes one from the parameters.  None decays all.',
-    'weight_decay': 'Weight of the l2 penalty, at least 0: this multiple of the parameters is added to the '
-    'gradients, and ``update`` then needs ``params``.  May be a schedule.',
+    'weight_decay': 'Weight of the l2 penalty, at least 0, or a schedule of it: this multiple of the parameters is '
+    'added to the gradients.  If nonzero, ``update`` requires ``params``.',
     'moment_requires_grad': 'Make the first moments leaves that require grad, so that they can be learned.',
-    'maximize': 'Ascend the objective instead of descending; decay still shrinks the parameters.',
-    'use_accelerated_op': 'None uses the native engine where it can run, False never; True raises where it cannot.',
+    'maximize': 'Maximize the objective; weight decay still shrinks the parameters.',
+    'use_accelerated_op': 'None uses the native engine if it can run, False never; True raises if it cannot run.',
 }
 
 _F = TypeVar('_F', bound='Callable[..., Any]')
 
 
 def shared_prose(function: _F) -> _F:
-    """Write the prose on shared arguments into a docstring, in the place of lines such as ``<lr>``."""
+    """Replace lines such as ``<lr>`` in a docstring by the text on that argument."""
     lines = []
     for line in (function.__doc__ or '').splitlines():
         name = line.strip().removeprefix('<').removesuffix('>')
@@ -64,15 +64,6 @@ def shared_prose(function: _F) -> _F:
     return function
 
 
-def pair(name: str, value: Any) -> tuple[Any, Any]:
-    """The two entries of an argument such as ``betas``."""
-    try:
-        first, second = value
-    except (TypeError, ValueError):
-        raise TypeError(f'Invalid {name}: {value!r}; expected a pair of numbers.') from None
-    return first, second
-
-
 def flip_sign_and_add_weight_decay(weight_decay: Any = 0.0, maximize: bool = False) -> GradientTransformation:
     r"""The first stage of an optimizer: :math:`\pm g + \lambda p`.
 
@@ -81,7 +72,7 @@ def flip_sign_and_add_weight_decay(weight_decay: Any = 0.0, maximize: bool = Fal
         maximize: Flip the sign of the gradient.
 
     Returns:
-        The identity where there is nothing to do.
+        The transformation; the identity if there is nothing to do.
 
     Raises:
         ValueError: If the decay is negative.
@@ -91,14 +82,32 @@ def flip_sign_and_add_weight_decay(weight_decay: Any = 0.0, maximize: bool = Fal
         >>> torchopt.alias.stages.flip_sign_and_add_weight_decay()
         identity()
     """
+    if not maximize and type(weight_decay) is float and weight_decay == 0.0:
+        return identity()
     decay = add_decayed_weights(weight_decay)
     return chain(scale(-1.0), decay) if maximize else decay
 
 
-def choose_engine(tx: GradientTransformation, use_accelerated_op: bool | None) -> GradientTransformation:
-    """The rule of an optimizer, on the native engine where it can run (None), on it only (True), or without it (False).
+def assemble(
+    *rules: GradientTransformation,
+    lr: Any,
+    weight_decay: Any = 0.0,
+    maximize: bool = False,
+    use_accelerated_op: bool | None = None,
+) -> GradientTransformation:
+    """An optimizer: the first stage, the rules, and the learning rate.
+
+    Args:
+        *rules: What is special to the optimizer; the first of them runs on the engine if it has to.
+        lr: The learning rate, or a schedule.
+        weight_decay: As in :func:`flip_sign_and_add_weight_decay`.
+        maximize: Likewise.
+        use_accelerated_op: None runs the first rule natively where the engine can run, True there only, False never.
 
     Raises:
-        RuntimeError: For True, if the engine cannot run.
+        RuntimeError: For ``use_accelerated_op=True``, if the engine cannot run.
     """
-    return tx if use_accelerated_op is None else with_native(tx, bool(use_accelerated_op))
+    if use_accelerated_op is not None:
+        rules = (with_native(rules[0], bool(use_accelerated_op)), *rules[1:])
+    first = flip_sign_and_add_weight_decay(weight_decay, maximize)
+    return ChainedGradientTransformation(first, *rules, scale_by_neg_lr(lr))

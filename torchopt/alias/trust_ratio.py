@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layer-wise rates for large batches: LARS and LAMB."""
+"""Layer-wise learning rates for large batches: LARS and LAMB."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ def lars(
     momentum: Any = 0.9,
     nesterov: bool = False,
 ) -> GradientTransformation:
-    r"""LARS: momentum, with a rate of each leaf in proportion to its norm.
+    r"""LARS: momentum with a learning rate per leaf, proportional to the ratio of parameter and gradient norms.
 
     .. math::
         d_t = g_t + \lambda p_{t-1}, \qquad
         m_t = \mu m_{t-1} - \eta\, c\, \frac{\lVert p_{t-1} \rVert}{\lVert d_t \rVert + \epsilon}\, d_t, \qquad
         p_t = p_{t-1} + m_t
 
-    ``update`` needs ``params``.
+    ``update`` requires ``params``.
 
     Args:
         <learning_rate>
         weight_decay: :math:`\lambda \ge 0`, or a schedule of it.
-        weight_decay_mask: Which parameters decay, as in :func:`torchopt.transform.masked`.
+        weight_decay_mask: Which parameters decay; see :func:`torchopt.transform.masked`.
         trust_coefficient: The factor :math:`c`.
         eps: :math:`\epsilon \ge 0`.
-        trust_ratio_mask: Which leaves are scaled by their norms, likewise.
+        trust_ratio_mask: Which leaves are scaled by the ratio of norms; see :func:`torchopt.transform.masked`.
         momentum: :math:`\mu \ge 0`.
         <nesterov>
 
@@ -82,7 +82,7 @@ def lamb(
     weight_decay: Any = 0.0,
     mask: Any = None,
 ) -> GradientTransformation:
-    r"""LAMB: Adam, with a rate of each leaf in proportion to its norm.
+    r"""LAMB: Adam with a learning rate per leaf, proportional to the ratio of parameter and update norms.
 
     With :math:`u_t` the direction of :func:`adam`,
 
@@ -90,7 +90,7 @@ def lamb(
         d_t = u_t + \lambda p_{t-1}, \qquad
         p_t = p_{t-1} - \eta\, \frac{\lVert p_{t-1} \rVert}{\lVert d_t \rVert}\, d_t
 
-    ``update`` needs ``params``.
+    ``update`` requires ``params``.
 
     Args:
         <learning_rate>

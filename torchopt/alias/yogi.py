@@ -15,19 +15,19 @@ __all__ = ['yogi']
 
 @shared_prose
 def yogi(learning_rate: Any, b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-3) -> GradientTransformation:
-    r"""Yogi: Adam whose second moment moves by steps that do not depend on how far it has to go.
+    r"""Yogi: Adam with additive changes of the second moment, so that its learning rates do not rise quickly.
 
     .. math::
         m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t, \qquad
         v_t = v_{t-1} - (1 - \beta_2) \operatorname{sign}(v_{t-1} - |g_t|^2)\, |g_t|^2, \qquad
         p_t = p_{t-1} - \eta \frac{m_t / (1 - \beta_1^t)}{\sqrt{v_t / (1 - \beta_2^t)} + \epsilon}
 
-    Both moments begin at :math:`10^{-6}`; :func:`torchopt.transform.scale_by_yogi` lets you choose.
+    Both moments begin at :math:`10^{-6}`; :func:`torchopt.transform.scale_by_yogi` has an argument for it.
 
     Args:
         <learning_rate>
         <b1>
-        b2: :math:`\beta_2` in [0, 1); its distance from 1 is the size of the steps of :math:`v`.
+        b2: :math:`\beta_2` in [0, 1); :math:`1 - \beta_2` is the relative size of the changes of :math:`v`.
         eps: :math:`\epsilon \ge 0`, outside the root.
 
     Raises:

@@ -1,8 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Derivatives: gradients of functions of trees, products with Jacobians, and closure conversion."""
 
+from torchopt.autodiff.checkpoint import checkpoint
 from torchopt.autodiff.closure import closure_convert
+from torchopt.autodiff.forward import forward_value_and_grad
 from torchopt.autodiff.grad import Differentiated, differentiate, grad, value_and_grad
 from torchopt.autodiff.products import jvp, vjp
 
-__all__ = ['Differentiated', 'closure_convert', 'differentiate', 'grad', 'jvp', 'value_and_grad', 'vjp']
+__all__ = [
+    'Differentiated',
+    'checkpoint',
+    'closure_convert',
+    'differentiate',
+    'forward_value_and_grad',
+    'grad',
+    'jvp',
+    'value_and_grad',
+    'vjp',
+]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Products with Jacobians, of functions of lists of tensors, and with what a graph has recorded.
+"""Products with Jacobians of functions of lists of tensors, or of recorded graphs.
 
-All are differentiable themselves.  Outside of ``torch.func`` they are computed by ``torch.autograd``, which is faster
-than ``torch.func`` and lets functions use ``torch.autograd.grad`` inside.  In inference mode autograd records nothing,
-whatever the grad mode, so that ``torch.func`` computes them there too.
+All are differentiable.  Outside of ``torch.func`` they are computed by ``torch.autograd``, which is faster than
+``torch.func`` and lets functions use ``torch.autograd.grad`` inside.  In inference mode autograd records nothing, so
+``torch.func`` computes them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from torchopt.autodiff.tape import Leaves, Product
 from torchopt.numerics import in_transform
 
-__all__ = ['jvp', 'map_product', 'pullback', 'recorded', 'replacing', 'vjp']
+__all__ = ['is_autograd_off', 'jvp', 'map_product', 'pullback', 'pulled_back', 'recorded', 'replacing', 'vjp']
 
 
 def replacing(
@@ -34,7 +34,7 @@ def replacing(
 
 
 def map_product(product: Product) -> Product:
-    """A product of many vectors at once; one after the other where torch cannot map it."""
+    """Map a product over many vectors; one after another if torch cannot vectorize it."""
 
     def mapped(x: Leaves) -> Leaves:
         try:
@@ -47,20 +47,40 @@ def map_product(product: Product) -> Product:
 
 
 def vjp(fun: Callable[..., Leaves], primals: Leaves, cotangents: Leaves) -> Leaves:
-    """The vector-Jacobian product of a function of leaves, differentiable itself."""
+    """The vector-Jacobian product of a function of leaves; it is differentiable."""
+    return pulled_back(fun, primals)[1](cotangents)
+
+
+def pulled_back(
+    fun: Callable[..., Leaves], primals: Leaves, given: Sequence[int] | None = None
+) -> tuple[Leaves, Product]:
+    """The value of a function, and its vector-Jacobian product, which may be called once, in the same grad mode.
+
+    Args:
+        fun: The function.
+        primals: The arguments.
+        given: The indices of the values that have cotangents; by default all.
+    """
+    again = torch.is_grad_enabled()  # whether the product is differentiable, which requires its graph
     if _needs_func():
-        return torch.func.vjp(lambda *x: tuple(fun(*x)), *primals)[1](tuple(cotangents))
-    again = torch.is_grad_enabled()
+
+        def with_all(*x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+            y = tuple(fun(*x))
+            return (y if given is None else tuple(y[j] for j in given)), y
+
+        _, pull, value = torch.func.vjp(with_all, *primals, has_aux=True)
+        return value, lambda u: pull(tuple(u), retain_graph=again, create_graph=again)
     with torch.enable_grad():
         tracked = [_tracked(x, again) for x in primals]
         value = fun(*tracked)
-    return pullback(value, tracked, retain_graph=again)(cotangents)
+    outputs = value if given is None else [value[j] for j in given]
+    return value, pullback(outputs, tracked, retain_graph=again)
 
 
 def jvp(fun: Callable[..., Leaves], primals: Leaves, tangents: Leaves) -> Leaves:
     """The Jacobian-vector product, as the transpose of the vector-Jacobian product.
 
-    Forward mode would do, were it not that torch has no formula for some operations, and that it cannot be nested in a
+    Forward mode is not used, since torch has no formula for some operations, and since it cannot be nested in a
     ``torch.autograd.forward_ad.dual_level``.
     """
     if _needs_func():
@@ -76,11 +96,11 @@ def jvp(fun: Callable[..., Leaves], primals: Leaves, tangents: Leaves) -> Leaves
 
 
 def recorded(fun: Callable[..., Leaves], primals: Leaves) -> tuple[Leaves, Product]:
-    """The value of a function and the vector-Jacobian product there, which is recorded once and used many times.
+    """The value of a function and its vector-Jacobian product, which is recorded once for many calls.
 
-    The derivatives are with respect to ``primals`` alone, whatever they were computed from.
+    The derivatives are with respect to ``primals`` only, not to the tensors that they were computed from.
     """
-    if _is_autograd_off():
+    if is_autograd_off():
         value, pull = torch.func.vjp(lambda *x: tuple(fun(*x)), *primals)[:2]
         return value, lambda u: pull(tuple(u))
     with torch.enable_grad():
@@ -90,7 +110,7 @@ def recorded(fun: Callable[..., Leaves], primals: Leaves) -> tuple[Leaves, Produ
 
 
 def pullback(outputs: Leaves, inputs: Leaves, *, retain_graph: bool = True) -> Product:
-    """The vector-Jacobian product of what a graph has computed; zeros where there is no dependence."""
+    """The vector-Jacobian product of a recorded graph; zeros for inputs on which the outputs do not depend."""
     tracked = [i for i, y in enumerate(outputs) if y.requires_grad]
 
     def product(u: Leaves) -> Leaves:
@@ -110,21 +130,20 @@ def pullback(outputs: Leaves, inputs: Leaves, *, retain_graph: bool = True) -> P
 
 
 def _needs_func() -> bool:
-    return in_transform() or _is_autograd_off()
+    return in_transform() or is_autograd_off()
 
 
-def _is_autograd_off() -> bool:
+def is_autograd_off() -> bool:
     """Whether this is inference mode.
 
-    Inside of a ``torch.func`` transform ``torch.is_inference_mode_enabled()`` denies it, but autograd is off all the
-    same.
+    Inside a ``torch.func`` transform ``torch.is_inference_mode_enabled()`` returns False, although autograd is off.
     """
     return torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.AutogradFunctionality)
 
 
 def _tracked(x: Tensor, again: bool) -> Tensor:
-    """A tensor to differentiate by: other paths of the graph to ``x``, through the solution, must not count."""
+    """A tensor to differentiate with respect to, without other paths of the graph to ``x``, such as the solution."""
     if again and x.requires_grad:
         return x.view_as(x)
-    with torch.no_grad():  # which, unlike detach(), keeps the tangents of forward mode
+    with torch.no_grad():  # unlike detach(), this keeps the tangents of forward mode
         return x.view_as(x).requires_grad_()

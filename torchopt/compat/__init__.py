@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other libraries by their own names: code written for them changes one line of imports.
+"""The interfaces of other libraries, so that code written for them needs only another import.
 
-Names, signatures, defaults and numbers are those of the library.  The rules themselves are in the modules of torchopt;
-here is only what differs.
+Names, signatures, defaults and numbers are those of the library.  The rules are implemented in the modules of torchopt;
+this package contains only the differences.
 """
 
 from torchopt.compat import jaxopt, optax

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Optimizers and transformations that are newer or more specialized than those of :mod:`torchopt.alias`.
 
-They have the names, arguments and states of ``optax.contrib``; :func:`cautious` is an addition.  Where Optax takes a
-random key, these take an int, the seed, or a :class:`torch.Generator`.  Each method has its own file:
-to add one, write the file and export it here.
+They have the names, arguments and states of ``optax.contrib``; :func:`cautious` is an addition.  A random key is a
+seed, an int, or a :class:`torch.Generator`.
 """
 
 from torchopt.contrib.acprop import acprop, scale_by_acprop

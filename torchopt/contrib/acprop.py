@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ACProp: centered mean squares that lag one step behind the gradients that they divide."""
+"""ACProp: gradients divided by the centered mean square of the previous steps."""
 
 from __future__ import annotations
 
@@ -32,16 +32,15 @@ __all__ = ['acprop', 'scale_by_acprop']
 
 @factory
 def scale_by_acprop(b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-16, eps_root: Any = 1e-16) -> GradientTransformation:
-    r"""Rescale updates by ACProp.
+    r"""Rescale updates with the rule of ACProp.
 
     .. math::
         u_t = \frac{g_t}{\sqrt{s_{t-1} / (1 - \beta_2^{t-1})} + \epsilon}, \qquad
         m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t, \qquad
         s_t = \beta_2 s_{t-1} + (1 - \beta_2) |g_t - m_{t-1}|^2 + \bar\epsilon
 
-    The divisor does not depend on :math:`g_t` (the update is *asynchronous*), so it does not bias the
-    step.  In the first step the divisor is 1.  The mean only centers the squares: there is no
-    momentum.
+    The divisor does not depend on :math:`g_t` (the update is *asynchronous*), so it does not bias the step.  In the
+    first step the divisor is 1.  The mean is only used to center the squares; there is no momentum.
 
     Args:
         b1: Decay rate :math:`\beta_1` of the mean, in [0, 1).
@@ -117,18 +116,18 @@ def acprop(
     weight_decay: Any = 0.0,
     mask: Any = None,
 ) -> GradientTransformation:
-    r"""ACProp: centered mean squares that lag one step behind the gradients that they divide.
+    r"""ACProp: gradients divided by the centered mean square of the previous steps.
 
     With :math:`u_t` as in :func:`scale_by_acprop`, :math:`p_t = p_{t-1} - \eta\,(u_t + \lambda p_{t-1})`.
 
     Args:
-        learning_rate: :math:`\eta`, as in :func:`torchopt.transform.scale_by_learning_rate`.
+        learning_rate: :math:`\eta`; see :func:`torchopt.transform.scale_by_learning_rate`.
         b1: Decay rate :math:`\beta_1` of the mean, in [0, 1).
         b2: Decay rate :math:`\beta_2` of the centered mean square, in [0, 1).
         eps: :math:`\epsilon \ge 0`, outside the root.
         eps_root: :math:`\bar\epsilon \ge 0`, added to the mean square at every step.
         weight_decay: :math:`\lambda \ge 0`; if nonzero, ``update`` requires ``params``.
-        mask: Where to decay, as in :func:`torchopt.transform.add_decayed_weights`.
+        mask: Which parameters decay; see :func:`torchopt.transform.add_decayed_weights`.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AdEMAMix: Adam with an additional, much slower mean of the gradients."""
+"""AdEMAMix: Adam with an additional, much slower moving average of the gradients."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torchopt.base import ElementwiseTransformation, GradientTransformation, fac
 from torchopt.combine import chain
 from torchopt.contrib.scalars import check_number_or_schedule, rate_at
 from torchopt.elementwise import ranges
-from torchopt.elementwise.first_moment import moment_dtype, zero_mean
+from torchopt.elementwise.ranges import moment_dtype
 from torchopt.numerics import (
     DTypeLike,
     abs_sq,
@@ -36,10 +36,10 @@ class ScaleByAdemamixState(NamedTuple):
     """State of :func:`scale_by_ademamix`.
 
     Attributes:
-        count: The steps taken, for the fast mean and the mean square.
-        count_m2: The steps taken, for the schedules of the slow mean.
+        count: The step count for the fast mean and the mean square.
+        count_m2: The step count for the schedules of the slow mean.
         m1: The fast mean of the gradients.
-        m2: The slow one.
+        m2: The slow mean of the gradients.
         nu: The mean square.
     """
 
@@ -60,7 +60,7 @@ def scale_by_ademamix(
     eps_root: Any = 0.0,
     mu_dtype: DTypeLike | None = None,
 ) -> GradientTransformation:
-    r"""Rescale updates by AdEMAMix.
+    r"""Rescale updates with the rule of AdEMAMix.
 
     .. math::
         m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t, \quad
@@ -68,8 +68,8 @@ def scale_by_ademamix(
         v_t = \beta_2 v_{t-1} + (1 - \beta_2) |g_t|^2, \quad
         u_t = \frac{m_t / (1 - \beta_1^t) + \alpha\, n_t}{\sqrt{v_t / (1 - \beta_2^t) + \bar\epsilon} + \epsilon}
 
-    The slow mean :math:`n` remembers gradients of many thousands of steps, and has no bias correction: it
-    grows slowly.  The paper also lets :math:`\alpha` and :math:`\beta_3` rise from small values.
+    The slow mean :math:`n` averages gradients of many thousands of steps; it has no bias correction, so it grows
+    slowly.  In the paper, :math:`\alpha` and :math:`\beta_3` also increase from small values.
 
     Args:
         b1: Decay rate :math:`\beta_1` of the fast mean, in [0, 1).
@@ -78,7 +78,7 @@ def scale_by_ademamix(
         alpha: The weight :math:`\alpha` of the slow mean, or a schedule of it.
         eps: :math:`\epsilon \ge 0`, outside the root.
         eps_root: :math:`\bar\epsilon \ge 0`, inside the root.
-        mu_dtype: Real dtype in which all three means are kept; None takes that of each parameter.
+        mu_dtype: Real dtype of all three means; None means the dtype of each parameter.
 
     Returns:
         A transformation with state :class:`ScaleByAdemamixState`.
@@ -104,7 +104,7 @@ def scale_by_ademamix(
     dtype = moment_dtype(mu_dtype)
 
     def init(params: Any) -> ScaleByAdemamixState:
-        fast, slow = zero_mean(params, dtype), zero_mean(params, dtype)
+        fast, slow = elementwise.zero_moment(params, dtype=dtype), elementwise.zero_moment(params, dtype=dtype)
         return ScaleByAdemamixState(
             zero_count(), zero_count(), fast, slow, elementwise.zero_moment(params, dtype=dtype, real=True)
         )
@@ -162,21 +162,21 @@ def ademamix(
     weight_decay: Any = 0.0,
     mask: Any = None,
 ) -> GradientTransformation:
-    r"""AdEMAMix: Adam with an additional, much slower mean of the gradients.
+    r"""AdEMAMix: Adam with an additional, much slower moving average of the gradients.
 
     With :math:`u_t` as in :func:`scale_by_ademamix`, :math:`p_t = p_{t-1} - \eta\,(u_t + \lambda p_{t-1})`.
 
     Args:
-        learning_rate: :math:`\eta`, as in :func:`torchopt.transform.scale_by_learning_rate`.
+        learning_rate: :math:`\eta`; see :func:`torchopt.transform.scale_by_learning_rate`.
         b1: Decay rate :math:`\beta_1` of the fast mean, in [0, 1).
         b2: Decay rate :math:`\beta_2` of the mean square, in [0, 1).
         b3: Decay rate :math:`\beta_3` of the slow mean, in [0, 1), or a schedule of it.
         alpha: The weight :math:`\alpha` of the slow mean, or a schedule of it.
         eps: :math:`\epsilon \ge 0`, outside the root.
         eps_root: :math:`\bar\epsilon \ge 0`, inside the root.
-        mu_dtype: Real dtype in which all three means are kept; None takes that of each parameter.
+        mu_dtype: Real dtype of all three means; None means the dtype of each parameter.
         weight_decay: :math:`\lambda \ge 0`; if nonzero, ``update`` requires ``params``.
-        mask: Where to decay, as in :func:`torchopt.transform.add_decayed_weights`.
+        mask: Which parameters decay; see :func:`torchopt.transform.add_decayed_weights`.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range.

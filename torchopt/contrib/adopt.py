@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ADOPT: Adam that divides by the root of the mean square before it averages, and by that of the step before."""
+"""ADOPT: Adam that divides gradients by the previous second moment, before averaging."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torchopt import checks, elementwise
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.combine import chain
 from torchopt.elementwise import ranges
-from torchopt.elementwise.first_moment import moment_dtype, zero_mean
+from torchopt.elementwise.ranges import moment_dtype
 from torchopt.numerics import (
     DTypeLike,
     abs_sq,
@@ -34,7 +34,7 @@ __all__ = ['adopt', 'fourth_root', 'scale_by_adopt']
 
 
 def fourth_root(step: Any) -> Any:
-    r"""The bound :math:`t^{1/4}` at which ADOPT clips, as its paper proposes.
+    r"""The clipping bound :math:`t^{1/4}` of the ADOPT paper.
 
     Example:
         >>> from torchopt.contrib.adopt import fourth_root
@@ -55,34 +55,33 @@ def scale_by_adopt(
     use_clipping: bool = True,
     clip_value_fn: Callable[[Any], Any] = fourth_root,
 ) -> GradientTransformation:
-    r"""Rescale updates by ADOPT.
+    r"""Rescale updates with the rule of ADOPT.
 
-    With :math:`v_0 = |g_0|^2`, :math:`m_0 = 0` and no step at :math:`t = 0`,
+    With :math:`v_0 = |g_0|^2`, :math:`m_0 = 0` and a zero update at :math:`t = 0`,
 
     .. math::
         d_t = \operatorname{clip}\Bigl(\frac{g_t}{\max(\sqrt{v_{t-1}}, \epsilon)},\ \pm c_t\Bigr), \qquad
         m_t = \beta_1 m_{t-1} + (1 - \beta_1) d_t, \qquad
         v_t = \beta_2 v_{t-1} + (1 - \beta_2) |g_t|^2, \qquad u_t = m_t.
 
-    That :math:`v_{t-1}` does not depend on :math:`g_t` makes the method converge for every :math:`\beta_2`, which Adam
-    does not.
+    Since :math:`v_{t-1}` does not depend on :math:`g_t`, the method converges for every :math:`\beta_2`, unlike Adam.
 
     Args:
         b1: Decay rate :math:`\beta_1` of the mean, in [0, 1).
         b2: Decay rate :math:`\beta_2` of the mean square, in [0, 1).
-        eps: :math:`\epsilon \ge 0`, the least divisor.
-        mu_dtype: Real dtype in which the mean is kept; None takes that of each parameter.
-        nesterov: Let the update be :math:`\beta_1 m_t + (1 - \beta_1) d_t`.
+        eps: :math:`\epsilon \ge 0`, the lower bound of the divisor.
+        mu_dtype: Real dtype of the mean; None means the dtype of each parameter.
+        nesterov: Use Nesterov momentum: the update is :math:`\beta_1 m_t + (1 - \beta_1) d_t`.
         use_clipping: Whether to clip.
         clip_value_fn: The bound :math:`c_t` as a function of :math:`t`, a 0-d float64 tensor on the CPU.  Real and
-            imaginary parts are clipped by themselves.
+            imaginary parts are clipped separately.
 
     Returns:
         A transformation with state :class:`torchopt.transform.ScaleByAdamState`.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range.
-        TypeError: If ``clip_value_fn`` cannot be called.
+        TypeError: If ``clip_value_fn`` is not callable.
 
     Example:
         >>> import torch, torchopt
@@ -104,7 +103,9 @@ def scale_by_adopt(
     checks.schedule('clip_value_fn', clip_value_fn)
 
     def init(params: Any) -> ScaleByAdamState:
-        return ScaleByAdamState(zero_count(), zero_mean(params, dtype), elementwise.zero_moment(params, real=True))
+        return ScaleByAdamState(
+            zero_count(), elementwise.zero_moment(params, dtype=dtype), elementwise.zero_moment(params, real=True)
+        )
 
     hypers = elementwise.Hyperparams(_make, b1=b1, b2=b2, eps=eps)
 
@@ -162,24 +163,24 @@ def adopt(
     use_clipping: bool = True,
     clip_value_fn: Callable[[Any], Any] = fourth_root,
 ) -> GradientTransformation:
-    r"""ADOPT: Adam that divides by the root of the mean square before it averages, and by that of the step before.
+    r"""ADOPT: Adam that divides gradients by the previous second moment, before averaging.
 
     With :math:`u_t` as in :func:`scale_by_adopt`, :math:`p_t = p_{t-1} - \eta\,u_t`.  The first step only initializes
     the moments.
 
     Args:
-        learning_rate: :math:`\eta`, as in :func:`torchopt.transform.scale_by_learning_rate`.
+        learning_rate: :math:`\eta`; see :func:`torchopt.transform.scale_by_learning_rate`.
         b1: Decay rate :math:`\beta_1` of the mean, in [0, 1).
         b2: Decay rate :math:`\beta_2` of the mean square, in [0, 1).
-        eps: :math:`\epsilon \ge 0`, the least divisor.
-        mu_dtype: Real dtype in which the mean is kept; None takes that of each parameter.
-        nesterov: Look ahead by Nesterov's method.
+        eps: :math:`\epsilon \ge 0`, the lower bound of the divisor.
+        mu_dtype: Real dtype of the mean; None means the dtype of each parameter.
+        nesterov: Use Nesterov momentum.
         use_clipping: Whether to clip the rescaled gradients.
-        clip_value_fn: At what bound, a function of the number of steps taken.
+        clip_value_fn: The clipping bound, a function of the step count.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range.
-        TypeError: If ``clip_value_fn`` cannot be called.
+        TypeError: If ``clip_value_fn`` is not callable.
 
     Example:
         >>> import torch, torchopt

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cautious optimizers: keep only the elements of a step whose sign agrees with the gradient."""
+"""Cautious optimizers: keep only the elements of an update whose sign is opposite to that of the gradient."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ __all__ = ['CautiousState', 'cautious']
 
 @tree.safe_to_load
 class CautiousState(NamedTuple):
-    """State of :func:`cautious`: that of the optimizer."""
+    """State of :func:`cautious`: the state of the optimizer."""
 
     inner_state: Any
 
 
 @factory
 def cautious(optimizer: GradientTransformation, eps: Any = 1e-3) -> GradientTransformationExtraArgs:
-    r"""Make an optimizer cautious: C-AdamW of AdamW, C-Lion of Lion.
+    r"""Make an optimizer cautious: C-AdamW from AdamW, C-Lion from Lion.
 
-    Of the update :math:`u` (to be added to the parameters) only those elements are taken that descend along the current
-    gradient; the rest are scaled up in their place, leaf by leaf:
+    Of the update :math:`u`, which is added to the parameters, it keeps the elements that decrease the loss according to
+    the current gradient, sets the others to zero, and rescales each leaf:
 
     .. math::
         \phi_i = [\, u_i\, g_i < 0 \,], \qquad
         \tilde u = \frac{u \odot \phi}{\max(\operatorname{mean}(\phi), \epsilon)}.
 
-    Momentum then never raises the loss to first order, and the optimizer's guarantee of convergence remains.
+    To first order, the update never increases the loss.
 
     Args:
-        optimizer: Any optimizer.  Decay that is meant to act everywhere belongs after ``cautious``.
-        eps: The least share :math:`\epsilon > 0` of elements that is counted.
+        optimizer: Any optimizer.  Put weight decay after ``cautious`` if it should apply to all elements.
+        eps: The lower bound :math:`\epsilon > 0` of the fraction of kept elements in the divisor.
 
     Returns:
-        A transformation with state :class:`CautiousState`.  Extra arguments of ``update`` reach the optimizer.
+        A transformation with state :class:`CautiousState`.  It passes extra arguments of ``update`` to the optimizer.
 
     Raises:
         ValueError: If ``eps`` is not positive.

@@ -27,11 +27,11 @@ class COCOBState(NamedTuple):
     """State of :func:`scale_by_cocob`.
 
     Attributes:
-        init_particles: The parameters at the start.
+        init_particles: The initial parameters.
         cumulative_gradients: The negative sum of the gradients.
-        scale: The largest gradient so far, element by element.
+        scale: The elementwise maximum of the absolute gradients.
         subgradients: The sum of the absolute gradients.
-        reward: What the bets have won.
+        reward: The accumulated reward :math:`R` of the bets.
     """
 
     init_particles: Any
@@ -43,9 +43,9 @@ class COCOBState(NamedTuple):
 
 @factory
 def scale_by_cocob(alpha: Any = 100.0, eps: Any = 1e-8) -> GradientTransformation:
-    r"""Turn gradients into the steps of COCOB (continuous coin betting).
+    r"""Compute the steps of COCOB (continuous coin betting) from gradients.
 
-    For every element, with :math:`\theta_1` the start, :math:`L_0 = \epsilon` and all else zero,
+    For every element, with the initial value :math:`\theta_1`, :math:`L_0 = \epsilon` and :math:`G_0 = R_0 = C_0 = 0`,
 
     .. math::
         L_t = \max(L_{t-1}, |g_t|), \quad G_t = G_{t-1} + |g_t|, \quad
@@ -53,12 +53,11 @@ def scale_by_cocob(alpha: Any = 100.0, eps: Any = 1e-8) -> GradientTransformatio
         \theta_{t+1} = \theta_1 + \frac{C_t}{L_t \max(G_t + L_t, \alpha L_t)} (L_t + R_t).
 
     Args:
-        alpha: :math:`\alpha > 0`: the larger, the more careful are the first bets.
-        eps: :math:`\epsilon > 0`, the first bound on the gradients.
+        alpha: :math:`\alpha > 0`; the larger, the smaller are the first bets.
+        eps: :math:`\epsilon > 0`, the initial bound of the gradients.
 
     Returns:
-        A transformation with state :class:`COCOBState`, whose updates are :math:`\theta_{t+1} - \theta_t`, ready to be
-        added.
+        A transformation with state :class:`COCOBState`, whose updates are :math:`\theta_{t+1} - \theta_t`.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range; in ``update``, if the parameters are not given.
@@ -97,7 +96,7 @@ def scale_by_cocob(alpha: Any = 100.0, eps: Any = 1e-8) -> GradientTransformatio
         init,
         prepare,
         state_of(COCOBState),
-        params_for('COCOB, which remembers where it began'),
+        params_for('COCOB, which uses their initial values'),
         hypers=hypers,
     )
 
@@ -124,14 +123,14 @@ def cocob(
 ) -> GradientTransformation:
     r"""COCOB (continuous coin betting): optimization without a learning rate.
 
-    The gradients, with decay :math:`\eta\,(g + \lambda p)`, go through :func:`scale_by_cocob`.
+    It is :func:`scale_by_cocob` applied to :math:`\eta\,(g + \lambda p)`.
 
     Args:
         learning_rate: The factor :math:`\eta` of the gradients, usually 1, or a schedule.
-        alpha: :math:`\alpha > 0`: the larger, the more careful are the first bets.
-        eps: :math:`\epsilon > 0`, the first bound on the gradients.
+        alpha: :math:`\alpha > 0`; the larger, the smaller are the first bets.
+        eps: :math:`\epsilon > 0`, the initial bound of the gradients.
         weight_decay: :math:`\lambda \ge 0`.
-        mask: Where to decay, as in :func:`torchopt.transform.add_decayed_weights`.
+        mask: Which parameters decay; see :func:`torchopt.transform.add_decayed_weights`.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range; in ``update``, if the parameters are not given.

@@ -23,7 +23,7 @@ __all__ = ['RealAndImaginary', 'SplitRealAndImaginaryState', 'split_real_and_ima
 
 @tree.safe_to_load
 class RealAndImaginary(NamedTuple):
-    """Stands in the place of a complex leaf."""
+    """The real and the imaginary part of a complex leaf."""
 
     real: Any
     imaginary: Any
@@ -31,7 +31,7 @@ class RealAndImaginary(NamedTuple):
 
 @tree.safe_to_load
 class SplitRealAndImaginaryState(NamedTuple):
-    """State of :func:`split_real_and_imaginary`: that of the inner transformation, with pairs for complex leaves."""
+    """State of :func:`split_real_and_imaginary`: the inner state, with pairs for complex leaves."""
 
     inner_state: Any
 
@@ -40,8 +40,8 @@ class SplitRealAndImaginaryState(NamedTuple):
 def split_real_and_imaginary(inner: GradientTransformation) -> GradientTransformationExtraArgs:
     r"""Apply a transformation to complex leaves as pairs of real ones.
 
-    A complex parameter :math:`a + ib` is then optimized as the two real ones :math:`a` and :math:`b` would be.  For
-    Adam that makes a difference: without, one mean of :math:`|g|^2` scales both.
+    A complex parameter :math:`a + ib` is then optimized like two real parameters :math:`a` and :math:`b`.  For Adam
+    this changes the result: without it, the mean of :math:`|g|^2` scales both parts.
 
     Args:
         inner: The transformation.

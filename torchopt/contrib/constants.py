@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters and gradients detached where needed, so that no graph grows from step to step."""
+"""Detach parameters and gradients in plain training, so that no graph is kept from step to step."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 from torch import Tensor
 
 from torchopt import elementwise, tree
-from torchopt.autodiff.objective import is_plain
+from torchopt.autodiff.objective import is_plain_step
 from torchopt.numerics import detach_graph
 
 __all__ = ['kept_copy', 'without_graphs']
 
 
 def kept_copy(params: Any) -> Any:
-    """A copy of the parameters for a state, with its graph; what a step may use of it, :func:`without_graphs` says."""
+    """A copy of the parameters for a state, with its graph; steps use it through :func:`without_graphs`."""
     elementwise.check_inexact(params, name='params')
     return tree.map(Tensor.clone, params)
 
 
 def without_graphs(updates: Any, params: Any, *kept: Any, inplace: bool) -> tuple[Any, ...]:
-    """Gradients, parameters, and what the state keeps of them, without graphs if the step is not differentiated.
+    """Gradients, parameters, and stored copies of them, without graphs if the step is not differentiated.
 
-    A step in place is outside autograd.  In a step of plain training the parameters and all that was computed from
-    them count as constants.
+    A step in place is outside autograd.  In plain training, parameters and everything computed from them are
+    constants.
 
     Args:
         updates: The gradients.
@@ -33,8 +33,8 @@ def without_graphs(updates: Any, params: Any, *kept: Any, inplace: bool) -> tupl
         inplace: Whether the step is in place.
 
     Returns:
-        Gradients and parameters, two trees of the structure of ``updates``; where that is None, both are.  Then the
-        kept trees, whole.
+        Gradients and parameters, two trees with the structure of ``updates``, both None where ``updates`` is None; then
+        the kept trees, complete.
 
     Raises:
         TypeError: If an update has an integer or boolean dtype.
@@ -44,6 +44,6 @@ def without_graphs(updates: Any, params: Any, *kept: Any, inplace: bool) -> tupl
     elementwise.check_updates(updates, params)
 
     read = tree.map(lambda u, p: p, updates, params)
-    if inplace or is_plain(updates, params):
+    if inplace or is_plain_step(updates, params):
         updates, read, *kept = (tree.map(detach_graph, x) for x in (updates, read, *kept))  # type: ignore[assignment]
     return updates, read, *kept

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.constants import without_graphs
-from torchopt.contrib.scalars import check_rate, inner, pair_of_rates, rate_at, real_part, scalar_beside
+from torchopt.contrib.scalars import check_rate, inner, rate_at, real_part, scalar_beside
 from torchopt.numerics import (
     abs_sq,
     advance,
@@ -36,10 +36,10 @@ class DAdaptAdamWState(NamedTuple):
     Attributes:
         exp_avg: The mean of the scaled gradients.
         exp_avg_sq: The mean square of the gradients.
-        grad_sum: The mean of the scaled gradients, at the pace of the mean square.
+        grad_sum: The mean of the scaled gradients, with the root of the second decay rate.
         estim_lr: The estimate of the distance.
         numerator_weighted: The numerator of the estimate.
-        count: The steps taken.
+        count: The step count.
     """
 
     exp_avg: Any
@@ -75,12 +75,12 @@ def dadapt_adamw(
         learning_rate: The factor :math:`\eta`, usually 1, or a schedule.
         betas: Decay rates :math:`\beta_1, \beta_2`, each in [0, 1).
         eps: :math:`\epsilon \ge 0`.
-        estim_lr0: The first estimate :math:`d_1 > 0`, preferably too small rather than too large.
+        estim_lr0: The initial estimate :math:`d_1 > 0`; it should be too small rather than too large.
         weight_decay: :math:`w \ge 0`.
 
     Returns:
-        A transformation with state :class:`DAdaptAdamWState`.  Its estimate is kept in the lowest dtype among the
-        parameters.  While all gradients are zero, the estimate does not change.
+        A transformation with state :class:`DAdaptAdamWState`.  The estimate has the lowest dtype among the parameters,
+        but at least float32.  While all gradients are zero, the estimate does not change.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range; in ``update``, if the parameters are not given.
@@ -96,7 +96,9 @@ def dadapt_adamw(
         Defazio and Mishchenko, `Learning-rate-free learning by D-adaptation <https://arxiv.org/abs/2301.07733>`_,
         ICML 2023.
     """
-    b1, b2 = pair_of_rates('betas', betas)
+    b1, b2 = checks.pair('betas', betas)
+    for i, rate in enumerate((b1, b2)):
+        checks.unit_interval(f'beta parameter at index {i}', rate)
     check_rate(learning_rate)
     checks.at_least('epsilon value', eps)
     checks.positive('estim_lr0 value', estim_lr0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DoG, distance over gradients: a learning rate from how far the parameters have come."""
+"""DoG, distance over gradients: a learning rate from the distance to the initial parameters."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class DoGState(NamedTuple):
     """State of :func:`dog`.
 
     Attributes:
-        is_init_step: Whether no step has been taken.
-        init_params: The parameters at the start.
-        max_dist: The largest distance from the start so far.
+        is_init_step: Whether the next step is the first.
+        init_params: The initial parameters.
+        max_dist: The largest distance from the initial parameters so far.
         sum_sq_norm_grads: The sum of the squared norms of the gradients.
     """
 
@@ -40,10 +40,10 @@ class DoGState(NamedTuple):
 
 @factory
 def scale_by_dog(init_step: tuple[str, Any], eps: Any = 1e-8) -> GradientTransformation:
-    r"""Scale updates by distance over gradients; the rule of :func:`dog`.
+    r"""Scale updates with the rule of :func:`dog`.
 
     Args:
-        init_step: How to prepare, as in :func:`dog`.
+        init_step: The initialization; see :func:`dog`.
         eps: :math:`\epsilon \ge 0`.
 
     Returns:
@@ -82,7 +82,7 @@ def scale_by_dog(init_step: tuple[str, Any], eps: Any = 1e-8) -> GradientTransfo
     def update(updates: Any, state: DoGState, params: Any = None, *, inplace: bool = False) -> tuple[Any, DoGState]:
         g, p, start, longest = without_graphs(updates, params, state.init_params, state.max_dist, inplace=inplace)
         if carries_graph(size) and not inplace:
-            longest = state.max_dist  # which is made of it
+            longest = state.max_dist  # computed from it
         far = real_part(tree.wide_norm(tree.map(lambda p, p0: p - p0, p, start)), longest)
         distance = torch.maximum(longest, far)
         total = state.sum_sq_norm_grads + real_part(tree.wide_norm(g, squared=True), distance)
@@ -93,7 +93,7 @@ def scale_by_dog(init_step: tuple[str, Any], eps: Any = 1e-8) -> GradientTransfo
         return u, DoGState(torch.zeros_like(state.is_init_step), start, distance, total)
 
     return GradientTransformation.requiring(
-        init, update, state_of(DoGState), params_for('DoG, which measures how far they have come')
+        init, update, state_of(DoGState), params_for('DoG, which uses the distance to their initial values')
     )
 
 
@@ -112,7 +112,7 @@ def dog(
     weight_decay: Any = None,
     mask: Any = None,
 ) -> GradientTransformation:
-    r"""DoG, distance over gradients: a learning rate from how far the parameters have come.
+    r"""DoG, distance over gradients: a learning rate from the distance to the initial parameters.
 
     .. math::
         \bar r_t = \max(\bar r_{t-1}, \lVert x_t - x_0 \rVert), \qquad
@@ -123,11 +123,12 @@ def dog(
 
     Args:
         learning_rate: The factor :math:`\eta`, usually 1, or a schedule.
-        init_step: How to begin: ``('heuristic', a)`` with :math:`\bar r_{-1} = a\,(1 + \lVert x_0 \rVert)`,
-            ``('distance', r)`` with :math:`\bar r_{-1} = r`, or ``('learning_rate', c)`` with the step :math:`-c\,g_0`.
+        init_step: The initialization: ``('heuristic', a)`` means :math:`\bar r_{-1} = a\,(1 + \lVert x_0 \rVert)`,
+            ``('distance', r)`` means :math:`\bar r_{-1} = r`, ``('learning_rate', c)`` means the first step
+            :math:`-c\,g_0`.
         eps: :math:`\epsilon \ge 0`.
-        weight_decay: :math:`\lambda \ge 0`, by which :math:`g + \lambda x` takes the place of :math:`g`; None for none.
-        mask: Where to decay, as in :func:`torchopt.transform.add_decayed_weights`.
+        weight_decay: :math:`\lambda \ge 0`, which replaces :math:`g` by :math:`g + \lambda x`; None means no decay.
+        mask: Which parameters decay; see :func:`torchopt.transform.add_decayed_weights`.
 
     Raises:
         ValueError: If ``init_step`` is not a pair of a known kind and a number; in ``update``, if the parameters are

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DoWG, distance over weighted gradients: DoG that weighs late gradients more."""
+"""DoWG, distance over weighted gradients: DoG with larger weights for later gradients."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class DoWGState(NamedTuple):
     """State of :func:`dowg`.
 
     Attributes:
-        init_params: The parameters at the start.
+        init_params: The initial parameters.
         weighted_sq_norm_grads: The weighted sum of the squared norms of the gradients.
-        estim_sq_dist: The largest squared distance from the start so far.
+        estim_sq_dist: The largest squared distance from the initial parameters so far.
     """
 
     init_params: Any
@@ -36,10 +36,10 @@ class DoWGState(NamedTuple):
 
 @factory
 def scale_by_dowg(init_estim_sq_dist: Any = None, eps: Any = 1e-4) -> GradientTransformation:
-    r"""Scale updates by distance over weighted gradients; the rule of :func:`dowg`.
+    r"""Scale updates with the rule of :func:`dowg`.
 
     Args:
-        init_estim_sq_dist: :math:`\bar r_{-1}^2`; None takes ``eps``.
+        init_estim_sq_dist: :math:`\bar r_{-1}^2`; None means ``eps``.
         eps: :math:`\epsilon \ge 0`.
 
     Returns:
@@ -73,7 +73,7 @@ def scale_by_dowg(init_estim_sq_dist: Any = None, eps: Any = 1e-4) -> GradientTr
         return u, DoWGState(start, total, square)
 
     return GradientTransformation.requiring(
-        init, update, state_of(DoWGState), params_for('DoWG, which measures how far they have come')
+        init, update, state_of(DoWGState), params_for('DoWG, which uses the distance to their initial values')
     )
 
 
@@ -84,7 +84,7 @@ def dowg(
     weight_decay: Any = None,
     mask: Any = None,
 ) -> GradientTransformation:
-    r"""DoWG, distance over weighted gradients: DoG that weighs late gradients more.
+    r"""DoWG, distance over weighted gradients: DoG with larger weights for later gradients.
 
     .. math::
         \bar r_t^2 = \max(\bar r_{t-1}^2, \lVert x_t - x_0 \rVert^2), \qquad
@@ -93,10 +93,10 @@ def dowg(
 
     Args:
         learning_rate: The factor :math:`\eta`, usually 1, or a schedule.
-        init_estim_sq_dist: :math:`\bar r_{-1}^2`; None takes ``eps``.
+        init_estim_sq_dist: :math:`\bar r_{-1}^2`; None means ``eps``.
         eps: :math:`\epsilon \ge 0`.
-        weight_decay: :math:`\lambda \ge 0`, by which :math:`g + \lambda x` takes the place of :math:`g`; None for none.
-        mask: Where to decay, as in :func:`torchopt.transform.add_decayed_weights`.
+        weight_decay: :math:`\lambda \ge 0`, which replaces :math:`g` by :math:`g + \lambda x`; None means no decay.
+        mask: Which parameters decay; see :func:`torchopt.transform.add_decayed_weights`.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range; in ``update``, if the parameters are not given.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GaLore: an optimizer with moments in a low-dimensional subspace where gradients are large."""
+"""GaLore: an optimizer whose moments are in a low-dimensional subspace of large gradients."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ['GaLoreDimensionNumbers', 'GaLoreState', 'galore', 'scale_by_galore']
 
 
 class GaLoreDimensionNumbers(NamedTuple):
-    """Which axes of a tensor are the rows of a matrix, and which its columns; every axis has to be one of them.
+    """Which axes of a tensor are the rows of a matrix, and which are its columns; every axis must be one of them.
 
     Attributes:
         reduction_axis: The axes of the rows.
@@ -43,9 +43,9 @@ class GaLoreState(NamedTuple):
     """State of :func:`scale_by_galore`.
 
     Attributes:
-        count: The steps taken.
+        count: The step count.
         base_optimizer_state: The state of the optimizer of the projected gradients.
-        projector: For each leaf an orthonormal basis of the subspace, of shape (long side, rank); an empty matrix for
+        projector: An orthonormal basis of the subspace for each leaf, of shape (long side, rank); an empty matrix for
             leaves that are not projected.
     """
 
@@ -62,37 +62,36 @@ def scale_by_galore(
     base_optimizer: GradientTransformation | None = None,
     weight_dimension_numbers: Any = None,
 ) -> GradientTransformationExtraArgs:
-    r"""Apply an optimizer to gradients in a low-dimensional subspace, and bring its updates back.
+    r"""Apply an optimizer to gradients projected onto a low-dimensional subspace.
 
-    Every :math:`T` steps the :math:`r` first singular vectors :math:`P` of the gradient are found, those of its long
-    side.  For an :math:`m \times n` matrix with :math:`m \ge n`, and likewise from the right for others,
+    Every :math:`T` steps the first :math:`r` singular vectors :math:`P` of the gradient, along its long side, are
+    computed.  For an :math:`m \times n` matrix with :math:`m \ge n` (otherwise likewise from the right),
 
     .. math::
         u_t = \alpha\, P\, \rho_t(P^\top g_t), \qquad P = U_{:, :r} \quad \text{for} \quad g = U \Sigma V^\top.
 
-    The moments of the optimizer :math:`\rho` are :math:`r \times n` and not :math:`m \times n`.  They stay as they are
-    when :math:`P` changes.
+    The moments of the optimizer :math:`\rho` have the shape :math:`r \times n` instead of :math:`m \times n`.  They do
+    not change when :math:`P` changes.
 
     Args:
         rank: The rank :math:`r \ge 1`, at most the short side.
         update_proj_gap: The number :math:`T \ge 1` of steps after which the subspace is recomputed.
-        scale: The factor :math:`\alpha` of what has been projected.
-        base_optimizer: The optimizer :math:`\rho`; None is :func:`torchopt.transform.scale_by_adam`.  It gets no
-            parameters, whose shapes are not those of its gradients.
+        scale: The factor :math:`\alpha` of projected updates.
+        base_optimizer: The optimizer :math:`\rho`; None means :func:`torchopt.transform.scale_by_adam`.  It does not
+            receive the parameters, whose shapes differ from those of its gradients.
         weight_dimension_numbers: Which leaves are projected, and which of their axes are rows and columns.  None
-            projects all matrices.  One :class:`GaLoreDimensionNumbers` projects all leaves of two axes and more by the
-            same.  A tree with the structure of the parameters or a prefix of it, or a function that makes one from the
-            parameters, projects where it has one and not where it has None.
+            projects all matrices.  One :class:`GaLoreDimensionNumbers` applies to all leaves with at least two axes.  A
+            tree of them with the structure of the parameters or a prefix of it, or a function that makes one from the
+            parameters, may contain None for leaves that are not projected.
 
     Returns:
-        A transformation with state :class:`GaLoreState`.  Singular vectors are computed in float32 at least.
-
-        A leaf whose gradient is None in the steps that seek the subspace keeps its old one; if it never had one, its
-        updates are zero until the next such step.
+        A transformation with state :class:`GaLoreState`.  Singular vectors are computed at least in float32.  A leaf
+        whose gradient is None in a step that computes the subspace keeps its old one; if it has none, its updates are
+        zero until the next such step.
 
     Raises:
         TypeError: If ``rank`` is not an int.
-        ValueError: If a hyper-parameter is out of its range; in ``init``, if dimension numbers do not fit.
+        ValueError: If a hyper-parameter is out of its range; in ``init``, if dimension numbers do not match.
 
     Example:
         >>> import torch, torchopt
@@ -163,7 +162,7 @@ def scale_by_galore(
 
 
 def _first(rank: int, p: Any, shape: MatrixShape | None) -> tuple[Any, Any]:
-    """The first projector of a leaf, and what stands for the leaf before the optimizer."""
+    """The initial projector of a leaf, and the projected leaf, with which the optimizer is initialized."""
     if p is None:
         return None, None
     if shape is None:
@@ -203,19 +202,19 @@ def galore(
     mask: Any = None,
     weight_dimension_numbers: Any = None,
 ) -> GradientTransformation:
-    r"""GaLore: an optimizer with moments in a low-dimensional subspace where gradients are large.
+    r"""GaLore: an optimizer whose moments are in a low-dimensional subspace of large gradients.
 
     With :math:`u_t` as in :func:`scale_by_galore`, :math:`p_t = p_{t-1} - \eta\,(u_t + \lambda p_{t-1})`.
 
     Args:
-        learning_rate: :math:`\eta`, as in :func:`torchopt.transform.scale_by_learning_rate`.
+        learning_rate: :math:`\eta`; see :func:`torchopt.transform.scale_by_learning_rate`.
         rank: The rank :math:`r \ge 1` of the subspace.
         update_proj_gap: The number :math:`T \ge 1` of steps after which the subspace is recomputed.
-        scale: The factor :math:`\alpha` of what has been projected.
-        base_optimizer: The optimizer in the subspace; None is :func:`torchopt.transform.scale_by_adam`.
+        scale: The factor :math:`\alpha` of projected updates.
+        base_optimizer: The optimizer in the subspace; None means :func:`torchopt.transform.scale_by_adam`.
         weight_decay: :math:`\lambda \ge 0`; if nonzero, ``update`` requires ``params``.
-        mask: Where to decay, as in :func:`torchopt.transform.add_decayed_weights`.
-        weight_dimension_numbers: Which leaves are projected, and how, as in :func:`scale_by_galore`.
+        mask: Which parameters decay; see :func:`torchopt.transform.add_decayed_weights`.
+        weight_dimension_numbers: Which leaves are projected, and how; see :func:`scale_by_galore`.
 
     Raises:
         TypeError: If ``rank`` is not an int.

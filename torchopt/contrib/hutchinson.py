@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hutchinson's estimate of the diagonal of the Hessian."""
+"""Hutchinson's estimator of the diagonal of the Hessian."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ['HutchinsonState', 'hutchinson_estimator_diag_hessian']
 
 @tree.safe_to_load
 class HutchinsonState(NamedTuple):
-    """State of :func:`hutchinson_estimator_diag_hessian`: the key of the signs to come, a 0-d int64 tensor."""
+    """State of :func:`hutchinson_estimator_diag_hessian`: the key of the next signs, a 0-d int64 tensor."""
 
     key: Any
 
@@ -29,23 +29,22 @@ class HutchinsonState(NamedTuple):
 def hutchinson_estimator_diag_hessian(
     random_seed: Key | None = None,
 ) -> GradientTransformationExtraArgs:
-    r"""Estimate the diagonal of the Hessian of the objective, without bias, at the cost of a few gradients.
+    r"""An unbiased estimate of the diagonal of the Hessian of the objective, at the cost of a few gradients.
 
-    With independent signs :math:`r_i = \pm 1` the expectation of :math:`r_i r_j` is 1 where :math:`i = j` and 0
-    elsewhere, so that
+    With independent signs :math:`r_i = \pm 1`, the expectation of :math:`r_i r_j` is 1 if :math:`i = j`, else 0.  So
 
     .. math::
         u = r \odot \nabla^2 f(p)\, r, \qquad \mathbb E\, u = \operatorname{diag} \nabla^2 f(p).
 
-    The signs follow from the key in the state alone, on every device, under ``torch.func.vmap`` and under compilation.
+    The signs depend only on the key in the state, on every device, under ``torch.func.vmap`` and under compilation.
 
     Args:
-        random_seed: A seed, or a generator from which one is drawn at each ``init``.  None is the seed 0.
+        random_seed: A seed, or a generator from which a seed is drawn at each ``init``.  None means the seed 0.
 
     Returns:
-        A transformation with state :class:`HutchinsonState`.  Its ``update`` needs ``params`` and the extra argument
-        ``obj_fn``, a function of the parameters alone with a 0-d tensor as its value; of the updates it only looks
-        where they are None.
+        A transformation with state :class:`HutchinsonState`.  Its ``update`` requires ``params`` and the extra argument
+        ``obj_fn``, a function of the parameters that returns a 0-d tensor.  The values of the updates are not used,
+        only whether they are None.
 
     Raises:
         TypeError: If the seed is neither an int nor a generator; in ``update``, if ``obj_fn`` is not given.
@@ -94,7 +93,7 @@ def hutchinson_estimator_diag_hessian(
             return obj_fn(tree.unflatten(spec, [old if x is None else next(supply) for old, x in zip(whole, leaves)]))
 
         def slope(xs: list[Tensor]) -> Any:
-            # The product with the Hessian is the gradient of the slope along the signs.
+            # The Hessian-vector product is the gradient of this directional derivative.
             return tree.vdot(torch.func.grad(objective)(xs), shown)
 
         leaves, spec = tree.flatten(p)
@@ -105,7 +104,7 @@ def hutchinson_estimator_diag_hessian(
         return tree.unflatten(spec, diagonal), HutchinsonState(following)
 
     return GradientTransformationExtraArgs.requiring(
-        init, update, state_of(HutchinsonState), params_for('the diagonal of the Hessian at them')
+        init, update, state_of(HutchinsonState), params_for('the diagonal of the Hessian')
     )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MADGRAD: dual averaging with a cube root where AdaGrad has a square root, and momentum."""
+"""MADGRAD: dual averaging with momentum, and with a cube root instead of AdaGrad's square root."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class MadgradState(NamedTuple):
     """State of :func:`scale_by_madgrad`.
 
     Attributes:
-        count: The steps taken.
+        count: The step count.
         grad_sum_sq: The weighted sum of the squared gradients.
         s: The weighted sum of the gradients.
-        x0: The parameters at the start.
+        x0: The initial parameters.
     """
 
     count: Any
@@ -44,7 +44,7 @@ class MadgradState(NamedTuple):
 
 @factory
 def scale_by_madgrad(learning_rate: Any, momentum: float = 0.9, eps: float = 1e-6) -> GradientTransformation:
-    r"""Turn gradients into the steps of MADGRAD (momentumized, adaptive, dual averaged gradients).
+    r"""Compute the steps of MADGRAD (momentumized, adaptive, dual averaged gradients) from gradients.
 
     With :math:`\lambda_t = (\eta + \epsilon) \sqrt{t}` in step :math:`t = 1, 2, \dots`
 
@@ -60,7 +60,7 @@ def scale_by_madgrad(learning_rate: Any, momentum: float = 0.9, eps: float = 1e-
         eps: :math:`\epsilon \ge 0`.
 
     Returns:
-        A transformation with state :class:`MadgradState`, whose updates are :math:`x_t - x_{t-1}`, ready to be added.
+        A transformation with state :class:`MadgradState`, whose updates are :math:`x_t - x_{t-1}`.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range; in ``update``, if the parameters are not given.
@@ -100,7 +100,7 @@ def scale_by_madgrad(learning_rate: Any, momentum: float = 0.9, eps: float = 1e-
         init,
         prepare,
         state_of(MadgradState),
-        params_for('MADGRAD, which averages with where they were'),
+        params_for('MADGRAD, which averages them'),
         Precondition(schedule),
         hypers=hypers,
     )
@@ -123,7 +123,7 @@ def _rule(
 
 
 def _cube_root(x: Tensor) -> Tensor:
-    """The cube root of what is not negative, whose derivative at zero is zero."""
+    """The cube root of nonnegative numbers, with the derivative zero at zero."""
     positive = x > 0
     return torch.where(positive, torch.where(positive, x, torch.ones_like(x)).pow(1.0 / 3.0), torch.zeros_like(x))
 
@@ -131,9 +131,9 @@ def _cube_root(x: Tensor) -> Tensor:
 def madgrad(
     learning_rate: Any, momentum: float = 0.9, weight_decay: float = 0.0, eps: float = 1e-6
 ) -> GradientTransformation:
-    r"""MADGRAD: dual averaging with a cube root where AdaGrad has a square root, and momentum.
+    r"""MADGRAD: dual averaging with momentum, and with a cube root instead of AdaGrad's square root.
 
-    The gradients with an l2 penalty, :math:`g + \lambda p`, go through :func:`scale_by_madgrad`.
+    It is :func:`scale_by_madgrad` applied to gradients with an l2 penalty, :math:`g + \lambda p`.
 
     Args:
         learning_rate: :math:`\eta`, a number or a schedule, or a tree of numbers.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensors as matrices: which of their axes are the rows, and which the columns."""
+"""Tensors as batches of matrices: which axes are the rows, and which are the columns."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Axes = Sequence[int] | int
 
 
 class MatrixShape(NamedTuple):
-    """How a tensor is a batch of matrices.
+    """How to reshape a tensor to a batch of matrices.
 
     Attributes:
         order: The axes, first those of the batch, then those of the rows, then those of the columns.
         shape: The shape in this order.
-        sizes: The number of matrices, of their rows and of their columns.
+        sizes: The numbers of matrices, rows and columns.
     """
 
     order: tuple[int, ...]
@@ -40,18 +40,18 @@ class MatrixShape(NamedTuple):
 
 
 def matrix_shape(shape: Sequence[int], rows: Axes, columns: Axes, *, name: str, batch: bool) -> MatrixShape:
-    """How a tensor of some shape is a batch of matrices.
+    """How to reshape a tensor of a given shape to a batch of matrices.
 
     Args:
         shape: The shape of the tensor.
         rows: The axes that form the rows.
         columns: The axes that form the columns.
-        name: What to call the tensor in an error message.
-        batch: Whether there may be other axes, which count matrices.
+        name: The name of the tensor in error messages.
+        batch: Whether other axes are allowed, which form the batch.
 
     Raises:
-        ValueError: If there are fewer than two axes, an axis is out of range or named twice, or one is left over that
-            may not be.
+        ValueError: If there are fewer than two axes, an axis is out of range or named twice, or there are other axes
+            although ``batch`` is False.
 
     Example:
         >>> from torchopt.contrib.matrix_axes import matrix_shape
@@ -60,7 +60,7 @@ def matrix_shape(shape: Sequence[int], rows: Axes, columns: Axes, *, name: str, 
     """
     n = len(shape)
     if n < 2:
-        raise ValueError(f'{name} has shape {tuple(shape)}; a matrix has two axes at least. Leave it to another rule.')
+        raise ValueError(f'{name} has shape {tuple(shape)}; a matrix has at least two axes. Use another rule for it.')
     both = [_as_tuple(rows), _as_tuple(columns)]
     if any(not -n <= axis < n for axes in both for axis in axes):
         raise ValueError(f'{name} has the axes {-n} to {n - 1}; the rows are {rows!r} and the columns {columns!r}.')
@@ -83,7 +83,7 @@ def matrix_shape(shape: Sequence[int], rows: Axes, columns: Axes, *, name: str, 
 
 
 def axes_of_leaves(axes: Any, updates: Any, kind: type, applies: Callable[[Tensor], bool]) -> list[Any]:
-    """For each leaf of a tree its axes, or None.
+    """The axes of each leaf of a tree, or None.
 
     Args:
         axes: None for the default; one entry for all leaves to which it ``applies``; a tree of entries and
@@ -93,8 +93,8 @@ def axes_of_leaves(axes: Any, updates: Any, kind: type, applies: Callable[[Tenso
         applies: Whether the default, or one entry for all, applies to a leaf.
 
     Raises:
-        ValueError: If the tree does not fit.
-        TypeError: If it has something else in it than entries and Nones.
+        ValueError: If the tree does not match.
+        TypeError: If it contains anything but entries and Nones.
     """
     made = axes(updates) if callable(axes) else axes
     if made is None or isinstance(made, kind):
@@ -103,7 +103,7 @@ def axes_of_leaves(axes: Any, updates: Any, kind: type, applies: Callable[[Tenso
     entries, top = tree.flatten(made, lambda x: isinstance(x, kind))
     for entry in entries:
         if entry is not None and not isinstance(entry, kind):
-            raise TypeError(f'The dimension numbers hold {entry!r}; expected {kind.__name__} or None.')
+            raise TypeError(f'The dimension numbers contain {entry!r}; expected {kind.__name__} or None.')
     parts = tree.flatten_up_to(top, updates, name='updates', like='the dimension numbers')
     return [entry for entry, part in zip(entries, parts) for _ in tree.flatten(part)[0]]
 

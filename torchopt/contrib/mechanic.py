@@ -26,16 +26,16 @@ __all__ = ['MechanicState', 'mechanize']
 
 @tree.safe_to_load
 class MechanicState(NamedTuple):
-    """State of :func:`mechanize`; vectors have an entry for each decay rate.
+    """State of :func:`mechanize`; vectors have one entry per decay rate.
 
     Attributes:
         base_optimizer_state: The state of the optimizer whose steps are scaled.
-        count: The steps taken.
-        r: What bets on each scale have won.
-        m: The largest products so far.
-        v: The sums of squared products.
-        s: The scales, whose sum counts.
-        x0: The parameters at the start.
+        count: The step count.
+        r: The rewards of the bets.
+        m: The decayed maxima of the products :math:`|h|`.
+        v: The decaying sums of their squares.
+        s: The scales, whose sum is used.
+        x0: The initial parameters.
     """
 
     base_optimizer_state: Any
@@ -71,14 +71,14 @@ def mechanize(
         s_{t+1,i} &= \frac{m_{t,i}\, s_0 / n + \max(r_{t,i}, 0)}{\sqrt{v_{t,i}} + \epsilon}.
 
     Args:
-        base_optimizer: The optimizer; its own learning rate no longer matters much.
+        base_optimizer: The optimizer; its learning rate has little effect.
         weight_decay: :math:`\lambda \ge 0`.
         eps: :math:`\epsilon \ge 0`.
-        s_init: The first scale :math:`s_0 > 0`.
+        s_init: The initial scale :math:`s_0 > 0`.
         num_betas: The number :math:`n` of decay rates.
 
     Returns:
-        A transformation with state :class:`MechanicState`.  Extra arguments of ``update`` reach the optimizer.
+        A transformation with state :class:`MechanicState`.  It passes extra arguments of ``update`` to the optimizer.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range; in ``update``, if the parameters are not given.
@@ -138,7 +138,7 @@ def mechanize(
         init,
         update,
         state_of(MechanicState),
-        params_for('mechanize, which measures how far they have come'),
+        params_for('mechanize, which uses their initial values'),
         required_by(wide, 'base_optimizer_state'),
     )
 
@@ -148,7 +148,7 @@ def _bet(state: MechanicState, h: Tensor, first: Any, eps: Any) -> tuple[Tensor,
     m, s = state.m, state.s
     n = s.numel()
     wide = torch.promote_types(s.dtype, torch.float32)
-    # Counting on the device, unlike copying to it, does not wait.
+    # Computing on the device, unlike copying to it, does not synchronize.
     decay = (1.0 - 0.1 ** torch.arange(1, n + 1, dtype=wide, device=s.device)).to(s.dtype)
     clipped = torch.minimum(torch.maximum(h, -m), m)
     m = torch.maximum(decay * m, plus(h.abs(), as_scalar_like(eps, h)))

@@ -12,15 +12,16 @@ from torchopt import checks, elementwise, tree
 from torchopt.autodiff.objective import objective_value
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.constants import without_graphs
-from torchopt.contrib.scalars import after_first, check_rate, inner, rate_at, real_part, scalar_beside
+from torchopt.contrib.scalars import check_rate, inner, rate_at, real_part, scalar_beside
 from torchopt.numerics import advance, as_scalar_like, in_single, one_minus, tensor_like, zero_count
 from torchopt.preconditions import Precondition, params_for, state_of
 from torchopt.rules import average, times
+from torchopt.scalars import pick
 
 __all__ = ['MomoState', 'bounded_step', 'momo']
 
 _SMALLEST = torch.finfo(torch.float64).eps
-"""Squared norms up to this count as zero."""
+"""Squared norms of at most this number count as zero."""
 
 
 @tree.safe_to_load
@@ -32,7 +33,7 @@ class MomoState(NamedTuple):
         barf: The mean of the values.
         gamma: The mean of the inner products of gradient and parameters.
         lb: The lower bound of the objective.
-        count: The steps taken.
+        count: The step count.
     """
 
     exp_avg: Any
@@ -52,10 +53,10 @@ def momo(
 ) -> GradientTransformationExtraArgs:
     r"""MoMo: momentum with a Polyak step size from the values of the loss.
 
-    All means have the same weights: :math:`d_t` of the gradients, :math:`\bar f_t` of the values and
-    :math:`\gamma_t` of :math:`\langle g, x \rangle`; the first step takes what it sees.  The mean of all linear models
-    of the loss has at :math:`x_t` the value :math:`h_t = \bar f_t - \gamma_t + \langle d_t, x_t \rangle`.  The step
-    goes to where it would reach the lower bound :math:`f_*`, but no further than :math:`\eta`:
+    All moving averages have the same weights and are initialized in the first step: :math:`d_t` of the gradients,
+    :math:`\bar f_t` of the values and :math:`\gamma_t` of :math:`\langle g, x \rangle`.  At :math:`x_t`, the average of
+    the linear models of the loss has the value :math:`h_t = \bar f_t - \gamma_t + \langle d_t, x_t \rangle`.  The step
+    size :math:`\tau_t` is the one at which this model reaches the lower bound :math:`f_*`, but at most :math:`\eta`:
 
     .. math::
         \tau_t = \min\Bigl( \eta,\
@@ -66,13 +67,13 @@ def momo(
     Args:
         learning_rate: The largest step size :math:`\eta`, or a schedule of it.
         beta: Decay rate :math:`\beta` of all means, in [0, 1).
-        lower_bound: :math:`f_*`, a bound below the objective.
+        lower_bound: :math:`f_*`, a lower bound of the objective.
         weight_decay: :math:`\lambda \ge 0`.
-        adapt_lower_bound: Raise the bound as the models suggest, and lower it where the step would be zero; never below
-            ``lower_bound``.
+        adapt_lower_bound: Whether to adapt the bound: increase it according to the models, and decrease it if the step
+            would be zero, but never below ``lower_bound``.
 
     Returns:
-        A transformation with state :class:`MomoState`, whose ``update`` needs ``params`` and the extra argument
+        A transformation with state :class:`MomoState`, whose ``update`` requires ``params`` and the extra argument
         ``value``, the objective at them.
 
     Raises:
@@ -109,7 +110,7 @@ def momo(
     ) -> tuple[Any, MomoState]:
         g, x = without_graphs(updates, params, inplace=inplace)
         loss = objective_value(value, state.barf, updates, params, inplace=inplace)
-        keep = after_first(state.count, 0.0, beta)
+        keep = pick(state.count == 0, 0.0, beta)
         take = one_minus(keep)
 
         def step(mean: Tensor, now: Tensor) -> Tensor:
@@ -139,7 +140,7 @@ def momo(
         return tree.map(in_single(move), shown, x), MomoState(d, barf, gamma, lb, advance(state.count)[0])
 
     return GradientTransformationExtraArgs.requiring(
-        init, update, state_of(MomoState), params_for('momo, whose step size depends on them'), Precondition(schedule)
+        init, update, state_of(MomoState), params_for('the step size of momo'), Precondition(schedule)
     )
 
 
@@ -163,8 +164,8 @@ def bounded_step(
         rate: The largest step size.
         shrink: :math:`1 + \eta\lambda`.
         lb: The lower bound.
-        correction: The bias correction of the means, which begin at zero.
-        lower_bound: The least lower bound, where that is adapted.
+        correction: The bias correction of the means from zero initialization.
+        lower_bound: The smallest allowed lower bound, if it is adapted.
 
     Example:
         >>> import torch

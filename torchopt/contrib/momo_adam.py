@@ -35,11 +35,11 @@ class MomoAdamState(NamedTuple):
 
     Attributes:
         exp_avg: The mean of the gradients.
-        exp_avg_sq: Their mean square.
+        exp_avg_sq: The mean square of the gradients.
         barf: The mean of the values.
         gamma: The mean of the inner products of gradient and parameters.
         lb: The lower bound of the objective.
-        count: The steps taken.
+        count: The step count.
     """
 
     exp_avg: Any
@@ -62,8 +62,8 @@ def momo_adam(
 ) -> GradientTransformationExtraArgs:
     r"""MoMo-Adam: Adam whose step size comes from the values of the loss.
 
-    As :func:`momo`, in the metric :math:`D_t = \operatorname{diag}(\sqrt{v_t / (1 - \beta_2^t)} + \epsilon)` of Adam,
-    and with means initialized at zero, whose bias correction is :math:`c_t = 1 - \beta_1^t`:
+    It is :func:`momo` in the metric :math:`D_t = \operatorname{diag}(\sqrt{v_t / (1 - \beta_2^t)} + \epsilon)` of Adam,
+    with means initialized at zero, whose bias correction is :math:`c_t = 1 - \beta_1^t`:
 
     .. math::
         \tau_t = \min\Bigl( \frac{\eta}{c_t},\
@@ -76,13 +76,13 @@ def momo_adam(
         b1: Decay rate :math:`\beta_1` of the means, in [0, 1).
         b2: Decay rate :math:`\beta_2` of the mean square, in [0, 1).
         eps: :math:`\epsilon \ge 0`.
-        lower_bound: :math:`f_*`, a bound below the objective.
+        lower_bound: :math:`f_*`, a lower bound of the objective.
         weight_decay: :math:`\lambda \ge 0`.
-        adapt_lower_bound: Raise the bound as the models suggest, and lower it where the step would be zero; never below
-            ``lower_bound``.
+        adapt_lower_bound: Whether to adapt the bound: increase it according to the models, and decrease it if the step
+            would be zero, but never below ``lower_bound``.
 
     Returns:
-        A transformation with state :class:`MomoAdamState`, whose ``update`` needs ``params`` and the extra argument
+        A transformation with state :class:`MomoAdamState`, whose ``update`` requires ``params`` and the extra argument
         ``value``, the objective at them.
 
     Raises:
@@ -165,6 +165,6 @@ def momo_adam(
         init,
         update,
         state_of(MomoAdamState),
-        params_for('momo_adam, whose step size depends on them'),
+        params_for('the step size of momo_adam'),
         Precondition(schedule),
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Muon: momentum whose matrices are orthogonalized, and Adam for all parameters that are not matrices."""
+"""Muon: orthogonalized momentum for matrices, and Adam for all other parameters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torchopt.base import EmptyState, GradientTransformation, factory, init_empt
 from torchopt.combine import chain
 from torchopt.contrib.matrix_axes import MatrixShape, axes_of_leaves, matrix_shape
 from torchopt.contrib.newton_schulz import PRECONDITIONINGS, orthogonalize
-from torchopt.elementwise.first_moment import moment_dtype, zero_mean
+from torchopt.elementwise.ranges import moment_dtype
 from torchopt.numerics import (
     DTypeLike,
     advance,
@@ -42,9 +42,9 @@ __all__ = [
 
 _STANDARD = (3.4445, -4.775, 2.0315)
 _PRESETS = {
-    # Of Jordan's post: quick for small singular values, and never quite 1.
+    # From Jordan's blog post: fast for small singular values, without converging to 1 exactly.
     'standard': _STANDARD,
-    # Of Dion: one set for each of five iterations, at the end of which all are within some percent of 1.
+    # From Dion: one set for each of five iterations, after which all singular values are within a few percent of 1.
     'dion': (
         (4.0848, -6.8946, 2.9270),
         (3.9505, -6.3029, 2.6377),
@@ -56,7 +56,7 @@ _PRESETS = {
 
 
 class MuonDimensionNumbers(NamedTuple):
-    """Which axes of a tensor are the rows of matrices (what they sum over), and which the columns; others count them.
+    """Which axes of a tensor are the rows of matrices (the reduced axes), and which the columns; others form a batch.
 
     Attributes:
         reduction_axis: The axes of the rows.
@@ -69,7 +69,7 @@ class MuonDimensionNumbers(NamedTuple):
 
 @tree.safe_to_load
 class MuonState(NamedTuple):
-    """State of :func:`scale_by_muon`: steps taken, mean gradient, coefficients of the iteration."""
+    """State of :func:`scale_by_muon`: the step count, the mean gradient, the coefficients of the iteration."""
 
     count: Any
     mu: Any
@@ -89,28 +89,28 @@ def scale_by_muon(
     preconditioning: str = 'frobenius',
     weight_dimension_numbers: Any = None,
 ) -> GradientTransformation:
-    r"""Replace the mean of the gradients by the nearest orthogonal matrix, almost.
+    r"""Replace the mean of the gradients approximately by the nearest semi-orthogonal matrix.
 
     .. math::
         m_t = \beta m_{t-1} + (1 - \beta) g_t, \qquad
         \hat m_t = \beta \frac{m_t}{1 - \beta^{t+1}} + (1 - \beta) \frac{g_t}{1 - \beta^t}, \qquad
         u_t = \operatorname{NS}(\hat m_t) \approx U V^\top \quad \text{for} \quad \hat m_t = U S V^\top,
 
-    where NS are some iterations of Newton and Schulz (``torchopt/contrib/newton_schulz.py``).  It is the
-    steepest descent in the spectral norm.
+    where NS denotes Newton-Schulz iterations (``torchopt/contrib/newton_schulz.py``).  This is steepest descent in the
+    spectral norm.
 
     Args:
-        ns_coeffs: The coefficients :math:`a, b, c` of the iteration; or a row of them for each iteration, of which
-            there may be ``ns_steps`` at most.
+        ns_coeffs: The coefficients :math:`a, b, c` of the iteration; or one row of them per iteration, at most
+            ``ns_steps`` rows.
         ns_steps: The number of iterations.
         beta: Decay rate :math:`\beta` of the mean, in [0, 1).
-        eps: :math:`\epsilon \ge 0`, added to the norm by which a matrix is divided first.
-        mu_dtype: Real dtype in which the mean is kept; None takes that of each parameter.
-        nesterov: Whether the gradient enters once more; otherwise :math:`\hat m_t = m_t / (1 - \beta^t)`.
-        adaptive: Scale by the inner product of update and mean, their dual norm.
+        eps: :math:`\epsilon \ge 0`, added to the norm by which a matrix is first divided.
+        mu_dtype: Real dtype of the mean; None means the dtype of each parameter.
+        nesterov: Whether to use Nesterov momentum; if False, :math:`\hat m_t = m_t / (1 - \beta^t)`.
+        adaptive: Scale by the inner product of update and mean, the dual norm of the mean.
         preconditioning: ``'frobenius'``, ``'spectral'``, ``'aol'`` or ``'schatten'``.
         weight_dimension_numbers: Which axes are rows and columns: a :class:`MuonDimensionNumbers`, a tree of them with
-            the structure of the updates or a prefix of it, or a function that makes one from the updates.  None takes
+            the structure of the updates or a prefix of it, or a function that makes one from the updates.  None means
             axes 0 and 1 of all leaves.
 
     Returns:
@@ -142,7 +142,7 @@ def scale_by_muon(
         raise ValueError(f'Invalid preconditioning: {preconditioning!r}; expected one of {PRECONDITIONINGS}.')
 
     def init(params: Any) -> MuonState:
-        return MuonState(zero_count(), zero_mean(params, dtype), coefficients.clone())
+        return MuonState(zero_count(), elementwise.zero_moment(params, dtype=dtype), coefficients.clone())
 
     def orthogonal(x: Tensor, shape: MatrixShape, rows: Sequence[Sequence[Any]]) -> Tensor:
         u = shape.from_matrices(orthogonalize(shape.to_matrices(x), rows, preconditioning, eps))
@@ -200,7 +200,7 @@ def _matrices(axes: Any, updates: Any) -> list[MatrixShape | None]:
         if entry is None and x is not None:
             raise ValueError(
                 f'The dimension numbers of leaf {i}, of shape {tuple(x.shape)}, are None. Pass MuonDimensionNumbers, '
-                f'or leave it to another rule, as muon does.'
+                f'or use another rule for this leaf, as muon does.'
             )
         shapes.append(None if x is None else matrix_shape(x.shape, *entry, name=f'leaf {i}', batch=True))
     return shapes
@@ -210,13 +210,13 @@ def _matrices(axes: Any, updates: Any) -> list[MatrixShape | None]:
 def scale_by_shape(weight_dimension_numbers: Any = None, consistent_rms: Any = None) -> GradientTransformation:
     r"""Scale orthogonal updates by the shapes of their matrices.
 
-    The factor is :math:`\sqrt{\max(1, n / m)}` for :math:`m` rows and :math:`n` columns, with which a learning rate
-    serves networks of every width; or :math:`\rho \sqrt{\max(m, n)}`, with which updates have the root mean square
-    :math:`\rho` as Adam's have about 0.2.
+    For :math:`m` rows and :math:`n` columns, the factor is :math:`\sqrt{\max(1, n / m)}`, for which a good learning
+    rate does not depend on the width of the network; or :math:`\rho \sqrt{\max(m, n)}`, for which updates have the root
+    mean square :math:`\rho` (for Adam it is about 0.2).
 
     Args:
-        weight_dimension_numbers: Which axes are rows and columns, as in :func:`scale_by_muon`.
-        consistent_rms: The root mean square :math:`\rho`; None scales by the width.
+        weight_dimension_numbers: Which axes are rows and columns; see :func:`scale_by_muon`.
+        consistent_rms: The root mean square :math:`\rho`; None uses the first factor.
 
     Raises:
         ValueError: In ``update``, if a leaf is not a matrix by its dimension numbers.
@@ -268,7 +268,7 @@ def muon(
     muon_weight_dimension_numbers: Any = None,
     consistent_rms: Any = None,
 ) -> GradientTransformation:
-    r"""Muon: momentum whose matrices are orthogonalized, and AdamW for all parameters that are not matrices.
+    r"""Muon: orthogonalized momentum for matrices, and AdamW for all other parameters.
 
     For matrices of :math:`m` rows and :math:`n` columns, with :math:`u_t` as in :func:`scale_by_muon`,
 
@@ -276,26 +276,26 @@ def muon(
         p_t = p_{t-1} - \eta\,\Bigl( \sqrt{\max(1, n / m)}\; u_t + \lambda p_{t-1} \Bigr).
 
     Args:
-        learning_rate: :math:`\eta`, as in :func:`torchopt.transform.scale_by_learning_rate`.
-        ns_coeffs: The coefficients of the iteration, as in :func:`scale_by_muon`; or the name of a set of them,
+        learning_rate: :math:`\eta`; see :func:`torchopt.transform.scale_by_learning_rate`.
+        ns_coeffs: The coefficients of the iteration, see :func:`scale_by_muon`; or the name of a set of them,
             ``'standard'`` or ``'dion'``.
         ns_steps: The number of iterations.
         beta: Decay rate :math:`\beta` of the mean, in [0, 1).
         eps: :math:`\epsilon \ge 0`, of both optimizers.
         weight_decay: :math:`\lambda \ge 0` of matrices; if nonzero, ``update`` requires ``params``.
-        weight_decay_mask: Where to decay, as in :func:`torchopt.transform.add_decayed_weights`.
-        mu_dtype: Real dtype in which the mean is kept; None takes that of each parameter.
-        nesterov: Look ahead by Nesterov's method, in both optimizers.
+        weight_decay_mask: Which parameters decay; see :func:`torchopt.transform.add_decayed_weights`.
+        mu_dtype: Real dtype of the mean; None means the dtype of each parameter.
+        nesterov: Use Nesterov momentum in both optimizers.
         adaptive: Scale by the dual norm of the mean.
         preconditioning: ``'frobenius'``, ``'spectral'``, ``'aol'`` or ``'schatten'``.
         adam_b1: Decay rate of AdamW's mean, in [0, 1).
         adam_b2: Decay rate of AdamW's mean square, in [0, 1).
         adam_eps_root: AdamW's :math:`\bar\epsilon \ge 0`, inside the root.
         adam_weight_decay: AdamW's weight decay.
-        adam_learning_rate: AdamW's learning rate; None is ``learning_rate``.
-        muon_weight_dimension_numbers: What is a matrix: a tree of :class:`MuonDimensionNumbers` with the structure of
-            the parameters or of its top, or a function that makes one from the parameters; where it has None, AdamW
-            has its place.  None takes all leaves of two axes.
+        adam_learning_rate: AdamW's learning rate; None means ``learning_rate``.
+        muon_weight_dimension_numbers: Which leaves are matrices: a tree of :class:`MuonDimensionNumbers` with the
+            structure of the parameters or a prefix of it, or a function that makes one from the parameters, with None
+            for leaves that AdamW trains.  None means all leaves with two axes.
         consistent_rms: The root mean square :math:`\rho` of the updates, for a factor :math:`\rho \sqrt{\max(m, n)}`.
 
     Returns:
@@ -345,10 +345,10 @@ def muon(
 
 
 def named_coefficients(ns_coeffs: Any) -> Any:
-    """The coefficients that a name stands for; others as they are.
+    """The coefficients for a name; coefficients are returned unchanged.
 
     Raises:
-        ValueError: If there is no such name.
+        ValueError: If the name is unknown.
     """
     if not isinstance(ns_coeffs, str):
         return ns_coeffs
@@ -358,7 +358,7 @@ def named_coefficients(ns_coeffs: Any) -> Any:
 
 
 class MuonLabels:
-    """Which parameter goes to which optimizer; a class so that it can be pickled."""
+    """The label of each parameter, which selects its optimizer; a class, so that it can be pickled."""
 
     def __init__(self, axes: Any) -> None:
         self.axes = axes

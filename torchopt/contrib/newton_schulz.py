@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Orthogonalize matrices by products alone."""
+"""Orthogonalization of matrices by matrix products."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ from torchopt.numerics import as_scalar_like, real_dtype
 __all__ = ['PRECONDITIONINGS', 'orthogonalize']
 
 PRECONDITIONINGS = ('frobenius', 'spectral', 'aol', 'schatten')
-"""The ways to bring the singular values to one at most."""
+"""The methods that scale the singular values to at most one."""
 
 _LEAST = 1e-8
-"""The least norm by which the first iteration of ``aol`` and ``schatten`` divides."""
+"""A lower bound of the norm by which the first iteration of ``aol`` and ``schatten`` divides."""
 
 
 def orthogonalize(
     x: Tensor, coefficients: Sequence[Sequence[Any]], preconditioning: str = 'frobenius', eps: Any = 1e-8
 ) -> Tensor:
-    r"""Bring the singular values of matrices near to one, by the iteration of Newton and Schulz.
+    r"""Make the singular values of matrices close to one, by Newton-Schulz iterations.
 
-    A polynomial that is odd acts on the singular values alone: with :math:`X = U S V^\top`,
+    An odd polynomial acts on the singular values only: with :math:`X = U S V^\top`,
 
     .. math::
         a X + (b\, X X^\top + c\, (X X^\top)^2)\, X = U (a S + b S^3 + c S^5) V^\top.
 
-    Repeated, it drives all values in (0, 1] to about one, if they are at most one at first.  That is what the
-    preconditioning is for:
+    Repeated application makes all singular values in (0, 1] approximately one.  Preconditioning makes them at most one
+    first:
 
     - ``'frobenius'`` divides by the Frobenius norm,
-    - ``'spectral'`` by the largest singular value itself,
+    - ``'spectral'`` by the largest singular value,
     - ``'aol'`` divides row :math:`i` by the root of :math:`\sum_j |X X^\top|_{ij}` (almost orthogonal layers),
     - ``'schatten'`` divides by the root of the Frobenius norm of :math:`X X^\top` (the Schatten 4-norm).
 
-    The last two take the product from the first iteration.
+    The last two reuse the product :math:`X X^\top` of the first iteration.
 
     Args:
         x: Matrices, of shape (batch, rows, columns).
         coefficients: :math:`a, b, c` for each iteration.
-        preconditioning: One of these four.
-        eps: Added to the norm in the first two.
+        preconditioning: One of the four methods.
+        eps: Added to the norm in the first two methods.
 
     Returns:
         A tensor of the shape of ``x``.
@@ -64,7 +64,7 @@ def orthogonalize(
         <https://arxiv.org/abs/2208.03160>`_, ECCV 2022.
     """
     flat = x.shape[-2] <= x.shape[-1]
-    x = x if flat else x.mT  # so that the products are small
+    x = x if flat else x.mT  # make the products small
     if preconditioning == 'frobenius':
         norm = two_norm([x], dim=(-2, -1), keepdim=True)
         x = (x / (norm + as_scalar_like(eps, norm))).to(x.dtype)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Normalize all updates together to length one."""
+"""Normalize updates by their global norm."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from torchopt.numerics import as_scalar_like, in_single
 __all__ = ['NormalizeState', 'normalize']
 
 NormalizeState = EmptyState
-"""The state of :func:`normalize`, which remembers nothing."""
+"""The state of :func:`normalize`, which is empty."""
 
 
 @factory
 def normalize() -> GradientTransformation:
-    r"""Divide all updates by the l2 norm of them together: :math:`u = g / \lVert g \rVert`.
+    r"""Divide all updates by their global l2 norm: :math:`u = g / \lVert g \rVert`.
 
-    Where the norm is zero, so is the update.
+    If the norm is zero, so is the update.
 
     Example:
         >>> import torch, torchopt

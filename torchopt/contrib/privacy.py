@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Differential privacy: no single example can be identified from the gradients."""
+"""Differentially private gradients and SGD."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ['DifferentiallyPrivateAggregateState', 'differentially_private_aggreg
 
 @tree.safe_to_load
 class DifferentiallyPrivateAggregateState(NamedTuple):
-    """State of :func:`differentially_private_aggregate`: the key of the noise to come, a 0-d int64 tensor."""
+    """State of :func:`differentially_private_aggregate`: the key of the next noise, a 0-d int64 tensor."""
 
     rng_key: Any
 
@@ -36,7 +36,7 @@ def differentially_private_aggregate(
     *,
     seed: Key | None = None,
 ) -> GradientTransformation:
-    r"""Average gradients of single examples so that no example can be identified from the result.
+    r"""Clip the gradients of single examples, average them, and add noise, for differential privacy.
 
     With the gradients :math:`g_1, \dots, g_n` of :math:`n` examples and the bound :math:`C`,
 
@@ -44,23 +44,23 @@ def differentially_private_aggregate(
         u = \frac1n \Bigl( \sum_i g_i \min\bigl(1, C / \lVert g_i \rVert\bigr) + \sigma C \varepsilon \Bigr), \qquad
         \varepsilon \sim \mathcal N(0, 1).
 
-    Unlike those of other transformations its updates have a first dimension, which counts the examples, and which the
-    result has no more: put it first in a chain.  The noise follows from the key in the state alone, on every device,
-    under ``torch.func.vmap`` and under compilation.  It comes from a hash that is no cryptographic generator: where the
-    adversary may know the numbers that it has drawn before, use a secure one.
+    Unlike in other transformations, the gradients have an additional first dimension, that of the examples, which the
+    result does not have, so put it first in a chain.  The noise depends only on the key in the state, on every device,
+    under ``torch.func.vmap`` and under compilation.  It is computed by a hash that is not cryptographically secure: if
+    an adversary may know earlier random numbers, use a secure generator.
 
     Args:
-        l2_norm_clip: The bound :math:`C > 0` on the norm over all leaves.
-        noise_multiplier: :math:`\sigma \ge 0`, in proportion to the bound.
-        key: A seed, or a generator from which one is drawn at each ``init``.  None is the seed 0.
-        seed: The old name of ``key``, deprecated.
+        l2_norm_clip: The bound :math:`C > 0` of the norm over all leaves.
+        noise_multiplier: :math:`\sigma \ge 0`, the standard deviation of the noise relative to the bound.
+        key: A seed, or a generator from which a seed is drawn at each ``init``.  None means the seed 0.
+        seed: The deprecated name of ``key``.
 
     Returns:
         A transformation with state :class:`DifferentiallyPrivateAggregateState`.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range, or both ``key`` and ``seed`` are given; in ``update``, if
-            the leaves do not agree on the number of examples.
+            the number of examples differs between leaves.
         TypeError: If the key is neither an int nor a generator.
 
     Example:
@@ -78,10 +78,10 @@ def differentially_private_aggregate(
     if seed is not None:
         if key is not None:
             raise ValueError(
-                f'differentially_private_aggregate got both key={key!r} and seed={seed!r}, which mean the same. Give '
-                f'the key.'
+                f'differentially_private_aggregate got both key={key!r} and seed={seed!r}, which mean the same. Pass '
+                f'key only.'
             )
-        checks.deprecated('The argument seed of differentially_private_aggregate is deprecated; give it as key.')
+        checks.deprecated('The argument seed of differentially_private_aggregate is deprecated; use key.')
         key = seed
     source = 0 if key is None else key
     if not isinstance(source, torch.Generator):
@@ -117,22 +117,22 @@ def dpsgd(
     *,
     seed: Key | None = None,
 ) -> GradientTransformation:
-    r"""SGD with differential privacy: :func:`differentially_private_aggregate`, momentum, learning rate.
+    r"""Differentially private SGD: :func:`differentially_private_aggregate`, momentum, learning rate.
 
     Args:
-        learning_rate: :math:`\eta`, as in :func:`torchopt.transform.scale_by_learning_rate`.
-        l2_norm_clip: The bound :math:`C > 0` on the gradient of one example.
-        noise_multiplier: :math:`\sigma \ge 0`, in proportion to the bound.
-        key: A seed, or a generator from which one is drawn at each ``init``.
-        momentum: :math:`\mu \ge 0`; None for none.
-        nesterov: Look ahead by Nesterov's method.
+        learning_rate: :math:`\eta`; see :func:`torchopt.transform.scale_by_learning_rate`.
+        l2_norm_clip: The bound :math:`C > 0` of the gradient norm of one example.
+        noise_multiplier: :math:`\sigma \ge 0`, the standard deviation of the noise relative to the bound.
+        key: A seed, or a generator from which a seed is drawn at each ``init``.
+        momentum: :math:`\mu \ge 0`; None means no momentum.
+        nesterov: Use Nesterov momentum.
         seed: Another name of ``key``.
 
     Returns:
         A transformation whose ``update`` takes the gradients of single examples, along their first dimension.
 
     Raises:
-        TypeError: If there is no key, or two.
+        TypeError: If neither or both of ``key`` and ``seed`` are given.
         ValueError: If a hyper-parameter is out of its range.
 
     Example:
@@ -146,7 +146,7 @@ def dpsgd(
         Abadi et al., `Deep learning with differential privacy <https://arxiv.org/abs/1607.00133>`_, 2016.
     """
     if (key is None) == (seed is None):
-        raise TypeError(f'dpsgd got key={key!r} and seed={seed!r}, which mean the same. Give one of them.')
+        raise TypeError(f'dpsgd got key={key!r} and seed={seed!r}, which mean the same. Pass key only.')
     return chain(
         differentially_private_aggregate(l2_norm_clip, noise_multiplier, key=seed if key is None else key),
         identity() if momentum is None else trace(momentum, nesterov=nesterov),

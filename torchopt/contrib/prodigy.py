@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prodigy: D-Adaptation that estimates the distance sooner."""
+"""Prodigy: D-Adaptation with a faster estimate of the distance."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.constants import kept_copy, without_graphs
-from torchopt.contrib.scalars import check_rate, inner, pair_of_rates, rate_at, real_part, scalar_beside, wide_zeros
+from torchopt.contrib.scalars import check_rate, inner, rate_at, real_part, scalar_beside
 from torchopt.numerics import (
     abs_sq,
     advance,
@@ -22,6 +22,7 @@ from torchopt.numerics import (
     positive_ratio,
     safe_sqrt,
     tensor_like,
+    widened,
     zero_count,
 )
 from torchopt.preconditions import Precondition, params_for, state_of
@@ -37,12 +38,12 @@ class ProdigyState(NamedTuple):
 
     Attributes:
         exp_avg: The mean of the scaled gradients.
-        exp_avg_sq: Their mean square.
-        grad_sum: Their decaying sum.
-        params0: The parameters at the start.
+        exp_avg_sq: The mean square of the scaled gradients.
+        grad_sum: The decaying sum of the scaled gradients.
+        params0: The initial parameters.
         estim_lr: The estimate of the distance.
         numerator_weighted: The numerator of the estimate.
-        count: The steps taken.
+        count: The step count.
     """
 
     exp_avg: Any
@@ -66,7 +67,7 @@ def prodigy(
     safeguard_warmup: bool = False,
     weight_decay_mask: Any = None,
 ) -> GradientTransformationExtraArgs:
-    r"""Prodigy: D-Adaptation that estimates the distance sooner.
+    r"""Prodigy: D-Adaptation with a faster estimate of the distance.
 
     With :math:`\lambda_t = d_t\, \eta\, \sqrt{1 - \beta_2^t} / (1 - \beta_1^t)`,
 
@@ -81,17 +82,17 @@ def prodigy(
     Args:
         learning_rate: The factor :math:`\eta`, usually 1, or a schedule.
         betas: Decay rates :math:`\beta_1, \beta_2`, each in [0, 1).
-        beta3: Decay rate :math:`\beta_3` of the estimate, in [0, 1); None is :math:`\sqrt{\beta_2}`.
+        beta3: Decay rate :math:`\beta_3` of the estimate, in [0, 1); None means :math:`\sqrt{\beta_2}`.
         eps: :math:`\epsilon \ge 0`.
-        estim_lr0: The first estimate :math:`d_1 > 0`, preferably too small rather than too large.
+        estim_lr0: The initial estimate :math:`d_1 > 0`; it should be too small rather than too large.
         estim_lr_coef: The factor :math:`c` of the estimate.
         weight_decay: :math:`w \ge 0`.
-        safeguard_warmup: Leave :math:`\eta` and its corrections out of :math:`s_t`, as a warmup of the rate wants it.
-        weight_decay_mask: Which parameters decay, as in :func:`torchopt.transform.add_decayed_weights`.
+        safeguard_warmup: Leave :math:`\eta` and its corrections out of :math:`s_t`; use it with a learning rate warmup.
+        weight_decay_mask: Which parameters decay; see :func:`torchopt.transform.add_decayed_weights`.
 
     Returns:
-        A transformation with state :class:`ProdigyState`.  Its estimate is kept in the lowest dtype among the
-        parameters.  While all gradients are zero, the estimate does not change.
+        A transformation with state :class:`ProdigyState`.  The estimate has the lowest dtype among the parameters, but
+        at least float32.  While all gradients are zero, the estimate does not change.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range; in ``update``, if the parameters are not given.
@@ -107,7 +108,9 @@ def prodigy(
         Mishchenko and Defazio, `Prodigy: an expeditiously adaptive parameter-free learner
         <https://arxiv.org/abs/2306.06101>`_, ICML 2024.
     """
-    b1, b2 = pair_of_rates('betas', betas)
+    b1, b2 = checks.pair('betas', betas)
+    for i, rate in enumerate((b1, b2)):
+        checks.unit_interval(f'beta parameter at index {i}', rate)
     b3 = b2**0.5 if beta3 is None else beta3
     check_rate(learning_rate)
     checks.unit_interval('beta3 value', b3)
@@ -117,10 +120,12 @@ def prodigy(
     checks.at_least('weight_decay value', weight_decay)
 
     def init(params: Any) -> ProdigyState:
+        # Gradients are scaled by a small estimate before they are squared, which requires the range of float32.
+        wide = tree.map(widened, params)
         return ProdigyState(
-            wide_zeros(params),
-            wide_zeros(params, real=True),
-            wide_zeros(params),
+            elementwise.zero_moment(wide),
+            elementwise.zero_moment(wide, real=True),
+            elementwise.zero_moment(wide),
             kept_copy(params),
             scalar_beside(params, estim_lr0),
             scalar_beside(params, 0.0),
@@ -171,6 +176,6 @@ def prodigy(
         init,
         update,
         state_of(ProdigyState),
-        params_for('prodigy, which measures how far they have come'),
+        params_for('prodigy, which uses the distance to their initial values'),
         Precondition(schedule),
     )

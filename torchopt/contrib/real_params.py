@@ -19,6 +19,6 @@ def require_real(params: Any, method: str) -> None:
     for path, p in tree.flatten_with_path(params):
         if p is not None and p.is_complex():
             raise TypeError(
-                f'params{path} is complex ({p.dtype}), but {method} compares numbers. Wrap it in '
+                f'params{path} is complex ({p.dtype}), but {method} requires real ones. Wrap it in '
                 f'torchopt.contrib.split_real_and_imaginary.'
             )

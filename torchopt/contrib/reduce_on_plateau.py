@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reduce the learning rate when the loss no longer falls."""
+"""Reduce the learning rate when the loss no longer decreases."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ['ReduceLROnPlateauState', 'reduce_on_plateau']
 
 @tree.safe_to_load
 class ReduceLROnPlateauState(NamedTuple):
-    """State of :func:`reduce_on_plateau`; all but ``count`` lies on the device of the parameters.
+    """State of :func:`reduce_on_plateau`; all fields but ``count`` are on the device of the parameters.
 
     Attributes:
         scale: The factor of the updates.
-        best_value: The least value so far.
-        plateau_count: How many values in a row were no better.
-        cooldown_count: The number of values still to be ignored.
-        count: How many values the mean has.
+        best_value: The smallest mean value so far.
+        plateau_count: The number of consecutive mean values without improvement.
+        cooldown_count: The number of mean values still to ignore.
+        count: The number of values in ``avg_value``.
         avg_value: The mean of the values since the last comparison.
     """
 
@@ -50,25 +50,25 @@ def reduce_on_plateau(
     accumulation_size: Any = 1,
     min_scale: Any = 0.0,
 ) -> GradientTransformationExtraArgs:
-    r"""Scale updates by a factor that is reduced when the loss no longer falls.
+    r"""Scale updates by a factor that is reduced when the loss no longer decreases.
 
     Every ``accumulation_size`` steps the mean of the values is compared with the best so far: it is better if it is
-    below :math:`f_\text{best} - r\, |f_\text{best}| - a`.  After ``patience`` values without improvement, the factor is
-    multiplied by ``factor``, and the next ``cooldown`` values are ignored.  All of it happens on the device of the
+    below :math:`f_\text{best} - r\, |f_\text{best}| - a`.  After ``patience`` means without improvement, the factor is
+    multiplied by ``factor``, and the next ``cooldown`` means are ignored.  The computation is on the device of the
     parameters, so no step synchronizes.
 
     Args:
-        factor: By what to reduce, in (0, 1).
+        factor: The factor of a reduction, in (0, 1).
         patience: The number of values without improvement before the factor is reduced.
         rtol: The relative improvement :math:`r` that counts, in [0, 1].
         atol: The absolute improvement :math:`a \ge 0` that counts.
         cooldown: The number of values to ignore after a reduction.
-        accumulation_size: The number of steps whose values make one mean.
-        min_scale: The least factor.
+        accumulation_size: The number of values that are averaged.
+        min_scale: The lower bound of the factor.
 
     Returns:
-        A transformation with state :class:`ReduceLROnPlateauState`, to be chained after an optimizer; its ``update``
-        needs the extra argument ``value``.
+        A transformation with state :class:`ReduceLROnPlateauState`, for use after an optimizer in a chain; its
+        ``update`` requires the extra argument ``value``.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range, or ``rtol`` and ``atol`` are both zero.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sharpness-aware minimization: descend with the gradient at the worst nearby point."""
+"""Sharpness-aware minimization (SAM)."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class SAMState(NamedTuple):
     """State of :func:`sam`.
 
     Attributes:
-        steps_since_sync: The steps taken since parameters and cache were the same.
+        steps_since_sync: The number of steps since the last step of the outer optimizer.
         opt_state: The state of the outer optimizer.
         adv_state: The state of the adversary.
-        cache: The parameters to which the outer optimizer's step belongs; None in opaque mode.
+        cache: The parameters after the last step of the outer optimizer; None in opaque mode.
     """
 
     steps_since_sync: Any
@@ -49,29 +49,29 @@ def sam(
     opaque_mode: bool = False,
     batch_axis_name: str | None = None,
 ) -> GradientTransformationExtraArgs:
-    r"""SAM (sharpness-aware minimization): descend with the gradient at the worst nearby point.
+    r"""SAM (sharpness-aware minimization): steps with the gradient at a nearby point with a larger loss.
 
-    From the parameters :math:`x` the adversary climbs :math:`k - 1` steps to :math:`x'`, and the outer optimizer steps
-    from :math:`x` by the gradient at :math:`x'`.  In the usual form :math:`k = 2` and the adversary is
+    From the parameters :math:`x` the adversary takes :math:`k - 1` ascent steps to :math:`x'`, and the outer optimizer
+    takes a step from :math:`x` with the gradient at :math:`x'`.  Usually :math:`k = 2` and the adversary is
     ``chain(normalize(), sgd(rho))``: :math:`x' = x + \rho\, g / \lVert g \rVert`.
 
-    *Transparent mode*: every ``update`` is one of these :math:`k` steps, with the gradient at the parameters as they
-    are; after every :math:`k`-th, and only there, they are those of the outer optimizer.
+    *Transparent mode*: every ``update`` is one of these :math:`k` steps, with the gradient at the current parameters.
+    The parameters are those of the outer optimizer only after every :math:`k`-th step.
 
-    *Opaque mode*: every ``update`` is a whole round.  It calls ``grad_fn(params, i)``, an extra argument, for the
-    gradients at the steps :math:`i = 0, \dots, k - 2` of the climb.
+    *Opaque mode*: every ``update`` takes all :math:`k` steps.  It calls ``grad_fn(params, i)``, an extra argument, for
+    the gradients at the ascent steps :math:`i = 0, \dots, k - 2`.
 
     Args:
         optimizer: The outer optimizer.
-        adv_optimizer: The adversary, an optimizer that would descend; its updates are taken backwards.
+        adv_optimizer: The adversary, an ordinary optimizer; its updates are subtracted.
         sync_period: :math:`k \ge 1`.
-        reset_state: Begin every climb with a new state of the adversary.
-        opaque_mode: Which of the two modes.
-        batch_axis_name: None: torch has no named axes.  Where gradients of several devices are to be averaged, let
+        reset_state: Whether to reset the state of the adversary after each step of the outer optimizer.
+        opaque_mode: Whether to use the opaque mode.
+        batch_axis_name: Must be None, since torch has no named axes.  To average gradients of several devices, let
             ``grad_fn`` return the average.
 
     Returns:
-        A transformation with state :class:`SAMState`.  Extra arguments of ``update`` reach both optimizers.
+        A transformation with state :class:`SAMState`.  It passes extra arguments of ``update`` to both optimizers.
 
     Raises:
         ValueError: If ``sync_period`` is less than 1, or a ``batch_axis_name`` is given; in ``update``, if the
@@ -96,7 +96,7 @@ def sam(
     if batch_axis_name is not None:
         raise ValueError(
             f'Invalid batch_axis_name: {batch_axis_name!r}; torch has no named axes. Omit it, and let grad_fn '
-            f'return gradients that are averaged over devices.'
+            f'return gradients averaged over devices.'
         )
     outer, adversary = with_extra_args_support(optimizer), with_extra_args_support(adv_optimizer)
 
@@ -115,7 +115,7 @@ def sam(
     ) -> tuple[Any, SAMState]:
         g, x = without_graphs(updates, params, inplace=inplace)
         since = state.steps_since_sync
-        # Updated before it is read, so that a round of one step is a step of the outer optimizer.
+        # Update the cache before reading it, so that k = 1 gives steps of the outer optimizer.
         cache = branch(since == 0, lambda inplace: _copy(params, x), lambda inplace: state.cache)
 
         def descend(inplace: bool) -> tuple[Any, Any, Any]:
@@ -141,13 +141,13 @@ def sam(
     ) -> tuple[Any, SAMState]:
         if grad_fn is None:
             raise ValueError(
-                "The extra argument 'grad_fn' is missing: opaque_mode=True needs it. Call `update(updates, state, "
-                'params, grad_fn=f)`, where f(params, i) gives the gradients.'
+                "The extra argument 'grad_fn' is missing: opaque_mode=True requires it. Call `update(updates, state, "
+                'params, grad_fn=f)`, where f(params, i) returns the gradients.'
             )
         g, x, adv_state = updates, params, state.adv_state
         for i in range(sync_period - 1):
             u, adv_state = adversary.update(g, adv_state, x, inplace=inplace, **extra)
-            # Where the parameters are weights, so is what grad_fn gets.
+            # In plain training, grad_fn also receives leaves that require grad.
             x = tree.map(lambda p, y: y.requires_grad_() if carries_no_graph(p, y) else y, params, _climbed(x, u))
             g = grad_fn(x, i)
         if reset_state:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scalars that a method estimates for all parameters together, and rates that may be schedules."""
+"""Scalars that a method estimates for all parameters together, and hyper-parameters that may be schedules."""
 
 from __future__ import annotations
 
@@ -10,26 +10,23 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt.elementwise import ranges
-from torchopt.numerics import as_python_scalar, as_scalar_like, tensor_like, wide_dtype, widened
+from torchopt.numerics import as_scalar_like, tensor_like, wide_dtype, widened
 
 __all__ = [
-    'after_first',
     'check_number_or_schedule',
     'check_rate',
     'inner',
-    'pair_of_rates',
     'rate_at',
     'real_part',
     'scalar_beside',
-    'wide_zeros',
 ]
 
 
 def scalar_beside(params: Any, value: Any, which: str = 'lowest') -> Tensor:
-    """A 0-d tensor for a state: in the lowest (or highest) dtype among the parameters, on the device of the first.
+    """A 0-d tensor for a state, in the lowest (or highest) dtype among the parameters, on the device of the first.
 
-    It has at least the dtype float32: sums over many elements are beyond the range of half precision.  Where it lies on
-    the device of the gradients, a step never waits for it.
+    The dtype is at least float32, since sums over many elements overflow in half precision.  On the device of the
+    gradients, it needs no synchronization.
     """
     dtype = wide_dtype(tree.dtype(params, which))
     leaves = tree.leaves(params)
@@ -44,10 +41,10 @@ def check_rate(rate: Any) -> None:
 
 
 def rate_at(rate: Any, count: Any) -> Any:
-    """The value of a hyper-parameter that may be a schedule, after so many steps.
+    """The value of a hyper-parameter that may be a schedule, at a step count.
 
     Raises:
-        ValueError: If a schedule gives NaN or infinity.
+        ValueError: If a schedule returns NaN or infinity.
     """
     return checks.schedule_value(rate(count), count) if checks.is_schedule(rate) else rate
 
@@ -56,26 +53,6 @@ def check_number_or_schedule(name: str, value: Any) -> None:
     """Require a number, a tree of numbers, or a schedule."""
     if not checks.is_schedule(value):
         ranges.number(name, value)
-
-
-def pair_of_rates(name: str, value: Any) -> tuple[Any, Any]:
-    """Two decay rates in [0, 1)."""
-    try:
-        first, second = value
-    except (TypeError, ValueError):
-        raise TypeError(f'Invalid {name}: {value!r}; expected a pair of numbers.') from None
-    checks.unit_interval('beta parameter at index 0', first)
-    checks.unit_interval('beta parameter at index 1', second)
-    return first, second
-
-
-def after_first(count: Any, first: Any, later: Any) -> Any:
-    """One value in the first step of a state, another in all later ones."""
-    known = as_python_scalar(count)
-    if known is not None:
-        return first if known == 0 else later
-    here = {'dtype': torch.float64, 'device': count.device}
-    return torch.where(count == 0, torch.as_tensor(first, **here), torch.as_tensor(later, **here))
 
 
 def real_part(x: Any, like: Tensor) -> Tensor:
@@ -87,13 +64,3 @@ def real_part(x: Any, like: Tensor) -> Tensor:
 def inner(x: Any, y: Any, like: Tensor) -> Tensor:
     """The real part of the inner product of two trees, at least in float32, as a scalar of the state."""
     return real_part(tree.vdot(tree.map(widened, x), tree.map(widened, y)), like)
-
-
-def wide_zeros(params: Any, *, real: bool = False) -> Any:
-    """Zero moments in at least float32, for what is scaled by a small estimate before it is squared."""
-
-    def zeros(p: Tensor) -> Tensor:
-        kind = wide_dtype(p.dtype)
-        return torch.zeros_like(p, dtype=kind.to_complex() if p.is_complex() and not real else kind)
-
-    return tree.map(zeros, params)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Schedule-free optimization: an average of the iterates instead of a schedule."""
+"""Schedule-free optimization: averaging of the iterates instead of a learning rate schedule."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class ScheduleFreeState(NamedTuple):
     Attributes:
         b1: The weight of the average in the parameters.
         weight_sum: The sum of the weights of all iterates.
-        step_count: One more than the steps taken.
+        step_count: The step count plus one.
         max_lr: The largest learning rate so far.
         base_optimizer_state: The state of the optimizer.
         z: The iterates of the optimizer.
@@ -72,7 +72,7 @@ def schedule_free_eval_params(state: Any, params: Any) -> Any:
         params: The parameters :math:`y` of training.
 
     Raises:
-        ValueError: If ``state`` is the state of something else.
+        ValueError: If ``state`` is another kind of state.
 
     Example:
         >>> import torch, torchopt
@@ -85,8 +85,8 @@ def schedule_free_eval_params(state: Any, params: Any) -> Any:
     b1, z = getattr(state, 'b1', None), getattr(state, 'z', None)
     if b1 is None or z is None:
         raise ValueError(
-            f'The state is a {type(state).__name__}; expected a ScheduleFreeState. Pass the state of schedule_free '
-            f'itself; in a chain it is a member of the tuple.'
+            f'The state is a {type(state).__name__}; expected a ScheduleFreeState. Pass the state of schedule_free; '
+            f'in a chain it is a member of the tuple.'
         )
 
     def average_of(y: Tensor, z: Tensor) -> Tensor:
@@ -104,10 +104,10 @@ def schedule_free(
     weight_lr_power: Any = 2.0,
     state_dtype: DTypeLike | None = None,
 ) -> GradientTransformationExtraArgs:
-    r"""Schedule-free optimization: an average of the iterates instead of a schedule.
+    r"""Schedule-free optimization: averaging of the iterates instead of a learning rate schedule.
 
-    The parameters :math:`y` of training lie between the iterates :math:`z` of an optimizer without momentum and their
-    weighted average :math:`x`, which is the result (:func:`schedule_free_eval_params`):
+    The parameters :math:`y` for training are an average of the iterates :math:`z` of an optimizer without momentum and
+    of their weighted average :math:`x`, the result (:func:`schedule_free_eval_params`):
 
     .. math::
         z_{t+1} = z_t + u(\nabla f(y_t)), \qquad
@@ -115,17 +115,18 @@ def schedule_free(
         y_{t+1} = \beta x_{t+1} + (1 - \beta) z_{t+1}, \qquad
         c_t = \frac{w_t}{\sum_{s \le t} w_s}, \quad w_t = \bigl( \max_{s \le t} \eta_s \bigr)^r.
 
-    :math:`x` is not kept: it follows from the two others.
+    :math:`x` is not stored, but computed from the two others.
 
     Args:
-        base_optimizer: The optimizer that makes the steps :math:`u`; :math:`\beta` takes the place of its momentum.
-        learning_rate: :math:`\eta`, that of the optimizer, or its schedule, which is first evaluated at 1.
+        base_optimizer: The optimizer that computes the updates :math:`u`; :math:`\beta` replaces its momentum.
+        learning_rate: The learning rate :math:`\eta` of the optimizer, or its schedule, which is first evaluated at 1.
         b1: :math:`\beta`, in (0, 1].
         weight_lr_power: The power :math:`r`.
-        state_dtype: The dtype in which :math:`z` is kept; None takes that of each parameter.
+        state_dtype: The dtype of :math:`z`; None means the dtype of each parameter.
 
     Returns:
-        A transformation with state :class:`ScheduleFreeState`.  Extra arguments of ``update`` reach the optimizer.
+        A transformation with state :class:`ScheduleFreeState`.  It passes extra arguments of ``update`` to the
+        optimizer.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range; in ``update``, if the parameters are not given.
@@ -184,7 +185,7 @@ def schedule_free(
         init,
         update,
         state_of(ScheduleFreeState),
-        params_for('schedule_free, which moves them between two others'),
+        params_for('schedule_free, which averages them'),
         Precondition(lambda state, params: schedule(state)),
         required_by(wide, 'base_optimizer_state'),
     )
@@ -202,11 +203,11 @@ def schedule_free_sgd(
 
     Args:
         learning_rate: :math:`\eta`.
-        warmup_steps: Let the rate rise from 0 over so many steps; None for no warmup.
+        warmup_steps: The number of steps in which the learning rate rises from 0; None means no warmup.
         b1: The weight :math:`\beta` of the average in the parameters, in (0, 1].
-        weight_decay: :math:`\lambda \ge 0`, an l2 penalty; None for none.
-        weight_lr_power: The power :math:`r` of the rate in the weights of the average.
-        state_dtype: The dtype in which :math:`z` is kept; None takes that of each parameter.
+        weight_decay: :math:`\lambda \ge 0`, an l2 penalty; None means no penalty.
+        weight_lr_power: The power :math:`r` of the learning rate in the weights of the average.
+        state_dtype: The dtype of :math:`z`; None means the dtype of each parameter.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range.
@@ -242,13 +243,13 @@ def schedule_free_adamw(
 
     Args:
         learning_rate: :math:`\eta`.
-        warmup_steps: Let the rate rise from 0 over so many steps; None for no warmup.
+        warmup_steps: The number of steps in which the learning rate rises from 0; None means no warmup.
         b1: The weight :math:`\beta` of the average in the parameters, in (0, 1].
         b2: Decay rate :math:`\beta_2` of the mean square, in [0, 1).
         eps: :math:`\epsilon \ge 0`.
         weight_decay: :math:`\lambda \ge 0`, decoupled.
-        weight_lr_power: The power :math:`r` of the rate in the weights of the average.
-        state_dtype: The dtype in which :math:`z` is kept; None takes that of each parameter.
+        weight_lr_power: The power :math:`r` of the learning rate in the weights of the average.
+        state_dtype: The dtype of :math:`z`; None means the dtype of each parameter.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Simplified AdEMAMix: one accumulated momentum, and the current gradient beside it."""
+"""Simplified AdEMAMix: the sum of an accumulated momentum and the current gradient."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ['ScaleBySimplifiedAdEMAMixState', 'scale_by_simplified_ademamix', 'si
 
 @tree.safe_to_load
 class ScaleBySimplifiedAdEMAMixState(NamedTuple):
-    """State of :func:`scale_by_simplified_ademamix`: steps taken, decaying sum, and mean square."""
+    """State of :func:`scale_by_simplified_ademamix`: the step count, the decaying sum, and the mean square."""
 
     t: Any
     m: Any
@@ -34,14 +34,14 @@ class ScaleBySimplifiedAdEMAMixState(NamedTuple):
 def scale_by_simplified_ademamix(
     b1: Any = 0.99, b2: Any = 0.95, alpha: Any = 0.0, eps: Any = 1e-8, eps_root: Any = 0.0
 ) -> GradientTransformation:
-    r"""Rescale updates by Simplified AdEMAMix.
+    r"""Rescale updates with the rule of Simplified AdEMAMix.
 
     .. math::
         m_t = \beta_1 m_{t-1} + g_t, \qquad
         n_t = \beta_2 n_{t-1} + (1 - \beta_2) |g_t|^2, \qquad
         u_t = \frac{m_t + \alpha g_t}{\sqrt{n_t / (1 - \beta_2^t) + \bar\epsilon} + \epsilon}
 
-    A sum, not a mean: at the same learning rate steps are up to :math:`1 / (1 - \beta_1)` times as long as Adam's.
+    :math:`m` is a sum instead of a mean, so steps are up to :math:`1 / (1 - \beta_1)` times as long as those of Adam.
 
     Args:
         b1: Decay rate :math:`\beta_1` of the sum, in [0, 1).
@@ -118,12 +118,12 @@ def simplified_ademamix(
     weight_decay: Any = 0.0,
     mask: Any = None,
 ) -> GradientTransformation:
-    r"""Simplified AdEMAMix: one accumulated momentum, and the current gradient beside it.
+    r"""Simplified AdEMAMix: the sum of an accumulated momentum and the current gradient.
 
     With :math:`u_t` as in :func:`scale_by_simplified_ademamix`, :math:`p_t = p_{t-1} - \eta\,(u_t + \lambda p_{t-1})`.
 
     Args:
-        learning_rate: :math:`\eta`, as in :func:`torchopt.transform.scale_by_learning_rate`; smaller than Adam's by a
+        learning_rate: :math:`\eta`; see :func:`torchopt.transform.scale_by_learning_rate`; smaller than Adam's by a
             factor of about :math:`1 - \beta_1`.
         b1: Decay rate :math:`\beta_1` of the sum, in [0, 1).
         b2: Decay rate :math:`\beta_2` of the mean square, in [0, 1).
@@ -131,7 +131,7 @@ def simplified_ademamix(
         eps: :math:`\epsilon \ge 0`, outside the root.
         eps_root: :math:`\bar\epsilon \ge 0`, inside the root.
         weight_decay: :math:`\lambda \ge 0`; if nonzero, ``update`` requires ``params``.
-        mask: Where to decay, as in :func:`torchopt.transform.add_decayed_weights`.
+        mask: Which parameters decay; see :func:`torchopt.transform.add_decayed_weights`.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range.

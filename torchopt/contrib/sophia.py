@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sophia: the mean of the gradients over an estimate of the diagonal of the Hessian, clipped element by element."""
+"""Sophia: the mean gradient divided by an estimate of the diagonal of the Hessian, with elementwise clipping."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torchopt.base import (
 from torchopt.combine import chain
 from torchopt.contrib.hutchinson import hutchinson_estimator_diag_hessian
 from torchopt.contrib.real_params import require_real
-from torchopt.elementwise.first_moment import moment_dtype, zero_mean
+from torchopt.elementwise.ranges import moment_dtype
 from torchopt.loop.selection import branch
 from torchopt.numerics import (
     DTypeLike,
@@ -26,6 +26,7 @@ from torchopt.numerics import (
     as_python_scalar,
     as_scalar_like,
     bias_correction,
+    is_tracing,
     one_minus,
     tensor_like,
     zero_count,
@@ -39,7 +40,7 @@ __all__ = ['SophiaState', 'scale_by_sophia', 'sophia']
 
 @tree.safe_to_load
 class SophiaState(NamedTuple):
-    """State of :func:`sophia`: steps taken, mean gradient, mean estimate of the diagonal, state of the estimator."""
+    """State of :func:`sophia`: step count, mean gradient, mean estimate of the diagonal, state of the estimator."""
 
     count: Any
     mu: Any
@@ -63,19 +64,19 @@ def scale_by_sophia(
     verbose: bool = False,
     print_win_rate_every_n_steps: int = 0,
 ) -> GradientTransformationExtraArgs:
-    r"""Rescale updates by Sophia; the rule of :func:`sophia`, which has the same arguments.
+    r"""Rescale updates with the rule of :func:`sophia`.
 
     Args:
         b1: Decay rate :math:`\beta_1` of the mean, in [0, 1).
         b2: Decay rate :math:`\beta_2` of the diagonal, in [0, 1).
-        eps: :math:`\epsilon \ge 0`, the least divisor.
+        eps: :math:`\epsilon \ge 0`, the lower bound of the divisor.
         gamma: The factor :math:`\gamma` of the diagonal.
         clip_threshold: The bound :math:`c`; None does not clip.
-        update_interval: After how many steps the diagonal is estimated anew.
+        update_interval: The number of steps between two estimates of the diagonal.
         hessian_diagonal_fn: The estimator, a transformation whose updates are the estimate.
-        mu_dtype: Real dtype in which the mean is kept; None takes that of each parameter.
-        verbose: Print now and then which part of the elements was not clipped; a step waits for the device then.
-        print_win_rate_every_n_steps: When to print; with ``verbose`` at least 1.
+        mu_dtype: Real dtype of the mean; None means the dtype of each parameter.
+        verbose: Print the fraction of elements that are not clipped from time to time, which synchronizes.
+        print_win_rate_every_n_steps: The number of steps between two prints; at least 1 with ``verbose``.
 
     Returns:
         A transformation with state :class:`SophiaState`.
@@ -106,7 +107,10 @@ def scale_by_sophia(
         elementwise.check_inexact(params, name='params')
         require_real(params, 'Sophia')
         return SophiaState(
-            zero_count(), zero_mean(params, dtype), elementwise.zero_moment(params), estimator.init(params)
+            zero_count(),
+            elementwise.zero_moment(params, dtype=dtype),
+            elementwise.zero_moment(params),
+            estimator.init(params),
         )
 
     def update(
@@ -126,7 +130,7 @@ def scale_by_sophia(
             _, nu = elementwise.apply_rule(lambda d, h: (d, average(b2, h, one_minus(b2), d)), diagonal, state.nu)
             return nu, new
 
-        # First, while nothing has been written: the estimator may refuse. The old diagonal is still needed.
+        # Estimate before writing anything, since the estimator may raise. The old diagonal is still needed.
         due = state.count % update_interval == 0
         nu, estimator_state = branch(due, estimate, lambda inplace: (state.nu, state.hessian_fn_state), inplace=inplace)
         u, mu = elementwise.apply_rule(rule, updates, state.mu, reads=(state.nu,), inplace=inplace)
@@ -140,7 +144,7 @@ def scale_by_sophia(
         init,
         update,
         state_of(SophiaState),
-        params_for('Sophia, at which it estimates the Hessian'),
+        params_for('Sophia, which estimates the Hessian'),
         required_by(estimator, 'hessian_fn_state'),
     )
 
@@ -151,7 +155,7 @@ def _clip(u: Tensor, bound: Any) -> Tensor:
 
 def _print_win_rate(u: Any, bound: Any) -> None:
     free = tree.sum(tree.map(lambda u: (u.abs() < as_scalar_like(bound, u)).sum(), u))
-    if not torch.compiler.is_compiling() and as_python_scalar(free) is not None:
+    if not is_tracing() and as_python_scalar(free) is not None:
         print(f'Sophia: {float(free) / max(tree.size(u), 1):.4f} of the elements are not clipped')
 
 
@@ -170,32 +174,32 @@ def sophia(
     verbose: bool = False,
     print_win_rate_every_n_steps: int = 0,
 ) -> GradientTransformationExtraArgs:
-    r"""Sophia: the mean of the gradients over an estimate of the diagonal of the Hessian, clipped element by element.
+    r"""Sophia: the mean gradient divided by an estimate of the diagonal of the Hessian, with elementwise clipping.
 
     .. math::
         m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t, \qquad
         p_t = p_{t-1} - \eta \Bigl( \operatorname{clip}\Bigl(
         \frac{m_t / (1 - \beta_1^t)}{\max(\gamma h_{t-1}, \epsilon)},\ \pm c \Bigr) + \lambda p_{t-1} \Bigr)
 
-    In every :math:`k`-th step, the first among them, :math:`h_t = \beta_2 h_{t-1} + (1 - \beta_2) \hat h(p_{t-1})` with
-    a new estimate :math:`\hat h` of the diagonal; in the others :math:`h_t = h_{t-1}`.  The first updates, for which
-    there is no estimate yet, are signs.
+    In every :math:`k`-th step, beginning with the first, :math:`h_t = \beta_2 h_{t-1} + (1 - \beta_2) \hat h(p_{t-1})`
+    with a new estimate :math:`\hat h` of the diagonal; in all other steps :math:`h_t = h_{t-1}`.  Without a previous
+    estimate, the first updates are signs.
 
     Args:
-        learning_rate: :math:`\eta`, as in :func:`torchopt.transform.scale_by_learning_rate`.
+        learning_rate: :math:`\eta`; see :func:`torchopt.transform.scale_by_learning_rate`.
         b1: Decay rate :math:`\beta_1` of the mean, in [0, 1).
         b2: Decay rate :math:`\beta_2` of the diagonal, in [0, 1).
-        eps: :math:`\epsilon \ge 0`, the least divisor.
+        eps: :math:`\epsilon \ge 0`, the lower bound of the divisor.
         weight_decay: :math:`\lambda \ge 0`.
-        weight_decay_mask: Where to decay, as in :func:`torchopt.transform.add_decayed_weights`.
+        weight_decay_mask: Which parameters decay; see :func:`torchopt.transform.add_decayed_weights`.
         gamma: The factor :math:`\gamma` of the diagonal.
         clip_threshold: The bound :math:`c`; None does not clip.
-        update_interval: The number :math:`k` of steps after which the diagonal is estimated anew.
-        hessian_diagonal_fn: The estimator, a transformation whose updates are the estimate; it gets the extra arguments
-            of ``update``.  :func:`hutchinson_estimator_diag_hessian`, the default, needs ``obj_fn``.
-        mu_dtype: Real dtype in which the mean is kept; None takes that of each parameter.
-        verbose: Print now and then which part of the elements was not clipped; a step waits for the device then.
-        print_win_rate_every_n_steps: When to print; with ``verbose`` at least 1.
+        update_interval: The number :math:`k` of steps between two estimates of the diagonal.
+        hessian_diagonal_fn: The estimator, a transformation whose updates are the estimate; it receives the extra
+            arguments of ``update``.  :func:`hutchinson_estimator_diag_hessian`, the default, requires ``obj_fn``.
+        mu_dtype: Real dtype of the mean; None means the dtype of each parameter.
+        verbose: Print the fraction of elements that are not clipped from time to time, which synchronizes.
+        print_win_rate_every_n_steps: The number of steps between two prints; at least 1 with ``verbose``.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range; in ``update``, if the parameters are not given.

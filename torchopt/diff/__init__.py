@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ways to differentiate that are not backpropagation through every step, as TorchOpt 0.7.3 names them."""
+"""Implicit and zero-order differentiation, with the names of TorchOpt 0.7.3."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Distribute tasks over processes and machines, with PyTorch's collectives or RPC.
 
-Prefer collectives (:func:`map_tasks`, :func:`all_reduce`): every process runs the same program on its share
-of the tasks.  With RPC (:func:`parallelize`, :func:`remote_async_call`) one process calls functions on others.  In both
-cases gradients equal those of a computation in one process.
+Prefer collectives (:func:`map_tasks`, :func:`all_reduce`): every process runs the same program on its part of the
+tasks.  With RPC (:func:`parallelize`, :func:`remote_async_call`) one process calls functions on others.  In both cases
+gradients equal those of a computation in one process.
 
-RPC executes whatever its peers send: use it on trusted networks only.
+RPC executes code that its peers send: use it on trusted networks only.
 """
 
 import sys
@@ -52,7 +52,7 @@ from torchopt.distributed.remote import (
 )
 from torchopt.distributed.tasks import map_tasks
 
-sys.modules[f'{__name__}.rpc'] = rpc  # it can be imported from by this name, too
+sys.modules[f'{__name__}.rpc'] = rpc  # make this name importable, too
 
 __all__ = [
     'Part',

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Remote calls: the module of TorchOpt 0.7.3, whose names are all in :mod:`torchopt.distributed`."""
+"""The path of TorchOpt 0.7.3 for remote calls; all names are in :mod:`torchopt.distributed`."""
 
 from torchopt.distributed.partition import (
     TensorDimensionPartitioner,

@@ -2,8 +2,7 @@
 """Backward passes within a context of torch's distributed autograd, as in TorchOpt 0.7.3.
 
 Calls of :mod:`torchopt.distributed` do not need it: their results have ordinary graphs for ``loss.backward()`` and
-``torch.autograd.grad``.  Use it for existing code, and for gradients through calls of
-``torch.distributed.rpc`` itself.
+``torch.autograd.grad``.  Use it for existing code, and for gradients through direct calls of ``torch.distributed.rpc``.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ __all__ = ['is_available', 'context', 'DistAutogradContext', 'get_gradients', 'b
 
 LOCK = Lock()
 
-_autograd: Any = torch_autograd  # whose names are not in its stubs
+_autograd: Any = torch_autograd  # its stubs lack these names
 
 is_available = _autograd.is_available
 
@@ -39,16 +38,16 @@ def backward(
     retain_graph: bool = False,
     inputs: Tensor | Sequence[Tensor] | None = None,
 ) -> None:
-    """Add the gradients of the sum of some tensors to ``.grad`` of the leaves that they depend on.
+    """Add the gradients of the sum of some tensors to ``.grad`` of the leaves on which they depend.
 
     Args:
         autograd_ctx_id: The value of ``with context() as autograd_ctx_id``.
         tensors: Scalars, computed within the context.
-        retain_graph: Whether the graph can be differentiated once more.
-        inputs: The leaves whose gradients are wanted, by default all.
+        retain_graph: Whether the graph can be differentiated again.
+        inputs: The leaves that get gradients, by default all.
 
     Raises:
-        RuntimeError: If ``inputs`` is empty, or holds what does not require grad.
+        RuntimeError: If ``inputs`` is empty, or contains a tensor that does not require grad.
 
     Example:
         >>> import torch, torchopt.distributed as todist
@@ -79,11 +78,12 @@ def grad(
         autograd_ctx_id: The value of ``with context() as autograd_ctx_id``.
         outputs: Scalars, computed within the context.
         inputs: Leaves that require grad.
-        retain_graph: Whether the graph can be differentiated once more.
-        allow_unused: Whether an input may be one that the outputs do not depend on; its gradient is None.
+        retain_graph: Whether the graph can be differentiated again.
+        allow_unused: Whether the outputs may be independent of an input, whose gradient is then None.
 
     Raises:
-        RuntimeError: If ``inputs`` is empty, holds what does not require grad, or what the outputs do not depend on.
+        RuntimeError: If ``inputs`` is empty or contains a tensor that does not require grad, or if the outputs do not
+            depend on an input and ``allow_unused`` is False.
 
     Example:
         >>> import torch, torchopt.distributed as todist
@@ -98,7 +98,7 @@ def grad(
     for i, g in enumerate(gradients):
         if g is None and not allow_unused:
             raise RuntimeError(
-                f'outputs do not depend on inputs[{i}], or it is no leaf. Set allow_unused=True to get None for it.'
+                f'outputs do not depend on inputs[{i}], or it is not a leaf. Set allow_unused=True to get None for it.'
             )
     return tuple(gradients)
 
@@ -106,7 +106,7 @@ def grad(
 def _gradients(
     autograd_ctx_id: int, tensors: Tensor | Sequence[Tensor], retain_graph: bool
 ) -> list[tuple[Tensor, Tensor]]:
-    """Leaves and their gradients.  A context adds up those of all passes, so that of the earlier ones is taken off."""
+    """Leaves and their gradients: the sum that the context accumulates, minus that of earlier passes."""
     before = [(p, g.clone()) for p, g in _autograd.get_gradients(autograd_ctx_id).items()]
     errors_of_gradients.clear()
     try:
@@ -118,7 +118,7 @@ def _gradients(
     found = []
     for p, g in _autograd.get_gradients(autograd_ctx_id).items():
         earlier = next((old for q, old in before if q is p), None)
-        found.append((p, g.clone() if earlier is None else g - earlier))  # the context adds to its own
+        found.append((p, g.clone() if earlier is None else g - earlier))  # the context accumulates into its tensor
     return found
 
 
@@ -132,5 +132,5 @@ def _inputs(inputs: Tensor | Iterable[Tensor]) -> list[Tensor]:
         raise RuntimeError('inputs is empty; pass at least one leaf, or None for all.')
     for i, x in enumerate(wanted):
         if not x.requires_grad:
-            raise RuntimeError(f'inputs[{i}] does not require grad; call its requires_grad_() before it is used.')
+            raise RuntimeError(f'inputs[{i}] does not require grad; call its requires_grad_() before you use it.')
     return wanted

@@ -28,14 +28,14 @@ __all__ = ['Limits', 'Share', 'call', 'errors_of_gradients', 'prepare']
 
 
 class Limits(NamedTuple):
-    """How long a worker may take in seconds (0: for ever, negative: RPC's default), and how often another may try."""
+    """The time limit in seconds (0: none, negative: RPC's default), and how often another worker may retry."""
 
     timeout: float
     retries: int
 
 
 class Share(NamedTuple):
-    """What one worker is to do, and those of our tensors that its request holds and that require grad."""
+    """The request for one worker, and the tensors in it that require grad."""
 
     worker: int
     request: Message
@@ -43,10 +43,10 @@ class Share(NamedTuple):
 
 
 def prepare(func: Callable[..., Any], parts: Sequence[tuple[int, tuple[Any, ...], dict[str, Any]]]) -> list[Share]:
-    """Pack the shares of all workers, each a worker with its arguments.
+    """Pack the request for each worker, from its arguments.
 
     Raises:
-        TypeError: If one cannot be sent.
+        TypeError: If the function or an argument cannot be sent.
     """
     held = [{id(x): x for x in (*args, *kwargs.values())} for _, args, kwargs in parts]
     common = [x for number, x in held[0].items() if all(number in other for other in held)] if len(held) > 1 else []
@@ -64,11 +64,11 @@ def prepare(func: Callable[..., Any], parts: Sequence[tuple[int, tuple[Any, ...]
 
 
 def call(shares: Sequence[Share], limits: Limits, reduce: Callable[[list[Any]], Any]) -> Future[Any]:
-    """Let workers do their shares, all at the same time.
+    """Execute the requests on all workers at the same time.
 
     Returns:
-        A future of what ``reduce`` makes of the list of results.  Those of their tensors that depend on our inputs have
-        a graph, if we record one.
+        A future of ``reduce(results)``, with the list of results.  Tensors of the results that depend on our inputs
+        have a graph if gradients are enabled.
     """
     record = torch.is_grad_enabled()
     promise: Future[Any] = _future()
@@ -103,16 +103,16 @@ def call(shares: Sequence[Share], limits: Limits, reduce: Callable[[list[Any]], 
 
 
 def _own_last(workers: Sequence[int]) -> list[int]:
-    """The numbers of calls in the order in which to start them: our own share would keep the others waiting."""
+    """The order in which to start the calls: that of this process last, since it would delay the others."""
     try:
         own = rpc.get_worker_info().id
-    except RuntimeError:  # RPC has ended, which the first call will say
+    except RuntimeError:  # RPC has ended: the first call raises
         own = -1
     return sorted(range(len(workers)), key=lambda number: workers[number] == own)
 
 
 def _future() -> Future[Any]:
-    # A future rejects tensors on devices that it does not know.
+    # A future rejects tensors on devices with which it was not created.
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     return Future(devices=list(devices) or None)
 
@@ -128,7 +128,7 @@ def _execute(share: Share, record: bool, limits: Limits, then: Callable[[Any], N
             future.add_done_callback(lambda f: answered(f, to, left))
         except RuntimeError as error:
             lost(error, to, left)
-        except Exception as error:  # whoever waits has to hear of it
+        except Exception as error:  # pass every error to the future
             then(error)
 
     def answered(future: Future[worker.Answer], to: int, left: int) -> None:
@@ -161,7 +161,7 @@ _turns = itertools.count()
 
 
 def _survivor(failed: int) -> int:
-    """Another worker than the one that failed; in turns, so that the work of a dead one is shared."""
+    """A worker other than the one that failed; chosen in turn, so that the retries are distributed evenly."""
     workers = [worker for worker in members() if worker not in _dead | {failed}]
     if not workers:
         raise WorkerDiedError(f'No worker is left to repeat the call of worker {failed}.', failed)
@@ -181,19 +181,19 @@ _released: defaultdict[int, deque[int]] = defaultdict(deque)
 
 
 class _Handle:
-    """A graph that a worker keeps for us, for as long as this object lives."""
+    """A graph that a worker keeps for this process as long as this object exists."""
 
     def __init__(self, worker: int, number: int) -> None:
         self.worker, self.number = worker, number
 
     def __del__(self) -> None:
-        # Nothing is sent from here, where a thread may be in the middle of anything: the next call says it.
+        # Do not send anything from a destructor, which may run at any time: the next call sends the number.
         _released[self.worker].append(self.number)
 
 
 def _ask(to: int, what: Callable[..., worker.Answer], args: tuple[Any, ...], timeout: float) -> Future[worker.Answer]:
     released: list[int] = []
-    with contextlib.suppress(IndexError):  # when it is empty; other threads may add to it meanwhile
+    with contextlib.suppress(IndexError):  # until it is empty, since other threads may add to it
         while True:
             released.append(_released[to].popleft())
     if to == rpc.get_worker_info().id and timeout <= 0:
@@ -203,7 +203,7 @@ def _ask(to: int, what: Callable[..., worker.Answer], args: tuple[Any, ...], tim
 
 
 def _here(what: Callable[..., worker.Answer], args: tuple[Any, ...]) -> Future[worker.Answer]:
-    """Run this process's own share as RPC would, but without sending it over the network."""
+    """Execute the request for this process like RPC, but without sending it over the network."""
     future: Future[Any] = _future()
     arrived = [copied(x) if isinstance(x, Message) else x for x in args]
 
@@ -211,18 +211,18 @@ def _here(what: Callable[..., worker.Answer], args: tuple[Any, ...]) -> Future[w
         try:
             answer = what(*arrived)
             found = answer if answer.message is None else answer._replace(message=copied(answer.message))
-        except Exception as error:  # there may be no memory for the copy; whoever waits has to hear of it
+        except Exception as error:  # pass every error to the future, such as no memory for the copy
             future.set_exception(error)
         else:
             future.set_result(found)
 
-    # A thread of its own, since modes of ours (no_grad, autocast, a default device) are not for the function.
+    # A separate thread, since modes of this thread (no_grad, autocast, a default device) must not affect the function.
     threading.Thread(target=run, name='torchopt-own-share', daemon=True).start()
     return future
 
 
 class _Kept(NamedTuple):
-    """The part of a node that one worker keeps; ``request`` can make it anew elsewhere."""
+    """The part of a node that one worker keeps; ``request`` can recreate it on another worker."""
 
     handle: _Handle | None
     inputs: int
@@ -231,13 +231,13 @@ class _Kept(NamedTuple):
 
 
 class _Session:
-    """What a node of the graph knows of the workers."""
+    """The workers of a node of the graph, and their limits."""
 
     def __init__(self, kept: list[_Kept], limits: Limits) -> None:
         self.kept, self.limits = kept, limits
 
     def differentiate(self, inputs: Sequence[Tensor], cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """The gradients of the inputs; with a graph where one is recorded."""
+        """The gradients of the inputs, with a graph if gradients are enabled."""
         record = torch.is_grad_enabled()
         shares = []
         of_inputs, of_outputs = iter(inputs), iter(cotangents)
@@ -269,7 +269,7 @@ class _Session:
             return error
 
     def _finish(self, kept: _Kept, future: Any, sent: Message, record: bool) -> tuple[int, worker.Answer]:
-        """Wait for a gradient; where its worker is lost, let another do the call once more, as often as allowed."""
+        """Wait for a gradient; if its worker is lost, retry the call on other workers, as often as allowed."""
         left = self.limits.retries
         while True:
             assert kept.handle is not None
@@ -300,11 +300,11 @@ class _Session:
 
 
 errors_of_gradients: deque[Exception] = deque(maxlen=8)
-"""The last ones; for the engine of distributed autograd, which lets only their texts through."""
+"""The last errors; the engine of distributed autograd passes on only their texts."""
 
 
 class _Remote(torch.autograd.Function):
-    """The node: from our inputs to what the workers made of them."""
+    """The node from our inputs to the results of the workers."""
 
     @staticmethod
     def forward(ctx: Any, session: _Session, outputs: list[Tensor], anchor: Tensor, *inputs: Tensor) -> Any:
@@ -326,7 +326,7 @@ class _Remote(torch.autograd.Function):
 def _assemble(
     shares: Sequence[Share], answers: Sequence[tuple[int, worker.Answer] | None], limits: Limits
 ) -> list[Any]:
-    """The results, connected to our inputs by one node; None where there is no answer."""
+    """The results, connected to our inputs by one node; None if there is no answer."""
     kept, outputs = [], []
     for share, found in zip(shares, answers):
         own: list[Tensor] = []
@@ -341,9 +341,9 @@ def _assemble(
     connected: Iterable[Tensor] = ()
     if outputs:
         session = _Session(kept, limits)
-        # The saved tensors hold the session: with them, at the end of a backward pass that does not retain the graph,
-        # the workers' graphs are released too.  Without inputs of ours, the anchor still makes it a node, since
-        # workers may have parameters of their own.
+        # The session is attached to the saved tensors, so that a backward pass that does not retain the graph also
+        # releases the graphs of the workers.  The anchor makes this a node even if none of our inputs requires grad,
+        # since workers may have their own parameters.
         anchor = torch.empty(0, requires_grad=True)
         with saved_tensors_hooks(lambda x: (session, x), lambda held: held[1]):
             connected = apply_function(

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Collectives that can be differentiated, any number of times.
+r"""Collectives that are differentiable to any order.
 
-Every rank holds the same parameters :math:`\theta` and the part :math:`L_r` of the loss :math:`L(\theta) = \sum_r
-L_r(\theta)`.  Two functions lead from one world to the other:
+Every rank has the same parameters :math:`\theta` and a part :math:`L_r` of the loss :math:`L(\theta) = \sum_r
+L_r(\theta)`.  Two linear maps connect values that are equal on all ranks with values that differ:
 
-- :math:`R`, :func:`replicate`, takes what is the same on all ranks to a copy that each rank uses for its own part;
-- :math:`S`, :func:`all_reduce`, takes the parts to their sum, which is the same on all ranks.
+- :math:`R`, :func:`replicate`, maps a value that is equal on all ranks to one copy per rank;
+- :math:`S`, :func:`all_reduce`, maps one value per rank to their sum, which is equal on all ranks.
 
-As linear maps between (one value, counted once) and (a value for each rank) they are transposes of each other:
-:math:`\langle S x, y \rangle = \sum_r \langle x_r, y \rangle = \langle x, R y \rangle`.  So the derivative of each is
-the other, and a program that is written with both, :math:`S \circ L \circ R`, is right to every order.
+They are transposes of each other: :math:`\langle S x, y \rangle = \sum_r \langle x_r, y \rangle = \langle x, R y
+\rangle`.  So the backward pass of each is the other, and the derivatives of :math:`S \circ L \circ R` are correct to
+every order.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ __all__ = ['all_reduce', 'replicate']
 
 
 def all_reduce(values: Any, op: str = 'sum', *, group: Any = None, timeout: timedelta | None = None) -> Any:
-    r"""Add up the tensors of all ranks, in one message.
+    r"""Sum the tensors of all ranks, with one collective.
 
-    The result is the same on all ranks and counts once: its derivative gives every rank the gradient of the result
-    unchanged.  (``torch.distributed.nn.functional.all_reduce`` counts it once for each rank.)
-    Use :func:`replicate` on the parameters to sum their gradients.
+    The result is equal on all ranks and counts once: the backward pass returns the gradient of the result unchanged on
+    every rank.  (``torch.distributed.nn.functional.all_reduce`` counts it once for each rank.)  Use :func:`replicate`
+    on the parameters to sum their gradients.
 
     Every rank of the group must call it with tensors of the same shapes.  Without a process group, a single process
     gets its own values back.
@@ -51,8 +51,8 @@ def all_reduce(values: Any, op: str = 'sum', *, group: Any = None, timeout: time
 
     Raises:
         TypeError: If a leaf is not a tensor.
-        ValueError: If ``op`` is another, or it is ``'mean'`` of integers.
-        WorkerDiedError, WorkerTimeoutError: If another process is gone, or does not come.
+        ValueError: If ``op`` is unknown, or it is ``'mean'`` and the tensors are integers.
+        WorkerDiedError, WorkerTimeoutError: If another process has died, or does not make the call in time.
 
     Example:
         >>> import torch, torchopt
@@ -63,7 +63,7 @@ def all_reduce(values: Any, op: str = 'sum', *, group: Any = None, timeout: time
         raise ValueError(f"Invalid op: {op!r}; expected 'sum' or 'mean'.")
     leaves, spec = _tensors(values)
     if op == 'mean' and any(not (x.is_floating_point() or x.is_complex()) for x in leaves if x is not None):
-        raise ValueError("op='mean' of integers is no integer. Convert them to a floating dtype first.")
+        raise ValueError("op='mean' is not supported for integers. Convert them to a floating dtype first.")
     size = world_size(group)
     if size == 1:
         return values
@@ -72,16 +72,16 @@ def all_reduce(values: Any, op: str = 'sum', *, group: Any = None, timeout: time
 
 
 def replicate(values: Any, *, group: Any = None, timeout: timedelta | None = None) -> Any:
-    """Use tensors that are the same on all ranks for a part of the work: their gradients are added up, in one message.
+    """Return tensors unchanged; the backward pass sums their gradients over all ranks, with one collective.
 
-    Nothing is sent forward.  As every collective, it has to be called on all ranks, and as often on one as on the
-    other, however many tasks the copy is then used for.  That the values are the same is taken on trust: let every rank
-    begin with the same seed, or with ``torch.distributed.broadcast``.
+    The forward pass sends nothing.  Like every collective, it must be called equally often on all ranks, regardless of
+    the number of tasks for which the result is used.  The values must be equal on all ranks, which is not checked: use
+    the same seed on every rank, or ``torch.distributed.broadcast``.
 
     Args:
         values: A tensor, or a tree of tensors, such as the parameters; ``None`` leaves stay.
         group: The process group, by default all.
-        timeout: How long the collectives of its derivatives may take.
+        timeout: The time limit for the collectives in its derivatives.
 
     Returns:
         Tensors with the same values.
@@ -103,7 +103,7 @@ def replicate(values: Any, *, group: Any = None, timeout: timedelta | None = Non
 
 
 def world_size(group: Any = None) -> int:
-    """How many ranks a group has; one without any group."""
+    """The number of ranks of a group; 1 if there is no group."""
     return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -130,7 +130,7 @@ def _by_dtype(function: Any, leaves: Sequence[Tensor | None], group: Any, timeou
 
 
 class _Collective(torch.autograd.Function):
-    """What the two maps share: they are linear, and act on every element by itself."""
+    """Base of the two maps, which are linear and elementwise."""
 
     transpose: Any
 
@@ -181,8 +181,8 @@ def sum_over_ranks(x: Tensor, group: Any, timeout: timedelta | None) -> Tensor:
     wire = torch.view_as_real(whole.resolve_conj()) if whole.is_complex() else whole
     ranks = world_size(group)
     if ranks * wire.nbytes <= _SMALL and dist.get_backend(group) == 'gloo':
-        # gloo cuts a sum into many messages.  Where the tensor is small it costs a third of the time, and of the CPU,
-        # to send it whole to everyone, and to let everyone add up.
+        # gloo splits a sum into many messages.  For a small tensor, gathering it on all ranks and adding locally takes
+        # a third of the time.
         every = wire.new_empty(ranks, *wire.shape)
         with typed_errors():
             _wait(_gather_into(every.view(-1), wire.view(-1), group), timeout)
@@ -196,7 +196,7 @@ def sum_over_ranks(x: Tensor, group: Any, timeout: timedelta | None) -> Tensor:
 
 def _gather_into(every: Tensor, own: Tensor, group: Any) -> Any:
     functions: Any = dist
-    # The older of the two names is deprecated since torch 2.13.
+    # The old name, all_gather_into_tensor, is deprecated since torch 2.13.
     gather = getattr(functions, 'all_gather_single', None) or functions.all_gather_into_tensor
     return gather(every, own, group=group, async_op=True)
 
@@ -209,9 +209,9 @@ def _wait(work: Any, timeout: timedelta | None) -> None:
 
 
 def add_up(tensors: Sequence[Tensor], group: Any, timeout: timedelta | None) -> list[Tensor]:
-    """The sums of tensors over the ranks, all in one message, without a graph.
+    """The sums of tensors over the ranks, with one collective, without a graph.
 
-    They travel in the widest of their dtypes, at least in single precision: half precision adds up badly.
+    They are sent in the widest of their dtypes, at least float32, since sums in half precision are inaccurate.
     """
     if world_size(group) == 1:
         return [x.detach() for x in tensors]
@@ -230,7 +230,7 @@ def add_up(tensors: Sequence[Tensor], group: Any, timeout: timedelta | None) -> 
 
 @contextlib.contextmanager
 def typed_errors() -> Iterator[None]:
-    """Let errors of collectives come as those of this package."""
+    """Convert errors of collectives to those of this package."""
     try:
         yield
     except RuntimeError as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors in other processes, and how they reach the caller."""
+"""Errors in other processes, and their transfer to the caller."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ['RemoteTraceback', 'WorkerDiedError', 'WorkerError', 'WorkerTimeoutEr
 class WorkerError(RuntimeError):
     """Another process could not execute a request.
 
-    An exception that the function itself raised there is raised here unchanged; this class replaces one that cannot be
-    pickled, and is the base of the classes for workers that no longer answer.
+    An exception raised by the function is raised again unchanged in the caller, or replaced by this class if it cannot
+    be pickled.  This is also the base class of the errors for workers that do not answer.
 
     Attributes:
-        worker: The rank of the worker; None if it is unknown, as in a collective.
+        worker: The rank of the worker; None if unknown, as in a collective.
 
     Example:
         >>> import torchopt
@@ -36,7 +36,7 @@ class WorkerError(RuntimeError):
 
 
 class WorkerDiedError(WorkerError, ConnectionError):
-    """The connection to a worker broke: its process ended, or its machine.
+    """The connection to a worker broke, because its process or machine stopped.
 
     Example:
         >>> import torchopt
@@ -66,12 +66,12 @@ class RemoteTraceback(Exception):
     """
 
     def __str__(self) -> str:
-        """One argument below the other."""
+        """One argument per line."""
         return '\n'.join(str(a) for a in self.args)
 
 
 class Failure(NamedTuple):
-    """An exception on its way to another process."""
+    """An exception in a form that can be sent to another process."""
 
     worker: int
     summary: str
@@ -80,12 +80,12 @@ class Failure(NamedTuple):
 
     @classmethod
     def of(cls, error: BaseException, worker: int) -> Failure:
-        """Describe an exception, in text too for the case that it cannot be pickled."""
+        """Convert an exception; the text is used if it cannot be pickled."""
         summary = ''.join(traceback.format_exception_only(type(error), error)).strip()
         text = ''.join(traceback.format_exception(type(error), error, error.__traceback__))
         try:
             pickled = pickle.dumps(error)
-            again = pickle.loads(pickled)  # an exception with a constructor of its own may fail only here
+            again = pickle.loads(pickled)  # exceptions with their own constructor may fail only on loading
         except Exception:
             again, pickled = None, None
         return cls(worker, summary, text, pickled if isinstance(again, Exception) else None)
@@ -96,7 +96,7 @@ class Failure(NamedTuple):
         if self.pickled is not None:
             try:
                 error = pickle.loads(self.pickled)
-            except Exception:  # of a class that is not known here
+            except Exception:  # its class does not exist in this process
                 error = None
         if error is None:
             error = WorkerError(f'The function failed on worker {self.worker}: {self.summary}', self.worker)
@@ -114,21 +114,21 @@ _BROKEN = re.compile(
 
 
 def is_late(error: BaseException) -> bool:
-    """Whether an error of torch says that a time is over."""
+    """Whether an error of torch is a timeout."""
     return _LATE.search(str(error)) is not None
 
 
 def translate_call(error: BaseException, worker: int, timeout: float) -> WorkerError:
-    """Type an error of an RPC.  The function's own exceptions come as answers, so the way there is at fault."""
+    """Convert an error of an RPC.  It concerns the connection, since exceptions of the function arrive as answers."""
     if is_late(error):
         limit = f'{timeout:g} s' if timeout > 0 else 'the default time of RPCs'
         return WorkerTimeoutError(
             f'Worker {worker} did not answer within {limit}. If the call is only slow, pass a longer timeout=...; '
-            f'0 is for ever.',
+            f'0 means no limit.',
             worker,
         )
     return WorkerDiedError(
-        f'The connection to worker {worker} is broken, so its process or machine is gone: {error}. For a function '
+        f'The connection to worker {worker} is broken, so its process or machine has stopped: {error}. For a function '
         f'without side effects, retries=... repeats the call on another worker.',
         worker,
     )

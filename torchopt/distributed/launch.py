@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Start and end of a process: join the group, and leave it without hanging."""
+"""Join a group of processes at the start, and leave it at the end without hanging."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ __all__ = ['auto_init_process_group', 'auto_init_rpc']
 _P = ParamSpec('_P')
 _T = TypeVar('_T')
 
-_LOCAL_SHUTDOWN = 10.0  # seconds that torch gets to end its threads
-_GRACE = 5.0  # seconds that rank 0 stays to tell the others that all are done
+_LOCAL_SHUTDOWN = 10.0  # seconds that torch may take to end its threads
+_GRACE = 5.0  # seconds that rank 0 waits so that the others can learn that all are done
 
 
 def auto_init_rpc(
@@ -46,28 +46,27 @@ def auto_init_rpc(
     rpc_backend_options: Any = None,
     shutdown_timeout: float = 60.0,
 ) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
-    """Decorator of a main function: it joins the RPC group first, and leaves it when Python ends.
+    """Decorator of a main function: join the RPC group before it, and leave the group when Python ends.
 
-    Every process runs the same script under ``torchrun``; started without it, a process is a group of one.  Errors are
-    recorded for ``torchrun`` to report.  When Python ends on rank 0, it waits until the main functions of all other
-    workers have returned; they serve calls until then.  It does not wait for a dead worker, or longer than
-    ``shutdown_timeout``.  A worker whose main function raises exits immediately, so that the launcher notices.
+    Every process runs the same script under ``torchrun``; without it, a process is a group of one.  Errors are
+    recorded for ``torchrun``.  When Python ends on rank 0, it waits until the main functions of all other workers have
+    returned; until then they serve calls.  It does not wait for a dead worker, or longer than ``shutdown_timeout``.  A
+    worker whose main function raises exits immediately, so that the launcher notices.
 
-    RPC executes what its peers send: use it on trusted networks only.  All sockets are bound to loopback, unless
+    RPC executes code that its peers send: use it on trusted networks only.  All sockets are bound to loopback, unless
     the launcher reports several machines, or an interface is given (``TP_SOCKET_IFNAME``).
 
     Args:
-        worker_init_fn: Called without arguments on every worker, before any runs its main function.
+        worker_init_fn: Called without arguments on every worker, before the main function runs on any of them.
         worker_name_format: Called with world rank, world size, local rank and local world size; returns the name of the
             worker.  By default ``worker`` and the rank.
-        backend: As in ``torch.distributed.rpc.init_rpc``.
-        rpc_backend_options: As there; by default TensorPipe over sockets, which costs nothing while it waits.
-        shutdown_timeout: Seconds for which rank 0 waits at the end for busy workers, and after which a worker
-            stops waiting for an unresponsive rank 0.
+        backend: See ``torch.distributed.rpc.init_rpc``.
+        rpc_backend_options: See there; by default TensorPipe over sockets, which uses no CPU while waiting.
+        shutdown_timeout: The time in seconds for which rank 0 waits at the end for busy workers, and they for rank 0.
 
     Raises:
-        RuntimeError: If RPC is not available, or is initialized already, or there is no address to meet at.
-        TypeError: If it is used without parentheses.
+        RuntimeError: If RPC is not available or already initialized, or the address of the rendezvous is missing.
+        TypeError: If the decorator is used without parentheses.
 
     Example:
         >>> import torchopt.distributed as todist
@@ -93,7 +92,7 @@ def auto_init_rpc(
                 raise RuntimeError('This torch was built without RPC. Use auto_init_process_group and map_tasks.')
             world = get_world_info()
             prepare_rendezvous(world)
-            with warnings.catch_warnings():  # of torch about what it does itself
+            with warnings.catch_warnings():  # torch warns about its own calls
                 warnings.filterwarnings('ignore', 'You are using a Backend', UserWarning)
                 rpc.init_rpc(  # type: ignore[no-untyped-call]
                     worker_name_format(*world),
@@ -122,19 +121,19 @@ def auto_init_rpc(
 def auto_init_process_group(
     *, backend: str | None = None, timeout: timedelta | None = None
 ) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
-    """Decorator of a main function: it joins the default process group first, and leaves it at the end.
+    """Decorator of a main function: join the default process group before it, and leave the group at the end.
 
-    The counterpart of :func:`auto_init_rpc` for collectives: under ``torchrun`` every process runs the same script, and
-    started without it, a process is a group of one.
+    The counterpart of :func:`auto_init_rpc` for collectives: under ``torchrun`` every process runs the same script;
+    without it, a process is a group of one.
 
     Args:
-        backend: As in ``torch.distributed.init_process_group``: ``'gloo'`` on CPUs, ``'nccl'`` on NVIDIA GPUs, or by
-            default what torch chooses for the devices that are there.
-        timeout: How long a collective may take, by default what torch says (gloo: 30 minutes).
+        backend: See ``torch.distributed.init_process_group``: ``'gloo'`` on CPUs, ``'nccl'`` on NVIDIA GPUs; by
+            default, torch chooses according to the available devices.
+        timeout: The time limit of a collective, by default that of torch (gloo: 30 minutes).
 
     Raises:
-        RuntimeError: If there is no address to meet at.
-        TypeError: If it is used without parentheses.
+        RuntimeError: If the address of the rendezvous is missing.
+        TypeError: If the decorator is used without parentheses.
 
     Example:
         >>> import torch, torchopt.distributed as todist
@@ -147,7 +146,7 @@ def auto_init_process_group(
 
     def decorate(func: Callable[_P, _T]) -> Callable[_P, _T]:
         if not callable(func):
-            raise TypeError('auto_init_process_group has to be called itself: decorate with its result.')
+            raise TypeError('auto_init_process_group must be called: decorate with @auto_init_process_group().')
 
         @functools.wraps(func)
         def main(*args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -157,8 +156,8 @@ def auto_init_process_group(
             try:
                 return func(*args, **kwargs)
             finally:
-                # Also after an error: the others notice by it, and Python may abort if the group outlives it.  With a
-                # collective under way that nobody answers it would not return, so that it is not waited for long.
+                # Leave also after an error: the others notice it, and Python may abort if the group still exists at
+                # exit.  This does not return during a collective that no other rank joins, so do not wait for long.
                 leaving = threading.Thread(target=dist.destroy_process_group, name='torchopt-leave', daemon=True)
                 leaving.start()
                 leaving.join(_LOCAL_SHUTDOWN)
@@ -169,7 +168,7 @@ def auto_init_process_group(
 
 
 def _recorded(main: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Let ``torchrun`` know the traceback of an error."""
+    """Record the traceback of an error for ``torchrun``."""
     # Imported only here, since it loads torch's launcher.
     from torch.distributed.elastic.multiprocessing.errors import record
 
@@ -177,10 +176,10 @@ def _recorded(main: Callable[_P, _T]) -> Callable[_P, _T]:
 
 
 def _quiet_options(backend: Any) -> Any:
-    """TensorPipe over sockets alone, unless it may have to carry tensors between GPUs.
+    """Options of TensorPipe that use sockets only, unless tensors may be sent between GPUs.
 
-    Shared memory, its default on one machine, is 0.2 ms faster per answer, but every process then keeps a core busy
-    polling for messages.
+    Shared memory, its default on one machine, is 0.2 ms faster per answer, but then every process uses a whole core to
+    poll for messages.
     """
     module: Any = rpc
     if backend not in (None, module.BackendType.TENSORPIPE):
@@ -224,11 +223,11 @@ def _report_done(rank: int) -> _End | None:
 
 
 def _answer() -> None:
-    """Say that this process is alive."""
+    """Return, to show that this process is alive."""
 
 
 class _Shutdown:
-    """Leave the RPC group.  Torch's own way waits for ever for a worker that died."""
+    """Leave the RPC group.  Torch's own shutdown waits forever for a worker that died."""
 
     def __init__(self, timeout: float) -> None:
         _roll.reset()  # of an earlier group in this process
@@ -236,8 +235,8 @@ class _Shutdown:
         self.failed = False
         self.end = _End.ALONE
         self.now, self.ended = threading.Event(), threading.Event()
-        # A thread of its own, since one of the calls that it makes may never return; and begun early, since Python
-        # starts no thread any more while it ends.
+        # A separate thread, since one of its calls may never return; started now, since Python cannot start threads
+        # while it exits.
         threading.Thread(target=self._end_rpc, name='torchopt-end-rpc', daemon=True).start()
 
     def __call__(self) -> None:
@@ -249,7 +248,7 @@ class _Shutdown:
         self.now.set()
         if not self.ended.wait(_LOCAL_SHUTDOWN):
             print(
-                f'torchopt: worker {world.rank} leaves although a call still runs that does not end.',
+                f'torchopt: worker {world.rank} leaves although a call is still running.',
                 file=sys.stderr,
             )
             sys.stdout.flush()
@@ -260,19 +259,19 @@ class _Shutdown:
         self.now.wait()
         try:
             rpc.shutdown(graceful=self.end is _End.TOGETHER)
-        except RuntimeError as error:  # of what others still hold, which ends with the process
+        except RuntimeError as error:  # about references that others still hold; they end with the process
             print(f'torchopt: {error}', file=sys.stderr)
         self.ended.set()
 
     def _await_others(self) -> _End:
-        """On rank 0: until all others are done, dead, or late."""
+        """On rank 0: wait until all others are done, dead, or late."""
         others = set(members()) - {0}
         living = self._await(others, lambda: _roll.done, self.timeout)
         late = sorted(living - _roll.done)
         if late:
             print(
                 f'torchopt: the main functions of workers {late} did not return within {self.timeout:g} s after that '
-                f'of worker 0; they are left behind. A longer auto_init_rpc(shutdown_timeout=...) waits for them.',
+                f'of worker 0, which stops waiting. Increase auto_init_rpc(shutdown_timeout=...) to wait longer.',
                 file=sys.stderr,
             )
         # Some may have died after they were done.
@@ -283,7 +282,7 @@ class _Shutdown:
         return _roll.end if acknowledged <= _roll.acknowledged else _End.ALONE
 
     def _await(self, workers: set[int], come: Callable[[], set[int]], timeout: float) -> set[int]:
-        """Wait until all these have come, for those who live; return who lives."""
+        """Wait until all living workers of these have come; return the living ones."""
         living, deadline = set(workers), time.monotonic() + timeout
         while living - come() and time.monotonic() < deadline:
             living -= {worker for worker in living - come() if not _is_alive(worker)}
@@ -291,7 +290,7 @@ class _Shutdown:
         return living
 
     def _await_first(self, rank: int, world_size: int) -> _End:
-        """On all other ranks: until rank 0 says that all are done, or is gone."""
+        """On all other ranks: wait until rank 0 reports that all are done, or has died."""
         heard = time.monotonic()
         while time.monotonic() < heard + self.timeout:
             try:
@@ -302,7 +301,7 @@ class _Shutdown:
             except RuntimeError as error:
                 if not is_late(error):
                     break
-            # So that rank 0 gets about a hundred of these in a second at most.
+            # So that rank 0 receives at most about a hundred of these calls per second.
             time.sleep(0.05 + 0.01 * world_size)
         return _End.ALONE
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rendezvous of the processes of a job.  RPC executes what its peers send, so outsiders must not connect.
+"""The rendezvous of the processes of a job.
 
-Torch binds its rendezvous to every interface, and its two backends to the interface of the host name.  This module
-binds all of them to the loopback interface, unless the job has several machines or an address was given.
+RPC executes code that its peers send, so outsiders must not be able to connect.  Torch binds its rendezvous to every
+interface, and its two backends to the interface of the host name.  This module binds all of them to the loopback
+interface, unless the job has several machines or an address was given.
 """
 
 from __future__ import annotations
@@ -18,23 +19,23 @@ from torchopt.distributed.ranks import WorldInfo
 
 __all__ = ['prepare_rendezvous']
 
-# What says through which interface TensorPipe (RPC), gloo and NCCL (collectives) talk.
+# The variables that select the interface of TensorPipe (RPC), gloo and NCCL (collectives).
 _INTERFACES = ('TP_SOCKET_IFNAME', 'GLOO_SOCKET_IFNAME', 'NCCL_SOCKET_IFNAME')
-_stores: list[Any] = []  # a store serves for as long as it lives
+_stores: list[Any] = []  # keeps the stores alive, which serve as long as they exist
 
 
 def prepare_rendezvous(world: WorldInfo) -> None:
     """Bind the sockets that torch will open to loopback, unless the user chose another interface.
 
     Raises:
-        RuntimeError: If there are several processes and no address at which they meet.
+        RuntimeError: If there are several processes and no address for the rendezvous.
     """
     if world.world_size == 1 and not os.environ.get('MASTER_ADDR'):
         os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT='0')
     if not (os.environ.get('MASTER_ADDR') and os.environ.get('MASTER_PORT')):
         raise RuntimeError(
-            f'This is one of {world.world_size} processes, but MASTER_ADDR and MASTER_PORT do not say where they meet. '
-            f'Launch with torchrun, which sets both.'
+            f'This is one of {world.world_size} processes, but MASTER_ADDR and MASTER_PORT, the address of the '
+            f'rendezvous, are not set. Launch with torchrun, which sets both.'
         )
     alone = world.local_world_size == world.world_size
     if alone or _is_loopback(os.environ['MASTER_ADDR']):
@@ -58,7 +59,7 @@ def _launcher_serves() -> bool:
 
 
 def _serve(world: WorldInfo) -> None:
-    """Open the store at which the ranks meet on a loopback socket; torch then uses the one that is there."""
+    """Open the store of the rendezvous on a loopback socket; torch then uses this store."""
     port = int(os.environ['MASTER_PORT'])
     if port and any(store.port == port for store in _stores):
         return
@@ -68,9 +69,7 @@ def _serve(world: WorldInfo) -> None:
         listener.bind(('127.0.0.1', port))
     except OSError as error:
         listener.close()
-        raise RuntimeError(
-            f'MASTER_PORT={port} cannot be opened on this machine: {error}. Set one that is free.'
-        ) from error
+        raise RuntimeError(f'MASTER_PORT={port} cannot be opened on this machine: {error}. Set a free port.') from error
     torch_distributed: Any = dist
     listener.listen(max(128, world.world_size))
     os.environ['MASTER_PORT'] = str(listener.getsockname()[1])

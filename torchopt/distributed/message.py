@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Messages between processes: any picklable object, with its tensors extracted.
 
-A pickler visits every tensor of an object, in a dict, a module or an attribute.  So no tensor that
-requires grad is missed; torch's own pickler copies the parameters of a module and loses their gradients.
+The pickler visits every tensor of an object, in a dict, a module or an attribute, so that it finds every tensor that
+requires grad.  Torch's own pickler copies the parameters of a module and loses their gradients.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ __all__ = ['Message', 'as_leaf', 'copied', 'differentiable', 'pack', 'pack_each'
 
 
 class Message(NamedTuple):
-    """An object on its way.
+    """A message.
 
     Attributes:
-        payload: The pickled object, with numbers in place of what is in ``parts``.
-        parts: Tensors, detached; ``RRef``s, which only the pickler of RPC can send; scripted modules as they are saved.
-        kinds: For each of the parts what it is to become again.
-        common: What is pickled before the object and is the same in several messages; the payload refers to it.
+        payload: The pickled object, with numbers in place of the objects in ``parts``.
+        parts: Detached tensors; ``RRef``s, which only the pickler of RPC can send; saved scripted modules.
+        kinds: The kind of each part, which determines how it is restored.
+        common: Pickled objects that are equal in several messages; the payload refers to them.
     """
 
     payload: bytes
@@ -37,11 +37,11 @@ class Message(NamedTuple):
 
 
 Classify = Callable[[Tensor], 'tuple[str, Any]']
-"""From a tensor to its kind and to what is sent for it."""
+"""A function from a tensor to its kind and the object to send for it."""
 
 
 def _part(number: int) -> Any:
-    """Stands for a part in the pickled object; whoever reads it has the parts."""
+    """A placeholder for a part in the pickled object; ``unpack`` replaces it by the part."""
     raise pickle.UnpicklingError('Read a message with unpack.')
 
 
@@ -61,7 +61,7 @@ class _Pickler(pickle.Pickler):
             self.kinds += after.kinds
 
     def reducer_override(self, obj: Any) -> Any:
-        # Asked once for every object but those of Python's own plain types.
+        # Called once for every object, except those of Python's basic types.
         value: tuple[Any, ...] = ()
         if isinstance(obj, Tensor):
             if type(obj) not in (Tensor, nn.Parameter):
@@ -82,7 +82,7 @@ class _Pickler(pickle.Pickler):
         self.originals.append(obj)
         self.parts.append(part)
         self.kinds.append(kind)
-        # The value is pickled as a state, after the reference is known, since it may hold the same reference.
+        # The value is pickled as a state, after the reference is memoized, since it may contain the same reference.
         return (_part, (len(self.parts) - 1,), value) if value else (_part, (len(self.parts) - 1,))
 
 
@@ -108,7 +108,7 @@ def as_leaf(x: Tensor) -> tuple[str, Tensor]:
 
 
 def pack(obj: Any, classify: Classify = as_leaf) -> tuple[Message, list[Any]]:
-    """Make a message of an object; also return the originals of its parts.
+    """Make a message from an object; also return the originals of its parts.
 
     Raises:
         TypeError, AttributeError, pickle.PicklingError: If something in the object cannot be pickled.
@@ -120,9 +120,9 @@ def pack(obj: Any, classify: Classify = as_leaf) -> tuple[Message, list[Any]]:
 
 
 def pack_each(objects: Sequence[Any], common: Sequence[Any]) -> list[tuple[Message, list[Any]]]:
-    """As :func:`pack` for several objects; things that all of them hold, such as a module, are pickled only once.
+    """Like :func:`pack` for several objects; objects that all of them contain, such as a module, are pickled only once.
 
-    An ``RRef`` whose value is here is sent with it; see :func:`value_to_send`.
+    An ``RRef`` whose value is in this process is sent with the value; see :func:`value_to_send`.
     """
     shared = io.BytesIO()
     before = _Pickler(shared, as_leaf, values=True)
@@ -149,7 +149,7 @@ _ARRIVE: dict[str, Callable[[Any], Any]] = {
 
 
 def differentiable(parts: Sequence[Any]) -> list[Tensor]:
-    """The tensors that require grad among parts, or the originals of parts, in the same order on both sides."""
+    """The tensors that require grad among parts or their originals, in the same order for sender and receiver."""
     found: list[Tensor] = []
     for part in parts:
         if isinstance(part, torch.jit.ScriptModule):
@@ -160,16 +160,16 @@ def differentiable(parts: Sequence[Any]) -> list[Tensor]:
 
 
 def copied(message: Message) -> Message:
-    """The same with tensors of its own, for a receiver that shares our memory."""
+    """The same message with copied tensors, for a receiver in the same process."""
     return message._replace(parts=[part.clone() if isinstance(part, Tensor) else part for part in message.parts])
 
 
 def unpack(message: Message, arrive: dict[str, Callable[[Any], Any]] | None = None) -> tuple[Any, list[Any]]:
-    """Make an object of a message; also return its parts as they stand in it.
+    """Make an object from a message; also return its restored parts.
 
     Args:
         message: The message.
-        arrive: From further kinds to functions of what was sent.
+        arrive: For further kinds, functions that restore a part.
     """
     kinds = _ARRIVE if arrive is None else {**_ARRIVE, **arrive}
     found = [kinds[kind](part) for kind, part in zip(message.kinds, message.parts)]

@@ -27,7 +27,7 @@ __all__ = [
 
 
 class Part(tuple[int, Any, Any]):
-    """``(worker, args, kwargs)``, the part of a worker; ``weight`` is how many items it holds."""
+    """``(worker, args, kwargs)``, the part of a worker; ``weight`` is its number of items."""
 
     weight: int
 
@@ -39,7 +39,7 @@ class Part(tuple[int, Any, Any]):
 
 
 class Results(list[Any]):
-    """The results of the parts in their order; ``weights`` says how many items each of them is the result of."""
+    """The results of the parts in order; ``weights`` are the numbers of items of the parts."""
 
     def __init__(self, results: Iterable[Any] = (), weights: Sequence[int] | None = None) -> None:
         super().__init__(results)
@@ -58,15 +58,15 @@ def share_of(count: int, parts: int) -> list[range]:
 class TensorDimensionPartitioner:
     """Divide tensors along a dimension, for :func:`parallelize` and :func:`remote_async_call`.
 
-    Every tensor in the arguments, in trees too, is divided; all must have the same size there.  Tensors without
-    dimensions and everything else (modules, numbers) go to every worker whole.
+    Every tensor in the arguments, also in trees, is divided; all must have the same size along the dimension.  0-d
+    tensors and everything else (modules, numbers) are sent to every worker whole.
 
     Args:
-        dim: The dimension; negative ones count from the end.
-        exclusive: Whether every item is a call of its own; the workers take turns.  By default, every worker gets one
-            contiguous part, and the sizes of the parts differ by one at most.
-        keepdim: Whether the dimension stays; may be False only with ``exclusive``, where its size is one.
-        workers: Ranks or names of the workers that take part, by default all.
+        dim: The dimension; negative numbers count from the end.
+        exclusive: Whether every item is a separate call; the items are assigned to the workers in turn.  By default,
+            every worker gets one contiguous part, and the sizes of the parts differ by one at most.
+        keepdim: Whether to keep the dimension; may be False only with ``exclusive``, where its size is one.
+        workers: The ranks or names of the workers to use, by default all.
 
     Raises:
         ValueError: If ``keepdim`` is False without ``exclusive``, or ``workers`` is empty.
@@ -88,8 +88,7 @@ class TensorDimensionPartitioner:
     ) -> None:
         if not keepdim and not exclusive:
             raise ValueError(
-                'keepdim=False should be used with exclusive=True. A part of several items cannot do without the '
-                'dimension.'
+                'keepdim=False should be used with exclusive=True. A part with several items needs the dimension.'
             )
         if workers is not None and not list(workers):
             raise ValueError('workers is empty; expected the ranks or names of at least one, or None for all.')
@@ -97,7 +96,7 @@ class TensorDimensionPartitioner:
         self.workers = None if workers is None else list(workers)
 
     def __repr__(self) -> str:
-        """The call that made it."""
+        """The call that creates the partitioner."""
         return (
             f'TensorDimensionPartitioner({self.dim}, exclusive={self.exclusive}, keepdim={self.keepdim}, '
             f'workers={self.workers})'
@@ -123,8 +122,8 @@ class TensorDimensionPartitioner:
             if size != count:
                 raise ValueError(
                     f'Batch size mismatch on dim={self.dim}: {_argument(first)} has size {count} there and '
-                    f'{_argument(path)} has size {size}. Every tensor among the arguments is divided; pass what every '
-                    f'worker needs whole in a module, or write a partitioner of your own.'
+                    f'{_argument(path)} has size {size}. Every tensor among the arguments is divided; to send a tensor '
+                    f'whole, put it into a module, or write your own partitioner.'
                 )
         if count == 0:
             raise ValueError(f'{_argument(first)} has size 0 on dim={self.dim}, so there is nothing to divide.')
@@ -189,7 +188,7 @@ def batch_partitioner(*args: Any, **kwargs: Any) -> list[tuple[int, Any, Any]]:
 
 
 def exclusive_batch_partitioner(*args: Any, **kwargs: Any) -> list[tuple[int, Any, Any]]:
-    """Divide tensors along their first dimension, every item for itself; the workers take turns.
+    """Divide tensors along their first dimension into single items, which are assigned to the workers in turn.
 
     Example:
         >>> import torch, torchopt
@@ -204,10 +203,10 @@ _EXCLUSIVE_BATCH = dim_partitioner(0, exclusive=True)
 
 
 def mean_reducer(results: Iterable[Any]) -> Any:
-    r"""The mean of what the workers returned, :math:`\sum_i n_i x_i / \sum_i n_i`.
+    r"""The mean of the results of the workers, :math:`\sum_i n_i x_i / \sum_i n_i`.
 
-    The weights :math:`n_i` are the numbers of items of the parts, as given by the partitioner, so a mean over the
-    items of each part becomes the mean over all items.  In a plain list every result counts once.
+    The weights :math:`n_i` are the numbers of items of the parts, as given by the partitioner, so that means over the
+    items of each part give the mean over all items.  For a plain list, all weights are 1.
 
     Args:
         results: Tensors of the same shape, or trees of such.
@@ -227,7 +226,7 @@ def mean_reducer(results: Iterable[Any]) -> Any:
 
 
 def sum_reducer(results: Iterable[Any]) -> Any:
-    """The sum of what the workers returned.
+    """The sum of the results of the workers.
 
     Args:
         results: Tensors of the same shape, or trees of such.

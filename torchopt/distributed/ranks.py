@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranks as set by the launcher, and functions that run on some ranks only."""
+"""The ranks set by the launcher, and functions that run on some ranks only."""
 
 from __future__ import annotations
 
@@ -66,31 +66,31 @@ class WorldInfo(NamedTuple):
 
     @property
     def rank(self) -> int:
-        """The number among all processes."""
+        """The number of this process among all processes."""
         return self.world_rank
 
     @property
     def worker_name(self) -> str:
-        """The name of this process for RPC: the one that it goes by, or the one that it would get."""
+        """The name of this process for RPC; before initialization, the name that it will get."""
         if has_rpc():
             return str(rpc.get_worker_info().name)
         return default_worker_name_format(*self)
 
 
 def default_worker_name_format(world_rank: int, world_size: int, local_rank: int, local_world_size: int) -> str:
-    """``worker`` and the rank, with zeros in front that let names sort as numbers do."""
+    """``worker`` and the rank, with leading zeros so that names sort like numbers."""
     return f'worker{world_rank:0{len(str(world_size))}d}'
 
 
 @functools.cache
 def get_world_info() -> WorldInfo:
-    """This process among all of them, as ``torchrun`` says by environment variables.
+    """The ranks of this process, from the environment variables that ``torchrun`` sets.
 
-    They (``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, ``LOCAL_WORLD_SIZE``) are read once.  A process that nobody launched
-    is alone.
+    The variables (``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, ``LOCAL_WORLD_SIZE``) are read once.  Without them, there
+    is one process.
 
     Raises:
-        ValueError: If they are no ranks.
+        ValueError: If they are not valid ranks.
 
     Example:
         >>> import torchopt
@@ -101,9 +101,8 @@ def get_world_info() -> WorldInfo:
     local_rank, local_size = _variable('LOCAL_RANK', 0), _variable('LOCAL_WORLD_SIZE', 1)
     if not (0 <= rank < size and 0 <= local_rank < local_size <= size):
         raise ValueError(
-            f'The environment says RANK={rank}, WORLD_SIZE={size}, LOCAL_RANK={local_rank}, '
-            f'LOCAL_WORLD_SIZE={local_size}; expected ranks from 0 to below the sizes. Launch with torchrun, which '
-            f'sets all four.'
+            f'The environment has RANK={rank}, WORLD_SIZE={size}, LOCAL_RANK={local_rank}, '
+            f'LOCAL_WORLD_SIZE={local_size}; expected 0 <= rank < size. Launch with torchrun, which sets all four.'
         )
     return WorldInfo(rank, size, local_rank, local_size)
 
@@ -117,7 +116,7 @@ def _variable(name: str, default: int) -> int:
 
 
 def get_world_rank() -> int:
-    """The number of this process among all of them.
+    """The number of this process among all processes.
 
     Example:
         >>> import torchopt
@@ -131,7 +130,7 @@ get_rank = get_world_rank
 
 
 def get_world_size() -> int:
-    """How many processes there are.
+    """The number of processes.
 
     Example:
         >>> import torchopt
@@ -153,7 +152,7 @@ def get_local_rank() -> int:
 
 
 def get_local_world_size() -> int:
-    """How many processes this machine runs.
+    """The number of processes on this machine.
 
     Example:
         >>> import torchopt
@@ -184,15 +183,15 @@ def get_worker_id(id: str | int | None = None) -> int:
 
 
 def barrier(worker_names: Iterable[str] | None = None) -> None:
-    """Wait until all workers of the RPC group have come here.
+    """Wait until all workers of the RPC group have called this function.
 
-    For a process group there is ``torch.distributed.barrier``.
+    For a process group, use ``torch.distributed.barrier``.
 
     Args:
-        worker_names: The names of those who wait for each other, this process among them; None means all.
+        worker_names: The names of the workers that wait for each other, including this process; None means all.
 
     Raises:
-        RuntimeError: If RPC is not initialized, or a worker did not come.
+        RuntimeError: If RPC is not initialized, or a worker did not call the function in time.
 
     Example:
         >>> import torchopt
@@ -202,13 +201,13 @@ def barrier(worker_names: Iterable[str] | None = None) -> None:
         RuntimeError: RPC is not initialized. Decorate the main function with torchopt.distributed.auto_init_rpc().
     """
     require_rpc()
-    api: Any = rpc.api  # whose own barrier logs errors instead of raising them
+    api: Any = rpc.api  # its barrier logs errors instead of raising them
     api._all_gather(None, None if worker_names is None else set(worker_names))
 
 
 def has_rpc() -> bool:
     """Whether this process can send and receive calls."""
-    api: Any = getattr(rpc, 'api', None)  # which a torch without RPC has not
+    api: Any = getattr(rpc, 'api', None)  # missing if torch was built without RPC
     return rpc.is_available() and bool(api._is_current_rpc_agent_set())
 
 
@@ -219,7 +218,7 @@ def members() -> list[int]:
 
 
 def require_rpc() -> None:
-    """Raise where this process cannot send or receive calls."""
+    """Raise if this process cannot send or receive calls."""
     if not rpc.is_available():
         raise RuntimeError('This torch was built without RPC. Use the collectives instead, such as map_tasks.')
     if not has_rpc():
@@ -231,7 +230,7 @@ def require_rpc() -> None:
 def on_rank(*ranks: int) -> Callable[[Callable[_P, _T]], Callable[_P, _T | None]]:
     """Decorator: run the function on these ranks, and return None on all others.
 
-    The rank is read where the function is decorated.
+    The rank is read when the function is decorated.
 
     Args:
         *ranks: World ranks.
@@ -248,7 +247,7 @@ def on_rank(*ranks: int) -> Callable[[Callable[_P, _T]], Callable[_P, _T | None]
 
 
 def not_on_rank(*ranks: int) -> Callable[[Callable[_P, _T]], Callable[_P, _T | None]]:
-    """Decorator: run the function on all ranks but these, where it returns None.
+    """Decorator: return None on these ranks, and run the function on all others.
 
     Args:
         *ranks: World ranks.
@@ -275,7 +274,7 @@ def _where(here: bool) -> Callable[[Callable[_P, _T]], Callable[_P, _T | None]]:
 
 
 def rank_all(func: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Decorator: run the function everywhere; it says so to a reader.
+    """Decorator without effect, to mark functions that run on all ranks.
 
     Example:
         >>> import torchopt
@@ -297,7 +296,7 @@ def rank_zero_only(func: Callable[_P, _T]) -> Callable[_P, _T | None]:
 
 
 def rank_non_zero_only(func: Callable[_P, _T]) -> Callable[_P, _T | None]:
-    """Decorator: run the function on all ranks but 0, where it returns None.
+    """Decorator: return None on rank 0, and run the function on all others.
 
     Example:
         >>> import torchopt

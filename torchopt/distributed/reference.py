@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The object that a remote function receives for an ``RRef`` among its arguments."""
+"""The object that a remote function receives in place of an ``RRef`` argument."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torchopt import tree
 
 __all__ = ['Reference', 'rref_of', 'value_to_send']
 
-_rpc: Any = rpc  # whose stubs lack PyRRef, the class of all RRefs that did not begin here
+_rpc: Any = rpc  # its stubs lack PyRRef, the class of RRefs received from other processes
 
 
 class Reference:
-    """An ``RRef`` that may have been sent with its value, so that gradients come back through the call.
+    """An ``RRef`` that may have been sent with its value, so that gradients flow back through the call.
 
-    It does all that an ``RRef`` does.
+    It has all methods of an ``RRef``.
 
     Args:
-        rref: The ``RRef`` itself.
-        fetch: From it and a timeout to its value, for one that was sent without.
+        rref: The ``RRef``.
+        fetch: ``fetch(rref, timeout)`` returns its value if it was sent without it.
     """
 
     def __init__(self, rref: Any, fetch: Callable[[Any, float], Any]) -> None:
@@ -31,7 +31,7 @@ class Reference:
         self._value: tuple[Any, ...] = ()
 
     def __setstate__(self, value: tuple[Any]) -> None:
-        """Take the value that was sent along."""
+        """Set the value that was sent with the reference."""
         self._value = value
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -46,7 +46,7 @@ class Reference:
         return repr(self._rref)
 
     def to_here(self, timeout: float = -1.0) -> Any:
-        """The value, or a copy of it where another process owns it."""
+        """The value, or a copy of it if another process owns it."""
         if self._value:
             return self._value[0]
         return self._rref.local_value() if self._rref.is_owner() else self._fetch(self._rref, timeout)
@@ -61,17 +61,17 @@ def _arrived(fork: Any) -> Any:
 
 
 def rref_of(obj: Any) -> Any:
-    """The ``RRef`` that an object is or stands for, or None."""
+    """The ``RRef`` that an object is or wraps, or None."""
     if isinstance(obj, Reference):
         return obj._rref
     return obj if isinstance(obj, _rpc.PyRRef) else None
 
 
 def value_to_send(reference: Any) -> tuple[Any, ...]:
-    """The value of an ``RRef``, in a tuple, if it is here and its tensors may get gradients; otherwise nothing.
+    """A tuple with the value of an ``RRef`` if it is in this process and can get gradients; else an empty tuple.
 
-    A module, a tensor that requires grad, or a tree that has one of them, is sent.  Other objects stay where they are:
-    they may be large, or nothing that can be pickled.
+    These are modules, tensors that require grad, and trees with one of them.  Other objects are not sent, since they
+    may be large or not picklable.
     """
     if isinstance(reference, Reference):
         return reference._value

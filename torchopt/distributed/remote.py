@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Call functions on other workers; the results can be differentiated as if they had been computed here."""
+"""Call functions on other workers; the results are differentiable as if computed in this process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ['parallelize', 'parallelize_async', 'parallelize_sync', 'remote_async
 
 _P = ParamSpec('_P')
 _T = TypeVar('_T')
-_DEFAULT_TIMEOUT = -1.0  # torch's mark for the default of the RPC group
+_DEFAULT_TIMEOUT = -1.0  # for torch, the default of the RPC group
 
 
 def remote_async_call(
@@ -47,22 +47,22 @@ def remote_async_call(
         args: Its arguments.
         kwargs: Its keyword arguments.
         partitioner: The rank or the name of a worker, which gets all arguments; or a function of the arguments that
-            returns a list of ``(worker, args, kwargs)``, where None stands for no arguments; None divides all tensors
-            along their first dimension.
+            returns a list of ``(worker, args, kwargs)``, with None for no arguments; None divides all tensors along
+            their first dimension.
         reducer: A function of the list of results.
-        timeout: Seconds that each worker may take, for the function and again for its gradient; 0 is for ever, and the
-            default that of the RPC group (60 s).  What this process does itself has a limit only where one is given.
-        retries: How often another worker repeats a part if its worker died or was late.  Only for functions
-            without side effects.
+        timeout: The time limit of each worker in seconds, for the function and separately for its gradient; 0 means no
+            limit, and the default is that of the RPC group (60 s).  For the part of this process there is a limit only
+            if ``timeout`` is given.
+        retries: How often another worker retries a part if its worker died or timed out.  Only for functions without
+            side effects.
 
     Returns:
-        A future of the list of results, or of what ``reducer`` made of it.  ``wait()`` raises what the function raised
-        (the cause of the exception is the traceback of the worker), :class:`WorkerDiedError` or
-        :class:`WorkerTimeoutError`.
+        A future of the list of results, or of the result of ``reducer``.  ``wait()`` raises the exception of the
+        function (its cause is the traceback of the worker), :class:`WorkerDiedError` or :class:`WorkerTimeoutError`.
 
     Raises:
-        RuntimeError: If RPC is not initialized, or ``torch.func`` transforms the call.
-        TypeError: If the function or an argument cannot be sent, or ``partitioner`` is of another kind.
+        RuntimeError: If RPC is not initialized, or the call is inside a ``torch.func`` transform.
+        TypeError: If the function or an argument cannot be sent, or ``partitioner`` has a wrong type.
         ValueError: If ``retries`` is negative, or the partitioner cannot divide the arguments.
 
     Example:
@@ -74,13 +74,13 @@ def remote_async_call(
     require_rpc()
     if in_transform():
         raise RuntimeError(
-            'A remote call cannot be transformed by torch.func, which is not known on other workers. Transform the '
-            'function that is called, or differentiate with torch.autograd.'
+            'torch.func cannot transform a remote call, since other workers do not know the transform. Transform the '
+            'called function, or differentiate with torch.autograd.'
         )
     if not callable(func):
         raise TypeError(f'func is a {type(func).__name__}; expected a function.')
     if not isinstance(retries, int) or retries < 0:
-        raise ValueError(f'Invalid retries: {retries!r}; expected a whole number >= 0.')
+        raise ValueError(f'Invalid retries: {retries!r}; expected an int >= 0.')
     args, kwargs = tuple(args or ()), dict(kwargs or {})
     parts = _divide(partitioner, args, kwargs)
     weights = [getattr(part, 'weight', 1) for part in parts]
@@ -122,10 +122,10 @@ def remote_sync_call(
 ) -> Any:
     """Call a function on other workers and wait for the results.
 
-    The arguments are those of :func:`remote_async_call`, and so are the errors, of which this raises all.
+    Arguments and errors are those of :func:`remote_async_call` and of ``wait()``.
 
     Returns:
-        The list of results, or what ``reducer`` made of it.
+        The list of results, or the result of ``reducer``.
 
     Example:
         >>> import torch, torchopt.distributed as todist
@@ -144,7 +144,7 @@ def remote_sync_call(
 
 
 class _Undecorated:
-    """The function under a decorator of this module, on its way to a worker that imports it with the decorator."""
+    """The undecorated function, for a worker that imports the name and gets the decorated one."""
 
     def __init__(self, decorated: Callable[..., Any]) -> None:
         self.decorated = decorated
@@ -158,7 +158,7 @@ class _Undecorated:
 
 
 def _sendable(func: Callable[..., Any], decorated: Callable[..., Any]) -> Callable[..., Any]:
-    """What a worker can import: the function by its name, or what is there under that name now."""
+    """An object that a worker can import: the function, or a wrapper if the decorator has replaced its name."""
     found: Any = sys.modules.get(func.__module__)
     for name in func.__qualname__.split('.'):
         found = getattr(found, name, None)
@@ -200,10 +200,10 @@ def parallelize_async(
     """Decorator: a call of the function divides its arguments among workers, and returns a future.
 
     Args:
-        partitioner: As in :func:`remote_async_call`.
-        reducer: As there; if neither is given, :func:`mean_reducer`.
-        timeout: As there.
-        retries: As there.
+        partitioner: See :func:`remote_async_call`.
+        reducer: See there; :func:`mean_reducer` if both are None.
+        timeout: See there.
+        retries: See there.
 
     Example:
         >>> import torch, torchopt.distributed as todist
@@ -226,10 +226,10 @@ def parallelize(
     """Decorator: a call of the function divides its arguments among workers, and waits for the results.
 
     Args:
-        partitioner: As in :func:`remote_async_call`.
-        reducer: As there; if neither is given, :func:`mean_reducer`.
-        timeout: As there.
-        retries: As there.
+        partitioner: See :func:`remote_async_call`.
+        reducer: See there; :func:`mean_reducer` if both are None.
+        timeout: See there.
+        retries: See there.
 
     Example:
         >>> import torch, torchopt.distributed as todist

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Tasks distributed among ranks: :math:`L(\theta) = \frac1N \sum_i L_i(\theta)`, each rank with its own :math:`i`.
+r"""Tasks divided among ranks: :math:`L(\theta) = \frac1N \sum_i L_i(\theta)`, where each rank has some of the tasks.
 
-The losses of a rank, their gradients, and their number are sent in one vector, so a step of all ranks costs
-one collective.  So the mean over all tasks is correct for any division of the tasks.
+The sums of the losses and gradients of a rank and its number of tasks are sent in one vector, so a step uses one
+collective.  The mean over all tasks is correct for any division of the tasks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from torchopt.distributed.collectives import add_up, typed_errors, world_size
 from torchopt.distributed.errors import Failure
 from torchopt.distributed.partition import share_of
 from torchopt.graphs import leaves_of
-from torchopt.numerics import apply_function, in_transform, is_dtensor, real_dtype
+from torchopt.numerics import apply_function, in_transform, real_dtype
+from torchopt.sharding import is_dtensor
 
 __all__ = ['map_tasks']
 
@@ -40,43 +41,41 @@ def map_tasks(
     group: Any = None,
     timeout: timedelta | None = None,
 ) -> Any:
-    r"""The mean of a loss over tasks, to which every rank contributes its share.
+    r"""The mean of a loss over tasks, where every rank computes some of the tasks.
 
     .. math:: L(\theta) = \frac1N \sum_{i=1}^N L_i(\theta)
 
-    Every rank calls it, and gets the same loss with the same gradient, those of one process with all tasks:
-    ``map_tasks(fn, tasks, net).backward()`` and a step of an optimizer keep the ranks equal.  The gradient of each task
-    is computed right after its loss, so that only one task's graph is alive at a time; losses, gradients and counts are
-    then added up over the ranks in one message.
+    Every rank must call it.  All get the same loss and the same gradient, equal to those of one process with all tasks,
+    so that ``map_tasks(fn, tasks, net).backward()`` and a step of an optimizer keep the ranks equal.  The gradient of
+    each task is computed right after its loss, so that only the graph of one task exists at a time.  Losses, gradients
+    and counts are then summed over the ranks with one collective.
 
-    If ``fn`` raises on a rank, the call raises on all ranks, so none waits forever.
-
-    Without a process group, a single process computes all tasks.
+    If ``fn`` raises on one rank, the call raises on all ranks.  Without a process group, a single process computes all
+    tasks.
 
     Args:
-        fn: ``fn(params, task)`` returns the loss of a task, a scalar tensor; with ``has_aux`` a pair of it and anything
-            else.  It may contain a whole inner loop.
+        fn: ``fn(params, task)`` returns the loss of a task, a scalar tensor; with ``has_aux``, a pair of the loss and
+            any other object.  It may contain a whole inner loop.
         tasks: The tasks; a rank accesses only its own.  If there are fewer tasks than ranks, some ranks are idle.
-        params: A module, or a tree of tensors, which must be the same on all ranks.  The gradient is that in those
-            which require grad.
+        params: A module or a tree of tensors, equal on all ranks.  Tensors that require grad get gradients.
         reduction: ``'mean'`` over all tasks of all ranks, or ``'sum'``.
         has_aux: Whether ``fn`` returns a pair.
-        split: Whether ``tasks`` are the same on every rank, which does its contiguous share of them; otherwise they are
-            the rank's own, and as many as it likes.
-        create_graph: Whether the gradient is differentiable.  The graphs of all tasks are then kept, and
-            the gradient takes a separate message.
+        split: Whether ``tasks`` is the same sequence on every rank, of which each rank takes a contiguous part; if
+            False, ``tasks`` are the tasks of this rank only, in any number.
+        create_graph: Whether the gradient is differentiable.  The graphs of all tasks are then kept, and the gradient
+            uses a separate collective.
         group: The process group, by default all.
         timeout: The time limit for the other ranks, by default that of the group.
 
     Returns:
-        The loss, a scalar tensor with a gradient in ``params``; with ``has_aux`` a pair of it and the list of what
-        ``fn`` returned beside it, for all tasks in their order (pickled, in a message of its own).
+        The loss, a scalar tensor differentiable with respect to ``params``; with ``has_aux``, a pair of the loss and
+        the list of the other objects for all tasks in order (pickled, in a separate collective).
 
     Raises:
-        TypeError: If ``fn`` returns no scalar tensor, or ``params`` are sharded.
-        ValueError: If there are no tasks, no parameter requires grad, or the ranks do not agree on the number of tasks.
-        RuntimeError: If ``torch.func`` transforms the call; use :func:`all_reduce` and :func:`replicate` there.
-        WorkerDiedError, WorkerTimeoutError: If another rank is gone, or does not come.
+        TypeError: If ``fn`` does not return a scalar tensor, or ``params`` are sharded.
+        ValueError: If there are no tasks, no parameter requires grad, or the number of tasks differs between ranks.
+        RuntimeError: If called inside a ``torch.func`` transform; use :func:`all_reduce` and :func:`replicate` there.
+        WorkerDiedError, WorkerTimeoutError: If another rank has died, or does not make the call in time.
 
     Example:
         >>> import torch, torchopt.distributed as todist
@@ -106,7 +105,7 @@ def map_tasks(
     try:
         own = [tasks[i] for i in share_of(len(tasks), ranks)[rank]] if split else list(tasks)
         work = _do(fn, own, params, ends, has_aux, eager)
-    except Exception as raised:  # the other ranks wait for this one, so they hear of it first
+    except Exception as raised:  # the other ranks wait for this one, so report the error to them first
         if ranks == 1:
             raise
         error = raised
@@ -115,8 +114,8 @@ def map_tasks(
         _raise_failures(error, rank, ranks, group)
     if not total.alike:
         raise ValueError(
-            f'The ranks do not agree on the tasks: rank {rank} has {len(tasks)} of them, and others have more or less. '
-            f'Pass the same tasks on every rank, or split=False if they are its own.'
+            f'The number of tasks differs between ranks: rank {rank} has {len(tasks)}. Pass the same tasks on every '
+            f'rank, or split=False if each rank has its own tasks.'
         )
     if total.tasks == 0:
         raise ValueError('There are no tasks on any rank; expected at least one.')
@@ -135,26 +134,26 @@ def _trainable(params: Any) -> list[Tensor]:
     leaves = [p for p in candidates if isinstance(p, Tensor) and p.requires_grad]
     if not leaves and torch.is_grad_enabled():
         raise ValueError(
-            'No tensor in params requires grad, so there is no gradient to share. Call requires_grad_() on those to be '
-            'trained, or torch.no_grad() if only the loss is wanted.'
+            'No tensor in params requires grad, so there is no gradient. Call requires_grad_() on the parameters, or '
+            'use torch.no_grad() to compute only the loss.'
         )
     if any(is_dtensor(p) for p in leaves):
         raise TypeError(
-            'params hold DTensors, and map_tasks needs the whole of them on every rank. Sharded parameters add up '
-            'gradients by themselves: call fn on this rank and backward() on the loss.'
+            'params hold DTensors, but map_tasks requires whole tensors on every rank. DTensors sum gradients over the '
+            'ranks themselves: call fn on this rank and backward() on the loss.'
         )
     return leaves
 
 
 class _Work(NamedTuple):
-    """What a rank has done: the sum of its losses, what else its tasks returned, and the sums of their gradients."""
+    """The work of one rank: the sum of its losses, the other objects, and the sums of the gradients."""
 
     loss: Tensor | None
     aux: list[Any]
     gradients: list[Tensor | None]
 
 
-_seen: weakref.WeakSet[Any] = weakref.WeakSet()  # codes of functions that have been looked at
+_seen: weakref.WeakSet[Any] = weakref.WeakSet()  # code objects of functions that have been checked
 
 
 def _do(fn: Any, own: list[Any], params: Any, leaves: list[Tensor], has_aux: bool, eager: bool) -> _Work:
@@ -165,11 +164,11 @@ def _do(fn: Any, own: list[Any], params: Any, leaves: list[Tensor], has_aux: boo
     for number, task in enumerate(own):
         returned = fn(params, task)
         if has_aux and not (isinstance(returned, tuple) and len(returned) == 2):
-            raise TypeError(f'fn returned a {type(returned).__name__}; expected a pair (loss, aux), as has_aux says.')
+            raise TypeError(f'fn returned a {type(returned).__name__}; expected a pair (loss, aux) with has_aux=True.')
         loss, aux = returned if has_aux else (returned, None)
         if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.dtype not in _DTYPES:
             what = f'a tensor of shape {tuple(loss.shape)}, {loss.dtype}' if isinstance(loss, Tensor) else repr(loss)
-            raise TypeError(f'fn returned {what} as loss; expected a real scalar tensor. Reduce it, as by loss.mean().')
+            raise TypeError(f'fn returned {what} as loss; expected a real scalar tensor. Reduce it: loss.mean().')
         loss = loss.reshape(())
         kept.append(tree.map(lambda x: x.detach() if isinstance(x, Tensor) else x, aux))
         if eager and loss.requires_grad:
@@ -183,15 +182,15 @@ def _do(fn: Any, own: list[Any], params: Any, leaves: list[Tensor], has_aux: boo
     lost = [p.shape for ref in others if (p := ref()) is not None]
     if lost:
         warnings.warn(
-            f'The loss depends on {len(lost)} tensors that require grad and are not in params, of shapes '
-            f'{[tuple(shape) for shape in lost]}: they get no gradient. Pass them in params too, or detach them.',
+            f'The loss depends on {len(lost)} tensors that require grad and are not in params, with the shapes '
+            f'{[tuple(shape) for shape in lost]}: they get no gradient. Add them to params, or detach them.',
             stacklevel=3,
         )
     return _Work(total, kept, sums)
 
 
 def _look_for_others(fn: Any, loss: Tensor, leaves: list[Tensor]) -> list[weakref.ref[Tensor]]:
-    """Leaves beside the parameters; those that are alive when the graph is gone would have lost their gradient."""
+    """Weak references to leaves outside of the parameters; those that outlive the graph lose their gradient."""
     code = getattr(fn, '__code__', None)
     if code is not None:
         if code in _seen:
@@ -202,7 +201,7 @@ def _look_for_others(fn: Any, loss: Tensor, leaves: list[Tensor]) -> list[weakre
 
 
 class _Total(NamedTuple):
-    """The sums over all ranks; ``alike`` says whether all ranks were given as many tasks."""
+    """The sums over all ranks; ``alike`` is whether all ranks have the same number of tasks."""
 
     failed: bool
     tasks: int
@@ -224,19 +223,20 @@ def _add_up(
     group: Any,
     timeout: timedelta | None,
 ) -> _Total:
-    """Send one vector: what this rank did, its loss, which gradients it has, and these."""
+    """Sum one vector over the ranks: counts and flags, the loss, which gradients exist, and the gradients."""
     device = next((x.device for x in [*leaves, work.loss] if x is not None), None)
     gradients = work.gradients if eager else []
-    # A rank without tasks learns the dtype of the loss from those that have one.
+    # A rank without tasks gets the dtype of the loss from the others.
     dtype = 0 if work.loss is None else 1 + _DTYPES.index(work.loss.dtype)
-    # Numbers are equal where the mean of the squares is the square of the mean; digits stay exact in single precision.
+    # Numbers are equal if and only if the mean of their squares is the square of their mean.  Single precision is exact
+    # for digits.
     digits = [given % 64, given // 64 % 64, given // 4096 % 64]
     numbers = [error is not None, own, dtype, dtype > 0, *digits, *(d * d for d in digits)]
     used = [g is not None for g in gradients]
     head = torch.tensor([*numbers, *used], dtype=torch.float32, device=device)
     loss = torch.zeros((), device=device) if work.loss is None else work.loss.detach().to(device)
     filled = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, leaves)]
-    # In the widest dtype that a loss may have; otherwise the ranks would not send vectors of the same one.
+    # The dtype must be equal on all ranks, so use the widest that a loss can have.
     widest = functools.reduce(torch.promote_types, (real_dtype(p.dtype) for p in leaves), torch.float32)
     head, loss, *sums = add_up([head, loss.to(widest), *filled], group, timeout)
     failed, total, code, holders, *rest = head.tolist()
@@ -270,7 +270,7 @@ def _gather(aux: list[Any], ranks: int, group: Any) -> list[Any]:
 
 
 class _KnownGradient(torch.autograd.Function):
-    """A value whose gradient, but for a factor, was computed together with it."""
+    """A value whose gradient, up to a factor, was computed together with it."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, gradients: list[Tensor | None], weight: float, *leaves: Tensor) -> Tensor:
@@ -293,10 +293,10 @@ class _KnownGradient(torch.autograd.Function):
 
 
 class _Local(NamedTuple):
-    """This rank's parts of a sum, with their graph from ``ends``, which stand for the inputs of the node.
+    """This rank's terms of a sum, with their graph from ``ends``, detached copies of the inputs of the node.
 
-    An end is cut off from what its input was computed from.  Otherwise what depends on another input would count twice:
-    here, and where autograd goes on from the node.
+    The ends are detached since otherwise an input that depends on another input would count twice: in this graph, and
+    when autograd continues from the node.
     """
 
     parts: Sequence[Tensor | None]
@@ -308,10 +308,10 @@ def _end(x: Tensor) -> Tensor:
 
 
 class _SumOfParts(torch.autograd.Function):
-    r"""The sum :math:`\sum_r f_r(x)` over ranks, of which each has the graph of its own part only.
+    r"""The sum :math:`\sum_r f_r(x)` over ranks, where each rank has the graph of its own term only.
 
-    The product of a cotangent :math:`v` with its Jacobian is :math:`\sum_r J_r^\top v`: a sum over ranks again, of what
-    depends on :math:`x` and :math:`v`.
+    Its vector-Jacobian product with a cotangent :math:`v` is :math:`\sum_r J_r^\top v`, again a sum over ranks of
+    functions of :math:`x` and :math:`v`.
     """
 
     @staticmethod

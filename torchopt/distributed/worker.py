@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The work of a worker: run the function, keep the graph, and differentiate it on request.
+"""The code that runs on a worker: run the function, keep the graph, and differentiate it on request.
 
-It does not use torch's own distributed autograd: the backward pass of that waits for every tensor that was ever sent,
-even if its gradient is not needed or its worker is gone; it ignores the parameters of modules; and it has no
-second derivatives.
+It does not use torch's distributed autograd, whose backward pass waits for every tensor that was sent, even if its
+gradient is not needed or its worker has died; which ignores the parameters of modules; and which has no second
+derivatives.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ['Answer', 'differentiate', 'execute', 'lend']
 
 
 class Graph(NamedTuple):
-    """A graph that another process may still differentiate: from leaves to the results sent back."""
+    """A graph that another process may differentiate, from leaves to the results that were sent back."""
 
     inputs: list[Tensor]
     outputs: list[Tensor]
@@ -36,12 +36,12 @@ class Graph(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a worker sends back.
+    """The answer of a worker.
 
     Attributes:
         message: The result; None after a failure.
-        graph: The number of the graph that was kept, or None.
-        failure: What the function raised.
+        graph: The number of the graph that the worker keeps, or None.
+        failure: The exception that the function raised, or None.
     """
 
     message: Message | None
@@ -72,9 +72,9 @@ def execute(request: Message, record: bool, released: Sequence[int]) -> Answer:
     """Run ``function(*args, **kwargs)``, the object in the request.
 
     Args:
-        request: Its tensors that require grad are the inputs of the graph.
-        record: Whether the caller records a graph; otherwise what is sent back is detached.
-        released: Numbers of graphs that are not needed any more.
+        request: The request; its tensors that require grad are the inputs of the graph.
+        record: Whether the caller records a graph; if not, the result is detached.
+        released: The numbers of graphs that are no longer needed.
     """
     try:
         _forget(released)
@@ -88,7 +88,7 @@ def execute(request: Message, record: bool, released: Sequence[int]) -> Answer:
         def classify(x: Tensor) -> tuple[str, Any]:
             number, version = before.get(id(x), (None, None))
             if number is not None and version == x._version:
-                return 'input', number  # the caller has it, graph and all
+                return 'input', number  # the caller has this tensor with its graph
             if x.grad_fn is None:
                 return as_leaf(x)
             if record:
@@ -100,7 +100,7 @@ def execute(request: Message, record: bool, released: Sequence[int]) -> Answer:
             message, _ = pack(result, classify)
         except Exception as error:
             raise TypeError(
-                f'What the function returned, a {type(result).__name__}, cannot be sent back: {error}. Return tensors, '
+                f'The result of the function, a {type(result).__name__}, cannot be sent back: {error}. Return tensors, '
                 f'numbers, or objects that can be pickled.'
             ) from error
         _refuse_calls_of_torch(outputs)
@@ -110,22 +110,22 @@ def execute(request: Message, record: bool, released: Sequence[int]) -> Answer:
 
 
 def _refuse_calls_of_torch(outputs: Sequence[Tensor]) -> None:
-    """Raise where torch's distributed autograd has recorded what the function called: it cannot go on from here."""
+    """Raise if the result depends on calls that torch's distributed autograd has recorded: they get no gradient."""
     current: Any = torch_autograd
     try:
         current._current_context()
-    except RuntimeError:  # there is no context, so that nothing was recorded
+    except RuntimeError:  # there is no context, so nothing was recorded
         return
     if any('RecvRpcBackward' in node.name() for node in nodes_of(outputs)):
         raise RuntimeError(
-            'The function called torch.distributed.rpc itself within a context of distributed autograd (to_here() of '
-            'an RRef that is not among its arguments, or rpc_sync), and its result depends on what came. Gradients '
-            'cannot go on from there. Pass the RRef as an argument, or call with torchopt.distributed.remote_sync_call.'
+            'The function called torch.distributed.rpc within a context of distributed autograd (to_here() of an RRef '
+            'that is not among its arguments, or rpc_sync), and its result depends on the answer, to which gradients '
+            'cannot flow. Pass the RRef as an argument, or call with torchopt.distributed.remote_sync_call.'
         )
 
 
 def _fetch(rref: Any, timeout: float, *, record: bool) -> Any:
-    """The value of an ``RRef`` that another process owns, which came without it."""
+    """The value of an ``RRef`` that another process owns and that was sent without its value."""
     answer: Answer = rpc.rpc_sync(rref.owner(), lend, (rref, record), timeout=timeout)
     if answer.failure is not None:
         raise answer.failure.exception()
@@ -134,7 +134,7 @@ def _fetch(rref: Any, timeout: float, *, record: bool) -> Any:
 
 
 def lend(rref: Any, record: bool) -> Answer:
-    """A copy of the value of an ``RRef`` of ours, for a call whose graph does not reach it.
+    """A copy of the value of an ``RRef`` that this process owns, for a call whose graph does not include it.
 
     Args:
         rref: The ``RRef``.
@@ -146,9 +146,9 @@ def lend(rref: Any, record: bool) -> Answer:
         def classify(x: Tensor) -> tuple[str, Any]:
             if record and x.requires_grad:
                 raise RuntimeError(
-                    f'The value of an RRef, a {type(value).__name__} on worker {rref.owner().id}, holds tensors that '
-                    f'require grad, and a call cannot bring their gradients back. Pass an RRef of the module or of '
-                    f'the tensors themselves, from the process that owns them; or call the function on their owner '
+                    f'The value of an RRef, a {type(value).__name__} on worker {rref.owner().id}, contains tensors '
+                    f'that require grad, to which this call cannot return gradients. Pass an RRef of the module or of '
+                    f'the tensors, from the process that owns them; or call the function on their owner '
                     f'(partitioner={rref.owner().id}), or under torch.no_grad().'
                 )
             return as_leaf(x)
@@ -159,10 +159,10 @@ def lend(rref: Any, record: bool) -> Answer:
 
 
 def differentiate(number: int, request: Message, create_graph: bool, released: Sequence[int]) -> Answer:
-    """The product of the cotangents of a graph's outputs with its Jacobian, for each input; None where it is zero.
+    """The vector-Jacobian product of a graph for each of its inputs; None if it is zero.
 
-    The request is a list with a cotangent, or None, for each output.
-    Leaves of the worker's own get theirs in ``.grad``, as in any backward pass.
+    The request is a list with a cotangent, or None, for each output.  Leaves of the worker get their gradients in
+    ``.grad``, as in any backward pass.
     """
     try:
         _forget(released)
@@ -187,7 +187,7 @@ def _clear(leaves: Sequence[Tensor]) -> None:
 
 
 def _differentiate_again(graph: Graph, cotangents: list[Tensor | None]) -> Answer:
-    """As :func:`differentiate`, with a graph of the product: from the inputs and the cotangents to it."""
+    """Like :func:`differentiate`, with a graph from the inputs and the cotangents to the product."""
     pairs = [(x, c) for x, c in zip(graph.outputs, cotangents) if c is not None]
     sent = {id(x) for x in graph.inputs}
     own = [x for x in leaves_of(x for x, _ in pairs) if id(x) not in sent]

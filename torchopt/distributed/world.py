@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is who, and how to join: the module of TorchOpt 0.7.3, whose names are all in :mod:`torchopt.distributed`."""
+"""The path of TorchOpt 0.7.3 for ranks and initialization; all names are in :mod:`torchopt.distributed`."""
 
 from torchopt.distributed.launch import auto_init_rpc
 from torchopt.distributed.ranks import (

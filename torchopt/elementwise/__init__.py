@@ -2,7 +2,7 @@
 """Elementwise transformations: one pass over the leaves, on the native engine where possible."""
 
 from torchopt.elementwise.hyperparams import Hyperparams, PerLeafRule, check_each, has_shape
-from torchopt.elementwise.leaves import as_constant, as_constants, leaf_norm, least_norm, move_leaves
+from torchopt.elementwise.leaves import as_constant, as_constants, leaf_norm, least_norm
 from torchopt.elementwise.moments import (
     add_to_leaf,
     apply_rule,
@@ -28,7 +28,6 @@ __all__ = [
     'as_constants',
     'leaf_norm',
     'least_norm',
-    'move_leaves',
     'run_steps',
     'zero_moment',
 ]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from torchopt.numerics import detach_graph, in_single, is_inexact, real_dtype
+from torchopt.numerics import detach_graph, in_single, is_inexact, is_tracing, real_dtype
 from torchopt.tree.ops import describe_shapes, map, map_with_path
 from torchopt.tree.registry import flatten, flatten_up_to, flatten_with_path, unflatten
 
@@ -27,6 +27,8 @@ __all__ = [
     'check_updates',
     'check_writable',
     'full_moment',
+    'keep_dtype',
+    'lay_into',
     'move_columns',
     'zero_moment',
 ]
@@ -35,12 +37,12 @@ __all__ = [
 def zero_moment(
     params: Any, *, dtype: torch.dtype | None = None, real: bool = False, requires_grad: bool = False
 ) -> Any:
-    """A tree of zeros like ``params``, the usual first value of a moment.
+    """A tree of zeros like ``params``, the usual initial value of a moment.
 
     Args:
         params: Tree of floating or complex tensors; ``None`` leaves stay ``None``.
-        dtype: Dtype of the zeros; that of the parameters by default.
-        real: Give complex parameters a real moment, as second moments need.
+        dtype: Real dtype of the zeros, and of the two parts of complex ones; that of each parameter by default.
+        real: Whether the moments of complex parameters are real, as for second moments.
         requires_grad: Whether the moments are leaves that require grad, so that they can be learned.
 
     Raises:
@@ -72,7 +74,9 @@ def full_moment(
     check_inexact(params, name='params')
 
     def fill(p: torch.Tensor) -> torch.Tensor:
-        kind = dtype or (real_dtype(p.dtype) if real else p.dtype)
+        kind = dtype or real_dtype(p.dtype)
+        if p.is_complex() and not real:
+            kind = kind.to_complex()
         moment = torch.full_like(p, value, dtype=kind) if value else torch.zeros_like(p, dtype=kind)
         return moment.requires_grad_() if requires_grad else moment
 
@@ -102,7 +106,7 @@ def check_updates(updates: Any, params: Any) -> None:
     """Require that updates can be added to parameters: same structure and shapes, complex only for complex parameters.
 
     Raises:
-        ValueError: If structures or shapes differ; the message names the path of the first leaf at fault.
+        ValueError: If structures or shapes differ; the message names the path of the first mismatch.
         TypeError: If an update is not a tensor, or is complex while its parameter is real.
     """
     leaves, spec = flatten(updates)
@@ -118,7 +122,7 @@ def check_updates(updates: Any, params: Any) -> None:
 
 
 def describe_complex(x: torch.Tensor, y: torch.Tensor, name: str, like: str) -> str:
-    """An error message: ``x`` is complex and ``y`` is real."""
+    """The error message for a complex ``x`` and a real ``y``."""
     return (
         f'{name} is complex ({x.dtype}), but {like} is real ({y.dtype}). Pass a real update, or make the parameter '
         f'complex.'
@@ -131,12 +135,12 @@ def apply_rule(
     *moments: Any,
     reads: Sequence[Any] = (),
     inplace: bool = False,
+    whole: bool = False,
 ) -> tuple[Any, ...]:
-    """Apply an elementwise rule to every leaf of a tree.
+    """Apply a rule to every leaf of a tree.
 
-    The rule maps one leaf of each tree to the new leaves: ``rule(g, *moments, *reads) -> (u, *moments)``.  It is a
-    pure function; this function adds what all rules share.  If an update is ``None``, the rule is not called, the
-    update stays ``None`` and the moments do not change.
+    The rule maps one leaf of each tree to the new leaves: ``rule(g, *moments, *reads) -> (u, *moments)``.  If an update
+    is ``None``, the rule is not called, the update stays ``None`` and the moments do not change.
 
     Args:
         rule: Pure function of tensors of one shape, returning a tuple of tensors of that shape.
@@ -145,13 +149,15 @@ def apply_rule(
         reads: Trees of the same structure, which the rule only reads (parameters).
         inplace: Write the new moments into the storage of the old ones, outside autograd.  Expanded
             moments are not writable, and are replaced instead.
+        whole: Whether the rule is not elementwise.  Then the moment of a leaf may be any object, also a tree; nothing
+            is written in place or converted.
 
     Returns:
         The new updates, followed by the new moments, each a tree.  Moments keep their dtype.
 
     Raises:
-        ValueError: If structures or shapes differ; the message names the path of the first leaf at fault.
-        TypeError: If an update has an integer or boolean dtype, or is complex where its moment is real.
+        ValueError: If structures or shapes differ; the message names the path of the first mismatch.
+        TypeError: If an update has an integer or boolean dtype, or is complex while its moment is real.
         RuntimeError: If an update is sparse.
 
     Example:
@@ -163,8 +169,14 @@ def apply_rule(
     leaves, spec = flatten(updates)
     columns = [flatten_up_to(spec, m, name='state', like='updates') for m in moments]
     columns += [flatten_up_to(spec, r, name='params', like='updates') for r in reads]
-    check_columns(updates, leaves, columns, len(moments))
-    moved = move_columns(rule, leaves, columns, len(moments), inplace=inplace)
+    if whole:
+        check_inexact(updates, name='updates')
+        for params in reads:
+            check_updates(updates, params)
+    else:
+        check_columns(updates, leaves, columns, len(moments))
+        rule = in_single(rule)
+    moved = move_columns(rule, leaves, columns, len(moments), replace if whole else lay_into if inplace else keep_dtype)
     return tuple(unflatten(spec, column) for column in moved)
 
 
@@ -174,8 +186,8 @@ def check_columns(updates: Any, leaves: Sequence[Any], columns: Sequence[Sequenc
     Args:
         updates: The tree, for the paths in error messages.
         leaves: Its leaves.
-        columns: Tensors beside the leaves, first those of the moments.
-        moments: How many columns are moments.
+        columns: Lists with a tensor for each leaf; the moments come first.
+        moments: The number of columns that are moments.
     """
     for i, g in enumerate(leaves):
         if g is None:
@@ -194,30 +206,32 @@ def check_writable(leaves: Sequence[Any]) -> None:
     Raises:
         RuntimeError: If a tensor was created in inference mode, and this is not inference mode.
     """
-    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+    if is_tracing() or torch.is_inference_mode_enabled():
         return
     if any(isinstance(x, torch.Tensor) and x.is_inference() for x in leaves):
         raise RuntimeError(
-            'inplace=True, but a moment or a parameter was made under torch.inference_mode() and can be written to '
+            'inplace=True, but a moment or a parameter was created under torch.inference_mode() and is writable '
             'only there. Call update with inplace=False, or create the state outside inference mode.'
         )
 
 
 def move_columns(
-    rule: Callable[..., Any], leaves: Sequence[Any], columns: Sequence[Sequence[Any]], moments: int, *, inplace: bool
+    rule: Callable[..., Any],
+    leaves: Sequence[Any],
+    columns: Sequence[Sequence[Any]],
+    moments: int,
+    store: Callable[[Any, Any], Any],
 ) -> list[Sequence[Any]]:
-    """Apply a rule to checked leaves; returns the columns of updates and moments."""
+    """Apply a rule to checked leaves, and return the columns of updates and moments."""
     n = moments + 1
-    rule = in_single(rule)
     rows: list[Any] = list(zip(leaves, *columns))
-    settle = _lay_into if inplace else _keep_dtype
-    with torch.no_grad() if inplace else contextlib.nullcontext():
+    with torch.no_grad() if store is lay_into else contextlib.nullcontext():
         for i, row in enumerate(rows):
             if row[0] is None:
                 rows[i] = row[:n]
             else:
                 new = rule(*row)
-                rows[i] = (new[0], *[settle(old, x) for old, x in zip(row[1:n], new[1:])])
+                rows[i] = (new[0], *map(store, row[1:n], new[1:]))
     return list(zip(*rows)) if rows else [()] * n
 
 
@@ -232,7 +246,13 @@ def add_to_leaf(p: Any, u: Any, *, inplace: bool) -> Any:
     return new if new.dtype == p.dtype else new.to(p.dtype)
 
 
-def _keep_dtype(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+def replace(old: Any, new: Any) -> Any:
+    """The new moment."""
+    return new
+
+
+def keep_dtype(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """The new moment, in the dtype of the old one."""
     if new.dtype == old.dtype:
         return new
     if new.is_complex() and not old.is_complex():
@@ -240,8 +260,9 @@ def _keep_dtype(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     return new.to(old.dtype)
 
 
-def _lay_into(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-    new = _keep_dtype(old, new)
+def lay_into(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """The new moment, in the storage of the old one."""
+    new = keep_dtype(old, new)
     if _overlaps(old):
         return new
     old.copy_(new)
@@ -260,7 +281,7 @@ def _raise_mismatch(updates: Any, i: int, row: tuple[Any, ...], n: int) -> None:
     if g.layout is not torch.strided:
         raise RuntimeError(
             f'updates{path} has layout {g.layout}; only dense tensors are supported. Pass sparse=False to the layer '
-            f'that makes it, or its to_dense().'
+            f'that creates it, or its to_dense().'
         )
     for j, x in enumerate(row[1:], 1):
         like = 'state' if j < n else 'params'

@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from typing import Any
 
-from torchopt import checks, elementwise
+import torch
 
-__all__ = ['at_least_zero', 'decay_rate', 'decay_rates', 'learning_rate', 'number']
+from torchopt import checks, elementwise
+from torchopt.numerics import DTypeLike, as_dtype
+
+__all__ = ['at_least_zero', 'decay_rate', 'decay_rates', 'learning_rate', 'moment_dtype', 'number']
 
 
 def at_least_zero(name: str, value: Any) -> None:
@@ -17,7 +22,8 @@ def at_least_zero(name: str, value: Any) -> None:
         ValueError: If a value is out of its range; the message names its path.
         TypeError: If it is not a number.
     """
-    elementwise.check_each(checks.at_least, name, value)
+    if type(value) is not float or not value >= 0.0:  # skip the checks below in the most frequent case
+        elementwise.check_each(checks.at_least, name, value)
 
 
 def number(name: str, value: Any) -> None:
@@ -32,18 +38,39 @@ def decay_rate(name: str, value: Any) -> None:
 
 def decay_rates(b1: Any, b2: Any) -> None:
     """Require two decay rates in [0, 1)."""
-    decay_rate('beta parameter at index 0', b1)
-    decay_rate('beta parameter at index 1', b2)
+    for i, rate in enumerate((b1, b2)):
+        if type(rate) is not float or not 0.0 <= rate < 1.0:
+            decay_rate(f'beta parameter at index {i}', rate)
 
 
 def learning_rate(lr: Any) -> None:
     """Require a schedule, or finite numbers >= 0; the values of a tree may have the shapes of their parameters."""
+    if type(lr) is float and 0.0 <= lr < math.inf:
+        return
     if not checks.is_schedule(lr):
         _check_elements(checks.learning_rate, 'learning rate', lr)
 
 
+def moment_dtype(dtype: DTypeLike | None, name: str = 'mu_dtype') -> torch.dtype | None:
+    """Convert to a real floating dtype of torch; None stays None.
+
+    Raises:
+        TypeError: If ``dtype`` is anything else.
+    """
+    if dtype is None:
+        return None
+    with contextlib.suppress(TypeError):
+        found = as_dtype(dtype)
+        if found.is_floating_point:
+            return found
+    raise TypeError(
+        f'Invalid {name} value: {dtype!r}; expected a real floating dtype such as torch.bfloat16, or None for '
+        f'that of the parameters.'
+    )
+
+
 def _check_elements(check: Any, name: str, value: Any) -> None:
-    """As :func:`torchopt.elementwise.check_each`, with the extremes of a tensor for its elements."""
+    """Like :func:`torchopt.elementwise.check_each`; of a tensor, only the extreme elements are checked."""
 
     def check_extremes(path: str, x: Any) -> None:
         if path != name and elementwise.has_shape(x):

@@ -16,8 +16,16 @@ import torch
 
 from torchopt._C import dispatch
 from torchopt.elementwise.hyperparams import PerLeafRule, share_rows
-from torchopt.elementwise.moments import add_to_leaf, check_columns, check_updates, check_writable, move_columns
-from torchopt.numerics import as_non_leaf
+from torchopt.elementwise.moments import (
+    add_to_leaf,
+    check_columns,
+    check_updates,
+    check_writable,
+    keep_dtype,
+    lay_into,
+    move_columns,
+)
+from torchopt.numerics import as_non_leaf, carries_graph, detach_graph, in_single, is_tracing, runs_directly
 from torchopt.tree.ops import broadcast_prefix
 from torchopt.tree.registry import TreeSpec, flatten, flatten_up_to, unflatten
 
@@ -25,7 +33,7 @@ __all__ = ['ElementwiseStep', 'run_steps']
 
 
 class ElementwiseStep(NamedTuple):
-    """One step of an elementwise transformation, ready to run over the leaves.
+    """One step of an elementwise transformation.
 
     Attributes:
         rule: Pure function of leaves, ``rule(g, *moments) -> (u, *moments)``, with the parameter as last argument
@@ -35,9 +43,9 @@ class ElementwiseStep(NamedTuple):
         moments: The trees that the rule updates.
         make_state: ``make_state(*moments)`` returns the next state.
         reads_params: Whether the rule reads the parameters.
-        where: ``where(params)`` returns a tree of booleans, a prefix of the updates, that says where the rule applies;
-            None means everywhere.  Only rules without moments can be skipped.
-        native: None uses the native engine where it can run, False never; True raises where it cannot run.
+        where: ``where(params)`` returns a tree of booleans, a prefix of the updates: whether the rule applies to the
+            leaf; None applies it to all.  Only rules without moments can be skipped.
+        native: None uses the native engine if it can run, False never; True raises if it cannot run.
     """
 
     rule: Callable[..., tuple[Any, ...]] | PerLeafRule
@@ -57,8 +65,8 @@ def run_steps(
         passes: The steps.
         updates: Tree of tensors; leaves of None are skipped.
         params: Tree of the same structure, or None if no step reads it.
-        inplace: Write into the moments, and into the parameters with ``onto_params``.
-        onto_params: Add the updates to the parameters.
+        inplace: Whether to write into the moments, and with ``onto_params`` into the parameters.
+        onto_params: Whether to add the updates to the parameters.
 
     Returns:
         The updates, or the new parameters; and one state for each step.
@@ -71,14 +79,23 @@ def run_steps(
     p = None
     if onto_params or any(step.reads_params for step in passes):
         p = flatten_up_to(spec, params, name='params', like='updates')
+        if not (inplace or onto_params) and torch.is_grad_enabled():
+            p = _constants_in_plain_training(passes, leaves, moments, p)
     active = [None if step.where is None else _flags(step.where(params), updates, spec) for step in passes]
-    rows = _rows(passes, active, updates, leaves, spec)
-    moved = _run_native(passes, active, rows, leaves, moments, p, inplace, onto_params)
+    per_leaf = any(isinstance(step.rule, PerLeafRule) for step in passes)
+    rows = _rows(passes, active, updates, leaves, spec) if per_leaf else None
+    if any(step.native is False for step in passes):
+        moved: Any = dispatch.Unsupported('the native engine was switched off for it')
+    elif rows is None and all(g is not None for g in leaves):  # `None in leaves` would compare tensors by elements
+        partials: list[Any] = [step.rule for step in passes]
+        moved = dispatch.step(partials, active, leaves, moments, p, inplace=inplace, onto_params=onto_params)
+    else:
+        moved = _run_native(passes, active, rows, leaves, moments, p, inplace, onto_params)
     if isinstance(moved, dispatch.Unsupported):
-        if any(step.native for step in passes) and not torch.compiler.is_compiling():
+        if any(step.native for step in passes) and not is_tracing():
             raise RuntimeError(
-                f'use_accelerated_op=True, but the native engine cannot take this step: {moved.reason}. Omit the '
-                f'option to run in plain torch where the engine cannot run.'
+                f'use_accelerated_op=True, but the native engine cannot run this step: {moved.reason}. Omit the '
+                f'option to run in plain torch if the engine cannot run.'
             )
         if params is not None and (inplace or onto_params):
             check_updates(updates, params)
@@ -95,6 +112,32 @@ def run_steps(
     return first, tuple(step.make_state(*[next(supply) for _ in step.moments]) for step in passes)
 
 
+def _constants_in_plain_training(
+    passes: Sequence[ElementwiseStep], leaves: list[Any], moments: list[list[Any]], p: list[Any]
+) -> list[Any]:
+    """Detach the parameters that rules read in plain training, so that the graph does not grow with the steps.
+
+    This is decided once for each leaf.  A step is recorded if a parameter is not a leaf of autograd, or if a gradient,
+    a moment or a hyper-parameter of any of the rules has a graph.
+    """
+    if not any(isinstance(x, torch.Tensor) and x.requires_grad for x in p):
+        return p
+    coefficients = [x for step in passes for x in _coefficients(step.rule)]
+    if not runs_directly() or any(map(carries_graph, coefficients)):
+        return p
+    return [
+        detach_graph(x) if carries_graph(x) and x.is_leaf and not any(map(carries_graph, row)) else x
+        for x, *row in zip(p, leaves, *moments)
+    ]
+
+
+def _coefficients(rule: Any) -> list[Any]:
+    """The coefficients of a rule, if they are known."""
+    if isinstance(rule, PerLeafRule):
+        return rule.coefficients()
+    return list(rule.keywords.values()) if isinstance(rule, functools.partial) else []
+
+
 def _flags(where: Any, updates: Any, spec: TreeSpec) -> list[Any]:
     spread = broadcast_prefix(where, updates, name='mask', like='updates')
     return flatten_up_to(spec, spread, name='mask', like='updates')  # in the order of the updates
@@ -105,7 +148,7 @@ class _Rows(NamedTuple):
 
     number: int
     of_leaf: list[int]
-    values: list[dict[str, list[Any]]]  # for each step: for each hyper-parameter that is a tree, its value in each row
+    values: list[dict[str, list[Any]]]  # for each step, the value in each row of every hyper-parameter that is a tree
 
 
 def _rows(
@@ -132,23 +175,16 @@ def _run_native(
     inplace: bool,
     onto_params: bool,
 ) -> list[Sequence[Any]] | dispatch.Unsupported:
-    """All steps as one call of the native engine, or the reason why not."""
-    if any(step.native is False for step in passes):
-        return dispatch.Unsupported('the native engine was switched off for it')
+    """Run all steps as one call of the native engine, or return the reason why it is impossible."""
     partials: Any = [step.rule for step in passes]
     shared = None
     if rows is not None:
-        if torch.compiler.is_compiling():
+        if is_tracing():
             return dispatch.Unsupported('a compiler is tracing, and fuses plain torch itself')
         partials = [rule.together(own) if own else rule for rule, own in zip(partials, rows.values)]
         if None in partials:
             return dispatch.Unsupported('a hyper-parameter has the shape of its parameter')
-        learned = [step.rule.learned(own) if own else [] for step, own in zip(passes, rows.values)]  # type: ignore[union-attr]
-        shared = dispatch.Rows(rows.number, rows.of_leaf, learned)
-    if all(g is not None for g in leaves):  # `None in leaves` would compare tensors by their elements
-        return dispatch.step(
-            partials, active, leaves, moments, p, inplace=inplace, onto_params=onto_params, rows=shared
-        )
+        shared = dispatch.Rows(rows.number, rows.of_leaf)
     present = [i for i, g in enumerate(leaves) if g is not None]
 
     def pick(column: Any) -> Any:
@@ -183,18 +219,19 @@ def _run_torch(
     p: list[Any] | None,
     inplace: bool,
 ) -> list[Sequence[Any]]:
-    """All steps leaf by leaf, in plain torch."""
+    """Run all steps leaf by leaf, in plain torch."""
     reads = [p] if any(step.reads_params for step in passes) and p is not None else []
+    store = lay_into if inplace else keep_dtype
     if rows is None and all(flags is None for flags in active):
         rule: Any = passes[0].rule if len(passes) == 1 else _compose(passes)
-        return move_columns(rule, leaves, [*moments, *reads], len(moments), inplace=inplace)
+        return move_columns(in_single(rule), leaves, [*moments, *reads], len(moments), store)
     own = zip(*(_of_leaves(i, step, active[i], rows, len(leaves)) for i, step in enumerate(passes)))
     rule = functools.partial(_compose(passes), chosen=True)
-    return move_columns(rule, leaves, [*moments, *reads, list(own)], len(moments), inplace=inplace)
+    return move_columns(in_single(rule), leaves, [*moments, *reads, list(own)], len(moments), store)
 
 
 def _of_leaves(i: int, step: ElementwiseStep, flags: Any, rows: _Rows | None, leaves: int) -> list[Any]:
-    """For each leaf the rule of a step, or None if it does not apply."""
+    """The rule of a step for each leaf; None if it does not apply."""
     if isinstance(step.rule, PerLeafRule) and rows is not None:
         made = step.rule.of_rows(rows.values[i])
         partials: list[Any] = [made[row] for row in rows.of_leaf]

@@ -27,7 +27,7 @@ def signature_of(fun: Reference) -> inspect.Signature | None:
 
 
 def bind(signature: inspect.Signature | None, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments by position, and those that can be given by name only; defaults are filled in."""
+    """The positional and the keyword-only arguments, with defaults."""
     if signature is None:
         return tuple(args), dict(kwargs)
     bound = signature.bind(*args, **kwargs)
@@ -40,7 +40,7 @@ def match(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of the optimality function, without the solution, from those of the solver.
 
-    Options that only the solver takes, by name, are omitted, but never a tensor that could have a gradient.
+    Keyword arguments that only the solver has are omitted, unless they contain tensors that can have a gradient.
 
     Raises:
         TypeError: If they do not match.
@@ -54,16 +54,15 @@ def match(
             if any(isinstance(x, Tensor) and x.requires_grad for x in tree.leaves(value)):
                 raise TypeError(
                     f'The solver takes the argument {name!r}, which requires a gradient, but the optimality function '
-                    f'{signature} does not. Let it take it, or detach the argument.'
+                    f'{signature} does not. Add this argument to the optimality function, or detach it.'
                 )
         kwargs = {k: v for k, v in kwargs.items() if k not in foreign}
     try:
         bound = signature.bind(*args, **kwargs)
     except TypeError as error:
         raise TypeError(
-            f'The arguments of the solver do not fit the optimality function {signature}: {error}. Both take the '
-            'solution first and then '
-            f'the same arguments; pass reference_signature if the signature does not show them.'
+            f'The arguments of the solver do not match the optimality function {signature}: {error}. Both must take '
+            f'the solution first, then the same arguments; pass reference_signature if the signature hides them.'
         ) from None
     return bound.args[1:], bound.kwargs
 
@@ -80,8 +79,7 @@ def refuse_hidden_parameters(arguments: Any) -> None:
     for path, leaf in tree.flatten_with_path(arguments):
         if isinstance(leaf, nn.Module) and any(p.requires_grad for p in leaf.parameters()):
             raise TypeError(
-                f'An argument ({path}) is a {type(leaf).__name__} with parameters that require gradients, which cannot '
-                'reach them. Pass '
-                'dict(module.named_parameters()) and use torch.func.functional_call, or call '
+                f'An argument ({path}) is a {type(leaf).__name__} whose parameters require gradients, but would get '
+                'none. Pass dict(module.named_parameters()) and use torch.func.functional_call, or call '
                 'module.requires_grad_(False).'
             )

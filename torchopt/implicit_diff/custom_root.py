@@ -14,9 +14,9 @@ from torch._C import _functorch
 from torchopt import tree
 from torchopt.autodiff.closure import is_recording
 from torchopt.implicit_diff.binding import Reference, bind, match, refuse_hidden_parameters, signature_of
-from torchopt.implicit_diff.root import Arguments, Root, Solver, attach_derivative
+from torchopt.implicit_diff.root import Root, Solver, attach_derivative, select_tensors
 from torchopt.linear_solve import solve_normal_cg
-from torchopt.linear_solve.door import TreeShape
+from torchopt.linear_solve.solve import TreeShape
 from torchopt.numerics import eager, has_tangent, in_transform
 
 __all__ = ['custom_fixed_point', 'custom_root', 'find_root', 'wants_derivative', 'without_graph']
@@ -28,7 +28,7 @@ def custom_root(
     solve: Solver | None = solve_normal_cg,
     reference_signature: Reference = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    r"""Differentiate the solution of a solver as a root of ``optimality_fun``, by the implicit function theorem.
+    r"""Differentiate the solution of a solver, a root of ``optimality_fun``, by the implicit function theorem.
 
     .. math::
 
@@ -36,16 +36,17 @@ def custom_root(
         \mathrm{d}x = -(\partial_x F)^{-1}\, \partial_\theta F\, \mathrm{d}\theta
 
     The decorated ``solver_fun(init_params, *args, **kwargs)`` runs on tensors without a graph, so it may use any
-    method, and stores nothing.  The derivative is exact at an exact root.  It exists in reverse and forward mode, to
-    any order, and under ``torch.func`` transforms.  Arguments, and tensors that ``optimality_fun`` closes over, get
-    gradients; ``init_params`` does not.
+    method, and no intermediate results are stored.  The derivative is exact at an exact root.  It is available in
+    reverse and forward mode, to any order, and under ``torch.func`` transforms.  Arguments, and tensors that
+    ``optimality_fun`` closes over, get gradients; ``init_params`` does not.
 
     Args:
-        optimality_fun: ``optimality_fun(sol, *args, **kwargs)``, zero at the solution: a tree like the solution.
-        has_aux: Whether ``solver_fun`` returns a pair, whose second member is passed through without derivatives.
+        optimality_fun: ``optimality_fun(sol, *args, **kwargs)`` returns a tree like the solution, zero at the
+            solution.
+        has_aux: Whether ``solver_fun`` returns a pair of the solution and auxiliary results, which get no derivatives.
         solve: The linear solver, ``solve(matvec, b)``; :func:`torchopt.linear_solve.solve_normal_cg` if None.  If the
-            Jacobian is symmetric, as for a gradient, :func:`~torchopt.linear_solve.solve_cg` takes half the
-            matrix-vector products.
+            Jacobian is symmetric positive definite, as for the gradient of a strictly convex function,
+            :func:`~torchopt.linear_solve.solve_cg` uses half the matrix-vector products.
         reference_signature: A function, or its signature, to match arguments if the signature of ``optimality_fun`` is
             not available.
 
@@ -103,15 +104,15 @@ def custom_fixed_point(
     solve: Solver | None = solve_normal_cg,
     reference_signature: Reference = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    r"""Differentiate the solution of a solver as a fixed point, :math:`x = T(x, \theta)`.
+    r"""Differentiate the solution of a solver, a fixed point :math:`x = T(x, \theta)`.
 
-    It is the root of :math:`F(x, \theta) = T(x, \theta) - x`; everything else is as in :func:`custom_root`.
+    It is :func:`custom_root` with :math:`F(x, \theta) = T(x, \theta) - x`.
 
     Args:
-        fixed_point_fun: ``fixed_point_fun(sol, *args, **kwargs)``, equal to ``sol`` at the solution.
-        has_aux: As in :func:`custom_root`.
-        solve: As in :func:`custom_root`.
-        reference_signature: As in :func:`custom_root`.
+        fixed_point_fun: ``fixed_point_fun(sol, *args, **kwargs)`` returns ``sol`` at the solution.
+        has_aux: See :func:`custom_root`.
+        solve: See :func:`custom_root`.
+        reference_signature: See :func:`custom_root`.
 
     Returns:
         A decorator of ``solver_fun``.
@@ -149,19 +150,19 @@ def find_root(
     solve: Solver | None,
     constants: Sequence[Tensor] = (),
 ) -> Any:
-    """Run a solver, and attach the implicit derivative to its solution.
+    """Run a solver and attach the implicit derivative to its solution.
 
     Args:
         solver_fun: The solver.
         optimality_fun: The function that is zero at the solution.
         reference: The signature of ``optimality_fun``.
-        args: The solver's arguments by position, the initial solution first.
-        kwargs: Its arguments by name.
+        args: The positional arguments of the solver, beginning with the initial solution.
+        kwargs: The keyword arguments of the solver.
         has_aux: Whether the solver also returns auxiliary results.
         solve: The linear solver.
-        constants: Tensors that get no derivative although the optimality function closes over them.
+        constants: Tensors that the optimality function closes over and that get no derivative.
     """
-    optimality_arguments = Arguments(match(reference, args, kwargs))
+    optimality_arguments = select_tensors(match(reference, args, kwargs))
     result = solver_fun(*_own_copy(args[:1]), *without_graph(args[1:]), **without_graph(kwargs))
     aux: tuple[Any, ...] = ()
     if has_aux:
@@ -180,12 +181,12 @@ def find_root(
 
 
 def without_graph(x: Any) -> Any:
-    """The same tree, its tensors detached."""
+    """The same tree with its tensors detached."""
     return tree.map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, x)
 
 
 def _own_copy(x: Any) -> Any:
-    """A copy that a solver may train in place, without effect on the caller's tensors."""
+    """A copy that a solver may change in place without changing the caller's tensors."""
 
     def copy(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
@@ -197,5 +198,5 @@ def _own_copy(x: Any) -> Any:
 
 
 def wants_derivative(x: Tensor) -> bool:
-    """Whether a tensor is being differentiated or mapped over."""
+    """Whether a tensor is being differentiated, or mapped over by vmap."""
     return (x.requires_grad and torch.is_grad_enabled()) or _functorch.is_functorch_wrapped_tensor(x) or has_tangent(x)

@@ -14,8 +14,8 @@ transpose, for the cotangent :math:`\bar x` of the root:
 
 .. math:: (\partial_x F)^\mathsf{H} u = -\bar x, \qquad \bar\theta = (\partial_\theta F)^\mathsf{H} u.
 
-The derivative does not depend on how the root was found.  It needs only products with the Jacobian; the Jacobian itself
-is never built, unless the linear solver requires it.
+The derivative does not depend on how the root was computed.  It uses only products with the Jacobian; the Jacobian
+itself is not built, unless the linear solver requires it.
 """
 
 from __future__ import annotations
@@ -31,61 +31,43 @@ from torchopt.autodiff.closure import Converted, closure_convert
 from torchopt.autodiff.products import jvp, replacing, vjp
 from torchopt.autodiff.tape import Leaves
 from torchopt.linear_solve import solve_normal_cg
-from torchopt.linear_solve.door import BoundOperator, TreeShape
 from torchopt.linear_solve.operators import Adjoint, Jacobian
+from torchopt.linear_solve.solve import BoundOperator, TreeShape
 from torchopt.numerics import apply_function, forward_mode, in_transform, is_inexact, saved_tensors
 
-__all__ = ['Arguments', 'Root', 'attach_derivative', 'root_jvp', 'root_vjp']
+__all__ = ['Root', 'attach_derivative', 'root_jvp', 'root_vjp', 'select_tensors']
 
 Solver = Callable[..., Any]
 """``solve(matvec, b)`` returns the solution of ``matvec(x) = b``, both trees."""
 
 
-class Arguments:
-    """The arguments of a function, with their tensors separated from all other leaves."""
-
-    def __init__(self, args: Any) -> None:
-        self.leaves, self.spec = tree.flatten(args)
-        self.positions = [i for i, x in enumerate(self.leaves) if isinstance(x, Tensor)]
-        self.tensors: list[Tensor] = [self.leaves[i] for i in self.positions]
-
-    def pack(self, tensors: Sequence[Any]) -> Any:
-        """The arguments with other tensors."""
-        leaves = list(self.leaves)
-        for i, x in zip(self.positions, tensors):
-            leaves[i] = x
-        return tree.unflatten(self.spec, leaves)
-
-    def like(self, values: Sequence[Any]) -> Any:
-        """A tree of the structure of the arguments with values for tensors, None for all else."""
-        leaves: list[Any] = [None] * len(self.leaves)
-        for i, x in zip(self.positions, values):
-            leaves[i] = x
-        return tree.unflatten(self.spec, leaves)
+def select_tensors(arguments: Any) -> tree.Selection:
+    """The tensors of a tree."""
+    return tree.Selection(arguments, lambda x: isinstance(x, Tensor))
 
 
 class Root:
-    """A root: the optimality function as one of tensors alone, and how to solve linear systems.
+    """A root: the optimality function as a function of tensors only, and the linear solver.
 
     Args:
         fun: ``fun(sol, *args, **kwargs)``, zero at the root.
-        shape: The structure of the root, and its value.
-        arguments: The pair ``(args, kwargs)``.
+        shape: The structure and the value of the root.
+        arguments: The tensors of the pair ``(args, kwargs)``.
         solve: The linear solver, :func:`torchopt.linear_solve.solve_normal_cg` if None.
-        constants: Tensors that get no derivative although ``fun`` closes over them.
+        constants: Tensors that ``fun`` closes over and that get no derivative.
 
     Attributes:
-        theta: The tensors that the optimality function depends on: those of the arguments, then those it closes over.
+        theta: The tensors on which ``fun`` depends: first those of the arguments, then those it closes over.
 
     Raises:
-        RuntimeError: If it also depends on other tensors, in a way that cannot be detected.
+        RuntimeError: If ``fun`` depends on other tensors in a way that cannot be differentiated.
     """
 
     def __init__(
         self,
         fun: Callable[..., Any],
         shape: TreeShape,
-        arguments: Arguments,
+        arguments: tree.Selection,
         solve: Solver | None,
         constants: Sequence[Tensor] = (),
     ) -> None:
@@ -94,45 +76,45 @@ class Root:
         self.unknowns = len(shape.unknowns)
 
         def of_leaves(x: Leaves, given: Leaves) -> Leaves:
-            args, kwargs = arguments.pack(given)
+            args, kwargs = arguments.replace(given)
             return shape.unpack(fun(shape.pack(x), *args, **kwargs), 'the result of optimality_fun')
 
-        point = [_tracked(x.detach()) for x in shape.unknowns]
+        point = [_differentiable(x.detach()) for x in shape.unknowns]
         try:
-            found = closure_convert(of_leaves, point, [t.detach() for t in arguments.tensors], is_common=False)
-        except Exception:  # raised again on differentiation, which needs the function
+            found = closure_convert(of_leaves, point, [t.detach() for t in arguments.selected], is_common=False)
+        except Exception:  # differentiation calls the function again and raises then
             found = Converted(of_leaves, [])
         if not found.is_complete:
             raise RuntimeError(
-                'The optimality function depends on tensors that are not its arguments, in a way that '
-                'cannot be seen: through a torch.autograd.Function, or through a graph that was recorded before it was '
-                'called (torch.autograd.grad, or the result of torch.func.vjp). Pass these tensors as arguments of the '
+                'The optimality function depends on tensors that are not its arguments in a way that cannot be '
+                'differentiated: through a torch.autograd.Function, or through a graph that was recorded before the '
+                'call (torch.autograd.grad, or the result of torch.func.vjp). Pass these tensors as arguments of the '
                 'solver, use operations of torch on them, or detach them.'
             )
         self._converted = Converted(of_leaves, [t for t in found.captured if not any(t is c for c in constants)])
-        self.theta: list[Tensor] = [*arguments.tensors, *self._converted.captured]
+        self.theta: list[Tensor] = [*arguments.selected, *self._converted.captured]
 
     def optimality(self, theta: Leaves, x: Leaves) -> Leaves:
-        """The optimality function of leaves."""
-        n = len(self.arguments.tensors)
+        """The optimality function as a function of leaves."""
+        n = len(self.arguments.selected)
         return self._converted(theta[n:], x, theta[:n])
 
     def vjp(self, x: Leaves, theta: Leaves, x_bar: Leaves, wanted: Sequence[int]) -> list[Tensor | None]:
-        """The cotangents of those of ``theta`` that are wanted, None for the others."""
+        """The cotangents of the tensors of ``theta`` with indices ``wanted``; None for the others."""
         theta_bar: list[Tensor | None] = [None] * len(theta)
         if wanted:
             u = self._solve(Adjoint(self._jacobian()), x, theta, [-g for g in x_bar])
-            F = replacing(self.optimality, theta, wanted, [_tracked(z) for z in x])
+            F = replacing(self.optimality, theta, wanted, [_differentiable(z) for z in x])
             for i, g in zip(wanted, vjp(F, [theta[i] for i in wanted], u)):
                 theta_bar[i] = g
         return theta_bar
 
     def jvp(self, x: Leaves, theta: Leaves, theta_dot: Sequence[Tensor | None]) -> list[Tensor]:
-        """The tangent of the root; None for an argument that stands still."""
+        """The tangent of the root; a tangent of None means a constant argument."""
         moving = [i for i, t in enumerate(theta_dot) if t is not None and is_inexact(theta[i])]
         if not moving:
             return [torch.zeros_like(z) for z in x]
-        F = replacing(self.optimality, theta, moving, [_tracked(z) for z in x])
+        F = replacing(self.optimality, theta, moving, [_differentiable(z) for z in x])
         F_dot = jvp(
             F, [theta[i] for i in moving], [t for i, t in enumerate(theta_dot) if i in moving and t is not None]
         )
@@ -147,7 +129,7 @@ class Root:
 
 
 class _MappedRoot:
-    """The roots of many problems, indexed by the first dimension; each has its own linear system."""
+    """The roots of a batch of problems, along the first dimension; each has its own linear system."""
 
     def __init__(self, of: Root | _MappedRoot, theta_dims: list[int | None]) -> None:
         self.of, self.theta_dims = of, theta_dims
@@ -161,7 +143,7 @@ class _MappedRoot:
         theta_bar: list[Tensor | None] = [None] * len(theta)
         each = self._map(one, 0)(list(x), list(theta), list(x_bar)) if wanted else ()
         for i, g in zip(wanted, each):
-            theta_bar[i] = g if self.theta_dims[i] == 0 else g.sum(0)  # what all share gets gradients from all
+            theta_bar[i] = g if self.theta_dims[i] == 0 else g.sum(0)  # sum over the batch for shared arguments
         return theta_bar
 
     def jvp(self, x: Leaves, theta: Leaves, theta_dot: Sequence[Tensor | None]) -> list[Tensor]:
@@ -184,7 +166,7 @@ class _MappedRoot:
 
 
 def attach_derivative(root: Root) -> list[Tensor]:
-    """The root once more, as a differentiable function of the tensors that it depends on."""
+    """The root as a differentiable function of the tensors on which it depends."""
     return list(apply_function(_Implicit, root, *root.shape.unknowns, *root.theta))
 
 
@@ -227,13 +209,13 @@ class _Implicit(torch.autograd.Function):
         return apply_function(_Implicit, mapped, *x, *moved[n:]), (0,) * n
 
 
-def _tracked(x: Tensor) -> Tensor:
-    """The solution as the optimality function sees it: it may call ``torch.autograd.grad`` with respect to it."""
+def _differentiable(x: Tensor) -> Tensor:
+    """The solution as a tensor with respect to which the optimality function may call ``torch.autograd.grad``."""
     return x if x.requires_grad or in_transform() else x.detach().requires_grad_()
 
 
 def _graph_only_for(*tensors: Tensor) -> torch.set_grad_enabled:
-    """Record a graph only if one of the tensors has one: what :func:`_tracked` makes of the others must not show."""
+    """Record a graph only if a tensor has one; the results of :func:`_differentiable` must not require grad."""
     needed = any(x.requires_grad for x in tensors) or in_transform()
     return torch.set_grad_enabled(torch.is_grad_enabled() and needed)
 
@@ -250,17 +232,17 @@ def root_vjp(
     .. math:: \bar\theta = -(\partial_\theta F)^\mathsf{H}\, (\partial_x F)^{-\mathsf{H}}\, \bar x
 
     Args:
-        optimality_fun: ``optimality_fun(sol, *args)``, which is zero at the root: a tree like ``sol``.
+        optimality_fun: ``optimality_fun(sol, *args)`` returns a tree like ``sol``, zero at the root.
         sol: The root :math:`x`, a tree of floating or complex tensors.
-        args: The arguments :math:`\theta`; any trees, of which the floating and complex tensors are differentiated.
+        args: The arguments :math:`\theta`, any trees; their floating and complex tensors get cotangents.
         cotangent: :math:`\bar x`, a tree like ``sol``.
         solve: The linear solver, ``solve(matvec, b)``; :func:`torchopt.linear_solve.solve_normal_cg` if None.
 
     Returns:
-        One tree for each argument, with None for what cannot be differentiated.
+        One tree for each argument, with None for leaves that are not floating or complex tensors.
 
     Raises:
-        ValueError: If the result of ``optimality_fun``, or ``cotangent``, does not match ``sol``; if values are not
+        ValueError: If the result of ``optimality_fun`` or ``cotangent`` does not match ``sol``, or if values are not
             finite.
 
     Example:
@@ -271,12 +253,12 @@ def root_vjp(
         >>> root_vjp(F, x, (a,), torch.tensor(1.0))
         (tensor(0.1667),)
     """
-    shape, arguments = TreeShape(sol, 'sol'), Arguments((tuple(args), {}))
+    shape, arguments = TreeShape(sol, 'sol'), select_tensors((tuple(args), {}))
     x_bar = shape.unpack(cotangent, 'cotangent')
     root = Root(optimality_fun, shape, arguments, solve)
-    wanted = [i for i, t in enumerate(arguments.tensors) if is_inexact(t)]
+    wanted = [i for i, t in enumerate(arguments.selected) if is_inexact(t)]
     with _graph_only_for(*shape.unknowns, *root.theta, *x_bar):
-        return arguments.like(root.vjp(shape.unknowns, root.theta, x_bar, wanted))[0]
+        return arguments.alone(root.vjp(shape.unknowns, root.theta, x_bar, wanted))[0]
 
 
 def root_jvp(
@@ -291,18 +273,17 @@ def root_jvp(
     .. math:: \dot x = -(\partial_x F)^{-1}\, \partial_\theta F\, \dot\theta
 
     Args:
-        optimality_fun: ``optimality_fun(sol, *args)``, which is zero at the root: a tree like ``sol``.
+        optimality_fun: ``optimality_fun(sol, *args)`` returns a tree like ``sol``, zero at the root.
         sol: The root :math:`x`, a tree of floating or complex tensors.
         args: The arguments :math:`\theta`; any trees.
-        tangents: :math:`\dot\theta`: for each argument a tree like it, with None for each constant argument or part
-            of it.
+        tangents: :math:`\dot\theta`: for each argument a tree like it, with None for constant arguments or leaves.
         solve: The linear solver, ``solve(matvec, b)``; :func:`torchopt.linear_solve.solve_normal_cg` if None.
 
     Returns:
         A tree like ``sol``.
 
     Raises:
-        ValueError: If there are not as many tangents as arguments, or trees do not match; if values are not finite.
+        ValueError: If the number of tangents is wrong, trees do not match, or values are not finite.
 
     Example:
         >>> import torch
@@ -317,7 +298,7 @@ def root_jvp(
         raise ValueError(
             f'{len(args)} args but {len(tangents)} tangents; pass one for each, None for a constant argument.'
         )
-    shape, arguments = TreeShape(sol, 'sol'), Arguments((args, {}))
+    shape, arguments = TreeShape(sol, 'sol'), select_tensors((args, {}))
     found = [
         x
         for i, (t, a) in enumerate(zip(tangents, args))
@@ -328,12 +309,12 @@ def root_jvp(
         )
     ]
     theta_dot = [found[i] for i in arguments.positions]
-    for t, a in zip(theta_dot, arguments.tensors):
+    for t, a in zip(theta_dot, arguments.selected):
         if t is not None and t.shape != a.shape:
             raise ValueError(
-                f'A tangent has shape {tuple(t.shape)}, but its argument {tuple(a.shape)}. They must be the same.'
+                f'A tangent has shape {tuple(t.shape)}, but its argument has shape {tuple(a.shape)}. Pass equal shapes.'
             )
     root = Root(optimality_fun, shape, arguments, solve)
-    theta_dot += [None] * (len(root.theta) - len(theta_dot))  # what is closed over stands still
+    theta_dot += [None] * (len(root.theta) - len(theta_dot))  # closed-over tensors are constant
     with _graph_only_for(*shape.unknowns, *root.theta, *(t for t in theta_dot if t is not None)):
         return shape.pack(root.jvp(shape.unknowns, root.theta, theta_dot))

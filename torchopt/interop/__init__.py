@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Between this package and others: transformations as optimizers of torch, optimizers of torch as ours, ``higher``."""
+"""Interoperability: conversion to and from ``torch.optim``, states of TorchOpt 0.7.3, the interface of ``higher``."""
 
 from torchopt.interop import higher
 from torchopt.interop.torch_optim import as_torch_optimizer, from_torch_optimizer

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scripts for the library ``higher``: its inner loop, under its names, over our transformations.
+"""The inner loop of the library ``higher``, with its names, implemented by transformations.
 
-``from torchopt.interop import higher`` takes the place of ``import higher``.  Written from what that library does, and
-independent of it; where we differ is on the page "From higher" of the documentation.
+``from torchopt.interop import higher`` replaces ``import higher``.  This is an independent implementation; the page
+"From higher" of the documentation lists the differences.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,11 +16,17 @@ from torch import Tensor, nn
 
 from torchopt import tree
 from torchopt.base import GradientTransformation, UninitializedState
+from torchopt.interop.functional_module import FunctionalModule, monkeypatch
 from torchopt.interop.torch_optim import from_torch_optimizer
-from torchopt.nn import MetaGradientModule, swap_state
 from torchopt.numerics import detach_graph
 from torchopt.optim import Optimizer
-from torchopt.optim.gradients import check_same_kind, differentiable_gradients, hide_integers, without_integers
+from torchopt.optim.gradients import (
+    check_same_kind,
+    differentiable_gradients,
+    hide_integers,
+    recomputed_gradients,
+    without_integers,
+)
 from torchopt.update import update_params
 
 __all__ = [
@@ -35,106 +40,19 @@ __all__ = [
 ]
 
 Override = Mapping[str, Sequence[Any]]
-"""From the name of an option to its values: one for all groups, or one for each."""
+"""A mapping from the name of an option to its values: one for all groups, or one for each."""
 
 GradCallback = Callable[[list[Any]], Iterable[Any]]
-"""From the gradients of all parameters, ``None`` among them, to those that are used."""
-
-
-class FunctionalModule(nn.Module):
-    """A copy of a module whose parameters can be replaced by tensors that carry a graph.
-
-    Made by :func:`monkeypatch`: an instance of this class *and* of the class of the module, so that the methods and
-    attributes of the module are there.  Its buffers are copies: what it does to running statistics does not reach the
-    module.
-
-    Example:
-        >>> import torch
-        >>> from torchopt.interop import higher
-        >>> net = torch.nn.Linear(1, 1, bias=False)
-        >>> fmodel = higher.monkeypatch(net)
-        >>> fmodel(torch.ones(1), params=[torch.tensor([[5.0]])])
-        tensor([5.])
-        >>> len(list(fmodel.parameters())), next(fmodel.parameters(time=-1)).item()
-        (1, 5.0)
-    """
-
-    _history: list[list[Any]]
-    _places: list[list[str]]
-    _tracked: bool
-
-    def __call__(self, *args: Any, params: Iterable[Tensor] | None = None, **kwargs: Any) -> Any:
-        """Run the module.
-
-        Args:
-            *args: What the module takes.
-            params: Its parameters from now on, in the order of :meth:`parameters`; by default those that it has.
-            **kwargs: What the module takes.
-
-        Returns:
-            What the module returns.
-
-        Raises:
-            ValueError: If the number of ``params`` is wrong.
-        """
-        if params is not None:
-            self.update_params(params)
-        return super().__call__(*args, **kwargs)
-
-    def parameters(self, recurse: bool = True, time: int | None = None) -> Iterator[Any]:
-        """The parameters of now, or of a step of the past.
-
-        Args:
-            recurse: As in ``torch.nn.Module``, for the parameters of now.
-            time: The number of replacements before: 0 for the initial parameters, -1 for the last.
-
-        Returns:
-            An iterator over them, each once however often it is tied.
-
-        Raises:
-            ValueError: If earlier parameters are requested, but not tracked.
-            IndexError: If there was no such step.
-        """
-        if time is None:
-            return super().parameters(recurse)
-        if not self._tracked and time != -1:
-            raise ValueError(
-                f'time is {time}, but track_higher_grads=False keeps only the parameters of now. Leave time out, or '
-                f'pass track_higher_grads=True.'
-            )
-        if not -len(self._history) <= time < len(self._history):
-            raise IndexError(f'time is {time}, but the parameters were replaced {len(self._history) - 1} times.')
-        return iter(self._history[time])
-
-    def update_params(self, params: Iterable[Tensor]) -> None:
-        """Replace all parameters.
-
-        Args:
-            params: The new ones, in the order of :meth:`parameters`.
-
-        Raises:
-            ValueError: If there are more or fewer than the module has; nothing is changed then.
-        """
-        new = list(params)
-        if len(new) != len(self._places):
-            raise ValueError(
-                f'params holds {len(new)} tensors, but the module has {len(self._places)} parameters. Pass one for '
-                f'each that parameters() lists, in that order.'
-            )
-        swap_state(self, {name: p for names, p in zip(self._places, new) for name in names})
-        if self._tracked:
-            self._history.append(new)
-        else:
-            self._history = [new]
+"""A function from the gradients of all parameters, including ``None``, to the gradients to use."""
 
 
 class DifferentiableOptimizer:
-    """The rule, options and state of an optimizer, as steps that can be differentiated through.
+    """An optimizer with differentiable steps.
 
-    Made by :func:`innerloop_ctx` and :func:`get_diff_optim`, with the same arguments as the latter.
+    Made by :func:`innerloop_ctx` and :func:`get_diff_optim`; the arguments are those of the latter.
 
     Attributes:
-        param_groups: For each group its options.
+        param_groups: The options of each group.
     """
 
     def __init__(
@@ -158,8 +76,8 @@ class DifferentiableOptimizer:
             strangers = [tuple(p.shape) for p in group.params if id(p) not in places]
             if strangers:
                 raise ValueError(
-                    f'Group {i} of the optimizer holds parameters that are not those of the model: of shapes '
-                    f'{strangers[:8]}. Make the optimizer of the parameters of this model, and no others.'
+                    f'Group {i} of the optimizer contains parameters that do not belong to the model, with the shapes '
+                    f'{strangers[:8]}. Make the optimizer with parameters of this model only.'
                 )
             self._members.append([places[id(p)] for p in group.params])
         self._impls = [self._build(group.impl, group.options) for group in groups]
@@ -169,42 +87,53 @@ class DifferentiableOptimizer:
 
     def step(
         self,
-        loss: Tensor,
+        loss: Tensor | Callable[..., Tensor],
         params: Iterable[Tensor] | None = None,
         override: Override | None = None,
         grad_callback: GradCallback | None = None,
+        *,
+        checkpoint: str | None = 'reverse',
     ) -> list[Any]:
-        """Take a step, and put the new parameters into the functional module, if there is one.
+        """Take a step, and set the new parameters in the functional module, if there is one.
 
         Args:
-            loss: Scalar tensor computed from the parameters.
+            loss: Scalar tensor computed from the parameters.  Unlike in ``higher``, it may be a function that computes
+                it, without arguments, or of the list ``params`` if that is given: then the step keeps the parameters
+                instead of the graph of the loss, which is computed again in the backward pass.
             params: The parameters that it was computed from; by default those of the functional module.
             override: Options from this step on, as in :func:`innerloop_ctx`.
             grad_callback: Called with the list of gradients, ``None`` for parameters that are frozen or do not enter
                 the loss; returns those to be used.
+            checkpoint: For a function: ``'reverse'`` or ``'mixed'``, how second derivatives are computed; None keeps
+                the graph.
 
         Returns:
             The new parameters.
 
         Raises:
-            ValueError: If there are no parameters to go on from, their number is wrong, the loss depends on none of
-                them, or an option is out of range; nothing is changed then.
-            TypeError: If the loss is not a tensor, or ``override`` names what is no option.
+            ValueError: If there are no parameters, their number is wrong, the loss depends on none of them, or an
+                option is out of range; nothing is changed then.
+            TypeError: If the loss is not a tensor, or ``override`` contains an unknown option.
             RuntimeError: If the loss has no graph, or the loop has ended.
         """
         if not self._impls:
-            raise RuntimeError('The inner loop has ended. Take its steps inside the with block.')
+            raise RuntimeError('The inner loop has ended. Take its steps inside the `with` block.')
+        closure: Any = loss
         if params is None:
             if self._fmodel is None:
-                raise ValueError('There is no fmodel to take the parameters from. Pass params, or fmodel before.')
+                raise ValueError('The optimizer has no fmodel. Pass params to step, or fmodel to get_diff_optim.')
             params = self._fmodel.parameters()
+            closure = self._fmodel.at_parameters(closure)
         old = list(params)
         self._require_all(old, 'params')
-        grads = differentiable_gradients(loss, old, create_graph=self._tracked)
+        if callable(loss) and not isinstance(loss, Tensor):
+            _, grads = recomputed_gradients(closure, old, checkpoint=checkpoint, create_graph=self._tracked)
+        else:
+            grads = differentiable_gradients(loss, old, create_graph=self._tracked)
         if all(g is None for g in grads):
             raise ValueError(
-                'The loss depends on none of the parameters. Compute it by fmodel, or pass the params that it was '
-                'computed from.'
+                'The loss depends on none of the parameters. Compute it with fmodel, or pass the params from which '
+                'it was computed.'
             )
         if grad_callback is not None:
             grads = list(grad_callback(grads))
@@ -245,7 +174,7 @@ class DifferentiableOptimizer:
         for name, values in override.items():
             if any(name not in group for group in groups):
                 known = sorted(groups[0]) if groups[0] else 'none, since the optimizer is a plain transformation'
-                raise TypeError(f'override: {name!r} is no option of the optimizer; those are {known}.')
+                raise TypeError(f'override: {name!r} is not an option of the optimizer; its options are {known}.')
             if not isinstance(values, (list, tuple)) or len(values) not in (1, len(groups)):
                 raise ValueError(
                     f'override[{name!r}] is {values!r}; expected a list with one value, or with one for each of the '
@@ -265,7 +194,7 @@ class DifferentiableOptimizer:
 
 
 class _Group(NamedTuple):
-    """A group of an optimizer: what is trained, how, and how far."""
+    """A parameter group of an optimizer: its parameters, options and state."""
 
     params: list[Tensor]
     options: dict[str, Any]
@@ -274,7 +203,7 @@ class _Group(NamedTuple):
 
 
 def _read(other: Any, reference: list[Tensor]) -> tuple[Callable[..., GradientTransformation] | None, list[_Group]]:
-    """What makes a transformation of options, if something does, and the groups."""
+    """The function that makes a transformation from options (None for a plain transformation), and the groups."""
     if isinstance(other, GradientTransformation):
         return None, [_Group(reference, {}, other, UninitializedState())]
     ours, fresh = other, False
@@ -298,78 +227,6 @@ def _copied(state: Any, device: torch.device | str | None) -> Any:
     return state if isinstance(state, UninitializedState) else tree.map(copy, state)
 
 
-def monkeypatch(
-    module: nn.Module,
-    device: torch.device | str | None = None,
-    copy_initial_weights: bool = True,
-    track_higher_grads: bool = True,
-) -> FunctionalModule:
-    """Make a functional copy of a module, which is left as it is.
-
-    Args:
-        module: The module.
-        device: Where the copy is; None for where the module is.
-        copy_initial_weights: True begins with copies of the parameters, which are leaves: a meta-gradient ends there.
-            False begins with the parameters themselves, and a meta-gradient reaches them, as in MAML.
-        track_higher_grads: Whether the parameters of all steps are kept.
-
-    Returns:
-        The copy.
-
-    Raises:
-        TypeError: If ``module`` is not a module, or a scripted one.
-
-    Example:
-        >>> import torch
-        >>> from torchopt.interop import higher
-        >>> net = torch.nn.Linear(1, 1)
-        >>> fmodel = higher.monkeypatch(net, copy_initial_weights=False)
-        >>> isinstance(fmodel, torch.nn.Linear), fmodel.weight is net.weight
-        (True, True)
-    """
-    if not isinstance(module, nn.Module) or isinstance(module, torch.jit.ScriptModule):
-        raise TypeError(
-            f'model is a {type(module).__name__}; expected a torch.nn.Module that is not scripted. Pass the module '
-            f'itself.'
-        )
-    copied = copy.deepcopy(module, _replicas(module, device))
-    names: dict[int, list[str]] = {}
-    initial: dict[int, Any] = {}
-    for name, p in copied.named_parameters(remove_duplicate=False):
-        names.setdefault(id(p), []).append(name)
-        initial[id(p)] = p
-    kind = type(module)
-    if not issubclass(kind, FunctionalModule):
-        copied.__class__ = type(f'Functional{kind.__name__}', (FunctionalModule, kind), {'__module__': __name__})
-    assert isinstance(copied, FunctionalModule)
-    copied._places, copied._tracked, copied._history = list(names.values()), track_higher_grads, []
-    held = list(initial.values())
-    copied.update_params([_leaf(p) for p in held] if copy_initial_weights else held)
-    return copied
-
-
-def _replicas(module: nn.Module, device: torch.device | str | None) -> dict[int, Any]:
-    """What a copy of the module has in the place of its tensors: buffers of its own, and all others themselves."""
-    held: list[Tensor] = list(module.parameters())
-    if isinstance(module, MetaGradientModule):
-        held += module.meta_parameters()
-    for owner in module.modules():
-        held += [x for x in vars(owner).values() if isinstance(x, Tensor)]
-    found: dict[int, Any] = {id(x): x if device is None else x.to(device) for x in held}
-    if isinstance(module, FunctionalModule):
-        found[id(module._history)] = []
-    for b in module.buffers():
-        found[id(b)] = b.detach().to(device, copy=True).requires_grad_(b.requires_grad)
-    return found
-
-
-def _leaf(p: Any) -> Any:
-    fresh = p.detach().clone()
-    return (
-        nn.Parameter(fresh, p.requires_grad) if isinstance(p, nn.Parameter) else fresh.requires_grad_(p.requires_grad)
-    )
-
-
 def get_diff_optim(
     opt: torch.optim.Optimizer | GradientTransformation,
     reference_params: Iterable[Tensor],
@@ -378,22 +235,22 @@ def get_diff_optim(
     override: Override | None = None,
     track_higher_grads: bool = True,
 ) -> DifferentiableOptimizer:
-    """Make a differentiable optimizer of another, which is left as it is.
+    """Make a differentiable optimizer from another optimizer, which does not change.
 
     Args:
-        opt: As in :func:`innerloop_ctx`.
-        reference_params: The parameters of the model that ``opt`` is for, in the order in which ``step`` gets them.
-        fmodel: What steps read the parameters from and write them to; without it, ``step`` is given them.
-        device: Where its state is; None for where that of ``opt`` is.
-        override: As in :func:`innerloop_ctx`.
-        track_higher_grads: As in :func:`innerloop_ctx`.
+        opt: The optimizer; see :func:`innerloop_ctx`.
+        reference_params: All parameters of the model, in the order in which ``step`` gets them.
+        fmodel: The functional module whose parameters the steps update; without it, pass parameters to ``step``.
+        device: The device of the state; None means that of the state of ``opt``.
+        override: See :func:`innerloop_ctx`.
+        track_higher_grads: See :func:`innerloop_ctx`.
 
     Returns:
-        The optimizer, with copies of the state.
+        The optimizer, with a copy of the state.
 
     Raises:
-        TypeError: If ``opt`` is no optimizer, or of a class of ``torch.optim`` without a twin here.
-        ValueError: If ``opt`` holds parameters that are not among ``reference_params``.
+        TypeError: If ``opt`` is not an optimizer, or its class of ``torch.optim`` has no counterpart here.
+        ValueError: If ``opt`` contains parameters that are not among ``reference_params``.
 
     Example:
         >>> import torch
@@ -418,27 +275,27 @@ def innerloop_ctx(
 ) -> Iterator[tuple[FunctionalModule, DifferentiableOptimizer]]:
     """An inner loop: a functional copy of a model, and a differentiable optimizer that trains it.
 
-    The model and its optimizer are left as they are.  At the end of the block the optimizer lets go of its state; the
-    graph is released when ``fmodel``, and the losses that were kept, are gone.
+    The model and its optimizer do not change.  At the end of the block the optimizer drops its state; the graph is
+    released once ``fmodel`` and the losses are deleted.
 
     Args:
         model: The model.
-        opt: An optimizer of its parameters: one of ``torch.optim`` that :func:`torchopt.interop.from_torch_optimizer`
-            takes or one of :mod:`torchopt.optim`, whose options, groups and state the inner loop begins with.  Or a
+        opt: An optimizer of its parameters, of ``torch.optim`` (if :func:`torchopt.interop.from_torch_optimizer`
+            supports it) or :mod:`torchopt.optim`; the inner loop begins with its options, groups and state.  Or a
             transformation, for all parameters.
-        device: Where the copies are; None for where the originals are.
-        copy_initial_weights: Whether the loop begins with copies of the parameters, where a meta-gradient ends;
-            False, for MAML, begins with the parameters themselves.
-        override: Options that replace those of ``opt``: a list with one value for all groups, or with one for each.
-            Tensors that require grad are learned.
+        device: The device of the copies; None means that of the originals.
+        copy_initial_weights: Whether the loop begins with copies of the parameters, so that the originals get no
+            meta-gradients; False, for MAML, begins with the parameters themselves.
+        override: Options that replace those of ``opt``: for each, a list with one value for all groups, or with one for
+            each group.  Tensors that require grad are learned.
         track_higher_grads: False takes the same steps without a graph, for evaluation.
 
     Yields:
         The pair of :class:`FunctionalModule` and :class:`DifferentiableOptimizer`.
 
     Raises:
-        TypeError: If the model or the optimizer is none, or the optimizer has no twin here.
-        ValueError: If the optimizer holds other parameters than those of the model.
+        TypeError: If the model or the optimizer has a wrong type, or the optimizer has no counterpart here.
+        ValueError: If the optimizer contains parameters that are not those of the model.
 
     Example:
         >>> import torch
@@ -467,15 +324,15 @@ def innerloop_ctx(
 def get_trainable_opt_params(
     opt: torch.optim.Optimizer, device: torch.device | str | None = None
 ) -> dict[str, list[Any]]:
-    """The options of an optimizer that are real numbers, as tensors to be learned.
+    """The real-valued options of an optimizer as tensors that can be learned.
 
     Args:
         opt: The optimizer.
-        device: Where to make the tensors.
+        device: The device of the tensors.
 
     Returns:
-        From the name of an option to a list with its value in each group: a tensor, or a tuple of tensors, that
-        require grad.  It is an ``override`` for :func:`innerloop_ctx`.
+        A dict from the name of an option to a list with its value in each group: a tensor, or a tuple of tensors,
+        that require grad.  Pass it as ``override`` to :func:`innerloop_ctx`.
 
     Raises:
         TypeError: If ``opt`` is not an optimizer of torch.
@@ -503,7 +360,7 @@ def apply_trainable_opt_params(opt: torch.optim.Optimizer, override: Override) -
 
     Args:
         opt: The optimizer.
-        override: From the name of an option to a list with one value for all groups, or with one for each.
+        override: A dict from the name of an option to a list with one value for all groups, or with one for each.
 
     Raises:
         TypeError: If ``opt`` is not an optimizer of torch, or has no such option; nothing is changed then.
@@ -521,7 +378,7 @@ def apply_trainable_opt_params(opt: torch.optim.Optimizer, override: Override) -
     for name, values in override.items():
         if name not in opt.defaults:
             raise TypeError(
-                f'override: {name!r} is no option of {type(opt).__name__}; those are {sorted(opt.defaults)}.'
+                f'override: {name!r} is not an option of {type(opt).__name__}; its options are {sorted(opt.defaults)}.'
             )
         if len(values) not in (1, len(opt.param_groups)):
             raise ValueError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""To ``torch.optim`` and from it."""
+"""Conversion to and from the optimizers of ``torch.optim``."""
 
 from __future__ import annotations
 
@@ -24,25 +24,26 @@ _RULES: dict[type, type[optim.Optimizer]] = {
     torch.optim.RMSprop: optim.RMSprop,
 }
 _WHY_NOT: dict[type, str] = {
-    torch.optim.NAdam: ' Its first decay rate grows from step to step; that of torchopt.nadam does not.',
+    torch.optim.NAdam: ' Its first decay rate increases with the steps; that of torchopt.nadam is constant.',
 }
-# How torch computes, not what.
+# Options that change how torch computes a step, but not the result.
 _INERT = frozenset({'foreach', 'capturable', 'differentiable', 'fused'})
 
 
 def as_torch_optimizer(transformation: GradientTransformation, params: Any) -> optim.Optimizer:
-    """Train parameters by a transformation, as an optimizer of torch.
+    """Make a ``torch.optim.Optimizer`` from a transformation.
 
     Args:
         transformation: Any transformation, such as a :func:`torchopt.chain`.
-        params: What :class:`torchopt.Optimizer` takes: tensors, pairs of name and tensor, groups, or a tree.
+        params: The parameters, as for :class:`torchopt.Optimizer`: tensors, pairs of name and tensor, groups, or a
+            tree.
 
     Returns:
-        A ``torch.optim.Optimizer``: for training loops, schedulers, gradient scalers and checkpoints of torch, and of
-        what is built on it.
+        A ``torch.optim.Optimizer``, which works with training loops, schedulers, gradient scalers and checkpoints
+        written for torch.
 
     Raises:
-        TypeError: If ``transformation`` is none, or ``params`` holds something else than tensors.
+        TypeError: If ``transformation`` is not a transformation, or ``params`` contains anything but tensors.
         ValueError: If there are no parameters.
 
     Example:
@@ -57,14 +58,14 @@ def as_torch_optimizer(transformation: GradientTransformation, params: Any) -> o
 
 
 def from_torch_optimizer(optimizer: torch.optim.Optimizer) -> optim.Optimizer:
-    """Go on with the parameters, options and state of an optimizer of ``torch.optim``.
+    """Make an optimizer with the parameters, options and state of an optimizer of ``torch.optim``.
 
-    ``SGD``, ``Adam``, ``AdamW``, ``Adamax``, ``Adadelta``, ``Adagrad``, ``RAdam`` and ``RMSprop`` have a twin here.  A
-    run that switches goes on with the same numbers (with ``capturable=True`` torch forms bias corrections in single
-    precision, we form them in double).
+    ``SGD``, ``Adam``, ``AdamW``, ``Adamax``, ``Adadelta``, ``Adagrad``, ``RAdam`` and ``RMSprop`` are supported.
+    Switching in the middle of a run does not change its numbers (except for rounding with ``capturable=True``, where
+    torch computes bias corrections in single precision).
 
-    The optimizer that it comes from is left as it is, and shares no state with the new one.  Schedulers are bound to
-    it: make new ones, which go on by their own ``load_state_dict``.
+    The given optimizer does not change and shares no state with the new one.  Its schedulers still refer to it: make
+    new schedulers, and copy their state with ``load_state_dict``.
 
     Args:
         optimizer: The optimizer, at any step.
@@ -73,7 +74,7 @@ def from_torch_optimizer(optimizer: torch.optim.Optimizer) -> optim.Optimizer:
         The class of :mod:`torchopt.optim` of the same rule, over the same parameters in the same groups.
 
     Raises:
-        TypeError: If its class has no twin.
+        TypeError: If its class has no counterpart here.
         ValueError: If an option has no counterpart (``amsgrad=True``), or if parameters of one group have taken
             different numbers of steps.
 
@@ -95,15 +96,15 @@ def from_torch_optimizer(optimizer: torch.optim.Optimizer) -> optim.Optimizer:
             inert = name in names or name in _INERT or name not in optimizer.defaults
             if not inert and value and not (name == 'decoupled_weight_decay' and kind is optim.AdamW):
                 raise ValueError(
-                    f'Group {i} of the optimizer has {name}={value!r}, which torchopt.{kind.__name__} does not know. '
-                    f'Go on without that option, or stay with torch.optim.'
+                    f'Group {i} of the optimizer has {name}={value!r}, which torchopt.{kind.__name__} does not '
+                    f'support. Remove that option, or keep using torch.optim.'
                 )
         own = {name: value for name, value in group.items() if name in names}
         groups.append({**own, 'params': list(group['params'])})
     ours = kind(groups, **{name: value for name, value in optimizer.defaults.items() if name in names})
     made = ours.state_dict()
     for saved, group in zip(made['param_groups'], optimizer.param_groups):
-        # What others put into the groups, such as the initial_lr of schedulers.
+        # Entries that others have added to the groups, such as initial_lr by schedulers.
         saved.update({k: v for k, v in group.items() if k not in optimizer.defaults and k != 'params'})
         for index, p in zip(saved['params'], group['params']):
             made['state'][index] = _entries(made['state'][index], optimizer.state.get(p, {}))
@@ -116,22 +117,24 @@ def _twin(optimizer: Any) -> type[optim.Optimizer]:
     if kind not in _RULES:
         known = ', '.join(cls.__name__ for cls in _RULES)
         raise TypeError(
-            f'{kind.__module__}.{kind.__name__} has no twin here; those of torch.optim that have one are {known}.'
+            f'{kind.__module__}.{kind.__name__} has no counterpart in torchopt; supported classes of torch.optim are '
+            f'{known}.'
             f'{_WHY_NOT.get(kind, "")}'
         )
     if kind is torch.optim.Adam:
         decoupled = {bool(group.get('decoupled_weight_decay')) for group in optimizer.param_groups}
         if len(decoupled) > 1:
             raise ValueError(
-                'Some groups of the optimizer have decoupled_weight_decay and some do not. Make two optimizers of it.'
+                'Some groups of the optimizer have decoupled_weight_decay and some do not. Split it into two '
+                'optimizers.'
             )
         return optim.AdamW if decoupled.pop() else optim.Adam
     return _RULES[kind]
 
 
 def _entries(expected: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
-    """The entries of a parameter for ours; what torch has not yet made is as we begin."""
-    # Damped momentum and decaying rates count steps here; torch's SGD has no count, only a buffer from the first step.
+    """The state of one parameter in our form; entries that torch has not made yet have their initial values."""
+    # Our SGD counts steps for dampening and decaying rates; torch's has no count, only a buffer from the first step on.
     counted = theirs.get('step', int(theirs.get('momentum_buffer') is not None))
     found = {**expected, **{name: x for name, x in theirs.items() if name in expected and x is not None}}
     return {**found, 'count': counted} if 'count' in expected else found

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""States that TorchOpt 0.7.3 saved, as states of ours.
+"""Conversion of states that TorchOpt 0.7.3 saved.
 
-There a state held flat lists, one tensor for each parameter, and a step count for each.  Here it has the structure of
-the parameters, and one count.
+A state of 0.7.3 has flat lists with one tensor and one step count per parameter.  Here, a state has the structure of
+the parameters and one count.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ['from_torchopt_state', 'load_torchopt_state']
 
 
 class _Kind(NamedTuple):
-    """A class of states of 0.7.3: its fields in their order, and what they are called here."""
+    """A class of states of 0.7.3: its fields in order, and their names here."""
 
     ours: str
     fields: dict[str, str]
@@ -45,7 +45,7 @@ _EMPTY = frozenset({'EmptyState', 'ClipState', 'MaskedNode', 'UninitializedState
 _MASKED = 'MaskedState'
 _MINE = 'Load the state that 0.7.3 saved for an optimizer with these options and parameters.'
 
-# The same classes with the fields in their order there, to be made from files.
+# Named tuples with the fields in the order of 0.7.3, which torch.load creates in place of its classes.
 _STAND_INS: dict[str, type] = {
     **{name: NamedTuple(name, [(f, Any) for f in kind.fields]) for name, kind in _KINDS.items()},  # type: ignore[misc]
     _MASKED: NamedTuple(_MASKED, [('inner_state', Any)]),  # type: ignore[dict-item]
@@ -58,18 +58,18 @@ def load_torchopt_state(
 ) -> Any:
     """Read a file that ``torch.save`` wrote under TorchOpt 0.7.3.
 
-    Nothing but tensors, numbers, containers and the states of 0.7.3 is made from it (``weights_only=True``), and 0.7.3
-    need not be installed.
+    It creates only tensors, numbers, containers and the states of 0.7.3 (``weights_only=True``).  0.7.3 need not be
+    installed.
 
     Args:
-        file: A path, or a file opened for reading that can be sought in.
+        file: A path, or a seekable file opened for reading.
         map_location: As in ``torch.load``.
 
     Returns:
-        What was saved, with the states as named tuples of the fields that they had; for :func:`from_torchopt_state`.
+        The saved object, with states as named tuples of their fields in 0.7.3; for :func:`from_torchopt_state`.
 
     Raises:
-        pickle.UnpicklingError: If the file holds something else.
+        pickle.UnpicklingError: If the file contains other objects.
 
     Example:
         >>> import io, torch, torchopt
@@ -101,29 +101,30 @@ def from_torchopt_state(
     *,
     sorted_names: bool | None = None,
 ) -> Any:
-    """Make a state of ours of one of TorchOpt 0.7.3.
+    """Convert a state of TorchOpt 0.7.3.
 
-    The moments are copied, to the devices and dtypes that ours have here.  Where there was none, as for a parameter
-    without a gradient, they are as ours begin.  The counts of the parameters have to agree, but for those that were
-    never updated.  A momentum with dampening counts as begun if it is not zero, which 0.7.3 did not save.
+    Moments are copied to the devices and dtypes of the state of ``target``.  Missing moments, such as those of a
+    parameter without a gradient, get their initial values.  The counts of all parameters must be equal, except for
+    parameters that were never updated.  0.7.3 did not save whether a momentum with dampening has begun; it counts as
+    begun if it is nonzero.
 
     Args:
-        state: The state: of a transformation; or of an optimizer, a tuple with the state of each group.  Chains in
-            chains may have tuples in tuples.
-        target: The transformation, or the optimizer that is to go on.
-        params: The parameters, for a transformation: of the structure that ``init`` is called with here, their leaves
-            in the same order as there.
-        sorted_names: For a ``MetaOptimizer``: whether the parameters within each submodule were in the order of their
-            names, as they were where torch keeps them in a ``dict``, or in that of the module, as they were where it
-            keeps them in an ``OrderedDict`` (older versions).  None finds out by the shapes.
+        state: The state of a transformation; or of an optimizer, a tuple with the state of each group.  Nested chains
+            may have nested tuples.
+        target: The transformation or the optimizer that will continue.
+        params: The parameters, only for a transformation: with the structure for ``init``, and the leaves in the same
+            order as in 0.7.3.
+        sorted_names: For a ``MetaOptimizer``: whether the parameters of each submodule were sorted by name (as in
+            versions of torch that store them in a ``dict``) or in the order of the module (as in older versions with
+            an ``OrderedDict``).  None infers it from the shapes.
 
     Returns:
-        A state of the transformation; or, for the ``load_state_dict`` of the optimizer, a tuple of such.
+        A state of the transformation; or a tuple of states, for ``load_state_dict`` of the optimizer.
 
     Raises:
-        TypeError: If ``target`` is none of these, or ``params`` is missing, or given for an optimizer.
-        ValueError: If the state is of another rule, of other parameters, or its counts disagree; or if the shapes do
-            not tell the order of the parameters of a module.
+        TypeError: If ``target`` has another type, or ``params`` is missing, or given for an optimizer.
+        ValueError: If the state belongs to another rule or to other parameters, if its counts differ, or if the shapes
+            do not determine the order of the parameters of a module.
 
     Example:
         >>> import torch, torchopt
@@ -139,7 +140,7 @@ def from_torchopt_state(
     """
     if isinstance(target, GradientTransformation):
         if params is None:
-            raise TypeError('params is None; a transformation needs the parameters that the state is for.')
+            raise TypeError('params is None; for a transformation, pass the parameters to which the state belongs.')
         return _convert(state, target.init(params), 'state', None)
     if not isinstance(target, (Optimizer, MetaOptimizer)):
         raise TypeError(
@@ -171,7 +172,7 @@ def from_torchopt_state(
 
 
 def _stages(state: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """The states that hold something, each with the way to it."""
+    """The nonempty states, each with its path."""
     kind = type(state).__name__
     if kind in _KINDS:
         yield name, state
@@ -181,7 +182,7 @@ def _stages(state: Any, name: str) -> Iterator[tuple[str, Any]]:
         for i, part in enumerate(state):
             yield from _stages(part, f'{name}[{i}]')
     elif kind not in _EMPTY:
-        raise ValueError(f'{name} is {_called(state)}, which is no state of 0.7.3. {_MINE}')
+        raise ValueError(f'{name} is {_called(state)}, which is not a state of 0.7.3. {_MINE}')
 
 
 def _convert(state: Any, expected: Any, name: str, order: list[int] | None) -> Any:
@@ -244,7 +245,7 @@ def _moments(values: Any, like: Any, name: str, order: list[int] | None) -> Any:
                 f'{_MINE}'
             )
         if x is not None and y is not None and x.is_complex() != y.is_complex():
-            raise ValueError(f'{name} holds {x.dtype} where {y.dtype} is expected. {_MINE}')
+            raise ValueError(f'{name} has dtype {x.dtype}; expected {y.dtype}. {_MINE}')
     return tree.unflatten(spec, [y if x is None or y is None else _placed(x, y) for x, y in zip(old, new)])
 
 
@@ -256,8 +257,8 @@ def _common_count(counts: Sequence[Any], name: str) -> int:
     taken = {int(c) for c in counts} - {0}
     if len(taken) > 1:
         raise ValueError(
-            f'{name} has different counts: {sorted(taken)}. Here the parameters of a group share one. Put those that '
-            f'missed steps into a group of their own, and split the state likewise.'
+            f'{name} has different counts: {sorted(taken)}. Here the parameters of a group share one count. Move '
+            f'parameters that missed steps to their own group, and split the state likewise.'
         )
     return taken.pop() if taken else 0
 
@@ -265,7 +266,7 @@ def _common_count(counts: Sequence[Any], name: str) -> int:
 def _module_order(
     state: Any, slots: dict[str, Any], held: dict[str, Any], name: str, sorted_names: bool | None
 ) -> list[int]:
-    """For each of our parameters its place there: the submodules in turn, and the names in each as they were."""
+    """For each parameter, its position in the state of 0.7.3, which lists them submodule by submodule."""
     names = list(slots)
     submodules: dict[int, list[str]] = {}
     for key, places in slots.items():
@@ -290,9 +291,9 @@ def _module_order(
         fitting = [order for order in orders.values() if fits(order)] or [orders[True]]
         if len(fitting) > 1 and fitting[0] != fitting[1] and lists:
             raise ValueError(
-                f'The shapes in {name} do not tell in which order the parameters were. Pass sorted_names=True if it '
-                f'was saved under a torch whose modules keep their parameters in a dict, as they do today, and False '
-                f'if it was an OrderedDict.'
+                f'The shapes in {name} do not determine the order of the parameters. Pass sorted_names=True if it was '
+                f'saved with a version of torch whose modules store their parameters in a dict, as they do today, and '
+                f'False if they were stored in an OrderedDict.'
             )
         chosen = fitting[0]
     else:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.linear_solve.door import configurable, solve_with, stopping_rule
 from torchopt.linear_solve.problem import Problem
+from torchopt.linear_solve.solve import configurable, solve_with, stopping_rule
 from torchopt.linear_solve.stopping import Improvement, IterativeOptions, can_improve, masked
 from torchopt.linear_solve.vectors import Scalar, add_scaled, divide, inner, norm
+from torchopt.loop.while_loops import repeat
 
 __all__ = ['ConjugateGradient', 'solve_cg', 'solve_normal_cg']
 
@@ -36,21 +38,26 @@ class ConjugateGradient(IterativeOptions):
 
     def improve(self, problem: Problem, r: Tensor, size: Scalar, limit: Scalar, steps: int) -> Improvement:
         """Iterate with conjugate directions, starting from the residual."""
-        x: Tensor | None = None
-        p = z = problem.precondition(r)
-        rz = inner(r, z) if problem.is_preconditioned else size * size
-        k, goes_on = 0, True
-        while goes_on and k < steps:
+        is_preconditioned = problem.is_preconditioned
+
+        def step(state: tuple[Any, ...]) -> tuple[Any, ...]:
+            x, r, p, before, size, k, _ = state
             Ap = problem.matvec(p)
-            alpha = divide(masked(rz, size, limit), inner(p, Ap))
-            x, r = alpha * p if x is None else add_scaled(x, p, alpha), add_scaled(r, Ap, -alpha)
-            z = problem.precondition(r)
-            rz, before = inner(r, z), rz
-            size = norm(r) if problem.is_preconditioned else rz**0.5
-            k, goes_on = k + 1, can_improve(size, limit, alpha)
+            alpha = divide(masked(before, size, limit), inner(p, Ap))
+            x, r = add_scaled(x, p, alpha), add_scaled(r, Ap, -alpha)
+            z = problem.precondition(r) if is_preconditioned else r
+            rz = inner(r, z)
+            size = norm(r) if is_preconditioned else rz**0.5
+            goes_on = can_improve(size, limit, alpha)
             if goes_on:
                 p = add_scaled(z, p, divide(rz, before))
-        return Improvement(torch.zeros_like(r) if x is None else x, size, k, k)
+            return x, r, p, rz, size, k + 1, goes_on
+
+        p = problem.precondition(r) if is_preconditioned else r
+        rz = inner(r, p) if is_preconditioned else size * size
+        start = (torch.zeros_like(r), r, p, rz, size, 0, True)
+        x, _, _, _, size, k, _ = repeat(operator.itemgetter(-1), step, start, steps, check=False)
+        return Improvement(x, size, k, k)
 
 
 @configurable
@@ -70,7 +77,7 @@ def solve_cg(
     r"""Solve :math:`(A + \lambda I)\, x = b` by conjugate gradients, for a symmetric positive definite :math:`A`.
 
     Each of at most ``maxiter`` iterations takes one matrix-vector product with :math:`A`.  The solution is
-    differentiable, see :mod:`torchopt.linear_solve`.
+    differentiable; see :mod:`torchopt.linear_solve`.
 
     Args:
         matvec: The linear function :math:`x \mapsto A x`, of trees like ``b``.  Without ``matvec`` and ``b``, the
@@ -134,9 +141,9 @@ def solve_normal_cg(
 ) -> Any:
     r"""Solve :math:`(A^\mathsf{H} A + \lambda I)\, x = A^\mathsf{H} b` by conjugate gradients, for any :math:`A`.
 
-    This solves :math:`A x = b` for a nonsingular :math:`A`, and the least-squares problem otherwise; a start from zero
-    gives the solution of least norm.  An iteration takes one product with :math:`A` and one with its transpose, which
-    is derived from ``matvec``.  The condition number is squared.
+    This solves :math:`A x = b` for a nonsingular :math:`A`, and the least-squares problem otherwise; with an initial
+    guess of zero it computes the solution of least norm.  An iteration takes one product with :math:`A` and one with
+    its transpose, which is derived from ``matvec``.  The condition number is squared.
 
     The derivatives are those of :math:`A^+ b` with the pseudo-inverse, for matrices of any shape and rank, if the
     rank does not change.  A gradient takes one solve if :math:`A` is nonsingular, as for other solvers, up to three
@@ -148,20 +155,20 @@ def solve_normal_cg(
         ridge: :math:`\lambda \ge 0`, a number or a 0-d tensor.
         init: The initial guess, zero if None.  Required if :math:`A` is not square, since it defines the structure of
             the solution.
-        tol: As in :func:`solve_cg`, relative to :math:`A^\mathsf{H} b`.
+        tol: See :func:`solve_cg`; relative to :math:`A^\mathsf{H} b`.
         rtol: Another name of ``tol``.
-        atol: As in :func:`solve_cg`.
-        maxiter: As in :func:`solve_cg`.
+        atol: See :func:`solve_cg`.
+        maxiter: See :func:`solve_cg`.
         M: A preconditioner, close to :math:`(A^\mathsf{H} A)^{-1}`.  It requires that :math:`A` has linearly
             independent columns.
-        return_status: As in :func:`solve_cg`.
+        return_status: See :func:`solve_cg`.
 
     Returns:
         A tree like ``init``, or like ``b`` if ``init`` is None; with ``return_status`` the pair of it and the status.
 
     Raises:
-        ValueError: As :func:`solve_cg`.
-        TypeError: As :func:`solve_cg`.
+        ValueError: See :func:`solve_cg`.
+        TypeError: See :func:`solve_cg`.
 
     Warns:
         LinearSolveWarning: If the tolerance is not reached.  Rounding may keep the true residual up to a hundred times

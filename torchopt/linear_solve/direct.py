@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from torchopt.linear_solve.door import configurable, iteration_limit, solve_with
 from torchopt.linear_solve.neumann import NeumannSeries
 from torchopt.linear_solve.problem import Problem, Result
+from torchopt.linear_solve.solve import configurable, iteration_limit, solve_with
 from torchopt.linear_solve.status import Outcome
 from torchopt.linear_solve.vectors import divide
 

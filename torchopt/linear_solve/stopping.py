@@ -4,7 +4,7 @@ r"""The stopping rule of iterative methods: one loop for all of them.
 A method improves a solution by solving for the residual, :math:`x \gets x + d` with :math:`A d \approx b - A x`.  By
 rounding, the recursive residual drifts away from the true residual, without bound if the matrix is singular.
 So when the recursive residual meets the tolerance, the loop computes the true residual, at the cost of one product.  If
-it is too large, the method continues from there, as long as this helps.
+it is too large, the method restarts from the current solution, as long as the residual decreases.
 
 In a batch all systems iterate until the last one stops; systems that are already solved take steps of size zero.
 """
@@ -12,6 +12,7 @@ In a batch all systems iterate until the last one stops; systems that are alread
 from __future__ import annotations
 
 import math
+import operator
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from torch import Tensor
 from torchopt.linear_solve.problem import Problem, Result
 from torchopt.linear_solve.status import Outcome
 from torchopt.linear_solve.vectors import Scalar, any_above, exponent, norm, times_power
+from torchopt.loop.while_loops import repeat
 
 __all__ = ['Improvement', 'IterativeOptions', 'can_improve', 'masked']
 
@@ -42,6 +44,16 @@ class Improvement(NamedTuple):
     units: int
 
 
+class _Progress(NamedTuple):
+    x: Tensor
+    r: Tensor
+    size: Scalar
+    iterations: int
+    units: int
+    claimed: Any
+    goes_on: bool
+
+
 @dataclass(frozen=True)
 class IterativeOptions:
     """Stop at a residual norm of at most ``max(tol * norm(b), atol)``, or after ``maxiter`` iterations.
@@ -60,7 +72,7 @@ class IterativeOptions:
 
     power = 1
     gain = 0.5
-    """By which factor the true residual has to shrink for the method to be run again."""
+    """The method runs again if the true residual has decreased at least by this factor."""
 
     @abstractmethod
     def improve(self, problem: Problem, r: Tensor, size: Scalar, limit: Scalar, steps: int) -> Improvement:
@@ -71,11 +83,11 @@ class IterativeOptions:
             r: The residual, of order one.
             size: Its norm.
             limit: The norm at which to stop.
-            steps: The number of iterations that are allowed.
+            steps: The maximum number of iterations.
         """
 
     def steps(self, problem: Problem) -> int:
-        """The number of iterations that are allowed."""
+        """The maximum number of iterations."""
         return 10 * problem.layout.size if self.maxiter is None else self.maxiter
 
     def limit(self, problem: Problem) -> Scalar:
@@ -94,28 +106,31 @@ class IterativeOptions:
         if x is not None:
             r = problem.residual(x)
             size = norm(r)
-        iterations, units, steps = 0, 0, self.steps(problem)
-        claimed: Any = False
-        goes_on = any_above(size, limit)
-        while goes_on and units < steps:
-            e = exponent(r, size)
-            of_r, of_limit = times_power(size, -e), times_power(limit, -e)
+        steps = self.steps(problem)
+
+        def correct(state: _Progress) -> _Progress:
+            x, r, before, iterations, units = state[:5]
+            e = exponent(r, before)
+            of_r, of_limit = times_power(before, -e), times_power(limit, -e)
             done = self.improve(problem, times_power(r, -e), of_r, of_limit, steps - units)
             d, found = times_power(done.d, e), times_power(done.size, e)
-            x = d if x is None else x + d
-            iterations, units = iterations + done.iterations, units + done.units
+            x, iterations, units = x + d, iterations + done.iterations, units + done.units
             claimed = found <= limit
             if units >= steps and not (bool(claimed.any()) if isinstance(claimed, Tensor) else claimed):
-                size = found
-                break
+                return _Progress(x, r, found, iterations, units, claimed, False)
             r = problem.residual(x)
-            size, before = norm(r), size
-            goes_on = can_improve(size, 1.01 * limit, size < self.gain * before)
+            size = norm(r)
+            goes_on = units < steps and can_improve(size, 1.01 * limit, size < self.gain * before)
+            return _Progress(x, r, size, iterations, units, claimed, goes_on)
+
         x = torch.zeros_like(problem.rhs) if x is None else x
-        return Result(x, iterations, size, self._outcome(problem, size, limit, claimed, stuck=units < steps))
+        start = _Progress(x, r, size, 0, 0, False, steps > 0 and any_above(size, limit))
+        end = repeat(operator.attrgetter('goes_on'), correct, start, None, check=False)
+        outcome = self._outcome(problem, end.size, limit, end.claimed, stuck=end.units < steps)
+        return Result(end.x, end.iterations, end.size, outcome)
 
     def _outcome(self, problem: Problem, size: Scalar, limit: Scalar, claimed: Any, *, stuck: bool) -> Any:
-        """How it ended, for each system: unsolved ones broke down if they were not out of iterations."""
+        """The outcome for each system: an unsolved one broke down unless it reached the maximum of iterations."""
         other = Outcome.BREAKDOWN if stuck else Outcome.MAXITER
         if not isinstance(size, Tensor):
             if size <= max(limit * problem.drift if claimed else limit, problem.floor):
@@ -128,7 +143,7 @@ class IterativeOptions:
 
 
 def masked(value: Any, size: Any, limit: Any) -> Any:
-    """The value, zero for systems in a batch that are solved."""
+    """The value; zero for the solved systems of a batch."""
     return torch.where(size <= limit, 0.0, value) if isinstance(value, Tensor) else value
 
 

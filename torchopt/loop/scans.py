@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A loop over the first dimension of tensors that keeps what each step returns."""
+"""A loop over the first dimension of tensors that stacks the outputs of all steps."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from torchopt import tree
+from torchopt import autodiff, tree
 from torchopt.loop.branches import check_same
 
 __all__ = ['scan']
@@ -22,29 +23,39 @@ def scan(
     length: int | None = None,
     reverse: bool = False,
     unroll: int | bool = 1,
+    *,
+    checkpoint: int | bool | Literal['auto'] | None = None,
+    truncate: int | None = None,
 ) -> tuple[Any, Any]:
-    r"""Carry a value through a sequence, and stack what each step returns.
+    r"""Carry a value through a sequence, and stack the outputs of all steps.
 
     .. math:: (c_{k+1}, y_k) = f(c_k, x_k), \qquad k = 0, \dots, n - 1
 
     Args:
         f: ``f(carry, x)`` returns the next carry and an output; the carry keeps its structure, shapes and dtypes.
         init: The first carry :math:`c_0`, a tree.
-        xs: The sequence: a tree of tensors, of which ``x`` has the rows; None where the steps take none, and then
-            ``x`` is None.
-        length: The number of steps; it may be left out where ``xs`` shows it.
-        reverse: Go from the last row to the first; outputs stay with their rows.
-        unroll: Accepted for code written for JAX; it changes nothing.
+        xs: The sequence: a tree of tensors; ``x`` is the tree of their rows.  If None, ``x`` is None.
+        length: The number of steps; required if ``xs`` has no tensors.
+        reverse: Go from the last row to the first; the outputs are in the order of the rows.
+        unroll: Not used, for compatibility with JAX.
+        checkpoint: What to keep for the backward pass.  None keeps the graphs of all steps.  An int :math:`m` keeps the
+            carry after every :math:`m` steps, and the steps are recomputed as by :func:`torchopt.checkpoint`.  The
+            memory is that of :math:`n / m` carries and of the graphs of :math:`m` steps.  It is smallest near
+            :math:`m = \sqrt n`, which ``'auto'`` uses.  True means 1.
+        truncate: The number of steps, counted from the first, after which the graph of the carry is cut: truncated
+            backpropagation through time.  The value does not change.  The gradient is biased: it ignores the effect
+            of ``init`` and of each step on the steps after the next cut.
 
     Returns:
-        The last carry, and the outputs stacked along a new first dimension.  Without steps, ``f`` is called once on
-        zeros to find the shapes of the outputs.
+        The last carry, and the outputs stacked along a new first dimension.  If there are no steps, ``f`` is called
+        once on zeros to determine the shapes of the outputs.
 
     Raises:
-        TypeError: If ``xs`` has a leaf that is no tensor or has no dimensions, ``f`` does not return a pair, or changes
+        TypeError: If ``xs`` has a leaf that is not a tensor or is 0-d, or if ``f`` does not return a pair or changes
             the dtype of a carry.
         ValueError: If neither ``xs`` nor ``length`` gives the number of steps, or they differ; if ``f`` changes the
-            structure or a shape of the carry.
+            structure or a shape of the carry; if ``checkpoint`` or ``truncate`` is not positive.
+        RuntimeError: With ``checkpoint``; see :func:`torchopt.checkpoint`.
 
     Example:
         >>> import torch
@@ -54,7 +65,9 @@ def scan(
     """
     leaves, spec = tree.flatten(xs)
     n = _steps(leaves, xs, length)
-    rows = [None if x is None else x.unbind(0) for x in leaves]
+    segment = _segment(checkpoint, n)
+    if truncate is not None and not _is_positive(truncate):
+        raise ValueError(f'Invalid truncate: {truncate!r}; expected None or an int >= 1.')
 
     def step(carry: Any, x: list[Any]) -> tuple[Any, Any]:
         pair = f(carry, tree.unflatten(spec, x))
@@ -66,17 +79,46 @@ def scan(
         with torch.no_grad():
             _, y = step(init, [None if x is None else x.new_zeros(x.shape[1:]) for x in leaves])
         return init, tree.map(lambda z: torch.as_tensor(z).new_zeros((0, *torch.as_tensor(z).shape)), y)
-    carry = init
-    ys: list[Any] = []
-    for k in reversed(range(n)) if reverse else range(n):
-        new, y = step(carry, [None if row is None else row[k] for row in rows])
-        if not ys:
-            check_same(carry, new, 'f', 'init')
-        carry = new
-        ys.append(y)
+
+    def some_steps(carry: Any, rows: list[Any], ks: range) -> tuple[Any, list[Any]]:
+        ys = []
+        for i, k in enumerate(ks):
+            new, y = step(carry, [None if row is None else row[i] for row in rows])
+            if k == 0:
+                check_same(carry, new, 'f', 'init')
+            if truncate is not None and (k + 1) % truncate == 0 and k + 1 < n:
+                new = tree.map(lambda x: x.detach() if isinstance(x, Tensor) else x, new)
+            carry = new
+            ys.append(y)
+        return carry, ys
+
+    run = some_steps if checkpoint in (None, False) else autodiff.checkpoint(some_steps)
+    rows = [None if x is None else x.unbind(0)[:: -1 if reverse else 1] for x in leaves]
+    carry, ys = init, []
+    for start in range(0, n, segment):
+        ks = range(start, min(start + segment, n))
+        carry, found = run(carry, [None if row is None else row[ks.start : ks.stop] for row in rows], ks)
+        ys += found
     if reverse:
         ys.reverse()
     return carry, tree.map(lambda *column: torch.stack([torch.as_tensor(z) for z in column]), *ys)
+
+
+def _segment(checkpoint: Any, n: int) -> int:
+    """The number of steps that are recomputed together."""
+    if checkpoint is None or checkpoint is False:
+        return max(n, 1)
+    if checkpoint is True:
+        return 1
+    if checkpoint == 'auto':
+        return max(round(math.sqrt(n)), 1)
+    if not _is_positive(checkpoint):
+        raise ValueError(f"Invalid checkpoint: {checkpoint!r}; expected None, True, 'auto' or an int >= 1.")
+    return int(checkpoint)
+
+
+def _is_positive(x: Any) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool) and x >= 1
 
 
 def _steps(leaves: list[Any], xs: Any, length: int | None) -> int:
@@ -88,7 +130,7 @@ def _steps(leaves: list[Any], xs: Any, length: int | None) -> int:
         path = f'xs{tree.flatten_with_path(xs)[i][0]}'
         if not isinstance(x, Tensor) or x.dim() == 0:
             kind = 'is a 0-d tensor' if isinstance(x, Tensor) else f'is a {type(x).__name__}'
-            raise TypeError(f'{path} {kind}; expected a tensor with a first dimension to go through.')
+            raise TypeError(f'{path} {kind}; expected a tensor with at least one dimension.')
         lengths.setdefault(x.shape[0], path)
     if length is not None:
         if isinstance(length, bool) or not isinstance(length, int) or length < 0:
@@ -98,5 +140,5 @@ def _steps(leaves: list[Any], xs: Any, length: int | None) -> int:
         raise ValueError('The number of steps is not known. Pass xs with at least one tensor, or length.')
     if len(lengths) > 1:
         (n, name), (m, other) = list(lengths.items())[:2]
-        raise ValueError(f'The numbers of steps differ: {n} by {name}, {m} by {other}. They must be the same.')
+        raise ValueError(f'The numbers of steps differ: {n} by {name}, {m} by {other}. Pass equal numbers.')
     return next(iter(lengths))

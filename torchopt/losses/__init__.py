@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses, each with the name and signature that Optax gives it.
+"""Losses, with the names and signatures of Optax.
 
-A loss takes tensors and returns one value an example; reduce them yourself, say with ``.mean()``.  All of them
-can be differentiated, vectorized with ``torch.func.vmap`` and compiled.
+Most losses return one value per example; reduce the values yourself, for example with ``.mean()``.  All losses are
+differentiable and work under ``torch.func.vmap`` and ``torch.compile``.
 """
 
 from torchopt.losses.binary import (

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a loss accepts: tensors brought together, and errors that name the argument at fault.
+"""Conversion and checks of the arguments of losses.
 
-Only shapes, dtypes and axes are looked at, never values: no check waits for a device.
+The checks read shapes, dtypes and axes but never values, so that none synchronizes with a device.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Number: TypeAlias = float | torch.Tensor
 
 
 def tensor(value: Any, like: torch.Tensor | None = None) -> torch.Tensor:
-    """A tensor as it is; anything else as a tensor, of the dtype and on the device of ``like``."""
+    """Return a tensor unchanged; convert anything else to a tensor with the dtype and device of ``like``."""
     if isinstance(value, torch.Tensor):
         return value
     if like is None:
@@ -29,7 +29,7 @@ def tensor(value: Any, like: torch.Tensor | None = None) -> torch.Tensor:
 
 
 def floating(name: str, value: Any, like: torch.Tensor | None = None) -> torch.Tensor:
-    """Require a floating dtype."""
+    """Convert to a tensor and require a floating dtype."""
     x = tensor(value, like)
     if not x.is_floating_point():
         raise TypeError(f'{name} has dtype {x.dtype}; expected a floating dtype. Convert it, say with `.float()`.')
@@ -37,28 +37,28 @@ def floating(name: str, value: Any, like: torch.Tensor | None = None) -> torch.T
 
 
 def real(name: str, value: Any, like: torch.Tensor) -> torch.Tensor:
-    """Require real numbers; integers and bools come in the dtype of ``like``."""
+    """Convert to a tensor and require real numbers; integers and bools are converted to the dtype of ``like``."""
     x = tensor(value, like)
     if x.is_complex():
-        raise TypeError(f'{name} has dtype {x.dtype}; expected real numbers. Pass its real part.')
+        raise TypeError(f'{name} has dtype {x.dtype}; expected real numbers. Pass the real part.')
     return x if x.is_floating_point() else x.to(like.dtype)
 
 
 def integral(name: str, value: Any, like: torch.Tensor) -> torch.Tensor:
-    """Require an integer dtype; the result is int64, as torch wants its indices."""
+    """Convert to a tensor and require an integer dtype; return int64, the dtype of indices in torch."""
     x = value if isinstance(value, torch.Tensor) else torch.as_tensor(value, device=like.device)
     if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
-        raise TypeError(f'{name} has dtype {x.dtype}; expected integers, one class each. Convert it with `.long()`.')
+        raise TypeError(f'{name} has dtype {x.dtype}; expected integer classes. Convert it with `.long()`.')
     return x.long()
 
 
 def mask(value: Any, like: torch.Tensor) -> torch.Tensor | None:
-    """A mask as bools, on the device of ``like``; None stays None."""
+    """Convert a mask to a bool tensor on the device of ``like``; None stays None."""
     return None if value is None else torch.as_tensor(value, device=like.device).to(torch.bool)
 
 
 def same_shape(name: str, x: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
-    """Require one shape."""
+    """Require equal shapes."""
     if x.shape != other.shape:
         raise ValueError(
             f'{other_name} has shape {tuple(other.shape)}, but {name} has shape {tuple(x.shape)}. '
@@ -72,12 +72,12 @@ def broadcastable(name: str, x: torch.Tensor | torch.Size, other_name: str, othe
     if any(m != n and m != 1 and n != 1 for m, n in zip(reversed(shape), reversed(other.shape))):
         raise ValueError(
             f'{other_name} has shape {tuple(other.shape)}, which does not broadcast with the shape {tuple(shape)} '
-            f'of {name}. Pass one that does.'
+            f'of {name}. Reshape one of them.'
         )
 
 
 def axes(axis: Axis, name: str, x: torch.Tensor) -> tuple[int, ...]:
-    """The axes of ``x`` that are meant, counted from the front."""
+    """Return the dimensions of ``x`` that ``axis`` selects, as nonnegative numbers."""
     if axis is None:
         return tuple(range(x.ndim))
     found = []
@@ -91,5 +91,5 @@ def axes(axis: Axis, name: str, x: torch.Tensor) -> tuple[int, ...]:
             )
         found.append(a % x.ndim)
     if len(set(found)) < len(found):
-        raise ValueError(f'axis {axis!r} names a dimension twice. Name each once.')
+        raise ValueError(f'axis {axis!r} contains a dimension twice. Pass each dimension once.')
     return tuple(found)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses of yes-or-no decisions, element by element: logistic, focal, hinge, perceptron, sparsemax."""
+"""Elementwise losses for binary classification: logistic, focal, hinge, perceptron, sparsemax."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ['hinge_loss', 'perceptron_loss', 'sigmoid_binary_cross_entropy', 'sig
 
 
 def sigmoid_binary_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    r"""The cross entropy of independent yes-or-no predictions.
+    r"""The binary cross entropy of each logit.
 
     .. math::
         \ell(x, y) = -y \log \sigma(x) - (1 - y) \log \sigma(-x), \qquad 0 \log 0 = 0
@@ -47,20 +47,20 @@ def sigmoid_binary_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> 
 def sigmoid_focal_loss(
     logits: torch.Tensor, labels: torch.Tensor, *, alpha: Number | None = None, gamma: Number = 2.0
 ) -> torch.Tensor:
-    r"""The focal loss, which takes weight away from what is easy to classify.
+    r"""The focal loss, a binary cross entropy with smaller weights for examples that are easy to classify.
 
     With the cross entropy :math:`\ell(x, y)` of :func:`sigmoid_binary_cross_entropy` and the probability
-    :math:`q = (1 - y)\, \sigma(x) + y\, \sigma(-x)` of being wrong,
+    :math:`q = (1 - y)\, \sigma(x) + y\, \sigma(-x)` of a wrong prediction,
 
     .. math::
         \ell_\text{focal} = \bigl(\alpha y + (1 - \alpha)(1 - y)\bigr)\, q^\gamma\, \ell(x, y).
 
-    The power is taken in log space, so that nothing underflows where the prediction is nearly certain.
+    The power is computed in log space, so that it does not underflow if the prediction is nearly certain.
 
     Args:
         logits: The log-odds :math:`x`, a floating tensor of any shape.
         labels: The probabilities :math:`y \in [0, 1]` of "yes", of any real dtype and a shape that broadcasts.
-        alpha: The weight :math:`\alpha \in (0, 1)` of "yes" against "no"; no weights if None.
+        alpha: The weight :math:`\alpha \in (0, 1)` of the positive class; the factor is left out if None.
         gamma: The exponent :math:`\gamma \ge 0`; 0 gives the cross entropy.
 
     Returns:
@@ -82,7 +82,7 @@ def sigmoid_focal_loss(
     logits = floating('logits', logits)
     labels = real('labels', labels, logits).to(logits.dtype)
     loss = sigmoid_binary_cross_entropy(logits, labels)
-    # log q = log((1 - y) e^a + y e^b), where a term of weight zero is left out before the largest is.
+    # log q = log((1 - y) e^a + y e^b). Terms of weight zero must not take part in the maximum.
     a = torch.where(labels == 1.0, -math.inf, F.logsigmoid(logits))
     b = torch.where(labels == 0.0, -math.inf, F.logsigmoid(-logits))
     largest = torch.maximum(a, b).detach()
@@ -91,7 +91,7 @@ def sigmoid_focal_loss(
     never = wrong == 0
     log_wrong = torch.where(never, 1.0, wrong).log() + largest
     factor = torch.where(never, 0.0 ** tensor(gamma, loss), (gamma * log_wrong).exp())
-    # Where the loss is infinite the factor has come to rest.
+    # If the loss is infinite, the factor has reached its limit and its derivative is 0.
     endless = loss.isinf()
     loss = torch.where(endless, loss * factor.detach(), torch.where(endless, 0.0, loss) * factor)
     return loss if alpha is None else (alpha * labels + (1.0 - alpha) * (1.0 - labels)) * loss
@@ -153,7 +153,7 @@ def perceptron_loss(predictor_outputs: torch.Tensor, targets: torch.Tensor) -> t
 
 
 def sparsemax_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    r"""The binary sparsemax loss, which is exactly zero for what is right by a margin.
+    r"""The binary sparsemax loss, which is exactly zero for correct predictions with margin at least 1.
 
     With :math:`s = x` for a label of 0 and :math:`s = -x` for a label of 1,
 
@@ -187,10 +187,10 @@ def sparsemax_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     labels = tensor(labels, logits)
     broadcastable('logits', logits, 'labels', labels)
     s = torch.where(labels != 0, -logits, logits)
-    # One branch is the derivative's too: it stays finite where the square of s would not.
+    # Without torch.where, whose unused branch would square a large s and make its derivatives infinite.
     return 0.25 * (s.clamp(-1.0, 1.0) + 1.0).square() + (s - 1.0).relu()
 
 
 def _positive_part(x: torch.Tensor) -> torch.Tensor:
-    r""":math:`\max(0, x)`, whose derivative at 0 is one half, the middle of its subgradients."""
+    r""":math:`\max(0, x)` with the derivative 1/2 at 0, the midpoint of its subdifferential."""
     return torch.maximum(x, torch.zeros_like(x))

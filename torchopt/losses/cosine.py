@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The angle between vectors: cosine similarity and distance."""
+"""Cosine similarity and cosine distance."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def cosine_similarity(
     axis: Axis = -1,
     where: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    r"""The cosine of the angle between predictions and targets.
+    r"""The cosine similarity of predictions and targets.
 
     .. math::
         \cos(x, y) = \frac{\langle x, y \rangle}{\sqrt{\max(\|x\|^2, \epsilon)} \sqrt{\max(\|y\|^2, \epsilon)}}
@@ -27,9 +27,9 @@ def cosine_similarity(
     Args:
         predictions: The vectors :math:`x`, floating, of shape ``[..., dim]``.
         targets: The vectors :math:`y`, floating, of a shape that broadcasts.
-        epsilon: The least squared norm :math:`\epsilon \ge 0`.  With 0, a vector of zeros gives NaN.
+        epsilon: The lower bound :math:`\epsilon \ge 0` of the squared norms.  With 0, a zero vector gives NaN.
         axis: The axis or axes of the components; None for all.
-        where: Mask of the components that count; all if None.
+        where: Mask of the components to include; all if None.
 
     Returns:
         The cosines, of shape ``[...]``.
@@ -52,7 +52,7 @@ def cosine_similarity(
     def unit(v: torch.Tensor) -> torch.Tensor:
         dims = axes(axis, 'a tensor', v)
         least = tensor(epsilon, v).sqrt()
-        # Divided by the largest component, squares neither over- nor underflow.
+        # Divide by the largest component so that the squares neither overflow nor underflow.
         largest = v.detach().abs().amax(dims, keepdim=True) if v.numel() and dims else v.detach().abs()
         largest = torch.where(largest > 0, largest, 1.0)
         squared = total((v / largest).square(), dims, keepdim=True)
@@ -72,14 +72,14 @@ def cosine_distance(
     axis: Axis = -1,
     where: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    r"""One minus the cosine similarity: from 0 for one direction to 2 for opposite ones.
+    r"""One minus the cosine similarity: 0 for equal directions, 2 for opposite ones.
 
     Args:
-        predictions: As for :func:`cosine_similarity`.
-        targets: Likewise.
-        epsilon: Likewise.
-        axis: Likewise.
-        where: Likewise.
+        predictions: The vectors :math:`x`; see :func:`cosine_similarity`.
+        targets: The vectors :math:`y`.
+        epsilon: The lower bound of the squared norms.
+        axis: The axis or axes of the components; None for all.
+        where: Mask of the components to include; all if None.
 
     Returns:
         The distances, of shape ``[...]``.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cross entropy of a softmax: with distributions or classes as labels, safe at zero, and as a polynomial."""
+"""Softmax cross entropy: for distributions, for integer labels, with logits of -inf, and the PolyLoss."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ __all__ = [
 def softmax_cross_entropy(
     logits: torch.Tensor, labels: torch.Tensor, axis: Axis = -1, where: torch.Tensor | None = None
 ) -> torch.Tensor:
-    r"""The cross entropy between distributions and the softmax of logits.
+    r"""The cross entropy of the softmax of the logits, for labels that are distributions.
 
     .. math::
         \ell(x, y) = -\sum_j y_j \log \frac{e^{x_j}}{\sum_k e^{x_k}}
 
-    A logit of ``-inf`` with a label of 0 gives NaN; :func:`safe_softmax_cross_entropy` takes
-    :math:`0 \log 0` for 0.
+    A logit of ``-inf`` with a label of 0 gives NaN; :func:`safe_softmax_cross_entropy` defines
+    :math:`0 \log 0 = 0`.
 
     Args:
         logits: The logits :math:`x`, floating, of shape ``[..., num_classes]``.
         labels: The distributions :math:`y`, of a shape that broadcasts.
         axis: The axis or axes of the classes; None for all.
-        where: Mask of the classes that exist, of the shape of ``logits``, or of whole rows, of shape ``[...]``; all
-            if None.  A row without classes has the loss 0.
+        where: Mask of the classes to include, of the shape of ``logits``, or of whole rows, of shape ``[...]``; all
+            if None.  The loss of a row without classes is 0.
 
     Returns:
         The losses, of shape ``[...]``.
@@ -65,26 +65,26 @@ def softmax_cross_entropy_with_integer_labels(
     axis: int | tuple[int, ...] = -1,
     where: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    r"""The cross entropy between classes and the softmax of logits.
+    r"""The cross entropy of the softmax of the logits, for integer labels.
 
     .. math::
         \ell(x, y) = \log \sum_j e^{x_j} - x_y
 
     Args:
         logits: The logits :math:`x`, floating, of shape ``[..., num_classes]``.
-        labels: The classes :math:`y`, integers of shape ``[...]``.  Negative ones count from the end; labels beyond
-            the classes give NaN.
-        axis: The axis or axes of the classes.  A label counts along several axes as along one that is flattened in
-            the order given, the last fastest.
-        where: Mask of the classes that exist, of the shape of ``logits``, or of whole rows, of shape ``[...]``; all
-            if None.  A row without classes has the loss 0.
+        labels: The classes :math:`y`, integers of shape ``[...]``.  Negative labels count from the end; a label out
+            of range gives NaN.
+        axis: The axis or axes of the classes.  For several axes, a label is an index into these axes flattened in
+            the given order, the last one varying fastest.
+        where: Mask of the classes to include, of the shape of ``logits``, or of whole rows, of shape ``[...]``; all
+            if None.  The loss of a row without classes is 0.
 
     Returns:
         The losses, of shape ``[...]``.
 
     Raises:
-        TypeError: If ``logits`` are not floating, or ``labels`` no integers.
-        ValueError: If an axis is out of bounds or None, or the shapes do not fit.
+        TypeError: If ``logits`` are not floating or ``labels`` are not integers.
+        ValueError: If an axis is out of bounds or None, or the shapes do not match.
 
     Example:
         >>> import torch, torchopt
@@ -95,7 +95,7 @@ def softmax_cross_entropy_with_integer_labels(
     logits = floating('logits', logits)
     labels = integral('labels', labels, logits)
     if axis is None:
-        raise ValueError('axis is None; expected an int or a tuple of ints. Name the axes of the classes.')
+        raise ValueError('axis is None; expected an int or a tuple of ints, the axes of the classes.')
     dims = axes(axis, 'logits', logits)
     where = align(mask(where, logits), dims, logits.ndim)
     scores = _classes_last(logits, dims)
@@ -115,7 +115,7 @@ def softmax_cross_entropy_with_integer_labels(
 def safe_softmax_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     r"""The cross entropy of :func:`softmax_cross_entropy`, with :math:`0 \log 0 = 0`.
 
-    So logits of ``-inf`` exclude classes, and neither the loss nor its gradient in the logits is NaN.
+    Logits of ``-inf`` thus exclude classes without NaN in the loss or in its gradient with respect to the logits.
 
     Args:
         logits: The logits, floating, of shape ``[..., num_classes]``.
@@ -149,10 +149,11 @@ def poly_loss_cross_entropy(
     axis: Axis = -1,
     where: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    r"""The PolyLoss: cross entropy with another weight on the first term of its power series.
+    r"""The PolyLoss: the cross entropy with a different first coefficient in its power series.
 
-    The cross entropy is :math:`-\log p = \sum_{j \ge 1} (1 - p)^j / j` for the probability :math:`p` of the right
-    class.  The first coefficient becomes :math:`1 + \epsilon`:
+    With the probability :math:`p` of the correct class, the cross entropy is
+    :math:`-\log p = \sum_{j \ge 1} (1 - p)^j / j`.  The PolyLoss changes the first coefficient to
+    :math:`1 + \epsilon`:
 
     .. math::
         \ell(x, y) = -\sum_j y_j \log p_j + \epsilon \sum_j y_j (1 - p_j), \qquad p = \operatorname{softmax}(x)
@@ -160,10 +161,10 @@ def poly_loss_cross_entropy(
     Args:
         logits: The logits :math:`x`, floating, of shape ``[..., num_classes]``.
         labels: The distributions :math:`y`, floating, of a shape that broadcasts.
-        epsilon: The change :math:`\epsilon` of the first coefficient.  The paper takes 2 for the classification of
-            images and -1 for detection and segmentation.
+        epsilon: The change :math:`\epsilon` of the first coefficient.  The paper uses 2 for image classification
+            and -1 for detection and segmentation.
         axis: The axis or axes of the classes; None for all.
-        where: Mask of the classes that exist, of the shape of ``logits``; all if None.
+        where: Mask of the classes to include, of the shape of ``logits``; all if None.
 
     Returns:
         The losses, of shape ``[...]``.
@@ -190,7 +191,7 @@ def poly_loss_cross_entropy(
 
 
 def _classes_last(x: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
-    """Gather the axes of the classes, in their order, into one at the end."""
+    """Flatten the axes of the classes, in the given order, into one last axis."""
     if not dims:
         return x.unsqueeze(-1)
     return x.movedim(dims, tuple(range(-len(dims), 0))).flatten(-len(dims))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Kullback-Leibler divergence between distributions, and its extension to unnormalized ones."""
+"""The Kullback-Leibler divergence of distributions and of unnormalized measures."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def kl_divergence(
     .. math::
         \operatorname{KL}(p \,\|\, q) = \sum_j p_j (\log p_j - \log q_j), \qquad 0 \log 0 = 0
 
-    So predictions may exclude what the targets exclude, by :math:`\log q_j = -\infty`.
+    Thus :math:`\log q_j = -\infty` is allowed if :math:`p_j = 0`.
 
     Args:
         log_predictions: The logarithms :math:`\log q`, floating, of shape ``[..., dim]``.
         targets: The distributions :math:`p \ge 0`, floating, of a shape that broadcasts.
         axis: The axis or axes of a distribution; None for all.
-        where: Mask of the elements that count; all if None.
+        where: Mask of the elements to include; all if None.
 
     Returns:
         The divergences, of shape ``[...]``.
@@ -44,7 +44,7 @@ def kl_divergence(
         Kullback and Leibler, `On information and sufficiency <https://doi.org/10.1214/aoms/1177729694>`_, 1951.
     """
     log_q, p = _two(log_predictions, targets, 'targets', where)
-    # log 1 in place of log 0: the derivative of log at 0 would make NaN of the gradient.
+    # Replace log 0 by log 1: the infinite derivative of log at 0 would make the gradient NaN.
     terms = p * (torch.where(p == 0, 1.0, p).log() - finite_where(p, log_q))
     return _sum(terms, axis, where)
 
@@ -52,13 +52,13 @@ def kl_divergence(
 def kl_divergence_with_log_targets(
     log_predictions: torch.Tensor, log_targets: torch.Tensor, axis: Axis = -1, where: torch.Tensor | None = None
 ) -> torch.Tensor:
-    r"""The Kullback-Leibler divergence of :func:`kl_divergence`, with the logarithms of the targets given.
+    r"""The Kullback-Leibler divergence of :func:`kl_divergence`, given the logarithms of the targets.
 
     Args:
         log_predictions: The logarithms :math:`\log q`, floating, of shape ``[..., dim]``.
         log_targets: The logarithms :math:`\log p`, floating, of a shape that broadcasts.
         axis: The axis or axes of a distribution; None for all.
-        where: Mask of the elements that count; all if None.
+        where: Mask of the elements to include; all if None.
 
     Returns:
         The divergences, of shape ``[...]``.
@@ -86,13 +86,13 @@ def generalized_kl_divergence(
     .. math::
         D(p \,\|\, q) = \sum_j \Bigl( p_j \log \frac{p_j}{q_j} - p_j + q_j \Bigr)
 
-    It is the Bregman divergence of :math:`x \log x - x`: never negative, and zero only for :math:`p = q`.
+    It is the Bregman divergence of :math:`x \log x - x`: nonnegative, and zero only if :math:`p = q`.
 
     Args:
         log_predictions: The logarithms :math:`\log q`, floating, of shape ``[..., dim]``.
         targets: The measures :math:`p \ge 0`, floating, of a shape that broadcasts.
         axis: The axis or axes of a measure; None for all.
-        where: Mask of the elements that count; all if None.
+        where: Mask of the elements to include; all if None.
 
     Returns:
         The divergences, of shape ``[...]``.
@@ -116,7 +116,7 @@ def generalized_kl_divergence(
 
 
 convex_kl_divergence = generalized_kl_divergence
-"""The older of the two names that Optax has for this loss."""
+"""Optax's older name of :func:`generalized_kl_divergence`."""
 
 
 def _two(

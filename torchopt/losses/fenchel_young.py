@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fenchel-Young losses: a loss for every regularized maximum."""
+"""Fenchel-Young losses of regularized maximum functions."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ __all__ = ['make_fenchel_young_loss']
 
 
 def make_fenchel_young_loss(max_fun: Callable[..., Any]) -> Callable[..., torch.Tensor]:
-    r"""Make the Fenchel-Young loss of a maximum.
+    r"""Make the Fenchel-Young loss of a regularized maximum function.
 
-    Let :math:`F(s) = \max_p \langle p, s \rangle - \Omega(p)` be a regularized maximum of scores, such as
-    ``logsumexp``.  Its loss
+    Let :math:`F(s) = \max_p \langle p, s \rangle - \Omega(p)` be a regularized maximum of the scores :math:`s`, such
+    as ``logsumexp``.  Its loss
 
     .. math::
         \ell(s, y) = F(s) - \langle y, s \rangle, \qquad \nabla_s \ell = \nabla F(s) - y,
 
-    is, up to the constant :math:`\Omega(y)`, never negative, and smallest where :math:`\nabla F(s) = y`.  For
-    ``logsumexp`` it is the cross entropy, and the gradient is the softmax minus the target.
+    is nonnegative up to the constant :math:`\Omega(y)`, and minimal if :math:`\nabla F(s) = y`.  For ``logsumexp`` it
+    is the cross entropy, and the gradient is the softmax minus the target.
 
     Args:
-        max_fun: The maximum :math:`F`, ``max_fun(scores, *args, **kwargs)`` from a vector to a 0-d tensor,
+        max_fun: The function :math:`F`: ``max_fun(scores, *args, **kwargs)`` maps a vector to a 0-d tensor and is
             differentiable.
 
     Returns:
         The loss ``fenchel_young_loss(scores, targets, *args, **kwargs)``.  It takes ``scores`` and ``targets`` of
-        shape ``[..., n]``, floating, and returns losses of shape ``[...]``.  The further arguments go to
-        ``max_fun`` as they are.  Over leading dimensions ``max_fun`` is vectorized; random numbers
-        that it draws then differ from row to row.
+        shape ``[..., n]``, floating, and returns losses of shape ``[...]``.  It passes the further arguments to
+        ``max_fun``.  Leading dimensions are handled by ``torch.func.vmap``; random numbers that ``max_fun`` draws
+        differ from row to row.
 
     Raises:
-        TypeError: If ``max_fun`` cannot be called; by the loss, if ``scores`` are not floating.
-        ValueError: By the loss, if the shapes do not broadcast.
+        TypeError: If ``max_fun`` is not callable.  The loss raises it if ``scores`` are not floating.
+        ValueError: Raised by the loss if the shapes do not broadcast.
 
     Example:
         >>> import torch, torchopt
@@ -60,7 +60,7 @@ def make_fenchel_young_loss(max_fun: Callable[..., Any]) -> Callable[..., torch.
         scores = floating('scores', scores)
         targets = real('targets', targets, scores)
         if scores.ndim == 0:
-            raise ValueError('scores has no dimension; expected shape [..., n]. Pass a vector.')
+            raise ValueError('scores is a 0-d tensor; expected shape [..., n]. Pass a vector.')
         broadcastable('scores', scores, 'targets', targets)
 
         def of_vector(s: torch.Tensor) -> torch.Tensor:

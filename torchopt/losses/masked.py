@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sums and softmax along several axes, over the elements that a mask lets in."""
+"""Sums and softmax along several axes, over the elements that a mask selects."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ __all__ = ['align', 'finite_where', 'keep', 'log_softmax', 'normalizer', 'total'
 
 
 def keep(where: torch.Tensor | None, *xs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Tensors with zeros outside a mask, before anything is computed: what is hidden reaches no derivative."""
+    """Replace the elements outside a mask by zeros, so that they reach neither the result nor its derivatives."""
     return xs if where is None else tuple(torch.where(where, x, 0.0) for x in xs)
 
 
 def finite_where(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    r"""``x``, with a zero where it is infinite and has no weight: :math:`0 \cdot \infty = 0` in every derivative."""
+    r"""Replace infinite elements of weight 0 by 0, so that :math:`0 \cdot \infty = 0`, in all derivatives too."""
     return torch.where((weight == 0) & x.isinf(), 0.0, x)
 
 
 def align(where: torch.Tensor | None, dims: tuple[int, ...], ndim: int) -> torch.Tensor | None:
-    """Give a mask of whole rows the dimensions along which it says nothing."""
+    """Insert dimensions of size 1 into a mask of whole rows, at ``dims``."""
     if where is None or where.ndim == ndim:
         return where
     for dim in sorted(dims):
@@ -32,7 +32,7 @@ def align(where: torch.Tensor | None, dims: tuple[int, ...], ndim: int) -> torch
 def total(
     x: torch.Tensor, dims: tuple[int, ...], where: torch.Tensor | None = None, keepdim: bool = False
 ) -> torch.Tensor:
-    """The sum along axes; over no axis, the tensor itself."""
+    """The sum along axes; the tensor itself if ``dims`` is empty."""
     if where is not None:
         x = torch.where(where, x, 0.0)
     return x.sum(dims, keepdim=keepdim) if dims else x
@@ -41,9 +41,9 @@ def total(
 def normalizer(
     x: torch.Tensor, dims: tuple[int, ...], where: torch.Tensor | None = None, keepdim: bool = False
 ) -> torch.Tensor:
-    r"""The logarithm of :math:`\sum_i e^{x_i}` along axes; any number where the mask lets nothing in."""
+    r"""The logarithm of :math:`\sum_i e^{x_i}` along axes; an arbitrary finite number if the mask selects nothing."""
     if where is not None:
-        # Not log 0, whose derivatives are NaN.
+        # Without any element, the result would be log 0, whose derivatives are NaN.
         nothing = ~(where.any(dims[0], True) if len(dims) == 1 else where.sum(dims, True) > 0) if dims else ~where
         x = torch.where(where, x, torch.where(nothing, 0.0, -math.inf).to(x.dtype))
     return torch.logsumexp(x, dims, keepdim=keepdim) if dims else x
@@ -52,8 +52,8 @@ def normalizer(
 def log_softmax(x: torch.Tensor, dims: tuple[int, ...], where: torch.Tensor | None = None) -> torch.Tensor:
     r"""The logarithm of the softmax along axes.
 
-    Elements outside the mask have the value zero, not :math:`\log 0`: they belong to no sum, and a zero
-    keeps :math:`0 \cdot \infty` out of the gradients.
+    Elements outside the mask get the value 0 instead of :math:`\log 0`, which avoids :math:`0 \cdot \infty` in the
+    gradients.
     """
     if where is None:
         return torch.log_softmax(x, dims[0]) if len(dims) == 1 else x - normalizer(x, dims, keepdim=True)

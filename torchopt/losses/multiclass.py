@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses of the scores of several classes with one right answer: hinge, perceptron, sparsemax."""
+"""Losses for multiclass classification: hinge, perceptron, sparsemax."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import torch
 
 from torchopt.losses.arguments import broadcastable, floating, integral
-from torchopt.projections import unit_simplex
+from torchopt.simplex import unit_simplex
 
 __all__ = ['multiclass_hinge_loss', 'multiclass_perceptron_loss', 'multiclass_sparsemax_loss', 'pick']
 
@@ -21,14 +21,14 @@ def multiclass_hinge_loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.T
 
     Args:
         scores: The scores :math:`s`, floating, of shape ``[..., num_classes]``.
-        labels: The right classes :math:`y`, integers of shape ``[...]``.  A label that is no class has no score
-            to subtract.
+        labels: The correct classes :math:`y`, integers of shape ``[...]``.  For a label out of range, no
+            score is subtracted.
 
     Returns:
         The losses, of shape ``[...]``.
 
     Raises:
-        TypeError: If ``scores`` are not floating, or ``labels`` no integers.
+        TypeError: If ``scores`` are not floating or ``labels`` are not integers.
         ValueError: If the shapes do not broadcast.
 
     Example:
@@ -49,14 +49,14 @@ def multiclass_perceptron_loss(scores: torch.Tensor, labels: torch.Tensor) -> to
 
     Args:
         scores: The scores :math:`s`, floating, of shape ``[..., num_classes]``.
-        labels: The right classes :math:`y`, integers of shape ``[...]``.  A label that is no class has no score
-            to subtract.
+        labels: The correct classes :math:`y`, integers of shape ``[...]``.  For a label out of range, no
+            score is subtracted.
 
     Returns:
         The losses, of shape ``[...]``.
 
     Raises:
-        TypeError: If ``scores`` are not floating, or ``labels`` no integers.
+        TypeError: If ``scores`` are not floating or ``labels`` are not integers.
         ValueError: If the shapes do not broadcast.
 
     Example:
@@ -80,19 +80,19 @@ def multiclass_sparsemax_loss(scores: torch.Tensor, labels: torch.Tensor) -> tor
     .. math::
         \ell(s, y) = \langle p, s \rangle - s_y + \tfrac12 (1 - \|p\|^2), \qquad \nabla_s \ell = p - e_y.
 
-    It is exactly zero once the right class leads by one.
+    It is exactly zero if the score of the correct class exceeds all others by at least 1.
 
     Args:
         scores: The scores :math:`s`, floating, of shape ``[batch, num_classes]``.
-        labels: The right classes :math:`y`, integers of shape ``[batch]``.  Negative ones count from the end;
-            those beyond the classes mean the nearest one.
+        labels: The correct classes :math:`y`, integers of shape ``[batch]``.  Negative labels count from the end;
+            labels out of range are replaced by the nearest class.
 
     Returns:
         The losses, of shape ``[batch]``.
 
     Raises:
-        TypeError: If ``scores`` are not floating, or ``labels`` no integers.
-        ValueError: If the shapes do not fit.
+        TypeError: If ``scores`` are not floating or ``labels`` are not integers.
+        ValueError: If the shapes do not match.
 
     Example:
         >>> import torch, torchopt
@@ -112,22 +112,22 @@ def multiclass_sparsemax_loss(scores: torch.Tensor, labels: torch.Tensor) -> tor
         )
     p = unit_simplex(scores)
     right, _ = pick(scores, labels)
-    # What has no probability plays no part, be its score infinitely low.
+    # Classes of probability 0 contribute 0, even if their score is -inf.
     best = scores.detach().amax(-1)
     behind = torch.where(p > 0, scores - best.unsqueeze(-1), 0.0)
     return (p * behind).sum(-1) + 0.5 * (1.0 - p.square().sum(-1)) + (best - right)
 
 
 def pick(scores: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The score of the class that each label names.
+    """The score of each label's class.
 
     Args:
         scores: Of shape ``[..., num_classes]``.
-        labels: Of shape ``[...]``.  Negative labels count from the end; no label makes torch stop the device.
+        labels: Of shape ``[...]``.  Negative labels count from the end.  Labels out of range are replaced by the
+            nearest class, since on a GPU torch would raise a device-side assertion.
 
     Returns:
-        The scores, of shape ``[...]``; those of the nearest class for labels that name none.  And a mask, False at
-        those labels.
+        The scores, of shape ``[...]``, and a mask, False for labels out of range.
     """
     classes = scores.shape[-1]
     index = torch.where(labels < 0, labels + classes, labels)
@@ -136,14 +136,14 @@ def pick(scores: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torc
 
 
 def _lead(scores: torch.Tensor, labels: torch.Tensor, margin: float) -> torch.Tensor:
-    """By how much the best score, with a margin for all wrong classes, leads that of the right class."""
+    """The best score, with a margin added for the wrong classes, minus the score of the correct class."""
     scores = floating('scores', scores)
     labels = integral('labels', labels, scores)
     broadcastable('a row of scores', scores.shape[:-1], 'labels', labels)
     classes = torch.arange(scores.shape[-1], device=scores.device)
     is_right = labels.unsqueeze(-1) == classes
     right = torch.where(is_right, scores, 0.0).sum(-1, keepdim=True)
-    # A score of -inf for the right class would make all others alike: it is subtracted last.
+    # If the correct class has the score -inf, subtracting it first would make all others +inf: subtract it last.
     excluded = right == -math.inf
     ahead = torch.where(
         is_right, torch.where(excluded, right, 0.0), scores + margin - torch.where(excluded, 0.0, right)

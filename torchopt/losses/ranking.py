@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses of ranking: scores of the items of a list against their relevance."""
+"""Losses for learning to rank."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def ranking_softmax_loss(
     weights: torch.Tensor | None = None,
     reduce_fn: Callable[..., Any] | None = torch.mean,
 ) -> torch.Tensor:
-    r"""The softmax loss of ranking, also known as ListNet's.
+    r"""The softmax ranking loss, also known as the ListNet loss.
 
     .. math::
         \ell(s, y) = -\sum_i w_i y_i \log \frac{e^{s_i}}{\sum_j e^{s_j}}
@@ -32,14 +32,14 @@ def ranking_softmax_loss(
     Args:
         logits: The scores :math:`s` of the items, floating, of shape ``[..., list_size]``.
         labels: Their relevance :math:`y`, of any real dtype and of the same shape.
-        where: Mask of the items that exist; all if None.
+        where: Mask of the items to include; all if None.
         weights: The weights :math:`w` of the items, of a shape that broadcasts; ones if None.
-        reduce_fn: What makes one number of the losses of the lists: ``torch.mean`` or ``torch.sum``, which leave
-            lists without items out; any other function ``f(losses, where=mask_of_lists)``, whose ``where`` is None
-            without a mask; or None for no reduction, where such lists have the loss 0.
+        reduce_fn: Reduces the losses of the lists.  ``torch.mean`` and ``torch.sum`` ignore lists without items.
+            Any other function is called as ``f(losses, where=mask_of_lists)``, with None as ``where`` if there is no
+            mask.  None means no reduction; the loss of a list without items is then 0.
 
     Returns:
-        The reduced loss, or the losses, of shape ``[...]``.  The mean over no list is 0.
+        The reduced loss, or the losses, of shape ``[...]``.  If all lists are without items, the mean is 0.
 
     Raises:
         TypeError: If ``logits`` are not floating.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses of real-valued predictions, element by element: squared, Huber, log-cosh."""
+"""Elementwise losses for regression: squared error, Huber, log-cosh."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ['huber_loss', 'l2_loss', 'log_cosh', 'squared_error']
 def squared_error(predictions: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
     r"""The squared error :math:`(x - y)^2` of each prediction.
 
-    Its mean is the mean squared error; see :func:`l2_loss` for the half of it.
+    Its mean is the mean squared error; :func:`l2_loss` is half of it.
 
     Args:
         predictions: The predictions :math:`x`, a floating tensor of any shape.
@@ -27,7 +27,8 @@ def squared_error(predictions: torch.Tensor, targets: torch.Tensor | None = None
 
     Raises:
         TypeError: If ``predictions`` are not floating.
-        ValueError: If the shapes differ: broadcasting a column against a row is the classic silent mistake here.
+        ValueError: If the shapes differ.  The loss does not broadcast, since predictions of shape ``[n, 1]`` with
+            targets of shape ``[n]`` would silently give ``[n, n]`` errors.
 
     Example:
         >>> import torch, torchopt
@@ -80,7 +81,7 @@ def huber_loss(predictions: torch.Tensor, targets: torch.Tensor | None = None, *
     Args:
         predictions: The predictions :math:`x`, a floating tensor of any shape.
         targets: The targets :math:`y`, of a shape that broadcasts; zeros if None.
-        delta: The bound :math:`\delta \ge 0` between the regimes, a number or a tensor that broadcasts.
+        delta: The threshold :math:`\delta \ge 0`, a number or a tensor that broadcasts.
 
     Returns:
         The losses, of the common shape.
@@ -104,11 +105,11 @@ def huber_loss(predictions: torch.Tensor, targets: torch.Tensor | None = None, *
 
 
 def log_cosh(predictions: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
-    r"""The loss :math:`\log \cosh(x - y)`, a smooth relative of the Huber loss.
+    r"""The loss :math:`\log \cosh(x - y)`, a smooth approximation of the Huber loss.
 
-    It is about :math:`\tfrac12 e^2` for a small error :math:`e` and :math:`|e| - \log 2` for a large one.  Small ones
-    are computed as :math:`\log(1 + 2 \sinh^2 \tfrac{e}{2})`, where nothing cancels, large ones as
-    :math:`|e| + \log(1 + e^{-2|e|}) - \log 2`, where nothing overflows.
+    It is about :math:`\tfrac12 e^2` for a small error :math:`e = x - y` and :math:`|e| - \log 2` for a large one.
+    For :math:`|e| < 1` it is computed as :math:`\log(1 + 2 \sinh^2 \tfrac{e}{2})`, which avoids cancellation, else as
+    :math:`|e| + \log(1 + e^{-2|e|}) - \log 2`, which avoids overflow.
 
     Args:
         predictions: The predictions :math:`x`, a floating tensor of any shape.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses of segmentation, from the overlap of predicted and true regions: the Dice family."""
+"""Losses for image segmentation: the Dice loss and its variants."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ def dice_loss(
             {I_c + \alpha \left(\sum_i p_{ic} - I_c\right) + \beta \left(\sum_i t_{ic} - I_c\right) + s} \right).
 
     Args:
-        predictions: Logits, floating, of shape ``[batch, ..., num_classes]``.  One class, or no dimension for the
-            classes where ``targets`` has one, means a yes-or-no segmentation.
-        targets: The one-hot classes :math:`t` of the same shape; the dimension of a single class may be left out.
+        predictions: Logits, floating, of shape ``[batch, ..., num_classes]``.  If ``num_classes`` is 1, the
+            segmentation is binary, and ``predictions`` or ``targets`` may leave this dimension out.
+        targets: The one-hot classes :math:`t` of the same shape.
         class_weights: The weights :math:`w`, of shape ``[num_classes]``; ones if None.
-        smooth: The number :math:`s > 0` that keeps empty classes from dividing by zero.
+        smooth: The number :math:`s > 0` that avoids division by zero for classes without pixels.
         alpha: The weight :math:`\alpha` of false positives.
         beta: The weight :math:`\beta` of false negatives.
-        apply_softmax: Whether ``predictions`` are logits, to go through the softmax, or the sigmoid if there is
-            only one class; else they are the probabilities :math:`p`.
-        reduction: What to do with the losses of the classes: ``'mean'``, ``'sum'`` or ``'none'``.
-        ignore_background: Whether to leave class 0 out, if there are others.
+        apply_softmax: Whether ``predictions`` are logits; the probabilities :math:`p` are then their softmax, or
+            their sigmoid for one class.  If False, ``predictions`` are the probabilities.
+        reduction: The reduction over the classes: ``'mean'``, ``'sum'`` or ``'none'``.
+        ignore_background: Whether to leave class 0 out, if there is more than one class.
         axis: The axis or axes of the pixels; all but the first and the last if None.
 
     Returns:
@@ -52,9 +52,9 @@ def dice_loss(
 
     Raises:
         TypeError: If ``predictions`` are not floating.
-        ValueError: If the shapes differ, an axis is out of bounds, the reduction is unknown, or several classes'
-            probabilities do not sum to 1.  The last is looked at on the CPU only, where nothing has to be waited
-            for, and not under the transforms of ``torch.func`` or ``torch.compile``.
+        ValueError: If the shapes differ, an axis is out of bounds, the reduction is unknown, or the probabilities of
+            several classes do not sum to 1.  The sums are checked on the CPU only, which needs no synchronization,
+            and not inside ``torch.func`` transforms or ``torch.compile``.
 
     Example:
         >>> import torch, torchopt
@@ -83,7 +83,7 @@ def dice_loss(
         weights = tensor(class_weights, p)
         if weights.ndim != 1:
             raise ValueError(
-                f'class_weights has shape {tuple(weights.shape)}; expected one weight a class: [num_classes].'
+                f'class_weights has shape {tuple(weights.shape)}; expected [num_classes], one weight per class.'
             )
         loss = loss * weights
     if ignore_background and p.shape[-1] > 1:
@@ -101,24 +101,24 @@ def multiclass_generalized_dice_loss(
     apply_softmax: bool = True,
     ignore_background: bool = False,
 ) -> torch.Tensor:
-    r"""The Dice loss with classes weighted by how rare they are.
+    r"""The Dice loss with larger weights for rarer classes.
 
-    A class that has :math:`n_c` pixels in the batch gets the weight :math:`1 / n_c^2`, scaled so that the weights
-    are 1 in the mean.
+    A class with :math:`n_c` pixels in the batch gets a weight proportional to :math:`1 / n_c^2`; the weights have
+    the mean 1.
 
     Args:
         predictions: Logits, floating, of shape ``[batch, ..., num_classes]``.
         targets: The one-hot classes, of the same shape.
-        smooth: As for :func:`dice_loss`.
-        apply_softmax: Likewise.
-        ignore_background: Likewise.
+        smooth: The number added to numerator and denominator; see :func:`dice_loss`.
+        apply_softmax: Whether ``predictions`` are logits; if False, they are probabilities.
+        ignore_background: Whether to leave class 0 out, if there is more than one class.
 
     Returns:
         The mean over batch and classes, a 0-d tensor.
 
     Raises:
         TypeError: If ``predictions`` are not floating.
-        ValueError: If the shapes differ, or probabilities do not sum to 1, as for :func:`dice_loss`.
+        ValueError: If the shapes differ, or the probabilities do not sum to 1; see :func:`dice_loss`.
 
     Example:
         >>> import torch, torchopt
@@ -149,13 +149,13 @@ def multiclass_generalized_dice_loss(
 def binary_dice_loss(
     predictions: torch.Tensor, targets: torch.Tensor, *, smooth: Number = 1.0, apply_sigmoid: bool = True
 ) -> torch.Tensor:
-    r"""The Dice loss of a yes-or-no segmentation.
+    r"""The Dice loss of a binary segmentation.
 
     Args:
         predictions: Logits, floating, of shape ``[batch, ...]`` or ``[batch, ..., 1]``.
         targets: The classes 0 or 1, of one of these shapes.
-        smooth: As for :func:`dice_loss`.
-        apply_sigmoid: Whether ``predictions`` are logits; else they are the probabilities of 1.
+        smooth: The number added to numerator and denominator; see :func:`dice_loss`.
+        apply_sigmoid: Whether ``predictions`` are logits; if False, they are the probabilities of class 1.
 
     Returns:
         The losses, of shape ``[batch]``.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses of embeddings: what belongs together shall lie close, what does not, apart."""
+"""Losses for learning embeddings: NT-Xent and the triplet loss."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ['ntxent', 'triplet_margin_loss']
 
 
 def ntxent(embeddings: torch.Tensor, labels: torch.Tensor, temperature: Number = 0.07) -> torch.Tensor:
-    r"""The contrastive loss NT-Xent, the normalized temperature-scaled cross entropy of SimCLR.
+    r"""The contrastive loss NT-Xent of SimCLR, the normalized temperature-scaled cross entropy.
 
-    With :math:`s_{ij} = \cos(z_i, z_j) / \tau`, the positive pairs :math:`P`, which are two embeddings of one label,
-    and the negatives :math:`N(i)` of another label,
+    Let :math:`s_{ij} = \cos(z_i, z_j) / \tau`, let :math:`P` be the pairs :math:`(i, j)`, :math:`i \ne j`, with equal
+    labels, and :math:`N(i)` the indices whose label differs from that of :math:`i`.  Then
 
     .. math::
         \ell = -\frac{1}{|P|} \sum_{(i, j) \in P}
@@ -25,15 +25,15 @@ def ntxent(embeddings: torch.Tensor, labels: torch.Tensor, temperature: Number =
 
     Args:
         embeddings: The embeddings :math:`z`, floating, of shape ``[batch, dim]``.
-        labels: One label for each, of shape ``[batch]``; equal ones make positive pairs.
+        labels: One label for each embedding, of shape ``[batch]``.
         temperature: The temperature :math:`\tau > 0`.
 
     Returns:
-        The loss, a 0-d tensor; NaN without any positive pair.
+        The loss, a 0-d tensor; NaN if there is no positive pair.
 
     Raises:
         TypeError: If ``embeddings`` are not floating.
-        ValueError: If the shapes do not fit.
+        ValueError: If the shapes do not match.
 
     Example:
         >>> import torch, torchopt
@@ -60,7 +60,7 @@ def ntxent(embeddings: torch.Tensor, labels: torch.Tensor, temperature: Number =
     negatives = torch.where(match, -math.inf, similar)
     if len(embeddings) == 0:
         return similar.sum() / 0.0
-    # Each positive competes with the negatives of its row only, not with other positives.
+    # The denominator of a positive pair contains the negatives of its row, but no other positives.
     largest = torch.where(itself, -math.inf, similar).amax(1, keepdim=True).detach()
     shifted = similar - largest
     rivals = (negatives - largest).exp().sum(1, keepdim=True)
@@ -77,7 +77,7 @@ def triplet_margin_loss(
     margin: Number = 1.0,
     eps: Number = 1e-6,
 ) -> torch.Tensor:
-    r"""The triplet loss: an anchor shall be nearer to its positive than to its negative, by a margin.
+    r"""The triplet loss, zero if an anchor is closer to its positive than to its negative by at least a margin.
 
     .. math::
         \ell = \max\bigl(0, d(a, p) - d(a, n) + m\bigr), \qquad
@@ -86,11 +86,11 @@ def triplet_margin_loss(
     Args:
         anchors: The anchors :math:`a`, floating, of shape ``[..., dim]``.
         positives: The positives :math:`p`, floating, of a shape that broadcasts.
-        negatives: The negatives :math:`n`, likewise.
+        negatives: The negatives :math:`n`, floating, of a shape that broadcasts.
         axis: The axis of the components.
         norm_degree: The degree :math:`q \ge 1` of the norm.
         margin: The margin :math:`m`.
-        eps: The number :math:`\epsilon \ge 0` that keeps the derivative finite where a distance is zero.
+        eps: The number :math:`\epsilon \ge 0` that keeps the derivative finite if a distance is zero.
 
     Returns:
         The losses, of shape ``[...]``.
@@ -117,7 +117,7 @@ def triplet_margin_loss(
         gap = (anchors - other).abs()
         dims = axes(axis, 'anchors', gap)
         least = tensor(eps, gap).pow(1 / norm_degree)
-        # Divided by the largest of its parts, no power over- or underflows.
+        # Divide by the largest term so that the powers neither overflow nor underflow.
         largest = torch.maximum(gap.detach().amax(dims, keepdim=True), least.detach())
         largest = torch.where(largest > 0, largest, 1.0)
         powers = (gap / largest).pow(norm_degree).sum(dims, keepdim=True) + (least / largest).pow(norm_degree)

@@ -21,13 +21,13 @@ def smooth_labels(
     .. math::
         y' = (1 - \alpha)\, y + \alpha / K
 
-    A classifier trained on smoothed labels does not learn to be sure of itself beyond :math:`1 - \alpha`.
+    A classifier trained on smoothed labels learns probabilities of at most about :math:`1 - \alpha + \alpha / K`.
 
     Args:
         labels: The distributions :math:`y`, floating, of shape ``[..., num_classes]``.
         alpha: The weight :math:`\alpha \in [0, 1]` of the uniform distribution.
         axis: The axis or axes of the classes; None for all.
-        where: Mask of the classes that count towards :math:`K`; all if None.
+        where: Mask of the classes counted in :math:`K`; all if None.
 
     Returns:
         The smoothed labels, of the same shape.

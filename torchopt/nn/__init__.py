@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Modules for bilevel problems, and functions that swap the tensors of a module.
+"""Modules for bilevel problems, and functions that replace the tensors of a module.
 
 * :class:`MetaGradientModule` separates the parameters that an inner problem trains from the
   meta-parameters that an outer problem trains through it.
-* :class:`ImplicitMetaGradientModule` is such a module; its trained parameters are an implicit function of the
+* :class:`ImplicitMetaGradientModule` also differentiates the trained parameters as an implicit function of the
   meta-parameters.
 * :class:`ZeroOrderGradientModule` estimates its gradient from function values only.
-* :func:`reparametrize` and :func:`swap_state` run a module with other tensors in place of its own.
+* :func:`reparametrize` and :func:`swap_state` replace the tensors of a module.
 """
 
 from __future__ import annotations

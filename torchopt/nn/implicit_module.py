@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An inner problem as a module: its parameters are an implicit function of the meta-parameters."""
+"""Modules whose trained parameters are an implicit function of the meta-parameters."""
 
 from __future__ import annotations
 
@@ -40,28 +40,28 @@ class ImplicitMetaGradientModule(MetaGradientModule, abc.ABC):
 
     .. math:: \mathrm{d}\theta^\star = -(\partial_\theta F)^{-1}\, \partial_\phi F\, \mathrm{d}\phi,
 
-    with respect to the meta-parameters :math:`\phi` (see :class:`MetaGradientModule`), to tensors among the arguments
-    of ``solve`` that require grad, and to any others that ``objective`` or ``optimality`` uses.  Reverse and forward
-    mode and higher derivatives work as in :func:`torchopt.implicit_diff.custom_root`.
+    with respect to the meta-parameters :math:`\phi` (see :class:`MetaGradientModule`), to arguments of ``solve`` that
+    require grad, and to all other tensors that ``objective`` or ``optimality`` uses.  Reverse mode, forward mode and
+    higher derivatives work as in :func:`torchopt.implicit_diff.custom_root`.
 
-    While ``solve`` runs, the parameters are leaves that can be trained in place, the same objects in every call, and
-    the meta-parameters are constants, so nothing accumulates in their ``grad``.  ``solve`` runs with gradients
-    enabled; if it writes into a parameter in place, as by ``self.w.copy_(...)`` outside ``torch.no_grad()``, it
-    is run again from the beginning without gradients, as in TorchOpt 0.7.3.  The memory of the derivative does
-    not depend on the number of steps that ``solve`` takes.
+    While ``solve`` runs, the parameters are leaves that can be trained in place, the same objects in every call.  The
+    meta-parameters are constants, so nothing accumulates in their ``grad``.  ``solve`` runs with gradients enabled; if
+    it writes into a parameter in place outside ``torch.no_grad()``, such as by ``self.w.copy_(...)``, it is run again
+    from the beginning without gradients, as in TorchOpt 0.7.3.  The memory for the derivative does not depend on the
+    number of steps of ``solve``.
 
     Class arguments:
         linear_solve: The linear solver for the derivative, such as ``torchopt.linear_solve.solve_cg(maxiter=10)``;
             :func:`torchopt.linear_solve.solve_normal_cg` if None.  Subclasses inherit it.
 
     Args:
-        *args: As in :class:`MetaGradientModule`: tensors and modules passed to the constructor are meta.
+        *args: See :class:`MetaGradientModule`: tensors and modules passed to the constructor are meta.
         **kwargs: Likewise.
 
     Raises:
-        TypeError: When a subclass is defined that has neither ``optimality`` nor ``objective``, or defines it as a
-            static or class method.
-        RuntimeError: When ``solve`` is called and there are no parameters or no meta-parameters.
+        TypeError: If a subclass has neither ``optimality`` nor ``objective``, or defines it as a static or class
+            method.
+        RuntimeError: When ``solve`` is called, if there are no parameters or no meta-parameters.
 
     Example:
         >>> import torch, torchopt
@@ -96,7 +96,7 @@ class ImplicitMetaGradientModule(MetaGradientModule, abc.ABC):
     _custom_objective: ClassVar[bool]
 
     def __init_subclass__(cls, linear_solve: Callable[..., Any] | None = None, **kwargs: Any) -> None:
-        """Check the methods, derive what is missing, and wrap ``solve`` unless it is inherited as a wrapped one."""
+        """Check the methods, derive ``optimality`` if missing, and wrap ``solve`` unless inherited."""
         super().__init_subclass__(**kwargs)
         if linear_solve is not None:
             cls.linear_solve = staticmethod(linear_solve)
@@ -115,11 +115,11 @@ class ImplicitMetaGradientModule(MetaGradientModule, abc.ABC):
         raise NotImplementedError
 
     def optimality(self, *args: Any, **kwargs: Any) -> Any:
-        """The function that is zero at the solution: one tensor like each parameter that requires grad."""
+        """The optimality conditions, zero at the solution: one tensor like each parameter that requires grad."""
         raise NotImplementedError
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move or cast the solution with its graph, and the leaves that an optimizer of ``solve`` may know."""
+        """Move or cast the solution with its graph, and the leaves, to which an optimizer in ``solve`` may refer."""
         moved = {name: fn(p) for name, p in self.named_parameters(recurse=recurse) if not p.is_leaf}
         _restore_leaves(self, moved)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -127,7 +127,7 @@ class ImplicitMetaGradientModule(MetaGradientModule, abc.ABC):
         return self
 
     def __getstate__(self) -> Any:
-        """What is pickled: leaves with the values of the solution, since a graph cannot be."""
+        """Pickle leaves with the values of the solution, since a graph cannot be pickled."""
         shell = _shell(self, {id(self): self})
         _restore_leaves(shell)
         return nn.Module.__getstate__(shell)  # type: ignore[no-untyped-call]
@@ -140,13 +140,13 @@ class ImplicitMetaGradientModule(MetaGradientModule, abc.ABC):
         if not all(id(p) in memo for p in solution.values()):
             copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))  # type: ignore[no-untyped-call]
             return copied
-        # The caller has replaced the tensors, leaves among them, beforehand.
+        # The caller has already put copies of all tensors, including the leaves, into memo.
         copied.__setstate__(copy.deepcopy(nn.Module.__getstate__(self), memo))  # type: ignore[no-untyped-call]
         _restore_leaves(copied, [name for name in solution if memo[id(solution[name])].is_leaf])
         return copied
 
     def __copy__(self) -> Self:
-        """A shallow copy, which shares the members with their graphs."""
+        """A shallow copy, which shares all tensors and their graphs."""
         copied = object.__new__(type(self))
         vars(copied).update(vars(self))
         return copied
@@ -201,7 +201,7 @@ def make_optimality_from_objective(cls: type[ImplicitMetaGradientModule]) -> typ
 
 
 def enable_implicit_gradients(cls: type[ImplicitMetaGradientModule]) -> type[ImplicitMetaGradientModule]:
-    """Wrap ``solve`` so that the trained parameters carry implicit gradients.
+    """Wrap ``solve`` so that the trained parameters have implicit gradients.
 
     Args:
         cls: The class, which is changed.
@@ -249,7 +249,7 @@ def _solve(
         return {name: trained[name] for name in names}, returned
 
     def optimality(params: dict[str, Tensor], meta: dict[str, Tensor], args: Any, kwargs: Any) -> dict[str, Tensor]:
-        assert problem is not None  # train comes first
+        assert problem is not None  # set by train
         with reparametrize(problem, {**params, **meta}):
             if not kind._custom_optimality:
                 return _gradient_of_objective(problem, params, args, kwargs)
@@ -266,25 +266,25 @@ def _solve(
     object.__setattr__(module, '_leaves', {name: leaves[name] for name in names if name in leaves})
     if any(map(wants_derivative, solution.values())):
         _put(module, solution)
-    else:  # under no_grad, or all meta-parameters frozen: the parameters stay leaves, to be trained further
+    else:  # under no_grad, or if all meta-parameters are frozen, the parameters stay leaves
         _restore_leaves(module)
     return returned
 
 
 def _put(module: nn.Module, new: Mapping[str, Tensor]) -> None:
-    """Put tensors into the places of the parameters of these names, and of all that is tied to them."""
+    """Replace the parameters with these names, and all parameters tied to them."""
     replacement = {id(p): new[name] for name, p in module.named_parameters() if name in new}
     for part in module.modules():
         places: dict[str, Any] = part._parameters
         places.update({name: replacement[id(p)] for name, p in places.items() if id(p) in replacement})
 
 
-# What torch says when something that requires grad is written to while gradients are enabled.
+# Parts of torch's messages on in-place writes to tensors that require grad, with gradients enabled.
 _REFUSALS_OF_WRITES = ('leaf Variable that requires grad', "don't support automatic differentiation")
 
 
 def _train(module: nn.Module, method: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """Run ``solve`` with gradients enabled; if it writes into parameters, again without, from the same values."""
+    """Run ``solve`` with gradients enabled; if it writes into parameters, restore them and run it without gradients."""
     before = dict(module.named_parameters())
     values = {name: p.detach().clone() for name, p in before.items()}
     try:
@@ -301,11 +301,11 @@ def _train(module: nn.Module, method: Callable[..., Any], args: Any, kwargs: Any
 
 
 def _restore_leaves(module: nn.Module, names: Collection[str] | None = None) -> dict[str, Tensor]:
-    """Put the leaves that were trained last time back into their places, with the values that stand there now.
+    """Restore the leaves of the previous call as parameters, with the current values.
 
     Args:
         module: The module.
-        names: Which parameters; those that are no leaves if None.
+        names: The names of the parameters; by default those that are not leaves.
     """
     known: dict[str, Tensor] = vars(module).get('_leaves', {})
     leaves = {}
@@ -354,7 +354,7 @@ def _gradient_of_objective(
 
     if in_transform() or torch.is_inference_mode_enabled():  # where autograd records nothing
         return torch.func.grad(objective)(params)
-    # torch.autograd.grad bears what torch.func.grad refuses: buffers that change, as those of batch normalization do.
+    # Unlike torch.func.grad, torch.autograd.grad allows changes of buffers, as in batch normalization.
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         at = {
@@ -369,7 +369,7 @@ def _gradient_of_objective(
 
 
 def _by_name(result: Any, names: Sequence[str]) -> dict[str, Any]:
-    """What a custom ``optimality`` returned, by the names of the parameters."""
+    """The result of a custom ``optimality`` as a dict by the names of the parameters."""
     if isinstance(result, Mapping):
         if set(result) != set(names):
             raise ValueError(f'optimality() returned a dict with the keys {list(result)}; expected {list(names)}.')
@@ -381,18 +381,16 @@ def _by_name(result: Any, names: Sequence[str]) -> dict[str, Any]:
     if len(values) != len(names):
         raise ValueError(
             f'optimality() returned {len(values)} tensors for {len(names)} parameters; expected one for each of '
-            f'{list(names)}, in '
-            f'this order, or a dict by name.'
+            f'{list(names)}, in this order, or a dict by name.'
         )
     return dict(zip(names, values))
 
 
 def _twin(module: ImplicitMetaGradientModule) -> ImplicitMetaGradientModule:
-    """A copy of the module: submodules and buffers copied, everything else shared, parameters without a graph.
+    """A copy of the module with copied submodules and buffers, and parameters without a graph; the rest is shared.
 
-    The graph of the solution needs the module to evaluate the optimality function, and the module holds the solution.
-    If the graph held the module itself, neither would ever be freed.  The buffers are copied because an evaluation
-    may change them.
+    The graph of the solution keeps this copy to evaluate the optimality function.  If it kept the module, which refers
+    to the solution, the reference cycle would never be freed.  Buffers are copied since an evaluation may change them.
     """
     twin: ImplicitMetaGradientModule = _shell(module, {})
     object.__setattr__(twin, '_leaves', {})
@@ -412,7 +410,7 @@ def _shell(module: Any, shells: dict[int, Any]) -> Any:
     shell = object.__new__(type(module))
     shells.setdefault(id(module), shell)
     for name, value in vars(module).items():
-        if name in ('_meta_inputs', '_compiled_call_impl'):  # what is compiled runs the module itself
+        if name in ('_meta_inputs', '_compiled_call_impl'):  # the compiled call refers to the original module
             copied = value if name == '_meta_inputs' else None
         elif name in _MEMBERS:
             copied = copy.copy(value)
@@ -420,13 +418,13 @@ def _shell(module: Any, shells: dict[int, Any]) -> Any:
         else:
             copied = _shell_of(value, shells)
         object.__setattr__(shell, name, copied)
-    if isinstance(compiled := vars(shell).get('_modules', {}).get('_orig_mod'), nn.Module):  # from torch.compile
+    if isinstance(compiled := vars(shell).get('_modules', {}).get('_orig_mod'), nn.Module):  # made by torch.compile
         object.__setattr__(shell, 'forward', compiled)
     return shell
 
 
 def _shell_of(value: Any, shells: dict[int, Any]) -> Any:
-    """Modules, and methods, functions and containers that hold modules, with copied ones; anything else itself."""
+    """Replace modules by their copies, also in methods, functions and containers; return anything else unchanged."""
     if isinstance(value, nn.Module):
         return shells[id(value)] if id(value) in shells else _shell(value, shells)
     if isinstance(value, types.MethodType) and isinstance(value.__self__, nn.Module):
@@ -455,9 +453,9 @@ def _shell_of(value: Any, shells: dict[int, Any]) -> Any:
 def _cell_of(cell: types.CellType, shells: dict[int, Any]) -> types.CellType:
     try:
         held = cell.cell_contents
-    except ValueError:  # not filled yet
+    except ValueError:  # an empty cell
         return cell
-    # A function may hold itself, or another that holds it: only modules are looked for.
+    # Replace only modules, since functions may refer to each other in cycles.
     copied = _shell_of(held, shells) if isinstance(held, nn.Module) else held
     return cell if copied is held else types.CellType(copied)
 

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A module that separates the parameters of an inner problem from those of an outer problem.
 
-In a bilevel problem an inner module depends on tensors of the outer problem: a learned
-initialization, another network, a learned regularizer. Stored as usual, they would be listed among
-``parameters()`` and the inner optimizer would train them. :class:`MetaGradientModule` recognizes
-them by identity: all arguments of the constructor are meta.
+In a bilevel problem an inner module depends on tensors of the outer problem: a learned initialization, another network,
+a learned regularizer.  If they were stored as usual, ``parameters()`` would include them and the inner optimizer would
+train them.  :class:`MetaGradientModule` recognizes them by identity: all arguments of the constructor are meta.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class MetaInputs(NamedTuple):
         return inputs
 
     def holds_parameter(self, value: Tensor) -> bool:
-        """Whether ``value`` is meta, also if it came later into a module that is meta."""
+        """Whether ``value`` is meta, also if it was added to a meta-module later."""
         return value in self.meta_parameters or any(
             value is param for module in self.meta_modules for param in module.parameters(recurse=False)
         )
@@ -55,17 +54,16 @@ class MetaInputs(NamedTuple):
 class MetaGradientModule(nn.Module):
     r"""A module whose constructor arguments are meta: the module uses them, and an outer problem trains them.
 
-    The module stands for :math:`\theta(\phi)`: its parameters :math:`\theta` are trained by the
-    inner problem, the meta-parameters :math:`\phi` by the outer one. Assigning an attribute sorts
-    the value by where it came from:
+    The inner problem trains the parameters :math:`\theta` of the module, the outer problem the meta-parameters
+    :math:`\phi`.  The kind of an attribute depends on the origin of its value:
 
-    * a tensor that requires grad is a *meta-parameter* if it was among the constructor's arguments
-      or belongs to a module among them, and otherwise an ordinary parameter. It need not be an
-      :class:`torch.nn.Parameter`, so it may carry a graph;
-    * a module is a *meta-module* if it was (or is part of) an argument in **training** mode, and
-      otherwise an ordinary child. A module in eval mode is taken as fixed and is not meta;
-    * everything else is stored as :class:`torch.nn.Module` stores it. So is a frozen
-      :class:`torch.nn.Parameter`: it stays in ``parameters()`` and ``state_dict()``.
+    * a tensor that requires grad is a *meta-parameter* if it was among the constructor's arguments or belongs to a
+      module among them, else an ordinary parameter.  It need not be an :class:`torch.nn.Parameter`, so it may have a
+      graph;
+    * a module is a *meta-module* if it was (or is part of) an argument in **training** mode, else an ordinary child.
+      A module in eval mode is considered fixed and is not meta;
+    * everything else is stored as in :class:`torch.nn.Module`.  This includes a frozen :class:`torch.nn.Parameter`,
+      which stays in ``parameters()`` and ``state_dict()``.
 
     ``parameters()``, ``modules()``, ``state_dict()``, ``repr()``, ``to()``, ``double()``,
     ``train()``, ``zero_grad()`` and ``requires_grad_()`` apply to the ordinary members only. The outer
@@ -77,8 +75,7 @@ class MetaGradientModule(nn.Module):
     problem's tensors; ``torchopt.module_clone(module, by='reference')`` keeps them shared.
 
     Args:
-        *args: Any arguments of the subclass; all leaves of trees (tuples, lists, dicts, ...) are
-            inspected.
+        *args: The arguments of the subclass, including trees (tuples, lists, dicts, ...) of tensors and modules.
         **kwargs: Likewise.
 
     Example:
@@ -107,7 +104,7 @@ class MetaGradientModule(nn.Module):
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Record the arguments of the constructor, before any code of the subclass runs."""
         self = super().__new__(cls)
-        # Past __setattr__ of nn.Module, whose own containers do not exist yet.
+        # Not by __setattr__ of nn.Module, whose containers do not exist yet.
         object.__setattr__(self, '_meta_inputs', MetaInputs.of((args, kwargs)))
         object.__setattr__(self, '_meta_parameters', OrderedDict())
         object.__setattr__(self, '_meta_modules', OrderedDict())
@@ -120,7 +117,7 @@ class MetaGradientModule(nn.Module):
     # -- attributes --------------------------------------------------------------------------------
 
     def __getattr__(self, name: str) -> Any:
-        """Look among parameters, buffers, modules, meta-parameters, meta-modules, in this order."""
+        """Look up parameters, buffers, modules, meta-parameters, meta-modules, in this order."""
         for kind in ('_parameters', '_buffers', '_modules', '_meta_parameters', '_meta_modules'):
             container = self.__dict__.get(kind)
             if container is not None and name in container:
@@ -178,7 +175,7 @@ class MetaGradientModule(nn.Module):
         super().__delattr__(name)
 
     def __dir__(self) -> list[str]:
-        """Names of the attributes, meta members included."""
+        """The names of the attributes, including meta members."""
         meta = (name for kind in (self._meta_parameters, self._meta_modules) for name in kind)
         ordinary = super().__dir__()  # type: ignore[no-untyped-call]
         return sorted({*ordinary, *(name for name in meta if not name[0].isdigit())})
@@ -187,7 +184,7 @@ class MetaGradientModule(nn.Module):
         return {*self.__dict__, *self._parameters, *self._buffers, *self._modules}
 
     def _claim(self, kind: str, name: str, home: MutableMapping[str, Any]) -> None:
-        """Check that ``name`` may be a member of ``home``, then free it everywhere else."""
+        """Check that ``name`` may be a member of ``home``, then remove it everywhere else."""
         if name not in home and hasattr(type(self), name):
             raise KeyError(f'attribute {name!r} already exists')
         _check_name(kind, name)
@@ -238,7 +235,7 @@ class MetaGradientModule(nn.Module):
         self._store_parameter(name, param)
 
     def register_meta_parameter(self, name: str, param: Tensor | None) -> None:
-        """Add a meta-parameter, whether or not the constructor was given it.
+        """Add a meta-parameter, also one that was not an argument of the constructor.
 
         Args:
             name: Its attribute name: a non-empty string without a dot that is not taken.
@@ -274,11 +271,11 @@ class MetaGradientModule(nn.Module):
         super().add_module(name, module)
 
     def register_module(self, name: str, module: nn.Module | None) -> None:
-        """Add an ordinary child module: :meth:`add_module` by another name."""
+        """Add an ordinary child module; the same as :meth:`add_module`."""
         self.add_module(name, module)
 
     def add_meta_module(self, name: str, meta_module: nn.Module | None) -> None:
-        """Add a meta-module, whether or not the constructor was given it.
+        """Add a meta-module, also one that was not an argument of the constructor.
 
         ``register_meta_module`` is the same.
 
@@ -295,7 +292,7 @@ class MetaGradientModule(nn.Module):
         self._meta_modules[name] = meta_module
 
     def register_meta_module(self, name: str, meta_module: nn.Module | None) -> None:
-        """Add a meta-module: :meth:`add_meta_module` by another name."""
+        """Add a meta-module; the same as :meth:`add_meta_module`."""
         self.add_meta_module(name, meta_module)
 
     def _check_registration(self, kind: str, name: str, param: Any, home: MutableMapping[str, Any]) -> None:
@@ -339,13 +336,12 @@ class MetaGradientModule(nn.Module):
     def named_meta_parameters(self, prefix: str = '', recurse: bool = True) -> Iterator[tuple[str, Tensor]]:
         """Iterate over the meta-parameters and their dotted names, each tensor once.
 
-        Own meta-parameters come first, then the parameters of each meta-module, then the
-        meta-parameters of :class:`MetaGradientModule` instances among the ordinary descendants and
-        inside the meta-modules: whatever this module's output can depend on and does not own.
+        The order is: the meta-parameters of this module, the parameters of each meta-module, then the meta-parameters
+        of :class:`MetaGradientModule` instances among the ordinary descendants and inside the meta-modules.
 
         Args:
             prefix: Put before every name, followed by a dot.
-            recurse: False for the own meta-parameters alone.
+            recurse: False for the meta-parameters of this module only.
 
         Example:
             >>> import torch, torchopt
@@ -384,8 +380,7 @@ class MetaGradientModule(nn.Module):
     ) -> Iterator[tuple[str, nn.Module]]:
         """Iterate over the meta-modules and all their submodules, with dotted names.
 
-        This module is not among them; meta-modules of ordinary descendants and of meta-modules
-        are.
+        They include meta-modules of ordinary descendants and of meta-modules, but not this module.
 
         Args:
             memo: The modules not to yield; grows as the iteration proceeds.
@@ -411,7 +406,7 @@ def _own(container: MutableMapping[str, Any], prefix: str) -> Iterator[tuple[str
 
 
 def _holders(module: nn.Module, prefix: str, visited: set[nn.Module]) -> Iterator[tuple[str, MetaGradientModule]]:
-    """The modules with meta members in ``module``, each once: ``visited`` ends walks in circles."""
+    """The modules with meta members in ``module``, each once; ``visited`` ends cycles."""
     for path, holder in module.named_modules(prefix=prefix):
         if isinstance(holder, MetaGradientModule) and holder not in visited:
             visited.add(holder)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run a module with other tensors in place of its own.
 
-This turns ``module(x)`` into a function of its parameters. The tensors may carry a graph, such as
-the parameters after an unrolled inner loop or the arguments of an implicit function.
+This makes ``module(x)`` a function of the parameters.  The tensors may have a graph, such as the parameters after an
+unrolled inner loop or the arguments of an implicit function.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CONTAINERS = ('_parameters', '_buffers', '_meta_parameters')
 
 
 class _Missing:
-    """Stands for an attribute that did not exist; swapping it in deletes the attribute."""
+    """A placeholder for an attribute that did not exist; swapping it in deletes the attribute."""
 
     def __repr__(self) -> str:
         return '<missing>'
@@ -39,7 +39,7 @@ class _Slot(NamedTuple):
 
     owner: nn.Module
     name: str
-    container: MutableMapping[str, Any] | None  # None: reached by getattr and setattr alone
+    container: MutableMapping[str, Any] | None  # None: use getattr and setattr
 
     def get(self) -> Any:
         if self.container is not None:
@@ -57,7 +57,7 @@ class _Slot(NamedTuple):
 
     def restore(self, original: Any) -> None:
         if self.container is None and original is not _MISSING and self.name in vars(self.owner):
-            del vars(self.owner)[self.name]  # lets the attribute of the class show again
+            del vars(self.owner)[self.name]  # uncovers the attribute of the class
         else:
             self.put(original)
 
@@ -84,7 +84,7 @@ def _find(module: nn.Module, path: str, allow_missing: bool) -> _Slot:
 
 
 def _put_all(slots: Mapping[str, _Slot], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Put all values or, if one is refused, none; the previous ones are returned."""
+    """Put all values, or none if one raises; return the previous values."""
     originals = {name: slot.get() for name, slot in slots.items()}
     done: list[str] = []
     try:
@@ -99,23 +99,21 @@ def _put_all(slots: Mapping[str, _Slot], values: Mapping[str, Any]) -> dict[str,
 
 
 def swap_state(module: nn.Module, named_tensors: NamedTensors, allow_missing: bool = False) -> dict[str, Any]:
-    """Replace tensors of a module and return the ones that were there.
+    """Replace tensors of a module and return the previous ones.
 
-    All names are looked up before the first tensor is replaced, so an error leaves the module
-    unchanged. Only the named places are replaced: for tied weights, only those that are named
-    (:func:`reparametrize` replaces all).
+    All names are looked up before the first tensor is replaced, so an error leaves the module unchanged.  Of tied
+    weights, only those that are named are replaced (:func:`reparametrize` replaces all).
 
     Args:
         module: The module to change.
-        named_tensors: New values by dotted name, a mapping or pairs. A place is a parameter, a
-            buffer, a meta-parameter of a :class:`~torchopt.nn.MetaGradientModule`, or a plain
-            attribute. A plain tensor may take the place of an :class:`torch.nn.Parameter`.
+        named_tensors: New values by dotted name, a mapping or pairs.  A name refers to a parameter, a buffer, a
+            meta-parameter of a :class:`~torchopt.nn.MetaGradientModule`, or a plain attribute.  A plain tensor may
+            replace an :class:`torch.nn.Parameter`.
         allow_missing: Whether a name that does not exist is added as an attribute.
 
     Returns:
-        The values that were replaced, by the same names, ready to be swapped back with the same
-        ``allow_missing``. Where there was none, a sentinel that deletes the attribute when swapped
-        back.
+        The previous values by the same names.  To restore them, call the function again with the same
+        ``allow_missing``.  If a name did not exist, its value is a sentinel that deletes the attribute on restoring.
 
     Raises:
         AttributeError: A name does not exist and ``allow_missing`` is False.
@@ -135,7 +133,7 @@ def swap_state(module: nn.Module, named_tensors: NamedTensors, allow_missing: bo
 
 
 def _tied(module: nn.Module, slots: Mapping[str, _Slot], values: Mapping[str, Any]) -> dict[str, _Slot]:
-    """The places that are not named, but hold the tensor of a named place."""
+    """The places that are not named, but contain the tensor of a named place."""
     leaders: dict[int, list[str]] = {}
     for name, slot in slots.items():
         original = slot.get()
@@ -165,23 +163,20 @@ def _tied(module: nn.Module, slots: Mapping[str, _Slot], values: Mapping[str, An
 def reparametrize(module: ModuleT, named_tensors: NamedTensors, allow_missing: bool = False) -> Iterator[ModuleT]:
     """Use other tensors in a module within a ``with`` block.
 
-    Like :func:`swap_state`, and always swapped back at the end, also after an exception. Tied
-    weights stay tied: a name from ``module.named_parameters()``, which lists a tied tensor once,
-    replaces it in all its places.
+    Like :func:`swap_state`, but the previous tensors are restored at the end, also after an exception, and tied weights
+    stay tied: a name from ``module.named_parameters()``, which lists a tied tensor once, replaces it everywhere.
 
     Args:
         module: The module to change.
         named_tensors: New values by dotted name, a mapping or pairs.
-        allow_missing: Whether a name that does not exist is added as an attribute, and deleted at
-            the end.
+        allow_missing: Whether a name that does not exist is added as an attribute, and deleted at the end.
 
     Yields:
         The module.
 
     Raises:
         AttributeError: A name does not exist and ``allow_missing`` is False.
-        ValueError: Names of one tied tensor get different values while a third place of it is not
-            named.
+        ValueError: Names of one tied tensor get different values, and a third name of it is missing.
 
     Example:
         >>> import torch, torchopt

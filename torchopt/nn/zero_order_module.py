@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A module whose parameter gradients are estimated from values of its objective.
+"""Modules with zero-order gradients, which are estimated from values of the objective.
 
 Class keywords choose the estimator (``class Net(ZeroOrderGradientModule, method='antithetic', num_samples=100)``).
-``sample`` draws the directions; ``forward`` is the objective and may be any black box.
+``sample`` draws the directions; ``forward`` is the objective, which need not be differentiable.
 """
 
 from __future__ import annotations
@@ -27,33 +27,32 @@ _MARK = '__zero_order_gradients_enabled__'
 _LOOPS = '_zero_order_loops'
 _OPTIONS = ('method', 'num_samples', 'sigma', 'vectorize', 'chunk_size', 'generator', 'seed')
 
-# The modules whose objective is being evaluated: to them their forward is the plain one, also by way of super().
+# The modules whose objective is being evaluated: during this, forward is not wrapped, also if called by super().
 _evaluating: contextvars.ContextVar[frozenset[int]] = contextvars.ContextVar('evaluating', default=frozenset())
 
 
 class ZeroOrderGradientModule(nn.Module, Samplable):
-    """A module that is an objective, with zero-order gradients with respect to its parameters.
+    """A module that computes an objective, with zero-order gradients with respect to its parameters.
 
     Subclasses define ``forward``, which returns a 0-d tensor, and ``sample``, which draws directions; see
-    :func:`torchopt.diff.zero_order` for their meaning.  All parameters that require grad are perturbed together; other
-    inputs get no gradient.  Buffers that ``forward`` writes, such as running averages, are written once in each call;
-    the samples work on copies.
+    :func:`torchopt.diff.zero_order`.  All parameters that require grad are perturbed together; other inputs get no
+    gradient.  Buffers that ``forward`` changes, such as running averages, change once per call; the samples use copies.
 
     With ``sample = torch.distributions.Normal(0.0, 1.0).sample`` in the body of the class the directions are known to
     be normal, so second derivatives exist.  A subclass of a concrete subclass inherits its ``forward`` and
     its options, and may override them.
 
     Args:
-        method: A class keyword, as are the following: the estimator, ``'naive'`` by default.
+        method: The estimator, ``'naive'`` by default.  This and the following are class keywords.
         num_samples: The number of directions, 1 by default.
-        sigma: The length of the steps, 1.0 by default.
-        vectorize: Whether to evaluate many samples at once; by default where possible.
-        chunk_size: The number of directions in memory at a time.
-        generator: Draw from this generator.
+        sigma: The scale of the perturbations, 1.0 by default.
+        vectorize: Whether to evaluate several samples at once; by default if possible.
+        chunk_size: The number of directions in memory at the same time.
+        generator: The generator from which directions are drawn.
         seed: Draw the same directions in every backward pass.
 
     Raises:
-        TypeError: If the class has another keyword, or lacks ``forward`` or ``sample`` when it is instantiated.
+        TypeError: If the class has an unknown keyword, or has no ``forward`` or ``sample`` when it is instantiated.
         ValueError: If an option is out of its range.
 
     Example:
@@ -93,7 +92,7 @@ class ZeroOrderGradientModule(nn.Module, Samplable):
 
     @abc.abstractmethod
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor | list[Numeric]:  # noqa: B008
-        """Draw directions: a tensor of this shape, symmetric and with variance one."""
+        """Draw directions: a tensor of this shape from a symmetric distribution with variance one."""
 
 
 _Module = TypeVar('_Module', bound=type[ZeroOrderGradientModule])
@@ -104,10 +103,10 @@ def _set_options(cls: type[ZeroOrderGradientModule], given: dict[str, Any]) -> N
     if unknown:
         raise TypeError(
             f'{cls.__name__} has an unknown class keyword, {unknown[0]!r}; expected some of {", ".join(_OPTIONS)}. '
-            f'Other options are those of torchopt.diff.zero_order, which decorates a function.'
+            f'For other options, decorate a function with torchopt.diff.zero_order.'
         )
     options = {**cls._zero_order_options, **given}
-    zero_order(torch.randn, **options)  # raises where one is out of its range
+    zero_order(torch.randn, **options)  # raises if an option is out of its range
     cls._zero_order_options = options
 
 
@@ -131,7 +130,7 @@ class _Objective:
         self.module, self.forward, self.is_sample = module, forward, False
 
     def __call__(self, params: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        # The first evaluation is that of the call itself, which may write to buffers.
+        # The first evaluation is that of the call itself, which may change buffers.
         buffers = {name: x.clone() for name, x in self.module.named_buffers()} if self.is_sample else {}
         self.is_sample = True
         token = _evaluating.set(_evaluating.get() | {id(self.module)})
@@ -140,7 +139,7 @@ class _Objective:
                 return self.forward(self.module, *args, **kwargs)
         except Exception:
             if in_transform():
-                self.module.__dict__[_LOOPS] = True  # so that the next call need not try
+                self.module.__dict__[_LOOPS] = True  # the next call need not try
             raise
         finally:
             _evaluating.reset(token)
@@ -149,20 +148,20 @@ class _Objective:
 def enable_zero_order_gradients(
     cls: _Module, method: str | None = None, num_samples: int | None = None, sigma: float | None = None, **options: Any
 ) -> _Module:
-    """Wrap the ``forward`` of a class; done for every subclass of :class:`ZeroOrderGradientModule` when it is defined.
+    """Wrap the ``forward`` of a class; :class:`ZeroOrderGradientModule` does this for its subclasses.
 
     Args:
         cls: The class.
-        method: The estimator; that of the class by default, as for the others.
+        method: The estimator; options that are not given have the values of the class keywords.
         num_samples: The number of directions.
-        sigma: The length of the steps.
+        sigma: The scale of the perturbations.
         **options: The other class keywords.
 
     Returns:
         ``cls``.
 
     Raises:
-        TypeError: If it was done already.
+        TypeError: If ``forward`` is already wrapped.
         ValueError: If an option is out of its range.
 
     Example:
@@ -179,8 +178,8 @@ def enable_zero_order_gradients(
     forward: Callable[..., Tensor] = cls.forward
     if getattr(forward, _MARK, False):
         raise TypeError(
-            'Zero-order gradient estimation is already enabled for the `forward` method. Subclasses of '
-            'ZeroOrderGradientModule need no call of enable_zero_order_gradients; give options as class keywords.'
+            'Zero-order gradient estimation is already enabled for the `forward` method. Do not call '
+            'enable_zero_order_gradients for subclasses of ZeroOrderGradientModule; pass options as class keywords.'
         )
     given = {'method': method, 'num_samples': num_samples, 'sigma': sigma}
     _set_options(cls, {**{name: x for name, x in given.items() if x is not None}, **options})

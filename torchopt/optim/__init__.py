@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Optimizer classes: PyTorch-like (train in place), functional (keep the state), and differentiable (Meta)."""
+"""Optimizer classes: PyTorch-like (:class:`Optimizer`), functional, and differentiable (:class:`MetaOptimizer`)."""
 
 from torchopt.optim import meta
 from torchopt.optim.base import Optimizer

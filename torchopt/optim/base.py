@@ -15,7 +15,7 @@ from torchopt import tree
 from torchopt.base import GradientTransformation, UninitializedState
 from torchopt.optim.from_alias import FromAlias, check_impl
 from torchopt.optim.gradients import check_same_kind, check_states, hide_integers, without_integers
-from torchopt.optim.layout import per_parameter, plain_options, read_entries, read_groups
+from torchopt.optim.state_dicts import per_parameter, plain_options, read_entries, read_groups
 from torchopt.preconditions import check_preconditions, is_settled
 from torchopt.update import update_params
 
@@ -23,7 +23,7 @@ __all__ = ['Optimizer']
 
 
 class Optimizer(FromAlias, torch.optim.Optimizer):
-    """Train parameters in place with a transformation, as ``torch.optim`` does.
+    """Train parameters in place with a transformation, like the optimizers of ``torch.optim``.
 
     The transformation receives the parameters of a group as a list: ``torchopt.SGD(net.parameters(), lr=[0.1, 0.2])``
     has one rate per parameter.
@@ -37,7 +37,7 @@ class Optimizer(FromAlias, torch.optim.Optimizer):
     Attributes:
         impl: The transformation.
         param_groups: The groups, dicts as in ``torch.optim``.
-        state_groups: For each group its state, ``UninitializedState()`` before the first step.
+        state_groups: The state of each group, ``UninitializedState()`` before the first step.
         state: The state by parameter, as in ``torch.optim``.
 
     Raises:
@@ -59,8 +59,8 @@ class Optimizer(FromAlias, torch.optim.Optimizer):
 
     hidden: ClassVar[tuple[str, ...]] = ('moment_requires_grad',)
     target_prose: ClassVar[str] = (
-        'params: Parameters, or groups of them as dicts, as :class:`Optimizer` takes them.  A hyper-parameter that\n'
-        '        differs from parameter to parameter is a list, in the order of the parameters of the group.'
+        'params: Parameters, or dicts with groups of them; see :class:`Optimizer`.  For a different value of a\n'
+        '        hyper-parameter per parameter, pass a list in the order of the parameters of the group.'
     )
     example: ClassVar[str] = """\
 >>> import torch, torchopt
@@ -93,7 +93,7 @@ True
             param_group: A dict with the key ``'params'`` and hyper-parameters of the group, or a tree of parameters.
 
         Raises:
-            TypeError: If something in it is not a tensor.
+            TypeError: If a parameter is not a tensor.
             ValueError: If a hyper-parameter is out of range, or a parameter is in another group.
         """
         if not (isinstance(param_group, dict) and 'params' in param_group):
@@ -129,7 +129,7 @@ True
             closure: Recomputes the loss and its gradients; called once, before the step.
 
         Returns:
-            What the closure returned.
+            The result of the closure.
 
         Raises:
             ValueError: If a schedule returns NaN, or an option of a group is out of range; nothing is changed then.
@@ -151,7 +151,7 @@ True
             _require_dense(grads[i], i)
             check_preconditions(impl, state, params)
             settled &= is_settled(impl)
-        # Where the values of gradients may be refused, nothing is written before the steps of all groups are known.
+        # If the values of gradients can be rejected, compute the steps of all groups before writing anything.
         moved = []
         for i, (impl, state, params) in enumerate(zip(impls, states, groups)):
             new, state = update_params(impl, grads[i], state, params, inplace=settled)
@@ -167,7 +167,7 @@ True
         return loss
 
     def _impl_of(self, i: int) -> GradientTransformation:
-        """The transformation of a group; rebuilt after a change of a hyper-parameter, as by a scheduler."""
+        """The transformation of a group; rebuilt after a hyper-parameter changes, for example by a scheduler."""
         group = self.param_groups[i]
         options, impl = self.impl_groups[i]
         current = {name: group[name] for name in options}
@@ -195,7 +195,7 @@ True
     @state.setter
     def state(self, value: Any) -> None:
         if value:  # torch's constructor sets an empty one
-            raise AttributeError('state is a view of state_groups. Set those, or call load_state_dict.')
+            raise AttributeError('state is a view of state_groups. Set state_groups, or call load_state_dict.')
 
     def _state_of(self, i: int) -> Any:
         """The state of a group, or its initial state before the first step."""
@@ -212,9 +212,8 @@ True
         to the program.
 
         Returns:
-            ``{'state': {index: {name: tensor}}, 'param_groups': [{..., 'params': [index]}]}``.  The tensors are those
-            of the state itself, not copies.  ``torch.load`` reads it with ``weights_only=True``.  The states as trees
-            are in :attr:`state_groups`.
+            ``{'state': {index: {name: tensor}}, 'param_groups': [{..., 'params': [index]}]}``.  The tensors are not
+            copied.  ``torch.load`` reads it with ``weights_only=True``.  :attr:`state_groups` has the states as trees.
         """
         made = super().state_dict()
         made['param_groups'] = [plain_options(group) for group in made['param_groups']]
@@ -224,9 +223,9 @@ True
         """Continue from a saved state.
 
         Args:
-            state_dict: The result of :meth:`state_dict` of such an optimizer; its tensors are copied, and the options
-                of its groups replace those of this optimizer.  Or, as in TorchOpt 0.7.3, a tuple with the state of
-                each group; it is used without a copy.
+            state_dict: The result of :meth:`state_dict` of an optimizer of this kind; its tensors are copied, and the
+                options of its groups replace those of this optimizer.  Or, as in TorchOpt 0.7.3, a tuple with the
+                state of each group; it is used without a copy.
 
         Raises:
             ValueError: If it is not a state of this optimizer for these parameters; nothing is changed then.
@@ -276,14 +275,14 @@ True
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copy; hyper-parameters that are tensors are not shared."""
         super().__setstate__(state)
-        self.defaults.pop('differentiable', None)  # torch adds it, but our rules know no such option
+        self.defaults.pop('differentiable', None)  # added by torch; our rules have no such option
         self.impl_groups = [(options, self._rebuild(impl, options)) for options, impl in self.impl_groups]
 
 
 def _differ(current: dict[str, Any], options: dict[str, Any]) -> bool:
     try:
         return current != options
-    except RuntimeError:  # two tensors of several elements, as rates of each element are, are not equal as a whole
+    except RuntimeError:  # comparing tensors of several elements, such as rates per element
         return True
 
 
@@ -307,11 +306,11 @@ def _require_dense(grads: Sequence[torch.Tensor | None], group: int) -> None:
             )
 
 
-_NO_PARAMETERS = 'params is empty; there is nothing to optimize. Was a generator used up before?'
+_NO_PARAMETERS = 'params is empty; there is nothing to optimize. Was a generator consumed before?'
 
 
 def _as_groups(params: Any) -> Any:
-    """Bring what 0.7.3 and torch accept into what torch accepts."""
+    """Convert what TorchOpt 0.7.3 accepts to what torch accepts."""
     if isinstance(params, torch.Tensor):
         raise TypeError('params is a single tensor; expected an iterable of tensors. Pass [tensor].')
     if isinstance(params, Iterable) and not isinstance(params, (dict, str)):
@@ -340,8 +339,8 @@ def _as_list(params: Any) -> list[torch.Tensor]:
     for path, p in tree.flatten_with_path(leaves):
         if not isinstance(p, torch.Tensor):
             raise TypeError(
-                f'params{path} is {p!r} of type {type(p).__name__}; expected a tensor. Hyper-parameters of a group '
-                f"go into a dict with the key 'params'."
+                f'params{path} is {p!r} of type {type(p).__name__}; expected a tensor. Pass hyper-parameters '
+                f"of a group in a dict with the key 'params'."
             )
     if not leaves:
         raise ValueError(_NO_PARAMETERS)

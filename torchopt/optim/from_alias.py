@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Optimizer classes whose constructors come from an alias.
+"""Optimizer classes whose constructors are derived from an alias.
 
-``class Adam(Optimizer, alias=alias.adam)`` is the whole definition: the arguments, their defaults and checks, and their
-documentation come from :func:`torchopt.adam`.
+``class Adam(Optimizer, alias=alias.adam)`` is the whole definition: its arguments, defaults, checks and documentation
+are those of :func:`torchopt.adam`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torchopt.base import GradientTransformation
+from torchopt.spelling import renamer_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,20 +25,20 @@ def check_impl(impl: Any) -> GradientTransformation:
     if not isinstance(impl, GradientTransformation):
         raise TypeError(
             f'{impl!r} (type: {type(impl).__name__}) is not a GradientTransformation. '
-            f'Pass what a factory such as torchopt.adam() returns.'
+            f'Pass the result of a factory such as torchopt.adam().'
         )
     return impl
 
 
 class FromAlias:
-    r"""Base of the families of classes that the aliases define.
+    r"""Base class of the families of optimizer classes (``Optimizer`` and ``MetaOptimizer``).
 
-    A family defines ``_setup(self, target, impl, options)``, which every constructor calls last: ``impl`` is
-    the transformation, ``options`` are its hyper-parameters, if an alias created it.
+    A family defines ``_setup(self, target, impl, options)``, which every constructor calls last: ``impl`` is the
+    transformation, and ``options`` are its hyper-parameters if an alias created it.
 
     Class keywords of a member:
         alias: The function that creates the transformation.
-        order: Names of the first arguments, if their order differs from the alias.
+        order: The names of the first arguments, if their order differs from that of the alias.
         \*\*defaults: Defaults that differ from those of the alias.
     """
 
@@ -45,13 +46,13 @@ class FromAlias:
     """The function that makes the transformation from hyper-parameters."""
 
     hidden: ClassVar[tuple[str, ...]] = ()
-    """Arguments of aliases that this family does not take."""
+    """Arguments of aliases that this family does not have."""
 
     family_defaults: ClassVar[dict[str, Any]] = {}
     """Defaults of this family that differ from those of the aliases."""
 
     target_prose: ClassVar[str] = ''
-    """The line of documentation on the first argument of this family."""
+    """The documentation of the first argument of this family."""
 
     example: ClassVar[str] = ''
     """A doctest that works for every member, with ``{name}`` for its name."""
@@ -59,7 +60,7 @@ class FromAlias:
     if TYPE_CHECKING:
 
         def __init__(self, target: Any, *args: Any, **kwargs: Any) -> None:
-            """The arguments of a member come from its alias, which type checkers cannot follow."""
+            """Declared for type checkers, which cannot derive the arguments from the alias."""
 
     def __init_subclass__(
         cls,
@@ -117,8 +118,8 @@ class FromAlias:
 
     @classmethod
     def _first_names(cls, given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-        """Hyper-parameters under the names that the alias itself uses."""
-        rewrite = getattr(cls.alias, 'first_names', None)
+        """Hyper-parameters under the first names of the alias."""
+        rewrite = renamer_of(cls.alias)
         return given if rewrite is None else rewrite(given, defaults)
 
     @classmethod

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The functional interface that keeps its own state."""
+"""Functional optimizers that store their state."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from torchopt import tree
 from torchopt.base import GradientTransformation, UninitializedState
 from torchopt.numerics import detach_graph
 from torchopt.optim.from_alias import check_impl
-from torchopt.optim.gradients import differentiable_gradients, with_integers, without_integers
+from torchopt.optim.gradients import (
+    differentiable_gradients,
+    recomputed_gradients,
+    with_integers,
+    without_integers,
+)
 from torchopt.update import update_params
 
 __all__ = ['FuncOptimizer']
@@ -21,15 +26,15 @@ __all__ = ['FuncOptimizer']
 class FuncOptimizer:
     """A transformation and its state: compute new parameters from a loss and parameters.
 
-    In a loop of differentiable steps, the parameters and the state hold the graph of all steps.  If you pass parameters
-    that are leaves, as after ``detach().requires_grad_()``, the state is detached too.
-    :func:`torchopt.stop_gradient` detaches only the state.  For plain training pass ``differentiable=False``.
+    In a loop of differentiable steps, the parameters and the state keep the graph of all steps.  If the parameters are
+    leaves, for example after ``detach().requires_grad_()``, the state is detached too.  :func:`torchopt.stop_gradient`
+    detaches only the state.  For training without meta-gradients, pass ``differentiable=False``.
 
     Args:
         impl: The transformation.
         inplace: Whether steps write into the parameters and the state instead of creating new ones.
-        differentiable: Whether steps are differentiable.  If not, new parameters are leaves, and neither
-            they nor the state hold a graph.
+        differentiable: Whether steps are differentiable.  If not, new parameters are leaves, and the state has no
+            graph.
 
     Attributes:
         impl: The transformation.
@@ -55,22 +60,29 @@ class FuncOptimizer:
         self.inplace = bool(inplace)
         self.differentiable = bool(differentiable)
 
-    def step(self, loss: Any, params: Any, inplace: bool | None = None) -> Any:
+    def step(self, loss: Any, params: Any, inplace: bool | None = None, *, checkpoint: str | None = 'reverse') -> Any:
         """Take one step.
 
         Args:
-            loss: Scalar tensor computed from ``params``.
+            loss: Scalar tensor computed from ``params``; or a function of the parameters that computes it.  With a
+                function, a differentiable step keeps the parameters and the state instead of the graph of the loss: it
+                computes the loss again in the backward pass, as :func:`torchopt.value_and_grad` with ``checkpoint``.
             params: Tree of tensors.  Those that do not require grad, or do not enter the loss, are returned as they
                 are.
             inplace: Overrides the choice of the constructor.
+            checkpoint: For a function: ``'reverse'`` or ``'mixed'``, how second derivatives are computed; None keeps
+                the graph.
 
         Returns:
-            The new parameters.  Out of place they are differentiable in the old ones and in all that the loss
-            depends on, unless the optimizer is not differentiable: then they are leaves.
+            The new parameters.  Out of place, they are differentiable with respect to the old ones and everything on
+            which the loss depends; if the optimizer is not differentiable, they are leaves.
         """
         inplace = self.inplace if inplace is None else inplace
         recorded = self.differentiable and not inplace
-        grads = differentiable_gradients(loss, params, create_graph=recorded)
+        if callable(loss) and not isinstance(loss, torch.Tensor):
+            _, grads = recomputed_gradients(loss, params, checkpoint=checkpoint, create_graph=recorded)
+        else:
+            grads = differentiable_gradients(loss, params, create_graph=recorded)
         read = without_integers(params)
         state = self.optim_state
         if isinstance(state, UninitializedState):
@@ -95,7 +107,7 @@ class FuncOptimizer:
 
 
 def _begins_anew(params: Any) -> bool:
-    """Whether no parameter is the outcome of a step: all that require grad are leaves."""
+    """Whether all parameters that require grad are leaves, so that none is the result of a step."""
     return all(x.is_leaf for x in tree.leaves(params) if isinstance(x, torch.Tensor))
 
 
@@ -104,5 +116,5 @@ def _detached(x: Any) -> Any:
 
 
 def _as_leaf(p: Any, new: Any) -> Any:
-    """A new parameter that requires grad as the old one did; one that did not move stays the same tensor."""
+    """A new leaf that requires grad if the old one did; an unchanged parameter stays the same tensor."""
     return new if new is p or not isinstance(new, torch.Tensor) else detach_graph(new).requires_grad_(p.requires_grad)

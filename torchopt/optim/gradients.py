@@ -1,28 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradients and checks that the optimizer classes share."""
+"""Gradients and checks for the optimizer classes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sized
 from typing import Any
 
 import torch
 
 from torchopt import tree
-from torchopt.numerics import is_inexact, is_storage_freed
+from torchopt.autodiff.products import is_autograd_off
+from torchopt.autodiff.recompute import recomputed_gradient
+from torchopt.numerics import in_transform, is_inexact, is_tracing
+from torchopt.sharding import is_storage_freed
 
 __all__ = [
     'check_same_kind',
     'check_states',
     'differentiable_gradients',
     'hide_integers',
+    'recomputed_gradients',
     'with_integers',
     'without_integers',
 ]
 
 
 def differentiable_gradients(loss: Any, params: Any, *, create_graph: bool = True) -> Any:
-    """The gradients of a loss, with a graph of their own.
+    """The gradients of a loss, with a graph if ``create_graph``.
 
     Args:
         loss: A tensor of one element that depends on the parameters.
@@ -30,31 +34,18 @@ def differentiable_gradients(loss: Any, params: Any, *, create_graph: bool = Tru
         create_graph: Whether the gradients are differentiable.
 
     Returns:
-        A tree like ``params``: ``None`` for frozen parameters, and for those that the loss does not depend on.
+        A tree like ``params``: ``None`` for frozen parameters, and for those on which the loss does not depend.
 
     Raises:
         TypeError: If the loss is not a tensor, or complex.
         ValueError: If the loss has more than one element, or if no parameter requires grad.
-        RuntimeError: If the loss has no graph, or the parameters are those of FSDP.
+        RuntimeError: If the loss has no graph, or the parameters are gathered parameters of FSDP.
     """
-    if not isinstance(loss, torch.Tensor):
-        raise TypeError(f'loss is a {type(loss).__name__}; expected a scalar tensor. Pass the tensor, not its item().')
-    if loss.numel() != 1:
-        raise ValueError(f'loss has shape {tuple(loss.shape)}; expected a scalar. Reduce it, e.g. by loss.mean().')
-    if loss.is_complex():
-        raise TypeError(f'loss is complex ({loss.dtype}); expected a real scalar. Take its real part or its abs().')
-    if not loss.requires_grad:
-        raise RuntimeError(
-            'loss has no graph: it does not depend on anything that requires grad. Compute it from the parameters, '
-            'outside torch.no_grad(), and do not detach it.'
-        )
+    _check_scalar(loss)
+    _check_graph(loss)
     leaves, spec = tree.flatten(params)
     trainable = [p for p in leaves if isinstance(p, torch.Tensor) and p.requires_grad]
-    if not trainable:
-        raise ValueError(
-            'No parameter requires grad, so there is nothing to optimize. Call requires_grad_() on the parameters to '
-            'train.'
-        )
+    _check_any(trainable)
     found = iter(torch.autograd.grad(loss, trainable, create_graph=create_graph, allow_unused=True))
     if any(is_storage_freed(p) for p in trainable):
         raise RuntimeError(
@@ -67,14 +58,85 @@ def differentiable_gradients(loss: Any, params: Any, *, create_graph: bool = Tru
     )
 
 
+def recomputed_gradients(
+    closure: Callable[[Any], Any], params: Any, *, checkpoint: str | None, create_graph: bool = True
+) -> tuple[torch.Tensor, Any]:
+    """The value of a loss and its gradients, whose graph is computed in the backward pass.
+
+    Args:
+        closure: ``closure(params)`` returns a tensor of one element.
+        params: Tree of tensors; those that do not require grad are frozen, save under transforms of ``torch.func``,
+            which have no such flag.
+        checkpoint: ``'reverse'`` or ``'mixed'``, as for :func:`torchopt.value_and_grad`; None keeps the graph.
+        create_graph: Whether value and gradients are differentiable.
+
+    Returns:
+        The value, and a tree like ``params``: ``None`` for frozen parameters, and for those that the loss does not
+        depend on; under transforms, where this is not known, zeros for the latter.
+
+    Raises:
+        TypeError: If the loss is not a tensor, or complex.
+        ValueError: If it has more than one element, no parameter requires grad, or ``checkpoint`` is unknown.
+        RuntimeError: If the loss has no graph, and as :func:`torchopt.checkpoint`.
+    """
+    if checkpoint not in (None, 'reverse', 'mixed'):
+        raise ValueError(f"Invalid checkpoint: {checkpoint!r}; expected None, 'reverse' or 'mixed'.")
+    if checkpoint is None or is_tracing() or is_autograd_off():
+        loss = closure(params)
+        gradients = differentiable_gradients(loss, params, create_graph=create_graph)
+        return (loss if create_graph else loss.detach()), gradients
+    leaves, spec = tree.flatten(params)
+    tensors = [p for p in leaves if isinstance(p, torch.Tensor)]
+    trained = [i for i, p in enumerate(tensors) if p.requires_grad or (in_transform() and is_inexact(p))]
+    _check_any(trained)
+
+    def loss_of(params: Any) -> torch.Tensor:
+        loss = closure(params)
+        _check_scalar(loss)
+        if torch.is_grad_enabled() and not in_transform():
+            _check_graph(loss)
+        return loss  # type: ignore[no-any-return]
+
+    with torch.set_grad_enabled(create_graph and torch.is_grad_enabled()):
+        value, found = recomputed_gradient(loss_of, (params,), {}, trained, mixed=checkpoint == 'mixed', total=True)
+    by_number = dict(zip(trained, found))
+    gradients = iter([by_number.get(i) for i in range(len(tensors))])
+    return value, tree.unflatten(spec, [next(gradients) if isinstance(p, torch.Tensor) else None for p in leaves])
+
+
+def _check_scalar(loss: Any) -> None:
+    if not isinstance(loss, torch.Tensor):
+        raise TypeError(f'loss is a {type(loss).__name__}; expected a scalar tensor. Pass the tensor, not its item().')
+    if loss.numel() != 1:
+        raise ValueError(f'loss has shape {tuple(loss.shape)}; expected a scalar. Reduce it, e.g. by loss.mean().')
+    if loss.is_complex():
+        raise TypeError(f'loss is complex ({loss.dtype}); expected a real scalar. Take its real part or its abs().')
+
+
+def _check_graph(loss: torch.Tensor) -> None:
+    if not loss.requires_grad:
+        raise RuntimeError(
+            'loss has no graph: it does not depend on anything that requires grad. Compute it from the parameters, '
+            'outside torch.no_grad(), and do not detach it.'
+        )
+
+
+def _check_any(trained: Sized) -> None:
+    if not trained:
+        raise ValueError(
+            'No parameter requires grad, so there is nothing to optimize. Call requires_grad_() on the parameters to '
+            'train.'
+        )
+
+
 def without_integers(params: Any) -> Any:
-    """The same parameters, with None for those of an integer dtype, which never have gradients."""
+    """The same parameters, with None for those with an integer dtype, which never have gradients."""
     leaves, spec = tree.flatten(params)
     return tree.unflatten(spec, hide_integers(leaves, [None] * len(leaves)))
 
 
 def hide_integers(params: Iterable[Any], grads: Iterable[Any]) -> list[Any]:
-    """As :func:`without_integers` for parameters in a row; only those without a gradient are looked at."""
+    """Like :func:`without_integers` for a sequence; only parameters without a gradient are checked."""
     return [None if g is None and _is_integer(p) else p for p, g in zip(params, grads)]
 
 
@@ -98,13 +160,13 @@ def check_states(state_dict: Any, count: int) -> list[Any]:
     """
     if not isinstance(state_dict, (tuple, list)):
         raise TypeError(
-            f'state_dict is a {type(state_dict).__name__}; expected a tuple with one state for each group. Pass what '
-            f'state_dict() of such an optimizer returned; states of torch.optim have another layout.'
+            f'state_dict is a {type(state_dict).__name__}; expected a tuple with one state for each group. Pass the '
+            f'result of state_dict() of such an optimizer; states of torch.optim have another layout.'
         )
     if len(state_dict) != count:
         raise ValueError(
-            f'state_dict holds {len(state_dict)} states, but this optimizer has {count} groups. Add the groups '
-            f'that it was saved with first.'
+            f'state_dict holds {len(state_dict)} states, but this optimizer has {count} groups. First add the '
+            f'groups with which it was saved.'
         )
     return list(state_dict)
 
@@ -113,17 +175,17 @@ _REMEDY = 'Load a state that this optimizer, with these options, saved for these
 
 
 def check_same_kind(state: Any, expected: Any, *, name: str) -> None:
-    """Require that a state is one of the same optimizer for parameters of the same shapes.
+    """Require that a state belongs to the same optimizer and to parameters of the same shapes.
 
     Raises:
-        ValueError: If it is not; the message says where they differ.
+        ValueError: If it does not; the message gives the path of the difference.
     """
     found, spec = tree.flatten(expected)
     values = tree.flatten_up_to(spec, state, name=name, like='the state of this optimizer', remedy=_REMEDY)
     for i, (x, y) in enumerate(zip(found, values)):
         if getattr(x, 'shape', None) != getattr(y, 'shape', None) or _is_complex(x) != _is_complex(y):
             path = tree.flatten_with_path(expected)[i][0]
-            raise ValueError(f'{name}{path} does not fit: expected {_kind(x)} and found {_kind(y)}. {_REMEDY}')
+            raise ValueError(f'{name}{path} does not match: expected {_kind(x)}, found {_kind(y)}. {_REMEDY}')
 
 
 def _is_complex(x: Any) -> bool:

@@ -1,25 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Differentiable optimizers of modules: every step is differentiable."""
+"""Differentiable optimizers for modules."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 from torch import Tensor, nn
 
 from torchopt import alias
+from torchopt.autodiff.surroundings import note_slots
 from torchopt.base import GradientTransformation, UninitializedState
-from torchopt.numerics import is_fully_sharded
 from torchopt.optim.from_alias import FromAlias, check_impl
 from torchopt.optim.gradients import (
     check_same_kind,
     check_states,
     differentiable_gradients,
     hide_integers,
+    recomputed_gradients,
     without_integers,
 )
+from torchopt.sharding import is_fully_sharded
 from torchopt.update import update_params
 
 __all__ = [
@@ -39,33 +41,34 @@ __all__ = [
 ]
 
 Slots = dict[str, list[tuple[dict[str, Any], str]]]
-"""From the name of a parameter to all places that hold it: several where weights are tied."""
+"""All places that contain a parameter, by name; tied weights have several."""
 
 
 class MetaOptimizer(FromAlias):
-    r"""Optimize a module by differentiable steps.
+    r"""Train a module with differentiable steps.
 
     ``step(loss)`` replaces the parameters of the module by new tensors, differentiable functions of the old ones and of
-    everything that the loss depends on.  A later ``outer_loss.backward()`` differentiates through all steps.
+    everything on which the loss depends.  A later ``outer_loss.backward()`` differentiates through all steps.
+    ``step(closure)`` does the same in far less memory: it recomputes the loss instead of keeping its graph.
 
     The transformation receives the parameters as a dict by name: ``torchopt.MetaSGD(net, lr={'weight': 0.1, 'bias':
     rate})`` has one rate per parameter; rates that are tensors can be learned.
 
-    Parameters that do not require grad are frozen, parameters that the loss does not depend on are skipped, and tied
-    weights stay tied.  The graph of all steps is alive as long as the module holds the last parameters; release it with
+    Parameters that do not require grad are frozen, parameters on which the loss does not depend are skipped, and tied
+    weights stay tied.  The graph of all steps is kept as long as the module has the new parameters; release it with
     :func:`torchopt.stop_gradient` or :func:`torchopt.recover_state_dict`.
 
     Args:
-        module: The module; its parameters are replaced step by step.
+        module: The module; every step replaces its parameters.
         impl: The transformation.
 
     Attributes:
         impl: The transformation.
-        param_groups: For each group the slots that hold its parameters.
-        state_groups: For each group its state, ``UninitializedState()`` before the first step.
+        param_groups: The places of the parameters of each group.
+        state_groups: The state of each group, ``UninitializedState()`` before the first step.
 
     Raises:
-        TypeError: If ``module`` is not a module, or is under FSDP, or ``impl`` not a GradientTransformation.
+        TypeError: If ``module`` is not a module or is under FSDP, or ``impl`` is not a GradientTransformation.
         ValueError: If the module has no parameters.
 
     Example:
@@ -81,8 +84,8 @@ class MetaOptimizer(FromAlias):
 
     family_defaults: ClassVar[dict[str, Any]] = {'moment_requires_grad': True}
     target_prose: ClassVar[str] = (
-        'module: The module whose parameters are replaced step by step.  A hyper-parameter that differs from\n'
-        '        parameter to parameter is a dict by the names that ``module.named_parameters()`` gives them.'
+        'module: The module; every step replaces its parameters.  For a different value of a hyper-parameter per\n'
+        '        parameter, pass a dict with the names of ``module.named_parameters()``.'
     )
     example: ClassVar[str] = """\
 >>> import torch, torchopt
@@ -108,7 +111,7 @@ True
         self.add_param_group(module)
 
     def add_param_group(self, module: nn.Module, **options: Any) -> None:
-        """Optimize one more module.
+        """Add a module.
 
         Args:
             module: The module.
@@ -120,7 +123,7 @@ True
         """
         if not isinstance(module, nn.Module):
             raise TypeError(
-                f'Unexpected class of {module!r}: expected an nn.Module. Pass the module itself, not its parameters().'
+                f'Unexpected class of {module!r}: expected an nn.Module. Pass the module, not its parameters().'
             )
         for name, part in module.named_modules():
             if is_fully_sharded(part):
@@ -137,7 +140,7 @@ True
                 )
         slots = _find_slots(module)
         if not slots:
-            raise ValueError('The module has no parameters, so there is nothing to optimize.')
+            raise ValueError('The module has no parameters; there is nothing to optimize.')
         taken = {id(_held(p)) for group in self.param_groups for p in group.values()}
         for name, places in slots.items():
             if id(_held(places)) in taken:
@@ -149,22 +152,52 @@ True
         self.impl_groups.append(impl)
         self.state_groups.append(UninitializedState())
 
-    def step(self, loss: Tensor) -> None:
+    @overload
+    def step(self, loss: Tensor) -> None: ...
+
+    @overload
+    def step(self, loss: Callable[[], Tensor], *, checkpoint: str | None = 'reverse') -> Tensor: ...
+
+    def step(self, loss: Tensor | Callable[[], Tensor], *, checkpoint: str | None = 'reverse') -> Tensor | None:
         """Take one differentiable step.
 
+        A loss that is a tensor keeps its graph, and the graph of its gradient, until the outer backward pass.  A loss
+        that is a function is computed here, and again in the backward pass, as by :func:`torchopt.value_and_grad` with
+        ``checkpoint``: each step keeps the parameters and the state only.
+
         Args:
-            loss: Scalar tensor computed by the module.
+            loss: Scalar tensor computed by the module; or a function without arguments that computes it, and that may
+                be called several times.
+            checkpoint: For a function: ``'reverse'`` or ``'mixed'``, how second derivatives are computed; None keeps
+                the graph.
+
+        Returns:
+            The loss, if it was a function.
 
         Raises:
             TypeError: If the loss is not a tensor.
-            ValueError: If it has more than one element, or if no parameter requires grad.
-            RuntimeError: If it has no graph.
+            ValueError: If it has more than one element, if no parameter requires grad, or ``checkpoint`` is unknown.
+            RuntimeError: If it has no graph; for a function also as :func:`torchopt.checkpoint`.
+
+        Example:
+            >>> import torch, torchopt
+            >>> net, rate = torch.nn.Linear(2, 1), torch.tensor(0.1, requires_grad=True)
+            >>> optimizer = torchopt.MetaAdam(net, lr=rate)
+            >>> for _ in range(3):
+            ...     loss = optimizer.step(lambda: net(torch.ones(1, 2)).square().sum())
+            >>> net(torch.ones(1, 2)).square().sum().backward()
+            >>> rate.grad is not None
+            True
         """
         groups = [_parameters(slots) for slots in self.param_groups]
+        value: Tensor | None = None
+        if callable(loss) and not isinstance(loss, Tensor):
+            closure = _at_parameters(loss, self.param_groups)
+            value, gradients = recomputed_gradients(closure, groups, checkpoint=checkpoint)
+        else:
+            gradients = differentiable_gradients(loss, groups)
         new_states, new_groups = [], []
-        for impl, state, params, grads in zip(
-            self.impl_groups, self.state_groups, groups, differentiable_gradients(loss, groups)
-        ):
+        for impl, state, params, grads in zip(self.impl_groups, self.state_groups, groups, gradients):
             if isinstance(state, UninitializedState):
                 state = impl.init(without_integers(params))
             read = dict(zip(params, hide_integers(params.values(), grads.values())))
@@ -176,16 +209,17 @@ True
             for name, places in slots.items():
                 for container, key in places:
                     container[key] = new[name]
+        return value
 
     def state_dict(self) -> tuple[Any, ...]:
-        """The states of the groups themselves, not copies; see :func:`torchopt.extract_state_dict` for those."""
+        """The states of the groups, not copied; :func:`torchopt.extract_state_dict` makes copies."""
         return tuple(self.state_groups)
 
     def load_state_dict(self, state_dict: Sequence[Any]) -> None:
-        """Continue from states, one for each group.
+        """Continue from the states of all groups.
 
         Args:
-            state_dict: The result of :meth:`state_dict` of such an optimizer.
+            state_dict: The result of :meth:`state_dict` of an optimizer of this kind.
 
         Raises:
             ValueError: If they are not states of this optimizer for these parameters; nothing is changed then.
@@ -212,6 +246,25 @@ def _find_slots(module: nn.Module) -> Slots:
 def _held(places: list[tuple[dict[str, Any], str]]) -> Any:
     container, key = places[0]
     return container[key]
+
+
+def _at_parameters(closure: Callable[[], Tensor], groups: list[Slots]) -> Callable[[list[dict[str, Any]]], Tensor]:
+    """A function of nothing as one of the parameters that it finds in modules."""
+    places = [[(name, at) for name, held in slots.items() for at in held] for slots in groups]
+
+    def at_parameters(params: list[dict[str, Any]]) -> Tensor:
+        present = [(container, key, container[key]) for group in places for _, (container, key) in group]
+        note_slots([(container, key) for container, key, _ in present])
+        try:
+            for group, values in zip(places, params):
+                for name, (container, key) in group:
+                    container[key] = values[name]
+            return closure()
+        finally:
+            for container, key, value in present:
+                container[key] = value
+
+    return at_parameters
 
 
 def _parameters(slots: Slots) -> OrderedDict[str, Any]:

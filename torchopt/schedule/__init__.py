@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Schedules: hyper-parameters as functions of the step count.
 
-A schedule is called with a count, an int, a NumPy number or a tensor, and returns a Python float
-where it can and a float64 tensor where it must: under ``torch.func.vmap``, under ``torch.compile``,
-for counts on another device, and when one of its own hyper-parameters is learned.
+The step count is an int, a NumPy number or a tensor.  A schedule returns a Python float if possible.  It returns a
+float64 tensor under ``torch.func.vmap`` and ``torch.compile``, for counts on another device, and if one of its own
+hyper-parameters is learned.
 """
 
 from torchopt.schedule.constant import constant_schedule, piecewise_constant_schedule

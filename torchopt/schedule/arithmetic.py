@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arithmetic of schedules: every formula is written once, for Python floats and for tensors.
+"""The numbers that schedules compute with: their conversion and their checks.
 
-If the step count and all hyper-parameters are available on the host, a formula runs on Python floats
-in double precision.  Otherwise (``torch.func.vmap``, compilation, a count on another device, a
-learned hyper-parameter) it runs on float64 tensors, without a branch on their values.
+Every formula is written once, with :mod:`torchopt.scalars`.  If the step count and all hyper-parameters are
+available on the host, it runs on Python floats in double precision.  Otherwise (``torch.func.vmap``, compilation, a
+count on another device, a learned hyper-parameter) it runs on float64 tensors, without a branch on their values.
 """
 
 from __future__ import annotations
@@ -17,25 +17,24 @@ import torch
 
 from torchopt.numerics import as_python_scalar
 
-__all__ = ['Number', 'Schedule', 'clip', 'cosine', 'floor', 'largest', 'lift', 'power']
-__all__ += ['require_count', 'require_number', 'select', 'smallest']
+__all__ = ['Number', 'Schedule', 'lift', 'require_count', 'require_number']
 
 Number: TypeAlias = float | torch.Tensor
-"""What a hyper-parameter is: a number, or a 0-d tensor."""
+"""The type of a hyper-parameter: a number or a 0-d tensor."""
 
 Schedule: TypeAlias = Callable[[Any], Any]
-"""What a schedule is: a function from the step count to a value."""
+"""The type of a schedule: a function from the step count to a value."""
 
 
 def lift(*values: Any) -> list[Any]:
-    """Bring numbers to one kind: Python floats if all are available on the host, else float64 tensors.
+    """Convert numbers to Python floats if all are available on the host, else to float64 tensors.
 
     Args:
         *values: Numbers, tensors, and NumPy numbers or arrays.
 
     Returns:
-        The values in the same order.  Tensors lie on the first device among theirs that is not the
-        CPU.  Where a device has no float64 they are float32.
+        The values in the same order.  Tensors are on the first of their devices that is not the CPU, and
+        float32 if that device does not support float64.
 
     Raises:
         TypeError: If a value is neither a real number nor a real tensor.
@@ -47,7 +46,7 @@ def lift(*values: Any) -> list[Any]:
         if isinstance(x, (str, bytes)) or not isinstance(x, _NUMERIC) or _is_complex(x):
             raise TypeError(
                 f'A schedule was called with {x!r}, a {type(x).__name__}; '
-                f'expected a count: an int, or a tensor of a real dtype.'
+                f'expected a step count: an int, or a tensor of a real dtype.'
             )
     devices = [x.device for x in values if isinstance(x, torch.Tensor) and x.device.type != 'cpu']
     device = devices[0] if devices else torch.device('cpu')
@@ -55,7 +54,7 @@ def lift(*values: Any) -> list[Any]:
     lifted: list[Any] = []
     for x, number in zip(values, numbers):
         if number is not None:
-            # Filled on the device: a copy from the host would wait.
+            # torch.full runs on the device; copying from the host would synchronize.
             lifted.append(torch.full((), number, dtype=dtype, device=device))
         else:
             lifted.append(torch.as_tensor(x).to(device=device, dtype=dtype))
@@ -71,53 +70,8 @@ def _is_complex(x: Any) -> bool:
     return isinstance(x, complex) or (isinstance(x, (np.generic, np.ndarray)) and x.dtype.kind == 'c')
 
 
-def clip(x: Any, low: float, high: Any) -> Any:
-    """``x``, brought into the interval from ``low`` to ``high``."""
-    if isinstance(x, torch.Tensor):
-        return torch.minimum(torch.clamp(x, min=low), torch.as_tensor(high))
-    return min(max(x, low), high)
-
-
-def smallest(x: Any, y: Any) -> Any:
-    """The smaller of two values."""
-    return torch.minimum(x, y) if isinstance(x, torch.Tensor) else min(x, y)
-
-
-def largest(x: Any, y: Any) -> Any:
-    """The larger of two values."""
-    return torch.maximum(x, y) if isinstance(x, torch.Tensor) else max(x, y)
-
-
-def floor(x: Any) -> Any:
-    """The largest whole number that is at most ``x``."""
-    return torch.floor(x) if isinstance(x, torch.Tensor) else float(math.floor(x))
-
-
-def cosine(x: Any) -> Any:
-    """The cosine."""
-    return torch.cos(x) if isinstance(x, torch.Tensor) else math.cos(x)
-
-
-def power(base: Any, exponent: Any) -> Any:
-    """``base**exponent`` as floating-point numbers have it: overflow gives infinity, no root NaN."""
-    if isinstance(base, torch.Tensor):
-        return torch.pow(base, exponent)
-    try:
-        result = base**exponent
-    except (OverflowError, ZeroDivisionError):
-        return math.inf
-    return math.nan if isinstance(result, complex) else result
-
-
-def select(condition: Any, x: Any, y: Any) -> Any:
-    """``x`` where the condition holds, ``y`` elsewhere."""
-    if isinstance(condition, torch.Tensor):
-        return torch.where(condition, x, y)
-    return x if condition else y
-
-
 def require_number(name: str, value: Any) -> None:
-    """Require a real number or a 0-d tensor, and not NaN where that can be seen.
+    """Require a real number or a 0-d tensor; NaN raises if the value is available on the host.
 
     Raises:
         TypeError: If the value is not a number.
@@ -130,13 +84,14 @@ def require_number(name: str, value: Any) -> None:
         raise TypeError(
             f'Invalid {name}: {value!r} is a {type(value).__name__}; expected a real number or a 0-d tensor.'
         )
-    number = as_python_scalar(value.detach() if _is_readable(value) else value)
+    is_leaf = isinstance(value, torch.Tensor) and value.is_leaf
+    number = as_python_scalar(value.detach() if is_leaf else value)
     if number is not None and math.isnan(number):
         raise ValueError(f'Invalid {name}: {value}; expected a number that is not NaN.')
 
 
 def require_count(name: str, value: Any) -> None:
-    """Require a number of steps; fractions of steps are allowed, infinity is not.
+    """Require a finite number of steps, not necessarily an integer.
 
     Raises:
         TypeError: If the value is not a number.
@@ -146,7 +101,3 @@ def require_count(name: str, value: Any) -> None:
     number = as_python_scalar(value)
     if number is not None and math.isinf(number):
         raise ValueError(f'Invalid {name}: {value}; expected a finite number of steps.')
-
-
-def _is_readable(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.is_leaf and not torch.compiler.is_compiling()

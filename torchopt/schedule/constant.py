@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Schedules that hold a value: forever, or from one boundary to the next."""
+"""Constant and piecewise constant schedules."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from torchopt.schedule.arithmetic import lift, require_count, require_number, select
+from torchopt.scalars import where
+from torchopt.schedule.arithmetic import lift, require_count, require_number
 from torchopt.tree import as_text
 
 if TYPE_CHECKING:
@@ -45,18 +46,18 @@ class PiecewiseConstant:
     __repr__ = as_text
 
     def __call__(self, count: Any) -> Any:
-        """The product of the first value and all factors whose boundary is reached."""
+        """The product of the initial value and all factors whose boundary is at most ``count``."""
         flat = [x for pair in self.boundaries_and_scales for x in pair]
         count, value, *flat = lift(count, self.init_value, *flat)
         if isinstance(value, torch.Tensor):
             value = value.expand(count.shape)
         for boundary, factor in zip(flat[::2], flat[1::2]):
-            value = select(count < boundary, value, value * factor)
+            value = where(count < boundary, value, value * factor)
         return value
 
 
 def constant_schedule(value: Number) -> Schedule:
-    """A schedule that always gives the same value.
+    """A constant schedule.
 
     Args:
         value: The value, a number or a 0-d tensor.
@@ -86,9 +87,8 @@ def piecewise_constant_schedule(
         v_t = v_0 \prod_{b_i \le t} f_i
 
     Args:
-        init_value: The first value :math:`v_0`.
-        boundaries_and_scales: The factors :math:`f_i \ge 0` by the step :math:`b_i` from which on
-            each of them counts.
+        init_value: The initial value :math:`v_0`.
+        boundaries_and_scales: A dict from each boundary :math:`b_i`, a step, to its factor :math:`f_i \ge 0`.
 
     Returns:
         The schedule, a function from the step count to the value.

@@ -8,15 +8,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from torchopt.numerics import as_python_scalar
-from torchopt.schedule.arithmetic import (
-    cosine,
-    lift,
-    power,
-    require_count,
-    require_number,
-    select,
-    smallest,
-)
+from torchopt.scalars import cosine, power, smaller, where
+from torchopt.schedule.arithmetic import lift, require_count, require_number
 from torchopt.schedule.join import join_schedules
 from torchopt.schedule.polynomial import linear_schedule
 from torchopt.tree import as_text
@@ -42,16 +35,15 @@ class Cosine:
     def __call__(self, count: Any) -> Any:
         """The value at a step."""
         count, init, steps, alpha, exponent = lift(count, self.init_value, self.decay_steps, self.alpha, self.exponent)
-        half_wave = 0.5 * (1.0 + cosine(math.pi * smallest(count, steps) / steps))
+        half_wave = 0.5 * (1.0 + cosine(math.pi * smaller(count, steps) / steps))
         return init * ((1.0 - alpha) * power(half_wave, exponent) + alpha)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CosineTo:
-    """As :class:`Cosine`, with the last value instead of its ratio to the first.
+    """Like :class:`Cosine`, given the last value instead of its ratio to the first.
 
-    The ratio is formed anew at each call, since a graph made once could be backpropagated only
-    once.
+    Each call computes the ratio again, since a graph made once could be backpropagated through only once.
     """
 
     init_value: Number
@@ -64,15 +56,15 @@ class CosineTo:
     def __call__(self, count: Any) -> Any:
         """The value at a step."""
         init, end = lift(self.init_value, self.end_value)
-        # A peak of zero makes the whole schedule zero, and no NaN.
-        alpha = select(init == 0, 0.0 * end, end) / select(init == 0, 1.0 + 0.0 * init, init)
+        # If the peak is zero, the whole schedule is zero, not NaN.
+        alpha = where(init == 0, 0.0 * end, end) / where(init == 0, 1.0 + 0.0 * init, init)
         return Cosine(self.init_value, self.decay_steps, alpha, self.exponent)(count)
 
 
 def cosine_decay_schedule(
     init_value: Number, decay_steps: int, alpha: Number = 0.0, exponent: Number = 1.0
 ) -> Schedule:
-    r"""A schedule that decays along half a wave of the cosine.
+    r"""A schedule that decays along half a period of the cosine.
 
     With :math:`c = \min(t, T)`,
 
@@ -118,13 +110,13 @@ def warmup_cosine_decay_schedule(
     end_value: Number = 0.0,
     exponent: Number = 1.0,
 ) -> Schedule:
-    """A schedule that rises on a straight line, and then decays along half a wave of the cosine.
+    """A schedule that rises linearly and then decays along half a period of the cosine.
 
     Args:
         init_value: The first value, a number or a 0-d tensor, which may require grad.
         peak_value: The value after the warmup, likewise.
         warmup_steps: The number of steps of the warmup.
-        decay_steps: The number of all steps, the warmup included; more than ``warmup_steps``.
+        decay_steps: The total number of steps, including the warmup; more than ``warmup_steps``.
         end_value: The last value.
         exponent: The exponent of the decay, as in :func:`cosine_decay_schedule`.
 

@@ -8,15 +8,8 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from torchopt.numerics import as_python_scalar
-from torchopt.schedule.arithmetic import (
-    floor,
-    largest,
-    lift,
-    power,
-    require_number,
-    select,
-    smallest,
-)
+from torchopt.scalars import floor, larger, power, smaller, where
+from torchopt.schedule.arithmetic import lift, require_number
 from torchopt.schedule.constant import constant_schedule
 from torchopt.schedule.polynomial import check_transition, not_negative
 from torchopt.tree import as_text
@@ -54,14 +47,14 @@ class Exponential:
             self.transition_steps,
             *bounds,
         )
-        # Before the transition the exponent is 0, not negative: it cannot overflow.
-        exponent = largest(count - begin, 0.0 * begin) / steps
+        # Clamp the exponent at 0 before the transition: a large negative one could overflow.
+        exponent = larger(count - begin, 0.0 * begin) / steps
         if self.staircase:
             exponent = floor(exponent)
-        value = select(rate == 0, init, init * power(rate, exponent))
+        value = where(rate == 0, init, init * power(rate, exponent))
         for end in bounds:
-            bounded = select(rate < 1, largest(value, end), smallest(value, end))
-            value = select(rate == 0, value, bounded)
+            bounded = where(rate < 1, larger(value, end), smaller(value, end))
+            value = where(rate == 0, value, bounded)
         return value
 
 
@@ -83,13 +76,12 @@ def exponential_decay(
 
     Args:
         init_value: The first value :math:`v_0`, a number or a 0-d tensor, which may require grad.
-        decay_rate: The factor :math:`r`, likewise.  If it is 0, the schedule is constantly
-            ``init_value``.
-        transition_begin: The step :math:`B` up to which the first value holds; 0 if negative.
-        transition_steps: The number of steps :math:`T` in which the value changes by one factor
-            :math:`r`.  If it is not positive, the schedule is constantly ``init_value``.
+        decay_rate: The factor :math:`r`, likewise.  If it is 0, the schedule is constant.
+        transition_begin: The step :math:`B` until which the value is ``init_value``; 0 if negative.
+        transition_steps: The number of steps :math:`T` in which the value changes by the factor :math:`r`.  If it
+            is not positive, the schedule is constant.
         staircase: Round the exponent down, so that the value changes every :math:`T` steps.
-        end_value: A bound: a lower one if :math:`r < 1`, else an upper one.  None: no bound.
+        end_value: A lower bound if :math:`r < 1`, else an upper bound; None means no bound.
 
     Returns:
         The schedule, a function from the step count to the value.
@@ -111,7 +103,7 @@ def exponential_decay(
     if not check_transition('An exponential schedule', transition_steps, transition_begin):
         return constant_schedule(init_value)
     if as_python_scalar(decay_rate) == 0:
-        logger.info('An exponential schedule was set with decay_rate=0; it is constantly init_value.')
+        logger.info('An exponential schedule has decay_rate=0; its value is constantly init_value.')
         return constant_schedule(init_value)
     begin = not_negative(transition_begin)
     return Exponential(init_value, decay_rate, begin, transition_steps, bool(staircase), end_value)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hyper-parameters in the state of an optimizer: to follow schedules, or to be set between steps."""
+"""Hyper-parameters in the state of an optimizer, which follow schedules or can be set between steps."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from torchopt.base import (
 )
 from torchopt.numerics import DTypeLike, as_dtype, increment, wide_dtype, zero_count
 from torchopt.preconditions import state_of
+from torchopt.spelling import renamer_of
 
 __all__ = [
     'InjectHyperparamsState',
@@ -35,7 +36,7 @@ __all__ = [
 
 @tree.safe_to_load
 class InjectHyperparamsState(NamedTuple):
-    """The state that :func:`inject_hyperparams` of old Optax had; kept for those who name it."""
+    """The state of :func:`inject_hyperparams` in old versions of Optax, kept for code that refers to it."""
 
     count: Any
     hyperparams: Any
@@ -44,12 +45,12 @@ class InjectHyperparamsState(NamedTuple):
 
 @tree.safe_to_load
 class InjectStatefulHyperparamsState(NamedTuple):
-    """State of what :func:`inject_hyperparams` makes.
+    """State of the transformation that :func:`inject_hyperparams` makes.
 
     Attributes:
-        count: The steps taken.
+        count: The number of steps so far.
         hyperparams: A dict from the names of the hyper-parameters to their values in the last step, 0-d tensors.
-            Those that follow no schedule may be set.
+            You may set the ones that do not follow a schedule.
         hyperparams_states: A dict with the states of the schedules.
         inner_state: The state of the optimizer.
     """
@@ -62,7 +63,7 @@ class InjectStatefulHyperparamsState(NamedTuple):
 
 @runtime_checkable
 class StatefulSchedule(Protocol):
-    """A schedule with a state of its own, which the extra arguments of ``update`` may move on."""
+    """A schedule with its own state, which may depend on the extra arguments of ``update``."""
 
     def init(self) -> Any:
         """The first state."""
@@ -76,13 +77,13 @@ class StatefulSchedule(Protocol):
 
 @tree.safe_to_load
 class WrappedScheduleState(NamedTuple):
-    """State of :class:`WrappedSchedule`: the steps taken."""
+    """State of :class:`WrappedSchedule`: the number of steps so far."""
 
     count: Any
 
 
 class WrappedSchedule:
-    """A schedule, a function of the count, as one that keeps the count as its state.
+    """A :class:`StatefulSchedule` made from a function of the count; its state is the count.
 
     Args:
         schedule_fn: The schedule.
@@ -116,27 +117,29 @@ def inject_hyperparams(
     static_args: str | Iterable[str] = (),
     hyperparam_dtype: DTypeLike | None = None,
 ) -> Callable[..., GradientTransformationExtraArgs]:
-    """Let an optimizer have its hyper-parameters in its state, and follow schedules with each of them.
+    """Store the hyper-parameters of an optimizer in its state, and let each of them follow a schedule.
 
-    Every number among the arguments of the factory, defaults included, goes into the state, as a 0-d tensor on the CPU,
-    and may be set there between steps.  Every function among them is a schedule, which sets its argument anew in each
-    step; one with a state of its own (:class:`StatefulSchedule`) is also given the extra arguments of ``update``.
-    Tensors are not converted, so they can be learned.  What the factory annotates as an ``int`` (a size, a
-    number of iterations, a seed) or a ``Callable`` decides how the optimizer is built; it stays as it is, outside
-    the state.
+    Arguments of the factory, including defaults, are treated by kind:
+
+    - A number is stored in the state as a 0-d tensor on the CPU; you may set it between steps.
+    - A function is a schedule, which gives the value of its argument in each step.  A :class:`StatefulSchedule` also
+      receives the extra arguments of ``update``.
+    - A tensor is stored unchanged, so that it can be learned.
+    - An argument that the factory annotates as an ``int`` (a size, a number of iterations, a seed) or a ``Callable``
+      is passed on unchanged and is not in the state.
 
     Args:
         inner_factory: The factory of the optimizer, such as :func:`torchopt.adam`.
         static_args: Names of arguments that are not injected, such as a ``mask`` that is a function.
-        hyperparam_dtype: The dtype of the hyper-parameters that are floating; by default the highest among the
-            parameters, but at least float32: in bfloat16, a decay rate of 0.999 is 1.
+        hyperparam_dtype: The dtype of floating hyper-parameters; by default the highest dtype among the parameters,
+            but at least float32, since a decay rate of 0.999 rounds to 1 in bfloat16.
 
     Returns:
         A function with the arguments of ``inner_factory``, which returns a transformation with state
         :class:`InjectStatefulHyperparamsState`.
 
     Raises:
-        ValueError: If ``static_args`` names what is no argument of the factory.
+        ValueError: If ``static_args`` contains a name that is not an argument of the factory.
 
     Example:
         >>> import torch, torchopt
@@ -153,7 +156,7 @@ def inject_hyperparams(
     known = inspect.signature(inner_factory).parameters
     if not set(names) <= set(known):
         raise ValueError(
-            f'Invalid static_args: {sorted(set(names) - set(known))} are no arguments of the factory. It takes '
+            f'Invalid static_args: {sorted(set(names) - set(known))} are not arguments of the factory. It takes '
             f'{sorted(known)}.'
         )
 
@@ -169,12 +172,12 @@ def inject_stateful_hyperparams(
     static_args: str | Iterable[str] = (),
     hyperparam_dtype: DTypeLike | None = None,
 ) -> Callable[..., GradientTransformationExtraArgs]:
-    """The old name of :func:`inject_hyperparams`, deprecated; it takes the same arguments."""
+    """The deprecated name of :func:`inject_hyperparams`, with the same arguments."""
     checks.deprecated('inject_stateful_hyperparams is deprecated; inject_hyperparams does the same.')
     return inject_hyperparams(inner_factory, static_args, hyperparam_dtype)
 
 
-# The function that spells it stands below.
+# The lambda defers the lookup of _spelled, which is defined below.
 @functools.partial(factory, spell=lambda *call: _spelled(*call))  # noqa: PLW0108
 def _injected(
     inner_factory: Callable[..., GradientTransformation],
@@ -204,7 +207,7 @@ def _injected(
         dtype = dtype.to_real() if dtype.is_complex else dtype
         current = {name: schedule(states[name], **extra) for name, schedule in schedules.items()}
         found = {name: _as_tensor(value, dtype) for name, value in known.items() if name not in current}
-        # A schedule has no dtype of its own: compiled it gives a float64 tensor for what is a float otherwise.
+        # Convert the values of schedules always: compiled, they are float64 tensors instead of floats.
         return found | {name: _as_tensor(value, dtype, always=True) for name, value in current.items()}
 
     def init(params: Any) -> InjectStatefulHyperparamsState:
@@ -234,25 +237,25 @@ def _injected(
 def _spelled(
     inner_factory: Callable[..., GradientTransformation], static_args: Any, dtype: Any, args: Any, kwargs: Any
 ) -> tree.Spelled:
-    """The two calls that make the transformation."""
+    """How to print the transformation: the two calls that make it."""
     options = {'static_args': static_args, 'hyperparam_dtype': dtype}
     shown = ''.join(f', {name}={tree.as_text(x)}' for name, x in options.items() if x)
     return tree.Spelled(f'inject_hyperparams({tree.as_text(inner_factory)}{shown})', args, kwargs)
 
 
 def _arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """All arguments of a call by name, defaults included; and the names of those that are switched off.
+    """The arguments of a call by name, including defaults, and the names of those that are switched off.
 
-    Where a function takes second names for some of its arguments (``learning_rate`` for ``lr``), those that are given
-    keep them, and what they stand for has no default beside them.  Those functions are of TorchOpt 0.7.3, where a
-    default of zero switches a stage of the optimizer off (decay, momentum, dampening); it cannot be set later.
+    If a function has second names for some arguments (``learning_rate`` for ``lr``), a given second name is kept and
+    replaces the default of the first name.  In these functions, from TorchOpt 0.7.3, a default of zero switches off a
+    stage of the optimizer (decay, momentum, dampening), so it cannot be set later.
     """
     signature = inspect.signature(function)
-    first_names = getattr(function, 'first_names', None)
+    first_names = renamer_of(function)
     second = {} if first_names is None else {k: v for k, v in kwargs.items() if k not in signature.parameters}
     bound = signature.bind_partial(*args, **{k: v for k, v in kwargs.items() if k not in second})
     given = set(bound.arguments)
-    covered = set(first_names(second)) if second else set()  # type: ignore[misc]
+    covered = set(first_names(second)) if first_names and second else set()
     bound.apply_defaults()
     found = {}
     for name, value in bound.arguments.items():
@@ -260,7 +263,7 @@ def _arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
         if kind is inspect.Parameter.VAR_KEYWORD:
             found.update(value)
         elif kind is inspect.Parameter.VAR_POSITIONAL:
-            raise TypeError(f'inject_hyperparams cannot name the arguments *{name} of {function.__name__}.')
+            raise TypeError(f'inject_hyperparams does not support the arguments *{name} of {function.__name__}.')
         elif name in given or name not in covered:
             found[name] = value
     missing = [
@@ -276,7 +279,7 @@ def _arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
 
 
 def _is_static(function: Callable[..., Any], name: str, value: Any) -> bool:
-    """Whether an argument takes nothing but integers, or functions, and is given one."""
+    """Whether an argument is annotated as an integer or a function, and its value is one."""
     parameter = inspect.signature(function).parameters.get(name)
     if parameter is None:
         return False
@@ -292,7 +295,7 @@ def _is_zero(value: Any) -> bool:
 
 
 def _as_tensor(value: Any, dtype: torch.dtype, *, always: bool = False) -> Tensor:
-    """A hyper-parameter as a tensor; integers and tensors keep their dtype, the latter unless ``always``."""
+    """Convert a hyper-parameter to a tensor; integers keep their dtype, and so do tensors unless ``always``."""
     if isinstance(value, Tensor):
         return value.to(dtype) if always and value.is_floating_point() else value
     floating = isinstance(value, float) or (isinstance(value, (np.ndarray, np.number)) and value.dtype.kind == 'f')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Schedules that go from value to value, on straight lines or half waves; the two of one cycle among them."""
+"""Piecewise linear and piecewise cosine schedules, including the one-cycle schedules."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from torchopt.schedule.arithmetic import cosine, lift, require_count, require_number, select
+from torchopt.scalars import cosine, where
+from torchopt.schedule.arithmetic import lift, require_count, require_number
 from torchopt.tree import as_text
 
 if TYPE_CHECKING:
@@ -31,17 +32,17 @@ class PiecewiseInterpolate:
     __repr__ = as_text
 
     def __call__(self, count: Any) -> Any:
-        """The value between the two boundaries around the step."""
+        """The value at a step, interpolated between the two boundaries around it."""
         flat = [x for pair in self.boundaries_and_scales for x in pair]
         count, value, begin, *flat = lift(count, self.init_value, 0, *flat)
         total = 0.0 * count
         for end, factor in zip(flat[::2], flat[1::2]):
             following = value * factor
-            length = select(end - begin > 1, end - begin, 1.0 + 0.0 * end)
+            length = where(end - begin > 1, end - begin, 1.0 + 0.0 * end)
             reached = self._between(value, following, (count - begin) / length)
-            total = total + select(begin <= count, select(count < end, reached, 0.0 * count), 0.0 * count)
+            total = total + where(begin <= count, where(count < end, reached, 0.0 * count), 0.0 * count)
             begin, value = end, following
-        return total + select(begin <= count, value + 0.0 * count, 0.0 * count)
+        return total + where(begin <= count, value + 0.0 * count, 0.0 * count)
 
     def _between(self, start: Any, end: Any, part: Any) -> Any:
         if self.wave:
@@ -52,15 +53,15 @@ class PiecewiseInterpolate:
 def piecewise_interpolate_schedule(
     interpolate_type: str, init_value: Number, boundaries_and_scales: Mapping[int, Number] | None = None
 ) -> Schedule:
-    r"""A schedule that goes from value to value.
+    r"""A schedule that interpolates between the values at given boundaries.
 
-    At the boundary :math:`b_i` it has the value :math:`v_0 \prod_{j \le i} f_j`.  Between two boundaries it goes on a
-    straight line, or along half a wave of the cosine; after the last one it is constant.
+    At the boundary :math:`b_i` it has the value :math:`v_0 \prod_{j \le i} f_j`.  Between two boundaries it is linear,
+    or half a period of the cosine; after the last one it is constant.
 
     Args:
         interpolate_type: ``'linear'`` or ``'cosine'``.
         init_value: The value :math:`v_0` at step 0, a number or a 0-d tensor.
-        boundaries_and_scales: The factors :math:`f_i \ge 0` by the step :math:`b_i` at which each is reached.
+        boundaries_and_scales: A dict from each boundary :math:`b_i`, a step, to its factor :math:`f_i \ge 0`.
 
     Returns:
         The schedule, a function from the step count to the value.
@@ -95,15 +96,15 @@ def linear_onecycle_schedule(
     div_factor: Number = 25.0,
     final_div_factor: Number = 1e4,
 ) -> Schedule:
-    """A schedule that rises to its peak, falls back, and then falls to almost nothing, on straight lines.
+    """A piecewise linear schedule that rises to its peak, falls back to its first value, and then close to 0.
 
     Args:
         transition_steps: The number of steps of the cycle.
         peak_value: The largest value, a number or a 0-d tensor.
-        pct_start: The part of the steps in which the value rises.
-        pct_final: The part of the steps after which it is back where it began.
-        div_factor: The peak over the first value.
-        final_div_factor: The first value over the last.
+        pct_start: The fraction of the steps in which the value rises.
+        pct_final: The fraction of the steps after which it is back at its first value.
+        div_factor: The ratio of the peak to the first value.
+        final_div_factor: The ratio of the first value to the last.
 
     Returns:
         The schedule, a function from the step count to the value.
@@ -137,14 +138,14 @@ def cosine_onecycle_schedule(
     div_factor: Number = 25.0,
     final_div_factor: Number = 1e4,
 ) -> Schedule:
-    """A schedule that rises to its peak and falls to almost nothing, each along half a wave of the cosine.
+    """A schedule that rises to its peak and falls close to 0, each along half a period of the cosine.
 
     Args:
         transition_steps: The number of steps of the cycle.
         peak_value: The largest value, a number or a 0-d tensor.
-        pct_start: The part of the steps in which the value rises.
-        div_factor: The peak over the first value.
-        final_div_factor: The first value over the last.
+        pct_start: The fraction of the steps in which the value rises.
+        div_factor: The ratio of the peak to the first value.
+        final_div_factor: The ratio of the first value to the last.
 
     Returns:
         The schedule, a function from the step count to the value.

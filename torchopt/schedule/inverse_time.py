@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A value that falls as one over the time."""
+"""Inverse time decay."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def inverse_time_decay(init_value: Number, decay_rate: Number) -> Schedule:
     r"""The schedule :math:`s(t) = s_0 / (1 + \delta t)`.
 
     Args:
-        init_value: :math:`s_0`, a number or a 0-d tensor.
-        decay_rate: :math:`\delta`, a number or a 0-d tensor.
+        init_value: The first value :math:`s_0`, a number or a 0-d tensor.
+        decay_rate: The rate :math:`\delta`, a number or a 0-d tensor.
 
     Raises:
         TypeError: If an argument is not a number.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Schedules one after another."""
+"""Concatenation of schedules."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from torchopt.numerics import as_python_scalar
-from torchopt.schedule.arithmetic import lift, require_count, select
+from torchopt.scalars import where
+from torchopt.schedule.arithmetic import lift, require_count
 from torchopt.tree import as_text
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class Joined:
     __repr__ = as_text
 
     def __call__(self, count: Any) -> Any:
-        """The value at a step, from the schedule whose turn it is."""
+        """The value at a step, from the schedule whose interval contains it."""
         number = as_python_scalar(count)
         if number is not None and None not in [as_python_scalar(b) for b in self.boundaries]:
             begin: Number = 0
@@ -41,23 +42,23 @@ class Joined:
         value = self.schedules[0](count)
         for boundary, later in zip(self.boundaries, self.schedules[1:]):
             step, start, old, new = lift(count, boundary, value, later(count - boundary))
-            value = select(step < start, old, new)
+            value = where(step < start, old, new)
         return value
 
 
 def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
-    """A schedule made of several, each of which counts its steps from its own beginning.
+    """Concatenate schedules; each one counts steps from its own beginning.
 
     Args:
         schedules: The schedules.
-        boundaries: The steps at which the second, the third, ... of them begins.
+        boundaries: The steps at which the second, third, ... schedule begins.
 
     Returns:
         The schedule, a function from the step count to the value.
 
     Raises:
-        TypeError: If a schedule cannot be called, or a boundary is not a number.
-        ValueError: If there is not one boundary less than there are schedules.
+        TypeError: If a schedule is not callable, or a boundary is not a number.
+        ValueError: If the number of boundaries is not the number of schedules minus one.
 
     Example:
         >>> import torchopt
@@ -71,13 +72,13 @@ def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> 
     for i, schedule in enumerate(schedules):
         if not callable(schedule):
             raise TypeError(
-                f'Invalid schedules: item {i} is a {type(schedule).__name__}, which cannot be '
-                f'called. Wrap a number in constant_schedule.'
+                f'Invalid schedules: item {i} is a {type(schedule).__name__}, which is not callable. '
+                f'Wrap a number in constant_schedule.'
             )
     if len(schedules) != len(boundaries) + 1:
         raise ValueError(
             f'Invalid boundaries: {len(schedules)} schedules need {max(len(schedules) - 1, 0)} '
-            f'boundaries, and {len(boundaries)} were given.'
+            f'boundaries, but {len(boundaries)} were given.'
         )
     for boundary in boundaries:
         require_count('boundary', boundary)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Schedules that go from one value to another along a polynomial; the straight line among them."""
+"""Polynomial schedules, including linear ones."""
 
 from __future__ import annotations
 
@@ -8,13 +8,8 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from torchopt.numerics import as_python_scalar
-from torchopt.schedule.arithmetic import (
-    clip,
-    lift,
-    power,
-    require_count,
-    require_number,
-)
+from torchopt.scalars import clip, power
+from torchopt.schedule.arithmetic import lift, require_count, require_number
 from torchopt.schedule.constant import constant_schedule
 from torchopt.tree import as_text
 
@@ -60,7 +55,7 @@ def polynomial_schedule(
     transition_steps: int,
     transition_begin: int = 0,
 ) -> Schedule:
-    r"""A schedule that goes from one value to another along a polynomial.
+    r"""A schedule that changes from one value to another along a polynomial.
 
     With :math:`c = \min(\max(t - B, 0), T)`,
 
@@ -73,7 +68,7 @@ def polynomial_schedule(
         power: The exponent :math:`p`, likewise.
         transition_steps: The number of steps :math:`T` from the first value to the last.  If it is
             not positive, the schedule is constantly ``init_value``.
-        transition_begin: The step :math:`B` up to which the first value holds; 0 if negative.
+        transition_begin: The step :math:`B` until which the value is ``init_value``; 0 if negative.
 
     Returns:
         The schedule, a function from the step count to the value.
@@ -99,7 +94,7 @@ def polynomial_schedule(
 def linear_schedule(
     init_value: Number, end_value: Number, transition_steps: int, transition_begin: int = 0
 ) -> Schedule:
-    """A schedule that goes from one value to another on a straight line.
+    """A schedule that changes linearly from one value to another.
 
     It is :func:`polynomial_schedule` of power 1, with the same arguments.
 
@@ -113,7 +108,7 @@ def linear_schedule(
 
 
 def warmup_constant_schedule(init_value: Number, peak_value: Number, warmup_steps: int) -> Schedule:
-    """A schedule that rises on a straight line, and then holds its value.
+    """A schedule that rises linearly and is then constant.
 
     Args:
         init_value: The first value.
@@ -133,27 +128,27 @@ def warmup_constant_schedule(init_value: Number, peak_value: Number, warmup_step
 
 
 def check_transition(what: str, transition_steps: Any, transition_begin: Any) -> bool:
-    """Check the span of a transition, and say in the log where the arguments do not mean one.
+    """Check the arguments of a transition, and log if they define none.
 
     Returns:
-        Whether there is a transition at all.
+        Whether there is a transition.
     """
     require_count('transition_steps', transition_steps)
     require_count('transition_begin', transition_begin)
     steps, begin = as_python_scalar(transition_steps), as_python_scalar(transition_begin)
     if steps is not None and steps <= 0:
         logger.info(
-            '%s was set with transition_steps=%s, which is not positive; it is constantly init_value.',
+            '%s has transition_steps=%s, which is not positive; its value is constantly init_value.',
             what,
             steps,
         )
         return False
     if begin is not None and begin < 0:
-        logger.info('%s was set with transition_begin=%s, which is negative; it begins at 0.', what, begin)
+        logger.info('%s has transition_begin=%s, which is negative; the transition begins at step 0.', what, begin)
     return True
 
 
 def not_negative(transition_begin: Any) -> Any:
-    """``transition_begin``, or 0 where it is seen to be negative."""
+    """``transition_begin``, or 0 if it is known on the host to be negative."""
     begin = as_python_scalar(transition_begin)
     return 0 if begin is not None and begin < 0 else transition_begin

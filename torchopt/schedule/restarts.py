@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Schedules with warmup made of others: one exponential decay, or several half waves one after another."""
+"""Schedules with warmup: exponential decay, and cosine decay with restarts."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def warmup_exponential_decay_schedule(
     staircase: bool = False,
     end_value: Number | None = None,
 ) -> Schedule:
-    """A schedule that rises on a straight line, and then decays exponentially.
+    """A schedule that rises linearly and then decays exponentially.
 
     Args:
         init_value: The first value, a number or a 0-d tensor.
         peak_value: The value after the warmup, likewise.
         warmup_steps: The number of steps of the warmup.
-        transition_steps: The number of steps in which the value is multiplied by ``decay_rate`` once.
+        transition_steps: The number of steps in which the value changes by the factor ``decay_rate``.
         decay_rate: The factor of the decay, not 0.
-        transition_begin: The number of steps after the warmup in which the peak is kept.
-        staircase: Decay in jumps.
-        end_value: The value that bounds the decay.
+        transition_begin: The number of steps after the warmup in which the value stays at the peak.
+        staircase: Change the value only every ``transition_steps`` steps.
+        end_value: A lower bound if ``decay_rate`` < 1, else an upper bound; None means no bound.
 
     Returns:
         The schedule, a function from the step count to the value.
@@ -66,18 +66,18 @@ def warmup_exponential_decay_schedule(
 
 
 def sgdr_schedule(cosine_kwargs: Iterable[dict[str, Any]]) -> Schedule:
-    """A schedule of several cosine decays with warmup, one after another: descent with warm restarts.
+    """A sequence of cosine decays with warmup (SGDR, stochastic gradient descent with warm restarts).
 
     Args:
-        cosine_kwargs: For each decay the arguments of :func:`warmup_cosine_decay_schedule`, ``decay_steps`` among
-            them: so many steps after its beginning the next one begins.
+        cosine_kwargs: For each decay, the arguments of :func:`warmup_cosine_decay_schedule`.  They include
+            ``decay_steps``, the number of steps until the next decay begins.
 
     Returns:
         The schedule, a function from the step count to the value.
 
     Raises:
         ValueError: If there is no decay, or one has no ``decay_steps``.
-        TypeError: As :func:`warmup_cosine_decay_schedule` raises it.
+        TypeError: If the arguments are wrong; see :func:`warmup_cosine_decay_schedule`.
 
     Example:
         >>> import torchopt
@@ -93,8 +93,8 @@ def sgdr_schedule(cosine_kwargs: Iterable[dict[str, Any]]) -> Schedule:
     cycles = [dict(cycle) for cycle in cosine_kwargs]
     if not cycles or any('decay_steps' not in cycle for cycle in cycles):
         raise ValueError(
-            f'Invalid cosine_kwargs: {cycles!r}; expected one dict or more with the arguments of '
-            f'warmup_cosine_decay_schedule, decay_steps among them.'
+            f'Invalid cosine_kwargs: {cycles!r}; expected one or more dicts with the arguments of '
+            f'warmup_cosine_decay_schedule, including decay_steps.'
         )
     boundaries = [cycles[0]['decay_steps']]
     for cycle in cycles[1:]:

@@ -10,6 +10,8 @@ from torchopt.solver.lbfgsb import LBFGSB
 from torchopt.solver.least_squares import GaussNewton, LevenbergMarquardt
 from torchopt.solver.linesearch import BacktrackingLineSearch, HagerZhangLineSearch, LineSearchStep, ZoomLineSearch
 from torchopt.solver.nonlinear_cg import NonlinearCG
+from torchopt.solver.proximal import BlockCoordinateDescent, MirrorDescent, ProjectedGradient, ProximalGradient
+from torchopt.solver.quadratic import OSQP, BoxCDQP, BoxOSQP, CvxpyQP, EqualityConstrainedQP
 from torchopt.solver.root import Bisection, Broyden, IterativeRefinement
 from torchopt.solver.scipy import (
     ScipyBoundedLeastSquares,
@@ -22,6 +24,15 @@ from torchopt.solver.status import Status
 from torchopt.solver.stochastic import ArmijoSGD, OptaxSolver, PolyakSGD
 
 __all__ = [
+    'BlockCoordinateDescent',
+    'MirrorDescent',
+    'ProjectedGradient',
+    'ProximalGradient',
+    'OSQP',
+    'BoxCDQP',
+    'BoxOSQP',
+    'CvxpyQP',
+    'EqualityConstrainedQP',
     'BFGS',
     'LBFGS',
     'AndersonAcceleration',

@@ -26,7 +26,7 @@ from torchopt import tree
 from torchopt.autodiff.closure import Converted, closure_convert
 from torchopt.implicit_diff.binding import refuse_hidden_parameters, signature_of
 from torchopt.implicit_diff.custom_root import find_root
-from torchopt.implicit_diff.root import Arguments
+from torchopt.implicit_diff.root import select_tensors
 from torchopt.loop import while_loop
 from torchopt.numerics import apply_function, in_transform, saved_tensors
 
@@ -74,10 +74,10 @@ def checkpointed_loop(
         return while_loop(cond_fun, body_fun, init_val, maxiter)
 
     def one_step(leaves: list[Tensor]) -> list[Tensor]:
-        return [x for x in tree.leaves(body_fun(start.pack(leaves))) if isinstance(x, Tensor)]
+        return [x for x in tree.leaves(body_fun(start.replace(leaves))) if isinstance(x, Tensor)]
 
-    start = Arguments(init_val)
-    step = closure_convert(one_step, start.tensors)
+    start = select_tensors(init_val)
+    step = closure_convert(one_step, start.selected)
     if not step.is_complete:
         return while_loop(cond_fun, body_fun, init_val, maxiter)
     length = math.isqrt(maxiter - 1) + 1
@@ -100,21 +100,21 @@ class _Segment:
         captured: list[Tensor],
     ) -> None:
         self.cond_fun, self.body_fun, self.count = cond_fun, body_fun, count
-        self.start, self.captured = Arguments(val), captured
-        self.end: Arguments
+        self.start, self.captured = select_tensors(val), captured
+        self.end: tree.Selection
 
     def value(self) -> Any:
         """The value after the steps."""
-        found = iter(apply_function(_Checkpoint, self, *self.start.tensors, *self.captured))
-        return self.end.pack([next(found) for _ in self.end.tensors])
+        found = iter(apply_function(_Checkpoint, self, *self.start.selected, *self.captured))
+        return self.end.replace([next(found) for _ in self.end.selected])
 
     def __call__(self, tensors: list[Tensor]) -> list[Tensor]:
         """The tensors of the value after the steps."""
-        n = len(self.start.tensors)
+        n = len(self.start.selected)
 
         def run(leaves: list[Tensor]) -> list[Tensor]:
-            self.end = Arguments(while_loop(self.cond_fun, self.body_fun, self.start.pack(leaves), self.count))
-            return self.end.tensors
+            self.end = select_tensors(while_loop(self.cond_fun, self.body_fun, self.start.replace(leaves), self.count))
+            return self.end.selected
 
         return Converted(run, self.captured)(tensors[n:], tensors[:n])
 

@@ -2,15 +2,14 @@
 """Gradient transformations, the building blocks of optimizers.
 
 Every factory returns a :class:`torchopt.base.GradientTransformation`: ``init(params)`` returns a state, and
-``update(updates, state, params=None, *, inplace=False)`` takes one step.  ``None`` in the place of a gradient means
-that the parameter is skipped in this step: its state does not change and its update is ``None``.
+``update(updates, state, params=None, *, inplace=False)`` takes one step.  If a gradient is ``None``, the parameter is
+skipped in this step: its state does not change and its update is ``None``.
 
 A numeric hyper-parameter may also be a 0-d tensor, or a tree of numbers and tensors with the structure of the
 parameters or a prefix of it, for values that differ between parameters.
 
-There are three kinds: ``scaling`` has rules on the updates themselves, ``wrappers`` contains transformations of other
-transformations, and ``linesearch`` those that evaluate the objective.  All public names are here; the files inside are
-layout and not API.
+There are three kinds: ``scaling`` contains update rules, ``wrappers`` transformations of other transformations, and
+``linesearch`` transformations that evaluate the objective.  Import all names from this package; its files are not API.
 """
 
 from torchopt.transform.linesearch.backtracking import (

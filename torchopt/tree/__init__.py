@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trees of tensors: parameters, gradients and optimizer states, and the functions on them.
+"""Functions on trees of tensors, such as parameters, gradients and optimizer states.
 
-Loops, casts, ``None`` and in-place writes are handled here, not in the rules that use these functions.
+They handle loops, casts, ``None`` and in-place writes, so that update rules need not.
 """
 
 from torchopt.tree.averages import (
@@ -12,20 +12,18 @@ from torchopt.tree.averages import (
 )
 from torchopt.tree.casting import cast, cast_like, dtype
 from torchopt.tree.files import load, save
+from torchopt.tree.filling import batch_shape, full_like, ones_like, zeros_like
 from torchopt.tree.math import (
     add,
     add_scale,
     allclose,
-    batch_shape,
     clip,
     conj,
     div,
-    full_like,
     max,
     min,
     mul,
     norm,
-    ones_like,
     real,
     scale,
     size,
@@ -34,7 +32,6 @@ from torchopt.tree.math import (
     vdot,
     where,
     wide_norm,
-    zeros_like,
 )
 from torchopt.tree.ops import (
     all,
@@ -45,6 +42,7 @@ from torchopt.tree.ops import (
     map_with_path,
     reduce,
 )
+from torchopt.tree.partition import Selection, combine, partition
 from torchopt.tree.paths import flatten_with_keys
 from torchopt.tree.random import random_like, split_key_like, unwrap_random_key_data
 from torchopt.tree.registry import (
@@ -79,6 +77,7 @@ __all__ = [
     'Initable',
     'NamedTupleKey',
     'ParamsPlaceholder',
+    'Selection',
     'SequenceKey',
     'Spelled',
     'TreeSpec',
@@ -95,6 +94,7 @@ __all__ = [
     'cast_like',
     'check_matching',
     'clip',
+    'combine',
     'conj',
     'div',
     'dtype',
@@ -116,6 +116,7 @@ __all__ = [
     'mul',
     'norm',
     'ones_like',
+    'partition',
     'random_like',
     'ravel',
     'real',

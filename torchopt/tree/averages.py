@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Moving averages of gradients, as ``optax.tree`` has them."""
+"""Moving averages of gradients: the functions of ``optax.tree``."""
 
 from __future__ import annotations
 
@@ -32,12 +32,10 @@ def update_moment(updates: Any, moments: Any, decay: Any, order: int) -> Any:
         order: The order :math:`k`.
 
     Returns:
-        The new moments.  As in Optax they are ``None`` where ``updates`` is ``None``;
-        :func:`apply_rule` is the verb that keeps the old ones.
+        The new moments.  As in Optax, they are ``None`` where ``updates`` is ``None``.
 
     Raises:
-        ValueError: If structures or shapes do not fit; the message names the path of the first leaf
-            at fault.
+        ValueError: If structures or shapes do not match; the message names the path of the first such leaf.
 
     Example:
         >>> import torch, torchopt
@@ -48,9 +46,9 @@ def update_moment(updates: Any, moments: Any, decay: Any, order: int) -> Any:
 
 
 def update_moment_per_elem_norm(updates: Any, moments: Any, decay: Any, order: int) -> Any:
-    r"""The moving average :math:`(1 - \beta)\, |g|^k + \beta\, m`; else as :func:`update_moment`.
+    r"""The moving average :math:`(1 - \beta)\, |g|^k + \beta\, m`, with the arguments of :func:`update_moment`.
 
-    Real leaves enter as :math:`g^k`, with their sign.
+    For real leaves it uses :math:`g^k`, with the sign.
 
     Example:
         >>> import torch, torchopt
@@ -67,7 +65,7 @@ def update_moment_per_elem_norm(updates: Any, moments: Any, decay: Any, order: i
 
 
 def update_infinity_moment(updates: Any, moments: Any, decay: Any, eps: Any) -> Any:
-    r"""The decaying maximum :math:`\max(|g| + \epsilon, \beta\, m)`; else as :func:`update_moment`.
+    r"""The decaying maximum :math:`\max(|g| + \epsilon, \beta\, m)`; see :func:`update_moment`.
 
     Args:
         updates: The tree :math:`g`.
@@ -96,7 +94,7 @@ def bias_correction(moment: Any, decay: Any, count: Any) -> Any:
     Args:
         moment: The tree of moments.
         decay: The number or 0-d tensor :math:`\beta`.
-        count: The number :math:`t` of steps that the moments have seen, an int or a 0-d tensor.
+        count: The number :math:`t` of updates of the moments so far, an int or a 0-d tensor.
 
     Returns:
         A tree of the same structure and dtypes.
@@ -111,5 +109,5 @@ def bias_correction(moment: Any, decay: Any, count: Any) -> Any:
 
 
 def _average(power: Callable[[Any], Any], updates: Any, moments: Any, decay: Any) -> Any:
-    # 1 - decay is formed before it is rounded to the dtype of the leaf.
+    # Compute 1 - decay before rounding to the dtype of the leaf.
     return map_leaves(lambda g, m: power(g) * scalar_like(1 - decay, g) + m * scalar_like(decay, m), updates, moments)

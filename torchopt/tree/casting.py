@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Query and change the dtypes of whole trees."""
+"""The dtypes of trees."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def cast(tree: Any, dtype: DTypeLike | None) -> Any:
         dtype: The dtype; with None the tree is returned unchanged.
 
     Returns:
-        A tree of the same structure.  Leaves that have the dtype already are not copied.
+        A tree of the same structure.  Leaves that already have the dtype are not copied.
 
     Example:
         >>> import torch, torchopt
@@ -37,12 +37,12 @@ def cast(tree: Any, dtype: DTypeLike | None) -> Any:
 
 
 def cast_like(tree: Any, other_tree: Any) -> Any:
-    """Cast every leaf to the dtype of the leaf in its place in another tree.
+    """Cast every leaf to the dtype of the corresponding leaf of another tree.
 
     Args:
         tree: Tree of tensors; ``None`` leaves stay ``None``.
-        other_tree: Tree of the same structure; where it holds something without a dtype, such as
-            ``None`` or a Python number, the leaf of ``tree`` is kept unchanged.
+        other_tree: Tree of the same structure; if its leaf has no dtype (``None`` or a Python number), the
+            leaf of ``tree`` stays unchanged.
 
     Returns:
         A tree of the same structure.
@@ -66,22 +66,20 @@ def cast_like(tree: Any, other_tree: Any) -> Any:
 def dtype(tree: Any, mixed_dtype_handler: str | None = None) -> torch.dtype:
     """The dtype of the leaves of a tree.
 
-    Dtypes are ordered by promotion: one is at most as high as another if
-    :func:`torch.promote_types` turns both into the other.  The order is partial; neither of float16
-    and bfloat16 is higher.
+    Dtypes are ordered by promotion: ``b`` is at least as high as ``a`` if ``torch.promote_types(a, b)`` is
+    ``b``.  The order is partial: neither of float16 and bfloat16 is higher.
 
     Args:
-        tree: Tree of tensors or numbers; ``None`` leaves do not count.
-        mixed_dtype_handler: What to do where the dtypes differ.  None: raise an error.
-            ``'promote'``: return the dtype that all of them promote to.  ``'highest'``,
-            ``'lowest'``: return the highest or lowest of them.
+        tree: Tree of tensors or numbers; ``None`` leaves are ignored.
+        mixed_dtype_handler: What to return if the dtypes differ.  ``'promote'``: the dtype that all of them
+            promote to.  ``'highest'``, ``'lowest'``: the highest or lowest of them.  None: raise an error.
 
     Returns:
-        The dtype; of a tree without leaves it is torch's default dtype.
+        The dtype; torch's default dtype if the tree has no leaves.
 
     Raises:
-        ValueError: If the dtypes differ and there is no handler, if two of them have no order, or
-            if the handler is unknown.
+        ValueError: If the dtypes differ and there is no handler, if two of them are not ordered, or if the
+            handler is unknown.
 
     Example:
         >>> import torch, torchopt

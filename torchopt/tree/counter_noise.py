@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gaussian noise as a pure function of a key, which works under ``torch.func.vmap`` and ``torch.compile``.
 
-A :class:`torch.Generator` is a mutable stream, which transforms cannot trace.  A pure transformation needs random
-numbers that depend on its state only.  So each element hashes the key with its own index, and two hashes give
-a normal variable.  The numbers do not depend on the device.
+A :class:`torch.Generator` is mutable, which these transforms cannot trace.  A pure transformation needs random numbers
+that depend only on its state.  So for each element the key is hashed with the index of the element, and two hashes give
+one normal variable.  The numbers do not depend on the device.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ __all__ = ['make_key', 'normal_like', 'split_key']
 
 
 def make_key(key: Key) -> Tensor:
-    """A key: a 0-d int64 tensor on the CPU, of a seed or drawn from a generator.
+    """Make a key, a 0-d int64 tensor on the CPU, from a seed, or draw it from a generator.
 
     Raises:
-        TypeError: If ``key`` is neither.
+        TypeError: If ``key`` is neither a seed nor a generator.
     """
     if isinstance(key, torch.Generator):
         return torch.randint(-(2**63), 2**63 - 1, (), generator=key, device=key.device, dtype=torch.int64).cpu()
     if isinstance(key, Tensor) and is_seed(key):
-        return key.to(torch.int64)  # which may be mapped over
+        return key.to(torch.int64)  # without reading the value, which torch.func.vmap may map over
     return torch.tensor(_signed(as_seed(key) % 2**64), dtype=torch.int64, device='cpu')
 
 
 def split_key(key: Tensor) -> tuple[Tensor, Tensor]:
-    """Two keys of one, which share no numbers with it or with each other."""
+    """Derive two keys whose numbers are independent of those of ``key`` and of each other."""
     return _mix(key + _GOLDEN), _mix(key + _signed(2 * _STEP % 2**64))
 
 
 def normal_like(key: Tensor, target: Any) -> Any:
-    """A tree of standard normal variables in the shapes, dtypes and on the devices of another.
+    """A tree of standard normal variables with the shapes, dtypes and devices of another tree.
 
-    Real and imaginary part of complex ones have variance 1/2 each.
+    The real and the imaginary part of complex variables have variance 1/2 each.
     """
     leaves, spec = tree.flatten(target)
     drawn = [None if x is None else _normal(_mix(key + _signed(i * _STEP % 2**64)), x) for i, x in enumerate(leaves)]
@@ -53,7 +53,7 @@ def _normal(key: Tensor, like: Tensor) -> Tensor:
     if like.is_complex():
         parts = _normal(key, torch.view_as_real(like.detach()))
         return torch.view_as_complex(parts) * math.sqrt(0.5)
-    # Box and Muller: the length and the angle of a vector in the plane.
+    # The Box-Muller transform.
     place = torch.arange(like.numel(), dtype=torch.int64, device=like.device) * 2
     key = key.to(like.device)
     length = torch.sqrt(-2.0 * torch.log(_uniform(_mix(key + place * _GOLDEN))))
@@ -62,13 +62,13 @@ def _normal(key: Tensor, like: Tensor) -> Tensor:
 
 
 def _uniform(bits: Tensor) -> Tensor:
-    """Between 0 and 1, both left out."""
+    """Uniform numbers in the open interval (0, 1)."""
     dtype, digits = (torch.float32, 23) if bits.device.type == 'mps' else (torch.float64, 52)
     return (_shift(bits, 64 - digits).to(dtype) + 0.5) * 0.5**digits
 
 
 def _mix(x: Tensor) -> Tensor:
-    """Hash 64 bits, by the finalizer of SplitMix64.
+    """Hash 64 bits with the finalizer of SplitMix64.
 
     References:
         Steele et al., `Fast splittable pseudorandom number generators <https://doi.org/10.1145/2714064.2660195>`_,
@@ -80,7 +80,7 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _shift(x: Tensor, n: int) -> Tensor:
-    """Shift right by ``n`` bits as unsigned numbers are."""
+    """Shift right by ``n`` bits as for unsigned integers."""
     return (x >> n) & ((1 << (64 - n)) - 1)
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trees in files: safetensors, which any program can read and which run no code, with the paths of leaves as names.
+"""Saving and loading trees as safetensors files, a common format that cannot contain code.
 
-The tensors stand in the file under names such as ``0/mu/encoder/weight``.  All else (numbers, ``None``, which named
-tuples there were, which tensors were one and the same) is in its metadata, as JSON, with a checksum over everything.
+The names of the tensors are the paths of the leaves, such as ``0/mu/encoder/weight``.  The metadata holds, as JSON, all
+else (numbers, ``None``, the classes of named tuples, tensors that share memory) and a checksum of the whole content.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ __all__ = ['load', 'save']
 
 VERSION = 1
 _METADATA = 'torchopt'
-_SHOWN = 8  # differences that an error message lists
+_SHOWN = 8  # how many differences an error message lists
 
-# Python numbers are written as text that gives the same number back.
+# How to read Python numbers, which are written as text without loss.
 _PLAIN: dict[str, Callable[[str], Any]] = {
     'bool': lambda text: text == 'True',
     'int': int,
@@ -46,23 +46,23 @@ _PLAIN: dict[str, Callable[[str], Any]] = {
 def save(path: str | os.PathLike[str], tree: Any) -> None:
     """Write a tree to a safetensors file.
 
-    The file appears whole or not at all: it is written under another name in the same folder, brought to the disk, and
-    then put in the place of ``path``.
+    Writing is atomic: the tree is written to a temporary file in the same folder, flushed to the disk, and then renamed
+    to ``path``.
 
     Leaves may be dense tensors on any device, numbers, strings, ``None`` and :class:`torch.Generator`.  Strided and
-    expanded tensors are written densely.  Tensors that are one memory (tied weights) are written once and are one
-    tensor again when loaded.  safetensors has no complex128: it is written as pairs of float64.
+    expanded tensors are written densely.  Tensors that share all their memory (tied weights) are written once and are
+    tied again when loaded.  complex128, which safetensors lacks, is written as pairs of float64.
 
     Args:
-        path: The file; one that is there is replaced.
+        path: The file; an existing file is replaced.
         tree: Parameters, an optimizer's state, or both: ``{'params': params, 'state': state}``.
 
     Raises:
         ImportError: If the package ``safetensors`` is not installed.
-        OSError: If the file cannot be written; one that was there is as it was.
-        TypeError: If a leaf is something else, or a tensor that is sparse, quantized, on the meta device or of a
+        OSError: If the file cannot be written; an existing file then stays unchanged.
+        TypeError: If a leaf has another type, or is a tensor that is sparse, quantized, on the meta device or of a
             subclass; the message names it.
-        ValueError: If two leaves would have one name, such as those at ``0`` and ``'0'`` of a dict.
+        ValueError: If two leaves would have the same name, such as those at ``0`` and ``'0'`` of a dict.
 
     Example:
         >>> import os, tempfile, torch, torchopt
@@ -93,7 +93,7 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
     target = os.path.realpath(path)
     folder, base = os.path.split(target)
     if not os.path.isdir(folder):
-        raise FileNotFoundError(f'There is no folder {folder!r} to save {base!r} in. Make it first.')
+        raise FileNotFoundError(f'There is no folder {folder!r} to save {base!r} in. Create it first.')
     temporary = os.path.join(folder, f'.{base}.{secrets.token_hex(8)}')
     try:
         with open(temporary, 'xb') as file:
@@ -102,7 +102,7 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
             package.torch.save_file(_apart(tensors), temporary, {_METADATA: json.dumps(manifest)})
         except package.SafetensorError as error:
             raise OSError(f'{os.fspath(path)!r} could not be written: {error}') from error
-        os.chmod(temporary, stat.S_IMODE(mode))  # safetensors makes files that only their owner can read
+        os.chmod(temporary, stat.S_IMODE(mode))  # safetensors creates files that only the owner can read
         _to_disk(temporary)
         os.replace(temporary, target)
     except BaseException:
@@ -117,18 +117,19 @@ def load(path: str | os.PathLike[str], like: Any) -> Any:
 
     Args:
         path: The file.
-        like: A tree of the structure, shapes and dtypes that are expected, such as ``optimizer.init(params)``.  It is
-            only looked at.  Its tensors may be on the meta device.
+        like: A tree with the expected structure, shapes and dtypes, such as ``optimizer.init(params)``.  It is not
+            changed.  Its tensors may be on the meta device.
 
     Returns:
-        A new tree: each tensor is on the device of the one in its place in ``like`` (that is, on the CPU for one on the
-        meta device), is a parameter or requires grad if that does; numbers are those of the file.
+        A new tree with the values of the file.  Each tensor is on the device of the corresponding tensor of ``like``
+        (on the CPU for the meta device), and is a parameter or requires grad if that tensor is or does.
 
     Raises:
         ImportError: If the package ``safetensors`` is not installed.
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged, of a newer version or no file of :func:`save`, or if the tree in it
-            differs from ``like``; the message names what is missing, unexpected, or of another shape, dtype or kind.
+        ValueError: If the file is damaged, has a newer version or was not written by :func:`save`, or if its tree
+            differs from ``like``; the message names the leaves that are missing, unexpected, or of another shape,
+            dtype or type.
 
     Example:
         >>> import os, tempfile, torch, torchopt
@@ -158,8 +159,8 @@ def load(path: str | os.PathLike[str], like: Any) -> Any:
     if wrong:
         more = [f'and {len(wrong) - _SHOWN} more'] if len(wrong) > _SHOWN else []
         lines = ''.join(f'\n  {line}' for line in wrong[:_SHOWN] + more)
-        raise ValueError(f'The tree in {os.fspath(path)!r} is not like the one expected:{lines}')
-    placed: dict[int, Any] = {}  # what is tied in the file stays tied
+        raise ValueError(f'The tree in {os.fspath(path)!r} differs from the expected tree:{lines}')
+    placed: dict[int, Any] = {}  # tensors that are tied in the file stay tied
     for name, x in named.items():
         placed.setdefault(id(found[name]), _place(found[name], x))
     return unflatten(structure(like), [placed[id(found[name])] for name in named])
@@ -170,7 +171,7 @@ def _safetensors() -> ModuleType:
         import safetensors.torch
     except ImportError:
         raise ImportError(
-            'Saving and loading trees needs the package safetensors. Run: pip install torchopt[persistence]'
+            'Saving and loading trees requires the package safetensors. Run: pip install torchopt[persistence]'
         ) from None
     return safetensors
 
@@ -179,7 +180,7 @@ def _safetensors() -> ModuleType:
 
 
 def _named(tree: Any) -> tuple[dict[str, Any], dict[str, str]]:
-    """The leaves by name, and the classes of the named tuples above them by the names of their places."""
+    """The leaves by name, and the classes of the named tuples by the names of their paths."""
     named: dict[str, Any] = {}
     kinds: dict[str, str] = {}
     for path, x in flatten_with_keys(tree):
@@ -189,8 +190,8 @@ def _named(tree: Any) -> tuple[dict[str, Any], dict[str, str]]:
         name = _name(path)
         if name in named:
             raise ValueError(
-                f'Two leaves of the tree would have the name {name!r} in the file. Rename one of the keys that lead '
-                f'there: keys of one dict must differ as strings.'
+                f'Two leaves of the tree would have the name {name!r} in the file. Rename one of the keys on their '
+                f'paths: keys of one dict must differ as strings.'
             )
         named[name] = x
     return named, kinds
@@ -204,12 +205,12 @@ def _part(key: Any) -> str:
     if isinstance(key, NamedTupleKey):
         return key.name
     text = str(key.key if isinstance(key, DictKey) else key.idx).replace('%', '%25').replace('/', '%2F')
-    # safetensors keeps this name for itself.
+    # safetensors reserves this name.
     return '%5F_metadata__' if text == '__metadata__' else text
 
 
 def _words(x: Any) -> str:
-    """What has to be equal in the file and in the tree that is expected."""
+    """Describe a leaf by what must be equal in the file and in the expected tree."""
     if isinstance(x, torch.Tensor):
         return f'{x.dtype} of shape {tuple(x.shape)}'
     return 'None' if x is None else f'a Python {type(x).__name__}'
@@ -219,7 +220,7 @@ def _words(x: Any) -> str:
 
 
 def _describe(name: str, x: Any) -> tuple[list[str], torch.Tensor | None]:
-    """How the manifest records a leaf, and the tensor to be written for it."""
+    """The entry of a leaf in the manifest, and the tensor to write for it."""
     if x is None:
         return ['None'], None
     if type(x).__name__ in _PLAIN and type(x).__module__ == 'builtins':
@@ -229,7 +230,7 @@ def _describe(name: str, x: Any) -> tuple[list[str], torch.Tensor | None]:
     if type(x) not in (torch.Tensor, torch.nn.Parameter):
         remedy = 'convert it by torch.as_tensor, or leave it out'
         if isinstance(x, torch.Tensor):
-            remedy = 'save the plain tensor in it, or use torch.distributed.checkpoint for distributed ones'
+            remedy = 'save the plain tensor inside it, or use torch.distributed.checkpoint for distributed tensors'
         raise TypeError(f'The leaf {name!r} is a {type(x).__name__}, which cannot be saved; {remedy}.')
     if x.layout is not torch.strided or x.is_quantized or x.is_meta or x.dtype is torch.complex32:
         kind = 'on the meta device' if x.is_meta else f'{x.dtype}, {x.layout}'
@@ -241,14 +242,14 @@ def _describe(name: str, x: Any) -> tuple[list[str], torch.Tensor | None]:
 
 
 def _memory(x: Any) -> Any:
-    """Equal for tensors that are one and the same memory, read in the same way."""
+    """A key that is equal for tensors with the same memory, shape, strides and dtype."""
     if not isinstance(x, torch.Tensor) or x.numel() == 0:
         return id(x)
     return x.device, x.data_ptr(), x.shape, x.stride(), x.dtype, x.is_conj(), x.is_neg()
 
 
 def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same tensors, none of which shares a storage with another: not all versions of safetensors write those."""
+    """Clone tensors that share a storage with another, which not all versions of safetensors can write."""
     used: set[int] = set()
     apart = {}
     for name, x in tensors.items():
@@ -259,7 +260,7 @@ def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _restore(record: list[str], name: str, leaves: dict[str, Any]) -> Any:
-    """A leaf as the file has it."""
+    """Read a leaf from its entry in the manifest."""
     kind, *text = record
     if kind == 'None':
         return None
@@ -274,7 +275,7 @@ def _restore(record: list[str], name: str, leaves: dict[str, Any]) -> Any:
 
 
 def _place(x: Any, like: Any) -> Any:
-    """A loaded leaf on the device, and of the role, of the one that it stands for."""
+    """Move a loaded leaf to the device of ``like``, and make it a parameter or require grad as ``like`` does."""
     if isinstance(x, torch.Generator):
         return _generator(x.get_state(), like.device)
     if not isinstance(x, torch.Tensor):
@@ -289,7 +290,7 @@ def _place(x: Any, like: Any) -> Any:
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Any]]:
-    """The kinds of nodes and the leaves in a file, by name."""
+    """The classes of the nodes and the leaves in a file, by name."""
     package = _safetensors()
     name = os.fspath(path)
     if not os.path.isfile(path):
@@ -297,28 +298,28 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Any]]
     try:
         with package.safe_open(path, 'pt') as file:
             metadata = file.metadata() or {}
-            # Copies, so that the file can be changed while they are in use.
+            # Copy, so that the file can change while the tensors are in use.
             tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 (it is no dict)
         text = metadata.get(_METADATA)
         manifest = None if text is None else json.loads(text)
     except (package.SafetensorError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
-        raise ValueError(f'{name!r} is damaged, or no safetensors file: {error}') from error
+        raise ValueError(f'{name!r} is damaged or not a safetensors file: {error}') from error
     if manifest is None:
         raise ValueError(
-            f'{name!r} was not written by torchopt.tree.save: it has no record of a tree. Read its tensors by '
+            f'{name!r} was not written by torchopt.tree.save: its metadata describes no tree. Read its tensors with '
             f'safetensors.torch.load_file.'
         )
     version = manifest.get('version') if isinstance(manifest, dict) else None
     if type(version) is int and version != VERSION:
         raise ValueError(
-            f'{name!r} has version {version} of the format, this torchopt reads version {VERSION}. Load it with the '
-            f'torchopt that wrote it, or a newer one.'
+            f'{name!r} has version {version} of the format, but this version of torchopt reads version {VERSION}. Load '
+            f'it with the version of torchopt that wrote it, or a newer one.'
         )
     try:
         if manifest.pop('checksum') != _checksum(manifest, tensors):
-            raise ValueError('the checksum does not fit the content')
+            raise ValueError('the checksum does not match the content')
         records = manifest['leaves']
-        # What is tied refers to a leaf that is not.
+        # Tied leaves come last, since they refer to leaves that are not tied.
         for key in sorted(records, key=lambda key: records[key][0] == 'tied'):
             tensors[key] = _restore(records[key], key, tensors)
         return dict(manifest['kinds']), {key: tensors[key] for key in records}
@@ -342,9 +343,9 @@ def _generator(state: torch.Tensor, device: torch.device | str) -> torch.Generat
 
 
 def _to_disk(path: str) -> None:
-    """Wait until a file, or the entries of a folder, are on the disk."""
+    """Flush a file, or the entries of a folder, to the disk."""
     if os.path.isdir(path):
-        if os.name != 'posix':  # elsewhere folders cannot be opened
+        if os.name != 'posix':  # on other systems, folders cannot be opened
             return
         flags = os.O_RDONLY
     else:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arithmetic on leaves: scalars converted to the leaf, and errors that name it."""
+"""Arithmetic on leaves: conversion of scalars, and errors that name the leaf."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ['map_leaves', 'plain', 'scalar_like', 'tensors', 'together']
 
 
 def map_leaves(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-    """As :func:`map`; where a leaf does not fit the others, the error names it."""
+    """Like :func:`map`; if shapes do not match, the error names the leaf."""
     try:
         return map(f, tree, *rest)
     except (RuntimeError, TypeError):
@@ -28,14 +28,14 @@ def map_leaves(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
 
 
 def _blame_leaf(tree: Any, rest: tuple[Any, ...]) -> None:
-    """Raise an error that names the first leaf that does not fit, if there is one."""
+    """Raise an error that names the first leaf whose shape does not match, if there is one."""
     _, spec = flatten(tree)
     for i, other in enumerate(rest, 2):
         column = flatten_up_to(spec, other, name=f'tree {i}', like='tree 1')
         for (path, x), y in zip(flatten_with_path(tree), column):
             if x is not None and y is None:
                 raise ValueError(
-                    f'tree {i}{path} is None, but tree 1{path} is not. Put None, or a tensor, in both places.'
+                    f'tree {i}{path} is None, but tree 1{path} is not. Use None, or a tensor, in both trees.'
                 )
             try:
                 np.broadcast_shapes(np.shape(x), np.shape(y))
@@ -44,22 +44,22 @@ def _blame_leaf(tree: Any, rest: tuple[Any, ...]) -> None:
 
 
 def tensors(tree: Any) -> list[torch.Tensor]:
-    """The leaves of a tree, numbers among them made tensors."""
+    """The leaves of a tree, with numbers converted to tensors."""
     return [torch.as_tensor(x) for x in leaves(tree)]
 
 
 def together(xs: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Bring scalars to the device of the first."""
+    """Move 0-d tensors to the device of the first."""
     return [x.to(xs[0].device) for x in xs]
 
 
 def plain(value: Any) -> Any:
-    """A Python number for a NumPy one; other values unchanged."""
+    """Convert a NumPy number to a Python number; return other values unchanged."""
     return value.item() if isinstance(value, np.generic) else value
 
 
 def scalar_like(value: Any, like: Any) -> Any:
-    """A scalar in the precision and on the device of a leaf, so that it does not widen it."""
+    """Convert a scalar to the precision and the device of a leaf, so that it does not promote the leaf."""
     if not isinstance(value, torch.Tensor) or not isinstance(like, torch.Tensor):
         return plain(value)
     if not is_inexact(like):

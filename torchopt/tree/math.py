@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arithmetic on whole trees, as if each were one long vector: the functions of ``optax.tree``.
+"""Arithmetic on trees, each treated as one long vector: the functions of ``optax.tree``.
 
-Leaves are tensors or numbers.  A scalar never widens a leaf: a 0-d float32 leaf times a float64
-scalar stays float32.  Reductions return 0-d tensors on the device of the first leaf and never wait
-for it.
+Leaves are tensors or numbers.  A scalar never promotes a leaf: a 0-d float32 leaf times a float64 scalar
+stays float32.  Reductions return 0-d tensors on the device of the first leaf and do not synchronize with it.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 
 from torchopt import norms, numerics
-from torchopt.numerics import DTypeLike, as_dtype, in_single, is_inexact, widened
+from torchopt.numerics import in_single, is_inexact, widened
 from torchopt.tree.leafwise import map_leaves, scalar_like, tensors, together
 from torchopt.tree.ops import describe_shapes, map
 from torchopt.tree.registry import flatten, flatten_up_to, flatten_with_path, leaves
@@ -29,16 +28,13 @@ __all__ = [
     'add',
     'add_scale',
     'allclose',
-    'batch_shape',
     'clip',
     'conj',
     'div',
-    'full_like',
     'max',
     'min',
     'mul',
     'norm',
-    'ones_like',
     'real',
     'scale',
     'size',
@@ -47,7 +43,6 @@ __all__ = [
     'vdot',
     'where',
     'wide_norm',
-    'zeros_like',
 ]
 
 
@@ -55,16 +50,15 @@ def add(tree_x: Any, tree_y: Any, *other_trees: Any) -> Any:
     """Add two or more trees.
 
     Args:
-        tree_x: The first tree; where it is ``None`` the sum is ``None``.
-        tree_y: The second, of the same structure.
-        *other_trees: More of them.
+        tree_x: The first tree; where a leaf is ``None``, the sum is ``None``.
+        tree_y: The second tree, of the same structure.
+        *other_trees: Further trees.
 
     Returns:
         The sum, a tree.
 
     Raises:
-        ValueError: If structures or shapes do not fit; the message names the path of the first leaf
-            at fault.
+        ValueError: If structures or shapes do not match; the message names the path of the first such leaf.
 
     Example:
         >>> import torch, torchopt
@@ -75,7 +69,7 @@ def add(tree_x: Any, tree_y: Any, *other_trees: Any) -> Any:
 
 
 def sub(tree_x: Any, tree_y: Any) -> Any:
-    """Subtract one tree from another; as :func:`add` otherwise.
+    """Subtract one tree from another; see :func:`add`.
 
     Example:
         >>> import torch, torchopt
@@ -86,7 +80,7 @@ def sub(tree_x: Any, tree_y: Any) -> Any:
 
 
 def mul(tree_x: Any, tree_y: Any) -> Any:
-    """Multiply two trees leaf by leaf; as :func:`add` otherwise.
+    """Multiply two trees elementwise; see :func:`add`.
 
     Example:
         >>> import torch, torchopt
@@ -97,7 +91,7 @@ def mul(tree_x: Any, tree_y: Any) -> Any:
 
 
 def div(tree_x: Any, tree_y: Any) -> Any:
-    """Divide one tree by another, leaf by leaf; as :func:`add` otherwise.
+    """Divide one tree by another elementwise; see :func:`add`.
 
     Example:
         >>> import torch, torchopt
@@ -130,7 +124,7 @@ def add_scale(tree_x: Any, scalar: Any, tree_y: Any) -> Any:
     r"""The tree :math:`x + \alpha y`.
 
     Args:
-        tree_x: The tree :math:`x`; where it is ``None`` the result is ``None``.
+        tree_x: The tree :math:`x`; where a leaf is ``None``, the result is ``None``.
         scalar: The number or 0-d tensor :math:`\alpha`.
         tree_y: The tree :math:`y`.
 
@@ -138,8 +132,7 @@ def add_scale(tree_x: Any, scalar: Any, tree_y: Any) -> Any:
         A tree of the structure of ``tree_x``.
 
     Raises:
-        ValueError: If structures or shapes do not fit; the message names the path of the first leaf
-            at fault.
+        ValueError: If structures or shapes do not match; the message names the path of the first such leaf.
 
     Example:
         >>> import torch, torchopt
@@ -160,8 +153,7 @@ def vdot(tree_x: Any, tree_y: Any) -> Any:
         A 0-d tensor; the number 0 for trees without leaves.
 
     Raises:
-        ValueError: If structures or shapes differ; the message names the path of the first leaf at
-            fault.
+        ValueError: If structures or shapes differ; the message names the path of the first such leaf.
 
     Example:
         >>> import torch, torchopt
@@ -188,8 +180,8 @@ def sum(tree: Any, associative_reduction: bool = False) -> Any:
 
     Args:
         tree: The tree.
-        associative_reduction: Add the sums of the leaves in pairs, and the pairs in pairs, which
-            rounds less in trees of many leaves; from left to right otherwise.
+        associative_reduction: Add the sums of the leaves pairwise, which reduces rounding errors for trees
+            with many leaves; if False, from left to right.
 
     Returns:
         A 0-d tensor; the number 0 for a tree without leaves.
@@ -211,7 +203,7 @@ def sum(tree: Any, associative_reduction: bool = False) -> Any:
 def max(tree: Any) -> Any:
     """The largest element of all leaves.
 
-    Leaves without elements do not count.  NaN anywhere gives NaN.
+    Leaves without elements are ignored.  NaN in any element gives NaN.
 
     Returns:
         A 0-d tensor; the number ``-inf`` for a tree without elements.
@@ -225,7 +217,7 @@ def max(tree: Any) -> Any:
 
 
 def min(tree: Any) -> Any:
-    """The smallest element of all leaves, ``inf`` for a tree without any; else as :func:`max`.
+    """The smallest element of all leaves, ``inf`` for a tree without elements; see :func:`max`.
 
     Example:
         >>> import torch, torchopt
@@ -252,8 +244,8 @@ def size(tree: Any) -> int:
 def norm(tree: Any, ord: int | str | float | None = None, squared: bool = False) -> torch.Tensor:
     r"""The vector norm of a tree: :math:`\lVert x \rVert_p` over all elements of all leaves.
 
-    At zero the 2-norm has the subgradient zero, not NaN.  It is right at every scale, also where the squares of the
-    elements overflow or underflow.
+    At zero, the gradient of the 2-norm is zero, not NaN.  The 2-norm is also accurate if the squares of the elements
+    overflow or underflow.
 
     Args:
         tree: Tree of real or complex tensors.
@@ -262,11 +254,10 @@ def norm(tree: Any, ord: int | str | float | None = None, squared: bool = False)
         squared: Return the square of the norm.
 
     Returns:
-        A real 0-d tensor.  Of a tree without elements it is 0, and ``-inf`` (the maximum of
-        nothing) for infinite order, as in Optax.
+        A real 0-d tensor.  For a tree without elements it is 0, or ``-inf`` for infinite order, as in Optax.
 
     Raises:
-        ValueError: If the order is none of these.
+        ValueError: If the order is not one of these.
 
     Example:
         >>> import torch, torchopt
@@ -280,7 +271,7 @@ def norm(tree: Any, ord: int | str | float | None = None, squared: bool = False)
 
 
 def wide_norm(tree: Any, ord: int | str | float | None = None, squared: bool = False) -> torch.Tensor:
-    """As :func:`norm`, but at least in float32: that of many elements in half precision may be beyond their range."""
+    """Like :func:`norm`, but at least in float32, since the norm of many elements can overflow in half precision."""
     if ord is None or ord == 2:
         xs = [x if is_inexact(x) else x.to(torch.get_default_dtype()) for x in tensors(tree)]
         if squared:
@@ -308,7 +299,7 @@ def conj(tree: Any) -> Any:
 
 
 def real(tree: Any) -> Any:
-    """The real part of every leaf; of a complex tensor it is a view.
+    """The real part of every leaf; a view for complex tensors.
 
     Example:
         >>> import torch, torchopt
@@ -319,12 +310,12 @@ def real(tree: Any) -> Any:
 
 
 def clip(tree: Any, min_value: Any = None, max_value: Any = None) -> Any:
-    """Clip every element into an interval.
+    """Clip every element to an interval.
 
     Args:
         tree: Tree of real tensors.
         min_value: The lower bound, a number or a 0-d tensor; none if None.
-        max_value: The upper bound likewise.  Where the bounds cross, it wins.
+        max_value: The upper bound, likewise.  If it is less than the lower bound, the result is the upper bound.
 
     Returns:
         A tree of the same structure.
@@ -349,15 +340,14 @@ def where(condition: Any, tree_x: Any, tree_y: Any) -> Any:
 
     Args:
         condition: A bool, or a tensor of bools that broadcasts against every leaf.
-        tree_x: Where the condition holds; where this tree is ``None`` the result is ``None``.
-        tree_y: Where it does not.
+        tree_x: The values if the condition holds; where a leaf is ``None``, the result is ``None``.
+        tree_y: The values if it does not hold.
 
     Returns:
         A tree of the structure of ``tree_x``.
 
     Raises:
-        ValueError: If structures or shapes do not fit; the message names the path of the first leaf
-            at fault.
+        ValueError: If structures or shapes do not match; the message names the path of the first such leaf.
 
     Example:
         >>> import torch, torchopt
@@ -384,8 +374,7 @@ def allclose(a: Any, b: Any, rtol: float = 1e-05, atol: float = 1e-08, equal_nan
         equal_nan: Whether NaN equals NaN.
 
     Returns:
-        A 0-d bool tensor, which is not read from its device until you convert it to bool; True for
-        trees without leaves.
+        A 0-d bool tensor; converting it to a bool synchronizes with its device.  True for trees without leaves.
 
     Raises:
         ValueError: If structures differ or shapes do not broadcast, or if a leaf is ``None`` in one
@@ -413,84 +402,8 @@ def allclose(a: Any, b: Any, rtol: float = 1e-05, atol: float = 1e-08, equal_nan
     result = map_leaves(close, a, b)
     only_b = [path for (path, x), y in zip(flatten_with_path(b), flatten(a)[0]) if y is None is not x]
     if only_b:
-        raise ValueError(f'a{only_b[0]} is None, but b{only_b[0]} is not. Put None, or a tensor, in both places.')
+        raise ValueError(f'a{only_b[0]} is None, but b{only_b[0]} is not. Use None, or a tensor, in both trees.')
     return functools.reduce(operator.and_, together(leaves(result)), True)
-
-
-def batch_shape(tree: Any, shape: tuple[int, ...] = ()) -> Any:
-    """Give every leaf leading batch dimensions, along which it repeats.
-
-    Args:
-        tree: The tree.
-        shape: The dimensions to put in front.
-
-    Returns:
-        A tree of expanded views; clone a leaf before you write to it.
-
-    Example:
-        >>> import torch, torchopt
-        >>> torchopt.tree.batch_shape([torch.ones(2)], (3,))[0].shape
-        torch.Size([3, 2])
-    """
-    return map(lambda x: torch.as_tensor(x).expand(*shape, *np.shape(x)), tree)
-
-
-def zeros_like(tree: Any, dtype: DTypeLike | None = None) -> Any:
-    """Zeros in the shapes of a tree.
-
-    Args:
-        tree: The tree.
-        dtype: The dtype of the zeros; that of each leaf by default.
-
-    Returns:
-        A tree of new tensors.
-
-    Example:
-        >>> import torch, torchopt
-        >>> torchopt.tree.zeros_like({'b': None, 'w': torch.ones(2)})
-        {'b': None, 'w': tensor([0., 0.])}
-    """
-    kind = None if dtype is None else as_dtype(dtype)
-    return map(lambda x: torch.zeros_like(torch.as_tensor(x), dtype=kind), tree)
-
-
-def ones_like(tree: Any, dtype: DTypeLike | None = None) -> Any:
-    """Ones in the shapes of a tree; as :func:`zeros_like` otherwise.
-
-    Example:
-        >>> import torch, torchopt
-        >>> torchopt.tree.ones_like({'b': None, 'w': torch.zeros(2)})
-        {'b': None, 'w': tensor([1., 1.])}
-    """
-    kind = None if dtype is None else as_dtype(dtype)
-    return map(lambda x: torch.ones_like(torch.as_tensor(x), dtype=kind), tree)
-
-
-def full_like(tree: Any, fill_value: Any, dtype: DTypeLike | None = None) -> Any:
-    """One value in the shapes of a tree; as :func:`zeros_like` otherwise.
-
-    Args:
-        tree: The tree.
-        fill_value: A number, or a tensor that broadcasts against every leaf, whose gradient flows.
-        dtype: The dtype of the result; that of each leaf by default.
-
-    Returns:
-        A tree of new tensors.
-
-    Example:
-        >>> import torch, torchopt
-        >>> torchopt.tree.full_like({'b': None, 'w': torch.zeros(2)}, 0.5)
-        {'b': None, 'w': tensor([0.5000, 0.5000])}
-    """
-    kind = None if dtype is None else as_dtype(dtype)
-
-    def fill(x: Any) -> torch.Tensor:
-        x = torch.as_tensor(x)
-        if not isinstance(fill_value, torch.Tensor):
-            return torch.full_like(x, fill_value, dtype=kind)
-        return fill_value.to(dtype=kind or x.dtype, device=x.device).expand_as(x).clone()
-
-    return map(fill, tree)
 
 
 def _extreme(
@@ -504,7 +417,7 @@ def _extreme(
 
 
 def _vdot(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    # The fused product wants equal dtypes, and rounds as it goes along in half precision.
+    # torch.vdot requires equal dtypes; in half precision it rounds intermediate results.
     if x.dtype == y.dtype and x.dtype in _FUSED and x.device == y.device:
         return torch.vdot(x.reshape(-1), y.reshape(-1))
     return (widened(x).conj() * widened(y)).sum().to(torch.promote_types(x.dtype, y.dtype))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions on whole trees: map, reduce, and checks whose errors name the leaf."""
+"""Map and reduce functions on trees, and checks whose errors name the leaf."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def map(
         f: Called with one leaf of each tree.
         tree: The tree that gives the structure of the result.
         *rest: Trees of the same structure; they may be deeper below a leaf of ``tree``.
-        is_leaf: Where it returns True, a node of ``tree`` is taken as a leaf.
+        is_leaf: ``is_leaf(node)`` returns True for nodes of ``tree`` to treat as leaves.
 
     Returns:
         A tree of the structure of ``tree``.
@@ -47,7 +47,7 @@ def map(
 
 
 def map_with_path(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-    """As :func:`map`, with the path of the leaf (``"['layer'][0]"``) as first argument.
+    """Like :func:`map`, with the path of the leaf (``"['layer'][0]"``) as first argument of ``f``.
 
     Example:
         >>> import torchopt
@@ -60,7 +60,7 @@ def map_with_path(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
 
 
 def reduce(f: Callable[[Any, Any], Any], tree: Any, initializer: Any) -> Any:
-    """Fold the leaves of a tree, ``None`` left out, from the left.
+    """Reduce the leaves of a tree from left to right, without ``None`` leaves.
 
     Example:
         >>> import torchopt
@@ -71,7 +71,7 @@ def reduce(f: Callable[[Any, Any], Any], tree: Any, initializer: Any) -> Any:
 
 
 def all(tree: Any) -> bool:
-    """Whether every leaf is true; ``None`` leaves do not count.
+    """Whether every leaf is true; ``None`` leaves are ignored.
 
     Example:
         >>> import torchopt
@@ -82,7 +82,7 @@ def all(tree: Any) -> bool:
 
 
 def any(tree: Any) -> bool:
-    """Whether some leaf is true; ``None`` leaves do not count.
+    """Whether at least one leaf is true; ``None`` leaves are ignored.
 
     Example:
         >>> import torchopt
@@ -93,10 +93,10 @@ def any(tree: Any) -> bool:
 
 
 def broadcast_prefix(prefix: Any, tree: Any, *, name: str = 'prefix', like: str = 'tree') -> Any:
-    """Spread the leaves of ``prefix`` over the subtrees of ``tree`` that hang below them.
+    """Repeat each leaf of ``prefix`` for all leaves of the corresponding subtree of ``tree``.
 
     Args:
-        prefix: A tree that equals the top of ``tree``.
+        prefix: A tree whose structure is a prefix of that of ``tree``.
         tree: The tree whose structure the result has.
         name: The name of ``prefix`` in error messages.
         like: The name of ``tree`` in error messages.
@@ -121,16 +121,16 @@ def broadcast_prefix(prefix: Any, tree: Any, *, name: str = 'prefix', like: str 
 def check_matching(tree: Any, reference: Any, *, name: str, like: str) -> None:
     """Require that two trees of tensors have the same structure and shapes.
 
-    Leaves that are ``None`` in ``tree`` match whatever stands in their place.
+    Leaves that are ``None`` in ``tree`` match anything.
 
     Args:
-        tree: The tree in question.
+        tree: The tree to check.
         reference: The tree to compare with.
         name: The name of ``tree`` in error messages.
         like: The name of ``reference``.
 
     Raises:
-        ValueError: If they differ; the message names the path of the first leaf at fault.
+        ValueError: If they differ; the message names the path of the first difference.
 
     Example:
         >>> import torch, torchopt
@@ -149,7 +149,7 @@ def check_matching(tree: Any, reference: Any, *, name: str, like: str) -> None:
 
 
 def describe_shapes(x: torch.Tensor, y: Any, name: str, like: str) -> str:
-    """Say how the shape of ``x`` departs from that of ``y``, in words for an error message."""
+    """Describe the difference between the shapes of ``x`` and ``y`` for an error message."""
     shape = getattr(y, 'shape', None)
     found = f'has shape {tuple(shape)}' if shape is not None else f'is a {type(y).__name__}'
     return f'{name} has shape {tuple(x.shape)}, but {like} {found}. Pass one of the same shape.'

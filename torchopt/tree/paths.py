@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The leaves of a tree with the keys that lead to them."""
+"""The leaves of a tree with their paths."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ['flatten_with_keys']
 
 
 def flatten_with_keys(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[tuple[KeyPath, Any]]:
-    """The leaves of a tree, ``None`` among them, each with the keys of the steps down to it.
+    """The leaves of a tree, including ``None``, each with its path, a tuple of keys.
 
     Args:
         tree: Any tree.
-        is_leaf: Where it returns True, the node is taken as a leaf.
+        is_leaf: ``is_leaf(node)`` returns True for nodes to treat as leaves.
 
     Returns:
         Pairs of path and leaf, in the order of :func:`flatten`.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random trees, leaf by leaf from keys of their own, so that they can be reproduced.
+"""Reproducible random trees, with one key per leaf.
 
-A key is a seed, an int or an integer in a 0-d tensor, or a :class:`torch.Generator`.  A seed is a value: the same one
-always gives the same numbers.  A generator is a stream: every use moves it on.
+A key is a seed (an int or a 0-d integer tensor) or a :class:`torch.Generator`.  The same seed always gives the same
+numbers; every use of a generator advances it.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ __all__ = [
 ]
 
 Key: TypeAlias = 'int | np.integer[Any] | torch.Tensor | torch.Generator'
-"""A seed: an integer, of Python, of NumPy or in a 0-d tensor; or a generator."""
+"""A seed (a Python or NumPy integer, or a 0-d integer tensor) or a generator."""
 
 
 def as_seed(key: Any, name: str = 'key') -> int:
-    """A seed as an int.
+    """Convert a seed to an int.
 
     Args:
-        key: An integer, of Python, of NumPy or in a 0-d tensor.
-        name: What to call it in an error message.
+        key: A Python or NumPy integer, or a 0-d integer tensor.
+        name: The name of the argument in error messages.
 
     Raises:
-        TypeError: If it is none, or cannot be read, as in the middle of ``torch.func.vmap``.
+        TypeError: If ``key`` is not an integer, or its value cannot be read, for example inside ``torch.func.vmap``.
 
     Example:
         >>> import torch
@@ -53,7 +53,7 @@ def as_seed(key: Any, name: str = 'key') -> int:
     """
     if not is_readable(key):
         raise TypeError(
-            f'Invalid {name}: a tensor that is mapped over or traced, whose value cannot be read here. Pass an int.'
+            f'Invalid {name}: a tensor inside torch.func.vmap or a trace, whose value cannot be read. Pass an int.'
         )
     if (isinstance(key, (int, np.integer)) and not isinstance(key, bool)) or is_seed(key):
         return int(key)
@@ -64,7 +64,7 @@ def as_seed(key: Any, name: str = 'key') -> int:
 
 
 def seed_or_generator(key: Key, name: str = 'key') -> int | torch.Generator:
-    """A key as a generator if it is one, else by :func:`as_seed`."""
+    """Return a generator unchanged; convert a seed with :func:`as_seed`."""
     return key if isinstance(key, torch.Generator) else as_seed(key, name)
 
 
@@ -85,7 +85,7 @@ def normal(
 ) -> torch.Tensor:
     """Draw from the standard normal distribution, the default sampler of :func:`random_like`.
 
-    For complex dtypes, real and imaginary part have variance 1/2 each.
+    For complex dtypes, the real and the imaginary part have variance 1/2 each.
 
     Example:
         >>> import torch
@@ -101,15 +101,14 @@ def split_key_like(rng_key: Key, target_tree: Any) -> Any:
     """Derive an independent key for every leaf of a tree.
 
     Args:
-        rng_key: A seed, or a generator, which is moved on.
+        rng_key: A seed, or a generator, which advances.
         target_tree: The tree whose structure the result has; its ``None`` leaves stay ``None``.
 
     Returns:
-        A tree of keys of the kind of ``rng_key``: seeds for a seed, generators on its device for a
-        generator.
+        A tree of seeds for a seed, or of generators on the same device for a generator.
 
     Raises:
-        TypeError: If ``rng_key`` is neither.
+        TypeError: If ``rng_key`` is neither a seed nor a generator.
 
     Example:
         >>> import torch, torchopt
@@ -132,17 +131,17 @@ def random_like(
     """A tree of random leaves with the shapes, dtypes and devices of another tree.
 
     Args:
-        rng_key: A seed, or a generator, which is moved on.
+        rng_key: A seed, or a generator, which advances.
         target_tree: Tree of tensors; its ``None`` leaves stay ``None``.
-        sampler: ``sampler(generator, shape, dtype)`` draws one leaf; if it also has a parameter
-            ``device``, it is given the device of the leaf.  The generator is on that device.
-        dtype: The dtype handed to the sampler; that of the leaf by default.
+        sampler: ``sampler(generator, shape, dtype)`` draws one leaf with a generator on the device of the leaf.  If
+            it also has a parameter ``device``, it receives that device.
+        dtype: The dtype passed to the sampler; by default that of the leaf.
 
     Returns:
         The random tree.
 
     Raises:
-        TypeError: If ``rng_key`` is neither.
+        TypeError: If ``rng_key`` is neither a seed nor a generator.
 
     Example:
         >>> import torch, torchopt
@@ -168,13 +167,13 @@ def random_like(
 
 
 def unwrap_random_key_data(input_tree: Any) -> Any:
-    """Replace the generators in a tree by their states, so that trees can be compared or saved.
+    """Replace the generators in a tree by their states, so that the tree can be compared or saved.
 
     Args:
         input_tree: Any tree.
 
     Returns:
-        The tree, with a uint8 tensor in the place of every :class:`torch.Generator`.
+        The tree with a uint8 tensor in place of every :class:`torch.Generator`.
 
     Example:
         >>> import torch, torchopt
@@ -187,11 +186,11 @@ def unwrap_random_key_data(input_tree: Any) -> Any:
 
 
 def _seeds(rng_key: Key, n: int) -> list[int]:
-    """``n`` seeds whose low 32 bits differ, since torch's CPU generator looks at no others."""
+    """``n`` seeds whose low 32 bits differ, since torch's CPU generator uses only these."""
     key = seed_or_generator(rng_key, 'rng_key')
     source = key if isinstance(key, torch.Generator) else torch.Generator().manual_seed(key)
     drawn = torch.randint(2**31, (n + 1,), generator=source, device=source.device).tolist()
-    odd = 0x9E3779B1  # a multiple of an odd step never repeats modulo 2**32
+    odd = 0x9E3779B1  # the first 2**32 multiples of an odd number differ modulo 2**32
     return [high << 32 | (drawn[0] + i * odd) % 2**32 for i, high in enumerate(drawn[1:])]
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The definition of trees: the only module that uses optree and torch's own pytree.
 
-A tree is any nesting of tuples, lists, dicts, named tuples and registered classes around leaves.  ``None`` is
-a leaf here, and the *None rule* holds for every function of this package: a ``None`` leaf stands for "nothing at
-this place", it is never handed to a function, and it comes back as ``None``.
+A tree is any nesting of tuples, lists, dicts, named tuples and registered classes; everything else is a leaf.  ``None``
+is a leaf here.  Every function of this package follows the *None rule*: it passes no ``None`` leaf to a function and
+returns ``None`` in its place.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ __all__ = [
 ]
 
 TreeSpec = optree.PyTreeSpec
-"""The structure of a tree without its leaves; two trees match when their structures are equal."""
+"""The structure of a tree without its leaves; two trees match if their structures are equal."""
 
 _Node = TypeVar('_Node', bound=type)
 
-# optree matches these with one another, whatever the order of their keys.
+# optree treats these as the same kind of node, in any order of their keys.
 _DICTS = {dict, OrderedDict, defaultdict}
 
 
@@ -46,20 +46,20 @@ def register_node(
     *,
     names: Callable[[Any], Sequence[Any]] | None = None,
 ) -> _Node:
-    """Make a class a node of trees, for this package, for optree and for torch's pytree at once.
+    """Register a class as a node of trees, in this package, in optree and in torch's pytree.
 
     Args:
-        cls: The class.  Its instances become nodes, no longer leaves.
+        cls: The class.  Its instances become nodes instead of leaves.
         children: ``children(node)`` returns the sequence of its children and its static part, which must be
             hashable and comparable: trees whose static parts differ do not match.
-        build: ``build(static, children)`` puts a node together again.
-        names: ``names(node)`` gives one name per child for error messages and paths; positions by default.
+        build: ``build(static, children)`` makes a node from its parts.
+        names: ``names(node)`` returns one name per child for error messages and paths; by default, positions.
 
     Returns:
-        ``cls``, so that the call can serve as the last line of a class decorator.
+        ``cls``.
 
     Raises:
-        ValueError: If the class is registered already.
+        ValueError: If the class is already registered.
 
     Example:
         >>> import torch, torchopt
@@ -86,13 +86,13 @@ def register_node(
 
 
 def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> tuple[list[Any], TreeSpec]:
-    """Split a tree into its leaves, ``None`` among them, and its structure.
+    """Split a tree into its leaves, including ``None``, and its structure.
 
-    Dict entries come in the order of their sorted keys.
+    Dict entries are in the order of their sorted keys.
 
     Args:
         tree: Any tree.
-        is_leaf: Where it returns True, the node is taken as a leaf.
+        is_leaf: ``is_leaf(node)`` returns True for nodes to treat as leaves.
 
     Returns:
         The leaves and the structure; :func:`unflatten` is the inverse.
@@ -109,7 +109,7 @@ def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> tuple[li
 
 
 def unflatten(spec: TreeSpec, leaves: Iterable[Any]) -> Any:
-    """Put leaves into a structure: the inverse of :func:`flatten`.
+    """Build a tree from its structure and its leaves: the inverse of :func:`flatten`.
 
     Example:
         >>> import torchopt
@@ -134,7 +134,7 @@ def structure(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> TreeSp
 
 
 def leaves(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[Any]:
-    """The leaves of a tree, without the ``None`` among them.
+    """The leaves of a tree, without ``None``.
 
     Example:
         >>> import torchopt
@@ -145,7 +145,7 @@ def leaves(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[Any]
 
 
 def is_leaf_node(x: Any) -> bool:
-    """Whether ``x`` is a leaf, that is, no node that trees look into.
+    """Whether ``x`` is a leaf, that is, not a node with children.
 
     Example:
         >>> import torchopt
@@ -156,7 +156,7 @@ def is_leaf_node(x: Any) -> bool:
 
 
 def flatten_with_path(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[tuple[str, Any]]:
-    """The leaves of a tree with the code that reaches them, as error messages print it.
+    """The leaves of a tree with their paths, written as Python code as in error messages.
 
     Example:
         >>> import torchopt
@@ -175,14 +175,14 @@ _SAME_STRUCTURE = 'Pass a tree of the same structure; use None for a leaf to ski
 
 
 def flatten_up_to(spec: TreeSpec, tree: Any, *, name: str, like: str, remedy: str = _SAME_STRUCTURE) -> list[Any]:
-    """Cut ``tree`` where the leaves of ``spec`` lie; what hangs below a leaf stays whole.
+    """Split ``tree`` into the subtrees at the leaves of ``spec``.
 
     Args:
-        spec: The structure to follow.
-        tree: A tree that has this structure at its top.
+        spec: A prefix of the structure of ``tree``.
+        tree: The tree.
         name: The name of ``tree`` in error messages.
-        like: What to call the tree that ``spec`` belongs to.
-        remedy: What an error message advises.
+        like: The name of the tree with structure ``spec`` in error messages.
+        remedy: The advice in error messages.
 
     Returns:
         One subtree for each leaf of ``spec``.
@@ -199,13 +199,13 @@ def flatten_up_to(spec: TreeSpec, tree: Any, *, name: str, like: str, remedy: st
 
 
 def describe_mismatch(spec: TreeSpec, tree: Any, *, name: str, like: str, remedy: str = _SAME_STRUCTURE) -> str:
-    """Say where ``tree`` first departs from ``spec``, in words for an error message."""
+    """Describe the first difference between ``tree`` and ``spec`` for an error message."""
     path, reason = first_difference(spec, tree)
     return f'{name} does not have the structure of {like}: at {name}{path}, {reason}. {remedy}'
 
 
 def first_difference(spec: TreeSpec, tree: Any, path: str = '') -> tuple[str, str]:
-    """Where ``tree`` first departs from ``spec``, and how."""
+    """The path of the first difference between ``tree`` and ``spec``, and its description."""
     kind = spec.type
     if kind is None:
         return path, 'the leaves differ'
@@ -234,19 +234,19 @@ def _kind(x: Any) -> str:
     return 'None' if x is None else f'a {type(x).__name__}'
 
 
-# Dynamo folds what optree does to a dict of constants, a mask or nodes without leaves, say, into a constant that it
-# then cannot represent.  So while it traces, optree sees no constants: leaves are in boxes, empty nodes stand aside.
+# If a tree has only constants (such as a mask) or no leaves, Dynamo folds calls of optree into a constant that it
+# cannot represent.  So during tracing, leaves are wrapped in boxes and empty nodes are replaced by placeholders.
 
 
 class _Box:
-    """Holds a leaf."""
+    """Wraps a leaf."""
 
     def __init__(self, content: Any) -> None:
         self.content = content
 
 
 class _Empty:
-    """Stands for a node without children."""
+    """A placeholder for a node without children."""
 
     def __init__(self, node: Any) -> None:
         self.node = node

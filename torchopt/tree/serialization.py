@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""States that ``torch.load`` accepts with ``weights_only=True``, its default, and that ``copy.deepcopy`` copies."""
+"""States that ``torch.load`` accepts with ``weights_only=True`` and that ``copy.deepcopy`` copies."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _Class = TypeVar('_Class', bound=type)
 
 
 def safe_to_load(cls: _Class) -> _Class:
-    """Tell torch that files may hold instances of a class, and let them be copied; a class decorator for states.
+    """Class decorator for states: let ``torch.load`` create instances, and ``copy.deepcopy`` copy them.
 
-    A file could name any class, so ``torch.load`` creates instances only of registered classes.  A named tuple
-    runs no code when it is made.
+    By default, ``torch.load`` creates instances only of registered classes.  Named tuples are safe to register, since
+    creating one runs no code.
 
-    ``copy.deepcopy`` copies instances whose tensors carry a graph, too, which torch alone refuses: these become clones,
-    still connected by the graph.
+    ``copy.deepcopy`` raises for tensors with an autograd graph.  For instances of the class, it clones such tensors,
+    and the clones stay connected to the graph.
 
     Args:
         cls: A named tuple.

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Entries of optimizer states by name, and the copies of the parameter tree inside a state.
+"""Access to the entries of optimizer states by name, and to the copies of the parameter tree in a state.
 
-A name is the field of a named tuple, the key of a dict, or the name of a named tuple's class.  A
-path is a tuple of keys, one for each step down the tree; filters use it to distinguish entries of one
-name.
+A name is the field of a named tuple, the key of a dict, or the name of a named tuple's class.  A path is a tuple of
+keys from the root; filters use it to distinguish entries of the same name.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class NamedTupleKey:
-    """The step into a field of a named tuple.
+    """The key of a field of a named tuple.
 
     Attributes:
         tuple_name: Name of the class of the named tuple.
@@ -55,7 +54,7 @@ class NamedTupleKey:
 
 @dataclass(frozen=True)
 class DictKey:
-    """The step into an entry of a dict, or of a registered class with named children.
+    """The key of an entry of a dict, or of a registered class with named children.
 
     Attributes:
         key: The key of the entry.
@@ -74,7 +73,7 @@ class DictKey:
 
 @dataclass(frozen=True)
 class SequenceKey:
-    """The step into an item of a list, a tuple, or a registered class.
+    """The key of an item of a list, a tuple, or a registered class.
 
     Attributes:
         idx: The index of the item.
@@ -96,18 +95,17 @@ KeyPath = tuple[NamedTupleKey | DictKey | SequenceKey, ...]
 
 @runtime_checkable
 class Initable(Protocol):
-    """Anything with an ``init`` that makes a state for parameters, as transformations have."""
+    """An object with a method ``init`` that makes a state for parameters, such as a transformation."""
 
     def init(self, params: Any) -> Any:
         """Make the state."""
 
 
 class ParamsPlaceholder:
-    """Stands in for the parameters, so that :func:`map_params` finds their copies in a state.
+    """A placeholder for the parameters, with which :func:`map_params` finds their copies in a state.
 
-    It is a tree without leaves, so mapping over it gives it back.  An ``init`` that holds its
-    parameters against another tree, a mask say, must let it pass:
-    ``if isinstance(params, torchopt.tree.ParamsPlaceholder): ...``.
+    It is a tree without leaves, so mapping over it returns it.  An ``init`` that compares its parameters with another
+    tree, such as a mask, must accept it: ``if isinstance(params, torchopt.tree.ParamsPlaceholder): ...``.
 
     Example:
         >>> import torch, torchopt
@@ -131,26 +129,22 @@ def map_params(
     transform_non_params: Callable[[Any], Any] | None = None,
     is_leaf: Callable[[Any], bool] | None = None,
 ) -> Any:
-    """Apply a function to those leaves of an optimizer state that mirror parameters.
+    """Apply a function to the leaves of an optimizer state that correspond to parameters.
 
     Args:
         initable: The optimizer, or its ``init``.
-        f: ``f(leaf, *rest_leaves)``, called for each leaf of each copy of the parameter tree in the
-            state.
+        f: ``f(leaf, *rest_leaves)`` is called for each leaf of each copy of the parameter tree in the state.
         state: A state of this optimizer.
-        *rest: Trees of the structure of the parameters, walked along with each copy.
-        transform_non_params: Applied to all other leaves, which do not change by default.
-        is_leaf: Where it returns True, a node inside a copy of the parameters is handed to ``f`` as
-            a whole.
+        *rest: Trees with the structure of the parameters.
+        transform_non_params: Applied to all other leaves; by default they do not change.
+        is_leaf: ``is_leaf(node)`` returns True for nodes inside a copy of the parameters to treat as leaves.
 
     Returns:
-        A state of the same structure.  ``None`` leaves stay ``None``, and places that a mask left
-        empty stay
-        empty: ``f`` is not called for either.
+        A state of the same structure.  ``None`` leaves, and leaves that a mask has removed, stay as they are: ``f`` is
+        not called for them.
 
     Raises:
-        ValueError: If the state is not one of this optimizer, or a tree of ``rest`` does not fit
-            the parameters.
+        ValueError: If the state is not one of this optimizer, or a tree of ``rest`` does not match the parameters.
 
     Example:
         >>> import torch, torchopt
@@ -182,12 +176,12 @@ def map_params(
 def get_all_with_path(
     tree: Any, key: Any, filtering: Callable[[KeyPath, Any], bool] | None = None
 ) -> list[tuple[KeyPath, Any]]:
-    """All entries of a tree that have a name, each with the path to it.
+    """All entries of a tree with a given name, each with its path.
 
     Args:
         tree: The tree, usually an optimizer state.
         key: The field of a named tuple, the key of a dict, or the name of a named tuple's class.
-        filtering: ``filtering(path, value)`` says which of the entries to keep.
+        filtering: ``filtering(path, value)`` returns True for the entries to keep.
 
     Returns:
         Pairs of path and value; outer entries come before those found inside them.
@@ -207,13 +201,13 @@ def get(
     default: Any = None,
     filtering: Callable[[KeyPath, Any], bool] | None = None,
 ) -> Any:
-    """The one entry of a tree that has a name.
+    """The only entry of a tree with a given name.
 
     Args:
         tree: The tree, usually an optimizer state.
         key: The field of a named tuple, the key of a dict, or the name of a named tuple's class.
-        default: The result if there is none.
-        filtering: ``filtering(path, value)`` says which of the entries count.
+        default: The result if there is no such entry.
+        filtering: ``filtering(path, value)`` returns True for the entries to consider.
 
     Returns:
         The value of the entry.
@@ -234,26 +228,25 @@ def get(
         places = ', '.join(_describe(path) for path, _ in found)
         raise KeyError(
             f'Found multiple values for {key!r}, at {places}. Pass a filtering(path, value) '
-            f'that is true for one of them.'
+            f'that returns True for one of them.'
         )
     return found[0][1] if found else default
 
 
 def set(tree: Any, filtering: Callable[[KeyPath, Any], bool] | None = None, /, **kwargs: Any) -> Any:
-    """A copy of a tree with all entries of some names replaced.
+    """A copy of a tree with the entries of given names replaced.
 
     Args:
         tree: The tree, usually an optimizer state.
-        filtering: ``filtering(path, value)`` says which of the entries to replace; all of them by
-            default.
+        filtering: ``filtering(path, value)`` returns True for the entries to replace; by default, all of them.
         **kwargs: The new values by name: field, key, or class of a named tuple.
 
     Returns:
         The new tree; entries that were not replaced are shared with the old one.
 
     Raises:
-        KeyError: If there is no entry of some name, or the filter lets none pass; the message lists
-            what was found.
+        KeyError: If there is no entry with one of the names, or the filter rejects all of them; the message lists the
+            entries found.
 
     Example:
         >>> import torchopt
@@ -268,7 +261,7 @@ def set(tree: Any, filtering: Callable[[KeyPath, Any], bool] | None = None, /, *
         if filtering is not None and not _lets_pass(filtering, found):
             places = ', '.join(_describe(path) for path, _ in found)
             raise KeyError(
-                f'Found no values matching {key!r} given the filtering operation, which turned down those at {places}.'
+                f'Found no values matching {key!r} given the filtering operation, which rejected those at {places}.'
             )
     return _replace((), tree, filtering, kwargs)
 
@@ -282,7 +275,7 @@ def _is_named_tuple(x: Any) -> bool:
 
 
 def _is_hole(x: Any) -> bool:
-    """Whether a node is a named tuple without fields: what a mask leaves in place of a leaf."""
+    """Whether a node is a named tuple without fields, with which a mask replaces a leaf."""
     return _is_named_tuple(x) and not x._fields
 
 
@@ -385,7 +378,7 @@ def _rebuild(node: Any, children: list[Any]) -> Any:
 
 
 def _names(tree: Any) -> list[str]:
-    """All names in a tree that :func:`set` could replace, each once."""
+    """All names in a tree that :func:`set` can replace, each once."""
     names: dict[str, None] = {}
     pending: list[Any] = [tree]
     while pending:

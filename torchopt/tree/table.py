@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tree as a table: what leaves it has, of which shapes, and how much memory they take."""
+"""A table of the leaves of a tree with their shapes, dtypes and memory."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ _WIDEST_VALUE = 32
 def summary(tree: Any, *, max_rows: int | None = 60) -> str:
     """Tabulate the leaves of a tree.
 
-    One row a leaf: the way to it, shape, dtype, device and bytes.  A leaf that is not a tensor shows its value in the
-    place of the shape, and its type in that of the dtype.  The last line sums up: memory that several leaves share
-    (tied weights, views, expanded tensors) is counted once.  Of a ``DTensor`` the bytes are those of the part that this
-    process holds.  Sparse tensors, and parameters of lazy modules, have ``-`` for their bytes, and count for none.
+    Each row shows the path, shape, dtype, device and bytes of a leaf.  For a leaf that is not a tensor, the columns
+    "shape" and "dtype" show its value and type.  The last line shows the totals, where memory shared by several leaves
+    (tied weights, views, expanded tensors) is counted once.  The bytes of a ``DTensor`` are those of the local shard.
+    Sparse tensors and parameters of lazy modules show ``-`` and are not counted.
 
-    No value of a tensor is read, so nothing waits for a device, and tensors on the meta device are welcome.
+    The function reads no values of tensors, so it does not synchronize with a device, and tensors may be on the meta
+    device.
 
     Args:
         tree: Parameters, a state, or any other tree.
-        max_rows: How many leaves to show; the middle of a longer tree is left out, though not of the sums.  ``None``
-            shows all.
+        max_rows: The maximum number of leaves to show; the rows in the middle of longer trees are omitted, but still
+            counted.  ``None`` shows all.
 
     Returns:
-        The table, to be printed.
+        The table as text.
 
     Raises:
         ValueError: If ``max_rows`` is negative.
@@ -47,7 +48,7 @@ def summary(tree: Any, *, max_rows: int | None = 60) -> str:
         3 leaves, 13 elements, 56 bytes
     """
     if max_rows is not None and max_rows < 0:
-        raise ValueError(f'max_rows is {max_rows}; expected None or a number that is not negative.')
+        raise ValueError(f'max_rows is {max_rows}; expected None or a nonnegative number.')
     leaves = flatten_with_path(tree)
     shown = [(path or '(root)', *_describe(x)) for path, x in leaves]
     hidden = 0 if max_rows is None else max(0, len(shown) - max_rows)
@@ -94,7 +95,7 @@ def _describe(x: Any) -> tuple[str, str, str, str]:
 
 
 class _Memory(NamedTuple):
-    """The bytes that tensors use of one storage, and its size."""
+    """The number of bytes of one storage that tensors use, and its size."""
 
     elements: int
     asked: int
@@ -102,7 +103,7 @@ class _Memory(NamedTuple):
 
 
 def _sums(tensors: list[Any]) -> tuple[int, int]:
-    """The number of elements and of bytes, each memory counted once."""
+    """The number of elements and of bytes, with shared memory counted once."""
     sparse = sum(x.numel() for x in tensors if x.layout is not torch.strided)
     memories: dict[Any, _Memory] = {}
     for x in tensors:
@@ -112,13 +113,13 @@ def _sums(tensors: list[Any]) -> tuple[int, int]:
         try:
             storage = here.untyped_storage()
             key, held = storage._cdata, storage.nbytes()
-        except (RuntimeError, NotImplementedError):  # of tensors that torch.func hides the memory of
+        except (RuntimeError, NotImplementedError):  # inside torch.func transforms, tensors have no storage
             key, held = ('hidden', id(x)), _size(here)
         before = memories.get(key, _Memory(0, 0, held))
         elements = before.elements + x.numel()
         if here is x:
             elements = min(elements, max(held // x.element_size(), before.elements))
-        elif before.elements:  # a distributed tensor that was here before
+        elif before.elements:  # a distributed tensor that has been counted
             elements = before.elements
         memories[key] = _Memory(elements, before.asked + _size(here), held)
     found = memories.values()
@@ -126,7 +127,7 @@ def _sums(tensors: list[Any]) -> tuple[int, int]:
 
 
 def _here(x: Any) -> Any:
-    """The part of a distributed tensor that this process holds; any other tensor unchanged."""
+    """The local shard of a distributed tensor; any other tensor unchanged."""
     return x.to_local() if hasattr(x, 'to_local') else x
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nested values as text that a person can read: on one line where they fit, and indented where they do not."""
+"""Nested values as readable text: on one line if they fit, else indented."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ __all__ = ['Spelled', 'as_text']
 
 WIDTH = 100
 _INDENT = 4
-_FEW = 6  # elements of a tensor that is shown with its values
+_FEW = 6  # tensors with at most this many elements are shown with their values
 
 
 class Spelled(NamedTuple):
-    """A call to be shown; what an object's method ``_spelled`` returns.
+    """A call to be printed, returned by the method ``_spelled`` of an object.
 
     Attributes:
-        name: What is called.
+        name: The name of the function.
         args: The positional arguments.
         kwargs: The keyword arguments.
-        a_line_each: Whether every argument stands on a line of its own, however short.
+        a_line_each: Whether to print every argument on its own line.
 
     Example:
         >>> import torchopt
@@ -39,10 +39,10 @@ class Spelled(NamedTuple):
 
 
 def as_text(value: Any) -> str:
-    """Show a value, as a call where it can say which one made it.
+    """Convert a value to text; an object with a method ``_spelled`` is shown as the call that made it.
 
     Functions are shown by name, tensors with more than a few elements by shape and dtype, dataclasses without the
-    fields that are as by default.
+    fields that have their default.
 
     Args:
         value: Numbers, tensors, functions, transformations, schedules, and any nesting of these.
@@ -81,7 +81,7 @@ _Node = tuple[str, list[tuple[str, Any]], str, bool]
 
 
 def _node(value: Any) -> _Node | None:
-    """How a value that has parts begins, its parts with what stands before them, and how it ends."""
+    """The opening text of a nested value, its parts with their prefixes, and the closing text."""
     call = _call(value)
     if call is not None:
         parts = [('', x) for x in call.args] + [(f'{name}=', x) for name, x in call.kwargs.items()]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trees as vectors."""
+"""Conversion of trees to vectors."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ['ravel']
 
 
 def ravel(tree: Any, *, name: str = 'tree') -> tuple[torch.Tensor, Callable[[torch.Tensor], Any]]:
-    """All elements of a tree as one vector, and the function that takes such a vector apart again.
+    """Concatenate all elements of a tree to one vector; also return the inverse function.
 
     Args:
         tree: A tree of tensors of floating or complex dtypes; ``None`` leaves are left out.
-        name: What to call ``tree`` in an error message.
+        name: The name of ``tree`` in error messages.
 
     Returns:
         The vector, in the dtype that the dtypes of all leaves promote to, and a function from vectors of its shape to
-        trees of the structure, shapes and dtypes of ``tree``.  Where a leaf is real the real part is taken.
+        trees with the structure, shapes and dtypes of ``tree``.  For real leaves it returns the real part.
 
     Raises:
         TypeError: If a leaf is neither floating nor complex; the message names its path.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures: the graph that autograd keeps behind tensors, schedules, and landscapes with the paths of optimizers.
+"""Drawings of autograd graphs, and plots of schedules and of the paths of optimizers.
 
-:func:`make_dot` is that of TorchOpt 0.7.3.  :func:`trace_graph` takes the same arguments and gives an object that
-writes DOT, Mermaid, SVG, PNG and HTML.  The package graphviz and matplotlib are imported where they are needed.
+:func:`make_dot` is the function of TorchOpt 0.7.3.  :func:`trace_graph` takes the same arguments and returns an object
+that writes DOT, Mermaid, SVG, PNG and HTML.  The packages graphviz and matplotlib are imported only if used.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == 'Digraph':  # TorchOpt 0.7.3 has it here; graphviz is imported only on access
+    if name == 'Digraph':  # a name of TorchOpt 0.7.3; import graphviz only on access
         import graphviz
 
         return graphviz.Digraph

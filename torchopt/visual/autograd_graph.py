@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The nodes of autograd behind some tensors, with numbers, and the fused steps among them.
+"""The autograd graph of some tensors, with numbered nodes, and its fused optimizer steps.
 
-Nothing here recurses, so that a graph may be as deep as memory allows.
+Nothing here is recursive, so that a graph may be as deep as memory allows.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ __all__ = ['AutogradGraph', 'walk']
 
 @dataclasses.dataclass(eq=False)
 class AutogradGraph:
-    """Nodes of autograd with numbers, those nearest to the outputs first.
+    """Numbered nodes of an autograd graph, in breadth-first order from the outputs.
 
     Attributes:
         functions: The nodes.
-        inputs: For each node the number of the node behind each argument (None for one without graph), and which result
-            of that node the argument is.
-        order: The numbers of the nodes, arguments before functions.
-        names: Names of leaves and results.
-        steps: The fused steps among the nodes, and their derivatives.
-        index: For each fused step that is no derivative, which step of its loop it is, from 1.
-        before: For each of these but the first ones the step before it in its loop.
+        inputs: For each argument of each node, the number of the node that computed it (None if it has no graph), and
+            the index of the result.
+        order: The numbers of the nodes in topological order, arguments before functions.
+        names: The names of leaves and results.
+        steps: The fused steps and their derivatives, by node number.
+        index: The position of each fused step in its loop, from 1; derivatives have none.
+        before: The previous step of the loop, for each fused step except the first of a loop.
     """
 
     functions: list[Any]
@@ -40,7 +40,7 @@ class AutogradGraph:
     before: dict[int, int] = dataclasses.field(default_factory=dict)
 
     def arguments(self, s: int) -> Iterator[tuple[str, int, tuple[int, int]]]:
-        """For each argument of a fused step that has a graph: its role, its leaf, and the result that it is."""
+        """For each argument of a fused step that has a graph: its role, its leaf, and its node and result index."""
         for argument, (source, i) in enumerate(self.inputs[s]):
             role = self.steps[s].role(argument)
             if role is not None and source is not None:
@@ -48,10 +48,10 @@ class AutogradGraph:
 
 
 def walk(roots: Iterable[Any], names: Names) -> AutogradGraph:
-    """Visit all nodes of autograd behind some nodes, breadth first.
+    """Visit an autograd graph in breadth-first order.
 
     Args:
-        roots: The nodes to begin with, the ``grad_fn`` of outputs.
+        roots: The ``grad_fn`` of the outputs.
         names: The names that the user gave; not changed.
     """
     functions: list[Any] = []
@@ -66,7 +66,7 @@ def walk(roots: Iterable[Any], names: Names) -> AutogradGraph:
 
     for root in roots:
         number(root)
-    for fn in functions:  # grows while it is visited
+    for fn in functions:  # the list grows during the iteration
         inputs.append([(None if source is None else number(source), i) for source, i in fn.next_functions])
     own = dataclasses.replace(names, leaves={**names.leaves}, results={**names.results}, shown={*names.shown})
     graph = AutogradGraph(functions, inputs, _arguments_first(inputs), own)
@@ -92,7 +92,7 @@ def _arguments_first(inputs: list[list[tuple[int | None, int]]]) -> list[int]:
 
 
 def _find_steps(graph: AutogradGraph) -> None:
-    last: list[int | None] = [None] * len(graph.functions)  # the latest step behind each node
+    last: list[int | None] = [None] * len(graph.functions)  # the latest step on which each node depends
     for f in graph.order:
         behind = [s if s in graph.index else last[s] for s, _ in graph.inputs[f] if s is not None]
         last[f] = max((s for s in behind if s is not None), key=lambda s: graph.index[s], default=None)

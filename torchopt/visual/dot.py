@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Graphs as DOT: as text, as an object of the graphviz package, and drawn by the ``dot`` program."""
+"""Graphs as DOT text, as ``graphviz.Digraph`` objects, and drawn by the program ``dot``."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _EDGE_STYLES = {'flow': {}, 'view': {'style': 'dotted'}, 'saved': {'dir': 'none'
 
 
 def node_attributes(node: Node) -> dict[str, str]:
-    """How graphviz draws a node."""
+    """The graphviz attributes of a node."""
     attributes = {'label': node.label}
-    if node.kind != 'function':  # which graphviz fills with lightgrey by itself
+    if node.kind != 'function':  # functions have the default fill, light grey
         attributes['fillcolor'] = node.colour
     if node.kind == 'step':
         attributes |= {'penwidth': '2', 'fontsize': '12'}
@@ -44,7 +44,7 @@ def node_attributes(node: Node) -> dict[str, str]:
 
 
 def edge_attributes(edge: Edge) -> dict[str, str]:
-    """How graphviz draws an edge."""
+    """The graphviz attributes of an edge."""
     attributes: dict[str, str] = dict(_EDGE_STYLES[edge.kind])
     if edge.label:
         attributes |= {'label': edge.label, 'fontsize': '9', 'fontname': 'monospace'}
@@ -54,7 +54,7 @@ def edge_attributes(edge: Edge) -> dict[str, str]:
 
 
 def frame_attributes(cluster: Cluster) -> dict[str, str]:
-    """How graphviz draws the frame of an inner step."""
+    """The graphviz attributes of the frame of an inner step."""
     return {
         'label': cluster.label,
         'labeljust': 'l',
@@ -68,7 +68,7 @@ def frame_attributes(cluster: Cluster) -> dict[str, str]:
 
 
 def nodes_by_cluster(model: Model) -> Iterator[tuple[int | None, list[Node]]]:
-    """The nodes outside frames, then those in each frame; a frame whose nodes were left out is not there."""
+    """The nodes outside of frames, then those in each frame; frames without nodes are left out."""
     found: dict[int | None, list[Node]] = {c: [] for c in (None, *range(len(model.clusters)))}
     for node in model.nodes:
         found[node.cluster].append(node)
@@ -84,7 +84,7 @@ def _list(attributes: dict[str, str]) -> str:
 
 
 def dot_text(model: Model, rankdir: str = 'TB') -> str:
-    """The graph as text in the language DOT; needs no package."""
+    """The graph in the language DOT; requires no package."""
     lines = ['digraph {', f'\tgraph [rankdir="{rankdir}"]', f'\tnode [{_list(NODE)}]']
     for c, nodes in nodes_by_cluster(model):
         indent = '\t' if c is None else '\t\t'
@@ -106,8 +106,8 @@ def to_digraph(model: Model, rankdir: str = 'TB') -> Digraph:
         import graphviz
     except ImportError as error:
         raise ImportError(
-            'A graphviz.Digraph needs the Python package graphviz. Run `pip install torchopt[visual]`, '
-            'or use torchopt.visual.trace_graph, whose text, SVG and HTML need no package.'
+            'A graphviz.Digraph requires the Python package graphviz. Run `pip install torchopt[visual]`, '
+            'or use torchopt.visual.trace_graph, whose text, SVG and HTML require no package.'
         ) from error
 
     def escaped(attributes: dict[str, str]) -> dict[str, str]:
@@ -128,14 +128,14 @@ def to_digraph(model: Model, rankdir: str = 'TB') -> Digraph:
 
 
 def resize_graph(dot: Digraph, size_per_element: float = 0.5, min_size: float = 12.0) -> Digraph:
-    """Give a large graph a large page: a square of ``max(min_size, n * size_per_element)`` inches.
+    """Set the page size to a square of ``max(min_size, n * size_per_element)`` inches.
 
-    Here ``n`` counts the lines of the source.
+    Here ``n`` is the number of lines of the DOT source.
 
     Args:
         dot: The graph; its attribute ``size`` is changed.
-        size_per_element: Inches for each line.
-        min_size: The smallest page, in inches.
+        size_per_element: Inches per line.
+        min_size: The minimum size, in inches.
 
     Returns:
         The same graph.
@@ -153,16 +153,16 @@ def resize_graph(dot: Digraph, size_per_element: float = 0.5, min_size: float = 
 
 
 def run_dot(text: str, format: str) -> bytes:
-    """Draw DOT text by the ``dot`` program.
+    """Draw DOT text with the program ``dot``.
 
     Raises:
-        RuntimeError: If the program is not there, or fails.
+        RuntimeError: If the program is not installed or fails.
     """
     program = shutil.which('dot')
     if program is None:
         raise RuntimeError(
-            f"Drawing {format.upper()} needs graphviz's program `dot`, which was not found. Install it (on Debian "
-            f"`apt install graphviz`), or choose the format 'html', or 'svg' with layout='own', which need no program."
+            f"Drawing {format.upper()} requires graphviz's program `dot`, which was not found. Install it (on Debian "
+            f"`apt install graphviz`), or use the format 'html', or 'svg' with layout='own', which require no program."
         )
     done = subprocess.run([program, f'-T{format}'], input=text.encode(), capture_output=True, check=False)
     if done.returncode:
@@ -183,31 +183,36 @@ def make_dot(
     measure: bool = True,
     rankdir: str = 'TB',
 ) -> Digraph:
-    """Draw the graph of autograd behind tensors, as a :class:`graphviz.Digraph`.
+    """Draw the autograd graph of tensors as a :class:`graphviz.Digraph`.
 
-    Arrows go from arguments to functions.  Boxes are green for outputs (darker for a tensor that an output is a view
-    of, with a dotted arrow), light blue for leaves and for results that have a name, orange for saved tensors, grey for
-    functions, and dark orange for a whole optimizer step that the engine computed at once.  A frame holds what belongs
-    to one inner step and says how many functions it has, and how much memory they keep.
+    Arrows go from arguments to functions.  The colours of the boxes:
 
-    Making the graph needs the package graphviz (``pip install torchopt[visual]``), drawing it also the program ``dot``.
-    :func:`torchopt.visual.trace_graph` takes the same arguments, and needs neither.
+    - green: outputs (dark green: a tensor of which an output is a view, with a dotted arrow);
+    - light blue: leaves, and results with a name;
+    - orange: saved tensors;
+    - grey: functions;
+    - dark orange: a whole optimizer step computed by the native engine.
+
+    A frame surrounds the nodes of one inner step and shows their number and the memory that they keep.
+
+    Making the graph requires the package graphviz (``pip install torchopt[visual]``); drawing it also requires the
+    program ``dot``.  :func:`torchopt.visual.trace_graph` takes the same arguments and requires neither.
 
     Args:
-        var: A tensor or a tree of tensors: the outputs.  One without a graph is a picture of one box.
+        var: The outputs, a tensor or a tree of tensors.  A tensor without a graph is drawn as one box.
         params: Names of tensors: a mapping, a :class:`torchopt.utils.ModuleState` extracted with
             ``enable_visual=True``, a module, an optimizer, pairs of name and tensor such as ``named_parameters()``, a
-            tree of tensors such as an optimizer's state, or an iterable of these.  A tensor in the middle of the graph
-            may have a name, too.
-        show_attrs: Whether to list what functions saved for their derivative, such as dimensions.
+            tree of tensors such as an optimizer's state, or an iterable of these.  Intermediate results can have
+            names, too.
+        show_attrs: Whether to list what functions saved for their derivatives, such as dimensions.
         show_saved: Whether to draw saved tensors.
-        max_attr_chars: The length to which the values of attributes are cut; less than 3 counts as 3.
-        show_accumulate: Whether to draw the nodes that add up the gradients of leaves.
+        max_attr_chars: The length to which values of attributes are cut; less than 3 counts as 3.
+        show_accumulate: Whether to draw the nodes that accumulate the gradients of leaves.
         show_steps: Whether to draw frames around inner steps.
-        max_nodes: How many boxes to draw at most, nearest to the outputs first; one more box says how many were left
-            out.  At least 2, or None for all.
-        measure: Whether to read the saved tensors for their sizes.  With ``torch.utils.checkpoint``, reading computes
-            them again.
+        max_nodes: The maximum number of boxes, those nearest to the outputs; one more box shows how many were left
+            out.  At least 2, or None for no limit.
+        measure: Whether to read the saved tensors for their sizes.  With ``torch.utils.checkpoint``, this recomputes
+            them.
         rankdir: The direction of the arrows: ``'TB'``, ``'BT'``, ``'LR'`` or ``'RL'``.
 
     Returns:
@@ -215,7 +220,7 @@ def make_dot(
 
     Raises:
         ImportError: If the package graphviz is not installed.
-        TypeError: If ``var`` or ``params`` is not what it should be.
+        TypeError: If ``var`` or ``params`` has a wrong type.
         ValueError: If there is no tensor in ``var``, or a number is out of its range.
 
     Example:
@@ -242,7 +247,7 @@ def make_dot(
 
 
 def check_rankdir(rankdir: str) -> str:
-    """Require a direction that graphviz knows."""
+    """Require a valid direction of graphviz."""
     if rankdir not in ('TB', 'BT', 'LR', 'RL'):
-        raise ValueError(f"rankdir: {rankdir!r} is no direction. Pass 'TB', 'BT', 'LR' or 'RL'.")
+        raise ValueError(f"rankdir: {rankdir!r} is not a direction. Pass 'TB', 'BT', 'LR' or 'RL'.")
     return rankdir

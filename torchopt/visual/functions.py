@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a node of autograd tells of itself: its name, its attributes, what it saved, what it computed."""
+"""Properties of autograd nodes: names, attributes, saved tensors, results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 SAVED_PREFIX = '_saved_'
-"""How the attributes begin in which a node of autograd keeps what its derivative needs."""
+"""The prefix of the attributes in which an autograd node keeps the values that its derivative uses."""
 
 _ADDRESS = re.compile(r' at 0x[0-9a-fA-F]+')
 
@@ -37,14 +37,14 @@ def _attributes_of(kind: Hashable) -> tuple[str, ...]:
 
 
 def _saved_attributes(fn: Any) -> tuple[str, ...]:
-    kind: Any = type(fn)  # by class: what dir() finds is the same for all nodes of one
+    kind: Any = type(fn)  # cached by class, whose nodes all have the same attributes
     return _attributes_of(kind)
 
 
 def _read(fn: Any, attribute: str) -> Any:
     try:
         return getattr(fn, attribute)
-    except (RuntimeError, AttributeError):  # freed by a backward pass, or changed in place since
+    except (RuntimeError, AttributeError):  # freed by a backward pass, or changed in place afterwards
         return '[freed]'
 
 
@@ -55,20 +55,20 @@ def function_name(fn: Any) -> str:
 
 
 def leaf_of(fn: Any) -> Tensor | None:
-    """The leaf whose gradient a node adds up; None for any other node."""
+    """The leaf whose gradient a node accumulates; None for any other node."""
     return fn.variable if function_name(fn) == 'AccumulateGrad' else None
 
 
 def get_fn_name(fn: Any, show_attrs: bool, max_attr_chars: int) -> str:
-    """The text of a node of autograd.
+    """The text of an autograd node.
 
     Args:
         fn: The node, the ``grad_fn`` of a tensor.
-        show_attrs: Whether to list below the name what it saved: values, and ``[saved tensor]`` for tensors.
-        max_attr_chars: How long values may be; at least 3.
+        show_attrs: Whether to list the saved values below the name, with ``[saved tensor]`` for tensors.
+        max_attr_chars: The length to which values are cut; at least 3.
 
     Returns:
-        The name of its class; with attributes one more line for each.
+        The name of its class, followed by one line per attribute if ``show_attrs``.
 
     Example:
         >>> import torch
@@ -105,7 +105,7 @@ def get_fn_name(fn: Any, show_attrs: bool, max_attr_chars: int) -> str:
 
 
 def saved_tensors(fn: Any) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that a node saved, by the names of the attributes."""
+    """The tensors that a node saved, with the names of the attributes."""
     if isinstance(fn, torch.autograd.function.BackwardCFunction):
         saved = _read(fn, 'saved_tensors')
         for i, tensor in enumerate(saved if isinstance(saved, tuple) else ()):
@@ -123,29 +123,29 @@ def saved_tensors(fn: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def storage_of(tensor: Tensor) -> tuple[int, int]:
-    """What tells the memory of a tensor from that of others, and its size in bytes."""
+    """An identifier of the storage of a tensor, and its size in bytes."""
     try:
         storage = tensor.untyped_storage()
         return storage._cdata, storage.nbytes()
-    except (RuntimeError, NotImplementedError):  # sparse, or wrapped by a transform
+    except (RuntimeError, NotImplementedError):  # sparse, or inside a torch.func transform
         return id(tensor), tensor.numel() * tensor.element_size()
 
 
 def tensor_label(name: str | None, shape: Any) -> str:
-    """The text of a box for a tensor: its name, if it has one, above its shape."""
+    """The text of the box of a tensor: its name, if any, and its shape."""
     size = f'({", ".join(map(str, shape))}{"," if len(shape) == 1 else ""})'
     return f'{name}\n{size}' if name else size
 
 
 def describe_tensor(tensor: Tensor) -> str:
-    """Shape, dtype, device and size in words."""
+    """Shape, dtype, device and size as text."""
     words = [tensor_label(None, tensor.shape), str(tensor.dtype).removeprefix('torch.'), str(tensor.device)]
     return f'{" ".join(words)}, {format_bytes(tensor.numel() * tensor.element_size())}'
 
 
 def results(fn: Any) -> list[Any]:
-    """For each result of a node its metadata, with ``shape`` and ``dtype``; empty where torch does not tell."""
+    """The metadata of each result of a node, with ``shape`` and ``dtype``; empty if torch does not provide it."""
     try:
-        return list(fn._input_metadata)  # what goes into a node of the backward graph is what its function computed
+        return list(fn._input_metadata)  # the inputs of a backward node correspond to the results of its function
     except (RuntimeError, AttributeError):
         return []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the autograd node of a fused optimizer step knows: its rule, its leaves, the roles of its arguments."""
+"""Properties of the autograd node of a fused optimizer step: its rule, its leaves, the roles of its arguments."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torchopt._C.fused import Call, Order
 
 __all__ = ['FusedStep', 'fused_step']
 
-# By the name of the rule: what users call it, and the fields of its state in the order of the kernel.
+# For each rule: its public name, and the fields of its state in the order of the kernel.
 _RULES: dict[str, tuple[str, tuple[str, ...]]] = {
     'identity': ('SGD', ()),
     'trace': ('momentum', ('trace',)),
@@ -37,12 +37,12 @@ _STEP_PREFIX = re.compile(r'^(?:step|state|init)[ _-]?\d*[./: ]')
 
 
 class FusedStep(NamedTuple):
-    """One node that stands for a whole optimizer step, or for a derivative of one.
+    """A node for a whole optimizer step, or for a derivative of one.
 
     Attributes:
-        call: What it computes.
-        columns: The roles of its arguments, each with one argument for each leaf; empty if they are not known.
-        first: How many arguments come before the columns: 1 if coefficients are learned.
+        call: The computation.
+        columns: The roles of its arguments, each with one argument per leaf; empty if they are not known.
+        first: The number of arguments before the columns: 1 if coefficients are learned.
     """
 
     call: Call
@@ -56,7 +56,7 @@ class FusedStep(NamedTuple):
 
     @property
     def leaves(self) -> int:
-        """How many leaves the step moves on."""
+        """The number of leaves that the step updates."""
         return self.call.leaves
 
     @property
@@ -67,7 +67,7 @@ class FusedStep(NamedTuple):
 
     @property
     def title(self) -> str:
-        """What stands in its box, without the number of the step."""
+        """The text of its box, without the number of the step."""
         kind = 'step' if self.call.onto_params else 'update'
         return f'{rule_name(self.call)} {kind}{_VERBS[self.call.order]}'
 
@@ -94,7 +94,7 @@ class FusedStep(NamedTuple):
 
 
 def moments(call: Call) -> tuple[str, ...]:
-    """The names of the moments, as the fields of the optimizer's state are called."""
+    """The names of the moments: the fields of the optimizer's state."""
     names = [name for rule in call.plan.rules for name in _RULES.get(rule.__name__, ('', ()))[1]]
     if len(names) != call.plan.moments or len({*names}) < len(names):
         return tuple(f'moment{i}' for i in range(call.plan.moments))
@@ -102,7 +102,7 @@ def moments(call: Call) -> tuple[str, ...]:
 
 
 def rule_name(call: Call) -> str:
-    """What users call the rule: Adam with decoupled decay is AdamW, with Nesterov's momentum NAdam."""
+    """The public name of the rule: Adam with decoupled decay is AdamW, with Nesterov momentum NAdam."""
     names = [_RULES.get(rule.__name__, (rule.__name__, ()))[0] for rule in call.plan.rules]
     if names == ['momentum']:
         return 'SGD'
@@ -132,5 +132,5 @@ def fused_step(fn: Any) -> FusedStep | None:
 
 
 def without_step(name: str) -> str:
-    """A name without the number of a step, as ``visual_prefix='step0.'`` puts it before names."""
+    """A name without the prefix for the step number, such as ``visual_prefix='step0.'``."""
     return _STEP_PREFIX.sub('', name)

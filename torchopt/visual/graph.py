@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The graph of some tensors as an object that can be inspected, shown in a notebook, and written in many formats."""
+"""The autograd graph of tensors as an object to inspect, show in a notebook, and write in many formats."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ LARGE = 1000
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class GradientGraph(Model):
-    """The graph of autograd behind tensors, ready to be drawn; made by :func:`trace_graph`.
+    """The autograd graph of tensors, ready to draw; made by :func:`trace_graph`.
 
-    The same graph gives the same text.  A notebook shows it as SVG.
+    The output is deterministic.  Notebooks show the graph as SVG.
 
     Attributes:
         nodes: The boxes: ``id``, ``kind``, ``label``, ``tooltip``, ``cluster``, ``saved_bytes``, ``colour``.
         edges: The arrows: ``tail``, ``head``, ``kind``, ``label``, ``tooltip``.
         clusters: The inner steps: ``index``, ``loop``, ``label``, ``functions``, ``saved_bytes``.
-        functions: How many nodes of autograd there are, including those that ``max_nodes`` left out.
-        saved_bytes: How much memory the graph keeps, each storage counted once; None without ``measure``.
+        functions: The number of autograd nodes, including those that ``max_nodes`` left out.
+        saved_bytes: The memory that the graph keeps, each storage counted once; None without ``measure``.
 
     Example:
         >>> import torch
@@ -62,14 +62,14 @@ class GradientGraph(Model):
         return f'{type(self).__name__}({self.totals})'
 
     def counts(self) -> dict[str, int]:
-        """How many boxes of each kind there are."""
+        """The number of boxes of each kind."""
         found: dict[str, int] = {}
         for node in self.nodes:
             found[node.kind] = found.get(node.kind, 0) + 1
         return found
 
     def to_dot(self, rankdir: str = 'TB') -> str:
-        """Text in graphviz's language DOT; needs no package.
+        """Text in graphviz's language DOT; requires no package.
 
         Args:
             rankdir: The direction of the arrows: ``'TB'``, ``'BT'``, ``'LR'`` or ``'RL'``.
@@ -77,10 +77,10 @@ class GradientGraph(Model):
         return dot_text(self, check_rankdir(rankdir))
 
     def to_digraph(self, rankdir: str = 'TB') -> Digraph:
-        """An object of the graphviz package, as :func:`make_dot` returns it.
+        """A ``graphviz.Digraph``, as :func:`make_dot` returns it.
 
         Args:
-            rankdir: As for :meth:`to_dot`.
+            rankdir: The direction of the arrows; see :meth:`to_dot`.
 
         Raises:
             ImportError: If the package graphviz is not installed.
@@ -88,10 +88,10 @@ class GradientGraph(Model):
         return to_digraph(self, check_rankdir(rankdir))
 
     def to_mermaid(self, rankdir: str = 'TB') -> str:
-        """Text in the language of Mermaid, for a fenced block in Markdown.
+        """Mermaid text, for a fenced block in Markdown.
 
         Args:
-            rankdir: As for :meth:`to_dot`.
+            rankdir: The direction of the arrows; see :meth:`to_dot`.
         """
         return mermaid_text(self, check_rankdir(rankdir))
 
@@ -99,24 +99,24 @@ class GradientGraph(Model):
         """A drawing as SVG.
 
         Args:
-            layout: ``'dot'`` for graphviz's program, ``'own'`` for the small layout of this package, which needs no
-                program; None for graphviz's if it is there and the graph has at most 1000 nodes, since it takes very
-                long for more.
+            layout: ``'dot'`` uses graphviz's program, ``'own'`` the layout of this package, which requires no program.
+                None uses graphviz's if it is installed and the graph has at most 1000 nodes, since it is very slow for
+                larger graphs.
 
         Raises:
-            RuntimeError: If graphviz's program is asked for and not there.
-            ValueError: If ``layout`` is neither.
+            RuntimeError: If ``layout`` is ``'dot'`` and graphviz's program is not installed.
+            ValueError: If ``layout`` is unknown.
         """
         if layout is None:
             layout = 'dot' if shutil.which('dot') and len(self.nodes) <= LARGE else 'own'
         if layout not in LAYOUTS:
-            raise ValueError(f"layout: {layout!r} is unknown. Pass 'dot', 'own', or None for what is there.")
+            raise ValueError(f"layout: {layout!r} is unknown. Pass 'dot', 'own' or None.")
         return run_dot(dot_text(self), 'svg').decode() if layout == 'dot' else svg_text(self)
 
     def to_html(self, title: str = 'Gradient graph') -> str:
-        """One page that can be moved, zoomed and searched; it needs no program, and no network.
+        """An interactive HTML page with panning, zooming and search; it requires no program and no network.
 
-        Drag to move, turn the wheel to zoom, click a box for its facts and its neighbours.
+        Drag to move, scroll to zoom, click a box to see its details and to highlight its neighbours.
 
         Args:
             title: The title of the page.
@@ -127,14 +127,15 @@ class GradientGraph(Model):
         """Write the graph to a file.
 
         Args:
-            path: Where to.  The suffix tells the format: ``.dot`` or ``.gv``, ``.mmd``, ``.svg``, ``.png``, ``.html``.
-            format: ``'dot'``, ``'mermaid'``, ``'svg'``, ``'png'`` or ``'html'``, where the suffix does not tell it.
+            path: The file.  Its suffix determines the format: ``.dot`` or ``.gv``, ``.mmd``, ``.svg``, ``.png``,
+                ``.html``.
+            format: ``'dot'``, ``'mermaid'``, ``'svg'``, ``'png'`` or ``'html'``, for other suffixes.
 
         Returns:
             The path.
 
         Raises:
-            RuntimeError: If PNG is asked for without graphviz's program ``dot``.
+            RuntimeError: If the format is PNG and graphviz's program ``dot`` is not installed.
             ValueError: If the format is unknown.
 
         Example:
@@ -150,7 +151,7 @@ class GradientGraph(Model):
         if chosen is None or chosen not in SUFFIXES.values():
             name, found = ('path', path.name) if format is None else ('format', format)
             raise ValueError(
-                f'{name}: {found!r} names no known format. Pass format= one of '
+                f'{name}: {found!r} is not a known format. Pass format= one of '
                 f'{", ".join(map(repr, dict.fromkeys(SUFFIXES.values())))}, or a file name that ends in one of '
                 f'{", ".join(SUFFIXES)}.'
             )
@@ -162,7 +163,7 @@ class GradientGraph(Model):
         return path
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **_: Any) -> dict[str, str]:
-        """What a notebook shows: the drawing, or one line of text where it shows no drawings."""
+        """The output in a notebook: the drawing, or one line of text if it cannot show drawings."""
         bundle = {}
         for kind, write in {'image/svg+xml': self.to_svg, 'text/plain': self.__repr__}.items():
             if (not include or kind in include) and not (exclude and kind in exclude):
@@ -182,24 +183,24 @@ def trace_graph(
     max_nodes: int | None = None,
     measure: bool = True,
 ) -> GradientGraph:
-    """Find the graph of autograd behind tensors, to inspect it or to draw it; needs no package and no program.
+    """Trace the autograd graph of tensors, to inspect or draw it; requires no other package or program.
 
     Args:
-        var: A tensor or a tree of tensors, as for :func:`make_dot`.
-        params: Names of tensors, as for :func:`make_dot`.
-        show_attrs: Whether to list what functions saved for their derivative.
+        var: A tensor or a tree of tensors; see :func:`make_dot`.
+        params: Names of tensors; see :func:`make_dot`.
+        show_attrs: Whether to list what functions saved for their derivatives.
         show_saved: Whether to draw saved tensors.
-        max_attr_chars: The length to which the values of attributes are cut.
-        show_accumulate: Whether to draw the nodes that add up the gradients of leaves.
+        max_attr_chars: The length to which values of attributes are cut.
+        show_accumulate: Whether to draw the nodes that accumulate the gradients of leaves.
         show_steps: Whether to draw frames around inner steps.
-        max_nodes: How many boxes to draw at most, or None.
+        max_nodes: The maximum number of boxes, or None.
         measure: Whether to read the saved tensors for their sizes.
 
     Returns:
         The graph.
 
     Raises:
-        TypeError: If ``var`` or ``params`` is not what it should be.
+        TypeError: If ``var`` or ``params`` has a wrong type.
         ValueError: If there is no tensor in ``var``, or a number is out of its range.
 
     Example:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Graphs as one HTML page that can be moved and zoomed; it loads nothing."""
+"""Graphs as interactive, self-contained HTML pages."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ background:#fffffff2;border:1px solid #bbb;border-radius:6px;font:11px/1.45 mono
 #facts:empty{display:none}.node{cursor:pointer}.dim .node:not(.lit),.dim .edge:not(.lit){opacity:.18}
 .node.found rect{stroke:#c00;stroke-width:2.5}"""
 
-# The view is the part of the picture that the element shows: its viewBox.
+# The viewBox of the SVG element is the visible part of the drawing.
 _SCRIPT = """\
 'use strict';
 const view = document.getElementById('view'), svg = view.querySelector('svg'), facts = document.getElementById('facts');
@@ -131,7 +131,7 @@ def page(model: Model, title: str) -> str:
         for kind, words in _LEGEND.items()
         if kind in used
     )
-    svg = svg_text(model).replace(' xmlns="http://www.w3.org/2000/svg"', '', 1)  # a page knows what <svg> is
+    svg = svg_text(model).replace(' xmlns="http://www.w3.org/2000/svg"', '', 1)  # not needed inside HTML
     return f"""\
 <!DOCTYPE html>
 <html lang="en">

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which nodes of a graph belong to which step of an inner loop."""
+"""Assign the nodes of a graph to the steps of inner loops."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ['InnerStep', 'find_inner_steps']
 
 @dataclasses.dataclass(eq=False)
 class InnerStep:
-    """One step of an inner loop: one or more fused nodes (groups of parameters), and what serves them alone.
+    """One step of an inner loop: one or more fused nodes (groups of parameters), and the nodes that only they use.
 
     Attributes:
-        index: Which step of its loop, from 1.
-        loop: Which loop, from 1.
-        members: The numbers of the nodes of autograd that belong to it.
+        index: The number of the step in its loop, from 1.
+        loop: The number of the loop, from 1.
+        members: The numbers of the autograd nodes that belong to it.
     """
 
     index: int
@@ -28,22 +28,22 @@ class InnerStep:
 
 
 def find_inner_steps(graph: AutogradGraph, roots: Iterable[int]) -> list[InnerStep]:
-    """Find for each inner step the nodes that serve it alone.
+    """Find the nodes that belong to each inner step.
 
-    A node belongs to a step if all paths from it reach that step before any other step and before the outputs;
-    leaves belong to none.  Two fused nodes are one step (two groups of parameters) if a function of the parameters
-    of both serves both; two steps from the very same parameters are alternatives, such as the tasks of MAML.
+    A node belongs to a step if all paths from it reach that step before any other step and before the outputs; leaves
+    belong to no step.  Two fused nodes are one step (two groups of parameters) if both use the same function of the
+    parameters of both.  Two steps from the same parameters are alternatives, such as the tasks of MAML.
 
     Args:
         graph: The graph.
-        roots: The numbers of the nodes that computed the outputs.
+        roots: The numbers of the nodes of the outputs.
     """
     forward = [s for s in graph.order if s in graph.index]
     if not forward:
         return []
     bit = {s: 1 << i for i, s in enumerate(forward)}
     outside = 1 << len(forward)
-    serves = [0] * len(graph.functions)  # which steps each node reaches first, as a set of bits
+    serves = [0] * len(graph.functions)  # the steps that each node reaches first, as a bit set
     for root in roots:
         serves[root] |= outside
     for f in reversed(graph.order):
@@ -68,7 +68,7 @@ def find_inner_steps(graph: AutogradGraph, roots: Iterable[int]) -> list[InnerSt
         owners = {id(by_bit[b]): by_bit[b] for b in _bits(reached)}
         if len(owners) == 1:
             next(iter(owners.values())).members.append(f)
-    # A step alone needs no frame: its gradients are constant, or serve the outside too.
+    # A step without other nodes needs no frame: its gradients are constant, or also used outside.
     framed = [step for step in found.values() if len(step.members) > 1]
     return sorted(framed, key=lambda step: (step.loop, step.index))
 
@@ -78,7 +78,7 @@ def _params(graph: AutogradGraph, s: int) -> list[tuple[int, int]]:
 
 
 def _merge(graph: AutogradGraph, forward: list[int], bit: dict[int, int], serves: list[int]) -> dict[int, int]:
-    """For each step the first of those that it is one with."""
+    """For each fused node, the first fused node of the same step."""
     group = {s: s for s in forward}
     if len({graph.index[s] for s in forward}) == len(forward):
         return group
@@ -87,7 +87,7 @@ def _merge(graph: AutogradGraph, forward: list[int], bit: dict[int, int], serves
     for s, places in sources.items():
         for place in places:
             marks[place] = marks.get(place, 0) | bit[s]
-    depends = [0] * len(graph.functions)  # of the parameters of which steps each node is a function
+    depends = [0] * len(graph.functions)  # the steps on whose parameters each node depends, as a bit set
     of_bit = {bit[s]: s for s in forward}
     seen: set[int] = set()
     for f in graph.order:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Places for boxes: a small layered layout, for where graphviz is not installed.
+"""A layered layout of graphs, used if graphviz is not installed.
 
 The steps are those of Sugiyama, Tagawa and Toda, Methods for visual understanding of hierarchical system structures,
-1981: layers, so that arrows go down; points in between for arrows that pass layers; an order in each layer by the mean
-of the neighbours, so that few arrows cross; horizontal places close to the neighbours.
+1981: assign nodes to layers, so that arrows point down; insert points into arrows that cross layers; sort each layer by
+the mean position of the neighbours, so that few arrows cross; choose horizontal positions close to the neighbours.
 
-A frame must not contain nodes of others.  So every frame has a lane, an interval of columns of its own over the layers
-that it spans, and what passes by goes to the right of all lanes there.
+A frame must not contain nodes of other frames.  So every frame has a lane, an interval of columns of its own in the
+layers that it spans, and all other nodes of these layers are to the right of all lanes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MOST_POINTS = 30_000
 
 @dataclasses.dataclass
 class Box:
-    """A rectangle; ``x`` and ``y`` are its centre."""
+    """A rectangle with centre ``(x, y)``."""
 
     x: float
     y: float
@@ -38,21 +38,21 @@ class Box:
 
 @dataclasses.dataclass(frozen=True)
 class Route:
-    """The points that an arrow passes, from its tail to its head."""
+    """The points of an arrow, from its tail to its head."""
 
     points: list[tuple[float, float]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where everything is.
+    """The positions of all elements of a drawing.
 
     Attributes:
-        boxes: For each node its rectangle.
-        routes: For each edge its points.
-        frames: For each cluster its rectangle.
-        width: The width of the picture.
-        height: Its height.
+        boxes: The rectangle of each node.
+        routes: The points of each edge.
+        frames: The rectangle of each cluster.
+        width: The width of the drawing.
+        height: The height of the drawing.
     """
 
     boxes: list[Box]
@@ -63,14 +63,14 @@ class Layout:
 
 
 def text_size(label: str, size: float = 1.0) -> tuple[float, float]:
-    """Width and height of a text in the font of the boxes."""
+    """The width and height of a text in the font of the boxes."""
     lines = label.split('\n')
     return max(map(len, lines)) * CHARACTER * size, len(lines) * LINE * size
 
 
 @dataclasses.dataclass
 class _Item:
-    """A box, or a point of an arrow that passes a layer."""
+    """A box, or a point of an arrow that crosses a layer."""
 
     width: float
     height: float
@@ -82,9 +82,9 @@ class _Item:
 
 
 def lay_out(model: Model) -> Layout:
-    """Find places for all boxes and arrows."""
+    """Compute the positions of all boxes and arrows."""
     number = {node.id: i for i, node in enumerate(model.nodes)}
-    # All that was left out lies above what is there, whatever leads to it.
+    # The box for the nodes that were left out is at the top, whatever the direction of its arrows.
     back = [edge.head == 'more' for edge in model.edges]
     pairs = [(number[edge.tail], number[edge.head]) for edge in model.edges]
     pairs = [(head, tail) if up else (tail, head) for (tail, head), up in zip(pairs, back)]
@@ -112,9 +112,9 @@ def _item(node: Node, layer: int) -> _Item:
 
 
 def _layers(model: Model, pairs: Sequence[tuple[int, int]]) -> list[int]:
-    """The length of the longest path to each node, where the frames of one loop come one after another."""
+    """The length of the longest path to each node, with the frames of one loop below each other."""
     count, frames = len(model.nodes), len(model.clusters)
-    # Two more nodes for each frame: its top before all its nodes, its bottom behind them.
+    # Add two nodes per frame: its top, before all its nodes, and its bottom, after them.
     below: list[list[int]] = [[] for _ in range(count + 2 * frames)]
     above = [0] * len(below)
 
@@ -142,7 +142,7 @@ def _layers(model: Model, pairs: Sequence[tuple[int, int]]) -> list[int]:
             above[j] -= 1
             if above[j] == 0:
                 ready.append(j)
-    # What nothing leads to comes as late as it can, next to its users; but not between the nodes of a frame.
+    # Move nodes without inputs down, next to their users, but not between the nodes of a frame.
     tops = [min((layer[i] for i in range(count) if model.nodes[i].cluster == c), default=0) for c in range(frames)]
     for i in reversed(order):
         if i >= count or model.nodes[i].cluster is not None:
@@ -158,7 +158,7 @@ def _layers(model: Model, pairs: Sequence[tuple[int, int]]) -> list[int]:
 
 
 def _split_long(items: list[_Item], pairs: Sequence[tuple[int, int]], labels: Sequence[float]) -> list[list[int]]:
-    """Put points into the arrows that pass layers; returns for each edge the items from tail to head."""
+    """Insert points into the arrows that cross layers; return the items of each edge from tail to head."""
     total = sum(max(0, items[head].layer - items[tail].layer - 1) for tail, head in pairs)
     longest = 10**9 if total <= MOST_POINTS else max(8, MOST_POINTS // max(1, len(pairs)))
     chains = []
@@ -194,7 +194,7 @@ def _split_long(items: list[_Item], pairs: Sequence[tuple[int, int]], labels: Se
 
 
 def _order(items: list[_Item], rows: list[list[int]], busy: list[bool]) -> None:
-    """Sort every layer by the mean place of the neighbours, downwards and upwards in turn; lanes come first."""
+    """Sort every layer by the mean position of the neighbours, alternately downwards and upwards; lanes come first."""
     place = [0.0] * len(items)
     for row in rows:
         for k, i in enumerate(row):
@@ -213,7 +213,7 @@ def _order(items: list[_Item], rows: list[list[int]], busy: list[bool]) -> None:
                 )
                 for i in row
             }
-            row.sort(key=lambda i: keys[i])  # used at once
+            row.sort(key=lambda i: keys[i])  # called before keys changes
             for k, i in enumerate(row):
                 place[i] = k - len(row) / 2
 
@@ -229,7 +229,7 @@ def _spans(items: list[_Item], frames: int, count: int) -> list[tuple[int, int]]
 def _lanes(
     items: list[_Item], rows: list[list[int]], spans: list[tuple[int, int]]
 ) -> tuple[list[tuple[float, float]], float]:
-    """For each frame its left and right end, and the right end of all."""
+    """The left and right end of each frame, and the right end of all."""
     widths = [80.0 for _ in spans]
     for row in rows:
         here: dict[int, float] = {}
@@ -239,7 +239,7 @@ def _lanes(
                 here[group] = here.get(group, 2 * FRAME_PADDING) + items[i].width + GAP
         for group, width in here.items():
             widths[group] = max(widths[group], width)
-    columns: list[list[int]] = []  # frames above one another
+    columns: list[list[int]] = []  # frames that are above one another
     for c in sorted(range(len(spans)), key=lambda c: spans[c]):
         for column in columns:
             if spans[column[-1]][1] < spans[c][0]:
@@ -264,7 +264,7 @@ def _place(
     lanes: list[tuple[float, float]],
     right: float,
 ) -> None:
-    """Give every item its column: as close to its neighbours as its lane and the items beside it allow."""
+    """Compute the horizontal position of every item: as close to its neighbours as its lane and row allow."""
     parts: list[list[tuple[list[int], float, float]]] = []
     for layer, row in enumerate(rows):
         groups: dict[int | None, list[int]] = {}
@@ -295,10 +295,10 @@ def _place(
 
 
 def _fit(items: list[_Item], members: list[int], wishes: list[float], low: float, high: float) -> None:
-    """The places nearest to the wishes (least squares) that keep order and distance, within bounds.
+    """The positions nearest to the wishes in the least-squares sense that keep order and distance, within bounds.
 
-    Less the room that the items before it need, each place must not be smaller than the one before it: the nearest such
-    sequence is the isotonic regression, found by pooling adjacent violators.
+    After subtracting the widths of the items before it, each position must be at least the previous one.  The nearest
+    such sequence is the isotonic regression, computed by the pool adjacent violators algorithm.
     """
     room = [0.0]
     for a, b in itertools.pairwise(members):
@@ -320,7 +320,7 @@ def _fit(items: list[_Item], members: list[int], wishes: list[float], low: float
 def _measure(
     model: Model, items: list[_Item], rows: list[list[int]], chains: list[list[int]], spans: list[tuple[int, int]]
 ) -> Layout:
-    """From layers to heights, and everything to positive coordinates."""
+    """Convert layers to vertical positions, and shift everything to positive coordinates."""
     starts, ends = {low for low, high in spans if low <= high}, {high for low, high in spans if low <= high}
     top, middles, heights = 0.0, [], []
     for layer, row in enumerate(rows):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Graphs as Mermaid text, which GitHub, GitLab and many notebooks draw by themselves."""
+"""Graphs as Mermaid text, which GitHub, GitLab and many notebooks can draw."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _edge(edge: Edge) -> str:
 
 
 def mermaid_text(model: Model, rankdir: str = 'TB') -> str:
-    """The graph as text in the language of Mermaid."""
+    """The graph as Mermaid text."""
     lines = [f'flowchart {rankdir}']
     for c, nodes in nodes_by_cluster(model):
         if c is None:

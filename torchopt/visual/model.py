@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a picture of a graph consists of; the writers turn it into text and drawings."""
+"""The elements of a drawing of a graph, which the writers convert to text and images."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ COLOURS = {
     'function': 'lightgrey',
     'more': 'white',
 }
-"""The fill of a node by its kind, as graphviz calls it."""
+"""The fill colour of each kind of node, as a name of graphviz."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """One box of a picture.
+    """One box of a drawing.
 
     Attributes:
-        id: ``n0``, ``n1``, ... in the order in which the walk came by.
-        kind: ``output``; ``base``, the tensor that an output is a view of; ``leaf``; ``function``, a node of autograd;
+        id: ``n0``, ``n1``, ... in the order in which the nodes were visited.
+        kind: ``output``; ``base``, a tensor of which an output is a view; ``leaf``; ``function``, an autograd node;
             ``named``, a function whose only result has a name; ``step``, a fused optimizer step; ``state``, a named
-            result of a step; ``saved``, a saved tensor; ``more``, all that was left out.
-        label: What stands in the box; lines end with a line feed.
-        tooltip: What a pointer over the box shows.
-        cluster: The number of the inner step that it belongs to, an index into the clusters, or None.
+            result of a step; ``saved``, a saved tensor; ``more``, all nodes that were left out.
+        label: The text in the box; lines end with a line feed.
+        tooltip: The text shown when the pointer is over the box.
+        cluster: The index of its inner step among the clusters, or None.
         saved_bytes: The size of the tensors that the function saved for its derivative.
     """
 
@@ -46,21 +46,21 @@ class Node:
 
     @property
     def colour(self) -> str:
-        """The fill, as graphviz calls it."""
+        """The fill colour, as a name of graphviz."""
         return COLOURS[self.kind]
 
 
 @dataclasses.dataclass(frozen=True)
 class Edge:
-    """One arrow of a picture.
+    """One arrow of a drawing.
 
     Attributes:
-        tail: The id of the node that it comes from.
-        head: The id of the node that it goes to.
+        tail: The id of the node at which it begins.
+        head: The id of the node to which it points.
         kind: ``flow``, from an argument to its function; ``view``, from a base to its view (dotted); ``saved``, between
-            a function and what it saved (without arrowhead); ``more``, from what was left out (dashed).
-        label: What stands beside it.
-        tooltip: What a pointer over it shows.
+            a function and a tensor that it saved (without arrowhead); ``more``, from nodes that were left out (dashed).
+        label: The text next to the arrow.
+        tooltip: The text shown when the pointer is over the arrow.
     """
 
     tail: str
@@ -75,10 +75,10 @@ class Cluster:
     """A frame around the nodes of one inner step.
 
     Attributes:
-        index: Which step of its loop, from 1.
-        loop: Which loop, from 1; independent inner loops, such as those of several tasks, have different numbers.
-        label: What stands at the top of the frame.
-        functions: How many nodes of autograd are in it.
+        index: The number of the step in its loop, from 1.
+        loop: The number of the loop, from 1; independent inner loops, such as those of several tasks, differ.
+        label: The text at the top of the frame.
+        functions: The number of autograd nodes in it.
         saved_bytes: The size of the storages that they keep alive, each counted once.
     """
 
@@ -91,13 +91,13 @@ class Cluster:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Model:
-    """A picture, before it is drawn.
+    """A drawing as data.
 
     Attributes:
         nodes: The boxes, outputs first.
         edges: The arrows.
         clusters: The frames.
-        functions: How many nodes of autograd the graph has, including those that were left out.
+        functions: The number of autograd nodes of the graph, including those that were left out.
         saved_bytes: The size of the storages that the graph keeps alive, each counted once; None if not measured.
     """
 
@@ -109,7 +109,7 @@ class Model:
 
     @property
     def totals(self) -> str:
-        """One line that says how large the graph is."""
+        """One line with the size of the graph."""
         parts = [
             f'{len(self.nodes):,} nodes, {len(self.edges):,} edges',
             f'{self.functions:,} {"function" if self.functions == 1 else "functions"}',
@@ -120,7 +120,7 @@ class Model:
 
 
 def format_bytes(size: int) -> str:
-    """A size in words: ``512 B``, ``1.5 KiB``."""
+    """A size as text: ``512 B``, ``1.5 KiB``."""
     value, units = float(size), ['B', 'KiB', 'MiB', 'GiB', 'TiB']
     while value >= 1023.95 and len(units) > 1:
         value /= 1024

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From what users know (names, modules, states, trees) to the names of tensors in a graph."""
+"""The names of the tensors in a graph, from mappings, modules, states and trees."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _KINDS = (
 
 @dataclasses.dataclass(eq=False)
 class Names:
-    """The names that are known.
+    """The known names.
 
     Attributes:
-        leaves: By the ``id`` of a tensor without ``grad_fn``; the tensor stands beside its name to stay alive.
-        results: By the node that computed a tensor, and by the number of that result.
-        shown: The keys of those results that get a box of their own: those that the user named.
-        by_node: The keys of those results that were named by their node, as in ``visual_contents``.
+        leaves: Names by the ``id`` of a tensor without ``grad_fn``, with the tensor, which keeps the ``id`` valid.
+        results: Names by the node that computed a tensor, and by the index of the result.
+        shown: The keys of the results that the user named; they are drawn as boxes.
+        by_node: The keys of the results that were named by their node, as in ``visual_contents``.
     """
 
     leaves: dict[int, tuple[str, Tensor]] = dataclasses.field(default_factory=dict)
@@ -53,10 +53,10 @@ class Names:
 
 
 def collect_names(params: Any) -> Names:
-    """Read the names out of ``params`` of :func:`torchopt.visual.make_dot`.
+    """Read the names from the argument ``params`` of :func:`torchopt.visual.make_dot`.
 
     Raises:
-        TypeError: If something in it names no tensors; the message says where.
+        TypeError: If an entry does not name tensors; the message gives its path.
     """
     names = Names()
     if params is not None:
@@ -67,13 +67,13 @@ def collect_names(params: Any) -> Names:
 
 
 def _unexpected(where: str, found: Any) -> TypeError:
-    return TypeError(f'{where}: {found!r} is a {type(found).__name__}, which names no tensors. Pass {_KINDS}.')
+    return TypeError(f'{where}: {found!r} is a {type(found).__name__}, which does not name tensors. Pass {_KINDS}.')
 
 
 def _collect(names: Names, item: Any, prefix: str, where: str) -> None:
-    """Name the tensors in ``item``; ``prefix`` is its own name, ``where`` the place for error messages."""
+    """Name the tensors in ``item``; ``prefix`` is the name of ``item``, ``where`` its path for error messages."""
     if item is None or isinstance(item, (bool, int, float, complex)):
-        return  # what optimizer states hold beside tensors
+        return  # other entries of optimizer states
     if isinstance(item, Tensor):
         names.add(prefix or where, item)
     elif isinstance(item, nn.Module):
@@ -92,7 +92,7 @@ def _collect(names: Names, item: Any, prefix: str, where: str) -> None:
             _collect(names, value, f'{prefix}.{field}' if prefix else field, f'{where}.{field}')
     elif isinstance(item, (list, tuple, set, frozenset, Generator, Iterator)):
         for i, value in enumerate(item):
-            # Only what has a name needs to tell its elements apart, unless these have names themselves.
+            # Number the elements if the item has a name and they have none.
             own = prefix if not prefix or _is_pair(value) else f'{prefix}[{i}]'
             _collect(names, value, own, f'{where}[{i}]')
     elif hasattr(item, 'param_groups') and hasattr(item, 'state_groups'):
@@ -107,9 +107,9 @@ def _collect(names: Names, item: Any, prefix: str, where: str) -> None:
 
 
 def _collect_entry(names: Names, key: Any, value: Any, prefix: str, where: str) -> None:
-    if isinstance(key, Tensor):  # visual_contents: the name by the leaf
+    if isinstance(key, Tensor):  # an entry of visual_contents: leaf to name
         names.add(prefix + str(value), key)
-    elif isinstance(key, AutogradNode) or hasattr(key, 'next_functions'):  # or name and tensor by the node
+    elif isinstance(key, AutogradNode) or hasattr(key, 'next_functions'):  # or node to name and tensor
         name, tensor = value
         result = tensor.output_nr if tensor.grad_fn is key else 0
         names.results[key, result] = prefix + name
@@ -124,7 +124,7 @@ def _collect_state(names: Names, state: Any, prefix: str) -> None:
         for key, value in state.visual_contents.items():
             _collect_entry(names, key, value, prefix, 'visual_contents')
         return
-    # Without them only the modules' own names are known, which need a number if there are several modules.
+    # Without visual contents, only the names within the modules are known; several modules need a number.
     containers = state.params
     for i, container in enumerate(containers):
         own = prefix if len(containers) == 1 else f'{prefix}{i}.'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plots: schedules over steps, and losses of two parameters with the paths that optimizers take over them."""
+"""Plots of schedules, and of losses of two parameters with the paths of optimizers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _axes(ax: Axes | None) -> Axes:
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
-        raise ImportError('Plots need matplotlib. Run `pip install torchopt[visual]`.') from error
+        raise ImportError('Plots require matplotlib. Run `pip install torchopt[visual]`.') from error
     return plt.subplots(layout='constrained')[1] if ax is None else ax
 
 
@@ -36,20 +36,20 @@ def _positive(name: str, value: Any) -> int:
 
 
 def plot_schedule(schedules: Any, steps: int, *, ax: Axes | None = None, log: bool = False) -> Axes:
-    """Plot what schedules give at each step.
+    """Plot the values of schedules at each step.
 
     Args:
         schedules: A schedule (a function from the step count to a number), a number, or a mapping of labels to these.
-        steps: How many steps, from 0 on; at least 1.
-        ax: Where to draw; by default new axes in a new figure.
-        log: Whether the values are on a logarithmic scale.
+        steps: The number of steps, from 0 on; at least 1.
+        ax: The axes; by default new ones in a new figure.
+        log: Whether the scale of the values is logarithmic.
 
     Returns:
         The axes, with one line for each schedule.
 
     Raises:
         ImportError: If matplotlib is not installed.
-        TypeError: If something is neither a schedule nor a number, or ``steps`` not an integer.
+        TypeError: If an entry is neither a schedule nor a number, or ``steps`` is not an integer.
         ValueError: If ``steps`` is not positive, or there is no schedule.
 
     Example:
@@ -100,20 +100,20 @@ def plot_landscape(
     minima: Sequence[Sequence[float]] = (),
     ax: Axes | None = None,
 ) -> Axes:
-    """Plot a loss of two parameters as a contour map, with the paths that optimizers take.
+    """Plot a loss of two parameters as a contour map, with the paths of optimizers.
 
     Args:
         function: The loss, from a tensor of shape (2,) to a scalar tensor.
-        paths: What goes over the map: a gradient transformation, such as ``torchopt.adam(0.1)``, which is run from
-            ``start``; or points of shape (n, 2); or a mapping of labels to these, or a list of them.
-        start: Where gradient transformations start: two numbers.
-        steps: How many steps they take; a path ends where it is no longer finite.
-        bounds: ``((x_low, x_high), (y_low, y_high))``; by default what holds all paths and minima.
-        resolution: How many points to compute in each direction; at least 2.
-        levels: How many levels the map has.
-        log: Whether the levels are those of the logarithm of the loss above its least value on the map.
-        minima: Points to mark by a star.
-        ax: Where to draw; by default new axes in a new figure.
+        paths: A gradient transformation, such as ``torchopt.adam(0.1)``, which is run from ``start``; or points of
+            shape (n, 2); or a mapping of labels to these, or a list of them.
+        start: The point at which gradient transformations start: two numbers.
+        steps: The number of steps; a path ends at the first point that is not finite.
+        bounds: ``((x_low, x_high), (y_low, y_high))``; by default they contain all paths and minima.
+        resolution: The number of points in each direction; at least 2.
+        levels: The number of contour levels.
+        log: Whether to show the logarithm of the loss minus its minimum on the map.
+        minima: Points to mark with a star.
+        ax: The axes; by default new ones in a new figure.
 
     Returns:
         The axes, with one line for each path.
@@ -121,7 +121,7 @@ def plot_landscape(
     Raises:
         ImportError: If matplotlib is not installed.
         TypeError: If a path is neither points nor a gradient transformation.
-        ValueError: If a path does not have the shape (n, 2), a start is needed and missing, or the map would be empty.
+        ValueError: If a path has not the shape (n, 2), a required start is missing, or the map would be empty.
 
     Example:
         >>> import torchopt
@@ -138,14 +138,14 @@ def plot_landscape(
     """
     _positive('levels', levels)
     if _positive('resolution', resolution) < 2:
-        raise ValueError('resolution: 1 point makes no map. Pass at least 2.')
+        raise ValueError('resolution: 1 point is not enough for a map. Pass at least 2.')
     points = {
         label: _path(function, f'paths[{label!r}]', path, start, steps) for label, path in _labelled(paths).items()
     }
     known = [row for row in points.values() if len(row)] + [np.asarray(minima, dtype=float).reshape(-1, 2)]
     (x_low, x_high), (y_low, y_high) = _bounds(np.concatenate(known)) if bounds is None else bounds
     if not (x_low < x_high and y_low < y_high):
-        raise ValueError(f'bounds: {bounds} holds no points. Pass ((x_low, x_high), (y_low, y_high)), low before high.')
+        raise ValueError(f'bounds: {bounds} is empty. Pass ((x_low, x_high), (y_low, y_high)), low before high.')
     x, y = np.linspace(x_low, x_high, resolution), np.linspace(y_low, y_high, resolution)
     heights = _heights(function, x, y)
     ax = _axes(ax)
@@ -193,7 +193,7 @@ def _path(function: Callable[[Tensor], Tensor], name: str, path: Any, start: Any
             raise ValueError(f'{name}: its shape is {points.shape}. Pass points of shape (n, 2).')
         return points
     if start is None:
-        raise ValueError(f'start: {name} is a gradient transformation, which must start somewhere. Pass two numbers.')
+        raise ValueError(f'start: {name} is a gradient transformation, which requires a start. Pass two numbers.')
     here = torch.as_tensor(start, dtype=torch.float64).detach().clone()
     if here.shape != (2,):
         raise ValueError(f'start: its shape is {tuple(here.shape)}. Pass two numbers.')
@@ -213,7 +213,7 @@ def _path(function: Callable[[Tensor], Tensor], name: str, path: Any, start: Any
 
 def _bounds(points: Any) -> tuple[tuple[float, float], tuple[float, float]]:
     if not len(points):
-        raise ValueError('bounds: there are no paths to take them from. Pass ((x_low, x_high), (y_low, y_high)).')
+        raise ValueError('bounds: required if there are no paths. Pass ((x_low, x_high), (y_low, y_high)).')
     low, high = points.min(axis=0), points.max(axis=0)
     margin = np.maximum(0.12 * (high - low), 0.05 * float((high - low).max()) or 0.5)
     (x_low, y_low), (x_high, y_high) = (low - margin).tolist(), (high + margin).tolist()
@@ -225,7 +225,7 @@ def _heights(function: Callable[[Tensor], Tensor], x: Any, y: Any) -> Any:
     with torch.no_grad():
         try:
             heights = torch.vmap(function)(grid)
-        except Exception:  # not every function can be mapped: one that calls .item(), for example
+        except Exception:  # some functions do not support vmap: one that calls .item(), for example
             heights = torch.stack([torch.as_tensor(function(point)) for point in grid])
     return heights.reshape(len(y), len(x)).double().numpy()
 
@@ -235,13 +235,13 @@ def _draw_map(ax: Axes, x: Any, y: Any, heights: Any, levels: int, log: bool) ->
 
     finite = np.isfinite(heights)
     if not finite.any():
-        raise ValueError('function: it is not finite anywhere within bounds. Pass other bounds.')
+        raise ValueError('function: no value within bounds is finite. Pass other bounds.')
     heights = np.where(finite, heights, heights[finite].max())
     low, high = float(heights.min()), float(heights.max())
     if high <= low:
         high = low + 1.0
     steps = np.linspace(0.0, 1.0, levels + 1)
-    if log:  # close to the bottom the levels are close
+    if log:  # levels that are equidistant in the logarithm
         steps = (np.geomspace(1.0, 1e4, levels + 1) - 1.0) / (1e4 - 1.0)
     marks = low + (high - low) * steps
     colours = np.linspace(0.0, 1.0, levels)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names for what an optimizer remembers, after the parameters that it moves.
+"""Names of the moments of optimizers, derived from the names of the parameters.
 
-Users name parameters.  A fused step knows which of its arguments and results belong to which parameter, and so its
-moments are ``step1.mu['fc.weight']``, where the number says after which step.
+Users name parameters.  A fused step knows the parameter of each of its arguments and results, so its moments are named
+``step1.mu['fc.weight']``, for example, after the first step.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ['name_states']
 
 
 def name_states(graph: AutogradGraph) -> None:
-    """Name the results of all fused steps, and the moments that the first ones began with."""
+    """Name the results of all fused steps, and the initial moments."""
     paths: dict[int, list[str]] = {}
     for s in graph.order:
         if s in graph.index:
@@ -30,7 +30,7 @@ def name_states(graph: AutogradGraph) -> None:
 
 
 def _paths(graph: AutogradGraph, s: int, known: dict[int, list[str]]) -> list[str]:
-    """For each leaf of a step its place in a state: by the name of its parameter, or else by its number."""
+    """For each leaf of a step, the name of its parameter, or else its number."""
     found = [f'[{k}]' for k in range(graph.steps[s].leaves)]
     for role, k, (source, i) in graph.arguments(s):
         if role not in ('coefficients', 'gradients'):
@@ -41,13 +41,13 @@ def _paths(graph: AutogradGraph, s: int, known: dict[int, list[str]]) -> list[st
 
 
 def _path(graph: AutogradGraph, source: int, i: int, known: dict[int, list[str]]) -> str | None:
-    """The place of a parameter in a state, if its name or its past tells it."""
+    """The name of a parameter, from its own name or from the steps that computed it; None if unknown."""
     fn = graph.functions[source]
     leaf = leaf_of(fn)
     name = graph.names.of(leaf) if leaf is not None else graph.names.results.get((fn, i))
     if name is not None and source not in known:
         return f'[{without_step(name)!r}]'
-    # What a step computed, or the sum of a parameter and an update that a step computed.
+    # The result of a step, or the sum of a parameter and an update that a step computed.
     for step, result in ((source, i), *graph.inputs[source]):
         if step in known and result < len(known[step]):
             return known[step][result]
@@ -69,7 +69,7 @@ def _name_first_moments(graph: AutogradGraph, s: int, paths: list[str]) -> None:
 def _name_siblings(graph: AutogradGraph, s: int, paths: list[str]) -> None:
     """Name all parameters after a step if one of them has a name.
 
-    A ModuleState keeps names by node, and all parameters that a fused step computed have the same.
+    A ModuleState stores names by node, and all parameters that a fused step computed have the same node.
     """
     fn, names = graph.functions[s], graph.names
     named = [k for k in range(len(paths)) if (fn, k) in names.by_node]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Graphs as SVG in the layout of :mod:`torchopt.visual.layout`; needs no program."""
+"""Graphs as SVG in the layout of :mod:`torchopt.visual.layout`; requires no program."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HEX = {
     'lightgrey': '#d3d3d3',
     'white': '#ffffff',
 }
-"""graphviz's colours as web pages call them."""
+"""graphviz's colours in hexadecimal notation."""
 
 FONT = 10.0
 STYLE = """\
@@ -50,7 +50,7 @@ def _node(node: Node, box: Box) -> str:
     scale = 1.15 if node.kind == 'step' else 1.0
     height = LINE * scale
     first = box.y - height * (len(lines) - 1) / 2 + 0.35 * FONT * scale
-    # Columns of attributes are aligned by spaces, which SVG would otherwise drop.
+    # Keep the spaces that align columns of attributes, which SVG collapses by default.
     keep = ' xml:space="preserve"' if any('  ' in line for line in lines) else ''
     text = ''.join(
         f'<text x="{_number(box.x)}" y="{_number(first + k * height)}"{keep}>{escape(line)}</text>'
@@ -64,7 +64,7 @@ def _node(node: Node, box: Box) -> str:
 
 
 def _path(points: list[tuple[float, float]]) -> str:
-    """A curve that leaves and reaches every point from straight above."""
+    """A smooth curve whose tangent at every point is vertical."""
     x, y = points[0]
     words = [f'M{_number(x)} {_number(y)}']
     for u, v in points[1:]:
@@ -110,7 +110,7 @@ def svg_text(model: Model) -> str:
     parts += [_edge(edge, route) for edge, route in zip(model.edges, layout.routes)]
     parts += [_node(node, box) for node, box in zip(model.nodes, layout.boxes)]
     for cluster, frame in zip(model.clusters, layout.frames):
-        if frame.width:  # above the arrows that cross it
+        if frame.width:  # drawn over the arrows that cross it
             x, y = _number(frame.x - frame.width / 2 + 8), _number(frame.y - frame.height / 2 + 14)
             wide = text_size(cluster.label)[0] + 8
             plate = Box(frame.x - frame.width / 2 + 4 + wide / 2, frame.y - frame.height / 2 + 10.5, wide, 13)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From tensors to the picture of their graph, before any writer."""
+"""Build the drawing of the autograd graph of tensors, independent of the output format."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ['Options', 'trace']
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What a picture shows; the arguments of :func:`torchopt.visual.make_dot`."""
+    """The options of a drawing; see the arguments of :func:`torchopt.visual.make_dot`."""
 
     show_attrs: bool = False
     show_saved: bool = False
@@ -39,7 +39,7 @@ class Options:
             raise ValueError(f'max_attr_chars: {self.max_attr_chars} is negative. Pass at least 3.')
         if self.max_nodes is not None and _integer('max_nodes', self.max_nodes) < 2:
             raise ValueError(
-                f'max_nodes: {self.max_nodes} leaves no room for a node and a summary of the others. '
+                f'max_nodes: {self.max_nodes} is too small for a node and a summary of the others. '
                 f'Pass at least 2, or None for no limit.'
             )
 
@@ -52,7 +52,7 @@ def _integer(name: str, value: Any) -> int:
 
 
 def trace(var: Any, params: Any, options: Options) -> Model:
-    """Make the picture of the graph behind tensors."""
+    """Make the drawing of the autograd graph of tensors."""
     outputs = _outputs(var)
     names = collect_names(params)
     bases: list[Tensor] = []
@@ -83,17 +83,17 @@ def _outputs(var: Any) -> list[tuple[str, Tensor]]:
             seen.add(id(leaf))
             found.append((path, leaf))
     if not found:
-        raise ValueError('var: there is no tensor in it. Pass a tensor or a tree of tensors, such as the outer loss.')
+        raise ValueError('var: it contains no tensor. Pass a tensor or a tree of tensors, such as the outer loss.')
     return found
 
 
 def _path_name(path: str) -> str | None:
-    """What a path tells a reader: ``['loss']`` becomes ``loss``; numbers tell nothing."""
+    """A readable name made from a path: ``['loss']`` becomes ``loss``; None if there is none."""
     return path[2:-2] if path.startswith("['") and path.count('[') == 1 else path.lstrip('.') if '.' in path else None
 
 
 class _Painter:
-    """Turns nodes of autograd into boxes and arrows."""
+    """Converts autograd nodes to boxes and arrows."""
 
     def __init__(self, graph: AutogradGraph, options: Options) -> None:
         self.graph, self.options = graph, options
@@ -104,7 +104,7 @@ class _Painter:
         self.of_state: dict[tuple[int, int], int] = {}
         self.cluster: dict[int, int] = {}
         self.storages: list[dict[int, int]] = [{} for _ in graph.functions]
-        self.kept: list[Tensor] = []  # so that no address is used again while others are met
+        self.kept: list[Tensor] = []  # keeps tensors alive, so that their ids stay unique
         self.numbers = {fn: f for f, fn in enumerate(graph.functions)}
 
     def add(self, kind: str, label: str, tooltip: str, cluster: int | None = None, saved_bytes: int = 0) -> int:
@@ -167,7 +167,7 @@ class _Painter:
         names = self.graph.names
         name = names.results.get((fn, 0))
         if f in self.ends and (fn, 0) not in names.by_node:
-            name = None  # the output itself bears it
+            name = None  # the box of the output has it
         if step is not None:
             index = self.graph.index.get(f)
             title = f'{step.title} {index}' if index is not None else step.title
@@ -189,7 +189,7 @@ class _Painter:
             self.add_saved(f, here, cluster)
 
     def add_states(self, f: int, function: int, results: Sequence[Any], cluster: int | None) -> None:
-        """Boxes for those results of a function with several that the user has named."""
+        """Add boxes for the results that the user has named, if a function has several results."""
         fn = self.graph.functions[f]
         if f not in self.graph.steps and len(results) <= 1:
             return
@@ -276,7 +276,7 @@ class _Painter:
 
 
 def _limited(model: Model, max_nodes: int) -> Model:
-    """Keep the nodes nearest to the outputs, and put one box for the others."""
+    """Keep the nodes nearest to the outputs, and replace the others by one box."""
     if len(model.nodes) <= max_nodes:
         return model
     kept, rest = list(model.nodes[: max_nodes - 1]), model.nodes[max_nodes - 1 :]

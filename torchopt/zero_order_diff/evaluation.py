@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluate a function at many points: vectorized where possible, otherwise in a loop or in other processes.
+"""Evaluate a function at many points: vectorized if possible, otherwise in a loop or in other processes.
 
 The function may use automatic differentiation inside; its result is detached from any graph.
 """
@@ -7,7 +7,6 @@ The function may use automatic differentiation inside; its result is detached fr
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import pickle
 from collections.abc import Callable, Iterator, Sequence
@@ -19,75 +18,63 @@ from torch import Tensor
 
 from torchopt import tree
 
-__all__ = ['Call', 'Evaluator']
+__all__ = ['Evaluator', 'BoundObjective']
 
 logger = logging.getLogger(__name__)
 
 Points = dict[int, Tensor]
-"""By the index of a tensor, what stands in its place, one for each sample: a tensor of shape ``(count, *shape)``."""
+"""Maps the index of a tensor to its replacements in all samples, a tensor of shape ``(count, *shape)``."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Slot:
-    """Stands for the tensor of that index in the arguments."""
+class BoundObjective:
+    """A function and its arguments, whose tensors can be replaced.
 
-    index: int
+    Args:
+        fn: The function.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
 
+    Attributes:
+        tensors: The tensors of the arguments, each once even if it occurs several times.
+    """
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Call:
-    """One call of a function, its tensors taken out of the arguments; a tensor that occurs twice is taken out once."""
-
-    fn: Callable[..., Any]
-    spec: tree.TreeSpec
-    leaves: tuple[Any, ...]
-    tensors: tuple[Tensor, ...]
-    autocast: tuple[tuple[str, torch.dtype], ...]
-
-    @classmethod
-    def of(cls, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        """Take the tensors out of the arguments, and note in what precision the caller works."""
-        leaves, spec = tree.flatten((args, kwargs))
-        places: dict[int, int] = {}
-        tensors: list[Tensor] = []
-        for i, leaf in enumerate(leaves):
-            if isinstance(leaf, Tensor):
-                if id(leaf) not in places:
-                    places[id(leaf)] = len(tensors)
-                    tensors.append(leaf)
-                leaves[i] = Slot(places[id(leaf)])
-        kinds = {'cpu', *(x.device.type for x in tensors)}
-        autocast = tuple((k, torch.get_autocast_dtype(k)) for k in sorted(kinds) if torch.is_autocast_enabled(k))
-        return cls(fn, spec, tuple(leaves), tuple(tensors), autocast)
+    def __init__(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.fn = fn
+        self._given = tree.Selection((args, kwargs), lambda x: isinstance(x, Tensor))
+        by_id = {id(x): x for x in self._given.selected}
+        self.tensors: tuple[Tensor, ...] = tuple(by_id.values())
+        index = {key: i for i, key in enumerate(by_id)}
+        self._indices = [index[id(x)] for x in self._given.selected]
+        # The autocast settings of the caller.
+        kinds = {'cpu', *(x.device.type for x in self.tensors)}
+        self._autocast = [(k, torch.get_autocast_dtype(k)) for k in sorted(kinds) if torch.is_autocast_enabled(k)]
 
     def arguments(self, tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments with tensors in the places of the original ones."""
-        filled = [tensors[x.index] if isinstance(x, Slot) else x for x in self.leaves]
-        args, kwargs = tree.unflatten(self.spec, filled)
+        """The arguments with new tensors in place of the original ones."""
+        args, kwargs = self._given.replace(tensors[i] for i in self._indices)
         return args, kwargs
 
     def __call__(self, tensors: Sequence[Any]) -> Tensor:
         """The result of the function, a 0-d tensor without a graph."""
         args, kwargs = self.arguments(tensors)
         with contextlib.ExitStack() as stack:
-            # Neither the grad mode of the moment nor the precision of a backward pass is the function's business.
+            # The function must not depend on the grad mode or the autocast settings of the backward pass.
             stack.enter_context(torch.enable_grad())
-            for kind, dtype in self.autocast:
+            for kind, dtype in self._autocast:
                 stack.enter_context(torch.autocast(kind, dtype=dtype))
             return scalar(self.fn(*args, **kwargs))
 
     def path(self, index: int) -> str:
-        """How to call a tensor in an error message."""
-        args, kwargs = tree.unflatten(self.spec, self.leaves)
-        for name, arguments in (('args', args), ('kwargs', kwargs)):
-            for path, leaf in tree.flatten_with_path(arguments):
-                if isinstance(leaf, Slot) and leaf.index == index:
-                    return f'{name}{path}'
-        raise AssertionError(f'no leaf holds tensor {index}')
+        """The path of a tensor in the arguments, for error messages."""
+        place = self._given.positions[self._indices.index(index)]
+        args, kwargs = self.arguments(self.tensors)
+        paths = [f'args{path}' for path, _ in tree.flatten_with_path(args)]
+        paths += [f'kwargs{path}' for path, _ in tree.flatten_with_path(kwargs)]
+        return paths[place]
 
 
 def scalar(output: Any) -> Tensor:
-    """Require the result of an objective to be a real number in a tensor; cut it off from its graph."""
+    """Require that the result of an objective is a real 0-d tensor, and detach it."""
     if not isinstance(output, Tensor):
         raise TypeError(
             f'`output` must be a tensor. The function returned a {type(output).__name__}; return a 0-d tensor, '
@@ -110,9 +97,9 @@ class Evaluator:
     """Evaluates a function at many points.
 
     Args:
-        vectorize: Whether to use ``torch.func.vmap``; None tries, and stays with a loop after the first failure.
-        executor: Where to evaluate instead.
-        portable: A function that pickles, and whether the function proper is its ``__wrapped__``; for processes.
+        vectorize: Whether to use ``torch.func.vmap``; None tries it, and uses a loop after the first failure.
+        executor: An executor that evaluates the samples.
+        portable: For processes, a picklable function, and whether the undecorated function is its ``__wrapped__``.
     """
 
     def __init__(
@@ -122,49 +109,49 @@ class Evaluator:
         self._executor = executor
         self._portable = portable
 
-    def at(self, call: Call, tensors: Sequence[Tensor]) -> Tensor:
-        """The value at one point; the function must leave the tensors as they are."""
-        with _unchanged(call, tensors):
-            return call([x.detach() for x in tensors]).clone()
+    def at(self, objective: BoundObjective, tensors: Sequence[Tensor]) -> Tensor:
+        """The value at one point; the function must not change the tensors."""
+        with _unchanged(objective, tensors):
+            return objective([x.detach() for x in tensors]).clone()
 
-    def around(self, call: Call, tensors: Sequence[Tensor], points: list[Points], count: int) -> Tensor:
+    def around(self, objective: BoundObjective, tensors: Sequence[Tensor], points: list[Points], count: int) -> Tensor:
         """The values at ``count`` samples of each of several points, a tensor of shape ``(count, len(points))``."""
         tensors = [x.detach() for x in tensors]
-        with _unchanged(call, tensors):
+        with _unchanged(objective, tensors):
             if self._executor is not None:
-                return self._submit(self._executor, call, tensors, points, count)
+                return self._submit(self._executor, objective, tensors, points, count)
             if self._vectorize is not False:
                 try:
-                    return torch.stack([_vmap(call, tensors, p, count) for p in points], 1)
+                    return torch.stack([_vmap(objective, tensors, p, count) for p in points], 1)
                 except torch.OutOfMemoryError:
                     raise
                 except Exception as error:
                     if self._vectorize:
                         raise
-                    logger.info('%r cannot be vectorised, it is evaluated in a loop: %s', call.fn, error)
+                    logger.info('%r cannot be vectorized; it is evaluated in a loop: %s', objective.fn, error)
                     self._vectorize = False
-            values = [call(_row(tensors, p, i)) for i in range(count) for p in points]
+            values = [objective(_row(tensors, p, i)) for i in range(count) for p in points]
         return torch.stack([v.to(values[0]) for v in values]).reshape(count, len(points))
 
     def _submit(
-        self, executor: Executor, call: Call, tensors: list[Tensor], points: list[Points], count: int
+        self, executor: Executor, objective: BoundObjective, tensors: list[Tensor], points: list[Points], count: int
     ) -> Tensor:
         rows = [_row(tensors, p, i) for i in range(count) for p in points]
         if isinstance(executor, ProcessPoolExecutor):
-            # As bytes: torch would hand over each tensor by a file descriptor of its own.
+            # Send bytes, since torch would use a file descriptor per tensor.
             fn = self._portable()
-            payloads = [pickle.dumps((fn, *call.arguments(row))) for row in rows]
+            payloads = [pickle.dumps((fn, *objective.arguments(row))) for row in rows]
             outputs = [scalar(pickle.loads(x)) for x in executor.map(_remote, payloads)]
         else:
-            outputs = list(executor.map(call, rows))
+            outputs = list(executor.map(objective, rows))
         return torch.stack([v.to(outputs[0]) for v in outputs]).reshape(count, len(points))
 
 
-def _vmap(call: Call, tensors: list[Tensor], points: Points, count: int) -> Tensor:
+def _vmap(objective: BoundObjective, tensors: list[Tensor], points: Points, count: int) -> Tensor:
     batched = [points.get(i, x) for i, x in enumerate(tensors)]
     in_dims = tuple(0 if i in points else None for i in range(len(tensors)))
-    # What the function itself draws, dropout for one, it draws for each sample, as it would in a loop.
-    mapped: Tensor = torch.func.vmap(lambda *xs: call(xs), in_dims=in_dims, randomness='different')(*batched)
+    # Random numbers of the function, such as dropout, differ between samples, as in a loop.
+    mapped: Tensor = torch.func.vmap(lambda *xs: objective(xs), in_dims=in_dims, randomness='different')(*batched)
     return mapped
 
 
@@ -173,20 +160,20 @@ def _row(tensors: list[Tensor], points: Points, i: int) -> list[Tensor]:
 
 
 def _remote(payload: bytes) -> bytes:
-    """What runs in another process."""
+    """The evaluation of one sample in another process."""
     (fn, wrapped), args, kwargs = pickle.loads(payload)
     output = (fn.__wrapped__ if wrapped else fn)(*args, **kwargs)
     return pickle.dumps(output.detach().cpu() if isinstance(output, Tensor) else output)
 
 
 @contextlib.contextmanager
-def _unchanged(call: Call, tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Report that the function wrote to its input."""
+def _unchanged(objective: BoundObjective, tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Raise if the function writes to its input."""
     before = [None if x.is_inference() else x._version for x in tensors]
     yield
     for i, (x, version) in enumerate(zip(tensors, before)):
         if version is not None and x._version != version:
             raise RuntimeError(
-                f'The function changed its input {call.path(i)} in place, so each sample would use the result of the '
-                f'previous one. Let it work on a copy: x = x.clone().'
+                f'The function changed its input {objective.path(i)} in place, so each sample would use the result of '
+                f'the previous one. Let it work on a copy: x = x.clone().'
             )

@@ -13,12 +13,13 @@ __all__ = ['spelled']
 _T = TypeVar('_T')
 
 
-def spelled(cls: type[_T], signature: Callable[..., None]) -> type[_T]:
+def spelled(cls: type[_T], signature: Callable[..., None], unused: tuple[str, ...] = ()) -> type[_T]:
     """A class whose constructor takes the arguments of a function, in its order and with its defaults.
 
     Args:
         cls: A dataclass that has all of these arguments, and perhaps more, which keep their defaults.
         signature: A function that has them.
+        unused: Arguments that ``cls`` need not have: they may be given their defaults only.
 
     Returns:
         A subclass of the same name.
@@ -35,13 +36,16 @@ def spelled(cls: type[_T], signature: Callable[..., None]) -> type[_T]:
     """
     theirs = inspect.signature(signature)
     fields = [field.name for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
-    foreign = [name for name in theirs.parameters if name not in fields]
+    foreign = [name for name in theirs.parameters if name not in (*fields, *unused)]
     if foreign:
         raise TypeError(f'{cls.__name__} has no arguments {foreign}.')
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         bound = theirs.bind(*args, **kwargs)
         bound.apply_defaults()
+        for name in unused:
+            if bound.arguments.pop(name) is not theirs.parameters[name].default:
+                raise TypeError(f'{cls.__name__} does not use the argument {name!r}. Leave it out.')
         cls.__init__(self, **bound.arguments)
 
     def attribute_names(self: Any) -> tuple[str, ...]:

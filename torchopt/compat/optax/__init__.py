@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Optax 0.2.8 for torch: ``from torchopt.compat import optax`` is the line that changes.
+"""The interface of Optax 0.2.8 for torch: replace ``import optax`` by ``from torchopt.compat import optax``.
 
-Names, signatures, defaults and numbers are those of Optax.  Gradients come from :func:`torchopt.value_and_grad`, dtypes
-are those of torch or NumPy or their names, leaves may be NumPy arrays and numbers, and where Optax takes a key, here it
-is a seed or a ``torch.Generator``.
+Names, signatures, defaults and numbers are those of Optax.  Compute gradients with :func:`torchopt.value_and_grad`.
+Dtypes are those of torch or NumPy or their names, leaves may be NumPy arrays and numbers, and keys are seeds or
+``torch.Generator`` objects.
 
 Example:
     >>> import torch
@@ -256,7 +256,7 @@ from torchopt.transform import (
 from torchopt.typing import OptState, Params, ScalarOrSchedule, Schedule, Updates
 from torchopt.update import incremental_update, periodic_update
 
-# That of the Optax whose names these are.
+# The version of Optax whose interface this is.
 __version__ = '0.2.8'
 
 __all__ = [

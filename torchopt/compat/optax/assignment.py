@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Assignment problems, as ``optax.assignment`` has them."""
+"""The names of ``optax.assignment``: the linear assignment problem."""
 
 from torchopt.assignment import base_hungarian_algorithm, hungarian_algorithm
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chains whose state is nested as the chains are, with a place for every member.
+"""Chains whose state is nested like the chains, with an entry for every member.
 
-:func:`torchopt.chain` splices nested chains in and leaves identities out, so that neighbours share a pass over the
-parameters.  Here such a chain does the work, and its state is only folded: code that says ``state[1][0].mu`` reads on.
+:func:`torchopt.chain` flattens nested chains and omits identities, so that adjacent members share a pass over the
+parameters.  The chains here use it and only change the structure of its state to that of Optax, so that code such as
+``state[1][0].mu`` works.
 """
 
 from __future__ import annotations
@@ -17,32 +18,33 @@ from torchopt.base import (
     GradientTransformation,
     GradientTransformationExtraArgs,
     IdentityGradientTransformation,
+    checking,
     factory,
     with_extra_args_support,
 )
-from torchopt.preconditions import checked, required_by_all
+from torchopt.preconditions import required_by_all
 
 __all__ = ['Fold', 'NestedChain', 'chain', 'with_every_stage']
 
 Fold: TypeAlias = 'bool | tuple[Fold, ...]'
-"""How a state is folded: True for a state, False for that of an identity, a tuple for a chain."""
+"""The structure of a nested state: True for a state, False for that of an identity, a tuple for a chain."""
 
 _P = ParamSpec('_P')
 
 
 class NestedChain(GradientTransformationExtraArgs):
-    """What :func:`chain` makes.
+    """The result of :func:`chain`.
 
     Attributes:
-        members: The members, those of inner chains among them, without identities.
-        fold: How their states are folded.
+        members: The members, including those of inner chains, without identities.
+        fold: The structure of their states.
     """
 
     members: tuple[GradientTransformation, ...]
     fold: tuple[Fold, ...]
 
     def __new__(cls, members: tuple[GradientTransformation, ...], fold: tuple[Fold, ...]) -> NestedChain:
-        """Chain the members, and fold their states."""
+        """Chain the members, and nest their states."""
         flat = ChainedGradientTransformation(*members)
 
         def init(params: Any) -> tuple[Any, ...]:
@@ -56,7 +58,7 @@ class NestedChain(GradientTransformationExtraArgs):
             return updates, _wrap(fold, iter(states))
 
         requires = (required_by_all(lambda state, params: [(_unwrap(fold, state) or (EmptyState(),), params)], flat),)
-        self = super().__new__(cls, init, checked(update, requires))
+        self = super().__new__(cls, init, checking(update, requires))
         self.requires = requires
         self.adds_to_params = flat.adds_to_params
         self.members, self.fold = members, fold
@@ -77,8 +79,8 @@ def _unwrap(fold: tuple[Fold, ...], state: Any) -> tuple[Any, ...]:
     if not isinstance(state, tuple) or len(state) != len(fold):
         found = f'a tuple of {len(state)}' if isinstance(state, tuple) else f'a {type(state).__name__}'
         raise ValueError(
-            f'The number of updates and states has to be the same in chain! This chain has {len(fold)} members, its '
-            f'state is {found}. Pass the state that init or the last update of this chain returned.'
+            f'The number of updates and states has to be the same in chain! This chain has {len(fold)} members, but '
+            f'its state is {found}. Pass the state that init or the last update of this chain returned.'
         )
     states: tuple[Any, ...] = ()
     for part, s in zip(fold, state):
@@ -101,17 +103,17 @@ def _take_apart(tx: GradientTransformation) -> tuple[tuple[GradientTransformatio
 
 @factory
 def chain(*args: GradientTransformation) -> GradientTransformationExtraArgs:
-    """Apply transformations one after another, as :func:`torchopt.chain` does; but the state keeps every member apart.
+    """Apply transformations one after another, like :func:`torchopt.chain`, but with the nested state of Optax.
 
     Args:
         *args: The members.
 
     Returns:
-        A transformation whose state is the tuple of the members' states, that of a chain in it being a tuple again.
+        A transformation whose state is the tuple of the members' states; that of an inner chain is a tuple, too.
 
     Raises:
         TypeError: If a member is not a GradientTransformation.
-        ValueError: In ``update``, if the state is not one of this chain.
+        ValueError: In ``update``, if the state does not belong to this chain.
 
     Example:
         >>> import torch
@@ -128,13 +130,13 @@ def chain(*args: GradientTransformation) -> GradientTransformationExtraArgs:
 def with_every_stage(
     alias: Callable[_P, GradientTransformation], stages: int, optional: int, module: str
 ) -> Callable[_P, GradientTransformationExtraArgs]:
-    """Give a stage of an optimizer its place in the state also where it has nothing to do, and is left out.
+    """Add an entry for an optional stage to the state of an optimizer, also if the stage is omitted.
 
     Args:
         alias: The optimizer.
-        stages: How many stages it has.
-        optional: Which of them may be left out, counted from 0.
-        module: Where the result is bound, which is where it is looked for when it is unpickled.
+        stages: The number of stages.
+        optional: The index of the stage that may be omitted.
+        module: The module that contains the result, for pickling.
     """
 
     def make(*args: _P.args, **kwargs: _P.kwargs) -> GradientTransformationExtraArgs:

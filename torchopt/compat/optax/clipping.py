@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clipping by unit, where a unit is a column: Optax takes weights to be laid out as ``(..., in, out)``."""
+"""Clipping per unit, where a unit is a column: weights in Optax have the shape ``(..., in, out)``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ['adaptive_grad_clip', 'unitwise_norm']
 def adaptive_grad_clip(
     clipping: Any, eps: Any = 1e-3, axis: int | tuple[int, ...] | None = None
 ) -> GradientTransformation:
-    """:func:`torchopt.clip.adaptive_grad_clip` with the columns of a matrix as its units, not the rows.
+    """:func:`torchopt.clip.adaptive_grad_clip` with the columns of a matrix as units instead of the rows.
 
     Example:
         >>> import torch
@@ -30,7 +30,7 @@ def adaptive_grad_clip(
 
 
 def unitwise_norm(x: Tensor, axis: int | tuple[int, ...] | None = None) -> Tensor:
-    """:func:`torchopt.clip.unitwise_norm` with the columns of a matrix as its units, not the rows.
+    """:func:`torchopt.clip.unitwise_norm` with the columns of a matrix as units instead of the rows.
 
     Example:
         >>> import torch
@@ -43,10 +43,10 @@ def unitwise_norm(x: Tensor, axis: int | tuple[int, ...] | None = None) -> Tenso
 
 
 def _units(x: Tensor) -> tuple[int, ...]:
-    """The dimensions that the norm of a unit runs over."""
+    """The dimensions of the norm of a unit."""
     if sum(size != 1 for size in x.shape) <= 1:
         return tuple(range(x.dim()))
     if x.dim() > 5:
         raise ValueError(f'There is no rule for the units of a parameter of shape {tuple(x.shape)}. Pass axis.')
-    # With three dimensions the second is that of the heads, and every head is a unit.
+    # With three dimensions, the second one is that of the heads, and every head has its own units.
     return tuple(range(x.dim() - 1)) if x.dim() > 3 else (0,)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is newer or more special, as ``optax.contrib`` has it."""
+"""The names of ``optax.contrib``."""
 
 from torchopt.compat.optax.contrib_optimizers import (
     acprop,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Optimizers of ``torchopt.contrib`` whose states are not folded as those of Optax are, here folded so."""
+"""Optimizers of ``torchopt.contrib`` whose states are structured differently in Optax, here with those of Optax."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = [
     'sophia',
 ]
 
-# These differ only in their states where nothing decays.
+# These differ only in their states without weight decay.
 acprop = with_every_stage(contrib.acprop, 3, 1, __name__)
 ademamix = with_every_stage(contrib.ademamix, 3, 1, __name__)
 cocob = with_every_stage(contrib.cocob, 3, 0, __name__)
@@ -52,7 +52,7 @@ def dpsgd(
     momentum: Any = None,
     nesterov: bool = False,
 ) -> GradientTransformationExtraArgs:
-    """:func:`torchopt.contrib.dpsgd`; a momentum of zero has a state too, and only None has none.
+    """:func:`torchopt.contrib.dpsgd`; a momentum of zero has a state, too, and None has no state.
 
     Example:
         >>> import torch
@@ -90,7 +90,7 @@ def muon(
     muon_weight_dimension_numbers: Any = None,
     consistent_rms: Any = None,
 ) -> GradientTransformation:
-    """:func:`torchopt.contrib.muon`; the states of both optimizers have a place for the decay, also where it is zero.
+    """:func:`torchopt.contrib.muon`; the states of both optimizers have an entry for the decay, even if it is zero.
 
     Example:
         >>> import torch
@@ -141,7 +141,7 @@ def prodigy(
     weight_decay: Any = 0.0,
     safeguard_warmup: bool = False,
 ) -> GradientTransformationExtraArgs:
-    """:func:`torchopt.contrib.prodigy` without a mask of its decay, which Optax 0.2.8 has not.
+    """:func:`torchopt.contrib.prodigy` without a mask of the weight decay, which Optax 0.2.8 does not have.
 
     Example:
         >>> import torch
@@ -163,7 +163,7 @@ def schedule_free_adamw(
     weight_lr_power: Any = 2.0,
     state_dtype: DTypeLike | None = None,
 ) -> GradientTransformationExtraArgs:
-    """:func:`torchopt.contrib.schedule_free_adamw`; the state has a place for the decay, also where it is zero.
+    """:func:`torchopt.contrib.schedule_free_adamw`; the state has an entry for the decay, even if it is zero.
 
     Example:
         >>> import torch
@@ -190,7 +190,7 @@ def schedule_free_sgd(
     weight_lr_power: Any = 2.0,
     state_dtype: DTypeLike | None = None,
 ) -> GradientTransformationExtraArgs:
-    """:func:`torchopt.contrib.schedule_free_sgd`; its gradient descent is a chain, beside the decay if there is one.
+    """:func:`torchopt.contrib.schedule_free_sgd`; its gradient descent is an inner chain, next to the decay if any.
 
     Example:
         >>> import torch

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Leaves that are NumPy arrays or numbers: they become tensors before a transformation sees them.
+"""Conversion of leaves that are NumPy arrays or numbers to tensors, before a transformation receives them.
 
-torchopt's own transformations refuse them.  Here every public function that makes a transformation is wrapped where it
-is exported; what they are made of is not, so that the leaves are looked at once a step.
+The transformations of torchopt reject such leaves.  Here, every public function that makes a transformation is wrapped
+when it is exported.  Inner transformations are not wrapped, so that leaves are converted only once per step.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from torchopt.base import (
     GradientTransformationExtraArgs,
     IdentityGradientTransformation,
 )
+from torchopt.numerics import is_tracing
 
 __all__ = ['as_tensors', 'converting', 'export', 'is_converting']
 
 _NUMBERS = (np.ndarray, np.generic, float, int, complex)
-_USUAL = frozenset({torch.Tensor, torch.nn.Parameter, type(None)})  # seen at a glance
+_USUAL = frozenset({torch.Tensor, torch.nn.Parameter, type(None)})  # types that need no conversion
 
 
 def as_tensors(values: Any) -> Any:
-    """A tree with tensors in the place of NumPy arrays and numbers; booleans and all else stay as they are.
+    """Replace NumPy arrays and numbers in a tree by tensors; bools and all other leaves stay unchanged.
 
     Example:
         >>> import numpy as np
@@ -38,7 +39,7 @@ def as_tensors(values: Any) -> Any:
         {'w': tensor([1., 1.], dtype=torch.float64), 'b': tensor(3.), 'none': None}
     """
     if type(values) is dict and _USUAL.issuperset(map(type, values.values())):
-        return values  # the usual tree, without taking it apart
+        return values  # the usual case, without rebuilding the tree
     leaves, spec = tree.flatten(values)
     if _USUAL.issuperset(map(type, leaves)) or not any(isinstance(x, _NUMBERS) for x in leaves):
         return values
@@ -50,9 +51,9 @@ def _as_tensor(x: Any) -> Any:
 
 
 def converting(tx: GradientTransformation) -> GradientTransformation:
-    """The same transformation, which makes tensors of the leaves of updates and parameters first.
+    """The same transformation, which first converts the leaves of updates and parameters to tensors.
 
-    While compiling it comes back as it is.
+    While compiling, it is returned unchanged.
 
     Example:
         >>> from torchopt import transform
@@ -60,7 +61,7 @@ def converting(tx: GradientTransformation) -> GradientTransformation:
         >>> converting(transform.scale(0.5)).update([4.0], ())[0]
         [tensor(2.)]
     """
-    if torch.compiler.is_compiling() or isinstance(tx, (_Converting, IdentityGradientTransformation)):
+    if is_tracing() or isinstance(tx, (_Converting, IdentityGradientTransformation)):
         return tx
     init, update = tx.init, tx.update
 
@@ -69,7 +70,7 @@ def converting(tx: GradientTransformation) -> GradientTransformation:
 
     @functools.wraps(update)
     def step(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-        if 'grad' in extra:  # of a line search
+        if 'grad' in extra:  # the gradient for a line search
             extra['grad'] = as_tensors(extra['grad'])
         return update(as_tensors(updates), state, as_tensors(params), **extra)
 
@@ -80,7 +81,7 @@ def converting(tx: GradientTransformation) -> GradientTransformation:
 
 
 class _Converting:
-    """What :func:`converting` makes."""
+    """Base of the results of :func:`converting`."""
 
     __slots__ = ()
     inner: GradientTransformation
@@ -107,7 +108,7 @@ def is_converting(function: Any) -> bool:
 
 
 def export(namespace: dict[str, Any]) -> None:
-    """Let those public functions of a module that make transformations make converting ones.
+    """Wrap the public functions of a module that make transformations, so that these convert leaves.
 
     Args:
         namespace: The ``globals()`` of the module.
@@ -118,9 +119,9 @@ def export(namespace: dict[str, Any]) -> None:
             continue
         returned = str(getattr(function, '__annotations__', {}).get('return'))
         if inspect.isfunction(function) and 'GradientTransformation' in returned and name not in _AS_THEY_ARE:
-            if function not in _EXPORTED:  # by another module
+            if function not in _EXPORTED:  # else exported by another module
                 _EXPORTED[function] = _wrapped(function)
-                # Where the new function is found when it is unpickled.
+                # The path of the new function, for pickling.
                 _EXPORTED[function].__module__, _EXPORTED[function].__qualname__ = namespace['__name__'], name
             namespace[name] = _EXPORTED[function]
 
@@ -131,9 +132,9 @@ _EXPORTED: dict[Callable[..., Any], Callable[..., Any]] = {}
 
 def _wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
     def make(*args: Any, **kwargs: Any) -> Any:
-        # Transformations inside see what the outermost has converted.
+        # Inner transformations receive leaves that the outermost has converted.
         made = function(*map(_opened, args), **{key: _opened(x) for key, x in kwargs.items()})
-        # What injects hyper-parameters makes a function first.
+        # inject_hyperparams returns a function that makes the transformation.
         return converting(made) if isinstance(made, GradientTransformation) else _wrapped(made)
 
     return functools.update_wrapper(make, function)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses, as ``optax.losses`` has them."""
+"""The names of ``optax.losses``."""
 
 from torchopt.losses import (
     binary_dice_loss,

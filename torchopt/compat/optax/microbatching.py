@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Large batches by way of small ones, as ``optax.microbatching`` has them."""
+"""The names of ``optax.microbatching``."""
 
 from torchopt.microbatching import (
     AccumulationType,

@@ -32,5 +32,5 @@ class MultiSteps(transform.MultiSteps):
     def update(
         self, updates: Any, state: MultiStepsState, params: Any = None, *, inplace: bool = False, **extra_args: Any
     ) -> tuple[Any, MultiStepsState]:
-        """Take a small step; in each :math:`k`-th the updates are those of the optimizer, in all others zero."""
+        """Take a small step; the updates of every :math:`k`-th one are those of the optimizer, all others are zero."""
         return super().update(as_tensors(updates), state, as_tensors(params), inplace=inplace, **extra_args)

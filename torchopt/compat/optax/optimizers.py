@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Optimizers that torchopt has under the names and defaults of TorchOpt, here under those of Optax."""
+"""Optimizers that have arguments or defaults of TorchOpt in torchopt, here with those of Optax."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ __all__ = [
     'sgd',
 ]
 
-# These differ only in their states where nothing decays.
+# These differ only in their states without weight decay.
 adan = with_every_stage(alias.adan, 3, 1, __name__)
 lamb = with_every_stage(alias.lamb, 4, 1, __name__)
 lion = with_every_stage(alias.lion, 3, 1, __name__)
@@ -59,7 +59,7 @@ def adabelief(
     *,
     nesterov: bool = False,
 ) -> GradientTransformation:
-    """:func:`torchopt.adabelief` without a decay, which Optax 0.2.8 has not.
+    """:func:`torchopt.adabelief` without weight decay, which Optax 0.2.8 does not have.
 
     Example:
         >>> import torch
@@ -78,7 +78,7 @@ def adadelta(
     weight_decay: Any = 0.0,
     weight_decay_mask: Any = None,
 ) -> GradientTransformationExtraArgs:
-    """:func:`torchopt.adadelta`; without a learning rate updates point uphill, and the penalty may be masked.
+    """:func:`torchopt.adadelta`; without a learning rate the updates are ascent directions, and the decay has a mask.
 
     Example:
         >>> import torch
@@ -97,7 +97,7 @@ def adadelta(
 def adagrad(
     learning_rate: Any, initial_accumulator_value: float = 0.1, eps: Any = 1e-7
 ) -> GradientTransformationExtraArgs:
-    """:func:`torchopt.adagrad` with epsilon inside the root, and sums of squares that do not start at zero.
+    """:func:`torchopt.adagrad` with epsilon inside the root, and a nonzero initial sum of squares.
 
     Example:
         >>> import torch
@@ -180,7 +180,7 @@ def adamw(
     *,
     nesterov: bool = False,
 ) -> GradientTransformationExtraArgs:
-    """:func:`torchopt.adamw` with less decay.
+    """:func:`torchopt.adamw` with a smaller default decay.
 
     Example:
         >>> import torch
@@ -206,7 +206,7 @@ def lars(
     momentum: Any = 0.9,
     nesterov: bool = False,
 ) -> GradientTransformationExtraArgs:
-    """:func:`torchopt.lars`; a momentum of zero has a state too.
+    """:func:`torchopt.lars`; a momentum of zero has a state, too.
 
     Example:
         >>> import torch
@@ -226,7 +226,7 @@ def lars(
 def polyak_sgd(
     max_learning_rate: Any = 1.0, scaling: Any = 1.0, f_min: Any = 0.0, eps: Any = 0.0, variant: str = 'sps'
 ) -> GradientTransformationExtraArgs:
-    """:func:`torchopt.polyak_sgd`; its plain gradient descent is a chain in the chain.
+    """:func:`torchopt.polyak_sgd`; its gradient descent is an inner chain.
 
     Example:
         >>> import torch
@@ -273,7 +273,7 @@ def rmsprop(
     nesterov: bool = False,
     bias_correction: bool = False,
 ) -> GradientTransformationExtraArgs:
-    """:func:`torchopt.rmsprop` with epsilon inside the root, and a momentum that sums up steps, learning rate included.
+    """:func:`torchopt.rmsprop` with epsilon inside the root, and momentum applied after the learning rate.
 
     Example:
         >>> import torch
@@ -296,7 +296,7 @@ def sgd(
     nesterov: bool = False,
     accumulator_dtype: DTypeLike | None = None,
 ) -> GradientTransformationExtraArgs:
-    """:func:`torchopt.sgd`; a momentum of zero has a state too, and only None has none.
+    """:func:`torchopt.sgd`; a momentum of zero has a state, too, and None has no state.
 
     Example:
         >>> import torch
@@ -309,5 +309,5 @@ def sgd(
 
 
 def momentum_stage(decay: Any, nesterov: bool, accumulator_dtype: DTypeLike | None = None) -> GradientTransformation:
-    """:func:`trace`, or the identity where there is no decay rate."""
+    """:func:`trace`, or the identity if there is no decay rate."""
     return identity() if decay is None else trace(decay, nesterov, accumulator_dtype)

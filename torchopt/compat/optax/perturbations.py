@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Smoothing by perturbation, as ``optax.perturbations`` has it."""
+"""The names of ``optax.perturbations``."""
 
 from torchopt.perturbations import Gumbel, Normal, make_perturbed_fun
 

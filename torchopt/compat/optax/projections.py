@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Projections, as ``optax.projections`` has them."""
+"""The names of ``optax.projections``."""
 
 from torchopt.projections import (
     projection_box,

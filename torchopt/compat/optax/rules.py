@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transformations that torchopt has under the names and defaults of TorchOpt, here under those of Optax."""
+"""Transformations that have arguments or defaults of TorchOpt in torchopt, here with those of Optax."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torchopt import transform
-from torchopt.base import GradientTransformation, GradientTransformationExtraArgs, factory, identity
+from torchopt import elementwise, transform
+from torchopt.base import (
+    ElementwiseTransformation,
+    GradientTransformation,
+    GradientTransformationExtraArgs,
+    factory,
+    identity,
+)
 from torchopt.elementwise import ranges
-from torchopt.elementwise.first_moment import moment_dtype
+from torchopt.elementwise.ranges import moment_dtype
 from torchopt.numerics import DTypeLike
+from torchopt.preconditions import state_of
 from torchopt.transform import ScaleByAdamState
-from torchopt.transform.scaling.adamax import adamax_with_state
-from torchopt.transform.scaling.radam import radam_with_state
 from torchopt.transform.scaling.trace import decaying_sum
 
 __all__ = [
@@ -32,7 +37,7 @@ __all__ = [
 def masked(
     inner: GradientTransformation, mask: Any, *, mask_compatible_extra_args: bool = False
 ) -> GradientTransformationExtraArgs:
-    """:func:`torchopt.transform.masked`, with a mask that has to be given.
+    """:func:`torchopt.transform.masked` with a required mask.
 
     Example:
         >>> import torch
@@ -90,7 +95,7 @@ def scale_by_adamax(b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-8) -> Gradient
         >>> isinstance(tx.init([torch.zeros(2)]), optax.ScaleByAdamState)
         True
     """
-    return adamax_with_state(ScaleByAdamState, b1, b2, eps)
+    return _with_adam_state(transform.scale_by_adamax(b1, b2, eps))
 
 
 def scale_by_learning_rate(learning_rate: Any = None, *, flip_sign: bool = True) -> GradientTransformation:
@@ -124,9 +129,8 @@ def scale_by_radam(
         >>> tx.update([torch.tensor(-4.0)], tx.init([torch.tensor(0.0)]))[0]
         [tensor(-0.0388)]
     """
-    return radam_with_state(
-        ScaleByAdamState, b1, b2, eps, eps_root, threshold=threshold, nesterov=nesterov, late_eps=True
-    )
+    options: Any = {'eps_root': eps_root, 'threshold': threshold, 'nesterov': nesterov}
+    return _with_adam_state(transform.scale_by_radam(b1, b2, eps, eps_after_correction=True, **options))
 
 
 def scale_by_rms(
@@ -184,7 +188,7 @@ def scale_by_stddev(
 
 @factory
 def trace(decay: Any, nesterov: bool = False, accumulator_dtype: DTypeLike | None = None) -> GradientTransformation:
-    """:func:`torchopt.transform.trace`; a decay of zero has a state too, and may be combined with Nesterov's method.
+    """:func:`torchopt.transform.trace`; a decay of zero has a state, too, and may be combined with ``nesterov``.
 
     Example:
         >>> import torch
@@ -197,3 +201,15 @@ def trace(decay: Any, nesterov: bool = False, accumulator_dtype: DTypeLike | Non
     ranges.at_least_zero('decay value', decay)
     dtype = moment_dtype(accumulator_dtype, 'accumulator_dtype')
     return decaying_sum(decay, 0.0, nesterov, False, dtype)
+
+
+def _with_adam_state(tx: GradientTransformation) -> ElementwiseTransformation:
+    """The same, with a state of Adam's class, whose fields are also the count and two moments."""
+    assert isinstance(tx, ElementwiseTransformation)
+
+    def prepare(state: Any) -> elementwise.ElementwiseStep:
+        step = tx.prepare(state)
+        return step._replace(make_state=lambda *moments: ScaleByAdamState(*step.make_state(*moments)))
+
+    requires = (state_of(ScaleByAdamState), *tx.requires[1:])
+    return ElementwiseTransformation(lambda params: ScaleByAdamState(*tx.init(params)), prepare, *requires)

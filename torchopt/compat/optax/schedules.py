@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Schedules, as ``optax.schedules`` has them."""
+"""The names of ``optax.schedules``."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def exponential_decay(
     staircase: bool = False,
     end_value: Any = None,
 ) -> Schedule:
-    """:func:`torchopt.schedule.exponential_decay` with its arguments in another order.
+    """:func:`torchopt.schedule.exponential_decay` with its arguments in the order of Optax.
 
     Example:
         >>> from torchopt.compat import optax

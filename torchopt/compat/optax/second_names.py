@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of second names: what Optax calls by several names, and what torchopt has by another."""
+"""Second names: objects that have several names in Optax, or another name in torchopt."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
     'update_moment_per_elem_norm',
 ]
 
-# States of transformations that remember nothing.
+# States of stateless transformations.
 AdaptiveGradClipState = base.EmptyState
 AddDecayedWeightsState = base.EmptyState
 ClipByGlobalNormState = base.EmptyState
@@ -34,7 +34,7 @@ ScaleState = base.EmptyState
 multi_transform = transform.partition
 MultiTransformState = transform.PartitionState
 safe_int32_increment = numerics.safe_increment
-# Every update here takes extra arguments.
+# Every update function here accepts extra arguments.
 TransformUpdateExtraArgsFn = base.TransformUpdateFn
 
 bias_correction = tree.bias_correction

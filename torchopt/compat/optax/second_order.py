@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Second derivatives, as ``optax.second_order`` has them."""
+"""The names of ``optax.second_order``."""
 
 from torchopt.second_order import fisher_diag, hessian_diag, hvp
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transformations, as ``optax.transforms`` has them."""
+"""The names of ``optax.transforms``."""
 
 from torchopt.clip import (
     clip,

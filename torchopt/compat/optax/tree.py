@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arithmetic of trees, as ``optax.tree`` has it."""
+"""The names of ``optax.tree``."""
 
 from torchopt.tree import (
     add,

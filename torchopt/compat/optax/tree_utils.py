@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arithmetic of trees under the older names of ``optax.tree_utils``."""
+"""The names of ``optax.tree_utils``, the older names of ``optax.tree``."""
 
 from torchopt.tree import (
     NamedTupleKey,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions of updates and parameters whose rules are Optax's: what is added to what, in which dtype."""
+"""Functions on updates and parameters that follow Optax's rules for shapes and dtypes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ['apply_updates', 'global_norm']
 def apply_updates(params: Any, updates: Any) -> Any:
     """Add updates to parameters, always out of place.
 
-    The sum is made in the dtype that both promote to, and comes back in that of the parameter, integer parameters and
-    real ones with a complex update included; shapes are broadcast.  :func:`torchopt.apply_updates` is stricter, and
-    trains leaves that require grad in place.
+    The sum is computed in the dtype to which both promote and converted to that of the parameter, also for integer
+    parameters, and for real parameters with complex updates.  Shapes are broadcast.  :func:`torchopt.apply_updates` is
+    stricter, and updates leaves that require grad in place.
 
     Args:
         params: Tree of tensors or numbers; None stays None.
-        updates: Tree of the same structure; None leaves a parameter as it is.
+        updates: Tree of the same structure; None keeps a parameter unchanged.
 
     Raises:
         ValueError: If the structures differ.
@@ -42,7 +42,7 @@ def apply_updates(params: Any, updates: Any) -> Any:
 
 
 def _is_plain(p: Any, u: Any) -> bool:
-    """Whether the strict rule covers a leaf, for which there is a kernel."""
+    """Whether the rule of :func:`torchopt.apply_updates`, which has a kernel, applies to a leaf."""
     if p is None or u is None:
         return p is u
     return is_inexact(p) and is_inexact(u) and p.dtype == u.dtype and p.shape == u.shape

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Implicit differentiation, with the names and the manners of TorchOpt 0.7.3."""
+"""Implicit differentiation, with the names and the behaviour of TorchOpt 0.7.3."""
 
 from torchopt.diff.implicit import nn
 from torchopt.diff.implicit.decorator import custom_root

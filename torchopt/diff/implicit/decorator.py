@@ -24,17 +24,15 @@ def custom_root(
     has_aux: bool = False,
     solve: Callable[..., Any] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    r"""Let the solution of ``solver_fn(params, *args)`` be differentiated as a root of ``optimality_fn``.
+    r"""Differentiate the solution of ``solver_fn(params, *args)`` as a root of ``optimality_fn``.
 
-    As :func:`torchopt.implicit_diff.custom_root`, which explains it, but with a choice of the arguments that get
-    gradients.
+    See :func:`torchopt.implicit_diff.custom_root`, which has no ``argnums``.
 
     Args:
-        optimality_fn: ``optimality_fn(params, *args)``, zero at the solution: a tree like it.
-        argnums: The positions of the arguments of ``solver_fn`` to differentiate in; negative ones count from the end.
-            None means all that require a gradient.  Position 0 is the initial solution, which the solution does not
-            depend on.
-        has_aux: Whether ``solver_fn`` returns a pair, whose second member is passed through without derivatives.
+        optimality_fn: ``optimality_fn(params, *args)`` returns a tree like the solution, zero at the solution.
+        argnums: The positions of the arguments of ``solver_fn`` that get gradients; negative numbers count from the
+            end.  None means all arguments that require a gradient.  Position 0, the initial solution, has no gradient.
+        has_aux: Whether ``solver_fn`` returns a pair of the solution and auxiliary results, which get no derivatives.
         solve: The linear solver, such as ``torchopt.linear_solve.solve_cg()``;
             :func:`torchopt.linear_solve.solve_normal_cg` if None.
 
@@ -42,9 +40,9 @@ def custom_root(
         A decorator of ``solver_fn``.
 
     Raises:
-        ValueError: If ``argnums`` names position 0, or a position that does not exist.
-        RuntimeError: When called: if an argument that ``argnums`` names, or the solution, has no floating or complex
-            tensors; if ``has_aux`` is set and the result is no pair.
+        ValueError: If ``argnums`` contains 0 or a position that does not exist.
+        RuntimeError: When called: if an argument in ``argnums``, or the solution, has no floating or complex tensors;
+            if ``has_aux`` is set and the result is not a pair.
         TypeError: When called without ``argnums``: if an argument is a module whose parameters require gradients.
 
     Example:
@@ -78,7 +76,7 @@ def custom_root(
             if chosen is None:
                 refuse_hidden_parameters((args[1:], kwargs))
             else:
-                constants = parameters_within((args[1:], kwargs))  # which cannot be detached
+                constants = parameters_within((args[1:], kwargs))  # module parameters cannot be detached
                 args = tuple(_only_if(i in _from_start(chosen, len(args)), i, x) for i, x in enumerate(args))
                 kwargs = {k: without_graph(x) for k, x in kwargs.items()}
             return find_root(
@@ -116,8 +114,8 @@ def _only_if(wanted: bool, position: int, argument: Any) -> Any:
     if not _has_unknowns(argument):
         raise RuntimeError(
             'argument of function solver_fn specified with `argnums` should be a torch.Tensor or a tuple of '
-            f'torch.Tensor, or another tree of them; argument {position} is a {type(argument).__name__} without any '
-            'that could have a gradient.'
+            f'torch.Tensor, or another tree of them; argument {position} is a {type(argument).__name__} '
+            'without floating or complex tensors.'
         )
     return argument
 
@@ -132,7 +130,7 @@ def _check_output(result: Any, has_aux: bool) -> None:
     if not _has_unknowns(solution):
         raise RuntimeError(
             f'{where} a torch.Tensor or a tuple of torch.Tensor, or another tree of them; it is a '
-            f'{type(solution).__name__} without any that could have a gradient.'
+            f'{type(solution).__name__} without floating or complex tensors.'
         )
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Zero-order differentiation, by the names of TorchOpt 0.7.3.
+"""Zero-order differentiation, with the names of TorchOpt 0.7.3.
 
-The module itself can be called: ``torchopt.diff.zero_order(...)`` is ``torchopt.diff.zero_order.zero_order(...)``.
+The module is callable: ``torchopt.diff.zero_order(...)`` is ``torchopt.diff.zero_order.zero_order(...)``.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The decorator for zero-order gradients, where TorchOpt 0.7.3 has it; its home is :mod:`torchopt.zero_order_diff`."""
+"""The path of TorchOpt 0.7.3 for the decorator of :mod:`torchopt.zero_order_diff`."""
 
 from __future__ import annotations
 

@@ -90,11 +90,11 @@ class LevenbergMarquardt(IterativeSolver):
     that doubles with each rejection.  A value that is not finite rejects the step.
 
     With geodesic acceleration, the step follows the curve :math:`\delta + \frac12 \alpha`, where :math:`\alpha` solves
-    the same system with the second derivative of :math:`r` along :math:`\delta` in place of :math:`r`.  It costs little,
-    and helps in narrow, curved valleys.
+    the same system with the second derivative of :math:`r` along :math:`\delta` in place of :math:`r`.  It costs
+    little, and helps in narrow, curved valleys.
 
-    Problems whose parameters have very different scales are best solved with ``solver='qr'`` in float64, without squaring
-    the condition number.
+    Problems whose parameters have very different scales are best solved with ``solver='qr'`` in float64, which does
+    not square the condition number.
 
     Args:
         residual_fun: ``residual_fun(params, *args, **kwargs)`` returns the residuals, a tree of tensors.
@@ -281,6 +281,7 @@ class LevenbergMarquardt(IterativeSolver):
     ) -> LevenbergMarquardtState:
         value, error = numbers(0.5 * at.residual.dot(at.residual), torch.linalg.vector_norm(at.gradient))
         jac = at.jac
+        status = where((value < math.inf) & (error < math.inf), status, int(Status.NONFINITE))
         return LevenbergMarquardtState(
             iter_num=iter_num,
             damping_factor=damping_factor,

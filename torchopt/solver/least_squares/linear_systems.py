@@ -3,7 +3,8 @@ r"""The linear least-squares problems in the steps of the nonlinear ones.
 
 A damped step is :math:`y = -(J^\top J + \mu I)^{-1} J^\top z`, which is also the solution of
 
-.. math:: \min_y \left\| \begin{pmatrix} J \\ \sqrt\mu I \end{pmatrix} y + \begin{pmatrix} z \\ 0 \end{pmatrix} \right\|.
+.. math::
+    \min_y \left\| \begin{pmatrix} J \\ \sqrt\mu I \end{pmatrix} y + \begin{pmatrix} z \\ 0 \end{pmatrix} \right\|.
 
 The second form does not square the condition number; QR solves it.  A system that cannot be solved gives NaN, and the
 step is rejected.
@@ -75,7 +76,7 @@ def least_norm(jac: Tensor, z: Tensor) -> Tensor:
     Example:
         >>> import torch
         >>> from torchopt.solver.least_squares.linear_systems import least_norm
-        >>> least_norm(torch.tensor([[1.0, 1.0]]), torch.tensor([2.0]))
+        >>> least_norm(torch.tensor([[1.0, 1.0]]), torch.tensor([2.0])).round(decimals=4)
         tensor([1., 1.])
     """
     if jac.numel() == 0:
@@ -83,7 +84,6 @@ def least_norm(jac: Tensor, z: Tensor) -> Tensor:
     # A decomposition of values that are not finite would raise; the result is NaN all the same.
     finite = torch.isfinite(jac).all()
     U, S, Vh = torch.linalg.svd(torch.where(finite, jac, 0.0), full_matrices=False)
-    floor = max(jac.shape) * torch.finfo(jac.dtype).eps * S[0]
-    kept = S > floor
+    kept = S / S[0] > max(jac.shape) * torch.finfo(jac.dtype).eps
     weights = torch.where(kept, (U.mT @ z) / torch.where(kept, S, 1.0), 0.0)
     return torch.where(finite, Vh.mT @ weights, torch.nan)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchopt.autodiff.closure import is_recording
 from torchopt.autodiff.products import jvp, map_product, pullback, vjp
-from torchopt.numerics import in_transform, is_inexact
+from torchopt.numerics import is_inexact
 from torchopt.solver.auxiliary import split_aux
 from torchopt.solver.objective import Vectors
 
@@ -62,36 +62,54 @@ class Residuals:
 
     def transposed(self, x: Tensor, z: Tensor) -> Tensor:
         r""":math:`J^\top z`."""
-        return vjp(lambda y: [self.residual(y)], [x], [z])[0]
+        return _vjp(self.residual, x, z)
 
     def gram(self, x: Tensor) -> Callable[[Tensor], Tensor]:
         r"""The function :math:`v \mapsto J^\top J v`."""
-        if in_transform():  # where a linear solver cannot see what a pullback depends on
+        if is_recording():  # where a linear solver cannot see what a pullback depends on
             jac = self.jacobian(x)
             return lambda v: jac.mT @ (jac @ v)
-        return lambda v: self.transposed(x, jvp(lambda y: [self.residual(y)], [x], [v])[0])
+        return lambda v: self.transposed(x, _jvp(self.residual, x, v))
 
     def curvature(self, x: Tensor, v: Tensor) -> Tensor:
         r"""The second derivative along a direction, :math:`\frac{d^2}{dt^2} r(x + t v)` at zero."""
 
         def slope(t: Tensor) -> Tensor:
-            return jvp(lambda y: [self.residual(x + y * v)], [t], [torch.ones_like(t)])[0]
+            return _jvp(lambda s: self.residual(x + s * v), t, torch.ones_like(t))
 
         zero = x.new_zeros(())
-        return jvp(lambda t: [slope(t)], [zero], [torch.ones_like(zero)])[0]
+        return _jvp(slope, zero, torch.ones_like(zero))
+
+
+def _is_functional() -> bool:
+    """Whether derivatives are taken by ``torch.func``, which leaves no graph but that of what is outside.
+
+    Where nothing is recorded, autograd is faster.
+    """
+    return is_recording() or torch.is_inference_mode_enabled()
+
+
+def _vjp(fun: Callable[[Tensor], Tensor], x: Tensor, z: Tensor) -> Tensor:
+    if _is_functional():
+        return torch.func.vjp(fun, x)[1](z)[0]
+    return vjp(lambda y: [fun(y)], [x], [z])[0]
+
+
+def _jvp(fun: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> Tensor:
+    """The transpose of the pullback, since in forward mode torch lacks some operations and is slow for others."""
+    if _is_functional():
+        value, pull = torch.func.vjp(fun, x)[:2]
+        return torch.func.vjp(lambda u: pull(u)[0], torch.zeros_like(value))[1](v)[0]
+    return jvp(lambda y: [fun(y)], [x], [v])[0]
 
 
 def jacobian(fun: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """The Jacobian of a function from vectors to vectors, from as many products as it has rows or columns.
-
-    A product with the Jacobian itself is the transpose of the product with its transpose: forward mode would do, but
-    torch has no formula for some operations, and is slow for others.
-    """
-    if in_transform() or is_recording() or torch.is_inference_mode_enabled():
-        value, pull = torch.func.vjp(fun, x)
+    """The Jacobian of a function from vectors to vectors, from as many products as it has rows or columns."""
+    if _is_functional():
+        value, pull = torch.func.vjp(fun, x)[:2]
         if value.numel() < x.numel():
             return torch.vmap(lambda u: pull(u)[0])(_eye(value))
-        _, push = torch.func.vjp(lambda u: pull(u)[0], torch.zeros_like(value))
+        push = torch.func.vjp(lambda u: pull(u)[0], torch.zeros_like(value))[1]
         return torch.vmap(lambda v: push(v)[0])(_eye(x)).mT
     with torch.enable_grad():
         point = x.detach().requires_grad_()

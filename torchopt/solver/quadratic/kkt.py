@@ -17,10 +17,10 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torchopt.linear_solve import solve_lu, solve_normal_cg
 from torchopt.solver.quadratic.scaling import BoxQP, product
 
-__all__ = ['box_residual', 'clip', 'solve_kkt']
+__all__ = ['box_residual', 'clip', 'inequality_residual', 'solve_kkt']
 
 
-def clip(z: Tensor, l: Tensor, u: Tensor) -> Tensor:  # noqa: E741
+def clip(z: Tensor, l: Tensor, u: Tensor) -> Tensor:
     """The nearest point of a box."""
     return torch.minimum(torch.maximum(z, l), u)
 
@@ -36,6 +36,11 @@ def box_residual(point: tuple[Tensor, Tensor], *data: Tensor) -> tuple[Tensor, T
     # Of an equation, each bound takes half: the sides of a tie would not tell.
     nearest = torch.where(qp.l == qp.u, 0.5 * (qp.l + qp.u), clip(Ax + y, qp.l, qp.u))
     return product(qp.Q, x) + qp.c + product(qp.A.mT, y), Ax - nearest
+
+
+def inequality_residual(excess: Tensor, multipliers: Tensor) -> Tensor:
+    r"""Zero where a constraint ``excess <= 0`` and its multiplier ``>= 0`` are complementary."""
+    return multipliers - torch.relu(multipliers + excess)
 
 
 def solve_kkt(matvec: Any, b: Any) -> Any:

@@ -17,7 +17,7 @@ from torchopt.autodiff import grad
 from torchopt.numerics import is_inexact, wide_dtype
 from torchopt.solver.objective import Vectors
 
-__all__ = ['box_of', 'common_dtype', 'constraints_of', 'objective_of']
+__all__ = ['box_of', 'common_dtype', 'constraints_of', 'objective_of', 'pair_of', 'right_side_of']
 
 Matvec = Callable[[Any, Any], Any]
 
@@ -89,6 +89,18 @@ def box_of(params_ineq: Any, z: Vectors) -> tuple[Tensor, Tensor]:
     return sides[0], sides[1]
 
 
+def pair_of(params: Any, name: str) -> tuple[Any, Any]:
+    """Constraints as a pair, a matrix and a right-hand side."""
+    if not isinstance(params, (tuple, list)) or len(params) != 2:
+        raise ValueError(f'{name} is a {type(params).__name__}; expected a pair, a matrix and a vector.')
+    return params[0], params[1]
+
+
+def right_side_of(value: Any, z: Vectors, name: str) -> Tensor:
+    """The right-hand side of constraints, as a vector."""
+    return _spread(value, z, name)
+
+
 def common_dtype(*tensors: Tensor) -> list[Tensor]:
     """The same tensors, in the dtype to which they promote, and at least in single precision."""
     dtype = tensors[0].dtype
@@ -135,7 +147,7 @@ def _spread(bound: Any, z: Vectors, name: str) -> Tensor:
         _check_floating(value, name)
         if value.ndim and value.shape != part.shape:
             raise ValueError(
-                f'{name} has shape {tuple(value.shape)}; expected {tuple(part.shape)}, one bound for each row.'
+                f'{name} has shape {tuple(value.shape)}; expected {tuple(part.shape)}, one number for each row.'
             )
         pieces.append(value.expand(part.shape).reshape(-1))
     return torch.cat(pieces) if len(pieces) > 1 else pieces[0]

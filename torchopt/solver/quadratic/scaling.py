@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torchopt.numerics import is_readable
+
 __all__ = ['BoxQP', 'Scaled', 'equilibrate', 'product']
 
 
@@ -20,7 +22,7 @@ class BoxQP(NamedTuple):
     Q: Tensor
     c: Tensor
     A: Tensor
-    l: Tensor  # noqa: E741
+    l: Tensor
     u: Tensor
 
     def residuals(self, x: Tensor, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,7 +59,7 @@ class Scaled(NamedTuple):
 
     def of(self, qp: BoxQP) -> Scaled:
         """Another problem, or the same with its derivatives, scaled by the same factors."""
-        Q, c, A, l, u = qp  # noqa: E741
+        Q, c, A, l, u = qp
         D, E = self.D, self.E
         cost = self.cost.unsqueeze(-1)
         return self._replace(
@@ -97,7 +99,7 @@ def equilibrate(qp: BoxQP, rounds: int = 10) -> Scaled:
 
     This is the method of Ruiz (2001) as Stellato and others (2020) use it, with the objective scaled too.
     """
-    Q, c, A, l, u = qp  # noqa: E741
+    Q, c, A, l, u = qp
     D, E = torch.ones_like(c), torch.ones_like(l)
     cost = torch.ones_like(c[..., 0])
     for _ in range(rounds):
@@ -108,12 +110,19 @@ def equilibrate(qp: BoxQP, rounds: int = 10) -> Scaled:
         k = _factor(size).square()
         Q, c = Q * k[..., None, None], c * k[..., None]
         D, E, cost = D * d, E * e, cost * k
+        if is_readable(d) and bool(_is_even(d) & _is_even(e)):
+            break
     return Scaled(BoxQP(Q, c, A, l * E, u * E), D, E, cost)
 
 
 def _largest(M: Tensor) -> Tensor:
     """The largest absolute value of each column."""
     return M.abs().amax(-2)
+
+
+def _is_even(factors: Tensor) -> Tensor:
+    """Whether factors would hardly change anything."""
+    return ((factors > 0.8) & (factors < 1.25)).all()
 
 
 def _factor(size: Tensor) -> Tensor:

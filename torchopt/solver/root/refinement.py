@@ -43,6 +43,9 @@ class IterativeRefinementState(NamedTuple):
     status: Any
 
 
+_rough = functools.partial(solve_gmres, ridge=1e-6)
+
+
 @dataclasses.dataclass(eq=False)
 class IterativeRefinement(IterativeSolver):
     r"""Solve :math:`A x = b` by repeated, approximate solves.
@@ -76,7 +79,7 @@ class IterativeRefinement(IterativeSolver):
 
     matvec_A: Callable[..., Any] | None = None
     matvec_A_bar: Callable[..., Any] | None = None
-    solve: Callable[..., Any] = functools.partial(solve_gmres, ridge=1e-6)
+    solve: Callable[..., Any] = _rough
     maxiter: int = 10
     tol: float = 1e-7
 

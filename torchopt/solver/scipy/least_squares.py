@@ -73,8 +73,8 @@ class ScipyLeastSquares(ScipyWrapper):
         method: ``'trf'``, ``'dogbox'`` or ``'lm'``; ``'trf'`` if None.
         fun: ``fun(params, *args, **kwargs)`` returns the residuals :math:`r`, a tree.
         loss: :math:`\rho`: ``'linear'``, ``'soft_l1'``, ``'huber'``, ``'cauchy'`` or ``'arctan'``.
-        options: More arguments of ``scipy.optimize.least_squares``: ``ftol``, ``xtol``, ``gtol``, ``x_scale`` (also a tree
-            like the parameters), ``f_scale`` (:math:`c`), ``max_nfev`` and others.
+        options: More arguments of ``scipy.optimize.least_squares``: ``ftol``, ``xtol``, ``gtol``, ``x_scale`` (also a
+            tree like the parameters), ``f_scale`` (:math:`c`), ``max_nfev`` and others.
         use_jacrev: Accepted for code written for JAXopt.
         maxiter: The largest number of evaluations, ``max_nfev``; SciPy's if None.
 
@@ -155,8 +155,9 @@ class ScipyLeastSquares(ScipyWrapper):
 class ScipyBoundedLeastSquares(ScipyLeastSquares):
     r"""``scipy.optimize.least_squares`` in a box, :math:`l \le x \le u`, for trees, with implicit derivatives.
 
-    ``run(init_params, bounds, *args, **kwargs)`` takes the pair :math:`(l, u)` of trees like the parameters, or numbers.
-    The arguments are those of :class:`ScipyLeastSquares`; the methods with bounds are ``'trf'`` and ``'dogbox'``.
+    ``run(init_params, bounds, *args, **kwargs)`` takes the pair :math:`(l, u)` of trees like the parameters, or
+    numbers.  The arguments are those of :class:`ScipyLeastSquares`; the methods with bounds are
+    ``'trf'`` and ``'dogbox'``.
 
     Example:
         >>> import torch, torchopt

@@ -161,7 +161,9 @@ class ScipyMinimize(ScipyWrapper):
             int(found.status),
             int(found.get('nit', 0)),
             torch.as_tensor(inverse) if isinstance(inverse, np.ndarray) else inverse,
-            *(int(found.get(count, 0)) for count in ('nfev', 'njev', 'nhev')),
+            int(found.get('nfev', 0)),
+            int(found.get('njev', 0)),
+            int(found.get('nhev', 0)),
             str(found.message),
         )
         return OptStep(params, info)
@@ -171,9 +173,9 @@ class ScipyMinimize(ScipyWrapper):
 class ScipyBoundedMinimize(ScipyMinimize):
     r"""``scipy.optimize.minimize`` in a box, :math:`\min_{l \le x \le u} f(x)`, for trees, with implicit derivatives.
 
-    ``run(init_params, bounds, *args, **kwargs)`` takes the pair :math:`(l, u)` of trees like the parameters, or numbers.
-    The result is differentiable in the bounds too.  The arguments are those of :class:`ScipyMinimize`; methods with
-    bounds are ``'L-BFGS-B'``, ``'TNC'``, ``'SLSQP'``, ``'trust-constr'``, ``'Nelder-Mead'``, ``'Powell'``.
+    ``run(init_params, bounds, *args, **kwargs)`` takes the pair :math:`(l, u)` of trees like the parameters, or
+    numbers.  The result is differentiable in the bounds too.  The arguments are those of :class:`ScipyMinimize`;
+    methods with bounds are ``'L-BFGS-B'``, ``'TNC'``, ``'SLSQP'``, ``'trust-constr'``, ``'Nelder-Mead'``, ``'Powell'``.
 
     Example:
         >>> import torch, torchopt

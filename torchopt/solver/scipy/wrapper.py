@@ -15,7 +15,8 @@ from torch import Tensor
 from torch._C import _functorch
 
 from torchopt import tree
-from torchopt.numerics import eager
+from torchopt.implicit_diff.binding import signature_of
+from torchopt.numerics import beneath, eager
 from torchopt.projections import projection_box
 from torchopt.solver import adjoint
 from torchopt.solver.auxiliary import require_function
@@ -33,7 +34,7 @@ def load_optimize() -> Any:
         ImportError: If SciPy is not installed.
     """
     try:
-        import scipy.optimize
+        import scipy.optimize  # type: ignore[import-untyped,unused-ignore]
     except ImportError:
         raise ImportError('This solver needs SciPy: `pip install "torchopt[scipy]"`.') from None
     return scipy.optimize
@@ -48,11 +49,12 @@ def as_array(x: Tensor, dtype: Any) -> Any:
     while _functorch.is_functorch_wrapped_tensor(x):
         if _functorch.is_batchedtensor(x):
             raise NotImplementedError(
-                'SciPy solves one problem at a time, and cannot be mapped by torch.vmap. Loop over the problems, or use '
-                'a solver of torchopt such as LBFGS, LBFGSB, LevenbergMarquardt or Broyden.'
+                'SciPy solves one problem at a time, and cannot be mapped by torch.vmap. Loop over the problems, or '
+                'use a solver of torchopt such as LBFGS, LBFGSB, LevenbergMarquardt or Broyden.'
             )
         x = _functorch.get_unwrapped(x)
-    return np.array(x.detach().cpu().numpy(), dtype=dtype)
+    with beneath(x):
+        return np.array(x.detach().cpu().numpy(), dtype=dtype)
 
 
 class Bridge:
@@ -97,7 +99,8 @@ class ScipyWrapper(Solver):
 
     Attributes:
         method: The name of SciPy's method; SciPy's choice if None.
-        dtype: The dtype of the arrays that SciPy sees; that of the parameters if None.  Most of its methods need float64.
+        dtype: The dtype of the arrays that SciPy sees; that of the parameters if None.  Most of its
+            methods need float64.
         jit: Accepted for code written for JAXopt; nothing is compiled.
         implicit_diff_solve: The linear solver for derivatives, ``solve(matvec, b)``;
             :func:`torchopt.linear_solve.solve_normal_cg` if None.
@@ -214,7 +217,9 @@ def box_residual(params: Any, gradient: Any, bounds: Any) -> Any:
 
 def bounded_signature(fun: Callable[..., Any]) -> inspect.Signature:
     """The signature of ``fun(params, ...)`` with the bounds after the parameters."""
-    first, *rest = inspect.signature(fun).parameters.values()
+    found = signature_of(fun) or signature_of(lambda *args, **kwargs: None)
+    assert found is not None
+    first, *rest = found.parameters.values()
     bounds = inspect.Parameter('bounds', inspect.Parameter.POSITIONAL_OR_KEYWORD)
     if first.kind is inspect.Parameter.VAR_POSITIONAL:
         start = inspect.Parameter('init_params', inspect.Parameter.POSITIONAL_OR_KEYWORD)

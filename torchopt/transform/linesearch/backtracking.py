@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scale updates by a step size from a backtracking line search.
 
-The search itself is :func:`torchopt.linesearch.backtracking`.  It depends on values, so a step synchronizes with its
-device at each evaluation.  Under ``torch.func.vmap`` and ``torch.compile`` it does not synchronize: there it always
-makes the maximum number of evaluations, without a graph break, so choose this number with care.
+The search is :func:`torchopt.linesearch.backtracking`.  It depends on values, so a step synchronizes with its device at
+each evaluation.  Under ``torch.func.vmap`` and ``torch.compile`` it does not synchronize and always makes the maximum
+number of evaluations, without a graph break, so choose this number with care.
 """
 
 from __future__ import annotations
@@ -16,18 +16,25 @@ from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.numerics import is_readable, zero_count
 from torchopt.preconditions import params_for, state_of
 from torchopt.scalars import numbers, where
-from torchopt.transform.linesearch.search_problem import Problem, check_limit, counted, number_dtype, report, stored
+from torchopt.transform.linesearch.search_problem import (
+    SearchProblem,
+    check_limit,
+    counted,
+    number_dtype,
+    report,
+    stored,
+)
 
 __all__ = ['BacktrackingLinesearchInfo', 'ScaleByBacktrackingLinesearchState', 'scale_by_backtracking_linesearch']
 
 
 @tree.safe_to_load
 class BacktrackingLinesearchInfo(NamedTuple):
-    """How a search by :func:`scale_by_backtracking_linesearch` went.
+    """The outcome of a search by :func:`scale_by_backtracking_linesearch`.
 
     Attributes:
-        num_linesearch_steps: The evaluations.
-        decrease_error: By how much the step violates the condition of decrease: 0 if it holds.
+        num_linesearch_steps: The number of evaluations.
+        decrease_error: The violation of the decrease condition: 0 if it holds.
     """
 
     num_linesearch_steps: Any
@@ -41,8 +48,8 @@ class ScaleByBacktrackingLinesearchState(NamedTuple):
     Attributes:
         learning_rate: The last step size.
         value: The objective after the step.
-        grad: Its gradient there, or None.
-        info: How the search went.
+        grad: The gradient after the step, or None.
+        info: The outcome of the search.
     """
 
     learning_rate: Any
@@ -63,38 +70,39 @@ def scale_by_backtracking_linesearch(
     store_grad: bool = False,
     verbose: bool = False,
 ) -> GradientTransformationExtraArgs:
-    r"""Scale updates by a step size that decreases the objective enough, found by backtracking.
+    r"""Scale updates by a step size with a sufficient decrease of the objective, found by backtracking.
 
     For updates :math:`u` the step size :math:`\eta` satisfies Armijo's condition
 
     .. math::
         f(w + \eta u) \le (1 + \delta) f(w) + c\, \eta \operatorname{Re} \langle \nabla f(w), u \rangle + \epsilon.
 
-    The first trial step is somewhat larger than the last step; the search shortens it until the condition holds.
-    Such a step exists if the updates are a descent direction: put this after ``sgd``, or another transformation that
-    returns a descent direction.
+    The first trial step size is somewhat larger than the last step size; the search decreases it until the condition
+    holds.  Such a step size exists if the updates are a descent direction, so put this after ``sgd`` or another
+    transformation that returns a descent direction.
 
-    If the search fails, it takes the last trial step, or no step if the objective is NaN or infinite there.
-    After a step size of zero the search stays at zero, as in Optax, unless ``increase_factor`` is infinite.
+    If the search fails, it uses the last trial step size, or zero if the objective is NaN or infinite there.  After a
+    step size of zero it stays at zero, as in Optax, unless ``increase_factor`` is infinite.
 
     Args:
-        max_backtracking_steps: How often a step may be shortened.
+        max_backtracking_steps: The maximum number of decreases of the step size.
         slope_rtol: :math:`c`.
-        decrease_factor: The factor by which a step is shortened, in (0, 1).
-        increase_factor: The factor from the last step size to the first trial step; infinity always begins
-            with ``max_learning_rate``.
+        decrease_factor: The factor of each decrease, in (0, 1).
+        increase_factor: The ratio of the first trial step size to the last step size; infinity always begins with
+            ``max_learning_rate``.
         max_learning_rate: The largest step size.
         atol: :math:`\epsilon`.
         rtol: :math:`\delta`.
-        store_grad: Also compute the gradient after the step, and keep it for :func:`value_and_grad_from_state`.
+        store_grad: Whether to compute and store the gradient after the step, for :func:`value_and_grad_from_state`.
         verbose: Print diagnostics if the search fails.
 
     Returns:
-        A transformation whose ``update`` needs ``params`` and the extra arguments ``value``, ``grad`` and ``value_fn``.
+        A transformation whose ``update`` requires ``params`` and the extra arguments ``value``, ``grad`` and
+        ``value_fn``.
 
     Raises:
         ValueError: If an argument is out of its range; in ``update``, if the parameters are not given.
-        TypeError: In ``update``, if an extra argument is missing, or is one that ``value_fn`` does not take.
+        TypeError: In ``update``, if an extra argument is missing, or ``value_fn`` does not accept it.
 
     Example:
         >>> import torch, torchopt
@@ -138,7 +146,7 @@ def scale_by_backtracking_linesearch(
         inplace: bool = False,
         **extra: Any,
     ) -> tuple[Any, ScaleByBacktrackingLinesearchState]:
-        problem = Problem.of(updates, params, value, grad, value_fn, extra)
+        problem = SearchProblem.of(updates, params, value, grad, value_fn, extra)
         kind = state.learning_rate.dtype
         with problem.recording():
             slope = linesearch.inner_product(problem.grad, problem.updates)
@@ -158,7 +166,7 @@ def scale_by_backtracking_linesearch(
             )
             nowhere = found.decrease_error == math.inf
             rate = where(nowhere, 0.0, found.stepsize)
-            # No value is remembered that does not belong to the step.
+            # Store a value only if it belongs to the step.
             new_value = where(nowhere & (abs(found.value) < math.inf), math.inf, found.value)
             new_grad = problem.value_and_gradient(problem.moved(found.stepsize))[1] if store_grad else None
             if verbose and is_readable(found.running) and found.running:

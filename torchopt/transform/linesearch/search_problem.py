@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What transformations with a line search share: the problem that ``update`` is given, and the numbers they keep.
+"""Code shared by the transformations with a line search: the problem, and the numbers in their states.
 
-``update`` needs, beside the parameters, the extra arguments ``value`` and ``grad``, the objective and its gradient at
-the parameters, and ``value_fn``, the objective itself.  Other extra arguments are passed on to ``value_fn``.
+``update`` requires the parameters and the extra arguments ``value`` and ``grad``, the objective and its gradient at the
+parameters, and ``value_fn``, the objective.  Other extra arguments are passed to ``value_fn``.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import torch
 from torch import Tensor
 
 from torchopt import elementwise, linesearch, tree
-from torchopt.autodiff.objective import is_plain
-from torchopt.numerics import as_scalar_like, is_inexact, real_dtype
+from torchopt.autodiff.objective import is_plain_step
+from torchopt.numerics import as_scalar_like, has_tangent, is_inexact, is_tracing, real_dtype
 from torchopt.scalars import where
 
-__all__ = ['Problem', 'check_limit', 'counted', 'number_dtype', 'report', 'stored']
+__all__ = ['SearchProblem', 'check_limit', 'counted', 'number_dtype', 'report', 'stored']
 
 
-class Problem(NamedTuple):
-    """The objective, where the search begins, and where it goes."""
+class SearchProblem(NamedTuple):
+    """The objective, the starting point of the search, and its direction."""
 
     updates: Any
     params: Any
@@ -35,12 +35,14 @@ class Problem(NamedTuple):
     plain: bool
 
     @classmethod
-    def of(cls, updates: Any, params: Any, value: Any, grad: Any, value_fn: Any, extra: dict[str, Any]) -> Problem:
-        """What the arguments of an update say.
+    def of(
+        cls, updates: Any, params: Any, value: Any, grad: Any, value_fn: Any, extra: dict[str, Any]
+    ) -> SearchProblem:
+        """The problem of an update, from its arguments.
 
         Raises:
-            TypeError: If one is missing or none of ``value_fn``'s.
-            ValueError: If trees do not fit.
+            TypeError: If an argument is missing, or ``value_fn`` does not accept it.
+            ValueError: If trees do not match.
         """
         given = {'value': value, 'grad': grad, 'value_fn': value_fn}
         missing = [name for name, x in given.items() if x is None]
@@ -48,14 +50,15 @@ class Problem(NamedTuple):
             raise TypeError(
                 f'The extra argument {missing[0]!r} is missing. Call `update(updates, state, params, value=loss, '
                 f'grad=grads, value_fn=loss_fn)` with the objective and its gradient at the parameters, and the '
-                f'objective itself.'
+                f'objective as a function.'
             )
         if not callable(value_fn):
             raise TypeError(f'value_fn is a {type(value_fn).__name__}; expected the objective, a function of params.')
         elementwise.check_updates(updates, params)
         tree.check_matching(grad, params, name='grad', like='params')
         _check_arguments(value_fn, extra)
-        plain = is_plain((updates, grad), params)
+        plain = is_plain_step((updates, grad), params)
+        plain = plain and not any(map(has_tangent, tree.leaves((updates, grad, params))))
         if plain:
             updates, params, grad, value = (tree.map(_detached, x) for x in (updates, params, grad, value))
         return cls(updates, params, value, grad, (lambda p: value_fn(p, **extra)) if extra else value_fn, plain)
@@ -83,11 +86,11 @@ class Problem(NamedTuple):
         return linesearch.value_and_gradient(self.fun, params, differentiable=not self.plain)
 
     def start_grad(self) -> Any:
-        """The gradient where the search begins, zero where it was not given."""
+        """The gradient at the starting point; zero for leaves whose gradient was not given."""
         return tree.map(lambda p, g: torch.zeros_like(p) if g is None else g, self.params, self.grad)
 
     def scaled(self, rate: Any) -> Any:
-        """The updates times the step size; of a step of zero nothing is left, even of what is infinite."""
+        """The updates times the step size; zero if the step size is zero, also for infinite updates."""
 
         def scale(u: Tensor) -> Tensor:
             return torch.zeros_like(u) if taken is False else where(taken, as_scalar_like(rate, u) * u, 0.0)
@@ -101,8 +104,8 @@ def _detached(x: Any) -> Any:
 
 
 def _check_arguments(value_fn: Callable[..., Any], extra: dict[str, Any]) -> None:
-    """Require that the objective takes all extra arguments."""
-    if not extra or torch.compiler.is_compiling():
+    """Require that the objective accepts all extra arguments."""
+    if not extra or is_tracing():
         return
     parameters = inspect.signature(value_fn).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
@@ -110,40 +113,40 @@ def _check_arguments(value_fn: Callable[..., Any], extra: dict[str, Any]) -> Non
     unknown = sorted(extra.keys() - parameters.keys())
     if unknown:
         raise TypeError(
-            f'Unexpected keyword arguments: the extra arguments {unknown} of update are none that value_fn takes: '
-            f'{list(parameters)}. Leave them out, or let value_fn take them.'
+            f'Unexpected keyword arguments: value_fn does not accept the extra arguments {unknown} of update; it has '
+            f'{list(parameters)}. Leave them out, or add them to value_fn.'
         )
 
 
 def check_limit(name: str, value: Any, least: int) -> None:
-    """Require an int that is not less than this."""
+    """Require an int that is at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f'Invalid {name}: {value!r}; expected an int >= {least}.')
 
 
 def number_dtype(params: Any) -> torch.dtype:
-    """The real dtype of the first leaf, in which numbers are kept from step to step."""
+    """The real dtype of the first leaf, the dtype of the numbers in the state."""
     found = [x for x in tree.leaves(params) if is_inexact(x)]
     return real_dtype(found[0].dtype) if found else torch.get_default_dtype()
 
 
 def stored(x: Any, dtype: torch.dtype) -> Tensor:
-    """A number as the state keeps it: on the CPU if it is known there."""
+    """A number for the state, a tensor on the CPU if the value is known on the host."""
     return x.to(dtype) if isinstance(x, Tensor) else torch.tensor(x, dtype=dtype, device='cpu')
 
 
 def counted(steps: Any) -> Tensor:
-    """A number of steps as the state keeps it."""
+    """A number of steps for the state."""
     return steps if isinstance(steps, Tensor) else torch.tensor(steps, dtype=torch.int64, device='cpu')
 
 
-def report(name: str, problem: Problem, slope: Any, stepsize: Any, error: Any) -> None:
+def report(name: str, problem: SearchProblem, slope: Any, stepsize: Any, error: Any) -> None:
     """Print why a search failed."""
     value, slope, stepsize, error = (float(x) for x in (problem.value, slope, stepsize, error))
     print(f'{name}: no step size meets the conditions. At the parameters the value is {value:g}, the slope {slope:g}.')
     if not slope < 0.0:
-        print('  The updates do not descend: their slope has to be negative. Check the sign of the learning rate.')
+        print('  The updates are not a descent direction: the slope must be negative. Check the sign of their scale.')
     if error == math.inf:
-        print('  The objective is NaN or infinite wherever it was tried.')
+        print('  The objective is NaN or infinite at all trial steps.')
     else:
-        print(f'  Took a step size of {stepsize:g}; the last one tried violates the decrease by {error:g}.')
+        print(f'  Took the step size {stepsize:g}; the last trial step violates the decrease condition by {error:g}.')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The value and the gradient that a line search has computed already."""
+"""Value and gradient from the state of a line search."""
 
 from __future__ import annotations
 
@@ -7,36 +7,35 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from torchopt import linesearch, tree
-from torchopt.numerics import has_tangent, in_transform, is_readable
+from torchopt.numerics import has_tangent, is_plain, is_readable
 from torchopt.scalars import where
 
 __all__ = ['value_and_grad_from_state']
 
 
 def value_and_grad_from_state(value_fn: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
-    """The value and the gradient of an objective, from the state of a line search if they are there.
+    """The value and the gradient of an objective, from the state of a line search if available.
 
-    A search ends where the next step begins, so it has computed both already.  They are right as long as the objective
-    is the same in every step, and the parameters do not change in between.
+    A line search has computed both at the point at which the next step begins.  They are correct if the objective is
+    the same in every step and the parameters do not change in between.
 
     Args:
         value_fn: The objective ``value_fn(params, *args, **kwargs)``, a real tensor of one element.
 
     Returns:
-        A function ``value_and_grad(params, *args, state, **kwargs)`` that returns the value and the gradient that the
-        state remembers; where the value is NaN or infinite, as in the first step, it computes them.  Under
-        ``torch.func.vmap`` and ``torch.compile`` it always computes them, and then chooses.
+        A function ``value_and_grad(params, *args, state, **kwargs)`` that returns the value and the gradient in the
+        state.  If the value in the state is NaN or infinite, as in the first step, it computes both.  Under
+        ``torch.func.vmap`` and ``torch.compile`` it always computes both, and then selects.
 
-        Parameters that are leaves and require grad are weights in plain training: what is computed for them carries no
-        graph.  All others are differentiated in as under :func:`torch.func.grad`.
+        For parameters that are leaves and require grad (plain training), the results have no graph.  For all other
+        parameters they are differentiable, as in :func:`torch.func.grad`.
 
     Raises:
-        ValueError: If the state holds no value or no gradient.
-        KeyError: If it holds several.
+        ValueError: If the state contains no value or no gradient.
+        KeyError: If it contains several.
 
     Example:
         >>> import torch, torchopt
@@ -56,7 +55,7 @@ def value_and_grad_from_state(value_fn: Callable[..., Any]) -> Callable[..., tup
         if value is None or grad is None:
             what = 'value' if value is None else 'gradient'
             raise ValueError(
-                f'The state holds no {what} of the objective. Pass the state of an optimizer with a line search that '
+                f'The state has no {what} of the objective. Pass the state of an optimizer with a line search that '
                 f'stores them: scale_by_zoom_linesearch, or scale_by_backtracking_linesearch(store_grad=True).'
             )
 
@@ -76,11 +75,5 @@ def value_and_grad_from_state(value_fn: Callable[..., Any]) -> Callable[..., tup
 
 
 def _are_weights(params: Any) -> bool:
-    if torch.compiler.is_compiling() or in_transform():
-        return False
     tensors = [p for p in tree.leaves(params) if isinstance(p, Tensor)]
-    return (
-        bool(tensors)
-        and all(p.is_leaf and not has_tangent(p) for p in tensors)
-        and any(p.requires_grad for p in tensors)
-    )
+    return is_plain(tensors, ()) and any(p.requires_grad for p in tensors) and not any(map(has_tangent, tensors))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scale updates by a step size that meets the strong Wolfe conditions.
 
-The search itself is :func:`torchopt.linesearch.zoom`.  It decides by values, so a step waits for its device at each
-evaluation.  Under ``torch.func.vmap`` and ``torch.compile`` it does not: there it makes as many evaluations as it may,
-without a graph break, so choose their number with care.
+The search is :func:`torchopt.linesearch.zoom`.  It depends on values, so a step synchronizes with its device at each
+evaluation.  Under ``torch.func.vmap`` and ``torch.compile`` it does not synchronize and always makes the maximum number
+of evaluations, without a graph break, so choose this number with care.
 """
 
 from __future__ import annotations
@@ -15,19 +15,26 @@ from torchopt import checks, elementwise, linesearch, tree
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.numerics import is_readable, zero_count
 from torchopt.preconditions import params_for, state_of
-from torchopt.transform.linesearch.search_problem import Problem, check_limit, counted, number_dtype, report, stored
+from torchopt.transform.linesearch.search_problem import (
+    SearchProblem,
+    check_limit,
+    counted,
+    number_dtype,
+    report,
+    stored,
+)
 
 __all__ = ['ScaleByZoomLinesearchState', 'ZoomLinesearchInfo', 'scale_by_zoom_linesearch']
 
 
 @tree.safe_to_load
 class ZoomLinesearchInfo(NamedTuple):
-    """How a search by :func:`scale_by_zoom_linesearch` went.
+    """The outcome of a search by :func:`scale_by_zoom_linesearch`.
 
     Attributes:
-        num_linesearch_steps: The evaluations.
-        decrease_error: By how much the last step tried violates the condition of decrease: 0 if it holds.
-        curvature_error: By how much it violates the condition of curvature.
+        num_linesearch_steps: The number of evaluations.
+        decrease_error: The violation of the decrease condition by the last trial step: 0 if it holds.
+        curvature_error: The violation of the curvature condition by the last trial step: 0 if it holds.
     """
 
     num_linesearch_steps: Any
@@ -42,8 +49,8 @@ class ScaleByZoomLinesearchState(NamedTuple):
     Attributes:
         learning_rate: The last step size.
         value: The objective after the step.
-        grad: Its gradient there.
-        info: How the search went.
+        grad: The gradient after the step.
+        info: The outcome of the search.
     """
 
     learning_rate: Any
@@ -65,7 +72,7 @@ def scale_by_zoom_linesearch(
     initial_guess_strategy: str = 'keep',
     verbose: bool = False,
 ) -> GradientTransformationExtraArgs:
-    r"""Scale updates by a step size that decreases the objective enough and at which its slope is small.
+    r"""Scale updates by a step size with a sufficient decrease of the objective and a small slope.
 
     With :math:`\varphi(\eta) = f(w + \eta u)` for updates :math:`u`, the step size satisfies the strong Wolfe
     conditions
@@ -74,31 +81,32 @@ def scale_by_zoom_linesearch(
         \varphi(\eta) \le \varphi(0) + c_1 \eta\, \varphi'(0) + \epsilon, \qquad
         |\varphi'(\eta)| \le c_2\, |\varphi'(0)| + \epsilon,
 
-    the first of them, where :math:`\varphi(\eta) \le \varphi(0) + c_3 |\varphi(0)|`, possibly in the form
-    :math:`\varphi'(\eta) \le (2 c_1 - 1)\, \varphi'(0)`; see :func:`torchopt.linesearch.zoom` for the search.
+    If :math:`\varphi(\eta) \le \varphi(0) + c_3 |\varphi(0)|`, the first condition may be replaced by
+    :math:`\varphi'(\eta) \le (2 c_1 - 1)\, \varphi'(0)`.  See :func:`torchopt.linesearch.zoom` for the search.
 
-    If it fails, the best step that decreases the objective enough is taken; without one, the last that was tried; and
-    where the objective is not finite there, none at all.
+    If the search fails, it uses the best step size with a sufficient decrease; if there is none, the last trial step
+    size; and if the objective is not finite there, zero.
 
     Args:
-        max_linesearch_steps: How many evaluations a search may make, at least 1.
-        max_learning_rate: The largest step size; there is no bound if None.
+        max_linesearch_steps: The maximum number of evaluations, at least 1.
+        max_learning_rate: The largest step size; no bound if None.
         tol: :math:`\epsilon`.
-        increase_factor: The factor by which steps grow that are too short, larger than 1.
+        increase_factor: The factor by which a step size that is too small is increased, larger than 1.
         slope_rtol: :math:`c_1`.
-        curv_rtol: :math:`c_2`; infinity requires a decrease only.
-        approx_dec_rtol: :math:`c_3`; None always uses the first form.
-        stepsize_precision: The length of the interval at which a search contents itself with a decrease.
-        initial_guess_strategy: ``'keep'`` begins with the last step size; ``'one'`` with 1, as fits Newton's method and
-            its relatives.
-        verbose: Print what is known if the search fails.
+        curv_rtol: :math:`c_2`; infinity turns the second condition off.
+        approx_dec_rtol: :math:`c_3`; None never replaces the first condition.
+        stepsize_precision: The length of the search interval at which the search ends with any sufficient decrease.
+        initial_guess_strategy: ``'keep'`` begins with the last step size; ``'one'`` with 1, for Newton and quasi-Newton
+            methods.
+        verbose: Print diagnostics if the search fails.
 
     Returns:
-        A transformation whose ``update`` needs ``params`` and the extra arguments ``value``, ``grad`` and ``value_fn``.
+        A transformation whose ``update`` requires ``params`` and the extra arguments ``value``, ``grad`` and
+        ``value_fn``.
 
     Raises:
         ValueError: If an argument is out of its range; in ``update``, if the parameters are not given.
-        TypeError: In ``update``, if an extra argument is missing, or is one that ``value_fn`` does not take.
+        TypeError: In ``update``, if an extra argument is missing, or ``value_fn`` does not accept it.
 
     Example:
         >>> import torch, torchopt
@@ -142,7 +150,7 @@ def scale_by_zoom_linesearch(
         inplace: bool = False,
         **extra: Any,
     ) -> tuple[Any, ScaleByZoomLinesearchState]:
-        problem = Problem.of(updates, params, value, grad, value_fn, extra)
+        problem = SearchProblem.of(updates, params, value, grad, value_fn, extra)
         kind = state.learning_rate.dtype
         with problem.recording():
             slope = linesearch.inner_product(problem.grad, problem.updates)

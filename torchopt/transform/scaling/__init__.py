@@ -1,4 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transformations of the updates themselves: rules on elements, on leaves, or on the whole tree."""
+"""Update rules, which act on elements, on leaves, or on the whole tree."""
 
 __all__: list[str] = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Accumulate gradients over steps: their moving average, or their sum every few steps."""
+"""Accumulation of gradients over steps: moving averages, and sums over several steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torchopt import checks, elementwise, rules, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.elementwise import ranges
-from torchopt.elementwise.first_moment import moment_dtype, zero_mean
+from torchopt.elementwise.ranges import moment_dtype
 from torchopt.numerics import (
     DTypeLike,
     advance,
@@ -30,7 +30,7 @@ __all__ = ['ApplyEvery', 'EmaState', 'apply_every', 'ema']
 
 @tree.safe_to_load
 class EmaState(NamedTuple):
-    """State of :func:`ema`: steps taken, and the average."""
+    """State of :func:`ema`: the step count and the average."""
 
     count: Any
     ema: Any
@@ -43,12 +43,12 @@ def ema(decay: Any, debias: bool = True, accumulator_dtype: DTypeLike | None = N
     .. math::
         m_t = \beta m_{t-1} + (1 - \beta) g_t, \qquad u_t = m_t / (1 - \beta^t)
 
-    :func:`trace` is the same up to a factor, without the correction.
+    Without ``debias``, the result of :func:`trace` differs only by a factor.
 
     Args:
         decay: :math:`\beta`, in [0, 1).
         debias: Divide by :math:`1 - \beta^t`, to correct the bias from zero initialization.
-        accumulator_dtype: Real dtype in which the average is kept; None takes that of each parameter.
+        accumulator_dtype: Real dtype of the average; None means the dtype of each parameter.
 
     Raises:
         ValueError: If the decay rate is out of its range.
@@ -67,7 +67,7 @@ def ema(decay: Any, debias: bool = True, accumulator_dtype: DTypeLike | None = N
     dtype = moment_dtype(accumulator_dtype, 'accumulator_dtype')
 
     def init(params: Any) -> EmaState:
-        return EmaState(zero_count(), zero_mean(params, dtype))
+        return EmaState(zero_count(), elementwise.zero_moment(params, dtype=dtype))
 
     hypers = elementwise.Hyperparams(_average, decay=decay)
 
@@ -85,7 +85,7 @@ def _average(t: Any, debias: bool, *, decay: Any) -> partial[Any]:
 
 @tree.safe_to_load
 class ApplyEvery(NamedTuple):
-    """State of :func:`apply_every`: steps since the last full one, and the sum of the updates since then."""
+    """State of :func:`apply_every`: the steps since the last nonzero update, and the sum of the updates since then."""
 
     count: Any
     grad_acc: Any
@@ -134,7 +134,7 @@ def apply_every(k: Any = 1) -> GradientTransformation:
 
 def _gather(g: Tensor, total: Tensor, *, first: Any, last: Any) -> tuple[Tensor, Tensor]:
     if not isinstance(first, Tensor):
-        total = g.clone() if first else total + g  # not the gradient itself, which others may write to
+        total = g.clone() if first else total + g  # a copy, since the caller may change the gradient in place
         return total.clone() if last else zeros_of(total), total
     total = torch.where(first.to(g.device), g, total + g)
     return torch.where(last.to(g.device), total, torch.zeros_like(total)), total

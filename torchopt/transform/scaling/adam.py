@@ -1,33 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adam: the bias-corrected mean of the gradients over the root of the bias-corrected mean of their squares."""
+"""Adam: the moving average of gradients divided by the root of the moving average of their squares."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import Any, NamedTuple
 
-from torchopt import checks, elementwise, rules, tree
+from torch import Tensor
+
+from torchopt import elementwise, rules, tree
 from torchopt.base import (
     ElementwiseTransformation,
     GradientTransformation,
     factory,
-    with_native,
 )
 from torchopt.elementwise import ranges
-from torchopt.elementwise.first_moment import moment_dtype, zero_mean
+from torchopt.elementwise.ranges import moment_dtype
 from torchopt.numerics import DTypeLike, advance, bias_correction, one_minus, safe_increment, zero_count
 from torchopt.preconditions import state_of
+from torchopt.transform.wrappers.native import with_native
 
 __all__ = ['ScaleByAdamState', 'scale_by_accelerated_adam', 'scale_by_adam']
 
 
 @tree.safe_to_load
 class ScaleByAdamState(NamedTuple):
-    """State of :func:`scale_by_adam`: steps taken, first and second moment."""
+    """State of :func:`scale_by_adam`: the step count, the first and the second moment."""
 
     count: Any
     mu: Any
     nu: Any
+
+
+_OWN_STATE = state_of(ScaleByAdamState)
 
 
 @factory
@@ -41,27 +46,27 @@ def scale_by_adam(
     nesterov: bool = False,
     mu_dtype: DTypeLike | None = None,
 ) -> GradientTransformation:
-    r"""Rescale updates by Adam, or by NAdam.
+    r"""Rescale updates with the rule of Adam or NAdam.
 
     .. math::
         m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t, \qquad v_t = \beta_2 v_{t-1} + (1 - \beta_2) |g_t|^2, \qquad
         u_t = \frac{m_t / (1 - \beta_1^t)}{\sqrt{v_t / (1 - \beta_2^t) + \bar\epsilon} + \epsilon}
 
-    With Nesterov's method (NAdam) the numerator is
+    With Nesterov momentum (NAdam) the numerator is
     :math:`\beta_1 m_t / (1 - \beta_1^{t+1}) + (1 - \beta_1)\, g_t / (1 - \beta_1^t)`.
 
-    Where :math:`v = 0` and :math:`\bar\epsilon = 0` the root has no derivative, but the update has one;
-    meta-gradients use it.
+    If :math:`v_t = 0` and :math:`\bar\epsilon = 0`, the root is not differentiable, but the update is, and
+    meta-gradients are finite.
 
     Args:
         b1: Decay rate :math:`\beta_1` of the mean, in [0, 1).
         b2: Decay rate :math:`\beta_2` of the mean square, in [0, 1).
         eps: :math:`\epsilon \ge 0`, outside the root.
-        eps_root: :math:`\bar\epsilon \ge 0`, inside the root; a small positive value bounds meta-gradients where
+        eps_root: :math:`\bar\epsilon \ge 0`, inside the root; a small positive value bounds meta-gradients if
             gradients are tiny.
         moment_requires_grad: Make the first moments leaves that require grad, so that they can be learned.
-        nesterov: Look ahead by Nesterov's method.
-        mu_dtype: Real dtype in which the mean is kept; None takes that of each parameter.
+        nesterov: Use Nesterov momentum.
+        mu_dtype: Real dtype of the mean; None means the dtype of each parameter.
 
     Returns:
         A transformation with state :class:`ScaleByAdamState`.  The second moment of a complex parameter is real.
@@ -91,7 +96,7 @@ def scale_by_adam(
     def init(params: Any) -> ScaleByAdamState:
         return ScaleByAdamState(
             zero_count(),
-            zero_mean(params, dtype, requires_grad=moment_requires_grad),
+            elementwise.zero_moment(params, dtype=dtype, requires_grad=moment_requires_grad),
             elementwise.zero_moment(params, real=True, requires_grad=moment_requires_grad),
         )
 
@@ -100,15 +105,15 @@ def scale_by_adam(
     def prepare(state: ScaleByAdamState) -> elementwise.ElementwiseStep:
         count, t = advance(state.count)
         return elementwise.ElementwiseStep(
-            hypers.rule(t, nesterov), (state.mu, state.nu), lambda mu, nu: ScaleByAdamState(count, mu, nu)
+            hypers.rule(t, nesterov), (state.mu, state.nu), partial(ScaleByAdamState, count)
         )
 
-    return ElementwiseTransformation(init, prepare, state_of(ScaleByAdamState), hypers=hypers)
+    return ElementwiseTransformation(init, prepare, _OWN_STATE, hypers=hypers)
 
 
 def _rule(t: Any, nesterov: bool, *, b1: Any, b2: Any, eps: Any, eps_root: Any) -> partial[Any]:
     c1, c2 = bias_correction(b1, t), bias_correction(b2, t)
-    # With both corrections moved onto scalars: m / (sqrt(v + c2 eps_root) c1 / sqrt(c2) + c1 eps).
+    # With both bias corrections applied to scalars: m / (sqrt(v + c2 eps_root) c1 / sqrt(c2) + c1 eps).
     return partial(
         rules.adam,
         b1=b1,
@@ -119,7 +124,7 @@ def _rule(t: Any, nesterov: bool, *, b1: Any, b2: Any, eps: Any, eps_root: Any) 
         gradient=one_minus(b1) if nesterov else 0.0,
         slope=c1 / c2**0.5,
         offset=c1 * eps,
-        shift=c2 * eps_root if checks.nonzero(eps_root) else 0.0,
+        shift=c2 * eps_root if isinstance(eps_root, Tensor) or eps_root else 0.0,
     )
 
 
@@ -130,11 +135,11 @@ def scale_by_accelerated_adam(
     eps_root: float = 0.0,
     moment_requires_grad: bool = False,
 ) -> GradientTransformation:
-    """:func:`scale_by_adam`, required to run on the native engine.
+    """:func:`scale_by_adam`, which raises if the native engine cannot run.
 
-    Takes the arguments of :func:`scale_by_adam`.
+    The arguments are those of :func:`scale_by_adam`.
 
     Raises:
-        RuntimeError: If the native engine cannot run; then use :func:`scale_by_adam`.
+        RuntimeError: If the native engine cannot run; use :func:`scale_by_adam` instead.
     """
     return with_native(scale_by_adam(b1, b2, eps, eps_root, moment_requires_grad), True)

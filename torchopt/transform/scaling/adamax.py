@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AdaMax: Adam with the largest gradient in place of the mean square."""
+"""AdaMax: Adam with the decayed maximum of the gradients in place of the mean square."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torchopt.elementwise import ranges
 from torchopt.numerics import advance, bias_correction, one_minus, zero_count
 from torchopt.preconditions import state_of
 
-__all__ = ['ScaleByAdamaxState', 'adamax_with_state', 'scale_by_adamax']
+__all__ = ['ScaleByAdamaxState', 'scale_by_adamax']
 
 
 @tree.safe_to_load
 class ScaleByAdamaxState(NamedTuple):
-    """State of :func:`scale_by_adamax`: steps taken, mean, and decayed maximum of the gradients."""
+    """State of :func:`scale_by_adamax`: the step count, the mean, and the decayed maximum of the gradients."""
 
     count: Any
     mu: Any
@@ -28,7 +28,7 @@ class ScaleByAdamaxState(NamedTuple):
 def scale_by_adamax(
     b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-6, moment_requires_grad: bool = False
 ) -> GradientTransformation:
-    r"""Rescale updates by AdaMax.
+    r"""Rescale updates with the rule of AdaMax.
 
     .. math::
         m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t, \qquad n_t = \max(\beta_2 n_{t-1}, |g_t| + \epsilon), \qquad
@@ -37,7 +37,7 @@ def scale_by_adamax(
     Args:
         b1: Decay rate :math:`\beta_1` of the mean, in [0, 1).
         b2: Decay rate :math:`\beta_2` of the maximum, in [0, 1).
-        eps: :math:`\epsilon \ge 0`, added to the size of the gradient.
+        eps: :math:`\epsilon \ge 0`, added to the absolute value of the gradient.
         moment_requires_grad: Make the first moments leaves that require grad.
 
     Raises:
@@ -52,18 +52,11 @@ def scale_by_adamax(
     References:
         Kingma and Ba, `Adam: a method for stochastic optimization <https://arxiv.org/abs/1412.6980>`_, section 7, 2014.
     """
-    return adamax_with_state(ScaleByAdamaxState, b1, b2, eps, moment_requires_grad)
-
-
-def adamax_with_state(
-    kind: Any, b1: Any, b2: Any, eps: Any, moment_requires_grad: bool = False
-) -> GradientTransformation:
-    """:func:`scale_by_adamax` with states of another class, whose fields are count, mean and maximum too."""
     ranges.decay_rates(b1, b2)
     ranges.at_least_zero('epsilon value', eps)
 
-    def init(params: Any) -> Any:
-        return kind(
+    def init(params: Any) -> ScaleByAdamaxState:
+        return ScaleByAdamaxState(
             zero_count(),
             elementwise.zero_moment(params, requires_grad=moment_requires_grad),
             elementwise.zero_moment(params, real=True, requires_grad=moment_requires_grad),
@@ -71,11 +64,11 @@ def adamax_with_state(
 
     hypers = elementwise.Hyperparams(_rule, b1=b1, b2=b2, eps=eps)
 
-    def prepare(state: Any) -> elementwise.ElementwiseStep:
+    def prepare(state: ScaleByAdamaxState) -> elementwise.ElementwiseStep:
         count, t = advance(state.count)
-        return elementwise.ElementwiseStep(hypers.rule(t), (state.mu, state.nu), partial(kind, count))
+        return elementwise.ElementwiseStep(hypers.rule(t), (state.mu, state.nu), partial(ScaleByAdamaxState, count))
 
-    return ElementwiseTransformation(init, prepare, state_of(kind), hypers=hypers)
+    return ElementwiseTransformation(init, prepare, state_of(ScaleByAdamaxState), hypers=hypers)
 
 
 def _rule(t: Any, *, b1: Any, b2: Any, eps: Any) -> partial[Any]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adan: Adam with Nesterov's method, using gradient differences."""
+"""Adan: Adam with Nesterov momentum, estimated from gradient differences."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class ScaleByAdanState(NamedTuple):
     Attributes:
         m: The mean of the gradients.
         v: The mean of their differences.
-        n: The mean square of the gradients that are looked ahead to.
+        n: The mean square of the extrapolated gradients.
         g: The last gradient.
-        t: The steps taken.
+        t: The step count.
     """
 
     m: Any
@@ -51,7 +51,7 @@ class ScaleByAdanState(NamedTuple):
 def scale_by_adan(
     b1: Any = 0.98, b2: Any = 0.92, b3: Any = 0.99, eps: Any = 1e-8, eps_root: Any = 0.0
 ) -> GradientTransformation:
-    r"""Rescale updates by Adan.
+    r"""Rescale updates with the rule of Adan.
 
     With :math:`d_t = g_t - g_{t-1}`, and :math:`d_1 = 0`,
 
@@ -61,9 +61,8 @@ def scale_by_adan(
         n_t = \beta_3 n_{t-1} + (1 - \beta_3) |g_t + (1 - \beta_2) d_t|^2, \qquad
         u_t = \frac{\hat m_t + (1 - \beta_2) \hat v_t}{\sqrt{\hat n_t + \bar\epsilon} + \epsilon},
 
-    where a hat divides by :math:`1 - \beta^t`, to correct the bias from zero initialization.  In the paper
-    :math:`\beta` stands for what is :math:`1 - \beta` here, and :math:`(1 - \beta_2)` is a factor :math:`\beta_2` here
-    as in Optax.
+    where a hat means division by :math:`1 - \beta^t`, to correct the bias from zero initialization.  The paper writes
+    :math:`\beta` for :math:`1 - \beta`, and the factor :math:`(1 - \beta_2)` is :math:`\beta_2` here, as in Optax.
 
     Args:
         b1: Decay rate :math:`\beta_1` of the mean, in [0, 1).
@@ -134,5 +133,5 @@ def _rule(
     n = average(b3, n, one_minus(b3), abs_sq(g + times(one_minus(b2), d)))
     m_hat, v_hat, n_hat = (x / as_scalar_like(c, x) for x, c in zip((m, v, n), corrections))
     below = plus(safe_sqrt(plus(n_hat, as_scalar_like(eps_root, n))), as_scalar_like(eps, n))
-    # A copy of the gradient: others may write to what they passed.
+    # A copy of the gradient, since the caller may change it in place.
     return plus(m_hat, times(one_minus(b2), v_hat)) / below, m, v, n, g.clone()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AMSGrad: Adam whose divisor never shrinks."""
+"""AMSGrad: Adam whose divisor never decreases."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torchopt import elementwise, rules, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.elementwise import ranges
-from torchopt.elementwise.first_moment import moment_dtype, zero_mean
+from torchopt.elementwise.ranges import moment_dtype
 from torchopt.numerics import DTypeLike, advance, bias_correction, one_minus, zero_count
 from torchopt.preconditions import state_of
 
@@ -18,7 +18,7 @@ __all__ = ['ScaleByAmsgradState', 'scale_by_amsgrad']
 
 @tree.safe_to_load
 class ScaleByAmsgradState(NamedTuple):
-    """State of :func:`scale_by_amsgrad`: steps taken, first and second moment, largest second moment so far."""
+    """State of :func:`scale_by_amsgrad`: step count, first and second moment, maximum of the second moments so far."""
 
     count: Any
     mu: Any
@@ -36,23 +36,23 @@ def scale_by_amsgrad(
     bias_correction_mu: bool = True,
     bias_correction_nu: bool = True,
 ) -> GradientTransformation:
-    r"""Rescale updates by AMSGrad.
+    r"""Rescale updates with the rule of AMSGrad.
 
     .. math::
         m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t, \qquad v_t = \beta_2 v_{t-1} + (1 - \beta_2) |g_t|^2, \qquad
         n_t = \max\!\left(n_{t-1}, \frac{v_t}{1 - \beta_2^t}\right), \qquad
         u_t = \frac{m_t / (1 - \beta_1^t)}{\sqrt{n_t + \bar\epsilon} + \epsilon}
 
-    The paper corrects neither moment: for its rule, without :math:`1 - \beta_1^t` and :math:`1 - \beta_2^t`, pass False
-    for the last two arguments.  ``torch.optim.Adam(amsgrad=True)`` is a third rule, which takes the maximum of the
-    :math:`v_t` and corrects that.
+    The paper has no bias corrections: for its rule, without :math:`1 - \beta_1^t` and :math:`1 - \beta_2^t`, pass False
+    for the last two arguments.  ``torch.optim.Adam(amsgrad=True)`` is a third rule, which computes the maximum of the
+    :math:`v_t` before the bias correction.
 
     Args:
         b1: Decay rate :math:`\beta_1` of the mean, in [0, 1).
         b2: Decay rate :math:`\beta_2` of the mean square, in [0, 1).
         eps: :math:`\epsilon \ge 0`, outside the root.
         eps_root: :math:`\bar\epsilon \ge 0`, inside the root.
-        mu_dtype: Real dtype in which the mean is kept; None takes that of each parameter.
+        mu_dtype: Real dtype of the mean; None means the dtype of each parameter.
         bias_correction_mu: Whether to correct the bias of the mean from zero initialization.
         bias_correction_nu: Whether to correct the bias of the mean square, before the maximum.
 
@@ -82,7 +82,7 @@ def scale_by_amsgrad(
 
     def init(params: Any) -> ScaleByAmsgradState:
         squares = [elementwise.zero_moment(params, real=True) for _ in range(2)]
-        return ScaleByAmsgradState(zero_count(), zero_mean(params, dtype), *squares)
+        return ScaleByAmsgradState(zero_count(), elementwise.zero_moment(params, dtype=dtype), *squares)
 
     hypers = elementwise.Hyperparams(_rule, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
 
@@ -108,7 +108,7 @@ def _rule(
         b2=b2,
         d2=one_minus(b2),
         mean=1.0,
-        # The correction of the mean goes to the divisor: m / (c1 sqrt(n + eps_root) + c1 eps).
+        # The bias correction of the mean is applied to the divisor: m / (c1 sqrt(n + eps_root) + c1 eps).
         slope=c1,
         offset=c1 * eps,
         shift=eps_root,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AdaBelief: Adam with step sizes from the deviation of gradients from their moving average."""
+"""AdaBelief: Adam with the mean square of the difference between gradients and their moving average."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ['ScaleByBeliefState', 'scale_by_belief']
 
 @tree.safe_to_load
 class ScaleByBeliefState(NamedTuple):
-    """State of :func:`scale_by_belief`: steps taken, mean, and mean square of the distance from the mean."""
+    """State of :func:`scale_by_belief`: the step count, the mean, and the mean square of the difference from it."""
 
     count: Any
     mu: Any
@@ -30,7 +30,7 @@ class ScaleByBeliefState(NamedTuple):
 def scale_by_belief(
     b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-16, eps_root: Any = 1e-16, *, nesterov: bool = False
 ) -> GradientTransformation:
-    r"""Rescale updates by AdaBelief.
+    r"""Rescale updates with the rule of AdaBelief.
 
     .. math::
         m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t, \qquad
@@ -45,8 +45,8 @@ def scale_by_belief(
         b2: Decay rate :math:`\beta_2` of the mean square, in [0, 1).
         eps: :math:`\epsilon \ge 0`, outside the root.
         eps_root: :math:`\bar\epsilon \ge 0`, added to the mean square.
-        nesterov: Look ahead by Nesterov's method, as :func:`scale_by_adam` does.  This rule has no native kernel:
-            it runs in plain torch.
+        nesterov: Use Nesterov momentum; see :func:`scale_by_adam`.  This rule has no native kernel and runs in plain
+            torch.
 
     Returns:
         A transformation with state :class:`ScaleByBeliefState`.  The second moment of a complex parameter is real.
@@ -92,7 +92,7 @@ def _rule(t: Any, nesterov: bool, *, b1: Any, b2: Any, eps: Any, eps_root: Any) 
         b1=b1,
         d1=one_minus(b1),
         b2=b2,
-        # The kernel takes the distance from the old mean, and g - m_t = b1 (g - m_{t-1}).
+        # The kernel uses the difference from the old mean, and g - m_t = b1 (g - m_{t-1}).
         d2=one_minus(b2) * b1 * b1,
         mean=1.0,
         slope=c1 / c2**0.5,
@@ -109,6 +109,6 @@ def _rule(t: Any, nesterov: bool, *, b1: Any, b2: Any, eps: Any, eps_root: Any) 
 def _look_ahead(
     rule: Any, g: Tensor, m: Tensor, v: Tensor, *, mean: Any, gradient: Any, slope: Any, offset: Any
 ) -> tuple[Tensor, ...]:
-    """The moments of a rule, and a weighted sum of new mean and gradient over the same divisor."""
+    """The moments of a rule, and a weighted sum of new mean and gradient divided by the divisor of the rule."""
     _, m, v = rule(g, m, v)
     return rules.rescaled(g, m, v, mean, gradient, slope, offset, 0.0), m, v

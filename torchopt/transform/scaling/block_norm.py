@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scale every leaf by the norm of its parameter, or by that over the norm of its update."""
+"""Scale every leaf by the norm of its parameter, or by the ratio of the norms of parameter and update."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt import checks
+from torchopt import checks, elementwise
 from torchopt.base import EmptyState, GradientTransformation, factory, init_empty_state
-from torchopt.elementwise.leaves import as_constant, leaf_norm, least_norm, move_leaves
+from torchopt.elementwise.leaves import as_constant, leaf_norm, least_norm
 from torchopt.norms import root_mean_square
 from torchopt.numerics import as_scalar_like, in_single
 from torchopt.preconditions import params_for
@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 ScaleByTrustRatioState = EmptyState
-"""State of :func:`scale_by_trust_ratio`, which remembers nothing."""
+"""State of :func:`scale_by_trust_ratio`, which is empty."""
 
 
 def _scale_leaves(rule: Any, purpose: str) -> GradientTransformation:
@@ -31,7 +31,7 @@ def _scale_leaves(rule: Any, purpose: str) -> GradientTransformation:
         return (rule(u, as_constant(p, u)),)
 
     def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
-        (updates,) = move_leaves(in_single(scaled), updates, reads=(params,))
+        (updates,) = elementwise.apply_rule(in_single(scaled), updates, reads=(params,), whole=True)
         return updates, state
 
     return GradientTransformation.requiring(init_empty_state, update, params_for(purpose))
@@ -42,7 +42,7 @@ def scale_by_param_block_norm(min_scale: Any = 1e-3) -> GradientTransformation:
     r"""Scale every leaf by the norm of its parameter: :math:`u \leftarrow u \max(\lVert p \rVert, s)`.
 
     Args:
-        min_scale: The least scale :math:`s \ge 0`.  Where it holds, nothing is differentiated through the norm.
+        min_scale: The lower bound :math:`s \ge 0`.  If :math:`\lVert p \rVert \le s`, the factor is a constant.
 
     Raises:
         ValueError: If ``min_scale`` is negative; in ``update``, if the parameters are not given.
@@ -63,7 +63,7 @@ def scale_by_param_block_rms(min_scale: Any = 1e-3) -> GradientTransformation:
     r"""Scale every leaf by the root mean square of its parameter: :math:`u \leftarrow u \max(\mathrm{rms}(p), s)`.
 
     Args:
-        min_scale: The least scale :math:`s \ge 0`.  Where it holds, nothing is differentiated through the mean.
+        min_scale: The lower bound :math:`s \ge 0`.  If :math:`\mathrm{rms}(p) \le s`, the factor is a constant.
 
     Raises:
         ValueError: If ``min_scale`` is negative; in ``update``, if the parameters are not given.
@@ -84,15 +84,15 @@ def scale_by_param_block_rms(min_scale: Any = 1e-3) -> GradientTransformation:
 
 @factory
 def scale_by_trust_ratio(min_norm: Any = 0.0, trust_coefficient: Any = 1.0, eps: Any = 0.0) -> GradientTransformation:
-    r"""Give every leaf a step in proportion to the norm of its parameter.
+    r"""Scale every leaf by the trust ratio, the norm of its parameter divided by the norm of its update.
 
     .. math::
         u \leftarrow u \cdot c\, \frac{\max(\lVert p \rVert, s)}{\max(\lVert u \rVert, s) + \epsilon}
 
-    Where one of the two norms is zero, the update stays as it is.
+    If one of the two norms is zero, the update does not change.
 
     Args:
-        min_norm: The least norm :math:`s \ge 0`.
+        min_norm: The lower bound :math:`s \ge 0` of the norms.
         trust_coefficient: The factor :math:`c`.
         eps: :math:`\epsilon \ge 0`.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keep parameters in their domain, and updates free of NaN."""
+"""Keep parameters nonnegative, and updates free of NaN."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from torchopt.base import (
     factory,
     init_empty_state,
 )
-from torchopt.elementwise.leaves import as_constant, move_leaves
+from torchopt.elementwise.leaves import as_constant
 from torchopt.preconditions import params_for, state_of
 
 __all__ = ['NonNegativeParamsState', 'ZeroNansState', 'keep_params_nonnegative', 'zero_nans']
 
 NonNegativeParamsState = EmptyState
-"""State of :func:`keep_params_nonnegative`, which remembers nothing."""
+"""State of :func:`keep_params_nonnegative`, which is empty."""
 
 
 @factory
 def keep_params_nonnegative() -> GradientTransformation:
-    r"""Let no update make a parameter negative: :math:`u \leftarrow \max(u, -p)`.
+    r"""Limit updates so that no parameter becomes negative: :math:`u \leftarrow \max(u, -p)`.
 
-    Put it at the end of a chain, after the learning rate.  A parameter that is negative from the start is set to zero
-    unless the update takes it above.
+    Put it at the end of a chain, after the learning rate.  A parameter that is initially negative becomes zero, or
+    positive if its update makes it positive.
 
     Raises:
         ValueError: In ``update``, if the parameters are not given.
@@ -53,7 +53,7 @@ def _stop_at_zero(u: Tensor, p: Tensor) -> tuple[Tensor]:
 
 @tree.safe_to_load
 class ZeroNansState(NamedTuple):
-    """State of :func:`zero_nans`: for each leaf whether the last updates had NaN, a 0-d bool tensor."""
+    """State of :func:`zero_nans`: for each leaf, whether the last update had NaN, a 0-d bool tensor."""
 
     found_nan: Any
 
@@ -62,7 +62,7 @@ class ZeroNansState(NamedTuple):
 def zero_nans() -> GradientTransformation:
     """Replace every NaN in the updates by zero, and record in the state which leaves had NaN.
 
-    Infinities stay; see :func:`nan_to_num` for these, and :func:`apply_if_finite` to skip the step instead.
+    Infinities are kept.  :func:`nan_to_num` replaces these, too; :func:`apply_if_finite` skips the step instead.
 
     Example:
         >>> import torch, torchopt
@@ -81,7 +81,7 @@ def zero_nans() -> GradientTransformation:
     def update(
         updates: Any, state: ZeroNansState, params: Any = None, *, inplace: bool = False
     ) -> tuple[Any, ZeroNansState]:
-        updates, found = move_leaves(rule, updates, state.found_nan)
+        updates, found = elementwise.apply_rule(rule, updates, state.found_nan, whole=True)
         return updates, ZeroNansState(found)
 
     return GradientTransformation.requiring(init, update, state_of(ZeroNansState))

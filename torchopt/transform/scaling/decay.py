@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weight decay: pull parameters towards zero."""
+"""Weight decay."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from torchopt.base import (
     factory,
     identity,
     init_empty_state,
+    same_step,
 )
 from torchopt.elementwise import ranges
 from torchopt.numerics import increment, zero_count
@@ -25,7 +27,7 @@ __all__ = ['WeightDecaySchedule', 'add_decayed_weights', 'check_decay']
 
 @tree.safe_to_load
 class WeightDecaySchedule(NamedTuple):
-    """State of :func:`add_decayed_weights` by a schedule: the number of steps taken."""
+    """State of :func:`add_decayed_weights` with a schedule: the step count."""
 
     count: Any
 
@@ -40,20 +42,20 @@ def check_decay(weight_decay: Any) -> None:
 def add_decayed_weights(weight_decay: Any = 0.0, mask: Any = None) -> GradientTransformation:
     r"""Add a multiple of the parameters to the updates: :math:`u = g + \lambda p`.
 
-    Before a learning rate alone this is an l2 penalty; after an adaptive rescaling it is decoupled decay (AdamW).
+    Before an update rule this is an l2 penalty; after an adaptive rule it is decoupled weight decay (AdamW).
 
-    In a step of plain training (the parameter is a leaf that requires grad, the gradient has no graph) the parameter
-    is treated as a constant, so no graph grows from step to step.
+    In a step of plain training (the parameter is a leaf that requires grad; gradient, moments and hyper-parameters have
+    no graph) the parameter is treated as a constant, so no graph grows from step to step.
 
     Args:
         weight_decay: :math:`\lambda \ge 0`: a number or a 0-d tensor, a tree of them with the structure of the
             parameters or a prefix of it, or a schedule.  Zero, without a mask, gives the identity.
-        mask: Where to decay: a tree of booleans, a prefix of the parameters' tree, or a function that makes one
-            from the parameters.  None decays everywhere.
+        mask: Which parameters decay: a tree of booleans with the structure of the parameters or a prefix of it, or a
+            function that makes one from the parameters.  None decays all.
 
     Returns:
-        A transformation whose state is empty, or :class:`WeightDecaySchedule` with a schedule; with a mask, that in a
-        :class:`MaskedState`.
+        A transformation whose state is empty, or :class:`WeightDecaySchedule` for a schedule; with a mask, this state
+        is inside a :class:`MaskedState`.
 
     Raises:
         ValueError: If the decay is negative; in ``update``, if the parameters are not given, or a schedule returns NaN.
@@ -72,31 +74,29 @@ def add_decayed_weights(weight_decay: Any = 0.0, mask: Any = None) -> GradientTr
     if not checks.nonzero(weight_decay):
         return identity() if mask is None else masked(identity(), mask)
     hypers = elementwise.Hyperparams(_rule, weight_decay=weight_decay)
+    prepare: Callable[[Any], elementwise.ElementwiseStep]
     requires = [params_for('weight decay')]
     if checks.is_schedule(weight_decay):
 
         def value(state: WeightDecaySchedule, params: Any = None) -> Any:
             return checks.schedule_value(weight_decay(state.count), state.count)
 
-        def prepare(state: Any) -> elementwise.ElementwiseStep:
+        def scheduled(state: Any) -> elementwise.ElementwiseStep:
             rule = hypers.make(weight_decay=value(state))
             return elementwise.ElementwiseStep(
                 rule, (), lambda: WeightDecaySchedule(increment(state.count)), reads_params=True
             )
 
+        prepare = scheduled
         requires = [state_of(WeightDecaySchedule), *requires, Precondition(value)]
         everywhere = ElementwiseTransformation(_first_count, prepare, *requires, hypers=hypers)
     else:
-        step = elementwise.ElementwiseStep(hypers.rule(), (), EmptyState, reads_params=True)
-
-        def prepare(state: Any) -> elementwise.ElementwiseStep:
-            return step
-
+        prepare = same_step(elementwise.ElementwiseStep(hypers.rule(), (), EmptyState, reads_params=True))
         everywhere = ElementwiseTransformation(init_empty_state, prepare, *requires, hypers=hypers)
     if mask is None:
         return everywhere
 
-    # The state is that of `masked`; but the mask goes into the pass, so that one pass serves the whole chain.
+    # The state is that of `masked`, but the mask is part of the elementwise step, so that a chain needs only one pass.
     def prepare_masked(state: MaskedState) -> elementwise.ElementwiseStep:
         step = prepare(state.inner_state)
         return step._replace(make_state=lambda: MaskedState(step.make_state()), where=partial(resolve_mask, mask))

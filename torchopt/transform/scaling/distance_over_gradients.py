@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distance over gradients: a learning rate for each leaf that needs no tuning."""
+"""Distance over gradients: a parameter-free learning rate for each leaf."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformation, factory
-from torchopt.elementwise.first_moment import moment_dtype
-from torchopt.elementwise.leaves import as_constants, leaf_norm, move_leaves
+from torchopt.elementwise.leaves import as_constants, leaf_norm
+from torchopt.elementwise.ranges import moment_dtype
 from torchopt.numerics import (
     DTypeLike,
     abs_sq,
@@ -32,9 +32,9 @@ class ScaleByDistanceOverGradientsState(NamedTuple):
     """State of :func:`scale_by_distance_over_gradients`.
 
     Attributes:
-        max_dist: For each leaf the largest distance from its start so far, a 0-d tensor.
-        grad_sum_of_squares: For each leaf the sum of the squares of its gradients, a tensor of one element.
-        init_params: The parameters at the start.
+        max_dist: The largest distance of each leaf from its initial value so far, 0-d tensors.
+        grad_sum_of_squares: The sum of the squared gradients of each leaf, tensors of one element.
+        init_params: The initial parameters.
     """
 
     max_dist: Any
@@ -46,16 +46,16 @@ class ScaleByDistanceOverGradientsState(NamedTuple):
 def scale_by_distance_over_gradients(
     reps_rel: Any = 1e-6, eps: Any = 1e-8, param_dtype: DTypeLike | None = torch.float32, global_scale: Any = 1.0
 ) -> GradientTransformation:
-    r"""Scale every leaf by its distance from the start, divided by the size of its gradients.
+    r"""Scale every leaf by its distance from the initial parameters, divided by the norm of all its gradients.
 
     .. math::
         r_0 = \epsilon_r (1 + \lVert p_0 \rVert), \qquad r_t = \max(r_{t-1}, \lVert p_t - p_0 \rVert), \qquad
         s_t = s_{t-1} + \lVert g_t \rVert^2, \qquad u_t = c\, \frac{r_t}{\sqrt{s_t + \epsilon}}\, g_t
 
     Args:
-        reps_rel: :math:`\epsilon_r > 0`, the first distance in proportion to the parameter.
+        reps_rel: :math:`\epsilon_r > 0`, the initial distance relative to the norm of the parameter.
         eps: :math:`\epsilon \ge 0`.
-        param_dtype: Real dtype in which the first parameters are kept, None for their own.
+        param_dtype: Real dtype of the stored initial parameters; None means that of each parameter.
         global_scale: The factor :math:`c`.
 
     Raises:
@@ -93,7 +93,7 @@ def scale_by_distance_over_gradients(
 
     def rule(g: Tensor, distance: Tensor, squares: Tensor, start: Tensor, p: Tensor) -> tuple[Tensor, ...]:
         p, start, constant = as_constants(g, p, start, distance)
-        if not carries_graph(reps_rel):  # of which the first distance is made
+        if not carries_graph(reps_rel):  # the initial distance depends on it
             distance = constant
         distance = torch.maximum(distance, leaf_norm(p - start).to(distance.dtype))
         squares = squares + abs_sq(widened(g)).sum()
@@ -103,7 +103,7 @@ def scale_by_distance_over_gradients(
     def update(
         updates: Any, state: ScaleByDistanceOverGradientsState, params: Any = None, *, inplace: bool = False
     ) -> tuple[Any, ScaleByDistanceOverGradientsState]:
-        updates, *new = move_leaves(rule, updates, *state, reads=(params,))
+        updates, *new = elementwise.apply_rule(rule, updates, *state, reads=(params,), whole=True)
         return updates, ScaleByDistanceOverGradientsState(*new)
 
     return GradientTransformation.requiring(

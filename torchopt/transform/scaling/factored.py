@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adafactor's second moments: for a matrix, only the means of its rows and columns."""
+"""Factored second moments (Adafactor): for a matrix, only the means over rows and columns are stored."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformation, factory
-from torchopt.elementwise.leaves import move_leaves
 from torchopt.numerics import abs_sq, advance, as_python_scalar, as_scalar_like, safe_sqrt, widened, zero_count
 from torchopt.preconditions import params_for, state_of
 
@@ -20,12 +19,12 @@ __all__ = ['FactoredState', 'scale_by_factored_rms']
 
 @tree.safe_to_load
 class FactoredState(NamedTuple):
-    """State of :func:`scale_by_factored_rms`; what a leaf does not need has one element, zero.
+    """State of :func:`scale_by_factored_rms`; entries that a leaf does not use have one element, zero.
 
     Attributes:
-        count: The steps taken.
-        v_row: The mean squares of each leaf along its largest dimension.
-        v_col: Those along its second largest dimension.
+        count: The step count.
+        v_row: The mean squares of each leaf over its largest dimension.
+        v_col: The mean squares of each leaf over its second largest dimension.
         v: The mean squares of leaves that are not factored.
     """
 
@@ -58,20 +57,21 @@ def scale_by_factored_rms(
         c_t = \beta_t c_{t-1} + (1 - \beta_t) \operatorname*{mean}_{i} (|g_{ij}|^2 + \epsilon), \qquad
         u_{ij} = g_{ij} \left( \frac{r_i\, c_j}{\operatorname{mean}(r)} \right)^{-1/2}.
 
-    Of a tensor with more dimensions the two largest are factored.  Where they are small, and for vectors, the mean of
-    :math:`|g|^2 + \epsilon` is kept for each element, and :math:`u = g / \sqrt{v}`.
+    For a tensor with more dimensions, the two largest are factored.  For vectors, and if these dimensions are small,
+    the mean :math:`v` of :math:`|g|^2 + \epsilon` is stored for each element, and :math:`u = g / \sqrt{v}`.
 
     Args:
-        factored: Whether to factor at all.
+        factored: Whether to factor second moments.
         decay_rate: The exponent :math:`c`.
-        step_offset: The count at which the decay begins anew, for fine-tuning with the state of a training.
-        min_dim_size_to_factor: The least size of the second largest dimension at which a leaf is factored.
+        step_offset: The step count at which the decay rate starts again, for fine-tuning from the state of a previous
+            run.
+        min_dim_size_to_factor: Factor the leaves whose second largest dimension has at least this size.
         epsilon: :math:`\epsilon \ge 0`.
-        decay_rate_fn: ``decay_rate_fn(step, decay_rate)`` gives :math:`\beta` from the number of steps taken, an int,
-            or a 0-d float64 tensor in transforms and under compilation.
+        decay_rate_fn: ``decay_rate_fn(step, decay_rate)`` returns :math:`\beta` for a step count, an int, or a 0-d
+            float64 tensor in transforms and under compilation.
 
     Returns:
-        A transformation whose ``update`` needs ``params``.
+        A transformation whose ``update`` requires ``params``.
 
     Raises:
         ValueError: If an argument is out of its range; in ``update``, if the parameters are not given, or the count is
@@ -107,13 +107,13 @@ def scale_by_factored_rms(
         updates: Any, state: FactoredState, params: Any = None, *, inplace: bool = False
     ) -> tuple[Any, FactoredState]:
         known = as_python_scalar(state.count)
-        # In double precision, which powers of an integer tensor would not have.
+        # Convert to double precision, since powers of an integer tensor are computed in single precision.
         step = (state.count if known is None else known) - step_offset
         step = step.to(torch.float64) if isinstance(step, Tensor) else step
         if known is not None and step < 0:
             raise ValueError(
-                f'The state has taken {int(state.count)} steps, fewer than step_offset={step_offset}. Pass the state '
-                f'of the continued training, or step_offset=0.'
+                f'The step count of the state is {int(state.count)}, less than step_offset={step_offset}. Pass the '
+                f'state of the previous run, or step_offset=0.'
             )
         beta = decay_rate_fn(step, decay_rate)
 
@@ -128,12 +128,14 @@ def scale_by_factored_rms(
             second, first = dims
             row = keep * v_row + take * square.mean(dim=first)
             col = keep * v_col + take * square.mean(dim=second)
-            # Without the largest dimension, the second largest may have moved up.
+            # Removing the largest dimension can shift the index of the second largest.
             of_rows = row.mean(dim=second - (second > first), keepdim=True)
             u = g / safe_sqrt(row / of_rows).unsqueeze(first) / safe_sqrt(col).unsqueeze(second)
             return u.to(g.dtype), row.to(v_row.dtype), col.to(v_col.dtype), v
 
-        updates, v_row, v_col, v = move_leaves(rule, updates, state.v_row, state.v_col, state.v, reads=(params,))
+        updates, v_row, v_col, v = elementwise.apply_rule(
+            rule, updates, state.v_row, state.v_col, state.v, reads=(params,), whole=True
+        )
         return updates, FactoredState(advance(state.count)[0], v_row, v_col, v)
 
     return GradientTransformation.requiring(
@@ -142,7 +144,7 @@ def scale_by_factored_rms(
 
 
 def _factored_dims(p: Tensor, factored: bool, least: int) -> tuple[int, int] | None:
-    """The second largest and the largest dimension of a tensor, of equals the last; None if it is not factored."""
+    """The second largest and the largest dimension of a tensor (the last of equal ones); None if not factored."""
     if not factored or p.dim() < 2:
         return None
     *_, second, first = sorted(range(p.dim()), key=lambda d: p.shape[d])
@@ -150,7 +152,7 @@ def _factored_dims(p: Tensor, factored: bool, least: int) -> tuple[int, int] | N
 
 
 def _first(p: Tensor, dims: tuple[int, int] | None) -> tuple[Tensor, Tensor, Tensor]:
-    """The first moments of a leaf."""
+    """The initial moments of a leaf."""
     nothing = [p.new_zeros(1) for _ in range(2)]
     if dims is None:
         return nothing[0], nothing[1], p

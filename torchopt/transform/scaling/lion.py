@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lion: the sign of a mean of the gradients."""
+"""Lion: the sign of an average of momentum and gradient."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torchopt import checks, elementwise, rules, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.elementwise import ranges
-from torchopt.elementwise.first_moment import moment_dtype, zero_mean
+from torchopt.elementwise.ranges import moment_dtype
 from torchopt.numerics import DTypeLike, increment, one_minus, zero_count
 from torchopt.preconditions import state_of
 
@@ -21,7 +21,7 @@ __all__ = ['ScaleByLionState', 'scale_by_lion']
 
 @tree.safe_to_load
 class ScaleByLionState(NamedTuple):
-    """State of :func:`scale_by_lion`: steps taken, and the mean of the gradients."""
+    """State of :func:`scale_by_lion`: the step count, and the mean of the gradients."""
 
     count: Any
     mu: Any
@@ -36,20 +36,20 @@ def scale_by_lion(
     mode: Literal['hard', 'smooth', 'refined'] = 'hard',
     smooth_beta: Any = 1.0,
 ) -> GradientTransformation:
-    r"""Rescale updates by Lion: every element moves by one, or nearly so.
+    r"""Rescale updates with the rule of Lion: every element gets the absolute value 1, or nearly 1 in the soft modes.
 
     .. math::
         u_t = s(\beta_1 m_{t-1} + (1 - \beta_1) g_t), \qquad m_t = \beta_2 m_{t-1} + (1 - \beta_2) g_t
 
-    with :math:`s(x) = \operatorname{sign}(x)`, of a complex number :math:`x / |x|`.  The sign of a real number has the
-    derivative zero: for meta-gradients through the directions of the steps, choose one of the two soft forms.
+    with :math:`s(x) = \operatorname{sign}(x)`, or :math:`x / |x|` for complex numbers.  The sign of a real number has
+    the derivative zero: for meta-gradients through the directions of the steps, use one of the two soft modes.
 
     Args:
-        b1: Weight :math:`\beta_1` of the mean against the gradient in the update, in [0, 1).
+        b1: Weight :math:`\beta_1` of the mean in the update, in [0, 1).
         b2: Decay rate :math:`\beta_2` of the mean, in [0, 1).
-        mu_dtype: Real dtype in which the mean is kept; None takes that of each parameter.
-        mode: ``'hard'`` is the sign; ``'smooth'`` is :math:`\tanh(\gamma x)`; ``'refined'`` is :math:`x` where
-            :math:`|x| < 1`, and the sign elsewhere.  The soft forms have no kernels: they run in plain torch.
+        mu_dtype: Real dtype of the mean; None means the dtype of each parameter.
+        mode: ``'hard'`` is the sign.  The soft modes ``'smooth'``, :math:`\tanh(\gamma x)`, and ``'refined'``,
+            :math:`x` if :math:`|x| < 1`, else the sign, have no native kernels and run in plain torch.
         smooth_beta: :math:`\gamma`, for ``mode='smooth'``.
 
     Returns:
@@ -75,7 +75,7 @@ def scale_by_lion(
         raise ValueError(f"Invalid mode value: {mode!r}; expected 'hard', 'smooth' or 'refined'.")
 
     def init(params: Any) -> ScaleByLionState:
-        return ScaleByLionState(zero_count(), zero_mean(params, dtype))
+        return ScaleByLionState(zero_count(), elementwise.zero_moment(params, dtype=dtype))
 
     squash: Any = None
     if mode == 'smooth':
@@ -105,5 +105,5 @@ def _refined(x: Tensor) -> Tensor:
 
 
 def _soft(rule: Any, squash: Any, b1: Any, d1: Any, g: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean of a rule, and another function than the sign for its update."""
+    """The rule of Lion with another function in place of the sign."""
     return squash(rules.average(b1, m, d1, g)), rule(g, m)[1]

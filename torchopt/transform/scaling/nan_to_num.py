@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Replace what is not a number in the updates."""
+"""Replace NaN and infinities in the updates."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def nan_to_num(nan: float = 0.0, posinf: float | None = None, neginf: float | No
     """Replace NaN and infinities in the updates.
 
     Args:
-        nan: What to put in place of NaN.
-        posinf: What to put in place of positive infinity; the largest finite number of the dtype by default.
-        neginf: What to put in place of negative infinity; the smallest finite number of the dtype by default.
+        nan: The replacement of NaN.
+        posinf: The replacement of positive infinity; by default the largest finite number of the dtype.
+        neginf: The replacement of negative infinity; by default the smallest finite number of the dtype.
 
     Raises:
         TypeError: If one of them is not a number.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Add noise to gradients, less of it from step to step."""
+"""Gradient noise of decreasing variance."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ['AddNoiseState', 'add_noise']
 
 @tree.safe_to_load
 class AddNoiseState(NamedTuple):
-    """State of :func:`add_noise`: steps taken, and the key of the noise to come, a 0-d int64 tensor."""
+    """State of :func:`add_noise`: the step count, and the key of the next noise, a 0-d int64 tensor."""
 
     count: Any
     rng_key: Any
@@ -28,21 +28,21 @@ class AddNoiseState(NamedTuple):
 
 @factory
 def add_noise(eta: Any, gamma: Any, key: Key | None = None, *, seed: Key | None = None) -> GradientTransformation:
-    r"""Add Gaussian noise to the gradients, whose variance falls from step to step.
+    r"""Add Gaussian noise of decreasing variance to the gradients.
 
     .. math::
         u_t = g_t + \sigma_t \varepsilon_t, \qquad \varepsilon_t \sim \mathcal N(0, 1), \qquad
         \sigma_t^2 = \eta / t^\gamma
 
-    The noise follows from the key in the state alone: the same state gives the same noise, on every device, under
-    ``torch.func.vmap`` and under compilation, and no global generator is touched.  Keys that are mapped over give
-    independent noise.
+    The noise depends only on the key in the state: the same state gives the same noise, on every device, under
+    ``torch.func.vmap`` and under compilation.  Global generators are not used.  A batch of different keys under
+    ``vmap`` gives independent noise.
 
     Args:
-        eta: :math:`\eta \ge 0`.
-        gamma: :math:`\gamma`.
-        key: A seed, or a generator from which one is drawn at each ``init``.  None is the seed 0.
-        seed: The old name of ``key``, deprecated.
+        eta: The initial variance :math:`\eta \ge 0`.
+        gamma: The exponent :math:`\gamma` of the decay of the variance.
+        key: A seed, or a generator from which a seed is drawn at each ``init``.  None means the seed 0.
+        seed: The deprecated name of ``key``.
 
     Raises:
         ValueError: If ``eta`` is negative, or both ``key`` and ``seed`` are given.
@@ -64,8 +64,8 @@ def add_noise(eta: Any, gamma: Any, key: Key | None = None, *, seed: Key | None 
     checks.number('gamma value', gamma)
     if seed is not None:
         if key is not None:
-            raise ValueError(f'add_noise got both key={key!r} and seed={seed!r}, which mean the same. Give the key.')
-        checks.deprecated('The argument seed of add_noise is deprecated; give it as key.')
+            raise ValueError(f'add_noise got both key={key!r} and seed={seed!r}, which mean the same. Pass key only.')
+        checks.deprecated('The argument seed of add_noise is deprecated; use key.')
         key = seed
     source = 0 if key is None else key
     if not isinstance(source, torch.Generator):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bring updates to a norm, a mean, or a magnitude: by the norm of all, centred by rows, by sign."""
+"""Normalization of updates: by their global norm, by their means, and by sign."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ['centralize', 'normalize_by_update_norm', 'scale_by_sign']
 
 @factory
 def normalize_by_update_norm(scale_factor: Any = 1.0, eps: Any = 1e-6) -> GradientTransformation:
-    r"""Bring the updates to one norm: :math:`u = s\, g / (\lVert g \rVert + \epsilon)`, the norm over all leaves.
+    r"""Normalize updates by their norm over all leaves: :math:`u = s\, g / (\lVert g \rVert + \epsilon)`.
 
     Args:
         scale_factor: The norm :math:`s`.
@@ -50,9 +50,9 @@ def normalize_by_update_norm(scale_factor: Any = 1.0, eps: Any = 1e-6) -> Gradie
 
 @factory
 def centralize() -> GradientTransformation:
-    """Subtract from the gradient of each output its mean; scalars and vectors stay as they are.
+    """Subtract the mean from the gradient of each output; scalars and vectors do not change.
 
-    The first dimension counts the outputs, as in PyTorch's layers; the mean runs over all others.
+    The first dimension is that of the outputs, as in PyTorch's layers; the mean is over all other dimensions.
 
     Example:
         >>> import torch, torchopt
@@ -77,7 +77,7 @@ def centralize() -> GradientTransformation:
 
 @factory
 def scale_by_sign() -> GradientTransformation:
-    """Replace every update by its sign, complex ones by their direction.
+    """Replace every update by its sign; for complex numbers, by :math:`x / |x|`.
 
     Example:
         >>> import torch, torchopt

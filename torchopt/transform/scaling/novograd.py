@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt import checks, tree
+from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformation, factory
-from torchopt.elementwise.first_moment import moment_dtype, zero_mean
-from torchopt.elementwise.leaves import as_constant, move_leaves
+from torchopt.elementwise.leaves import as_constant
+from torchopt.elementwise.ranges import moment_dtype
 from torchopt.numerics import (
     DTypeLike,
     abs_sq,
@@ -31,7 +31,7 @@ __all__ = ['ScaleByNovogradState', 'scale_by_novograd']
 
 @tree.safe_to_load
 class ScaleByNovogradState(NamedTuple):
-    """State of :func:`scale_by_novograd`: steps taken, the mean, and for each leaf the mean square of its norm."""
+    """State of :func:`scale_by_novograd`: the step count, the mean, and the mean squared gradient norm of each leaf."""
 
     count: Any
     mu: Any
@@ -47,7 +47,7 @@ def scale_by_novograd(
     weight_decay: Any = 0.0,
     mu_dtype: DTypeLike | None = None,
 ) -> GradientTransformation:
-    r"""Rescale updates by NovoGrad, with norms :math:`\lVert g \rVert` of single leaves.
+    r"""Rescale updates with the rule of NovoGrad, with norms :math:`\lVert g \rVert` of single leaves.
 
     .. math::
         v_1 = \lVert g_1 \rVert^2, \qquad v_t = \beta_2 v_{t-1} + (1 - \beta_2) \lVert g_t \rVert^2, \qquad
@@ -57,15 +57,15 @@ def scale_by_novograd(
     The update is :math:`m_t`.
 
     Args:
-        b1: Decay rate :math:`\beta_1` of the sum, in [0, 1).
+        b1: Decay rate :math:`\beta_1` of the momentum, in [0, 1).
         b2: Decay rate :math:`\beta_2` of the mean square, in [0, 1).
         eps: :math:`\epsilon \ge 0`, outside the root.
         eps_root: :math:`\bar\epsilon \ge 0`, inside the root.
         weight_decay: :math:`\lambda \ge 0`.  If nonzero, ``update`` requires ``params``.
-        mu_dtype: Real dtype in which :math:`m` is kept; None takes that of each parameter.
+        mu_dtype: Real dtype of :math:`m`; None means the dtype of each parameter.
 
     Raises:
-        ValueError: If a hyper-parameter is out of its range; in ``update``, if the parameters are needed and not given.
+        ValueError: If a hyper-parameter is out of its range; in ``update``, if required parameters are not given.
         TypeError: If a hyper-parameter has the wrong type.
 
     Example:
@@ -88,7 +88,7 @@ def scale_by_novograd(
 
     def init(params: Any) -> ScaleByNovogradState:
         nu = tree.map(lambda p: torch.zeros((), dtype=wide_dtype(p.dtype), device=p.device), params)
-        return ScaleByNovogradState(zero_count(), zero_mean(params, dtype), nu)
+        return ScaleByNovogradState(zero_count(), elementwise.zero_moment(params, dtype=dtype), nu)
 
     requires = [state_of(ScaleByNovogradState), *([params_for('weight decay')] if decays else [])]
 
@@ -111,7 +111,7 @@ def scale_by_novograd(
             return new, new, v
 
         reads = (params,) if decays else ()
-        updates, mu, nu = move_leaves(rule, updates, state.mu, state.nu, reads=reads)
+        updates, mu, nu = elementwise.apply_rule(rule, updates, state.mu, state.nu, reads=reads, whole=True)
         return updates, ScaleByNovogradState(count, mu, nu)
 
     return GradientTransformation.requiring(init, update, *requires)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Optimistic gradients: extrapolate from the last two gradients."""
+"""Optimistic gradients, extrapolated from the last two gradients."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ['ScaleByOptimisticGradientState', 'scale_by_optimistic_gradient']
 
 @tree.safe_to_load
 class ScaleByOptimisticGradientState(NamedTuple):
-    """State of :func:`scale_by_optimistic_gradient`: whether no step was taken yet, and the last gradient."""
+    """State of :func:`scale_by_optimistic_gradient`: whether this is the first step, and the last gradient."""
 
     is_initial_step: Any
     previous_gradient: Any
@@ -29,11 +29,11 @@ class ScaleByOptimisticGradientState(NamedTuple):
 def scale_by_optimistic_gradient(alpha: Any = 1.0, beta: Any = 1.0) -> GradientTransformation:
     r"""Extrapolate gradients: :math:`u_t = (\alpha + \beta) g_t - \beta g_{t-1}`, with :math:`g_0 = g_1`.
 
-    Gradient descent with it converges to the equilibria of games, where plain descent circles around them.
+    With it, gradient descent converges to equilibria of games around which plain gradient descent circles.
 
     Args:
         alpha: The weight :math:`\alpha` of the gradient.
-        beta: The weight :math:`\beta` of the difference, negative for pessimism.
+        beta: The weight :math:`\beta` of the difference of the last two gradients; may be negative.
 
     Raises:
         ValueError: If a weight is NaN.
@@ -77,5 +77,5 @@ def _rule(g: Tensor, last: Tensor, *, first: Any, alpha: Any, beta: Any) -> tupl
         last = torch.where(first.to(g.device), g, last)
     elif first:
         last = g
-    # A copy of the gradient: others may write to what they passed.
+    # A copy of the gradient, since the caller may change it in place.
     return g * as_scalar_like(alpha + beta, g) - last * as_scalar_like(beta, g), g.clone()

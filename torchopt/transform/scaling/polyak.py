@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Polyak's step size: the step at which the linear model reaches the least value."""
+"""Polyak's step size, at which the linear model of the objective reaches its minimum value."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def scale_by_polyak(
     .. math::
         u = g \cdot \min\Bigl( \frac{f(p) - f^*}{\lVert g \rVert^2 + \epsilon},\ \gamma \Bigr)
 
-    Where the gradient is zero, so is the step; as in Optax the denominator counts as zero up to 2.2e-16.
+    If the gradient is zero, so is the update; as in Optax, a denominator of at most 2.2e-16 counts as zero.
 
     Args:
-        f_min: The least value :math:`f^*` of the objective, or a bound below it.
+        f_min: The minimum :math:`f^*` of the objective, or a lower bound of it.
         max_learning_rate: The largest step size :math:`\gamma`.
         eps: :math:`\epsilon \ge 0`.
-        variant: ``'sps'``; or ``'sps+'``, which takes no step where the value is below ``f_min``.
+        variant: ``'sps'``; or ``'sps+'``, whose update is zero if the value is below ``f_min``.
 
     Returns:
-        A transformation whose ``update`` needs the extra argument ``value``, the objective :math:`f(p)`.
+        A transformation whose ``update`` requires the extra argument ``value``, the objective :math:`f(p)`.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range, or the variant is unknown.
@@ -66,7 +66,7 @@ def scale_by_polyak(
     def update(
         updates: Any, state: EmptyState, params: Any = None, *, value: Any = None, inplace: bool = False, **extra: Any
     ) -> tuple[Any, EmptyState]:
-        # In double precision, in which squares of singles neither over- nor underflow.
+        # In double precision, squares of float32 numbers neither overflow nor underflow.
         square = tree.norm(tree.map(_double, updates), squared=True)
         gap = objective_value(value, square, updates, params, inplace=inplace)
         gap = gap - as_scalar_like(f_min, square)

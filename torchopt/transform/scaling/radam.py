@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RAdam: Adam that uses its second moment only once the variance of this moment is small enough."""
+"""RAdam: Adam that uses the second moment only when its variance is small enough."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from torchopt.elementwise import ranges
 from torchopt.numerics import advance, as_python_scalar, bias_correction, one_minus, safe_increment, zero_count
 from torchopt.preconditions import state_of
 
-__all__ = ['ScaleByRadamState', 'radam_with_state', 'scale_by_radam']
+__all__ = ['ScaleByRadamState', 'scale_by_radam']
 
 
 @tree.safe_to_load
 class ScaleByRadamState(NamedTuple):
-    """State of :func:`scale_by_radam`: steps taken, first and second moment."""
+    """State of :func:`scale_by_radam`: the step count, the first and the second moment."""
 
     count: Any
     mu: Any
@@ -40,10 +40,10 @@ def scale_by_radam(
     nesterov: bool = False,
     eps_after_correction: bool = False,
 ) -> GradientTransformation:
-    r"""Rescale updates by rectified Adam.
+    r"""Rescale updates with the rule of rectified Adam.
 
     With the moments of Adam, :math:`\rho_\infty = 2/(1-\beta_2) - 1` and
-    :math:`\rho_t = \rho_\infty - 2 t \beta_2^t / (1 - \beta_2^t)`, the length of the average behind :math:`v_t`,
+    :math:`\rho_t = \rho_\infty - 2 t \beta_2^t / (1 - \beta_2^t)`, the effective sample size of :math:`v_t`,
 
     .. math::
         u_t = \frac{m_t}{1 - \beta_1^t} \cdot \begin{cases}
@@ -57,8 +57,8 @@ def scale_by_radam(
         eps: :math:`\epsilon \ge 0`.
         moment_requires_grad: Make the first moments leaves that require grad.
         eps_root: :math:`\bar\epsilon \ge 0`, added to :math:`v_t / (1 - \beta_2^t)` inside the root.
-        threshold: The value of :math:`\rho_t` from which on the second moment is trusted, in place of 5.
-        nesterov: Look ahead by Nesterov's method, as :func:`scale_by_adam` does.
+        threshold: The value of :math:`\rho_t` from which on the second moment is used, 5 in the formula above.
+        nesterov: Use Nesterov momentum; see :func:`scale_by_adam`.
         eps_after_correction: Add :math:`\epsilon` to the root of :math:`v_t / (1 - \beta_2^t)` instead, as Optax does.
 
     Raises:
@@ -74,53 +74,27 @@ def scale_by_radam(
         Liu et al., `On the variance of the adaptive learning rate and beyond
         <https://arxiv.org/abs/1908.03265>`_, 2019.
     """
-    return radam_with_state(
-        ScaleByRadamState,
-        b1,
-        b2,
-        eps,
-        eps_root,
-        moment_requires_grad,
-        threshold=threshold,
-        nesterov=nesterov,
-        late_eps=eps_after_correction,
-    )
-
-
-def radam_with_state(
-    kind: Any,
-    b1: Any,
-    b2: Any,
-    eps: Any,
-    eps_root: Any,
-    moment_requires_grad: bool = False,
-    *,
-    threshold: float,
-    nesterov: bool,
-    late_eps: bool,
-) -> GradientTransformation:
-    """:func:`scale_by_radam` with states of another class, whose fields are count and moments too."""
     ranges.decay_rates(b1, b2)
     ranges.at_least_zero('epsilon value', eps)
     ranges.at_least_zero('eps_root value', eps_root)
     checks.number('threshold value', threshold)
 
-    def init(params: Any) -> Any:
-        return kind(
+    def init(params: Any) -> ScaleByRadamState:
+        return ScaleByRadamState(
             zero_count(),
             elementwise.zero_moment(params, requires_grad=moment_requires_grad),
             elementwise.zero_moment(params, real=True, requires_grad=moment_requires_grad),
         )
 
     hypers = elementwise.Hyperparams(
-        partial(_rule, threshold, nesterov, late_eps), b1=b1, b2=b2, eps=eps, eps_root=eps_root
+        partial(_rule, threshold, nesterov, eps_after_correction), b1=b1, b2=b2, eps=eps, eps_root=eps_root
     )
 
-    def prepare(state: Any) -> elementwise.ElementwiseStep:
+    def prepare(state: ScaleByRadamState) -> elementwise.ElementwiseStep:
         count, t = advance(state.count)
-        return elementwise.ElementwiseStep(hypers.rule(t), (state.mu, state.nu), partial(kind, count))
+        return elementwise.ElementwiseStep(hypers.rule(t), (state.mu, state.nu), partial(ScaleByRadamState, count))
 
-    return ElementwiseTransformation(init, prepare, state_of(kind), hypers=hypers)
+    return ElementwiseTransformation(init, prepare, state_of(ScaleByRadamState), hypers=hypers)
 
 
 def _rule(
@@ -138,7 +112,7 @@ def _rule(
         d2=one_minus(b2),
         mean=r * b1 / bias_correction(b1, safe_increment(t)) if nesterov else r / c1,
         gradient=r * one_minus(b1) / c1 if nesterov else 0.0,
-        # Not rectified, the update is the mean over 0 * root + 1.
+        # Without rectification, the divisor of the mean is 0 * root + 1.
         slope=_choose(rectified, 1.0, 0.0),
         offset=_choose(rectified, eps, 1.0),
         shift=c2 * eps_root if checks.nonzero(eps_root) else 0.0,
@@ -146,14 +120,14 @@ def _rule(
 
 
 def _choose(condition: Any, yes: Any, no: float) -> Any:
-    """``yes`` or ``no``, as the condition says, which is a bool or a 0-d tensor."""
+    """``yes`` if the condition, a bool or a 0-d tensor, holds, else ``no``."""
     if isinstance(condition, bool):
         return yes if condition else no
     return torch.where(condition, torch.as_tensor(yes, dtype=torch.float64, device=condition.device), no)
 
 
 def _rectification(b2: Any, count: Any, threshold: float) -> tuple[Any, Any]:
-    r"""Whether the root is trusted, and :math:`r_t\sqrt{1 - \beta_2^t}`; on the host where the count is known there."""
+    r"""Whether to use the second moment, and :math:`r_t\sqrt{1 - \beta_2^t}`; on the host if the count is known."""
     beta: Any = as_python_scalar(b2)
     t: Any = as_python_scalar(count)
     known = beta is not None and t is not None
@@ -168,9 +142,9 @@ def _rectification(b2: Any, count: Any, threshold: float) -> tuple[Any, Any]:
     if known:
         if rho < threshold:
             return False, 1.0
-        # A low threshold lets the root of a negative number through: no error, but NaN, as on tensors.
+        # With a low threshold, the radicand can be negative: return NaN as for tensors, without an error.
         return True, math.sqrt(square / scale) if scale and square / scale >= 0.0 else math.nan
-    # A square root of what is negative before the threshold would give NaN gradients even where it is not used.
+    # Before the threshold, the radicand can be negative, which would give NaN gradients even if the root is not used.
     rectified = rho >= threshold
     ones = torch.ones_like(square)
     return rectified, torch.where(rectified, square / torch.where(rectified, scale, ones), ones).sqrt()

@@ -37,7 +37,7 @@ class ScaleByRmsState(NamedTuple):
 
 @tree.safe_to_load
 class ScaleByRmsWithCountState(NamedTuple):
-    """State of :func:`scale_by_rms` with bias correction: steps taken, and the mean square of the gradients."""
+    """State of :func:`scale_by_rms` with bias correction: the step count, and the mean square of the gradients."""
 
     count: Any
     nu: Any
@@ -63,7 +63,7 @@ def scale_by_rms(
         initial_scale: First value of :math:`v`.
         eps_in_sqrt: Add :math:`\epsilon` inside the root instead, as Optax does by default.
         bias_correction: Divide the mean square by :math:`1 - \alpha^t`, to correct the bias from zero initialization;
-            this gives :func:`scale_by_adam` without a mean.  This rule has no native kernel: it runs in plain torch.
+            this is :func:`scale_by_adam` without the mean.  This rule has no native kernel and runs in plain torch.
 
     Returns:
         A transformation with state :class:`ScaleByRmsState`, or :class:`ScaleByRmsWithCountState` with bias correction.
@@ -98,10 +98,10 @@ def _divide(
 
     Args:
         function: The rule in :mod:`torchopt.rules`.
-        moments: The first moments of parameters, by their names in the state.
-        kinds: The class of states without and with a count.
+        moments: A function from parameters to the initial moments, by their names in the state.
+        kinds: The classes of states without and with a count.
         corrected: Whether the moments are bias-corrected.
-        eps_in_sqrt: Whether :math:`\epsilon` stands inside the root.
+        eps_in_sqrt: Whether :math:`\epsilon` is inside the root.
         alpha: Decay rate of the moments.
         eps: :math:`\epsilon`.
     """
@@ -132,7 +132,7 @@ def _rule(function: Any, eps_in_sqrt: bool, t: Any = None, *, alpha: Any, eps: A
 
 
 def _correct(rule: Any, correction: Any, g: Tensor, *moments: Tensor, offset: Any, shift: Any) -> tuple[Tensor, ...]:
-    """The moments of a rule, and the gradient divided by what they are once they are corrected."""
+    """The moments of a rule, and the gradient divided according to their bias-corrected values."""
     _, *moved = rule(g, *moments)
     *mean, square = [x / as_scalar_like(correction, x) for x in moved]
     if mean:
@@ -151,7 +151,7 @@ class ScaleByRStdDevState(NamedTuple):
 
 @tree.safe_to_load
 class ScaleByRStdDevWithCountState(NamedTuple):
-    """State of :func:`scale_by_stddev` with bias correction: steps taken, mean and mean square of the gradients."""
+    """State of :func:`scale_by_stddev` with bias correction: step count, mean and mean square of the gradients."""
 
     count: Any
     mu: Any
@@ -173,7 +173,7 @@ def scale_by_stddev(
         m_t = \alpha m_{t-1} + (1 - \alpha) g_t, \qquad v_t = \alpha v_{t-1} + (1 - \alpha) |g_t|^2, \qquad
         u_t = g_t / (\sqrt{v_t - |m_t|^2} + \epsilon)
 
-    The variance is never negative; where rounding would make it so, it is zero.
+    A variance that is negative due to rounding is replaced by zero.
 
     Args:
         alpha: Decay rate :math:`\alpha \ge 0` of both means.
@@ -181,7 +181,7 @@ def scale_by_stddev(
         initial_scale: First value of :math:`v`.
         eps_in_sqrt: Add :math:`\epsilon` inside the root instead, as Optax does by default.
         bias_correction: Divide both means by :math:`1 - \alpha^t`, to correct the bias from zero initialization.
-            This rule has no native kernel: it runs in plain torch.
+            This rule has no native kernel and runs in plain torch.
 
     Returns:
         A transformation with state :class:`ScaleByRStdDevState`, or :class:`ScaleByRStdDevWithCountState` with bias
@@ -221,10 +221,10 @@ class ScaleByRssState(NamedTuple):
 def scale_by_rss(
     initial_accumulator_value: float = 0.0, eps: Any = 1e-10, *, eps_in_sqrt: bool = False
 ) -> GradientTransformation:
-    r"""Divide updates by the root of the sum of all squares so far.
+    r"""Divide updates by the root of the sum of all squared gradients so far.
 
     .. math::
-        s_t = s_{t-1} + |g_t|^2, \qquad u_t = g_t / (\sqrt{s_t} + \epsilon) \text{ where } s_t > 0, \text{ else } 0
+        s_t = s_{t-1} + |g_t|^2, \qquad u_t = g_t / (\sqrt{s_t} + \epsilon) \text{ if } s_t > 0, \text{ else } 0
 
     Args:
         initial_accumulator_value: First value of :math:`s`, at least 0.
@@ -260,7 +260,7 @@ def scale_by_rss(
 
 def _rss(eps_in_sqrt: bool, *, eps: Any) -> partial[Any]:
     if eps_in_sqrt and checks.nonzero(eps):
-        # The sum is an average that keeps all and takes all.  It may be zero, since what stands under the root is not.
+        # A sum is an average with both weights 1.  It may be zero, since the radicand includes epsilon.
         return partial(rules.rms, keep=1.0, take=1.0, offset=0.0, shift=eps)
     return partial(rules.rss, offset=eps)
 
@@ -275,7 +275,7 @@ class ScaleByAdaDeltaState(NamedTuple):
 
 @factory
 def scale_by_adadelta(rho: Any = 0.9, eps: Any = 1e-6, moment_requires_grad: bool = False) -> GradientTransformation:
-    r"""Rescale updates by AdaDelta.
+    r"""Rescale updates with the rule of AdaDelta.
 
     .. math::
         v_t = \rho v_{t-1} + (1 - \rho) |g_t|^2, \qquad

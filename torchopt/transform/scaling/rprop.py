@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rprop: a step size of each element, which grows while the gradient keeps its sign."""
+"""Rprop: a step size per element, which grows while the gradient keeps its sign."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def scale_by_rprop(
     min_step_size: Any = 1e-6,
     max_step_size: Any = 50.0,
 ) -> GradientTransformation:
-    r"""Rescale updates by resilient backpropagation.
+    r"""Rescale updates with the rule of resilient backpropagation.
 
     With :math:`s = g_t\, d_{t-1}`,
 
@@ -50,10 +50,10 @@ def scale_by_rprop(
 
     Args:
         learning_rate: The first step size :math:`\Delta_0`, a number or a 0-d tensor.
-        eta_minus: The factor :math:`\eta_-` where the sign has changed.
-        eta_plus: The factor :math:`\eta_+` where it has not.
-        min_step_size: The least step size.
-        max_step_size: The largest.
+        eta_minus: The factor :math:`\eta_-` if the sign has changed.
+        eta_plus: The factor :math:`\eta_+` if it has not.
+        min_step_size: The smallest step size.
+        max_step_size: The largest step size.
 
     Raises:
         ValueError: If a hyper-parameter is negative.
@@ -100,6 +100,6 @@ def _rule(
 
 
 def _bounded(x: Tensor, low: Any, high: Any) -> Tensor:
-    """``x`` between two bounds, each a number or a 0-d tensor."""
+    """``x`` clipped to two bounds, each a number or a 0-d tensor."""
     x = torch.where(x < low, torch.as_tensor(low, dtype=x.dtype, device=x.device), x)
     return torch.where(x > high, torch.as_tensor(high, dtype=x.dtype, device=x.device), x)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Multiply updates: by a constant, by a schedule, by the negative learning rate."""
+"""Multiply updates by a constant, a schedule, or the negative learning rate."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torchopt.base import (
     GradientTransformation,
     factory,
     init_empty_state,
+    same_step,
 )
 from torchopt.elementwise import ranges
 from torchopt.numerics import as_python_scalar, increment, zero_count
@@ -24,18 +25,22 @@ __all__ = ['ScaleByScheduleState', 'scale', 'scale_by_learning_rate', 'scale_by_
 
 
 def _rule(sign: int, factor: Any) -> partial[Any]:
-    """The rule that multiplies by a factor, a Python number wherever it can be."""
+    """The rule that multiplies by a factor, a Python number if possible."""
     factor = factor if sign == 1 else sign * factor
-    number = as_python_scalar(factor)
+    number = factor if type(factor) is float else as_python_scalar(factor)
     return partial(rules.scale, factor=factor if number is None else number)
 
 
 def _constant(sign: int, name: str, value: Any) -> GradientTransformation:
+    if type(value) is float:
+        return ElementwiseTransformation(
+            init_empty_state, same_step(elementwise.ElementwiseStep(_rule(sign, value), (), EmptyState))
+        )
     hypers = elementwise.Hyperparams(lambda **named: _rule(sign, named[name]), **{name: value})
     if not isinstance(value, Tensor):
-        step = elementwise.ElementwiseStep(hypers.rule(), (), EmptyState)
-        return ElementwiseTransformation(init_empty_state, lambda state: step, hypers=hypers)
-    # A tensor may be learned, and needs a new graph in every step.
+        prepare = same_step(elementwise.ElementwiseStep(hypers.rule(), (), EmptyState))
+        return ElementwiseTransformation(init_empty_state, prepare, hypers=hypers)
+    # A tensor may be learned, and requires a new graph in every step.
     return ElementwiseTransformation(
         init_empty_state, lambda state: elementwise.ElementwiseStep(hypers.rule(), (), EmptyState), hypers=hypers
     )
@@ -46,9 +51,9 @@ def scale(step_size: Any) -> GradientTransformation:
     r"""Multiply every update by a constant: :math:`u = s\,g`.
 
     Args:
-        step_size: The factor :math:`s`, a number or a 0-d tensor, or a tree of them with the structure of the updates
-            or of its top, whose tensors may also have the shapes of the updates.  A tensor that requires grad
-            receives its gradient.
+        step_size: The factor :math:`s`, a number or a 0-d tensor; or a tree of them with the structure of the updates
+            or a prefix of it, whose tensors may also have the shapes of the updates.  Tensors that require grad get
+            gradients.
 
     Raises:
         ValueError: If the factor is NaN, or a tensor of more than one element.
@@ -66,18 +71,18 @@ def scale(step_size: Any) -> GradientTransformation:
 
 @tree.safe_to_load
 class ScaleByScheduleState(NamedTuple):
-    """State of :func:`scale_by_schedule`: the number of steps taken."""
+    """State of :func:`scale_by_schedule`: the step count."""
 
     count: Any
 
 
 @factory
 def scale_by_schedule(step_size_fn: Any) -> GradientTransformation:
-    r"""Multiply every update by what a schedule gives: :math:`u_t = s(t)\,g_t`, with :math:`t = 0` at the first step.
+    r"""Multiply every update by a schedule: :math:`u_t = s(t)\,g_t`, with :math:`t = 0` at the first step.
 
     Args:
-        step_size_fn: The schedule, a function from the count to a number or 0-d tensor.  The count is a 0-d int64
-            tensor on the CPU, so that Python's mathematics and torch's both work on it.
+        step_size_fn: The schedule, a function from the step count to a number or 0-d tensor.  The count is a 0-d int64
+            tensor on the CPU, which works with functions of both ``math`` and torch.
 
     Raises:
         TypeError: If ``step_size_fn`` is not a function.
@@ -116,14 +121,14 @@ def _scheduled(schedule: Any, sign: int) -> GradientTransformation:
 def scale_by_learning_rate(learning_rate: Any, *, flip_sign: bool = True) -> GradientTransformation:
     r"""Multiply every update by the negative learning rate: :math:`u = -\eta\,g`.
 
-    The last stage of every optimizer, after which updates are ready to be added to the parameters.
+    This is the last stage of an optimizer; its results are added to the parameters.
 
     Args:
         learning_rate: :math:`\eta \ge 0`: a number, a 0-d tensor (learned if it requires grad) or a schedule; or a
-            tree of numbers and tensors with the structure of the parameters or a prefix of it, for rates that differ
-            from parameter to parameter.  Tensors in a tree may also have the shapes of their parameters, for a rate
-            of each element; such steps run in plain torch.
-        flip_sign: False multiplies by :math:`+\eta`, for ascent.
+            tree of numbers and tensors with the structure of the parameters or a prefix of it, for one rate per
+            parameter.  Tensors in a tree may also have the shapes of their parameters, for one rate per element; such
+            steps run in plain torch.
+        flip_sign: False multiplies by :math:`+\eta`, for gradient ascent.
 
     Raises:
         ValueError: If the learning rate is negative, NaN or infinite.
@@ -147,6 +152,6 @@ def scale_by_learning_rate(learning_rate: Any, *, flip_sign: bool = True) -> Gra
     """
     ranges.learning_rate(learning_rate)
     sign = -1 if flip_sign else 1
-    if checks.is_schedule(learning_rate):
+    if type(learning_rate) is not float and checks.is_schedule(learning_rate):
         return _scheduled(learning_rate, sign)
     return _constant(sign, 'learning_rate', learning_rate)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SM3: AdaGrad whose accumulators are the extremes over rows and columns."""
+"""SM3: a memory-efficient AdaGrad with one accumulator per row and column."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformation, factory
-from torchopt.elementwise.leaves import move_leaves
 from torchopt.numerics import as_scalar_like, one_minus
 from torchopt.preconditions import state_of
 
@@ -20,7 +19,7 @@ __all__ = ['ScaleBySM3State', 'scale_by_sm3']
 
 @tree.safe_to_load
 class ScaleBySM3State(NamedTuple):
-    """State of :func:`scale_by_sm3`: for each leaf a list of accumulators, one vector a dimension; and the mean."""
+    """State of :func:`scale_by_sm3`: for each leaf, a list of accumulators, one vector per dimension; and the mean."""
 
     mu: Any
     nu: Any
@@ -28,7 +27,7 @@ class ScaleBySM3State(NamedTuple):
 
 @factory
 def scale_by_sm3(b1: Any = 0.9, b2: Any = 1.0, eps: Any = 1e-8) -> GradientTransformation:
-    r"""Rescale updates by SM3, which needs memory for the rows and columns of a matrix only.
+    r"""Rescale updates with the rule of SM3, whose state for a matrix has only one number per row and column.
 
     With an accumulator :math:`a^{(d)}` for each dimension :math:`d` of a leaf,
 
@@ -37,12 +36,12 @@ def scale_by_sm3(b1: Any = 0.9, b2: Any = 1.0, eps: Any = 1e-8) -> GradientTrans
         a^{(d)}_j \leftarrow \max_{i : i_d = j} v_i, \qquad
         m \leftarrow \beta_1 m + (1 - \beta_1)\, g / \sqrt{v + \epsilon},
 
-    where :math:`\bar\beta_2 = 1 - \beta_2`, or 1 for :math:`\beta_2 = 1`; :math:`g / \sqrt{v + \epsilon}` is 0 where
-    :math:`v = 0`.  The update is :math:`m`.  A scalar counts as a vector of one element.
+    where :math:`\bar\beta_2 = 1 - \beta_2`, or 1 if :math:`\beta_2 = 1`; :math:`g / \sqrt{v + \epsilon}` is 0 if
+    :math:`v = 0`.  The update is :math:`m`.  A scalar is treated as a vector of one element.
 
     Args:
         b1: Decay rate :math:`\beta_1` of the mean, in [0, 1).
-        b2: Decay rate :math:`\beta_2` of the accumulators, in [0, 1]; 1 sums the squares up.
+        b2: Decay rate :math:`\beta_2` of the accumulators, in [0, 1]; 1 means the sum of squares.
         eps: :math:`\epsilon \ge 0`.
 
     Raises:
@@ -68,7 +67,7 @@ def scale_by_sm3(b1: Any = 0.9, b2: Any = 1.0, eps: Any = 1e-8) -> GradientTrans
     def init(params: Any) -> ScaleBySM3State:
         for path, p in tree.flatten_with_path(params):
             if isinstance(p, Tensor) and p.is_complex():
-                raise TypeError(f'params{path} is complex ({p.dtype}), which SM3 has no rule for. Pass its two parts.')
+                raise TypeError(f'params{path} is complex ({p.dtype}), unsupported by SM3. Use real parameters.')
         nu = elementwise.zero_moment(params)
         return ScaleBySM3State(tree.map(lambda m: [m.new_zeros(size) for size in m.shape] or [m.clone()], nu), nu)
 
@@ -86,14 +85,14 @@ def scale_by_sm3(b1: Any = 0.9, b2: Any = 1.0, eps: Any = 1e-8) -> GradientTrans
     def update(
         updates: Any, state: ScaleBySM3State, params: Any = None, *, inplace: bool = False
     ) -> tuple[Any, ScaleBySM3State]:
-        updates, mu, nu = move_leaves(rule, updates, state.mu, state.nu)
+        updates, mu, nu = elementwise.apply_rule(rule, updates, state.mu, state.nu, whole=True)
         return updates, ScaleBySM3State(mu, nu)
 
     return GradientTransformation.requiring(init, update, state_of(ScaleBySM3State))
 
 
 def _along(a: Tensor, d: int, dims: int) -> Tensor:
-    """A vector as a tensor of so many dimensions, lying along one of them."""
+    """Reshape a vector to ``dims`` dimensions, along dimension ``d``."""
     return a.reshape([-1 if i == d else 1 for i in range(dims)]) if a.numel() else a.reshape(_empty(d, dims))
 
 
@@ -102,7 +101,7 @@ def _empty(d: int, dims: int) -> list[int]:
 
 
 def _largest(v: Tensor, d: int) -> Tensor:
-    """The largest elements across all dimensions but one."""
+    """The maximum over all dimensions but one."""
     if v.dim() < 2:
         return v
     return v.amax(dim=[i for i in range(v.dim()) if i != d]) if v.numel() else v.new_zeros(v.shape[d])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transformations that remember nothing, made of functions; and the one that makes all updates zero."""
+"""Stateless transformations made from functions, and the transformation that sets all updates to zero."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ['set_to_zero', 'stateless', 'stateless_with_tree_map']
 
 @factory
 def set_to_zero() -> GradientTransformation:
-    """Make every update zero, whatever it was.
+    """Set every update to zero.
 
-    Its own place is in :func:`partition`, for parameters that stay as they are.
+    Use it in :func:`partition`, for parameters that do not change.
 
     Example:
         >>> import torch, torchopt
@@ -37,10 +37,10 @@ def _zero(g: Tensor) -> tuple[Tensor]:
 
 @factory
 def stateless(f: Callable[[Any, Any], Any]) -> GradientTransformation:
-    """Make a transformation of a function of whole trees.
+    """Make a transformation from a function of whole trees.
 
     Args:
-        f: ``f(updates, params)`` returns the new updates; ``params`` is None where ``update`` is called without.
+        f: ``f(updates, params)`` returns the new updates; ``params`` is None if ``update`` is called without it.
 
     Example:
         >>> import torch, torchopt
@@ -57,11 +57,11 @@ def stateless(f: Callable[[Any, Any], Any]) -> GradientTransformation:
 
 @factory
 def stateless_with_tree_map(f: Callable[[Any, Any], Any]) -> GradientTransformation:
-    """Make a transformation of a function of single leaves.
+    """Make a transformation from a function of single leaves.
 
     Args:
-        f: ``f(u, p)`` returns the new update of one leaf; ``p`` is None where ``update`` is called without parameters.
-            It is not called where the update is None.
+        f: ``f(u, p)`` returns the new update of one leaf; ``p`` is None if ``update`` is called without parameters.
+            It is not called for an update of None.
 
     Example:
         >>> import torch, torchopt

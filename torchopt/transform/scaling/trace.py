@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Momentum: a decaying sum of the gradients so far."""
+"""Momentum: a decaying sum of all gradients."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torchopt import checks, elementwise, rules, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory, identity
 from torchopt.elementwise import ranges
-from torchopt.elementwise.first_moment import moment_dtype, zero_mean
+from torchopt.elementwise.ranges import moment_dtype
 from torchopt.numerics import DTypeLike, as_python_scalar, increment, zero_count
 from torchopt.preconditions import state_of
 
@@ -28,7 +28,7 @@ class TraceState(NamedTuple):
 
 @tree.safe_to_load
 class DampedTraceState(NamedTuple):
-    """State of :func:`trace` with dampening: the decaying sum, and the steps taken; the first is not damped."""
+    """State of :func:`trace` with dampening: the decaying sum, and the step count, since the first step is special."""
 
     trace: Any
     count: Any
@@ -43,7 +43,7 @@ def trace(
     *,
     accumulator_dtype: DTypeLike | None = None,
 ) -> GradientTransformation:
-    r"""Sum up gradients with decay: the momentum of SGD.
+    r"""Replace gradients by their decaying sum: the momentum of SGD.
 
     .. math::
         b_1 = g_1, \qquad b_t = \mu b_{t-1} + (1 - \tau) g_t, \qquad
@@ -51,18 +51,17 @@ def trace(
 
     Args:
         momentum: :math:`\mu \ge 0`.  Zero gives the identity.
-        dampening: :math:`\tau`; the first step of a state is not damped, as in ``torch.optim.SGD``.
-        nesterov: Look ahead by Nesterov's method; needs a momentum and no dampening.
-        moment_requires_grad: Make the first trace a leaf that requires grad.
-        accumulator_dtype: Real dtype in which the trace is kept; None takes that of each parameter.
+        dampening: :math:`\tau`; as in ``torch.optim.SGD``, it does not apply to the first step.
+        nesterov: Use Nesterov momentum; requires a momentum and no dampening.
+        moment_requires_grad: Make the initial trace a leaf that requires grad.
+        accumulator_dtype: Real dtype of the trace; None means the dtype of each parameter.
 
     Returns:
         A transformation with state :class:`TraceState`, or :class:`DampedTraceState` with dampening.
 
     Raises:
-        ValueError: If the momentum is negative, or if Nesterov's method is used without a momentum or
-            with dampening.
-        TypeError: If ``accumulator_dtype`` is no real floating dtype.
+        ValueError: If the momentum is negative, or ``nesterov`` is used without a momentum or with dampening.
+        TypeError: If ``accumulator_dtype`` is not a real floating dtype.
 
     Example:
         >>> import torch, torchopt
@@ -93,11 +92,11 @@ def trace(
 def decaying_sum(
     momentum: Any, dampening: Any, nesterov: bool, requires_grad: bool, dtype: torch.dtype | None
 ) -> GradientTransformation:
-    """:func:`trace` without its checks; a momentum of zero has a state too."""
+    """:func:`trace` without its checks; a momentum of zero has a state, too."""
     hypers = elementwise.Hyperparams(_rule, momentum=momentum, dampening=dampening)
 
     def zeros(params: Any) -> Any:
-        return zero_mean(params, dtype, requires_grad=requires_grad)
+        return elementwise.zero_moment(params, dtype=dtype, requires_grad=requires_grad)
 
     if not checks.nonzero(dampening):
         return ElementwiseTransformation(
@@ -129,9 +128,9 @@ def _rule(count: Any, nesterov: bool, *, momentum: Any, dampening: Any) -> parti
 
 
 def _damping(dampening: Any, count: Any) -> Any:
-    """The weight of the gradient: one at the first step of a state, and damped from then on."""
+    """The weight of the gradient: one at the first step of a state, then one minus the dampening."""
     if not isinstance(count, Tensor):
-        return 1.0  # nothing is damped, so that nothing is counted
+        return 1.0  # without dampening, the state has no count
     t = as_python_scalar(count)
     if t is not None:
         return 1.0 if t == 0 else 1.0 - dampening

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Yogi: Adam whose mean square moves by steps that do not depend on how far it has to go."""
+"""Yogi: Adam with additive changes of the second moment."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ def scale_by_yogi(
     eps_root: Any = 0.0,
     initial_accumulator_value: float = 1e-6,
 ) -> GradientTransformation:
-    r"""Rescale updates by Yogi.
+    r"""Rescale updates with the rule of Yogi.
 
     .. math::
         m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t, \qquad
         v_t = v_{t-1} - (1 - \beta_2) \operatorname{sign}(v_{t-1} - |g_t|^2)\, |g_t|^2, \qquad
         u_t = \frac{m_t / (1 - \beta_1^t)}{\sqrt{v_t / (1 - \beta_2^t) + \bar\epsilon} + \epsilon}
 
-    Gradients that become small let :math:`v` fall slowly, and with it the step size rise slowly.  Both moments are
-    corrected as if they had begun at 0, whatever their first value.
+    If gradients become small, :math:`v` decreases slowly, so the step size increases slowly.  The bias correction of
+    both moments is that for zero initialization, for any initial value.
 
     Args:
         b1: Decay rate :math:`\beta_1` of the mean, in [0, 1).
-        b2: :math:`\beta_2` in [0, 1); its distance from 1 is the size of the steps of :math:`v`.
+        b2: :math:`\beta_2` in [0, 1); :math:`1 - \beta_2` is the relative size of the changes of :math:`v`.
         eps: :math:`\epsilon \ge 0`, outside the root.
         eps_root: :math:`\bar\epsilon \ge 0`, inside the root.
-        initial_accumulator_value: First value of :math:`m` and of :math:`v`, at least 0.
+        initial_accumulator_value: Initial value of :math:`m` and :math:`v`, at least 0.
 
     Returns:
         A transformation with state :class:`ScaleByAdamState`.  The second moment of a complex parameter is real.
@@ -86,7 +86,7 @@ def scale_by_yogi(
 
 def _rule(t: Any, *, b1: Any, b2: Any, eps: Any, eps_root: Any) -> partial[Any]:
     c1, c2 = bias_correction(b1, t), bias_correction(b2, t)
-    # Both corrections on scalars, as in scale_by_adam.
+    # Both bias corrections are applied to scalars, as in scale_by_adam.
     return partial(
         rules.yogi,
         b1=b1,

@@ -1,4 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transformations around others: masks, conditions, accumulation, what a run is watched with."""
+"""Transformations of other transformations (masks, conditions, accumulation), and transformations for monitoring."""
 
 __all__: list[str] = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Apply a transformation only in some steps: where a condition holds, or where all gradients are finite."""
+"""Apply a transformation only in some steps: if a condition holds, or if all gradients are finite."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class ConditionFn(Protocol):
     """``condition(step, **extra)``: whether to transform in this step, a bool or a 0-d tensor."""
 
     def __call__(self, step: Any, **extra_args: Any) -> Any:
-        """Decide."""
+        """Return whether to transform in this step."""
 
 
 @tree.safe_to_load
 class ConditionallyTransformState(NamedTuple):
-    """State of :func:`conditionally_transform`: that of the inner transformation, and the steps taken."""
+    """State of :func:`conditionally_transform`: the state of the inner transformation, and the step count."""
 
     inner_state: Any
     step: Any
@@ -46,7 +46,7 @@ class ConditionallyTransformState(NamedTuple):
 
 @tree.safe_to_load
 class ConditionallyMaskState(NamedTuple):
-    """State of :func:`conditionally_mask`: the steps taken, and the state of the inner transformation."""
+    """State of :func:`conditionally_mask`: the step count, and the state of the inner transformation."""
 
     step: Any
     inner_state: Any
@@ -57,9 +57,9 @@ class ApplyIfFiniteState(NamedTuple):
     """State of :func:`apply_if_finite`.
 
     Attributes:
-        notfinite_count: How many steps in a row have not been finite.
-        last_finite: Whether the last one was.
-        total_notfinite: How many there were in all.
+        notfinite_count: The number of consecutive steps until now with gradients that are not finite.
+        last_finite: Whether the gradients of the last step were finite.
+        total_notfinite: The total number of steps with gradients that are not finite.
         inner_state: The state of the inner transformation.
     """
 
@@ -73,18 +73,18 @@ class ApplyIfFiniteState(NamedTuple):
 def conditionally_transform(
     inner: GradientTransformation, should_transform_fn: Any, forward_extra_args: bool = False
 ) -> GradientTransformationExtraArgs:
-    """Apply a transformation in the steps where a condition holds; in all other steps updates do not change.
+    """Apply a transformation in steps in which a condition holds; in all other steps updates do not change.
 
     Args:
-        inner: The transformation.  Its state does not change in steps where the condition does not hold.
-        should_transform_fn: The condition, ``condition(step)`` with the number of steps taken, a 0-d int64 tensor.
-        forward_extra_args: Also pass the extra arguments of ``update`` to it.
+        inner: The transformation.  Its state does not change in steps in which the condition does not hold.
+        should_transform_fn: The condition, ``condition(step)`` with the step count, a 0-d int64 tensor.
+        forward_extra_args: Whether to pass the extra arguments of ``update`` to the condition, too.
 
     Returns:
         A transformation with state :class:`ConditionallyTransformState`.
 
     Raises:
-        TypeError: If ``inner`` is not a transformation, or the condition cannot be called.
+        TypeError: If ``inner`` is not a transformation, or the condition is not callable.
 
     Example:
         >>> import torch, torchopt
@@ -103,18 +103,18 @@ def conditionally_transform(
 def conditionally_mask(
     inner: GradientTransformation, should_transform_fn: Any, forward_extra_args: bool = False
 ) -> GradientTransformationExtraArgs:
-    """Apply a transformation in the steps where a condition holds; in all other steps updates are zero.
+    """Apply a transformation in steps in which a condition holds; in all other steps updates are zero.
 
     Args:
-        inner: The transformation.  Its state does not change in steps where the condition does not hold.
-        should_transform_fn: The condition, ``condition(step)`` with the number of steps taken, a 0-d int64 tensor.
-        forward_extra_args: Also pass the extra arguments of ``update`` to it.
+        inner: The transformation.  Its state does not change in steps in which the condition does not hold.
+        should_transform_fn: The condition, ``condition(step)`` with the step count, a 0-d int64 tensor.
+        forward_extra_args: Whether to pass the extra arguments of ``update`` to the condition, too.
 
     Returns:
         A transformation with state :class:`ConditionallyMaskState`.
 
     Raises:
-        TypeError: If ``inner`` is not a transformation, or the condition cannot be called.
+        TypeError: If ``inner`` is not a transformation, or the condition is not callable.
 
     Example:
         >>> import torch, torchopt
@@ -133,8 +133,8 @@ def _conditionally(
     wide = with_extra_args_support(inner)
     if not callable(condition):
         raise TypeError(
-            f'Invalid should_transform_fn: a {type(condition).__name__}; expected a function from the number of steps '
-            f'taken to a bool.'
+            f'Invalid should_transform_fn: a {type(condition).__name__}; expected a function from the step count to a '
+            f'bool.'
         )
 
     def init(params: Any) -> Any:
@@ -156,12 +156,12 @@ def _conditionally(
 def apply_if_finite(inner: GradientTransformation, max_consecutive_errors: int) -> GradientTransformationExtraArgs:
     """Apply a transformation if all gradients are finite; otherwise skip the step, up to a limit.
 
-    A step with NaN or infinity among its gradients gives zero updates and does not change the inner state.  After
+    If a gradient has NaN or infinity, the updates are zero and the inner state does not change.  After
     ``max_consecutive_errors`` such steps in a row, the next step is taken anyway, so that the error becomes visible.
 
     Args:
         inner: The transformation.
-        max_consecutive_errors: How many steps in a row may be skipped.
+        max_consecutive_errors: The maximum number of consecutive steps to skip.
 
     Returns:
         A transformation with state :class:`ApplyIfFiniteState`.

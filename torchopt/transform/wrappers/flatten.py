@@ -1,20 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Combine all leaves into one vector."""
+"""Apply a transformation to one vector with all leaves."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from torchopt import elementwise, tree
-from torchopt.autodiff.objective import is_plain
+from torchopt.autodiff.objective import is_plain_step
 from torchopt.base import (
     GradientTransformation,
     GradientTransformationExtraArgs,
     factory,
     with_extra_args_support,
 )
+from torchopt.numerics import detach_graph
 from torchopt.preconditions import required_by_all
 
 __all__ = ['flatten']
@@ -25,7 +24,8 @@ def flatten(inner: GradientTransformation) -> GradientTransformationExtraArgs:
     """Apply a transformation to all leaves as one vector.
 
     For a transformation without a native kernel, this replaces many small operations by a few large ones.  Norms of
-    leaves become norms over all parameters.  The vector has the promoted dtype of all leaves; updates keep their own.
+    leaves become norms over all parameters.  The vector has the promoted dtype of all leaves; updates keep their
+    dtypes.
 
     Args:
         inner: The transformation.
@@ -57,10 +57,10 @@ def flatten(inner: GradientTransformation) -> GradientTransformationExtraArgs:
             for (path, g), p in zip(tree.flatten_with_path(updates), tree.flatten(params)[0]):
                 if g is None and p is not None:
                     raise ValueError(
-                        f'updates{path} is None, but flatten makes one vector of all updates, of which no part can be '
-                        f'left out. Pass zeros, or put masked around flatten.'
+                        f'updates{path} is None, but flatten makes one vector of all updates, which cannot have '
+                        f'missing parts. Pass zeros, or put masked around flatten.'
                     )
-            params = tree.ravel(tree.map(Tensor.detach, params) if is_plain(updates, params) else params)[0]
+            params = tree.ravel(tree.map(detach_graph, params) if is_plain_step(updates, params) else params)[0]
         vector, unravel = tree.ravel(updates, name='updates')
         vector, state = wide.update(vector, state, params, inplace=inplace, **extra)
         return unravel(vector), state

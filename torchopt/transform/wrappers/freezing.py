@@ -19,8 +19,8 @@ def freeze(mask: Any) -> GradientTransformationExtraArgs:
     Put it at the end of a chain.  Momentum before it continues to accumulate; decay before it has no effect.
 
     Args:
-        mask: True where parameters are to stay as they are: a bool, or a tree of them with the structure of the
-            parameters or of its top, or a function that makes one from the parameters.
+        mask: True for parameters to freeze: a bool, a tree of bools with the structure of the parameters or a prefix
+            of it, or a function that makes one from the parameters.
 
     Example:
         >>> import torch, torchopt
@@ -33,12 +33,12 @@ def freeze(mask: Any) -> GradientTransformationExtraArgs:
 
 
 def selective_transform(optimizer: GradientTransformation, *, freeze_mask: Any) -> GradientTransformationExtraArgs:
-    """Apply an optimizer to some parameters, and leave the others as they are; these have no state.
+    """Apply an optimizer to some parameters, and freeze the others, which have no state.
 
     Args:
         optimizer: The optimizer.
-        freeze_mask: True where parameters are to stay as they are: a bool, or a tree of them with the structure of the
-            parameters or of its top.
+        freeze_mask: True for parameters to freeze: a bool, or a tree of bools with the structure of the parameters or a
+            prefix of it.
 
     Example:
         >>> import torch, torchopt

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lookahead: slow parameters that follow an optimizer of fast ones every few steps."""
+"""Lookahead: slow parameters that are updated every few steps of an optimizer of fast parameters."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ['LookaheadParams', 'LookaheadState', 'lookahead']
 
 @tree.safe_to_load
 class LookaheadState(NamedTuple):
-    """State of :func:`lookahead`: that of the fast optimizer, and the steps since fast and slow were the same."""
+    """State of :func:`lookahead`: the state of the fast optimizer, and the steps since the last synchronization."""
 
     fast_state: Any
     steps_since_sync: Any
@@ -32,16 +32,16 @@ class LookaheadState(NamedTuple):
 
 @tree.safe_to_load
 class LookaheadParams(NamedTuple):
-    """The parameters of :func:`lookahead`: gradients are those of the fast, the slow are the result."""
+    """The parameters of :func:`lookahead`: compute gradients at the fast ones; the slow ones are the result."""
 
     fast: Any
     slow: Any
 
     @classmethod
     def init_synced(cls, params: Any) -> LookaheadParams:
-        """Begin with fast and slow parameters alike; the slow ones are copies, and differentiable in them.
+        """Make equal fast and slow parameters; the slow ones are differentiable copies.
 
-        The first step of plain training, whose gradient has no graph, detaches them from their leaves.
+        The first step of plain training, in which gradients have no graph, detaches the copies.
         """
         return cls(fast=params, slow=tree.map(Tensor.clone, params))
 
@@ -50,9 +50,9 @@ class LookaheadParams(NamedTuple):
 def lookahead(
     fast_optimizer: GradientTransformation, sync_period: int, slow_step_size: Any, reset_state: bool = False
 ) -> GradientTransformationExtraArgs:
-    r"""Let slow parameters :math:`\phi` follow an optimizer of the fast ones :math:`\theta`.
+    r"""Update slow parameters :math:`\phi` every :math:`k` steps of an optimizer of fast parameters :math:`\theta`.
 
-    The fast optimizer takes its steps :math:`\theta \leftarrow \theta + u`.  After every :math:`k` of them
+    The fast optimizer takes steps :math:`\theta \leftarrow \theta + u`.  After every :math:`k` of them,
 
     .. math::
         \phi \leftarrow \phi + \alpha (\theta - \phi), \qquad \theta \leftarrow \phi.
@@ -64,7 +64,7 @@ def lookahead(
         fast_optimizer: The optimizer of the fast parameters.
         sync_period: :math:`k \ge 1`.
         slow_step_size: :math:`\alpha`, a number or a 0-d tensor.
-        reset_state: Make the state of the fast optimizer anew whenever fast and slow have become the same.
+        reset_state: Whether to reset the state of the fast optimizer at each synchronization.
 
     Returns:
         A transformation with state :class:`LookaheadState`.
@@ -132,9 +132,9 @@ def lookahead(
 
 
 def _detach_copy(g: Tensor, fast: Tensor, slow: Tensor) -> None:
-    """Detach slow parameters in place in a step of plain training, if they are a copy of this leaf.
+    """In plain training, detach slow parameters in place if they are a copy of this leaf.
 
-    The caller holds them, so otherwise their graph would grow with every update.
+    Otherwise their graph would grow with every update.
     """
     if carries_no_graph(fast, g) and slow.grad_fn is not None and not has_tangent(slow):
         origins = [getattr(node, 'variable', None) for node, _ in slow.grad_fn.next_functions]

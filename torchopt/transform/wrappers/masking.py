@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transform only some of the leaves, or different leaves in different ways."""
+"""Apply a transformation to some leaves only, or different transformations to different leaves."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = ['MaskedNode', 'MaskedState', 'PartitionState', 'masked', 'partition',
 
 @tree.safe_to_load
 class MaskedNode(NamedTuple):
-    """Stands where a leaf is hidden from the inner transformation; a tree without leaves."""
+    """A placeholder for a leaf that is hidden from the inner transformation; a tree without leaves."""
 
 
 @tree.safe_to_load
 class MaskedState(NamedTuple):
-    """State of :func:`masked`: that of the inner transformation, with :class:`MaskedNode` at hidden places."""
+    """State of :func:`masked`: the state of the inner transformation, with :class:`MaskedNode` for hidden leaves."""
 
     inner_state: Any
 
@@ -41,16 +41,16 @@ def masked(
         inner: The transformation.
         mask: A tree of booleans with the structure of the parameters or a prefix of it (one boolean then applies
             to the whole subtree), or a function that returns such a tree for the parameters (for the updates
-            if ``update`` is called without parameters).  None means everywhere.
-        mask_compatible_extra_args: Also mask those extra arguments of ``update`` that have the structure of
-            the updates.
+            if ``update`` is called without parameters).  None applies it to all leaves.
+        mask_compatible_extra_args: Whether to mask extra arguments of ``update`` that have the structure of the
+            updates.
 
     Returns:
         A transformation with state :class:`MaskedState`.
 
     Raises:
         ValueError: If the mask is not a prefix of the parameters.
-        TypeError: If a leaf of the mask is not a boolean, or ``inner`` not a transformation.
+        TypeError: If a leaf of the mask is not a boolean, or ``inner`` is not a transformation.
 
     Example:
         >>> import torch, torchopt
@@ -89,10 +89,10 @@ def masked(
 
 
 def resolve_mask(mask: Any, params: Any) -> Any:
-    """The tree of booleans that a mask stands for.
+    """The tree of booleans of a mask, which may be a function.
 
     Raises:
-        TypeError: If a leaf of it is not a boolean; the message names its path.
+        TypeError: If a leaf is not a boolean; the message names its path.
     """
     made = mask(params) if callable(mask) else mask
     return _check_mask(True if made is None else made)
@@ -114,7 +114,7 @@ def _is_boolean_scalar(m: Any) -> bool:
 
 
 def _hide(subject: Any, mask: Any, name: str) -> Any:
-    """Put a MaskedNode in place of every subtree that the mask leaves out."""
+    """Replace every subtree for which the mask is false by a MaskedNode."""
     if isinstance(subject, tree.ParamsPlaceholder):
         return subject  # tree.map_params looks for copies of the parameters
     shown, spec = tree.flatten(mask)
@@ -123,7 +123,7 @@ def _hide(subject: Any, mask: Any, name: str) -> Any:
 
 
 def _restore(updates: Any, new: Any, mask: Any) -> Any:
-    """Take what the inner transformation made where the mask is true, and the old updates elsewhere."""
+    """Combine the results of the inner transformation, where the mask is true, with the old updates elsewhere."""
     shown, spec = tree.flatten(mask)
     old_parts = tree.flatten_up_to(spec, updates, name='updates', like='mask')
     new_parts = tree.flatten_up_to(spec, new, name='new updates', like='mask')
@@ -144,13 +144,13 @@ def partition(
     *,
     mask_compatible_extra_args: bool = False,
 ) -> GradientTransformationExtraArgs:
-    """Apply to every leaf the transformation that its label names.
+    """Apply to every leaf the transformation of its label.
 
     Args:
-        transforms: From label to transformation.
+        transforms: A dict from labels to transformations.
         param_labels: A tree of labels with the structure of the parameters or a prefix of it, or a function that
             returns one for the parameters (for the updates if ``update`` is called without parameters).
-        mask_compatible_extra_args: As in :func:`masked`.
+        mask_compatible_extra_args: See :func:`masked`.
 
     Returns:
         A transformation with state :class:`PartitionState`.
@@ -179,8 +179,8 @@ def partition(
             if label is not None and label not in members:
                 path = tree.flatten_with_path(labels)[i][0]
                 raise ValueError(
-                    f'param_labels{path} is {label!r}, which is no key of transforms: {sorted(members, key=str)}. '
-                    f'Add a transformation of this label, or change the label.'
+                    f'param_labels{path} is {label!r}, which is not a key of transforms: {sorted(members, key=str)}. '
+                    f'Add a transformation with this label, or change the label.'
                 )
         return {
             label: masked(

@@ -25,14 +25,14 @@ __all__ = ['MonitorState', 'SnapshotState', 'measure_with_ema', 'monitor', 'snap
 
 @tree.safe_to_load
 class SnapshotState(NamedTuple):
-    """State of :func:`snapshot`: a dict with what was measured last, under its name."""
+    """State of :func:`snapshot`: a dict from the name to the last measurement."""
 
     measurement: Any
 
 
 @tree.safe_to_load
 class MonitorState(NamedTuple):
-    """State of :func:`monitor`: a dict from name to what was measured last, and the states of the measures."""
+    """State of :func:`monitor`: a dict from names to the last measurements, and the states of the measures."""
 
     measurements: Any
     measure_states: Any
@@ -43,7 +43,7 @@ def snapshot(measure_name: str, measure: Callable[[Any], Any]) -> GradientTransf
     """Store a measurement of the updates in the state; the updates do not change.
 
     Args:
-        measure_name: The name under which :func:`torchopt.tree.get` finds it in the state.
+        measure_name: The name with which :func:`torchopt.tree.get` finds the measurement in the state.
         measure: The measure, a function of the tree of updates.  ``init`` calls it with the parameters.
 
     Example:
@@ -75,8 +75,8 @@ def monitor(measures: dict[str, Any]) -> GradientTransformationExtraArgs:
     """Store several measurements of the updates in the state; the updates do not change.
 
     Args:
-        measures: From name to measure: a function of the tree of updates, or a transformation that makes of them what
-            is to be kept, such as :func:`measure_with_ema`.
+        measures: A dict from names to measures: functions of the tree of updates, or transformations whose results are
+            stored, such as :func:`measure_with_ema`.
 
     Returns:
         A transformation with state :class:`MonitorState`, whose measurements are empty before the first step.
@@ -128,16 +128,16 @@ def measure_with_ema(
     debias: bool = True,
     accumulator_dtype: DTypeLike | None = None,
 ) -> GradientTransformationExtraArgs:
-    """A measure for :func:`monitor`: the moving average of another.
+    """A measure for :func:`monitor`: the moving average of another measure.
 
     Args:
         measure: A function of the tree of updates, which returns a tree of floating tensors.
-        decay: As in :func:`ema`.
-        debias: As in :func:`ema`.
-        accumulator_dtype: As in :func:`ema`.
+        decay: See :func:`ema`.
+        debias: See :func:`ema`.
+        accumulator_dtype: See :func:`ema`.
 
     Returns:
-        A transformation that replaces updates by the average of what was measured.
+        A transformation that replaces updates by the average of the measurements.
 
     Example:
         >>> import torch, torchopt

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradient accumulation: several small steps make one step of an optimizer."""
+"""Gradient accumulation: one step of an optimizer for several small steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformation, GradientTransformationExtraArgs, with_extra_args_support
-from torchopt.elementwise.first_moment import moment_dtype
+from torchopt.elementwise.ranges import moment_dtype
 from torchopt.loop.selection import branch
 from torchopt.numerics import (
     DTypeLike,
@@ -29,10 +29,10 @@ __all__ = ['MultiSteps', 'MultiStepsState', 'ShouldSkipUpdateFunction', 'skip_la
 
 
 class ShouldSkipUpdateFunction(Protocol):
-    """``skip(updates, gradient_step, params)``: whether to leave out a small step, and what to remember of it."""
+    """``skip(updates, gradient_step, params)``: whether to skip a small step, and a tree to store in the state."""
 
     def __call__(self, updates: Any, gradient_step: Any, params: Any) -> tuple[Any, Any]:
-        """A bool or a 0-d bool tensor, and any tree, which comes into the state."""
+        """Return a bool or a 0-d bool tensor, and any tree, which is stored in the state."""
 
 
 def skip_not_finite(updates: Any, gradient_step: Any, params: Any) -> tuple[Tensor, Any]:
@@ -40,11 +40,11 @@ def skip_not_finite(updates: Any, gradient_step: Any, params: Any) -> tuple[Tens
 
     Args:
         updates: The gradients.
-        gradient_step: The number of full steps taken; not used.
+        gradient_step: The number of full steps so far; not used.
         params: The parameters; not used.
 
     Returns:
-        Whether to skip, and a dict with that (``'should_skip'``) and the number of elements that are not finite
+        Whether to skip, and a dict with this value (``'should_skip'``) and the number of elements that are not finite
         (``'num_not_finite'``).
 
     Example:
@@ -62,12 +62,12 @@ def skip_large_updates(updates: Any, gradient_step: Any, params: Any, max_square
 
     Args:
         updates: The gradients.
-        gradient_step: The number of full steps taken; not used.
+        gradient_step: The number of full steps so far; not used.
         params: The parameters; not used.
-        max_squared_norm: The bound :math:`c`.  Fix it with ``functools.partial``.
+        max_squared_norm: The bound :math:`c`.  Set it with ``functools.partial``.
 
     Returns:
-        Whether to skip, and a dict with that (``'should_skip'``) and the squared norm (``'norm_squared'``).
+        Whether to skip, and a dict with this value (``'should_skip'``) and the squared norm (``'norm_squared'``).
 
     Example:
         >>> import torch, torchopt
@@ -90,11 +90,11 @@ class MultiStepsState(NamedTuple):
     """State of :class:`MultiSteps`.
 
     Attributes:
-        mini_step: The small steps taken since the last full one.
-        gradient_step: The full steps taken.
+        mini_step: The number of small steps since the last full step.
+        gradient_step: The number of full steps.
         inner_opt_state: The state of the optimizer.
         acc_grads: The mean or the sum of the gradients since the last full step.
-        skip_state: The second result of the function that skips steps, for the last step.
+        skip_state: The second result of ``should_skip_update_fn`` in the last step.
     """
 
     mini_step: Any
@@ -105,27 +105,27 @@ class MultiStepsState(NamedTuple):
 
 
 class MultiSteps:
-    r"""Accumulate gradients over :math:`k` small steps, and let an optimizer take one step with them.
+    r"""Accumulate gradients over :math:`k` small steps for each step of an optimizer.
 
-    The gradients are averaged as they come, :math:`a_{n+1} = a_n + (g_n - a_n) / (n + 1)`, or summed.  The update is
-    zero in all small steps except each :math:`k`-th, in which the optimizer receives the mean.  Its state does not
-    change in the others.
+    The gradients are averaged, :math:`a_{n+1} = a_n + (g_n - a_n) / (n + 1)`, or summed.  In every :math:`k`-th small
+    step, the full step, the optimizer receives the mean.  In all other steps, updates are zero and the state of the
+    optimizer does not change.
 
-    Where a small step has no gradient (``None``) for a parameter, nothing is added for it; in the :math:`k`-th, the
-    parameter is omitted from the full step, and keeps what it has for the next one.
+    If a small step has no gradient (``None``) for a parameter, nothing is added for it.  In the :math:`k`-th small
+    step, the parameter is omitted from the full step, and its accumulated gradient is kept for the next one.
 
     Args:
         opt: The optimizer.
-        every_k_schedule: :math:`k \ge 1`, or a function from the number of full steps taken to :math:`k`.
+        every_k_schedule: :math:`k \ge 1`, or a function from the number of full steps so far to :math:`k`.
         use_grad_mean: False sums the gradients instead.
-        should_skip_update_fn: Which small steps to leave out, such as :func:`skip_not_finite`.  These give zero
-            updates and do not count.
-        accumulator_dtype: Real dtype of the accumulated gradients, None for that of each parameter.
+        should_skip_update_fn: A function that chooses small steps to skip, such as :func:`skip_not_finite`.  Their
+            updates are zero, and they are not counted.
+        accumulator_dtype: Real dtype of the accumulated gradients; None means that of each parameter.
 
     Raises:
         TypeError: If ``opt`` is not a transformation.
-        ValueError: If ``every_k_schedule`` is less than 1; in ``update``, if the function that skips steps does not
-            return one bool, or the state is that of another optimizer.
+        ValueError: If ``every_k_schedule`` is less than 1; in ``update``, if ``should_skip_update_fn`` does not return
+            one bool, or the state belongs to another optimizer.
 
     Example:
         >>> import torch, torchopt
@@ -157,7 +157,7 @@ class MultiSteps:
         return type(self), self._call
 
     def __repr__(self) -> str:
-        """The call that made it, without arguments that are as by default."""
+        """The call that creates it, without arguments that have their default."""
         return tree.as_text(self)
 
     def _spelled(self) -> tree.Spelled:
@@ -183,7 +183,7 @@ class MultiSteps:
     def update(
         self, updates: Any, state: MultiStepsState, params: Any = None, *, inplace: bool = False, **extra_args: Any
     ) -> tuple[Any, MultiStepsState]:
-        """Take a small step; in each :math:`k`-th the updates are those of the optimizer, in all others zero."""
+        """Take a small step; the updates of every :math:`k`-th one are those of the optimizer, all others are zero."""
         if not isinstance(state, MultiStepsState):
             raise ValueError(
                 f'The state is a {type(state).__name__}; expected a MultiStepsState. Pass the state that the init or '
@@ -236,11 +236,11 @@ class MultiSteps:
         return new, MultiStepsState(increment(state.mini_step) % k, full, inner, acc, state.skip_state)
 
     def has_updated(self, state: Any) -> Any:
-        """Whether the step that led to this state was a full one, a 0-d bool tensor."""
+        """Whether the last step was a full step, a 0-d bool tensor."""
         return (state.mini_step == 0) & (state.gradient_step > 0)
 
     def gradient_transformation(self) -> GradientTransformation:
-        """The same as a transformation, to put into a chain."""
+        """The same as a transformation, for use in a chain."""
         tx = GradientTransformationExtraArgs(self.init, self.update)
         tx.requires = (required_by(self._opt, 'inner_opt_state'),)
         return tx

@@ -19,7 +19,7 @@ __all__ = ['ReportState', 'report']
 
 @tree.safe_to_load
 class ReportState(NamedTuple):
-    """State of :func:`report`: steps taken, and the state of the :func:`monitor` in it."""
+    """State of :func:`report`: the step count, and the state of its :func:`monitor`."""
 
     count: Any
     inner_state: Any
@@ -31,24 +31,23 @@ def report(
 ) -> GradientTransformationExtraArgs:
     """Measure the updates, and call a function with the measurements; the updates do not change.
 
-    ``write`` is any callable.  Methods of loggers work directly, such as ``add_scalar`` of a ``SummaryWriter`` of
-    TensorBoard.  It receives tensors that are not yet synchronized with the host, so only ``write`` may wait for a
-    device.
+    ``write`` is any callable, such as the method ``add_scalar`` of a ``SummaryWriter`` of TensorBoard.  It receives
+    tensors that are not yet synchronized with the host, so only ``write`` may wait for a device.
 
     Under ``torch.compile`` the call breaks the graph, and ``fullgraph=True`` is an error.  Under ``torch.vmap`` there
     is a batch of values instead of one, which is an error.  Inside ``torch.func.grad`` it is called as usual.
 
     Args:
-        write: Called as ``write(name, value, step)`` for each measure.  The value is a tensor without a graph, or the
-            tree of such that the measure returned; the step is the number of steps before.
-        measures: As in :func:`monitor`.
+        write: Called as ``write(name, value, step)`` for each measure.  The value is a tensor without a graph, or a
+            tree of them if the measure returns a tree; the step is the number of previous steps.
+        measures: See :func:`monitor`.
         every: Call it at steps 0, ``every``, ``2 * every``, ...; a positive integer.
 
     Returns:
-        A transformation with state :class:`ReportState`.  The last measurements are in it, whether reported or not.
+        A transformation with state :class:`ReportState`, which always contains the last measurements.
 
     Raises:
-        TypeError: If ``write`` or a measure cannot be called, or ``every`` is not an integer.
+        TypeError: If ``write`` or a measure is not callable, or ``every`` is not an integer.
         ValueError: If ``every`` is not positive.
         RuntimeError: In ``update``, under ``torch.vmap``.
 
@@ -74,8 +73,8 @@ def report(
     def call(measured: Any, count: Any) -> None:
         if not all(map(is_readable, [count, *tree.leaves(measured)])):
             raise RuntimeError(
-                'report has a batch of values under torch.vmap, and not one to write. Map over the optimizer without '
-                'it, and read the measurements of monitor in the state afterwards.'
+                'report does not support torch.vmap, where each measurement is a batch of values. Use monitor instead, '
+                'and read its measurements from the state.'
             )
         step = int(count)
         if step % every == 0:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where TorchOpt 0.7.3 has the module class too."""
+"""The path of TorchOpt 0.7.3 for the class of implicit modules."""
 
 from torchopt.nn.implicit_module import ImplicitMetaGradientModule
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a class becomes an implicit one, step by step."""
+"""The path of TorchOpt 0.7.3 for the classes and functions behind implicit modules."""
 
 from torchopt.nn.implicit_module import (
     ImplicitMetaGradientModule,

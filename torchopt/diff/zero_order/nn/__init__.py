@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The class of modules with zero-order gradients, where TorchOpt 0.7.3 has it."""
+"""The path of TorchOpt 0.7.3 for the class of modules with zero-order gradients."""
 
 from __future__ import annotations
 

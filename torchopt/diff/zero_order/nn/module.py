@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Modules with zero-order gradients, where TorchOpt 0.7.3 has them; their home is :mod:`torchopt.nn`."""
+"""The path of TorchOpt 0.7.3 for modules with zero-order gradients, which are defined in :mod:`torchopt.nn`."""
 
 from __future__ import annotations
 

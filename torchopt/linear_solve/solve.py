@@ -21,14 +21,13 @@ from torchopt.numerics import eager, is_inexact
 __all__ = ['BoundOperator', 'TreeShape', 'configurable', 'iteration_limit', 'solve_with', 'stopping_rule']
 
 
-class TreeShape:
+class TreeShape(tree.Selection):
     """The unknowns of a tree: its tensors of a floating or complex dtype; other leaves are kept unchanged."""
 
     def __init__(self, example: Any, name: str) -> None:
+        super().__init__(example, is_inexact)
         self.name = name
-        self.leaves, self.spec = tree.flatten(example)
-        self.positions = [i for i, x in enumerate(self.leaves) if is_inexact(x)]
-        self.unknowns: list[Tensor] = [self.leaves[i] for i in self.positions]
+        self.unknowns: list[Tensor] = self.selected
         self.is_tensor = isinstance(example, Tensor) and len(self.unknowns) == 1
         devices = {x.device for x in self.unknowns}
         if len(devices) > 1:
@@ -36,12 +35,7 @@ class TreeShape:
 
     def pack(self, unknowns: Sequence[Tensor]) -> Any:
         """The tree with new unknowns."""
-        if self.is_tensor:
-            return unknowns[0]
-        leaves = list(self.leaves)
-        for i, x in zip(self.positions, unknowns):
-            leaves[i] = x
-        return tree.unflatten(self.spec, leaves)
+        return unknowns[0] if self.is_tensor else self.replace(unknowns)
 
     def unpack(self, other: Any, name: str) -> list[Tensor]:
         """The unknowns of another tree of the same structure and shapes, converted to the dtypes of this one."""
@@ -49,10 +43,8 @@ class TreeShape:
             like = self.unknowns[0]
             if other.shape == like.shape and other.dtype == like.dtype:
                 return [other]
-        found = tree.flatten_up_to(self.spec, other, name=name, like=self.name)
         unknowns = []
-        for i, like in zip(self.positions, self.unknowns):
-            x = found[i]
+        for i, x, like in zip(self.positions, self.of(other, name=name, like=self.name), self.unknowns):
             if not isinstance(x, Tensor) or x.shape != like.shape:
                 path = tree.flatten_with_path(self.pack(self.unknowns))[i][0]
                 kind = f'has shape {tuple(x.shape)}' if isinstance(x, Tensor) else f'is a {type(x).__name__}'
@@ -94,7 +86,7 @@ def solve_with(
         method: The method.
         matvec: A linear function of a tree.
         b: The right-hand side.
-        ridge: A number or 0-d tensor, times the identity, that is added to the matrix.
+        ridge: A number or 0-d tensor; the matrix is that of ``matvec`` plus ``ridge`` times the identity.
         init: The initial guess.
         M: An approximation of the inverse, as a linear function of a tree.
         normal: Whether to solve the normal equations instead; then the structures of ``init`` and ``b`` may differ.
@@ -189,7 +181,7 @@ def configurable(solve: Callable[_P, Any]) -> Callable[_P, Any]:
 
     @eager
     @functools.wraps(solve)
-    def door(*args: _P.args, **kwargs: _P.kwargs) -> Any:
+    def solve_or_bind(*args: _P.args, **kwargs: _P.kwargs) -> Any:
         if len(args) > 1 and args[0] is not None and args[1] is not None:
             return solve(*args, **kwargs)
         bound = signature.bind(*args, **kwargs).arguments
@@ -201,9 +193,9 @@ def configurable(solve: Callable[_P, Any]) -> Callable[_P, Any]:
             raise TypeError(
                 f'{solve.__name__}: b is given, but matvec is not. Call it as {solve.__name__}(matvec, b, ...).'
             )
-        return functools.partial(door, **{k: v for k, v in bound.items() if k not in ('matvec', 'b')})
+        return functools.partial(solve_or_bind, **{k: v for k, v in bound.items() if k not in ('matvec', 'b')})
 
-    return door
+    return solve_or_bind
 
 
 def stopping_rule(

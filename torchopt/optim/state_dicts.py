@@ -2,11 +2,11 @@
 """Convert the state of a group, a tree, to the layout of ``torch.optim`` (entries per parameter), and back.
 
 The transformation receives the parameters of a group as a list, so every list of this length in a state has one part
-per parameter.  Values outside such lists (step counts) belong to all parameters, and each parameter has them among its
-entries, like ``step`` in ``torch.optim``.
+per parameter.  Values outside such lists (step counts) belong to all parameters, and are among the entries of each
+parameter, like ``step`` in ``torch.optim``.
 
 An entry has the name of ``torch.optim`` for the same quantity, otherwise the last name on its path in the state.  If
-two names are equal, both entries use the full path.
+two names are equal, both entries have their full paths as names.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _TWINS: dict[str, dict[str, str]] = {
     'TraceState': {'trace': 'momentum_buffer'},
     'DampedTraceState': {'trace': 'momentum_buffer'},
 }
-"""From the class and the field of a state to what ``torch.optim`` calls the same quantity."""
+"""The names of ``torch.optim`` for the fields of states."""
 
 _PARAMS = 'params'
 
 
 def per_parameter(state: Any, params: Sequence[torch.Tensor]) -> dict[torch.Tensor, dict[str, Any]]:
-    """The entries of each parameter: the very tensors of the state, in new dicts.
+    """The entries of each parameter: new dicts with the tensors of the state, not copies.
 
     Args:
         state: The state of a group.
@@ -58,17 +58,17 @@ def per_parameter(state: Any, params: Sequence[torch.Tensor]) -> dict[torch.Tens
 def read_entries(expected: Any, params: Sequence[torch.Tensor], entries: Sequence[Any], places: Sequence[str]) -> Any:
     """The state of a group from the entries of its parameters: the inverse of :func:`per_parameter`.
 
-    Tensors are copied to the device and dtype of those expected.  Frozen parameters need no entries; the state
-    expected stands in for theirs.
+    Tensors are copied to the devices and dtypes of ``expected``.  Frozen parameters need no entries; theirs come from
+    ``expected``.
 
     Args:
-        expected: A state of the group, to be followed.
+        expected: A state of the group, with the expected structure, shapes and dtypes.
         params: The parameters of the group.
-        entries: For each parameter its entries.
-        places: For each parameter what to call its entries in an error message.
+        entries: The entries of each parameter.
+        places: The name of the entries of each parameter, for error messages.
 
     Raises:
-        ValueError: If the entries do not fit; the message names the place.
+        ValueError: If the entries do not match; the message names the place.
         TypeError: If an entry is not a tensor or number where one is expected.
     """
     left = [dict(own) for own in entries]
@@ -79,7 +79,7 @@ def read_entries(expected: Any, params: Sequence[torch.Tensor], entries: Sequenc
         if x is None or not owners:
             leaves.append(x)
             continue
-        if i is None:  # a frozen parameter may have been saved before it was frozen, or by a torch that never steps it
+        if i is None:  # a frozen parameter may have been saved before it was frozen, or without ever being updated
             owners = [j for j in owners if params[j].requires_grad] or owners
         for j in owners:
             if name not in entries[j]:
@@ -91,7 +91,7 @@ def read_entries(expected: Any, params: Sequence[torch.Tensor], entries: Sequenc
             if not _equal(value, values[0]):
                 raise ValueError(
                     f'{places[owners[0]]} and {places[j]} differ in {name!r}: {values[0]} and {value}. This optimizer '
-                    f'has one for all parameters of a group; put those parameters into groups of their own.'
+                    f'has one value for all parameters of a group; put those parameters into different groups.'
                 )
         leaves.append(_fit(values[0], x, f'{places[owners[0]]}[{name!r}]'))
     for own, place in zip(left, places):
@@ -103,29 +103,29 @@ def read_entries(expected: Any, params: Sequence[torch.Tensor], entries: Sequenc
 def read_groups(
     state_dict: Mapping[str, Any], groups: Sequence[dict[str, Any]]
 ) -> list[tuple[dict[str, Any], list[Any], list[str]]]:
-    """Take a state dict in the layout of ``torch.optim`` apart.
+    """Split a state dict in the layout of ``torch.optim`` into groups.
 
     Args:
         state_dict: The state dict.
-        groups: The groups of the optimizer that it is for.
+        groups: The groups of the optimizer.
 
     Returns:
-        For each group its saved options, the entries of its parameters, and what to call these in error messages.
+        For each group, its saved options, the entries of its parameters, and their names for error messages.
 
     Raises:
         TypeError: If it does not have this layout.
-        ValueError: If it is for other groups.
+        ValueError: If it belongs to other groups.
     """
     saved, state = state_dict.get('param_groups'), state_dict.get('state')
     if not isinstance(saved, (list, tuple)) or not isinstance(state, Mapping):
         raise TypeError(
             "state_dict is a dict without a dict 'state' and a list 'param_groups'. Pass the result of state_dict() of "
-            'an optimizer, not the dict that it was saved in.'
+            'an optimizer, not the dict in which it was saved.'
         )
     if len(saved) != len(groups):
         raise ValueError(
-            f'state_dict holds {len(saved)} groups, but this optimizer has {len(groups)} groups. Add the groups that '
-            f'it was saved with first.'
+            f'state_dict holds {len(saved)} groups, but this optimizer has {len(groups)} groups. First add the '
+            f'groups with which it was saved.'
         )
     read = []
     for i, (group, own) in enumerate(zip(saved, groups)):
@@ -161,7 +161,7 @@ _REMEDY = 'Load a state that an optimizer with this rule saved for these paramet
 
 
 def _leaves(state: Any, count: int) -> list[tuple[str, int | None, Any]]:
-    """The leaves of a state in their order: each with its name and the index of its parameter, if it has one."""
+    """The leaves of a state in order, each with its name and the index of its parameter, or None."""
     found: list[tuple[Any, int | None, Any]] = []
     for path, part in tree.flatten_with_keys(state, lambda x: type(x) is list and len(x) == count):
         if type(part) is list:
@@ -197,7 +197,7 @@ def _equal(x: Any, y: Any) -> bool:
 
 
 def _fit(value: Any, like: Any, place: str) -> Any:
-    """A copy of a value, as the leaf that it stands for."""
+    """A copy of a saved value with the type, device and dtype of the leaf ``like``."""
     if not isinstance(like, torch.Tensor):
         if type(value) is not type(like):
             raise TypeError(f'{place} is {value!r}; expected a {type(like).__name__}. {_REMEDY}')
@@ -207,7 +207,7 @@ def _fit(value: Any, like: Any, place: str) -> Any:
     value = torch.as_tensor(value)
     if value.shape != like.shape or value.is_complex() != like.is_complex():
         raise ValueError(
-            f'{place} does not fit: expected {like.dtype} of shape {tuple(like.shape)} and found {value.dtype} of '
+            f'{place} does not match: expected {like.dtype} of shape {tuple(like.shape)}, found {value.dtype} of '
             f'shape {tuple(value.shape)}. {_REMEDY}'
         )
     return value.detach().to(device=like.device, dtype=like.dtype, copy=True)

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two vocabularies for one argument: TorchOpt's names, and Optax's where they mean the same."""
+"""Arguments with two names: that of TorchOpt and that of Optax."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
+import weakref
+from collections.abc import Callable, Mapping
+from types import FunctionType
+from typing import Any, ParamSpec, TypeVar
 
 from typing_extensions import TypedDict
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-__all__ = ['OptaxAdam', 'OptaxRate', 'OptaxRmsProp', 'also_spelled']
+__all__ = ['OptaxAdam', 'OptaxRate', 'OptaxRmsProp', 'also_spelled', 'renamer_of']
 
 _P = ParamSpec('_P')
 _T = TypeVar('_T')
@@ -37,22 +37,26 @@ class OptaxRmsProp(OptaxRate, total=False):
     decay: Any
 
 
-class TwoVocabularies(Protocol):
-    """A function that :func:`also_spelled` decorates."""
+_RENAMERS: weakref.WeakKeyDictionary[Any, Callable[..., dict[str, Any]]] = weakref.WeakKeyDictionary()
 
-    first_names: Callable[..., dict[str, Any]]
-    """``first_names(given, defaults)`` rewrites keyword arguments to their first names; what is given in part
-    (``b1`` alone) is completed from the defaults."""
+
+def renamer_of(function: Any) -> Callable[..., dict[str, Any]] | None:
+    """The renaming of the arguments of a function that :func:`also_spelled` decorates; None for other functions.
+
+    ``renamer(given, defaults=None)`` renames keyword arguments to their first names.  If only a part of an argument is
+    given (``b1`` alone), the rest comes from the defaults.
+    """
+    return _RENAMERS.get(function) if isinstance(function, FunctionType) else None
 
 
 def also_spelled(**second_names: str) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
-    """Let a function take second names for some of its arguments.
+    """Let a function accept second names for some of its arguments.
 
     ``also_spelled(learning_rate='lr', b1='betas.0')`` accepts ``learning_rate=`` for ``lr=``, and ``b1=`` for the first
-    entry of ``betas=``.  The function itself declares ``**optax`` for the type checker and never sees anything in it.
+    entry of ``betas=``.  The function declares ``**optax`` for the type checker only; it is always empty.
 
     Raises:
-        TypeError: From the decorated function, if one thing is given under both names, or a name is unknown.
+        TypeError: Raised by the decorated function if an argument is given under both names, or a name is unknown.
     """
 
     def decorate(function: Callable[_P, _T]) -> Callable[_P, _T]:
@@ -69,7 +73,7 @@ def also_spelled(**second_names: str) -> Callable[[Callable[_P, _T]], Callable[_
                 first, _, index = second_names[second].partition('.')
                 if first in given:
                     raise TypeError(
-                        f'{function.__name__}() got both {first!r} and {second!r}, which mean the same. Give one.'
+                        f'{function.__name__}() got both {first!r} and {second!r}, which mean the same. Pass one.'
                     )
                 if index:
                     default = defaults.get(first, full.parameters[first].default)
@@ -90,10 +94,10 @@ def also_spelled(**second_names: str) -> Callable[[Callable[_P, _T]], Callable[_
             given = dict(zip(positional, args))
             for name in given.keys() & kwargs.keys():
                 raise TypeError(f'{function.__name__}() got multiple values for argument {name!r}')
-            rest: Any = args[len(positional) :]  # too many, for Python to say so
+            rest: Any = args[len(positional) :]  # too many: Python raises the error
             return function(*rest, **first_names({**given, **kwargs}))
 
-        accept.first_names = first_names  # type: ignore[attr-defined]
+        _RENAMERS[accept] = first_names
         accept.__signature__ = full.replace(parameters=parameters)  # type: ignore[attr-defined]
         return accept
 

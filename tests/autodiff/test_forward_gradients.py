@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gradients by forward mode are those of reverse mode, and keep nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import torchopt
+from tests.autodiff.test_checkpoint import saved_bytes
+from tests.oracle import assert_trees_close
+
+DOUBLE = torch.float64
+X = torch.linspace(-1, 1, 12, dtype=DOUBLE).reshape(4, 3)
+
+
+def tuned(hyper: Any, steps: int = 3) -> Any:
+    """The loss after steps of Adam with learned options, and the last parameters."""
+    optimizer = torchopt.adam(hyper['rate'], b1=hyper['betas'][0], eps_root=1e-8)
+    w = torch.ones(3, dtype=DOUBLE)
+    state = optimizer.init(w)
+    for _ in range(steps):
+        g = torchopt.grad(lambda w: (torch.tanh(X @ w) ** 2).mean() + (hyper['decay'] * w**2).sum())(w)
+        updates, state = optimizer.update(g, state, w)
+        w = torchopt.apply_updates(w, updates)
+    return (torch.tanh(X @ w) ** 2).mean(), {'w': w, 'steps': steps}
+
+
+def options() -> dict[str, Any]:
+    number = lambda *x: torch.tensor(x, dtype=DOUBLE)  # noqa: E731
+    return {'rate': number(0.1)[0], 'decay': number(0.1, 0.2, 0.0), 'betas': (number(0.9)[0], None)}
+
+
+@pytest.mark.parametrize('chunk_size', [1, 2, 5, None])
+def test_all_chunks_give_the_gradient_of_reverse_mode(chunk_size: int | None) -> None:
+    wanted = torchopt.value_and_grad(tuned, has_aux=True)(options())
+    found = torchopt.forward_value_and_grad(tuned, has_aux=True, chunk_size=chunk_size)(options())
+    assert_trees_close(found, wanted, 1e-12)
+
+
+def test_several_positions_keywords_and_numbers() -> None:
+    fun = lambda x, y, k: (x**2 * y['a'] * k).sum()  # noqa: E731
+    arguments = (
+        torch.ones(2, 2, dtype=DOUBLE),
+        {'a': torch.full((2, 1), 3.0, dtype=DOUBLE), 'none': None, 'empty': torch.ones(0)},
+    )
+    for argnums in (0, 1, (1, 0), (-1,)):
+        wanted = torchopt.value_and_grad(fun, argnums)(*arguments, k=2)
+        assert_trees_close(torchopt.forward_value_and_grad(fun, argnums)(*arguments, k=2), wanted, 1e-12)
+    assert torchopt.forward_value_and_grad(lambda x: x**2)(3.0)[1] == 6.0
+    assert torchopt.forward_value_and_grad(lambda p: torch.tensor(1.0))({}) == (torch.tensor(1.0), {})
+
+
+def test_the_gradient_can_be_differentiated_and_mapped() -> None:
+    def forward(rate: torch.Tensor) -> torch.Tensor:
+        return torchopt.forward_value_and_grad(lambda r: tuned({**options(), 'rate': r})[0])(rate)[1]
+
+    rates = torch.tensor([0.05, 0.1], dtype=DOUBLE)
+    reverse = torchopt.grad(lambda r: tuned({**options(), 'rate': r})[0])
+    assert_trees_close(torch.vmap(forward)(rates), torch.vmap(reverse)(rates), 1e-12)
+    assert_trees_close(torch.func.grad(forward)(rates[0]), torch.func.grad(reverse)(rates[0]), 1e-10)
+
+
+def test_nothing_is_kept() -> None:
+    def descent(rate: torch.Tensor) -> torch.Tensor:
+        w = torch.ones(3, dtype=DOUBLE)
+        for _ in range(5):
+            w = w - rate * (4 * w**3 + X.mean(0))
+        return (w**4).sum()
+
+    rate = options()['rate']
+    assert saved_bytes(lambda: torchopt.forward_value_and_grad(descent)(rate)) == 0
+    assert saved_bytes(lambda: descent(rate.clone().requires_grad_())) > 0
+
+
+def test_bad_input() -> None:
+    with pytest.raises(ValueError, match='Invalid chunk_size: 0; expected None or an int >= 1'):
+        torchopt.forward_value_and_grad(torch.sum, chunk_size=0)
+    with pytest.raises(TypeError, match='fun is a int; expected a function'):
+        torchopt.forward_value_and_grad(3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match='expected a real 0-d tensor'):
+        torchopt.forward_value_and_grad(lambda x: x)(torch.ones(2))
+    with pytest.raises(TypeError, match='expected a real floating dtype'):
+        torchopt.forward_value_and_grad(torch.sum)(torch.ones(2).int())

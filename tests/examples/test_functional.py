@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The examples in functions, batched by `vmap` or as one tensor: each checks its claim on a small setting too."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import matplotlib as mpl
+import pytest
+import torch
+
+mpl.use('agg')
+sys.path.insert(0, str(Path(__file__).parents[2] / 'examples'))
+
+import ensemble_vmap
+import lola
+import maml_rl
+import maml_vmap
+import mgrl
+import reweight
+
+import torchopt
+
+# The claims are assertions at the end of `main`.
+EXAMPLES = {
+    'ensemble_vmap': (ensemble_vmap, ['--quick']),
+    'lola': (lola, ['--quick', '--steps', '60', '--pairs', '8']),
+    'maml_rl': (maml_rl, ['--quick']),
+    'maml_vmap': (maml_vmap, ['--quick']),
+    'mgrl': (mgrl, ['--quick', '--steps', '70']),
+    'reweight': (reweight, ['--quick']),
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('name', EXAMPLES)
+def test_claim(name, tmp_path, capsys):
+    module, options = EXAMPLES[name]
+    picture = tmp_path / f'{name}.png'
+    module.main([*options, '--output', str(picture)])
+    assert mpl.image.imread(picture).ndim == 3
+    assert 'picture: ' in capsys.readouterr().out
+
+
+def test_returns_of_known_policies():
+    """Two who always cooperate, two who always defect, and one of each."""
+    yes, no = torch.full((5,), 50.0), torch.full((5,), -50.0)
+    for first, second, expected in ((yes, yes, (-1, -1)), (no, no, (-2, -2)), (yes, no, (-3, 0)), (no, yes, (0, -3))):
+        torch.testing.assert_close(torch.stack(lola.returns(first, second, 0.9)), torch.tensor(expected).float())
+
+
+def test_tit_for_tat_answers_one_round_later():
+    """Tit-for-tat loses the first round against a defector, and defects from then on."""
+    tit_for_tat, defect = torch.tensor([50.0, 50.0, -50.0, 50.0, -50.0]), torch.full((5,), -50.0)
+    own, other = lola.returns(tit_for_tat, defect, 0.5)
+    torch.testing.assert_close(own, torch.tensor(0.5 * -3 + 0.5 * -2))
+    torch.testing.assert_close(other, torch.tensor(0.5 * 0 + 0.5 * -2))
+
+
+def test_returns_of_traces():
+    """With lambda 1 the sum of all rewards and the last value; with lambda 0 one reward and the next value."""
+    values, rewards = torch.tensor([[[1.0, 2.0, 3.0]]]), torch.tensor([[[0.1, 0.2, 0.3]]])
+    half = torch.tensor(0.5)
+    far = mgrl.returns(values, rewards, half, torch.tensor(1.0))
+    torch.testing.assert_close(far[0, 0, 0], torch.tensor(0.1 + 0.5 * 0.2 + 0.25 * 0.3 + 0.125 * 3.0))
+    torch.testing.assert_close(mgrl.returns(values, rewards, half, torch.tensor(0.0)), rewards + 0.5 * values)
+
+
+def test_weights_are_a_distribution_and_zero_for_harmful_labels():
+    """To a network that knows a little: a right label gets weight, the same image with a wrong one none."""
+    generator = torch.Generator().manual_seed(0)
+    data, _ = reweight.split(0, {0: 20, 1: 20}, test=10)
+    start = {name: p[0] for name, p in ensemble_vmap.initialize(1, generator).items()}
+    sgd = torchopt.sgd(0.5)
+    for _ in range(10):
+        grads = torch.func.grad(lambda p: reweight.losses(p, data.clean_images, data.clean_labels).mean())(start)
+        start = torchopt.apply_updates(start, sgd.update(grads, sgd.init(start))[0])
+    images, labels = data.clean_images.repeat(2, 1), data.clean_labels.repeat(2)
+    labels[len(data.clean_labels) :] = 1 - labels[len(data.clean_labels) :]
+    weights = reweight.learned_weights(start, images, labels, data, 0.1)
+    torch.testing.assert_close(weights.sum(), torch.tensor(1.0))
+    assert (weights >= 0).all()
+    right, wrong = weights.split(len(data.clean_labels))
+    assert right.sum() > 10 * wrong.sum()

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Function modes that intercept every torch operation, to record the tensors from outside or to replace them."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._C import _functorch
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+
+from torchopt.autodiff.tape import Leaves
+from torchopt.graphs import leaves_of
+from torchopt.numerics import beneath, has_tangent, in_transform, without_ended
+
+__all__ = [
+    'Capture',
+    'Fix',
+    'Replace',
+    'as_leaf_like',
+    'first_sample',
+    'matters',
+    'replacement_of',
+    'tensors_in',
+    'version_of',
+]
+
+
+class Replace(TorchFunctionMode):
+    """Replace tensors by others."""
+
+    def __init__(self, replacement: dict[int, Tensor]) -> None:
+        super().__init__()
+        self.replacement = replacement
+        self.used: set[int] = set()
+
+    def new(self, x: Tensor) -> Tensor:
+        """The replacement of a tensor."""
+        new = self.replacement.get(id(x))
+        if new is None:
+            return x
+        self.used.add(id(x))
+        return new
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        replaced: Any = self._replace((args, kwargs or {}))
+        return func(*replaced[0], **replaced[1])
+
+    def _replace(self, x: Any) -> Any:
+        if isinstance(x, Tensor):
+            return self.new(x)
+        if type(x) in (list, tuple):
+            return type(x)(self._replace(y) for y in x)
+        if type(x) is dict:
+            return {k: self._replace(y) for k, y in x.items()}
+        return x
+
+
+class Capture(Replace):
+    """Record the tensors from outside that operations use.
+
+    Args:
+        inside: The arguments of the function that is run.
+        replacement: Maps the ids of tensors to the arguments that replace them.
+
+    Attributes:
+        captured: The tensors that are differentiated or mapped over, by their ids.
+        constants: The other tensors, each as a weak reference with its version at the first use.
+        statistics: The running statistics that were updated; torch does not count this as a new version.
+    """
+
+    def __init__(self, inside: Leaves, replacement: dict[int, Tensor] | None = None) -> None:
+        super().__init__(replacement or {})
+        self.inside = inside
+        # Weak references, since keeping all results alive would need far more memory.
+        self.made = {id(x): weakref.ref(x) for x in inside}
+        self.captured: dict[int, Tensor] = {}
+        self.constants: dict[int, tuple[weakref.ref[Tensor], int | None]] = {}
+        self.statistics: dict[int, Tensor] = {}
+        self.uses_a_graph = False
+        """Whether the function differentiates a graph that was recorded outside, earlier."""
+        top = _functorch.peek_interpreter_stack()
+        self.depth = 0 if top is None else top.level()
+        self.start = torch._C._autograd._get_sequence_nr()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.replacement:
+            args, kwargs = self._replace((args, kwargs or {}))
+        if getattr(func, '__name__', '') == '__get__' and not isinstance(result := func(*args), Tensor):
+            return result  # an attribute such as the shape
+        used = [x for x in tensors_in((args, kwargs or {})) if not self.has_made(x)]
+        versions = [version_of(x) for x in used]
+        result = func(*args, **(kwargs or {}))
+        made = tensors_in(result)
+        if not made and not _writes(func):  # a shape or a dtype was read
+            return result
+        for x, version in zip(used, versions):
+            if self._is_from_outside(x):
+                self.captured[id(x)] = x
+            elif id(x) not in self.constants:
+                self.constants[id(x)] = (weakref.ref(x), version)
+        if func in _NORMALIZATIONS:
+            self.statistics.update((id(x), x) for x in _statistics(func, args, kwargs or {}))
+        if func is torch.autograd.grad:
+            self.uses_a_graph |= any(id(x) in self.captured for x in tensors_in(args[0]))
+        for x in made:
+            if id(x) not in self.captured and not any(x is y for y in used):
+                self.made[id(x)] = weakref.ref(x)
+        return result
+
+    def has_made(self, x: Tensor) -> bool:
+        """Whether a tensor is an argument, or the result of an operation."""
+        reference = self.made.get(id(x))
+        return reference is not None and reference() is x
+
+    def _is_from_outside(self, x: Tensor) -> bool:
+        if not matters(x):
+            return False
+        x = without_ended(replacement_of(x))
+        if _functorch.is_functorch_wrapped_tensor(x):
+            return _functorch.maybe_get_level(x) <= self.depth  # type: ignore[no-any-return]
+        return not self._descends_from_arguments(x)
+
+    def _descends_from_arguments(self, x: Tensor) -> bool:
+        """Whether a tensor is the result of an autograd Function inside, which modes do not intercept.
+
+        The sequence numbers of nodes increase in each thread, so they identify most tensors from outside.
+        """
+        if x.grad_fn is None or x.grad_fn._sequence_nr() < self.start:
+            return False
+        mine = {id(y) for y in self.inside}
+        return any(id(leaf) in mine for leaf in leaves_of([x]))
+
+
+def replacement_of(x: Tensor) -> Tensor:
+    """The replacement of a tensor while outer functions that use it are recomputed."""
+    for mode in reversed(_get_current_function_mode_stack()):
+        if isinstance(mode, Replace):
+            x = mode.new(x)
+    return x
+
+
+def matters(x: Tensor) -> bool:
+    """Whether a tensor is differentiated or mapped over."""
+    return _functorch.is_functorch_wrapped_tensor(x) or x.requires_grad or has_tangent(x)
+
+
+def version_of(x: Tensor) -> int | None:
+    """The version counter of a tensor, or None if it has none."""
+    x = without_ended(x)
+    while _functorch.is_functorch_wrapped_tensor(x):
+        x = _functorch.get_unwrapped(x)
+    return None if x.is_inference() else x._version
+
+
+_NORMALIZATIONS = {  # the first argument that is a running statistic, and whether these are updated by default
+    nn.functional.batch_norm: (1, 'training', False),
+    nn.functional.instance_norm: (1, 'use_input_stats', True),
+    torch.batch_norm: (3, 'training', False),
+    torch.instance_norm: (3, 'use_input_stats', True),
+}
+
+
+def _statistics(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    """The running statistics that a normalization updates."""
+    start, flag, default = _NORMALIZATIONS[func]
+    if args[5] if len(args) > 5 else kwargs.get(flag, default):
+        yield from tensors_in([*args[start : start + 2], kwargs.get('running_mean'), kwargs.get('running_var')])
+
+
+def _writes(func: Any) -> bool:
+    name = getattr(func, '__name__', '')
+    return name.endswith('_') or name == '__setitem__'
+
+
+class Fix(Replace):
+    """Replace tensors by constants, and record which of them were used.
+
+    A constant is created when its tensor is first used: tensors that were created inside do not occur again.
+    """
+
+    def __init__(self, noted: dict[int, Tensor]) -> None:
+        super().__init__({})
+        self.noted = noted
+
+    def leaves(self) -> list[Tensor]:
+        """The constants that require grad."""
+        return list(self.replacement.values())
+
+    def new(self, x: Tensor) -> Tensor:
+        """The constant."""
+        if id(x) not in self.noted:
+            return x
+        self.used.add(id(x))
+        if in_transform():
+            return first_sample(x.detach())  # detached first, since an outer mode may replace it
+        if id(x) not in self.replacement:
+            self.replacement[id(x)] = as_leaf_like(x, x.detach())
+        return self.replacement[id(x)]
+
+
+def as_leaf_like(original: Tensor, x: Tensor) -> Tensor:
+    """The tensor ``x``, as a leaf that requires grad if ``original`` requires grad, for derivatives in the function."""
+    if x.requires_grad or not original.requires_grad or in_transform() or not torch.is_grad_enabled():
+        return x
+    return x.detach().requires_grad_()
+
+
+def first_sample(x: Tensor) -> Tensor:
+    """The value of a tensor without derivatives; for a batch of ``vmap``, the value of the first sample."""
+    x = without_ended(x)
+    with beneath(x):
+        if not _functorch.is_functorch_wrapped_tensor(x):
+            return x.detach()
+        within = _functorch.get_unwrapped(x)
+        if _functorch.is_batchedtensor(x):
+            within = within.select(_functorch.maybe_get_bdim(x), 0)
+        return first_sample(within)
+
+
+def tensors_in(x: Any) -> list[Tensor]:
+    """The tensors in nested lists, tuples and dicts."""
+    found, left = [], [x]
+    while left:
+        y = left.pop()
+        if isinstance(y, Tensor):
+            found.append(y)
+        elif isinstance(y, (list, tuple)):
+            left.extend(reversed(y))
+        elif isinstance(y, dict):
+            left.extend(reversed(y.values()))
+    return found

@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A call of a user's function as a pure function of tensors, which can be run again.
+
+The first run records the inputs of the function: the tensors that it closes over, which become arguments, its variables
+(:mod:`torchopt.autodiff.variables`) and its surroundings (:mod:`torchopt.autodiff.surroundings`).  Each later run
+restores them.  An error is raised for the inputs that cannot be restored:
+
+- a tensor from outside that the function changes in place, or that is changed in place afterwards (its version
+  differs);
+- a tensor that was not recorded, but has a derivative (it occurs in the graph of the result);
+- any other change, such as that of a Python object (the value differs).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from torchopt import tree
+from torchopt.autodiff.modes import Capture, Replace, replacement_of, version_of
+from torchopt.autodiff.pure import Gradient, Pure, apply_pure, own_hooks
+from torchopt.autodiff.surroundings import Surroundings
+from torchopt.autodiff.tape import Leaves
+from torchopt.autodiff.variables import Remembered
+from torchopt.graphs import leaves_of, nodes_of
+from torchopt.numerics import in_transform, is_inexact, is_readable
+
+__all__ = ['Call', 'recomputed', 'recomputed_gradient']
+
+
+class Call(Pure):
+    """``fun(*args, **kwargs)`` as a function of the tensors in its arguments and closures.
+
+    Args:
+        fun: A function of trees that returns a tree.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        keep_flags: Whether the tensors in the arguments require grad in every run if they do in the first.
+        everywhere: Whether the tensors in the arguments are replaced wherever the function uses them, also in closures.
+
+    Attributes:
+        captured: The tensors that it closes over and that are differentiated or mapped over.
+    """
+
+    def __init__(
+        self,
+        fun: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        *,
+        keep_flags: bool = False,
+        everywhere: bool = False,
+    ) -> None:
+        self.fun = fun
+        leaves, self.spec = tree.flatten((tuple(args), dict(kwargs)))
+        self.places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
+        self.others = [None if isinstance(x, Tensor) else x for x in leaves]
+        self.flags = [keep_flags and x.requires_grad for x in leaves if isinstance(x, Tensor)]
+        self.originals = [x for x in leaves if isinstance(x, Tensor)] if everywhere else []
+        self.captured: list[Tensor] = []
+        self.constants: list[tuple[Any, int | None]] = []
+        self.surroundings = Surroundings()
+        self.size: float | None = None
+
+    def first(self, inside: Leaves) -> Leaves:
+        """Run the function, and record its inputs."""
+        self.remembered = Remembered(self.fun)
+        seen = Capture(inside, {id(x): t for x, t in zip(self.originals, inside)})
+        with self.surroundings.noted(inside, seen), seen:
+            outputs = self._run(self.fun, inside)
+        self.surroundings.keep_changed(seen.statistics)
+        mine = {id(x) for x in inside}
+        self.captured = [x for i, x in seen.captured.items() if i not in mine]
+        self._note_constants(seen)
+        if not in_transform():
+            ends = [*inside, *map(replacement_of, self.captured)]
+            known = set(map(id, ends))
+            until = [x.grad_fn for x in ends if x.grad_fn is not None]
+            origins = leaves_of(_with_graph(outputs), until)
+            if seen.uses_a_graph or any(id(x) not in known and not seen.has_made(x) for x in origins):
+                raise RuntimeError(_HIDDEN)
+        return outputs
+
+    def assemble(self, outputs: Leaves) -> Any:
+        """The tree that the function returned, with these tensors."""
+        rest = iter(outputs)
+        return tree.unflatten(self.result_spec, [next(rest) if isinstance(x, _Hole) else x for x in self.result])
+
+    def note_size(self, outputs: Leaves) -> None:
+        """Store the size of the outputs, to compare later runs with it."""
+        self.size = _size(outputs)
+
+    def __call__(self, *x: Tensor) -> Leaves:
+        """Run the function again with the recorded inputs."""
+        n = len(self.places)
+        self._check_constants()
+        replacement = {id(c): t for c, t in zip(self.captured, x[n:])}
+        replacement.update((id(c), t) for c, t in zip(self.originals, x))
+        if torch.is_grad_enabled() and not in_transform():
+            x = tuple(
+                t.detach().requires_grad_() if f and not t.requires_grad else t for t, f in zip_longest(x, self.flags)
+            )
+        mode = Replace(replacement)
+        with self.surroundings.restored(), mode if replacement else contextlib.nullcontext():
+            outputs = self._run(self.remembered.again(), x[:n])
+        if not mode.used.issuperset(map(id, self.captured)):
+            raise RuntimeError(_OTHER)
+        if not in_transform():
+            self._check_graph(outputs, x)
+        self._check_value(outputs)
+        return outputs
+
+    def _run(self, fun: Callable[..., Any], tensors: Leaves) -> Leaves:
+        leaves = list(self.others)
+        for i, x in zip(self.places, tensors):
+            leaves[i] = x
+        args, kwargs = tree.unflatten(self.spec, leaves)
+        found, self.result_spec = tree.flatten(fun(*args, **kwargs))
+        self.result = [_HOLE if isinstance(y, Tensor) else y for y in found]
+        return [y for y in found if isinstance(y, Tensor)]
+
+    def _note_constants(self, seen: Capture) -> None:
+        for reference, version in seen.constants.values():
+            x = reference()
+            if x is None or self.surroundings.owns(x):
+                continue
+            if version_of(x) != version or id(x) in seen.statistics:
+                raise RuntimeError(
+                    f'The function changes a tensor of shape {tuple(x.shape)} from outside in place, so it cannot '
+                    f'be recomputed. Return the new value instead; buffers are restored for modules that are called.'
+                )
+            self.constants.append((reference, version))
+
+    def _check_constants(self) -> None:
+        for reference, version in self.constants:
+            x = reference()
+            if x is not None and version_of(x) != version:
+                raise RuntimeError(
+                    f'A tensor of shape {tuple(x.shape)} that the function uses was changed in place later, so '
+                    f'the function cannot be recomputed. Pass the function a clone of it, or write to another tensor.'
+                )
+
+    def _check_graph(self, outputs: Leaves, x: Leaves) -> None:
+        """Raise if the result still depends on the tensors that were replaced."""
+        outputs = _with_graph(outputs)
+        if not outputs or not self.captured:
+            return
+        nodes = {id(c.grad_fn) for c in self.captured if c.grad_fn is not None}
+        leaves = {id(c) for c in self.captured}
+        until = [t.grad_fn for t in x if t.grad_fn is not None]
+        hidden = any(id(node) in nodes for node in nodes_of(outputs, until))
+        if hidden or any(id(leaf) in leaves for leaf in leaves_of(outputs, until)):
+            raise RuntimeError(_HIDDEN)
+
+    def _check_value(self, outputs: Leaves) -> None:
+        size = None if self.size is None else _size(outputs)
+        if size is None or self.size is None or size == self.size or (math.isnan(size) and math.isnan(self.size)):
+            return
+        precision = max(torch.finfo(y.dtype).eps for y in outputs if is_inexact(y)) ** 0.5
+        if not math.isclose(size, self.size, rel_tol=precision, abs_tol=precision**3):
+            raise RuntimeError(
+                f'The function gives another value when it is recomputed: {size} instead of {self.size}. It depends '
+                f'on an object that was changed after the first run. Pass this object as an argument.'
+            )
+
+
+_OTHER = (
+    'The function uses other tensors when it is recomputed. It depends on an object that was changed after the first '
+    'run, such as a module whose parameters were replaced. Pass this object as an argument.'
+)
+
+
+class _Hole:
+    """The place of a tensor in a result."""
+
+
+_HOLE = _Hole()
+_HIDDEN = (
+    'The function depends on a tensor that is not its argument in a way that cannot be recomputed: through a '
+    'torch.autograd.Function, or through a graph that was recorded before the call. Pass the tensor as an argument.'
+)
+
+
+def recomputed(fun: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """``fun(*args, **kwargs)`` with one autograd node, which recomputes it in the backward pass."""
+    call = Call(fun, args, kwargs, keep_flags=True)
+    x = _tensors(args, kwargs)
+    if _is_plain():
+        inside = [t.detach().requires_grad_(t.requires_grad) for t in x]
+        with own_hooks():
+            outputs = [y.detach() for y in call.first(inside)]
+        call.note_size(outputs)
+    else:
+        outputs = None
+        _explore(call, x)
+    return call.assemble(_with_node(call, call, x, outputs))
+
+
+def recomputed_gradient(
+    fun: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    wrt: Sequence[int],
+    *,
+    mixed: bool,
+    total: bool = False,
+) -> tuple[Any, list[Tensor | None]]:
+    """The result of a function and the gradients of its first output, a scalar, with one autograd node.
+
+    Args:
+        fun: A function of trees that returns a scalar tensor and anything else.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        wrt: The tensors to differentiate with respect to, as indices among the tensors of the arguments.
+        mixed: Whether products with the Hessian are computed forward over reverse.
+        total: Whether the gradients also include the dependence through closures: on the same tensors, and on tensors
+            that were computed from them before.  Transforms of ``torch.func`` do not support the latter.
+
+    Returns:
+        The result and the gradients.  A gradient is None if the scalar is known not to depend on the tensor.
+    """
+    call = Call(fun, args, kwargs, everywhere=total)
+    x = _tensors(args, kwargs)
+    outputs = None
+    used = list(wrt)
+    if _is_plain():
+        inside = [t.detach() for t in x]
+        for i in wrt:
+            inside[i].requires_grad_()
+        with own_hooks(), torch.enable_grad():
+            value, *aux = call.first(inside)
+            ends = {i: inside[i] for i in wrt}
+            if total:
+                ends |= {len(x) + j: call.captured[j] for j in _descendants(call.captured, [x[i] for i in wrt])}
+            found = [None] * len(ends)
+            if value.requires_grad and ends:
+                found = torch.autograd.grad(value, list(ends.values()), allow_unused=True)
+        used = [i for i, g in zip(ends, found) if g is not None]
+        results = [value.detach(), *(y.detach() for y in aux)]
+        call.note_size(results)
+        outputs = [*(g for g in found if g is not None), *results]
+    else:
+        _explore(call, x)
+    outputs = _with_node(call, Gradient(call, used, mixed), x, outputs)
+    partial = dict(zip(used, outputs))
+    gradients = [partial.get(i) for i in wrt]
+    if through := [i for i in used if i >= len(x)]:
+        gradients = _add(
+            gradients,
+            torch.autograd.grad(
+                [call.captured[i - len(x)] for i in through],
+                [x[i] for i in wrt],
+                [partial[i] for i in through],
+                create_graph=torch.is_grad_enabled(),
+                retain_graph=True,
+                allow_unused=True,
+            ),
+        )
+    return call.assemble(outputs[len(used) :]), gradients
+
+
+def _descendants(tensors: Leaves, ancestors: Leaves) -> list[int]:
+    """The indices of the tensors that were computed from ``ancestors`` according to the graph."""
+    later = [j for j, x in enumerate(tensors) if x.grad_fn is not None]
+    if not later:
+        return []
+    nodes = {id(x.grad_fn) for x in ancestors if x.grad_fn is not None}
+    leaves = {id(x) for x in ancestors if x.grad_fn is None}
+    return [
+        j
+        for j in later
+        if any(id(node) in nodes or id(getattr(node, 'variable', None)) in leaves for node in nodes_of([tensors[j]]))
+    ]
+
+
+def _add(xs: Sequence[Tensor | None], ys: Sequence[Tensor | None]) -> list[Tensor | None]:
+    return [x if y is None else y if x is None else x + y for x, y in zip(xs, ys)]
+
+
+def _is_plain() -> bool:
+    """Whether a single run suffices for the value and the inputs: outside of transforms and forward mode."""
+    return not in_transform() and forward_ad._current_level < 0
+
+
+def _explore(call: Call, x: Leaves) -> None:
+    """Run a function only to record its inputs."""
+    with torch.no_grad() if in_transform() else contextlib.nullcontext():
+        call.first(x)
+
+
+def _with_node(call: Call, fun: Pure, x: Leaves, known: Leaves | None) -> Leaves:
+    if known is not None and not (torch.is_grad_enabled() and any(t.requires_grad for t in (*x, *call.captured))):
+        return known
+    return apply_pure(fun, *x, *call.captured, known=known)
+
+
+def _tensors(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    return [x for x in tree.leaves((tuple(args), dict(kwargs))) if isinstance(x, Tensor)]
+
+
+def _with_graph(outputs: Leaves) -> list[Tensor]:
+    return [y for y in outputs if y.requires_grad]
+
+
+def _size(outputs: Leaves) -> float | None:
+    """The sum of all absolute values, or None if it cannot be read."""
+    total = 0.0
+    with torch.no_grad():
+        for y in outputs:
+            if not is_readable(y):
+                return None
+            if is_inexact(y):
+                total += float(torch.linalg.vector_norm(y.detach(), 1))
+    return total

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The surroundings of a function call, which its value depends on: recorded in one run, restored for later runs.
+
+These are the random number generators, autocast, and the modules that it calls: their parameters, buffers and training
+flags.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from torchopt.autodiff.modes import Capture, version_of
+
+__all__ = ['Surroundings', 'note_slots']
+
+
+class Surroundings:
+    """The surroundings of the first run of a function."""
+
+    def __init__(self) -> None:
+        self.random: _Random | None = None
+        self.autocast: list[tuple[str, bool, torch.dtype]] = []
+        self.modules: dict[int, _Module] = {}
+        self.slots: dict[tuple[int, str], tuple[dict[str, Any], str, Tensor]] = {}
+
+    @contextlib.contextmanager
+    def noted(self, tensors: Sequence[Tensor], seen: Capture) -> Iterator[None]:
+        """Record the surroundings of a run.
+
+        Args:
+            tensors: Tensors whose devices, besides the CPU, may draw random numbers.
+            seen: The mode that knows which tensors were created in the run.
+        """
+        types = dict.fromkeys(['cpu', *(x.device.type for x in tensors)])
+        self.autocast = [
+            (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+            for kind in types
+            if torch.amp.is_autocast_available(kind)
+        ]
+        before = _Random(tensors)
+
+        def note(container: dict[str, Any], name: str) -> None:
+            x = container[name]
+            if x is not None and not seen.has_made(x):  # a function may put other tensors into a module temporarily
+                self.slots.setdefault((id(container), name), (container, name, x))
+
+        def note_module(module: nn.Module, _: Any) -> None:
+            if id(module) not in self.modules:
+                self.modules[id(module)] = _Module(module)
+                for name in module._parameters:
+                    note(module._parameters, name)
+
+        handle = register_module_forward_pre_hook(note_module)
+        _NOTING.append(note)
+        try:
+            yield
+        finally:
+            handle.remove()
+            _NOTING.remove(note)
+        if not before.is_unchanged():
+            self.random = before
+        for saved in self.modules.values():
+            for name in saved.module._parameters:
+                note(saved.module._parameters, name)
+
+    def keep_changed(self, also: Container[int]) -> None:
+        """Drop the buffers that did not change in the run, according to their versions and the ids ``also``."""
+        for module in self.modules.values():
+            module.keep_changed(also)
+
+    def owns(self, x: Tensor) -> bool:
+        """Whether a tensor is a buffer that the run changed, so that its value is restored."""
+        return any(module.owns(x) for module in self.modules.values())
+
+    @contextlib.contextmanager
+    def restored(self) -> Iterator[None]:
+        """Set the surroundings to those of the first run; restore the current ones at the end."""
+        with contextlib.ExitStack() as stack:
+            for kind, enabled, dtype in self.autocast:
+                if enabled != torch.is_autocast_enabled(kind) or (enabled and dtype != torch.get_autocast_dtype(kind)):
+                    stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled))
+            if self.random is not None:
+                now = self.random.of_now()
+                stack.callback(now.restore)
+                self.random.restore()
+            for module in self.modules.values():
+                stack.callback(module.swap())
+            present = [(container, name, container[name]) for container, name, _ in self.slots.values()]
+            stack.callback(_fill, present)
+            _fill(self.slots.values())
+            yield
+
+
+_NOTING: list[Callable[[dict[str, Any], str], None]] = []
+
+
+def note_slots(slots: Sequence[tuple[dict[str, Any], str]]) -> None:
+    """Inform the runs that are being recorded that the parameters in these slots will be replaced."""
+    for note in _NOTING:
+        for container, name in slots:
+            note(container, name)
+
+
+def _fill(slots: Iterable[tuple[dict[str, Any], str, Any]]) -> None:
+    for container, name, x in slots:
+        if container.get(name) is not x:
+            container[name] = x
+
+
+class _Random:
+    """States of random number generators."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        devices = {x.device for x in tensors if x.device.type not in ('cpu', 'meta')}
+        if torch.cuda.is_initialized():
+            devices.add(torch.device('cuda', torch.cuda.current_device()))
+        self.devices = sorted(devices, key=str)
+        self.states = self._read()
+
+    def _read(self) -> list[Tensor]:
+        return [torch.get_rng_state(), *(torch.get_device_module(d).get_rng_state(d) for d in self.devices)]
+
+    def is_unchanged(self) -> bool:
+        return all(map(torch.equal, self.states, self._read()))
+
+    def of_now(self) -> _Random:
+        now = object.__new__(_Random)
+        now.devices, now.states = self.devices, self._read()
+        return now
+
+    def restore(self) -> None:
+        torch.set_rng_state(self.states[0])
+        for device, state in zip(self.devices, self.states[1:]):
+            torch.get_device_module(device).set_rng_state(state, device)
+
+
+class _Module:
+    """The buffers and the training flag of a module when it is called, without those of its children."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.training = module, module.training
+        self.buffers = {
+            name: (x, version_of(x), x.detach().clone()) for name, x in module._buffers.items() if x is not None
+        }
+
+    def keep_changed(self, also: Container[int]) -> None:
+        """See :meth:`Surroundings.keep_changed`."""
+        self.buffers = {
+            name: (x, version, value)
+            for name, (x, version, value) in self.buffers.items()
+            if version_of(x) != version or id(x) in also
+        }
+
+    def owns(self, x: Tensor) -> bool:
+        """See :meth:`Surroundings.owns`."""
+        return any(x is saved[0] for saved in self.buffers.values())
+
+    def swap(self) -> Callable[[], None]:
+        """Set the module to its recorded state; returns the function that restores the current state."""
+        module, training = self.module, self.module.training
+        buffers = {name: module._buffers.get(name) for name in self.buffers}
+        module.training = self.training
+        for name, (_, _, value) in self.buffers.items():
+            module._buffers[name] = value.clone()
+
+        def back() -> None:
+            module.training = training
+            module._buffers.update(buffers)
+
+        return back

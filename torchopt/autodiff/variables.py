@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Python function together with the current values of the variables that it reads.
+
+A function that is called again later must read the variables of its first call.  In
+
+.. code-block:: python
+
+    for x, y in batches:
+        optimizer.step(lambda: loss(net(x), y))
+
+all functions share the variables ``x`` and ``y``, which hold the last batch when the backward pass begins.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+__all__ = ['Remembered']
+
+
+class Remembered:
+    """The variables that a function reads: its closure, its globals, and those of the functions among them.
+
+    Objects are stored, not copied: changes in place, for example of a list, are not undone.
+
+    Args:
+        fun: A function, a method, or a ``functools.partial`` of one; other callables have no variables.
+    """
+
+    def __init__(self, fun: Callable[..., Any]) -> None:
+        self.fun = fun
+        self.functions: dict[int, types.FunctionType] = {}
+        self.cells: dict[int, tuple[types.CellType, Any]] = {}
+        self.globals: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
+        root = _function_of(fun)
+        if root is not None:
+            self._visit(root)
+
+    def _visit(self, f: types.FunctionType) -> None:
+        self.functions[id(f)] = f
+        read: list[Any] = []
+        for cell in f.__closure__ or ():
+            if id(cell) not in self.cells:
+                content = _content(cell)
+                self.cells[id(cell)] = (cell, content)
+                read.append(content)
+        if not f.__module__ or f.__module__.partition('.')[0] not in _LIBRARIES:
+            values = {n: f.__globals__[n] for n in _names(f.__code__) if n in f.__globals__}
+            self.globals.setdefault(id(f.__globals__), (f.__globals__, {}))[1].update(values)
+            # Only functions of the same script, since those of other modules read no variables of its loops.
+            read += [v for v in values.values() if getattr(v, '__globals__', None) is f.__globals__]
+        for value in read:
+            g = _function_of(value)
+            if g is not None and id(g) not in self.functions:
+                self._visit(g)
+
+    def again(self) -> Callable[..., Any]:
+        """The function with variables of its own, which have the stored values."""
+        if not self.functions:
+            return self.fun
+        names = {key: {**original, **read} for key, (original, read) in self.globals.items()}
+        cells = {key: types.CellType() for key in self.cells}
+        copies: dict[int, types.FunctionType] = {}
+        for key, f in self.functions.items():
+            closure = tuple(cells[id(cell)] for cell in f.__closure__) if f.__closure__ else None
+            copy = types.FunctionType(
+                f.__code__, names.get(id(f.__globals__), f.__globals__), f.__name__, f.__defaults__, closure
+            )
+            copy.__kwdefaults__ = f.__kwdefaults__
+            copy.__dict__.update(f.__dict__)
+            copies[key] = copy
+        for key, (_, content) in self.cells.items():
+            if content is not _EMPTY:
+                cells[key].cell_contents = _with_copies(content, copies)
+        for values in names.values():
+            for name, value in values.items():
+                if isinstance(value, types.FunctionType) and id(value) in copies:
+                    values[name] = copies[id(value)]
+        return _with_copies(self.fun, copies)
+
+
+_EMPTY = object()
+_LIBRARIES = ('torch', 'torchopt')
+
+
+def _content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # a variable without a value
+        return _EMPTY
+
+
+def _function_of(x: Any) -> types.FunctionType | None:
+    """The Python function behind a callable."""
+    while True:
+        if isinstance(x, functools.partial):
+            x = x.func
+        elif isinstance(x, types.MethodType):
+            x = x.__func__
+        else:
+            return x if isinstance(x, types.FunctionType) else None
+
+
+def _with_copies(x: Any, copies: dict[int, types.FunctionType]) -> Any:
+    """A callable over the copy of its function, if there is one; other values unchanged."""
+    if isinstance(x, types.FunctionType):
+        return copies.get(id(x), x)
+    if isinstance(x, types.MethodType):
+        return types.MethodType(_with_copies(x.__func__, copies), x.__self__)
+    if type(x) is functools.partial:
+        return functools.partial(_with_copies(x.func, copies), *x.args, **x.keywords)
+    return x
+
+
+@functools.lru_cache(maxsize=1024)
+def _names(code: types.CodeType) -> tuple[str, ...]:
+    """The global names that a function and the functions in it may read."""
+    return tuple(dict.fromkeys(_walk(code)))
+
+
+def _walk(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _walk(constant)

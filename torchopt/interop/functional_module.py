@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Copies of modules whose parameters can be replaced by tensors that carry a graph."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchopt.nn import MetaGradientModule, swap_state
+
+__all__ = ['FunctionalModule', 'monkeypatch']
+
+
+class FunctionalModule(nn.Module):
+    """A copy of a module whose parameters can be replaced by tensors with an autograd graph.
+
+    Made by :func:`monkeypatch` as an instance of this class *and* of the class of the module, so that it has the
+    methods and attributes of the module.  Its buffers are copies: changes of running statistics do not affect the
+    module.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.interop import higher
+        >>> net = torch.nn.Linear(1, 1, bias=False)
+        >>> fmodel = higher.monkeypatch(net)
+        >>> fmodel(torch.ones(1), params=[torch.tensor([[5.0]])])
+        tensor([5.])
+        >>> len(list(fmodel.parameters())), next(fmodel.parameters(time=-1)).item()
+        (1, 5.0)
+    """
+
+    _history: list[list[Any]]
+    _places: list[list[str]]
+    _tracked: bool
+
+    def __call__(self, *args: Any, params: Iterable[Tensor] | None = None, **kwargs: Any) -> Any:
+        """Run the module.
+
+        Args:
+            *args: The arguments of the module.
+            params: New parameters, which replace the current ones, in the order of :meth:`parameters`; by default
+                the current ones are kept.
+            **kwargs: The keyword arguments of the module.
+
+        Returns:
+            The result of the module.
+
+        Raises:
+            ValueError: If the number of ``params`` is wrong.
+        """
+        if params is not None:
+            self.update_params(params)
+        return super().__call__(*args, **kwargs)
+
+    def parameters(self, recurse: bool = True, time: int | None = None) -> Iterator[Any]:
+        """The current parameters, or those of an earlier step.
+
+        Args:
+            recurse: As in ``torch.nn.Module``, for the current parameters.
+            time: The number of replacements before: 0 for the initial parameters, -1 for the latest.
+
+        Returns:
+            An iterator over the parameters; tied parameters occur once.
+
+        Raises:
+            ValueError: If earlier parameters are requested but not tracked.
+            IndexError: If there was no such step.
+        """
+        if time is None:
+            return super().parameters(recurse)
+        if not self._tracked and time != -1:
+            raise ValueError(
+                f'time is {time}, but track_higher_grads=False keeps only the current parameters. Leave time out, or '
+                f'pass track_higher_grads=True.'
+            )
+        if not -len(self._history) <= time < len(self._history):
+            raise IndexError(f'time is {time}, but the parameters were replaced {len(self._history) - 1} times.')
+        return iter(self._history[time])
+
+    def update_params(self, params: Iterable[Tensor]) -> None:
+        """Replace all parameters.
+
+        Args:
+            params: The new parameters, in the order of :meth:`parameters`.
+
+        Raises:
+            ValueError: If their number is wrong; nothing is changed then.
+        """
+        new = list(params)
+        if len(new) != len(self._places):
+            raise ValueError(
+                f'params holds {len(new)} tensors, but the module has {len(self._places)} parameters. Pass one for '
+                f'each that parameters() lists, in that order.'
+            )
+        self._swap(new)
+        if self._tracked:
+            self._history.append(new)
+        else:
+            self._history = [new]
+
+    def _swap(self, params: Sequence[Any]) -> dict[str, Any]:
+        return swap_state(self, {name: p for names, p in zip(self._places, params) for name in names})
+
+    def at_parameters(self, closure: Callable[[], Tensor]) -> Callable[[Sequence[Any]], Tensor]:
+        """A function without arguments, as a function of the parameters of this module."""
+
+        def at_parameters(params: Sequence[Any]) -> Tensor:
+            present = self._swap(params)
+            try:
+                return closure()
+            finally:
+                swap_state(self, present)
+
+        return at_parameters
+
+
+def monkeypatch(
+    module: nn.Module,
+    device: torch.device | str | None = None,
+    copy_initial_weights: bool = True,
+    track_higher_grads: bool = True,
+) -> FunctionalModule:
+    """Make a functional copy of a module; the module does not change.
+
+    Args:
+        module: The module.
+        device: The device of the copy; None means that of the module.
+        copy_initial_weights: True begins with copies of the parameters, which are leaves, so that the parameters of
+            the module get no meta-gradients.  False begins with the parameters themselves, as in MAML.
+        track_higher_grads: Whether to keep the parameters of all steps.
+
+    Returns:
+        The copy.
+
+    Raises:
+        TypeError: If ``module`` is not a module, or is scripted.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.interop import higher
+        >>> net = torch.nn.Linear(1, 1)
+        >>> fmodel = higher.monkeypatch(net, copy_initial_weights=False)
+        >>> isinstance(fmodel, torch.nn.Linear), fmodel.weight is net.weight
+        (True, True)
+    """
+    if not isinstance(module, nn.Module) or isinstance(module, torch.jit.ScriptModule):
+        raise TypeError(
+            f'model is a {type(module).__name__}; expected a torch.nn.Module that is not scripted. Pass the module '
+            f'itself.'
+        )
+    copied = copy.deepcopy(module, _replicas(module, device))
+    names: dict[int, list[str]] = {}
+    initial: dict[int, Any] = {}
+    for name, p in copied.named_parameters(remove_duplicate=False):
+        names.setdefault(id(p), []).append(name)
+        initial[id(p)] = p
+    kind = type(module)
+    if not issubclass(kind, FunctionalModule):
+        copied.__class__ = type(f'Functional{kind.__name__}', (FunctionalModule, kind), {'__module__': __name__})
+    assert isinstance(copied, FunctionalModule)
+    copied._places, copied._tracked, copied._history = list(names.values()), track_higher_grads, []
+    held = list(initial.values())
+    copied.update_params([_leaf(p) for p in held] if copy_initial_weights else held)
+    return copied
+
+
+def _replicas(module: nn.Module, device: torch.device | str | None) -> dict[int, Any]:
+    """The tensors for a copy of the module, by ``id``: copies of buffers, and all other tensors themselves."""
+    held: list[Tensor] = list(module.parameters())
+    if isinstance(module, MetaGradientModule):
+        held += module.meta_parameters()
+    for owner in module.modules():
+        held += [x for x in vars(owner).values() if isinstance(x, Tensor)]
+    found: dict[int, Any] = {id(x): x if device is None else x.to(device) for x in held}
+    if isinstance(module, FunctionalModule):
+        found[id(module._history)] = []
+    for b in module.buffers():
+        found[id(b)] = b.detach().to(device, copy=True).requires_grad_(b.requires_grad)
+    return found
+
+
+def _leaf(p: Any) -> Any:
+    fresh = p.detach().clone()
+    return (
+        nn.Parameter(fresh, p.requires_grad) if isinstance(p, nn.Parameter) else fresh.requires_grad_(p.requires_grad)
+    )

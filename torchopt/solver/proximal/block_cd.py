@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Block coordinate descent."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchopt.objective import CompositeLinearFunction
+from torchopt.scalars import numbers
+from torchopt.solver.base import IterativeSolver, OptStep
+from torchopt.solver.objective import Objective
+from torchopt.solver.proximal.composite import infinite_error, signature_with, zero_count
+
+__all__ = ['BlockCDState', 'BlockCoordinateDescent']
+
+
+class BlockCDState(NamedTuple):
+    """The state of :class:`BlockCoordinateDescent`.
+
+    Attributes:
+        iter_num: The number of passes over the blocks.
+        error: The length of the change in the last pass.
+        predictions: The linear function at the parameters.
+        subfun_g: The gradient of the objective in the predictions.
+        num_fun_eval: How often the objective was evaluated.
+        num_prox_eval: How often the operator was.
+        num_grad_eval: How often the gradient was.
+        status: How the run ended, a :class:`~torchopt.solver.Status`.
+    """
+
+    iter_num: Any
+    error: Any
+    predictions: Any
+    subfun_g: Any
+    num_fun_eval: Any = 0
+    num_prox_eval: Any = 0
+    num_grad_eval: Any = 0
+    status: Any = 0
+
+
+@dataclasses.dataclass(eq=False)
+class BlockCoordinateDescent(IterativeSolver):
+    r"""Block coordinate descent: a proximal gradient step for each element, or row, of the parameters in turn.
+
+    It minimizes :math:`f(x) + \sum_i g(x_i)`, where :math:`f` is a function of a linear model and :math:`g` has a
+    proximity operator.  The step size of a block is the reciprocal of its Lipschitz constant, so the objective never
+    increases.  A block of a column of zeros, which the objective does not depend on, has a step size of one.
+
+    The run ends when the change in a pass over all blocks has at most the length ``tol``.
+
+    Args:
+        fun: The smooth part, a :class:`torchopt.objective.CompositeLinearFunction` such as
+            :data:`torchopt.objective.least_squares`.
+        block_prox: ``block_prox(x_i, hyperparams_prox, scaling)``; see :mod:`torchopt.prox`.
+        maxiter: The largest number of passes.
+        tol: The tolerance.
+
+    Raises:
+        TypeError: If ``fun`` is of another kind.
+
+    Example:
+        >>> import torch, torchopt
+        >>> X, y = torch.eye(3), torch.tensor([3.0, -0.5, 1.5])
+        >>> solver = torchopt.BlockCoordinateDescent(torchopt.objective.least_squares, torchopt.prox.prox_lasso)
+        >>> solver.run(torch.zeros(3), 1 / 3, (X, y)).params.round(decimals=3) + 0.0
+        tensor([2.0000, 0.0000, 0.5000])
+    """
+
+    fun: CompositeLinearFunction
+    block_prox: Callable[..., Any]
+    maxiter: int = 500
+    tol: float = 1e-4
+
+    error_name: ClassVar[str] = 'Length of the change'
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        super().__post_init__()
+        if not isinstance(self.fun, CompositeLinearFunction):
+            raise TypeError(
+                f'Invalid fun: a {type(self.fun).__name__}; expected a torchopt.objective.CompositeLinearFunction, '
+                f'such as torchopt.objective.least_squares.'
+            )
+        self._objective, self._subfun = Objective(self.fun), Objective(self.fun.subfun)
+        self._reference = signature_with(self.fun, 'hyperparams_prox')
+
+    @property
+    def reference_signature(self) -> Callable[..., Any] | inspect.Signature:
+        """The arguments of the objective, with those of the operator after the first."""
+        return self._reference
+
+    def init_state(self, init_params: Any, hyperparams_prox: Any = None, *args: Any, **kwargs: Any) -> BlockCDState:
+        """The state before the first step.
+
+        Args:
+            init_params: Where to start, a vector, or a matrix whose rows are the blocks.
+            hyperparams_prox: Hyper-parameters of the operator.
+            *args: Data of the objective.
+            **kwargs: Data of the objective, by name.
+
+        Raises:
+            ValueError: If the number of blocks is not that of the columns of the linear function.
+        """
+        linop = self.fun.make_linop(*args, **kwargs)
+        if not isinstance(init_params, Tensor) or init_params.ndim not in (1, 2):
+            raise ValueError('init_params is no vector and no matrix; expected one element or row for each block.')
+        if len(init_params) != linop.shape()[1]:
+            raise ValueError(
+                f'init_params has {len(init_params)} blocks, but the data have {linop.shape()[1]} columns. They must '
+                f'be the same.'
+            )
+        predictions = linop.matvec(init_params)
+        gradient = self._subfun.gradient(predictions, *args, **kwargs)
+        zero = zero_count(init_params)
+        return BlockCDState(zero, infinite_error(init_params), predictions, gradient, zero + 1, zero, zero + 1, 0)
+
+    def update(
+        self, params: Any, state: BlockCDState, hyperparams_prox: Any = None, *args: Any, **kwargs: Any
+    ) -> OptStep:
+        """One pass over all blocks.
+
+        Args:
+            params: The parameters.
+            state: The state.
+            hyperparams_prox: Hyper-parameters of the operator.
+            *args: Data of the objective.
+            **kwargs: Data of the objective, by name.
+
+        Returns:
+            The new parameters and the new state.
+        """
+        linop = self.fun.make_linop(*args, **kwargs)
+        constants = self.fun.columnwise_lipschitz_const(*args, **kwargs)
+        sizes = torch.where(constants > 0, constants, 1.0).reciprocal()
+        b = self.fun.b(*args, **kwargs)
+        predictions, gradient, rows, square = state.predictions, state.subfun_g, list(params.unbind(0)), 0.0
+        for i, row in enumerate(rows):
+            slope = linop.rmatvec_element(gradient, i)
+            if b is not None:
+                slope = slope + b[i]
+            rows[i] = self.block_prox(row - sizes[i] * slope, hyperparams_prox, sizes[i])
+            change = rows[i] - row
+            square = square + change.square().sum()
+            predictions = linop.update_matvec(predictions, change, i)
+            gradient = self._subfun.gradient(predictions, *args, **kwargs)
+        count = len(rows)
+        error = numbers(torch.as_tensor(square).sqrt())[0]
+        counts = (evaluated + count for evaluated in state[4:7])
+        new = BlockCDState(state.iter_num + 1, error, predictions, gradient, *counts, state.status)
+        return OptStep(torch.stack(rows), new)
+
+    def optimality_fun(self, params: Any, hyperparams_prox: Any = None, *args: Any, **kwargs: Any) -> Any:
+        r"""The residual :math:`\operatorname{prox}_g(x - \nabla f(x)) - x`, zero at the solution.
+
+        Args:
+            params: The parameters.
+            hyperparams_prox: Hyper-parameters of the operator.
+            *args: Data of the objective.
+            **kwargs: Data of the objective, by name.
+        """
+        step = params - self._objective.gradient(params, *args, **kwargs)
+        return torch.vmap(lambda row: self.block_prox(row, hyperparams_prox, 1.0))(step) - params

@@ -1,0 +1,387 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Proximal and projected gradient methods."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+
+from torchopt import checks, tree
+from torchopt.loop import while_loop
+from torchopt.numerics import eager
+from torchopt.prox import make_prox_from_projection, prox_none
+from torchopt.scalars import negated, numbers, pick, root, where
+from torchopt.solver.base import IterativeSolver, OptStep
+from torchopt.solver.objective import Objective
+from torchopt.solver.proximal.composite import (
+    infinite_error,
+    minus,
+    norm,
+    plus,
+    signature_with,
+    stepsize_at,
+    zero_count,
+)
+from torchopt.solver.status import Status
+
+__all__ = ['ProjectedGradient', 'ProxGradState', 'ProximalGradient']
+
+
+class ProxGradState(NamedTuple):
+    """The state of :class:`ProximalGradient` and :class:`ProjectedGradient`.
+
+    Attributes:
+        iter_num: The number of steps.
+        stepsize: The step size to begin the next line search with.
+        error: The length of the last step, divided by its step size.
+        aux: The auxiliary output of the objective.
+        velocity: The extrapolated point from which the next step is made; None without acceleration.
+        t: How long acceleration has been at work: the weight of the extrapolation depends on it.
+        status: How the run ended, a :class:`~torchopt.solver.Status`.
+    """
+
+    iter_num: Any
+    stepsize: Any
+    error: Any
+    aux: Any = None
+    velocity: Any = None
+    t: Any = 1.0
+    status: Any = 0
+
+
+class _Trial(NamedTuple):
+    """A trial point of the line search."""
+
+    point: Any
+    stepsize: Any
+    accepted: Any
+
+
+_GROWTH, _GROWS_EVERY = 1.5, 5
+"""By how much the step size grows, and after how many steps."""
+
+
+@dataclasses.dataclass(eq=False)
+class ProximalGradient(IterativeSolver):
+    r"""The proximal gradient method, with acceleration.
+
+    It minimizes :math:`f(x) + g(x)`, where :math:`f` is smooth and :math:`g` has a proximity operator:
+
+    .. math:: x_{k+1} = \operatorname{prox}_{\eta g}(y_k - \eta \nabla f(y_k)), \qquad
+        y_{k+1} = x_{k+1} + \beta_k (x_{k+1} - x_k)
+
+    Without acceleration :math:`\beta_k = 0`.  With it the momentum follows FISTA, and restarts whenever it points
+    uphill (O'Donoghue and Candès, 2015), so that the objective does not oscillate.  The step size :math:`\eta` is
+    halved until a quadratic model with curvature :math:`1 / \eta` bounds the objective; a trial point where the
+    objective is NaN is too far.  No step is made before a step size is found, however small it must be.
+
+    The run ends when :math:`\|x_{k+1} - y_k\|_2 / \eta` is at most ``tol``.
+
+    Args:
+        fun: ``fun(params, *args, **kwargs)``, the smooth part.
+        prox: ``prox(params, hyperparams_prox, scaling)``; see :mod:`torchopt.prox`.
+        value_and_grad: Whether ``fun`` returns the value and the gradient.
+        has_aux: Whether in place of the value there is a pair, the value and auxiliary output.
+        stepsize: The step size, a number or a function of the number of steps; if zero or less, it is searched for.
+        maxiter: The largest number of steps.
+        maxls: The largest number of reductions of the step size in a step.
+        tol: The tolerance.
+        acceleration: Whether to use momentum.
+        decrease_factor: What reduces a step size, between 0 and 1.
+
+    Raises:
+        ValueError: If an option is out of its range.
+
+    Example:
+        >>> import torch, torchopt
+        >>> X, y = torch.eye(3), torch.tensor([3.0, -0.5, 1.5])
+        >>> def fun(w, X, y):
+        ...     return 0.5 * ((X @ w - y) ** 2).sum()
+        >>> lasso = torchopt.ProximalGradient(fun, torchopt.prox.prox_lasso, tol=1e-6)
+        >>> lasso.run(torch.zeros(3), 1.0, X, y).params.round(decimals=3) + 0.0
+        tensor([2.0000, 0.0000, 0.5000])
+
+    References:
+        Beck and Teboulle, `A fast iterative shrinkage-thresholding algorithm for linear inverse problems
+        <https://doi.org/10.1137/080716542>`_, 2009; O'Donoghue and Candès, `Adaptive restart for accelerated gradient
+        schemes <https://doi.org/10.1007/s10208-013-9150-3>`_, 2015.
+    """
+
+    fun: Callable[..., Any]
+    prox: Callable[..., Any] = prox_none
+    value_and_grad: bool | Callable[..., Any] = False
+    has_aux: bool = False
+    stepsize: float | Callable[[Any], Any] = 0.0
+    maxiter: int = 500
+    maxls: int = 15
+    tol: float = 1e-3
+    acceleration: bool = True
+    decrease_factor: float = 0.5
+
+    error_name: ClassVar[str] = 'Length of the step / step size'
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        super().__post_init__()
+        if not 0.0 < self.decrease_factor < 1.0:
+            raise ValueError(f'Invalid decrease_factor: {self.decrease_factor!r}; expected a number between 0 and 1.')
+        if self.maxls < 1:
+            raise ValueError(f'Invalid maxls: {self.maxls!r}; expected an int >= 1.')
+        if not callable(self.stepsize):
+            checks.number('stepsize', self.stepsize)
+        self._objective = Objective(self.fun, self.value_and_grad, self.has_aux)
+        self._reference = signature_with(self.fun, 'hyperparams_prox')
+
+    @property
+    def reference_signature(self) -> Callable[..., Any] | inspect.Signature:
+        """The arguments of the objective, with those of the operator after the first."""
+        return self._reference
+
+    @property
+    def _searches(self) -> bool:
+        return not callable(self.stepsize) and bool(self.stepsize <= 0)
+
+    def progress(self, state: ProxGradState) -> dict[str, Any]:
+        """The step size."""
+        return {'Step size': state.stepsize}
+
+    def init_state(self, init_params: Any, hyperparams_prox: Any = None, *args: Any, **kwargs: Any) -> ProxGradState:
+        """The state before the first step.
+
+        Args:
+            init_params: Where to start.
+            hyperparams_prox: Hyper-parameters of the operator.
+            *args: Data of the objective.
+            **kwargs: Data of the objective, by name.
+        """
+        aux = self._objective.value(init_params, *args, **kwargs)[1]
+        velocity = init_params if self.acceleration else None
+        return ProxGradState(zero_count(init_params), 1.0, infinite_error(init_params), aux, velocity, 1.0, 0)
+
+    def update(
+        self, params: Any, state: ProxGradState, hyperparams_prox: Any = None, *args: Any, **kwargs: Any
+    ) -> OptStep:
+        """One step.
+
+        Args:
+            params: The parameters.
+            state: The state.
+            hyperparams_prox: Hyper-parameters of the operator.
+            *args: Data of the objective.
+            **kwargs: Data of the objective, by name.
+
+        Returns:
+            The new parameters and the new state.
+        """
+        y = state.velocity if self.acceleration else params
+        value, gradient, aux = self._objective(y, *args, **kwargs)
+        status, count = state.status, state.iter_num + 1
+        if self._searches:
+            trial = self._search(y, value, gradient, state.stepsize, hyperparams_prox, args, kwargs)
+            size, new = trial.stepsize, trial.point
+            gained = minus(new, y)
+            error = where(trial.accepted, norm(gained) / size, state.error)
+            lost = negated(trial.accepted) & (size < sys.float_info.min)
+            status = where(lost, int(Status.STALLED), status)
+            grows = trial.accepted & (count % _GROWS_EVERY == 0)
+            next_size = where(grows, size * _GROWTH, size)
+        else:
+            size = next_size = stepsize_at(self.stepsize, state.iter_num)
+            new = self._prox_step(y, gradient, size, hyperparams_prox)
+            gained = minus(new, y)
+            error = norm(gained) / size
+            trial = _Trial(new, size, True)
+        if not self.acceleration:
+            new = pick(trial.accepted, new, params)
+            return OptStep(new, ProxGradState(count, next_size, error, aux, None, 1.0, status))
+        moved = minus(new, params)
+        (uphill,) = numbers(tree.vdot(gained, moved))
+        t = where(uphill < 0, 1.0, state.t)
+        next_t = 0.5 * (1.0 + root(1.0 + 4.0 * t * t))
+        weight = where(uphill < 0, 0.0, (t - 1.0) / next_t)
+        # Without an acceptable step, start again from where the momentum began.
+        new, velocity = pick(trial.accepted, (new, plus(new, weight, moved)), (params, params))
+        next_t = where(trial.accepted, next_t, 1.0)
+        return OptStep(new, ProxGradState(count, next_size, error, aux, velocity, next_t, status))
+
+    @eager
+    def run(self, init_params: Any, hyperparams_prox: Any = None, *args: Any, **kwargs: Any) -> OptStep:
+        """Minimize.
+
+        Args:
+            init_params: Where to start, a tree.
+            hyperparams_prox: Hyper-parameters of the operator.
+            *args: Data of the objective.
+            **kwargs: Data of the objective, by name.
+
+        Returns:
+            The parameters, and the state.  With ``implicit_diff`` the parameters are differentiable in the data, the
+            hyper-parameters, and in tensors that the functions close over.
+        """
+        return super().run(init_params, hyperparams_prox, *args, **kwargs)
+
+    def optimality_fun(self, sol: Any, hyperparams_prox: Any = None, *args: Any, **kwargs: Any) -> Any:
+        r"""The residual :math:`\operatorname{prox}_g(x - \nabla f(x)) - x`, zero at the solution.
+
+        Args:
+            sol: The parameters.
+            hyperparams_prox: Hyper-parameters of the operator.
+            *args: Data of the objective.
+            **kwargs: Data of the objective, by name.
+        """
+        gradient = self._objective.gradient(sol, *args, **kwargs)
+        return minus(self._prox_step(sol, gradient, 1.0, hyperparams_prox), sol)
+
+    def _prox_step(self, y: Any, gradient: Any, size: Any, hyperparams_prox: Any) -> Any:
+        return self.prox(plus(y, -size, gradient), hyperparams_prox, size)
+
+    def _search(
+        self,
+        y: Any,
+        value: Any,
+        gradient: Any,
+        size: Any,
+        hyperparams_prox: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> _Trial:
+        """Reduce the step size until the quadratic model bounds the objective."""
+        rounding = 4.0 * torch.finfo(value.dtype).eps
+        (start,) = numbers(value)
+
+        def trial(size: Any) -> _Trial:
+            point = self._prox_step(y, gradient, size, hyperparams_prox)
+            change = minus(point, y)
+            found, slope, square = numbers(
+                self._objective.value(point, *args, **kwargs)[0],
+                tree.vdot(gradient, change),
+                tree.wide_norm(change, squared=True),
+            )
+            # The terms of the model are compared with the change of the objective, which rounding blurs.
+            bound = start + slope + 0.5 * square / size + rounding * abs(start)
+            return _Trial(point, size, found <= bound)
+
+        return while_loop(
+            lambda now: negated(now.accepted),
+            lambda now: trial(now.stepsize * self.decrease_factor),
+            trial(numbers(size)[0]),
+            maxiter=self.maxls,
+        )
+
+
+@dataclasses.dataclass(eq=False)
+class ProjectedGradient(IterativeSolver):
+    """The projected gradient method, with acceleration: :class:`ProximalGradient` with a projection.
+
+    Args:
+        fun: ``fun(params, *args, **kwargs)``, the objective.
+        projection: ``projection(params, hyperparams_proj)``, the nearest point of the feasible set.
+        value_and_grad: As in :class:`ProximalGradient`, as all others.
+        has_aux: Likewise.
+        stepsize: Likewise.
+        maxiter: Likewise.
+        maxls: Likewise.
+        tol: Likewise.
+        acceleration: Likewise.
+        decrease_factor: Likewise.
+
+    Example:
+        >>> import torch, torchopt
+        >>> def fun(w, target):
+        ...     return 0.5 * ((w - target) ** 2).sum()
+        >>> solver = torchopt.ProjectedGradient(fun, torchopt.projections.projection_simplex)
+        >>> solver.run(torch.full((3,), 1 / 3), 1.0, torch.tensor([1.0, 0.5, -2.0])).params
+        tensor([0.7500, 0.2500, 0.0000])
+    """
+
+    fun: Callable[..., Any]
+    projection: Callable[..., Any]
+    value_and_grad: bool | Callable[..., Any] = False
+    has_aux: bool = False
+    stepsize: float | Callable[[Any], Any] = 0.0
+    maxiter: int = 500
+    maxls: int = 15
+    tol: float = 1e-3
+    acceleration: bool = True
+    decrease_factor: float = 0.5
+
+    error_name: ClassVar[str] = ProximalGradient.error_name
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        super().__post_init__()
+        shared = {field.name for field in dataclasses.fields(ProximalGradient)} - {'prox', 'fun'}
+        self._method = ProximalGradient(
+            self.fun,
+            make_prox_from_projection(self.projection),
+            **{name: getattr(self, name) for name in shared},
+        )
+        self._reference = signature_with(self.fun, 'hyperparams_proj')
+
+    @property
+    def reference_signature(self) -> Callable[..., Any] | inspect.Signature:
+        """The arguments of the objective, with those of the projection after the first."""
+        return self._reference
+
+    def progress(self, state: ProxGradState) -> dict[str, Any]:
+        """The step size."""
+        return self._method.progress(state)
+
+    def init_state(self, init_params: Any, hyperparams_proj: Any = None, *args: Any, **kwargs: Any) -> ProxGradState:
+        """The state before the first step.
+
+        Args:
+            init_params: Where to start.
+            hyperparams_proj: Hyper-parameters of the projection.
+            *args: Data of the objective.
+            **kwargs: Data of the objective, by name.
+        """
+        return self._method.init_state(init_params, hyperparams_proj, *args, **kwargs)
+
+    def update(
+        self, params: Any, state: ProxGradState, hyperparams_proj: Any = None, *args: Any, **kwargs: Any
+    ) -> OptStep:
+        """One step.
+
+        Args:
+            params: The parameters.
+            state: The state.
+            hyperparams_proj: Hyper-parameters of the projection.
+            *args: Data of the objective.
+            **kwargs: Data of the objective, by name.
+
+        Returns:
+            The new parameters and the new state.
+        """
+        return self._method.update(params, state, hyperparams_proj, *args, **kwargs)
+
+    @eager
+    def run(self, init_params: Any, hyperparams_proj: Any = None, *args: Any, **kwargs: Any) -> OptStep:
+        """Minimize.
+
+        Args:
+            init_params: Where to start, a tree.
+            hyperparams_proj: Hyper-parameters of the projection.
+            *args: Data of the objective.
+            **kwargs: Data of the objective, by name.
+
+        Returns:
+            The parameters, and the state, as :meth:`ProximalGradient.run` does.
+        """
+        return super().run(init_params, hyperparams_proj, *args, **kwargs)
+
+    def optimality_fun(self, sol: Any, hyperparams_proj: Any = None, *args: Any, **kwargs: Any) -> Any:
+        r"""The residual :math:`P(x - \nabla f(x)) - x`, zero at the solution.
+
+        Args:
+            sol: The parameters.
+            hyperparams_proj: Hyper-parameters of the projection.
+            *args: Data of the objective.
+            **kwargs: Data of the objective, by name.
+        """
+        return self._method.optimality_fun(sol, hyperparams_proj, *args, **kwargs)

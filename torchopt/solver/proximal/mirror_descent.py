@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mirror descent."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+from torchopt.numerics import eager
+from torchopt.solver.base import IterativeSolver, OptStep
+from torchopt.solver.objective import Objective
+from torchopt.solver.proximal.composite import (
+    infinite_error,
+    minus,
+    norm,
+    plus,
+    signature_with,
+    stepsize_at,
+    zero_count,
+)
+
+__all__ = ['MirrorDescent', 'MirrorDescentState']
+
+
+class MirrorDescentState(NamedTuple):
+    """The state of :class:`MirrorDescent`.
+
+    Attributes:
+        iter_num: The number of steps.
+        error: The length of the last step, divided by its step size.
+        aux: The auxiliary output of the objective.
+        num_fun_eval: How often the objective was evaluated.
+        num_grad_eval: How often its gradient was.
+        num_proj_eval: How often the projection was.
+        status: How the run ended, a :class:`~torchopt.solver.Status`.
+    """
+
+    iter_num: Any
+    error: Any
+    aux: Any = None
+    num_fun_eval: Any = 0
+    num_grad_eval: Any = 0
+    num_proj_eval: Any = 0
+    status: Any = 0
+
+
+@dataclasses.dataclass(eq=False)
+class MirrorDescent(IterativeSolver):
+    r"""Mirror descent: gradient steps in the geometry of a mirror map :math:`\phi`.
+
+    .. math:: x_{k+1} = P\bigl(\phi(x_k) - \eta_k \nabla f(x_k)\bigr)
+
+    With the logarithm as the map and the softmax as the projection :math:`P`, it is the method of exponentiated
+    gradients on the simplex of probabilities; with the identity and a Euclidean projection, projected gradient descent.
+
+    The run ends when :math:`\|x_{k+1} - x_k\|_2 / \eta_k` is at most ``tol``.
+
+    Args:
+        fun: ``fun(params, *args, **kwargs)``, the objective.
+        projection_grad: ``projection_grad(params, gradient, stepsize, hyperparams_proj)``, the next point; see
+            :meth:`make_projection_grad`.
+        stepsize: The step size, a number or a function of the number of steps.
+        maxiter: The largest number of steps.
+        tol: The tolerance.
+        has_aux: Whether ``fun`` returns a pair, the value and auxiliary output.
+
+    Example:
+        >>> import torch, torchopt
+        >>> def projection(y, hyperparams):
+        ...     return torch.softmax(y, -1)
+        >>> update = torchopt.MirrorDescent.make_projection_grad(projection, torch.log)
+        >>> def fun(w, target):
+        ...     return 0.5 * ((w - target) ** 2).sum()
+        >>> solver = torchopt.MirrorDescent(fun, update, stepsize=1.0, tol=1e-6)
+        >>> solver.run(torch.full((3,), 1 / 3), None, torch.tensor([0.5, 0.3, 0.2])).params.round(decimals=3)
+        tensor([0.5000, 0.3000, 0.2000])
+
+    References:
+        Beck and Teboulle, `Mirror descent and nonlinear projected subgradient methods for convex optimization
+        <https://doi.org/10.1016/S0167-6377(02)00231-6>`_, 2003.
+    """
+
+    fun: Callable[..., Any]
+    projection_grad: Callable[..., Any]
+    stepsize: float | Callable[[Any], Any]
+    maxiter: int = 500
+    tol: float = 1e-2
+    _: dataclasses.KW_ONLY
+    has_aux: bool = False
+
+    error_name: ClassVar[str] = 'Length of the step / step size'
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        super().__post_init__()
+        if not callable(self.stepsize) and not stepsize_at(self.stepsize, 0) > 0:
+            raise ValueError(f'Invalid stepsize: {self.stepsize!r}; expected a number > 0 or a function.')
+        self._objective = Objective(self.fun, has_aux=self.has_aux)
+        self._reference = signature_with(self.fun, 'hyperparams_proj')
+
+    @staticmethod
+    def make_projection_grad(
+        projection: Callable[..., Any], mapping_fun: Callable[[Any], Any]
+    ) -> Callable[[Any, Any, Any, Any], Any]:
+        r"""The step of a mirror map.
+
+        Args:
+            projection: ``projection(y, hyperparams_proj)``, the feasible point nearest to the mirrored point :math:`y`
+                in the divergence of the map.
+            mapping_fun: The map :math:`\phi`, a gradient of a convex function.
+
+        Returns:
+            ``projection_grad(params, gradient, stepsize, hyperparams_proj)``.
+        """
+
+        def projection_grad(x: Any, gradient: Any, stepsize: Any, hyperparams_proj: Any) -> Any:
+            return projection(plus(mapping_fun(x), -stepsize, gradient), hyperparams_proj)
+
+        return projection_grad
+
+    @property
+    def reference_signature(self) -> Callable[..., Any] | inspect.Signature:
+        """The arguments of the objective, with those of the projection after the first."""
+        return self._reference
+
+    def init_state(
+        self, init_params: Any, hyperparams_proj: Any = None, *args: Any, **kwargs: Any
+    ) -> MirrorDescentState:
+        """The state before the first step.
+
+        Args:
+            init_params: Where to start.
+            hyperparams_proj: Hyper-parameters of the projection.
+            *args: Data of the objective.
+            **kwargs: Data of the objective, by name.
+        """
+        aux = self._objective.value(init_params, *args, **kwargs)[1]
+        zero = zero_count(init_params)
+        return MirrorDescentState(zero, infinite_error(init_params), aux, zero, zero, zero, 0)
+
+    def update(
+        self, params: Any, state: MirrorDescentState, hyperparams_proj: Any = None, *args: Any, **kwargs: Any
+    ) -> OptStep:
+        """One step.
+
+        Args:
+            params: The parameters.
+            state: The state.
+            hyperparams_proj: Hyper-parameters of the projection.
+            *args: Data of the objective.
+            **kwargs: Data of the objective, by name.
+
+        Returns:
+            The new parameters and the new state.
+        """
+        size = stepsize_at(self.stepsize, state.iter_num)
+        _, gradient, aux = self._objective(params, *args, **kwargs)
+        new = self.projection_grad(params, gradient, size, hyperparams_proj)
+        counts = (count + 1 for count in state[3:6])
+        error = norm(minus(new, params)) / size
+        return OptStep(new, MirrorDescentState(state.iter_num + 1, error, aux, *counts, state.status))
+
+    @eager
+    def run(self, init_params: Any, hyperparams_proj: Any = None, *args: Any, **kwargs: Any) -> OptStep:
+        """Minimize.
+
+        Args:
+            init_params: Where to start, a tree, inside of the domain of the mirror map.
+            hyperparams_proj: Hyper-parameters of the projection.
+            *args: Data of the objective.
+            **kwargs: Data of the objective, by name.
+
+        Returns:
+            The parameters, and the state.  With ``implicit_diff`` the parameters are differentiable in the data, the
+            hyper-parameters, and in tensors that the functions close over.
+        """
+        return super().run(init_params, hyperparams_proj, *args, **kwargs)
+
+    def optimality_fun(self, sol: Any, hyperparams_proj: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """By how much a step of size one changes the parameters, zero at the solution.
+
+        Args:
+            sol: The parameters.
+            hyperparams_proj: Hyper-parameters of the projection.
+            *args: Data of the objective.
+            **kwargs: Data of the objective, by name.
+        """
+        gradient = self._objective.gradient(sol, *args, **kwargs)
+        return minus(self.projection_grad(sol, gradient, 1.0, hyperparams_proj), sol)

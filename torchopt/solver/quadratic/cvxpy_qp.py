@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quadratic programs solved by CVXPY."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt.numerics import eager, in_transform
+from torchopt.solver import adjoint
+from torchopt.solver.base import OptStep, Solver
+from torchopt.solver.quadratic.kkt import inequality_residual, solve_kkt
+from torchopt.solver.quadratic.osqp import OneSided
+from torchopt.solver.quadratic.problem import objective_of
+from torchopt.solver.quadratic.scaling import product
+from torchopt.solver.run import KKTSolution
+
+__all__ = ['CvxpyQP']
+
+
+@dataclasses.dataclass(eq=False)
+class CvxpyQP(Solver):
+    r"""Convex quadratic programs by a solver of CVXPY, on the host.
+
+    .. math:: \min_x \; \tfrac12 x^\top Q x + c^\top x \quad \text{subject to} \quad A x = b, \; G x \le h
+
+    It needs the package ``cvxpy`` (``pip install torchopt[cvxpy]``).  The solution is differentiable in all data, but
+    ``torch.vmap`` cannot run it: for batches use :class:`OSQP`.
+
+    Args:
+        solver: The name of the solver: ``'OSQP'``, ``'CLARABEL'``, ``'SCS'``, or another that CVXPY has installed.
+        implicit_diff_solve: The linear solver for derivatives, ``solve(matvec, b)``; a factorization if None.
+
+    Example:
+        >>> import torch, torchopt
+        >>> Q, c = 2.0 * torch.eye(2).double(), torch.tensor([-2.0, -6.0]).double()
+        >>> G, h = torch.tensor([[1.0, 1.0]]).double(), torch.tensor([2.0]).double()
+        >>> sol = torchopt.CvxpyQP().run(None, params_obj=(Q, c), params_ineq=(G, h)).params
+        >>> sol.primal.round(decimals=3) + 0.0
+        tensor([0., 2.], dtype=torch.float64)
+    """
+
+    solver: str = 'OSQP'
+    implicit_diff_solve: Callable[..., Any] | None = None
+
+    @eager
+    def run(self, init_params: Any, params_obj: Any, params_eq: Any = None, params_ineq: Any = None) -> OptStep:
+        """Solve a problem.
+
+        Args:
+            init_params: Ignored.
+            params_obj: ``(Q, c)``, a matrix and a vector.
+            params_eq: ``(A, b)``, or None for no equations.
+            params_ineq: ``(G, h)``, or None for no inequalities.
+
+        Returns:
+            ``KKTSolution(x, y, lambda)``, and None.
+
+        Raises:
+            ImportError: If CVXPY is not installed.
+            ValueError: If shapes do not match; if the problem is infeasible, unbounded, or was not solved.
+        """
+        problem = self._problem(params_obj, params_eq, params_ineq)
+        start = torch.zeros_like(problem.c), torch.zeros_like(problem.bounds[1])
+        names = problem.names
+
+        def residual(point: tuple[Tensor, Tensor], *data: Tensor) -> tuple[Tensor, Tensor]:
+            return _residual(point, dict(zip(names, data)))
+
+        def solved(point: Any, *data: Tensor) -> tuple[Any, None]:
+            return self._solve(dict(zip(names, data))), None
+
+        solve = solve_kkt if self.implicit_diff_solve is None else self.implicit_diff_solve
+        (x, y), _ = adjoint.implicit(solved, residual, residual, solve, (start, *problem.data), {})
+        found = KKTSolution((x, None), y)
+        return OptStep(problem.solution(found), None)
+
+    def optimality_fun(
+        self, params: KKTSolution, params_obj: Any, params_eq: Any = None, params_ineq: Any = None
+    ) -> KKTSolution:
+        """The residuals of the optimality conditions, a tree like ``params``; zero at the solution.
+
+        Args:
+            params: The variables and the multipliers.
+            params_obj: As in :meth:`run`.
+            params_eq: As in :meth:`run`.
+            params_ineq: As in :meth:`run`.
+        """
+        return self._problem(params_obj, params_eq, params_ineq).residual(params)
+
+    @staticmethod
+    def _problem(params_obj: Any, params_eq: Any, params_ineq: Any) -> OneSided:
+        objective = objective_of(params_obj, None, None)
+        return OneSided.of(objective, (params_eq, None), (params_ineq, None))
+
+    def _solve(self, data: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        if in_transform():
+            raise NotImplementedError(
+                'CvxpyQP runs on the host and cannot be transformed by torch.vmap. Use OSQP for batches; for '
+                'derivatives call .backward().'
+            )
+        try:
+            import cvxpy
+        except ImportError:
+            raise ImportError('CvxpyQP needs cvxpy: `pip install torchopt[cvxpy]`, or use OSQP.') from None
+        given = {name: value.detach().cpu().double().numpy() for name, value in data.items()}
+        x = cvxpy.Variable(len(given['c']))
+        objective = 0.5 * cvxpy.quad_form(x, given['Q'], assume_PSD=True) + given['c'] @ x
+        constraints = []
+        if 'A' in given:
+            constraints.append(given['A'] @ x == given['b'])
+        if 'G' in given:
+            constraints.append(given['G'] @ x <= given['h'])
+        problem = cvxpy.Problem(cvxpy.Minimize(objective), constraints)
+        problem.solve(solver=self.solver)
+        if problem.status not in ('optimal', 'optimal_inaccurate'):
+            raise ValueError(f'{self.solver} found that the problem is {problem.status}. Check its constraints.')
+        like = data['c']
+        y = [torch.as_tensor(constraint.dual_value).to(like).reshape(-1) for constraint in constraints]
+        return torch.as_tensor(x.value).to(like), torch.cat(y) if y else like.new_zeros(0)
+
+
+def _residual(point: tuple[Tensor, Tensor], data: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Zero at the solution and the multipliers, equations first."""
+    x, y = point
+    stationarity, parts, start = product(data['Q'], x) + data['c'], [], 0
+    for matrix, right in (('A', 'b'), ('G', 'h')):
+        if matrix in data:
+            part = y[start : start + len(data[right])]
+            start += len(data[right])
+            stationarity = stationarity + product(data[matrix].mT, part)
+            excess = product(data[matrix], x) - data[right]
+            parts.append(excess if matrix == 'A' else inequality_residual(excess, part))
+    return stationarity, torch.cat(parts) if parts else y
