@@ -1,23 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many digits solvers reach on NIST's regressions: ``python -m benchmarks.least_squares`` prints a table.
+"""How many digits solvers reach on NIST's regressions: ``python benchmarks/least_squares.py`` prints a table.
 
 Each of the 18 sets has two starts. A digit is right if all parameters agree with the certified ones to it. Every solver
-has one setting: at most 2000 iterations, and tolerances of 1e-14. SciPy's ``lm`` is MINPACK's, with Jacobians by automatic
-differentiation and its scaling of variables.
+has one setting: at most 2000 iterations, and tolerances of 1e-14. SciPy's ``lm`` is MINPACK's, with Jacobians by
+automatic differentiation and its scaling of variables.
 """
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import scipy.optimize
 import torch
 from torch import Tensor
 
 import torchopt
-from tests.solver.problems import nist_strd
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'tests' / 'solver' / 'problems'))
+import nist_strd
 
 LIMIT, TOL = 2000, 1e-14
 
