@@ -302,6 +302,7 @@ binary_logreg = BinaryLogreg()
 multiclass_linear_svm_dual = MulticlassLinearSvmDual()
 for _instance in (least_squares, multiclass_logreg, binary_logreg):
     _instance.__doc__ = type(_instance).__call__.__doc__
+multiclass_linear_svm_dual.__doc__ = MulticlassLinearSvmDual.__doc__
 
 
 def ridge_regression(params: Tensor, l2reg: Any, data: Data) -> Tensor:
