@@ -68,10 +68,12 @@ sanitize: $(STAMP)  ## Run tests that reach every kernel with AddressSanitizer a
 
 # In a folder of its own, and loaded from there: a machine without a device, or without a driver, loads it all the same.
 CUDA_MODULE := build/cuda
+# Without optimization, and to PTX of one architecture: whether they are right is seen on machines with a device.
 cuda: $(STAMP)  ## Compile the CUDA kernels, where nvcc is.
 	rm -rf $(CUDA_MODULE)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(CUDA_MODULE) . \
-	  -C build-dir=build/cuda-objects -C cmake.define.TORCHOPT_CUDA=ON
+	  -C build-dir=build/cuda-objects -C cmake.define.TORCHOPT_CUDA=ON -C cmake.define.TORCHOPT_OPTIMIZATION=-O0 \
+	  -C cmake.define.CMAKE_CUDA_ARCHITECTURES=90-virtual -C cmake.define.CMAKE_CUDA_FLAGS=-Xcicc=-O0
 	$(BIN)/python -c 'import glob, torch; from importlib.machinery import ExtensionFileLoader as Loader; \
 	  kernels = Loader("torchopt._C.kernels", *glob.glob("$(CUDA_MODULE)/torchopt/_C/kernels*.so")).load_module(); \
 	  print(kernels.build_info(), "devices:", kernels.cuda_devices()); assert kernels.build_info()["cuda"]'
