@@ -14,7 +14,7 @@ from torch.autograd.graph import increment_version
 
 from torchopt import rules
 from torchopt._C import fused, plans
-from torchopt._C.fused import Call, Column, Order, Unsupported
+from torchopt._C.call import Call, Column, Order, Unsupported, UnsupportedError
 from torchopt.numerics import carries_graph, carries_no_graph, common_device, detach_graph, in_transform, vector
 
 __all__ = ['Rows', 'Unsupported', 'step']
@@ -204,7 +204,7 @@ def _apply(call: Call, coefs: Tensor | None, g: Column, moments: Sequence[Column
         return Unsupported('tensors of a leaf differ in shape or device, or are no plain dense floating tensors')
     try:
         flat = fused.apply(call, coefs, tensors)
-    except fused.UnsupportedError as error:
+    except UnsupportedError as error:
         return error.reason
     return [call.column(flat, i) for i in range(call.plan.moments + 1)]
 
