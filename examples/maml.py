@@ -63,10 +63,19 @@ def inner_optimizer(net: nn.Module, args: argparse.Namespace) -> torchopt.MetaOp
     return torchopt.MetaSGD(net, lr=args.inner_lr)
 
 
-def adapt(net: nn.Module, optimizer: torchopt.MetaOptimizer, task: Task, steps: int) -> None:
-    """Fit the network to the support of a task, by differentiable steps."""
+def adapt(
+    net: nn.Module, optimizer: torchopt.MetaOptimizer, task: Task, steps: int, recompute: bool = False
+) -> None:
+    """Fit the network to the support of a task, by differentiable steps.
+
+    With ``recompute`` the steps keep parameters instead of graphs: less memory, more time, the same meta-gradients.
+    """
+
+    def loss() -> Tensor:
+        return F.cross_entropy(net(task.support), task.support_labels)
+
     for _ in range(steps):
-        optimizer.step(F.cross_entropy(net(task.support), task.support_labels))
+        optimizer.step(loss if recompute else loss())
 
 
 def meta_train(net: nn.Module, alphabets: list[Alphabet], args: argparse.Namespace) -> list[float]:
@@ -81,7 +90,7 @@ def meta_train(net: nn.Module, alphabets: list[Alphabet], args: argparse.Namespa
         losses, accuracies = [], []
         for _ in range(args.tasks_per_batch):
             task = draw(alphabets, 'training', args, generator)
-            adapt(net, inner, task, args.inner_steps)
+            adapt(net, inner, task, args.inner_steps, args.recompute)
             logits = net(task.query)
             loss = F.cross_entropy(logits, task.query_labels)
             # The gradient flows through all inner steps to the initial weights, and is accumulated over the tasks.
@@ -222,6 +231,7 @@ def parse(
     parser.add_argument('--inner', choices=['sgd', 'adam'], default='sgd', help='inner optimizer')
     parser.add_argument('--inner-lr', type=float, help=f'its learning rate, by default {INNER_LEARNING_RATE}')
     parser.add_argument('--inner-steps', type=int, default=3, help='its steps')
+    parser.add_argument('--recompute', action='store_true', help='recompute the inner steps in the backward pass')
     parser.add_argument('--outer-lr', type=float, default=3e-3, help='first learning rate of the outer Adam')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--device', default='cpu')

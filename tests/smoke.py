@@ -1,28 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A smoke test of an installed wheel: `python tests/smoke.py`, from any folder, with torch and torchopt alone.
+"""Try an installed wheel: `python tests/smoke.py`, from any folder, with torch and torchopt and nothing else.
 
-`make wheel` and cibuildwheel run it in a fresh environment. It tests the parts that packaging can break: the compiled
-module, its version, and that torch and the kernels share one OpenMP runtime.
+`make wheel` and cibuildwheel run it in a fresh environment. It tests what packaging can break: the compiled module, its
+version, and that torch and the kernels share one OpenMP runtime.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-# Remove the folder of this script and the checkout from the path, so that the installed package is imported.
-sys.path = [
-    entry for entry in sys.path if not (Path(entry or '.') / 'torchopt' / '_C').is_dir() or 'site-packages' in entry
-]
+import torch
 
-import torch  # noqa: E402
-
-import torchopt  # noqa: E402
-from torchopt import _C  # noqa: E402
+import torchopt
+from torchopt import _C
 
 
 def main() -> None:
-    """Raise if something is missing; print the version and the build information."""
+    """Raise if something is missing; say what was found."""
     info = _C.build_info()
     print(f'torchopt {torchopt.__version__} in {Path(torchopt.__file__).parent}, torch {torch.__version__}, {info}')
     assert 'site-packages' in torchopt.__file__, 'this is not an installed torchopt'

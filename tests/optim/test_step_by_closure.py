@@ -15,6 +15,7 @@ import torchopt
 from tests.alias.test_meta_gradients import META_CLASSES
 from tests.autodiff.test_checkpoint import saved_bytes
 from tests.oracle import assert_trees_close
+from torchopt.distributed import map_tasks
 from torchopt.interop import higher
 
 DOUBLE = torch.float64
@@ -233,6 +234,26 @@ def test_higher(mode: str) -> None:
             return torch.autograd.grad(F.cross_entropy(fmodel(X), Y), list(fmodel.parameters(time=0)))
 
     assert_trees_close(meta('closure'), meta('loss'), 1e-10)
+
+
+@both_modes
+def test_tasks(mode: str) -> None:
+    """``map_tasks`` runs inner loops whose steps are closures."""
+    net = double(nn.Linear(4, 3))
+
+    def meta(step: Step) -> Any:
+        def adapted(net: Any, rows: slice) -> torch.Tensor:
+            start, optimizer = torchopt.extract_state_dict(net, by='reference'), torchopt.MetaAdam(net, lr=0.1)
+            for _ in range(2):
+                step(optimizer, lambda: F.cross_entropy(net(X[rows]), Y[rows]))
+            value = F.cross_entropy(net(X), Y)
+            torchopt.recover_state_dict(net, start)
+            return value
+
+        loss = map_tasks(adapted, [slice(0, 6), slice(3, 10)], net)
+        return torch.autograd.grad(loss, list(net.parameters()))
+
+    assert_trees_close(meta(steps_of(mode)), meta(steps_of(None)), 1e-10)
 
 
 def test_the_loss_is_returned_and_grad_modes_hold() -> None:

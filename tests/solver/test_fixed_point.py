@@ -84,6 +84,14 @@ def test_one_problem_of_a_batch_fails(name: str) -> None:
     assert [state.iter_num[0], state.iter_num[2]] == [s.state.iter_num for s in singles]
 
 
+def test_singular_systems_of_weights_are_left_out() -> None:
+    """All residuals are the same, and there is no regularization."""
+    solver = torchopt.AndersonAcceleration(lambda x: x + 1.0, history_size=2, ridge=0.0, maxiter=10)
+    params, state = solver.run(torch.zeros(2))
+    assert params.tolist() == [10.0, 10.0]
+    assert state.status == Status.MAXITER
+
+
 def test_a_diverging_iteration_is_not_a_result() -> None:
     _, state = torchopt.FixedPointIteration(lambda x: 2.0 * x + 1.0, maxiter=50).run(torch.tensor(1.0))
     assert state.status == Status.MAXITER

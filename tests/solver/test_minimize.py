@@ -54,7 +54,7 @@ CASES = {
     'LBFGS, no memory': Case(functools.partial(torchopt.LBFGS, history_size=0), tol=1e-8),
     'LBFGS, memory of 2': Case(functools.partial(torchopt.LBFGS, history_size=2, use_gamma=False)),
     'BFGS': Case(torchopt.BFGS),
-    'NonlinearCG': Case(torchopt.NonlinearCG),
+    'NonlinearCG': Case(torchopt.NonlinearCG, tol=1e-8),
     'NonlinearCG, fletcher-reeves': Case(functools.partial(torchopt.NonlinearCG, method='fletcher-reeves'), tol=1e-8),
     'NonlinearCG, hestenes-stiefel': Case(functools.partial(torchopt.NonlinearCG, method='hestenes-stiefel')),
     'LBFGSB': Case(torchopt.LBFGSB, ((-LARGE, LARGE),)),
@@ -82,17 +82,22 @@ def test_solution_and_status(case: Case) -> None:
     assert all(isinstance(x, torch.Tensor) for x in torchopt.tree.leaves(state))
 
 
-@table
-@pytest.mark.parametrize('options', [{'implicit_diff': True}, {'implicit_diff': False}], ids=['implicit', 'unrolled'])
-def test_derivatives(case: Case, options: dict[str, Any]) -> None:
-    penalty = PENALTY
+UNROLLED = ('LBFGS', 'LBFGS, hager-zhang', 'BFGS', 'LBFGSB', 'GradientDescent, constant', 'PolyakSGD', 'OptaxSolver')
+
+
+@pytest.mark.parametrize(
+    ('name', 'options'),
+    [(name, {'implicit_diff': True}) for name in CASES] + [(name, {'implicit_diff': False}) for name in UNROLLED],
+    ids=str,
+)
+def test_derivatives(name: str, options: dict[str, Any]) -> None:
+    case, penalty = CASES[name], PENALTY
     expected = torch.func.jacrev(solution)(penalty)
 
     def solve(penalty: torch.Tensor) -> torch.Tensor:
         return run(case, penalty, **options).params
 
-    for transform in (torch.func.jacrev, torch.func.jacfwd):
-        torch.testing.assert_close(transform(solve)(penalty), expected, atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(torch.func.jacfwd(solve)(penalty), expected, atol=2e-4, rtol=1e-4)
     leaf = penalty.clone().requires_grad_()
     (found,) = torch.autograd.grad(solve(leaf).sum(), leaf)
     torch.testing.assert_close(found, expected.sum(), atol=2e-4, rtol=1e-4)
@@ -110,9 +115,9 @@ def test_second_derivatives_and_closures(options: dict[str, Any]) -> None:
     torch.testing.assert_close(second, expected, atol=1e-3, rtol=1e-3)
 
 
-@table
+@pytest.mark.parametrize('case', [CASES[name] for name in (*UNROLLED, 'NonlinearCG', 'ArmijoSGD')], ids=str)
 def test_batches_stop_one_by_one(case: Case) -> None:
-    penalties = torch.tensor([0.03, 0.3, 3.0], dtype=torch.float64)
+    penalties = torch.tensor([0.03, 0.3, 1.0], dtype=torch.float64)
     batch = torch.vmap(lambda penalty: run(case, penalty))(penalties)
     alone = [run(case, penalty) for penalty in penalties]
     for i, one in enumerate(alone):
@@ -185,15 +190,15 @@ def test_same_solution_and_jacobian_as_jaxopt(name: str) -> None:
     signs = torch.sign(Y)
 
     def ours(x: torch.Tensor) -> torch.Tensor:
-        solver = getattr(torchopt, name)(lambda w, x: logistic(w, x, signs, torch), tol=1e-11, maxiter=2000)
+        solver = getattr(torchopt, name)(lambda w, x: logistic(w, x, signs, torch), tol=1e-9, maxiter=200)
         return solver.run(START, x).params
 
     solver = (
         getattr(jaxopt, name)(
-            lambda w, x: logistic(w, x, signs.numpy(), jax.numpy), tol=1e-11, maxiter=2000, stepsize=0.0
+            lambda w, x: logistic(w, x, signs.numpy(), jax.numpy), tol=1e-9, maxiter=200, stepsize=0.0
         )
         if name != 'NonlinearCG'
-        else jaxopt.NonlinearCG(lambda w, x: logistic(w, x, signs.numpy(), jax.numpy), tol=1e-11, maxiter=2000)
+        else jaxopt.NonlinearCG(lambda w, x: logistic(w, x, signs.numpy(), jax.numpy), tol=1e-9, maxiter=200)
     )
     x = X.numpy()
     value, pullback = jax.vjp(lambda x: solver.run(np.zeros(3), x).params, x)

@@ -183,8 +183,8 @@ class _Hole:
 
 _HOLE = _Hole()
 _HIDDEN = (
-    'The function depends on a tensor from outside that cannot be detected: through a torch.autograd.Function, or a '
-    'graph that was recorded before. Pass it as an argument.'
+    'The function depends on a tensor that is not its argument in a way that cannot be recomputed: through a '
+    'torch.autograd.Function, or through a graph that was recorded before the call. Pass the tensor as an argument.'
 )
 
 

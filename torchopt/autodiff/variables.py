@@ -79,7 +79,7 @@ class Remembered:
             for name, value in values.items():
                 if isinstance(value, types.FunctionType) and id(value) in copies:
                     values[name] = copies[id(value)]
-        return _with_copies(self.fun, copies)  # type: ignore[no-any-return]
+        return _with_copies(self.fun, copies)
 
 
 _EMPTY = object()

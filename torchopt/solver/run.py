@@ -133,6 +133,7 @@ def check_start(init_params: Any) -> None:
         TypeError: If a tensor has another dtype.
         ValueError: If a value is NaN or infinite.
     """
+    init_params = init_params.params if isinstance(init_params, OptStep) else init_params
     leaves = tree.leaves(init_params)
     readable = runs_directly()
     for i, x in enumerate(leaves):

@@ -297,8 +297,8 @@ class BoxOSQP(IterativeSolver):
             {},
         )
         Ax = product(qp.A, x)
-        # As near to A x as the bounds allow, and with its derivative.
-        z = Ax + (end.z - Ax).detach()
+        # Within the bounds, with the derivative of A x.
+        z = end.z.detach() + (Ax - Ax.detach())
         primal, dual = BoxQP(*(v.detach() for v in qp)).residuals(end.x, end.z, end.y)
         residuals = problem.z.unpack(primal), problem.x.unpack(dual)
         state = BoxOSQPState(end.iter_num, end.error, end.status, *residuals, end.rho_bar, None)

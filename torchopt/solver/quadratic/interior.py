@@ -29,7 +29,7 @@ from torchopt.solver.quadratic.scaling import BoxQP, Scaled, product
 
 __all__ = ['interior_point']
 
-_STEPS = 60
+_STEPS = 80
 """The largest number of steps."""
 _PASSES = 2
 """How often a solution of a linear system is refined."""
@@ -73,7 +73,7 @@ def interior_point(scaled: Scaled, original: BoxQP, now: Iterate, tol: float) ->
         stuck = torch.where(error < 0.9 * least, 0.0, stuck + 1.0)
         best = Iterate(*(torch.where(better.unsqueeze(-1), a, b) for a, b in zip(found, best)))
         least = torch.where(better, error, least)
-        if bool(((least <= 0.1 * tol) | (stuck > 8)).all()):
+        if bool(((least <= 0.1 * tol) | (stuck > 20)).all()):
             break
     return best
 

@@ -151,7 +151,9 @@ def _run(qp: BoxQP, x: Tensor, y: Tensor, settings: Settings) -> Ended:
             if count == settings.maxiter:
                 done = torch.ones_like(done)
             if bool(done.any()):
-                for into, value in zip(end[:3], scaled.original(*now)):
+                x, z, y = scaled.original(*now)
+                z = torch.minimum(torch.maximum(z, qp.l), qp.u)  # in spite of rounding
+                for into, value in zip(end[:3], (x, z, y)):
                     into[alive[done]] = value[done]
                 end.iter_num[alive[done]] = count
                 end.status[alive[done]] = status[done]

@@ -110,7 +110,7 @@ def equilibrate(qp: BoxQP, rounds: int = 10) -> Scaled:
         k = _factor(size).square()
         Q, c = Q * k[..., None, None], c * k[..., None]
         D, E, cost = D * d, E * e, cost * k
-        if is_readable(d) and not torch.compiler.is_compiling() and bool(_is_even(d) & _is_even(e)):
+        if is_readable(d) and bool(_is_even(d) & _is_even(e)):
             break
     return Scaled(BoxQP(Q, c, A, l * E, u * E), D, E, cost)
 

@@ -34,7 +34,7 @@ def load_optimize() -> Any:
         ImportError: If SciPy is not installed.
     """
     try:
-        import scipy.optimize
+        import scipy.optimize  # type: ignore[import-untyped,unused-ignore]
     except ImportError:
         raise ImportError('This solver needs SciPy: `pip install "torchopt[scipy]"`.') from None
     return scipy.optimize
