@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The simplex of probabilities."""
+"""The probability simplex."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ['unit_simplex']
 
 
 def unit_simplex(x: torch.Tensor) -> torch.Tensor:
-    r"""Project every vector along the last axis onto the simplex of probabilities.
+    r"""Project every vector along the last axis onto the probability simplex.
 
     Args:
         x: A floating tensor of shape ``[..., n]``.  Elements of ``-inf`` get probability 0.
@@ -18,7 +18,7 @@ def unit_simplex(x: torch.Tensor) -> torch.Tensor:
         The projections, of the same shape.
 
     Raises:
-        ValueError: If :math:`n = 0`: that simplex is empty.
+        ValueError: If :math:`n = 0`, for which the simplex is empty.
 
     Example:
         >>> import torch
@@ -29,13 +29,13 @@ def unit_simplex(x: torch.Tensor) -> torch.Tensor:
     """
     if x.shape[-1] == 0:
         raise ValueError('There is no element to project: no vector of length 0 sums to 1. Pass at least one element.')
-    # Only differences matter, and small ones next to large numbers would be lost in the sums.
+    # The result depends on differences only; without the shift, small ones would be lost in the sums.
     x = x - x.amax(-1, keepdim=True).detach()
     # The threshold of the k largest, (sum - 1) / k, is largest for the k that is the size of the support.
     top = x.detach().sort(-1, descending=True).values
     sizes = torch.arange(1, x.shape[-1] + 1, dtype=x.dtype, device=x.device)
     bound = ((top.cumsum(-1) - 1.0) / sizes).amax(-1, keepdim=True)
-    # The same threshold again, as a function of the support alone: so its derivative is right.
+    # Compute the threshold again for the fixed support, so that its derivative is correct.
     support = x.detach() > bound
     threshold = (torch.where(support, x, 0.0).sum(-1, keepdim=True) - 1.0) / support.sum(-1, keepdim=True)
     return torch.relu(x - threshold)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Projections onto sets of a fixed sum: simplices, and balls and spheres of the 1-norm."""
+"""Projections onto simplices, and onto balls and spheres of the 1-norm."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ __all__ = ['projection_l1_ball', 'projection_l1_sphere', 'projection_simplex', '
 
 
 def projection_simplex(tree: Any, scale: Any = 1) -> Any:
-    r"""Project onto the simplex :math:`p \ge 0, \sum_i p_i = s`; for :math:`s = 1`, of probabilities.
+    r"""Project onto the simplex :math:`p \ge 0, \sum_i p_i = s`; with :math:`s = 1` the probability simplex.
 
     The projection is :math:`p_i = \max(x_i - \theta, 0)` with the threshold :math:`\theta` for which it sums to
     :math:`s`.  On its support :math:`S`, :math:`\theta = (\sum_{i \in S} x_i - s) / |S|`, so that the Jacobian is
     :math:`\operatorname{diag}(1_S) - 1_S 1_S^\top / |S|`.
 
     Args:
-        tree: Tree of floating tensors; all their elements together are one vector.
+        tree: Tree of floating tensors, treated as one vector of all elements.
         scale: The sum :math:`s > 0`, a number or a 0-d tensor.
 
     Returns:
         The projection, a tree of the same structure.
 
     Raises:
-        ValueError: If ``scale`` is not positive, or there is no element to project.
+        ValueError: If ``scale`` is not positive, or the tree has no elements.
 
     Example:
         >>> import torch, torchopt
@@ -49,8 +49,8 @@ def projection_l1_sphere(tree: Any, scale: Any = 1) -> Any:
     r"""Project onto the sphere :math:`\sum_i |p_i| = s`.
 
     :math:`p = \operatorname{sign}(x) \odot P(|x|)` with the projection :math:`P` onto the simplex.  Elements that
-    are zero stay zero; where all of them are near zero, there may be nearer points, and no point of the sphere is
-    found for :math:`x = 0`.
+    are zero stay zero.  If all elements are near zero, the result may not be the nearest point; for :math:`x = 0` it
+    is not a point of the sphere.
 
     Args:
         tree: Tree of floating tensors.
@@ -60,7 +60,7 @@ def projection_l1_sphere(tree: Any, scale: Any = 1) -> Any:
         The projection, a tree of the same structure.
 
     Raises:
-        ValueError: If ``scale`` is not positive, or there is no element to project.
+        ValueError: If ``scale`` is not positive, or the tree has no elements.
 
     Example:
         >>> import torch, torchopt
@@ -82,7 +82,7 @@ def projection_l1_ball(tree: Any, scale: Any = 1) -> Any:
         The projection, a tree of the same structure.
 
     Raises:
-        ValueError: If ``scale`` is not positive, or there is no element to project.
+        ValueError: If ``scale`` is not positive, or the tree has no elements.
 
     Example:
         >>> import torch, torchopt
@@ -110,14 +110,14 @@ def projection_sparse_simplex(
     Args:
         x: A floating vector.
         max_nz: The number :math:`k` of elements that may be nonzero, from 1 to the length of ``x``.
-        use_approx_max_nz: Whether the largest elements need not be found exactly; they always are.
+        use_approx_max_nz: Ignored, for compatibility with Optax; the largest elements are always found exactly.
         value: The sum :math:`s > 0`, a number or a 0-d tensor; 1 if None.
 
     Returns:
         The projection, of the shape of ``x``.
 
     Raises:
-        ValueError: If ``x`` is no vector, ``max_nz`` is out of its range, or ``value`` is not positive.
+        ValueError: If ``x`` is not a vector, ``max_nz`` is out of its range, or ``value`` is not positive.
 
     Example:
         >>> import torch, torchopt
@@ -132,6 +132,6 @@ def projection_sparse_simplex(
         raise ValueError(f'max_nz is {max_nz}; expected a number from 1 to {len(x)}, the length of x.')
     value = 1.0 if value is None else value
     checks.positive('value', value)
-    # Of equal elements a stable sort takes the first ones.
+    # The sort is stable, so the first ones of equal elements are chosen.
     top, where = (y[:max_nz] for y in x.sort(descending=True, stable=True))
     return torch.zeros_like(x).scatter(0, where, value * unit_simplex(top / value))
