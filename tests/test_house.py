@@ -28,14 +28,14 @@ LAYERS = {
         0: 'version numerics graphs sharding',
         1: 'rules norms preconditions spelling',
         2: '_C tree',
-        3: 'autodiff checks assignment isotonic scalars quasi_newton simplex',
+        3: 'autodiff checks assignment isotonic scalars quasi_newton',
         4: 'elementwise loop',
-        5: 'base pytree second_order linear_solve linesearch prox perturbations microbatching '
+        5: 'base pytree second_order linear_solve linesearch projections prox perturbations microbatching '
         'distributed visual',
         6: 'transform schedule losses implicit_diff update typing combine clip hook linalg',
         7: 'alias contrib objective zero_order_diff',
         8: 'optim nn solver accelerated_op',
-        9: 'diff utils projections',
+        9: 'diff utils polytopes',
         10: 'interop compat _old_paths',
         11: INTERFACE,
     }.items()

@@ -9,9 +9,14 @@ import torch
 
 from torchopt import checks, tree as trees
 from torchopt.projections.leaves import check_vector, map_leaves
-from torchopt.simplex import unit_simplex
 
-__all__ = ['projection_l1_ball', 'projection_l1_sphere', 'projection_simplex', 'projection_sparse_simplex']
+__all__ = [
+    'projection_l1_ball',
+    'projection_l1_sphere',
+    'projection_simplex',
+    'projection_sparse_simplex',
+    'unit_simplex',
+]
 
 
 def projection_simplex(tree: Any, scale: Any = 1) -> Any:
@@ -135,3 +140,36 @@ def projection_sparse_simplex(
     # The sort is stable, so the first ones of equal elements are chosen.
     top, where = (y[:max_nz] for y in x.sort(descending=True, stable=True))
     return torch.zeros_like(x).scatter(0, where, value * unit_simplex(top / value))
+
+
+def unit_simplex(x: torch.Tensor) -> torch.Tensor:
+    r"""Project every vector along the last axis onto the probability simplex.
+
+    Args:
+        x: A floating tensor of shape ``[..., n]``.  Elements of ``-inf`` get probability 0.
+
+    Returns:
+        The projections, of the same shape.
+
+    Raises:
+        ValueError: If :math:`n = 0`, for which the simplex is empty.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.projections import unit_simplex
+        >>> unit_simplex(torch.tensor([[0.0, 0.5], [9.0, 1.0]]))
+        tensor([[0.2500, 0.7500],
+                [1.0000, 0.0000]])
+    """
+    if x.shape[-1] == 0:
+        raise ValueError('There is no element to project: no vector of length 0 sums to 1. Pass at least one element.')
+    # The result depends on differences only; without the shift, small ones would be lost in the sums.
+    x = x - x.amax(-1, keepdim=True).detach()
+    # The threshold of the k largest, (sum - 1) / k, is largest for the k that is the size of the support.
+    top = x.detach().sort(-1, descending=True).values
+    sizes = torch.arange(1, x.shape[-1] + 1, dtype=x.dtype, device=x.device)
+    bound = ((top.cumsum(-1) - 1.0) / sizes).amax(-1, keepdim=True)
+    # Compute the threshold again for the fixed support, so that its derivative is correct.
+    support = x.detach() > bound
+    threshold = (torch.where(support, x, 0.0).sum(-1, keepdim=True) - 1.0) / support.sum(-1, keepdim=True)
+    return torch.relu(x - threshold)

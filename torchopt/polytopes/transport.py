@@ -25,7 +25,7 @@ from torch import Tensor
 from torchopt.implicit_diff import custom_root
 from torchopt.loop import while_loop
 from torchopt.numerics import eager, is_readable
-from torchopt.simplex import unit_simplex
+from torchopt.projections import unit_simplex
 from torchopt.solver.quadratic.kkt import solve_kkt
 
 __all__ = ['kl_projection_birkhoff', 'kl_projection_transport', 'projection_birkhoff', 'projection_transport']
@@ -65,7 +65,7 @@ def projection_transport(
     Example:
         >>> import torch, torchopt
         >>> S, sums = torch.tensor([[1.0, 0.0], [0.2, 0.3]]), torch.tensor([0.5, 0.5])
-        >>> torchopt.projections.projection_transport(S, (sums, sums)).round(decimals=3)
+        >>> torchopt.polytopes.projection_transport(S, (sums, sums)).round(decimals=3)
         tensor([[0.5000, 0.0000],
                 [0.0000, 0.5000]])
 
@@ -105,7 +105,7 @@ def kl_projection_transport(
     Example:
         >>> import torch, torchopt
         >>> S, sums = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0.5, 0.5])
-        >>> torchopt.projections.kl_projection_transport(S, (sums, sums)).round(decimals=3)
+        >>> torchopt.polytopes.kl_projection_transport(S, (sums, sums)).round(decimals=3)
         tensor([[0.3660, 0.1340],
                 [0.1340, 0.3660]])
 
@@ -130,7 +130,7 @@ def projection_birkhoff(
 
     Example:
         >>> import torch, torchopt
-        >>> torchopt.projections.projection_birkhoff(torch.tensor([[1.0, 0.0], [0.2, 0.3]])).round(decimals=3)
+        >>> torchopt.polytopes.projection_birkhoff(torch.tensor([[1.0, 0.0], [0.2, 0.3]])).round(decimals=3)
         tensor([[0.7750, 0.2250],
                 [0.2250, 0.7750]])
     """
@@ -152,7 +152,7 @@ def kl_projection_birkhoff(
 
     Example:
         >>> import torch, torchopt
-        >>> torchopt.projections.kl_projection_birkhoff(torch.tensor([[1.0, 0.0], [0.0, 1.0]])).round(decimals=3)
+        >>> torchopt.polytopes.kl_projection_birkhoff(torch.tensor([[1.0, 0.0], [0.0, 1.0]])).round(decimals=3)
         tensor([[0.7310, 0.2690],
                 [0.2690, 0.7310]])
     """

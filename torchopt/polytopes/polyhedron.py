@@ -38,7 +38,7 @@ def projection_polyhedron(
         >>> import torch, torchopt
         >>> A, b = torch.tensor([[1.0, 1.0]]), torch.tensor([1.0])
         >>> G, h = torch.tensor([[1.0, 0.0]]), torch.tensor([0.25])
-        >>> torchopt.projections.projection_polyhedron(torch.tensor([1.0, 0.0]), (A, b, G, h)).round(decimals=3)
+        >>> torchopt.polytopes.projection_polyhedron(torch.tensor([1.0, 0.0]), (A, b, G, h)).round(decimals=3)
         tensor([0.2500, 0.7500])
     """
     check_vector(x)
