@@ -406,7 +406,7 @@ ALL = '\n__all__ = []\n'
         (layers, 'base.py', 'from .alias import adam', 'layer 5) imports alias (layer 7'),
         (layers, 'base.py', 'from torchopt import pytree', 'layer 5) imports pytree (layer 5'),
         (layers, 'base.py', 'if TYPE_CHECKING:\n    from torchopt import alias', 'imports alias'),
-        (layers, 'base.py', 'from torchopt import adam', 'imports __init__ (layer 10'),
+        (layers, 'base.py', 'from torchopt import adam', 'imports __init__ (layer 11'),
         (layers, 'tree/ops.py', 'from ..base import x', 'tree (layer 2) imports base'),
         (layers, 'cellar.py', '', 'cellar has no layer'),
         (edges, 'alias.py', 'import torchopt.visual', 'only the interface may import visual'),

@@ -81,7 +81,7 @@ def partition(tree: Any, predicate: Callable[[Any], bool]) -> tuple[Any, Any]:
 
     Example:
         >>> import torch, torchopt
-        >>> arguments = {'w': torch.ones(2), 'b': None, 'mode': 'mean'}
+        >>> arguments = {'b': None, 'mode': 'mean', 'w': torch.ones(2)}
         >>> tensors, rest = torchopt.tree.partition(arguments, torch.is_tensor)
         >>> tensors, rest
         ({'w': tensor([1., 1.]), 'b': None, 'mode': None}, {'w': None, 'b': None, 'mode': 'mean'})
