@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Projections that solvers find: onto polyhedra, and onto matrices whose rows and columns have given sums.
+"""Projections computed by solvers: onto polyhedra, and onto matrices with given row and column sums.
 
 Names and signatures are those of JAXopt.  All are differentiable in all arguments, to any order.
 """

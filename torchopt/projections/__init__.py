@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Euclidean projections of trees onto convex sets (and spheres): the nearest point of the set.
 
-A tree counts as one long vector.  Every projection is differentiable: where the set has an edge, the derivative
-is that of one of the sides, or between them.  Names and signatures are those of Optax; where only JAXopt has a set,
-they are JAXopt's.  Under ``torch.func.vmap`` and ``torch.compile`` no value is read.
-Polyhedra, and matrices with given sums, are in :mod:`torchopt.polytopes`.
+A tree is treated as one vector.  Every projection is differentiable; at a kink the derivative is an element of the
+generalized Jacobian.  Names and signatures are those of Optax, or of JAXopt for sets that only JAXopt has.  Under
+``torch.func.vmap`` and ``torch.compile`` no values are read.  Projections onto polyhedra and onto matrices with given
+row and column sums are in :mod:`torchopt.polytopes`.
 """
 
 from torchopt.projections.boxes import (
