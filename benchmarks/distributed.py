@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well tasks scale over processes: the MAML of glyphs on both engines, and a model of many workers.
+"""Measure how tasks scale over processes: MAML on glyphs with both engines, and a model of many workers.
 
-    python benchmarks/distributed.py            # all of it; needs an idle machine of two cores
+    python benchmarks/distributed.py            # everything; needs an idle machine with two cores
     python benchmarks/distributed.py --quick    # a trial
 
-The first part runs examples/distributed_maml.py and its sibling with one and with two single-threaded processes, in
-turns, and takes the seconds of meta-training: of the clock, and of the CPU in each process.  The second part measures
-what a step costs besides the tasks, and what each engine needs for a message of the size of the network; the model in
-docs/distributed.md is made of these numbers.
+The first part runs examples/distributed_maml.py and its counterpart for RPC with one and with two single-threaded
+processes, in turns, and measures the wall-clock time of meta-training and the CPU time of each process.  The second
+part measures the cost of a step besides the tasks, and the cost of a message of the size of the network for each
+engine; the model in docs/distributed.md uses these numbers.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ def training(engine: str, processes: int, steps: int) -> dict[str, Any]:
 
 
 def overhead(found: dict[str, float], step: float) -> dict[str, float]:
-    """CPU seconds of two workers that are not the tasks', as a share of a step of one process; free of much noise.
+    """The CPU time of two workers besides the tasks, relative to a step of one process; a measure with little noise.
 
-    In a step of two workers, each does for itself what one process does once (the step of the optimizer), and
+    In a step of two workers, each repeats the work that one process does once (the step of the optimizer), and
     communicates.
     """
     besides = found['CPU of map_tasks of nothing'] - found['CPU of one such task by hand']
@@ -85,7 +85,7 @@ def scaling(rounds: int, steps: int) -> dict[str, Any]:
             for processes, found_so_far in runs.items():
                 found_so_far.append(training(engine, processes, steps))
         speedups = [one['wall'] / two['wall'] for one, two in zip(runs[1], runs[2])]
-        # What the workers of two spend together, beyond what one process spends on all tasks.
+        # The CPU time of two workers together, relative to that of one process for all tasks.
         overheads = [sum(two['cpu']) / sum(one['cpu']) - 1 for one, two in zip(runs[1], runs[2])]
         found[engine] = {'runs': runs, 'speedup': speedups, 'overhead': overheads}
         print(
@@ -98,7 +98,7 @@ def scaling(rounds: int, steps: int) -> dict[str, Any]:
     return found
 
 
-# --- What a message costs; this part runs in two processes --------------------------------------
+# --- The cost of a message; this part runs in two processes -------------------------------------
 
 
 def network() -> nn.Module:
@@ -109,7 +109,7 @@ def network() -> nn.Module:
 
 
 def nothing(net: nn.Module, x: Tensor) -> Tensor:
-    """A task that takes no time, but gives a gradient of the size of the network."""
+    """A task that takes almost no time, with a gradient of the size of the network."""
     return sum(p.sum() for p in net.parameters()) * x.sum()
 
 
@@ -130,7 +130,7 @@ def lap(call: Any, repeats: int) -> float:
 
 
 def cpu_of_all(call: Any, repeats: int) -> float:
-    """The same of all processes together."""
+    """The CPU time of a call in all processes together."""
 
     def used() -> float:
         return sum(todist.remote_sync_call(time.process_time, partitioner=i)[0] for i in range(2))
@@ -142,7 +142,7 @@ def cpu_of_all(call: Any, repeats: int) -> float:
 
 
 def cpu_of(call: Any, repeats: int) -> float:
-    """Seconds of CPU, of all threads of this process, that a call takes here."""
+    """The CPU time of a call in all threads of this process, in seconds."""
     start = time.process_time()
     for _ in range(repeats):
         call()
@@ -173,7 +173,7 @@ def latency_of_rpc(repeats: int) -> dict[str, float]:
         'a call': lap(lambda: todist.remote_sync_call(max, args=(1, 2), partitioner=1), repeats),
         'parallelize nothing': lap(lambda: parallel_nothing(net, x).backward(), repeats),
         'parallelize nothing, by one worker': lap(lambda: on_worker_1(net, x).backward(), repeats),
-        # What several workers get is packed only once.
+        # Arguments for several workers are packed only once.
         'CPU of rank 0 for each worker': cpu_of(lambda: on_worker_1(net, x, 2).backward(), repeats)
         - cpu_of(lambda: on_worker_1(net, x).backward(), repeats),
         'CPU of all for two workers': cpu_of_all(lambda: parallel_nothing(net, x).backward(), repeats)
@@ -182,7 +182,7 @@ def latency_of_rpc(repeats: int) -> dict[str, float]:
 
 
 def step_of_optimizer(repeats: int) -> float:
-    """What every process does besides its tasks: a step of the outer optimizer."""
+    """Time a step of the outer optimizer, which every process takes besides its tasks."""
     torch.set_num_threads(1)
     net = network()
     F.cross_entropy(net(torch.randn(2, 1, 20, 20)), torch.zeros(2, dtype=torch.long)).backward()
@@ -202,15 +202,15 @@ def latencies(repeats: int) -> dict[str, float]:
     return found
 
 
-# --- What the numbers say of many workers -------------------------------------------------------
+# --- A model of many workers --------------------------------------------------------------------
 
 
 def predict(workers: int, tasks: int, task: float, cost: dict[str, float]) -> dict[str, float]:
-    """Seconds of a step of so many tasks, by either engine.
+    """Predict the seconds of a step for each engine.
 
-    Collectives: a tree of messages, one level for two workers, and the bytes of the gradient, of which every worker
-    sends and receives about two lots however many they are.  Remote calls: rank 0 packs once, sends and reads
-    for one worker after the other, and then waits for the last.
+    Collectives: a tree of messages, with one level for two workers, and the bytes of the gradient, which every worker
+    sends and receives about twice, for any number of workers.  Remote calls: rank 0 packs once, sends to and reads
+    from one worker after another, and then waits for the last.
     """
     work = math.ceil(tasks / workers) * task + cost['outer step']
     hops = math.ceil(math.log2(workers)) if workers > 1 else 0
@@ -224,7 +224,7 @@ def predict(workers: int, tasks: int, task: float, cost: dict[str, float]) -> di
 
 
 def model(found: dict[str, Any], steps: int, tasks: int = 512) -> list[dict[str, float]]:
-    """A step of so many tasks like those of the example, on more and more workers."""
+    """Predict a step with tasks like those of the example, for an increasing number of workers."""
     cost = found['latencies']
     wall = statistics.median(run['wall'] for run in found['scaling']['collectives']['runs'][1])
     task = (wall / steps - cost['outer step']) / 4
@@ -240,7 +240,7 @@ def model(found: dict[str, Any], steps: int, tasks: int = 512) -> list[dict[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--quick', action='store_true', help='few short runs, no figures to rely on')
+    parser.add_argument('--quick', action='store_true', help='few short runs: a trial, not reliable')
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--steps', type=int, default=150)
     parser.add_argument('--repeats', type=int, default=200)

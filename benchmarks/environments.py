@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Python that each peer runs in: the running one, or an environment made for it under ``benchmarks/.envs``.
+"""The Python environment of each peer: the running one, or one that is created under ``benchmarks/.envs``.
 
-An environment made here borrows what it lacks, torch above all, from the running one: all peers run on one and the same
-torch, and nothing big is fetched.
+A created environment imports missing packages, such as torch, from the running one.  So all peers use the same torch,
+and no large package is downloaded.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ MODULES = {
     'torchopt_073': 'torchopt_api',
 }
 
-# TorchOpt's sources predate what they are compiled against here: torch for Linux now has the new C++ ABI only, and its
-# headers no longer suit an old CUDA build script, so it is built for the CPU alone. Without CIBUILDWHEEL a failed
-# compilation would go unnoticed, and pure Python take the place of its native op.
+# The sources of TorchOpt 0.7.3 are older than the torch that they are compiled against: torch for Linux has only the
+# new C++ ABI, and its headers do not work with an old CUDA build script, so it is built for the CPU only. CIBUILDWHEEL
+# makes a failed compilation an error; otherwise pure Python would silently replace its native op.
 TOOLCHAIN = 'set(CMAKE_DISABLE_FIND_PACKAGE_CUDA TRUE)\n'
 BUILD_073 = {
     'CXXFLAGS': '-U_GLIBCXX_USE_CXX11_ABI -D_GLIBCXX_USE_CXX11_ABI=1',
@@ -42,18 +42,18 @@ BUILD_073 = {
 
 
 class NotToBeHad(Exception):
-    """A peer cannot run here; the message says why."""
+    """A peer cannot run here; the message contains the reason."""
 
 
 def python_for(peer: str) -> tuple[Path, dict[str, str]]:
-    """The interpreter of a peer and its environment variables, made on demand.
+    """The interpreter of a peer and its environment variables; the environment is created on demand.
 
     Raises:
-        NotToBeHad: If that cannot be done here.
+        NotToBeHad: If the environment cannot be created here.
     """
     variables = dict(os.environ)
     if peer != 'torchopt':
-        variables.pop('PYTHONPATH', None)  # it may lead to this checkout
+        variables.pop('PYTHONPATH', None)  # it may point to this checkout
     if peer == 'torchopt_073':
         return _environment(peer, _install_073), variables
     if peer in ('optax', 'jaxopt', 'higher') and importlib.util.find_spec(peer) is None:

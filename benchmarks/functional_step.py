@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cost of a functional Adam step in plain torch, against the same equations written by hand.
+"""Compare a functional Adam step in plain torch with a hand-written one.
 
-The peer is what a user would write: one list comprehension over the leaves for each line of the paper.  Both run in
-one process, interleaved, on one thread; the figures are medians and minima over the repeats, and the ratio is the
-median of the ratios of neighbouring runs.
+The hand-written step has one list comprehension over the leaves for each equation of the paper.  Both run in one
+process, interleaved, on one thread; the figures are medians and minima over the repeats, and the ratio is the median
+of the ratios of consecutive runs.
 
     python benchmarks/functional_step.py
 """
@@ -30,7 +30,7 @@ LR, B1, B2, EPS = 1e-3, 0.9, 0.999, 1e-8
 
 
 def by_hand(grads: list[Any], mu: list[Any], nu: list[Any], t: int) -> tuple[list[Any], ...]:
-    """The paper's equations."""
+    """Adam, one equation of the paper per line."""
     mu = [B1 * m + (1 - B1) * g for m, g in zip(mu, grads)]
     nu = [B2 * v + (1 - B2) * g**2 for v, g in zip(nu, grads)]
     mu_hat = [m / (1 - B1**t) for m in mu]
@@ -39,7 +39,7 @@ def by_hand(grads: list[Any], mu: list[Any], nu: list[Any], t: int) -> tuple[lis
 
 
 def tuned_by_hand(grads: list[Any], mu: list[Any], nu: list[Any], t: int) -> tuple[list[Any], ...]:
-    """The same with as few operations as out-of-place torch allows."""
+    """Adam with the fewest out-of-place torch operations."""
     c1, c2 = 1 - B1**t, 1 - B2**t
     mu = [torch.add(m * B1, g, alpha=1 - B1) for m, g in zip(mu, grads)]
     nu = [torch.add(v * B2, g * g, alpha=1 - B2) for v, g in zip(nu, grads)]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Peak memory of a meta-gradient over the number of inner steps: iMAML beside MAML, in fresh processes.
+"""Peak memory of a meta-gradient as a function of the number of inner steps, for iMAML and MAML, in new processes.
 
     python benchmarks/implicit_memory.py --output implicit_memory.png
 
-The inner problem is that of examples/imaml.py, on a network with wider layers, so that what an inner loop remembers
-stands out.  The peak is the largest resident set of the process during the meta-gradient, less the one before it.
+The inner problem is that of examples/imaml.py, with wider layers, so that the memory of the inner loop dominates.  The
+peak is the largest resident set size of the process during the meta-gradient, minus the size before it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ STEPS = (1, 2, 4, 8, 16, 32, 64)
 
 
 def measure(method: str, steps: int) -> dict[str, float]:
-    """One meta-gradient in this process: MiB that it adds to the peak, and seconds."""
+    """One meta-gradient in this process: the MiB that it adds to the peak, and its time in seconds."""
     sys.path[:0] = [str(ROOT), str(ROOT / 'examples')]
     import imaml
     import maml
@@ -56,7 +56,7 @@ def measure(method: str, steps: int) -> dict[str, float]:
         torch.autograd.grad(F.cross_entropy(net(task.query), task.query_labels), first)
         torchopt.recover_state_dict(net, start)
 
-    meta_gradient(1)  # what comes once: kernels, threads, caches
+    meta_gradient(1)  # warm-up: kernels, threads, caches
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     begin = time.perf_counter()
     meta_gradient(steps)
@@ -68,8 +68,8 @@ def main() -> None:
     """Measure, print a table, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--one', nargs=2, metavar=('METHOD', 'STEPS'), help='measure in this process, for internal use')
-    parser.add_argument('--repeat', type=int, default=3, help='processes for each point, of which the median counts')
-    parser.add_argument('--output', type=Path, default=Path('implicit_memory.png'), help='where the picture goes')
+    parser.add_argument('--repeat', type=int, default=3, help='processes for each point; the median is reported')
+    parser.add_argument('--output', type=Path, default=Path('implicit_memory.png'), help='the file of the figure')
     args = parser.parse_args()
     if args.one:
         print(json.dumps(measure(args.one[0], int(args.one[1]))))
@@ -84,7 +84,7 @@ def main() -> None:
     found: dict[tuple[str, int], dict[str, float]] = {}
     for method, steps in tqdm(points):
         command = [sys.executable, __file__, '--one', method, str(steps)]
-        # No arenas and no caching of freed memory: what is freed goes back to the system.
+        # Without arenas and caching, freed memory is returned to the system.
         variables = {**os.environ, 'MALLOC_MMAP_THRESHOLD_': '65536', 'MALLOC_TRIM_THRESHOLD_': '65536'}
         runs = [json.loads(subprocess.check_output(command, env=variables)) for _ in range(args.repeat)]
         found[method, steps] = {key: sorted(run[key] for run in runs)[len(runs) // 2] for key in runs[0]}

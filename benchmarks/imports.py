@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `import torchopt` costs beyond `import torch`, in fresh processes."""
+"""The time of `import torchopt` beyond that of `import torch`, in new processes."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the figures were obtained on."""
+"""A description of the machine and of the package versions."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A peer's process as the suite sees it."""
+"""The interface of the suite to the process of a peer."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 from environments import HERE, MODULES, NotToBeHad, python_for
 
-# glibc: never give memory back to the system, so that fresh pages cost nothing after the first run.
+# glibc: never return memory to the system, so that only the first run pays for new pages.
 KEEP_MEMORY = {'MALLOC_MMAP_MAX_': '0', 'MALLOC_TRIM_THRESHOLD_': str(2**62)}
-PATIENCE = 300.0  # seconds that one answer may take; the first includes a compilation by XLA
+PATIENCE = 300.0  # the timeout of an answer in seconds; the first answer includes a compilation by XLA
 
 
 class Peer:

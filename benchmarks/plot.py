@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One picture of all targets: bars for torchopt, dots for its peers, a mark where each target lies."""
+"""A figure of all targets: bars for torchopt, dots for its peers, a mark for each target."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MARKERS = 'osD^vP'
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """Draw ratios to the target's peer, a panel for each number of threads."""
+    """Draw the times relative to the target's peer, with a panel for each number of threads."""
     works = [w for w in results['workloads'] if any(not t['missing'] for t in w['targets'])]
     if not works:
         return
@@ -71,7 +71,7 @@ def _panel(axis: Any, works: list[dict[str, Any]], styles: dict[str, dict[str, A
 
 
 def _dots(axis: Any, y: int, contestants: dict[str, Any], reference: str, styles: dict[str, dict[str, Any]]) -> None:
-    """The other peers in the same unit."""
+    """Draw the other peers in the same unit."""
     for name, stats in contestants.items():
         peer = name.split('/')[0]
         if peer in COLOURS and name != reference:

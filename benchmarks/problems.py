@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The numbers that every peer starts from, as NumPy arrays: the same in every process and framework."""
+"""The inputs of all peers as NumPy arrays, equal in every process and framework."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from workloads import BATCH, LAYERS, RIDGE, SHARE_LEAVES, SHARE_SHAPE, TREES, ZE
 
 @dataclass(kw_only=True)
 class Case:
-    """One contestant, ready to run.
+    """The functions of one contestant.
 
-    ``run`` is what is timed, None for an oracle that the others are only compared with; ``before`` comes before each
-    run, off the clock.  ``check``, called once and first, returns arrays that must agree between the contestants of a
-    workload; it is None where there is nothing to compare.  ``memory`` counts bytes.
+    ``run`` is timed; it is None for an oracle, which only provides reference results.  ``before`` is called before each
+    run and is not timed.  ``check`` is called once, before all others, and returns arrays that must agree between the
+    contestants of a workload; it is None if there is nothing to compare.  ``memory`` counts bytes.
     """
 
     run: Callable[[], Any] | None
@@ -47,7 +47,7 @@ def mlp_weights() -> list[np.ndarray]:
 
 
 def batches() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """What the inner and the outer loss are computed on: inputs and classes."""
+    """The batches of the inner and of the outer loss, each with inputs and classes."""
     rng = np.random.default_rng(2)
 
     def batch() -> tuple[np.ndarray, np.ndarray]:
@@ -57,14 +57,14 @@ def batches() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarr
 
 
 def directions() -> list[np.ndarray]:
-    """The same for everybody, to compare zero-order gradients; what is timed draws its own."""
+    """Fixed directions, to compare zero-order gradients; timed runs draw their own directions."""
     rng = np.random.default_rng(4)
     return [rng.standard_normal((ZERO_SAMPLES, *w.shape), dtype=np.float32) for w in mlp_weights()]
 
 
 @functools.lru_cache(maxsize=1)
 def ridge(size: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Inputs and targets to fit, and a quarter as many to validate."""
+    """Inputs and targets for training, and a quarter of this number for validation."""
     rng = np.random.default_rng(5)
     n, d = RIDGE[size]
     truth = rng.standard_normal(d, dtype=np.float32) / np.float32(d**0.5)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From results to results.json, results.md and results.png."""
+"""Write results.json, results.md and results.png."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Results = dict[str, Any]
 
 
 def write(results: Results, folder: Path) -> str:
-    """Write all three; return the text of the table."""
+    """Write the three files, and return the text of the table."""
     text = '\n'.join(sections(results))
     (folder / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
     (folder / 'results.md').write_text(text)
@@ -50,7 +50,7 @@ def _header(results: Results) -> Iterable[str]:
     for name, versions in results['peers'].items():
         yield f'- `{name}`: ' + ', '.join(f'{package} {version}' for package, version in versions.items())
     for name, why in results['absent'].items():
-        yield f'- `{name}` could not be had: {why}'
+        yield f'- `{name}` could not run: {why}'
     yield ''
 
 
@@ -72,7 +72,7 @@ def _targets(works: list[Results]) -> Iterable[str]:
                 saved = f'{work["name"]}: saved, in leaf sets per step'
                 rows.append([saved, work['threads'], name, '', f'{sets:.2f}', '', _limit(SAVED_LIMIT), met])
     if rows:
-        yield '## Targets\n\nThe ratio is the median over the rounds; beside it that of the minima.\n'
+        yield '## Targets\n\nThe ratio is the median over the rounds; next to it is the ratio of the minima.\n'
         yield from _table(
             ['workload', 'threads', 'contestant', 'in units of', 'ratio', 'at minima', 'target', 'met'], rows
         )
@@ -97,7 +97,7 @@ def _times(works: list[Results]) -> Iterable[str]:
         for name, why in work['failed'].items():
             yield f'- {work["name"]}: `{name}` is left out: {why}'
         for name, far in work['differs'].items():
-            yield f'- † {work["name"]}: what `{name}` computes is off by {far:.2g}, relatively.'
+            yield f'- † {work["name"]}: the relative error of `{name}` is {far:.2g}.'
     yield ''
 
 
@@ -108,14 +108,14 @@ def _memory(works: list[Results]) -> Iterable[str]:
         for name, memory in work['memory'].items()
     ]
     if rows:
-        yield f'## {KINDS["memory"]}\n\nMiB in one run, beyond what was there before: at most at a time, in all, and'
+        yield f'## {KINDS["memory"]}\n\nMiB allocated in one run: peak, total, and'
         yield 'saved for backward by the optimizer alone.\n'
         yield from _table(['workload', 'contestant', 'peak', 'allocated', 'saved'], rows)
 
 
 def _imports(imports: Results) -> Iterable[str]:
     if imports:
-        yield f'## {KINDS["import"]}\n\nMilliseconds, fresh processes; what is below is torch (for Optax: jax).\n'
+        yield f'## {KINDS["import"]}\n\nMilliseconds in new processes, beyond the import of torch (for Optax: jax).\n'
         keys = ('below', 'whole', 'added', 'added, minima')
         yield from _table(['peer', *keys], [[peer, *(_ms(t[key]) for key in keys)] for peer, t in imports.items()])
 

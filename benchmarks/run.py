@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure torchopt beside its peers: the one command of the benchmark suite.
+"""Measure torchopt and its peers: the command of the benchmark suite.
 
     python benchmarks/run.py
     python benchmarks/run.py --quick --only step,meta
 
-Every peer has a process of its own. They take turns, one short measurement each, in an order drawn anew for every
-round, so that whatever drifts on the machine hits all of them alike.
+Every peer has its own process. In each round, every peer takes one short measurement, in a random order, so that drifts
+of the machine affect all peers equally.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tqdm import tqdm
 from verdicts import TOLERANCE, distance, judge, summary
 from workloads import CUDA_PEERS, KINDS, PEERS, WORKLOADS, Workload
 
-# What the results of the others must agree with, where it is there.
+# The reference results, in order of preference, with which the others must agree.
 ORACLES = ('torch_optim/plain', 'torch_optim/oracle', 'by_hand/Adam', 'by_hand/CG', 'torchopt/update, plain torch')
 
 
@@ -50,7 +50,7 @@ def main() -> None:
                     progress.set_description(f'{threads} threads, {work.name}')
                     results['workloads'].append(measure(work, threads, peers, args))
                     progress.update()
-            report.write(results, args.out)  # so that an interrupted run leaves what it has
+            report.write(results, args.out)  # in every round, so that an interrupted run has results
     if 'import' in args.only and args.device == 'cpu':
         results['import'] = imports.measure(args.peers, args.rounds, results['absent'])
     print(report.write(results, args.out))
@@ -63,14 +63,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument('--peers', default=','.join(PEERS), help='out of %(default)s')
     parser.add_argument('--threads', default='1,all', help='thread counts to measure with (default: %(default)s)')
     parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'], help='cuda: torchopt and torch.optim only')
-    parser.add_argument('--keep-memory', action='store_true', help='let no peer return memory to the system (glibc)')
-    parser.add_argument('--quick', action='store_true', help='few short rounds: a trial, no figures')
+    parser.add_argument('--keep-memory', action='store_true', help='never return memory to the system (glibc)')
+    parser.add_argument('--quick', action='store_true', help='few short rounds: a trial, not reliable')
     parser.add_argument('--out', type=Path, default=HERE / 'out', help='folder for the results (default: %(default)s)')
     args = parser.parse_args()
     args.only, args.peers = args.only.split(','), args.peers.split(',')
     for name, known in [*((kind, KINDS) for kind in args.only), *((peer, PEERS) for peer in args.peers)]:
         if name not in known:
-            parser.error(f'{name!r} is none of {", ".join(known)}')
+            parser.error(f'{name!r} is unknown; expected one of {", ".join(known)}')
     if args.device == 'cuda':
         args.peers = [peer for peer in args.peers if peer in CUDA_PEERS]
     args.threads = sorted({cores if count == 'all' else int(count) for count in args.threads.split(',')})
@@ -151,7 +151,7 @@ def measure(work: Workload, threads: int, peers: list[Peer], args: argparse.Name
 
 
 def disagreeing(fingerprints: dict[str, list[float] | None]) -> dict[str, float]:
-    """By how much results differ, relatively, where that is more than rounding."""
+    """The relative errors of the results that differ from the reference by more than rounding."""
     known = {name: marks for name, marks in fingerprints.items() if marks is not None}
     oracle = next((name for name in (*ORACLES, *known) if name in known), None)
     distances = {name: distance(marks, known[oracle]) for name, marks in known.items()}

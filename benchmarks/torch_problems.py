@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The problems in torch: what the peers that use torch share, so that they differ in the optimizer only."""
+"""The problems in torch, shared by all peers that use torch, so that they differ only in the optimizer."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def parameters(tree: str) -> list[Tensor]:
 
 
 def two_steps(step: Callable[[], Sequence[Tensor]], work: Workload) -> list[Tensor]:
-    """What two steps, with different gradients, add to the parameters; ``step`` returns the new ones."""
+    """The change of the parameters in two steps with different gradients; ``step`` returns the new parameters."""
     params, grads = shared_tree(work.tree)
     step()
     torch._foreach_mul_(grads, SECOND)
@@ -47,7 +47,7 @@ def two_steps(step: Callable[[], Sequence[Tensor]], work: Workload) -> list[Tens
 
 
 class MLP(nn.Module):
-    """The network of the meta-gradient; its parameters are named p0, p1, ... so that they make a list."""
+    """The network of the meta-gradient; its parameters are named p0, p1, ... in the order of a list."""
 
     def __init__(self, weights: Sequence[Any]) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ def mlp(params: Sequence[Tensor], x: Tensor) -> Tensor:
 
 
 class Leaves(nn.Module):
-    """Many parameters with the cheapest loss whose gradient depends on them: what is left is the optimizer."""
+    """Many parameters with a cheap loss whose gradient depends on them, so that the optimizer dominates the time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,6 +86,6 @@ def sum_of_squares(params: Sequence[Tensor]) -> Tensor:
 
 
 def meta_losses() -> tuple[Callable[[Callable[[Tensor], Tensor]], Tensor], ...]:
-    """The inner and the outer loss, functions of what maps inputs to scores."""
+    """The inner and the outer loss, as functions of a model that maps inputs to scores."""
     data = [tensors(batch) for batch in problems.batches()]
     return tuple(lambda net, x=x, y=y: F.cross_entropy(net(x), y) for x, y in data)

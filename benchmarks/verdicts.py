@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the times of single runs to medians, ratios and verdicts."""
+"""Compute medians, ratios and verdicts from the times of single runs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 from workloads import Workload
 
-TOLERANCE = 1e-3  # of float32 results that took different roads
+TOLERANCE = 1e-3  # for float32 results of different algorithms
 
 
 def distance(a: list[float], b: list[float]) -> float:
-    """How far a result is from the one it should be, relatively, in the Euclidean norm."""
+    """The relative error of a result in the Euclidean norm."""
     return math.dist(a, b) / max(math.hypot(*b), 1e-30) if len(a) == len(b) else math.inf
 
 
@@ -31,9 +31,9 @@ def summary(rounds: list[list[float]]) -> dict[str, Any]:
 
 
 def judge(work: Workload, stats: dict[str, dict[str, Any]], wrong: dict[str, float]) -> list[dict[str, Any]]:
-    """The ratios that have a target, each the median over the rounds of the ratio within a round.
+    """The ratios that have a target, each as the median over the rounds of the ratio within a round.
 
-    What is wrong meets no target, and is no measure for others.
+    A wrong result misses its target, and is not used as a reference.
     """
     target = work.target
     if target is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One peer in a process of its own: requests come as JSON, a line each, and are answered likewise.
+"""The process of one peer: it reads requests and writes answers, each a line of JSON.
 
 python benchmarks/worker.py PEER MODULE THREADS DEVICE
 """
@@ -19,12 +19,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-WARM_UP = 0.005  # seconds: threads of the peer that ran before must have gone to sleep
+WARM_UP = 0.005  # seconds, in which the threads of the previous peer go to sleep
 
 
 class Worker:
     def __init__(self, module: str, threads: int, device: str) -> None:
-        # XLA sizes its thread pool by the cores that the process may use; torch is told below.
+        # XLA chooses the size of its thread pool by the cores that the process may use; for torch it is set below.
         if hasattr(os, 'sched_setaffinity') and device == 'cpu':
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
         self.synchronize: Callable[[], Any] = lambda: None
@@ -48,7 +48,7 @@ class Worker:
         return found
 
     def prepare(self, workload: str) -> dict[str, Any]:
-        """Build all contestants of a workload; answer with fingerprints of their results."""
+        """Build all contestants of a workload, and return fingerprints of their results."""
         from workloads import WORKLOADS
 
         self.cases.clear()
@@ -65,7 +65,7 @@ class Worker:
         return {'fingerprints': found, 'contestants': list(self.cases), 'failed': failed}
 
     def measure(self, variant: str, seconds: float) -> list[float]:
-        """Run for about so long, after a short warm-up; the seconds of every single run."""
+        """Run for about this time after a short warm-up, and return the seconds of every run."""
         case = self.cases[variant]
         before = case.before or (lambda: None)
         gc.collect()
@@ -95,7 +95,7 @@ class Worker:
 
 
 def fingerprint(arrays: list[Any]) -> list[float]:
-    """For each array its root mean square and eight of its elements: enough to tell a wrong result."""
+    """The root mean square and eight elements of each array, which suffice to detect a wrong result."""
     import numpy as np
 
     marks: list[float] = []
@@ -109,7 +109,7 @@ def fingerprint(arrays: list[Any]) -> list[float]:
 
 
 def main() -> None:
-    # What libraries print must not get between the answers.
+    # Output of libraries must not mix with the answers.
     answers = os.fdopen(os.dup(1), 'w', buffering=1)
     os.dup2(2, 1)
     _, peer, module, threads, device = sys.argv

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is measured, and what is to be reached: names and numbers only, for every process to agree upon."""
+"""The workloads and targets: only names and numbers, which all processes share."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ ALIASES = {
     'yogi': {},
 }
 
-# Results are compared after two steps, the second with so many times the gradient of the first: a power of two, so that
-# it can be undone exactly, and small, so that Lion's two steps, which are signs, do not cancel.
+# Results are compared after two steps. The second gradient is the first times this factor: a power of two, so that the
+# scaling is exact, and small, so that the two steps of Lion, which are signs, do not cancel.
 SECOND = -1 / 16
 
 LR, BETAS, EPS, MOMENTUM, WEIGHT_DECAY = 1e-3, (0.9, 0.999), 1e-8, 0.9, 1e-2
@@ -38,29 +38,29 @@ TREES = {
     '8 of 2048x2048': [(2048, 2048)] * 8,
 }
 
-# The meta-gradient's problem. A larger epsilon than Adam's default costs the same and keeps the derivative of
+# The problem of the meta-gradient. An epsilon larger than Adam's default has the same cost and keeps the derivative of
 # g / (|g| + epsilon) well-conditioned, so that the peers' results can be compared in float32.
 LAYERS, BATCH = (64, 64, 64, 64, 10), 32
 META_LR, META_EPS = 1e-2, 1e-4
 
-# The zero-order gradient of the same network's loss, from so many samples.
+# The number of samples and the scale of the zero-order gradient of the same loss.
 ZERO_SAMPLES, ZERO_SIGMA = 100, 0.1
 
 # Ridge regression, (n, d): the derivative of a validation loss with respect to the logarithm of the penalty. Every
-# solve is so many iterations of conjugate gradients from zero, without a tolerance, so that all do the same work.
+# solve takes the same number of iterations of conjugate gradients from zero, without a tolerance.
 RIDGE = {'ridge, d=200, n=1000': (1000, 200), 'ridge, d=2000, n=10000': (10000, 2000)}
 RIDGE_PENALTY, CG_ITERATIONS = 0.1, 15
 
 SHARE_LEAVES, SHARE_SHAPE, SHARE_STEPS = 200, (64, 64), 5
 OP_SIZE = 10_000_000
-# Tensors of OP_SIZE that a pass reads and writes. Forward: g, mu, nu; u, mu', nu'. Backward: the same three and three
-# cotangents; three gradients.
+# The number of tensors of OP_SIZE that a pass reads and writes. Forward: g, mu, nu; u, mu', nu'. Backward: the same
+# three and three cotangents; three gradients.
 OP_TRAFFIC = {'forward': 6, 'backward': 9}
 
 
 @dataclass(frozen=True)
 class Target:
-    """``ours`` may take ``limit`` times what ``reference`` takes, after the time of ``base`` is taken off both."""
+    """``ours`` may take ``limit`` times the time of ``reference``, after that of ``base`` is subtracted from both."""
 
     ours: tuple[str, ...]
     reference: str
@@ -70,7 +70,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Workload:
-    """Something that several peers do.  A contestant is ``peer/variant``; each peer knows the variants it has."""
+    """A computation of several peers.  A contestant is ``peer/variant``; each peer has its own variants."""
 
     kind: str
     title: str

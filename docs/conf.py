@@ -56,7 +56,7 @@ myst_enable_extensions = ['amsmath', 'colon_fence', 'deflist', 'dollarmath']
 myst_heading_anchors = 3
 nb_execution_mode = 'force'
 nb_execution_raise_on_error = True
-nb_execution_timeout = 120
+nb_execution_timeout = 300
 # Cells run in a process of their own, which has to find the torchopt that is being documented, wherever it lies.
 _FOUND_IN = str(Path(torchopt.__file__).resolve().parents[1])
 os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, (_FOUND_IN, os.environ.get('PYTHONPATH'))))

@@ -95,9 +95,10 @@ def plot(results: dict[str, tuple[Tensor, Tensor]], path: Path) -> None:
             left.plot(players[:, player].mean(1), style, color=color, label=label)
     for value, label in ((-1.0, 'both cooperate'), (-2.0, 'both defect')):
         left.axhline(value, color='black', lw=0.6)
-        left.text(1, value + 0.02, label, fontsize=8)
+        left.text(len(results['naive'][1]), value + 0.02, label, fontsize=8, ha='right')
     left.set(xlabel='step', ylabel='mean reward per round', title='Returns')
-    left.legend(fontsize=8)
+    left.set_ylim(-2.1, -0.9)
+    left.legend(fontsize=8, loc='center right')
     policies = results['LOLA'][0].flatten(0, 1)
     right.boxplot(policies.T.tolist(), tick_labels=STATES)
     right.set(ylabel='probability of cooperation', title='Learned by LOLA, after (mine, theirs)', ylim=(-0.05, 1.05))

@@ -132,7 +132,7 @@ def plot(scores: dict[str, tuple[Tensor, Tensor]], curve: list[float], table: Te
         middle.bar(places, [v.mean().item() for v in values], 0.38, yerr=errors, capsize=3, color=color, label=label)
     middle.set_xticks(range(len(scores)), list(scores))
     middle.set(ylabel='reward', title='New goals')
-    middle.legend(loc='lower right')
+    middle.legend(loc='lower left')
     arrows = (table.softmax(-1)[:, :, None] * MOVES).sum(1).view(SIZE, SIZE, 2)
     x, y = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing='ij')
     right.quiver(x, y, arrows[..., 0], arrows[..., 1], pivot='mid')

@@ -14,7 +14,7 @@ import torchopt
 
 
 class Case(NamedTuple):
-    """One optimizer with one set of options, and the same thing elsewhere; the rate is called ``lr`` everywhere."""
+    """One optimizer with one set of options, and its counterparts elsewhere; the learning rate is always ``lr``."""
 
     alias: str
     options: dict[str, Any]
@@ -37,7 +37,7 @@ FALLING = torchopt.schedule.polynomial_schedule(0.05, 0.01, 2.0, 40, 3)
 
 
 def optax_falling(count):
-    """The same in Optax, which would compute in float32 from its int32 count."""
+    """The schedule in Optax, converted to double precision, since Optax computes in float32 from its int32 count."""
     return optax.polynomial_schedule(0.05, 0.01, 2.0, 40, 3)(count.astype(float))
 
 
@@ -184,7 +184,7 @@ CASES = [
     ),
 ]
 
-# What runs in plain torch, engine or not.
+# Optimizers that always run in plain torch.
 WITHOUT_KERNEL = [
     Case(
         'adabelief',
@@ -193,7 +193,7 @@ WITHOUT_KERNEL = [
     ),
 ]
 
-# Those of torch's optimizers that can ascend.
+# Optimizers of torch with the option `maximize`.
 MAXIMIZING = {
     'sgd': torch.optim.SGD,
     'adam': torch.optim.Adam,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kinds of modules and optimizers, and what the tests of their states ask of tensors."""
+"""Modules and optimizers, and helpers for the tests of their states."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torchopt.utils import ModuleState
 
 
 class Tied(nn.Module):
-    """One weight and one buffer in two places each."""
+    """A weight and a buffer, each under two names."""
 
     def __init__(self):
         super().__init__()
@@ -29,7 +29,7 @@ class Tied(nn.Module):
 
 
 class Collections(nn.Module):
-    """Parameters in a list and a dict, and a reserved place."""
+    """Parameters in a list and a dict, and a parameter that is None."""
 
     def __init__(self):
         super().__init__()
@@ -41,7 +41,7 @@ class Collections(nn.Module):
 
 
 class Borrower(torchopt.nn.MetaGradientModule):
-    """An inner module on a borrowed backbone; it keeps a tensor that is no member, too."""
+    """An inner module on a borrowed backbone, which also has a tensor that is not registered."""
 
     def __init__(self, backbone, penalty):
         super().__init__()
@@ -84,7 +84,7 @@ each_by = pytest.mark.parametrize('by', BY)
 
 
 def slots(module: nn.Module) -> list[torch.Tensor]:
-    """The tensors of a module, one for every place, tied ones repeated."""
+    """The tensors of a module, one for every name, so tied ones are repeated."""
     return [
         tensor
         for part in module.modules()
@@ -100,7 +100,7 @@ def live_parameters(module: nn.Module) -> list[torch.Tensor]:
 
 
 def pattern(tensors) -> list[int]:
-    """Which of the tensors are the same object: equal patterns mean equal ties."""
+    """The index of the first tensor that is the same object, for each tensor; it describes the ties."""
     first: dict[int, int] = {}
     return [first.setdefault(id(tensor), i) for i, tensor in enumerate(tensors)]
 
@@ -137,7 +137,7 @@ def check_replica(by: str, original: torch.Tensor, replica: torch.Tensor) -> Non
 
 
 def take_a_step(module: nn.Module) -> None:
-    """Replace all trained parameters as a meta-optimizer does, ties kept, and touch the buffers."""
+    """Replace all trained parameters as a meta-optimizer does, with the same ties, and change the buffers."""
     new: dict[torch.Tensor, torch.Tensor] = {}
     for part in module.modules():
         for name, param in part._parameters.items():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parity: run the same optimization here, in torch.optim, in Optax, and by the papers' equations."""
+"""Parity: run the same optimization here, in torch.optim, in Optax, and by the equations of the papers."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ jax.config.update('jax_enable_x64', True)
 
 
 def noise(params: Any, step: int) -> Any:
-    """A fixed disturbance of the gradients at each step, the same for every library."""
+    """A fixed perturbation of the gradients at each step, equal for all libraries."""
     rng = np.random.default_rng(step)
     return tree.map(lambda p: rng.standard_normal(tuple(p.shape)), params)
 
 
 def gradient(p: Any, disturbance: Any) -> Any:
-    """Gradient of a bowl around 1, disturbed; plain arithmetic, so that it serves tensors and arrays."""
+    """The perturbed gradient of a function with its minimum at 1, in plain arithmetic for tensors and arrays."""
     return 0.5 * (p - 1.0) + disturbance
 
 
 def run_torchopt(tx: Any, params: Any, steps: int, *, inplace: bool = False) -> tuple[Any, Any]:
-    """Parameters and state after some steps of the functional face."""
+    """Parameters and state after some steps of the functional API."""
     state = tx.init(params)
     for step in range(steps):
         disturbance = tree.map(lambda p, n: torch.as_tensor(n).to(p.dtype), params, noise(params, step))
@@ -95,7 +95,7 @@ def assert_trees_close(actual: Any, expected: Any, tolerance: float) -> None:
 
 
 def assert_close_by_dtype(actual: Any, expected: Any, rounded: bool = False) -> None:
-    """Compare leaf by leaf with an oracle's tree, to 1e-5 what is float32, and to 1e-8 what is float64."""
+    """Compare leaf by leaf with the tree of an oracle, to 1e-5 in float32 and to 1e-8 in float64."""
     leaves, theirs = tree.leaves(actual), jax.tree.leaves(expected)
     assert len(leaves) == len(theirs)
     for x, y in zip(leaves, theirs):
@@ -105,12 +105,12 @@ def assert_close_by_dtype(actual: Any, expected: Any, rounded: bool = False) -> 
 # --- the equations of the papers, as plain torch code that autograd differentiates ---
 
 
-# Those whose decay is no part of the gradient.
+# Optimizers with decoupled weight decay.
 DECOUPLED = {'adamw', 'nadamw', 'lion'}
 
 
 def unrolled(name: str, gradient_of: Any, p: torch.Tensor, lr: Any, steps: int, **o: Any) -> torch.Tensor:
-    """One tensor optimized by one of the optimizers, written out."""
+    """An optimizer for one tensor, by the equations of its paper."""
     state: dict[str, Any] = {}
     for t in range(1, steps + 1):
         g = gradient_of(p)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What trees of tensors held at one moment, for tests that nothing has changed since."""
+"""Snapshots of trees of tensors, for tests that nothing changes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Snapshot:
         self.values = [x.detach().clone() if isinstance(x, torch.Tensor) else x for x in self.leaves]
 
     def check(self, *now: Any) -> None:
-        """Require that the trees (or those that stand in their place now) are the same to the bit."""
+        """Require that the trees (or their replacements ``now``) are bitwise unchanged."""
         leaves, spec = tree.flatten(now or self.trees)
         assert spec == self.spec
         for x, old, value in zip(leaves, self.leaves, self.values, strict=True):
@@ -34,9 +34,9 @@ class Snapshot:
 def refuses(
     act: Callable[[], Any], error: type[Exception], words: list[str], *kept: Any, now: Callable[[], Any] | None = None
 ) -> None:
-    """Require that a call raises, that the message says all the words, and that ``kept`` stays as it was.
+    """Require that a call raises, that the message contains all the words, and that ``kept`` does not change.
 
-    ``now`` gives what stands in the place of ``kept`` afterwards, where an object could have replaced it.
+    ``now`` returns the trees to compare with ``kept`` afterwards, if an object could have replaced them.
     """
     before = Snapshot(*kept)
     with pytest.raises(error) as caught:

@@ -181,6 +181,7 @@ def test_a_meta_gradient_compiles_without_graph_breaks(case):
     assert_close(compiled(params), meta_gradient(params), rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.long
 def test_inductor_compiles_a_whole_meta_gradient():
     # In float64, since Adam's 1 / sqrt(v) amplifies the rounding of float32 beyond 1e-6 of single elements.
     params, (x, y) = net_params(), data()

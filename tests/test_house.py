@@ -26,17 +26,18 @@ LAYERS = {
     unit: layer
     for layer, units in {
         0: 'version numerics graphs sharding',
-        1: 'rules norms preconditions',
+        1: 'rules norms preconditions spelling',
         2: '_C tree',
-        3: 'autodiff checks assignment isotonic scalars quasi_newton',
+        3: 'autodiff checks assignment isotonic scalars quasi_newton simplex',
         4: 'elementwise loop',
-        5: 'base pytree second_order linear_solve linesearch projections prox perturbations microbatching '
+        5: 'base pytree second_order linear_solve linesearch prox perturbations microbatching '
         'distributed visual',
         6: 'transform schedule losses implicit_diff update typing combine clip hook linalg',
         7: 'alias contrib objective zero_order_diff',
         8: 'optim nn solver accelerated_op',
-        9: 'diff utils interop compat _old_paths',
-        10: INTERFACE,
+        9: 'diff utils projections',
+        10: 'interop compat _old_paths',
+        11: INTERFACE,
     }.items()
     for unit in units.split()
 }
@@ -307,6 +308,33 @@ def test_the_package_keeps(rule: Callable[[Package], Iterator[str]], package: Pa
 def test_the_files_have_the_required_form() -> None:
     """Every source file has licence, docstring and readable length."""
     report(file_form(ROOT))
+
+
+def test_few_files_ask_torch_whether_code_is_compiled() -> None:
+    """All others use ``numerics.is_tracing`` and ``numerics.runs_directly``."""
+    files = (ROOT / 'torchopt').rglob('*.py')
+    found = {path.relative_to(ROOT).as_posix() for path in files if 'is_compiling' in path.read_text(encoding='utf-8')}
+    assert found <= {f'torchopt/{name}.py' for name in ('_C/dispatch', 'base', 'numerics', 'tree/registry')}
+
+
+def attributes_of_functions(text: str) -> Iterator[str]:
+    """Assignments to attributes of functions that are defined in the same file, except to special ones."""
+    tree = ast.parse(text)
+    functions = {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))}
+    for node in ast.walk(tree):
+        for target in node.targets if isinstance(node, ast.Assign) else ():
+            if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name):
+                special = target.attr.startswith('__') and target.attr.endswith('__')
+                if target.value.id in functions and not special:
+                    yield f'{target.value.id}.{target.attr}'
+
+
+def test_no_behaviour_is_set_as_an_attribute_of_a_function() -> None:
+    """Data about a function belong into a class or a table; ``chain.flat`` is a name of TorchOpt 0.7.3."""
+    assert list(attributes_of_functions('def f(): pass\nf.x = 1\nf.__doc__ = ""\ng.x = 1')) == ['f.x']
+    files = (ROOT / 'torchopt').rglob('*.py')
+    found = [name for path in files for name in attributes_of_functions(path.read_text(encoding='utf-8'))]
+    assert found == ['chain.flat']
 
 
 def test_every_public_name_is_documented() -> None:

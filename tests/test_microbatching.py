@@ -272,6 +272,7 @@ def test_custom_accumulators() -> None:
     assert micro_vmap(lambda x: {'v': x.sum()}, microbatch_size=4, accumulator=largest)(x)['v'] == x.sum(1).max()
 
 
+@pytest.mark.long
 def test_vmap_of_microbatches_compile_and_a_count_that_is_not_known() -> None:
     x = torch.tensor(X)
     kinds = (AccumulationType.CONCAT, AccumulationType.SUM, AccumulationType.RUNNING_MEAN)
@@ -332,29 +333,33 @@ ERRORS = {
     ),
     'reshape': (lambda: reshape_batch_axis(x, 4), ValueError, 'must be divisible'),
     'no size': (lambda: microbatch(torch.sum, 0, 0)(x), ValueError, 'microbatch_size is 0; expected at least 1'),
-    'leaf': (lambda: reshape_batch_axis(x, 2, 3), ValueError, r'A leaf of tree has shape \(6, 2\), and so no axis 3'),
+    'leaf': (
+        lambda: reshape_batch_axis(x, 2, 3),
+        ValueError,
+        r'A leaf of tree has shape \(6, 2\), which has no axis 3',
+    ),
     'axis': (
         lambda: microbatch(torch.sum, 0, 2, in_axes=2)(x),
         ValueError,
-        r'Argument 0 has shape \(6, 2\), and so no',
+        r'Argument 0 has shape \(6, 2\), which has no',
     ),
     'sizes': (
         lambda: microbatch(torch.add, (0, 1), 2)(x, {'a': x[:2]}),
         ValueError,
-        r"Argument 1\['a'\] has a batch of 2, but those before it have one of 6",
+        r"Argument 1\['a'\] has batch size 2, but those before it have batch size 6",
     ),
-    'axes': (lambda: microbatch(torch.add, (0, 1), 2, in_axes=(0,)), TypeError, 'in_axes names 1 axes, but'),
+    'axes': (lambda: microbatch(torch.add, (0, 1), 2, in_axes=(0,)), TypeError, 'in_axes has 1 axes, but'),
     'by name': (
         lambda: microbatch(torch.sum, 0, 2)(input=x),
         TypeError,
-        'argument 0 has a batch axis, but was not given',
+        'argument 0 has a batch axis, but was not passed',
     ),
     'name': (
         lambda: microbatch(torch.sum, (), 2, argnames='y')(x),
         TypeError,
         "argument 'y' has a batch axis, but was",
     ),
-    'no batch': (lambda: microbatch(torch.sum, 0, 2)({}), ValueError, 'hold no tensors'),
+    'no batch': (lambda: microbatch(torch.sum, 0, 2)({}), ValueError, 'contain no tensors'),
     'mean of integers': (
         lambda: microbatch(lambda x: x.sum(), 0, 2, AccumulationType.MEAN)(x.long()),
         ValueError,
@@ -366,7 +371,7 @@ ERRORS = {
         ValueError,
         'num_real_microbatches is 4, but the batch has 3',
     ),
-    'accumulator': (lambda: microbatch(torch.sum, 0, 2, 'sum')(x), ValueError, "accumulator holds 'sum'; expected"),
+    'accumulator': (lambda: microbatch(torch.sum, 0, 2, 'sum')(x), ValueError, "accumulator contains 'sum'; expected"),
     'structure': (
         lambda: microbatch(torch.sum, 0, 2, [AccumulationType.SUM])(x),
         ValueError,

@@ -149,6 +149,7 @@ def test_importing_a_path_hides_no_function() -> None:
     assert implicit_module.enable_implicit_gradients
 
 
+@pytest.mark.long
 def test_a_path_as_the_first_import() -> None:
     """Its parent is a module, not a package."""
     script = (

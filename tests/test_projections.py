@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from torchopt import projections, tree
+from torchopt.simplex import unit_simplex
 
 rng = np.random.default_rng(0)
 INF, NAN = np.inf, np.nan
@@ -191,7 +192,7 @@ def test_rows_on_the_simplex_against_bisection() -> None:
         middle = 0.5 * (low + high)
         over = (x - middle).relu().sum(1, keepdim=True) > 1.0
         low, high = torch.where(over, middle, low), torch.where(over, high, middle)
-    torch.testing.assert_close(projections.unit_simplex(x), (x - low).relu(), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(unit_simplex(x), (x - low).relu(), rtol=1e-9, atol=1e-9)
 
 
 def test_small_differences_next_to_large_numbers() -> None:
@@ -225,7 +226,16 @@ def test_values_are_not_read() -> None:
         assert getattr(projections, name)(x, *args)['w'].shape == (3,)
 
 
-FROM_JAXOPT = ['projection_affine_set', 'projection_box_section', 'projection_sparse_simplex']
+FROM_JAXOPT = [
+    'kl_projection_birkhoff',
+    'kl_projection_transport',
+    'projection_affine_set',
+    'projection_birkhoff',
+    'projection_box_section',
+    'projection_polyhedron',
+    'projection_sparse_simplex',
+    'projection_transport',
+]
 FROM_OPTAX = [name for name in projections.__all__ if name not in FROM_JAXOPT]
 
 
@@ -236,6 +246,11 @@ def test_signatures_are_those_of_optax_or_jaxopt(name: str) -> None:
 
     home = jaxopt.projection if name in FROM_JAXOPT else optax.projections
     assert plain(getattr(projections, name)) == plain(getattr(home, name))
+
+
+def test_every_projection_of_jaxopt_is_here() -> None:
+    names = {name for name in vars(jaxopt.projection) if name.startswith(('projection_', 'kl_projection_'))}
+    assert names <= set(projections.__all__)
 
 
 def test_every_projection_of_optax_is_here() -> None:
@@ -318,12 +333,12 @@ ERRORS = {
     'affine shapes': (
         lambda: projections.projection_affine_set(torch.zeros(2), (torch.zeros(1, 3), torch.zeros(1))),
         ValueError,
-        r'hyperparams hold shapes \(1, 3\) and \(1,\); expected \[m, 2\]',
+        r'hyperparams have shapes \(1, 3\) and \(1,\); expected \[m, 2\]',
     ),
     'empty section': (
         lambda: projections.projection_box_section(torch.zeros(2), (0.0, 1.0, torch.ones(2), 3.0), check_feasible=True),
         ValueError,
-        'The section is empty',
+        'The set is empty',
     ),
     'nothing': (lambda: projections.projection_simplex({}), ValueError, 'no element to project'),
     'bounds': (lambda: projections.projection_box(w, {'v': 0.0}, 1.0), ValueError, 'lower'),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Code of a user who runs a strict type checker; `make types` checks this file, nothing runs it.
+"""User code under a strict type checker; `make types` checks this file, and nothing runs it.
 
-An ignored error that no longer occurs fails the check too, so the ignores say what must stay an error.
+An ignored error that no longer occurs fails the check, so the ignores are the expected errors.
 """
 
 from __future__ import annotations

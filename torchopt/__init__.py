@@ -38,6 +38,7 @@ from torchopt import (
     pytree,
     schedule,
     second_order,
+    simplex,
     solver,
     transform,
     tree,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Isotonic regression: the nearest vector whose elements are in order."""
+"""Isotonic regression: the projection onto the monotone vectors."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ __all__ = ['isotonic_l2_pav']
 def isotonic_l2_pav(
     y: torch.Tensor, y_min: Any = -math.inf, y_max: Any = math.inf, increasing: bool = True
 ) -> torch.Tensor:
-    r"""Project a vector onto the vectors in ascending (or descending) order.
+    r"""Project a vector onto the vectors whose elements are in ascending (or descending) order.
 
     .. math:: \min_{v_1 \le \dots \le v_n} \|v - y\|_2^2
 
-    The solution is constant on blocks of neighbours, and on each block it is the mean of :math:`y`.  The method of
-    pooled adjacent violators finds the blocks in linear time, on the host.  The derivative averages over the blocks.
+    The solution is constant on blocks of consecutive elements, and equal to the mean of :math:`y` on each block.  The
+    pool-adjacent-violators algorithm finds the blocks in linear time, on the host.  The derivative averages over the
+    blocks.
 
     Args:
         y: A floating vector.
-        y_min: The lowest value allowed: smaller elements of the solution are set to it.
-        y_max: The highest value allowed.
+        y_min: The lower bound; smaller elements of the solution are set to it.
+        y_max: The upper bound; larger elements of the solution are set to it.
         increasing: Whether the order is ascending.
 
     Returns:
-        The solution :math:`v`, a vector like ``y``.  NaN anywhere makes all of it NaN.
+        The solution :math:`v`, a vector like ``y``.  If an element of ``y`` is NaN, all elements are.
 
     Raises:
         TypeError: If ``y`` is not floating.
-        ValueError: If ``y`` is no vector.
+        ValueError: If ``y`` is not a vector.
 
     Example:
         >>> import torch, torchopt
@@ -47,12 +48,12 @@ def isotonic_l2_pav(
     if not y.is_floating_point():
         raise TypeError(f'y has dtype {y.dtype}; expected a floating dtype.')
     if y.ndim != 1:
-        raise ValueError(f'y has shape {tuple(y.shape)}; expected a vector. For rows use torch.vmap.')
+        raise ValueError(f'y has shape {tuple(y.shape)}; expected a vector. For each row use torch.vmap.')
     n = len(y)
     if n == 0:
         return y.clone()
     blocks = _blocks(y.detach() if increasing else -y.detach())
-    # Means of y over its blocks, as a function of the blocks alone: so every derivative is right.
+    # Compute the means for fixed blocks, so that derivatives of every order are correct.
     sums = torch.zeros_like(y).scatter_add(0, blocks, y)
     sizes = torch.zeros_like(y).scatter_add(0, blocks, torch.ones_like(y))
     means = sums / sizes.clamp(min=1.0)
@@ -87,7 +88,7 @@ def _pool(y: list[float]) -> list[int]:
     for value in y:
         size = 1
         while means and means[-1] >= value:
-            # The mean, not the sum: it cannot overflow.
+            # Store the mean instead of the sum, since it cannot overflow.
             below, before = sizes.pop(), means.pop()
             size += below
             value += (before - value) * (below / size)

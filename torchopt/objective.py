@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Common objectives of linear models, functions of parameters and ``data = (X, y)``.
 
-Names and signatures are those of JAXopt.  Those that are instances of :class:`CompositeLinearFunction` also know
-their parts, :math:`g(A w) + \langle b, w \rangle`, which :class:`torchopt.BlockCoordinateDescent` needs.
+Names and signatures are those of JAXopt.  Instances of :class:`CompositeLinearFunction` also provide their parts
+:math:`g(A w) + \langle b, w \rangle`, which :class:`torchopt.BlockCoordinateDescent` requires.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Data = tuple[Tensor, Tensor]
 
 
 class LinearOperator:
-    """A matrix, and its products with vectors, as methods that update one coordinate at a time need them.
+    """A matrix and its products with vectors, for coordinate descent.
 
     Args:
         A: The matrix, of shape ``[m, n]``.
@@ -74,11 +74,11 @@ class LinearOperator:
         return self.A[:, idx] @ x
 
     def update_matvec(self, Ax: Tensor, delta: Tensor, idx: int) -> Tensor:
-        """:math:`A x` after element (or row) ``idx`` of :math:`x` has grown by ``delta``."""
+        """:math:`A x` after ``delta`` was added to element (or row) ``idx`` of :math:`x`."""
         return Ax + self._multiples(self.A[:, idx], delta, Ax, 'Ax')
 
     def update_rmatvec(self, ATx: Tensor, delta: Tensor, idx: int) -> Tensor:
-        r""":math:`A^\top x` after element (or row) ``idx`` of :math:`x` has grown by ``delta``."""
+        r""":math:`A^\top x` after ``delta`` was added to element (or row) ``idx`` of :math:`x`."""
         return ATx + self._multiples(self.A[idx], delta, ATx, 'ATx')
 
     def column_l2_norms(self, squared: bool = False) -> Tensor:
@@ -97,7 +97,7 @@ class CompositeLinearFunction:
     r"""A function of the form :math:`f(w) = g(A w) + \langle b, w \rangle`.
 
     A subclass defines ``subfun``, which is :math:`g`, ``make_linop`` and ``columnwise_lipschitz_const``, and ``b`` if
-    there is a linear term.  All take the arguments of the function after its first one.
+    there is a linear term.  Their arguments are those of the function except the first one.
 
     Example:
         >>> import torch, torchopt
@@ -116,7 +116,7 @@ class CompositeLinearFunction:
         raise NotImplementedError(f'{type(self).__name__} does not define make_linop(...).')
 
     def columnwise_lipschitz_const(self, *args: Any, **kwargs: Any) -> Tensor:
-        """For each element (or row) of the parameters, the Lipschitz constant of the derivative in it."""
+        """The Lipschitz constants of the partial derivatives, for each element (or row) of the parameters."""
         raise NotImplementedError(f'{type(self).__name__} does not define columnwise_lipschitz_const(...).')
 
     def b(self, *args: Any, **kwargs: Any) -> Tensor | None:
@@ -138,18 +138,18 @@ class _OfSamples(CompositeLinearFunction):
     """A function of the predictions of a linear model, :math:`X w`."""
 
     curvature: float
-    """The largest eigenvalue that the second derivative of the loss of one prediction can have."""
+    """An upper bound of the eigenvalues of the Hessian of the loss with respect to one prediction."""
 
     def make_linop(self, data: Data) -> LinearOperator:  # type: ignore[override]
         """The matrix of samples, ``X``."""
         return LinearOperator(data[0])
 
     def columnwise_lipschitz_const(self, data: Data) -> Tensor:  # type: ignore[override]
-        """For each feature, the Lipschitz constant of the derivative in its weights."""
+        """For each feature, the Lipschitz constant of the derivative with respect to its weights."""
         return self.make_linop(data).column_l2_norms(squared=True) * (self.curvature / self.count(data[1]))
 
     def count(self, y: Tensor) -> int:
-        """How many losses the objective averages over."""
+        """The number of losses in the mean."""
         return max(len(y), 1)
 
 
@@ -170,7 +170,7 @@ class LeastSquares(_OfSamples):
         return 0.5 * (predictions - data[1]).square().mean()
 
     def count(self, y: Tensor) -> int:
-        """How many residuals the objective averages over: all outputs count."""
+        """The number of residuals in the mean, over all outputs."""
         return max(y.numel(), 1)
 
     def __call__(self, W: Tensor, data: Data) -> Tensor:  # type: ignore[override]
@@ -263,12 +263,12 @@ class BinaryLogreg(_OfSamples):
 
 
 class MulticlassLinearSvmDual(CompositeLinearFunction):
-    r"""The dual objective of linear support vector machines with several classes, to be minimized.
+    r"""The dual objective of multiclass linear support vector machines, to be minimized.
 
     .. math:: f(\beta) = \frac{1}{2 \lambda} \|X^\top (Y - \beta)\|^2 + \langle \beta, Y - 1 \rangle
 
-    Each row of :math:`\beta` is a point of the simplex of probabilities; the primal solution is
-    :math:`W = X^\top (Y - \beta) / \lambda`.  Called as ``multiclass_linear_svm_dual(beta, l2reg, (X, Y))``, with
+    Each row of :math:`\beta` is a point of the probability simplex; the primal solution is
+    :math:`W = X^\top (Y - \beta) / \lambda`.  Call it as ``multiclass_linear_svm_dual(beta, l2reg, (X, Y))``, with
     samples of shape ``[n, features]`` and one-hot labels of shape ``[n, classes]``.
 
     Example:
@@ -279,7 +279,7 @@ class MulticlassLinearSvmDual(CompositeLinearFunction):
     """
 
     def subfun(self, predictions: Tensor, l2reg: Any, data: Data) -> Tensor:  # type: ignore[override]
-        r"""The quadratic part, of ``predictions``, :math:`X^\top \beta`."""
+        r"""The quadratic part as a function of the ``predictions`` :math:`X^\top \beta`."""
         X, Y = data
         return (0.5 / l2reg) * (X.T @ Y - predictions).square().sum()
 
@@ -288,7 +288,7 @@ class MulticlassLinearSvmDual(CompositeLinearFunction):
         return LinearOperator(data[0].T)
 
     def columnwise_lipschitz_const(self, l2reg: Any, data: Data) -> Tensor:  # type: ignore[override]
-        """For each sample, the Lipschitz constant of the derivative in its row."""
+        """For each sample, the Lipschitz constant of the derivative with respect to its row."""
         return self.make_linop(l2reg, data).column_l2_norms(squared=True) / l2reg
 
     def b(self, l2reg: Any, data: Data) -> Tensor:  # type: ignore[override]

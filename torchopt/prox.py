@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Proximity operators, the steps that proximal methods take for the part of an objective that is not smooth.
+r"""Proximity operators, the steps of proximal methods for the nonsmooth part of an objective.
 
 .. math:: \operatorname{prox}_{s g}(x) = \arg\min_y \; \tfrac{1}{2} \|y - x\|_2^2 + s\, g(y)
 
@@ -56,15 +56,15 @@ def prox_lasso(x: Any, l1reg: Any = None, scaling: Any = 1.0) -> Any:
 
     Args:
         x: Tree of floating tensors.
-        l1reg: The weight :math:`\lambda \ge 0`: a number, or a tree of numbers and tensors that equals ``x`` or its
-            top; 1 if None.
+        l1reg: The weight :math:`\lambda \ge 0`: a number, or a tree of numbers and tensors whose structure is that of
+            ``x`` or a prefix of it; 1 if None.
         scaling: The factor :math:`s \ge 0`, a number or a 0-d tensor.
 
     Returns:
         A tree like ``x``.
 
     Raises:
-        ValueError: If a weight is a negative number, or the structure of ``l1reg`` is no prefix of that of ``x``.
+        ValueError: If a weight is a negative number, or the structure of ``l1reg`` is not a prefix of that of ``x``.
 
     Example:
         >>> import torch, torchopt
@@ -92,7 +92,7 @@ def prox_non_negative_lasso(x: Any, l1reg: Any = None, scaling: Any = 1.0) -> An
         A tree like ``x``.
 
     Raises:
-        ValueError: As in :func:`prox_lasso`.
+        ValueError: See :func:`prox_lasso`.
 
     Example:
         >>> import torch, torchopt
@@ -116,7 +116,7 @@ def prox_elastic_net(x: Any, hyperparams: tuple[Any, Any] | None = None, scaling
         A tree like ``x``.
 
     Raises:
-        ValueError: As in :func:`prox_lasso`; or if ``hyperparams`` is no pair.
+        ValueError: See :func:`prox_lasso`; also if ``hyperparams`` is not a pair.
 
     Example:
         >>> import torch, torchopt
@@ -135,14 +135,14 @@ def prox_elastic_net(x: Any, hyperparams: tuple[Any, Any] | None = None, scaling
 
 
 def prox_group_lasso(x: Any, l2reg: Any = 1.0, scaling: Any = 1.0) -> Any:
-    r"""The operator of :math:`g(y) = \lambda \|y\|_2`: the whole tree shrinks, or vanishes.
+    r"""The operator of :math:`g(y) = \lambda \|y\|_2`, block soft thresholding of the whole tree.
 
     .. math:: y = \max\Bigl(1 - \frac{s \lambda}{\|x\|_2}, 0\Bigr)\, x
 
-    For groups, use ``torch.vmap``.
+    For groups of variables, use ``torch.vmap``.
 
     Args:
-        x: Tree of floating tensors, one vector.
+        x: Tree of floating tensors, treated as one vector.
         l2reg: The weight :math:`\lambda \ge 0`, a number or a 0-d tensor; 1 if None.
         scaling: The factor :math:`s`, a number or a 0-d tensor.
 
@@ -188,7 +188,7 @@ def prox_ridge(x: Any, l2reg: Any = 1.0, scaling: Any = 1.0) -> Any:
         A tree like ``x``.
 
     Raises:
-        ValueError: As in :func:`prox_lasso`.
+        ValueError: See :func:`prox_lasso`.
 
     Example:
         >>> import torch, torchopt
@@ -212,7 +212,7 @@ def prox_non_negative_ridge(x: Any, l2reg: Any = 1.0, scaling: Any = 1.0) -> Any
         A tree like ``x``.
 
     Raises:
-        ValueError: As in :func:`prox_lasso`.
+        ValueError: See :func:`prox_lasso`.
 
     Example:
         >>> import torch, torchopt
@@ -223,13 +223,13 @@ def prox_non_negative_ridge(x: Any, l2reg: Any = 1.0, scaling: Any = 1.0) -> Any
 
 
 def make_prox_from_projection(projection: Callable[..., Any]) -> Callable[..., Any]:
-    """The operator of the function that is zero on a set and infinite elsewhere: the projection onto the set.
+    """The operator of the indicator function of a set: the projection onto the set.
 
     Args:
         projection: ``projection(x, hyperparams)`` returns the nearest point of the set.
 
     Returns:
-        ``prox(x, hyperparams=None, scaling=1.0)``, the same for every ``scaling``.
+        ``prox(x, hyperparams=None, scaling=1.0)``, which does not depend on ``scaling``.
 
     Example:
         >>> import torch, torchopt
@@ -245,7 +245,7 @@ def make_prox_from_projection(projection: Callable[..., Any]) -> Callable[..., A
 
 
 def _weight(name: str, value: Any) -> Any:
-    """A weight, 1 if it is None; a negative number is an error."""
+    """A weight, 1 if it is None; raise if it is a negative number."""
     if value is None:
         return 1.0
     if isinstance(value, (int, float)):

@@ -104,8 +104,8 @@ def curvature_pair(s: Sequence[Tensor], y: Sequence[Tensor]) -> CurvaturePair:
     curved = (product > eps * s_norm * y_norm) & (product > _TINY**0.5)
     for norm in (s_norm, y_norm):
         curved = curved & (norm > least) & (norm < 1.0 / least)
-    kept = ([torch.where(curved.to(x.device), x, 0.0) for x in xs] for xs in (s, y))
-    return CurvaturePair(*kept, torch.where(curved, product, 0.0), torch.where(curved, yy, 0.0))
+    s, y = ([torch.where(curved.to(x.device), x, 0.0) for x in xs] for xs in (s, y))
+    return CurvaturePair(s, y, torch.where(curved, product, 0.0), torch.where(curved, yy, 0.0))
 
 
 class Ring:
@@ -171,6 +171,17 @@ def inverse_hessian_product(
         memory: The pairs.
         ring: Their positions.
         gamma: :math:`\gamma`, a positive number or 0-d tensor.
+
+    Example:
+        >>> import torch
+        >>> from torchopt import quasi_newton
+        >>> hessian = torch.tensor([2.0, 5.0])  # its diagonal
+        >>> memory = quasi_newton.Memory.like([hessian], 2)
+        >>> for count, s in enumerate(torch.eye(2), 1):
+        ...     pair = quasi_newton.curvature_pair([s], [hessian * s])
+        ...     memory = quasi_newton.remember(memory, quasi_newton.Ring(count, 2), pair)
+        >>> quasi_newton.inverse_hessian_product([hessian], memory, quasi_newton.Ring(count, 2))
+        [tensor([1., 1.])]
     """
     gamma = as_scalar_like(gamma, memory.weights)
     size = tree.norm(list(g), ord=math.inf).detach().to(memory.weights)

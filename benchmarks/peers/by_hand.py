@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What needs no library: the floors under the differentiable loops, and the pytrees that torch works with."""
+"""Hand-written code without a library: lower bounds for the differentiable loops, and the pytrees of torch."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def sgd(params: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
 
 
 class Adam:
-    """The paper's equations, tensor by tensor."""
+    """The equations of the paper for each tensor."""
 
     def __init__(self) -> None:
         self.t, self.mu, self.nu = 0, None, None
@@ -109,7 +109,7 @@ def _zero_order(work: Workload) -> Case:
 
 
 def conjugate_gradients(matvec: Callable[[Tensor], Tensor], b: Tensor) -> Tensor:
-    """In place, with coefficients on the host."""
+    """Conjugate gradients in place, with coefficients on the host."""
     x, r, p = torch.zeros_like(b), b.clone(), b.clone()
     rr = torch.dot(r, r).item()
     for _ in range(CG_ITERATIONS):
@@ -125,7 +125,7 @@ def conjugate_gradients(matvec: Callable[[Tensor], Tensor], b: Tensor) -> Tensor
 
 
 def _implicit(work: Workload, closed_form: bool) -> Case:
-    """The implicit function theorem on paper: one solve for the solution, one for the cotangent, and their product."""
+    """The implicit function theorem: one solve for the solution, one for the cotangent, and their product."""
     X, y, X_val, y_val = tensors(problems.ridge(work.tree))
     n = len(y)
     log_penalty = torch.tensor(RIDGE_PENALTY, device=X.device).log().requires_grad_()
@@ -156,7 +156,7 @@ def _implicit(work: Workload, closed_form: bool) -> Case:
 
 
 def _share(work: Workload) -> Case:
-    """The update p - g: one subtraction a leaf, the least that keeps both edges of the graph."""
+    """The update p - g: one subtraction per leaf, the cheapest one with both edges of the graph."""
     start = [w.requires_grad_() for w in tensors(problems.share_weights())]
 
     def run() -> tuple[Tensor, ...]:

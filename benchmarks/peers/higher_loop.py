@@ -26,7 +26,7 @@ def _meta(work: Workload) -> Case:
     def run() -> tuple[torch.Tensor, ...]:
         with higher.innerloop_ctx(net, optimizer, copy_initial_weights=False) as (functional, differentiable):
             for t in range(1, work.steps + 1):
-                # Its formula is that of old torch, which scales epsilon: here the scale is taken out.
+                # The formula is that of old torch, which scales epsilon; the factor removes this scale.
                 epsilon = META_EPS * (1 - BETAS[1] ** t) ** 0.5
                 differentiable.step(inner_loss(functional), override={'eps': [epsilon]})
             return torch.autograd.grad(outer_loss(functional), list(net.parameters()))

@@ -15,7 +15,7 @@ MODES = {'fused': {'fused': True}, 'foreach': {'foreach': True}, 'plain': {'fore
 
 
 def cases(work: Workload) -> Cases:
-    if work.kind == 'functional':  # torch.optim has no such step, but knows where it leads
+    if work.kind == 'functional':  # torch.optim has no such step; use its result as the reference
         return {'oracle': lambda: Case(run=None, check=_step(work, MODES['plain']).check)}
     if work.kind != 'step':
         return {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torchopt, this one and TorchOpt 0.7.3: the names are the same, so one file drives both, each in its process."""
+"""This package and TorchOpt 0.7.3: the names are the same, so both use this file, each in its own process."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _class_step(work: Workload, options: dict[str, Any]) -> Case:
 
 
 def _renewal(params: list[Tensor]) -> Callable[[], None]:
-    """0.7.3 writes its updates over the gradients, so each step needs them anew; off the clock."""
+    """Restore the gradients before each step, untimed, since 0.7.3 overwrites them with its updates."""
     grads = [p.grad for p in params]
     for p in params:
         p.grad = p.grad.clone()
@@ -139,7 +139,7 @@ def _functional_step(work: Workload, options: dict[str, Any]) -> Case:
 
 
 def _loop(net: nn.Module, make: Callable[[], Any], steps: int, inner: Any, outer: Any) -> Callable[[], Any]:
-    """A meta-gradient with respect to where the parameters start, to which the module is reset at the end."""
+    """A meta-gradient with respect to the initial parameters, to which the module is reset at the end."""
     start = dict(net._parameters)
 
     def run() -> tuple[Tensor, ...]:
@@ -160,7 +160,7 @@ def _meta(work: Workload, options: dict[str, Any]) -> Case:
     run = _loop(net, lambda: torchopt.MetaAdam(net, **hyper), work.steps, inner, outer)
 
     def memory() -> dict[str, float]:
-        """One more loop for what the optimizer saves: gradients are computed out of the counter's sight."""
+        """One more loop, to count what the optimizer saves; the computation of gradients is not counted."""
         saved, params = Saved(), [w.requires_grad_() for w in tensors(problems.mlp_weights())]
         leaves, tx = params, torchopt.adam(**hyper, moment_requires_grad=True)
         state = tx.init(params)
@@ -182,7 +182,7 @@ def _share(work: Workload, options: dict[str, Any]) -> Case:
 
 
 def _zero_order(work: Workload, options: dict[str, Any]) -> Case:
-    """One backward pass, the forward pass before it included."""
+    """One forward and one backward pass."""
     params = [w.requires_grad_() for w in tensors(problems.mlp_weights())]
     inner, _ = meta_losses()
     normal = torch.distributions.Normal(0.0, 1.0)
@@ -198,7 +198,7 @@ def _zero_order(work: Workload, options: dict[str, Any]) -> Case:
         drawn = iter(tensors(problems.directions()))  # one for each tensor, in their order
         return list(gradient(lambda shape: next(drawn), chunk_size=ZERO_SAMPLES)())
 
-    # 0.7.3 draws a direction for each sample, and its forward estimates are wrong, so that nothing can be compared.
+    # 0.7.3 draws a direction for each sample, and its forward estimates are wrong, so they cannot be compared.
     return Case(run=gradient(normal), check=None if OLD else check)
 
 
@@ -231,7 +231,7 @@ class Ridge:
 
 
 def _cg(matvec: Callable[[Tensor], Tensor], b: Tensor) -> Tensor:
-    """The iterations are limited on purpose, so the status is asked for, lest a warning comes."""
+    """Return the status, since otherwise the limit of the iterations would cause a warning."""
     if OLD:
         return torchopt.linear_solve.solve_cg(rtol=0.0, maxiter=CG_ITERATIONS)(matvec, b)
     return torchopt.linear_solve.solve_cg(matvec, b, tol=0.0, maxiter=CG_ITERATIONS, return_status=True)[0]
@@ -244,7 +244,7 @@ def _custom_root(optimality: Callable[..., Tensor]) -> Callable[..., Any]:
 
 
 def _through_solver(work: Workload, options: dict[str, Any]) -> Case:
-    """The solution of the linear system is differentiable itself; its derivative is a solve that returns no status."""
+    """Differentiate the solution of the linear system directly; its derivative is a solve without a status."""
     ridge = Ridge(work)
     warnings.simplefilter('ignore', torchopt.linear_solve.LinearSolveWarning)
 
@@ -276,7 +276,7 @@ def _root_of_objective(work: Workload, options: dict[str, Any]) -> Case:
     return ridge.case(fit)
 
 
-# What 0.7.3 makes of the gradient through its solver is wrong where the matrix depends on the tensor.
+# The gradient through the solver of 0.7.3 is wrong if the matrix depends on the tensor.
 IMPLICIT_OLD = {'custom_root': _root, 'custom_root, gradient of the objective': _root_of_objective}
 IMPLICIT = {'solve_cg': _through_solver, **IMPLICIT_OLD}
 
@@ -313,7 +313,7 @@ def _moments(state: Any) -> list[Tensor]:
 
 
 def _copy(work: Workload, fresh: bool) -> Case:
-    """Half of the bytes read, half written; ``copy_`` into memory that is there, ``clone`` into fresh memory."""
+    """Half of the bytes are read, half written; ``copy_`` into existing memory, ``clone`` into new memory."""
     source = torch.randn(OP_TRAFFIC[work.part] * OP_SIZE // 2, device=torch_problems.DEVICE)
     target = torch.empty_like(source)
     return Case(run=source.clone if fresh else (lambda: target.copy_(source)))

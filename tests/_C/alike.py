@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps of optimizers on odd tensors: what plain torch makes of them, the engine has to make too."""
+"""Steps of optimizers on unusual tensors, for which the engine must agree with plain torch."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def outcome(act):
 
 
 def assert_alike(act, *, raises=False, tolerance=1e-6):
-    """The engine does what plain torch does, down to the message of an error."""
+    """Require that the engine and plain torch agree, including error messages."""
     found = outcome(act)
     with plain_torch():
         wanted = outcome(act)

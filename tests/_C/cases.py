@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables of the engine's tests: rules with coefficients, affine parts around them, trees, and the plain step."""
+"""The tables of the engine's tests: rules with coefficients, affine operations, trees, and the step in plain torch."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ ADAM = {'b1': 0.9, 'd1': 0.1, 'b2': 0.95, 'd2': 0.05, 'mean': 1.0, 'gradient': 0
 
 
 class Case(NamedTuple):
-    """Rules that follow one another, with their coefficients, and which of their moments are never negative."""
+    """A sequence of rules with their coefficients, and the signs of their moments."""
 
     name: str
     rules: tuple[tuple[Callable[..., Any], dict[str, float]], ...]
-    moments: str  # for each moment + (positive) or ~ (any)
+    moments: str  # for each moment + (nonnegative) or ~ (any sign)
 
     def partials(self, **tensors: Any) -> list[functools.partial[Any]]:
         return [functools.partial(rule, **{**coefs, **tensors}) for rule, coefs in self.rules]
 
     def learned(self) -> tuple[list[functools.partial[Any]], list[Tensor]]:
-        """The same with every coefficient a tensor that requires grad, and these tensors."""
+        """The case with tensors that require grad as coefficients, and these tensors."""
         made: list[Tensor] = []
         partials = []
         for rule, coefs in self.rules:
@@ -57,7 +57,7 @@ RMS = {'keep': 0.9, 'take': 0.1, 'offset': 1e-3, 'shift': 0.0}
 HEAVY = {'keep': 0.8, 'take': 1.0, 'gradient': 0.0, 'buffer': 1.0}
 BELIEF = {'b1': 0.9, 'd1': 0.1, 'b2': 0.95, 'd2': 0.05, 'mean': 1.2, 'slope': 0.7, 'offset': 1e-3, 'shift': 0.0}
 
-# Every rule, with the coefficients that options make of it.
+# Every rule, with the coefficients of various options.
 CASES = [
     _case('identity', '', rules.identity, {}),
     _case('trace', '~', rules.trace, HEAVY),
@@ -103,7 +103,7 @@ def add_params(weight: Any) -> functools.partial[Any]:
 
 
 class Affine(NamedTuple):
-    """What stands before and after the rule."""
+    """The affine operations before and after the rule."""
 
     before: tuple[Any, ...]
     after: tuple[Any, ...]
@@ -163,7 +163,7 @@ def columns(
     seed: int = 0,
     params: bool = True,
 ) -> tuple[list[Tensor], list[list[Tensor]], list[Tensor] | None]:
-    """Gradients, moments and parameters. ``dtypes`` is one, or those of gradient, moments and parameters."""
+    """Gradients, moments and parameters. ``dtypes`` is one dtype, or one each for gradient, moments and parameters."""
     kinds = '~' + case.moments + '~'
     if isinstance(dtypes, torch.dtype):
         dtypes = (dtypes,) * 3
@@ -182,7 +182,7 @@ def columns(
 def native(
     partials: Any, g: Any, moments: Any, p: Any, *, active: Any = None, inplace: bool = False, onto: bool = False
 ):
-    """A step that the engine has to take."""
+    """A step that the engine must run."""
     flags = [None] * len(partials) if active is None else active
     moved = dispatch.step(partials, flags, g, moments, p, inplace=inplace, onto_params=onto)
     assert not isinstance(moved, dispatch.Unsupported), moved
@@ -190,9 +190,9 @@ def native(
 
 
 def plain(partials: Any, g: Any, moments: Any, p: Any, *, active: Any = None, onto: bool = False) -> list[list[Tensor]]:
-    """The same in plain torch: leaf by leaf, transformation by transformation."""
+    """The step in plain torch: leaf by leaf, rule by rule."""
     if onto:
-        # Out of place a step is differentiable in parameters that are leaves, too; see `as_non_leaf`.
+        # An out-of-place step is differentiable also with respect to parameters that are leaves of autograd.
         p = [x.view_as(x) for x in p]
     results = []
     for i, x in enumerate(g):
@@ -240,13 +240,13 @@ def door(run: Any) -> Iterator[None]:
 
 
 def no_kernels() -> contextlib.AbstractContextManager[None]:
-    """As without the compiled module: the same functions, computed by the reference."""
+    """Disable the kernels: the same autograd Functions, computed in plain torch."""
     return door(None)
 
 
 @contextlib.contextmanager
 def plain_torch() -> Iterator[None]:
-    """All is computed in plain torch here, leaf by leaf, past all that belongs to the engine."""
+    """Disable the engine: everything is computed in plain torch, leaf by leaf."""
     before = dispatch.step
     dispatch.step = lambda *args, **options: dispatch.Unsupported('a test wants plain torch')
     try:
@@ -256,7 +256,7 @@ def plain_torch() -> Iterator[None]:
 
 
 class Watch:
-    """The kernels that ran, by their order, and the reasons of those that did not."""
+    """The derivative orders of the kernels that ran, and the reasons why others did not."""
 
     def __init__(self) -> None:
         self.orders: list[int] = []
@@ -269,7 +269,7 @@ class Watch:
 
 @contextlib.contextmanager
 def watched() -> Iterator[Watch]:
-    """See which kernels run."""
+    """Record which kernels run."""
     watch, run = Watch(), fused._run
     assert run is not None
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of the CUDA kernels share: when they can run, and how tensors get there and back."""
+"""Helpers of the tests of the CUDA kernels: when they can run, and copies between devices."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEVICE = 'cuda'
 
 
 def moved_to(device, *columns_of):
-    """Copies there, with the same strides."""
+    """Copies on the device, with the same strides."""
     return [
         None if column is None else [torch.empty_like(x, device=device).copy_(x) for x in column]
         for column in columns_of

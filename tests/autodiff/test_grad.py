@@ -243,7 +243,7 @@ REFUSED = {
     ),
     'booleans': (lambda: torchopt.grad(lambda x: x)(ONES > 0), TypeError, 'of dtype torch.bool'),
     'NumPy integers': (lambda: torchopt.grad(lambda x: x)(np.arange(2)), TypeError, 'Argument 0 is of dtype int64'),
-    'complex': (lambda: torchopt.grad(torch.abs)(torch.tensor(1j)), TypeError, 'complex64; .* the conjugate of JAX'),
+    'complex': (lambda: torchopt.grad(torch.abs)(torch.tensor(1j)), TypeError, 'complex64; .* the conjugates of JAX'),
     'a complex number': (lambda: torchopt.grad(abs)(1j), TypeError, 'Argument 0 is a complex; .* the conjugate'),
     'a string': (lambda: torchopt.grad(lambda p: 1.0)(['a']), TypeError, r'Argument 0\[0\] is a str; expected a tens'),
     'a module': (

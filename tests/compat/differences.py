@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of Optax is not the same in ``torchopt.compat.optax``: what is right to keep, and what is not there yet."""
+"""The differences between Optax and ``torchopt.compat.optax``: the intended ones, and the missing names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OTHER_SIGNATURES = {
     'optax.power_iteration': 'the same',
 }
 
-# Functions whose derivative is a number where that of Optax is NaN, with the reason.
+# Functions whose derivative is finite if that of Optax is NaN, with the reason.
 NUMBERS_FOR_NAN = {
     'radam': 'Optax differentiates the root of a negative number before it leaves it out',
 }

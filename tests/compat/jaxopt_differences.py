@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of JAXopt is not the same in ``torchopt.compat.jaxopt``: what is right to keep, and what is not there yet."""
+"""The differences between JAXopt and ``torchopt.compat.jaxopt``: the intended ones, and the missing names."""
 
 from __future__ import annotations
 
-# Names that are not there yet.
+# Missing names.
 NOT_YET = frozenset(
     {
         'jaxopt.projection.kl_projection_birkhoff',
@@ -14,7 +14,7 @@ NOT_YET = frozenset(
     }
 )
 
-# Methods that are parts of one step there.
+# Internal methods of JAXopt, which are parts of one step.
 INTERNAL = frozenset(
     {
         'jaxopt.LevenbergMarquardt.update_state_using_delta_params',

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The methods of ``optax.contrib``, each made by one function of the two libraries, and a loop that runs them."""
+"""The methods of ``optax.contrib``, each defined for both libraries, and a loop that runs them."""
 
 from __future__ import annotations
 
@@ -34,31 +34,31 @@ LEAF_BY_LEAF = {
 
 
 class Row(NamedTuple):
-    """A method, ours and Optax's, made by one function of the two libraries."""
+    """A method, as a function that builds it from the names of either library."""
 
     name: str
     make: Any
-    shape: str = 'any'  # 'matrices': a tree of matrices alone
+    shape: str = 'any'  # 'matrices': it requires a tree of matrices
     value: bool = False  # whether it needs the value of the loss
-    double: float = 1e-8  # to what it agrees in float64
-    single: float = 1e-5  # to what it agrees in float32
-    by_jax: bool = True  # whether jax.grad goes through Optax's, where a norm of zero gives NaN
+    double: float = 1e-8  # the tolerance in float64
+    single: float = 1e-5  # the tolerance in float32
+    by_jax: bool = True  # whether jax.grad of Optax's method is finite; a norm of zero gives NaN
     twin: bool = True  # whether Optax has it
-    local: bool = True  # whether a leaf that never has a gradient makes no difference to others
+    local: bool = True  # whether a leaf without a gradient has no effect on the other leaves
 
     @property
     def first(self) -> bool:
-        """Whether it has its usual options; what takes long is done for these."""
+        """Whether it has its usual options; slow tests run only for these."""
         return ', ' not in self.name
 
     @property
     def whole(self) -> bool:
-        """Whether it takes every tree of matrices."""
+        """Whether it accepts every tree of matrices."""
         return not any(word in self.name for word in ('axes', 'function', 'scale_by_muon'))
 
     @property
     def alone(self) -> bool:
-        """Whether each leaf is treated by itself, so that leaves of two dtypes can be in one tree."""
+        """Whether the leaves are independent, so that a tree may have leaves of two dtypes."""
         return self.whole and self.name.partition(',')[0].removeprefix('scale_by_') in LEAF_BY_LEAF
 
     def params(self, dtype: torch.dtype) -> Any:
@@ -73,7 +73,7 @@ class Row(NamedTuple):
 
 
 class Ours:
-    """Our names where Optax has them."""
+    """The names of torchopt, at the places where Optax has them."""
 
     c = torchopt.contrib
     falling = staticmethod(FALLING)
@@ -83,7 +83,7 @@ class Ours:
 
 
 class Theirs:
-    """Optax's names, those of contrib under ``c``."""
+    """The names of Optax; those of contrib are under ``c``."""
 
     c = optax.contrib
     falling = staticmethod(optax_falling)
@@ -96,12 +96,12 @@ OURS, THEIRS = Ours(), Theirs()
 
 
 def rising(step: Any) -> Any:
-    """A schedule, in double precision whatever the count is."""
+    """A schedule in double precision for any dtype of the count."""
     return 0.5 + 0.01 * (step.double() if isinstance(step, torch.Tensor) else step.astype(float))
 
 
 def matrix_axes(kind: Any) -> Any:
-    """Dimension numbers for ``mixed_tree``: a prefix, a tensor of three axes, no matrix."""
+    """Dimension numbers for ``mixed_tree``: a prefix, a tensor with three axes, leaves that are not matrices."""
     return {'encoder': [kind(1, 0), None], 'scale': None, 'head': {'w': kind((0, 2), 1), 'b': None, 't': None}}
 
 
@@ -112,11 +112,11 @@ def axes_by_rank(kind: Any, params: Any) -> Any:
 
 
 def descend(x: Any, *rules: Any, rate: float = 0.05) -> Any:
-    """Let what makes a direction descend."""
+    """Multiply the direction of a transformation by a negative step size."""
     return x.chain(*rules, x.scale(-rate))
 
 
-# Of a count of 32 bits Optax computes roots and warmups in float32, whatever the parameters are.
+# Optax computes roots and warmups of its 32-bit count in float32, for parameters of any dtype.
 ROUNDED = 1e-6
 
 ROWS = [
@@ -148,8 +148,8 @@ ROWS = [
     Row('dog, learning_rate', lambda x: x.c.dog(0.5, ('learning_rate', 0.1))),
     Row('dowg', lambda x: x.c.dowg()),
     Row('dowg, options', lambda x: x.c.dowg(0.5, 0.2, 1e-2, 0.3)),
-    # Singular vectors have no sign.  Moments that have one would depend, after the subspace has changed, on which sign
-    # a library happens to choose.
+    # The sign of singular vectors is arbitrary.  After a change of the subspace, first moments depend on the signs that
+    # a library chooses.
     Row('galore', lambda x: x.c.galore(0.1, rank=2), 'matrices', double=1e-5, single=1e-4),
     Row(
         'galore, options',
@@ -281,7 +281,7 @@ def run_ours(tx: Any, params: Any, steps: int, *, value: bool = False, inplace: 
 
 
 def run_theirs(tx: Any, params: Any, steps: int, *, value: bool = False) -> tuple[Any, Any]:
-    """The same in Optax."""
+    """Parameters and state after some steps in Optax."""
     ours, params = params, to_jax(params)
     state = tx.init(params)
     update = jax.jit(tx.update)
@@ -295,9 +295,9 @@ def run_theirs(tx: Any, params: Any, steps: int, *, value: bool = False) -> tupl
 
 
 def entries(state: Any, prefix: str = '') -> dict[str, Any]:
-    """All entries of the named tuples in a state by name, without those that have no leaves.
+    """All entries of the named tuples in a state by name, except those without leaves.
 
-    Chains of ours leave identities out, so that members are known by the names of their entries alone.
+    Chains of torchopt omit identities, so members are identified by the names of their entries only.
     """
     found: dict[str, Any] = {}
     if isinstance(state, tuple) and hasattr(state, '_fields'):
@@ -315,7 +315,7 @@ def entries(state: Any, prefix: str = '') -> dict[str, Any]:
 
 
 def quartic(p: Any) -> Any:
-    """A function whose Hessian is diagonal; plain arithmetic, so that it serves tensors and arrays."""
+    """A function with a diagonal Hessian, in plain arithmetic for tensors and arrays."""
     return sum(((x**4).sum() + (x**2).sum()) / (i + 2) for i, x in enumerate(p))
 
 

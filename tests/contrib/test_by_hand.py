@@ -160,5 +160,5 @@ def test_dpsgd_takes_a_key_or_a_seed() -> None:
     by_key, by_seed = (contrib.dpsgd(0.1, 1.0, 1.0, **{name: 3}) for name in ('key', 'seed'))
     assert torch.equal(by_key.update(g, by_key.init(p))[0][0], by_seed.update(g, by_seed.init(p))[0][0])
     for given in ({}, {'key': 0, 'seed': 0}):
-        with pytest.raises(TypeError, match=r'dpsgd got key=.* and seed=.* Give one of them'):
+        with pytest.raises(TypeError, match=r'dpsgd got key=.* and seed=.* Pass key only'):
             contrib.dpsgd(0.1, 1.0, 1.0, **given)

@@ -101,6 +101,7 @@ def test_compile_without_graph_breaks(row: Row) -> None:
         params = torchopt.apply_updates(params, wanted, inplace=False)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('row', [row for row in ROWS if 'axes' in row.name or row.name == 'scale_by_muon'], ids=str)
 def test_compile_with_dimension_numbers(row: Row) -> None:
     torch.compiler.reset()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Start a program in several processes on loopback, wait for them for a bounded time, and read what they found."""
+"""Start a program in several processes on loopback, wait for them with a timeout, and read their results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KILLED = -signal.SIGKILL
 
 
 class Process(NamedTuple):
-    """How a process ended, what it printed, and what it saved as found."""
+    """The exit status, the output and the results of a process."""
 
     status: int
     output: str
@@ -35,7 +35,7 @@ def free_port() -> int:
 
 
 def run(program: str, processes: int, folder: Path, *arguments: str, limit: float = 150) -> list[Process]:
-    """Run a program, and fail if it does not end by itself within the limit, in seconds."""
+    """Run a program; fail if it does not end within ``limit`` seconds."""
     folder.mkdir(parents=True, exist_ok=True)
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith('TORCHELASTIC')},
@@ -80,7 +80,7 @@ def read(folder: Path, rank: int) -> dict[str, Any]:
 
 
 def check(processes: list[Process], *, killed: tuple[int, ...] = ()) -> list[dict[str, Any]]:
-    """Require that all ended well, but for those that were killed on purpose; return what they found."""
+    """Require that all processes succeeded, except those that were killed on purpose; return their results."""
     for rank, process in enumerate(processes):
         expected = KILLED if rank in killed else 0
         assert process.status == expected, f'rank {rank} ended with {process.status}:\n{process.output[-5000:]}'

@@ -11,6 +11,8 @@ import torch
 
 from tests.distributed.job import KILLED, check, run
 
+pytestmark = pytest.mark.long
+
 DIED, LATE = 'WorkerDiedError', 'WorkerTimeoutError'
 
 

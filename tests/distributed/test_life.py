@@ -13,6 +13,8 @@ import torch
 
 from tests.distributed.job import KILLED, PROGRAMS, check, read, run
 
+pytestmark = pytest.mark.long
+
 LOOPBACK = {'0100007F', '00000000000000000000000001000000'}  # 127.0.0.1 and ::1
 
 

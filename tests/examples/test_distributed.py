@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 EXAMPLES = Path(__file__).parents[2] / 'examples'
 OPTIONS = ['--steps', '3', '--tasks-per-batch', '3', '--test-tasks', '3']
 

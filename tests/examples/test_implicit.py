@@ -20,6 +20,8 @@ import glyphs
 import hyperparameter_tuning
 import imaml
 
+pytestmark = pytest.mark.long
+
 
 def directional(fun, x, direction, step=1e-5):
     """The derivative along a direction by central differences."""

@@ -17,6 +17,8 @@ import zero_order_accuracy
 import zero_order_black_box
 import zero_order_estimators
 
+pytestmark = pytest.mark.long
+
 
 def is_picture(path: Path) -> bool:
     return mpl.image.imread(path).ndim == 3

@@ -251,6 +251,7 @@ def test_second_derivatives_of_the_logistic_regression() -> None:
     assert torch.autograd.gradgradcheck(lambda t: solve(None, t), (theta,))
 
 
+@pytest.mark.long
 def test_dual_of_a_support_vector_machine() -> None:
     penalty = torch.tensor(10.0, dtype=torch.float64)
     found = jacrev(svm_primal)(penalty)
@@ -292,6 +293,7 @@ def test_kkt_system() -> None:
         torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.long
 def test_as_jaxopt_itself() -> None:
     """The same decorator on the same problem in both libraries, with all arguments at once."""
 

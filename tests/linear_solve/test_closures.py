@@ -118,6 +118,7 @@ def test_second_derivatives_are_right_or_refused(product: Callable[..., Any]) ->
         torch.autograd.grad(g.sum(), S, allow_unused=True)
 
 
+@pytest.mark.long
 def test_second_derivatives_of_a_product_computed_inside() -> None:
     b = vector(4)
     S, x = matrix(4).requires_grad_(), POINT.clone().requires_grad_()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every loss with inputs for it, ordinary ones and those at the edge, as NumPy arrays that serve both libraries."""
+"""Every loss with ordinary and extreme inputs, as NumPy arrays for both libraries."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ INF = np.inf
 
 
 class Case(NamedTuple):
-    """One call: name of the loss, arguments, keywords, and which arguments to differentiate in."""
+    """One call: the name of the loss, arguments, keywords, and the arguments to differentiate with respect to."""
 
     loss: str
     args: tuple[Any, ...]
@@ -24,7 +24,7 @@ CASES: dict[str, Case] = {}
 
 
 def case(title: str, loss: str, *args: Any, argnums: tuple[int, ...] | None = None, **kwargs: Any) -> None:
-    """Enter a case; by default all floating arguments are differentiated."""
+    """Add a case; by default the derivative is with respect to all floating arguments."""
     if argnums is None:
         argnums = tuple(i for i, x in enumerate(args) if getattr(x, 'dtype', None) == np.float64)
     CASES[f'{loss}: {title}'] = Case(loss, args, kwargs, argnums)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The differences from Optax's losses that are right to keep, each with its reason.  Everything else is equal."""
+"""The intended differences from Optax's losses, each with its reason.  Everything else is equal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-# Where Optax gives NaN or infinity and there is a right number, this library gives it; all the rest is equal.
+# If Optax gives NaN or infinity although the result is finite, this library gives the finite result.
 NUMBERS_FOR_NAN: dict[str, str] = {
     'softmax_cross_entropy: gradient in masked labels': 'what is masked has no influence: 0, not 0 * -inf',
     'poly_loss_cross_entropy: gradient in masked labels': 'the same',
@@ -40,7 +40,7 @@ def dice_of_probabilities(predictions: Any, targets: Any, **_: Any) -> Any:
     return 1.0 - (overlap + 1.0) / (0.5 * p + 0.5 * t + 1.0)
 
 
-# Where Optax gives another value, or refuses: the value that is right.
+# The correct value if Optax gives another value, or raises.
 OTHER_VALUES: dict[str, tuple[Callable[..., Any], str]] = {
     'triplet_margin_loss: degree of one': (
         triplet_of_degree_one,

@@ -19,7 +19,7 @@ from torchopt import losses
 
 
 def reduction(library: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The keywords, with the reduction of a library for its name."""
+    """The keywords, with the name of a reduction replaced by the function of the library."""
     if isinstance(kwargs.get('reduce_fn'), str):
         return {**kwargs, 'reduce_fn': getattr(library, kwargs['reduce_fn'])}
     return kwargs
@@ -33,7 +33,7 @@ def as_tensors(value: Any, dtype: torch.dtype) -> Any:
 
 
 def weights(shape: tuple[int, ...]) -> Any:
-    """Fixed weights, so that the gradient of a sum does not hide what cancels."""
+    """Fixed weights for the sum of outputs, so that errors of their gradients do not cancel."""
     return np.random.default_rng(1).uniform(0.5, 1.5, shape)
 
 
@@ -56,8 +56,8 @@ def from_optax(title: str) -> tuple[list[Any], list[Any]]:
             values, pull_back = jax.vjp(f, *xs)
             return values, pull_back([jnp.asarray(weights(v.shape)) for v in values]) if argnums else ()
 
-        # One program, hardly optimized, for compiling is what takes the time. But XLA takes 0 * inf for 0, and
-        # Optax reads the sums of probabilities.
+        # Compile one program almost without optimization, since compilation dominates the time. But XLA computes
+        # 0 * inf = 0, and Optax reads the sums of probabilities.
         run = jax.jit(both, compiler_options={'xla_backend_optimization_level': 0})
         if 'apply_softmax' in kwargs or any(np.isinf(x).any() for x in args):
             run = both
@@ -66,7 +66,7 @@ def from_optax(title: str) -> tuple[list[Any], list[Any]]:
 
 
 def ours(title: str, dtype: torch.dtype) -> tuple[Any, list[torch.Tensor]]:
-    """Our loss as a function of what is differentiated, and that."""
+    """Our loss as a function of the differentiated arguments, and these arguments."""
     loss, args, kwargs, argnums = CASES[title]
     given = [as_tensors(x, dtype) for x in args]
     kwargs = {k: as_tensors(v, dtype) for k, v in reduction(torch, kwargs).items()}
@@ -89,7 +89,7 @@ def from_torchopt(title: str, dtype: torch.dtype) -> tuple[list[Any], list[Any]]
 
 
 def assert_close(found: list[Any], expected: list[Any], tolerance: float, least: float = 1e-3) -> None:
-    """Compare relative to the size of each array, or ``least`` if it is smaller."""
+    """Compare relative to the size of each array, or to ``least`` if the size is smaller."""
     assert len(found) == len(expected)
     for x, y in zip(found, expected):
         assert x.shape == y.shape
@@ -98,23 +98,23 @@ def assert_close(found: list[Any], expected: list[Any], tolerance: float, least:
 
 
 def size(x: Any) -> float:
-    """The largest finite number in an array, without its sign."""
+    """The largest finite absolute value in an array."""
     return float(np.abs(x[np.isfinite(x)]).max(initial=0.0))
 
 
 def titles(*names: str) -> list[str]:
-    """The cases of some losses that are to equal Optax."""
+    """The cases of some losses that must agree with Optax."""
     return [t for t, c in CASES.items() if c.loss in names and t not in NUMBERS_FOR_NAN and t not in OTHER_VALUES]
 
 
 def fits_single_precision(title: str) -> bool:
-    """Whether the numbers of a case have a meaning in single precision, and there are any."""
+    """Whether a case has floating numbers, and these are representable in single precision."""
     floats = [x for x in map(np.asarray, CASES[title].args) if x.dtype == np.float64]
     return bool(floats) and all(size(x) < 1e4 for x in floats)
 
 
 def check_double(title: str) -> None:
-    """Values and gradients equal those of Optax to 1e-8."""
+    """Require that values and gradients agree with those of Optax to 1e-8."""
     values, gradients = from_torchopt(title, torch.float64)
     expected_values, expected_gradients = from_optax(title)
     assert_close(values, expected_values, 1e-8)
@@ -122,11 +122,11 @@ def check_double(title: str) -> None:
 
 
 def check_single(title: str) -> None:
-    """And in single precision those in double precision to 1e-5."""
+    """Require that values and gradients in single precision agree with those in double precision to 1e-5."""
     values, gradients = from_torchopt(title, torch.float32)
     assert {x.dtype for x in values + gradients} <= {np.dtype(np.float32)}
     expected_values, expected_gradients = from_optax(title)
     assert_close(values, expected_values, 1e-5, least=1.0)
-    # Where log 0 is -1e5, single precision leaves no digits to the probabilities next to it.
+    # If log 0 is -1e5, the other logarithms have no correct digits in single precision.
     if all(size(v) < 1e4 for v in expected_values):
         assert_close(gradients, expected_gradients, 1e-5, least=1.0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ridge regression as an inner problem, in several dresses, and the closed form that torch differentiates."""
+"""Ridge regression as an inner problem, in several modules, and its closed form, which torch differentiates."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def penalty(value: float = 0.7, dtype: torch.dtype = f64) -> torch.Tensor:
 
 
 def ridge(x, y, penalty):
-    """What ridge regression finds; torch differentiates the closed form."""
+    """The solution of ridge regression in closed form, which torch differentiates."""
     matrix = x.mT @ x + torch.diag(penalty.expand(x.shape[-1]).to(x))
     return torch.linalg.solve(matrix, x.mT @ y)
 
 
 class Ridge(ImplicitMetaGradientModule, linear_solve=solve_lu()):
-    """Solved in closed form, so that nothing but the derivative is in question."""
+    """Ridge regression, solved in closed form, so that tests check only the derivative."""
 
     def __init__(self, penalty, dtype=f64):
         super().__init__()
@@ -49,7 +49,7 @@ def gradient(loss, *inputs, **options):
 
 
 class OnBackbone(ImplicitMetaGradientModule, linear_solve=solve_lu()):
-    """Ridge regression on the features of a borrowed network; the gradient goes to the network."""
+    """Ridge regression on the features of a borrowed network, which gets the gradient."""
 
     def __init__(self, backbone, penalty):
         super().__init__()
@@ -70,7 +70,7 @@ class OnBackbone(ImplicitMetaGradientModule, linear_solve=solve_lu()):
 
 
 class Normed(ImplicitMetaGradientModule, linear_solve=solve_lu()):
-    """Batch normalization, whose buffers change with every evaluation in training mode."""
+    """An inner problem with batch normalization, whose buffers change with every evaluation in training mode."""
 
     def __init__(self, penalty):
         super().__init__()

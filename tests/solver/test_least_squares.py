@@ -37,7 +37,10 @@ ROBUST: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize('name', nist_strd.MODELS)
+# From one of its starts, MGH10 takes 900 steps.
+@pytest.mark.parametrize(
+    'name', [pytest.param(name, marks=pytest.mark.long) if name == 'MGH10' else name for name in nist_strd.MODELS]
+)
 def test_nist(name: str) -> None:
     problem = nist_strd.load(name)
     solver = torchopt.LevenbergMarquardt(problem.residual, **ROBUST)
@@ -63,6 +66,7 @@ SCIPY = (
 )
 
 
+@pytest.mark.long
 def test_more_garbow_hillstrom() -> None:
     ratios = []
     for problem, count in zip(more_garbow_hillstrom.problems(), SCIPY):
@@ -92,42 +96,6 @@ def residual(w: Any, a: Any) -> Any:
 
 
 START = np.array([1.0, 1.0])
-OPTIONS: list[dict[str, Any]] = [
-    {'solver': 'cholesky', 'materialize_jac': True},
-    {'solver': 'lu', 'materialize_jac': True},
-    {'solver': 'inv', 'materialize_jac': True},
-    {'solver': 'qr', 'materialize_jac': True},
-    {'solver': 'qr', 'materialize_jac': True, 'geodesic': True},
-    {},
-]
-
-
-@pytest.mark.parametrize('options', OPTIONS, ids=str)
-def test_the_steps_are_those_of_jaxopt(options: dict[str, Any]) -> None:
-    theirs = jaxopt.LevenbergMarquardt(residual, jit=False, damping_parameter=0.1, **options)
-    mine = torchopt.compat.jaxopt.LevenbergMarquardt(residual, damping_parameter=0.1, **options)
-    x, y = jnp.array(START), torch.from_numpy(START)
-    s, u = theirs.init_state(x, 3.0), mine.init_state(y, 3.0)
-    for _ in range(4):
-        (x, s), (y, u) = theirs.update(x, s, 3.0), mine.update(y, u, 3.0)
-        tolerance = 1e-12 if options else 1e-4  # conjugate gradients, each with a tolerance of its own
-        np.testing.assert_allclose(y, x, rtol=tolerance)
-        np.testing.assert_allclose(float(u.damping_factor), s.damping_factor, rtol=100 * tolerance)
-        np.testing.assert_allclose(float(u.value), s.value, rtol=tolerance)
-    assert u._fields[:13] == s._fields
-
-
-def test_gauss_newton_and_its_jacobian_are_those_of_jaxopt() -> None:
-    theirs = jaxopt.GaussNewton(residual, tol=1e-10, jit=False)
-    expected, state = theirs.run(jnp.array(START), 3.0)
-    slopes = jax.jacobian(lambda a: theirs.run(jnp.array(START), a).params)(3.0)
-    mine = torchopt.compat.jaxopt.GaussNewton(residual, tol=1e-10)
-    found, own = mine.run(torch.from_numpy(START), 3.0)
-    np.testing.assert_allclose(found, expected, rtol=1e-8)
-    np.testing.assert_allclose(own.value, state.value, rtol=1e-8)
-    jacobian = torch.func.jacrev(lambda a: mine.run(torch.from_numpy(START), a).params)
-    np.testing.assert_allclose(jacobian(torch.tensor(3.0, dtype=torch.float64)), slopes, rtol=1e-6)
-
 
 SOLVERS = {
     'gauss_newton': lambda fun, **kw: torchopt.GaussNewton(fun, tol=1e-12, **kw),
@@ -239,6 +207,12 @@ def test_values_that_are_not_finite_shorten_the_step() -> None:
     params, state = torchopt.LevenbergMarquardt(fun, solver='qr', tol=1e-5, maxiter=100).run(torch.tensor([1.0]))
     torch.testing.assert_close(params, torch.exp(torch.tensor([-3.0])))
     assert state.status == Status.CONVERGED
+
+
+def test_a_start_without_a_finite_value() -> None:
+    start = torch.tensor([1000.0])
+    for solver in (torchopt.LevenbergMarquardt(torch.exp, solver='qr'), torchopt.GaussNewton(torch.exp)):
+        assert solver.run(start).state.status == Status.NONFINITE
 
 
 def test_single_precision_stalls_and_says_so() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transformations of Optax, each made by one function of the two libraries."""
+"""Transformations of Optax, each defined for both libraries."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ F64 = torch.float64
 
 
 class Row(NamedTuple):
-    """A transformation, ours and Optax's, made by one function of the two libraries."""
+    """A transformation, as a function that builds it from the names of either library."""
 
     name: str
     make: Any
-    scalars: bool = True  # whether Optax copes with 0-d leaves
-    alone: bool = True  # whether each leaf is treated by itself
-    any_tree: bool = True  # whether it takes every tree, and not just that of `mixed_tree`
-    complete: bool = True  # whether a leaf may go without a gradient
-    rounded: bool = False  # whether its state is float32 whatever the parameters are
-    smooth: bool = True  # whether it has a derivative in the gradients
+    scalars: bool = True  # whether Optax supports 0-d leaves
+    alone: bool = True  # whether the leaves are independent
+    any_tree: bool = True  # whether it accepts every tree, not only `mixed_tree`
+    complete: bool = True  # whether a leaf may have no gradient
+    rounded: bool = False  # whether its state is float32 for parameters of any dtype
+    smooth: bool = True  # whether it is differentiable with respect to the gradients
     stable: bool = True  # whether rounding errors do not grow, so that float32 can be compared
-    pickles: bool = True  # whether it is made of something else than lambdas
+    pickles: bool = True  # whether it has no lambdas
 
     @property
     def first(self) -> bool:
-        """Whether it has its usual options; what takes long is done for these."""
+        """Whether it has its usual options; slow tests run only for these."""
         return ', ' not in self.name
 
     @property
@@ -42,7 +42,7 @@ class Row(NamedTuple):
 
 
 class Ours:
-    """Our names where Optax has them all: at its root."""
+    """The names of torchopt, all at the root as in Optax."""
 
     def __getattr__(self, name: str) -> Any:
         for room in (torchopt, transform, torchopt.clip):
@@ -58,12 +58,12 @@ OURS = Ours()
 
 
 def step(x: Any, *args: Any) -> Any:
-    """Wrap what makes a direction, so that it descends."""
+    """Multiply the direction of a transformation by a negative step size."""
     return x.chain(*args, x.scale(-0.05))
 
 
 def factored(x: Any, decay_rate: float, step_offset: int) -> Any:
-    """Factored second moments, with decay rates in double precision, which are single in Optax."""
+    """Factored second moments, with decay rates in double precision; Optax computes them in single precision."""
     return x.scale_by_factored_rms(True, decay_rate, step_offset, 2, 1e-3, lambda t, c: 1.0 - (t + 1.0) ** -c)
 
 

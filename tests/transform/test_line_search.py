@@ -455,7 +455,7 @@ def test_value_and_grad_from_state_says_what_is_missing() -> None:
     with pytest.raises(ValueError, match='The state has no value'):
         value_and_grad(params, state=torchopt.sgd(0.1).init(params))
     silent = transform.scale_by_backtracking_linesearch(3)
-    with pytest.raises(ValueError, match=r'holds no gradient.*store_grad=True'):
+    with pytest.raises(ValueError, match=r'has no gradient.*store_grad=True'):
         value_and_grad(params, state=silent.init(params))
     both = torchopt.chain(*[transform.scale_by_zoom_linesearch(3)] * 2)
     with pytest.raises(KeyError, match='multiple values'):

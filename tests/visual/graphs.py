@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import torchopt
 
 needs_engine = pytest.mark.skipif(
-    not torchopt.accelerated_op_available(), reason='without the engine a step is no node of its own'
+    not torchopt.accelerated_op_available(), reason='without the engine a step is not a single node'
 )
 
 

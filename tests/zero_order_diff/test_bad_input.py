@@ -32,7 +32,7 @@ NORMAL = Normal(0.0, 1.0)
         ({'argnums': (0, 1.0)}, TypeError, 'Invalid argnums'),
         ({'argnums': None}, TypeError, 'Invalid argnums: None'),
         ({'seed': 1.5}, TypeError, 'Invalid seed: 1.5 is a float'),
-        ({'generator': 3}, TypeError, 'Invalid generator: 3 is a int; .* An int goes to seed'),
+        ({'generator': 3}, TypeError, 'Invalid generator: 3 is a int; .* Pass an int as seed'),
         ({'seed': 1, 'generator': torch.Generator()}, TypeError, 'generator and seed were both given'),
         ({'executor': 2}, TypeError, 'Invalid executor: 2; expected an executor of concurrent.futures'),
         ({'executor': ThreadPoolExecutor(1), 'vectorize': True}, TypeError, 'vectorize not True'),
@@ -44,8 +44,12 @@ NORMAL = Normal(0.0, 1.0)
         ({'distribution': Uniform(0.0, 12**0.5)}, ValueError, r'has mean 1.73205; expected a symmetric distribution'),
         ({'distribution': Gumbel(0.0, 1.0)}, ValueError, 'has mean 0.577'),
         ({'distribution': Cauchy(0.0, 1.0)}, ValueError, 'has mean nan'),
-        ({'distribution': StudentT(2.0)}, ValueError, 'has variance inf; .* Take one whose variance is finite'),
-        ({'distribution': Normal(torch.zeros(3), 1.0)}, ValueError, r'has shape \(3,\); expected one of scalars'),
+        ({'distribution': StudentT(2.0)}, ValueError, 'has variance inf; .* Use one whose variance is finite'),
+        (
+            {'distribution': Normal(torch.zeros(3), 1.0)},
+            ValueError,
+            r'has shape \(3,\); expected a distribution of scalars',
+        ),
     ],
 )
 def test_the_decorator_refuses(options, error: type[Exception], message: str) -> None:

@@ -99,7 +99,7 @@ def test_what_comes_after_can_be_differentiated_twice_all_the_same(method: str) 
 
 def test_third_derivatives_are_refused() -> None:
     estimate = zero_order(NORMAL, num_samples=10)(quadratic)
-    with pytest.raises(RuntimeError, match='differentiated once, not twice'):
+    with pytest.raises(RuntimeError, match='no third derivatives'):
         torch.func.grad(lambda x: torch.func.hessian(estimate)(x).sum())(X)
 
 

@@ -21,7 +21,7 @@ try:
     import torchopt._C.kernels as _kernels
 except ModuleNotFoundError as error:
     # The module may be absent. If it is present but broken (an undefined symbol, a missing library), the
-    # ImportError is of another kind; hiding it would make the package slow without a visible reason.
+    # ImportError has another name; it is raised, since otherwise the package would be slow without a visible reason.
     if error.name != 'torchopt._C.kernels':
         raise
     _kernels = None  # type: ignore[assignment]
@@ -29,7 +29,7 @@ except ModuleNotFoundError as error:
 __all__ = ['build_info', 'is_available', 'release_memory', 'require']
 
 SWITCH = 'TORCHOPT_ENGINE'
-"""The environment variable that switches the engine off, when set to 0, off, false or no."""
+"""The environment variable that switches the engine off if it is 0, off, false or no."""
 
 _is_on = os.environ.get(SWITCH, '1').strip().lower() not in ('0', 'off', 'false', 'no')
 
@@ -64,7 +64,7 @@ def is_available(devices: Any = None) -> bool:
         return True
     if isinstance(devices, (str, torch.device)) or not isinstance(devices, Iterable):
         devices = (devices,)
-    answers = [_runs_on(device) for device in devices]  # all of them, so that each is checked
+    answers = [_runs_on(device) for device in devices]  # a list, so that every entry is checked
     return all(answers)
 
 

@@ -32,8 +32,8 @@ class Rows(NamedTuple):
     """Coefficients that differ between leaves: vectors in the rules, with an entry for each row.
 
     Attributes:
-        number: How many rows there are.
-        of_leaf: For each leaf its row; leaves of a row also agree in which rules apply.
+        number: The number of rows.
+        of_leaf: The row of each leaf; the same rules apply to all leaves of a row.
     """
 
     number: int
@@ -56,17 +56,17 @@ def step(
     Args:
         partials: The rules that follow one another, partial applications of functions in
             :mod:`torchopt.rules` to their coefficients.
-        active: For each rule None, or for each leaf whether the rule applies to it.
+        active: For each rule, whether it applies to each leaf; None if it applies to all.
         g: The gradients.
-        moments: The columns of moments that the rules move on.
-        p: The parameters, where they are read or added to.
+        moments: The columns of moments that the rules update.
+        p: The parameters, if they are read or updated.
         inplace: Whether to write into the moments, and the parameters with ``onto_params``.
         onto_params: Whether to return the new parameters instead of the updates.
-        rows: Where coefficients are vectors, whose entry is whose.
+        rows: The rows of coefficients, if these are vectors.
 
     Returns:
-        The updates or the parameters, and the moments; or why the engine cannot take this step, in
-        which case nothing is changed.
+        The updates or the parameters, and the moments; or the reason why the engine cannot run this step, in which
+        case nothing is changed.
     """
     plan = _plan(partials)
     if isinstance(plan, Unsupported):
@@ -91,7 +91,7 @@ def step(
 
 def _plan(partials: Sequence[Callable[..., Any]]) -> plans.Plan | Unsupported:
     if torch.compiler.is_compiling():
-        return Unsupported('a compiler is tracing, and fuses plain torch itself')
+        return Unsupported('a compiler is tracing, and fuses plain torch by itself')
     # Only known rules enter the cache of plans, since the cache would keep user-defined rules alive.
     plan = None
     if all(type(r) is functools.partial and not r.args and type(r.func) is FunctionType for r in partials):
@@ -100,14 +100,14 @@ def _plan(partials: Sequence[Callable[..., Any]]) -> plans.Plan | Unsupported:
     if plan is None:
         return Unsupported('there is no kernel for these transformations')
     if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
-        return Unsupported('a dispatch mode or a tracer wants to see every torch operation')
+        return Unsupported('a dispatch mode or a tracer must intercept every torch operation')
     return plan
 
 
 def _coefficients(
     partials: Sequence[functools.partial[Any]], active: Sequence[Column | None], rows: Rows | None, g: Column
 ) -> tuple[tuple[float, ...] | None, Tensor | None, tuple[int, ...] | None]:
-    """The coefficients of all rows, as numbers or as a tensor, and for each leaf its row, if there are several."""
+    """The coefficients of all rows, as numbers or as a tensor; and the row of each leaf, if there are several rows."""
     if rows is not None:
         own = [_masked(rule, flags, rows) for rule, flags in zip(partials, active)]
         entries = plans.coefficients(own, [True] * len(own))
@@ -121,7 +121,7 @@ def _coefficients(
 
 
 def _masked(rule: functools.partial[Any], flags: Column | None, rows: Rows) -> functools.partial[Any]:
-    """An affine rule whose coefficient has no effect in the rows to which the rule does not apply."""
+    """An affine rule with a neutral coefficient in the rows to which it does not apply."""
     if flags is None or all(flags):
         return rule
     off = {row for row, flag in zip(rows.of_leaf, flags) if not flag}
@@ -149,9 +149,9 @@ def _apply(call: Call, coefs: Tensor | None, tensors: Column) -> Any:
     """The step as an autograd Function."""
     transforms = torch._C._functorch.get_interpreter_stack() or ()
     if any(t.key() == torch._C._functorch.TransformType.Functionalize for t in transforms):
-        return Unsupported('functionalization wants to see every torch operation')
+        return Unsupported('functionalization must intercept every torch operation')
     if transforms and not _are_uniform(call, tensors):
-        return Unsupported('tensors of a leaf differ in shape or device, or are no plain dense floating tensors')
+        return Unsupported('tensors of a leaf differ in shape or device, or are not plain dense floating tensors')
     try:
         flat = fused.apply(call, coefs, tensors)
     except fused.UnsupportedError as error:
@@ -160,7 +160,7 @@ def _apply(call: Call, coefs: Tensor | None, tensors: Column) -> Any:
 
 
 def _are_uniform(call: Call, tensors: Column) -> bool:
-    """Whether tensors meet the requirements of the kernels; inside a transform the kernel cannot check them itself."""
+    """Whether tensors meet the requirements of the kernels, which cannot check them inside a transform."""
     n, device = call.leaves, getattr(tensors[0], 'device', torch.device('meta'))
     return device.type in ('cpu', 'cuda') and all(
         x is None

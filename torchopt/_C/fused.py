@@ -3,8 +3,8 @@
 
 A step over a tree is a function of flat columns of tensors (gradients, moments, parameters) and of coefficients.  The
 kernels compute it, its vector-Jacobian product, the vector-Jacobian product of that, and its Jacobian-vector product.
-Each is an autograd Function whose derivative is the next; beyond the last, and wherever a kernel cannot run, the same
-function is computed by :mod:`torchopt.rules` and differentiated by torch.
+Each is an autograd Function whose derivative is the next.  Beyond the last, and if a kernel cannot run,
+:mod:`torchopt.rules` computes the same function and torch differentiates it.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ Column = Sequence[Any]
 
 @dataclasses.dataclass(frozen=True)
 class Unsupported:
-    """The engine cannot take a step.  Nothing was changed.
+    """The result if the engine cannot run a step.  Nothing was changed.
 
     Attributes:
-        reason: Why, in words for an error message.
+        reason: The reason, for an error message.
     """
 
     reason: str
@@ -60,16 +60,16 @@ class Order(enum.IntEnum):
 
 @dataclasses.dataclass(eq=False)
 class Call:
-    """What is to be computed; the tensors come beside it.
+    """A computation on tensors, which are passed separately.
 
     Attributes:
         plan: The rules of the step.
-        order: Which derivative.
-        leaves: How many leaves the tree has.
-        wanted: For each output column whether it is to be computed.
-        coefs: The coefficients, row after row; None if they are a tensor, which then comes beside the call.
-        rows: For each leaf the row of coefficients that is its own; None if all share one.
-        onto_params: Whether the first result has been added to the parameters and takes their dtype.
+        order: The derivative of the step to compute.
+        leaves: The number of leaves of the tree.
+        wanted: Whether to compute each output column.
+        coefs: The coefficients, row after row; None if they are a tensor, which is then passed separately.
+        rows: The row of coefficients of each leaf; None if there is one row.
+        onto_params: Whether the first result is added to the parameters and has their dtype.
     """
 
     plan: Plan
@@ -82,7 +82,7 @@ class Call:
 
     @property
     def inputs(self) -> int:
-        """How many input columns the computation takes."""
+        """The number of input columns."""
         step, results = self.plan.moments + 2, self.plan.moments + 1
         if self.order == Order.FORWARD:
             return step
@@ -95,7 +95,7 @@ class Call:
         return Call(self.plan, order, self.leaves, tuple(wanted), self.coefs, self.rows, self.onto_params)
 
     def integrated(self) -> Call:
-        """The computation that this one is a derivative of."""
+        """The computation of which this one is a derivative."""
         if self.order == Order.VJP_OF_VJP:
             return self.derived(Order.VJP, [True] * (self.plan.moments + 2))
         return self.derived(Order.FORWARD, [True] * (self.plan.moments + 1))
@@ -107,23 +107,23 @@ class Call:
         return all(weight == 1.0 for weight in self.coefs[3 :: self.row_size])
 
     def reads_params(self) -> bool:
-        """Whether the rule depends on the values of the parameters, as decay before it does."""
+        """Whether the rule depends on the values of the parameters, for example by weight decay before it."""
         return self.coefs is None or any(self.coefs[1 :: self.row_size])
 
     @property
     def row_size(self) -> int:
-        """How many coefficients each row has."""
+        """The number of coefficients of a row."""
         return self.plan.coefs
 
     def output_dtypes(self) -> list[int]:
-        """For each output the input whose dtype it has; -1 stands for the widest."""
+        """For each output, the index of the input with the same dtype; -1 for the widest dtype."""
         params = self.plan.moments + 1
         if self.order in (Order.FORWARD, Order.JVP):
             return [params if self.onto_params else -1, *range(1, params)]
         return list(range(self.integrated().inputs))
 
     def column(self, tensors: Column, i: int) -> Column:
-        """One of the columns that lie flat, one after another."""
+        """Column ``i`` of the concatenated columns ``tensors``."""
         return tensors[i * self.leaves : (i + 1) * self.leaves]
 
 
@@ -131,7 +131,7 @@ _run: Callable[..., Any] | None = None
 
 
 def bind_kernels(run: Callable[..., Any] | None) -> None:
-    """Take the function of the compiled module that runs kernels; with None all is computed in plain torch."""
+    """Set the function of the compiled module that runs kernels; None means that plain torch computes everything."""
     global _run  # noqa: PLW0603  # set when the package is imported
     _run = run
 
@@ -145,11 +145,11 @@ def launch(
         call: What to compute.
         coefs: The coefficients if they are a tensor, otherwise None.
         columns: The inputs; None is a column of zeros.
-        into: For each output the column of tensors to write to, or a number from :meth:`Call.output_dtypes` for new
-            ones.
+        into: For each output, the column of tensors to write to; or a number from :meth:`Call.output_dtypes` to create
+            new tensors.
 
     Returns:
-        The output columns; or why the kernel cannot run, and then nothing is changed.
+        The output columns; or the reason why the kernel cannot run, in which case nothing is changed.
     """
     result = _native(call, coefs, columns, into)
     return result if isinstance(result, Unsupported) else result[0]
@@ -166,7 +166,7 @@ def _native(
 
 
 def _compute(call: Call, coefs: Tensor | None, tensors: Column) -> tuple[Any, ...]:
-    """The result, flat, with None for what is not wanted; natively where that is possible."""
+    """The concatenated output columns, None for unwanted ones; computed natively if possible."""
     into = [like if wanted else None for like, wanted in zip(call.output_dtypes(), call.wanted)]
     native = _native(call, coefs, [call.column(tensors, i) for i in range(call.inputs)], into)
     if isinstance(native, Unsupported):
@@ -182,13 +182,13 @@ def _compute(call: Call, coefs: Tensor | None, tensors: Column) -> tuple[Any, ..
 
 
 def _separate(results: tuple[Any, ...], tensors: Column) -> tuple[Any, ...]:
-    """The results, none of which is one of the arguments: a Function must not return those."""
+    """The results; a result that is an argument is replaced by a view, since a Function must not return arguments."""
     arguments = {id(x) for x in tensors}
     return tuple(y.clone() if y is not None and id(y) in arguments else y for y in results)
 
 
 def is_tracked(tensors: Iterable[Any]) -> bool:
-    """Whether somebody differentiates, maps or otherwise transforms what is computed from these tensors."""
+    """Whether results computed from these tensors are differentiated, mapped or otherwise transformed."""
     return (
         in_transform()
         or forward_ad._current_level >= 0
@@ -197,16 +197,16 @@ def is_tracked(tensors: Iterable[Any]) -> bool:
 
 
 def apply(call: Call, coefs: Tensor | None, tensors: Column) -> Any:
-    """Compute what a call stands for, differentiably.
+    """Run a computation differentiably.
 
     Args:
         call: What to compute.
         coefs: The coefficients as a float64 tensor of shape (rows, coefficients), or None.
-        tensors: The inputs, column after column; None where there is none.
+        tensors: The inputs, column after column; None for a missing one.
 
     Returns:
-        The outputs, column after column, None where they are not wanted; for ``VJP_WITH_COEFS`` also the gradient in
-        the coefficients.
+        The outputs, column after column, None for unwanted ones; for ``VJP_WITH_COEFS`` also the gradient with respect
+        to the coefficients.
     """
     if not any(call.wanted) and call.order != Order.VJP_WITH_COEFS:
         return (None,) * (call.leaves * len(call.wanted))  # a node without outputs could not be differentiated
@@ -220,7 +220,7 @@ def apply(call: Call, coefs: Tensor | None, tensors: Column) -> Any:
 
 
 def plain(call: Call) -> Callable[..., tuple[Any, ...]]:
-    """What a call stands for, in plain torch: ``f(coefs, *tensors)``, differentiable to any order."""
+    """The computation in plain torch: ``f(coefs, *tensors)``, differentiable to any order."""
     if call.order == Order.FORWARD:
         return lambda coefs, *tensors: _plain_step(call, coefs, tensors)
     inner = call.integrated()
@@ -249,7 +249,7 @@ def _plain_step(call: Call, coefs: Any, tensors: Column) -> tuple[Any, ...]:
     size = call.row_size
     results: list[tuple[Any, ...]] = []
     for row, (g, *moments, p) in zip(rows, zip(*(call.column(tensors, i) for i in range(call.inputs)))):
-        if g is None:  # a leaf of zeros, whose shape nobody knows
+        if g is None:  # a leaf of zeros of unknown shape
             results.append((None,) * (1 + len(moments)))
             continue
         own = values[row * size : (row + 1) * size]
@@ -259,7 +259,7 @@ def _plain_step(call: Call, coefs: Any, tensors: Column) -> tuple[Any, ...]:
 
 
 def _with_zeros(inner: Call, inputs: Column, cotangents: Column) -> Column:
-    """Put zeros for what was not kept: a step that is linear in an argument has the same derivatives anywhere."""
+    """Replace inputs that were not saved by zeros: if a step is linear in an argument, its value is not needed."""
     if inner.order != Order.FORWARD:
         return inputs
     shapes = [next((x for x in row if x is not None), None) for row in zip(*_columns(inner, (*inputs, *cotangents)))]
@@ -276,7 +276,7 @@ def _columns(call: Call, tensors: Column) -> list[Column]:
 
 
 def _split(arguments: Column, chosen: Sequence[bool]) -> tuple[list[Any], Callable[..., list[Any]]]:
-    """The chosen arguments, and the function that puts them back among the others."""
+    """The chosen arguments, and a function that merges them with the others."""
 
     def merge(*values: Any) -> list[Any]:
         supplied = iter(values)
@@ -288,7 +288,7 @@ def _split(arguments: Column, chosen: Sequence[bool]) -> tuple[list[Any], Callab
 def _pull(
     function: Callable[..., tuple[Any, ...]], arguments: Column, cotangents: Column, wanted: Sequence[bool]
 ) -> list[Any]:
-    """Reverse mode: the gradients in the wanted arguments, None for the others."""
+    """Reverse mode: the gradients with respect to the wanted arguments, None for the others."""
     variables, merge = _split(arguments, wanted)
     if not variables:
         return [None] * len(arguments)
@@ -308,11 +308,11 @@ def _pull(
 
 
 def _vjp(function: Callable[..., Any], *primals: Tensor) -> Any:
-    return torch.func.vjp(function, *primals)  # whose type says three results, which it returns only if asked to
+    return torch.func.vjp(function, *primals)  # its annotation has three results; without has_aux there are two
 
 
 def _push(function: Callable[..., tuple[Any, ...]], arguments: Column, tangents: Column) -> tuple[Any, ...]:
-    """Forward mode: the tangents of the results; None counts as a zero tangent."""
+    """Forward mode: the tangents of the results; None is a zero tangent."""
     moving = [t is not None and x is not None for x, t in zip(arguments, tangents)]
     variables, merge = _split(arguments, moving)
     directions = tuple(t for t, m in zip(tangents, moving) if m)
@@ -323,12 +323,12 @@ def _push(function: Callable[..., tuple[Any, ...]], arguments: Column, tangents:
         kept[:] = [y is not None for y in results]
         return tuple(y for y in results if y is not None)
 
-    # By reverse mode twice: the gradients are linear in the cotangents, and the derivative of that map is forward mode.
-    # Outside of torch.func, torch's forward mode does not nest.
+    # Use reverse mode twice, since torch's forward mode does not nest outside of torch.func: the gradients are linear
+    # in the cotangents, and the transpose of this map is forward mode.
     ys, pull = _vjp(outputs, *variables)
     _, push = _vjp(lambda *cs: pull(cs), *[torch.zeros_like(y) for y in ys])
-    # A tangent must have memory of its own: where a backward pass adds up cotangents in place, their tangents are
-    # added up in place with them, and whatever shares that memory would change.
+    # A tangent must not share memory: a backward pass may accumulate cotangents, and with them their tangents, in
+    # place, which would change every tensor with the same memory.
     moved = iter(push(directions))
     return tuple(next(moved).clone() if k else None for k in kept)
 
@@ -337,7 +337,7 @@ def _push(function: Callable[..., tuple[Any, ...]], arguments: Column, tangents:
 
 
 class _Derivative(torch.autograd.Function):
-    """A derivative of a step.  Unless a kernel computes it, its own derivative is that of the plain function."""
+    """A derivative of a step.  Unless a kernel computes it, its derivative is that of the function in plain torch."""
 
     @staticmethod
     def forward(call: Call, coefs: Tensor | None, *tensors: Any) -> tuple[Any, ...]:
@@ -359,9 +359,9 @@ class _Derivative(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], call: Call, coefs: Tensor | None, *tensors: Any) -> Any:
         if in_dims[1] is not None or call.order == Order.VJP_WITH_COEFS:
-            # Each sample has coefficients, or sums over its elements, of its own.
+            # Each sample has its own coefficients, or its own sums over elements.
             return _map_plain(call, in_dims[1:], (coefs, *tensors))
-        # All is elementwise, so that a batch is but a larger leaf.
+        # The rest is elementwise, so a batch is a larger leaf.
         batched = [_batched(x, d, info.batch_size) for x, d in zip(tensors, in_dims[2:])]
         results = apply(call, coefs, batched)
         return results, tuple(None if y is None else 0 for y in results)
@@ -404,8 +404,8 @@ class _Step(_Derivative):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         call, coefs, *tensors = inputs
         if call.coefs is not None and not call.reads_params() and forward_ad._current_level < 0:
-            # Without decay before the rule the step is linear in the parameters, whose values need not be kept; plain
-            # gradient descent is linear in the gradients too.
+            # Without decay before the rule the step is linear in the parameters, so their values need not be saved;
+            # plain gradient descent is also linear in the gradients.
             tensors[-call.leaves :] = [None] * call.leaves
             if not call.plan.moments and call.plan.rules == (rules.identity,):
                 tensors[: call.leaves] = [None] * call.leaves
@@ -426,7 +426,7 @@ class _Step(_Derivative):
             gradients = apply(call.derived(Order.VJP, wanted), coefs, (*tensors, *cotangents))
             if passes_through:
                 through: Column = cotangents[: call.leaves]
-                if in_transform():  # where an argument must not be returned
+                if in_transform():  # a Function must not return an argument here
                     through = [None if c is None else c.view_as(c) for c in through]
                 gradients = (*gradients[: -call.leaves], *through)
             return (None, None, *_needed(gradients, needs))

@@ -3,8 +3,8 @@ r"""Map the rules of a chain to one kernel and its coefficients.
 
 All operations before and after the main rule of an optimizer (sign flips, weight decay, the learning
 rate, the addition to the parameters) are affine, so a whole step is
-:math:`f \cdot \text{rule}(s\,g + \lambda\,p) + w\,p` with four additional numbers.  A factor may stand between two
-rules if the second is momentum, which is linear in its input.
+:math:`f \cdot \text{rule}(s\,g + \lambda\,p) + w\,p` with four additional numbers.  A factor between two rules is
+possible if the second is momentum, which is linear in its input.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Plan(NamedTuple):
 
     Attributes:
         rules: Functions of :mod:`torchopt.rules`, one after another.
-        kernel: Number of the kernel.
+        kernel: The number of the kernel.
         moments: The total number of moments of the rules.
         coefs: The number of coefficients of a row.
     """
@@ -90,7 +90,7 @@ def coefficients(partials: Sequence[functools.partial[Any]], active: Sequence[bo
     ends = before
     for rule, is_active in zip(partials, active):
         function = rule.func
-        # The product of two coefficients must not be rounded to float32 where leaves are in double precision.
+        # Multiply coefficients in double precision, so that leaves in double precision get exact products.
         values = {name: value if type(value) is float else in_double(value) for name, value in rule.keywords.items()}
         if function is rules.scale:
             if is_active:

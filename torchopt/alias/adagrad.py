@@ -8,10 +8,10 @@ from typing import Any
 from typing_extensions import Unpack
 
 from torchopt import checks
-from torchopt.alias.spelling import OptaxRate, also_spelled
 from torchopt.alias.stages import assemble, shared_prose
 from torchopt.base import GradientTransformation
 from torchopt.schedule import inverse_time_decay
+from torchopt.spelling import OptaxRate, also_spelled
 from torchopt.transform import scale_by_rss, scale_by_schedule
 
 __all__ = ['adagrad']

@@ -8,13 +8,13 @@ from typing import Any
 from typing_extensions import Unpack
 
 from torchopt import checks
-from torchopt.alias.spelling import OptaxAdam, also_spelled
 from torchopt.alias.stages import (
     assemble,
     shared_prose,
 )
 from torchopt.base import GradientTransformation
 from torchopt.numerics import DTypeLike
+from torchopt.spelling import OptaxAdam, also_spelled
 from torchopt.transform import add_decayed_weights, scale_by_adam
 
 __all__ = ['adam', 'adamw']

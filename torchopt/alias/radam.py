@@ -8,9 +8,9 @@ from typing import Any
 from typing_extensions import Unpack
 
 from torchopt import checks
-from torchopt.alias.spelling import OptaxAdam, also_spelled
 from torchopt.alias.stages import assemble, shared_prose
 from torchopt.base import GradientTransformation
+from torchopt.spelling import OptaxAdam, also_spelled
 from torchopt.transform import scale_by_radam
 
 __all__ = ['radam']

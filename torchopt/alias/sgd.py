@@ -7,9 +7,9 @@ from typing import Any, overload
 
 from typing_extensions import Unpack
 
-from torchopt.alias.spelling import OptaxRate, also_spelled
 from torchopt.alias.stages import assemble, shared_prose
 from torchopt.base import GradientTransformation
+from torchopt.spelling import OptaxRate, also_spelled
 from torchopt.transform import trace
 
 __all__ = ['sgd']

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The function and the arguments of a gradient: what may be given, and the errors for everything else."""
+"""Checks of the function and the arguments of a gradient."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ['check_leaves', 'checked', 'positions_of', 'resolve']
 
 
 def positions_of(argnums: Any) -> tuple[tuple[int, ...], bool]:
-    """The positions as given, and whether there is a single one that was not given as a sequence."""
+    """The positions as a tuple, and whether ``argnums`` was a single int."""
     try:
         single = not isinstance(argnums, (tuple, list))
         positions = (operator.index(argnums),) if single else tuple(map(operator.index, argnums))
@@ -29,16 +29,16 @@ def positions_of(argnums: Any) -> tuple[tuple[int, ...], bool]:
 
 
 def resolve(positions: tuple[int, ...], count: int) -> list[int]:
-    """Positions from 0 in a call with so many positional arguments."""
+    """Convert positions to the range from 0 to ``count - 1``."""
     for i in positions:
         if not -count <= i < count:
             raise TypeError(
                 f'argnums has {i}, but the function was called with {count} positional arguments. Pass the arguments '
-                f'to differentiate in by position.'
+                f'to differentiate by position.'
             )
     found = [i % count for i in positions]
     if len(set(found)) < len(found):
-        raise ValueError(f'argnums names one argument twice: {positions} of {count} arguments. Name each once.')
+        raise ValueError(f'argnums names one argument twice: {positions} of {count} arguments. Pass each once.')
     return found
 
 
@@ -54,16 +54,16 @@ def check_leaves(positions: Sequence[int], args: Sequence[Any]) -> None:
 
 _REFUSED = {
     'integer': (
-        'is {found}; expected a real floating dtype to differentiate in. Convert it with `.float()`, or pass it as '
+        'is {found}; expected a real floating dtype. Convert it with `.float()`, or pass it as '
         'an argument that argnums does not name.'
     ),
     'complex': (
-        "is {found}; expected a real floating dtype. Gradients in complex arguments are the conjugate of JAX's in "
-        'PyTorch: differentiate in the real and the imaginary part, or take `torch.func.grad`.'
+        "is {found}; expected a real floating dtype. PyTorch's gradients for complex arguments are the conjugates of "
+        "JAX's: pass the real and the imaginary part, or use `torch.func.grad`."
     ),
     'other': (
         'is {found}; expected a tensor, a NumPy array, a float or None. Pass the parameters of a module as '
-        '`dict(module.named_parameters())`, and call it by `torch.func.functional_call`.'
+        '`dict(module.named_parameters())`, and call it with `torch.func.functional_call`.'
     ),
 }
 
@@ -85,15 +85,15 @@ def _describe(x: Any) -> str:
 
 
 def checked(fun: Callable[..., Any], has_aux: bool) -> Callable[..., tuple[Tensor, Any]]:
-    """The function with its value made sure of, and always with auxiliary output."""
+    """Wrap a function: check its value, and return auxiliary output in any case."""
 
     def run(*args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
         value, aux = fun(*args, **kwargs), None
         if has_aux:
             if not isinstance(value, (tuple, list)) or len(value) != 2:
                 raise TypeError(
-                    f'fun returned {_output(value)}; with has_aux=True expected a pair, the value and the auxiliary '
-                    f'output.'
+                    f'fun returned {_output(value)}; expected a pair of the value and the auxiliary output, since '
+                    f'has_aux=True.'
                 )
             value, aux = value
         if isinstance(value, float):
@@ -116,7 +116,7 @@ def _remedy(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return 'Pass has_aux=True if the first item of a pair is the value.'
     if isinstance(value, Tensor) and value.dim():
-        return 'Return its mean or its sum; for all derivatives of several values take torch.func.jacrev.'
+        return 'Return its mean or its sum; for the Jacobian of several values use torch.func.jacrev.'
     if isinstance(value, Tensor) and value.is_complex():
         return 'Return its real part or its absolute value.'
     return 'Return the loss as a tensor of a floating dtype.'

@@ -18,27 +18,28 @@ _T = TypeVar('_T')
 
 
 def checkpoint(fun: Callable[_P, _T]) -> Callable[_P, _T]:
-    """The same function, which keeps its inputs for the backward pass, and recomputes everything else there.
+    """Transform a function to keep only its inputs for the backward pass, and to recompute everything else there.
 
     This is ``jax.checkpoint``.  Unlike ``torch.utils.checkpoint``, it works for derivatives of every order, in forward
     mode, under every transform of ``torch.func`` and under ``torch.vmap``.
 
-    The function may return any tree.  Tensors that it closes over get their derivatives too; so do the parameters of
-    modules that it calls.  A later run uses the same random numbers, the same variables of Python, and the parameters,
-    buffers, training flags and autocast of the first run.  Under ``torch.compile`` this changes nothing, since
-    the compiler decides what to keep.
+    The function may return any tree.  The result is differentiable with respect to the arguments, the tensors that the
+    function closes over, and the parameters of the modules that it calls.  A recomputation uses the random numbers, the
+    Python variables, and the parameters, buffers, training flags and autocast settings of the first run.  Under
+    ``torch.compile`` this transform has no effect, since the compiler decides which tensors to keep.
 
     Args:
         fun: A function of trees.  It may be called several times.
 
     Returns:
-        A function with the same arguments and the same value.
+        A function with the arguments and the value of ``fun``.
 
     Raises:
         TypeError: If ``fun`` is not callable.
-        RuntimeError: By the new function, if it changes a tensor from outside in place, or depends on one through a
-            ``torch.autograd.Function``; in the backward pass, if a tensor that it uses was changed in place since, if
-            it gives another value than before, or if the derivative of an operation has no derivative itself.
+        RuntimeError: Raised by the new function if it changes a tensor from outside in place, or depends on one through
+            a ``torch.autograd.Function``.  Raised in the backward pass if a tensor that it uses was changed in place
+            after the first run, if the recomputed value differs, or if the derivative of an operation is not
+            differentiable.
 
     Example:
         >>> import torch, torchopt

@@ -2,13 +2,13 @@
 """Closure conversion: the tensors that a function closes over become an argument.
 
 A user writes ``solve_cg(lambda v: X.T @ (X @ v), b)`` and expects a derivative with respect to ``X``.  So the function
-is run once under a mode that sees every operation of torch and records the outside tensors that are differentiated or
-mapped over.  From then on these tensors are arguments of the function: it runs under a mode that replaces them by
-others.
+is run once under a mode that intercepts every torch operation and records the outside tensors that are differentiated
+or mapped over.  Then these tensors are arguments of the function: later runs replace them by other tensors, under a
+second mode.
 
-A mode does not see everything: not the tensors that a ``torch.autograd.Function`` is applied to, and not those in a
-graph that was recorded earlier (``torch.autograd.grad`` of it, or what ``torch.func.vjp`` has returned).  Such
-dependences are detected, since the function still has a derivative with constants in place of the recorded tensors.
+A mode does not intercept the inputs of a ``torch.autograd.Function``, and the tensors in a graph that was recorded
+earlier (if ``torch.autograd.grad`` differentiates it, or by the function that ``torch.func.vjp`` has returned).  Such
+dependences are detected: with constants in place of the recorded tensors, the function still has a derivative.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Converted(NamedTuple):
     Attributes:
         fun: The function itself.
         captured: The tensors that it closes over.
-        is_complete: Whether these are all that it depends on.
-        value: Its value at the example, if that is known.
+        is_complete: Whether the function depends on no other tensors from outside.
+        value: Its value at the example, if known.
     """
 
     fun: Callable[..., Leaves]
@@ -45,7 +45,7 @@ class Converted(NamedTuple):
     value: Leaves | None = None
 
     def __call__(self, consts: Leaves, *args: Leaves) -> Leaves:
-        """The function with other tensors in place of those that it closes over."""
+        """Evaluate the function with ``consts`` in place of the tensors that it closes over."""
         if not self.captured:
             return self.fun(*args)
         with Replace({id(x): as_leaf_like(x, c) for x, c in zip(self.captured, consts)}):
@@ -53,7 +53,7 @@ class Converted(NamedTuple):
 
 
 def is_recording() -> bool:
-    """Whether anything that is computed now can have a derivative, or is mapped over."""
+    """Whether results computed now can have derivatives or be mapped over."""
     return torch.is_grad_enabled() or forward_ad._current_level >= 0 or in_transform()
 
 
@@ -62,10 +62,10 @@ def closure_convert(fun: Callable[..., Leaves], *example: Leaves, is_common: boo
 
     Args:
         fun: A function of lists of tensors, which returns one.
-        *example: Arguments to run it on, twice if it closes over tensors; without derivatives, save that they may be
-            leaves that require grad.
-        is_common: Whether such functions commonly close over tensors.  If not, it is run without a mode first, which
-            detects at less cost that it does not.
+        *example: Arguments for a trial run, or for two if the function closes over tensors.  They may be leaves that
+            require grad, but have no other derivatives.
+        is_common: Whether such functions commonly close over tensors.  If not, the function is run without a mode
+            first, which detects at lower cost that it closes over none.
     """
     if not is_recording():
         return Converted(fun, [])
@@ -76,7 +76,7 @@ def closure_convert(fun: Callable[..., Leaves], *example: Leaves, is_common: boo
         value = fun(*example)
     found, noted = _origins(value, arguments), seen.captured
     if not found:
-        # A constant, whatever it was made from; but under vmap each sample may have one of its own.
+        # The result is a constant; but under vmap the constant may differ between samples.
         noted = {i: x for i, x in noted.items() if _functorch.is_functorch_wrapped_tensor(x)}
         if not noted:
             return Converted(fun, [], value=value)
@@ -90,7 +90,7 @@ def closure_convert(fun: Callable[..., Leaves], *example: Leaves, is_common: boo
             constant = fun(*example)
     except RuntimeError:  # from torch.autograd.grad, of a tensor that has lost its graph
         return incomplete
-    # What differs from one run to the next was made inside.
+    # Tensors that differ between runs were created inside.
     captured = [x for i, x in noted.items() if i in fixed.used]
     known = {id(x) for x in found}
     hidden = [x for x in _origins(constant, [*arguments, *fixed.leaves()]) if id(x) in known or has_tangent(x)]
@@ -99,7 +99,7 @@ def closure_convert(fun: Callable[..., Leaves], *example: Leaves, is_common: boo
 
 
 def _origins(values: Leaves, known: Leaves) -> list[Tensor]:
-    """Where the derivatives of some values come from: leaves other than the known ones, and what has a tangent."""
+    """The tensors on which derivatives of values depend: unknown leaves of the graph, and tensors with a tangent."""
     mine = {id(x) for x in known}
     found = []
     for y in values:
@@ -112,7 +112,7 @@ def _origins(values: Leaves, known: Leaves) -> list[Tensor]:
 
 
 def _levels(x: Tensor) -> Iterator[tuple[Tensor, bool]]:
-    """What each transform sees of a tensor, the innermost first, and whether it is a batch there."""
+    """The tensor at each level of the transforms, the innermost first, and whether it is a batch at this level."""
     x = without_ended(x)
     while _functorch.is_functorch_wrapped_tensor(x):
         yield x, _functorch.is_batchedtensor(x)

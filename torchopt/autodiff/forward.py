@@ -25,12 +25,12 @@ def forward_value_and_grad(
     *,
     chunk_size: int | None = 1,
 ) -> Callable[_P, tuple[Any, Any]]:
-    r"""The value of ``fun`` and its gradient, as :func:`torchopt.value_and_grad`, computed by forward mode.
+    r"""Like :func:`torchopt.value_and_grad`, but computed by forward mode.
 
-    The gradient in :math:`n` numbers takes :math:`n` Jacobian-vector products.  Each costs about as much as two to
-    three runs of ``fun``, and needs the memory of one: nothing is kept for a backward pass, however many steps ``fun``
-    takes.  So the hypergradient of a learning rate through a loop of :math:`K` steps takes memory independent of
-    :math:`K`, and of the activations of all steps but one.
+    The gradient with respect to :math:`n` numbers takes :math:`n` Jacobian-vector products.  Each costs about as much
+    as two to three runs of ``fun``, and needs the memory of one: nothing is kept for a backward pass, however many
+    steps ``fun`` takes.  So the hypergradient of a learning rate through a loop of :math:`K` steps takes memory
+    independent of :math:`K`, and of the activations of all steps but one.
 
     - With :math:`n \le 2` it takes about the time of reverse mode, or less.
     - With more it takes about :math:`n / 2` times as long, which pays only if reverse mode does not fit: compare with
@@ -41,19 +41,19 @@ def forward_value_and_grad(
 
     Args:
         fun: A function whose value is a 0-d tensor of a real floating dtype, or a float.
-        argnums: The position of the argument to differentiate in, or a sequence of positions.
+        argnums: The position of the argument to differentiate with respect to, or a sequence of positions.
         has_aux: Whether ``fun`` returns a pair, the value and auxiliary data.
-        chunk_size: How many products are computed at once, by ``vmap``: faster, with that many times the memory.  None
-            takes all at once.
+        chunk_size: The number of products to compute at once by ``vmap``, which is faster and needs that many times
+            the memory; all if None.
 
     Returns:
         A function with the arguments of ``fun``, which returns ``(value, gradient)``, or with ``has_aux``
         ``((value, aux), gradient)``.
 
     Raises:
-        TypeError: As :func:`torchopt.value_and_grad`.
-        ValueError: Likewise, or if ``chunk_size`` is not positive.
-        NotImplementedError: In a call, if torch has no forward-mode formula for an operation.
+        TypeError: See :func:`torchopt.value_and_grad`.
+        ValueError: See :func:`torchopt.value_and_grad`; also if ``chunk_size`` is not positive.
+        NotImplementedError: Raised in a call if torch has no forward-mode formula for an operation.
 
     Example:
         >>> import torch, torchopt
@@ -110,7 +110,7 @@ def forward_value_and_grad(
 def _all_products(
     fun: Callable[..., Any], product: Callable[..., Any], point: tuple[Tensor, ...], chunk_size: int | None
 ) -> tuple[Tensor, list[Tensor], tuple[Tensor, ...]]:
-    """Value, gradient and auxiliary output from one product for each number of the point."""
+    """Value, gradient and auxiliary output from one product for each element of the arguments."""
     sizes = [x.numel() for x in point]
     total = sum(sizes)
     if total == 0:
@@ -132,7 +132,7 @@ def _all_products(
 
 
 def _directions(point: tuple[Tensor, ...], start: int, stop: int) -> list[Tensor]:
-    """The unit vectors of these numbers, for each tensor its part."""
+    """The unit vectors ``start`` to ``stop - 1``, split into the parts of each tensor."""
     found, before = [], 0
     for x in point:
         rows = torch.arange(start, stop, device=x.device)[:, None] == torch.arange(

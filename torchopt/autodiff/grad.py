@@ -28,43 +28,44 @@ def value_and_grad(
     *,
     checkpoint: str | None = None,
 ) -> Callable[_P, tuple[Any, Any]]:
-    r"""A function that computes the value of ``fun`` and its gradient, in this order, as ``jax.value_and_grad`` does.
+    r"""Return a function that computes the value and the gradient of ``fun``, as ``jax.value_and_grad`` does.
 
     ``torch.func.grad_and_value`` returns the pair in the opposite order.
 
-    Value, gradient and auxiliary output are differentiable, in the arguments and in all tensors that ``fun``
+    Value, gradient and auxiliary output are differentiable with respect to the arguments and all tensors that ``fun``
     closes over, by autograd and by every transform of ``torch.func``; the function can be compiled.  They carry a graph
-    only if one of these tensors requires grad: call the function under ``torch.no_grad()`` where that is not wanted.
+    only if one of these tensors requires grad; to avoid it, call the function under ``torch.no_grad()``.
 
     The graph of a gradient is large: it holds the activations of the forward and of the backward pass.  With
-    ``checkpoint`` the results keep the arguments instead, and the tensors that ``fun`` closes over.  The derivative of
+    ``checkpoint`` the results keep only the arguments and the tensors that ``fun`` closes over.  The derivative of
     the gradient, a product with the Hessian, is computed from these when it is needed.  A loop of :math:`K` gradient
-    steps then keeps :math:`K` sets of parameters and states, and one graph at a time.  What ``fun`` may do is the same
-    as for :func:`torchopt.checkpoint`.
+    steps then keeps :math:`K` sets of parameters and states, and one graph at a time.  The requirements on ``fun`` are
+    those of :func:`torchopt.checkpoint`.
 
     Args:
         fun: A function whose value is a 0-d tensor of a real floating dtype, or a float.
-        argnums: The position of the argument to differentiate in, or a sequence of positions.  Negative positions count
-            from the last positional argument.  Keyword arguments are passed on, and never differentiated in.
+        argnums: The position of the argument to differentiate with respect to, or a sequence of positions.  Negative
+            positions count from the last positional argument.  Keyword arguments are constants.
         has_aux: Whether ``fun`` returns a pair, the value and auxiliary data.
         checkpoint: What the results keep: with None their graph, otherwise the arguments.  ``'reverse'`` computes
             products with the Hessian by reverse over reverse mode; ``'mixed'`` by forward over reverse mode
-            (MixFlow-MG), which needs less memory, and forward-mode formulas for all operations: without them it warns
-            and takes reverse mode.
+            (MixFlow-MG), which needs less memory.  It requires forward-mode formulas for all operations; without them
+            it warns and uses reverse mode.
 
     Returns:
         A function with the arguments of ``fun``.  It returns ``(value, gradient)``, or with ``has_aux``
         ``((value, aux), gradient)``.  The gradient is a tree like the argument; for a sequence of positions, a tuple of
-        trees.  Where the argument is None, so is the gradient.
+        trees.  The gradient of a None leaf is None.
 
         The arguments at these positions are trees of tensors or NumPy arrays of real floating dtypes, floats and None;
-        all others may be anything.
+        all other arguments may be any object.
 
     Raises:
-        TypeError: If ``fun`` or ``argnums`` is none; in a call, if a position is missing, if a leaf is neither real nor
-            floating, if the value is not a single real number, or if there is no pair where ``has_aux`` says so.
-        ValueError: If there is no position, or the same one twice, or ``checkpoint`` is unknown.
-        RuntimeError: With ``checkpoint``, as :func:`torchopt.checkpoint`.
+        TypeError: If ``fun`` is not callable, or ``argnums`` is neither an int nor a sequence of ints.  Raised in a
+            call if a position is out of range, if a leaf is not of a real floating dtype, if the value is not a real
+            scalar, or if ``has_aux`` is true and the result is not a pair.
+        ValueError: If ``argnums`` is empty or has the same position twice, or if ``checkpoint`` is unknown.
+        RuntimeError: With ``checkpoint``; see :func:`torchopt.checkpoint`.
 
     References:
         Kemaev et al., 2025, `Scalable Meta-Learning via Mixed-Mode Differentiation
@@ -109,13 +110,13 @@ def grad(
     *,
     checkpoint: str | None = None,
 ) -> Callable[_P, Any]:
-    """A function that computes the gradient of ``fun``, as ``jax.grad`` does.
+    """Return a function that computes the gradient of ``fun``, as ``jax.grad`` does.
 
     It is :func:`value_and_grad` without the value; arguments and errors are the same.
 
     Args:
         fun: A function whose value is a 0-d tensor of a real floating dtype, or a float.
-        argnums: The position of the argument to differentiate in, or a sequence of positions.
+        argnums: The position of the argument to differentiate with respect to, or a sequence of positions.
         has_aux: Whether ``fun`` returns a pair, the value and auxiliary data.
         checkpoint: What the results keep: their graph, or with ``'reverse'`` or ``'mixed'`` the arguments.
 
@@ -123,8 +124,8 @@ def grad(
         A function with the arguments of ``fun``.  It returns the gradient, or with ``has_aux`` ``(gradient, aux)``.
 
     Raises:
-        TypeError: As :func:`value_and_grad`.
-        ValueError: Likewise.
+        TypeError: See :func:`value_and_grad`.
+        ValueError: See :func:`value_and_grad`.
 
     Example:
         >>> import torch, torchopt
@@ -142,7 +143,7 @@ def grad(
 
 
 class Differentiated(NamedTuple):
-    """What :func:`differentiate` finds.
+    """The result of :func:`differentiate`.
 
     Attributes:
         value: The value.
@@ -162,7 +163,7 @@ def differentiate(
 
     Args:
         fun: Returns the value, a 0-d tensor, and anything else.
-        positions: The positions of the arguments to differentiate in, from 0.
+        positions: The positions of the arguments to differentiate with respect to, from 0.
         args: Its positional arguments.
         kwargs: Its keyword arguments.
 
@@ -175,7 +176,7 @@ def differentiate(
     """
     given = tree.Selection(tuple(args[i] for i in positions), lambda x: True)
     tensors = tuple(map(torch.as_tensor, given.selected))
-    # torch.func lets nothing but tensors out: all else of the auxiliary output is kept here.
+    # torch.func returns tensors only; all other leaves of the auxiliary output are kept here.
     kept: list[tree.Selection] = []
 
     def of_tensors(xs: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -202,7 +203,7 @@ def _recompute(
     *,
     mixed: bool,
 ) -> Differentiated:
-    """As :func:`differentiate`, with results that keep the arguments instead of their graph."""
+    """Like :func:`differentiate`, with results that keep the arguments instead of their graph."""
     filled, wrt, start = list(args), dict[int, range](), 0
     for i, x in enumerate(args):
         if i in positions:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Function modes that see every operation of torch: one notes the tensors from outside, the others replace them."""
+"""Function modes that intercept every torch operation, to record the tensors from outside or to replace them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = [
 
 
 class Replace(TorchFunctionMode):
-    """Puts tensors in the places of others."""
+    """Replace tensors by others."""
 
     def __init__(self, replacement: dict[int, Tensor]) -> None:
         super().__init__()
@@ -60,28 +60,28 @@ class Replace(TorchFunctionMode):
 
 
 class Capture(Replace):
-    """Notes the tensors from outside that operations use.
+    """Record the tensors from outside that operations use.
 
     Args:
         inside: The arguments of the function that is run.
-        replacement: Arguments that also stand for other tensors, by the ids of those.
+        replacement: Maps the ids of tensors to the arguments that replace them.
 
     Attributes:
-        captured: The tensors that carry a derivative or a batch, by their ids.
-        constants: The other ones, each as a weak reference with its version when it was first used.
-        statistics: The running statistics that were updated, which torch does not count as a new version.
+        captured: The tensors that are differentiated or mapped over, by their ids.
+        constants: The other tensors, each as a weak reference with its version at the first use.
+        statistics: The running statistics that were updated; torch does not count this as a new version.
     """
 
     def __init__(self, inside: Leaves, replacement: dict[int, Tensor] | None = None) -> None:
         super().__init__(replacement or {})
         self.inside = inside
-        # Weak, since a function in which every result stays alive would need far more memory.
+        # Weak references, since keeping all results alive would need far more memory.
         self.made = {id(x): weakref.ref(x) for x in inside}
         self.captured: dict[int, Tensor] = {}
         self.constants: dict[int, tuple[weakref.ref[Tensor], int | None]] = {}
         self.statistics: dict[int, Tensor] = {}
         self.uses_a_graph = False
-        """Whether it differentiates what was computed outside, before."""
+        """Whether the function differentiates a graph that was recorded outside, earlier."""
         top = _functorch.peek_interpreter_stack()
         self.depth = 0 if top is None else top.level()
         self.start = torch._C._autograd._get_sequence_nr()
@@ -125,9 +125,9 @@ class Capture(Replace):
         return not self._descends_from_arguments(x)
 
     def _descends_from_arguments(self, x: Tensor) -> bool:
-        """Whether a tensor is the result of an autograd Function inside, which modes do not see.
+        """Whether a tensor is the result of an autograd Function inside, which modes do not intercept.
 
-        The numbers of nodes rise in each thread, so that most tensors from outside are known by theirs.
+        The sequence numbers of nodes increase in each thread, so they identify most tensors from outside.
         """
         if x.grad_fn is None or x.grad_fn._sequence_nr() < self.start:
             return False
@@ -136,7 +136,7 @@ class Capture(Replace):
 
 
 def replacement_of(x: Tensor) -> Tensor:
-    """What stands for a tensor while outer functions that use it are computed anew."""
+    """The replacement of a tensor while outer functions that use it are recomputed."""
     for mode in reversed(_get_current_function_mode_stack()):  # type: ignore[no-untyped-call]
         if isinstance(mode, Replace):
             x = mode.new(x)
@@ -144,12 +144,12 @@ def replacement_of(x: Tensor) -> Tensor:
 
 
 def matters(x: Tensor) -> bool:
-    """Whether a tensor carries a derivative or a batch."""
+    """Whether a tensor is differentiated or mapped over."""
     return _functorch.is_functorch_wrapped_tensor(x) or x.requires_grad or has_tangent(x)
 
 
 def version_of(x: Tensor) -> int | None:
-    """How often a tensor was changed in place, if that is counted."""
+    """The version counter of a tensor, or None if it has none."""
     x = without_ended(x)
     while _functorch.is_functorch_wrapped_tensor(x):
         x = _functorch.get_unwrapped(x)
@@ -177,9 +177,9 @@ def _writes(func: Any) -> bool:
 
 
 class Fix(Replace):
-    """Puts constants in the places of tensors, and notes which of them were used.
+    """Replace tensors by constants, and record which of them were used.
 
-    A constant is made when its tensor is met: one that was made inside is not met again, and could not be used.
+    A constant is created when its tensor is first used: tensors that were created inside do not occur again.
     """
 
     def __init__(self, noted: dict[int, Tensor]) -> None:
@@ -196,21 +196,21 @@ class Fix(Replace):
             return x
         self.used.add(id(x))
         if in_transform():
-            return first_sample(x.detach())  # detached first, for a mode around this one may replace it
+            return first_sample(x.detach())  # detached first, since an outer mode may replace it
         if id(x) not in self.replacement:
             self.replacement[id(x)] = as_leaf_like(x, x.detach())
         return self.replacement[id(x)]
 
 
 def as_leaf_like(original: Tensor, x: Tensor) -> Tensor:
-    """The same tensor; a leaf that requires grad if ``original`` does, by which a function may differentiate inside."""
+    """The tensor ``x``, as a leaf that requires grad if ``original`` requires grad, for derivatives in the function."""
     if x.requires_grad or not original.requires_grad or in_transform() or not torch.is_grad_enabled():
         return x
     return x.detach().requires_grad_()
 
 
 def first_sample(x: Tensor) -> Tensor:
-    """The value of a tensor without derivatives; of the batches of ``vmap``, that of the first sample."""
+    """The value of a tensor without derivatives; for a batch of ``vmap``, the value of the first sample."""
     x = without_ended(x)
     with beneath(x):
         if not _functorch.is_functorch_wrapped_tensor(x):

@@ -14,19 +14,19 @@ __all__ = ['is_plain_step', 'objective_value']
 
 
 def is_plain_step(gradients: Any, params: Any) -> bool:
-    """Whether a step of trees is plain training, see :func:`torchopt.numerics.is_plain`."""
+    """Whether a step of trees is plain training; see :func:`torchopt.numerics.is_plain`."""
     found, weights = ([x for x in tree.leaves(part) if isinstance(x, Tensor)] for part in (gradients, params))
     return is_plain(weights, found)
 
 
 def objective_value(value: Any, like: Tensor, updates: Any, params: Any = None, *, inplace: bool = False) -> Tensor:
-    """The extra argument ``value`` as a 0-d tensor like another.
+    """The extra argument ``value`` as a 0-d tensor like ``like``.
 
-    In a step that is not differentiated, such as any in-place step, it is a constant: users pass the loss unchanged,
-    whose graph would otherwise be kept in states and parameters.
+    In a step that is not differentiated, such as any in-place step, it is detached: users pass the loss with its graph,
+    which states and parameters would otherwise keep.
 
     Raises:
-        TypeError: If it was not given.
+        TypeError: If ``value`` is None.
     """
     if value is None:
         raise TypeError(

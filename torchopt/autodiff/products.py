@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Products with Jacobians, of functions of lists of tensors, and with what a graph has recorded.
+"""Products with Jacobians of functions of lists of tensors, or of recorded graphs.
 
-All are differentiable themselves.  Outside of ``torch.func`` they are computed by ``torch.autograd``, which is faster
-than ``torch.func`` and lets functions use ``torch.autograd.grad`` inside.  In inference mode autograd records nothing,
-whatever the grad mode, so that ``torch.func`` computes them there too.
+All are differentiable.  Outside of ``torch.func`` they are computed by ``torch.autograd``, which is faster than
+``torch.func`` and lets functions use ``torch.autograd.grad`` inside.  In inference mode autograd records nothing, so
+``torch.func`` computes them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def replacing(
 
 
 def map_product(product: Product) -> Product:
-    """A product of many vectors at once; one after the other where torch cannot map it."""
+    """Map a product over many vectors; one after another if torch cannot vectorize it."""
 
     def mapped(x: Leaves) -> Leaves:
         try:
@@ -48,21 +48,21 @@ def map_product(product: Product) -> Product:
 
 
 def vjp(fun: Callable[..., Leaves], primals: Leaves, cotangents: Leaves) -> Leaves:
-    """The vector-Jacobian product of a function of leaves, differentiable itself."""
+    """The vector-Jacobian product of a function of leaves; it is differentiable."""
     return pulled_back(fun, primals)[1](cotangents)
 
 
 def pulled_back(
     fun: Callable[..., Leaves], primals: Leaves, given: Sequence[int] | None = None
 ) -> tuple[Leaves, Product]:
-    """The value of a function, and its vector-Jacobian product, to be called once, in the same grad mode.
+    """The value of a function, and its vector-Jacobian product, which may be called once, in the same grad mode.
 
     Args:
         fun: The function.
-        primals: Where.
-        given: For which of the values there are cotangents; by default for all.
+        primals: The arguments.
+        given: The indices of the values that have cotangents; by default all.
     """
-    again = torch.is_grad_enabled()  # whether the product is differentiable: then, and only then, its graph is kept
+    again = torch.is_grad_enabled()  # whether the product is differentiable, which requires its graph
     if _needs_func():
 
         def with_all(*x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -82,7 +82,7 @@ def pulled_back(
 def jvp(fun: Callable[..., Leaves], primals: Leaves, tangents: Leaves) -> Leaves:
     """The Jacobian-vector product, as the transpose of the vector-Jacobian product.
 
-    Forward mode would do, were it not that torch has no formula for some operations, and that it cannot be nested in a
+    Forward mode is not used, since torch has no formula for some operations, and since it cannot be nested in a
     ``torch.autograd.forward_ad.dual_level``.
     """
     if _needs_func():
@@ -98,9 +98,9 @@ def jvp(fun: Callable[..., Leaves], primals: Leaves, tangents: Leaves) -> Leaves
 
 
 def recorded(fun: Callable[..., Leaves], primals: Leaves) -> tuple[Leaves, Product]:
-    """The value of a function and the vector-Jacobian product there, which is recorded once and used many times.
+    """The value of a function and its vector-Jacobian product, which is recorded once for many calls.
 
-    The derivatives are with respect to ``primals`` alone, whatever they were computed from.
+    The derivatives are with respect to ``primals`` only, not to the tensors that they were computed from.
     """
     if is_autograd_off():
         value, pull = torch.func.vjp(lambda *x: tuple(fun(*x)), *primals)[:2]
@@ -112,7 +112,7 @@ def recorded(fun: Callable[..., Leaves], primals: Leaves) -> tuple[Leaves, Produ
 
 
 def pullback(outputs: Leaves, inputs: Leaves, *, retain_graph: bool = True) -> Product:
-    """The vector-Jacobian product of what a graph has computed; zeros where there is no dependence."""
+    """The vector-Jacobian product of a recorded graph; zeros for inputs on which the outputs do not depend."""
     tracked = [i for i, y in enumerate(outputs) if y.requires_grad]
 
     def product(u: Leaves) -> Leaves:
@@ -138,15 +138,14 @@ def _needs_func() -> bool:
 def is_autograd_off() -> bool:
     """Whether this is inference mode.
 
-    Inside of a ``torch.func`` transform ``torch.is_inference_mode_enabled()`` denies it, but autograd is off all the
-    same.
+    Inside a ``torch.func`` transform ``torch.is_inference_mode_enabled()`` returns False, although autograd is off.
     """
     return torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.AutogradFunctionality)
 
 
 def _tracked(x: Tensor, again: bool) -> Tensor:
-    """A tensor to differentiate by: other paths of the graph to ``x``, through the solution, must not count."""
+    """A tensor to differentiate with respect to, without other paths of the graph to ``x``, such as the solution."""
     if again and x.requires_grad:
         return x.view_as(x)
-    with torch.no_grad():  # which, unlike detach(), keeps the tangents of forward mode
+    with torch.no_grad():  # unlike detach(), this keeps the tangents of forward mode
         return x.view_as(x).requires_grad_()

@@ -30,11 +30,11 @@ __all__ = ['Gradient', 'Pure', 'apply_pure', 'own_hooks']
 
 
 class Pure(abc.ABC):
-    """A function of tensors that returns a tuple of tensors, and can be run again at any time with the same result."""
+    """A function of tensors that returns a tuple of tensors; every run with equal arguments has the same result."""
 
     @abc.abstractmethod
     def __call__(self, *x: Tensor) -> Leaves:
-        """The value; differentiable where grad mode is on."""
+        """The value; differentiable if grad mode is on."""
 
     def vjp(self, arity: int, wanted: list[int], given: list[int]) -> Pure:
         """The function ``(*x, *cotangents) -> cotangents of x[wanted]``, for cotangents of the outputs ``given``."""
@@ -46,7 +46,7 @@ class Pure(abc.ABC):
 
     @property
     def unshared(self) -> Sequence[int]:
-        """The arguments of which each sample of a batch must have its own."""
+        """The arguments that must be mapped over if any argument is."""
         return ()
 
 
@@ -68,13 +68,13 @@ class _Derived(Pure):
     arity: int
 
     def batched(self, dims: Sequence[int | None], randomness: str) -> Pure:
-        # A batch of vectors at one point, as in torch.func.jacrev: the function is the same one for all of them.
+        # A batch of vectors at one point, as in torch.func.jacrev, needs only one evaluation of the function.
         is_one_point = all(d is None for d in dims[: self.arity])
         return _Batched(self, dims, 'same' if is_one_point else randomness)
 
 
 class _Vjp(_Derived):
-    """The vector-Jacobian product: the function runs again with a graph, which is gone afterwards."""
+    """The vector-Jacobian product: the function runs again with a graph, which is freed afterwards."""
 
     def __init__(self, of: Pure, arity: int, wanted: list[int], given: list[int]) -> None:
         self.of, self.arity, self.wanted, self.given = of, arity, wanted, given
@@ -113,12 +113,12 @@ class _Jvp(_Derived):
 class Gradient(Pure):
     """``x -> (*gradients, *outputs)``: the gradients of the first output, a scalar, and all outputs.
 
-    A batch of scalars has a batch of gradients, which are those of its sum; so the products with the Hessian stay
-    those of one scalar function.
+    The gradients of a batch of scalars are the gradient of their sum, so the products with the Hessian remain those of
+    one scalar function.
 
     Args:
         of: The function.
-        wrt: The arguments to differentiate in.
+        wrt: The arguments to differentiate with respect to.
         mixed: Whether products with the Hessian are computed forward over reverse.
     """
 
@@ -141,7 +141,7 @@ class Gradient(Pure):
 
     @property
     def unshared(self) -> Sequence[int]:
-        """Those that it is a gradient in, since the results have their shapes."""
+        """The arguments of the gradient, since the results have their shapes."""
         return self.wrt
 
 
@@ -149,9 +149,9 @@ class _MixedVjp(_Vjp):
     r"""The vector-Jacobian product of a gradient by forward over reverse mode.
 
     The Hessian is symmetric.  With the cotangents :math:`\bar g, \bar v, \bar a` of gradient, value and auxiliary
-    outputs the product is the derivative, with respect to :math:`\epsilon`, of the pullback of the dual cotangents
-    :math:`(1 + \epsilon \bar v, \epsilon \bar a)` at :math:`\theta + \epsilon \bar g`.  The pullback saves pairs of
-    numbers, twice the memory of a first-order gradient, and keeps no graph of itself.
+    outputs, the product is the derivative with respect to :math:`\epsilon` of the pullback of the dual cotangents
+    :math:`(1 + \epsilon \bar v, \epsilon \bar a)` at :math:`\theta + \epsilon \bar g`.  The pullback saves dual
+    numbers, which need twice the memory of a first-order gradient, and keeps no graph of its own.
     """
 
     of: Gradient
@@ -160,9 +160,9 @@ class _MixedVjp(_Vjp):
         x, bar = args[: self.arity], dict(zip(self.given, args[self.arity :]))
         wrt = self.of.wrt
         moving = [j for j in range(len(wrt)) if j in bar]
-        # Without a gradient that is used there is no Hessian; torch.func refuses hooks.  Where this product is to be
-        # differentiated itself, forward mode would save nothing, and the derivatives of some of torch's formulas
-        # (batch_norm, layer_norm) are wrong: they take the statistics for constants.
+        # Use reverse mode if the gradient has no cotangent (no Hessian is needed), if there are saved-tensor hooks
+        # (torch.func does not support them), or if this product is differentiated: forward mode would save no memory
+        # then, and some of torch's formulas (batch_norm, layer_norm) have wrong derivatives, with constant statistics.
         if not moving or _has_hooks() or torch.is_grad_enabled():
             return super().__call__(*args)
         outputs = [0, *[j - len(wrt) for j in self.given if j > len(wrt)]]
@@ -187,7 +187,7 @@ class _MixedVjp(_Vjp):
                 raise
             reason = str(error).splitlines()[0]
             warnings.warn(
-                f"checkpoint='mixed': the function has no forward mode, so that reverse mode is used. {reason}",
+                f"checkpoint='mixed': the function has no forward mode, so reverse mode is used. {reason}",
                 stacklevel=2,
             )
         return super().__call__(*args)
@@ -198,7 +198,7 @@ def _dual(x: Tensor, tangent: Tensor) -> Tensor:
 
 
 def _lacks_forward_mode(error: Exception) -> bool:
-    """Whether torch has no forward-mode formula for an operation, or an autograd Function does not take part."""
+    """Whether the error says that an operation or an autograd Function has no forward-mode formula."""
     text = str(error)
     return isinstance(error, NotImplementedError) or 'setup_context' in text or 'forward AD' in text
 
@@ -212,14 +212,13 @@ def _going_back(pull: Callable[[Leaves], Leaves], cotangents: Leaves) -> Leaves:
         remedy = 'Use operations that can be differentiated twice'
         if 'scaled_dot_product' in str(error):
             remedy = (
-                'Let the function compute attention inside of '
-                '`with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)`'
+                'Compute attention inside `with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)`'
             )
         raise RuntimeError(f'The gradient of the function cannot be differentiated: {error}. {remedy}.') from error
 
 
 class _Recomputed(torch.autograd.Function):
-    """``apply(fun, known, *x) -> fun(*x)``, which saves ``x``; ``known`` is the value if it is known already."""
+    """``apply(fun, known, *x) -> fun(*x)``, which saves ``x``; ``known`` is the value, or None if unknown."""
 
     @staticmethod
     def forward(fun: Pure, known: Leaves | None, *x: Tensor) -> tuple[Tensor, ...]:
@@ -241,8 +240,8 @@ class _Recomputed(torch.autograd.Function):
     def backward(ctx: Any, *bar: Tensor | None) -> tuple[Any, ...]:
         x, fun = saved_tensors(ctx), ctx.fun
         if not torch._C._autograd._get_current_graph_task_keep_graph():
-            # As autograd frees the tensors.  A function may refer to a module whose parameters refer to this graph,
-            # and Python cannot collect such a cycle.
+            # Autograd frees the tensors here.  The function may refer to a module whose parameters refer to this graph;
+            # Python cannot collect such a cycle.
             ctx.fun = None
         result: list[Any] = [None] * len(ctx.needs_input_grad)
         wanted = [i for i, t in enumerate(x) if ctx.needs_input_grad[i + 2] and is_inexact(t)]
@@ -285,16 +284,16 @@ def apply_pure(fun: Pure, *x: Any, known: Leaves | None = None) -> tuple[Tensor,
     Args:
         fun: The function.
         *x: The arguments.
-        known: The value, if it is known already.
+        known: The value, if it is known.
     """
     return apply_function(_Recomputed, fun, known, *x)
 
 
 def own_hooks() -> contextlib.AbstractContextManager[Any]:
-    """Hide what is saved here, and used here, from hooks around it.
+    """Hide the tensors saved here from outer saved-tensor hooks.
 
-    ``torch.utils.checkpoint`` around a loop would drop it, and compute all that it surrounds again at the first inner
-    backward pass.
+    ``torch.utils.checkpoint`` around a loop would drop them, and recompute the whole loop at the first inner backward
+    pass.
     """
     if not _has_hooks():
         return contextlib.nullcontext()
@@ -306,7 +305,7 @@ def _has_hooks() -> bool:
 
 
 def _is_forward_mode_taken() -> bool:
-    """Whether this is a ``dual_level`` that ``torch.func`` has not entered, in which it cannot nest its own."""
+    """Whether a ``dual_level`` is active that ``torch.func`` has not entered, in which it cannot nest its own."""
     return forward_ad._current_level >= 0 and not eager_transforms.JVP_NESTING
 
 
@@ -318,5 +317,5 @@ def _put(x: Sequence[Tensor], where: Sequence[int], values: Sequence[Tensor]) ->
 
 
 def _of_some(fun: Pure, x: Sequence[Tensor], some: Sequence[int]) -> Callable[..., Leaves]:
-    """A function as one of some of its arguments."""
+    """Restrict a function to some of its arguments; the others are constants."""
     return lambda *values: fun(*_put(x, some, values))

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A call of a user's function as a pure function of tensors, which can be run again.
 
-The first run notes what the function depends on: the tensors that it closes over, which become arguments, its variables
+The first run records the inputs of the function: the tensors that it closes over, which become arguments, its variables
 (:mod:`torchopt.autodiff.variables`) and its surroundings (:mod:`torchopt.autodiff.surroundings`).  Each later run
-restores them.  What cannot be restored is detected and refused:
+restores them.  An error is raised for the inputs that cannot be restored:
 
-- a tensor from outside that the function changes in place, or that was changed in place afterwards, by its version;
-- a derivative that bypasses the tensors seen, by the graph of the result;
-- any other difference, such as a Python object that was changed, by the value.
+- a tensor from outside that the function changes in place, or that is changed in place afterwards (its version
+  differs);
+- a tensor that was not recorded, but has a derivative (it occurs in the graph of the result);
+- any other change, such as that of a Python object (the value differs).
 """
 
 from __future__ import annotations
@@ -35,17 +36,17 @@ __all__ = ['Call', 'recomputed', 'recomputed_gradient']
 
 
 class Call(Pure):
-    """``fun(*args, **kwargs)`` as a function of the tensors in its arguments and of those that it closes over.
+    """``fun(*args, **kwargs)`` as a function of the tensors in its arguments and closures.
 
     Args:
         fun: A function of trees that returns a tree.
         args: Its positional arguments.
         kwargs: Its keyword arguments.
-        keep_flags: Whether the tensors in the arguments require grad in every run if they do now.
-        everywhere: Whether the tensors in the arguments are meant wherever the function uses them, closures included.
+        keep_flags: Whether the tensors in the arguments require grad in every run if they do in the first.
+        everywhere: Whether the tensors in the arguments are replaced wherever the function uses them, also in closures.
 
     Attributes:
-        captured: The tensors that it closes over and that carry a derivative or a batch.
+        captured: The tensors that it closes over and that are differentiated or mapped over.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Call(Pure):
         self.size: float | None = None
 
     def first(self, inside: Leaves) -> Leaves:
-        """Run the function, and note what it depends on."""
+        """Run the function, and record its inputs."""
         self.remembered = Remembered(self.fun)
         seen = Capture(inside, {id(x): t for x, t in zip(self.originals, inside)})
         with self.surroundings.noted(inside, seen), seen:
@@ -93,11 +94,11 @@ class Call(Pure):
         return tree.unflatten(self.result_spec, [next(rest) if isinstance(x, _Hole) else x for x in self.result])
 
     def note_size(self, outputs: Leaves) -> None:
-        """Keep what a later run is compared with."""
+        """Store the size of the outputs, to compare later runs with it."""
         self.size = _size(outputs)
 
     def __call__(self, *x: Tensor) -> Leaves:
-        """Run the function again, as the first time."""
+        """Run the function again with the recorded inputs."""
         n = len(self.places)
         self._check_constants()
         replacement = {id(c): t for c, t in zip(self.captured, x[n:])}
@@ -132,7 +133,7 @@ class Call(Pure):
                 continue
             if version_of(x) != version or id(x) in seen.statistics:
                 raise RuntimeError(
-                    f'The function changes a tensor of shape {tuple(x.shape)} from outside in place, so that it cannot '
+                    f'The function changes a tensor of shape {tuple(x.shape)} from outside in place, so it cannot '
                     f'be recomputed. Return the new value instead; buffers are restored for modules that are called.'
                 )
             self.constants.append((reference, version))
@@ -142,12 +143,12 @@ class Call(Pure):
             x = reference()
             if x is not None and version_of(x) != version:
                 raise RuntimeError(
-                    f'A tensor of shape {tuple(x.shape)} that the function uses was changed in place since, so that '
+                    f'A tensor of shape {tuple(x.shape)} that the function uses was changed in place later, so '
                     f'the function cannot be recomputed. Pass the function a clone of it, or write to another tensor.'
                 )
 
     def _check_graph(self, outputs: Leaves, x: Leaves) -> None:
-        """Refuse a result that still depends on the tensors that were replaced."""
+        """Raise if the result still depends on the tensors that were replaced."""
         outputs = _with_graph(outputs)
         if not outputs or not self.captured:
             return
@@ -166,13 +167,13 @@ class Call(Pure):
         if not math.isclose(size, self.size, rel_tol=precision, abs_tol=precision**3):
             raise RuntimeError(
                 f'The function gives another value when it is recomputed: {size} instead of {self.size}. It depends '
-                f'on an object that has changed since. Pass what changes as an argument.'
+                f'on an object that was changed after the first run. Pass this object as an argument.'
             )
 
 
 _OTHER = (
-    'The function uses other tensors when it is recomputed. It depends on an object that has changed since, such as a '
-    'module whose parameters were replaced. Pass what changes as an argument.'
+    'The function uses other tensors when it is recomputed. It depends on an object that was changed after the first '
+    'run, such as a module whose parameters were replaced. Pass this object as an argument.'
 )
 
 
@@ -188,7 +189,7 @@ _HIDDEN = (
 
 
 def recomputed(fun: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """``fun(*args, **kwargs)``, with one node that recomputes it in the backward pass."""
+    """``fun(*args, **kwargs)`` with one autograd node, which recomputes it in the backward pass."""
     call = Call(fun, args, kwargs, keep_flags=True)
     x = _tensors(args, kwargs)
     if _is_plain():
@@ -211,19 +212,19 @@ def recomputed_gradient(
     mixed: bool,
     total: bool = False,
 ) -> tuple[Any, list[Tensor | None]]:
-    """What a function returns, and the gradients of the scalar that comes first, with one node for all.
+    """The result of a function and the gradients of its first output, a scalar, with one autograd node.
 
     Args:
         fun: A function of trees that returns a scalar tensor and anything else.
         args: Its positional arguments.
         kwargs: Its keyword arguments.
-        wrt: Numbers of the tensors among the leaves of the arguments, to differentiate in.
+        wrt: The tensors to differentiate with respect to, as indices among the tensors of the arguments.
         mixed: Whether products with the Hessian are computed forward over reverse.
-        total: Whether the gradients count all that the scalar depends on: the same tensors in closures, and tensors in
-            closures that were computed from them before.  Transforms of ``torch.func`` do not know the latter.
+        total: Whether the gradients also include the dependence through closures: on the same tensors, and on tensors
+            that were computed from them before.  Transforms of ``torch.func`` do not support the latter.
 
     Returns:
-        Both.  A gradient is None where the scalar does not depend on the tensor, as far as this is known.
+        The result and the gradients.  A gradient is None if the scalar is known not to depend on the tensor.
     """
     call = Call(fun, args, kwargs, everywhere=total)
     x = _tensors(args, kwargs)
@@ -266,7 +267,7 @@ def recomputed_gradient(
 
 
 def _descendants(tensors: Leaves, ancestors: Leaves) -> list[int]:
-    """Which tensors were computed from others, by the graph."""
+    """The indices of the tensors that were computed from ``ancestors`` according to the graph."""
     later = [j for j, x in enumerate(tensors) if x.grad_fn is not None]
     if not later:
         return []
@@ -284,12 +285,12 @@ def _add(xs: Sequence[Tensor | None], ys: Sequence[Tensor | None]) -> list[Tenso
 
 
 def _is_plain() -> bool:
-    """Whether one run finds both the value and what the function depends on: outside of transforms and tangents."""
+    """Whether a single run suffices for the value and the inputs: outside of transforms and forward mode."""
     return not in_transform() and forward_ad._current_level < 0
 
 
 def _explore(call: Call, x: Leaves) -> None:
-    """Run a function only for what it depends on."""
+    """Run a function only to record its inputs."""
     with torch.no_grad() if in_transform() else contextlib.nullcontext():
         call.first(x)
 
@@ -309,7 +310,7 @@ def _with_graph(outputs: Leaves) -> list[Tensor]:
 
 
 def _size(outputs: Leaves) -> float | None:
-    """The sum of all magnitudes, if it can be read."""
+    """The sum of all absolute values, or None if it cannot be read."""
     total = 0.0
     with torch.no_grad():
         for y in outputs:

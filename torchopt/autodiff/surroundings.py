@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the value of a function depends on beside its arguments, noted in one run and restored for later ones.
+"""The surroundings of a function call, which its value depends on: recorded in one run, restored for later runs.
 
 These are the random number generators, autocast, and the modules that it calls: their parameters, buffers and training
 flags.
@@ -31,11 +31,11 @@ class Surroundings:
 
     @contextlib.contextmanager
     def noted(self, tensors: Sequence[Tensor], seen: Capture) -> Iterator[None]:
-        """Note the surroundings of a run.
+        """Record the surroundings of a run.
 
         Args:
-            tensors: On the devices of these, and on the CPU, random numbers are drawn.
-            seen: What knows which tensors were made in the run.
+            tensors: Tensors whose devices, besides the CPU, may draw random numbers.
+            seen: The mode that knows which tensors were created in the run.
         """
         types = dict.fromkeys(['cpu', *(x.device.type for x in tensors)])
         self.autocast = [
@@ -47,7 +47,7 @@ class Surroundings:
 
         def note(container: dict[str, Any], name: str) -> None:
             x = container[name]
-            if x is not None and not seen.has_made(x):  # a function may put others into a module for a while
+            if x is not None and not seen.has_made(x):  # a function may put other tensors into a module temporarily
                 self.slots.setdefault((id(container), name), (container, name, x))
 
         def note_module(module: nn.Module, _: Any) -> None:
@@ -70,17 +70,17 @@ class Surroundings:
                 note(saved.module._parameters, name)
 
     def keep_changed(self, also: Container[int]) -> None:
-        """Forget the buffers that the run has not changed, by their versions and by the ids ``also``."""
+        """Drop the buffers that did not change in the run, according to their versions and the ids ``also``."""
         for module in self.modules.values():
             module.keep_changed(also)
 
     def owns(self, x: Tensor) -> bool:
-        """Whether a tensor is a buffer that the run has changed, whose value is restored."""
+        """Whether a tensor is a buffer that the run changed, so that its value is restored."""
         return any(module.owns(x) for module in self.modules.values())
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
-        """Make them those of the first run, and put back those of now at the end."""
+        """Set the surroundings to those of the first run; restore the current ones at the end."""
         with contextlib.ExitStack() as stack:
             for kind, enabled, dtype in self.autocast:
                 if enabled != torch.is_autocast_enabled(kind) or (enabled and dtype != torch.get_autocast_dtype(kind)):
@@ -101,7 +101,7 @@ _NOTING: list[Callable[[dict[str, Any], str], None]] = []
 
 
 def note_slots(slots: Sequence[tuple[dict[str, Any], str]]) -> None:
-    """Say that the parameters in these places are about to be replaced, to the runs that are being noted."""
+    """Inform the runs that are being recorded that the parameters in these slots will be replaced."""
     for note in _NOTING:
         for container, name in slots:
             note(container, name)
@@ -162,7 +162,7 @@ class _Module:
         return any(x is saved[0] for saved in self.buffers.values())
 
     def swap(self) -> Callable[[], None]:
-        """Make the module what it was; returns the function that makes it what it is now."""
+        """Set the module to its recorded state; returns the function that restores the current state."""
         module, training = self.module, self.module.training
         buffers = {name: module._buffers.get(name) for name in self.buffers}
         module.training = self.training

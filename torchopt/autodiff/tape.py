@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A linear map, recorded once as the tensor operations that it consists of, and then repeated without autograd.
+"""A linear map, recorded once as a list of tensor operations, and then repeated without autograd.
 
-A product with a Jacobian goes back through a graph, and the engine that does so takes its time: in a system of a few
-hundred unknowns more than the arithmetic.  But all products of one solve are the same operations on other numbers.  So
-the second one is watched below autograd (a product that comes alone is not worth it).  Of its operations only those are
-repeated that depend on the vector; what the others gave is kept.
+A product with a Jacobian is a backward pass through a graph, whose overhead exceeds the arithmetic for systems of a few
+hundred unknowns.  All products of one solve are the same operations on different numbers.  So the second product is
+recorded below autograd (recording does not pay for a single product).  Later products repeat only the operations that
+depend on the vector; the results of the others are kept.
 
-Nothing is taken on trust: the third product, with another vector, is computed in both ways, and the repetition is given
-up unless the results are equal to the last bit, as those of the same operations on the same numbers are.  (A kernel may
-have been called that torch does not dispatch.)  So it is if an operation cannot be repeated.
+The third product, with another vector, is computed in both ways.  The tape is discarded unless the results are
+bitwise equal, since a kernel may have been called that torch does not dispatch.  It is also discarded if an operation
+cannot be repeated.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Product = Callable[[Leaves], Leaves]
 
 
 def taped(product: Product) -> Product:
-    """The same product, faster from the fourth time on."""
+    """The same product, faster from the fourth call on."""
     candidate: tuple[Leaves, Product] | None = None
     repeat: Product | None = None
     calls = 0
@@ -49,7 +49,7 @@ def taped(product: Product) -> Product:
             return y
         y = product(u)
         if candidate is not None and not any(map(is_functorch_wrapped_tensor, u)) and not _equal(candidate[0], u):
-            # (The same vector would prove nothing.)
+            # A comparison with the same vector would prove nothing.
             repeat = candidate[1] if _agrees(candidate[1], u, y) else None
             candidate = None
         return y
@@ -58,7 +58,7 @@ def taped(product: Product) -> Product:
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes every operation with what went in and what came out."""
+    """Record every operation with its arguments and results."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -71,13 +71,13 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class _Step(NamedTuple):
-    """One operation: the arguments that stay, and those that are filled in with results of earlier ones."""
+    """One operation: its constant arguments, and the arguments that are results of earlier operations."""
 
     run: Callable[..., Any]
     args: list[Any]
     kwargs: dict[str, Any]
     fill: list[tuple[int, int]]
-    """At which position of the arguments which result stands."""
+    """Pairs of the position of an argument and the index of a result."""
     fill_lists: list[tuple[int, list[tuple[int, int]]]]
     """The same for arguments that are lists of tensors."""
     is_single: bool
@@ -131,7 +131,7 @@ def _repetition(tape: _Recorder, u: Leaves, y: Leaves) -> Product | None:
 
 
 def _writes_own_results(func: Any, args: Sequence[Any], places: dict[int, int], live: bool) -> bool:
-    """Whether an operation that writes in place writes only to what is made anew in each repetition."""
+    """Whether an in-place operation writes only to tensors that each repetition creates."""
     written = [
         a for a, declared in zip(args, func._schema.arguments) if declared.alias_info and declared.alias_info.is_write
     ]
@@ -139,7 +139,7 @@ def _writes_own_results(func: Any, args: Sequence[Any], places: dict[int, int], 
 
 
 def _agrees(repeat: Product, u: Leaves, y: Leaves) -> bool:
-    """Whether the repetition gives exactly the product."""
+    """Whether the repetition gives bitwise the same product."""
     try:
         return _equal(repeat(u), y)
     except RuntimeError:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Python function together with the variables that it reads, as they are now.
+"""A Python function together with the current values of the variables that it reads.
 
-A function that is called again later must see the variables of its first call.  In
+A function that is called again later must read the variables of its first call.  In
 
 .. code-block:: python
 
@@ -24,7 +24,7 @@ __all__ = ['Remembered']
 class Remembered:
     """The variables that a function reads: its closure, its globals, and those of the functions among them.
 
-    Objects are remembered, not copied: what is changed in place, such as a list, is not seen as it was.
+    Objects are stored, not copied: changes in place, for example of a list, are not undone.
 
     Args:
         fun: A function, a method, or a ``functools.partial`` of one; other callables have no variables.
@@ -50,7 +50,7 @@ class Remembered:
         if not f.__module__ or f.__module__.partition('.')[0] not in _LIBRARIES:
             values = {n: f.__globals__[n] for n in _names(f.__code__) if n in f.__globals__}
             self.globals.setdefault(id(f.__globals__), (f.__globals__, {}))[1].update(values)
-            # The functions of the same script; those of other modules read no variables of a loop.
+            # Only functions of the same script, since those of other modules read no variables of its loops.
             read += [v for v in values.values() if getattr(v, '__globals__', None) is f.__globals__]
         for value in read:
             g = _function_of(value)
@@ -58,7 +58,7 @@ class Remembered:
                 self._visit(g)
 
     def again(self) -> Callable[..., Any]:
-        """The function with variables of its own, which hold what they held then."""
+        """The function with variables of its own, which have the stored values."""
         if not self.functions:
             return self.fun
         names = {key: {**original, **read} for key, (original, read) in self.globals.items()}
@@ -89,7 +89,7 @@ _LIBRARIES = ('torch', 'torchopt')
 def _content(cell: types.CellType) -> Any:
     try:
         return cell.cell_contents
-    except ValueError:  # a variable that has no value yet
+    except ValueError:  # a variable without a value
         return _EMPTY
 
 

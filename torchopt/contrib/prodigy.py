@@ -120,7 +120,7 @@ def prodigy(
     checks.at_least('weight_decay value', weight_decay)
 
     def init(params: Any) -> ProdigyState:
-        # What is scaled by a small estimate before it is squared needs the range of float32.
+        # Gradients are scaled by a small estimate before they are squared, which requires the range of float32.
         wide = tree.map(widened, params)
         return ProdigyState(
             elementwise.zero_moment(wide),

@@ -62,7 +62,7 @@ def auto_init_rpc(
             worker.  By default ``worker`` and the rank.
         backend: See ``torch.distributed.rpc.init_rpc``.
         rpc_backend_options: See there; by default TensorPipe over sockets, which uses no CPU while waiting.
-        shutdown_timeout: How many seconds rank 0 waits at the end for busy workers, and other workers for rank 0.
+        shutdown_timeout: The time in seconds for which rank 0 waits at the end for busy workers, and they for rank 0.
 
     Raises:
         RuntimeError: If RPC is not available or already initialized, or the address of the rendezvous is missing.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hyper-parameters that differ between leaves: broadcast to the parameters, and turned into coefficients of rules.
+"""Hyper-parameters that differ between leaves: broadcast to the parameters, and converted to coefficients of rules.
 
 A hyper-parameter is one value for all parameters, or a tree of values with the structure of the parameters or a prefix
 of it; in a prefix, one value applies to a whole subtree.  A value is a number or a 0-d tensor.  Leaves with the same
@@ -67,7 +67,7 @@ def check_each(check: Callable[[str, Any], Any], name: str, value: Any) -> None:
 
 
 class Hyperparams:
-    """Build the rule of a step from hyper-parameters; if one of them is a tree, a rule for each leaf.
+    """Build the rule of a step from hyper-parameters; if one of them is a tree, build a rule for each leaf.
 
     Args:
         make: ``make(*common, **hypers)`` returns a rule, a partial application of a function to coefficients that are
@@ -109,7 +109,7 @@ class Hyperparams:
                 parameter; the message names the path.
         """
         if isinstance(params, ParamsPlaceholder):
-            return  # tree.map_params looks for copies of the parameters
+            return  # tree.map_params passes placeholders instead of parameters
         leaves, spec = flatten(params) if self.trees else ((), None)
         for name, value in self.trees.items():
             values, index = _spread(name, value, spec, like)
@@ -124,7 +124,7 @@ class PerLeafRule(NamedTuple):
     common: tuple[Any, ...]
 
     def columns(self, updates: Any, spec: TreeSpec) -> dict[str, tuple[list[Any], Sequence[int]]]:
-        """For each tree its values, and for each leaf of the updates the index of its value."""
+        """Map the name of each tree to its values, and to the index of the value of each leaf of the updates."""
         found = {name: _spread(name, value, spec, 'updates') for name, value in self.spread.trees.items()}
         if any(has_shape(x) for values, _ in found.values() for x in values):
             self.spread.check(updates, like='updates')
@@ -134,12 +134,12 @@ class PerLeafRule(NamedTuple):
         """A rule for each row.
 
         Args:
-            rows: For each tree its value in each row.
+            rows: Maps the name of each tree to its value in each row.
         """
         return [self._fill(dict(zip(rows, own))) for own in zip(*rows.values())]
 
     def together(self, rows: dict[str, list[Any]]) -> Callable[..., Any] | None:
-        """One rule for all rows, with vectors as coefficients; None if a value has a shape."""
+        """One rule for all rows, with vectors as coefficients; None if a value is a tensor of positive dimension."""
         if any(has_shape(x) for column in rows.values() for x in column):
             return None
         values = itertools.chain(self.common, self.spread.hypers.values(), *rows.values())
@@ -147,7 +147,7 @@ class PerLeafRule(NamedTuple):
         return self._fill({name: vector(column, device) for name, column in rows.items()})
 
     def coefficients(self) -> list[Any]:
-        """All numbers and tensors from which the rules of the leaves are made."""
+        """All hyper-parameters of the rules of the leaves."""
         return [*self.common, *leaves(self.spread.hypers)]
 
     def _fill(self, own: dict[str, Any]) -> Callable[..., Any]:
@@ -160,10 +160,10 @@ def share_rows(columns: Sequence[Sequence[Any]], present: Sequence[bool]) -> tup
 
     Args:
         columns: Hashable entries, one for each leaf.
-        present: For each leaf whether it counts.
+        present: For each leaf whether it is present.
 
     Returns:
-        For each leaf the number of its row, 0 for a leaf that does not count; and for each row its first leaf.
+        The row of each leaf, 0 for an absent one; and the first leaf of each row.
     """
     first: dict[Any, int] = {}
     number: dict[Any, int] = {}
@@ -184,7 +184,7 @@ def _check_shapes(name: str, values: Sequence[Any], params: Any, leaves: Sequenc
 
 
 def _spread(name: str, value: Any, spec: Any, like: str) -> tuple[list[Any], Sequence[int]]:
-    """The values of a tree, and for each leaf of ``spec`` the index of its own."""
+    """The values of a tree, and the index of the value of each leaf of ``spec``."""
     values, own = flatten(value)
     spread = _indices.__wrapped__ if is_tracing() else _indices
     return values, spread(own, spec, name, like)
@@ -198,12 +198,12 @@ def _indices(prefix: TreeSpec, spec: TreeSpec, name: str, like: str) -> Sequence
     except ValueError:
         path, reason = first_difference(prefix, over)
         raise ValueError(
-            f'{name} does not fit {like}: at {like}{path}, {_REASONS.get(reason, reason)}. Give {name} as one number, '
+            f'{name} does not fit {like}: at {like}{path}, {_REASONS.get(reason, reason)}. Pass {name} as one number, '
             f'or as a tree of numbers with the structure of the parameters or a prefix of it (one number then applies '
             f'to a whole subtree).'
         ) from None
     return flatten_up_to(spec, spread, name=name, like=like)  # in the order of the leaves
 
 
-_LEAF = type('leaf', (), {})()  # as error messages call it
+_LEAF = type('leaf', (), {})()  # error messages contain the name of this type
 _REASONS = {'this entry is missing': 'there is nothing', 'this entry is not expected': 'no value is given'}

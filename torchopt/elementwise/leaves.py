@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules on whole leaves: their norm, their rows, scalars that the state keeps for each leaf."""
+"""Helpers for rules on whole leaves: constants of plain training, and norms."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ['as_constant', 'as_constants', 'least_norm', 'leaf_norm']
 
 
 def as_constant(p: Tensor, u: Tensor) -> Tensor:
-    """The parameter, detached in a step of plain training, so that no graph grows from step to step."""
+    """The parameter; detached in plain training, so that the graph does not grow with the number of steps."""
     return as_constants(u, p)[0]
 
 
 def as_constants(u: Tensor, p: Tensor, *kept: Tensor) -> tuple[Tensor, ...]:
-    """The parameter and the state's copies of it, all detached in a step of plain training.
+    """The parameter and the copies of it in the state; all detached in plain training.
 
-    ``init`` cannot know whether its parameters, which are leaves, will be differentiated.  It stores copies with
-    their graph, and every step decides.
+    It is not known in ``init`` whether its parameters, which are leaves, will be differentiated.  So the state has
+    copies with their graph, and every step decides whether to detach them.
     """
     return tuple(map(detach_graph, (p, *kept))) if is_plain((p,), (u,)) else (p, *kept)
 
@@ -34,6 +34,6 @@ def leaf_norm(x: Tensor) -> Tensor:
 
 
 def least_norm(norm: Tensor, least: Any) -> Tensor:
-    """The maximum of a norm and a lower bound; the derivative is zero where the bound applies."""
+    """The maximum of a norm and a lower bound; the derivative is zero if the bound applies."""
     bound = as_scalar_like(least, norm)
     return torch.where(norm <= bound, bound, norm)

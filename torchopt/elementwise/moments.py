@@ -37,12 +37,12 @@ __all__ = [
 def zero_moment(
     params: Any, *, dtype: torch.dtype | None = None, real: bool = False, requires_grad: bool = False
 ) -> Any:
-    """A tree of zeros like ``params``, the usual first value of a moment.
+    """A tree of zeros like ``params``, the usual initial value of a moment.
 
     Args:
         params: Tree of floating or complex tensors; ``None`` leaves stay ``None``.
         dtype: Real dtype of the zeros, and of the two parts of complex ones; that of each parameter by default.
-        real: Give complex parameters a real moment, as second moments need.
+        real: Whether the moments of complex parameters are real, as for second moments.
         requires_grad: Whether the moments are leaves that require grad, so that they can be learned.
 
     Raises:
@@ -106,7 +106,7 @@ def check_updates(updates: Any, params: Any) -> None:
     """Require that updates can be added to parameters: same structure and shapes, complex only for complex parameters.
 
     Raises:
-        ValueError: If structures or shapes differ; the message names the path of the first leaf at fault.
+        ValueError: If structures or shapes differ; the message names the path of the first mismatch.
         TypeError: If an update is not a tensor, or is complex while its parameter is real.
     """
     leaves, spec = flatten(updates)
@@ -122,7 +122,7 @@ def check_updates(updates: Any, params: Any) -> None:
 
 
 def describe_complex(x: torch.Tensor, y: torch.Tensor, name: str, like: str) -> str:
-    """An error message: ``x`` is complex and ``y`` is real."""
+    """The error message for a complex ``x`` and a real ``y``."""
     return (
         f'{name} is complex ({x.dtype}), but {like} is real ({y.dtype}). Pass a real update, or make the parameter '
         f'complex.'
@@ -139,9 +139,8 @@ def apply_rule(
 ) -> tuple[Any, ...]:
     """Apply a rule to every leaf of a tree.
 
-    The rule maps one leaf of each tree to the new leaves: ``rule(g, *moments, *reads) -> (u, *moments)``.  It is a
-    pure function; this function adds what all rules share.  If an update is ``None``, the rule is not called, the
-    update stays ``None`` and the moments do not change.
+    The rule maps one leaf of each tree to the new leaves: ``rule(g, *moments, *reads) -> (u, *moments)``.  If an update
+    is ``None``, the rule is not called, the update stays ``None`` and the moments do not change.
 
     Args:
         rule: Pure function of tensors of one shape, returning a tuple of tensors of that shape.
@@ -150,15 +149,15 @@ def apply_rule(
         reads: Trees of the same structure, which the rule only reads (parameters).
         inplace: Write the new moments into the storage of the old ones, outside autograd.  Expanded
             moments are not writable, and are replaced instead.
-        whole: Whether the rule treats a leaf as a whole instead of each element by itself.  Then a moment may be any
-            object, even a tree, in the place of each leaf; nothing is written in place or converted.
+        whole: Whether the rule is not elementwise.  Then the moment of a leaf may be any object, also a tree; nothing
+            is written in place or converted.
 
     Returns:
         The new updates, followed by the new moments, each a tree.  Moments keep their dtype.
 
     Raises:
-        ValueError: If structures or shapes differ; the message names the path of the first leaf at fault.
-        TypeError: If an update has an integer or boolean dtype, or is complex where its moment is real.
+        ValueError: If structures or shapes differ; the message names the path of the first mismatch.
+        TypeError: If an update has an integer or boolean dtype, or is complex while its moment is real.
         RuntimeError: If an update is sparse.
 
     Example:
@@ -187,8 +186,8 @@ def check_columns(updates: Any, leaves: Sequence[Any], columns: Sequence[Sequenc
     Args:
         updates: The tree, for the paths in error messages.
         leaves: Its leaves.
-        columns: Tensors beside the leaves, first those of the moments.
-        moments: How many columns are moments.
+        columns: Lists with a tensor for each leaf; the moments come first.
+        moments: The number of columns that are moments.
     """
     for i, g in enumerate(leaves):
         if g is None:
@@ -211,7 +210,7 @@ def check_writable(leaves: Sequence[Any]) -> None:
         return
     if any(isinstance(x, torch.Tensor) and x.is_inference() for x in leaves):
         raise RuntimeError(
-            'inplace=True, but a moment or a parameter was made under torch.inference_mode() and can be written to '
+            'inplace=True, but a moment or a parameter was created under torch.inference_mode() and is writable '
             'only there. Call update with inplace=False, or create the state outside inference mode.'
         )
 
@@ -223,7 +222,7 @@ def move_columns(
     moments: int,
     store: Callable[[Any, Any], Any],
 ) -> list[Sequence[Any]]:
-    """Apply a rule to checked leaves; returns the columns of updates and moments."""
+    """Apply a rule to checked leaves, and return the columns of updates and moments."""
     n = moments + 1
     rows: list[Any] = list(zip(leaves, *columns))
     with torch.no_grad() if store is lay_into else contextlib.nullcontext():
@@ -282,7 +281,7 @@ def _raise_mismatch(updates: Any, i: int, row: tuple[Any, ...], n: int) -> None:
     if g.layout is not torch.strided:
         raise RuntimeError(
             f'updates{path} has layout {g.layout}; only dense tensors are supported. Pass sparse=False to the layer '
-            f'that makes it, or its to_dense().'
+            f'that creates it, or its to_dense().'
         )
     for j, x in enumerate(row[1:], 1):
         like = 'state' if j < n else 'params'

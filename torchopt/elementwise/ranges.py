@@ -22,7 +22,7 @@ def at_least_zero(name: str, value: Any) -> None:
         ValueError: If a value is out of its range; the message names its path.
         TypeError: If it is not a number.
     """
-    if type(value) is not float or not value >= 0.0:  # the common case, decided at once
+    if type(value) is not float or not value >= 0.0:  # skip the checks below in the most frequent case
         elementwise.check_each(checks.at_least, name, value)
 
 
@@ -52,7 +52,7 @@ def learning_rate(lr: Any) -> None:
 
 
 def moment_dtype(dtype: DTypeLike | None, name: str = 'mu_dtype') -> torch.dtype | None:
-    """The real floating dtype of torch that is meant, or None.
+    """Convert to a real floating dtype of torch; None stays None.
 
     Raises:
         TypeError: If ``dtype`` is anything else.
@@ -70,7 +70,7 @@ def moment_dtype(dtype: DTypeLike | None, name: str = 'mu_dtype') -> torch.dtype
 
 
 def _check_elements(check: Any, name: str, value: Any) -> None:
-    """As :func:`torchopt.elementwise.check_each`, with the extremes of a tensor for its elements."""
+    """Like :func:`torchopt.elementwise.check_each`; of a tensor, only the extreme elements are checked."""
 
     def check_extremes(path: str, x: Any) -> None:
         if path != name and elementwise.has_shape(x):

@@ -33,7 +33,7 @@ __all__ = ['ElementwiseStep', 'run_steps']
 
 
 class ElementwiseStep(NamedTuple):
-    """One step of an elementwise transformation, ready to run over the leaves.
+    """One step of an elementwise transformation.
 
     Attributes:
         rule: Pure function of leaves, ``rule(g, *moments) -> (u, *moments)``, with the parameter as last argument
@@ -43,9 +43,9 @@ class ElementwiseStep(NamedTuple):
         moments: The trees that the rule updates.
         make_state: ``make_state(*moments)`` returns the next state.
         reads_params: Whether the rule reads the parameters.
-        where: ``where(params)`` returns a tree of booleans, a prefix of the updates, that says where the rule applies;
-            None means everywhere.  Only rules without moments can be skipped.
-        native: None uses the native engine where it can run, False never; True raises where it cannot run.
+        where: ``where(params)`` returns a tree of booleans, a prefix of the updates: whether the rule applies to the
+            leaf; None applies it to all.  Only rules without moments can be skipped.
+        native: None uses the native engine if it can run, False never; True raises if it cannot run.
     """
 
     rule: Callable[..., tuple[Any, ...]] | PerLeafRule
@@ -65,8 +65,8 @@ def run_steps(
         passes: The steps.
         updates: Tree of tensors; leaves of None are skipped.
         params: Tree of the same structure, or None if no step reads it.
-        inplace: Write into the moments, and into the parameters with ``onto_params``.
-        onto_params: Add the updates to the parameters.
+        inplace: Whether to write into the moments, and with ``onto_params`` into the parameters.
+        onto_params: Whether to add the updates to the parameters.
 
     Returns:
         The updates, or the new parameters; and one state for each step.
@@ -87,15 +87,15 @@ def run_steps(
     if any(step.native is False for step in passes):
         moved: Any = dispatch.Unsupported('the native engine was switched off for it')
     elif rows is None and all(g is not None for g in leaves):  # `None in leaves` would compare tensors by elements
-        partials = [step.rule for step in passes]
+        partials: list[Any] = [step.rule for step in passes]
         moved = dispatch.step(partials, active, leaves, moments, p, inplace=inplace, onto_params=onto_params)
     else:
         moved = _run_native(passes, active, rows, leaves, moments, p, inplace, onto_params)
     if isinstance(moved, dispatch.Unsupported):
         if any(step.native for step in passes) and not is_tracing():
             raise RuntimeError(
-                f'use_accelerated_op=True, but the native engine cannot take this step: {moved.reason}. Omit the '
-                f'option to run in plain torch where the engine cannot run.'
+                f'use_accelerated_op=True, but the native engine cannot run this step: {moved.reason}. Omit the '
+                f'option to run in plain torch if the engine cannot run.'
             )
         if params is not None and (inplace or onto_params):
             check_updates(updates, params)
@@ -115,10 +115,10 @@ def run_steps(
 def _constants_in_plain_training(
     passes: Sequence[ElementwiseStep], leaves: list[Any], moments: list[list[Any]], p: list[Any]
 ) -> list[Any]:
-    """The parameters that rules read, detached where a step is not differentiated, so that no graph grows with steps.
+    """Detach the parameters that rules read in plain training, so that the graph does not grow with the steps.
 
-    This is decided once for each leaf.  A step is recorded if a parameter is no leaf, or if a gradient, a moment or a
-    hyper-parameter of any of the rules has a graph.
+    This is decided once for each leaf.  A step is recorded if a parameter is not a leaf of autograd, or if a gradient,
+    a moment or a hyper-parameter of any of the rules has a graph.
     """
     if not any(isinstance(x, torch.Tensor) and x.requires_grad for x in p):
         return p
@@ -132,7 +132,7 @@ def _constants_in_plain_training(
 
 
 def _coefficients(rule: Any) -> list[Any]:
-    """The coefficients of a rule, as far as they are known."""
+    """The coefficients of a rule, if they are known."""
     if isinstance(rule, PerLeafRule):
         return rule.coefficients()
     return list(rule.keywords.values()) if isinstance(rule, functools.partial) else []
@@ -148,7 +148,7 @@ class _Rows(NamedTuple):
 
     number: int
     of_leaf: list[int]
-    values: list[dict[str, list[Any]]]  # for each step: for each hyper-parameter that is a tree, its value in each row
+    values: list[dict[str, list[Any]]]  # for each step, the value in each row of every hyper-parameter that is a tree
 
 
 def _rows(
@@ -175,7 +175,7 @@ def _run_native(
     inplace: bool,
     onto_params: bool,
 ) -> list[Sequence[Any]] | dispatch.Unsupported:
-    """All steps as one call of the native engine, or the reason why not."""
+    """Run all steps as one call of the native engine, or return the reason why it is impossible."""
     partials: Any = [step.rule for step in passes]
     shared = None
     if rows is not None:
@@ -219,7 +219,7 @@ def _run_torch(
     p: list[Any] | None,
     inplace: bool,
 ) -> list[Sequence[Any]]:
-    """All steps leaf by leaf, in plain torch."""
+    """Run all steps leaf by leaf, in plain torch."""
     reads = [p] if any(step.reads_params for step in passes) and p is not None else []
     store = lay_into if inplace else keep_dtype
     if rows is None and all(flags is None for flags in active):
@@ -231,7 +231,7 @@ def _run_torch(
 
 
 def _of_leaves(i: int, step: ElementwiseStep, flags: Any, rows: _Rows | None, leaves: int) -> list[Any]:
-    """For each leaf the rule of a step, or None if it does not apply."""
+    """The rule of a step for each leaf; None if it does not apply."""
     if isinstance(step.rule, PerLeafRule) and rows is not None:
         made = step.rule.of_rows(rows.values[i])
         partials: list[Any] = [made[row] for row in rows.of_leaf]

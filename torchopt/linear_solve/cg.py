@@ -77,7 +77,7 @@ def solve_cg(
     r"""Solve :math:`(A + \lambda I)\, x = b` by conjugate gradients, for a symmetric positive definite :math:`A`.
 
     Each of at most ``maxiter`` iterations takes one matrix-vector product with :math:`A`.  The solution is
-    differentiable, see :mod:`torchopt.linear_solve`.
+    differentiable; see :mod:`torchopt.linear_solve`.
 
     Args:
         matvec: The linear function :math:`x \mapsto A x`, of trees like ``b``.  Without ``matvec`` and ``b``, the
@@ -141,9 +141,9 @@ def solve_normal_cg(
 ) -> Any:
     r"""Solve :math:`(A^\mathsf{H} A + \lambda I)\, x = A^\mathsf{H} b` by conjugate gradients, for any :math:`A`.
 
-    This solves :math:`A x = b` for a nonsingular :math:`A`, and the least-squares problem otherwise; a start from zero
-    gives the solution of least norm.  An iteration takes one product with :math:`A` and one with its transpose, which
-    is derived from ``matvec``.  The condition number is squared.
+    This solves :math:`A x = b` for a nonsingular :math:`A`, and the least-squares problem otherwise; with an initial
+    guess of zero it computes the solution of least norm.  An iteration takes one product with :math:`A` and one with
+    its transpose, which is derived from ``matvec``.  The condition number is squared.
 
     The derivatives are those of :math:`A^+ b` with the pseudo-inverse, for matrices of any shape and rank, if the
     rank does not change.  A gradient takes one solve if :math:`A` is nonsingular, as for other solvers, up to three
@@ -155,20 +155,20 @@ def solve_normal_cg(
         ridge: :math:`\lambda \ge 0`, a number or a 0-d tensor.
         init: The initial guess, zero if None.  Required if :math:`A` is not square, since it defines the structure of
             the solution.
-        tol: As in :func:`solve_cg`, relative to :math:`A^\mathsf{H} b`.
+        tol: See :func:`solve_cg`; relative to :math:`A^\mathsf{H} b`.
         rtol: Another name of ``tol``.
-        atol: As in :func:`solve_cg`.
-        maxiter: As in :func:`solve_cg`.
+        atol: See :func:`solve_cg`.
+        maxiter: See :func:`solve_cg`.
         M: A preconditioner, close to :math:`(A^\mathsf{H} A)^{-1}`.  It requires that :math:`A` has linearly
             independent columns.
-        return_status: As in :func:`solve_cg`.
+        return_status: See :func:`solve_cg`.
 
     Returns:
         A tree like ``init``, or like ``b`` if ``init`` is None; with ``return_status`` the pair of it and the status.
 
     Raises:
-        ValueError: As :func:`solve_cg`.
-        TypeError: As :func:`solve_cg`.
+        ValueError: See :func:`solve_cg`.
+        TypeError: See :func:`solve_cg`.
 
     Warns:
         LinearSolveWarning: If the tolerance is not reached.  Rounding may keep the true residual up to a hundred times

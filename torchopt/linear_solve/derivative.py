@@ -44,11 +44,11 @@ __all__ = ['Method', 'System', 'solve_again', 'solve_system']
 
 
 class Method(Protocol):
-    """A way to solve a problem: options, and an algorithm."""
+    """A solution method: an algorithm with its options."""
 
     @property
     def name(self) -> str:
-        """The name in messages."""
+        """The name for error messages."""
 
     @property
     def symmetric(self) -> bool:
@@ -91,7 +91,7 @@ class System(NamedTuple):
         consts: The number of tensors that the map depends on.
         has_init: Whether an initial guess is given.
         warns: Whether to warn if the method fails, instead of reporting it in the status only.
-        product: The product with the right-hand side, if it is known; many methods begin with it.
+        product: The product with the right-hand side if it is known, which is the first step of many methods.
         batch: The first dimensions of all vectors, which index independent systems.
         normal: The data of the normal equations, if the system consists of these.
     """
@@ -143,7 +143,7 @@ def solve_system(
         preconditioner: An approximation of the inverse with the tensors that it depends on; it gets no derivative.
         warns: Whether to warn if the method fails.
         product: The product with the right-hand side, if it is known.
-        normal: The data of the normal equations, to solve these.
+        normal: The data of the normal equations, if these are to be solved.
     """
     approximate, its_consts = preconditioner or (None, [])
     system = System(method, operator, approximate, len(b), len(consts), init is not None, warns, product, normal=normal)

@@ -80,7 +80,7 @@ class GMRES(IterativeOptions):
     gain = 1.0
 
     def improve(self, problem: Problem, r: Tensor, size: Scalar, limit: Scalar, steps: int) -> Improvement:
-        """The combination of a new basis that minimizes the residual."""
+        """Build a new basis and return the combination that minimizes the residual."""
         m = min(self.restart, problem.layout.size)
         batch = r.shape[:-1]
         basis = r.new_zeros(*batch, m + 1, r.shape[-1])
@@ -96,12 +96,12 @@ class GMRES(IterativeOptions):
                 w = problem.matvec(problem.precondition(basis[..., k, :]))
             known = basis[..., : k + 1, :]
             h = w.new_zeros(*batch, k + 1)
-            for _ in range(2):  # Gram and Schmidt twice, without which the basis loses orthogonality
+            for _ in range(2):  # a single pass of Gram-Schmidt would lose orthogonality
                 overlap = (known @ w.unsqueeze(-1)).squeeze(-1)
                 w = w - (overlap.unsqueeze(-2) @ known).squeeze(-2)
                 h = h + overlap
             length = torch.linalg.vector_norm(w, dim=-1, keepdim=True)
-            # Of a vector that lies in the space already only rounding is left: the space is complete.
+            # If the vector lies in the space, only rounding errors are left, and the basis is complete.
             rounding = 10 * torch.finfo(w.dtype).eps * torch.linalg.vector_norm(h, dim=-1, keepdim=True)
             length = torch.where(length <= rounding, 0.0, length)
             basis[..., k + 1, :] = divide(w, length.expand_as(w))
@@ -128,7 +128,7 @@ class _Rotations:
         return np.abs(self.g[..., len(self.rotations)])
 
     def append(self, h: np.ndarray) -> None:
-        """Take in the next column of the Hessenberg matrix."""
+        """Append the next column of the Hessenberg matrix."""
         j = len(self.rotations)
         h = h.copy()
         for i, (c, s) in enumerate(self.rotations):
@@ -142,7 +142,7 @@ class _Rotations:
         self.rotations.append((c, s))
 
     def solution(self, size: int) -> np.ndarray:
-        """The minimizer, by back substitution; zero along directions that the matrix does not reach."""
+        """The minimizer, by back substitution; zero for columns with a negligible diagonal element."""
         y = np.zeros((*self.g.shape[:-1], size))
         for i in reversed(range(size)):
             rest = self.g[..., i] - (self.R[..., i, i + 1 : size] * y[..., i + 1 :]).sum(-1)
@@ -170,29 +170,29 @@ def solve_bicgstab(
     M: Callable[[Any], Any] | None = None,
     return_status: bool = False,
 ) -> Any:
-    r"""Solve :math:`(A + \lambda I)\, x = b` by the stabilized biconjugate gradient method, for any regular :math:`A`.
+    r"""Solve :math:`(A + \lambda I)\, x = b` by stabilized biconjugate gradients, for a nonsingular :math:`A`.
 
-    An iteration takes two products with :math:`A`, and memory does not grow; but the method may break down, which is
-    reported.
+    An iteration takes two products with :math:`A`, and memory does not grow.  The method may break down; the status or
+    the warning then reports it.
 
     Args:
         matvec: The linear function :math:`x \mapsto A x` of trees; without it the configured solver is returned.
         b: The right-hand side, a tree of floating or complex tensors.
         ridge: :math:`\lambda`, a number or a 0-d tensor.
-        init: Where to start, zero if None.
-        tol: As in :func:`solve_cg`.
+        init: The initial guess, zero if None.
+        tol: See :func:`solve_cg`.
         rtol: Another name of ``tol``.
-        atol: As in :func:`solve_cg`.
-        maxiter: As in :func:`solve_cg`.
+        atol: See :func:`solve_cg`.
+        maxiter: See :func:`solve_cg`.
         M: A preconditioner: any linear function close to :math:`A^{-1}`.
-        return_status: As in :func:`solve_cg`.
+        return_status: See :func:`solve_cg`.
 
     Returns:
         A tree like ``b``; with ``return_status`` the pair of it and the status.
 
     Raises:
-        ValueError: As :func:`solve_cg`.
-        TypeError: As :func:`solve_cg`.
+        ValueError: See :func:`solve_cg`.
+        TypeError: See :func:`solve_cg`.
 
     Warns:
         LinearSolveWarning: If the tolerance is not reached.
@@ -227,7 +227,7 @@ def solve_gmres(
     M: Callable[[Any], Any] | None = None,
     return_status: bool = False,
 ) -> Any:
-    r"""Solve :math:`(A + \lambda I)\, x = b` by the restarted method of minimal residuals, for any regular :math:`A`.
+    r"""Solve :math:`(A + \lambda I)\, x = b` by restarted GMRES (minimal residuals), for a nonsingular :math:`A`.
 
     An iteration takes one product with :math:`A`, and keeps one vector until the next restart.
 
@@ -235,21 +235,21 @@ def solve_gmres(
         matvec: The linear function :math:`x \mapsto A x` of trees; without it the configured solver is returned.
         b: The right-hand side, a tree of floating or complex tensors.
         ridge: :math:`\lambda`, a number or a 0-d tensor.
-        init: Where to start, zero if None.
-        tol: As in :func:`solve_cg`.
+        init: The initial guess, zero if None.
+        tol: See :func:`solve_cg`.
         rtol: Another name of ``tol``.
-        atol: As in :func:`solve_cg`.
-        restart: The number of vectors that are kept, at least 1.
-        maxiter: The number of restarts that are allowed; ten per real unknown if None.
+        atol: See :func:`solve_cg`.
+        restart: The maximum number of stored vectors, at least 1.
+        maxiter: The maximum number of restarts; ten per real unknown if None.
         M: A preconditioner: any linear function close to :math:`A^{-1}`.
-        return_status: As in :func:`solve_cg`; the iterations are products, over all restarts.
+        return_status: See :func:`solve_cg`; the number of iterations is that of the products, over all restarts.
 
     Returns:
         A tree like ``b``; with ``return_status`` the pair of it and the status.
 
     Raises:
-        ValueError: As :func:`solve_cg`; if ``restart`` is less than 1.
-        TypeError: As :func:`solve_cg`.
+        ValueError: See :func:`solve_cg`; also if ``restart`` is less than 1.
+        TypeError: See :func:`solve_cg`.
 
     Warns:
         LinearSolveWarning: If the tolerance is not reached.

@@ -91,7 +91,7 @@ class LeastSquares(NamedTuple):
     def pull(
         self, x_bar: Leaves, wanted: Sequence[int], *, needs_source: bool, needs_ridge: bool
     ) -> tuple[Leaves, list[Tensor], Tensor | None]:
-        """The cotangents of ``b`` (and ``c``), of those of ``theta`` that are wanted, and of the ridge."""
+        """The cotangents of ``b`` (and ``c``), of the wanted tensors of ``theta``, and of the ridge."""
         if self.is_regular:
             z = self.solve([torch.zeros_like(y) for y in self.b], source=x_bar)
             u = self._product(z)
@@ -146,7 +146,7 @@ class LeastSquares(NamedTuple):
         return self.solve(self.x if self.x0 is None else _minus(self.x, self.x0), transposed=True)
 
     def _is_large(self, part: Leaves, whole: Leaves) -> bool:
-        """Whether a part that is zero for a regular matrix is more than the solver has left over."""
+        """Whether a part that is zero for a nonsingular matrix is larger than the error of the solver."""
         dims = self.batch
 
         def size(leaves: Leaves) -> Any:
@@ -168,7 +168,7 @@ class LeastSquares(NamedTuple):
     def _moved(
         self, product: Callable[[Leaves, Leaves], Leaves], moving: Sequence[int], theta_dot: Leaves, x: Leaves
     ) -> Leaves:
-        """How a product with a constant vector changes."""
+        """The derivative of the product with a constant vector."""
         return jvp(
             lambda *values: product(_put(self.theta, moving, values), x), [self.theta[i] for i in moving], theta_dot
         )
@@ -197,12 +197,12 @@ def _size(leaves: Leaves, batch: int) -> int:
 
 
 def _over(ridge: Tensor, x: Tensor) -> Tensor:
-    """A number of each system, to be multiplied with a leaf."""
+    """A number for each system, with the shape to multiply a leaf."""
     dtype = x.dtype.to_real() if x.is_complex() else x.dtype
     return ridge.to(dtype).reshape(ridge.shape + (1,) * (x.dim() - ridge.dim()))
 
 
 def _scaled(leaves: Leaves, like: Leaves) -> list[Tensor]:
-    """Leaves relative to the largest element of others, so that squares can be compared."""
+    """Leaves divided by the largest element of ``like``, so that squares do not overflow."""
     largest = max((float(x.abs().max()) for x in like if x.numel()), default=0.0)
     return [x / largest for x in leaves] if largest else list(leaves)

@@ -37,11 +37,11 @@ class Closure(Function):
     def __init__(self, converted: Converted, domain: Leaves | None = None) -> None:
         super().__init__(converted.__call__, domain)
         self.converted = converted
-        # Outside of torch.func the tensors that come in their places have the same values.
+        # Outside of torch.func the tensors that replace them have the same values.
         self.is_plain = not in_transform() and not any(map(_functorch.is_functorch_wrapped_tensor, converted.captured))
 
     def prepare(self, consts: Leaves, like: Leaves) -> tuple[Product, Product]:
-        """Those of the function itself where nothing has to be replaced, which saves the mode's time."""
+        """Return the products of the function itself if no tensor must be replaced, which saves the time of a mode."""
         if self.is_plain and self.converted.captured:
             return Closure(Converted(self.converted.fun, []), self.domain_like(like)).prepare((), like)
         apply, adjoint = super().prepare(consts, like)
@@ -54,7 +54,7 @@ class Found(NamedTuple):
     Attributes:
         closure: The map.
         captured: The tensors that it depends on.
-        is_complete: Whether these are all; False if the function depends on a graph recorded earlier.
+        is_complete: Whether these are all of them; False if the function depends on a graph recorded earlier.
         product: The product with the leaves of the trial run, if it is known.
     """
 
@@ -70,10 +70,10 @@ def close_over(fun: Fun, like: Leaves, domain: Leaves | None = None) -> Found:
     Args:
         fun: A function of lists of leaves.
         like: Leaves for the trial run.
-        domain: The same, if the map is not square.
+        domain: Leaves like its argument, if the map is not square.
     """
     transformed = in_transform()
-    # Under transforms any vector does, but none that is mapped over: dimensions of a batch may move.
+    # Under transforms the vector must not be mapped over, since batch dimensions may move; any other one will do.
     found = closure_convert(fun, [_some_vector(x) if transformed else x.detach() for x in like])
     closure = Closure(Converted(fun, found.captured), domain)
     product = None if transformed or found.value is None else [y.detach() for y in found.value]
@@ -86,18 +86,18 @@ def _some_vector(like: Tensor) -> Tensor:
 
 
 def attach_graph(method: Method, fun: Fun, b: Leaves, domain: Leaves | None) -> tuple[list[Tensor], SolveStatus]:
-    r"""Solve with a matrix that has a graph of its own.
+    r"""Solve with a matrix whose graph was recorded earlier.
 
     The derivative is that of :mod:`torchopt.linear_solve.derivative`, with the product :math:`A(\theta)\, x` and its
     graph in place of :math:`\theta`.  This product is linear in a constant :math:`x`, so a second derivative would
-    be wrong; it raises an error.
+    be wrong; therefore it raises an error.
     """
     if in_transform():
         raise RuntimeError(
             f'{method.name}: under torch.func transforms the matvec may not depend on tensors through '
             'torch.autograd.grad, '
             'torch.func.vjp(f, x) of a tensor x from outside, or a torch.autograd.Function, since these cannot be '
-            'seen. Use '
+            'detected. Use '
             f'operations of torch in it, or implicit_diff.root_vjp, or detach the tensors.'
         )
     operator = Closure(Converted(fun, []), domain)
@@ -122,14 +122,14 @@ class _Attach(torch.autograd.Function):
         with torch.no_grad():
             u, _ = solve_system(ctx.method, operator, (), x_bar)
         if torch.is_grad_enabled():
-            # What a second derivative would be taken by goes in too, so that it is refused, and not found to be
-            # constant.
+            # The saved tensors are inputs too, so that a second derivative with respect to them raises instead of
+            # being zero.
             u = list(apply_function(_Once, ctx.method.name, ctx.n, *u, *ctx.saved_tensors))
         return None, None, None, *[None] * ctx.n, *u, *(-g for g in u)
 
 
 class _Once(torch.autograd.Function):
-    """``apply(name, n, *u, *rest) -> u``; to differentiate it is an error."""
+    """``apply(name, n, *u, *rest) -> u``; its derivative raises an error."""
 
     @staticmethod
     def forward(ctx: Any, name: str, n: int, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -139,9 +139,7 @@ class _Once(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
         raise RuntimeError(
-            f'{ctx.name}: second derivatives need a matvec whose dependence on tensors can be seen. This one uses a '
-            'graph that was '
-            'recorded before, through torch.autograd.grad or torch.func.vjp. Compute the product inside the '
-            'matvec, with '
-            f'torch.func.jvp of a function of the tensors, or use implicit_diff.root_vjp.'
+            f'{ctx.name}: second derivatives require a matvec whose dependence on tensors can be detected. This one '
+            'uses a graph that was recorded before, through torch.autograd.grad or torch.func.vjp. Compute the product '
+            f'inside the matvec, with torch.func.jvp of a function of the tensors, or use implicit_diff.root_vjp.'
         )

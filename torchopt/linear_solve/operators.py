@@ -35,11 +35,11 @@ class Operator:
         return vjp(lambda *x: self.matvec(consts, x), self.domain_like(u), u)
 
     def domain_like(self, u: Leaves) -> list[Tensor]:
-        """Zeros that the map can be applied to; like ``u`` if the map is square."""
+        """Zeros in the domain of the map; like ``u`` if the map is square."""
         return [torch.zeros_like(x) for x in u]
 
     def prepare(self, consts: Leaves, like: Leaves) -> tuple[Product, Product]:
-        """The products with the map and with its transpose, to be done many times."""
+        """The products with the map and with its transpose, for many calls."""
         transposed: list[Product] = []
 
         def adjoint(u: Leaves) -> Leaves:
@@ -51,11 +51,11 @@ class Operator:
         return functools.partial(self.matvec, consts), adjoint
 
     def batched(self, consts: Leaves, dims: Sequence[int | None], size: int) -> tuple[Operator, Leaves]:
-        """The map of many systems, whose vectors all have a new first dimension.
+        """The maps of many systems as one; all vectors get a new first dimension.
 
         Args:
             consts: The tensors that the maps depend on.
-            dims: For each of them 0 if its first dimension counts the systems, None if all share it.
+            dims: For each of them 0 if its first dimension is that of the systems, None if all share it.
             size: The number of systems.
         """
         return (Repeated(self, size) if all(d is None for d in dims) else Mapped(self, dims, size)), consts
@@ -78,7 +78,7 @@ class Function(Operator):
         return self.fun(consts, x)
 
     def domain_like(self, u: Leaves) -> list[Tensor]:
-        """Zeros that the map can be applied to."""
+        """Zeros in the domain of the map."""
         if self.domain is None:
             return super().domain_like(u)
         return [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in self.domain]
@@ -89,7 +89,7 @@ class Jacobian(Operator):
 
     Args:
         fun: ``fun(theta, x)``, a function of lists of leaves.
-        unknowns: How many leaves ``x`` has.
+        unknowns: The number of leaves of ``x``.
     """
 
     def __init__(self, fun: Callable[[Leaves, Leaves], Leaves], unknowns: int) -> None:
@@ -106,12 +106,11 @@ class Jacobian(Operator):
         return vjp(lambda *z: self.fun(theta, z), point, u)
 
     def _split(self, consts: Leaves) -> tuple[tuple[Tensor, ...], Leaves]:
-        # The views are for `closure`, which sees tensors that an operation uses, but not those that torch.func.vjp
-        # wraps.
+        # The views are for `closure`, which records the tensors of operations, but not those that torch.func.vjp wraps.
         return tuple(x.view_as(x) for x in consts[: self.unknowns]), consts[self.unknowns :]
 
     def prepare(self, consts: Leaves, like: Leaves) -> tuple[Product, Product]:
-        """The function is evaluated once; a product with the transpose goes once back through its graph."""
+        """Evaluate the function once; a product with the transpose is one backward pass through its graph."""
         point, theta = self._split(consts)
         value, pull = recorded(lambda *z: self.fun(theta, z), point)
         products: list[Product] = []
@@ -169,7 +168,7 @@ class Shifted(Operator):
         self.of = of
 
     def _plus(self, ridge: Tensor, x: Leaves, y: Leaves) -> Leaves:
-        # In a batch each system may have a ridge of its own: its dimensions are the first ones of the leaves.
+        # In a batch each system may have its own ridge, whose dimensions are the first ones of the leaves.
         return [
             a
             + ridge.to(a.dtype.to_real() if a.is_complex() else a.dtype).reshape(
@@ -188,7 +187,7 @@ class Shifted(Operator):
         return self._plus(consts[-1], u, self.of.rmatvec(consts[:-1], u))
 
     def prepare(self, consts: Leaves, like: Leaves) -> tuple[Product, Product]:
-        """Those of the operator, plus the shift."""
+        """The products of the operator, plus the shift."""
         apply, adjoint = self.of.prepare(consts[:-1], like)
         ridge = consts[-1].detach()
         return lambda x: self._plus(ridge, x, apply(x)), lambda u: self._plus(ridge, u, adjoint(u))
@@ -208,7 +207,7 @@ class Mapped(Operator):
         self.of, self.dims, self.size = of, list(dims), size
 
     def domain_like(self, u: Leaves) -> list[Tensor]:
-        """Zeros that the map can be applied to."""
+        """Zeros in the domain of the map."""
         return _many(self.of.domain_like([x[0] for x in u]), self.size)
 
     def matvec(self, consts: Leaves, x: Leaves) -> Leaves:
@@ -221,13 +220,13 @@ class Mapped(Operator):
 
 
 class Repeated(Operator):
-    """One and the same operator for many systems."""
+    """The same operator for many systems."""
 
     def __init__(self, of: Operator, size: int) -> None:
         self.of, self.size = of, size
 
     def domain_like(self, u: Leaves) -> list[Tensor]:
-        """Zeros that the map can be applied to."""
+        """Zeros in the domain of the map."""
         return _many(self.of.domain_like([x[0] for x in u]), self.size)
 
     def matvec(self, consts: Leaves, x: Leaves) -> Leaves:
@@ -239,7 +238,7 @@ class Repeated(Operator):
         return _vmap(self.of.rmatvec, [None] * len(consts))(list(consts), list(u))
 
     def prepare(self, consts: Leaves, like: Leaves) -> tuple[Product, Product]:
-        """Those of the operator, for all systems at once."""
+        """The products of the operator, for all systems at once."""
         apply, adjoint = self.of.prepare(consts, [x[0] for x in like])
         return map_product(apply), map_product(adjoint)
 

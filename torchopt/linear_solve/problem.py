@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""A linear system as a method sees it: real vectors and products, of order one whatever the scales of the system are.
+r"""A linear system in the form that methods solve: real vectors and products, rescaled to order one.
 
 Let :math:`A x = b`, and let :math:`\beta` and :math:`\alpha` be powers of two close to the largest elements of
 :math:`b` and of :math:`A`.  With
@@ -10,8 +10,8 @@ the system is :math:`A' x' = b'`: its inner products do not overflow or underflo
 The first product gives the scale of :math:`A`.  Powers of two cause no rounding, and systems of order one do not
 change.
 
-Normal equations, :math:`(A^\mathsf{H} A + \lambda I)\, x = A^\mathsf{H} b + c`, square the scale of :math:`A`; so it is
-taken out of :math:`A` itself: :math:`\lambda' = \lambda / \alpha^2` and :math:`c' = c / (\alpha \beta)`.
+Normal equations, :math:`(A^\mathsf{H} A + \lambda I)\, x = A^\mathsf{H} b + c`, square the scale of :math:`A`; so
+:math:`A` itself is rescaled: :math:`\lambda' = \lambda / \alpha^2` and :math:`c' = c / (\alpha \beta)`.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class Result(NamedTuple):
 
 
 class Products(NamedTuple):
-    """The products that a problem is made of.
+    """The products of a problem.
 
     Attributes:
-        apply: With the matrix.
-        adjoint: With its transpose.
-        approximate: With the preconditioner, if there is one.
+        apply: The product with the matrix.
+        adjoint: The product with its transpose.
+        approximate: The product with the preconditioner, if there is one.
         known: The product of the matrix with the right-hand side, if it is known.
     """
 
@@ -57,11 +57,11 @@ class Problem:
     """A square system.
 
     Args:
-        layout: How the leaves of an unknown lie in a vector.
+        layout: The layout of the leaves of the unknown in a vector.
         products: The products.
         b: The right-hand side.
         x0: The initial guess.
-        power: With which power of the scale of the matrix the preconditioner is multiplied.
+        power: The power of the scale of the matrix by which the preconditioner is multiplied.
 
     Attributes:
         rhs: The right-hand side, of order one.
@@ -75,7 +75,7 @@ class Problem:
     floor: Scalar
 
     drift = 10
-    """How many times the tolerance the true residual may be where a method has arrived by its recurrence."""
+    """The true residual may exceed the tolerance by this factor if the recursive residual meets the tolerance."""
 
     def __init__(self, layout: Layout, products: Products, b: Leaves, x0: Leaves | None = None, power: int = 1) -> None:
         self.layout, self._products, self._power = layout, products, power
@@ -114,7 +114,7 @@ class Problem:
         return self._scale
 
     def normalize(self) -> None:
-        """Measure the matrix by its product with the right-hand side, and bring it to order one."""
+        """Rescale the matrix to order one, by the size of its product with the right-hand side."""
         if self._known[0] is not self.rhs:
             self._known = (self.rhs, self._raw(self.rhs))
         product = self._known[1]
@@ -124,7 +124,7 @@ class Problem:
             self.x0 = self._scaled_start(self.x0)
 
     def _scaled_start(self, x0: Tensor) -> Tensor:
-        """Where to begin; for a right-hand side of zero at its solution."""
+        """The initial guess in the scale of the problem; the solution zero if the right-hand side is zero."""
         x0 = times_power(x0, self._matrix_scale - self._scale)
         return torch.where(self.norm == 0, 0.0, x0) if isinstance(self.norm, Tensor) else x0 * (self.norm != 0)
 
@@ -142,7 +142,7 @@ class Problem:
         return product if isinstance(scale, int) and scale == 0 else times_power(product, -scale)
 
     def residual(self, x: Tensor) -> Tensor:
-        """What a solution leaves of the right-hand side."""
+        """The residual of ``x``."""
         return self.rhs - self.matvec(x)
 
     def precondition(self, r: Tensor) -> Tensor:
@@ -153,32 +153,32 @@ class Problem:
         return times_power(z, self._power * self._matrix_scale)
 
     def in_original_scale(self, x: Tensor) -> Tensor:
-        """The solution of the system as it was given."""
+        """The solution of the original system."""
         return times_power(x, self._scale - self._matrix_scale)
 
     @property
     def is_exact(self) -> bool:
-        """Whether the leaves of a solution hold the numbers of its vector."""
+        """Whether the leaves represent every element of a solution exactly."""
         scale = self._scale - self._matrix_scale
         return not isinstance(scale, Tensor) and scale == 0 and all(d.itemsize >= 4 for d in self.layout.dtypes)
 
     def is_lost(self, leaves: Leaves, x: Tensor) -> Tensor:
-        """For each system, whether its leaves do not hold a solution, since it overflows or underflows in them."""
+        """For each system, whether the solution overflows or underflows the dtype of its leaves."""
         held = times_power(self.layout.ravel(leaves), self._matrix_scale - self._scale)
         lost = torch.linalg.vector_norm(held - x, dim=-1)
         return ~(lost <= 4 * self._eps * torch.linalg.vector_norm(x, dim=-1))
 
     def refuse_if_not_finite(self, name: str) -> None:
-        """Raise where the method was given values that are not finite, rather than made them."""
+        """Raise if the right-hand side or the matrix is not finite, as opposed to a method that diverged."""
         if not all(bool(torch.isfinite(x).all()) for x in self._given):
             raise ValueError(
-                f'{name}: the right-hand side (in a derivative: the gradient that comes in) has values that are not '
-                f'finite. Find where they come from; no solver can go on from them.'
+                f'{name}: the right-hand side (in a derivative: the incoming gradient) has values that are not '
+                f'finite. Find the operation that computes them.'
             )
         if not bool(torch.isfinite(self._raw(self.rhs.new_ones(self.rhs.shape))).all()):
             raise ValueError(
-                f'{name}: matvec gives values that are not finite. Find where they come from; in a derivative, the '
-                f'optimality function or its derivatives are not finite at the solution.'
+                f'{name}: matvec returns values that are not finite. Find the operation that computes them; in a '
+                f'derivative, the optimality function or its derivatives are not finite at the solution.'
             )
 
     @property
@@ -186,7 +186,7 @@ class Problem:
         return [self.rhs]
 
     def matrix(self) -> Tensor:
-        """The matrix of each system, ``(*batch, n, n)``, column by column, brought to order one."""
+        """The matrix of each system, of shape ``(*batch, n, n)``, rescaled to order one."""
         n, batch = self.layout.size, self.layout.batch
         identity = torch.eye(n, dtype=self.layout.dtype, device=self.layout.device)
         basis = identity.view(n, *(1 for _ in batch), n).expand(n, *batch, n)
@@ -202,16 +202,16 @@ class NormalProblem(Problem):
     r"""The normal equations of a system that need not be square.
 
     Args:
-        layout: How the leaves of an unknown lie in a vector.
+        layout: The layout of the leaves of the unknown in a vector.
         products: The products.
         b: The right-hand side.
         x0: The initial guess.
-        range_: How the leaves of ``b`` lie in a vector.
+        range_: The layout of the leaves of ``b`` in a vector.
         source: The right-hand side :math:`c` of the normal equations themselves, zero if None.
         ridge: The number :math:`\lambda` of each system, zero if None.
     """
 
-    drift = 100  # rounding is that of a matrix whose condition number is the square
+    drift = 100  # the condition number, and with it the rounding error, is squared
 
     def __init__(
         self,
@@ -256,7 +256,7 @@ class NormalProblem(Problem):
         self.floor = 10 * self._eps * (self.norm + of_matrix * times_power(b_size, -self._scale))
 
     def _direction(self, v: Tensor) -> Tensor:
-        """A vector to measure the matrix by; ``b`` may be zero, or orthogonal to all that the matrix reaches."""
+        """A vector to estimate the scale of the matrix; ``b`` may be zero, or orthogonal to the range."""
         assert self._source is not None
         size = norm(v)
         return torch.where(size == 0, self._source, v) if isinstance(size, Tensor) else v if size else self._source
@@ -272,7 +272,7 @@ class NormalProblem(Problem):
         return max(a, int(of_ridge)) if abs(int(of_ridge)) > 12 else a
 
     def _common_scale(self, b_size: Scalar, b_scale: int | Tensor) -> int | Tensor:
-        """The larger one of the two right-hand sides, in terms of ``b``."""
+        """The larger scale of the two right-hand sides, in terms of ``b``."""
         assert self._source is not None
         c_size = norm(self._source)
         c_scale = exponent(self._source, c_size) - self._matrix_scale
@@ -292,7 +292,7 @@ class NormalProblem(Problem):
         return self._scale + self._matrix_scale
 
     def normalize(self) -> None:
-        """The matrix is of order one already."""
+        """Do nothing: the matrix is already of order one."""
         if self.x0 is not None:
             self.x0 = self._scaled_start(self.x0)
 
@@ -303,7 +303,7 @@ class NormalProblem(Problem):
         return self.layout.ravel(self._products.adjoint(self._range.unravel(u)))
 
     def _normal(self, x: Tensor, u: Tensor) -> Tensor:
-        """The product of the transpose with ``u``, and the ridge."""
+        """The product of the transpose with ``u``, plus the ridge times ``x``."""
         product = times_power(self._adjoint(u), -self._matrix_scale)
         return product if self._ridge is None else product + self._ridge * x
 
@@ -315,7 +315,7 @@ class NormalProblem(Problem):
         return self._normal(x, product)
 
     def residual(self, x: Tensor) -> Tensor:
-        """What a solution leaves of the right-hand side."""
+        """The residual of ``x``."""
         left = self._b - times_power(self._raw(x), -self._matrix_scale)
         residual = self._normal(-x, left)
         return residual if self._source is None else residual + self._source

@@ -23,7 +23,7 @@ __all__ = ['Refinement', 'solve_iterative_refinement']
 
 @dataclass(frozen=True)
 class Refinement(IterativeOptions):
-    r"""Repeat :math:`x \gets x + S(b - A x)`, where :math:`S` solves approximately (Wilkinson, 1963).
+    r"""Iterate :math:`x \gets x + S(b - A x)` with an approximate solver :math:`S` (Wilkinson, 1963).
 
     Attributes:
         solve: ``solve(matvec, b)``.
@@ -34,11 +34,11 @@ class Refinement(IterativeOptions):
     symmetric: bool = False
 
     gain = 1.0
-    # What stands in for the preconditioner is an approximation of the matrix itself, for the solver to work with.
+    # The preconditioner of the problem is here an approximation of the matrix, with which the solver works.
     power = -1
 
     def improve(self, problem: Problem, r: Tensor, size: Scalar, limit: Scalar, steps: int) -> Improvement:
-        """One rough solve."""
+        """One approximate solve."""
         with roughly():
             d = self.solve(problem.precondition if problem.is_preconditioned else problem.matvec, r)
         return Improvement(d, norm(r - problem.matvec(d)), 1, 1)
@@ -72,8 +72,8 @@ def solve_iterative_refinement(
         init: The initial guess, zero if None.
         maxiter: The maximum number of corrections.
         tol: The tolerance for the norm of the residual: absolute, as in JAXopt, and relative to the norm of ``b`` if
-            this norm is less than one.  So a small ``b``, such as the incoming gradient of a derivative, is solved as
-            accurately as any other.  For a large ``b`` the limit is rounding: about ten times the precision of the
+            this norm is less than one.  So the relative accuracy for a small ``b``, such as the incoming gradient of a
+            derivative, is the same.  For a large ``b`` the limit is rounding: about ten times the precision of the
             dtype, times the norm of ``b``.
         solve: The approximate solver: ``solve(matvec, b)``, called with flat vectors.
         matvec_A_bar: :math:`\bar A`, an approximation of :math:`A` that is easier to solve with, as a linear function

@@ -86,7 +86,7 @@ def solve_with(
         method: The method.
         matvec: A linear function of a tree.
         b: The right-hand side.
-        ridge: A number or 0-d tensor, times the identity, that is added to the matrix.
+        ridge: A number or 0-d tensor; the matrix is that of ``matvec`` plus ``ridge`` times the identity.
         init: The initial guess.
         M: An approximation of the inverse, as a linear function of a tree.
         normal: Whether to solve the normal equations instead; then the structures of ``init`` and ``b`` may differ.

@@ -32,23 +32,23 @@ class Outcome(enum.IntEnum):
     CONVERGED = 0
     """The residual is within the tolerance, or the method is a direct one."""
     MAXITER = 1
-    """The number of iterations was exhausted first."""
+    """The maximum number of iterations was reached before the tolerance."""
     BREAKDOWN = 2
-    """The recurrence divided by zero: the system is singular, or not of the kind that the method needs."""
+    """The recurrence divided by zero: the matrix is singular, or not of the kind that the method requires."""
     DIVERGED = 3
-    """The iterates are not finite, the dtype does not hold the solution, or the series does not converge."""
+    """The iterates are not finite, the dtype cannot represent the solution, or the series does not converge."""
     STAGNATED = 4
-    """By its own recurrence the method arrived, but the true residual is larger, and comes no closer: the matrix is
-    singular, or too ill-conditioned for the tolerance in this precision."""
+    """The recursive residual meets the tolerance, but the true residual is larger and no longer decreases: the matrix
+    is singular, or too ill-conditioned for the tolerance in this precision."""
 
 
 _EXPLANATIONS = {
     Outcome.MAXITER: 'reached maxiter before the tolerance. Raise maxiter or tol, precondition with M, regularize with '
-    'ridge, or use a direct solver (solve_lu); a singular system never gets there.',
-    Outcome.BREAKDOWN: 'broke down: the matrix is singular, or not of the kind that the method needs (solve_cg: '
+    'ridge, or use a direct solver (solve_lu); for a singular matrix the iterations need not converge.',
+    Outcome.BREAKDOWN: 'broke down: the matrix is singular, or not of the kind that the method requires (solve_cg: '
     'symmetric and positive definite). Use solve_normal_cg or solve_gmres, or regularize with ridge.',
-    Outcome.DIVERGED: 'diverged: the matrix is singular, or not of the kind that the method needs (a Neumann series: '
-    'the spectral radius of I - alpha A is below one), or the dtype does not hold the solution. Use another solver, '
+    Outcome.DIVERGED: 'diverged: the matrix is singular, or not of the kind that the method requires (Neumann series: '
+    'the spectral radius of I - alpha A is below one), or the dtype cannot represent the solution. Use another solver, '
     'a smaller alpha, or regularize with ridge.',
     Outcome.STAGNATED: 'stagnated: rounding keeps the residual above the tolerance, since the matrix is singular or '
     'ill-conditioned, or the tolerance is too small for the dtype. Use solve_normal_cg or float64, precondition '

@@ -4,7 +4,7 @@ r"""The stopping rule of iterative methods: one loop for all of them.
 A method improves a solution by solving for the residual, :math:`x \gets x + d` with :math:`A d \approx b - A x`.  By
 rounding, the recursive residual drifts away from the true residual, without bound if the matrix is singular.
 So when the recursive residual meets the tolerance, the loop computes the true residual, at the cost of one product.  If
-it is too large, the method continues from there, as long as this helps.
+it is too large, the method restarts from the current solution, as long as the residual decreases.
 
 In a batch all systems iterate until the last one stops; systems that are already solved take steps of size zero.
 """
@@ -72,7 +72,7 @@ class IterativeOptions:
 
     power = 1
     gain = 0.5
-    """By which factor the true residual has to shrink for the method to be run again."""
+    """The method runs again if the true residual has decreased at least by this factor."""
 
     @abstractmethod
     def improve(self, problem: Problem, r: Tensor, size: Scalar, limit: Scalar, steps: int) -> Improvement:
@@ -83,11 +83,11 @@ class IterativeOptions:
             r: The residual, of order one.
             size: Its norm.
             limit: The norm at which to stop.
-            steps: The number of iterations that are allowed.
+            steps: The maximum number of iterations.
         """
 
     def steps(self, problem: Problem) -> int:
-        """The number of iterations that are allowed."""
+        """The maximum number of iterations."""
         return 10 * problem.layout.size if self.maxiter is None else self.maxiter
 
     def limit(self, problem: Problem) -> Scalar:
@@ -130,7 +130,7 @@ class IterativeOptions:
         return Result(end.x, end.iterations, end.size, outcome)
 
     def _outcome(self, problem: Problem, size: Scalar, limit: Scalar, claimed: Any, *, stuck: bool) -> Any:
-        """How it ended, for each system: unsolved ones broke down if they were not out of iterations."""
+        """The outcome for each system: an unsolved one broke down unless it reached the maximum of iterations."""
         other = Outcome.BREAKDOWN if stuck else Outcome.MAXITER
         if not isinstance(size, Tensor):
             if size <= max(limit * problem.drift if claimed else limit, problem.floor):
@@ -143,7 +143,7 @@ class IterativeOptions:
 
 
 def masked(value: Any, size: Any, limit: Any) -> Any:
-    """The value, zero for systems in a batch that are solved."""
+    """The value; zero for the solved systems of a batch."""
     return torch.where(size <= limit, 0.0, value) if isinstance(value, Tensor) else value
 
 

@@ -21,14 +21,14 @@ from torch import Tensor
 __all__ = ['Layout', 'Scalar', 'add_scaled', 'any_above', 'divide', 'exponent', 'inner', 'norm', 'times_power']
 
 Scalar = Any
-"""A Python number where there is one system; a tensor of shape ``(*batch, 1)`` where there are many.
+"""A Python number for a single system, a tensor of shape ``(*batch, 1)`` for a batch.
 
-Numbers on the host keep an iteration at a handful of tensor operations, which is what small systems cost; on a GPU
-waiting for a number costs less than the operations that would do without it."""
+With numbers on the host an iteration has fewer tensor operations.  These dominate the time for small systems, and on a
+GPU they would cost more than the synchronization."""
 
 
 class Layout(NamedTuple):
-    """How leaves lie in a vector."""
+    """The layout of leaves in a vector."""
 
     batch: tuple[int, ...]
     shapes: tuple[torch.Size, ...]
@@ -37,7 +37,7 @@ class Layout(NamedTuple):
     dtype: torch.dtype
     device: torch.device
     is_vector: bool
-    """Whether there is one leaf, which is such a vector already."""
+    """Whether there is one leaf, which already is such a vector."""
 
     @classmethod
     def of(cls, leaves: Sequence[Tensor], batch: tuple[int, ...] = ()) -> Layout:
@@ -57,7 +57,7 @@ class Layout(NamedTuple):
         return sum(self.sizes)
 
     def ravel(self, leaves: Sequence[Tensor]) -> Tensor:
-        """Lay leaves side by side."""
+        """Concatenate leaves to a vector."""
         if self.is_vector:
             return leaves[0]
         parts = [
@@ -97,7 +97,7 @@ def norm(x: Tensor) -> Scalar:
 
 
 _MODERATE = 12
-"""Numbers between two to the minus this and two to this are of order one: their products are far from all limits."""
+"""Numbers from ``2**-k`` to ``2**k``, with this ``k``, are of order one: products do not overflow or underflow."""
 
 
 def exponent(x: Tensor, size: Scalar) -> int | Tensor:
@@ -135,7 +135,7 @@ def times_power(x: Any, e: int | Tensor) -> Any:
 
 
 def divide(a: Scalar, b: Scalar) -> Scalar:
-    """The quotient; zero where the divisor is zero, so a system that is solved or broke down does not change."""
+    """The quotient, or zero if the divisor is zero, so that a system that is solved or broke down does not change."""
     if isinstance(b, Tensor):
         return torch.where(b == 0, 0.0, a / torch.where(b == 0, 1.0, b))
     return a / b if b != 0 else 0.0

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Line searches: how far to go along a ray.
+r"""Line searches, which choose the step size along a ray.
 
-A search sees a function of one number, :math:`\varphi(\eta) = f(w + \eta\, u)`: :func:`backtracking` its values,
-:func:`zoom` its slopes too.  :func:`along` makes it from a function of trees.  Neither knows of optimizers.
+A line search works on a function of one number, :math:`\varphi(\eta) = f(w + \eta\, u)`: :func:`backtracking` uses its
+values, :func:`zoom` also its slopes.  :func:`along` makes it from a function of trees.
 
-The numbers of a search are Python floats if they are readable and not differentiated; a search then
-stops when it is done.  In a batch of ``torch.func.vmap``, and while compiling, it makes all its evaluations, and
-problems that are finished wait for the others.  What a search returns is differentiable wherever its function is.
+The numbers of a search are Python floats if they can be read and are not differentiated; a search then stops early.  In
+a batch of ``torch.func.vmap``, and while compiling, it makes the maximum number of evaluations, and finished problems
+keep their results.  The result of a search is differentiable if its function is.
 """
 
 from torchopt.linesearch.backtracking import Backtracked, backtracking

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Backtracking: shorter and shorter steps, until one decreases the function enough."""
+"""Backtracking: decrease the step size until the decrease of the function is sufficient."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ['Backtracked', 'backtracking']
 
 
 class Backtracked(NamedTuple):
-    """What :func:`backtracking` found.
+    """The result of :func:`backtracking`.
 
     Attributes:
-        stepsize: The step size that was tried last.
-        value: The value there.
-        decrease_error: By how much the condition of decrease is violated there: 0 if it holds.
+        stepsize: The last trial step size.
+        value: The value at this step size.
+        decrease_error: The violation of the decrease condition at this step size: 0 if it holds.
         steps: The number of evaluations.
-        running: Whether the search was still going on, that is, has failed.
+        running: Whether the condition does not hold, so that the search has failed.
 
     Example:
         >>> from torchopt.linesearch import backtracking
@@ -48,25 +48,25 @@ def backtracking(
     atol: Any = 0.0,
     rtol: Any = 0.0,
 ) -> Backtracked:
-    r"""Shorten a step until Armijo's condition holds.
+    r"""Decrease a step size until Armijo's condition holds.
 
     .. math:: \varphi(\eta) \le (1 + \delta)\, \varphi(0) + c\, \eta\, \varphi'(0) + \epsilon
 
-    A value that is NaN violates it.
+    If the value is NaN, the condition does not hold.
 
     Args:
         value_at: ``value_at(stepsize)`` returns :math:`\varphi(\eta)`, a number or a 0-d tensor.
         value: :math:`\varphi(0)`.
-        slope: :math:`\varphi'(0)`, negative in a direction of descent.
-        guess: The first step size.
-        limit: How often it may be shortened.
+        slope: :math:`\varphi'(0)`, negative for a descent direction.
+        guess: The first trial step size.
+        limit: The maximum number of decreases.
         slope_rtol: :math:`c`.
-        decrease_factor: The factor by which it is shortened, in (0, 1).
+        decrease_factor: The factor of each decrease, in (0, 1).
         atol: :math:`\epsilon`.
         rtol: :math:`\delta`.
 
     Returns:
-        The last step, whether it is good or not.
+        The last trial step, even if the condition does not hold.
 
     Example:
         >>> from torchopt.linesearch import backtracking

@@ -18,14 +18,14 @@ class HagerZhangOptions(NamedTuple):
     r"""The options of the search.
 
     Attributes:
-        limit: The largest number of bisections, and of expansions, in a row.
-        tol: By how much the conditions may be violated.
-        c1: The constant of the condition of decrease.
-        c2: The constant of the condition of curvature.
-        expansion_factor: The factor by which the first interval grows.
+        limit: The maximum number of consecutive bisections or expansions.
+        tol: The permitted violation of the conditions.
+        c1: The constant of the decrease condition.
+        c2: The constant of the curvature condition.
+        expansion_factor: The factor by which the first interval expands.
         shrinkage_factor: An interval that did not shrink by this factor is bisected.
-        value_rtol: :math:`\epsilon`: a value of at most :math:`\varphi(0) + \epsilon |\varphi(0)|` counts as no larger
-            than the first, for the digits beyond are noise.
+        value_rtol: The tolerance :math:`\epsilon`: a value of at most :math:`\varphi(0) + \epsilon |\varphi(0)|` is
+            treated as no larger than :math:`\varphi(0)`, since rounding errors are of this size.
     """
 
     limit: int = 30
@@ -38,9 +38,9 @@ class HagerZhangOptions(NamedTuple):
 
 
 class HagerZhangSearch(NamedTuple):
-    """The state of the search: the point where it begins, the ends of the interval, and the best of them.
+    """The state of the search: the initial point, the ends of the interval, and the best point.
 
-    At ``low`` the function falls, with a value as good as the first; at ``high`` it rises.
+    At ``low`` the slope is negative and the value is no larger than the initial one; at ``high`` the slope is positive.
     """
 
     start: Point
@@ -61,7 +61,7 @@ class _Interval(NamedTuple):
 
 
 def hager_zhang_begin(ray: Ray, start: Point, guess: Any, options: HagerZhangOptions) -> HagerZhangSearch:
-    """Find an interval: expand until the function rises, or is too large; a value that is NaN is too large.
+    """Find an interval: expand until the slope is positive or the value too large; NaN is treated as too large.
 
     Args:
         ray: ``ray(stepsize)`` evaluates the function and its slope.
@@ -82,7 +82,7 @@ def hager_zhang_begin(ray: Ray, start: Point, guess: Any, options: HagerZhangOpt
 
     first = ray(guess)
     interval = _Interval(start, first, 0, _falls(first, ceiling))
-    # The first point may do already.
+    # The first point may already satisfy the conditions.
     error = _error(first, start, ceiling, options)
     accepted = error <= options.tol
     interval = interval._replace(going=interval.going & negated(accepted))
@@ -93,12 +93,12 @@ def hager_zhang_begin(ray: Ray, start: Point, guess: Any, options: HagerZhangOpt
 
 
 def hager_zhang_step(ray: Ray, search: HagerZhangSearch, options: HagerZhangOptions) -> HagerZhangSearch:
-    """Two secant steps, and a bisection where they have not shrunk the interval enough."""
+    """Two secant steps, and a bisection if they have not shrunk the interval enough."""
     start, low, high = search[:3]
     ceiling = _ceiling(start, options)
     at = _secant(low, high)
     new_low, new_high = _update(ray, low, high, at, ceiling, options)
-    # A second secant, from the end that moved.
+    # A second secant step, from the end that changed.
     second = where(
         at == new_high.stepsize,
         _secant(high, new_high),
@@ -116,12 +116,12 @@ def _ceiling(start: Point, options: HagerZhangOptions) -> Any:
 
 
 def _falls(point: Point, ceiling: Any) -> Any:
-    """Whether the interval must grow beyond a point."""
+    """Whether the interval must be expanded beyond a point."""
     return (point.slope < 0.0) & (point.value <= ceiling) & (point.value > -math.inf)
 
 
 def _judge(search: HagerZhangSearch, ceiling: Any, options: HagerZhangOptions) -> HagerZhangSearch:
-    """Find the better end, and whether it will do."""
+    """Choose the better end, and check whether it satisfies the conditions."""
     lower = search.low.value < search.high.value
     lower = lower | (search.high.value != search.high.value)
     best = choose(lower, search.low, search.high)
@@ -134,7 +134,7 @@ def _judge(search: HagerZhangSearch, ceiling: Any, options: HagerZhangOptions) -
 
 
 def _error(point: Point, start: Point, ceiling: Any, options: HagerZhangOptions) -> Any:
-    """By how much a point violates Wolfe's conditions, or those with slopes in place of values."""
+    """The violation of the Wolfe conditions, or of the approximate ones, which use slopes instead of values."""
     curvature = options.c2 * start.slope - point.slope
     wolfe = larger(point.value - start.value - options.c1 * point.stepsize * start.slope, curvature)
     by_slope = larger(larger(point.slope - (2.0 * options.c1 - 1.0) * start.slope, curvature), point.value - ceiling)
@@ -142,7 +142,7 @@ def _error(point: Point, start: Point, ceiling: Any, options: HagerZhangOptions)
 
 
 def _secant(a: Point, b: Point) -> Any:
-    """Where the line through two slopes is zero; NaN if nowhere."""
+    """The zero of the line through two slopes; NaN if there is none."""
     rise = b.slope - a.slope
     level = (rise == 0.0) | (rise != rise)
     return where(level, math.nan, (a.stepsize * b.slope - b.stepsize * a.slope) / where(level, 1.0, rise))
@@ -151,7 +151,7 @@ def _secant(a: Point, b: Point) -> Any:
 def _update(
     ray: Ray, low: Point, high: Point, at: Any, ceiling: Any, options: HagerZhangOptions
 ) -> tuple[Point, Point]:
-    """The interval cut at a step size, if that lies inside."""
+    """Split the interval at a step size, if that is inside."""
     inside = (at > low.stepsize) & (at < high.stepsize)
     if inside is False:
         return low, high
@@ -166,7 +166,7 @@ def _update(
 def _bisect_if(
     test: Any, ray: Ray, low: Point, high: Point, ceiling: Any, options: HagerZhangOptions
 ) -> tuple[Point, Point]:
-    """Halve an interval whose upper end is too large until the function rises at its upper end."""
+    """Bisect an interval whose value at the upper end is too large until the slope there is positive."""
     if test is False:
         return low, high
 

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where polynomials through a few points of a function are least.
-
-The results are numbers only where such a point exists: NaN otherwise.
-"""
+"""Minima of interpolating polynomials; NaN if a minimum does not exist."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ def _finite(*values: Any) -> Any:
 
 
 def quadratic_minimum(a: Any, value_a: Any, slope_a: Any, b: Any, value_b: Any) -> Any:
-    r"""Where the parabola through :math:`(a, f_a)` with slope :math:`s_a`, and :math:`(b, f_b)`, is stationary.
+    r"""The stationary point of the parabola through :math:`(a, f_a)` with slope :math:`s_a`, and :math:`(b, f_b)`.
 
     With :math:`d = b - a` it is :math:`f_a + s_a x + q x^2` at :math:`a + x`, where
     :math:`q = (f_b - f_a - s_a d) / d^2`; its slope is zero at :math:`x = -s_a / 2 q`.
@@ -35,7 +32,7 @@ def quadratic_minimum(a: Any, value_a: Any, slope_a: Any, b: Any, value_b: Any) 
     """
     d = b - a
     ok = (d * d != 0.0) & _finite(value_a, slope_a, value_b)
-    # Where there is no result, nothing may be differentiated through NaN.
+    # If there is no result, replace the numbers so that derivatives are not NaN.
     d, slope, rise = (where(ok, x, 1.0) for x in (d, slope_a, value_b - value_a))
     q = (rise - slope * d) / (d * d)
     bent = q != 0.0
@@ -43,17 +40,17 @@ def quadratic_minimum(a: Any, value_a: Any, slope_a: Any, b: Any, value_b: Any) 
 
 
 def cubic_minimum(a: Any, value_a: Any, slope_a: Any, b: Any, value_b: Any, c: Any, value_c: Any) -> Any:
-    r"""Where the cubic through :math:`(a, f_a)` with slope :math:`s_a`, :math:`(b, f_b)` and :math:`(c, f_c)` is least.
+    r"""The minimum of the cubic through :math:`(a, f_a)` with slope :math:`s_a`, :math:`(b, f_b)` and :math:`(c, f_c)`.
 
-    It is :math:`f_a + s_a x + q x^2 + k x^3` at :math:`a + x`.  What it has beyond the tangent,
-    :math:`r_b = (f_b - f_a - s_a d_b) / d_b^2 = q + k d_b` with :math:`d_b = b - a`, and the same for :math:`c`, give
+    It is :math:`f_a + s_a x + q x^2 + k x^3` at :math:`a + x`.  With
+    :math:`r_b = (f_b - f_a - s_a d_b) / d_b^2 = q + k d_b`, :math:`d_b = b - a`, and the same for :math:`c`,
 
     .. math::
         k = \frac{r_b - r_c}{d_b - d_c}, \qquad q = r_b - k d_b.
 
     Its slope :math:`s_a + 2 q x + 3 k x^2` is zero at :math:`x = (-q \pm \sqrt{q^2 - 3 k s_a}) / 3 k`; the upper sign
-    is the minimum.  For :math:`q > 0` numbers of the same size would be subtracted, and the equal
-    :math:`x = -s_a / (q + \sqrt{q^2 - 3 k s_a})` is taken, which is right for :math:`k = 0` too.
+    is the minimum.  To avoid cancellation for :math:`q > 0`, it is computed as
+    :math:`x = -s_a / (q + \sqrt{q^2 - 3 k s_a})`, which is also correct for :math:`k = 0`.
 
     Example:
         >>> from torchopt.linesearch import cubic_minimum

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""A function of trees along a ray, :math:`\varphi(\eta) = f(w + \eta\, u)`, which is what a line search sees."""
+r"""A function of trees along a ray, :math:`\varphi(\eta) = f(w + \eta\, u)`."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Point(NamedTuple):
         stepsize: :math:`\eta`.
         value: :math:`\varphi(\eta)`.
         slope: :math:`\varphi'(\eta) = \operatorname{Re} \langle \nabla f(w + \eta\, u), u \rangle`.
-        extra: Whatever else was found there, a tree of tensors: the gradient of :math:`f`, auxiliary output.
+        extra: Other results, a tree of tensors, such as the gradient of :math:`f` or auxiliary output.
 
-    Numbers are floats, or 0-d tensors; see :mod:`torchopt.scalars`.
+    Numbers are floats or 0-d tensors; see :mod:`torchopt.scalars`.
 
     Example:
         >>> from torchopt.linesearch import Point
@@ -57,16 +57,16 @@ Ray = Callable[[Any], Point]
 
 
 def along(value_and_grad: Callable[[Any], tuple[Any, Any]], params: Any, direction: Any) -> Ray:
-    """See a function of trees along a ray.
+    """Restrict a function of trees to a ray.
 
     Args:
         value_and_grad: ``value_and_grad(params)`` returns the value and the gradient of the function, the latter a
             tree like ``params``.
-        params: Where the ray begins.
-        direction: Where it goes, a tree like ``params``; where it is None the parameter is not moved.
+        params: The starting point of the ray.
+        direction: The direction of the ray, a tree like ``params``; parameters with a direction of None are constant.
 
     Returns:
-        The function of the step size, with the gradient as what else it finds.
+        The function of the step size; ``extra`` of its points is the gradient.
 
     Example:
         >>> import torch
@@ -85,7 +85,7 @@ def along(value_and_grad: Callable[[Any], tuple[Any, Any]], params: Any, directi
 
 
 def move_along(params: Any, stepsize: Any, direction: Any) -> Any:
-    r"""The tree :math:`w + \eta\, u`, in the dtypes of the parameters; None in the direction leaves a parameter alone.
+    r"""The tree :math:`w + \eta\, u`, in the dtypes of the parameters; a direction of None keeps a parameter unchanged.
 
     Example:
         >>> import torch
@@ -101,7 +101,7 @@ def move_along(params: Any, stepsize: Any, direction: Any) -> Any:
 def inner_product(x: Any, y: Any) -> Tensor:
     r"""The real inner product :math:`\operatorname{Re} \sum_i \bar x_i y_i` of two trees, in double precision.
 
-    Leaves that are None in one of them do not count.
+    Leaves that are None in one of them are ignored.
 
     Args:
         x: A tree of tensors.
@@ -134,17 +134,18 @@ def value_and_gradient(
 ) -> tuple[Tensor, Any]:
     r"""The value and the gradient of a scalar function of a tree.
 
-    The gradient is PyTorch's: for complex parameters the direction of steepest ascent, the conjugate of JAX's.
+    For complex parameters, the gradient follows PyTorch's convention, the direction of steepest ascent, which is the
+    conjugate of JAX's.
 
     Args:
         fun: ``fun(params)`` returns a real tensor of one element.
-        params: A tree; its tensors of floating and complex dtypes are differentiated in.
-        differentiable: Whether value and gradient are differentiable, and taken under ``torch.func``.  If
-            not, plain autograd computes the gradient, which some functions need.
-        name: What to call the function in an error message.
+        params: A tree; the gradient is with respect to its tensors of floating and complex dtypes.
+        differentiable: Whether value and gradient are differentiable, and computed by ``torch.func``.  If not, they are
+            computed by autograd, which supports more functions.
+        name: The name of the function in error messages.
 
     Returns:
-        The value, 0-d, and the gradient, a tree like ``params`` with None for what cannot be differentiated in.
+        The value, 0-d, and the gradient, a tree like ``params`` with None for leaves without a gradient.
 
     Raises:
         ValueError: If the value has more than one element.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The line search of Nocedal and Wright: find an interval that holds good steps, then zoom into it."""
+"""The line search of Nocedal and Wright: bracket an interval with good step sizes, then shrink it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ __all__ = ['ZoomOptions', 'ZoomSearch', 'Zoomed', 'zoom', 'zoom_begin', 'zoom_en
 
 
 class Zoomed(NamedTuple):
-    """What :func:`zoom` found.
+    """The result of :func:`zoom`.
 
     Attributes:
-        point: The step that is taken.
-        decrease_error: By how much the last step that was tried violates the condition of decrease: 0 if it holds.
-        curvature_error: By how much it violates the condition of curvature.
+        point: The chosen step.
+        decrease_error: The violation of the decrease condition by the last trial step: 0 if it holds.
+        curvature_error: The violation of the curvature condition by the last trial step: 0 if it holds.
         steps: The number of evaluations.
-        failed: Whether no step was found that meets both; ``point`` is then the best of those that decrease enough, if
-            there is one; else the last that was tried, or where that has no finite value the beginning, a step of zero.
-        interval: The length of the interval in the end.
+        failed: Whether no step satisfies both conditions.  Then ``point`` is the best step with a sufficient decrease;
+            if there is none, the last trial step; or, if its value is not finite, the start, with step size 0.
+        interval: The final length of the interval.
 
     Example:
         >>> from torchopt.linesearch import Point, zoom
@@ -66,8 +66,9 @@ class ZoomOptions(NamedTuple):
 class ZoomSearch(NamedTuple):
     """The state of :func:`zoom`.
 
-    ``low`` has the lower value of the two ends of the interval, on whichever side it lies.  ``third`` is the end that
-    was replaced last, a third point for interpolation.  ``safe`` decreases enough, if its step size is not zero.
+    ``low`` is the end of the interval with the lower value; it may be the larger step size.  ``third`` is the end that
+    was replaced last, a third point for interpolation.  ``safe`` is the best step with a sufficient decrease, with step
+    size 0 if there is none.
     ``first`` is the beginning.
     """
 
@@ -100,37 +101,38 @@ def zoom(
     approx_dec_rtol: Any = 1e-6,
     precision: Any = 1e-5,
 ) -> Zoomed:
-    r"""Find a step that decreases a function enough, and at which its slope is small: the strong Wolfe conditions.
+    r"""Find a step size that satisfies the strong Wolfe conditions: a sufficient decrease, and a small slope.
 
     .. math::
         \varphi(\eta) \le \varphi(0) + c_1 \eta\, \varphi'(0) + \epsilon, \qquad
         |\varphi'(\eta)| \le c_2\, |\varphi'(0)| + \epsilon
 
-    Close to a minimum values are too coarse for the first, so that slopes may stand in for them (Hager and Zhang):
+    Close to a minimum, rounding of the values makes the first condition unreliable.  It may then be replaced by a
+    condition on slopes (Hager and Zhang):
 
     .. math::
-        \varphi'(\eta) \le (2 c_1 - 1)\, \varphi'(0) + \epsilon \quad \text{where} \quad
+        \varphi'(\eta) \le (2 c_1 - 1)\, \varphi'(0) + \epsilon \quad \text{if} \quad
         \varphi(\eta) \le \varphi(0) + c_3 |\varphi(0)| + \epsilon.
 
-    As long as steps are too short, they grow.  Once one is too long, an interval with good steps is known.  It is cut
-    where a cubic through three points, else a parabola through two, is least, or in the middle where that is too close
-    to an end or nowhere.
+    The step size is increased until an interval with good step sizes is known.  Then the interval is divided at the
+    minimum of a cubic through three points, or else of a parabola through two points, or at its midpoint if these do
+    not exist or are too close to an end.
 
     Args:
-        ray: ``ray(stepsize)`` evaluates :math:`\varphi`, its slope, and whatever else is wanted.
+        ray: ``ray(stepsize)`` evaluates :math:`\varphi`, its slope, and other results.
         start: The point at step size 0.
         guess: The first step size, positive.
-        limit: How many evaluations are allowed, at least 1.
-        largest: The largest step size; there is no bound if None.
+        limit: The maximum number of evaluations, at least 1.
+        largest: The largest step size; no bound if None.
         tol: :math:`\epsilon`.
-        increase_factor: The factor by which steps grow, larger than 1.
+        increase_factor: The factor of each increase, larger than 1.
         slope_rtol: :math:`c_1`.
-        curv_rtol: :math:`c_2`; infinity requires a decrease only.
-        approx_dec_rtol: :math:`c_3`; None always uses the first condition.
-        precision: The length of the interval at which a step that decreases enough is taken, whatever its slope.
+        curv_rtol: :math:`c_2`; infinity turns the second condition off.
+        approx_dec_rtol: :math:`c_3`; None never replaces the first condition.
+        precision: The length of the interval at which the search ends with any sufficient decrease.
 
     Returns:
-        The step, and how it was found.
+        The step, and the outcome of the search.
 
     Example:
         >>> from torchopt.linesearch import Point, zoom
@@ -187,14 +189,14 @@ def zoom_step(ray: Ray, search: ZoomSearch, options: ZoomOptions, limit: int) ->
         )
     known, end = search.found, _End(*new[:3])
 
-    # An interval is known as soon as a step is too long, or good.  Before that, the last step is its lower end.
+    # The first step that is too long or acceptable ends the bracketing; the last step is the lower end until then.
     last = _End(*search.last[:3])
     rises = begun & (new.value >= last.value)
     too_long = (decrease > 0.0) | rises
     turned = negated(too_long) & (new.slope >= 0.0)
     found = too_long | turned | met
 
-    # Within the interval, one end moves to the new point; the other too if the minimum is on its far side.
+    # The new point replaces one end of the interval; the other end moves as well if the minimum is beyond it.
     low, high = search.low, search.high
     worse = (decrease > 0.0) | (new.value >= low.value)
     beyond = negated(worse) & (new.slope * (high.stepsize - low.stepsize) >= 0.0)
@@ -221,7 +223,7 @@ def zoom_step(ray: Ray, search: ZoomSearch, options: ZoomOptions, limit: int) ->
 
 
 def zoom_end(search: ZoomSearch) -> Zoomed:
-    """What :func:`zoom` found."""
+    """The result of :func:`zoom`."""
     fall_back = search.failed & ((search.safe.stepsize > 0.0) | (search.decrease_error == math.inf))
     return Zoomed(
         choose(fall_back, search.safe, search.last),

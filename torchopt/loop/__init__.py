@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loops and branches over trees, with the signatures of ``jax.lax``.
 
-They run in Python, one step after another, so that autograd, ``torch.func`` and debuggers see ordinary tensor
-operations.  Under ``torch.vmap`` each sample stops by its own condition.
+They are Python loops of ordinary tensor operations, which autograd, ``torch.func`` and debuggers support.  Under
+``torch.vmap`` each sample has its own stopping condition.
 """
 
 from torchopt.loop.branches import cond

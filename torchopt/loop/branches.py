@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One of two functions, by a condition."""
+"""Call one of two functions, depending on a condition."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ['as_condition', 'check_same', 'cond']
 
 
 def as_condition(value: Any, name: str) -> Any:
-    """A Python bool where the value is not a tensor, else a 0-d tensor of bools.
+    """Convert a value to a Python bool, or a tensor to a 0-d tensor of bools.
 
     Raises:
-        TypeError: If ``value`` is a tensor with a shape; the message calls it ``name``.
+        TypeError: If ``value`` is a tensor that is not 0-d; ``name`` is its name in the message.
     """
     if not isinstance(value, Tensor):
         return bool(value)
@@ -36,10 +36,10 @@ def cond(pred: Any, true_fun: Callable[..., Any], false_fun: Callable[..., Any],
 
     .. math:: y = \begin{cases} f_\text{true}(x) & \text{if } p \\ f_\text{false}(x) & \text{otherwise.} \end{cases}
 
-    Only the chosen function is called where the condition has one value; on a device, reading it waits.  Under
-    ``torch.vmap`` with a condition for each sample, and under ``torch.compile`` with a tensor as condition, both are
-    called and the results are selected elementwise.  Then a function that is not chosen must have finite derivatives,
-    as under ``jax.vmap``.
+    Only the chosen function is called if the condition has a single value; reading it from a device synchronizes.
+    Under ``torch.vmap`` with a condition for each sample, and under ``torch.compile`` with a tensor as condition, both
+    are called and the results are selected elementwise.  Then, as under ``jax.vmap``, the derivatives of the function
+    that is not chosen must be finite, too.
 
     Args:
         pred: A bool, a number, or a 0-d tensor.
@@ -48,12 +48,11 @@ def cond(pred: Any, true_fun: Callable[..., Any], false_fun: Callable[..., Any],
         *operands: Any trees.
 
     Returns:
-        What the chosen function returns.
+        The result of the chosen function.
 
     Raises:
-        TypeError: If ``pred`` is a tensor with a shape, or both functions are called and return different dtypes.
-        ValueError: If both functions are called and return trees of different structures or shapes.  Only where both
-            are called, they are compared.
+        TypeError: If ``pred`` is a tensor that is not 0-d, or both functions are called and return different dtypes.
+        ValueError: If both functions are called and return trees of different structures or shapes.
 
     Example:
         >>> import torch
@@ -73,7 +72,7 @@ def cond(pred: Any, true_fun: Callable[..., Any], false_fun: Callable[..., Any],
 
 
 def check_same(old: Any, new: Any, function: str, like: str) -> None:
-    """Require that a function returns a tree of the structure of another, with tensors of the same shapes and dtypes.
+    """Require that the result of a function has the same structure, shapes and dtypes as another tree.
 
     Raises:
         TypeError: If a dtype differs; the message names the function and the path of the leaf.
@@ -88,7 +87,7 @@ def check_same(old: Any, new: Any, function: str, like: str) -> None:
             path = tree.flatten_with_path(old)[i][0]
             if shape != x.shape:
                 raise ValueError(
-                    f'{like}{path} has shape {tuple(x.shape)}, but {function} makes it {tuple(shape)}. Both must have '
-                    f'one shape.'
+                    f'{like}{path} has shape {tuple(x.shape)}, but {function} changes it to {tuple(shape)}. Keep the '
+                    f'shape.'
                 )
-            raise TypeError(f'{like}{path} has dtype {x.dtype}, but {function} makes it {dtype}. Convert one of them.')
+            raise TypeError(f'{like}{path} has dtype {x.dtype}, but {function} changes it to {dtype}. Convert it.')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A loop over the first dimension of tensors that keeps what each step returns."""
+"""A loop over the first dimension of tensors that stacks the outputs of all steps."""
 
 from __future__ import annotations
 
@@ -27,36 +27,35 @@ def scan(
     checkpoint: int | bool | Literal['auto'] | None = None,
     truncate: int | None = None,
 ) -> tuple[Any, Any]:
-    r"""Carry a value through a sequence, and stack what each step returns.
+    r"""Carry a value through a sequence, and stack the outputs of all steps.
 
     .. math:: (c_{k+1}, y_k) = f(c_k, x_k), \qquad k = 0, \dots, n - 1
 
     Args:
         f: ``f(carry, x)`` returns the next carry and an output; the carry keeps its structure, shapes and dtypes.
         init: The first carry :math:`c_0`, a tree.
-        xs: The sequence: a tree of tensors, of which ``x`` has the rows; None where the steps take none, and then
-            ``x`` is None.
-        length: The number of steps; it may be left out where ``xs`` shows it.
-        reverse: Go from the last row to the first; outputs stay with their rows.
-        unroll: Accepted for code written for JAX; it changes nothing.
-        checkpoint: What is kept for the backward pass.  None: the graphs of all steps.  An int :math:`m`: the carry
-            after every :math:`m` steps; the steps between are computed again, as by :func:`torchopt.checkpoint`.  The
-            memory is that of :math:`n / m` carries and of the graphs of :math:`m` steps, smallest near
-            :math:`m = \sqrt n`, which ``'auto'`` takes.  True is 1.
-        truncate: Cut the graph of the carry after every so many steps, counted from the first: the derivative with
-            respect to ``init`` and to earlier steps is lost.  The gradient is biased: it ignores that a step changes
-            those after the next cut (truncated backpropagation through time).  The value is unchanged.
+        xs: The sequence: a tree of tensors; ``x`` is the tree of their rows.  If None, ``x`` is None.
+        length: The number of steps; required if ``xs`` has no tensors.
+        reverse: Go from the last row to the first; the outputs are in the order of the rows.
+        unroll: Not used, for compatibility with JAX.
+        checkpoint: What to keep for the backward pass.  None keeps the graphs of all steps.  An int :math:`m` keeps the
+            carry after every :math:`m` steps, and the steps are recomputed as by :func:`torchopt.checkpoint`.  The
+            memory is that of :math:`n / m` carries and of the graphs of :math:`m` steps.  It is smallest near
+            :math:`m = \sqrt n`, which ``'auto'`` uses.  True means 1.
+        truncate: The number of steps, counted from the first, after which the graph of the carry is cut: truncated
+            backpropagation through time.  The value does not change.  The gradient is biased: it ignores the effect
+            of ``init`` and of each step on the steps after the next cut.
 
     Returns:
-        The last carry, and the outputs stacked along a new first dimension.  Without steps, ``f`` is called once on
-        zeros to find the shapes of the outputs.
+        The last carry, and the outputs stacked along a new first dimension.  If there are no steps, ``f`` is called
+        once on zeros to determine the shapes of the outputs.
 
     Raises:
-        TypeError: If ``xs`` has a leaf that is no tensor or has no dimensions, ``f`` does not return a pair, or changes
+        TypeError: If ``xs`` has a leaf that is not a tensor or is 0-d, or if ``f`` does not return a pair or changes
             the dtype of a carry.
         ValueError: If neither ``xs`` nor ``length`` gives the number of steps, or they differ; if ``f`` changes the
             structure or a shape of the carry; if ``checkpoint`` or ``truncate`` is not positive.
-        RuntimeError: With ``checkpoint``, as :func:`torchopt.checkpoint`.
+        RuntimeError: With ``checkpoint``; see :func:`torchopt.checkpoint`.
 
     Example:
         >>> import torch
@@ -106,7 +105,7 @@ def scan(
 
 
 def _segment(checkpoint: Any, n: int) -> int:
-    """How many steps are computed again together."""
+    """The number of steps that are recomputed together."""
     if checkpoint is None or checkpoint is False:
         return max(n, 1)
     if checkpoint is True:
@@ -131,7 +130,7 @@ def _steps(leaves: list[Any], xs: Any, length: int | None) -> int:
         path = f'xs{tree.flatten_with_path(xs)[i][0]}'
         if not isinstance(x, Tensor) or x.dim() == 0:
             kind = 'is a 0-d tensor' if isinstance(x, Tensor) else f'is a {type(x).__name__}'
-            raise TypeError(f'{path} {kind}; expected a tensor with a first dimension to go through.')
+            raise TypeError(f'{path} {kind}; expected a tensor with at least one dimension.')
         lengths.setdefault(x.shape[0], path)
     if length is not None:
         if isinstance(length, bool) or not isinstance(length, int) or length < 0:
@@ -141,5 +140,5 @@ def _steps(leaves: list[Any], xs: Any, length: int | None) -> int:
         raise ValueError('The number of steps is not known. Pass xs with at least one tensor, or length.')
     if len(lengths) > 1:
         (n, name), (m, other) = list(lengths.items())[:2]
-        raise ValueError(f'The numbers of steps differ: {n} by {name}, {m} by {other}. They must be the same.')
+        raise ValueError(f'The numbers of steps differ: {n} by {name}, {m} by {other}. Pass equal numbers.')
     return next(iter(lengths))

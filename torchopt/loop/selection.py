@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One of two steps, by a condition: if the condition is known, only one runs; otherwise both, chosen elementwise."""
+"""One of two steps, depending on a condition: if it is known, only one step runs; else both, selected elementwise."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def branch(condition: Any, yes: Callable[[bool], Any], no: Callable[[bool], Any]
     """The result of one of two functions.
 
     If the condition is available on the host without synchronization (a bool, or a tensor on the CPU), only one
-    function is called.  On a device, under ``torch.func`` and under compilation, both are called and their results
-    chosen elementwise, without synchronization.
+    function is called.  On a device, under ``torch.func`` and under compilation, both are called and their results are
+    selected elementwise, without synchronization.
 
     Args:
         condition: A bool, or a 0-d tensor.
         yes: ``yes(inplace)`` returns the result if the condition is true.  If both functions are called, ``inplace``
-            is False, since ``no`` also needs the tensors that it could write to.
-        no: The same if the condition is false; it returns a tree of the same structure.
+            is False, since ``no`` also needs the tensors that ``yes`` could change.
+        no: ``no(inplace)`` returns the result if the condition is false, a tree of the same structure.
         inplace: Whether they may write in place.
 
     Raises:
@@ -54,7 +54,7 @@ def branch(condition: Any, yes: Callable[[bool], Any], no: Callable[[bool], Any]
         if x is y:
             return x
         x, y = torch.as_tensor(x), torch.as_tensor(y)
-        # Counts lie on the CPU; the condition must not be fetched from its device for them.
+        # Counts are on the CPU; do not copy the condition from its device for them, which would synchronize.
         device = flag.device if x.device.type == 'cpu' else x.device
         return torch.where(flag.to(device), x.to(device), y.to(device))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Repetition until a condition fails, or for a range of integers."""
+"""Loops while a condition holds, and over a range of integers."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def while_loop(
 ) -> _T:
     """Repeat a function of a tree as long as a condition holds.
 
-    This is ``while cond_fun(val): val = body_fun(val)``, at most ``maxiter`` times.  The loop can be differentiated in
+    This is ``while cond_fun(val): val = body_fun(val)``, at most ``maxiter`` times.  The loop is differentiable in
     reverse and forward mode, to every order.
 
-    - Under ``torch.vmap`` each sample stops by its own condition: it keeps its value, and the derivative of that
-      value, while others continue.  The loop ends when no sample continues.
+    - Under ``torch.vmap`` each sample has its own stopping condition: after it stops, it keeps its value and the
+      derivative of this value, while others continue.  The loop ends when no sample continues.
     - Under ``torch.compile``, a condition that is a tensor cannot be read.  With ``maxiter`` the graph has that many
       steps, and steps after the last one change nothing.  Without it the loop is one ``torch.while_loop``, which
       cannot be used inside ``torch.func`` transforms.
@@ -44,15 +44,15 @@ def while_loop(
         cond_fun: ``cond_fun(val)`` returns a bool or a 0-d tensor.
         body_fun: ``body_fun(val)`` returns a tree of the structure, shapes and dtypes of ``val``.
         init_val: The first value, a tree; leaves that are numbers may stay numbers.
-        maxiter: The largest number of steps, without limit if None.
-        unroll: Accepted for code written for ``jaxopt.loop``; every loop can be differentiated.
-        jit: Accepted likewise; nothing is compiled here.
+        maxiter: The maximum number of steps; no limit if None.
+        unroll: Not used, for compatibility with ``jaxopt.loop``; every loop is differentiable.
+        jit: Not used, for compatibility with ``jaxopt.loop``.
 
     Returns:
         The last value.
 
     Raises:
-        TypeError: If ``cond_fun`` returns a tensor with a shape, or ``body_fun`` changes a dtype.
+        TypeError: If ``cond_fun`` returns a tensor that is not 0-d, or ``body_fun`` changes a dtype.
         ValueError: If ``body_fun`` changes the structure or a shape, or ``maxiter`` is negative.
 
     Example:
@@ -105,8 +105,8 @@ def repeat(
                     return _traced(cond_fun, body_fun, val)
             elif not _any(running):
                 break
-            # A sample that has stopped takes part in the step where it ran last.  Its result is dropped, and has no NaN
-            # that a product with a cotangent of zero would keep.
+            # For a sample that has stopped, repeat the step on its last running value and drop the result.  On other
+            # values, the step could give NaN, which a cotangent of zero would not remove.
             ran = pick(running, val, ran)
             new = body_fun(ran)
         if check and steps == 0:
@@ -121,16 +121,16 @@ def fori_loop(
 ) -> _T:
     """Repeat a function for the integers from ``lower`` to ``upper - 1``.
 
-    This is ``for i in range(lower, upper): val = body_fun(i, val)``.  Under ``torch.vmap`` each sample may have bounds
-    of its own.
+    This is ``for i in range(lower, upper): val = body_fun(i, val)``.  Under ``torch.vmap`` each sample may have its own
+    bounds.
 
     Args:
         lower: The first integer: an int or a 0-d integer tensor.
-        upper: The first integer that is not taken.
+        upper: The upper bound, which is excluded.
         body_fun: ``body_fun(i, val)`` returns a tree of the structure, shapes and dtypes of ``val``; ``i`` is an int
-            where the bounds can be read, else a 0-d tensor.
+            if the bounds can be read, else a 0-d tensor.
         init_val: The first value, a tree.
-        unroll: Accepted for code written for JAX; every loop can be differentiated.
+        unroll: Not used, for compatibility with JAX; every loop is differentiable.
 
     Returns:
         The last value; ``init_val`` if there is no integer in the range.
@@ -167,14 +167,14 @@ def fori_loop(
 
 
 def _any(test: Tensor) -> bool:
-    """Whether a condition holds for some sample of all batches."""
+    """Whether a condition holds for at least one sample of all batches."""
     while _functorch.is_functorch_wrapped_tensor(test):
         test = _functorch.get_unwrapped(test)
     return bool(test.any())
 
 
 def _traced(cond_fun: Callable[[Any], Any], body_fun: Callable[[Any], Any], val: Any) -> Any:
-    """The loop as one operation of a graph."""
+    """The loop as one operation of the graph, ``torch.while_loop``."""
     leaves, spec = tree.flatten(val)
     tensors = [x if isinstance(x, Tensor) else torch.as_tensor(x) for x in leaves]
 
@@ -185,7 +185,7 @@ def _traced(cond_fun: Callable[[Any], Any], body_fun: Callable[[Any], Any], val:
         new = tree.flatten_up_to(
             spec, body_fun(tree.unflatten(spec, xs)), name='the result of body_fun', like='init_val'
         )
-        # The operation does not allow that a result is one of its inputs.
+        # torch.while_loop does not allow results that are inputs.
         return tuple(y.clone() if any(y is x for x in xs) else torch.as_tensor(y) for y in new)
 
     return tree.unflatten(spec, torch.while_loop(condition, body, tuple(tensors)))  # type: ignore[no-untyped-call]

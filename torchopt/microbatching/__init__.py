@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Large batches in the memory of small ones: a function runs on one microbatch after the other.
+"""Microbatching: run a function on one microbatch after another, so that a large batch needs the memory of a small one.
 
-What a microbatch leaves behind is only what is accumulated, so long as no gradient is taken through the loop: put the
-gradient inside, ``microbatch(torch.func.grad(loss), ...)``, or use :func:`micro_grad`.  A graph that autograd records
-from outside holds on to every microbatch.
+Only the accumulated values are kept, unless autograd records a graph through the loop, which keeps all microbatches.
+So compute gradients inside the loop, ``microbatch(torch.func.grad(loss), ...)``, or use :func:`micro_grad`.
 """
 
 from torchopt.microbatching.accumulation import AccumulationType, Accumulator

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the values of a function on the microbatches become one."""
+"""Accumulation of the values of a function on the microbatches."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ __all__ = ['AccumulationType', 'Accumulator', 'accumulate', 'compose', 'map_tens
 
 @dataclass(frozen=True)
 class Accumulator:
-    r"""How the values of a function on the microbatches become one.
+    r"""How to accumulate the values of a function on the microbatches.
 
-    The values :math:`x_0, x_1, \dots` become ``finalize(update(... update(update(init(x_0), x_0, 0), x_1, 1) ...))``.
+    The result for the values :math:`x_0, x_1, \dots` is
+    ``finalize(update(... update(update(init(x_0), x_0, 0), x_1, 1) ...))``.
 
     Args:
-        init: ``init(value)`` makes what is carried from microbatch to microbatch, a tree of tensors.  It is given the
-            first value, and looks at its structure, shapes and dtypes only.
-        update: ``update(carry, value, index)`` takes in the value of one microbatch.
+        init: ``init(value)`` makes the initial carry, a tree of tensors, from the structure, shapes and dtypes of the
+            first value.
+        update: ``update(carry, value, index)`` adds the value of one microbatch to the carry.
         finalize: ``finalize(carry)`` makes the result.
-        aggregate: ``aggregate(values)`` does the same to the values of the rows of one microbatch, which are stacked
-            along axis 0; for :func:`micro_vmap`.
+        aggregate: ``aggregate(values)`` accumulates the values of the rows of one microbatch, which are stacked along
+            axis 0; for :func:`micro_vmap`.
 
     Example:
         >>> import torch, torchopt
@@ -54,7 +55,7 @@ class Accumulator:
 
 
 class AccumulationType(enum.Enum):
-    """The ways of accumulation that are ready made.
+    """The predefined kinds of accumulation.
 
     Example:
         >>> from torchopt.microbatching import AccumulationType
@@ -67,27 +68,27 @@ class AccumulationType(enum.Enum):
     SUM = enum.auto()
     """The sum of the values."""
     RUNNING_MEAN = enum.auto()
-    """The mean of the values of the microbatches that were run; for floating values."""
+    """The mean of the values of the microbatches that have been run; for floating values."""
     CONCAT = enum.auto()
-    """The values joined along axis 0, row for row in the order of the batch; zeros for what was not run."""
+    """The values concatenated along axis 0, in the order of the rows of the batch; zeros for rows not run."""
 
 
 def map_tensors(f: Callable[[torch.Tensor], Any], values: Any) -> Any:
-    """Map over the leaves, arrays and numbers among them made tensors."""
+    """Map over the leaves, with arrays and numbers converted to tensors."""
     return tree.map(lambda x: f(torch.as_tensor(x)), values)
 
 
 def accumulate(
     on_microbatch: Callable[[int], Any], accumulator: Accumulator, count: int, real: int | torch.Tensor | None
 ) -> Any:
-    """Run all microbatches, or as many of them as are real."""
+    """Run all microbatches, or only the first ``num_real_microbatches``."""
     unknown = real if isinstance(real, torch.Tensor) and is_transformed(real) else None
     steps = count if real is None or unknown is not None else int(real)
     if steps > count:
         raise ValueError(
-            f'num_real_microbatches is {steps}, but the batch has {count} microbatches. Pass no more than that.'
+            f'num_real_microbatches is {steps}, but the batch has {count} microbatches. Pass at most this number.'
         )
-    # A value lives no longer than its update: it must be gone before the next microbatch is run.
+    # Free each value after its update, before the next microbatch is run.
     first = [on_microbatch(0)]
     carry = accumulator.init(first[0])
     for i in range(steps):
@@ -113,15 +114,17 @@ def compose(accumulators: Any, count: int) -> Accumulator:
     )
 
 
-_REMEDY = 'Pass an accumulator that equals the value or its top.'
+_REMEDY = 'Pass an accumulator with the structure of the value or a prefix of it.'
 
 
 def _ready_made(kind: Any, count: int) -> Accumulator:
-    """The accumulator that is meant."""
+    """The accumulator of a predefined kind."""
     if isinstance(kind, Accumulator):
         return kind
     if kind in (AccumulationType.MEAN, AccumulationType.RUNNING_MEAN) and count < 1:
-        raise ValueError(f'The batch is empty, and {kind.name} needs at least one microbatch. Pass some rows.')
+        raise ValueError(
+            f'The batch is empty, but {kind.name} requires at least one microbatch. Pass a nonempty batch.'
+        )
     if kind is AccumulationType.SUM or kind is None:
         return _lift(torch.zeros_like, lambda total, x, i: total + x, lambda total: total, _sum)
     if kind is AccumulationType.MEAN:
@@ -135,13 +138,13 @@ def _ready_made(kind: Any, count: int) -> Accumulator:
             lambda rows: rows.join(count),
             lambda x: x,
         )
-    raise ValueError(f'accumulator holds {kind!r}; expected an AccumulationType or an Accumulator.')
+    raise ValueError(f'accumulator contains {kind!r}; expected an AccumulationType or an Accumulator.')
 
 
 def _lift(
     init: Callable[..., Any], update: Callable[..., Any], finalize: Callable[..., Any], aggregate: Callable[..., Any]
 ) -> Accumulator:
-    """An accumulator of trees from one of tensors."""
+    """Make an accumulator of trees from one of tensors."""
     return Accumulator(
         lambda value: map_tensors(init, value),
         lambda carry, value, i: tree.map(lambda c, x: update(c, x, i), carry, value),
@@ -152,7 +155,7 @@ def _lift(
 
 @dataclass(frozen=True)
 class _Rows:
-    """The values of the microbatches so far, and what stands for those that are not run; a leaf to trees."""
+    """The values of the microbatches so far, and the replacement for those not run; a leaf for trees."""
 
     missing: torch.Tensor
     found: tuple[torch.Tensor, ...]
@@ -167,7 +170,7 @@ class _Rows:
 
 
 def _choose(keep: torch.Tensor, new: Any, old: Any) -> Any:
-    """The new carry or the old one, by a value that is not known."""
+    """The new carry or the old one, depending on a bool tensor whose value cannot be read."""
 
     def choose(x: Any, y: Any) -> Any:
         if isinstance(x, _Rows):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Split the batch, and run a function on one microbatch after the other."""
+"""Split the batch, and run a function on one microbatch after another."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ['microbatch', 'reshape_batch_axis']
 
 
 def reshape_batch_axis(tree: Any, microbatch_size: int, axis: int = 0) -> Any:
-    """Split the batch axis of every leaf into microbatches and their rows.
+    """Split the batch axis of every leaf into two axes, the microbatches and their rows.
 
-    Microbatch ``i`` of ``k`` takes the rows ``i, i + k, i + 2 k, ...``: so a batch that lies in blocks on several
-    devices gives each of them a share of every microbatch.
+    Microbatch ``i`` of ``k`` has the rows ``i, i + k, i + 2 k, ...``.  So if a batch is distributed in blocks over
+    several devices, each device has a part of every microbatch.
 
     Args:
         tree: Tree of tensors, each with a batch axis.
@@ -30,10 +30,10 @@ def reshape_batch_axis(tree: Any, microbatch_size: int, axis: int = 0) -> Any:
         axis: The batch axis.
 
     Returns:
-        A tree of views, whose axis ``axis`` counts the microbatches, and the next one the rows of each.
+        A tree of views; the axis ``axis`` is that of the microbatches, and the next axis that of their rows.
 
     Raises:
-        ValueError: If the microbatches do not divide the batch, or a leaf has no such axis.
+        ValueError: If ``microbatch_size`` does not divide the batch size, or a leaf has no such axis.
 
     Example:
         >>> import torch, torchopt
@@ -45,7 +45,7 @@ def reshape_batch_axis(tree: Any, microbatch_size: int, axis: int = 0) -> Any:
 
     def split(x: torch.Tensor) -> torch.Tensor:
         if not _has_axis(x, axis):
-            raise ValueError(f'A leaf of tree has shape {tuple(x.shape)}, and so no axis {axis}. Pass another axis.')
+            raise ValueError(f'A leaf of tree has shape {tuple(x.shape)}, which has no axis {axis}. Pass another axis.')
         at = axis % x.ndim
         shape = (*x.shape[:at], microbatch_size, _divide(x.shape[at], microbatch_size), *x.shape[at + 1 :])
         return x.reshape(shape).transpose(at, at + 1)
@@ -63,31 +63,31 @@ def microbatch(
     in_axes: int | Sequence[int] = 0,
     num_real_microbatches: int | torch.Tensor | None = None,
 ) -> Callable[..., Any]:
-    """Run a function on one microbatch after the other, and accumulate its values.
+    """Run a function on one microbatch after another, and accumulate its values.
 
-    For a function that sums over its batch, or a mean of equal parts, the result is the same, and the memory is that
-    of one microbatch.
+    For a function that is a sum or a mean over its batch, the result is the same, and the memory is that of one
+    microbatch.
 
     Args:
         fun: The function.  Its value is a tree of tensors.
-        argnums: The position or positions of the arguments that have a batch axis; each is a tree of tensors.  In the
-            call such an argument may be given by its name, and one of ``argnames`` by its position.
-        microbatch_size: The number of rows of a microbatch, which divides the size of the batch.  With None, ``fun``
-            is returned as it is.  An empty batch has no microbatches: its sum is zero, and what is joined is empty.
-        accumulator: How to accumulate: an :class:`AccumulationType`, an :class:`Accumulator`, or a tree of these
-            that equals the value of ``fun`` or its top.
+        argnums: The position or positions of the arguments that have a batch axis; each is a tree of tensors.  A call
+            may pass such an argument by name, and one of ``argnames`` by position.
+        microbatch_size: The number of rows of a microbatch, a divisor of the batch size.  With None, ``fun`` is
+            returned unchanged.  An empty batch has no microbatches: its sum is zero, and its concatenation is empty.
+        accumulator: How to accumulate: an :class:`AccumulationType`, an :class:`Accumulator`, or a tree of these with
+            the structure of the value of ``fun`` or a prefix of it.
         argnames: The name or names of the keyword arguments that have a batch axis.
         in_axes: The batch axis: one for all, or one for each of ``argnums`` and then ``argnames``.
-        num_real_microbatches: Stop after so many microbatches; all if None.  A tensor is read, unless code is being
-            transformed or compiled: then all microbatches are run, and those beyond do not count.
+        num_real_microbatches: The number of microbatches to run; all if None.  A tensor is read, except in transforms
+            and under compilation, where all microbatches are run and the values of the others are ignored.
 
     Returns:
-        A function of the arguments of ``fun``.  See :func:`reshape_batch_axis` for which rows make a microbatch.
+        A function of the arguments of ``fun``.  See :func:`reshape_batch_axis` for the rows of each microbatch.
 
     Raises:
-        TypeError: If ``in_axes`` does not fit the arguments.
-        ValueError: By the new function, if the batch axes differ in size or are not divided by
-            ``microbatch_size``, or for the mean of integers.
+        TypeError: If ``in_axes`` does not match the arguments.
+        ValueError: Raised by the new function if the batch sizes differ or are not divisible by ``microbatch_size``,
+            or for the mean of integers.
 
     Example:
         >>> import torch, torchopt
@@ -105,8 +105,8 @@ def microbatch(
     axes = (in_axes,) * len(batched) if isinstance(in_axes, int) else tuple(in_axes)
     if len(axes) != len(batched) or not batched:
         raise TypeError(
-            f'in_axes names {len(axes)} axes, but argnums and argnames name {len(batched)} arguments. '
-            f'Name at least one argument, and pass one axis for all or one for each.'
+            f'in_axes has {len(axes)} axes, but argnums and argnames have {len(batched)} arguments. '
+            f'Pass at least one argument, and one axis for all or one for each.'
         )
 
     def microbatched(*args: Any, **kwargs: Any) -> Any:
@@ -150,7 +150,7 @@ def _divide(size: int, microbatch_size: int) -> int:
 
 
 def _place_of(key: int | str, fun: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | str:
-    """Where an argument was given: its position or its name, whichever of them it was listed by."""
+    """The position or the name by which an argument was passed."""
     if key in kwargs if isinstance(key, str) else -len(args) <= key < len(args):
         return key
     names = _positional(fun)
@@ -158,11 +158,11 @@ def _place_of(key: int | str, fun: Callable[..., Any], args: tuple[Any, ...], kw
         return names[key]
     if isinstance(key, str) and key in names[: len(args)]:
         return names.index(key)
-    raise TypeError(f'The argument {key!r} has a batch axis, but was not given. Pass it by its position or its name.')
+    raise TypeError(f'The argument {key!r} has a batch axis, but was not passed. Pass it by position or by name.')
 
 
 def _positional(fun: Callable[..., Any]) -> list[str]:
-    """The names of the arguments that may be given by position; none for what has no signature."""
+    """The names of the arguments that may be passed by position; empty if there is no signature."""
     try:
         parameters = inspect.signature(fun).parameters.values()
     except (TypeError, ValueError):
@@ -171,7 +171,7 @@ def _positional(fun: Callable[..., Any]) -> list[str]:
 
 
 def _common_size(keys: tuple[int | str, ...], given: list[Any], axes: tuple[int, ...]) -> int:
-    """The size of the batch, in which all leaves of all batched arguments agree."""
+    """The batch size, which must be equal for all leaves of all batched arguments."""
     common = None
     for key, value, axis in zip(keys, given, axes):
         for i, leaf in enumerate(tree.flatten(value)[0]):
@@ -180,18 +180,18 @@ def _common_size(keys: tuple[int | str, ...], given: list[Any], axes: tuple[int,
             x = torch.as_tensor(leaf)
             if not _has_axis(x, axis):
                 raise ValueError(
-                    f'Argument {_place(key, value, i)} has shape {tuple(x.shape)}, and so no batch axis {axis}. '
+                    f'Argument {_place(key, value, i)} has shape {tuple(x.shape)}, which has no axis {axis}. '
                     f'Pass a batch, or another axis.'
                 )
             if common is None:
                 common = x.shape[axis]
             elif x.shape[axis] != common:
                 raise ValueError(
-                    f'Argument {_place(key, value, i)} has a batch of {x.shape[axis]}, but those before it have one of '
-                    f'{common}. They must be of equal size.'
+                    f'Argument {_place(key, value, i)} has batch size {x.shape[axis]}, but those before it have batch '
+                    f'size {common}. Pass equal batch sizes.'
                 )
     if common is None:
-        raise ValueError('The arguments with a batch axis hold no tensors. Pass a batch.')
+        raise ValueError('The arguments with a batch axis contain no tensors. Pass a batch.')
     return common
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions of single examples, run on all of a batch: vectorized, or differentiated example by example."""
+"""Functions of single examples applied to a batch: vectorization, and gradients per example."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ['IndividualOutputs', 'micro_grad', 'micro_vmap']
 
 
 class IndividualOutputs(NamedTuple):
-    """What :func:`micro_grad` returns for each example of the batch: values, metrics, and auxiliary outputs."""
+    """The results of :func:`micro_grad` for each example of the batch: values, metrics, and auxiliary outputs."""
 
     values: Any
     metrics: Any
@@ -41,23 +41,23 @@ def micro_vmap(
 
     Args:
         fun: The function of one example.  Its value is a tree of tensors and None.
-        in_axes: The batch axis of the positional arguments: one for all, or one for each, None where there is none.
-            Keyword arguments have theirs at 0.
-        out_axes: 0; nothing else is implemented.
-        microbatch_size: How many examples to vectorize at once; all if None.  It divides the size of the batch.
-        vmap_fn: The vectorization, ``vmap_fn(function, in_dims, out_dims)``; say
+        in_axes: The batch axis of the positional arguments: one for all, or one for each, None for arguments without
+            one.  The batch axis of keyword arguments is 0.
+        out_axes: 0; other values are not implemented.
+        microbatch_size: The number of examples to vectorize at once, a divisor of the batch size; all if None.
+        vmap_fn: The vectorization, ``vmap_fn(function, in_dims, out_dims)``; for example
             ``functools.partial(torch.func.vmap, randomness='different')``.
-        accumulator: What becomes of the values of the examples, as for :func:`microbatch`: by default they are joined,
-            as ``torch.func.vmap`` does.
-        num_real_microbatches: As for :func:`microbatch`.
+        accumulator: How to accumulate the values of the examples, see :func:`microbatch`; by default they are
+            concatenated, as in ``torch.func.vmap``.
+        num_real_microbatches: See :func:`microbatch`.
 
     Returns:
         A function of batches of the arguments of ``fun``.
 
     Raises:
         NotImplementedError: If ``out_axes`` is not 0.
-        TypeError: By the new function, if ``in_axes`` does not fit the arguments.
-        ValueError: By the new function, as for :func:`microbatch`.
+        TypeError: Raised by the new function if ``in_axes`` does not match the arguments.
+        ValueError: Raised by the new function; see :func:`microbatch`.
 
     Example:
         >>> import torch, torchopt
@@ -108,27 +108,27 @@ def micro_grad(
 ) -> Callable[..., tuple[Any, IndividualOutputs]]:
     """Transform the gradient of each example, and accumulate over the batch.
 
-    Clip the gradient of each example, take its moments or measure its norm: no more than a microbatch of
-    gradients is ever there at once.
+    Use it to clip the gradients of examples, or to compute their moments or norms: only the gradients of one microbatch
+    are in memory at the same time.
 
     Args:
-        fun: The loss ``fun(params, batch, ...)``, 0-d.
+        fun: The loss ``fun(params, batch, ...)``, which returns a 0-d tensor.
         has_aux: Whether ``fun`` returns ``(loss, aux)``.
-        argnums: The position or positions of the arguments to differentiate in, trees of tensors.
+        argnums: The position or positions of the arguments to differentiate, trees of tensors.
         batch_argnums: The position or positions of the arguments whose axis 0 is that of the batch.
-        keep_batch_dim: Whether ``fun`` is given batches of one example; else, examples.
-        microbatch_size: How many examples to do at once; all if None.  It divides the size of the batch.
-        accumulator: What becomes of the transformed gradients, as for :func:`microbatch`.
+        keep_batch_dim: Whether ``fun`` receives batches of one example instead of examples.
+        microbatch_size: The number of examples to process at once, a divisor of the batch size; all if None.
+        accumulator: How to accumulate the transformed gradients; see :func:`microbatch`.
         transform_fn: Applied to the gradient of each example; it may return another tree.
         metrics_fn: Applied to the gradient of each example, before its transformation.
-        num_real_microbatches: As for :func:`microbatch`.
+        num_real_microbatches: See :func:`microbatch`.
 
     Returns:
         A function of the arguments of ``fun`` that returns the accumulated gradients and the
         :class:`IndividualOutputs` of the examples.  Random numbers that ``fun`` draws differ from example to example.
 
     Raises:
-        ValueError: By the new function, as for :func:`microbatch`.
+        ValueError: Raised by the new function; see :func:`microbatch`.
 
     Example:
         >>> import torch, torchopt
@@ -184,7 +184,7 @@ def _vectorize(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    """``torch.func.vmap`` for trees with None among their leaves, and over keyword arguments."""
+    """``torch.func.vmap`` for trees with None leaves and for keyword arguments."""
     mapped = {i: arg for i, (arg, axis) in enumerate(zip(args, axes)) if axis is not None}
     given = tree.Selection((mapped, kwargs), lambda x: True)
     axes_of = {i: tree.map(lambda _, axis=axes[i]: axis, arg) for i, arg in mapped.items()}

@@ -12,6 +12,7 @@ import re
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torchopt.base import GradientTransformation
+from torchopt.spelling import renamer_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,7 +119,7 @@ class FromAlias:
     @classmethod
     def _first_names(cls, given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
         """Hyper-parameters under the first names of the alias."""
-        rewrite = getattr(cls.alias, 'first_names', None)
+        rewrite = renamer_of(cls.alias)
         return given if rewrite is None else rewrite(given, defaults)
 
     @classmethod

@@ -11,7 +11,7 @@ import torch
 from torchopt import tree
 from torchopt.autodiff.products import is_autograd_off
 from torchopt.autodiff.recompute import recomputed_gradient
-from torchopt.numerics import in_transform, is_inexact
+from torchopt.numerics import in_transform, is_inexact, is_tracing
 from torchopt.sharding import is_storage_freed
 
 __all__ = [
@@ -81,7 +81,7 @@ def recomputed_gradients(
     """
     if checkpoint not in (None, 'reverse', 'mixed'):
         raise ValueError(f"Invalid checkpoint: {checkpoint!r}; expected None, 'reverse' or 'mixed'.")
-    if checkpoint is None or torch.compiler.is_compiling() or is_autograd_off():
+    if checkpoint is None or is_tracing() or is_autograd_off():
         loss = closure(params)
         gradients = differentiable_gradients(loss, params, create_graph=create_graph)
         return (loss if create_graph else loss.detach()), gradients

@@ -21,6 +21,7 @@ from torchopt.base import (
 )
 from torchopt.numerics import DTypeLike, as_dtype, increment, wide_dtype, zero_count
 from torchopt.preconditions import state_of
+from torchopt.spelling import renamer_of
 
 __all__ = [
     'InjectHyperparamsState',
@@ -250,11 +251,11 @@ def _arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
     stage of the optimizer (decay, momentum, dampening), so it cannot be set later.
     """
     signature = inspect.signature(function)
-    first_names = getattr(function, 'first_names', None)
+    first_names = renamer_of(function)
     second = {} if first_names is None else {k: v for k, v in kwargs.items() if k not in signature.parameters}
     bound = signature.bind_partial(*args, **{k: v for k, v in kwargs.items() if k not in second})
     given = set(bound.arguments)
-    covered = set(first_names(second)) if second else set()  # type: ignore[misc]
+    covered = set(first_names(second)) if first_names and second else set()
     bound.apply_defaults()
     found = {}
     for name, value in bound.arguments.items():

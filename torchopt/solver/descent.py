@@ -281,8 +281,9 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
             found = self._search.search(ray, Point(0.0, value, slope, (x, gradient, work.aux)), guess)
             point, failed, searched = found.point, found.failed, found.steps
             evaluated, graded = found.num_fun_eval, found.num_grad_eval
-            # Of a search that failed, only a step that descends is taken.
-            lost = failed & negated(point.value < value)
+            # Of a search that failed, only a step that descends is taken, by its slope where values are too coarse.
+            descends = (point.value < value) | ((point.value <= value) & (abs(point.slope) < abs(slope)))
+            lost = failed & negated(descends)
             if lost is not False:
                 point = choose(lost, Point(0.0, value, slope, (x, gradient, work.aux)), point)
             moved = negated(lost)

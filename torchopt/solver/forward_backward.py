@@ -3,7 +3,7 @@ r"""Forward-backward splitting: a gradient step on a smooth function, then the p
 
 .. math:: w_{k+1} = \operatorname{prox}_{\eta_k h}\left( z_k - \eta_k \nabla f(z_k) \right)
 
-with :math:`z_k = w_k`, or with acceleration by Nesterov, which is FISTA.  A subclass names the prox; without one, this is
+with :math:`z_k = w_k`, or with acceleration, which is FISTA.  A subclass names the prox; without one, this is
 gradient descent.
 """
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, tree
-from torchopt.numerics import as_scalar_like, in_transform
+from torchopt.numerics import as_scalar_like, runs_directly
 from torchopt.scalars import where
 from torchopt.solver.cauchy import Model, box_step
 from torchopt.solver.compact import Pair, Rows
@@ -122,7 +122,7 @@ def _bounds_like(bounds: Any, vectors: Vectors, x: Tensor) -> tuple[Tensor, Tens
         )
         found.append(vectors.pack(filled, f'the {name} bound'))
     lower, upper = found
-    if not (in_transform() or torch.compiler.is_compiling()):
+    if runs_directly():
         if bool((lower != lower).any() | (upper != upper).any()):
             raise ValueError('A bound is NaN; use -inf and inf where there is no bound.')
         if bool((lower > upper).any()):

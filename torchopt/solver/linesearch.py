@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from torchopt import tree
-from torchopt.linesearch import Point, Ray, inner_product, move_along
+from torchopt.linesearch import Point, Ray, choose, inner_product, move_along
 from torchopt.linesearch.hager_zhang import HagerZhangOptions, HagerZhangSearch, hager_zhang_begin, hager_zhang_step
 from torchopt.linesearch.zoom import ZoomOptions, ZoomSearch, zoom_begin, zoom_end, zoom_step
 from torchopt.loop import while_loop
@@ -317,6 +317,7 @@ class BacktrackingSearch(NamedTuple):
 
     start: Point
     last: Point
+    safe: Point
     next: Any
     error: Any
     steps: Any
@@ -374,7 +375,7 @@ class BacktrackingLineSearch(LineSearch):
     def _begin(self, ray: Ray, start: Point, guess: Any) -> BacktrackingSearch:
         (guess,) = numbers(guess)
         start = Point(*numbers(*start[:3]), start.extra)
-        return BacktrackingSearch(start, start, smaller(guess, self.max_stepsize), math.inf, 0, False, False)
+        return BacktrackingSearch(start, start, start, smaller(guess, self.max_stepsize), math.inf, 0, False, False)
 
     def _advance(self, ray: Ray, search: BacktrackingSearch) -> BacktrackingSearch:
         new, start = ray(search.next), search.start
@@ -382,6 +383,8 @@ class BacktrackingLineSearch(LineSearch):
         # Close to a minimum values are too coarse, and slopes stand in for them, as in the search of Hager and Zhang.
         by_slope = larger(new.slope - (2.0 * self.c1 - 1.0) * start.slope, gain - 1e-6 * abs(start.value))
         error = violation(smaller(by_slope, gain - self.c1 * new.stepsize * start.slope))
+        # The longest step that decreases enough, for a condition of curvature that no shorter step can meet.
+        safe = choose((error <= self.tol) & (search.safe.stepsize == 0.0), new, search.safe)
         other: Any = 0.0
         if self.condition == 'wolfe':
             other = violation(self.c2 * start.slope - new.slope)
@@ -393,14 +396,15 @@ class BacktrackingLineSearch(LineSearch):
         done = error <= self.tol
         failed = negated(done) & (search.steps + 1 >= self.maxiter)
         return BacktrackingSearch(
-            start, new, new.stepsize * self.decrease_factor, error, search.steps + 1, done, failed
+            start, new, safe, new.stepsize * self.decrease_factor, error, search.steps + 1, done, failed
         )
 
     def _goes_on(self, search: BacktrackingSearch) -> Any:
         return negated(search.done | search.failed)
 
     def _end(self, search: BacktrackingSearch) -> tuple[Point, Any, Any, Any]:
-        return search.last, search.error, search.steps, search.failed
+        point = choose(search.failed & (search.safe.stepsize > 0.0), search.safe, search.last)
+        return point, search.error, search.steps, search.failed
 
 
 @dataclasses.dataclass(eq=False)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchopt import tree
 from torchopt.loop import while_loop
-from torchopt.numerics import in_transform, is_inexact, real_dtype
+from torchopt.numerics import in_transform, is_inexact, real_dtype, runs_directly
 from torchopt.solver.status import Status, with_status
 
 __all__ = ['KKTSolution', 'OptStep', 'Task', 'as_tensors', 'check_start', 'conclude', 'iterate']
@@ -133,8 +133,9 @@ def check_start(init_params: Any) -> None:
         TypeError: If a tensor has another dtype.
         ValueError: If a value is NaN or infinite.
     """
+    init_params = init_params.params if isinstance(init_params, OptStep) else init_params
     leaves = tree.leaves(init_params)
-    readable = not (in_transform() or torch.compiler.is_compiling())
+    readable = runs_directly()
     for i, x in enumerate(leaves):
         if not isinstance(x, Tensor):
             continue

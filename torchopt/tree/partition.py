@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tree in two, by a predicate on its leaves, and back: the tensors of a function's arguments, say, and the rest."""
+"""Split a tree into two trees by a predicate on its leaves, for example tensors and other leaves, and combine them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ['Selection', 'combine', 'partition']
 
 
 class Selection:
-    """The leaves of a tree for which a predicate is true, and the functions that put other leaves in their places.
+    """The leaves of a tree for which a predicate is true, and functions that replace them.
 
     Args:
         tree: Any tree.
@@ -42,19 +42,19 @@ class Selection:
         self.selected: list[Any] = [self._leaves[i] for i in self.positions]
 
     def replace(self, values: Iterable[Any]) -> Any:
-        """The tree with other leaves in the places of the selected ones."""
+        """The tree with other leaves in place of the selected ones."""
         return self._fill(list(self._leaves), values)
 
     def alone(self, values: Iterable[Any]) -> Any:
-        """The same, with None in the places of all other leaves."""
+        """The tree with other leaves in place of the selected ones, and None in place of all others."""
         return self._fill([None] * len(self._leaves), values)
 
     def rest(self) -> Any:
-        """The tree with None in the places of the selected leaves."""
+        """The tree with None in place of the selected leaves."""
         return self.replace([None] * len(self.positions))
 
     def of(self, other: Any, *, name: str, like: str) -> list[Any]:
-        """What another tree of the same structure has in the places of the selected leaves.
+        """The entries of another tree of the same structure at the positions of the selected leaves.
 
         Raises:
             ValueError: If the structures differ; the message calls the trees by ``name`` and ``like``.
@@ -93,7 +93,7 @@ def partition(tree: Any, predicate: Callable[[Any], bool]) -> tuple[Any, Any]:
 
 
 def combine(*trees: Any) -> Any:
-    """Put the leaves of several trees of one structure into one tree: at each place the first that is not None.
+    """Combine trees of the same structure: each leaf is the first one that is not None.
 
     Args:
         *trees: At least one tree, such as the results of :func:`partition`.

@@ -29,8 +29,8 @@ def summary(tree: Any, *, max_rows: int | None = 60) -> str:
 
     Args:
         tree: Parameters, a state, or any other tree.
-        max_rows: How many leaves to show; for longer trees, the rows in the middle are left out, but still counted.
-            ``None`` shows all.
+        max_rows: The maximum number of leaves to show; the rows in the middle of longer trees are omitted, but still
+            counted.  ``None`` shows all.
 
     Returns:
         The table as text.

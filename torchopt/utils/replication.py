@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 __all__ = ['Container', 'Device', 'Replicate']
 
 Device = torch.device | str | int
-"""Where to put a copy."""
+"""The device of a copy."""
 
 Container = MutableMapping[str, Any]
 """The parameters or the buffers of a submodule, by name."""

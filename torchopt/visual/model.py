@@ -59,7 +59,7 @@ class Edge:
         head: The id of the node to which it points.
         kind: ``flow``, from an argument to its function; ``view``, from a base to its view (dotted); ``saved``, between
             a function and a tensor that it saved (without arrowhead); ``more``, from nodes that were left out (dashed).
-        label: The text beside the arrow.
+        label: The text next to the arrow.
         tooltip: The text shown when the pointer is over the arrow.
     """
 

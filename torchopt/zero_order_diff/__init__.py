@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Gradients from function values alone, for functions that are not differentiable, or too costly to differentiate.
+r"""Gradients from function values, for functions that are not differentiable or too costly to differentiate.
 
 The method replaces a function :math:`f` by its smoothing :math:`f_\sigma(x) = \mathbb{E}\, f(x + \sigma z)` over random
 directions :math:`z`.  Its gradient is an expectation of function values, so samples give an estimate.
 
-* ``estimators``: the methods, a table of weights over evaluations.
-* ``directions``: drawing :math:`z`, reproducibly.
-* ``evaluation``: calling the function at many points: by ``vmap``, in a loop, or in other processes.
-* ``functions``: value, gradient and curvature as autograd Functions, each the derivative of the one before.
-* ``decorator``: :func:`zero_order`, which puts them together.
+* ``estimators``: the methods, a table of the weights of the evaluations.
+* ``directions``: reproducible random directions :math:`z`.
+* ``evaluation``: evaluation of the function at many points: by ``vmap``, in a loop, or in other processes.
+* ``functions``: value, gradient and curvature as autograd Functions, each the derivative of the previous one.
+* ``decorator``: the decorator :func:`zero_order`.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The decorator that gives a function the gradient of its smoothing."""
+"""The decorator that replaces the gradient of a function by an estimate of the gradient of its smoothing."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def zero_order(
 ) -> Callable[[Objective], Objective]:
     r"""Decorator: differentiate a function by sampling.
 
-    The value of the function does not change.  Its gradient becomes an estimate, from function values alone, of the
+    The value of the function does not change.  Its gradient becomes an estimate, from function values only, of the
     gradient of the smoothed function :math:`f_\sigma(x) = \mathbb{E}\, f(x + \sigma z)`.  With :math:`n` directions
     :math:`z_i`,
 
@@ -51,19 +51,18 @@ def zero_order(
         \texttt{forward:}\ & \tfrac{1}{n\sigma} \textstyle\sum_i (f(x + \sigma z_i) - f(x))\, z_i \\
         \texttt{antithetic:}\ & \tfrac{1}{2n\sigma} \textstyle\sum_i (f(x + \sigma z_i) - f(x - \sigma z_i))\, z_i
 
-    ``orthogonal`` is ``antithetic`` with mutually orthogonal directions (in groups of as many as there
-    are dimensions, within a chunk), each distributed as before.  ``spsa`` is ``antithetic`` with the signs of the
-    directions, as in the simultaneous perturbation method.  The gradient is unbiased for :math:`f_\sigma`
-    if the directions are normal; for other distributions up to terms of order :math:`\sigma^2`.
+    ``orthogonal`` is ``antithetic`` with orthogonal directions (within a chunk, in groups of at most as many as there
+    are dimensions); the distribution of each direction is the same.  ``spsa`` is ``antithetic`` with the signs of the
+    directions, as in the simultaneous perturbation method.  For normal directions the gradient is an unbiased estimate
+    of that of :math:`f_\sigma`; for other distributions the bias is of order :math:`\sigma^2`.
 
-    The directions are drawn in the backward pass.  They perturb the floating-point tensors in the arguments
-    ``argnums`` that require grad; a tensor that occurs twice is perturbed once; for a complex tensor both parts are.
+    The directions are drawn in the backward pass.  They perturb the floating-point tensors that require grad in the
+    arguments ``argnums``.  A tensor that occurs twice is perturbed once; of a complex tensor, both parts are perturbed.
 
     The result works with :func:`torch.autograd.grad`, ``backward``, and the transforms of ``torch.func`` (``grad``,
     ``jacrev``, ``jvp``, ``jacfwd``, ``hessian``, ``vmap``), for any function.  Under
-    ``torch.compile`` it breaks the graph.  For ``torch.distributions.Normal(0.0, 1.0)`` and any method but
-    ``spsa``, the gradient can be differentiated once more, by Stein's identity, from the same function values;
-    otherwise a second derivative raises an error.
+    ``torch.compile`` it breaks the graph.  For ``torch.distributions.Normal(0.0, 1.0)`` and any method but ``spsa``,
+    second derivatives are estimated by Stein's identity from the same function values; otherwise they raise an error.
 
     Args:
         distribution: The distribution of the directions: an object with a method ``sample``, such as
@@ -73,25 +72,24 @@ def zero_order(
         method: ``'naive'``, ``'forward'``, ``'antithetic'``, ``'orthogonal'`` or ``'spsa'``.
         argnums: The positions of the arguments to differentiate, one or several; they may be trees.
         num_samples: The number of directions :math:`n \ge 1`.
-        sigma: The length :math:`\sigma > 0` of the steps.
-        vectorize: Evaluate many samples at once with :func:`torch.func.vmap` (True), one by one (False), or
-            whichever works (None): if ``vmap`` fails once for a function, such as one that computes in NumPy, all
-            later calls use a loop.
-        chunk_size: The number of directions in memory at a time.  By default so many that they take at most 64 MiB in
-            single precision, and on a CPU, if that leaves enough for ``vmap``, at most 4 MiB.
-        executor: Evaluate the samples in an executor of :mod:`concurrent.futures`.  For processes, the function must
+        sigma: The scale :math:`\sigma > 0` of the perturbations.
+        vectorize: True evaluates many samples at once with :func:`torch.func.vmap`, False evaluates them in a loop.
+            None tries ``vmap``; if it fails for a function, such as one that uses NumPy, all later calls use a loop.
+        chunk_size: The number of directions in memory at the same time.  By default, they take at most 64 MiB in single
+            precision; on a CPU at most 4 MiB, if this is enough for ``vmap`` to be useful.
+        executor: An executor of :mod:`concurrent.futures` that evaluates the samples.  For processes, the function must
             be picklable.
-        generator: Draw from this generator: every backward pass continues the sequence of the last one.
-        seed: Draw the same directions in every backward pass: common random numbers.  With neither, the directions
-            come from torch's global generator.
+        generator: The generator of the directions; every backward pass draws new ones.
+        seed: A seed, for the same directions in every backward pass (common random numbers).  Without ``generator`` and
+            ``seed``, torch's global generator is used.
 
     Returns:
         A decorator for functions that return a 0-d tensor of a real floating dtype.
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If ``method`` is unknown, ``num_samples``, ``sigma`` or ``chunk_size`` not positive, or
-            ``distribution`` known not to be symmetric with variance one.  In the backward pass, if the function
+        ValueError: If ``method`` is unknown, ``num_samples``, ``sigma`` or ``chunk_size`` is not positive, or
+            ``distribution`` is known not to be symmetric with variance one.  In the backward pass, if the function
             returned NaN or infinity.
 
     Example:
@@ -177,17 +175,17 @@ def _positions(argnums: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def _seeds(generator: torch.Generator | None, seed: int | None) -> Callable[[], int]:
-    """Where the seed of the next estimate comes from."""
+    """A function that returns the seed of the next estimate."""
     if seed is not None:
         if generator is not None:
-            raise TypeError('generator and seed were both given; pass the one or the other.')
+            raise TypeError('generator and seed were both given; pass only one of them.')
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise TypeError(f'Invalid seed: {seed!r} is a {type(seed).__name__}; expected an int.')
         return lambda: seed
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(
             f'Invalid generator: {generator!r} is a {type(generator).__name__}; expected a torch.Generator. '
-            f'An int goes to seed.'
+            f'Pass an int as seed.'
         )
     device = 'cpu' if generator is None else generator.device
     return lambda: int(torch.randint(2**63 - 1, (), generator=generator, device=device))
@@ -196,10 +194,10 @@ def _seeds(generator: torch.Generator | None, seed: int | None) -> Callable[[], 
 def _by_position(
     fn: Objective, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Give by position what can be, so that ``argnums`` finds it; a call that does not fit raises a TypeError."""
+    """Convert keyword arguments to positional ones if possible, for ``argnums``; a wrong call raises a TypeError."""
     try:
         signature = inspect.signature(fn)
-    except (TypeError, ValueError):  # a function that is not written in Python
+    except (TypeError, ValueError):  # functions not written in Python have no signature
         return args, kwargs
     bound = signature.bind(*args, **kwargs)
     return bound.args, bound.kwargs
@@ -218,15 +216,15 @@ def _wanted(objective: BoundObjective, args: tuple[Any, ...], positions: tuple[i
         found = [i for i, x in enumerate(objective.tensors) if id(x) in own]
         if not found:
             raise TypeError(
-                f'argnums has {position}, but that argument, a {type(args[position]).__name__}, holds no tensor of a '
-                f'floating dtype. Number the arguments to differentiate, from 0, or pass tensors such as x.float().'
+                f'argnums has {position}, but that argument, a {type(args[position]).__name__}, contains no tensor of '
+                f'a floating dtype. Pass the positions of arguments to differentiate, or convert it with x.float().'
             )
         wanted.update(dict.fromkeys(found))
     return tuple(sorted(wanted))
 
 
 def _portable(fn: Objective, decorated: Objective) -> tuple[Objective, bool]:
-    """A function that other processes can find by its name: where the decorator took that name, the decorated one."""
+    """A function that other processes can import by its name: the decorated one if the decorator replaced the name."""
     try:
         pickle.dumps(fn)
     except (pickle.PicklingError, AttributeError, TypeError):

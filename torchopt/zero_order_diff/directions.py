@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random directions: checks of their distribution, and drawing them from a seed."""
+"""Random directions: checks of their distribution, and sampling from a seed."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from torchopt.typing import Samplable, SampleFunc
 
 __all__ = ['Directions', 'orthogonalize', 'real_view']
 
-_TOLERANCE = 1e-3  # so that 1.732 will do for the square root of 3
+_TOLERANCE = 1e-3  # accepts 1.732 as the square root of 3
 
 
 class Directions:
-    """A distribution of directions and what is made of its samples.
+    """A distribution of directions, and how its samples are arranged.
 
     Args:
-        distribution: What :func:`torchopt.zero_order_diff.zero_order` was given.
-        arrange: The column of that name in the table of estimators.
+        distribution: The argument of :func:`torchopt.zero_order_diff.zero_order`.
+        arrange: The field of this name of the estimator.
 
     Raises:
-        TypeError: If ``distribution`` cannot be drawn from.
+        TypeError: If ``distribution`` cannot be sampled.
         ValueError: If its known shape, mean or variance is wrong.
     """
 
@@ -48,19 +48,19 @@ class Directions:
 
     @property
     def gaussian(self) -> bool:
-        """Whether each direction is known to be standard normal, as second derivatives need it."""
+        """Whether the directions are known to be standard normal, which second derivatives require."""
         return self._normal and self._arrange != 'signs'
 
     def draw(self, seed: int, count: int, like: list[Tensor]) -> list[Tensor]:
-        """Draw directions; the same for the same arguments.
+        """Draw directions; equal arguments give equal directions.
 
         Args:
-            seed: Decides the numbers, whatever the state of the global generators, which are left alone.
-            count: How many.
+            seed: The seed; the state of the global generators is neither used nor changed.
+            count: The number of directions.
             like: The real tensors that will be perturbed.
 
         Returns:
-            For each of them a tensor of shape ``(count, *shape)`` on its device, of at least single precision.
+            For each of them a tensor of shape ``(count, *shape)`` on its device, in at least single precision.
 
         Raises:
             ValueError: If the shape of the samples differs from the requested shape.
@@ -89,12 +89,12 @@ class Directions:
 
 
 def check_moments(distribution: Distribution) -> None:
-    """Raise for a distribution that is known not to have mean 0 and variance 1 over scalars."""
+    """Raise for a distribution that is known not to be scalar with mean 0 and variance 1."""
     shape = (*distribution.batch_shape, *distribution.event_shape)
     if shape:
         raise ValueError(
-            f'Invalid distribution: a sample of {distribution} has shape {shape}; expected one of scalars, which is '
-            f'drawn from once for each element to perturb. Pass scalars as its parameters.'
+            f'Invalid distribution: a sample of {distribution} has shape {shape}; expected a distribution of scalars, '
+            f'which is sampled once for each element to perturb. Pass scalars as its parameters.'
         )
     try:
         mean, variance = float(distribution.mean), float(distribution.variance)
@@ -107,26 +107,26 @@ def check_moments(distribution: Distribution) -> None:
         )
     if not abs(variance - 1.0) <= _TOLERANCE:
         remedy = (
-            f'Divide its scale by {math.sqrt(variance):g} and pass the length of the steps as sigma'
+            f'Divide its scale by {math.sqrt(variance):g} and pass the scale of the perturbations as sigma'
             if math.isfinite(variance)
-            else 'Take one whose variance is finite'
+            else 'Use one whose variance is finite'
         )
         raise ValueError(f'Invalid distribution: {distribution} has variance {variance:g}; expected 1. {remedy}.')
 
 
 def is_normal(distribution: Any) -> bool:
-    """Whether a distribution, whose moments are right, is known to be normal."""
+    """Whether a distribution with mean 0 and variance 1 is known to be normal."""
     while isinstance(distribution, Independent):
         distribution = distribution.base_dist
     return type(distribution) is Normal
 
 
 def orthogonalize(zs: list[Tensor]) -> list[Tensor]:
-    """Turn directions so that as many as there are dimensions are orthogonal, and keep their lengths.
+    """Rotate directions so that each group of ``dimension`` directions is orthogonal, without changing lengths.
 
-    The orthogonal frame is that of Gram and Schmidt, so that its law is uniform where that of the directions is
-    spherically symmetric.  Then length and direction are independent, and each direction alone is distributed as
-    before.
+    The orthogonal frame is that of the Gram-Schmidt process, so it has the uniform distribution if that of the
+    directions is spherically symmetric.  Then length and direction are independent, and the distribution of each
+    single direction does not change.
 
     Args:
         zs: Tensors of shape ``(n, ...)``, the parts of ``n`` vectors.
@@ -143,7 +143,7 @@ def orthogonalize(zs: list[Tensor]) -> list[Tensor]:
     turned = []
     for block in torch.split(joint, dimension):
         frame, triangle = torch.linalg.qr(block.T)
-        # LAPACK leaves the signs of the diagonal open; Gram and Schmidt's are positive.
+        # In the Gram-Schmidt process the diagonal is positive; LAPACK does not determine its signs.
         signs = torch.where(triangle.diagonal() < 0, -1.0, 1.0).to(dtype)
         turned.append((frame * (signs * torch.linalg.vector_norm(block, dim=1))).T)
     columns = torch.split(torch.cat(turned), [part.shape[1] for part in parts], 1)
@@ -151,13 +151,13 @@ def orthogonalize(zs: list[Tensor]) -> list[Tensor]:
 
 
 def real_view(x: Tensor) -> Tensor:
-    """The real tensor that stands for a complex one: both parts of it are perturbed, each with variance one."""
+    """View a complex tensor as a real one; each part is perturbed with variance 1."""
     return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
 
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed the generators that samplers draw from, and put them back afterwards."""
+    """Seed torch's global generators temporarily."""
     generators = [torch.default_generator]
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         generators += torch.cuda.default_generators

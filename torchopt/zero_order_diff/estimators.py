@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""The estimators, as data: the weights that turn function values into derivatives.
+r"""The estimators as data: the weights of the function values in the derivatives.
 
 Let :math:`z` have mean zero and covariance :math:`I`, and let :math:`f_s = f(x + s \sigma z)`.  Every method is
 
 .. math::
     \nabla f_\sigma(x) \approx \frac{1}{n \sigma} \sum_{i=1}^n \Big(\sum_s a_s f_s\Big)\, z_i
 
-and, for standard normal :math:`z`, where Stein's identity can be applied once more,
+and, for standard normal :math:`z`, by a second application of Stein's identity,
 
 .. math::
     \nabla^2 f_\sigma(x) \approx \frac{1}{n \sigma^2} \sum_{i=1}^n \Big(\sum_s b_s f_s\Big)\, (z_i z_i^\top - I).
 
-Since :math:`\mathbb{E}\, z = 0` and :math:`\mathbb{E}\,(z z^\top - I) = 0`, the weight of :math:`f_0 = f(x)` changes
-no expectation; it only reduces the variance.  And since :math:`z` and :math:`-z` have the same law, it does not
-matter how the weight is split between :math:`f_1` and :math:`f_{-1}`, as long as the sum (for :math:`b`) or the
+Since :math:`\mathbb{E}\, z = 0` and :math:`\mathbb{E}\,(z z^\top - I) = 0`, the weight of :math:`f_0 = f(x)` does not
+change the expectation; it only reduces the variance.  Since :math:`z` and :math:`-z` have the same distribution, the
+weight can be divided between :math:`f_1` and :math:`f_{-1}` in any way, as long as the sum (for :math:`b`) or the
 difference (for :math:`a`) is one.
 """
 
@@ -32,9 +32,8 @@ class Estimator(NamedTuple):
 
     Args:
         slope: The weights :math:`a_s` of the gradient, by :math:`s` in -1, 0, 1.
-        curvature: The weights :math:`b_s` of the second derivative; None where there is none.
-        arrange: What is made of the directions that were drawn: ``'as drawn'``, ``'orthogonal'`` to one another, or
-            their ``'signs'``.
+        curvature: The weights :math:`b_s` of the second derivative, or None.
+        arrange: How to change the directions: ``'as drawn'``, ``'orthogonal'``, or ``'signs'``.
 
     Example:
         >>> from torchopt.zero_order_diff import ESTIMATORS
@@ -58,7 +57,7 @@ ESTIMATORS: dict[str, Estimator] = {
     'forward': Estimator({1: 1.0, 0: -1.0}, {1: 1.0, 0: -1.0}),
     'antithetic': Estimator({1: 0.5, -1: -0.5}, {1: 0.5, -1: 0.5, 0: -1.0}),
     'orthogonal': Estimator({1: 0.5, -1: -0.5}, {1: 0.5, -1: 0.5, 0: -1.0}, 'orthogonal'),
-    # Signs have kurtosis 1: z z^T - I is zero on the diagonal, so no second derivative can be read from it.
+    # For signs, the diagonal of z z^T - I is zero, so it does not estimate second derivatives.
     'spsa': Estimator({1: 0.5, -1: -0.5}, None, 'signs'),
 }
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluate a function at many points: vectorized where possible, otherwise in a loop or in other processes.
+"""Evaluate a function at many points: vectorized if possible, otherwise in a loop or in other processes.
 
 The function may use automatic differentiation inside; its result is detached from any graph.
 """
@@ -23,11 +23,11 @@ __all__ = ['Evaluator', 'BoundObjective']
 logger = logging.getLogger(__name__)
 
 Points = dict[int, Tensor]
-"""By the index of a tensor, what stands in its place, one for each sample: a tensor of shape ``(count, *shape)``."""
+"""Maps the index of a tensor to its replacements in all samples, a tensor of shape ``(count, *shape)``."""
 
 
 class BoundObjective:
-    """A function and its arguments, of which the tensors can be replaced; one that occurs twice is replaced twice.
+    """A function and its arguments, whose tensors can be replaced.
 
     Args:
         fn: The function.
@@ -35,7 +35,7 @@ class BoundObjective:
         kwargs: Its keyword arguments.
 
     Attributes:
-        tensors: The tensors of the arguments, each once.
+        tensors: The tensors of the arguments, each once even if it occurs several times.
     """
 
     def __init__(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -45,12 +45,12 @@ class BoundObjective:
         self.tensors: tuple[Tensor, ...] = tuple(by_id.values())
         index = {key: i for i, key in enumerate(by_id)}
         self._indices = [index[id(x)] for x in self._given.selected]
-        # The precision in which the caller works.
+        # The autocast settings of the caller.
         kinds = {'cpu', *(x.device.type for x in self.tensors)}
         self._autocast = [(k, torch.get_autocast_dtype(k)) for k in sorted(kinds) if torch.is_autocast_enabled(k)]
 
     def arguments(self, tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments with tensors in the places of the original ones."""
+        """The arguments with new tensors in place of the original ones."""
         args, kwargs = self._given.replace(tensors[i] for i in self._indices)
         return args, kwargs
 
@@ -58,14 +58,14 @@ class BoundObjective:
         """The result of the function, a 0-d tensor without a graph."""
         args, kwargs = self.arguments(tensors)
         with contextlib.ExitStack() as stack:
-            # Neither the grad mode of the moment nor the precision of a backward pass is the function's business.
+            # The function must not depend on the grad mode or the autocast settings of the backward pass.
             stack.enter_context(torch.enable_grad())
             for kind, dtype in self._autocast:
                 stack.enter_context(torch.autocast(kind, dtype=dtype))
             return scalar(self.fn(*args, **kwargs))
 
     def path(self, index: int) -> str:
-        """How to call a tensor in an error message."""
+        """The path of a tensor in the arguments, for error messages."""
         place = self._given.positions[self._indices.index(index)]
         args, kwargs = self.arguments(self.tensors)
         paths = [f'args{path}' for path, _ in tree.flatten_with_path(args)]
@@ -74,7 +74,7 @@ class BoundObjective:
 
 
 def scalar(output: Any) -> Tensor:
-    """Require the result of an objective to be a real number in a tensor; cut it off from its graph."""
+    """Require that the result of an objective is a real 0-d tensor, and detach it."""
     if not isinstance(output, Tensor):
         raise TypeError(
             f'`output` must be a tensor. The function returned a {type(output).__name__}; return a 0-d tensor, '
@@ -97,9 +97,9 @@ class Evaluator:
     """Evaluates a function at many points.
 
     Args:
-        vectorize: Whether to use ``torch.func.vmap``; None tries, and stays with a loop after the first failure.
-        executor: Where to evaluate instead.
-        portable: A function that pickles, and whether the function proper is its ``__wrapped__``; for processes.
+        vectorize: Whether to use ``torch.func.vmap``; None tries it, and uses a loop after the first failure.
+        executor: An executor that evaluates the samples.
+        portable: For processes, a picklable function, and whether the undecorated function is its ``__wrapped__``.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Evaluator:
         self._portable = portable
 
     def at(self, objective: BoundObjective, tensors: Sequence[Tensor]) -> Tensor:
-        """The value at one point; the function must leave the tensors as they are."""
+        """The value at one point; the function must not change the tensors."""
         with _unchanged(objective, tensors):
             return objective([x.detach() for x in tensors]).clone()
 
@@ -128,7 +128,7 @@ class Evaluator:
                 except Exception as error:
                     if self._vectorize:
                         raise
-                    logger.info('%r cannot be vectorised, it is evaluated in a loop: %s', objective.fn, error)
+                    logger.info('%r cannot be vectorized; it is evaluated in a loop: %s', objective.fn, error)
                     self._vectorize = False
             values = [objective(_row(tensors, p, i)) for i in range(count) for p in points]
         return torch.stack([v.to(values[0]) for v in values]).reshape(count, len(points))
@@ -138,7 +138,7 @@ class Evaluator:
     ) -> Tensor:
         rows = [_row(tensors, p, i) for i in range(count) for p in points]
         if isinstance(executor, ProcessPoolExecutor):
-            # As bytes: torch would hand over each tensor by a file descriptor of its own.
+            # Send bytes, since torch would use a file descriptor per tensor.
             fn = self._portable()
             payloads = [pickle.dumps((fn, *objective.arguments(row))) for row in rows]
             outputs = [scalar(pickle.loads(x)) for x in executor.map(_remote, payloads)]
@@ -150,7 +150,7 @@ class Evaluator:
 def _vmap(objective: BoundObjective, tensors: list[Tensor], points: Points, count: int) -> Tensor:
     batched = [points.get(i, x) for i, x in enumerate(tensors)]
     in_dims = tuple(0 if i in points else None for i in range(len(tensors)))
-    # What the function itself draws, dropout for one, it draws for each sample, as it would in a loop.
+    # Random numbers of the function, such as dropout, differ between samples, as in a loop.
     mapped: Tensor = torch.func.vmap(lambda *xs: objective(xs), in_dims=in_dims, randomness='different')(*batched)
     return mapped
 
@@ -160,7 +160,7 @@ def _row(tensors: list[Tensor], points: Points, i: int) -> list[Tensor]:
 
 
 def _remote(payload: bytes) -> bytes:
-    """What runs in another process."""
+    """The evaluation of one sample in another process."""
     (fn, wrapped), args, kwargs = pickle.loads(payload)
     output = (fn.__wrapped__ if wrapped else fn)(*args, **kwargs)
     return pickle.dumps(output.detach().cpu() if isinstance(output, Tensor) else output)
@@ -168,7 +168,7 @@ def _remote(payload: bytes) -> bytes:
 
 @contextlib.contextmanager
 def _unchanged(objective: BoundObjective, tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Report that the function wrote to its input."""
+    """Raise if the function writes to its input."""
     before = [None if x.is_inference() else x._version for x in tensors]
     yield
     for i, (x, version) in enumerate(zip(tensors, before)):

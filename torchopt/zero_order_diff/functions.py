@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Value, gradient and curvature of an objective, as autograd Functions; each is the derivative of the previous one.
 
-The function is called only on plain tensors, outside all transforms: under ``torch.func.vmap`` each element of
-the batch is a separate problem, and the elements are evaluated one after another (each vectorized over its samples).
-So a black box works under every transform.
+The function is called only on plain tensors, outside of all transforms.  Under ``torch.func.vmap`` each element of the
+batch is a separate problem, and the elements are evaluated one after another (each vectorized over its samples).  So
+any function works under every transform, even if it does not support them.
 
 The gradient is random.  Its derivative is estimated from the same directions, drawn again from their seed, and from
 the stored function values, without further function calls.
@@ -26,14 +26,14 @@ from torchopt.zero_order_diff.evaluation import BoundObjective, Evaluator
 
 __all__ = ['ZeroOrderProblem', 'value']
 
-# How many numbers the directions of a chunk make, unless its size is given: at most 64 MiB in single precision.  On a
-# CPU they should stay in the cache, but few samples at a time would waste what vmap saves.
+# The default number of elements of the directions in a chunk: at most 64 MiB in single precision.  On a CPU they should
+# fit into the cache, unless this leaves too few samples for vmap to be useful.
 _MOST, _CACHED, _FEW = 2**24, 2**20, 16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ZeroOrderProblem:
-    """What is to be differentiated, where, and how; ``wanted`` are the tensors with respect to which."""
+    """The call to differentiate, with the options; ``wanted`` are the indices of the tensors that get gradients."""
 
     objective: BoundObjective
     method: str
@@ -47,7 +47,7 @@ class ZeroOrderProblem:
     wanted: tuple[int, ...] = ()
 
     def chunks(self, seed: int, xs: list[Tensor]) -> Iterator[tuple[int, list[Tensor]]]:
-        """The directions, chunk after chunk: the number of the first one, and the directions for each tensor."""
+        """Yield chunks of directions: the index of the first one, and the directions for each tensor."""
         size = self.chunk_size or self._balanced_chunk_size(xs)
         generator = torch.Generator('cpu').manual_seed(seed)
         for first in range(0, self.num_samples, size):
@@ -62,12 +62,12 @@ class ZeroOrderProblem:
         return math.ceil(self.num_samples / math.ceil(self.num_samples / most))
 
     def restricted(self, wanted: tuple[int, ...]) -> ZeroOrderProblem:
-        """The same with respect to some of the tensors only; the others are held fixed."""
+        """The same problem with respect to some of the tensors; the others are constants."""
         return dataclasses.replace(self, wanted=wanted)
 
 
 def value(problem: ZeroOrderProblem) -> Tensor:
-    """The value of the function, to be differentiated as the problem says."""
+    """The value of the function, with the derivatives of the estimator."""
     return numerics.apply_function(_Value, problem, *problem.objective.tensors)
 
 
@@ -75,7 +75,7 @@ _Function = TypeVar('_Function', bound=type[torch.autograd.Function])
 
 
 def _one_by_one(cls: _Function) -> _Function:
-    """Let ``vmap`` take one element of the batch after another."""
+    """Let ``vmap`` process the elements of the batch one after another."""
 
     def vmap(info: Any, in_dims: tuple[Any, ...], problem: ZeroOrderProblem, *tensors: Any) -> Any:
         if info.randomness == 'same':
@@ -114,7 +114,7 @@ class _Value(torch.autograd.Function):
         needed = ctx.needs_input_grad[1:]
         wanted = tuple(i for i in ctx.problem.wanted if needed[i])
         result: list[Tensor | None] = [None] * len(needed)
-        # The product is left to autograd: so it can be differentiated in the cotangent where the gradient cannot be.
+        # Let autograd record this product, so that it is differentiable with respect to the cotangent in any case.
         for i, g in zip(wanted, _gradient(ctx.problem, numerics.saved_tensors(ctx), wanted)):
             result[i] = g * cotangent.to(numerics.real_dtype(g.dtype))
         return (None, *result)
@@ -168,7 +168,7 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
-        # The Hessian is symmetric, and so is its estimate.
+        # The estimate of the Hessian is symmetric.
         with numerics.forward_mode(ctx) as saved:
             return (None, None, *_curvature(ctx.problem, saved, [tangents[2 + i] for i in ctx.problem.wanted]))
 
@@ -176,9 +176,9 @@ class _Gradient(torch.autograd.Function):
 def _curvature(problem: ZeroOrderProblem, kept: Sequence[Tensor], vs: Any) -> tuple[Tensor, ...]:
     if problem.estimator.curvature is None or not problem.directions.gaussian:
         raise RuntimeError(
-            f'The zero-order gradient by method {problem.method!r} has no second derivative here: one can be estimated '
-            f'from the same values only for normal directions. Pass torch.distributions.Normal(0.0, 1.0) and one of '
-            f"the methods 'naive', 'forward', 'antithetic' and 'orthogonal', or detach the gradient."
+            f'The zero-order gradient by method {problem.method!r} has no second derivative here, which can be '
+            f'estimated only for normal directions. Pass torch.distributions.Normal(0.0, 1.0) and one of the methods '
+            f"'naive', 'forward', 'antithetic' and 'orthogonal', or detach the gradient."
         )
     xs = kept[3:]
     vs = [torch.zeros_like(x) if v is None else v for x, v in zip(xs, vs)]
@@ -187,7 +187,7 @@ def _curvature(problem: ZeroOrderProblem, kept: Sequence[Tensor], vs: Any) -> tu
 
 @_one_by_one
 class _Curvature(torch.autograd.Function):
-    """An estimate of Hessian times vector: ``_Curvature.apply(problem, seed, values, center, *xs, *vs)``."""
+    """An estimate of a Hessian-vector product: ``_Curvature.apply(problem, seed, values, center, *xs, *vs)``."""
 
     @staticmethod
     def forward(
@@ -212,8 +212,8 @@ class _Curvature(torch.autograd.Function):
 
 def _refuse_third_order() -> None:
     raise RuntimeError(
-        'Zero-order gradients can be differentiated once, not twice: no third derivatives are estimated. Detach the '
-        'second derivative, or use torchopt.perturbations.make_perturbed_fun, which has derivatives of every order.'
+        'Zero-order gradients have no third derivatives. Detach the second derivative, or use '
+        'torchopt.perturbations.make_perturbed_fun, which has derivatives of every order.'
     )
 
 
@@ -264,14 +264,14 @@ def _shifted(tensor: Tensor, x: Tensor, step: float, z: Tensor) -> Tensor:
 
 
 def _like(flat: Tensor, tensor: Tensor) -> Tensor:
-    """The elements of a tensor, in a row in real numbers, in its own shape and dtype."""
+    """Convert a flat real tensor to the shape and dtype of ``tensor``."""
     if tensor.is_complex():
         return torch.view_as_complex(flat.reshape(*tensor.shape, 2)).to(tensor.dtype)
     return flat.reshape(tensor.shape).to(tensor.dtype)
 
 
 def _check_finite(problem: ZeroOrderProblem, first: int, values: Tensor, center: Tensor) -> None:
-    """Name the sample where the function gave no number."""
+    """Raise for values that are not finite, with the number of the sample."""
     if 0 in problem.estimator.slope and not center.isfinite():
         raise ValueError(f'The function returned {float(center)} at the point itself. {_FINITE}')
     if values.isfinite().all():
@@ -285,6 +285,6 @@ def _check_finite(problem: ZeroOrderProblem, first: int, values: Tensor, center:
 
 
 _FINITE = (
-    'An average over samples needs a number from each: let the function return a large finite one where it is not '
-    'defined, or pass a smaller sigma.'
+    'All values must be finite: let the function return a large finite number where it is not defined, or pass a '
+    'smaller sigma.'
 )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Remote calls on three workers beside the same computation in this process: pairs of what came and what should."""
+"""Remote calls on three workers and the same computations in this process: pairs of result and expected result."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def adapted(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def adapted_to_each(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """The same in one process, for the parts of three workers."""
+    """The same computation in one process, for the shares of three workers."""
     losses = [adapted(net, x[part], y[part]) * len(x[part]) for part in (slice(0, 3), slice(3, 6), slice(6, 8))]
     return sum(losses) / len(x)
 

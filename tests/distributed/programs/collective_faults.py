@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes wrong in collectives, one case for each run: `collective_faults.py CASE`."""
+"""Failures of collectives, one case for each run: `collective_faults.py CASE`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def linear(w: Tensor, x: float) -> Tensor:
 
 
 def die_or_wait(w: Tensor, x: float) -> Tensor:
-    """The last rank dies while the others are in the collective, or on their way."""
+    """Kill the last rank while the others are in the collective, or before they enter it."""
     if todist.get_rank() == todist.get_world_size() - 1:
         time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -41,10 +41,10 @@ def late(w: Tensor, x: float) -> Tensor:
 @todist.auto_init_process_group(backend='gloo', timeout=timedelta(seconds=60))
 def main() -> None:
     tasks = [1.0, 2.0, 3.0]
-    todist.map_tasks(linear, tasks, W)  # all are connected
+    todist.map_tasks(linear, tasks, W)  # connect all ranks
     if CASE == 'killed':
         save({'error': error_of(lambda: todist.map_tasks(die_or_wait, tasks, W, timeout=timedelta(seconds=20)))})
-        os._exit(0)  # the group is broken; how torch takes it down is not tested here
+        os._exit(0)  # the group is broken; its destruction by torch is not tested here
     if CASE == 'killed in all_reduce':
         if todist.get_rank() == todist.get_world_size() - 1:
             time.sleep(0.5)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Collectives and shared tasks, beside the same computation in this process: pairs of what came and what should."""
+"""Collectives and shared tasks, and the same computations in this process: pairs of result and expected result."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def on_all(tasks: list[Any], net: nn.Module, **options: Any) -> list[Any]:
 
 
 def derivatives(loss: Callable[[], Tensor], inputs: list[Tensor]) -> list[Tensor]:
-    """First, second and third derivatives of something."""
+    """First, second and third derivatives of a function."""
     found = []
     value = loss()
     for _ in range(3):
@@ -143,7 +143,7 @@ def pairs() -> dict[str, tuple[Any, Any]]:
     found['every derivative of tasks'] = (derivatives(by_tasks, leaves), derivatives(whole, leaves))
     found['every derivative of all_reduce'] = (derivatives(by_pieces, leaves), derivatives(whole, leaves))
 
-    # One parameter depends on another, so that a path may be counted twice.
+    # One parameter depends on another, so a wrong derivative may count a path twice.
     def dependent(mapped: bool) -> Tensor:
         a = params['w']
         tree = {'w': a, 'v': a.square().sum()}
@@ -248,7 +248,7 @@ def errors() -> dict[str, dict[str, Any]]:
 
 
 class Broken:
-    """Tasks of which one cannot be read."""
+    """A sequence of tasks; reading one of them raises."""
 
     def __len__(self) -> int:
         return 4

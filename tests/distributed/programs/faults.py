@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes wrong with remote calls, one case for each run: `faults.py CASE`."""
+"""Failures of remote calls, one case for each run: `faults.py CASE`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def square_by_rref(reference: Any, x: Tensor) -> Tensor:
 def square_or_die(w: Tensor, x: Tensor) -> Tensor:
     """Fail on worker 1 only."""
     if todist.get_rank() == 1:
-        time.sleep(0.2)  # so that the call is on its way
+        time.sleep(0.2)  # until the call has been sent
         die()
     return square(w, x)
 
@@ -50,7 +50,7 @@ def slow_on_one(w: Tensor, x: Tensor) -> Tensor:
 
 
 def kill(worker: int) -> None:
-    """Kill a worker, and wait until the connection is known to be broken."""
+    """Kill a worker, and wait until the broken connection is detected."""
     error = error_of(lambda: todist.remote_sync_call(die, partitioner=worker, timeout=20))
     assert error['type'] == 'WorkerDiedError', error
 

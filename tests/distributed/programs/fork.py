@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run a program in several processes: `fork.py PROGRAM ARGUMENTS...`.
 
-The processes are forked after the packages are imported, which takes longer than all that the programs do.
+The processes are forked after the imports, since these take longer than the programs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FOLDER = Path(os.environ['FOUND'])
 
 
 def start(rank: int) -> int:
-    """Fork a process that takes this rank; in it, return 0."""
+    """Fork a process with this rank; return 0 in the new process."""
     pid = os.fork()
     if pid == 0:
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
@@ -32,7 +32,7 @@ def start(rank: int) -> int:
 
 
 def launch() -> bool:
-    """Start all ranks, wait for them and note their statuses; return whether this is one of them."""
+    """Start all ranks; the parent waits for them and writes their statuses.  Return whether this process is a rank."""
     children = []
     for rank in range(int(os.environ['WORLD_SIZE'])):
         pid = start(rank)
@@ -47,5 +47,5 @@ def launch() -> bool:
 if launch():
     del sys.argv[0]
     sys.path.insert(0, str(Path(sys.argv[0]).parent))
-    # In this very module, so that what is sent by name is found in `__main__`, also while Python ends.
+    # Run the program in this module, so that pickled functions are found in `__main__`, even during shutdown.
     exec(compile(Path(sys.argv[0]).read_text(), sys.argv[0], 'exec'), globals())

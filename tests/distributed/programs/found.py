@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the programs here share: how they say what they found, and how they note an error."""
+"""Helpers of the programs: save results and errors for the test."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ torch.set_num_threads(1)
 
 
 def save(found: dict[str, Any]) -> None:
-    """Let the test read what this process found."""
+    """Save the results of this process for the test."""
     path = Path(os.environ['FOUND']) / f'found.{todist.get_rank()}'
     part = path.with_name(f'{path.name}.part')
     torch.save(found, part)
@@ -25,7 +25,7 @@ def save(found: dict[str, Any]) -> None:
 
 
 def error_of(call: Callable[[], Any]) -> dict[str, Any]:
-    """What a call raises: its type and the bases of that, its text, that of its cause; and how long it took."""
+    """The error of a call: its type and base classes, its text, the text of its cause, and the time of the call."""
     start = time.monotonic()
     try:
         call()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MAML as programs for TorchOpt 0.7.3 have it: an ``RRef`` of the network, in contexts of distributed autograd.
+"""MAML in the style of TorchOpt 0.7.3: an ``RRef`` of the network, in contexts of distributed autograd.
 
-Twice: with the tasks sent by rank 0, one to a call, and with tasks that every worker makes for itself.  Beside it the
-same training in this process.
+It runs twice, with tasks that rank 0 sends, one per call, and with tasks that every worker creates.  The results are
+compared with the same training in one process.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def evaluate(call: Callable[[Any, int], tuple[Tensor, float]], net: nn.Module) -
 
 
 def train(call: Callable[[Any, int], tuple[Tensor, float]]) -> list[Any]:
-    """Every meta-step's loss and accuracy, and what came of the network."""
+    """The loss and the accuracy of every meta-step, and the trained network."""
     net = make_net()
     outer = torch.optim.Adam(net.parameters(), lr=1e-2)
     log = [evaluate(call, net)]
@@ -103,7 +103,7 @@ def train(call: Callable[[Any, int], tuple[Tensor, float]]) -> list[Any]:
 
 
 def train_here() -> list[Any]:
-    """The same in one process."""
+    """The same training in one process."""
 
     def call(net: nn.Module, step: int) -> tuple[Tensor, float]:
         return mean_of_pairs([adapted_loss(net, *task) for task in zip(*make_tasks(step))])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Remote calls with an ``RRef`` or a scripted module as argument, beside the same computation in this process."""
+"""Remote calls with an ``RRef`` or a scripted module as argument, and the same computations in this process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torchopt.distributed as todist
 
 
 class Holder:
-    """An object that is no tree: its value is not sent along."""
+    """An object that is not a tree, so its value is not sent."""
 
     def __init__(self, x: Tensor) -> None:
         self.x = x
@@ -85,7 +85,7 @@ def own_gradient() -> Tensor | None:
 
 
 def through_torch(x: Tensor) -> Tensor:
-    """A call of torch's own, which its distributed autograd records in a context."""
+    """A call by torch, which its distributed autograd records in a context."""
     return rpc.rpc_sync('worker0', torch.mul, args=(x, 2.0)).sum()
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Optimizers on DTensors and on modules under FSDP, beside the same training in one process."""
+"""Optimizers on DTensors and on modules under FSDP, and the same training in one process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torchopt
 import torchopt.distributed as todist
 
 CLASSES = ['SGD', 'Adam', 'AdamW', 'AdaGrad', 'AdaDelta', 'AdaMax', 'RAdam', 'RMSProp']
-# Where a gradient is almost zero, the first steps of RMSProp depend on its sign alone, unless eps is large.
+# Unless eps is large, the first steps of RMSProp depend only on the sign of a gradient that is almost zero.
 OPTIONS: dict[str, dict[str, float]] = {'SGD': {'momentum': 0.9}, 'RMSProp': {'eps': 0.1}, 'AdaGrad': {'eps': 1e-2}}
 GENERATOR = torch.Generator().manual_seed(1)
 X, Y = torch.randn(8, 5, generator=GENERATOR), torch.randn(8, 3, generator=GENERATOR)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Open both engines, and note on which addresses this process listens: `sockets.py`."""
+"""Start both engines, and record the addresses on which this process listens: `sockets.py`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torchopt.distributed as todist
 
 
 def listening() -> list[str]:
-    """The addresses of the sockets of this process that take connections, in the kernel's hexadecimal."""
+    """The addresses of the listening sockets of this process, in the hexadecimal format of the kernel."""
     own = set()
     for number in os.listdir('/proc/self/fd'):
         try:

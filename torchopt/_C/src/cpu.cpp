@@ -21,64 +21,40 @@
 
 namespace torchopt {
 
-#define TORCHOPT_DECLARE(isa)                 \
-  const CpuKernel* cpu_kernels_##isa##_0();   \
-  const CpuKernel* cpu_kernels_##isa##_1();   \
-  const CpuKernel* cpu_kernels_##isa##_2();   \
-  const CpuKernel* cpu_kernels_##isa##_3();   \
-  const CpuKernel* cpu_kernels_##isa##_4();
-#define TORCHOPT_TABLE(isa)                                                                              \
-  {cpu_kernels_##isa##_0(), cpu_kernels_##isa##_1(), cpu_kernels_##isa##_2(), cpu_kernels_##isa##_3(),  \
-   cpu_kernels_##isa##_4()}
-
-TORCHOPT_DECLARE(baseline)
-#ifdef TORCHOPT_X86_64_LEVELS
-TORCHOPT_DECLARE(x86_64_v3)
-TORCHOPT_DECLARE(x86_64_v4)
-#endif
-
 namespace {
 
-struct InstructionSet {
-  const char* name;
-  const CpuKernel* kernels[order_count];
-};
-
-bool runs_here(const char* name) {
-#ifdef TORCHOPT_X86_64_LEVELS
-  if (std::strcmp(name, "x86-64-v3") == 0) {
+bool runs_here([[maybe_unused]] InstructionSet isa) {
+#ifdef TORCHOPT_V3
+  if (isa == InstructionSet::x86_64_v3) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
   }
-  if (std::strcmp(name, "x86-64-v4") == 0) {
+  if (isa == InstructionSet::x86_64_v4) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512cd");
   }
 #endif
-  return std::strcmp(name, "baseline") == 0;
+  return true;
 }
 
-// The best first.
-const std::vector<InstructionSet>& instruction_sets() {
-  static const std::vector<InstructionSet> sets = [] {
-    std::vector<InstructionSet> all{
-#ifdef TORCHOPT_X86_64_LEVELS
-        {"x86-64-v4", TORCHOPT_TABLE(x86_64_v4)},
-        {"x86-64-v3", TORCHOPT_TABLE(x86_64_v3)},
-#endif
-        {"baseline", TORCHOPT_TABLE(baseline)}};
-    all.erase(std::remove_if(all.begin(), all.end(), [](const InstructionSet& s) { return !runs_here(s.name); }),
-              all.end());
-    return all;
-  }();
-  return sets;
+constexpr const char* instruction_set_names[] = {
+#define TORCHOPT_NAME(isa, name, attribute) name,
+    TORCHOPT_INSTRUCTION_SETS(TORCHOPT_NAME)
+#undef TORCHOPT_NAME
+};
+
+InstructionSet best_set() {
+  int isa = 0;
+  while (!runs_here(InstructionSet(isa))) {
+    ++isa;
+  }
+  return InstructionSet(isa);
 }
 
-std::atomic<const InstructionSet*> chosen{nullptr};
-
-const InstructionSet& current_set() {
-  const InstructionSet* set = chosen.load(std::memory_order_relaxed);
-  return set ? *set : instruction_sets().front();
+// The one whose kernels are run.
+std::atomic<InstructionSet>& current_set() {
+  static std::atomic<InstructionSet> current{best_set()};
+  return current;
 }
 
 // After a fork the threads of the OpenMP runtime are gone, and a parallel region would wait for them forever.
@@ -233,19 +209,31 @@ void run_blocks(const Job& job, const CpuKernel& kernel, const std::vector<std::
 
 }  // namespace
 
-const char* cpu_instruction_set() { return current_set().name; }
+const char* cpu_instruction_set() { return instruction_set_names[int(current_set().load())]; }
 
 bool use_cpu_instruction_set(const char* name) {
-  for (const InstructionSet& set : instruction_sets()) {
-    if (std::strcmp(set.name, name) == 0) {
-      chosen = &set;
+  int isa = 0;
+  for (const char* other : instruction_set_names) {
+    if (std::strcmp(other, name) == 0 && runs_here(InstructionSet(isa))) {
+      current_set() = InstructionSet(isa);
       return true;
     }
+    ++isa;
   }
   return false;
 }
 
-const CpuKernel& cpu_kernel(int rule, Order order) { return current_set().kernels[int(order)][rule]; }
+const CpuKernel& cpu_kernel(int rule, Order order) {
+  const InstructionSet isa = current_set().load(std::memory_order_relaxed);
+  switch (order) {
+    case Order::forward: return cpu_kernels<Order::forward>(isa)[rule];
+    case Order::vjp: return cpu_kernels<Order::vjp>(isa)[rule];
+    case Order::vjp_with_coefs: return cpu_kernels<Order::vjp_with_coefs>(isa)[rule];
+    case Order::vjp_of_vjp: return cpu_kernels<Order::vjp_of_vjp>(isa)[rule];
+    case Order::jvp: break;
+  }
+  return cpu_kernels<Order::jvp>(isa)[rule];
+}
 
 void run_on_cpu(const Job& job, int threads) {
   watch_for_forks();

@@ -1,20 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernels of one derivative order, compiled for one instruction set. CMake compiles this file once for each
-// pair: TORCHOPT_ORDER is the order, TORCHOPT_ISA the name of the instruction set.
+// The kernels of one derivative order, for every instruction set. CMake compiles this file once for each:
+// TORCHOPT_ORDER is the order.
 
 #include "torchopt/catalogue.hpp"
 #include "torchopt/cpu.hpp"
 
 namespace torchopt {
-// Without linkage, so that the linker never takes a function of one instruction set for that of another.
 namespace {
 
 template <class Kernel, class T, int... I, int... O, int... C, int... R>
-void run(const T* const* in, T* const* out, const T* coefs, std::int64_t n, double* reduced, Sequence<I...>,
+TORCHOPT_INLINE void run(const T* const* in, T* const* out, const T* coefs, std::int64_t n, double* reduced, Sequence<I...>,
          Sequence<O...>, Sequence<C...>, Sequence<R...>) {
-  const auto c = tuple(coefs[C]...);
-  const auto x = tuple(in[I]...);
-  const auto y = tuple(out[O]...);
+  auto c = tuple(coefs[C]...);
+  auto x = tuple(in[I]...);
+  auto y = tuple(out[O]...);
   if constexpr (Kernel::reduced == 0) {
     // Outputs may be inputs of the same leaf (a step in place), then at the same index: iterations are independent.
 #if defined(__clang__)
@@ -23,7 +22,7 @@ void run(const T* const* in, T* const* out, const T* coefs, std::int64_t n, doub
 #pragma GCC ivdep
 #endif
     for (std::int64_t i = 0; i < n; ++i) {
-      const auto result = Kernel::template apply<T>(tuple(get<I>(x)[i]...), c);
+      auto result = Kernel::template apply<T>(tuple(get<I>(x)[i]...), c);
       ((get<O>(y)[i] = dense<T>(get<O>(result))), ...);
     }
   } else {
@@ -40,7 +39,7 @@ void run(const T* const* in, T* const* out, const T* coefs, std::int64_t n, doub
 #endif
       for (int lane = 0; lane < count; ++lane) {
         const std::int64_t i = begin + lane;
-        const auto result = Kernel::template apply<T>(tuple(get<I>(x)[i]...), c);
+        auto result = Kernel::template apply<T>(tuple(get<I>(x)[i]...), c);
         ((get<O>(y)[i] = dense<T>(get<O>(result))), ...);
         ((sums[R][lane] += dense<T>(get<sizeof...(O) + R>(result))), ...);
       }
@@ -56,7 +55,7 @@ void run(const T* const* in, T* const* out, const T* coefs, std::int64_t n, doub
 }
 
 template <class Rule, class T>
-void chunk(const T* const* in, T* const* out, const T* coefs, std::int64_t n, double* reduced) {
+TORCHOPT_INLINE void run(const T* const* in, T* const* out, const T* coefs, std::int64_t n, double* reduced) {
   using Kernel = typename KernelOf<Rule, Order(TORCHOPT_ORDER)>::type;
   static_assert(Kernel::inputs <= max_inputs && Kernel::outputs <= max_outputs && Kernel::coefs <= max_coefs,
                 "enlarge the limits in catalogue.hpp");
@@ -64,18 +63,39 @@ void chunk(const T* const* in, T* const* out, const T* coefs, std::int64_t n, do
                  Indices<Kernel::coefs>{}, Indices<Kernel::reduced>{});
 }
 
-template <class Rule>
+// The same function for each instruction set. What is inlined into it is parsed and simplified only once, which is most
+// of the compiler's work.
+template <class Rule, InstructionSet isa>
+struct Compiled;
+#define TORCHOPT_COMPILED(isa, name, attribute)                                                              \
+  template <class Rule>                                                                                      \
+  struct Compiled<Rule, InstructionSet::isa> {                                                               \
+    template <class T>                                                                                       \
+    attribute static void chunk(const T* const* in, T* const* out, const T* coefs, std::int64_t n, double* reduced) { \
+      run<Rule, T>(in, out, coefs, n, reduced);                                                              \
+    }                                                                                                        \
+  };
+TORCHOPT_INSTRUCTION_SETS(TORCHOPT_COMPILED)
+
+template <class Rule, InstructionSet isa>
 constexpr CpuKernel kernel() {
-  return {shape_of<typename KernelOf<Rule, Order(TORCHOPT_ORDER)>::type>(), &chunk<Rule, float>, &chunk<Rule, double>};
+  return {shape_of<typename KernelOf<Rule, Order(TORCHOPT_ORDER)>::type>(),
+          &Compiled<Rule, isa>::template chunk<float>, &Compiled<Rule, isa>::template chunk<double>};
 }
 
-#define TORCHOPT_KERNEL(name, rule) kernel<rule>(),
-constexpr CpuKernel kernels[rule_count] = {TORCHOPT_RULES(TORCHOPT_KERNEL)};
+template <InstructionSet isa>
+struct Kernels {
+#define TORCHOPT_KERNEL(name, rule) kernel<rule, isa>(),
+  static constexpr CpuKernel table[rule_count] = {TORCHOPT_RULES(TORCHOPT_KERNEL)};
+};
 
 }  // namespace
 
-#define TORCHOPT_JOIN_(a, b, c) a##_##b##_##c
-#define TORCHOPT_JOIN(a, b, c) TORCHOPT_JOIN_(a, b, c)
-const CpuKernel* TORCHOPT_JOIN(cpu_kernels, TORCHOPT_ISA, TORCHOPT_ORDER)() { return kernels; }
+template <>
+const CpuKernel* cpu_kernels<Order(TORCHOPT_ORDER)>(InstructionSet isa) {
+#define TORCHOPT_TABLE(isa, name, attribute) Kernels<InstructionSet::isa>::table,
+  static const CpuKernel* const tables[] = {TORCHOPT_INSTRUCTION_SETS(TORCHOPT_TABLE)};
+  return tables[int(isa)];
+}
 
 }  // namespace torchopt

@@ -4,6 +4,4 @@
 from torchopt.objective import LinearOperator
 from torchopt.solver import IterativeSolver, KKTSolution, OptStep, StochasticSolver
 
-__all__ = ['AutoOrBoolean', 'IterativeSolver', 'KKTSolution', 'LinearOperator', 'OptStep', 'StochasticSolver']
-
-AutoOrBoolean = str | bool
+__all__ = ['IterativeSolver', 'KKTSolution', 'LinearOperator', 'OptStep', 'StochasticSolver']

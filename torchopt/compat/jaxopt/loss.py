@@ -29,18 +29,20 @@ __all__ = [
 
 def huber_loss(target: Tensor, pred: Tensor, delta: float = 1.0) -> Tensor:
     """Huber's loss: see :func:`torchopt.losses.huber_loss`."""
-    return losses.huber_loss(torch.as_tensor(pred), torch.as_tensor(target), delta=delta)
+    pred, target = torch.broadcast_tensors(torch.as_tensor(pred), torch.as_tensor(target))  # type: ignore[no-untyped-call]
+    return losses.huber_loss(pred, target, delta=delta)
 
 
 def binary_logistic_loss(label: Tensor, logit: Tensor) -> Tensor:
     """The logistic loss of labels 0 and 1: see :func:`torchopt.losses.sigmoid_binary_cross_entropy`."""
-    logit = torch.as_tensor(logit)
-    return losses.sigmoid_binary_cross_entropy(logit, torch.as_tensor(label).to(logit.dtype))
+    label, logit = torch.broadcast_tensors(torch.as_tensor(label), torch.as_tensor(logit))  # type: ignore[no-untyped-call]
+    return losses.sigmoid_binary_cross_entropy(logit, label.to(logit.dtype))
 
 
 def binary_sparsemax_loss(label: Tensor, logit: Tensor) -> Tensor:
     """The sparsemax loss of labels 0 and 1: see :func:`torchopt.losses.sparsemax_loss`."""
-    return losses.sparsemax_loss(torch.as_tensor(logit), torch.as_tensor(label))
+    label, logit = torch.broadcast_tensors(torch.as_tensor(label), torch.as_tensor(logit))  # type: ignore[no-untyped-call]
+    return losses.sparsemax_loss(logit, label)
 
 
 def sparse_plus(x: Tensor) -> Tensor:
@@ -68,21 +70,20 @@ def sparse_sigmoid(x: Tensor) -> Tensor:
     return 0.5 * torch.clamp(torch.as_tensor(x) + 1.0, 0.0, 2.0)
 
 
-def _signed(label: Any, score: Tensor) -> Tensor:
-    """Labels -1 and 1 for 0 and 1."""
-    return 2 * torch.as_tensor(label).to(score.dtype) - 1
+def _signed(label: Any, score: Any) -> tuple[Tensor, Tensor]:
+    """The score, and labels -1 and 1 for 0 and 1, of one shape."""
+    label, score = torch.broadcast_tensors(torch.as_tensor(label), torch.as_tensor(score))  # type: ignore[no-untyped-call]
+    return score, 2 * label.to(score.dtype) - 1
 
 
 def binary_hinge_loss(label: Tensor, score: Tensor) -> Tensor:
     """The hinge loss of labels 0 and 1: see :func:`torchopt.losses.hinge_loss`."""
-    score = torch.as_tensor(score)
-    return losses.hinge_loss(score, _signed(label, score))
+    return losses.hinge_loss(*_signed(label, score))
 
 
 def binary_perceptron_loss(label: Tensor, score: Tensor) -> Tensor:
     """The perceptron loss of labels 0 and 1: see :func:`torchopt.losses.perceptron_loss`."""
-    score = torch.as_tensor(score)
-    return losses.perceptron_loss(score, _signed(label, score))
+    return losses.perceptron_loss(*_signed(label, score))
 
 
 def multiclass_logistic_loss(label: Tensor, logits: Tensor) -> Tensor:

@@ -40,13 +40,13 @@ class History(NamedTuple):
         """The history before the first step: the start, without residuals."""
         return cls(x.repeat(size, 1), x.new_zeros(size, x.numel()), x.new_zeros(size, size))
 
-    def mixed(self, ridge: float, beta: float) -> Tensor:
+    def mixed(self, ridge: float, beta: float, otherwise: Tensor) -> Tensor:
         r"""The next iterate: a combination of the last ones whose residuals cancel best.
 
         .. math:: \min_\alpha \|R^\top \alpha\|^2 + \lambda \|\alpha\|^2 \quad\text{where}\quad \sum_i \alpha_i = 1,
             \qquad x = \sum_i \alpha_i\, (x_i + \beta\, r_i)
 
-        With a multiplier for the constraint this is a linear system.
+        With a multiplier for the constraint this is a linear system.  If it is singular, the iterate is ``otherwise``.
         """
         m = len(self.gram)
         ones = self.gram.new_ones(1, m)
@@ -54,8 +54,10 @@ class History(NamedTuple):
         upper = torch.cat([ones.new_zeros(1, 1), ones], 1)
         matrix = torch.cat([upper, torch.cat([ones.mT, self.gram + ridge * eye], 1)])
         unit = torch.cat([ones.new_ones(1), ones.new_zeros(m)])
-        weights = torch.linalg.solve_ex(matrix, unit)[0][1:]
-        return weights @ self.params + beta * (weights @ self.residuals)
+        solution, info = torch.linalg.solve_ex(matrix, unit)
+        regular = (info == 0) & torch.isfinite(solution).all()
+        weights = torch.where(regular, solution, 0.0)[1:]
+        return torch.where(regular, weights @ self.params + beta * (weights @ self.residuals), otherwise)
 
     def pushed(self, position: Any, x: Tensor, residual: Tensor) -> History:
         """The history with one iterate replaced."""
@@ -186,7 +188,7 @@ class AndersonAcceleration(FixedPointProblem):
         )
         x = cond(
             mixes(state.iter_num, self.history_size, self.mixing_frequency),
-            lambda: history.mixed(self.ridge, self.beta),
+            lambda: history.mixed(self.ridge, self.beta, vectors.pack(params)),
             lambda: vectors.pack(params),
         )
         new, aux = self.next_and_aux(vectors.unpack(x), *args, **kwargs)

@@ -120,7 +120,7 @@ class AndersonWrapper(IterativeSolver):
         )
 
         def combined() -> tuple[Any, Any]:
-            start = vectors.unpack(history.mixed(self.ridge, self.beta))
+            start = vectors.unpack(history.mixed(self.ridge, self.beta, vectors.pack(params)))
             return start, self.solver.init_state(start, *args, **kwargs)
 
         assert self.mixing_frequency is not None

@@ -281,6 +281,7 @@ class LevenbergMarquardt(IterativeSolver):
     ) -> LevenbergMarquardtState:
         value, error = numbers(0.5 * at.residual.dot(at.residual), torch.linalg.vector_norm(at.gradient))
         jac = at.jac
+        status = where((value < math.inf) & (error < math.inf), status, int(Status.NONFINITE))
         return LevenbergMarquardtState(
             iter_num=iter_num,
             damping_factor=damping_factor,

@@ -76,7 +76,7 @@ def least_norm(jac: Tensor, z: Tensor) -> Tensor:
     Example:
         >>> import torch
         >>> from torchopt.solver.least_squares.linear_systems import least_norm
-        >>> least_norm(torch.tensor([[1.0, 1.0]]), torch.tensor([2.0]))
+        >>> least_norm(torch.tensor([[1.0, 1.0]]), torch.tensor([2.0])).round(decimals=4)
         tensor([1., 1.])
     """
     if jac.numel() == 0:

@@ -98,7 +98,7 @@ def _vjp(fun: Callable[[Tensor], Tensor], x: Tensor, z: Tensor) -> Tensor:
 def _jvp(fun: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> Tensor:
     """The transpose of the pullback, since in forward mode torch lacks some operations and is slow for others."""
     if _is_functional():
-        value, pull = torch.func.vjp(fun, x)
+        value, pull = torch.func.vjp(fun, x)[:2]
         return torch.func.vjp(lambda u: pull(u)[0], torch.zeros_like(value))[1](v)[0]
     return jvp(lambda y: [fun(y)], [x], [v])[0]
 
@@ -106,10 +106,10 @@ def _jvp(fun: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> Tensor:
 def jacobian(fun: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """The Jacobian of a function from vectors to vectors, from as many products as it has rows or columns."""
     if _is_functional():
-        value, pull = torch.func.vjp(fun, x)
+        value, pull = torch.func.vjp(fun, x)[:2]
         if value.numel() < x.numel():
             return torch.vmap(lambda u: pull(u)[0])(_eye(value))
-        _, push = torch.func.vjp(lambda u: pull(u)[0], torch.zeros_like(value))
+        push = torch.func.vjp(lambda u: pull(u)[0], torch.zeros_like(value))[1]
         return torch.vmap(lambda v: push(v)[0])(_eye(x)).mT
     with torch.enable_grad():
         point = x.detach().requires_grad_()

@@ -62,8 +62,8 @@ class _Trial(NamedTuple):
     accepted: Any
 
 
-_GROWTH = 1.1
-"""By how much the step size grows after a step."""
+_GROWTH, _GROWS_EVERY = 1.5, 5
+"""By how much the step size grows, and after how many steps."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -180,7 +180,7 @@ class ProximalGradient(IterativeSolver):
         """
         y = state.velocity if self.acceleration else params
         value, gradient, aux = self._objective(y, *args, **kwargs)
-        status = state.status
+        status, count = state.status, state.iter_num + 1
         if self._searches:
             trial = self._search(y, value, gradient, state.stepsize, hyperparams_prox, args, kwargs)
             size, new = trial.stepsize, trial.point
@@ -188,14 +188,14 @@ class ProximalGradient(IterativeSolver):
             error = where(trial.accepted, norm(gained) / size, state.error)
             lost = negated(trial.accepted) & (size < sys.float_info.min)
             status = where(lost, int(Status.STALLED), status)
-            next_size = where(trial.accepted, size * _GROWTH, size)
+            grows = trial.accepted & (count % _GROWS_EVERY == 0)
+            next_size = where(grows, size * _GROWTH, size)
         else:
             size = next_size = stepsize_at(self.stepsize, state.iter_num)
             new = self._prox_step(y, gradient, size, hyperparams_prox)
             gained = minus(new, y)
             error = norm(gained) / size
             trial = _Trial(new, size, True)
-        count = state.iter_num + 1
         if not self.acceleration:
             new = pick(trial.accepted, new, params)
             return OptStep(new, ProxGradState(count, next_size, error, aux, None, 1.0, status))

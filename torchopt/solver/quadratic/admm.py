@@ -152,9 +152,8 @@ def _is_unbounded(qp: BoxQP, x: Tensor, y: Tensor, dx: Tensor, tolerance: float)
     So these are beyond a bound, which must be ``1 / tolerance`` times their current norm.
     """
     along = product(qp.A, dx)
-    leaves = torch.where(qp.u.isposinf(), 0.0, torch.relu(along)) + torch.where(
-        qp.l.isneginf(), 0.0, torch.relu(-along)
-    )
+    leaves = torch.where(qp.u.isposinf(), 0.0, torch.relu(along))
+    leaves = leaves + torch.where(qp.l.isneginf(), 0.0, torch.relu(-along))
     descent = -(qp.c * dx).sum(-1)
     rounding = 1e2 * torch.finfo(x.dtype).eps * (qp.c * dx).abs().sum(-1)
     bent = _size(product(qp.Q, dx))

@@ -95,7 +95,8 @@ class BoxCDQP(IterativeSolver):
             The new variables and the new state.
         """
         qp, vectors = self._problem(params_obj, params_ineq)
-        x, error = _sweep(qp, vectors.pack(params, 'params').to(qp.c.dtype))
+        x = vectors.pack(params, 'params').to(qp.c.dtype)
+        x, _, error = _Coordinates.of(qp.Q, qp.l, qp.u).sweep(x, qp.Q @ x + qp.c)
         return OptStep(vectors.unpack(x), BoxCDQPState(state.iter_num + 1, error, state.status))
 
     @eager
@@ -151,26 +152,34 @@ def _residual(x: Tensor, Q: Tensor, c: Tensor, l: Tensor, u: Tensor) -> Tensor:
     return clip(x - product(Q, x) - c, l, u) - x
 
 
-def _sweep(qp: BoxQP, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Minimize over each variable in turn; the new variables, and the sum of their changes."""
-    Q, c, _, l, u = qp
-    curvature = Q.diagonal(dim1=-2, dim2=-1)
-    linear = curvature <= 0
-    factor = torch.where(linear, 1.0, curvature).reciprocal()
-    slope = product(Q, x) + c
-    columns, changes = list(x.unbind(-1)), []
-    flat = bool(linear.any()) if is_readable(linear) else True
-    for i in range(x.shape[-1]):
-        goal = columns[i] - slope[..., i] * factor[..., i]
-        if flat:
-            downhill = torch.where(slope[..., i] > 0, l[..., i], torch.where(slope[..., i] < 0, u[..., i], columns[i]))
-            goal = torch.where(linear[..., i], downhill, goal)
-        new = clip(goal, l[..., i], u[..., i])
-        change = new - columns[i]
-        columns[i] = new
-        changes.append(change)
-        slope = slope + change.unsqueeze(-1) * Q[..., i, :]
-    return torch.stack(columns, -1), torch.stack(changes, -1).abs().sum(-1)
+class _Coordinates(NamedTuple):
+    """A problem with its coordinates in front and its batch behind, so that those of a batch are neighbours."""
+
+    Q: Tensor
+    l: Tensor
+    u: Tensor
+    factor: Tensor
+    linear: Tensor | None
+
+    @classmethod
+    def of(cls, Q: Tensor, l: Tensor, u: Tensor) -> _Coordinates:
+        curvature = Q.diagonal(dim1=0, dim2=1).movedim(-1, 0)
+        linear = curvature <= 0
+        factor = torch.where(linear, 1.0, curvature).reciprocal()
+        return cls(Q, l, u, factor, linear if not is_readable(linear) or bool(linear.any()) else None)
+
+    def sweep(self, x: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Minimize over each variable in turn; the new variables, their slopes, and the sum of their changes."""
+        new, changes = [], []
+        for i, start in enumerate(x.unbind(0)):
+            goal = start - slope[i] * self.factor[i]
+            if self.linear is not None:
+                downhill = torch.where(slope[i] > 0, self.l[i], torch.where(slope[i] < 0, self.u[i], start))
+                goal = torch.where(self.linear[i], downhill, goal)
+            new.append(clip(goal, self.l[i], self.u[i]))
+            changes.append(new[i] - start)
+            slope = torch.addcmul(slope, self.Q[i], changes[i])
+        return torch.stack(new), slope, torch.stack(changes).abs().sum(0)
 
 
 @torch.library.custom_op(
@@ -184,23 +193,30 @@ def _descend(
     """Many problems at once, each to its own end."""
     batch = c.shape[:-1]
     Q, c, l, u, x = (v.reshape((-1, *v.shape[len(batch) :])) for v in (Q, c, l, u, x))
-    qp = BoxQP(Q, c, Q[:, :0], l, u)
-    check(qp)
+    check(BoxQP(Q, c, Q[:, :0], l, u))
     x = clip(x, l, u)
+    slope = (product(Q, x) + c).mT.contiguous()
     end, counts = x.clone(), torch.full(x.shape[:1], maxiter, device=x.device)
-    errors = torch.full_like(x[:, 0], torch.inf) if x.shape[1] else torch.zeros_like(counts, dtype=x.dtype)
-    alive = torch.arange(len(x), device=x.device)
+    errors = torch.full_like(counts, torch.inf, dtype=x.dtype)
+    problems = _Coordinates.of(Q.movedim(0, -1).contiguous(), l.mT.contiguous(), u.mT.contiguous())
+    x, alive = x.mT.contiguous(), torch.arange(len(x), device=x.device)
+    running = torch.ones_like(alive, dtype=torch.bool)
     with torch.no_grad():
         for count in range(1, maxiter + 1):
-            x, error = _sweep(qp, x)
-            done = ~((error > tol) & error.isfinite())
-            if count == maxiter or bool(done.any()):
-                end[alive], errors[alive], counts[alive] = x, error, count
-                if bool(done.all()):
-                    break
-                # The batch is made smaller only where it pays for the copy.
-                if int(done.sum()) * 4 > len(done):
-                    alive, x, qp = alive[~done], x[~done], BoxQP(*(v[~done] for v in qp))
+            x, slope, error = problems.sweep(x, slope)
+            done = running & (~((error > tol) & error.isfinite()) | (count == maxiter))
+            if not bool(done.any()):
+                continue
+            rows = alive[done]
+            end[rows], errors[rows], counts[rows] = x[:, done].mT, error[done], count
+            running = running & ~done
+            left = int(running.sum())
+            if left == 0:
+                break
+            # The batch is made smaller where that pays for the copies.
+            if 2 * left < len(running):
+                problems = _Coordinates(*(v if v is None else v[..., running] for v in problems))
+                x, slope, alive, running = x[:, running], slope[:, running], alive[running], running[running]
     return end.reshape((*batch, -1)), counts.reshape(batch), errors.reshape(batch)
 
 

@@ -28,14 +28,14 @@ __all__ = ['BoxOSQP', 'BoxOSQPState']
 
 
 class BoxOSQPState(NamedTuple):
-    """The state of :class:`BoxOSQP`.
+    r"""The state of :class:`BoxOSQP`.
 
     Attributes:
         iter_num: The number of steps.
         error: The largest residual, primal or dual, or the gap between the objectives.
         status: How the run ended, a :class:`~torchopt.solver.Status`.
         primal_residuals: :math:`A x - z`.
-        dual_residuals: :math:`Q x + c + A^\\top y`.
+        dual_residuals: :math:`Q x + c + A^\top y`.
         rho_bar: The weight of the constraints.
         solver_state: The scaled problem and the factor of its matrix, between steps; None after a run.
     """
@@ -224,10 +224,10 @@ class BoxOSQP(IterativeSolver):
             The new variables and multipliers, and the new state.
         """
         problem, settings = self._problem(params.primal[0], params_obj, params_eq, params_ineq), self._settings
-        scales, factor = state.solver_state
+        scales, state_factor = state.solver_state
         scaled = Scaled(problem.qp, *scales).of(problem.qp)
         start = problem.start(params)
-        now = admm.step(scaled.qp, factor, Iterate(*scaled.scaled(*start)), settings)
+        now = admm.step(scaled.qp, state_factor, Iterate(*scaled.scaled(*start)), settings)
         x, z, y = scaled.original(*now)
         error, count = problem.qp.error(x, z, y), state.iter_num + 1
 
@@ -236,11 +236,9 @@ class BoxOSQP(IterativeSolver):
             return rho, admm.factorize(scaled.qp, rho, settings)
 
         is_due = count % settings.rho_every == 0
-        rho, factor = (
-            pick(is_due, adapted(), (state.rho_bar, factor))
-            if not is_readable(is_due) or is_due
-            else (state.rho_bar, factor)
-        )
+        rho, factor = state.rho_bar, state_factor
+        if not is_readable(is_due) or is_due:
+            rho, factor = pick(is_due, adapted(), (rho, factor))
         status = state.status
         if settings.check_infeasible:
             dx, _, dy = (a - b for a, b in zip((x, z, y), start))
@@ -299,8 +297,8 @@ class BoxOSQP(IterativeSolver):
             {},
         )
         Ax = product(qp.A, x)
-        # As near to A x as the bounds allow, and with its derivative.
-        z = Ax + (end.z - Ax).detach()
+        # Within the bounds, with the derivative of A x.
+        z = end.z.detach() + (Ax - Ax.detach())
         primal, dual = BoxQP(*(v.detach() for v in qp)).residuals(end.x, end.z, end.y)
         residuals = problem.z.unpack(primal), problem.x.unpack(dual)
         state = BoxOSQPState(end.iter_num, end.error, end.status, *residuals, end.rho_bar, None)

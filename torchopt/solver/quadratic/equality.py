@@ -112,11 +112,11 @@ class EqualityConstrainedQP(Solver):
             x, y = self.solve(matvec, right, init=init, tol=self.tol, maxiter=self.maxiter)
         else:
 
-            def inner(_: Any, b: Any) -> Any:
-                return self.solve(regular, b, tol=self.tol, maxiter=self.maxiter)
+            def rough(matvec: Any, b: Any) -> Any:
+                return self.solve(matvec, b, tol=self.tol, maxiter=self.maxiter)
 
             x, y = solve_iterative_refinement(
-                matvec, right, init=init, maxiter=self.refine_maxiter, tol=self.tol, solve=inner
+                matvec, right, init, self.refine_maxiter, self.tol, rough, matvec_A_bar=regular
             )
         return OptStep(KKTSolution(problem.x.unpack(x), z.unpack(y), None), None)
 

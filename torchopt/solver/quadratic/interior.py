@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""A primal-dual interior-point method, for problems on which steps of splitting converge slowly.
 
-With slacks :math:`s_l, s_u > 0`, multipliers :math:`\lambda_l, \lambda_u > 0` and :math:`y = \lambda_u - \lambda_l`, Newton's
-method is applied to
+With slacks :math:`s_l, s_u > 0`, multipliers :math:`\lambda_l, \lambda_u > 0` and
+:math:`y = \lambda_u - \lambda_l`, Newton's method is applied to
 
 .. math::
     Q x + c + A^\top y = 0, \qquad A x - l = s_l, \quad u - A x = s_u, \qquad s_l \lambda_l = s_u \lambda_u = \mu.
 
-Slacks and multipliers are eliminated, which leaves :math:`(Q + A^\top W A)\, \Delta x = r` with
-:math:`W = \lambda_l / s_l + \lambda_u / s_u`.  Equations have the constant weight :math:`1 / \delta`, as in the method of
-multipliers.  Directions and step sizes are those of Mehrotra (1992).
+Slacks and their multipliers are eliminated.  With :math:`W = \lambda_l / s_l + \lambda_u / s_u` this leaves
+
+.. math::
+    \begin{pmatrix} Q & A^\top \\ A & -W^{-1} \end{pmatrix}
+    \begin{pmatrix} \Delta x \\ \Delta y \end{pmatrix} = r,
+
+where :math:`W^{-1} = 0` for equations.  Directions and step sizes are those of Mehrotra (1992).
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from torchopt.solver.quadratic.scaling import BoxQP, Scaled, product
 
 __all__ = ['interior_point']
 
-_STEPS = 60
+_STEPS = 80
 """The largest number of steps."""
 _PASSES = 2
 """How often a solution of a linear system is refined."""
@@ -69,7 +73,7 @@ def interior_point(scaled: Scaled, original: BoxQP, now: Iterate, tol: float) ->
         stuck = torch.where(error < 0.9 * least, 0.0, stuck + 1.0)
         best = Iterate(*(torch.where(better.unsqueeze(-1), a, b) for a, b in zip(found, best)))
         least = torch.where(better, error, least)
-        if bool(((least <= 0.1 * tol) | (stuck > 8)).all()):
+        if bool(((least <= 0.1 * tol) | (stuck > 20)).all()):
             break
     return best
 
@@ -147,9 +151,8 @@ class _Sides:
     def _solver(self, lower: Tensor) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Solve ``Q x + A' y = a, A x - lower y = b``; of equations, ``lower`` stands in for zero."""
         Q, A, n = self.qp.Q, self.qp.A, self.qp.c.shape[-1]
-        K = torch.cat(
-            [torch.cat([Q, A.mT], -1), torch.cat([A, torch.diag_embed(-torch.where(self.equal, 0.0, lower))], -1)], -2
-        )
+        corner = torch.diag_embed(-torch.where(self.equal, 0.0, lower))
+        K = torch.cat([torch.cat([Q, A.mT], -1), torch.cat([A, corner], -1)], -2)
         shift = torch.cat([torch.full_like(self.qp.c, self.delta), torch.where(self.equal, -lower, 0.0)], -1)
         factors, pivots, _ = torch.linalg.ldl_factor_ex(K + torch.diag_embed(shift))
 

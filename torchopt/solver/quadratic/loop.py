@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt.numerics import in_transform
+from torchopt.numerics import runs_directly
 from torchopt.solver.quadratic import admm
 from torchopt.solver.quadratic.admm import Iterate, Settings
 from torchopt.solver.quadratic.interior import interior_point
@@ -45,7 +45,7 @@ def check(qp: BoxQP) -> None:
     Raises:
         ValueError: If they are not.
     """
-    if in_transform() or torch.compiler.is_compiling():
+    if not runs_directly():
         return
     for name, value in (('params_obj', qp.Q), ('params_obj', qp.c), ('params_eq', qp.A)):
         if not bool(value.isfinite().all()):
@@ -127,7 +127,7 @@ def _run(qp: BoxQP, x: Tensor, y: Tensor, settings: Settings) -> Ended:
         torch.full_like(rho_bar, torch.inf),
         rho_bar.clone(),
     )
-    next_polish, attempts = 5 * settings.check_every, 0
+    next_polish, attempts = 2 * settings.check_every, 0
     for count in range(1, settings.maxiter + 1):
         last, now = now, admm.step(scaled.qp, factor, now, settings)
         checks = count % settings.check_every == 0 or count == settings.maxiter
@@ -140,9 +140,9 @@ def _run(qp: BoxQP, x: Tensor, y: Tensor, settings: Settings) -> Ended:
                     next_polish = 2 * count
                 attempts += 1
                 now, error, status = _polished(scaled, qp, now, factor, error, status, settings, False)
-                if attempts == _PATIENCE or (count == settings.maxiter and attempts < _PATIENCE):
-                    if bool((status == Status.RUNNING).any()):
-                        now, error, status = _polished(scaled, qp, now, factor, error, status, settings, True)
+                is_late = attempts == _PATIENCE or (count == settings.maxiter and attempts < _PATIENCE)
+                if is_late and bool((status == Status.RUNNING).any()):
+                    now, error, status = _polished(scaled, qp, now, factor, error, status, settings, True)
             if settings.check_infeasible:
                 x, _, y = scaled.original(*now)
                 dx, _, dy = scaled.original(*(a - b for a, b in zip(now, last)))
@@ -151,7 +151,9 @@ def _run(qp: BoxQP, x: Tensor, y: Tensor, settings: Settings) -> Ended:
             if count == settings.maxiter:
                 done = torch.ones_like(done)
             if bool(done.any()):
-                for into, value in zip(end[:3], scaled.original(*now)):
+                x, z, y = scaled.original(*now)
+                z = torch.minimum(torch.maximum(z, qp.l), qp.u)  # in spite of rounding
+                for into, value in zip(end[:3], (x, z, y)):
                     into[alive[done]] = value[done]
                 end.iter_num[alive[done]] = count
                 end.status[alive[done]] = status[done]
@@ -180,7 +182,7 @@ def _run(qp: BoxQP, x: Tensor, y: Tensor, settings: Settings) -> Ended:
 
 _ROUNDS = 10
 """How many steps of Newton's method are tried at a time."""
-_PATIENCE = 3
+_PATIENCE = 4
 """After how many attempts to finish an interior-point method is tried, once."""
 _ENOUGH = 5.0
 """By which factor a weight must improve, so that the matrix is factored again."""
@@ -196,7 +198,7 @@ def _polished(
     settings: Settings,
     interior: bool,
 ) -> tuple[Iterate, Tensor, Tensor]:
-    """Points finished by Newton's method, where it reaches the tolerance; if asked for, after an interior-point method."""
+    """Points finished by Newton's method, from there or from where an interior-point method ends."""
     point = interior_point(scaled, qp, now, settings.tol) if interior else now
     better, polished_error = polish(scaled, qp, point, factor.rho, settings.tol, _ROUNDS)
     converged = polished_error <= settings.tol

@@ -147,7 +147,7 @@ def _spread(bound: Any, z: Vectors, name: str) -> Tensor:
         _check_floating(value, name)
         if value.ndim and value.shape != part.shape:
             raise ValueError(
-                f'{name} has shape {tuple(value.shape)}; expected {tuple(part.shape)}, one bound for each row.'
+                f'{name} has shape {tuple(value.shape)}; expected {tuple(part.shape)}, one number for each row.'
             )
         pieces.append(value.expand(part.shape).reshape(-1))
     return torch.cat(pieces) if len(pieces) > 1 else pieces[0]

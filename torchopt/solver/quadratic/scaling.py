@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torchopt.numerics import is_readable
+
 __all__ = ['BoxQP', 'Scaled', 'equilibrate', 'product']
 
 
@@ -108,12 +110,19 @@ def equilibrate(qp: BoxQP, rounds: int = 10) -> Scaled:
         k = _factor(size).square()
         Q, c = Q * k[..., None, None], c * k[..., None]
         D, E, cost = D * d, E * e, cost * k
+        if is_readable(d) and bool(_is_even(d) & _is_even(e)):
+            break
     return Scaled(BoxQP(Q, c, A, l * E, u * E), D, E, cost)
 
 
 def _largest(M: Tensor) -> Tensor:
     """The largest absolute value of each column."""
     return M.abs().amax(-2)
+
+
+def _is_even(factors: Tensor) -> Tensor:
+    """Whether factors would hardly change anything."""
+    return ((factors > 0.8) & (factors < 1.25)).all()
 
 
 def _factor(size: Tensor) -> Tensor:

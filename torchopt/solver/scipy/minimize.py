@@ -161,7 +161,9 @@ class ScipyMinimize(ScipyWrapper):
             int(found.status),
             int(found.get('nit', 0)),
             torch.as_tensor(inverse) if isinstance(inverse, np.ndarray) else inverse,
-            *(int(found.get(count, 0)) for count in ('nfev', 'njev', 'nhev')),
+            int(found.get('nfev', 0)),
+            int(found.get('njev', 0)),
+            int(found.get('nhev', 0)),
             str(found.message),
         )
         return OptStep(params, info)

@@ -110,12 +110,13 @@ class ScipyRootFinding(ScipyWrapper):
             options=self._options,
             **options,
         )
-        counts = [found.get(name) for name in ('nit', 'nfev')]
+        steps, calls = found.get('nit'), found.get('nfev')
         info = ScipyRootInfo(
             torch.as_tensor(found.fun),
             bool(found.success),
             int(found.get('status', 0)),
-            *(None if count is None else int(count) for count in counts),
+            None if steps is None else int(steps),
+            None if calls is None else int(calls),
             str(found.message),
         )
         return OptStep(bridge.tree(found.x), info)

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch._C import _functorch
 
 from torchopt import tree
-from torchopt.numerics import eager
+from torchopt.implicit_diff.binding import signature_of
+from torchopt.numerics import beneath, eager
 from torchopt.projections import projection_box
 from torchopt.solver import adjoint
 from torchopt.solver.auxiliary import require_function
@@ -33,7 +34,7 @@ def load_optimize() -> Any:
         ImportError: If SciPy is not installed.
     """
     try:
-        import scipy.optimize
+        import scipy.optimize  # type: ignore[import-untyped,unused-ignore]
     except ImportError:
         raise ImportError('This solver needs SciPy: `pip install "torchopt[scipy]"`.') from None
     return scipy.optimize
@@ -52,7 +53,8 @@ def as_array(x: Tensor, dtype: Any) -> Any:
                 'use a solver of torchopt such as LBFGS, LBFGSB, LevenbergMarquardt or Broyden.'
             )
         x = _functorch.get_unwrapped(x)
-    return np.array(x.detach().cpu().numpy(), dtype=dtype)
+    with beneath(x):
+        return np.array(x.detach().cpu().numpy(), dtype=dtype)
 
 
 class Bridge:
@@ -215,7 +217,9 @@ def box_residual(params: Any, gradient: Any, bounds: Any) -> Any:
 
 def bounded_signature(fun: Callable[..., Any]) -> inspect.Signature:
     """The signature of ``fun(params, ...)`` with the bounds after the parameters."""
-    first, *rest = inspect.signature(fun).parameters.values()
+    found = signature_of(fun) or signature_of(lambda *args, **kwargs: None)
+    assert found is not None
+    first, *rest = found.parameters.values()
     bounds = inspect.Parameter('bounds', inspect.Parameter.POSITIONAL_OR_KEYWORD)
     if first.kind is inspect.Parameter.VAR_POSITIONAL:
         start = inspect.Parameter('init_params', inspect.Parameter.POSITIONAL_OR_KEYWORD)

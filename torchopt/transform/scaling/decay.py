@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -73,18 +74,20 @@ def add_decayed_weights(weight_decay: Any = 0.0, mask: Any = None) -> GradientTr
     if not checks.nonzero(weight_decay):
         return identity() if mask is None else masked(identity(), mask)
     hypers = elementwise.Hyperparams(_rule, weight_decay=weight_decay)
+    prepare: Callable[[Any], elementwise.ElementwiseStep]
     requires = [params_for('weight decay')]
     if checks.is_schedule(weight_decay):
 
         def value(state: WeightDecaySchedule, params: Any = None) -> Any:
             return checks.schedule_value(weight_decay(state.count), state.count)
 
-        def prepare(state: Any) -> elementwise.ElementwiseStep:
+        def scheduled(state: Any) -> elementwise.ElementwiseStep:
             rule = hypers.make(weight_decay=value(state))
             return elementwise.ElementwiseStep(
                 rule, (), lambda: WeightDecaySchedule(increment(state.count)), reads_params=True
             )
 
+        prepare = scheduled
         requires = [state_of(WeightDecaySchedule), *requires, Precondition(value)]
         everywhere = ElementwiseTransformation(_first_count, prepare, *requires, hypers=hypers)
     else:

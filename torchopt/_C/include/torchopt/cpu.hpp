@@ -16,6 +16,38 @@ struct CpuKernel {
   Chunk<double> wide;
 };
 
+// X(identifier, name, attribute of functions that are compiled for it); the best first. The features are those of the levels
+// of the x86-64 psABI. A processor with the first three of each level has the others too.
+#define TORCHOPT_BASELINE(X) X(baseline, "baseline", )
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(TORCHOPT_SANITIZE)
+#define TORCHOPT_V3 "avx2,bmi,bmi2,f16c,fma,lzcnt,movbe"
+#define TORCHOPT_V4 TORCHOPT_V3 ",avx512f,avx512bw,avx512cd,avx512dq,avx512vl"
+#define TORCHOPT_INSTRUCTION_SETS(X)                                    \
+  X(x86_64_v4, "x86-64-v4", __attribute__((target(TORCHOPT_V4))))       \
+  X(x86_64_v3, "x86-64-v3", __attribute__((target(TORCHOPT_V3))))       \
+  TORCHOPT_BASELINE(X)
+#else
+#define TORCHOPT_INSTRUCTION_SETS(X) TORCHOPT_BASELINE(X)
+#endif
+
+#define TORCHOPT_ENUMERATOR(isa, name, attribute) isa,
+enum class InstructionSet : int { TORCHOPT_INSTRUCTION_SETS(TORCHOPT_ENUMERATOR) };
+#undef TORCHOPT_ENUMERATOR
+
+// The kernels of all rules.
+template <Order order>
+const CpuKernel* cpu_kernels(InstructionSet isa);
+template <>
+const CpuKernel* cpu_kernels<Order::forward>(InstructionSet isa);
+template <>
+const CpuKernel* cpu_kernels<Order::vjp>(InstructionSet isa);
+template <>
+const CpuKernel* cpu_kernels<Order::vjp_with_coefs>(InstructionSet isa);
+template <>
+const CpuKernel* cpu_kernels<Order::vjp_of_vjp>(InstructionSet isa);
+template <>
+const CpuKernel* cpu_kernels<Order::jvp>(InstructionSet isa);
+
 // The name of the instruction set that this processor's kernels are taken from.
 const char* cpu_instruction_set();
 

@@ -26,21 +26,9 @@ struct Vjp {
   static constexpr int directions = outputs + reduced, own_level = top_level - depth;
 
   // The compiler drops factors that it sees to be one, which spares the algebra a type for it.
-  template <class T, bool IsOwn>
-  TORCHOPT_INLINE static auto unit() {
-    if constexpr (IsOwn) {
-      return T(1);
-    } else {
-      return Zero{};
-    }
-  }
-  template <class T, int Direction, class X, int... J>
-  TORCHOPT_INLINE static auto seed(const X& x, Sequence<J...>) {
-    return dual<own_level>(x, tuple(unit<T, J == Direction>()...));
-  }
   template <class T, int First, class X, int... I>
   TORCHOPT_INLINE static auto seeds(const X& x, Sequence<I...>) {
-    return tuple(seed<T, First + I>(get<I>(x), Indices<directions>{})...);
+    return tuple(dual<own_level>(get<I>(x), entries(Sequence<First + I>{}, T(1)))...);
   }
   template <class T, class X>
   TORCHOPT_INLINE static auto coef_seeds(const X& c) {
@@ -67,7 +55,7 @@ struct Vjp {
 
   template <class T, class X, class C>
   TORCHOPT_INLINE static auto apply(const X& x, const C& c) {
-    const auto y = K::template apply<T>(seeds<T, 0>(x, Indices<K::inputs>{}), coef_seeds<T>(c));
+    auto y = K::template apply<T>(seeds<T, 0>(x, Indices<K::inputs>{}), coef_seeds<T>(c));
     return contract_all(y, x, Indices<directions>{});
   }
 };
@@ -81,7 +69,7 @@ struct Jvp {
 
   template <class X, int... I>
   TORCHOPT_INLINE static auto seeds(const X& x, Sequence<I...>) {
-    return tuple(dual<own_level>(get<I>(x), tuple(get<K::inputs + I>(x)))...);
+    return tuple(dual<own_level>(get<I>(x), entries(Sequence<0>{}, get<K::inputs + I>(x)))...);
   }
   template <class Y, int... O>
   TORCHOPT_INLINE static auto tangents(const Y& y, Sequence<O...>) {

@@ -39,8 +39,8 @@ struct Trace {  // keep take gradient buffer
   static constexpr int moments = 1, coefs = 4;
   template <class T, class X, class C>
   TORCHOPT_INLINE static auto apply(const X& x, const C& c) {
-    const auto g = get<0>(x);
-    const auto b = average(get<0>(c), get<1>(x), get<1>(c), g);
+    auto g = get<0>(x);
+    auto b = average(get<0>(c), get<1>(x), get<1>(c), g);
     return tuple(term(get<2>(c), g) + term(get<3>(c), b), b);
   }
 };
@@ -56,9 +56,9 @@ struct Adam {  // b1 d1 b2 d2 mean gradient slope offset shift
   static constexpr int moments = 2, coefs = 9;
   template <class T, class X, class C>
   TORCHOPT_INLINE static auto apply(const X& x, const C& c) {
-    const auto g = get<0>(x);
-    const auto m = average(get<0>(c), get<1>(x), get<1>(c), g);
-    const auto v = average(get<2>(c), get<2>(x), get<3>(c), g * g);
+    auto g = get<0>(x);
+    auto m = average(get<0>(c), get<1>(x), get<1>(c), g);
+    auto v = average(get<2>(c), get<2>(x), get<3>(c), g * g);
     return tuple(rescaled(g, m, v, get<4>(c), get<5>(c), get<6>(c), get<7>(c), get<8>(c)), m, v);
   }
 };
@@ -67,10 +67,10 @@ struct AmsGrad {  // b1 d1 b2 d2 mean slope offset shift correction
   static constexpr int moments = 3, coefs = 9;
   template <class T, class X, class C>
   TORCHOPT_INLINE static auto apply(const X& x, const C& c) {
-    const auto g = get<0>(x);
-    const auto m = average(get<0>(c), get<1>(x), get<1>(c), g);
-    const auto v = average(get<2>(c), get<2>(x), get<3>(c), g * g);
-    const auto largest = max(get<3>(x), get<8>(c) * v);
+    auto g = get<0>(x);
+    auto m = average(get<0>(c), get<1>(x), get<1>(c), g);
+    auto v = average(get<2>(c), get<2>(x), get<3>(c), g * g);
+    auto largest = max(get<3>(x), get<8>(c) * v);
     return tuple(rescaled(g, m, largest, get<4>(c), Zero{}, get<5>(c), get<6>(c), get<7>(c)), m, v, largest);
   }
 };
@@ -79,10 +79,10 @@ struct Yogi {  // b1 d1 d2 mean slope offset shift
   static constexpr int moments = 2, coefs = 7;
   template <class T, class X, class C>
   TORCHOPT_INLINE static auto apply(const X& x, const C& c) {
-    const auto g = get<0>(x);
-    const auto m = average(get<0>(c), get<1>(x), get<1>(c), g);
-    const auto square = g * g;
-    const auto v = get<2>(x) - get<2>(c) * sign(get<2>(x) - square) * square;
+    auto g = get<0>(x);
+    auto m = average(get<0>(c), get<1>(x), get<1>(c), g);
+    auto square = g * g;
+    auto v = get<2>(x) - get<2>(c) * sign(get<2>(x) - square) * square;
     return tuple(rescaled(g, m, v, get<3>(c), Zero{}, get<4>(c), get<5>(c), get<6>(c)), m, v);
   }
 };
@@ -91,10 +91,10 @@ struct Belief {  // b1 d1 b2 d2 mean slope offset shift floor
   static constexpr int moments = 2, coefs = 9;
   template <class T, class X, class C>
   TORCHOPT_INLINE static auto apply(const X& x, const C& c) {
-    const auto g = get<0>(x);
-    const auto surprise = g - get<1>(x);
-    const auto m = average(get<0>(c), get<1>(x), get<1>(c), g);
-    const auto v = average(get<2>(c), get<2>(x), get<3>(c), surprise * surprise) + get<8>(c);
+    auto g = get<0>(x);
+    auto surprise = g - get<1>(x);
+    auto m = average(get<0>(c), get<1>(x), get<1>(c), g);
+    auto v = average(get<2>(c), get<2>(x), get<3>(c), surprise * surprise) + get<8>(c);
     return tuple(rescaled(g, m, v, get<4>(c), Zero{}, get<5>(c), get<6>(c), get<7>(c)), m, v);
   }
 };
@@ -103,9 +103,9 @@ struct Adamax {  // b1 d1 b2 eps correction
   static constexpr int moments = 2, coefs = 5;
   template <class T, class X, class C>
   TORCHOPT_INLINE static auto apply(const X& x, const C& c) {
-    const auto g = get<0>(x);
-    const auto m = average(get<0>(c), get<1>(x), get<1>(c), g);
-    const auto n = max(get<2>(c) * get<2>(x), abs(g) + get<3>(c));
+    auto g = get<0>(x);
+    auto m = average(get<0>(c), get<1>(x), get<1>(c), g);
+    auto n = max(get<2>(c) * get<2>(x), abs(g) + get<3>(c));
     return tuple(m / (get<4>(c) * n), m, n);
   }
 };
@@ -114,8 +114,8 @@ struct Rms {  // keep take offset shift
   static constexpr int moments = 1, coefs = 4;
   template <class T, class X, class C>
   TORCHOPT_INLINE static auto apply(const X& x, const C& c) {
-    const auto g = get<0>(x);
-    const auto v = average(get<0>(c), get<1>(x), get<1>(c), g * g);
+    auto g = get<0>(x);
+    auto v = average(get<0>(c), get<1>(x), get<1>(c), g * g);
     return tuple(g / (sqrt(v + get<3>(c)) + get<2>(c)), v);
   }
 };
@@ -124,9 +124,9 @@ struct StdDev {  // keep take offset shift
   static constexpr int moments = 2, coefs = 4;
   template <class T, class X, class C>
   TORCHOPT_INLINE static auto apply(const X& x, const C& c) {
-    const auto g = get<0>(x);
-    const auto m = average(get<0>(c), get<1>(x), get<1>(c), g);
-    const auto v = average(get<0>(c), get<2>(x), get<1>(c), g * g);
+    auto g = get<0>(x);
+    auto m = average(get<0>(c), get<1>(x), get<1>(c), g);
+    auto v = average(get<0>(c), get<2>(x), get<1>(c), g * g);
     return tuple(g / (sqrt(clip_negative(v - m * m) + get<3>(c)) + get<2>(c)), m, v);
   }
 };
@@ -135,8 +135,8 @@ struct Rss {  // offset
   static constexpr int moments = 1, coefs = 1;
   template <class T, class X, class C>
   TORCHOPT_INLINE static auto apply(const X& x, const C& c) {
-    const auto g = get<0>(x);
-    const auto s = get<1>(x) + g * g;
+    auto g = get<0>(x);
+    auto s = get<1>(x) + g * g;
     // Where s is zero so is g, and g / 1 is what it should be.
     const bool positive = number(s) > 0;
     return tuple(g / (where(positive, sqrt(s) + get<0>(c)) + T(positive ? 0 : 1)), s);
@@ -147,9 +147,9 @@ struct AdaDelta {  // keep take eps
   static constexpr int moments = 2, coefs = 3;
   template <class T, class X, class C>
   TORCHOPT_INLINE static auto apply(const X& x, const C& c) {
-    const auto g = get<0>(x);
-    const auto squares = average(get<0>(c), get<1>(x), get<1>(c), g * g);
-    const auto u = g * sqrt((get<2>(x) + get<2>(c)) / (squares + get<2>(c)));
+    auto g = get<0>(x);
+    auto squares = average(get<0>(c), get<1>(x), get<1>(c), g * g);
+    auto u = g * sqrt((get<2>(x) + get<2>(c)) / (squares + get<2>(c)));
     return tuple(u, squares, average(get<0>(c), get<2>(x), get<1>(c), u * u));
   }
 };
@@ -158,8 +158,8 @@ struct Lion {  // b1 d1 b2 d2
   static constexpr int moments = 1, coefs = 4;
   template <class T, class X, class C>
   TORCHOPT_INLINE static auto apply(const X& x, const C& c) {
-    const auto g = get<0>(x);
-    const auto direction = average(get<0>(c), get<1>(x), get<1>(c), g);
+    auto g = get<0>(x);
+    auto direction = average(get<0>(c), get<1>(x), get<1>(c), g);
     return tuple(sign(direction), average(get<2>(c), get<1>(x), get<3>(c), g));
   }
 };
@@ -170,9 +170,9 @@ struct Then {
   static constexpr int moments = First::moments + Second::moments, coefs = First::coefs + Second::coefs;
   template <class T, class X, class C>
   TORCHOPT_INLINE static auto apply(const X& x, const C& c) {
-    const auto a = First::template apply<T>(slice<0, 1 + First::moments>(x), slice<0, First::coefs>(c));
-    const auto own = slice<1 + First::moments, Second::moments>(x);
-    const auto b = Second::template apply<T>(concatenate(tuple(get<0>(a)), own),
+    auto a = First::template apply<T>(slice<0, 1 + First::moments>(x), slice<0, First::coefs>(c));
+    auto own = slice<1 + First::moments, Second::moments>(x);
+    auto b = Second::template apply<T>(concatenate(tuple(get<0>(a)), own),
                                              slice<First::coefs, Second::coefs>(c));
     return concatenate(tuple(get<0>(b)),
                        concatenate(slice<1, First::moments>(a), slice<1, Second::moments>(b)));
@@ -188,9 +188,9 @@ struct Step {
 
   template <class T, class X, class C>
   TORCHOPT_INLINE static auto apply(const X& x, const C& c) {
-    const auto p = get<inputs - 1>(x);
-    const auto g = get<0>(c) * get<0>(x) + term(get<1>(c), p);
-    const auto y = Rule::template apply<T>(concatenate(tuple(g), slice<1, Rule::moments>(x)),
+    auto p = get<inputs - 1>(x);
+    auto g = get<0>(c) * get<0>(x) + term(get<1>(c), p);
+    auto y = Rule::template apply<T>(concatenate(tuple(g), slice<1, Rule::moments>(x)),
                                            slice<4, Rule::coefs>(c));
     return concatenate(tuple(get<2>(c) * get<0>(y) + term(get<3>(c), p)), slice<1, Rule::moments>(y));
   }

@@ -2,6 +2,8 @@
 // A tuple small enough for device code, and the function attributes that host and device share.
 #pragma once
 
+#include <cstddef>
+#include <type_traits>
 #include <utility>
 
 #if defined(__CUDACC__)
@@ -17,41 +19,45 @@
 
 namespace torchopt {
 
-template <class... T>
-struct Tuple;
-
-template <>
-struct Tuple<> {
-  static constexpr int size = 0;
-};
-
-template <class Head, class... Tail>
-struct Tuple<Head, Tail...> {
-  static constexpr int size = 1 + sizeof...(Tail);
-  Head head;
-  Tuple<Tail...> tail;
-};
-
-TORCHOPT_INLINE Tuple<> tuple() { return {}; }
-
-template <class Head, class... Tail>
-TORCHOPT_INLINE Tuple<Head, Tail...> tuple(Head head, Tail... tail) {
-  return {head, tuple(tail...)};
-}
-
-template <int I, class Head, class... Tail>
-TORCHOPT_INLINE auto get(const Tuple<Head, Tail...>& t) {
-  if constexpr (I == 0) {
-    return t.head;
-  } else {
-    return get<I - 1>(t.tail);
-  }
-}
-
-template <int N>
-using Indices = std::make_integer_sequence<int, N>;
+// Not std::integer_sequence, whose namespace would then be searched for functions such as max.
 template <int... I>
-using Sequence = std::integer_sequence<int, I...>;
+struct Sequence {};
+template <int... I>
+Sequence<I...> sequence_of(std::integer_sequence<int, I...>);
+template <int N>
+using Indices = decltype(sequence_of(std::make_integer_sequence<int, N>{}));
+
+// Values that are found by number. Each is a base of its own, so that finding one does not pass through the others: a
+// compiler makes one function for each number and type, whatever the values beside it.
+template <int I, class T>
+struct Entry {
+  T value;
+};
+template <class Numbers, class... T>
+struct Entries;
+template <int... I, class... T>
+struct Entries<Sequence<I...>, T...> : Entry<I, T>... {
+  static constexpr int size = sizeof...(T);
+};
+
+template <int... I, class... T>
+TORCHOPT_INLINE Entries<Sequence<I...>, T...> entries(Sequence<I...>, const T&... values) {
+  return {{values}...};
+}
+
+template <int I, class T>
+TORCHOPT_INLINE const T& get(const Entry<I, T>& entry) {
+  return entry.value;
+}
+
+// Those whose numbers are 0, 1, 2, ...
+template <class... T>
+using Tuple = Entries<Indices<int(sizeof...(T))>, T...>;
+
+template <class... T>
+TORCHOPT_INLINE Tuple<T...> tuple(const T&... values) {
+  return {{values}...};
+}
 
 template <int Begin, class T, int... I>
 TORCHOPT_INLINE auto slice(const T& t, Sequence<I...>) {
@@ -75,3 +81,11 @@ TORCHOPT_INLINE auto concatenate(const A& a, const B& b) {
 }
 
 }  // namespace torchopt
+
+// For structured bindings.
+template <class Numbers, class... T>
+struct std::tuple_size<torchopt::Entries<Numbers, T...>> : std::integral_constant<std::size_t, sizeof...(T)> {};
+template <std::size_t I, class Numbers, class... T>
+struct std::tuple_element<I, torchopt::Entries<Numbers, T...>> {
+  using type = std::decay_t<decltype(torchopt::get<int(I)>(std::declval<torchopt::Entries<Numbers, T...>>()))>;
+};

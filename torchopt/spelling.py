@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
+import weakref
+from collections.abc import Callable, Mapping
+from types import FunctionType
+from typing import Any, ParamSpec, TypeVar
 
 from typing_extensions import TypedDict
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-__all__ = ['OptaxAdam', 'OptaxRate', 'OptaxRmsProp', 'also_spelled']
+__all__ = ['OptaxAdam', 'OptaxRate', 'OptaxRmsProp', 'also_spelled', 'renamer_of']
 
 _P = ParamSpec('_P')
 _T = TypeVar('_T')
@@ -37,12 +37,16 @@ class OptaxRmsProp(OptaxRate, total=False):
     decay: Any
 
 
-class TwoVocabularies(Protocol):
-    """A function that :func:`also_spelled` decorates."""
+_RENAMERS: weakref.WeakKeyDictionary[Any, Callable[..., dict[str, Any]]] = weakref.WeakKeyDictionary()
 
-    first_names: Callable[..., dict[str, Any]]
-    """``first_names(given, defaults)`` renames keyword arguments to their first names.  If only a part of an argument
-    is given (``b1`` alone), the rest comes from the defaults."""
+
+def renamer_of(function: Any) -> Callable[..., dict[str, Any]] | None:
+    """The renaming of the arguments of a function that :func:`also_spelled` decorates; None for other functions.
+
+    ``renamer(given, defaults=None)`` renames keyword arguments to their first names.  If only a part of an argument is
+    given (``b1`` alone), the rest comes from the defaults.
+    """
+    return _RENAMERS.get(function) if isinstance(function, FunctionType) else None
 
 
 def also_spelled(**second_names: str) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
@@ -93,7 +97,7 @@ def also_spelled(**second_names: str) -> Callable[[Callable[_P, _T]], Callable[_
             rest: Any = args[len(positional) :]  # too many: Python raises the error
             return function(*rest, **first_names({**given, **kwargs}))
 
-        accept.first_names = first_names  # type: ignore[attr-defined]
+        _RENAMERS[accept] = first_names
         accept.__signature__ = full.replace(parameters=parameters)  # type: ignore[attr-defined]
         return accept
 

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many digits solvers reach on NIST's regressions: ``python -m benchmarks.least_squares`` prints a table.
+
+Each of the 18 sets has two starts. A digit is right if all parameters agree with the certified ones to it. Every solver
+has one setting: at most 2000 iterations, and tolerances of 1e-14. SciPy's ``lm`` is MINPACK's, with Jacobians by automatic
+differentiation and its scaling of variables.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import scipy.optimize
+import torch
+from torch import Tensor
+
+import torchopt
+from tests.solver.problems import nist_strd
+
+LIMIT, TOL = 2000, 1e-14
+
+
+def levenberg_marquardt(problem: nist_strd.Regression, start: Tensor) -> Tensor:
+    solver = torchopt.LevenbergMarquardt(
+        problem.residual,
+        maxiter=LIMIT,
+        stop_criterion='madsen-nielsen',
+        tol=TOL,
+        xtol=TOL,
+        gtol=TOL,
+        solver='qr',
+        geodesic=True,
+    )
+    return solver.run(start).params
+
+
+def gauss_newton(problem: nist_strd.Regression, start: Tensor) -> Tensor:
+    return torchopt.GaussNewton(problem.residual, maxiter=LIMIT, tol=TOL).run(start).params
+
+
+def lbfgs(problem: nist_strd.Regression, start: Tensor) -> Tensor:
+    solver = torchopt.LBFGS(lambda b: problem.residual(b).square().sum(), maxiter=LIMIT, tol=TOL)
+    return solver.run(start).params
+
+
+def scipy_lm(problem: nist_strd.Regression, start: Tensor) -> Tensor:
+    options: dict[str, Any] = {'xtol': TOL, 'ftol': TOL, 'gtol': TOL, 'max_nfev': LIMIT, 'x_scale': 'jac'}
+    return torchopt.ScipyLeastSquares(fun=problem.residual, method='lm', options=options).run(start).params
+
+
+SOLVERS: dict[str, Callable[[nist_strd.Regression, Tensor], Tensor]] = {
+    '`LevenbergMarquardt`': levenberg_marquardt,
+    '`GaussNewton`': gauss_newton,
+    '`LBFGS`': lbfgs,
+    "SciPy's `lm`": scipy_lm,
+}
+
+
+def main() -> None:
+    warnings.simplefilter('ignore')
+    torch.set_num_threads(1)
+    print(f'| set | {" | ".join(SOLVERS)} |')
+    print(f'|---|{"---|" * len(SOLVERS)}')
+    solved = dict.fromkeys(SOLVERS, 0)
+    for name in nist_strd.MODELS:
+        problem, cells = nist_strd.load(name), []
+        for label, solve in SOLVERS.items():
+            digits = []
+            for start in problem.starts:
+                try:
+                    digits.append(problem.digits(solve(problem, start)))
+                except (RuntimeError, ValueError):  # values that are not finite
+                    digits.append(0.0)
+            solved[label] += sum(d >= 6 for d in digits)
+            cells.append(', '.join(f'{d:.1f}' for d in digits))
+        print(f'| {name} | {" | ".join(cells)} |', flush=True)
+    print(f'| **6 digits, of 36** | {" | ".join(str(n) for n in solved.values())} |')
+
+
+if __name__ == '__main__':
+    main()

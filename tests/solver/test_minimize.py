@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Solvers of smooth problems: solutions and derivatives against closed forms, JAXopt, and one another."""
+
+from __future__ import annotations
+
+import functools
+import pickle
+from typing import Any, NamedTuple
+
+import jax
+import jaxopt
+import numpy as np
+import pytest
+import torch
+
+import torchopt
+from torchopt.solver import Status
+
+jax.config.update('jax_enable_x64', True)
+
+X = torch.randn(20, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+Y = torch.randn(20, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+START = torch.zeros(3, dtype=torch.float64)
+PENALTY = torch.tensor(0.3, dtype=torch.float64)
+
+
+def ridge(w: torch.Tensor, penalty: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return 0.5 * ((x @ w - y) ** 2).mean() + 0.5 * penalty * (w @ w)
+
+
+def solution(penalty: torch.Tensor, x: torch.Tensor = X, y: torch.Tensor = Y) -> torch.Tensor:
+    return torch.linalg.solve(x.mT @ x / len(y) + penalty * torch.eye(3, dtype=x.dtype), x.mT @ y / len(y))
+
+
+class Case(NamedTuple):
+    """A solver for the table.
+
+    Attributes:
+        make: ``make(fun, **options)`` makes the solver.
+        args: What ``run`` takes between the parameters and the data.
+        tol: The tolerance to reach.
+    """
+
+    make: Any
+    args: tuple[Any, ...] = ()
+    tol: float = 1e-10
+
+
+LARGE = torch.full((3,), 10.0, dtype=torch.float64)
+CASES = {
+    'LBFGS': Case(torchopt.LBFGS),
+    'LBFGS, hager-zhang': Case(functools.partial(torchopt.LBFGS, linesearch='hager-zhang')),
+    'LBFGS, backtracking': Case(functools.partial(torchopt.LBFGS, linesearch='backtracking')),
+    'LBFGS, no memory': Case(functools.partial(torchopt.LBFGS, history_size=0), tol=1e-8),
+    'LBFGS, memory of 2': Case(functools.partial(torchopt.LBFGS, history_size=2, use_gamma=False)),
+    'BFGS': Case(torchopt.BFGS),
+    'NonlinearCG': Case(torchopt.NonlinearCG, tol=1e-8),
+    'NonlinearCG, fletcher-reeves': Case(functools.partial(torchopt.NonlinearCG, method='fletcher-reeves'), tol=1e-8),
+    'NonlinearCG, hestenes-stiefel': Case(functools.partial(torchopt.NonlinearCG, method='hestenes-stiefel')),
+    'LBFGSB': Case(torchopt.LBFGSB, ((-LARGE, LARGE),)),
+    'LBFGSB without bounds': Case(torchopt.LBFGSB, (None,)),
+    'GradientDescent': Case(torchopt.GradientDescent, tol=1e-7),
+    'GradientDescent, constant': Case(functools.partial(torchopt.GradientDescent, stepsize=0.5), tol=1e-8),
+    'ArmijoSGD': Case(torchopt.ArmijoSGD, tol=1e-6),
+    'PolyakSGD': Case(functools.partial(torchopt.PolyakSGD, max_stepsize=0.5), tol=1e-8),
+    'OptaxSolver': Case(lambda fun, **options: torchopt.OptaxSolver(fun, torchopt.sgd(0.5), **options), tol=1e-8),
+}
+table = pytest.mark.parametrize('case', CASES.values(), ids=CASES)
+
+
+def run(case: Case, penalty: Any, *, fun: Any = ridge, start: Any = START, data: Any = (X, Y), **options: Any) -> Any:
+    solver = case.make(fun, maxiter=1000, tol=case.tol, **options)
+    return solver.run(start, *case.args, penalty, *data)
+
+
+@table
+def test_solution_and_status(case: Case) -> None:
+    params, state = run(case, 0.3)
+    torch.testing.assert_close(params, solution(PENALTY), atol=20 * case.tol, rtol=0)
+    assert int(state.status) == Status.CONVERGED
+    assert state.error <= case.tol
+    assert all(isinstance(x, torch.Tensor) for x in torchopt.tree.leaves(state))
+
+
+UNROLLED = ('LBFGS', 'LBFGS, hager-zhang', 'BFGS', 'LBFGSB', 'GradientDescent, constant', 'PolyakSGD', 'OptaxSolver')
+
+
+@pytest.mark.parametrize(
+    ('name', 'options'),
+    [(name, {'implicit_diff': True}) for name in CASES] + [(name, {'implicit_diff': False}) for name in UNROLLED],
+    ids=str,
+)
+def test_derivatives(name: str, options: dict[str, Any]) -> None:
+    case, penalty = CASES[name], PENALTY
+    expected = torch.func.jacrev(solution)(penalty)
+
+    def solve(penalty: torch.Tensor) -> torch.Tensor:
+        return run(case, penalty, **options).params
+
+    torch.testing.assert_close(torch.func.jacfwd(solve)(penalty), expected, atol=2e-4, rtol=1e-4)
+    leaf = penalty.clone().requires_grad_()
+    (found,) = torch.autograd.grad(solve(leaf).sum(), leaf)
+    torch.testing.assert_close(found, expected.sum(), atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize('options', [{}, {'implicit_diff': False}, {'implicit_diff': False, 'unroll': 'checkpoint'}])
+def test_second_derivatives_and_closures(options: dict[str, Any]) -> None:
+    penalty = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    fun = functools.partial(ridge, penalty=penalty, x=X, y=Y)
+    params = torchopt.LBFGS(fun, tol=1e-12, **options).run(START).params
+    (first,) = torch.autograd.grad(params.sum(), penalty, create_graph=True)
+    (second,) = torch.autograd.grad(first, penalty)
+    torch.testing.assert_close(first, torch.func.grad(lambda p: solution(p).sum())(penalty), atol=1e-4, rtol=1e-4)
+    expected = torch.func.hessian(lambda p: solution(p).sum())(penalty)
+    torch.testing.assert_close(second, expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize('case', [CASES[name] for name in (*UNROLLED, 'NonlinearCG', 'ArmijoSGD')], ids=str)
+def test_batches_stop_one_by_one(case: Case) -> None:
+    penalties = torch.tensor([0.03, 0.3, 1.0], dtype=torch.float64)
+    batch = torch.vmap(lambda penalty: run(case, penalty))(penalties)
+    alone = [run(case, penalty) for penalty in penalties]
+    for i, one in enumerate(alone):
+        torch.testing.assert_close(batch.params[i], one.params, atol=1e-6, rtol=0)
+    steps = [int(one.state.iter_num) for one in alone]
+    assert all(abs(a - b) <= 2 for a, b in zip(batch.state.iter_num.tolist(), steps)) or max(steps) > 100
+    assert batch.state.status.tolist() == [Status.CONVERGED] * 3
+
+
+@table
+def test_steps_one_by_one(case: Case) -> None:
+    solver = case.make(ridge, maxiter=4, tol=case.tol)
+    params, state = START, solver.init_state(START, *case.args, 0.3, X, Y)
+    for _ in range(4):
+        params, state = solver.update(params, state, *case.args, 0.3, X, Y)
+    whole = solver.run(START, *case.args, 0.3, X, Y)
+    torch.testing.assert_close(params, whole.params, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(state.error, whole.state.error, atol=1e-9, rtol=1e-6)
+
+
+@table
+def test_trees_auxiliary_output_and_names(case: Case) -> None:
+    def fun(params: Any, *, x: torch.Tensor, y: torch.Tensor, penalty: float) -> Any:
+        w = torch.cat([params['a'].reshape(-1), params['b'][0].reshape(1)])
+        return ridge(w, penalty, x, y), x @ w
+
+    start = {'a': torch.zeros(2, 1, dtype=torch.float64), 'b': (torch.zeros((), dtype=torch.float64), None)}
+    bounds = case.args and ((None if case.args[0] is None else (-10.0, 10.0)),)
+    solver = case.make(fun, has_aux=True, maxiter=1000, tol=case.tol)
+    params, state = solver.run(start, *bounds, x=X, y=Y, penalty=0.3)
+    w = torch.cat([params['a'].reshape(-1), params['b'][0].reshape(1)])
+    torch.testing.assert_close(w, solution(PENALTY), atol=20 * case.tol, rtol=0)
+    assert params['a'].shape == (2, 1)
+    assert params['b'][1] is None
+    torch.testing.assert_close(state.aux, X @ w, atol=1e-2, rtol=0)
+
+
+@table
+def test_given_gradients(case: Case) -> None:
+    def fun(w: torch.Tensor, penalty: float, x: torch.Tensor, y: torch.Tensor) -> Any:
+        residual = x @ w - y
+        value = 0.5 * (residual**2).mean() + 0.5 * penalty * (w @ w)
+        return value, x.mT @ residual / len(y) + penalty * w
+
+    params = run(case, 0.3, fun=fun, value_and_grad=True).params
+    torch.testing.assert_close(params, solution(PENALTY), atol=20 * case.tol, rtol=0)
+
+
+@table
+def test_attributes_and_pickling(case: Case) -> None:
+    solver = case.make(ridge, tol=case.tol)
+    values = dict(zip(solver.attribute_names(), solver.attribute_values()))
+    assert values['tol'] == case.tol
+    if not isinstance(solver, torchopt.OptaxSolver):
+        assert pickle.loads(pickle.dumps(solver)).tol == case.tol
+    error = solver.l2_optimality_error(solution(PENALTY), *case.args, 0.3, X, Y)
+    assert error < 1e-12
+
+
+def rosenbrock(x: Any) -> Any:
+    return (100.0 * (x[1:] - x[:-1] ** 2) ** 2 + (1.0 - x[:-1]) ** 2).sum()
+
+
+def logistic(w: Any, x: Any, y: Any, np: Any) -> Any:
+    return np.log(1.0 + np.exp(-y * (x @ w))).mean() + 0.05 * (w * w).sum()
+
+
+@pytest.mark.parametrize('name', ['LBFGS', 'BFGS', 'NonlinearCG', 'GradientDescent'])
+def test_same_solution_and_jacobian_as_jaxopt(name: str) -> None:
+    signs = torch.sign(Y)
+
+    def ours(x: torch.Tensor) -> torch.Tensor:
+        solver = getattr(torchopt, name)(lambda w, x: logistic(w, x, signs, torch), tol=1e-9, maxiter=200)
+        return solver.run(START, x).params
+
+    solver = (
+        getattr(jaxopt, name)(
+            lambda w, x: logistic(w, x, signs.numpy(), jax.numpy), tol=1e-9, maxiter=200, stepsize=0.0
+        )
+        if name != 'NonlinearCG'
+        else jaxopt.NonlinearCG(lambda w, x: logistic(w, x, signs.numpy(), jax.numpy), tol=1e-9, maxiter=200)
+    )
+    x = X.numpy()
+    value, pullback = jax.vjp(lambda x: solver.run(np.zeros(3), x).params, x)
+    np.testing.assert_allclose(ours(X).numpy(), value, atol=1e-8)
+    (expected,) = pullback(np.ones(3))
+    found = torch.func.grad(lambda x: ours(x).sum())(X)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('name', 'options'),
+    [
+        ('PolyakSGD', {}),
+        ('PolyakSGD', {'variant': 'SPS+', 'momentum': 0.3}),
+        ('ArmijoSGD', {}),
+        ('ArmijoSGD', {'reset_option': 'goldstein', 'momentum': 0.5}),
+        ('ArmijoSGD', {'reset_option': 'conservative'}),
+        ('GradientDescent', {}),
+        ('GradientDescent', {'acceleration': False}),
+        ('GradientDescent', {'stepsize': lambda k: 0.1 / (k + 1) ** 0.5}),
+    ],
+    ids=str,
+)
+def test_same_iterates_as_jaxopt(name: str, options: dict[str, Any]) -> None:
+    """The first 12, before rounding errors grow."""
+    x, y = X.numpy(), Y.numpy()
+    ours = getattr(torchopt, name)(ridge, maxiter=12, tol=1e-9, **options).run(START, 0.3, X, Y)
+    theirs = getattr(jaxopt, name)(
+        lambda w: 0.5 * ((x @ w - y) ** 2).mean() + 0.15 * (w @ w), maxiter=12, tol=1e-9, **options
+    ).run(np.zeros(3))
+    np.testing.assert_allclose(ours.params.numpy(), theirs.params, atol=1e-8)
+    for field in ('iter_num', 'error', 'stepsize'):
+        found, expected = getattr(ours.state, field), getattr(theirs.state, field)
+        np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize('name', ['PolyakSGD', 'ArmijoSGD'])
+def test_batches_of_data_as_in_jaxopt(name: str) -> None:
+    def fun(w: Any, data: Any) -> Any:
+        return ((data[0] @ w - data[1]) ** 2).mean()
+
+    batches = [(X[i : i + 5], Y[i : i + 5]) for i in range(0, 20, 5)] * 3
+    ours = getattr(torchopt, name)(fun, maxiter=9).run_iterator(START, iter(batches))
+    theirs = getattr(jaxopt, name)(fun, maxiter=9).run_iterator(
+        np.zeros(3), iter([(x.numpy(), y.numpy()) for x, y in batches])
+    )
+    np.testing.assert_allclose(ours.params.numpy(), theirs.params, atol=1e-8)
+    assert int(ours.state.iter_num) == 9
+
+
+@pytest.mark.parametrize('make', [torchopt.adam, torch.optim.Adam], ids=['transformation', 'torch.optim'])
+def test_optax_solver_takes_the_steps_of_torch(make: Any) -> None:
+    opt = make(0.01) if make is torchopt.adam else functools.partial(make, lr=0.01)
+    found = torchopt.OptaxSolver(ridge, opt, maxiter=20, tol=0.0).run(START, 0.3, X, Y)
+    w = START.clone().requires_grad_()
+    optimizer = torch.optim.Adam([w], lr=0.01)
+    for _ in range(20):
+        optimizer.zero_grad()
+        ridge(w, 0.3, X, Y).backward()
+        optimizer.step()
+    torch.testing.assert_close(found.params, w.detach(), atol=1e-12, rtol=1e-12)
+    assert int(found.state.status) == Status.MAXITER
+
+
+def test_complex_parameters() -> None:
+    goal = torch.tensor([1.0 + 2.0j, -3.0j], dtype=torch.complex128)
+    for name in ('LBFGS', 'BFGS', 'NonlinearCG'):
+        fun = lambda z: (z - goal).abs().square().sum() + (z.abs() ** 2).sum()  # noqa: E731
+        found = getattr(torchopt, name)(fun, tol=1e-10).run(torch.zeros(2, dtype=torch.complex128)).params
+        torch.testing.assert_close(found, goal / 2)
+
+
+def test_going_on_keeps_the_memory() -> None:
+    start = torch.tensor([-1.2, 1.0], dtype=torch.float64)
+    whole = torchopt.LBFGS(rosenbrock, maxiter=12, tol=1e-9).run(start)
+    half = torchopt.LBFGS(rosenbrock, maxiter=6, tol=1e-9).run(start)
+    rest = torchopt.LBFGS(rosenbrock, maxiter=6, tol=1e-9).run(half)
+    torch.testing.assert_close(rest.params, whole.params, atol=1e-8, rtol=1e-8)
+    assert int(rest.state.iter_num) == 12
+
+
+def test_memory_of_a_state_lies_where_jaxopt_puts_it() -> None:
+    solver = torchopt.LBFGS(rosenbrock, history_size=3, maxiter=5, tol=0.0)
+    start = torch.tensor([-1.2, 1.0], dtype=torch.float64)
+    points = [
+        solver.run(start).params
+        if k == 5
+        else torchopt.LBFGS(rosenbrock, history_size=3, maxiter=k, tol=0.0).run(start).params
+        for k in (3, 4, 5)
+    ]
+    state = solver.run(start).state
+    torch.testing.assert_close(state.s_history[4 % 3], points[2] - points[1])
+    torch.testing.assert_close(state.s_history[3 % 3], points[1] - points[0])
+    torch.testing.assert_close(1.0 / state.rho_history, (state.s_history * state.y_history).sum(1))

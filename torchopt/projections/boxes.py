@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Projections onto boxes, and onto balls and spheres of the 2-norm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from torchopt import checks, tree as trees
+from torchopt.numerics import in_single
+from torchopt.projections.leaves import as_bound, map_leaves
+
+__all__ = [
+    'projection_box',
+    'projection_hypercube',
+    'projection_l2_ball',
+    'projection_l2_sphere',
+    'projection_linf_ball',
+    'projection_non_negative',
+]
+
+
+def projection_non_negative(tree: Any) -> Any:
+    r"""Project onto the orthant :math:`p \ge 0`: :math:`p_i = \max(x_i, 0)`.
+
+    Args:
+        tree: Tree of real tensors.
+
+    Returns:
+        The projection, a tree of the same structure.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.projections.projection_non_negative({'w': torch.tensor([-1.0, 2.0])})
+        {'w': tensor([0., 2.])}
+    """
+    return map_leaves(torch.relu, tree)
+
+
+def projection_box(tree: Any, lower: Any, upper: Any) -> Any:
+    r"""Project onto the box :math:`l \le p \le u`: :math:`p_i = \min(\max(x_i, l_i), u_i)`.
+
+    Args:
+        tree: Tree of real tensors.
+        lower: The lower bound :math:`l`: a number, or a tree of numbers and tensors that equals ``tree`` or its top.
+            None where there is no bound.
+        upper: The upper bound :math:`u` likewise.  Where the bounds cross, it wins.
+
+    Returns:
+        The projection, a tree of the same structure.
+
+    Raises:
+        ValueError: If the structure of a bound is no prefix of that of ``tree``.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.projections.projection_box({'w': torch.tensor([-1.0, 0.5, 2.0])}, 0.0, {'w': 1.0})
+        {'w': tensor([0.0000, 0.5000, 1.0000])}
+    """
+
+    def clip(x: torch.Tensor, low: Any, high: Any) -> torch.Tensor:
+        x = x if low is None else torch.maximum(x, as_bound(low, x))
+        return x if high is None else torch.minimum(x, as_bound(high, x))
+
+    return map_leaves(
+        clip, tree, trees.broadcast_prefix(lower, tree, name='lower'), trees.broadcast_prefix(upper, tree, name='upper')
+    )
+
+
+def projection_hypercube(tree: Any, scale: Any = 1) -> Any:
+    r"""Project onto the hypercube :math:`0 \le p \le s`.
+
+    Args:
+        tree: Tree of real tensors.
+        scale: The side :math:`s`, a number or a tree, as the bounds of :func:`projection_box`.
+
+    Returns:
+        The projection, a tree of the same structure.
+
+    Raises:
+        ValueError: If the structure of ``scale`` is no prefix of that of ``tree``.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.projections.projection_hypercube([torch.tensor([-1.0, 0.5, 2.0])])
+        [tensor([0.0000, 0.5000, 1.0000])]
+    """
+    return projection_box(tree, 0, scale)
+
+
+def projection_l2_sphere(tree: Any, scale: Any = 1) -> Any:
+    r"""Project onto the sphere :math:`\|p\|_2 = s`: :math:`p = s\, x / \|x\|_2`.
+
+    Args:
+        tree: Tree of floating tensors.  Every point of the sphere is as near to zero: a tree of zeros gives NaN.
+        scale: The radius :math:`s \ge 0`, a number or a 0-d tensor.
+
+    Returns:
+        The projection, a tree of the same structure.
+
+    Raises:
+        ValueError: If ``scale`` is negative.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.projections.projection_l2_sphere([torch.tensor([3.0, 4.0])])
+        [tensor([0.6000, 0.8000])]
+    """
+    checks.at_least('scale', scale)
+    norm = trees.wide_norm(tree)
+    return map_leaves(in_single(lambda x: x / as_bound(norm, x) * as_bound(scale, x)), tree)
+
+
+def projection_l2_ball(tree: Any, scale: Any = 1) -> Any:
+    r"""Project onto the ball :math:`\|p\|_2 \le s`: :math:`p = s\, x / \max(\|x\|_2, s)`.
+
+    Args:
+        tree: Tree of floating tensors.
+        scale: The radius :math:`s > 0`, a number or a 0-d tensor.
+
+    Returns:
+        The projection, a tree of the same structure.
+
+    Raises:
+        ValueError: If ``scale`` is negative.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.projections.projection_l2_ball([torch.tensor([3.0, 4.0])], 10.0)
+        [tensor([3., 4.])]
+    """
+    checks.at_least('scale', scale)
+    norm = trees.wide_norm(tree)
+    bound = as_bound(scale, norm)
+    inside = (norm < bound) | (norm == 0)
+    # The larger of two, so that at the boundary each has half of the derivative.
+    divisor = torch.maximum(torch.where(inside, torch.ones_like(norm), norm), torch.where(inside, 1.0, bound))
+
+    @in_single
+    def shrink(x: torch.Tensor) -> torch.Tensor:
+        return torch.where(inside.to(x.device), x, x / as_bound(divisor, x) * as_bound(scale, x))
+
+    return map_leaves(shrink, tree)
+
+
+def projection_linf_ball(tree: Any, scale: Any = 1) -> Any:
+    r"""Project onto the ball :math:`\max_i |p_i| \le s`.
+
+    Args:
+        tree: Tree of real tensors.
+        scale: The radius :math:`s \ge 0`, a number or a 0-d tensor.
+
+    Returns:
+        The projection, a tree of the same structure.
+
+    Raises:
+        ValueError: If ``scale`` is negative.
+
+    Example:
+        >>> import torch, torchopt
+        >>> torchopt.projections.projection_linf_ball([torch.tensor([-3.0, 0.5])])
+        [tensor([-1.0000,  0.5000])]
+    """
+    checks.at_least('scale', scale)
+    return projection_box(tree, -scale, scale)

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The projection onto a polyhedron, a quadratic program."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from torchopt.numerics import as_python_scalar, eager
+from torchopt.projections.leaves import check_vector
+from torchopt.solver import OSQP, Status
+
+__all__ = ['projection_polyhedron']
+
+
+@eager
+def projection_polyhedron(
+    x: torch.Tensor, hyperparams: tuple[Any, Any, Any, Any], check_feasible: bool = True
+) -> torch.Tensor:
+    r"""Project onto the polyhedron :math:`A p = b, \; G p \le h`.
+
+    The quadratic program is solved by :class:`torchopt.OSQP`, to nearly the precision of the dtype.
+
+    Args:
+        x: A floating vector of :math:`n` elements.
+        hyperparams: :math:`(A, b, G, h)`: matrices of :math:`n` columns, and vectors.  A pair of None stands for no
+            equations, or no inequalities.
+        check_feasible: Whether to raise if the polyhedron is empty, which reads values.
+
+    Returns:
+        The projection, of the shape of ``x``.
+
+    Raises:
+        ValueError: If the shapes do not fit; or the polyhedron is empty, if that is checked.
+
+    Example:
+        >>> import torch, torchopt
+        >>> A, b = torch.tensor([[1.0, 1.0]]), torch.tensor([1.0])
+        >>> G, h = torch.tensor([[1.0, 0.0]]), torch.tensor([0.25])
+        >>> torchopt.projections.projection_polyhedron(torch.tensor([1.0, 0.0]), (A, b, G, h)).round(decimals=3)
+        tensor([0.2500, 0.7500])
+    """
+    check_vector(x)
+    if not isinstance(hyperparams, (tuple, list)) or len(hyperparams) != 4:
+        raise ValueError(f'Invalid hyperparams: a {type(hyperparams).__name__}; expected (A, b, G, h).')
+    A, b, G, h = hyperparams
+    # What rounding leaves of residuals, with room for matrices of some size.
+    solver = OSQP(tol=1e3 * torch.finfo(x.dtype).eps ** 0.75, maxiter=10000)
+    objective = torch.eye(len(x), dtype=x.dtype, device=x.device), -x
+    found, state = solver.run(None, objective, None if A is None else (A, b), None if G is None else (G, h))
+    if check_feasible and as_python_scalar(state.status) == Status.INFEASIBLE:
+        raise ValueError('The polyhedron is empty: no point satisfies hyperparams = (A, b, G, h).')
+    primal: torch.Tensor = found.primal
+    return primal
