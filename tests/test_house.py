@@ -28,7 +28,7 @@ LAYERS = {
         0: 'version numerics graphs sharding',
         1: 'rules norms preconditions spelling',
         2: '_C tree',
-        3: 'autodiff checks assignment isotonic scalars quasi_newton simplex',
+        3: 'autodiff checks assignment isotonic scalars quasi_newton',
         4: 'elementwise loop',
         5: 'base pytree second_order linear_solve linesearch projections prox perturbations microbatching '
         'distributed visual',
