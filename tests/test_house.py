@@ -370,6 +370,17 @@ def test_importing_loads_nothing_heavy() -> None:
     assert done.stdout.strip() == '[]'
 
 
+def test_edges_are_imported_when_they_are_named() -> None:
+    script = (
+        f'import sys, torchopt; names = {sorted(EDGES)}; loaded = [f"torchopt.{{n}}" in sys.modules for n in names]\n'
+        'from torchopt import visual\n'
+        'print(any(loaded), {*names} <= {*dir(torchopt)}, [getattr(torchopt, n).__name__ for n in names], '
+        'hasattr(torchopt, "edges"))'
+    )
+    done = subprocess.run([sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f'False True {[f"torchopt.{name}" for name in sorted(EDGES)]} False'
+
+
 HEAD = f'# {SPDX}\n"""A module."""\n'
 GOOD_PACKAGE = {
     '__init__.py': HEAD + 'from torchopt import visual\n__all__ = ["visual"]\n',
