@@ -171,7 +171,7 @@ class _Coordinates(NamedTuple):
     def part(self, rows: Tensor) -> _Coordinates:
         """Some of the problems of a batch."""
         linear = None if self.linear is None else self.linear[..., rows]
-        Q, l, u, factor = (v[..., rows] for v in (self.Q, self.l, self.u, self.factor))  # noqa: E741
+        Q, l, u, factor = (v[..., rows] for v in (self.Q, self.l, self.u, self.factor))
         return _Coordinates(Q, l, u, factor, linear)
 
     def sweep(self, x: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
