@@ -140,11 +140,11 @@ class _OfSamples(CompositeLinearFunction):
     curvature: float
     """An upper bound of the eigenvalues of the Hessian of the loss with respect to one prediction."""
 
-    def make_linop(self, data: Data) -> LinearOperator:  # type: ignore[override]
+    def make_linop(self, data: Data) -> LinearOperator:
         """The matrix of samples, ``X``."""
         return LinearOperator(data[0])
 
-    def columnwise_lipschitz_const(self, data: Data) -> Tensor:  # type: ignore[override]
+    def columnwise_lipschitz_const(self, data: Data) -> Tensor:
         """For each feature, the Lipschitz constant of the derivative with respect to its weights."""
         return self.make_linop(data).column_l2_norms(squared=True) * (self.curvature / self.count(data[1]))
 
@@ -165,7 +165,7 @@ class LeastSquares(_OfSamples):
 
     curvature = 1.0
 
-    def subfun(self, predictions: Tensor, data: Data) -> Tensor:  # type: ignore[override]
+    def subfun(self, predictions: Tensor, data: Data) -> Tensor:
         """Half of the mean of the squared residuals."""
         return 0.5 * (predictions - data[1]).square().mean()
 
@@ -173,7 +173,7 @@ class LeastSquares(_OfSamples):
         """The number of residuals in the mean, over all outputs."""
         return max(y.numel(), 1)
 
-    def __call__(self, W: Tensor, data: Data) -> Tensor:  # type: ignore[override]
+    def __call__(self, W: Tensor, data: Data) -> Tensor:
         r"""Least squares, :math:`\frac{1}{2 n} \|X W - y\|_2^2`.
 
         Args:
@@ -204,11 +204,11 @@ class MulticlassLogreg(_OfSamples):
 
     curvature = 0.5
 
-    def subfun(self, predictions: Tensor, data: Data) -> Tensor:  # type: ignore[override]
+    def subfun(self, predictions: Tensor, data: Data) -> Tensor:
         """The mean logistic loss of the predictions."""
         return losses.softmax_cross_entropy_with_integer_labels(predictions, data[1]).mean()
 
-    def __call__(self, W: Tensor, data: Data) -> Tensor:  # type: ignore[override]
+    def __call__(self, W: Tensor, data: Data) -> Tensor:
         r"""Multiclass logistic regression, :math:`\frac{1}{n} \sum_i \ell(W^\top x_i, y_i)`.
 
         Args:
@@ -239,11 +239,11 @@ class BinaryLogreg(_OfSamples):
 
     curvature = 0.25
 
-    def subfun(self, predictions: Tensor, data: Data) -> Tensor:  # type: ignore[override]
+    def subfun(self, predictions: Tensor, data: Data) -> Tensor:
         """The mean logistic loss of the predictions."""
         return losses.sigmoid_binary_cross_entropy(predictions, data[1].to(predictions.dtype)).mean()
 
-    def __call__(self, w: Tensor, data: Data) -> Tensor:  # type: ignore[override]
+    def __call__(self, w: Tensor, data: Data) -> Tensor:
         r"""Logistic regression, :math:`\frac{1}{n} \sum_i \ell(w^\top x_i, y_i)`.
 
         Args:
@@ -278,20 +278,20 @@ class MulticlassLinearSvmDual(CompositeLinearFunction):
         tensor(-0.5000)
     """
 
-    def subfun(self, predictions: Tensor, l2reg: Any, data: Data) -> Tensor:  # type: ignore[override]
+    def subfun(self, predictions: Tensor, l2reg: Any, data: Data) -> Tensor:
         r"""The quadratic part as a function of the ``predictions`` :math:`X^\top \beta`."""
         X, Y = data
         return (0.5 / l2reg) * (X.T @ Y - predictions).square().sum()
 
-    def make_linop(self, l2reg: Any, data: Data) -> LinearOperator:  # type: ignore[override]
+    def make_linop(self, l2reg: Any, data: Data) -> LinearOperator:
         """The transpose of the matrix of samples."""
         return LinearOperator(data[0].T)
 
-    def columnwise_lipschitz_const(self, l2reg: Any, data: Data) -> Tensor:  # type: ignore[override]
+    def columnwise_lipschitz_const(self, l2reg: Any, data: Data) -> Tensor:
         """For each sample, the Lipschitz constant of the derivative with respect to its row."""
         return self.make_linop(l2reg, data).column_l2_norms(squared=True) / l2reg
 
-    def b(self, l2reg: Any, data: Data) -> Tensor:  # type: ignore[override]
+    def b(self, l2reg: Any, data: Data) -> Tensor:
         """The coefficients of the linear term, :math:`Y - 1`."""
         return data[1] - 1
 

@@ -151,8 +151,8 @@ class BlockCoordinateDescent(IterativeSolver):
             gradient = self._subfun.gradient(predictions, *args, **kwargs)
         count = len(rows)
         error = numbers(torch.as_tensor(square).sqrt())[0]
-        counts = (evaluated + count for evaluated in state[4:7])
-        new = BlockCDState(state.iter_num + 1, error, predictions, gradient, *counts, state.status)
+        evaluated = state.num_fun_eval + count, state.num_prox_eval + count, state.num_grad_eval + count
+        new = BlockCDState(state.iter_num + 1, error, predictions, gradient, *evaluated, state.status)
         return OptStep(torch.stack(rows), new)
 
     def optimality_fun(self, params: Any, hyperparams_prox: Any = None, *args: Any, **kwargs: Any) -> Any:

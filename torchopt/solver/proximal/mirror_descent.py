@@ -158,9 +158,9 @@ class MirrorDescent(IterativeSolver):
         size = stepsize_at(self.stepsize, state.iter_num)
         _, gradient, aux = self._objective(params, *args, **kwargs)
         new = self.projection_grad(params, gradient, size, hyperparams_proj)
-        counts = (count + 1 for count in state[3:6])
+        evaluated = state.num_fun_eval + 1, state.num_grad_eval + 1, state.num_proj_eval + 1
         error = norm(minus(new, params)) / size
-        return OptStep(new, MirrorDescentState(state.iter_num + 1, error, aux, *counts, state.status))
+        return OptStep(new, MirrorDescentState(state.iter_num + 1, error, aux, *evaluated, state.status))
 
     @eager
     def run(self, init_params: Any, hyperparams_proj: Any = None, *args: Any, **kwargs: Any) -> OptStep:

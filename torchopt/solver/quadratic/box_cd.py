@@ -168,6 +168,12 @@ class _Coordinates(NamedTuple):
         factor = torch.where(linear, 1.0, curvature).reciprocal()
         return cls(Q, l, u, factor, linear if not is_readable(linear) or bool(linear.any()) else None)
 
+    def part(self, rows: Tensor) -> _Coordinates:
+        """Some of the problems of a batch."""
+        linear = None if self.linear is None else self.linear[..., rows]
+        Q, l, u, factor = (v[..., rows] for v in (self.Q, self.l, self.u, self.factor))
+        return _Coordinates(Q, l, u, factor, linear)
+
     def sweep(self, x: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Minimize over each variable in turn; the new variables, their slopes, and the sum of their changes."""
         new, changes = [], []
@@ -215,7 +221,7 @@ def _descend(
                 break
             # The batch is made smaller where that pays for the copies.
             if 2 * left < len(running):
-                problems = _Coordinates(*(v if v is None else v[..., running] for v in problems))
+                problems = problems.part(running)
                 x, slope, alive, running = x[:, running], slope[:, running], alive[running], running[running]
     return end.reshape((*batch, -1)), counts.reshape(batch), errors.reshape(batch)
 

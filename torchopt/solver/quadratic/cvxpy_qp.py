@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -101,7 +102,7 @@ class CvxpyQP(Solver):
 
     def _solve(self, data: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         try:
-            import cvxpy
+            cvxpy: Any = importlib.import_module('cvxpy')
         except ImportError:
             raise ImportError('CvxpyQP needs cvxpy: `pip install torchopt[cvxpy]`, or use OSQP.') from None
         given = {name: np.array(_without_wrappers(value).tolist()).reshape(value.shape) for name, value in data.items()}

@@ -225,10 +225,10 @@ class OneSided:
         (A, G), ((b, eq), (h, ineq)) = self.parts, self.duals
         stationarity = product(self.Q, x) + self.c
         of_equations = of_inequalities = None
-        if A is not None:
+        if A is not None and y is not None:
             stationarity = stationarity + product(A.mT, y)
             of_equations = eq.unpack(product(A, x) - b)
-        if G is not None:
+        if G is not None and multipliers is not None:
             stationarity = stationarity + product(G.mT, multipliers)
             of_inequalities = ineq.unpack(inequality_residual(product(G, x) - h, multipliers))
         return KKTSolution(self.x.unpack(stationarity), of_equations, of_inequalities)
