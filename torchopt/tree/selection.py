@@ -84,9 +84,9 @@ def partition(tree: Any, predicate: Callable[[Any], bool]) -> tuple[Any, Any]:
         >>> arguments = {'b': None, 'mode': 'mean', 'w': torch.ones(2)}
         >>> tensors, rest = torchopt.tree.partition(arguments, torch.is_tensor)
         >>> tensors, rest
-        ({'w': tensor([1., 1.]), 'b': None, 'mode': None}, {'w': None, 'b': None, 'mode': 'mean'})
+        ({'b': None, 'mode': None, 'w': tensor([1., 1.])}, {'b': None, 'mode': 'mean', 'w': None})
         >>> torchopt.tree.combine(torchopt.tree.map(lambda x: 2 * x, tensors), rest)
-        {'w': tensor([2., 2.]), 'b': None, 'mode': 'mean'}
+        {'b': None, 'mode': 'mean', 'w': tensor([2., 2.])}
     """
     chosen = Selection(tree, predicate)
     return chosen.alone(chosen.selected), chosen.rest()
