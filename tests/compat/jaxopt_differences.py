@@ -4,15 +4,7 @@
 from __future__ import annotations
 
 # Missing names.
-NOT_YET = frozenset(
-    {
-        'jaxopt.projection.kl_projection_birkhoff',
-        'jaxopt.projection.kl_projection_transport',
-        'jaxopt.projection.projection_birkhoff',
-        'jaxopt.projection.projection_polyhedron',
-        'jaxopt.projection.projection_transport',
-    }
-)
+NOT_YET: frozenset[str] = frozenset()
 
 # Internal methods of JAXopt, which are parts of one step.
 INTERNAL = frozenset(

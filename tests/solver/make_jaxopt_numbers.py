@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write ``tests/data/jaxopt_solvers.json``: what JAXopt 0.8.5 computes for the problems of ``jaxopt_problems.py``.
 
-Run it as ``python -m tests.solver.make_jaxopt_numbers`` in the root of the repository.  JAX compiles for minutes, so
-the tests read the file instead.
+Run it as ``python tests/solver/make_jaxopt_numbers.py``.  JAX compiles for minutes, so the tests read the file.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ with warnings.catch_warnings():
     warnings.simplefilter('ignore', DeprecationWarning)
     import jaxopt
 
-from tests.solver.jaxopt_problems import PROBLEMS, STEPS
+sys.path.insert(0, str(Path(__file__).parent))
+from jaxopt_problems import PROBLEMS, STEPS
 
 PATH = Path(__file__).parents[1] / 'data' / 'jaxopt_solvers.json'
 

@@ -27,21 +27,27 @@ __all__ = [
 ]
 
 
+def _of_one_shape(x: Any, y: Any) -> tuple[Tensor, Tensor]:
+    x, y = torch.as_tensor(x), torch.as_tensor(y)
+    shape = torch.broadcast_shapes(x.shape, y.shape)  # type: ignore[no-untyped-call]
+    return x.expand(shape), y.expand(shape)
+
+
 def huber_loss(target: Tensor, pred: Tensor, delta: float = 1.0) -> Tensor:
     """Huber's loss: see :func:`torchopt.losses.huber_loss`."""
-    pred, target = torch.broadcast_tensors(torch.as_tensor(pred), torch.as_tensor(target))  # type: ignore[no-untyped-call]
+    pred, target = _of_one_shape(pred, target)
     return losses.huber_loss(pred, target, delta=delta)
 
 
 def binary_logistic_loss(label: Tensor, logit: Tensor) -> Tensor:
     """The logistic loss of labels 0 and 1: see :func:`torchopt.losses.sigmoid_binary_cross_entropy`."""
-    label, logit = torch.broadcast_tensors(torch.as_tensor(label), torch.as_tensor(logit))  # type: ignore[no-untyped-call]
+    label, logit = _of_one_shape(label, logit)
     return losses.sigmoid_binary_cross_entropy(logit, label.to(logit.dtype))
 
 
 def binary_sparsemax_loss(label: Tensor, logit: Tensor) -> Tensor:
     """The sparsemax loss of labels 0 and 1: see :func:`torchopt.losses.sparsemax_loss`."""
-    label, logit = torch.broadcast_tensors(torch.as_tensor(label), torch.as_tensor(logit))  # type: ignore[no-untyped-call]
+    label, logit = _of_one_shape(label, logit)
     return losses.sparsemax_loss(logit, label)
 
 
@@ -72,7 +78,7 @@ def sparse_sigmoid(x: Tensor) -> Tensor:
 
 def _signed(label: Any, score: Any) -> tuple[Tensor, Tensor]:
     """The score, and labels -1 and 1 for 0 and 1, of one shape."""
-    label, score = torch.broadcast_tensors(torch.as_tensor(label), torch.as_tensor(score))  # type: ignore[no-untyped-call]
+    label, score = _of_one_shape(label, score)
     return score, 2 * label.to(score.dtype) - 1
 
 

@@ -6,10 +6,20 @@ from __future__ import annotations
 from typing import Any
 
 from torchopt import projections
+from torchopt.polytopes import (
+    kl_projection_birkhoff,
+    kl_projection_transport,
+    projection_birkhoff,
+    projection_polyhedron,
+    projection_transport,
+)
 from torchopt.projections import projection_affine_set, projection_box_section, projection_sparse_simplex
 
 __all__ = [
+    'kl_projection_birkhoff',
+    'kl_projection_transport',
     'projection_affine_set',
+    'projection_birkhoff',
     'projection_box',
     'projection_box_section',
     'projection_halfspace',
@@ -21,8 +31,10 @@ __all__ = [
     'projection_l2_sphere',
     'projection_linf_ball',
     'projection_non_negative',
+    'projection_polyhedron',
     'projection_simplex',
     'projection_sparse_simplex',
+    'projection_transport',
 ]
 
 

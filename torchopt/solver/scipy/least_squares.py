@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt.projections import projection_box
 from torchopt.solver.base import OptStep
 from torchopt.solver.least_squares.residuals import Residuals
 from torchopt.solver.objective import Objective
@@ -22,6 +21,7 @@ from torchopt.solver.scipy.wrapper import (
     bounded_signature,
     box_residual,
     check_bounds,
+    into_box,
     load_optimize,
     required,
     with_limit,
@@ -137,7 +137,7 @@ class ScipyLeastSquares(ScipyWrapper):
         )
         params = bridge.tree(found.x)
         if lower is not None:
-            params = projection_box(params, lower, upper)
+            params = into_box(params, lower, upper)
         info = ScipyLeastSquaresInfo(
             torch.as_tensor(found.cost),
             torch.as_tensor(found.fun),

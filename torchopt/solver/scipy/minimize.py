@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from torchopt.autodiff.products import jvp
-from torchopt.projections import projection_box
 from torchopt.solver.base import OptStep
 from torchopt.solver.least_squares.residuals import jacobian
 from torchopt.solver.objective import Objective
@@ -23,6 +22,7 @@ from torchopt.solver.scipy.wrapper import (
     bounded_signature,
     box_residual,
     check_bounds,
+    into_box,
     load_optimize,
     required,
     with_limit,
@@ -153,7 +153,7 @@ class ScipyMinimize(ScipyWrapper):
         )
         params = bridge.tree(found.x)
         if lower is not None:
-            params = projection_box(params, lower, upper)
+            params = into_box(params, lower, upper)
         inverse = found.get('hess_inv')
         info = ScipyMinimizeInfo(
             torch.as_tensor(found.fun),

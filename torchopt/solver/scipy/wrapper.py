@@ -16,15 +16,25 @@ from torch._C import _functorch
 
 from torchopt import tree
 from torchopt.implicit_diff.binding import signature_of
-from torchopt.numerics import beneath, eager
-from torchopt.projections import projection_box
+from torchopt.numerics import beneath, eager, widened
 from torchopt.solver import adjoint
 from torchopt.solver.auxiliary import require_function
 from torchopt.solver.base import OptStep, Solver
 from torchopt.solver.objective import Vectors
 from torchopt.solver.run import check_start
 
-__all__ = ['Bridge', 'ScipyWrapper', 'as_array', 'bounded_signature', 'box_residual', 'check_bounds', 'load_optimize']
+__all__ = [
+    'Bridge',
+    'ScipyWrapper',
+    'as_array',
+    'bounded_signature',
+    'box_residual',
+    'check_bounds',
+    'into_box',
+    'load_optimize',
+    'required',
+    'with_limit',
+]
 
 
 def load_optimize() -> Any:
@@ -54,7 +64,7 @@ def as_array(x: Tensor, dtype: Any) -> Any:
             )
         x = _functorch.get_unwrapped(x)
     with beneath(x):
-        return np.array(x.detach().cpu().numpy(), dtype=dtype)
+        return np.array(widened(x.detach().cpu()).numpy(), dtype=dtype)
 
 
 class Bridge:
@@ -209,10 +219,14 @@ def check_bounds(bounds: Any, params: Any) -> tuple[Any, Any]:
     return lower, upper
 
 
+def into_box(params: Any, lower: Any, upper: Any) -> Any:
+    """The nearest parameters in the box, whose bounds are trees like the parameters."""
+    return tree.map(lambda p, low, high: torch.minimum(torch.maximum(p, low), high), params, lower, upper)
+
+
 def box_residual(params: Any, gradient: Any, bounds: Any) -> Any:
     """What a step along the negative gradient, projected to the box, changes: zero at a constrained minimum."""
-    lower, upper = check_bounds(bounds, params)
-    return tree.sub(projection_box(tree.sub(params, gradient), lower, upper), params)
+    return tree.sub(into_box(tree.sub(params, gradient), *check_bounds(bounds, params)), params)
 
 
 def bounded_signature(fun: Callable[..., Any]) -> inspect.Signature:
