@@ -78,10 +78,12 @@ sanitize: $(STAMP)  ## Run tests that reach every kernel with AddressSanitizer a
 
 # Built into a separate folder and loaded from there, which also works without a device or a driver.
 CUDA_MODULE := build/cuda
+# Without optimization, and to PTX of one architecture: machines with a device test the kernels.
 cuda: $(STAMP)  ## Compile the CUDA kernels; requires nvcc.
 	rm -rf $(CUDA_MODULE)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(CUDA_MODULE) . \
-	  -C build-dir=build/cuda-objects -C cmake.define.TORCHOPT_CUDA=ON
+	  -C build-dir=build/cuda-objects -C cmake.define.TORCHOPT_CUDA=ON -C cmake.define.TORCHOPT_OPTIMIZATION=-O0 \
+	  -C cmake.define.CMAKE_CUDA_ARCHITECTURES=90-virtual -C cmake.define.CMAKE_CUDA_FLAGS=-Xcicc=-O0
 	$(BIN)/python -c 'import glob, torch; from importlib.machinery import ExtensionFileLoader as Loader; \
 	  kernels = Loader("torchopt._C.kernels", *glob.glob("$(CUDA_MODULE)/torchopt/_C/kernels*.so")).load_module(); \
 	  print(kernels.build_info(), "devices:", kernels.cuda_devices()); assert kernels.build_info()["cuda"]'

@@ -4,7 +4,8 @@
     python benchmarks/lean_memory.py --steps 8
     python benchmarks/lean_memory.py --steps 32 --methods graph,reverse,mixed,segments
 
-Four layers of width 128, batches of 8 sequences of 256 tokens; the learned quantities are weights of the examples.
+By default four layers of width 128, and batches of 8 sequences of 256 tokens; ``--size small`` is two layers of width
+64, and 4 sequences of 128 tokens.  The learned quantities are weights of the examples.
 Each figure is one meta-gradient in a fresh process with one thread: the growth of its largest resident set beyond that
 of a warm start (a meta-gradient through one step of a small model), and its CPU time.
 """
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+SIZES = {'large': (128, 4, 256, 8), 'small': (64, 2, 128, 4)}  # width, layers, length, batch
 METHODS = ('graph', 'reverse', 'mixed', 'segments', 'closure')
 
 
@@ -92,14 +94,14 @@ def meta_gradient(method: str, steps: int, net: Any, tokens: Any, weights: Any) 
         return torch.autograd.grad(loss(params), weights)[0]
 
 
-def measure(method: str, steps: int) -> dict[str, float]:
+def measure(method: str, steps: int, size: str) -> dict[str, float]:
     """One meta-gradient in this process."""
     sys.path[:0] = [str(ROOT)]
     import torch
 
     torch.set_num_threads(1)
     meta_gradient(method, 2, *build(32, 1, 16, 2))  # what comes once: kernels, decompositions, caches
-    problem = build(128, 4, 256, 8)
+    problem = build(*SIZES[size])
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     found = meta_gradient(method, steps, *problem)
     seconds = time.process_time() - start
@@ -111,16 +113,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--steps', default='8', help='numbers of inner steps (default: %(default)s)')
     parser.add_argument('--methods', default=','.join(METHODS), help='out of %(default)s')
+    parser.add_argument('--size', choices=SIZES, default='large', help='default: %(default)s')
     parser.add_argument('--child', action='store_true', help=argparse.SUPPRESS)
     args = parser.parse_args()
     methods, counts = args.methods.split(','), [int(k) for k in args.steps.split(',')]
     if args.child:
-        print(json.dumps(measure(methods[0], counts[0])))
+        print(json.dumps(measure(methods[0], counts[0], args.size)))
         return
     environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'MKL_NUM_THREADS': '1'}
     for steps in counts:
         for method in methods:
             command = [sys.executable, __file__, '--child', '--methods', method, '--steps', str(steps)]
+            command += ['--size', args.size]
             answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
             figures = json.loads(answer.stdout.splitlines()[-1])
             print(f'K={steps} {method:9}', *(f'{name} {value:.4g}' for name, value in figures.items()), flush=True)

@@ -4,8 +4,8 @@
     python benchmarks/quadratic_programs.py FOLDER [NAME ...]
 
 The folder holds the problems as ``.mat`` files with P, q, A, l and u: minimize x'Px / 2 + q'x subject to l <= Ax <= u,
-where a bound of 1e20 means none. A problem counts as solved if the primal residual, the dual residual and the gap between
-the objectives are at most 1e-3, computed here from the solution and its multipliers.
+where a bound of 1e20 means none. A problem counts as solved if the primal residual, the dual residual and the gap
+between the objectives are at most 1e-3, computed here from the solution and its multipliers.
 """
 
 from __future__ import annotations
@@ -56,21 +56,21 @@ def main() -> None:
 def load(file: Path) -> tuple[Any, ...]:
     """P, q, A, l and u as dense arrays, with infinite bounds where there are none."""
     data = scipy.io.loadmat(file)
-    P, q, A, l, u = (  # noqa: E741
+    P, q, A, l, u = (
         np.asarray(data[k].todense() if scipy.sparse.issparse(data[k]) else data[k], float) for k in 'PqAlu'
     )
-    q, l, u = q.ravel(), l.ravel(), u.ravel()  # noqa: E741
+    q, l, u = q.ravel(), l.ravel(), u.ravel()
     return P, q, A, np.where(l <= -1e20, -np.inf, l), np.where(u >= 1e20, np.inf, u)
 
 
-def box_osqp(P: Any, q: Any, A: Any, l: Any, u: Any) -> tuple[Any, Any]:  # noqa: E741
+def box_osqp(P: Any, q: Any, A: Any, l: Any, u: Any) -> tuple[Any, Any]:
     solver = torchopt.BoxOSQP(tol=TOLERANCE, maxiter=STEPS, eq_qp_solve='lu')
-    P, q, A, l, u = map(torch.tensor, (P, q, A, l, u))  # noqa: E741
+    P, q, A, l, u = map(torch.tensor, (P, q, A, l, u))
     sol = solver.run(None, (P, q), A, (l, u)).params
     return sol.primal[0].numpy(), sol.dual_eq.numpy()
 
 
-def osqp_package(P: Any, q: Any, A: Any, l: Any, u: Any) -> tuple[Any, Any]:  # noqa: E741
+def osqp_package(P: Any, q: Any, A: Any, l: Any, u: Any) -> tuple[Any, Any]:
     solver = osqp.OSQP()
     data = scipy.sparse.csc_matrix(P), q, scipy.sparse.csc_matrix(A), l, u
     solver.setup(*data, eps_abs=TOLERANCE, eps_rel=0, max_iter=STEPS, verbose=False)
@@ -78,7 +78,7 @@ def osqp_package(P: Any, q: Any, A: Any, l: Any, u: Any) -> tuple[Any, Any]:  # 
     return found.x, found.y
 
 
-def worst(x: Any, y: Any, P: Any, q: Any, A: Any, l: Any, u: Any) -> float:  # noqa: E741
+def worst(x: Any, y: Any, P: Any, q: Any, A: Any, l: Any, u: Any) -> float:
     """The largest of the residuals and the gap."""
     if x is None or not np.isfinite(x).all() or not np.isfinite(y).all():
         return np.inf

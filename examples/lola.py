@@ -46,12 +46,12 @@ def returns(first: Tensor, second: Tensor, discount: float) -> tuple[Tensor, Ten
 
 
 def naive(own: Tensor, other: Tensor, args: argparse.Namespace) -> Tensor:
-    """What a naive learner ascends: its return against the opponent as it is."""
+    """The objective of a naive learner: its return against the current opponent."""
     return returns(own, other, args.discount)[0]
 
 
 def lola(own: Tensor, other: Tensor, args: argparse.Namespace) -> Tensor:
-    """What a LOLA learner ascends: its return after the opponent's next step, which depends on ``own``."""
+    """The objective of a LOLA learner: its return after the opponent's next step, which depends on ``own``."""
     optimizer = torchopt.sgd(args.lookahead, maximize=True)
     grads = torch.func.grad(lambda other: returns(own, other, args.discount)[1])(other)
     updates, _ = optimizer.update(grads, optimizer.init(other), other)

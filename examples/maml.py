@@ -63,9 +63,7 @@ def inner_optimizer(net: nn.Module, args: argparse.Namespace) -> torchopt.MetaOp
     return torchopt.MetaSGD(net, lr=args.inner_lr)
 
 
-def adapt(
-    net: nn.Module, optimizer: torchopt.MetaOptimizer, task: Task, steps: int, recompute: bool = False
-) -> None:
+def adapt(net: nn.Module, optimizer: torchopt.MetaOptimizer, task: Task, steps: int, recompute: bool = False) -> None:
     """Fit the network to the support of a task, by differentiable steps.
 
     With ``recompute`` the steps keep parameters instead of graphs: less memory, more time, the same meta-gradients.

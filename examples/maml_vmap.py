@@ -87,7 +87,7 @@ def meta_train(params: Params, args: argparse.Namespace, inner_steps: int) -> tu
     return params, curve
 
 
-def test(params: Params, tasks: Tasks, args: argparse.Namespace, most: int = 5) -> Tensor:
+def test(params: Params, tasks: Tasks, args: argparse.Namespace, most: int = 3) -> Tensor:
     """The mean query loss after 0, 1, ..., ``most`` steps."""
 
     def one(x: Tensor, y: Tensor, x_query: Tensor, y_query: Tensor) -> Tensor:
@@ -118,11 +118,11 @@ def plot(losses: dict[str, Tensor], params: Params, args: argparse.Namespace) ->
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--steps', type=int, default=1500, help='outer steps')
-    parser.add_argument('--tasks-per-batch', type=int, default=25)
+    parser.add_argument('--steps', type=int, default=400, help='outer steps')
+    parser.add_argument('--tasks-per-batch', type=int, default=10)
     parser.add_argument('--test-tasks', type=int, default=500)
     parser.add_argument('--inner-lr', type=float, default=0.05)
-    parser.add_argument('--outer-lr', type=float, default=5e-3, help='first learning rate of the outer Adam')
+    parser.add_argument('--outer-lr', type=float, default=1e-2, help='first learning rate of the outer Adam')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--quick', action='store_true', help='a trial: few steps')
     parser.add_argument('--output', type=Path, default=Path('maml_vmap.png'), help='where the picture goes')

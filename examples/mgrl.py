@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Meta-gradient reinforcement learning: an agent learns its own discount and bootstrapping while it learns to act.
 
-The task is a chain of five states. Going right leads one state further, and pays 1 at its end; going left pays 0.05 at
-once and leads back to the start. An agent with discount 0.5 prefers the small reward. Actor and critic are tables,
-trained on the lambda-returns
+The task is a chain of five states. The action "right" moves to the next state, with a reward of 1 at the last one; the
+action "left" has a reward of 0.05 and moves to the first state. An agent with discount 0.5 prefers the small reward.
+Actor and critic are tables, trained on the lambda-returns
 
     G_t = r_t + gamma * ((1 - lambda) * v(s_(t+1)) + lambda * G_(t+1)) ,
 
-and so the updated tables are functions of gamma and lambda. The policy after the update plays again, its returns with
-discount 0.99 are the outer objective, and its derivative through the update, a step of `torchopt.sgd`, moves gamma and
-lambda. Nothing is ever trained from scratch: after each outer step, `torchopt.stop_gradient` cuts the history. At the
-end the example checks that the agent raised its discount, and earns more than twice what the agent with the fixed
-discount earns.
+so the updated tables are functions of gamma and lambda. The outer objective is the return, with discount 0.99, of the
+policy after the update, in new episodes. It is differentiated through the update, a step of `torchopt.sgd`, with
+respect to gamma and lambda. There is a single run of training: after each outer step, `torchopt.stop_gradient` cuts
+the history. At the end the example checks that the agent has increased its discount, and that its return is more than
+twice that of an agent with the fixed discount.
 
     python examples/mgrl.py
 

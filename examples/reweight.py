@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learn the weight of every training image from a few clean ones: learning to reweight.
+"""Learning to reweight: learn the weight of every training image from a few clean images.
 
 Handwritten digits with wrong labels, in two ways. *Background*: half of the images of every digit are labelled 0, so
 that the labels are also imbalanced, as when a detector misses objects. *Uniform*: half of the labels are replaced by
@@ -8,10 +8,10 @@ training has weights for its images,
 
     theta'(w) = theta - rate * sum over i of  w_i * gradient of loss_i(theta),
 
-and the loss of the clean images at theta'(w) is differentiated with respect to the weights at w = 0. Images whose
-weight would reduce the clean loss count in proportion, the others not at all. The baseline trains on the same batches
-with equal weights. All repetitions are trained at once by `torch.vmap`. At the end the example checks that reweighting
-wins by more than the 95% interval of the difference.
+and the loss of the clean images at theta'(w) is differentiated with respect to the weights at w = 0. If the derivative
+of an image is negative, its weight is proportional to the size of the derivative; otherwise it is 0. The baseline
+trains on the same batches with equal weights. All repetitions are trained at once by `torch.vmap`. At the end the
+example checks that reweighting is better by more than the 95% confidence interval of the difference.
 
     python examples/reweight.py
 

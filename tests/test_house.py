@@ -28,14 +28,14 @@ LAYERS = {
         0: 'version numerics graphs sharding',
         1: 'rules norms preconditions spelling',
         2: '_C tree',
-        3: 'autodiff checks assignment isotonic scalars quasi_newton simplex',
+        3: 'autodiff checks assignment isotonic scalars quasi_newton',
         4: 'elementwise loop',
-        5: 'base pytree second_order linear_solve linesearch prox perturbations microbatching '
+        5: 'base pytree second_order linear_solve linesearch projections prox perturbations microbatching '
         'distributed visual',
         6: 'transform schedule losses implicit_diff update typing combine clip hook linalg',
         7: 'alias contrib objective zero_order_diff',
         8: 'optim nn solver accelerated_op',
-        9: 'diff utils projections',
+        9: 'diff utils polytopes',
         10: 'interop compat _old_paths',
         11: INTERFACE,
     }.items()
@@ -406,7 +406,7 @@ ALL = '\n__all__ = []\n'
         (layers, 'base.py', 'from .alias import adam', 'layer 5) imports alias (layer 7'),
         (layers, 'base.py', 'from torchopt import pytree', 'layer 5) imports pytree (layer 5'),
         (layers, 'base.py', 'if TYPE_CHECKING:\n    from torchopt import alias', 'imports alias'),
-        (layers, 'base.py', 'from torchopt import adam', 'imports __init__ (layer 10'),
+        (layers, 'base.py', 'from torchopt import adam', 'imports __init__ (layer 11'),
         (layers, 'tree/ops.py', 'from ..base import x', 'tree (layer 2) imports base'),
         (layers, 'cellar.py', '', 'cellar has no layer'),
         (edges, 'alias.py', 'import torchopt.visual', 'only the interface may import visual'),

@@ -30,6 +30,6 @@ def faces(net: nn.Module, loss: torch.Tensor) -> None:
     torchopt.Optimizer(net.parameters(), torchopt.adam()).step()
     meta: torchopt.MetaOptimizer = torchopt.MetaSGD(net, lr=torch.tensor(0.1))
     meta.step(loss)
-    meta.step()  # type: ignore[call-arg]
+    meta.step()  # type: ignore[call-overload]
     torchopt.recover_state_dict(net, torchopt.extract_state_dict(net, by='reference'))
     torchopt.FuncOptimizer(torchopt.adam()).step(loss, dict(net.named_parameters()))

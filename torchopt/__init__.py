@@ -6,6 +6,10 @@ trains parameters in place as in ``torch.optim``, ``FuncOptimizer`` stores the s
 ``MetaAdam`` takes differentiable steps.
 """
 
+from importlib import import_module as _import_module
+from types import ModuleType as _ModuleType
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+
 from torchopt import (
     _old_paths as _old_paths,
     accelerated_op,
@@ -15,13 +19,10 @@ from torchopt import (
     base,
     clip,
     combine,
-    compat,
     contrib,
     diff,
-    distributed,
     hook,
     implicit_diff,
-    interop,
     isotonic,
     linalg,
     linear_solve,
@@ -33,12 +34,12 @@ from torchopt import (
     objective,
     optim,
     perturbations,
+    polytopes,
     projections,
     prox,
     pytree,
     schedule,
     second_order,
-    simplex,
     solver,
     transform,
     tree,
@@ -46,7 +47,6 @@ from torchopt import (
     update,
     utils,
     version,
-    visual,
     zero_order_diff,
 )
 from torchopt._C import is_available as accelerated_op_available
@@ -164,6 +164,9 @@ from torchopt.utils import (
 )
 from torchopt.version import __version__
 
+if _TYPE_CHECKING:
+    from torchopt import compat, distributed, interop, visual
+
 __all__ = [
     'BlockCoordinateDescent',
     'MirrorDescent',
@@ -262,3 +265,17 @@ __all__ = [
     'value_and_grad',
     'yogi',
 ]
+
+_ON_FIRST_USE = ('compat', 'distributed', 'interop', 'visual')
+"""Subpackages that most programs do not need: they are imported when they are first named."""
+
+if not _TYPE_CHECKING:  # a type checker would accept any name
+
+    def __getattr__(name: str) -> _ModuleType:
+        if name in _ON_FIRST_USE:
+            return _import_module(f'{__name__}.{name}')
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ON_FIRST_USE})

@@ -211,7 +211,7 @@ def apply_function(function: type[torch.autograd.Function], *args: Any) -> Any:
         if torch.compiler.is_compiling():
             args = tuple(x.view_as(x) if isinstance(x, torch.Tensor) else x for x in args)
         else:
-            return torch.overrides.handle_torch_function(apply_function, (), function, *args)  # type: ignore[no-untyped-call]
+            return torch.overrides.handle_torch_function(apply_function, (), function, *args)
     args = tuple(_all_without_ended(args))
     if in_transform():
         return function.apply(*args)  # type: ignore[no-untyped-call]

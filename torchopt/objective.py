@@ -299,9 +299,11 @@ class MulticlassLinearSvmDual(CompositeLinearFunction):
 least_squares = LeastSquares()
 multiclass_logreg = MulticlassLogreg()
 binary_logreg = BinaryLogreg()
+#: The dual of the multi-class support vector machine, an instance of :class:`MulticlassLinearSvmDual`.
 multiclass_linear_svm_dual = MulticlassLinearSvmDual()
 for _instance in (least_squares, multiclass_logreg, binary_logreg):
     _instance.__doc__ = type(_instance).__call__.__doc__
+multiclass_linear_svm_dual.__doc__ = MulticlassLinearSvmDual.__doc__
 
 
 def ridge_regression(params: Tensor, l2reg: Any, data: Data) -> Tensor:

@@ -13,7 +13,7 @@ import torchopt
 from tests._C.cases import plain_torch, watched
 from torchopt import rules, transform, tree
 from torchopt._C import dispatch
-from torchopt._C.fused import Order
+from torchopt._C.call import Order
 from torchopt._C.plans import AFFINE
 
 F64 = torch.float64

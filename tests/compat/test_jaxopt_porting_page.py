@@ -14,7 +14,11 @@ PAGE = (Path(__file__).parents[2] / 'docs' / 'porting' / 'jaxopt.md').read_text(
 # Modules whose own names differ; the page has tables for them.
 OTHER_NAMES = {'jaxopt.loss', 'jaxopt.tree_util'}
 # Where a few names are.
-ELSEWHERE = {'LinearOperator': torchopt.objective, 'OptStep': torchopt.solver}
+ELSEWHERE = {
+    'LinearOperator': torchopt.objective,
+    'OptStep': torchopt.solver,
+    **dict.fromkeys(torchopt.polytopes.__all__, torchopt.polytopes),
+}
 
 
 def rows() -> list[tuple[str, list[str], str]]:

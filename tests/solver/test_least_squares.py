@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import warnings
 from typing import Any
@@ -95,6 +96,7 @@ def residual(w: Any, a: Any) -> Any:
     return w[0] * exp(-w[1] * t) - a * exp(-2.0 * t) + 0.1 * t
 
 
+FACTORS = ('qr', 'cholesky', 'lu', 'inv')
 START = np.array([1.0, 1.0])
 
 SOLVERS = {
@@ -207,6 +209,15 @@ def test_values_that_are_not_finite_shorten_the_step() -> None:
     params, state = torchopt.LevenbergMarquardt(fun, solver='qr', tol=1e-5, maxiter=100).run(torch.tensor([1.0]))
     torch.testing.assert_close(params, torch.exp(torch.tensor([-3.0])))
     assert state.status == Status.CONVERGED
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    start = torch.tensor([1.0, 3.0], dtype=dtype)
+    for solver in (torchopt.GaussNewton, *(functools.partial(torchopt.LevenbergMarquardt, solver=s) for s in FACTORS)):
+        params = solver(lambda w: w**2 - 2.0).run(start).params
+        assert params.dtype == dtype
+        torch.testing.assert_close(params.float(), torch.full((2,), 2.0**0.5), rtol=1e-2, atol=0.0)
 
 
 def test_a_start_without_a_finite_value() -> None:

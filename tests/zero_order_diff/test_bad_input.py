@@ -76,8 +76,8 @@ def backward(f, *args, **options) -> None:
     [
         (total, (), {'argnums': 1}, ValueError, 'argnums has 1, but the function was called with 1 positional'),
         (total, (), {'argnums': -2}, ValueError, 'argnums has -2'),
-        (total, (3,), {'argnums': (0, 1)}, TypeError, 'argnums has 1, but that argument, a int, holds no tensor'),
-        (total, (torch.arange(3),), {'argnums': 1}, TypeError, 'a Tensor, holds no tensor of a floating dtype'),
+        (total, (3,), {'argnums': (0, 1)}, TypeError, 'argnums has 1, but that argument, a int, contains no tensor'),
+        (total, (torch.arange(3),), {'argnums': 1}, TypeError, 'a Tensor, contains no tensor of a floating dtype'),
         (lambda x: 1.0, (), {}, TypeError, '`output` must be a tensor. The function returned a float'),
         (lambda x: x, (), {}, RuntimeError, r'`output` must be a scalar tensor. .* of shape \(3,\); .* its mean'),
         (lambda x: (x > 0).sum(), (), {}, TypeError, 'real floating dtype. The function returned torch.int64'),

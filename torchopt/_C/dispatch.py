@@ -15,12 +15,8 @@ from torch.autograd.graph import increment_version
 
 from torchopt import rules
 from torchopt._C import fused, plans
-from torchopt._C.fused import Call, Column, Order, Unsupported
-from torchopt.numerics import (
-    common_device,
-    in_transform,
-    vector,
-)
+from torchopt._C.call import Call, Column, Order, Unsupported, UnsupportedError
+from torchopt.numerics import common_device, in_transform, vector
 
 __all__ = ['Rows', 'Unsupported', 'step']
 
@@ -154,7 +150,7 @@ def _apply(call: Call, coefs: Tensor | None, tensors: Column) -> Any:
         return Unsupported('tensors of a leaf differ in shape or device, or are not plain dense floating tensors')
     try:
         flat = fused.apply(call, coefs, tensors)
-    except fused.UnsupportedError as error:
+    except UnsupportedError as error:
         return error.reason
     return [call.column(flat, i) for i in range(call.plan.moments + 1)]
 

@@ -9,8 +9,6 @@ Each is an autograd Function whose derivative is the next.  Beyond the last, and
 
 from __future__ import annotations
 
-import dataclasses
-import enum
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -20,112 +18,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from torchopt import rules
-from torchopt._C.plans import Plan
+from torchopt._C.call import Call, Column, Order, Unsupported, UnsupportedError
+from torchopt._C.plain import plain, pull, push
 from torchopt.numerics import apply_function, forward_mode, in_transform, saved_tensors, without_ended
 
-__all__ = ['Call', 'Order', 'Unsupported', 'UnsupportedError', 'is_tracked', 'bind_kernels', 'apply', 'launch']
-
-Column = Sequence[Any]
-"""One tensor, or None, for each leaf."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Unsupported:
-    """The result if the engine cannot run a step.  Nothing was changed.
-
-    Attributes:
-        reason: The reason, for an error message.
-    """
-
-    reason: str
-
-
-class UnsupportedError(Exception):
-    """The step itself, and not a derivative of it, cannot run natively."""
-
-    def __init__(self, reason: Unsupported) -> None:
-        super().__init__(reason.reason)
-        self.reason = reason
-
-
-class Order(enum.IntEnum):
-    """Which derivative of a step; the numbers are those of ``include/torchopt/catalogue.hpp``."""
-
-    FORWARD = 0
-    VJP = 1
-    VJP_WITH_COEFS = 2
-    VJP_OF_VJP = 3
-    JVP = 4
-
-
-@dataclasses.dataclass(eq=False)
-class Call:
-    """A computation on tensors, which are passed separately.
-
-    Attributes:
-        plan: The rules of the step.
-        order: The derivative of the step to compute.
-        leaves: The number of leaves of the tree.
-        wanted: Whether to compute each output column.
-        coefs: The coefficients, row after row; None if they are a tensor, which is then passed separately.
-        rows: The row of coefficients of each leaf; None if there is one row.
-        onto_params: Whether the first result is added to the parameters and has their dtype.
-    """
-
-    plan: Plan
-    order: Order
-    leaves: int
-    wanted: tuple[bool, ...]
-    coefs: tuple[float, ...] | None
-    rows: tuple[int, ...] | None
-    onto_params: bool
-
-    @property
-    def inputs(self) -> int:
-        """The number of input columns."""
-        step, results = self.plan.moments + 2, self.plan.moments + 1
-        if self.order == Order.FORWARD:
-            return step
-        if self.order == Order.JVP:
-            return 2 * step
-        return step + results + (step if self.order == Order.VJP_OF_VJP else 0)
-
-    def derived(self, order: Order, wanted: Iterable[bool]) -> Call:
-        """A derivative of this computation."""
-        return Call(self.plan, order, self.leaves, tuple(wanted), self.coefs, self.rows, self.onto_params)
-
-    def integrated(self) -> Call:
-        """The computation of which this one is a derivative."""
-        if self.order == Order.VJP_OF_VJP:
-            return self.derived(Order.VJP, [True] * (self.plan.moments + 2))
-        return self.derived(Order.FORWARD, [True] * (self.plan.moments + 1))
-
-    def passes_params_through(self) -> bool:
-        """Whether the step is ``p + u`` with an update that does not depend on ``p``."""
-        if self.coefs is None or not self.onto_params or self.reads_params():
-            return False
-        return all(weight == 1.0 for weight in self.coefs[3 :: self.row_size])
-
-    def reads_params(self) -> bool:
-        """Whether the rule depends on the values of the parameters, for example by weight decay before it."""
-        return self.coefs is None or any(self.coefs[1 :: self.row_size])
-
-    @property
-    def row_size(self) -> int:
-        """The number of coefficients of a row."""
-        return self.plan.coefs
-
-    def output_dtypes(self) -> list[int]:
-        """For each output, the index of the input with the same dtype; -1 for the widest dtype."""
-        params = self.plan.moments + 1
-        if self.order in (Order.FORWARD, Order.JVP):
-            return [params if self.onto_params else -1, *range(1, params)]
-        return list(range(self.integrated().inputs))
-
-    def column(self, tensors: Column, i: int) -> Column:
-        """Column ``i`` of the concatenated columns ``tensors``."""
-        return tensors[i * self.leaves : (i + 1) * self.leaves]
-
+__all__ = ['is_tracked', 'bind_kernels', 'apply', 'launch']
 
 _run: Callable[..., Any] | None = None
 
@@ -216,126 +113,6 @@ def apply(call: Call, coefs: Tensor | None, tensors: Column) -> Any:
     return apply_function(_FUNCTIONS[call.order], call, coefs, *tensors)
 
 
-# The same in plain torch ---------------------------------------------------------------------------------------------
-
-
-def plain(call: Call) -> Callable[..., tuple[Any, ...]]:
-    """The computation in plain torch: ``f(coefs, *tensors)``, differentiable to any order."""
-    if call.order == Order.FORWARD:
-        return lambda coefs, *tensors: _plain_step(call, coefs, tensors)
-    inner = call.integrated()
-    cut = inner.inputs * inner.leaves
-    if call.order == Order.JVP:
-        return lambda coefs, *tensors: _push(plain(inner), (coefs, *tensors[:cut]), (None, *tensors[cut:]))
-
-    def pull(coefs: Any, *tensors: Any) -> tuple[Any, ...]:
-        inputs, cotangents = _with_zeros(inner, tensors[:cut], tensors[cut:]), tensors[cut:]
-        wanted = [w and x is not None for w, x in zip(_each(call, call.wanted), inputs)]
-        with_coefs = call.order == Order.VJP_WITH_COEFS
-        own, *rest = _pull(plain(inner), (coefs, *inputs), cotangents, [with_coefs, *wanted])
-        return (*rest, own) if with_coefs else tuple(rest)
-
-    return pull
-
-
-def _each(call: Call, columns: Iterable[bool]) -> Iterable[bool]:
-    return itertools.chain.from_iterable([flag] * call.leaves for flag in columns)
-
-
-def _plain_step(call: Call, coefs: Any, tensors: Column) -> tuple[Any, ...]:
-    values = call.coefs if coefs is None else coefs.reshape(-1).unbind()
-    assert values is not None
-    rows = call.rows or (0,) * call.leaves
-    size = call.row_size
-    results: list[tuple[Any, ...]] = []
-    for row, (g, *moments, p) in zip(rows, zip(*(call.column(tensors, i) for i in range(call.inputs)))):
-        if g is None:  # a leaf of zeros of unknown shape
-            results.append((None,) * (1 + len(moments)))
-            continue
-        own = values[row * size : (row + 1) * size]
-        u, *moved = rules.step(call.plan.rules, own, g, moments, p)
-        results.append((u.to(p.dtype) if call.onto_params else u, *moved))
-    return tuple(itertools.chain.from_iterable(zip(*results)))
-
-
-def _with_zeros(inner: Call, inputs: Column, cotangents: Column) -> Column:
-    """Replace inputs that were not saved by zeros: if a step is linear in an argument, its value is not needed."""
-    if inner.order != Order.FORWARD:
-        return inputs
-    shapes = [next((x for x in row if x is not None), None) for row in zip(*_columns(inner, (*inputs, *cotangents)))]
-    kept = list(inputs)
-    for first in (0, (inner.inputs - 1) * inner.leaves):
-        for i, like in enumerate(shapes, first):
-            if kept[i] is None and like is not None:
-                kept[i] = torch.zeros_like(like)
-    return kept
-
-
-def _columns(call: Call, tensors: Column) -> list[Column]:
-    return [tensors[i : i + call.leaves] for i in range(0, len(tensors), call.leaves)]
-
-
-def _split(arguments: Column, chosen: Sequence[bool]) -> tuple[list[Any], Callable[..., list[Any]]]:
-    """The chosen arguments, and a function that merges them with the others."""
-
-    def merge(*values: Any) -> list[Any]:
-        supplied = iter(values)
-        return [next(supplied) if c else x for c, x in zip(chosen, arguments)]
-
-    return [x for x, c in zip(arguments, chosen) if c], merge
-
-
-def _pull(
-    function: Callable[..., tuple[Any, ...]], arguments: Column, cotangents: Column, wanted: Sequence[bool]
-) -> list[Any]:
-    """Reverse mode: the gradients with respect to the wanted arguments, None for the others."""
-    variables, merge = _split(arguments, wanted)
-    if not variables:
-        return [None] * len(arguments)
-    kept: list[int] = []
-
-    def outputs(*values: Any) -> tuple[Tensor, ...]:
-        results = function(*merge(*values))
-        kept[:] = [i for i, y in enumerate(results) if y is not None]
-        return tuple(results[i] for i in kept)
-
-    if all(c is None for c in cotangents):
-        return [None] * len(arguments)
-    ys, pull = _vjp(outputs, *variables)
-    cs = [cotangents[i] if i < len(cotangents) else None for i in kept]
-    gradients = iter(pull(tuple(torch.zeros_like(y) if c is None else c.to(y.dtype) for y, c in zip(ys, cs))))
-    return [next(gradients) if w else None for w in wanted]
-
-
-def _vjp(function: Callable[..., Any], *primals: Tensor) -> Any:
-    return torch.func.vjp(function, *primals)  # its annotation has three results; without has_aux there are two
-
-
-def _push(function: Callable[..., tuple[Any, ...]], arguments: Column, tangents: Column) -> tuple[Any, ...]:
-    """Forward mode: the tangents of the results; None is a zero tangent."""
-    moving = [t is not None and x is not None for x, t in zip(arguments, tangents)]
-    variables, merge = _split(arguments, moving)
-    directions = tuple(t for t, m in zip(tangents, moving) if m)
-    kept: list[bool] = []
-
-    def outputs(*values: Any) -> tuple[Tensor, ...]:
-        results = function(*merge(*values))
-        kept[:] = [y is not None for y in results]
-        return tuple(y for y in results if y is not None)
-
-    # Use reverse mode twice, since torch's forward mode does not nest outside of torch.func: the gradients are linear
-    # in the cotangents, and the transpose of this map is forward mode.
-    ys, pull = _vjp(outputs, *variables)
-    _, push = _vjp(lambda *cs: pull(cs), *[torch.zeros_like(y) for y in ys])
-    # A tangent must not share memory: a backward pass may accumulate cotangents, and with them their tangents, in
-    # place, which would change every tensor with the same memory.
-    moved = iter(push(directions))
-    return tuple(next(moved).clone() if k else None for k in kept)
-
-
-# The autograd Functions ----------------------------------------------------------------------------------------------
-
-
 class _Derivative(torch.autograd.Function):
     """A derivative of a step.  Unless a kernel computes it, its derivative is that of the function in plain torch."""
 
@@ -349,12 +126,12 @@ class _Derivative(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
-        return (None, *_pull(plain(ctx.call), saved_tensors(ctx), cotangents, ctx.needs_input_grad[1:]))
+        return (None, *pull(plain(ctx.call), saved_tensors(ctx), cotangents, ctx.needs_input_grad[1:]))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
         with forward_mode(ctx) as saved:
-            return _push(plain(ctx.call), saved, tangents[1:])
+            return push(plain(ctx.call), saved, tangents[1:])
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], call: Call, coefs: Tensor | None, *tensors: Any) -> Any:
@@ -438,7 +215,7 @@ class _Step(_Derivative):
         call = ctx.call
         with forward_mode(ctx) as (coefs, *tensors):
             if tangents[1] is not None:
-                return _push(plain(call), (coefs, *tensors), tangents[1:])
+                return push(plain(call), (coefs, *tensors), tangents[1:])
             return apply(call.derived(Order.JVP, call.wanted), coefs, (*tensors, *tangents[2:]))
 
 

@@ -56,6 +56,6 @@ def checkpoint(fun: Callable[_P, _T]) -> Callable[_P, _T]:
     def run(*args: _P.args, **kwargs: _P.kwargs) -> _T:
         if is_tracing() or is_autograd_off():
             return fun(*args, **kwargs)
-        return recomputed(fun, args, kwargs)  # type: ignore[no-any-return]
+        return recomputed(fun, args, kwargs)
 
     return run

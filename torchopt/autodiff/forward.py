@@ -93,7 +93,8 @@ def forward_value_and_grad(
             return value, tuple(x for x in kept[0] if isinstance(x, Tensor))
 
         def product(*tangents: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-            value, tangent, aux = torch.func.jvp(of_tensors, point, tangents, has_aux=True)
+            found: Any = torch.func.jvp(of_tensors, point, tangents, has_aux=True)
+            value, tangent, aux = found
             return value, tangent, aux
 
         value, found, tensors = _all_products(of_tensors, product, point, chunk_size)
@@ -126,7 +127,7 @@ def _all_products(
             values, row, samples = torch.vmap(product, randomness='same')(*directions)
             value, aux = values[0], tuple(x[0] for x in samples)  # the same for all directions
             rows.append(row)
-    found = torch.cat(rows).split(sizes)
+    found = torch.cat(rows).split(sizes)  # type: ignore[no-untyped-call]
     return value, [g.reshape(x.shape).to(x.dtype) for g, x in zip(found, point)], aux
 
 

@@ -121,7 +121,7 @@ class Capture(Replace):
             return False
         x = without_ended(replacement_of(x))
         if _functorch.is_functorch_wrapped_tensor(x):
-            return _functorch.maybe_get_level(x) <= self.depth  # type: ignore[no-any-return]
+            return _functorch.maybe_get_level(x) <= self.depth
         return not self._descends_from_arguments(x)
 
     def _descends_from_arguments(self, x: Tensor) -> bool:
@@ -137,7 +137,7 @@ class Capture(Replace):
 
 def replacement_of(x: Tensor) -> Tensor:
     """The replacement of a tensor while outer functions that use it are recomputed."""
-    for mode in reversed(_get_current_function_mode_stack()):
+    for mode in reversed(_get_current_function_mode_stack()):  # type: ignore[no-untyped-call]
         if isinstance(mode, Replace):
             x = mode.new(x)
     return x

@@ -9,6 +9,7 @@ All are differentiable.  Outside of ``torch.func`` they are computed by ``torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,7 +69,8 @@ def pulled_back(
             y = tuple(fun(*x))
             return (y if given is None else tuple(y[j] for j in given)), y
 
-        _, pull, value = torch.func.vjp(with_all, *primals, has_aux=True)
+        found: Any = torch.func.vjp(with_all, *primals, has_aux=True)
+        _, pull, value = found
         return value, lambda u: pull(tuple(u), retain_graph=again, create_graph=again)
     with torch.enable_grad():
         tracked = [_tracked(x, again) for x in primals]

@@ -58,7 +58,7 @@ class _Batched(Pure):
         self.mapped = torch.vmap(of.__call__, in_dims=tuple(dims), randomness=randomness)
 
     def __call__(self, *x: Tensor) -> Leaves:
-        return self.mapped(*x)  # type: ignore[no-any-return]
+        return self.mapped(*x)
 
 
 class _Derived(Pure):
@@ -107,7 +107,7 @@ class _Jvp(_Derived):
 
         if _is_forward_mode_taken():
             return products.jvp(outputs, point, tangents)
-        return torch.func.jvp(without_graph, tuple(point), tuple(tangents))[1]  # type: ignore[no-any-return]
+        return torch.func.jvp(without_graph, tuple(point), tuple(tangents))[1]
 
 
 class Gradient(Pure):
@@ -154,6 +154,8 @@ class _MixedVjp(_Vjp):
     numbers, which need twice the memory of a first-order gradient, and keeps no graph of its own.
     """
 
+    of: Gradient
+
     def __call__(self, *args: Tensor) -> Leaves:
         x, bar = args[: self.arity], dict(zip(self.given, args[self.arity :]))
         wrt = self.of.wrt
@@ -173,14 +175,13 @@ class _MixedVjp(_Vjp):
                 )
                 seeds = [torch.ones_like(y[j]) if j == 0 else torch.zeros_like(y[j]) for j in outputs]
                 dual = [
-                    forward_ad.make_dual(seed, bar[j + len(wrt)].to(seed.dtype)) if j + len(wrt) in bar else seed
-                    for j, seed in zip(outputs, seeds)
+                    _dual(seed, bar[j + len(wrt)]) if j + len(wrt) in bar else seed for j, seed in zip(outputs, seeds)
                 ]
                 return tuple(_going_back(pull, dual))
 
         try:
             point, tangents = tuple(x[wrt[j]] for j in moving), tuple(bar[j] for j in moving)
-            return torch.func.jvp(pulled, point, tangents)[1]  # type: ignore[no-any-return]
+            return torch.func.jvp(pulled, point, tangents)[1]
         except (NotImplementedError, RuntimeError) as error:
             if not _lacks_forward_mode(error):
                 raise
@@ -190,6 +191,10 @@ class _MixedVjp(_Vjp):
                 stacklevel=2,
             )
         return super().__call__(*args)
+
+
+def _dual(x: Tensor, tangent: Tensor) -> Tensor:
+    return forward_ad.make_dual(x, tangent.to(x.dtype))  # type: ignore[no-untyped-call]
 
 
 def _lacks_forward_mode(error: Exception) -> bool:
@@ -281,7 +286,7 @@ def apply_pure(fun: Pure, *x: Any, known: Leaves | None = None) -> tuple[Tensor,
         *x: The arguments.
         known: The value, if it is known.
     """
-    return apply_function(_Recomputed, fun, known, *x)  # type: ignore[no-any-return]
+    return apply_function(_Recomputed, fun, known, *x)
 
 
 def own_hooks() -> contextlib.AbstractContextManager[Any]:

@@ -228,7 +228,7 @@ def recomputed_gradient(
     """
     call = Call(fun, args, kwargs, everywhere=total)
     x = _tensors(args, kwargs)
-    outputs = None
+    known: list[Tensor] | None = None
     used = list(wrt)
     if _is_plain():
         inside = [t.detach() for t in x]
@@ -239,16 +239,16 @@ def recomputed_gradient(
             ends = {i: inside[i] for i in wrt}
             if total:
                 ends |= {len(x) + j: call.captured[j] for j in _descendants(call.captured, [x[i] for i in wrt])}
-            found = [None] * len(ends)
+            found: Sequence[Tensor | None] = [None] * len(ends)
             if value.requires_grad and ends:
                 found = torch.autograd.grad(value, list(ends.values()), allow_unused=True)
         used = [i for i, g in zip(ends, found) if g is not None]
         results = [value.detach(), *(y.detach() for y in aux)]
         call.note_size(results)
-        outputs = [*(g for g in found if g is not None), *results]
+        known = [*(g for g in found if g is not None), *results]
     else:
         _explore(call, x)
-    outputs = _with_node(call, Gradient(call, used, mixed), x, outputs)
+    outputs = _with_node(call, Gradient(call, used, mixed), x, known)
     partial = dict(zip(used, outputs))
     gradients = [partial.get(i) for i in wrt]
     if through := [i for i in used if i >= len(x)]:

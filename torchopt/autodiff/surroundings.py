@@ -118,7 +118,7 @@ class _Random:
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         devices = {x.device for x in tensors if x.device.type not in ('cpu', 'meta')}
-        if torch.cuda.is_initialized():
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             devices.add(torch.device('cuda', torch.cuda.current_device()))
         self.devices = sorted(devices, key=str)
         self.states = self._read()

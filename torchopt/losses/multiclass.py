@@ -8,7 +8,7 @@ import math
 import torch
 
 from torchopt.losses.arguments import broadcastable, floating, integral
-from torchopt.simplex import unit_simplex
+from torchopt.projections import unit_simplex
 
 __all__ = ['multiclass_hinge_loss', 'multiclass_perceptron_loss', 'multiclass_sparsemax_loss', 'pick']
 

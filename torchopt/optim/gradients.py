@@ -95,7 +95,7 @@ def recomputed_gradients(
         _check_scalar(loss)
         if torch.is_grad_enabled() and not in_transform():
             _check_graph(loss)
-        return loss  # type: ignore[no-any-return]
+        return loss
 
     with torch.set_grad_enabled(create_graph and torch.is_grad_enabled()):
         value, found = recomputed_gradient(loss_of, (params,), {}, trained, mixed=checkpoint == 'mixed', total=True)

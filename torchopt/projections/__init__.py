@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Euclidean projections of trees onto convex sets (and spheres): the nearest point of the set.
 
-A tree counts as one long vector.  Every projection is differentiable: where the set has an edge, the derivative
-is that of one of the sides, or between them.  Names and signatures are those of Optax; where only JAXopt has a set,
-they are JAXopt's.  Under ``torch.func.vmap`` and ``torch.compile`` no value is read, except for the polyhedron and the
-transport plans, which are found by iteration.
+A tree is treated as one vector.  Every projection is differentiable; at a kink the derivative is an element of the
+generalized Jacobian.  Names and signatures are those of Optax, or of JAXopt for sets that only JAXopt has.  Under
+``torch.func.vmap`` and ``torch.compile`` no values are read.  Projections onto polyhedra and onto matrices with given
+row and column sums are in :mod:`torchopt.polytopes`.
 """
 
 from torchopt.projections.boxes import (
@@ -22,25 +22,16 @@ from torchopt.projections.linear import (
     projection_hyperplane,
     projection_vector,
 )
-from torchopt.projections.polyhedron import projection_polyhedron
 from torchopt.projections.simplices import (
     projection_l1_ball,
     projection_l1_sphere,
     projection_simplex,
     projection_sparse_simplex,
-)
-from torchopt.projections.transport import (
-    kl_projection_birkhoff,
-    kl_projection_transport,
-    projection_birkhoff,
-    projection_transport,
+    unit_simplex as unit_simplex,
 )
 
 __all__ = [
-    'kl_projection_birkhoff',
-    'kl_projection_transport',
     'projection_affine_set',
-    'projection_birkhoff',
     'projection_box',
     'projection_box_section',
     'projection_halfspace',
@@ -52,9 +43,7 @@ __all__ = [
     'projection_l2_sphere',
     'projection_linf_ball',
     'projection_non_negative',
-    'projection_polyhedron',
     'projection_simplex',
     'projection_sparse_simplex',
-    'projection_transport',
     'projection_vector',
 ]

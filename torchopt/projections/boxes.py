@@ -43,15 +43,15 @@ def projection_box(tree: Any, lower: Any, upper: Any) -> Any:
 
     Args:
         tree: Tree of real tensors.
-        lower: The lower bound :math:`l`: a number, or a tree of numbers and tensors that equals ``tree`` or its top.
-            None where there is no bound.
-        upper: The upper bound :math:`u` likewise.  Where the bounds cross, it wins.
+        lower: The lower bound :math:`l`: a number, or a tree of numbers and tensors whose structure is that of ``tree``
+            or a prefix of it.  None means no bound.
+        upper: The upper bound :math:`u`, of the same form.  If :math:`l_i > u_i`, then :math:`p_i = u_i`.
 
     Returns:
         The projection, a tree of the same structure.
 
     Raises:
-        ValueError: If the structure of a bound is no prefix of that of ``tree``.
+        ValueError: If the structure of a bound is not a prefix of that of ``tree``.
 
     Example:
         >>> import torch, torchopt
@@ -73,13 +73,13 @@ def projection_hypercube(tree: Any, scale: Any = 1) -> Any:
 
     Args:
         tree: Tree of real tensors.
-        scale: The side :math:`s`, a number or a tree, as the bounds of :func:`projection_box`.
+        scale: The side length :math:`s`, of the form of the bounds of :func:`projection_box`.
 
     Returns:
         The projection, a tree of the same structure.
 
     Raises:
-        ValueError: If the structure of ``scale`` is no prefix of that of ``tree``.
+        ValueError: If the structure of ``scale`` is not a prefix of that of ``tree``.
 
     Example:
         >>> import torch, torchopt
@@ -93,7 +93,7 @@ def projection_l2_sphere(tree: Any, scale: Any = 1) -> Any:
     r"""Project onto the sphere :math:`\|p\|_2 = s`: :math:`p = s\, x / \|x\|_2`.
 
     Args:
-        tree: Tree of floating tensors.  Every point of the sphere is as near to zero: a tree of zeros gives NaN.
+        tree: Tree of floating tensors.  A tree of zeros gives NaN, since all points of the sphere are equally near.
         scale: The radius :math:`s \ge 0`, a number or a 0-d tensor.
 
     Returns:
@@ -134,7 +134,7 @@ def projection_l2_ball(tree: Any, scale: Any = 1) -> Any:
     norm = trees.wide_norm(tree)
     bound = as_bound(scale, norm)
     inside = (norm < bound) | (norm == 0)
-    # The larger of two, so that at the boundary each has half of the derivative.
+    # At the boundary torch.maximum gives half of the derivative to each argument.
     divisor = torch.maximum(torch.where(inside, torch.ones_like(norm), norm), torch.where(inside, 1.0, bound))
 
     @in_single

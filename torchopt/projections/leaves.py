@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Leaves of trees, and bounds for them, as tensors."""
+"""Convert leaves of trees, and their bounds, to tensors."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = ['as_bound', 'check_vector', 'map_leaves']
 def check_vector(x: torch.Tensor) -> None:
     """Require a vector."""
     if x.ndim != 1:
-        raise ValueError(f'x has shape {tuple(x.shape)}; expected a vector. For rows use torch.func.vmap.')
+        raise ValueError(f'x has shape {tuple(x.shape)}; expected a vector. To project each row use torch.func.vmap.')
 
 
 def map_leaves(f: Callable[..., torch.Tensor], tree: Any, *rest: Any) -> Any:
-    """Map over the leaves, numbers among them made tensors."""
+    """Map a function over the leaves, after converting numbers to tensors."""
     return trees.map(lambda x, *others: f(torch.as_tensor(x), *others), tree, *rest)
 
 

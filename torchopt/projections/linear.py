@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Projections onto sets that linear equations define: lines, hyperplanes, half-spaces, affine sets, sections."""
+"""Projections onto lines, hyperplanes, half-spaces, affine sets, and intersections of boxes and hyperplanes."""
 
 from __future__ import annotations
 
@@ -100,15 +100,15 @@ def projection_affine_set(x: torch.Tensor, hyperparams: tuple[torch.Tensor, torc
 
     Args:
         x: A floating vector of :math:`n` elements.
-        hyperparams: The matrix :math:`A`, of shape ``[m, n]``, and the vector :math:`b`, of shape ``[m]``.  Rows that
-            repeat others do no harm.
+        hyperparams: The matrix :math:`A`, of shape ``[m, n]``, and the vector :math:`b`, of shape ``[m]``.  The rows
+            may be linearly dependent.
 
     Returns:
-        The projection, of the shape of ``x``.  If no point is in the set, the nearest of those that miss
-        it by the least squares.
+        The projection, of the shape of ``x``.  If the set is empty, the projection onto the minimizers of
+        :math:`\|A p - b\|`.
 
     Raises:
-        ValueError: If the shapes do not fit.
+        ValueError: If the shapes do not match.
 
     Example:
         >>> import torch, torchopt
@@ -120,7 +120,7 @@ def projection_affine_set(x: torch.Tensor, hyperparams: tuple[torch.Tensor, torc
     check_vector(x)
     if A.shape != (*b.shape, len(x)):
         raise ValueError(
-            f'hyperparams hold shapes {tuple(A.shape)} and {tuple(b.shape)}; expected [m, {len(x)}] and [m].'
+            f'hyperparams have shapes {tuple(A.shape)} and {tuple(b.shape)}; expected [m, {len(x)}] and [m].'
         )
     return x - torch.linalg.pinv(A) @ (A @ x - b)
 
@@ -128,12 +128,12 @@ def projection_affine_set(x: torch.Tensor, hyperparams: tuple[torch.Tensor, torc
 def projection_box_section(
     x: torch.Tensor, hyperparams: tuple[Any, Any, torch.Tensor, Any], check_feasible: bool = False
 ) -> torch.Tensor:
-    r"""Project onto the section of a box by a hyperplane.
+    r"""Project onto the intersection of a box and a hyperplane.
 
     .. math::
         \min_p \|p - x\|_2 \quad \text{subject to} \quad \alpha \le p \le \beta, \; \langle w, p \rangle = c
 
-    The solution is :math:`p_i = \min(\max(x_i + \tau w_i, \alpha_i), \beta_i)` for the :math:`\tau` that meets the
+    The solution is :math:`p_i = \min(\max(x_i + \tau w_i, \alpha_i), \beta_i)` for the :math:`\tau` that satisfies the
     last condition.  Bisection finds which elements lie at their bounds; given these, :math:`\tau` is the solution of a
     linear equation, and so are its derivatives.
 
@@ -141,13 +141,13 @@ def projection_box_section(
         x: A floating vector.
         hyperparams: :math:`(\alpha, \beta, w, c)`: the bounds, finite vectors like ``x``; the normal, a vector of
             positive elements; and the offset, a number or a 0-d tensor.
-        check_feasible: Whether to see that the section is not empty, which reads values.
+        check_feasible: Whether to check that the set is not empty, which reads values and synchronizes.
 
     Returns:
-        The projection, of the shape of ``x``; of an empty section, the corner of the box next to it.
+        The projection, of the shape of ``x``; if the set is empty, the corner of the box nearest to the hyperplane.
 
     Raises:
-        ValueError: If ``x`` is no vector; or the section is empty, if that is checked.
+        ValueError: If ``x`` is not a vector; with ``check_feasible``, if the set is empty.
 
     Example:
         >>> import torch, torchopt
@@ -160,7 +160,7 @@ def projection_box_section(
     alpha, beta = (torch.as_tensor(bound, dtype=x.dtype, device=x.device).expand_as(x) for bound in (alpha, beta))
     if check_feasible and not bool((torch.dot(w, alpha) <= c) & (torch.dot(w, beta) >= c)):
         raise ValueError(
-            'The section is empty: hyperparams = (alpha, beta, w, c) must satisfy <w, alpha> <= c <= <w, beta>.'
+            'The set is empty: hyperparams = (alpha, beta, w, c) must satisfy <w, alpha> <= c <= <w, beta>.'
         )
 
     def at(
@@ -178,7 +178,7 @@ def projection_box_section(
     point = x0 + low * w0
     free = (alpha0 < point) & (point < beta0)
     held = torch.where(point <= alpha0, alpha, beta)
-    # <w, x + tau w> over the free elements makes up for what the held ones leave.
+    # Over the free elements, <w, x + tau w> must be c minus the sum over the elements at their bounds.
     squares = torch.where(free, w * w, 0.0).sum()
     rest = c - torch.where(free, w * x, w * held).sum()
     exact = rest / torch.where(squares > 0, squares, 1.0)
@@ -190,5 +190,5 @@ def _vdot(x: Any, y: Any) -> torch.Tensor:
 
 
 def _missing(x: Any, a: Any, b: Any) -> torch.Tensor:
-    """By how many times its normal a point misses a hyperplane."""
+    r"""The factor :math:`(b - \langle a, x \rangle) / \|a\|^2` of the step to a hyperplane."""
     return (b - _vdot(a, x)) / _vdot(a, a)

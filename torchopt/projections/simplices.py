@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Projections onto sets of a fixed sum: simplices, and balls and spheres of the 1-norm."""
+"""Projections onto simplices, and onto balls and spheres of the 1-norm."""
 
 from __future__ import annotations
 
@@ -9,27 +9,32 @@ import torch
 
 from torchopt import checks, tree as trees
 from torchopt.projections.leaves import check_vector, map_leaves
-from torchopt.simplex import unit_simplex
 
-__all__ = ['projection_l1_ball', 'projection_l1_sphere', 'projection_simplex', 'projection_sparse_simplex']
+__all__ = [
+    'projection_l1_ball',
+    'projection_l1_sphere',
+    'projection_simplex',
+    'projection_sparse_simplex',
+    'unit_simplex',
+]
 
 
 def projection_simplex(tree: Any, scale: Any = 1) -> Any:
-    r"""Project onto the simplex :math:`p \ge 0, \sum_i p_i = s`; for :math:`s = 1`, of probabilities.
+    r"""Project onto the simplex :math:`p \ge 0, \sum_i p_i = s`; with :math:`s = 1` the probability simplex.
 
     The projection is :math:`p_i = \max(x_i - \theta, 0)` with the threshold :math:`\theta` for which it sums to
     :math:`s`.  On its support :math:`S`, :math:`\theta = (\sum_{i \in S} x_i - s) / |S|`, so that the Jacobian is
     :math:`\operatorname{diag}(1_S) - 1_S 1_S^\top / |S|`.
 
     Args:
-        tree: Tree of floating tensors; all their elements together are one vector.
+        tree: Tree of floating tensors, treated as one vector of all elements.
         scale: The sum :math:`s > 0`, a number or a 0-d tensor.
 
     Returns:
         The projection, a tree of the same structure.
 
     Raises:
-        ValueError: If ``scale`` is not positive, or there is no element to project.
+        ValueError: If ``scale`` is not positive, or the tree has no elements.
 
     Example:
         >>> import torch, torchopt
@@ -49,8 +54,8 @@ def projection_l1_sphere(tree: Any, scale: Any = 1) -> Any:
     r"""Project onto the sphere :math:`\sum_i |p_i| = s`.
 
     :math:`p = \operatorname{sign}(x) \odot P(|x|)` with the projection :math:`P` onto the simplex.  Elements that
-    are zero stay zero; where all of them are near zero, there may be nearer points, and no point of the sphere is
-    found for :math:`x = 0`.
+    are zero stay zero.  If all elements are near zero, the result may not be the nearest point; for :math:`x = 0` it
+    is not a point of the sphere.
 
     Args:
         tree: Tree of floating tensors.
@@ -60,7 +65,7 @@ def projection_l1_sphere(tree: Any, scale: Any = 1) -> Any:
         The projection, a tree of the same structure.
 
     Raises:
-        ValueError: If ``scale`` is not positive, or there is no element to project.
+        ValueError: If ``scale`` is not positive, or the tree has no elements.
 
     Example:
         >>> import torch, torchopt
@@ -82,7 +87,7 @@ def projection_l1_ball(tree: Any, scale: Any = 1) -> Any:
         The projection, a tree of the same structure.
 
     Raises:
-        ValueError: If ``scale`` is not positive, or there is no element to project.
+        ValueError: If ``scale`` is not positive, or the tree has no elements.
 
     Example:
         >>> import torch, torchopt
@@ -110,14 +115,14 @@ def projection_sparse_simplex(
     Args:
         x: A floating vector.
         max_nz: The number :math:`k` of elements that may be nonzero, from 1 to the length of ``x``.
-        use_approx_max_nz: Whether the largest elements need not be found exactly; they always are.
+        use_approx_max_nz: Ignored, for compatibility with Optax; the largest elements are always found exactly.
         value: The sum :math:`s > 0`, a number or a 0-d tensor; 1 if None.
 
     Returns:
         The projection, of the shape of ``x``.
 
     Raises:
-        ValueError: If ``x`` is no vector, ``max_nz`` is out of its range, or ``value`` is not positive.
+        ValueError: If ``x`` is not a vector, ``max_nz`` is out of its range, or ``value`` is not positive.
 
     Example:
         >>> import torch, torchopt
@@ -132,6 +137,39 @@ def projection_sparse_simplex(
         raise ValueError(f'max_nz is {max_nz}; expected a number from 1 to {len(x)}, the length of x.')
     value = 1.0 if value is None else value
     checks.positive('value', value)
-    # Of equal elements a stable sort takes the first ones.
+    # The sort is stable, so the first ones of equal elements are chosen.
     top, where = (y[:max_nz] for y in x.sort(descending=True, stable=True))
     return torch.zeros_like(x).scatter(0, where, value * unit_simplex(top / value))
+
+
+def unit_simplex(x: torch.Tensor) -> torch.Tensor:
+    r"""Project every vector along the last axis onto the probability simplex.
+
+    Args:
+        x: A floating tensor of shape ``[..., n]``.  Elements of ``-inf`` get probability 0.
+
+    Returns:
+        The projections, of the same shape.
+
+    Raises:
+        ValueError: If :math:`n = 0`, for which the simplex is empty.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.projections import unit_simplex
+        >>> unit_simplex(torch.tensor([[0.0, 0.5], [9.0, 1.0]]))
+        tensor([[0.2500, 0.7500],
+                [1.0000, 0.0000]])
+    """
+    if x.shape[-1] == 0:
+        raise ValueError('There is no element to project: no vector of length 0 sums to 1. Pass at least one element.')
+    # The result depends on differences only; without the shift, small ones would be lost in the sums.
+    x = x - x.amax(-1, keepdim=True).detach()
+    # The threshold of the k largest, (sum - 1) / k, is largest for the k that is the size of the support.
+    top = x.detach().sort(-1, descending=True).values
+    sizes = torch.arange(1, x.shape[-1] + 1, dtype=x.dtype, device=x.device)
+    bound = ((top.cumsum(-1) - 1.0) / sizes).amax(-1, keepdim=True)
+    # Compute the threshold again for the fixed support, so that its derivative is correct.
+    support = x.detach() > bound
+    threshold = (torch.where(support, x, 0.0).sum(-1, keepdim=True) - 1.0) / support.sum(-1, keepdim=True)
+    return torch.relu(x - threshold)

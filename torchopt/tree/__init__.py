@@ -42,7 +42,6 @@ from torchopt.tree.ops import (
     map_with_path,
     reduce,
 )
-from torchopt.tree.partition import Selection, combine, partition
 from torchopt.tree.paths import flatten_with_keys
 from torchopt.tree.random import random_like, split_key_like, unwrap_random_key_data
 from torchopt.tree.registry import (
@@ -56,6 +55,7 @@ from torchopt.tree.registry import (
     structure,
     unflatten,
 )
+from torchopt.tree.selection import Selection, combine, partition
 from torchopt.tree.serialization import safe_to_load
 from torchopt.tree.state import (
     DictKey,

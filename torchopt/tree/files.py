@@ -139,7 +139,7 @@ def load(path: str | os.PathLike[str], like: Any) -> Any:
         ...     torchopt.tree.load(file, like={'w': torch.ones(3)})
         Traceback (most recent call last):
             ...
-        ValueError: The tree in '...params.safetensors' is not like the one expected:
+        ValueError: The tree in '...params.safetensors' differs from the expected tree:
           w: expected torch.float32 of shape (3,), the file has torch.float32 of shape (2,)
     """
     found_kinds, found = _read(path)

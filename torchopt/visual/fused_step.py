@@ -7,7 +7,7 @@ import re
 from typing import Any, NamedTuple
 
 from torchopt import rules
-from torchopt._C.fused import Call, Order
+from torchopt._C.call import Call, Order
 
 __all__ = ['FusedStep', 'fused_step']
 

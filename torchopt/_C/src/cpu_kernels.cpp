@@ -5,11 +5,18 @@
 #include "torchopt/catalogue.hpp"
 #include "torchopt/cpu.hpp"
 
+// What reads and writes columns is inlined where arithmetic is, and watched where there is a sanitizer.
+#ifdef __OPTIMIZE__
+#define TORCHOPT_BODY TORCHOPT_INLINE
+#else
+#define TORCHOPT_BODY inline
+#endif
+
 namespace torchopt {
 namespace {
 
 template <class Kernel, class T, int... I, int... O, int... C, int... R>
-TORCHOPT_INLINE void run(const T* const* in, T* const* out, const T* coefs, std::int64_t n, double* reduced, Sequence<I...>,
+TORCHOPT_BODY void run(const T* const* in, T* const* out, const T* coefs, std::int64_t n, double* reduced, Sequence<I...>,
          Sequence<O...>, Sequence<C...>, Sequence<R...>) {
   auto c = tuple(coefs[C]...);
   auto x = tuple(in[I]...);
@@ -22,7 +29,7 @@ TORCHOPT_INLINE void run(const T* const* in, T* const* out, const T* coefs, std:
 #pragma GCC ivdep
 #endif
     for (std::int64_t i = 0; i < n; ++i) {
-      auto result = Kernel::template apply<T>(tuple(get<I>(x)[i]...), c);
+      auto result = Kernel::template apply<T>(tuple(T(get<I>(x)[i])...), c);
       ((get<O>(y)[i] = dense<T>(get<O>(result))), ...);
     }
   } else {
@@ -39,7 +46,7 @@ TORCHOPT_INLINE void run(const T* const* in, T* const* out, const T* coefs, std:
 #endif
       for (int lane = 0; lane < count; ++lane) {
         const std::int64_t i = begin + lane;
-        auto result = Kernel::template apply<T>(tuple(get<I>(x)[i]...), c);
+        auto result = Kernel::template apply<T>(tuple(T(get<I>(x)[i])...), c);
         ((get<O>(y)[i] = dense<T>(get<O>(result))), ...);
         ((sums[R][lane] += dense<T>(get<sizeof...(O) + R>(result))), ...);
       }
@@ -55,7 +62,7 @@ TORCHOPT_INLINE void run(const T* const* in, T* const* out, const T* coefs, std:
 }
 
 template <class Rule, class T>
-TORCHOPT_INLINE void run(const T* const* in, T* const* out, const T* coefs, std::int64_t n, double* reduced) {
+TORCHOPT_BODY void run(const T* const* in, T* const* out, const T* coefs, std::int64_t n, double* reduced) {
   using Kernel = typename KernelOf<Rule, Order(TORCHOPT_ORDER)>::type;
   static_assert(Kernel::inputs <= max_inputs && Kernel::outputs <= max_outputs && Kernel::coefs <= max_coefs,
                 "enlarge the limits in catalogue.hpp");

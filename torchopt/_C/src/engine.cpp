@@ -3,8 +3,9 @@
 
 #include <algorithm>
 #include <stdexcept>
-#include <tuple>
 
+#include "columns.hpp"
+#include "outputs.hpp"
 #include "torchopt/cpu.hpp"
 #ifdef TORCHOPT_HAS_CUDA
 #include "torchopt/cuda.hpp"
@@ -20,96 +21,51 @@ constexpr const char* rule_names[rule_count] = {
 #undef TORCHOPT_NAME
 };
 
-// Leaves up to this size are cut from one block of memory per column: so many pieces of their own would cost more than
-// the step. A block lives as long as any leaf of it, which does not matter while leaves are small.
-constexpr std::int64_t largest_piece = 32768;  // bytes
-
-struct Refusal {
-  const char* reason;
-};
-
-PyObject* item(PyObject* fast_sequence, Py_ssize_t i) { return PySequence_Fast_GET_ITEM(fast_sequence, i); }
-
-// A tensor of the tree in one column; no object means zeros, or not wanted.
-struct Cell {
-  PyObject* object = nullptr;
-  View view;
-};
-
 class Call {
  public:
   Call(int rule, Order order, const py::sequence& inputs, const py::sequence& outputs)
-      : torch_(Torch::get()),
-        rule_(rule),
+      : rule_(rule),
         order_(order),
         shape_(cpu_kernel(rule, order).shape),
-        own_inputs_(cpu_kernel(rule, Order::forward).shape.inputs) {
+        columns_(shape_, cpu_kernel(rule, Order::forward).shape.inputs),
+        made_(std::size_t(shape_.outputs)) {
     if (int(inputs.size()) != shape_.inputs || int(outputs.size()) != shape_.outputs) {
       throw std::invalid_argument("the kernel has another number of inputs or outputs");
     }
     for (int i = 0; i < shape_.inputs; ++i) {
-      columns_.push_back(column(inputs[i]));
+      columns_.add(inputs[i]);
     }
+    std::vector<int> like(std::size_t(shape_.outputs), not_made);
     for (int o = 0; o < shape_.outputs; ++o) {
       const py::object spec = outputs[o];
-      const bool is_number = PyLong_Check(spec.ptr());
-      make_like_.push_back(is_number ? spec.cast<int>() : not_made);
-      columns_.push_back(is_number ? py::object() : column(spec));
-    }
-  }
-
-  void read() {
-    const auto width = std::size_t(shape_.inputs + shape_.outputs);
-    cells_.resize(width * leaf_count_);
-    for (std::size_t k = 0; k < width; ++k) {
-      if (!columns_[k]) {
-        continue;
-      }
-      for (Py_ssize_t leaf = 0; leaf < leaf_count_; ++leaf) {
-        Cell& c = cell(leaf, int(k));
-        PyObject* object = item(columns_[k].ptr(), leaf);
-        if (object == Py_None) {
-          continue;
-        }
-        if (const Cell* same = find_input(leaf, int(k), object)) {
-          c = *same;
-          continue;
-        }
-        if (const char* reason = torch_.read(object, c.view)) {
-          throw Refusal{reason};
-        }
-        c.object = object;
+      if (PyLong_Check(spec.ptr())) {
+        like[o] = spec.cast<int>();
+        columns_.add_none();
+      } else {
+        columns_.add(spec);
       }
     }
-    for (Py_ssize_t leaf = 0; leaf < leaf_count_; ++leaf) {
-      check_shapes_and_device(leaf);
-    }
-    check_overlap();
-    for (Py_ssize_t leaf = 0; leaf < leaf_count_; ++leaf) {
-      settle_layout(leaf);
-    }
-  }
-
-  void make_outputs() {
-    made_.resize(shape_.outputs);
+    columns_.read();
     for (int o = 0; o < shape_.outputs; ++o) {
-      if (make_like_[o] != not_made) {
-        make_column(o);
+      if (like[o] != not_made) {
+        made_[o] = make_column(columns_, o, like[o]);
       }
     }
   }
 
   py::object run(const py::object& coefs, const py::object& rows, int threads) {
+    const Py_ssize_t n = columns_.leaf_count();
+    const int width = shape_.inputs + shape_.outputs;
     std::vector<Array> arrays;
     std::vector<Leaf> leaves;
-    arrays.reserve(cells_.size());
-    leaves.reserve(std::size_t(leaf_count_));
-    const py::object row_of = rows.is_none() ? py::object() : column(rows);
+    arrays.reserve(std::size_t(n) * width);
+    leaves.reserve(std::size_t(n));
+    const py::object row_of = rows.is_none() ? py::object() : columns_.sequence(rows);
     std::int32_t row_count = 1;
-    for (Py_ssize_t leaf = 0; leaf < leaf_count_; ++leaf) {
+    for (Py_ssize_t leaf = 0; leaf < n; ++leaf) {
       bool wide = false;
-      for (int k = 0; k < shape_.inputs + shape_.outputs; ++k) {
-        const Cell& c = cell(leaf, k);
+      for (int k = 0; k < width; ++k) {
+        const Cell& c = columns_.cell(leaf, k);
         arrays.push_back({c.object ? c.view.data : nullptr, c.view.storage});
         wide = wide || (c.object && c.view.storage == Storage::float64);
       }
@@ -118,13 +74,13 @@ class Call {
       if (row < 0) {
         throw std::invalid_argument("a row is negative");
       }
-      leaves.push_back({first(leaf).view.size, row, wide});
+      leaves.push_back({columns_.first(leaf).view.size, row, wide});
     }
     const auto sums = std::int64_t(row_count) * shape_.reduced;
-    Job job{rule_,           order_, shape_, arrays.data(), leaves.data(), int(leaf_count_),
+    Job job{rule_,           order_, shape_, arrays.data(), leaves.data(), int(n),
             nullptr, row_count, nullptr};
     py::object reduced = py::none();
-    if (leaf_count_ > 0 && device().type == dlpack::cuda) {
+    if (n > 0 && columns_.device().type == dlpack::cuda) {
       reduced = run_on_device(job, coefs, sums);
     } else {
       const std::vector<double> numbers = host_coefs(coefs, row_count);
@@ -146,240 +102,13 @@ class Call {
     py::tuple results(shape_.outputs);
     for (int o = 0; o < shape_.outputs; ++o) {
       py::object& made = made_[o];
-      results[o] = made ? made : columns_[shape_.inputs + o] ? columns_[shape_.inputs + o] : py::none();
+      results[o] = made ? made : columns_.column(shape_.inputs + o) ? columns_.column(shape_.inputs + o) : py::none();
     }
     return py::make_tuple(results, reduced);
   }
 
  private:
-  static constexpr int not_made = -2, widest = -1;
-
-  py::object column(const py::handle& spec) {
-    if (spec.is_none()) {
-      return {};
-    }
-    PyObject* fast = PySequence_Fast(spec.ptr(), "a column is no sequence");
-    if (fast == nullptr) {
-      throw py::error_already_set();
-    }
-    const Py_ssize_t n = PySequence_Fast_GET_SIZE(fast);
-    auto result = py::reinterpret_steal<py::object>(fast);
-    if (leaf_count_ >= 0 && n != leaf_count_) {
-      throw std::invalid_argument("columns differ in length");
-    }
-    leaf_count_ = n;
-    return result;
-  }
-
-  Cell& cell(Py_ssize_t leaf, int k) { return cells_[std::size_t(leaf) * (shape_.inputs + shape_.outputs) + k]; }
-
-  // The input of a leaf that is this very object, which an output in place often is.
-  const Cell* find_input(Py_ssize_t leaf, int k, PyObject* object) {
-    for (int i = 0; k >= shape_.inputs && i < shape_.inputs; ++i) {
-      if (cell(leaf, i).object == object) {
-        return &cell(leaf, i);
-      }
-    }
-    return nullptr;
-  }
-
-  // Any tensor of a leaf, to know its shape. A leaf without any is one of zeros, of which zeros come out: it counts as
-  // empty, and None stands for what would come out.
-  Cell& first(Py_ssize_t leaf) {
-    int k = 0;
-    while (k + 1 < shape_.inputs + shape_.outputs && !cell(leaf, k).object) {
-      ++k;
-    }
-    return cell(leaf, k);
-  }
-
-  dlpack::Device device() {
-    for (Py_ssize_t leaf = 0; leaf < leaf_count_; ++leaf) {
-      if (first(leaf).object) {
-        return first(leaf).view.device;
-      }
-    }
-    return {dlpack::cpu, 0};
-  }
-
-  void check_shapes_and_device(Py_ssize_t leaf) {
-    const View& like = first(leaf).view;
-    const dlpack::Device where = device();
-    for (int k = 0; k < shape_.inputs + shape_.outputs; ++k) {
-      const Cell& c = cell(leaf, k);
-      if (!c.object) {
-        continue;
-      }
-      if (!c.view.same_shape(like)) {
-        throw Refusal{"tensors of one leaf differ in shape"};
-      }
-      if (c.view.device.type != where.type || c.view.device.id != where.id) {
-        throw Refusal{"tensors lie on several devices"};
-      }
-    }
-  }
-
-  // What is written to must not share memory with anything else: threads would race for it, and what is read would depend
-  // on the order. A tensor may be read and written at the same place of the same leaf, though.
-  void check_overlap() {
-    struct Range {
-      char *begin, *end;
-      Py_ssize_t leaf;
-      bool written;
-    };
-    std::vector<Range> ranges;
-    bool any_written = false;
-    for (Py_ssize_t leaf = 0; leaf < leaf_count_; ++leaf) {
-      for (int k = 0; k < shape_.inputs + shape_.outputs; ++k) {
-        const Cell& c = cell(leaf, k);
-        if (c.object && c.view.size > 0) {
-          const auto [first_byte, last_byte] = c.view.extent();
-          ranges.push_back({first_byte, last_byte, leaf, k >= shape_.inputs});
-          any_written = any_written || k >= shape_.inputs;
-        }
-      }
-    }
-    if (!any_written) {
-      return;
-    }
-    std::sort(ranges.begin(), ranges.end(), [](const Range& a, const Range& b) {
-      return std::tie(a.begin, a.end, a.leaf) < std::tie(b.begin, b.end, b.leaf);
-    });
-    char *read_until = nullptr, *written_until = nullptr;
-    for (std::size_t i = 0; i < ranges.size();) {
-      Range r = ranges[i];
-      int times_written = 0;
-      for (; i < ranges.size() && ranges[i].begin == r.begin && ranges[i].end == r.end && ranges[i].leaf == r.leaf;
-           ++i) {
-        times_written += ranges[i].written;
-      }
-      if (times_written > 1 || written_until > r.begin || (times_written > 0 && read_until > r.begin)) {
-        throw Refusal{"a tensor that is written to shares memory with another one"};
-      }
-      read_until = std::max(read_until, r.end);
-      written_until = times_written > 0 ? std::max(written_until, r.end) : written_until;
-    }
-  }
-
-  // Brings all tensors of a leaf to one layout. What is written to sets it; inputs that differ are copied.
-  void settle_layout(Py_ssize_t leaf) {
-    const int width = shape_.inputs + shape_.outputs;
-    bool uniform = true;
-    for (int k = 0; k < width && uniform; ++k) {
-      uniform = !cell(leaf, k).object || cell(leaf, k).view.is_contiguous();
-    }
-    if (uniform) {
-      return;
-    }
-    const Cell* model = nullptr;
-    for (int k = shape_.inputs; k < width; ++k) {
-      const Cell& c = cell(leaf, k);
-      if (!c.object) {
-        continue;
-      }
-      if (!c.view.is_dense() || (model && !c.view.same_layout(model->view))) {
-        throw Refusal{"tensors that are written to are expanded, sliced, or laid out in different ways"};
-      }
-      model = &c;
-    }
-    // Otherwise the parameter does, or a moment: gradients come in any layout.
-    for (int k = own_inputs_ - 1; k >= 0 && !model; --k) {
-      if (cell(leaf, k).object && cell(leaf, k).view.is_dense()) {
-        model = &cell(leaf, k);
-      }
-    }
-    Cell contiguous;
-    if (!model) {
-      // No dense tensor at all; a copy of the first one is contiguous, and serves as the model.
-      const Cell& c = first(leaf);
-      contiguous.object = keep(c.object, nullptr, c.view.storage);
-      read_again(contiguous);
-      model = &contiguous;
-    }
-    for (int k = 0; k < shape_.inputs; ++k) {
-      Cell& c = cell(leaf, k);
-      if (c.object && !(c.view.is_dense() && c.view.same_layout(model->view))) {
-        c.object = keep(c.object, model->object, c.view.storage);
-        read_again(c);
-      }
-    }
-  }
-
-  PyObject* keep(PyObject* object, PyObject* like, Storage storage) {
-    kept_.push_back(like ? torch_.relayout(object, like, storage)
-                         : py::object(py::handle(object).attr("detach")().attr("clone")().attr("contiguous")()));
-    return kept_.back().ptr();
-  }
-
-  void read_again(Cell& c) {
-    if (const char* reason = torch_.read(c.object, c.view)) {
-      throw Refusal{reason};
-    }
-  }
-
-  Storage storage_of_output(Py_ssize_t leaf, int like) {
-    if (like != widest && cell(leaf, like).object) {
-      return cell(leaf, like).view.storage;
-    }
-    bool any = false;
-    Storage result = Storage::float32;
-    for (int k = 0; k < own_inputs_; ++k) {
-      const Cell& c = cell(leaf, k);
-      if (!c.object) {
-        continue;
-      }
-      const Storage s = c.view.storage;
-      // As torch promotes: two different types of 16 bits make float32.
-      if (!any || s == Storage::float64) {
-        result = s;
-      } else if (result != s && result != Storage::float64) {
-        result = Storage::float32;
-      }
-      any = true;
-    }
-    return any ? result : first(leaf).view.storage;
-  }
-
-  void make_column(int o) {
-    const int like = make_like_[o];
-    std::vector<View> small;
-    std::vector<Py_ssize_t> small_leaves;
-    py::list list(leaf_count_);
-    for (Py_ssize_t leaf = 0; leaf < leaf_count_; ++leaf) {
-      const Cell& model = first(leaf);
-      Cell& made = cell(leaf, shape_.inputs + o);
-      if (!model.object) {
-        list[leaf] = py::none();
-        continue;
-      }
-      made.view = model.view;
-      made.view.storage = storage_of_output(leaf, like);
-      if (!torch_.has_exchange() || model.view.device.type != dlpack::cpu || !model.view.is_contiguous()) {
-        list[leaf] = torch_.empty_like(model.object, made.view.storage);
-        made.object = PyList_GET_ITEM(list.ptr(), leaf);
-        read_again(made);
-      } else if (model.view.size * size_of(made.view.storage) > largest_piece) {
-        std::vector<View> alone{made.view};
-        list[leaf] = torch_.cut_block(alone)[0];
-        made.view = alone[0];
-      } else {
-        small.push_back(made.view);
-        small_leaves.push_back(leaf);
-      }
-    }
-    if (!small.empty()) {
-      std::vector<py::object> pieces = torch_.cut_block(small);
-      for (std::size_t i = 0; i < pieces.size(); ++i) {
-        cell(small_leaves[i], shape_.inputs + o).view = small[i];
-        list[small_leaves[i]] = std::move(pieces[i]);
-      }
-    }
-    for (Py_ssize_t leaf = 0; leaf < leaf_count_; ++leaf) {
-      PyObject* object = PyList_GET_ITEM(list.ptr(), leaf);
-      cell(leaf, shape_.inputs + o).object = object == Py_None ? nullptr : object;
-    }
-    made_[o] = std::move(list);
-  }
+  static constexpr int not_made = -2;
 
   std::vector<double> host_coefs(const py::object& coefs, std::int32_t row_count) {
     std::vector<double> numbers;
@@ -410,9 +139,7 @@ class Call {
 
   View coef_view(const py::object& coefs) {
     View view;
-    if (const char* reason = torch_.read(coefs.ptr(), view)) {
-      throw Refusal{reason};
-    }
+    read_tensor(coefs.ptr(), view);
     if (view.storage != Storage::float64 || !view.is_contiguous()) {
       throw std::invalid_argument("coefficients must be contiguous and of dtype float64");
     }
@@ -422,7 +149,7 @@ class Call {
   py::object run_on_device([[maybe_unused]] Job& job, [[maybe_unused]] const py::object& coefs,
                            [[maybe_unused]] std::int64_t sums) {
 #ifdef TORCHOPT_HAS_CUDA
-    const dlpack::Device where = device();
+    const dlpack::Device where = columns_.device();
     std::vector<double> numbers;
     const double* device_coefs = nullptr;
     if (PyTuple_Check(coefs.ptr()) || PyList_Check(coefs.ptr())) {
@@ -438,7 +165,7 @@ class Call {
       }
       device_coefs = static_cast<const double*>(view.data);
     }
-    PyObject* like = first(0).object;
+    PyObject* like = columns_.first(0).object;
     py::object reduced = py::none(), workspace;
     double *reduced_data = nullptr, *workspace_data = nullptr;
     if (sums > 0) {
@@ -464,15 +191,12 @@ class Call {
 #endif
   }
 
-  Torch& torch_;
+  Torch& torch_ = Torch::get();
   int rule_;
   Order order_;
   Shape shape_;
-  int own_inputs_;
-  Py_ssize_t leaf_count_ = -1;
-  std::vector<py::object> columns_, made_, kept_;
-  std::vector<int> make_like_;
-  std::vector<Cell> cells_;
+  Columns columns_;
+  std::vector<py::object> made_;
 };
 
 }  // namespace
@@ -483,10 +207,7 @@ py::object run(int rule, int order, const py::sequence& inputs, const py::sequen
     throw std::invalid_argument("there is no such kernel");
   }
   try {
-    Call call(rule, Order(order), inputs, outputs);
-    call.read();
-    call.make_outputs();
-    return call.run(coefs, rows, threads);
+    return Call(rule, Order(order), inputs, outputs).run(coefs, rows, threads);
   } catch (const Refusal& refusal) {
     return py::str(refusal.reason);
   }

@@ -29,7 +29,7 @@ __all__ = [
 
 def _of_one_shape(x: Any, y: Any) -> tuple[Tensor, Tensor]:
     x, y = torch.as_tensor(x), torch.as_tensor(y)
-    shape = torch.broadcast_shapes(x.shape, y.shape)
+    shape = torch.broadcast_shapes(x.shape, y.shape)  # type: ignore[no-untyped-call]
     return x.expand(shape), y.expand(shape)
 
 

@@ -6,16 +6,14 @@ from __future__ import annotations
 from typing import Any
 
 from torchopt import projections
-from torchopt.projections import (
+from torchopt.polytopes import (
     kl_projection_birkhoff,
     kl_projection_transport,
-    projection_affine_set,
     projection_birkhoff,
-    projection_box_section,
     projection_polyhedron,
-    projection_sparse_simplex,
     projection_transport,
 )
+from torchopt.projections import projection_affine_set, projection_box_section, projection_sparse_simplex
 
 __all__ = [
     'kl_projection_birkhoff',

@@ -18,9 +18,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchopt.numerics import widened
+
 __all__ = ['FACTORIZATIONS', 'least_norm']
 
 Solve = Callable[[Tensor], Tensor]
+
+
+def _in_single(factor: Callable[[Tensor, Any], Solve]) -> Callable[[Tensor, Any], Solve]:
+    """Factor half precision in float32, for torch has no factorization of it."""
+
+    def wide(jac: Tensor, mu: Any) -> Solve:
+        solve = factor(widened(jac), mu)
+        return lambda z: solve(widened(z)).to(z.dtype)
+
+    return wide
 
 
 def by_qr(jac: Tensor, mu: Any) -> Solve:
@@ -62,10 +74,10 @@ def by_inverse(jac: Tensor, mu: Any) -> Solve:
 
 
 FACTORIZATIONS: dict[str, Callable[[Tensor, Any], Solve]] = {
-    'cholesky': by_cholesky,
-    'lu': by_lu,
-    'qr': by_qr,
-    'inv': by_inverse,
+    'cholesky': _in_single(by_cholesky),
+    'lu': _in_single(by_lu),
+    'qr': _in_single(by_qr),
+    'inv': _in_single(by_inverse),
 }
 """``FACTORIZATIONS[name](jac, mu)`` factors once, and returns a function from ``z`` to ``y``."""
 
@@ -81,9 +93,10 @@ def least_norm(jac: Tensor, z: Tensor) -> Tensor:
     """
     if jac.numel() == 0:
         return jac.new_zeros(jac.shape[1])
+    dtype, jac, z = jac.dtype, widened(jac), widened(z)
     # A decomposition of values that are not finite would raise; the result is NaN all the same.
     finite = torch.isfinite(jac).all()
     U, S, Vh = torch.linalg.svd(torch.where(finite, jac, 0.0), full_matrices=False)
     kept = S / S[0] > max(jac.shape) * torch.finfo(jac.dtype).eps
     weights = torch.where(kept, (U.mT @ z) / torch.where(kept, S, 1.0), 0.0)
-    return torch.where(finite, Vh.mT @ weights, torch.nan)
+    return torch.where(finite, Vh.mT @ weights, torch.nan).to(dtype)

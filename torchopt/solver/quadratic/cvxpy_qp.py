@@ -7,10 +7,12 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch._C import _functorch
 
-from torchopt.numerics import eager, in_transform
+from torchopt.numerics import eager
 from torchopt.solver import adjoint
 from torchopt.solver.base import OptStep, Solver
 from torchopt.solver.quadratic.kkt import inequality_residual, solve_kkt
@@ -98,16 +100,11 @@ class CvxpyQP(Solver):
         return OneSided.of(objective, (params_eq, None), (params_ineq, None))
 
     def _solve(self, data: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        if in_transform():
-            raise NotImplementedError(
-                'CvxpyQP runs on the host and cannot be transformed by torch.vmap. Use OSQP for batches; for '
-                'derivatives call .backward().'
-            )
         try:
             import cvxpy
         except ImportError:
             raise ImportError('CvxpyQP needs cvxpy: `pip install torchopt[cvxpy]`, or use OSQP.') from None
-        given = {name: value.detach().cpu().double().numpy() for name, value in data.items()}
+        given = {name: np.array(_without_wrappers(value).tolist()).reshape(value.shape) for name, value in data.items()}
         x = cvxpy.Variable(len(given['c']))
         objective = 0.5 * cvxpy.quad_form(x, given['Q'], assume_PSD=True) + given['c'] @ x
         constraints = []
@@ -120,8 +117,24 @@ class CvxpyQP(Solver):
         if problem.status not in ('optimal', 'optimal_inaccurate'):
             raise ValueError(f'{self.solver} found that the problem is {problem.status}. Check its constraints.')
         like = data['c']
-        y = [torch.as_tensor(constraint.dual_value).to(like).reshape(-1) for constraint in constraints]
-        return torch.as_tensor(x.value).to(like), torch.cat(y) if y else like.new_zeros(0)
+        y = [
+            torch.tensor(np.reshape(constraint.dual_value, -1), dtype=like.dtype, device=like.device)
+            for constraint in constraints
+        ]
+        return torch.tensor(x.value, dtype=like.dtype, device=like.device), torch.cat(y) if y else torch.zeros_like(
+            like[:0]
+        )
+
+
+def _without_wrappers(x: Tensor) -> Tensor:
+    """The tensor beneath transforms of ``torch.func``, of which all but ``vmap`` leave its values alone."""
+    while _functorch.is_functorch_wrapped_tensor(x):
+        if _functorch.is_batchedtensor(x):
+            raise NotImplementedError(
+                'CvxpyQP solves one problem at a time and cannot be mapped by torch.vmap. Use OSQP for batches.'
+            )
+        x = _functorch.get_unwrapped(x)
+    return x
 
 
 def _residual(point: tuple[Tensor, Tensor], data: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

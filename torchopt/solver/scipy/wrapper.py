@@ -16,7 +16,7 @@ from torch._C import _functorch
 
 from torchopt import tree
 from torchopt.implicit_diff.binding import signature_of
-from torchopt.numerics import beneath, eager
+from torchopt.numerics import beneath, eager, widened
 from torchopt.solver import adjoint
 from torchopt.solver.auxiliary import require_function
 from torchopt.solver.base import OptStep, Solver
@@ -64,7 +64,7 @@ def as_array(x: Tensor, dtype: Any) -> Any:
             )
         x = _functorch.get_unwrapped(x)
     with beneath(x):
-        return np.array(x.detach().cpu().numpy(), dtype=dtype)
+        return np.array(widened(x.detach().cpu()).numpy(), dtype=dtype)
 
 
 class Bridge:

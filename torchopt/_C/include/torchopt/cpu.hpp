@@ -19,7 +19,7 @@ struct CpuKernel {
 // X(identifier, name, attribute of functions that are compiled for it); the best first. The features are those of the levels
 // of the x86-64 psABI. A processor with the first three of each level has the others too.
 #define TORCHOPT_BASELINE(X) X(baseline, "baseline", )
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(TORCHOPT_SANITIZE)
+#if defined(__x86_64__) && defined(__GNUC__) && defined(__OPTIMIZE__)
 #define TORCHOPT_V3 "avx2,bmi,bmi2,f16c,fma,lzcnt,movbe"
 #define TORCHOPT_V4 TORCHOPT_V3 ",avx512f,avx512bw,avx512cd,avx512dq,avx512vl"
 #define TORCHOPT_INSTRUCTION_SETS(X)                                    \

@@ -35,13 +35,14 @@ struct Identity {
   }
 };
 
-struct Trace {  // keep take gradient buffer
+struct Trace {
   static constexpr int moments = 1, coefs = 4;
   template <class T, class X, class C>
   TORCHOPT_INLINE static auto apply(const X& x, const C& c) {
-    auto g = get<0>(x);
-    auto b = average(get<0>(c), get<1>(x), get<1>(c), g);
-    return tuple(term(get<2>(c), g) + term(get<3>(c), b), b);
+    const auto& [g, old] = x;
+    const auto& [keep, take, gradient, buffer] = c;
+    auto b = average(keep, old, take, g);
+    return tuple(term(gradient, g) + term(buffer, b), b);
   }
 };
 
@@ -52,115 +53,125 @@ TORCHOPT_INLINE auto rescaled(const G& g, const M& m, const V& v, const A& mean,
   return (mean * m + term(gradient, g)) / (term(slope, sqrt(v + shift)) + offset);
 }
 
-struct Adam {  // b1 d1 b2 d2 mean gradient slope offset shift
+struct Adam {
   static constexpr int moments = 2, coefs = 9;
   template <class T, class X, class C>
   TORCHOPT_INLINE static auto apply(const X& x, const C& c) {
-    auto g = get<0>(x);
-    auto m = average(get<0>(c), get<1>(x), get<1>(c), g);
-    auto v = average(get<2>(c), get<2>(x), get<3>(c), g * g);
-    return tuple(rescaled(g, m, v, get<4>(c), get<5>(c), get<6>(c), get<7>(c), get<8>(c)), m, v);
+    const auto& [g, old_m, old_v] = x;
+    const auto& [b1, d1, b2, d2, mean, gradient, slope, offset, shift] = c;
+    auto m = average(b1, old_m, d1, g);
+    auto v = average(b2, old_v, d2, g * g);
+    return tuple(rescaled(g, m, v, mean, gradient, slope, offset, shift), m, v);
   }
 };
 
-struct AmsGrad {  // b1 d1 b2 d2 mean slope offset shift correction
+struct AmsGrad {
   static constexpr int moments = 3, coefs = 9;
   template <class T, class X, class C>
   TORCHOPT_INLINE static auto apply(const X& x, const C& c) {
-    auto g = get<0>(x);
-    auto m = average(get<0>(c), get<1>(x), get<1>(c), g);
-    auto v = average(get<2>(c), get<2>(x), get<3>(c), g * g);
-    auto largest = max(get<3>(x), get<8>(c) * v);
-    return tuple(rescaled(g, m, largest, get<4>(c), Zero{}, get<5>(c), get<6>(c), get<7>(c)), m, v, largest);
+    const auto& [g, old_m, old_v, old_largest] = x;
+    const auto& [b1, d1, b2, d2, mean, slope, offset, shift, correction] = c;
+    auto m = average(b1, old_m, d1, g);
+    auto v = average(b2, old_v, d2, g * g);
+    auto largest = max(old_largest, correction * v);
+    return tuple(rescaled(g, m, largest, mean, Zero{}, slope, offset, shift), m, v, largest);
   }
 };
 
-struct Yogi {  // b1 d1 d2 mean slope offset shift
+struct Yogi {
   static constexpr int moments = 2, coefs = 7;
   template <class T, class X, class C>
   TORCHOPT_INLINE static auto apply(const X& x, const C& c) {
-    auto g = get<0>(x);
-    auto m = average(get<0>(c), get<1>(x), get<1>(c), g);
+    const auto& [g, old_m, old_v] = x;
+    const auto& [b1, d1, d2, mean, slope, offset, shift] = c;
+    auto m = average(b1, old_m, d1, g);
     auto square = g * g;
-    auto v = get<2>(x) - get<2>(c) * sign(get<2>(x) - square) * square;
-    return tuple(rescaled(g, m, v, get<3>(c), Zero{}, get<4>(c), get<5>(c), get<6>(c)), m, v);
+    auto v = old_v - d2 * sign(old_v - square) * square;
+    return tuple(rescaled(g, m, v, mean, Zero{}, slope, offset, shift), m, v);
   }
 };
 
-struct Belief {  // b1 d1 b2 d2 mean slope offset shift floor
+struct Belief {
   static constexpr int moments = 2, coefs = 9;
   template <class T, class X, class C>
   TORCHOPT_INLINE static auto apply(const X& x, const C& c) {
-    auto g = get<0>(x);
-    auto surprise = g - get<1>(x);
-    auto m = average(get<0>(c), get<1>(x), get<1>(c), g);
-    auto v = average(get<2>(c), get<2>(x), get<3>(c), surprise * surprise) + get<8>(c);
-    return tuple(rescaled(g, m, v, get<4>(c), Zero{}, get<5>(c), get<6>(c), get<7>(c)), m, v);
+    const auto& [g, old_m, old_v] = x;
+    const auto& [b1, d1, b2, d2, mean, slope, offset, shift, floor] = c;
+    auto surprise = g - old_m;
+    auto m = average(b1, old_m, d1, g);
+    auto v = average(b2, old_v, d2, surprise * surprise) + floor;
+    return tuple(rescaled(g, m, v, mean, Zero{}, slope, offset, shift), m, v);
   }
 };
 
-struct Adamax {  // b1 d1 b2 eps correction
+struct Adamax {
   static constexpr int moments = 2, coefs = 5;
   template <class T, class X, class C>
   TORCHOPT_INLINE static auto apply(const X& x, const C& c) {
-    auto g = get<0>(x);
-    auto m = average(get<0>(c), get<1>(x), get<1>(c), g);
-    auto n = max(get<2>(c) * get<2>(x), abs(g) + get<3>(c));
-    return tuple(m / (get<4>(c) * n), m, n);
+    const auto& [g, old_m, old_n] = x;
+    const auto& [b1, d1, b2, eps, correction] = c;
+    auto m = average(b1, old_m, d1, g);
+    auto n = max(b2 * old_n, abs(g) + eps);
+    return tuple(m / (correction * n), m, n);
   }
 };
 
-struct Rms {  // keep take offset shift
+struct Rms {
   static constexpr int moments = 1, coefs = 4;
   template <class T, class X, class C>
   TORCHOPT_INLINE static auto apply(const X& x, const C& c) {
-    auto g = get<0>(x);
-    auto v = average(get<0>(c), get<1>(x), get<1>(c), g * g);
-    return tuple(g / (sqrt(v + get<3>(c)) + get<2>(c)), v);
+    const auto& [g, old] = x;
+    const auto& [keep, take, offset, shift] = c;
+    auto v = average(keep, old, take, g * g);
+    return tuple(g / (sqrt(v + shift) + offset), v);
   }
 };
 
-struct StdDev {  // keep take offset shift
+struct StdDev {
   static constexpr int moments = 2, coefs = 4;
   template <class T, class X, class C>
   TORCHOPT_INLINE static auto apply(const X& x, const C& c) {
-    auto g = get<0>(x);
-    auto m = average(get<0>(c), get<1>(x), get<1>(c), g);
-    auto v = average(get<0>(c), get<2>(x), get<1>(c), g * g);
-    return tuple(g / (sqrt(clip_negative(v - m * m) + get<3>(c)) + get<2>(c)), m, v);
+    const auto& [g, old_m, old_v] = x;
+    const auto& [keep, take, offset, shift] = c;
+    auto m = average(keep, old_m, take, g);
+    auto v = average(keep, old_v, take, g * g);
+    return tuple(g / (sqrt(clip_negative(v - m * m) + shift) + offset), m, v);
   }
 };
 
-struct Rss {  // offset
+struct Rss {
   static constexpr int moments = 1, coefs = 1;
   template <class T, class X, class C>
   TORCHOPT_INLINE static auto apply(const X& x, const C& c) {
-    auto g = get<0>(x);
-    auto s = get<1>(x) + g * g;
+    const auto& [g, old] = x;
+    const auto& [offset] = c;
+    auto s = old + g * g;
     // Where s is zero so is g, and g / 1 is what it should be.
     const bool positive = number(s) > 0;
-    return tuple(g / (where(positive, sqrt(s) + get<0>(c)) + T(positive ? 0 : 1)), s);
+    return tuple(g / (where(positive, sqrt(s) + offset) + T(positive ? 0 : 1)), s);
   }
 };
 
-struct AdaDelta {  // keep take eps
+struct AdaDelta {
   static constexpr int moments = 2, coefs = 3;
   template <class T, class X, class C>
   TORCHOPT_INLINE static auto apply(const X& x, const C& c) {
-    auto g = get<0>(x);
-    auto squares = average(get<0>(c), get<1>(x), get<1>(c), g * g);
-    auto u = g * sqrt((get<2>(x) + get<2>(c)) / (squares + get<2>(c)));
-    return tuple(u, squares, average(get<0>(c), get<2>(x), get<1>(c), u * u));
+    const auto& [g, old_squares, old_steps] = x;
+    const auto& [keep, take, eps] = c;
+    auto squares = average(keep, old_squares, take, g * g);
+    auto u = g * sqrt((old_steps + eps) / (squares + eps));
+    return tuple(u, squares, average(keep, old_steps, take, u * u));
   }
 };
 
-struct Lion {  // b1 d1 b2 d2
+struct Lion {
   static constexpr int moments = 1, coefs = 4;
   template <class T, class X, class C>
   TORCHOPT_INLINE static auto apply(const X& x, const C& c) {
-    auto g = get<0>(x);
-    auto direction = average(get<0>(c), get<1>(x), get<1>(c), g);
-    return tuple(sign(direction), average(get<2>(c), get<1>(x), get<3>(c), g));
+    const auto& [g, m] = x;
+    const auto& [b1, d1, b2, d2] = c;
+    auto direction = average(b1, m, d1, g);
+    return tuple(sign(direction), average(b2, m, d2, g));
   }
 };
 

@@ -8,13 +8,13 @@
 
 #if defined(__CUDACC__)
 #define TORCHOPT_INLINE __host__ __device__ __forceinline__
-#elif defined(TORCHOPT_SANITIZE)
-// Functions that are instrumented grow; inlined into one another they would take minutes to compile.
-#define TORCHOPT_INLINE inline
 #elif defined(_MSC_VER)
 #define TORCHOPT_INLINE __forceinline
-#else
+#elif defined(__OPTIMIZE__)
 #define TORCHOPT_INLINE inline __attribute__((always_inline))
+#else
+// They work on local variables only. Watched by a sanitizer, or inlined into one another, they would take minutes to compile.
+#define TORCHOPT_INLINE inline __attribute__((no_sanitize("address", "undefined")))
 #endif
 
 namespace torchopt {

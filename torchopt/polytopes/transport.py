@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Projections onto transportation polytopes: matrices with given sums of rows and of columns.
+r"""Projections onto transportation polytopes: matrices with given row sums and column sums.
 
 Both are solved through their semi-dual (Blondel, Seguy and Rolet, 2018), a smooth convex problem in one potential
 :math:`\alpha_i` for each row.  Given the potentials, each column of the plan is
@@ -9,9 +9,9 @@ Both are solved through their semi-dual (Blondel, Seguy and Rolet, 2018), a smoo
     \qquad \text{or} \qquad
     P_j = b_j \operatorname{softmax}(\alpha + S_j),
 
-the projection onto the simplex or the softmax, and its sum is :math:`b_j`.  The gradient in the potentials is by how
-much the sums of the rows miss :math:`a`.  Newton's method finds the potentials; the plan is differentiable by the
-implicit function theorem.
+with the projection onto the simplex or the softmax; its sum is :math:`b_j`.  The gradient with respect to the
+potentials is the difference between the row sums and :math:`a`.  Newton's method computes the potentials; the plan is
+differentiable by the implicit function theorem.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor
 from torchopt.implicit_diff import custom_root
 from torchopt.loop import while_loop
 from torchopt.numerics import eager, is_readable
-from torchopt.simplex import unit_simplex
+from torchopt.projections import unit_simplex
 from torchopt.solver.quadratic.kkt import solve_kkt
 
 __all__ = ['kl_projection_birkhoff', 'kl_projection_transport', 'projection_birkhoff', 'projection_transport']
@@ -49,7 +49,8 @@ def projection_transport(
 
     Args:
         sim_matrix: The matrix :math:`S`, of shape ``[m, n]``.
-        marginals: The sums :math:`(a, b)`, of shapes ``[m]`` and ``[n]``, nonnegative, of the same total.
+        marginals: The row and column sums :math:`(a, b)`, of shapes ``[m]`` and ``[n]``, nonnegative, with equal
+        totals.
         make_solver: ``make_solver(fun)`` returns a solver that minimizes the dual objective
             ``fun(potentials, cost_matrix, marginals_a, marginals_b)``; Newton's method if None.
         use_semi_dual: Whether that solver minimizes over the potentials of the rows only.
@@ -64,7 +65,7 @@ def projection_transport(
     Example:
         >>> import torch, torchopt
         >>> S, sums = torch.tensor([[1.0, 0.0], [0.2, 0.3]]), torch.tensor([0.5, 0.5])
-        >>> torchopt.projections.projection_transport(S, (sums, sums)).round(decimals=3)
+        >>> torchopt.polytopes.projection_transport(S, (sums, sums)).round(decimals=3)
         tensor([[0.5000, 0.0000],
                 [0.0000, 0.5000]])
 
@@ -90,9 +91,9 @@ def kl_projection_transport(
 
     Args:
         sim_matrix: The matrix :math:`S`, of shape ``[m, n]``.
-        marginals: The sums :math:`(a, b)`, of shapes ``[m]`` and ``[n]``, positive, of the same total.
-        make_solver: As in :func:`projection_transport`.
-        use_semi_dual: As in :func:`projection_transport`.
+        marginals: The row and column sums :math:`(a, b)`, of shapes ``[m]`` and ``[n]``, positive, with equal totals.
+        make_solver: See :func:`projection_transport`.
+        use_semi_dual: See :func:`projection_transport`.
 
     Returns:
         The plan :math:`P`, of shape ``[m, n]``.
@@ -104,7 +105,7 @@ def kl_projection_transport(
     Example:
         >>> import torch, torchopt
         >>> S, sums = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0.5, 0.5])
-        >>> torchopt.projections.kl_projection_transport(S, (sums, sums)).round(decimals=3)
+        >>> torchopt.polytopes.kl_projection_transport(S, (sums, sums)).round(decimals=3)
         tensor([[0.3660, 0.1340],
                 [0.1340, 0.3660]])
 
@@ -117,19 +118,19 @@ def kl_projection_transport(
 def projection_birkhoff(
     sim_matrix: Tensor, make_solver: MakeSolver | None = None, use_semi_dual: bool = True
 ) -> Tensor:
-    """Project onto the Birkhoff polytope, of matrices whose rows and columns all sum to one.
+    """Project onto the Birkhoff polytope, the set of doubly stochastic matrices.
 
     Args:
         sim_matrix: A square matrix.
-        make_solver: As in :func:`projection_transport`.
-        use_semi_dual: As in :func:`projection_transport`.
+        make_solver: See :func:`projection_transport`.
+        use_semi_dual: See :func:`projection_transport`.
 
     Returns:
         The projection, of the same shape.
 
     Example:
         >>> import torch, torchopt
-        >>> torchopt.projections.projection_birkhoff(torch.tensor([[1.0, 0.0], [0.2, 0.3]])).round(decimals=3)
+        >>> torchopt.polytopes.projection_birkhoff(torch.tensor([[1.0, 0.0], [0.2, 0.3]])).round(decimals=3)
         tensor([[0.7750, 0.2250],
                 [0.2250, 0.7750]])
     """
@@ -143,15 +144,15 @@ def kl_projection_birkhoff(
 
     Args:
         sim_matrix: A square matrix.
-        make_solver: As in :func:`projection_transport`.
-        use_semi_dual: As in :func:`projection_transport`.
+        make_solver: See :func:`projection_transport`.
+        use_semi_dual: See :func:`projection_transport`.
 
     Returns:
         The projection, of the same shape.
 
     Example:
         >>> import torch, torchopt
-        >>> torchopt.projections.kl_projection_birkhoff(torch.tensor([[1.0, 0.0], [0.0, 1.0]])).round(decimals=3)
+        >>> torchopt.polytopes.kl_projection_birkhoff(torch.tensor([[1.0, 0.0], [0.0, 1.0]])).round(decimals=3)
         tensor([[0.7310, 0.2690],
                 [0.2690, 0.7310]])
     """
@@ -229,7 +230,7 @@ class _Transport:
         """The potentials of the rows, whose mean is zero."""
 
         def residual(alpha: Tensor, S: Tensor, a: Tensor, b: Tensor) -> Tensor:
-            # A constant changes nothing; the mean makes the solution unique.
+            # Potentials are determined up to a constant; the term of the mean makes them unique.
             return self.columns(alpha, S, b).sum(1) - a + alpha.mean()
 
         def newton(alpha: Tensor, S: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -239,11 +240,11 @@ class _Transport:
         return found
 
     def _newton(self, alpha: Tensor, S: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """Newton's method, with steps halved until the objective decreases."""
+        """Newton's method; each step is halved until the objective decreases."""
         m, eps = len(alpha), torch.finfo(S.dtype).eps
         identity = torch.eye(m, dtype=S.dtype, device=S.device)
         enough = 4.0 * eps * m * (1.0 + a.abs().amax())
-        # Where the potentials of a row may lie decides how large a step can be: the scale of the data.
+        # The largest useful step is of the scale of the potentials, which is that of the data.
         largest = 1.0 + (S.amax() - S.amin()) + b.amax()
 
         def value(alpha: Tensor) -> Tensor:
@@ -269,7 +270,7 @@ class _Transport:
         def goes_on(now: tuple[Tensor, Tensor, Tensor]) -> Tensor:
             _, miss, before = now
             size = miss.abs().amax()
-            # Near the precision of the dtype it ends where a step gains nothing more.
+            # Near the precision of the dtype, stop if a step does not decrease the gradient.
             return (size > enough) & ((size < before) | (size > 1e3 * enough))
 
         start = alpha, self.columns(alpha, S, b).sum(1) - a, torch.full_like(alpha[0], torch.inf)

@@ -81,12 +81,12 @@ def partition(tree: Any, predicate: Callable[[Any], bool]) -> tuple[Any, Any]:
 
     Example:
         >>> import torch, torchopt
-        >>> arguments = {'w': torch.ones(2), 'b': None, 'mode': 'mean'}
+        >>> arguments = {'b': None, 'mode': 'mean', 'w': torch.ones(2)}
         >>> tensors, rest = torchopt.tree.partition(arguments, torch.is_tensor)
         >>> tensors, rest
-        ({'b': None, 'mode': None, 'w': tensor([1., 1.])}, {'b': None, 'mode': 'mean', 'w': None})
+        ({'w': tensor([1., 1.]), 'b': None, 'mode': None}, {'w': None, 'b': None, 'mode': 'mean'})
         >>> torchopt.tree.combine(torchopt.tree.map(lambda x: 2 * x, tensors), rest)
-        {'b': None, 'mode': 'mean', 'w': tensor([2., 2.])}
+        {'w': tensor([2., 2.]), 'b': None, 'mode': 'mean'}
     """
     chosen = Selection(tree, predicate)
     return chosen.alone(chosen.selected), chosen.rest()

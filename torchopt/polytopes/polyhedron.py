@@ -24,28 +24,28 @@ def projection_polyhedron(
 
     Args:
         x: A floating vector of :math:`n` elements.
-        hyperparams: :math:`(A, b, G, h)`: matrices of :math:`n` columns, and vectors.  A pair of None stands for no
+        hyperparams: :math:`(A, b, G, h)`: matrices of :math:`n` columns, and vectors.  A pair of None means no
             equations, or no inequalities.
-        check_feasible: Whether to raise if the polyhedron is empty, which reads values.
+        check_feasible: Whether to raise if the polyhedron is empty, which reads values and synchronizes.
 
     Returns:
         The projection, of the shape of ``x``.
 
     Raises:
-        ValueError: If the shapes do not fit; or the polyhedron is empty, if that is checked.
+        ValueError: If the shapes do not match; with ``check_feasible``, if the polyhedron is empty.
 
     Example:
         >>> import torch, torchopt
         >>> A, b = torch.tensor([[1.0, 1.0]]), torch.tensor([1.0])
         >>> G, h = torch.tensor([[1.0, 0.0]]), torch.tensor([0.25])
-        >>> torchopt.projections.projection_polyhedron(torch.tensor([1.0, 0.0]), (A, b, G, h)).round(decimals=3)
+        >>> torchopt.polytopes.projection_polyhedron(torch.tensor([1.0, 0.0]), (A, b, G, h)).round(decimals=3)
         tensor([0.2500, 0.7500])
     """
     check_vector(x)
     if not isinstance(hyperparams, (tuple, list)) or len(hyperparams) != 4:
         raise ValueError(f'Invalid hyperparams: a {type(hyperparams).__name__}; expected (A, b, G, h).')
     A, b, G, h = hyperparams
-    # What rounding leaves of residuals, with room for matrices of some size.
+    # Larger than the rounding errors of residuals, also for large matrices.
     solver = OSQP(tol=1e3 * torch.finfo(x.dtype).eps ** 0.75, maxiter=10000)
     objective = torch.eye(len(x), dtype=x.dtype, device=x.device), -x
     found, state = solver.run(None, objective, None if A is None else (A, b), None if G is None else (G, h))

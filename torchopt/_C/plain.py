@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Steps and their derivatives in plain torch, where no kernel can run, and beyond the last derivative that has one."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt import rules
+from torchopt._C.call import Call, Column, Order
+
+__all__ = ['plain', 'pull', 'push']
+
+
+def plain(call: Call) -> Callable[..., tuple[Any, ...]]:
+    """The computation in plain torch: ``f(coefs, *tensors)``, differentiable to any order."""
+    if call.order == Order.FORWARD:
+        return lambda coefs, *tensors: _plain_step(call, coefs, tensors)
+    inner = call.integrated()
+    cut = inner.inputs * inner.leaves
+    if call.order == Order.JVP:
+        return lambda coefs, *tensors: push(plain(inner), (coefs, *tensors[:cut]), (None, *tensors[cut:]))
+
+    def vjp(coefs: Any, *tensors: Any) -> tuple[Any, ...]:
+        inputs, cotangents = _with_zeros(inner, tensors[:cut], tensors[cut:]), tensors[cut:]
+        wanted = [w and x is not None for w, x in zip(_each(call, call.wanted), inputs)]
+        with_coefs = call.order == Order.VJP_WITH_COEFS
+        own, *rest = pull(plain(inner), (coefs, *inputs), cotangents, [with_coefs, *wanted])
+        return (*rest, own) if with_coefs else tuple(rest)
+
+    return vjp
+
+
+def _each(call: Call, columns: Iterable[bool]) -> Iterable[bool]:
+    return itertools.chain.from_iterable([flag] * call.leaves for flag in columns)
+
+
+def _plain_step(call: Call, coefs: Any, tensors: Column) -> tuple[Any, ...]:
+    values = call.coefs if coefs is None else coefs.reshape(-1).unbind()
+    assert values is not None
+    rows = call.rows or (0,) * call.leaves
+    size = call.row_size
+    results: list[tuple[Any, ...]] = []
+    for row, (g, *moments, p) in zip(rows, zip(*(call.column(tensors, i) for i in range(call.inputs)))):
+        if g is None:  # a leaf of zeros of unknown shape
+            results.append((None,) * (1 + len(moments)))
+            continue
+        own = values[row * size : (row + 1) * size]
+        u, *moved = rules.step(call.plan.rules, own, g, moments, p)
+        results.append((u.to(p.dtype) if call.onto_params else u, *moved))
+    return tuple(itertools.chain.from_iterable(zip(*results)))
+
+
+def _with_zeros(inner: Call, inputs: Column, cotangents: Column) -> Column:
+    """Replace inputs that were not saved by zeros: if a step is linear in an argument, its value is not needed."""
+    if inner.order != Order.FORWARD:
+        return inputs
+    shapes = [next((x for x in row if x is not None), None) for row in zip(*_columns(inner, (*inputs, *cotangents)))]
+    kept = list(inputs)
+    for first in (0, (inner.inputs - 1) * inner.leaves):
+        for i, like in enumerate(shapes, first):
+            if kept[i] is None and like is not None:
+                kept[i] = torch.zeros_like(like)
+    return kept
+
+
+def _columns(call: Call, tensors: Column) -> list[Column]:
+    return [tensors[i : i + call.leaves] for i in range(0, len(tensors), call.leaves)]
+
+
+def _split(arguments: Column, chosen: Sequence[bool]) -> tuple[list[Any], Callable[..., list[Any]]]:
+    """The chosen arguments, and a function that merges them with the others."""
+
+    def merge(*values: Any) -> list[Any]:
+        supplied = iter(values)
+        return [next(supplied) if c else x for c, x in zip(chosen, arguments)]
+
+    return [x for x, c in zip(arguments, chosen) if c], merge
+
+
+def pull(
+    function: Callable[..., tuple[Any, ...]], arguments: Column, cotangents: Column, wanted: Sequence[bool]
+) -> list[Any]:
+    """Reverse mode: the gradients with respect to the wanted arguments, None for the others."""
+    variables, merge = _split(arguments, wanted)
+    if not variables:
+        return [None] * len(arguments)
+    kept: list[int] = []
+
+    def outputs(*values: Any) -> tuple[Tensor, ...]:
+        results = function(*merge(*values))
+        kept[:] = [i for i, y in enumerate(results) if y is not None]
+        return tuple(results[i] for i in kept)
+
+    if all(c is None for c in cotangents):
+        return [None] * len(arguments)
+    ys, pullback = _vjp(outputs, *variables)
+    cs = [cotangents[i] if i < len(cotangents) else None for i in kept]
+    gradients = iter(pullback(tuple(torch.zeros_like(y) if c is None else c.to(y.dtype) for y, c in zip(ys, cs))))
+    return [next(gradients) if w else None for w in wanted]
+
+
+def _vjp(function: Callable[..., Any], *primals: Tensor) -> Any:
+    return torch.func.vjp(function, *primals)  # its annotation has three results; without has_aux there are two
+
+
+def push(function: Callable[..., tuple[Any, ...]], arguments: Column, tangents: Column) -> tuple[Any, ...]:
+    """Forward mode: the tangents of the results; None is a zero tangent."""
+    moving = [t is not None and x is not None for x, t in zip(arguments, tangents)]
+    variables, merge = _split(arguments, moving)
+    directions = tuple(t for t, m in zip(tangents, moving) if m)
+    kept: list[bool] = []
+
+    def outputs(*values: Any) -> tuple[Tensor, ...]:
+        results = function(*merge(*values))
+        kept[:] = [y is not None for y in results]
+        return tuple(y for y in results if y is not None)
+
+    # Use reverse mode twice, since torch's forward mode does not nest outside of torch.func: the gradients are linear
+    # in the cotangents, and the transpose of this map is forward mode.
+    ys, pullback = _vjp(outputs, *variables)
+    _, pushforward = _vjp(lambda *cs: pullback(cs), *[torch.zeros_like(y) for y in ys])
+    # A tangent must not share memory: a backward pass may accumulate cotangents, and with them their tangents, in
+    # place, which would change every tensor with the same memory.
+    moved = iter(pushforward(directions))
+    return tuple(next(moved).clone() if k else None for k in kept)
