@@ -72,7 +72,8 @@ def hager_zhang_begin(ray: Ray, start: Point, guess: Any, options: HagerZhangOpt
     References:
         Hager and Zhang, `Algorithm 851: CG_DESCENT <https://doi.org/10.1145/1132973.1132979>`_, 2006.
     """
-    start = Point(*numbers(*start[:3]), start.extra)
+    stepsize, value, slope = numbers(*start[:3])
+    start = Point(stepsize, value, slope, start.extra)
     (guess,) = numbers(guess)
     ceiling = _ceiling(start, options)
 

@@ -49,7 +49,8 @@ def choose(test: Any, x: Point, y: Point) -> Point:
     """
     if test is True or test is False:
         return x if test else y
-    return Point(*(where(test, a, b) for a, b in zip(x[:3], y)), pick(test, x.extra, y.extra))
+    stepsize, value, slope = (where(test, a, b) for a, b in zip(x[:3], y))
+    return Point(stepsize, value, slope, pick(test, x.extra, y.extra))
 
 
 Ray = Callable[[Any], Point]

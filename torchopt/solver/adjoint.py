@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -55,7 +55,7 @@ def implicit(
 
     def without_recording(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
         with torch.no_grad():
-            return tuple(run(*args, **kwargs))  # type: ignore[return-value]
+            return tuple(run(*args, **kwargs))
 
     return find_root(
         without_recording, optimality_fun, signature_of(reference), args, kwargs, has_aux=True, solve=solve
@@ -108,7 +108,7 @@ class _Segment:
         found = iter(apply_function(_Checkpoint, self, *self.start.selected, *self.captured))
         return self.end.replace([next(found) for _ in self.end.selected])
 
-    def __call__(self, tensors: list[Tensor]) -> list[Tensor]:
+    def __call__(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         """The tensors of the value after the steps."""
         n = len(self.start.selected)
 

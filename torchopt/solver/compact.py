@@ -91,7 +91,8 @@ class Rows(NamedTuple):
 
     def cleared(self) -> Rows:
         """The memory without pairs."""
-        return Rows(*(torch.zeros_like(x) for x in self[:3]), 1.0, self.scaled)
+        s, y, weights = (torch.zeros_like(x) for x in self[:3])
+        return Rows(s, y, weights, 1.0, self.scaled)
 
     def rows(self) -> Rows:
         """The memory itself."""
@@ -107,7 +108,7 @@ class Rows(NamedTuple):
         weight, gamma = 1.0 / where(curved, product, 1.0), where(curved, product, 1.0) / where(curved, yy, 1.0)
         new = (torch.cat([old[1:], row[None]]) for old, row in zip(self[:3], (s, y, weight)))
         kept = [torch.where(curved, x, old) for x, old in zip(new, self[:3])]
-        return Rows(*kept, where(curved, gamma, self.gamma) if self.scaled else 1.0, self.scaled)
+        return Rows(kept[0], kept[1], kept[2], where(curved, gamma, self.gamma) if self.scaled else 1.0, self.scaled)
 
     def product(self, gradient: Tensor) -> Tensor:
         """The inverse Hessian times the gradient."""

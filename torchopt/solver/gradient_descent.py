@@ -53,6 +53,6 @@ class GradientDescent(ProximalGradient):
         """Minimize; see :meth:`torchopt.solver.IterativeSolver.run`."""
         return IterativeSolver.run(self, init_params, *args, **kwargs)
 
-    def optimality_fun(self, params: Any, *args: Any, **kwargs: Any) -> Any:
+    def optimality_fun(self, params: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """The gradient of the objective."""
         return self._objective.gradient(params, *args, **kwargs)

@@ -71,8 +71,8 @@ def from_rings(s: Any, y: Any, weights: Tensor, count: Any, vectors: Vectors, ga
     """The pairs of a state from the oldest to the newest."""
     size = len(weights)
     order = (torch.arange(size, device=weights.device) + count) % max(size, 1)
-    rows = (x.index_select(0, order) for x in (vectors.pack_rows(s), vectors.pack_rows(y), weights))
-    return Rows(*rows, gamma, scaled)
+    s, y, weights = (x.index_select(0, order) for x in (vectors.pack_rows(s), vectors.pack_rows(y), weights))
+    return Rows(s, y, weights, gamma, scaled)
 
 
 @dataclasses.dataclass(eq=False)

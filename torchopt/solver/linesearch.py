@@ -186,7 +186,7 @@ class LineSearch(IterativeSolver):
         start = Point(0.0, value, slope, (params, grad, aux))
         return self._ray(params, direction, fun_args, fun_kwargs), start, evaluated
 
-    def init_state(  # type: ignore[override]
+    def init_state(
         self,
         init_stepsize: Any,
         params: Any,
@@ -374,7 +374,8 @@ class BacktrackingLineSearch(LineSearch):
 
     def _begin(self, ray: Ray, start: Point, guess: Any) -> BacktrackingSearch:
         (guess,) = numbers(guess)
-        start = Point(*numbers(*start[:3]), start.extra)
+        stepsize, value, slope = numbers(*start[:3])
+        start = Point(stepsize, value, slope, start.extra)
         return BacktrackingSearch(start, start, start, smaller(guess, self.max_stepsize), math.inf, 0, False, False)
 
     def _advance(self, ray: Ray, search: BacktrackingSearch) -> BacktrackingSearch:

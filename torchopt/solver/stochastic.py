@@ -425,7 +425,7 @@ class _TorchOptimizer:
 
     def init(self, params: Any) -> torch.optim.Optimizer:
         """An optimizer of copies of the parameters."""
-        own = [torch.nn.Parameter(x.detach().clone()) for x in tree.leaves(params)]
+        own: list[Tensor] = [torch.nn.Parameter(x.detach().clone()) for x in tree.leaves(params)]
         optimizer = self.make(own)
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f'opt made a {type(optimizer).__name__}; expected an optimizer of torch.optim.')
