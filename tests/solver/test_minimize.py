@@ -115,8 +115,9 @@ def test_second_derivatives_and_closures(options: dict[str, Any]) -> None:
     torch.testing.assert_close(second, expected, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize('case', [CASES[name] for name in (*UNROLLED, 'NonlinearCG', 'ArmijoSGD')], ids=str)
-def test_batches_stop_one_by_one(case: Case) -> None:
+@pytest.mark.parametrize('name', [*UNROLLED, 'NonlinearCG', 'ArmijoSGD'])
+def test_batches_stop_one_by_one(name: str) -> None:
+    case = CASES[name]
     penalties = torch.tensor([0.03, 0.3, 1.0], dtype=torch.float64)
     batch = torch.vmap(lambda penalty: run(case, penalty))(penalties)
     alone = [run(case, penalty) for penalty in penalties]

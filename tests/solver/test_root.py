@@ -159,7 +159,11 @@ def solved(a: Tensor, **options: Any) -> Tensor:
     return x['u'] * x['v']
 
 
-@pytest.mark.parametrize('options', [{}, {'history_size': 2}, {'stepsize': 0.9}, {'stepsize': lambda i: 0.8}], ids=str)
+@pytest.mark.parametrize(
+    'options',
+    [{}, {'history_size': 2}, {'stepsize': 0.9}, {'stepsize': lambda i: 0.8}],
+    ids=['default', 'history_size', 'stepsize', 'stepsize by a function'],
+)
 def test_broyden_with_trees_derivatives_and_batches(options: dict[str, Any]) -> None:
     a = torch.tensor([0.5, 3.0], dtype=torch.float64)
     single = torch.stack([solved(x, **options) for x in a])

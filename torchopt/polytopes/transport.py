@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.implicit_diff import custom_root
+from torchopt.implicit_diff.custom_root import custom_root
 from torchopt.loop import while_loop
 from torchopt.numerics import eager, is_readable
 from torchopt.projections import unit_simplex

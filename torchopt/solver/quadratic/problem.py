@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from torchopt import tree
-from torchopt.autodiff import grad
+from torchopt.autodiff.grad import grad
 from torchopt.numerics import is_inexact, wide_dtype
 from torchopt.solver.objective import Vectors
 
