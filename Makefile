@@ -18,7 +18,7 @@ NATIVE := CMakeLists.txt $(wildcard third_party/*.cmake torchopt/_C/CMakeLists.t
           $(wildcard torchopt/_C/src/* torchopt/_C/src/*/* torchopt/_C/include/*/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-remainder test-all lint format types doctest sanitize cuda docs wheel clean
+.PHONY: help install demo test test-all lint format types doctest sanitize cuda docs wheel clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,17 +35,15 @@ $(STAMP): pyproject.toml constraints-dev.txt torchopt/version.py $(NATIVE)
 demo: $(STAMP)  ## Run the demo: MAML on real glyphs.
 	$(BIN)/python examples/maml.py $(ARGS)
 
-# At most so many cases of each parametrized test, drawn by a seed; the remainder runs in CI.
+# At most so many cases of each parametrized test, drawn by a seed.
 SAMPLE ?= 8
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test: $(STAMP)  ## Run the tests: a sample of the cases of each, in a few minutes.
 	$(PYTEST) --sample $(SAMPLE) $(ARGS)
 
-test-remainder: $(STAMP)  ## Run the cases that `make test` leaves out.
-	$(PYTEST) --sample $(SAMPLE) --remainder $(ARGS)
-
-test-all: test test-remainder  ## Run all tests.
+test-all: $(STAMP)  ## Run all tests.
+	$(PYTEST) $(ARGS)
 
 lint: $(STAMP)  ## Check style and formatting.
 	$(BIN)/ruff check .

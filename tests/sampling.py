@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options of pytest for a quick sample of the tests, and for the remainder, which CI runs.
+"""Options of pytest for a sample of the tests, which runs quickly.
 
 ``--sample N`` runs at most N cases of each parametrized test, drawn by ``--sample-seed``, and leaves out tests marked
-``long``.  With ``--remainder`` the run consists of what the sample leaves out.  If a test is named on the command line
-(``file::test``), everything that the command line names is run.
+``long``.  If a test is named on the command line (``file::test``), everything that the command line names is run.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup('sample', 'a sample of the tests')
     group.addoption('--sample', type=int, default=0, metavar='N', help='run at most N cases of each test')
     group.addoption('--sample-seed', default='0', metavar='SEED', help='the seed that draws the cases')
-    group.addoption('--remainder', action='store_true', help='run what --sample leaves out')
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -33,9 +31,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for name, group in cases.items():
         generator = random.Random(f'{config.getoption("sample_seed")} {name}')
         drawn.update(generator.sample(group, min(size, len(group))))
-    unwanted = [item for item in items if (item in drawn) is config.getoption('remainder')]
+    unwanted = [item for item in items if item not in drawn]
     config.hook.pytest_deselected(items=unwanted)
-    items[:] = [item for item in items if (item in drawn) is not config.getoption('remainder')]
+    items[:] = [item for item in items if item in drawn]
     config.stash[LEFT_OUT] = len(unwanted)
     if hasattr(config, 'workeroutput'):
         config.workeroutput['left_out'] = len(unwanted)
@@ -54,7 +52,6 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     left_out = config.stash.get(LEFT_OUT, 0)
     if left_out:
         terminalreporter.write_line(
-            f'{left_out} tests were left out: --sample {config.getoption("sample")}'
-            f'{" --remainder" if config.getoption("remainder") else ""}, --sample-seed '
+            f'{left_out} tests were left out: --sample {config.getoption("sample")}, --sample-seed '
             f'{config.getoption("sample_seed")}. `make test-all` runs all tests.'
         )
