@@ -9,6 +9,7 @@ from torchopt import solver
 from torchopt.compat.jaxopt.signatures import spelled
 from torchopt.linear_solve import solve_cg, solve_gmres
 from torchopt.prox import prox_none
+from torchopt.solver import OSQP
 
 __all__ = [
     'AndersonAcceleration',
@@ -198,7 +199,6 @@ NonlinearCG = spelled(
            jit=True, unroll='auto', verbose=False: None,
 )
 
-OSQP = solver.OSQP
 
 OptaxSolver = spelled(
     solver.OptaxSolver,
