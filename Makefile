@@ -36,7 +36,7 @@ demo: $(STAMP)  ## Run the demo: MAML on real glyphs.
 	$(BIN)/python examples/maml.py $(ARGS)
 
 # At most so many cases of each parametrized test, drawn by a seed.
-SAMPLE ?= 8
+SAMPLE ?= 4
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test: $(STAMP)  ## Run the tests: a sample of the cases of each, in a few minutes.
