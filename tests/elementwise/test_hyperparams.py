@@ -280,7 +280,7 @@ def test_trees_that_do_not_fit(name: str) -> None:
         ):
             with pytest.raises(ValueError, match=f'{argument} does not fit params') as caught:
                 act()
-            for word in (*words, f'Give {argument} as one number'):
+            for word in (*words, f'Pass {argument} as one number'):
                 assert word in str(caught.value)
         assert_alike((PARAMS, moments), before, 0.0)
         with pytest.raises(ValueError, match=f'{argument} does not fit updates'):
