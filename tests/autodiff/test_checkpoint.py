@@ -422,3 +422,46 @@ def test_each_step_keeps_its_parameters_and_nothing_else(mode: str) -> None:
     assert sizes[2] - sizes[1] == 4 * parameters
     plain = [saved_bytes(lambda k=k: loop(k, None)) for k in (2, 3)]
     assert plain[1] - plain[0] > 100 * parameters
+
+
+INNER = {
+    'func.grad': lambda f, x: torch.func.grad(lambda y: f(y).sum())(x),
+    'torchopt.grad': lambda f, x: torchopt.grad(lambda y: f(y).sum())(x),
+    'jacrev': lambda f, x: torch.func.jacrev(f)(x).sum(0),
+    'jacfwd': lambda f, x: torch.func.jacfwd(f)(x).sum(0),
+    'vjp': lambda f, x: torch.func.vjp(f, x)[1](torch.ones_like(x))[0],
+    'jvp': lambda f, x: torch.func.jvp(f, (x,), (torch.ones_like(x),))[1],
+    'hessian': lambda f, x: torch.func.hessian(lambda y: f(y).sum())(x).sum(0),
+}
+OUTER = {
+    'grad': torch.func.grad,
+    'grad of grad': lambda f: torch.func.grad(lambda x: torch.func.grad(f)(x).square().sum()),
+    'jacrev': torch.func.jacrev,
+    'jvp': lambda f: lambda x: torch.func.jvp(f, (x,), (torch.cos(x),))[1],
+    'grad under vmap': lambda f: lambda x: torch.vmap(torch.func.grad(f))(torch.stack([x, 2.0 * x])),
+    'hessian': torch.func.hessian,
+}
+
+
+@pytest.mark.parametrize('outer', OUTER)
+@pytest.mark.parametrize('inner', INNER)
+def test_functions_that_differentiate(inner: str, outer: str) -> None:
+    """Their results are made inside of transforms, where the first run does not see them arise."""
+    w = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    x = torch.tensor([0.3, 0.4], dtype=torch.float64)
+
+    def fun(x: Any) -> Any:
+        return (INNER[inner](lambda y: (y * w).sin() * y, x) * w).square().sum()
+
+    expected = OUTER[outer](fun)(x)
+    torch.testing.assert_close(OUTER[outer](torchopt.checkpoint(fun))(x), expected, rtol=1e-12, atol=1e-12)
+
+    def of_w(w: Any) -> Any:
+        def fun(x: Any) -> Any:
+            return (INNER[inner](lambda y: (y * w).sin() * y, x) * w).square().sum()
+
+        return fun
+
+    expected = OUTER[outer](lambda w: of_w(w)(x * w))(w)
+    found = OUTER[outer](lambda w: torchopt.checkpoint(of_w(w))(x * w))(w)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)

@@ -67,7 +67,6 @@ class Capture(Replace):
         replacement: Maps the ids of tensors to the arguments that replace them.
 
     Attributes:
-        captured: The tensors that are differentiated or mapped over, by their ids.
         constants: The other tensors, each as a weak reference with its version at the first use.
         statistics: The running statistics that were updated; torch does not count this as a new version.
     """
@@ -77,7 +76,8 @@ class Capture(Replace):
         self.inside = inside
         # Weak references, since keeping all results alive would need far more memory.
         self.made = {id(x): weakref.ref(x) for x in inside}
-        self.captured: dict[int, Tensor] = {}
+        self._old: dict[int, Tensor] = {}
+        self._young: dict[int, weakref.ref[Tensor]] = {}
         self.constants: dict[int, tuple[weakref.ref[Tensor], int | None]] = {}
         self.statistics: dict[int, Tensor] = {}
         self.uses_a_graph = False
@@ -99,17 +99,37 @@ class Capture(Replace):
             return result
         for x, version in zip(used, versions):
             if self._is_from_outside(x):
-                self.captured[id(x)] = x
+                self._capture(x)
             elif id(x) not in self.constants:
                 self.constants[id(x)] = (weakref.ref(x), version)
         if func in _NORMALIZATIONS:
             self.statistics.update((id(x), x) for x in _statistics(func, args, kwargs or {}))
         if func is torch.autograd.grad:
-            self.uses_a_graph |= any(id(x) in self.captured for x in tensors_in(args[0]))
+            self.uses_a_graph |= any(self._has_captured(x) for x in tensors_in(args[0]))
         for x in made:
-            if id(x) not in self.captured and not any(x is y for y in used):
+            if not self._has_captured(x) and not any(x is y for y in used):
                 self.made[id(x)] = weakref.ref(x)
         return result
+
+    @property
+    def captured(self) -> dict[int, Tensor]:
+        """The tensors from outside that carry a derivative or a batch, by their ids; to be read after the run.
+
+        Results of transforms that end inside, which modes do not see arise, look like tensors from outside.  They are
+        gone when the function has returned, unless something else holds them.
+        """
+        young = ((i, reference()) for i, reference in self._young.items())
+        return self._old | {i: x for i, x in young if x is not None}
+
+    def _capture(self, x: Tensor) -> None:
+        if x.grad_fn is not None and x.grad_fn._sequence_nr() < self.start:
+            self._old[id(x)] = x
+        else:
+            self._young[id(x)] = weakref.ref(x)
+
+    def _has_captured(self, x: Tensor) -> bool:
+        reference = self._young.get(id(x))
+        return id(x) in self._old or (reference is not None and reference() is x)
 
     def has_made(self, x: Tensor) -> bool:
         """Whether a tensor is an argument, or the result of an operation."""
