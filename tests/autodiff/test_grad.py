@@ -258,7 +258,11 @@ REFUSED = {
     'an int as value': (lambda: torchopt.grad(lambda x: 3)(1.0), TypeError, 'fun returned a int; expected a real'),
     'nothing': (lambda: torchopt.grad(lambda x: None)(1.0), TypeError, 'fun returned a NoneType'),
     'a pair': (lambda: torchopt.grad(lambda x: (x, x))(1.0), TypeError, 'a tuple of 2; .* has_aux=True'),
-    'no pair': (lambda: torchopt.grad(lambda x: x, has_aux=True)(1.0), TypeError, 'expected a pair of the value and the auxiliary output'),
+    'no pair': (
+        lambda: torchopt.grad(lambda x: x, has_aux=True)(1.0),
+        TypeError,
+        'expected a pair of the value and the auxiliary output',
+    ),
     'a triple': (lambda: torchopt.grad(lambda x: (x, 1, 2), has_aux=True)(1.0), TypeError, 'a tuple of 3; .* pair'),
 }
 
