@@ -226,7 +226,7 @@ WRONG = {
     'branches of two shapes': (
         lambda: torch.vmap(lambda z: loop.cond(z > 0, lambda z: z, lambda z: z.expand(3), z))(x),
         ValueError,
-        r'result of true_fun has shape \(\), but false_fun makes it \(3,\)',
+        r'result of true_fun has shape \(\), but false_fun changes it to \(3,\)',
     ),
     'condition with a shape': (
         lambda: loop.while_loop(lambda s: s < 3, lambda s: s + 1, x),
@@ -242,7 +242,7 @@ WRONG = {
     'another shape': (
         lambda: loop.while_loop(lambda s: True, lambda s: {'a': s['a'][:1]}, {'a': x}),
         ValueError,
-        r"init_val\['a'\] has shape \(2,\), but body_fun makes it \(1,\)",
+        r"init_val\['a'\] has shape \(2,\), but body_fun changes it to \(1,\)",
     ),
     'another dtype': (
         lambda: loop.fori_loop(0, 2, lambda i, s: s.double(), x),
