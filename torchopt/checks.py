@@ -19,6 +19,7 @@ from torchopt.numerics import as_python_scalar, is_tracing
 __all__ = [
     'at_least',
     'deprecated',
+    'integer',
     'is_schedule',
     'learning_rate',
     'nonzero',
@@ -97,6 +98,14 @@ def at_least(name: str, value: Any, low: float = 0.0) -> None:
     number = _number(name, value)
     if number is not None and not number >= low:
         raise ValueError(f'Invalid {name}: {value}; expected a number >= {low:g}.')
+
+
+def integer(name: str, value: Any, low: int, *, optional: bool = False) -> None:
+    """Require an int ``>= low``, or None if ``optional``."""
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ValueError(f'Invalid {name}: {value!r}; expected {"None or " if optional else ""}an int >= {low}.')
 
 
 def positive(name: str, value: Any) -> None:

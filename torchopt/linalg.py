@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchopt import tree
+from torchopt import checks, tree
 from torchopt.linear_solve import solve_cg
 from torchopt.linear_solve.solve import iteration_limit
 from torchopt.loop import while_loop
@@ -295,8 +295,7 @@ def matrix_inverse_pth_root(
         <https://doi.org/10.1137/050643374>`_, 2006.
     """
     _require_square(matrix, 'matrix', ValueError)
-    if isinstance(p, bool) or not isinstance(p, int) or p < 1:
-        raise ValueError(f'Invalid p: {p!r}; expected an int >= 1.')
+    checks.integer('p', p, 1)
     a = widened(matrix)
     ridge = ridge_epsilon * power_iteration(a)[0].clamp(min=1e-16)
     if a.shape[0] == 1:

@@ -220,6 +220,5 @@ def stopping_rule(
 
 def iteration_limit(maxiter: int | None) -> int | None:
     """Check ``maxiter`` and return it."""
-    if maxiter is not None and (isinstance(maxiter, bool) or not isinstance(maxiter, int) or maxiter < 0):
-        raise ValueError(f'Invalid maxiter: {maxiter!r}; expected None or an int >= 0.')
+    checks.integer('maxiter', maxiter, 0, optional=True)
     return maxiter

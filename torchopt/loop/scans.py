@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from torchopt import autodiff, tree
+from torchopt import autodiff, checks, tree
 from torchopt.loop.branches import check_same
 
 __all__ = ['scan']
@@ -133,8 +133,7 @@ def _steps(leaves: list[Any], xs: Any, length: int | None) -> int:
             raise TypeError(f'{path} {kind}; expected a tensor with at least one dimension.')
         lengths.setdefault(x.shape[0], path)
     if length is not None:
-        if isinstance(length, bool) or not isinstance(length, int) or length < 0:
-            raise ValueError(f'Invalid length: {length!r}; expected None or an int >= 0.')
+        checks.integer('length', length, 0, optional=True)
         lengths.setdefault(length, 'length')
     if not lengths:
         raise ValueError('The number of steps is not known. Pass xs with at least one tensor, or length.')

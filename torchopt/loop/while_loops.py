@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch._C import _functorch
 
-from torchopt import tree
+from torchopt import checks, tree
 from torchopt.loop.branches import as_condition, check_same
 from torchopt.numerics import is_readable, is_tracing
 from torchopt.scalars import pick
@@ -65,8 +65,7 @@ def while_loop(
         >>> torch.vmap(double)(x), torch.vmap(torch.func.grad(double))(x)
         (tensor([12., 18., 20.]), tensor([4., 2., 1.]))
     """
-    if maxiter is not None and (isinstance(maxiter, bool) or not isinstance(maxiter, int) or maxiter < 0):
-        raise ValueError(f'Invalid maxiter: {maxiter!r}; expected None or an int >= 0.')
+    checks.integer('maxiter', maxiter, 0, optional=True)
     return repeat(cond_fun, body_fun, init_val, maxiter)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch._C import _functorch
 
-from torchopt import tree
+from torchopt import checks, tree
 from torchopt.loop import while_loop
 from torchopt.numerics import eager
 from torchopt.solver import adjoint
@@ -106,8 +106,7 @@ class IterativeSolver(Solver):
 
     def __post_init__(self) -> None:
         """Check the options."""
-        if isinstance(self.maxiter, bool) or not isinstance(self.maxiter, int) or self.maxiter < 0:
-            raise ValueError(f'Invalid maxiter: {self.maxiter!r}; expected an int >= 0.')
+        checks.integer('maxiter', self.maxiter, 0)
         if not isinstance(self.tol, Tensor) and not self.tol >= 0:
             raise ValueError(f'Invalid tol: {self.tol!r}; expected a number >= 0.')
         if self.unroll not in (True, False, 'auto', 'checkpoint'):

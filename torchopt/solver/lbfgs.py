@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt import tree
+from torchopt import checks, tree
 from torchopt.solver.compact import Memory, Pair, Rows, Window
 from torchopt.solver.descent import DescentSolver, Problem, Work
 from torchopt.solver.linesearch import LineSearch
@@ -142,8 +142,7 @@ class LBFGS(DescentSolver[Memory]):
     def __post_init__(self) -> None:
         """Check the options."""
         super().__post_init__()
-        if isinstance(self.history_size, bool) or not isinstance(self.history_size, int) or self.history_size < 0:
-            raise ValueError(f'Invalid history_size: {self.history_size!r}; expected an int >= 0.')
+        checks.integer('history_size', self.history_size, 0)
 
     def _empty(self, gradient: Tensor, in_place: bool) -> Memory:
         if in_place:

@@ -192,8 +192,7 @@ class LBFGSB(DescentSolver[_Pairs]):
         """Check the options."""
         super().__post_init__()
         checks.positive('theta', self.theta)
-        if isinstance(self.history_size, bool) or not isinstance(self.history_size, int) or self.history_size < 1:
-            raise ValueError(f'Invalid history_size: {self.history_size!r}; expected an int >= 1.')
+        checks.integer('history_size', self.history_size, 1)
 
     @property
     def reference_signature(self) -> Callable[..., Any] | inspect.Signature:

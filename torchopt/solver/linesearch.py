@@ -290,11 +290,9 @@ class LineSearch(IterativeSolver):
         search = self._begin(counted, start, init_stepsize)
         search = while_loop(self._goes_on, lambda s: self._advance(counted, s), search, self.maxiter)
         stepsize, state = self._as_step(search, evaluated + counted.count)
-        state = state._replace(search=None) if not self.verbose else state
         if self.verbose:
             self.log_info(state, additional_info={'Stepsize': stepsize, 'Objective Value': state.value})
-            state = state._replace(search=None)
-        found = conclude(OptStep((params, stepsize), state), math.inf)
+        found = conclude(OptStep((params, stepsize), state._replace(search=None)), math.inf)
         like = next(iter(tree.leaves(params)))
         if not isinstance(stepsize, Tensor):
             stepsize = torch.as_tensor(stepsize, dtype=torch.promote_types(like.dtype, torch.float32).to_real())

@@ -72,9 +72,8 @@ class History(NamedTuple):
 
 def check_mixing(history_size: Any, mixing_frequency: Any, ridge: Any) -> None:
     """Check the options that all Anderson methods have."""
-    for name, value, low in (('history_size', history_size, 2), ('mixing_frequency', mixing_frequency, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
-            raise ValueError(f'Invalid {name}: {value!r}; expected an int >= {low}.')
+    checks.integer('history_size', history_size, 2)
+    checks.integer('mixing_frequency', mixing_frequency, 1)
     checks.at_least('ridge', ridge)
 
 

@@ -102,15 +102,7 @@ class AndersonWrapper(IterativeSolver):
         inner = self.solver.init_state(init_params, *args, **kwargs)
         vectors = Vectors(init_params)
         history = History.before(vectors.pack(init_params), self.history_size)
-        return AndersonWrapperState(
-            0,
-            inner,
-            inner.error,
-            vectors.unpack(history.params),
-            vectors.unpack(history.residuals),
-            history.gram,
-            inner.status,
-        )
+        return _as_state(0, inner, history, vectors)
 
     def update(self, params: Any, state: AndersonWrapperState, *args: Any, **kwargs: Any) -> OptStep:
         """One step of the solver, from a combination of the last iterates where it is due."""
@@ -129,17 +121,13 @@ class AndersonWrapper(IterativeSolver):
         new, inner = self.solver.update(start, inner, *args, **kwargs)
         x = vectors.pack(start)
         history = history.pushed(state.iter_num % self.history_size, x, vectors.pack(new) - x)
-        new_state = AndersonWrapperState(
-            state.iter_num + 1,
-            inner,
-            inner.error,
-            vectors.unpack(history.params),
-            vectors.unpack(history.residuals),
-            history.gram,
-            inner.status,
-        )
-        return OptStep(new, new_state)
+        return OptStep(new, _as_state(state.iter_num + 1, inner, history, vectors))
 
     def optimality_fun(self, params: Any, *args: Any, **kwargs: Any) -> Any:
         """That of the solver."""
         return self.solver.optimality_fun(params, *args, **kwargs)
+
+
+def _as_state(iter_num: Any, inner: Any, history: History, vectors: Vectors) -> AndersonWrapperState:
+    params, residuals = vectors.unpack(history.params), vectors.unpack(history.residuals)
+    return AndersonWrapperState(iter_num, inner, inner.error, params, residuals, history.gram, inner.status)

@@ -169,9 +169,7 @@ class Broyden(IterativeSolver):
         if self.history_size is None:
             self.history_size = max(self.maxiter, 1)
         for name in ('history_size', 'maxls'):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f'Invalid {name}: {value!r}; expected an int >= 1.')
+            checks.integer(name, getattr(self, name), 1)
         self._searches = not callable(self.stepsize) and self.stepsize <= 0
 
     @property

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch._C import _functorch
 
-from torchopt import tree
+from torchopt import checks, tree
 from torchopt.implicit_diff.binding import signature_of
 from torchopt.numerics import beneath, eager, widened
 from torchopt.solver import adjoint
@@ -174,8 +174,7 @@ def with_limit(options: dict[str, Any] | None, name: str, maxiter: int | None) -
     options = dict(options or {})
     if maxiter is None:
         return options
-    if isinstance(maxiter, bool) or not isinstance(maxiter, int) or maxiter < 0:
-        raise ValueError(f'Invalid maxiter: {maxiter!r}; expected an int >= 0.')
+    checks.integer('maxiter', maxiter, 0)
     for given in {'maxiter', name} & set(options):
         raise ValueError(f'Invalid options: {given!r} is the argument maxiter of the solver. Pass it there.')
     return {**options, name: maxiter}

@@ -18,7 +18,6 @@ from torchopt.preconditions import params_for, state_of
 from torchopt.scalars import numbers, where
 from torchopt.transform.linesearch.search_problem import (
     SearchProblem,
-    check_limit,
     counted,
     number_dtype,
     report,
@@ -119,7 +118,7 @@ def scale_by_backtracking_linesearch(
         <https://doi.org/10.2140/pjm.1966.16.1>`_, 1966.  Vaswani et al., `Painless stochastic gradient
         <https://arxiv.org/abs/1905.09997>`_, 2019.
     """
-    check_limit('max_backtracking_steps', max_backtracking_steps, 0)
+    checks.integer('max_backtracking_steps', max_backtracking_steps, 0)
     checks.at_least('slope_rtol', slope_rtol)
     checks.positive('decrease_factor', decrease_factor)
     checks.unit_interval('decrease_factor', decrease_factor)

@@ -21,7 +21,7 @@ from torchopt.autodiff.objective import is_plain_step
 from torchopt.numerics import as_scalar_like, has_tangent, is_inexact, is_tracing, real_dtype
 from torchopt.scalars import where
 
-__all__ = ['SearchProblem', 'check_limit', 'counted', 'number_dtype', 'report', 'stored']
+__all__ = ['SearchProblem', 'counted', 'number_dtype', 'report', 'stored']
 
 
 class SearchProblem(NamedTuple):
@@ -116,12 +116,6 @@ def _check_arguments(value_fn: Callable[..., Any], extra: dict[str, Any]) -> Non
             f'Unexpected keyword arguments: value_fn does not accept the extra arguments {unknown} of update; it has '
             f'{list(parameters)}. Leave them out, or add them to value_fn.'
         )
-
-
-def check_limit(name: str, value: Any, least: int) -> None:
-    """Require an int that is at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f'Invalid {name}: {value!r}; expected an int >= {least}.')
 
 
 def number_dtype(params: Any) -> torch.dtype:

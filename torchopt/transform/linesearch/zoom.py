@@ -17,7 +17,6 @@ from torchopt.numerics import is_readable, zero_count
 from torchopt.preconditions import params_for, state_of
 from torchopt.transform.linesearch.search_problem import (
     SearchProblem,
-    check_limit,
     counted,
     number_dtype,
     report,
@@ -121,7 +120,7 @@ def scale_by_zoom_linesearch(
         Nocedal and Wright, `Numerical optimization <https://doi.org/10.1007/978-0-387-40065-5>`_, algorithms 3.5 and
         3.6, 2006.  Hager and Zhang, `Algorithm 851: CG_DESCENT <https://doi.org/10.1145/1132973.1132979>`_, 2006.
     """
-    check_limit('max_linesearch_steps', max_linesearch_steps, 1)
+    checks.integer('max_linesearch_steps', max_linesearch_steps, 1)
     if max_learning_rate is not None:
         checks.positive('max_learning_rate', max_learning_rate)
     for name, given in (('tol', tol), ('slope_rtol', slope_rtol), ('curv_rtol', curv_rtol)):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt import elementwise, tree
+from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformation, factory
 from torchopt.elementwise.leaves import as_constant
 from torchopt.elementwise.moments import check_writable
@@ -93,8 +93,7 @@ def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Gr
         <https://doi.org/10.1007/BF01589116>`_, 1989.  Nocedal and Wright, `Numerical optimization
         <https://doi.org/10.1007/978-0-387-40065-5>`_, algorithm 7.4, 2006.
     """
-    if isinstance(memory_size, bool) or not isinstance(memory_size, int) or memory_size < 1:
-        raise ValueError(f'Invalid memory_size: {memory_size!r}; expected an int >= 1.')
+    checks.integer('memory_size', memory_size, 1)
 
     def init(params: Any) -> ScaleByLBFGSState:
         last_p, last_g = elementwise.zero_moment(params), elementwise.zero_moment(params)
