@@ -22,6 +22,7 @@ __all__ = [
     'clip',
     'cosine',
     'floor',
+    'is_symbolic',
     'larger',
     'negated',
     'numbers',
@@ -48,7 +49,7 @@ def numbers(*values: Any) -> list[Any]:
     for x in values:
         if not isinstance(x, Tensor):
             found.append(float(x))
-        elif _is_symbolic(x):
+        elif is_symbolic(x):
             found.append(_widen(x.reshape(())))
         elif x.is_cpu:
             found.append(float(x))
@@ -63,7 +64,7 @@ def numbers(*values: Any) -> list[Any]:
     return found
 
 
-def _is_symbolic(x: Tensor) -> bool:
+def is_symbolic(x: Tensor) -> bool:
     """Whether a transform, a graph or a compiler follows the tensor."""
     return is_transformed(x) or x.requires_grad or has_tangent(x)
 

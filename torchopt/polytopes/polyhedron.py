@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from torchopt.numerics import as_python_scalar, eager
+from torchopt.numerics import eager, is_readable
 from torchopt.projections.leaves import check_vector
 from torchopt.solver import OSQP, Status
 
@@ -49,7 +49,10 @@ def projection_polyhedron(
     solver = OSQP(tol=1e3 * torch.finfo(x.dtype).eps ** 0.75, maxiter=10000)
     objective = torch.eye(len(x), dtype=x.dtype, device=x.device), -x
     found, state = solver.run(None, objective, None if A is None else (A, b), None if G is None else (G, h))
-    if check_feasible and as_python_scalar(state.status) == Status.INFEASIBLE:
-        raise ValueError('The polyhedron is empty: no point satisfies hyperparams = (A, b, G, h).')
+    if check_feasible and is_readable(state.status) and int(state.status) == Status.INFEASIBLE:
+        raise ValueError(
+            'The polyhedron is empty: no point satisfies hyperparams = (A, b, G, h). Relax or remove constraints, or '
+            'pass check_feasible=False.'
+        )
     primal: torch.Tensor = found.primal
     return primal

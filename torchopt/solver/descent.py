@@ -22,8 +22,8 @@ from torch.autograd import forward_ad
 
 from torchopt import checks
 from torchopt.linesearch import Point, choose
-from torchopt.numerics import as_scalar_like, has_tangent, is_transformed
-from torchopt.scalars import negated, numbers, pick, where
+from torchopt.numerics import as_scalar_like
+from torchopt.scalars import is_symbolic, negated, numbers, pick, where
 from torchopt.solver.base import IterativeSolver
 from torchopt.solver.compact import Pair
 from torchopt.solver.linesearch import LineSearch, linesearch_of
@@ -39,7 +39,7 @@ _Memory = TypeVar('_Memory')
 class Work(NamedTuple):
     """The state of a descent while it works: vectors and numbers.
 
-    The last three count evaluations of the value, of the gradient, and steps of the line search.
+    The fields that begin with ``num_`` count evaluations of the value, of the gradient, and steps of the line search.
     """
 
     iter_num: Any
@@ -75,10 +75,6 @@ class Problem:
         value, gradient, aux = self.objective(self.vectors.unpack(x), *self.args, **self.kwargs)
         return value, self.vectors.pack(gradient), aux
 
-    def value(self, x: Tensor) -> tuple[Tensor, Any]:
-        """The value and the auxiliary output."""
-        return self.objective.value(self.vectors.unpack(x), *self.args, **self.kwargs)
-
     def move(self, x: Tensor, stepsize: Any, direction: Tensor) -> Tensor:
         """The point at a step size along a direction."""
         if isinstance(stepsize, float):
@@ -105,7 +101,7 @@ class Problem:
         """
         x = self.start(params)
         value, gradient, aux = self(x)
-        if is_plain(value) and not (math.isfinite(value.item()) and bool(torch.isfinite(gradient).all())):
+        if not is_symbolic(value) and not (math.isfinite(value.item()) and bool(torch.isfinite(gradient).all())):
             raise ValueError(
                 f'The objective is {value.item()} at init_params, or its gradient is not finite there. Start where '
                 f'both are finite.'
@@ -113,14 +109,9 @@ class Problem:
         return x, value, gradient, aux
 
 
-def is_plain(x: Tensor) -> bool:
-    """Whether a tensor is neither batched nor differentiated."""
-    return not (is_transformed(x) or x.requires_grad or has_tangent(x))
-
-
 def may_write(x: Tensor) -> bool:
     """Whether a run on such a tensor may write in place: nothing batches or differentiates it."""
-    return is_plain(x) and not torch.is_grad_enabled() and forward_ad._current_level < 0
+    return not is_symbolic(x) and not torch.is_grad_enabled() and forward_ad._current_level < 0
 
 
 def first_stepsize(strategy: str, stepsize: Any, largest: Any, smallest: Any, factor: Any) -> Any:
@@ -150,9 +141,7 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
         for name in ('condition', 'decrease_factor'):
             if getattr(self, name, None) is not None:
                 checks.deprecated(f'{name} has no effect; pass an instance of BacktrackingLineSearch as linesearch.')
-        self._search: LineSearch = linesearch_of(
-            options.linesearch, options.fun, options.maxls, options.max_stepsize, max(int(bool(self.verbose)) - 1, 0)
-        )
+        self._search: LineSearch = linesearch_of(options.linesearch, options.fun, options.maxls, options.max_stepsize)
         stepsize = getattr(self, 'stepsize', 0.0)
         self._stepsize = stepsize if checks.is_schedule(stepsize) or stepsize > 0 else None
 
@@ -230,8 +219,7 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
     def _begin(self, init_params: Any, problem: Problem, in_place: bool) -> OptStep:
         x, value, gradient, aux = problem.begin(_params_of(init_params))
         in_place = in_place and may_write(gradient)
-        (value,) = numbers(value)
-        (error,) = numbers(problem.error(x, gradient))
+        value, error = numbers(value, problem.error(x, gradient))
         memory, iter_num, stepsize = self._empty(gradient, in_place), 0, self.max_stepsize  # type: ignore[attr-defined]
         if isinstance(init_params, OptStep):
             state = init_params.state
@@ -300,7 +288,6 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
         if getattr(self, 'stop_if_linesearch_fails', False):
             status = where(failed, int(Status.STALLED), status)
         (error,) = numbers(problem.error(new_x, new_gradient))
-        status = where(status == 0, where(error <= self.tol, 0, status), status)
         stepsize = where(lost, self.max_stepsize, point.stepsize)  # type: ignore[attr-defined]
         return OptStep(
             new_x,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.proximal import ProximalGradient
@@ -33,8 +33,6 @@ class GradientDescent(ProximalGradient):
     References:
         Nesterov, *A method of solving a convex programming problem with convergence rate* :math:`O(1/k^2)`, 1983.
     """
-
-    error_name: ClassVar[str] = ProximalGradient.error_name
 
     @property
     def reference_signature(self) -> Callable[..., Any] | inspect.Signature:

@@ -19,9 +19,9 @@ from torchopt.solver.compact import Pair, Rows
 from torchopt.solver.descent import DescentSolver, Problem, Work
 from torchopt.solver.lbfgs import as_rings, from_rings
 from torchopt.solver.linesearch import LineSearch
-from torchopt.solver.objective import Objective, Vectors
+from torchopt.solver.objective import Objective, Vectors, signature_with
 
-__all__ = ['LBFGSB', 'LbfgsbState', 'with_argument']
+__all__ = ['LBFGSB', 'LbfgsbState']
 
 
 @tree.safe_to_load
@@ -197,7 +197,7 @@ class LBFGSB(DescentSolver[_Pairs]):
     @property
     def reference_signature(self) -> Callable[..., Any] | inspect.Signature:
         """The signature of the objective with the bounds as its second argument."""
-        return with_argument(self.fun, 'bounds')
+        return signature_with(self.fun, 'bounds')
 
     def optimality_fun(self, sol: Any, bounds: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """The way from a point to the projection of a step along the negative gradient, :math:`P(w - g) - w`."""
@@ -242,12 +242,3 @@ class LBFGSB(DescentSolver[_Pairs]):
         count, gamma = state.num_updates, self.theta / state.theta
         rows = from_rings(state.s_history, state.y_history, weights, count, vectors, gamma, self.use_gamma)
         return _Pairs(rows, count)
-
-
-def with_argument(fun: Callable[..., Any], name: str) -> inspect.Signature:
-    """The signature of a function with one more argument in the second place."""
-    first, *rest = inspect.signature(fun).parameters.values()
-    new = inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return inspect.Signature(
-        [first.replace(kind=new.kind) if first.kind is first.POSITIONAL_ONLY else first, new, *rest]
-    )

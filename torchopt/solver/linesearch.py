@@ -129,7 +129,7 @@ class LineSearch(IterativeSolver):
         Raises:
             NotImplementedError: Always.
         """
-        raise NotImplementedError('A line search has no optimality condition.')
+        raise NotImplementedError('A line search has no optimality condition. Use that of the solver that searches.')
 
     @abc.abstractmethod
     def _begin(self, ray: Ray, start: Point, guess: Any) -> Any:
@@ -543,18 +543,16 @@ class HagerZhangLineSearch(LineSearch):
         return search.best, search.error, search.steps, search.failed
 
 
-def linesearch_of(
-    linesearch: str | LineSearch, fun: Callable[..., Any], maxiter: int, max_stepsize: Any, verbose: int
-) -> LineSearch:
+def linesearch_of(linesearch: str | LineSearch, fun: Callable[..., Any], maxiter: int, max_stepsize: Any) -> LineSearch:
     """The line search of a solver by its name; an instance is returned as it is."""
     if isinstance(linesearch, LineSearch):
         return linesearch
     if linesearch == 'zoom':
-        return ZoomLineSearch(fun, maxiter=maxiter, max_stepsize=max_stepsize, verbose=verbose)
+        return ZoomLineSearch(fun, maxiter=maxiter, max_stepsize=max_stepsize)
     if linesearch == 'backtracking':
-        return BacktrackingLineSearch(fun, maxiter=maxiter, max_stepsize=max_stepsize, verbose=verbose)
+        return BacktrackingLineSearch(fun, maxiter=maxiter, max_stepsize=max_stepsize)
     if linesearch == 'hager-zhang':
-        return HagerZhangLineSearch(fun, maxiter=maxiter, verbose=verbose)
+        return HagerZhangLineSearch(fun, maxiter=maxiter)
     raise ValueError(
         f"Invalid linesearch: {linesearch!r}; expected 'zoom', 'backtracking', 'hager-zhang', or an instance of a line "
         'search.'

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +13,11 @@ from torch.autograd import forward_ad
 
 from torchopt import tree
 from torchopt.graphs import leaves_of
+from torchopt.implicit_diff.binding import signature_of
 from torchopt.numerics import in_transform, is_inexact
+from torchopt.solver.auxiliary import require_function, split_aux
 
-__all__ = ['Objective', 'Vectors']
+__all__ = ['Objective', 'Vectors', 'signature_with']
 
 _RETURNS = {
     (False, False): 'value',
@@ -43,8 +46,7 @@ class Objective:
     def __init__(
         self, fun: Callable[..., Any], value_and_grad: bool | Callable[..., Any] = False, has_aux: bool = False
     ) -> None:
-        if not callable(fun):
-            raise TypeError(f'Invalid fun: a {type(fun).__name__}; expected a function.')
+        require_function('fun', fun)
         self.fun, self.has_aux = fun, has_aux
         self.given = value_and_grad if callable(value_and_grad) else fun if value_and_grad else None
         self.fun_has_gradient = value_and_grad is True
@@ -67,20 +69,11 @@ class Objective:
             return value, gradient, aux
         if isinstance(params, Tensor):
             return self._at_tensor(lambda x: self._value(self.fun(x, *args, **kwargs)), params)
-        leaves, spec = tree.flatten(params)
-        places = [i for i, x in enumerate(leaves) if is_inexact(x)]
-
-        def of_tensors(xs: tuple[Tensor, ...]) -> tuple[Tensor, Any]:
-            filled = list(leaves)
-            for i, x in zip(places, xs):
-                filled[i] = x
-            return self._value(self.fun(tree.unflatten(spec, filled), *args, **kwargs))
-
-        value, gradients, aux = _differentiate(of_tensors, tuple(leaves[i] for i in places))
-        filled: list[Any] = [None] * len(leaves)
-        for i, g in zip(places, gradients):
-            filled[i] = g
-        return value, tree.unflatten(spec, filled), aux
+        chosen = tree.Selection(params, is_inexact)
+        value, gradients, aux = _differentiate(
+            lambda xs: self._value(self.fun(chosen.replace(xs), *args, **kwargs)), tuple(chosen.selected)
+        )
+        return value, chosen.alone(gradients), aux
 
     def gradient(self, params: Any, *args: Any, **kwargs: Any) -> Any:
         """The gradient alone."""
@@ -101,11 +94,7 @@ class Objective:
 
     def _value(self, found: Any) -> tuple[Tensor, Any]:
         """The value, made sure of, and the auxiliary output."""
-        value, aux = found, None
-        if self.has_aux:
-            if not isinstance(found, (tuple, list)) or len(found) != 2:
-                raise TypeError(f'fun returned a {type(found).__name__}; with has_aux=True expected (value, aux).')
-            value, aux = found
+        value, aux = split_aux(found, self.has_aux, 'fun')
         if isinstance(value, Tensor) and value.dim() == 0 and value.is_floating_point():
             return value, aux
         if isinstance(value, float):
@@ -163,6 +152,25 @@ def _functional(
     rest = iter(found)
     aux = tree.unflatten(kept[1], [next(rest) if isinstance(x, Tensor) else x for x in kept[0]])
     return value, gradients, aux
+
+
+def signature_with(fun: Callable[..., Any], name: str) -> inspect.Signature:
+    """The signature of a function of parameters and data, with one more argument after the parameters.
+
+    Raises:
+        TypeError: If the function has an argument of this name.
+    """
+    # An objective that is a function of predictions names its arguments there.
+    found = signature_of(getattr(fun, 'subfun', fun)) or signature_of(lambda *args, **kwargs: None)
+    assert found is not None
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [p.replace(kind=kind) if p.kind is p.POSITIONAL_ONLY else p for p in found.parameters.values()]
+    if any(p.name == name for p in parameters):
+        raise TypeError(f'fun has an argument {name!r}, which is the name of an argument of the solver. Rename it.')
+    new = inspect.Parameter(name, kind)
+    if not parameters or parameters[0].kind is inspect.Parameter.VAR_POSITIONAL:
+        return inspect.Signature([inspect.Parameter('init_params', kind), new, *parameters])
+    return inspect.Signature([parameters[0].replace(kind=kind, default=inspect.Parameter.empty), new, *parameters[1:]])
 
 
 class Vectors:

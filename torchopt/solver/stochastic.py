@@ -20,7 +20,7 @@ from torchopt.loop import while_loop
 from torchopt.numerics import in_transform, zero_count
 from torchopt.scalars import larger, numbers, smaller, where
 from torchopt.solver.base import OptStep, StochasticSolver
-from torchopt.solver.objective import Objective, Vectors
+from torchopt.solver.objective import Objective
 from torchopt.solver.run import as_tensors
 from torchopt.update import apply_updates
 
@@ -68,7 +68,6 @@ class _GradientSteps(StochasticSolver):
         return params, state, *self._objective(params, *args, **kwargs)
 
     def _first(self, init_params: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        Vectors(init_params)
         _, aux = self._objective.value(init_params, *args, **kwargs)
         return aux
 
@@ -167,7 +166,7 @@ class PolyakSGD(_GradientSteps):
     def update(self, params: Any, state: PolyakSGDState, *args: Any, **kwargs: Any) -> OptStep:
         """One step."""
         params, state, value, gradient, aux = self._evaluate(params, state, args, kwargs)
-        value, error = *numbers(value), _norm(gradient)
+        value, error = numbers(value, torch.as_tensor(tree.norm(gradient)))
         square = error * error
         if self.variant == 'SPS+':
             flat = square <= 1e-30
@@ -286,8 +285,9 @@ class ArmijoSGD(_GradientSteps):
     def update(self, params: Any, state: ArmijoState, *args: Any, **kwargs: Any) -> OptStep:
         """One step."""
         params, state, value, gradient, aux = self._evaluate(params, state, args, kwargs)
-        (value, square), error = numbers(value, inner_product(gradient, gradient)), _norm(gradient)
-        (guess,) = numbers(state.stepsize)
+        value, square, error, guess = numbers(
+            value, inner_product(gradient, gradient), torch.as_tensor(tree.norm(gradient)), state.stepsize
+        )
         coefficient = 1.0 - self.aggressiveness
         noise = torch.finfo(next(iter(tree.leaves(params))).dtype).eps
 

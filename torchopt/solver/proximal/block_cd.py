@@ -14,8 +14,8 @@ from torch import Tensor
 from torchopt.objective import CompositeLinearFunction
 from torchopt.scalars import numbers
 from torchopt.solver.base import IterativeSolver, OptStep
-from torchopt.solver.objective import Objective
-from torchopt.solver.proximal.composite import infinite_error, signature_with, zero_count
+from torchopt.solver.objective import Objective, signature_with
+from torchopt.solver.proximal.composite import infinite_error, zero_count
 
 __all__ = ['BlockCDState', 'BlockCoordinateDescent']
 

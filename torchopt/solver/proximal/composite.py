@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What proximal methods have in common: signatures, step sizes, differences of trees."""
+"""What proximal methods have in common: step sizes, differences of trees."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,21 +11,7 @@ from torch import Tensor
 from torchopt import tree
 from torchopt.scalars import numbers
 
-__all__ = ['infinite_error', 'minus', 'norm', 'plus', 'signature_with', 'stepsize_at', 'zero_count']
-
-
-def signature_with(fun: Callable[..., Any], name: str) -> inspect.Signature:
-    """The signature of an objective with one more argument after its first, as solvers pass them."""
-    # An objective that is a function of predictions names its arguments there.
-    parameters = list(inspect.signature(getattr(fun, 'subfun', fun)).parameters.values())
-    positional = inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    if not parameters or parameters[0].kind is inspect.Parameter.VAR_POSITIONAL:
-        first = inspect.Parameter('params', inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        return inspect.Signature([first, positional, *parameters])
-    if any(p.name == name for p in parameters):
-        raise TypeError(f'fun has an argument {name!r}, which is the name of an argument of the solver. Rename it.')
-    first = parameters[0].replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD, default=inspect.Parameter.empty)
-    return inspect.Signature([first, positional, *parameters[1:]])
+__all__ = ['infinite_error', 'minus', 'norm', 'plus', 'stepsize_at', 'zero_count']
 
 
 def stepsize_at(stepsize: Any, count: Any) -> Any:

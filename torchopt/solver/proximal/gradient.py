@@ -17,13 +17,12 @@ from torchopt.numerics import eager
 from torchopt.prox import make_prox_from_projection, prox_none
 from torchopt.scalars import negated, numbers, pick, root, where
 from torchopt.solver.base import IterativeSolver, OptStep
-from torchopt.solver.objective import Objective
+from torchopt.solver.objective import Objective, signature_with
 from torchopt.solver.proximal.composite import (
     infinite_error,
     minus,
     norm,
     plus,
-    signature_with,
     stepsize_at,
     zero_count,
 )
@@ -130,8 +129,7 @@ class ProximalGradient(IterativeSolver):
         super().__post_init__()
         if not 0.0 < self.decrease_factor < 1.0:
             raise ValueError(f'Invalid decrease_factor: {self.decrease_factor!r}; expected a number between 0 and 1.')
-        if self.maxls < 1:
-            raise ValueError(f'Invalid maxls: {self.maxls!r}; expected an int >= 1.')
+        checks.integer('maxls', self.maxls, 1)
         if not callable(self.stepsize):
             checks.number('stepsize', self.stepsize)
         self._objective = Objective(self.fun, self.value_and_grad, self.has_aux)

@@ -10,13 +10,12 @@ from typing import Any, ClassVar, NamedTuple
 
 from torchopt.numerics import eager
 from torchopt.solver.base import IterativeSolver, OptStep
-from torchopt.solver.objective import Objective
+from torchopt.solver.objective import Objective, signature_with
 from torchopt.solver.proximal.composite import (
     infinite_error,
     minus,
     norm,
     plus,
-    signature_with,
     stepsize_at,
     zero_count,
 )

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from torchopt.solver.quadratic.kkt import clip
 from torchopt.solver.quadratic.scaling import BoxQP, product
 from torchopt.solver.status import Status
 
@@ -89,7 +90,7 @@ def step(qp: BoxQP, factor: Factor, now: Iterate, settings: Settings) -> Iterate
     rho, alpha = factor.rho, settings.momentum
     guess = factor.solve(settings.sigma * x - qp.c + product(qp.A.mT, rho * z - y))
     relaxed = z + alpha * (product(qp.A, guess) - z)
-    new_z = torch.minimum(torch.maximum(relaxed + y / rho, qp.l), qp.u)
+    new_z = clip(relaxed + y / rho, qp.l, qp.u)
     return Iterate(x + alpha * (guess - x), new_z, y + rho * (relaxed - new_z))
 
 

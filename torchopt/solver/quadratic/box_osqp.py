@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torchopt import checks
-from torchopt.numerics import as_python_scalar, eager, is_readable
+from torchopt.numerics import eager, is_readable
 from torchopt.scalars import pick
 from torchopt.solver import adjoint
 from torchopt.solver.base import IterativeSolver, OptStep
@@ -164,8 +164,12 @@ class BoxOSQP(IterativeSolver):
         for name in ('sigma', 'rho_start', 'rho_min', 'rho_max', 'primal_infeasible_tol', 'dual_infeasible_tol'):
             checks.positive(name, getattr(self, name))
         for name in ('stepsize_updates_frequency', 'termination_check_frequency'):
-            if getattr(self, name) < 1:
-                raise ValueError(f'Invalid {name}: {getattr(self, name)!r}; expected an int >= 1.')
+            checks.integer(name, getattr(self, name), 1)
+        if self.check_primal_dual_infeasability not in (True, False, 'auto'):
+            raise ValueError(
+                f'Invalid check_primal_dual_infeasability: {self.check_primal_dual_infeasability!r}; expected True, '
+                f"False or 'auto'."
+            )
 
     def init_params(
         self, init_x: Any = None, params_obj: Any = None, params_eq: Any = None, params_ineq: Any = None
@@ -335,7 +339,7 @@ class BoxOSQP(IterativeSolver):
             self.rho_max,
             self.primal_infeasible_tol,
             self.dual_infeasible_tol,
-            as_python_scalar(self.tol) if isinstance(self.tol, Tensor) else self.tol,
+            float(self.tol),
             self.maxiter,
             self.stepsize_updates_frequency,
             self.termination_check_frequency,

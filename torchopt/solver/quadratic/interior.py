@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from torchopt.solver.quadratic.admm import Iterate
+from torchopt.solver.quadratic.kkt import clip
 from torchopt.solver.quadratic.scaling import BoxQP, Scaled, product
 
 __all__ = ['interior_point']
@@ -81,7 +82,7 @@ def interior_point(scaled: Scaled, original: BoxQP, now: Iterate, tol: float) ->
 def _feasible(qp: BoxQP, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """A point within the bounds for multipliers that are not negligible, which keep it at their bounds."""
     Ax = product(qp.A, x)
-    z = torch.minimum(torch.maximum(Ax + y, qp.l), qp.u)
+    z = clip(Ax + y, qp.l, qp.u)
     return x, z, torch.where(z <= qp.l, y.clamp(max=0.0), 0.0) + torch.where(z >= qp.u, y.clamp(min=0.0), 0.0)
 
 
@@ -99,7 +100,7 @@ class _Sides:
     def start(self, x: Tensor) -> _Point:
         """The least-squares solution of all constraints, with slacks and multipliers far from zero."""
         qp = self.qp
-        z = torch.minimum(torch.maximum(product(qp.A, x), qp.l), qp.u)
+        z = clip(product(qp.A, x), qp.l, qp.u)
         ones = torch.ones_like(z)
         x, y = self._solver(ones)(-qp.c, z)
         Ax = product(qp.A, x)

@@ -15,8 +15,9 @@ from torchopt.numerics import runs_directly
 from torchopt.solver.quadratic import admm
 from torchopt.solver.quadratic.admm import Iterate, Settings
 from torchopt.solver.quadratic.interior import interior_point
+from torchopt.solver.quadratic.kkt import clip
 from torchopt.solver.quadratic.polish import polish
-from torchopt.solver.quadratic.scaling import BoxQP, Scaled, equilibrate
+from torchopt.solver.quadratic.scaling import BoxQP, Scaled, equilibrate, product
 from torchopt.solver.status import Status
 
 __all__ = ['Ended', 'check', 'solve']
@@ -58,7 +59,10 @@ def check(qp: BoxQP) -> None:
             f'Expected l <= u.'
         )
     if bool((qp.l.isposinf() | qp.u.isneginf()).any()):
-        raise ValueError('params_ineq: a lower bound is inf, or an upper bound is -inf. No point satisfies it.')
+        raise ValueError(
+            'params_ineq: a lower bound is inf, or an upper bound is -inf. No point satisfies it. Exchange l and u, or '
+            'their signs.'
+        )
     size = qp.Q.abs().amax((-2, -1))
     slack = torch.finfo(qp.Q.dtype).eps ** 0.5 * size
     _, failed = torch.linalg.cholesky_ex(qp.Q + torch.diag_embed((slack + (size == 0)).unsqueeze(-1).expand_as(qp.c)))
@@ -113,7 +117,7 @@ def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ..
 def _run(qp: BoxQP, x: Tensor, y: Tensor, settings: Settings) -> Ended:
     size, device = len(x), x.device
     scaled = equilibrate(qp)
-    z = torch.minimum(torch.maximum((qp.A @ x.unsqueeze(-1)).squeeze(-1), qp.l), qp.u)
+    z = clip(product(qp.A, x), qp.l, qp.u)
     now = Iterate(*scaled.scaled(x, z, y))
     rho_bar = torch.full((size,), settings.rho_start, dtype=x.dtype, device=device)
     factor = admm.factorize(scaled.qp, rho_bar, settings)
@@ -152,7 +156,7 @@ def _run(qp: BoxQP, x: Tensor, y: Tensor, settings: Settings) -> Ended:
                 done = torch.ones_like(done)
             if bool(done.any()):
                 x, z, y = scaled.original(*now)
-                z = torch.minimum(torch.maximum(z, qp.l), qp.u)  # in spite of rounding
+                z = clip(z, qp.l, qp.u)  # in spite of rounding
                 for into, value in zip(end[:3], (x, z, y)):
                     into[alive[done]] = value[done]
                 end.iter_num[alive[done]] = count

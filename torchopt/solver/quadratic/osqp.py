@@ -15,8 +15,8 @@ from torchopt.numerics import eager
 from torchopt.solver.base import OptStep, Solver
 from torchopt.solver.objective import Vectors
 from torchopt.solver.quadratic.box_osqp import BoxOSQP, BoxOSQPState
-from torchopt.solver.quadratic.kkt import inequality_residual
-from torchopt.solver.quadratic.problem import common_dtype, constraints_of, objective_of, pair_of, right_side_of
+from torchopt.solver.quadratic.kkt import clip, inequality_residual
+from torchopt.solver.quadratic.problem import common_dtype, constraints_of, objective_of, pair_of, spread
 from torchopt.solver.quadratic.scaling import product
 from torchopt.solver.run import KKTSolution
 
@@ -186,7 +186,7 @@ class OneSided:
                 raise ValueError(f'{name}[0] is None; expected a matrix.')
             A, z = constraints_of(given, matvec, x, f'{name}[0]')
             rows.append(A)
-            duals.append((right_side_of(right, z, f'{name}[1]'), z))
+            duals.append((spread(right, z, f'{name}[1]'), z))
         tensors = [v for v in (Q, c, *rows, *(b for b, _ in duals)) if v is not None]
         found = iter(common_dtype(*tensors))
         Q, c = next(found), next(found)
@@ -205,7 +205,7 @@ class OneSided:
         """Where the run with two-sided constraints starts."""
         x = self.x.pack(params.primal, 'init_params.primal').to(self.c.dtype)
         y = torch.cat([v for v in self.pack((params.dual_eq, params.dual_ineq)) if v is not None])
-        z = torch.minimum(torch.maximum(product(self.rows, x), self.bounds[0]), self.bounds[1])
+        z = clip(product(self.rows, x), self.bounds[0], self.bounds[1])
         return KKTSolution((x, z), y, (torch.relu(y), torch.relu(-y)))
 
     def solution(self, found: KKTSolution) -> KKTSolution:

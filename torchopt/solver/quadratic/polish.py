@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from torchopt.solver.quadratic.admm import Iterate
+from torchopt.solver.quadratic.kkt import clip
 from torchopt.solver.quadratic.scaling import BoxQP, Scaled, product
 
 __all__ = ['polish']
@@ -39,7 +40,7 @@ def polish(
     x, y = now.x, now.y
     for _ in range(rounds):
         x, y = _newton(scaled.qp, x, y, rho)
-        z = torch.minimum(torch.maximum(product(scaled.qp.A, x) + y / rho, scaled.qp.l), scaled.qp.u)
+        z = clip(product(scaled.qp.A, x) + y / rho, scaled.qp.l, scaled.qp.u)
         # Only multipliers that belong to the point z: what is left out shows in the residuals.
         lower, upper = z <= scaled.qp.l, z >= scaled.qp.u
         found = Iterate(x, z, torch.where(lower, y.clamp(max=0.0), 0.0) + torch.where(upper, y.clamp(min=0.0), 0.0))

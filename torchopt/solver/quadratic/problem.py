@@ -17,7 +17,7 @@ from torchopt.autodiff.grad import grad
 from torchopt.numerics import is_inexact, wide_dtype
 from torchopt.solver.objective import Vectors
 
-__all__ = ['box_of', 'common_dtype', 'constraints_of', 'objective_of', 'pair_of', 'right_side_of']
+__all__ = ['box_of', 'common_dtype', 'constraints_of', 'objective_of', 'pair_of', 'spread']
 
 Matvec = Callable[[Any, Any], Any]
 
@@ -85,7 +85,7 @@ def box_of(params_ineq: Any, z: Vectors) -> tuple[Tensor, Tensor]:
         raise ValueError(f'params_ineq is a {type(params_ineq).__name__}; expected a pair of bounds (l, u).')
     sides = []
     for i, (bound, missing) in enumerate(zip(params_ineq, (-torch.inf, torch.inf))):
-        sides.append(_spread(missing if bound is None else bound, z, f'params_ineq[{i}]'))
+        sides.append(spread(missing if bound is None else bound, z, f'params_ineq[{i}]'))
     return sides[0], sides[1]
 
 
@@ -94,11 +94,6 @@ def pair_of(params: Any, name: str) -> tuple[Any, Any]:
     if not isinstance(params, (tuple, list)) or len(params) != 2:
         raise ValueError(f'{name} is a {type(params).__name__}; expected a pair, a matrix and a vector.')
     return params[0], params[1]
-
-
-def right_side_of(value: Any, z: Vectors, name: str) -> Tensor:
-    """The right-hand side of constraints, as a vector."""
-    return _spread(value, z, name)
 
 
 def common_dtype(*tensors: Tensor) -> list[Tensor]:
@@ -137,7 +132,7 @@ def _blocks(given: Any, x: Vectors, name: str, like: str) -> tuple[Tensor, list[
     return torch.cat(rows), [len(block) for block in blocks]
 
 
-def _spread(bound: Any, z: Vectors, name: str) -> Tensor:
+def spread(bound: Any, z: Vectors, name: str) -> Tensor:
     """A bound as a vector: a number, or a tree that equals the values of the constraints or their top."""
     like = tree.unflatten(z.spec, z.leaves)
     bounds = tree.flatten(tree.broadcast_prefix(bound, like, name=name, like='the constraints'))[0]

@@ -165,7 +165,8 @@ class Broyden(IterativeSolver):
             raise ValueError(f'Invalid decrease_factor: {self.decrease_factor}; expected a number in (0, 1).')
         for name in ('increase_factor', 'max_stepsize'):
             checks.positive(name, getattr(self, name))
-        checks.nonzero(self.gamma)
+        if not checks.nonzero(self.gamma):
+            raise ValueError('Invalid gamma: 0; expected a nonzero number, about the inverse of the derivative of fun.')
         if self.history_size is None:
             self.history_size = max(self.maxiter, 1)
         for name in ('history_size', 'maxls'):

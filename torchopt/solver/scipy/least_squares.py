@@ -13,12 +13,11 @@ from torch import Tensor
 
 from torchopt.solver.base import OptStep
 from torchopt.solver.least_squares.residuals import Residuals
-from torchopt.solver.objective import Objective
+from torchopt.solver.objective import Objective, signature_with
 from torchopt.solver.scipy.wrapper import (
     Bridge,
     ScipyWrapper,
     as_array,
-    bounded_signature,
     box_residual,
     check_bounds,
     into_box,
@@ -169,7 +168,7 @@ class ScipyBoundedLeastSquares(ScipyLeastSquares):
     @property
     def reference_signature(self) -> Callable[..., Any] | inspect.Signature:
         """The residual function, with the bounds after the parameters."""
-        return bounded_signature(self._fun)
+        return signature_with(self._fun, 'bounds')
 
     def optimality_fun(self, params: Any, bounds: Any, *args: Any, **kwargs: Any) -> Any:
         """What a projected gradient step changes."""

@@ -14,12 +14,11 @@ import torch
 from torchopt.autodiff.products import jvp
 from torchopt.solver.base import OptStep
 from torchopt.solver.least_squares.residuals import jacobian
-from torchopt.solver.objective import Objective
+from torchopt.solver.objective import Objective, signature_with
 from torchopt.solver.scipy.wrapper import (
     Bridge,
     ScipyWrapper,
     as_array,
-    bounded_signature,
     box_residual,
     check_bounds,
     into_box,
@@ -189,7 +188,7 @@ class ScipyBoundedMinimize(ScipyMinimize):
     @property
     def reference_signature(self) -> Callable[..., Any] | inspect.Signature:
         """The objective, with the bounds after the parameters."""
-        return bounded_signature(self._objective.fun)
+        return signature_with(self._objective.fun, 'bounds')
 
     def optimality_fun(self, params: Any, bounds: Any, *args: Any, **kwargs: Any) -> Any:
         """What a projected gradient step changes."""

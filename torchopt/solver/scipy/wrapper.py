@@ -15,7 +15,6 @@ from torch import Tensor
 from torch._C import _functorch
 
 from torchopt import checks, tree
-from torchopt.implicit_diff.binding import signature_of
 from torchopt.numerics import beneath, eager, widened
 from torchopt.solver import adjoint
 from torchopt.solver.auxiliary import require_function
@@ -27,7 +26,6 @@ __all__ = [
     'Bridge',
     'ScipyWrapper',
     'as_array',
-    'bounded_signature',
     'box_residual',
     'check_bounds',
     'into_box',
@@ -97,10 +95,6 @@ class Bridge:
     def tree(self, x: Any) -> Any:
         """The tree of an array."""
         return self.vectors.unpack(self.vector(x))
-
-    def bounds(self, bounds: Any, params: Any) -> tuple[Any, Any]:
-        """The arrays of the lower and the upper bound."""
-        return self.array(bounds[0], 'bounds[0]'), self.array(bounds[1], 'bounds[1]')
 
 
 @dataclasses.dataclass(eq=False)
@@ -226,24 +220,3 @@ def into_box(params: Any, lower: Any, upper: Any) -> Any:
 def box_residual(params: Any, gradient: Any, bounds: Any) -> Any:
     """What a step along the negative gradient, projected to the box, changes: zero at a constrained minimum."""
     return tree.sub(into_box(tree.sub(params, gradient), *check_bounds(bounds, params)), params)
-
-
-def bounded_signature(fun: Callable[..., Any]) -> inspect.Signature:
-    """The signature of ``fun(params, ...)`` with the bounds after the parameters."""
-    found = signature_of(fun) or signature_of(lambda *args, **kwargs: None)
-    assert found is not None
-    first, *rest = found.parameters.values()
-    bounds = inspect.Parameter('bounds', inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    if first.kind is inspect.Parameter.VAR_POSITIONAL:
-        start = inspect.Parameter('init_params', inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        return inspect.Signature([start, bounds, first, *rest])
-    if first.kind is inspect.Parameter.POSITIONAL_ONLY:
-        first = first.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    if rest and rest[0].kind is inspect.Parameter.POSITIONAL_ONLY:
-        rest = [
-            p.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD)
-            if p.kind is inspect.Parameter.POSITIONAL_ONLY
-            else p
-            for p in rest
-        ]
-    return inspect.Signature([first, bounds, *rest])
