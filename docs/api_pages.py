@@ -4,8 +4,8 @@
 A module is public when no part of its dotted name begins with an underscore; its public names are
 those in its ``__all__``. A name is described in full at its home, and with its first line and a
 link wherever it is exported again, so that every public spelling has an entry of its own. A file
-inside a room is layout rather than API, unless the room names it in its ``__all__``: it has no page,
-and the room is the home of its names. Nothing here knows a module by name: a new room gets its page
+inside a package is layout rather than API, unless the package names it in its ``__all__``: it has no page,
+and the package is where its names are documented. Nothing here knows a module by name: a new package gets its page
 by existing.
 
 Standard library only: the tests use it too.
@@ -155,15 +155,15 @@ def _docstring(value: Any, home: str, original: str) -> str:
 
 
 def paged_modules(package: str = 'torchopt') -> list[ModuleType]:
-    """List the modules that have a page: the rooms, and the files in them that they name in their ``__all__``."""
+    """List the modules that have a page: packages, and the files in them that they name in their ``__all__``."""
 
     def is_offered(module: ModuleType) -> bool:
         parent, _, child = module.__name__.rpartition('.')
         if parent in ('', package):
             return True
-        room = sys.modules[parent]
-        # A room may have a function of the same name, as transform.trace.
-        return child in room.__all__ and getattr(room, child) is module
+        above = sys.modules[parent]
+        # A package may have a function of the same name, as transform.trace.
+        return child in above.__all__ and getattr(above, child) is module
 
     return [module for module in public_modules(package) if is_offered(module)]
 

@@ -30,6 +30,7 @@ __all__ = [
     'TransformInitFn',
     'TransformUpdateFn',
     'UninitializedState',
+    'check_impl',
     'checking',
     'factory',
     'identity',
@@ -450,6 +451,16 @@ def _describe(state: Any) -> str:
     return f'a tuple of {len(state)}' if isinstance(state, tuple) else f'a {type(state).__name__}'
 
 
+def check_impl(impl: Any) -> GradientTransformation:
+    """Require a GradientTransformation."""
+    if not isinstance(impl, GradientTransformation):
+        raise TypeError(
+            f'{impl!r} (type: {type(impl).__name__}) is not a GradientTransformation. '
+            f'Pass the result of a factory such as torchopt.adam().'
+        )
+    return impl
+
+
 def with_extra_args_support(tx: GradientTransformation) -> GradientTransformationExtraArgs:
     """Convert a transformation to the most general protocol: it drops extra arguments that it does not accept.
 
@@ -471,11 +482,7 @@ def with_extra_args_support(tx: GradientTransformation) -> GradientTransformatio
         >>> torchopt.base.with_extra_args_support(tx).update(1.0, (), value=3.0)
         (1.0, ())
     """
-    if not isinstance(tx, GradientTransformation):
-        raise TypeError(
-            f'{tx!r} (type: {type(tx).__name__}) is not a GradientTransformation. '
-            f'Pass the result of a factory such as torchopt.adam().'
-        )
+    check_impl(tx)
     if isinstance(tx, GradientTransformationExtraArgs):
         return tx
     update = tx.update

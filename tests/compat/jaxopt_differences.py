@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The differences between JAXopt and ``torchopt.compat.jaxopt``: the intended ones, and the missing names."""
+"""The differences between JAXopt and ``torchopt.compat.jaxopt``, all of them intended."""
 
 from __future__ import annotations
-
-# Missing names.
-NOT_YET: frozenset[str] = frozenset()
 
 # Internal methods of JAXopt, which are parts of one step.
 INTERNAL = frozenset(

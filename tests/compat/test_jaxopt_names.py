@@ -22,7 +22,7 @@ with warnings.catch_warnings():
     warnings.simplefilter('ignore', DeprecationWarning)
     import jaxopt
 
-from tests.compat.jaxopt_differences import INTERNAL, NOT_YET, OTHER_SIGNATURES
+from tests.compat.jaxopt_differences import INTERNAL, OTHER_SIGNATURES
 from torchopt.compat import jaxopt as ours
 
 LIST = Path(__file__).parents[1] / 'data' / 'jaxopt-0.8.5.tsv'
@@ -37,10 +37,6 @@ class Name(NamedTuple):
 
     def __str__(self) -> str:
         return f'{self.module}.{self.name}'
-
-    @property
-    def is_missing(self) -> bool:
-        return f'{self.module}.{self.name.partition(".")[0]}' in NOT_YET
 
     @property
     def theirs(self) -> Any:
@@ -60,7 +56,7 @@ def look_up(module: str, name: str) -> Any:
 
 
 NAMES = [Name(*line.split('\t')[:3]) for line in LIST.read_text(encoding='utf-8').splitlines()]
-PRESENT = [name for name in NAMES if not name.is_missing and str(name) not in INTERNAL]
+PRESENT = [name for name in NAMES if str(name) not in INTERNAL]
 
 
 def default(value: Any) -> Any:
@@ -93,14 +89,6 @@ def test_every_name_is_there(module: str) -> None:
     for name in PRESENT:
         if name.module == module and name.kind != 'method':
             assert name.ours is not None, name
-
-
-def test_what_is_listed_as_missing_is_missing() -> None:
-    names = {str(name): name for name in NAMES}
-    assert set(NOT_YET) <= set(names)
-    for name in NOT_YET:
-        with pytest.raises(AttributeError):
-            assert names[name].ours
 
 
 @pytest.mark.parametrize('module', ['jaxopt', *sorted({f'jaxopt.{m}' for m in ours.__all__ if m.islower()})])

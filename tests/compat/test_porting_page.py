@@ -61,7 +61,7 @@ def test_there_is_something_to_list() -> None:
 
 
 @pytest.mark.parametrize('row', rows('Optax'), ids=lambda row: row[0])
-def test_every_name_in_the_table_of_rooms_exists(row: tuple[str, str]) -> None:
+def test_every_name_in_the_table_of_modules_exists(row: tuple[str, str]) -> None:
     theirs, own = row
     assert names(theirs)
     for name in names(theirs):
@@ -70,11 +70,11 @@ def test_every_name_in_the_table_of_rooms_exists(row: tuple[str, str]) -> None:
         assert look_up(torchopt if name.startswith('torchopt') else optax, name) is not None
 
 
-def test_names_are_in_the_room_that_the_page_says() -> None:
+def test_names_are_in_the_module_that_the_page_says() -> None:
     """Not for the first rows, which speak of names in general."""
     for theirs, own in rows('Optax'):
         for name in names(theirs):
-            last, rooms = name.rpartition('.')[2], [look_up(torchopt, room) for room in names(own)]
-            public = {x for room in rooms for x in getattr(room, '__all__', ())}
+            last, homes = name.rpartition('.')[2], [look_up(torchopt, home) for home in names(own)]
+            public = {x for home in homes for x in getattr(home, '__all__', ())}
             module = getattr(optax, last, None)
             assert last in public or hasattr(module, '__all__') or 'at the root' in own, (name, own)

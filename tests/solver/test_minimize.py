@@ -124,7 +124,7 @@ def test_batches_stop_one_by_one(name: str) -> None:
     for i, one in enumerate(alone):
         torch.testing.assert_close(batch.params[i], one.params, atol=1e-6, rtol=0)
     steps = [int(one.state.iter_num) for one in alone]
-    assert all(abs(a - b) <= 2 for a, b in zip(batch.state.iter_num.tolist(), steps)) or max(steps) > 100
+    assert all(abs(a - b) <= 2 for a, b in zip(batch.state.iter_num.tolist(), steps))
     assert batch.state.status.tolist() == [Status.CONVERGED] * 3
 
 

@@ -79,7 +79,7 @@ def _compute(call: Call, coefs: Tensor | None, tensors: Column) -> tuple[Any, ..
 
 
 def _separate(results: tuple[Any, ...], tensors: Column) -> tuple[Any, ...]:
-    """The results; a result that is an argument is replaced by a view, since a Function must not return arguments."""
+    """The results; a result that is an argument is replaced by a copy, since a Function must not return arguments."""
     arguments = {id(x) for x in tensors}
     return tuple(y.clone() if y is not None and id(y) in arguments else y for y in results)
 

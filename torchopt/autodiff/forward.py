@@ -10,7 +10,7 @@ from typing import Any, ParamSpec
 import torch
 from torch import Tensor
 
-from torchopt import tree
+from torchopt import checks, tree
 from torchopt.autodiff.arguments import check_leaves, checked, positions_of, resolve
 
 __all__ = ['forward_value_and_grad']
@@ -68,29 +68,24 @@ def forward_value_and_grad(
     wanted, single = positions_of(argnums)
     if not callable(fun):
         raise TypeError(f'fun is a {type(fun).__name__}; expected a function.')
-    if chunk_size is not None and (isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1):
-        raise ValueError(f'Invalid chunk_size: {chunk_size!r}; expected None or an int >= 1.')
+    checks.integer('chunk_size', chunk_size, 1, optional=True)
     checked_fun = checked(fun, has_aux)
 
     @functools.wraps(fun, updated=())
     def with_gradient(*args: _P.args, **kwargs: _P.kwargs) -> tuple[Any, Any]:
         positions = resolve(wanted, len(args))
         check_leaves(positions, args)
-        filled = list(args)
-        for i in positions:
-            filled[i] = tree.map(torch.as_tensor, args[i])
-        leaves, spec = tree.flatten(tuple(filled[i] for i in positions))
-        point = tuple(x for x in leaves if x is not None)
-        kept: list[Any] = []
+        given = tree.Selection(tuple(args[i] for i in positions), lambda x: True)
+        point = tuple(map(torch.as_tensor, given.selected))
+        kept: list[tree.Selection] = []
 
         def of_tensors(*xs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-            rest = iter(xs)
-            values = tree.unflatten(spec, [None if x is None else next(rest) for x in leaves])
-            for i, value in zip(positions, values):
+            filled = list(args)
+            for i, value in zip(positions, given.replace(xs)):
                 filled[i] = value
             value, aux = checked_fun(*filled, **kwargs)
-            kept[:] = tree.flatten(aux)
-            return value, tuple(x for x in kept[0] if isinstance(x, Tensor))
+            kept[:] = [tree.Selection(aux, lambda x: isinstance(x, Tensor))]
+            return value, tuple(kept[0].selected)
 
         def product(*tangents: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
             found: Any = torch.func.jvp(of_tensors, point, tangents, has_aux=True)
@@ -98,10 +93,7 @@ def forward_value_and_grad(
             return value, tangent, aux
 
         value, found, tensors = _all_products(of_tensors, product, point, chunk_size)
-        rest = iter(tensors)
-        aux = tree.unflatten(kept[1], [next(rest) if isinstance(x, Tensor) else x for x in kept[0]])
-        by_leaf = iter(found)
-        gradients = tree.unflatten(spec, [None if x is None else next(by_leaf) for x in leaves])
+        aux, gradients = kept[0].replace(tensors), given.replace(found)
         return ((value, aux) if has_aux else value), (gradients[0] if single else gradients)
 
     return with_gradient

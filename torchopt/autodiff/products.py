@@ -17,21 +17,22 @@ from torch import Tensor
 from torchopt.autodiff.tape import Leaves, Product
 from torchopt.numerics import in_transform
 
-__all__ = ['is_autograd_off', 'jvp', 'map_product', 'pullback', 'pulled_back', 'recorded', 'replacing', 'vjp']
+__all__ = ['is_autograd_off', 'jvp', 'map_product', 'pullback', 'pulled_back', 'put', 'recorded', 'replacing', 'vjp']
 
 
 def replacing(
     fun: Callable[[Leaves, Leaves], Leaves], theta: Leaves, some: Sequence[int], x: Leaves
 ) -> Callable[..., Leaves]:
     """``fun(theta, x)`` as a function of some of ``theta``."""
+    return lambda *values: fun(put(theta, some, values), x)
 
-    def of_some(*values: Tensor) -> Leaves:
-        replaced = list(theta)
-        for i, value in zip(some, values):
-            replaced[i] = value
-        return fun(replaced, x)
 
-    return of_some
+def put(x: Sequence[Tensor], where: Sequence[int], values: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors with others in some places."""
+    replaced = list(x)
+    for i, value in zip(where, values):
+        replaced[i] = value
+    return replaced
 
 
 def map_product(product: Product) -> Product:

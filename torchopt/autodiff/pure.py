@@ -168,7 +168,7 @@ class _MixedVjp(_Vjp):
         outputs = [0, *[j - len(wrt) for j in self.given if j > len(wrt)]]
 
         def pulled(*point: Tensor) -> tuple[Tensor, ...]:
-            at = _put(x, [wrt[j] for j in moving], point)
+            at = products.put(x, [wrt[j] for j in moving], point)
             with torch.no_grad():
                 y, pull = products.pulled_back(
                     _of_some(self.of.of, at, self.wanted), [at[i] for i in self.wanted], outputs
@@ -309,13 +309,6 @@ def _is_forward_mode_taken() -> bool:
     return forward_ad._current_level >= 0 and not eager_transforms.JVP_NESTING
 
 
-def _put(x: Sequence[Tensor], where: Sequence[int], values: Sequence[Tensor]) -> list[Tensor]:
-    replaced = list(x)
-    for i, value in zip(where, values):
-        replaced[i] = value
-    return replaced
-
-
 def _of_some(fun: Pure, x: Sequence[Tensor], some: Sequence[int]) -> Callable[..., Leaves]:
     """Restrict a function to some of its arguments; the others are constants."""
-    return lambda *values: fun(*_put(x, some, values))
+    return lambda *values: fun(*products.put(x, some, values))

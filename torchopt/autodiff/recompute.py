@@ -31,6 +31,7 @@ from torchopt.autodiff.tape import Leaves
 from torchopt.autodiff.variables import Remembered
 from torchopt.graphs import leaves_of, nodes_of
 from torchopt.numerics import in_transform, is_inexact, is_readable
+from torchopt.scalars import numbers
 
 __all__ = ['Call', 'recomputed', 'recomputed_gradient']
 
@@ -311,11 +312,8 @@ def _with_graph(outputs: Leaves) -> list[Tensor]:
 
 def _size(outputs: Leaves) -> float | None:
     """The sum of all absolute values, or None if it cannot be read."""
-    total = 0.0
+    if not all(map(is_readable, outputs)):
+        return None
     with torch.no_grad():
-        for y in outputs:
-            if not is_readable(y):
-                return None
-            if is_inexact(y):
-                total += float(torch.linalg.vector_norm(y.detach(), 1))
-    return total
+        norms = [torch.linalg.vector_norm(y.detach(), 1) for y in outputs if is_inexact(y)]
+        return float(sum(map(float, numbers(*norms))))

@@ -177,14 +177,12 @@ def _run_native(
 ) -> list[Sequence[Any]] | dispatch.Unsupported:
     """Run all steps as one call of the native engine, or return the reason why it is impossible."""
     partials: Any = [step.rule for step in passes]
-    shared = None
     if rows is not None:
         if is_tracing():
             return dispatch.Unsupported('a compiler is tracing, and fuses plain torch itself')
         partials = [rule.together(own) if own else rule for rule, own in zip(partials, rows.values)]
         if None in partials:
             return dispatch.Unsupported('a hyper-parameter has the shape of its parameter')
-        shared = dispatch.Rows(rows.number, rows.of_leaf)
     present = [i for i, g in enumerate(leaves) if g is not None]
 
     def pick(column: Any) -> Any:
@@ -198,7 +196,7 @@ def _run_native(
         pick(p),
         inplace=inplace,
         onto_params=onto_params,
-        rows=shared and shared._replace(of_leaf=pick(shared.of_leaf)),
+        rows=None if rows is None else dispatch.Rows(rows.number, pick(rows.of_leaf)),
     )
     if isinstance(moved, dispatch.Unsupported):
         return moved

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torchopt.nn import MetaGradientModule, swap_state
+from torchopt.utils.replication import Replicate
 
 __all__ = ['FunctionalModule', 'monkeypatch']
 
@@ -164,7 +165,7 @@ def monkeypatch(
     assert isinstance(copied, FunctionalModule)
     copied._places, copied._tracked, copied._history = list(names.values()), track_higher_grads, []
     held = list(initial.values())
-    copied.update_params([_leaf(p) for p in held] if copy_initial_weights else held)
+    copied.update_params(list(map(Replicate('deepcopy'), held)) if copy_initial_weights else held)
     return copied
 
 
@@ -181,10 +182,3 @@ def _replicas(module: nn.Module, device: torch.device | str | None) -> dict[int,
     for b in module.buffers():
         found[id(b)] = b.detach().to(device, copy=True).requires_grad_(b.requires_grad)
     return found
-
-
-def _leaf(p: Any) -> Any:
-    fresh = p.detach().clone()
-    return (
-        nn.Parameter(fresh, p.requires_grad) if isinstance(p, nn.Parameter) else fresh.requires_grad_(p.requires_grad)
-    )

@@ -66,8 +66,7 @@ def scan(
     leaves, spec = tree.flatten(xs)
     n = _steps(leaves, xs, length)
     segment = _segment(checkpoint, n)
-    if truncate is not None and not _is_positive(truncate):
-        raise ValueError(f'Invalid truncate: {truncate!r}; expected None or an int >= 1.')
+    checks.integer('truncate', truncate, 1, optional=True)
 
     def step(carry: Any, x: list[Any]) -> tuple[Any, Any]:
         pair = f(carry, tree.unflatten(spec, x))

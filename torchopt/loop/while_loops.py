@@ -153,10 +153,10 @@ def fori_loop(
         if not integral:
             raise TypeError(f'Invalid {name}: {bound!r}; expected an int or a 0-d integer tensor.')
     if is_readable(lower) and is_readable(upper):
-        val = init_val
-        for i in range(int(lower), int(upper)):
+        val, first = init_val, int(lower)
+        for i in range(first, int(upper)):
             new = body_fun(i, val)
-            if i == int(lower):
+            if i == first:
                 check_same(val, new, 'body_fun', 'init_val')
             val = new
         return val

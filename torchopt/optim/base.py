@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from torchopt import tree
-from torchopt.base import GradientTransformation, UninitializedState
-from torchopt.optim.from_alias import FromAlias, check_impl
+from torchopt.base import GradientTransformation, UninitializedState, check_impl
+from torchopt.optim.from_alias import FromAlias
 from torchopt.optim.gradients import check_same_kind, check_states, hide_integers, without_integers
 from torchopt.optim.state_dicts import per_parameter, plain_options, read_entries, read_groups
 from torchopt.preconditions import check_preconditions, is_settled

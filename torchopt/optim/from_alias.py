@@ -17,17 +17,7 @@ from torchopt.spelling import renamer_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ['FromAlias', 'check_impl']
-
-
-def check_impl(impl: Any) -> GradientTransformation:
-    """Require a GradientTransformation."""
-    if not isinstance(impl, GradientTransformation):
-        raise TypeError(
-            f'{impl!r} (type: {type(impl).__name__}) is not a GradientTransformation. '
-            f'Pass the result of a factory such as torchopt.adam().'
-        )
-    return impl
+__all__ = ['FromAlias']
 
 
 class FromAlias:

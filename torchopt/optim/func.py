@@ -9,9 +9,8 @@ from typing import Any
 import torch
 
 from torchopt import tree
-from torchopt.base import GradientTransformation, UninitializedState
+from torchopt.base import GradientTransformation, UninitializedState, check_impl
 from torchopt.numerics import detach_graph
-from torchopt.optim.from_alias import check_impl
 from torchopt.optim.gradients import (
     differentiable_gradients,
     recomputed_gradients,

@@ -43,19 +43,16 @@ def differentiable_gradients(loss: Any, params: Any, *, create_graph: bool = Tru
     """
     _check_scalar(loss)
     _check_graph(loss)
-    leaves, spec = tree.flatten(params)
-    trainable = [p for p in leaves if isinstance(p, torch.Tensor) and p.requires_grad]
+    chosen = tree.Selection(params, lambda p: isinstance(p, torch.Tensor) and p.requires_grad)
+    trainable = chosen.selected
     _check_any(trainable)
-    found = iter(torch.autograd.grad(loss, trainable, create_graph=create_graph, allow_unused=True))
+    found = torch.autograd.grad(loss, trainable, create_graph=create_graph, allow_unused=True)
     if any(is_storage_freed(p) for p in trainable):
         raise RuntimeError(
             'params are the gathered parameters of a module under FSDP, whose memory the backward pass has released. '
             'Train such a module with torchopt.Optimizer, or take functional steps on its DTensors.'
         )
-    return tree.unflatten(
-        spec,
-        [next(found) if isinstance(p, torch.Tensor) and p.requires_grad else None for p in leaves],
-    )
+    return chosen.alone(found)
 
 
 def recomputed_gradients(
@@ -85,8 +82,8 @@ def recomputed_gradients(
         loss = closure(params)
         gradients = differentiable_gradients(loss, params, create_graph=create_graph)
         return (loss if create_graph else loss.detach()), gradients
-    leaves, spec = tree.flatten(params)
-    tensors = [p for p in leaves if isinstance(p, torch.Tensor)]
+    chosen = tree.Selection(params, lambda p: isinstance(p, torch.Tensor))
+    tensors = chosen.selected
     trained = [i for i, p in enumerate(tensors) if p.requires_grad or (in_transform() and is_inexact(p))]
     _check_any(trained)
 
@@ -100,8 +97,7 @@ def recomputed_gradients(
     with torch.set_grad_enabled(create_graph and torch.is_grad_enabled()):
         value, found = recomputed_gradient(loss_of, (params,), {}, trained, mixed=checkpoint == 'mixed', total=True)
     by_number = dict(zip(trained, found))
-    gradients = iter([by_number.get(i) for i in range(len(tensors))])
-    return value, tree.unflatten(spec, [next(gradients) if isinstance(p, torch.Tensor) else None for p in leaves])
+    return value, chosen.alone(by_number.get(i) for i in range(len(tensors)))
 
 
 def _check_scalar(loss: Any) -> None:

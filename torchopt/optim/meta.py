@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from torchopt import alias
 from torchopt.autodiff.surroundings import note_slots
-from torchopt.base import GradientTransformation, UninitializedState
-from torchopt.optim.from_alias import FromAlias, check_impl
+from torchopt.base import GradientTransformation, UninitializedState, check_impl
+from torchopt.optim.from_alias import FromAlias
 from torchopt.optim.gradients import (
     check_same_kind,
     check_states,
