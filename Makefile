@@ -25,8 +25,13 @@ help:  ## List the targets.
 
 install: $(STAMP)  ## Create .venv and install the package into it, editable, with all extras.
 
-# New and changed Python files need no new install; a change of these files does.
-$(STAMP): pyproject.toml constraints-dev.txt torchopt/version.py $(NATIVE)
+# The editable install refers to each Python file by its path, so files that were added, moved or removed need a new one.
+LIST := build/python_files
+$(shell mkdir -p build; find torchopt -name '*.py' | sort > $(LIST).new; \
+  if cmp -s $(LIST).new $(LIST); then rm $(LIST).new; else mv $(LIST).new $(LIST); fi)
+
+# Changed Python files need no new install; a change of these files does.
+$(STAMP): pyproject.toml constraints-dev.txt torchopt/version.py $(LIST) $(NATIVE)
 	$(PYTHON) -c 'import sys; sys.exit("torchopt needs Python 3.10 or later; set PYTHON=..." if sys.version_info < (3, 10) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints-dev.txt
