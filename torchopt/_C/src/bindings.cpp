@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The Python face of the compiled module torchopt._C.kernels.
+// The Python functions of the compiled module torchopt._C.kernels.
 //
 // No header of torch is included and no library of torch is linked, here or in any file beside this
 // one: that is what lets one build load under every torch release.
@@ -91,8 +91,8 @@ py::dict build_info() {
 #ifdef _OPENMP
   info["openmp"] = true;
   info["openmp_version"] = static_cast<long>(_OPENMP);
-  // Asked of the runtime, not of the compiler: it follows torch.set_num_threads only when the
-  // process has one OpenMP runtime, so it also tells whether the loading went right.
+  // The value of the runtime, not of the compiler: it follows torch.set_num_threads only if the process has one OpenMP
+  // runtime, so that it also shows whether loading went right.
   info["openmp_max_threads"] = omp_get_max_threads();
 #else
   info["openmp"] = false;

@@ -51,7 +51,7 @@ InstructionSet best_set() {
   return InstructionSet(isa);
 }
 
-// The one whose kernels are run.
+// The instruction set whose kernels run.
 std::atomic<InstructionSet>& current_set() {
   static std::atomic<InstructionSet> current{best_set()};
   return current;

@@ -5,7 +5,7 @@
 #include "torchopt/catalogue.hpp"
 #include "torchopt/cpu.hpp"
 
-// What reads and writes columns is inlined where arithmetic is, and watched where there is a sanitizer.
+// Functions that read and write columns are inlined like the arithmetic, but stay instrumented under a sanitizer.
 #ifdef __OPTIMIZE__
 #define TORCHOPT_BODY TORCHOPT_INLINE
 #else

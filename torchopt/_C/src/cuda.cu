@@ -61,7 +61,7 @@ const char* message(const char* what, cudaError_t error) {
   return text.c_str();
 }
 
-// The device that a thread had before is its device again afterwards.
+// Sets a device, and restores the thread's previous one at the end.
 class OnDevice {
  public:
   explicit OnDevice(int device) {

@@ -22,7 +22,7 @@ struct CudaLeaf {
 
 struct CudaTable {
   static constexpr std::size_t limit = 32764;  // bytes of parameters, from CUDA 12.1 and compute capability 7.0
-  // Rooms for leaves with few arrays: one with many arrays, or a row of coefficients of its own, takes several.
+  // Entries for leaves with few arrays; a leaf with many arrays, or with a row of coefficients of its own, takes several.
   static constexpr int max_leaves = 340, max_arrays = 7 * max_leaves, coef_bytes = 8 * max_leaves;
 
   const double* device_coefs;

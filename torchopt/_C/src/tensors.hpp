@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tensors as the engine sees them: read from Python objects, and made.
+// Reads the tensors of Python objects, and makes new ones.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -37,7 +37,7 @@ struct View {
   bool same_layout(const View& other) const;
 };
 
-// The door to torch, opened once by `open`.
+// The functions of torch that the engine calls, looked up once by `open`.
 class Torch {
  public:
   static Torch& get();

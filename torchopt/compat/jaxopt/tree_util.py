@@ -54,19 +54,14 @@ def broadcast_pytrees(*trees: Any) -> tuple[Any, ...]:
         >>> broadcast_pytrees(1, {'a': 2, 'b': 3})
         ({'a': 1, 'b': 1}, {'a': 2, 'b': 3})
     """
-    larger = [x for x in trees if not _is_leaf(x)]
+    larger = [x for x in trees if not tt.is_leaf_node(x)]
     if not larger:
         return trees
     spec = tt.structure(larger[0])
     for other in larger[1:]:
         if tt.structure(other) != spec:
             raise ValueError(f'Trees cannot be broadcast: {spec} and {tt.structure(other)}.')
-    return tuple(tt.map(lambda _, x=x: x, larger[0]) if _is_leaf(x) else x for x in trees)
-
-
-def _is_leaf(x: Any) -> bool:
-    leaves, _ = tt.flatten(x)
-    return len(leaves) == 1 and leaves[0] is x
+    return tuple(tt.map(lambda _, x=x: x, larger[0]) if tt.is_leaf_node(x) else x for x in trees)
 
 
 def tree_scalar_mul(scalar: Any, tree_x: Any) -> Any:

@@ -13,7 +13,7 @@
 #elif defined(__OPTIMIZE__)
 #define TORCHOPT_INLINE inline __attribute__((always_inline))
 #else
-// They work on local variables only. Watched by a sanitizer, or inlined into one another, they would take minutes to compile.
+// They work on local variables only. Instrumented by a sanitizer, or inlined into one another, they would take minutes to compile.
 #define TORCHOPT_INLINE inline __attribute__((no_sanitize("address", "undefined")))
 #endif
 
