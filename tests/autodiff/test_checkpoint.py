@@ -363,6 +363,19 @@ def test_python_objects_that_changed(mode: str) -> None:
         torch.autograd.grad(torchopt.checkpoint(fun)(x), x)
 
 
+@pytest.mark.parametrize('change', [lambda x, n: x * (-1) ** n, lambda x, n: x.roll(n, 0)], ids=['sign', 'order'])
+def test_objects_that_change_no_absolute_value(change: Callable[[torch.Tensor, int], torch.Tensor]) -> None:
+    calls = []
+
+    def fun(x: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return change(x**3, len(calls))
+
+    x = leaf(3)
+    with pytest.raises(RuntimeError, match='gives another value'):
+        torch.autograd.grad(torchopt.checkpoint(fun)(x)[0], x)
+
+
 @both_modes
 @pytest.mark.filterwarnings('ignore:checkpoint=:UserWarning')
 def test_attention_without_a_second_derivative(mode: str) -> None:

@@ -68,7 +68,7 @@ class Call(Pure):
         self.captured: list[Tensor] = []
         self.constants: list[tuple[Any, int | None]] = []
         self.surroundings = Surroundings()
-        self.size: float | None = None
+        self.sums: tuple[float, float] | None = None
 
     def first(self, inside: Leaves) -> Leaves:
         """Run the function, and record its inputs."""
@@ -94,9 +94,9 @@ class Call(Pure):
         rest = iter(outputs)
         return tree.unflatten(self.result_spec, [next(rest) if isinstance(x, _Hole) else x for x in self.result])
 
-    def note_size(self, outputs: Leaves) -> None:
-        """Store the size of the outputs, to compare later runs with it."""
-        self.size = _size(outputs)
+    def note_value(self, outputs: Leaves) -> None:
+        """Store two sums over the outputs, to compare later runs with them."""
+        self.sums = _sums(outputs)
 
     def __call__(self, *x: Tensor) -> Leaves:
         """Run the function again with the recorded inputs."""
@@ -161,15 +161,17 @@ class Call(Pure):
             raise RuntimeError(_HIDDEN)
 
     def _check_value(self, outputs: Leaves) -> None:
-        size = None if self.size is None else _size(outputs)
-        if size is None or self.size is None or size == self.size or (math.isnan(size) and math.isnan(self.size)):
+        sums = None if self.sums is None else _sums(outputs)
+        if sums is None or self.sums is None:
             return
         precision = max(torch.finfo(y.dtype).eps for y in outputs if is_inexact(y)) ** 0.5
-        if not math.isclose(size, self.size, rel_tol=precision, abs_tol=precision**3):
-            raise RuntimeError(
-                f'The function gives another value when it is recomputed: {size} instead of {self.size}. It depends '
-                f'on an object that was changed after the first run. Pass this object as an argument.'
-            )
+        tolerance = precision * max(sums[0], self.sums[0]) + precision**3
+        for new, old in zip(sums, self.sums):
+            if new != old and not abs(new - old) <= tolerance and not (math.isnan(new) and math.isnan(old)):
+                raise RuntimeError(
+                    f'The function gives another value when it is recomputed: {new} instead of {old}. It depends '
+                    f'on an object that was changed after the first run. Pass this object as an argument.'
+                )
 
 
 _OTHER = (
@@ -197,7 +199,7 @@ def recomputed(fun: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str
         inside = [t.detach().requires_grad_(t.requires_grad) for t in x]
         with own_hooks():
             outputs = [y.detach() for y in call.first(inside)]
-        call.note_size(outputs)
+        call.note_value(outputs)
     else:
         outputs = None
         _explore(call, x)
@@ -245,7 +247,7 @@ def recomputed_gradient(
                 found = torch.autograd.grad(value, list(ends.values()), allow_unused=True)
         used = [i for i, g in zip(ends, found) if g is not None]
         results = [value.detach(), *(y.detach() for y in aux)]
-        call.note_size(results)
+        call.note_value(results)
         known = [*(g for g in found if g is not None), *results]
     else:
         _explore(call, x)
@@ -310,10 +312,23 @@ def _with_graph(outputs: Leaves) -> list[Tensor]:
     return [y for y in outputs if y.requires_grad]
 
 
-def _size(outputs: Leaves) -> float | None:
-    """The sum of all absolute values, or None if it cannot be read."""
+def _sums(outputs: Leaves) -> tuple[float, float] | None:
+    """The sum of all absolute values and a sum with fixed weights, or None if they cannot be read.
+
+    The weights differ, so that the second sum shows a change of signs or of the order.
+    """
     if not all(map(is_readable, outputs)):
         return None
     with torch.no_grad():
-        norms = [torch.linalg.vector_norm(y.detach(), 1) for y in outputs if is_inexact(y)]
-        return float(sum(map(float, numbers(*norms))))
+        values = [
+            torch.view_as_real(y) if y.is_complex() else y for y in map(torch.detach, filter(is_inexact, outputs))
+        ]
+        sizes = [torch.linalg.vector_norm(y, 1) for y in values]
+        read = list(map(float, numbers(*sizes, *map(_weighted_sum, values))))
+    return sum(read[: len(sizes)]), sum(read[len(sizes) :])
+
+
+def _weighted_sum(x: Tensor) -> Tensor:
+    if x.numel() == 1:
+        return x
+    return (x.reshape(-1) * torch.arange(1, x.numel() + 1, dtype=torch.float32, device=x.device).cos_()).sum()
