@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint as checkpoint_of_torch
 
 import torchopt
 from tests.oracle import assert_trees_close
+from torchopt import loop
 
 DOUBLE = torch.float64
 MODES = ('reverse', 'mixed')
@@ -66,6 +67,44 @@ def test_checkpoint_keeps_value_and_derivatives() -> None:
     w.requires_grad_()
     assert torch.autograd.gradcheck(lambda x, _: g(x), (x, w), check_batched_grad=True)
     assert torch.autograd.gradgradcheck(lambda x, _: g(x), (x, w))
+
+
+def cubes(x: torch.Tensor) -> torch.Tensor:
+    return (x.sin() * x.cos() ** 2).sum()
+
+
+# Each function uses x as an argument and, as the same tensor, through its closure.
+TWICE: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]] = {
+    'checkpoint': (cubes, lambda x: torchopt.checkpoint(lambda c, d: (c.sin() * d.cos() * x.cos()).sum())(x, x)),
+    **{
+        f'gradient, {mode}': (
+            lambda x: (3 * x**3).sum(),
+            lambda x, m=mode: torchopt.grad(lambda c: (c**3 * x).sum(), checkpoint=m)(x).sum(),
+        )
+        for mode in MODES
+    },
+    'scan': (
+        lambda x: loop.scan(lambda c, _: (c.sin() * x, None), x, None, length=4)[0].sum(),
+        lambda x: loop.scan(lambda c, _: (c.sin() * x, None), x, None, length=4, checkpoint=2)[0].sum(),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    'transform',
+    [
+        torch.func.grad,
+        torch.func.jacfwd,
+        torch.func.hessian,
+        lambda f: lambda x: torch.vmap(torch.func.grad(f))(x[None]),
+    ],
+    ids=['grad', 'jacfwd', 'hessian', 'vmap'],
+)
+@pytest.mark.parametrize('kind', TWICE)
+def test_a_function_may_close_over_its_argument(kind: str, transform: Any) -> None:
+    plain, recomputed = TWICE[kind]
+    x = leaf(3).detach()
+    assert_trees_close(transform(recomputed)(x), transform(plain)(x), 1e-12)
 
 
 def test_results_may_be_arguments() -> None:

@@ -295,7 +295,8 @@ def _is_plain() -> bool:
 def _explore(call: Call, x: Leaves) -> None:
     """Run a function only to record its inputs."""
     with torch.no_grad() if in_transform() else contextlib.nullcontext():
-        call.first(x)
+        # Of other identity, since a function that closes over its argument itself depends on it in two ways.
+        call.first([t.view_as(t) for t in x])
 
 
 def _with_node(call: Call, fun: Pure, x: Leaves, known: Leaves | None) -> Leaves:
