@@ -48,8 +48,8 @@ class Converted(NamedTuple):
         """Evaluate the function with ``consts`` in place of the tensors that it closes over."""
         if not self.captured:
             return self.fun(*args)
-        with Replace({id(x): as_leaf_like(x, c) for x, c in zip(self.captured, consts)}):
-            return self.fun(*args)
+        with Replace({id(x): as_leaf_like(x, c) for x, c in zip(self.captured, consts)}) as mode:
+            return mode.returned(self.fun(*args))
 
 
 def is_recording() -> bool:
@@ -73,7 +73,7 @@ def closure_convert(fun: Callable[..., Leaves], *example: Leaves, is_common: boo
     if not (is_common or in_transform()) and not _origins(value := fun(*example), arguments):
         return Converted(fun, [], value=value)
     with Capture(arguments) as seen:
-        value = fun(*example)
+        value = seen.returned(fun(*example))
     found, noted = _origins(value, arguments), seen.captured
     if not found:
         # The result is a constant; but under vmap the constant may differ between samples.
@@ -87,7 +87,7 @@ def closure_convert(fun: Callable[..., Leaves], *example: Leaves, is_common: boo
         example = tuple([first_sample(x) for x in leaves] for leaves in example)
     try:
         with Fix(noted) as fixed:
-            constant = fun(*example)
+            constant = fixed.returned(fun(*example))
     except RuntimeError:  # from torch.autograd.grad, of a tensor that has lost its graph
         return incomplete
     # Tensors that differ between runs were created inside.

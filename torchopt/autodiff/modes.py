@@ -13,7 +13,6 @@ from torch._C import _functorch
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from torchopt.autodiff.tape import Leaves
-from torchopt.graphs import leaves_of
 from torchopt.numerics import beneath, has_tangent, in_transform, without_ended
 
 __all__ = [
@@ -45,6 +44,10 @@ class Replace(TorchFunctionMode):
         self.used.add(id(x))
         return new
 
+    def returned(self, outputs: Leaves) -> Leaves:
+        """The results of a function, which may be tensors from outside that no operation has used."""
+        return [self.new(y) for y in outputs]
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         replaced: Any = self._replace((args, kwargs or {}))
         return func(*replaced[0], **replaced[1])
@@ -73,7 +76,6 @@ class Capture(Replace):
 
     def __init__(self, inside: Leaves, replacement: dict[int, Tensor] | None = None) -> None:
         super().__init__(replacement or {})
-        self.inside = inside
         # Weak references, since keeping all results alive would need far more memory.
         self.made = {id(x): weakref.ref(x) for x in inside}
         self._old: dict[int, Tensor] = {}
@@ -111,6 +113,13 @@ class Capture(Replace):
                 self.made[id(x)] = weakref.ref(x)
         return result
 
+    def returned(self, outputs: Leaves) -> Leaves:
+        """The results of a function, each as the result of an operation, which this mode intercepts.
+
+        Copies, unlike views, do not hold the results of transforms that ended inside (see :attr:`captured`).
+        """
+        return [y if self.has_made(y) else y.clone() for y in outputs]
+
     @property
     def captured(self) -> dict[int, Tensor]:
         """The tensors from outside that carry a derivative or a batch, by their ids; to be read after the run.
@@ -142,17 +151,9 @@ class Capture(Replace):
         x = without_ended(replacement_of(x))
         if _functorch.is_functorch_wrapped_tensor(x):
             return _functorch.maybe_get_level(x) <= self.depth
-        return not self._descends_from_arguments(x)
-
-    def _descends_from_arguments(self, x: Tensor) -> bool:
-        """Whether a tensor is the result of an autograd Function inside, which modes do not intercept.
-
-        The sequence numbers of nodes increase in each thread, so they identify most tensors from outside.
-        """
-        if x.grad_fn is None or x.grad_fn._sequence_nr() < self.start:
-            return False
-        mine = {id(y) for y in self.inside}
-        return any(id(leaf) in mine for leaf in leaves_of([x]))
+        # The sequence numbers of nodes increase in each thread.  A later node is that of a result from inside, such as
+        # that of an autograd Function or a transform of torch.func, which modes do not intercept.
+        return x.grad_fn is None or x.grad_fn._sequence_nr() < self.start
 
 
 def replacement_of(x: Tensor) -> Tensor:

@@ -127,6 +127,8 @@ class Gradient(Pure):
 
     def __call__(self, *x: Tensor) -> Leaves:
         """Gradients and outputs."""
+        if not self.wrt:
+            return self.of(*x)
         y, pull = products.pulled_back(_of_some(self.of, x, self.wrt), [x[i] for i in self.wrt], [0])
         return *_going_back(pull, [torch.ones_like(y[0])]), *y
 
@@ -224,7 +226,7 @@ class _Recomputed(torch.autograd.Function):
     def forward(fun: Pure, known: Leaves | None, *x: Tensor) -> tuple[Tensor, ...]:
         with torch.no_grad(), own_hooks():
             value = fun(*map(_without_graph, x)) if known is None else known
-            return tuple(map(_without_graph, value))
+            return tuple(_without_overlap(_without_graph(y)) for y in value)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -276,6 +278,11 @@ class _Recomputed(torch.autograd.Function):
 def _without_graph(x: Tensor) -> Tensor:
     """The tensor without its graph, as another object; the vectors of ``is_grads_batched=True`` cannot be detached."""
     return x if _functorch.is_legacy_batchedtensor(x) else x.detach()
+
+
+def _without_overlap(x: Tensor) -> Tensor:
+    """The tensor, or a copy if its elements share memory, as after ``expand``: it could not have tangents."""
+    return x.contiguous() if any(n > 1 and s == 0 for n, s in zip(x.shape, x.stride())) else x
 
 
 def apply_pure(fun: Pure, *x: Any, known: Leaves | None = None) -> tuple[Tensor, ...]:

@@ -75,7 +75,7 @@ class Call(Pure):
         self.remembered = Remembered(self.fun)
         seen = Capture(inside, {id(x): t for x, t in zip(self.originals, inside)})
         with self.surroundings.noted(inside, seen), seen:
-            outputs = self._run(self.fun, inside)
+            outputs = seen.returned(self._run(self.fun, inside))
         self.surroundings.keep_changed(seen.statistics)
         mine = {id(x) for x in inside}
         self.captured = [x for i, x in seen.captured.items() if i not in mine]
@@ -109,8 +109,13 @@ class Call(Pure):
                 t.detach().requires_grad_() if f and not t.requires_grad else t for t, f in zip_longest(x, self.flags)
             )
         mode = Replace(replacement)
-        with self.surroundings.restored(), mode if replacement else contextlib.nullcontext():
-            outputs = self._run(self.remembered.again(), x[:n])
+        try:
+            with self.surroundings.restored(), mode if replacement else contextlib.nullcontext():
+                outputs = mode.returned(self._run(self.remembered.again(), x[:n]))
+        except RuntimeError as error:
+            if 'INTERNAL ASSERT FAILED' in str(error):  # a tensor of a transform that has ended
+                raise RuntimeError(_HIDDEN) from error
+            raise
         if not mode.used.issuperset(map(id, self.captured)):
             raise RuntimeError(_OTHER)
         if not in_transform():
@@ -187,7 +192,8 @@ class _Hole:
 _HOLE = _Hole()
 _HIDDEN = (
     'The function depends on a tensor that is not its argument in a way that cannot be recomputed: through a '
-    'torch.autograd.Function, or through a graph that was recorded before the call. Pass the tensor as an argument.'
+    'torch.autograd.Function, as the result of a torch.vmap inside, or through a graph that was recorded before the '
+    'call. Pass the tensor as an argument.'
 )
 
 
