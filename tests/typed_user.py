@@ -20,6 +20,8 @@ def functional(params: dict[str, torch.Tensor], grads: dict[str, torch.Tensor]) 
     )
     updates, _ = optimizer.update(grads, optimizer.init(params), params, inplace=True)
     torchopt.apply_updates(params, updates)
+    torchopt.update_params(optimizer, grads, optimizer.init(params), params, inplace=True, value=torch.ones(()))
+    torchopt.update_params(optimizer, grads)  # type: ignore[call-arg]
     torchopt.sgd(0.1, 0.9)
     torchopt.adam(momentum=0.9)  # type: ignore[call-arg]
 

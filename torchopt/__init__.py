@@ -154,7 +154,7 @@ from torchopt.solver import (
     ZoomLineSearch,
 )
 from torchopt.transform import masked, nan_to_num, partition
-from torchopt.update import apply_updates
+from torchopt.update import apply_updates, update_params
 from torchopt.utils import (
     extract_state_dict,
     module_clone,
@@ -262,6 +262,7 @@ __all__ = [
     'signum',
     'sm3',
     'stop_gradient',
+    'update_params',
     'value_and_grad',
     'yogi',
 ]

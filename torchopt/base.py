@@ -310,7 +310,7 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
             if inplace and not torch.compiler.is_compiling():
                 inner.check(state, params)
             if inplace and params is not None and len(stages) > 1:
-                elementwise.check_updates(updates, params)
+                elementwise.check_updates(updates, params, inplace=onto_params)
             states: list[Any] = []
             for i, (n, stage) in enumerate(stages):
                 own = state[len(states) : len(states) + n]
@@ -487,20 +487,22 @@ def with_extra_args_support(tx: GradientTransformation) -> GradientTransformatio
         return tx
     update = tx.update
     if torch.compiler.is_compiling():  # functions made while tracing cannot be inspected
-        takes_extra, takes_inplace, params_by_name = False, True, False
+        takes_extra, options, params_by_name = False, {'inplace'}, False
     else:
         parameters = inspect.signature(tx.update).parameters
         takes_extra = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        takes_inplace = 'inplace' in parameters
+        options = {'inplace'} & set(parameters)
         params_by_name = 'params' in parameters and parameters['params'].kind is inspect.Parameter.KEYWORD_ONLY
+    if tx.adds_to_params:
+        options.add('onto_params')
     if not takes_extra:
 
-        def update(updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any) -> Any:
-            known = {'inplace': inplace} if takes_inplace else {}
+        def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+            known = {name: extra[name] for name in options if name in extra}
             if params_by_name:
                 return tx.update(updates, state, params=params, **known)
             return tx.update(updates, state, params, **known)
 
     wide = GradientTransformationExtraArgs(tx.init, update)
-    wide.requires, wide.call = tx.requires, tx.call
+    wide.requires, wide.call, wide.adds_to_params = tx.requires, tx.call, tx.adds_to_params
     return wide

@@ -76,7 +76,9 @@ def chain_flat(*transformations: GradientTransformation) -> GradientTransformati
         return tree.unflatten(spec, leaves), state
 
     requires = required_by_all(lambda state, params: [(state, params)], inner)
-    return GradientTransformationExtraArgs.requiring(init, update, requires)
+    made = GradientTransformationExtraArgs.requiring(init, update, requires)
+    made.adds_to_params = inner.adds_to_params
+    return made
 
 
 chain.flat = chain_flat  # type: ignore[attr-defined]

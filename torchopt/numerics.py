@@ -404,13 +404,13 @@ def detach_graph(x: torch.Tensor) -> torch.Tensor:
     return x.detach() if tangent is None else forward_ad.make_dual(x.detach(), tangent.detach())  # type: ignore[no-untyped-call]
 
 
-def as_non_leaf(p: Any, u: Any) -> Any:
+def as_non_leaf(p: Any) -> Any:
     """The same parameter, or a view with a graph if the parameter would be treated as in plain training.
 
     If the loss is linear, gradients have no graph even with ``create_graph=True``, but a differentiable step must still
     be differentiable with respect to the parameters.
     """
-    return p if p is None or u is None or not carries_no_graph(p, u) else p.view_as(p)
+    return p.view_as(p) if isinstance(p, torch.Tensor) and p.requires_grad and is_plain((p,), ()) else p
 
 
 def is_inexact(x: Any) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Add updates to parameters."""
+"""Update parameters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ import torch
 
 from torchopt import checks, elementwise, tree
 from torchopt._C import dispatch
-from torchopt.base import GradientTransformation, with_extra_args_support
+from torchopt.base import (
+    GradientTransformation,
+    GradientTransformationExtraArgs,
+    check_impl,
+    with_extra_args_support,
+)
 from torchopt.numerics import as_non_leaf, as_python_scalar, as_scalar_like, carries_no_graph, is_inexact, one_minus
 
 __all__ = ['apply_updates', 'incremental_update', 'periodic_update', 'update_params']
@@ -129,34 +134,58 @@ def periodic_update(new_tensors: Any, old_tensors: Any, steps: Any, update_perio
 
 
 def update_params(
-    tx: GradientTransformation, updates: Any, state: Any, params: Any, *, inplace: bool
+    optimizer: GradientTransformation,
+    grads: Any,
+    state: Any,
+    params: Any,
+    *,
+    inplace: bool = False,
+    **extra: Any,
 ) -> tuple[Any, Any]:
-    """Call ``tx.update`` and :func:`apply_updates`, in one pass over the leaves if the transformation supports it.
+    r"""Take one step: the new parameters :math:`p + u(g, s, p)` and the new state.
+
+    This is ``optimizer.update`` followed by :func:`apply_updates`, in one pass over the parameters where the last
+    members of the transformation are elementwise, as in most optimizers; otherwise in two.
+
+    Out of place, the step is a differentiable function of the gradients, the state and the parameters, also if these
+    are leaves.  So in a loop of plain training, pass ``inplace=True``, or call it under ``torch.no_grad()``; otherwise
+    the graph grows with every step.
 
     Args:
-        tx: The transformation.
-        updates: The gradients.
-        state: The state of the transformation.
-        params: The parameters.
-        inplace: Update parameters and state in place, outside autograd; if False, all results are new and
-            differentiable.
+        optimizer: The transformation.
+        grads: Tree of gradients; ``None`` keeps a parameter, and its state, unchanged.
+        state: The state of the transformation, from ``optimizer.init`` or the last step.
+        params: Tree of the same structure and shapes.
+        inplace: True writes into the parameters, and into the state where possible, outside autograd.
+        **extra: Extra arguments of ``optimizer.update``, such as ``value``.  Transformations that do not accept them
+            ignore them.
 
     Returns:
-        The new parameters and the new state.
+        The new parameters, in the dtypes of the old ones, and the new state.
 
     Raises:
-        ValueError: If structures or shapes differ.
+        TypeError: If ``optimizer`` is not a GradientTransformation, a parameter with a gradient has an integer dtype,
+            or a gradient is complex and its parameter is real.
+        ValueError: If structures or shapes differ, or ``params`` is None.
+        RuntimeError: If ``inplace=True`` and a parameter is not writable, such as an expanded tensor.
 
     Example:
         >>> import torch, torchopt
-        >>> optimizer, params = torchopt.sgd(0.5), [torch.tensor(3.0)]
-        >>> torchopt.update.update_params(optimizer, [torch.tensor(1.0)], optimizer.init(params), params, inplace=False)
-        ([tensor(2.5000)], (EmptyState(),))
+        >>> optimizer, params = torchopt.sgd(0.5), {'w': torch.tensor(3.0)}
+        >>> torchopt.update_params(optimizer, {'w': torch.tensor(1.0)}, optimizer.init(params), params)
+        ({'w': tensor(2.5000)}, (EmptyState(),))
     """
-    if tx.adds_to_params:
-        return tx.update(updates, state, params, inplace=inplace, onto_params=True)
-    read = params if inplace else tree.map(as_non_leaf, params, updates)
-    updates, state = with_extra_args_support(tx).update(updates, state, read, inplace=inplace)
+    check_impl(optimizer)
+    if params is None:
+        raise ValueError('params is None; expected the parameters to update. Pass the tree for which init was called.')
+    if optimizer.adds_to_params:
+        if extra and not isinstance(optimizer, GradientTransformationExtraArgs):
+            extra = {}
+        return optimizer.update(grads, state, params, inplace=inplace, onto_params=True, **extra)
+    read = params if inplace else tree.map(as_non_leaf, params)
+    if inplace and tree.structure(grads) == tree.structure(params):  # they differ for lookahead, which checks its own
+        elementwise.check_updates(grads, params, inplace=True)
+    updates, state = with_extra_args_support(optimizer).update(grads, state, read, inplace=inplace, **extra)
     return apply_updates(params, updates, inplace=inplace), state
 
 

@@ -102,23 +102,44 @@ def check_inexact(tree: Any, *, name: str) -> None:
         map_with_path(check, tree)
 
 
-def check_updates(updates: Any, params: Any) -> None:
+def check_updates(updates: Any, params: Any, *, inplace: bool = False) -> None:
     """Require that updates can be added to parameters: same structure and shapes, complex only for complex parameters.
+
+    Args:
+        updates: Tree of tensors; leaves of None are skipped.
+        params: Tree of tensors.
+        inplace: Whether the updates will be added in place.
 
     Raises:
         ValueError: If structures or shapes differ; the message names the path of the first mismatch.
-        TypeError: If an update is not a tensor, or is complex while its parameter is real.
+        TypeError: If an update or its parameter is not a tensor of a floating or complex dtype, or if the update is
+            complex while the parameter is real.
+        RuntimeError: If ``inplace`` and a parameter is not writable.
     """
     leaves, spec = flatten(updates)
-    for i, (g, p) in enumerate(zip(leaves, flatten_up_to(spec, params, name='params', like='updates'))):
+    columns = flatten_up_to(spec, params, name='params', like='updates')
+    for i, (g, p) in enumerate(zip(leaves, columns)):
         if g is None:
             continue
-        if getattr(g, 'shape', None) != getattr(p, 'shape', ()) or (g.is_complex() and not p.is_complex()):
+        if (
+            getattr(g, 'shape', None) != getattr(p, 'shape', ())
+            or not is_inexact(p)
+            or (g.is_complex() and not p.is_complex())
+        ):
             check_inexact(updates, name='updates')
             path = flatten_with_path(updates)[i][0]
             if not isinstance(p, torch.Tensor) or g.shape != p.shape:
                 raise ValueError(describe_shapes(g, p, f'updates{path}', f'params{path}'))
+            check_inexact(p, name=f'params{path}')
             raise TypeError(describe_complex(g, p, f'updates{path}', f'params{path}'))
+        if inplace and _overlaps(p):
+            path = flatten_with_path(updates)[i][0]
+            raise RuntimeError(
+                f'params{path} cannot be written to in place: several of its elements share memory, as in expanded '
+                f'tensors. Pass its clone(), or take the step with inplace=False.'
+            )
+    if inplace:
+        check_writable([p for g, p in zip(leaves, columns) if g is not None])
 
 
 def describe_complex(x: torch.Tensor, y: torch.Tensor, name: str, like: str) -> str:
@@ -271,7 +292,7 @@ def lay_into(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
 
 def _overlaps(x: torch.Tensor) -> bool:
     """Whether several elements of ``x`` may share memory, as in expanded tensors."""
-    return not x.is_contiguous() and 0 in x.stride()
+    return not x.is_contiguous() and any(step == 0 and n > 1 for step, n in zip(x.stride(), x.shape))
 
 
 def _raise_mismatch(updates: Any, i: int, row: tuple[Any, ...], n: int) -> None:

@@ -98,11 +98,11 @@ def run_steps(
                 f'option to run in plain torch if the engine cannot run.'
             )
         if params is not None and (inplace or onto_params):
-            check_updates(updates, params)
+            check_updates(updates, params, inplace=inplace and onto_params)
         if inplace:
-            check_writable([x for column in [*moments, *([p or ()] if onto_params else ())] for x in column])
+            check_writable([x for column in moments for x in column])
         if onto_params and not inplace and p is not None:
-            p = [as_non_leaf(x, g) for x, g in zip(p, leaves)]
+            p = [x if g is None or g.requires_grad else as_non_leaf(x) for x, g in zip(p, leaves)]
         check_columns(updates, leaves, [*moments, *([] if p is None else [p])], len(moments))
         moved = _run_torch(passes, active, rows, leaves, moments, p, inplace)
         if onto_params and p is not None:
