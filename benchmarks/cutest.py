@@ -3,20 +3,23 @@
 
     python benchmarks/cutest.py ROWS [--smallest 2] [--largest 100] [--seconds 20] [--jax] [--picture FILE]
 
-needs ``sif2jax``, which takes minutes to import. It appends one JSON row per problem to the file ROWS, the problems with
-the fewest unknowns first, and skips those that the file has: a run that was stopped goes on. The problems without bounds
-come first, then those with bounds. A solver is cut after so many seconds of CPU time for a problem. ``--jax`` adds
-JAXopt's LBFGS and Optimistix's BFGS to the problems without bounds. At the end it prints how many each solver has solved:
-a problem is solved if the final value lies within 1e-6, relatively, of the best that any of the solvers found.
-``--largest 0`` makes no runs, and prints only.
+needs ``sif2jax``. It appends one JSON row per problem to the file ROWS, those without bounds and with the fewest
+unknowns first, and skips those that the file has: a run that was stopped goes on. A solver is cut after so many seconds
+of CPU time for a problem. ``--jax`` adds JAXopt's LBFGS and Optimistix's BFGS to the problems without bounds. At the end
+it prints how many each solver has solved: a problem is solved if the final value lies within 1e-6, relatively, of the
+best that any of the solvers found. ``--largest 0`` makes no runs, and prints only.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import importlib.util
 import json
 import math
+import sys
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,9 +27,9 @@ from typing import Any
 import numpy as np
 import scipy.optimize
 import torch
+from limits import cpu_limit
 
 import torchopt
-from limits import cpu_limit
 from torchopt.solver import Status
 
 MAXITER, TOL = 2000, 1e-8
@@ -109,13 +112,28 @@ def optimistixs(problem: Problem) -> tuple[float, str]:
     return float(problem.objective(found.value)), str(found.result)
 
 
+def imported(kind: str) -> Any:
+    """The problems of one kind.  To import the whole package takes minutes: it makes the problems of all kinds."""
+    if 'sif2jax' not in sys.modules:
+        found = importlib.util.find_spec('sif2jax')
+        if found is None or found.submodule_search_locations is None:
+            raise ImportError('This benchmark needs sif2jax: `pip install sif2jax`.')
+        folder = Path(found.submodule_search_locations[0])
+        for name, path in (('sif2jax', folder), ('sif2jax.cutest', folder / 'cutest')):
+            package = types.ModuleType(name)
+            package.__path__ = [str(path)]
+            sys.modules[name] = package
+    module = importlib.import_module(f'sif2jax.cutest._{kind}_minimisation')
+    return getattr(module, f'{kind}_minimisation_problems')
+
+
 def problems(smallest: int, largest: int, done: set[str]) -> Iterator[tuple[str, int, Any]]:
     """Name, number of unknowns, and the problem; those without bounds first, and the smallest first."""
     import jax
-    import sif2jax
 
     jax.config.update('jax_enable_x64', True)
-    for given in (sif2jax.unconstrained_minimisation_problems, sif2jax.bounded_minimisation_problems):
+    for kind in ('unconstrained', 'bounded'):
+        given = imported(kind)
         sized = []
         for problem in given:
             if type(problem).__name__ not in done:

@@ -21,9 +21,9 @@ import osqp
 import scipy.io
 import scipy.sparse
 import torch
+from limits import cpu_limit
 
 import torchopt
-from limits import cpu_limit
 
 ACCURACY, TOLERANCE, STEPS = 1e-3, 1e-5, 20000
 

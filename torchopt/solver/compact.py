@@ -142,17 +142,17 @@ def coefficients(inverse: Any, d: Any, yy: Any, sg: Any, yg: Any, gamma: Any) ->
 
 
 class Window:
-    """The memory of a run that is neither batched nor differentiated, written in place.
+    r"""The memory of a run that is neither batched nor differentiated, written in place.
 
     Pairs are neighbouring rows of one matrix, ``s`` before ``y``, and the gradient of the next product is the row below
     the newest pair, so that one product of matrices gives all inner products with the last three.  The pairs are a
     window of the matrix, which moves down with each of them, and back to the top at the end.  The small matrices are
-    arrays in double precision, updated by a row and a column: the inverse of the triangle needs no solution of a system.
+    arrays in double precision, updated by a row and a column, so that the inverse of the triangle needs no solution.
 
     Args:
         like: A vector like those of the run: a tensor, or an array.
         size: The largest number of pairs.
-        scaled: Whether the newest pair gives :math:`\\gamma`.
+        scaled: Whether the newest pair gives :math:`\gamma`.
     """
 
     def __init__(self, like: Any, size: int, scaled: bool) -> None:

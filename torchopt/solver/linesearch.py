@@ -15,8 +15,9 @@ from torch import Tensor
 from torchopt import tree
 from torchopt.linesearch import Point, Ray, choose, inner_product, move_along
 from torchopt.linesearch.hager_zhang import HagerZhangOptions, HagerZhangSearch, hager_zhang_begin, hager_zhang_step
-from torchopt.linesearch.zoom import ZoomOptions, ZoomSearch, zoom_begin, zoom_end, zoom_step
+from torchopt.linesearch.zoom import ZoomOptions, ZoomSearch, zoom_begin, zoom_end, zoom_search, zoom_step
 from torchopt.loop import while_loop
+from torchopt.loop.while_loops import repeat
 from torchopt.scalars import larger, negated, numbers, pick, smaller, violation, where
 from torchopt.solver.base import IterativeSolver
 from torchopt.solver.objective import Objective
@@ -160,7 +161,7 @@ class LineSearch(IterativeSolver):
         if self._goes_on(search) is not False:
             search = self._advance(counted, search)
         if self._goes_on(search) is not False:
-            search = while_loop(self._goes_on, lambda s: self._advance(counted, s), search, self.maxiter)
+            search = repeat(self._goes_on, lambda s: self._advance(counted, s), search, self.maxiter, check=False)
         point, _, steps, failed = self._end(search)
         return Found(point, steps, failed, counted.count, counted.count)
 
@@ -461,6 +462,11 @@ class ZoomLineSearch(LineSearch):
             self.rel_tol_cubic,
             self.rel_tol_quad,
         )
+
+    def search(self, ray: Ray, start: Point, guess: Any) -> Found:
+        """Search along a ray."""
+        found = zoom_search(ray, start, guess, self._options, self.maxiter)
+        return Found(found.point, found.steps, found.failed, found.steps, found.steps)
 
     def _begin(self, ray: Ray, start: Point, guess: Any) -> ZoomSearch:
         return zoom_begin(start, guess)
