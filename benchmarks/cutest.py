@@ -5,7 +5,7 @@
 
 needs ``sif2jax``. It appends one JSON row per problem to the file ROWS, those without bounds and with the fewest
 unknowns first, and skips those that the file has: a run that was stopped goes on. A solver is cut after so many seconds
-of CPU time for a problem. ``--jax`` adds JAXopt's LBFGS and Optimistix's BFGS to the problems without bounds. At the end
+of CPU time for a problem. ``--jax`` adds JAXopt's LBFGS and Optimistix's BFGS to the problems without bounds. Last,
 it prints how many each solver has solved: a problem is solved if the final value lies within 1e-6, relatively, of the
 best that any of the solvers found. ``--largest 0`` makes no runs, and prints only.
 """

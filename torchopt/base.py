@@ -453,12 +453,10 @@ def _describe(state: Any) -> str:
 
 def check_impl(impl: Any) -> GradientTransformation:
     """Require a GradientTransformation."""
-    if not isinstance(impl, GradientTransformation):
-        raise TypeError(
-            f'{impl!r} (type: {type(impl).__name__}) is not a GradientTransformation. '
-            f'Pass the result of a factory such as torchopt.adam().'
-        )
-    return impl
+    if isinstance(impl, GradientTransformation):
+        return impl
+    given = f'{impl!r} (type: {type(impl).__name__})'
+    raise TypeError(f'{given} is not a GradientTransformation. Pass the result of a factory such as torchopt.adam().')
 
 
 def with_extra_args_support(tx: GradientTransformation) -> GradientTransformationExtraArgs:
@@ -466,9 +464,6 @@ def with_extra_args_support(tx: GradientTransformation) -> GradientTransformatio
 
     This works for transformations written for Optax (``update(updates, state, params=None)``) and for TorchOpt 0.7.3
     (``params`` and ``inplace`` as keywords).
-
-    Args:
-        tx: Any transformation.
 
     Returns:
         A transformation whose ``update`` takes ``(updates, state, params=None, *, inplace=False, **extra)``.
@@ -490,8 +485,7 @@ def with_extra_args_support(tx: GradientTransformation) -> GradientTransformatio
         takes_extra, takes_inplace, params_by_name = False, True, False
     else:
         parameters = inspect.signature(tx.update).parameters
-        takes_extra = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        takes_inplace = 'inplace' in parameters
+        takes_extra, takes_inplace = any(p.kind is p.VAR_KEYWORD for p in parameters.values()), 'inplace' in parameters
         params_by_name = 'params' in parameters and parameters['params'].kind is inspect.Parameter.KEYWORD_ONLY
     if not takes_extra:
 
