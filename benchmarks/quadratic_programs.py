@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Maros-Meszaros problems: how many BoxOSQP and the package osqp solve, and in what time.
 
-    python benchmarks/quadratic_programs.py FOLDER [NAME ...]
+    python benchmarks/quadratic_programs.py FOLDER [NAME ...] [--seconds 60]
 
 The folder holds the problems as ``.mat`` files with P, q, A, l and u: minimize x'Px / 2 + q'x subject to l <= Ax <= u,
 where a bound of 1e20 means none. A problem counts as solved if the primal residual, the dual residual and the gap
-between the objectives are at most 1e-3, computed here from the solution and its multipliers.
+between the objectives are at most 1e-3, computed here from the solution and its multipliers. A solver that needs more
+than the limit of CPU time for a problem is cut there, and the problem counts as not solved.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import osqp
 import scipy.io
 import scipy.sparse
 import torch
+from limits import cpu_limit
 
 import torchopt
 
@@ -30,9 +32,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('folder', type=Path)
     parser.add_argument('names', nargs='*', help='only problems whose names begin with one of these')
+    parser.add_argument('--seconds', type=float, default=60.0, help='the limit of CPU time for a problem and a solver')
     args = parser.parse_args()
     torch.set_num_threads(1)
-    files = sorted(args.folder.glob('*.mat'))
+    files = sorted(args.folder.glob('*.mat'), key=lambda file: file.stat().st_size)
     if args.names:
         files = [file for file in files if file.stem.startswith(tuple(args.names))]
     solved = {solve.__name__: 0 for solve in (box_osqp, osqp_package)}
@@ -42,10 +45,11 @@ def main() -> None:
         for solve in (box_osqp, osqp_package):
             start = time.process_time()
             try:
-                x, y = solve(*problem)
+                with cpu_limit(args.seconds):
+                    x, y = solve(*problem)
                 error = worst(x, y, *problem)
-            except ValueError as refused:  # not convex
-                error, row = np.inf, [*row, str(refused)[:60]]
+            except (TimeoutError, ValueError) as ended:  # cut, or not convex
+                error, row = np.inf, [*row, str(ended)[:60]]
             seconds = time.process_time() - start
             solved[solve.__name__] += error <= ACCURACY
             row.append(f'{solve.__name__}: {error:8.1e} {seconds:6.2f} s {"ok" if error <= ACCURACY else "--"}')

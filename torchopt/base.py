@@ -453,12 +453,10 @@ def _describe(state: Any) -> str:
 
 def check_impl(impl: Any) -> GradientTransformation:
     """Require a GradientTransformation."""
-    if not isinstance(impl, GradientTransformation):
-        raise TypeError(
-            f'{impl!r} (type: {type(impl).__name__}) is not a GradientTransformation. '
-            f'Pass the result of a factory such as torchopt.adam().'
-        )
-    return impl
+    if isinstance(impl, GradientTransformation):
+        return impl
+    given = f'{impl!r} (type: {type(impl).__name__})'
+    raise TypeError(f'{given} is not a GradientTransformation. Pass the result of a factory such as torchopt.adam().')
 
 
 def with_extra_args_support(tx: GradientTransformation) -> GradientTransformationExtraArgs:
@@ -466,9 +464,6 @@ def with_extra_args_support(tx: GradientTransformation) -> GradientTransformatio
 
     This works for transformations written for Optax (``update(updates, state, params=None)``) and for TorchOpt 0.7.3
     (``params`` and ``inplace`` as keywords).
-
-    Args:
-        tx: Any transformation.
 
     Returns:
         A transformation whose ``update`` takes ``(updates, state, params=None, *, inplace=False, **extra)``.

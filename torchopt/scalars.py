@@ -47,7 +47,9 @@ def numbers(*values: Any) -> list[Any]:
     found: list[Any] = []
     waiting = []
     for x in values:
-        if not isinstance(x, Tensor):
+        if type(x) is float:
+            found.append(x)
+        elif not isinstance(x, Tensor):
             found.append(float(x))
         elif is_symbolic(x):
             found.append(_widen(x.reshape(())))
@@ -66,7 +68,7 @@ def numbers(*values: Any) -> list[Any]:
 
 def is_symbolic(x: Tensor) -> bool:
     """Whether a transform, a graph or a compiler follows the tensor."""
-    return is_transformed(x) or x.requires_grad or has_tangent(x)
+    return x.requires_grad or is_transformed(x) or has_tangent(x)
 
 
 def _widen(x: Tensor) -> Tensor:
@@ -82,7 +84,7 @@ def where(test: Any, x: Any, y: Any) -> Any:
         >>> where(True, 1.0, 2.0), where(torch.tensor(False), 1.0, torch.tensor(2.0))
         (1.0, tensor(2.))
     """
-    if not isinstance(test, Tensor):
+    if test is True or test is False or not isinstance(test, Tensor):
         return x if test else y
     if isinstance(x, Tensor) or isinstance(y, Tensor):
         like = x if isinstance(x, Tensor) else y

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 from torchopt.linesearch.interpolation import cubic_minimum, quadratic_minimum
 from torchopt.linesearch.ray import Point, Ray, choose
-from torchopt.loop import while_loop
+from torchopt.loop.while_loops import repeat
 from torchopt.scalars import larger, negated, numbers, smaller, violation, where
 
-__all__ = ['ZoomOptions', 'ZoomSearch', 'Zoomed', 'zoom', 'zoom_begin', 'zoom_end', 'zoom_step']
+__all__ = ['ZoomOptions', 'ZoomSearch', 'Zoomed', 'zoom', 'zoom_begin', 'zoom_end', 'zoom_search', 'zoom_step']
 
 
 class Zoomed(NamedTuple):
@@ -146,47 +146,70 @@ def zoom(
         3.6, 2006.  Hager and Zhang, `Algorithm 851: CG_DESCENT <https://doi.org/10.1145/1132973.1132979>`_, 2006.
     """
     options = ZoomOptions(largest, tol, increase_factor, slope_rtol, curv_rtol, approx_dec_rtol, precision)
-    search = zoom_step(ray, zoom_begin(start, guess), options, limit)
+    return zoom_search(ray, start, guess, options, limit)
+
+
+def zoom_search(ray: Ray, start: Point, guess: Any, options: ZoomOptions, limit: int) -> Zoomed:
+    """:func:`zoom` with its options in one."""
+    value, slope, guess = numbers(start.value, start.slope, guess)
+    first = _End(0.0, value, slope)
+    new = ray(guess if options.largest is None else smaller(guess, options.largest))
+    decrease, curvature = _errors(first, new, options)
+    if (larger(decrease, curvature) <= options.tol) is True:
+        # Most searches end here.
+        return Zoomed(new, decrease, curvature, 1, False, 0.0)
+    search = _absorb(zoom_begin(start, guess), new, options, limit)
     if search.running is not False:
-        search = while_loop(
-            lambda search: search.running, lambda search: zoom_step(ray, search, options, limit), search, limit - 1
+        search = repeat(
+            lambda search: search.running,
+            lambda search: zoom_step(ray, search, options, limit),
+            search,
+            limit - 1,
+            check=False,
         )
     return zoom_end(search)
 
 
 def zoom_begin(start: Point, guess: Any) -> ZoomSearch:
     """The state of :func:`zoom` before its first evaluation."""
-    first = _End(*numbers(0.0, start.value, start.slope))
-    start = Point(*first, start.extra)
-    (guess,) = numbers(guess)
+    value, slope, guess = numbers(start.value, start.slope, guess)
+    start = Point(0.0, value, slope, start.extra)
+    first = _End(0.0, value, slope)
     return ZoomSearch(start, start, first, first, first, first, guess, math.inf, math.inf, 0, False, False, True)
+
+
+def _errors(first: _End, new: Point, options: ZoomOptions) -> tuple[Any, Any]:
+    """By how much a step violates the conditions of decrease and of curvature."""
+    gain = new.value - first.value
+    decrease = gain - options.slope_rtol * new.stepsize * first.slope
+    if options.approx_dec_rtol is not None:
+        by_slope = new.slope - (2.0 * options.slope_rtol - 1.0) * first.slope
+        decrease = smaller(larger(by_slope, gain - options.approx_dec_rtol * abs(first.value)), decrease)
+    return violation(decrease), violation(abs(new.slope) - options.curv_rtol * abs(first.slope))
 
 
 def zoom_step(ray: Ray, search: ZoomSearch, options: ZoomOptions, limit: int) -> ZoomSearch:
     """One evaluation of :func:`zoom`."""
+    stepsize = _longer(search, options)
+    if options.largest is not None:
+        stepsize = smaller(stepsize, options.largest)
+    if search.found is not False:
+        stepsize = where(search.found, _cut(search, options), stepsize)
+    return _absorb(search, ray(stepsize), options, limit)
+
+
+def _longer(search: ZoomSearch, options: ZoomOptions) -> Any:
+    """The next step size, as long as no interval is known."""
+    return where(search.steps > 0, options.increase_factor * search.last.stepsize, search.guess)
+
+
+def _absorb(search: ZoomSearch, new: Point, options: ZoomOptions, limit: int) -> ZoomSearch:
+    """The state after an evaluation."""
     first, tol = search.first, options.tol
     largest = math.inf if options.largest is None else options.largest
-
-    def errors(new: Point) -> tuple[Any, Any]:
-        gain = new.value - first.value
-        decrease = gain - options.slope_rtol * new.stepsize * first.slope
-        if options.approx_dec_rtol is not None:
-            by_slope = new.slope - (2.0 * options.slope_rtol - 1.0) * first.slope
-            decrease = smaller(larger(by_slope, gain - options.approx_dec_rtol * abs(first.value)), decrease)
-        return violation(decrease), violation(abs(new.slope) - options.curv_rtol * abs(first.slope))
-
-    begun = search.steps > 0
-    longer = where(begun, options.increase_factor * search.last.stepsize, search.guess)
-    at_bound = longer >= largest
-    new = ray(
-        where(search.found, _cut(search, options) if search.found is not False else 0.0, smaller(longer, largest))
-    )
-    decrease, curvature = errors(new)
+    begun, longer = search.steps > 0, _longer(search, options)
+    decrease, curvature = _errors(first, new, options)
     met = larger(decrease, curvature) <= tol
-    if met is True and search.steps == 0:
-        return search._replace(
-            last=new, decrease_error=decrease, curvature_error=curvature, steps=1, found=True, running=False
-        )
     known, end = search.found, _End(*new[:3])
 
     # The first step that is too long or acceptable ends the bracketing; the last step is the lower end until then.
@@ -201,17 +224,14 @@ def zoom_step(ray: Ray, search: ZoomSearch, options: ZoomOptions, limit: int) ->
     worse = (decrease > 0.0) | (new.value >= low.value)
     beyond = negated(worse) & (new.slope * (high.stepsize - low.stepsize) >= 0.0)
 
-    def ends(inside: _End, before: _End) -> _End:
-        return _End(*(where(known, x, y) for x, y in zip(inside, before)))
-
-    new_low = ends(_choose(worse, low, end), _choose(turned, end, last))
-    new_high = ends(_choose(worse, end, _choose(beyond, low, high)), _choose(turned, last, end))
-    third = ends(_choose(worse | beyond, high, low), new_low)
+    new_low = _choose(known, _choose(worse, low, end), _choose(turned, end, last))
+    new_high = _choose(known, _choose(worse, end, _choose(beyond, low, high)), _choose(turned, last, end))
+    third = _choose(known, _choose(worse | beyond, high, low), new_low)
 
     enough = decrease <= tol
     better = enough & (negated(known) | (new.value < search.safe.value))
     safe = choose(better, new, search.safe)
-    out_of_reach = negated(known) & at_bound & negated(found)
+    out_of_reach = negated(known) & (longer >= largest) & negated(found)
     too_small = known & (abs(high.stepsize - low.stepsize) <= options.precision) & (safe.stepsize > 0.0)
     done = met | out_of_reach
     failed = negated(done) & (too_small | (search.steps + 1 >= limit))
@@ -236,6 +256,8 @@ def zoom_end(search: ZoomSearch) -> Zoomed:
 
 
 def _choose(test: Any, x: _End, y: _End) -> _End:
+    if test is True or test is False:
+        return x if test else y
     return _End(*(where(test, a, b) for a, b in zip(x, y)))
 
 

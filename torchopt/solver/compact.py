@@ -18,6 +18,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -56,9 +57,19 @@ class Memory(Protocol):
 def is_curved(product: Any, ss: Any, yy: Any, dtype: torch.dtype) -> Any:
     r"""Whether :math:`s^\mathsf{T} y > \epsilon \lVert s \rVert \lVert y \rVert`: the matrix stays definite."""
     info = torch.finfo(dtype)
-    positive = product > info.tiny
+    return _is_curved(product, ss, yy, info.eps, info.tiny)
+
+
+def _is_curved(product: Any, ss: Any, yy: Any, eps: float, tiny: float) -> Any:
+    positive = product > tiny
     size = where(positive, ss, 1.0) * where(positive, yy, 1.0)
-    return positive & (size > 0.0) & (product * product > info.eps**2 * size)
+    return positive & (size > 0.0) & (product * product > eps**2 * size)
+
+
+def _limits(like: Any) -> tuple[float, float]:
+    """The relative precision and the smallest number of a dtype."""
+    info: Any = torch.finfo(like.dtype) if isinstance(like, Tensor) else np.finfo(like.dtype)
+    return float(info.eps), float(info.tiny)
 
 
 class Rows(NamedTuple):
@@ -130,22 +141,28 @@ def coefficients(inverse: Any, d: Any, yy: Any, sg: Any, yg: Any, gamma: Any) ->
     return u, (d * u + gamma * (yy @ u - yg)) @ inverse
 
 
-def _array(x: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
-    return (x if x.dtype == torch.float64 and x.is_cpu else x.double().cpu()).numpy()
-
-
 class Window:
-    """The memory of a run that is neither batched nor differentiated, written in place.
+    r"""The memory of a run that is neither batched nor differentiated, written in place.
 
-    The pairs are a window of matrices with twice as many rows, which moves down by a row with each pair, and back to
-    the top at the end.  The small matrices are arrays in double precision, updated by a row and a column: the inverse
-    of the triangle needs no solution of a system.
+    Pairs are neighbouring rows of one matrix, ``s`` before ``y``, and the gradient of the next product is the row below
+    the newest pair, so that one product of matrices gives all inner products with the last three.  The pairs are a
+    window of the matrix, which moves down with each of them, and back to the top at the end.  The small matrices are
+    arrays in double precision, updated by a row and a column, so that the inverse of the triangle needs no solution.
+
+    Args:
+        like: A vector like those of the run: a tensor, or an array.
+        size: The largest number of pairs.
+        scaled: Whether the newest pair gives :math:`\gamma`.
     """
 
-    def __init__(self, like: Tensor, size: int, scaled: bool) -> None:
+    def __init__(self, like: Any, size: int, scaled: bool) -> None:
         self.size, self.scaled, self.gamma = size, scaled, 1.0
-        self.s, self.y = like.new_empty(2 * size, len(like)), like.new_empty(2 * size, len(like))
-        self.dtype, self.device = like.dtype, like.device
+        shape, self.limits = (4 * size + 1, len(like)), _limits(like)
+        if isinstance(like, Tensor):
+            self.table: Any = like.new_empty(shape)
+            self.subtract: Callable[..., Any] = torch.sub
+        else:
+            self.table, self.subtract = np.empty(shape, like.dtype), np.subtract
         self._clear()
 
     def _clear(self) -> None:
@@ -155,12 +172,13 @@ class Window:
         self.sg, self.yg = np.zeros(0), np.zeros(0)
 
     @classmethod
-    def of(cls, rows: Rows, gradient: Tensor) -> Window:
+    def of(cls, rows: Rows, gradient: Any) -> Window:
         """The memory with the pairs of another one; ``gradient`` is the one of the next product."""
         memory = cls(gradient, len(rows.weights), rows.scaled)
         for s, y, weight in zip(rows.s, rows.y, rows.weights.tolist()):
             if weight:
-                memory.remember((torch.zeros_like(s), s), (gradient - y, gradient))
+                s, y = (s, y) if isinstance(gradient, Tensor) else (s.numpy(), y.numpy())
+                memory.remember((0.0 * s, s), (gradient - y, gradient))
         return memory
 
     @property
@@ -175,52 +193,66 @@ class Window:
 
     def rows(self) -> Rows:
         """The memory as tensors, apart from this one."""
-        s, y = (x.new_zeros(self.size, x.shape[1]) for x in (self.s, self.y))
+        pairs = torch.as_tensor(self._window())
+        s, y = (pairs.new_zeros(self.size, pairs.shape[1]) for _ in range(2))
         weights, start = s.new_zeros(self.size), self.size - self.count
         if self.count:
-            s[start:], y[start:] = self._window(self.s), self._window(self.y)
+            s[start:], y[start:] = pairs[::2], pairs[1::2]
             weights[start:] = torch.from_numpy(1.0 / self.d)
         return Rows(s, y, weights, self.gamma, self.scaled)
 
-    def _window(self, x: Tensor, more: int = 0) -> Tensor:
-        return x[self.first : self.first + self.count + more]
+    def _window(self) -> Any:
+        return self.table[2 * self.first : 2 * (self.first + self.count)]
 
-    def remember(self, x: Pair, gradient: Pair) -> Window:
+    def remember(self, x: tuple[Any, Any], gradient: tuple[Any, Any]) -> Window:
         """Add a pair in place, if it has positive curvature."""
         if not self.size:
             return self
         if self.first == self.size:
-            self.s[: self.size], self.y[: self.size] = self._window(self.s), self._window(self.y)
+            self.table[: 2 * self.size] = self._window()
             self.first = 0
-        end = self.first + self.count
-        s = torch.sub(x[1], x[0], out=self.s[end])
-        y = torch.sub(gradient[1], gradient[0], out=self.y[end])
-        both = torch.stack((y, gradient[1])).T
-        sy_sg, yy_yg = _array(self._window(self.s, 1) @ both), _array(self._window(self.y, 1) @ both)
-        product, square = float(sy_sg[-1, 0]), float(yy_yg[-1, 0])
-        if not is_curved(product, float(s @ s), square, self.dtype):
-            self.sg, self.yg = sy_sg[:-1, 1], yy_yg[:-1, 1]
+        begin, end = 2 * self.first, 2 * (self.first + self.count)
+        newest = self.table[end : end + 3]
+        self.subtract(x[1], x[0], out=newest[0])
+        self.subtract(gradient[1], gradient[0], out=newest[1])
+        newest[2] = gradient[1]
+        # The columns: inner products of each s and y with the new s, the new y, and the gradient.
+        inner = _array(self.table[begin : end + 2] @ newest.T)
+        of_s, of_y = inner[::2], inner[1::2]
+        product, square = float(inner[-1, 0]), float(inner[-1, 1])
+        if not _is_curved(product, float(inner[-2, 0]), square, *self.limits):
+            self.sg, self.yg = of_s[:-1, 2], of_y[:-1, 2]
             return self
         drop = int(self.count == self.size)
         self.first, self.count = self.first + drop, self.count + 1 - drop
         k = self.count - 1
         inverse, yy, d = np.zeros((k + 1, k + 1)), np.empty((k + 1, k + 1)), np.empty(k + 1)
         inverse[:k, :k] = self.inverse[drop:, drop:]
-        inverse[:k, k] = inverse[:k, :k] @ sy_sg[drop:-1, 0] / -product
+        inverse[:k, k] = inverse[:k, :k] @ of_s[drop:-1, 1] / -product
         inverse[k, k] = 1.0 / product
         yy[:k, :k] = self.yy[drop:, drop:]
-        yy[:, k] = yy[k] = yy_yg[drop:, 0]
+        yy[:, k] = yy[k] = of_y[drop:, 1]
         d[:k], d[k] = self.d[drop:], product
-        self.inverse, self.yy, self.d, self.sg, self.yg = inverse, yy, d, sy_sg[drop:, 1], yy_yg[drop:, 1]
+        self.inverse, self.yy, self.d, self.sg, self.yg = inverse, yy, d, of_s[drop:, 2], of_y[drop:, 2]
         if self.scaled:
             self.gamma = product / square
         return self
 
-    def product(self, gradient: Tensor) -> Tensor:
+    def product(self, gradient: Any) -> Any:
         """The inverse Hessian times the gradient that was given with the last pair."""
         if not self.count:
             return gradient
         u, w = coefficients(self.inverse, self.d, self.yy, self.sg, self.yg, self.gamma)
-        u, w = (torch.from_numpy(x).to(self.device, self.dtype) for x in (u, w))
-        h = torch.addmv(gradient, self._window(self.s).T, w, beta=self.gamma)
-        return h.addmv_(self._window(self.y).T, u, alpha=-self.gamma)
+        weights = np.empty((self.count, 2))
+        weights[:, 0], weights[:, 1] = w, -self.gamma * u
+        flat = weights.ravel()
+        if isinstance(gradient, Tensor):
+            return torch.addmv(gradient, self._window().T, torch.from_numpy(flat).to(gradient), beta=self.gamma)
+        return self.gamma * gradient + flat.astype(gradient.dtype, copy=False) @ self._window()
+
+
+def _array(x: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """A tensor or an array in double precision on the host."""
+    if isinstance(x, Tensor):
+        x = x.double().cpu().numpy()
+    return x.astype(np.float64, copy=False)

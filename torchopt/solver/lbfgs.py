@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt.solver.compact import Memory, Pair, Rows, Window
-from torchopt.solver.descent import DescentSolver, Problem, Work
+from torchopt.solver.descent import DescentSolver, HostProblem, Problem, Work
 from torchopt.solver.linesearch import LineSearch
 from torchopt.solver.objective import Vectors
 
@@ -143,6 +143,11 @@ class LBFGS(DescentSolver[Memory]):
         """Check the options."""
         super().__post_init__()
         checks.integer('history_size', self.history_size, 0)
+
+    def _running_problem(self, params: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Problem:
+        """On arrays where that is possible."""
+        kind = HostProblem if HostProblem.fits(params) else Problem
+        return kind(self._objective, params, args, kwargs)
 
     def _empty(self, gradient: Tensor, in_place: bool) -> Memory:
         if in_place:

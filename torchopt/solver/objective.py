@@ -68,7 +68,8 @@ class Objective:
             value, aux = self._value(found)
             return value, gradient, aux
         if isinstance(params, Tensor):
-            return self._at_tensor(lambda x: self._value(self.fun(x, *args, **kwargs)), params)
+            value, (gradient,), aux = _differentiate(lambda x: self._value(self.fun(x[0], *args, **kwargs)), (params,))
+            return value, gradient, aux
         chosen = tree.Selection(params, is_inexact)
         value, gradients, aux = _differentiate(
             lambda xs: self._value(self.fun(chosen.replace(xs), *args, **kwargs)), tuple(chosen.selected)
@@ -78,11 +79,6 @@ class Objective:
     def gradient(self, params: Any, *args: Any, **kwargs: Any) -> Any:
         """The gradient alone."""
         return self(params, *args, **kwargs)[1]
-
-    @staticmethod
-    def _at_tensor(fun: Callable[[Tensor], tuple[Tensor, Any]], x: Tensor) -> tuple[Tensor, Tensor, Any]:
-        value, (gradient,), aux = _differentiate(lambda xs: fun(*xs), (x,))
-        return value, gradient, aux
 
     def _pair(self, found: Any) -> tuple[Any, Any]:
         if not isinstance(found, (tuple, list)) or len(found) != 2:
@@ -124,13 +120,13 @@ def _differentiate(
     recording = torch.is_grad_enabled()
     with torch.enable_grad():
         # A view, for the function may also depend on x in other ways, which do not count.
-        inputs = tuple(x.view_as(x) if recording and x.requires_grad else x.detach().requires_grad_() for x in xs)
+        inputs = tuple([x.view_as(x) if recording and x.requires_grad else x.detach().requires_grad_() for x in xs])
         value, aux = fun(inputs)
     if not value.requires_grad:
         return value, tuple(torch.zeros_like(x) for x in xs), aux
     recording = recording and (any(x.requires_grad for x in xs) or len(leaves_of([value])) > len(xs))
     found = torch.autograd.grad(value, inputs, allow_unused=True, create_graph=recording)
-    gradients = tuple(torch.zeros_like(x) if g is None else g for g, x in zip(found, xs))
+    gradients = tuple([torch.zeros_like(x) if g is None else g for g, x in zip(found, xs)])
     if recording:
         return value, gradients, aux
     if aux is not None:

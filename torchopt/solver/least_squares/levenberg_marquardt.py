@@ -18,7 +18,7 @@ from torchopt.numerics import is_readable
 from torchopt.scalars import larger, numbers, smaller, where
 from torchopt.solver.auxiliary import require_function
 from torchopt.solver.base import IterativeSolver, OptStep
-from torchopt.solver.least_squares.linear_systems import FACTORIZATIONS, Solve
+from torchopt.solver.least_squares.linear_systems import FACTORIZATIONS, Solve, squared
 from torchopt.solver.least_squares.residuals import Residuals, half_sum_of_squares
 from torchopt.solver.objective import Objective
 from torchopt.solver.status import Status
@@ -75,6 +75,7 @@ class _Linearization(NamedTuple):
     aux: Any
     gradient: Tensor
     jac: Any
+    jtj: Any
 
 
 @dataclasses.dataclass(eq=False)
@@ -211,7 +212,7 @@ class LevenbergMarquardt(IterativeSolver):
         hopeless = (predicted <= precision) & acceptable
         gain = where(accepted, decrease, 0.0) / where(predicted > 0.0, predicted, 1.0)
         shrink = larger(1.0 / 3.0, 1.0 - (2.0 * smaller(gain, 1.0) - 1.0) ** 3)
-        old = _Linearization(state.residual, state.aux, g, state.jac)
+        old = _Linearization(state.residual, state.aux, g, state.jac, state.jtj)
         new, at, evaluations = x, old, 1
         if not is_readable(accepted):
             new = torch.where(accepted, x + step, x)
@@ -233,7 +234,7 @@ class LevenbergMarquardt(IterativeSolver):
         """Residuals and derivatives at a point."""
         r, aux = residuals(x) if known is None else known
         if not self._builds_jacobian:
-            return _Linearization(r, aux, residuals.transposed(x, r), None)
+            return _Linearization(r, aux, residuals.transposed(x, r), None, None)
         if self.jac_fun is None:
             jac = residuals.jacobian(x)
         else:
@@ -243,13 +244,14 @@ class LevenbergMarquardt(IterativeSolver):
                     f'jac_fun returned shape {tuple(jac.shape)}; expected {(len(r), len(x))}: one row for each '
                     f'residual and one column for each parameter.'
                 )
-        return _Linearization(r, aux, jac.mT @ r, jac)
+        jtj = None if self.solver == 'qr' else squared(jac)
+        return _Linearization(r, aux, jac.mT @ r, jac, jtj)
 
     def _system(self, residuals: Residuals, x: Tensor, state: LevenbergMarquardtState) -> Solve:
         r"""The function :math:`z \mapsto -(J^\top J + \mu I)^{-1} J^\top z`."""
         mu, jac = state.damping_factor, state.jac
         if not callable(self.solver):
-            return FACTORIZATIONS[self.solver](jac, mu)
+            return FACTORIZATIONS[self.solver](jac, state.jtj, mu)
         solver = self.solver
         if jac is not None:
             return lambda z: -solver(lambda v: jac.mT @ (jac @ v), jac.mT @ z, ridge=mu)
@@ -293,7 +295,7 @@ class LevenbergMarquardt(IterativeSolver):
             gradient=residuals.vectors.unpack(at.gradient),
             jac=jac,
             jt=None if jac is None else jac.mT,
-            jtj=None if jac is None or self.solver == 'qr' else jac.mT @ jac,
+            jtj=at.jtj,
             hess_res=None,
             aux=at.aux,
             num_fun_eval=num_fun_eval,

@@ -20,22 +20,25 @@ from torch import Tensor
 
 from torchopt.numerics import widened
 
-__all__ = ['FACTORIZATIONS', 'least_norm']
+__all__ = ['FACTORIZATIONS', 'least_norm', 'squared']
 
 Solve = Callable[[Tensor], Tensor]
 
 
-def _in_single(factor: Callable[[Tensor, Any], Solve]) -> Callable[[Tensor, Any], Solve]:
+Factor = Callable[[Tensor, Any, Any], Solve]
+
+
+def _in_single(factor: Factor) -> Factor:
     """Factor half precision in float32, for torch has no factorization of it."""
 
-    def wide(jac: Tensor, mu: Any) -> Solve:
-        solve = factor(widened(jac), mu)
+    def wide(jac: Tensor, jtj: Any, mu: Any) -> Solve:
+        solve = factor(widened(jac), jtj, mu)
         return lambda z: solve(widened(z)).to(z.dtype)
 
     return wide
 
 
-def by_qr(jac: Tensor, mu: Any) -> Solve:
+def by_qr(jac: Tensor, jtj: Any, mu: Any) -> Solve:
     """Solve by a QR factorization of the Jacobian over the root of the damping factor."""
     rows, n = jac.shape
     eye = torch.eye(n, dtype=jac.dtype, device=jac.device)
@@ -44,20 +47,26 @@ def by_qr(jac: Tensor, mu: Any) -> Solve:
     return lambda z: torch.linalg.solve_triangular(R, -(Q[:rows].mT @ z)[:, None], upper=True)[:, 0]
 
 
-def _normal_equations(jac: Tensor, mu: Any) -> Tensor:
-    return jac.mT @ jac + mu * torch.eye(jac.shape[1], dtype=jac.dtype, device=jac.device)
+def squared(jac: Tensor) -> Tensor:
+    r""":math:`J^\top J`, at least in single precision."""
+    jac = widened(jac)
+    return jac.mT @ jac
 
 
-def by_cholesky(jac: Tensor, mu: Any) -> Solve:
+def _damped(jtj: Tensor, mu: Any) -> Tensor:
+    return jtj + mu * torch.eye(len(jtj), dtype=jtj.dtype, device=jtj.device)
+
+
+def by_cholesky(jac: Tensor, jtj: Tensor, mu: Any) -> Solve:
     """Solve the normal equations by a Cholesky factorization."""
-    factor, info = torch.linalg.cholesky_ex(_normal_equations(jac, mu))
+    factor, info = torch.linalg.cholesky_ex(_damped(jtj, mu))
     factor = torch.where(info == 0, factor, torch.nan)
     return lambda z: torch.cholesky_solve(-(jac.mT @ z)[:, None], factor)[:, 0]
 
 
-def by_lu(jac: Tensor, mu: Any) -> Solve:
+def by_lu(jac: Tensor, jtj: Tensor, mu: Any) -> Solve:
     """Solve the normal equations by an LU factorization."""
-    matrix = _normal_equations(jac, mu)
+    matrix = _damped(jtj, mu)
 
     def solve(z: Tensor) -> Tensor:
         y, info = torch.linalg.solve_ex(matrix, -(jac.mT @ z))
@@ -66,20 +75,23 @@ def by_lu(jac: Tensor, mu: Any) -> Solve:
     return solve
 
 
-def by_inverse(jac: Tensor, mu: Any) -> Solve:
+def by_inverse(jac: Tensor, jtj: Tensor, mu: Any) -> Solve:
     """Solve the normal equations by the inverse of the matrix."""
-    inverse, info = torch.linalg.inv_ex(_normal_equations(jac, mu))
+    inverse, info = torch.linalg.inv_ex(_damped(jtj, mu))
     inverse = torch.where(info == 0, inverse, torch.nan)
     return lambda z: -(inverse @ (jac.mT @ z))
 
 
-FACTORIZATIONS: dict[str, Callable[[Tensor, Any], Solve]] = {
+FACTORIZATIONS: dict[str, Factor] = {
     'cholesky': _in_single(by_cholesky),
     'lu': _in_single(by_lu),
     'qr': _in_single(by_qr),
     'inv': _in_single(by_inverse),
 }
-"""``FACTORIZATIONS[name](jac, mu)`` factors once, and returns a function from ``z`` to ``y``."""
+"""``FACTORIZATIONS[name](jac, jtj, mu)`` factors once, and returns a function from ``z`` to ``y``.
+
+``jtj`` is :func:`squared` of ``jac``; QR does not need it.
+"""
 
 
 def least_norm(jac: Tensor, z: Tensor) -> Tensor:
