@@ -139,8 +139,9 @@ def main(argv: list[str] | None = None) -> dict[str, Result]:
     parser.add_argument('--quick', action='store_true', help='quick test: few steps, no figures')
     parser.add_argument('--output', type=Path, default=Path('dataset_distillation.png'), help='file of the plot')
     args = parser.parse_args(argv)
-    if args.quick:
-        args.steps, args.trials = 10, 2
+    if args.quick:  # other options still count
+        parser.set_defaults(steps=10, trials=2)
+        args = parser.parse_args(argv)
     torch.set_num_threads(1)  # the tensors are so small that a second thread would only slow the first
     data = load(args.seed)
     means = torch.stack([data.x[data.y == c].mean(0) for c in CLASSES.tolist()])

@@ -177,8 +177,9 @@ def main(argv: list[str] | None = None) -> dict[str, Result]:
     parser.add_argument('--quick', action='store_true', help='quick test: few epochs, no figures')
     parser.add_argument('--output', type=Path, default=Path('deep_equilibrium.png'), help='file of the plot')
     args = parser.parse_args(argv)
-    if args.quick:
-        args.epochs = 2
+    if args.quick:  # other options still count
+        parser.set_defaults(epochs=2)
+        args = parser.parse_args(argv)
     torch.set_num_threads(1)  # the tensors are so small that a second thread would only slow the first
     data = load(args.seed)
     results = {name: train(name, data, args.epochs, args.seed) for name in LAYERS}

@@ -92,8 +92,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--quick', action='store_true', help='a trial: few members, few steps')
     parser.add_argument('--output', type=Path, default=Path('ensemble_vmap.png'), help='where the picture goes')
     args = parser.parse_args(argv)
-    if args.quick:
-        args.members, args.steps = 5, 40
+    if args.quick:  # other options still count
+        parser.set_defaults(members=5, steps=40)
+        args = parser.parse_args(argv)
     return args
 
 

@@ -160,8 +160,9 @@ def main(argv: list[str] | None = None) -> dict[str, Result]:
     parser.add_argument('--quick', action='store_true', help='quick test: few steps, no figures')
     parser.add_argument('--output', type=Path, default=Path('hyperparameter_tuning.png'), help='file of the plot')
     args = parser.parse_args(argv)
-    if args.quick:
-        args.steps, args.grid = 8, 8
+    if args.quick:  # other options still count
+        parser.set_defaults(steps=8, grid=8)
+        args = parser.parse_args(argv)
     torch.set_num_threads(1)  # the tensors are so small that a second thread would only slow the first
     data = load(args.seed)
     grid, on_grid, shared = grid_search(data, args.grid)

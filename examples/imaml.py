@@ -176,8 +176,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--quick', action='store_true', help='quick test: few steps, no figures')
     parser.add_argument('--output', type=Path, default=Path('imaml.png'), help='file of the plot')
     args = parser.parse_args(argv)
-    if args.quick:
-        args.steps, args.test_tasks = 3, 4
+    if args.quick:  # other options still count
+        parser.set_defaults(steps=3, test_tasks=4)
+        args = parser.parse_args(argv)
     return args
 
 

@@ -117,8 +117,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--quick', action='store_true', help='a trial: few pairs and steps')
     parser.add_argument('--output', type=Path, default=Path('lola.png'), help='where the picture goes')
     args = parser.parse_args(argv)
-    if args.quick:
-        args.steps, args.pairs = 120, 16
+    if args.quick:  # other options still count
+        parser.set_defaults(steps=120, pairs=16)
+        args = parser.parse_args(argv)
     return args
 
 

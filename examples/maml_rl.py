@@ -155,8 +155,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--quick', action='store_true', help='a trial: few steps')
     parser.add_argument('--output', type=Path, default=Path('maml_rl.png'), help='where the picture goes')
     args = parser.parse_args(argv)
-    if args.quick:
-        args.steps, args.test_tasks = 40, 200
+    if args.quick:  # other options still count
+        parser.set_defaults(steps=40, test_tasks=200)
+        args = parser.parse_args(argv)
     return args
 
 

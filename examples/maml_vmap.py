@@ -127,9 +127,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--quick', action='store_true', help='a trial: few steps')
     parser.add_argument('--output', type=Path, default=Path('maml_vmap.png'), help='where the picture goes')
     args = parser.parse_args(argv)
-    if args.quick:
-        args.steps, args.test_tasks, args.tasks_per_batch = 120, 100, 10
-        args.inner_lr, args.outer_lr = 0.1, 1e-2
+    if args.quick:  # other options still count
+        parser.set_defaults(steps=120, test_tasks=100, tasks_per_batch=10, inner_lr=0.1, outer_lr=1e-2)
+        args = parser.parse_args(argv)
     return args
 
 

@@ -151,8 +151,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--quick', action='store_true', help='a trial: fewer agents and updates')
     parser.add_argument('--output', type=Path, default=Path('mgrl.png'), help='where the picture goes')
     args = parser.parse_args(argv)
-    if args.quick:
-        args.steps, args.runs, args.meta_lr = 100, 4, 0.3
+    if args.quick:  # other options still count
+        parser.set_defaults(steps=100, runs=4, meta_lr=0.3)
+        args = parser.parse_args(argv)
     return args
 
 

@@ -179,8 +179,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--quick', action='store_true', help='a trial: few steps and repetitions')
     parser.add_argument('--output', type=Path, default=Path('reweight.png'), help='where the picture goes')
     args = parser.parse_args(argv)
-    if args.quick:
-        args.steps, args.repetitions = 30, 2
+    if args.quick:  # other options still count
+        parser.set_defaults(steps=30, repetitions=2)
+        args = parser.parse_args(argv)
     return args
 
 

@@ -115,8 +115,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--quick', action='store_true', help='quick test: few steps')
     parser.add_argument('--output', type=Path, default=Path('zero_order_accuracy.png'), help='file of the plot')
     args = parser.parse_args(argv)
-    if args.quick:
-        args.steps, args.samples = 10, 5
+    if args.quick:  # other options still count
+        parser.set_defaults(steps=10, samples=5)
+        args = parser.parse_args(argv)
     return args
 
 

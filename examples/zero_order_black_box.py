@@ -139,8 +139,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--quick', action='store_true', help='quick test: few steps, few trees')
     parser.add_argument('--output', type=Path, default=Path('zero_order_black_box.png'), help='file of the plot')
     args = parser.parse_args(argv)
-    if args.quick:
-        args.steps, args.samples, args.iterations = 2, 1, 3
+    if args.quick:  # other options still count
+        parser.set_defaults(steps=2, samples=1, iterations=3)
+        args = parser.parse_args(argv)
     return args
 
 

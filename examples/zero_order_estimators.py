@@ -104,8 +104,9 @@ def main(argv: list[str] | None = None) -> dict[str, list[Error]]:
     parser.add_argument('--quick', action='store_true', help='quick test: few runs, no figures to rely on')
     parser.add_argument('--output', type=Path, default=Path('zero_order_estimators.png'), help='file of the plot')
     args = parser.parse_args(argv)
-    if args.quick:
-        args.repeats = 4
+    if args.quick:  # other options still count
+        parser.set_defaults(repeats=4)
+        args = parser.parse_args(argv)
     torch.set_num_threads(1)
     problem = make_loss()
     sigmas, counts = [0.003, 0.01, 0.03, 0.1, 0.3, 1.0], [16, 32, 64, 128, 256]

@@ -6,7 +6,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import gymnasium
 import matplotlib as mpl
+import numpy as np
 import pytest
 import torch
 
@@ -16,8 +18,10 @@ sys.path.insert(0, str(Path(__file__).parents[2] / 'examples'))
 import ensemble_vmap
 import lola
 import maml_rl
+import maml_rl_pendulum
 import maml_vmap
 import mgrl
+import mgrl_cartpole
 import reweight
 
 import torchopt
@@ -27,8 +31,10 @@ EXAMPLES = {
     'ensemble_vmap': (ensemble_vmap, ['--quick']),
     'lola': (lola, ['--quick', '--steps', '60', '--pairs', '8']),
     'maml_rl': (maml_rl, ['--quick']),
+    'maml_rl_pendulum': (maml_rl_pendulum, ['--quick', '--steps', '20', '--tasks-per-batch', '12']),
     'maml_vmap': (maml_vmap, ['--quick']),
     'mgrl': (mgrl, ['--quick', '--steps', '70']),
+    'mgrl_cartpole': (mgrl_cartpole, ['--quick']),
     'reweight': (reweight, ['--quick']),
 }
 
@@ -65,6 +71,30 @@ def test_returns_of_traces():
     far = mgrl.returns(values, rewards, half, torch.tensor(1.0))
     torch.testing.assert_close(far[0, 0, 0], torch.tensor(0.1 + 0.5 * 0.2 + 0.25 * 0.3 + 0.125 * 3.0))
     torch.testing.assert_close(mgrl.returns(values, rewards, half, torch.tensor(0.0)), rewards + 0.5 * values)
+
+
+def test_returns_end_with_the_episode():
+    """Nothing flows over the end: a fall is worth its reward alone, a time limit the next value as well."""
+    values, rewards = torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1), torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)
+    goes_on, is_last = torch.tensor([True, False, True]), torch.tensor([False, True, True])
+    data = mgrl_cartpole.Play(None, None, rewards, goes_on.view(3, 1, 1), is_last.view(3, 1, 1), None)
+    found = mgrl_cartpole.returns(values, data, torch.tensor(0.5), torch.tensor(1.0))
+    torch.testing.assert_close(found.flatten(), torch.tensor([0.1 + 0.5 * 0.2, 0.2, 0.3 + 0.5 * 3.0]))
+
+
+def test_the_pendulums_are_those_of_gymnasium():
+    own = maml_rl_pendulum.Pendulums(np.array([1.0, -2.0]))
+    observations, _ = own.reset(seed=0)
+    assert own.observation_space.contains(observations)
+    theirs = [gymnasium.make('Pendulum-v1', g=maml_rl_pendulum.GRAVITY).unwrapped for _ in range(2)]
+    for i, env in enumerate(theirs):
+        env.reset()
+        env.state = own.angle[i], own.speed[i]
+    for torque in 1.5, -3.0, 0.2:
+        observations, rewards, *_ = own.step(np.full((2, 1), torque))
+        expected = [env.step(np.array([torque]))[0] for env in theirs]
+        np.testing.assert_allclose(observations, expected, rtol=1e-6)
+        np.testing.assert_allclose(rewards, [-abs(e[2] - g) for e, g in zip(expected, own.goals, strict=True)], 1e-5)
 
 
 def test_weights_are_a_distribution_and_zero_for_harmful_labels():
