@@ -290,9 +290,10 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
 
         def fits(state: Any, params: Any = None) -> None:
             if not isinstance(state, tuple) or len(state) != len(kept):
+                kind = f'a tuple of {len(state)}' if isinstance(state, tuple) else f'a {type(state).__name__}'
                 raise ValueError(
                     f'The number of updates and states has to be the same in chain! This chain has '
-                    f'{len(kept)} members, but its state is {_describe(state)}. Pass the state that init or the '
+                    f'{len(kept)} members, but its state is {kind}. Pass the state that init or the '
                     f'last update of this chain returned.'
                 )
 
@@ -445,10 +446,6 @@ def _init_if_fit(hypers: elementwise.Hyperparams, init: Callable[..., Any], para
 def _require_fit(hypers: elementwise.Hyperparams, state: Any, params: Any = None) -> None:
     if params is not None:
         hypers.check(params)
-
-
-def _describe(state: Any) -> str:
-    return f'a tuple of {len(state)}' if isinstance(state, tuple) else f'a {type(state).__name__}'
 
 
 def check_impl(impl: Any) -> GradientTransformation:
