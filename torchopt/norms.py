@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 
 from torchopt.numerics import abs_sq, real_dtype, runs_directly, safe_sqrt, widened
 
-__all__ = ['constant_norm', 'root_mean_square', 'safe_norm', 'safe_root_mean_squares', 'two_norm']
+__all__ = ['constant_norm', 'norm_in_double', 'root_mean_square', 'safe_norm', 'safe_root_mean_squares', 'two_norm']
 
 
 def two_norm(xs: Sequence[torch.Tensor], dim: int | tuple[int, ...] | None = None, keepdim: bool = False) -> Any:
@@ -108,6 +108,13 @@ def _in_units(xs: Sequence[torch.Tensor], dim: int | tuple[int, ...] | None) -> 
 def _over(x: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
     # Complex division of infinity gives NaN.
     return torch.complex(x.real / unit, x.imag / unit) if x.is_complex() else x / unit
+
+
+def norm_in_double(x: torch.Tensor) -> torch.Tensor:
+    """The 2-norm computed in float64 where the device has it: squares of float32 neither overflow nor underflow."""
+    if x.device.type == 'mps':
+        return torch.linalg.vector_norm(x)
+    return torch.linalg.vector_norm(x, dtype=torch.complex128 if x.is_complex() else torch.float64)
 
 
 def root_mean_square(x: torch.Tensor) -> torch.Tensor:

@@ -24,6 +24,7 @@ from torch.autograd import forward_ad
 
 from torchopt import checks, tree
 from torchopt.linesearch import Point, choose
+from torchopt.norms import norm_in_double
 from torchopt.numerics import as_scalar_like, is_inexact, runs_directly
 from torchopt.scalars import is_symbolic, negated, numbers, pick, where
 from torchopt.solver.base import IterativeSolver
@@ -97,7 +98,7 @@ class Problem:
 
     def norm(self, x: Tensor) -> Any:
         """The Euclidean norm."""
-        return torch.linalg.vector_norm(x)
+        return norm_in_double(x)
 
     def error(self, x: Tensor, gradient: Tensor) -> Any:
         """By how much the optimality condition is violated."""
@@ -157,6 +158,7 @@ class HostProblem(Problem):
 
     def norm(self, x: Any) -> Any:
         """The Euclidean norm."""
+        x = x.astype(np.float64, copy=False)
         return math.sqrt(np.dot(x, x))
 
     def start(self, params: Any) -> Any:

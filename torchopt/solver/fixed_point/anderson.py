@@ -13,6 +13,7 @@ from torch import Tensor
 
 from torchopt import checks
 from torchopt.loop import cond
+from torchopt.norms import norm_in_double
 from torchopt.scalars import numbers
 from torchopt.solver.base import OptStep
 from torchopt.solver.fixed_point.iteration import FixedPointProblem
@@ -193,7 +194,7 @@ class AndersonAcceleration(FixedPointProblem):
         new, aux = self.next_and_aux(vectors.unpack(x), *args, **kwargs)
         residual = vectors.pack(new) - x
         history = history.pushed(state.iter_num % self.history_size, x, residual)
-        (error,) = numbers(torch.linalg.vector_norm(residual))
+        (error,) = numbers(norm_in_double(residual))
         new_state = AndersonState(
             state.iter_num + 1,
             error,

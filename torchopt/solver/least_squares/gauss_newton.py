@@ -9,8 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
-
+from torchopt.norms import norm_in_double
 from torchopt.scalars import numbers
 from torchopt.solver.auxiliary import require_function
 from torchopt.solver.base import IterativeSolver, OptStep
@@ -113,7 +112,7 @@ class GaussNewton(IterativeSolver):
         r, aux = residuals(x)
         jac = residuals.jacobian(x)
         delta = least_norm(jac, r)
-        value, error = numbers(0.5 * r.dot(r), torch.linalg.vector_norm(delta))
+        value, error = numbers(0.5 * r.dot(r), norm_in_double(delta))
         new = GaussNewtonState(
             state.iter_num + 1, r, value, unpack(delta), error, unpack(jac.mT @ r), aux, state.status
         )

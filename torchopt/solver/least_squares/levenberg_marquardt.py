@@ -14,6 +14,7 @@ from torch import Tensor
 
 from torchopt import checks
 from torchopt.linear_solve import solve_cg
+from torchopt.norms import norm_in_double
 from torchopt.numerics import is_readable
 from torchopt.scalars import larger, numbers, smaller, where
 from torchopt.solver.auxiliary import require_function
@@ -263,7 +264,7 @@ class LevenbergMarquardt(IterativeSolver):
         status = where(stalled, int(Status.STALLED), int(Status.RUNNING))
         if self.stop_criterion == 'grad-l2-norm':
             return status
-        length, size = numbers(torch.linalg.vector_norm(step), torch.linalg.vector_norm(x))
+        length, size = numbers(norm_in_double(step), norm_in_double(x))
         slope = gradient.abs().amax() if gradient.numel() else gradient.sum()
         (slope,) = numbers(slope)
         done = (slope <= self.gtol) | (length <= self.xtol * (size + self.xtol))
@@ -281,7 +282,7 @@ class LevenbergMarquardt(IterativeSolver):
         num_jac_eval: Any,
         status: Any,
     ) -> LevenbergMarquardtState:
-        value, error = numbers(0.5 * at.residual.dot(at.residual), torch.linalg.vector_norm(at.gradient))
+        value, error = numbers(0.5 * at.residual.dot(at.residual), norm_in_double(at.gradient))
         jac = at.jac
         status = where((value < math.inf) & (error < math.inf), status, int(Status.NONFINITE))
         return LevenbergMarquardtState(

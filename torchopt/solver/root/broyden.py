@@ -14,6 +14,7 @@ from torch import Tensor
 
 from torchopt import checks
 from torchopt.linesearch import backtracking
+from torchopt.norms import norm_in_double
 from torchopt.numerics import is_readable
 from torchopt.scalars import numbers, smaller, where
 from torchopt.solver.auxiliary import require_function, split_aux
@@ -187,7 +188,7 @@ class Broyden(IterativeSolver):
         vectors = Vectors(init_params)
         x = vectors.pack(init_params)
         value, aux = self._value(vectors, x, args, kwargs)
-        (error,) = numbers(torch.linalg.vector_norm(value))
+        (error,) = numbers(norm_in_double(value))
         assert self.history_size is not None
         empty = vectors.unpack(x.new_zeros(self.history_size, x.numel()))
         return BroydenState(
@@ -240,7 +241,7 @@ class Broyden(IterativeSolver):
         if not (self._searches and is_readable(stepsize)):
             squared_norm(stepsize)
         new_x, new_value, aux = at['x'], at['value'], at['aux']
-        (error,) = numbers(torch.linalg.vector_norm(new_value))
+        (error,) = numbers(norm_in_double(new_value))
         assert self.history_size is not None
         inverse = inverse.updated(state.iter_num % self.history_size, new_x - x, new_value - value, error < math.inf)
         new_state = BroydenState(
