@@ -282,6 +282,7 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
                 members.append(tx)
         kept = tuple(members) or (identity(),)
         stages = _stages(kept)
+        only = stages[0][1] if len(stages) == 1 else None
 
         inner = required_by_all(lambda state, params: [(own, params) for own in state], *kept)
 
@@ -307,9 +308,8 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
         ) -> tuple[Any, tuple[Any, ...]]:
             if type(state) is not tuple or len(state) != len(kept):
                 fits(state)
-            if len(stages) == 1:
-                _, stage = stages[0]
-                return stage(updates, state, params, inplace=inplace, onto_params=onto_params, **extra)
+            if only is not None:
+                return only(updates, state, params, inplace=inplace, onto_params=onto_params, **extra)
             if inplace:
                 if not torch.compiler.is_compiling():
                     inner.check(state, params)
@@ -384,10 +384,9 @@ def _one_pass(
 ) -> tuple[Any, tuple[Any, ...]]:
     for tx, s in zip(members, states):
         for condition in tx.requires:
-            if condition.kind is not None and isinstance(s, condition.kind):
-                continue
-            if condition.when == 'always' or (inplace and not torch.compiler.is_compiling()):
-                condition.check(s, params)
+            if condition.kind is None or not isinstance(s, condition.kind):
+                if condition.when == 'always' or (inplace and not torch.compiler.is_compiling()):
+                    condition.check(s, params)
     passes = [tx.prepare(s) for tx, s in zip(members, states)]
     return elementwise.run_steps(passes, updates, params, inplace=inplace, onto_params=onto_params)
 

@@ -98,7 +98,7 @@ class Call:
 
     def reads_params(self) -> bool:
         """Whether the rule depends on the values of the parameters, for example by weight decay before it."""
-        return self.coefs is None or any(self.coefs[1 :: self.row_size])
+        return self.coefs is None or any(self.coefs[1 :: self.plan.coefs])
 
     @property
     def row_size(self) -> int:

@@ -135,16 +135,18 @@ def _masked(rule: functools.partial[Any], flags: Column | None, rows: Rows) -> f
 
 def _apply(call: Call, coefs: Tensor | None, tensors: Column) -> Any:
     """The step as an autograd Function."""
-    transforms = torch._C._functorch.get_interpreter_stack() or ()
-    if any(t.key() == torch._C._functorch.TransformType.Functionalize for t in transforms):
-        return Unsupported('functionalization must intercept every torch operation')
-    if transforms and not _are_uniform(call, tensors):
-        return Unsupported('tensors of a leaf differ in shape or device, or are not plain dense floating tensors')
+    if in_transform():
+        transforms = torch._C._functorch.get_interpreter_stack() or ()
+        if any(t.key() == torch._C._functorch.TransformType.Functionalize for t in transforms):
+            return Unsupported('functionalization must intercept every torch operation')
+        if not _are_uniform(call, tensors):
+            return Unsupported('tensors of a leaf differ in shape or device, or are not plain dense floating tensors')
     try:
-        flat = fused.apply(call, coefs, tensors)
+        flat = fused.record(call, coefs, tensors)
     except UnsupportedError as error:
         return error.reason
-    return [call.column(flat, i) for i in range(call.plan.moments + 1)]
+    n = call.leaves
+    return [flat[i : i + n] for i in range(0, len(flat), n)]
 
 
 def _are_uniform(call: Call, tensors: Column) -> bool:

@@ -117,6 +117,11 @@ def apply(call: Call, coefs: Tensor | None, tensors: Column) -> Any:
     coefs, *tensors = map(without_ended, (coefs, *tensors))
     if not is_tracked([x for x in (coefs, *tensors) if x is not None]):
         return _compute(call, coefs, tensors)
+    return record(call, coefs, tensors)
+
+
+def record(call: Call, coefs: Tensor | None, tensors: Column) -> Any:
+    """Like :func:`apply`, for tensors of which one is known to be tracked."""
     return apply_function(_FUNCTIONS[call.order], call, coefs, *tensors)
 
 
@@ -187,7 +192,7 @@ class _Step(_Derivative):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         call, coefs, *tensors = inputs
-        if call.coefs is not None and not call.reads_params() and forward_ad._current_level < 0:
+        if forward_ad._current_level < 0 and not call.reads_params():
             # Without decay before the rule the step is linear in the parameters, so their values need not be saved;
             # plain gradient descent is also linear in the gradients.
             tensors[-call.leaves :] = [None] * call.leaves

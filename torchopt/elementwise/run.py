@@ -78,13 +78,14 @@ def run_steps(
     partials: list[Any] = []
     active: list[Any] = []
     trees: list[Any] = []
-    reads_params, per_leaf = onto_params, False
-    for rule, moments, _, reads, where, _ in passes:
+    reads_params, per_leaf, native = onto_params, False, True
+    for rule, moments, _, reads, where, wish in passes:
         partials.append(rule)
         trees += moments
-        active.append(where and _flags(where(params), updates, spec))
+        active.append(None if where is None else _flags(where(params), updates, spec))
         reads_params = reads_params or reads
         per_leaf = per_leaf or type(rule) is PerLeafRule
+        native = native and wish is not False
     columns = [flatten_up_to(spec, m, name='state', like='updates') for m in trees]
     p = None
     if reads_params:
@@ -92,7 +93,7 @@ def run_steps(
         if not (inplace or onto_params) and torch.is_grad_enabled():
             p = _constants_in_plain_training(passes, leaves, columns, p)
     rows = _rows(passes, active, updates, leaves, spec) if per_leaf else None
-    if any([step.native is False for step in passes]):
+    if not native:
         moved: Any = dispatch.Unsupported('the native engine was switched off for it')
     elif rows is None and type(None) not in list(map(type, leaves)):  # `None in leaves` compares tensors by elements
         moved = dispatch.step(partials, active, leaves, columns, p, inplace=inplace, onto_params=onto_params)
@@ -118,10 +119,9 @@ def run_steps(
     olds = zip([params, *trees], [p, *columns], moved)
     first, *rest = [old if new is column else unflatten(spec, new) for old, column, new in olds]
     states = []
-    for step in passes:
-        count = len(step.moments)
-        states.append(step.make_state(*rest[:count]))
-        rest = rest[count:]
+    for _, moments, make_state, *_ in passes:
+        states.append(make_state(*rest[: len(moments)]))
+        rest = rest[len(moments) :]
     return first, tuple(states)
 
 
