@@ -364,7 +364,13 @@ def _stages(members: tuple[GradientTransformation, ...]) -> list[tuple[int, Call
 
 
 def _alone(
-    update: Callable[..., Any], updates: Any, states: tuple[Any], params: Any, *, onto_params: bool = False, **extra: Any
+    update: Callable[..., Any],
+    updates: Any,
+    states: tuple[Any],
+    params: Any,
+    *,
+    onto_params: bool = False,
+    **extra: Any,
 ) -> tuple[Any, tuple[Any, ...]]:
     if onto_params:
         extra['onto_params'] = True
@@ -384,9 +390,10 @@ def _one_pass(
 ) -> tuple[Any, tuple[Any, ...]]:
     for tx, s in zip(members, states):
         for condition in tx.requires:
-            if condition.kind is None or not isinstance(s, condition.kind):
-                if condition.when == 'always' or (inplace and not torch.compiler.is_compiling()):
-                    condition.check(s, params)
+            if condition.kind is not None and isinstance(s, condition.kind):
+                continue
+            if condition.when == 'always' or (inplace and not torch.compiler.is_compiling()):
+                condition.check(s, params)
     passes = [tx.prepare(s) for tx, s in zip(members, states)]
     return elementwise.run_steps(passes, updates, params, inplace=inplace, onto_params=onto_params)
 

@@ -50,7 +50,7 @@ def check_preconditions(tx: Any, state: Any, params: Any = None) -> None:
 
 def is_settled(tx: Any) -> bool:
     """Whether a step that meets all preconditions cannot fail later."""
-    return all([condition.is_final for condition in tx.requires])
+    return all(condition.is_final for condition in tx.requires)
 
 
 def state_of(kind: type) -> Precondition:

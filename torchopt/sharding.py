@@ -30,7 +30,7 @@ def is_storage_freed(tensors: Iterable[torch.Tensor]) -> bool:
         return False
     for x in tensors:
         # A tensor wrapped by torch.func has no storage of its own.
-        if x.layout is torch.strided and not torch._C._functorch.is_functorch_wrapped_tensor(x):
-            if x.untyped_storage().size() == 0 and x.numel() > 0:
-                return True
+        wrapped = torch._C._functorch.is_functorch_wrapped_tensor(x)
+        if x.layout is torch.strided and not wrapped and x.numel() > 0 and x.untyped_storage().size() == 0:
+            return True
     return False

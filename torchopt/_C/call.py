@@ -105,10 +105,10 @@ class Call:
         """The number of coefficients of a row."""
         return self.plan.coefs
 
-    def output_dtypes(self) -> list[int]:
+    def output_dtypes(self) -> Sequence[int]:
         """For each output, the index of the input with the same dtype; -1 for the widest dtype."""
         if self.order in (Order.FORWARD, Order.JVP):
-            return self.plan.like()
+            return self.plan.like
         return list(range(self.integrated().inputs))
 
     def column(self, tensors: Column, i: int) -> Column:

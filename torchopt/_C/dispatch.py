@@ -77,13 +77,13 @@ def step(
     if not _TENSORS.issuperset(map(type, tensors)):
         return Unsupported('a tensor is missing, or of a subclass of torch.Tensor')
     coefs = numbers = None
-    values = plans.resolve_constants(plan, partials) if rows is None and not any(active) else None  # type: ignore[arg-type]
+    values = plan.constants(partials) if rows is None and not any(active) else None  # type: ignore[arg-type]
     if values is None:
         values, coefs, numbers = _coefficients(plan, partials, active, rows, g)  # type: ignore[arg-type]
     if not inplace:
-        into: list[Any] = plan.like()
-        if fused.is_tracked(tensors) or (coefs is not None and fused.is_tracked((coefs,))):
-            call = Call(plan, Order.FORWARD, count, (True,) * (plan.moments + 1), values, numbers)
+        into: Sequence[Any] = plan.like
+        if fused.is_tracked(tensors if coefs is None else [coefs, *tensors]):
+            call = Call(plan, Order.FORWARD, count, (True,) * len(into), values, numbers)
             return _apply(call, coefs, tensors if p else [*tensors, *itertools.repeat(None, count)])
     elif in_transform() or forward_ad._current_level >= 0:
         return Unsupported('a step in place cannot be transformed')

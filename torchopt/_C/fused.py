@@ -91,9 +91,9 @@ def _separate(results: tuple[Any, ...], tensors: Column) -> tuple[Any, ...]:
 def is_tracked(tensors: Iterable[Tensor]) -> bool:
     """Whether results computed from these tensors are differentiated, mapped or otherwise transformed."""
     return (
-        in_transform()
+        (torch.is_grad_enabled() and True in map(_requires_grad, tensors))
         or forward_ad._current_level >= 0
-        or (torch.is_grad_enabled() and True in map(_requires_grad, tensors))
+        or in_transform()
     )
 
 

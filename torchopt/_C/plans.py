@@ -21,7 +21,17 @@ from torch import Tensor
 from torchopt import rules
 from torchopt.numerics import as_python_list, as_python_scalar, common_device, in_double
 
-__all__ = ['AFFINE', 'KNOWN', 'Plan', 'coefficients', 'find_plan', 'plan_of', 'resolve', 'resolve_vectors', 'set_kernels']
+__all__ = [
+    'AFFINE',
+    'KNOWN',
+    'Plan',
+    'coefficients',
+    'find_plan',
+    'plan_of',
+    'resolve',
+    'resolve_vectors',
+    'set_kernels',
+]
 
 Rule = Callable[..., tuple[Any, ...]]
 
@@ -36,6 +46,7 @@ class Plan(NamedTuple):
         coefs: The number of coefficients of a row.
         onto_params: Whether the update is added to the parameters.
         row: ``row(keywords)`` returns the coefficients in the order of the kernel, given those of each rule.
+        like: For each result, the index of the input with the same dtype; -1 for the widest dtype.
     """
 
     rules: tuple[Rule, ...]
@@ -44,11 +55,12 @@ class Plan(NamedTuple):
     coefs: int
     onto_params: bool
     row: Callable[[Sequence[dict[str, Any]]], tuple[Any, ...]]
+    like: tuple[int, ...]
 
-    def like(self) -> list[int]:
-        """For each result, the index of the input with the same dtype; -1 for the widest dtype."""
-        params = self.moments + 1
-        return [params if self.onto_params else -1, *range(1, params)]
+    def constants(self, partials: Sequence[functools.partial[Any]]) -> tuple[float, ...] | None:
+        """The coefficients of a step with one row, if those of all rules are floats; else None."""
+        found = self.row(list(map(_keywords, partials)))
+        return found if _FLOAT.issuperset(map(type, found)) else None
 
 
 _numbers: dict[str, int] = {}
@@ -70,7 +82,7 @@ KNOWN: frozenset[Callable[..., Any]] = frozenset({*rules.RULES, *AFFINE})
 
 _PARTIAL = frozenset({functools.partial})
 _FLOAT = frozenset({float})
-_function, _arguments, keywords_of = map(operator.attrgetter, ('func', 'args', 'keywords'))
+_function, _arguments, _keywords = map(operator.attrgetter, ('func', 'args', 'keywords'))
 
 
 def plan_of(partials: Sequence[Any], onto_params: bool) -> Plan | None:
@@ -101,11 +113,12 @@ def find_plan(functions: tuple[Rule, ...], onto_params: bool = False) -> Plan | 
     formula = _formula(functions, onto_params)
     # Compiled, since it is computed in every step.
     row = eval(f'lambda k: ({", ".join(formula)})', {'scaled': _scaled})
-    return Plan(chosen, kernel, moments, len(formula), onto_params, row)
+    like = (moments + 1 if onto_params else -1, *range(1, moments + 1))
+    return Plan(chosen, kernel, moments, len(formula), onto_params, row, like)
 
 
 def _formula(functions: Sequence[Rule], onto_params: bool) -> list[str]:
-    """How the coefficients of the kernel follow from those of the rules, ``k[0]``, ``k[1]``, ...: Python expressions."""
+    """The coefficients of the kernel as Python expressions of those of the rules, ``k[0]``, ``k[1]``, ..."""
     before, after = ['1.0', '0.0'], ['1.0', '0.0']
     own: list[str] = []
     ends = before
@@ -155,12 +168,6 @@ def coefficients(plan: Plan, partials: Sequence[functools.partial[Any]], active:
             for rule, applies in zip(partials, active)
         ]
     )
-
-
-def resolve_constants(plan: Plan, partials: Sequence[functools.partial[Any]]) -> tuple[float, ...] | None:
-    """The coefficients of a step with one row if those of all rules are floats, else None."""
-    found = plan.row(list(map(keywords_of, partials)))
-    return found if _FLOAT.issuperset(map(type, found)) else None
 
 
 def resolve(rows: Sequence[Sequence[Any]], like: Any) -> tuple[tuple[float, ...] | None, Tensor | None]:
