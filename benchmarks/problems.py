@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from workloads import BATCH, LAYERS, RIDGE, SHARE_LEAVES, SHARE_SHAPE, TREES, ZERO_SAMPLES
+from workloads import BATCH, LAYERS, RIDGE, SHARE_LEAVES, SHARE_SHAPE, SMALL_TREES, TREES, ZERO_SAMPLES
 
 
 @dataclass(kw_only=True)
@@ -34,7 +34,9 @@ Cases = dict[str, Callable[[], Case]]
 @functools.lru_cache(maxsize=1)
 def params_and_grads(tree: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
     rng = np.random.default_rng(0)
-    return tuple([rng.standard_normal(shape, dtype=np.float32) for shape in TREES[tree]] for _ in range(2))
+    return tuple(
+        [rng.standard_normal(shape, dtype=np.float32) for shape in {**TREES, **SMALL_TREES}[tree]] for _ in range(2)
+    )
 
 
 def mlp_weights() -> list[np.ndarray]:

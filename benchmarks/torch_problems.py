@@ -67,6 +67,14 @@ def mlp(params: Sequence[Tensor], x: Tensor) -> Tensor:
     return x
 
 
+def linear_layer(tree: str) -> tuple[nn.Linear, Callable[[Callable[[Tensor], Tensor]], Tensor]]:
+    """A linear layer, and the loss of a function of its inputs; both losses of a meta-gradient are equal."""
+    (weight, bias), (x, _) = shared_tree(tree)
+    net = nn.Linear(*weight.shape[::-1], device=DEVICE)
+    net.weight, net.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
+    return net, lambda net: net(x).square().mean()
+
+
 class Leaves(nn.Module):
     """Many parameters with a cheap loss whose gradient depends on them, so that the optimizer dominates the time."""
 

@@ -38,6 +38,9 @@ TREES = {
     '8 of 2048x2048': [(2048, 2048)] * 8,
 }
 
+# Steps in which Python is what counts; the last one is the weight and the bias of a linear layer.
+SMALL_TREES = {'1 of 8x8': [(8, 8)], '4 of 8x8': [(8, 8)] * 4, 'linear 8x8': [(8, 8), (8,)]}
+
 # The problem of the meta-gradient. An epsilon larger than Adam's default has the same cost and keeps the derivative of
 # g / (|g| + epsilon) well-conditioned, so that the peers' results can be compared in float32.
 LAYERS, BATCH = (64, 64, 64, 64, 10), 32
@@ -85,8 +88,15 @@ class Workload:
         return f'{self.kind}: {self.title}'
 
 
-IN_PLACE = Target(('torchopt/class', 'torchopt/functional'), 'torch_optim/fused', 1.0)
+IN_PLACE = Target(('torchopt/class', 'torchopt/update_params'), 'torch_optim/fused', 1.0)
 OUT_OF_PLACE = Target(('torchopt/functional',), 'optax/jit', 1.0)
+SMALL = {
+    'sgd, 1 of 8x8': Target(('torchopt/class',), 'torch_optim/plain', 1.2),
+    'sgd, 4 of 8x8': Target(('torchopt/class',), 'torch_optim/plain', 1.2),
+    'adam, 1 of 8x8': Target(('torchopt/class',), 'torch_optim/plain', 1.0),
+}
+SMALL_OUT_OF_PLACE = Target(('torchopt/update_params',), 'by_hand/p - lr * g', 2.5)
+SMALL_META = Target(('torchopt/MetaSGD',), 'by_hand/SGD', 1.3)
 META = Target(('torchopt/MetaAdam',), 'by_hand/SGD', 1.2)
 SHARE = Target(('torchopt/MetaAdam',), 'torchopt/MetaAdam, plain torch', 0.1, base='by_hand/free update')
 ZERO_ORDER = {
@@ -113,6 +123,12 @@ WORKLOADS = {
             for tree in TREES
             for optimizer in ALIASES
         ),
+        *(
+            Workload('small', title, tree=title.partition(', ')[2], optimizer=title.partition(', ')[0], target=target)
+            for title, target in SMALL.items()
+        ),
+        Workload('small', 'sgd out of place', 'linear 8x8', 'sgd', part='functional', target=SMALL_OUT_OF_PLACE),
+        Workload('small', 'MetaSGD, K=2', 'linear 8x8', 'sgd', steps=2, part='meta', target=SMALL_META),
         *(Workload('meta', f'MLP, K={k}', steps=k, target=META) for k in (5, 20)),
         Workload('share', f'{SHARE_LEAVES} leaves, K={SHARE_STEPS}', steps=SHARE_STEPS, target=SHARE),
         *(
@@ -130,6 +146,7 @@ KINDS = {
     'step': 'In-place step',
     'functional': 'Out-of-place step',
     'alias': 'Out-of-place step of ten optimizers of Optax',
+    'small': 'Small steps, in which Python is what counts',
     'meta': 'Meta-gradient',
     'share': "Optimizer's share of a meta-gradient",
     'zero_order': 'Zero-order gradient',

@@ -282,6 +282,7 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
                 members.append(tx)
         kept = tuple(members) or (identity(),)
         stages = _stages(kept)
+        only = stages[0][1] if len(stages) == 1 else None
 
         inner = required_by_all(lambda state, params: [(own, params) for own in state], *kept)
 
@@ -308,10 +309,13 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
         ) -> tuple[Any, tuple[Any, ...]]:
             if type(state) is not tuple or len(state) != len(kept):
                 fits(state)
-            if inplace and not torch.compiler.is_compiling():
-                inner.check(state, params)
-            if inplace and params is not None and len(stages) > 1:
-                elementwise.check_updates(updates, params, inplace=onto_params)
+            if only is not None:
+                return only(updates, state, params, inplace=inplace, onto_params=onto_params, **extra)
+            if inplace:
+                if not torch.compiler.is_compiling():
+                    inner.check(state, params)
+                if params is not None:
+                    elementwise.check_updates(updates, params, inplace=onto_params)
             states: list[Any] = []
             for i, (n, stage) in enumerate(stages):
                 own = state[len(states) : len(states) + n]
@@ -361,8 +365,16 @@ def _stages(members: tuple[GradientTransformation, ...]) -> list[tuple[int, Call
 
 
 def _alone(
-    update: Callable[..., Any], updates: Any, states: tuple[Any], params: Any, **extra: Any
+    update: Callable[..., Any],
+    updates: Any,
+    states: tuple[Any],
+    params: Any,
+    *,
+    onto_params: bool = False,
+    **extra: Any,
 ) -> tuple[Any, tuple[Any, ...]]:
+    if onto_params:
+        extra['onto_params'] = True
     updates, state = update(updates, states[0], params, **extra)
     return updates, (state,)
 
@@ -377,12 +389,13 @@ def _one_pass(
     onto_params: bool = False,
     **extra: Any,
 ) -> tuple[Any, tuple[Any, ...]]:
-    passes = []
     for tx, s in zip(members, states):
         for condition in tx.requires:
-            if condition.when == 'always' and (condition.kind is None or not isinstance(s, condition.kind)):
+            if condition.kind is not None and isinstance(s, condition.kind):
+                continue
+            if condition.when == 'always' or (inplace and not torch.compiler.is_compiling()):
                 condition.check(s, params)
-        passes.append(tx.prepare(s))
+    passes = [tx.prepare(s) for tx, s in zip(members, states)]
     return elementwise.run_steps(passes, updates, params, inplace=inplace, onto_params=onto_params)
 
 

@@ -66,6 +66,7 @@ __all__ = [
 Scalar = float | torch.Tensor
 _unwrap_if_dead = torch._C._functorch.unwrap_if_dead
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+_innermost_transform = torch._C._functorch.peek_interpreter_stack
 
 DTypeLike: TypeAlias = 'torch.dtype | np.dtype[Any] | type | str'
 """The types that :func:`as_dtype` accepts."""
@@ -135,7 +136,7 @@ def is_readable(x: Any) -> bool:
 
 def in_transform() -> bool:
     """Whether the code runs inside a ``torch.func`` transform."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    return _innermost_transform() is not None
 
 
 def has_tangent(x: torch.Tensor) -> bool:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -23,10 +24,13 @@ def is_fully_sharded(module: Any) -> bool:
     return fsdp is not None and isinstance(module, (fsdp.FSDPModule, fsdp.FullyShardedDataParallel))
 
 
-def is_storage_freed(x: Any) -> bool:
-    """Whether the storage of a tensor was freed; reading the tensor would crash."""
-    if 'torch.distributed.fsdp' not in sys.modules or x.layout is not torch.strided:
+def is_storage_freed(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether the storage of one of the tensors was freed; reading it would crash."""
+    if 'torch.distributed.fsdp' not in sys.modules:
         return False
-    # A tensor wrapped by torch.func has no storage of its own.
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(x)
-    return not wrapped and x.numel() > 0 and x.untyped_storage().size() == 0
+    for x in tensors:
+        # A tensor wrapped by torch.func has no storage of its own.
+        wrapped = torch._C._functorch.is_functorch_wrapped_tensor(x)
+        if x.layout is torch.strided and not wrapped and x.numel() > 0 and x.untyped_storage().size() == 0:
+            return True
+    return False

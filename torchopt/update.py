@@ -175,7 +175,8 @@ def update_params(
         >>> torchopt.update_params(optimizer, {'w': torch.tensor(1.0)}, optimizer.init(params), params)
         ({'w': tensor(2.5000)}, (EmptyState(),))
     """
-    check_impl(optimizer)
+    if not isinstance(optimizer, GradientTransformation):
+        check_impl(optimizer)
     if params is None:
         raise ValueError('params is None; expected the parameters to update. Pass the tree for which init was called.')
     if optimizer.adds_to_params:

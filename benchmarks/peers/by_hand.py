@@ -9,12 +9,13 @@ from collections.abc import Callable
 import optree
 import problems
 import torch
+import torch.nn.functional as F
 import torch.utils._pytree as torch_pytree
 from counting import allocations
 from problems import Case, Cases
 from torch import Tensor
-from torch_problems import meta_losses, mlp, sum_of_squares, tensors
-from workloads import BETAS, CG_ITERATIONS, META_EPS, META_LR, RIDGE_PENALTY, ZERO_SAMPLES, ZERO_SIGMA, Workload
+from torch_problems import linear_layer, meta_losses, mlp, shared_tree, sum_of_squares, tensors
+from workloads import BETAS, CG_ITERATIONS, LR, META_EPS, META_LR, RIDGE_PENALTY, ZERO_SAMPLES, ZERO_SIGMA, Workload
 
 Update = Callable[[list[Tensor], list[Tensor]], list[Tensor]]
 
@@ -25,6 +26,11 @@ def cases(work: Workload) -> Cases:
             'SGD': functools.partial(_meta, work, lambda: sgd),
             'Adam': functools.partial(_meta, work, Adam),
         }
+    if work.kind == 'small' and work.part:
+        return {
+            'functional': {'p - lr * g': functools.partial(_comprehension, work)},
+            'meta': {'SGD': functools.partial(_meta_sgd, work)},
+        }[work.part]
     if work.kind == 'share':
         return {'free update': functools.partial(_share, work)}
     if work.kind == 'zero_order':
@@ -67,6 +73,30 @@ class Adam:
         self.nu = [b2 * v + (1 - b2) * g * g for v, g in zip(nu, grads)]
         c1, c2 = 1 - b1**self.t, 1 - b2**self.t
         return [p - META_LR * (m / c1) / ((v / c2).sqrt() + META_EPS) for p, m, v in zip(params, self.mu, self.nu)]
+
+
+def _comprehension(work: Workload) -> Case:
+    params, grads = (dict(zip('wb', xs)) for xs in shared_tree(work.tree))
+
+    def run() -> dict[str, Tensor]:
+        return {name: p - LR * grads[name] for name, p in params.items()}
+
+    return Case(run=run, check=lambda: list(run().values()))
+
+
+def _meta_sgd(work: Workload) -> Case:
+    net, loss_of = linear_layer(work.tree)
+    start = list(net.parameters())
+
+    def run() -> tuple[Tensor, ...]:
+        w, b = start
+        for _ in range(work.steps):
+            loss = loss_of(lambda x, w=w, b=b: F.linear(x, w, b))
+            dw, db = torch.autograd.grad(loss, (w, b), create_graph=True)
+            w, b = w - META_LR * dw, b - META_LR * db
+        return torch.autograd.grad(loss_of(lambda x: F.linear(x, w, b)), start)
+
+    return Case(run=run, check=lambda: list(run()))
 
 
 def _meta(work: Workload, optimizer: Callable[[], Update]) -> Case:

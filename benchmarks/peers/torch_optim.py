@@ -17,6 +17,8 @@ MODES = {'fused': {'fused': True}, 'foreach': {'foreach': True}, 'plain': {'fore
 def cases(work: Workload) -> Cases:
     if work.kind == 'functional':  # torch.optim has no such step; use its result as the reference
         return {'oracle': lambda: Case(run=None, check=_step(work, MODES['plain']).check)}
+    if work.kind == 'small' and not work.part:
+        return {'plain': lambda: _step(work, MODES['plain'])}
     if work.kind != 'step':
         return {}
     return {mode: functools.partial(_step, work, options) for mode, options in MODES.items()}
@@ -30,7 +32,7 @@ def _step(work: Workload, options: dict[str, bool]) -> Case:
     elif work.optimizer == 'adamw':
         optimizer = torch.optim.AdamW(params, LR, weight_decay=WEIGHT_DECAY, **adam)
     else:
-        optimizer = torch.optim.SGD(params, LR, MOMENTUM, **options)
+        optimizer = torch.optim.SGD(params, LR, 0.0 if work.kind == 'small' else MOMENTUM, **options)
 
     def step() -> list[torch.Tensor]:
         optimizer.step()

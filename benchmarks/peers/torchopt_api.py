@@ -16,7 +16,7 @@ import torch_problems
 from counting import Saved, allocations
 from problems import Case, Cases
 from torch import Tensor, nn
-from torch_problems import MLP, Leaves, meta_losses, parameters, shared_tree, tensors, two_steps
+from torch_problems import MLP, Leaves, linear_layer, meta_losses, parameters, shared_tree, tensors, two_steps
 from workloads import (
     ALIASES,
     BETAS,
@@ -48,9 +48,10 @@ else:
 
 def cases(work: Workload) -> Cases:
     build = {
-        'step': {'class': _class_step} if OLD else {'class': _class_step, 'functional': _functional_step},
-        'functional': {'functional': _functional_step},
-        'alias': {} if OLD else {'functional': _functional_step},
+        'step': {'class': _class_step} if OLD else {'class': _class_step, **FUNCTIONAL},
+        'functional': FUNCTIONAL,
+        'small': _small(work),
+        'alias': {} if OLD else {'functional': FUNCTIONAL['functional']},
         'meta': {'MetaAdam': _meta},
         'share': {'MetaAdam': _share},
         'zero_order': {work.part: _zero_order},
@@ -71,7 +72,17 @@ def cases(work: Workload) -> Cases:
     return found
 
 
+def _small(work: Workload) -> dict[str, Callable[..., Case]]:
+    if work.part == 'meta':
+        return {'MetaSGD': _small_meta}
+    if work.part == 'functional':
+        return {name: functools.partial(_out_of_place, take) for name, take in STEPS.items()}
+    return {'class': _class_step}
+
+
 def _hyper_parameters(work: Workload, options: dict[str, Any]) -> dict[str, Any]:
+    if work.kind == 'small' and work.optimizer == 'sgd':
+        return {'lr': LR}
     if work.optimizer == 'sgd':
         return {'lr': LR, 'momentum': MOMENTUM}
     decay = {'weight_decay': WEIGHT_DECAY} if work.optimizer == 'adamw' else {}
@@ -106,8 +117,16 @@ def _renewal(params: list[Tensor]) -> Callable[[], None]:
     return lambda: torch._foreach_copy_([p.grad for p in params], grads)
 
 
-def _functional_step(work: Workload, options: dict[str, Any]) -> Case:
-    """``update`` and ``apply_updates``: in place for the kind 'step', otherwise always from the same arguments."""
+def _in_two(tx: Any, grads: Any, state: Any, params: Any, *, inplace: bool = False) -> tuple[Any, Any]:
+    updates, state = tx.update(grads, state, params=params, inplace=inplace)
+    return torchopt.apply_updates(params, updates, inplace=inplace), state
+
+
+STEPS = {'functional': _in_two} if OLD else {'functional': _in_two, 'update_params': torchopt.update_params}
+
+
+def _functional_step(take: Callable[..., Any], work: Workload, options: dict[str, Any]) -> Case:
+    """A step by functions: in place for the kind 'step', otherwise always from the same arguments."""
     inplace = work.kind == 'step'
     start, grads = shared_tree(work.tree)
     if work.kind == 'alias':
@@ -117,13 +136,9 @@ def _functional_step(work: Workload, options: dict[str, Any]) -> Case:
     params = [p.clone() for p in start] if inplace else start
     state = tx.init(params)
 
-    def step(params: list[Tensor], state: Any) -> tuple[list[Tensor], Any]:
-        updates, state = tx.update(grads, state, params=params, inplace=inplace)
-        return torchopt.apply_updates(params, updates, inplace=inplace), state
-
     def in_sequence() -> list[Tensor]:
         nonlocal params, state
-        params, state = step(params, state)
+        params, state = take(tx, grads, state, params, inplace=inplace)
         return params
 
     def check() -> list[Tensor]:
@@ -134,8 +149,23 @@ def _functional_step(work: Workload, options: dict[str, Any]) -> Case:
             params, state = first
         return added
 
-    run = in_sequence if inplace else (lambda: step(params, state))
+    run = in_sequence if inplace else (lambda: take(tx, grads, state, params, inplace=False))
     return Case(run=run, check=check, memory=lambda: allocations(run))
+
+
+FUNCTIONAL = {name: functools.partial(_functional_step, take) for name, take in STEPS.items()}
+
+
+def _out_of_place(take: Callable[..., Any], work: Workload, options: dict[str, Any]) -> Case:
+    """Gradient descent on a dict."""
+    params, grads = (dict(zip('wb', xs)) for xs in shared_tree(work.tree))
+    tx = torchopt.sgd(LR)
+    state = tx.init(params)
+
+    def run() -> dict[str, Tensor]:
+        return take(tx, grads, state, params)[0]
+
+    return Case(run=run, check=lambda: list(run().values()))
 
 
 def _loop(net: nn.Module, make: Callable[[], Any], steps: int, inner: Any, outer: Any) -> Callable[[], Any]:
@@ -173,6 +203,12 @@ def _meta(work: Workload, options: dict[str, Any]) -> Case:
         return {**allocations(run), **saved.report(leaves, work.steps)}
 
     return Case(run=run, check=lambda: list(run()), memory=memory)
+
+
+def _small_meta(work: Workload, options: dict[str, Any]) -> Case:
+    net, loss_of = linear_layer(work.tree)
+    run = _loop(net, lambda: torchopt.MetaSGD(net, lr=META_LR), work.steps, loss_of, loss_of)
+    return Case(run=run, check=lambda: list(run()))
 
 
 def _share(work: Workload, options: dict[str, Any]) -> Case:

@@ -56,7 +56,6 @@ class Call:
         wanted: Whether to compute each output column.
         coefs: The coefficients, row after row; None if they are a tensor, which is then passed separately.
         rows: The row of coefficients of each leaf; None if there is one row.
-        onto_params: Whether the first result is added to the parameters and has their dtype.
     """
 
     plan: Plan
@@ -65,7 +64,11 @@ class Call:
     wanted: tuple[bool, ...]
     coefs: tuple[float, ...] | None
     rows: tuple[int, ...] | None
-    onto_params: bool
+
+    @property
+    def onto_params(self) -> bool:
+        """Whether the first result is added to the parameters and has their dtype."""
+        return self.plan.onto_params
 
     @property
     def inputs(self) -> int:
@@ -79,7 +82,7 @@ class Call:
 
     def derived(self, order: Order, wanted: Iterable[bool]) -> Call:
         """A derivative of this computation."""
-        return Call(self.plan, order, self.leaves, tuple(wanted), self.coefs, self.rows, self.onto_params)
+        return Call(self.plan, order, self.leaves, tuple(wanted), self.coefs, self.rows)
 
     def integrated(self) -> Call:
         """The computation of which this one is a derivative."""
@@ -95,18 +98,17 @@ class Call:
 
     def reads_params(self) -> bool:
         """Whether the rule depends on the values of the parameters, for example by weight decay before it."""
-        return self.coefs is None or any(self.coefs[1 :: self.row_size])
+        return self.coefs is None or any(self.coefs[1 :: self.plan.coefs])
 
     @property
     def row_size(self) -> int:
         """The number of coefficients of a row."""
         return self.plan.coefs
 
-    def output_dtypes(self) -> list[int]:
+    def output_dtypes(self) -> Sequence[int]:
         """For each output, the index of the input with the same dtype; -1 for the widest dtype."""
-        params = self.plan.moments + 1
         if self.order in (Order.FORWARD, Order.JVP):
-            return [params if self.onto_params else -1, *range(1, params)]
+            return self.plan.like
         return list(range(self.integrated().inputs))
 
     def column(self, tensors: Column, i: int) -> Column:

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
-from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.graph import increment_version
 
-from torchopt import rules
 from torchopt._C import fused, plans
 from torchopt._C.call import Call, Column, Order, Unsupported, UnsupportedError
 from torchopt.numerics import common_device, in_transform, vector
@@ -21,7 +20,7 @@ from torchopt.numerics import common_device, in_transform, vector
 __all__ = ['Rows', 'Unsupported', 'step']
 
 _DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
-_add_to_params = functools.partial(rules.add_to_params)
+_TENSORS = frozenset({Tensor, torch.nn.Parameter})
 
 
 class Rows(NamedTuple):
@@ -64,55 +63,62 @@ def step(
         The updates or the parameters, and the moments; or the reason why the engine cannot run this step, in which
         case nothing is changed.
     """
-    plan = _plan(partials)
-    if isinstance(plan, Unsupported):
-        return plan
-    if not g:
-        return [[], *([] for _ in moments)]
-    if p is not None and any(x is None for x in p):
-        return Unsupported('a parameter is missing')
-    if onto_params:
-        partials, active = [*partials, _add_to_params], [*active, None]
-    values, coefs, numbers = _coefficients(partials, active, rows, g)  # type: ignore[arg-type]
-    call = Call(plan, Order.FORWARD, len(g), (True,) * (plan.moments + 1), values, numbers, onto_params)
-    if inplace:
-        return _launch(call, coefs, g, moments, p)
-    columns = [g, *moments, p]
-    tensors = [x for column in columns for x in (column or (None,) * call.leaves)]
-    if fused.is_tracked((coefs, *tensors)):
-        return _apply(call, coefs, tensors)
-    results = fused.launch(call, coefs, columns, call.output_dtypes())
-    return results if isinstance(results, Unsupported) else list(results)
-
-
-def _plan(partials: Sequence[Callable[..., Any]]) -> plans.Plan | Unsupported:
     if torch.compiler.is_compiling():
         return Unsupported('a compiler is tracing, and fuses plain torch by itself')
-    # Only known rules enter the cache of plans, since the cache would keep user-defined rules alive.
-    plan = None
-    if all(type(r) is functools.partial and not r.args and type(r.func) is FunctionType for r in partials):
-        functions = tuple([r.func for r in partials])  # type: ignore[attr-defined]
-        plan = plans.find_plan(functions) if plans.KNOWN.issuperset(functions) else None
+    plan = plans.plan_of(partials, onto_params)
     if plan is None:
         return Unsupported('there is no kernel for these transformations')
     if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
         return Unsupported('a dispatch mode or a tracer must intercept every torch operation')
-    return plan
+    count = len(g)
+    if not count:
+        return [[], *([] for _ in moments)]
+    tensors = [*g, *itertools.chain.from_iterable(moments), *(p or ())]
+    if not _TENSORS.issuperset(map(type, tensors)):
+        return Unsupported('a tensor is missing, or of a subclass of torch.Tensor')
+    coefs = numbers = None
+    values = plan.constants(partials) if rows is None and not any(active) else None  # type: ignore[arg-type]
+    if values is None:
+        values, coefs, numbers = _coefficients(plan, partials, active, rows, g)  # type: ignore[arg-type]
+    if not inplace:
+        into: Sequence[Any] = plan.like
+        if fused.is_tracked(tensors if coefs is None else [coefs, *tensors]):
+            call = Call(plan, Order.FORWARD, count, (True,) * len(into), values, numbers)
+            return _apply(call, coefs, tensors if p else [*tensors, *itertools.repeat(None, count)])
+    elif in_transform() or forward_ad._current_level >= 0:
+        return Unsupported('a step in place cannot be transformed')
+    else:
+        into = [p, *moments] if onto_params else [-1, *moments]
+        written = tensors[count:] if onto_params else tensors[count : count * (1 + len(moments))]
+        if True in map(Tensor.is_inference, written) and not torch.is_inference_mode_enabled():
+            return Unsupported('inference tensors cannot be written to')
+    known = coefs.detach() if values is None else values  # type: ignore[union-attr]
+    results = fused.launch(plan, Order.FORWARD, known, numbers, [g, *moments, p], into)
+    if isinstance(results, Unsupported):
+        return results
+    if inplace:
+        increment_version(written)
+    return list(results[0])
 
 
 def _coefficients(
-    partials: Sequence[functools.partial[Any]], active: Sequence[Column | None], rows: Rows | None, g: Column
+    plan: plans.Plan,
+    partials: Sequence[functools.partial[Any]],
+    active: Sequence[Column | None],
+    rows: Rows | None,
+    g: Column,
 ) -> tuple[tuple[float, ...] | None, Tensor | None, tuple[int, ...] | None]:
     """The coefficients of all rows, as numbers or as a tensor; and the row of each leaf, if there are several rows."""
+    every = [True] * len(partials)
     if rows is not None:
         own = [_masked(rule, flags, rows) for rule, flags in zip(partials, active)]
-        entries = plans.coefficients(own, [True] * len(own))
+        entries = plans.coefficients(plan, own, every)
         return *plans.resolve_vectors(entries, rows.number, g[0]), tuple(rows.of_leaf)
-    if all(flags is None for flags in active):
-        return *plans.resolve([plans.coefficients(partials, [True] * len(partials))], g[0]), None
+    if not any(active):  # lists of flags are not empty
+        return *plans.resolve([plans.coefficients(plan, partials, every)], g[0]), None
     patterns = [tuple(flags is None or bool(flags[i]) for flags in active) for i in range(len(g))]
     numbers = {pattern: row for row, pattern in enumerate(dict.fromkeys(patterns))}
-    table = [plans.coefficients(partials, pattern) for pattern in numbers]
+    table = [plans.coefficients(plan, partials, pattern) for pattern in numbers]
     return *plans.resolve(table, g[0]), tuple(numbers[pattern] for pattern in patterns)
 
 
@@ -127,32 +133,20 @@ def _masked(rule: functools.partial[Any], flags: Column | None, rows: Rows) -> f
     return functools.partial(rule.func, **{name: vector(kept, common_device(kept))})
 
 
-def _launch(call: Call, coefs: Tensor | None, g: Column, moments: Sequence[Column], p: Column | None) -> Any:
-    if in_transform() or forward_ad._current_level >= 0:
-        return Unsupported('a step in place cannot be transformed')
-    written = [p, *moments] if call.onto_params else moments
-    if not torch.is_inference_mode_enabled() and any(column[0].is_inference() for column in written if column):
-        return Unsupported('inference tensors cannot be written to')
-    into: list[Any] = [*written] if call.onto_params else [call.output_dtypes()[0], *moments]
-    columns = fused.launch(call, coefs, [g, *moments, p], into)
-    if isinstance(columns, Unsupported):
-        return columns
-    increment_version([x for column in written if column is not None for x in column])
-    return list(columns)
-
-
 def _apply(call: Call, coefs: Tensor | None, tensors: Column) -> Any:
     """The step as an autograd Function."""
-    transforms = torch._C._functorch.get_interpreter_stack() or ()
-    if any(t.key() == torch._C._functorch.TransformType.Functionalize for t in transforms):
-        return Unsupported('functionalization must intercept every torch operation')
-    if transforms and not _are_uniform(call, tensors):
-        return Unsupported('tensors of a leaf differ in shape or device, or are not plain dense floating tensors')
+    if in_transform():
+        transforms = torch._C._functorch.get_interpreter_stack() or ()
+        if any(t.key() == torch._C._functorch.TransformType.Functionalize for t in transforms):
+            return Unsupported('functionalization must intercept every torch operation')
+        if not _are_uniform(call, tensors):
+            return Unsupported('tensors of a leaf differ in shape or device, or are not plain dense floating tensors')
     try:
-        flat = fused.apply(call, coefs, tensors)
+        flat = fused.record(call, coefs, tensors)
     except UnsupportedError as error:
         return error.reason
-    return [call.column(flat, i) for i in range(call.plan.moments + 1)]
+    n = call.leaves
+    return [flat[i : i + n] for i in range(0, len(flat), n)]
 
 
 def _are_uniform(call: Call, tensors: Column) -> bool:
@@ -161,7 +155,7 @@ def _are_uniform(call: Call, tensors: Column) -> bool:
     return device.type in ('cpu', 'cuda') and all(
         x is None
         or (
-            type(x) in (Tensor, torch.nn.Parameter)
+            type(x) in _TENSORS
             and x.dtype in _DTYPES
             and x.shape == tensors[i % n].shape
             and x.layout is torch.strided

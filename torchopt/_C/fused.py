@@ -10,6 +10,7 @@ Each is an autograd Function whose derivative is the next.  Beyond the last, and
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch.autograd import forward_ad
 from torchopt import rules
 from torchopt._C.call import Call, Column, Order, Unsupported, UnsupportedError
 from torchopt._C.plain import plain, pull, push
+from torchopt._C.plans import Plan
 from torchopt.numerics import apply_function, forward_mode, in_transform, saved_tensors, without_ended
 
 __all__ = ['is_tracked', 'bind_kernels', 'apply', 'launch']
@@ -34,45 +36,47 @@ def bind_kernels(run: Callable[..., Any] | None) -> None:
 
 
 def launch(
-    call: Call, coefs: Tensor | None, columns: Sequence[Column | None], into: Sequence[Column | int | None]
+    plan: Plan,
+    order: Order,
+    coefs: tuple[float, ...] | Tensor | None,
+    rows: tuple[int, ...] | None,
+    columns: Sequence[Column | None],
+    into: Sequence[Column | int | None],
 ) -> Any:
     """Run a kernel outside of autograd.
 
     Args:
-        call: What to compute.
-        coefs: The coefficients if they are a tensor, otherwise None.
+        plan: The rules.
+        order: Which derivative of them to compute.
+        coefs: The coefficients, numbers or a tensor without a graph.
+        rows: The row of coefficients of each leaf; None if there is one row.
         columns: The inputs; None is a column of zeros.
-        into: For each output, the column of tensors to write to; or a number from :meth:`Call.output_dtypes` to create
-            new tensors.
+        into: For each output, the column of tensors to write to; a number from :meth:`Call.output_dtypes` to create
+            new tensors; or None if it is not wanted.
 
     Returns:
-        The output columns; or the reason why the kernel cannot run, in which case nothing is changed.
+        The output columns, and the sums over elements; or the reason why the kernel cannot run, in which case nothing
+        is changed.
     """
-    result = _native(call, coefs, columns, into)
-    return result if isinstance(result, Unsupported) else result[0]
-
-
-def _native(
-    call: Call, coefs: Tensor | None, columns: Sequence[Column | None], into: Sequence[Column | int | None]
-) -> Any:
     if _run is None:
         return Unsupported('the compiled module is absent, or switched off')
-    values = call.coefs if coefs is None else coefs.detach()
-    result = _run(call.plan.kernel, call.order, columns, into, values, call.rows, torch.get_num_threads())
+    result = _run(plan.kernel, order, columns, into, coefs, rows, torch.get_num_threads())
     return Unsupported(result) if isinstance(result, str) else result
 
 
 def _compute(call: Call, coefs: Tensor | None, tensors: Column) -> tuple[Any, ...]:
     """The concatenated output columns, None for unwanted ones; computed natively if possible."""
     into = [like if wanted else None for like, wanted in zip(call.output_dtypes(), call.wanted)]
-    native = _native(call, coefs, [call.column(tensors, i) for i in range(call.inputs)], into)
+    values = call.coefs if coefs is None else coefs.detach()
+    columns = [tensors[i : i + call.leaves] for i in range(0, len(tensors), call.leaves)]
+    native = launch(call.plan, call.order, values, call.rows, columns, into)
     if isinstance(native, Unsupported):
         if call.order == Order.FORWARD and not in_transform():
             raise UnsupportedError(native)
         return _separate(plain(call)(coefs, *tensors), tensors)
-    columns, sums = native
+    results, sums = native
     absent = (None,) * call.leaves
-    flat = tuple(itertools.chain.from_iterable(absent if column is None else column for column in columns))
+    flat = tuple(itertools.chain.from_iterable(absent if column is None else column for column in results))
     if coefs is None or call.order != Order.VJP_WITH_COEFS:
         return flat
     return (*flat, torch.as_tensor(sums, dtype=torch.float64).reshape(coefs.shape))
@@ -84,13 +88,16 @@ def _separate(results: tuple[Any, ...], tensors: Column) -> tuple[Any, ...]:
     return tuple(y.clone() if y is not None and id(y) in arguments else y for y in results)
 
 
-def is_tracked(tensors: Iterable[Any]) -> bool:
+def is_tracked(tensors: Iterable[Tensor]) -> bool:
     """Whether results computed from these tensors are differentiated, mapped or otherwise transformed."""
     return (
-        in_transform()
+        (torch.is_grad_enabled() and True in map(_requires_grad, tensors))
         or forward_ad._current_level >= 0
-        or (torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in tensors))
+        or in_transform()
     )
+
+
+_requires_grad = operator.attrgetter('requires_grad')
 
 
 def apply(call: Call, coefs: Tensor | None, tensors: Column) -> Any:
@@ -108,8 +115,13 @@ def apply(call: Call, coefs: Tensor | None, tensors: Column) -> Any:
     if not any(call.wanted) and call.order != Order.VJP_WITH_COEFS:
         return (None,) * (call.leaves * len(call.wanted))  # a node without outputs could not be differentiated
     coefs, *tensors = map(without_ended, (coefs, *tensors))
-    if not is_tracked((coefs, *tensors)):
+    if not is_tracked([x for x in (coefs, *tensors) if x is not None]):
         return _compute(call, coefs, tensors)
+    return record(call, coefs, tensors)
+
+
+def record(call: Call, coefs: Tensor | None, tensors: Column) -> Any:
+    """Like :func:`apply`, for tensors of which one is known to be tracked."""
     return apply_function(_FUNCTIONS[call.order], call, coefs, *tensors)
 
 
@@ -180,7 +192,7 @@ class _Step(_Derivative):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         call, coefs, *tensors = inputs
-        if call.coefs is not None and not call.reads_params() and forward_ad._current_level < 0:
+        if forward_ad._current_level < 0 and not call.reads_params():
             # Without decay before the rule the step is linear in the parameters, so their values need not be saved;
             # plain gradient descent is also linear in the gradients.
             tensors[-call.leaves :] = [None] * call.leaves

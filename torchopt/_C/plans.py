@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,25 +21,46 @@ from torch import Tensor
 from torchopt import rules
 from torchopt.numerics import as_python_list, as_python_scalar, common_device, in_double
 
-__all__ = ['AFFINE', 'KNOWN', 'Plan', 'coefficients', 'find_plan', 'set_kernels', 'resolve', 'resolve_vectors']
+__all__ = [
+    'AFFINE',
+    'KNOWN',
+    'Plan',
+    'coefficients',
+    'find_plan',
+    'plan_of',
+    'resolve',
+    'resolve_vectors',
+    'set_kernels',
+]
 
 Rule = Callable[..., tuple[Any, ...]]
 
 
 class Plan(NamedTuple):
-    """The rules of a step, and the number of the kernel that computes them.
+    """All that is known about a step before its tensors and coefficients are.
 
     Attributes:
         rules: Functions of :mod:`torchopt.rules`, one after another.
-        kernel: The number of the kernel.
+        kernel: The number of the kernel that computes them.
         moments: The total number of moments of the rules.
         coefs: The number of coefficients of a row.
+        onto_params: Whether the update is added to the parameters.
+        row: ``row(keywords)`` returns the coefficients in the order of the kernel, given those of each rule.
+        like: For each result, the index of the input with the same dtype; -1 for the widest dtype.
     """
 
     rules: tuple[Rule, ...]
     kernel: int
     moments: int
     coefs: int
+    onto_params: bool
+    row: Callable[[Sequence[dict[str, Any]]], tuple[Any, ...]]
+    like: tuple[int, ...]
+
+    def constants(self, partials: Sequence[functools.partial[Any]]) -> tuple[float, ...] | None:
+        """The coefficients of a step with one row, if those of all rules are floats; else None."""
+        found = self.row(list(map(_keywords, partials)))
+        return found if _FLOAT.issuperset(map(type, found)) else None
 
 
 _numbers: dict[str, int] = {}
@@ -58,64 +80,94 @@ AFFINE: dict[Callable[..., Any], float] = {rules.scale: 1.0, rules.add_params: 0
 KNOWN: frozenset[Callable[..., Any]] = frozenset({*rules.RULES, *AFFINE})
 """The functions of :mod:`torchopt.rules` with a native counterpart."""
 
+_PARTIAL = frozenset({functools.partial})
+_FLOAT = frozenset({float})
+_function, _arguments, _keywords = map(operator.attrgetter, ('func', 'args', 'keywords'))
+
+
+def plan_of(partials: Sequence[Any], onto_params: bool) -> Plan | None:
+    """The plan for rules with their coefficients, or None if no kernel computes them."""
+    if not _PARTIAL.issuperset(map(type, partials)) or any(map(_arguments, partials)):
+        return None
+    functions = tuple(map(_function, partials))
+    try:  # only known rules enter the cache of plans, since it would keep user-defined rules alive
+        known = KNOWN.issuperset(functions)
+    except TypeError:  # a function that has no hash
+        return None
+    return find_plan(functions, onto_params) if known else None
+
 
 @functools.lru_cache(maxsize=256)
-def find_plan(partials: tuple[Rule, ...]) -> Plan | None:
+def find_plan(functions: tuple[Rule, ...], onto_params: bool = False) -> Plan | None:
     """The plan for rules that follow one another, or None if no kernel computes them."""
-    proper = [i for i, rule in enumerate(partials) if rule not in AFFINE]
+    proper = [i for i, rule in enumerate(functions) if rule not in AFFINE]
     for i, j in itertools.pairwise(proper):
-        between = partials[i + 1 : j]
-        if between and not (partials[j] is rules.trace and set(between) == {rules.scale}):
+        between = functions[i + 1 : j]
+        if between and not (functions[j] is rules.trace and set(between) == {rules.scale}):
             return None  # an affine operation that the second rule cannot absorb
-    chosen = tuple(partials[i] for i in proper) or (rules.identity,)
+    chosen = tuple(functions[i] for i in proper) or (rules.identity,)
     kernel = _numbers.get('+'.join(rules.RULES[rule] for rule in chosen))
     if kernel is None:
         return None
     moments = sum(rules.count_moments(rule) for rule in chosen)
-    return Plan(chosen, kernel, moments, 4 + sum(len(rules.coefficients(rule)) for rule in chosen))
+    formula = _formula(functions, onto_params)
+    # Compiled, since it is computed in every step.
+    row = eval(f'lambda k: ({", ".join(formula)})', {'scaled': _scaled})
+    like = (moments + 1 if onto_params else -1, *range(1, moments + 1))
+    return Plan(chosen, kernel, moments, len(formula), onto_params, row, like)
 
 
-def coefficients(partials: Sequence[functools.partial[Any]], active: Sequence[bool]) -> list[Any]:
-    """The coefficients of one row: numbers and 0-d tensors, in the order of the kernel.
-
-    For several rows, coefficients are vectors if those of the rules are.
-
-    Args:
-        partials: The rules with their own coefficients.
-        active: For each rule whether it applies; only affine rules may be skipped.
-    """
-    before: list[Any] = [1.0, 0.0]
-    after: list[Any] = [1.0, 0.0]
-    own: list[Any] = []
+def _formula(functions: Sequence[Rule], onto_params: bool) -> list[str]:
+    """The coefficients of the kernel as Python expressions of those of the rules, ``k[0]``, ``k[1]``, ..."""
+    before, after = ['1.0', '0.0'], ['1.0', '0.0']
+    own: list[str] = []
     ends = before
-    for rule, is_active in zip(partials, active):
-        function = rule.func
-        # Multiply coefficients in double precision, so that leaves in double precision get exact products.
-        values = {name: value if type(value) is float else in_double(value) for name, value in rule.keywords.items()}
+    for i, function in enumerate(functions):
+        names = rules.coefficients(function)
+        taken = [f'k[{i}][{name!r}]' for name in names]
         if function is rules.scale:
-            if is_active:
-                _scale(ends, values['factor'])
+            ends[0] = _times(ends[0], taken[0])
+            ends[1] = '0.0' if ends[1] == '0.0' else f'scaled({ends[1]}, {taken[0]})'
         elif function is rules.add_params:
-            if is_active:
-                ends[1] = ends[1] + values['weight']
-        elif function is rules.add_to_params:
-            after[1] = after[1] + 1.0
+            ends[1] = taken[0] if ends[1] == '0.0' else f'{ends[1]} + {taken[0]}'
         else:
-            names = rules.coefficients(function)
-            taken = {name: values[name] for name in names}
             if ends is after:  # a factor between two rules: momentum multiplies its gradient coefficients by it
-                for name in ('take', 'gradient') if isinstance(after[0], Tensor) or after[0] != 1.0 else ():
-                    taken[name] = taken[name] * after[0]
-                after = ends = [1.0, 0.0]
+                factors = [after[0] if name in ('take', 'gradient') else '1.0' for name in names]
+                taken = list(map(_times, taken, factors))
+                after = ['1.0', '0.0']
             ends = after
-            own += taken.values()
+            own += taken
+    if onto_params:
+        after[1] = f'{after[1]} + 1.0'
     return [*before, *after, *own]
 
 
-def _scale(affine: list[Any], factor: Any) -> None:
-    affine[0] = affine[0] * factor
-    if isinstance(affine[1], Tensor) or affine[1]:
-        affine[1] = affine[1] * factor
+def _times(x: str, y: str) -> str:
+    return y if x == '1.0' else x if y == '1.0' else f'{x} * {y}'
+
+
+def _scaled(weight: Any, factor: Any) -> Any:
+    """``weight * factor``; the number zero stays zero."""
+    return weight * factor if isinstance(weight, Tensor) or weight else weight
+
+
+def coefficients(plan: Plan, partials: Sequence[functools.partial[Any]], active: Sequence[bool]) -> tuple[Any, ...]:
+    """The coefficients of one row: numbers and 0-d tensors, in the order of the kernel.
+
+    They are multiplied in double precision, so that leaves in double precision get exact products.  For several rows,
+    coefficients are vectors if those of the rules are.
+
+    Args:
+        plan: The plan for these rules.
+        partials: The rules with their own coefficients.
+        active: For each rule whether it applies; only affine rules may be skipped.
+    """
+    return plan.row(
+        [
+            {name: in_double(value) if applies else AFFINE[rule.func] for name, value in rule.keywords.items()}
+            for rule, applies in zip(partials, active)
+        ]
+    )
 
 
 def resolve(rows: Sequence[Sequence[Any]], like: Any) -> tuple[tuple[float, ...] | None, Tensor | None]:

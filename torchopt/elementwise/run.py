@@ -75,22 +75,30 @@ def run_steps(
         RuntimeError: If a step requires the native engine, and the engine cannot run.
     """
     leaves, spec = flatten(updates)
-    moments = [flatten_up_to(spec, m, name='state', like='updates') for p in passes for m in p.moments]
+    partials: list[Any] = []
+    active: list[Any] = []
+    trees: list[Any] = []
+    reads_params, per_leaf, native = onto_params, False, True
+    for rule, moments, _, reads, where, wish in passes:
+        partials.append(rule)
+        trees += moments
+        active.append(None if where is None else _flags(where(params), updates, spec))
+        reads_params = reads_params or reads
+        per_leaf = per_leaf or type(rule) is PerLeafRule
+        native = native and wish is not False
+    columns = [flatten_up_to(spec, m, name='state', like='updates') for m in trees]
     p = None
-    if onto_params or any(step.reads_params for step in passes):
+    if reads_params:
         p = flatten_up_to(spec, params, name='params', like='updates')
         if not (inplace or onto_params) and torch.is_grad_enabled():
-            p = _constants_in_plain_training(passes, leaves, moments, p)
-    active = [None if step.where is None else _flags(step.where(params), updates, spec) for step in passes]
-    per_leaf = any(isinstance(step.rule, PerLeafRule) for step in passes)
+            p = _constants_in_plain_training(passes, leaves, columns, p)
     rows = _rows(passes, active, updates, leaves, spec) if per_leaf else None
-    if any(step.native is False for step in passes):
+    if not native:
         moved: Any = dispatch.Unsupported('the native engine was switched off for it')
-    elif rows is None and all(g is not None for g in leaves):  # `None in leaves` would compare tensors by elements
-        partials: list[Any] = [step.rule for step in passes]
-        moved = dispatch.step(partials, active, leaves, moments, p, inplace=inplace, onto_params=onto_params)
+    elif rows is None and type(None) not in list(map(type, leaves)):  # `None in leaves` compares tensors by elements
+        moved = dispatch.step(partials, active, leaves, columns, p, inplace=inplace, onto_params=onto_params)
     else:
-        moved = _run_native(passes, active, rows, leaves, moments, p, inplace, onto_params)
+        moved = _run_native(passes, active, rows, leaves, columns, p, inplace, onto_params)
     if isinstance(moved, dispatch.Unsupported):
         if any(step.native for step in passes) and not is_tracing():
             raise RuntimeError(
@@ -100,16 +108,21 @@ def run_steps(
         if params is not None and (inplace or onto_params):
             check_updates(updates, params, inplace=inplace and onto_params)
         if inplace:
-            check_writable([x for column in moments for x in column])
+            check_writable([x for column in columns for x in column])
         if onto_params and not inplace and p is not None:
             p = [x if g is None or g.requires_grad else as_non_leaf(x) for x, g in zip(p, leaves)]
-        check_columns(updates, leaves, [*moments, *([] if p is None else [p])], len(moments))
-        moved = _run_torch(passes, active, rows, leaves, moments, p, inplace)
+        check_columns(updates, leaves, [*columns, *([] if p is None else [p])], len(columns))
+        moved = _run_torch(passes, active, rows, leaves, columns, p, inplace)
         if onto_params and p is not None:
             moved[0] = [add_to_leaf(x, u, inplace=inplace) for x, u in zip(p, moved[0])]
-    first, *rest = (unflatten(spec, column) for column in moved)
-    supply = iter(rest)
-    return first, tuple(step.make_state(*[next(supply) for _ in step.moments]) for step in passes)
+    # A column that was written to in place is the same list, and its tree has the same leaves.
+    olds = zip([params, *trees], [p, *columns], moved)
+    first, *rest = [old if new is column else unflatten(spec, new) for old, column, new in olds]
+    states = []
+    for _, moments, make_state, *_ in passes:
+        states.append(make_state(*rest[: len(moments)]))
+        rest = rest[len(moments) :]
+    return first, tuple(states)
 
 
 def _constants_in_plain_training(

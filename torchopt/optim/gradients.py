@@ -47,7 +47,7 @@ def differentiable_gradients(loss: Any, params: Any, *, create_graph: bool = Tru
     trainable = chosen.selected
     _check_any(trainable)
     found = torch.autograd.grad(loss, trainable, create_graph=create_graph, allow_unused=True)
-    if any(is_storage_freed(p) for p in trainable):
+    if is_storage_freed(trainable):
         raise RuntimeError(
             'params are the gathered parameters of a module under FSDP, whose memory the backward pass has released. '
             'Train such a module with torchopt.Optimizer, or take functional steps on its DTensors.'

@@ -268,7 +268,7 @@ def _at_parameters(closure: Callable[[], Tensor], groups: list[Slots]) -> Callab
 
 
 def _parameters(slots: Slots) -> OrderedDict[str, Any]:
-    return OrderedDict((name, _held(places)) for name, places in slots.items())
+    return OrderedDict([(name, container[key]) for name, ((container, key), *_) in slots.items()])
 
 
 class MetaSGD(

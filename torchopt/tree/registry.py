@@ -102,7 +102,7 @@ def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> tuple[li
         >>> torchopt.tree.flatten({'w': 1, 'b': None})[0]
         [None, 1]
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():
         boxes, spec = optree.tree_flatten(_box(tree, is_leaf), none_is_leaf=True)
         return [box.content for box in boxes], spec
     return optree.tree_flatten(tree, is_leaf, none_is_leaf=True)
@@ -117,7 +117,7 @@ def unflatten(spec: TreeSpec, leaves: Iterable[Any]) -> Any:
         >>> torchopt.tree.unflatten(spec, [10 * x for x in xs])
         {'b': 20, 'w': 10}
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():
         return _unbox(optree.tree_unflatten(spec, [_Box(x) for x in leaves]))
     return optree.tree_unflatten(spec, leaves)
 
@@ -163,7 +163,7 @@ def flatten_with_path(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -
         >>> torchopt.tree.flatten_with_path({'layer': [1, 2]})
         [("['layer'][0]", 1), ("['layer'][1]", 2)]
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():
         accessors, boxes, _ = optree.tree_flatten_with_accessor(_box(tree, is_leaf), none_is_leaf=True)
         found = [box.content for box in boxes]
     else:
@@ -190,7 +190,7 @@ def flatten_up_to(spec: TreeSpec, tree: Any, *, name: str, like: str, remedy: st
     Raises:
         ValueError: If the trees differ; the message names the path of the first difference.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():
         return [_unbox(x) for x in spec.flatten_up_to(_box(tree))]
     try:
         return spec.flatten_up_to(tree)
