@@ -468,7 +468,7 @@ def test_a_module_without_a_public_list_fails(tmp_path: Path) -> None:
         ('"""A module."""\n', 'the first line is not'),
         (f'\n# {SPDX}\n"""A module."""\n', 'the first line is not'),
         (f'# {SPDX}\nx = 1\n', 'no module docstring'),
-        (HEAD + 'x = 1\n' * 599, '501 lines, more than 500'),
+        (HEAD + 'x = 1\n' * 499, '501 lines, more than 500'),
     ],
 )
 def test_bad_files_fail(tmp_path: Path, text: str, message: str) -> None:

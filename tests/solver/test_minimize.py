@@ -283,3 +283,30 @@ def test_memory_of_a_state_lies_where_jaxopt_puts_it() -> None:
     torch.testing.assert_close(state.s_history[4 % 3], points[2] - points[1])
     torch.testing.assert_close(state.s_history[3 % 3], points[1] - points[0])
     torch.testing.assert_close(1.0 / state.rho_history, (state.s_history * state.y_history).sum(1))
+
+
+def well(x: torch.Tensor) -> torch.Tensor:
+    """A well in a plain: far from its minimum at 0, it bends downward in all directions of descent."""
+    return 1.0 - torch.exp(-0.5 * (x * x).sum())
+
+
+@pytest.mark.parametrize('name', ['LBFGS', 'BFGS', 'LBFGSB'])
+@pytest.mark.parametrize('way', ['run', 'batch', 'unrolled'])
+def test_steps_grow_where_the_objective_bends_downward(name: str, way: str) -> None:
+    """Before, such steps taught nothing, and their length stayed bounded by that of the gradient, here 1e-3."""
+    solver: Any = getattr(torchopt, name)(well, tol=1e-6, maxiter=40, implicit_diff=way != 'unrolled')
+    start = torch.tensor([2.4, -3.2], dtype=torch.float64)
+    bounds = (None,) if name == 'LBFGSB' else ()
+    if way == 'batch':
+        params, state = torch.vmap(lambda x: solver.run(x, *bounds))(torch.stack([start, 0.9 * start]))
+    else:
+        params, state = solver.run(start.requires_grad_(way == 'unrolled'), *bounds)
+    assert params.abs().max() < 1e-5
+    assert (state.status == int(Status.CONVERGED)).all()
+
+
+def test_jaxopt_creeps_where_the_objective_bends_downward() -> None:
+    params, state = jaxopt.LBFGS(lambda x: 1.0 - jax.numpy.exp(-0.5 * (x * x).sum()), tol=1e-6, maxiter=40).run(
+        np.array([2.4, -3.2])
+    )
+    assert abs(params).max() > 1.0 and state.error > 1e-6
