@@ -15,6 +15,7 @@ import torch
 
 import torchopt
 from torchopt.solver import Status
+from torchopt.solver.compact import Rows, Window
 
 jax.config.update('jax_enable_x64', True)
 
@@ -310,3 +311,19 @@ def test_jaxopt_creeps_where_the_objective_bends_downward() -> None:
         np.array([2.4, -3.2])
     )
     assert abs(params).max() > 1.0 and state.error > 1e-6
+
+
+def test_memory_in_place_is_that_of_tensors() -> None:
+    """The window moves down with dropped pairs too, and comes back to the top with fewer of them than there is room."""
+    generator = np.random.default_rng(0)
+    x, g = generator.normal(size=4), generator.normal(size=4)
+    window, rows = Window(g, 3, True), Rows.empty(torch.from_numpy(g), 3, True)
+    for step in range(60):
+        new_x, new_g = generator.normal(size=4), generator.normal(size=4)
+        if step % 5:
+            new_g = g + (new_x - x) * np.arange(1.0, 5.0)
+        window = window.remember((x, new_x), (g, new_g))
+        pairs = [(torch.from_numpy(old), torch.from_numpy(new)) for old, new in ((x, new_x), (g, new_g))]
+        rows = rows.remember(*pairs)
+        x, g = new_x, new_g
+        assert rows.product(torch.from_numpy(g)).numpy() == pytest.approx(window.product(g), rel=1e-8)

@@ -218,8 +218,8 @@ class Window:
         """Add a pair in place, if it has positive curvature; otherwise drop one."""
         if not self.size:
             return self
-        if self.first == self.size:
-            self.table[: 2 * self.size] = self._window()
+        if self.first >= self.size:
+            self.table[: 2 * self.count] = self._window()
             self.first = 0
         begin, end = 2 * self.first, 2 * (self.first + self.count)
         newest = self.table[end : end + 3]
