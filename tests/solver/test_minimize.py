@@ -327,3 +327,13 @@ def test_memory_in_place_is_that_of_tensors() -> None:
         rows = rows.remember(*pairs)
         x, g = new_x, new_g
         assert rows.product(torch.from_numpy(g)).numpy() == pytest.approx(window.product(g), rel=1e-8)
+
+
+def test_a_callback_sees_each_step_once() -> None:
+    """Steps that are made again in a backward pass are not reported again."""
+    seen: list[int] = []
+    options: Any = {'implicit_diff': False, 'unroll': 'checkpoint', 'callback': lambda x, state: seen.append(1)}
+    penalty = PENALTY.clone().requires_grad_()
+    params, state = torchopt.LBFGS(ridge, tol=1e-8, **options).run(START, penalty, X, Y)
+    torch.autograd.grad(params.sum(), penalty)
+    assert len(seen) == int(state.iter_num)

@@ -116,13 +116,14 @@ class Capture(Replace):
         """The tensors from outside that carry a derivative or a batch, by their ids; to be read after the run.
 
         Results of transforms that end inside, which modes do not see arise, look like tensors from outside.  They are
-        gone when the function has returned, unless something else holds them.
+        gone when the function has returned, unless something else holds them, such as the result or its graph.  On a
+        CPU, where a backward pass does not change the thread, the number of their node tells them apart.
         """
         young = ((i, reference()) for i, reference in self._young.items())
-        return self._old | {i: x for i, x in young if x is not None}
+        return self._old | {i: x for i, x in young if x is not None and not (x.is_cpu and self.is_younger(x))}
 
     def _capture(self, x: Tensor) -> None:
-        if x.grad_fn is not None and x.grad_fn._sequence_nr() < self.start:
+        if x.grad_fn is not None and not self.is_younger(x):
             self._old[id(x)] = x
         else:
             self._young[id(x)] = weakref.ref(x)
@@ -144,12 +145,16 @@ class Capture(Replace):
             return _functorch.maybe_get_level(x) <= self.depth
         return not self._descends_from_arguments(x)
 
+    def is_younger(self, x: Tensor) -> bool:
+        """Whether a tensor has a graph whose last node was made in the run, or in another thread."""
+        return x.grad_fn is not None and x.grad_fn._sequence_nr() >= self.start
+
     def _descends_from_arguments(self, x: Tensor) -> bool:
         """Whether a tensor is the result of an autograd Function inside, which modes do not intercept.
 
         The sequence numbers of nodes increase in each thread, so they identify most tensors from outside.
         """
-        if x.grad_fn is None or x.grad_fn._sequence_nr() < self.start:
+        if not self.is_younger(x):
             return False
         mine = {id(y) for y in self.inside}
         return any(id(leaf) in mine for leaf in leaves_of([x]))
