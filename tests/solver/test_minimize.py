@@ -15,6 +15,7 @@ import torch
 
 import torchopt
 from torchopt.solver import Status
+from torchopt.solver.compact import Rows, Window
 
 jax.config.update('jax_enable_x64', True)
 
@@ -283,3 +284,56 @@ def test_memory_of_a_state_lies_where_jaxopt_puts_it() -> None:
     torch.testing.assert_close(state.s_history[4 % 3], points[2] - points[1])
     torch.testing.assert_close(state.s_history[3 % 3], points[1] - points[0])
     torch.testing.assert_close(1.0 / state.rho_history, (state.s_history * state.y_history).sum(1))
+
+
+def well(x: torch.Tensor) -> torch.Tensor:
+    """A well in a plain: far from its minimum at 0, it bends downward in all directions of descent."""
+    return 1.0 - torch.exp(-0.5 * (x * x).sum())
+
+
+@pytest.mark.parametrize('name', ['LBFGS', 'BFGS', 'LBFGSB'])
+@pytest.mark.parametrize('way', ['run', 'batch', 'unrolled'])
+def test_steps_grow_where_the_objective_bends_downward(name: str, way: str) -> None:
+    """Before, such steps taught nothing, and their length stayed bounded by that of the gradient, here 1e-3."""
+    solver: Any = getattr(torchopt, name)(well, tol=1e-6, maxiter=40, implicit_diff=way != 'unrolled')
+    start = torch.tensor([2.4, -3.2], dtype=torch.float64)
+    bounds = (None,) if name == 'LBFGSB' else ()
+    if way == 'batch':
+        params, state = torch.vmap(lambda x: solver.run(x, *bounds))(torch.stack([start, 0.9 * start]))
+    else:
+        params, state = solver.run(start.requires_grad_(way == 'unrolled'), *bounds)
+    assert params.abs().max() < 1e-5
+    assert (state.status == int(Status.CONVERGED)).all()
+
+
+def test_jaxopt_creeps_where_the_objective_bends_downward() -> None:
+    params, state = jaxopt.LBFGS(lambda x: 1.0 - jax.numpy.exp(-0.5 * (x * x).sum()), tol=1e-6, maxiter=40).run(
+        np.array([2.4, -3.2])
+    )
+    assert abs(params).max() > 1.0 and state.error > 1e-6
+
+
+def test_memory_in_place_is_that_of_tensors() -> None:
+    """The window moves down with dropped pairs too, and comes back to the top with fewer of them than there is room."""
+    generator = np.random.default_rng(0)
+    x, g = generator.normal(size=4), generator.normal(size=4)
+    window, rows = Window(g, 3, True), Rows.empty(torch.from_numpy(g), 3, True)
+    for step in range(60):
+        new_x, new_g = generator.normal(size=4), generator.normal(size=4)
+        if step % 5:
+            new_g = g + (new_x - x) * np.arange(1.0, 5.0)
+        window = window.remember((x, new_x), (g, new_g))
+        pairs = [(torch.from_numpy(old), torch.from_numpy(new)) for old, new in ((x, new_x), (g, new_g))]
+        rows = rows.remember(*pairs)
+        x, g = new_x, new_g
+        assert rows.product(torch.from_numpy(g)).numpy() == pytest.approx(window.product(g), rel=1e-8)
+
+
+def test_a_callback_sees_each_step_once() -> None:
+    """Steps that are made again in a backward pass are not reported again."""
+    seen: list[int] = []
+    options: Any = {'implicit_diff': False, 'unroll': 'checkpoint', 'callback': lambda x, state: seen.append(1)}
+    penalty = PENALTY.clone().requires_grad_()
+    params, state = torchopt.LBFGS(ridge, tol=1e-8, **options).run(START, penalty, X, Y)
+    torch.autograd.grad(params.sum(), penalty)
+    assert len(seen) == int(state.iter_num)

@@ -13,6 +13,7 @@ from torch._C import _functorch
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from torchopt.autodiff.tape import Leaves
+from torchopt.graphs import leaves_of
 from torchopt.numerics import beneath, has_tangent, in_transform, without_ended
 
 __all__ = [
@@ -76,6 +77,7 @@ class Capture(Replace):
 
     def __init__(self, inside: Leaves, replacement: dict[int, Tensor] | None = None) -> None:
         super().__init__(replacement or {})
+        self.inside = inside
         # Weak references, since keeping all results alive would need far more memory.
         self.made = {id(x): weakref.ref(x) for x in inside}
         self._old: dict[int, Tensor] = {}
@@ -131,7 +133,7 @@ class Capture(Replace):
         return self._old | {i: x for i, x in young if x is not None}
 
     def _capture(self, x: Tensor) -> None:
-        if x.grad_fn is not None and x.grad_fn._sequence_nr() < self.start:
+        if x.grad_fn is not None and not self._is_younger(x):
             self._old[id(x)] = x
         else:
             self._young[id(x)] = weakref.ref(x)
@@ -151,9 +153,20 @@ class Capture(Replace):
         x = without_ended(replacement_of(x))
         if _functorch.is_functorch_wrapped_tensor(x):
             return _functorch.maybe_get_level(x) <= self.depth
-        # The sequence numbers of nodes increase in each thread.  A later node is that of a result from inside, such as
-        # that of an autograd Function or a transform of torch.func, which modes do not intercept.
-        return x.grad_fn is None or x.grad_fn._sequence_nr() < self.start
+        return not (self._is_younger(x) and (x.is_cpu or self._descends_from_arguments(x)))
+
+    def _is_younger(self, x: Tensor) -> bool:
+        """Whether the node of a tensor was created in the run, or in another thread.
+
+        The sequence numbers of nodes increase in each thread.  A later node is that of a result from inside, such as
+        that of an autograd Function or a transform of torch.func, which modes do not intercept.  The nodes of a
+        backward pass on a device are created in its own thread.
+        """
+        return x.grad_fn is not None and x.grad_fn._sequence_nr() >= self.start
+
+    def _descends_from_arguments(self, x: Tensor) -> bool:
+        mine = {id(y) for y in self.inside}
+        return any(id(leaf) in mine for leaf in leaves_of([x]))
 
 
 def replacement_of(x: Tensor) -> Tensor:

@@ -264,6 +264,7 @@ class _Report:
         self.count = 0
         self.bar: Any = None
         self.wanted = bool(solver.verbose) or solver.callback is not None
+        self.closed = False
 
     def __enter__(self) -> _Report:
         if self.solver.verbose == 'bar':
@@ -275,10 +276,13 @@ class _Report:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.closed = True
         if self.bar is not None:
             self.bar.close()
 
     def __call__(self, step: OptStep) -> None:
+        if self.closed:  # the step is made again, for a derivative
+            return
         self.count += 1
         if self.solver.callback is not None:
             self.solver.callback(*step)

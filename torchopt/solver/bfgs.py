@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchopt import tree
 from torchopt.scalars import pick, where
-from torchopt.solver.compact import Pair, is_curved
+from torchopt.solver.compact import GROWTH, Pair, is_curved
 from torchopt.solver.descent import DescentSolver, Problem, Work
 from torchopt.solver.linesearch import LineSearch
 from torchopt.solver.objective import Vectors
@@ -71,7 +71,7 @@ class BFGS(DescentSolver[_Inverse]):
     with :math:`s_k = w_{k+1} - w_k`, :math:`y_k = \nabla f(w_{k+1}) - \nabla f(w_k)` and
     :math:`\rho_k = 1 / \langle s_k, y_k \rangle`.  :math:`H_k` has as many rows as there are parameters.  Before the
     first update, the identity is scaled by :math:`\langle s, y \rangle / \lVert y \rVert^2`; a pair without positive
-    curvature is skipped.
+    curvature is skipped, and the matrix grows instead.
 
     The arguments are those of :class:`LBFGS`, without ``stop_if_linesearch_fails``, ``history_size`` and ``use_gamma``.
 
@@ -114,7 +114,7 @@ class BFGS(DescentSolver[_Inverse]):
         matrix = memory.matrix * where(memory.is_identity, 1.0 / (rho * yy), 1.0)
         by_y = matrix @ y
         new = torch.addr(matrix, s, (rho + rho * rho * (y @ by_y)) * s - rho * by_y) - torch.outer(rho * by_y, s)
-        return _Inverse(pick(curved, new, memory.matrix), where(curved, False, memory.is_identity))
+        return _Inverse(pick(curved, new, GROWTH * memory.matrix), False)
 
     def _is_empty(self, memory: _Inverse) -> Any:
         return memory.is_identity

@@ -27,8 +27,10 @@ from torch import Tensor
 
 from torchopt.scalars import where
 
-__all__ = ['Memory', 'Pair', 'Rows', 'Window', 'is_curved']
+__all__ = ['GROWTH', 'Memory', 'Pair', 'Rows', 'Window', 'is_curved']
 
+GROWTH = 4.0
+"""The factor of the scale of the inverse Hessian after a step without positive curvature."""
 
 Pair = tuple[Tensor, Tensor]
 """A vector before a step, and after it."""
@@ -42,7 +44,11 @@ class Memory(Protocol):
         """Whether there are no pairs, so that the inverse Hessian is the identity."""
 
     def remember(self, x: Pair, gradient: Pair) -> Memory:
-        """Add the differences of parameters and gradients before and after a step, if they have positive curvature."""
+        """Add the differences of parameters and gradients before and after a step, if they have positive curvature.
+
+        Otherwise the objective bends downward along the step, and its minimum is farther away than the memory says: the
+        oldest pair is dropped, and the scale grows.
+        """
 
     def product(self, gradient: Tensor) -> Tensor:
         """The inverse Hessian times the gradient."""
@@ -110,16 +116,20 @@ class Rows(NamedTuple):
         return self
 
     def remember(self, x: Pair, gradient: Pair) -> Rows:
-        """The memory with one more pair, if that has positive curvature."""
+        """The memory with one more pair, if that has positive curvature; otherwise with one less."""
         if not len(self.weights):
             return self
         s, y = x[1] - x[0], gradient[1] - gradient[0]
         product, ss, yy = s @ y, s @ s, y @ y
         curved = is_curved(product, ss, yy, s.dtype)
         weight, gamma = 1.0 / where(curved, product, 1.0), where(curved, product, 1.0) / where(curved, yy, 1.0)
-        new = (torch.cat([old[1:], row[None]]) for old, row in zip(self[:3], (s, y, weight)))
-        kept = [torch.where(curved, x, old) for x, old in zip(new, self[:3])]
-        return Rows(kept[0], kept[1], kept[2], where(curved, gamma, self.gamma) if self.scaled else 1.0, self.scaled)
+        more = [torch.cat([old[1:], row[None]]) for old, row in zip(self[:3], (s, y, weight))]
+        present = self.weights != 0
+        newer = present & (present.cumsum(0) > 1)
+        less = [torch.where(newer[:, None] if old.dim() == 2 else newer, old, 0.0) for old in self[:3]]
+        kept = [torch.where(curved, x, old) for x, old in zip(more, less)]
+        gamma = where(curved, gamma, GROWTH * self.gamma) if self.scaled else 1.0
+        return Rows(kept[0], kept[1], kept[2], gamma, self.scaled)
 
     def product(self, gradient: Tensor) -> Tensor:
         """The inverse Hessian times the gradient."""
@@ -205,11 +215,11 @@ class Window:
         return self.table[2 * self.first : 2 * (self.first + self.count)]
 
     def remember(self, x: tuple[Any, Any], gradient: tuple[Any, Any]) -> Window:
-        """Add a pair in place, if it has positive curvature."""
+        """Add a pair in place, if it has positive curvature; otherwise drop one."""
         if not self.size:
             return self
-        if self.first == self.size:
-            self.table[: 2 * self.size] = self._window()
+        if self.first >= self.size:
+            self.table[: 2 * self.count] = self._window()
             self.first = 0
         begin, end = 2 * self.first, 2 * (self.first + self.count)
         newest = self.table[end : end + 3]
@@ -221,7 +231,12 @@ class Window:
         of_s, of_y = inner[::2], inner[1::2]
         product, square = float(inner[-1, 0]), float(inner[-1, 1])
         if not _is_curved(product, float(inner[-2, 0]), square, *self.limits):
-            self.sg, self.yg = of_s[:-1, 2], of_y[:-1, 2]
+            drop = int(self.count > 0)
+            self.first, self.count = self.first + drop, self.count - drop
+            self.inverse, self.yy, self.d = self.inverse[drop:, drop:], self.yy[drop:, drop:], self.d[drop:]
+            self.sg, self.yg = of_s[drop:-1, 2], of_y[drop:-1, 2]
+            if self.scaled:
+                self.gamma *= GROWTH
             return self
         drop = int(self.count == self.size)
         self.first, self.count = self.first + drop, self.count + 1 - drop
@@ -241,7 +256,7 @@ class Window:
     def product(self, gradient: Any) -> Any:
         """The inverse Hessian times the gradient that was given with the last pair."""
         if not self.count:
-            return gradient
+            return gradient if self.gamma == 1.0 else self.gamma * gradient
         u, w = coefficients(self.inverse, self.d, self.yy, self.sg, self.yg, self.gamma)
         weights = np.empty((self.count, 2))
         weights[:, 0], weights[:, 1] = w, -self.gamma * u

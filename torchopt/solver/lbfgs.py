@@ -82,8 +82,9 @@ class LBFGS(DescentSolver[Memory]):
     .. math:: w_{k+1} = w_k - \eta_k H_k \nabla f(w_k)
 
     The inverse Hessian :math:`H_k` comes from the differences of parameters and gradients of the last steps; see
-    :mod:`torchopt.solver.compact`.  A pair without positive curvature is skipped.  Where a line search fails, the
-    memory is cleared; the run ends with ``Status.STALLED`` if the steepest descent fails too.
+    :mod:`torchopt.solver.compact`.  A pair without positive curvature is skipped; then the oldest pair is dropped too,
+    and the scale grows.  Where a line search fails, the memory is cleared; the run ends with ``Status.STALLED`` if the
+    steepest descent fails too.
 
     Args:
         fun: The objective, ``fun(params, *args, **kwargs)``.

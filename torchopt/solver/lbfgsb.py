@@ -220,7 +220,8 @@ class LBFGSB(DescentSolver[_Pairs]):
 
     def _remember(self, memory: _Pairs, x: Pair, gradient: Pair, direction: Tensor) -> _Pairs:
         rows = memory.rows.remember(x, gradient)
-        grew = (rows.weights[-1] != memory.rows.weights[-1]) | (rows.s[-1] != memory.rows.s[-1]).any()
+        changed = (rows.weights[-1] != memory.rows.weights[-1]) | (rows.s[-1] != memory.rows.s[-1]).any()
+        grew = (rows.weights[-1] != 0) & changed
         return _Pairs(rows, memory.count + where(grew, 1, 0))
 
     def _is_empty(self, memory: _Pairs) -> Any:
