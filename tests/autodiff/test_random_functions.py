@@ -84,6 +84,14 @@ def repeat(steps: int, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
     return x
 
 
+def mapped(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    # An operation after f, since a mode does not intercept what vmap does with a tensor that its function returns.  The
+    # result depends on c, since otherwise torch refuses to change it in place.
+    rows = torch.vmap(lambda c: (f(c) * c).cos())(torch.stack([x, x.sin()]))
+    rows += 1.0
+    return rows.sum(0)
+
+
 def product(pair: tuple[Tensor, Tensor]) -> Tensor:
     return pair[0] * pair[1]
 
@@ -96,8 +104,7 @@ PLAIN: dict[str, Callable[..., Tensor]] = {
     'jvp': lambda _, x, f: func.jvp(f, (x,), (x.cos(),))[1],
     'scan': lambda option, x, f: repeat(option[0], x, f),
     'fori_loop': repeat,
-    # An operation after the body, since a mode does not intercept what vmap does with a tensor that it returns.
-    'vmap': lambda _, x, f: torch.vmap(lambda c: f(c).cos())(torch.stack([x, x.sin()])).sum(0),
+    'vmap': lambda _, x, f: mapped(f, x),
     'cond': lambda _, x, f, g: torch.where(x.sum() > 0.1, f(x), g(x)),
 }
 RECOMPUTING: dict[str, Callable[..., Tensor]] = {

@@ -79,7 +79,7 @@ class Call(Pure):
         self.surroundings.keep_changed(seen.statistics)
         mine = {id(x) for x in inside}
         self.captured = [x for i, x in seen.captured.items() if i not in mine]
-        self._note_constants(seen)
+        self.seen: Capture | None = seen
         if not in_transform():
             ends = [*inside, *map(replacement_of, self.captured)]
             known = set(map(id, ends))
@@ -94,9 +94,14 @@ class Call(Pure):
         rest = iter(outputs)
         return tree.unflatten(self.result_spec, [next(rest) if isinstance(x, _Hole) else x for x in self.result])
 
-    def note_value(self, outputs: Leaves) -> None:
-        """Store two sums over the outputs, to compare later runs with them."""
-        self.sums = _sums(outputs)
+    def settle(self, outputs: Leaves) -> None:
+        """Record what later runs are compared with: the constants, and sums over these outputs without a graph.
+
+        To be called when the graph of the first run is gone, and with it the results of transforms that ended inside,
+        which look like constants.
+        """
+        self._note_constants()
+        self.sums = _sums(outputs) if outputs else None
 
     def __call__(self, *x: Tensor) -> Leaves:
         """Run the function again with the recorded inputs."""
@@ -132,7 +137,9 @@ class Call(Pure):
         self.result = [_HOLE if isinstance(y, Tensor) else y for y in found]
         return [y for y in found if isinstance(y, Tensor)]
 
-    def _note_constants(self, seen: Capture) -> None:
+    def _note_constants(self) -> None:
+        assert self.seen is not None
+        seen, self.seen = self.seen, None
         for reference, version in seen.constants.values():
             x = reference()
             if x is None or self.surroundings.owns(x):
@@ -205,7 +212,7 @@ def recomputed(fun: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str
         inside = [t.detach().requires_grad_(t.requires_grad) for t in x]
         with own_hooks():
             outputs = [y.detach() for y in call.first(inside)]
-        call.note_value(outputs)
+        call.settle(outputs)
     else:
         outputs = None
         _explore(call, x)
@@ -253,7 +260,8 @@ def recomputed_gradient(
                 found = torch.autograd.grad(value, list(ends.values()), allow_unused=True)
         used = [i for i, g in zip(ends, found) if g is not None]
         results = [value.detach(), *(y.detach() for y in aux)]
-        call.note_value(results)
+        del value, aux
+        call.settle(results)
         known = [*(g for g in found if g is not None), *results]
     else:
         _explore(call, x)
@@ -303,6 +311,7 @@ def _explore(call: Call, x: Leaves) -> None:
     with torch.no_grad() if in_transform() else contextlib.nullcontext():
         # Of other identity, since a function that closes over its argument itself depends on it in two ways.
         call.first([t.view_as(t) for t in x])
+        call.settle([])
 
 
 def _with_node(call: Call, fun: Pure, x: Leaves, known: Leaves | None) -> Leaves:
