@@ -40,9 +40,20 @@ class Pure(abc.ABC):
         """The function ``(*x, *cotangents) -> cotangents of x[wanted]``, for cotangents of the outputs ``given``."""
         return _Vjp(self, arity, wanted, given)
 
+    def jvp(self, arity: int, moving: list[int], outputs: list[int]) -> Pure:
+        """The function ``(*x, *tangents of x[moving]) -> tangents of the outputs``."""
+        return _Jvp(self, arity, moving, outputs)
+
     def batched(self, dims: Sequence[int | None], randomness: str) -> Pure:
         """The function mapped over dimensions of its arguments."""
         return _Batched(self, dims, randomness)
+
+    is_uniform = False
+    """Whether missing cotangents and tangents are replaced by zeros, so that fewer derived functions are needed."""
+
+    def also(self, indices: Sequence[int]) -> list[int]:
+        """The arguments to differentiate with respect to, given those that need it."""
+        return list(indices)
 
     @property
     def unshared(self) -> Sequence[int]:
@@ -234,6 +245,7 @@ class _Recomputed(torch.autograd.Function):
         ctx.inexact = [j for j, y in enumerate(output) if is_inexact(y)]
         ctx.outputs = len(output)
         ctx.mark_non_differentiable(*(y for y in output if not is_inexact(y)))
+        ctx.zeros = [(y.shape, y.dtype, y.device) for y in output] if ctx.fun.is_uniform else []
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -244,20 +256,25 @@ class _Recomputed(torch.autograd.Function):
             # Python cannot collect such a cycle.
             ctx.fun = None
         result: list[Any] = [None] * len(ctx.needs_input_grad)
-        wanted = [i for i, t in enumerate(x) if ctx.needs_input_grad[i + 2] and is_inexact(t)]
-        given = [j for j, u in enumerate(bar) if u is not None]
-        if wanted and given:
+        needed = [i for i, t in enumerate(x) if ctx.needs_input_grad[i + 2] and is_inexact(t)]
+        given = [j for j in ctx.inexact if bar[j] is not None]
+        if needed and given:
+            if fun.is_uniform:
+                given, bar = ctx.inexact, tuple(map(_or_zeros, bar, ctx.zeros))
+            wanted = [i for i in fun.also(needed) if is_inexact(x[i])]
             found = apply_pure(fun.vjp(len(x), wanted, given), *x, *[bar[j] for j in given])
             for i, t in zip(wanted, found):
-                result[i + 2] = t
+                result[i + 2] = t if ctx.needs_input_grad[i + 2] else None
         return tuple(result)
 
     @staticmethod
     def jvp(ctx: Any, _: None, __: None, *dots: Tensor | None) -> tuple[Any, ...]:
         with forward_mode(ctx) as x:
-            moving = [i for i, t in enumerate(dots) if t is not None]
-            derived = _Jvp(ctx.fun, len(x), moving, ctx.inexact)
-            found = dict(zip(ctx.inexact, apply_pure(derived, *x, *[dots[i] for i in moving])))
+            given = [i for i, t in enumerate(dots) if t is not None]
+            moving = [i for i in ctx.fun.also(given) if is_inexact(x[i])]
+            tangents = [torch.zeros_like(x[i]) if dots[i] is None else dots[i] for i in moving]
+            derived = ctx.fun.jvp(len(x), moving, ctx.inexact)
+            found = dict(zip(ctx.inexact, apply_pure(derived, *x, *tangents)))
         return tuple(found.get(j) for j in range(ctx.outputs))
 
     @staticmethod
@@ -271,6 +288,10 @@ class _Recomputed(torch.autograd.Function):
             moved.append(t if d is None else t.movedim(d, 0))
         found = apply_pure(fun.batched(dims, info.randomness), *moved)
         return found, (0,) * len(found)
+
+
+def _or_zeros(x: Tensor | None, like: tuple[torch.Size, torch.dtype, torch.device]) -> Tensor:
+    return torch.zeros(like[0], dtype=like[1], device=like[2]) if x is None else x
 
 
 def _without_graph(x: Tensor) -> Tensor:

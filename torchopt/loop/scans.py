@@ -26,6 +26,7 @@ def scan(
     *,
     checkpoint: int | bool | Literal['auto'] | None = None,
     truncate: int | None = None,
+    compile: bool | autodiff.Backend = False,
 ) -> tuple[Any, Any]:
     r"""Carry a value through a sequence, and stack the outputs of all steps.
 
@@ -67,6 +68,8 @@ def scan(
     n = _steps(leaves, xs, length)
     segment = _segment(checkpoint, n)
     checks.integer('truncate', truncate, 1, optional=True)
+    if compile is not False:
+        f = autodiff.compiled(f, 'inductor' if compile is True else compile)
 
     def step(carry: Any, x: list[Any]) -> tuple[Any, Any]:
         pair = f(carry, tree.unflatten(spec, x))
