@@ -2,14 +2,15 @@
 """Functions of trees that ``torch.compile`` captures, and that are differentiable to every order.
 
 ``torch.compile`` finds the tensors that a function uses, and recognizes a function that it has seen: it compares the
-values of the Python variables, and the shapes, dtypes and devices of the tensors.  Its backend receives a graph and these
-tensors.  The one here makes the graph a :class:`StagedFunction` and computes nothing; the caller then runs this function
-as one autograd node, as often as necessary, without further comparisons.
+values of the Python variables, and the shapes, dtypes and devices of the tensors.  Its backend receives a graph and
+these tensors.  The one here makes the graph a :class:`StagedFunction` and computes nothing; the caller then runs this
+function as one autograd node, as often as necessary, without further comparisons.
 """
 
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -19,9 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
+from torch.overrides import _get_current_function_mode_stack
 
 from torchopt import tree
-from torchopt.autodiff.modes import first_sample
+from torchopt.autodiff.modes import Replace, first_sample
+from torchopt.autodiff.products import is_autograd_off
 from torchopt.autodiff.pure import apply_pure
 from torchopt.autodiff.staged import Compiler, StagedFunction
 from torchopt.autodiff.tape import Leaves
@@ -44,16 +47,16 @@ def compiled(fun: Callable[..., Any], backend: Backend) -> Callable[..., Any]:
     Returns:
         A function for arguments of the same structure, shapes and dtypes in each call.
     """
-    call: _Call | None = None
+    # A list, since a variable would be reset while an outer function is recomputed.
+    calls: list[_Call] = []
 
     def run(*args: Any) -> Any:
-        nonlocal call
-        if is_tracing():
+        if is_tracing() or is_autograd_off():
             return fun(*args)
         leaves, spec = tree.flatten(args)
-        if call is None:
-            call = _capture(fun, args, leaves, spec, _frontend(backend))
-        return call(leaves)
+        if not calls:
+            calls.append(_capture(fun, args, leaves, spec, _frontend(backend)))
+        return calls[0](leaves)
 
     return run
 
@@ -63,14 +66,14 @@ class _Call(NamedTuple):
 
     Attributes:
         fun: The function of tensors; None if it computes nothing.
-        inputs: Its arguments: indices of leaves, and tensors from outside.
-        outputs: The leaves of the result: numbers of outputs of ``fun``, and other objects.
+        inputs: Its arguments: places of leaves, and tensors from outside.
+        outputs: The leaves of the result: places, and other objects.
         others: The leaves of the arguments that are not tensors.
         spec: The structure of the result.
     """
 
     fun: StagedFunction | None
-    inputs: Sequence[int | Tensor]
+    inputs: Sequence[Any]
     outputs: Sequence[Any]
     others: list[Any]
     spec: Any
@@ -84,8 +87,8 @@ class _Call(NamedTuple):
             )
         y: Leaves = ()
         if self.fun is not None:
-            y = apply_pure(self.fun, *[leaves[i] if isinstance(i, int) else i for i in self.inputs])
-        return tree.unflatten(self.spec, [x.of(leaves, y) if isinstance(x, _Place) else x for x in self.outputs])
+            y = apply_pure(self.fun, *_filled(self.inputs, leaves, ()))
+        return tree.unflatten(self.spec, _filled(self.outputs, leaves, y))
 
 
 class _Place(NamedTuple):
@@ -94,125 +97,156 @@ class _Place(NamedTuple):
     is_output: bool
     index: int
 
-    def of(self, leaves: Sequence[Any], outputs: Leaves) -> Any:
-        return outputs[self.index] if self.is_output else leaves[self.index]
+
+def _filled(places: Sequence[Any], leaves: Sequence[Any], outputs: Leaves) -> list[Any]:
+    return [(outputs if x.is_output else leaves)[x.index] if isinstance(x, _Place) else x for x in places]
 
 
 class _Capture:
     """What a run of the captured function has used and returned."""
-
-    current: _Capture | None = None
 
     def __init__(self) -> None:
         self.graph: _Graph | None = None
         self.used: list[Tensor] = []
         self.made: list[weakref.ref[Tensor]] = []
 
+    def run(self, captured: Callable[..., Any], args: Any) -> Any:
+        """Call the function, outside of all transforms; its result has placeholders instead of tensors."""
+        token = _CAPTURE.set(self)
+        try:
+            with temporarily_clear_interpreter_stack(), torch.enable_grad():
+                return captured(*args)
+        except Exception as error:
+            if not type(error).__module__.startswith('torch._dynamo'):
+                raise
+            reason = _HIDDEN if in_transform() else str(error).partition('\n\n')[0]
+            raise RuntimeError(f'{_FAILED} {reason}') from error
+        finally:
+            _CAPTURE.reset(token)
+
+
+_CAPTURE: contextvars.ContextVar[_Capture] = contextvars.ContextVar('_CAPTURE')
+
 
 class _Graph:
-    """A graph that ``torch.compile`` has captured; a call records its arguments."""
+    """A graph that ``torch.compile`` has captured; a call records its arguments.
+
+    Attributes:
+        is_stable: Whether a second run of the same function is known to have the same graph.
+    """
 
     def __init__(self, graph: torch.fx.GraphModule, compiler: Compiler) -> None:
         self.graph, self.compiler = graph, compiler
         self.outputs = len(graph.graph.find_nodes(op='output')[0].args[0])
-        self.functions: dict[tuple[int, ...], StagedFunction] = {}
+        self.functions: dict[Any, StagedFunction] = {}
+        self.is_stable = False
 
     def __call__(self, *args: Tensor) -> list[Tensor]:
-        capture = _Capture.current
-        assert capture is not None
-        # The results are placeholders: only their places in the result of the function matter.
+        capture = _CAPTURE.get()
         made = [torch.empty(0) for _ in range(self.outputs)]
         capture.graph, capture.used, capture.made = self, list(args), [weakref.ref(x) for x in made]
         return made
 
-    def function(self, carried: Sequence[int]) -> StagedFunction:
-        """The graph as a function, some of whose arguments are carried."""
-        key = tuple(carried)
+    def function(self, carried: tuple[int, ...], returned: tuple[int, ...]) -> StagedFunction:
+        """The graph as a function, some of whose arguments and outputs are carried."""
+        key = carried, returned
         if key not in self.functions:
-            self.functions[key] = StagedFunction(lambda *x: self.graph(*x), self.compiler, carried)
+            self.functions[key] = StagedFunction(self.graph.forward, self.compiler, carried, returned)
         return self.functions[key]
 
 
 @functools.lru_cache(maxsize=64)
 def _frontend(backend: Backend) -> Callable[..., _Graph]:
     """The backend for ``torch.compile`` that only captures; one object for each backend, since it is compared."""
+    from torch._dynamo import list_backends, lookup_backend  # takes long to import
 
-    def capture(graph: torch.fx.GraphModule, _: Sequence[Any]) -> _Graph:
-        from torch._dynamo import lookup_backend  # takes long to import
-
-        return _Graph(graph, lookup_backend(backend))
-
-    return capture
+    if isinstance(backend, str) and backend not in list_backends(exclude_tags=()):
+        raise ValueError(
+            f'Invalid compile: {backend!r}; expected True, or a backend of torch.compile: {list_backends()}.'
+        )
+    compiler = lookup_backend(backend)
+    return lambda graph, _: _Graph(graph, compiler)
 
 
 def _capture(fun: Callable[..., Any], args: Any, leaves: Sequence[Any], spec: Any, frontend: Any) -> _Call:
+    """Let ``torch.compile`` capture a function, or recognize it."""
     _check_leaves(leaves)
-    carried = len(tree.leaves(args[0]))
+    _check_autocast(leaves)
     original: dict[int, Tensor] = {}
     with _alone():
         inside = [_stand_in(x, original) for x in leaves]
-        place = {id(x): i for i, x in enumerate(inside) if isinstance(x, Tensor)}
         if in_transform():
             fun = Remembered(fun).replaced(lambda x: _without_transforms(x, original))
-        capture, before = _Capture(), _Capture.current
-        with temporarily_clear_interpreter_stack(), torch.enable_grad():
-            _Capture.current = capture
-            try:
-                result = torch.compile(fun, backend=frontend, fullgraph=True, dynamic=False)(*tree.unflatten(spec, inside))
-            except Exception as error:
-                if not type(error).__module__.startswith('torch._dynamo'):
-                    raise
-                raise RuntimeError(_FAILED.format(str(error).partition('\n\n')[0])) from error
-            finally:
-                _Capture.current = before
+        captured = torch.compile(fun, backend=frontend, fullgraph=True, dynamic=False)
+        seen = _Capture()
+        result = seen.run(captured, tree.unflatten(spec, inside))
         found, result_spec = tree.flatten(result)
+        first = len(tree.leaves(result[0])) if isinstance(result, tuple) and result else 0
         del result
-        made = {id(reference()): j for j, reference in enumerate(capture.made)}
-
-        def place_of(x: Any) -> Any:
-            if not isinstance(x, Tensor):
-                return x
-            if id(x) in made:
-                return _Place(True, made[id(x)])
-            return _Place(False, place[id(x)]) if id(x) in place else original.get(id(x), x)
-
-        outputs = list(map(place_of, found))
+        places = {id(x): _Place(False, i) for i, x in enumerate(inside) if isinstance(x, Tensor)}
+        places |= {id(reference()): _Place(True, j) for j, reference in enumerate(seen.made)}
+        outputs = [places.get(id(x), original.get(id(x), x)) if isinstance(x, Tensor) else x for x in found]
         del found
-        if any(reference() is not None for reference in capture.made):
+        if any(reference() is not None for reference in seen.made):
             raise RuntimeError(
                 'compile: the function stores a tensor in an object from outside, such as a list. Return it as a part '
                 'of the output.'
             )
-        inputs = [place.get(id(x), original.get(id(x), x)) for x in capture.used]
+        inputs = [places.get(id(x), original.get(id(x), x)) for x in seen.used]
+        if seen.graph is not None and not seen.graph.is_stable:
+            again = _Capture()
+            again.run(captured, tree.unflatten(spec, inside))
+            if again.graph is not seen.graph:
+                raise RuntimeError(
+                    'compile: the function changes a Python variable that it reads, such as a counter. Make it a '
+                    'tensor in the carry.'
+                )
+            seen.graph.is_stable = True
     _check_leaves([x for x in inputs if isinstance(x, Tensor)])
     function = None
-    if capture.graph is not None:
-        function = capture.graph.function([j for j, i in enumerate(inputs) if isinstance(i, int) and i < carried])
+    if seen.graph is not None:
+        count = len(tree.leaves(args[0]))
+        function = seen.graph.function(
+            tuple(j for j, x in enumerate(inputs) if isinstance(x, _Place) and x.index < count),
+            tuple(sorted({y.index for y in outputs[:first] if isinstance(y, _Place) and y.is_output})),
+        )
     return _Call(function, inputs, outputs, _others(leaves), result_spec)
 
 
 _FAILED = (
-    'compile: torch.compile cannot capture the function as one graph. Change the function, or run it without compile. '
-    '{}'
+    'compile: torch.compile cannot capture the function as one graph. Change the function, or run it without compile.'
 )
+_HIDDEN = 'Tensors that belong to a transform of torch.func must be in the arguments, or variables of the function.'
 
 
 def _others(leaves: Sequence[Any]) -> list[Any]:
     return [x for x in leaves if not isinstance(x, Tensor)]
 
 
+def _check_autocast(leaves: Sequence[Any]) -> None:
+    for kind in {'cpu', *(x.device.type for x in leaves if isinstance(x, Tensor))}:
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            raise RuntimeError('compile: autocast is on. Use torch.autocast inside of the function instead.')
+
+
 def _check_leaves(leaves: Sequence[Any]) -> None:
     for x in leaves:
         if isinstance(x, Tensor) and type(x) not in (Tensor, nn.Parameter, nn.Buffer):
-            raise TypeError(f'compile: the function uses a {type(x).__name__}; expected tensors of torch. Run it without compile.')
+            raise TypeError(
+                f'compile: the function uses a {type(x).__name__}; expected tensors of torch. Run it without compile.'
+            )
         if not isinstance(x, (Tensor, bool, int, float, complex, str, type(None))):
             raise TypeError(f'compile: a leaf is a {type(x).__name__}; expected tensors, numbers and None.')
 
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
-    """Without function modes, which ``torch.compile`` would capture, and without forward mode."""
-    with torch._C.DisableTorchFunction(), forward_ad._set_fwd_grad_enabled(False):
+    """Without our function modes, which ``torch.compile`` would capture, and without forward mode."""
+    modes = any(isinstance(mode, Replace) for mode in _get_current_function_mode_stack())  # type: ignore[no-untyped-call]
+    with (
+        torch._C.DisableTorchFunction() if modes else contextlib.nullcontext(),
+        forward_ad._set_fwd_grad_enabled(False),
+    ):
         yield
 
 

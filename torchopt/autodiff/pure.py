@@ -48,12 +48,11 @@ class Pure(abc.ABC):
         """The function mapped over dimensions of its arguments."""
         return _Batched(self, dims, randomness)
 
-    is_uniform = False
-    """Whether missing cotangents and tangents are replaced by zeros, so that fewer derived functions are needed."""
+    carried: Sequence[int] = ()
+    """Arguments to differentiate with respect to in any case, so that fewer derived functions are needed."""
 
-    def also(self, indices: Sequence[int]) -> list[int]:
-        """The arguments to differentiate with respect to, given those that need it."""
-        return list(indices)
+    returned: Sequence[int] = ()
+    """Outputs whose cotangents are zeros instead of missing, for the same reason."""
 
     @property
     def unshared(self) -> Sequence[int]:
@@ -245,7 +244,7 @@ class _Recomputed(torch.autograd.Function):
         ctx.inexact = [j for j, y in enumerate(output) if is_inexact(y)]
         ctx.outputs = len(output)
         ctx.mark_non_differentiable(*(y for y in output if not is_inexact(y)))
-        ctx.zeros = [(y.shape, y.dtype, y.device) for y in output] if ctx.fun.is_uniform else []
+        ctx.zeros = {j: (output[j].shape, output[j].dtype, output[j].device) for j in ctx.fun.returned}
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -259,10 +258,12 @@ class _Recomputed(torch.autograd.Function):
         needed = [i for i, t in enumerate(x) if ctx.needs_input_grad[i + 2] and is_inexact(t)]
         given = [j for j in ctx.inexact if bar[j] is not None]
         if needed and given:
-            if fun.is_uniform:
-                given, bar = ctx.inexact, tuple(map(_or_zeros, bar, ctx.zeros))
-            wanted = [i for i in fun.also(needed) if is_inexact(x[i])]
-            found = apply_pure(fun.vjp(len(x), wanted, given), *x, *[bar[j] for j in given])
+            wanted, given = (
+                _with(needed, fun.carried, x),
+                sorted({*given, *set(fun.returned).intersection(ctx.inexact)}),
+            )
+            cotangents = [_zeros(*ctx.zeros[j]) if bar[j] is None else bar[j] for j in given]
+            found = apply_pure(fun.vjp(len(x), wanted, given), *x, *cotangents)
             for i, t in zip(wanted, found):
                 result[i + 2] = t if ctx.needs_input_grad[i + 2] else None
         return tuple(result)
@@ -271,7 +272,7 @@ class _Recomputed(torch.autograd.Function):
     def jvp(ctx: Any, _: None, __: None, *dots: Tensor | None) -> tuple[Any, ...]:
         with forward_mode(ctx) as x:
             given = [i for i, t in enumerate(dots) if t is not None]
-            moving = [i for i in ctx.fun.also(given) if is_inexact(x[i])]
+            moving = _with(given, ctx.fun.carried, x)
             tangents = [torch.zeros_like(x[i]) if dots[i] is None else dots[i] for i in moving]
             derived = ctx.fun.jvp(len(x), moving, ctx.inexact)
             found = dict(zip(ctx.inexact, apply_pure(derived, *x, *tangents)))
@@ -290,8 +291,12 @@ class _Recomputed(torch.autograd.Function):
         return found, (0,) * len(found)
 
 
-def _or_zeros(x: Tensor | None, like: tuple[torch.Size, torch.dtype, torch.device]) -> Tensor:
-    return torch.zeros(like[0], dtype=like[1], device=like[2]) if x is None else x
+def _with(indices: list[int], more: Sequence[int], x: Leaves) -> list[int]:
+    return sorted({*indices, *(i for i in more if is_inexact(x[i]))}) if more else indices
+
+
+def _zeros(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.zeros(shape, dtype=dtype, device=device)
 
 
 def _without_graph(x: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ contain a gradient.  So the function and its derivatives are traced below autogr
 - order 1, its vector-Jacobian or Jacobian-vector product: traced when it is first needed, compiled;
 - higher orders: traced, and run operation by operation.
 
-The graph of a derivative comes from the original function, which autograd differentiates during the trace.  The graph of
-a function has lost what its own derivative needs (results that autograd saved appear in it as detached constants), so
-it is never differentiated.  But it can be mapped over a batch: the derivative of a mapped function is the mapped
+The graph of a derivative comes from the original function, which autograd differentiates during the trace.  The graph
+of a function has lost what its own derivative needs (results that autograd saved appear in it as detached constants),
+so it is never differentiated.  But it can be mapped over a batch: the derivative of a mapped function is the mapped
 derivative, summed over the batch for the arguments that all samples share.
 """
 
@@ -41,8 +41,6 @@ class Staged(Pure):
         compiler: What compiles the graphs.
         order: The number of derivatives that the function contains, beyond those of the user.
     """
-
-    is_uniform = True
 
     def __init__(self, compiler: Compiler, order: int) -> None:
         self.compiler, self.order = compiler, order
@@ -102,22 +100,21 @@ class StagedFunction(Staged):
     Args:
         fun: The function; it is called outside of transforms and in grad mode only, and autograd may differentiate it.
         compiler: What compiles the graphs.
-        carried: The arguments that are results of earlier calls of this function, except in the first call.  That call
-            is given the derivatives and the batches of the others, so that all share their graphs.
+        carried: The arguments that are results of earlier calls of this function, except in the first call.
+        returned: The outputs that are arguments of later calls, except in the last call.  The first and the last call
+            are differentiated and mapped over like all others, so that they use the same graphs.
     """
 
-    def __init__(self, fun: Callable[..., Leaves], compiler: Compiler, carried: Sequence[int] = ()) -> None:
+    def __init__(
+        self, fun: Callable[..., Leaves], compiler: Compiler, carried: Sequence[int], returned: Sequence[int]
+    ) -> None:
         super().__init__(compiler, 0)
-        self.fun, self.carried = fun, list(carried)
+        self.fun, self.carried, self.returned = fun, carried, returned
 
     def target(self, *x: Tensor) -> Leaves:
         """See :meth:`Staged.target`."""
         with torch.enable_grad():
             return self.fun(*x)
-
-    def also(self, indices: Sequence[int]) -> list[int]:
-        """See :meth:`Pure.also`."""
-        return sorted({*indices, *self.carried})
 
     @property
     def unshared(self) -> Sequence[int]:
@@ -127,8 +124,6 @@ class StagedFunction(Staged):
 
 class _StagedDerivative(Staged):
     """A derivative ``(*x, *vectors)`` of a function of ``x``."""
-
-    is_uniform = False
 
     def __init__(self, of: Staged, arity: int, some: list[int], others: list[int]) -> None:
         super().__init__(of.compiler, of.order + 1)
@@ -190,22 +185,16 @@ class _StagedBatch(Staged):
         summed: The outputs that are summed over the batch.
     """
 
-    is_uniform = False
-
     def __init__(self, of: Staged, dims: list[int | None], summed: list[int]) -> None:
         super().__init__(of.compiler, of.order)
         self.of, self.dims, self.summed = of, dims, summed
-        self.is_uniform = of.is_uniform
+        self.carried, self.returned = of.carried, of.returned
 
     def target(self, *x: Tensor) -> Leaves:
         """See :meth:`Staged.target`."""
         graph = self.of.graph([t if d is None else t.select(0, 0) for t, d in zip(x, self.dims)])
         y = torch.vmap(lambda *z: tuple(graph(*z)), in_dims=tuple(self.dims))(*x)
         return [z.sum(0) if j in self.summed else z for j, z in enumerate(y)]
-
-    def also(self, indices: Sequence[int]) -> list[int]:
-        """See :meth:`Pure.also`."""
-        return self.of.also(indices)
 
     @property
     def unshared(self) -> Sequence[int]:
@@ -260,14 +249,21 @@ def _check(graph: torch.fx.GraphModule) -> None:
             continue
         if torch.Tag.nondeterministic_seeded in node.target.tags:
             raise RuntimeError(
-                f'compile: the function draws random numbers ({node.target}), which its recomputation could not repeat. '
-                f'Draw them before, and pass them as tensors, one row for each step.'
+                f'compile: the function draws random numbers ({node.target}), which its recomputation could not '
+                f'repeat. Draw them before, and pass them as tensors, one row for each step.'
             )
-        for x, declared in zip(node.args, node.target._schema.arguments):
-            if x in inputs and declared.alias_info is not None:
-                if declared.alias_info.is_write:
-                    raise RuntimeError(_MUTATION.format(node.target))
-                inputs.add(node)  # a view
+        if torch.Tag.data_dependent_output in node.target.tags:
+            raise RuntimeError(
+                f'compile: the function reads the value of a tensor ({node.target}), such as by item() or float(). '
+                f'Compute with the tensor instead.'
+            )
+        for declared, x in zip(node.target._schema.arguments, node.args):
+            used = x if isinstance(x, (list, tuple)) else [x]
+            if declared.alias_info is None or not any(isinstance(y, torch.fx.Node) and y in inputs for y in used):
+                continue
+            if declared.alias_info.is_write:
+                raise RuntimeError(_MUTATION.format(node.target))
+            inputs.add(node)  # a view
         if node.target is torch.ops.aten.native_batch_norm.default and node.args[5] and node.args[3] is not None:
             raise RuntimeError(_MUTATION.format(node.target))
 
