@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import types
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -168,6 +169,21 @@ def _frontend(backend: Backend) -> Callable[..., _Graph]:
     return lambda graph, _: _Graph(graph, compiler)
 
 
+@functools.lru_cache(maxsize=1024)
+def _caller(code: types.CodeType | None, frontend: Any) -> Callable[..., Any]:
+    """A compiled function that calls another one, which has this code.
+
+    A call of ``torch.compile`` takes as long as a step of a small network.  ``torch.compile`` limits the number of
+    captures for one piece of code, so each function has a caller with a piece of code of its own.
+    """
+
+    def call(fun: Callable[..., Any], *args: Any) -> Any:
+        return fun(*args)
+
+    own = call.__code__.replace(co_name=code.co_name if code else 'call')
+    return torch.compile(types.FunctionType(own, globals()), backend=frontend, fullgraph=True, dynamic=False)
+
+
 def _capture(fun: Callable[..., Any], args: Any, leaves: Sequence[Any], spec: Any, frontend: Any) -> _Call:
     """Let ``torch.compile`` capture a function, or recognize it."""
     _check_leaves(leaves)
@@ -177,7 +193,7 @@ def _capture(fun: Callable[..., Any], args: Any, leaves: Sequence[Any], spec: An
         inside = [_stand_in(x, original) for x in leaves]
         if in_transform():
             fun = Remembered(fun).replaced(lambda x: _without_transforms(x, original))
-        captured = torch.compile(fun, backend=frontend, fullgraph=True, dynamic=False)
+        captured = functools.partial(_caller(getattr(fun, '__code__', None), frontend), fun)
         seen = _Capture()
         result = seen.run(captured, tree.unflatten(spec, inside))
         found, result_spec = tree.flatten(result)

@@ -24,7 +24,7 @@ from torch.autograd import forward_ad
 
 from torchopt.autodiff import products
 from torchopt.autodiff.tape import Leaves
-from torchopt.numerics import apply_function, forward_mode, is_inexact, saved_tensors
+from torchopt.numerics import apply_function, forward_mode, in_transform, is_inexact, saved_tensors
 
 __all__ = ['Gradient', 'Pure', 'apply_pure', 'own_hooks']
 
@@ -312,7 +312,15 @@ def apply_pure(fun: Pure, *x: Any, known: Leaves | None = None) -> tuple[Tensor,
         *x: The arguments.
         known: The value, if it is known.
     """
+    if known is None and not torch.is_grad_enabled() and _is_undisturbed():
+        with own_hooks():
+            return tuple(fun(*x))
     return apply_function(_Recomputed, fun, known, *x)
+
+
+def _is_undisturbed() -> bool:
+    """Whether nothing but grad mode decides whether a result has derivatives."""
+    return not in_transform() and forward_ad._current_level < 0 and not torch._C._len_torch_function_stack()
 
 
 def own_hooks() -> contextlib.AbstractContextManager[Any]:
