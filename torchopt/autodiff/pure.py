@@ -24,7 +24,7 @@ from torch.autograd import forward_ad
 
 from torchopt.autodiff import products
 from torchopt.autodiff.tape import Leaves
-from torchopt.numerics import apply_function, forward_mode, is_inexact, saved_tensors
+from torchopt.numerics import apply_function, forward_mode, in_transform, is_inexact, saved_tensors
 
 __all__ = ['Gradient', 'Pure', 'apply_pure', 'own_hooks']
 
@@ -40,9 +40,19 @@ class Pure(abc.ABC):
         """The function ``(*x, *cotangents) -> cotangents of x[wanted]``, for cotangents of the outputs ``given``."""
         return _Vjp(self, arity, wanted, given)
 
+    def jvp(self, arity: int, moving: list[int], outputs: list[int]) -> Pure:
+        """The function ``(*x, *tangents of x[moving]) -> tangents of the outputs``."""
+        return _Jvp(self, arity, moving, outputs)
+
     def batched(self, dims: Sequence[int | None], randomness: str) -> Pure:
         """The function mapped over dimensions of its arguments."""
         return _Batched(self, dims, randomness)
+
+    carried: Sequence[int] = ()
+    """Arguments to differentiate with respect to in any case, so that fewer derived functions are needed."""
+
+    returned: Sequence[int] = ()
+    """Outputs whose cotangents are zeros instead of missing, for the same reason."""
 
     @property
     def unshared(self) -> Sequence[int]:
@@ -236,6 +246,7 @@ class _Recomputed(torch.autograd.Function):
         ctx.inexact = [j for j, y in enumerate(output) if is_inexact(y)]
         ctx.outputs = len(output)
         ctx.mark_non_differentiable(*(y for y in output if not is_inexact(y)))
+        ctx.zeros = {j: (output[j].shape, output[j].dtype, output[j].device) for j in ctx.fun.returned}
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -246,20 +257,27 @@ class _Recomputed(torch.autograd.Function):
             # Python cannot collect such a cycle.
             ctx.fun = None
         result: list[Any] = [None] * len(ctx.needs_input_grad)
-        wanted = [i for i, t in enumerate(x) if ctx.needs_input_grad[i + 2] and is_inexact(t)]
-        given = [j for j, u in enumerate(bar) if u is not None]
-        if wanted and given:
-            found = apply_pure(fun.vjp(len(x), wanted, given), *x, *[bar[j] for j in given])
+        needed = [i for i, t in enumerate(x) if ctx.needs_input_grad[i + 2] and is_inexact(t)]
+        given = [j for j in ctx.inexact if bar[j] is not None]
+        if needed and given:
+            wanted, given = (
+                _with(needed, fun.carried, x),
+                sorted({*given, *set(fun.returned).intersection(ctx.inexact)}),
+            )
+            cotangents = [_zeros(*ctx.zeros[j]) if bar[j] is None else bar[j] for j in given]
+            found = apply_pure(fun.vjp(len(x), wanted, given), *x, *cotangents)
             for i, t in zip(wanted, found):
-                result[i + 2] = t
+                result[i + 2] = t if ctx.needs_input_grad[i + 2] else None
         return tuple(result)
 
     @staticmethod
     def jvp(ctx: Any, _: None, __: None, *dots: Tensor | None) -> tuple[Any, ...]:
         with forward_mode(ctx) as x:
-            moving = [i for i, t in enumerate(dots) if t is not None]
-            derived = _Jvp(ctx.fun, len(x), moving, ctx.inexact)
-            found = dict(zip(ctx.inexact, apply_pure(derived, *x, *[dots[i] for i in moving])))
+            given = [i for i, t in enumerate(dots) if t is not None]
+            moving = _with(given, ctx.fun.carried, x)
+            tangents = [torch.zeros_like(x[i]) if dots[i] is None else dots[i] for i in moving]
+            derived = ctx.fun.jvp(len(x), moving, ctx.inexact)
+            found = dict(zip(ctx.inexact, apply_pure(derived, *x, *tangents)))
         return tuple(found.get(j) for j in range(ctx.outputs))
 
     @staticmethod
@@ -273,6 +291,14 @@ class _Recomputed(torch.autograd.Function):
             moved.append(t if d is None else t.movedim(d, 0))
         found = apply_pure(fun.batched(dims, info.randomness), *moved)
         return found, (0,) * len(found)
+
+
+def _with(indices: list[int], more: Sequence[int], x: Leaves) -> list[int]:
+    return sorted({*indices, *(i for i in more if is_inexact(x[i]))}) if more else indices
+
+
+def _zeros(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.zeros(shape, dtype=dtype, device=device)
 
 
 def _without_graph(x: Tensor) -> Tensor:
@@ -293,7 +319,15 @@ def apply_pure(fun: Pure, *x: Any, known: Leaves | None = None) -> tuple[Tensor,
         *x: The arguments.
         known: The value, if it is known.
     """
+    if known is None and not torch.is_grad_enabled() and _is_undisturbed():
+        with own_hooks():
+            return tuple(fun(*x))
     return apply_function(_Recomputed, fun, known, *x)
+
+
+def _is_undisturbed() -> bool:
+    """Whether nothing but grad mode decides whether a result has derivatives."""
+    return not in_transform() and forward_ad._current_level < 0 and not torch._C._len_torch_function_stack()
 
 
 def own_hooks() -> contextlib.AbstractContextManager[Any]:

@@ -59,22 +59,36 @@ class Remembered:
 
     def again(self) -> Callable[..., Any]:
         """The function with variables of its own, which have the stored values."""
+        if self._is_unchanged():
+            return self.fun  # no copy, which torch.compile would not recognize
+        names = {key: {**original, **read} for key, (original, read) in self.globals.items()}
+        return self._copy(names, lambda content: content)
+
+    def _is_unchanged(self) -> bool:
+        return all(_content(cell) is content for cell, content in self.cells.values()) and all(
+            original.get(name) is value for original, read in self.globals.values() for name, value in read.items()
+        )
+
+    def replaced(self, replace: Callable[[Any], Any]) -> Callable[..., Any]:
+        """The function with other values of the variables in its closure; its globals are shared."""
+        return self._copy({}, replace)
+
+    def _copy(self, names: dict[int, dict[str, Any]], replace: Callable[[Any], Any]) -> Callable[..., Any]:
         if not self.functions:
             return self.fun
-        names = {key: {**original, **read} for key, (original, read) in self.globals.items()}
         cells = {key: types.CellType() for key in self.cells}
         copies: dict[int, types.FunctionType] = {}
         for key, f in self.functions.items():
             closure = tuple(cells[id(cell)] for cell in f.__closure__) if f.__closure__ else None
             copy = types.FunctionType(
-                f.__code__, names.get(id(f.__globals__), f.__globals__), f.__name__, f.__defaults__, closure
+                f.__code__, names.get(id(f.__globals__), f.__globals__), f.__name__, replace(f.__defaults__), closure
             )
-            copy.__kwdefaults__ = f.__kwdefaults__
+            copy.__kwdefaults__ = replace(f.__kwdefaults__)
             copy.__dict__.update(f.__dict__)
             copies[key] = copy
         for key, (_, content) in self.cells.items():
             if content is not _EMPTY:
-                cells[key].cell_contents = _with_copies(content, copies)
+                cells[key].cell_contents = _with_copies(replace(content), copies)
         for values in names.values():
             for name, value in values.items():
                 if isinstance(value, types.FunctionType) and id(value) in copies:

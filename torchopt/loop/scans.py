@@ -26,6 +26,7 @@ def scan(
     *,
     checkpoint: int | bool | Literal['auto'] | None = None,
     truncate: int | None = None,
+    compile: bool | autodiff.Backend = False,
 ) -> tuple[Any, Any]:
     r"""Carry a value through a sequence, and stack the outputs of all steps.
 
@@ -45,6 +46,13 @@ def scan(
         truncate: The number of steps, counted from the first, after which the graph of the carry is cut: truncated
             backpropagation through time.  The value does not change.  The gradient is biased: it ignores the effect
             of ``init`` and of each step on the steps after the next cut.
+        compile: Whether to compile ``f``, as one graph, and its vector-Jacobian product, as another; or the backend of
+            ``torch.compile`` to compile them with, ``'inductor'`` by default.  They are compiled once for any number of
+            steps and of calls, and again for other shapes, dtypes, devices or values of Python variables.  Each step
+            is one autograd node that keeps its arguments; its backward pass computes the step again.  Derivatives of
+            higher orders are correct and not compiled.  Take gradients in ``f`` by :func:`torchopt.grad` or
+            ``torch.func.grad``.  Under a transform of ``torch.func``, tensors that belong to it are found in ``init``,
+            in ``xs`` and in the variables of ``f``, but not in other objects, such as an optimizer with a learned rate.
 
     Returns:
         The last carry, and the outputs stacked along a new first dimension.  If there are no steps, ``f`` is called
@@ -55,7 +63,9 @@ def scan(
             the dtype of a carry.
         ValueError: If neither ``xs`` nor ``length`` gives the number of steps, or they differ; if ``f`` changes the
             structure or a shape of the carry; if ``checkpoint`` or ``truncate`` is not positive.
-        RuntimeError: With ``checkpoint``; see :func:`torchopt.checkpoint`.
+        RuntimeError: With ``checkpoint``; see :func:`torchopt.checkpoint`.  With ``compile``, if ``torch.compile``
+            cannot capture ``f`` as one graph; if ``f`` draws random numbers, or changes a tensor or a variable from
+            outside; and under autocast.
 
     Example:
         >>> import torch
@@ -67,6 +77,10 @@ def scan(
     n = _steps(leaves, xs, length)
     segment = _segment(checkpoint, n)
     checks.integer('truncate', truncate, 1, optional=True)
+    if not (isinstance(compile, (bool, str)) or callable(compile)):
+        raise TypeError(f'Invalid compile: {compile!r}; expected a bool, a backend of torch.compile, or its name.')
+    if compile is not False:
+        f = autodiff.compiled(f, 'inductor' if compile is True else compile)
 
     def step(carry: Any, x: list[Any]) -> tuple[Any, Any]:
         pair = f(carry, tree.unflatten(spec, x))

@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Functions of trees that ``torch.compile`` captures, and that are differentiable to every order.
+
+``torch.compile`` finds the tensors that a function uses, and recognizes a function that it has seen: it compares the
+values of the Python variables, and the shapes, dtypes and devices of the tensors.  Its backend receives a graph and
+these tensors.  The one here makes the graph a :class:`StagedFunction` and computes nothing; the caller then runs this
+function as one autograd node, as often as necessary, without further comparisons.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+import types
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.autograd import forward_ad
+from torch.overrides import _get_current_function_mode_stack
+
+from torchopt import tree
+from torchopt.autodiff.modes import Replace, first_sample
+from torchopt.autodiff.products import is_autograd_off
+from torchopt.autodiff.pure import apply_pure
+from torchopt.autodiff.staged import Compiler, StagedFunction
+from torchopt.autodiff.tape import Leaves
+from torchopt.autodiff.variables import Remembered
+from torchopt.numerics import in_transform, is_tracing
+
+__all__ = ['Backend', 'compiled']
+
+Backend = str | Compiler
+"""The name of a backend of ``torch.compile``, or a function with the same arguments."""
+
+
+def compiled(fun: Callable[..., Any], backend: Backend) -> Callable[..., Any]:
+    """Transform a step, which is called several times with its own results, to be compiled once.
+
+    Args:
+        fun: A function ``(carry, *rest) -> (carry, *outputs)`` of trees.
+        backend: What compiles the graphs.
+
+    Returns:
+        A function for arguments of the same structure, shapes and dtypes in each call.
+    """
+    # A list, since a variable would be reset while an outer function is recomputed.
+    calls: list[_Call] = []
+
+    def run(*args: Any) -> Any:
+        if is_tracing() or is_autograd_off():
+            return fun(*args)
+        leaves, spec = tree.flatten(args)
+        if not calls:
+            calls.append(_capture(fun, args, leaves, spec, _frontend(backend)))
+        return calls[0](leaves)
+
+    return run
+
+
+class _Call(NamedTuple):
+    """A function that was captured.
+
+    Attributes:
+        fun: The function of tensors; None if it computes nothing.
+        inputs: Its arguments: places of leaves, and tensors from outside.
+        outputs: The leaves of the result: places, and other objects.
+        others: The leaves of the arguments that are not tensors.
+        spec: The structure of the result.
+    """
+
+    fun: StagedFunction | None
+    inputs: Sequence[Any]
+    outputs: Sequence[Any]
+    others: list[Any]
+    spec: Any
+
+    def __call__(self, leaves: Sequence[Any]) -> Any:
+        others = _others(leaves)
+        if others != self.others:
+            raise TypeError(
+                f'compile: a leaf that is not a tensor changes between two steps: {self.others} and {others}. Convert '
+                f'it to a tensor.'
+            )
+        y: Leaves = ()
+        if self.fun is not None:
+            y = apply_pure(self.fun, *_filled(self.inputs, leaves, ()))
+        return tree.unflatten(self.spec, _filled(self.outputs, leaves, y))
+
+
+class _Place(NamedTuple):
+    """The place of a tensor in the result: its index in the leaves of the arguments or in the outputs."""
+
+    is_output: bool
+    index: int
+
+
+def _filled(places: Sequence[Any], leaves: Sequence[Any], outputs: Leaves) -> list[Any]:
+    return [(outputs if x.is_output else leaves)[x.index] if isinstance(x, _Place) else x for x in places]
+
+
+class _Capture:
+    """What a run of the captured function has used and returned."""
+
+    def __init__(self) -> None:
+        self.graph: _Graph | None = None
+        self.used: list[Tensor] = []
+        self.made: list[weakref.ref[Tensor]] = []
+
+    def run(self, captured: Callable[..., Any], args: Any) -> Any:
+        """Call the function, outside of all transforms; its result has placeholders instead of tensors."""
+        token = _CAPTURE.set(self)
+        try:
+            with temporarily_clear_interpreter_stack(), torch.enable_grad():
+                return captured(*args)
+        except Exception as error:
+            if not type(error).__module__.startswith('torch._dynamo'):
+                raise
+            reason = _HIDDEN if in_transform() else str(error).partition('\n\n')[0]
+            raise RuntimeError(f'{_FAILED} {reason}') from error
+        finally:
+            _CAPTURE.reset(token)
+
+
+_CAPTURE: contextvars.ContextVar[_Capture] = contextvars.ContextVar('_CAPTURE')
+
+
+class _Graph:
+    """A graph that ``torch.compile`` has captured; a call records its arguments.
+
+    Attributes:
+        is_stable: Whether a second run of the same function is known to have the same graph.
+    """
+
+    def __init__(self, graph: torch.fx.GraphModule, compiler: Compiler) -> None:
+        self.graph, self.compiler = graph, compiler
+        self.outputs = len(graph.graph.find_nodes(op='output')[0].args[0])
+        self.functions: dict[Any, StagedFunction] = {}
+        self.is_stable = False
+
+    def __call__(self, *args: Tensor) -> list[Tensor]:
+        capture = _CAPTURE.get()
+        made = [torch.empty(0) for _ in range(self.outputs)]
+        capture.graph, capture.used, capture.made = self, list(args), [weakref.ref(x) for x in made]
+        return made
+
+    def function(self, carried: tuple[int, ...], returned: tuple[int, ...]) -> StagedFunction:
+        """The graph as a function, some of whose arguments and outputs are carried."""
+        key = carried, returned
+        if key not in self.functions:
+            self.functions[key] = StagedFunction(self.graph.forward, self.compiler, carried, returned)
+        return self.functions[key]
+
+
+@functools.lru_cache(maxsize=64)
+def _frontend(backend: Backend) -> Callable[..., _Graph]:
+    """The backend for ``torch.compile`` that only captures; one object for each backend, since it is compared."""
+    from torch._dynamo import list_backends, lookup_backend  # takes long to import
+
+    if isinstance(backend, str) and backend not in list_backends(exclude_tags=()):
+        raise ValueError(
+            f'Invalid compile: {backend!r}; expected True, or a backend of torch.compile: {list_backends()}.'
+        )
+    compiler = lookup_backend(backend)
+    return lambda graph, _: _Graph(graph, compiler)
+
+
+@functools.lru_cache(maxsize=1024)
+def _caller(code: types.CodeType | None, frontend: Any) -> Callable[..., Any]:
+    """A compiled function that calls another one, which has this code.
+
+    A call of ``torch.compile`` takes as long as a step of a small network.  ``torch.compile`` limits the number of
+    captures for one piece of code, so each function has a caller with a piece of code of its own.
+    """
+
+    def call(fun: Callable[..., Any], *args: Any) -> Any:
+        return fun(*args)
+
+    own = call.__code__.replace(co_name=code.co_name if code else 'call')
+    return torch.compile(types.FunctionType(own, globals()), backend=frontend, fullgraph=True, dynamic=False)
+
+
+def _capture(fun: Callable[..., Any], args: Any, leaves: Sequence[Any], spec: Any, frontend: Any) -> _Call:
+    """Let ``torch.compile`` capture a function, or recognize it."""
+    _check_leaves(leaves)
+    _check_autocast(leaves)
+    original: dict[int, Tensor] = {}
+    with _alone():
+        inside = [_stand_in(x, original) for x in leaves]
+        if in_transform():
+            fun = Remembered(fun).replaced(lambda x: _without_transforms(x, original))
+        captured = functools.partial(_caller(getattr(fun, '__code__', None), frontend), fun)
+        seen = _Capture()
+        result = seen.run(captured, tree.unflatten(spec, inside))
+        found, result_spec = tree.flatten(result)
+        first = len(tree.leaves(result[0])) if isinstance(result, tuple) and result else 0
+        del result
+        places = {id(x): _Place(False, i) for i, x in enumerate(inside) if isinstance(x, Tensor)}
+        places |= {id(reference()): _Place(True, j) for j, reference in enumerate(seen.made)}
+        outputs = [places.get(id(x), original.get(id(x), x)) if isinstance(x, Tensor) else x for x in found]
+        del found
+        if any(reference() is not None for reference in seen.made):
+            raise RuntimeError(
+                'compile: the function stores a tensor in an object from outside, such as a list. Return it as a part '
+                'of the output.'
+            )
+        inputs = [places.get(id(x), original.get(id(x), x)) for x in seen.used]
+        if seen.graph is not None and not seen.graph.is_stable:
+            again = _Capture()
+            again.run(captured, tree.unflatten(spec, inside))
+            if again.graph is not seen.graph:
+                raise RuntimeError(
+                    'compile: the function changes a Python variable that it reads, such as a counter. Make it a '
+                    'tensor in the carry.'
+                )
+            seen.graph.is_stable = True
+    _check_leaves([x for x in inputs if isinstance(x, Tensor)])
+    function = None
+    if seen.graph is not None:
+        count = len(tree.leaves(args[0]))
+        function = seen.graph.function(
+            tuple(j for j, x in enumerate(inputs) if isinstance(x, _Place) and x.index < count),
+            tuple(sorted({y.index for y in outputs[:first] if isinstance(y, _Place) and y.is_output})),
+        )
+    return _Call(function, inputs, outputs, _others(leaves), result_spec)
+
+
+_FAILED = (
+    'compile: torch.compile cannot capture the function as one graph. Change the function, or run it without compile.'
+)
+_HIDDEN = 'Tensors that belong to a transform of torch.func must be in the arguments, or variables of the function.'
+
+
+def _others(leaves: Sequence[Any]) -> list[Any]:
+    return [x for x in leaves if not isinstance(x, Tensor)]
+
+
+def _check_autocast(leaves: Sequence[Any]) -> None:
+    for kind in {'cpu', *(x.device.type for x in leaves if isinstance(x, Tensor))}:
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            raise RuntimeError('compile: autocast is on. Use torch.autocast inside of the function instead.')
+
+
+def _check_leaves(leaves: Sequence[Any]) -> None:
+    for x in leaves:
+        if isinstance(x, Tensor) and type(x) not in (Tensor, nn.Parameter, nn.Buffer):
+            raise TypeError(
+                f'compile: the function uses a {type(x).__name__}; expected tensors of torch. Run it without compile.'
+            )
+        if not isinstance(x, (Tensor, bool, int, float, complex, str, type(None))):
+            raise TypeError(f'compile: a leaf is a {type(x).__name__}; expected tensors, numbers and None.')
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Without our function modes, which ``torch.compile`` would capture, and without forward mode."""
+    modes = any(isinstance(mode, Replace) for mode in _get_current_function_mode_stack())  # type: ignore[no-untyped-call]
+    with (
+        torch._C.DisableTorchFunction() if modes else contextlib.nullcontext(),
+        forward_ad._set_fwd_grad_enabled(False),
+    ):
+        yield
+
+
+def _stand_in(x: Any, original: dict[int, Tensor]) -> Any:
+    """A tensor with the value of ``x`` outside of transforms, and another id."""
+    if not isinstance(x, Tensor):
+        return x
+    plain = first_sample(x)
+    original[id(plain)] = x
+    return plain
+
+
+def _without_transforms(x: Any, original: dict[int, Tensor]) -> Any:
+    """A variable of a function with stand-ins for the tensors that belong to a transform."""
+    if not any(map(_is_wrapped, tree.leaves(x))):
+        return x
+    return tree.map(lambda leaf: _stand_in(leaf, original) if _is_wrapped(leaf) else leaf, x)
+
+
+def _is_wrapped(x: Any) -> bool:
+    return isinstance(x, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(x)
