@@ -3,8 +3,8 @@
 
     python benchmarks/by_turns.py small step
 
-The suite (``run.py``) has a process for each peer and measures the time that passes.  On a machine that others use, only
-ratios of CPU times mean something, and only of measurements that follow each other closely.
+The suite (``run.py``) has a process for each peer and measures the time that passes.  On a machine that others use,
+only ratios of CPU times mean something, and only of measurements that follow each other closely.
 """
 
 from __future__ import annotations
