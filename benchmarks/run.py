@@ -27,7 +27,14 @@ from verdicts import TOLERANCE, distance, judge, summary
 from workloads import CUDA_PEERS, KINDS, PEERS, WORKLOADS, Workload
 
 # The reference results, in order of preference, with which the others must agree.
-ORACLES = ('torch_optim/plain', 'torch_optim/oracle', 'by_hand/Adam', 'by_hand/CG', 'torchopt/update, plain torch')
+ORACLES = (
+    'torch_optim/plain',
+    'torch_optim/default',
+    'torch_optim/oracle',
+    'by_hand/Adam',
+    'by_hand/CG',
+    'torchopt/update, plain torch',
+)
 
 
 def main() -> None:

@@ -91,9 +91,9 @@ class Workload:
 IN_PLACE = Target(('torchopt/class', 'torchopt/update_params'), 'torch_optim/fused', 1.0)
 OUT_OF_PLACE = Target(('torchopt/functional',), 'optax/jit', 1.0)
 SMALL = {
-    'sgd, 1 of 8x8': Target(('torchopt/class',), 'torch_optim/plain', 1.2),
-    'sgd, 4 of 8x8': Target(('torchopt/class',), 'torch_optim/plain', 1.2),
-    'adam, 1 of 8x8': Target(('torchopt/class',), 'torch_optim/plain', 1.0),
+    'sgd, 1 of 8x8': Target(('torchopt/class',), 'torch_optim/default', 1.2),
+    'sgd, 4 of 8x8': Target(('torchopt/class',), 'torch_optim/default', 1.2),
+    'adam, 1 of 8x8': Target(('torchopt/class',), 'torch_optim/default', 1.0),
 }
 SMALL_OUT_OF_PLACE = Target(('torchopt/update_params',), 'by_hand/p - lr * g', 2.5)
 SMALL_META = Target(('torchopt/MetaSGD',), 'by_hand/SGD', 1.3)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
 import torch
@@ -282,21 +282,13 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
                 members.append(tx)
         kept = tuple(members) or (identity(),)
         stages = _stages(kept)
-        only = stages[0][1] if len(stages) == 1 else None
 
         inner = required_by_all(lambda state, params: [(own, params) for own in state], *kept)
 
         def init(params: Any) -> tuple[Any, ...]:
             return tuple(tx.init(params) for tx in kept)
 
-        def fits(state: Any, params: Any = None) -> None:
-            if not isinstance(state, tuple) or len(state) != len(kept):
-                kind = f'a tuple of {len(state)}' if isinstance(state, tuple) else f'a {type(state).__name__}'
-                raise ValueError(
-                    f'The number of updates and states has to be the same in chain! This chain has '
-                    f'{len(kept)} members, but its state is {kind}. Pass the state that init or the '
-                    f'last update of this chain returned.'
-                )
+        fits = functools.partial(_require_states, kept)
 
         def update(
             updates: Any,
@@ -307,10 +299,7 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
             onto_params: bool = False,
             **extra: Any,
         ) -> tuple[Any, tuple[Any, ...]]:
-            if type(state) is not tuple or len(state) != len(kept):
-                fits(state)
-            if only is not None:
-                return only(updates, state, params, inplace=inplace, onto_params=onto_params, **extra)
+            fits(state)
             if inplace:
                 if not torch.compiler.is_compiling():
                     inner.check(state, params)
@@ -325,7 +314,10 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
                 states.extend(new)
             return updates, tuple(states)
 
-        self = super().__new__(cls, init, update)
+        if len(stages) == 1 and isinstance(kept[0], ElementwiseTransformation):
+            self = super().__new__(cls, init, stages[0][1])
+        else:
+            self = super().__new__(cls, init, update)
         self.requires = (Precondition(fits, 'always'), inner)
         self.adds_to_params = kept[-1].adds_to_params
         self.transformations = kept
@@ -364,38 +356,42 @@ def _stages(members: tuple[GradientTransformation, ...]) -> list[tuple[int, Call
     return stages
 
 
+def _require_states(members: Sequence[GradientTransformation], state: Any, params: Any = None) -> None:
+    if not isinstance(state, tuple) or len(state) != len(members):
+        raise ValueError(
+            f'The number of updates and states has to be the same in chain! This chain has '
+            f'{len(members)} members, but its state is {_describe(state)}. Pass the state that init or the '
+            f'last update of this chain returned.'
+        )
+
+
 def _alone(
-    update: Callable[..., Any],
-    updates: Any,
-    states: tuple[Any],
-    params: Any,
-    *,
-    onto_params: bool = False,
-    **extra: Any,
+    update: Callable[..., Any], updates: Any, states: tuple[Any], params: Any, **extra: Any
 ) -> tuple[Any, tuple[Any, ...]]:
-    if onto_params:
-        extra['onto_params'] = True
     updates, state = update(updates, states[0], params, **extra)
     return updates, (state,)
 
 
 def _one_pass(
-    members: list[ElementwiseTransformation],
+    members: Sequence[ElementwiseTransformation],
     updates: Any,
-    states: tuple[Any, ...],
-    params: Any,
+    state: Any,
+    params: Any = None,
     *,
-    inplace: bool,
+    inplace: bool = False,
     onto_params: bool = False,
     **extra: Any,
 ) -> tuple[Any, tuple[Any, ...]]:
-    for tx, s in zip(members, states):
+    """The ``update`` of a chain of elementwise transformations."""
+    if type(state) is not tuple or len(state) != len(members):
+        _require_states(members, state)
+    for tx, own in zip(members, state):
         for condition in tx.requires:
-            if condition.kind is not None and isinstance(s, condition.kind):
+            if condition.kind is not None and isinstance(own, condition.kind):
                 continue
             if condition.when == 'always' or (inplace and not torch.compiler.is_compiling()):
-                condition.check(s, params)
-    passes = [tx.prepare(s) for tx, s in zip(members, states)]
+                condition.check(own, params)
+    passes = [tx.prepare(own) for tx, own in zip(members, state)]
     return elementwise.run_steps(passes, updates, params, inplace=inplace, onto_params=onto_params)
 
 

@@ -8,6 +8,7 @@ anything.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -50,7 +51,10 @@ def check_preconditions(tx: Any, state: Any, params: Any = None) -> None:
 
 def is_settled(tx: Any) -> bool:
     """Whether a step that meets all preconditions cannot fail later."""
-    return all(condition.is_final for condition in tx.requires)
+    return all(map(_is_final, tx.requires))
+
+
+_is_final = operator.attrgetter('is_final')
 
 
 def state_of(kind: type) -> Precondition:

@@ -18,7 +18,7 @@ def cases(work: Workload) -> Cases:
     if work.kind == 'functional':  # torch.optim has no such step; use its result as the reference
         return {'oracle': lambda: Case(run=None, check=_step(work, MODES['plain']).check)}
     if work.kind == 'small' and not work.part:
-        return {'plain': lambda: _step(work, MODES['plain'])}
+        return {'default': lambda: _step(work, {})}
     if work.kind != 'step':
         return {}
     return {mode: functools.partial(_step, work, options) for mode, options in MODES.items()}

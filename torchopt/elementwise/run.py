@@ -115,9 +115,10 @@ def run_steps(
         moved = _run_torch(passes, active, rows, leaves, columns, p, inplace)
         if onto_params and p is not None:
             moved[0] = [add_to_leaf(x, u, inplace=inplace) for x, u in zip(p, moved[0])]
-    # A column that was written to in place is the same list, and its tree has the same leaves.
-    olds = zip([params, *trees], [p, *columns], moved)
-    first, *rest = [old if new is column else unflatten(spec, new) for old, column, new in olds]
+    if inplace and onto_params and moved[0] is p:  # the engine has written into the leaves of these trees
+        first, rest = params, trees
+    else:
+        first, *rest = [unflatten(spec, column) for column in moved]
     states = []
     for _, moments, make_state, *_ in passes:
         states.append(make_state(*rest[: len(moments)]))
