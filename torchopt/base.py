@@ -358,9 +358,10 @@ def _stages(members: tuple[GradientTransformation, ...]) -> list[tuple[int, Call
 
 def _require_states(members: Sequence[GradientTransformation], state: Any, params: Any = None) -> None:
     if not isinstance(state, tuple) or len(state) != len(members):
+        kind = f'a tuple of {len(state)}' if isinstance(state, tuple) else f'a {type(state).__name__}'
         raise ValueError(
             f'The number of updates and states has to be the same in chain! This chain has '
-            f'{len(members)} members, but its state is {_describe(state)}. Pass the state that init or the '
+            f'{len(members)} members, but its state is {kind}. Pass the state that init or the '
             f'last update of this chain returned.'
         )
 
