@@ -141,9 +141,7 @@ def test_jaxopt_diverges_where_gradients_are_accelerated() -> None:
 def test_jaxopt_takes_a_point_where_the_objective_is_nan() -> None:
     """The input of ``test_nan_trial_points_shorten_the_step``: its search of Hager and Zhang ends at NaN."""
     with jax.enable_x64(True):
-        search = jaxopt.HagerZhangLineSearch(
-            lambda x: (-jnp.log(2.0 - x) - 30.0 * jnp.log(x)).sum(), maxiter=2, jit=False
-        )
+        search = jaxopt.HagerZhangLineSearch(lambda x: (-jnp.log(2.0 - x) - 30.0 * jnp.log(x)).sum(), maxiter=2)
         _, state = search.run(1.0, jnp.array([0.5, 1.0]))
     assert not np.isfinite(state.value)
 
