@@ -9,6 +9,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import jaxopt
 import numpy as np
 import pytest
 import scipy.optimize
@@ -126,6 +129,21 @@ def test_accelerated_gradients_do_not_diverge() -> None:
     assert bool(torch.isfinite(params).all())
     assert solver.fun(params) < 1e-3 * solver.fun(vector(1.0, 1.0, 1.0))
     assert ending(state) in (Status.MAXITER, Status.CONVERGED)
+
+
+def test_jaxopt_diverges_where_gradients_are_accelerated() -> None:
+    scales = np.array([1.0, 1e4, 1e8])
+    with jax.enable_x64(True):
+        found = jaxopt.GradientDescent(lambda x: (scales * x**2).sum(), maxiter=300, tol=1e-6).run(np.ones(3))
+    assert not np.isfinite(found.params).all() or abs(found.params).max() > 1e20
+
+
+def test_jaxopt_takes_a_point_where_the_objective_is_nan() -> None:
+    """The input of ``test_nan_trial_points_shorten_the_step``: its search of Hager and Zhang ends at NaN."""
+    with jax.enable_x64(True):
+        search = jaxopt.HagerZhangLineSearch(lambda x: (-jnp.log(2.0 - x) - 30.0 * jnp.log(x)).sum(), maxiter=2)
+        _, state = search.run(1.0, jnp.array([0.5, 1.0]))
+    assert not np.isfinite(state.value)
 
 
 def test_positional_and_named_data() -> None:

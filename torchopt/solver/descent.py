@@ -69,6 +69,9 @@ class Problem:
         kwargs: Data by name.
     """
 
+    is_boxed: Any = False
+    """Whether bounds tell the scale of all parameters."""
+
     def __init__(self, objective: Objective, params: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.vectors = Vectors(params)
         self.objective, self.args, self.kwargs = objective, args, kwargs
@@ -333,11 +336,11 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
                 options.min_stepsize,
                 options.increase_factor,
             )
-            empty = self._is_empty(memory)
-            if empty is not False:
+            unknown = self._is_empty(memory) & negated(problem.is_boxed)
+            if unknown is not False:
                 # Nothing is known of the scale of the objective: the first step is at most 1 long.
                 (length,) = numbers(problem.norm(direction))
-                guess = where(empty & (length * guess > 1.0), 1.0 / where(length > 1e-30, length, 1.0), guess)
+                guess = where(unknown & (length * guess > 1.0), 1.0 / where(length > 1e-30, length, 1.0), guess)
 
             def ray(stepsize: Any) -> Point:
                 new_x = problem.move(x, stepsize, direction)

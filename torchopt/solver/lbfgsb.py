@@ -80,6 +80,7 @@ class _BoxProblem(Problem):
         super().__init__(objective, params, args, kwargs)
         x = self.vectors.pack(params, 'init_params')
         self.lower, self.upper = _bounds_like(bounds, self.vectors, x)
+        self.is_boxed = (torch.isfinite(self.lower) & torch.isfinite(self.upper)).all()
 
     def move(self, x: Tensor, stepsize: Any, direction: Tensor) -> Tensor:
         """The point at a step size along a direction, within the bounds."""

@@ -123,6 +123,14 @@ def test_jacobians_through_a_projection_onto_a_polyhedron() -> None:
         torch.testing.assert_close(transform(run)(DATA[1]), expected, atol=1e-5, rtol=1e-4)
 
 
+def test_jaxopt_cannot_differentiate_it() -> None:
+    """JAXopt's issues 338 and 419: a projection that runs a solver, inside of a solver."""
+    solver = jaxopt.ProjectedGradient(least_squares, jaxopt.projection.projection_polyhedron, tol=1e-8)
+    set_ = (jnp.ones((1, 5)), jnp.ones(1), -jnp.eye(5), jnp.zeros(5))
+    with pytest.raises(jax.errors.TracerBoolConversionError):
+        jax.jacrev(lambda y: solver.run(jnp.full(5, 0.2), set_, (jnp.asarray(X), y)).params)(jnp.asarray(y))
+
+
 def test_acceleration_does_not_diverge() -> None:
     """JAXopt halves the step 15 times and then takes it, however much the objective grows."""
     Q = np.diag([1e6, 1e4, 1e3])

@@ -43,7 +43,7 @@ class LevenbergMarquardtState(NamedTuple):
         gradient: :math:`J^\top r`, a tree like the parameters.
         jac: The Jacobian :math:`J`, a matrix; None if it is not built.
         jt: Its transpose.
-        jtj: :math:`J^\top J`.
+        jtj: :math:`J^\top J`, at least in single precision; None if no factorization needs it.
         hess_res: None; second derivatives are taken along directions.
         aux: The auxiliary output.
         num_fun_eval: How many residuals were computed.
