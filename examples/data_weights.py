@@ -201,8 +201,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--output', type=Path, default=Path('data_weights.png'), help='where the picture goes')
     args = parser.parse_args(argv)
     if args.quick:  # other options still count
-        quick = {'steps': 5, 'outer_lr': 0.4, 'inner_steps': 16, 'batch': 4, 'length': 32, 'pieces': 32}
-        parser.set_defaults(**quick, repetitions=3, validation=32, test=50)
+        quick = {'steps': 3, 'outer_lr': 0.7, 'inner_steps': 14, 'batch': 4, 'length': 32, 'pieces': 32}
+        parser.set_defaults(**quick, repetitions=4, validation=32, test=30)
     if args.large:
         parser.set_defaults(width=128, layers=4, length=256, steps=5, outer_lr=1.0, lr=2e-3, repetitions=4, test=32)
     return parser.parse_args(argv)
