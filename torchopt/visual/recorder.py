@@ -188,10 +188,10 @@ class BilevelRecorder:
                 values = [getattr(step, field) for step in self.outer_steps]
                 axis.plot(range(1, len(values) + 1), values, 'o-', ms=4, color='tab:orange', label='outer')
             shown = [v for line in axis.lines for v in line.get_ydata() if math.isfinite(v)]
-            if field == 'gradient_norm' and shown and min(shown) > 0:
+            if field in ('gradient_norm', 'step_size') and shown and min(shown) > 0:
                 axis.set_yscale('log')
             elif field == 'kept_bytes' and shown:
-                axis.set_ylim(bottom=0)
+                axis.set_ylim(0, 1.1 * max(shown) + 1)
             elif not shown:
                 axis.text(0.5, 0.5, 'not recorded', ha='center', transform=axis.transAxes, color='gray')
             axis.set(xlabel='outer step', title=title)
