@@ -8,6 +8,8 @@ inside a package is layout rather than API, unless the package names it in its `
 and the package is where its names are documented. Nothing here knows a module by name: a new package gets its page
 by existing.
 
+The entry of a name links to the examples, notebooks and guides that use it, which :func:`uses_in` finds in their code.
+
 Standard library only: the tests use it too.
 """
 
@@ -18,13 +20,15 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
+import re
 import sys
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-__all__ = ['PublicName', 'public_modules', 'public_names', 'undocumented', 'write']
+__all__ = ['PublicName', 'public_modules', 'public_names', 'undocumented', 'uses_in', 'write']
 
 # Where the classes of type aliases live: `list[int].__doc__` is that of list, not of the alias.
 TYPING = frozenset({'builtins', 'collections.abc', 'types', 'typing', 'typing_extensions'})
@@ -212,8 +216,69 @@ def _directive(entry: PublicName) -> str:
     return 'function' if callable(entry.value) and inspect.isroutine(entry.value) else 'data'
 
 
-def _full(entry: PublicName) -> list[str]:
-    """Return the reST that describes an entry from its docstring."""
+def _python_of(path: Path) -> Iterator[str]:
+    """Yield the Python code of a file: all of it, or the blocks and cells of a Markdown page."""
+    text = path.read_text(encoding='utf-8')
+    if path.suffix == '.py':
+        yield text
+        return
+    for block in re.findall(r'^```(?:python|\{code-cell\})[^\n]*\n(.*?)^```', text, re.MULTILINE | re.DOTALL):
+        cell = re.sub(r'\A---\n.*?^---\n', '', block, flags=re.MULTILINE | re.DOTALL)
+        yield re.sub(r'^(?::tags:|%).*$', '', cell, flags=re.MULTILINE)
+
+
+def _dotted_names(code: Iterator[str], package: str) -> set[str]:
+    """Return the full dotted names below a package that pieces of code mention, through all of their imports."""
+    names: dict[str, str] = {}
+    found = set()
+    for tree in map(ast.parse, code):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    first = alias.name.partition('.')[0]
+                    names[alias.asname or first] = alias.name if alias.asname else first
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names |= {alias.asname or alias.name: f'{node.module}.{alias.name}' for alias in node.names}
+        for node in ast.walk(tree):
+            tail: list[str] = []
+            while isinstance(node, ast.Attribute):
+                tail.insert(0, node.attr)
+                node = node.value
+            if isinstance(node, ast.Name) and _is_own(names.get(node.id, ''), package):
+                found.add('.'.join([names[node.id], *tail]))
+    return found
+
+
+def uses_in(root: Path, package: str = 'torchopt') -> dict[str, list[str]]:
+    """Return links, in reST, to the examples and pages below ``root`` that use each dotted name, by that name."""
+    docs = root / 'docs'
+    links = {path: f':doc:`{path.name} </examples>`' for path in sorted(root.glob('examples/*.py'))}
+    for pattern in ('gallery/*.md', 'tutorials/*.md', '*.md'):
+        pages = sorted(path for path in docs.glob(pattern) if path.name not in ('CHANGELOG.md', 'CONTRIBUTING.md'))
+        links |= {path: f':doc:`/{path.relative_to(docs).with_suffix("").as_posix()}`' for path in pages}
+    found: dict[str, list[str]] = {}
+    for path, link in links.items():
+        for name in _dotted_names(_python_of(path), package):
+            # `torchopt.tree.norm.__doc__` and a method of a class mention what their beginnings name.
+            parts = name.split('.')
+            for length in range(2, len(parts) + 1):
+                of_name = found.setdefault('.'.join(parts[:length]), [])
+                if link not in of_name:
+                    of_name.append(link)
+    return found
+
+
+def _by_home(entries: list[PublicName], uses: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """Return the links of every spelling of a name at its home."""
+    found: dict[str, list[str]] = {}
+    for entry in entries:
+        links = found.setdefault(entry.home_path, [])
+        links += [link for link in uses.get(entry.path, ()) if link not in links]
+    return found
+
+
+def _full(entry: PublicName, links: list[str]) -> list[str]:
+    """Return the reST that describes an entry from its docstring, and the pages that use it."""
     kind = _directive(entry)
     lines = [f'.. auto{kind}:: {entry.path}']
     if kind == 'class':
@@ -222,6 +287,8 @@ def _full(entry: PublicName) -> list[str]:
         # The value of a constant or the expansion of a type alias says less than its comment.
         lines = [f'.. py:data:: {entry.name}', '']
         lines += [f'   {line}'.rstrip() for line in entry.doc.splitlines()]
+    if links:
+        lines += ['', f'   **Used in:** {", ".join(links)}']
     return [*lines, '']
 
 
@@ -245,8 +312,8 @@ def _nearest(module: str, paged: set[str]) -> str:
     return name or module
 
 
-def write(folder: Path, package: str = 'torchopt') -> list[Path]:
-    """Write a page for every public module into ``folder``, and return their paths.
+def write(folder: Path, package: str = 'torchopt', uses: Mapping[str, list[str]] | None = None) -> list[Path]:
+    """Write a page for every public module into ``folder``, and return their paths; ``uses`` are links by name.
 
     Files whose text would not change are left alone, so that a second build has nothing to do;
     pages of modules that are gone are removed.
@@ -268,6 +335,7 @@ def write(folder: Path, package: str = 'torchopt') -> list[Path]:
         for entry in entries
     ]
 
+    links = _by_home(entries, uses or {})
     paths = []
     for module in modules:
         name = module.__name__
@@ -277,7 +345,7 @@ def write(folder: Path, package: str = 'torchopt') -> list[Path]:
             if inspect.ismodule(entry.value):
                 page += [f'* :py:mod:`{entry.value.__name__}`', '']
             elif entry.path == entry.home_path:
-                page += _full(entry)
+                page += _full(entry, links[entry.home_path])
             else:
                 page += _again(entry, package)
         paths.append(folder / f'{name}.rst')

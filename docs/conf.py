@@ -85,7 +85,7 @@ def _check_docstrings(app: Any) -> None:
     if missing:
         listing = '\n  '.join(missing)
         raise ExtensionError(f'{len(missing)} public names have no docstring:\n  {listing}')
-    api_pages.write(HERE / 'api' / 'generated')
+    api_pages.write(HERE / 'api' / 'generated', uses=api_pages.uses_in(HERE.parent))
 
 
 def _offer_notebook(app: Any, page: str, source: list[str]) -> None:
@@ -100,7 +100,14 @@ def _offer_notebook(app: Any, page: str, source: list[str]) -> None:
     source[0] = re.sub(r'^(# .+)$', rf'\1\n\n{link}', source[0], count=1, flags=re.MULTILINE)
 
 
+def _leave_out_navigation(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Draw no tree of all pages beside the hundreds of pages of source code: it took a quarter of the build."""
+    if page.startswith('_modules/'):
+        context.pop('toctree', None)
+
+
 def setup(app: Any) -> None:
     """Hook the API pages and the notebooks into the build."""
     app.connect('builder-inited', _check_docstrings)
     app.connect('source-read', _offer_notebook)
+    app.connect('html-page-context', _leave_out_navigation, priority=400)  # before the theme, at 500

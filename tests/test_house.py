@@ -25,7 +25,7 @@ INTERFACE = '__init__'
 LAYERS = {
     unit: layer
     for layer, units in {
-        0: 'version numerics graphs sharding',
+        0: 'version numerics graphs sharding progress',
         1: 'rules norms preconditions spelling',
         2: '_C tree',
         3: 'checks assignment isotonic scalars quasi_newton',

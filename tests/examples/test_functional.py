@@ -11,10 +11,12 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 mpl.use('agg')
 sys.path.insert(0, str(Path(__file__).parents[2] / 'examples'))
 
+import data_weights
 import ensemble_vmap
 import lola
 import maml_rl
@@ -28,6 +30,7 @@ import torchopt
 
 # The claims are assertions at the end of `main`.
 EXAMPLES = {
+    'data_weights': (data_weights, ['--quick']),
     'ensemble_vmap': (ensemble_vmap, ['--quick']),
     'lola': (lola, ['--quick', '--steps', '60', '--pairs', '8']),
     'maml_rl': (maml_rl, ['--quick']),
@@ -71,6 +74,20 @@ def test_returns_of_traces():
     far = mgrl.returns(values, rewards, half, torch.tensor(1.0))
     torch.testing.assert_close(far[0, 0, 0], torch.tensor(0.1 + 0.5 * 0.2 + 0.25 * 0.3 + 0.125 * 3.0))
     torch.testing.assert_close(mgrl.returns(values, rewards, half, torch.tensor(0.0)), rewards + 0.5 * values)
+
+
+def test_the_recomputed_gradient_of_the_weights_is_the_unrolled_one():
+    args = data_weights.parse(['--quick', '--inner-steps', '3'])
+    corpus = data_weights.load(args)
+    net, params, order = data_weights.fresh(args, 0)
+    found = []
+    for args.unrolled in (False, True):
+        logits = torch.zeros(args.pieces, requires_grad=True)
+        with sdpa_kernel(SDPBackend.MATH):
+            trained = data_weights.train(net, params, logits, order, corpus, args)
+            found += torch.autograd.grad(data_weights.losses(net, trained, corpus.validation).mean(), logits)
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-8)
+    assert found[0].abs().sum() > 0
 
 
 def test_returns_end_with_the_episode():

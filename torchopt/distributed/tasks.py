@@ -24,6 +24,7 @@ from torchopt.distributed.errors import Failure
 from torchopt.distributed.partition import share_of
 from torchopt.graphs import leaves_of
 from torchopt.numerics import apply_function, in_transform, real_dtype
+from torchopt.progress import Progress, reporter
 from torchopt.sharding import is_dtensor
 
 __all__ = ['map_tasks']
@@ -40,6 +41,7 @@ def map_tasks(
     create_graph: bool = False,
     group: Any = None,
     timeout: timedelta | None = None,
+    callback: Progress = None,
 ) -> Any:
     r"""The mean of a loss over tasks, where every rank computes some of the tasks.
 
@@ -66,13 +68,15 @@ def map_tasks(
             uses a separate collective.
         group: The process group, by default all.
         timeout: The time limit for the other ranks, by default that of the group.
+        callback: A function that is called after each task of this rank with the number of tasks that are done and of
+            all its tasks, or ``'bar'`` for a progress bar (needs tqdm).
 
     Returns:
         The loss, a scalar tensor differentiable with respect to ``params``; with ``has_aux``, a pair of the loss and
         the list of the other objects for all tasks in order (pickled, in a separate collective).
 
     Raises:
-        TypeError: If ``fn`` does not return a scalar tensor, or ``params`` are sharded.
+        TypeError: If ``fn`` does not return a scalar tensor, ``params`` are sharded, or ``callback`` is no function.
         ValueError: If there are no tasks, no parameter requires grad, or the number of tasks differs between ranks.
         RuntimeError: If called inside a ``torch.func`` transform; use :func:`all_reduce` and :func:`replicate` there.
         WorkerDiedError, WorkerTimeoutError: If another rank has died, or does not make the call in time.
@@ -92,6 +96,7 @@ def map_tasks(
             'map_tasks computes gradients itself and cannot be transformed by torch.func. Write '
             'all_reduce(fn(replicate(params), ...)) there.'
         )
+    report = reporter(callback, 'tasks')
     leaves = _trainable(params)
     ends = [_end(p) for p in leaves]
     if not isinstance(params, nn.Module):
@@ -104,7 +109,7 @@ def map_tasks(
     work, own, error = _Work(None, [], [None] * len(leaves)), [], None
     try:
         own = [tasks[i] for i in share_of(len(tasks), ranks)[rank]] if split else list(tasks)
-        work = _do(fn, own, params, ends, has_aux, eager)
+        work = _do(fn, own, params, ends, has_aux, eager, report)
     except Exception as raised:  # the other ranks wait for this one, so report the error to them first
         if ranks == 1:
             raise
@@ -156,7 +161,7 @@ class _Work(NamedTuple):
 _seen: weakref.WeakSet[Any] = weakref.WeakSet()  # code objects of functions that have been checked
 
 
-def _do(fn: Any, own: list[Any], params: Any, leaves: list[Tensor], has_aux: bool, eager: bool) -> _Work:
+def _do(fn: Any, own: list[Any], params: Any, leaves: list[Tensor], has_aux: bool, eager: bool, report: Any) -> _Work:
     total: Tensor | None = None
     sums: list[Tensor | None] = [None] * len(leaves)
     others: list[weakref.ref[Tensor]] = []
@@ -179,6 +184,8 @@ def _do(fn: Any, own: list[Any], params: Any, leaves: list[Tensor], has_aux: boo
             loss = loss.detach()
         total = loss if total is None else total + loss
         del returned, loss
+        if report is not None:
+            report(number + 1, len(own))
     lost = [p.shape for ref in others if (p := ref()) is not None]
     if lost:
         warnings.warn(

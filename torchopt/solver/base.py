@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch._C import _functorch
 
-from torchopt import checks, tree
+from torchopt import checks, progress, tree
 from torchopt.loop import while_loop
 from torchopt.numerics import eager
 from torchopt.solver import adjoint
@@ -268,11 +268,7 @@ class _Report:
 
     def __enter__(self) -> _Report:
         if self.solver.verbose == 'bar':
-            try:
-                from tqdm.auto import tqdm  # type: ignore[import-untyped,unused-ignore]
-            except ImportError:
-                raise ImportError("verbose='bar' needs tqdm: `pip install tqdm`, or pass verbose=True.") from None
-            self.bar = tqdm(total=self.solver.maxiter, desc=type(self.solver).__name__)
+            self.bar = progress.bar(self.solver.maxiter, type(self.solver).__name__)
         return self
 
     def __exit__(self, *_: object) -> None:

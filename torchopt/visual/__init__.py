@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drawings of autograd graphs, and plots of schedules and of the paths of optimizers.
+"""Drawings of autograd graphs, plots of schedules and of the paths of optimizers, and records of bilevel runs.
 
 :func:`make_dot` is the function of TorchOpt 0.7.3.  :func:`trace_graph` takes the same arguments and returns an object
 that writes DOT, Mermaid, SVG, PNG and HTML.  The packages graphviz and matplotlib are imported only if used.
@@ -13,10 +13,13 @@ from torchopt.visual.dot import make_dot, resize_graph
 from torchopt.visual.functions import SAVED_PREFIX, get_fn_name
 from torchopt.visual.graph import GradientGraph, trace_graph
 from torchopt.visual.plots import plot_landscape, plot_schedule
+from torchopt.visual.recorder import BilevelRecorder, StepRecord
 
 __all__ = [
+    'BilevelRecorder',
     'GradientGraph',
     'SAVED_PREFIX',
+    'StepRecord',
     'get_fn_name',
     'make_dot',
     'plot_landscape',

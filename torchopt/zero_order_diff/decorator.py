@@ -16,6 +16,7 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt.numerics import eager, is_inexact
+from torchopt.progress import Progress, reporter
 from torchopt.typing import Samplable, SampleFunc
 from torchopt.zero_order_diff.directions import Directions
 from torchopt.zero_order_diff.estimators import ESTIMATORS
@@ -39,6 +40,7 @@ def zero_order(
     executor: Executor | None = None,
     generator: torch.Generator | None = None,
     seed: int | None = None,
+    callback: Progress = None,
 ) -> Callable[[Objective], Objective]:
     r"""Decorator: differentiate a function by sampling.
 
@@ -82,6 +84,8 @@ def zero_order(
         generator: The generator of the directions; every backward pass draws new ones.
         seed: A seed, for the same directions in every backward pass (common random numbers).  Without ``generator`` and
             ``seed``, torch's global generator is used.
+        callback: A function that is called during a backward pass with the number of evaluations that are done and of
+            all evaluations, or ``'bar'`` for a progress bar (needs tqdm). With ``vectorize`` it is called once a chunk.
 
     Returns:
         A decorator for functions that return a 0-d tensor of a real floating dtype.
@@ -133,6 +137,7 @@ def zero_order(
         raise TypeError(
             f'Invalid executor: {executor!r}; expected an executor of concurrent.futures, and vectorize not True.'
         )
+    report = reporter(callback, 'evaluations')
     next_seed = _seeds(generator, seed)
 
     def decorate(fn: Objective) -> Objective:
@@ -147,7 +152,17 @@ def zero_order(
             objective = BoundObjective(fn, args, kwargs)
             wanted = _wanted(objective, args, positions)
             problem = ZeroOrderProblem(
-                objective, method, estimator, directions, evaluator, num_samples, width, chunk_size, next_seed, wanted
+                objective,
+                method,
+                estimator,
+                directions,
+                evaluator,
+                num_samples,
+                width,
+                chunk_size,
+                next_seed,
+                report,
+                wanted,
             )
             return value(problem)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from typing import Any
 
@@ -114,15 +114,25 @@ class Evaluator:
         with _unchanged(objective, tensors):
             return objective([x.detach() for x in tensors]).clone()
 
-    def around(self, objective: BoundObjective, tensors: Sequence[Tensor], points: list[Points], count: int) -> Tensor:
-        """The values at ``count`` samples of each of several points, a tensor of shape ``(count, len(points))``."""
+    def around(
+        self,
+        objective: BoundObjective,
+        tensors: Sequence[Tensor],
+        points: list[Points],
+        count: int,
+        advance: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """The values at ``count`` samples of each of several points, a tensor of shape ``(count, len(points))``.
+
+        ``advance`` is called with the number of evaluations that are done.
+        """
         tensors = [x.detach() for x in tensors]
         with _unchanged(objective, tensors):
             if self._executor is not None:
-                return self._submit(self._executor, objective, tensors, points, count)
+                return self._submit(self._executor, objective, tensors, points, count, advance)
             if self._vectorize is not False:
                 try:
-                    return torch.stack([_vmap(objective, tensors, p, count) for p in points], 1)
+                    found = torch.stack([_vmap(objective, tensors, p, count) for p in points], 1)
                 except torch.OutOfMemoryError:
                     raise
                 except Exception as error:
@@ -130,21 +140,41 @@ class Evaluator:
                         raise
                     logger.info('%r cannot be vectorized; it is evaluated in a loop: %s', objective.fn, error)
                     self._vectorize = False
-            values = [objective(_row(tensors, p, i)) for i in range(count) for p in points]
+                else:
+                    if advance is not None:
+                        advance(found.numel())
+                    return found
+            values = _each((objective(_row(tensors, p, i)) for i in range(count) for p in points), advance)
         return torch.stack([v.to(values[0]) for v in values]).reshape(count, len(points))
 
     def _submit(
-        self, executor: Executor, objective: BoundObjective, tensors: list[Tensor], points: list[Points], count: int
+        self,
+        executor: Executor,
+        objective: BoundObjective,
+        tensors: list[Tensor],
+        points: list[Points],
+        count: int,
+        advance: Callable[[int], None] | None,
     ) -> Tensor:
         rows = [_row(tensors, p, i) for i in range(count) for p in points]
         if isinstance(executor, ProcessPoolExecutor):
             # Send bytes, since torch would use a file descriptor per tensor.
             fn = self._portable()
             payloads = [pickle.dumps((fn, *objective.arguments(row))) for row in rows]
-            outputs = [scalar(pickle.loads(x)) for x in executor.map(_remote, payloads)]
+            outputs = _each((scalar(pickle.loads(x)) for x in executor.map(_remote, payloads)), advance)
         else:
-            outputs = list(executor.map(objective, rows))
+            outputs = _each(executor.map(objective, rows), advance)
         return torch.stack([v.to(outputs[0]) for v in outputs]).reshape(count, len(points))
+
+
+def _each(values: Iterable[Tensor], advance: Callable[[int], None] | None) -> list[Tensor]:
+    """The values as a list; ``advance`` is called with the number of each."""
+    found = []
+    for value in values:
+        found.append(value)
+        if advance is not None:
+            advance(len(found))
+    return found
 
 
 def _vmap(objective: BoundObjective, tensors: list[Tensor], points: Points, count: int) -> Tensor:

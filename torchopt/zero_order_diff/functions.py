@@ -12,6 +12,7 @@ the stored function values, without further function calls.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -44,6 +45,7 @@ class ZeroOrderProblem:
     sigma: float
     chunk_size: int | None
     next_seed: Callable[[], int]
+    report: Callable[[int, int], Any] | None
     wanted: tuple[int, ...] = ()
 
     def chunks(self, seed: int, xs: list[Tensor]) -> Iterator[tuple[int, list[Tensor]]]:
@@ -230,7 +232,8 @@ def _estimate(problem: ZeroOrderProblem, seed: int, center: Tensor, tensors: tup
         points = [
             {i: _shifted(tensors[i], x, s * problem.sigma, z) for i, x, z in zip(problem.wanted, xs, zs)} for s in signs
         ]
-        values = problem.evaluator.around(problem.objective, tensors, points, len(zs[0]))
+        advance = None if problem.report is None else functools.partial(_report, problem, first)
+        values = problem.evaluator.around(problem.objective, tensors, points, len(zs[0]), advance)
         _check_finite(problem, first, values, center)
         found.append(values)
         slopes = combine(weights, signs, values, center)
@@ -238,6 +241,13 @@ def _estimate(problem: ZeroOrderProblem, seed: int, center: Tensor, tensors: tup
     scale = 1.0 / (problem.num_samples * problem.sigma)
     gradients = [_like(total * scale, tensors[i]) for i, total in zip(problem.wanted, sums)]
     return torch.cat(found), *gradients
+
+
+def _report(problem: ZeroOrderProblem, first: int, done: int) -> None:
+    """Report so many evaluations of the chunk that begins with sample ``first``."""
+    signs = len(problem.estimator.signs)
+    assert problem.report is not None
+    problem.report(first * signs + done, problem.num_samples * signs)
 
 
 def _estimate_product(
