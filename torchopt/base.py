@@ -143,9 +143,8 @@ class GradientTransformation(_Functions):
 
     def _spelled(self) -> tree.Spelled:
         if self.call is None:
-            maker: Any = getattr(
-                self.update, '__self__', None
-            )  # init and update may be methods of one object, such as MultiSteps
+            # init and update may be methods of one object, such as MultiSteps.
+            maker: Any = getattr(self.update, '__self__', None)
             if hasattr(maker, '_spelled'):
                 return maker._spelled()
             return tree.Spelled(type(self).__name__, (), {'init': self.init, 'update': self.update})
@@ -366,9 +365,7 @@ def _require_states(members: Sequence[GradientTransformation], state: Any, param
         )
 
 
-def _alone(
-    update: Callable[..., Any], updates: Any, states: tuple[Any], params: Any, **extra: Any
-) -> tuple[Any, tuple[Any, ...]]:
+def _alone(update: Callable[..., Any], updates: Any, states: tuple[Any], params: Any, **extra: Any) -> tuple[Any, Any]:
     updates, state = update(updates, states[0], params, **extra)
     return updates, (state,)
 
