@@ -86,7 +86,7 @@ class Problem:
 
     def tensor(self, x: Any) -> Tensor:
         """A vector of the run as a tensor."""
-        return x  # type: ignore[no-any-return]
+        return x
 
     def move(self, x: Tensor, stepsize: Any, direction: Tensor) -> Tensor:
         """The point at a step size along a direction."""
