@@ -11,13 +11,15 @@
   gradient descent, 25 tasks under ``vmap``.
 
 All variants run in one process with one thread, by turns.  A figure is the median CPU time of a call, and in
-parentheses the median of its ratio to JAX in the same round.  The first call of the compiled variant, which compiles
-the graphs, is timed separately: CPU time of the process and of its compilers, and time on the clock.
+parentheses the median of its ratio to JAX in the same round.  The garbage collector is off, as in the suite.  The first
+call of the compiled variant, which compiles the graphs, is timed separately: CPU time of the process and of its
+compilers, and time on the clock.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import statistics
 import sys
@@ -191,10 +193,13 @@ def main() -> None:
         print(f'{name}: first call {sum(spent[:4]):.1f} s CPU, {time.perf_counter() - clock:.1f} s', flush=True)
         results = {variant: run() for variant, run in runs.items()}
         repeats = {variant: max(1, int(0.1 / timed(run, 2))) for variant, run in runs.items()}
+        gc.collect()
+        gc.disable()
         times: dict[str, list[float]] = {variant: [] for variant in runs}
         for _ in range(args.rounds):
             for variant, run in runs.items():
                 times[variant].append(timed(run, repeats[variant]))
+        gc.enable()
         for variant, found in times.items():
             ratio = statistics.median(a / b for a, b in zip(found, times['jax']))
             error = max(np.abs(a - b).max() / np.abs(b).max() for a, b in zip(results[variant], results['jax']))
