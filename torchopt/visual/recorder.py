@@ -41,11 +41,11 @@ class StepRecord(NamedTuple):
     kept_bytes: float
 
 
-class _CreatedStorages(TorchDispatchMode):
+class _CreatedStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The storages that operations create: weak references, so that they die as usual."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.created: dict[int, tuple[weakref.ref[Any], int]] = {}
         self.known: set[int] = set()
 
