@@ -98,7 +98,7 @@ $(MATHJAX): third_party/mathjax/package-lock.json
 	else echo 'npm is missing: formulas in the documentation will need a network'; fi
 
 docs: $(STAMP) $(MATHJAX)  ## Build the documentation into docs/_build/html; warnings are errors.
-	$(BIN)/python -m sphinx -W --keep-going -q -b html -d docs/_build/doctrees docs docs/_build/html
+	$(BIN)/python -m sphinx -j 2 -W --keep-going -q -b html -d docs/_build/doctrees docs docs/_build/html
 
 # An sdist, and a wheel from the sdist. The wheel is repaired without libgomp, since torch brings its own, and then
 # installed where there is no compiler. Another torch: make wheel TORCH='torch==2.9.0'.

@@ -18,7 +18,7 @@ import torch
 from typing_extensions import Self
 
 from torchopt import elementwise, tree
-from torchopt.preconditions import Precondition, required_by_all
+from torchopt.preconditions import Precondition, checking, required_by_all
 
 __all__ = [
     'ChainedGradientTransformation',
@@ -31,7 +31,6 @@ __all__ = [
     'TransformUpdateFn',
     'UninitializedState',
     'check_impl',
-    'checking',
     'factory',
     'identity',
     'init_empty_state',
@@ -150,21 +149,6 @@ class GradientTransformation(_Functions):
             return tree.Spelled(type(self).__name__, (), {'init': self.init, 'update': self.update})
         function, args, kwargs, spell = self.call
         return tree.Spelled(function.__name__, args, kwargs) if spell is None else spell(*args)
-
-
-def checking(update: Callable[..., Any], requires: tuple[Precondition, ...]) -> Callable[..., Any]:
-    """``update`` that checks its preconditions before each step."""
-    if not requires or torch.compiler.is_compiling():
-        return update  # a compiled graph cannot raise errors about the state
-
-    @functools.wraps(update)
-    def checked(updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any) -> Any:
-        for condition in requires:
-            if inplace or condition.when == 'always':
-                condition.check(state, params)
-        return update(updates, state, params, inplace=inplace, **extra)
-
-    return checked
 
 
 class GradientTransformationExtraArgs(GradientTransformation):

@@ -73,7 +73,6 @@ TRANSFORMS: dict[str, Callable[[Callable[..., Tensor]], Callable[..., Any]]] = {
         )
     ),
     'forward mode': lambda f: torchopt.forward_value_and_grad(f, argnums=1),
-    'hessian': lambda f: torch.func.hessian(f, argnums=1),
     'no_grad': torch.no_grad(),
     'inference mode': torch.inference_mode(),
 }

@@ -93,14 +93,14 @@ class _Call(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """The place of a tensor in the result: its position in the leaves of the arguments or in the outputs."""
+    """The place of a tensor in the result: its index in the leaves of the arguments or in the outputs."""
 
     is_output: bool
-    position: int
+    at: int
 
 
 def _filled(places: Sequence[Any], leaves: Sequence[Any], outputs: Leaves) -> list[Any]:
-    return [(outputs if x.is_output else leaves)[x.position] if isinstance(x, _Place) else x for x in places]
+    return [(outputs if x.is_output else leaves)[x.at] if isinstance(x, _Place) else x for x in places]
 
 
 class _Capture:
@@ -223,8 +223,8 @@ def _capture(fun: Callable[..., Any], args: Any, leaves: Sequence[Any], spec: An
     if seen.graph is not None:
         count = len(tree.leaves(args[0]))
         function = seen.graph.function(
-            tuple(j for j, x in enumerate(inputs) if isinstance(x, _Place) and x.position < count),
-            tuple(sorted({y.position for y in outputs[:first] if isinstance(y, _Place) and y.is_output})),
+            tuple(j for j, x in enumerate(inputs) if isinstance(x, _Place) and x.at < count),
+            tuple(sorted({y.at for y in outputs[:first] if isinstance(y, _Place) and y.is_output})),
         )
     return _Call(function, inputs, outputs, _others(leaves), result_spec)
 
