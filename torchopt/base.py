@@ -14,10 +14,10 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
-import torch
 from typing_extensions import Self
 
 from torchopt import elementwise, tree
+from torchopt.numerics import is_tracing
 from torchopt.preconditions import Precondition, checking, required_by_all
 
 __all__ = [
@@ -284,7 +284,7 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
         ) -> tuple[Any, tuple[Any, ...]]:
             fits(state)
             if inplace:
-                if not torch.compiler.is_compiling():
+                if not is_tracing():
                     inner.check(state, params)
                 if params is not None:
                     elementwise.check_updates(updates, params, inplace=onto_params)
@@ -371,7 +371,7 @@ def _one_pass(
         for condition in tx.requires:
             if condition.kind is not None and isinstance(own, condition.kind):
                 continue
-            if condition.when == 'always' or (inplace and not torch.compiler.is_compiling()):
+            if condition.when == 'always' or (inplace and not is_tracing()):
                 condition.check(own, params)
     passes = [tx.prepare(own) for tx, own in zip(members, state)]
     return elementwise.run_steps(passes, updates, params, inplace=inplace, onto_params=onto_params)
@@ -469,7 +469,7 @@ def with_extra_args_support(tx: GradientTransformation) -> GradientTransformatio
     if isinstance(tx, GradientTransformationExtraArgs):
         return tx
     update = tx.update
-    if torch.compiler.is_compiling():  # functions made while tracing cannot be inspected
+    if is_tracing():  # functions made while tracing cannot be inspected
         takes_extra, options, params_by_name = False, {'inplace'}, False
     else:
         parameters = inspect.signature(tx.update).parameters

@@ -13,7 +13,7 @@ import operator
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-import torch
+from torchopt.numerics import is_tracing
 
 __all__ = [
     'Precondition',
@@ -55,7 +55,7 @@ def check_preconditions(tx: Any, state: Any, params: Any = None) -> None:
 
 def checking(update: Callable[..., Any], requires: tuple[Precondition, ...]) -> Callable[..., Any]:
     """``update`` that checks its preconditions before each step."""
-    if not requires or torch.compiler.is_compiling():
+    if not requires or is_tracing():
         return update  # a compiled graph cannot raise errors about the state
 
     @functools.wraps(update)
