@@ -337,3 +337,13 @@ def test_autocast_of_the_backward_pass_does_not_matter() -> None:
         found = torch.autograd.grad(out.sum(), h)[0]
     out, _ = scan(lambda h, _: (torch.tanh(w @ h), None), h, length=2)
     assert torch.equal(found, torch.autograd.grad(out.sum(), h)[0])
+
+
+def test_more_captures_than_torch_allows() -> None:
+    def descend(rate: float) -> Tensor:
+        return scan(lambda x, _: (x - rate * x.sin(), None), torch.ones(2), None, length=2, compile='eager')[0]
+
+    with torch._dynamo.config.patch(recompile_limit=1):
+        descend(0.1)
+        with pytest.raises(RuntimeError, match='compile: .* recompile_limit allows'):
+            descend(0.2)

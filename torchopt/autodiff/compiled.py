@@ -120,6 +120,8 @@ class _Capture:
         except Exception as error:
             if not type(error).__module__.startswith('torch._dynamo'):
                 raise
+            if type(error).__name__ == 'FailOnRecompileLimitHit':
+                raise RuntimeError(_TOO_OFTEN) from error
             reason = _HIDDEN if in_transform() else str(error).partition('\n\n')[0]
             raise RuntimeError(f'{_FAILED} {reason}') from error
         finally:
@@ -231,6 +233,10 @@ def _capture(fun: Callable[..., Any], args: Any, leaves: Sequence[Any], spec: An
 
 _FAILED = (
     'compile: torch.compile cannot capture the function as one graph. Change the function, or run it without compile.'
+)
+_TOO_OFTEN = (
+    'compile: the function was compiled as often as torch._dynamo.config.recompile_limit allows, for other values of its '
+    'Python variables or other shapes. Make variables that change, such as a learning rate, tensors, or raise the limit.'
 )
 _HIDDEN = 'Tensors that belong to a transform of torch.func must be in the arguments, or variables of the function.'
 
