@@ -235,8 +235,9 @@ _FAILED = (
     'compile: torch.compile cannot capture the function as one graph. Change the function, or run it without compile.'
 )
 _TOO_OFTEN = (
-    'compile: the function was compiled as often as torch._dynamo.config.recompile_limit allows, for other values of its '
-    'Python variables or other shapes. Make variables that change, such as a learning rate, tensors, or raise the limit.'
+    'compile: the function was compiled as often as torch._dynamo.config.recompile_limit allows, for other values of '
+    'its Python variables or other shapes. Make variables that change, such as a learning rate, tensors, or raise the '
+    'limit.'
 )
 _HIDDEN = 'Tensors that belong to a transform of torch.func must be in the arguments, or variables of the function.'
 
