@@ -14,11 +14,11 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
+import torch
 from typing_extensions import Self
 
 from torchopt import elementwise, tree
-from torchopt.numerics import is_tracing
-from torchopt.preconditions import Precondition, checking, required_by_all
+from torchopt.preconditions import Precondition, required_by_all
 
 __all__ = [
     'ChainedGradientTransformation',
@@ -31,6 +31,7 @@ __all__ = [
     'TransformUpdateFn',
     'UninitializedState',
     'check_impl',
+    'checking',
     'factory',
     'identity',
     'init_empty_state',
@@ -149,6 +150,21 @@ class GradientTransformation(_Functions):
             return tree.Spelled(type(self).__name__, (), {'init': self.init, 'update': self.update})
         function, args, kwargs, spell = self.call
         return tree.Spelled(function.__name__, args, kwargs) if spell is None else spell(*args)
+
+
+def checking(update: Callable[..., Any], requires: tuple[Precondition, ...]) -> Callable[..., Any]:
+    """``update`` that checks its preconditions before each step."""
+    if not requires or torch.compiler.is_compiling():
+        return update  # a compiled graph cannot raise errors about the state
+
+    @functools.wraps(update)
+    def checked(updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any) -> Any:
+        for condition in requires:
+            if inplace or condition.when == 'always':
+                condition.check(state, params)
+        return update(updates, state, params, inplace=inplace, **extra)
+
+    return checked
 
 
 class GradientTransformationExtraArgs(GradientTransformation):
@@ -284,7 +300,7 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
         ) -> tuple[Any, tuple[Any, ...]]:
             fits(state)
             if inplace:
-                if not is_tracing():
+                if not torch.compiler.is_compiling():
                     inner.check(state, params)
                 if params is not None:
                     elementwise.check_updates(updates, params, inplace=onto_params)
@@ -371,7 +387,7 @@ def _one_pass(
         for condition in tx.requires:
             if condition.kind is not None and isinstance(own, condition.kind):
                 continue
-            if condition.when == 'always' or (inplace and not is_tracing()):
+            if condition.when == 'always' or (inplace and not torch.compiler.is_compiling()):
                 condition.check(own, params)
     passes = [tx.prepare(own) for tx, own in zip(members, state)]
     return elementwise.run_steps(passes, updates, params, inplace=inplace, onto_params=onto_params)
@@ -411,8 +427,8 @@ class ElementwiseTransformation(GradientTransformation):
             return updates, state
 
         if hypers is not None and hypers.trees:
-            init = functools.partial(_init_if_fit, hypers, init)
-            requires = (*requires, Precondition(functools.partial(_require_fit, hypers)))
+            init = functools.partial(hypers.first_check, init)
+            requires = (*requires, Precondition(hypers.require))
         self = super().__new__(cls, init, checking(update, requires))
         self.prepare, self.requires = prepare, requires
         return self
@@ -427,16 +443,6 @@ class ElementwiseTransformation(GradientTransformation):
 def same_step(step: elementwise.ElementwiseStep) -> Callable[[Any], elementwise.ElementwiseStep]:
     """A ``prepare`` for a transformation whose steps are all the same."""
     return lambda state: step
-
-
-def _init_if_fit(hypers: elementwise.Hyperparams, init: Callable[..., Any], params: Any) -> Any:
-    hypers.check(params)
-    return init(params)
-
-
-def _require_fit(hypers: elementwise.Hyperparams, state: Any, params: Any = None) -> None:
-    if params is not None:
-        hypers.check(params)
 
 
 def check_impl(impl: Any) -> GradientTransformation:
@@ -469,7 +475,7 @@ def with_extra_args_support(tx: GradientTransformation) -> GradientTransformatio
     if isinstance(tx, GradientTransformationExtraArgs):
         return tx
     update = tx.update
-    if is_tracing():  # functions made while tracing cannot be inspected
+    if torch.compiler.is_compiling():  # functions made while tracing cannot be inspected
         takes_extra, options, params_by_name = False, {'inplace'}, False
     else:
         parameters = inspect.signature(tx.update).parameters

@@ -8,17 +8,13 @@ anything.
 
 from __future__ import annotations
 
-import functools
 import operator
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-from torchopt.numerics import is_tracing
-
 __all__ = [
     'Precondition',
     'check_preconditions',
-    'checking',
     'is_settled',
     'params_for',
     'required_by',
@@ -51,21 +47,6 @@ def check_preconditions(tx: Any, state: Any, params: Any = None) -> None:
     """Check all preconditions of an in-place step."""
     for condition in tx.requires:
         condition.check(state, params)
-
-
-def checking(update: Callable[..., Any], requires: tuple[Precondition, ...]) -> Callable[..., Any]:
-    """``update`` that checks its preconditions before each step."""
-    if not requires or is_tracing():
-        return update  # a compiled graph cannot raise errors about the state
-
-    @functools.wraps(update)
-    def checked(updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any) -> Any:
-        for condition in requires:
-            if inplace or condition.when == 'always':
-                condition.check(state, params)
-        return update(updates, state, params, inplace=inplace, **extra)
-
-    return checked
 
 
 def is_settled(tx: Any) -> bool:

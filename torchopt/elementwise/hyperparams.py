@@ -116,6 +116,16 @@ class Hyperparams:
             if any(map(has_shape, values)):
                 _check_shapes(name, [values[i] for i in index], params, leaves, like)
 
+    def require(self, state: Any, params: Any = None) -> None:
+        """Check as a precondition of a step."""
+        if params is not None:
+            self.check(params)
+
+    def first_check(self, init: Callable[..., Any], params: Any) -> Any:
+        """Check, and then compute ``init(params)``."""
+        self.check(params)
+        return init(params)
+
 
 class PerLeafRule(NamedTuple):
     """A rule whose hyper-parameters differ between leaves."""

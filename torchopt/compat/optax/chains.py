@@ -18,10 +18,11 @@ from torchopt.base import (
     GradientTransformation,
     GradientTransformationExtraArgs,
     IdentityGradientTransformation,
+    checking,
     factory,
     with_extra_args_support,
 )
-from torchopt.preconditions import checking, required_by_all
+from torchopt.preconditions import required_by_all
 
 __all__ = ['Fold', 'NestedChain', 'chain', 'with_every_stage']
 
