@@ -101,7 +101,7 @@ def _offer_notebook(app: Any, page: str, source: list[str]) -> None:
 
 
 def _leave_out_navigation(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
-    """Draw no tree of all pages beside the hundreds of pages of source code: it took a quarter of the build."""
+    """Draw no tree of all pages beside the hundreds of pages of source code, which takes long."""
     if page.startswith('_modules/'):
         context.pop('toctree', None)
 
