@@ -27,8 +27,8 @@ install: $(STAMP)  ## Create .venv and install the package into it, editable, wi
 
 # The editable install refers to each Python file by its path, so files that were added, moved or removed need a new one.
 LIST := build/python_files
-$(shell mkdir -p build; find torchopt -name '*.py' | sort > $(LIST).new; \
-  if cmp -s $(LIST).new $(LIST); then rm $(LIST).new; else mv $(LIST).new $(LIST); fi)
+$(shell mkdir -p build; find torchopt -name '*.py' | sort > $(LIST).$$$$; \
+  if cmp -s $(LIST).$$$$ $(LIST); then rm $(LIST).$$$$; else mv $(LIST).$$$$ $(LIST); fi)
 
 # Changed Python files need no new install; a change of these files does.
 $(STAMP): pyproject.toml constraints-dev.txt torchopt/version.py $(LIST) $(NATIVE)
