@@ -22,8 +22,6 @@ CACHE = Path(__file__).parents[1] / 'build' / 'jax' / os.environ.get('PYTEST_XDI
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(CACHE))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
-# Compiling takes JAX longer than computing: let it optimize less.
-os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true')
 
 
 @pytest.fixture(autouse=True, scope='module')

@@ -271,10 +271,8 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
         members: list[GradientTransformation] = []
         for i, tx in enumerate(transformations):
             if not isinstance(tx, GradientTransformation):
-                raise TypeError(
-                    f'Member {i} of a chain is a {type(tx).__name__}, not a GradientTransformation: {tx!r}. '
-                    f'Pass the result of a factory such as torchopt.adam().'
-                )
+                kind = f'a {type(tx).__name__}, not a GradientTransformation'
+                raise TypeError(f'Member {i} of a chain is {kind}: {tx!r}. {_remedy(tx)}')
             if isinstance(tx, ChainedGradientTransformation):
                 members.extend(tx.transformations)
             elif not isinstance(tx, IdentityGradientTransformation):
@@ -449,8 +447,13 @@ def check_impl(impl: Any) -> GradientTransformation:
     """Require a GradientTransformation."""
     if isinstance(impl, GradientTransformation):
         return impl
-    given = f'{impl!r} (type: {type(impl).__name__})'
-    raise TypeError(f'{given} is not a GradientTransformation. Pass the result of a factory such as torchopt.adam().')
+    raise TypeError(f'{impl!r} (type: {type(impl).__name__}) is not a GradientTransformation. {_remedy(impl)}')
+
+
+def _remedy(impl: Any) -> str:
+    if hasattr(impl, 'gradient_transformation'):  # MultiSteps
+        return 'Call its method gradient_transformation(), and pass the result.'
+    return 'Pass the result of a factory such as torchopt.adam().'
 
 
 def with_extra_args_support(tx: GradientTransformation) -> GradientTransformationExtraArgs:
