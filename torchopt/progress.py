@@ -16,7 +16,7 @@ def _tqdm() -> Any:
     try:
         from tqdm.auto import tqdm  # type: ignore[import-untyped,unused-ignore]
     except ImportError:
-        raise ImportError('A progress bar needs tqdm: `pip install tqdm`, or pass a function.') from None
+        raise ImportError('A progress bar needs tqdm: run `pip install tqdm`, or do without the bar.') from None
     return tqdm
 
 
