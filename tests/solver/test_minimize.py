@@ -337,3 +337,11 @@ def test_a_callback_sees_each_step_once() -> None:
     params, state = torchopt.LBFGS(ridge, tol=1e-8, **options).run(START, penalty, X, Y)
     torch.autograd.grad(params.sum(), penalty)
     assert len(seen) == int(state.iter_num)
+
+
+def test_the_first_step_in_a_box_is_not_shortened() -> None:
+    """The first trial point is a gradient step, however long: here it is the solution."""
+    box = (torch.full((3,), -100.0), torch.full((3,), 100.0))
+    params, state = torchopt.LBFGSB(lambda x: 0.5 * (x - 50.0).square().sum()).run(torch.zeros(3), box)
+    torch.testing.assert_close(params, torch.full((3,), 50.0))
+    assert (state.iter_num.item(), state.num_fun_eval.item()) == (1, 2)
