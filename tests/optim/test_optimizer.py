@@ -383,6 +383,33 @@ def test_options_changed_between_steps() -> None:
         close(first, second)
 
 
+@pytest.mark.parametrize('values', [(0.0, 0.3, 0.0), (0.3, 0.0, 0.1)], ids=['comes', 'goes'])
+@every
+def test_weight_decay_comes_and_goes(name: str, values: tuple[float, ...]) -> None:
+    ours, options, theirs = FACES[name]
+    first, second = network(), network()
+    one = ours(first.parameters(), **options, weight_decay=values[0])
+    other = theirs(second.parameters(), **options, weight_decay=values[0])
+    for value in values:
+        for net, optimizer in ((first, one), (second, other)):
+            optimizer.param_groups[0]['weight_decay'] = value
+            train(net, optimizer, 2)
+        close(first, second)
+
+
+def test_an_option_that_needs_another_state() -> None:
+    net = network()
+    optimizer = torchopt.SGD(net.parameters(), 0.1)
+    train(net, optimizer, 1)
+    before = copy.deepcopy(net)
+    optimizer.param_groups[0]['momentum'] = 0.9
+    with pytest.raises(ValueError, match="The group's momentum changed, and with this value"):
+        train(net, optimizer, 1)
+    same(net, before)
+    optimizer.param_groups[0]['momentum'] = 0.0
+    train(net, optimizer, 1)
+
+
 def test_schedule_as_learning_rate() -> None:
     first, second = network(), network()
     schedule = torchopt.schedule.exponential_decay(0.1, 0.5)

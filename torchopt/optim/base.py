@@ -15,12 +15,23 @@ import torch
 from torchopt import tree
 from torchopt.base import GradientTransformation, UninitializedState, check_impl
 from torchopt.optim.from_alias import FromAlias
-from torchopt.optim.gradients import check_same_kind, check_states, hide_integers, without_integers
+from torchopt.optim.gradients import (
+    check_same_kind,
+    check_states,
+    hide_integers,
+    without_integers,
+    without_stateless_changes,
+)
 from torchopt.optim.state_dicts import per_parameter, plain_options, read_entries, read_groups
 from torchopt.preconditions import check_preconditions, is_settled
 from torchopt.update import update_params
 
 __all__ = ['Optimizer']
+
+_NEW_STATE = (
+    'The group\'s {} changed, and with this value the optimizer keeps another state. Restore the value, or create a new '
+    'optimizer.'
+)
 
 
 class Optimizer(FromAlias, torch.optim.Optimizer):
@@ -125,6 +136,9 @@ True
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step with the gradients in ``.grad``, which do not change.
 
+        A parameter whose gradient is None keeps its value and its moments.  The step count, with which for example Adam
+        corrects its bias, belongs to the group; ``torch.optim`` counts the steps of each parameter instead.
+
         Args:
             closure: Recomputes the loss and its gradients; called once, before the step.
 
@@ -132,7 +146,8 @@ True
             The result of the closure.
 
         Raises:
-            ValueError: If a schedule returns NaN, or an option of a group is out of range; nothing is changed then.
+            ValueError: If a schedule returns NaN, if an option of a group is out of range, or if an option changed so
+                that the optimizer keeps another state (momentum from zero to another value); nothing is changed then.
             RuntimeError: If a gradient is sparse; nothing is changed then.
         """
         loss = None
@@ -186,7 +201,10 @@ True
             state = self.state_groups[i]
             if not isinstance(state, UninitializedState):
                 expected = impl.init(without_integers(group['params']))
-                check_same_kind(state, expected, name=f'state_groups[{i}]')
+                state = without_stateless_changes(state, expected)
+                changed = ', '.join(name for name, value in options.items() if _differ([current[name]], [value]))
+                check_same_kind(state, expected, name=f'state_groups[{i}]', remedy=_NEW_STATE.format(changed))
+                self.state_groups[i] = state
             self.impl_groups[i] = (current, impl)
         return impl
 

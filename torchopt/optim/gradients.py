@@ -11,6 +11,7 @@ import torch
 from torchopt import tree
 from torchopt.autodiff.products import is_autograd_off
 from torchopt.autodiff.recompute import recomputed_gradient
+from torchopt.base import EmptyState
 from torchopt.numerics import in_transform, is_inexact, is_tracing
 from torchopt.sharding import is_storage_freed
 
@@ -22,6 +23,7 @@ __all__ = [
     'recomputed_gradients',
     'with_integers',
     'without_integers',
+    'without_stateless_changes',
 ]
 
 
@@ -170,18 +172,28 @@ def check_states(state_dict: Any, count: int) -> list[Any]:
 _REMEDY = 'Load a state that this optimizer, with these options, saved for these parameters.'
 
 
-def check_same_kind(state: Any, expected: Any, *, name: str) -> None:
+def without_stateless_changes(state: Any, expected: Any) -> Any:
+    """The state of a chain, with parts that have no state, such as weight decay, only where ``expected`` has them."""
+    if type(state) is tuple and type(expected) is tuple and len(state) != len(expected):
+        parts = [part for part in state if not isinstance(part, EmptyState)]
+        if len(parts) == sum(not isinstance(part, EmptyState) for part in expected):
+            stateful = iter(parts)
+            return tuple(part if isinstance(part, EmptyState) else next(stateful) for part in expected)
+    return state
+
+
+def check_same_kind(state: Any, expected: Any, *, name: str, remedy: str = _REMEDY) -> None:
     """Require that a state belongs to the same optimizer and to parameters of the same shapes.
 
     Raises:
         ValueError: If it does not; the message gives the path of the difference.
     """
     found, spec = tree.flatten(expected)
-    values = tree.flatten_up_to(spec, state, name=name, like='the state of this optimizer', remedy=_REMEDY)
+    values = tree.flatten_up_to(spec, state, name=name, like='the state of this optimizer', remedy=remedy)
     for i, (x, y) in enumerate(zip(found, values)):
         if getattr(x, 'shape', None) != getattr(y, 'shape', None) or _is_complex(x) != _is_complex(y):
             path = tree.flatten_with_path(expected)[i][0]
-            raise ValueError(f'{name}{path} does not match: expected {_kind(x)}, found {_kind(y)}. {_REMEDY}')
+            raise ValueError(f'{name}{path} does not match: expected {_kind(x)}, found {_kind(y)}. {remedy}')
 
 
 def _is_complex(x: Any) -> bool:
