@@ -29,8 +29,8 @@ from torchopt.update import update_params
 __all__ = ['Optimizer']
 
 _NEW_STATE = (
-    'The group\'s {} changed, and with this value the optimizer keeps another state. Restore the value, or create a new '
-    'optimizer.'
+    "The group's {} changed, and with this value the optimizer keeps another state. "
+    'Restore the value, or create a new optimizer.'
 )
 
 
