@@ -388,7 +388,7 @@ def test_later_groups_of_a_meta_optimizer() -> None:
     refuses(lambda: meta.add_param_group(nn.ReLU()), ValueError, ['no parameters'])
     refuses(lambda: meta.add_param_group(nn.Sequential(net)), ValueError, ["'0.weight'", 'earlier group'])
     refuses(lambda: meta.add_param_group(nn.Linear(1, 1), lr=-1.0), ValueError, ['learning rate', '-1.0'])
-    refuses(lambda: meta.add_param_group(nn.Linear(1, 1), foo=1), TypeError, ["'foo'", 'MetaAdam', "'lr'"])
+    refuses(lambda: meta.add_param_group(nn.Linear(1, 1), foo=1), TypeError, ["'foo'", 'MetaAdam', 'lr'])
     assert len(meta.param_groups) == len(meta.impl_groups) == len(meta.state_groups) == 1
 
 

@@ -132,9 +132,10 @@ def test_parameters_of_adaptive_grad_clip(inplace: bool) -> None:
     refuses(lambda: tx.update(g, state, inplace=inplace), ValueError, words, state, g)
 
 
+NO_STATE = ['The state is None', 'state = optimizer.init(params)', 'optimizer.update(grads, state, params)']
 STRANGERS: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
     'fewer members': (lambda p: torchopt.sgd(0.1).init(p), ['This chain has', 'tuple of 1', 'init']),
-    'None': (lambda p: None, ['This chain has', 'NoneType', 'init']),
+    'None': (lambda p: None, NO_STATE),
     'not initialized': (lambda p: UninitializedState(), ['This chain has', 'tuple of 0', 'init']),
     'list': (lambda p: list(torchopt.adam().init(p)), ['This chain has', 'list', 'init']),
     'a member alone': (lambda p: transform.scale_by_stddev().init(p), ['state', 'init']),
@@ -180,6 +181,7 @@ SINGLE = {
     'scale_by_schedule': (lambda: transform.scale_by_schedule(lambda count: 1.0), 'ScaleByScheduleState'),
     'scale_by_learning_rate': (lambda: transform.scale_by_learning_rate(lambda count: 1.0), 'ScaleByScheduleState'),
     'masked': (lambda: torchopt.masked(torchopt.adam(), True), 'MaskedState'),
+    'MultiSteps': (lambda: transform.MultiSteps(torchopt.adam(), 2), 'MultiStepsState'),
     'partition': (lambda: torchopt.partition({0: torchopt.adam()}, 0), 'PartitionState'),
 }
 
@@ -190,7 +192,7 @@ def test_state_of_another_transformation(name: str, inplace: bool) -> None:
     make, expected = SINGLE[name]
     p, g = params(), grads()
     for foreign in (torchopt.base.EmptyState(), None, p):
-        words = [type(foreign).__name__, expected, 'init']
+        words = NO_STATE if foreign is None else [type(foreign).__name__, expected, 'init']
         refuses(lambda f=foreign: make().update(g, f, p, inplace=inplace), ValueError, words, foreign, p, g)
 
 
@@ -199,7 +201,8 @@ def test_state_of_another_named_chain_or_partition(inplace: bool) -> None:
     p, g = params(), grads()
     named = torchopt.named_chain(('first', torchopt.adam()), ('second', transform.scale(2.0)))
     for state in ({'first': torchopt.adam().init(p)}, torchopt.adam().init(p), None):
-        refuses(lambda s=state: named.update(g, s, p, inplace=inplace), ValueError, ['first', 'second', 'init'], state)
+        words = NO_STATE if state is None else ['first', 'second', 'init']
+        refuses(lambda s=state: named.update(g, s, p, inplace=inplace), ValueError, words, state)
     parted = torchopt.partition({'x': torchopt.adam(), 'y': torchopt.sgd(0.1)}, 'x')
     other = torchopt.partition({'x': torchopt.adam(), 'z': torchopt.sgd(0.1)}, 'x').init(p)
     refuses(lambda: parted.update(g, other, p, inplace=inplace), ValueError, ["'y'", "'z'", 'init'], other)

@@ -18,7 +18,8 @@ import torch
 from typing_extensions import Self
 
 from torchopt import elementwise, tree
-from torchopt.preconditions import Precondition, required_by_all
+from torchopt.preconditions import Precondition, required_by_all, wrong_state
+from torchopt.spelling import check_names_of
 
 __all__ = [
     'ChainedGradientTransformation',
@@ -205,7 +206,11 @@ def factory(function: Callable[_P, _T], *, spell: Callable[..., tree.Spelled] | 
 
     @functools.wraps(function)
     def build(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-        made = function(*args, **kwargs)
+        try:
+            made = function(*args, **kwargs)
+        except TypeError:
+            check_names_of(function, kwargs)
+            raise
         if made.call is None:
             made.call = FactoryCall(build, args, kwargs, spell)
         return made
@@ -270,9 +275,7 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
         """
         members: list[GradientTransformation] = []
         for i, tx in enumerate(transformations):
-            if not isinstance(tx, GradientTransformation):
-                kind = f'a {type(tx).__name__}, not a GradientTransformation'
-                raise TypeError(f'Member {i} of a chain is {kind}: {tx!r}. {_remedy(tx)}')
+            tx = check_impl(tx, f'Member {i} of a chain: ')
             if isinstance(tx, ChainedGradientTransformation):
                 members.extend(tx.transformations)
             elif not isinstance(tx, IdentityGradientTransformation):
@@ -356,11 +359,8 @@ def _stages(members: tuple[GradientTransformation, ...]) -> list[tuple[int, Call
 def _require_states(members: Sequence[GradientTransformation], state: Any, params: Any = None) -> None:
     if not isinstance(state, tuple) or len(state) != len(members):
         kind = f'a tuple of {len(state)}' if isinstance(state, tuple) else f'a {type(state).__name__}'
-        raise ValueError(
-            f'The number of updates and states has to be the same in chain! This chain has '
-            f'{len(members)} members, but its state is {kind}. Pass the state that init or the '
-            f'last update of this chain returned.'
-        )
+        problem = 'The number of updates and states has to be the same in chain!'
+        raise wrong_state(state, f'{problem} This chain has {len(members)} members, but its state is {kind}.', 'chain')
 
 
 def _alone(update: Callable[..., Any], updates: Any, states: tuple[Any], params: Any, **extra: Any) -> tuple[Any, Any]:
@@ -443,17 +443,16 @@ def same_step(step: elementwise.ElementwiseStep) -> Callable[[Any], elementwise.
     return lambda state: step
 
 
-def check_impl(impl: Any) -> GradientTransformation:
-    """Require a GradientTransformation."""
+def check_impl(impl: Any, what: str = '') -> GradientTransformation:
+    """Require a GradientTransformation, or an object such as ``MultiSteps`` that can make one; ``what`` begins errors."""
     if isinstance(impl, GradientTransformation):
         return impl
-    raise TypeError(f'{impl!r} (type: {type(impl).__name__}) is not a GradientTransformation. {_remedy(impl)}')
-
-
-def _remedy(impl: Any) -> str:
-    if hasattr(impl, 'gradient_transformation'):  # MultiSteps
-        return 'Call its method gradient_transformation(), and pass the result.'
-    return 'Pass the result of a factory such as torchopt.adam().'
+    if hasattr(impl, 'gradient_transformation') and not isinstance(impl, type):
+        return check_impl(impl.gradient_transformation())
+    raise TypeError(
+        f'{what}{impl!r} (type: {type(impl).__name__}) is not a GradientTransformation. Pass the result of a factory '
+        f'such as torchopt.adam().'
+    )
 
 
 def with_extra_args_support(tx: GradientTransformation) -> GradientTransformationExtraArgs:
@@ -474,7 +473,7 @@ def with_extra_args_support(tx: GradientTransformation) -> GradientTransformatio
         >>> torchopt.base.with_extra_args_support(tx).update(1.0, (), value=3.0)
         (1.0, ())
     """
-    check_impl(tx)
+    tx = check_impl(tx)
     if isinstance(tx, GradientTransformationExtraArgs):
         return tx
     update = tx.update

@@ -1,18 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arguments with two names: that of TorchOpt and that of Optax."""
+"""Names of arguments: those with two names, that of TorchOpt and that of Optax, and the error for unknown ones."""
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
+import itertools
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import FunctionType
 from typing import Any, ParamSpec, TypeVar
 
 from typing_extensions import TypedDict
 
-__all__ = ['OptaxAdam', 'OptaxRate', 'OptaxRmsProp', 'also_spelled', 'renamer_of']
+__all__ = [
+    'OptaxAdam',
+    'OptaxRate',
+    'OptaxRmsProp',
+    'also_spelled',
+    'check_names',
+    'check_names_of',
+    'renamer_of',
+    'suggesting',
+]
 
 _P = ParamSpec('_P')
 _T = TypeVar('_T')
@@ -85,10 +96,8 @@ def also_spelled(**second_names: str) -> Callable[[Callable[_P, _T]], Callable[_
 
         @functools.wraps(function)
         def accept(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-            for name in kwargs.keys() - known:
-                raise TypeError(
-                    f'{function.__name__}() got an unexpected keyword argument {name!r}; it takes {sorted(known)}'
-                )
+            if not kwargs.keys() <= known:
+                check_names(function.__name__, kwargs, [*(p.name for p in parameters), *second_names])
             if not second_names.keys() & kwargs.keys():
                 return function(*args, **kwargs)
             given = dict(zip(positional, args))
@@ -102,3 +111,102 @@ def also_spelled(**second_names: str) -> Callable[[Callable[_P, _T]], Callable[_
         return accept
 
     return decorate
+
+
+def check_names(function: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Require that keyword arguments are known.
+
+    Args:
+        function: The name of the function that receives them.
+        given: The names that are given.
+        known: The names that the function takes, in the order to print them.
+
+    Raises:
+        TypeError: If a name is unknown; the message says which name was probably meant, or what to use instead.
+
+    Example:
+        >>> from torchopt.spelling import check_names
+        >>> check_names('solve', ['max_iter'], ['tol', 'maxiter'])
+        Traceback (most recent call last):
+            ...
+        TypeError: solve() got an unexpected keyword argument 'max_iter'. Did you mean 'maxiter'? It takes tol, maxiter.
+    """
+    known = list(known)
+    for name in given:
+        if name not in known:
+            hints = [_NO_COUNTERPART.get(name) or _guess(name, known), f'It takes {", ".join(known)}.']
+            problem = f'{function}() got an unexpected keyword argument {name!r}.'
+            raise TypeError(' '.join([problem, *filter(None, hints)]))
+
+
+def suggesting(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Let the error for an unknown keyword argument say which one was probably meant."""
+
+    @functools.wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        try:
+            return function(*args, **kwargs)
+        except TypeError:
+            check_names_of(function, kwargs)
+            raise
+
+    return call
+
+
+def check_names_of(function: Callable[..., Any], given: Iterable[str]) -> None:
+    """Like :func:`check_names`, for the names that a function takes; any name is fine if it takes all."""
+    parameters = inspect.signature(function).parameters.values()
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        known = [p.name for p in parameters if p.kind not in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL)]
+        check_names(function.__name__, given, known)
+
+
+def _guess(name: str, known: list[str]) -> str | None:
+    for near in difflib.get_close_matches(name, {*known, *itertools.chain(*_SYNONYMS)}, n=3):
+        same = [other for group in _SYNONYMS if near in group for other in group]
+        if meant := [other for other in dict.fromkeys([near, *same]) if other in known]:
+            return f'Did you mean {" or ".join(map(repr, meant))}?'
+    return None
+
+
+_SYNONYMS = [
+    names.split()
+    for names in (
+        'lr learning_rate stepsize step_size',
+        'betas b1 b2',
+        'beta1 b1 betas',
+        'beta2 b2 betas',
+        'eps epsilon',
+        'alpha decay rho decay_rate',
+        'decay_rate gamma',
+        'weight_decay wd decay',
+        'mask weight_decay_mask',
+        'momentum beta decay',
+        'max_norm clip_norm max_grad_norm max_delta',
+        'maxiter max_iter max_iters max_steps num_steps niter iterations',
+        'tol tolerance tolerance_grad ftol gtol atol rtol',
+        'history_size memory_size',
+        'linesearch line_search line_search_fn',
+        'fun f function objective residual_fun fixed_point_fun optimality_fun',
+        'init init_params x0',
+        'init_value initial_value peak_value base_lr',
+        'end_value final_value eta_min',
+        'transition_steps decay_steps num_steps steps total_steps T_max step_size',
+        'transition_begin start_step last_epoch',
+        'key seed rng',
+    )
+]
+"""Names of the same argument, in this library and in others."""
+
+_NO_COUNTERPART = {
+    'amsgrad': 'AMSGrad is an optimizer of its own: use torchopt.amsgrad, as a class by torchopt.Optimizer(params, '
+    'torchopt.amsgrad(...)).',
+    'capturable': 'It has no counterpart. Leave it out.',
+    'decoupled_weight_decay': 'Use adamw or AdamW.',
+    'differentiable': 'For differentiable steps, use the function (such as torchopt.adam), or a class such as '
+    'torchopt.MetaAdam.',
+    'foreach': 'Leave it out: steps run natively for all parameters at once where they can.',
+    'fused': 'Leave it out: steps run natively for all parameters at once where they can.',
+    'maximize': 'Negate the loss, or put torchopt.transform.scale(-1.0) first in a chain.',
+}
+"""Options of ``torch.optim`` that are no arguments here, and what to use instead."""

@@ -22,6 +22,7 @@ from torchopt.optim.gradients import (
     without_integers,
 )
 from torchopt.sharding import is_fully_sharded
+from torchopt.spelling import check_names
 from torchopt.update import update_params
 
 __all__ = [
@@ -133,11 +134,7 @@ True
                     f'DTensors: torchopt.sgd(...).update on a dict of parameters, with torch.func.functional_call.'
                 )
         options = self._first_names(options, self.defaults)
-        for name in options:
-            if name not in self.defaults:
-                raise TypeError(
-                    f'{name!r} is not an option of {type(self).__name__}; it takes {sorted(self.defaults)}.'
-                )
+        check_names(f'{type(self).__name__}.add_param_group', options, self.defaults)
         slots = _find_slots(module)
         if not slots:
             raise ValueError('The module has no parameters; there is nothing to optimize.')

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from torchopt.numerics import as_python_scalar
+from torchopt.spelling import suggesting
 
 __all__ = ['Number', 'Schedule', 'lift', 'require_count', 'require_number']
 
@@ -26,6 +27,7 @@ Schedule: TypeAlias = Callable[[Any], Any]
 """The type of a schedule: a function from the step count to a value."""
 
 
+@suggesting
 def lift(*values: Any) -> list[Any]:
     """Convert numbers to Python floats if all are available on the host, else to float64 tensors.
 
@@ -70,6 +72,7 @@ def _is_complex(x: Any) -> bool:
     return isinstance(x, complex) or (isinstance(x, (np.generic, np.ndarray)) and x.dtype.kind == 'c')
 
 
+@suggesting
 def require_number(name: str, value: Any) -> None:
     """Require a real number or a 0-d tensor; NaN raises if the value is available on the host.
 
@@ -90,6 +93,7 @@ def require_number(name: str, value: Any) -> None:
         raise ValueError(f'Invalid {name}: {value}; expected a number that is not NaN.')
 
 
+@suggesting
 def require_count(name: str, value: Any) -> None:
     """Require a finite number of steps, not necessarily an integer.
 

@@ -12,6 +12,7 @@ from torchopt.scalars import floor, larger, power, smaller, where
 from torchopt.schedule.arithmetic import lift, require_number
 from torchopt.schedule.constant import constant_schedule
 from torchopt.schedule.polynomial import check_transition, not_negative
+from torchopt.spelling import suggesting
 from torchopt.tree import as_text
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Exponential:
         return value
 
 
+@suggesting
 def exponential_decay(
     init_value: Number,
     decay_rate: Number,

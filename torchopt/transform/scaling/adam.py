@@ -18,6 +18,7 @@ from torchopt.elementwise import ranges
 from torchopt.elementwise.ranges import moment_dtype
 from torchopt.numerics import DTypeLike, advance, bias_correction, one_minus, safe_increment, zero_count
 from torchopt.preconditions import state_of
+from torchopt.spelling import suggesting
 from torchopt.transform.wrappers.native import with_native
 
 __all__ = ['ScaleByAdamState', 'scale_by_accelerated_adam', 'scale_by_adam']
@@ -128,6 +129,7 @@ def _rule(t: Any, nesterov: bool, *, b1: Any, b2: Any, eps: Any, eps_root: Any) 
     )
 
 
+@suggesting
 def scale_by_accelerated_adam(
     b1: float = 0.9,
     b2: float = 0.999,
