@@ -93,11 +93,15 @@ def test_complex_updates_of_real_parameters(name: str, inplace: bool) -> None:
     refuses(step, TypeError, ['complex'], state, p, g)
 
 
+NET = torch.nn.Linear(1, 1)
 BAD_PARAMETERS: dict[str, tuple[Any, list[str]]] = {
     'integers': ({'w': torch.ones(2), 'n': torch.ones(2, dtype=torch.int64)}, ["params['n']", 'int64', 'None']),
     'booleans': ({'w': torch.ones(2), 'n': torch.ones(2, dtype=torch.bool)}, ["params['n']", 'bool', 'None']),
     'number': ({'w': [torch.ones(2), 1.0]}, ["params['w'][1]", 'float', 'torch.as_tensor']),
     'string': ({'w': 'weights'}, ["params['w']", 'str']),
+    'module': (NET, ['params is a Linear', 'Pass dict(module.named_parameters())']),
+    'generator': (NET.parameters(), ['params is a generator', 'list(module.parameters())']),
+    'generator of pairs': (NET.named_parameters(), ['params is a generator', 'dict(module.named_parameters())']),
 }
 
 

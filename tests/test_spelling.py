@@ -105,6 +105,28 @@ def test_every_maker_says_what_it_takes(maker: Callable[..., Any]) -> None:
         maker(zzz=1.0)
 
 
+PARAMETERS: list[tuple[str, Callable[[], Any]]] = [
+    ('adam', lambda: torchopt.adam(NET.parameters())),
+    ('adam', lambda: torchopt.adam(NET.parameters(), 0.1)),
+    ('adam', lambda: torchopt.adam(NET.parameters(), lr=0.1)),
+    ('adam', lambda: torchopt.adam(NET.parameters(), learning_rate=0.1)),
+    ('sgd', lambda: torchopt.sgd(list(NET.parameters()), 0.1)),
+    ('adamw', lambda: torchopt.adamw(NET, 0.1)),
+    ('lion', lambda: torchopt.lion(NET.parameters(), 0.1)),
+    ('lion', lambda: torchopt.lion(NET.parameters(), learning_rate=0.1)),
+    ('sm3', lambda: torchopt.sm3(NET.named_parameters())),
+    ('adam', lambda: optax.adam(NET.parameters(), learning_rate=0.1)),
+]
+
+
+@pytest.mark.parametrize('name, call', PARAMETERS)
+def test_functions_take_no_parameters(name: str, call: Callable[[], Any]) -> None:
+    message = f'{name}() takes hyper-parameters only, not the parameters to train. To train them in place, use '
+    with pytest.raises(TypeError) as caught:
+        call()
+    assert str(caught.value).startswith(f'{message}torchopt.Optimizer(params, torchopt.{name}(...))')
+
+
 def test_other_errors_stay_as_they_are() -> None:
     for call in (torchopt.lion, schedule.constant_schedule, contrib.muon, torchopt.LBFGS):
         with pytest.raises(TypeError, match='missing'):

@@ -444,7 +444,7 @@ def same_step(step: elementwise.ElementwiseStep) -> Callable[[Any], elementwise.
 
 
 def check_impl(impl: Any, what: str = '') -> GradientTransformation:
-    """Require a GradientTransformation, or an object such as ``MultiSteps`` that can make one; ``what`` begins errors."""
+    """Require a GradientTransformation, or an object such as ``MultiSteps`` that makes one; ``what`` begins errors."""
     if isinstance(impl, GradientTransformation):
         return impl
     if hasattr(impl, 'gradient_transformation') and not isinstance(impl, type):

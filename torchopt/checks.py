@@ -8,6 +8,7 @@ device, or if it has a graph.
 from __future__ import annotations
 
 import math
+import os
 import sys
 import warnings
 from typing import Any
@@ -30,17 +31,26 @@ __all__ = [
     'schedule',
     'schedule_value',
     'unit_interval',
+    'warn',
 ]
 
 
-def deprecated(message: str) -> None:
-    """Warn of a deprecated name, with the location of the line outside this package that uses it."""
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn, with the location of the line of the user's program; not while compiling."""
     if is_tracing():
         return
-    level, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get('__name__', '').partition('.')[0] == 'torchopt':
+    level, frame = 1, sys._getframe(0)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
         level, frame = level + 1, frame.f_back
-    warnings.warn(message, DeprecationWarning, stacklevel=level)
+    warnings.warn(message, category, stacklevel=level)
+
+
+_LIBRARIES = tuple(os.path.dirname(file) + os.sep for file in (torch.__file__, __file__))
+
+
+def deprecated(message: str) -> None:
+    """Warn of a deprecated name."""
+    warn(message, DeprecationWarning)
 
 
 def pair(name: str, value: Any) -> tuple[Any, Any]:

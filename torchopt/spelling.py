@@ -8,10 +8,11 @@ import functools
 import inspect
 import itertools
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FunctionType
 from typing import Any, ParamSpec, TypeVar
 
+from torch.nn import Module, Parameter
 from typing_extensions import TypedDict
 
 __all__ = [
@@ -98,13 +99,17 @@ def also_spelled(**second_names: str) -> Callable[[Callable[_P, _T]], Callable[_
         def accept(*args: _P.args, **kwargs: _P.kwargs) -> _T:
             if not kwargs.keys() <= known:
                 check_names(function.__name__, kwargs, [*(p.name for p in parameters), *second_names])
-            if not second_names.keys() & kwargs.keys():
-                return function(*args, **kwargs)
-            given = dict(zip(positional, args))
-            for name in given.keys() & kwargs.keys():
-                raise TypeError(f'{function.__name__}() got multiple values for argument {name!r}')
-            rest: Any = args[len(positional) :]  # too many: Python raises the error
-            return function(*rest, **first_names({**given, **kwargs}))
+            try:
+                if not second_names.keys() & kwargs.keys():
+                    return function(*args, **kwargs)
+                given = dict(zip(positional, args))
+                for name in given.keys() & kwargs.keys():
+                    raise TypeError(f'{function.__name__}() got multiple values for argument {name!r}')
+                rest: Any = args[len(positional) :]  # too many: Python raises the error
+                return function(*rest, **first_names({**given, **kwargs}))
+            except (TypeError, ValueError):
+                _check_first(function, args)
+                raise
 
         _RENAMERS[accept] = first_names
         accept.__signature__ = full.replace(parameters=parameters)  # type: ignore[attr-defined]
@@ -140,14 +145,15 @@ def check_names(function: str, given: Iterable[str], known: Iterable[str]) -> No
 
 
 def suggesting(function: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Let the error for an unknown keyword argument say which one was probably meant."""
+    """Let errors of a function say which argument was probably meant, or that it does not take the parameters."""
 
     @functools.wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
         try:
             return function(*args, **kwargs)
-        except TypeError:
+        except (TypeError, ValueError):
             check_names_of(function, kwargs)
+            _check_first(function, args)
             raise
 
     return call
@@ -159,6 +165,18 @@ def check_names_of(function: Callable[..., Any], given: Iterable[str]) -> None:
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         known = [p.name for p in parameters if p.kind not in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL)]
         check_names(function.__name__, given, known)
+
+
+def _check_first(function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    """Require that the first argument is a hyper-parameter, and not the parameters, as for a class."""
+    first = args[0] if args else None
+    if isinstance(first, (list, tuple)):
+        first = next((iter(first) for x in first if isinstance(x, Parameter) and x.dim() > 0), None)
+    if isinstance(first, (Iterator, Module)):
+        raise TypeError(
+            f'{function.__name__}() takes hyper-parameters only, not the parameters to train. To train them in place, '
+            f'use torchopt.Optimizer(params, torchopt.{function.__name__}(...)), or a class such as torchopt.Adam.'
+        )
 
 
 def _guess(name: str, known: list[str]) -> str | None:

@@ -124,7 +124,8 @@ True
         """
         if not isinstance(module, nn.Module):
             raise TypeError(
-                f'Unexpected class of {module!r}: expected an nn.Module. Pass the module, not its parameters().'
+                f'Unexpected class of {module!r}: expected an nn.Module. Pass the module, not its parameters(). For a '
+                f'tree of tensors, use torchopt.FuncOptimizer, or functions such as torchopt.adam.'
             )
         for name, part in module.named_modules():
             if is_fully_sharded(part):
