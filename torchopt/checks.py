@@ -20,6 +20,7 @@ from torchopt.numerics import as_python_scalar, is_tracing
 __all__ = [
     'at_least',
     'deprecated',
+    'flag',
     'integer',
     'is_schedule',
     'learning_rate',
@@ -58,7 +59,7 @@ def pair(name: str, value: Any) -> tuple[Any, Any]:
     try:
         first, second = value
     except (TypeError, ValueError):
-        raise TypeError(f'Invalid {name}: {value!r}; expected a pair of numbers.') from None
+        raise TypeError(f'Invalid {name}: {value!r}; expected a pair of numbers, such as (0.9, 0.999).') from None
     return first, second
 
 
@@ -71,7 +72,7 @@ def _number(name: str, value: Any) -> float | None:
             )
         return as_python_scalar(value.detach()) if value.is_leaf else None
     try:
-        if isinstance(value, str):
+        if isinstance(value, (str, bool)):
             raise TypeError
         return float(value)
     except (TypeError, ValueError):
@@ -101,6 +102,15 @@ def is_schedule(value: Any) -> bool:
     """Whether a hyper-parameter is a function of the count."""
     # Dynamo does not know whether dicts can be called.
     return not isinstance(value, (torch.Tensor, dict, list, tuple)) and callable(value)
+
+
+def flag(name: str, value: Any) -> None:
+    """Require True or False, so that a number or a dtype that is meant for another argument raises."""
+    if not isinstance(value, bool):
+        raise TypeError(
+            f'Invalid {name}: {value!r}; expected True or False. The order of arguments differs from that of Optax: '
+            f'pass keywords.'
+        )
 
 
 def at_least(name: str, value: Any, low: float = 0.0) -> None:
