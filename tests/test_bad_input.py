@@ -6,6 +6,7 @@ The functional face has test_bad_trees.py, hyper-parameters have test_bad_hyperp
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable
@@ -428,6 +429,17 @@ def test_targets_of_a_meta_optimizer() -> None:
     for wrong in (net.parameters(), list(net.parameters()), None, torch.ones(2)):
         refuses(lambda w=wrong: torchopt.MetaAdam(w), TypeError, words)
     refuses(lambda: torchopt.MetaAdam(nn.ReLU()), ValueError, ['no parameters'])
+
+
+@pytest.mark.parametrize(
+    'make', [lambda net: torchopt.MetaSGD(net, lr=0.1), lambda net: torchopt.FuncOptimizer(torchopt.sgd(0.1))]
+)
+def test_differentiable_optimizers_have_no_zero_grad(make: Any) -> None:
+    optimizer = make(nn.Linear(2, 1))
+    refuses(lambda: optimizer.zero_grad(set_to_none=True), AttributeError, ["'zero_grad'", 'Leave it out', '.grad'])
+    assert not hasattr(optimizer, 'zero_grad')
+    refuses(lambda: optimizer.nothing, AttributeError, ["object has no attribute 'nothing'"])
+    assert copy.deepcopy(optimizer).__dict__.keys() == optimizer.__dict__.keys()
 
 
 def test_later_groups_of_a_meta_optimizer() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of arguments: those with two names, that of TorchOpt and that of Optax, and the error for unknown ones."""
+"""Names: of arguments that have two, that of TorchOpt and that of Optax; and errors for unknown ones."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ __all__ = [
     'OptaxAdam',
     'OptaxRate',
     'OptaxRmsProp',
+    'absent',
     'also_spelled',
     'check_names',
     'check_names_of',
@@ -165,6 +166,12 @@ def check_names_of(function: Callable[..., Any], given: Iterable[str]) -> None:
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         known = [p.name for p in parameters if p.kind not in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL)]
         check_names(function.__name__, given, known)
+
+
+def absent(owner: object, name: str, hints: Mapping[str, str]) -> AttributeError:
+    """The error of ``__getattr__`` for an attribute that does not exist; ``hints`` say what to use instead."""
+    hint = f'. {hints[name]}' if name in hints else ''
+    return AttributeError(f'{type(owner).__name__!r} object has no attribute {name!r}{hint}', name=name, obj=owner)
 
 
 def _check_first(function: Callable[..., Any], args: tuple[Any, ...]) -> None:

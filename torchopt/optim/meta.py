@@ -22,7 +22,7 @@ from torchopt.optim.gradients import (
     without_integers,
 )
 from torchopt.sharding import is_fully_sharded
-from torchopt.spelling import check_names
+from torchopt.spelling import absent, check_names
 from torchopt.update import update_params
 
 __all__ = [
@@ -102,6 +102,9 @@ True
 
         def __init__(self, module: nn.Module, impl: GradientTransformation) -> None:
             self._setup(module, check_impl(impl), {})
+
+        def __getattr__(self, name: str) -> Any:
+            raise absent(self, name, _NO_GRADIENTS)
 
     def _setup(self, module: nn.Module, impl: GradientTransformation, options: dict[str, Any]) -> None:
         self.impl = impl
@@ -228,6 +231,13 @@ True
                 expected = impl.init(without_integers(_parameters(slots)))
                 check_same_kind(state, expected, name=f'state_dict[{i}]')
         self.state_groups = states
+
+
+_NO_GRADIENTS = dict.fromkeys(
+    ('zero_grad', 'backward'),
+    'Leave it out: step(loss) computes the gradients itself, and neither reads nor writes .grad. The gradients of the '
+    'outer problem are cleared by the optimizer that trains its parameters.',
+)
 
 
 def _find_slots(module: nn.Module) -> Slots:
