@@ -200,6 +200,22 @@ def test_state_of_another_transformation(name: str, inplace: bool) -> None:
         refuses(lambda f=foreign: make().update(g, f, p, inplace=inplace), ValueError, words, foreign, p, g)
 
 
+@pytest.mark.parametrize(
+    'make',
+    [torchopt.adam, transform.scale_by_adam, lambda: torchopt.chain(torchopt.clip_grad_norm(1.0), torchopt.adam())],
+)
+def test_an_update_without_a_state(make: Callable[[], GradientTransformation]) -> None:
+    refuses(lambda: make().update(grads()), TypeError, ["update() missing 1 required positional argument: 'state'"])
+
+
+@pytest.mark.parametrize('name', ['step', 'zero_grad', 'param_groups', 'state_dict', 'load_state_dict'])
+def test_a_pair_of_functions_is_no_class(name: str) -> None:
+    tx = torchopt.adam()
+    words = [f'no attribute {name!r}. It is a pair of functions', 'torchopt.Optimizer(params, this)', 'torchopt.Adam']
+    refuses(lambda: getattr(tx, name), AttributeError, words)
+    assert not hasattr(tx, 'anything')
+
+
 @both
 def test_state_of_another_named_chain_or_partition(inplace: bool) -> None:
     p, g = params(), grads()
