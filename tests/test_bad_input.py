@@ -6,7 +6,9 @@ The functional face has test_bad_trees.py, hyper-parameters have test_bad_hyperp
 
 from __future__ import annotations
 
+import copy
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +18,9 @@ from torch import nn
 
 import torchopt
 from tests.snapshot import Snapshot, refuses
+from torchopt import transform
 from torchopt.base import UninitializedState
+from torchopt.compat import optax
 
 NAN = math.nan
 
@@ -40,6 +44,7 @@ BAD_TARGETS: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
     'generator that was used up': (used_up, ValueError, ['params is empty', 'generator']),
     'groups without parameters': (lambda: [{'params': []}, {'params': used_up()}], ValueError, ['params is empty']),
     'tensor': (lambda: weight(2), TypeError, ['params is a single tensor', '[tensor]']),
+    'module': (lambda: nn.Linear(1, 1), TypeError, ['params is a Linear; expected', 'Pass module.parameters()']),
     'None': (lambda: None, TypeError, ['params is None', 'iterable', 'parameters()']),
     'number': (lambda: 0.1, TypeError, ['params is 0.1', 'iterable', 'parameters()']),
     'numbers': (lambda: [weight(2), 0.1], TypeError, ['params[1]', '0.1', 'float', 'expected a tensor']),
@@ -88,6 +93,51 @@ def test_group_options_without_effect() -> None:
     """A plain Optimizer cannot change its impl; silently ignoring the option would be worse than refusing it."""
     words = ["'lr'", 'no effect', 'torchopt.Adam']
     refuses(lambda: torchopt.Optimizer([{'params': [W], 'lr': 0.1}], torchopt.adam()), TypeError, words)
+
+
+def learned(value: float = 0.5) -> torch.Tensor:
+    return torch.tensor(value, requires_grad=True)
+
+
+LEARNED: dict[str, tuple[str, Callable[[list[Any]], torchopt.Optimizer]]] = {
+    'lr': ('lr', lambda p: torchopt.Adam(p, lr=learned())),
+    'learning_rate': ('lr', lambda p: torchopt.SGD(p, learning_rate=learned())),
+    'result of a function': ('lr', lambda p: torchopt.SGD(p, lr=learned().exp())),
+    'betas': ('betas', lambda p: torchopt.AdamW(p, betas=(0.5, learned()))),
+    'b1': ('betas', lambda p: torchopt.Adam(p, b1=learned())),
+    'eps': ('eps', lambda p: torchopt.AdaMax(p, eps=learned())),
+    'weight_decay': ('weight_decay', lambda p: torchopt.AdamW(p, weight_decay=learned())),
+    'momentum': ('momentum', lambda p: torchopt.SGD(p, lr=0.1, momentum=learned())),
+    'dampening': ('dampening', lambda p: torchopt.SGD(p, lr=0.1, momentum=0.9, dampening=learned())),
+    'alpha': ('alpha', lambda p: torchopt.RMSProp(p, alpha=learned())),
+    'rho': ('rho', lambda p: torchopt.AdaDelta(p, rho=learned())),
+    'list': ('lr', lambda p: torchopt.RAdam(p, lr=[0.1, learned()])),
+    'group': ('lr', lambda p: torchopt.AdaGrad([{'params': p, 'lr': learned()}])),
+    'function': ('learning_rate', lambda p: torchopt.Optimizer(p, torchopt.adam(learned()))),
+    'function, decay': ('b2', lambda p: torchopt.Optimizer(p, torchopt.adam(b2=learned()))),
+    'inside of a mask': ('learning_rate', lambda p: torchopt.Optimizer(p, torchopt.masked(torchopt.sgd(learned())))),
+    'inside of a partition': (
+        'step_size',
+        lambda p: torchopt.Optimizer(p, torchopt.partition({'a': transform.scale(learned())}, 'a')),
+    ),
+    'Optax': ('learning_rate', lambda p: torchopt.Optimizer(p, optax.adam(learned()))),
+}
+
+
+@pytest.mark.parametrize('case', LEARNED)
+def test_hyper_parameters_that_would_get_no_gradient(case: str) -> None:
+    name, make = LEARNED[case]
+    with pytest.warns(UserWarning, match=f'{name} requires grad, but .*MetaAdam, .*torchopt.adam') as caught:
+        make([weight(2), weight(3)])
+    assert [w.filename for w in caught] == [__file__]
+
+
+def test_tensors_that_need_no_gradient_are_fine() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        torchopt.Adam([weight(2)], lr=torch.tensor(0.1), betas=(torch.tensor(0.9), 0.99))
+        torchopt.Optimizer([weight(2)], torchopt.adam(learned().detach()))
+        torchopt.MetaAdam(nn.Linear(1, 1), lr=learned())
 
 
 # --- Optimizer: steps ------------------------------------------------------------------------------------------------
@@ -381,6 +431,17 @@ def test_targets_of_a_meta_optimizer() -> None:
     refuses(lambda: torchopt.MetaAdam(nn.ReLU()), ValueError, ['no parameters'])
 
 
+@pytest.mark.parametrize(
+    'make', [lambda net: torchopt.MetaSGD(net, lr=0.1), lambda net: torchopt.FuncOptimizer(torchopt.sgd(0.1))]
+)
+def test_differentiable_optimizers_have_no_zero_grad(make: Any) -> None:
+    optimizer = make(nn.Linear(2, 1))
+    refuses(lambda: optimizer.zero_grad(set_to_none=True), AttributeError, ["'zero_grad'", 'Leave it out', '.grad'])
+    assert not hasattr(optimizer, 'zero_grad')
+    refuses(lambda: optimizer.nothing, AttributeError, ["object has no attribute 'nothing'"])
+    assert copy.deepcopy(optimizer).__dict__.keys() == optimizer.__dict__.keys()
+
+
 def test_later_groups_of_a_meta_optimizer() -> None:
     net = nn.Linear(2, 1)
     meta = torchopt.MetaAdam(net)
@@ -388,7 +449,7 @@ def test_later_groups_of_a_meta_optimizer() -> None:
     refuses(lambda: meta.add_param_group(nn.ReLU()), ValueError, ['no parameters'])
     refuses(lambda: meta.add_param_group(nn.Sequential(net)), ValueError, ["'0.weight'", 'earlier group'])
     refuses(lambda: meta.add_param_group(nn.Linear(1, 1), lr=-1.0), ValueError, ['learning rate', '-1.0'])
-    refuses(lambda: meta.add_param_group(nn.Linear(1, 1), foo=1), TypeError, ["'foo'", 'MetaAdam', "'lr'"])
+    refuses(lambda: meta.add_param_group(nn.Linear(1, 1), foo=1), TypeError, ["'foo'", 'MetaAdam', 'lr'])
     assert len(meta.param_groups) == len(meta.impl_groups) == len(meta.state_groups) == 1
 
 

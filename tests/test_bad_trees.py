@@ -93,11 +93,15 @@ def test_complex_updates_of_real_parameters(name: str, inplace: bool) -> None:
     refuses(step, TypeError, ['complex'], state, p, g)
 
 
+NET = torch.nn.Linear(1, 1)
 BAD_PARAMETERS: dict[str, tuple[Any, list[str]]] = {
     'integers': ({'w': torch.ones(2), 'n': torch.ones(2, dtype=torch.int64)}, ["params['n']", 'int64', 'None']),
     'booleans': ({'w': torch.ones(2), 'n': torch.ones(2, dtype=torch.bool)}, ["params['n']", 'bool', 'None']),
     'number': ({'w': [torch.ones(2), 1.0]}, ["params['w'][1]", 'float', 'torch.as_tensor']),
     'string': ({'w': 'weights'}, ["params['w']", 'str']),
+    'module': (NET, ['params is a Linear', 'Pass dict(module.named_parameters())']),
+    'generator': (NET.parameters(), ['params is a generator', 'list(module.parameters())']),
+    'generator of pairs': (NET.named_parameters(), ['params is a generator', 'dict(module.named_parameters())']),
 }
 
 
@@ -132,9 +136,10 @@ def test_parameters_of_adaptive_grad_clip(inplace: bool) -> None:
     refuses(lambda: tx.update(g, state, inplace=inplace), ValueError, words, state, g)
 
 
+NO_STATE = ['The state is None', 'state = optimizer.init(params)', 'optimizer.update(grads, state, params)']
 STRANGERS: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
     'fewer members': (lambda p: torchopt.sgd(0.1).init(p), ['This chain has', 'tuple of 1', 'init']),
-    'None': (lambda p: None, ['This chain has', 'NoneType', 'init']),
+    'None': (lambda p: None, NO_STATE),
     'not initialized': (lambda p: UninitializedState(), ['This chain has', 'tuple of 0', 'init']),
     'list': (lambda p: list(torchopt.adam().init(p)), ['This chain has', 'list', 'init']),
     'a member alone': (lambda p: transform.scale_by_stddev().init(p), ['state', 'init']),
@@ -180,6 +185,7 @@ SINGLE = {
     'scale_by_schedule': (lambda: transform.scale_by_schedule(lambda count: 1.0), 'ScaleByScheduleState'),
     'scale_by_learning_rate': (lambda: transform.scale_by_learning_rate(lambda count: 1.0), 'ScaleByScheduleState'),
     'masked': (lambda: torchopt.masked(torchopt.adam(), True), 'MaskedState'),
+    'MultiSteps': (lambda: transform.MultiSteps(torchopt.adam(), 2), 'MultiStepsState'),
     'partition': (lambda: torchopt.partition({0: torchopt.adam()}, 0), 'PartitionState'),
 }
 
@@ -190,8 +196,24 @@ def test_state_of_another_transformation(name: str, inplace: bool) -> None:
     make, expected = SINGLE[name]
     p, g = params(), grads()
     for foreign in (torchopt.base.EmptyState(), None, p):
-        words = [type(foreign).__name__, expected, 'init']
+        words = NO_STATE if foreign is None else [type(foreign).__name__, expected, 'init']
         refuses(lambda f=foreign: make().update(g, f, p, inplace=inplace), ValueError, words, foreign, p, g)
+
+
+@pytest.mark.parametrize(
+    'make',
+    [torchopt.adam, transform.scale_by_adam, lambda: torchopt.chain(torchopt.clip_grad_norm(1.0), torchopt.adam())],
+)
+def test_an_update_without_a_state(make: Callable[[], GradientTransformation]) -> None:
+    refuses(lambda: make().update(grads()), TypeError, ["update() missing 1 required positional argument: 'state'"])
+
+
+@pytest.mark.parametrize('name', ['step', 'zero_grad', 'param_groups', 'state_dict', 'load_state_dict'])
+def test_a_pair_of_functions_is_no_class(name: str) -> None:
+    tx = torchopt.adam()
+    words = [f'no attribute {name!r}. It is a pair of functions', 'torchopt.Optimizer(params, this)', 'torchopt.Adam']
+    refuses(lambda: getattr(tx, name), AttributeError, words)
+    assert not hasattr(tx, 'anything')
 
 
 @both
@@ -199,7 +221,8 @@ def test_state_of_another_named_chain_or_partition(inplace: bool) -> None:
     p, g = params(), grads()
     named = torchopt.named_chain(('first', torchopt.adam()), ('second', transform.scale(2.0)))
     for state in ({'first': torchopt.adam().init(p)}, torchopt.adam().init(p), None):
-        refuses(lambda s=state: named.update(g, s, p, inplace=inplace), ValueError, ['first', 'second', 'init'], state)
+        words = NO_STATE if state is None else ['first', 'second', 'init']
+        refuses(lambda s=state: named.update(g, s, p, inplace=inplace), ValueError, words, state)
     parted = torchopt.partition({'x': torchopt.adam(), 'y': torchopt.sgd(0.1)}, 'x')
     other = torchopt.partition({'x': torchopt.adam(), 'z': torchopt.sgd(0.1)}, 'x').init(p)
     refuses(lambda: parted.update(g, other, p, inplace=inplace), ValueError, ["'y'", "'z'", 'init'], other)

@@ -131,8 +131,8 @@ def test_named_chain_equals_optax():
 @pytest.mark.parametrize(
     ('call', 'error', 'message'),
     [
-        (lambda: chain('adam'), TypeError, 'Member 0 of a chain is a str'),
-        (lambda: chain(scale(1.0), 3), TypeError, 'Member 1 of a chain is a int'),
+        (lambda: chain('adam'), TypeError, "Member 0 of a chain: 'adam' (type: str) is not a"),
+        (lambda: chain(scale(1.0), 3), TypeError, 'Member 1 of a chain: 3 (type: int) is not a'),
         (lambda: named_chain(('a', scale(1.0)), ('a', scale(2.0))), ValueError, "two members named 'a'"),
         (lambda: named_chain(scale(1.0)), TypeError, 'Member 0 of named_chain'),
         (

@@ -28,7 +28,7 @@ LAYERS = {
         0: 'version numerics graphs sharding progress',
         1: 'rules norms preconditions spelling',
         2: '_C tree',
-        3: 'checks assignment isotonic scalars quasi_newton',
+        3: 'checks factories assignment isotonic scalars quasi_newton',
         4: 'autodiff',
         5: 'elementwise loop',
         6: 'base pytree second_order linear_solve linesearch projections prox perturbations microbatching '

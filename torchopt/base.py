@@ -12,13 +12,15 @@ import functools
 import inspect
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from typing_extensions import Self
 
 from torchopt import elementwise, tree
-from torchopt.preconditions import Precondition, required_by_all
+from torchopt.factories import FactoryCall, call_again, factory
+from torchopt.preconditions import Precondition, required_by_all, wrong_state
+from torchopt.spelling import absent
 
 __all__ = [
     'ChainedGradientTransformation',
@@ -131,11 +133,16 @@ class GradientTransformation(_Functions):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the factory call, since closures cannot be pickled."""
-        return (type(self), tuple(self)) if self.call is None else (_call_again, self.call[:3])
+        return (type(self), tuple(self)) if self.call is None else (call_again, self.call[:3])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GradientTransformation:
         """A transformation is immutable, so it is its own copy."""
         return self
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise absent(self, name, _AS_CLASS)
 
     def __repr__(self) -> str:
         """The call that created this transformation, with nested calls indented."""
@@ -150,6 +157,13 @@ class GradientTransformation(_Functions):
             return tree.Spelled(type(self).__name__, (), {'init': self.init, 'update': self.update})
         function, args, kwargs, spell = self.call
         return tree.Spelled(function.__name__, args, kwargs) if spell is None else spell(*args)
+
+
+_AS_CLASS = dict.fromkeys(
+    ('step', 'zero_grad', 'param_groups', 'add_param_group', 'state', 'state_dict', 'load_state_dict'),
+    'It is a pair of functions, init and update. For an optimizer that trains parameters in place, use '
+    'torchopt.Optimizer(params, this), or a class such as torchopt.Adam.',
+)
 
 
 def checking(update: Callable[..., Any], requires: tuple[Precondition, ...]) -> Callable[..., Any]:
@@ -169,48 +183,6 @@ def checking(update: Callable[..., Any], requires: tuple[Precondition, ...]) -> 
 
 class GradientTransformationExtraArgs(GradientTransformation):
     """A transformation whose ``update`` also takes extra keyword arguments (``value``, ``grad``, ...)."""
-
-
-class FactoryCall(NamedTuple):
-    """The call of a factory, which can recreate the transformation and identifies its rule."""
-
-    function: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    spell: Callable[..., tree.Spelled] | None = None
-
-
-def _call_again(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return function(*args, **kwargs)
-
-
-_P = ParamSpec('_P')
-_T = TypeVar('_T', bound=GradientTransformation)
-
-
-def factory(function: Callable[_P, _T], *, spell: Callable[..., tree.Spelled] | None = None) -> Callable[_P, _T]:
-    """Record in each transformation the call that created it.
-
-    Thus transformations can be pickled although ``init`` and ``update`` are closures, and have a readable ``repr``.
-
-    Args:
-        function: A function that returns a transformation.
-        spell: ``spell(*args)`` returns how to print a call; by default, as a call of the function by its name.
-
-    Example:
-        >>> import torchopt
-        >>> torchopt.transform.scale(0.5)
-        scale(0.5)
-    """
-
-    @functools.wraps(function)
-    def build(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-        made = function(*args, **kwargs)
-        if made.call is None:
-            made.call = FactoryCall(build, args, kwargs, spell)
-        return made
-
-    return build
 
 
 def init_empty_state(params: Any) -> EmptyState:
@@ -270,9 +242,7 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
         """
         members: list[GradientTransformation] = []
         for i, tx in enumerate(transformations):
-            if not isinstance(tx, GradientTransformation):
-                kind = f'a {type(tx).__name__}, not a GradientTransformation'
-                raise TypeError(f'Member {i} of a chain is {kind}: {tx!r}. {_remedy(tx)}')
+            tx = check_impl(tx, f'Member {i} of a chain: ')
             if isinstance(tx, ChainedGradientTransformation):
                 members.extend(tx.transformations)
             elif not isinstance(tx, IdentityGradientTransformation):
@@ -348,7 +318,7 @@ def _stages(members: tuple[GradientTransformation, ...]) -> list[tuple[int, Call
             continue
         adjacent.append(tx)
         if not isinstance(following, ElementwiseTransformation):
-            stages.append((len(adjacent), functools.partial(_one_pass, adjacent)))
+            stages.append((len(adjacent), functools.partial(update, adjacent)))
             adjacent = []
     return stages
 
@@ -356,11 +326,8 @@ def _stages(members: tuple[GradientTransformation, ...]) -> list[tuple[int, Call
 def _require_states(members: Sequence[GradientTransformation], state: Any, params: Any = None) -> None:
     if not isinstance(state, tuple) or len(state) != len(members):
         kind = f'a tuple of {len(state)}' if isinstance(state, tuple) else f'a {type(state).__name__}'
-        raise ValueError(
-            f'The number of updates and states has to be the same in chain! This chain has '
-            f'{len(members)} members, but its state is {kind}. Pass the state that init or the '
-            f'last update of this chain returned.'
-        )
+        problem = 'The number of updates and states has to be the same in chain!'
+        raise wrong_state(state, f'{problem} This chain has {len(members)} members, but its state is {kind}.', 'chain')
 
 
 def _alone(update: Callable[..., Any], updates: Any, states: tuple[Any], params: Any, **extra: Any) -> tuple[Any, Any]:
@@ -368,7 +335,7 @@ def _alone(update: Callable[..., Any], updates: Any, states: tuple[Any], params:
     return updates, (state,)
 
 
-def _one_pass(
+def update(
     members: Sequence[ElementwiseTransformation],
     updates: Any,
     state: Any,
@@ -443,17 +410,16 @@ def same_step(step: elementwise.ElementwiseStep) -> Callable[[Any], elementwise.
     return lambda state: step
 
 
-def check_impl(impl: Any) -> GradientTransformation:
-    """Require a GradientTransformation."""
+def check_impl(impl: Any, what: str = '') -> GradientTransformation:
+    """Require a GradientTransformation, or an object such as ``MultiSteps`` that makes one; ``what`` begins errors."""
     if isinstance(impl, GradientTransformation):
         return impl
-    raise TypeError(f'{impl!r} (type: {type(impl).__name__}) is not a GradientTransformation. {_remedy(impl)}')
-
-
-def _remedy(impl: Any) -> str:
-    if hasattr(impl, 'gradient_transformation'):  # MultiSteps
-        return 'Call its method gradient_transformation(), and pass the result.'
-    return 'Pass the result of a factory such as torchopt.adam().'
+    if hasattr(impl, 'gradient_transformation') and not isinstance(impl, type):
+        return check_impl(impl.gradient_transformation())
+    raise TypeError(
+        f'{what}{impl!r} (type: {type(impl).__name__}) is not a GradientTransformation. Pass the result of a factory '
+        f'such as torchopt.adam().'
+    )
 
 
 def with_extra_args_support(tx: GradientTransformation) -> GradientTransformationExtraArgs:
@@ -461,6 +427,10 @@ def with_extra_args_support(tx: GradientTransformation) -> GradientTransformatio
 
     This works for transformations written for Optax (``update(updates, state, params=None)``) and for TorchOpt 0.7.3
     (``params`` and ``inplace`` as keywords).
+
+    Args:
+        tx: A transformation, or an object with a method ``gradient_transformation`` that makes one, such as
+            ``MultiSteps``.  If it is a :class:`GradientTransformationExtraArgs`, it is returned as it is.
 
     Returns:
         A transformation whose ``update`` takes ``(updates, state, params=None, *, inplace=False, **extra)``.
@@ -474,7 +444,7 @@ def with_extra_args_support(tx: GradientTransformation) -> GradientTransformatio
         >>> torchopt.base.with_extra_args_support(tx).update(1.0, (), value=3.0)
         (1.0, ())
     """
-    check_impl(tx)
+    tx = check_impl(tx)
     if isinstance(tx, GradientTransformationExtraArgs):
         return tx
     update = tx.update

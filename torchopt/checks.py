@@ -8,6 +8,7 @@ device, or if it has a graph.
 from __future__ import annotations
 
 import math
+import os
 import sys
 import warnings
 from typing import Any
@@ -19,6 +20,7 @@ from torchopt.numerics import as_python_scalar, is_tracing
 __all__ = [
     'at_least',
     'deprecated',
+    'flag',
     'integer',
     'is_schedule',
     'learning_rate',
@@ -30,17 +32,26 @@ __all__ = [
     'schedule',
     'schedule_value',
     'unit_interval',
+    'warn',
 ]
 
 
-def deprecated(message: str) -> None:
-    """Warn of a deprecated name, with the location of the line outside this package that uses it."""
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn, with the location of the line of the user's program; not while compiling."""
     if is_tracing():
         return
-    level, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get('__name__', '').partition('.')[0] == 'torchopt':
+    level, frame = 1, sys._getframe(0)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
         level, frame = level + 1, frame.f_back
-    warnings.warn(message, DeprecationWarning, stacklevel=level)
+    warnings.warn(message, category, stacklevel=level)
+
+
+_LIBRARIES = tuple(os.path.dirname(file) + os.sep for file in (torch.__file__, __file__))
+
+
+def deprecated(message: str) -> None:
+    """Warn of a deprecated name."""
+    warn(message, DeprecationWarning)
 
 
 def pair(name: str, value: Any) -> tuple[Any, Any]:
@@ -48,7 +59,7 @@ def pair(name: str, value: Any) -> tuple[Any, Any]:
     try:
         first, second = value
     except (TypeError, ValueError):
-        raise TypeError(f'Invalid {name}: {value!r}; expected a pair of numbers.') from None
+        raise TypeError(f'Invalid {name}: {value!r}; expected a pair of numbers, such as (0.9, 0.999).') from None
     return first, second
 
 
@@ -61,7 +72,7 @@ def _number(name: str, value: Any) -> float | None:
             )
         return as_python_scalar(value.detach()) if value.is_leaf else None
     try:
-        if isinstance(value, str):
+        if isinstance(value, (str, bool)):
             raise TypeError
         return float(value)
     except (TypeError, ValueError):
@@ -91,6 +102,15 @@ def is_schedule(value: Any) -> bool:
     """Whether a hyper-parameter is a function of the count."""
     # Dynamo does not know whether dicts can be called.
     return not isinstance(value, (torch.Tensor, dict, list, tuple)) and callable(value)
+
+
+def flag(name: str, value: Any) -> None:
+    """Require True or False, so that a number or a dtype that is meant for another argument raises."""
+    if not isinstance(value, bool):
+        raise TypeError(
+            f'Invalid {name}: {value!r}; expected True or False. The order of arguments differs from that of Optax: '
+            f'pass keywords.'
+        )
 
 
 def at_least(name: str, value: Any, low: float = 0.0) -> None:

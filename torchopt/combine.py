@@ -11,11 +11,12 @@ from torchopt.base import (
     ChainedGradientTransformation,
     GradientTransformation,
     GradientTransformationExtraArgs,
+    check_impl,
     factory,
     identity,
     with_extra_args_support,
 )
-from torchopt.preconditions import Precondition, required_by_all
+from torchopt.preconditions import Precondition, required_by_all, wrong_state
 
 __all__ = ['chain', 'chain_flat', 'named_chain']
 
@@ -43,8 +44,8 @@ def chain(*transformations: GradientTransformation) -> GradientTransformation:
         >>> optimizer.update({'w': torch.tensor([30.0, 40.0])}, optimizer.init(params))[0]
         {'w': tensor([-0.3000, -0.4000])}
     """
-    if len(transformations) == 1 and isinstance(transformations[0], GradientTransformation):
-        return transformations[0]
+    if len(transformations) == 1:
+        return check_impl(transformations[0], 'Member 0 of a chain: ')
     return ChainedGradientTransformation(*transformations) if transformations else identity()
 
 
@@ -102,12 +103,7 @@ def named_chain(*args: tuple[str, GradientTransformation]) -> GradientTransforma
         ['scale', 'adam']
     """
     for i, pair in enumerate(args):
-        if not (
-            isinstance(pair, tuple)
-            and len(pair) == 2
-            and isinstance(pair[0], str)
-            and isinstance(pair[1], GradientTransformation)
-        ):
+        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
             raise TypeError(
                 f'Member {i} of named_chain is {pair!r}; expected a pair of a name and a GradientTransformation.'
             )
@@ -118,7 +114,7 @@ def named_chain(*args: tuple[str, GradientTransformation]) -> GradientTransforma
                 f'Named transformations must have unique names, but named_chain has two members named {name!r}. Give '
                 f'each member its own name.'
             )
-    members = {name: with_extra_args_support(tx) for name, tx in args}
+    members = {name: with_extra_args_support(check_impl(tx, f'Member {name!r} of named_chain: ')) for name, tx in args}
 
     def init(params: Any) -> OrderedDict[str, Any]:
         return OrderedDict((name, tx.init(params)) for name, tx in members.items())
@@ -126,10 +122,8 @@ def named_chain(*args: tuple[str, GradientTransformation]) -> GradientTransforma
     def fits(state: Any, params: Any = None) -> None:
         if not isinstance(state, dict) or set(state) != set(members):
             found = sorted(state, key=str) if isinstance(state, dict) else f'a {type(state).__name__}'
-            raise ValueError(
-                f'The state of this named_chain is {found}; expected a dict with the names {sorted(members)}. '
-                f'Pass the state that init or the last update of this chain returned.'
-            )
+            problem = f'The state of this named_chain is {found}; expected a dict with the names {sorted(members)}.'
+            raise wrong_state(state, problem, of='chain')
 
     def update(
         updates: Any,

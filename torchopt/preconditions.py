@@ -20,6 +20,7 @@ __all__ = [
     'required_by',
     'required_by_all',
     'state_of',
+    'wrong_state',
 ]
 
 Check = Callable[[Any, Any], Any]
@@ -57,15 +58,28 @@ def is_settled(tx: Any) -> bool:
 _is_final = operator.attrgetter('is_final')
 
 
+def wrong_state(state: Any, problem: str, of: str = 'transformation') -> ValueError:
+    """The error for a state that ``update`` cannot use.
+
+    Args:
+        state: The state.
+        problem: What is wrong with it, unless it is None.
+        of: What the state belongs to.
+    """
+    if state is None:
+        return ValueError(
+            'The state is None. Pass the result of init: `state = optimizer.init(params)`, then '
+            '`updates, state = optimizer.update(grads, state, params)` in each step.'
+        )
+    return ValueError(f'{problem} Pass the state that init or the last update of this {of} returned.')
+
+
 def state_of(kind: type) -> Precondition:
     """Require that the state is of this class, so that it comes from the transformation itself."""
 
     def check(state: Any, params: Any = None) -> None:
         if not isinstance(state, kind):
-            raise ValueError(
-                f'The state is a {type(state).__name__}; expected a {kind.__name__}. Pass the state that init '
-                f'or the last update of this transformation returned.'
-            )
+            raise wrong_state(state, f'The state is a {type(state).__name__}; expected a {kind.__name__}.')
 
     return Precondition(check, 'always', kind=kind)
 

@@ -1,18 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arguments with two names: that of TorchOpt and that of Optax."""
+"""Names: of arguments that have two, that of TorchOpt and that of Optax; and errors for unknown ones."""
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
+import itertools
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FunctionType
 from typing import Any, ParamSpec, TypeVar
 
+from torch.nn import Module, Parameter
 from typing_extensions import TypedDict
 
-__all__ = ['OptaxAdam', 'OptaxRate', 'OptaxRmsProp', 'also_spelled', 'renamer_of']
+__all__ = [
+    'OptaxAdam',
+    'OptaxRate',
+    'OptaxRmsProp',
+    'absent',
+    'also_spelled',
+    'check_names',
+    'check_names_of',
+    'renamer_of',
+    'suggesting',
+]
 
 _P = ParamSpec('_P')
 _T = TypeVar('_T')
@@ -85,20 +98,140 @@ def also_spelled(**second_names: str) -> Callable[[Callable[_P, _T]], Callable[_
 
         @functools.wraps(function)
         def accept(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-            for name in kwargs.keys() - known:
-                raise TypeError(
-                    f'{function.__name__}() got an unexpected keyword argument {name!r}; it takes {sorted(known)}'
-                )
-            if not second_names.keys() & kwargs.keys():
-                return function(*args, **kwargs)
-            given = dict(zip(positional, args))
-            for name in given.keys() & kwargs.keys():
-                raise TypeError(f'{function.__name__}() got multiple values for argument {name!r}')
-            rest: Any = args[len(positional) :]  # too many: Python raises the error
-            return function(*rest, **first_names({**given, **kwargs}))
+            if not kwargs.keys() <= known:
+                check_names(function.__name__, kwargs, [*(p.name for p in parameters), *second_names])
+            try:
+                if not second_names.keys() & kwargs.keys():
+                    return function(*args, **kwargs)
+                given = dict(zip(positional, args))
+                for name in given.keys() & kwargs.keys():
+                    raise TypeError(f'{function.__name__}() got multiple values for argument {name!r}')
+                rest: Any = args[len(positional) :]  # too many: Python raises the error
+                return function(*rest, **first_names({**given, **kwargs}))
+            except (TypeError, ValueError):
+                _check_first(function, args)
+                raise
 
         _RENAMERS[accept] = first_names
         accept.__signature__ = full.replace(parameters=parameters)  # type: ignore[attr-defined]
         return accept
 
     return decorate
+
+
+def check_names(function: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Require that keyword arguments are known.
+
+    Args:
+        function: The name of the function that receives them.
+        given: The names that are given.
+        known: The names that the function takes, in the order to print them.
+
+    Raises:
+        TypeError: If a name is unknown; the message says which name was probably meant, or what to use instead.
+
+    Example:
+        >>> from torchopt.spelling import check_names
+        >>> check_names('solve', ['max_iter'], ['tol', 'maxiter'])
+        Traceback (most recent call last):
+            ...
+        TypeError: solve() got an unexpected keyword argument 'max_iter'. Did you mean 'maxiter'? It takes tol, maxiter.
+    """
+    known = list(known)
+    for name in given:
+        if name not in known:
+            hints = [_NO_COUNTERPART.get(name) or _guess(name, known), f'It takes {", ".join(known)}.']
+            problem = f'{function}() got an unexpected keyword argument {name!r}.'
+            raise TypeError(' '.join([problem, *filter(None, hints)]))
+
+
+def suggesting(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Let errors of a function say which argument was probably meant, or that it does not take the parameters."""
+
+    @functools.wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        try:
+            return function(*args, **kwargs)
+        except (TypeError, ValueError):
+            check_names_of(function, kwargs)
+            _check_first(function, args)
+            raise
+
+    return call
+
+
+def check_names_of(function: Callable[..., Any], given: Iterable[str]) -> None:
+    """Like :func:`check_names`, for the names that a function takes; any name is fine if it takes all."""
+    parameters = inspect.signature(function).parameters.values()
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        known = [p.name for p in parameters if p.kind not in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL)]
+        check_names(function.__name__, given, known)
+
+
+def absent(owner: object, name: str, hints: Mapping[str, str]) -> AttributeError:
+    """The error of ``__getattr__`` for an attribute that does not exist; ``hints`` say what to use instead."""
+    hint = f'. {hints[name]}' if name in hints else ''
+    return AttributeError(f'{type(owner).__name__!r} object has no attribute {name!r}{hint}', name=name, obj=owner)
+
+
+def _check_first(function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    """Require that the first argument is a hyper-parameter, and not the parameters, as for a class."""
+    first = args[0] if args else None
+    if isinstance(first, (list, tuple)):
+        first = next((iter(first) for x in first if isinstance(x, Parameter) and x.dim() > 0), None)
+    if isinstance(first, (Iterator, Module)):
+        raise TypeError(
+            f'{function.__name__}() takes hyper-parameters only, not the parameters to train. To train them in place, '
+            f'use torchopt.Optimizer(params, torchopt.{function.__name__}(...)), or a class such as torchopt.Adam.'
+        )
+
+
+def _guess(name: str, known: list[str]) -> str | None:
+    for near in difflib.get_close_matches(name, {*known, *itertools.chain(*_SYNONYMS)}, n=3):
+        same = [other for group in _SYNONYMS if near in group for other in group]
+        if meant := [other for other in dict.fromkeys([near, *same]) if other in known]:
+            return f'Did you mean {" or ".join(map(repr, meant))}?'
+    return None
+
+
+_SYNONYMS = [
+    names.split()
+    for names in (
+        'lr learning_rate stepsize step_size',
+        'betas b1 b2',
+        'beta1 b1 betas',
+        'beta2 b2 betas',
+        'eps epsilon',
+        'alpha decay rho decay_rate',
+        'decay_rate gamma',
+        'weight_decay wd decay',
+        'mask weight_decay_mask',
+        'momentum beta decay',
+        'max_norm clip_norm max_grad_norm max_delta',
+        'maxiter max_iter max_iters max_steps num_steps niter iterations',
+        'tol tolerance tolerance_grad ftol gtol atol rtol',
+        'history_size memory_size',
+        'linesearch line_search line_search_fn',
+        'fun f function objective residual_fun fixed_point_fun optimality_fun',
+        'init init_params x0',
+        'init_value initial_value peak_value base_lr',
+        'end_value final_value eta_min',
+        'transition_steps decay_steps num_steps steps total_steps T_max step_size',
+        'transition_begin start_step last_epoch',
+        'key seed rng',
+    )
+]
+"""Names of the same argument, in this library and in others."""
+
+_NO_COUNTERPART = {
+    'amsgrad': 'AMSGrad is an optimizer of its own: use torchopt.amsgrad, as a class by torchopt.Optimizer(params, '
+    'torchopt.amsgrad(...)).',
+    'capturable': 'It has no counterpart. Leave it out.',
+    'decoupled_weight_decay': 'Use adamw or AdamW.',
+    'differentiable': 'For differentiable steps, use the function (such as torchopt.adam), or a class such as '
+    'torchopt.MetaAdam.',
+    'foreach': 'Leave it out: steps run natively for all parameters at once where they can.',
+    'fused': 'Leave it out: steps run natively for all parameters at once where they can.',
+    'maximize': 'Negate the loss, or put torchopt.transform.scale(-1.0) first in a chain.',
+}
+"""Options of ``torch.optim`` that are no arguments here, and what to use instead."""

@@ -176,7 +176,7 @@ def update_params(
         ({'w': tensor(2.5000)}, (EmptyState(),))
     """
     if not isinstance(optimizer, GradientTransformation):
-        check_impl(optimizer)
+        optimizer = check_impl(optimizer)
     if params is None:
         raise ValueError('params is None; expected the parameters to update. Pass the tree for which init was called.')
     if optimizer.adds_to_params:

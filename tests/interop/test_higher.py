@@ -459,6 +459,11 @@ def enter(make: Callable[[nn.Sequential], Any], model: Any = None) -> Callable[[
 ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     'no model': (enter(opt_of, model=3), TypeError, 'model is a int'),
     'no optimizer': (enter(lambda net: net), TypeError, 'opt is a Sequential'),
+    'meta-optimizer': (
+        enter(lambda net: torchopt.MetaSGD(net, lr=0.1)),
+        TypeError,
+        'opt is a MetaSGD.* takes differentiable steps itself',
+    ),
     'has no counterpart': (enter(lambda net: torch.optim.NAdam(net.parameters())), TypeError, 'has no counterpart'),
     'another model': (enter(lambda net: opt_of(network())), ValueError, 'do not belong to the model'),
     'number of params': (with_loop(lambda f, d: f(X, params=[X])), ValueError, 'holds 1 tensors, but the module has 4'),
@@ -493,6 +498,20 @@ def test_errors(case: str) -> None:
     act, error, message = ERRORS[case]
     with pytest.raises(error, match=message):
         act()
+
+
+def test_names_of_submodules_and_of_parameters() -> None:
+    net = network()
+    fmodel = higher.patch.monkeypatch(net)
+    diffopt = higher.optim.get_diff_optim(opt_of(net), net.parameters(), fmodel)
+    first = fmodel.fast_params
+    assert all(a is b for a, b in zip(first, fmodel.init_fast_params, strict=True))
+    new = diffopt.step(loss_of(fmodel))
+    assert all(a is b for a, b in zip(fmodel.fast_params, new, strict=True))
+    fmodel.fast_params = [2.0 * p for p in new]
+    assert torch.equal(next(fmodel.parameters()), 2.0 * new[0])
+    assert all(a is b for a, b in zip(first, fmodel.init_fast_params, strict=True))
+    assert isinstance(diffopt, higher.optim.DifferentiableOptimizer)
 
 
 def test_errors_without_a_loop() -> None:

@@ -18,7 +18,7 @@ import scipy.optimize
 import torch
 
 import torchopt
-from torchopt.solver import Status
+from torchopt.solver import KKTSolution, Status
 
 QUASI_NEWTON = ['LBFGS', 'BFGS', 'NonlinearCG']
 SEARCHES = ['zoom', 'backtracking', 'hager-zhang']
@@ -262,6 +262,88 @@ BAD = [
 def test_bad_input(make: Any, fun: Any, args: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
         make(fun).run(*args)
+
+
+X, Y = torch.ones(5, 3), torch.arange(5.0)
+WITH_DATA: dict[str, Any] = {
+    **dict.fromkeys(
+        ['GradientDescent', 'LBFGS', 'BFGS', 'NonlinearCG', 'ArmijoSGD', 'ScipyMinimize'],
+        lambda w, X, y: (X @ w - y).square().sum(),
+    ),
+    **dict.fromkeys(['GaussNewton', 'LevenbergMarquardt'], lambda w, X, y: X @ w - y),
+    **dict.fromkeys(['Broyden', 'FixedPointIteration'], lambda w, X, y: X.T @ (X @ w - y)),
+}
+STARTS = [
+    (torch.zeros(4), RuntimeError, [r'shape \(4,\)', r'shape \(5, 3\)', 'Pass init_params with the shape']),
+    (torch.zeros(3, dtype=torch.float64), RuntimeError, ['float64', 'float32', 'and the dtype']),
+    (None, TypeError, ['init_params: empty']),
+    (0.0, TypeError, ['init_params is a float', 'torch.as_tensor']),
+    ([0.0, 0.0], TypeError, [r'init_params\[0\] is a float']),
+    (np.zeros(3), TypeError, ['init_params is a ndarray', 'torch.as_tensor']),
+]
+
+
+@pytest.mark.parametrize('start', range(len(STARTS)))
+@pytest.mark.parametrize('name', WITH_DATA)
+def test_bad_starts(name: str, start: int) -> None:
+    init_params, error, words = STARTS[start]
+    make, fun = getattr(torchopt, name), WITH_DATA[name]
+    solver = make(fun=fun) if name == 'ScipyMinimize' else make(fun)
+    for word in ('init_params', *words):
+        with pytest.raises(error, match=word):
+            solver.run(init_params, X, Y)
+
+
+def test_starts_that_do_not_fit_the_result() -> None:
+    solver = torchopt.FixedPointIteration(lambda x, a: 0.5 * x + a)
+    with pytest.raises(TypeError, match=r'init_params has dtype .*, but a step of the solver'):
+        solver.run(torch.zeros(3), torch.ones(3, dtype=torch.float64))
+
+
+def test_errors_of_others_stay_as_they_are() -> None:
+    calls = []
+
+    def fails_later(x: torch.Tensor) -> torch.Tensor:
+        calls.append(x)
+        if len(calls) == 3:
+            raise RuntimeError('the third call')
+        return (x - 3.0).square().sum()
+
+    with pytest.raises(RuntimeError, match=r'^the third call$'):
+        torchopt.GradientDescent(fails_later, stepsize=0.1).run(torch.zeros(2))
+    with pytest.raises(TypeError, match=r"^The arguments of the solver do not match.*missing a required argument: 'a'"):
+        torchopt.LBFGS(lambda x, a: x.sum()).run(torch.zeros(2))
+
+
+Q, C, A, B = torch.eye(3), torch.ones(3), torch.ones(1, 3), torch.ones(1)
+QUADRATIC = [
+    (
+        torchopt.OSQP,
+        (torch.zeros(3), (Q, C), None, (A, B)),
+        TypeError,
+        'init_params is a Tensor; expected a KKTSolution',
+    ),
+    (torchopt.BoxOSQP, (torch.zeros(3), (Q, C), A, (B, B)), TypeError, 'init_params is a Tensor; expected a KKTS'),
+    (torchopt.EqualityConstrainedQP, (torch.zeros(3), (Q, C), (A, B)), TypeError, 'expected a KKTSolution.*None to'),
+    (
+        torchopt.OSQP,
+        (KKTSolution(torch.zeros(4), None, torch.zeros(1)), (Q, C), None, (A, B)),
+        ValueError,
+        r'init_params.primal has shape \(4,\), but c has shape \(3,\)',
+    ),
+    (
+        torchopt.BoxCDQP,
+        (torch.zeros(4), (Q, C), (0.0, 1.0)),
+        ValueError,
+        r'init_params has shape \(4,\), but c has shape',
+    ),
+]
+
+
+@pytest.mark.parametrize(('make', 'args', 'error', 'message'), QUADRATIC)
+def test_bad_starts_of_quadratic_programs(make: Any, args: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        make().run(*args)
 
 
 BAD_OPTIONS = [

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from typing import Any
 
@@ -18,6 +19,7 @@ from tests.cases import mixed_tree
 from tests.oracle import assert_trees_close, gradient, noise, run_optax, run_torchopt
 from tests.transform.optax_cases import OURS, ROWS
 from torchopt import elementwise, transform, tree
+from torchopt.compat import optax as compat
 
 F64 = torch.float64
 
@@ -105,6 +107,52 @@ def test_a_skipped_step_does_not_poison_what_is_gathered() -> None:
         )
     with pytest.raises(ValueError, match='MultiStepsState'):
         steps.update(params, state.inner_opt_state)
+
+
+HOLDERS = {
+    'chain': lambda x, steps: x.chain(x.scale(2.0), steps),
+    'chain of one': lambda x, steps: x.chain(steps),
+    'named_chain': lambda x, steps: x.named_chain(('scale', x.scale(2.0)), ('steps', steps)),
+    'masked': lambda x, steps: x.masked(steps, True),
+    'partition': lambda x, steps: x.partition({'a': steps}, 'a'),
+    'apply_if_finite': lambda x, steps: x.apply_if_finite(steps, 3),
+}
+
+
+@pytest.mark.parametrize('inplace', [False, True])
+@pytest.mark.parametrize('library', ['torchopt', 'compat'])
+@pytest.mark.parametrize('holder', HOLDERS)
+def test_multi_steps_are_transformations_everywhere(holder: str, library: str, inplace: bool) -> None:
+    x = {'torchopt': OURS, 'compat': compat}[library]
+    given, called = x.MultiSteps(x.sgd(1.0), 2), x.MultiSteps(x.sgd(1.0), 2).gradient_transformation()
+    params = {'w': torch.zeros(2)}
+    moved = []
+    for steps in (given, called):
+        tx = HOLDERS[holder](x, steps)
+        state = tx.init(params)
+        for g in (1.0, 3.0):
+            updates, state = tx.update({'w': torch.full((2,), g)}, state, params, inplace=inplace)
+        moved.append(updates['w'])
+        tx = pickle.loads(pickle.dumps(tx))
+    factor = 2.0 if holder in ('chain', 'named_chain') else 1.0
+    assert torch.equal(moved[0], torch.full((2,), -2.0 * factor)) and torch.equal(moved[0], moved[1])
+
+
+def test_multi_steps_in_the_classes() -> None:
+    p = torch.nn.Parameter(torch.zeros(2))
+    for optimizer in (
+        torchopt.Optimizer([p], transform.MultiSteps(torchopt.sgd(1.0), 2)),
+        torchopt.Optimizer([p], compat.MultiSteps(compat.sgd(1.0), 2)),
+    ):
+        start = p.detach().clone()
+        for g in (1.0, 3.0):
+            p.grad = torch.full((2,), g)
+            optimizer.step()
+        assert torch.equal(p.detach(), start - 2.0)
+    new, _ = torchopt.update_params(
+        steps := transform.MultiSteps(torchopt.sgd(1.0), 1), [torch.ones(2)], steps.init([p]), [p.detach()]
+    )
+    assert torch.equal(new[0], p.detach() - 1.0)
 
 
 def test_multi_steps_prints_as_the_call_that_made_it() -> None:

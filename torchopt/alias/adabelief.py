@@ -8,11 +8,13 @@ from typing import Any
 from torchopt.alias.stages import shared_prose
 from torchopt.base import GradientTransformation, identity
 from torchopt.combine import chain
+from torchopt.spelling import suggesting
 from torchopt.transform import add_decayed_weights, scale_by_belief, scale_by_learning_rate
 
 __all__ = ['adabelief']
 
 
+@suggesting
 @shared_prose
 def adabelief(
     learning_rate: Any,

@@ -12,6 +12,7 @@ from torchopt.base import GradientTransformation
 from torchopt.clip import clip_by_block_rms
 from torchopt.combine import chain
 from torchopt.numerics import DTypeLike
+from torchopt.spelling import suggesting
 from torchopt.transform import (
     add_decayed_weights,
     ema,
@@ -24,6 +25,7 @@ from torchopt.transform import (
 __all__ = ['adafactor']
 
 
+@suggesting
 @shared_prose
 def adafactor(
     learning_rate: Any = None,

@@ -8,11 +8,13 @@ from typing import Any
 from torchopt.alias.stages import shared_prose
 from torchopt.base import GradientTransformation
 from torchopt.combine import chain
+from torchopt.spelling import suggesting
 from torchopt.transform import add_decayed_weights, scale_by_adamax, scale_by_learning_rate
 
 __all__ = ['adamaxw']
 
 
+@suggesting
 @shared_prose
 def adamaxw(
     learning_rate: Any,

@@ -12,11 +12,13 @@ from torchopt.base import ElementwiseTransformation, EmptyState, GradientTransfo
 from torchopt.combine import chain
 from torchopt.numerics import in_double, increment, zero_count
 from torchopt.preconditions import params_for, state_of
+from torchopt.spelling import suggesting
 from torchopt.transform import WeightDecaySchedule, scale_by_learning_rate, scale_by_trust_ratio
 
 __all__ = ['fromage']
 
 
+@suggesting
 @shared_prose
 def fromage(learning_rate: Any, min_norm: Any = 1e-6) -> GradientTransformation:
     r"""Fromage: steps proportional to the norm of each leaf, which keep that norm approximately constant.

@@ -8,6 +8,7 @@ from typing import Any
 from torchopt.alias.stages import shared_prose
 from torchopt.base import GradientTransformation, identity
 from torchopt.combine import chain
+from torchopt.spelling import suggesting
 from torchopt.transform import scale, scale_by_lbfgs, scale_by_learning_rate, scale_by_zoom_linesearch
 
 __all__ = ['lbfgs']
@@ -15,6 +16,7 @@ __all__ = ['lbfgs']
 _ZOOM = scale_by_zoom_linesearch(max_linesearch_steps=20, initial_guess_strategy='one')
 
 
+@suggesting
 @shared_prose
 def lbfgs(
     learning_rate: Any = None,

@@ -9,11 +9,13 @@ from torchopt.alias.stages import shared_prose
 from torchopt.base import GradientTransformation
 from torchopt.combine import chain
 from torchopt.numerics import DTypeLike
+from torchopt.spelling import suggesting
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate, scale_by_lion
 
 __all__ = ['lion']
 
 
+@suggesting
 @shared_prose
 def lion(
     learning_rate: Any,

@@ -9,11 +9,13 @@ from torchopt.alias.stages import shared_prose
 from torchopt.base import GradientTransformation
 from torchopt.combine import chain
 from torchopt.numerics import DTypeLike
+from torchopt.spelling import suggesting
 from torchopt.transform import add_decayed_weights, scale_by_adam, scale_by_learning_rate
 
 __all__ = ['nadam', 'nadamw']
 
 
+@suggesting
 @shared_prose
 def nadam(
     learning_rate: Any,
@@ -63,6 +65,7 @@ def nadam(
     )
 
 
+@suggesting
 @shared_prose
 def nadamw(
     learning_rate: Any,

@@ -8,12 +8,14 @@ from typing import Any
 from torchopt.alias.stages import shared_prose
 from torchopt.base import GradientTransformation
 from torchopt.combine import chain
+from torchopt.spelling import suggesting
 from torchopt.transform import add_noise, scale_by_learning_rate
 from torchopt.tree.random import Key
 
 __all__ = ['noisy_sgd']
 
 
+@suggesting
 @shared_prose
 def noisy_sgd(
     learning_rate: Any,

@@ -8,11 +8,13 @@ from typing import Any
 from torchopt.alias.stages import shared_prose
 from torchopt.base import GradientTransformation
 from torchopt.combine import chain
+from torchopt.spelling import suggesting
 from torchopt.transform import scale_by_learning_rate, scale_by_novograd
 
 __all__ = ['novograd']
 
 
+@suggesting
 @shared_prose
 def novograd(
     learning_rate: Any,

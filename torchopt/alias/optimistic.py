@@ -10,11 +10,13 @@ from torchopt.alias.stages import shared_prose
 from torchopt.base import GradientTransformation
 from torchopt.combine import chain
 from torchopt.numerics import DTypeLike
+from torchopt.spelling import suggesting
 from torchopt.transform import scale_by_adam, scale_by_learning_rate, scale_by_optimistic_gradient
 
 __all__ = ['optimistic_adam', 'optimistic_adam_v2', 'optimistic_gradient_descent']
 
 
+@suggesting
 @shared_prose
 def optimistic_gradient_descent(learning_rate: Any, alpha: Any = 1.0, beta: Any = 1.0) -> GradientTransformation:
     r"""Optimistic gradient descent, for games: :math:`p_t = p_{t-1} - \eta ((\alpha + \beta) g_t - \beta g_{t-1})`.
@@ -44,6 +46,7 @@ def optimistic_gradient_descent(learning_rate: Any, alpha: Any = 1.0, beta: Any 
     return chain(scale_by_optimistic_gradient(alpha, beta), scale_by_learning_rate(learning_rate))
 
 
+@suggesting
 @shared_prose
 def optimistic_adam_v2(
     learning_rate: Any,
@@ -95,6 +98,7 @@ def optimistic_adam_v2(
     )
 
 
+@suggesting
 @shared_prose
 def optimistic_adam(
     learning_rate: Any,

@@ -8,11 +8,13 @@ from typing import Any
 from torchopt.alias.sgd import sgd
 from torchopt.base import GradientTransformation
 from torchopt.combine import chain
+from torchopt.spelling import suggesting
 from torchopt.transform import scale_by_polyak
 
 __all__ = ['polyak_sgd']
 
 
+@suggesting
 def polyak_sgd(
     max_learning_rate: Any = 1.0, scaling: Any = 1.0, f_min: Any = 0.0, eps: Any = 0.0, variant: str = 'sps'
 ) -> GradientTransformation:

@@ -7,11 +7,13 @@ from typing import Any
 
 from torchopt.base import GradientTransformation
 from torchopt.combine import chain
+from torchopt.spelling import suggesting
 from torchopt.transform import scale, scale_by_rprop
 
 __all__ = ['rprop']
 
 
+@suggesting
 def rprop(
     learning_rate: Any,
     eta_minus: Any = 0.5,

@@ -9,11 +9,13 @@ from torchopt.alias.stages import shared_prose
 from torchopt.base import GradientTransformation
 from torchopt.combine import chain
 from torchopt.numerics import DTypeLike
+from torchopt.spelling import suggesting
 from torchopt.transform import ema, scale_by_learning_rate, scale_by_sign
 
 __all__ = ['sign_sgd', 'signum']
 
 
+@suggesting
 @shared_prose
 def sign_sgd(learning_rate: Any) -> GradientTransformation:
     r"""Descent by the sign of the gradient: :math:`p_t = p_{t-1} - \eta \operatorname{sign}(g_t)`.
@@ -38,6 +40,7 @@ def sign_sgd(learning_rate: Any) -> GradientTransformation:
     return chain(scale_by_sign(), scale_by_learning_rate(learning_rate))
 
 
+@suggesting
 @shared_prose
 def signum(learning_rate: Any, beta: Any = 0.9, accumulator_dtype: DTypeLike | None = None) -> GradientTransformation:
     r"""Descent by the sign of the mean of the gradients.

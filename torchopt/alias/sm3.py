@@ -8,11 +8,13 @@ from typing import Any
 from torchopt import checks
 from torchopt.base import GradientTransformation
 from torchopt.combine import chain
+from torchopt.spelling import suggesting
 from torchopt.transform import scale, scale_by_sm3
 
 __all__ = ['sm3']
 
 
+@suggesting
 def sm3(learning_rate: Any, momentum: Any = 0.9) -> GradientTransformation:
     r"""SM3: a memory-efficient AdaGrad that stores one accumulator per row and column.
 

@@ -8,6 +8,7 @@ from typing import Any
 from torchopt.alias.stages import shared_prose
 from torchopt.base import GradientTransformation
 from torchopt.combine import chain
+from torchopt.spelling import suggesting
 from torchopt.transform import (
     add_decayed_weights,
     masked,
@@ -20,6 +21,7 @@ from torchopt.transform import (
 __all__ = ['lamb', 'lars']
 
 
+@suggesting
 @shared_prose
 def lars(
     learning_rate: Any,
@@ -72,6 +74,7 @@ def lars(
     )
 
 
+@suggesting
 @shared_prose
 def lamb(
     learning_rate: Any,

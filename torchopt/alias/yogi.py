@@ -8,11 +8,13 @@ from typing import Any
 from torchopt.alias.stages import shared_prose
 from torchopt.base import GradientTransformation
 from torchopt.combine import chain
+from torchopt.spelling import suggesting
 from torchopt.transform import scale_by_learning_rate, scale_by_yogi
 
 __all__ = ['yogi']
 
 
+@suggesting
 @shared_prose
 def yogi(learning_rate: Any, b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-3) -> GradientTransformation:
     r"""Yogi: Adam with additive changes of the second moment, so that its learning rates do not rise quickly.

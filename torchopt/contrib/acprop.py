@@ -25,6 +25,7 @@ from torchopt.numerics import (
 )
 from torchopt.preconditions import state_of
 from torchopt.rules import average, plus
+from torchopt.spelling import suggesting
 from torchopt.transform import ScaleByBeliefState, add_decayed_weights, scale_by_learning_rate
 
 __all__ = ['acprop', 'scale_by_acprop']
@@ -107,6 +108,7 @@ def _rule(
     return u, m, plus(average(b2, s, one_minus(b2), surprise), as_scalar_like(eps_root, s))
 
 
+@suggesting
 def acprop(
     learning_rate: Any,
     b1: Any = 0.9,

@@ -26,6 +26,7 @@ from torchopt.numerics import (
 )
 from torchopt.preconditions import Precondition, state_of
 from torchopt.rules import average, plus, times
+from torchopt.spelling import suggesting
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate
 
 __all__ = ['ScaleByAdemamixState', 'ademamix', 'scale_by_ademamix']
@@ -150,6 +151,7 @@ def _rule(
     return plus(m_hat, times(alpha, n)) / below, m, n, v
 
 
+@suggesting
 def ademamix(
     learning_rate: Any,
     b1: Any = 0.9,

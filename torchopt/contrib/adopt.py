@@ -28,6 +28,7 @@ from torchopt.numerics import (
 )
 from torchopt.preconditions import state_of
 from torchopt.rules import average
+from torchopt.spelling import suggesting
 from torchopt.transform import ScaleByAdamState, scale_by_learning_rate
 
 __all__ = ['adopt', 'fourth_root', 'scale_by_adopt']
@@ -152,6 +153,7 @@ def _clip(x: Tensor, bound: Any) -> Tensor:
     return x.clamp(-bound, bound)
 
 
+@suggesting
 def adopt(
     learning_rate: Any,
     b1: Any = 0.9,

@@ -17,6 +17,7 @@ from torchopt.contrib.real_params import require_real
 from torchopt.elementwise.leaves import as_constants
 from torchopt.numerics import as_scalar_like
 from torchopt.preconditions import params_for, state_of
+from torchopt.spelling import suggesting
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate
 
 __all__ = ['COCOBState', 'cocob', 'scale_by_cocob']
@@ -118,6 +119,7 @@ def _rule(
     return start + bet * (scale + reward) - p, start, sums, scale, total, reward
 
 
+@suggesting
 def cocob(
     learning_rate: Any = 1.0, alpha: Any = 100.0, eps: Any = 1e-8, weight_decay: Any = 0.0, mask: Any = None
 ) -> GradientTransformation:

@@ -14,6 +14,7 @@ from torchopt.contrib.constants import kept_copy, without_graphs
 from torchopt.contrib.scalars import real_part, scalar_beside
 from torchopt.numerics import as_python_scalar, as_scalar_like, carries_graph, positive_ratio, safe_sqrt, tensor_like
 from torchopt.preconditions import params_for, state_of
+from torchopt.spelling import suggesting
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate
 
 __all__ = ['DoGState', 'dog', 'scale_by_dog']
@@ -105,6 +106,7 @@ def _first(is_first: torch.Tensor, first: Any, rate: torch.Tensor) -> torch.Tens
     return first if known else rate
 
 
+@suggesting
 def dog(
     learning_rate: Any = 1.0,
     init_step: tuple[str, Any] = ('heuristic', 1e-6),

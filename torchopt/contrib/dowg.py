@@ -14,6 +14,7 @@ from torchopt.contrib.constants import kept_copy, without_graphs
 from torchopt.contrib.scalars import real_part, scalar_beside
 from torchopt.numerics import as_scalar_like, positive_ratio, safe_sqrt
 from torchopt.preconditions import params_for, state_of
+from torchopt.spelling import suggesting
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate
 
 __all__ = ['DoWGState', 'dowg', 'scale_by_dowg']
@@ -77,6 +78,7 @@ def scale_by_dowg(init_estim_sq_dist: Any = None, eps: Any = 1e-4) -> GradientTr
     )
 
 
+@suggesting
 def dowg(
     learning_rate: Any = 1.0,
     init_estim_sq_dist: Any = None,

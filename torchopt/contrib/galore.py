@@ -21,6 +21,7 @@ from torchopt.contrib.matrix_axes import MatrixShape, axes_of_leaves, matrix_sha
 from torchopt.loop.selection import branch
 from torchopt.numerics import advance, as_scalar_like, zero_count
 from torchopt.preconditions import required_by_all, state_of
+from torchopt.spelling import suggesting
 from torchopt.transform import add_decayed_weights, scale_by_adam, scale_by_learning_rate
 
 __all__ = ['GaLoreDimensionNumbers', 'GaLoreState', 'galore', 'scale_by_galore']
@@ -192,6 +193,7 @@ def _bring_back(u: Tensor, p: Tensor, shape: MatrixShape, scale: Any) -> Tensor:
     return shape.from_matrices(full * as_scalar_like(scale, full))
 
 
+@suggesting
 def galore(
     learning_rate: Any,
     rank: int = 128,

@@ -20,6 +20,7 @@ from torchopt.elementwise.leaves import as_constants
 from torchopt.numerics import abs_sq, advance, as_scalar_like, zero_count
 from torchopt.preconditions import Precondition, params_for, state_of
 from torchopt.rules import plus, times
+from torchopt.spelling import suggesting
 from torchopt.transform import add_decayed_weights
 
 __all__ = ['MadgradState', 'madgrad', 'scale_by_madgrad']
@@ -128,6 +129,7 @@ def _cube_root(x: Tensor) -> Tensor:
     return torch.where(positive, torch.where(positive, x, torch.ones_like(x)).pow(1.0 / 3.0), torch.zeros_like(x))
 
 
+@suggesting
 def madgrad(
     learning_rate: Any, momentum: float = 0.9, weight_decay: float = 0.0, eps: float = 1e-6
 ) -> GradientTransformation:

@@ -28,6 +28,7 @@ from torchopt.numerics import (
 )
 from torchopt.preconditions import state_of
 from torchopt.rules import average, plus, times
+from torchopt.spelling import suggesting
 from torchopt.transform import add_decayed_weights, partition, scale_by_adam, scale_by_learning_rate
 
 __all__ = [
@@ -247,6 +248,7 @@ def scale_by_shape(weight_dimension_numbers: Any = None, consistent_rms: Any = N
     return GradientTransformation(init_empty_state, update)
 
 
+@suggesting
 def muon(
     learning_rate: Any,
     ns_coeffs: Any = _STANDARD,

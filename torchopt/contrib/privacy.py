@@ -14,6 +14,7 @@ from torchopt.clip import per_example_global_norm_clip
 from torchopt.combine import chain
 from torchopt.numerics import as_scalar_like
 from torchopt.preconditions import state_of
+from torchopt.spelling import suggesting
 from torchopt.transform import scale_by_learning_rate, trace
 from torchopt.tree.counter_noise import make_key, normal_like, split_key
 from torchopt.tree.random import Key
@@ -107,6 +108,7 @@ def differentially_private_aggregate(
     return GradientTransformation.requiring(init, update, state_of(DifferentiallyPrivateAggregateState))
 
 
+@suggesting
 def dpsgd(
     learning_rate: Any,
     l2_norm_clip: Any,

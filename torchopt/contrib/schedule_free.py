@@ -31,6 +31,7 @@ from torchopt.numerics import (
 from torchopt.preconditions import Precondition, params_for, required_by, state_of
 from torchopt.rules import average
 from torchopt.schedule import warmup_constant_schedule
+from torchopt.spelling import suggesting
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate, scale_by_rms
 
 __all__ = [
@@ -191,6 +192,7 @@ def schedule_free(
     )
 
 
+@suggesting
 def schedule_free_sgd(
     learning_rate: Any = 1.0,
     warmup_steps: int | None = None,
@@ -229,6 +231,7 @@ def schedule_free_sgd(
     return schedule_free(steps, rate, b1, weight_lr_power, state_dtype)
 
 
+@suggesting
 def schedule_free_adamw(
     learning_rate: Any = 0.0025,
     warmup_steps: int | None = None,

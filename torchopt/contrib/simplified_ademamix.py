@@ -16,6 +16,7 @@ from torchopt.elementwise import ranges
 from torchopt.numerics import abs_sq, advance, as_scalar_like, bias_correction, one_minus, safe_sqrt, zero_count
 from torchopt.preconditions import Precondition, state_of
 from torchopt.rules import average, plus, times
+from torchopt.spelling import suggesting
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate
 
 __all__ = ['ScaleBySimplifiedAdEMAMixState', 'scale_by_simplified_ademamix', 'simplified_ademamix']
@@ -108,6 +109,7 @@ def _rule(
     return plus(m, times(alpha, g)) / below, m, n
 
 
+@suggesting
 def simplified_ademamix(
     learning_rate: Any,
     b1: Any = 0.99,

@@ -33,6 +33,7 @@ from torchopt.numerics import (
 )
 from torchopt.preconditions import params_for, required_by, state_of
 from torchopt.rules import average
+from torchopt.spelling import suggesting
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate
 
 __all__ = ['SophiaState', 'scale_by_sophia', 'sophia']
@@ -159,6 +160,7 @@ def _print_win_rate(u: Any, bound: Any) -> None:
         print(f'Sophia: {float(free) / max(tree.size(u), 1):.4f} of the elements are not clipped')
 
 
+@suggesting
 def sophia(
     learning_rate: Any,
     b1: Any = 0.965,

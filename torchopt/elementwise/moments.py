@@ -8,6 +8,7 @@ storage of the old ones.  Rules themselves are pure functions of single leaves.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -88,10 +89,7 @@ def check_inexact(tree: Any, *, name: str) -> None:
 
     def check(path: str, x: Any) -> None:
         if not isinstance(x, torch.Tensor):
-            raise TypeError(
-                f'{name}{path} is a {type(x).__name__}; expected a tensor. Convert it with torch.as_tensor, '
-                f'or put None in its place.'
-            )
+            raise TypeError(f'{name}{path} is a {type(x).__name__}; expected a tensor. {_remedy(x)}')
         if not (x.is_floating_point() or x.is_complex()):
             raise TypeError(
                 f'{name}{path} has dtype {x.dtype}; expected a floating or complex dtype. Leave integer tensors '
@@ -100,6 +98,14 @@ def check_inexact(tree: Any, *, name: str) -> None:
 
     if not all(x is None or is_inexact(x) for x in flatten(tree)[0]):
         map_with_path(check, tree)
+
+
+def _remedy(x: Any) -> str:
+    if isinstance(x, torch.nn.Module):
+        return 'Pass dict(module.named_parameters()).'
+    if isinstance(x, Iterator):
+        return 'Pass a tree of tensors, such as dict(module.named_parameters()) or list(module.parameters()).'
+    return 'Convert it with torch.as_tensor, or put None in its place.'
 
 
 def check_updates(updates: Any, params: Any, *, inplace: bool = False) -> None:

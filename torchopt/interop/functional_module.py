@@ -82,6 +82,20 @@ class FunctionalModule(nn.Module):
             raise IndexError(f'time is {time}, but the parameters were replaced {len(self._history) - 1} times.')
         return iter(self._history[time])
 
+    @property
+    def fast_params(self) -> list[Any]:
+        """The current parameters; setting them is :meth:`update_params`."""
+        return list(self.parameters())
+
+    @fast_params.setter
+    def fast_params(self, params: Iterable[Tensor]) -> None:
+        self.update_params(params)
+
+    @property
+    def init_fast_params(self) -> list[Any]:
+        """The initial parameters."""
+        return list(self.parameters(time=0))
+
     def update_params(self, params: Iterable[Tensor]) -> None:
         """Replace all parameters.
 

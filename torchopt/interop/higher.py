@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from torchopt.base import GradientTransformation, UninitializedState
 from torchopt.interop.functional_module import FunctionalModule, monkeypatch
 from torchopt.interop.torch_optim import from_torch_optimizer
 from torchopt.numerics import detach_graph
-from torchopt.optim import Optimizer
+from torchopt.optim import FuncOptimizer, Optimizer
 from torchopt.optim.gradients import (
     check_same_kind,
     differentiable_gradients,
@@ -27,6 +28,7 @@ from torchopt.optim.gradients import (
     recomputed_gradients,
     without_integers,
 )
+from torchopt.optim.meta import MetaOptimizer
 from torchopt.update import update_params
 
 __all__ = [
@@ -209,9 +211,12 @@ def _read(other: Any, reference: list[Tensor]) -> tuple[Callable[..., GradientTr
     ours, fresh = other, False
     if not isinstance(other, Optimizer):
         if not isinstance(other, torch.optim.Optimizer):
+            hint = ''
+            if isinstance(other, (MetaOptimizer, FuncOptimizer)):
+                hint = ' It takes differentiable steps itself, outside of innerloop_ctx; here pass the transformation.'
             raise TypeError(
                 f'opt is a {type(other).__name__}; expected an optimizer of torch.optim or torchopt, or a '
-                f'GradientTransformation such as torchopt.adam().'
+                f'GradientTransformation such as torchopt.adam().{hint}'
             )
         ours, fresh = from_torch_optimizer(other), not other.state
     return type(ours).alias, [
@@ -402,3 +407,15 @@ def _is_real(value: Any) -> bool:
         (isinstance(x, (int, float)) and not isinstance(x, bool)) or (isinstance(x, Tensor) and x.numel() == 1)
         for x in leaves
     )
+
+
+patch = SimpleNamespace(monkeypatch=monkeypatch)
+"""The names of the module ``higher.patch``."""
+
+optim = SimpleNamespace(
+    DifferentiableOptimizer=DifferentiableOptimizer,
+    apply_trainable_opt_params=apply_trainable_opt_params,
+    get_diff_optim=get_diff_optim,
+    get_trainable_opt_params=get_trainable_opt_params,
+)
+"""The names of the module ``higher.optim``."""

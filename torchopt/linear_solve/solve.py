@@ -17,6 +17,7 @@ from torchopt.linear_solve.derivative import Method, Normal, solve_system
 from torchopt.linear_solve.matvec import attach_graph, close_over
 from torchopt.linear_solve.operators import Operator, Shifted
 from torchopt.numerics import eager, is_inexact
+from torchopt.spelling import check_names
 
 __all__ = ['BoundOperator', 'TreeShape', 'configurable', 'iteration_limit', 'solve_with', 'stopping_rule']
 
@@ -178,10 +179,13 @@ _P = ParamSpec('_P')
 def configurable(solve: Callable[_P, Any]) -> Callable[_P, Any]:
     """Allow a call of a solver without a matvec, as in TorchOpt 0.7.3: it returns itself with the options bound."""
     signature = inspect.signature(solve)
+    known = frozenset(signature.parameters)
 
     @eager
     @functools.wraps(solve)
     def solve_or_bind(*args: _P.args, **kwargs: _P.kwargs) -> Any:
+        if not known.issuperset(kwargs):
+            check_names(solve.__name__, kwargs, signature.parameters)
         if len(args) > 1 and args[0] is not None and args[1] is not None:
             return solve(*args, **kwargs)
         bound = signature.bind(*args, **kwargs).arguments

@@ -7,15 +7,12 @@ import contextlib
 import contextvars
 import enum
 import logging
-import os
-import sys
-import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 
-from torchopt import tree
+from torchopt import checks, tree
 
 __all__ = ['LinearSolveWarning', 'Outcome', 'SolveStatus', 'roughly', 'warn_unless_solved']
 
@@ -98,11 +95,10 @@ def warn_unless_solved(name: str, status: SolveStatus, *, truncates: bool = Fals
     if _is_rough.get() or (truncates and worst == Outcome.MAXITER):
         return
     of_batch = ', in some of the systems of a batch,' if status.outcome.numel() > 1 else ''
-    warnings.warn(
+    checks.warn(
         f'{name}{of_batch} {_EXPLANATIONS[Outcome(worst)]} Pass return_status=True for the numbers, instead of this '
         'warning.',
         LinearSolveWarning,
-        stacklevel=_level_of_caller(),
     )
 
 
@@ -117,17 +113,3 @@ def roughly() -> Iterator[None]:
         yield
     finally:
         _is_rough.reset(token)
-
-
-_LIBRARIES = (
-    os.path.dirname(torch.__file__) + os.sep,
-    os.path.dirname(os.path.dirname(__file__)) + os.sep,
-)
-
-
-def _level_of_caller() -> int:
-    """The number of frames between :func:`warn_unless_solved` and the user's program."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
-        frame, level = frame.f_back, level + 1
-    return level

@@ -5,15 +5,21 @@ from __future__ import annotations
 
 import collections
 import copy
+import inspect
 import operator
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from torchopt import tree
-from torchopt.base import GradientTransformation, UninitializedState, check_impl
+from torchopt import checks, tree
+from torchopt.base import (
+    ChainedGradientTransformation,
+    GradientTransformation,
+    UninitializedState,
+    check_impl,
+)
 from torchopt.optim.from_alias import FromAlias
 from torchopt.optim.gradients import (
     check_same_kind,
@@ -119,6 +125,7 @@ True
             )
         merged = {k: options.get(k, v) for k, v in self.defaults.items()}
         impl = self._rebuild(self.impl, merged)
+        _warn_of_learned(merged or {'impl': impl}, type(self).__name__)
         parameters['params'] = _with_gradients(parameters['params'])
         super().add_param_group({**parameters, **options})
         self.impl_groups.append((merged, impl))
@@ -338,6 +345,28 @@ def _require_dense(grads: Sequence[torch.Tensor | None], group: int) -> None:
             )
 
 
+def _warn_of_learned(arguments: Mapping[str, Any], optimizer: str) -> None:
+    for name in dict.fromkeys(_learned(arguments)):
+        checks.warn(
+            f'{name} requires grad, but {optimizer} steps in place and records no graph, so it gets no gradient. '
+            f'To learn it, use a class such as torchopt.MetaAdam, or a function such as torchopt.adam. Otherwise '
+            f'detach it.'
+        )
+
+
+def _learned(arguments: Mapping[str, Any]) -> Iterator[str]:
+    """The names of arguments that require grad, those of the calls that made inner transformations included."""
+    for name, value in arguments.items():
+        for x in tree.leaves(value, lambda x: isinstance(x, GradientTransformation)):
+            if isinstance(x, torch.Tensor) and x.requires_grad:
+                yield name
+            elif isinstance(x, ChainedGradientTransformation):
+                yield from _learned({'member': x.transformations})
+            elif isinstance(x, GradientTransformation) and x.call is not None:
+                given = inspect.signature(x.call.function).bind(*x.call.args, **x.call.kwargs)
+                yield from _learned(given.arguments)
+
+
 _NO_PARAMETERS = 'params is empty; there is nothing to optimize. Was a generator consumed before?'
 
 
@@ -366,7 +395,8 @@ def _with_gradients(params: Any) -> Any:
 
 def _as_list(params: Any) -> list[torch.Tensor]:
     if not isinstance(params, Iterable):
-        raise TypeError(f'params is {params!r}; expected an iterable of tensors. Pass module.parameters().')
+        given = f'a {type(params).__name__}' if isinstance(params, torch.nn.Module) else repr(params)
+        raise TypeError(f'params is {given}; expected an iterable of tensors. Pass module.parameters().')
     leaves = tree.leaves(list(params) if not isinstance(params, (dict, torch.Tensor)) else params)
     for path, p in tree.flatten_with_path(leaves):
         if not isinstance(p, torch.Tensor):

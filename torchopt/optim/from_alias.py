@@ -12,7 +12,7 @@ import re
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torchopt.base import GradientTransformation
-from torchopt.spelling import renamer_of
+from torchopt.spelling import check_names, renamer_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,6 +83,7 @@ class FromAlias:
             try:
                 bound = signature.bind(**cls._first_names({**given, **kwargs}, changed))
             except TypeError as error:
+                check_names(cls.__name__, kwargs, [name for name in signature.parameters if name != target.name])
                 raise TypeError(f'{cls.__name__}(): {error}') from None
             bound.apply_defaults()
             options = dict(bound.arguments)

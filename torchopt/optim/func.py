@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,6 +17,7 @@ from torchopt.optim.gradients import (
     with_integers,
     without_integers,
 )
+from torchopt.spelling import absent
 from torchopt.update import update_params
 
 __all__ = ['FuncOptimizer']
@@ -58,6 +59,11 @@ class FuncOptimizer:
         self.optim_state: Any = UninitializedState()
         self.inplace = bool(inplace)
         self.differentiable = bool(differentiable)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise absent(self, name, _NO_GRADIENTS)
 
     def step(self, loss: Any, params: Any, inplace: bool | None = None, *, checkpoint: str | None = 'reverse') -> Any:
         """Take one step.
@@ -103,6 +109,12 @@ class FuncOptimizer:
     def load_state_dict(self, state_dict: Any) -> None:
         """Continue from a state."""
         self.optim_state = state_dict
+
+
+_NO_GRADIENTS = dict.fromkeys(
+    ('zero_grad', 'backward'),
+    'Leave it out: step(loss, params) computes the gradients itself, and neither reads nor writes .grad.',
+)
 
 
 def _begins_anew(params: Any) -> bool:

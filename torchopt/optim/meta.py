@@ -22,6 +22,7 @@ from torchopt.optim.gradients import (
     without_integers,
 )
 from torchopt.sharding import is_fully_sharded
+from torchopt.spelling import absent, check_names
 from torchopt.update import update_params
 
 __all__ = [
@@ -102,6 +103,9 @@ True
         def __init__(self, module: nn.Module, impl: GradientTransformation) -> None:
             self._setup(module, check_impl(impl), {})
 
+        def __getattr__(self, name: str) -> Any:
+            raise absent(self, name, _NO_GRADIENTS)
+
     def _setup(self, module: nn.Module, impl: GradientTransformation, options: dict[str, Any]) -> None:
         self.impl = impl
         self.defaults = options
@@ -123,7 +127,8 @@ True
         """
         if not isinstance(module, nn.Module):
             raise TypeError(
-                f'Unexpected class of {module!r}: expected an nn.Module. Pass the module, not its parameters().'
+                f'Unexpected class of {module!r}: expected an nn.Module. Pass the module, not its parameters(). For a '
+                f'tree of tensors, use torchopt.FuncOptimizer, or functions such as torchopt.adam.'
             )
         for name, part in module.named_modules():
             if is_fully_sharded(part):
@@ -133,11 +138,7 @@ True
                     f'DTensors: torchopt.sgd(...).update on a dict of parameters, with torch.func.functional_call.'
                 )
         options = self._first_names(options, self.defaults)
-        for name in options:
-            if name not in self.defaults:
-                raise TypeError(
-                    f'{name!r} is not an option of {type(self).__name__}; it takes {sorted(self.defaults)}.'
-                )
+        check_names(f'{type(self).__name__}.add_param_group', options, self.defaults)
         slots = _find_slots(module)
         if not slots:
             raise ValueError('The module has no parameters; there is nothing to optimize.')
@@ -230,6 +231,13 @@ True
                 expected = impl.init(without_integers(_parameters(slots)))
                 check_same_kind(state, expected, name=f'state_dict[{i}]')
         self.state_groups = states
+
+
+_NO_GRADIENTS = dict.fromkeys(
+    ('zero_grad', 'backward'),
+    'Leave it out: step(loss) computes the gradients itself, and neither reads nor writes .grad. The gradients of the '
+    'outer problem are cleared by the optimizer that trains its parameters.',
+)
 
 
 def _find_slots(module: nn.Module) -> Slots:

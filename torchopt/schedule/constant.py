@@ -10,6 +10,7 @@ import torch
 
 from torchopt.scalars import where
 from torchopt.schedule.arithmetic import lift, require_count, require_number
+from torchopt.spelling import suggesting
 from torchopt.tree import as_text
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class PiecewiseConstant:
         return value
 
 
+@suggesting
 def constant_schedule(value: Number) -> Schedule:
     """A constant schedule.
 
@@ -78,6 +80,7 @@ def constant_schedule(value: Number) -> Schedule:
     return Constant(value)
 
 
+@suggesting
 def piecewise_constant_schedule(
     init_value: Number, boundaries_and_scales: Mapping[int, Number] | None = None
 ) -> Schedule:

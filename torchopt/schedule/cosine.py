@@ -12,6 +12,7 @@ from torchopt.scalars import cosine, power, smaller, where
 from torchopt.schedule.arithmetic import lift, require_count, require_number
 from torchopt.schedule.join import join_schedules
 from torchopt.schedule.polynomial import linear_schedule
+from torchopt.spelling import suggesting
 from torchopt.tree import as_text
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class CosineTo:
         return Cosine(self.init_value, self.decay_steps, alpha, self.exponent)(count)
 
 
+@suggesting
 def cosine_decay_schedule(
     init_value: Number, decay_steps: int, alpha: Number = 0.0, exponent: Number = 1.0
 ) -> Schedule:
@@ -102,6 +104,7 @@ def cosine_decay_schedule(
     return Cosine(init_value, decay_steps, alpha, exponent)
 
 
+@suggesting
 def warmup_cosine_decay_schedule(
     init_value: Number,
     peak_value: Number,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from typing import TYPE_CHECKING, Any
 
 from torchopt.numerics import as_python_scalar
@@ -12,6 +13,7 @@ from torchopt.scalars import floor, larger, power, smaller, where
 from torchopt.schedule.arithmetic import lift, require_number
 from torchopt.schedule.constant import constant_schedule
 from torchopt.schedule.polynomial import check_transition, not_negative
+from torchopt.spelling import suggesting
 from torchopt.tree import as_text
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ class Exponential:
         return value
 
 
+@suggesting
 def exponential_decay(
     init_value: Number,
     decay_rate: Number,
@@ -71,8 +74,8 @@ def exponential_decay(
     .. math::
         v_t = v_0 \, r^{\max(t - B, 0) / T}
 
-    The order of the arguments is that of TorchOpt 0.7.3; in Optax ``transition_steps`` comes
-    second.
+    The order of the arguments is that of TorchOpt 0.7.3; in Optax ``transition_steps`` comes second, so pass
+    keywords.
 
     Args:
         init_value: The first value :math:`v_0`, a number or a 0-d tensor, which may require grad.
@@ -88,7 +91,8 @@ def exponential_decay(
 
     Raises:
         TypeError: If an argument is not a number.
-        ValueError: If an argument is NaN.
+        ValueError: If an argument is NaN, or the arguments seem to be in Optax's order: a fractional
+            ``transition_begin`` with a ``decay_rate`` of at least 1.
 
     Example:
         >>> import torchopt
@@ -100,6 +104,13 @@ def exponential_decay(
     require_number('decay_rate', decay_rate)
     if end_value is not None:
         require_number('end_value', end_value)
+    rate, begin = as_python_scalar(decay_rate), as_python_scalar(transition_begin)
+    if rate is not None and begin is not None and rate >= 1 and begin % 1 != 0 and math.isfinite(begin):
+        raise ValueError(
+            f'decay_rate={rate} and transition_begin={begin}; expected a factor and a number of steps. Here the order '
+            f'of arguments is init_value, decay_rate, transition_begin, transition_steps; in Optax transition_steps '
+            f'comes second. Pass keywords.'
+        )
     if not check_transition('An exponential schedule', transition_steps, transition_begin):
         return constant_schedule(init_value)
     if as_python_scalar(decay_rate) == 0:

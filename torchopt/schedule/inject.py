@@ -21,7 +21,7 @@ from torchopt.base import (
 )
 from torchopt.numerics import DTypeLike, as_dtype, increment, wide_dtype, zero_count
 from torchopt.preconditions import state_of
-from torchopt.spelling import renamer_of
+from torchopt.spelling import renamer_of, suggesting
 
 __all__ = [
     'InjectHyperparamsState',
@@ -112,6 +112,7 @@ class WrappedSchedule:
         return self.schedule_fn(state.count)
 
 
+@suggesting
 def inject_hyperparams(
     inner_factory: Callable[..., GradientTransformation],
     static_args: str | Iterable[str] = (),
@@ -167,6 +168,7 @@ def inject_hyperparams(
     return make
 
 
+@suggesting
 def inject_stateful_hyperparams(
     inner_factory: Callable[..., GradientTransformation],
     static_args: str | Iterable[str] = (),

@@ -11,6 +11,7 @@ import torch
 
 from torchopt.scalars import cosine, where
 from torchopt.schedule.arithmetic import lift, require_count, require_number
+from torchopt.spelling import suggesting
 from torchopt.tree import as_text
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class PiecewiseInterpolate:
         return (end - start) * part + start
 
 
+@suggesting
 def piecewise_interpolate_schedule(
     interpolate_type: str, init_value: Number, boundaries_and_scales: Mapping[int, Number] | None = None
 ) -> Schedule:
@@ -88,6 +90,7 @@ def piecewise_interpolate_schedule(
     return PiecewiseInterpolate(interpolate_type == 'cosine', init_value, tuple(pairs))
 
 
+@suggesting
 def linear_onecycle_schedule(
     transition_steps: int,
     peak_value: Number,
@@ -131,6 +134,7 @@ def linear_onecycle_schedule(
     return piecewise_interpolate_schedule('linear', peak_value / div_factor, scales)
 
 
+@suggesting
 def cosine_onecycle_schedule(
     transition_steps: int,
     peak_value: Number,

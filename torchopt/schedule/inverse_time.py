@@ -7,6 +7,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from torchopt.schedule.arithmetic import lift, require_number
+from torchopt.spelling import suggesting
 from torchopt.tree import as_text
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class InverseTime:
         return init / (1.0 + rate * count)
 
 
+@suggesting
 def inverse_time_decay(init_value: Number, decay_rate: Number) -> Schedule:
     r"""The schedule :math:`s(t) = s_0 / (1 + \delta t)`.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torchopt.numerics import as_python_scalar
 from torchopt.scalars import where
 from torchopt.schedule.arithmetic import lift, require_count
+from torchopt.spelling import suggesting
 from torchopt.tree import as_text
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Joined:
         return value
 
 
+@suggesting
 def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
     """Concatenate schedules; each one counts steps from its own beginning.
 

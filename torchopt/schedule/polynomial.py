@@ -11,6 +11,7 @@ from torchopt.numerics import as_python_scalar
 from torchopt.scalars import clip, power
 from torchopt.schedule.arithmetic import lift, require_count, require_number
 from torchopt.schedule.constant import constant_schedule
+from torchopt.spelling import suggesting
 from torchopt.tree import as_text
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Polynomial:
         return (init - end) * power(rest, exponent) + end
 
 
+@suggesting
 def polynomial_schedule(
     init_value: Number,
     end_value: Number,
@@ -91,6 +93,7 @@ def polynomial_schedule(
     return Polynomial(init_value, end_value, power, transition_steps, not_negative(transition_begin))
 
 
+@suggesting
 def linear_schedule(
     init_value: Number, end_value: Number, transition_steps: int, transition_begin: int = 0
 ) -> Schedule:
@@ -107,6 +110,7 @@ def linear_schedule(
     return polynomial_schedule(init_value, end_value, 1, transition_steps, transition_begin)
 
 
+@suggesting
 def warmup_constant_schedule(init_value: Number, peak_value: Number, warmup_steps: int) -> Schedule:
     """A schedule that rises linearly and is then constant.
 

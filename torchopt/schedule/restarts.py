@@ -9,6 +9,7 @@ from torchopt.schedule.cosine import warmup_cosine_decay_schedule
 from torchopt.schedule.exponential import exponential_decay
 from torchopt.schedule.join import join_schedules
 from torchopt.schedule.polynomial import linear_schedule
+from torchopt.spelling import suggesting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ['sgdr_schedule', 'warmup_exponential_decay_schedule']
 
 
+@suggesting
 def warmup_exponential_decay_schedule(
     init_value: Number,
     peak_value: Number,
@@ -65,6 +67,7 @@ def warmup_exponential_decay_schedule(
     return join_schedules([warmup, decay], [warmup_steps])
 
 
+@suggesting
 def sgdr_schedule(cosine_kwargs: Iterable[dict[str, Any]]) -> Schedule:
     """A sequence of cosine decays with warmup (SGDR, stochastic gradient descent with warm restarts).
 

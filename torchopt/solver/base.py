@@ -13,12 +13,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch._C import _functorch
+from typing_extensions import Self
 
 from torchopt import checks, progress, tree
 from torchopt.loop import while_loop
 from torchopt.numerics import eager
 from torchopt.solver import adjoint
-from torchopt.solver.run import KKTSolution, OptStep, Task, check_start, conclude, iterate
+from torchopt.solver.run import KKTSolution, OptStep, Task, check_start, conclude, iterate, names_the_start
+from torchopt.spelling import check_names_of
 
 __all__ = ['IterativeSolver', 'KKTSolution', 'OptStep', 'Solver', 'StochasticSolver']
 
@@ -35,6 +37,13 @@ class Solver(abc.ABC):
 
     maxiter: int
     tol: float
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Create a solver; the error for an unknown argument says which one was probably meant."""
+        fields = cls.__dict__.get('__dataclass_fields__', kwargs)
+        if not kwargs.keys() <= fields.keys():
+            check_names_of(cls, kwargs)
+        return super().__new__(cls)
 
     @abc.abstractmethod
     def run(self, init_params: Any, *args: Any, **kwargs: Any) -> OptStep:
@@ -192,10 +201,14 @@ class IterativeSolver(Solver):
             in tensors that the functions close over; the state is not.
 
         Raises:
-            TypeError: If a parameter has an integer dtype, or arguments do not match.
+            TypeError: If a parameter is not a tensor, or has an integer dtype, or arguments do not match.
             ValueError: If a parameter is NaN or infinite.
         """
         check_start(init_params)
+        with names_the_start(self.optimality_condition, init_params, *args, **kwargs):
+            return self._differentiable_run(init_params, *args, **kwargs)
+
+    def _differentiable_run(self, init_params: Any, *args: Any, **kwargs: Any) -> OptStep:
         if not self.implicit_diff:
             loop = adjoint.checkpointed_loop if self.unroll == 'checkpoint' else while_loop
             return self._iterate(loop, init_params, *args, **kwargs)

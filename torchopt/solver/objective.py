@@ -185,7 +185,8 @@ class Vectors:
         {'w': tensor([1., 2.]), 'b': tensor(0.)}
     """
 
-    def __init__(self, params: Any) -> None:
+    def __init__(self, params: Any, name: str = 'init_params') -> None:
+        self.name = name
         self.leaves, self.spec = tree.flatten(params)
         self.places = [i for i, x in enumerate(self.leaves) if is_inexact(x)]
         self.likes: list[Tensor] = [self.leaves[i] for i in self.places]
@@ -204,7 +205,7 @@ class Vectors:
         """
         if self.is_vector and isinstance(other, Tensor) and other.shape == self.likes[0].shape:
             return other if other.dtype == self.dtype else other.to(self.dtype)
-        found = tree.flatten_up_to(self.spec, other, name=name, like='init_params')
+        found = tree.flatten_up_to(self.spec, other, name=name, like=self.name)
         pieces = []
         for i, like in zip(self.places, self.likes):
             x = found[i]
@@ -212,7 +213,7 @@ class Vectors:
                 kind = f'has shape {tuple(x.shape)}' if isinstance(x, Tensor) else f'is a {type(x).__name__}'
                 path = tree.flatten_with_path(tree.unflatten(self.spec, self.leaves))[i][0]
                 raise ValueError(
-                    f'{name}{path} {kind}, but init_params{path} has shape {tuple(like.shape)}. They must be the same.'
+                    f'{name}{path} {kind}, but {self.name}{path} has shape {tuple(like.shape)}. They must be the same.'
                 )
             x = torch.view_as_real(x.to(like.dtype).resolve_conj()) if like.is_complex() else x
             pieces.append(x.reshape(-1).to(self.dtype))

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,17 @@ from torchopt.loop import while_loop
 from torchopt.numerics import in_transform, is_inexact, real_dtype, runs_directly
 from torchopt.solver.status import Status, with_status
 
-__all__ = ['KKTSolution', 'OptStep', 'Task', 'as_tensors', 'check_start', 'conclude', 'iterate']
+__all__ = [
+    'KKTSolution',
+    'OptStep',
+    'Task',
+    'as_tensors',
+    'check_kkt',
+    'check_start',
+    'conclude',
+    'iterate',
+    'names_the_start',
+]
 
 
 class OptStep(NamedTuple):
@@ -127,10 +138,10 @@ def as_tensors(state: Any, params: Any, nothing: Any = None) -> Any:
 
 
 def check_start(init_params: Any) -> None:
-    """Require parameters of floating or complex dtypes that are finite, as far as they can be read.
+    """Require tensors of floating or complex dtypes that are finite, as far as they can be read.
 
     Raises:
-        TypeError: If a tensor has another dtype.
+        TypeError: If a parameter is not a tensor, or has another dtype.
         ValueError: If a value is NaN or infinite.
     """
     init_params = init_params.params if isinstance(init_params, OptStep) else init_params
@@ -138,7 +149,10 @@ def check_start(init_params: Any) -> None:
     readable = runs_directly()
     for i, x in enumerate(leaves):
         if not isinstance(x, Tensor):
-            continue
+            raise TypeError(
+                f'init_params{_path(init_params, i)} is a {type(x).__name__}; expected a tensor of a floating dtype. '
+                f'Convert it with torch.as_tensor.'
+            )
         if not is_inexact(x):
             raise TypeError(
                 f'init_params{_path(init_params, i)} has dtype {x.dtype}; expected a floating dtype. Convert it with '
@@ -148,6 +162,60 @@ def check_start(init_params: Any) -> None:
             raise ValueError(
                 f'init_params{_path(init_params, i)} has values that are NaN or infinite. Start from finite parameters.'
             )
+
+
+def check_kkt(init_params: Any) -> None:
+    """Require a KKTSolution, or None.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    if init_params is not None and not isinstance(init_params, KKTSolution):
+        raise TypeError(
+            f'init_params is a {type(init_params).__name__}; expected a KKTSolution, which has multipliers too. Pass '
+            f'None to start from zeros, or an earlier solution.'
+        )
+
+
+@contextlib.contextmanager
+def names_the_start(fun: Callable[..., Any], init_params: Any, *args: Any, **kwargs: Any) -> Iterator[None]:
+    """In this block, an error of a function of the problem names ``init_params`` if it occurs there already.
+
+    Args:
+        fun: A function of the parameters and the data that calls those of the problem.
+        init_params: Where the run starts.
+        *args: The data of the problem.
+        **kwargs: The data of the problem, by name.
+    """
+    try:
+        yield
+    except (RuntimeError, TypeError) as error:
+        text = str(error)
+        if text.startswith('init_val.params'):  # the words of the loop
+            text = text.replace('init_val.params', 'init_params').replace('body_fun', 'a step of the solver')
+            raise type(error)(f'{text} The data may have another dtype or shape than init_params.') from error
+        of_torch = type(error) in (RuntimeError, TypeError)  # a user's own class is left alone
+        if not of_torch or any(words in text for words in ('init_params', 'missing', 'positional argument')):
+            raise
+        if not _fails(fun, init_params, *args, **kwargs):
+            raise
+        raise type(error)(
+            f'A function of the problem fails at init_params: {text}. init_params: {_kinds(init_params)}; the data: '
+            f'{_kinds((args, kwargs))}. Pass init_params with the shape and the dtype that the function expects.'
+        ) from error
+
+
+def _fails(fun: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
+    try:
+        fun(*args, **kwargs)
+    except (RuntimeError, TypeError):
+        return True
+    return False
+
+
+def _kinds(values: Any) -> str:
+    kinds = (f'{x.dtype} of shape {tuple(x.shape)}' if isinstance(x, Tensor) else repr(x) for x in tree.leaves(values))
+    return ', '.join(kinds) or 'empty'
 
 
 def _path(params: Any, i: int) -> str:

@@ -8,6 +8,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from torchopt.spelling import check_names
+
 __all__ = ['spelled']
 
 _T = TypeVar('_T')
@@ -41,6 +43,7 @@ def spelled(cls: type[_T], signature: Callable[..., None], unused: tuple[str, ..
         raise TypeError(f'{cls.__name__} has no arguments {foreign}.')
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        check_names(cls.__name__, kwargs, theirs.parameters)
         bound = theirs.bind(*args, **kwargs)
         bound.apply_defaults()
         for name in unused:

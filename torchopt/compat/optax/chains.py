@@ -18,11 +18,11 @@ from torchopt.base import (
     GradientTransformation,
     GradientTransformationExtraArgs,
     IdentityGradientTransformation,
+    check_impl,
     checking,
     factory,
-    with_extra_args_support,
 )
-from torchopt.preconditions import required_by_all
+from torchopt.preconditions import required_by_all, wrong_state
 
 __all__ = ['Fold', 'NestedChain', 'chain', 'with_every_stage']
 
@@ -78,10 +78,8 @@ def _wrap(fold: tuple[Fold, ...], states: Iterator[Any]) -> tuple[Any, ...]:
 def _unwrap(fold: tuple[Fold, ...], state: Any) -> tuple[Any, ...]:
     if not isinstance(state, tuple) or len(state) != len(fold):
         found = f'a tuple of {len(state)}' if isinstance(state, tuple) else f'a {type(state).__name__}'
-        raise ValueError(
-            f'The number of updates and states has to be the same in chain! This chain has {len(fold)} members, but '
-            f'its state is {found}. Pass the state that init or the last update of this chain returned.'
-        )
+        problem = 'The number of updates and states has to be the same in chain!'
+        raise wrong_state(state, f'{problem} This chain has {len(fold)} members, but its state is {found}.', 'chain')
     states: tuple[Any, ...] = ()
     for part, s in zip(fold, state):
         if isinstance(part, tuple):
@@ -98,7 +96,7 @@ def _take_apart(tx: GradientTransformation) -> tuple[tuple[GradientTransformatio
         return tx.transformations, (True,) * len(tx.transformations)
     if isinstance(tx, IdentityGradientTransformation):
         return (), False
-    return (with_extra_args_support(tx) and tx,), True
+    return (check_impl(tx),), True
 
 
 @factory

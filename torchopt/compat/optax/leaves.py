@@ -22,6 +22,7 @@ from torchopt.base import (
     IdentityGradientTransformation,
 )
 from torchopt.numerics import is_tracing
+from torchopt.spelling import suggesting
 
 __all__ = ['as_tensors', 'converting', 'export', 'is_converting']
 
@@ -131,9 +132,11 @@ _EXPORTED: dict[Callable[..., Any], Callable[..., Any]] = {}
 
 
 def _wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    call = suggesting(function)
+
     def make(*args: Any, **kwargs: Any) -> Any:
         # Inner transformations receive leaves that the outermost has converted.
-        made = function(*map(_opened, args), **{key: _opened(x) for key, x in kwargs.items()})
+        made = call(*map(_opened, args), **{key: _opened(x) for key, x in kwargs.items()})
         # inject_hyperparams returns a function that makes the transformation.
         return converting(made) if isinstance(made, GradientTransformation) else _wrapped(made)
 

@@ -28,6 +28,7 @@ from torchopt.schedule import (
     warmup_cosine_decay_schedule,
     warmup_exponential_decay_schedule,
 )
+from torchopt.spelling import suggesting
 from torchopt.typing import Schedule
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
 ]
 
 
+@suggesting
 def exponential_decay(
     init_value: Any,
     transition_steps: Any,

@@ -21,7 +21,7 @@ from torchopt.solver.quadratic.admm import Iterate, Settings
 from torchopt.solver.quadratic.kkt import box_residual, clip, solve_kkt
 from torchopt.solver.quadratic.problem import box_of, common_dtype, constraints_of, objective_of
 from torchopt.solver.quadratic.scaling import BoxQP, Scaled, equilibrate, product
-from torchopt.solver.run import KKTSolution, check_start, conclude
+from torchopt.solver.run import KKTSolution, check_kkt, check_start, conclude
 from torchopt.solver.status import Status
 
 __all__ = ['BoxOSQP', 'BoxOSQPState']
@@ -273,6 +273,7 @@ class BoxOSQP(IterativeSolver):
             The solution, ``KKTSolution((x, z), y, (mu, phi))``, and the state.  With ``implicit_diff`` the solution is
             differentiable in all data; the state is not.
         """
+        check_kkt(init_params)
         x = None if init_params is None else init_params.primal[0]
         problem = self._problem(x, params_obj, params_eq, params_ineq)
         if init_params is None:

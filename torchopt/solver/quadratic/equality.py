@@ -15,7 +15,7 @@ from torchopt.solver.base import OptStep, Solver
 from torchopt.solver.quadratic.osqp import OneSided
 from torchopt.solver.quadratic.problem import objective_of
 from torchopt.solver.quadratic.scaling import product
-from torchopt.solver.run import KKTSolution
+from torchopt.solver.run import KKTSolution, check_kkt
 
 __all__ = ['EqualityConstrainedQP']
 
@@ -91,6 +91,7 @@ class EqualityConstrainedQP(Solver):
         Warns:
             LinearSolveWarning: If the tolerance was missed: the equations may contradict each other.
         """
+        check_kkt(init_params)
         problem = self._problem(init_params, params_obj, params_eq)
         A, (b, z) = problem.parts[0], problem.duals[0]
         assert A is not None

@@ -18,7 +18,7 @@ from torchopt.solver.quadratic.box_osqp import BoxOSQP, BoxOSQPState
 from torchopt.solver.quadratic.kkt import clip, inequality_residual
 from torchopt.solver.quadratic.problem import common_dtype, constraints_of, objective_of, pair_of, spread
 from torchopt.solver.quadratic.scaling import product
-from torchopt.solver.run import KKTSolution
+from torchopt.solver.run import KKTSolution, check_kkt
 
 __all__ = ['OSQP']
 
@@ -121,6 +121,7 @@ class OSQP(Solver):
                 'params_eq and params_ineq are None; expected constraints. Without them, solve Q x = -c with '
                 'torchopt.linear_solve.solve_cholesky.'
             )
+        check_kkt(init_params)
         problem = self._problem(None if init_params is None else init_params.primal, params_obj, params_eq, params_ineq)
         start = None if init_params is None else problem.start(init_params)
         found, state = self._box.run(start, (problem.Q, problem.c), problem.rows, problem.bounds)

@@ -46,7 +46,7 @@ def objective_of(
             raise ValueError(f'params_obj is a {type(params_obj).__name__}; expected a pair (Q, c).')
         given, linear = params_obj
         _check_floating(linear, 'params_obj[1]')
-        x = Vectors(linear)
+        x = Vectors(linear, 'c')
         c = x.pack(linear)
         if matvec_Q is not None:
             Q = _matrix(lambda v: x.pack(matvec_Q(given, v), 'the result of matvec_Q'), x, c.dtype)
@@ -68,13 +68,14 @@ def constraints_of(params: Any, matvec: Matvec | None, x: Vectors, name: str) ->
     """
     dtype = wide_dtype(x.dtype)
     if matvec is not None:
-        z = Vectors(matvec(params, x.unpack(torch.zeros(sum(x.sizes), dtype=x.dtype, device=x.likes[0].device))))
+        zeros = torch.zeros(sum(x.sizes), dtype=x.dtype, device=x.likes[0].device)
+        z = Vectors(matvec(params, x.unpack(zeros)), 'the product A x')
         return _matrix(lambda v: z.pack(matvec(params, v), 'the result of matvec'), x, dtype), z
     if params is None:
         return torch.eye(sum(x.sizes), dtype=dtype, device=x.likes[0].device), x
     A, rows = _blocks(params, x, name, 'the variables')
     values = [part.new_empty(count) for part, count in zip(x.likes, rows)]
-    return A, Vectors(tree.unflatten(x.spec, values))
+    return A, Vectors(tree.unflatten(x.spec, values), 'the product A x')
 
 
 def box_of(params_ineq: Any, z: Vectors) -> tuple[Tensor, Tensor]:

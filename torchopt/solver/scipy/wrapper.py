@@ -20,7 +20,7 @@ from torchopt.solver import adjoint
 from torchopt.solver.auxiliary import require_function
 from torchopt.solver.base import OptStep, Solver
 from torchopt.solver.objective import Vectors
-from torchopt.solver.run import check_start
+from torchopt.solver.run import check_start, names_the_start
 
 __all__ = [
     'Bridge',
@@ -146,9 +146,11 @@ class ScipyWrapper(Solver):
         check_start(init_params)
         load_optimize()
         condition, reference = self.optimality_condition, self.reference_signature
-        return OptStep(
-            *adjoint.implicit(self._solve, condition, reference, self.implicit_diff_solve, (init_params, *args), kwargs)
-        )
+        with names_the_start(condition, init_params, *args, **kwargs):
+            given = (init_params, *args)
+            return OptStep(
+                *adjoint.implicit(self._solve, condition, reference, self.implicit_diff_solve, given, kwargs)
+            )
 
 
 def required(name: str, value: Any) -> Callable[..., Any]:

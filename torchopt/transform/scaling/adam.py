@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from torchopt import elementwise, rules, tree
+from torchopt import checks, elementwise, rules, tree
 from torchopt.base import (
     ElementwiseTransformation,
     GradientTransformation,
@@ -18,6 +18,7 @@ from torchopt.elementwise import ranges
 from torchopt.elementwise.ranges import moment_dtype
 from torchopt.numerics import DTypeLike, advance, bias_correction, one_minus, safe_increment, zero_count
 from torchopt.preconditions import state_of
+from torchopt.spelling import suggesting
 from torchopt.transform.wrappers.native import with_native
 
 __all__ = ['ScaleByAdamState', 'scale_by_accelerated_adam', 'scale_by_adam']
@@ -88,6 +89,7 @@ def scale_by_adam(
         Dozat, `Incorporating Nesterov momentum into Adam
         <https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ>`_, 2016.
     """
+    checks.flag('moment_requires_grad', moment_requires_grad)
     ranges.decay_rates(b1, b2)
     ranges.at_least_zero('epsilon value', eps)
     ranges.at_least_zero('eps_root value', eps_root)
@@ -128,6 +130,7 @@ def _rule(t: Any, nesterov: bool, *, b1: Any, b2: Any, eps: Any, eps_root: Any) 
     )
 
 
+@suggesting
 def scale_by_accelerated_adam(
     b1: float = 0.9,
     b2: float = 0.999,

@@ -7,12 +7,14 @@ from typing import Any
 
 from torchopt import tree
 from torchopt.base import GradientTransformation, GradientTransformationExtraArgs
+from torchopt.spelling import suggesting
 from torchopt.transform.scaling.stateless import set_to_zero
 from torchopt.transform.wrappers.masking import masked, partition
 
 __all__ = ['freeze', 'selective_transform']
 
 
+@suggesting
 def freeze(mask: Any) -> GradientTransformationExtraArgs:
     """Set the updates of some parameters to zero, and keep the others.
 
@@ -32,6 +34,7 @@ def freeze(mask: Any) -> GradientTransformationExtraArgs:
     return masked(set_to_zero(), mask)
 
 
+@suggesting
 def selective_transform(optimizer: GradientTransformation, *, freeze_mask: Any) -> GradientTransformationExtraArgs:
     """Apply an optimizer to some parameters, and freeze the others, which have no state.
 

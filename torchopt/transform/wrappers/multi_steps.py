@@ -23,7 +23,7 @@ from torchopt.numerics import (
     zero_count,
     zeros_of,
 )
-from torchopt.preconditions import check_preconditions, required_by
+from torchopt.preconditions import check_preconditions, required_by, wrong_state
 
 __all__ = ['MultiSteps', 'MultiStepsState', 'ShouldSkipUpdateFunction', 'skip_large_updates', 'skip_not_finite']
 
@@ -185,10 +185,8 @@ class MultiSteps:
     ) -> tuple[Any, MultiStepsState]:
         """Take a small step; the updates of every :math:`k`-th one are those of the optimizer, all others are zero."""
         if not isinstance(state, MultiStepsState):
-            raise ValueError(
-                f'The state is a {type(state).__name__}; expected a MultiStepsState. Pass the state that the init or '
-                f'the last update of this MultiSteps returned.'
-            )
+            problem = f'The state is a {type(state).__name__}; expected a MultiStepsState.'
+            raise wrong_state(state, problem, of='MultiSteps')
         if inplace:
             check_preconditions(self._opt, state.inner_opt_state, params)
         skip = self._call[3]
@@ -240,7 +238,7 @@ class MultiSteps:
         return (state.mini_step == 0) & (state.gradient_step > 0)
 
     def gradient_transformation(self) -> GradientTransformation:
-        """The same as a transformation, for use in a chain."""
+        """The same as a transformation; chains and wrappers call this themselves."""
         tx = GradientTransformationExtraArgs(self.init, self.update)
         tx.requires = (required_by(self._opt, 'inner_opt_state'),)
         return tx
