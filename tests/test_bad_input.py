@@ -206,7 +206,7 @@ def test_schedule_at_the_first_step() -> None:
         ('lr', -0.1, ValueError, ['learning rate', '-0.1']),
         ('lr', '0.1', TypeError, ['learning rate', 'str']),
         ('betas', (0.9, 1.0), ValueError, ['index 1', '1.0']),
-        ('lr', lambda count: 0.1, ValueError, ['state_groups[1]', 'ScaleByScheduleState', 'options']),
+        ('lr', lambda count: 0.1, ValueError, ['state_groups[1]', 'ScaleByScheduleState', "group's lr changed"]),
         ('use_accelerated_op', True, RuntimeError, ['use_accelerated_op']),
     ],
 )
