@@ -42,6 +42,8 @@ def launch(
     rows: tuple[int, ...] | None,
     columns: Sequence[Column | None],
     into: Sequence[Column | int | None],
+    *,
+    in_place: bool = False,
 ) -> Any:
     """Run a kernel outside of autograd.
 
@@ -53,6 +55,8 @@ def launch(
         columns: The inputs; None is a column of zeros.
         into: For each output, the column of tensors to write to; a number from :meth:`Call.output_dtypes` to create
             new tensors; or None if it is not wanted.
+        in_place: Whether the tensors to write to belong to others.  Then columns are lists of one length, no tensor
+            may be missing or read-only, and the versions of those that are written to increase.
 
     Returns:
         The output columns, and the sums over elements; or the reason why the kernel cannot run, in which case nothing
@@ -60,7 +64,7 @@ def launch(
     """
     if _run is None:
         return Unsupported('the compiled module is absent, or switched off')
-    result = _run(plan.kernel, order, columns, into, coefs, rows, torch.get_num_threads())
+    result = _run(plan.kernel, order, columns, into, coefs, rows, torch.get_num_threads(), in_place)
     return Unsupported(result) if isinstance(result, str) else result
 
 
