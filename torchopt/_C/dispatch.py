@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 
 from torchopt._C import fused, plans
 from torchopt._C.call import Call, Column, Order, Unsupported, UnsupportedError
-from torchopt.numerics import common_device, in_transform, vector
+from torchopt.numerics import common_device, in_transform, is_tracked, vector
 
 __all__ = ['Rows', 'Unsupported', 'step', 'step_in_place']
 
@@ -64,11 +64,11 @@ def step(
     """
     if torch.compiler.is_compiling():
         return Unsupported('a compiler is tracing, and fuses plain torch by itself')
+    if _is_intercepted():
+        return Unsupported('a dispatch mode or a tracer must intercept every torch operation')
     plan = plans.plan_of(partials, onto_params)
     if plan is None:
         return Unsupported('there is no kernel for these transformations')
-    if _is_intercepted():
-        return Unsupported('a dispatch mode or a tracer must intercept every torch operation')
     count = len(g)
     if not count:
         return [[], *([] for _ in moments)]
@@ -81,7 +81,7 @@ def step(
         values, coefs, numbers = _coefficients(plan, partials, active, rows, g)  # type: ignore[arg-type]
     if not inplace:
         into: Sequence[Any] = plan.like
-        if fused.is_tracked(tensors if coefs is None else [coefs, *tensors]):
+        if is_tracked(tensors if coefs is None else [coefs, *tensors]):
             call = Call(plan, Order.FORWARD, count, (True,) * len(into), values, numbers)
             return _apply(call, coefs, tensors if p else [*tensors, *itertools.repeat(None, count)])
     elif in_transform() or forward_ad._current_level >= 0:

@@ -10,8 +10,7 @@ Each is an autograd Function whose derivative is the next.  Beyond the last, and
 from __future__ import annotations
 
 import itertools
-import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,9 +21,9 @@ from torchopt import rules
 from torchopt._C.call import Call, Column, Order, Unsupported, UnsupportedError
 from torchopt._C.plain import plain, pull, push
 from torchopt._C.plans import Plan
-from torchopt.numerics import apply_function, forward_mode, in_transform, saved_tensors, without_ended
+from torchopt.numerics import apply_function, forward_mode, in_transform, is_tracked, saved_tensors, without_ended
 
-__all__ = ['is_tracked', 'bind_kernels', 'apply', 'launch']
+__all__ = ['bind_kernels', 'apply', 'launch']
 
 _run: Callable[..., Any] | None = None
 
@@ -90,18 +89,6 @@ def _separate(results: tuple[Any, ...], tensors: Column) -> tuple[Any, ...]:
     """The results; a result that is an argument is replaced by a copy, since a Function must not return arguments."""
     arguments = {id(x) for x in tensors}
     return tuple(y.clone() if y is not None and id(y) in arguments else y for y in results)
-
-
-def is_tracked(tensors: Iterable[Tensor]) -> bool:
-    """Whether results computed from these tensors are differentiated, mapped or otherwise transformed."""
-    return (
-        (torch.is_grad_enabled() and True in map(_requires_grad, tensors))
-        or forward_ad._current_level >= 0
-        or in_transform()
-    )
-
-
-_requires_grad = operator.attrgetter('requires_grad')
 
 
 def apply(call: Call, coefs: Tensor | None, tensors: Column) -> Any:

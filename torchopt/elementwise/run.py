@@ -75,9 +75,9 @@ def run_steps(
         RuntimeError: If a step requires the native engine, and the engine cannot run.
     """
     if inplace and onto_params and type(updates) is list and type(params) is list:
-        states = _step_lists(passes, updates, params)
-        if states is not None:
-            return params, states
+        taken = _step_lists(passes, updates, params)
+        if taken is not None:
+            return params, taken
     leaves, spec = flatten(updates)
     partials: list[Any] = []
     active: list[Any] = []
