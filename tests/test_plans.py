@@ -20,7 +20,7 @@ from torch import nn
 import torchopt
 from tests.snapshot import Snapshot
 from torchopt import elementwise, transform, tree
-from torchopt.base import ElementwiseTransformation, EmptyState, init_empty_state, same_step
+from torchopt.base import ElementwiseTransformation, EmptyState, init_empty_state
 
 F64 = torch.float64
 SCHEDULE = torchopt.schedule.exponential_decay(0.1, 1, 0.5)
@@ -224,6 +224,6 @@ def test_user_rules_do_not_enter_the_cache() -> None:
         return (g * factor + 1.0,)
 
     for rule in (functools.partial(scale, factor=2.0), functools.partial(torchopt.rules.scale, factor=2.0)):
-        tx = ElementwiseTransformation(init_empty_state, same_step(elementwise.ElementwiseStep(rule, (), EmptyState)))
+        tx = ElementwiseTransformation(init_empty_state, elementwise.ElementwiseStep(rule, (), EmptyState))
         updates, _ = tx.update([torch.ones(1)], EmptyState())
         assert updates[0].item() == (3.0 if rule.func is scale else 2.0)

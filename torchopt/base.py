@@ -37,7 +37,6 @@ __all__ = [
     'factory',
     'identity',
     'init_empty_state',
-    'same_step',
     'with_extra_args_support',
 ]
 
@@ -110,10 +109,14 @@ class GradientTransformation(_Functions):
 
     def _replace(self, **functions: Any) -> GradientTransformation:
         """A plain transformation with another ``init`` or ``update``."""
-        kind = GradientTransformation
-        if isinstance(self, GradientTransformationExtraArgs):
-            kind = GradientTransformationExtraArgs
+        extra = isinstance(self, GradientTransformationExtraArgs)
+        kind = GradientTransformationExtraArgs if extra else GradientTransformation
         return kind(**({'init': self.init, 'update': self.update} | functions))
+
+    @functools.cached_property
+    def is_settled(self) -> bool:
+        """Whether an in-place step that meets all preconditions cannot fail later."""
+        return all(condition.is_final for condition in self.requires)
 
     def chain(self, next: GradientTransformation) -> GradientTransformation:
         """This transformation followed by another."""
@@ -227,12 +230,10 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
     """Several transformations, one after another, as returned by :func:`torchopt.chain`.
 
     Nested chains are flattened and identities omitted.  The state is a tuple with one state for each member.
-
-    Attributes:
-        transformations: The members.
     """
 
     transformations: tuple[GradientTransformation, ...]
+    """The members."""
 
     def __new__(cls, *transformations: GradientTransformation) -> ChainedGradientTransformation:
         """Chain the transformations.
@@ -348,13 +349,14 @@ def update(
     """The ``update`` of a chain of elementwise transformations."""
     if type(state) is not tuple or len(state) != len(members):
         _require_states(members, state)
+    passes = []
     for tx, own in zip(members, state):
         for condition in tx.requires:
             if condition.kind is not None and isinstance(own, condition.kind):
                 continue
             if condition.when == 'always' or (inplace and not torch.compiler.is_compiling()):
                 condition.check(own, params)
-    passes = [tx.prepare(own) for tx, own in zip(members, state)]
+        passes.append(tx.fixed or tx.prepare(own))
     return elementwise.run_steps(passes, updates, params, inplace=inplace, onto_params=onto_params)
 
 
@@ -364,50 +366,47 @@ class ElementwiseTransformation(GradientTransformation):
     Args:
         init: ``init(params)`` returns the first state.
         prepare: ``prepare(state)`` computes the values that all leaves share in this step (such as bias corrections),
-            and returns the step for the leaves.
+            and returns the step for the leaves; or the step itself, if all steps are the same.
         *requires: The preconditions of a step.
         hypers: The hyper-parameters; those that are trees must match the parameters.
 
     Attributes:
-        prepare: As above.
+        fixed: The step, if all steps are the same.
     """
 
     prepare: Callable[[Any], elementwise.ElementwiseStep]
+    fixed: elementwise.ElementwiseStep | None
     adds_to_params = True
 
     def __new__(
         cls,
         init: Callable[..., Any],
-        prepare: Callable[[Any], elementwise.ElementwiseStep],
+        prepare: Callable[[Any], elementwise.ElementwiseStep] | elementwise.ElementwiseStep,
         *requires: Precondition,
         hypers: elementwise.Hyperparams | None = None,
     ) -> ElementwiseTransformation:
         """Create an elementwise transformation."""
+        fixed = prepare if isinstance(prepare, elementwise.ElementwiseStep) else None
+        of_state: Any = prepare if fixed is None else lambda state: fixed
 
         def update(
             updates: Any, state: Any, params: Any = None, *, inplace: bool = False, onto_params: bool = False
         ) -> tuple[Any, Any]:
             flags = {'inplace': inplace, 'onto_params': onto_params}
-            updates, (state,) = elementwise.run_steps([prepare(state)], updates, params, **flags)
+            updates, (state,) = elementwise.run_steps([of_state(state)], updates, params, **flags)
             return updates, state
 
         if hypers is not None and hypers.trees:
             init = functools.partial(hypers.first_check, init)
             requires = (*requires, Precondition(hypers.require))
         self = super().__new__(cls, init, checking(update, requires))
-        self.prepare, self.requires = prepare, requires
+        self.prepare, self.fixed, self.requires = of_state, fixed, requires
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the call that made this transformation, or its parts."""
-        if self.call is not None:
-            return super().__reduce__()
-        return type(self), (self.init, self.prepare, *self.requires)
-
-
-def same_step(step: elementwise.ElementwiseStep) -> Callable[[Any], elementwise.ElementwiseStep]:
-    """A ``prepare`` for a transformation whose steps are all the same."""
-    return lambda state: step
+        parts = (type(self), (self.init, self.fixed or self.prepare, *self.requires))
+        return parts if self.call is None else super().__reduce__()
 
 
 def check_impl(impl: Any, what: str = '') -> GradientTransformation:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeAlias
 
@@ -43,6 +44,7 @@ __all__ = [
     'is_inexact',
     'is_readable',
     'is_tracing',
+    'is_tracked',
     'is_transformed',
     'as_python_list',
     'is_plain',
@@ -66,6 +68,7 @@ __all__ = [
 Scalar = float | torch.Tensor
 _unwrap_if_dead = torch._C._functorch.unwrap_if_dead
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+_requires_grad = operator.attrgetter('requires_grad')
 _innermost_transform = torch._C._functorch.peek_interpreter_stack
 
 DTypeLike: TypeAlias = 'torch.dtype | np.dtype[Any] | type | str'
@@ -118,10 +121,7 @@ def is_transformed(x: torch.Tensor) -> bool:
 
 
 def is_readable(x: Any) -> bool:
-    """Whether a tensor has one readable value: not inside ``torch.func.vmap``, and not while compiling.
-
-    Reading a value on a device synchronizes.
-    """
+    """Whether a tensor has one readable value, not inside ``vmap`` and not while compiling; a device synchronizes."""
     if not isinstance(x, torch.Tensor):
         return True
     if torch.compiler.is_compiling():
@@ -361,6 +361,12 @@ def positive_ratio(above: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
     """A quotient; zero if the divisor is zero, which it is before the first nonzero gradient."""
     empty = below == 0
     return torch.where(empty, torch.zeros_like(above), above / torch.where(empty, torch.ones_like(below), below))
+
+
+def is_tracked(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether results computed from these tensors are differentiated, mapped or otherwise transformed."""
+    recorded = torch.is_grad_enabled() and True in map(_requires_grad, tensors)
+    return recorded or forward_ad._current_level >= 0 or in_transform()
 
 
 def carries_graph(x: Any) -> bool:

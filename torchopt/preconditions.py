@@ -8,14 +8,12 @@ anything.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 __all__ = [
     'Precondition',
     'check_preconditions',
-    'is_settled',
     'params_for',
     'required_by',
     'required_by_all',
@@ -48,14 +46,6 @@ def check_preconditions(tx: Any, state: Any, params: Any = None) -> None:
     """Check all preconditions of an in-place step."""
     for condition in tx.requires:
         condition.check(state, params)
-
-
-def is_settled(tx: Any) -> bool:
-    """Whether a step that meets all preconditions cannot fail later."""
-    return all(map(_is_final, tx.requires))
-
-
-_is_final = operator.attrgetter('is_final')
 
 
 def wrong_state(state: Any, problem: str, of: str = 'transformation') -> ValueError:

@@ -180,8 +180,8 @@ def update_params(
     if params is None:
         raise ValueError('params is None; expected the parameters to update. Pass the tree for which init was called.')
     if optimizer.adds_to_params:
-        if extra and not isinstance(optimizer, GradientTransformationExtraArgs):
-            extra = {}
+        if not extra or not isinstance(optimizer, GradientTransformationExtraArgs):
+            return optimizer.update(grads, state, params, inplace=inplace, onto_params=True)
         return optimizer.update(grads, state, params, inplace=inplace, onto_params=True, **extra)
     read = params if inplace else tree.map(as_non_leaf, params)
     if inplace and tree.structure(grads) == tree.structure(params):  # they differ for lookahead, which checks its own

@@ -247,12 +247,13 @@ def no_kernels() -> contextlib.AbstractContextManager[None]:
 @contextlib.contextmanager
 def plain_torch() -> Iterator[None]:
     """Disable the engine: everything is computed in plain torch, leaf by leaf."""
-    before = dispatch.step
+    before = dispatch.step, dispatch.step_in_place
     dispatch.step = lambda *args, **options: dispatch.Unsupported('a test wants plain torch')
+    dispatch.step_in_place = lambda *args: False
     try:
         yield
     finally:
-        dispatch.step = before
+        dispatch.step, dispatch.step_in_place = before
 
 
 class Watch:

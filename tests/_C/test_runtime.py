@@ -257,12 +257,12 @@ def test_is_available():
 
 def test_bad_calls_of_the_module_raise():
     for arguments in (
-        (-1, 0, [], [], (), None, 1),
-        (0, 9, [], [], (), None, 1),
-        (0, 0, [], [], (), None, 1),
-        (0, 0, [[torch.ones(1)], None], [-1], (1.0,), None, 1),
-        (0, 0, [[torch.ones(1)], [None, None]], [-1], (1.0, 0.0, 1.0, 0.0), None, 1),
-        (0, 0, [[torch.ones(1)], None], [-1], (1.0, 0.0, 1.0, 0.0), [-1], 1),
+        (-1, 0, [], [], (), None, 1, False),
+        (0, 9, [], [], (), None, 1, False),
+        (0, 0, [], [], (), None, 1, False),
+        (0, 0, [[torch.ones(1)], None], [-1], (1.0,), None, 1, False),
+        (0, 0, [[torch.ones(1)], [None, None]], [-1], (1.0, 0.0, 1.0, 0.0), None, 1, False),
+        (0, 0, [[torch.ones(1)], None], [-1], (1.0, 0.0, 1.0, 0.0), [-1], 1, False),
     ):
         with pytest.raises(ValueError):
             kernels.run(*arguments)

@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.autograd.graph import increment_version
 
 from torchopt._C import fused, plans
 from torchopt._C.call import Call, Column, Order, Unsupported, UnsupportedError
-from torchopt.numerics import common_device, in_transform, vector
+from torchopt.numerics import common_device, in_transform, is_tracked, vector
 
-__all__ = ['Rows', 'Unsupported', 'step']
+__all__ = ['Rows', 'Unsupported', 'step', 'step_in_place']
 
 _DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 _TENSORS = frozenset({Tensor, torch.nn.Parameter})
@@ -65,11 +64,11 @@ def step(
     """
     if torch.compiler.is_compiling():
         return Unsupported('a compiler is tracing, and fuses plain torch by itself')
+    if _is_intercepted():
+        return Unsupported('a dispatch mode or a tracer must intercept every torch operation')
     plan = plans.plan_of(partials, onto_params)
     if plan is None:
         return Unsupported('there is no kernel for these transformations')
-    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
-        return Unsupported('a dispatch mode or a tracer must intercept every torch operation')
     count = len(g)
     if not count:
         return [[], *([] for _ in moments)]
@@ -82,23 +81,42 @@ def step(
         values, coefs, numbers = _coefficients(plan, partials, active, rows, g)  # type: ignore[arg-type]
     if not inplace:
         into: Sequence[Any] = plan.like
-        if fused.is_tracked(tensors if coefs is None else [coefs, *tensors]):
+        if is_tracked(tensors if coefs is None else [coefs, *tensors]):
             call = Call(plan, Order.FORWARD, count, (True,) * len(into), values, numbers)
             return _apply(call, coefs, tensors if p else [*tensors, *itertools.repeat(None, count)])
     elif in_transform() or forward_ad._current_level >= 0:
         return Unsupported('a step in place cannot be transformed')
     else:
         into = [p, *moments] if onto_params else [-1, *moments]
-        written = tensors[count:] if onto_params else tensors[count : count * (1 + len(moments))]
-        if True in map(Tensor.is_inference, written) and not torch.is_inference_mode_enabled():
-            return Unsupported('inference tensors cannot be written to')
     known = coefs.detach() if values is None else values  # type: ignore[union-attr]
-    results = fused.launch(plan, Order.FORWARD, known, numbers, [g, *moments, p], into)
-    if isinstance(results, Unsupported):
-        return results
-    if inplace:
-        increment_version(written)
-    return list(results[0])
+    results = fused.launch(plan, Order.FORWARD, known, numbers, [g, *moments, p], into, in_place=inplace)
+    return results if isinstance(results, Unsupported) else list(results[0])
+
+
+def step_in_place(partials: Sequence[Any], g: list[Any], moments: Sequence[Any], p: list[Any]) -> bool:
+    """Take a step of plain training natively: all rules apply to all leaves, and write into parameters and moments.
+
+    Args:
+        partials: The rules, as for :func:`step`.
+        g: The gradients.
+        moments: The moments.  Other things than lists of one length are refused.
+        p: The parameters.
+
+    Returns:
+        Whether the step was taken.  If not, nothing is changed, and :func:`step` says why or can take the step.
+    """
+    if torch.compiler.is_compiling() or _is_intercepted() or forward_ad._current_level >= 0 or in_transform():
+        return False
+    plan = plans.plan_of(partials, True)
+    if plan is None or (values := plan.constants(partials)) is None:
+        return False
+    columns = [g, *moments, p]
+    moved = fused.launch(plan, Order.FORWARD, values, None, columns, [p, *moments], in_place=True)
+    return not isinstance(moved, Unsupported)
+
+
+def _is_intercepted() -> bool:
+    return bool(torch._C._len_torch_dispatch_stack()) or torch._C._get_tracing_state() is not None
 
 
 def _coefficients(

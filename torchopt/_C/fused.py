@@ -10,8 +10,7 @@ Each is an autograd Function whose derivative is the next.  Beyond the last, and
 from __future__ import annotations
 
 import itertools
-import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,9 +21,9 @@ from torchopt import rules
 from torchopt._C.call import Call, Column, Order, Unsupported, UnsupportedError
 from torchopt._C.plain import plain, pull, push
 from torchopt._C.plans import Plan
-from torchopt.numerics import apply_function, forward_mode, in_transform, saved_tensors, without_ended
+from torchopt.numerics import apply_function, forward_mode, in_transform, is_tracked, saved_tensors, without_ended
 
-__all__ = ['is_tracked', 'bind_kernels', 'apply', 'launch']
+__all__ = ['bind_kernels', 'apply', 'launch']
 
 _run: Callable[..., Any] | None = None
 
@@ -42,6 +41,8 @@ def launch(
     rows: tuple[int, ...] | None,
     columns: Sequence[Column | None],
     into: Sequence[Column | int | None],
+    *,
+    in_place: bool = False,
 ) -> Any:
     """Run a kernel outside of autograd.
 
@@ -53,6 +54,8 @@ def launch(
         columns: The inputs; None is a column of zeros.
         into: For each output, the column of tensors to write to; a number from :meth:`Call.output_dtypes` to create
             new tensors; or None if it is not wanted.
+        in_place: Whether the tensors to write to belong to others.  Then columns are lists of one length, no tensor
+            may be missing or read-only, and the versions of those that are written to increase.
 
     Returns:
         The output columns, and the sums over elements; or the reason why the kernel cannot run, in which case nothing
@@ -60,7 +63,7 @@ def launch(
     """
     if _run is None:
         return Unsupported('the compiled module is absent, or switched off')
-    result = _run(plan.kernel, order, columns, into, coefs, rows, torch.get_num_threads())
+    result = _run(plan.kernel, order, columns, into, coefs, rows, torch.get_num_threads(), in_place)
     return Unsupported(result) if isinstance(result, str) else result
 
 
@@ -86,18 +89,6 @@ def _separate(results: tuple[Any, ...], tensors: Column) -> tuple[Any, ...]:
     """The results; a result that is an argument is replaced by a copy, since a Function must not return arguments."""
     arguments = {id(x) for x in tensors}
     return tuple(y.clone() if y is not None and id(y) in arguments else y for y in results)
-
-
-def is_tracked(tensors: Iterable[Tensor]) -> bool:
-    """Whether results computed from these tensors are differentiated, mapped or otherwise transformed."""
-    return (
-        (torch.is_grad_enabled() and True in map(_requires_grad, tensors))
-        or forward_ad._current_level >= 0
-        or in_transform()
-    )
-
-
-_requires_grad = operator.attrgetter('requires_grad')
 
 
 def apply(call: Call, coefs: Tensor | None, tensors: Column) -> Any:

@@ -74,6 +74,10 @@ def run_steps(
     Raises:
         RuntimeError: If a step requires the native engine, and the engine cannot run.
     """
+    if inplace and onto_params and type(updates) is list and type(params) is list:
+        taken = _step_lists(passes, updates, params)
+        if taken is not None:
+            return params, taken
     leaves, spec = flatten(updates)
     partials: list[Any] = []
     active: list[Any] = []
@@ -124,6 +128,26 @@ def run_steps(
         states.append(make_state(*rest[: len(moments)]))
         rest = rest[len(moments) :]
     return first, tuple(states)
+
+
+def _step_lists(passes: Sequence[ElementwiseStep], grads: list[Any], params: list[Any]) -> tuple[Any, ...] | None:
+    """Take steps natively, in place, on lists of tensors.
+
+    The steps of the optimizer classes come here: no tree is taken apart, and none is built.
+
+    Returns:
+        One state for each step; None if this is not possible, in which case nothing is changed.
+    """
+    partials: list[Any] = []
+    moments: list[Any] = []
+    for rule, own, _, _, where, native in passes:
+        if where is not None or native is False:
+            return None
+        partials.append(rule)
+        moments += own
+    if not dispatch.step_in_place(partials, grads, moments, params):
+        return None
+    return tuple([step.make_state(*step.moments) for step in passes])
 
 
 def _constants_in_plain_training(

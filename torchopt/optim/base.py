@@ -29,7 +29,7 @@ from torchopt.optim.gradients import (
     without_stateless_changes,
 )
 from torchopt.optim.state_dicts import per_parameter, plain_options, read_entries, read_groups
-from torchopt.preconditions import check_preconditions, is_settled
+from torchopt.preconditions import check_preconditions
 from torchopt.update import update_params
 
 __all__ = ['Optimizer']
@@ -179,20 +179,18 @@ True
                 params = hide_integers(params, grads)
             if isinstance(state, UninitializedState):
                 state = impl.init(params)
-            settled = settled and is_settled(impl)
+            settled = settled and impl.is_settled
             ready.append((impl, grads, state, params))
         if len(ready) > 1 or not settled:  # otherwise update checks them, before it writes anything
             for impl, _, state, params in ready:
                 check_preconditions(impl, state, params)
-        # If the values of gradients can be rejected, compute the steps of all groups before writing anything.
-        moved = []
-        for i, (impl, grads, state, params) in enumerate(ready):
-            new, state = update_params(impl, grads, state, params, inplace=settled)
-            if settled:
-                self.state_groups[i] = state
-            else:
-                moved.append((params, new, state))
-        for i, (params, new, state) in enumerate(moved):
+        if settled:
+            for i, (impl, grads, state, params) in enumerate(ready):
+                _, self.state_groups[i] = update_params(impl, grads, state, params, inplace=True)
+            return
+        # The values of gradients can be rejected: compute the steps of all groups before writing anything.
+        moved = [update_params(impl, grads, state, params) for impl, grads, state, params in ready]
+        for i, ((*_, params), (new, state)) in enumerate(zip(ready, moved)):
             for p, x in zip(params, new):
                 if x is not p:
                     p.copy_(x)

@@ -69,6 +69,7 @@ class FromAlias:
         changed = {**cls.family_defaults, **defaults}
         shown = [p.replace(default=changed.get(p.name, p.default)) for p in (*first, *rest)]
         signature = inspect.Signature([target, *shown])
+        every = {p.name: p.default for p in (target, *shown)}
         positional = [p.name for p in (target, *shown) if p.kind is not p.KEYWORD_ONLY]
 
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -80,13 +81,14 @@ class FromAlias:
             given = dict(zip(positional, args))
             if twice := given.keys() & kwargs.keys():
                 raise TypeError(f'{cls.__name__}() got multiple values for argument {min(twice)!r}')
-            try:
-                bound = signature.bind(**cls._first_names({**given, **kwargs}, changed))
-            except TypeError as error:
-                check_names(cls.__name__, kwargs, [name for name in signature.parameters if name != target.name])
-                raise TypeError(f'{cls.__name__}(): {error}') from None
-            bound.apply_defaults()
-            options = dict(bound.arguments)
+            named = cls._first_names({**given, **kwargs}, changed)
+            options = {**every, **named}
+            if len(options) > len(every) or any(value is inspect.Parameter.empty for value in options.values()):
+                try:
+                    signature.bind(**named)  # for its error message; without an error it is slow
+                except TypeError as error:
+                    check_names(cls.__name__, kwargs, [name for name in signature.parameters if name != target.name])
+                    raise TypeError(f'{cls.__name__}(): {error}') from None
             aim = options.pop(target.name)
             self._setup(aim, alias(**options), options)
 

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sized
+import itertools
+from collections.abc import Callable, Iterable, Sequence, Sized
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from torchopt import tree
 from torchopt.autodiff.products import is_autograd_off
@@ -19,6 +21,7 @@ __all__ = [
     'check_same_kind',
     'check_states',
     'differentiable_gradients',
+    'gradients_of_leaves',
     'hide_integers',
     'recomputed_gradients',
     'with_integers',
@@ -28,15 +31,21 @@ __all__ = [
 
 
 def differentiable_gradients(loss: Any, params: Any, *, create_graph: bool = True) -> Any:
+    """:func:`gradients_of_leaves` for a tree of parameters."""
+    leaves, spec = tree.flatten(params)
+    return tree.unflatten(spec, gradients_of_leaves(loss, leaves, create_graph=create_graph))
+
+
+def gradients_of_leaves(loss: Any, leaves: Sequence[Any], *, create_graph: bool = True) -> list[Tensor | None]:
     """The gradients of a loss, with a graph if ``create_graph``.
 
     Args:
         loss: A tensor of one element that depends on the parameters.
-        params: Tree of tensors; those that do not require grad are frozen.
+        leaves: The parameters; those that do not require grad are frozen.
         create_graph: Whether the gradients are differentiable.
 
     Returns:
-        A tree like ``params``: ``None`` for frozen parameters, and for those on which the loss does not depend.
+        For each parameter its gradient; ``None`` for frozen ones, and for those on which the loss does not depend.
 
     Raises:
         TypeError: If the loss is not a tensor, or complex.
@@ -45,8 +54,8 @@ def differentiable_gradients(loss: Any, params: Any, *, create_graph: bool = Tru
     """
     _check_scalar(loss)
     _check_graph(loss)
-    chosen = tree.Selection(params, lambda p: isinstance(p, torch.Tensor) and p.requires_grad)
-    trainable = chosen.selected
+    is_trained = [isinstance(p, torch.Tensor) and p.requires_grad for p in leaves]
+    trainable = list(itertools.compress(leaves, is_trained))
     _check_any(trainable)
     found = torch.autograd.grad(loss, trainable, create_graph=create_graph, allow_unused=True)
     if is_storage_freed(trainable):
@@ -54,7 +63,8 @@ def differentiable_gradients(loss: Any, params: Any, *, create_graph: bool = Tru
             'params are the gathered parameters of a module under FSDP, whose memory the backward pass has released. '
             'Train such a module with torchopt.Optimizer, or take functional steps on its DTensors.'
         )
-    return chosen.alone(found)
+    gradients = iter(found)
+    return [next(gradients) if trained else None for trained in is_trained]
 
 
 def recomputed_gradients(

@@ -16,7 +16,7 @@ from torchopt.optim.from_alias import FromAlias
 from torchopt.optim.gradients import (
     check_same_kind,
     check_states,
-    differentiable_gradients,
+    gradients_of_leaves,
     hide_integers,
     recomputed_gradients,
     without_integers,
@@ -196,12 +196,15 @@ True
             closure = _at_parameters(loss, self.param_groups)
             value, gradients = recomputed_gradients(closure, groups, checkpoint=checkpoint)
         else:
-            gradients = differentiable_gradients(loss, groups)
+            found = iter(gradients_of_leaves(loss, [p for params in groups for p in params.values()]))
+            gradients = [OrderedDict(zip(params, found)) for params in groups]
         new_states, new_groups = [], []
         for impl, state, params, grads in zip(self.impl_groups, self.state_groups, groups, gradients):
             if isinstance(state, UninitializedState):
                 state = impl.init(without_integers(params))
-            read = dict(zip(params, hide_integers(params.values(), grads.values())))
+            read = params
+            if any(g is None for g in grads.values()):
+                read = OrderedDict(zip(params, hide_integers(params.values(), grads.values())))
             new, state = update_params(impl, grads, state, read, inplace=False)
             new_groups.append({name: p if new[name] is None else new[name] for name, p in params.items()})
             new_states.append(state)

@@ -2,7 +2,6 @@
 #include "columns.hpp"
 
 #include <algorithm>
-#include <tuple>
 
 namespace torchopt {
 
@@ -59,6 +58,16 @@ void Columns::read() {
   }
 }
 
+void Columns::require_all() {
+  for (Py_ssize_t leaf = 0; leaf < leaf_count_; ++leaf) {
+    for (int k = 0; k < shape_.inputs + shape_.outputs; ++k) {
+      if (columns_[std::size_t(k)] && !cell(leaf, k).object) {
+        throw Refusal{"a tensor is missing"};
+      }
+    }
+  }
+}
+
 // The input of a leaf that is this very object, which an output in place often is.
 const Cell* Columns::find_input(Py_ssize_t leaf, int k, PyObject* object) {
   for (int i = 0; k >= shape_.inputs && i < shape_.inputs; ++i) {
@@ -108,40 +117,41 @@ void Columns::check_shapes_and_device(Py_ssize_t leaf) {
 void Columns::check_overlap() {
   struct Range {
     char *begin, *end;
-    Py_ssize_t leaf;
-    bool written;
+    int times_written;
   };
   std::vector<Range> ranges;
   bool any_written = false;
   for (Py_ssize_t leaf = 0; leaf < leaf_count_; ++leaf) {
+    const auto own = Py_ssize_t(ranges.size());
     for (int k = 0; k < shape_.inputs + shape_.outputs; ++k) {
       const Cell& c = cell(leaf, k);
-      if (c.object && c.view.size > 0) {
-        const auto [first_byte, last_byte] = c.view.extent();
-        ranges.push_back({first_byte, last_byte, leaf, k >= shape_.inputs});
-        any_written = any_written || k >= shape_.inputs;
+      if (!c.object || c.view.size == 0) {
+        continue;
       }
+      const int written = k >= shape_.inputs;
+      const auto extent = c.view.extent();
+      const auto same = std::find_if(ranges.begin() + own, ranges.end(), [&](const Range& r) {
+        return r.begin == extent.first && r.end == extent.second;
+      });
+      if (same == ranges.end()) {
+        ranges.push_back({extent.first, extent.second, written});
+      } else {
+        same->times_written += written;
+      }
+      any_written = any_written || written;
     }
   }
   if (!any_written) {
     return;
   }
-  std::sort(ranges.begin(), ranges.end(), [](const Range& a, const Range& b) {
-    return std::tie(a.begin, a.end, a.leaf) < std::tie(b.begin, b.end, b.leaf);
-  });
+  std::sort(ranges.begin(), ranges.end(), [](const Range& a, const Range& b) { return a.begin < b.begin; });
   char *read_until = nullptr, *written_until = nullptr;
-  for (std::size_t i = 0; i < ranges.size();) {
-    Range r = ranges[i];
-    int times_written = 0;
-    for (; i < ranges.size() && ranges[i].begin == r.begin && ranges[i].end == r.end && ranges[i].leaf == r.leaf;
-         ++i) {
-      times_written += ranges[i].written;
-    }
-    if (times_written > 1 || written_until > r.begin || (times_written > 0 && read_until > r.begin)) {
+  for (const Range& r : ranges) {
+    if (r.times_written > 1 || written_until > r.begin || (r.times_written > 0 && read_until > r.begin)) {
       throw Refusal{"a tensor that is written to shares memory with another one"};
     }
     read_until = std::max(read_until, r.end);
-    written_until = times_written > 0 ? std::max(written_until, r.end) : written_until;
+    written_until = r.times_written > 0 ? std::max(written_until, r.end) : written_until;
   }
 }
 

@@ -38,6 +38,8 @@ class Columns {
 
   // Reads all tensors, after the last column was added.
   void read();
+  // Requires that no tensor of a column is missing.
+  void require_all();
 
   Py_ssize_t leaf_count() const { return leaf_count_; }
   int own_inputs() const { return own_inputs_; }

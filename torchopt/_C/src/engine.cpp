@@ -23,14 +23,18 @@ constexpr const char* rule_names[rule_count] = {
 
 class Call {
  public:
-  Call(int rule, Order order, const py::sequence& inputs, const py::sequence& outputs)
+  Call(int rule, Order order, const py::sequence& inputs, const py::sequence& outputs, bool in_place)
       : rule_(rule),
         order_(order),
+        in_place_(in_place),
         shape_(cpu_kernel(rule, order).shape),
         columns_(shape_, cpu_kernel(rule, Order::forward).shape.inputs),
         made_(std::size_t(shape_.outputs)) {
     if (int(inputs.size()) != shape_.inputs || int(outputs.size()) != shape_.outputs) {
       throw std::invalid_argument("the kernel has another number of inputs or outputs");
+    }
+    if (in_place_) {
+      check_lists(inputs);
     }
     for (int i = 0; i < shape_.inputs; ++i) {
       columns_.add(inputs[i]);
@@ -46,6 +50,9 @@ class Call {
       }
     }
     columns_.read();
+    if (in_place_) {
+      columns_.require_all();
+    }
     for (int o = 0; o < shape_.outputs; ++o) {
       if (like[o] != not_made) {
         made_[o] = make_column(columns_, o, like[o]);
@@ -80,6 +87,9 @@ class Call {
     Job job{rule_,           order_, shape_, arrays.data(), leaves.data(), int(n),
             nullptr, row_count, nullptr};
     py::object reduced = py::none();
+    if (in_place_) {
+      announce_changes();
+    }
     if (n > 0 && columns_.device().type == dlpack::cuda) {
       reduced = run_on_device(job, coefs, sums);
     } else {
@@ -109,6 +119,38 @@ class Call {
 
  private:
   static constexpr int not_made = -2;
+
+  // Whoever takes a step in place need not check that moments have the structure of the gradients.
+  static void check_lists(const py::sequence& inputs) {
+    Py_ssize_t n = -1;
+    for (const py::handle column : inputs) {
+      if (column.is_none()) {
+        continue;
+      }
+      if (!PyList_CheckExact(column.ptr()) || (n >= 0 && PyList_GET_SIZE(column.ptr()) != n)) {
+        throw Refusal{"columns are no lists of one length"};
+      }
+      n = PyList_GET_SIZE(column.ptr());
+    }
+  }
+
+  // Refuses what cannot be written to, before the kernel writes.
+  void announce_changes() {
+    const bool all_writable = torch_.in_inference_mode();
+    py::list changed;
+    for (int o = 0; o < shape_.outputs; ++o) {
+      for (Py_ssize_t leaf = 0; leaf < columns_.leaf_count() && !made_[o]; ++leaf) {
+        PyObject* object = columns_.cell(leaf, shape_.inputs + o).object;
+        if (object && !all_writable && torch_.is_inference(object)) {
+          throw Refusal{"inference tensors cannot be written to"};
+        }
+        if (object) {
+          changed.append(py::handle(object));
+        }
+      }
+    }
+    torch_.count_change(changed);
+  }
 
   std::vector<double> host_coefs(const py::object& coefs, std::int32_t row_count) {
     std::vector<double> numbers;
@@ -194,6 +236,7 @@ class Call {
   Torch& torch_ = Torch::get();
   int rule_;
   Order order_;
+  bool in_place_;
   Shape shape_;
   Columns columns_;
   std::vector<py::object> made_;
@@ -202,12 +245,12 @@ class Call {
 }  // namespace
 
 py::object run(int rule, int order, const py::sequence& inputs, const py::sequence& outputs, const py::object& coefs,
-               const py::object& rows, int threads) {
+               const py::object& rows, int threads, bool in_place) {
   if (rule < 0 || rule >= rule_count || order < 0 || order >= order_count) {
     throw std::invalid_argument("there is no such kernel");
   }
   try {
-    return Call(rule, Order(order), inputs, outputs).run(coefs, rows, threads);
+    return Call(rule, Order(order), inputs, outputs, in_place).run(coefs, rows, threads);
   } catch (const Refusal& refusal) {
     return py::str(refusal.reason);
   }

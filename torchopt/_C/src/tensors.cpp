@@ -135,6 +135,9 @@ void Torch::open(const py::object& torch, bool use_exchange) {
   is_neg_ = tensor_type_.attr("is_neg");
   strided_ = torch.attr("strided");
   current_stream_ = torch.attr("cuda").attr("current_stream");
+  is_inference_ = tensor_type_.attr("is_inference");
+  inference_mode_ = torch.attr("is_inference_mode_enabled");
+  increment_version_ = torch.attr("autograd").attr("graph").attr("increment_version");
   dtypes_[int(Storage::float32)] = torch.attr("float32");
   dtypes_[int(Storage::float64)] = torch.attr("float64");
   dtypes_[int(Storage::bfloat16)] = torch.attr("bfloat16");
@@ -311,6 +314,14 @@ std::vector<py::object> Torch::cut_block(std::vector<View>& views) const {
     tensors.push_back(py::reinterpret_steal<py::object>(static_cast<PyObject*>(object)));
   }
   return tensors;
+}
+
+bool Torch::is_inference(PyObject* object) const {
+  const auto answer = py::reinterpret_steal<py::object>(PyObject_CallOneArg(is_inference_.ptr(), object));
+  if (!answer) {
+    throw py::error_already_set();
+  }
+  return answer.ptr() == Py_True;
 }
 
 void* Torch::current_stream(dlpack::Device device) const {

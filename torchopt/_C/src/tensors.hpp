@@ -62,10 +62,17 @@ class Torch {
 
   void* current_stream(dlpack::Device device) const;
 
+  bool in_inference_mode() const { return inference_mode_().ptr() == Py_True; }
+  // Whether a tensor was made in inference mode, and can be written to only there.
+  bool is_inference(PyObject* object) const;
+  // Tells autograd that the values of these tensors change.
+  void count_change(const py::list& tensors) const { increment_version_(tensors); }
+
  private:
   const char* read_by_attributes(PyObject* object, View& view);
 
-  py::object tensor_type_, parameter_type_, empty_like_, new_empty_, is_neg_, strided_, dtypes_[storage_count], current_stream_;
+  py::object tensor_type_, parameter_type_, empty_like_, new_empty_, is_neg_, strided_, dtypes_[storage_count],
+      current_stream_, is_inference_, inference_mode_, increment_version_;
   const dlpack::Exchange* exchange_ = nullptr;
 };
 

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from torchopt import checks, elementwise, rules, tree
 from torchopt.base import (
@@ -15,7 +16,6 @@ from torchopt.base import (
     factory,
     identity,
     init_empty_state,
-    same_step,
 )
 from torchopt.elementwise import ranges
 from torchopt.numerics import increment, zero_count
@@ -74,7 +74,6 @@ def add_decayed_weights(weight_decay: Any = 0.0, mask: Any = None) -> GradientTr
     if not checks.nonzero(weight_decay):
         return identity() if mask is None else masked(identity(), mask)
     hypers = elementwise.Hyperparams(_rule, weight_decay=weight_decay)
-    prepare: Callable[[Any], elementwise.ElementwiseStep]
     requires = [params_for('weight decay')]
     if checks.is_schedule(weight_decay):
 
@@ -87,18 +86,22 @@ def add_decayed_weights(weight_decay: Any = 0.0, mask: Any = None) -> GradientTr
                 rule, (), lambda: WeightDecaySchedule(increment(state.count)), reads_params=True
             )
 
-        prepare = scheduled
         requires = [state_of(WeightDecaySchedule), *requires, Precondition(value)]
-        everywhere = ElementwiseTransformation(_first_count, prepare, *requires, hypers=hypers)
+        everywhere = ElementwiseTransformation(_first_count, scheduled, *requires, hypers=hypers)
     else:
-        prepare = same_step(elementwise.ElementwiseStep(hypers.rule(), (), EmptyState, reads_params=True))
-        everywhere = ElementwiseTransformation(init_empty_state, prepare, *requires, hypers=hypers)
+
+        def constant(state: Any = None) -> elementwise.ElementwiseStep:
+            return elementwise.ElementwiseStep(hypers.rule(), (), EmptyState, reads_params=True)
+
+        # A tensor may change between steps, and requires a new graph in every step.
+        step = constant if isinstance(weight_decay, Tensor) else constant()
+        everywhere = ElementwiseTransformation(init_empty_state, step, *requires, hypers=hypers)
     if mask is None:
         return everywhere
 
     # The state is that of `masked`, but the mask is part of the elementwise step, so that a chain needs only one pass.
     def prepare_masked(state: MaskedState) -> elementwise.ElementwiseStep:
-        step = prepare(state.inner_state)
+        step = everywhere.prepare(state.inner_state)
         return step._replace(make_state=lambda: MaskedState(step.make_state()), where=partial(resolve_mask, mask))
 
     return ElementwiseTransformation(

@@ -15,7 +15,6 @@ from torchopt.base import (
     GradientTransformation,
     factory,
     init_empty_state,
-    same_step,
 )
 from torchopt.elementwise import ranges
 from torchopt.numerics import as_python_scalar, increment, zero_count
@@ -34,12 +33,12 @@ def _rule(sign: int, factor: Any) -> partial[Any]:
 def _constant(sign: int, name: str, value: Any) -> GradientTransformation:
     if type(value) is float:
         return ElementwiseTransformation(
-            init_empty_state, same_step(elementwise.ElementwiseStep(_rule(sign, value), (), EmptyState))
+            init_empty_state, elementwise.ElementwiseStep(_rule(sign, value), (), EmptyState)
         )
     hypers = elementwise.Hyperparams(lambda **named: _rule(sign, named[name]), **{name: value})
     if not isinstance(value, Tensor):
-        prepare = same_step(elementwise.ElementwiseStep(hypers.rule(), (), EmptyState))
-        return ElementwiseTransformation(init_empty_state, prepare, hypers=hypers)
+        step = elementwise.ElementwiseStep(hypers.rule(), (), EmptyState)
+        return ElementwiseTransformation(init_empty_state, step, hypers=hypers)
     # A tensor may be learned, and requires a new graph in every step.
     return ElementwiseTransformation(
         init_empty_state, lambda state: elementwise.ElementwiseStep(hypers.rule(), (), EmptyState), hypers=hypers
