@@ -23,7 +23,7 @@ from torchopt import elementwise, transform, tree
 from torchopt.base import ElementwiseTransformation, EmptyState, init_empty_state
 
 F64 = torch.float64
-SCHEDULE = torchopt.schedule.exponential_decay(0.1, 1, 0.5)
+SCHEDULE = torchopt.schedule.exponential_decay(0.1, 0.5)
 RATE = torch.tensor(0.1, dtype=F64, requires_grad=True)
 
 MAKE: dict[str, Callable[[], Any]] = {
