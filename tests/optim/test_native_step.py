@@ -21,8 +21,6 @@ from tests._C.cases import plain_torch, watched
 from tests.snapshot import Snapshot
 from torchopt._C import dispatch
 
-pytestmark = pytest.mark.skipif(not torchopt.accelerated_op_available(), reason='needs the native engine')
-
 MAKE: dict[str, Callable[..., Any]] = {
     'sgd': torchopt.SGD,
     'momentum': lambda ps, lr: torchopt.SGD(ps, lr, momentum=0.9),
@@ -200,6 +198,16 @@ def test_transforms_see_the_step() -> None:
 
     torch.vmap(beside)(g)
     assert not monitored and torch.equal(p, torch.full((2,), -0.5))
+
+
+def test_a_compiler_sees_the_step() -> None:
+    tx, g = torchopt.sgd(0.5), torch.ones(2)
+    compiled = torch.compile(
+        lambda g, p: torchopt.update_params(tx, [g], tx.init([p]), [p], inplace=True), backend='eager', fullgraph=True
+    )
+    p = torch.zeros(2)
+    compiled(g, p)
+    assert torch.equal(p, torch.full((2,), -0.5))
 
 
 def test_tensors_of_inference_mode_are_refused_outside_of_it() -> None:
