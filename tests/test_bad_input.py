@@ -233,6 +233,14 @@ def test_sparse_gradient_of_the_second_group() -> None:
     assert tuple(optimizer.state_groups) == (UninitializedState(), UninitializedState())
 
 
+def test_line_searches_need_the_objective() -> None:
+    p = weight(3)
+    p.grad = torch.ones(3)
+    optimizer = torchopt.Optimizer([p], torchopt.lbfgs())
+    words = ["'value' is missing", 'linesearch=None', 'torchopt.LBFGS']
+    refuses(lambda: optimizer.step(lambda: p.sum()), TypeError, words, p, p.grad)
+
+
 def test_closure_that_fails() -> None:
     p = weight(3)
     optimizer = trained(torchopt.Adam, p)

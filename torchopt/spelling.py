@@ -23,6 +23,7 @@ __all__ = [
     'also_spelled',
     'check_names',
     'check_names_of',
+    'instead_of',
     'renamer_of',
     'suggesting',
 ]
@@ -140,9 +141,14 @@ def check_names(function: str, given: Iterable[str], known: Iterable[str]) -> No
     known = list(known)
     for name in given:
         if name not in known:
-            hints = [_NO_COUNTERPART.get(name) or _guess(name, known), f'It takes {", ".join(known)}.']
+            hints = [instead_of(name) or _guess(name, known), f'It takes {", ".join(known)}.']
             problem = f'{function}() got an unexpected keyword argument {name!r}.'
             raise TypeError(' '.join([problem, *filter(None, hints)]))
+
+
+def instead_of(name: str) -> str | None:
+    """What to use instead of an option of ``torch.optim`` that is no argument here, if it is one."""
+    return _NO_COUNTERPART.get(name)
 
 
 def suggesting(function: Callable[_P, _T]) -> Callable[_P, _T]:
@@ -171,7 +177,8 @@ def check_names_of(function: Callable[..., Any], given: Iterable[str]) -> None:
 def absent(owner: object, name: str, hints: Mapping[str, str]) -> AttributeError:
     """The error of ``__getattr__`` for an attribute that does not exist; ``hints`` say what to use instead."""
     hint = f'. {hints[name]}' if name in hints else ''
-    return AttributeError(f'{type(owner).__name__!r} object has no attribute {name!r}{hint}', name=name, obj=owner)
+    kind = next(cls.__name__ for cls in type(owner).__mro__ if not cls.__name__.startswith('_'))
+    return AttributeError(f'{kind!r} object has no attribute {name!r}{hint}', name=name, obj=owner)
 
 
 def _check_first(function: Callable[..., Any], args: tuple[Any, ...]) -> None:

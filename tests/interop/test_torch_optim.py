@@ -128,7 +128,7 @@ def test_parameters_that_torch_has_not_stepped() -> None:
 
 
 REFUSED: dict[str, tuple[Any, dict[str, Any], type[Exception], list[str]]] = {
-    'amsgrad': (torch.optim.Adam, {'amsgrad': True}, ValueError, ['Group 0', 'amsgrad=True', 'torchopt.Adam']),
+    'amsgrad': (torch.optim.Adam, {'amsgrad': True}, ValueError, ['Group 0', 'amsgrad=True', 'use torchopt.amsgrad']),
     'maximize': (torch.optim.Adamax, {'maximize': True}, ValueError, ['maximize=True', 'AdaMax']),
     'decoupled': (torch.optim.RAdam, {'decoupled_weight_decay': True}, ValueError, ['decoupled_weight_decay', 'RAdam']),
     'NAdam': (torch.optim.NAdam, {}, TypeError, ['NAdam', 'has no counterpart', 'decay rate increases', 'RMSprop']),

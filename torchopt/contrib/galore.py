@@ -17,7 +17,7 @@ from torchopt.base import (
     with_extra_args_support,
 )
 from torchopt.combine import chain
-from torchopt.contrib.matrix_axes import MatrixShape, axes_of_leaves, matrix_shape
+from torchopt.contrib.matrix_axes import MatrixShape, matrices_of_leaves
 from torchopt.loop.selection import branch
 from torchopt.numerics import advance, as_scalar_like, zero_count
 from torchopt.preconditions import required_by_all, state_of
@@ -116,11 +116,7 @@ def scale_by_galore(
         def applies(x: Tensor) -> bool:
             return x.dim() == 2 if weight_dimension_numbers is None else x.dim() >= 2
 
-        axes = axes_of_leaves(weight_dimension_numbers, updates, GaLoreDimensionNumbers, applies)
-        return [
-            None if a is None or x is None else matrix_shape(x.shape, *a, name=f'leaf {i}', batch=False)
-            for i, (a, x) in enumerate(zip(axes, tree.flatten(updates)[0]))
-        ]
+        return matrices_of_leaves(weight_dimension_numbers, updates, GaLoreDimensionNumbers, applies, batch=False)
 
     def init(params: Any) -> GaLoreState:
         elementwise.check_inexact(params, name='params')

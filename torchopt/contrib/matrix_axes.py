@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchopt import tree
 
-__all__ = ['MatrixShape', 'axes_of_leaves', 'matrix_shape']
+__all__ = ['MatrixShape', 'axes_of_leaves', 'matrices_of_leaves', 'matrix_shape']
 
 Axes = Sequence[int] | int
 
@@ -106,6 +106,17 @@ def axes_of_leaves(axes: Any, updates: Any, kind: type, applies: Callable[[Tenso
             raise TypeError(f'The dimension numbers contain {entry!r}; expected {kind.__name__} or None.')
     parts = tree.flatten_up_to(top, updates, name='updates', like='the dimension numbers')
     return [entry for entry, part in zip(entries, parts) for _ in tree.flatten(part)[0]]
+
+
+def matrices_of_leaves(
+    axes: Any, updates: Any, kind: type, applies: Callable[[Tensor], bool], *, batch: bool
+) -> list[MatrixShape | None]:
+    """How to reshape each leaf of a tree, or None; the arguments are those of the two functions above."""
+    entries = axes_of_leaves(axes, updates, kind, applies)
+    return [
+        None if entry is None or x is None else matrix_shape(x.shape, *entry, name=f'leaf {i}', batch=batch)
+        for i, (entry, x) in enumerate(zip(entries, tree.flatten(updates)[0]))
+    ]
 
 
 def _as_tuple(axes: Axes) -> tuple[int, ...]:

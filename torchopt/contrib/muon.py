@@ -13,7 +13,7 @@ from torch import Tensor
 from torchopt import checks, elementwise, tree
 from torchopt.base import EmptyState, GradientTransformation, factory, init_empty_state
 from torchopt.combine import chain
-from torchopt.contrib.matrix_axes import MatrixShape, axes_of_leaves, matrix_shape
+from torchopt.contrib.matrix_axes import MatrixShape, axes_of_leaves, matrices_of_leaves
 from torchopt.contrib.newton_schulz import PRECONDITIONINGS, orthogonalize
 from torchopt.elementwise.ranges import moment_dtype
 from torchopt.numerics import (
@@ -195,15 +195,13 @@ def _rows(coefficients: Tensor, steps: int) -> list[Any]:
 
 
 def _matrices(axes: Any, updates: Any) -> list[MatrixShape | None]:
-    entries = axes_of_leaves(axes, updates, MuonDimensionNumbers, lambda x: True)
-    shapes: list[MatrixShape | None] = []
-    for i, (entry, x) in enumerate(zip(entries, tree.flatten(updates)[0])):
-        if entry is None and x is not None:
+    shapes = matrices_of_leaves(axes, updates, MuonDimensionNumbers, lambda x: True, batch=True)
+    for i, (shape, x) in enumerate(zip(shapes, tree.flatten(updates)[0])):
+        if shape is None and x is not None:
             raise ValueError(
                 f'The dimension numbers of leaf {i}, of shape {tuple(x.shape)}, are None. Pass MuonDimensionNumbers, '
                 f'or use another rule for this leaf, as muon does.'
             )
-        shapes.append(None if x is None else matrix_shape(x.shape, *entry, name=f'leaf {i}', batch=True))
     return shapes
 
 

@@ -10,6 +10,7 @@ import torch
 
 from torchopt import optim
 from torchopt.base import GradientTransformation
+from torchopt.spelling import instead_of
 
 __all__ = ['as_torch_optimizer', 'from_torch_optimizer']
 
@@ -97,7 +98,7 @@ def from_torch_optimizer(optimizer: torch.optim.Optimizer) -> optim.Optimizer:
             if not inert and value and not (name == 'decoupled_weight_decay' and kind is optim.AdamW):
                 raise ValueError(
                     f'Group {i} of the optimizer has {name}={value!r}, which torchopt.{kind.__name__} does not '
-                    f'support. Remove that option, or keep using torch.optim.'
+                    f'support. {instead_of(name) or "Remove that option, or keep using torch.optim."}'
                 )
         own = {name: value for name, value in group.items() if name in names}
         groups.append({**own, 'params': list(group['params'])})

@@ -12,6 +12,7 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeAlias
 
+from torchopt import tree
 from torchopt.base import (
     ChainedGradientTransformation,
     EmptyState,
@@ -24,7 +25,7 @@ from torchopt.base import (
 )
 from torchopt.preconditions import required_by_all, wrong_state
 
-__all__ = ['Fold', 'NestedChain', 'chain', 'with_every_stage']
+__all__ = ['Fold', 'NestedChain', 'chain', 'with_every_inner_stage', 'with_every_stage']
 
 Fold: TypeAlias = 'bool | tuple[Fold, ...]'
 """The structure of a nested state: True for a state, False for that of an identity, a tuple for a chain."""
@@ -63,6 +64,15 @@ class NestedChain(GradientTransformationExtraArgs):
         self.adds_to_params = flat.adds_to_params
         self.members, self.fold = members, fold
         return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the call of the factory, or else the members."""
+        return (NestedChain, (self.members, self.fold)) if self.call is None else super().__reduce__()
+
+    def _spelled(self) -> tree.Spelled:
+        if self.call is None:
+            return tree.Spelled('chain', self.members, {}, a_line_each=True)
+        return super()._spelled()
 
 
 def _wrap(fold: tuple[Fold, ...], states: Iterator[Any]) -> tuple[Any, ...]:
@@ -138,9 +148,41 @@ def with_every_stage(
     """
 
     def make(*args: _P.args, **kwargs: _P.kwargs) -> GradientTransformationExtraArgs:
-        members, _ = _take_apart(alias(*args, **kwargs))
-        return NestedChain(members, tuple(i != optional or len(members) == stages for i in range(stages)))
+        return _complete(alias(*args, **kwargs), stages, optional)
 
+    return _exported(make, alias, module)
+
+
+def with_every_inner_stage(
+    alias: Callable[_P, GradientTransformation], stages: dict[str, tuple[int, int]] | tuple[int, int], module: str
+) -> Callable[_P, GradientTransformationExtraArgs]:
+    """Like :func:`with_every_stage`, for the chains inside of an optimizer.
+
+    Args:
+        alias: The optimizer, the result of a factory whose first argument is a chain, or a dict of chains.
+        stages: The number of stages and the index of the optional one, of the chain or of each chain.
+        module: The module that contains the result, for pickling.
+    """
+
+    def make(*args: _P.args, **kwargs: _P.kwargs) -> Any:
+        call = alias(*args, **kwargs).call
+        assert call is not None
+        inner, *others = call.args
+        if isinstance(stages, dict):
+            inner = {name: _complete(inner[name], *own) for name, own in stages.items()}
+        else:
+            inner = _complete(inner, *stages)
+        return call.function(inner, *others, **call.kwargs)
+
+    return _exported(make, alias, module)
+
+
+def _complete(tx: GradientTransformation, stages: int, optional: int) -> NestedChain:
+    members, _ = _take_apart(tx)
+    return NestedChain(members, tuple(i != optional or len(members) == stages for i in range(stages)))
+
+
+def _exported(make: Callable[_P, Any], alias: Callable[_P, Any], module: str) -> Callable[_P, Any]:
     functools.update_wrapper(make, alias, updated=())
     make.__module__ = module
     return factory(make)

@@ -6,14 +6,13 @@ from __future__ import annotations
 from typing import Any
 
 from torchopt import contrib
-from torchopt.base import GradientTransformation, GradientTransformationExtraArgs
-from torchopt.compat.optax.chains import chain, with_every_stage
-from torchopt.compat.optax.optimizers import adamw, momentum_stage, sgd
-from torchopt.compat.optax.rules import scale_by_learning_rate, scale_by_rms
-from torchopt.contrib.muon import MuonLabels, named_coefficients, scale_by_muon, scale_by_shape
+from torchopt.base import GradientTransformationExtraArgs
+from torchopt.compat.optax.chains import chain, with_every_inner_stage, with_every_stage
+from torchopt.compat.optax.optimizers import momentum_stage, sgd
+from torchopt.compat.optax.rules import scale_by_learning_rate
 from torchopt.contrib.schedule_free import schedule_free, warmed_up
 from torchopt.numerics import DTypeLike
-from torchopt.transform import add_decayed_weights, partition
+from torchopt.transform import add_decayed_weights
 
 __all__ = [
     'acprop',
@@ -42,6 +41,8 @@ galore = with_every_stage(contrib.galore, 3, 1, __name__)
 madgrad = with_every_stage(contrib.madgrad, 2, 0, __name__)
 simplified_ademamix = with_every_stage(contrib.simplified_ademamix, 3, 1, __name__)
 sophia = with_every_stage(contrib.sophia, 3, 1, __name__)
+muon = with_every_inner_stage(contrib.muon, {'muon': (4, 2), 'adam': (3, 1)}, __name__)
+schedule_free_adamw = with_every_inner_stage(contrib.schedule_free_adamw, (3, 1), __name__)
 
 
 def dpsgd(
@@ -69,68 +70,6 @@ def dpsgd(
     )
 
 
-def muon(
-    learning_rate: Any,
-    ns_coeffs: Any = (3.4445, -4.775, 2.0315),
-    ns_steps: int = 5,
-    beta: Any = 0.95,
-    eps: Any = 1e-8,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
-    mu_dtype: DTypeLike | None = None,
-    *,
-    nesterov: bool = True,
-    adaptive: bool = False,
-    preconditioning: str = 'frobenius',
-    adam_b1: Any = 0.9,
-    adam_b2: Any = 0.999,
-    adam_eps_root: Any = 0.0,
-    adam_weight_decay: Any = 0.0,
-    adam_learning_rate: Any = None,
-    muon_weight_dimension_numbers: Any = None,
-    consistent_rms: Any = None,
-) -> GradientTransformation:
-    """:func:`torchopt.contrib.muon`; the states of both optimizers have an entry for the decay, even if it is zero.
-
-    Example:
-        >>> import torch
-        >>> from torchopt.compat import optax
-        >>> optimizer, p = optax.contrib.muon(0.1, nesterov=False), {'w': torch.eye(2), 'b': torch.ones(2)}
-        >>> updates, state = optimizer.update(p, optimizer.init(p), p)
-        >>> updates['b'], len(state.inner_states['muon'].inner_state)
-        (tensor([-0.1000, -0.1000]), 4)
-    """
-    axes = muon_weight_dimension_numbers
-    rule = scale_by_muon(
-        named_coefficients(ns_coeffs),
-        ns_steps,
-        beta,
-        eps,
-        mu_dtype,
-        nesterov=nesterov,
-        adaptive=adaptive,
-        preconditioning=preconditioning,
-        weight_dimension_numbers=axes,
-    )
-    matrices = chain(
-        rule,
-        scale_by_shape(axes, consistent_rms),
-        add_decayed_weights(weight_decay, weight_decay_mask),
-        scale_by_learning_rate(learning_rate),
-    )
-    others = adamw(
-        learning_rate if adam_learning_rate is None else adam_learning_rate,
-        adam_b1,
-        adam_b2,
-        eps,
-        adam_eps_root,
-        mu_dtype,
-        adam_weight_decay,
-        nesterov=nesterov,
-    )
-    return partition({'muon': matrices, 'adam': others}, MuonLabels(axes))
-
-
 def prodigy(
     learning_rate: Any = 1.0,
     betas: tuple[Any, Any] = (0.9, 0.999),
@@ -151,35 +90,6 @@ def prodigy(
         [tensor(-0.1000)]
     """
     return contrib.prodigy(learning_rate, betas, beta3, eps, estim_lr0, estim_lr_coef, weight_decay, safeguard_warmup)
-
-
-def schedule_free_adamw(
-    learning_rate: Any = 0.0025,
-    warmup_steps: int | None = None,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    weight_decay: Any = 0.0,
-    weight_lr_power: Any = 2.0,
-    state_dtype: DTypeLike | None = None,
-) -> GradientTransformationExtraArgs:
-    """:func:`torchopt.contrib.schedule_free_adamw`; the state has an entry for the decay, even if it is zero.
-
-    Example:
-        >>> import torch
-        >>> from torchopt.compat import optax
-        >>> optimizer, p = optax.contrib.schedule_free_adamw(0.5), [torch.tensor(1.0)]
-        >>> updates, state = optimizer.update([torch.tensor(2.0)], optimizer.init(p), p)
-        >>> updates, len(state.base_optimizer_state)
-        ([tensor(-0.5000)], 3)
-    """
-    rate = warmed_up(learning_rate, warmup_steps)
-    steps = chain(
-        scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True),
-        add_decayed_weights(weight_decay),
-        scale_by_learning_rate(rate),
-    )
-    return schedule_free(steps, rate, b1, weight_lr_power, state_dtype)
 
 
 def schedule_free_sgd(

@@ -50,7 +50,8 @@ class SearchProblem(NamedTuple):
             raise TypeError(
                 f'The extra argument {missing[0]!r} is missing. Call `update(updates, state, params, value=loss, '
                 f'grad=grads, value_fn=loss_fn)` with the objective and its gradient at the parameters, and the '
-                f'objective as a function.'
+                f'objective as a function. Classes such as torchopt.Optimizer do not pass them: for those take '
+                f'linesearch=None, or use a solver, such as torchopt.LBFGS.'
             )
         if not callable(value_fn):
             raise TypeError(f'value_fn is a {type(value_fn).__name__}; expected the objective, a function of params.')
