@@ -335,6 +335,9 @@ def _sums(outputs: Leaves) -> tuple[float, float] | None:
     """
     if not all(map(is_readable, outputs)):
         return None
+    if len(outputs) == 1 and outputs[0].numel() == 1 and outputs[0].is_floating_point():
+        value = float(outputs[0].detach())
+        return abs(value), value
     with torch.no_grad():
         plain = [y.detach().resolve_conj() for y in outputs if is_inexact(y)]
         values = [torch.view_as_real(y) if y.is_complex() else y for y in plain]

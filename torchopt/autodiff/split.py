@@ -38,7 +38,7 @@ class Split:
         arity: int,
         values: int,
         given: Sequence[int],
-        compiler: Callable[[fx.GraphModule, Sequence[Tensor]], Callable[..., Any]],
+        compiler: Callable[[fx.GraphModule, Sequence[Any]], Callable[..., Any]],
         inputs: Sequence[Tensor],
     ) -> None:
         if any(_writes(node) for node in joint.graph.nodes):
@@ -67,10 +67,10 @@ class Split:
         found = self.program(*x)
         return found[: self.values], [x[i] for i in self.used] + [found[j] for j in self.sources]
 
-    def backward(self, kept: Sequence[Tensor], cotangents: dict[int, Tensor]) -> Leaves:
-        """The cotangents of ``x``, from those of some values, without the terms of the others."""
-        given = tuple(sorted(cotangents))
-        arguments = [*kept, *(cotangents[j] for j in given)]
+    def backward(self, kept: Sequence[Tensor], cotangents: Sequence[Tensor | None]) -> Leaves:
+        """The cotangents of ``x``, from those of the values, without the terms of missing ones."""
+        given = tuple([j for j in self.given if cotangents[j] is not None])
+        arguments = [*kept, *[cotangents[j] for j in given]]
         if given not in self.products:
             self.products[given] = self.compiler(self._backward_graph(given), arguments)
         return tuple(self.products[given](*arguments))

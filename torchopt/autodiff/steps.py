@@ -111,9 +111,12 @@ class Loop(Pure):
             bars = [*[None] * (c + r), *fixed, *[None] * len(self.step.values)]
             _add(bars, self.following, carry)
             _add(bars, self.results, [None if column is None else column[k] for column in columns])
-            given = {j: bar for j in split.given if (bar := bars[first + j]) is not None}
-            if given:
-                _add(bars, wanted, split.backward(kept[k], zeros | given))
+            outputs = bars[first:]
+            if any(bar is not None for bar in outputs):
+                for j, zero in zeros.items():
+                    if outputs[j] is None:
+                        outputs[j] = zero
+                _add(bars, wanted, split.backward(kept[k], outputs))
             carry, fixed = bars[:c], bars[c + r : first]
             rows.append(bars[c : c + r])
         return [*carry, *(_stacked(column[::-1]) for column in zip(*rows)), *fixed]
