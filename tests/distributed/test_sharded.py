@@ -29,12 +29,23 @@ def test_equal_to_one_process(found: list[dict[str, Any]], name: str, kind: str)
         torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize('way', ['reverse', 'mixed', 'checkpoint', 'closure'])
+def test_recomputed_gradients(found: list[dict[str, Any]], way: str) -> None:
+    """Parameters and meta-gradients of two steps on DTensors, whose gradients are recomputed."""
+    for one in found:
+        got, expected, sharded = one['found'][f'{way} recomputed']
+        assert len(got) == len(expected) == 8
+        assert sharded
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ('face', 'kind', 'text'),
     [
         ('MetaOptimizer', 'TypeError', 'The module is under FSDP'),
         ('MetaOptimizer of a part', 'TypeError', "The submodule 'body' is under FSDP"),
         ('FuncOptimizer', 'RuntimeError', 'under FSDP'),
+        ('FuncOptimizer by closure', 'RuntimeError', 'under FSDP computes with its own parameters'),
         ('map_tasks', 'TypeError', 'DTensors'),
     ],
 )

@@ -3,17 +3,17 @@
 
 from torchopt.autodiff.checkpoint import checkpoint
 from torchopt.autodiff.closure import closure_convert
-from torchopt.autodiff.compiled import Backend, compiled
+from torchopt.autodiff.compiled import Backend, Compiled
 from torchopt.autodiff.forward import forward_value_and_grad
 from torchopt.autodiff.grad import Differentiated, differentiate, grad, value_and_grad
 from torchopt.autodiff.products import jvp, vjp
 
 __all__ = [
     'Backend',
+    'Compiled',
     'Differentiated',
     'checkpoint',
     'closure_convert',
-    'compiled',
     'differentiate',
     'forward_value_and_grad',
     'grad',

@@ -28,38 +28,64 @@ from torchopt.autodiff.modes import Replace, first_sample
 from torchopt.autodiff.products import is_autograd_off
 from torchopt.autodiff.pure import apply_pure
 from torchopt.autodiff.staged import Compiler, StagedFunction
+from torchopt.autodiff.steps import Loop, run_loop
 from torchopt.autodiff.tape import Leaves
 from torchopt.autodiff.variables import Remembered
 from torchopt.numerics import in_transform, is_tracing
 
-__all__ = ['Backend', 'compiled']
+__all__ = ['Backend', 'Compiled']
 
 Backend = str | Compiler
 """The name of a backend of ``torch.compile``, or a function with the same arguments."""
 
 
-def compiled(fun: Callable[..., Any], backend: Backend) -> Callable[..., Any]:
-    """Transform a step, which is called several times with its own results, to be compiled once.
+class Compiled:
+    """A step, which is called several times with its own results, that is compiled once.
 
     Args:
-        fun: A function ``(carry, *rest) -> (carry, *outputs)`` of trees.
+        fun: A function ``(carry, x) -> (carry, y)`` of trees.  All calls have arguments of the same structure,
+            shapes and dtypes.
         backend: What compiles the graphs.
-
-    Returns:
-        A function for arguments of the same structure, shapes and dtypes in each call.
     """
-    # A list, since a variable would be reset while an outer function is recomputed.
-    calls: list[_Call] = []
 
-    def run(*args: Any) -> Any:
+    def __init__(self, fun: Callable[..., Any], backend: Backend) -> None:
+        self.fun, self.backend = fun, backend
+        # A list, since a variable would be reset while an outer function is recomputed.
+        self.calls: list[_Call] = []
+
+    def __call__(self, *args: Any) -> Any:
+        """Run one step."""
         if is_tracing() or is_autograd_off():
-            return fun(*args)
+            return self.fun(*args)
         leaves, spec = tree.flatten(args)
-        if not calls:
-            calls.append(_capture(fun, args, leaves, spec, _frontend(backend)))
-        return calls[0](leaves)
+        return self._captured(args, leaves, spec)(leaves)
 
-    return run
+    def steps(
+        self, carry: Any, sequences: Sequence[Any], spec: Any, length: int, *, keep: bool, check: Callable[[Any], None]
+    ) -> tuple[Any, Any] | None:
+        """Run all steps with one autograd node.
+
+        Args:
+            carry: The first carry.
+            sequences: The leaves of a tree of sequences.
+            spec: The structure of this tree.
+            length: The number of steps.
+            keep: Whether what the backward pass needs is kept, not computed again.
+            check: Called with the carry after the first step.
+
+        Returns:
+            The last carry and the results, whose tensors are stacked; None if the steps must be run one by one.
+        """
+        if is_tracing() or is_autograd_off() or in_transform():
+            return None
+        args = (carry, tree.unflatten(spec, [None if x is None else x[0] for x in sequences]))
+        leaves, args_spec = tree.flatten(args)
+        return self._captured(args, leaves, args_spec).steps(carry, leaves, sequences, length, keep, check)
+
+    def _captured(self, args: Any, leaves: Sequence[Any], spec: Any) -> _Call:
+        if not self.calls:
+            self.calls.append(_capture(self.fun, args, leaves, spec, _frontend(self.backend)))
+        return self.calls[0]
 
 
 class _Call(NamedTuple):
@@ -80,16 +106,72 @@ class _Call(NamedTuple):
     spec: Any
 
     def __call__(self, leaves: Sequence[Any]) -> Any:
-        others = _others(leaves)
+        self._check(_others(leaves))
+        y: Leaves = ()
+        if self.fun is not None:
+            y = apply_pure(self.fun, *_filled(self.inputs, leaves, ()))
+        return tree.unflatten(self.spec, _filled(self.outputs, leaves, y))
+
+    def _check(self, others: list[Any]) -> None:
         if others != self.others:
             raise TypeError(
                 f'compile: a leaf that is not a tensor changes between two steps: {self.others} and {others}. Convert '
                 f'it to a tensor.'
             )
-        y: Leaves = ()
-        if self.fun is not None:
-            y = apply_pure(self.fun, *_filled(self.inputs, leaves, ()))
-        return tree.unflatten(self.spec, _filled(self.outputs, leaves, y))
+
+    def steps(
+        self,
+        carry: Any,
+        leaves: Sequence[Any],
+        sequences: Sequence[Any],
+        length: int,
+        keep: bool,
+        check: Callable[[Any], None],
+    ) -> tuple[Any, Any] | None:
+        """See :meth:`Compiled.steps`; ``leaves`` are those of the arguments of the first step."""
+        pair = tree.unflatten(self.spec, range(len(self.outputs)))
+        if self.fun is None or not isinstance(pair, tuple) or len(pair) != 2:
+            return None
+        self._check(_others(leaves))
+        following, carry_spec = tree.flatten(pair[0])
+        tensors = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
+        fixed = {id(x): x for x in (*self.inputs, *self.outputs) if isinstance(x, Tensor)}
+        number: dict[Any, int] = {key: n for n, key in enumerate([*(_Place(False, i) for i in tensors), *fixed])}
+
+        def number_of(x: Any) -> int:
+            if isinstance(x, Tensor):
+                return number[id(x)]
+            return len(number) + x.at if x.is_output else number[x]
+
+        are_tensors = [isinstance(x, (_Place, Tensor)) for x in self.outputs]
+        numbers = [number_of(x) if t else None for x, t in zip(self.outputs, are_tensors)]
+        n = len(following)
+
+        def assembled(found: Iterator[Tensor], spec: Any, part: slice) -> Any:
+            return tree.unflatten(
+                spec, [next(found) if t else x for x, t in zip(self.outputs[part], are_tensors[part])]
+            )
+
+        def check_first(tensors: Leaves) -> None:
+            new = assembled(iter(tensors), carry_spec, slice(n))
+            check(new)
+            if length > 1:
+                self._check(_others([*tree.leaves(new), *leaves[count:]]))
+
+        count = len(tree.leaves(carry))
+        x = [*(leaves[i] for i in tensors if i < count), *(s for s in sequences if s is not None), *fixed.values()]
+        loop = Loop(
+            self.fun,
+            length,
+            (sum(i < count for i in tensors), len(x) - len(fixed) - sum(i < count for i in tensors), len(fixed)),
+            [number_of(x) for x in self.inputs],
+            [i for i in numbers[:n] if i is not None],
+            [i for i in numbers[n:] if i is not None],
+            check_first,
+        )
+        found = iter(run_loop(loop, keep, *x))
+        last = assembled(found, carry_spec, slice(n))
+        return last, assembled(found, tree.flatten(pair[1])[1], slice(n, None))
 
 
 class _Place(NamedTuple):
@@ -140,13 +222,13 @@ class _Graph:
 
     def __init__(self, graph: torch.fx.GraphModule, compiler: Compiler) -> None:
         self.graph, self.compiler = graph, compiler
-        self.outputs = len(graph.graph.find_nodes(op='output')[0].args[0])
+        self.values = [y.meta['example_value'] for y in graph.graph.find_nodes(op='output')[0].args[0]]
         self.functions: dict[Any, StagedFunction] = {}
         self.is_stable = False
 
     def __call__(self, *args: Tensor) -> list[Tensor]:
         capture = _CAPTURE.get()
-        made = [torch.empty(0) for _ in range(self.outputs)]
+        made = [torch.empty(0) for _ in self.values]
         capture.graph, capture.used, capture.made = self, list(args), [weakref.ref(x) for x in made]
         return made
 
@@ -154,7 +236,7 @@ class _Graph:
         """The graph as a function, some of whose arguments and outputs are carried."""
         key = carried, returned
         if key not in self.functions:
-            self.functions[key] = StagedFunction(self.graph.forward, self.compiler, carried, returned)
+            self.functions[key] = StagedFunction(self.graph.forward, self.compiler, self.values, carried, returned)
         return self.functions[key]
 
 
@@ -168,7 +250,21 @@ def _frontend(backend: Backend) -> Callable[..., _Graph]:
             f'Invalid compile: {backend!r}; expected True, or a backend of torch.compile: {list_backends()}.'
         )
     compiler = lookup_backend(backend)
+    if backend == 'inductor':
+        compiler = functools.partial(_with_inductor, compiler)
     return lambda graph, _: _Graph(graph, compiler)
+
+
+def _with_inductor(
+    compiler: Callable[..., Any], graph: torch.fx.GraphModule, x: Sequence[Tensor]
+) -> Callable[..., Any]:
+    """Compile a graph; on the CPU as one C++ file with all kernels and their calls.
+
+    This takes less time than a file for each kernel, and calls of small kernels take less time than from Python.
+    """
+    on_cpu = all(t.device.type == 'cpu' for t in x)
+    program: Callable[..., Any] = compiler(graph, x, **({'config_patches': {'cpp_wrapper': True}} if on_cpu else {}))
+    return program
 
 
 @functools.lru_cache(maxsize=1024)
@@ -277,7 +373,7 @@ def _stand_in(x: Any, original: dict[int, Tensor]) -> Any:
     """A tensor with the value of ``x`` outside of transforms, and another id."""
     if not isinstance(x, Tensor):
         return x
-    plain = first_sample(x)
+    plain = first_sample(x) if _is_wrapped(x) else x.detach()
     original[id(plain)] = x
     return plain
 

@@ -50,15 +50,18 @@ class Replace(TorchFunctionMode):
         return [self.new(y) for y in outputs]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        replaced: Any = self._replace((args, kwargs or {}))
-        return func(*replaced[0], **replaced[1])
+        args = self._replace(args)
+        return func(*args, **self._replace(kwargs)) if kwargs else func(*args)
 
     def _replace(self, x: Any) -> Any:
         if isinstance(x, Tensor):
             return self.new(x)
-        if type(x) in (list, tuple):
-            return type(x)(self._replace(y) for y in x)
-        if type(x) is dict:
+        kind = type(x)
+        if kind is tuple:
+            return tuple([self._replace(y) for y in x])
+        if kind is list:
+            return [self._replace(y) for y in x]
+        if kind is dict:
             return {k: self._replace(y) for k, y in x.items()}
         return x
 

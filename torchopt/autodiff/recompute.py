@@ -335,10 +335,12 @@ def _sums(outputs: Leaves) -> tuple[float, float] | None:
     """
     if not all(map(is_readable, outputs)):
         return None
+    if len(outputs) == 1 and outputs[0].numel() == 1 and outputs[0].is_floating_point():
+        value = float(outputs[0].detach())
+        return abs(value), value
     with torch.no_grad():
-        values = [
-            torch.view_as_real(y) if y.is_complex() else y for y in map(torch.detach, filter(is_inexact, outputs))
-        ]
+        plain = [y.detach().resolve_conj() for y in outputs if is_inexact(y)]
+        values = [torch.view_as_real(y) if y.is_complex() else y for y in plain]
         sizes = [torch.linalg.vector_norm(y, 1) for y in values]
         read = list(map(float, numbers(*sizes, *map(_weighted_sum, values))))
     return sum(read[: len(sizes)]), sum(read[len(sizes) :])

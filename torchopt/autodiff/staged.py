@@ -6,6 +6,7 @@ contain a gradient.  So the function and its derivatives are traced below autogr
 
 - order 0, the function: traced once, compiled;
 - order 1, its vector-Jacobian or Jacobian-vector product: traced when it is first needed, compiled;
+- order 0 and 1 together, as two graphs, the first of which keeps what the second needs (:class:`Split`);
 - higher orders: traced, and run operation by operation.
 
 The graph of a derivative comes from the original function, which autograd differentiates during the trace.  The graph
@@ -26,9 +27,11 @@ from torch import Tensor
 
 from torchopt.autodiff import products
 from torchopt.autodiff.pure import Pure
+from torchopt.autodiff.split import Split
 from torchopt.autodiff.tape import Leaves
+from torchopt.numerics import is_inexact
 
-__all__ = ['Compiler', 'Staged', 'StagedFunction']
+__all__ = ['Compiler', 'Staged', 'StagedFunction', 'as_compiled']
 
 Compiler = Callable[[torch.fx.GraphModule, list[Tensor]], Callable[..., Any]]
 """Compiles a graph for example inputs."""
@@ -54,16 +57,20 @@ class Staged(Pure):
 
     def __call__(self, *x: Tensor) -> Leaves:
         """Run the compiled function, without a graph of autograd."""
-        x = tuple(map(_plain, x))
+        x = tuple(map(as_compiled, x))
+        return tuple(self.program(x)(*x))
+
+    def program(self, x: Sequence[Tensor]) -> Callable[..., Any]:
+        """The compiled function for arguments like these; see :func:`as_compiled`."""
         key = _signature(x)
         program = self._programs.get(key)
         if program is None:
-            program = self._programs[key] = self._compile(x)
-        return tuple(program(*x))
+            graph = self.graph(x)
+            program = self._programs[key] = graph if self.order > 1 else self._compile(graph, x)
+        return program
 
-    def _compile(self, x: Sequence[Tensor]) -> Callable[..., Any]:
-        graph = self.graph(x)
-        if self.order > 1 or not _computes(graph):
+    def _compile(self, graph: torch.fx.GraphModule, x: Sequence[Tensor]) -> Callable[..., Any]:
+        if not _computes(graph):
             return graph
         with torch.no_grad(), _without_autocast(x):
             return self.compiler(graph, [t.detach() for t in x])
@@ -100,21 +107,49 @@ class StagedFunction(Staged):
     Args:
         fun: The function; it is called outside of transforms and in grad mode only, and autograd may differentiate it.
         compiler: What compiles the graphs.
+        values: Tensors with the shapes, dtypes and devices of the outputs.
         carried: The arguments that are results of earlier calls of this function, except in the first call.
         returned: The outputs that are arguments of later calls, except in the last call.  The first and the last call
             are differentiated and mapped over like all others, so that they use the same graphs.
     """
 
     def __init__(
-        self, fun: Callable[..., Leaves], compiler: Compiler, carried: Sequence[int], returned: Sequence[int]
+        self,
+        fun: Callable[..., Leaves],
+        compiler: Compiler,
+        values: Leaves,
+        carried: Sequence[int],
+        returned: Sequence[int],
     ) -> None:
         super().__init__(compiler, 0)
-        self.fun, self.carried, self.returned = fun, carried, returned
+        self.fun, self.values, self.carried, self.returned = fun, values, carried, returned
+        self._splits: dict[Any, Split] = {}
 
     def target(self, *x: Tensor) -> Leaves:
         """See :meth:`Staged.target`."""
         with torch.enable_grad():
-            return self.fun(*x)
+            return [as_compiled(y) for y in self.fun(*x)]
+
+    def split(self, x: Sequence[Tensor], wanted: list[int]) -> Split:
+        """The function and its product for some arguments, compiled for arguments like these."""
+        key = _signature(x), tuple(wanted)
+        if key not in self._splits:
+            given = [j for j, y in enumerate(self.values) if is_inexact(y)]
+            examples = [
+                torch.empty(y.shape, dtype=y.dtype, device=y.device) for y in map(self.values.__getitem__, given)
+            ]
+
+            def joint(*args: Tensor) -> Leaves:
+                at, cotangents = args[: len(x)], args[len(x) :]
+                with torch.no_grad():
+                    y, pull = products.pulled_back(
+                        lambda *some: self.target(*products.put(at, wanted, some)), [at[i] for i in wanted], given
+                    )
+                    return [*y, *map(as_compiled, pull(cotangents))]
+
+            graph = _trace(joint, [*x, *examples])
+            self._splits[key] = Split(graph, len(x), len(self.values), given, self._compile, x)
+        return self._splits[key]
 
     @property
     def unshared(self) -> Sequence[int]:
@@ -218,7 +253,7 @@ def _signature(x: Sequence[Tensor]) -> tuple[Any, ...]:
     return tuple([(t.shape, t.dtype, t.device) for t in x])
 
 
-def _plain(x: Tensor) -> Tensor:
+def as_compiled(x: Tensor) -> Tensor:
     """The tensor in the layout for which functions are compiled."""
     if x.is_complex() or x.is_neg():
         x = x.resolve_conj().resolve_neg()

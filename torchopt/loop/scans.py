@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, Literal
@@ -48,8 +50,10 @@ def scan(
             of ``init`` and of each step on the steps after the next cut.
         compile: Whether to compile ``f``, as one graph, and its vector-Jacobian product, as another; or the backend of
             ``torch.compile`` to compile them with, ``'inductor'`` by default.  They are compiled once for any number of
-            steps and of calls, and again for other shapes, dtypes, devices or values of Python variables.  Each step
-            is one autograd node that keeps its arguments; its backward pass computes the step again.  Derivatives of
+            steps and of calls, and again for other shapes, dtypes, devices or values of Python variables.  The steps
+            keep their results that are not elementwise, such as products of matrices; with ``checkpoint=m``, only one
+            carry is kept for ``m`` steps.  Outside of transforms, all steps are one autograd node.  Under transforms
+            each step is a node that keeps its arguments and is computed again in the backward pass.  Derivatives of
             higher orders are correct and not compiled.  Take gradients in ``f`` by :func:`torchopt.grad` or
             ``torch.func.grad``.  Under a transform of ``torch.func``, tensors that belong to it are found in ``init``,
             in ``xs`` and in the variables of ``f``, but not in other objects, such as an optimizer with a learned rate.
@@ -79,8 +83,9 @@ def scan(
     checks.integer('truncate', truncate, 1, optional=True)
     if not (isinstance(compile, (bool, str)) or callable(compile)):
         raise TypeError(f'Invalid compile: {compile!r}; expected a bool, a backend of torch.compile, or its name.')
+    compiled: autodiff.Compiled | None = None
     if compile is not False:
-        f = autodiff.compiled(f, 'inductor' if compile is True else compile)
+        compiled = f = autodiff.Compiled(f, 'inductor' if compile is True else compile)
 
     def step(carry: Any, x: list[Any]) -> tuple[Any, Any]:
         pair = f(carry, tree.unflatten(spec, x))
@@ -93,6 +98,11 @@ def scan(
             _, y = step(init, [None if x is None else x.new_zeros(x.shape[1:]) for x in leaves])
         return init, tree.map(lambda z: torch.as_tensor(z).new_zeros((0, *torch.as_tensor(z).shape)), y)
 
+    if compiled is not None:
+        result = _compiled(compiled, init, leaves, spec, n, segment, checkpoint in (None, False), truncate, reverse)
+        if result is not None:
+            return result
+
     def some_steps(carry: Any, rows: list[Any], ks: range) -> tuple[Any, list[Any]]:
         ys = []
         for i, k in enumerate(ks):
@@ -100,7 +110,7 @@ def scan(
             if k == 0:
                 check_same(carry, new, 'f', 'init')
             if truncate is not None and (k + 1) % truncate == 0 and k + 1 < n:
-                new = tree.map(lambda x: x.detach() if isinstance(x, Tensor) else x, new)
+                new = _detached(new)
             carry = new
             ys.append(y)
         return carry, ys
@@ -115,6 +125,48 @@ def scan(
     if reverse:
         ys.reverse()
     return carry, tree.map(lambda *column: torch.stack([torch.as_tensor(z) for z in column]), *ys)
+
+
+def _compiled(
+    step: autodiff.Compiled,
+    init: Any,
+    leaves: list[Any],
+    spec: Any,
+    n: int,
+    segment: int,
+    keep: bool,
+    truncate: int | None,
+    reverse: bool,
+) -> tuple[Any, Any] | None:
+    """The loop with one autograd node for each segment, or None if steps must be run one by one."""
+    if reverse:
+        leaves = [None if x is None else x.flip(0) for x in leaves]
+    starts = {*range(0, n, segment), *(() if truncate is None else range(0, n, truncate))}
+    bounds = [*sorted(starts), n]
+    carry = init
+    ys: list[Any] = []
+    for start, stop in itertools.pairwise(bounds):
+        if start and truncate is not None and start % truncate == 0:
+            carry = _detached(carry)
+        whole = stop - start == n
+        rows = leaves if whole else [None if x is None else x[start:stop] for x in leaves]
+        check = functools.partial(check_same, carry, function='f', like='init')
+        found = step.steps(carry, rows, spec, stop - start, keep=keep, check=check)
+        if found is None:
+            return None
+        carry = found[0]
+        ys.append(tree.map(functools.partial(_as_column, length=stop - start), found[1]))
+    stacked = ys[0] if len(ys) == 1 else tree.map(lambda *parts: torch.cat(parts), *ys)
+    return carry, tree.map(lambda z: z.flip(0), stacked) if reverse else stacked
+
+
+def _as_column(y: Any, length: int) -> Tensor:
+    """A stacked result, or a number for all steps."""
+    return y if isinstance(y, Tensor) else torch.as_tensor(y).repeat(length)
+
+
+def _detached(carry: Any) -> Any:
+    return tree.map(lambda x: x.detach() if isinstance(x, Tensor) else x, carry)
 
 
 def _segment(checkpoint: Any, n: int) -> int:

@@ -15,7 +15,7 @@ from torchopt.autodiff.products import is_autograd_off
 from torchopt.autodiff.recompute import recomputed_gradient
 from torchopt.base import EmptyState
 from torchopt.numerics import in_transform, is_inexact, is_tracing
-from torchopt.sharding import is_storage_freed
+from torchopt.sharding import is_dtensor, is_storage_freed
 
 __all__ = [
     'check_same_kind',
@@ -63,6 +63,7 @@ def gradients_of_leaves(loss: Any, leaves: Sequence[Any], *, create_graph: bool 
             'params are the gathered parameters of a module under FSDP, whose memory the backward pass has released. '
             'Train such a module with torchopt.Optimizer, or take functional steps on its DTensors.'
         )
+    _check_reached(trainable, found)
     gradients = iter(found)
     return [next(gradients) if trained else None for trained in is_trained]
 
@@ -108,6 +109,7 @@ def recomputed_gradients(
 
     with torch.set_grad_enabled(create_graph and torch.is_grad_enabled()):
         value, found = recomputed_gradient(loss_of, (params,), {}, trained, mixed=checkpoint == 'mixed', total=True)
+    _check_reached(tensors, found)
     by_number = dict(zip(trained, found))
     return value, chosen.alone(by_number.get(i) for i in range(len(tensors)))
 
@@ -126,6 +128,14 @@ def _check_graph(loss: torch.Tensor) -> None:
         raise RuntimeError(
             'loss has no graph: it does not depend on anything that requires grad. Compute it from the parameters, '
             'outside torch.no_grad(), and do not detach it.'
+        )
+
+
+def _check_reached(params: Iterable[torch.Tensor], gradients: Iterable[torch.Tensor | None]) -> None:
+    if any(map(is_dtensor, params)) and all(g is None for g in gradients):
+        raise RuntimeError(
+            'The loss does not depend on the DTensors in params. A module under FSDP computes with its own parameters, '
+            'also in torch.func.functional_call: call a module that is not under FSDP.'
         )
 
 

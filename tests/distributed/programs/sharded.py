@@ -9,7 +9,7 @@ import torch
 from found import error_of, save
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor, init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_module, distribute_tensor, init_device_mesh
 
 import torchopt
 import torchopt.distributed as todist
@@ -17,6 +17,7 @@ import torchopt.distributed as todist
 CLASSES = ['SGD', 'Adam', 'AdamW', 'AdaGrad', 'AdaDelta', 'AdaMax', 'RAdam', 'RMSProp']
 # Unless eps is large, the first steps of RMSProp depend only on the sign of a gradient that is almost zero.
 OPTIONS: dict[str, dict[str, float]] = {'SGD': {'momentum': 0.9}, 'RMSProp': {'eps': 0.1}, 'AdaGrad': {'eps': 1e-2}}
+WAYS = ['reverse', 'mixed', 'checkpoint', 'closure']
 GENERATOR = torch.Generator().manual_seed(1)
 X, Y = torch.randn(8, 5, generator=GENERATOR), torch.randn(8, 3, generator=GENERATOR)
 
@@ -77,6 +78,40 @@ def by_function(name: str, mesh: Any) -> tuple[list[Any], bool]:
     return whole([*leaves, *moments, *meta]), all(isinstance(m, DTensor) for m in [*moments, *meta])
 
 
+def recomputed(way: str, mesh: Any) -> tuple[list[Any], bool]:
+    """Meta-gradients through steps whose gradients are recomputed; return them and the parameters."""
+    net = make_net()
+    x, y = X, Y
+    if mesh is not None:
+        net = distribute_module(net, mesh, partition_fn=_shard)
+        x, y = (distribute_tensor(t, mesh, [Replicate()]) for t in (X, Y))
+    start = params = dict(net.named_parameters())
+
+    def loss(params: dict[str, Tensor]) -> Tensor:
+        return (torch.func.functional_call(net, params, (x,)) - y).square().mean()
+
+    if way == 'closure':
+        optimizer = torchopt.MetaAdam(net, lr=0.05)
+        for _ in range(2):
+            optimizer.step(lambda: (net(x) - y).square().mean())
+        params = dict(net.named_parameters())
+    else:
+        transformation = torchopt.adam(0.05)
+        state = transformation.init(params)
+        gradient = torchopt.grad(loss, checkpoint=None if way == 'checkpoint' else way)
+        for _ in range(2):
+            updates, state = transformation.update(gradient(params), state, params)
+            params = torchopt.apply_updates(params, updates, inplace=False)
+    last = torchopt.checkpoint(loss) if way == 'checkpoint' else loss
+    meta = torch.autograd.grad(last(params), list(start.values()))
+    return whole([*(p.detach() for p in params.values()), *meta]), all(isinstance(g, DTensor) for g in meta)
+
+
+def _shard(_: str, module: nn.Module, mesh: Any) -> None:
+    for name, p in list(module.named_parameters(recurse=False)):
+        module.register_parameter(name, nn.Parameter(distribute_tensor(p.detach(), mesh, [Shard(0)])))
+
+
 @todist.auto_init_process_group(backend='gloo')
 def main() -> None:
     mesh = init_device_mesh('cpu', (todist.get_world_size(),))
@@ -85,6 +120,9 @@ def main() -> None:
         for kind, train in (('class', by_class), ('function', by_function)):
             (got, sharded), (expected, _) = train(name, mesh), train(name, None)
             found[f'{name} {kind}'] = (got, expected, sharded)
+    for way in WAYS:
+        (got, sharded), (expected, _) = recomputed(way, mesh), recomputed(way, None)
+        found[f'{way} recomputed'] = (got, expected, sharded)
     net = fully_shard(make_net(), mesh=mesh)
     nested = nn.ModuleDict({'body': fully_shard(make_net(), mesh=mesh)})
     optimizer = torchopt.FuncOptimizer(torchopt.adam(0.1))
@@ -96,6 +134,7 @@ def main() -> None:
             'MetaOptimizer': error_of(lambda: torchopt.MetaAdam(net)),
             'MetaOptimizer of a part': error_of(lambda: torchopt.MetaAdam(nested)),
             'FuncOptimizer': error_of(lambda: optimizer.step(loss_of(net), tuple(net.parameters()))),
+            'FuncOptimizer by closure': error_of(lambda: optimizer.step(lambda p: loss_of(net), distributed)),
             'map_tasks': error_of(lambda: todist.map_tasks(lambda p, x: p['0.bias'].sum(), [1], distributed)),
         }
     )

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A function and its vector-Jacobian product as two graphs, the first of which keeps what the second needs.
+
+Both come from one graph of the product, which contains the operations of the function.  The forward graph is the part
+that leads to the value.  The backward graph is the rest; the results of the forward graph that it uses are kept, unless
+they are views, constants or elementwise: these are computed again.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+
+from torchopt.autodiff.tape import Leaves
+
+__all__ = ['Split']
+
+
+class Split:
+    """The two graphs.
+
+    Args:
+        joint: The graph of ``(*x, *cotangents) -> (*value, *cotangents of x)``.
+        arity: The number of arguments ``x``.
+        values: The number of tensors in the value.
+        given: The indices of the values that have cotangents.
+        compiler: Compiles a graph for example inputs.
+        inputs: Examples of ``x``.
+    """
+
+    def __init__(
+        self,
+        joint: fx.GraphModule,
+        arity: int,
+        values: int,
+        given: Sequence[int],
+        compiler: Callable[[fx.GraphModule, Sequence[Any]], Callable[..., Any]],
+        inputs: Sequence[Tensor],
+    ) -> None:
+        if any(_writes(node) for node in joint.graph.nodes):
+            joint = _functional(joint)
+        self.joint, self.compiler, self.values, self.given = joint, compiler, values, list(given)
+        places = joint.graph.find_nodes(op='placeholder')
+        self.x, self.cotangents = places[:arity], dict(zip(given, places[arity:]))
+        results = joint.graph.find_nodes(op='output')[0].args[0]
+        self.value, self.pulled = list(results[:values]), list(results[values:])
+        forward = _ancestors(self.value)
+        forward.update(n for n in joint.graph.nodes if n.target is operator.getitem and n.args[0] in forward)
+        backward, self.kept = _backward_part(self.pulled, forward)
+        self.backward_nodes = [n for n in joint.graph.nodes if n in backward]
+        self.used = [i for i, place in enumerate(self.x) if place in self.kept]
+        self.kept = [n for n in self.kept if n.op != 'placeholder']
+        self.linear = _descendants(self.cotangents.values(), self.backward_nodes)
+        outside = [n for n in self.kept if n not in self.value]
+        self.sources = [self.value.index(n) if n in self.value else values + outside.index(n) for n in self.kept]
+        nodes = [n for n in joint.graph.nodes if n in forward and n.op != 'placeholder']
+        graph = _graph(joint, self.x, nodes, [*self.value, *outside], {})
+        self.program = compiler(graph, inputs)
+        self.products: dict[tuple[int, ...], Callable[..., Any]] = {}
+
+    def forward(self, x: Sequence[Tensor]) -> tuple[Leaves, list[Tensor]]:
+        """The value, and what to keep for :meth:`backward`."""
+        found = self.program(*x)
+        return found[: self.values], [x[i] for i in self.used] + [found[j] for j in self.sources]
+
+    def backward(self, kept: Sequence[Tensor], cotangents: Sequence[Tensor | None]) -> Leaves:
+        """The cotangents of ``x``, from those of the values, without the terms of missing ones."""
+        given = tuple([j for j in self.given if cotangents[j] is not None])
+        arguments = [*kept, *[cotangents[j] for j in given]]
+        if given not in self.products:
+            self.products[given] = self.compiler(self._backward_graph(given), arguments)
+        return tuple(self.products[given](*arguments))
+
+    def zeros(self, j: int) -> Tensor:
+        """A cotangent of zeros."""
+        value = self.value[j].meta['val']
+        return torch.zeros(value.shape, dtype=value.dtype, device=value.device)
+
+    def _backward_graph(self, given: Sequence[int]) -> fx.GraphModule:
+        """The graph for some of the cotangents.
+
+        It is linear in them.  So a result that depends on missing ones only is zero, and is left out.
+        """
+        missing = {place for j, place in self.cotangents.items() if j not in given}
+        absent: set[fx.Node] = set(missing)
+        for node in self.backward_nodes:
+            linear = [n for n in node.all_input_nodes if n in self.linear or n in self.cotangents.values()]
+            if linear and all(n in absent for n in linear):
+                absent.add(node)
+        places = [*(self.x[i] for i in self.used), *self.kept, *(self.cotangents[j] for j in given)]
+        nodes = [n for n in self.backward_nodes if n not in absent]
+        zeros = {
+            n: _Zeros(n.meta['val'].shape, n.meta['val'].dtype, n.meta['val'].device) for n in absent if _is_tensor(n)
+        }
+        return _graph(self.joint, places, nodes, self.pulled, zeros)
+
+
+class _Zeros(NamedTuple):
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+
+def _graph(
+    module: fx.GraphModule,
+    places: Sequence[fx.Node],
+    nodes: Sequence[fx.Node],
+    outputs: Sequence[fx.Node],
+    zeros: dict[fx.Node, _Zeros],
+) -> fx.GraphModule:
+    """The graph of some of the nodes; ``zeros`` replace others."""
+    graph = fx.Graph()
+    new: dict[fx.Node, fx.Node] = {}
+    for i, place in enumerate(places):
+        new[place] = graph.placeholder(f'arg_{i}')
+        new[place].meta = dict(place.meta)
+
+    def get(node: fx.Node) -> fx.Node:
+        if node not in new:
+            shape, dtype, device = zeros[node]
+            options: Any = {'dtype': dtype, 'device': device, 'pin_memory': False}
+            new[node] = graph.call_function(torch.ops.aten.full.default, (list(shape), 0), options)
+        return new[node]
+
+    for node in nodes:
+        new[node] = graph.node_copy(node, get)
+    graph.output([get(n) for n in outputs])
+    return fx.GraphModule(module, graph)
+
+
+def _ancestors(nodes: Sequence[fx.Node]) -> set[fx.Node]:
+    """The nodes, and all that they are computed from."""
+    found: set[fx.Node] = set()
+    left = list(nodes)
+    while left:
+        node = left.pop()
+        if node not in found:
+            found.add(node)
+            left += node.all_input_nodes
+    return found
+
+
+def _descendants(nodes: Any, among: Sequence[fx.Node]) -> set[fx.Node]:
+    """The nodes that are computed from others, among nodes in order."""
+    found = set(nodes)
+    for node in among:
+        if any(n in found for n in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _backward_part(outputs: Sequence[fx.Node], forward: set[fx.Node]) -> tuple[set[fx.Node], list[fx.Node]]:
+    """The nodes to compute in the backward graph, and those whose values it needs, in order."""
+    computed: set[fx.Node] = set()
+    kept: dict[fx.Node, None] = {}
+    left = list(outputs)
+    while left:
+        node = left.pop()
+        if node in computed or node in kept:
+            continue
+        if node.op == 'placeholder' or (node in forward and not _is_free(node)):
+            kept[node] = None
+        else:
+            computed.add(node)
+            left += node.all_input_nodes
+    return computed, [n for n in (next(iter(outputs)).graph.nodes if outputs else ()) if n in kept]
+
+
+def _is_free(node: fx.Node) -> bool:
+    """Whether a node is a view, a constant, or elementwise.
+
+    A compiler computes these within the operations that use them, in less time than a result is written and read.
+    """
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return node.op == 'get_attr'
+    is_view = any(r.alias_info is not None and not r.alias_info.is_write for r in node.target._schema.returns)
+    return is_view or torch.Tag.pointwise in node.target.tags or node.target in _COPIES or not node.all_input_nodes
+
+
+aten = torch.ops.aten
+_COPIES = {
+    aten._to_copy.default,
+    aten.clone.default,
+    aten.empty_like.default,
+    aten.full_like.default,
+    aten.ones_like.default,
+    aten.zeros_like.default,
+}
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    return isinstance(node.meta.get('val'), Tensor)
+
+
+def _writes(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _functional(graph: fx.GraphModule) -> fx.GraphModule:
+    """The graph with operations out of place instead of those in place."""
+    from torch.fx.experimental.proxy_tensor import make_fx  # takes long to import
+
+    values = [n.meta['val'] for n in graph.graph.find_nodes(op='placeholder')]
+    examples = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in values]
+    with torch.no_grad():
+        return make_fx(torch.func.functionalize(graph, remove='mutations'), tracing_mode='fake')(*examples)
