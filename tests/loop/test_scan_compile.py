@@ -85,6 +85,13 @@ def test_transforms_agree(name: str) -> None:
     assert_trees_close(found, transform(recurrent)(W, INIT, XS), TOLERANCE)
 
 
+def test_a_carry_from_outside_of_the_transform() -> None:
+    found, expected = (
+        torch.func.grad(lambda w, o=o: recurrent(w, INIT, XS, **o))(W) for o in ({'compile': 'eager'}, {})
+    )
+    assert_trees_close(found, expected, TOLERANCE)
+
+
 @pytest.mark.parametrize('options', [{'reverse': True}, {'checkpoint': 2}, {'truncate': 2}], ids=str)
 def test_other_options(options: dict[str, Any]) -> None:
     found = gradients(lambda *a: recurrent(*a, compile='eager', **options))(W, INIT, XS)

@@ -373,7 +373,7 @@ def _stand_in(x: Any, original: dict[int, Tensor]) -> Any:
     """A tensor with the value of ``x`` outside of transforms, and another id."""
     if not isinstance(x, Tensor):
         return x
-    plain = first_sample(x) if _is_wrapped(x) else x.detach()
+    plain = first_sample(x) if in_transform() else x.detach()
     original[id(plain)] = x
     return plain
 
