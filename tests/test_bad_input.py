@@ -238,7 +238,7 @@ def test_line_searches_need_the_objective() -> None:
     p.grad = torch.ones(3)
     optimizer = torchopt.Optimizer([p], torchopt.lbfgs())
     words = ["'value' is missing", 'linesearch=None', 'torchopt.LBFGS']
-    refuses(lambda: optimizer.step(lambda: p.sum()), TypeError, words, p, p.grad)
+    refuses(lambda: optimizer.step(p.sum), TypeError, words, p, p.grad)
 
 
 def test_closure_that_fails() -> None:
