@@ -32,7 +32,7 @@ from torchopt.solver.compact import Pair
 from torchopt.solver.linesearch import LineSearch, linesearch_of
 from torchopt.solver.objective import Objective, Vectors
 from torchopt.solver.run import OptStep, Task, as_tensors
-from torchopt.solver.status import Status
+from torchopt.solver.status import Status, has_no_bound
 
 __all__ = ['DescentSolver', 'Problem', 'Work', 'first_stepsize']
 
@@ -291,12 +291,22 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
             with problem.arithmetic():
                 return self._step(problem, last)
 
+        began = self._measures(problem, start)
+
         def finish(last: OptStep) -> OptStep:
             x, work = last
-            work = work._replace(grad=problem.tensor(work.grad))
+            with problem.arithmetic():
+                endless = has_no_bound(began, self._measures(problem, last), torch.finfo(problem.vectors.dtype).eps)
+            status = where(endless & (work.error > self.tol), int(Status.UNBOUNDED), work.status)
+            work = work._replace(grad=problem.tensor(work.grad), status=status)
             return OptStep(problem.vectors.unpack(problem.tensor(x)), self._as_state(work, problem.vectors))
 
         return Task(start, step, finish)
+
+    def _measures(self, problem: Problem, at: OptStep) -> tuple[Any, Any, Any]:
+        """The objective, the norm of the parameters and the violation of the optimality condition, as numbers."""
+        value, length, error = numbers(at.state.value, problem.norm(at.params), at.state.error)
+        return value, length, error
 
     def _begin(self, init_params: Any, problem: Problem, in_place: bool) -> OptStep:
         x, value, gradient, aux = problem.begin(_params_of(init_params))
