@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._C import _functorch
 
 from torchopt import tree
-from torchopt.numerics import has_tangent, is_readable, is_transformed
+from torchopt.numerics import has_tangent, is_readable, is_tracing, is_transformed
 
 __all__ = [
     'clip',
@@ -106,7 +106,7 @@ def settled(test: Any) -> Any:
         >>> torch.vmap(lambda x: x if settled(x > 0) is True else -x)(torch.tensor([1.0, 2.0]))
         tensor([1., 2.])
     """
-    if not isinstance(test, Tensor) or torch.compiler.is_compiling() or not test.is_cpu:
+    if not isinstance(test, Tensor) or is_tracing() or not test.is_cpu:
         return test
     values = without_wrappers(test)
     if values.numel() == 0 or bool(values.all()):
