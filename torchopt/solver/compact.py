@@ -126,12 +126,13 @@ class Rows(NamedTuple):
         curved = settled(is_curved(product, ss, yy, s.dtype))
         grown = GROWTH * self.gamma if self.scaled else 1.0
         if curved is False:
-            return Rows(*self._with_one_less(), grown, self.scaled)
+            older = self._with_one_less()
+            return Rows(older[0], older[1], older[2], grown, self.scaled)
         weight, gamma = 1.0 / where(curved, product, 1.0), where(curved, product, 1.0) / where(curved, yy, 1.0)
         kept = [torch.cat([old[1:], row[None]]) for old, row in zip(self[:3], (s, y, weight))]
         if curved is not True:
             kept = [torch.where(curved, more, less) for more, less in zip(kept, self._with_one_less())]
-        return Rows(*kept, where(curved, gamma, grown) if self.scaled else 1.0, self.scaled)
+        return Rows(kept[0], kept[1], kept[2], where(curved, gamma, grown) if self.scaled else 1.0, self.scaled)
 
     def _with_one_less(self) -> list[Tensor]:
         """Pairs and weights without the oldest pair."""
