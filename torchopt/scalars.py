@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 
 from torchopt import tree
-from torchopt.numerics import has_tangent, is_readable, is_transformed
+from torchopt.numerics import has_tangent, is_readable, is_tracing, is_transformed
 
 __all__ = [
     'clip',
@@ -29,9 +30,11 @@ __all__ = [
     'pick',
     'power',
     'root',
+    'settled',
     'smaller',
     'violation',
     'where',
+    'without_wrappers',
 ]
 
 
@@ -87,16 +90,46 @@ def where(test: Any, x: Any, y: Any) -> Any:
     if test is True or test is False or not isinstance(test, Tensor):
         return x if test else y
     if isinstance(x, Tensor) or isinstance(y, Tensor):
-        like = x if isinstance(x, Tensor) else y
-        test = test.to(like.device)
-        x, y = (z.to(like.device) if isinstance(z, Tensor) else z for z in (x, y))
+        device = x.device if isinstance(x, Tensor) else y.device
+        test, x, y = (z.to(device) if isinstance(z, Tensor) and z.device != device else z for z in (test, x, y))
         return torch.where(test, x, y)
     kind = torch.bool if isinstance(x, bool) else torch.int64 if isinstance(x, int) else torch.float64
     return torch.where(test, *(torch.full((), z, dtype=kind, device=test.device) for z in (x, y)))
 
 
+def settled(test: Any) -> Any:
+    """A test as a bool, if all samples of a batch agree on it and that can be read without synchronization.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.scalars import settled
+        >>> torch.vmap(lambda x: x if settled(x > 0) is True else -x)(torch.tensor([1.0, 2.0]))
+        tensor([1., 2.])
+    """
+    if not isinstance(test, Tensor) or is_tracing() or not test.is_cpu:
+        return test
+    values = without_wrappers(test)
+    if values.numel() == 0 or bool(values.all()):
+        return True
+    return test if bool(values.any()) else False
+
+
+def without_wrappers(x: Tensor) -> Tensor:
+    """The values of all samples of all batches, without the wrappers of ``torch.func``.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.scalars import without_wrappers
+        >>> torch.vmap(lambda x: x + without_wrappers(x).sum())(torch.tensor([1.0, 2.0]))
+        tensor([4., 5.])
+    """
+    while _functorch.is_functorch_wrapped_tensor(x):
+        x = _functorch.get_unwrapped(x)
+    return x
+
+
 def pick(test: Any, x: Any, y: Any) -> Any:
-    """Like :func:`where` for trees; if the value of the test can be read, no leaves are copied.
+    """Like :func:`where` for trees; if all samples agree, no leaves are copied.
 
     Example:
         >>> import torch
@@ -104,6 +137,7 @@ def pick(test: Any, x: Any, y: Any) -> Any:
         >>> pick(torch.tensor(True), {'w': 1.0}, {'w': 2.0})
         {'w': 1.0}
     """
+    test = settled(test)
     if is_readable(test):
         return x if test else y
     return tree.map(lambda a, b: a if a is b else where(test, a, b), x, y)

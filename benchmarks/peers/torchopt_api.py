@@ -243,17 +243,17 @@ class Ridge:
 
     def __init__(self, work: Workload) -> None:
         self.X, self.y, *self.validation = tensors(problems.ridge(work.tree))
-        self.zero = torch.zeros(self.X.shape[1], device=self.X.device)
+        self.n, self.zero = len(self.y), torch.zeros(self.X.shape[1], device=self.X.device)
         self.log_penalty = torch.tensor(RIDGE_PENALTY, device=self.X.device).log().requires_grad_()
 
     def product(self, v: Tensor, penalty: Tensor) -> Tensor:
-        return self.X.T @ (self.X @ v) / len(self.y) + penalty * v
+        return self.X.T @ (self.X @ v) / self.n + penalty * v
 
     def gradient(self, w: Tensor, penalty: Tensor) -> Tensor:
-        return self.X.T @ (self.X @ w - self.y) / len(self.y) + penalty * w
+        return self.X.T @ (self.X @ w - self.y) / self.n + penalty * w
 
     def objective(self, w: Tensor, penalty: Tensor) -> Tensor:
-        return 0.5 * (self.X @ w - self.y).square().sum() / len(self.y) + 0.5 * penalty * torch.dot(w, w)
+        return 0.5 * (self.X @ w - self.y).square().sum() / self.n + 0.5 * penalty * torch.dot(w, w)
 
     def mean_squares(self, w: Tensor) -> Tensor:
         X, y = self.validation
@@ -285,7 +285,7 @@ def _through_solver(work: Workload, options: dict[str, Any]) -> Case:
     warnings.simplefilter('ignore', torchopt.linear_solve.LinearSolveWarning)
 
     def fit(init: Tensor, penalty: Tensor) -> Tensor:
-        return _cg(lambda v: ridge.product(v, penalty), ridge.X.T @ ridge.y / len(ridge.y))
+        return _cg(lambda v: ridge.product(v, penalty), ridge.X.T @ ridge.y / ridge.n)
 
     return ridge.case(fit)
 
@@ -296,7 +296,7 @@ def _root(work: Workload, options: dict[str, Any]) -> Case:
     @_custom_root(ridge.gradient)
     def fit(init: Tensor, penalty: Tensor) -> Tensor:
         with torch.no_grad():
-            return _cg(lambda v: ridge.product(v, penalty), ridge.X.T @ ridge.y / len(ridge.y))
+            return _cg(lambda v: ridge.product(v, penalty), ridge.X.T @ ridge.y / ridge.n)
 
     return ridge.case(fit)
 
@@ -307,7 +307,7 @@ def _root_of_objective(work: Workload, options: dict[str, Any]) -> Case:
     @_custom_root(torch.func.grad(ridge.objective))
     def fit(init: Tensor, penalty: Tensor) -> Tensor:
         with torch.no_grad():
-            return _cg(lambda v: ridge.product(v, penalty), ridge.X.T @ ridge.y / len(ridge.y))
+            return _cg(lambda v: ridge.product(v, penalty), ridge.X.T @ ridge.y / ridge.n)
 
     return ridge.case(fit)
 

@@ -31,6 +31,7 @@ from torchopt.autodiff.closure import Converted, closure_convert
 from torchopt.autodiff.products import jvp, replacing, vjp
 from torchopt.autodiff.tape import Leaves
 from torchopt.linear_solve import solve_normal_cg
+from torchopt.linear_solve.direct import solve_small
 from torchopt.linear_solve.operators import Adjoint, Jacobian
 from torchopt.linear_solve.solve import BoundOperator, TreeShape
 from torchopt.numerics import apply_function, forward_mode, in_transform, is_inexact, saved_tensors
@@ -53,7 +54,8 @@ class Root:
         fun: ``fun(sol, *args, **kwargs)``, zero at the root.
         shape: The structure and the value of the root.
         arguments: The tensors of the pair ``(args, kwargs)``.
-        solve: The linear solver, :func:`torchopt.linear_solve.solve_normal_cg` if None.
+        solve: The linear solver; if None, :func:`torchopt.linear_solve.solve_normal_cg`, or in a batch of small and
+            regular systems a factorization.
         constants: Tensors that ``fun`` closes over and that get no derivative.
 
     Attributes:
@@ -72,7 +74,7 @@ class Root:
         constants: Sequence[Tensor] = (),
     ) -> None:
         self.shape, self.arguments = shape, arguments
-        self.solve = solve_normal_cg if solve is None else solve
+        self.solve = solve_small if solve is None else solve
         self.unknowns = len(shape.unknowns)
 
         def of_leaves(x: Leaves, given: Leaves) -> Leaves:

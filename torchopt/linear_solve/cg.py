@@ -13,8 +13,8 @@ from torch import Tensor
 
 from torchopt.linear_solve.problem import Problem
 from torchopt.linear_solve.solve import configurable, solve_with, stopping_rule
-from torchopt.linear_solve.stopping import Improvement, IterativeOptions, can_improve, masked
-from torchopt.linear_solve.vectors import Scalar, add_scaled, divide, inner, norm
+from torchopt.linear_solve.stopping import Improvement, IterativeOptions
+from torchopt.linear_solve.vectors import Scalar, add_scaled, can_improve, divide, inner, masked, norm
 from torchopt.loop.while_loops import repeat
 
 __all__ = ['ConjugateGradient', 'solve_cg', 'solve_normal_cg']

@@ -22,6 +22,7 @@ function, so derivatives of every order follow.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
@@ -366,7 +367,8 @@ def _problem(system: System, consts: Leaves, approximate: Leaves, b: Leaves, x0:
     range_ = Layout.of(b, system.batch)
     if system.normal is None:
         apply, adjoint = system.operator.prepare(consts, b)
-        products = Products(apply, adjoint, _approximate(system, approximate, b), system.product)
+        many = functools.partial(system.operator.many, consts) if system.batch else None
+        products = Products(apply, adjoint, _approximate(system, approximate, b), system.product, many)
         return Problem(range_, products, b, x0, system.method.power)
     normal, ridge = system.normal, None
     if normal.has_ridge:

@@ -12,13 +12,17 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
+from torchopt import tree
+from torchopt.linear_solve.cg import solve_normal_cg
 from torchopt.linear_solve.neumann import NeumannSeries
 from torchopt.linear_solve.problem import Problem, Result
 from torchopt.linear_solve.solve import configurable, iteration_limit, solve_with
 from torchopt.linear_solve.status import Outcome
 from torchopt.linear_solve.vectors import divide
+from torchopt.numerics import is_inexact, is_readable
+from torchopt.scalars import without_wrappers
 
-__all__ = ['Direct', 'solve_cholesky', 'solve_inv', 'solve_lu', 'solve_qr']
+__all__ = ['Direct', 'solve_cholesky', 'solve_inv', 'solve_lu', 'solve_qr', 'solve_small']
 
 
 @dataclass(frozen=True)
@@ -31,11 +35,13 @@ class Direct:
 
     Attributes:
         factor_and_solve: ``(matrix, b) -> x``, where ``b`` and ``x`` are columns; raises for a singular matrix.
+        reliable: The relative residual up to which a solution is reliable.
     """
 
     name: str
     factor_and_solve: Callable[[Tensor, Tensor], Tensor]
     symmetric: bool = False
+    reliable: float = 1e-3
 
     power = 1
     truncates = False
@@ -51,15 +57,15 @@ class Direct:
             of_b, of_probe = left.tolist()
             worst = max(divide(of_b, problem.norm), of_probe / probe_norm)
             _require(torch.tensor(worst <= _SINGULAR_FROM))
-            return Result(x[:, 0], 1, of_b, Outcome.CONVERGED if worst <= _UNRELIABLE_FROM else Outcome.STAGNATED)
+            return Result(x[:, 0], 1, of_b, Outcome.CONVERGED if worst <= self.reliable else Outcome.STAGNATED)
         worst = torch.maximum(divide(left[..., :1], problem.norm), left[..., 1:] / probe_norm)
         _require((worst <= _SINGULAR_FROM).squeeze(-1))
-        outcome = torch.where(worst <= _UNRELIABLE_FROM, int(Outcome.CONVERGED), int(Outcome.STAGNATED))
+        outcome = torch.where(worst <= self.reliable, int(Outcome.CONVERGED), int(Outcome.STAGNATED))
         return Result(x[..., 0], 1, left[..., :1], outcome)
 
 
-_SINGULAR_FROM, _UNRELIABLE_FROM = 0.1, 1e-3
-"""Relative residuals above which a matrix counts as singular to the precision of its dtype, and as nearly singular."""
+_SINGULAR_FROM = 0.1
+"""The relative residual above which a matrix counts as singular to the precision of its dtype."""
 
 
 @functools.lru_cache(maxsize=64)
@@ -148,6 +154,29 @@ def solve_lu(matvec: Callable[[Any], Any] | None = None, b: Any = None, ridge: A
         tensor([2., 1.], dtype=torch.float64)
     """
     return solve_with(Direct('solve_lu', _by_lu), matvec, b, ridge=ridge)
+
+
+def solve_small(matvec: Callable[[Any], Any], b: Any) -> Any:
+    """Solve a system that may be singular as :func:`solve_normal_cg` does; in a batch of small systems, by LU.
+
+    The solution by LU counts if all matrices of the batch are well-conditioned: the relative residual is at most the
+    square root of the precision.
+    """
+    leaves = [x for x in tree.leaves(b) if is_inexact(x)]
+    if any(map(is_readable, leaves)) or sum(x.numel() for x in leaves) > _SMALL:
+        return solve_normal_cg(matvec, b)
+    precision = max(torch.finfo(x.dtype).eps for x in leaves)
+    method = Direct('solve_lu', _by_lu, reliable=precision**0.5)
+    try:
+        x, status = solve_with(method, matvec, b, return_status=True)
+    except LinAlgError:
+        return solve_normal_cg(matvec, b)
+    reliable = bool(without_wrappers(status.outcome == int(Outcome.CONVERGED)).all())
+    return x if reliable else solve_normal_cg(matvec, b)
+
+
+_SMALL = 64
+"""The largest number of unknowns for which :func:`solve_small` builds a matrix."""
 
 
 @configurable

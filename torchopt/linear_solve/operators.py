@@ -50,6 +50,10 @@ class Operator:
 
         return functools.partial(self.matvec, consts), adjoint
 
+    def many(self, consts: Leaves, x: Leaves, transposed: bool = False) -> Leaves:
+        """The products with many vectors, along the first dimension; with the transpose if ``transposed``."""
+        return map_product(functools.partial(self.rmatvec if transposed else self.matvec, consts))(x)
+
     def batched(self, consts: Leaves, dims: Sequence[int | None], size: int) -> tuple[Operator, Leaves]:
         """The maps of many systems as one; all vectors get a new first dimension.
 
@@ -90,10 +94,11 @@ class Jacobian(Operator):
     Args:
         fun: ``fun(theta, x)``, a function of lists of leaves.
         unknowns: The number of leaves of ``x``.
+        each: For many systems, the operator of each.
     """
 
-    def __init__(self, fun: Callable[[Leaves, Leaves], Leaves], unknowns: int) -> None:
-        self.fun, self.unknowns = fun, unknowns
+    def __init__(self, fun: Callable[[Leaves, Leaves], Leaves], unknowns: int, each: Mapped | None = None) -> None:
+        self.fun, self.unknowns, self.each = fun, unknowns, each
 
     def matvec(self, consts: Leaves, x: Leaves) -> Leaves:
         """The product with a vector."""
@@ -123,6 +128,10 @@ class Jacobian(Operator):
 
         return apply, taped(pull)
 
+    def many(self, consts: Leaves, x: Leaves, transposed: bool = False) -> Leaves:
+        """The products with many vectors."""
+        return super().many(consts, x, transposed) if self.each is None else self.each.many(consts, x, transposed)
+
     def batched(self, consts: Leaves, dims: Sequence[int | None], size: int) -> tuple[Operator, Leaves]:
         """The block-diagonal Jacobian of the mapped function."""
         if all(d is None for d in dims):
@@ -130,10 +139,9 @@ class Jacobian(Operator):
         n, fun = self.unknowns, self.fun
         point = [x if d == 0 else x.expand(size, *x.shape) for x, d in zip(consts[:n], dims)]
         theta_dims = list(dims[n:])
-        return (
-            Jacobian(lambda theta, x: _vmap(fun, theta_dims)(list(theta), list(x)), n),
-            [*point, *consts[n:]],
-        )
+        each = Mapped(self, [0] * n + theta_dims, size)
+        mapped = Jacobian(lambda theta, x: _vmap(fun, theta_dims)(list(theta), list(x)), n, each)
+        return mapped, [*point, *consts[n:]]
 
 
 class Adjoint(Operator):
@@ -154,6 +162,10 @@ class Adjoint(Operator):
         """The same two products, exchanged."""
         apply, adjoint = self.of.prepare(consts, like)
         return adjoint, apply
+
+    def many(self, consts: Leaves, x: Leaves, transposed: bool = False) -> Leaves:
+        """The products with many vectors."""
+        return self.of.many(consts, x, not transposed)
 
     def batched(self, consts: Leaves, dims: Sequence[int | None], size: int) -> tuple[Operator, Leaves]:
         """The transpose of the batched operator."""
@@ -192,6 +204,11 @@ class Shifted(Operator):
         ridge = consts[-1].detach()
         return lambda x: self._plus(ridge, x, apply(x)), lambda u: self._plus(ridge, u, adjoint(u))
 
+    def many(self, consts: Leaves, x: Leaves, transposed: bool = False) -> Leaves:
+        """The products with many vectors."""
+        y = self.of.many(consts[:-1], x, transposed)
+        return [torch.stack(z) for z in zip(*(self._plus(consts[-1], *rows) for rows in zip(zip(*x), zip(*y))))]
+
     def batched(self, consts: Leaves, dims: Sequence[int | None], size: int) -> tuple[Operator, Leaves]:
         """The shift of the batched operator."""
         if all(d is None for d in dims):
@@ -217,6 +234,14 @@ class Mapped(Operator):
     def rmatvec(self, consts: Leaves, u: Leaves) -> Leaves:
         """The product of the transpose with a vector."""
         return _vmap(self.of.rmatvec, self.dims)(list(consts), list(u))
+
+    def many(self, consts: Leaves, x: Leaves, transposed: bool = False) -> Leaves:
+        """The products with many vectors, all of those of a system together: torch copies no matrix for them."""
+
+        def of_one(consts: Leaves, x: Leaves) -> tuple[Tensor, ...]:
+            return tuple(self.of.many(consts, x, transposed))
+
+        return torch.vmap(of_one, in_dims=(self.dims, 1), out_dims=1, randomness='different')(list(consts), list(x))
 
 
 class Repeated(Operator):

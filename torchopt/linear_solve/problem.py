@@ -45,12 +45,14 @@ class Products(NamedTuple):
         adjoint: The product with its transpose.
         approximate: The product with the preconditioner, if there is one.
         known: The product of the matrix with the right-hand side, if it is known.
+        many: The products with several vectors, along a new first dimension, if that is better than one at a time.
     """
 
     apply: Product
     adjoint: Product
     approximate: Product | None = None
     known: Leaves | None = None
+    many: Product | None = None
 
 
 class Problem:
@@ -190,7 +192,10 @@ class Problem:
         n, batch = self.layout.size, self.layout.batch
         identity = torch.eye(n, dtype=self.layout.dtype, device=self.layout.device)
         basis = identity.view(n, *(1 for _ in batch), n).expand(n, *batch, n)
-        columns = map_product(lambda x: [self._raw(*x)])([basis])[0]
+        if self._products.many is None:
+            columns = map_product(lambda x: [self._raw(*x)])([basis])[0]
+        else:
+            columns = torch.vmap(lambda *x: self.layout.ravel(x))(*self._products.many(self.layout.unravel(basis)))
         matrix = columns.movedim(0, -1)
         flat = matrix.reshape(*batch, n * n)
         self._matrix_scale = exponent(flat, norm(flat))

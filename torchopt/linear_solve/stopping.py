@@ -22,10 +22,10 @@ from torch import Tensor
 
 from torchopt.linear_solve.problem import Problem, Result
 from torchopt.linear_solve.status import Outcome
-from torchopt.linear_solve.vectors import Scalar, any_above, exponent, norm, times_power
+from torchopt.linear_solve.vectors import Scalar, any_above, can_improve, exponent, norm, times_power
 from torchopt.loop.while_loops import repeat
 
-__all__ = ['Improvement', 'IterativeOptions', 'can_improve', 'masked']
+__all__ = ['Improvement', 'IterativeOptions']
 
 
 class Improvement(NamedTuple):
@@ -111,9 +111,13 @@ class IterativeOptions:
         def correct(state: _Progress) -> _Progress:
             x, r, before, iterations, units = state[:5]
             e = exponent(r, before)
-            of_r, of_limit = times_power(before, -e), times_power(limit, -e)
-            done = self.improve(problem, times_power(r, -e), of_r, of_limit, steps - units)
-            d, found = times_power(done.d, e), times_power(done.size, e)
+            if isinstance(e, int) and e == 0:
+                done = self.improve(problem, r, before, limit, steps - units)
+                d, found = done.d, done.size
+            else:
+                of_r, of_limit = times_power(before, -e), times_power(limit, -e)
+                done = self.improve(problem, times_power(r, -e), of_r, of_limit, steps - units)
+                d, found = times_power(done.d, e), times_power(done.size, e)
             x, iterations, units = x + d, iterations + done.iterations, units + done.units
             claimed = found <= limit
             if units >= steps and not (bool(claimed.any()) if isinstance(claimed, Tensor) else claimed):
@@ -140,16 +144,3 @@ class IterativeOptions:
         unsolved = torch.where(torch.as_tensor(claimed), int(Outcome.STAGNATED), int(other))
         outcome = torch.where(solved, int(Outcome.CONVERGED), unsolved)
         return torch.where(torch.isfinite(size), outcome, int(Outcome.DIVERGED))
-
-
-def masked(value: Any, size: Any, limit: Any) -> Any:
-    """The value; zero for the solved systems of a batch."""
-    return torch.where(size <= limit, 0.0, value) if isinstance(value, Tensor) else value
-
-
-def can_improve(size: Any, limit: Any, *steps: Any) -> bool:
-    """Whether some system is not solved yet, is finite, and moved in at least one of the last steps."""
-    if not isinstance(size, Tensor):
-        return size > limit and math.isfinite(size) and any(step != 0 for step in steps)
-    moved = torch.stack([step != 0 for step in steps]).any(dim=0)
-    return bool(((size > limit) & torch.isfinite(size) & moved).any())

@@ -18,7 +18,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ['Layout', 'Scalar', 'add_scaled', 'any_above', 'divide', 'exponent', 'inner', 'norm', 'times_power']
+__all__ = [
+    'Layout',
+    'Scalar',
+    'add_scaled',
+    'any_above',
+    'can_improve',
+    'divide',
+    'exponent',
+    'inner',
+    'masked',
+    'norm',
+    'times_power',
+]
 
 Scalar = Any
 """A Python number for a single system, a tensor of shape ``(*batch, 1)`` for a batch.
@@ -149,3 +161,16 @@ def add_scaled(x: Tensor, y: Tensor, by: Scalar) -> Tensor:
 def any_above(x: Scalar, limit: Scalar) -> bool:
     """Whether some system's value exceeds its limit, or is NaN."""
     return bool((~(x <= limit)).any()) if isinstance(x, Tensor) else not x <= limit
+
+
+def masked(value: Any, size: Any, limit: Any) -> Any:
+    """The value; zero for the solved systems of a batch."""
+    return torch.where(size <= limit, 0.0, value) if isinstance(value, Tensor) else value
+
+
+def can_improve(size: Any, limit: Any, *steps: Any) -> bool:
+    """Whether some system is not solved yet, is finite, and moved in at least one of the last steps."""
+    if not isinstance(size, Tensor):
+        return size > limit and math.isfinite(size) and any(step != 0 for step in steps)
+    moved = torch.stack([step != 0 for step in steps]).any(dim=0)
+    return bool(((size > limit) & torch.isfinite(size) & moved).any())

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchopt import tree
 from torchopt.numerics import as_scalar_like, is_inexact
-from torchopt.scalars import numbers, pick, where
+from torchopt.scalars import numbers, pick, settled, where
 
 __all__ = ['Point', 'Ray', 'along', 'choose', 'inner_product', 'move_along', 'value_and_gradient']
 
@@ -47,6 +47,7 @@ def choose(test: Any, x: Point, y: Point) -> Point:
         >>> choose(True, Point(0.5, 1.0, -2.0, None), Point(0.0, 2.0, -2.0, None)).stepsize
         0.5
     """
+    test = settled(test)
     if test is True or test is False:
         return x if test else y
     stepsize, value, slope = (where(test, a, b) for a, b in zip(x[:3], y))

@@ -6,10 +6,12 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import torch
+
 from torchopt.linesearch.interpolation import cubic_minimum, quadratic_minimum
 from torchopt.linesearch.ray import Point, Ray, choose
-from torchopt.loop.while_loops import repeat
-from torchopt.scalars import larger, negated, numbers, smaller, violation, where
+from torchopt.loop.while_loops import fits_one_operation, repeat
+from torchopt.scalars import larger, negated, numbers, settled, smaller, violation, where
 
 __all__ = ['ZoomOptions', 'ZoomSearch', 'Zoomed', 'zoom', 'zoom_begin', 'zoom_end', 'zoom_search', 'zoom_step']
 
@@ -154,17 +156,21 @@ def zoom_search(ray: Ray, start: Point, guess: Any, options: ZoomOptions, limit:
     value, slope, guess = numbers(start.value, start.slope, guess)
     first = _End(0.0, value, slope)
     new = ray(guess if options.largest is None else smaller(guess, options.largest))
-    decrease, curvature = _errors(first, new, options)
-    if (larger(decrease, curvature) <= options.tol) is True:
-        # Most searches end here.
-        return Zoomed(new, decrease, curvature, 1, False, 0.0)
-    search = _absorb(zoom_begin(start, guess), new, options, limit)
+    one_operation = fits_one_operation((start, new))
+    if one_operation:  # which begins with the first evaluation, so that it is compiled once
+        search = zoom_begin(start, guess)._replace(running=torch.ones_like(new.value, dtype=torch.bool))
+    else:
+        decrease, curvature = _errors(first, new, options)
+        if settled(larger(decrease, curvature) <= options.tol) is True:
+            # Most searches end here.
+            return Zoomed(new, decrease, curvature, 1, False, 0.0)
+        search = _absorb(zoom_begin(start, guess), new, options, limit)
     if search.running is not False:
         search = repeat(
             lambda search: search.running,
             lambda search: zoom_step(ray, search, options, limit),
             search,
-            limit - 1,
+            None if one_operation else limit - 1,  # `running` ends at the limit too
             check=False,
         )
     return zoom_end(search)
@@ -256,6 +262,7 @@ def zoom_end(search: ZoomSearch) -> Zoomed:
 
 
 def _choose(test: Any, x: _End, y: _End) -> _End:
+    test = settled(test)
     if test is True or test is False:
         return x if test else y
     return _End(*(where(test, a, b) for a, b in zip(x, y)))

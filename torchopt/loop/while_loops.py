@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch._C import _functorch
+from torch.autograd import forward_ad
 
 from torchopt import checks, tree
 from torchopt.loop.branches import as_condition, check_same
 from torchopt.numerics import is_readable, is_tracing
-from torchopt.scalars import pick
+from torchopt.scalars import pick, without_wrappers
 
 __all__ = ['fori_loop', 'repeat', 'while_loop']
 
@@ -102,11 +103,13 @@ def repeat(
             if is_tracing():
                 if maxiter is None:
                     return _traced(cond_fun, body_fun, val)
-            elif not _any(running):
-                break
+            else:
+                some, known = _some_and_all(running)
+                if not some:
+                    break
             # For a sample that has stopped, repeat the step on its last running value and drop the result.  On other
             # values, the step could give NaN, which a cotangent of zero would not remove.
-            ran = pick(running, val, ran)
+            ran = val if known else pick(running, val, ran)
             new = body_fun(ran)
         if check and steps == 0:
             check_same(val, new, 'body_fun', 'init_val')
@@ -165,26 +168,38 @@ def fori_loop(
     return state[1]
 
 
-def _any(test: Tensor) -> bool:
-    """Whether a condition holds for at least one sample of all batches."""
-    while _functorch.is_functorch_wrapped_tensor(test):
-        test = _functorch.get_unwrapped(test)
-    return bool(test.any())
+def fits_one_operation(val: Any) -> bool:
+    """Whether a loop from this value can be compiled as ``torch.while_loop``, which has no derivative and no batch."""
+    if not is_tracing() or forward_ad._current_level >= 0:
+        return False
+    tensors = [x for x in tree.leaves(val) if isinstance(x, Tensor)]
+    return not any(x.requires_grad or _functorch.is_batchedtensor(x) for x in tensors)
+
+
+def _some_and_all(test: Tensor) -> tuple[bool, bool]:
+    """Whether a condition holds for at least one sample of all batches, and whether for all."""
+    values = without_wrappers(test)
+    some, every = torch.stack([values.any(), values.all()]).tolist()
+    return some, every
+
+
+_DTYPES = {bool: torch.bool, int: torch.int64, float: torch.float64}
 
 
 def _traced(cond_fun: Callable[[Any], Any], body_fun: Callable[[Any], Any], val: Any) -> Any:
     """The loop as one operation of the graph, ``torch.while_loop``."""
     leaves, spec = tree.flatten(val)
-    tensors = [x if isinstance(x, Tensor) else torch.as_tensor(x) for x in leaves]
+    # torch.while_loop does not allow that arguments and results share memory.
+    tensors = [x.clone() if isinstance(x, Tensor) else torch.tensor(x, dtype=_DTYPES[type(x)]) for x in leaves]
 
     def condition(*xs: Tensor) -> Any:
-        return as_condition(cond_fun(tree.unflatten(spec, xs)), 'The result of cond_fun')
+        test = as_condition(cond_fun(tree.unflatten(spec, xs)), 'The result of cond_fun')
+        return torch.as_tensor(test).clone()
 
     def body(*xs: Tensor) -> tuple[Tensor, ...]:
         new = tree.flatten_up_to(
             spec, body_fun(tree.unflatten(spec, xs)), name='the result of body_fun', like='init_val'
         )
-        # torch.while_loop does not allow results that are inputs.
-        return tuple(y.clone() if any(y is x for x in xs) else torch.as_tensor(y) for y in new)
+        return tuple(torch.as_tensor(y).to(x.dtype).clone() for x, y in zip(tensors, new))
 
     return tree.unflatten(spec, torch.while_loop(condition, body, tuple(tensors)))  # type: ignore[no-untyped-call]

@@ -12,12 +12,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
 from typing_extensions import Self
 
 from torchopt import checks, progress, tree
 from torchopt.loop import while_loop
 from torchopt.numerics import eager
+from torchopt.scalars import without_wrappers
 from torchopt.solver import adjoint
 from torchopt.solver.run import KKTSolution, OptStep, Task, check_start, conclude, iterate, names_the_start
 from torchopt.spelling import check_names_of
@@ -95,8 +95,9 @@ class IterativeSolver(Solver):
         callback: ``callback(params, state)``, called after each step.
         implicit_diff: Whether derivatives of :meth:`run` come from the implicit function theorem.  If not, they come
             from the steps.
-        implicit_diff_solve: The linear solver for them, ``solve(matvec, b)``;
-            :func:`torchopt.linear_solve.solve_normal_cg` if None.
+        implicit_diff_solve: The linear solver for them, ``solve(matvec, b)``.  If None,
+            :func:`torchopt.linear_solve.solve_normal_cg`; for a batch of small and well-conditioned systems, under
+            ``torch.vmap``, an LU factorization.
         jit: Accepted for code written for JAXopt; nothing is compiled.
         unroll: How derivatives come from the steps where ``implicit_diff`` is False: ``'checkpoint'`` remembers about
             the square root of the steps and makes those between again in the backward pass; ``'auto'``, True and False
@@ -304,6 +305,4 @@ class _Report:
 
 def _largest(x: Any) -> Any:
     """A number to print; of a batch, the largest."""
-    while isinstance(x, Tensor) and _functorch.is_functorch_wrapped_tensor(x):
-        x = _functorch.get_unwrapped(x)
-    return x.detach().max().item() if isinstance(x, Tensor) else x
+    return without_wrappers(x).detach().max().item() if isinstance(x, Tensor) else x

@@ -69,6 +69,8 @@ def box_step(x: Tensor, g: Tensor, lower: Tensor, upper: Tensor, model: Model) -
         <https://doi.org/10.1137/0916069>`_, 1995.  Morales and Nocedal, `Remark on Algorithm 778
         <https://doi.org/10.1145/2049662.2049669>`_, 2011.
     """
+    # Infinite slopes, as of a root at its bound, would make sums NaN.
+    g = torch.where(torch.isinf(g), torch.sign(g) * 1e-3 * torch.finfo(g.dtype).max ** 0.5, g)
     cauchy, c, free = _cauchy_point(x, g, lower, upper, model)
     way = _minimum_of_free(x, g, cauchy, c, free, model)
     way = torch.where(torch.isfinite(way), way, 0.0)

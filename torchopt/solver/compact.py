@@ -9,7 +9,8 @@ triangle :math:`R` of :math:`S Y^\mathsf{T}`, its diagonal :math:`D`, and a scal
     u = R^{-1} S g, \qquad
     w = R^{-\mathsf{T}} \left( D u + \gamma (Y Y^\mathsf{T} u - Y g) \right).
 
-It is the matrix of the two-loop recursion, in four products with matrices instead of :math:`4 m` with vectors.
+It is the matrix of the two-loop recursion, in four products with matrices instead of :math:`4 m` with vectors.  Batches
+of small problems use the recursion itself.
 
 References:
     Byrd, Nocedal and Schnabel, `Representations of quasi-Newton matrices and their use in limited memory methods
@@ -25,7 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchopt.scalars import where
+from torchopt.numerics import is_readable
+from torchopt.scalars import settled, where
 
 __all__ = ['GROWTH', 'Memory', 'Pair', 'Rows', 'Window', 'is_curved']
 
@@ -121,21 +123,30 @@ class Rows(NamedTuple):
             return self
         s, y = x[1] - x[0], gradient[1] - gradient[0]
         product, ss, yy = s @ y, s @ s, y @ y
-        curved = is_curved(product, ss, yy, s.dtype)
+        curved = settled(is_curved(product, ss, yy, s.dtype))
+        grown = GROWTH * self.gamma if self.scaled else 1.0
+        if curved is False:
+            older = self._with_one_less()
+            return Rows(older[0], older[1], older[2], grown, self.scaled)
         weight, gamma = 1.0 / where(curved, product, 1.0), where(curved, product, 1.0) / where(curved, yy, 1.0)
-        more = [torch.cat([old[1:], row[None]]) for old, row in zip(self[:3], (s, y, weight))]
+        kept = [torch.cat([old[1:], row[None]]) for old, row in zip(self[:3], (s, y, weight))]
+        if curved is not True:
+            kept = [torch.where(curved, more, less) for more, less in zip(kept, self._with_one_less())]
+        return Rows(kept[0], kept[1], kept[2], where(curved, gamma, grown) if self.scaled else 1.0, self.scaled)
+
+    def _with_one_less(self) -> list[Tensor]:
+        """Pairs and weights without the oldest pair."""
         present = self.weights != 0
         newer = present & (present.cumsum(0) > 1)
-        less = [torch.where(newer[:, None] if old.dim() == 2 else newer, old, 0.0) for old in self[:3]]
-        kept = [torch.where(curved, x, old) for x, old in zip(more, less)]
-        gamma = where(curved, gamma, GROWTH * self.gamma) if self.scaled else 1.0
-        return Rows(kept[0], kept[1], kept[2], gamma, self.scaled)
+        return [torch.where(newer[:, None] if old.dim() == 2 else newer, old, 0.0) for old in self[:3]]
 
     def product(self, gradient: Tensor) -> Tensor:
         """The inverse Hessian times the gradient."""
         if not len(self.weights):
             return gradient
         g, (s, y) = gradient, self[:2]
+        if not is_readable(g):
+            return self._product_by_recursion(g)
         sy = s @ y.mT
         d = torch.diagonal(sy)
         # Rows of zeros have no part in the product, but the triangle must be regular.
@@ -143,6 +154,18 @@ class Rows(NamedTuple):
         inverse = torch.linalg.solve_triangular(upper, torch.eye(len(d), dtype=d.dtype, device=d.device), upper=True)
         u, w = coefficients(inverse, d, y @ y.mT, s @ g, y @ g, self.gamma)
         return self.gamma * g + w @ s - self.gamma * (u @ y)
+
+    def _product_by_recursion(self, g: Tensor) -> Tensor:
+        """The same by the two-loop recursion: in a batch, many small matrices cost more than many vectors."""
+        pairs = list(zip(self.s, self.y, self.weights))
+        alphas = []
+        for s, y, weight in reversed(pairs):
+            alphas.append(weight * (s * g).sum())
+            g = torch.addcmul(g, y, alphas[-1], value=-1.0)
+        g = self.gamma * g
+        for (s, y, weight), alpha in zip(pairs, reversed(alphas)):
+            g = torch.addcmul(g, s, alpha - weight * (y * g).sum())
+        return g
 
 
 def coefficients(inverse: Any, d: Any, yy: Any, sg: Any, yg: Any, gamma: Any) -> tuple[Any, Any]:

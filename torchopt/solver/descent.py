@@ -26,13 +26,13 @@ from torchopt import checks, tree
 from torchopt.linesearch import Point, choose
 from torchopt.norms import norm_in_double
 from torchopt.numerics import as_scalar_like, is_inexact, runs_directly
-from torchopt.scalars import is_symbolic, negated, numbers, pick, where
+from torchopt.scalars import is_symbolic, negated, numbers, pick, settled, where
 from torchopt.solver.base import IterativeSolver
 from torchopt.solver.compact import Pair
 from torchopt.solver.linesearch import LineSearch, linesearch_of
 from torchopt.solver.objective import Objective, Vectors
 from torchopt.solver.run import OptStep, Task, as_tensors
-from torchopt.solver.status import Status
+from torchopt.solver.status import Status, has_no_bound
 
 __all__ = ['DescentSolver', 'Problem', 'Work', 'first_stepsize']
 
@@ -291,12 +291,22 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
             with problem.arithmetic():
                 return self._step(problem, last)
 
+        began = self._measures(problem, start)
+
         def finish(last: OptStep) -> OptStep:
             x, work = last
-            work = work._replace(grad=problem.tensor(work.grad))
+            with problem.arithmetic():
+                endless = has_no_bound(began, self._measures(problem, last), torch.finfo(problem.vectors.dtype).eps)
+            status = where(endless & (work.error > self.tol), int(Status.UNBOUNDED), work.status)
+            work = work._replace(grad=problem.tensor(work.grad), status=status)
             return OptStep(problem.vectors.unpack(problem.tensor(x)), self._as_state(work, problem.vectors))
 
         return Task(start, step, finish)
+
+    def _measures(self, problem: Problem, at: OptStep) -> tuple[Any, Any, Any]:
+        """The objective, the norm of the parameters and the violation of the optimality condition, as numbers."""
+        value, length, error = numbers(at.state.value, problem.norm(at.params), at.state.error)
+        return value, length, error
 
     def _begin(self, init_params: Any, problem: Problem, in_place: bool) -> OptStep:
         x, value, gradient, aux = problem.begin(_params_of(init_params))
@@ -323,7 +333,7 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
             evaluated, graded, moved, lost = 1, 1, True, False
         else:
             # A direction that does not descend, by rounding or negative curvature, is replaced.
-            uphill = negated(slope < 0.0)
+            uphill = settled(negated(slope < 0.0))
             if uphill is not False:
                 direction = pick(uphill, problem.steepest(x, gradient), direction)
                 memory = pick(uphill, self._forget(memory, gradient), memory)
@@ -336,7 +346,7 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
                 options.min_stepsize,
                 options.increase_factor,
             )
-            unknown = self._is_empty(memory) & negated(problem.is_boxed)
+            unknown = settled(self._is_empty(memory) & negated(problem.is_boxed))
             if unknown is not False:
                 # Nothing is known of the scale of the objective: the first step is at most 1 long.
                 (length,) = numbers(problem.norm(direction))
@@ -353,7 +363,7 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
             evaluated, graded = found.num_fun_eval, found.num_grad_eval
             # Of a search that failed, only a step that descends is taken, by its slope where values are too coarse.
             descends = (point.value < value) | ((point.value <= value) & (abs(point.slope) < abs(slope)))
-            lost = failed & negated(descends)
+            lost = settled(failed & negated(descends))
             if lost is not False:
                 point = choose(lost, Point(0.0, value, slope, (x, gradient, work.aux)), point)
             moved = negated(lost)
