@@ -25,20 +25,23 @@ INTERFACE = '__init__'
 LAYERS = {
     unit: layer
     for layer, units in {
-        0: 'version numerics graphs sharding progress',
-        1: 'rules norms preconditions spelling',
-        2: '_C tree',
-        3: 'checks factories assignment isotonic scalars quasi_newton',
-        4: 'autodiff',
-        5: 'elementwise loop',
-        6: 'base pytree second_order linear_solve linesearch projections prox perturbations microbatching '
+        0: 'version dtypes sharding progress',
+        1: 'levels',
+        2: 'graphs',
+        3: 'numerics',
+        4: 'rules norms preconditions spelling',
+        5: '_C tree',
+        6: 'checks factories assignment isotonic scalars quasi_newton',
+        7: 'autodiff',
+        8: 'elementwise loop',
+        9: 'base pytree second_order linear_solve linesearch projections prox perturbations microbatching '
         'distributed visual',
-        7: 'transform schedule losses implicit_diff update typing combine clip hook linalg',
-        8: 'alias contrib objective zero_order_diff',
-        9: 'optim nn solver accelerated_op',
-        10: 'diff utils polytopes',
-        11: 'interop compat _old_paths',
-        12: INTERFACE,
+        10: 'transform schedule losses implicit_diff update typing combine clip hook linalg',
+        11: 'alias contrib objective zero_order_diff',
+        12: 'optim nn solver accelerated_op',
+        13: 'diff utils polytopes',
+        14: 'interop compat _old_paths',
+        15: INTERFACE,
     }.items()
     for unit in units.split()
 }
@@ -313,10 +316,10 @@ def test_the_files_have_the_required_form() -> None:
 
 
 def test_few_files_ask_torch_whether_code_is_compiled() -> None:
-    """All others use ``numerics.is_tracing`` and ``numerics.runs_directly``."""
+    """All others use ``levels.is_tracing`` and ``levels.runs_directly``."""
     files = (ROOT / 'torchopt').rglob('*.py')
     found = {path.relative_to(ROOT).as_posix() for path in files if 'is_compiling' in path.read_text(encoding='utf-8')}
-    assert found <= {f'torchopt/{name}.py' for name in ('_C/dispatch', 'base', 'numerics', 'tree/registry')}
+    assert found <= {f'torchopt/{name}.py' for name in ('_C/dispatch', 'base', 'levels', 'tree/registry')}
 
 
 def attributes_of_functions(text: str) -> Iterator[str]:
@@ -415,12 +418,12 @@ ALL = '\n__all__ = []\n'
 @pytest.mark.parametrize(
     ('rule', 'file', 'code', 'message'),
     [
-        (layers, 'base.py', 'from torchopt.alias import adam', 'layer 6) imports alias (layer 8'),
-        (layers, 'base.py', 'from .alias import adam', 'layer 6) imports alias (layer 8'),
-        (layers, 'base.py', 'from torchopt import pytree', 'layer 6) imports pytree (layer 6'),
+        (layers, 'base.py', 'from torchopt.alias import adam', 'layer 9) imports alias (layer 11'),
+        (layers, 'base.py', 'from .alias import adam', 'layer 9) imports alias (layer 11'),
+        (layers, 'base.py', 'from torchopt import pytree', 'layer 9) imports pytree (layer 9'),
         (layers, 'base.py', 'if TYPE_CHECKING:\n    from torchopt import alias', 'imports alias'),
-        (layers, 'base.py', 'from torchopt import adam', 'imports __init__ (layer 12'),
-        (layers, 'tree/ops.py', 'from ..base import x', 'tree (layer 2) imports base'),
+        (layers, 'base.py', 'from torchopt import adam', 'imports __init__ (layer 15'),
+        (layers, 'tree/ops.py', 'from ..base import x', 'tree (layer 5) imports base'),
         (layers, 'cellar.py', '', 'cellar has no layer'),
         (edges, 'alias.py', 'import torchopt.visual', 'only the interface may import visual'),
         (keepers, 'base.py', 'import optree.typing', 'only tree/ may import optree'),

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from torchopt.numerics import as_python_scalar, is_tracing
+from torchopt.levels import is_tracing
+from torchopt.numerics import as_python_scalar
 
 __all__ = [
     'at_least',

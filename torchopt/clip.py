@@ -17,8 +17,9 @@ from torchopt.base import (
     factory,
     init_empty_state,
 )
+from torchopt.dtypes import real_dtype
 from torchopt.norms import constant_norm, root_mean_square, two_norm
-from torchopt.numerics import as_scalar_like, in_single, real_dtype, tensor_like
+from torchopt.numerics import as_scalar_like, in_single, tensor_like
 from torchopt.preconditions import Precondition, params_for
 
 __all__ = [

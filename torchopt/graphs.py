@@ -1,14 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Traversal of autograd graphs, to find the leaves on which a result depends."""
+"""Autograd graphs: their leaves, whether a step is recorded in one, and tensors without a graph."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-__all__ = ['leaves_of', 'nodes_of']
+from torchopt.dtypes import is_inexact
+from torchopt.levels import in_transform, is_tracing, runs_directly
+
+__all__ = [
+    'as_non_leaf',
+    'carries_graph',
+    'carries_no_graph',
+    'detach_graph',
+    'is_plain',
+    'is_tracked',
+    'leaves_of',
+    'nodes_of',
+    'zeros_of',
+]
+
+_requires_grad = operator.attrgetter('requires_grad')
 
 
 def nodes_of(outputs: Iterable[Tensor], until: Iterable[Any] = ()) -> Iterator[Any]:
@@ -31,3 +49,60 @@ def leaves_of(outputs: Iterable[Tensor], until: Iterable[Any] = ()) -> list[Tens
     found = {id(x): x for x in outputs if x.requires_grad and x.grad_fn is None}
     found.update((id(node.variable), node.variable) for node in nodes_of(outputs, until) if hasattr(node, 'variable'))
     return list(found.values())
+
+
+def carries_graph(x: Any) -> bool:
+    """Whether a hyper-parameter is a tensor that requires grad."""
+    return isinstance(x, torch.Tensor) and x.requires_grad
+
+
+def is_tracked(tensors: Iterable[Tensor]) -> bool:
+    """Whether results computed from these tensors are differentiated, mapped or otherwise transformed."""
+    recorded = torch.is_grad_enabled() and True in map(_requires_grad, tensors)
+    return recorded or forward_ad._current_level >= 0 or in_transform()
+
+
+def is_plain(params: Iterable[Any], updates: Iterable[Any]) -> bool:
+    """Whether a step is plain training, which is not differentiated.
+
+    This holds outside ``torch.func`` transforms and compilation, if no update has a graph and all parameters are
+    leaves: weights, or constants, which is how transformations pass on weights in plain training.
+    """
+    return runs_directly() and not any(u.requires_grad for u in updates) and all(p.is_leaf for p in params)
+
+
+def carries_no_graph(p: torch.Tensor, u: torch.Tensor) -> bool:
+    """Whether ``p`` is a weight, a leaf that requires grad, and its step with the update ``u`` is plain training."""
+    return p.requires_grad and is_plain((p,), (u,))
+
+
+def zeros_of(x: torch.Tensor) -> torch.Tensor:
+    """Zeros like a tensor that stay connected to its graph, with a derivative of zero.
+
+    An update without a graph marks a step of plain training.  So a transformation that waits, in a step that is
+    recorded, must not return plain zeros.
+    """
+    zeros = torch.zeros_like(x)
+    if is_tracing() or not x.requires_grad:
+        return zeros
+    return torch.where(torch.zeros((), dtype=torch.bool, device=x.device), x, zeros)
+
+
+def detach_graph(x: torch.Tensor) -> torch.Tensor:
+    """The same tensor without its graph; unlike ``detach()``, this keeps the tangent of forward mode."""
+    if forward_ad._current_level < 0 or not is_inexact(x):
+        return x.detach()
+    if in_transform():
+        with torch.no_grad():
+            return x.view_as(x)
+    tangent = forward_ad.unpack_dual(x).tangent  # type: ignore[no-untyped-call]
+    return x.detach() if tangent is None else forward_ad.make_dual(x.detach(), tangent.detach())  # type: ignore[no-untyped-call]
+
+
+def as_non_leaf(p: Any) -> Any:
+    """The same parameter, or a view with a graph if the parameter would be treated as in plain training.
+
+    If the loss is linear, gradients have no graph even with ``create_graph=True``, but a differentiable step must still
+    be differentiable with respect to the parameters.
+    """
+    return p.view_as(p) if isinstance(p, torch.Tensor) and p.requires_grad and is_plain((p,), ()) else p

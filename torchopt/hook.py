@@ -10,7 +10,9 @@ from torch.autograd import forward_ad
 
 from torchopt import tree
 from torchopt.base import EmptyState, GradientTransformation, factory, init_empty_state
-from torchopt.numerics import apply_function, as_scalar_like, is_inexact
+from torchopt.dtypes import is_inexact
+from torchopt.levels import apply_function
+from torchopt.numerics import as_scalar_like
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, tree
+from torchopt.dtypes import widened
+from torchopt.levels import eager
 from torchopt.linear_solve import solve_cg
 from torchopt.linear_solve.solve import iteration_limit
 from torchopt.loop import while_loop
-from torchopt.numerics import as_scalar_like, eager, in_single, widened
+from torchopt.numerics import as_scalar_like, in_single
 from torchopt.tree.random import Key, seed_or_generator
 
 __all__ = ['cg', 'matrix_inverse_pth_root', 'nnls', 'ns', 'ns_inv', 'power_iteration']

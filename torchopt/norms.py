@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from torchopt.numerics import abs_sq, real_dtype, runs_directly, safe_sqrt, widened
+from torchopt.dtypes import real_dtype, widened
+from torchopt.levels import runs_directly
+from torchopt.numerics import abs_sq, safe_sqrt
 
 __all__ = ['constant_norm', 'norm_in_double', 'root_mean_square', 'safe_norm', 'safe_root_mean_squares', 'two_norm']
 

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
-from torchopt import checks, numerics, tree
-from torchopt.numerics import DTypeLike, as_dtype
+from torchopt import checks, dtypes, levels, tree
+from torchopt.dtypes import DTypeLike, as_dtype
 from torchopt.tree.random import Key, seed_or_generator
 
 __all__ = [
@@ -362,7 +362,7 @@ def make_perturbed_max(
         moving = z - (inputs - inputs.detach()) / sigma
         log_prob = _total(noise.log_prob(moving))
         slope = _weighted_mean((log_prob - log_prob.detach()).exp(), points)
-        return cast(Tensor, numerics.apply_function(_WithSlope, value, inputs, slope))
+        return cast(Tensor, levels.apply_function(_WithSlope, value, inputs, slope))
 
     return smooth
 
@@ -434,7 +434,7 @@ def _at_each(fun: Callable[[Any], Any], y: Any, num_samples: int) -> Any:
 
 def _number(out: Tensor) -> Tensor:
     """A value without a graph; integers and bools are converted to floats, which can be averaged."""
-    return out.detach() if numerics.is_inexact(out) else out.detach().to(torch.get_default_dtype())
+    return out.detach() if dtypes.is_inexact(out) else out.detach().to(torch.get_default_dtype())
 
 
 def _total(x: Tensor) -> Tensor:

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from torchopt import checks, tree
-from torchopt.numerics import tensor_like, widened
+from torchopt.dtypes import widened
+from torchopt.numerics import tensor_like
 
 __all__ = [
     'make_prox_from_projection',

@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from torchopt import tree
-from torchopt.numerics import as_python_scalar, as_scalar_like, real_dtype, widened
+from torchopt.dtypes import real_dtype, widened
+from torchopt.numerics import as_python_scalar, as_scalar_like
 
 __all__ = [
     'CurvaturePair',

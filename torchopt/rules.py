@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.numerics import abs_sq, as_scalar_like, real_dtype, safe_sqrt
+from torchopt.dtypes import real_dtype
+from torchopt.numerics import abs_sq, as_scalar_like, safe_sqrt
 
 __all__ = [
     'RULES',

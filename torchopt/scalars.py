@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._C import _functorch
 
 from torchopt import tree
-from torchopt.numerics import has_tangent, is_readable, is_tracing, is_transformed
+from torchopt.levels import has_tangent, is_readable, is_tracing, is_transformed
 
 __all__ = [
     'clip',

@@ -15,7 +15,9 @@ from torchopt.base import (
     check_impl,
     with_extra_args_support,
 )
-from torchopt.numerics import as_non_leaf, as_python_scalar, as_scalar_like, carries_no_graph, is_inexact, one_minus
+from torchopt.dtypes import is_inexact
+from torchopt.graphs import as_non_leaf, carries_no_graph
+from torchopt.numerics import as_python_scalar, as_scalar_like, one_minus
 
 __all__ = ['apply_updates', 'incremental_update', 'periodic_update', 'update_params']
 

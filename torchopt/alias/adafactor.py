@@ -11,7 +11,7 @@ from torchopt.alias.stages import shared_prose
 from torchopt.base import GradientTransformation
 from torchopt.clip import clip_by_block_rms
 from torchopt.combine import chain
-from torchopt.numerics import DTypeLike
+from torchopt.dtypes import DTypeLike
 from torchopt.spelling import suggesting
 from torchopt.transform import (
     add_decayed_weights,

@@ -13,7 +13,7 @@ from torchopt.alias.stages import (
     shared_prose,
 )
 from torchopt.base import GradientTransformation
-from torchopt.numerics import DTypeLike
+from torchopt.dtypes import DTypeLike
 from torchopt.spelling import OptaxAdam, also_spelled
 from torchopt.transform import add_decayed_weights, scale_by_adam
 

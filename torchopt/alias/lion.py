@@ -8,7 +8,7 @@ from typing import Any
 from torchopt.alias.stages import shared_prose
 from torchopt.base import GradientTransformation
 from torchopt.combine import chain
-from torchopt.numerics import DTypeLike
+from torchopt.dtypes import DTypeLike
 from torchopt.spelling import suggesting
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate, scale_by_lion
 

@@ -9,7 +9,7 @@ from torchopt import checks
 from torchopt.alias.stages import shared_prose
 from torchopt.base import GradientTransformation
 from torchopt.combine import chain
-from torchopt.numerics import DTypeLike
+from torchopt.dtypes import DTypeLike
 from torchopt.spelling import suggesting
 from torchopt.transform import scale_by_adam, scale_by_learning_rate, scale_by_optimistic_gradient
 

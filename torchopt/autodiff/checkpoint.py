@@ -9,7 +9,7 @@ from typing import ParamSpec, TypeVar
 
 from torchopt.autodiff.products import is_autograd_off
 from torchopt.autodiff.recompute import recomputed
-from torchopt.numerics import is_tracing
+from torchopt.levels import is_tracing
 
 __all__ = ['checkpoint']
 

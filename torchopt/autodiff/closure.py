@@ -24,7 +24,7 @@ from torch.autograd import forward_ad
 from torchopt.autodiff.modes import Capture, Fix, Replace, as_leaf_like, first_sample
 from torchopt.autodiff.tape import Leaves
 from torchopt.graphs import leaves_of
-from torchopt.numerics import has_tangent, in_transform, is_transformed, without_ended
+from torchopt.levels import has_tangent, in_transform, is_transformed, without_ended
 
 __all__ = ['Converted', 'closure_convert', 'is_recording']
 

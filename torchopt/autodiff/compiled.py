@@ -31,7 +31,7 @@ from torchopt.autodiff.staged import Compiler, StagedFunction
 from torchopt.autodiff.steps import Loop, run_loop
 from torchopt.autodiff.tape import Leaves
 from torchopt.autodiff.variables import Remembered
-from torchopt.numerics import in_transform, is_tracing
+from torchopt.levels import in_transform, is_tracing
 
 __all__ = ['Backend', 'Compiled']
 

@@ -14,7 +14,7 @@ from torchopt import tree
 from torchopt.autodiff.arguments import check_leaves, checked, positions_of, resolve
 from torchopt.autodiff.products import is_autograd_off
 from torchopt.autodiff.recompute import recomputed_gradient
-from torchopt.numerics import is_tracing
+from torchopt.levels import is_tracing
 
 __all__ = ['Differentiated', 'differentiate', 'grad', 'value_and_grad']
 

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from torchopt.autodiff.tape import Leaves
 from torchopt.graphs import leaves_of
-from torchopt.numerics import beneath, has_tangent, in_transform, without_ended
+from torchopt.levels import beneath, has_tangent, in_transform, without_ended
 
 __all__ = [
     'Capture',

@@ -8,13 +8,14 @@ from typing import Any
 from torch import Tensor
 
 from torchopt import tree
-from torchopt.numerics import detach_graph, is_plain, tensor_like
+from torchopt.graphs import detach_graph, is_plain
+from torchopt.numerics import tensor_like
 
 __all__ = ['is_plain_step', 'objective_value']
 
 
 def is_plain_step(gradients: Any, params: Any) -> bool:
-    """Whether a step of trees is plain training; see :func:`torchopt.numerics.is_plain`."""
+    """Whether a step of trees is plain training; see :func:`torchopt.graphs.is_plain`."""
     found, weights = ([x for x in tree.leaves(part) if isinstance(x, Tensor)] for part in (gradients, params))
     return is_plain(weights, found)
 

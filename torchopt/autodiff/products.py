@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from torchopt.autodiff.tape import Leaves, Product
-from torchopt.numerics import in_transform
+from torchopt.levels import in_transform
 
 __all__ = ['is_autograd_off', 'jvp', 'map_product', 'pullback', 'pulled_back', 'put', 'recorded', 'replacing', 'vjp']
 

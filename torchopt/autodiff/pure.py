@@ -24,7 +24,8 @@ from torch.autograd import forward_ad
 
 from torchopt.autodiff import products
 from torchopt.autodiff.tape import Leaves
-from torchopt.numerics import apply_function, forward_mode, in_transform, is_inexact, saved_tensors
+from torchopt.dtypes import is_inexact
+from torchopt.levels import apply_function, forward_mode, in_transform, saved_tensors
 
 __all__ = ['Gradient', 'Pure', 'apply_pure', 'own_hooks']
 

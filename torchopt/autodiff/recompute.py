@@ -29,8 +29,9 @@ from torchopt.autodiff.pure import Gradient, Pure, apply_pure, own_hooks
 from torchopt.autodiff.surroundings import Surroundings
 from torchopt.autodiff.tape import Leaves
 from torchopt.autodiff.variables import Remembered
+from torchopt.dtypes import is_inexact
 from torchopt.graphs import leaves_of, nodes_of
-from torchopt.numerics import in_transform, is_inexact, is_readable
+from torchopt.levels import in_transform, is_readable
 from torchopt.scalars import numbers
 
 __all__ = ['Call', 'recomputed', 'recomputed_gradient']

@@ -29,7 +29,7 @@ from torchopt.autodiff import products
 from torchopt.autodiff.pure import Pure
 from torchopt.autodiff.split import Split
 from torchopt.autodiff.tape import Leaves
-from torchopt.numerics import is_inexact
+from torchopt.dtypes import is_inexact
 
 __all__ = ['Compiler', 'Staged', 'StagedFunction', 'as_compiled']
 

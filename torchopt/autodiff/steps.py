@@ -19,7 +19,8 @@ from torchopt.autodiff.pure import Pure, apply_pure, own_hooks
 from torchopt.autodiff.split import Split
 from torchopt.autodiff.staged import StagedFunction, as_compiled
 from torchopt.autodiff.tape import Leaves
-from torchopt.numerics import apply_function, in_transform, is_inexact
+from torchopt.dtypes import is_inexact
+from torchopt.levels import apply_function, in_transform
 
 __all__ = ['Loop', 'run_loop']
 

@@ -12,18 +12,10 @@ from torchopt import checks, elementwise, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.combine import chain
 from torchopt.contrib.scalars import check_number_or_schedule, rate_at
+from torchopt.dtypes import DTypeLike
 from torchopt.elementwise import ranges
 from torchopt.elementwise.ranges import moment_dtype
-from torchopt.numerics import (
-    DTypeLike,
-    abs_sq,
-    advance,
-    as_scalar_like,
-    bias_correction,
-    one_minus,
-    safe_sqrt,
-    zero_count,
-)
+from torchopt.numerics import abs_sq, advance, as_scalar_like, bias_correction, one_minus, safe_sqrt, zero_count
 from torchopt.preconditions import Precondition, state_of
 from torchopt.rules import average, plus, times
 from torchopt.spelling import suggesting

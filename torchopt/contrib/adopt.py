@@ -13,10 +13,10 @@ from torch import Tensor
 from torchopt import checks, elementwise
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.combine import chain
+from torchopt.dtypes import DTypeLike
 from torchopt.elementwise import ranges
 from torchopt.elementwise.ranges import moment_dtype
 from torchopt.numerics import (
-    DTypeLike,
     abs_sq,
     advance,
     as_python_scalar,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from torchopt import elementwise, tree
 from torchopt.autodiff.objective import is_plain_step
-from torchopt.numerics import detach_graph
+from torchopt.graphs import detach_graph
 
 __all__ = ['kept_copy', 'without_graphs']
 

@@ -12,7 +12,8 @@ from torchopt.base import GradientTransformation, factory, identity
 from torchopt.combine import chain
 from torchopt.contrib.constants import kept_copy, without_graphs
 from torchopt.contrib.scalars import real_part, scalar_beside
-from torchopt.numerics import as_python_scalar, as_scalar_like, carries_graph, positive_ratio, safe_sqrt, tensor_like
+from torchopt.graphs import carries_graph
+from torchopt.numerics import as_python_scalar, as_scalar_like, positive_ratio, safe_sqrt, tensor_like
 from torchopt.preconditions import params_for, state_of
 from torchopt.spelling import suggesting
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate

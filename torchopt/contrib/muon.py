@@ -15,9 +15,9 @@ from torchopt.base import EmptyState, GradientTransformation, factory, init_empt
 from torchopt.combine import chain
 from torchopt.contrib.matrix_axes import MatrixShape, axes_of_leaves, matrices_of_leaves
 from torchopt.contrib.newton_schulz import PRECONDITIONINGS, orthogonalize
+from torchopt.dtypes import DTypeLike
 from torchopt.elementwise.ranges import moment_dtype
 from torchopt.numerics import (
-    DTypeLike,
     advance,
     as_python_list,
     as_scalar_like,

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchopt.dtypes import real_dtype
 from torchopt.norms import two_norm
-from torchopt.numerics import as_scalar_like, real_dtype
+from torchopt.numerics import as_scalar_like
 
 __all__ = ['PRECONDITIONINGS', 'orthogonalize']
 

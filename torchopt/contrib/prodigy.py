@@ -12,6 +12,7 @@ from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.constants import kept_copy, without_graphs
 from torchopt.contrib.scalars import check_rate, inner, rate_at, real_part, scalar_beside
+from torchopt.dtypes import widened
 from torchopt.numerics import (
     abs_sq,
     advance,
@@ -22,7 +23,6 @@ from torchopt.numerics import (
     positive_ratio,
     safe_sqrt,
     tensor_like,
-    widened,
     zero_count,
 )
 from torchopt.preconditions import Precondition, params_for, state_of

@@ -16,8 +16,9 @@ from torchopt.base import (
 )
 from torchopt.contrib.constants import kept_copy, without_graphs
 from torchopt.elementwise.leaves import as_constant
+from torchopt.graphs import carries_no_graph, detach_graph
 from torchopt.loop.selection import branch
-from torchopt.numerics import carries_no_graph, detach_graph, zero_count
+from torchopt.numerics import zero_count
 from torchopt.preconditions import params_for, required_by, state_of
 
 __all__ = ['SAMState', 'sam']

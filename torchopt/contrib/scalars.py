@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, tree
+from torchopt.dtypes import wide_dtype, widened
 from torchopt.elementwise import ranges
-from torchopt.numerics import as_scalar_like, tensor_like, wide_dtype, widened
+from torchopt.numerics import as_scalar_like, tensor_like
 
 __all__ = [
     'check_number_or_schedule',

@@ -18,16 +18,8 @@ from torchopt.base import (
 from torchopt.combine import chain
 from torchopt.contrib.constants import kept_copy, without_graphs
 from torchopt.contrib.scalars import check_rate, rate_at, scalar_beside
-from torchopt.numerics import (
-    DTypeLike,
-    advance,
-    as_dtype,
-    as_python_scalar,
-    as_scalar_like,
-    positive_ratio,
-    tensor_like,
-    zero_count,
-)
+from torchopt.dtypes import DTypeLike, as_dtype
+from torchopt.numerics import advance, as_python_scalar, as_scalar_like, positive_ratio, tensor_like, zero_count
 from torchopt.preconditions import Precondition, params_for, required_by, state_of
 from torchopt.rules import average
 from torchopt.schedule import warmup_constant_schedule

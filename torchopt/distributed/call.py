@@ -22,7 +22,7 @@ from torchopt.distributed import worker
 from torchopt.distributed.errors import WorkerDiedError, WorkerError, translate_call
 from torchopt.distributed.message import Message, copied, differentiable, pack, pack_each, unpack
 from torchopt.distributed.ranks import members
-from torchopt.numerics import apply_function
+from torchopt.levels import apply_function
 
 __all__ = ['Limits', 'Share', 'call', 'errors_of_gradients', 'prepare']
 

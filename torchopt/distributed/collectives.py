@@ -25,7 +25,8 @@ from torch import Tensor
 
 from torchopt import tree
 from torchopt.distributed.errors import translate_collective
-from torchopt.numerics import apply_function, real_dtype
+from torchopt.dtypes import real_dtype
+from torchopt.levels import apply_function
 
 __all__ = ['all_reduce', 'replicate']
 

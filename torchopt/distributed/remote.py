@@ -13,7 +13,7 @@ from torch.futures import Future
 from torchopt.distributed.call import Limits, call, prepare
 from torchopt.distributed.partition import Partitioner, Reducer, Results, batch_partitioner, mean_reducer
 from torchopt.distributed.ranks import get_worker_id, require_rpc
-from torchopt.numerics import in_transform
+from torchopt.levels import in_transform
 
 __all__ = ['parallelize', 'parallelize_async', 'parallelize_sync', 'remote_async_call', 'remote_sync_call']
 

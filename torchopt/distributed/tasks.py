@@ -22,8 +22,9 @@ from torchopt import tree
 from torchopt.distributed.collectives import add_up, typed_errors, world_size
 from torchopt.distributed.errors import Failure
 from torchopt.distributed.partition import share_of
+from torchopt.dtypes import real_dtype
 from torchopt.graphs import leaves_of
-from torchopt.numerics import apply_function, in_transform, real_dtype
+from torchopt.levels import apply_function, in_transform
 from torchopt.progress import Progress, reporter
 from torchopt.sharding import is_dtensor
 

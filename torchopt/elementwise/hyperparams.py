@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from torchopt.numerics import common_device, in_double, is_tracing, vector
+from torchopt.levels import is_tracing
+from torchopt.numerics import common_device, in_double, vector
 from torchopt.tree.ops import broadcast_prefix, describe_shapes
 from torchopt.tree.registry import (
     TreeSpec,

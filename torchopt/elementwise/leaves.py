@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchopt.graphs import detach_graph, is_plain
 from torchopt.norms import two_norm
-from torchopt.numerics import as_scalar_like, detach_graph, is_plain
+from torchopt.numerics import as_scalar_like
 
 __all__ = ['as_constant', 'as_constants', 'least_norm', 'leaf_norm']
 

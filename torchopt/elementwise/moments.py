@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from torchopt.numerics import detach_graph, in_single, is_inexact, is_tracing, real_dtype
+from torchopt.dtypes import is_inexact, real_dtype
+from torchopt.graphs import detach_graph
+from torchopt.levels import is_tracing
+from torchopt.numerics import in_single
 from torchopt.tree.ops import describe_shapes, map, map_with_path
 from torchopt.tree.registry import flatten, flatten_up_to, flatten_with_path, unflatten
 

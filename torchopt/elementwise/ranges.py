@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from torchopt import checks, elementwise
-from torchopt.numerics import DTypeLike, as_dtype
+from torchopt.dtypes import DTypeLike, as_dtype
 
 __all__ = ['at_least_zero', 'decay_rate', 'decay_rates', 'learning_rate', 'moment_dtype', 'number']
 

@@ -25,7 +25,9 @@ from torchopt.elementwise.moments import (
     lay_into,
     move_columns,
 )
-from torchopt.numerics import as_non_leaf, carries_graph, detach_graph, in_single, is_tracing, runs_directly
+from torchopt.graphs import as_non_leaf, carries_graph, detach_graph
+from torchopt.levels import is_tracing, runs_directly
+from torchopt.numerics import in_single
 from torchopt.tree.ops import broadcast_prefix
 from torchopt.tree.registry import TreeSpec, flatten, flatten_up_to, unflatten
 

@@ -15,9 +15,9 @@ from torchopt import tree
 from torchopt.autodiff.closure import is_recording
 from torchopt.implicit_diff.binding import Reference, bind, match, refuse_hidden_parameters, signature_of
 from torchopt.implicit_diff.root import Root, Solver, attach_derivative, select_tensors
+from torchopt.levels import eager, has_tangent, in_transform
 from torchopt.linear_solve import solve_normal_cg
 from torchopt.linear_solve.solve import TreeShape
-from torchopt.numerics import eager, has_tangent, in_transform
 
 __all__ = ['custom_fixed_point', 'custom_root', 'find_root', 'wants_derivative', 'without_graph']
 

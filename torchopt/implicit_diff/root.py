@@ -30,11 +30,12 @@ from torchopt import tree
 from torchopt.autodiff.closure import Converted, closure_convert
 from torchopt.autodiff.products import jvp, replacing, vjp
 from torchopt.autodiff.tape import Leaves
+from torchopt.dtypes import is_inexact
+from torchopt.levels import apply_function, forward_mode, in_transform, saved_tensors
 from torchopt.linear_solve import solve_normal_cg
 from torchopt.linear_solve.direct import solve_small
 from torchopt.linear_solve.operators import Adjoint, Jacobian
 from torchopt.linear_solve.solve import BoundOperator, TreeShape
-from torchopt.numerics import apply_function, forward_mode, in_transform, is_inexact, saved_tensors
 
 __all__ = ['Root', 'attach_derivative', 'root_jvp', 'root_vjp', 'select_tensors']
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from torchopt import tree
 from torchopt.base import GradientTransformation, UninitializedState
+from torchopt.graphs import detach_graph
 from torchopt.interop.functional_module import FunctionalModule, monkeypatch
 from torchopt.interop.torch_optim import from_torch_optimizer
-from torchopt.numerics import detach_graph
 from torchopt.optim import FuncOptimizer, Optimizer
 from torchopt.optim.gradients import (
     check_same_kind,

@@ -34,12 +34,13 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from torchopt.autodiff.products import jvp, replacing, vjp
 from torchopt.autodiff.tape import Leaves, Product
+from torchopt.dtypes import is_inexact
+from torchopt.levels import apply_function, forward_mode, saved_tensors
 from torchopt.linear_solve.least_squares import LeastSquares
 from torchopt.linear_solve.operators import Adjoint, Operator
 from torchopt.linear_solve.problem import NormalProblem, Problem, Products, Result
 from torchopt.linear_solve.status import Outcome, SolveStatus, warn_unless_solved
 from torchopt.linear_solve.vectors import Layout, times_power
-from torchopt.numerics import apply_function, forward_mode, is_inexact, saved_tensors
 
 __all__ = ['Method', 'System', 'solve_again', 'solve_system']
 

@@ -55,8 +55,8 @@ from torch import Tensor
 
 from torchopt.autodiff.products import jvp, vjp
 from torchopt.autodiff.tape import Leaves
+from torchopt.levels import in_transform
 from torchopt.linear_solve.operators import Operator
-from torchopt.numerics import in_transform
 
 __all__ = ['LeastSquares']
 

@@ -16,10 +16,10 @@ from torch._C import _functorch
 
 from torchopt.autodiff.closure import Converted, closure_convert
 from torchopt.autodiff.tape import Leaves, Product
+from torchopt.levels import apply_function, in_transform
 from torchopt.linear_solve.derivative import Method, solve_system
 from torchopt.linear_solve.operators import Adjoint, Function, Operator
 from torchopt.linear_solve.status import SolveStatus
-from torchopt.numerics import apply_function, in_transform
 
 __all__ = ['Closure', 'Found', 'attach_graph', 'close_over']
 

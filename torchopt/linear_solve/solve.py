@@ -13,10 +13,11 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt.autodiff.tape import Leaves
+from torchopt.dtypes import is_inexact
+from torchopt.levels import eager
 from torchopt.linear_solve.derivative import Method, Normal, solve_system
 from torchopt.linear_solve.matvec import attach_graph, close_over
 from torchopt.linear_solve.operators import Operator, Shifted
-from torchopt.numerics import eager, is_inexact
 from torchopt.spelling import check_names
 
 __all__ = ['BoundOperator', 'TreeShape', 'configurable', 'iteration_limit', 'solve_with', 'stopping_rule']

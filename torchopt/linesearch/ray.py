@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from torchopt import tree
-from torchopt.numerics import as_scalar_like, is_inexact
+from torchopt.dtypes import is_inexact
+from torchopt.numerics import as_scalar_like
 from torchopt.scalars import numbers, pick, settled, where
 
 __all__ = ['Point', 'Ray', 'along', 'choose', 'inner_product', 'move_along', 'value_and_gradient']

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt import tree
-from torchopt.numerics import is_readable
+from torchopt.levels import is_readable
 from torchopt.scalars import pick
 
 __all__ = ['as_condition', 'check_same', 'cond']

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import torch
 
+from torchopt.levels import is_transformed
 from torchopt.losses.arguments import Axis, Number, axes, floating, real, same_shape, tensor
 from torchopt.losses.masked import total
-from torchopt.numerics import is_transformed
 
 __all__ = ['binary_dice_loss', 'dice_loss', 'multiclass_generalized_dice_loss']
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from torchopt import tree
-from torchopt.numerics import is_transformed
+from torchopt.levels import is_transformed
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from torchopt.graphs import detach_graph
 from torchopt.implicit_diff.binding import refuse_hidden_parameters
 from torchopt.implicit_diff.custom_root import find_root, wants_derivative
+from torchopt.levels import eager, in_transform
 from torchopt.nn.meta_module import MetaGradientModule
 from torchopt.nn.reparametrize import reparametrize
-from torchopt.numerics import detach_graph, eager, in_transform
 
 __all__ = ['ImplicitMetaGradientModule', 'enable_implicit_gradients', 'make_optimality_from_objective']
 

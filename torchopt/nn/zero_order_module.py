@@ -16,8 +16,8 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
+from torchopt.levels import eager, in_transform
 from torchopt.nn.reparametrize import reparametrize
-from torchopt.numerics import eager, in_transform
 from torchopt.typing import Numeric, Samplable
 from torchopt.zero_order_diff import zero_order
 

@@ -10,7 +10,7 @@ import torch
 
 from torchopt import tree
 from torchopt.base import GradientTransformation, UninitializedState, check_impl
-from torchopt.numerics import detach_graph
+from torchopt.graphs import detach_graph
 from torchopt.optim.gradients import (
     differentiable_gradients,
     recomputed_gradients,

@@ -14,7 +14,8 @@ from torchopt import tree
 from torchopt.autodiff.products import is_autograd_off
 from torchopt.autodiff.recompute import recomputed_gradient
 from torchopt.base import EmptyState
-from torchopt.numerics import in_transform, is_inexact, is_tracing
+from torchopt.dtypes import is_inexact
+from torchopt.levels import in_transform, is_tracing
 from torchopt.sharding import is_dtensor, is_storage_freed
 
 __all__ = [

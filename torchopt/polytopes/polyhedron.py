@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from torchopt.numerics import eager, is_readable
+from torchopt.levels import eager, is_readable
 from torchopt.projections.leaves import check_vector
 from torchopt.solver import OSQP, Status
 

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from torchopt.implicit_diff.custom_root import custom_root
+from torchopt.levels import eager, is_readable
 from torchopt.loop import while_loop
-from torchopt.numerics import eager, is_readable
 from torchopt.projections import unit_simplex
 from torchopt.solver.quadratic.kkt import solve_kkt
 

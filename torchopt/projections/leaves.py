@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from torchopt import tree as trees
-from torchopt.numerics import is_inexact
+from torchopt.dtypes import is_inexact
 
 if TYPE_CHECKING:
     from collections.abc import Callable

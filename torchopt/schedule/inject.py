@@ -19,7 +19,8 @@ from torchopt.base import (
     factory,
     with_extra_args_support,
 )
-from torchopt.numerics import DTypeLike, as_dtype, increment, wide_dtype, zero_count
+from torchopt.dtypes import DTypeLike, as_dtype, wide_dtype
+from torchopt.numerics import increment, zero_count
 from torchopt.preconditions import state_of
 from torchopt.spelling import renamer_of, suggesting
 

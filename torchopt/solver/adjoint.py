@@ -24,8 +24,8 @@ from torchopt.autodiff import checkpoint
 from torchopt.autodiff.closure import is_recording
 from torchopt.implicit_diff.binding import refuse_hidden_parameters, signature_of
 from torchopt.implicit_diff.custom_root import find_root
+from torchopt.levels import is_readable
 from torchopt.loop import while_loop
-from torchopt.numerics import is_readable
 
 __all__ = ['checkpointed_loop', 'implicit']
 

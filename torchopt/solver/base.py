@@ -15,8 +15,8 @@ from torch import Tensor
 from typing_extensions import Self
 
 from torchopt import checks, progress, tree
+from torchopt.levels import eager
 from torchopt.loop import while_loop
-from torchopt.numerics import eager
 from torchopt.scalars import without_wrappers
 from torchopt.solver import adjoint
 from torchopt.solver.run import KKTSolution, OptStep, Task, check_start, conclude, iterate, names_the_start

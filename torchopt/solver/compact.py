@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchopt.numerics import is_readable
+from torchopt.levels import is_readable
 from torchopt.scalars import settled, where
 
 __all__ = ['GROWTH', 'Memory', 'Pair', 'Rows', 'Window', 'is_curved']

@@ -23,9 +23,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from torchopt import checks, tree
+from torchopt.dtypes import is_inexact
+from torchopt.levels import runs_directly
 from torchopt.linesearch import Point, choose
 from torchopt.norms import norm_in_double
-from torchopt.numerics import as_scalar_like, is_inexact, runs_directly
+from torchopt.numerics import as_scalar_like
 from torchopt.scalars import is_symbolic, negated, numbers, pick, settled, where
 from torchopt.solver.base import IterativeSolver
 from torchopt.solver.compact import Pair

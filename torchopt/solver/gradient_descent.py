@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from torchopt import tree
-from torchopt.numerics import is_inexact
+from torchopt.dtypes import is_inexact
 from torchopt.scalars import numbers, settled, where
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.proximal import ProximalGradient

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, tree
-from torchopt.numerics import as_scalar_like, runs_directly
+from torchopt.levels import runs_directly
+from torchopt.numerics import as_scalar_like
 from torchopt.scalars import where
 from torchopt.solver.cauchy import Model, box_step
 from torchopt.solver.compact import Pair, Rows

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from torchopt import tree
+from torchopt.dtypes import is_inexact
 from torchopt.graphs import leaves_of
 from torchopt.implicit_diff.binding import signature_of
-from torchopt.numerics import in_transform, is_inexact
+from torchopt.levels import in_transform
 from torchopt.solver.auxiliary import require_function, split_aux
 
 __all__ = ['Objective', 'Vectors', 'signature_with']

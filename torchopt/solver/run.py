@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from torchopt import tree
+from torchopt.dtypes import is_inexact, real_dtype
+from torchopt.levels import in_transform, runs_directly
 from torchopt.loop import while_loop
-from torchopt.numerics import in_transform, is_inexact, real_dtype, runs_directly
 from torchopt.solver.status import Status, with_status
 
 __all__ = [

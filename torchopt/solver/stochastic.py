@@ -15,9 +15,10 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt.base import GradientTransformation, with_extra_args_support
+from torchopt.levels import in_transform
 from torchopt.linesearch import inner_product, move_along
 from torchopt.loop import while_loop
-from torchopt.numerics import in_transform, zero_count
+from torchopt.numerics import zero_count
 from torchopt.scalars import larger, numbers, smaller, where
 from torchopt.solver.base import OptStep, StochasticSolver
 from torchopt.solver.objective import Objective

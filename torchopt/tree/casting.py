@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from torchopt.numerics import DTypeLike, as_dtype
+from torchopt.dtypes import DTypeLike, as_dtype
 from torchopt.tree.ops import map
 from torchopt.tree.registry import flatten_with_path
 

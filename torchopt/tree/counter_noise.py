@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from torchopt import tree
-from torchopt.numerics import real_dtype
+from torchopt.dtypes import real_dtype
 from torchopt.tree.random import Key, as_seed, is_seed
 
 __all__ = ['make_key', 'normal_like', 'split_key']

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from torchopt.numerics import DTypeLike, as_dtype
+from torchopt.dtypes import DTypeLike, as_dtype
 from torchopt.tree.ops import map
 
 __all__ = ['batch_shape', 'full_like', 'ones_like', 'zeros_like']

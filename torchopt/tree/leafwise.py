@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from torchopt.numerics import as_scalar_like, is_inexact
+from torchopt.dtypes import is_inexact
+from torchopt.numerics import as_scalar_like
 from torchopt.tree.ops import describe_shapes, map
 from torchopt.tree.registry import flatten, flatten_up_to, flatten_with_path, leaves
 

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from torchopt import norms, numerics
-from torchopt.numerics import in_single, is_inexact, widened
+from torchopt.dtypes import is_inexact, widened
+from torchopt.numerics import in_single
 from torchopt.tree.leafwise import map_leaves, scalar_like, tensors, together
 from torchopt.tree.ops import describe_shapes, map
 from torchopt.tree.registry import flatten, flatten_up_to, flatten_with_path, leaves

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 
-from torchopt.numerics import DTypeLike, as_dtype, is_readable
+from torchopt.dtypes import DTypeLike, as_dtype
+from torchopt.levels import is_readable
 from torchopt.tree.ops import map
 from torchopt.tree.registry import flatten, unflatten
 

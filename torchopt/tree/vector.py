@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from torchopt.numerics import is_inexact
+from torchopt.dtypes import is_inexact
 from torchopt.tree.registry import flatten, flatten_with_path, unflatten
 
 __all__ = ['ravel']

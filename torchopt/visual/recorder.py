@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchopt import tree
-from torchopt.numerics import in_transform
+from torchopt.levels import in_transform
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, tree
-from torchopt.numerics import eager, is_inexact
+from torchopt.dtypes import is_inexact
+from torchopt.levels import eager
 from torchopt.progress import Progress, reporter
 from torchopt.typing import Samplable, SampleFunc
 from torchopt.zero_order_diff.directions import Directions

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from torchopt import numerics
+from torchopt import dtypes, levels
 from torchopt.zero_order_diff.directions import Directions, real_view
 from torchopt.zero_order_diff.estimators import Estimator, combine
 from torchopt.zero_order_diff.evaluation import BoundObjective, Evaluator
@@ -70,7 +70,7 @@ class ZeroOrderProblem:
 
 def value(problem: ZeroOrderProblem) -> Tensor:
     """The value of the function, with the derivatives of the estimator."""
-    return numerics.apply_function(_Value, problem, *problem.objective.tensors)
+    return levels.apply_function(_Value, problem, *problem.objective.tensors)
 
 
 _Function = TypeVar('_Function', bound=type[torch.autograd.Function])
@@ -84,7 +84,7 @@ def _one_by_one(cls: _Function) -> _Function:
             seed = problem.next_seed()
             problem = dataclasses.replace(problem, next_seed=lambda: seed)
         rows = [
-            numerics.apply_function(
+            levels.apply_function(
                 cls, problem, *(x if d is None else x.select(d, i) for x, d in zip(tensors, in_dims[1:]))
             )
             for i in range(info.batch_size)
@@ -117,14 +117,14 @@ class _Value(torch.autograd.Function):
         wanted = tuple(i for i in ctx.problem.wanted if needed[i])
         result: list[Tensor | None] = [None] * len(needed)
         # Let autograd record this product, so that it is differentiable with respect to the cotangent in any case.
-        for i, g in zip(wanted, _gradient(ctx.problem, numerics.saved_tensors(ctx), wanted)):
-            result[i] = g * cotangent.to(numerics.real_dtype(g.dtype))
+        for i, g in zip(wanted, _gradient(ctx.problem, levels.saved_tensors(ctx), wanted)):
+            result[i] = g * cotangent.to(dtypes.real_dtype(g.dtype))
         return (None, *result)
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> Tensor:
         wanted = tuple(i for i in ctx.problem.wanted if tangents[i] is not None)
-        with numerics.forward_mode(ctx) as saved:
+        with levels.forward_mode(ctx) as saved:
             total = torch.zeros_like(saved[0])
             for i, g in zip(wanted, _gradient(ctx.problem, saved, wanted)):
                 total = total + (real_view(g) * real_view(tangents[i])).sum().to(total)
@@ -135,7 +135,7 @@ def _gradient(problem: ZeroOrderProblem, saved: Sequence[Tensor], wanted: tuple[
     if not wanted:
         return []
     output, *tensors = saved
-    _, _, *slopes = numerics.apply_function(_Gradient, problem.restricted(wanted), output.detach(), *tensors)
+    _, _, *slopes = levels.apply_function(_Gradient, problem.restricted(wanted), output.detach(), *tensors)
     return slopes
 
 
@@ -164,14 +164,14 @@ class _Gradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
         result: list[Tensor | None] = [None] * ctx.tensors
-        for i, h in zip(ctx.problem.wanted, _curvature(ctx.problem, numerics.saved_tensors(ctx), cotangents[2:])):
+        for i, h in zip(ctx.problem.wanted, _curvature(ctx.problem, levels.saved_tensors(ctx), cotangents[2:])):
             result[i] = h
         return (None, None, *result)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
         # The estimate of the Hessian is symmetric.
-        with numerics.forward_mode(ctx) as saved:
+        with levels.forward_mode(ctx) as saved:
             return (None, None, *_curvature(ctx.problem, saved, [tangents[2 + i] for i in ctx.problem.wanted]))
 
 
@@ -184,7 +184,7 @@ def _curvature(problem: ZeroOrderProblem, kept: Sequence[Tensor], vs: Any) -> tu
         )
     xs = kept[3:]
     vs = [torch.zeros_like(x) if v is None else v for x, v in zip(xs, vs)]
-    return numerics.apply_function(_Curvature, problem, *kept, *vs)
+    return levels.apply_function(_Curvature, problem, *kept, *vs)
 
 
 @_one_by_one

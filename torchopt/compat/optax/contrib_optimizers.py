@@ -11,7 +11,7 @@ from torchopt.compat.optax.chains import chain, with_every_inner_stage, with_eve
 from torchopt.compat.optax.optimizers import momentum_stage, sgd
 from torchopt.compat.optax.rules import scale_by_learning_rate
 from torchopt.contrib.schedule_free import schedule_free, warmed_up
-from torchopt.numerics import DTypeLike
+from torchopt.dtypes import DTypeLike
 from torchopt.transform import add_decayed_weights
 
 __all__ = [

@@ -21,7 +21,7 @@ from torchopt.base import (
     GradientTransformationExtraArgs,
     IdentityGradientTransformation,
 )
-from torchopt.numerics import is_tracing
+from torchopt.levels import is_tracing
 from torchopt.spelling import suggesting
 
 __all__ = ['as_tensors', 'converting', 'export', 'is_converting']

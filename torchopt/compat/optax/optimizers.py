@@ -20,7 +20,7 @@ from torchopt.compat.optax.rules import (
     scale_by_stddev,
     trace,
 )
-from torchopt.numerics import DTypeLike
+from torchopt.dtypes import DTypeLike
 from torchopt.transform import add_decayed_weights, scale_by_polyak, scale_by_trust_ratio
 
 __all__ = [

@@ -13,9 +13,9 @@ from torchopt.base import (
     factory,
     identity,
 )
+from torchopt.dtypes import DTypeLike
 from torchopt.elementwise import ranges
 from torchopt.elementwise.ranges import moment_dtype
-from torchopt.numerics import DTypeLike
 from torchopt.preconditions import state_of
 from torchopt.transform import ScaleByAdamState
 from torchopt.transform.scaling.trace import decaying_sum

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchopt import tree, update
-from torchopt.numerics import is_inexact
+from torchopt.dtypes import is_inexact
 
 __all__ = ['apply_updates', 'global_norm']
 

@@ -11,9 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from torchopt import tree
+from torchopt.dtypes import is_inexact
 from torchopt.implicit_diff.binding import bind, parameters_within, refuse_hidden_parameters, signature_of
 from torchopt.implicit_diff.custom_root import find_root, without_graph
-from torchopt.numerics import eager, is_inexact
+from torchopt.levels import eager
 
 __all__ = ['custom_root']
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from torchopt import checks
+from torchopt.levels import is_readable
 from torchopt.linear_solve import solve_cg
 from torchopt.norms import norm_in_double
-from torchopt.numerics import is_readable
 from torchopt.scalars import larger, numbers, smaller, where
 from torchopt.solver.auxiliary import require_function
 from torchopt.solver.base import IterativeSolver, OptStep

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.numerics import widened
+from torchopt.dtypes import widened
 
 __all__ = ['FACTORIZATIONS', 'least_norm', 'squared']
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchopt.autodiff.closure import is_recording
 from torchopt.autodiff.products import jvp, map_product, pullback, vjp
-from torchopt.numerics import is_inexact
+from torchopt.dtypes import is_inexact
 from torchopt.solver.auxiliary import split_aux
 from torchopt.solver.objective import Vectors
 

@@ -12,8 +12,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 
 from torchopt import checks, tree
+from torchopt.levels import eager
 from torchopt.loop import while_loop
-from torchopt.numerics import eager
 from torchopt.prox import make_prox_from_projection, prox_none
 from torchopt.scalars import negated, numbers, pick, root, where
 from torchopt.solver.base import IterativeSolver, OptStep

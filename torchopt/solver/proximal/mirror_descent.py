@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
-from torchopt.numerics import eager
+from torchopt.levels import eager
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.objective import Objective, signature_with
 from torchopt.solver.proximal.composite import (

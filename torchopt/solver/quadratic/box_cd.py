@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt.numerics import eager, is_readable
+from torchopt.levels import eager, is_readable
 from torchopt.solver import adjoint
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.objective import Vectors

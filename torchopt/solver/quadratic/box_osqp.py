@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torchopt import checks
-from torchopt.numerics import eager, is_readable
+from torchopt.levels import eager, is_readable
 from torchopt.scalars import pick
 from torchopt.solver import adjoint
 from torchopt.solver.base import IterativeSolver, OptStep

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch._C import _functorch
 
-from torchopt.numerics import eager
+from torchopt.levels import eager
 from torchopt.solver import adjoint
 from torchopt.solver.base import OptStep, Solver
 from torchopt.solver.quadratic.kkt import inequality_residual, solve_kkt

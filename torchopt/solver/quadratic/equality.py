@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from torchopt.levels import eager
 from torchopt.linear_solve import solve_gmres, solve_iterative_refinement
-from torchopt.numerics import eager
 from torchopt.solver.base import OptStep, Solver
 from torchopt.solver.quadratic.osqp import OneSided
 from torchopt.solver.quadratic.problem import objective_of

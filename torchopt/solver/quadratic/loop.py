@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt.numerics import runs_directly
+from torchopt.levels import runs_directly
 from torchopt.solver.quadratic import admm
 from torchopt.solver.quadratic.admm import Iterate, Settings
 from torchopt.solver.quadratic.interior import interior_point

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torchopt import tree
-from torchopt.numerics import eager
+from torchopt.levels import eager
 from torchopt.solver.base import OptStep, Solver
 from torchopt.solver.objective import Vectors
 from torchopt.solver.quadratic.box_osqp import BoxOSQP, BoxOSQPState

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from torchopt import tree
 from torchopt.autodiff.grad import grad
-from torchopt.numerics import is_inexact, wide_dtype
+from torchopt.dtypes import is_inexact, wide_dtype
 from torchopt.solver.objective import Vectors
 
 __all__ = ['box_of', 'common_dtype', 'constraints_of', 'objective_of', 'pair_of', 'spread']

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt.numerics import is_readable
+from torchopt.levels import is_readable
 
 __all__ = ['BoxQP', 'Scaled', 'equilibrate', 'product']
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from torchopt import tree
-from torchopt.numerics import is_readable
+from torchopt.levels import is_readable
 from torchopt.scalars import where
 from torchopt.solver.auxiliary import require_function, split_aux
 from torchopt.solver.base import IterativeSolver, OptStep

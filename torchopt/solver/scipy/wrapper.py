@@ -15,7 +15,8 @@ from torch import Tensor
 from torch._C import _functorch
 
 from torchopt import checks, tree
-from torchopt.numerics import beneath, eager, widened
+from torchopt.dtypes import widened
+from torchopt.levels import beneath, eager
 from torchopt.solver import adjoint
 from torchopt.solver.auxiliary import require_function
 from torchopt.solver.base import OptStep, Solver

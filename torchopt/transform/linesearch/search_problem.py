@@ -18,7 +18,9 @@ from torch import Tensor
 
 from torchopt import elementwise, linesearch, tree
 from torchopt.autodiff.objective import is_plain_step
-from torchopt.numerics import as_scalar_like, has_tangent, is_inexact, is_tracing, real_dtype
+from torchopt.dtypes import is_inexact, real_dtype
+from torchopt.levels import has_tangent, is_tracing
+from torchopt.numerics import as_scalar_like
 from torchopt.scalars import where
 
 __all__ = ['SearchProblem', 'counted', 'number_dtype', 'report', 'stored']

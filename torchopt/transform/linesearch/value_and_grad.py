@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from torchopt import linesearch, tree
-from torchopt.numerics import has_tangent, is_plain, is_readable
+from torchopt.graphs import is_plain
+from torchopt.levels import has_tangent, is_readable
 from torchopt.scalars import where
 
 __all__ = ['value_and_grad_from_state']

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from torchopt import checks, elementwise, linesearch, tree
 from torchopt.base import GradientTransformationExtraArgs, factory
-from torchopt.numerics import is_readable, zero_count
+from torchopt.levels import is_readable
+from torchopt.numerics import zero_count
 from torchopt.preconditions import params_for, state_of
 from torchopt.transform.linesearch.search_problem import (
     SearchProblem,

@@ -11,18 +11,11 @@ from torch import Tensor
 
 from torchopt import checks, elementwise, rules, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
+from torchopt.dtypes import DTypeLike
 from torchopt.elementwise import ranges
 from torchopt.elementwise.ranges import moment_dtype
-from torchopt.numerics import (
-    DTypeLike,
-    advance,
-    as_python_scalar,
-    bias_correction,
-    one_minus,
-    safe_increment,
-    zero_count,
-    zeros_of,
-)
+from torchopt.graphs import zeros_of
+from torchopt.numerics import advance, as_python_scalar, bias_correction, one_minus, safe_increment, zero_count
 from torchopt.preconditions import state_of
 
 __all__ = ['ApplyEvery', 'EmaState', 'apply_every', 'ema']

@@ -14,9 +14,10 @@ from torchopt.base import (
     GradientTransformation,
     factory,
 )
+from torchopt.dtypes import DTypeLike
 from torchopt.elementwise import ranges
 from torchopt.elementwise.ranges import moment_dtype
-from torchopt.numerics import DTypeLike, advance, bias_correction, one_minus, safe_increment, zero_count
+from torchopt.numerics import advance, bias_correction, one_minus, safe_increment, zero_count
 from torchopt.preconditions import state_of
 from torchopt.spelling import suggesting
 from torchopt.transform.wrappers.native import with_native

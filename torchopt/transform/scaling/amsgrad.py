@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 from torchopt import elementwise, rules, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
+from torchopt.dtypes import DTypeLike
 from torchopt.elementwise import ranges
 from torchopt.elementwise.ranges import moment_dtype
-from torchopt.numerics import DTypeLike, advance, bias_correction, one_minus, zero_count
+from torchopt.numerics import advance, bias_correction, one_minus, zero_count
 from torchopt.preconditions import state_of
 
 __all__ = ['ScaleByAmsgradState', 'scale_by_amsgrad']

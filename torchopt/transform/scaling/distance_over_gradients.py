@@ -10,18 +10,11 @@ from torch import Tensor
 
 from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformation, factory
+from torchopt.dtypes import DTypeLike, wide_dtype, widened
 from torchopt.elementwise.leaves import as_constants, leaf_norm
 from torchopt.elementwise.ranges import moment_dtype
-from torchopt.numerics import (
-    DTypeLike,
-    abs_sq,
-    as_scalar_like,
-    carries_graph,
-    positive_ratio,
-    safe_sqrt,
-    wide_dtype,
-    widened,
-)
+from torchopt.graphs import carries_graph
+from torchopt.numerics import abs_sq, as_scalar_like, positive_ratio, safe_sqrt
 from torchopt.preconditions import params_for, state_of
 
 __all__ = ['ScaleByDistanceOverGradientsState', 'scale_by_distance_over_gradients']

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformation, factory
-from torchopt.numerics import abs_sq, advance, as_python_scalar, as_scalar_like, safe_sqrt, widened, zero_count
+from torchopt.dtypes import widened
+from torchopt.numerics import abs_sq, advance, as_python_scalar, as_scalar_like, safe_sqrt, zero_count
 from torchopt.preconditions import params_for, state_of
 
 __all__ = ['FactoredState', 'scale_by_factored_rms']

@@ -12,7 +12,8 @@ from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformation, factory
 from torchopt.elementwise.leaves import as_constant
 from torchopt.elementwise.moments import check_writable
-from torchopt.numerics import advance, runs_directly, zero_count
+from torchopt.levels import runs_directly
+from torchopt.numerics import advance, zero_count
 from torchopt.preconditions import params_for, state_of
 from torchopt.quasi_newton import Memory, Ring, curvature_pair, first_scale, inverse_hessian_product, remember
 

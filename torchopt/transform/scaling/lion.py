@@ -11,9 +11,10 @@ from torch import Tensor
 
 from torchopt import checks, elementwise, rules, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
+from torchopt.dtypes import DTypeLike
 from torchopt.elementwise import ranges
 from torchopt.elementwise.ranges import moment_dtype
-from torchopt.numerics import DTypeLike, increment, one_minus, zero_count
+from torchopt.numerics import increment, one_minus, zero_count
 from torchopt.preconditions import state_of
 
 __all__ = ['ScaleByLionState', 'scale_by_lion']

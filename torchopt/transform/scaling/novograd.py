@@ -10,20 +10,10 @@ from torch import Tensor
 
 from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformation, factory
+from torchopt.dtypes import DTypeLike, wide_dtype, widened
 from torchopt.elementwise.leaves import as_constant
 from torchopt.elementwise.ranges import moment_dtype
-from torchopt.numerics import (
-    DTypeLike,
-    abs_sq,
-    advance,
-    as_python_scalar,
-    as_scalar_like,
-    one_minus,
-    safe_sqrt,
-    wide_dtype,
-    widened,
-    zero_count,
-)
+from torchopt.numerics import abs_sq, advance, as_python_scalar, as_scalar_like, one_minus, safe_sqrt, zero_count
 from torchopt.preconditions import params_for, state_of
 
 __all__ = ['ScaleByNovogradState', 'scale_by_novograd']

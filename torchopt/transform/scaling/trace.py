@@ -11,9 +11,10 @@ from torch import Tensor
 
 from torchopt import checks, elementwise, rules, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory, identity
+from torchopt.dtypes import DTypeLike
 from torchopt.elementwise import ranges
 from torchopt.elementwise.ranges import moment_dtype
-from torchopt.numerics import DTypeLike, as_python_scalar, increment, zero_count
+from torchopt.numerics import as_python_scalar, increment, zero_count
 from torchopt.preconditions import state_of
 
 __all__ = ['DampedTraceState', 'TraceState', 'decaying_sum', 'trace']

@@ -14,8 +14,9 @@ from torchopt.base import (
     factory,
     with_extra_args_support,
 )
+from torchopt.graphs import zeros_of
 from torchopt.loop.selection import branch
-from torchopt.numerics import increment, safe_increment, zero_count, zeros_of
+from torchopt.numerics import increment, safe_increment, zero_count
 from torchopt.preconditions import required_by, state_of
 
 __all__ = [

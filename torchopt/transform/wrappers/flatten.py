@@ -13,7 +13,7 @@ from torchopt.base import (
     factory,
     with_extra_args_support,
 )
-from torchopt.numerics import detach_graph
+from torchopt.graphs import detach_graph
 from torchopt.preconditions import required_by_all
 
 __all__ = ['flatten']

@@ -15,8 +15,10 @@ from torchopt.base import (
     with_extra_args_support,
 )
 from torchopt.elementwise.leaves import as_constant
+from torchopt.graphs import carries_no_graph
+from torchopt.levels import has_tangent
 from torchopt.loop.selection import branch
-from torchopt.numerics import as_scalar_like, carries_no_graph, has_tangent, zero_count
+from torchopt.numerics import as_scalar_like, zero_count
 from torchopt.preconditions import required_by_all, state_of
 
 __all__ = ['LookaheadParams', 'LookaheadState', 'lookahead']

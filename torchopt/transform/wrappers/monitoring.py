@@ -15,7 +15,7 @@ from torchopt.base import (
     factory,
     with_extra_args_support,
 )
-from torchopt.numerics import DTypeLike
+from torchopt.dtypes import DTypeLike
 from torchopt.preconditions import state_of
 from torchopt.transform.scaling.accumulation import ema
 from torchopt.transform.scaling.stateless import stateless

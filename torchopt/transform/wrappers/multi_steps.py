@@ -11,18 +11,11 @@ from torch import Tensor
 
 from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformation, GradientTransformationExtraArgs, with_extra_args_support
+from torchopt.dtypes import DTypeLike, widened
 from torchopt.elementwise.ranges import moment_dtype
+from torchopt.graphs import zeros_of
 from torchopt.loop.selection import branch
-from torchopt.numerics import (
-    DTypeLike,
-    abs_sq,
-    as_python_scalar,
-    as_scalar_like,
-    increment,
-    widened,
-    zero_count,
-    zeros_of,
-)
+from torchopt.numerics import abs_sq, as_python_scalar, as_scalar_like, increment, zero_count
 from torchopt.preconditions import check_preconditions, required_by, wrong_state
 
 __all__ = ['MultiSteps', 'MultiStepsState', 'ShouldSkipUpdateFunction', 'skip_large_updates', 'skip_not_finite']

@@ -10,7 +10,8 @@ import torch
 
 from torchopt import checks, tree
 from torchopt.base import GradientTransformationExtraArgs, factory
-from torchopt.numerics import eager, is_readable, safe_increment, zero_count
+from torchopt.levels import eager, is_readable
+from torchopt.numerics import safe_increment, zero_count
 from torchopt.preconditions import state_of
 from torchopt.transform.wrappers.monitoring import monitor
 

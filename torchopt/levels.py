@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The levels at which code runs: nested ``torch.func`` transforms, forward mode, and the compiler.
+
+They decide whether the value of a tensor can be read and where its tangent is, and how an autograd Function has to be
+called.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ParamSpec
+
+import torch
+from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
+from torch.autograd import forward_ad
+
+from torchopt.dtypes import is_inexact
+
+__all__ = [
+    'apply_function',
+    'beneath',
+    'eager',
+    'forward_mode',
+    'has_tangent',
+    'in_transform',
+    'is_readable',
+    'is_tracing',
+    'is_transformed',
+    'runs_directly',
+    'saved_tensors',
+    'without_ended',
+]
+
+_P = ParamSpec('_P')
+_unwrap_if_dead = torch._C._functorch.unwrap_if_dead
+_innermost_transform = torch._C._functorch.peek_interpreter_stack
+
+
+def is_tracing() -> bool:
+    """Whether ``torch.compile`` traces this code: values cannot be read, functions not inspected, caches not used."""
+    return torch.compiler.is_compiling()
+
+
+def is_transformed(x: torch.Tensor) -> bool:
+    """Whether a tensor is wrapped by a ``torch.func`` transform, or code is being compiled."""
+    return torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def is_readable(x: Any) -> bool:
+    """Whether a tensor has one readable value, not inside ``vmap`` and not while compiling; a device synchronizes."""
+    if not isinstance(x, torch.Tensor):
+        return True
+    if torch.compiler.is_compiling():
+        return False
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(x):
+        if functorch.is_batchedtensor(x):
+            return False
+        x = functorch.get_unwrapped(x)
+    return True
+
+
+def in_transform() -> bool:
+    """Whether the code runs inside a ``torch.func`` transform."""
+    return _innermost_transform() is not None
+
+
+def has_tangent(x: torch.Tensor) -> bool:
+    """Whether a tensor has a forward-mode tangent in any of the nested transforms."""
+    if forward_ad._current_level < 0 or not is_inexact(x):
+        return False
+    if not in_transform():
+        return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
+    functorch = torch._C._functorch
+    if functorch.is_functorch_wrapped_tensor(x):
+        with beneath(x):
+            if has_tangent(functorch.get_unwrapped(x)):
+                return True
+        if functorch.is_batchedtensor(x):
+            return False
+    with beneath(x, itself=True):
+        return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
+
+
+def runs_directly() -> bool:
+    """Whether operations run at once on plain tensors: no ``torch.func`` transform, no compiler."""
+    return not (torch.compiler.is_compiling() or in_transform())
+
+
+@contextlib.contextmanager
+def beneath(x: torch.Tensor, *, itself: bool = False) -> Iterator[None]:
+    """Disable the ``torch.func`` transforms inside the one that wraps a tensor, and this one too.
+
+    Inner transforms hide what the outer ones attach to the tensor: its tangents and its batches.
+
+    Args:
+        x: The tensor.
+        itself: Keep the transform that wraps it enabled.
+    """
+    level = torch._C._functorch.maybe_get_level(x)
+    with contextlib.ExitStack() as lowered:
+        while (top := torch._C._functorch.peek_interpreter_stack()) is not None:
+            if top.level() < max(level, 1) or (itself and top.level() == level):
+                break
+            lowered.enter_context(retrieve_current_functorch_interpreter().lower())
+        yield
+
+
+def without_ended(x: Any) -> Any:
+    """A tensor without the wrappers of ``torch.func`` transforms that have ended; other objects unchanged.
+
+    The pullback of ``torch.func.vjp`` runs after its transform has ended, on tensors that were saved inside it.  Their
+    wrappers still require grad, but belong to no graph: autograd differentiates the tensors inside.
+    """
+    if isinstance(x, torch.Tensor):
+        while (within := _unwrap_if_dead(x)) is not x:
+            x = within
+    return x
+
+
+def saved_tensors(ctx: Any) -> list[Any]:
+    """The tensors that an autograd Function saved for its backward pass; see :func:`without_ended`."""
+    return _all_without_ended(ctx.saved_tensors)
+
+
+def _all_without_ended(xs: Iterable[Any]) -> list[Any]:
+    return [without_ended(x) if isinstance(x, torch.Tensor) and _unwrap_if_dead(x) is not x else x for x in xs]
+
+
+def apply_function(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """``function.apply(*args)`` for tensors that may have been saved in a transform that has ended.
+
+    Outside transforms it bypasses ``torch.func``, which would flatten every argument.  Function modes, which do not see
+    the arguments of an autograd Function, see this call: those that record or replace tensors would miss them otherwise
+    (see :mod:`torchopt.autodiff.modes`).
+    """
+    if torch._C._len_torch_function_stack():
+        if torch.compiler.is_compiling():
+            args = tuple(x.view_as(x) if isinstance(x, torch.Tensor) else x for x in args)
+        else:
+            return torch.overrides.handle_torch_function(apply_function, (), function, *args)
+    args = tuple(_all_without_ended(args))
+    if in_transform():
+        return function.apply(*args)  # type: ignore[no-untyped-call]
+    return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
+
+
+@contextlib.contextmanager
+def forward_mode(ctx: Any) -> Iterator[list[Any]]:
+    """Within ``jvp`` of an autograd Function: the saved tensors, without the tangents of this level.
+
+    Torch disables forward mode there, and with it the tangents of all outer levels: forward mode over forward mode
+    would be silently wrong.  So this enables it again.
+    """
+    with forward_ad._set_fwd_grad_enabled(True):
+        yield [forward_ad.unpack_dual(x).primal if is_inexact(x) else x for x in saved_tensors(ctx)]  # type: ignore[no-untyped-call]
+
+
+def eager(fun: Callable[_P, Any]) -> Callable[_P, Any]:
+    """Make a function one graph break under ``torch.compile``, instead of many small graphs.
+
+    This is for functions that cannot be compiled, since the number of their steps depends on data.
+    ``torch.compiler.disable`` loads the compiler, which takes a second, so it is called only while compiling.
+    """
+
+    @functools.wraps(fun)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> Any:
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(fun)(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return fun(*args, **kwargs)
+
+    return run
