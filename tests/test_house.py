@@ -319,7 +319,7 @@ def test_few_files_ask_torch_whether_code_is_compiled() -> None:
     """All others use ``levels.is_tracing`` and ``levels.runs_directly``."""
     files = (ROOT / 'torchopt').rglob('*.py')
     found = {path.relative_to(ROOT).as_posix() for path in files if 'is_compiling' in path.read_text(encoding='utf-8')}
-    assert found <= {f'torchopt/{name}.py' for name in ('_C/dispatch', 'base', 'levels', 'tree/registry')}
+    assert found <= {f'torchopt/{name}.py' for name in ('_C/dispatch', 'base', 'levels', 'numerics')}
 
 
 def attributes_of_functions(text: str) -> Iterator[str]:

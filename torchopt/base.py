@@ -243,7 +243,8 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
         """
         members: list[GradientTransformation] = []
         for i, tx in enumerate(transformations):
-            tx = check_impl(tx, f'Member {i} of a chain: ')
+            if not isinstance(tx, GradientTransformation):
+                tx = check_impl(tx, f'Member {i} of a chain: ')
             if isinstance(tx, ChainedGradientTransformation):
                 members.extend(tx.transformations)
             elif not isinstance(tx, IdentityGradientTransformation):

@@ -21,7 +21,6 @@ from torchopt.numerics import as_python_scalar
 __all__ = [
     'at_least',
     'deprecated',
-    'flag',
     'integer',
     'is_schedule',
     'learning_rate',
@@ -103,15 +102,6 @@ def is_schedule(value: Any) -> bool:
     """Whether a hyper-parameter is a function of the count."""
     # Dynamo does not know whether dicts can be called.
     return not isinstance(value, (torch.Tensor, dict, list, tuple)) and callable(value)
-
-
-def flag(name: str, value: Any) -> None:
-    """Require True or False, so that a number or a dtype that is meant for another argument raises."""
-    if not isinstance(value, bool):
-        raise TypeError(
-            f'Invalid {name}: {value!r}; expected True or False. The order of arguments differs from that of Optax: '
-            f'pass keywords.'
-        )
 
 
 def at_least(name: str, value: Any, low: float = 0.0) -> None:

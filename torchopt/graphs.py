@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -20,13 +19,10 @@ __all__ = [
     'carries_no_graph',
     'detach_graph',
     'is_plain',
-    'is_tracked',
     'leaves_of',
     'nodes_of',
     'zeros_of',
 ]
-
-_requires_grad = operator.attrgetter('requires_grad')
 
 
 def nodes_of(outputs: Iterable[Tensor], until: Iterable[Any] = ()) -> Iterator[Any]:
@@ -54,12 +50,6 @@ def leaves_of(outputs: Iterable[Tensor], until: Iterable[Any] = ()) -> list[Tens
 def carries_graph(x: Any) -> bool:
     """Whether a hyper-parameter is a tensor that requires grad."""
     return isinstance(x, torch.Tensor) and x.requires_grad
-
-
-def is_tracked(tensors: Iterable[Tensor]) -> bool:
-    """Whether results computed from these tensors are differentiated, mapped or otherwise transformed."""
-    recorded = torch.is_grad_enabled() and True in map(_requires_grad, tensors)
-    return recorded or forward_ad._current_level >= 0 or in_transform()
 
 
 def is_plain(params: Iterable[Any], updates: Iterable[Any]) -> bool:

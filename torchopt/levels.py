@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import operator
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ParamSpec
 
@@ -27,6 +28,7 @@ __all__ = [
     'in_transform',
     'is_readable',
     'is_tracing',
+    'is_tracked',
     'is_transformed',
     'runs_directly',
     'saved_tensors',
@@ -35,6 +37,7 @@ __all__ = [
 
 _P = ParamSpec('_P')
 _unwrap_if_dead = torch._C._functorch.unwrap_if_dead
+_requires_grad = operator.attrgetter('requires_grad')
 _innermost_transform = torch._C._functorch.peek_interpreter_stack
 
 
@@ -65,6 +68,12 @@ def is_readable(x: Any) -> bool:
 def in_transform() -> bool:
     """Whether the code runs inside a ``torch.func`` transform."""
     return _innermost_transform() is not None
+
+
+def is_tracked(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether results computed from these tensors are differentiated, mapped or otherwise transformed."""
+    recorded = torch.is_grad_enabled() and True in map(_requires_grad, tensors)
+    return recorded or forward_ad._current_level >= 0 or in_transform()
 
 
 def has_tangent(x: torch.Tensor) -> bool:

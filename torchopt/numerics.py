@@ -19,7 +19,7 @@ from torch.autograd import forward_ad
 
 from torchopt.dtypes import is_half, real_dtype, widened
 from torchopt.graphs import carries_no_graph
-from torchopt.levels import has_tangent, is_tracing, is_transformed
+from torchopt.levels import has_tangent, is_transformed
 
 __all__ = [
     'abs_sq',
@@ -56,7 +56,7 @@ def as_python_scalar(x: Any) -> float | int | None:
         return x
     if isinstance(x, np.number) and not isinstance(x, np.complexfloating):
         return x.item()
-    if type(x) is not torch.Tensor or is_tracing() or _is_wrapped(x):
+    if type(x) is not torch.Tensor or torch.compiler.is_compiling() or _is_wrapped(x):
         return None
     if x.device.type != 'cpu' or x.requires_grad or x.numel() != 1 or x.is_complex():
         return None

@@ -14,8 +14,7 @@ from torch.autograd import forward_ad
 
 from torchopt._C import fused, plans
 from torchopt._C.call import Call, Column, Order, Unsupported, UnsupportedError
-from torchopt.graphs import is_tracked
-from torchopt.levels import in_transform
+from torchopt.levels import in_transform, is_tracked
 from torchopt.numerics import common_device, vector
 
 __all__ = ['Rows', 'Unsupported', 'step', 'step_in_place']

@@ -21,8 +21,7 @@ from torchopt import rules
 from torchopt._C.call import Call, Column, Order, Unsupported, UnsupportedError
 from torchopt._C.plain import plain, pull, push
 from torchopt._C.plans import Plan
-from torchopt.graphs import is_tracked
-from torchopt.levels import apply_function, forward_mode, in_transform, saved_tensors, without_ended
+from torchopt.levels import apply_function, forward_mode, in_transform, is_tracked, saved_tensors, without_ended
 
 __all__ = ['bind_kernels', 'apply', 'launch']
 

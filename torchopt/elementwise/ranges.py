@@ -12,7 +12,16 @@ import torch
 from torchopt import checks, elementwise
 from torchopt.dtypes import DTypeLike, as_dtype
 
-__all__ = ['at_least_zero', 'decay_rate', 'decay_rates', 'learning_rate', 'moment_dtype', 'number']
+__all__ = ['at_least_zero', 'decay_rate', 'decay_rates', 'flag', 'learning_rate', 'moment_dtype', 'number']
+
+
+def flag(name: str, value: Any) -> None:
+    """Require True or False, so that a number or a dtype that is meant for another argument raises."""
+    if not isinstance(value, bool):
+        raise TypeError(
+            f'Invalid {name}: {value!r}; expected True or False. The order of arguments differs from that of Optax: '
+            f'pass keywords.'
+        )
 
 
 def at_least_zero(name: str, value: Any) -> None:

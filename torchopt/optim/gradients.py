@@ -133,7 +133,7 @@ def _check_graph(loss: torch.Tensor) -> None:
 
 
 def _check_reached(params: Iterable[torch.Tensor], gradients: Iterable[torch.Tensor | None]) -> None:
-    if any(map(is_dtensor, params)) and all(g is None for g in gradients):
+    if all(g is None for g in gradients) and any(map(is_dtensor, params)):
         raise RuntimeError(
             'The loss does not depend on the DTensors in params. A module under FSDP computes with its own parameters, '
             'also in torch.func.functional_call: call a module that is not under FSDP.'

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from torchopt import checks, elementwise, rules, tree
+from torchopt import elementwise, rules, tree
 from torchopt.base import (
     ElementwiseTransformation,
     GradientTransformation,
@@ -90,7 +90,7 @@ def scale_by_adam(
         Dozat, `Incorporating Nesterov momentum into Adam
         <https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ>`_, 2016.
     """
-    checks.flag('moment_requires_grad', moment_requires_grad)
+    ranges.flag('moment_requires_grad', moment_requires_grad)
     ranges.decay_rates(b1, b2)
     ranges.at_least_zero('epsilon value', eps)
     ranges.at_least_zero('eps_root value', eps_root)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, NamedTuple
 
-from torchopt import checks, elementwise, rules, tree
+from torchopt import elementwise, rules, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.elementwise import ranges
 from torchopt.numerics import advance, bias_correction, one_minus, zero_count
@@ -52,7 +52,7 @@ def scale_by_adamax(
     References:
         Kingma and Ba, `Adam: a method for stochastic optimization <https://arxiv.org/abs/1412.6980>`_, section 7, 2014.
     """
-    checks.flag('moment_requires_grad', moment_requires_grad)
+    ranges.flag('moment_requires_grad', moment_requires_grad)
     ranges.decay_rates(b1, b2)
     ranges.at_least_zero('epsilon value', eps)
 

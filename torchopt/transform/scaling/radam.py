@@ -74,7 +74,7 @@ def scale_by_radam(
         Liu et al., `On the variance of the adaptive learning rate and beyond
         <https://arxiv.org/abs/1908.03265>`_, 2019.
     """
-    checks.flag('moment_requires_grad', moment_requires_grad)
+    ranges.flag('moment_requires_grad', moment_requires_grad)
     ranges.decay_rates(b1, b2)
     ranges.at_least_zero('epsilon value', eps)
     ranges.at_least_zero('eps_root value', eps_root)

@@ -299,7 +299,7 @@ def scale_by_adadelta(rho: Any = 0.9, eps: Any = 1e-6, moment_requires_grad: boo
     References:
         Zeiler, `ADADELTA: an adaptive learning rate method <https://arxiv.org/abs/1212.5701>`_, 2012.
     """
-    checks.flag('moment_requires_grad', moment_requires_grad)
+    ranges.flag('moment_requires_grad', moment_requires_grad)
     ranges.decay_rate('rho parameter at index 0', rho)
     ranges.at_least_zero('epsilon value', eps)
 

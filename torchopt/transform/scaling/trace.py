@@ -79,7 +79,7 @@ def trace(
     """
     ranges.at_least_zero('momentum value', momentum)
     elementwise.check_each(checks.number, 'dampening value', dampening)
-    checks.flag('moment_requires_grad', moment_requires_grad)
+    ranges.flag('moment_requires_grad', moment_requires_grad)
     dtype = moment_dtype(accumulator_dtype, 'accumulator_dtype')
     if nesterov and (not checks.nonzero(momentum) or checks.nonzero(dampening)):
         raise ValueError(
