@@ -148,6 +148,30 @@ def test_while_loops_compile_whole(maxiter):
         assert int(k) == n
 
 
+def test_numbers_are_tensors_of_their_kind_in_a_compiled_while_loop():
+    def count(x):
+        return loop.while_loop(lambda s: s[0] < 10.0, lambda s: (s[0] * 1.5, s[1] + 1, s[2] * 2), (x, 0, 0.5))
+
+    compiled = torch.compile(count, fullgraph=True, backend='eager')
+    found = compiled(torch.tensor(2.0))
+    assert [x.dtype for x in found] == [torch.float32, torch.int64, torch.float64]
+    assert list(map(float, found)) == list(map(float, count(torch.tensor(2.0))))
+
+
+@pytest.mark.parametrize(
+    ('init', 'body'),
+    [(torch.tensor(2), lambda s: s * 1.5), (2, lambda s: s + 0.5), (True, lambda s: s + 1)],
+    ids=['tensor', 'number', 'bool'],
+)
+def test_a_compiled_while_loop_does_not_round_to_the_first_kind(init, body):
+    def count(x):
+        return loop.while_loop(lambda s: s[0] < 10.0, lambda s: (s[0] * 1.5, body(s[1])), (x, init))
+
+    compiled = torch.compile(count, fullgraph=True, backend='eager')
+    with pytest.raises(Exception, match=r'has dtype .*, but body_fun changes'):
+        compiled(torch.tensor(2.0))
+
+
 def test_gradient_of_a_limited_while_loop_compiles_whole():
     gradient = torch.func.grad(lambda x: halving(x, 6)[0].square().sum())
     compiled = torch.compile(gradient, fullgraph=True, backend='eager', dynamic=False)

@@ -14,7 +14,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from torchopt import tree
 from torchopt.dtypes import is_inexact
-from torchopt.levels import is_readable
+from torchopt.levels import is_readable, is_tracing
 from torchopt.linear_solve.cg import solve_normal_cg
 from torchopt.linear_solve.neumann import NeumannSeries
 from torchopt.linear_solve.problem import Problem, Result
@@ -164,7 +164,7 @@ def solve_small(matvec: Callable[[Any], Any], b: Any) -> Any:
     square root of the precision.
     """
     leaves = [x for x in tree.leaves(b) if is_inexact(x)]
-    if any(map(is_readable, leaves)) or sum(x.numel() for x in leaves) > _SMALL:
+    if is_tracing() or any(map(is_readable, leaves)) or sum(x.numel() for x in leaves) > _SMALL:
         return solve_normal_cg(matvec, b)
     precision = max(torch.finfo(x.dtype).eps for x in leaves)
     method = Direct('solve_lu', _by_lu, reliable=precision**0.5)

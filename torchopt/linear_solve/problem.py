@@ -171,17 +171,24 @@ class Problem:
         return ~(lost <= 4 * self._eps * torch.linalg.vector_norm(x, dim=-1))
 
     def refuse_if_not_finite(self, name: str) -> None:
-        """Raise if the right-hand side or the matrix is not finite, as opposed to a method that diverged."""
-        if not all(bool(torch.isfinite(x).all()) for x in self._given):
+        """Raise if the right-hand side or the matrix is not finite, as opposed to a method that diverged.
+
+        In a batch, do so only if this holds for all systems; otherwise it makes the solutions of some NaN.
+        """
+        if not self._some_finite(*self._given):
             raise ValueError(
                 f'{name}: the right-hand side (in a derivative: the incoming gradient) has values that are not '
                 f'finite. Find the operation that computes them.'
             )
-        if not bool(torch.isfinite(self._raw(self.rhs.new_ones(self.rhs.shape))).all()):
+        if not self._some_finite(self._raw(self.rhs.new_ones(self.rhs.shape))):
             raise ValueError(
                 f'{name}: matvec returns values that are not finite. Find the operation that computes them; in a '
                 f'derivative, the optimality function or its derivatives are not finite at the solution.'
             )
+
+    def _some_finite(self, *vectors: Tensor) -> bool:
+        """Whether vectors have only finite values in at least one system."""
+        return bool(torch.stack([torch.isfinite(x).all(-1) for x in vectors]).all(0).any())
 
     @property
     def _given(self) -> list[Tensor]:

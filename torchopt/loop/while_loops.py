@@ -186,6 +186,16 @@ def _some_and_all(test: Tensor) -> tuple[bool, bool]:
 _DTYPES = {bool: torch.bool, int: torch.int64, float: torch.float64}
 
 
+def _as_carry(y: Tensor, x: Tensor, leaf: Any) -> Tensor:
+    """The new value ``y`` of a leaf with the first value ``x``: in its dtype, where a Python number became a tensor."""
+    return y if isinstance(leaf, Tensor) or _kind(y.dtype) > _kind(x.dtype) else y.to(x.dtype)
+
+
+def _kind(dtype: torch.dtype) -> int:
+    """A number that is larger for dtypes with more values: bools, integers, real and complex numbers."""
+    return 3 if dtype.is_complex else 2 if dtype.is_floating_point else int(dtype != torch.bool)
+
+
 def _traced(cond_fun: Callable[[Any], Any], body_fun: Callable[[Any], Any], val: Any) -> Any:
     """The loop as one operation of the graph, ``torch.while_loop``."""
     leaves, spec = tree.flatten(val)
@@ -200,6 +210,8 @@ def _traced(cond_fun: Callable[[Any], Any], body_fun: Callable[[Any], Any], val:
         new = tree.flatten_up_to(
             spec, body_fun(tree.unflatten(spec, xs)), name='the result of body_fun', like='init_val'
         )
-        return tuple(torch.as_tensor(y).to(x.dtype).clone() for x, y in zip(tensors, new))
+        found = [_as_carry(torch.as_tensor(y), x, leaf) for y, x, leaf in zip(new, tensors, leaves)]
+        check_same(tree.unflatten(spec, tensors), tree.unflatten(spec, found), 'body_fun', 'init_val')
+        return tuple(y.clone() for y in found)
 
     return tree.unflatten(spec, torch.while_loop(condition, body, tuple(tensors)))  # type: ignore[no-untyped-call]
