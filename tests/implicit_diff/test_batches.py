@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from torchopt.implicit_diff import custom_root
-from torchopt.linear_solve import LinearSolveWarning
+from torchopt.linear_solve import LinearSolveWarning, direct, solve_normal_cg
 
 f64 = torch.float64
 N, SIZE = 3, 4
@@ -95,3 +95,35 @@ def test_a_problem_without_a_solution_leaves_the_others_alone() -> None:
     _, expected = torch.vmap(gradient)(a[1:], b[1:])
     assert not torch.isfinite(found[0]).all()
     torch.testing.assert_close(found[1:], expected, rtol=1e-7, atol=1e-9)
+
+
+def gradient_by_default(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The derivative with respect to ``b`` of ``w_0 - 2 w_1 + c^2``, with the linear solver of ``solve=None``."""
+
+    def of(b: torch.Tensor) -> torch.Tensor:
+        x = custom_root(residual, solve=None)(solution.__wrapped__)(None, a, b)
+        return x['w'][0] - 2.0 * x['w'][1] + x['c'] ** 2
+
+    return torch.func.grad(of)(b)
+
+
+@pytest.mark.parametrize(('kind', 'is_by_lu'), [('regular', True), ('nearly singular', True), ('singular', False)])
+def test_a_batch_of_small_regular_systems_is_factorized(
+    kind: str, is_by_lu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def by_cg(*args: Any) -> Any:
+        calls.append(args)
+        return solve_normal_cg(*args)
+
+    monkeypatch.setattr(direct, 'solve_normal_cg', by_cg)
+    a, x = matrices(kind), torch.tensor([0.5, -1.0, 2.0], dtype=f64)
+    found = torch.vmap(gradient_by_default)(a, a @ x)
+    assert bool(calls) is not is_by_lu
+    if is_by_lu:
+        bar = torch.tensor([1.0, -2.0, 2.0 * x[2]], dtype=f64).expand(SIZE, N)
+        expected, rtol = torch.linalg.solve(a.mT, bar), 1e-8
+    else:
+        expected, rtol = torch.stack([gradient_by_default(*row) for row in zip(a, a @ x)]), 1e-6
+    torch.testing.assert_close(found, expected, rtol=rtol, atol=1e-8)

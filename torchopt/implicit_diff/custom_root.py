@@ -44,7 +44,8 @@ def custom_root(
         optimality_fun: ``optimality_fun(sol, *args, **kwargs)`` returns a tree like the solution, zero at the
             solution.
         has_aux: Whether ``solver_fun`` returns a pair of the solution and auxiliary results, which get no derivatives.
-        solve: The linear solver, ``solve(matvec, b)``; :func:`torchopt.linear_solve.solve_normal_cg` if None.  If the
+        solve: The linear solver, ``solve(matvec, b)``.  If None, :func:`torchopt.linear_solve.solve_normal_cg`; for a
+            batch of small and well-conditioned systems, under ``torch.vmap``, an LU factorization.  If the
             Jacobian is symmetric positive definite, as for the gradient of a strictly convex function,
             :func:`~torchopt.linear_solve.solve_cg` uses half the matrix-vector products.
         reference_signature: A function, or its signature, to match arguments if the signature of ``optimality_fun`` is

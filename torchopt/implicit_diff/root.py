@@ -239,7 +239,8 @@ def root_vjp(
         sol: The root :math:`x`, a tree of floating or complex tensors.
         args: The arguments :math:`\theta`, any trees; their floating and complex tensors get cotangents.
         cotangent: :math:`\bar x`, a tree like ``sol``.
-        solve: The linear solver, ``solve(matvec, b)``; :func:`torchopt.linear_solve.solve_normal_cg` if None.
+        solve: The linear solver, ``solve(matvec, b)``.  If None, :func:`torchopt.linear_solve.solve_normal_cg`; for a
+            batch of small and well-conditioned systems, under ``torch.vmap``, an LU factorization.
 
     Returns:
         One tree for each argument, with None for leaves that are not floating or complex tensors.
@@ -280,7 +281,8 @@ def root_jvp(
         sol: The root :math:`x`, a tree of floating or complex tensors.
         args: The arguments :math:`\theta`; any trees.
         tangents: :math:`\dot\theta`: for each argument a tree like it, with None for constant arguments or leaves.
-        solve: The linear solver, ``solve(matvec, b)``; :func:`torchopt.linear_solve.solve_normal_cg` if None.
+        solve: The linear solver, ``solve(matvec, b)``.  If None, :func:`torchopt.linear_solve.solve_normal_cg`; for a
+            batch of small and well-conditioned systems, under ``torch.vmap``, an LU factorization.
 
     Returns:
         A tree like ``sol``.

@@ -100,7 +100,8 @@ def solve_cg(
         A tree like ``b``, or the pair of it and the status.
 
     Raises:
-        ValueError: If ``b`` is not finite, or trees do not match; if ``tol``, ``atol`` or ``maxiter`` is negative.
+        ValueError: If ``b`` is not finite (in a batch: of all systems), or trees do not match;
+            if ``tol``, ``atol`` or ``maxiter`` is negative.
         TypeError: If ``tol`` and ``rtol`` are both given, or only one of ``matvec`` and ``b``.
 
     Warns:

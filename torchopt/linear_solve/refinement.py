@@ -85,7 +85,7 @@ def solve_iterative_refinement(
         A tree like ``b``; with ``return_status`` the pair of it and the status.
 
     Raises:
-        ValueError: If ``b`` is not finite, or trees do not match.
+        ValueError: If ``b`` is not finite (in a batch: of all systems), or trees do not match.
 
     Warns:
         LinearSolveWarning: If the tolerance is not reached.

@@ -53,7 +53,7 @@ class ImplicitMetaGradientModule(MetaGradientModule, abc.ABC):
 
     Class arguments:
         linear_solve: The linear solver for the derivative, such as ``torchopt.linear_solve.solve_cg(maxiter=10)``;
-            :func:`torchopt.linear_solve.solve_normal_cg` if None.  Subclasses inherit it.
+            if None, as for :func:`torchopt.implicit_diff.custom_root`.  Subclasses inherit it.
 
     Args:
         *args: See :class:`MetaGradientModule`: tensors and modules passed to the constructor are meta.

@@ -35,7 +35,7 @@ def custom_root(
             end.  None means all arguments that require a gradient.  Position 0, the initial solution, has no gradient.
         has_aux: Whether ``solver_fn`` returns a pair of the solution and auxiliary results, which get no derivatives.
         solve: The linear solver, such as ``torchopt.linear_solve.solve_cg()``;
-            :func:`torchopt.linear_solve.solve_normal_cg` if None.
+            if None, as for :func:`torchopt.implicit_diff.custom_root`.
 
     Returns:
         A decorator of ``solver_fn``.
