@@ -33,6 +33,7 @@ __all__ = [
     'runs_directly',
     'saved_tensors',
     'without_ended',
+    'without_wrappers',
 ]
 
 _P = ParamSpec('_P')
@@ -126,6 +127,20 @@ def without_ended(x: Any) -> Any:
     if isinstance(x, torch.Tensor):
         while (within := _unwrap_if_dead(x)) is not x:
             x = within
+    return x
+
+
+def without_wrappers(x: torch.Tensor) -> torch.Tensor:
+    """The values of all samples of all batches, without the wrappers of ``torch.func``.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.levels import without_wrappers
+        >>> torch.vmap(lambda x: x + without_wrappers(x).sum())(torch.tensor([1.0, 2.0]))
+        tensor([4., 5.])
+    """
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        x = torch._C._functorch.get_unwrapped(x)
     return x
 
 

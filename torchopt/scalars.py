@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
 
 from torchopt import tree
-from torchopt.levels import has_tangent, is_readable, is_tracing, is_transformed
+from torchopt.levels import has_tangent, is_readable, is_tracing, is_transformed, without_wrappers
 
 __all__ = [
     'clip',
@@ -34,7 +33,6 @@ __all__ = [
     'smaller',
     'violation',
     'where',
-    'without_wrappers',
 ]
 
 
@@ -112,20 +110,6 @@ def settled(test: Any) -> Any:
     if values.numel() == 0 or bool(values.all()):
         return True
     return test if bool(values.any()) else False
-
-
-def without_wrappers(x: Tensor) -> Tensor:
-    """The values of all samples of all batches, without the wrappers of ``torch.func``.
-
-    Example:
-        >>> import torch
-        >>> from torchopt.scalars import without_wrappers
-        >>> torch.vmap(lambda x: x + without_wrappers(x).sum())(torch.tensor([1.0, 2.0]))
-        tensor([4., 5.])
-    """
-    while _functorch.is_functorch_wrapped_tensor(x):
-        x = _functorch.get_unwrapped(x)
-    return x
 
 
 def pick(test: Any, x: Any, y: Any) -> Any:

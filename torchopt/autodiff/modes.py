@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from torchopt.autodiff.tape import Leaves
 from torchopt.graphs import leaves_of
-from torchopt.levels import beneath, has_tangent, in_transform, without_ended
+from torchopt.levels import beneath, has_tangent, in_transform, without_ended, without_wrappers
 
 __all__ = [
     'Capture',
@@ -187,9 +187,7 @@ def matters(x: Tensor) -> bool:
 
 def version_of(x: Tensor) -> int | None:
     """The version counter of a tensor, or None if it has none."""
-    x = without_ended(x)
-    while _functorch.is_functorch_wrapped_tensor(x):
-        x = _functorch.get_unwrapped(x)
+    x = without_wrappers(without_ended(x))
     return None if x.is_inference() else x._version
 
 

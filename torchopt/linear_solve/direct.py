@@ -14,14 +14,13 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from torchopt import tree
 from torchopt.dtypes import is_inexact
-from torchopt.levels import is_readable, is_tracing
+from torchopt.levels import is_readable, is_tracing, without_wrappers
 from torchopt.linear_solve.cg import solve_normal_cg
 from torchopt.linear_solve.neumann import NeumannSeries
 from torchopt.linear_solve.problem import Problem, Result
 from torchopt.linear_solve.solve import configurable, iteration_limit, solve_with
 from torchopt.linear_solve.status import Outcome
 from torchopt.linear_solve.vectors import divide
-from torchopt.scalars import without_wrappers
 
 __all__ = ['Direct', 'solve_cholesky', 'solve_inv', 'solve_lu', 'solve_qr', 'solve_small']
 

@@ -13,9 +13,9 @@ from torch._C import _functorch
 from torch.autograd import forward_ad
 
 from torchopt import checks, tree
-from torchopt.levels import is_readable, is_tracing
+from torchopt.levels import is_readable, is_tracing, without_wrappers
 from torchopt.loop.branches import as_condition, check_same
-from torchopt.scalars import pick, without_wrappers
+from torchopt.scalars import pick
 
 __all__ = ['fori_loop', 'repeat', 'while_loop']
 

@@ -20,6 +20,7 @@ from torchopt.base import (
     UninitializedState,
     check_impl,
 )
+from torchopt.graphs import carries_graph
 from torchopt.optim.from_alias import FromAlias
 from torchopt.optim.gradients import (
     check_same_kind,
@@ -356,7 +357,7 @@ def _learned(arguments: Mapping[str, Any]) -> Iterator[str]:
     """The names of arguments that require grad, those of the calls that made inner transformations included."""
     for name, value in arguments.items():
         for x in tree.leaves(value, lambda x: isinstance(x, GradientTransformation)):
-            if isinstance(x, torch.Tensor) and x.requires_grad:
+            if carries_graph(x):
                 yield name
             elif isinstance(x, ChainedGradientTransformation):
                 yield from _learned({'member': x.transformations})

@@ -15,9 +15,8 @@ from torch import Tensor
 from typing_extensions import Self
 
 from torchopt import checks, progress, tree
-from torchopt.levels import eager
+from torchopt.levels import eager, without_wrappers
 from torchopt.loop import while_loop
-from torchopt.scalars import without_wrappers
 from torchopt.solver import adjoint
 from torchopt.solver.run import KKTSolution, OptStep, Task, check_start, conclude, iterate, names_the_start
 from torchopt.spelling import check_names_of
