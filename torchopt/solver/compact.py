@@ -27,12 +27,30 @@ import torch
 from torch import Tensor
 
 from torchopt.levels import is_readable
-from torchopt.scalars import settled, where
+from torchopt.scalars import root, settled, smaller, where
 
-__all__ = ['GROWTH', 'Memory', 'Pair', 'Rows', 'Window', 'is_curved']
+__all__ = ['Memory', 'Pair', 'Rows', 'Window', 'is_curved', 'longer']
 
-GROWTH = 4.0
+_GROWTH = 4.0
 """The factor of the scale of the inverse Hessian after a step without positive curvature."""
+
+
+def longer(scale: Any, is_identity: Any, s: Any, g: Any, tiny: float) -> Any:
+    """The scale of the inverse Hessian after a step without positive curvature.
+
+    Args:
+        scale: The scale before it.
+        is_identity: Whether the inverse Hessian was the identity, so that the step alone tells the scale.
+        s: The step.
+        g: The gradient before it.
+        tiny: The smallest number of their dtype.
+    """
+    if settled(is_identity) is not False:
+        square = g @ g
+        of_step = root((s @ s) / where(square > 0.0, square, 1.0))
+        scale = where(is_identity & (of_step > 0.0), of_step, scale)
+    return smaller(_GROWTH * scale, tiny**-0.5)  # the square does not overflow
+
 
 Pair = tuple[Tensor, Tensor]
 """A vector before a step, and after it."""
@@ -43,7 +61,7 @@ class Memory(Protocol):
 
     @property
     def is_empty(self) -> Any:
-        """Whether there are no pairs, so that the inverse Hessian is the identity."""
+        """Whether there are no pairs and no scale, so that the inverse Hessian is the identity."""
 
     def remember(self, x: Pair, gradient: Pair) -> Memory:
         """Add the differences of parameters and gradients before and after a step, if they have positive curvature.
@@ -105,8 +123,8 @@ class Rows(NamedTuple):
 
     @property
     def is_empty(self) -> Any:
-        """Whether there are no pairs."""
-        return (self.weights == 0).all()
+        """Whether there are no pairs and no scale."""
+        return (self.weights == 0).all() & (self.gamma == 1.0)
 
     def cleared(self) -> Rows:
         """The memory without pairs."""
@@ -124,15 +142,17 @@ class Rows(NamedTuple):
         s, y = x[1] - x[0], gradient[1] - gradient[0]
         product, ss, yy = s @ y, s @ s, y @ y
         curved = settled(is_curved(product, ss, yy, s.dtype))
-        grown = GROWTH * self.gamma if self.scaled else 1.0
+        scale: Any = 1.0
+        if self.scaled and curved is not True:
+            scale = longer(self.gamma, self.is_empty, s, gradient[0], torch.finfo(s.dtype).tiny)
         if curved is False:
             older = self._with_one_less()
-            return Rows(older[0], older[1], older[2], grown, self.scaled)
+            return Rows(older[0], older[1], older[2], scale, self.scaled)
         weight, gamma = 1.0 / where(curved, product, 1.0), where(curved, product, 1.0) / where(curved, yy, 1.0)
         kept = [torch.cat([old[1:], row[None]]) for old, row in zip(self[:3], (s, y, weight))]
         if curved is not True:
             kept = [torch.where(curved, more, less) for more, less in zip(kept, self._with_one_less())]
-        return Rows(kept[0], kept[1], kept[2], where(curved, gamma, grown) if self.scaled else 1.0, self.scaled)
+        return Rows(kept[0], kept[1], kept[2], where(curved, gamma, scale) if self.scaled else 1.0, self.scaled)
 
     def _with_one_less(self) -> list[Tensor]:
         """Pairs and weights without the oldest pair."""
@@ -216,8 +236,8 @@ class Window:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there are no pairs."""
-        return self.count == 0
+        """Whether there are no pairs and no scale."""
+        return self.count == 0 and self.gamma == 1.0
 
     def cleared(self) -> Window:
         """The memory itself, without its pairs."""
@@ -254,12 +274,12 @@ class Window:
         of_s, of_y = inner[::2], inner[1::2]
         product, square = float(inner[-1, 0]), float(inner[-1, 1])
         if not _is_curved(product, float(inner[-2, 0]), square, *self.limits):
+            if self.scaled:
+                self.gamma = float(longer(self.gamma, self.is_empty, newest[0], gradient[0], self.limits[1]))
             drop = int(self.count > 0)
             self.first, self.count = self.first + drop, self.count - drop
             self.inverse, self.yy, self.d = self.inverse[drop:, drop:], self.yy[drop:, drop:], self.d[drop:]
             self.sg, self.yg = of_s[drop:-1, 2], of_y[drop:-1, 2]
-            if self.scaled:
-                self.gamma *= GROWTH
             return self
         drop = int(self.count == self.size)
         self.first, self.count = self.first + drop, self.count + 1 - drop

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from torchopt import tree
 from torchopt.dtypes import is_inexact
 from torchopt.graphs import leaves_of
 from torchopt.implicit_diff.binding import signature_of
-from torchopt.levels import in_transform
+from torchopt.levels import in_transform, runs_directly
 from torchopt.solver.auxiliary import require_function, split_aux
 
 __all__ = ['Objective', 'Vectors', 'signature_with']
@@ -58,6 +59,17 @@ class Objective:
         if self.fun_has_gradient:
             found = self._pair(found)[0]
         return self._value(found)
+
+    def auxiliary_at_start(self, params: Any, *args: Any, **kwargs: Any) -> Any:
+        """The auxiliary output at the start, where the value must be finite, as far as it can be read.
+
+        Raises:
+            ValueError: If the value is NaN or infinite.
+        """
+        value, aux = self.value(params, *args, **kwargs)
+        if runs_directly() and value.is_cpu and not math.isfinite(value.item()):
+            raise ValueError(f'The objective is {value.item()} at init_params. Start where it is finite.')
+        return aux
 
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Any, Any]:
         """The value, the gradient and the auxiliary output.
