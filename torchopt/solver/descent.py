@@ -132,11 +132,13 @@ class Problem:
         """
         x = self.start(params)
         value, gradient, aux = self(x)
-        if not is_symbolic(value) and not (
-            math.isfinite(value.item()) and bool(torch.isfinite(self.tensor(gradient)).all())
-        ):
+        (value,) = numbers(value)
+        finite = not isinstance(value, Tensor) or is_symbolic(value) or bool(value.isfinite())
+        if isinstance(value, float):
+            finite = math.isfinite(value) and bool(torch.isfinite(self.tensor(gradient)).all())
+        if not finite:
             raise ValueError(
-                f'The objective is {value.item()} at init_params, or its gradient is not finite there. Start where '
+                f'The objective is {value} at init_params, or its gradient is not finite there. Start where '
                 f'both are finite.'
             )
         return x, value, gradient, aux
@@ -154,11 +156,15 @@ class HostProblem(Problem):
         """Whether a run from these parameters may work on arrays: nothing batches, differentiates or compiles it."""
         return _leaves_no_graph() and runs_directly() and all(map(_has_array, tree.leaves(params)))
 
-    def __call__(self, x: Any) -> tuple[Tensor, Any, Any]:
+    def __call__(self, x: Any) -> tuple[Any, Any, Any]:
         """The value, the gradient and the auxiliary output at a vector."""
         with np.errstate(**self._reports):  # those of the caller, for the user's function
             value, gradient, aux = super().__call__(torch.from_numpy(x))
-        return value, gradient.numpy(force=True), aux
+        return value.item(), gradient.numpy(force=True), aux
+
+    def slope(self, gradient: Any, direction: Any) -> float:
+        """The slope of the objective along a direction."""
+        return float(gradient.dot(direction))
 
     def arithmetic(self) -> contextlib.AbstractContextManager[Any]:
         """Overflow gives infinity without a warning, as in torch."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from torchopt import tree
 from torchopt.dtypes import is_inexact
 from torchopt.scalars import larger, numbers, settled, where
 
-__all__ = ['confirmed', 'infinite_error', 'minus', 'norm', 'plus', 'stepsize_at', 'violation', 'zero_count']
+__all__ = ['confirmed', 'defined', 'infinite_error', 'minus', 'norm', 'plus', 'stepsize_at', 'violation', 'zero_count']
 
 
 def stepsize_at(stepsize: Any, count: Any) -> Any:
@@ -48,6 +49,12 @@ def minus(x: Any, y: Any) -> Any:
 def norm(x: Any) -> Any:
     """The 2-norm of a tree, a number where it can be read."""
     return numbers(tree.wide_norm(x))[0]
+
+
+def defined(error: Any, value: Any) -> Any:
+    """The error, NaN where the objective is not finite."""
+    (value,) = numbers(value)
+    return where(abs(value) < math.inf, error, math.nan)
 
 
 def violation(step: Callable[[Any, Any, Any], Any], x: Any, gradient: Any, size: Any = 1.0) -> Any:

@@ -23,6 +23,7 @@ from torchopt.solver.endless import recognizing_no_bound
 from torchopt.solver.objective import Objective, signature_with
 from torchopt.solver.proximal.composite import (
     confirmed,
+    defined,
     infinite_error,
     minus,
     norm,
@@ -200,7 +201,7 @@ class ProximalGradient(IterativeSolver):
             size = next_size = stepsize_at(self.stepsize, state.iter_num)
             new = self._step_from(hyperparams_prox, y, gradient, size)
             gained = minus(new, y)
-            error = norm(gained) / size
+            error = defined(norm(gained) / size, value)
             trial = _Trial(new, size, True)
         error = confirmed(error, self.tol, partial(self._step_from, hyperparams_prox), y, gradient, size)
         if not self.acceleration:

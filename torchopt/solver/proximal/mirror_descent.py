@@ -16,6 +16,7 @@ from torchopt.solver.endless import recognizing_no_bound
 from torchopt.solver.objective import Objective, signature_with
 from torchopt.solver.proximal.composite import (
     confirmed,
+    defined,
     infinite_error,
     minus,
     norm,
@@ -161,10 +162,10 @@ class MirrorDescent(IterativeSolver):
             The new parameters and the new state.
         """
         size = stepsize_at(self.stepsize, state.iter_num)
-        _, gradient, aux = self._objective(params, *args, **kwargs)
+        value, gradient, aux = self._objective(params, *args, **kwargs)
         new = self._step_from(hyperparams_proj, params, gradient, size)
         evaluated = state.num_fun_eval + 1, state.num_grad_eval + 1, state.num_proj_eval + 1
-        error = norm(minus(new, params)) / size
+        error = defined(norm(minus(new, params)) / size, value)
         error = confirmed(error, self.tol, partial(self._step_from, hyperparams_proj), params, gradient, size)
         return OptStep(new, MirrorDescentState(state.iter_num + 1, error, aux, *evaluated, state.status))
 
