@@ -75,11 +75,13 @@ class Normal(NamedTuple):
         domain: Shapes and dtypes of the leaves of :math:`x`, without the dimensions of a batch.
         has_ridge: Whether there is a :math:`\lambda`, the last of the tensors that the map depends on.
         has_source: Whether there is a :math:`c`, whose leaves follow those of :math:`b`.
+        has_solution: Whether :math:`A x = b` itself must be solved, as opposed to the least-squares problem.
     """
 
     domain: tuple[tuple[torch.Size, torch.dtype], ...]
     has_ridge: bool = False
     has_source: bool = False
+    has_solution: bool = False
 
 
 class System(NamedTuple):
@@ -385,7 +387,7 @@ def _problem(system: System, consts: Leaves, approximate: Leaves, b: Leaves, x0:
     apply, adjoint = system.operator.prepare(consts, b)
     products = Products(apply, adjoint, _approximate(system, approximate, like))
     layouts = domain._replace(dtype=dtype, device=device), range_._replace(dtype=dtype, device=device)
-    return NormalProblem(layouts[0], products, b, x0, layouts[1], source, ridge)
+    return NormalProblem(layouts[0], products, b, x0, layouts[1], source, ridge, normal.has_solution)
 
 
 def _approximate(system: System, approximate: Leaves, like: Leaves) -> Product | None:

@@ -61,7 +61,7 @@ class TreeShape(tree.Selection):
 
 
 class BoundOperator:
-    """A matvec whose tensors are explicit, so that solvers need not search for them."""
+    """The matvec of a system that has a solution, with explicit tensors, so that solvers need not search for them."""
 
     def __init__(self, operator: Operator, consts: Leaves, shape: TreeShape) -> None:
         self.operator, self.consts, self.shape = operator, consts, shape
@@ -139,7 +139,13 @@ def solve_with(
         preconditioner,
         warns=not return_status,
         product=first if ridge is None and not normal else None,
-        normal=Normal(tuple((x.shape, x.dtype) for x in guess.unknowns), ridge is not None) if normal else None,
+        normal=Normal(
+            tuple((x.shape, x.dtype) for x in guess.unknowns),
+            has_ridge=ridge is not None,
+            has_solution=isinstance(matvec, BoundOperator),
+        )
+        if normal
+        else None,
     )
     return (guess.pack(x), status) if return_status else guess.pack(x)
 

@@ -7,6 +7,10 @@ So when the recursive residual meets the tolerance, the loop computes the true r
 it is too large, the method restarts from the current solution, as long as the residual decreases.
 
 In a batch all systems iterate until the last one stops; systems that are already solved take steps of size zero.
+
+Normal equations can meet the tolerance although the system itself is not solved: the residual is multiplied by the
+transpose, which hides its part along small singular values.  Where the system is known to have a solution, the loop
+goes on with a smaller tolerance until the residual of the system itself is small, too.
 """
 
 from __future__ import annotations
@@ -50,6 +54,7 @@ class _Progress(NamedTuple):
     size: Scalar
     iterations: int
     units: int
+    limit: Scalar
     claimed: Any
     goes_on: bool
 
@@ -109,7 +114,7 @@ class IterativeOptions:
         steps = self.steps(problem)
 
         def correct(state: _Progress) -> _Progress:
-            x, r, before, iterations, units = state[:5]
+            x, r, before, iterations, units, limit = state[:6]
             e = exponent(r, before)
             if isinstance(e, int) and e == 0:
                 done = self.improve(problem, r, before, limit, steps - units)
@@ -121,17 +126,18 @@ class IterativeOptions:
             x, iterations, units = x + d, iterations + done.iterations, units + done.units
             claimed = found <= limit
             if units >= steps and not (bool(claimed.any()) if isinstance(claimed, Tensor) else claimed):
-                return _Progress(x, r, found, iterations, units, claimed, False)
+                return _Progress(x, r, found, iterations, units, limit, claimed, False)
             r = problem.residual(x)
             size = norm(r)
+            limit = problem.tightened(limit, size, self.tol)
             goes_on = units < steps and can_improve(size, 1.01 * limit, size < self.gain * before)
-            return _Progress(x, r, size, iterations, units, claimed, goes_on)
+            return _Progress(x, r, size, iterations, units, limit, claimed, goes_on)
 
         x = torch.zeros_like(problem.rhs) if x is None else x
-        start = _Progress(x, r, size, 0, 0, False, steps > 0 and any_above(size, limit))
+        start = _Progress(x, r, size, 0, 0, limit, False, steps > 0 and any_above(size, limit))
         end = repeat(operator.attrgetter('goes_on'), correct, start, None, check=False)
         outcome = self._outcome(problem, end.size, limit, end.claimed, stuck=end.units < steps)
-        return Result(end.x, end.iterations, end.size, outcome)
+        return Result(end.x, end.iterations, end.size, problem.judged(outcome, self.tol))
 
     def _outcome(self, problem: Problem, size: Scalar, limit: Scalar, claimed: Any, *, stuck: bool) -> Any:
         """The outcome for each system: an unsolved one broke down unless it reached the maximum of iterations."""
