@@ -12,40 +12,17 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
 
 from torchopt.autodiff.closure import Converted, closure_convert
-from torchopt.autodiff.tape import Leaves, Product
+from torchopt.autodiff.tape import Leaves
 from torchopt.levels import apply_function, in_transform
 from torchopt.linear_solve.derivative import Method, solve_system
-from torchopt.linear_solve.operators import Adjoint, Function, Operator
+from torchopt.linear_solve.operators import Adjoint, Closure, Operator
 from torchopt.linear_solve.status import SolveStatus
 
-__all__ = ['Closure', 'Found', 'attach_graph', 'close_over']
+__all__ = ['Found', 'attach_graph', 'close_over']
 
 Fun = Callable[[Leaves], Leaves]
-
-
-class Closure(Function):
-    """The map of a function that closes over tensors.
-
-    Args:
-        converted: The function of lists of leaves.
-        domain: Leaves like its argument, if the map is not square.
-    """
-
-    def __init__(self, converted: Converted, domain: Leaves | None = None) -> None:
-        super().__init__(converted.__call__, domain)
-        self.converted = converted
-        # Outside of torch.func the tensors that replace them have the same values.
-        self.is_plain = not in_transform() and not any(map(_functorch.is_functorch_wrapped_tensor, converted.captured))
-
-    def prepare(self, consts: Leaves, like: Leaves) -> tuple[Product, Product]:
-        """Return the products of the function itself if no tensor must be replaced, which saves the time of a mode."""
-        if self.is_plain and self.converted.captured:
-            return Closure(Converted(self.converted.fun, []), self.domain_like(like)).prepare((), like)
-        apply, adjoint = super().prepare(consts, like)
-        return apply if self.converted.captured else self.converted.fun, adjoint
 
 
 class Found(NamedTuple):

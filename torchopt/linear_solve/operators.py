@@ -16,11 +16,14 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 
+from torchopt.autodiff.closure import Converted
 from torchopt.autodiff.products import jvp, map_product, recorded, vjp
 from torchopt.autodiff.tape import Leaves, Product, taped
+from torchopt.levels import in_transform
 
-__all__ = ['Adjoint', 'Function', 'Jacobian', 'Operator', 'Shifted']
+__all__ = ['Adjoint', 'Closure', 'Jacobian', 'Operator', 'Shifted']
 
 
 class Operator:
@@ -34,21 +37,26 @@ class Operator:
         """The product of the transpose with a vector."""
         return vjp(lambda *x: self.matvec(consts, x), self.domain_like(u), u)
 
+    def product(self, consts: Leaves) -> Product:
+        """The product with a vector, for many calls."""
+        return functools.partial(self.matvec, consts)
+
     def domain_like(self, u: Leaves) -> list[Tensor]:
         """Zeros in the domain of the map; like ``u`` if the map is square."""
         return [torch.zeros_like(x) for x in u]
 
     def prepare(self, consts: Leaves, like: Leaves) -> tuple[Product, Product]:
         """The products with the map and with its transpose, for many calls."""
+        product = self.product(consts)
         transposed: list[Product] = []
 
         def adjoint(u: Leaves) -> Leaves:
             if not transposed:
-                _, pull = recorded(lambda *x: self.matvec(consts, x), self.domain_like(like))
+                _, pull = recorded(lambda *x: product(x), self.domain_like(like))
                 transposed.append(taped(pull))
             return transposed[0](u)
 
-        return functools.partial(self.matvec, consts), adjoint
+        return product, adjoint
 
     def many(self, consts: Leaves, x: Leaves, transposed: bool = False) -> Leaves:
         """The products with many vectors, along the first dimension; with the transpose if ``transposed``."""
@@ -65,21 +73,29 @@ class Operator:
         return (Repeated(self, size) if all(d is None for d in dims) else Mapped(self, dims, size)), consts
 
 
-class Function(Operator):
-    """The map that a function ``fun(consts, x)`` computes.
+class Closure(Operator):
+    """The map that a function computes, which may close over tensors.
 
     Args:
-        fun: A function of lists of leaves, linear in the second.
-        domain: Leaves like ``x``, if the map is not square.
+        converted: The function of lists of leaves, linear in its argument.
+        domain: Leaves like its argument, if the map is not square.
     """
 
-    def __init__(self, fun: Callable[[Leaves, Leaves], Leaves], domain: Leaves | None = None) -> None:
-        self.fun = fun
+    def __init__(self, converted: Converted, domain: Leaves | None = None) -> None:
+        self.converted = converted
         self.domain = None if domain is None else [(x.shape, x.dtype, x.device) for x in domain]
+        # Outside of torch.func the tensors that replace the captured ones have the same values.
+        self.is_plain = not converted.captured or not (
+            in_transform() or any(map(_functorch.is_functorch_wrapped_tensor, converted.captured))
+        )
 
     def matvec(self, consts: Leaves, x: Leaves) -> Leaves:
         """The product with a vector."""
-        return self.fun(consts, x)
+        return self.converted(consts, x)
+
+    def product(self, consts: Leaves) -> Product:
+        """The function itself if no tensor must be replaced, which saves the time of a mode."""
+        return self.converted.fun if self.is_plain else super().product(consts)
 
     def domain_like(self, u: Leaves) -> list[Tensor]:
         """Zeros in the domain of the map."""

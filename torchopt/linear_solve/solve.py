@@ -41,10 +41,6 @@ class TreeShape(tree.Selection):
 
     def unpack(self, other: Any, name: str) -> list[Tensor]:
         """The unknowns of another tree of the same structure and shapes, converted to the dtypes of this one."""
-        if self.is_tensor and isinstance(other, Tensor):
-            like = self.unknowns[0]
-            if other.shape == like.shape and other.dtype == like.dtype:
-                return [other]
         unknowns = []
         for i, x, like in zip(self.positions, self.of(other, name=name, like=self.name), self.unknowns):
             if not isinstance(x, Tensor) or x.shape != like.shape:
@@ -147,7 +143,17 @@ def solve_with(
 def _on_leaves(
     fun: Callable[[Any], Any], domain: TreeShape, range_: TreeShape, name: str, what: str = 'matvec'
 ) -> Callable[[Leaves], Leaves]:
-    return lambda x: range_.unpack(fun(domain.pack(x)), f'{name}: {what}(x)')
+    if not (domain.is_tensor and range_.is_tensor):
+        return lambda x: range_.unpack(fun(domain.pack(x)), f'{name}: {what}(x)')
+    shape, dtype = range_.unknowns[0].shape, range_.unknowns[0].dtype
+
+    def product(x: Leaves) -> Leaves:
+        y = fun(x[0])
+        if isinstance(y, Tensor) and y.shape == shape and y.dtype == dtype:
+            return [y]
+        return range_.unpack(y, f'{name}: {what}(x)')
+
+    return product
 
 
 def _require_square(fun: Callable[[Leaves], Leaves], shape: TreeShape, name: str) -> None:
@@ -214,16 +220,18 @@ def stopping_rule(
     if tol is not None and rtol is not None:
         raise TypeError('tol and rtol are two names of the relative tolerance; pass only one of them.')
     given = [rtol if tol is None else tol, atol]
-    relative = 1e-5 if given[0] is None else given[0]
-    absolute = 0.0 if atol is None else atol
-    checks.at_least('tol', relative)
-    checks.at_least('atol', absolute)
+    for name, value in zip(('tol', 'atol'), given):
+        if value is not None:
+            checks.at_least(name, value)
+    relative = 1e-5 if given[0] is None else float(given[0])
+    absolute = 0.0 if atol is None else float(atol)
     limit = iteration_limit(maxiter)
     truncates = limit is not None and 0 in given and not any(given)
-    return float(relative), float(absolute), limit, truncates
+    return relative, absolute, limit, truncates
 
 
 def iteration_limit(maxiter: int | None) -> int | None:
     """Check ``maxiter`` and return it."""
-    checks.integer('maxiter', maxiter, 0, optional=True)
+    if maxiter is not None:
+        checks.integer('maxiter', maxiter, 0)
     return maxiter
