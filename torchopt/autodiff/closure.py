@@ -67,8 +67,9 @@ def closure_convert(fun: Callable[..., Leaves], *example: Leaves) -> Converted:
     """
     if not is_recording():
         return Converted(fun, [])
+    transformed = in_transform()
     arguments = [x for leaves in example for x in leaves]
-    if not in_transform():
+    if not transformed:
         # A run without a mode detects at lower cost that the function closes over no such tensor.
         value = fun(*example)
         if all(map(_is_constant, value)) or not _origins(value, arguments):
@@ -84,7 +85,7 @@ def closure_convert(fun: Callable[..., Leaves], *example: Leaves) -> Converted:
     incomplete = Converted(fun, list(noted.values()), is_complete=False, value=value)
     if seen.uses_a_graph:
         return incomplete
-    if in_transform():
+    if transformed:
         example = tuple([first_sample(x) for x in leaves] for leaves in example)
     try:
         with Fix(noted) as fixed:

@@ -161,11 +161,18 @@ class _Solve(torch.autograd.Function):
     def forward(system: System, *tensors: Tensor) -> tuple[Tensor, ...]:
         _refuse_legacy_batches(tensors)
         b, init, consts, approximate = system.split([x.detach() for x in tensors])
-        problem = _problem(system, consts, approximate, b, init if system.has_init else None)
-        result = _run(system.method, problem)
+        problem, method = _problem(system, consts, approximate, b, init if system.has_init else None), system.method
+        try:
+            result = method.run(problem) if problem.rhs.numel() else Result(problem.rhs, 0, 0.0, Outcome.CONVERGED)
+        except LinAlgError as error:
+            problem.refuse_if_not_finite(method.name)
+            raise LinAlgError(f'{method.name}: {error}') from None
+        has_converged = result.outcome is Outcome.CONVERGED
+        if not ((has_converged and math.isfinite(result.residual)) or _is_finite(result)):
+            problem.refuse_if_not_finite(method.name)
         x, status = problem.in_original_scale(result)
-        if system.warns and not (result.outcome is Outcome.CONVERGED and problem.is_exact):
-            warn_unless_solved(system.method.name, status, truncates=system.method.truncates)
+        if system.warns and not (has_converged and problem.is_exact):
+            warn_unless_solved(method.name, status, truncates=method.truncates)
         return *(z.clone() for z in x), *status
 
     @staticmethod
@@ -381,18 +388,6 @@ def _problem(system: System, consts: Leaves, approximate: Leaves, b: Leaves, x0:
     return NormalProblem(layouts[0], products, b, x0, layouts[1], source, ridge)
 
 
-def _run(method: Method, problem: Problem) -> Result:
-    """Solve; if that fails, raise an error if the input values were not finite."""
-    if not problem.rhs.numel():
-        return Result(problem.rhs, 0, 0.0, Outcome.CONVERGED)
-    try:
-        result = method.run(problem)
-    except LinAlgError as error:
-        problem.refuse_if_not_finite(method.name)
-        raise LinAlgError(f'{method.name}: {error}') from None
-    certain = result.outcome is Outcome.CONVERGED and math.isfinite(result.residual)
-    if not certain and not bool(
-        torch.isfinite(result.x).all() & torch.isfinite(torch.as_tensor(result.residual)).all()
-    ):
-        problem.refuse_if_not_finite(method.name)
-    return result
+def _is_finite(result: Result) -> bool:
+    """Whether the solutions and the residuals of all systems are finite."""
+    return bool(torch.isfinite(result.x).all() & torch.isfinite(torch.as_tensor(result.residual)).all())

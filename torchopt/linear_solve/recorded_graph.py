@@ -1,68 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convert a user's matvec to an operator: the tensors that it closes over become explicit.
+"""A matrix whose dependence on tensors cannot be made explicit, since its graph was recorded earlier.
 
-If it depends on tensors in a way that cannot be detected (see :mod:`torchopt.autodiff.closure`), such as a graph that
-was recorded earlier, the matrix keeps this graph, which supports first derivatives.
+:mod:`torchopt.autodiff.closure` detects such functions.  The matrix keeps its graph, which supports first derivatives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from torchopt.autodiff.closure import Converted, closure_convert
-from torchopt.autodiff.tape import Leaves
+from torchopt.autodiff.closure import Converted
+from torchopt.autodiff.tape import Leaves, Product
 from torchopt.levels import apply_function, in_transform
 from torchopt.linear_solve.derivative import Method, solve_system
 from torchopt.linear_solve.operators import Adjoint, Closure, Operator
 from torchopt.linear_solve.status import SolveStatus
 
-__all__ = ['Found', 'attach_graph', 'close_over']
-
-Fun = Callable[[Leaves], Leaves]
+__all__ = ['attach_graph']
 
 
-class Found(NamedTuple):
-    """The tensors that a function depends on.
-
-    Attributes:
-        closure: The map.
-        captured: The tensors that it depends on.
-        is_complete: Whether these are all of them; False if the function depends on a graph recorded earlier.
-        product: The product with the leaves of the trial run, if it is known.
-    """
-
-    closure: Closure
-    captured: list[Tensor]
-    is_complete: bool = True
-    product: list[Tensor] | None = None
-
-
-def close_over(fun: Fun, like: Leaves, domain: Leaves | None = None) -> Found:
-    """Find the tensors that a linear function depends on.
-
-    Args:
-        fun: A function of lists of leaves.
-        like: Leaves for the trial run.
-        domain: Leaves like its argument, if the map is not square.
-    """
-    transformed = in_transform()
-    # Under transforms the vector must not be mapped over, since batch dimensions may move; any other one will do.
-    found = closure_convert(fun, [_some_vector(x) if transformed else x.detach() for x in like])
-    closure = Closure(Converted(fun, found.captured), domain)
-    product = None if transformed or found.value is None else [y.detach() for y in found.value]
-    return Found(closure, found.captured, found.is_complete, product)
-
-
-def _some_vector(like: Tensor) -> Tensor:
-    """A vector that is neither zero nor constant, since many matrices map those to zero."""
-    return torch.arange(1, like.numel() + 1, device=like.device).sin().reshape(like.shape).to(like.dtype)
-
-
-def attach_graph(method: Method, fun: Fun, b: Leaves, domain: Leaves | None) -> tuple[list[Tensor], SolveStatus]:
+def attach_graph(method: Method, fun: Product, b: Leaves) -> tuple[list[Tensor], SolveStatus]:
     r"""Solve with a matrix whose graph was recorded earlier.
 
     The derivative is that of :mod:`torchopt.linear_solve.derivative`, with the product :math:`A(\theta)\, x` and its
@@ -77,7 +36,7 @@ def attach_graph(method: Method, fun: Fun, b: Leaves, domain: Leaves | None) -> 
             'detected. Use '
             f'operations of torch in it, or implicit_diff.root_vjp, or detach the tensors.'
         )
-    operator = Closure(Converted(fun, []), domain)
+    operator = Closure(Converted(fun, []))
     with torch.no_grad():
         x, status = solve_system(method, operator, (), b)
     y = fun(x)
