@@ -23,7 +23,7 @@ from torchopt.distributed.collectives import add_up, typed_errors, world_size
 from torchopt.distributed.errors import Failure
 from torchopt.distributed.partition import share_of
 from torchopt.dtypes import real_dtype
-from torchopt.graphs import leaves_of
+from torchopt.graphs import carries_graph, leaves_of
 from torchopt.levels import apply_function, in_transform
 from torchopt.progress import Progress, reporter
 from torchopt.sharding import is_dtensor
@@ -137,7 +137,7 @@ def map_tasks(
 
 def _trainable(params: Any) -> list[Tensor]:
     candidates = params.parameters() if isinstance(params, nn.Module) else tree.leaves(params)
-    leaves = [p for p in candidates if isinstance(p, Tensor) and p.requires_grad]
+    leaves = [p for p in candidates if carries_graph(p)]
     if not leaves and torch.is_grad_enabled():
         raise ValueError(
             'No tensor in params requires grad, so there is no gradient. Call requires_grad_() on the parameters, or '
