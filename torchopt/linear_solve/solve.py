@@ -29,8 +29,9 @@ class TreeShape:
 
     def __init__(self, example: Any, name: str) -> None:
         self.example, self.name = example, name
-        self.is_tensor = isinstance(example, Tensor) and (example.is_floating_point() or example.is_complex())
-        self.unknowns: list[Tensor] = [example] if self.is_tensor else self._selection.selected
+        # The shape and the dtype of a tree that is one tensor.
+        self.alone = (example.shape, example.dtype) if is_inexact(example) else None
+        self.unknowns: list[Tensor] = self._selection.selected if self.alone is None else [example]
         devices = {x.device for x in self.unknowns}
         if len(devices) > 1:
             raise ValueError(f'{name} has leaves on several devices ({sorted(map(str, devices))}); move them to one.')
@@ -41,10 +42,12 @@ class TreeShape:
 
     def pack(self, unknowns: Sequence[Tensor]) -> Any:
         """The tree with new unknowns."""
-        return unknowns[0] if self.is_tensor else self._selection.replace(unknowns)
+        return self._selection.replace(unknowns) if self.alone is None else unknowns[0]
 
     def unpack(self, other: Any, name: str) -> list[Tensor]:
         """The unknowns of another tree of the same structure and shapes, converted to the dtypes of this one."""
+        if self.alone is not None and isinstance(other, Tensor) and (other.shape, other.dtype) == self.alone:
+            return [other]
         unknowns = []
         selection = self._selection
         for i, x, like in zip(selection.positions, selection.of(other, name=name, like=self.name), self.unknowns):
@@ -185,17 +188,10 @@ def _some_vector(like: Tensor) -> Tensor:
 def _on_leaves(
     fun: Callable[[Any], Any], domain: TreeShape, range_: TreeShape, name: str, what: str = 'matvec'
 ) -> Callable[[Leaves], Leaves]:
-    if not (domain.is_tensor and range_.is_tensor):
-        return lambda x: range_.unpack(fun(domain.pack(x)), f'{name}: {what}(x)')
-    shape, dtype = range_.unknowns[0].shape, range_.unknowns[0].dtype
-
-    def product(x: Leaves) -> Leaves:
-        y = fun(x[0])
-        if isinstance(y, Tensor) and y.shape == shape and y.dtype == dtype:
-            return [y]
-        return range_.unpack(y, f'{name}: {what}(x)')
-
-    return product
+    result = f'{name}: {what}(x)'
+    if domain.alone is None:
+        return lambda x: range_.unpack(fun(domain.pack(x)), result)
+    return lambda x: range_.unpack(fun(x[0]), result)
 
 
 def _require_square(fun: Callable[[Leaves], Leaves], shape: TreeShape, name: str) -> None:
