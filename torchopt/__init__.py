@@ -7,14 +7,12 @@ trains parameters in place as in ``torch.optim``, ``FuncOptimizer`` stores the s
 """
 
 from importlib import import_module as _import_module
-from types import ModuleType as _ModuleType
-from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import TYPE_CHECKING as _TYPE_CHECKING, Any as _Any
 
 from torchopt import (
     _old_paths as _old_paths,
     accelerated_op,
     alias,
-    assignment,
     autodiff,
     base,
     clip,
@@ -23,7 +21,6 @@ from torchopt import (
     diff,
     hook,
     implicit_diff,
-    isotonic,
     linalg,
     linear_solve,
     linesearch,
@@ -33,14 +30,11 @@ from torchopt import (
     nn,
     objective,
     optim,
-    perturbations,
-    polytopes,
     projections,
     prox,
     pytree,
     schedule,
     second_order,
-    solver,
     transform,
     tree,
     typing,
@@ -118,41 +112,6 @@ from torchopt.optim.meta import (
     MetaRMSprop,
     MetaSGD,
 )
-from torchopt.solver import (
-    BFGS,
-    LBFGS,
-    LBFGSB,
-    OSQP,
-    AndersonAcceleration,
-    AndersonWrapper,
-    ArmijoSGD,
-    BacktrackingLineSearch,
-    Bisection,
-    BlockCoordinateDescent,
-    BoxCDQP,
-    BoxOSQP,
-    Broyden,
-    CvxpyQP,
-    EqualityConstrainedQP,
-    FixedPointIteration,
-    GaussNewton,
-    GradientDescent,
-    HagerZhangLineSearch,
-    IterativeRefinement,
-    LevenbergMarquardt,
-    MirrorDescent,
-    NonlinearCG,
-    OptaxSolver,
-    PolyakSGD,
-    ProjectedGradient,
-    ProximalGradient,
-    ScipyBoundedLeastSquares,
-    ScipyBoundedMinimize,
-    ScipyLeastSquares,
-    ScipyMinimize,
-    ScipyRootFinding,
-    ZoomLineSearch,
-)
 from torchopt.transform import masked, nan_to_num, partition
 from torchopt.update import apply_updates, update_params
 from torchopt.utils import (
@@ -165,7 +124,42 @@ from torchopt.utils import (
 from torchopt.version import __version__
 
 if _TYPE_CHECKING:
-    from torchopt import compat, distributed, interop, visual
+    from torchopt import assignment, compat, distributed, interop, isotonic, perturbations, polytopes, solver, visual
+    from torchopt.solver import (
+        BFGS,
+        LBFGS,
+        LBFGSB,
+        OSQP,
+        AndersonAcceleration,
+        AndersonWrapper,
+        ArmijoSGD,
+        BacktrackingLineSearch,
+        Bisection,
+        BlockCoordinateDescent,
+        BoxCDQP,
+        BoxOSQP,
+        Broyden,
+        CvxpyQP,
+        EqualityConstrainedQP,
+        FixedPointIteration,
+        GaussNewton,
+        GradientDescent,
+        HagerZhangLineSearch,
+        IterativeRefinement,
+        LevenbergMarquardt,
+        MirrorDescent,
+        NonlinearCG,
+        OptaxSolver,
+        PolyakSGD,
+        ProjectedGradient,
+        ProximalGradient,
+        ScipyBoundedLeastSquares,
+        ScipyBoundedMinimize,
+        ScipyLeastSquares,
+        ScipyMinimize,
+        ScipyRootFinding,
+        ZoomLineSearch,
+    )
 
 __all__ = [
     'BlockCoordinateDescent',
@@ -267,16 +261,28 @@ __all__ = [
     'yogi',
 ]
 
-_ON_FIRST_USE = ('compat', 'distributed', 'interop', 'visual')
-"""Subpackages that most programs do not need: they are imported when they are first named."""
+_ON_FIRST_USE = (
+    'assignment',
+    'compat',
+    'distributed',
+    'interop',
+    'isotonic',
+    'perturbations',
+    'polytopes',
+    'solver',
+    'visual',
+)
+"""Subpackages that most programs do not need: they are imported when they are first named, as are the solvers."""
 
 if not _TYPE_CHECKING:  # a type checker would accept any name
 
-    def __getattr__(name: str) -> _ModuleType:
+    def __getattr__(name: str) -> _Any:
         if name in _ON_FIRST_USE:
             return _import_module(f'{__name__}.{name}')
+        if name in __all__:
+            return getattr(_import_module(f'{__name__}.solver'), name)
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ON_FIRST_USE})
+    return sorted({*globals(), *__all__, *_ON_FIRST_USE})

@@ -16,7 +16,6 @@ from torchopt.autodiff.closure import is_recording
 from torchopt.implicit_diff.binding import Reference, bind, match, refuse_hidden_parameters, signature_of
 from torchopt.implicit_diff.root import Root, Solver, attach_derivative, select_tensors
 from torchopt.levels import eager, has_tangent, in_transform
-from torchopt.linear_solve import solve_normal_cg
 from torchopt.linear_solve.solve import TreeShape
 
 __all__ = ['custom_fixed_point', 'custom_root', 'find_root', 'wants_derivative', 'without_graph']
@@ -25,7 +24,7 @@ __all__ = ['custom_fixed_point', 'custom_root', 'find_root', 'wants_derivative',
 def custom_root(
     optimality_fun: Callable[..., Any],
     has_aux: bool = False,
-    solve: Solver | None = solve_normal_cg,
+    solve: Solver | None = None,
     reference_signature: Reference = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     r"""Differentiate the solution of a solver, a root of ``optimality_fun``, by the implicit function theorem.
@@ -44,10 +43,11 @@ def custom_root(
         optimality_fun: ``optimality_fun(sol, *args, **kwargs)`` returns a tree like the solution, zero at the
             solution.
         has_aux: Whether ``solver_fun`` returns a pair of the solution and auxiliary results, which get no derivatives.
-        solve: The linear solver, ``solve(matvec, b)``.  If None, :func:`torchopt.linear_solve.solve_normal_cg`; for a
-            batch of small and well-conditioned systems, under ``torch.vmap``, an LU factorization.  If the
-            Jacobian is symmetric positive definite, as for the gradient of a strictly convex function,
-            :func:`~torchopt.linear_solve.solve_cg` uses half the matrix-vector products.
+        solve: The linear solver, ``solve(matvec, b)``.  If None: for up to 256 unknowns an LU factorization of the
+            Jacobian (64 for each system of a batch under ``torch.vmap``); for more, inside ``torch.compile``, and for
+            a singular Jacobian, :func:`torchopt.linear_solve.solve_normal_cg`.  If the Jacobian is symmetric positive
+            definite, as for the gradient of a strictly convex function, :func:`~torchopt.linear_solve.solve_cg` uses
+            half the matrix-vector products of the latter and tolerates larger condition numbers.
         reference_signature: A function, or its signature, to match arguments if the signature of ``optimality_fun`` is
             not available.
 
@@ -63,7 +63,9 @@ def custom_root(
             be detected, through a ``torch.autograd.Function`` or a graph that was recorded earlier.
 
     Warns:
-        LinearSolveWarning: When differentiated, if the linear system is not solved to the tolerance of ``solve``.
+        LinearSolveWarning: When differentiated, if the linear system is not solved to the tolerance of ``solve``; for
+            :func:`~torchopt.linear_solve.solve_normal_cg`, also if the residual of the system itself, as opposed to
+            that of the normal equations, is more than ten times above the tolerance.
 
     Example:
         >>> import torch
@@ -102,7 +104,7 @@ def custom_root(
 def custom_fixed_point(
     fixed_point_fun: Callable[..., Any],
     has_aux: bool = False,
-    solve: Solver | None = solve_normal_cg,
+    solve: Solver | None = None,
     reference_signature: Reference = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     r"""Differentiate the solution of a solver, a fixed point :math:`x = T(x, \theta)`.

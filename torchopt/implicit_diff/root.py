@@ -32,8 +32,7 @@ from torchopt.autodiff.products import jvp, replacing, vjp
 from torchopt.autodiff.tape import Leaves
 from torchopt.dtypes import is_inexact
 from torchopt.levels import apply_function, forward_mode, in_transform, saved_tensors
-from torchopt.linear_solve import solve_normal_cg
-from torchopt.linear_solve.direct import solve_small
+from torchopt.linear_solve.direct import solve_jacobian
 from torchopt.linear_solve.operators import Adjoint, Jacobian
 from torchopt.linear_solve.solve import BoundOperator, TreeShape
 
@@ -55,8 +54,8 @@ class Root:
         fun: ``fun(sol, *args, **kwargs)``, zero at the root.
         shape: The structure and the value of the root.
         arguments: The tensors of the pair ``(args, kwargs)``.
-        solve: The linear solver; if None, :func:`torchopt.linear_solve.solve_normal_cg`, or in a batch of small and
-            regular systems a factorization.
+        solve: The linear solver; if None, a factorization of small Jacobians, else
+            :func:`torchopt.linear_solve.solve_normal_cg`.
         constants: Tensors that ``fun`` closes over and that get no derivative.
 
     Attributes:
@@ -75,7 +74,7 @@ class Root:
         constants: Sequence[Tensor] = (),
     ) -> None:
         self.shape, self.arguments = shape, arguments
-        self.solve = solve_small if solve is None else solve
+        self.solve = solve_jacobian if solve is None else solve
         self.unknowns = len(shape.unknowns)
 
         def of_leaves(x: Leaves, given: Leaves) -> Leaves:
@@ -228,7 +227,7 @@ def root_vjp(
     sol: Any,
     args: tuple[Any, ...],
     cotangent: Any,
-    solve: Solver | None = solve_normal_cg,
+    solve: Solver | None = None,
 ) -> tuple[Any, ...]:
     r"""The vector-Jacobian product of a root.
 
@@ -239,8 +238,7 @@ def root_vjp(
         sol: The root :math:`x`, a tree of floating or complex tensors.
         args: The arguments :math:`\theta`, any trees; their floating and complex tensors get cotangents.
         cotangent: :math:`\bar x`, a tree like ``sol``.
-        solve: The linear solver, ``solve(matvec, b)``.  If None, :func:`torchopt.linear_solve.solve_normal_cg`; for a
-            batch of small and well-conditioned systems, under ``torch.vmap``, an LU factorization.
+        solve: The linear solver, ``solve(matvec, b)``; None as in :func:`custom_root`.
 
     Returns:
         One tree for each argument, with None for leaves that are not floating or complex tensors.
@@ -270,7 +268,7 @@ def root_jvp(
     sol: Any,
     args: tuple[Any, ...],
     tangents: tuple[Any, ...],
-    solve: Solver | None = solve_normal_cg,
+    solve: Solver | None = None,
 ) -> Any:
     r"""The Jacobian-vector product of a root.
 
@@ -281,8 +279,7 @@ def root_jvp(
         sol: The root :math:`x`, a tree of floating or complex tensors.
         args: The arguments :math:`\theta`; any trees.
         tangents: :math:`\dot\theta`: for each argument a tree like it, with None for constant arguments or leaves.
-        solve: The linear solver, ``solve(matvec, b)``.  If None, :func:`torchopt.linear_solve.solve_normal_cg`; for a
-            batch of small and well-conditioned systems, under ``torch.vmap``, an LU factorization.
+        solve: The linear solver, ``solve(matvec, b)``; None as in :func:`custom_root`.
 
     Returns:
         A tree like ``sol``.

@@ -75,11 +75,13 @@ class Normal(NamedTuple):
         domain: Shapes and dtypes of the leaves of :math:`x`, without the dimensions of a batch.
         has_ridge: Whether there is a :math:`\lambda`, the last of the tensors that the map depends on.
         has_source: Whether there is a :math:`c`, whose leaves follow those of :math:`b`.
+        has_solution: Whether :math:`A x = b` itself must be solved, as opposed to the least-squares problem.
     """
 
     domain: tuple[tuple[torch.Size, torch.dtype], ...]
     has_ridge: bool = False
     has_source: bool = False
+    has_solution: bool = False
 
 
 class System(NamedTuple):
@@ -363,11 +365,12 @@ def _cut(system: System, saved: list[Tensor]) -> tuple[list[Tensor], list[Tensor
 
 def _problem(system: System, consts: Leaves, approximate: Leaves, b: Leaves, x0: Leaves | None) -> Problem:
     """The problem for the method."""
+    preconditioner = system.preconditioner
     if system.normal is None:
         apply, adjoint = system.operator.prepare(consts, b)
-        approximation = system.preconditioner and system.preconditioner.prepare(approximate, b)[0]
+        inverse = None if preconditioner is None else preconditioner.prepare(approximate, b)[0]
         many = functools.partial(system.operator.many, consts) if system.batch else None
-        products = Products(apply, adjoint, approximation, system.product, many)
+        products = Products(apply, adjoint, inverse, system.product, many)
         return Problem(Layout.of(b, system.batch), products, b, x0, system.method.power)
     normal, ridge = system.normal, None
     if normal.has_ridge:
@@ -382,10 +385,10 @@ def _problem(system: System, consts: Leaves, approximate: Leaves, b: Leaves, x0:
     range_, domain = Layout.of(b, system.batch), Layout.of(like, system.batch)
     dtype = torch.promote_types(range_.dtype, domain.dtype)
     apply, adjoint = system.operator.prepare(consts, b)
-    approximation = system.preconditioner and system.preconditioner.prepare(approximate, like)[0]
-    products = Products(apply, adjoint, approximation)
+    inverse = None if preconditioner is None else preconditioner.prepare(approximate, like)[0]
+    products = Products(apply, adjoint, inverse)
     layouts = domain._replace(dtype=dtype, device=device), range_._replace(dtype=dtype, device=device)
-    return NormalProblem(layouts[0], products, b, x0, layouts[1], source, ridge)
+    return NormalProblem(layouts[0], products, b, x0, layouts[1], source, ridge, normal.has_solution)
 
 
 def _is_finite(result: Result) -> bool:

@@ -22,7 +22,7 @@ from torchopt.linear_solve.solve import configurable, iteration_limit, solve_wit
 from torchopt.linear_solve.status import Outcome
 from torchopt.linear_solve.vectors import divide
 
-__all__ = ['Direct', 'solve_cholesky', 'solve_inv', 'solve_lu', 'solve_qr', 'solve_small']
+__all__ = ['Direct', 'solve_cholesky', 'solve_inv', 'solve_jacobian', 'solve_lu', 'solve_qr']
 
 
 @dataclass(frozen=True)
@@ -156,16 +156,17 @@ def solve_lu(matvec: Callable[[Any], Any] | None = None, b: Any = None, ridge: A
     return solve_with(Direct('solve_lu', _by_lu), matvec, b, ridge=ridge)
 
 
-def solve_small(matvec: Callable[[Any], Any], b: Any) -> Any:
-    """Solve a system that may be singular as :func:`solve_normal_cg` does; in a batch of small systems, by LU.
+def solve_jacobian(matvec: Callable[[Any], Any], b: Any) -> Any:
+    """Solve the system of an implicit derivative: by LU if it is small, else as :func:`solve_normal_cg` does.
 
-    The solution by LU counts if all matrices of the batch are well-conditioned: the relative residual is at most the
-    square root of the precision.
+    The solution by LU counts if all matrices are well-conditioned: the relative residual is at most the square root of
+    the precision.  For a singular matrix, :func:`solve_normal_cg` computes the solution of least norm.
     """
     leaves = [x for x in tree.leaves(b) if is_inexact(x)]
-    if is_tracing() or any(map(is_readable, leaves)) or sum(x.numel() for x in leaves) > _SMALL:
+    largest = _SMALL if all(map(is_readable, leaves)) else _SMALL_IN_BATCH
+    if is_tracing() or sum(x.numel() for x in leaves) > largest:
         return solve_normal_cg(matvec, b)
-    precision = max(torch.finfo(x.dtype).eps for x in leaves)
+    precision = max((torch.finfo(x.dtype).eps for x in leaves), default=1.0)
     method = Direct('solve_lu', _by_lu, reliable=precision**0.5)
     try:
         x, status = solve_with(method, matvec, b, return_status=True)
@@ -175,8 +176,8 @@ def solve_small(matvec: Callable[[Any], Any], b: Any) -> Any:
     return x if reliable else solve_normal_cg(matvec, b)
 
 
-_SMALL = 64
-"""The largest number of unknowns for which :func:`solve_small` builds a matrix."""
+_SMALL, _SMALL_IN_BATCH = 256, 64
+"""The largest numbers of unknowns, of one system and of each in a batch, for which a matrix is built by default."""
 
 
 @configurable

@@ -138,6 +138,15 @@ class Problem:
         """The residual of ``x``."""
         return self.rhs - self.matvec(x)
 
+    def check(self, x: Tensor, limit: Scalar, tol: float) -> tuple[Tensor, Scalar, Scalar]:
+        """The residual of ``x``, its norm, and the norm at which to stop from now on."""
+        r = self.residual(x)
+        return r, norm(r), limit
+
+    def judged(self, outcome: int | Tensor, tol: float) -> int | Tensor:
+        """The outcome for the system as it was given."""
+        return outcome
+
     def precondition(self, r: Tensor) -> Tensor:
         """An approximate solution for the right-hand side ``r``; ``r`` itself without a preconditioner."""
         if self._products.approximate is None:
@@ -227,6 +236,7 @@ class NormalProblem(Problem):
         range_: The layout of the leaves of ``b`` in a vector.
         source: The right-hand side :math:`c` of the normal equations themselves, zero if None.
         ridge: The number :math:`\lambda` of each system, zero if None.
+        has_solution: Whether :math:`A x = b` itself must be solved, as opposed to the least-squares problem.
     """
 
     drift = 100  # the condition number, and with it the rounding error, is squared
@@ -240,8 +250,11 @@ class NormalProblem(Problem):
         range_: Layout,
         source: Leaves | None,
         ridge: Scalar | None,
+        has_solution: bool = False,
     ) -> None:
         self._range, self._ridge = range_, ridge
+        self._has_solution = has_solution and ridge is None and source is None
+        self._relative: Scalar = 0.0  # the relative residual of the system itself, if that must be solved
         self._source = None if source is None else layout.ravel(source)
         super().__init__(layout, products, b, x0, 2)
 
@@ -335,9 +348,32 @@ class NormalProblem(Problem):
     def residual(self, x: Tensor) -> Tensor:
         """The residual of ``x``."""
         left = self._b - times_power(self._raw(x), -self._matrix_scale)
+        if self._has_solution:
+            self._relative = divide(norm(left), norm(self._b))
         residual = self._normal(-x, left)
         return residual if self._source is None else residual + self._source
+
+    def check(self, x: Tensor, limit: Scalar, tol: float) -> tuple[Tensor, Scalar, Scalar]:
+        """The residual, its norm, and a smaller limit while that of the system itself is relatively above ``tol``."""
+        r, size, _ = super().check(x, limit, tol)
+        excess = self._relative / tol if tol else 0.0
+        if isinstance(excess, Tensor):
+            smaller = torch.maximum(0.5 * size / excess, torch.as_tensor(self.floor))
+            return r, size, torch.where(excess > 1, torch.minimum(smaller, torch.as_tensor(limit)), limit)
+        return r, size, min(max(0.5 * size / excess, self.floor), limit) if excess > 1 else limit
+
+    def judged(self, outcome: int | Tensor, tol: float) -> int | Tensor:
+        """The outcome, if the normal equations are solved, but the system itself is not."""
+        missed = self._relative > max(Problem.drift * tol, 10 * self._eps, 0.0 if tol else _RELIABLE)
+        if not isinstance(missed, Tensor):
+            return Outcome.INCONSISTENT if missed and outcome == Outcome.CONVERGED else outcome
+        solved = torch.as_tensor(outcome, device=missed.device)
+        return torch.where(missed & (solved == Outcome.CONVERGED), int(Outcome.INCONSISTENT), solved)
 
     @property
     def _given(self) -> list[Tensor]:
         return [self._b, *([] if self._source is None else [self._source])]
+
+
+_RELIABLE = 1e-3
+"""The relative residual up to which the solution of normal equations solves the system, if there is no tolerance."""

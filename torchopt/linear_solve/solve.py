@@ -29,9 +29,10 @@ class TreeShape:
 
     def __init__(self, example: Any, name: str) -> None:
         self.example, self.name = example, name
+        is_alone = isinstance(example, Tensor) and (example.is_floating_point() or example.is_complex())
         # The shape and the dtype of a tree that is one tensor.
-        self.alone = (example.shape, example.dtype) if is_inexact(example) else None
-        self.unknowns: list[Tensor] = self._selection.selected if self.alone is None else [example]
+        self.alone = (example.shape, example.dtype) if is_alone else None
+        self.unknowns: list[Tensor] = [example] if is_alone else self._selection.selected
         devices = {x.device for x in self.unknowns}
         if len(devices) > 1:
             raise ValueError(f'{name} has leaves on several devices ({sorted(map(str, devices))}); move them to one.')
@@ -65,7 +66,7 @@ class TreeShape:
 
 
 class BoundOperator:
-    """A matvec whose tensors are explicit, so that solvers need not search for them."""
+    """The matvec of a system that has a solution, with explicit tensors, so that solvers need not search for them."""
 
     def __init__(self, operator: Operator, consts: Leaves, shape: TreeShape) -> None:
         self.operator, self.consts, self.shape = operator, consts, shape
@@ -143,7 +144,13 @@ def solve_with(
         preconditioner,
         warns=not return_status,
         product=first if ridge is None and not normal else None,
-        normal=Normal(tuple((x.shape, x.dtype) for x in guess.unknowns), ridge is not None) if normal else None,
+        normal=Normal(
+            tuple((x.shape, x.dtype) for x in guess.unknowns),
+            has_ridge=ridge is not None,
+            has_solution=isinstance(matvec, BoundOperator),
+        )
+        if normal
+        else None,
     )
     return (guess.pack(x), status) if return_status else guess.pack(x)
 

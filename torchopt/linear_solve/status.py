@@ -38,6 +38,10 @@ class Outcome(enum.IntEnum):
     """The recursive residual meets the tolerance, but the true residual is larger and no longer decreases: the matrix
     is singular, or too ill-conditioned for the tolerance in this precision."""
 
+    INCONSISTENT = 5
+    """In an implicit derivative: the normal equations are solved, but the system itself is not: its matrix is singular,
+    or too ill-conditioned for normal equations."""
+
 
 _EXPLANATIONS = {
     Outcome.MAXITER: 'reached maxiter before the tolerance. Raise maxiter or tol, precondition with M, regularize with '
@@ -50,6 +54,10 @@ _EXPLANATIONS = {
     Outcome.STAGNATED: 'stagnated: rounding keeps the residual above the tolerance, since the matrix is singular or '
     'ill-conditioned, or the tolerance is too small for the dtype. Use solve_normal_cg or float64, precondition '
     'with M, regularize with ridge, or raise tol.',
+    Outcome.INCONSISTENT: 'found only the least-squares solution of the system of an implicit derivative: the Jacobian '
+    'of the optimality function is singular, so that the derivative need not exist, or too ill-conditioned for normal '
+    'equations. Pass another linear solver (solve_lu; solve_cg if the Jacobian is symmetric and positive definite), or '
+    'regularize with ridge.',
 }
 
 

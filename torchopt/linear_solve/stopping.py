@@ -7,6 +7,10 @@ So when the recursive residual meets the tolerance, the loop computes the true r
 it is too large, the method restarts from the current solution, as long as the residual decreases.
 
 In a batch all systems iterate until the last one stops; systems that are already solved take steps of size zero.
+
+Normal equations can meet the tolerance although the system itself is not solved: the residual is multiplied by the
+transpose, which hides its part along small singular values.  Where the system is known to have a solution, the loop
+goes on with a smaller tolerance until the residual of the system itself is small, too.
 """
 
 from __future__ import annotations
@@ -101,19 +105,19 @@ class IterativeOptions:
             if isinstance(e, int) and e == 0:
                 done = self.improve(problem, r, size, limit, steps - units)
             else:
-                of_order_one = [times_power(y, -e) for y in (r, size, limit)]
-                done = self.improve(problem, *of_order_one, steps - units)
+                of_r, of_limit = times_power(size, -e), times_power(limit, -e)
+                done = self.improve(problem, times_power(r, -e), of_r, of_limit, steps - units)
                 done = done._replace(d=times_power(done.d, e), size=times_power(done.size, e))
             x, iterations, units = x + done.d, iterations + done.iterations, units + done.units
             claimed = done.size <= limit
             if units >= steps and not (bool(claimed.any()) if isinstance(claimed, Tensor) else claimed):
                 size = done.size
                 break
-            r = problem.residual(x)
-            before, size = size, norm(r)
+            before = size
+            r, size, limit = problem.check(x, limit, self.tol)
             goes_on = units < steps and can_improve(size, 1.01 * limit, size < self.gain * before)
         outcome = self._outcome(problem, size, limit, claimed, stuck=units < steps)
-        return Result(x, iterations, size, outcome)
+        return Result(x, iterations, size, problem.judged(outcome, self.tol))
 
     def _outcome(self, problem: Problem, size: Scalar, limit: Scalar, claimed: Any, *, stuck: bool) -> Any:
         """The outcome for each system: an unsolved one broke down unless it reached the maximum of iterations."""

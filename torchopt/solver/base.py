@@ -94,9 +94,8 @@ class IterativeSolver(Solver):
         callback: ``callback(params, state)``, called after each step.
         implicit_diff: Whether derivatives of :meth:`run` come from the implicit function theorem.  If not, they come
             from the steps.
-        implicit_diff_solve: The linear solver for them, ``solve(matvec, b)``.  If None,
-            :func:`torchopt.linear_solve.solve_normal_cg`; for a batch of small and well-conditioned systems, under
-            ``torch.vmap``, an LU factorization.
+        implicit_diff_solve: The linear solver for them, ``solve(matvec, b)``; if None, the default of
+            :func:`torchopt.implicit_diff.custom_root`.
         jit: Accepted for code written for JAXopt; nothing is compiled.
         unroll: How derivatives come from the steps where ``implicit_diff`` is False: ``'checkpoint'`` remembers about
             the square root of the steps and makes those between again in the backward pass; ``'auto'``, True and False

@@ -104,8 +104,8 @@ class ScipyWrapper(Solver):
         dtype: The dtype of the arrays that SciPy sees; that of the parameters if None.  Most of its
             methods need float64.
         jit: Accepted for code written for JAXopt; nothing is compiled.
-        implicit_diff_solve: The linear solver for derivatives, ``solve(matvec, b)``;
-            :func:`torchopt.linear_solve.solve_normal_cg` if None.
+        implicit_diff_solve: The linear solver for derivatives, ``solve(matvec, b)``; if None, the default of
+            :func:`torchopt.implicit_diff.custom_root`.
         has_aux: Whether the function returns a pair, its value and auxiliary output, which is dropped.
     """
 
