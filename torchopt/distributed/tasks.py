@@ -27,6 +27,7 @@ from torchopt.graphs import carries_graph, leaves_of
 from torchopt.levels import apply_function, in_transform
 from torchopt.progress import Progress, reporter
 from torchopt.sharding import is_dtensor
+from torchopt.tree.ops import detached
 
 __all__ = ['map_tasks']
 
@@ -176,7 +177,7 @@ def _do(fn: Any, own: list[Any], params: Any, leaves: list[Tensor], has_aux: boo
             what = f'a tensor of shape {tuple(loss.shape)}, {loss.dtype}' if isinstance(loss, Tensor) else repr(loss)
             raise TypeError(f'fn returned {what} as loss; expected a real scalar tensor. Reduce it: loss.mean().')
         loss = loss.reshape(())
-        kept.append(tree.map(lambda x: x.detach() if isinstance(x, Tensor) else x, aux))
+        kept.append(detached(aux))
         if eager and loss.requires_grad:
             if number == 0:
                 others = _look_for_others(fn, loss, leaves)
