@@ -88,7 +88,7 @@ class IterativeOptions:
 
     def run(self, problem: Problem) -> Result:
         """Solve."""
-        limit = self.limit(problem)
+        limit = goal = self.limit(problem)
         problem.normalize()
         x, r, size = problem.x0, problem.rhs, problem.norm
         if x is None:
@@ -103,19 +103,19 @@ class IterativeOptions:
         while goes_on:
             e = exponent(r, size)
             if isinstance(e, int) and e == 0:
-                done = self.improve(problem, r, size, limit, steps - units)
+                done = self.improve(problem, r, size, goal, steps - units)
             else:
-                of_r, of_limit = times_power(size, -e), times_power(limit, -e)
-                done = self.improve(problem, times_power(r, -e), of_r, of_limit, steps - units)
+                of_r, of_goal = times_power(size, -e), times_power(goal, -e)
+                done = self.improve(problem, times_power(r, -e), of_r, of_goal, steps - units)
                 done = done._replace(d=times_power(done.d, e), size=times_power(done.size, e))
             x, iterations, units = x + done.d, iterations + done.iterations, units + done.units
-            claimed = done.size <= limit
+            claimed = done.size <= goal
             if units >= steps and not (bool(claimed.any()) if isinstance(claimed, Tensor) else claimed):
                 size = done.size
                 break
             before = size
-            r, size, limit = problem.check(x, limit, self.tol)
-            goes_on = units < steps and can_improve(size, 1.01 * limit, size < self.gain * before)
+            r, size, goal = problem.check(x, goal, self.tol)
+            goes_on = units < steps and can_improve(size, 1.01 * goal, size < self.gain * before)
         outcome = self._outcome(problem, size, limit, claimed, stuck=units < steps)
         return Result(x, iterations, size, problem.judged(outcome, self.tol))
 
