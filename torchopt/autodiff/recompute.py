@@ -33,6 +33,7 @@ from torchopt.dtypes import is_inexact
 from torchopt.graphs import leaves_of, nodes_of
 from torchopt.levels import in_transform, is_readable
 from torchopt.scalars import numbers
+from torchopt.sharding import refuse_fsdp
 
 __all__ = ['Call', 'recomputed', 'recomputed_gradient']
 
@@ -81,7 +82,7 @@ class Call(Pure):
         """Run the function, and record its inputs."""
         self.remembered = Remembered(self.fun)
         seen = self._recorder(inside)
-        with self.surroundings.noted(inside, seen), seen:
+        with refuse_fsdp(lambda p: p.requires_grad), self.surroundings.noted(inside, seen), seen:
             outputs = seen.returned(self._run(self.fun, inside))
         self.surroundings.keep_changed(seen.statistics)
         if self._misses(seen, inside, outputs):
