@@ -317,24 +317,6 @@ def test_refusals_of_the_surroundings() -> None:
         torch.vmap(hidden)(torch.ones(2, dtype=DOUBLE))
 
 
-def test_a_row_that_all_samples_share_is_copied_and_written() -> None:
-    xs = torch.arange(6, dtype=torch.float64).reshape(2, 3) / 7
-
-    def f(h: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, None]:
-        y = x.clone()
-        y += h.sin()
-        return y.mul_(h), None
-
-    def outer(h: torch.Tensor, **options: Any) -> torch.Tensor:
-        return scan(f, h, xs, **options)[0].sin().sum()
-
-    h = xs[1] + 1
-    found, expected = (
-        torch.func.hessian(lambda h, options=options: outer(h, **options))(h) for options in ({'compile': 'eager'}, {})
-    )
-    torch.testing.assert_close(found, expected)
-
-
 def test_bad_values() -> None:
     with pytest.raises(TypeError, match='Invalid compile: 3'):
         scan(lambda h, _: (h, None), INIT, length=2, compile=3)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from torchopt.autodiff.tape import Leaves
 
-__all__ = ['Split', 'functional']
+__all__ = ['Split']
 
 
 class Split:
@@ -41,7 +41,8 @@ class Split:
         compiler: Callable[[fx.GraphModule, Sequence[Any]], Callable[..., Any]],
         inputs: Sequence[Tensor],
     ) -> None:
-        joint = functional(joint)
+        if any(_writes(node) for node in joint.graph.nodes):
+            joint = _functional(joint)
         self.joint, self.compiler, self.values, self.given = joint, compiler, values, list(given)
         places = joint.graph.find_nodes(op='placeholder')
         self.x, self.cotangents = places[:arity], dict(zip(given, places[arity:]))
@@ -199,10 +200,8 @@ def _writes(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
-def functional(graph: fx.GraphModule) -> fx.GraphModule:
+def _functional(graph: fx.GraphModule) -> fx.GraphModule:
     """The graph with operations out of place instead of those in place."""
-    if not any(map(_writes, graph.graph.nodes)):
-        return graph
     from torch.fx.experimental.proxy_tensor import make_fx  # takes long to import
 
     values = [n.meta['val'] for n in graph.graph.find_nodes(op='placeholder')]

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from torchopt.autodiff import products
 from torchopt.autodiff.pure import Pure
-from torchopt.autodiff.split import Split, functional
+from torchopt.autodiff.split import Split
 from torchopt.autodiff.tape import Leaves
 from torchopt.dtypes import is_inexact
 
@@ -227,8 +227,7 @@ class _StagedBatch(Staged):
 
     def target(self, *x: Tensor) -> Leaves:
         """See :meth:`Staged.target`."""
-        # Out of place, since vmap cannot write a batch into a tensor that all samples share.
-        graph = functional(self.of.graph([t if d is None else t.select(0, 0) for t, d in zip(x, self.dims)]))
+        graph = self.of.graph([t if d is None else t.select(0, 0) for t, d in zip(x, self.dims)])
         y = torch.vmap(lambda *z: tuple(graph(*z)), in_dims=tuple(self.dims))(*x)
         return [z.sum(0) if j in self.summed else z for j, z in enumerate(y)]
 
