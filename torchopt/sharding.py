@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 
-__all__ = ['is_dtensor', 'is_fully_sharded', 'is_storage_freed']
+__all__ = ['is_dtensor', 'is_fully_sharded', 'is_storage_freed', 'refuse_fsdp']
 
 
 def is_dtensor(x: Any) -> bool:
@@ -34,3 +36,36 @@ def is_storage_freed(tensors: Iterable[torch.Tensor]) -> bool:
         if x.layout is torch.strided and not wrapped and x.numel() > 0 and x.untyped_storage().size() == 0:
             return True
     return False
+
+
+def refuse_fsdp(is_differentiated: Callable[[torch.Tensor], bool]) -> contextlib.AbstractContextManager[None]:
+    """Raise if a module under FSDP is called, one of whose parameters is differentiated.
+
+    FSDP computes with tensors of its own, in place of those that ``torch.func.functional_call`` puts into the module.
+    So a gradient with respect to the latter would be zero.
+    """
+    if 'torch.distributed.fsdp' not in sys.modules:
+        return contextlib.nullcontext()
+
+    def check(module: torch.nn.Module, _: Any) -> None:
+        if is_fully_sharded(module) and any(map(is_differentiated, module.parameters())):
+            raise RuntimeError(_UNDER_FSDP)
+
+    return _while_hooked(check)
+
+
+@contextlib.contextmanager
+def _while_hooked(hook: Callable[[torch.nn.Module, Any], None]) -> Iterator[None]:
+    handle = register_module_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+_UNDER_FSDP = (
+    'The function calls a module under FSDP, which computes with its own parameters, also in '
+    'torch.func.functional_call. Call a copy of the module that is not under FSDP, whose parameters are DTensors '
+    '(torch.distributed.tensor.distribute_tensor). For a gradient that need not be differentiated, call backward(); '
+    'for a module that is constant, call module.requires_grad_(False).'
+)

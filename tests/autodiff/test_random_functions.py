@@ -52,7 +52,7 @@ NESTED: dict[str, list[Any]] = {
     'jvp': [None],
     'scan': [(3, None), (2, True), (3, 2), (2, 'auto')],
     'fori_loop': [1, 2],
-    'vmap': [None],
+    'vmap': ['written', 'returned'],
     'cond': [None],
 }
 
@@ -84,10 +84,12 @@ def repeat(steps: int, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
     return x
 
 
-def mapped(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    # An operation after f, since a mode does not intercept what vmap does with a tensor that its function returns.  The
-    # result depends on c, since otherwise torch refuses to change it in place.
-    rows = torch.vmap(lambda c: (f(c) * c).cos())(torch.stack([x, x.sin()]))
+def mapped(kind: str, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
+    rows = torch.stack([x, x.sin()])
+    if kind == 'returned':  # f may return a tensor from outside, and a mode does not intercept what vmap does with it
+        return torch.vmap(f)(rows).cos().sum(0)
+    # The result depends on c, since otherwise torch refuses to change it in place.
+    rows = torch.vmap(lambda c: (f(c) * c).cos())(rows)
     rows += 1.0
     return rows.sum(0)
 
@@ -104,7 +106,7 @@ PLAIN: dict[str, Callable[..., Tensor]] = {
     'jvp': lambda _, x, f: func.jvp(f, (x,), (x.cos(),))[1],
     'scan': lambda option, x, f: repeat(option[0], x, f),
     'fori_loop': repeat,
-    'vmap': lambda _, x, f: mapped(f, x),
+    'vmap': mapped,
     'cond': lambda _, x, f, g: torch.where(x.sum() > 0.1, f(x), g(x)),
 }
 RECOMPUTING: dict[str, Callable[..., Tensor]] = {

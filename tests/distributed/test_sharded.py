@@ -45,7 +45,10 @@ def test_recomputed_gradients(found: list[dict[str, Any]], way: str) -> None:
         ('MetaOptimizer', 'TypeError', 'The module is under FSDP'),
         ('MetaOptimizer of a part', 'TypeError', "The submodule 'body' is under FSDP"),
         ('FuncOptimizer', 'RuntimeError', 'under FSDP'),
-        ('FuncOptimizer by closure', 'RuntimeError', 'under FSDP computes with its own parameters'),
+        ('FuncOptimizer by closure', 'RuntimeError', 'a module under FSDP, which computes with its own parameters'),
+        ('grad', 'RuntimeError', 'The function calls a module under FSDP'),
+        ('recomputed grad', 'RuntimeError', 'The function calls a module under FSDP'),
+        ('checkpoint', 'RuntimeError', 'The function calls a module under FSDP'),
         ('map_tasks', 'TypeError', 'DTensors'),
     ],
 )

@@ -36,10 +36,10 @@ def checkpoint(fun: Callable[_P, _T]) -> Callable[_P, _T]:
 
     Raises:
         TypeError: If ``fun`` is not callable.
-        RuntimeError: Raised by the new function if it changes a tensor from outside in place, or depends on one through
-            a ``torch.autograd.Function``.  Raised in the backward pass if a tensor that it uses was changed in place
-            after the first run, if the recomputed value differs, or if the derivative of an operation is not
-            differentiable.
+        RuntimeError: Raised by the new function if it changes a tensor from outside in place, depends on one that is
+            not a variable, such as an attribute, through a ``torch.autograd.Function``, or calls a module under FSDP.
+            Raised in the backward pass if a tensor that it uses was changed in place after the first run, if the
+            recomputed value differs, or if the derivative of an operation is not differentiable.
 
     Example:
         >>> import torch, torchopt

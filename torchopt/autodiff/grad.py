@@ -15,6 +15,7 @@ from torchopt.autodiff.arguments import check_leaves, checked, positions_of, res
 from torchopt.autodiff.products import is_autograd_off
 from torchopt.autodiff.recompute import recomputed_gradient
 from torchopt.levels import is_tracing
+from torchopt.sharding import refuse_fsdp
 
 __all__ = ['Differentiated', 'differentiate', 'grad', 'value_and_grad']
 
@@ -65,7 +66,8 @@ def value_and_grad(
             call if a position is out of range, if a leaf is not of a real floating dtype, if the value is not a real
             scalar, or if ``has_aux`` is true and the result is not a pair.
         ValueError: If ``argnums`` is empty or has the same position twice, or if ``checkpoint`` is unknown.
-        RuntimeError: With ``checkpoint``; see :func:`torchopt.checkpoint`.
+        RuntimeError: If ``fun`` calls a module under FSDP with the arguments as its parameters.  With ``checkpoint``;
+            see :func:`torchopt.checkpoint`.
 
     References:
         Kemaev et al., 2025, `Scalable Meta-Learning via Mixed-Mode Differentiation
@@ -93,8 +95,11 @@ def value_and_grad(
     def with_gradient(*args: _P.args, **kwargs: _P.kwargs) -> tuple[Any, Any]:
         found_at = resolve(positions, len(args))
         check_leaves(found_at, args)
-        if checkpoint is None or is_tracing() or is_autograd_off():
+        if is_tracing():
             found = differentiate(checked_fun, found_at, args, kwargs)
+        elif checkpoint is None or is_autograd_off():
+            with refuse_fsdp(torch._C._functorch.is_functorch_wrapped_tensor):
+                found = differentiate(checked_fun, found_at, args, kwargs)
         else:
             found = _recompute(checked_fun, found_at, args, kwargs, mixed=checkpoint == 'mixed')
         gradient = found.gradients[0] if single else found.gradients

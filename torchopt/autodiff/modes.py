@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ __all__ = [
     'Capture',
     'Fix',
     'Replace',
+    'allow_unused',
     'as_leaf_like',
     'first_sample',
     'matters',
@@ -76,6 +77,7 @@ class Capture(Replace):
     Attributes:
         constants: The other tensors, each as a weak reference with its version at the first use.
         statistics: The running statistics that were updated; torch does not count this as a new version.
+        optional: The ids of captured tensors that a later run may not use.
     """
 
     def __init__(self, inside: Leaves, replacement: dict[int, Tensor] | None = None) -> None:
@@ -87,6 +89,7 @@ class Capture(Replace):
         self._young: dict[int, weakref.ref[Tensor]] = {}
         self.constants: dict[int, tuple[weakref.ref[Tensor], int | None]] = {}
         self.statistics: dict[int, Tensor] = {}
+        self.optional: set[int] = set()
         self.uses_a_graph = False
         """Whether the function differentiates a graph that was recorded outside, earlier."""
         top = _functorch.peek_interpreter_stack()
@@ -170,6 +173,13 @@ class Capture(Replace):
     def _descends_from_arguments(self, x: Tensor) -> bool:
         mine = {id(y) for y in self.inside}
         return any(id(leaf) in mine for leaf in leaves_of([x]))
+
+
+def allow_unused(ids: Iterable[int]) -> None:
+    """Inform the runs that are being recorded that a function inside gets these tensors, but may not need them."""
+    for mode in _get_current_function_mode_stack():  # type: ignore[no-untyped-call]
+        if isinstance(mode, Capture):
+            mode.optional.update(ids)
 
 
 def replacement_of(x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from torchopt import tree
-from torchopt.autodiff.modes import Capture, Replace, replacement_of, version_of
+from torchopt.autodiff.modes import Capture, Replace, allow_unused, matters, replacement_of, version_of
 from torchopt.autodiff.pure import Gradient, Pure, apply_pure, own_hooks
 from torchopt.autodiff.surroundings import Surroundings
 from torchopt.autodiff.tape import Leaves
@@ -33,6 +33,7 @@ from torchopt.dtypes import is_inexact
 from torchopt.graphs import leaves_of, nodes_of
 from torchopt.levels import in_transform, is_readable
 from torchopt.scalars import numbers
+from torchopt.sharding import refuse_fsdp
 
 __all__ = ['Call', 'recomputed', 'recomputed_gradient']
 
@@ -49,6 +50,10 @@ class Call(Pure):
 
     Attributes:
         captured: The tensors that it closes over and that are differentiated or mapped over.
+        needed: The ids of those that every run must use.
+        shown: The ids of tensors in its variables that the function gets as views, which are results of an operation,
+            since it uses some where modes do not intercept: in a ``torch.autograd.Function``, or as the result of a
+            ``torch.vmap``.
     """
 
     def __init__(
@@ -67,28 +72,74 @@ class Call(Pure):
         self.flags = [keep_flags and x.requires_grad for x in leaves if isinstance(x, Tensor)]
         self.originals = [x for x in leaves if isinstance(x, Tensor)] if everywhere else []
         self.captured: list[Tensor] = []
+        self.needed: set[int] = set()
         self.constants: list[tuple[Any, int | None]] = []
         self.surroundings = Surroundings()
+        self.shown: set[int] = set()
         self.sums: tuple[float, float] | None = None
 
     def first(self, inside: Leaves) -> Leaves:
         """Run the function, and record its inputs."""
         self.remembered = Remembered(self.fun)
-        seen = Capture(inside, {id(x): t for x, t in zip(self.originals, inside)})
-        with self.surroundings.noted(inside, seen), seen:
+        seen = self._recorder(inside)
+        with refuse_fsdp(lambda p: p.requires_grad), self.surroundings.noted(inside, seen), seen:
             outputs = seen.returned(self._run(self.fun, inside))
         self.surroundings.keep_changed(seen.statistics)
-        mine = {id(x) for x in inside}
-        self.captured = [x for i, x in seen.captured.items() if i not in mine]
+        if self._misses(seen, inside, outputs):
+            del outputs
+            self.shown = {id(x) for x in self._variables() if matters(x)}
+            allow_unused(self.shown.difference(map(id, self._captured_by(seen, inside))))
+            seen = self._recorder(inside)
+            with self.surroundings.restored(), seen:
+                outputs = seen.returned(self._run(self._again(), inside))
+            if not in_transform() and self._misses(seen, inside, outputs):
+                raise _HiddenTensorError
+        self.captured = self._captured_by(seen, inside)
+        self.needed = {id(x) for x in self.captured} - seen.optional
         self.seen: Capture | None = seen
-        if not in_transform():
-            ends = [*inside, *map(replacement_of, self.captured)]
-            known = set(map(id, ends))
-            until = [x.grad_fn for x in ends if x.grad_fn is not None]
-            origins = leaves_of(_with_graph(outputs), until)
-            if seen.uses_a_graph or any(id(x) not in known and not seen.has_made(x) for x in origins):
-                raise RuntimeError(_HIDDEN)
         return outputs
+
+    def _recorder(self, inside: Leaves) -> Capture:
+        return Capture(inside, {id(x): t for x, t in zip(self.originals, inside)})
+
+    def _captured_by(self, seen: Capture, inside: Leaves) -> list[Tensor]:
+        mine = {id(x) for x in inside}
+        return [x for i, x in seen.captured.items() if i not in mine]
+
+    def _misses(self, seen: Capture, inside: Leaves, outputs: Leaves) -> bool:
+        """Whether the result depends on tensors that were not recorded; in a transform, whether this is possible."""
+        captured = self._captured_by(seen, inside)
+        if in_transform():
+            known = {id(x) for x in (*inside, *captured, *self.originals)}
+            return any(id(x) not in known and matters(x) for x in self._variables())
+        ends = [*inside, *map(replacement_of, captured)]
+        known = set(map(id, ends))
+        until = [x.grad_fn for x in ends if x.grad_fn is not None]
+        origins = leaves_of(_with_graph(outputs), until)
+        return seen.uses_a_graph or any(id(x) not in known and not seen.has_made(x) for x in origins)
+
+    def _variables(self) -> Iterator[Tensor]:
+        """The tensors in the variables of the function."""
+        for value in self.remembered.values():
+            yield from (x for x in tree.leaves(value) if isinstance(x, Tensor))
+
+    def _again(self) -> Callable[..., Any]:
+        """The function with the variables of the first run; to be called within a mode, which intercepts the views."""
+        if not self.shown:
+            return self.remembered.again()
+        views: dict[int, Tensor] = {}
+
+        def view(x: Any) -> Any:
+            if id(x) not in self.shown:
+                return x
+            if id(x) not in views:
+                views[id(x)] = x.view_as(x)
+            return views[id(x)]
+
+        def replace(value: Any) -> Any:
+            return tree.map(view, value) if any(id(x) in self.shown for x in tree.leaves(value)) else value
+
+        return self.remembered.with_values(replace)
 
     def assemble(self, outputs: Leaves) -> Any:
         """The tree that the function returned, with these tensors."""
@@ -106,8 +157,19 @@ class Call(Pure):
 
     def __call__(self, *x: Tensor) -> Leaves:
         """Run the function again with the recorded inputs."""
-        n = len(self.places)
         self._check_constants()
+        try:
+            outputs = self._once_more(x)
+        except _HiddenTensorError:
+            if self.shown or not self.captured:
+                raise
+            self.shown = set(map(id, self.captured))
+            outputs = self._once_more(x)
+        self._check_value(outputs)
+        return outputs
+
+    def _once_more(self, x: Leaves) -> Leaves:
+        n = len(self.places)
         replacement = {id(c): t for c, t in zip(self.captured, x[n:])}
         replacement.update((id(c), t) for c, t in zip(self.originals, x))
         if torch.is_grad_enabled() and not in_transform():
@@ -117,16 +179,15 @@ class Call(Pure):
         mode = Replace(replacement)
         try:
             with self.surroundings.restored(), mode if replacement else contextlib.nullcontext():
-                outputs = mode.returned(self._run(self.remembered.again(), x[:n]))
+                outputs = mode.returned(self._run(self._again(), x[:n]))
         except RuntimeError as error:
             if 'INTERNAL ASSERT FAILED' in str(error):  # a tensor of a transform that has ended
-                raise RuntimeError(_HIDDEN) from error
+                raise _HiddenTensorError from error
             raise
-        if not mode.used.issuperset(map(id, self.captured)):
+        if not mode.used.issuperset(self.needed):
             raise RuntimeError(_OTHER)
         if not in_transform():
             self._check_graph(outputs, x)
-        self._check_value(outputs)
         return outputs
 
     def _run(self, fun: Callable[..., Any], tensors: Leaves) -> Leaves:
@@ -171,7 +232,7 @@ class Call(Pure):
         until = [t.grad_fn for t in x if t.grad_fn is not None]
         hidden = any(id(node) in nodes for node in nodes_of(outputs, until))
         if hidden or any(id(leaf) in leaves for leaf in leaves_of(outputs, until)):
-            raise RuntimeError(_HIDDEN)
+            raise _HiddenTensorError
 
     def _check_value(self, outputs: Leaves) -> None:
         sums = None if self.sums is None else _sums(outputs)
@@ -198,11 +259,17 @@ class _Hole:
 
 
 _HOLE = _Hole()
-_HIDDEN = (
-    'The function depends on a tensor that is not its argument in a way that cannot be recomputed: through a '
-    'torch.autograd.Function, as the result of a torch.vmap inside, or through a graph that was recorded before the '
-    'call. Pass the tensor as an argument.'
-)
+
+
+class _HiddenTensorError(RuntimeError):
+    """The result depends on a tensor from outside that is not replaced."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            'The function depends on a tensor that is neither its argument nor its variable in a way that cannot be '
+            'recomputed: through a torch.autograd.Function, as the result of a torch.vmap inside, or through a graph '
+            'that was recorded before the call. Pass the tensor as an argument.'
+        )
 
 
 def recomputed(fun: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

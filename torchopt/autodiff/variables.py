@@ -61,8 +61,24 @@ class Remembered:
         """The function with variables of its own, which have the stored values."""
         if self._is_unchanged():
             return self.fun  # no copy, which torch.compile would not recognize
-        names = {key: {**original, **read} for key, (original, read) in self.globals.items()}
-        return self._copy(names, lambda content: content)
+        return self.with_values(lambda content: content)
+
+    def with_values(self, replace: Callable[[Any], Any]) -> Callable[..., Any]:
+        """The function with variables of its own, whose values are computed from the stored ones."""
+        names = {
+            key: {**original, **{name: replace(value) for name, value in read.items()}}
+            for key, (original, read) in self.globals.items()
+        }
+        return self._copy(names, replace)
+
+    def values(self) -> Iterator[Any]:
+        """The stored values."""
+        for _, content in self.cells.values():
+            yield content
+        for _, read in self.globals.values():
+            yield from read.values()
+        for f in self.functions.values():
+            yield from (f.__defaults__, f.__kwdefaults__)
 
     def _is_unchanged(self) -> bool:
         return all(_content(cell) is content for cell, content in self.cells.values()) and all(

@@ -107,6 +107,13 @@ def recomputed(way: str, mesh: Any) -> tuple[list[Any], bool]:
     return whole([*(p.detach() for p in params.values()), *meta]), all(isinstance(g, DTensor) for g in meta)
 
 
+def _gradient(net: nn.Module, checkpoint: str | None) -> Any:
+    def loss(params: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(net, params, (X,)).square().mean()
+
+    return torchopt.grad(loss, checkpoint=checkpoint)(dict(net.named_parameters()))
+
+
 def _shard(_: str, module: nn.Module, mesh: Any) -> None:
     for name, p in list(module.named_parameters(recurse=False)):
         module.register_parameter(name, nn.Parameter(distribute_tensor(p.detach(), mesh, [Shard(0)])))
@@ -135,6 +142,9 @@ def main() -> None:
             'MetaOptimizer of a part': error_of(lambda: torchopt.MetaAdam(nested)),
             'FuncOptimizer': error_of(lambda: optimizer.step(loss_of(net), tuple(net.parameters()))),
             'FuncOptimizer by closure': error_of(lambda: optimizer.step(lambda p: loss_of(net), distributed)),
+            'grad': error_of(lambda: _gradient(net, None)),
+            'recomputed grad': error_of(lambda: _gradient(net, 'reverse')),
+            'checkpoint': error_of(torchopt.checkpoint(lambda: loss_of(net))),
             'map_tasks': error_of(lambda: todist.map_tasks(lambda p, x: p['0.bias'].sum(), [1], distributed)),
         }
     )
