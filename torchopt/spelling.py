@@ -9,7 +9,7 @@ import inspect
 import itertools
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any, ParamSpec, TypeVar
 
 from torch.nn import Module, Parameter
@@ -175,10 +175,20 @@ def check_names_of(function: Callable[..., Any], given: Iterable[str]) -> None:
 
 
 def absent(owner: object, name: str, hints: Mapping[str, str]) -> AttributeError:
-    """The error of ``__getattr__`` for an attribute that does not exist; ``hints`` say what to use instead."""
+    """The error of ``__getattr__`` for an attribute that does not exist; ``hints`` say what to use instead.
+
+    Args:
+        owner: The object, or the module.
+        name: The name of the attribute.
+        hints: Sentences by the names of attributes.
+    """
     hint = f'. {hints[name]}' if name in hints else ''
-    kind = next(cls.__name__ for cls in type(owner).__mro__ if not cls.__name__.startswith('_'))
-    return AttributeError(f'{kind!r} object has no attribute {name!r}{hint}', name=name, obj=owner)
+    if isinstance(owner, ModuleType):
+        whose = f'module {owner.__name__!r}'
+    else:
+        kind = next(cls.__name__ for cls in type(owner).__mro__ if not cls.__name__.startswith('_'))
+        whose = f'{kind!r} object'
+    return AttributeError(f'{whose} has no attribute {name!r}{hint}', name=name, obj=owner)
 
 
 def _check_first(function: Callable[..., Any], args: tuple[Any, ...]) -> None:
