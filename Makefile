@@ -117,5 +117,5 @@ wheel:  ## Build sdist and wheel into dist/, repair the wheel, and try it in a f
 	cd build && smoke/bin/python ../tests/smoke.py
 
 clean:  ## Remove everything that the other targets made, including .venv.
-	rm -rf $(VENV) build dist docs/_build docs/_notebooks docs/api/generated third_party/mathjax/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_build docs/_notebooks docs/api/generated docs/scripts third_party/mathjax/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -20,6 +20,7 @@ NOTEBOOKS = HERE / '_notebooks'
 sys.path.insert(0, str(HERE))
 
 import api_pages  # noqa: E402
+import script_pages  # noqa: E402
 
 project = 'torchopt'
 author = about.__author__
@@ -66,8 +67,9 @@ html_title = f'torchopt {release}'
 # Only the code is copied, without prompts and without what it printed.
 copybutton_exclude = '.linenos, .gp, .go'
 
-html_static_path = ['style/site.css']
+html_static_path = ['style/site.css', 'style/offline.js']
 html_css_files = ['site.css']
+html_js_files = ['offline.js']
 
 # Formulas need no network when `make docs` has installed MathJax (third_party/mathjax). Without npm the reader's
 # browser loads it from a server, and offline a formula stays readable as TeX.
@@ -86,6 +88,11 @@ def _check_docstrings(app: Any) -> None:
         listing = '\n  '.join(missing)
         raise ExtensionError(f'{len(missing)} public names have no docstring:\n  {listing}')
     api_pages.write(HERE / 'api' / 'generated', uses=api_pages.uses_in(HERE.parent))
+
+
+def _show_scripts(app: Any) -> None:
+    """Write a page for each script of the gallery."""
+    script_pages.write(HERE / 'scripts', HERE.parent)
 
 
 def _offer_notebook(app: Any, page: str, source: list[str]) -> None:
@@ -107,7 +114,8 @@ def _leave_out_navigation(app: Any, page: str, template: str, context: dict[str,
 
 
 def setup(app: Any) -> None:
-    """Hook the API pages and the notebooks into the build."""
+    """Hook the API pages, the scripts and the notebooks into the build."""
     app.connect('builder-inited', _check_docstrings)
+    app.connect('builder-inited', _show_scripts)
     app.connect('source-read', _offer_notebook)
     app.connect('html-page-context', _leave_out_navigation, priority=400)  # before the theme, at 500
