@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+from docutils import nodes
 from myst_nb.core.read import read_myst_markdown_notebook
 
 import torchopt
@@ -79,6 +80,10 @@ if _MATHJAX.is_file():
     mathjax_path = _MATHJAX.name
 
 
+# The symbols of a formula that fit beside the navigation of an API page.
+LONGEST_ROW = 50
+
+
 def _check_docstrings(app: Any) -> None:
     """Fail the build when a public name has no docstring, and write the API pages."""
     from sphinx.errors import ExtensionError
@@ -107,6 +112,25 @@ def _offer_notebook(app: Any, page: str, source: list[str]) -> None:
     source[0] = re.sub(r'^(# .+)$', rf'\1\n\n{link}', source[0], count=1, flags=re.MULTILINE)
 
 
+def _break_formulas(app: Any, doctree: Any) -> None:
+    """Write equations that stand in one row, with spaces between them, in as many rows as fit into the page."""
+    for block in doctree.findall(nodes.math_block):
+        text = block.astext()
+        equations = re.split(r'\\qquad\b', text)
+        if len(equations) == 1 or '\\begin' in text or _length(text) <= LONGEST_ROW:
+            continue
+        rows = equations[:1]
+        for equation in equations[1:]:
+            longer = f'{rows[-1]}\\qquad {equation}'
+            rows = [*rows[:-1], longer] if _length(longer) <= LONGEST_ROW else [*rows, equation]
+        block[:] = [nodes.Text('\\begin{gathered}' + '\\\\\n'.join(rows) + '\\end{gathered}')]
+
+
+def _length(formula: str) -> int:
+    """The number of symbols, about."""
+    return len(re.findall(r'\\[A-Za-z]+|[^\s{}^_]', formula))
+
+
 def _leave_out_navigation(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
     """Draw no tree of all pages beside the hundreds of pages of source code, which takes long."""
     if page.startswith('_modules/'):
@@ -114,8 +138,9 @@ def _leave_out_navigation(app: Any, page: str, template: str, context: dict[str,
 
 
 def setup(app: Any) -> None:
-    """Hook the API pages, the scripts and the notebooks into the build."""
+    """Hook the API pages, the scripts, the notebooks and the formulas into the build."""
     app.connect('builder-inited', _check_docstrings)
     app.connect('builder-inited', _show_scripts)
     app.connect('source-read', _offer_notebook)
+    app.connect('doctree-read', _break_formulas)
     app.connect('html-page-context', _leave_out_navigation, priority=400)  # before the theme, at 500
