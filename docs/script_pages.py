@@ -18,9 +18,10 @@ _CARD = re.compile(
 
 
 class Card(NamedTuple):
-    """What the gallery says of a script: a sentence, and the description of its picture, if there is one."""
+    """What the gallery says of a script: a sentence, a picture and its description (empty without one), and a link."""
 
     text: str
+    picture: str
     alt: str
     link: str
 
@@ -33,7 +34,7 @@ def cards(gallery: str) -> dict[str, Card]:
         for name in re.findall(r'`(\w+\.py)`', card['title']):
             # Literals in Markdown have one backtick, in reST two.
             text = ' '.join(card['text'].replace('`', '``').split())
-            found.setdefault(name, Card(text, options.get('img-alt', ''), options.get('link', '')))
+            found.setdefault(name, Card(text, *(options.get(key, '') for key in ('img-top', 'img-alt', 'link'))))
     return found
 
 
@@ -48,10 +49,10 @@ def write(folder: Path, root: Path) -> list[str]:
     known = cards((root / 'docs' / 'examples.md').read_text(encoding='utf-8'))
     pages = {}
     for script in sorted((root / 'examples').glob('*.py')):
-        card = known.get(script.name, Card('', '', ''))
+        card = known.get(script.name, Card('', '', '', ''))
         lines = [script.name, '=' * len(script.name), '', card.text, '']
-        if card.alt:
-            lines += [f'.. figure:: /_static/{script.stem}.png', f'   :alt: {card.alt}', '']
+        if card.picture:
+            lines += [f'.. figure:: /{card.picture}', f'   :alt: {card.alt}', '']
         if '__main__' in script.read_text(encoding='utf-8'):
             lines += [f'Run it with ``python examples/{script.name}``; ``--help`` lists the options.', '']
         source = f'../../examples/{script.name}'
