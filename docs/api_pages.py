@@ -252,7 +252,7 @@ def _dotted_names(code: Iterator[str], package: str) -> set[str]:
 def uses_in(root: Path, package: str = 'torchopt') -> dict[str, list[str]]:
     """Return links, in reST, to the examples and pages below ``root`` that use each dotted name, by that name."""
     docs = root / 'docs'
-    links = {path: f':doc:`{path.name} </examples>`' for path in sorted(root.glob('examples/*.py'))}
+    links = {path: f':doc:`{path.name} </scripts/{path.stem}>`' for path in sorted(root.glob('examples/*.py'))}
     for pattern in ('gallery/*.md', 'tutorials/*.md', '*.md'):
         pages = sorted(path for path in docs.glob(pattern) if path.name not in ('CHANGELOG.md', 'CONTRIBUTING.md'))
         links |= {path: f':doc:`/{path.relative_to(docs).with_suffix("").as_posix()}`' for path in pages}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+from docutils import nodes
 from myst_nb.core.read import read_myst_markdown_notebook
 
 import torchopt
@@ -20,6 +21,7 @@ NOTEBOOKS = HERE / '_notebooks'
 sys.path.insert(0, str(HERE))
 
 import api_pages  # noqa: E402
+import script_pages  # noqa: E402
 
 project = 'torchopt'
 author = about.__author__
@@ -66,8 +68,9 @@ html_title = f'torchopt {release}'
 # Only the code is copied, without prompts and without what it printed.
 copybutton_exclude = '.linenos, .gp, .go'
 
-html_static_path = ['style/site.css']
+html_static_path = ['style/site.css', 'style/offline.js']
 html_css_files = ['site.css']
+html_js_files = ['offline.js']
 
 # Formulas need no network when `make docs` has installed MathJax (third_party/mathjax). Without npm the reader's
 # browser loads it from a server, and offline a formula stays readable as TeX.
@@ -75,6 +78,10 @@ _MATHJAX = HERE.parent / 'third_party' / 'mathjax' / 'node_modules' / 'mathjax' 
 if _MATHJAX.is_file():
     html_static_path.append(str(_MATHJAX))
     mathjax_path = _MATHJAX.name
+
+
+# The symbols of a formula that fit beside the navigation of an API page.
+LONGEST_ROW = 50
 
 
 def _check_docstrings(app: Any) -> None:
@@ -86,6 +93,11 @@ def _check_docstrings(app: Any) -> None:
         listing = '\n  '.join(missing)
         raise ExtensionError(f'{len(missing)} public names have no docstring:\n  {listing}')
     api_pages.write(HERE / 'api' / 'generated', uses=api_pages.uses_in(HERE.parent))
+
+
+def _show_scripts(app: Any) -> None:
+    """Write a page for each script of the gallery."""
+    script_pages.write(HERE / 'scripts', HERE.parent)
 
 
 def _offer_notebook(app: Any, page: str, source: list[str]) -> None:
@@ -100,6 +112,25 @@ def _offer_notebook(app: Any, page: str, source: list[str]) -> None:
     source[0] = re.sub(r'^(# .+)$', rf'\1\n\n{link}', source[0], count=1, flags=re.MULTILINE)
 
 
+def _break_formulas(app: Any, doctree: Any) -> None:
+    """Write equations that stand in one row, with spaces between them, in as many rows as fit into the page."""
+    for block in doctree.findall(nodes.math_block):
+        text = block.astext()
+        equations = re.split(r'\\qquad\b', text)
+        if len(equations) == 1 or '\\begin' in text or _length(text) <= LONGEST_ROW:
+            continue
+        rows = equations[:1]
+        for equation in equations[1:]:
+            longer = f'{rows[-1]}\\qquad {equation}'
+            rows = [*rows[:-1], longer] if _length(longer) <= LONGEST_ROW else [*rows, equation]
+        block[:] = [nodes.Text('\\begin{gathered}' + '\\\\\n'.join(rows) + '\\end{gathered}')]
+
+
+def _length(formula: str) -> int:
+    """The number of symbols, about."""
+    return len(re.findall(r'\\[A-Za-z]+|[^\s{}^_]', formula))
+
+
 def _leave_out_navigation(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
     """Draw no tree of all pages beside the hundreds of pages of source code, which takes long."""
     if page.startswith('_modules/'):
@@ -107,7 +138,9 @@ def _leave_out_navigation(app: Any, page: str, template: str, context: dict[str,
 
 
 def setup(app: Any) -> None:
-    """Hook the API pages and the notebooks into the build."""
+    """Hook the API pages, the scripts, the notebooks and the formulas into the build."""
     app.connect('builder-inited', _check_docstrings)
+    app.connect('builder-inited', _show_scripts)
     app.connect('source-read', _offer_notebook)
+    app.connect('doctree-read', _break_formulas)
     app.connect('html-page-context', _leave_out_navigation, priority=400)  # before the theme, at 500

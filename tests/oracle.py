@@ -85,8 +85,10 @@ def named_entries(state: Any) -> dict[str, Any]:
 
 def assert_trees_close(actual: Any, expected: Any, tolerance: float) -> None:
     """Compare leaf by leaf, relative to the size of each leaf."""
-    values = [np.asarray(x, dtype=np.float64) for x in tree.leaves(actual)]
-    wanted = [np.asarray(x, dtype=np.float64) for x in tree.leaves(expected)]
+    values, wanted = (
+        [np.asarray(x.detach() if isinstance(x, torch.Tensor) else x, dtype=np.float64) for x in tree.leaves(given)]
+        for given in (actual, expected)
+    )
     assert len(values) == len(wanted) > 0
     for x, y in zip(values, wanted):
         assert x.shape == y.shape

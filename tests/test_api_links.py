@@ -29,7 +29,7 @@ def test_names_are_found_through_imports(api_pages, tmp_path):
         '```text\nprox.prox_ridge\n```\n'
     )
     uses = api_pages.uses_in(tmp_path)
-    one, two = [':doc:`one.py </examples>`'], [':doc:`/gallery/two`']
+    one, two = [':doc:`one.py </scripts/one>`'], [':doc:`/gallery/two`']
     expected = dict.fromkeys(
         ['torchopt.optim', 'torchopt.optim.Adam', 'torchopt.optim.Adam.step', 'torchopt.distributed']
         + ['torchopt.distributed.map_tasks', 'torchopt.tree', 'torchopt.tree.norm'],
@@ -41,7 +41,8 @@ def test_names_are_found_through_imports(api_pages, tmp_path):
 def test_every_link_leads_to_a_page(api_pages):
     uses = api_pages.uses_in(ROOT)
     targets = {re.search(r'/[\w./-]+', link)[0] for links in uses.values() for link in links}
-    assert all((ROOT / 'docs' / f'{target[1:]}.md').is_file() for target in targets)
+    sources = [target[1:].replace('scripts/', '../examples/') for target in targets]
+    assert all((ROOT / 'docs' / f'{source}.{"py" if "examples/" in source else "md"}').is_file() for source in sources)
     assert ':doc:`/which_solver`' in uses['torchopt.LBFGS'] and len(uses) > 100
 
 

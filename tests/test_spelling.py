@@ -105,26 +105,103 @@ def test_every_maker_says_what_it_takes(maker: Callable[..., Any]) -> None:
         maker(zzz=1.0)
 
 
-PARAMETERS: list[tuple[str, Callable[[], Any]]] = [
-    ('adam', lambda: torchopt.adam(NET.parameters())),
-    ('adam', lambda: torchopt.adam(NET.parameters(), 0.1)),
-    ('adam', lambda: torchopt.adam(NET.parameters(), lr=0.1)),
-    ('adam', lambda: torchopt.adam(NET.parameters(), learning_rate=0.1)),
-    ('sgd', lambda: torchopt.sgd(list(NET.parameters()), 0.1)),
-    ('adamw', lambda: torchopt.adamw(NET, 0.1)),
-    ('lion', lambda: torchopt.lion(NET.parameters(), 0.1)),
-    ('lion', lambda: torchopt.lion(NET.parameters(), learning_rate=0.1)),
-    ('sm3', lambda: torchopt.sm3(NET.named_parameters())),
-    ('adam', lambda: optax.adam(NET.parameters(), learning_rate=0.1)),
+# A call in the way of torch.optim, and the call that makes what its error tells to pass to torchopt.Optimizer.
+PARAMETERS: list[tuple[Callable[[], Any], str]] = [
+    (lambda: torchopt.adam(NET.parameters()), 'torchopt.adam'),
+    (lambda: torchopt.adam(NET.parameters(), 0.1), 'torchopt.adam'),
+    (lambda: torchopt.adam(NET.parameters(), lr=0.1), 'torchopt.adam'),
+    (lambda: torchopt.adam(NET.parameters(), learning_rate=0.1), 'torchopt.adam'),
+    (lambda: torchopt.adam(NET), 'torchopt.adam'),
+    (lambda: torchopt.sgd(NET, 0.1), 'torchopt.sgd'),
+    (lambda: torchopt.sgd(list(NET.parameters()), 0.1), 'torchopt.sgd'),
+    (lambda: torchopt.sgd(dict(NET.named_parameters()), 0.1), 'torchopt.sgd'),
+    (lambda: torchopt.sgd([{'params': list(NET.parameters())}], 0.1), 'torchopt.sgd'),
+    (lambda: torchopt.adamw(NET, 0.1), 'torchopt.adamw'),
+    (lambda: torchopt.lion(NET.parameters(), 0.1), 'torchopt.lion'),
+    (lambda: torchopt.lion(NET.parameters(), lr=0.1), 'torchopt.lion'),
+    (lambda: torchopt.lion(NET, 0.1), 'torchopt.lion'),
+    (lambda: torchopt.lion(NET.parameters(), learning_rate=0.1), 'torchopt.lion'),
+    (lambda: torchopt.sm3(NET.named_parameters()), 'torchopt.sm3'),
+    (lambda: contrib.muon(NET.parameters(), 0.1), 'torchopt.contrib.muon'),
+    (lambda: optax.adam(NET.parameters(), learning_rate=0.1), 'optax.adam'),
 ]
 
 
-@pytest.mark.parametrize('name, call', PARAMETERS)
-def test_functions_take_no_parameters(name: str, call: Callable[[], Any]) -> None:
+@pytest.mark.parametrize('call, maker', PARAMETERS)
+def test_functions_take_no_parameters(call: Callable[[], Any], maker: str) -> None:
+    name = maker.rpartition('.')[2]
     message = f'{name}() takes hyper-parameters only, not the parameters to train. To train them in place, use '
     with pytest.raises(TypeError) as caught:
         call()
-    assert str(caught.value).startswith(f'{message}torchopt.Optimizer(params, torchopt.{name}(...))')
+    assert str(caught.value).startswith(f'{message}torchopt.Optimizer(params, {maker}(...))')
+
+
+def functions_of_rates() -> list[str]:
+    return [name for module in (alias, contrib) for name in module.__all__ if _has_rate(getattr(module, name))]
+
+
+def _has_rate(value: Any) -> bool:
+    if not inspect.isfunction(value) or 'GradientTransformation' not in str(value.__annotations__.get('return')):
+        return False
+    return bool({'lr', 'learning_rate', 'max_learning_rate'} & inspect.signature(value).parameters.keys())
+
+
+NO_RATES: dict[str, Callable[[], Any]] = {
+    'a module': lambda: NET,
+    'an iterator': NET.parameters,
+    'a list of parameters': lambda: list(NET.parameters()),
+    'a dict of parameters': lambda: dict(NET.named_parameters()),
+    'a tensor': lambda: torch.ones(3),
+    'text': lambda: '0.1',
+    'bytes': lambda: b'1',
+    'a list of schedules': lambda: [schedule.linear_schedule(0.1, 0.0, 10)],
+    'a class': lambda: torch.optim.Adam,
+    'a scheduler of torch': lambda: torch.optim.lr_scheduler.StepLR(torch.optim.SGD(NET.parameters(), lr=0.1), 3),
+    'a transformation': lambda: torchopt.adam(0.1),
+    'a bool': lambda: True,
+    'a complex number': lambda: 1j,
+}
+
+
+@pytest.mark.filterwarnings('ignore:`optimistic_adam` is deprecated')
+@pytest.mark.parametrize('name', functions_of_rates())
+def test_what_is_no_learning_rate_is_found_when_the_optimizer_is_made(name: str) -> None:
+    make = getattr(alias, name, None) or getattr(contrib, name)
+    keyword = next(n for n in ('lr', 'learning_rate', 'max_learning_rate') if n in inspect.signature(make).parameters)
+    for what, value in NO_RATES.items():
+        with pytest.raises((TypeError, ValueError)):
+            make(**{keyword: value()})
+            pytest.fail(f'{name}() accepts {what}')
+
+
+CLASSES: list[tuple[Callable[[], Any], str]] = [
+    (
+        lambda: torchopt.Adam(lr=0.1),
+        "required argument: 'params'. For a transformation, without params, use ",
+    ),
+    (lambda: torchopt.MetaSGD(lr=0.1), "'module'. For a transformation, without module, use torchopt.sgd(...)"),
+    (lambda: torchopt.Adam(0.1), 'params is 0.1; expected an iterable of tensors'),
+    (lambda: torchopt.Adam(NET, lr=0.1), 'Pass module.parameters()'),
+    (lambda: torchopt.Adam(torchopt.adam(0.1)), 'torchopt.Optimizer(module.parameters(), transformation)'),
+    (lambda: torchopt.Adam(NET.parameters(), torchopt.adam(0.1)), 'torchopt.Optimizer(params, transformation)'),
+    (lambda: torchopt.Adam(NET.parameters(), NET), 'Invalid learning rate: Linear('),
+    (lambda: torchopt.MetaAdam(NET.parameters(), lr=0.1), 'Pass the module, not its parameters()'),
+    (lambda: torchopt.Optimizer(NET.parameters(), torchopt.adam), 'is not a GradientTransformation'),
+    (lambda: torchopt.clip_grad_norm(NET.parameters(), 1.0), 'Invalid max_norm value: <generator object'),
+    (lambda: transform.scale_by_adam(NET.parameters()), 'is a generator; expected a number'),
+    (lambda: contrib.prodigy(NET), 'Invalid learning rate: Linear('),
+    (lambda: torchopt.FuncOptimizer(torchopt.adam), 'is not a GradientTransformation'),
+    (lambda: torchopt.chain(torchopt.Adam(NET.parameters())), 'is not a GradientTransformation'),
+    (lambda: torchopt.adam(lr=[schedule.linear_schedule(0.1, 0.0, 9)]), 'A schedule is passed alone'),
+    (lambda: schedule.cosine_decay_schedule(NET.parameters(), 9), 'lr=torchopt.schedule.cosine_decay_schedule(...))'),
+]
+
+
+@pytest.mark.parametrize('call, message', CLASSES)
+def test_each_kind_is_called_in_its_own_way(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        call()
+    assert message in str(caught.value)
 
 
 def test_other_errors_stay_as_they_are() -> None:

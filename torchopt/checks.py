@@ -72,12 +72,18 @@ def _number(name: str, value: Any) -> float | None:
             )
         return as_python_scalar(value.detach()) if value.is_leaf else None
     try:
-        if isinstance(value, (str, bool)):
+        if isinstance(value, (str, bytes, bool)):
             raise TypeError
         return float(value)
     except (TypeError, ValueError):
+        hint = ''
+        if is_schedule(value):
+            hint = (
+                ' A schedule is passed alone, as the learning rate. For groups with schedules of their own use '
+                'torchopt.transform.partition, for other arguments torchopt.schedule.inject_hyperparams.'
+            )
         raise TypeError(
-            f'Invalid {name}: {value!r} is a {type(value).__name__}; expected a number or a 0-d tensor.'
+            f'Invalid {name}: {value!r} is a {type(value).__name__}; expected a number or a 0-d tensor.{hint}'
         ) from None
 
 
@@ -100,8 +106,8 @@ def nonzero(value: Any) -> bool:
 
 def is_schedule(value: Any) -> bool:
     """Whether a hyper-parameter is a function of the count."""
-    # Dynamo does not know whether dicts can be called.
-    return not isinstance(value, (torch.Tensor, dict, list, tuple)) and callable(value)
+    # Modules and classes can be called, but not with a count.  Dynamo does not know whether dicts can be called.
+    return not isinstance(value, (torch.Tensor, dict, list, tuple, torch.nn.Module, type)) and callable(value)
 
 
 def at_least(name: str, value: Any, low: float = 0.0) -> None:

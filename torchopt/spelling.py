@@ -9,7 +9,7 @@ import inspect
 import itertools
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any, ParamSpec, TypeVar
 
 from torch.nn import Module, Parameter
@@ -100,6 +100,7 @@ def also_spelled(**second_names: str) -> Callable[[Callable[_P, _T]], Callable[_
         @functools.wraps(function)
         def accept(*args: _P.args, **kwargs: _P.kwargs) -> _T:
             if not kwargs.keys() <= known:
+                _check_first(function, args)
                 check_names(function.__name__, kwargs, [*(p.name for p in parameters), *second_names])
             try:
                 if not second_names.keys() & kwargs.keys():
@@ -159,8 +160,8 @@ def suggesting(function: Callable[_P, _T]) -> Callable[_P, _T]:
         try:
             return function(*args, **kwargs)
         except (TypeError, ValueError):
-            check_names_of(function, kwargs)
             _check_first(function, args)
+            check_names_of(function, kwargs)
             raise
 
     return call
@@ -175,22 +176,47 @@ def check_names_of(function: Callable[..., Any], given: Iterable[str]) -> None:
 
 
 def absent(owner: object, name: str, hints: Mapping[str, str]) -> AttributeError:
-    """The error of ``__getattr__`` for an attribute that does not exist; ``hints`` say what to use instead."""
+    """The error of ``__getattr__`` for an attribute that does not exist; ``hints`` say what to use instead.
+
+    Args:
+        owner: The object, or the module.
+        name: The name of the attribute.
+        hints: Sentences by the names of attributes.
+    """
     hint = f'. {hints[name]}' if name in hints else ''
-    kind = next(cls.__name__ for cls in type(owner).__mro__ if not cls.__name__.startswith('_'))
-    return AttributeError(f'{kind!r} object has no attribute {name!r}{hint}', name=name, obj=owner)
+    if isinstance(owner, ModuleType):
+        whose = f'module {owner.__name__!r}'
+    else:
+        kind = next(cls.__name__ for cls in type(owner).__mro__ if not cls.__name__.startswith('_'))
+        whose = f'{kind!r} object'
+    return AttributeError(f'{whose} has no attribute {name!r}{hint}', name=name, obj=owner)
 
 
 def _check_first(function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     """Require that the first argument is a hyper-parameter, and not the parameters, as for a class."""
     first = args[0] if args else None
-    if isinstance(first, (list, tuple)):
-        first = next((iter(first) for x in first if isinstance(x, Parameter) and x.dim() > 0), None)
-    if isinstance(first, (Iterator, Module)):
+    if isinstance(first, (Iterator, Module)) or any(isinstance(x, Parameter) and x.dim() > 0 for x in _held(first)):
+        _, package, *_ = *function.__module__.split('.'), ''
+        place = {'alias': 'torchopt', 'compat': 'optax'}.get(package, f'torchopt.{package}')
+        call = f'{place}.{function.__name__}(...)'
+        remedy = f'use torchopt.Optimizer(params, {call}), or a class such as torchopt.Adam'
+        if package == 'schedule':
+            remedy = f'pass the schedule as the learning rate: torchopt.Adam(params, lr={call})'
         raise TypeError(
             f'{function.__name__}() takes hyper-parameters only, not the parameters to train. To train them in place, '
-            f'use torchopt.Optimizer(params, torchopt.{function.__name__}(...)), or a class such as torchopt.Adam.'
-        )
+            f'{remedy}.'
+        ) from None
+
+
+def _held(x: Any) -> Iterator[Any]:
+    """What nested lists, tuples and dicts hold."""
+    if isinstance(x, Mapping):
+        x = list(x.values())
+    if isinstance(x, (list, tuple)):
+        for entry in x:
+            yield from _held(entry)
+    else:
+        yield x
 
 
 def _guess(name: str, known: list[str]) -> str | None:

@@ -11,6 +11,7 @@ import enum
 import importlib
 import inspect
 from collections import defaultdict
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -190,3 +191,49 @@ def test_what_has_optaxs_signature_is_the_thing_itself() -> None:
         room = next((room for room in rooms if face in room.__all__), None)
         if room is not None:
             assert parameters(getattr(room, face)) != parameters(by_name[face].theirs), face
+
+
+# Names that releases from 0.0.9 to 0.2.7 had at these places, and those that 0.2.8 deprecates: module, name, and the
+# successor, or None where there is none.
+FORMER = [
+    ('', 'AdditiveWeightDecayState', 'AddDecayedWeightsState'),
+    ('', 'FactoredParameterStats', 'FactoredState'),
+    ('', 'MaybeUpdateState', 'ConditionallyTransformState'),
+    ('', 'ScaleByFromageState', None),
+    ('', 'additive_weight_decay', 'add_decayed_weights'),
+    ('', 'control_delta_method', None),
+    ('', 'control_variates_jacobians', None),
+    ('', 'experimental', 'microbatching'),
+    ('', 'fisher_diag', 'second_order.fisher_diag'),
+    ('', 'hessian_diag', 'second_order.hessian_diag'),
+    ('', 'hvp', 'second_order.hvp'),
+    ('', 'maybe_update', 'conditionally_transform'),
+    ('', 'measure_valued_jacobians', None),
+    ('', 'monte_carlo', None),
+    ('', 'moving_avg_baseline', None),
+    ('', 'pathwise_jacobians', None),
+    ('', 'score_function_jacobians', None),
+    ('contrib', 'complex_valued', 'contrib'),
+    ('contrib', 'mechanic', 'contrib'),
+    ('contrib', 'privacy', 'contrib'),
+    ('schedules', 'inject', 'schedules'),
+    ('tree_utils', 'tree_add_scalar_mul', 'tree_add_scale'),
+    ('tree_utils', 'tree_l1_norm', 'tree_norm'),
+    ('tree_utils', 'tree_l2_norm', 'tree_norm'),
+    ('tree_utils', 'tree_linf_norm', 'tree_norm'),
+    ('tree_utils', 'tree_scalar_mul', 'tree_scale'),
+]
+
+
+@pytest.mark.parametrize(('module', 'name', 'successor'), FORMER, ids=str)
+def test_former_name(module: str, name: str, successor: str | None) -> None:
+    """The error names the successor, which exists, or what to use instead."""
+    place = getattr(ours, module) if module else ours
+    with pytest.raises(AttributeError, match=f'has no attribute {name!r}\\. ') as raised:
+        getattr(place, name)
+    if successor is None:
+        assert 'Optax removed it' in str(raised.value)
+    else:
+        assert successor in str(raised.value)
+        assert attrgetter(successor)(place if hasattr(place, successor) else ours)
+    assert getattr(place, 'no_such_name', None) is None

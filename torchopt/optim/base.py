@@ -371,6 +371,11 @@ _NO_PARAMETERS = 'params is empty; there is nothing to optimize. Was a generator
 
 def _as_groups(params: Any) -> Any:
     """Convert what TorchOpt 0.7.3 accepts to what torch accepts."""
+    if isinstance(params, GradientTransformation):
+        raise TypeError(
+            'params is a transformation; expected an iterable of tensors. To train with it, use '
+            'torchopt.Optimizer(module.parameters(), transformation).'
+        )
     if isinstance(params, torch.Tensor):
         raise TypeError('params is a single tensor; expected an iterable of tensors. Pass [tensor].')
     if isinstance(params, Iterable) and not isinstance(params, (dict, str)):

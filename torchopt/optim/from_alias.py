@@ -88,7 +88,10 @@ class FromAlias:
                     signature.bind(**named)  # for its error message; without an error it is slow
                 except TypeError as error:
                     check_names(cls.__name__, kwargs, [name for name in signature.parameters if name != target.name])
-                    raise TypeError(f'{cls.__name__}(): {error}') from None
+                    hint = ''
+                    if target.name not in named:
+                        hint = f'. For a transformation, without {target.name}, use torchopt.{alias.__name__}(...)'
+                    raise TypeError(f'{cls.__name__}(): {error}{hint}') from None
             aim = options.pop(target.name)
             self._setup(aim, alias(**options), options)
 

@@ -19,6 +19,8 @@ Example:
     tensor(True)
 """
 
+from typing import TYPE_CHECKING
+
 from torchopt.alias import (
     adafactor,
     amsgrad,
@@ -71,6 +73,7 @@ from torchopt.compat.optax import (
 from torchopt.compat.optax.chains import chain
 from torchopt.compat.optax.clipping import adaptive_grad_clip
 from torchopt.compat.optax.contrib import DifferentiallyPrivateAggregateState, differentially_private_aggregate, dpsgd
+from torchopt.compat.optax.former_names import missing
 from torchopt.compat.optax.leaves import export
 from torchopt.compat.optax.multi_steps import MultiSteps
 from torchopt.compat.optax.optimizers import (
@@ -489,3 +492,8 @@ __all__ = [
 ]
 
 export(globals())
+
+if not TYPE_CHECKING:  # a type checker would accept any name
+
+    def __getattr__(name: str) -> object:
+        raise missing(__name__, name)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The names of ``optax.contrib``."""
 
+from typing import TYPE_CHECKING
+
 from torchopt.compat.optax.contrib_optimizers import (
     acprop,
     ademamix,
@@ -17,6 +19,7 @@ from torchopt.compat.optax.contrib_optimizers import (
     simplified_ademamix,
     sophia,
 )
+from torchopt.compat.optax.former_names import missing
 from torchopt.compat.optax.leaves import export
 from torchopt.contrib import (
     COCOBState,
@@ -127,3 +130,8 @@ __all__ = [
 ]
 
 export(globals())
+
+if not TYPE_CHECKING:  # a type checker would accept any name
+
+    def __getattr__(name: str) -> object:
+        raise missing(__name__, name)

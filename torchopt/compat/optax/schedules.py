@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torchopt import schedule
+from torchopt.compat.optax.former_names import missing
 from torchopt.compat.optax.leaves import export
 from torchopt.schedule import (
     InjectHyperparamsState,
@@ -77,3 +78,8 @@ def exponential_decay(
 
 
 export(globals())
+
+if not TYPE_CHECKING:  # a type checker would accept any name
+
+    def __getattr__(name: str) -> object:
+        raise missing(__name__, name)

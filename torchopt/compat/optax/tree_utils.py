@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The names of ``optax.tree_utils``, the older names of ``optax.tree``."""
 
+from typing import TYPE_CHECKING
+
+from torchopt.compat.optax.former_names import missing
 from torchopt.tree import (
     NamedTupleKey,
     add as tree_add,
@@ -78,3 +81,8 @@ __all__ = [
     'tree_where',
     'tree_zeros_like',
 ]
+
+if not TYPE_CHECKING:  # a type checker would accept any name
+
+    def __getattr__(name: str) -> object:
+        raise missing(__name__, name)

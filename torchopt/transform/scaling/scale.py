@@ -149,6 +149,11 @@ def scale_by_learning_rate(learning_rate: Any, *, flip_sign: bool = True) -> Gra
         Antoniou et al., `How to train your MAML <https://arxiv.org/abs/1810.09502>`_, ICLR 2019, which learns a
         rate of each layer and step.
     """
+    if isinstance(learning_rate, GradientTransformation):
+        raise TypeError(
+            'Invalid learning rate: a transformation; expected a number, a 0-d tensor or a schedule. To train with the '
+            'transformation, use torchopt.Optimizer(params, transformation).'
+        )
     ranges.learning_rate(learning_rate)
     sign = -1 if flip_sign else 1
     if type(learning_rate) is not float and checks.is_schedule(learning_rate):

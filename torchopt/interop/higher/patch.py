@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Copies of modules whose parameters can be replaced by tensors that carry a graph."""
+"""Copies of modules whose parameters can be replaced by tensors with a graph, with the names of ``higher.patch``."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from torchopt.nn import MetaGradientModule, swap_state
 from torchopt.utils.replication import Replicate
 
-__all__ = ['FunctionalModule', 'monkeypatch']
+__all__ = ['FunctionalModule', 'buffer_sync', 'make_functional', 'monkeypatch']
 
 
 class FunctionalModule(nn.Module):
     """A copy of a module whose parameters can be replaced by tensors with an autograd graph.
 
-    Made by :func:`monkeypatch` as an instance of this class *and* of the class of the module, so that it has the
-    methods and attributes of the module.  Its buffers are copies: changes of running statistics do not affect the
-    module.
+    Made by :func:`monkeypatch` and :func:`make_functional` as an instance of this class *and* of the class of the
+    module, so that it has the methods and attributes of the module.  Its buffers are copies: changes of running
+    statistics do not affect the module.
 
     Example:
         >>> import torch
@@ -79,7 +79,9 @@ class FunctionalModule(nn.Module):
                 f'pass track_higher_grads=True.'
             )
         if not -len(self._history) <= time < len(self._history):
-            raise IndexError(f'time is {time}, but the parameters were replaced {len(self._history) - 1} times.')
+            raise IndexError(
+                f'time is {time}, but the parameters were replaced {max(len(self._history) - 1, 0)} times.'
+            )
         return iter(self._history[time])
 
     @property
@@ -116,6 +118,17 @@ class FunctionalModule(nn.Module):
             self._history.append(new)
         else:
             self._history = [new]
+
+    @property
+    def track_higher_grads(self) -> bool:
+        """Whether the parameters of all steps are kept, and not only the latest."""
+        return self._tracked
+
+    @track_higher_grads.setter
+    def track_higher_grads(self, tracked: bool) -> None:
+        if not isinstance(tracked, bool):
+            raise TypeError(f'track_higher_grads is {tracked!r}; expected True or False.')
+        self._tracked = tracked
 
     def _swap(self, params: Sequence[Any]) -> dict[str, Any]:
         return swap_state(self, {name: p for names, p in zip(self._places, params) for name in names})
@@ -162,6 +175,65 @@ def monkeypatch(
         >>> isinstance(fmodel, torch.nn.Linear), fmodel.weight is net.weight
         (True, True)
     """
+    copied = _copy(module, device)
+    copied._tracked = track_higher_grads
+    held = list(copied.parameters())
+    copied.update_params(list(map(Replicate('deepcopy'), held)) if copy_initial_weights else held)
+    return copied
+
+
+def make_functional(
+    module: nn.Module, encapsulator: Callable[[FunctionalModule, nn.Module], Any] | None = None
+) -> FunctionalModule:
+    """Make a functional copy of a module that gets its parameters when it is called; the module does not change.
+
+    Args:
+        module: The module.
+        encapsulator: Called with the copy and the module at the end, for example to set parameters.
+
+    Returns:
+        The copy.  Until it gets parameters, it uses those of the module.
+
+    Raises:
+        TypeError: If ``module`` is not a module, or is scripted.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.interop import higher
+        >>> fmodel = higher.patch.make_functional(torch.nn.Linear(1, 1, bias=False))
+        >>> fmodel(torch.ones(1), params=[torch.tensor([[3.0]])])
+        tensor([3.])
+    """
+    copied = _copy(module, None)
+    if encapsulator is not None:
+        encapsulator(copied, module)
+    return copied
+
+
+def buffer_sync(module: nn.Module, fmodule: nn.Module, device: torch.device | str | None = None) -> None:
+    """Set the buffers of a copy of a module to copies of those of the module.
+
+    Args:
+        module: The module.
+        fmodule: The copy.
+        device: The device of the new buffers; None means that of the module's.
+
+    Raises:
+        KeyError: If the copy lacks a submodule that has buffers; nothing is changed then.
+    """
+    new = []
+    for name, b in module.named_buffers(remove_duplicate=False):
+        path, _, last = name.rpartition('.')
+        try:
+            owner = fmodule.get_submodule(path)
+        except AttributeError:
+            raise KeyError(f'fmodule has no submodule {path!r}. Pass a functional copy of the module.') from None
+        new.append((owner, last, b.detach().to(device, copy=True)))
+    for owner, last, b in new:
+        owner._buffers[last] = b
+
+
+def _copy(module: nn.Module, device: torch.device | str | None) -> FunctionalModule:
     if not isinstance(module, nn.Module) or isinstance(module, torch.jit.ScriptModule):
         raise TypeError(
             f'model is a {type(module).__name__}; expected a torch.nn.Module that is not scripted. Pass the module '
@@ -169,17 +241,13 @@ def monkeypatch(
         )
     copied = copy.deepcopy(module, _replicas(module, device))
     names: dict[int, list[str]] = {}
-    initial: dict[int, Any] = {}
     for name, p in copied.named_parameters(remove_duplicate=False):
         names.setdefault(id(p), []).append(name)
-        initial[id(p)] = p
     kind = type(module)
     if not issubclass(kind, FunctionalModule):
         copied.__class__ = type(f'Functional{kind.__name__}', (FunctionalModule, kind), {'__module__': __name__})
     assert isinstance(copied, FunctionalModule)
-    copied._places, copied._tracked, copied._history = list(names.values()), track_higher_grads, []
-    held = list(initial.values())
-    copied.update_params(list(map(Replicate('deepcopy'), held)) if copy_initial_weights else held)
+    copied._places, copied._tracked, copied._history = list(names.values()), True, []
     return copied
 
 

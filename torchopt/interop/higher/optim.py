@@ -1,24 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The inner loop of the library ``higher``, with its names, implemented by transformations.
-
-``from torchopt.interop import higher`` replaces ``import higher``.  This is an independent implementation; the page
-"From higher" of the documentation lists the differences.
-"""
+"""Optimizers with differentiable steps, with the names of ``higher.optim``."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchopt import tree
 from torchopt.base import GradientTransformation, UninitializedState
 from torchopt.graphs import detach_graph
-from torchopt.interop.functional_module import FunctionalModule, monkeypatch
+from torchopt.interop.higher.options import Override, apply_trainable_opt_params, get_trainable_opt_params
+from torchopt.interop.higher.patch import FunctionalModule
 from torchopt.interop.torch_optim import from_torch_optimizer
 from torchopt.optim import FuncOptimizer, Optimizer
 from torchopt.optim.gradients import (
@@ -29,20 +26,22 @@ from torchopt.optim.gradients import (
     without_integers,
 )
 from torchopt.optim.meta import MetaOptimizer
+from torchopt.spelling import absent
 from torchopt.update import update_params
 
 __all__ = [
+    'DifferentiableAdadelta',
+    'DifferentiableAdagrad',
+    'DifferentiableAdam',
+    'DifferentiableAdamax',
     'DifferentiableOptimizer',
-    'FunctionalModule',
+    'DifferentiableRMSprop',
+    'DifferentiableSGD',
     'apply_trainable_opt_params',
+    'create_diff_optim',
     'get_diff_optim',
     'get_trainable_opt_params',
-    'innerloop_ctx',
-    'monkeypatch',
 ]
-
-Override = Mapping[str, Sequence[Any]]
-"""A mapping from the name of an option to its values: one for all groups, or one for each."""
 
 GradCallback = Callable[[list[Any]], Iterable[Any]]
 """A function from the gradients of all parameters, including ``None``, to the gradients to use."""
@@ -51,11 +50,14 @@ GradCallback = Callable[[list[Any]], Iterable[Any]]
 class DifferentiableOptimizer:
     """An optimizer with differentiable steps.
 
-    Made by :func:`innerloop_ctx` and :func:`get_diff_optim`; the arguments are those of the latter.
+    :func:`torchopt.interop.higher.innerloop_ctx`, :func:`get_diff_optim` and :func:`create_diff_optim` make it; the
+    arguments are those of :func:`get_diff_optim`.
 
     Attributes:
         param_groups: The options of each group.
     """
+
+    _steps_of: ClassVar[str] = ''
 
     def __init__(
         self,
@@ -64,12 +66,19 @@ class DifferentiableOptimizer:
         fmodel: FunctionalModule | None = None,
         device: torch.device | str | None = None,
         override: Override | None = None,
+        grad_callback: GradCallback | None = None,
         track_higher_grads: bool = True,
     ) -> None:
+        if self._steps_of not in ('', *(kind.__name__ for kind in type(other).__mro__)):
+            raise TypeError(
+                f'{type(self).__name__} takes the steps of {self._steps_of}, but opt is a {type(other).__name__}. Call '
+                f'get_diff_optim, which takes any optimizer.'
+            )
         reference = list(reference_params)
         places = {id(p): i for i, p in enumerate(reference)}
         self._alias, groups = _read(other, reference)
         self._fmodel = fmodel
+        self._grad_callback = grad_callback
         self._tracked = track_higher_grads
         self._count = len(reference)
         self.param_groups: list[dict[str, Any]] = [group.options for group in groups]
@@ -105,7 +114,7 @@ class DifferentiableOptimizer:
             params: The parameters that it was computed from; by default those of the functional module.
             override: Options from this step on, as in :func:`innerloop_ctx`.
             grad_callback: Called with the list of gradients, ``None`` for parameters that are frozen or do not enter
-                the loss; returns those to be used.
+                the loss; returns those to be used.  By default, the one that the optimizer was made with.
             checkpoint: For a function: ``'reverse'`` or ``'mixed'``, how second derivatives are computed; None keeps
                 the graph.
 
@@ -137,6 +146,8 @@ class DifferentiableOptimizer:
                 'The loss depends on none of the parameters. Compute it with fmodel, or pass the params from which '
                 'it was computed.'
             )
+        if grad_callback is None:
+            grad_callback = self._grad_callback
         if grad_callback is not None:
             grads = list(grad_callback(grads))
             self._require_all(grads, 'What grad_callback returned')
@@ -232,6 +243,45 @@ def _copied(state: Any, device: torch.device | str | None) -> Any:
     return state if isinstance(state, UninitializedState) else tree.map(copy, state)
 
 
+class DifferentiableSGD(DifferentiableOptimizer):
+    """Differentiable steps of ``SGD``; see :func:`get_diff_optim`."""
+
+    _steps_of = 'SGD'
+
+
+class DifferentiableAdam(DifferentiableOptimizer):
+    """Differentiable steps of ``Adam``; see :func:`get_diff_optim`."""
+
+    _steps_of = 'Adam'
+
+
+class DifferentiableAdamax(DifferentiableOptimizer):
+    """Differentiable steps of ``Adamax``; see :func:`get_diff_optim`."""
+
+    _steps_of = 'Adamax'
+
+
+class DifferentiableAdadelta(DifferentiableOptimizer):
+    """Differentiable steps of ``Adadelta``; see :func:`get_diff_optim`."""
+
+    _steps_of = 'Adadelta'
+
+
+class DifferentiableAdagrad(DifferentiableOptimizer):
+    """Differentiable steps of ``Adagrad``; see :func:`get_diff_optim`."""
+
+    _steps_of = 'Adagrad'
+
+
+class DifferentiableRMSprop(DifferentiableOptimizer):
+    """Differentiable steps of ``RMSprop``; see :func:`get_diff_optim`."""
+
+    _steps_of = 'RMSprop'
+
+
+_CLASSES = {kind._steps_of: kind for kind in DifferentiableOptimizer.__subclasses__()}
+
+
 def get_diff_optim(
     opt: torch.optim.Optimizer | GradientTransformation,
     reference_params: Iterable[Tensor],
@@ -239,19 +289,22 @@ def get_diff_optim(
     device: torch.device | str | None = None,
     override: Override | None = None,
     track_higher_grads: bool = True,
+    grad_callback: GradCallback | None = None,
 ) -> DifferentiableOptimizer:
     """Make a differentiable optimizer from another optimizer, which does not change.
 
     Args:
-        opt: The optimizer; see :func:`innerloop_ctx`.
+        opt: The optimizer; see :func:`torchopt.interop.higher.innerloop_ctx`.
         reference_params: All parameters of the model, in the order in which ``step`` gets them.
         fmodel: The functional module whose parameters the steps update; without it, pass parameters to ``step``.
         device: The device of the state; None means that of the state of ``opt``.
-        override: See :func:`innerloop_ctx`.
-        track_higher_grads: See :func:`innerloop_ctx`.
+        override: See :func:`torchopt.interop.higher.innerloop_ctx`.
+        track_higher_grads: See :func:`torchopt.interop.higher.innerloop_ctx`.
+        grad_callback: The ``grad_callback`` of the steps that get none.
 
     Returns:
-        The optimizer, with a copy of the state.
+        The optimizer, with a copy of the state: a :class:`DifferentiableSGD` for ``SGD``, and so on, and a
+        :class:`DifferentiableOptimizer` for what ``higher`` does not know.
 
     Raises:
         TypeError: If ``opt`` is not an optimizer, or its class of ``torch.optim`` has no counterpart here.
@@ -266,156 +319,73 @@ def get_diff_optim(
         >>> params[0].item(), torch.autograd.grad(params[0], start)[0].item()
         (0.5, 0.5)
     """
-    return DifferentiableOptimizer(opt, reference_params, fmodel, device, override, track_higher_grads)
+    kind = _CLASSES.get(type(opt).__name__, DifferentiableOptimizer)
+    return kind(opt, reference_params, fmodel, device, override, grad_callback, track_higher_grads)
 
 
-@contextlib.contextmanager
-def innerloop_ctx(
-    model: nn.Module,
-    opt: torch.optim.Optimizer | GradientTransformation,
+def create_diff_optim(
+    opt_type: Callable[..., torch.optim.Optimizer],
+    opt_kwargs: Mapping[str, Any] | None = None,
+    params: Iterable[Any] | None = None,
+    fmodel: FunctionalModule | None = None,
     device: torch.device | str | None = None,
-    copy_initial_weights: bool = True,
     override: Override | None = None,
     track_higher_grads: bool = True,
-) -> Iterator[tuple[FunctionalModule, DifferentiableOptimizer]]:
-    """An inner loop: a functional copy of a model, and a differentiable optimizer that trains it.
-
-    The model and its optimizer do not change.  At the end of the block the optimizer drops its state; the graph is
-    released once ``fmodel`` and the losses are deleted.
+    grad_callback: GradCallback | None = None,
+) -> DifferentiableOptimizer:
+    """Make a differentiable optimizer from the class of an optimizer.
 
     Args:
-        model: The model.
-        opt: An optimizer of its parameters, of ``torch.optim`` (if :func:`torchopt.interop.from_torch_optimizer`
-            supports it) or :mod:`torchopt.optim`; the inner loop begins with its options, groups and state.  Or a
-            transformation, for all parameters.
-        device: The device of the copies; None means that of the originals.
-        copy_initial_weights: Whether the loop begins with copies of the parameters, so that the originals get no
-            meta-gradients; False, for MAML, begins with the parameters themselves.
-        override: Options that replace those of ``opt``: for each, a list with one value for all groups, or with one for
-            each group.  Tensors that require grad are learned.
-        track_higher_grads: False takes the same steps without a graph, for evaluation.
-
-    Yields:
-        The pair of :class:`FunctionalModule` and :class:`DifferentiableOptimizer`.
-
-    Raises:
-        TypeError: If the model or the optimizer has a wrong type, or the optimizer has no counterpart here.
-        ValueError: If the optimizer contains parameters that are not those of the model.
-
-    Example:
-        >>> import torch
-        >>> from torchopt.interop import higher
-        >>> net = torch.nn.Linear(1, 1, bias=False)
-        >>> opt = torch.optim.SGD(net.parameters(), lr=0.1)
-        >>> x = torch.ones(1, 1)
-        >>> with higher.innerloop_ctx(net, opt, copy_initial_weights=False) as (fmodel, diffopt):
-        ...     for _ in range(2):
-        ...         _ = diffopt.step(0.5 * fmodel(x).square().sum())
-        ...     fmodel(x).sum().backward()
-        >>> net.weight.grad
-        tensor([[0.8100]])
-
-    References:
-        Grefenstette et al.: Generalized Inner Loop Meta-Learning, 2019, https://arxiv.org/abs/1910.01727.
-    """
-    fmodel = monkeypatch(model, device, copy_initial_weights, track_higher_grads)
-    diffopt = get_diff_optim(opt, model.parameters(), fmodel, device, override, track_higher_grads)
-    try:
-        yield fmodel, diffopt
-    finally:
-        diffopt._end()
-
-
-def get_trainable_opt_params(
-    opt: torch.optim.Optimizer, device: torch.device | str | None = None
-) -> dict[str, list[Any]]:
-    """The real-valued options of an optimizer as tensors that can be learned.
-
-    Args:
-        opt: The optimizer.
-        device: The device of the tensors.
+        opt_type: The class, such as ``torch.optim.Adam`` or :class:`torchopt.AdamW`.
+        opt_kwargs: Its options.
+        params: Tensors, or groups of tensors, like those that the steps get; only their shapes matter.  By default the
+            parameters of ``fmodel``.
+        fmodel: See :func:`get_diff_optim`.
+        device: See :func:`get_diff_optim`.
+        override: See :func:`torchopt.interop.higher.innerloop_ctx`.
+        track_higher_grads: See :func:`torchopt.interop.higher.innerloop_ctx`.
+        grad_callback: See :func:`get_diff_optim`.
 
     Returns:
-        A dict from the name of an option to a list with its value in each group: a tensor, or a tuple of tensors,
-        that require grad.  Pass it as ``override`` to :func:`innerloop_ctx`.
+        The optimizer, with a fresh state.
 
     Raises:
-        TypeError: If ``opt`` is not an optimizer of torch.
+        TypeError: If the class has no counterpart here.
+        ValueError: If there is neither ``params`` nor ``fmodel``.
 
     Example:
         >>> import torch
         >>> from torchopt.interop import higher
-        >>> opt = torch.optim.SGD([torch.zeros(1)], lr=0.5, momentum=0.25)
-        >>> higher.get_trainable_opt_params(opt)['lr']
-        [tensor(0.5000, requires_grad=True)]
+        >>> start = [torch.tensor([1.0], requires_grad=True)]
+        >>> diffopt = higher.create_diff_optim(torch.optim.SGD, {'lr': 0.25}, start)
+        >>> diffopt.step(start[0].square().sum(), params=start)[0].item()
+        0.5
     """
-    _require_optimizer(opt)
-    return {
-        name: [
-            tree.map(lambda x: torch.tensor(float(x), device=device, requires_grad=True), group[name])
-            for group in opt.param_groups
-        ]
-        for name in opt.defaults
-        if all(_is_real(group[name]) for group in opt.param_groups)
-    }
+    if params is None:
+        if fmodel is None:
+            raise ValueError('create_diff_optim needs the shapes of the parameters. Pass params or fmodel.')
+        params = fmodel.parameters()
+    given = list(params)
+    grouped = bool(given) and isinstance(given[0], Mapping)
+    stand_ins: list[Tensor] = []
+    groups = []
+    for group in given if grouped else [{'params': given}]:
+        held = [group['params']] if isinstance(group['params'], Tensor) else group['params']
+        own = [torch.zeros_like(p, requires_grad=True) for p in held]
+        stand_ins += own
+        groups.append({**group, 'params': own})
+    opt = opt_type(groups, **opt_kwargs or {})
+    return get_diff_optim(opt, stand_ins, fmodel, device, override, track_higher_grads, grad_callback)
 
 
-def apply_trainable_opt_params(opt: torch.optim.Optimizer, override: Override) -> None:
-    """Write learned options into an optimizer, as numbers.
+ABSENT = {
+    'DifferentiableASGD': 'ASGD has no counterpart here.',
+    'DifferentiableRprop': 'Pass torchopt.rprop(lr) as opt; it lags one step behind torch.optim.Rprop.',
+    'register_optim': 'It is not needed: pass your own transformation as opt.',
+}
+"""The names of ``higher.optim`` without a counterpart, and what to use instead."""
 
-    Args:
-        opt: The optimizer.
-        override: A dict from the name of an option to a list with one value for all groups, or with one for each.
+if not TYPE_CHECKING:  # a type checker would accept any name
 
-    Raises:
-        TypeError: If ``opt`` is not an optimizer of torch, or has no such option; nothing is changed then.
-        ValueError: If the number of values is wrong; nothing is changed then.
-
-    Example:
-        >>> import torch
-        >>> from torchopt.interop import higher
-        >>> opt = torch.optim.SGD([torch.zeros(1)], lr=0.5)
-        >>> higher.apply_trainable_opt_params(opt, {'lr': [torch.tensor(0.25, requires_grad=True)]})
-        >>> opt.param_groups[0]['lr']
-        0.25
-    """
-    _require_optimizer(opt)
-    for name, values in override.items():
-        if name not in opt.defaults:
-            raise TypeError(
-                f'override: {name!r} is not an option of {type(opt).__name__}; its options are {sorted(opt.defaults)}.'
-            )
-        if len(values) not in (1, len(opt.param_groups)):
-            raise ValueError(
-                f'override[{name!r}] holds {len(values)} values; expected one, or one for each of the '
-                f'{len(opt.param_groups)} groups.'
-            )
-    for name, values in override.items():
-        for i, group in enumerate(opt.param_groups):
-            value = values[i if len(values) > 1 else 0]
-            group[name] = tree.map(lambda x: x.item() if isinstance(x, Tensor) else x, value)
-
-
-def _require_optimizer(opt: Any) -> None:
-    if not isinstance(opt, torch.optim.Optimizer):
-        raise TypeError(f'opt is a {type(opt).__name__}; expected an optimizer of torch.optim or torchopt.')
-
-
-def _is_real(value: Any) -> bool:
-    leaves = tree.leaves(value)
-    return bool(leaves) and all(
-        (isinstance(x, (int, float)) and not isinstance(x, bool)) or (isinstance(x, Tensor) and x.numel() == 1)
-        for x in leaves
-    )
-
-
-patch = SimpleNamespace(monkeypatch=monkeypatch)
-"""The names of the module ``higher.patch``."""
-
-optim = SimpleNamespace(
-    DifferentiableOptimizer=DifferentiableOptimizer,
-    apply_trainable_opt_params=apply_trainable_opt_params,
-    get_diff_optim=get_diff_optim,
-    get_trainable_opt_params=get_trainable_opt_params,
-)
-"""The names of the module ``higher.optim``."""
+    def __getattr__(name: str) -> Any:
+        raise absent(sys.modules[__name__], name, ABSENT)
