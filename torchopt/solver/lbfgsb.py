@@ -239,6 +239,9 @@ class LBFGSB(DescentSolver[_Pairs]):
     def _is_empty(self, memory: _Pairs) -> Any:
         return memory.rows.is_empty
 
+    def _is_steepest(self, memory: _Pairs) -> Any:
+        return memory.rows.has_no_pairs
+
     def _forget(self, memory: _Pairs, gradient: Tensor) -> _Pairs:
         return _Pairs(memory.rows.cleared(), memory.count)
 
