@@ -31,6 +31,8 @@ OTHER_DEFAULTS = {
 OTHER_DEFAULTS_OF = {
     # None decides by the role of each parameter; True would write into the tensors of functional code.
     ('apply_updates', 'inplace'): None,
+    # None is the attribute set_to_none, which is False as there; interop makes it True, as torch.optim has it.
+    ('Optimizer.zero_grad', 'set_to_none'): None,
     # It had to be given; None is whatever requires a gradient.
     ('custom_root', 'argnums'): None,
 }

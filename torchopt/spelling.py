@@ -232,9 +232,12 @@ _SYNONYMS = [
 
 _NO_COUNTERPART = {
     'amsgrad': 'AMSGrad is an optimizer of its own: use torchopt.amsgrad, as a class by torchopt.Optimizer(params, '
-    'torchopt.amsgrad(...)).',
+    'torchopt.amsgrad(...)). It has the numbers of Optax, not of torch.optim: it takes the maximum after the bias '
+    'correction.',
     'capturable': 'It has no counterpart. Leave it out.',
-    'decoupled_weight_decay': 'Use adamw or AdamW.',
+    'decoupled_weight_decay': 'Adam with decoupled weight decay is adamw or AdamW, and NAdam is nadamw. For another '
+    'rule, chain for example torchopt.transform.scale_by_radam(), torchopt.transform.add_decayed_weights(weight_decay) '
+    'and torchopt.transform.scale_by_learning_rate(lr).',
     'differentiable': 'For differentiable steps, use the function (such as torchopt.adam), or a class such as '
     'torchopt.MetaAdam.',
     'foreach': 'Leave it out: steps run natively for all parameters at once where they can.',

@@ -130,7 +130,7 @@ def test_parameters_that_torch_has_not_stepped() -> None:
 REFUSED: dict[str, tuple[Any, dict[str, Any], type[Exception], list[str]]] = {
     'amsgrad': (torch.optim.Adam, {'amsgrad': True}, ValueError, ['Group 0', 'amsgrad=True', 'use torchopt.amsgrad']),
     'maximize': (torch.optim.Adamax, {'maximize': True}, ValueError, ['maximize=True', 'AdaMax']),
-    'decoupled': (torch.optim.RAdam, {'decoupled_weight_decay': True}, ValueError, ['decoupled_weight_decay', 'RAdam']),
+    'decoupled': (torch.optim.RAdam, {'decoupled_weight_decay': True}, ValueError, ['RAdam', 'scale_by_radam()']),
     'NAdam': (torch.optim.NAdam, {}, TypeError, ['NAdam', 'has no counterpart', 'decay rate increases', 'RMSprop']),
     'Rprop': (torch.optim.Rprop, {}, TypeError, ['Rprop', 'has no counterpart']),
     'subclass': (type('Mine', (torch.optim.Adam,), {}), {}, TypeError, ['Mine', 'has no counterpart']),
@@ -143,6 +143,35 @@ def test_what_has_no_twin(case: str) -> None:
     with pytest.raises(error) as caught:
         interop.from_torch_optimizer(make(network().parameters(), **options))
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize('run', ['SGD momentum', 'Adam', 'AdamW', 'RMSprop'])
+def test_parameters_that_are_used_in_turn_or_frozen_go_on_as_in_torch(run: str) -> None:
+    """zero_grad() sets gradients to None, so a parameter without a new one does not move."""
+    make, options = RUNS[run]
+
+    def train_parts(switch: bool) -> list[torch.Tensor]:
+        w = [nn.Parameter(torch.ones(2, dtype=f64)) for _ in range(3)]
+        optimizer: torch.optim.Optimizer = make([{'params': [p]} for p in w], **options)
+        for t in range(8):
+            if t == 4 and switch:
+                optimizer = interop.from_torch_optimizer(optimizer)
+            optimizer.zero_grad()
+            trained = w[:1] if t >= 4 else w  # after the switch, the others are frozen or unused
+            w[1].requires_grad_(t < 4)
+            (torch.stack(list(trained)) ** 2).sum().backward()
+            optimizer.step()
+        return w
+
+    torch.testing.assert_close(train_parts(True), train_parts(False), rtol=1e-12, atol=1e-12)
+
+
+def test_zero_grad_of_a_transformation_as_torch_optimizer() -> None:
+    w = nn.Parameter(torch.ones(2))
+    optimizer = interop.as_torch_optimizer(torchopt.adam(0.1), [w])
+    w.sum().backward()
+    optimizer.zero_grad()
+    assert w.grad is None
 
 
 def test_mixed_groups() -> None:
