@@ -33,6 +33,8 @@ OTHER_DEFAULTS_OF = {
     ('apply_updates', 'inplace'): None,
     # None is the attribute set_to_none, which is False as there; interop makes it True, as torch.optim has it.
     ('Optimizer.zero_grad', 'set_to_none'): None,
+    # It must be given; None raises an error that says more than Python's.
+    ('MetaOptimizer.step', 'loss'): None,
     # It had to be given; None is whatever requires a gradient.
     ('custom_root', 'argnums'): None,
 }

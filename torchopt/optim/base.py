@@ -169,12 +169,16 @@ True
             The result of the closure.
 
         Raises:
+            TypeError: If ``closure`` is not a function.
             ValueError: If a schedule returns NaN, if an option of a group is out of range, or if an option changed so
                 that the optimizer keeps another state (momentum from zero to another value); nothing is changed then.
             RuntimeError: If a gradient is sparse; nothing is changed then.
         """
         loss = None
         if closure is not None:
+            checks.function(
+                'closure', closure, 'Call loss.backward() and then step(); only MetaAdam and its like take step(loss).'
+            )
             with torch.enable_grad():
                 loss = closure()
         enabled = torch.is_grad_enabled()
