@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from torchopt.levels import is_tracing
+from torchopt.levels import is_tracing, without_wrappers
 from torchopt.numerics import as_python_scalar
 
 __all__ = [
@@ -165,9 +165,9 @@ def perturbation(name: str, scale: float, x: torch.Tensor, *, synchronize: bool 
         x: The tensor that is perturbed, of a floating or complex dtype.
         synchronize: Whether to read values from a device other than the CPU.
     """
-    if x.numel() == 0:
+    if x.numel() == 0 or is_tracing():
         return
-    largest = torch.linalg.vector_norm(x.detach(), math.inf)
+    largest = without_wrappers(torch.linalg.vector_norm(without_wrappers(x).detach(), math.inf))
     value = largest.item() if synchronize else as_python_scalar(largest)
     if value is not None and scale <= torch.finfo(x.dtype).eps * value:
         warn(

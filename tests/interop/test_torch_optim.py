@@ -174,6 +174,41 @@ def test_zero_grad_of_a_transformation_as_torch_optimizer() -> None:
     assert w.grad is None
 
 
+def run_of(optimizer: torch.optim.Optimizer, p: nn.Parameter) -> torch.Tensor:
+    torch.manual_seed(2)
+    for _ in range(6):
+        p.grad = torch.randn_like(p) + p.detach()
+        optimizer.step()
+    return p.detach()
+
+
+t = torchopt.transform
+# The table of docs/getting_started.md: torch's class, its options, our transformation, and whether the numbers agree.
+TABLE: dict[str, tuple[Any, dict[str, Any], Any, bool]] = {
+    'RAdam decoupled': (
+        torch.optim.RAdam,
+        {'weight_decay': 0.1, 'decoupled_weight_decay': True},
+        torchopt.chain(t.scale_by_radam(eps=1e-8), t.add_decayed_weights(0.1), t.scale_by_learning_rate(0.1)),
+        True,
+    ),
+    'Adafactor': (torch.optim.Adafactor, {}, torchopt.adafactor(0.1, min_dim_size_to_factor=1), True),
+    'Adafactor default': (torch.optim.Adafactor, {}, torchopt.adafactor(0.1), False),
+    'amsgrad': (torch.optim.Adam, {'amsgrad': True}, torchopt.amsgrad(0.1), False),
+    'NAdam': (torch.optim.NAdam, {}, torchopt.nadam(0.1), False),
+    'Rprop': (torch.optim.Rprop, {}, torchopt.rprop(0.1), False),
+    'Muon': (torch.optim.Muon, {'weight_decay': 0.0}, torchopt.contrib.muon(0.1), False),
+}
+
+
+@pytest.mark.parametrize('row', TABLE)
+def test_the_table_of_classes_in_the_guide(row: str) -> None:
+    theirs, options, ours, agree = TABLE[row]
+    p = nn.Parameter(torch.linspace(-1.0, 1.0, 12, dtype=f64).reshape(4, 3))
+    q = copy.deepcopy(p)
+    difference = run_of(theirs([p], lr=0.1, **options), p) - run_of(torchopt.Optimizer([q], ours), q)
+    assert difference.abs().max() < 1e-12 if agree else difference.abs().max() > 1e-3
+
+
 def test_mixed_groups() -> None:
     net = network()
     groups = [{'params': net[0].parameters(), 'decoupled_weight_decay': True}, {'params': net[2].parameters()}]
