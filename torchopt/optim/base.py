@@ -90,8 +90,10 @@ class Optimizer(FromAlias, torch.optim.Optimizer):
     hidden: ClassVar[tuple[str, ...]] = ('moment_requires_grad',)
     target_prose: ClassVar[str] = (
         'params: Parameters, or dicts with groups of them; see :class:`Optimizer`.  For a different value of a\n'
-        '        hyper-parameter per parameter, pass a list in the order of the parameters of the group.  Unlike in\n'
-        '        ``torch.optim``, :meth:`zero_grad` fills gradients with zeros by default; see the note there.'
+        '        hyper-parameter per parameter, pass a list in the order of the parameters of the group.'
+    )
+    remark: ClassVar[str] = (
+        'Unlike in ``torch.optim``, ``zero_grad()`` fills gradients with zeros by default; see :class:`Optimizer`.'
     )
     example: ClassVar[str] = """\
 >>> import torch, torchopt
