@@ -121,12 +121,12 @@ each(
 )
 
 
-@case(TypeError, 'MetaAdam.step() requires the loss', 'without loss.backward()')
+@case(TypeError, 'loss is missing', 'Call MetaAdam.step(loss)', 'without loss.backward()')
 def no_loss() -> None:
     torchopt.MetaAdam(net()).step()  # type: ignore[call-overload]
 
 
-@case(ValueError, 'learning_rate is a list, but params is a OrderedDict', 'module.named_parameters()')
+@case(ValueError, 'learning_rate has a list and params has a OrderedDict', 'module.named_parameters()')
 def rates_of_a_module_in_a_list() -> None:
     module = net()
     torchopt.MetaSGD(module, lr=[0.1] * 4).step(module(X).sum())
@@ -138,7 +138,7 @@ def rates_of_layers() -> None:
     torchopt.MetaSGD(module, lr={'0': 0.1, '1': 0.2}).step(module(X).sum())
 
 
-@case(ValueError, 'learning_rate is a dict, but params is a list', 'as a list, in their order')
+@case(ValueError, 'learning_rate has a dict and params has a list', 'as a list, in their order')
 def rates_by_name_in_place() -> None:
     module = net()
     torchopt.SGD(module.parameters(), lr={'0.weight': 0.1}).step()

@@ -210,7 +210,7 @@ def _indices(prefix: TreeSpec, spec: TreeSpec, name: str, like: str) -> Sequence
     except ValueError:
         path, reason = first_difference(prefix, over)
         reason = _REASONS.get(reason, reason)
-        reason = reason.replace('expected', f'{name} is', 1).replace(' and found', f', but {like} is', 1)
+        reason = reason.replace('expected', f'{name} has', 1).replace(' and found', f' and {like} has', 1)
         raise ValueError(
             f'{name} does not fit {like}: at {like}{path}, {reason}. Pass {name} as one number, '
             f'or as a tree of numbers with the structure of the parameters or a prefix of it (one number then applies '

@@ -194,8 +194,8 @@ True
         """
         if loss is None:
             raise TypeError(
-                f'{type(self).__name__}.step() requires the loss: call step(loss) or step(closure), without '
-                f'loss.backward(). Only optimizers such as torchopt.Adam read .grad.'
+                f'loss is missing or a NoneType; expected a scalar tensor. Call {type(self).__name__}.step(loss), or '
+                f'step(closure), without loss.backward(): only optimizers such as torchopt.Adam read .grad.'
             )
         groups = [_parameters(slots) for slots in self.param_groups]
         value: Tensor | None = None
