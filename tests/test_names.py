@@ -31,6 +31,10 @@ OTHER_DEFAULTS = {
 OTHER_DEFAULTS_OF = {
     # None decides by the role of each parameter; True would write into the tensors of functional code.
     ('apply_updates', 'inplace'): None,
+    # None is the attribute set_to_none, which is False as there; interop makes it True, as torch.optim has it.
+    ('Optimizer.zero_grad', 'set_to_none'): None,
+    # It must be given; None raises an error that says more than Python's.
+    ('MetaOptimizer.step', 'loss'): None,
     # It had to be given; None is whatever requires a gradient.
     ('custom_root', 'argnums'): None,
 }
@@ -202,9 +206,11 @@ def as_it_is_here(name: Name, argument: Argument) -> Argument:
     function = name.name.split('.')[-1]
     if argument.name in OTHER_DEFAULTS:
         return argument._replace(default=repr(OTHER_DEFAULTS[argument.name]))
-    if (function, argument.name) in OTHER_DEFAULTS_OF:
-        return argument._replace(default=repr(OTHER_DEFAULTS_OF[function, argument.name]))
     owner = getattr(importlib.import_module(name.module), name.name.split('.')[0])
+    bases = inspect.getmro(owner) if inspect.isclass(owner) else ()
+    for key in (function, *(f'{base.__name__}.{function}' for base in bases)):
+        if (key, argument.name) in OTHER_DEFAULTS_OF:
+            return argument._replace(default=repr(OTHER_DEFAULTS_OF[key, argument.name]))
     if inspect.isclass(owner) and issubclass(owner, torchopt.Optimizer):
         return argument._replace(name=OTHER_NAMES_OF.get((f'Optimizer.{function}', argument.name), argument.name))
     return argument
@@ -212,7 +218,9 @@ def as_it_is_here(name: Name, argument: Argument) -> Argument:
 
 def test_the_differences_are_needed() -> None:
     """A difference that is none any more leaves the tables."""
-    arguments = {(n.name.split('.')[-1], a.name) for n in WITH_SIGNATURE for a in listed(n.signature)}
+    arguments = {
+        (key, a.name) for n in WITH_SIGNATURE for a in listed(n.signature) for key in (n.name.split('.')[-1], n.name)
+    }
     assert set(OTHER_DEFAULTS) <= {argument for _, argument in arguments}
     assert set(OTHER_DEFAULTS_OF) <= arguments
     assert {n.name for n in NAMES if n.module == 'torchopt.linear_solve' and n.signature == '(**kwargs)'} == set(

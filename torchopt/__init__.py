@@ -112,6 +112,7 @@ from torchopt.optim.meta import (
     MetaRMSprop,
     MetaSGD,
 )
+from torchopt.spelling import no_such_name as _no_such_name
 from torchopt.transform import masked, nan_to_num, partition
 from torchopt.update import apply_updates, update_params
 from torchopt.utils import (
@@ -294,7 +295,7 @@ if not _TYPE_CHECKING:  # a type checker would accept any name
             return _import_module(f'{__name__}.{name}')
         if name in __all__:
             return getattr(_import_module(f'{__name__}.solver'), name)
-        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+        raise _no_such_name(__name__, name, __all__)
 
 
 def __dir__() -> list[str]:

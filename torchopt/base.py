@@ -416,10 +416,10 @@ def check_impl(impl: Any, what: str = '') -> GradientTransformation:
         return impl
     if hasattr(impl, 'gradient_transformation') and not isinstance(impl, type):
         return check_impl(impl.gradient_transformation())
-    raise TypeError(
-        f'{what}{impl!r} (type: {type(impl).__name__}) is not a GradientTransformation. Pass the result of a factory '
-        f'such as torchopt.adam().'
-    )
+    remedy = 'Pass the result of a factory such as torchopt.adam().'
+    if isinstance(impl, (list, tuple)) and impl and all(isinstance(tx, GradientTransformation) for tx in impl):
+        remedy = 'Unpack it: torchopt.chain(*transformations).'
+    raise TypeError(f'{what}{impl!r} (type: {type(impl).__name__}) is not a GradientTransformation. {remedy}')
 
 
 def with_extra_args_support(tx: GradientTransformation) -> GradientTransformationExtraArgs:

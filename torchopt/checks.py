@@ -15,18 +15,21 @@ from typing import Any
 
 import torch
 
-from torchopt.levels import is_tracing
+from torchopt.levels import is_tracing, without_wrappers
 from torchopt.numerics import as_python_scalar
 
 __all__ = [
     'at_least',
     'deprecated',
+    'function',
     'integer',
     'is_schedule',
     'learning_rate',
+    'linear_solver',
     'nonzero',
     'number',
     'pair',
+    'perturbation',
     'positive',
     'scalar',
     'schedule',
@@ -145,6 +148,39 @@ def learning_rate(name: str, lr: Any) -> None:
     number = _number(name, lr)
     if number is not None and math.isinf(number):
         raise ValueError(f'Invalid {name}: {lr}; expected a finite number >= 0.')
+
+
+def function(name: str, value: Any, remedy: str = '') -> None:
+    """Require something that can be called."""
+    if not callable(value):
+        raise TypeError(f'Invalid {name}: a {type(value).__name__}; expected a function. {remedy}'.rstrip())
+
+
+def linear_solver(name: str, value: Any) -> None:
+    """Require None, or a function that solves linear systems."""
+    if value is not None:
+        function(name, value, 'Pass None, or a function solve(matvec, b) such as torchopt.linear_solve.solve_cg.')
+
+
+def perturbation(name: str, scale: float, x: torch.Tensor, *, synchronize: bool = False) -> None:
+    """Warn if ``x + scale * z`` with :math:`z` of order one is ``x``, after rounding, for the largest element of ``x``.
+
+    Args:
+        name: The name of the scale.
+        scale: The scale.
+        x: The tensor that is perturbed, of a floating or complex dtype.
+        synchronize: Whether to read values from a device other than the CPU.
+    """
+    if x.numel() == 0 or is_tracing():
+        return
+    largest = without_wrappers(torch.linalg.vector_norm(without_wrappers(x).detach(), math.inf))
+    value = largest.item() if synchronize else as_python_scalar(largest)
+    if value is not None and scale <= torch.finfo(x.dtype).eps * value:
+        warn(
+            f'{name}={scale:g} is lost to rounding: some elements of a perturbed tensor are so large that adding it '
+            f'does not change them in {x.dtype}, and their derivative is wrong. Pass a larger {name}, scale the '
+            f'tensor down, or use torch.float64.'
+        )
 
 
 def schedule(name: str, value: Any) -> None:

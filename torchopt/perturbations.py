@@ -24,6 +24,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from torchopt import checks, dtypes, levels, tree
 from torchopt.dtypes import DTypeLike, as_dtype
+from torchopt.spelling import names_checked
 from torchopt.tree.random import Key, seed_or_generator
 
 __all__ = [
@@ -201,6 +202,7 @@ def _generator(key: Key, device: torch.device | None) -> torch.Generator:
     return torch.Generator(torch.get_default_device() if device is None else device).manual_seed(source)
 
 
+@names_checked
 def make_perturbed_fun(
     fun: Callable[[Any], Any],
     num_samples: int = 1000,
@@ -272,6 +274,7 @@ def make_perturbed_fun(
     return smooth
 
 
+@names_checked
 def make_perturbed_argmax(
     argmax_fun: Callable[[Tensor], Tensor],
     num_samples: int = 1000,
@@ -313,6 +316,7 @@ def make_perturbed_argmax(
     return lambda inputs, rng: smooth(rng, inputs)
 
 
+@names_checked
 def make_perturbed_max(
     argmax_fun: Callable[[Tensor], Tensor],
     num_samples: int = 1000,
@@ -406,6 +410,8 @@ def _perturb(key: Key, x: Any, num_samples: int, sigma: float, noise: Noise) -> 
         if leaf is not None and not (isinstance(leaf, Tensor) and leaf.is_floating_point()):
             kind = leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__
             raise TypeError(f'Invalid argument: x{path} is a {kind}; expected a tensor of a real floating dtype.')
+        if leaf is not None:
+            checks.perturbation('sigma', sigma, leaf)
     # Inside transforms, draw the noise only once, outside of them, since a key always gives the same noise.
     with temporarily_clear_interpreter_stack():
         shapes = tree.map(lambda x: torch.empty(num_samples, *x.shape, dtype=x.dtype, device=x.device), x)

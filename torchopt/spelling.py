@@ -25,7 +25,10 @@ __all__ = [
     'check_names_of',
     'instead_of',
     'renamer_of',
+    'names_checked',
+    'no_such_name',
     'suggesting',
+    'takes_only_a_function',
 ]
 
 _P = ParamSpec('_P')
@@ -167,6 +170,35 @@ def suggesting(function: Callable[_P, _T]) -> Callable[_P, _T]:
     return call
 
 
+def names_checked(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Let errors of a function say which argument was probably meant."""
+
+    @functools.wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        try:
+            return function(*args, **kwargs)
+        except TypeError:
+            check_names_of(function, kwargs)
+            raise
+
+    return call
+
+
+def takes_only_a_function(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Let the errors of a transform of functions say that arguments belong to the function that it returns."""
+
+    @functools.wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        if len(args) + len(kwargs) > 1:
+            name = function.__name__
+            raise TypeError(
+                f'{name}() takes a function only, and returns a function: call {name}(fun)(x), not {name}(fun, x).'
+            )
+        return function(*args, **kwargs)
+
+    return call
+
+
 def check_names_of(function: Callable[..., Any], given: Iterable[str]) -> None:
     """Like :func:`check_names`, for the names that a function takes; any name is fine if it takes all."""
     parameters = inspect.signature(function).parameters.values()
@@ -190,6 +222,26 @@ def absent(owner: object, name: str, hints: Mapping[str, str]) -> AttributeError
         kind = next(cls.__name__ for cls in type(owner).__mro__ if not cls.__name__.startswith('_'))
         whose = f'{kind!r} object'
     return AttributeError(f'{whose} has no attribute {name!r}{hint}', name=name, obj=owner)
+
+
+def no_such_name(module: str, name: str, known: Iterable[str]) -> AttributeError:
+    """The error for a name that a module does not have; for names of ``torch.optim`` it says what to use instead.
+
+    Args:
+        module: The name of the module.
+        name: The name that it does not have.
+        known: Its names.
+    """
+    hint = _NAMES_OF_TORCH.get(name, '')
+    rule = name.lower().removeprefix('meta')
+    if not hint and name != name.lower() and rule in known:
+        wrapped = (
+            f'MetaOptimizer(module, torchopt.{rule}(...))'
+            if name.startswith('Meta')
+            else f'Optimizer(params, torchopt.{rule}(...))'
+        )
+        hint = f'It has no class of its own: use torchopt.{wrapped}.'
+    return AttributeError(f'module {module!r} has no attribute {name!r}{hint and f". {hint}"}')
 
 
 def _check_first(function: Callable[..., Any], args: tuple[Any, ...]) -> None:
@@ -256,11 +308,28 @@ _SYNONYMS = [
 ]
 """Names of the same argument, in this library and in others."""
 
+_NAMES_OF_TORCH = {
+    'ASGD': 'It has no counterpart; torch.optim.swa_utils.AveragedModel averages the parameters of any optimizer.',
+    'Muon': 'Use torchopt.Optimizer(params, torchopt.contrib.muon(...)).',
+    'SparseAdam': 'Only dense gradients are supported: pass sparse=False to the layer, and use torchopt.Adam.',
+    'clip_grad_norm_': 'torch.nn.utils.clip_grad_norm_ works with every optimizer; torchopt.clip_grad_norm is a '
+    'transformation, for torchopt.chain.',
+    'clip_grad_value_': 'torch.nn.utils.clip_grad_value_ works with every optimizer; torchopt.clip.clip is a '
+    'transformation, for torchopt.chain.',
+    'lr_scheduler': 'The schedulers of torch.optim.lr_scheduler work with the classes, such as torchopt.Adam; '
+    'torchopt.schedule has functions of the step count, which every learning rate may be.',
+    'swa_utils': 'Use torch.optim.swa_utils.',
+}
+"""Names of ``torch.optim`` and of ``torch.nn.utils`` that are none here, and what to use instead."""
+
 _NO_COUNTERPART = {
     'amsgrad': 'AMSGrad is an optimizer of its own: use torchopt.amsgrad, as a class by torchopt.Optimizer(params, '
-    'torchopt.amsgrad(...)).',
+    'torchopt.amsgrad(...)). It has the numbers of Optax, not of torch.optim: it takes the maximum after the bias '
+    'correction.',
     'capturable': 'It has no counterpart. Leave it out.',
-    'decoupled_weight_decay': 'Use adamw or AdamW.',
+    'decoupled_weight_decay': 'Adam with decoupled weight decay is adamw or AdamW, and NAdam is nadamw. For another '
+    'rule, chain for example torchopt.transform.scale_by_radam(), torchopt.transform.add_decayed_weights(weight_decay) '
+    'and torchopt.transform.scale_by_learning_rate(lr).',
     'differentiable': 'For differentiable steps, use the function (such as torchopt.adam), or a class such as '
     'torchopt.MetaAdam.',
     'foreach': 'Leave it out: steps run natively for all parameters at once where they can.',

@@ -260,8 +260,8 @@ MISFITS = {
     'an entry is missing': ({'w': 0.1, 'b': 0.1}, ["params['deep']", 'no value is given']),
     'an entry too many': ({'w': 0.1, 'b': 0.1, 'deep': 0.1, 'c': 0.1}, ["params['c']", 'there is nothing']),
     'a list too short': ({'w': 0.1, 'b': 0.1, 'deep': [0.1]}, ["params['deep'][1]", 'no value is given']),
-    'a list for a tensor': ({'w': [0.1, 0.2], 'b': 0.1, 'deep': 0.1}, ["params['w']", 'expected a list']),
-    'another kind': ([0.1, 0.1, 0.1], ['at params,', 'expected a list and found a dict']),
+    'a list for a tensor': ({'w': [0.1, 0.2], 'b': 0.1, 'deep': 0.1}, ["params['w']", 'has a list and params has']),
+    'another kind': ([0.1, 0.1, 0.1], ['at params,', 'has a list and params has a dict']),
 }
 
 

@@ -130,7 +130,7 @@ def test_parameters_that_torch_has_not_stepped() -> None:
 REFUSED: dict[str, tuple[Any, dict[str, Any], type[Exception], list[str]]] = {
     'amsgrad': (torch.optim.Adam, {'amsgrad': True}, ValueError, ['Group 0', 'amsgrad=True', 'use torchopt.amsgrad']),
     'maximize': (torch.optim.Adamax, {'maximize': True}, ValueError, ['maximize=True', 'AdaMax']),
-    'decoupled': (torch.optim.RAdam, {'decoupled_weight_decay': True}, ValueError, ['decoupled_weight_decay', 'RAdam']),
+    'decoupled': (torch.optim.RAdam, {'decoupled_weight_decay': True}, ValueError, ['RAdam', 'scale_by_radam()']),
     'NAdam': (torch.optim.NAdam, {}, TypeError, ['NAdam', 'has no counterpart', 'decay rate increases', 'RMSprop']),
     'Rprop': (torch.optim.Rprop, {}, TypeError, ['Rprop', 'has no counterpart']),
     'subclass': (type('Mine', (torch.optim.Adam,), {}), {}, TypeError, ['Mine', 'has no counterpart']),
@@ -143,6 +143,70 @@ def test_what_has_no_twin(case: str) -> None:
     with pytest.raises(error) as caught:
         interop.from_torch_optimizer(make(network().parameters(), **options))
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize('run', ['SGD momentum', 'Adam', 'AdamW', 'RMSprop'])
+def test_parameters_that_are_used_in_turn_or_frozen_go_on_as_in_torch(run: str) -> None:
+    """zero_grad() sets gradients to None, so a parameter without a new one does not move."""
+    make, options = RUNS[run]
+
+    def train_parts(switch: bool) -> list[torch.Tensor]:
+        w = [nn.Parameter(torch.ones(2, dtype=f64)) for _ in range(3)]
+        optimizer: torch.optim.Optimizer = make([{'params': [p]} for p in w], **options)
+        for t in range(8):
+            if t == 4 and switch:
+                optimizer = interop.from_torch_optimizer(optimizer)
+            optimizer.zero_grad()
+            trained = w[:1] if t >= 4 else w  # after the switch, the others are frozen or unused
+            w[1].requires_grad_(t < 4)
+            (torch.stack(list(trained)) ** 2).sum().backward()
+            optimizer.step()
+        return w
+
+    torch.testing.assert_close(train_parts(True), train_parts(False), rtol=1e-12, atol=1e-12)
+
+
+def test_zero_grad_of_a_transformation_as_torch_optimizer() -> None:
+    w = nn.Parameter(torch.ones(2))
+    optimizer = interop.as_torch_optimizer(torchopt.adam(0.1), [w])
+    w.sum().backward()
+    optimizer.zero_grad()
+    assert w.grad is None
+
+
+def run_of(optimizer: torch.optim.Optimizer, p: nn.Parameter) -> torch.Tensor:
+    torch.manual_seed(2)
+    for _ in range(6):
+        p.grad = torch.randn_like(p) + p.detach()
+        optimizer.step()
+    return p.detach()
+
+
+t = torchopt.transform
+# The table of docs/getting_started.md: torch's class, its options, our transformation, and whether the numbers agree.
+TABLE: dict[str, tuple[Any, dict[str, Any], Any, bool]] = {
+    'RAdam decoupled': (
+        torch.optim.RAdam,
+        {'weight_decay': 0.1, 'decoupled_weight_decay': True},
+        torchopt.chain(t.scale_by_radam(eps=1e-8), t.add_decayed_weights(0.1), t.scale_by_learning_rate(0.1)),
+        True,
+    ),
+    'Adafactor': (torch.optim.Adafactor, {}, torchopt.adafactor(0.1, min_dim_size_to_factor=1), True),
+    'Adafactor default': (torch.optim.Adafactor, {}, torchopt.adafactor(0.1), False),
+    'amsgrad': (torch.optim.Adam, {'amsgrad': True}, torchopt.amsgrad(0.1), False),
+    'NAdam': (torch.optim.NAdam, {}, torchopt.nadam(0.1), False),
+    'Rprop': (torch.optim.Rprop, {}, torchopt.rprop(0.1), False),
+    'Muon': (torch.optim.Muon, {'weight_decay': 0.0}, torchopt.contrib.muon(0.1), False),
+}
+
+
+@pytest.mark.parametrize('row', TABLE)
+def test_the_table_of_classes_in_the_guide(row: str) -> None:
+    theirs, options, ours, agree = TABLE[row]
+    p = nn.Parameter(torch.linspace(-1.0, 1.0, 12, dtype=f64).reshape(4, 3))
+    q = copy.deepcopy(p)
+    difference = run_of(theirs([p], lr=0.1, **options), p) - run_of(torchopt.Optimizer([q], ours), q)
+    assert difference.abs().max() < 1e-12 if agree else difference.abs().max() > 1e-3
 
 
 def test_mixed_groups() -> None:

@@ -277,7 +277,16 @@ def test_zero_grad() -> None:
     assert all(p.grad is None for p in net.parameters())
     optimizer.zero_grad()
     assert all(p.grad is None for p in net.parameters())
-    assert inspect.signature(optimizer.zero_grad).parameters['set_to_none'].default is False
+    optimizer.set_to_none = True
+    for other in (optimizer, copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        for p in other.param_groups[0]['params']:
+            p.grad = torch.ones_like(p)
+        other.zero_grad(set_to_none=False)
+        assert not any(p.grad.any() for p in other.param_groups[0]['params'])
+        other.zero_grad()
+        assert all(p.grad is None for p in other.param_groups[0]['params'])
+    optimizer.set_to_none = torchopt.Optimizer.set_to_none
+    assert optimizer.set_to_none is False
     grads = torch.autograd.grad(loss_of(net), list(net.parameters()), create_graph=True)
     for p, g in zip(net.parameters(), grads, strict=True):
         p.grad = g.clone()

@@ -17,6 +17,7 @@ from torch.distributed.checkpoint import state_dict as distributed
 
 import torchopt
 from tests.optim.test_optimizer import FACES, every, network, same, train
+from torchopt import interop
 from torchopt.base import UninitializedState
 from torchopt.schedule import exponential_decay
 
@@ -153,6 +154,65 @@ def test_parts_of_a_parameter_and_parts_in_no_tree() -> None:
     torch.testing.assert_close(torchopt.tree.leaves(other.state_groups), torchopt.tree.leaves(optimizer.state_groups))
 
 
+PLAIN_RULES: dict[str, Any] = {
+    'AMSGrad': torchopt.amsgrad(0.1),
+    'schedule': torchopt.chain(torchopt.clip_grad_norm(0.5), torchopt.adamw(exponential_decay(0.1, 0.9))),
+    'partition': torchopt.transform.partition(
+        {'slow': torchopt.sgd(0.01, momentum=0.9), 'fast': torchopt.adam(0.1)}, ['slow', 'fast', 'slow', 'fast']
+    ),
+    'injected': torchopt.schedule.inject_hyperparams(torchopt.adam)(learning_rate=exponential_decay(0.1, 0.9)),
+}
+
+
+@pytest.mark.parametrize('steps', [0, 2])
+@pytest.mark.parametrize('rule', [*FACES, *PLAIN_RULES])
+def test_entries_share_no_tensors(rule: str, steps: int) -> None:
+    """torch.optim counts up the step of each entry in place: neither another entry nor the optimizer may see that."""
+    net = network()
+    make, options, _ = FACES.get(rule, (lambda params: interop.as_torch_optimizer(PLAIN_RULES[rule], params), {}, None))
+    optimizer = make(net.parameters(), **options)
+    train(net, optimizer, steps)
+    before = by_leaves(optimizer.state_groups)
+    for saved in (optimizer.state_dict(), through_file(optimizer.state_dict())):
+        tensors = [x for entry in saved['state'].values() for x in entry.values() if isinstance(x, torch.Tensor)]
+        assert len({x.data_ptr() for x in tensors}) == len(tensors)
+        for entry in saved['state'].values():
+            for name in entry.keys() & {'step', 'count'}:
+                entry[name] += 1
+    assert all(
+        torch.equal(torch.as_tensor(x), torch.as_tensor(y)) for x, y in zip(before, by_leaves(optimizer.state_groups))
+    )
+
+
+@pytest.mark.parametrize('foreach', [False, True])
+@pytest.mark.parametrize('name', ['Adam', 'AdamW', 'AdaMax', 'RAdam', 'SGD'])
+def test_torch_continues_from_our_states(name: str, foreach: bool) -> None:
+    ours, options, theirs = FACES[name]
+    first, second = network(), network()
+    optimizer = ours(first.parameters(), **options)
+    train(first, optimizer, 3)
+    second.load_state_dict(first.state_dict())
+    reference = theirs(second.parameters(), **options, foreach=foreach)
+    saved = through_file(optimizer.state_dict())
+    for group, own in zip(saved['param_groups'], reference.param_groups):
+        for key in own.keys() - group.keys():  # torch.optim does not add its own options
+            group[key] = own[key]
+    reference.load_state_dict(saved)
+    train(first, optimizer, 3)
+    train(second, reference, 3)
+    same(first, second, rtol=1e-11, atol=1e-13)
+
+
+def test_counts_are_exact() -> None:
+    """Also those that single precision cannot represent."""
+    net = network()
+    optimizer = torchopt.Adam(net.parameters())
+    train(net, optimizer, 1)
+    optimizer.state_groups[0][0].count.fill_(2**24 + 1)
+    optimizer.load_state_dict(through_file(optimizer.state_dict()))
+    assert int(optimizer.state_groups[0][0].count) == 2**24 + 1
+
+
 # -- loading -----------------------------------------------------------------------------------------------------------
 
 
@@ -251,6 +311,54 @@ def test_frozen_parameters_need_no_entries() -> None:
     optimizer.load_state_dict(reference.state_dict())
     assert int(optimizer.state_groups[0][0].count) == 2
     assert not optimizer.state_groups[0][0].mu[0].any()
+
+
+OPTIONS: dict[str, tuple[Any, Any, dict[str, Any], list[str]]] = {
+    'decoupled': (torch.optim.Adam, torchopt.Adam, {'decoupled_weight_decay': True}, ['Adam', 'AdamW']),
+    'AdamW': (torch.optim.AdamW, torchopt.Adam, {}, ['decoupled_weight_decay=True', 'AdamW']),
+    'not decoupled': (torch.optim.Adam, torchopt.AdamW, {}, ['decoupled_weight_decay=False', 'Use Adam']),
+    'RAdam': (torch.optim.RAdam, torchopt.RAdam, {'decoupled_weight_decay': True}, ['scale_by_radam', 'decayed']),
+    'amsgrad': (torch.optim.Adam, torchopt.Adam, {'amsgrad': True}, ['amsgrad=True', 'torchopt.amsgrad']),
+    'maximize': (torch.optim.Adamax, torchopt.Adamax, {'maximize': True}, ['maximize=True', 'Negate the loss']),
+    'other class': (torch.optim.NAdam, torchopt.Adam, {}, ['momentum_decay=0.004', 'Adam does not support']),
+    'plain': (torch.optim.Adam, lambda params: torchopt.Optimizer(params, torchopt.adam()), {}, ['lr=', 'impl']),
+}
+
+
+@pytest.mark.parametrize('case', OPTIONS)
+def test_options_that_would_be_ignored(case: str) -> None:
+    """An option that changes the rule is refused: of a loaded state, and of a group."""
+    theirs, ours, options, words = OPTIONS[case]
+    net = network()
+    reference = theirs(net.parameters(), **options)
+    optimizer = ours(net.parameters())
+    before = dict(optimizer.param_groups[0])
+    with pytest.raises(ValueError) as caught:
+        optimizer.load_state_dict(reference.state_dict())
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert optimizer.param_groups[0] == before
+    group = {k: v for k, v in reference.param_groups[0].items() if k != 'params'}
+    with pytest.raises((TypeError, ValueError)) as caught:
+        optimizer.add_param_group({'params': [nn.Parameter(torch.ones(1))], **group})
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize(
+    ('theirs', 'ours', 'options'),
+    [
+        (torch.optim.Adam, torchopt.Adam, {'foreach': True, 'maximize': True}),
+        (torch.optim.AdamW, torchopt.AdamW, {'foreach': True, 'fused': False}),
+        (torch.optim.Adam, torchopt.AdamW, {'decoupled_weight_decay': True, 'differentiable': True}),
+        (torch.optim.SGD, torchopt.SGD, {'momentum': 0.9, 'nesterov': True}),
+    ],
+)
+def test_options_that_do_not_change_the_rule_are_loaded(theirs: Any, ours: Any, options: dict[str, Any]) -> None:
+    net = network()
+    optimizer = ours(net.parameters(), lr=0.1)
+    saved = theirs(net.parameters(), **options).state_dict()
+    saved['param_groups'][0]['mine'] = 'x'
+    optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]['mine'] == 'x'
 
 
 def change(path: tuple[Any, ...], value: Any = None) -> Callable[[dict[str, Any]], Any]:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -10,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Cauchy, Gumbel, Laplace, Normal, StudentT, Uniform
 
-from torchopt.zero_order_diff import zero_order
+from torchopt import perturbations
+from torchopt.zero_order_diff import ESTIMATORS, zero_order
 
 NORMAL = Normal(0.0, 1.0)
 
@@ -94,6 +97,47 @@ def test_the_function_is_refused(f, args, options, error: type[Exception], messa
 def test_no_function() -> None:
     with pytest.raises(TypeError, match='zero_order decorates a function; 3 is a int'):
         zero_order(NORMAL)(3)
+
+
+def _zero_order(method: str, x: Tensor, sigma: float) -> Tensor:
+    f = zero_order(NORMAL, method, num_samples=4, sigma=sigma, seed=0)(lambda x: x.abs().square().sum().float())
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad(f(x), x)[0]
+
+
+def _perturbed(x: Tensor, sigma: float) -> Tensor:
+    f = perturbations.make_perturbed_fun(lambda x: x.square().sum(), num_samples=4, sigma=sigma)
+    return torch.func.grad(lambda x: f(0, x))(x)
+
+
+PERTURBED = {
+    **{method: functools.partial(_zero_order, method) for method in ESTIMATORS},
+    'make_perturbed_fun': _perturbed,
+}
+
+
+@pytest.mark.parametrize('method', PERTURBED)
+@pytest.mark.parametrize(
+    ('x', 'sigma', 'is_lost'),
+    [
+        (torch.tensor([1.0, 2.0]), 1e-8, True),
+        (torch.tensor([1.0, -3e7]), 1.0, True),
+        (torch.tensor([1.0, 2.0], dtype=torch.bfloat16), 1e-3, True),
+        (torch.tensor([1.0, 2.0]), 1e-3, False),
+        (torch.tensor([1.0, 2.0], dtype=torch.float64), 1e-8, False),
+        (torch.zeros(2), 1e-30, False),
+        (torch.zeros(0), 1e-8, False),
+        (torch.tensor(2.0), 1e-8, True),
+    ],
+)
+def test_perturbations_that_are_lost_to_rounding(method: str, x: Tensor, sigma: float, is_lost: bool) -> None:
+    """The gradient would be zero in silence."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        PERTURBED[method](x, sigma)
+    lost = [str(w.message) for w in caught if 'lost to rounding' in str(w.message)]
+    assert bool(lost) is is_lost
+    assert all(f'sigma={sigma:g}' in message and str(x.dtype) in message for message in lost)
 
 
 @pytest.mark.parametrize('vectorize', [True, False])

@@ -10,6 +10,7 @@ from typing import ParamSpec, TypeVar
 from torchopt.autodiff.products import is_autograd_off
 from torchopt.autodiff.recompute import recomputed
 from torchopt.levels import is_tracing
+from torchopt.spelling import takes_only_a_function
 
 __all__ = ['checkpoint']
 
@@ -17,6 +18,7 @@ _P = ParamSpec('_P')
 _T = TypeVar('_T')
 
 
+@takes_only_a_function
 def checkpoint(fun: Callable[_P, _T]) -> Callable[_P, _T]:
     """Transform a function to keep only its inputs for the backward pass, and to recompute everything else there.
 

@@ -40,8 +40,8 @@ def value_and_grad(
     The graph of a gradient is large: it holds the activations of the forward and of the backward pass.  With
     ``checkpoint`` the results keep only the arguments and the tensors that ``fun`` closes over.  The derivative of
     the gradient, a product with the Hessian, is computed from these when it is needed.  A loop of :math:`K` gradient
-    steps then keeps :math:`K` sets of parameters and states, and one graph at a time.  The requirements on ``fun`` are
-    those of :func:`torchopt.checkpoint`.
+    steps then keeps the parameters and the state of each step, and the graph of one step at a time.  The requirements
+    on ``fun`` are those of :func:`torchopt.checkpoint`.
 
     Args:
         fun: A function whose value is a 0-d tensor of a real floating dtype, or a float.

@@ -244,7 +244,9 @@ class Call(Pure):
             if new != old and not abs(new - old) <= tolerance and not (math.isnan(new) and math.isnan(old)):
                 raise RuntimeError(
                     f'The function gives another value when it is recomputed: {new} instead of {old}. It depends '
-                    f'on an object that was changed after the first run. Pass this object as an argument.'
+                    f'on an object that was changed after the first run. Pass this object as an argument; a closure '
+                    f'without arguments must not depend on it. Random numbers of NumPy, or of a torch.Generator of '
+                    f'your own, are not repeated: draw them before the call.'
                 )
 
 

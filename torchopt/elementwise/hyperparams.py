@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -209,13 +210,20 @@ def _indices(prefix: TreeSpec, spec: TreeSpec, name: str, like: str) -> Sequence
         spread = broadcast_prefix(unflatten(prefix, range(prefix.num_leaves)), over)
     except ValueError:
         path, reason = first_difference(prefix, over)
+        reason = _REASONS.get(reason, reason)
+        reason = reason.replace('expected', f'{name} has', 1).replace(' and found', f' and {like} has', 1)
         raise ValueError(
-            f'{name} does not fit {like}: at {like}{path}, {_REASONS.get(reason, reason)}. Pass {name} as one number, '
+            f'{name} does not fit {like}: at {like}{path}, {reason}. Pass {name} as one number, '
             f'or as a tree of numbers with the structure of the parameters or a prefix of it (one number then applies '
-            f'to a whole subtree).'
+            f'to a whole subtree).{_CONTAINERS.get(type(over), "")}'
         ) from None
     return flatten_up_to(spec, spread, name=name, like=like)  # in the order of the leaves
 
 
 _LEAF = type('leaf', (), {})()  # error messages contain the name of this type
+_CONTAINERS = {
+    list: ' An optimizer such as torchopt.Adam passes the parameters of a group as a list, in their order.',
+    OrderedDict: ' An optimizer such as torchopt.MetaAdam passes the parameters as a dict, with the names of '
+    'module.named_parameters().',
+}
 _REASONS = {'this entry is missing': 'there is nothing', 'this entry is not expected': 'no value is given'}

@@ -11,17 +11,19 @@ import torch
 from torch import Tensor
 from torch._C import _functorch
 
-from torchopt import tree
+from torchopt import checks, tree
 from torchopt.autodiff.closure import is_recording
 from torchopt.implicit_diff.binding import Reference, bind, match, refuse_hidden_parameters, signature_of
 from torchopt.implicit_diff.root import Root, Solver, attach_derivative, select_tensors
 from torchopt.levels import eager, has_tangent, in_transform
 from torchopt.linear_solve.solve import TreeShape
+from torchopt.spelling import names_checked
 from torchopt.tree.ops import detached
 
 __all__ = ['custom_fixed_point', 'custom_root', 'find_root', 'wants_derivative']
 
 
+@names_checked
 def custom_root(
     optimality_fun: Callable[..., Any],
     has_aux: bool = False,
@@ -56,8 +58,8 @@ def custom_root(
         A decorator of ``solver_fun``.
 
     Raises:
-        TypeError: When called: if the arguments do not match, or one of them is a module whose parameters require
-            gradients.
+        TypeError: If ``solve`` is not a function.  When called: if the arguments do not match, one of them is a module
+            whose parameters require gradients, or the solver returns no tensor.
         ValueError: When differentiated: if the result of ``optimality_fun`` is not a tree like the solution, or values
             are not finite.
         RuntimeError: When called: if ``optimality_fun`` closes over tensors that require gradients in a way that cannot
@@ -85,8 +87,11 @@ def custom_root(
     References:
         Blondel et al., *Efficient and Modular Implicit Differentiation*, 2022 (arXiv 2105.15183).
     """
+    checks.function('optimality_fun', optimality_fun)
+    checks.linear_solver('solve', solve)
 
     def decorate(solver_fun: Callable[..., Any]) -> Callable[..., Any]:
+        checks.function('solver_fun', solver_fun)
         signature = signature_of(solver_fun)
         reference = signature_of(optimality_fun if reference_signature is None else reference_signature)
 
@@ -102,6 +107,7 @@ def custom_root(
     return decorate
 
 
+@names_checked
 def custom_fixed_point(
     fixed_point_fun: Callable[..., Any],
     has_aux: bool = False,
@@ -178,7 +184,13 @@ def find_root(
         result, aux = result[0], (detached(result[1]),)
     solution = detached(result)
     if is_recording():
-        root = Root(optimality_fun, TreeShape(solution, 'the solution'), optimality_arguments, solve, constants)
+        shape = TreeShape(solution, 'the solution')
+        if not shape.unknowns and optimality_arguments.selected:
+            raise TypeError(
+                f'The solver returned a {type(solution).__name__} without tensors of a floating or complex dtype, '
+                f'which can have no derivative. Return a tensor, not its item(), or a tree of tensors.'
+            )
+        root = Root(optimality_fun, shape, optimality_arguments, solve, constants)
         if any(wants_derivative(x) for x in root.theta):
             solution = root.shape.pack(attach_derivative(root))
     return (solution, *aux) if has_aux else solution

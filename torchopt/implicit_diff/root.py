@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt import tree
+from torchopt import checks, tree
 from torchopt.autodiff.closure import Converted, closure_convert
 from torchopt.autodiff.products import jvp, replacing, vjp
 from torchopt.autodiff.tape import Leaves
@@ -73,6 +73,7 @@ class Root:
         solve: Solver | None,
         constants: Sequence[Tensor] = (),
     ) -> None:
+        checks.linear_solver('solve', solve)
         self.shape, self.arguments = shape, arguments
         self.solve = solve_jacobian if solve is None else solve
         self.unknowns = len(shape.unknowns)

@@ -10,7 +10,7 @@ import torch
 
 from torchopt import optim
 from torchopt.base import GradientTransformation
-from torchopt.spelling import instead_of
+from torchopt.optim.rule_options import require_options
 
 __all__ = ['as_torch_optimizer', 'from_torch_optimizer']
 
@@ -27,8 +27,6 @@ _RULES: dict[type, type[optim.Optimizer]] = {
 _WHY_NOT: dict[type, str] = {
     torch.optim.NAdam: ' Its first decay rate increases with the steps; that of torchopt.nadam is constant.',
 }
-# Options that change how torch computes a step, but not the result.
-_INERT = frozenset({'foreach', 'capturable', 'differentiable', 'fused'})
 
 
 def as_torch_optimizer(transformation: GradientTransformation, params: Any) -> optim.Optimizer:
@@ -41,7 +39,8 @@ def as_torch_optimizer(transformation: GradientTransformation, params: Any) -> o
 
     Returns:
         A ``torch.optim.Optimizer``, which works with training loops, schedulers, gradient scalers and checkpoints
-        written for torch.
+        written for torch.  Its ``zero_grad()`` sets gradients to None, as in ``torch.optim``; that of
+        :class:`torchopt.Optimizer` fills them with zeros.
 
     Raises:
         TypeError: If ``transformation`` is not a transformation, or ``params`` contains anything but tensors.
@@ -55,15 +54,20 @@ def as_torch_optimizer(transformation: GradientTransformation, params: Any) -> o
         >>> isinstance(optimizer, torch.optim.Optimizer)
         True
     """
-    return optim.Optimizer(params, transformation)
+    return _like_torch(optim.Optimizer(params, transformation))
 
 
 def from_torch_optimizer(optimizer: torch.optim.Optimizer) -> optim.Optimizer:
     """Make an optimizer with the parameters, options and state of an optimizer of ``torch.optim``.
 
     ``SGD``, ``Adam``, ``AdamW``, ``Adamax``, ``Adadelta``, ``Adagrad``, ``RAdam`` and ``RMSprop`` are supported.
-    Switching in the middle of a run does not change its numbers (except for rounding with ``capturable=True``, where
-    torch computes bias corrections in single precision).
+    Switching in the middle of a run does not change its numbers, except for rounding with ``capturable=True``, where
+    torch computes bias corrections in single precision.  ``zero_grad()`` of the new optimizer sets gradients to None,
+    as in ``torch.optim``; that of other optimizers of torchopt fills them with zeros.
+
+    One difference remains for a parameter that has no gradient in some steps: the count for bias corrections and
+    dampening belongs to the group and counts every ``step()``, whereas ``torch.optim`` counts the gradients of each
+    parameter.
 
     The given optimizer does not change and shares no state with the new one.  Its schedulers still refer to it: make
     new schedulers, and copy their state with ``load_state_dict``.
@@ -72,7 +76,8 @@ def from_torch_optimizer(optimizer: torch.optim.Optimizer) -> optim.Optimizer:
         optimizer: The optimizer, at any step.
 
     Returns:
-        The class of :mod:`torchopt.optim` of the same rule, over the same parameters in the same groups.
+        An optimizer of the class of :mod:`torchopt.optim` with the same rule, over the same parameters in the same
+        groups.
 
     Raises:
         TypeError: If its class has no counterpart here.
@@ -93,13 +98,7 @@ def from_torch_optimizer(optimizer: torch.optim.Optimizer) -> optim.Optimizer:
     names = [name for name in inspect.signature(kind).parameters if name != 'params']
     groups = []
     for i, group in enumerate(optimizer.param_groups):
-        for name, value in group.items():
-            inert = name in names or name in _INERT or name not in optimizer.defaults
-            if not inert and value and not (name == 'decoupled_weight_decay' and kind is optim.AdamW):
-                raise ValueError(
-                    f'Group {i} of the optimizer has {name}={value!r}, which torchopt.{kind.__name__} does not '
-                    f'support. {instead_of(name) or "Remove that option, or keep using torch.optim."}'
-                )
+        require_options(group, names, kind, f'Group {i} of the optimizer')
         own = {name: value for name, value in group.items() if name in names}
         groups.append({**own, 'params': list(group['params'])})
     ours = kind(groups, **{name: value for name, value in optimizer.defaults.items() if name in names})
@@ -110,7 +109,12 @@ def from_torch_optimizer(optimizer: torch.optim.Optimizer) -> optim.Optimizer:
         for index, p in zip(saved['params'], group['params']):
             made['state'][index] = _entries(made['state'][index], optimizer.state.get(p, {}))
     ours.load_state_dict(made)
-    return ours
+    return _like_torch(ours)
+
+
+def _like_torch(optimizer: optim.Optimizer) -> optim.Optimizer:
+    optimizer.set_to_none = True
+    return optimizer
 
 
 def _twin(optimizer: Any) -> type[optim.Optimizer]:

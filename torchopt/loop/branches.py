@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt import tree
+from torchopt import checks, tree
 from torchopt.levels import is_readable
 from torchopt.scalars import pick
 
@@ -63,6 +63,8 @@ def cond(pred: Any, true_fun: Callable[..., Any], false_fun: Callable[..., Any],
         >>> torch.vmap(lambda z: cond(z > 0, torch.sqrt, torch.neg, z))(torch.tensor([9.0, -4.0]))
         tensor([3., 4.])
     """
+    for name, fun in (('true_fun', true_fun), ('false_fun', false_fun)):
+        checks.function(name, fun, 'The order is cond(pred, true_fun, false_fun, *operands).')
     test = as_condition(pred, 'pred')
     if is_readable(test):
         return true_fun(*operands) if test else false_fun(*operands)

@@ -77,6 +77,7 @@ def scan(
         >>> scan(lambda total, x: (total + x, total), torch.tensor(0.0), torch.tensor([1.0, 2.0, 3.0]))
         (tensor(6.), tensor([0., 1., 3.]))
     """
+    checks.function('f', f, 'The order is scan(f, init, xs).')
     leaves, spec = tree.flatten(xs)
     n = _steps(leaves, xs, length)
     segment = _segment(checkpoint, n)

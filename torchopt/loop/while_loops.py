@@ -66,6 +66,8 @@ def while_loop(
         >>> torch.vmap(double)(x), torch.vmap(torch.func.grad(double))(x)
         (tensor([12., 18., 20.]), tensor([4., 2., 1.]))
     """
+    for name, fun in (('cond_fun', cond_fun), ('body_fun', body_fun)):
+        checks.function(name, fun, 'The order is while_loop(cond_fun, body_fun, init_val).')
     checks.integer('maxiter', maxiter, 0, optional=True)
     return repeat(cond_fun, body_fun, init_val, maxiter)
 
@@ -147,6 +149,7 @@ def fori_loop(
         >>> fori_loop(1, 5, lambda i, total: total + i, torch.tensor(0.0))
         tensor(10.)
     """
+    checks.function('body_fun', body_fun, 'The order is fori_loop(lower, upper, body_fun, init_val).')
     for name, bound in (('lower', lower), ('upper', upper)):
         integral = (
             bound.dim() == 0 and not (bound.is_floating_point() or bound.is_complex())

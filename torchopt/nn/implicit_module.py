@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from torchopt import checks
 from torchopt.graphs import detach_graph
 from torchopt.implicit_diff.binding import refuse_hidden_parameters
 from torchopt.implicit_diff.custom_root import find_root, wants_derivative
@@ -99,6 +100,7 @@ class ImplicitMetaGradientModule(MetaGradientModule, abc.ABC):
     def __init_subclass__(cls, linear_solve: Callable[..., Any] | None = None, **kwargs: Any) -> None:
         """Check the methods, derive ``optimality`` if missing, and wrap ``solve`` unless inherited."""
         super().__init_subclass__(**kwargs)
+        checks.linear_solver('linear_solve', linear_solve)
         if linear_solve is not None:
             cls.linear_solve = staticmethod(linear_solve)
         _check_methods(cls)

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Optimizer classes: PyTorch-like (:class:`Optimizer`), functional, and differentiable (:class:`MetaOptimizer`)."""
 
+from typing import TYPE_CHECKING
+
+from torchopt import alias
 from torchopt.optim import meta
 from torchopt.optim.base import Optimizer
 from torchopt.optim.classic import (
@@ -18,6 +21,7 @@ from torchopt.optim.classic import (
     RMSprop,
 )
 from torchopt.optim.func import FuncOptimizer
+from torchopt.spelling import no_such_name
 
 __all__ = [
     'SGD',
@@ -36,3 +40,8 @@ __all__ = [
     'RMSprop',
     'meta',
 ]
+
+if not TYPE_CHECKING:  # a type checker would accept any name
+
+    def __getattr__(name: str) -> object:
+        raise no_such_name(__name__, name, alias.__all__)

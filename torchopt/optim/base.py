@@ -29,7 +29,8 @@ from torchopt.optim.gradients import (
     without_integers,
     without_stateless_changes,
 )
-from torchopt.optim.state_dicts import per_parameter, plain_options, read_entries, read_groups
+from torchopt.optim.rule_options import require_options
+from torchopt.optim.state_dicts import per_parameter, plain_options, read_entries, read_groups, separate
 from torchopt.preconditions import check_preconditions
 from torchopt.update import update_params
 
@@ -58,6 +59,13 @@ class Optimizer(FromAlias, torch.optim.Optimizer):
         param_groups: The groups, dicts as in ``torch.optim``.
         state_groups: The state of each group, ``UninitializedState()`` before the first step.
         state: The state by parameter, as in ``torch.optim``.
+        set_to_none: What :meth:`zero_grad` does by default.
+
+    Note:
+        ``zero_grad()`` fills gradients with zeros, as in TorchOpt 0.7.3; ``torch.optim`` sets them to None.  With
+        zeros, a parameter that is frozen later, or does not enter the loss, still moves by its momentum and its weight
+        decay.  For the behaviour of ``torch.optim``, call ``zero_grad(set_to_none=True)``, or once set
+        ``optimizer.set_to_none = True``.
 
     Raises:
         TypeError: If ``impl`` is not a GradientTransformation or ``params`` contains anything other than tensors.
@@ -76,10 +84,16 @@ class Optimizer(FromAlias, torch.optim.Optimizer):
         True
     """
 
+    set_to_none: bool = False
+    """Whether :meth:`zero_grad` sets gradients to None by default, as in ``torch.optim``."""
+
     hidden: ClassVar[tuple[str, ...]] = ('moment_requires_grad',)
     target_prose: ClassVar[str] = (
         'params: Parameters, or dicts with groups of them; see :class:`Optimizer`.  For a different value of a\n'
         '        hyper-parameter per parameter, pass a list in the order of the parameters of the group.'
+    )
+    remark: ClassVar[str] = (
+        'Unlike in ``torch.optim``, ``zero_grad()`` fills gradients with zeros by default; see :class:`Optimizer`.'
     )
     example: ClassVar[str] = """\
 >>> import torch, torchopt
@@ -124,6 +138,7 @@ True
                 f'The group options {sorted(options)} would have no effect: a plain {type(self).__name__} takes all '
                 f'hyper-parameters from its impl. Use a class such as torchopt.Adam, or torchopt.partition.'
             )
+        require_options(options, self.defaults, type(self), f'Group {len(self.param_groups)}')
         merged = {k: options.get(k, v) for k, v in self.defaults.items()}
         impl = self._rebuild(self.impl, merged)
         _warn_of_learned(merged or {'impl': impl}, type(self).__name__)
@@ -132,14 +147,16 @@ True
         self.impl_groups.append((merged, impl))
         self.state_groups.append(UninitializedState())
 
-    def zero_grad(self, set_to_none: bool = False) -> None:
+    def zero_grad(self, set_to_none: bool | None = None) -> None:
         """Clear the gradients.
 
         Args:
-            set_to_none: True sets them to None, so that parameters without a new gradient are skipped; False fills
-                them with zeros.
+            set_to_none: True sets them to None, as ``torch.optim`` does by default, so that parameters without a new
+                gradient are skipped.  False fills them with zeros, so that these parameters still move by their
+                momentum and their weight decay.  By default, the attribute ``set_to_none`` decides: False, as in
+                TorchOpt 0.7.3, unless you change it, and True for optimizers from :mod:`torchopt.interop`.
         """
-        super().zero_grad(set_to_none)
+        super().zero_grad(self.set_to_none if set_to_none is None else set_to_none)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step with the gradients in ``.grad``, which do not change.
@@ -154,12 +171,16 @@ True
             The result of the closure.
 
         Raises:
+            TypeError: If ``closure`` is not a function.
             ValueError: If a schedule returns NaN, if an option of a group is out of range, or if an option changed so
                 that the optimizer keeps another state (momentum from zero to another value); nothing is changed then.
             RuntimeError: If a gradient is sparse; nothing is changed then.
         """
         loss = None
         if closure is not None:
+            checks.function(
+                'closure', closure, 'Call loss.backward() and then step(); only MetaAdam and its like take step(loss).'
+            )
             with torch.enable_grad():
                 loss = closure()
         enabled = torch.is_grad_enabled()
@@ -247,9 +268,12 @@ True
 
         Returns:
             ``{'state': {index: {name: tensor}}, 'param_groups': [{..., 'params': [index]}]}``.  The tensors are not
-            copied.  ``torch.load`` reads it with ``weights_only=True``.  :attr:`state_groups` has the states as trees.
+            copied, except for those that belong to all parameters, such as ``step``: each entry has its own copy.
+            ``torch.load`` reads it with ``weights_only=True``.  :attr:`state_groups` has the states as trees.
         """
         made = super().state_dict()
+        for i, group in enumerate(made['param_groups']):
+            separate(self._state_of(i), [made['state'][index] for index in group['params']])
         made['param_groups'] = [plain_options(group) for group in made['param_groups']]
         return made
 
@@ -289,6 +313,7 @@ True
         read = read_groups(state_dict, self.param_groups)
         for group, (old, impl), (saved, entries, places) in zip(self.param_groups, self.impl_groups, read):
             saved = copy.deepcopy(saved)  # a learning rate that is a tensor must not be shared
+            require_options(saved, old, type(self), "A group of state_dict['param_groups']")
             options = {name: saved.get(name, group[name]) for name in old}
             _require_flags(options, old)
             impl = self._rebuild(impl, options)
@@ -303,8 +328,8 @@ True
 
     def __getstate__(self) -> dict[str, Any]:
         """The data for copies and pickles."""
-        taken = ('defaults', 'param_groups', 'impl', 'impl_groups', 'state_groups')
-        return {name: self.__dict__[name] for name in taken}
+        taken = ('defaults', 'param_groups', 'impl', 'impl_groups', 'state_groups', 'set_to_none')
+        return {name: self.__dict__[name] for name in taken if name in self.__dict__}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copy; hyper-parameters that are tensors are not shared."""

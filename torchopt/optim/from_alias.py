@@ -44,6 +44,9 @@ class FromAlias:
     target_prose: ClassVar[str] = ''
     """The documentation of the first argument of this family."""
 
+    remark: ClassVar[str] = ''
+    """A paragraph for the documentation of every member."""
+
     example: ClassVar[str] = ''
     """A doctest that works for every member, with ``{name}`` for its name."""
 
@@ -100,7 +103,8 @@ class FromAlias:
         cls.__init__ = __init__  # type: ignore[method-assign]
         cls.__signature__ = signature  # type: ignore[attr-defined]
         own_words = inspect.cleandoc(cls.__doc__ or '')
-        cls.__doc__ = f'{own_words}\n\n{cls._document(inspect.cleandoc(alias.__doc__ or ""))}'
+        parts = (own_words, cls.remark, cls._document(inspect.cleandoc(alias.__doc__ or '')))
+        cls.__doc__ = '\n\n'.join(filter(None, parts))
 
     @classmethod
     def _document(cls, text: str) -> str:

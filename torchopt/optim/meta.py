@@ -159,7 +159,9 @@ True
     @overload
     def step(self, loss: Callable[[], Tensor], *, checkpoint: str | None = 'reverse') -> Tensor: ...
 
-    def step(self, loss: Tensor | Callable[[], Tensor], *, checkpoint: str | None = 'reverse') -> Tensor | None:
+    def step(
+        self, loss: Tensor | Callable[[], Tensor] | None = None, *, checkpoint: str | None = 'reverse'
+    ) -> Tensor | None:
         """Take one differentiable step.
 
         A loss that is a tensor keeps its graph, and the graph of its gradient, until the outer backward pass.  A loss
@@ -176,7 +178,7 @@ True
             The loss, if it was a function.
 
         Raises:
-            TypeError: If the loss is not a tensor.
+            TypeError: If the loss is missing or is not a tensor.
             ValueError: If it has more than one element, if no parameter requires grad, or ``checkpoint`` is unknown.
             RuntimeError: If it has no graph; for a function also as :func:`torchopt.checkpoint`.
 
@@ -190,6 +192,11 @@ True
             >>> rate.grad is not None
             True
         """
+        if loss is None:
+            raise TypeError(
+                f'loss is missing or a NoneType; expected a scalar tensor. Call {type(self).__name__}.step(loss), or '
+                f'step(closure), without loss.backward(): only optimizers such as torchopt.Adam read .grad.'
+            )
         groups = [_parameters(slots) for slots in self.param_groups]
         value: Tensor | None = None
         if callable(loss) and not isinstance(loss, Tensor):

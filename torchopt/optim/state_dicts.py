@@ -19,9 +19,10 @@ import torch
 
 from torchopt import tree
 
-__all__ = ['per_parameter', 'plain_options', 'read_entries', 'read_groups']
+__all__ = ['per_parameter', 'plain_options', 'read_entries', 'read_groups', 'separate']
 
-_MOMENTS = {'count': 'step', 'mu': 'exp_avg', 'nu': 'exp_avg_sq'}
+_COUNT = 'step'
+_MOMENTS = {'count': _COUNT, 'mu': 'exp_avg', 'nu': 'exp_avg_sq'}
 _TWINS: dict[str, dict[str, str]] = {
     'ScaleByAdamState': _MOMENTS,
     'ScaleByRadamState': _MOMENTS,
@@ -55,6 +56,23 @@ def per_parameter(state: Any, params: Sequence[torch.Tensor]) -> dict[torch.Tens
     return entries
 
 
+def separate(state: Any, entries: Sequence[dict[str, Any]]) -> None:
+    """Replace what belongs to all parameters, such as the step count, by a copy in each of the entries.
+
+    ``torch.optim`` counts up the ``step`` of each entry in place.  Some of its implementations require that it is a
+    floating-point number; double precision holds every count.
+
+    Args:
+        state: The state of a group.
+        entries: The entries of its parameters, which are changed.
+    """
+    common = {name for name, i, x in _leaves(state, len(entries)) if i is None and isinstance(x, torch.Tensor)}
+    for own in entries:
+        for name in common & own.keys():
+            dtype = torch.float64 if name == _COUNT and own[name].device.type == 'cpu' else own[name].dtype
+            own[name] = own[name].to(dtype, copy=True)
+
+
 def read_entries(expected: Any, params: Sequence[torch.Tensor], entries: Sequence[Any], places: Sequence[str]) -> Any:
     """The state of a group from the entries of its parameters: the inverse of :func:`per_parameter`.
 
@@ -83,7 +101,9 @@ def read_entries(expected: Any, params: Sequence[torch.Tensor], entries: Sequenc
             owners = [j for j in owners if params[j].requires_grad] or owners
         for j in owners:
             if name not in entries[j]:
-                raise ValueError(f'{places[j]} has no {name!r}; it has {sorted(map(str, entries[j]))}. {_REMEDY}')
+                raise ValueError(
+                    f'{places[j]} has no {name!r}; it has {sorted(map(str, entries[j]))}. {_REMEDY} {_FROM_TORCH}'
+                )
         values = [entries[j][name] for j in owners]
         for own in left if i is None else [left[i]]:
             own.pop(name, None)
@@ -96,7 +116,10 @@ def read_entries(expected: Any, params: Sequence[torch.Tensor], entries: Sequenc
         leaves.append(_fit(values[0], x, f'{places[owners[0]]}[{name!r}]'))
     for own, place in zip(left, places):
         if own:
-            raise ValueError(f'{place} has {sorted(map(str, own))}, which this optimizer does not. {_REMEDY}')
+            raise ValueError(
+                f'{place} has the entries {sorted(map(str, own))}, which this optimizer does not have. {_REMEDY} '
+                f'{_FROM_TORCH}'
+            )
     return tree.unflatten(tree.structure(expected), leaves)
 
 
@@ -158,6 +181,7 @@ def plain_options(group: Mapping[str, Any]) -> dict[str, Any]:
 
 _DATA = (torch.Tensor, bool, int, float, complex, str, torch.dtype)
 _REMEDY = 'Load a state that an optimizer with this rule saved for these parameters.'
+_FROM_TORCH = 'To continue a run of torch.optim, use torchopt.interop.from_torch_optimizer.'
 
 
 def _leaves(state: Any, count: int) -> list[tuple[str, int | None, Any]]:

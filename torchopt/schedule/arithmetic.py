@@ -17,13 +17,28 @@ import torch
 
 from torchopt.numerics import as_python_scalar
 
-__all__ = ['Number', 'Schedule', 'lift', 'require_count', 'require_number']
+__all__ = ['FunctionOfCount', 'Number', 'Schedule', 'lift', 'require_count', 'require_number']
 
 Number: TypeAlias = float | torch.Tensor
 """The type of a hyper-parameter: a number or a 0-d tensor."""
 
 Schedule: TypeAlias = Callable[[Any], Any]
 """The type of a schedule: a function from the step count to a value."""
+
+
+class FunctionOfCount:
+    """Base class of schedules; calculating with the schedule itself, as schedulers of ``torch.optim`` do, raises."""
+
+    def _refuse(self, *_: Any) -> Any:
+        raise TypeError(
+            f'{self!r} is a schedule, a function of the step count, not a number. A scheduler of torch.optim requires '
+            f'a number as lr. To change a schedule, call it in a function: lambda count: 0.5 * schedule(count).'
+        )
+
+    __float__ = __neg__ = __pow__ = _refuse
+    __add__ = __radd__ = __sub__ = __rsub__ = _refuse
+    __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse
+    __lt__ = __le__ = __gt__ = __ge__ = _refuse
 
 
 def lift(*values: Any) -> list[Any]:

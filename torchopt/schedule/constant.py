@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from torchopt.scalars import where
-from torchopt.schedule.arithmetic import lift, require_count, require_number
+from torchopt.schedule.arithmetic import FunctionOfCount, lift, require_count, require_number
 from torchopt.spelling import suggesting
 from torchopt.tree import as_text
 
@@ -22,7 +22,7 @@ __all__ = ['constant_schedule', 'piecewise_constant_schedule']
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Constant:
+class Constant(FunctionOfCount):
     """The schedule that :func:`constant_schedule` returns."""
 
     value: Number
@@ -37,7 +37,7 @@ class Constant:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class PiecewiseConstant:
+class PiecewiseConstant(FunctionOfCount):
     """The schedule that :func:`piecewise_constant_schedule` returns."""
 
     init_value: Number

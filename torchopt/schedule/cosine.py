@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchopt.numerics import as_python_scalar
 from torchopt.scalars import cosine, power, smaller, where
-from torchopt.schedule.arithmetic import lift, require_count, require_number
+from torchopt.schedule.arithmetic import FunctionOfCount, lift, require_count, require_number
 from torchopt.schedule.join import join_schedules
 from torchopt.schedule.polynomial import linear_schedule
 from torchopt.spelling import suggesting
@@ -22,7 +22,7 @@ __all__ = ['cosine_decay_schedule', 'warmup_cosine_decay_schedule']
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Cosine:
+class Cosine(FunctionOfCount):
     """The schedule that :func:`cosine_decay_schedule` returns."""
 
     init_value: Number
@@ -41,7 +41,7 @@ class Cosine:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class CosineTo:
+class CosineTo(FunctionOfCount):
     """Like :class:`Cosine`, given the last value instead of its ratio to the first.
 
     Each call computes the ratio again, since a graph made once could be backpropagated through only once.

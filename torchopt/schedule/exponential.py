@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchopt.numerics import as_python_scalar
 from torchopt.scalars import floor, larger, power, smaller, where
-from torchopt.schedule.arithmetic import lift, require_number
+from torchopt.schedule.arithmetic import FunctionOfCount, lift, require_number
 from torchopt.schedule.constant import constant_schedule
 from torchopt.schedule.polynomial import check_transition, not_negative
 from torchopt.spelling import suggesting
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Exponential:
+class Exponential(FunctionOfCount):
     """The schedule that :func:`exponential_decay` returns."""
 
     init_value: Number

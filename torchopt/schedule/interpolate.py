@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from torchopt.scalars import cosine, where
-from torchopt.schedule.arithmetic import lift, require_count, require_number
+from torchopt.schedule.arithmetic import FunctionOfCount, lift, require_count, require_number
 from torchopt.spelling import suggesting
 from torchopt.tree import as_text
 
@@ -23,7 +23,7 @@ __all__ = ['cosine_onecycle_schedule', 'linear_onecycle_schedule', 'piecewise_in
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class PiecewiseInterpolate:
+class PiecewiseInterpolate(FunctionOfCount):
     """The schedule that :func:`piecewise_interpolate_schedule` returns."""
 
     wave: bool

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from torchopt.schedule.arithmetic import lift, require_number
+from torchopt.schedule.arithmetic import FunctionOfCount, lift, require_number
 from torchopt.spelling import suggesting
 from torchopt.tree import as_text
 
@@ -17,7 +17,7 @@ __all__ = ['inverse_time_decay']
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class InverseTime:
+class InverseTime(FunctionOfCount):
     """The schedule that :func:`inverse_time_decay` returns."""
 
     init_value: Number

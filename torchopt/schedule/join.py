@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchopt.numerics import as_python_scalar
 from torchopt.scalars import where
-from torchopt.schedule.arithmetic import lift, require_count
+from torchopt.schedule.arithmetic import FunctionOfCount, lift, require_count
 from torchopt.spelling import suggesting
 from torchopt.tree import as_text
 
@@ -21,7 +21,7 @@ __all__ = ['join_schedules']
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Joined:
+class Joined(FunctionOfCount):
     """The schedule that :func:`join_schedules` returns."""
 
     schedules: tuple[Schedule, ...]

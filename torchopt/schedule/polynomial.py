@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchopt.numerics import as_python_scalar
 from torchopt.scalars import clip, power
-from torchopt.schedule.arithmetic import lift, require_count, require_number
+from torchopt.schedule.arithmetic import FunctionOfCount, lift, require_count, require_number
 from torchopt.schedule.constant import constant_schedule
 from torchopt.spelling import suggesting
 from torchopt.tree import as_text
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Polynomial:
+class Polynomial(FunctionOfCount):
     """The schedule that :func:`polynomial_schedule` returns."""
 
     init_value: Number

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torchopt.checks import function as require_function
+
 __all__ = ['require_function', 'split_aux']
 
 
@@ -29,13 +31,3 @@ def split_aux(found: Any, has_aux: bool, name: str) -> tuple[Any, Any]:
     if not isinstance(found, (tuple, list)) or len(found) != 2:
         raise TypeError(f'{name} returned a {type(found).__name__}; with has_aux=True expected a pair (value, aux).')
     return found[0], found[1]
-
-
-def require_function(name: str, value: Any) -> None:
-    """Require something that can be called.
-
-    Raises:
-        TypeError: If it cannot.
-    """
-    if not callable(value):
-        raise TypeError(f'Invalid {name}: a {type(value).__name__}; expected a function.')

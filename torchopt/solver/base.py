@@ -42,6 +42,7 @@ class Solver(abc.ABC):
         fields = cls.__dict__.get('__dataclass_fields__', kwargs)
         if not kwargs.keys() <= fields.keys():
             check_names_of(cls, kwargs)
+        checks.linear_solver('implicit_diff_solve', kwargs.get('implicit_diff_solve'))
         return super().__new__(cls)
 
     @abc.abstractmethod

@@ -18,6 +18,7 @@ from torchopt import checks, tree
 from torchopt.dtypes import is_inexact
 from torchopt.levels import eager
 from torchopt.progress import Progress, reporter
+from torchopt.spelling import names_checked
 from torchopt.typing import Samplable, SampleFunc
 from torchopt.zero_order_diff.directions import Directions
 from torchopt.zero_order_diff.estimators import ESTIMATORS
@@ -29,6 +30,7 @@ __all__ = ['zero_order']
 Objective = Callable[..., Tensor]
 
 
+@names_checked
 def zero_order(
     distribution: Samplable | SampleFunc,
     method: str = 'naive',
@@ -103,6 +105,9 @@ def zero_order(
             ``distribution`` is known not to be symmetric with variance one.  In the backward pass, if the function
             returned NaN or infinity.
 
+    Warns:
+        UserWarning: In the backward pass, if ``sigma`` is so small that perturbations are lost to rounding.
+
     Example:
         >>> import torch
         >>> from torchopt.zero_order_diff import zero_order
@@ -149,7 +154,11 @@ def zero_order(
 
     def decorate(fn: Objective) -> Objective:
         if not callable(fn):
-            raise TypeError(f'zero_order decorates a function; {fn!r} is a {type(fn).__name__}.')
+            raise TypeError(
+                f'zero_order decorates a function; {fn!r} is a {type(fn).__name__}. The first call takes the '
+                f'distribution and options, the second one the function: zero_order(torch.distributions.Normal(0.0, '
+                f'1.0), ...)(fun)(x).'
+            )
         evaluator = Evaluator(vectorize, executor, lambda: _portable(fn, differentiable))
 
         @eager

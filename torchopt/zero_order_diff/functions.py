@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from torchopt import dtypes, levels
+from torchopt import checks, dtypes, levels
 from torchopt.zero_order_diff.directions import Directions, real_view
 from torchopt.zero_order_diff.estimators import Estimator, combine
 from torchopt.zero_order_diff.evaluation import BoundObjective, Evaluator
@@ -276,6 +276,8 @@ def _estimate(problem: ZeroOrderProblem, seed: int, center: Tensor, tensors: tup
     """The values at all points, of shape ``(num_samples, signs)``, and the gradients."""
     weights, signs = problem.estimator.slope, problem.estimator.signs
     xs = [real_view(tensors[i].detach()) for i in problem.wanted]
+    for x in xs:
+        checks.perturbation('sigma', problem.sigma, x, synchronize=True)
     sums: list[Any] = [0.0] * len(xs)
     found = []
     for first, zs in problem.chunks(seed, xs):

@@ -10,16 +10,18 @@ from typing import Any
 
 from torch import Tensor
 
-from torchopt import tree
+from torchopt import checks, tree
 from torchopt.dtypes import is_inexact
 from torchopt.implicit_diff.binding import bind, parameters_within, refuse_hidden_parameters, signature_of
 from torchopt.implicit_diff.custom_root import find_root
 from torchopt.levels import eager
+from torchopt.spelling import names_checked
 from torchopt.tree.ops import detached
 
 __all__ = ['custom_root']
 
 
+@names_checked
 def custom_root(
     optimality_fn: Callable[..., Any],
     argnums: int | Sequence[int] | None = None,
@@ -59,8 +61,11 @@ def custom_root(
         >>> torch.autograd.grad(x, (a, b), allow_unused=True)
         (tensor(3.), None)
     """
+    checks.function('optimality_fn', optimality_fn)
+    checks.linear_solver('solve', solve)
 
     def decorate(solver_fn: Callable[..., Any]) -> Callable[..., Any]:
+        checks.function('solver_fn', solver_fn)
         signature = signature_of(solver_fn)
         reference = signature_of(optimality_fn)
         chosen = None if argnums is None else _positions(argnums, signature)

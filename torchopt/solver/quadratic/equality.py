@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from torchopt import checks
 from torchopt.levels import eager
 from torchopt.linear_solve import solve_gmres, solve_iterative_refinement
 from torchopt.solver.base import OptStep, Solver
@@ -69,6 +70,7 @@ class EqualityConstrainedQP(Solver):
         """Check the options."""
         if self.fun is not None and self.matvec_Q is not None:
             raise ValueError('fun and matvec_Q both define the objective. Pass one of them.')
+        checks.linear_solver('solve', self.solve)
 
     @eager
     def run(self, init_params: Any = None, params_obj: Any = None, params_eq: Any = None) -> OptStep:
