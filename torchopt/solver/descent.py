@@ -29,6 +29,7 @@ from torchopt.linesearch import Point, choose
 from torchopt.norms import norm_in_double
 from torchopt.numerics import as_scalar_like
 from torchopt.scalars import is_symbolic, negated, numbers, pick, settled, where
+from torchopt.solver.auxiliary import check_state
 from torchopt.solver.base import IterativeSolver
 from torchopt.solver.compact import Pair
 from torchopt.solver.linesearch import LineSearch, linesearch_of
@@ -272,6 +273,7 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
 
     def update(self, params: Any, state: Any, *args: Any, **kwargs: Any) -> OptStep:
         """One step."""
+        check_state(state)
         params = _params_of(params)
         problem = self._problem(params, args, kwargs)
         x, gradient = problem.vectors.pack(params), problem.vectors.pack(state.grad)

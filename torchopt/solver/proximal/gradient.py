@@ -16,6 +16,7 @@ from torchopt.levels import eager
 from torchopt.loop import while_loop
 from torchopt.prox import make_prox_from_projection, prox_none
 from torchopt.scalars import negated, numbers, pick, root, where
+from torchopt.solver.auxiliary import check_state, require_function
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.objective import Objective, signature_with
 from torchopt.solver.proximal.composite import (
@@ -127,6 +128,7 @@ class ProximalGradient(IterativeSolver):
     def __post_init__(self) -> None:
         """Check the options."""
         super().__post_init__()
+        require_function('prox', self.prox, 'prox(params, hyperparams_prox, scaling)', 3)
         if not 0.0 < self.decrease_factor < 1.0:
             raise ValueError(f'Invalid decrease_factor: {self.decrease_factor!r}; expected a number between 0 and 1.')
         checks.integer('maxls', self.maxls, 1)
@@ -176,6 +178,7 @@ class ProximalGradient(IterativeSolver):
         Returns:
             The new parameters and the new state.
         """
+        check_state(state)
         y = state.velocity if self.acceleration else params
         value, gradient, aux = self._objective(y, *args, **kwargs)
         status, count = state.status, state.iter_num + 1
@@ -313,6 +316,7 @@ class ProjectedGradient(IterativeSolver):
     def __post_init__(self) -> None:
         """Check the options."""
         super().__post_init__()
+        require_function('projection', self.projection, 'projection(params, hyperparams_proj)', 2)
         shared = {field.name for field in dataclasses.fields(ProximalGradient)} - {'prox', 'fun'}
         self._method = ProximalGradient(
             self.fun,

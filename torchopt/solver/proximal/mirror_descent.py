@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 from torchopt.levels import eager
+from torchopt.solver.auxiliary import check_state
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.objective import Objective, signature_with
 from torchopt.solver.proximal.composite import (
@@ -154,6 +155,7 @@ class MirrorDescent(IterativeSolver):
         Returns:
             The new parameters and the new state.
         """
+        check_state(state)
         size = stepsize_at(self.stepsize, state.iter_num)
         _, gradient, aux = self._objective(params, *args, **kwargs)
         new = self.projection_grad(params, gradient, size, hyperparams_proj)
