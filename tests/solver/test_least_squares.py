@@ -264,6 +264,14 @@ def test_issue_277_a_step_costs_few_evaluations() -> None:
 
     _, state = torchopt.LevenbergMarquardt(counted, solver='qr', tol=1e-8).run(torch.from_numpy(START))
     assert len(calls) <= 4 * int(state.iter_num) + 8
+    calls.clear()
+
+    def theirs(w: Any) -> Any:
+        calls.append(1)
+        return residual(w, 3.0)
+
+    _, state = jaxopt.LevenbergMarquardt(theirs, tol=1e-8, jit=False).run(jnp.array(START))
+    assert len(calls) > 2 * (4 * int(state.iter_num) + 8)
 
 
 def test_issue_505_parameters_in_a_tree() -> None:

@@ -156,6 +156,8 @@ def zoom_search(ray: Ray, start: Point, guess: Any, options: ZoomOptions, limit:
     value, slope, guess = numbers(start.value, start.slope, guess)
     first = _End(0.0, value, slope)
     new = ray(guess if options.largest is None else smaller(guess, options.largest))
+    if options.tol == 0.0 and _is_known(first, new) and _accepts(first, new, options):
+        return Zoomed(new, 0.0, 0.0, 1, False, 0.0)  # most searches end here
     one_operation = fits_one_operation((start, new))
     if one_operation:  # which begins with the first evaluation, so that it is compiled once
         search = zoom_begin(start, guess)._replace(running=torch.ones_like(new.value, dtype=torch.bool))
@@ -174,6 +176,21 @@ def zoom_search(ray: Ray, start: Point, guess: Any, options: ZoomOptions, limit:
             check=False,
         )
     return zoom_end(search)
+
+
+def _is_known(*points: Any) -> bool:
+    """Whether values and slopes are numbers on the host."""
+    return all(type(point.value) is float and type(point.slope) is float for point in points)
+
+
+def _accepts(first: _End, new: Point, options: ZoomOptions) -> bool:
+    """Whether a step satisfies both conditions, as :func:`_errors` has them, on the host."""
+    gain, slope = new.value - first.value, first.slope
+    enough = gain <= options.slope_rtol * new.stepsize * slope
+    if not enough and options.approx_dec_rtol is not None:
+        by_slope = new.slope <= (2.0 * options.slope_rtol - 1.0) * slope
+        enough = by_slope and gain <= options.approx_dec_rtol * abs(first.value)
+    return bool(enough and abs(new.slope) <= options.curv_rtol * abs(slope))
 
 
 def zoom_begin(start: Point, guess: Any) -> ZoomSearch:

@@ -59,7 +59,6 @@ def projection_box(tree: Any, lower: Any, upper: Any) -> Any:
         >>> torchopt.projections.projection_box({'w': torch.tensor([-1.0, 0.5, 2.0])}, 0.0, {'w': 1.0})
         {'w': tensor([0.0000, 0.5000, 1.0000])}
     """
-
     return _project(tree, lower, upper, ('lower', 'upper'))
 
 

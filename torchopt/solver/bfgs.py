@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from torchopt import tree
-from torchopt.scalars import pick, where
-from torchopt.solver.compact import GROWTH, Pair, is_curved
+from torchopt.scalars import pick, settled, where
+from torchopt.solver.compact import Pair, is_curved, longer
 from torchopt.solver.descent import DescentSolver, Problem, Work
 from torchopt.solver.linesearch import LineSearch
 from torchopt.solver.objective import Vectors
@@ -114,7 +114,11 @@ class BFGS(DescentSolver[_Inverse]):
         matrix = memory.matrix * where(memory.is_identity, 1.0 / (rho * yy), 1.0)
         by_y = matrix @ y
         new = torch.addr(matrix, s, (rho + rho * rho * (y @ by_y)) * s - rho * by_y) - torch.outer(rho * by_y, s)
-        return _Inverse(pick(curved, new, GROWTH * memory.matrix), False)
+        if settled(curved) is True:
+            return _Inverse(new, False)
+        scale = memory.matrix.diagonal().amax()
+        scale = longer(scale, memory.is_identity, s, gradient[0], torch.finfo(s.dtype).tiny) / scale
+        return _Inverse(pick(curved, new, memory.matrix * scale), False)
 
     def _is_empty(self, memory: _Inverse) -> Any:
         return memory.is_identity

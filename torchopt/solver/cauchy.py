@@ -15,7 +15,7 @@ from torch import Tensor
 
 from torchopt.solver.compact import Rows
 
-__all__ = ['Model', 'box_step']
+__all__ = ['Model', 'box_step', 'finite_slopes']
 
 
 class Model(NamedTuple):
@@ -51,6 +51,11 @@ class Model(NamedTuple):
         return cls(theta, torch.cat([y, theta * s]).mT, torch.linalg.inv(torch.cat([above, below], -2)))
 
 
+def finite_slopes(g: Tensor) -> Tensor:
+    """A gradient with large numbers for infinities, as of a root at its bound, which would make sums NaN."""
+    return torch.where(torch.isinf(g), torch.sign(g) * 1e-3 * torch.finfo(g.dtype).max ** 0.5, g)
+
+
 def box_step(x: Tensor, g: Tensor, lower: Tensor, upper: Tensor, model: Model) -> Tensor:
     """The point within the bounds at which the model is about least.
 
@@ -69,8 +74,7 @@ def box_step(x: Tensor, g: Tensor, lower: Tensor, upper: Tensor, model: Model) -
         <https://doi.org/10.1137/0916069>`_, 1995.  Morales and Nocedal, `Remark on Algorithm 778
         <https://doi.org/10.1145/2049662.2049669>`_, 2011.
     """
-    # Infinite slopes, as of a root at its bound, would make sums NaN.
-    g = torch.where(torch.isinf(g), torch.sign(g) * 1e-3 * torch.finfo(g.dtype).max ** 0.5, g)
+    g = finite_slopes(g)
     cauchy, c, free = _cauchy_point(x, g, lower, upper, model)
     way = _minimum_of_free(x, g, cauchy, c, free, model)
     way = torch.where(torch.isfinite(way), way, 0.0)

@@ -27,12 +27,30 @@ import torch
 from torch import Tensor
 
 from torchopt.levels import is_readable
-from torchopt.scalars import settled, where
+from torchopt.scalars import root, settled, smaller, where
 
-__all__ = ['GROWTH', 'Memory', 'Pair', 'Rows', 'Window', 'is_curved']
+__all__ = ['Memory', 'Pair', 'Rows', 'Window', 'is_curved', 'longer']
 
-GROWTH = 4.0
+_GROWTH = 4.0
 """The factor of the scale of the inverse Hessian after a step without positive curvature."""
+
+
+def longer(scale: Any, is_identity: Any, s: Any, g: Any, tiny: float) -> Any:
+    """The scale of the inverse Hessian after a step without positive curvature.
+
+    Args:
+        scale: The scale before it.
+        is_identity: Whether the inverse Hessian was the identity, so that the step alone tells the scale.
+        s: The step.
+        g: The gradient before it.
+        tiny: The smallest number of their dtype.
+    """
+    if settled(is_identity) is not False:
+        square = g @ g
+        of_step = root((s @ s) / where(square > 0.0, square, 1.0))
+        scale = where(is_identity & (of_step > 0.0), of_step, scale)
+    return smaller(_GROWTH * scale, tiny**-0.5)  # the square does not overflow
+
 
 Pair = tuple[Tensor, Tensor]
 """A vector before a step, and after it."""
@@ -43,7 +61,7 @@ class Memory(Protocol):
 
     @property
     def is_empty(self) -> Any:
-        """Whether there are no pairs, so that the inverse Hessian is the identity."""
+        """Whether there are no pairs and no scale, so that the inverse Hessian is the identity."""
 
     def remember(self, x: Pair, gradient: Pair) -> Memory:
         """Add the differences of parameters and gradients before and after a step, if they have positive curvature.
@@ -105,8 +123,8 @@ class Rows(NamedTuple):
 
     @property
     def is_empty(self) -> Any:
-        """Whether there are no pairs."""
-        return (self.weights == 0).all()
+        """Whether there are no pairs and no scale."""
+        return (self.weights == 0).all() & (self.gamma == 1.0)
 
     def cleared(self) -> Rows:
         """The memory without pairs."""
@@ -124,15 +142,17 @@ class Rows(NamedTuple):
         s, y = x[1] - x[0], gradient[1] - gradient[0]
         product, ss, yy = s @ y, s @ s, y @ y
         curved = settled(is_curved(product, ss, yy, s.dtype))
-        grown = GROWTH * self.gamma if self.scaled else 1.0
+        scale: Any = 1.0
+        if self.scaled and curved is not True:
+            scale = longer(self.gamma, self.is_empty, s, gradient[0], torch.finfo(s.dtype).tiny)
         if curved is False:
             older = self._with_one_less()
-            return Rows(older[0], older[1], older[2], grown, self.scaled)
+            return Rows(older[0], older[1], older[2], scale, self.scaled)
         weight, gamma = 1.0 / where(curved, product, 1.0), where(curved, product, 1.0) / where(curved, yy, 1.0)
         kept = [torch.cat([old[1:], row[None]]) for old, row in zip(self[:3], (s, y, weight))]
         if curved is not True:
             kept = [torch.where(curved, more, less) for more, less in zip(kept, self._with_one_less())]
-        return Rows(kept[0], kept[1], kept[2], where(curved, gamma, grown) if self.scaled else 1.0, self.scaled)
+        return Rows(kept[0], kept[1], kept[2], where(curved, gamma, scale) if self.scaled else 1.0, self.scaled)
 
     def _with_one_less(self) -> list[Tensor]:
         """Pairs and weights without the oldest pair."""
@@ -179,8 +199,9 @@ class Window:
 
     Pairs are neighbouring rows of one matrix, ``s`` before ``y``, and the gradient of the next product is the row below
     the newest pair, so that one product of matrices gives all inner products with the last three.  The pairs are a
-    window of the matrix, which moves down with each of them, and back to the top at the end.  The small matrices are
-    arrays in double precision, updated by a row and a column, so that the inverse of the triangle needs no solution.
+    window of the matrix, which moves down with each of them, and back to the top at the end.  So are the small
+    matrices, in double precision; each pair adds a row and a column, so that the inverse of the triangle needs no
+    solution.
 
     Args:
         like: A vector like those of the run: a tensor, or an array.
@@ -196,13 +217,17 @@ class Window:
             self.subtract: Callable[..., Any] = torch.sub
         else:
             self.table, self.subtract = np.empty(shape, like.dtype), np.subtract
+        self.inverses, self.yys, self.ds = (
+            np.zeros((2 * size, 2 * size)),
+            np.empty((2 * size, 2 * size)),
+            np.empty(2 * size),
+        )
+        self.sg = self.yg = self.ds
         self._clear()
 
     def _clear(self) -> None:
         self.first = self.count = 0
         self.gamma = 1.0
-        self.inverse, self.yy, self.d = np.zeros((0, 0)), np.zeros((0, 0)), np.zeros(0)
-        self.sg, self.yg = np.zeros(0), np.zeros(0)
 
     @classmethod
     def of(cls, rows: Rows, gradient: Any) -> Window:
@@ -216,8 +241,8 @@ class Window:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there are no pairs."""
-        return self.count == 0
+        """Whether there are no pairs and no scale."""
+        return self.count == 0 and self.gamma == 1.0
 
     def cleared(self) -> Window:
         """The memory itself, without its pairs."""
@@ -231,8 +256,13 @@ class Window:
         weights, start = s.new_zeros(self.size), self.size - self.count
         if self.count:
             s[start:], y[start:] = pairs[::2], pairs[1::2]
-            weights[start:] = torch.from_numpy(1.0 / self.d)
+            weights[start:] = torch.from_numpy(1.0 / self.ds[self.held])
         return Rows(s, y, weights, self.gamma, self.scaled)
+
+    @property
+    def held(self) -> slice:
+        """The places of the pairs in the small matrices."""
+        return slice(self.first, self.first + self.count)
 
     def _window(self) -> Any:
         return self.table[2 * self.first : 2 * (self.first + self.count)]
@@ -243,6 +273,10 @@ class Window:
             return self
         if self.first >= self.size:
             self.table[: 2 * self.count] = self._window()
+            moved = slice(0, self.count)
+            for matrix in (self.inverses, self.yys):
+                matrix[moved, moved] = matrix[self.held, self.held]
+            self.ds[moved] = self.ds[self.held]
             self.first = 0
         begin, end = 2 * self.first, 2 * (self.first + self.count)
         newest = self.table[end : end + 3]
@@ -254,24 +288,22 @@ class Window:
         of_s, of_y = inner[::2], inner[1::2]
         product, square = float(inner[-1, 0]), float(inner[-1, 1])
         if not _is_curved(product, float(inner[-2, 0]), square, *self.limits):
+            if self.scaled:
+                self.gamma = float(longer(self.gamma, self.is_empty, newest[0], gradient[0], self.limits[1]))
             drop = int(self.count > 0)
             self.first, self.count = self.first + drop, self.count - drop
-            self.inverse, self.yy, self.d = self.inverse[drop:, drop:], self.yy[drop:, drop:], self.d[drop:]
             self.sg, self.yg = of_s[drop:-1, 2], of_y[drop:-1, 2]
-            if self.scaled:
-                self.gamma *= GROWTH
             return self
         drop = int(self.count == self.size)
-        self.first, self.count = self.first + drop, self.count + 1 - drop
-        k = self.count - 1
-        inverse, yy, d = np.zeros((k + 1, k + 1)), np.empty((k + 1, k + 1)), np.empty(k + 1)
-        inverse[:k, :k] = self.inverse[drop:, drop:]
-        inverse[:k, k] = inverse[:k, :k] @ of_s[drop:-1, 1] / -product
-        inverse[k, k] = 1.0 / product
-        yy[:k, :k] = self.yy[drop:, drop:]
-        yy[:, k] = yy[k] = of_y[drop:, 1]
-        d[:k], d[k] = self.d[drop:], product
-        self.inverse, self.yy, self.d, self.sg, self.yg = inverse, yy, d, of_s[drop:, 2], of_y[drop:, 2]
+        self.first, self.count = self.first + drop, self.count - drop
+        old, new = self.held, self.first + self.count
+        self.count += 1
+        # The inverse of the triangle with one more row, of zeros before the diagonal, and one more column.
+        self.inverses[old, new] = self.inverses[old, old] @ of_s[drop:-1, 1] / -product
+        self.inverses[new, new] = 1.0 / product
+        self.yys[self.held, new] = self.yys[new, self.held] = of_y[drop:, 1]
+        self.ds[new] = product
+        self.sg, self.yg = of_s[drop:, 2], of_y[drop:, 2]
         if self.scaled:
             self.gamma = product / square
         return self
@@ -280,7 +312,9 @@ class Window:
         """The inverse Hessian times the gradient that was given with the last pair."""
         if not self.count:
             return gradient if self.gamma == 1.0 else self.gamma * gradient
-        u, w = coefficients(self.inverse, self.d, self.yy, self.sg, self.yg, self.gamma)
+        held = self.held
+        matrices = self.inverses[held, held], self.ds[held], self.yys[held, held]
+        u, w = coefficients(*matrices, self.sg, self.yg, self.gamma)
         weights = np.empty((self.count, 2))
         weights[:, 0], weights[:, 1] = w, -self.gamma * u
         flat = weights.ravel()

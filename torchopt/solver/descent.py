@@ -24,9 +24,9 @@ from torch.autograd import forward_ad
 
 from torchopt import checks, tree
 from torchopt.dtypes import is_inexact
-from torchopt.levels import runs_directly
+from torchopt.levels import is_readable, runs_directly, without_wrappers
 from torchopt.linesearch import Point, choose
-from torchopt.norms import norm_in_double
+from torchopt.norms import norm_in_double, two_norm
 from torchopt.numerics import as_scalar_like
 from torchopt.scalars import is_symbolic, negated, numbers, pick, settled, where
 from torchopt.solver.auxiliary import check_state
@@ -40,6 +40,9 @@ from torchopt.solver.status import Status, has_no_bound
 __all__ = ['DescentSolver', 'Problem', 'Work', 'first_stepsize']
 
 _Memory = TypeVar('_Memory')
+
+_SMALLEST_SQUARE = 1e-290
+"""A smaller sum of squares has lost digits by underflow."""
 
 
 class Work(NamedTuple):
@@ -102,9 +105,17 @@ class Problem:
         """The direction of steepest descent."""
         return -gradient
 
+    def slope(self, gradient: Tensor, direction: Tensor) -> Any:
+        """The slope of the objective along a direction."""
+        return gradient @ direction
+
     def norm(self, x: Tensor) -> Any:
         """The Euclidean norm."""
-        return norm_in_double(x)
+        found = norm_in_double(x)
+        if x.dtype != torch.float64:
+            return found
+        inexact = settled((found < _SMALLEST_SQUARE**0.5) | (found == math.inf))
+        return found if inexact is False else where(inexact, two_norm([x]), found)
 
     def error(self, x: Tensor, gradient: Tensor) -> Any:
         """By how much the optimality condition is violated."""
@@ -122,13 +133,15 @@ class Problem:
         """
         x = self.start(params)
         value, gradient, aux = self(x)
-        if not is_symbolic(value) and not (
-            math.isfinite(value.item()) and bool(torch.isfinite(self.tensor(gradient)).all())
-        ):
-            raise ValueError(
-                f'The objective is {value.item()} at init_params, or its gradient is not finite there. Start where '
-                f'both are finite.'
-            )
+        (value,) = numbers(value)
+        slopes = self.tensor(gradient)
+        if is_readable(value) and is_readable(slopes):  # within torch.func.grad too
+            known = value if isinstance(value, float) else without_wrappers(value.detach()).item()
+            if not (math.isfinite(known) and bool(torch.isfinite(without_wrappers(slopes.detach())).all())):
+                raise ValueError(
+                    f'The objective is {known} at init_params, or its gradient is not finite there. Start where both '
+                    f'are finite.'
+                )
         return x, value, gradient, aux
 
 
@@ -144,11 +157,15 @@ class HostProblem(Problem):
         """Whether a run from these parameters may work on arrays: nothing batches, differentiates or compiles it."""
         return _leaves_no_graph() and runs_directly() and all(map(_has_array, tree.leaves(params)))
 
-    def __call__(self, x: Any) -> tuple[Tensor, Any, Any]:
+    def __call__(self, x: Any) -> tuple[Any, Any, Any]:
         """The value, the gradient and the auxiliary output at a vector."""
         with np.errstate(**self._reports):  # those of the caller, for the user's function
             value, gradient, aux = super().__call__(torch.from_numpy(x))
-        return value, gradient.numpy(force=True), aux
+        return value.item(), gradient.numpy(force=True), aux
+
+    def slope(self, gradient: Any, direction: Any) -> float:
+        """The slope of the objective along a direction."""
+        return float(gradient.dot(direction))
 
     def arithmetic(self) -> contextlib.AbstractContextManager[Any]:
         """Overflow gives infinity without a warning, as in torch."""
@@ -165,7 +182,14 @@ class HostProblem(Problem):
     def norm(self, x: Any) -> Any:
         """The Euclidean norm."""
         x = x.astype(np.float64, copy=False)
-        return math.sqrt(np.dot(x, x))
+        square = float(np.dot(x, x))
+        if _SMALLEST_SQUARE < square < math.inf or not x.size:
+            return math.sqrt(square)
+        largest = float(np.abs(x).max())  # squares overflow, or lose digits
+        if not 0.0 < largest < math.inf:
+            return largest
+        x = x / largest
+        return largest * math.sqrt(np.dot(x, x))
 
     def start(self, params: Any) -> Any:
         """The vector at which a run starts."""
@@ -301,7 +325,7 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
             x, work = last
             with problem.arithmetic():
                 endless = has_no_bound(began, self._measures(problem, last), torch.finfo(problem.vectors.dtype).eps)
-            status = where(endless & (work.error > self.tol), int(Status.UNBOUNDED), work.status)
+            status = where(endless & negated(work.error <= self.tol), int(Status.UNBOUNDED), work.status)
             work = work._replace(grad=problem.tensor(work.grad), status=status)
             return OptStep(problem.vectors.unpack(problem.tensor(x)), self._as_state(work, problem.vectors))
 
@@ -327,7 +351,7 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
         x, work = last
         value, gradient = work.value, work.grad
         memory, direction = work.memory, self._direction(work.memory, problem, x, gradient)
-        (slope,) = numbers(direction @ gradient)
+        (slope,) = numbers(problem.slope(gradient, direction))
         if self._stepsize is not None:
             size = self._stepsize(work.iter_num) if callable(self._stepsize) else self._stepsize
             new_x = problem.move(x, size, direction)
@@ -341,7 +365,7 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
             if uphill is not False:
                 direction = pick(uphill, problem.steepest(x, gradient), direction)
                 memory = pick(uphill, self._forget(memory, gradient), memory)
-                (slope,) = numbers(direction @ gradient)
+                (slope,) = numbers(problem.slope(gradient, direction))
             options: Any = self
             guess = first_stepsize(
                 options.linesearch_init,
@@ -359,7 +383,7 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
             def ray(stepsize: Any) -> Point:
                 new_x = problem.move(x, stepsize, direction)
                 new_value, new_gradient, aux = problem(new_x)
-                new_value, new_slope = numbers(new_value, new_gradient @ direction)
+                new_value, new_slope = numbers(new_value, problem.slope(new_gradient, direction))
                 return Point(stepsize, new_value, new_slope, (new_x, new_gradient, aux))
 
             found = self._search.search(ray, Point(0.0, value, slope, (x, gradient, work.aux)), guess)
@@ -384,6 +408,7 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
         if getattr(self, 'stop_if_linesearch_fails', False):
             status = where(failed, int(Status.STALLED), status)
         (error,) = numbers(problem.error(new_x, new_gradient))
+        error = where(abs(point.value) < math.inf, error, math.nan)
         stepsize = where(lost, self.max_stepsize, point.stepsize)  # type: ignore[attr-defined]
         return OptStep(
             new_x,

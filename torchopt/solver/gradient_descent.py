@@ -8,21 +8,12 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
-from torchopt import tree
-from torchopt.dtypes import is_inexact
-from torchopt.scalars import numbers, settled, where
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.proximal import ProximalGradient
 from torchopt.solver.proximal.gradient import ProxGradState
 from torchopt.solver.run import Task
-from torchopt.solver.status import Status, has_no_bound
 
 __all__ = ['GradientDescent']
-
-_FAR = 100.0
-"""Parameters that have grown by less than this factor are no sign of an objective without a lower bound."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -59,24 +50,8 @@ class GradientDescent(ProximalGradient):
 
     def task(self, init_params: Any, *args: Any, **kwargs: Any) -> Task:
         """The steps of a run, at whose end an objective without a lower bound is recognized."""
-        task = super().task(init_params, *args, **kwargs)
-
-        def measures(params: Any) -> tuple[Any, Any, Any]:
-            value, gradient, _ = self._objective(params, *args, **kwargs)
-            found = numbers(value, tree.wide_norm(params), tree.wide_norm(gradient))
-            return found[0], found[1], found[2]
-
-        def finish(last: OptStep) -> OptStep:
-            params, state = last
-            like = next((x for x in tree.leaves(params) if is_inexact(x)), None)
-            # The parameters of an objective without a lower bound grow without end.
-            if like is None or settled(tree.wide_norm(params) <= _FAR * (1.0 + tree.wide_norm(init_params))) is True:
-                return last
-            endless = has_no_bound(measures(init_params), measures(params), torch.finfo(like.dtype).eps)
-            status = where(endless & (state.error > self.tol), int(Status.UNBOUNDED), state.status)
-            return OptStep(params, state._replace(status=status))
-
-        return task._replace(finish=finish)
+        task = IterativeSolver.task(self, init_params, *args, **kwargs)
+        return self._recognizing_no_bound(task, None, args, kwargs)
 
     def run(self, init_params: Any, *args: Any, **kwargs: Any) -> OptStep:
         """Minimize; see :meth:`torchopt.solver.IterativeSolver.run`."""

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, tree
+from torchopt.dtypes import widened
 from torchopt.levels import is_readable
 from torchopt.numerics import as_scalar_like
 from torchopt.scalars import where
-from torchopt.solver.cauchy import Model, box_step
+from torchopt.solver.cauchy import Model, box_step, finite_slopes
 from torchopt.solver.compact import Pair, Rows
 from torchopt.solver.descent import DescentSolver, Problem, Work
 from torchopt.solver.lbfgs import as_rings, from_rings
@@ -89,11 +90,17 @@ class _BoxProblem(Problem):
 
     def steepest(self, x: Tensor, gradient: Tensor) -> Tensor:
         """The way to the projection of a step along the negative gradient."""
-        return torch.clamp(x - gradient, self.lower, self.upper) - x
+        # Not P(x - g) - x, where rounding hides a gradient that is small beside the parameters.
+        return torch.clamp(-gradient, self.lower - x, self.upper - x)
+
+    def slope(self, gradient: Tensor, direction: Tensor) -> Any:
+        """The slope of the objective along a direction."""
+        return finite_slopes(gradient) @ direction
 
     def error(self, x: Tensor, gradient: Tensor) -> Tensor:
         """The largest element of this way."""
-        return torch.linalg.vector_norm(self.steepest(x, gradient), ord=torch.inf)
+        way = self.steepest(x, gradient)
+        return torch.linalg.vector_norm(way, ord=torch.inf) if len(way) else way.sum()
 
     def start(self, params: Any) -> Tensor:
         """The projection of the first parameters."""
@@ -217,11 +224,14 @@ class LBFGSB(DescentSolver[_Pairs]):
 
     def _direction(self, memory: _Pairs, problem: Problem, x: Tensor, gradient: Tensor) -> Tensor:
         assert isinstance(problem, _BoxProblem)
-        theta = self.theta / memory.rows.gamma
-        return box_step(x, gradient, problem.lower, problem.upper, Model.of(memory.rows, theta)) - x
+        wide = [
+            widened(v) for v in (x, gradient, problem.lower, problem.upper)
+        ]  # matrices of half precision have no inverse
+        rows = Rows(*map(widened, memory.rows))
+        return (box_step(*wide, Model.of(rows, self.theta / rows.gamma)) - wide[0]).to(x.dtype)
 
     def _remember(self, memory: _Pairs, x: Pair, gradient: Pair, direction: Tensor) -> _Pairs:
-        rows = memory.rows.remember(x, gradient)
+        rows = memory.rows.remember(x, (finite_slopes(gradient[0]), finite_slopes(gradient[1])))
         changed = (rows.weights[-1] != memory.rows.weights[-1]) | (rows.s[-1] != memory.rows.s[-1]).any()
         grew = (rows.weights[-1] != 0) & changed
         return _Pairs(rows, memory.count + where(grew, 1, 0))

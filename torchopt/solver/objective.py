@@ -4,18 +4,20 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.autograd.graph import _engine_run_backward
 
 from torchopt import tree
 from torchopt.dtypes import is_inexact
 from torchopt.graphs import leaves_of
 from torchopt.implicit_diff.binding import signature_of
-from torchopt.levels import in_transform
+from torchopt.levels import in_transform, is_readable, without_wrappers
 from torchopt.solver.auxiliary import require_function, split_aux
 
 __all__ = ['Objective', 'Vectors', 'signature_with']
@@ -58,6 +60,19 @@ class Objective:
         if self.fun_has_gradient:
             found = self._pair(found)[0]
         return self._value(found)
+
+    def auxiliary_at_start(self, params: Any, *args: Any, **kwargs: Any) -> Any:
+        """The auxiliary output at the start, where the value must be finite, as far as it can be read.
+
+        Raises:
+            ValueError: If the value is NaN or infinite.
+        """
+        value, aux = self.value(params, *args, **kwargs)
+        if value.is_cpu and is_readable(value):  # within torch.func.grad too
+            known = without_wrappers(value.detach()).item()
+            if not math.isfinite(known):
+                raise ValueError(f'The objective is {known} at init_params. Start where it is finite.')
+        return aux
 
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Any, Any]:
         """The value, the gradient and the auxiliary output.
@@ -126,7 +141,12 @@ def _differentiate(
     if not value.requires_grad:
         return value, tuple(torch.zeros_like(x) for x in xs), aux
     recording = recording and (any(x.requires_grad for x in xs) or len(leaves_of([value])) > len(xs))
-    found = torch.autograd.grad(value, inputs, allow_unused=True, create_graph=recording)
+    if recording or type(value) is not Tensor:
+        found = torch.autograd.grad(value, inputs, allow_unused=True, create_graph=recording)
+    else:  # what it calls in the end, in half the time
+        found = _engine_run_backward(
+            (value,), (torch.ones_like(value),), False, False, inputs, allow_unreachable=True, accumulate_grad=False
+        )
     gradients = tuple([torch.zeros_like(x) if g is None else g for g, x in zip(found, xs)])
     if recording:
         return value, gradients, aux

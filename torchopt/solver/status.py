@@ -59,7 +59,8 @@ _MESSAGES = {
 def with_status(state: Any, tol: Any) -> Any:
     """The state of a run that has ended, with its status: what the solver found, else by its error."""
     error = state.error
-    finite = abs(error) < math.inf
+    # Before the first step, an error that is not known is infinite.
+    finite = (abs(error) < math.inf) | ((error == math.inf) & (getattr(state, 'iter_num', 1) == 0))
     ended = where(error <= tol, int(Status.CONVERGED), where(finite, int(Status.MAXITER), int(Status.NONFINITE)))
     status = where(state.status == int(Status.RUNNING), ended, state.status)
     return state._replace(status=status)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import KW_ONLY
 from typing import Any, NamedTuple
@@ -22,8 +23,9 @@ from torchopt.numerics import zero_count
 from torchopt.scalars import larger, numbers, smaller, where
 from torchopt.solver.auxiliary import check_state
 from torchopt.solver.base import OptStep, StochasticSolver
+from torchopt.solver.endless import recognizing_no_bound
 from torchopt.solver.objective import Objective
-from torchopt.solver.run import as_tensors
+from torchopt.solver.run import Task, as_tensors
 from torchopt.update import apply_updates
 
 __all__ = ['ArmijoSGD', 'ArmijoState', 'OptaxSolver', 'OptaxState', 'PolyakSGD', 'PolyakSGDState']
@@ -73,13 +75,21 @@ class _GradientSteps(StochasticSolver):
             params, state = pair
         return params, state, *self._objective(params, *args, **kwargs)
 
-    def _first(self, init_params: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        _, aux = self._objective.value(init_params, *args, **kwargs)
-        return aux
+    def task(self, init_params: Any, *args: Any, **kwargs: Any) -> Task:
+        """The steps of a run, at whose end an objective without a lower bound is recognized."""
+
+        def measures(params: Any) -> tuple[Any, Any, Any]:
+            value, gradient, _ = self._objective(params, *args, **kwargs)
+            found = numbers(value, tree.wide_norm(params), tree.wide_norm(gradient))
+            return found[0], found[1], found[2]
+
+        return recognizing_no_bound(super().task(init_params, *args, **kwargs), measures, self.tol)
 
 
-def _norm(gradient: Any) -> Any:
-    return numbers(torch.as_tensor(tree.norm(gradient)))[0]
+def _error(value: Any, gradient: Any) -> tuple[Any, Any]:
+    """The objective, and the norm of the gradient, NaN where the objective is not finite."""
+    value, error = numbers(value, tree.wide_norm(gradient))
+    return value, where(abs(value) < math.inf, error, math.nan)
 
 
 @tree.safe_to_load
@@ -164,7 +174,7 @@ class PolyakSGD(_GradientSteps):
 
     def init_state(self, init_params: Any, *args: Any, **kwargs: Any) -> PolyakSGDState:
         """The state before the first step."""
-        aux = self._first(init_params, args, kwargs)
+        aux = self._objective.auxiliary_at_start(init_params, *args, **kwargs)
         velocity = tree.zeros_like(init_params) if checks.nonzero(self.momentum) else None
         inf = float('inf')
         return as_tensors(PolyakSGDState(0, inf, inf, aux, 1.0, velocity, 1), init_params)
@@ -172,7 +182,7 @@ class PolyakSGD(_GradientSteps):
     def update(self, params: Any, state: PolyakSGDState, *args: Any, **kwargs: Any) -> OptStep:
         """One step."""
         params, state, value, gradient, aux = self._evaluate(params, state, args, kwargs)
-        value, error = numbers(value, torch.as_tensor(tree.norm(gradient)))
+        value, error = _error(value, gradient)
         square = error * error
         if self.variant == 'SPS+':
             flat = square <= 1e-30
@@ -283,7 +293,7 @@ class ArmijoSGD(_GradientSteps):
 
     def init_state(self, init_params: Any, *args: Any, **kwargs: Any) -> ArmijoState:
         """The state before the first step."""
-        aux = self._first(init_params, args, kwargs)
+        aux = self._objective.auxiliary_at_start(init_params, *args, **kwargs)
         velocity = tree.zeros_like(init_params) if checks.nonzero(self.momentum) else None
         inf = float('inf')
         return as_tensors(ArmijoState(0, inf, inf, aux, self.max_stepsize, velocity), init_params)
@@ -291,11 +301,10 @@ class ArmijoSGD(_GradientSteps):
     def update(self, params: Any, state: ArmijoState, *args: Any, **kwargs: Any) -> OptStep:
         """One step."""
         params, state, value, gradient, aux = self._evaluate(params, state, args, kwargs)
-        value, square, error, guess = numbers(
-            value, inner_product(gradient, gradient), torch.as_tensor(tree.norm(gradient)), state.stepsize
-        )
+        value, error = _error(value, gradient)
+        square, guess = numbers(inner_product(gradient, gradient), state.stepsize)
         coefficient = 1.0 - self.aggressiveness
-        noise = torch.finfo(next(iter(tree.leaves(params))).dtype).eps
+        noise = torch.finfo(next((x.dtype for x in tree.leaves(params)), torch.float32)).eps
 
         def at(stepsize: Any) -> tuple[Any, Any]:
             new = move_along(params, -stepsize, gradient)
@@ -399,7 +408,7 @@ class OptaxSolver(_GradientSteps):
 
     def init_state(self, init_params: Any, *args: Any, **kwargs: Any) -> OptaxState:
         """The state before the first step."""
-        aux = self._first(init_params, args, kwargs)
+        aux = self._objective.auxiliary_at_start(init_params, *args, **kwargs)
         internal = self._steps.init(init_params)
         inf = float('inf')
         return as_tensors(OptaxState(zero_count(), inf, inf, internal, aux), init_params)
@@ -419,7 +428,8 @@ class OptaxSolver(_GradientSteps):
                 value_fn=lambda x: self._objective.value(x, *args, **kwargs)[0],
             )
             new = apply_updates(params, updates, inplace=False)
-        after = OptaxState(state.iter_num + 1, value, _norm(gradient), internal, aux, state.status)
+        value, error = _error(value, gradient)
+        after = OptaxState(state.iter_num + 1, value, error, internal, aux, state.status)
         return OptStep(new, as_tensors(after, params))
 
 

@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from torchopt import tree
-from torchopt.scalars import numbers
+from torchopt.dtypes import is_inexact
+from torchopt.scalars import larger, numbers, settled, where
 
-__all__ = ['infinite_error', 'minus', 'norm', 'plus', 'stepsize_at', 'zero_count']
+__all__ = ['confirmed', 'defined', 'infinite_error', 'minus', 'norm', 'plus', 'stepsize_at', 'violation', 'zero_count']
 
 
 def stepsize_at(stepsize: Any, count: Any) -> Any:
@@ -46,6 +49,51 @@ def minus(x: Any, y: Any) -> Any:
 def norm(x: Any) -> Any:
     """The 2-norm of a tree, a number where it can be read."""
     return numbers(tree.wide_norm(x))[0]
+
+
+def defined(error: Any, value: Any) -> Any:
+    """The error, NaN where the objective is not finite."""
+    (value,) = numbers(value)
+    return where(abs(value) < math.inf, error, math.nan)
+
+
+def violation(step: Callable[[Any, Any, Any], Any], x: Any, gradient: Any, size: Any = 1.0) -> Any:
+    """The length of a step over its size, which is at least so large that rounding does not hide the step.
+
+    Args:
+        step: ``step(x, gradient, size)`` returns the next point; at a solution, ``x`` for every size.
+        x: The parameters.
+        gradient: The gradient there.
+        size: The smallest size.
+    """
+    length, slope = norm(x), norm(gradient)
+    size = larger(size, where(slope > 0, length / where(slope > 0, slope, 1.0), 0.0))
+    found = norm(minus(step(x, gradient, size), x)) / size
+    return where(found > 8.0 * _precision(x) * slope, found, 0.0)
+
+
+def confirmed(error: Any, tol: Any, step: Callable[[Any, Any, Any], Any], x: Any, gradient: Any, size: Any) -> Any:
+    """The error of a step, unless that is within the tolerance only because rounding hides the step.
+
+    Args:
+        error: The length of the step over its size.
+        tol: The tolerance.
+        step: As in :func:`violation`.
+        x: The parameters before the step.
+        gradient: The gradient there.
+        size: The size of the step.
+    """
+    near = settled(error <= tol)
+    if near is False:
+        return error
+    hidden = settled(near & (_precision(x) * norm(x) > tol * size))
+    if hidden is False:
+        return error
+    return where(hidden, larger(error, violation(step, x, gradient, size)), error)
+
+
+def _precision(x: Any) -> float:
+    return max((torch.finfo(leaf.dtype).eps for leaf in tree.leaves(x) if is_inexact(leaf)), default=0.0)
 
 
 def _fit(scalar: Any, x: Tensor) -> Any:

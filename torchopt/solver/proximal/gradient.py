@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -15,18 +17,23 @@ from torchopt import checks, tree
 from torchopt.levels import eager
 from torchopt.loop import while_loop
 from torchopt.prox import make_prox_from_projection, prox_none
-from torchopt.scalars import negated, numbers, pick, root, where
+from torchopt.scalars import negated, numbers, pick, root, settled, where
 from torchopt.solver.auxiliary import check_state, require_function
 from torchopt.solver.base import IterativeSolver, OptStep
+from torchopt.solver.endless import recognizing_no_bound
 from torchopt.solver.objective import Objective, signature_with
 from torchopt.solver.proximal.composite import (
+    confirmed,
+    defined,
     infinite_error,
     minus,
     norm,
     plus,
     stepsize_at,
+    violation,
     zero_count,
 )
+from torchopt.solver.run import Task
 from torchopt.solver.status import Status
 
 __all__ = ['ProjectedGradient', 'ProxGradState', 'ProximalGradient']
@@ -159,7 +166,7 @@ class ProximalGradient(IterativeSolver):
             *args: Data of the objective.
             **kwargs: Data of the objective, by name.
         """
-        aux = self._objective.value(init_params, *args, **kwargs)[1]
+        aux = self._objective.auxiliary_at_start(init_params, *args, **kwargs)
         velocity = init_params if self.acceleration else None
         return ProxGradState(zero_count(init_params), 1.0, infinite_error(init_params), aux, velocity, 1.0, 0)
 
@@ -187,16 +194,19 @@ class ProximalGradient(IterativeSolver):
             size, new = trial.stepsize, trial.point
             gained = minus(new, y)
             error = where(trial.accepted, norm(gained) / size, state.error)
-            lost = negated(trial.accepted) & (size < sys.float_info.min)
-            status = where(lost, int(Status.STALLED), status)
+            lost = settled(negated(trial.accepted) & (size < sys.float_info.min))
+            if lost is not False:
+                ending = where(norm(gradient) < math.inf, int(Status.STALLED), int(Status.NONFINITE))
+                status = where(lost, ending, status)
             grows = trial.accepted & (count % _GROWS_EVERY == 0)
             next_size = where(grows, size * _GROWTH, size)
         else:
             size = next_size = stepsize_at(self.stepsize, state.iter_num)
-            new = self._prox_step(y, gradient, size, hyperparams_prox)
+            new = self._step_from(hyperparams_prox, y, gradient, size)
             gained = minus(new, y)
-            error = norm(gained) / size
+            error = defined(norm(gained) / size, value)
             trial = _Trial(new, size, True)
+        error = confirmed(error, self.tol, partial(self._step_from, hyperparams_prox), y, gradient, size)
         if not self.acceleration:
             new = pick(trial.accepted, new, params)
             return OptStep(new, ProxGradState(count, next_size, error, aux, None, 1.0, status))
@@ -236,9 +246,27 @@ class ProximalGradient(IterativeSolver):
             **kwargs: Data of the objective, by name.
         """
         gradient = self._objective.gradient(sol, *args, **kwargs)
-        return minus(self._prox_step(sol, gradient, 1.0, hyperparams_prox), sol)
+        return minus(self._step_from(hyperparams_prox, sol, gradient, 1.0), sol)
 
-    def _prox_step(self, y: Any, gradient: Any, size: Any, hyperparams_prox: Any) -> Any:
+    def task(self, init_params: Any, hyperparams_prox: Any = None, *args: Any, **kwargs: Any) -> Task:
+        """The steps of a run, at whose end an objective without a lower bound is recognized."""
+        task = super().task(init_params, hyperparams_prox, *args, **kwargs)
+        return self._recognizing_no_bound(task, hyperparams_prox, args, kwargs)
+
+    def _recognizing_no_bound(
+        self, task: Task, hyperparams_prox: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Task:
+        def measures(params: Any) -> tuple[Any, Any, Any]:
+            value, gradient, _ = self._objective(params, *args, **kwargs)
+            return (
+                numbers(value)[0],
+                norm(params),
+                violation(partial(self._step_from, hyperparams_prox), params, gradient),
+            )
+
+        return recognizing_no_bound(task, measures, self.tol)
+
+    def _step_from(self, hyperparams_prox: Any, y: Any, gradient: Any, size: Any) -> Any:
         return self.prox(plus(y, -size, gradient), hyperparams_prox, size)
 
     def _search(
@@ -256,7 +284,7 @@ class ProximalGradient(IterativeSolver):
         (start,) = numbers(value)
 
         def trial(size: Any) -> _Trial:
-            point = self._prox_step(y, gradient, size, hyperparams_prox)
+            point = self._step_from(hyperparams_prox, y, gradient, size)
             change = minus(point, y)
             found, slope, square = numbers(
                 self._objective.value(point, *args, **kwargs)[0],
@@ -333,6 +361,10 @@ class ProjectedGradient(IterativeSolver):
     def progress(self, state: ProxGradState) -> dict[str, Any]:
         """The step size."""
         return self._method.progress(state)
+
+    def task(self, init_params: Any, hyperparams_proj: Any = None, *args: Any, **kwargs: Any) -> Task:
+        """The steps of a run, at whose end an objective without a lower bound is recognized."""
+        return self._method.task(init_params, hyperparams_proj, *args, **kwargs)
 
     def init_state(self, init_params: Any, hyperparams_proj: Any = None, *args: Any, **kwargs: Any) -> ProxGradState:
         """The state before the first step.

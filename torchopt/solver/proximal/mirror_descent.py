@@ -6,20 +6,27 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 from torchopt.levels import eager
+from torchopt.scalars import numbers
 from torchopt.solver.auxiliary import check_state
 from torchopt.solver.base import IterativeSolver, OptStep
+from torchopt.solver.endless import recognizing_no_bound
 from torchopt.solver.objective import Objective, signature_with
 from torchopt.solver.proximal.composite import (
+    confirmed,
+    defined,
     infinite_error,
     minus,
     norm,
     plus,
     stepsize_at,
+    violation,
     zero_count,
 )
+from torchopt.solver.run import Task
 
 __all__ = ['MirrorDescent', 'MirrorDescentState']
 
@@ -136,7 +143,7 @@ class MirrorDescent(IterativeSolver):
             *args: Data of the objective.
             **kwargs: Data of the objective, by name.
         """
-        aux = self._objective.value(init_params, *args, **kwargs)[1]
+        aux = self._objective.auxiliary_at_start(init_params, *args, **kwargs)
         zero = zero_count(init_params)
         return MirrorDescentState(zero, infinite_error(init_params), aux, zero, zero, zero, 0)
 
@@ -157,10 +164,11 @@ class MirrorDescent(IterativeSolver):
         """
         check_state(state)
         size = stepsize_at(self.stepsize, state.iter_num)
-        _, gradient, aux = self._objective(params, *args, **kwargs)
-        new = self.projection_grad(params, gradient, size, hyperparams_proj)
+        value, gradient, aux = self._objective(params, *args, **kwargs)
+        new = self._step_from(hyperparams_proj, params, gradient, size)
         evaluated = state.num_fun_eval + 1, state.num_grad_eval + 1, state.num_proj_eval + 1
-        error = norm(minus(new, params)) / size
+        error = defined(norm(minus(new, params)) / size, value)
+        error = confirmed(error, self.tol, partial(self._step_from, hyperparams_proj), params, gradient, size)
         return OptStep(new, MirrorDescentState(state.iter_num + 1, error, aux, *evaluated, state.status))
 
     @eager
@@ -189,4 +197,21 @@ class MirrorDescent(IterativeSolver):
             **kwargs: Data of the objective, by name.
         """
         gradient = self._objective.gradient(sol, *args, **kwargs)
-        return minus(self.projection_grad(sol, gradient, 1.0, hyperparams_proj), sol)
+        return minus(self._step_from(hyperparams_proj, sol, gradient, 1.0), sol)
+
+    def task(self, init_params: Any, hyperparams_proj: Any = None, *args: Any, **kwargs: Any) -> Task:
+        """The steps of a run, at whose end an objective without a lower bound is recognized."""
+        task = super().task(init_params, hyperparams_proj, *args, **kwargs)
+
+        def measures(params: Any) -> tuple[Any, Any, Any]:
+            value, gradient, _ = self._objective(params, *args, **kwargs)
+            return (
+                numbers(value)[0],
+                norm(params),
+                violation(partial(self._step_from, hyperparams_proj), params, gradient),
+            )
+
+        return recognizing_no_bound(task, measures, self.tol)
+
+    def _step_from(self, hyperparams_proj: Any, x: Any, gradient: Any, size: Any) -> Any:
+        return self.projection_grad(x, gradient, size, hyperparams_proj)

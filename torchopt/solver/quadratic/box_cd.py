@@ -18,6 +18,7 @@ from torchopt.solver.quadratic.loop import check
 from torchopt.solver.quadratic.problem import box_of, common_dtype, objective_of
 from torchopt.solver.quadratic.scaling import BoxQP, product
 from torchopt.solver.run import check_start, conclude
+from torchopt.solver.status import Status
 
 __all__ = ['BoxCDQP', 'BoxCDQPState']
 
@@ -97,7 +98,8 @@ class BoxCDQP(IterativeSolver):
         qp, vectors = self._problem(params_obj, params_ineq)
         x = vectors.pack(params, 'params').to(qp.c.dtype)
         x, _, error = _Coordinates.of(qp.Q, qp.l, qp.u).sweep(x, qp.Q @ x + qp.c)
-        return OptStep(vectors.unpack(x), BoxCDQPState(state.iter_num + 1, error, state.status))
+        status = torch.where(x.isinf().any(), int(Status.UNBOUNDED), state.status)
+        return OptStep(vectors.unpack(x), BoxCDQPState(state.iter_num + 1, error, status))
 
     @eager
     def run(self, init_params: Any, params_obj: Any = None, params_ineq: Any = None) -> OptStep:
@@ -122,7 +124,7 @@ class BoxCDQP(IterativeSolver):
         def solved(x: Tensor, *data: Tensor) -> tuple[Tensor, BoxCDQPState]:
             tol = float(self.tol)
             x, count, error = _descend(*data, x, tol, self.maxiter)
-            return x, BoxCDQPState(count, error, 0)
+            return x, BoxCDQPState(count, error, torch.where(x.isinf().any(), int(Status.UNBOUNDED), 0))
 
         solve = solve_kkt if self.implicit_diff_solve is None else self.implicit_diff_solve
         x, state = adjoint.implicit(solved, _residual, _residual, solve, (x, qp.Q, qp.c, qp.l, qp.u), {})

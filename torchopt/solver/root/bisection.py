@@ -70,8 +70,8 @@ class Bisection(IterativeSolver):
     The computation is in the widest floating dtype of all arguments, and of the ends.
 
     Raises:
-        ValueError: If an end is not one number, there is no change of sign, ``lower`` is not less than ``upper``, or ``implicit_diff`` is False:
-            the steps have no derivative.
+        ValueError: If an end is not one number, there is no change of sign, ``lower`` is not less than ``upper``, or
+            ``implicit_diff`` is False: the steps have no derivative.
 
     Example:
         >>> import torch, torchopt
