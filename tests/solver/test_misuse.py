@@ -153,7 +153,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     'no pair': (
         lambda: P.projection_hyperplane(V, V),
         ValueError,
-        r'hyperparams is a Tensor .* expected a pair \(a, b',
+        r'hyperparams is a Tensor .* a pair \(a, b',
     ),
     'no bounds': (lambda: P.projection_box(V, 1.0), ValueError, r'hyperparams is a float .* pair \(lower, upper\)'),
     'normal': (lambda: P.projection_halfspace(V, (V[None], 2.0)), ValueError, r'a has shape \(1, 4\), but x has shape'),
@@ -168,7 +168,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "Did you mean 'hyperparams_prox'",
     ),
-    'keyword of SciPy': (lambda: torchopt.ScipyMinimize(fun=square).run(Z, b=ONE), TypeError, "argument 'b'"),
+    'keyword of SciPy': (lambda: torchopt.ScipyMinimize(fun=square).run(Z, ONE, b=ONE), TypeError, "argument 'b'"),
     'swapped prox': (
         lambda: torchopt.ProximalGradient(torchopt.prox.prox_lasso, torchopt.objective.least_squares),
         TypeError,
@@ -206,10 +206,9 @@ ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         if hasattr(solver, 'update')
     },
     **{
-        f'scaling of {name}': (lambda f=f: f(V, None, scaling), ValueError, 'Invalid scaling: -1')
+        f'scaling of {name}': (lambda f=f: f(V, None, -1.0), ValueError, 'Invalid scaling: -1')
         for name, f in vars(torchopt.prox).items()
         if name.startswith('prox_') and name != 'prox_none'
-        for scaling in (-1.0,)
     },
     'scaling of a tensor': (lambda: torchopt.prox.prox_ridge(V, 1.0, -ONE), ValueError, 'Invalid scaling: -1'),
     'weights of tensors': (lambda: torchopt.prox.prox_lasso(V, -V), ValueError, 'Invalid l1reg: -3'),
