@@ -65,7 +65,7 @@ def test_mistakes_raise(name: str) -> None:
 
 @pytest.mark.parametrize(
     'mask',
-    [{name: True for name in NAMES}, True, None, lambda params: {name: p.ndim > 1 for name, p in params.items()}],
+    [dict.fromkeys(NAMES, True), True, None, lambda params: {name: p.ndim > 1 for name, p in params.items()}],
 )
 def test_masks_by_name_are_accepted(mask: Any) -> None:
     torchopt.MetaAdamW(NET, mask=mask)
