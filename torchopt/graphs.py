@@ -48,7 +48,7 @@ def leaves_of(outputs: Iterable[Tensor], until: Iterable[Any] = ()) -> list[Tens
 
 
 def carries_graph(x: Any) -> bool:
-    """Whether a hyper-parameter is a tensor that requires grad."""
+    """Whether an object is a tensor that requires grad."""
     return isinstance(x, torch.Tensor) and x.requires_grad
 
 
@@ -95,4 +95,4 @@ def as_non_leaf(p: Any) -> Any:
     If the loss is linear, gradients have no graph even with ``create_graph=True``, but a differentiable step must still
     be differentiable with respect to the parameters.
     """
-    return p.view_as(p) if isinstance(p, torch.Tensor) and p.requires_grad and is_plain((p,), ()) else p
+    return p.view_as(p) if carries_graph(p) and is_plain((p,), ()) else p

@@ -13,6 +13,7 @@ from torchopt.base import EmptyState, GradientTransformation, factory, init_empt
 from torchopt.dtypes import is_inexact
 from torchopt.levels import apply_function
 from torchopt.numerics import as_scalar_like
+from torchopt.tree.ops import detached
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,7 +109,7 @@ def scale_gradient(inputs: Any, scale: Any) -> Any:
         if scale == 1.0:
             return inputs
         if scale == 0.0:
-            return tree.map(lambda x: x.detach() if isinstance(x, torch.Tensor) else x, inputs)
+            return detached(inputs)
     return tree.map(lambda x: apply_function(_ScaleGradient, x, scale) if is_inexact(x) else x, inputs)
 
 

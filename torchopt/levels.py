@@ -130,8 +130,15 @@ def without_ended(x: Any) -> Any:
     return x
 
 
-def without_wrappers(x: torch.Tensor) -> torch.Tensor:
+def without_wrappers(x: torch.Tensor, *, unless_batch: str | None = None) -> torch.Tensor:
     """The values of all samples of all batches, without the wrappers of ``torch.func``.
+
+    Args:
+        x: The tensor.
+        unless_batch: If given, a batch of ``torch.vmap`` raises an error with this message.
+
+    Raises:
+        NotImplementedError: If the tensor is a batch, and ``unless_batch`` is given.
 
     Example:
         >>> import torch
@@ -139,8 +146,11 @@ def without_wrappers(x: torch.Tensor) -> torch.Tensor:
         >>> torch.vmap(lambda x: x + without_wrappers(x).sum())(torch.tensor([1.0, 2.0]))
         tensor([4., 5.])
     """
-    while torch._C._functorch.is_functorch_wrapped_tensor(x):
-        x = torch._C._functorch.get_unwrapped(x)
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(x):
+        if unless_batch is not None and functorch.is_batchedtensor(x):
+            raise NotImplementedError(unless_batch)
+        x = functorch.get_unwrapped(x)
     return x
 
 

@@ -87,14 +87,15 @@ def common_device(values: Iterable[Any]) -> torch.device:
 
 
 def advance(count: torch.Tensor) -> tuple[torch.Tensor, Any]:
-    """The next count and its value, a Python number if it is available on the host without synchronization.
+    r"""The next count, and its value for formulas such as :math:`1 - \beta^t`.
 
-    The count stops at the largest value of its integer type instead of wrapping around.
+    The value is an int if it is available on the host without synchronization, else a float64 tensor.  The count stops
+    at the largest value of its integer type instead of wrapping around.
     """
     value = as_python_scalar(count)
     if value is None:
         following = safe_increment(count)
-        return following, following
+        return following, following.to(torch.float64)
     if value < torch.iinfo(count.dtype).max:
         return count + 1, value + 1
     return count, value
@@ -128,9 +129,11 @@ def safe_increment(count: Any) -> Any:
 
 
 def bias_correction(decay: Scalar, count: Any) -> Scalar:
-    r"""The divisor :math:`1 - \beta^t` that corrects the bias of an average from its zero initialization."""
-    if type(decay) is float and type(count) is int:
-        return 1.0 - decay**count
+    r"""The divisor :math:`1 - \beta^t` that corrects the bias of an average from its zero initialization.
+
+    Rules whose decay rates come from :class:`torchopt.elementwise.Hyperparams`, and so are in double precision, write
+    it as a formula.
+    """
     beta, t = as_python_scalar(decay), as_python_scalar(count)
     if beta is not None and t is not None:
         return 1.0 - beta**t
@@ -141,7 +144,12 @@ def bias_correction(decay: Scalar, count: Any) -> Scalar:
 
 
 def in_double(value: Any) -> Any:
-    """Convert a floating 0-d tensor to double precision, for computing coefficients; other values are unchanged."""
+    """Convert a floating 0-d tensor or a NumPy number to double precision, for computing coefficients.
+
+    Other values are unchanged.
+    """
+    if isinstance(value, np.number):
+        return value.item()
     if isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel() == 1:
         return value.to(torch.float64)
     return value

@@ -26,7 +26,6 @@ from torchopt.numerics import abs_sq, as_scalar_like, safe_sqrt
 __all__ = [
     'RULES',
     'add_params',
-    'add_to_params',
     'scale',
     'step',
 ]
@@ -232,12 +231,6 @@ def scale(g: Tensor, *, factor: Coef) -> tuple[Tensor]:
 def add_params(g: Tensor, p: Tensor, *, weight: Coef) -> tuple[Tensor]:
     """Weight decay: add a multiple of the parameters to the update."""
     return (g + p * as_scalar_like(weight, p),)
-
-
-def add_to_params(g: Tensor, p: Tensor) -> tuple[Tensor]:
-    """The end of a step: add the update to the parameters, in their dtype."""
-    new = p + g
-    return (new if new.dtype == p.dtype else new.to(p.dtype),)
 
 
 RULES: dict[Callable[..., tuple[Any, ...]], str] = {

@@ -74,15 +74,42 @@ def test_the_second_derivative_is_the_formula(method: str) -> None:
     assert torch.allclose(found, h, rtol=1e-10)
 
 
+NOT_NORMAL = [
+    (NORMAL, 'spsa'),
+    (torch.distributions.Uniform(-math.sqrt(3), math.sqrt(3)), 'forward'),
+    (torch.randn, 'naive'),
+    (torch.randn, 'orthogonal'),
+]
+
+
+@pytest.mark.parametrize(('distribution', 'method'), NOT_NORMAL)
+def test_for_other_directions_the_second_derivative_is_that_of_the_estimate(distribution, method: str) -> None:
+    """Finite differences of the gradient with the same directions."""
+    estimate = zero_order(distribution, method, num_samples=10, sigma=0.3, seed=0, chunk_size=4)(
+        lambda x: quadratic(x) + x.sin().prod()
+    )
+    v, h = torch.tensor([1.0, 2.0, -1.0], dtype=torch.float64), 1e-5
+    gradient = torch.func.grad(estimate)
+    steps = h * torch.eye(3, dtype=torch.float64)
+    expected = torch.stack([(gradient(X + e) - gradient(X - e)) @ v / (2 * h) for e in steps])
+    torch.testing.assert_close(product(estimate, v, X), expected, rtol=1e-6, atol=1e-7)
+    with pytest.raises(RuntimeError, match='forward-mode derivatives only'):
+        torch.func.jacfwd(gradient)(X)
+
+
 @pytest.mark.parametrize(
-    ('distribution', 'method'),
-    [(NORMAL, 'spsa'), (torch.distributions.Uniform(-math.sqrt(3), math.sqrt(3)), 'forward'), (torch.randn, 'naive')],
+    'f',
+    [lambda x: black_box(x.detach()), lambda x: x.sign().sum(), lambda x: (x > 0).double().sum()],
+    ids=['NumPy', 'sign', 'comparison'],
 )
-def test_a_second_derivative_that_is_not_defined_is_refused(distribution, method: str) -> None:
+@pytest.mark.parametrize(('distribution', 'method'), NOT_NORMAL)
+def test_a_second_derivative_that_is_not_defined_is_refused(distribution, method: str, f) -> None:
     x = X.clone().requires_grad_()
-    estimate = zero_order(distribution, method, num_samples=10, sigma=0.1)(quadratic)
+    estimate = zero_order(distribution, method, num_samples=10, sigma=0.1)(
+        lambda x: f(x.detach() if f is black_box else x)
+    )
     (g,) = torch.autograd.grad(estimate(x), x, create_graph=True)
-    with pytest.raises(RuntimeError, match=r'no second derivative here.*Normal\(0.0, 1.0\)'):
+    with pytest.raises(RuntimeError, match=r'cannot be differentiated with respect to its argnums.*Normal\(0.0, 1.0\)'):
         torch.autograd.grad(g.sum(), x)
 
 
@@ -109,6 +136,47 @@ def test_mixed_second_derivatives() -> None:
     estimate = zero_order(NORMAL, 'antithetic', argnums=(0, 1), num_samples=100_000, sigma=0.5, seed=0)
     (g,) = torch.autograd.grad(estimate(lambda x, y: y * x.sum())(x, y), x, create_graph=True)
     assert torch.autograd.grad(g.sum(), y)[0].item() == pytest.approx(3.0, abs=0.1)
+
+
+@pytest.mark.parametrize('vectorize', [None, False], ids=['vmap', 'loop'])
+@pytest.mark.parametrize('method', [*GAUSSIAN, 'spsa'])
+@pytest.mark.parametrize('distribution', [NORMAL, torch.randn], ids=['normal', 'function'])
+def test_the_gradient_has_derivatives_in_arguments_that_are_not_perturbed(distribution, method, vectorize) -> None:
+    """The function is a^2 times another, so with the same directions the derivative is 2 / a times the gradient."""
+    estimate = zero_order(distribution, method, num_samples=9, sigma=0.4, seed=0, chunk_size=4, vectorize=vectorize)(
+        lambda x, given: given['a'] ** 2 * quadratic(x) + given['b'].sum()
+    )
+    a, b = torch.tensor(1.5, dtype=torch.float64, requires_grad=True), torch.ones(2, requires_grad=True)
+    v, x = torch.tensor([1.0, 2.0, -1.0], dtype=torch.float64), X.clone().requires_grad_()
+    torch.manual_seed(0)
+    (g,) = torch.autograd.grad(estimate(x, {'a': a, 'b': b}), x, create_graph=True)
+    if method in ('naive', 'forward'):  # the weights of the values do not add up to zero
+        b_bar = torch.autograd.grad(g @ v, b, retain_graph=True)[0]
+        assert (b_bar.abs() > 1e-3).all() == (method == 'naive')
+        b = b.detach()
+        (g,) = torch.autograd.grad(estimate(x, {'a': a, 'b': 0 * b}), x, create_graph=True)
+    (found,) = torch.autograd.grad(g @ v, a, retain_graph=True)
+    torch.testing.assert_close(found, 2 / a.detach() * (g.detach() @ v))
+    of_gradient = torch.func.grad(lambda x, a: estimate(x, {'a': a, 'b': 0 * b.detach()}))
+    through_func = torch.func.grad(lambda a: of_gradient(X, a) @ v)(a.detach())
+    torch.testing.assert_close(through_func, found)
+    batch = torch.stack([a.detach(), 2 * a.detach()])
+    each = torch.vmap(torch.func.grad(lambda a: of_gradient(X, a) @ v), randomness='same')(batch)
+    torch.testing.assert_close(each, torch.stack([found, 2 * found]))
+
+
+@pytest.mark.parametrize('distribution', [NORMAL, torch.randn], ids=['normal', 'function'])
+@pytest.mark.parametrize('method', ['forward', 'antithetic'])
+def test_derivatives_that_are_zero_are_no_errors(distribution, method: str) -> None:
+    x, a, unused = (t.requires_grad_() for t in (X.clone(), torch.tensor(2.0), torch.tensor(1.0)))
+    estimate = zero_order(distribution, method, num_samples=5, sigma=0.1)(lambda x, a, unused: x.sum() + a**2)
+    (g,) = torch.autograd.grad(estimate(x, a, unused), x, create_graph=True)
+    for found in torch.autograd.grad(g.sum(), (a, unused), retain_graph=True):
+        assert abs(found.item()) < 1e-6
+    if distribution is not NORMAL:  # Stein's estimate is zero in expectation only
+        torch.testing.assert_close(torch.autograd.grad(g.sum(), x)[0], torch.zeros_like(x))
+    with pytest.raises(RuntimeError, match='forward-mode derivatives only with respect to its argnums'):
+        torch.func.jacfwd(lambda a: torch.func.grad(estimate)(X, a, a))(torch.tensor(2.0))
 
 
 @pytest.mark.parametrize('f', [quadratic, black_box])

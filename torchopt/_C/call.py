@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -53,17 +54,25 @@ class Call:
         plan: The rules of the step.
         order: The derivative of the step to compute.
         leaves: The number of leaves of the tree.
-        wanted: Whether to compute each output column.
+        outputs: For each output column, the index of the input with the same dtype, -1 for the widest dtype; None if
+            it is not wanted.
         coefs: The coefficients, row after row; None if they are a tensor, which is then passed separately.
         rows: The row of coefficients of each leaf; None if there is one row.
+        reads_params: Whether the rule depends on the values of the parameters, for example by weight decay before it.
     """
 
     plan: Plan
     order: Order
     leaves: int
-    wanted: tuple[bool, ...]
+    outputs: tuple[int | None, ...]
     coefs: tuple[float, ...] | None
     rows: tuple[int, ...] | None
+    reads_params: bool
+
+    @property
+    def wanted(self) -> tuple[bool, ...]:
+        """Whether to compute each output column."""
+        return tuple(like is not None for like in self.outputs)
 
     @property
     def onto_params(self) -> bool:
@@ -82,7 +91,9 @@ class Call:
 
     def derived(self, order: Order, wanted: Iterable[bool]) -> Call:
         """A derivative of this computation."""
-        return Call(self.plan, order, self.leaves, tuple(wanted), self.coefs, self.rows)
+        likes = self.plan.like if order in (Order.FORWARD, Order.JVP) else itertools.count()
+        outputs = tuple(like if w else None for w, like in zip(wanted, likes))
+        return Call(self.plan, order, self.leaves, outputs, self.coefs, self.rows, self.reads_params)
 
     def integrated(self) -> Call:
         """The computation of which this one is a derivative."""
@@ -92,24 +103,14 @@ class Call:
 
     def passes_params_through(self) -> bool:
         """Whether the step is ``p + u`` with an update that does not depend on ``p``."""
-        if self.coefs is None or not self.onto_params or self.reads_params():
+        if self.coefs is None or not self.onto_params or self.reads_params:
             return False
         return all(weight == 1.0 for weight in self.coefs[3 :: self.row_size])
-
-    def reads_params(self) -> bool:
-        """Whether the rule depends on the values of the parameters, for example by weight decay before it."""
-        return self.coefs is None or any(self.coefs[1 :: self.plan.coefs])
 
     @property
     def row_size(self) -> int:
         """The number of coefficients of a row."""
         return self.plan.coefs
-
-    def output_dtypes(self) -> Sequence[int]:
-        """For each output, the index of the input with the same dtype; -1 for the widest dtype."""
-        if self.order in (Order.FORWARD, Order.JVP):
-            return self.plan.like
-        return list(range(self.integrated().inputs))
 
     def column(self, tensors: Column, i: int) -> Column:
         """Column ``i`` of the concatenated columns ``tensors``."""

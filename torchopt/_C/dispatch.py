@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,15 +13,19 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from torchopt._C import fused, plans
+from torchopt._C import fused
 from torchopt._C.call import Call, Column, Order, Unsupported, UnsupportedError
-from torchopt.levels import in_transform, is_tracked
-from torchopt.numerics import common_device, vector
+from torchopt._C.plans import AFFINE, KNOWN, Plan, find_plan
+from torchopt.levels import apply_function, in_transform, is_tracked
+from torchopt.numerics import as_python_list, as_python_scalar, common_device, in_double, vector
 
 __all__ = ['Rows', 'Unsupported', 'step', 'step_in_place']
 
 _DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 _TENSORS = frozenset({Tensor, torch.nn.Parameter})
+_PARTIAL = frozenset({functools.partial})
+_FLOAT = frozenset({float})
+_function, _arguments, _keywords = map(operator.attrgetter, ('func', 'args', 'keywords'))
 
 
 class Rows(NamedTuple):
@@ -67,7 +72,7 @@ def step(
         return Unsupported('a compiler is tracing, and fuses plain torch by itself')
     if _is_intercepted():
         return Unsupported('a dispatch mode or a tracer must intercept every torch operation')
-    plan = plans.plan_of(partials, onto_params)
+    plan = _plan_of(partials, onto_params)
     if plan is None:
         return Unsupported('there is no kernel for these transformations')
     count = len(g)
@@ -77,17 +82,24 @@ def step(
     if not _TENSORS.issuperset(map(type, tensors)):
         return Unsupported('a tensor is missing, or of a subclass of torch.Tensor')
     coefs = numbers = None
-    values = plan.constants(partials) if rows is None and not any(active) else None  # type: ignore[arg-type]
+    values = _constants(plan, partials) if rows is None and not any(active) else None  # type: ignore[arg-type]
     if values is None:
         values, coefs, numbers = _coefficients(plan, partials, active, rows, g)  # type: ignore[arg-type]
-    if not inplace:
-        into: Sequence[Any] = plan.like
-        if is_tracked(tensors if coefs is None else [coefs, *tensors]):
-            call = Call(plan, Order.FORWARD, count, (True,) * len(into), values, numbers)
-            return _apply(call, coefs, tensors if p else [*tensors, *itertools.repeat(None, count)])
-    elif in_transform() or forward_ad._current_level >= 0:
-        return Unsupported('a step in place cannot be transformed')
-    else:
+    if not inplace and is_tracked(tensors if coefs is None else [coefs, *tensors]):
+        if in_transform() and (obstacle := _obstacle_in_transform(tensors, count)):
+            return Unsupported(obstacle)
+        reads_params = values is None or any(values[1 :: plan.coefs])
+        call = Call(plan, Order.FORWARD, count, plan.like, values, numbers, reads_params)
+        absent = () if p else itertools.repeat(None, count)
+        try:
+            flat = apply_function(fused.Step, call, coefs, *tensors, *absent)
+        except UnsupportedError as error:
+            return error.reason
+        return [flat[i : i + count] for i in range(0, len(flat), count)]
+    into: Sequence[Any] = plan.like
+    if inplace:
+        if in_transform() or forward_ad._current_level >= 0:
+            return Unsupported('a step in place cannot be transformed')
         into = [p, *moments] if onto_params else [-1, *moments]
     known = coefs.detach() if values is None else values  # type: ignore[union-attr]
     results = fused.launch(plan, Order.FORWARD, known, numbers, [g, *moments, p], into, in_place=inplace)
@@ -108,8 +120,8 @@ def step_in_place(partials: Sequence[Any], g: list[Any], moments: Sequence[Any],
     """
     if torch.compiler.is_compiling() or _is_intercepted() or forward_ad._current_level >= 0 or in_transform():
         return False
-    plan = plans.plan_of(partials, True)
-    if plan is None or (values := plan.constants(partials)) is None:
+    plan = _plan_of(partials, True)
+    if plan is None or (values := _constants(plan, partials)) is None:
         return False
     columns = [g, *moments, p]
     moved = fused.launch(plan, Order.FORWARD, values, None, columns, [p, *moments], in_place=True)
@@ -120,8 +132,26 @@ def _is_intercepted() -> bool:
     return bool(torch._C._len_torch_dispatch_stack()) or torch._C._get_tracing_state() is not None
 
 
+def _plan_of(partials: Sequence[Any], onto_params: bool) -> Plan | None:
+    """The plan for rules with their coefficients, or None if no kernel computes them."""
+    if not _PARTIAL.issuperset(map(type, partials)) or any(map(_arguments, partials)):
+        return None
+    functions = tuple(map(_function, partials))
+    try:  # only known rules enter the cache of plans, since it would keep user-defined rules alive
+        known = KNOWN.issuperset(functions)
+    except TypeError:  # a function that has no hash
+        return None
+    return find_plan(functions, onto_params) if known else None
+
+
+def _constants(plan: Plan, partials: Sequence[functools.partial[Any]]) -> tuple[float, ...] | None:
+    """The coefficients of a step with one row, if those of all rules are floats; else None."""
+    found = plan.row(list(map(_keywords, partials)))
+    return found if _FLOAT.issuperset(map(type, found)) else None
+
+
 def _coefficients(
-    plan: plans.Plan,
+    plan: Plan,
     partials: Sequence[functools.partial[Any]],
     active: Sequence[Column | None],
     rows: Rows | None,
@@ -131,14 +161,14 @@ def _coefficients(
     every = [True] * len(partials)
     if rows is not None:
         own = [_masked(rule, flags, rows) for rule, flags in zip(partials, active)]
-        entries = plans.coefficients(plan, own, every)
-        return *plans.resolve_vectors(entries, rows.number, g[0]), tuple(rows.of_leaf)
+        entries = _row(plan, own, every)
+        return *_resolve_vectors(entries, rows.number, g[0]), tuple(rows.of_leaf)
     if not any(active):  # lists of flags are not empty
-        return *plans.resolve([plans.coefficients(plan, partials, every)], g[0]), None
+        return *_resolve([_row(plan, partials, every)], g[0]), None
     patterns = [tuple(flags is None or bool(flags[i]) for flags in active) for i in range(len(g))]
     numbers = {pattern: row for row, pattern in enumerate(dict.fromkeys(patterns))}
-    table = [plans.coefficients(plan, partials, pattern) for pattern in numbers]
-    return *plans.resolve(table, g[0]), tuple(numbers[pattern] for pattern in patterns)
+    table = [_row(plan, partials, pattern) for pattern in numbers]
+    return *_resolve(table, g[0]), tuple(numbers[pattern] for pattern in patterns)
 
 
 def _masked(rule: functools.partial[Any], flags: Column | None, rows: Rows) -> functools.partial[Any]:
@@ -148,37 +178,76 @@ def _masked(rule: functools.partial[Any], flags: Column | None, rows: Rows) -> f
     off = {row for row, flag in zip(rows.of_leaf, flags) if not flag}
     ((name, value),) = rule.keywords.items()
     entries = value.expand(rows.number).unbind() if isinstance(value, Tensor) else [value] * rows.number
-    kept = [plans.AFFINE[rule.func] if row in off else x for row, x in enumerate(entries)]
+    kept = [AFFINE[rule.func] if row in off else x for row, x in enumerate(entries)]
     return functools.partial(rule.func, **{name: vector(kept, common_device(kept))})
 
 
-def _apply(call: Call, coefs: Tensor | None, tensors: Column) -> Any:
-    """The step as an autograd Function."""
-    if in_transform():
-        transforms = torch._C._functorch.get_interpreter_stack() or ()
-        if any(t.key() == torch._C._functorch.TransformType.Functionalize for t in transforms):
-            return Unsupported('functionalization must intercept every torch operation')
-        if not _are_uniform(call, tensors):
-            return Unsupported('tensors of a leaf differ in shape or device, or are not plain dense floating tensors')
-    try:
-        flat = fused.record(call, coefs, tensors)
-    except UnsupportedError as error:
-        return error.reason
-    n = call.leaves
-    return [flat[i : i + n] for i in range(0, len(flat), n)]
+def _row(plan: Plan, partials: Sequence[functools.partial[Any]], active: Sequence[bool]) -> tuple[Any, ...]:
+    """The coefficients of one row: numbers and 0-d tensors, in the order of the kernel.
 
+    They are multiplied in double precision, so that leaves in double precision get exact products.  For several rows,
+    coefficients are vectors if those of the rules are.
 
-def _are_uniform(call: Call, tensors: Column) -> bool:
-    """Whether tensors meet the requirements of the kernels, which cannot check them inside a transform."""
-    n, device = call.leaves, getattr(tensors[0], 'device', torch.device('meta'))
-    return device.type in ('cpu', 'cuda') and all(
-        x is None
-        or (
-            type(x) in _TENSORS
-            and x.dtype in _DTYPES
-            and x.shape == tensors[i % n].shape
-            and x.layout is torch.strided
-            and x.device == device
-        )
-        for i, x in enumerate(tensors)
+    Args:
+        plan: The plan for these rules.
+        partials: The rules with their own coefficients.
+        active: For each rule whether it applies; only affine rules may be skipped.
+    """
+    return plan.row(
+        [
+            {name: in_double(value) if applies else AFFINE[rule.func] for name, value in rule.keywords.items()}
+            for rule, applies in zip(partials, active)
+        ]
     )
+
+
+def _resolve(rows: Sequence[Sequence[Any]], like: Any) -> tuple[tuple[float, ...] | None, Tensor | None]:
+    """Rows of coefficients as floats if available on the host without synchronization, else as a differentiable tensor.
+
+    Args:
+        rows: The coefficients of each row.
+        like: A leaf; the tensor is created on its device.
+    """
+    values = [c if type(c) is float else as_python_scalar(c) for row in rows for c in row]
+    if None not in values:
+        return tuple(map(float, values)), None  # type: ignore[arg-type]
+    device = like.device if isinstance(like, Tensor) else None
+    tensors = [
+        c.reshape(()).to(device=device, dtype=torch.float64)
+        if isinstance(c, Tensor)
+        else torch.full((), c, dtype=torch.float64, device=device)  # unlike a copy, this does not synchronize
+        for row in rows
+        for c in row
+    ]
+    return None, torch.stack(tensors).reshape(len(rows), -1)
+
+
+def _resolve_vectors(entries: Sequence[Any], count: int, like: Any) -> tuple[tuple[float, ...] | None, Tensor | None]:
+    """Like :func:`_resolve`, for several rows at once: coefficients that differ between rows are vectors.
+
+    Args:
+        entries: The coefficients, numbers, 0-d tensors and vectors with an entry for each row.
+        count: The number of rows.
+        like: A leaf; the tensor is created on its device.
+    """
+    where: dict[str, Any] = {'device': common_device(entries), 'dtype': torch.float64}
+    columns = [
+        c.to(**where).expand(count) if isinstance(c, Tensor) else torch.full((count,), c, **where) for c in entries
+    ]
+    table = torch.stack(columns, 1)
+    values = as_python_list(table.reshape(-1))
+    return (None, table.to(device=getattr(like, 'device', None))) if values is None else (tuple(values), None)
+
+
+def _obstacle_in_transform(tensors: Column, leaves: int) -> str | None:
+    """Why a step cannot run natively inside a ``torch.func`` transform, where the kernels cannot check tensors."""
+    transforms = torch._C._functorch.get_interpreter_stack() or ()
+    if any(t.key() == torch._C._functorch.TransformType.Functionalize for t in transforms):
+        return 'functionalization must intercept every torch operation'
+    device = tensors[0].device
+    if device.type in ('cpu', 'cuda') and all(
+        x.dtype in _DTYPES and x.shape == tensors[i % leaves].shape and x.layout is torch.strided and x.device == device
+        for i, x in enumerate(tensors)
+    ):
+        return None
+    return 'tensors of a leaf differ in shape or device, or are not plain dense floating tensors'

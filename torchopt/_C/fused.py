@@ -23,7 +23,7 @@ from torchopt._C.plain import plain, pull, push
 from torchopt._C.plans import Plan
 from torchopt.levels import apply_function, forward_mode, in_transform, is_tracked, saved_tensors, without_ended
 
-__all__ = ['bind_kernels', 'apply', 'launch']
+__all__ = ['Step', 'bind_kernels', 'launch']
 
 _run: Callable[..., Any] | None = None
 
@@ -52,7 +52,7 @@ def launch(
         coefs: The coefficients, numbers or a tensor without a graph.
         rows: The row of coefficients of each leaf; None if there is one row.
         columns: The inputs; None is a column of zeros.
-        into: For each output, the column of tensors to write to; a number from :meth:`Call.output_dtypes` to create
+        into: For each output, the column of tensors to write to; a number as in :attr:`Call.outputs` to create
             new tensors; or None if it is not wanted.
         in_place: Whether the tensors to write to belong to others.  Then columns are lists of one length, no tensor
             may be missing or read-only, and the versions of those that are written to increase.
@@ -69,10 +69,9 @@ def launch(
 
 def _compute(call: Call, coefs: Tensor | None, tensors: Column) -> tuple[Any, ...]:
     """The concatenated output columns, None for unwanted ones; computed natively if possible."""
-    into = [like if wanted else None for like, wanted in zip(call.output_dtypes(), call.wanted)]
     values = call.coefs if coefs is None else coefs.detach()
     columns = [tensors[i : i + call.leaves] for i in range(0, len(tensors), call.leaves)]
-    native = launch(call.plan, call.order, values, call.rows, columns, into)
+    native = launch(call.plan, call.order, values, call.rows, columns, call.outputs)
     if isinstance(native, Unsupported):
         if call.order == Order.FORWARD and not in_transform():
             raise UnsupportedError(native)
@@ -108,11 +107,6 @@ def apply(call: Call, coefs: Tensor | None, tensors: Column) -> Any:
     coefs, *tensors = map(without_ended, (coefs, *tensors))
     if not is_tracked([x for x in (coefs, *tensors) if x is not None]):
         return _compute(call, coefs, tensors)
-    return record(call, coefs, tensors)
-
-
-def record(call: Call, coefs: Tensor | None, tensors: Column) -> Any:
-    """Like :func:`apply`, for tensors of which one is known to be tracked."""
     return apply_function(_FUNCTIONS[call.order], call, coefs, *tensors)
 
 
@@ -177,13 +171,13 @@ def _map_plain(call: Call, in_dims: tuple[Any, ...], arguments: Column) -> tuple
     return tuple(next(mapped) if k else None for k in kept), tuple(0 if k else None for k in kept)
 
 
-class _Step(_Derivative):
+class Step(_Derivative):
     """The step itself."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         call, coefs, *tensors = inputs
-        if forward_ad._current_level < 0 and not call.reads_params():
+        if forward_ad._current_level < 0 and not call.reads_params:
             # Without decay before the rule the step is linear in the parameters, so their values need not be saved;
             # plain gradient descent is also linear in the gradients.
             tensors[-call.leaves :] = [None] * call.leaves
@@ -238,7 +232,7 @@ class _StepVjp(_Derivative):
 
 
 _FUNCTIONS: dict[Order, type[_Derivative]] = {
-    Order.FORWARD: _Step,
+    Order.FORWARD: Step,
     Order.VJP: _StepVjp,
     Order.VJP_WITH_COEFS: _Derivative,
     Order.VJP_OF_VJP: _Derivative,

@@ -8,10 +8,7 @@ from typing import Any
 from typing_extensions import Unpack
 
 from torchopt import checks
-from torchopt.alias.stages import (
-    assemble,
-    shared_prose,
-)
+from torchopt.alias.stages import assemble, shared_prose
 from torchopt.base import GradientTransformation
 from torchopt.dtypes import DTypeLike
 from torchopt.spelling import OptaxAdam, also_spelled

@@ -42,6 +42,7 @@ _PROSE = {
     'use_accelerated_op': 'None uses the native engine if it can run, False never; True raises if it cannot run.',
 }
 
+_IDENTITY = identity()
 _F = TypeVar('_F', bound='Callable[..., Any]')
 
 
@@ -83,7 +84,7 @@ def flip_sign_and_add_weight_decay(weight_decay: Any = 0.0, maximize: bool = Fal
         identity()
     """
     if not maximize and type(weight_decay) is float and weight_decay == 0.0:
-        return identity()
+        return _IDENTITY
     decay = add_decayed_weights(weight_decay)
     return chain(scale(-1.0), decay) if maximize else decay
 

@@ -24,7 +24,7 @@ from torch.autograd import forward_ad
 from torchopt.autodiff.modes import Capture, Fix, Replace, as_leaf_like, first_sample
 from torchopt.autodiff.tape import Leaves
 from torchopt.graphs import leaves_of
-from torchopt.levels import has_tangent, in_transform, is_transformed, without_ended
+from torchopt.levels import has_tangent, in_transform, without_ended
 
 __all__ = ['Converted', 'closure_convert', 'is_recording']
 
@@ -57,21 +57,23 @@ def is_recording() -> bool:
     return torch.is_grad_enabled() or forward_ad._current_level >= 0 or in_transform()
 
 
-def closure_convert(fun: Callable[..., Leaves], *example: Leaves, is_common: bool = True) -> Converted:
+def closure_convert(fun: Callable[..., Leaves], *example: Leaves) -> Converted:
     """Make the tensors that a function closes over one of its arguments.
 
     Args:
         fun: A function of lists of tensors, which returns one.
-        *example: Arguments for a trial run, or for two if the function closes over tensors.  They may be leaves that
+        *example: Arguments for a trial run, or for three if the function closes over tensors.  They may be leaves that
             require grad, but have no other derivatives.
-        is_common: Whether such functions commonly close over tensors.  If not, the function is run without a mode
-            first, which detects at lower cost that it closes over none.
     """
     if not is_recording():
         return Converted(fun, [])
+    transformed = in_transform()
     arguments = [x for leaves in example for x in leaves]
-    if not (is_common or in_transform()) and not _origins(value := fun(*example), arguments):
-        return Converted(fun, [], value=value)
+    if not transformed:
+        # A run without a mode detects at lower cost that the function closes over no such tensor.
+        value = fun(*example)
+        if all(map(_is_constant, value)) or not _origins(value, arguments):
+            return Converted(fun, [], value=value)
     with Capture(arguments) as seen:
         value = seen.returned(fun(*example))
     found, noted = _origins(value, arguments), seen.captured
@@ -83,7 +85,7 @@ def closure_convert(fun: Callable[..., Leaves], *example: Leaves, is_common: boo
     incomplete = Converted(fun, list(noted.values()), is_complete=False, value=value)
     if seen.uses_a_graph:
         return incomplete
-    if in_transform():
+    if transformed:
         example = tuple([first_sample(x) for x in leaves] for leaves in example)
     try:
         with Fix(noted) as fixed:
@@ -103,12 +105,21 @@ def _origins(values: Leaves, known: Leaves) -> list[Tensor]:
     mine = {id(x) for x in known}
     found = []
     for y in values:
-        if type(y) is Tensor and not (y.requires_grad or is_transformed(y) or has_tangent(y)):
+        if _is_constant(y):
             continue
         found += [leaf for x, _ in _levels(y) for leaf in leaves_of([x]) if id(leaf) not in mine]
         if has_tangent(y):
             found.append(y)
     return found
+
+
+def _is_constant(x: Tensor) -> bool:
+    """Whether a tensor is known to have no derivative and to be no batch."""
+    return (
+        type(x) is Tensor
+        and not (x.requires_grad or _functorch.is_functorch_wrapped_tensor(x))
+        and (forward_ad._current_level < 0 or not has_tangent(x))
+    )
 
 
 def _levels(x: Tensor) -> Iterator[tuple[Tensor, bool]]:

@@ -15,7 +15,7 @@ from torchopt.contrib.scalars import check_number_or_schedule, rate_at
 from torchopt.dtypes import DTypeLike
 from torchopt.elementwise import ranges
 from torchopt.elementwise.ranges import moment_dtype
-from torchopt.numerics import abs_sq, advance, as_scalar_like, bias_correction, one_minus, safe_sqrt, zero_count
+from torchopt.numerics import abs_sq, advance, as_scalar_like, increment, one_minus, safe_sqrt, zero_count
 from torchopt.preconditions import Precondition, state_of
 from torchopt.rules import average, plus, times
 from torchopt.spelling import suggesting
@@ -110,7 +110,7 @@ def scale_by_ademamix(
 
     def prepare(state: ScaleByAdemamixState) -> elementwise.ElementwiseStep:
         count, t = advance(state.count)
-        settle = partial(ScaleByAdemamixState, count, advance(state.count_m2)[0])
+        settle = partial(ScaleByAdemamixState, count, increment(state.count_m2))
         return elementwise.ElementwiseStep(hypers.rule(t, *schedules(state)), (state.m1, state.m2, state.nu), settle)
 
     return ElementwiseTransformation(
@@ -124,7 +124,7 @@ def _make(
     return partial(
         _rule,
         decays=(b1, b2, b3_now if b3 is None else b3),
-        corrections=(bias_correction(b1, t), bias_correction(b2, t)),
+        corrections=(1.0 - b1**t, 1.0 - b2**t),
         alpha=alpha_now if alpha is None else alpha,
         eps=eps,
         eps_root=eps_root,
@@ -135,9 +135,9 @@ def _rule(
     g: Tensor, m: Tensor, n: Tensor, v: Tensor, *, decays: Any, corrections: Any, alpha: Any, eps: Any, eps_root: Any
 ) -> tuple[Tensor, ...]:
     b1, b2, b3 = decays
-    m = average(b1, m, one_minus(b1), g)
+    m = average(b1, m, 1.0 - b1, g)
     n = average(b3, n, one_minus(b3), g)
-    v = average(b2, v, one_minus(b2), abs_sq(g))
+    v = average(b2, v, 1.0 - b2, abs_sq(g))
     m_hat, v_hat = (x / as_scalar_like(c, x) for x, c in zip((m, v), corrections))
     below = plus(safe_sqrt(plus(v_hat, as_scalar_like(eps_root, v))), as_scalar_like(eps, v))
     return plus(m_hat, times(alpha, n)) / below, m, n, v

@@ -18,9 +18,9 @@ from torchopt.elementwise import ranges
 from torchopt.elementwise.ranges import moment_dtype
 from torchopt.numerics import (
     abs_sq,
-    advance,
     as_python_scalar,
     as_scalar_like,
+    increment,
     one_minus,
     safe_sqrt,
     tensor_like,
@@ -117,7 +117,7 @@ def scale_by_adopt(
         number = as_python_scalar(bound)
         rule = hypers.rule(first, bound if number is None else number, nesterov)
         return elementwise.ElementwiseStep(
-            rule, (state.mu, state.nu), partial(ScaleByAdamState, advance(state.count)[0])
+            rule, (state.mu, state.nu), partial(ScaleByAdamState, increment(state.count))
         )
 
     return ElementwiseTransformation(init, prepare, state_of(ScaleByAdamState), hypers=hypers)

@@ -19,7 +19,7 @@ from torchopt.base import (
 from torchopt.combine import chain
 from torchopt.contrib.matrix_axes import MatrixShape, matrices_of_leaves
 from torchopt.loop.selection import branch
-from torchopt.numerics import advance, as_scalar_like, zero_count
+from torchopt.numerics import as_scalar_like, increment, zero_count
 from torchopt.preconditions import required_by_all, state_of
 from torchopt.spelling import suggesting
 from torchopt.transform import add_decayed_weights, scale_by_adam, scale_by_learning_rate
@@ -147,7 +147,7 @@ def scale_by_galore(
             u if shape is None or u is None else _bring_back(u, p, shape, scale).to(g.dtype)
             for u, g, p, shape in zip(found, leaves, new, shapes)
         ]
-        count = advance(state.count)[0]
+        count = increment(state.count)
         return tree.unflatten(spec, full), GaLoreState(count, base_state, tree.unflatten(spec, new))
 
     return GradientTransformationExtraArgs.requiring(

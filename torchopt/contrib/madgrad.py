@@ -108,7 +108,7 @@ def scale_by_madgrad(learning_rate: Any, momentum: float = 0.9, eps: float = 1e-
 
 
 def _make(t: Any, rate_now: Any, *, momentum: Any, eps: Any, learning_rate: Any = None) -> partial[Any]:
-    root = torch.sqrt(t.to(torch.float64)) if isinstance(t, Tensor) else math.sqrt(t)
+    root = t.sqrt() if isinstance(t, Tensor) else math.sqrt(t)
     weight = ((rate_now if learning_rate is None else learning_rate) + eps) * root
     return partial(_rule, weight=weight, momentum=momentum, eps=eps)
 

@@ -17,7 +17,7 @@ from torchopt.base import (
 )
 from torchopt.contrib.constants import kept_copy, without_graphs
 from torchopt.contrib.scalars import inner, real_part, scalar_beside
-from torchopt.numerics import advance, as_scalar_like, in_single, safe_sqrt, zero_count
+from torchopt.numerics import as_scalar_like, in_single, increment, safe_sqrt, zero_count
 from torchopt.preconditions import params_for, required_by, state_of
 from torchopt.rules import plus, times
 
@@ -132,7 +132,7 @@ def mechanize(
             return x0 - (before - step) * as_scalar_like(scale, x) - x
 
         moved = tree.map(in_single(move), steps, x, start, before)
-        return moved, MechanicState(base_state, advance(state.count)[0], r, m, v, s, start)
+        return moved, MechanicState(base_state, increment(state.count), r, m, v, s, start)
 
     return GradientTransformationExtraArgs.requiring(
         init,

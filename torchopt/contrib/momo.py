@@ -13,7 +13,7 @@ from torchopt.autodiff.objective import objective_value
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.constants import without_graphs
 from torchopt.contrib.scalars import check_rate, inner, rate_at, real_part, scalar_beside
-from torchopt.numerics import advance, as_scalar_like, in_single, one_minus, tensor_like, zero_count
+from torchopt.numerics import as_scalar_like, in_single, increment, one_minus, tensor_like, zero_count
 from torchopt.preconditions import Precondition, params_for, state_of
 from torchopt.rules import average, times
 from torchopt.scalars import pick
@@ -137,7 +137,7 @@ def momo(
         def move(d: Tensor, x: Tensor) -> Tensor:
             return -(times(decay, x) + d * as_scalar_like(tau, d))
 
-        return tree.map(in_single(move), shown, x), MomoState(d, barf, gamma, lb, advance(state.count)[0])
+        return tree.map(in_single(move), shown, x), MomoState(d, barf, gamma, lb, increment(state.count))
 
     return GradientTransformationExtraArgs.requiring(
         init, update, state_of(MomoState), params_for('the step size of momo'), Precondition(schedule)

@@ -19,7 +19,7 @@ from torchopt.combine import chain
 from torchopt.contrib.constants import kept_copy, without_graphs
 from torchopt.contrib.scalars import check_rate, rate_at, scalar_beside
 from torchopt.dtypes import DTypeLike, as_dtype
-from torchopt.numerics import advance, as_python_scalar, as_scalar_like, positive_ratio, tensor_like, zero_count
+from torchopt.numerics import as_python_scalar, as_scalar_like, increment, positive_ratio, tensor_like, zero_count
 from torchopt.preconditions import Precondition, params_for, required_by, state_of
 from torchopt.rules import average
 from torchopt.schedule import warmup_constant_schedule
@@ -146,7 +146,7 @@ def schedule_free(
         zero = scalar_beside(params, 0.0)
         z = tree.cast(kept_copy(params), dtype)
         return ScheduleFreeState(
-            scalar_beside(params, b1), zero, advance(zero_count())[0], zero.clone(), wide.init(params), z
+            scalar_beside(params, b1), zero, increment(zero_count()), zero.clone(), wide.init(params), z
         )
 
     def schedule(state: ScheduleFreeState) -> Any:
@@ -171,7 +171,7 @@ def schedule_free(
             return beta * x + (1.0 - beta) * z - y, z
 
         moved, z = elementwise.apply_rule(rule, steps, z, reads=(y,), inplace=inplace)
-        count = advance(state.step_count)[0]
+        count = increment(state.step_count)
         return moved, ScheduleFreeState(state.b1, total, count, largest, base_state, z)
 
     return GradientTransformationExtraArgs.requiring(

@@ -13,7 +13,7 @@ from torchopt.base import ElementwiseTransformation, GradientTransformation, fac
 from torchopt.combine import chain
 from torchopt.contrib.scalars import check_number_or_schedule, rate_at
 from torchopt.elementwise import ranges
-from torchopt.numerics import abs_sq, advance, as_scalar_like, bias_correction, one_minus, safe_sqrt, zero_count
+from torchopt.numerics import abs_sq, advance, as_scalar_like, safe_sqrt, zero_count
 from torchopt.preconditions import Precondition, state_of
 from torchopt.rules import average, plus, times
 from torchopt.spelling import suggesting
@@ -96,14 +96,14 @@ def scale_by_simplified_ademamix(
 
 def _make(t: Any, alpha_now: Any, *, b1: Any, b2: Any, eps: Any, eps_root: Any, alpha: Any = None) -> partial[Any]:
     alpha = alpha_now if alpha is None else alpha
-    return partial(_rule, b1=b1, b2=b2, correction=bias_correction(b2, t), alpha=alpha, eps=eps, eps_root=eps_root)
+    return partial(_rule, b1=b1, b2=b2, correction=1.0 - b2**t, alpha=alpha, eps=eps, eps_root=eps_root)
 
 
 def _rule(
     g: Tensor, m: Tensor, n: Tensor, *, b1: Any, b2: Any, correction: Any, alpha: Any, eps: Any, eps_root: Any
 ) -> tuple[Tensor, ...]:
     m = plus(g, times(b1, m))
-    n = average(b2, n, one_minus(b2), abs_sq(g))
+    n = average(b2, n, 1.0 - b2, abs_sq(g))
     n_hat = n / as_scalar_like(correction, n)
     below = plus(safe_sqrt(plus(n_hat, as_scalar_like(eps_root, n))), as_scalar_like(eps, n))
     return plus(m, times(alpha, g)) / below, m, n

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch.distributed.rpc as rpc
-from torch import Tensor, nn
+from torch import nn
 
 from torchopt import tree
+from torchopt.graphs import carries_graph
 
 __all__ = ['Reference', 'rref_of', 'value_to_send']
 
@@ -78,5 +79,5 @@ def value_to_send(reference: Any) -> tuple[Any, ...]:
     if not reference.is_owner():
         return ()
     value = reference.local_value()
-    held = any(isinstance(x, nn.Module) or (isinstance(x, Tensor) and x.requires_grad) for x in tree.leaves(value))
+    held = any(isinstance(x, nn.Module) or carries_graph(x) for x in tree.leaves(value))
     return (value,) if held else ()

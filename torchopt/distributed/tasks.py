@@ -23,10 +23,11 @@ from torchopt.distributed.collectives import add_up, typed_errors, world_size
 from torchopt.distributed.errors import Failure
 from torchopt.distributed.partition import share_of
 from torchopt.dtypes import real_dtype
-from torchopt.graphs import leaves_of
+from torchopt.graphs import carries_graph, leaves_of
 from torchopt.levels import apply_function, in_transform
 from torchopt.progress import Progress, reporter
 from torchopt.sharding import is_dtensor
+from torchopt.tree.ops import detached
 
 __all__ = ['map_tasks']
 
@@ -137,7 +138,7 @@ def map_tasks(
 
 def _trainable(params: Any) -> list[Tensor]:
     candidates = params.parameters() if isinstance(params, nn.Module) else tree.leaves(params)
-    leaves = [p for p in candidates if isinstance(p, Tensor) and p.requires_grad]
+    leaves = [p for p in candidates if carries_graph(p)]
     if not leaves and torch.is_grad_enabled():
         raise ValueError(
             'No tensor in params requires grad, so there is no gradient. Call requires_grad_() on the parameters, or '
@@ -176,7 +177,7 @@ def _do(fn: Any, own: list[Any], params: Any, leaves: list[Tensor], has_aux: boo
             what = f'a tensor of shape {tuple(loss.shape)}, {loss.dtype}' if isinstance(loss, Tensor) else repr(loss)
             raise TypeError(f'fn returned {what} as loss; expected a real scalar tensor. Reduce it: loss.mean().')
         loss = loss.reshape(())
-        kept.append(tree.map(lambda x: x.detach() if isinstance(x, Tensor) else x, aux))
+        kept.append(detached(aux))
         if eager and loss.requires_grad:
             if number == 0:
                 others = _look_for_others(fn, loss, leaves)

@@ -13,6 +13,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from torchopt.levels import is_tracing
@@ -93,10 +94,10 @@ class Hyperparams:
         self.rule: Callable[..., Any] = functools.partial(make, **hypers)
         if self.trees:
             self.rule = self._per_leaf
-        elif any(isinstance(value, Tensor) for value in hypers.values()):
-            self.rule = self._from_tensors
+        elif any(isinstance(value, (Tensor, np.number)) for value in hypers.values()):
+            self.rule = self._in_double
 
-    def _from_tensors(self, *common: Any) -> Callable[..., Any]:
+    def _in_double(self, *common: Any) -> Callable[..., Any]:
         return self.make(*common, **{name: in_double(value) for name, value in self.hypers.items()})
 
     def _per_leaf(self, *common: Any) -> PerLeafRule:

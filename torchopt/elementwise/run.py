@@ -160,7 +160,7 @@ def _constants_in_plain_training(
     This is decided once for each leaf.  A step is recorded if a parameter is not a leaf of autograd, or if a gradient,
     a moment or a hyper-parameter of any of the rules has a graph.
     """
-    if not any(isinstance(x, torch.Tensor) and x.requires_grad for x in p):
+    if not any(map(carries_graph, p)):
         return p
     coefficients = [x for step in passes for x in _coefficients(step.rule)]
     if not runs_directly() or any(map(carries_graph, coefficients)):

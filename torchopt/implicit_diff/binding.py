@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from torchopt import tree
+from torchopt.graphs import carries_graph
 
 __all__ = ['bind', 'match', 'parameters_within', 'refuse_hidden_parameters', 'signature_of']
 
@@ -51,7 +52,7 @@ def match(
     if inspect.Parameter.VAR_KEYWORD not in kinds:
         foreign = {k: v for k, v in kwargs.items() if k not in signature.parameters}
         for name, value in foreign.items():
-            if any(isinstance(x, Tensor) and x.requires_grad for x in tree.leaves(value)):
+            if any(map(carries_graph, tree.leaves(value))):
                 raise TypeError(
                     f'The solver takes the argument {name!r}, which requires a gradient, but the optimality function '
                     f'{signature} does not. Add this argument to the optimality function, or detach it.'

@@ -18,8 +18,9 @@ from torchopt.implicit_diff.binding import Reference, bind, match, refuse_hidden
 from torchopt.implicit_diff.root import Root, Solver, attach_derivative, select_tensors
 from torchopt.levels import eager, has_tangent, in_transform
 from torchopt.linear_solve.solve import TreeShape
+from torchopt.tree.ops import detached
 
-__all__ = ['custom_fixed_point', 'custom_root', 'find_root', 'wants_derivative', 'without_graph']
+__all__ = ['custom_fixed_point', 'custom_root', 'find_root', 'wants_derivative']
 
 
 def custom_root(
@@ -167,7 +168,7 @@ def find_root(
         constants: Tensors that the optimality function closes over and that get no derivative.
     """
     optimality_arguments = select_tensors(match(reference, args, kwargs))
-    result = solver_fun(*_own_copy(args[:1]), *without_graph(args[1:]), **without_graph(kwargs))
+    result = solver_fun(*_own_copy(args[:1]), *detached(args[1:]), **detached(kwargs))
     aux: tuple[Any, ...] = ()
     if has_aux:
         if not isinstance(result, tuple) or len(result) != 2:
@@ -175,13 +176,13 @@ def find_root(
                 f'With has_aux=True the solver must return a pair (solution, auxiliary results); it returned a '
                 f'{type(result).__name__}.'
             )
-        result, aux = result[0], (without_graph(result[1]),)
+        result, aux = result[0], (detached(result[1]),)
     elif type(result) is tuple and len(result) == 2 and result[1] is not None and _has_no_unknowns(result[1]):
         raise TypeError(
             'The solver returned a pair whose second entry contains no floating tensors. If it returns auxiliary '
             'results besides the solution, pass has_aux=True.'
         )
-    solution = without_graph(result)
+    solution = detached(result)
     if is_recording():
         root = Root(optimality_fun, TreeShape(solution, 'the solution'), optimality_arguments, solve, constants)
         if any(wants_derivative(x) for x in root.theta):
@@ -191,11 +192,6 @@ def find_root(
 
 def _has_no_unknowns(x: Any) -> bool:
     return not any(isinstance(leaf, Tensor) and is_inexact(leaf) for leaf in tree.leaves(x))
-
-
-def without_graph(x: Any) -> Any:
-    """The same tree with its tensors detached."""
-    return tree.map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, x)
 
 
 def _own_copy(x: Any) -> Any:

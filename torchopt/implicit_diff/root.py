@@ -83,7 +83,7 @@ class Root:
 
         point = [_differentiable(x.detach()) for x in shape.unknowns]
         try:
-            found = closure_convert(of_leaves, point, [t.detach() for t in arguments.selected], is_common=False)
+            found = closure_convert(of_leaves, point, [t.detach() for t in arguments.selected])
         except Exception:  # differentiation calls the function again and raises then
             found = Converted(of_leaves, [])
         if not found.is_complete:

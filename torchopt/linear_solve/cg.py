@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +13,7 @@ from torch import Tensor
 from torchopt.linear_solve.problem import Problem
 from torchopt.linear_solve.solve import configurable, solve_with, stopping_rule
 from torchopt.linear_solve.stopping import Improvement, IterativeOptions
-from torchopt.linear_solve.vectors import Scalar, add_scaled, can_improve, divide, inner, masked, norm
-from torchopt.loop.while_loops import repeat
+from torchopt.linear_solve.vectors import Scalar, add_scaled, can_improve, divide, inner, norm, step_size
 
 __all__ = ['ConjugateGradient', 'solve_cg', 'solve_normal_cg']
 
@@ -39,24 +37,21 @@ class ConjugateGradient(IterativeOptions):
     def improve(self, problem: Problem, r: Tensor, size: Scalar, limit: Scalar, steps: int) -> Improvement:
         """Iterate with conjugate directions, starting from the residual."""
         is_preconditioned = problem.is_preconditioned
-
-        def step(state: tuple[Any, ...]) -> tuple[Any, ...]:
-            x, r, p, before, size, k, _ = state
-            Ap = problem.matvec(p)
-            alpha = divide(masked(before, size, limit), inner(p, Ap))
-            x, r = add_scaled(x, p, alpha), add_scaled(r, Ap, -alpha)
-            z = problem.precondition(r) if is_preconditioned else r
-            rz = inner(r, z)
-            size = norm(r) if is_preconditioned else rz**0.5
-            goes_on = can_improve(size, limit, alpha)
-            if goes_on:
-                p = add_scaled(z, p, divide(rz, before))
-            return x, r, p, rz, size, k + 1, goes_on
-
+        x = torch.zeros_like(r)
         p = problem.precondition(r) if is_preconditioned else r
         rz = inner(r, p) if is_preconditioned else size * size
-        start = (torch.zeros_like(r), r, p, rz, size, 0, True)
-        x, _, _, _, size, k, _ = repeat(operator.itemgetter(-1), step, start, steps, check=False)
+        k = 0
+        while k < steps:
+            Ap = problem.matvec(p)
+            alpha = step_size(rz, inner(p, Ap), size, limit)
+            x, r = add_scaled(x, p, alpha), add_scaled(r, Ap, -alpha)
+            z = problem.precondition(r) if is_preconditioned else r
+            before, rz = rz, inner(r, z)
+            size = norm(r) if is_preconditioned else rz**0.5
+            k += 1
+            if not can_improve(size, limit, alpha):
+                break
+            p = add_scaled(z, p, divide(rz, before))
         return Improvement(x, size, k, k)
 
 

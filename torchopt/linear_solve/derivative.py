@@ -33,14 +33,14 @@ from torch._C import _functorch
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from torchopt.autodiff.products import jvp, replacing, vjp
-from torchopt.autodiff.tape import Leaves, Product
+from torchopt.autodiff.tape import Leaves
 from torchopt.dtypes import is_inexact
 from torchopt.levels import apply_function, forward_mode, saved_tensors
 from torchopt.linear_solve.least_squares import LeastSquares
 from torchopt.linear_solve.operators import Adjoint, Operator
 from torchopt.linear_solve.problem import NormalProblem, Problem, Products, Result
 from torchopt.linear_solve.status import Outcome, SolveStatus, warn_unless_solved
-from torchopt.linear_solve.vectors import Layout, times_power
+from torchopt.linear_solve.vectors import Layout
 
 __all__ = ['Method', 'System', 'solve_again', 'solve_system']
 
@@ -119,7 +119,7 @@ class System(NamedTuple):
     def split(self, tensors: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any], Sequence[Any]]:
         """Split ``[*b, *init, *consts, *preconditioner]`` into its four parts."""
         n = self.leaves
-        m = n + self.unknowns * self.has_init
+        m = n + self.unknowns if self.has_init else n
         k = m + self.consts
         return tensors[:n], tensors[n:m], tensors[m:k], tensors[k:]
 
@@ -163,21 +163,18 @@ class _Solve(torch.autograd.Function):
     def forward(system: System, *tensors: Tensor) -> tuple[Tensor, ...]:
         _refuse_legacy_batches(tensors)
         b, init, consts, approximate = system.split([x.detach() for x in tensors])
-        problem = _problem(system, consts, approximate, b, init if system.has_init else None)
-        result = _run(system.method, problem)
-        device, batch = problem.layout.device, system.batch
-        status = SolveStatus(
-            _per_system(result.iterations, batch, torch.int64, device),
-            _per_system(times_power(result.residual, problem.residual_scale), batch, problem.layout.dtype, device),
-            _per_system(result.outcome, batch, torch.int64, device),
-        )
-        x = problem.layout.unravel(problem.in_original_scale(result.x))
-        is_certain = result.outcome is Outcome.CONVERGED and problem.is_exact
-        if not problem.is_exact:
-            lost = problem.is_lost(x, result.x).reshape(batch)
-            status = status._replace(outcome=torch.where(lost, int(Outcome.DIVERGED), status.outcome))
-        if system.warns and not is_certain:
-            warn_unless_solved(system.method.name, status, truncates=system.method.truncates)
+        problem, method = _problem(system, consts, approximate, b, init if system.has_init else None), system.method
+        try:
+            result = method.run(problem) if problem.rhs.numel() else Result(problem.rhs, 0, 0.0, Outcome.CONVERGED)
+        except LinAlgError as error:
+            problem.refuse_if_not_finite(method.name)
+            raise LinAlgError(f'{method.name}: {error}') from None
+        has_converged = result.outcome is Outcome.CONVERGED
+        if not ((has_converged and math.isfinite(result.residual)) or _is_finite(result)):
+            problem.refuse_if_not_finite(method.name)
+        x, status = problem.in_original_scale(result)
+        if system.warns and not (has_converged and problem.is_exact):
+            warn_unless_solved(method.name, status, truncates=method.truncates)
         return *(z.clone() for z in x), *status
 
     @staticmethod
@@ -185,8 +182,8 @@ class _Solve(torch.autograd.Function):
         system, *tensors = inputs
         ctx.system, ctx.inputs = system, len(tensors)
         b, init, consts, approximate = system.split(tensors)
-        x, status = output[: system.unknowns], output[system.unknowns :]
-        ctx.mark_non_differentiable(*status)
+        *x, iterations, residual, outcome = output
+        ctx.mark_non_differentiable(iterations, residual, outcome)
         given = () if system.normal is None else (*b, *init)
         ctx.save_for_backward(*x, *consts, *approximate, *given)
         ctx.save_for_forward(*x, *consts, *approximate, *given)
@@ -360,59 +357,40 @@ def _kinds(leaves: Leaves, batch: tuple[int, ...]) -> tuple[tuple[torch.Size, to
 
 
 def _cut(system: System, saved: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    n, m = system.unknowns, system.unknowns + system.consts
-    count = len(saved) - (0 if system.normal is None else system.leaves + system.unknowns * system.has_init)
+    n = system.unknowns
+    m = n + system.consts
+    count = len(saved) - (0 if system.normal is None else system.leaves + n * system.has_init)
     return saved[:n], saved[n:m], saved[m:count]
 
 
 def _problem(system: System, consts: Leaves, approximate: Leaves, b: Leaves, x0: Leaves | None) -> Problem:
     """The problem for the method."""
-    range_ = Layout.of(b, system.batch)
+    preconditioner = system.preconditioner
     if system.normal is None:
         apply, adjoint = system.operator.prepare(consts, b)
+        inverse = None if preconditioner is None else preconditioner.prepare(approximate, b)[0]
         many = functools.partial(system.operator.many, consts) if system.batch else None
-        products = Products(apply, adjoint, _approximate(system, approximate, b), system.product, many)
-        return Problem(range_, products, b, x0, system.method.power)
+        products = Products(apply, adjoint, inverse, system.product, many)
+        return Problem(Layout.of(b, system.batch), products, b, x0, system.method.power)
     normal, ridge = system.normal, None
     if normal.has_ridge:
         *consts, last = consts
         ridge = last.reshape(*system.batch, 1) if system.batch else last.item()
-    device = range_.device
-    like = [torch.empty((*system.batch, *shape), dtype=dtype, device=device) for shape, dtype in normal.domain]
-    source = None
+    count, source = system.leaves, None
     if normal.has_source:
-        b, source = b[: len(b) - len(like)], b[len(b) - len(like) :]
+        count -= system.unknowns
+        b, source = b[:count], b[count:]
+    device = b[0].device if b else torch.device('cpu')
+    like = [torch.empty((*system.batch, *shape), dtype=dtype, device=device) for shape, dtype in normal.domain]
     range_, domain = Layout.of(b, system.batch), Layout.of(like, system.batch)
     dtype = torch.promote_types(range_.dtype, domain.dtype)
     apply, adjoint = system.operator.prepare(consts, b)
-    products = Products(apply, adjoint, _approximate(system, approximate, like))
+    inverse = None if preconditioner is None else preconditioner.prepare(approximate, like)[0]
+    products = Products(apply, adjoint, inverse)
     layouts = domain._replace(dtype=dtype, device=device), range_._replace(dtype=dtype, device=device)
     return NormalProblem(layouts[0], products, b, x0, layouts[1], source, ridge, normal.has_solution)
 
 
-def _approximate(system: System, approximate: Leaves, like: Leaves) -> Product | None:
-    return None if system.preconditioner is None else system.preconditioner.prepare(approximate, like)[0]
-
-
-def _run(method: Method, problem: Problem) -> Result:
-    """Solve; if that fails, raise an error if the input values were not finite."""
-    if not problem.rhs.numel():
-        return Result(problem.rhs, 0, 0.0, Outcome.CONVERGED)
-    try:
-        result = method.run(problem)
-    except LinAlgError as error:
-        problem.refuse_if_not_finite(method.name)
-        raise LinAlgError(f'{method.name}: {error}') from None
-    certain = result.outcome is Outcome.CONVERGED and math.isfinite(result.residual)
-    if not certain and not bool(
-        torch.isfinite(result.x).all() & torch.isfinite(torch.as_tensor(result.residual)).all()
-    ):
-        problem.refuse_if_not_finite(method.name)
-    return result
-
-
-def _per_system(value: Any, batch: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    if not isinstance(value, Tensor):
-        wide = torch.float64 if dtype.is_floating_point else dtype
-        return torch.full(batch, value, dtype=wide, device=device).to(dtype)
-    return value.to(dtype).broadcast_to((*batch, 1) if batch else value.shape).reshape(batch).clone()
+def _is_finite(result: Result) -> bool:
+    """Whether the solutions and the residuals of all systems are finite."""
+    return bool(torch.isfinite(result.x).all() & torch.isfinite(torch.as_tensor(result.residual)).all())

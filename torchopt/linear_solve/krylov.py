@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +14,7 @@ from torch import Tensor
 from torchopt.linear_solve.problem import Problem
 from torchopt.linear_solve.solve import configurable, solve_with, stopping_rule
 from torchopt.linear_solve.stopping import Improvement, IterativeOptions
-from torchopt.linear_solve.vectors import Scalar, add_scaled, can_improve, divide, inner, masked, norm
-from torchopt.loop.while_loops import repeat
+from torchopt.linear_solve.vectors import Scalar, add_scaled, can_improve, divide, inner, norm, step_size
 
 __all__ = ['BiCGStab', 'GMRES', 'solve_bicgstab', 'solve_gmres']
 
@@ -34,29 +32,25 @@ class BiCGStab(IterativeOptions):
 
     def improve(self, problem: Problem, r: Tensor, size: Scalar, limit: Scalar, steps: int) -> Improvement:
         """Alternate both steps, starting from the residual."""
-        shadow = r
-
-        def step(state: tuple[Any, ...]) -> tuple[Any, ...]:
-            x, r, p, rho, size, k, _ = state
+        shadow = p = r
+        x, rho, k = torch.zeros_like(r), size * size, 0
+        while k < steps:
             along_p = problem.precondition(p)
             v = problem.matvec(along_p)
-            alpha = divide(masked(rho, size, limit), inner(shadow, v))
+            alpha = step_size(rho, inner(shadow, v), size, limit)
             s = add_scaled(r, v, -alpha)
             along_s = problem.precondition(s)
             t = problem.matvec(along_s)
-            omega = divide(masked(inner(t, s), size, limit), inner(t, t))
+            omega = step_size(inner(t, s), inner(t, t), size, limit)
             x = add_scaled(add_scaled(x, along_p, alpha), along_s, omega)
             r = add_scaled(s, t, -omega)
             size = norm(r)
-            goes_on = can_improve(size, limit, alpha, omega)
-            if goes_on:
-                rho, before = inner(shadow, r), rho
-                beta = divide(rho, before) * divide(alpha, omega)
-                p = add_scaled(r, add_scaled(p, v, -omega), beta)
-            return x, r, p, rho, size, k + 1, goes_on
-
-        start = (torch.zeros_like(r), r, r, size * size, size, 0, True)
-        x, _, _, _, size, k, _ = repeat(operator.itemgetter(-1), step, start, steps, check=False)
+            k += 1
+            if not can_improve(size, limit, alpha, omega):
+                break
+            before, rho = rho, inner(shadow, r)
+            beta = divide(rho, before) * divide(alpha, omega)
+            p = add_scaled(r, add_scaled(p, v, -omega), beta)
         return Improvement(x, size, k, k)
 
 

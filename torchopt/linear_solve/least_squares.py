@@ -53,7 +53,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt.autodiff.products import jvp, vjp
+from torchopt.autodiff.products import jvp, put, vjp
 from torchopt.autodiff.tape import Leaves
 from torchopt.levels import in_transform
 from torchopt.linear_solve.operators import Operator
@@ -160,7 +160,7 @@ class LeastSquares(NamedTuple):
             return []
 
         def products(*values: Tensor) -> list[Tensor]:
-            theta = _put(self.theta, wanted, values)
+            theta = put(self.theta, wanted, values)
             return [y for x, _ in terms for y in self.operator.matvec(theta, x)]
 
         return list(vjp(products, [self.theta[i] for i in wanted], [g for _, gs in terms for g in gs]))
@@ -170,7 +170,7 @@ class LeastSquares(NamedTuple):
     ) -> Leaves:
         """The derivative of the product with a constant vector."""
         return jvp(
-            lambda *values: product(_put(self.theta, moving, values), x), [self.theta[i] for i in moving], theta_dot
+            lambda *values: product(put(self.theta, moving, values), x), [self.theta[i] for i in moving], theta_dot
         )
 
     def _ridge_bar(self, z: Leaves) -> Tensor:
@@ -182,13 +182,6 @@ class LeastSquares(NamedTuple):
 
 def _minus(a: Leaves, b: Leaves) -> list[Tensor]:
     return [x - y for x, y in zip(a, b)]
-
-
-def _put(theta: Leaves, some: Sequence[int], values: Sequence[Any]) -> Leaves:
-    replaced = list(theta)
-    for i, value in zip(some, values):
-        replaced[i] = value
-    return replaced
 
 
 def _size(leaves: Leaves, batch: int) -> int:

@@ -16,11 +16,14 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 
+from torchopt.autodiff.closure import Converted
 from torchopt.autodiff.products import jvp, map_product, recorded, vjp
 from torchopt.autodiff.tape import Leaves, Product, taped
+from torchopt.levels import in_transform
 
-__all__ = ['Adjoint', 'Function', 'Jacobian', 'Operator', 'Shifted']
+__all__ = ['Adjoint', 'Closure', 'Jacobian', 'Operator', 'Shifted']
 
 
 class Operator:
@@ -34,21 +37,26 @@ class Operator:
         """The product of the transpose with a vector."""
         return vjp(lambda *x: self.matvec(consts, x), self.domain_like(u), u)
 
+    def product(self, consts: Leaves) -> Product:
+        """The product with a vector, for many calls."""
+        return functools.partial(self.matvec, consts)
+
     def domain_like(self, u: Leaves) -> list[Tensor]:
         """Zeros in the domain of the map; like ``u`` if the map is square."""
         return [torch.zeros_like(x) for x in u]
 
     def prepare(self, consts: Leaves, like: Leaves) -> tuple[Product, Product]:
         """The products with the map and with its transpose, for many calls."""
+        product = self.product(consts)
         transposed: list[Product] = []
 
         def adjoint(u: Leaves) -> Leaves:
             if not transposed:
-                _, pull = recorded(lambda *x: self.matvec(consts, x), self.domain_like(like))
+                _, pull = recorded(lambda *x: product(x), self.domain_like(like))
                 transposed.append(taped(pull))
             return transposed[0](u)
 
-        return functools.partial(self.matvec, consts), adjoint
+        return product, adjoint
 
     def many(self, consts: Leaves, x: Leaves, transposed: bool = False) -> Leaves:
         """The products with many vectors, along the first dimension; with the transpose if ``transposed``."""
@@ -62,24 +70,32 @@ class Operator:
             dims: For each of them 0 if its first dimension is that of the systems, None if all share it.
             size: The number of systems.
         """
-        return (Repeated(self, size) if all(d is None for d in dims) else Mapped(self, dims, size)), consts
+        return Mapped(self, dims, size), consts
 
 
-class Function(Operator):
-    """The map that a function ``fun(consts, x)`` computes.
+class Closure(Operator):
+    """The map that a function computes, which may close over tensors.
 
     Args:
-        fun: A function of lists of leaves, linear in the second.
-        domain: Leaves like ``x``, if the map is not square.
+        converted: The function of lists of leaves, linear in its argument.
+        domain: Leaves like its argument, if the map is not square.
     """
 
-    def __init__(self, fun: Callable[[Leaves, Leaves], Leaves], domain: Leaves | None = None) -> None:
-        self.fun = fun
+    def __init__(self, converted: Converted, domain: Leaves | None = None) -> None:
+        self.converted = converted
         self.domain = None if domain is None else [(x.shape, x.dtype, x.device) for x in domain]
+        # Outside of torch.func the tensors that replace the captured ones have the same values.
+        self.is_plain = not converted.captured or not (
+            in_transform() or any(map(_functorch.is_functorch_wrapped_tensor, converted.captured))
+        )
 
     def matvec(self, consts: Leaves, x: Leaves) -> Leaves:
         """The product with a vector."""
-        return self.fun(consts, x)
+        return self.converted(consts, x)
+
+    def product(self, consts: Leaves) -> Product:
+        """The function itself if no tensor must be replaced, which saves the time of a mode."""
+        return self.converted.fun if self.is_plain else super().product(consts)
 
     def domain_like(self, u: Leaves) -> list[Tensor]:
         """Zeros in the domain of the map."""
@@ -135,7 +151,7 @@ class Jacobian(Operator):
     def batched(self, consts: Leaves, dims: Sequence[int | None], size: int) -> tuple[Operator, Leaves]:
         """The block-diagonal Jacobian of the mapped function."""
         if all(d is None for d in dims):
-            return Repeated(self, size), consts
+            return Mapped(self, dims, size), consts
         n, fun = self.unknowns, self.fun
         point = [x if d == 0 else x.expand(size, *x.shape) for x, d in zip(consts[:n], dims)]
         theta_dims = list(dims[n:])
@@ -212,20 +228,20 @@ class Shifted(Operator):
     def batched(self, consts: Leaves, dims: Sequence[int | None], size: int) -> tuple[Operator, Leaves]:
         """The shift of the batched operator."""
         if all(d is None for d in dims):
-            return Repeated(self, size), consts
+            return Mapped(self, dims, size), consts
         of, inner = self.of.batched(consts[:-1], dims[:-1], size)
         return Shifted(of), [*inner, consts[-1]]
 
 
 class Mapped(Operator):
-    """An operator for each of many systems."""
+    """An operator for each of many systems, or the same for all; see :meth:`Operator.batched`."""
 
     def __init__(self, of: Operator, dims: Sequence[int | None], size: int) -> None:
         self.of, self.dims, self.size = of, list(dims), size
 
     def domain_like(self, u: Leaves) -> list[Tensor]:
         """Zeros in the domain of the map."""
-        return _many(self.of.domain_like([x[0] for x in u]), self.size)
+        return [x.new_zeros((self.size, *x.shape)) for x in self.of.domain_like([x[0] for x in u])]
 
     def matvec(self, consts: Leaves, x: Leaves) -> Leaves:
         """The product with a vector."""
@@ -235,6 +251,13 @@ class Mapped(Operator):
         """The product of the transpose with a vector."""
         return _vmap(self.of.rmatvec, self.dims)(list(consts), list(u))
 
+    def prepare(self, consts: Leaves, like: Leaves) -> tuple[Product, Product]:
+        """The products of the operator, for all systems at once if they share it."""
+        if any(d is not None for d in self.dims):
+            return super().prepare(consts, like)
+        apply, adjoint = self.of.prepare(consts, [x[0] for x in like])
+        return map_product(apply), map_product(adjoint)
+
     def many(self, consts: Leaves, x: Leaves, transposed: bool = False) -> Leaves:
         """The products with many vectors, all of those of a system together: torch copies no matrix for them."""
 
@@ -242,34 +265,6 @@ class Mapped(Operator):
             return tuple(self.of.many(consts, x, transposed))
 
         return torch.vmap(of_one, in_dims=(self.dims, 1), out_dims=1, randomness='different')(list(consts), list(x))
-
-
-class Repeated(Operator):
-    """The same operator for many systems."""
-
-    def __init__(self, of: Operator, size: int) -> None:
-        self.of, self.size = of, size
-
-    def domain_like(self, u: Leaves) -> list[Tensor]:
-        """Zeros in the domain of the map."""
-        return _many(self.of.domain_like([x[0] for x in u]), self.size)
-
-    def matvec(self, consts: Leaves, x: Leaves) -> Leaves:
-        """The product with a vector."""
-        return _vmap(self.of.matvec, [None] * len(consts))(list(consts), list(x))
-
-    def rmatvec(self, consts: Leaves, u: Leaves) -> Leaves:
-        """The product of the transpose with a vector."""
-        return _vmap(self.of.rmatvec, [None] * len(consts))(list(consts), list(u))
-
-    def prepare(self, consts: Leaves, like: Leaves) -> tuple[Product, Product]:
-        """The products of the operator, for all systems at once."""
-        apply, adjoint = self.of.prepare(consts, [x[0] for x in like])
-        return map_product(apply), map_product(adjoint)
-
-
-def _many(leaves: Leaves, size: int) -> list[Tensor]:
-    return [x.new_zeros((size, *x.shape)) for x in leaves]
 
 
 def _vmap(fun: Callable[..., Leaves], dims: list[int | None]) -> Callable[..., Leaves]:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from torchopt.autodiff.products import map_product
 from torchopt.autodiff.tape import Leaves, Product
-from torchopt.linear_solve.status import Outcome
+from torchopt.linear_solve.status import Outcome, SolveStatus
 from torchopt.linear_solve.vectors import Layout, Scalar, divide, exponent, norm, times_power
 
 __all__ = ['NormalProblem', 'Problem', 'Products', 'Result']
@@ -67,6 +67,7 @@ class Problem:
         power: The power of the scale of the matrix by which the preconditioner is multiplied.
 
     Attributes:
+        is_preconditioned: Whether there is a preconditioner.
         rhs: The right-hand side, of order one.
         norm: Its norm.
         x0: The initial guess, in the scale of the solution.
@@ -82,6 +83,7 @@ class Problem:
 
     def __init__(self, layout: Layout, products: Products, b: Leaves, x0: Leaves | None = None, power: int = 1) -> None:
         self.layout, self._products, self._power = layout, products, power
+        self.is_preconditioned = products.approximate is not None
         self.x0 = None if x0 is None else layout.ravel(x0)
         # Products are rounded to the dtypes of the leaves.
         self._eps = max((torch.finfo(d).eps for d in layout.dtypes), default=0.0)
@@ -94,22 +96,14 @@ class Problem:
 
     def _begin(self, b: Leaves) -> None:
         raw = self.layout.ravel(b)
-        size = norm(raw)
-        self._scale = exponent(raw, size)
-        self.rhs = times_power(raw, -self._scale)
-        self.norm = norm(self.rhs) if self._is_scaled else size
-        self.floor = 10 * self._eps * self.norm
-        if self._products.known is not None and not self._is_scaled:
+        self.rhs, self.norm = raw, norm(raw)
+        self._scale = exponent(raw, self.norm)
+        if isinstance(self._scale, Tensor) or self._scale != 0:
+            self.rhs = times_power(raw, -self._scale)
+            self.norm = norm(self.rhs)
+        elif self._products.known is not None:
             self._known = (self.rhs, self.layout.ravel(self._products.known))
-
-    @property
-    def _is_scaled(self) -> bool:
-        return isinstance(self._scale, Tensor) or self._scale != 0
-
-    @property
-    def is_preconditioned(self) -> bool:
-        """Whether there is a preconditioner."""
-        return self._products.approximate is not None
+        self.floor = 10 * self._eps * self.norm
 
     @property
     def residual_scale(self) -> int | Tensor:
@@ -118,10 +112,8 @@ class Problem:
 
     def normalize(self) -> None:
         """Rescale the matrix to order one, by the size of its product with the right-hand side."""
-        if self._known[0] is not self.rhs:
-            self._known = (self.rhs, self._raw(self.rhs))
-        product = self._known[1]
-        assert product is not None
+        product = self.matvec(self.rhs)
+        self._known = (self.rhs, product)
         self._matrix_scale = exponent(product, norm(product))
         if self.x0 is not None:
             self.x0 = self._scaled_start(self.x0)
@@ -132,15 +124,13 @@ class Problem:
         return torch.where(self.norm == 0, 0.0, x0) if isinstance(self.norm, Tensor) else x0 * (self.norm != 0)
 
     def _raw(self, x: Tensor) -> Tensor:
-        if self.layout.is_vector:
-            return self._products.apply([x])[0]
         return self.layout.ravel(self._products.apply(self.layout.unravel(x)))
 
     def matvec(self, x: Tensor) -> Tensor:
         """The product with a vector of each system."""
         vector, product = self._known
         if x is not vector or product is None:
-            product = self._raw(x)
+            product = self._products.apply([x])[0] if self.layout.is_vector else self._raw(x)
         scale = self._matrix_scale
         return product if isinstance(scale, int) and scale == 0 else times_power(product, -scale)
 
@@ -148,9 +138,10 @@ class Problem:
         """The residual of ``x``."""
         return self.rhs - self.matvec(x)
 
-    def tightened(self, limit: Scalar, size: Scalar, tol: float) -> Scalar:
-        """The residual norm at which to stop, after a residual of norm ``size`` has been computed."""
-        return limit
+    def check(self, x: Tensor, limit: Scalar, tol: float) -> tuple[Tensor, Scalar, Scalar]:
+        """The residual of ``x``, its norm, and the norm at which to stop from now on."""
+        r = self.residual(x)
+        return r, norm(r), limit
 
     def judged(self, outcome: int | Tensor, tol: float) -> int | Tensor:
         """The outcome for the system as it was given."""
@@ -163,21 +154,36 @@ class Problem:
         z = self.layout.ravel(self._products.approximate(self.layout.unravel(r)))
         return times_power(z, self._power * self._matrix_scale)
 
-    def in_original_scale(self, x: Tensor) -> Tensor:
-        """The solution of the original system."""
-        return times_power(x, self._scale - self._matrix_scale)
-
     @property
     def is_exact(self) -> bool:
         """Whether the leaves represent every element of a solution exactly."""
         scale = self._scale - self._matrix_scale
         return not isinstance(scale, Tensor) and scale == 0 and all(d.itemsize >= 4 for d in self.layout.dtypes)
 
-    def is_lost(self, leaves: Leaves, x: Tensor) -> Tensor:
-        """For each system, whether the solution overflows or underflows the dtype of its leaves."""
-        held = times_power(self.layout.ravel(leaves), self._matrix_scale - self._scale)
-        lost = torch.linalg.vector_norm(held - x, dim=-1)
-        return ~(lost <= 4 * self._eps * torch.linalg.vector_norm(x, dim=-1))
+    def in_original_scale(self, result: Result) -> tuple[list[Tensor], SolveStatus]:
+        """The leaves of the solution of the original system, and the status, with a tensor of the batch's shape each.
+
+        A solution that overflows or underflows the dtype of its leaves has diverged.
+        """
+        layout, scale = self.layout, self._scale - self._matrix_scale
+        of_residual = self.residual_scale
+        x = layout.unravel(times_power(result.x, scale))
+        residual = times_power(result.residual, of_residual)
+        outcome = self._of_systems(result.outcome, torch.int64)
+        if not self.is_exact:
+            held = times_power(layout.ravel(x), -scale)
+            lost = torch.linalg.vector_norm(held - result.x, dim=-1)
+            is_lost = ~(lost <= 4 * self._eps * torch.linalg.vector_norm(result.x, dim=-1))
+            outcome = torch.where(is_lost.reshape(layout.batch), int(Outcome.DIVERGED), outcome)
+        iterations = self._of_systems(result.iterations, torch.int64)
+        return x, SolveStatus(iterations, self._of_systems(residual, layout.dtype), outcome)
+
+    def _of_systems(self, value: Any, dtype: torch.dtype) -> Tensor:
+        batch = self.layout.batch
+        if not isinstance(value, Tensor):
+            wide = torch.float64 if dtype.is_floating_point else dtype
+            return torch.full(batch, value, dtype=wide, device=self.layout.device).to(dtype)
+        return value.to(dtype).broadcast_to((*batch, 1) if batch else value.shape).reshape(batch).clone()
 
     def refuse_if_not_finite(self, name: str) -> None:
         """Raise if the right-hand side or the matrix is not finite, as opposed to a method that diverged.
@@ -347,13 +353,14 @@ class NormalProblem(Problem):
         residual = self._normal(-x, left)
         return residual if self._source is None else residual + self._source
 
-    def tightened(self, limit: Scalar, size: Scalar, tol: float) -> Scalar:
-        """A smaller norm at which to stop, while the relative residual of the system itself is larger than ``tol``."""
+    def check(self, x: Tensor, limit: Scalar, tol: float) -> tuple[Tensor, Scalar, Scalar]:
+        """The residual, its norm, and a smaller limit while that of the system itself is relatively above ``tol``."""
+        r, size, _ = super().check(x, limit, tol)
         excess = self._relative / tol if tol else 0.0
         if isinstance(excess, Tensor):
             smaller = torch.maximum(0.5 * size / excess, torch.as_tensor(self.floor))
-            return torch.where(excess > 1, torch.minimum(smaller, torch.as_tensor(limit)), limit)
-        return min(max(0.5 * size / excess, self.floor), limit) if excess > 1 else limit
+            return r, size, torch.where(excess > 1, torch.minimum(smaller, torch.as_tensor(limit)), limit)
+        return r, size, min(max(0.5 * size / excess, self.floor), limit) if excess > 1 else limit
 
     def judged(self, outcome: int | Tensor, tol: float) -> int | Tensor:
         """The outcome, if the normal equations are solved, but the system itself is not."""

@@ -6,47 +6,52 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec
+from typing import Any, NamedTuple, ParamSpec
 
 import torch
 from torch import Tensor
 
 from torchopt import checks, tree
-from torchopt.autodiff.tape import Leaves
+from torchopt.autodiff.closure import Converted, closure_convert
+from torchopt.autodiff.tape import Leaves, Product
 from torchopt.dtypes import is_inexact
-from torchopt.levels import eager
+from torchopt.levels import eager, in_transform
 from torchopt.linear_solve.derivative import Method, Normal, solve_system
-from torchopt.linear_solve.matvec import attach_graph, close_over
-from torchopt.linear_solve.operators import Operator, Shifted
+from torchopt.linear_solve.operators import Closure, Operator, Shifted
+from torchopt.linear_solve.recorded_graph import attach_graph
 from torchopt.spelling import check_names
 
 __all__ = ['BoundOperator', 'TreeShape', 'configurable', 'iteration_limit', 'solve_with', 'stopping_rule']
 
 
-class TreeShape(tree.Selection):
+class TreeShape:
     """The unknowns of a tree: its tensors of a floating or complex dtype; other leaves are kept unchanged."""
 
     def __init__(self, example: Any, name: str) -> None:
-        super().__init__(example, is_inexact)
-        self.name = name
-        self.unknowns: list[Tensor] = self.selected
-        self.is_tensor = isinstance(example, Tensor) and len(self.unknowns) == 1
+        self.example, self.name = example, name
+        is_alone = isinstance(example, Tensor) and (example.is_floating_point() or example.is_complex())
+        # The shape and the dtype of a tree that is one tensor.
+        self.alone = (example.shape, example.dtype) if is_alone else None
+        self.unknowns: list[Tensor] = [example] if is_alone else self._selection.selected
         devices = {x.device for x in self.unknowns}
         if len(devices) > 1:
             raise ValueError(f'{name} has leaves on several devices ({sorted(map(str, devices))}); move them to one.')
 
+    @functools.cached_property
+    def _selection(self) -> tree.Selection:
+        return tree.Selection(self.example, is_inexact)
+
     def pack(self, unknowns: Sequence[Tensor]) -> Any:
         """The tree with new unknowns."""
-        return unknowns[0] if self.is_tensor else self.replace(unknowns)
+        return self._selection.replace(unknowns) if self.alone is None else unknowns[0]
 
     def unpack(self, other: Any, name: str) -> list[Tensor]:
         """The unknowns of another tree of the same structure and shapes, converted to the dtypes of this one."""
-        if self.is_tensor and isinstance(other, Tensor):
-            like = self.unknowns[0]
-            if other.shape == like.shape and other.dtype == like.dtype:
-                return [other]
+        if self.alone is not None and isinstance(other, Tensor) and (other.shape, other.dtype) == self.alone:
+            return [other]
         unknowns = []
-        for i, x, like in zip(self.positions, self.of(other, name=name, like=self.name), self.unknowns):
+        selection = self._selection
+        for i, x, like in zip(selection.positions, selection.of(other, name=name, like=self.name), self.unknowns):
             if not isinstance(x, Tensor) or x.shape != like.shape:
                 path = tree.flatten_with_path(self.pack(self.unknowns))[i][0]
                 kind = f'has shape {tuple(x.shape)}' if isinstance(x, Tensor) else f'is a {type(x).__name__}'
@@ -112,7 +117,7 @@ def solve_with(
         fun = _on_leaves(matvec, guess, rhs, name)
         if normal and init is None:
             _require_square(fun, guess, name)
-        operator, consts, is_complete, first = close_over(fun, guess.unknowns, guess.unknowns if normal else None)
+        operator, consts, is_complete, first = _close_over(fun, guess.unknowns, guess.unknowns if normal else None)
     if not is_complete:
         if ridge is not None or normal or M is not None:
             raise RuntimeError(
@@ -122,14 +127,14 @@ def solve_with(
                 'with '
                 f'torch.func.jvp or vjp of a function of the tensors, or detach its result.'
             )
-        x, status = attach_graph(method, fun, rhs.unknowns, None)
+        x, status = attach_graph(method, fun, rhs.unknowns)
         return (rhs.pack(x), status) if return_status else rhs.pack(x)
     if ridge is not None:
         consts = [*consts, _ridge(ridge, name, guess)]
         operator = operator if normal else Shifted(operator)
     preconditioner = None
     if M is not None:
-        preconditioner = close_over(_on_leaves(M, guess, guess, name, 'M'), guess.unknowns)[:2]
+        preconditioner = _close_over(_on_leaves(M, guess, guess, name, 'M'), guess.unknowns)[:2]
     x, status = solve_system(
         method,
         operator,
@@ -150,10 +155,50 @@ def solve_with(
     return (guess.pack(x), status) if return_status else guess.pack(x)
 
 
+class _Found(NamedTuple):
+    """The tensors that a function depends on.
+
+    Attributes:
+        closure: The map.
+        captured: The tensors that it depends on.
+        is_complete: Whether these are all of them; False if the function depends on a graph recorded earlier.
+        product: The product with the leaves of the trial run, if it is known.
+    """
+
+    closure: Closure
+    captured: list[Tensor]
+    is_complete: bool = True
+    product: list[Tensor] | None = None
+
+
+def _close_over(fun: Product, like: Leaves, domain: Leaves | None = None) -> _Found:
+    """Find the tensors that a linear function depends on.
+
+    Args:
+        fun: A function of lists of leaves.
+        like: Leaves for the trial run.
+        domain: Leaves like its argument, if the map is not square.
+    """
+    transformed = in_transform()
+    # Under transforms the vector must not be mapped over, since batch dimensions may move; any other one will do.
+    found = closure_convert(fun, [_some_vector(x) if transformed else x.detach() for x in like])
+    closure = Closure(Converted(fun, found.captured), domain)
+    product = None if transformed or found.value is None else [y.detach() for y in found.value]
+    return _Found(closure, found.captured, found.is_complete, product)
+
+
+def _some_vector(like: Tensor) -> Tensor:
+    """A vector that is neither zero nor constant, since many matrices map those to zero."""
+    return torch.arange(1, like.numel() + 1, device=like.device).sin().reshape(like.shape).to(like.dtype)
+
+
 def _on_leaves(
     fun: Callable[[Any], Any], domain: TreeShape, range_: TreeShape, name: str, what: str = 'matvec'
 ) -> Callable[[Leaves], Leaves]:
-    return lambda x: range_.unpack(fun(domain.pack(x)), f'{name}: {what}(x)')
+    result = f'{name}: {what}(x)'
+    if domain.alone is None:
+        return lambda x: range_.unpack(fun(domain.pack(x)), result)
+    return lambda x: range_.unpack(fun(x[0]), result)
 
 
 def _require_square(fun: Callable[[Leaves], Leaves], shape: TreeShape, name: str) -> None:
@@ -220,16 +265,18 @@ def stopping_rule(
     if tol is not None and rtol is not None:
         raise TypeError('tol and rtol are two names of the relative tolerance; pass only one of them.')
     given = [rtol if tol is None else tol, atol]
-    relative = 1e-5 if given[0] is None else given[0]
-    absolute = 0.0 if atol is None else atol
-    checks.at_least('tol', relative)
-    checks.at_least('atol', absolute)
+    for name, value in zip(('tol', 'atol'), given):
+        if value is not None:
+            checks.at_least(name, value)
+    relative = 1e-5 if given[0] is None else float(given[0])
+    absolute = 0.0 if atol is None else float(atol)
     limit = iteration_limit(maxiter)
     truncates = limit is not None and 0 in given and not any(given)
-    return float(relative), float(absolute), limit, truncates
+    return relative, absolute, limit, truncates
 
 
 def iteration_limit(maxiter: int | None) -> int | None:
     """Check ``maxiter`` and return it."""
-    checks.integer('maxiter', maxiter, 0, optional=True)
+    if maxiter is not None:
+        checks.integer('maxiter', maxiter, 0)
     return maxiter

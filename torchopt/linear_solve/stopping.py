@@ -16,7 +16,6 @@ goes on with a smaller tolerance until the residual of the system itself is smal
 from __future__ import annotations
 
 import math
-import operator
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -27,7 +26,6 @@ from torch import Tensor
 from torchopt.linear_solve.problem import Problem, Result
 from torchopt.linear_solve.status import Outcome
 from torchopt.linear_solve.vectors import Scalar, any_above, can_improve, exponent, norm, times_power
-from torchopt.loop.while_loops import repeat
 
 __all__ = ['Improvement', 'IterativeOptions']
 
@@ -46,17 +44,6 @@ class Improvement(NamedTuple):
     size: Scalar
     iterations: int
     units: int
-
-
-class _Progress(NamedTuple):
-    x: Tensor
-    r: Tensor
-    size: Scalar
-    iterations: int
-    units: int
-    limit: Scalar
-    claimed: Any
-    goes_on: bool
 
 
 @dataclass(frozen=True)
@@ -91,10 +78,6 @@ class IterativeOptions:
             steps: The maximum number of iterations.
         """
 
-    def steps(self, problem: Problem) -> int:
-        """The maximum number of iterations."""
-        return 10 * problem.layout.size if self.maxiter is None else self.maxiter
-
     def limit(self, problem: Problem) -> Scalar:
         """The residual norm at which to stop, for each system."""
         relative = self.tol * problem.norm
@@ -105,39 +88,36 @@ class IterativeOptions:
 
     def run(self, problem: Problem) -> Result:
         """Solve."""
+        limit = goal = self.limit(problem)
         problem.normalize()
-        limit = self.limit(problem)
         x, r, size = problem.x0, problem.rhs, problem.norm
-        if x is not None:
+        if x is None:
+            x = torch.zeros_like(r)
+        else:
             r = problem.residual(x)
             size = norm(r)
-        steps = self.steps(problem)
-
-        def correct(state: _Progress) -> _Progress:
-            x, r, before, iterations, units, limit = state[:6]
-            e = exponent(r, before)
+        steps = 10 * problem.layout.size if self.maxiter is None else self.maxiter
+        iterations = units = 0
+        claimed: Any = False
+        goes_on = steps > 0 and any_above(size, limit)
+        while goes_on:
+            e = exponent(r, size)
             if isinstance(e, int) and e == 0:
-                done = self.improve(problem, r, before, limit, steps - units)
-                d, found = done.d, done.size
+                done = self.improve(problem, r, size, goal, steps - units)
             else:
-                of_r, of_limit = times_power(before, -e), times_power(limit, -e)
-                done = self.improve(problem, times_power(r, -e), of_r, of_limit, steps - units)
-                d, found = times_power(done.d, e), times_power(done.size, e)
-            x, iterations, units = x + d, iterations + done.iterations, units + done.units
-            claimed = found <= limit
+                of_r, of_goal = times_power(size, -e), times_power(goal, -e)
+                done = self.improve(problem, times_power(r, -e), of_r, of_goal, steps - units)
+                done = done._replace(d=times_power(done.d, e), size=times_power(done.size, e))
+            x, iterations, units = x + done.d, iterations + done.iterations, units + done.units
+            claimed = done.size <= goal
             if units >= steps and not (bool(claimed.any()) if isinstance(claimed, Tensor) else claimed):
-                return _Progress(x, r, found, iterations, units, limit, claimed, False)
-            r = problem.residual(x)
-            size = norm(r)
-            limit = problem.tightened(limit, size, self.tol)
-            goes_on = units < steps and can_improve(size, 1.01 * limit, size < self.gain * before)
-            return _Progress(x, r, size, iterations, units, limit, claimed, goes_on)
-
-        x = torch.zeros_like(problem.rhs) if x is None else x
-        start = _Progress(x, r, size, 0, 0, limit, False, steps > 0 and any_above(size, limit))
-        end = repeat(operator.attrgetter('goes_on'), correct, start, None, check=False)
-        outcome = self._outcome(problem, end.size, limit, end.claimed, stuck=end.units < steps)
-        return Result(end.x, end.iterations, end.size, problem.judged(outcome, self.tol))
+                size = done.size
+                break
+            before = size
+            r, size, goal = problem.check(x, goal, self.tol)
+            goes_on = units < steps and can_improve(size, 1.01 * goal, size < self.gain * before)
+        outcome = self._outcome(problem, size, limit, claimed, stuck=units < steps)
+        return Result(x, iterations, size, problem.judged(outcome, self.tol))
 
     def _outcome(self, problem: Problem, size: Scalar, limit: Scalar, claimed: Any, *, stuck: bool) -> Any:
         """The outcome for each system: an unsolved one broke down unless it reached the maximum of iterations."""

@@ -27,8 +27,8 @@ __all__ = [
     'divide',
     'exponent',
     'inner',
-    'masked',
     'norm',
+    'step_size',
     'times_power',
 ]
 
@@ -163,9 +163,13 @@ def any_above(x: Scalar, limit: Scalar) -> bool:
     return bool((~(x <= limit)).any()) if isinstance(x, Tensor) else not x <= limit
 
 
-def masked(value: Any, size: Any, limit: Any) -> Any:
-    """The value; zero for the solved systems of a batch."""
-    return torch.where(size <= limit, 0.0, value) if isinstance(value, Tensor) else value
+def step_size(a: Scalar, b: Scalar, size: Scalar, limit: Scalar) -> Scalar:
+    """:func:`divide`; zero for the solved systems of a batch, whose ``size`` is within the limit."""
+    if isinstance(a, Tensor):
+        a = torch.where(size <= limit, 0.0, a)
+    elif b != 0:
+        return a / b
+    return divide(a, b)
 
 
 def can_improve(size: Any, limit: Any, *steps: Any) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from torchopt import tree
+from torchopt.graphs import carries_graph
 
 __all__ = ['MetaGradientModule', 'MetaInputs']
 
@@ -37,7 +38,7 @@ class MetaInputs(NamedTuple):
         """Collect the meta inputs among the leaves of a tree of constructor arguments."""
         inputs = cls(set(), set())
         for leaf in tree.leaves(arguments):
-            if isinstance(leaf, Tensor) and leaf.requires_grad:
+            if carries_graph(leaf):
                 inputs.meta_parameters.add(leaf)
             elif isinstance(leaf, nn.Module) and leaf.training:
                 inputs.meta_modules.update(leaf.modules())
@@ -126,9 +127,7 @@ class MetaGradientModule(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Store a value according to its origin; see the class."""
-        if isinstance(value, nn.Parameter) or (
-            isinstance(value, Tensor) and value.requires_grad and not isinstance(value, nn.Buffer)
-        ):
+        if isinstance(value, nn.Parameter) or (carries_graph(value) and not isinstance(value, nn.Buffer)):
             if '_parameters' not in self.__dict__:
                 raise AttributeError('cannot assign parameters before Module.__init__() call')
             if self._meta_inputs.holds_parameter(value):

@@ -10,7 +10,7 @@ import torch
 
 from torchopt import tree
 from torchopt.base import GradientTransformation, UninitializedState, check_impl
-from torchopt.graphs import detach_graph
+from torchopt.graphs import carries_graph, detach_graph
 from torchopt.optim.gradients import (
     differentiable_gradients,
     recomputed_gradients,
@@ -123,7 +123,7 @@ def _begins_anew(params: Any) -> bool:
 
 
 def _detached(x: Any) -> Any:
-    return detach_graph(x) if isinstance(x, torch.Tensor) and x.requires_grad else x
+    return detach_graph(x) if carries_graph(x) else x
 
 
 def _as_leaf(p: Any, new: Any) -> Any:

@@ -59,12 +59,12 @@ def gradients_of_leaves(loss: Any, leaves: Sequence[Any], *, create_graph: bool 
     trainable = list(itertools.compress(leaves, is_trained))
     _check_any(trainable)
     found = torch.autograd.grad(loss, trainable, create_graph=create_graph, allow_unused=True)
+    _check_reached(trainable, found)
     if is_storage_freed(trainable):
         raise RuntimeError(
             'params are the gathered parameters of a module under FSDP, whose memory the backward pass has released. '
             'Train such a module with torchopt.Optimizer, or take functional steps on its DTensors.'
         )
-    _check_reached(trainable, found)
     gradients = iter(found)
     return [next(gradients) if trained else None for trained in is_trained]
 

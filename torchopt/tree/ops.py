@@ -6,14 +6,14 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from torchopt.tree.registry import flatten, flatten_up_to, flatten_with_path, leaves, unflatten
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import torch
-
-__all__ = ['all', 'any', 'broadcast_prefix', 'check_matching', 'map', 'map_with_path', 'reduce']
+__all__ = ['all', 'any', 'broadcast_prefix', 'check_matching', 'detached', 'map', 'map_with_path', 'reduce']
 
 
 def map(
@@ -44,6 +44,18 @@ def map(
     first, spec = flatten(tree, is_leaf)
     columns = [flatten_up_to(spec, other, name=f'tree {i}', like='tree 1') for i, other in enumerate(rest, 2)]
     return unflatten(spec, [None if row[0] is None else f(*row) for row in zip(first, *columns)])
+
+
+def detached(tree: Any) -> Any:
+    """The same tree with its tensors detached; other leaves are unchanged.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.tree.ops import detached
+        >>> detached({'x': torch.ones(1, requires_grad=True), 'n': 3})
+        {'x': tensor([1.]), 'n': 3}
+    """
+    return map(lambda x: x.detach() if isinstance(x, torch.Tensor) else x, tree)
 
 
 def map_with_path(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:

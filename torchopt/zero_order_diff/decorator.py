@@ -64,8 +64,14 @@ def zero_order(
 
     The result works with :func:`torch.autograd.grad`, ``backward``, and the transforms of ``torch.func`` (``grad``,
     ``jacrev``, ``jvp``, ``jacfwd``, ``hessian``, ``vmap``), for any function.  Under
-    ``torch.compile`` it breaks the graph.  For ``torch.distributions.Normal(0.0, 1.0)`` and any method but ``spsa``,
-    second derivatives are estimated by Stein's identity from the same function values; otherwise they raise an error.
+    ``torch.compile`` it breaks the graph.
+
+    Only these tensors get gradients; other arguments, and tensors that the function closes over, are constants.  The
+    gradient itself can be differentiated: with respect to the perturbed tensors for
+    ``torch.distributions.Normal(0.0, 1.0)`` and any method but ``spsa``, by Stein's identity from the same function
+    values; for other directions, and with respect to other arguments, in reverse mode by autograd through the function,
+    which is evaluated again at the same points.  With respect to perturbed tensors this raises an error if the function
+    has no derivative, or only zeros.  Tensors that the function closes over get no derivative: pass them as arguments.
 
     Args:
         distribution: The distribution of the directions: an object with a method ``sample``, such as

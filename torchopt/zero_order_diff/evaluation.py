@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluate a function at many points: vectorized if possible, otherwise in a loop or in other processes.
 
-The function may use automatic differentiation inside; its result is detached from any graph.
+The function may use automatic differentiation inside; its result is detached from any graph, unless that is wanted.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -54,15 +55,16 @@ class BoundObjective:
         args, kwargs = self._given.replace(tensors[i] for i in self._indices)
         return args, kwargs
 
-    def __call__(self, tensors: Sequence[Any]) -> Tensor:
-        """The result of the function, a 0-d tensor without a graph."""
+    def __call__(self, tensors: Sequence[Any], *, recorded: bool = False) -> Tensor:
+        """The result of the function, a 0-d tensor; without its graph unless ``recorded``."""
         args, kwargs = self.arguments(tensors)
         with contextlib.ExitStack() as stack:
             # The function must not depend on the grad mode or the autocast settings of the backward pass.
             stack.enter_context(torch.enable_grad())
             for kind, dtype in self._autocast:
                 stack.enter_context(torch.autocast(kind, dtype=dtype))
-            return scalar(self.fn(*args, **kwargs))
+            value = scalar(self.fn(*args, **kwargs))
+            return value if recorded else value.detach()
 
     def path(self, index: int) -> str:
         """The path of a tensor in the arguments, for error messages."""
@@ -74,7 +76,7 @@ class BoundObjective:
 
 
 def scalar(output: Any) -> Tensor:
-    """Require that the result of an objective is a real 0-d tensor, and detach it."""
+    """Require that the result of an objective is a real 0-d tensor."""
     if not isinstance(output, Tensor):
         raise TypeError(
             f'`output` must be a tensor. The function returned a {type(output).__name__}; return a 0-d tensor, '
@@ -90,7 +92,7 @@ def scalar(output: Any) -> Tensor:
             f'`output` must be a tensor of a real floating dtype. The function returned {output.dtype}; convert it, '
             f'for example with .float() or .abs().'
         )
-    return output.detach()
+    return output
 
 
 class Evaluator:
@@ -130,21 +132,39 @@ class Evaluator:
         with _unchanged(objective, tensors):
             if self._executor is not None:
                 return self._submit(self._executor, objective, tensors, points, count, advance)
-            if self._vectorize is not False:
-                try:
-                    found = torch.stack([_vmap(objective, tensors, p, count) for p in points], 1)
-                except torch.OutOfMemoryError:
+            return self._here(objective, objective.fn, tensors, points, count, advance)
+
+    def recorded(
+        self, objective: BoundObjective, tensors: Sequence[Tensor], points: list[Points], count: int
+    ) -> Tensor:
+        """The same values with a graph, computed in this process."""
+        with _unchanged(objective, tensors):
+            return self._here(functools.partial(objective, recorded=True), objective.fn, list(tensors), points, count)
+
+    def _here(
+        self,
+        objective: Callable[[Sequence[Any]], Tensor],
+        fn: Any,
+        tensors: list[Tensor],
+        points: list[Points],
+        count: int,
+        advance: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        if self._vectorize is not False:
+            try:
+                found = torch.stack([_vmap(objective, tensors, p, count) for p in points], 1)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                if self._vectorize:
                     raise
-                except Exception as error:
-                    if self._vectorize:
-                        raise
-                    logger.info('%r cannot be vectorized; it is evaluated in a loop: %s', objective.fn, error)
-                    self._vectorize = False
-                else:
-                    if advance is not None:
-                        advance(found.numel())
-                    return found
-            values = _each((objective(_row(tensors, p, i)) for i in range(count) for p in points), advance)
+                logger.info('%r cannot be vectorized; it is evaluated in a loop: %s', fn, error)
+                self._vectorize = False
+            else:
+                if advance is not None:
+                    advance(found.numel())
+                return found
+        values = _each((objective(_row(tensors, p, i)) for i in range(count) for p in points), advance)
         return torch.stack([v.to(values[0]) for v in values]).reshape(count, len(points))
 
     def _submit(
@@ -177,7 +197,7 @@ def _each(values: Iterable[Tensor], advance: Callable[[int], None] | None) -> li
     return found
 
 
-def _vmap(objective: BoundObjective, tensors: list[Tensor], points: Points, count: int) -> Tensor:
+def _vmap(objective: Callable[[Sequence[Any]], Tensor], tensors: list[Tensor], points: Points, count: int) -> Tensor:
     batched = [points.get(i, x) for i, x in enumerate(tensors)]
     in_dims = tuple(0 if i in points else None for i in range(len(tensors)))
     # Random numbers of the function, such as dropout, differ between samples, as in a loop.

@@ -5,8 +5,9 @@ The function is called only on plain tensors, outside of all transforms.  Under 
 batch is a separate problem, and the elements are evaluated one after another (each vectorized over its samples).  So
 any function works under every transform, even if it does not support them.
 
-The gradient is random.  Its derivative is estimated from the same directions, drawn again from their seed, and from
-the stored function values, without further function calls.
+The gradient is random.  For normal directions, its derivative is estimated from the same directions, drawn again from
+their seed, and from the stored function values, without further function calls.  For other directions, and with respect
+to arguments that are not perturbed, the function is evaluated again at the same points and differentiated by autograd.
 """
 
 from __future__ import annotations
@@ -34,7 +35,11 @@ _MOST, _CACHED, _FEW = 2**24, 2**20, 16
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ZeroOrderProblem:
-    """The call to differentiate, with the options; ``wanted`` are the indices of the tensors that get gradients."""
+    """The call to differentiate, with the options.
+
+    ``wanted`` are the indices of the tensors that get gradients, ``others`` those of the tensors with respect to which
+    these gradients are differentiated.
+    """
 
     objective: BoundObjective
     method: str
@@ -47,6 +52,12 @@ class ZeroOrderProblem:
     next_seed: Callable[[], int]
     report: Callable[[int, int], Any] | None
     wanted: tuple[int, ...] = ()
+    others: tuple[int, ...] = ()
+
+    @property
+    def has_curvature(self) -> bool:
+        """Whether second derivatives are estimated from values."""
+        return self.estimator.curvature is not None and self.directions.gaussian
 
     def chunks(self, seed: int, xs: list[Tensor]) -> Iterator[tuple[int, list[Tensor]]]:
         """Yield chunks of directions: the index of the first one, and the directions for each tensor."""
@@ -156,35 +167,52 @@ class _Gradient(torch.autograd.Function):
         ctx.problem, center, *tensors = inputs
         seed, values, *_ = output
         ctx.mark_non_differentiable(seed, values)
-        kept = (seed, values, center, *(tensors[i] for i in ctx.problem.wanted))
-        ctx.save_for_backward(*kept)
-        ctx.save_for_forward(*kept)
-        ctx.tensors = len(tensors)
+        ctx.save_for_backward(seed, values, center, *tensors)
+        ctx.save_for_forward(seed, values, center, *tensors)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
-        result: list[Tensor | None] = [None] * ctx.tensors
-        for i, h in zip(ctx.problem.wanted, _curvature(ctx.problem, levels.saved_tensors(ctx), cotangents[2:])):
-            result[i] = h
+        problem, kept = ctx.problem, levels.saved_tensors(ctx)
+        needed = {i for i, needs in enumerate(ctx.needs_input_grad[2:]) if needs}
+        result: list[Tensor | None] = [None] * len(kept[3:])
+        if problem.has_curvature and not needed.isdisjoint(problem.wanted):
+            for i, h in zip(problem.wanted, _curvature(problem, kept, cotangents[2:])):
+                result[i] = h
+            needed.difference_update(problem.wanted)
+        if needed:
+            others = tuple(sorted(needed))
+            for i, h in zip(others, _derivative(problem, kept, others, cotangents[2:])):
+                result[i] = h
         return (None, None, *result)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
+        wanted, moving = ctx.problem.wanted, tangents[2:]
+        if not ctx.problem.has_curvature or any(t is not None for i, t in enumerate(moving) if i not in wanted):
+            raise RuntimeError(
+                'A zero-order gradient has forward-mode derivatives only with respect to its argnums, for normal '
+                'directions (torch.distributions.Normal(0.0, 1.0)) and methods other than spsa. Use reverse mode '
+                '(torch.autograd.grad, torch.func.jacrev), or detach the other arguments.'
+            )
         # The estimate of the Hessian is symmetric.
         with levels.forward_mode(ctx) as saved:
-            return (None, None, *_curvature(ctx.problem, saved, [tangents[2 + i] for i in ctx.problem.wanted]))
+            return (None, None, *_curvature(ctx.problem, saved, [moving[i] for i in wanted]))
 
 
 def _curvature(problem: ZeroOrderProblem, kept: Sequence[Tensor], vs: Any) -> tuple[Tensor, ...]:
-    if problem.estimator.curvature is None or not problem.directions.gaussian:
-        raise RuntimeError(
-            f'The zero-order gradient by method {problem.method!r} has no second derivative here, which can be '
-            f'estimated only for normal directions. Pass torch.distributions.Normal(0.0, 1.0) and one of the methods '
-            f"'naive', 'forward', 'antithetic' and 'orthogonal', or detach the gradient."
-        )
-    xs = kept[3:]
+    """The estimate of the Hessian times a vector."""
+    xs = [kept[3 + i] for i in problem.wanted]
     vs = [torch.zeros_like(x) if v is None else v for x, v in zip(xs, vs)]
-    return levels.apply_function(_Curvature, problem, *kept, *vs)
+    return levels.apply_function(_Curvature, problem, *kept[:3], *xs, *vs)
+
+
+def _derivative(
+    problem: ZeroOrderProblem, kept: Sequence[Tensor], others: tuple[int, ...], vs: Any
+) -> tuple[Tensor, ...]:
+    """The derivative of the product of the gradient and a vector, by autograd through the function."""
+    seed, _, _, *tensors = kept
+    vs = [torch.zeros_like(tensors[i]) if v is None else v for i, v in zip(problem.wanted, vs)]
+    return levels.apply_function(_Derivative, dataclasses.replace(problem, others=others), seed, *tensors, *vs)
 
 
 @_one_by_one
@@ -198,6 +226,28 @@ class _Curvature(torch.autograd.Function):
         half = len(xs_and_vs) // 2
         xs, vs = xs_and_vs[:half], xs_and_vs[half:]
         return _estimate_product(problem, int(seed), values, center, xs, vs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        _refuse_third_order()
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        _refuse_third_order()
+
+
+@_one_by_one
+class _Derivative(torch.autograd.Function):
+    """The gradient times a vector, differentiated by autograd: ``_Derivative.apply(problem, seed, *tensors, *vs)``."""
+
+    @staticmethod
+    def forward(problem: ZeroOrderProblem, seed: Tensor, *tensors_and_vs: Tensor) -> tuple[Any, ...]:
+        count = len(tensors_and_vs) - len(problem.wanted)
+        return _differentiate(problem, int(seed), tensors_and_vs[:count], tensors_and_vs[count:])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -229,9 +279,7 @@ def _estimate(problem: ZeroOrderProblem, seed: int, center: Tensor, tensors: tup
     sums: list[Any] = [0.0] * len(xs)
     found = []
     for first, zs in problem.chunks(seed, xs):
-        points = [
-            {i: _shifted(tensors[i], x, s * problem.sigma, z) for i, x, z in zip(problem.wanted, xs, zs)} for s in signs
-        ]
+        points = _points(problem, tensors, xs, zs)
         advance = None if problem.report is None else functools.partial(_report, problem, first)
         values = problem.evaluator.around(problem.objective, tensors, points, len(zs[0]), advance)
         _check_finite(problem, first, values, center)
@@ -241,6 +289,55 @@ def _estimate(problem: ZeroOrderProblem, seed: int, center: Tensor, tensors: tup
     scale = 1.0 / (problem.num_samples * problem.sigma)
     gradients = [_like(total * scale, tensors[i]) for i, total in zip(problem.wanted, sums)]
     return torch.cat(found), *gradients
+
+
+def _points(
+    problem: ZeroOrderProblem, tensors: tuple[Tensor, ...], xs: list[Tensor], zs: list[Tensor]
+) -> list[dict[int, Tensor]]:
+    """The perturbed tensors of a chunk, for each sign."""
+    return [
+        {i: _shifted(tensors[i], x, s * problem.sigma, z) for i, x, z in zip(problem.wanted, xs, zs)}
+        for s in problem.estimator.signs
+    ]
+
+
+def _differentiate(
+    problem: ZeroOrderProblem, seed: int, tensors: tuple[Tensor, ...], vs: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    """The derivative of the product of the gradient and a vector, by autograd through the function."""
+    weights, signs = problem.estimator.slope, problem.estimator.signs
+    flat = [real_view(v.detach()).reshape(-1) for v in vs]
+    given = tuple(x.detach().requires_grad_(i in problem.others) for i, x in enumerate(tensors))
+    moving = [given[i] for i in problem.others]
+    perturbed = [given[i] for i in problem.others if i in problem.wanted]
+    sums = [torch.zeros_like(x) for x in moving]
+    for first, zs in problem.chunks(seed, [real_view(tensors[i].detach()) for i in problem.wanted]):
+        along = sum(z.reshape(len(z), -1) @ v.to(z) for z, v in zip(zs, flat))
+        with torch.enable_grad():
+            points = _points(problem, given, [real_view(given[i]) for i in problem.wanted], zs)
+            values = problem.evaluator.recorded(problem.objective, given, points, len(zs[0]))
+            center = problem.objective(given, recorded=True) if 0 in weights else values.new_zeros(())
+            total = (combine(weights, signs, values, center) * along).sum()
+        if perturbed and first == 0 and _is_flat(values, perturbed):
+            raise RuntimeError(
+                f'The gradient by zero_order (method {problem.method!r}) cannot be differentiated with respect to its '
+                'argnums: for these directions that takes a derivative of the function by autograd, and it has none, '
+                'or it is zero. Pass torch.distributions.Normal(0.0, 1.0) and another method than spsa, which need no '
+                'derivative (in a ZeroOrderGradientModule: sample = staticmethod(torch.distributions.Normal(0.0, '
+                '1.0).sample)), or detach the gradient.'
+            )
+        if total.requires_grad:
+            found = torch.autograd.grad(total, moving, allow_unused=True)
+            sums = [s if g is None else s + g for s, g in zip(sums, found)]
+    return tuple(s / (problem.num_samples * problem.sigma) for s in sums)
+
+
+def _is_flat(values: Tensor, xs: list[Tensor]) -> bool:
+    """Whether autograd finds no derivative at any of the points; for example, the function counts errors."""
+    if not values.requires_grad:
+        return True
+    found = torch.autograd.grad(values, xs, torch.ones_like(values), retain_graph=True, allow_unused=True)
+    return not any(g is not None and bool(g.any()) for g in found)
 
 
 def _report(problem: ZeroOrderProblem, first: int, done: int) -> None:

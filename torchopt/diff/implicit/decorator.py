@@ -13,8 +13,9 @@ from torch import Tensor
 from torchopt import tree
 from torchopt.dtypes import is_inexact
 from torchopt.implicit_diff.binding import bind, parameters_within, refuse_hidden_parameters, signature_of
-from torchopt.implicit_diff.custom_root import find_root, without_graph
+from torchopt.implicit_diff.custom_root import find_root
 from torchopt.levels import eager
+from torchopt.tree.ops import detached
 
 __all__ = ['custom_root']
 
@@ -79,7 +80,7 @@ def custom_root(
             else:
                 constants = parameters_within((args[1:], kwargs))  # module parameters cannot be detached
                 args = tuple(_only_if(i in _from_start(chosen, len(args)), i, x) for i, x in enumerate(args))
-                kwargs = {k: without_graph(x) for k, x in kwargs.items()}
+                kwargs = {k: detached(x) for k, x in kwargs.items()}
             return find_root(
                 checked, optimality_fn, reference, args, kwargs, has_aux=has_aux, solve=solve, constants=constants
             )
@@ -111,7 +112,7 @@ def _from_start(chosen: tuple[int, ...], count: int) -> set[int]:
 
 def _only_if(wanted: bool, position: int, argument: Any) -> Any:
     if not wanted:
-        return argument if position == 0 else without_graph(argument)
+        return argument if position == 0 else detached(argument)
     if not _has_unknowns(argument):
         raise RuntimeError(
             'argument of function solver_fn specified with `argnums` should be a torch.Tensor or a tuple of '

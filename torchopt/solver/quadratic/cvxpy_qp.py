@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch._C import _functorch
 
-from torchopt.levels import eager
+from torchopt.levels import eager, without_wrappers
 from torchopt.solver import adjoint
 from torchopt.solver.base import OptStep, Solver
 from torchopt.solver.quadratic.kkt import inequality_residual, solve_kkt
@@ -105,7 +104,10 @@ class CvxpyQP(Solver):
             cvxpy: Any = importlib.import_module('cvxpy')
         except ImportError:
             raise ImportError('CvxpyQP needs cvxpy: `pip install torchopt[cvxpy]`, or use OSQP.') from None
-        given = {name: np.array(_without_wrappers(value).tolist()).reshape(value.shape) for name, value in data.items()}
+        given = {
+            name: np.array(without_wrappers(value, unless_batch=_NO_BATCH).tolist()).reshape(value.shape)
+            for name, value in data.items()
+        }
         x = cvxpy.Variable(len(given['c']))
         objective = 0.5 * cvxpy.quad_form(x, given['Q'], assume_PSD=True) + given['c'] @ x
         constraints = []
@@ -127,15 +129,7 @@ class CvxpyQP(Solver):
         )
 
 
-def _without_wrappers(x: Tensor) -> Tensor:
-    """The tensor beneath transforms of ``torch.func``, of which all but ``vmap`` leave its values alone."""
-    while _functorch.is_functorch_wrapped_tensor(x):
-        if _functorch.is_batchedtensor(x):
-            raise NotImplementedError(
-                'CvxpyQP solves one problem at a time and cannot be mapped by torch.vmap. Use OSQP for batches.'
-            )
-        x = _functorch.get_unwrapped(x)
-    return x
+_NO_BATCH = 'CvxpyQP solves one problem at a time and cannot be mapped by torch.vmap. Use OSQP for batches.'
 
 
 def _residual(point: tuple[Tensor, Tensor], data: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch._C import _functorch
 
 from torchopt import checks, tree
 from torchopt.dtypes import widened
-from torchopt.levels import beneath, eager
+from torchopt.levels import beneath, eager, without_wrappers
 from torchopt.solver import adjoint
 from torchopt.solver.auxiliary import require_function
 from torchopt.solver.base import OptStep, Solver
@@ -55,13 +54,11 @@ def as_array(x: Tensor, dtype: Any) -> Any:
     Raises:
         NotImplementedError: If the tensor is a batch of ``torch.vmap``.
     """
-    while _functorch.is_functorch_wrapped_tensor(x):
-        if _functorch.is_batchedtensor(x):
-            raise NotImplementedError(
-                'SciPy solves one problem at a time, and cannot be mapped by torch.vmap. Loop over the problems, or '
-                'use a solver of torchopt such as LBFGS, LBFGSB, LevenbergMarquardt or Broyden.'
-            )
-        x = _functorch.get_unwrapped(x)
+    x = without_wrappers(
+        x,
+        unless_batch='SciPy solves one problem at a time, and cannot be mapped by torch.vmap. Loop over the problems, '
+        'or use a solver of torchopt such as LBFGS, LBFGSB, LevenbergMarquardt or Broyden.',
+    )
     with beneath(x):
         return np.array(widened(x.detach().cpu()).numpy(), dtype=dtype)
 

@@ -22,6 +22,7 @@ from torchopt.dtypes import is_inexact, real_dtype
 from torchopt.levels import has_tangent, is_tracing
 from torchopt.numerics import as_scalar_like
 from torchopt.scalars import where
+from torchopt.tree.ops import detached
 
 __all__ = ['SearchProblem', 'counted', 'number_dtype', 'report', 'stored']
 
@@ -63,7 +64,7 @@ class SearchProblem(NamedTuple):
         plain = is_plain_step((updates, grad), params)
         plain = plain and not any(map(has_tangent, tree.leaves((updates, grad, params))))
         if plain:
-            updates, params, grad, value = (tree.map(_detached, x) for x in (updates, params, grad, value))
+            updates, params, grad, value = (detached(x) for x in (updates, params, grad, value))
         return cls(updates, params, value, grad, (lambda p: value_fn(p, **extra)) if extra else value_fn, plain)
 
     def recording(self) -> contextlib.AbstractContextManager[Any]:
@@ -100,10 +101,6 @@ class SearchProblem(NamedTuple):
 
         taken = rate != 0.0
         return tree.map(scale, self.updates)
-
-
-def _detached(x: Any) -> Any:
-    return x.detach() if isinstance(x, Tensor) else x
 
 
 def _check_arguments(value_fn: Callable[..., Any], extra: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from torchopt.dtypes import DTypeLike
 from torchopt.elementwise import ranges
 from torchopt.elementwise.ranges import moment_dtype
 from torchopt.graphs import zeros_of
-from torchopt.numerics import advance, as_python_scalar, bias_correction, one_minus, safe_increment, zero_count
+from torchopt.numerics import advance, as_python_scalar, safe_increment, zero_count
 from torchopt.preconditions import state_of
 
 __all__ = ['ApplyEvery', 'EmaState', 'apply_every', 'ema']
@@ -72,8 +72,8 @@ def ema(decay: Any, debias: bool = True, accumulator_dtype: DTypeLike | None = N
 
 
 def _average(t: Any, debias: bool, *, decay: Any) -> partial[Any]:
-    share = 1.0 / bias_correction(decay, t) if debias else 1.0
-    return partial(rules.trace, keep=decay, take=one_minus(decay), gradient=0.0, buffer=share)
+    share = 1.0 / (1.0 - decay**t) if debias else 1.0
+    return partial(rules.trace, keep=decay, take=1.0 - decay, gradient=0.0, buffer=share)
 
 
 @tree.safe_to_load

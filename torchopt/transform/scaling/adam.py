@@ -17,7 +17,7 @@ from torchopt.base import (
 from torchopt.dtypes import DTypeLike
 from torchopt.elementwise import ranges
 from torchopt.elementwise.ranges import moment_dtype
-from torchopt.numerics import advance, bias_correction, one_minus, safe_increment, zero_count
+from torchopt.numerics import advance, zero_count
 from torchopt.preconditions import state_of
 from torchopt.spelling import suggesting
 from torchopt.transform.wrappers.native import with_native
@@ -115,16 +115,16 @@ def scale_by_adam(
 
 
 def _rule(t: Any, nesterov: bool, *, b1: Any, b2: Any, eps: Any, eps_root: Any) -> partial[Any]:
-    c1, c2 = bias_correction(b1, t), bias_correction(b2, t)
+    c1, c2 = 1.0 - b1**t, 1.0 - b2**t
     # With both bias corrections applied to scalars: m / (sqrt(v + c2 eps_root) c1 / sqrt(c2) + c1 eps).
     return partial(
         rules.adam,
         b1=b1,
-        d1=one_minus(b1),
+        d1=1.0 - b1,
         b2=b2,
-        d2=one_minus(b2),
-        mean=c1 * b1 / bias_correction(b1, safe_increment(t)) if nesterov else 1.0,
-        gradient=one_minus(b1) if nesterov else 0.0,
+        d2=1.0 - b2,
+        mean=c1 * b1 / (1.0 - b1 ** (t + 1)) if nesterov else 1.0,
+        gradient=1.0 - b1 if nesterov else 0.0,
         slope=c1 / c2**0.5,
         offset=c1 * eps,
         shift=c2 * eps_root if isinstance(eps_root, Tensor) or eps_root else 0.0,

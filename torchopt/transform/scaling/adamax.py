@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torchopt import elementwise, rules, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.elementwise import ranges
-from torchopt.numerics import advance, bias_correction, one_minus, zero_count
+from torchopt.numerics import advance, zero_count
 from torchopt.preconditions import state_of
 
 __all__ = ['ScaleByAdamaxState', 'scale_by_adamax']
@@ -73,5 +73,4 @@ def scale_by_adamax(
 
 
 def _rule(t: Any, *, b1: Any, b2: Any, eps: Any) -> partial[Any]:
-    correction = bias_correction(b1, t)
-    return partial(rules.adamax, b1=b1, d1=one_minus(b1), b2=b2, eps=eps, correction=correction)
+    return partial(rules.adamax, b1=b1, d1=1.0 - b1, b2=b2, eps=eps, correction=1.0 - b1**t)

@@ -17,8 +17,6 @@ from torchopt.numerics import (
     advance,
     as_python_scalar,
     as_scalar_like,
-    bias_correction,
-    one_minus,
     safe_sqrt,
     zero_count,
 )
@@ -106,7 +104,7 @@ def scale_by_adan(
 
 
 def _make(first: Any, t: Any, *, b1: Any, b2: Any, b3: Any, eps: Any, eps_root: Any) -> partial[Any]:
-    corrections = [bias_correction(b, t) for b in (b1, b2, b3)]
+    corrections = [1.0 - b**t for b in (b1, b2, b3)]
     return partial(_rule, first=first, decays=(b1, b2, b3), corrections=corrections, eps=eps, eps_root=eps_root)
 
 
@@ -128,10 +126,10 @@ def _rule(
         d = torch.where(first.to(g.device), torch.zeros_like(g), g - last)
     else:
         d = torch.zeros_like(g) if first else g - last
-    m = average(b1, m, one_minus(b1), g)
-    v = average(b2, v, one_minus(b2), d)
-    n = average(b3, n, one_minus(b3), abs_sq(g + times(one_minus(b2), d)))
+    m = average(b1, m, 1.0 - b1, g)
+    v = average(b2, v, 1.0 - b2, d)
+    n = average(b3, n, 1.0 - b3, abs_sq(g + times(1.0 - b2, d)))
     m_hat, v_hat, n_hat = (x / as_scalar_like(c, x) for x, c in zip((m, v, n), corrections))
     below = plus(safe_sqrt(plus(n_hat, as_scalar_like(eps_root, n))), as_scalar_like(eps, n))
     # A copy of the gradient, since the caller may change it in place.
-    return plus(m_hat, times(one_minus(b2), v_hat)) / below, m, v, n, g.clone()
+    return plus(m_hat, times(1.0 - b2, v_hat)) / below, m, v, n, g.clone()

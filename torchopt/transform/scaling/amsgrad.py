@@ -11,7 +11,7 @@ from torchopt.base import ElementwiseTransformation, GradientTransformation, fac
 from torchopt.dtypes import DTypeLike
 from torchopt.elementwise import ranges
 from torchopt.elementwise.ranges import moment_dtype
-from torchopt.numerics import advance, bias_correction, one_minus, zero_count
+from torchopt.numerics import advance, zero_count
 from torchopt.preconditions import state_of
 
 __all__ = ['ScaleByAmsgradState', 'scale_by_amsgrad']
@@ -101,17 +101,17 @@ def scale_by_amsgrad(
 def _rule(
     t: Any, correct_mean: bool, correct_square: bool, *, b1: Any, b2: Any, eps: Any, eps_root: Any
 ) -> partial[Any]:
-    c1 = bias_correction(b1, t) if correct_mean else 1.0
+    c1 = 1.0 - b1**t if correct_mean else 1.0
     return partial(
         rules.amsgrad,
         b1=b1,
-        d1=one_minus(b1),
+        d1=1.0 - b1,
         b2=b2,
-        d2=one_minus(b2),
+        d2=1.0 - b2,
         mean=1.0,
         # The bias correction of the mean is applied to the divisor: m / (c1 sqrt(n + eps_root) + c1 eps).
         slope=c1,
         offset=c1 * eps,
         shift=eps_root,
-        correction=1.0 / bias_correction(b2, t) if correct_square else 1.0,
+        correction=1.0 / (1.0 - b2**t) if correct_square else 1.0,
     )

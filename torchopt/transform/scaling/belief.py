@@ -11,7 +11,7 @@ from torch import Tensor
 from torchopt import elementwise, rules, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.elementwise import ranges
-from torchopt.numerics import advance, bias_correction, one_minus, safe_increment, zero_count
+from torchopt.numerics import advance, zero_count
 from torchopt.preconditions import state_of
 
 __all__ = ['ScaleByBeliefState', 'scale_by_belief']
@@ -86,14 +86,14 @@ def scale_by_belief(
 
 
 def _rule(t: Any, nesterov: bool, *, b1: Any, b2: Any, eps: Any, eps_root: Any) -> partial[Any]:
-    c1, c2 = bias_correction(b1, t), bias_correction(b2, t)
+    c1, c2 = 1.0 - b1**t, 1.0 - b2**t
     rule = partial(
         rules.belief,
         b1=b1,
-        d1=one_minus(b1),
+        d1=1.0 - b1,
         b2=b2,
         # The kernel uses the difference from the old mean, and g - m_t = b1 (g - m_{t-1}).
-        d2=one_minus(b2) * b1 * b1,
+        d2=(1.0 - b2) * b1 * b1,
         mean=1.0,
         slope=c1 / c2**0.5,
         offset=c1 * eps,
@@ -102,8 +102,8 @@ def _rule(t: Any, nesterov: bool, *, b1: Any, b2: Any, eps: Any, eps_root: Any) 
     )
     if not nesterov:
         return rule
-    ahead = c1 * b1 / bias_correction(b1, safe_increment(t))
-    return partial(_look_ahead, rule, mean=ahead, gradient=one_minus(b1), slope=c1 / c2**0.5, offset=c1 * eps)
+    ahead = c1 * b1 / (1.0 - b1 ** (t + 1))
+    return partial(_look_ahead, rule, mean=ahead, gradient=1.0 - b1, slope=c1 / c2**0.5, offset=c1 * eps)
 
 
 def _look_ahead(

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformation, factory
 from torchopt.dtypes import widened
-from torchopt.numerics import abs_sq, advance, as_python_scalar, as_scalar_like, safe_sqrt, zero_count
+from torchopt.numerics import abs_sq, as_python_scalar, as_scalar_like, increment, safe_sqrt, zero_count
 from torchopt.preconditions import params_for, state_of
 
 __all__ = ['FactoredState', 'scale_by_factored_rms']
@@ -137,7 +137,7 @@ def scale_by_factored_rms(
         updates, v_row, v_col, v = elementwise.apply_rule(
             rule, updates, state.v_row, state.v_col, state.v, reads=(params,), whole=True
         )
-        return updates, FactoredState(advance(state.count)[0], v_row, v_col, v)
+        return updates, FactoredState(increment(state.count), v_row, v_col, v)
 
     return GradientTransformation.requiring(
         init, update, state_of(FactoredState), params_for('factored second moments')

@@ -14,7 +14,7 @@ from torchopt.base import ElementwiseTransformation, GradientTransformation, fac
 from torchopt.dtypes import DTypeLike
 from torchopt.elementwise import ranges
 from torchopt.elementwise.ranges import moment_dtype
-from torchopt.numerics import increment, one_minus, zero_count
+from torchopt.numerics import increment, zero_count
 from torchopt.preconditions import state_of
 
 __all__ = ['ScaleByLionState', 'scale_by_lion']
@@ -93,8 +93,8 @@ def scale_by_lion(
 
 
 def _rule(squash: Any, *, b1: Any, b2: Any) -> partial[Any]:
-    rule = partial(rules.lion, b1=b1, d1=one_minus(b1), b2=b2, d2=one_minus(b2))
-    return rule if squash is None else partial(_soft, rule, squash, b1, one_minus(b1))
+    rule = partial(rules.lion, b1=b1, d1=1.0 - b1, b2=b2, d2=1.0 - b2)
+    return rule if squash is None else partial(_soft, rule, squash, b1, 1.0 - b1)
 
 
 def _tanh(slope: Any, x: Tensor) -> Tensor:

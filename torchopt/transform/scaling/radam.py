@@ -13,7 +13,7 @@ from torch import Tensor
 from torchopt import checks, elementwise, rules, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.elementwise import ranges
-from torchopt.numerics import advance, as_python_scalar, bias_correction, one_minus, safe_increment, zero_count
+from torchopt.numerics import advance, as_python_scalar, zero_count
 from torchopt.preconditions import state_of
 
 __all__ = ['ScaleByRadamState', 'scale_by_radam']
@@ -101,18 +101,18 @@ def scale_by_radam(
 def _rule(
     threshold: float, nesterov: bool, late_eps: bool, t: Any, *, b1: Any, b2: Any, eps: Any, eps_root: Any
 ) -> partial[Any]:
-    c1, c2 = bias_correction(b1, t), bias_correction(b2, t)
+    c1, c2 = 1.0 - b1**t, 1.0 - b2**t
     rectified, r = _rectification(b2, t, threshold)
     if late_eps:
         eps = eps * c2**0.5
     return partial(
         rules.adam,
         b1=b1,
-        d1=one_minus(b1),
+        d1=1.0 - b1,
         b2=b2,
-        d2=one_minus(b2),
-        mean=r * b1 / bias_correction(b1, safe_increment(t)) if nesterov else r / c1,
-        gradient=r * one_minus(b1) / c1 if nesterov else 0.0,
+        d2=1.0 - b2,
+        mean=r * b1 / (1.0 - b1 ** (t + 1)) if nesterov else r / c1,
+        gradient=r * (1.0 - b1) / c1 if nesterov else 0.0,
         # Without rectification, the divisor of the mean is 0 * root + 1.
         slope=_choose(rectified, 1.0, 0.0),
         offset=_choose(rectified, eps, 1.0),

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from torchopt import checks, elementwise, numerics, rules, tree
+from torchopt import checks, elementwise, rules, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.elementwise import ranges
-from torchopt.numerics import abs_sq, advance, as_scalar_like, one_minus, safe_sqrt, zero_count
+from torchopt.numerics import abs_sq, advance, as_scalar_like, safe_sqrt, zero_count
 from torchopt.preconditions import state_of
 
 __all__ = [
@@ -127,8 +127,8 @@ def _divide(
 
 def _rule(function: Any, eps_in_sqrt: bool, t: Any = None, *, alpha: Any, eps: Any) -> partial[Any]:
     place = {'offset': 0.0, 'shift': eps} if eps_in_sqrt else {'offset': eps, 'shift': 0.0}
-    rule = partial(function, keep=alpha, take=one_minus(alpha), **place)
-    return rule if t is None else partial(_correct, rule, numerics.bias_correction(alpha, t), **place)
+    rule = partial(function, keep=alpha, take=1.0 - alpha, **place)
+    return rule if t is None else partial(_correct, rule, 1.0 - alpha**t, **place)
 
 
 def _correct(rule: Any, correction: Any, g: Tensor, *moments: Tensor, offset: Any, shift: Any) -> tuple[Tensor, ...]:
@@ -308,7 +308,7 @@ def scale_by_adadelta(rho: Any = 0.9, eps: Any = 1e-6, moment_requires_grad: boo
         return ScaleByAdaDeltaState(*zeros)
 
     hypers = elementwise.Hyperparams(
-        lambda rho, eps: partial(rules.adadelta, keep=rho, take=one_minus(rho), eps=eps), rho=rho, eps=eps
+        lambda rho, eps: partial(rules.adadelta, keep=rho, take=1.0 - rho, eps=eps), rho=rho, eps=eps
     )
     rule = hypers.rule()
 

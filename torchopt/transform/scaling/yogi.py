@@ -9,7 +9,7 @@ from typing import Any
 from torchopt import checks, elementwise, rules
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.elementwise import ranges
-from torchopt.numerics import advance, bias_correction, one_minus, zero_count
+from torchopt.numerics import advance, zero_count
 from torchopt.preconditions import state_of
 from torchopt.transform.scaling.adam import ScaleByAdamState
 
@@ -85,13 +85,13 @@ def scale_by_yogi(
 
 
 def _rule(t: Any, *, b1: Any, b2: Any, eps: Any, eps_root: Any) -> partial[Any]:
-    c1, c2 = bias_correction(b1, t), bias_correction(b2, t)
+    c1, c2 = 1.0 - b1**t, 1.0 - b2**t
     # Both bias corrections are applied to scalars, as in scale_by_adam.
     return partial(
         rules.yogi,
         b1=b1,
-        d1=one_minus(b1),
-        d2=one_minus(b2),
+        d1=1.0 - b1,
+        d2=1.0 - b2,
         mean=1.0,
         slope=c1 / c2**0.5,
         offset=c1 * eps,

@@ -6,14 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
-
 from torchopt import checks, tree
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.levels import eager, is_readable
 from torchopt.numerics import safe_increment, zero_count
 from torchopt.preconditions import state_of
 from torchopt.transform.wrappers.monitoring import monitor
+from torchopt.tree.ops import detached
 
 __all__ = ['ReportState', 'report']
 
@@ -80,7 +79,7 @@ def report(
         step = int(count)
         if step % every == 0:
             for name, value in measured.items():
-                write(name, tree.map(_plain, value), step)
+                write(name, detached(value), step)
 
     def init(params: Any) -> ReportState:
         return ReportState(zero_count(), inner.init(params))
@@ -93,7 +92,3 @@ def report(
         return updates, ReportState(safe_increment(state.count), new)
 
     return GradientTransformationExtraArgs.requiring(init, update, state_of(ReportState))
-
-
-def _plain(x: Any) -> Any:
-    return x.detach() if isinstance(x, torch.Tensor) else x
