@@ -29,7 +29,7 @@ from torchopt.linesearch import Point, choose
 from torchopt.norms import norm_in_double, two_norm
 from torchopt.numerics import as_scalar_like
 from torchopt.scalars import is_symbolic, negated, numbers, pick, settled, where
-from torchopt.solver.auxiliary import check_state
+from torchopt.solver.arguments import check_state
 from torchopt.solver.base import IterativeSolver
 from torchopt.solver.compact import Pair
 from torchopt.solver.linesearch import LineSearch, linesearch_of

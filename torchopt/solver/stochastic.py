@@ -21,7 +21,7 @@ from torchopt.linesearch import inner_product, move_along
 from torchopt.loop import while_loop
 from torchopt.numerics import zero_count
 from torchopt.scalars import larger, numbers, smaller, where
-from torchopt.solver.auxiliary import check_state
+from torchopt.solver.arguments import check_state
 from torchopt.solver.base import OptStep, StochasticSolver
 from torchopt.solver.endless import recognizing_no_bound
 from torchopt.solver.objective import Objective

@@ -15,7 +15,7 @@ from torchopt import checks
 from torchopt.loop import cond
 from torchopt.norms import norm_in_double
 from torchopt.scalars import numbers
-from torchopt.solver.auxiliary import check_state
+from torchopt.solver.arguments import check_state
 from torchopt.solver.base import OptStep
 from torchopt.solver.fixed_point.iteration import FixedPointProblem
 from torchopt.solver.objective import Vectors

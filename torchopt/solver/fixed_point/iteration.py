@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from torchopt import tree
 from torchopt.scalars import numbers
-from torchopt.solver.auxiliary import check_state, require_function, split_aux
+from torchopt.solver.arguments import check_state
+from torchopt.solver.auxiliary import require_function, split_aux
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.status import Status
 

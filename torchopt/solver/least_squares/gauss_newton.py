@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from torchopt.norms import norm_in_double
 from torchopt.scalars import numbers
-from torchopt.solver.auxiliary import check_state, require_function
+from torchopt.solver.arguments import check_state
+from torchopt.solver.auxiliary import require_function
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.least_squares.linear_systems import least_norm
 from torchopt.solver.least_squares.residuals import Residuals, half_sum_of_squares

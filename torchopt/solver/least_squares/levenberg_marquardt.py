@@ -17,7 +17,8 @@ from torchopt.levels import is_readable
 from torchopt.linear_solve import solve_cg
 from torchopt.norms import norm_in_double
 from torchopt.scalars import larger, numbers, smaller, where
-from torchopt.solver.auxiliary import check_state, require_function
+from torchopt.solver.arguments import check_state
+from torchopt.solver.auxiliary import require_function
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.least_squares.linear_systems import FACTORIZATIONS, Solve, squared
 from torchopt.solver.least_squares.residuals import Residuals, half_sum_of_squares

@@ -18,7 +18,7 @@ from torchopt.levels import eager
 from torchopt.loop import while_loop
 from torchopt.prox import make_prox_from_projection, prox_none
 from torchopt.scalars import negated, numbers, pick, root, settled, where
-from torchopt.solver.auxiliary import check_state, require_function
+from torchopt.solver.arguments import check_state, require_call
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.endless import recognizing_no_bound
 from torchopt.solver.objective import Objective, signature_with
@@ -133,7 +133,7 @@ class ProximalGradient(IterativeSolver):
     def __post_init__(self) -> None:
         """Check the options."""
         super().__post_init__()
-        require_function('prox', self.prox, 'prox(params, hyperparams_prox, scaling)', 3)
+        require_call('prox', self.prox, 'prox(params, hyperparams_prox, scaling)')
         if not 0.0 < self.decrease_factor < 1.0:
             raise ValueError(f'Invalid decrease_factor: {self.decrease_factor!r}; expected a number between 0 and 1.')
         checks.integer('maxls', self.maxls, 1)
@@ -343,7 +343,7 @@ class ProjectedGradient(IterativeSolver):
     def __post_init__(self) -> None:
         """Check the options."""
         super().__post_init__()
-        require_function('projection', self.projection, 'projection(params, hyperparams_proj)', 2)
+        require_call('projection', self.projection, 'projection(params, hyperparams_proj)')
         shared = {field.name for field in dataclasses.fields(ProximalGradient)} - {'prox', 'fun'}
         self._method = ProximalGradient(
             self.fun,

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torchopt.levels import eager
 from torchopt.scalars import numbers
-from torchopt.solver.auxiliary import check_state
+from torchopt.solver.arguments import check_state
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.endless import recognizing_no_bound
 from torchopt.solver.objective import Objective, signature_with

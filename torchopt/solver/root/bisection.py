@@ -16,7 +16,8 @@ from torch import Tensor
 from torchopt import tree
 from torchopt.levels import is_readable
 from torchopt.scalars import where
-from torchopt.solver.auxiliary import check_state, require_function, split_aux
+from torchopt.solver.arguments import check_state
+from torchopt.solver.auxiliary import require_function, split_aux
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.status import Status
 

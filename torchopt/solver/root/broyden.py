@@ -17,7 +17,8 @@ from torchopt.levels import is_readable
 from torchopt.linesearch import backtracking
 from torchopt.norms import norm_in_double
 from torchopt.scalars import numbers, smaller, where
-from torchopt.solver.auxiliary import check_state, require_function, split_aux
+from torchopt.solver.arguments import check_state
+from torchopt.solver.auxiliary import require_function, split_aux
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.objective import Vectors
 from torchopt.solver.status import Status
