@@ -7,6 +7,7 @@ Names and signatures are those of JAXopt.  Instances of :class:`CompositeLinearF
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -167,6 +168,7 @@ class LeastSquares(_OfSamples):
 
     def subfun(self, predictions: Tensor, data: Data) -> Tensor:
         """Half of the mean of the squared residuals."""
+        _check_targets(data[1], predictions, predictions.shape)
         return 0.5 * (predictions - data[1]).square().mean()
 
     def count(self, y: Tensor) -> int:
@@ -182,6 +184,9 @@ class LeastSquares(_OfSamples):
 
         Returns:
             The value, a 0-d tensor.
+
+        Raises:
+            ValueError: If the shape of ``y`` is another one.
 
         Example:
             >>> import torch, torchopt
@@ -206,6 +211,7 @@ class MulticlassLogreg(_OfSamples):
 
     def subfun(self, predictions: Tensor, data: Data) -> Tensor:
         """The mean logistic loss of the predictions."""
+        _check_targets(data[1], predictions, predictions.shape[:-1])
         return losses.softmax_cross_entropy_with_integer_labels(predictions, data[1]).mean()
 
     def __call__(self, W: Tensor, data: Data) -> Tensor:
@@ -217,6 +223,9 @@ class MulticlassLogreg(_OfSamples):
 
         Returns:
             The value, a 0-d tensor.
+
+        Raises:
+            ValueError: If the shape of ``y`` is another one.
 
         Example:
             >>> import torch, torchopt
@@ -241,6 +250,7 @@ class BinaryLogreg(_OfSamples):
 
     def subfun(self, predictions: Tensor, data: Data) -> Tensor:
         """The mean logistic loss of the predictions."""
+        _check_targets(data[1], predictions, predictions.shape)
         return losses.sigmoid_binary_cross_entropy(predictions, data[1].to(predictions.dtype)).mean()
 
     def __call__(self, w: Tensor, data: Data) -> Tensor:
@@ -252,6 +262,9 @@ class BinaryLogreg(_OfSamples):
 
         Returns:
             The value, a 0-d tensor.
+
+        Raises:
+            ValueError: If the shape of ``y`` is another one.
 
         Example:
             >>> import torch, torchopt
@@ -281,6 +294,7 @@ class MulticlassLinearSvmDual(CompositeLinearFunction):
     def subfun(self, predictions: Tensor, l2reg: Any, data: Data) -> Tensor:
         r"""The quadratic part as a function of the ``predictions`` :math:`X^\top \beta`."""
         X, Y = data
+        _check_targets(Y, predictions, (len(X), *predictions.shape[1:]))
         return (0.5 / l2reg) * (X.T @ Y - predictions).square().sum()
 
     def make_linop(self, l2reg: Any, data: Data) -> LinearOperator:
@@ -294,6 +308,15 @@ class MulticlassLinearSvmDual(CompositeLinearFunction):
     def b(self, l2reg: Any, data: Data) -> Tensor:
         """The coefficients of the linear term, :math:`Y - 1`."""
         return data[1] - 1
+
+
+def _check_targets(y: Tensor, predictions: Tensor, expected: Sequence[int]) -> None:
+    """Require targets of the expected shape: those of shape ``[n, 1]`` would broadcast with ``[n]`` predictions."""
+    if tuple(y.shape) != tuple(expected):
+        raise ValueError(
+            f'data = (X, y): y has shape {tuple(y.shape)}; expected {tuple(expected)}, since the predictions have '
+            f'shape {tuple(predictions.shape)}. Reshape y, such as by y.squeeze(-1), or the parameters.'
+        )
 
 
 least_squares = LeastSquares()

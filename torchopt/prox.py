@@ -5,7 +5,7 @@ r"""Proximity operators, the steps of proximal methods for the nonsmooth part of
 
 Every operator takes a tree, its hyper-parameters, and the factor :math:`s`, in this order, as
 :class:`torchopt.ProximalGradient` calls it.  Names and signatures are those of JAXopt.  All are differentiable in
-all arguments, and read no values.
+all arguments.  Weights and factors must not be negative, which is checked where their values can be read on the CPU.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 
 from torchopt import checks, tree
 from torchopt.dtypes import widened
+from torchopt.levels import is_readable, without_wrappers
 from torchopt.numerics import tensor_like
 
 __all__ = [
@@ -65,7 +66,8 @@ def prox_lasso(x: Any, l1reg: Any = None, scaling: Any = 1.0) -> Any:
         A tree like ``x``.
 
     Raises:
-        ValueError: If a weight is a negative number, or the structure of ``l1reg`` is not a prefix of that of ``x``.
+        ValueError: If ``l1reg`` or ``scaling`` is negative, or the structure of ``l1reg`` is not a prefix of that of
+            ``x``.
 
     Example:
         >>> import torch, torchopt
@@ -87,7 +89,7 @@ def prox_non_negative_lasso(x: Any, l1reg: Any = None, scaling: Any = 1.0) -> An
     Args:
         x: Tree of floating tensors.
         l1reg: The weight :math:`\lambda`, as in :func:`prox_lasso`.
-        scaling: The factor :math:`s`, a number or a 0-d tensor.
+        scaling: The factor :math:`s \ge 0`, a number or a 0-d tensor.
 
     Returns:
         A tree like ``x``.
@@ -111,7 +113,7 @@ def prox_elastic_net(x: Any, hyperparams: tuple[Any, Any] | None = None, scaling
     Args:
         x: Tree of floating tensors.
         hyperparams: The pair :math:`(\lambda, \gamma)`, each as the weight of :func:`prox_lasso`; (1, 1) if None.
-        scaling: The factor :math:`s`, a number or a 0-d tensor.
+        scaling: The factor :math:`s \ge 0`, a number or a 0-d tensor.
 
     Returns:
         A tree like ``x``.
@@ -145,13 +147,13 @@ def prox_group_lasso(x: Any, l2reg: Any = 1.0, scaling: Any = 1.0) -> Any:
     Args:
         x: Tree of floating tensors, treated as one vector.
         l2reg: The weight :math:`\lambda \ge 0`, a number or a 0-d tensor; 1 if None.
-        scaling: The factor :math:`s`, a number or a 0-d tensor.
+        scaling: The factor :math:`s \ge 0`, a number or a 0-d tensor.
 
     Returns:
         A tree like ``x``.
 
     Raises:
-        ValueError: If ``l2reg`` is a negative number.
+        ValueError: If ``l2reg`` or ``scaling`` is negative.
 
     Example:
         >>> import torch, torchopt
@@ -161,6 +163,7 @@ def prox_group_lasso(x: Any, l2reg: Any = 1.0, scaling: Any = 1.0) -> Any:
         tensor([0., 0.])
     """
     l2reg = _weight('l2reg', l2reg)
+    _check_nonnegative('scaling', scaling)
     norm = tree.wide_norm(x)
     bound = tensor_like(l2reg, norm) * tensor_like(scaling, norm)
     vanishes = norm <= bound
@@ -183,7 +186,7 @@ def prox_ridge(x: Any, l2reg: Any = 1.0, scaling: Any = 1.0) -> Any:
     Args:
         x: Tree of floating tensors.
         l2reg: The weight :math:`\lambda`, as in :func:`prox_lasso`.
-        scaling: The factor :math:`s`, a number or a 0-d tensor.
+        scaling: The factor :math:`s \ge 0`, a number or a 0-d tensor.
 
     Returns:
         A tree like ``x``.
@@ -207,7 +210,7 @@ def prox_non_negative_ridge(x: Any, l2reg: Any = 1.0, scaling: Any = 1.0) -> Any
     Args:
         x: Tree of floating tensors.
         l2reg: The weight :math:`\lambda`, as in :func:`prox_lasso`.
-        scaling: The factor :math:`s`, a number or a 0-d tensor.
+        scaling: The factor :math:`s \ge 0`, a number or a 0-d tensor.
 
     Returns:
         A tree like ``x``.
@@ -246,16 +249,26 @@ def make_prox_from_projection(projection: Callable[..., Any]) -> Callable[..., A
 
 
 def _weight(name: str, value: Any) -> Any:
-    """A weight, 1 if it is None; raise if it is a negative number."""
+    """A weight, 1 if it is None."""
     if value is None:
         return 1.0
+    _check_nonnegative(name, value)
+    return value
+
+
+def _check_nonnegative(name: str, value: Any) -> None:
+    """Require numbers that are not negative, where they can be read without synchronization with a device."""
     if isinstance(value, (int, float)):
         checks.at_least(name, value)
-    return value
+    elif isinstance(value, torch.Tensor) and value.is_cpu and is_readable(value):
+        values = without_wrappers(value.detach())
+        if bool((values < 0).any()):
+            raise ValueError(f'Invalid {name}: {values.min().item():g}; expected a number >= 0, or a tensor of such.')
 
 
 def _map(rule: Callable[..., torch.Tensor], x: Any, scaling: Any, **weights: Any) -> Any:
     """Map ``rule(leaf, *weights, scaling)`` over the leaves, each with its weights."""
+    _check_nonnegative('scaling', scaling)
     spread = []
     for name, value in weights.items():
         value = tree.map(lambda v, name=name: _weight(name, v), _weight(name, value))

@@ -48,9 +48,9 @@ def test_apply_updates_in_every_dtype(dtype: str, update_dtype: str) -> None:
 
 
 def test_apply_updates_in_other_shapes() -> None:
-    """Numbers, broadcasting, no parameters and no elements."""
+    """Numbers, no parameters and no elements."""
     params = {'row': [1.0, 2.0], 'number': 3.0, 'none': None, 'empty': np.zeros((0, 2)), 'scalar': 0.5}
-    updates = {'row': 0.25, 'number': 1.0, 'none': None, 'empty': np.zeros((0, 2)), 'scalar': [1.0, 2.0]}
+    updates = {'row': 0.25, 'number': 1.0, 'none': None, 'empty': np.zeros((0, 2)), 'scalar': -1.0}
 
     def arrays(tree: Any, make: Any) -> Any:
         return {k: x if x is None or k == 'number' else make(x) for k, x in tree.items()}
@@ -89,6 +89,14 @@ def test_apply_updates_is_differentiable_in_both() -> None:
 def test_apply_updates_refuses_another_structure() -> None:
     with pytest.raises(ValueError, match='updates'):
         ours.apply_updates({'w': torch.ones(1)}, {'v': torch.ones(1)})
+
+
+@pytest.mark.parametrize('shapes', [((3,), (3, 1)), ((), (2,)), ((2, 3), (1, 3)), ((0,), (1,))])
+def test_apply_updates_refuses_other_shapes(shapes: Any) -> None:
+    p, u = map(torch.zeros, shapes)
+    for params, updates in ((p, u), (p.long(), u), (p.numpy(), u.numpy())):
+        with pytest.raises(ValueError, match=r"updates\['w'\] has shape .* but params\['w'\] has shape"):
+            ours.apply_updates({'w': params}, {'w': updates})
 
 
 @pytest.mark.parametrize('values', [[[3.0], [4.0, 12.0]], [[0.0], [0.0]], [[np.inf], [1.0]], [[], []]])

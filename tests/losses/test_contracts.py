@@ -183,6 +183,22 @@ ERRORS = {
     'integers': (lambda: losses.squared_error(y), TypeError, 'predictions has dtype torch.int64; expected a floating'),
     'complex': (lambda: losses.l2_loss(x, x * 1j), TypeError, 'targets has dtype torch.complex64; expected real'),
     'broadcasting': (lambda: losses.l2_loss(x, x[:, :1]), ValueError, r'targets has shape \(2, 1\), but predictions'),
+    **{
+        f'{name} of a column': (
+            lambda name=name: getattr(losses, name)(x[:, 0], x[:, :1]),
+            ValueError,
+            'neither has the shape to which both broadcast',
+        )
+        for name in (
+            *('huber_loss', 'log_cosh', 'sigmoid_binary_cross_entropy', 'sigmoid_focal_loss', 'hinge_loss'),
+            *('sparsemax_loss', 'softmax_cross_entropy', 'kl_divergence', 'cosine_distance', 'cosine_similarity'),
+        )
+    },
+    'classes of a column': (
+        lambda: losses.softmax_cross_entropy_with_integer_labels(x, y[:, None]),
+        ValueError,
+        'labels has shape',
+    ),
     'shapes': (lambda: losses.huber_loss(x, x[:, :2]), ValueError, r'targets has shape \(2, 2\), which does not broad'),
     'cosine': (lambda: losses.cosine_similarity(x, y), TypeError, 'targets has dtype torch.int64'),
     'axis': (lambda: losses.softmax_cross_entropy(x, x, axis=2), ValueError, 'axis 2 is out of bounds for logits'),

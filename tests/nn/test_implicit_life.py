@@ -364,6 +364,32 @@ def test_solve_may_write_into_the_parameters(write, order):
     close(starts[-1], ridge(X, Y, phi))
 
 
+@pytest.mark.parametrize('write', [write, write_item, write_view, write_in_two, write_out, write_data])
+def test_solve_runs_once_also_if_it_writes(write):
+    """So that buffers, random numbers and an optimizer of the module advance once."""
+
+    class Noted(Ridge):
+        def solve(self, x, y):
+            self.calls.add_(1)
+            for _ in range(3):
+                optimizer.zero_grad()
+                self.objective(x, y).backward(inputs=[self.w])
+                optimizer.step()
+            drawn.append(torch.rand(()).item())
+            write(self.w, ridge(x, y, self.penalty))
+
+    net, drawn = Noted(penalty()), []
+    net.register_buffer('calls', torch.zeros(()))
+    optimizer = torch.optim.Adam([net.w], lr=0.1)
+    torch.manual_seed(0)
+    net.solve(X, Y)
+    assert net.calls == 1
+    assert optimizer.state[net._leaves['w']]['step'] == 3
+    torch.manual_seed(0)
+    assert drawn == [torch.rand(()).item()]
+    close(net.w, ridge(X, Y, net.penalty))
+
+
 def test_arguments_that_are_no_tensors():
     class Net(Ridge):
         def solve(self, batch, *, scale=1, name='a', options=None):

@@ -301,7 +301,7 @@ WITH_DATA: dict[str, Any] = {
     **dict.fromkeys(['Broyden', 'FixedPointIteration'], lambda w, X, y: X.T @ (X @ w - y)),
 }
 STARTS = [
-    (torch.zeros(4), RuntimeError, [r'shape \(4,\)', r'shape \(5, 3\)', 'Pass init_params with the shape']),
+    (torch.zeros(4), RuntimeError, [r'shape \(4,\)', r'shape \(5, 3\)', 'Pass init_params and the data']),
     (torch.zeros(3, dtype=torch.float64), RuntimeError, ['float64', 'float32', 'and the dtype']),
     (None, TypeError, ['init_params: empty']),
     (0.0, TypeError, ['init_params is a float', 'torch.as_tensor']),

@@ -172,6 +172,12 @@ def _parallel(
         reducer = mean_reducer
 
     def decorate(func: Callable[..., Any]) -> Callable[..., Any]:
+        if not callable(func):
+            raise TypeError(
+                f'func is a {type(func).__name__}; expected the function to decorate. If the decorator stands without '
+                f'parentheses, as in @parallelize, write @parallelize().'
+            )
+
         @functools.wraps(func)
         def run(*args: Any, **kwargs: Any) -> Any:
             future = remote_async_call(

@@ -63,7 +63,8 @@ def match(
     except TypeError as error:
         raise TypeError(
             f'The arguments of the solver do not match the optimality function {signature}: {error}. Both must take '
-            f'the solution first, then the same arguments; pass reference_signature if the signature hides them.'
+            f'the solution first, then the same arguments: pass those that are missing. If the signature does not show '
+            f'all arguments, as that of a wrapped function, pass as reference_signature a function that has them.'
         ) from None
     return bound.args[1:], bound.kwargs
 

@@ -13,6 +13,7 @@ from torch._C import _functorch
 
 from torchopt import checks, tree
 from torchopt.autodiff.closure import is_recording
+from torchopt.dtypes import is_inexact
 from torchopt.implicit_diff.binding import Reference, bind, match, refuse_hidden_parameters, signature_of
 from torchopt.implicit_diff.root import Root, Solver, attach_derivative, select_tensors
 from torchopt.levels import eager, has_tangent, in_transform
@@ -182,6 +183,11 @@ def find_root(
                 f'{type(result).__name__}.'
             )
         result, aux = result[0], (detached(result[1]),)
+    elif type(result) is tuple and len(result) == 2 and result[1] is not None and _has_no_unknowns(result[1]):
+        raise TypeError(
+            'The solver returned a pair whose second entry contains no floating tensors. If it returns auxiliary '
+            'results besides the solution, pass has_aux=True.'
+        )
     solution = detached(result)
     if is_recording():
         shape = TreeShape(solution, 'the solution')
@@ -194,6 +200,10 @@ def find_root(
         if any(wants_derivative(x) for x in root.theta):
             solution = root.shape.pack(attach_derivative(root))
     return (solution, *aux) if has_aux else solution
+
+
+def _has_no_unknowns(x: Any) -> bool:
+    return not any(isinstance(leaf, Tensor) and is_inexact(leaf) for leaf in tree.leaves(x))
 
 
 def _own_copy(x: Any) -> Any:

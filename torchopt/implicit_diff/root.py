@@ -223,6 +223,14 @@ def _graph_only_for(*tensors: Tensor) -> torch.set_grad_enabled:
     return torch.set_grad_enabled(torch.is_grad_enabled() and needed)
 
 
+def _check_arguments(name: str, value: Any) -> None:
+    if not isinstance(value, (tuple, list)):
+        raise TypeError(
+            f'{name} is a {type(value).__name__}; expected a tuple with one entry for each argument after sol. Pass '
+            f'{name}=(a,) for one argument.'
+        )
+
+
 def root_vjp(
     optimality_fun: Callable[..., Any],
     sol: Any,
@@ -245,6 +253,7 @@ def root_vjp(
         One tree for each argument, with None for leaves that are not floating or complex tensors.
 
     Raises:
+        TypeError: If ``args`` is not a tuple.
         ValueError: If the result of ``optimality_fun`` or ``cotangent`` does not match ``sol``, or if values are not
             finite.
 
@@ -256,6 +265,7 @@ def root_vjp(
         >>> root_vjp(F, x, (a,), torch.tensor(1.0))
         (tensor(0.1667),)
     """
+    _check_arguments('args', args)
     shape, arguments = TreeShape(sol, 'sol'), select_tensors((tuple(args), {}))
     x_bar = shape.unpack(cotangent, 'cotangent')
     root = Root(optimality_fun, shape, arguments, solve)
@@ -286,6 +296,7 @@ def root_jvp(
         A tree like ``sol``.
 
     Raises:
+        TypeError: If ``args`` or ``tangents`` is not a tuple.
         ValueError: If the number of tangents is wrong, trees do not match, or values are not finite.
 
     Example:
@@ -296,6 +307,8 @@ def root_jvp(
         >>> root_jvp(F, x, (a, b), (torch.tensor(1.0), None))
         tensor(0.1667)
     """
+    _check_arguments('args', args)
+    _check_arguments('tangents', tangents)
     args, tangents = tuple(args), tuple(tangents)
     if len(args) != len(tangents):
         raise ValueError(

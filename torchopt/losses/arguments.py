@@ -67,12 +67,24 @@ def same_shape(name: str, x: torch.Tensor, other_name: str, other: torch.Tensor)
 
 
 def broadcastable(name: str, x: torch.Tensor | torch.Size, other_name: str, other: torch.Tensor) -> None:
-    """Require shapes that broadcast."""
-    shape = x.shape if isinstance(x, torch.Tensor) else x
-    if any(m != n and m != 1 and n != 1 for m, n in zip(reversed(shape), reversed(other.shape))):
+    """Require shapes that broadcast to one of them, unless both have as many axes.
+
+    Shapes such as ``[n, 1]`` and ``[n]``, which broadcast to ``[n, n]``, are a common mistake.
+    """
+    shape, others = tuple(x.shape if isinstance(x, torch.Tensor) else x), tuple(other.shape)
+    if shape == others:
+        return
+    pairs = list(zip(reversed(shape), reversed(others)))
+    if any(m != n and m != 1 and n != 1 for m, n in pairs):
         raise ValueError(
-            f'{other_name} has shape {tuple(other.shape)}, which does not broadcast with the shape {tuple(shape)} '
-            f'of {name}. Reshape one of them.'
+            f'{other_name} has shape {others}, which does not broadcast with the shape {shape} of {name}. Reshape one '
+            f'of them.'
+        )
+    longer, shorter = sorted((shape, others), key=len, reverse=True)
+    if len(shorter) < len(longer) and any(m < n for m, n in zip(reversed(longer), reversed(shorter))):
+        raise ValueError(
+            f'{other_name} has shape {others}, and {name} has shape {shape}: neither has the shape to which both '
+            f'broadcast. Reshape one of them, such as by squeeze(-1), or give both the same number of axes.'
         )
 
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from typing_extensions import Self
 
 from torchopt import checks
@@ -47,10 +48,9 @@ class ImplicitMetaGradientModule(MetaGradientModule, abc.ABC):
     higher derivatives work as in :func:`torchopt.implicit_diff.custom_root`.
 
     While ``solve`` runs, the parameters are leaves that can be trained in place, the same objects in every call.  The
-    meta-parameters are constants, so nothing accumulates in their ``grad``.  ``solve`` runs with gradients enabled; if
-    it writes into a parameter in place outside ``torch.no_grad()``, such as by ``self.w.copy_(...)``, it is run again
-    from the beginning without gradients, as in TorchOpt 0.7.3.  The memory for the derivative does not depend on the
-    number of steps of ``solve``.
+    meta-parameters are constants, so nothing accumulates in their ``grad``.  ``solve`` runs with gradients enabled.  It
+    may write into parameters in place, such as by ``self.w.copy_(...)``, also outside ``torch.no_grad()``.  The memory
+    for the derivative does not depend on the number of steps of ``solve``.
 
     Class arguments:
         linear_solve: The linear solver for the derivative, such as ``torchopt.linear_solve.solve_cg(maxiter=10)``;
@@ -241,8 +241,8 @@ def _solve(
         nonlocal problem
         object.__setattr__(module, '_is_solving', True)
         try:
-            with reparametrize(module, meta):
-                returned = _train(module, method, args, kwargs)
+            with reparametrize(module, meta), torch.enable_grad(), _Writes():
+                returned = method(module, *args, **kwargs)
         finally:
             object.__setattr__(module, '_is_solving', False)
         trained = dict(module.named_parameters())
@@ -283,24 +283,23 @@ def _put(module: nn.Module, new: Mapping[str, Tensor]) -> None:
 
 
 # Parts of torch's messages on in-place writes to tensors that require grad, with gradients enabled.
-_REFUSALS_OF_WRITES = ('leaf Variable that requires grad', "don't support automatic differentiation")
+_REFUSALS = ('leaf Variable that requires grad', "don't support automatic differentiation")
 
 
-def _train(module: nn.Module, method: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """Run ``solve`` with gradients enabled; if it writes into parameters, restore them and run it without gradients."""
-    before = dict(module.named_parameters())
-    values = {name: p.detach().clone() for name, p in before.items()}
-    try:
-        with torch.enable_grad():
-            return method(module, *args, **kwargs)
-    except RuntimeError as error:
-        if not any(text in str(error) for text in _REFUSALS_OF_WRITES):
-            raise
+class _Writes(TorchFunctionMode):
+    """Allow in-place writes into parameters, which autograd refuses outside ``torch.no_grad()``."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call the operation; if it is refused, which is before it does anything, without recording it."""
+        try:
+            return func(*args, **(kwargs or {}))
+        except RuntimeError as error:
+            if not any(text in str(error) for text in _REFUSALS):
+                raise
         with torch.no_grad():
-            for name, p in before.items():
-                p.copy_(values[name])
-            _put(module, before)
-            return method(module, *args, **kwargs)
+            return func(*args, **(kwargs or {}))
 
 
 def _restore_leaves(module: nn.Module, names: Collection[str] | None = None) -> dict[str, Tensor]:

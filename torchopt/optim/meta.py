@@ -123,7 +123,8 @@ True
 
         Raises:
             TypeError: If ``module`` is not a module, or is under FSDP, or an option is not one of this class.
-            ValueError: If the module has no parameters, or shares one with an earlier group.
+            ValueError: If the module has no parameters, or shares one with an earlier group, or a mask has other names
+                than the parameters.
         """
         if not isinstance(module, nn.Module):
             raise TypeError(
@@ -142,6 +143,7 @@ True
         slots = _find_slots(module)
         if not slots:
             raise ValueError('The module has no parameters; there is nothing to optimize.')
+        _check_masks({**self.defaults, **options}, slots)
         taken = {id(_held(p)) for group in self.param_groups for p in group.values()}
         for name, places in slots.items():
             if id(_held(places)) in taken:
@@ -337,3 +339,17 @@ MetaAdadelta = MetaAdaDelta
 MetaAdagrad = MetaAdaGrad
 MetaAdamax = MetaAdaMax
 MetaRMSprop = MetaRMSProp
+
+
+def _check_masks(options: dict[str, Any], slots: Slots) -> None:
+    """Require masks by the names of parameters; those of modules, which contain several, are not among them."""
+    for option, mask in options.items():
+        if not option.endswith('mask') or not isinstance(mask, (dict, list, tuple)):
+            continue
+        unknown = [name for name in mask if name not in slots] if isinstance(mask, dict) else [type(mask).__name__]
+        if unknown:
+            found = f'the keys {unknown} are not names of parameters' if isinstance(mask, dict) else f'a {unknown[0]}'
+            raise ValueError(
+                f'Invalid {option}: {found}; expected a dict {{name: bool}} for the names of '
+                f'module.named_parameters(), which are {list(slots)}.'
+            )

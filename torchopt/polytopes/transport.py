@@ -60,7 +60,7 @@ def projection_transport(
 
     Raises:
         TypeError: If ``sim_matrix`` is not floating.
-        ValueError: If shapes do not match, or totals differ.
+        ValueError: If shapes do not match, a sum is negative, or totals differ.
 
     Example:
         >>> import torch, torchopt
@@ -100,7 +100,7 @@ def kl_projection_transport(
 
     Raises:
         TypeError: If ``sim_matrix`` is not floating.
-        ValueError: If shapes do not match, or totals differ.
+        ValueError: If shapes do not match, a sum is negative, or totals differ.
 
     Example:
         >>> import torch, torchopt
@@ -178,6 +178,12 @@ class _Transport:
                 f'marginals have shapes {tuple(a.shape)} and {tuple(b.shape)}; expected those of the rows and columns '
                 f'of sim_matrix, which has shape {tuple(S.shape)}.'
             )
+        for name, sums in (('row', a), ('column', b)):
+            if is_readable(sums) and (negative := (sums < 0).nonzero()).numel():
+                raise ValueError(
+                    f'marginals has the negative {name} sum {sums[negative[0, 0]].item():g} at {int(negative[0, 0])}; '
+                    f'expected sums >= 0.'
+                )
         difference = (a.sum() - b.sum()).abs()
         if is_readable(difference) and difference > 1e3 * torch.finfo(S.dtype).eps * len(a) * (1.0 + a.sum()):
             raise ValueError(

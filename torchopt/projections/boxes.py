@@ -9,7 +9,7 @@ import torch
 
 from torchopt import checks, tree as trees
 from torchopt.numerics import in_single
-from torchopt.projections.leaves import as_bound, map_leaves
+from torchopt.projections.leaves import as_bound, check_order, map_leaves
 
 __all__ = [
     'projection_box',
@@ -45,27 +45,21 @@ def projection_box(tree: Any, lower: Any, upper: Any) -> Any:
         tree: Tree of real tensors.
         lower: The lower bound :math:`l`: a number, or a tree of numbers and tensors whose structure is that of ``tree``
             or a prefix of it.  None means no bound.
-        upper: The upper bound :math:`u`, of the same form.  If :math:`l_i > u_i`, then :math:`p_i = u_i`.
+        upper: The upper bound :math:`u \ge l`, of the same form.
 
     Returns:
         The projection, a tree of the same structure.
 
     Raises:
-        ValueError: If the structure of a bound is not a prefix of that of ``tree``.
+        ValueError: If the structure of a bound is not a prefix of that of ``tree``, if its shape is not that of the
+            leaf, or if bounds cross; values are checked where they can be read on the CPU.
 
     Example:
         >>> import torch, torchopt
         >>> torchopt.projections.projection_box({'w': torch.tensor([-1.0, 0.5, 2.0])}, 0.0, {'w': 1.0})
         {'w': tensor([0.0000, 0.5000, 1.0000])}
     """
-
-    def clip(x: torch.Tensor, low: Any, high: Any) -> torch.Tensor:
-        x = x if low is None else torch.maximum(x, as_bound(low, x))
-        return x if high is None else torch.minimum(x, as_bound(high, x))
-
-    return map_leaves(
-        clip, tree, trees.broadcast_prefix(lower, tree, name='lower'), trees.broadcast_prefix(upper, tree, name='upper')
-    )
+    return _project(tree, lower, upper, ('lower', 'upper'))
 
 
 def projection_hypercube(tree: Any, scale: Any = 1) -> Any:
@@ -73,20 +67,20 @@ def projection_hypercube(tree: Any, scale: Any = 1) -> Any:
 
     Args:
         tree: Tree of real tensors.
-        scale: The side length :math:`s`, of the form of the bounds of :func:`projection_box`.
+        scale: The side length :math:`s \ge 0`, of the form of the bounds of :func:`projection_box`.
 
     Returns:
         The projection, a tree of the same structure.
 
     Raises:
-        ValueError: If the structure of ``scale`` is not a prefix of that of ``tree``.
+        ValueError: If the structure of ``scale`` is not a prefix of that of ``tree``, or a length is negative.
 
     Example:
         >>> import torch, torchopt
         >>> torchopt.projections.projection_hypercube([torch.tensor([-1.0, 0.5, 2.0])])
         [tensor([0.0000, 0.5000, 1.0000])]
     """
-    return projection_box(tree, 0, scale)
+    return _project(tree, 0, scale, ('the lower bound', 'scale'))
 
 
 def projection_l2_sphere(tree: Any, scale: Any = 1) -> Any:
@@ -164,3 +158,25 @@ def projection_linf_ball(tree: Any, scale: Any = 1) -> Any:
     """
     checks.at_least('scale', scale)
     return projection_box(tree, -scale, scale)
+
+
+def _project(tree: Any, lower: Any, upper: Any, names: tuple[str, str]) -> Any:
+    """Project onto a box whose bounds have these names in errors."""
+
+    def clip(x: torch.Tensor, low: Any, high: Any) -> torch.Tensor:
+        low, high = (None if v is None else _like(v, x, name) for v, name in zip((low, high), names))
+        check_order(low, high, names)
+        x = x if low is None else torch.maximum(x, low)
+        return x if high is None else torch.minimum(x, high)
+
+    bounds = (trees.broadcast_prefix(v, tree, name=name) for v, name in zip((lower, upper), names))
+    return map_leaves(clip, tree, *bounds)
+
+
+def _like(value: Any, x: torch.Tensor, name: str) -> torch.Tensor:
+    bound = as_bound(value, x)
+    if any(m not in (1, n) for m, n in zip(reversed(bound.shape), reversed(x.shape))):
+        raise ValueError(
+            f'{name} has shape {tuple(bound.shape)}; expected a number, or the shape {tuple(x.shape)} of the leaf.'
+        )
+    return bound

@@ -9,11 +9,12 @@ import torch
 
 from torchopt import tree as trees
 from torchopt.dtypes import is_inexact
+from torchopt.levels import is_readable, without_wrappers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ['as_bound', 'check_vector', 'map_leaves']
+__all__ = ['as_bound', 'check_order', 'check_vector', 'map_leaves']
 
 
 def check_vector(x: torch.Tensor) -> None:
@@ -33,3 +34,17 @@ def as_bound(value: Any, x: torch.Tensor) -> torch.Tensor:
         keep = x.is_floating_point() or isinstance(value, int)
         return torch.as_tensor(value, dtype=x.dtype if keep else None, device=x.device)
     return value.to(x) if value.ndim == 0 and is_inexact(x) else value
+
+
+def check_order(lower: Any, upper: Any, names: tuple[str, str]) -> None:
+    """Require lower bounds that are not above the upper ones, if both can be read without synchronization."""
+    if lower is None or upper is None or not all(v.is_cpu and is_readable(v) for v in (lower, upper)):
+        return
+    low, high = (without_wrappers(v.detach()) for v in (lower, upper))
+    crossing = low > high
+    if bool(crossing.any()):
+        low, high = (v.expand_as(crossing)[crossing][0].item() for v in (low, high))
+        raise ValueError(
+            f'The bounds cross: {names[0]} is {low:g} where {names[1]} is {high:g}. The lower bound must not be above '
+            f'the upper one.'
+        )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from torchopt import tree as trees
-from torchopt.projections.leaves import check_vector
+from torchopt.projections.leaves import check_order, check_vector, map_leaves
 
 __all__ = [
     'projection_affine_set',
@@ -37,6 +37,7 @@ def projection_vector(x: Any, a: Any) -> Any:
         >>> torchopt.projections.projection_vector([torch.tensor([3.0, 4.0])], [torch.tensor([2.0, 0.0])])
         [tensor([3., 0.])]
     """
+    _check_like(a, x)
     return trees.scale(_vdot(a, x) / _vdot(a, a), a)
 
 
@@ -147,7 +148,7 @@ def projection_box_section(
         The projection, of the shape of ``x``; if the set is empty, the corner of the box nearest to the hyperplane.
 
     Raises:
-        ValueError: If ``x`` is not a vector; with ``check_feasible``, if the set is empty.
+        ValueError: If ``x`` is not a vector, or bounds cross; with ``check_feasible``, if the set is empty.
 
     Example:
         >>> import torch, torchopt
@@ -158,6 +159,7 @@ def projection_box_section(
     alpha, beta, w, c = hyperparams
     check_vector(x)
     alpha, beta = (torch.as_tensor(bound, dtype=x.dtype, device=x.device).expand_as(x) for bound in (alpha, beta))
+    check_order(alpha, beta, ('hyperparams[0]', 'hyperparams[1]'))
     if check_feasible and not bool((torch.dot(w, alpha) <= c) & (torch.dot(w, beta) >= c)):
         raise ValueError(
             'The set is empty: hyperparams = (alpha, beta, w, c) must satisfy <w, alpha> <= c <= <w, beta>.'
@@ -185,10 +187,17 @@ def projection_box_section(
     return torch.where(free, x + exact * w, held)
 
 
+def _check_like(a: Any, x: Any) -> None:
+    """Require that a vector is like the parameters."""
+    a, x = (map_leaves(lambda v: v, tree) for tree in (a, x))
+    trees.check_matching(a, x, name='a', like='x')
+
+
 def _vdot(x: Any, y: Any) -> torch.Tensor:
     return torch.as_tensor(trees.vdot(x, y))
 
 
 def _missing(x: Any, a: Any, b: Any) -> torch.Tensor:
     r"""The factor :math:`(b - \langle a, x \rangle) / \|a\|^2` of the step to a hyperplane."""
+    _check_like(a, x)
     return (b - _vdot(a, x)) / _vdot(a, a)

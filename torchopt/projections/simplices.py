@@ -54,8 +54,8 @@ def projection_l1_sphere(tree: Any, scale: Any = 1) -> Any:
     r"""Project onto the sphere :math:`\sum_i |p_i| = s`.
 
     :math:`p = \operatorname{sign}(x) \odot P(|x|)` with the projection :math:`P` onto the simplex.  Elements that
-    are zero stay zero.  If all elements are near zero, the result may not be the nearest point; for :math:`x = 0` it
-    is not a point of the sphere.
+    are zero stay zero.  So if some elements are zero and the others are small, the result may lie inside of the
+    sphere: :math:`(0, 0.1)` gives :math:`(0, 0.55)`, and :math:`x = 0` gives zero.
 
     Args:
         tree: Tree of floating tensors.

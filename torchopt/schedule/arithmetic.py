@@ -9,7 +9,7 @@ count on another device, a learned hyper-parameter) it runs on float64 tensors, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 
 from torchopt.numerics import as_python_scalar
 
-__all__ = ['FunctionOfCount', 'Number', 'Schedule', 'lift', 'require_count', 'require_number']
+__all__ = ['FunctionOfCount', 'Number', 'Schedule', 'lift', 'require_count', 'require_number', 'scales_in_order']
 
 Number: TypeAlias = float | torch.Tensor
 """The type of a hyper-parameter: a number or a 0-d tensor."""
@@ -116,3 +116,27 @@ def require_count(name: str, value: Any) -> None:
     number = as_python_scalar(value)
     if number is not None and math.isinf(number):
         raise ValueError(f'Invalid {name}: {value}; expected a finite number of steps.')
+
+
+def scales_in_order(boundaries_and_scales: Any) -> list[tuple[Any, Any]]:
+    """The boundaries of a piecewise schedule with their factors, in the order of the steps.
+
+    Args:
+        boundaries_and_scales: A dict from boundaries to factors, or None.
+
+    Raises:
+        TypeError: If it is not a dict, or an entry is not a number.
+        ValueError: If a factor is negative.
+    """
+    if not isinstance(boundaries_and_scales, Mapping | None):
+        raise TypeError(
+            f'boundaries_and_scales is a {type(boundaries_and_scales).__name__}; expected a dict from each boundary to '
+            f'its factor, such as {{100: 0.5}}.'
+        )
+    pairs = sorted((boundaries_and_scales or {}).items())
+    for boundary, factor in pairs:
+        require_count('boundary', boundary)
+        require_number(f'scale at boundary {boundary}', factor)
+        if not isinstance(factor, torch.Tensor) and factor < 0:
+            raise ValueError(f'Invalid scale at boundary {boundary}: {factor}; expected non-negative scale factors.')
+    return pairs

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from torchopt.scalars import where
-from torchopt.schedule.arithmetic import FunctionOfCount, lift, require_count, require_number
+from torchopt.schedule.arithmetic import FunctionOfCount, lift, require_number, scales_in_order
 from torchopt.spelling import suggesting
 from torchopt.tree import as_text
 
@@ -107,10 +107,5 @@ def piecewise_constant_schedule(
         [1.0, 0.5, 0.25]
     """
     require_number('init_value', init_value)
-    pairs = sorted((boundaries_and_scales or {}).items())
-    for boundary, factor in pairs:
-        require_count('boundary', boundary)
-        require_number(f'scale at boundary {boundary}', factor)
-        if not isinstance(factor, torch.Tensor) and factor < 0:
-            raise ValueError(f'Invalid scale at boundary {boundary}: {factor}; expected non-negative scale factors.')
+    pairs = scales_in_order(boundaries_and_scales)
     return PiecewiseConstant(init_value, tuple(pairs))

@@ -155,6 +155,11 @@ def inject_hyperparams(
         >>> state.hyperparams['momentum'] = torch.tensor(0.9)
     """
     names = (static_args,) if isinstance(static_args, str) else tuple(static_args)
+    if isinstance(inner_factory, GradientTransformation) or not callable(inner_factory):
+        raise TypeError(
+            f'inner_factory is a {type(inner_factory).__name__}; expected a function that makes an optimizer. Pass the '
+            f'function and then its arguments, such as inject_hyperparams(adam)(0.1).'
+        )
     known = inspect.signature(inner_factory).parameters
     if not set(names) <= set(known):
         raise ValueError(

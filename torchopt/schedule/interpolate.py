@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from torchopt.scalars import cosine, where
-from torchopt.schedule.arithmetic import FunctionOfCount, lift, require_count, require_number
+from torchopt.schedule.arithmetic import FunctionOfCount, lift, require_count, require_number, scales_in_order
 from torchopt.spelling import suggesting
 from torchopt.tree import as_text
 
@@ -81,12 +81,7 @@ def piecewise_interpolate_schedule(
     if interpolate_type not in ('linear', 'cosine'):
         raise ValueError(f"Invalid interpolate_type: {interpolate_type!r}; expected 'linear' or 'cosine'.")
     require_number('init_value', init_value)
-    pairs = sorted((boundaries_and_scales or {}).items())
-    for boundary, factor in pairs:
-        require_count('boundary', boundary)
-        require_number(f'scale at boundary {boundary}', factor)
-        if not isinstance(factor, torch.Tensor) and factor < 0:
-            raise ValueError(f'Invalid scale at boundary {boundary}: {factor}; expected non-negative scale factors.')
+    pairs = scales_in_order(boundaries_and_scales)
     return PiecewiseInterpolate(interpolate_type == 'cosine', init_value, tuple(pairs))
 
 

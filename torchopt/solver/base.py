@@ -205,7 +205,7 @@ class IterativeSolver(Solver):
             ValueError: If a parameter is NaN or infinite.
         """
         check_start(init_params)
-        with names_the_start(self.optimality_condition, init_params, *args, **kwargs):
+        with names_the_start(self.reference_signature, self.optimality_condition, init_params, *args, **kwargs):
             return self._differentiable_run(init_params, *args, **kwargs)
 
     def _differentiable_run(self, init_params: Any, *args: Any, **kwargs: Any) -> OptStep:

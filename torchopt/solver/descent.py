@@ -24,11 +24,12 @@ from torch.autograd import forward_ad
 
 from torchopt import checks, tree
 from torchopt.dtypes import is_inexact
-from torchopt.levels import runs_directly
+from torchopt.levels import is_readable, runs_directly, without_wrappers
 from torchopt.linesearch import Point, choose
 from torchopt.norms import norm_in_double, two_norm
 from torchopt.numerics import as_scalar_like
 from torchopt.scalars import is_symbolic, negated, numbers, pick, settled, where
+from torchopt.solver.arguments import check_state
 from torchopt.solver.base import IterativeSolver
 from torchopt.solver.compact import Pair
 from torchopt.solver.linesearch import LineSearch, linesearch_of
@@ -133,14 +134,14 @@ class Problem:
         x = self.start(params)
         value, gradient, aux = self(x)
         (value,) = numbers(value)
-        finite = not isinstance(value, Tensor) or is_symbolic(value) or bool(value.isfinite())
-        if isinstance(value, float):
-            finite = math.isfinite(value) and bool(torch.isfinite(self.tensor(gradient)).all())
-        if not finite:
-            raise ValueError(
-                f'The objective is {value} at init_params, or its gradient is not finite there. Start where '
-                f'both are finite.'
-            )
+        slopes = self.tensor(gradient)
+        if is_readable(value) and is_readable(slopes):  # within torch.func.grad too
+            known = value if isinstance(value, float) else without_wrappers(value.detach()).item()
+            if not (math.isfinite(known) and bool(torch.isfinite(without_wrappers(slopes.detach())).all())):
+                raise ValueError(
+                    f'The objective is {known} at init_params, or its gradient is not finite there. Start where both '
+                    f'are finite.'
+                )
         return x, value, gradient, aux
 
 
@@ -300,6 +301,7 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
 
     def update(self, params: Any, state: Any, *args: Any, **kwargs: Any) -> OptStep:
         """One step."""
+        check_state(state)
         params = _params_of(params)
         problem = self._problem(params, args, kwargs)
         x, gradient = problem.vectors.pack(params), problem.vectors.pack(state.grad)

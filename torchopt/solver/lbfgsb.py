@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt.dtypes import widened
-from torchopt.levels import runs_directly
+from torchopt.levels import is_readable
 from torchopt.numerics import as_scalar_like
 from torchopt.scalars import where
 from torchopt.solver.cauchy import Model, box_step, finite_slopes
@@ -131,7 +131,7 @@ def _bounds_like(bounds: Any, vectors: Vectors, x: Tensor) -> tuple[Tensor, Tens
         )
         found.append(vectors.pack(filled, f'the {name} bound'))
     lower, upper = found
-    if runs_directly():
+    if is_readable(lower) and is_readable(upper):
         if bool((lower != lower).any() | (upper != upper).any()):
             raise ValueError('A bound is NaN; use -inf and inf where there is no bound.')
         if bool((lower > upper).any()):

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from torchopt import tree
 from torchopt.dtypes import is_inexact, real_dtype
-from torchopt.levels import in_transform, runs_directly
+from torchopt.implicit_diff.binding import signature_of
+from torchopt.levels import in_transform, is_readable, without_wrappers
 from torchopt.loop import while_loop
 from torchopt.solver.status import Status, with_status
+from torchopt.spelling import check_names
 
 __all__ = [
     'KKTSolution',
@@ -147,7 +149,6 @@ def check_start(init_params: Any) -> None:
     """
     init_params = init_params.params if isinstance(init_params, OptStep) else init_params
     leaves = tree.leaves(init_params)
-    readable = runs_directly()
     for i, x in enumerate(leaves):
         if not isinstance(x, Tensor):
             raise TypeError(
@@ -159,7 +160,7 @@ def check_start(init_params: Any) -> None:
                 f'init_params{_path(init_params, i)} has dtype {x.dtype}; expected a floating dtype. Convert it with '
                 f'`.float()`.'
             )
-        if readable and x.device.type == 'cpu' and not bool(torch.isfinite(x.detach()).all()):
+        if x.is_cpu and is_readable(x) and not bool(torch.isfinite(without_wrappers(x.detach())).all()):
             raise ValueError(
                 f'init_params{_path(init_params, i)} has values that are NaN or infinite. Start from finite parameters.'
             )
@@ -179,10 +180,13 @@ def check_kkt(init_params: Any) -> None:
 
 
 @contextlib.contextmanager
-def names_the_start(fun: Callable[..., Any], init_params: Any, *args: Any, **kwargs: Any) -> Iterator[None]:
+def names_the_start(
+    reference: Any, fun: Callable[..., Any], init_params: Any, *args: Any, **kwargs: Any
+) -> Iterator[None]:
     """In this block, an error of a function of the problem names ``init_params`` if it occurs there already.
 
     Args:
+        reference: A function with the arguments of the problem, or its signature; None if it is unknown.
         fun: A function of the parameters and the data that calls those of the problem.
         init_params: Where the run starts.
         *args: The data of the problem.
@@ -192,6 +196,9 @@ def names_the_start(fun: Callable[..., Any], init_params: Any, *args: Any, **kwa
         yield
     except (RuntimeError, TypeError) as error:
         text = str(error)
+        if 'unexpected keyword argument' in text and (signature := signature_of(reference)) is not None:
+            _, *known = signature.parameters
+            check_names('run', kwargs, known)
         if text.startswith('init_val.params'):  # the words of the loop
             text = text.replace('init_val.params', 'init_params').replace('body_fun', 'a step of the solver')
             raise type(error)(f'{text} The data may have another dtype or shape than init_params.') from error
@@ -202,7 +209,8 @@ def names_the_start(fun: Callable[..., Any], init_params: Any, *args: Any, **kwa
             raise
         raise type(error)(
             f'A function of the problem fails at init_params: {text}. init_params: {_kinds(init_params)}; the data: '
-            f'{_kinds((args, kwargs))}. Pass init_params with the shape and the dtype that the function expects.'
+            f'{_kinds((args, kwargs))}. Pass init_params and the data with the shapes and the dtypes that the function '
+            f'expects, in the order of its arguments.'
         ) from error
 
 

@@ -21,6 +21,7 @@ from torchopt.linesearch import inner_product, move_along
 from torchopt.loop import while_loop
 from torchopt.numerics import zero_count
 from torchopt.scalars import larger, numbers, smaller, where
+from torchopt.solver.arguments import check_state
 from torchopt.solver.base import OptStep, StochasticSolver
 from torchopt.solver.endless import recognizing_no_bound
 from torchopt.solver.objective import Objective
@@ -65,9 +66,13 @@ class _GradientSteps(StochasticSolver):
     def _evaluate(
         self, params: Any, state: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, Any, Any, Any, Any]:
+        check_state(state)
         pre_update: PreUpdate | None = self.pre_update  # type: ignore[attr-defined]
         if pre_update is not None:
-            params, state = pre_update(params, state, *args, **kwargs)
+            pair = pre_update(params, state, *args, **kwargs)
+            if not isinstance(pair, tuple) or len(pair) != 2 or not hasattr(pair[1], 'iter_num'):
+                raise TypeError('pre_update must return a pair (params, state), what the step begins with.')
+            params, state = pair
         return params, state, *self._objective(params, *args, **kwargs)
 
     def task(self, init_params: Any, *args: Any, **kwargs: Any) -> Task:

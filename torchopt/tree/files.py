@@ -60,8 +60,8 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
     Raises:
         ImportError: If the package ``safetensors`` is not installed.
         OSError: If the file cannot be written; an existing file then stays unchanged.
-        TypeError: If a leaf has another type, or is a tensor that is sparse, quantized, on the meta device or of a
-            subclass; the message names it.
+        TypeError: If ``path`` is no path, or a leaf has another type, or is a tensor that is sparse, quantized, on the
+            meta device or of a subclass; the message names it.
         ValueError: If two leaves would have the same name, such as those at ``0`` and ``'0'`` of a dict.
 
     Example:
@@ -74,6 +74,10 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
         ...     torchopt.tree.load(file, like=state)[0].mu
         {'encoder': [tensor([0., 0.])]}
     """
+    if not isinstance(path, (str, bytes, os.PathLike)):
+        raise TypeError(
+            f'path is a {type(path).__name__}; expected a path. The arguments are save(path, tree), in this order.'
+        )
     package = _safetensors()
     named, kinds = _named(tree)
     tensors: dict[str, torch.Tensor] = {}

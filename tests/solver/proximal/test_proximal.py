@@ -241,3 +241,34 @@ ERRORS = {
 def test_errors_name_the_argument(call: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize('acceleration', [False, True])
+@pytest.mark.parametrize('factor', [0.5, 0.25])
+def test_each_search_begins_with_a_larger_step_size(acceleration: bool, factor: float) -> None:
+    """As in JAXopt.  The model bounds a parabola of curvature 1e-3 up to a step size of 1000."""
+    solver = torchopt.GradientDescent(
+        lambda x: 0.5e-3 * (x**2).sum(), acceleration=acceleration, decrease_factor=factor, tol=0.0
+    )
+    params = torch.ones(3, dtype=torch.float64)
+    state, tried = solver.init_state(params), 1.0
+    for _ in range(14):
+        at = state.velocity if acceleration else params
+        while tried > 1000.0:
+            tried *= factor
+        params, state = solver.update(params, state)
+        torch.testing.assert_close(params, at - tried * 1e-3 * at)
+        tried /= factor
+        assert float(state.stepsize) == tried
+
+
+@pytest.mark.parametrize('acceleration', [False, True])
+def test_rounding_does_not_let_the_step_size_grow(acceleration: bool) -> None:
+    """Far beyond the precision of the objective, steps that are too long would not come closer to the solution."""
+    weights = torch.logspace(-1, 1, 5, dtype=torch.float64)
+    solver = torchopt.GradientDescent(
+        lambda x: 1.0 + (weights * (x - 1.0) ** 2).sum(), acceleration=acceleration, tol=1e-11, maxiter=3000
+    )
+    params, state = solver.run(torch.zeros(5, dtype=torch.float64))
+    assert int(state.status) == torchopt.solver.Status.CONVERGED
+    torch.testing.assert_close(params, torch.ones_like(params), rtol=1e-10, atol=0.0)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt import losses
+from torchopt.losses.arguments import broadcastable
 
 __all__ = [
     'binary_hinge_loss',
@@ -27,15 +28,16 @@ __all__ = [
 ]
 
 
-def _of_one_shape(x: Any, y: Any) -> tuple[Tensor, Tensor]:
-    x, y = torch.as_tensor(x), torch.as_tensor(y)
+def _of_one_shape(label: Any, score: Any) -> tuple[Tensor, Tensor]:
+    x, y = torch.as_tensor(label), torch.as_tensor(score)
+    broadcastable('the prediction', y, 'the label', x)
     shape = torch.broadcast_shapes(x.shape, y.shape)  # type: ignore[no-untyped-call]
     return x.expand(shape), y.expand(shape)
 
 
 def huber_loss(target: Tensor, pred: Tensor, delta: float = 1.0) -> Tensor:
     """Huber's loss: see :func:`torchopt.losses.huber_loss`."""
-    pred, target = _of_one_shape(pred, target)
+    target, pred = _of_one_shape(target, pred)
     return losses.huber_loss(pred, target, delta=delta)
 
 

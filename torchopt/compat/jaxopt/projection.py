@@ -5,7 +5,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from torchopt import projections
+from torch import Tensor
+
+from torchopt import checks, projections, tree
+from torchopt.dtypes import is_inexact
 from torchopt.polytopes import (
     kl_projection_birkhoff,
     kl_projection_transport,
@@ -45,7 +48,7 @@ def projection_non_negative(x: Any, hyperparams: Any = None) -> Any:
 
 def projection_box(x: Any, hyperparams: tuple[Any, Any]) -> Any:
     """Project onto the box between ``hyperparams = (lower, upper)``."""
-    return projections.projection_box(x, *hyperparams)
+    return projections.projection_box(x, *_pair(hyperparams, '(lower, upper)'))
 
 
 def projection_hypercube(x: Any, unit: Any = 1.0) -> Any:
@@ -55,39 +58,67 @@ def projection_hypercube(x: Any, unit: Any = 1.0) -> Any:
 
 def projection_simplex(x: Any, value: Any = 1.0) -> Any:
     """Project onto the non-negative vectors of sum ``value``."""
+    _check_floating(x)
+    checks.positive('value', value)
     return projections.projection_simplex(x, value)
 
 
 def projection_l1_sphere(x: Any, value: Any = 1.0) -> Any:
     """Project onto the vectors of l1 norm ``value``."""
+    _check_floating(x)
+    checks.positive('value', value)
     return projections.projection_l1_sphere(x, value)
 
 
 def projection_l1_ball(x: Any, max_value: Any = 1.0) -> Any:
     """Project onto the vectors of l1 norm at most ``max_value``."""
+    _check_floating(x)
+    checks.positive('max_value', max_value)
     return projections.projection_l1_ball(x, max_value)
 
 
 def projection_l2_sphere(x: Any, value: Any = 1.0) -> Any:
     """Project onto the vectors of Euclidean norm ``value``."""
+    _check_floating(x)
+    checks.at_least('value', value)
     return projections.projection_l2_sphere(x, value)
 
 
 def projection_l2_ball(x: Any, max_value: Any = 1.0) -> Any:
     """Project onto the vectors of Euclidean norm at most ``max_value``."""
+    _check_floating(x)
+    checks.at_least('max_value', max_value)
     return projections.projection_l2_ball(x, max_value)
 
 
 def projection_linf_ball(x: Any, max_value: Any = 1.0) -> Any:
     """Project onto the numbers between ``-max_value`` and ``max_value``."""
+    checks.at_least('max_value', max_value)
     return projections.projection_linf_ball(x, max_value)
 
 
 def projection_hyperplane(x: Any, hyperparams: tuple[Any, Any]) -> Any:
     """Project onto the points with ``<a, x> = b``, where ``hyperparams = (a, b)``."""
-    return projections.projection_hyperplane(x, *hyperparams)
+    return projections.projection_hyperplane(x, *_pair(hyperparams, '(a, b)'))
 
 
 def projection_halfspace(x: Any, hyperparams: tuple[Any, Any]) -> Any:
     """Project onto the points with ``<a, x> <= b``, where ``hyperparams = (a, b)``."""
-    return projections.projection_halfspace(x, *hyperparams)
+    return projections.projection_halfspace(x, *_pair(hyperparams, '(a, b)'))
+
+
+def _pair(hyperparams: Any, expected: str) -> tuple[Any, Any]:
+    if not isinstance(hyperparams, (tuple, list)) or len(hyperparams) != 2:
+        kind = f'of {len(hyperparams)}' if isinstance(hyperparams, (tuple, list)) else f'({hyperparams!r})'
+        raise ValueError(
+            f'hyperparams is a {type(hyperparams).__name__} {kind}; expected a pair {expected}. Pass '
+            f'hyperparams={expected}.'
+        )
+    first, second = hyperparams
+    return first, second
+
+
+def _check_floating(x: Any) -> None:
+    for path, leaf in tree.flatten_with_path(x):
+        if isinstance(leaf, Tensor) and not is_inexact(leaf):
+            raise TypeError(f'x{path} has dtype {leaf.dtype}; expected a floating dtype. Convert it with `.float()`.')

@@ -44,7 +44,10 @@ def spelled(cls: type[_T], signature: Callable[..., None], unused: tuple[str, ..
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         check_names(cls.__name__, kwargs, theirs.parameters)
-        bound = theirs.bind(*args, **kwargs)
+        try:
+            bound = theirs.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f'{cls.__name__}{theirs}: {error}.') from None
         bound.apply_defaults()
         for name in unused:
             if bound.arguments.pop(name) is not theirs.parameters[name].default:

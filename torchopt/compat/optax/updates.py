@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,15 +19,16 @@ def apply_updates(params: Any, updates: Any) -> Any:
     """Add updates to parameters, always out of place.
 
     The sum is computed in the dtype to which both promote and converted to that of the parameter, also for integer
-    parameters, and for real parameters with complex updates.  Shapes are broadcast.  :func:`torchopt.apply_updates` is
-    stricter, and updates leaves that require grad in place.
+    parameters, and for real parameters with complex updates.  :func:`torchopt.apply_updates` is stricter, and updates
+    leaves that require grad in place.
 
     Args:
         params: Tree of tensors or numbers; None stays None.
-        updates: Tree of the same structure; None keeps a parameter unchanged.
+        updates: Tree of the same structure, of tensors of the same shapes or numbers; None keeps a parameter unchanged.
 
     Raises:
-        ValueError: If the structures differ.
+        ValueError: If structures or shapes differ.  Optax broadcasts: gradients of shape ``[n, 1]`` would make
+            parameters of shape ``[n]`` a matrix.
 
     Example:
         >>> import torch
@@ -38,6 +40,13 @@ def apply_updates(params: Any, updates: Any) -> Any:
     deltas = tree.flatten_up_to(spec, updates, name='updates', like='params')
     if all(_is_plain(p, u) for p, u in zip(leaves, deltas)):
         return update.apply_updates(params, updates, inplace=False)
+    for i, (p, u) in enumerate(zip(leaves, deltas)):
+        if p is not None and np.ndim(u) > 0 and np.shape(p) != np.shape(u):  # None has no axes
+            path = tree.flatten_with_path(params)[i][0]
+            raise ValueError(
+                f'updates{path} has shape {tuple(np.shape(u))}, but params{path} has shape {tuple(np.shape(p))}. Pass '
+                f'updates of the same shapes as params; a gradient has the shape of its parameter.'
+            )
     return tree.unflatten(spec, [_add(p, u) for p, u in zip(leaves, deltas)])
 
 

@@ -15,6 +15,7 @@ from torchopt import checks
 from torchopt.loop import cond
 from torchopt.norms import norm_in_double
 from torchopt.scalars import numbers
+from torchopt.solver.arguments import check_state
 from torchopt.solver.base import OptStep
 from torchopt.solver.fixed_point.iteration import FixedPointProblem
 from torchopt.solver.objective import Vectors
@@ -163,6 +164,7 @@ class AndersonAcceleration(FixedPointProblem):
         """Check the options."""
         super().__post_init__()
         check_mixing(self.history_size, self.mixing_frequency, self.ridge)
+        checks.number('beta', self.beta)
 
     def init_state(self, init_params: Any, *args: Any, **kwargs: Any) -> AndersonState:
         """The state before the first step."""
@@ -182,6 +184,7 @@ class AndersonAcceleration(FixedPointProblem):
 
     def update(self, params: Any, state: AndersonState, *args: Any, **kwargs: Any) -> OptStep:
         """One step."""
+        check_state(state)
         vectors = Vectors(params)
         history = History(
             vectors.pack_rows(state.params_history), vectors.pack_rows(state.residuals_history), state.residual_gram

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from torchopt import tree
 from torchopt.scalars import numbers
+from torchopt.solver.arguments import check_state
 from torchopt.solver.auxiliary import require_function, split_aux
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.status import Status
@@ -55,6 +56,11 @@ class FixedPointProblem(IterativeSolver):
     def next_and_aux(self, params: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """The value of the function, and its auxiliary output."""
         found = self.fixed_point_fun(params, *args, **kwargs)
+        if not self.has_aux and isinstance(found, tuple) and not isinstance(params, tuple):
+            raise TypeError(
+                f'fixed_point_fun returned a tuple, but init_params is a {type(params).__name__}. If it returns '
+                f'auxiliary output too, pass has_aux=True.'
+            )
         value, aux = split_aux(found, self.has_aux, 'fixed_point_fun')
         tree.check_matching(value, params, name='the result of fixed_point_fun', like='init_params')
         return value, aux
@@ -104,6 +110,7 @@ class FixedPointIteration(FixedPointProblem):
 
     def update(self, params: Any, state: FixedPointState, *args: Any, **kwargs: Any) -> OptStep:
         """One step."""
+        check_state(state)
         new, aux = self.next_and_aux(params, *args, **kwargs)
         (error,) = numbers(tree.norm(tree.sub(new, params)))
         return OptStep(new, FixedPointState(state.iter_num + 1, error, aux, state.num_fun_eval + 1, state.status))

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from torchopt.norms import norm_in_double
 from torchopt.scalars import numbers
+from torchopt.solver.arguments import check_state
 from torchopt.solver.auxiliary import require_function
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.least_squares.linear_systems import least_norm
@@ -107,6 +108,7 @@ class GaussNewton(IterativeSolver):
 
     def update(self, params: Any, state: GaussNewtonState, *args: Any, **kwargs: Any) -> OptStep:
         """One step."""
+        check_state(state)
         residuals = Residuals(self.residual_fun, self.has_aux, params, args, kwargs)
         unpack, x = residuals.vectors.unpack, residuals.vectors.pack(params)
         r, aux = residuals(x)

@@ -17,6 +17,7 @@ from torchopt.levels import is_readable
 from torchopt.linear_solve import solve_cg
 from torchopt.norms import norm_in_double
 from torchopt.scalars import larger, numbers, smaller, where
+from torchopt.solver.arguments import check_state
 from torchopt.solver.auxiliary import require_function
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.least_squares.linear_systems import FACTORIZATIONS, Solve, squared
@@ -191,6 +192,7 @@ class LevenbergMarquardt(IterativeSolver):
 
     def update(self, params: Any, state: LevenbergMarquardtState, *args: Any, **kwargs: Any) -> OptStep:
         """One step; the parameters stay as they are if it is rejected."""
+        check_state(state)
         residuals = Residuals(self.residual_fun, self.has_aux, params, args, kwargs)
         x, g = residuals.vectors.pack(params), residuals.vectors.pack(state.gradient)
         solve = self._system(residuals, x, state)

@@ -18,6 +18,7 @@ from torchopt.levels import eager
 from torchopt.loop import while_loop
 from torchopt.prox import make_prox_from_projection, prox_none
 from torchopt.scalars import negated, numbers, pick, root, settled, where
+from torchopt.solver.arguments import check_state, require_call
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.endless import recognizing_no_bound
 from torchopt.solver.objective import Objective, signature_with
@@ -68,10 +69,6 @@ class _Trial(NamedTuple):
     accepted: Any
 
 
-_GROWTH, _GROWS_EVERY = 1.5, 5
-"""By how much the step size grows, and after how many steps."""
-
-
 @dataclasses.dataclass(eq=False)
 class ProximalGradient(IterativeSolver):
     r"""The proximal gradient method, with acceleration.
@@ -82,9 +79,11 @@ class ProximalGradient(IterativeSolver):
         y_{k+1} = x_{k+1} + \beta_k (x_{k+1} - x_k)
 
     Without acceleration :math:`\beta_k = 0`.  With it the momentum follows FISTA, and restarts whenever it points
-    uphill (O'Donoghue and Candès, 2015), so that the objective does not oscillate.  The step size :math:`\eta` is
-    halved until a quadratic model with curvature :math:`1 / \eta` bounds the objective; a trial point where the
-    objective is NaN is too far.  No step is made before a step size is found, however small it must be.
+    uphill (O'Donoghue and Candès, 2015), so that the objective does not oscillate.  The search for the step size
+    :math:`\eta` begins with twice the last one (1 at first), which it halves until a quadratic model with curvature
+    :math:`1 / \eta` bounds the objective; a trial point where the objective is NaN is too far.  With
+    ``decrease_factor`` :math:`d` the factors are :math:`1 / d` and :math:`d`.  No step is made before a step size is
+    found, however small it must be.
 
     The run ends when :math:`\|x_{k+1} - y_k\|_2 / \eta` is at most ``tol``.
 
@@ -134,6 +133,7 @@ class ProximalGradient(IterativeSolver):
     def __post_init__(self) -> None:
         """Check the options."""
         super().__post_init__()
+        require_call('prox', self.prox, 'prox(params, hyperparams_prox, scaling)')
         if not 0.0 < self.decrease_factor < 1.0:
             raise ValueError(f'Invalid decrease_factor: {self.decrease_factor!r}; expected a number between 0 and 1.')
         checks.integer('maxls', self.maxls, 1)
@@ -183,11 +183,12 @@ class ProximalGradient(IterativeSolver):
         Returns:
             The new parameters and the new state.
         """
+        check_state(state)
         y = state.velocity if self.acceleration else params
         value, gradient, aux = self._objective(y, *args, **kwargs)
         status, count = state.status, state.iter_num + 1
         if self._searches:
-            trial = self._search(y, value, gradient, state.stepsize, hyperparams_prox, args, kwargs)
+            trial = self._search(y, value, gradient, state, hyperparams_prox, args, kwargs)
             size, new = trial.stepsize, trial.point
             gained = minus(new, y)
             error = where(trial.accepted, norm(gained) / size, state.error)
@@ -195,8 +196,8 @@ class ProximalGradient(IterativeSolver):
             if lost is not False:
                 ending = where(norm(gradient) < math.inf, int(Status.STALLED), int(Status.NONFINITE))
                 status = where(lost, ending, status)
-            grows = trial.accepted & (count % _GROWS_EVERY == 0)
-            next_size = where(grows, size * _GROWTH, size)
+            larger = size / self.decrease_factor
+            next_size = where(trial.accepted & (larger < math.inf), larger, size)
         else:
             size = next_size = stepsize_at(self.stepsize, state.iter_num)
             new = self._step_from(hyperparams_prox, y, gradient, size)
@@ -271,7 +272,7 @@ class ProximalGradient(IterativeSolver):
         y: Any,
         value: Any,
         gradient: Any,
-        size: Any,
+        state: ProxGradState,
         hyperparams_prox: Any,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -280,7 +281,7 @@ class ProximalGradient(IterativeSolver):
         rounding = 4.0 * torch.finfo(value.dtype).eps
         (start,) = numbers(value)
 
-        def trial(size: Any) -> _Trial:
+        def trial(size: Any, slack: Any) -> _Trial:
             point = self._step_from(hyperparams_prox, y, gradient, size)
             change = minus(point, y)
             found, slope, square = numbers(
@@ -288,14 +289,15 @@ class ProximalGradient(IterativeSolver):
                 tree.vdot(gradient, change),
                 tree.wide_norm(change, squared=True),
             )
-            # The terms of the model are compared with the change of the objective, which rounding blurs.
-            bound = start + slope + 0.5 * square / size + rounding * abs(start)
+            bound = start + slope + 0.5 * square / size + slack * abs(start)
             return _Trial(point, size, found <= bound)
 
+        # Rounding blurs the change of the objective.  It must not refuse a step size for ever, nor let one grow.
+        first, has_grown = numbers(state.stepsize)[0], state.iter_num > 0
         return while_loop(
             lambda now: negated(now.accepted),
-            lambda now: trial(now.stepsize * self.decrease_factor),
-            trial(numbers(size)[0]),
+            lambda now: trial(now.stepsize * self.decrease_factor, rounding),
+            trial(first, where(has_grown, -rounding, rounding)),
             maxiter=self.maxls,
         )
 
@@ -341,6 +343,7 @@ class ProjectedGradient(IterativeSolver):
     def __post_init__(self) -> None:
         """Check the options."""
         super().__post_init__()
+        require_call('projection', self.projection, 'projection(params, hyperparams_proj)')
         shared = {field.name for field in dataclasses.fields(ProximalGradient)} - {'prox', 'fun'}
         self._method = ProximalGradient(
             self.fun,

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torchopt.levels import eager
 from torchopt.scalars import numbers
+from torchopt.solver.arguments import check_state
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.endless import recognizing_no_bound
 from torchopt.solver.objective import Objective, signature_with
@@ -161,6 +162,7 @@ class MirrorDescent(IterativeSolver):
         Returns:
             The new parameters and the new state.
         """
+        check_state(state)
         size = stepsize_at(self.stepsize, state.iter_num)
         value, gradient, aux = self._objective(params, *args, **kwargs)
         new = self._step_from(hyperparams_proj, params, gradient, size)

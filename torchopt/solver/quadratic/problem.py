@@ -122,7 +122,7 @@ def _blocks(given: Any, x: Vectors, name: str, like: str) -> tuple[Tensor, list[
             raise ValueError(f'{like} holds a tensor of shape {tuple(part.shape)}; with matrices expected vectors.')
         if block.ndim != 2 or block.shape[1] != len(part):
             raise ValueError(
-                f'{name} has shape {tuple(block.shape)}; expected [m, {len(part)}], as {like} has {len(part)} elements.'
+                f'{name} has shape {tuple(block.shape)}; expected [m, {len(part)}]: {like} has {len(part)} elements.'
             )
     if len(blocks) == 1:
         return blocks[0], [len(blocks[0])]

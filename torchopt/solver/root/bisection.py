@@ -16,6 +16,7 @@ from torch import Tensor
 from torchopt import tree
 from torchopt.levels import is_readable
 from torchopt.scalars import where
+from torchopt.solver.arguments import check_state
 from torchopt.solver.auxiliary import require_function, split_aux
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.status import Status
@@ -70,8 +71,8 @@ class Bisection(IterativeSolver):
     The computation is in the widest floating dtype of all arguments, and of the ends.
 
     Raises:
-        ValueError: If there is no change of sign, ``lower`` is not less than ``upper``, or ``implicit_diff`` is False:
-            the steps have no derivative.
+        ValueError: If an end is not one number, there is no change of sign, ``lower`` is not less than ``upper``, or
+            ``implicit_diff`` is False: the steps have no derivative.
 
     Example:
         >>> import torch, torchopt
@@ -102,6 +103,12 @@ class Bisection(IterativeSolver):
                 'Invalid implicit_diff: False; the steps of bisection are constant almost everywhere, so that their '
                 'derivative is zero. Leave it True.'
             )
+        for name in ('lower', 'upper'):
+            shape = tuple(torch.as_tensor(getattr(self, name)).shape)
+            if shape not in ((), (1,)):
+                raise ValueError(
+                    f'Invalid {name}: a tensor of shape {shape}; expected a number. For several roots use torch.vmap.'
+                )
         ordered = torch.as_tensor(self.lower) < torch.as_tensor(self.upper)
         if is_readable(ordered) and not bool(ordered.all()):
             raise ValueError(f'Invalid lower: {self.lower}; expected a number below upper={self.upper}.')
@@ -164,6 +171,7 @@ class Bisection(IterativeSolver):
 
     def update(self, params: Any, state: BisectionState, *args: Any, **kwargs: Any) -> OptStep:
         """One step, to the middle of the interval."""
+        check_state(state)
         x = 0.5 * (state.low + state.high)
         value, aux = self._value(x, *args, **kwargs)
         is_beyond = state.sign * value > 0

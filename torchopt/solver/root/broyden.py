@@ -17,6 +17,7 @@ from torchopt.levels import is_readable
 from torchopt.linesearch import backtracking
 from torchopt.norms import norm_in_double
 from torchopt.scalars import numbers, smaller, where
+from torchopt.solver.arguments import check_state
 from torchopt.solver.auxiliary import require_function, split_aux
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.objective import Vectors
@@ -208,6 +209,7 @@ class Broyden(IterativeSolver):
 
     def update(self, params: Any, state: BroydenState, *args: Any, **kwargs: Any) -> OptStep:
         """One step."""
+        check_state(state)
         vectors = Vectors(params)
         x, value = vectors.pack(params), vectors.pack(state.value)
         inverse = _Inverse(state.gamma, vectors.pack_rows(state.c_history), vectors.pack_rows(state.d_history))

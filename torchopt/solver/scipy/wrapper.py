@@ -144,7 +144,7 @@ class ScipyWrapper(Solver):
         check_start(init_params)
         load_optimize()
         condition, reference = self.optimality_condition, self.reference_signature
-        with names_the_start(condition, init_params, *args, **kwargs):
+        with names_the_start(reference, condition, init_params, *args, **kwargs):
             given = (init_params, *args)
             return OptStep(
                 *adjoint.implicit(self._solve, condition, reference, self.implicit_diff_solve, given, kwargs)
@@ -178,7 +178,7 @@ def check_bounds(bounds: Any, params: Any) -> tuple[Any, Any]:
     """The lower and the upper bound, trees like the parameters.
 
     Args:
-        bounds: A pair of trees, tops of trees, or numbers; None for no bounds.
+        bounds: A pair of trees, tops of trees, or numbers, None where there is no bound; None for no bounds.
         params: The parameters.
 
     Raises:
@@ -190,7 +190,8 @@ def check_bounds(bounds: Any, params: Any) -> tuple[Any, Any]:
     if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
         raise TypeError(f'Invalid bounds: a {type(bounds).__name__}; expected a pair (lower, upper).')
 
-    def fitted(bound: Any, name: str) -> Any:
+    def fitted(bound: Any, name: str, default: float) -> Any:
+        bound = default if bound is None else bound
         if isinstance(params, Tensor):  # a list is an array here, not a tree
             bound = torch.as_tensor(bound, dtype=params.dtype, device=params.device)
         else:
@@ -204,7 +205,7 @@ def check_bounds(bounds: Any, params: Any) -> tuple[Any, Any]:
 
         return tree.map(fit, params, bound)
 
-    lower, upper = fitted(bounds[0], 'bounds[0]'), fitted(bounds[1], 'bounds[1]')
+    lower, upper = fitted(bounds[0], 'bounds[0]', -torch.inf), fitted(bounds[1], 'bounds[1]', torch.inf)
     for low, high in zip(tree.leaves(lower), tree.leaves(upper)):
         crossed = as_array((low > high).any(), bool)
         if crossed:

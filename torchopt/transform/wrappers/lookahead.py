@@ -107,6 +107,11 @@ def lookahead(
                 f'The parameters of lookahead are a {type(params).__name__}; expected LookaheadParams. Begin with '
                 f'LookaheadParams.init_synced(params), and pass gradients at its `fast`.'
             )
+        if isinstance(updates, LookaheadParams):
+            raise TypeError(
+                'The gradients of lookahead are LookaheadParams; expected a tree like params.fast. Differentiate with '
+                'respect to params.fast, or pass grads.fast.'
+            )
         tree.map(_detach_copy, updates, params.fast, params.slow)
         updates, fast_state = wide.update(updates, state.fast_state, params.fast, inplace=inplace, **extra)
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -96,6 +96,8 @@ def monitor(measures: dict[str, Any]) -> GradientTransformationExtraArgs:
         {'norm': tensor(5.), 'mean': tensor(5.)}
     """
     members: dict[str, GradientTransformationExtraArgs] = {}
+    if not isinstance(measures, Mapping):
+        raise TypeError(f'measures is a {type(measures).__name__}; expected a dict from names to measures.')
     for name, measure in measures.items():
         if not (isinstance(measure, GradientTransformation) or callable(measure)):
             raise TypeError(

@@ -113,7 +113,8 @@ class MultiSteps:
         use_grad_mean: False sums the gradients instead.
         should_skip_update_fn: A function that chooses small steps to skip, such as :func:`skip_not_finite`.  Their
             updates are zero, and they are not counted.
-        accumulator_dtype: Real dtype of the accumulated gradients; None means that of each parameter.
+        accumulator_dtype: Real dtype of the accumulated gradients, by default float32, also for gradients in float64;
+            None means that of each parameter.
 
     Raises:
         TypeError: If ``opt`` is not a transformation.

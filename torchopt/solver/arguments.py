@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of how the functions of a problem, and the steps of a solver, are called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torchopt.implicit_diff.binding import signature_of
+from torchopt.solver.auxiliary import require_function
+
+__all__ = ['check_state', 'require_call']
+
+
+def check_state(state: Any) -> None:
+    """Require the state of a solver.
+
+    Raises:
+        TypeError: If it is something else, as if the first arguments of ``update`` are exchanged.
+    """
+    if not hasattr(state, 'iter_num'):
+        raise TypeError(
+            f'state is a {type(state).__name__}; expected what init_state or the last update returned. The arguments '
+            f'are update(params, state, ...).'
+        )
+
+
+def require_call(name: str, function: Callable[..., Any], call: str) -> None:
+    """Require a function that takes certain arguments by position.
+
+    Args:
+        name: The name of the argument, for the error message.
+        function: The function.
+        call: How it will be called, such as ``'prox(params, hyperparams_prox, scaling)'``.
+
+    Raises:
+        TypeError: If it cannot be called so.
+    """
+    require_function(name, function)
+    if (signature := signature_of(function)) is None:
+        return
+    arguments = call.partition('(')[2].removesuffix(')')
+    try:
+        signature.bind(*arguments.split(', '))
+    except TypeError as error:
+        raise TypeError(
+            f'Invalid {name}: {getattr(function, "__name__", function)} cannot be called as {call}: {error}. Wrap it: '
+            f'`lambda {arguments}: ...`.'
+        ) from None
