@@ -43,8 +43,8 @@ def check_order(lower: Any, upper: Any, names: tuple[str, str]) -> None:
     low, high = (without_wrappers(v.detach()) for v in (lower, upper))
     crossing = low > high
     if bool(crossing.any()):
-        low, high = (v.expand_as(crossing)[crossing][0].item() for v in (low, high))
+        first, second = (v.expand_as(crossing)[crossing][0].item() for v in (low, high))
         raise ValueError(
-            f'The bounds cross: {names[0]} is {low:g} where {names[1]} is {high:g}. The lower bound must not be above '
+            f'The bounds cross: {names[0]} is {first:g} where {names[1]} is {second:g}. The lower bound must not be above '
             f'the upper one.'
         )
