@@ -63,6 +63,10 @@ class Memory(Protocol):
     def is_empty(self) -> Any:
         """Whether there are no pairs and no scale, so that the inverse Hessian is the identity."""
 
+    @property
+    def has_no_pairs(self) -> Any:
+        """Whether there are no pairs, so that the inverse Hessian is a multiple of the identity."""
+
     def remember(self, x: Pair, gradient: Pair) -> Memory:
         """Add the differences of parameters and gradients before and after a step, if they have positive curvature.
 
@@ -124,7 +128,12 @@ class Rows(NamedTuple):
     @property
     def is_empty(self) -> Any:
         """Whether there are no pairs and no scale."""
-        return (self.weights == 0).all() & (self.gamma == 1.0)
+        return self.has_no_pairs & (self.gamma == 1.0)
+
+    @property
+    def has_no_pairs(self) -> Any:
+        """Whether there are no pairs."""
+        return (self.weights == 0).all()
 
     def cleared(self) -> Rows:
         """The memory without pairs."""
@@ -242,7 +251,12 @@ class Window:
     @property
     def is_empty(self) -> bool:
         """Whether there are no pairs and no scale."""
-        return self.count == 0 and self.gamma == 1.0
+        return self.has_no_pairs and self.gamma == 1.0
+
+    @property
+    def has_no_pairs(self) -> bool:
+        """Whether there are no pairs."""
+        return self.count == 0
 
     def cleared(self) -> Window:
         """The memory itself, without its pairs."""

@@ -275,7 +275,11 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
 
     @abc.abstractmethod
     def _is_empty(self, memory: Any) -> Any:
-        """Whether the direction is that of steepest descent."""
+        """Whether nothing is known of the scale: the direction is the negative gradient."""
+
+    def _is_steepest(self, memory: Any) -> Any:
+        """Whether the direction is a multiple of that of steepest descent."""
+        return self._is_empty(memory)
 
     @abc.abstractmethod
     def _forget(self, memory: Any, gradient: Tensor) -> Any:
@@ -402,7 +406,7 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
         status: Any = work.status
         if lost is not False:
             # Next it descends steepest.  Where that has failed too, nothing is left to try.
-            stalled = lost & self._is_empty(memory)
+            stalled = lost & self._is_steepest(memory)
             status = where(stalled, int(Status.STALLED), status)
             memory = pick(lost, self._forget(memory, gradient), memory)
         if getattr(self, 'stop_if_linesearch_fails', False):

@@ -164,6 +164,9 @@ class LBFGS(DescentSolver[Memory]):
     def _is_empty(self, memory: Memory) -> Any:
         return memory.is_empty
 
+    def _is_steepest(self, memory: Memory) -> Any:
+        return memory.has_no_pairs
+
     def _forget(self, memory: Memory, gradient: Tensor) -> Memory:
         return memory.cleared()
 

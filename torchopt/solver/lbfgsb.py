@@ -224,11 +224,11 @@ class LBFGSB(DescentSolver[_Pairs]):
 
     def _direction(self, memory: _Pairs, problem: Problem, x: Tensor, gradient: Tensor) -> Tensor:
         assert isinstance(problem, _BoxProblem)
-        wide = [
-            widened(v) for v in (x, gradient, problem.lower, problem.upper)
-        ]  # matrices of half precision have no inverse
-        rows = Rows(*map(widened, memory.rows))
-        return (box_step(*wide, Model.of(rows, self.theta / rows.gamma)) - wide[0]).to(x.dtype)
+        # In float32 at least: matrices of half precision have no inverse.
+        lower, upper = widened(problem.lower), widened(problem.upper)
+        rows, start = Rows(*map(widened, memory.rows)), widened(x)
+        target = box_step(start, widened(gradient), lower, upper, Model.of(rows, self.theta / rows.gamma))
+        return (target - start).to(x.dtype)
 
     def _remember(self, memory: _Pairs, x: Pair, gradient: Pair, direction: Tensor) -> _Pairs:
         rows = memory.rows.remember(x, (finite_slopes(gradient[0]), finite_slopes(gradient[1])))
@@ -238,6 +238,9 @@ class LBFGSB(DescentSolver[_Pairs]):
 
     def _is_empty(self, memory: _Pairs) -> Any:
         return memory.rows.is_empty
+
+    def _is_steepest(self, memory: _Pairs) -> Any:
+        return memory.rows.has_no_pairs
 
     def _forget(self, memory: _Pairs, gradient: Tensor) -> _Pairs:
         return _Pairs(memory.rows.cleared(), memory.count)
