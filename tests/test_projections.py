@@ -35,7 +35,6 @@ CASES: dict[str, tuple[str, Any, tuple[Any, ...]]] = {
     'box: numbers': ('projection_box', X['w'], (-0.5, 0.8)),
     'box: ties': ('projection_box', np.array([-1.0, 1.0, 0.0]), (-1.0, 1.0)),
     'box: one point': ('projection_box', np.array([-1.0, 1.0, 0.5]), (0.5, 0.5)),
-    'box: bounds that cross': ('projection_box', np.array([-2.0, 2.0, 0.5]), (1.0, -1.0)),
     'box: infinities': ('projection_box', np.array([INF, -INF, 3.0]), (-INF, 1.0)),
     'box: empty': ('projection_box', np.zeros(0), (0.0, 1.0)),
     'hypercube': ('projection_hypercube', X['w'], ()),

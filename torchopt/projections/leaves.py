@@ -45,6 +45,6 @@ def check_order(lower: Any, upper: Any, names: tuple[str, str]) -> None:
     if bool(crossing.any()):
         first, second = (v.expand_as(crossing)[crossing][0].item() for v in (low, high))
         raise ValueError(
-            f'The bounds cross: {names[0]} is {first:g} where {names[1]} is {second:g}. The lower bound must not be above '
-            f'the upper one.'
+            f'The bounds cross: {names[0]} is {first:g} where {names[1]} is {second:g}. The lower bound must not be '
+            f'above the upper one.'
         )
