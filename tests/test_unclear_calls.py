@@ -123,7 +123,7 @@ each(
 
 @case(TypeError, 'loss is missing', 'Call MetaAdam.step(loss)', 'without loss.backward()')
 def no_loss() -> None:
-    torchopt.MetaAdam(net()).step()  # type: ignore[call-overload]
+    torchopt.MetaAdam(net()).step()
 
 
 @case(ValueError, 'learning_rate has a list and params has a OrderedDict', 'module.named_parameters()')
@@ -146,17 +146,17 @@ def rates_by_name_in_place() -> None:
 
 @case(TypeError, 'call checkpoint(fun)(x), not checkpoint(fun, x)')
 def checkpoint_as_of_torch() -> None:
-    torchopt.checkpoint(torch.sin, X)  # type: ignore[call-arg]
+    torchopt.checkpoint(torch.sin, X)
 
 
 @case(TypeError, 'call checkpoint(fun)(x)')
 def checkpoint_with_options_of_torch() -> None:
-    torchopt.checkpoint(torch.sin, use_reentrant=False)  # type: ignore[call-arg]
+    torchopt.checkpoint(torch.sin, use_reentrant=False)
 
 
 @case(TypeError, 'is a Tensor', 'zero_order(torch.distributions.Normal(0.0, 1.0), ...)(fun)(x)')
 def no_distribution() -> None:
-    zero_order(torch.sum)(X)  # type: ignore[arg-type]
+    zero_order(torch.sum)(X)
 
 
 each(
@@ -175,7 +175,7 @@ each(
 
 @case(TypeError, 'Unpack it: torchopt.chain(*transformations)')
 def chain_of_a_list() -> None:
-    torchopt.chain([torchopt.clip_grad_norm(1.0), torchopt.sgd(0.1)])  # type: ignore[arg-type]
+    torchopt.chain([torchopt.clip_grad_norm(1.0), torchopt.sgd(0.1)])
 
 
 @case(TypeError, 'RAdam() got', 'scale_by_radam()', 'add_decayed_weights', 'scale_by_learning_rate')

@@ -221,7 +221,7 @@ def _indices(prefix: TreeSpec, spec: TreeSpec, name: str, like: str) -> Sequence
 
 
 _LEAF = type('leaf', (), {})()  # error messages contain the name of this type
-_CONTAINERS: dict[Any, str] = {
+_CONTAINERS: dict[type, str] = {
     list: ' An optimizer such as torchopt.Adam passes the parameters of a group as a list, in their order.',
     OrderedDict: ' An optimizer such as torchopt.MetaAdam passes the parameters as a dict, with the names of '
     'module.named_parameters().',
