@@ -74,7 +74,9 @@ def test_a_derivative_along_a_hidden_direction(n, mode):
 
 
 @pytest.mark.parametrize('consistent', [True, False])
-@pytest.mark.parametrize('solve', [None, solve_normal_cg, partial(solve_normal_cg, ridge=1e-8)], ids=str)
+@pytest.mark.parametrize(
+    'solve', [None, solve_normal_cg, partial(solve_normal_cg, ridge=1e-8)], ids=['default', 'solve_normal_cg', 'ridge']
+)
 def test_a_singular_jacobian_gives_a_warning_if_the_derivative_does_not_exist(solve, consistent):
     # The optimality function does not change along (1, 1, 1), so only differences of the root are determined.
     P = torch.eye(3, dtype=torch.float64) - 1 / 3

@@ -83,7 +83,7 @@ class ScipyMinimize(ScipyWrapper):
         >>> a = torch.tensor([1.0, 2.0], requires_grad=True)
         >>> params, info = solver.run(torch.zeros(2), a)
         >>> params.detach(), torch.autograd.grad(params.sum(), a)
-        (tensor([1., 2.]), (tensor([1.0000, 1.0000]),))
+        (tensor([1., 2.]), (tensor([1., 1.]),))
     """
 
     fun: Callable[..., Any] | None = None
