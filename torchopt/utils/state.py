@@ -300,7 +300,7 @@ def _places(target: Any) -> Iterator[_Place]:
         yield from _container_places(extract_module_containers(target, with_buffers=False)[0])
     elif isinstance(target, ModuleState):
         yield from _container_places(target.params + target.buffers)
-    elif isinstance(target, OPTIMIZERS):
+    elif isinstance(target, OPTIMIZERS) or hasattr(target, 'state_groups'):  # such as those of interop.higher
         yield from _places(target.state_groups)
     elif isinstance(target, FuncOptimizer):
         yield from _places(target.optim_state)
@@ -329,8 +329,8 @@ def stop_gradient(target: Any) -> None:
 
             * a module: its parameters, but not its buffers or meta members, which an outer problem may train;
             * a :class:`ModuleState`: its parameters and buffers;
-            * a :class:`torchopt.MetaOptimizer`, :class:`torchopt.FuncOptimizer` or :class:`torchopt.Optimizer`: its
-              state;
+            * a :class:`torchopt.MetaOptimizer`, :class:`torchopt.FuncOptimizer` or :class:`torchopt.Optimizer`, and
+              an optimizer of ``interop.higher``: its state;
             * any tree of these and of tensors; other leaves are not changed.
 
     Raises:

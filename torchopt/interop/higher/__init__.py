@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The inner loop of the library ``higher``, with its names, implemented by transformations.
 
-``from torchopt.interop import higher`` replaces ``import higher``; ``torchopt.interop.higher.optim`` and
-``torchopt.interop.higher.patch`` replace its modules.  This is an independent implementation; the page "From higher" of
-the documentation lists the differences.
+``from torchopt.interop import higher`` replaces ``import higher``; its modules ``optim``, ``patch`` and ``utils`` are
+here, too.  This is an independent implementation; the page "From higher" of the documentation lists the differences.
 """
 
 from __future__ import annotations
@@ -11,14 +10,13 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from torchopt.base import GradientTransformation
-from torchopt.interop.higher import optim, patch
+from torchopt.interop.higher import optim, patch, utils
 from torchopt.interop.higher.optim import (
     DifferentiableOptimizer,
     apply_trainable_opt_params,
@@ -41,6 +39,7 @@ __all__ = [
     'monkeypatch',
     'optim',
     'patch',
+    'utils',
 ]
 
 
@@ -65,7 +64,7 @@ def innerloop_ctx(
             transformation, for all parameters.
         device: The device of the copies; None means that of the originals.
         copy_initial_weights: Whether the loop begins with copies of the parameters, so that the originals get no
-            meta-gradients; False, for MAML, begins with the parameters themselves.
+            meta-gradients; False, for MAML, begins with copies that have a graph.
         override: Options that replace those of ``opt``: for each, a list with one value for all groups, or with one for
             each group.  Tensors that require grad are learned.
         track_higher_grads: False takes the same steps without a graph, for evaluation.
@@ -100,29 +99,6 @@ def innerloop_ctx(
     finally:
         diffopt._end()
 
-
-def _flatten(x: Any) -> list[Any]:
-    """The leaves of nested dicts, lists, tuples and sets, in order."""
-    if isinstance(x, dict):
-        x = list(x.values())
-    return [leaf for entry in x for leaf in _flatten(entry)] if isinstance(x, (list, tuple, set)) else [x]
-
-
-def _get_func_params(
-    module: nn.Module, device: torch.device | str | None = None, safe_copy: bool = True
-) -> list[Tensor]:
-    """Copies of the parameters of a module that require grad where the parameters do, without their graph.
-
-    Args:
-        module: The module.
-        device: The device of the copies; None means that of the parameters.
-        safe_copy: False shares memory with the parameters.
-    """
-    return [p.detach().to(device, copy=safe_copy).requires_grad_(p.requires_grad) for p in module.parameters()]
-
-
-utils = SimpleNamespace(flatten=_flatten, get_func_params=_get_func_params)
-"""The functions of the module ``higher.utils``."""
 
 if not TYPE_CHECKING:  # a type checker would accept any name
 

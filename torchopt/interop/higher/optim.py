@@ -15,7 +15,7 @@ from torchopt import tree
 from torchopt.base import GradientTransformation, UninitializedState
 from torchopt.graphs import detach_graph
 from torchopt.interop.higher.options import Override, apply_trainable_opt_params, get_trainable_opt_params
-from torchopt.interop.higher.patch import FunctionalModule
+from torchopt.interop.higher.patch import FunctionalModule, tensors_of
 from torchopt.interop.torch_optim import from_torch_optimizer
 from torchopt.optim import FuncOptimizer, Optimizer
 from torchopt.optim.gradients import (
@@ -54,7 +54,7 @@ class DifferentiableOptimizer:
     arguments are those of :func:`get_diff_optim`.
 
     Attributes:
-        param_groups: The options of each group.
+        param_groups: The options of each group, which may be changed between steps.
     """
 
     _steps_of: ClassVar[str] = ''
@@ -92,9 +92,15 @@ class DifferentiableOptimizer:
                 )
             self._members.append([places[id(p)] for p in group.params])
         self._impls = [self._build(group.impl, group.options) for group in groups]
+        self._built = [dict(group.options) for group in groups]  # the options of these transformations
         self._states = [_copied(group.state, device) for group in groups]
         if override is not None:
-            self.param_groups, self._impls = self._overridden(override, reference)
+            self._impls = self._overridden(override, reference)
+
+    @property
+    def state_groups(self) -> list[Any]:
+        """The state of each group; :func:`torchopt.stop_gradient` detaches it."""
+        return list(self._states)
 
     def step(
         self,
@@ -124,7 +130,8 @@ class DifferentiableOptimizer:
         Raises:
             ValueError: If there are no parameters, their number is wrong, the loss depends on none of them, or an
                 option is out of range; nothing is changed then.
-            TypeError: If the loss is not a tensor, or ``override`` contains an unknown option.
+            TypeError: If the loss is not a tensor, ``params`` is a mapping, ``override`` or a group contains an unknown
+                option, or ``grad_callback`` returns no gradients.
             RuntimeError: If the loss has no graph, or the loop has ended.
         """
         if not self._impls:
@@ -135,7 +142,7 @@ class DifferentiableOptimizer:
                 raise ValueError('The optimizer has no fmodel. Pass params to step, or fmodel to get_diff_optim.')
             params = self._fmodel.parameters()
             closure = self._fmodel.at_parameters(closure)
-        old = list(params)
+        old = tensors_of(params)
         self._require_all(old, 'params')
         if callable(loss) and not isinstance(loss, Tensor):
             _, grads = recomputed_gradients(closure, old, checkpoint=checkpoint, create_graph=self._tracked)
@@ -149,27 +156,45 @@ class DifferentiableOptimizer:
         if grad_callback is None:
             grad_callback = self._grad_callback
         if grad_callback is not None:
-            grads = list(grad_callback(grads))
+            found: Any = grad_callback(grads)
+            if isinstance(found, Tensor) or not isinstance(found, Iterable):
+                raise TypeError(
+                    f'grad_callback returned an object of type {type(found).__name__}; expected an iterable with a '
+                    f'gradient, or None, for each parameter. Functions that change gradients in place do not fit: '
+                    f'return new ones.'
+                )
+            grads = list(found)
             self._require_all(grads, 'What grad_callback returned')
-        groups, impls = self.param_groups, self._impls
-        if override is not None:
-            groups, impls = self._overridden(override, old)
+        before = [dict(group) for group in self.param_groups]
+        impls = self._impls if override is None and not self._is_edited() else self._overridden(override or {}, old)
         new, states = list(old), []
-        with contextlib.nullcontext() if self._tracked else torch.no_grad():
-            for impl, state, members in zip(impls, self._states, self._members):
-                own, own_grads = [old[i] for i in members], [grads[i] for i in members]
-                if isinstance(state, UninitializedState):
-                    state = impl.init(without_integers(own))
-                moved, state = update_params(impl, own_grads, state, hide_integers(own, own_grads), inplace=False)
-                states.append(state)
-                for i, p in zip(members, moved):
-                    new[i] = old[i] if p is None else p
+        try:
+            with contextlib.nullcontext() if self._tracked else torch.no_grad():
+                for impl, state, members in zip(impls, self._states, self._members):
+                    own, own_grads = [old[i] for i in members], [grads[i] for i in members]
+                    if isinstance(state, UninitializedState):
+                        state = impl.init(without_integers(own))
+                    moved, state = update_params(impl, own_grads, state, hide_integers(own, own_grads), inplace=False)
+                    states.append(state)
+                    for i, p in zip(members, moved):
+                        new[i] = old[i] if p is None else p
+        except Exception:
+            for group, options in zip(self.param_groups, before):
+                group.update(options)
+            raise
         if not self._tracked:
             new = [n if n is p else detach_graph(n).requires_grad_(p.requires_grad) for n, p in zip(new, old)]
-        self.param_groups, self._impls, self._states = groups, impls, states
+        self._impls, self._states, self._built = impls, states, [dict(group) for group in self.param_groups]
         if self._fmodel is not None:
             self._fmodel.update_params(new)
         return new
+
+    def _is_edited(self) -> bool:
+        """Whether an option in ``param_groups`` was replaced since the last step."""
+        return any(
+            group.keys() != built.keys() or any(group[name] is not built[name] for name in built)
+            for group, built in zip(self.param_groups, self._built)
+        )
 
     def _require_all(self, given: Sequence[Any], what: str) -> None:
         if len(given) != self._count:
@@ -180,13 +205,22 @@ class DifferentiableOptimizer:
     def _build(self, impl: GradientTransformation, options: dict[str, Any]) -> GradientTransformation:
         return impl if self._alias is None else self._alias(**options)
 
-    def _overridden(
-        self, override: Override, params: Sequence[Any]
-    ) -> tuple[list[dict[str, Any]], list[GradientTransformation]]:
+    def _overridden(self, override: Override, params: Sequence[Any]) -> list[GradientTransformation]:
+        """Write options into the groups, and make the transformations for the options that the groups then have."""
+        known = sorted(self._built[0]) if self._built[0] else 'none, since the optimizer is a plain transformation'
+        for i, (group, built) in enumerate(zip(self.param_groups, self._built)):
+            for name in group.keys() ^ built.keys():
+                raise TypeError(
+                    f'param_groups[{i}][{name!r}] was added or removed; the options of the optimizer are {known}.'
+                )
+        if not isinstance(override, Mapping):
+            raise TypeError(
+                f'override is of type {type(override).__name__}; expected a dict from the name of an option to a list '
+                f"of values, such as {{'lr': [0.1]}}."
+            )
         groups = [dict(group) for group in self.param_groups]
         for name, values in override.items():
             if any(name not in group for group in groups):
-                known = sorted(groups[0]) if groups[0] else 'none, since the optimizer is a plain transformation'
                 raise TypeError(f'override: {name!r} is not an option of the optimizer; its options are {known}.')
             if not isinstance(values, (list, tuple)) or len(values) not in (1, len(groups)):
                 raise ValueError(
@@ -200,7 +234,9 @@ class DifferentiableOptimizer:
             if not isinstance(state, UninitializedState):
                 expected = impl.init(without_integers([params[j] for j in members]))
                 check_same_kind(state, expected, name=f'the state of group {i}')
-        return groups, impls
+        for group, options in zip(self.param_groups, groups):
+            group.update(options)
+        return impls
 
     def _end(self) -> None:
         self._fmodel, self._states, self._impls = None, [], []

@@ -76,6 +76,11 @@ def apply_trainable_opt_params(opt: torch.optim.Optimizer, override: Override) -
             raise TypeError(
                 f'override: {name!r} is not an option of {type(opt).__name__}; its options are {sorted(opt.defaults)}.'
             )
+        if not isinstance(values, (list, tuple)):
+            raise TypeError(
+                f'override[{name!r}] is of type {type(values).__name__}; expected a list with one value for all '
+                f'groups, or with one for each.'
+            )
         if len(values) not in (1, len(opt.param_groups)):
             raise ValueError(
                 f'override[{name!r}] holds {len(values)} values; expected one, or one for each of the '

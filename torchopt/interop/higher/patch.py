@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -51,7 +51,8 @@ class FunctionalModule(nn.Module):
             The result of the module.
 
         Raises:
-            ValueError: If the number of ``params`` is wrong.
+            TypeError: If ``params`` are not tensors; nothing is changed then.
+            ValueError: If their number or a shape is wrong; nothing is changed then.
         """
         if params is not None:
             self.update_params(params)
@@ -105,14 +106,23 @@ class FunctionalModule(nn.Module):
             params: The new parameters, in the order of :meth:`parameters`.
 
         Raises:
-            ValueError: If their number is wrong; nothing is changed then.
+            TypeError: If they are not tensors; nothing is changed then.
+            ValueError: If their number or a shape is wrong; nothing is changed then.
         """
-        new = list(params)
+        new = tensors_of(params)
         if len(new) != len(self._places):
             raise ValueError(
                 f'params holds {len(new)} tensors, but the module has {len(self._places)} parameters. Pass one for '
                 f'each that parameters() lists, in that order.'
             )
+        for (name, *_), x, old in zip(self._places, new, self.parameters()):
+            if not isinstance(x, Tensor):
+                raise TypeError(f'The entry of params for {name!r} is of type {type(x).__name__}; expected a tensor.')
+            if x.shape != old.shape:
+                raise ValueError(
+                    f'The entry of params for {name!r} has shape {tuple(x.shape)}; expected {tuple(old.shape)}. '
+                    f'Pass the parameters in the order of parameters().'
+                )
         self._swap(new)
         if self._tracked:
             self._history.append(new)
@@ -146,6 +156,16 @@ class FunctionalModule(nn.Module):
         return at_parameters
 
 
+def tensors_of(params: Iterable[Any]) -> list[Any]:
+    """The parameters as a list; a mapping, which would give its keys, is an error."""
+    if isinstance(params, Mapping):
+        raise TypeError(
+            f'params is of type {type(params).__name__}; expected tensors in the order of parameters(). Pass '
+            f'list(params.values()) if it has that order.'
+        )
+    return list(params)
+
+
 def monkeypatch(
     module: nn.Module,
     device: torch.device | str | None = None,
@@ -158,7 +178,8 @@ def monkeypatch(
         module: The module.
         device: The device of the copy; None means that of the module.
         copy_initial_weights: True begins with copies of the parameters, which are leaves, so that the parameters of
-            the module get no meta-gradients.  False begins with the parameters themselves, as in MAML.
+            the module get no meta-gradients.  False begins with copies that have a graph, so that they get them, as in
+            MAML.
         track_higher_grads: Whether to keep the parameters of all steps.
 
     Returns:
@@ -172,13 +193,17 @@ def monkeypatch(
         >>> from torchopt.interop import higher
         >>> net = torch.nn.Linear(1, 1)
         >>> fmodel = higher.monkeypatch(net, copy_initial_weights=False)
-        >>> isinstance(fmodel, torch.nn.Linear), fmodel.weight is net.weight
-        (True, True)
+        >>> isinstance(fmodel, torch.nn.Linear)
+        True
+        >>> fmodel(torch.ones(1)).sum().backward()
+        >>> net.weight.grad
+        tensor([[1.]])
     """
     copied = _copy(module, device)
     copied._tracked = track_higher_grads
     held = list(copied.parameters())
-    copied.update_params(list(map(Replicate('deepcopy'), held)) if copy_initial_weights else held)
+    with torch.enable_grad():
+        copied.update_params(map(Replicate('deepcopy') if copy_initial_weights else Tensor.clone, held))
     return copied
 
 
