@@ -110,7 +110,7 @@ def saved(state: ModuleState) -> list[torch.Tensor]:
 
 
 def optimizer_tensors(optimizer) -> list[torch.Tensor]:
-    return [x for x in torchopt.tree.leaves(optimizer.state_dict()) if isinstance(x, torch.Tensor)]
+    return [x for x in torchopt.tree.leaves(optimizer.state_groups) if isinstance(x, torch.Tensor)]
 
 
 def same(xs, ys) -> bool:
