@@ -13,11 +13,17 @@ INTERNAL = frozenset(
 
 _OPTIONS = 'the options are named, and more of them; without a matvec it returns the configured solver'
 
+_SOLVE = 'the linear solver is None by default, which is a factorization where the system is small'
+
 # Functions and methods whose signature differs, with the reason.
 OTHER_SIGNATURES = {
     'jaxopt.base.IterativeSolver.log_info': 'by default it prints what the solver has to say',
     'jaxopt.base.StochasticSolver.log_info': 'the same',
     'jaxopt.base.LinearOperator.tree_flatten': 'trees are registered with torchopt.tree.register_node',
+    'jaxopt.implicit_diff.custom_fixed_point': _SOLVE,
+    'jaxopt.implicit_diff.custom_root': _SOLVE,
+    'jaxopt.implicit_diff.root_jvp': _SOLVE,
+    'jaxopt.implicit_diff.root_vjp': _SOLVE,
     'jaxopt.linear_solve.solve_bicgstab': _OPTIONS,
     'jaxopt.linear_solve.solve_cg': _OPTIONS,
     'jaxopt.linear_solve.solve_cholesky': _OPTIONS,

@@ -34,7 +34,7 @@ NEEDED: dict[str, Any] = {
     'noise_multiplier': 0.1,
     'seed': 0,
     'step_size': 0.1,
-    'step_size_fn': float,
+    'step_size_fn': lambda count: 1.0 * count,
     'threshold': 1.0,
 }
 MASK = {'w': True, 'b': False}

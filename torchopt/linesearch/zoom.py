@@ -186,6 +186,8 @@ def _is_known(*points: Any) -> bool:
 def _accepts(first: _End, new: Point, options: ZoomOptions) -> bool:
     """Whether a step satisfies both conditions, as :func:`_errors` has them, on the host."""
     gain, slope = new.value - first.value, first.slope
+    if not math.isfinite(gain + slope + new.slope):
+        return False
     enough = gain <= options.slope_rtol * new.stepsize * slope
     if not enough and options.approx_dec_rtol is not None:
         by_slope = new.slope <= (2.0 * options.slope_rtol - 1.0) * slope
