@@ -116,7 +116,8 @@ def _break_formulas(app: Any, doctree: Any) -> None:
     """Write equations that stand in one row, with spaces between them, in as many rows as fit into the page."""
     for block in doctree.findall(nodes.math_block):
         text = block.astext()
-        equations = re.split(r'\\qquad\b', text)
+        # Sphinx takes a blank line for the end of a formula.
+        equations = [' '.join(part.split()) for part in re.split(r'\\qquad\b', text)]
         if len(equations) == 1 or '\\begin' in text or _length(text) <= LONGEST_ROW:
             continue
         rows = equations[:1]
