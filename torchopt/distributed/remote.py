@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from torch.futures import Future
 
+from torchopt import checks
 from torchopt.distributed.call import Limits, call, prepare
 from torchopt.distributed.partition import Partitioner, Reducer, Results, batch_partitioner, mean_reducer
 from torchopt.distributed.ranks import get_worker_id, require_rpc
@@ -172,11 +173,7 @@ def _parallel(
         reducer = mean_reducer
 
     def decorate(func: Callable[..., Any]) -> Callable[..., Any]:
-        if not callable(func):
-            raise TypeError(
-                f'func is a {type(func).__name__}; expected the function to decorate. If the decorator stands without '
-                f'parentheses, as in @parallelize, write @parallelize().'
-            )
+        checks.function('func', func, 'If the decorator stands without parentheses, write @parallelize().')
 
         @functools.wraps(func)
         def run(*args: Any, **kwargs: Any) -> Any:

@@ -215,8 +215,33 @@ def _derivative(
     return levels.apply_function(_Derivative, dataclasses.replace(problem, others=others), seed, *tensors, *vs)
 
 
+class _Last(torch.autograd.Function):
+    """A second derivative, which cannot be differentiated again."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Keep nothing."""
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        """Raise an error."""
+        _refuse_third_order()
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        """Raise an error."""
+        _refuse_third_order()
+
+
+def _refuse_third_order() -> None:
+    raise RuntimeError(
+        'Zero-order gradients have no third derivatives. Detach the second derivative, or use '
+        'torchopt.perturbations.make_perturbed_fun, which has derivatives of every order.'
+    )
+
+
 @_one_by_one
-class _Curvature(torch.autograd.Function):
+class _Curvature(_Last):
     """An estimate of a Hessian-vector product: ``_Curvature.apply(problem, seed, values, center, *xs, *vs)``."""
 
     @staticmethod
@@ -227,46 +252,15 @@ class _Curvature(torch.autograd.Function):
         xs, vs = xs_and_vs[:half], xs_and_vs[half:]
         return _estimate_product(problem, int(seed), values, center, xs, vs)
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Any) -> Any:
-        _refuse_third_order()
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        _refuse_third_order()
-
 
 @_one_by_one
-class _Derivative(torch.autograd.Function):
+class _Derivative(_Last):
     """The gradient times a vector, differentiated by autograd: ``_Derivative.apply(problem, seed, *tensors, *vs)``."""
 
     @staticmethod
     def forward(problem: ZeroOrderProblem, seed: Tensor, *tensors_and_vs: Tensor) -> tuple[Any, ...]:
         count = len(tensors_and_vs) - len(problem.wanted)
         return _differentiate(problem, int(seed), tensors_and_vs[:count], tensors_and_vs[count:])
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Any) -> Any:
-        _refuse_third_order()
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        _refuse_third_order()
-
-
-def _refuse_third_order() -> None:
-    raise RuntimeError(
-        'Zero-order gradients have no third derivatives. Detach the second derivative, or use '
-        'torchopt.perturbations.make_perturbed_fun, which has derivatives of every order.'
-    )
 
 
 # The arithmetic, on plain tensors ------------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ class DifferentiableOptimizer:
         self._built = [dict(group.options) for group in groups]  # the options of these transformations
         self._states = [_copied(group.state, device) for group in groups]
         if override is not None:
-            self._impls = self._overridden(override, reference)
+            self._use(*self._overridden(override, reference))
 
     @property
     def state_groups(self) -> list[Any]:
@@ -165,26 +165,23 @@ class DifferentiableOptimizer:
                 )
             grads = list(found)
             self._require_all(grads, 'What grad_callback returned')
-        before = [dict(group) for group in self.param_groups]
-        impls = self._impls if override is None and not self._is_edited() else self._overridden(override or {}, old)
+        groups, impls = self.param_groups, self._impls
+        if override is not None or self._is_edited():
+            groups, impls = self._overridden(override or {}, old)
         new, states = list(old), []
-        try:
-            with contextlib.nullcontext() if self._tracked else torch.no_grad():
-                for impl, state, members in zip(impls, self._states, self._members):
-                    own, own_grads = [old[i] for i in members], [grads[i] for i in members]
-                    if isinstance(state, UninitializedState):
-                        state = impl.init(without_integers(own))
-                    moved, state = update_params(impl, own_grads, state, hide_integers(own, own_grads), inplace=False)
-                    states.append(state)
-                    for i, p in zip(members, moved):
-                        new[i] = old[i] if p is None else p
-        except Exception:
-            for group, options in zip(self.param_groups, before):
-                group.update(options)
-            raise
+        with contextlib.nullcontext() if self._tracked else torch.no_grad():
+            for impl, state, members in zip(impls, self._states, self._members):
+                own, own_grads = [old[i] for i in members], [grads[i] for i in members]
+                if isinstance(state, UninitializedState):
+                    state = impl.init(without_integers(own))
+                moved, state = update_params(impl, own_grads, state, hide_integers(own, own_grads), inplace=False)
+                states.append(state)
+                for i, p in zip(members, moved):
+                    new[i] = old[i] if p is None else p
         if not self._tracked:
             new = [n if n is p else detach_graph(n).requires_grad_(p.requires_grad) for n, p in zip(new, old)]
-        self._impls, self._states, self._built = impls, states, [dict(group) for group in self.param_groups]
+        self._use(groups, impls)
+        self._states = states
         if self._fmodel is not None:
             self._fmodel.update_params(new)
         return new
@@ -205,8 +202,16 @@ class DifferentiableOptimizer:
     def _build(self, impl: GradientTransformation, options: dict[str, Any]) -> GradientTransformation:
         return impl if self._alias is None else self._alias(**options)
 
-    def _overridden(self, override: Override, params: Sequence[Any]) -> list[GradientTransformation]:
-        """Write options into the groups, and make the transformations for the options that the groups then have."""
+    def _use(self, groups: list[dict[str, Any]], impls: list[GradientTransformation]) -> None:
+        """Set the options of the groups and the transformations that were made from them."""
+        for group, options in zip(self.param_groups, groups):
+            group.update(options)
+        self._impls, self._built = impls, [dict(group) for group in groups]
+
+    def _overridden(
+        self, override: Override, params: Sequence[Any]
+    ) -> tuple[list[dict[str, Any]], list[GradientTransformation]]:
+        """The options of the groups with those that are overridden, and the transformations made from them."""
         known = sorted(self._built[0]) if self._built[0] else 'none, since the optimizer is a plain transformation'
         for i, (group, built) in enumerate(zip(self.param_groups, self._built)):
             for name in group.keys() ^ built.keys():
@@ -234,9 +239,7 @@ class DifferentiableOptimizer:
             if not isinstance(state, UninitializedState):
                 expected = impl.init(without_integers([params[j] for j in members]))
                 check_same_kind(state, expected, name=f'the state of group {i}')
-        for group, options in zip(self.param_groups, groups):
-            group.update(options)
-        return impls
+        return groups, impls
 
     def _end(self) -> None:
         self._fmodel, self._states, self._impls = None, [], []
