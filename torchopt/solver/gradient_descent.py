@@ -6,10 +6,13 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torchopt.solver.base import IterativeSolver, OptStep
+from torchopt.solver.endless import recognizing_no_bound
 from torchopt.solver.proximal import ProximalGradient
+from torchopt.solver.proximal.composite import measures_of
 from torchopt.solver.proximal.gradient import ProxGradState
 from torchopt.solver.run import Task
 
@@ -51,7 +54,8 @@ class GradientDescent(ProximalGradient):
     def task(self, init_params: Any, *args: Any, **kwargs: Any) -> Task:
         """The steps of a run, at whose end an objective without a lower bound is recognized."""
         task = IterativeSolver.task(self, init_params, *args, **kwargs)
-        return self._recognizing_no_bound(task, None, args, kwargs)
+        step = partial(self._step_from, None)
+        return recognizing_no_bound(task, measures_of(self._objective, step, args, kwargs), self.tol)
 
     def run(self, init_params: Any, *args: Any, **kwargs: Any) -> OptStep:
         """Minimize; see :meth:`torchopt.solver.IterativeSolver.run`."""

@@ -14,7 +14,17 @@ from torchopt import tree
 from torchopt.dtypes import is_inexact
 from torchopt.scalars import larger, numbers, settled, where
 
-__all__ = ['confirmed', 'defined', 'infinite_error', 'minus', 'norm', 'plus', 'stepsize_at', 'violation', 'zero_count']
+__all__ = [
+    'confirmed',
+    'defined',
+    'infinite_error',
+    'measures_of',
+    'minus',
+    'norm',
+    'plus',
+    'stepsize_at',
+    'zero_count',
+]
 
 
 def stepsize_at(stepsize: Any, count: Any) -> Any:
@@ -90,6 +100,25 @@ def confirmed(error: Any, tol: Any, step: Callable[[Any, Any, Any], Any], x: Any
     if hidden is False:
         return error
     return where(hidden, larger(error, violation(step, x, gradient, size)), error)
+
+
+def measures_of(
+    objective: Callable[..., Any], step: Callable[[Any, Any, Any], Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Callable[[Any], tuple[Any, Any, Any]]:
+    """The measures of :func:`torchopt.solver.endless.recognizing_no_bound`.
+
+    Args:
+        objective: ``objective(params, *args, **kwargs)`` returns the value, the gradient and auxiliary output.
+        step: As in :func:`violation`.
+        args: The data.
+        kwargs: The data by name.
+    """
+
+    def measures(params: Any) -> tuple[Any, Any, Any]:
+        value, gradient, _ = objective(params, *args, **kwargs)
+        return numbers(value)[0], norm(params), violation(step, params, gradient)
+
+    return measures
 
 
 def _precision(x: Any) -> float:

@@ -26,11 +26,11 @@ from torchopt.solver.proximal.composite import (
     confirmed,
     defined,
     infinite_error,
+    measures_of,
     minus,
     norm,
     plus,
     stepsize_at,
-    violation,
     zero_count,
 )
 from torchopt.solver.run import Task
@@ -249,20 +249,8 @@ class ProximalGradient(IterativeSolver):
     def task(self, init_params: Any, hyperparams_prox: Any = None, *args: Any, **kwargs: Any) -> Task:
         """The steps of a run, at whose end an objective without a lower bound is recognized."""
         task = super().task(init_params, hyperparams_prox, *args, **kwargs)
-        return self._recognizing_no_bound(task, hyperparams_prox, args, kwargs)
-
-    def _recognizing_no_bound(
-        self, task: Task, hyperparams_prox: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Task:
-        def measures(params: Any) -> tuple[Any, Any, Any]:
-            value, gradient, _ = self._objective(params, *args, **kwargs)
-            return (
-                numbers(value)[0],
-                norm(params),
-                violation(partial(self._step_from, hyperparams_prox), params, gradient),
-            )
-
-        return recognizing_no_bound(task, measures, self.tol)
+        step = partial(self._step_from, hyperparams_prox)
+        return recognizing_no_bound(task, measures_of(self._objective, step, args, kwargs), self.tol)
 
     def _step_from(self, hyperparams_prox: Any, y: Any, gradient: Any, size: Any) -> Any:
         return self.prox(plus(y, -size, gradient), hyperparams_prox, size)

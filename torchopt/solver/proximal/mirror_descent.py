@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 from torchopt.levels import eager
-from torchopt.scalars import numbers
 from torchopt.solver.arguments import check_state
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.endless import recognizing_no_bound
@@ -19,11 +18,11 @@ from torchopt.solver.proximal.composite import (
     confirmed,
     defined,
     infinite_error,
+    measures_of,
     minus,
     norm,
     plus,
     stepsize_at,
-    violation,
     zero_count,
 )
 from torchopt.solver.run import Task
@@ -202,16 +201,8 @@ class MirrorDescent(IterativeSolver):
     def task(self, init_params: Any, hyperparams_proj: Any = None, *args: Any, **kwargs: Any) -> Task:
         """The steps of a run, at whose end an objective without a lower bound is recognized."""
         task = super().task(init_params, hyperparams_proj, *args, **kwargs)
-
-        def measures(params: Any) -> tuple[Any, Any, Any]:
-            value, gradient, _ = self._objective(params, *args, **kwargs)
-            return (
-                numbers(value)[0],
-                norm(params),
-                violation(partial(self._step_from, hyperparams_proj), params, gradient),
-            )
-
-        return recognizing_no_bound(task, measures, self.tol)
+        step = partial(self._step_from, hyperparams_proj)
+        return recognizing_no_bound(task, measures_of(self._objective, step, args, kwargs), self.tol)
 
     def _step_from(self, hyperparams_proj: Any, x: Any, gradient: Any, size: Any) -> Any:
         return self.projection_grad(x, gradient, size, hyperparams_proj)
