@@ -140,6 +140,9 @@ def clip(max_delta: Any) -> GradientTransformation:
     Args:
         max_delta: The bound :math:`\delta`.
 
+    Raises:
+        TypeError: Raised by ``update`` if updates are complex.
+
     Example:
         >>> import torch, torchopt
         >>> tx = torchopt.clip.clip(1.0)
@@ -149,6 +152,11 @@ def clip(max_delta: Any) -> GradientTransformation:
     checks.at_least('max_delta value', max_delta)
 
     def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
+        if any(g.is_complex() for g in tree.leaves(updates)):
+            raise TypeError(
+                'clip: the updates are complex, and complex numbers have no order. Bound the norm instead, by '
+                'clip_by_global_norm or clip_by_block_rms.'
+            )
         return tree.map(lambda g: g.clamp(-max_delta, max_delta), updates), state
 
     return GradientTransformation(init_empty_state, update)

@@ -355,6 +355,9 @@ def test_files_of_others(tmp_path: Path) -> None:
         tree.load(tmp_path / 'absent', {})
     with pytest.raises(FileNotFoundError, match='There is no folder'):
         tree.save(tmp_path / 'absent' / 'tree', {})
+    for swapped in (lambda: tree.save({}, tmp_path / 'tree'), lambda: tree.load({}, tmp_path / 'tree')):
+        with pytest.raises(TypeError, match='in this order'):
+            swapped()
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,10 +74,7 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
         ...     torchopt.tree.load(file, like=state)[0].mu
         {'encoder': [tensor([0., 0.])]}
     """
-    if not isinstance(path, (str, bytes, os.PathLike)):
-        raise TypeError(
-            f'path is a {type(path).__name__}; expected a path. The arguments are save(path, tree), in this order.'
-        )
+    _check_path(path, 'save(path, tree)')
     package = _safetensors()
     named, kinds = _named(tree)
     tensors: dict[str, torch.Tensor] = {}
@@ -131,6 +128,7 @@ def load(path: str | os.PathLike[str], like: Any) -> Any:
     Raises:
         ImportError: If the package ``safetensors`` is not installed.
         FileNotFoundError: If there is no such file.
+        TypeError: If ``path`` is no path.
         ValueError: If the file is damaged, has a newer version or was not written by :func:`save`, or if its tree
             differs from ``like``; the message names the leaves that are missing, unexpected, or of another shape,
             dtype or type.
@@ -146,6 +144,7 @@ def load(path: str | os.PathLike[str], like: Any) -> Any:
         ValueError: The tree in '...params.safetensors' differs from the expected tree:
           w: expected torch.float32 of shape (3,), the file has torch.float32 of shape (2,)
     """
+    _check_path(path, 'load(path, like)')
     found_kinds, found = _read(path)
     named, kinds = _named(like)
     wrong = [
@@ -168,6 +167,11 @@ def load(path: str | os.PathLike[str], like: Any) -> Any:
     for name, x in named.items():
         placed.setdefault(id(found[name]), _place(found[name], x))
     return unflatten(structure(like), [placed[id(found[name])] for name in named])
+
+
+def _check_path(path: Any, call: str) -> None:
+    if not isinstance(path, (str, bytes, os.PathLike)):
+        raise TypeError(f'path is a {type(path).__name__}; expected a path. The arguments are {call}, in this order.')
 
 
 def _safetensors() -> ModuleType:
