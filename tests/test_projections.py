@@ -15,6 +15,7 @@ import optax
 import pytest
 import torch
 
+import torchopt
 from torchopt import polytopes, projections, tree
 
 rng = np.random.default_rng(0)
@@ -222,6 +223,20 @@ def test_values_are_not_read() -> None:
         args = {'projection_box': (0, 1), 'projection_vector': (x,)}.get(name, ())
         args = (x, 1.0) if name in ('projection_hyperplane', 'projection_halfspace') else args
         assert getattr(projections, name)(x, *args)['w'].shape == (3,)
+
+
+SIZED = ['hypercube', 'simplex', 'l1_sphere', 'l1_ball', 'l2_sphere', 'l2_ball', 'linf_ball']
+
+
+@pytest.mark.parametrize('home', [projections, torchopt.compat.jaxopt.projection], ids=['ours', 'jaxopt'])
+@pytest.mark.parametrize('name', SIZED)
+def test_a_size_that_is_none_is_one(name: str, home: Any) -> None:
+    """So that ``ProjectedGradient`` works without ``hyperparams_proj``."""
+    project = getattr(home, f'projection_{name}')
+    start, center = torch.full((3,), 0.1, dtype=torch.float64), torch.tensor([2.0, 1.5, -1.0], dtype=torch.float64)
+    torch.testing.assert_close(project(center, None), project(center), rtol=0, atol=0)
+    run = torchopt.ProjectedGradient(lambda x: ((x - center) ** 2).sum(), project, tol=1e-12).run(start)
+    torch.testing.assert_close(run.params, project(center), rtol=1e-9, atol=1e-9)
 
 
 FROM_JAXOPT = ['projection_affine_set', 'projection_box_section', 'projection_sparse_simplex']

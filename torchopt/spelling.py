@@ -7,6 +7,7 @@ import difflib
 import functools
 import inspect
 import itertools
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FunctionType, ModuleType
@@ -241,7 +242,7 @@ def no_such_name(module: str, name: str, known: Iterable[str]) -> AttributeError
             else f'Optimizer(params, torchopt.{rule}(...))'
         )
         hint = f'It has no class of its own: use torchopt.{wrapped}.'
-    return AttributeError(f'module {module!r} has no attribute {name!r}{hint and f". {hint}"}')
+    return absent(sys.modules[module], name, {name: hint} if hint else {})
 
 
 def _check_first(function: Callable[..., Any], args: tuple[Any, ...]) -> None:

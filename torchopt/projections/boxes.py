@@ -67,7 +67,8 @@ def projection_hypercube(tree: Any, scale: Any = 1) -> Any:
 
     Args:
         tree: Tree of real tensors.
-        scale: The side length :math:`s \ge 0`, of the form of the bounds of :func:`projection_box`.
+        scale: The side length :math:`s \ge 0`, of the form of the bounds of :func:`projection_box`; 1 if
+            None.
 
     Returns:
         The projection, a tree of the same structure.
@@ -80,7 +81,7 @@ def projection_hypercube(tree: Any, scale: Any = 1) -> Any:
         >>> torchopt.projections.projection_hypercube([torch.tensor([-1.0, 0.5, 2.0])])
         [tensor([0.0000, 0.5000, 1.0000])]
     """
-    return _project(tree, 0, scale, ('the lower bound', 'scale'))
+    return _project(tree, 0, 1 if scale is None else scale, ('the lower bound', 'scale'))
 
 
 def projection_l2_sphere(tree: Any, scale: Any = 1) -> Any:
@@ -88,7 +89,7 @@ def projection_l2_sphere(tree: Any, scale: Any = 1) -> Any:
 
     Args:
         tree: Tree of floating tensors.  A tree of zeros gives NaN, since all points of the sphere are equally near.
-        scale: The radius :math:`s \ge 0`, a number or a 0-d tensor.
+        scale: The radius :math:`s \ge 0`, a number or a 0-d tensor; 1 if None.
 
     Returns:
         The projection, a tree of the same structure.
@@ -101,6 +102,7 @@ def projection_l2_sphere(tree: Any, scale: Any = 1) -> Any:
         >>> torchopt.projections.projection_l2_sphere([torch.tensor([3.0, 4.0])])
         [tensor([0.6000, 0.8000])]
     """
+    scale = 1 if scale is None else scale
     checks.at_least('scale', scale)
     norm = trees.wide_norm(tree)
     return map_leaves(in_single(lambda x: x / as_bound(norm, x) * as_bound(scale, x)), tree)
@@ -111,7 +113,7 @@ def projection_l2_ball(tree: Any, scale: Any = 1) -> Any:
 
     Args:
         tree: Tree of floating tensors.
-        scale: The radius :math:`s > 0`, a number or a 0-d tensor.
+        scale: The radius :math:`s > 0`, a number or a 0-d tensor; 1 if None.
 
     Returns:
         The projection, a tree of the same structure.
@@ -124,6 +126,7 @@ def projection_l2_ball(tree: Any, scale: Any = 1) -> Any:
         >>> torchopt.projections.projection_l2_ball([torch.tensor([3.0, 4.0])], 10.0)
         [tensor([3., 4.])]
     """
+    scale = 1 if scale is None else scale
     checks.at_least('scale', scale)
     norm = trees.wide_norm(tree)
     bound = as_bound(scale, norm)
@@ -143,7 +146,7 @@ def projection_linf_ball(tree: Any, scale: Any = 1) -> Any:
 
     Args:
         tree: Tree of real tensors.
-        scale: The radius :math:`s \ge 0`, a number or a 0-d tensor.
+        scale: The radius :math:`s \ge 0`, a number or a 0-d tensor; 1 if None.
 
     Returns:
         The projection, a tree of the same structure.
@@ -156,6 +159,7 @@ def projection_linf_ball(tree: Any, scale: Any = 1) -> Any:
         >>> torchopt.projections.projection_linf_ball([torch.tensor([-3.0, 0.5])])
         [tensor([-1.0000,  0.5000])]
     """
+    scale = 1 if scale is None else scale
     checks.at_least('scale', scale)
     return projection_box(tree, -scale, scale)
 

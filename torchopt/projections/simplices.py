@@ -28,7 +28,7 @@ def projection_simplex(tree: Any, scale: Any = 1) -> Any:
 
     Args:
         tree: Tree of floating tensors, treated as one vector of all elements.
-        scale: The sum :math:`s > 0`, a number or a 0-d tensor.
+        scale: The sum :math:`s > 0`, a number or a 0-d tensor; 1 if None.
 
     Returns:
         The projection, a tree of the same structure.
@@ -45,6 +45,7 @@ def projection_simplex(tree: Any, scale: Any = 1) -> Any:
         Duchi et al., `Efficient projections onto the l1-ball for learning in high dimensions
         <https://doi.org/10.1145/1390156.1390191>`_, 2008.
     """
+    scale = 1 if scale is None else scale
     checks.positive('scale', scale)
     vector, unravel = trees.ravel(tree)
     return unravel(scale * unit_simplex(vector / scale))
@@ -59,7 +60,7 @@ def projection_l1_sphere(tree: Any, scale: Any = 1) -> Any:
 
     Args:
         tree: Tree of floating tensors.
-        scale: The radius :math:`s > 0`, a number or a 0-d tensor.
+        scale: The radius :math:`s > 0`, a number or a 0-d tensor; 1 if None.
 
     Returns:
         The projection, a tree of the same structure.
@@ -81,7 +82,7 @@ def projection_l1_ball(tree: Any, scale: Any = 1) -> Any:
 
     Args:
         tree: Tree of floating tensors.
-        scale: The radius :math:`s > 0`, a number or a 0-d tensor.
+        scale: The radius :math:`s > 0`, a number or a 0-d tensor; 1 if None.
 
     Returns:
         The projection, a tree of the same structure.
@@ -98,6 +99,7 @@ def projection_l1_ball(tree: Any, scale: Any = 1) -> Any:
         Duchi et al., `Efficient projections onto the l1-ball for learning in high dimensions
         <https://doi.org/10.1145/1390156.1390191>`_, 2008.
     """
+    scale = 1 if scale is None else scale
     inside = trees.wide_norm(tree, 1) <= scale
     return map_leaves(lambda x, p: torch.where(inside, x, p), tree, projection_l1_sphere(tree, scale))
 

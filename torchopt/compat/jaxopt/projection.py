@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Projections, as ``jaxopt.projection`` has them: the constants of a set are one argument."""
+"""Projections, as ``jaxopt.projection`` has them: the constants of a set are one argument, for sizes 1 if None."""
 
 from __future__ import annotations
 
@@ -59,6 +59,7 @@ def projection_hypercube(x: Any, unit: Any = 1.0) -> Any:
 def projection_simplex(x: Any, value: Any = 1.0) -> Any:
     """Project onto the non-negative vectors of sum ``value``."""
     _check_floating(x)
+    value = 1.0 if value is None else value
     checks.positive('value', value)
     return projections.projection_simplex(x, value)
 
@@ -66,6 +67,7 @@ def projection_simplex(x: Any, value: Any = 1.0) -> Any:
 def projection_l1_sphere(x: Any, value: Any = 1.0) -> Any:
     """Project onto the vectors of l1 norm ``value``."""
     _check_floating(x)
+    value = 1.0 if value is None else value
     checks.positive('value', value)
     return projections.projection_l1_sphere(x, value)
 
@@ -73,6 +75,7 @@ def projection_l1_sphere(x: Any, value: Any = 1.0) -> Any:
 def projection_l1_ball(x: Any, max_value: Any = 1.0) -> Any:
     """Project onto the vectors of l1 norm at most ``max_value``."""
     _check_floating(x)
+    max_value = 1.0 if max_value is None else max_value
     checks.positive('max_value', max_value)
     return projections.projection_l1_ball(x, max_value)
 
@@ -80,6 +83,7 @@ def projection_l1_ball(x: Any, max_value: Any = 1.0) -> Any:
 def projection_l2_sphere(x: Any, value: Any = 1.0) -> Any:
     """Project onto the vectors of Euclidean norm ``value``."""
     _check_floating(x)
+    value = 1.0 if value is None else value
     checks.at_least('value', value)
     return projections.projection_l2_sphere(x, value)
 
@@ -87,12 +91,14 @@ def projection_l2_sphere(x: Any, value: Any = 1.0) -> Any:
 def projection_l2_ball(x: Any, max_value: Any = 1.0) -> Any:
     """Project onto the vectors of Euclidean norm at most ``max_value``."""
     _check_floating(x)
+    max_value = 1.0 if max_value is None else max_value
     checks.at_least('max_value', max_value)
     return projections.projection_l2_ball(x, max_value)
 
 
 def projection_linf_ball(x: Any, max_value: Any = 1.0) -> Any:
     """Project onto the numbers between ``-max_value`` and ``max_value``."""
+    max_value = 1.0 if max_value is None else max_value
     checks.at_least('max_value', max_value)
     return projections.projection_linf_ball(x, max_value)
 
