@@ -25,6 +25,7 @@ __all__ = [
     'eager',
     'forward_mode',
     'has_tangent',
+    'host_values',
     'in_transform',
     'is_readable',
     'is_tracing',
@@ -64,6 +65,11 @@ def is_readable(x: Any) -> bool:
             return False
         x = functorch.get_unwrapped(x)
     return True
+
+
+def host_values(x: torch.Tensor) -> torch.Tensor | None:
+    """The values of a tensor without graph and wrappers; None if they cannot be read, or a device would synchronize."""
+    return without_wrappers(x.detach()) if x.is_cpu and is_readable(x) else None
 
 
 def in_transform() -> bool:

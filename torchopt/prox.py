@@ -17,7 +17,7 @@ import torch
 
 from torchopt import checks, tree
 from torchopt.dtypes import widened
-from torchopt.levels import is_readable, without_wrappers
+from torchopt.levels import host_values
 from torchopt.numerics import tensor_like
 
 __all__ = [
@@ -260,10 +260,10 @@ def _check_nonnegative(name: str, value: Any) -> None:
     """Require numbers that are not negative, where they can be read without synchronization with a device."""
     if isinstance(value, (int, float)):
         checks.at_least(name, value)
-    elif isinstance(value, torch.Tensor) and value.is_cpu and is_readable(value):
-        values = without_wrappers(value.detach())
-        if bool((values < 0).any()):
-            raise ValueError(f'Invalid {name}: {values.min().item():g}; expected a number >= 0, or a tensor of such.')
+        return
+    values = host_values(value) if isinstance(value, torch.Tensor) else None
+    if values is not None and bool((values < 0).any()):
+        raise ValueError(f'Invalid {name}: {values.min().item():g}; expected a number >= 0, or a tensor of such.')
 
 
 def _map(rule: Callable[..., torch.Tensor], x: Any, scaling: Any, **weights: Any) -> Any:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from torchopt.implicit_diff.custom_root import custom_root
-from torchopt.levels import eager, is_readable
+from torchopt.levels import eager, host_values
 from torchopt.loop import while_loop
 from torchopt.projections import unit_simplex
 from torchopt.solver.quadratic.kkt import solve_kkt
@@ -179,15 +179,17 @@ class _Transport:
                 f'of sim_matrix, which has shape {tuple(S.shape)}.'
             )
         for name, sums in (('row', a), ('column', b)):
-            if is_readable(sums) and (negative := (sums < 0).nonzero()).numel():
+            known = host_values(sums)
+            if known is not None and (negative := (known < 0).nonzero()).numel():
                 raise ValueError(
-                    f'marginals has the negative {name} sum {sums[negative[0, 0]].item():g} at {int(negative[0, 0])}; '
+                    f'marginals has the negative {name} sum {known[negative[0, 0]].item():g} at {int(negative[0, 0])}; '
                     f'expected sums >= 0.'
                 )
-        difference = (a.sum() - b.sum()).abs()
-        if is_readable(difference) and difference > 1e3 * torch.finfo(S.dtype).eps * len(a) * (1.0 + a.sum()):
+        rows, columns = host_values(a.sum()), host_values(b.sum())
+        rounding = 1e3 * torch.finfo(S.dtype).eps * len(a)
+        if rows is not None and columns is not None and (rows - columns).abs() > rounding * (1.0 + rows):
             raise ValueError(
-                f'marginals sum to {a.sum().item():g} and {b.sum().item():g}; expected the same sum. Normalize them.'
+                f'marginals sum to {rows.item():g} and {columns.item():g}; expected the same sum. Normalize them.'
             )
         self.S, self.a, self.b = S, a, b
 

@@ -9,7 +9,7 @@ import torch
 
 from torchopt import tree as trees
 from torchopt.dtypes import is_inexact
-from torchopt.levels import is_readable, without_wrappers
+from torchopt.levels import host_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,9 +38,9 @@ def as_bound(value: Any, x: torch.Tensor) -> torch.Tensor:
 
 def check_order(lower: Any, upper: Any, names: tuple[str, str]) -> None:
     """Require lower bounds that are not above the upper ones, if both can be read without synchronization."""
-    if lower is None or upper is None or not all(v.is_cpu and is_readable(v) for v in (lower, upper)):
+    low, high = (None if v is None else host_values(v) for v in (lower, upper))
+    if low is None or high is None:
         return
-    low, high = (without_wrappers(v.detach()) for v in (lower, upper))
     crossing = low > high
     if bool(crossing.any()):
         first, second = (v.expand_as(crossing)[crossing][0].item() for v in (low, high))

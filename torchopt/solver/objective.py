@@ -17,7 +17,7 @@ from torchopt import tree
 from torchopt.dtypes import is_inexact
 from torchopt.graphs import leaves_of
 from torchopt.implicit_diff.binding import signature_of
-from torchopt.levels import in_transform, is_readable, without_wrappers
+from torchopt.levels import host_values, in_transform
 from torchopt.solver.auxiliary import require_function, split_aux
 
 __all__ = ['Objective', 'Vectors', 'signature_with']
@@ -68,10 +68,9 @@ class Objective:
             ValueError: If the value is NaN or infinite.
         """
         value, aux = self.value(params, *args, **kwargs)
-        if value.is_cpu and is_readable(value):  # within torch.func.grad too
-            known = without_wrappers(value.detach()).item()
-            if not math.isfinite(known):
-                raise ValueError(f'The objective is {known} at init_params. Start where it is finite.')
+        known = host_values(value)  # within torch.func.grad too
+        if known is not None and not math.isfinite(known.item()):
+            raise ValueError(f'The objective is {known.item()} at init_params. Start where it is finite.')
         return aux
 
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Any, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchopt import tree
 from torchopt.dtypes import is_inexact, real_dtype
 from torchopt.implicit_diff.binding import signature_of
-from torchopt.levels import in_transform, is_readable, without_wrappers
+from torchopt.levels import host_values, in_transform
 from torchopt.loop import while_loop
 from torchopt.solver.status import Status, with_status
 from torchopt.spelling import check_names
@@ -160,7 +160,7 @@ def check_start(init_params: Any) -> None:
                 f'init_params{_path(init_params, i)} has dtype {x.dtype}; expected a floating dtype. Convert it with '
                 f'`.float()`.'
             )
-        if x.is_cpu and is_readable(x) and not bool(torch.isfinite(without_wrappers(x.detach())).all()):
+        if (known := host_values(x)) is not None and not bool(torch.isfinite(known).all()):
             raise ValueError(
                 f'init_params{_path(init_params, i)} has values that are NaN or infinite. Start from finite parameters.'
             )
