@@ -18,6 +18,7 @@ from torchopt.base import (
     init_empty_state,
 )
 from torchopt.dtypes import real_dtype
+from torchopt.elementwise.real_params import require_real
 from torchopt.norms import constant_norm, root_mean_square, two_norm
 from torchopt.numerics import as_scalar_like, in_single, tensor_like
 from torchopt.preconditions import Precondition, params_for
@@ -152,11 +153,7 @@ def clip(max_delta: Any) -> GradientTransformation:
     checks.at_least('max_delta value', max_delta)
 
     def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
-        if any(g.is_complex() for g in tree.leaves(updates)):
-            raise TypeError(
-                'clip: the updates are complex, and complex numbers have no order. Bound the norm instead, by '
-                'clip_by_global_norm or clip_by_block_rms.'
-            )
+        require_real(updates, 'clip', 'updates')
         return tree.map(lambda g: g.clamp(-max_delta, max_delta), updates), state
 
     return GradientTransformation(init_empty_state, update)

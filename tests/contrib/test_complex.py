@@ -77,7 +77,25 @@ def test_complex_parameters(make: Any) -> None:
         torch.testing.assert_close(both[1], turn * both[0])
 
 
-@pytest.mark.parametrize('tx', [contrib.cocob(), contrib.sophia(0.1)], ids=['cocob', 'sophia'])
-def test_complex_parameters_are_refused(tx: Any) -> None:
+COMPARING = {
+    'cocob': contrib.cocob(),
+    'sophia': contrib.sophia(0.1),
+    'sm3': torchopt.sm3(0.1),
+    'rprop': torchopt.rprop(0.1),
+    'keep_params_nonnegative': torchopt.transform.keep_params_nonnegative(),
+    'clip': torchopt.clip.clip(1.0),
+}
+
+
+@pytest.mark.parametrize('name', COMPARING)
+def test_rules_that_compare_numbers_refuse_complex_ones(name: str) -> None:
+    z = [torch.ones(2, dtype=torch.complex64)]
     with pytest.raises(TypeError, match='split_real_and_imaginary'):
-        tx.init([torch.ones(2, dtype=torch.complex64)])
+        COMPARING[name].update(z, COMPARING[name].init(z), z)
+
+
+def test_a_complex_dtype_of_moments_chooses_their_precision() -> None:
+    params = {'z': torch.ones(2, dtype=torch.complex128), 'x': torch.ones(2, dtype=F64)}
+    for tx in (torchopt.adam(mu_dtype=torch.complex64), torchopt.amsgrad(0.1, mu_dtype='complex64')):
+        mu = tree.get(tx.init(params), 'mu')
+        assert (mu['z'].dtype, mu['x'].dtype) == (torch.complex64, torch.float32)

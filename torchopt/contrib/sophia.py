@@ -17,9 +17,9 @@ from torchopt.base import (
 )
 from torchopt.combine import chain
 from torchopt.contrib.hutchinson import hutchinson_estimator_diag_hessian
-from torchopt.contrib.real_params import require_real
 from torchopt.dtypes import DTypeLike
 from torchopt.elementwise.ranges import moment_dtype
+from torchopt.elementwise.real_params import require_real
 from torchopt.levels import is_tracing
 from torchopt.loop.selection import branch
 from torchopt.numerics import (

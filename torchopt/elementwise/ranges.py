@@ -61,7 +61,9 @@ def learning_rate(lr: Any) -> None:
 
 
 def moment_dtype(dtype: DTypeLike | None, name: str = 'mu_dtype') -> torch.dtype | None:
-    """Convert to a real floating dtype of torch; None stays None.
+    """Convert to a real floating dtype of torch, that of the real part for a complex dtype; None stays None.
+
+    Moments of complex parameters stay complex: the dtype chooses their precision.
 
     Raises:
         TypeError: If ``dtype`` is anything else.
@@ -70,10 +72,10 @@ def moment_dtype(dtype: DTypeLike | None, name: str = 'mu_dtype') -> torch.dtype
         return None
     with contextlib.suppress(TypeError):
         found = as_dtype(dtype)
-        if found.is_floating_point:
-            return found
+        if found.is_floating_point or found.is_complex:
+            return found.to_real()
     raise TypeError(
-        f'Invalid {name} value: {dtype!r}; expected a real floating dtype such as torch.bfloat16, or None for '
+        f'Invalid {name} value: {dtype!r}; expected a floating dtype such as torch.bfloat16, or None for '
         f'that of the parameters.'
     )
 

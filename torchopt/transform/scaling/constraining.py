@@ -14,9 +14,9 @@ from torchopt.base import (
     EmptyState,
     GradientTransformation,
     factory,
-    init_empty_state,
 )
 from torchopt.elementwise.leaves import as_constant
+from torchopt.elementwise.real_params import require_real
 from torchopt.preconditions import params_for, state_of
 
 __all__ = ['NonNegativeParamsState', 'ZeroNansState', 'keep_params_nonnegative', 'zero_nans']
@@ -33,6 +33,7 @@ def keep_params_nonnegative() -> GradientTransformation:
     positive if its update makes it positive.
 
     Raises:
+        TypeError: In ``init``, if a parameter is complex.
         ValueError: In ``update``, if the parameters are not given.
 
     Example:
@@ -43,7 +44,12 @@ def keep_params_nonnegative() -> GradientTransformation:
         [tensor([-0.5000, -1.0000])]
     """
     step = elementwise.ElementwiseStep(_stop_at_zero, (), EmptyState, reads_params=True)
-    return ElementwiseTransformation(init_empty_state, lambda state: step, params_for('keep_params_nonnegative'))
+
+    def init(params: Any) -> EmptyState:
+        require_real(params, 'keep_params_nonnegative')
+        return EmptyState()
+
+    return ElementwiseTransformation(init, lambda state: step, params_for('keep_params_nonnegative'))
 
 
 def _stop_at_zero(u: Tensor, p: Tensor) -> tuple[Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchopt import elementwise, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.elementwise import ranges
+from torchopt.elementwise.real_params import require_real
 from torchopt.numerics import as_scalar_like
 from torchopt.preconditions import state_of
 
@@ -56,6 +57,7 @@ def scale_by_rprop(
         max_step_size: The largest step size.
 
     Raises:
+        TypeError: In ``init``, if a parameter is complex.
         ValueError: If a hyper-parameter is negative.
 
     Example:
@@ -77,6 +79,7 @@ def scale_by_rprop(
         ranges.at_least_zero(f'{name} value', value)
 
     def init(params: Any) -> ScaleByRpropState:
+        require_real(params, 'Rprop')
         zeros = elementwise.zero_moment(params)
         return ScaleByRpropState(tree.full_like(zeros, learning_rate), zeros)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformation, factory
+from torchopt.elementwise.real_params import require_real
 from torchopt.numerics import as_scalar_like, one_minus
 from torchopt.preconditions import state_of
 
@@ -65,9 +66,7 @@ def scale_by_sm3(b1: Any = 0.9, b2: Any = 1.0, eps: Any = 1e-8) -> GradientTrans
     take = 1.0 if not isinstance(b2, Tensor) and b2 == 1.0 else one_minus(b2)
 
     def init(params: Any) -> ScaleBySM3State:
-        for path, p in tree.flatten_with_path(params):
-            if isinstance(p, Tensor) and p.is_complex():
-                raise TypeError(f'params{path} is complex ({p.dtype}), unsupported by SM3. Use real parameters.')
+        require_real(params, 'SM3')
         nu = elementwise.zero_moment(params)
         return ScaleBySM3State(tree.map(lambda m: [m.new_zeros(size) for size in m.shape] or [m.clone()], nu), nu)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt import elementwise, tree
+from torchopt import checks, elementwise, tree
 from torchopt.base import ElementwiseTransformation, EmptyState, GradientTransformation, factory, init_empty_state
 
 __all__ = ['set_to_zero', 'stateless', 'stateless_with_tree_map']
@@ -48,6 +48,7 @@ def stateless(f: Callable[[Any, Any], Any]) -> GradientTransformation:
         >>> tx.update([torch.tensor(3.0)], tx.init(None))[0]
         [tensor(-1.5000)]
     """
+    checks.function('f', f)
 
     def update(updates: Any, state: Any, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
         return f(updates, params), EmptyState()
@@ -69,6 +70,7 @@ def stateless_with_tree_map(f: Callable[[Any, Any], Any]) -> GradientTransformat
         >>> tx.update([torch.tensor(3.0)], tx.init(None), [torch.tensor(10.0)])[0]
         [tensor(4.)]
     """
+    checks.function('f', f)
 
     def update(updates: Any, state: Any, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
         if params is None:
