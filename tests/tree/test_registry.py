@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.utils._pytree as torch_pytree
 
+import torchopt
 from torchopt import tree
 
 
@@ -214,3 +215,24 @@ def test_what_compiles_stops_where_it_is_told() -> None:
     )
     assert found == [example['a'], example['b'][1], None]
     assert tree.flatten(example, lambda x: isinstance(x, Pair))[0] == found
+
+
+class Layer(Box):
+    """A registered class whose objects can be called."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.content * x
+
+
+tree.register_node(Layer, lambda layer: ((layer.content,), layer.label), lambda label, kids: Layer(next(iter(kids))))
+
+
+def test_a_node_that_can_be_called_is_a_mask_and_no_function() -> None:
+    params = Layer(torch.ones(2))
+    for chosen, expected in ((True, -2.0), (False, 2.0)):
+        tx = torchopt.masked(torchopt.sgd(1.0), Layer(chosen))
+        updates, _ = tx.update(Layer(torch.full((2,), 2.0)), tx.init(params), params)
+        assert updates.content.tolist() == [expected] * 2
+    tx = torchopt.partition({'a': torchopt.sgd(1.0), 'b': torchopt.sgd(0.5)}, Layer('b'))
+    updates, _ = tx.update(Layer(torch.full((2,), 2.0)), tx.init(params), params)
+    assert updates.content.tolist() == [-1.0] * 2

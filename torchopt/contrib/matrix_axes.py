@@ -96,7 +96,7 @@ def axes_of_leaves(axes: Any, updates: Any, kind: type, applies: Callable[[Tenso
         ValueError: If the tree does not match.
         TypeError: If it contains anything but entries and Nones.
     """
-    made = axes(updates) if callable(axes) else axes
+    made = tree.made_for(updates, axes)
     if made is None or isinstance(made, kind):
         entry = kind() if made is None else made
         return [entry if x is not None and applies(x) else None for x in tree.flatten(updates)[0]]

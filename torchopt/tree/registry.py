@@ -25,6 +25,7 @@ __all__ = [
     'flatten_with_path',
     'is_leaf_node',
     'leaves',
+    'made_for',
     'register_node',
     'structure',
     'unflatten',
@@ -153,6 +154,23 @@ def is_leaf_node(x: Any) -> bool:
         (True, False)
     """
     return bool(optree.tree_is_leaf(x, none_is_leaf=True))
+
+
+def made_for(like: Any, tree: Any) -> Any:
+    """A tree that is given itself, or by a function of another tree: the result of the function.
+
+    A node that can be called, such as a module registered by :func:`register_node`, is a tree.
+
+    Args:
+        like: The other tree.
+        tree: The tree, or a function that makes it from ``like``.
+
+    Example:
+        >>> from torchopt.tree.registry import made_for
+        >>> made_for([1.0, 2.0], len), made_for([1.0, 2.0], [True, False])
+        (2, [True, False])
+    """
+    return tree(like) if callable(tree) and is_leaf_node(tree) else tree
 
 
 def flatten_with_path(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[tuple[str, Any]]:

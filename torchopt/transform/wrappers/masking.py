@@ -94,7 +94,7 @@ def resolve_mask(mask: Any, params: Any) -> Any:
     Raises:
         TypeError: If a leaf is not a boolean; the message names its path.
     """
-    made = mask(params) if callable(mask) else mask
+    made = tree.made_for(params, mask)
     return _check_mask(True if made is None else made)
 
 
@@ -174,7 +174,7 @@ def partition(
     members = {label: with_extra_args_support(tx) for label, tx in transforms.items()}
 
     def parts(params: Any) -> dict[Any, GradientTransformationExtraArgs]:
-        labels = param_labels(params) if callable(param_labels) else param_labels
+        labels = tree.made_for(params, param_labels)
         for i, label in enumerate(tree.flatten(labels)[0]):
             if label is not None and label not in members:
                 path = tree.flatten_with_path(labels)[i][0]
