@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed import job
+from tests.examples.omniglot import write_omniglot
 
 pytestmark = pytest.mark.long
 
@@ -28,11 +29,11 @@ def result(processes: int, output: str) -> dict[str, float]:
     return {'loss': float(losses[-1]), 'accuracy': float(score[1])}
 
 
-def run(program: str, folder: Path, *options: str) -> dict[str, float]:
+def run(program: str, data: Path, folder: Path, *options: str) -> dict[str, float]:
     """Run an example in two processes."""
-    first, other = job.run(EXAMPLES / program, 2, folder, *OPTIONS, *options, limit=300)
-    job.check([first, other])
-    return result(2, first.output)
+    processes = job.run(EXAMPLES / program, 2, folder, *OPTIONS, '--data', str(data), *options)
+    job.check(processes)
+    return result(2, processes[0].output)
 
 
 def check(found: dict[str, float], alone: dict[str, float]) -> None:
@@ -42,11 +43,18 @@ def check(found: dict[str, float], alone: dict[str, float]) -> None:
 
 
 @pytest.fixture(scope='module')
-def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp('omniglot')
+    write_omniglot(folder, 5, drawings=18)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     """One process, as a user would launch it."""
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=1']
     done = subprocess.run(
-        [*command, str(EXAMPLES / 'distributed_maml.py'), *OPTIONS],
+        [*command, str(EXAMPLES / 'distributed_maml.py'), *OPTIONS, '--data', str(data)],
         env={**os.environ, 'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'Agg'},
         cwd=tmp_path_factory.mktemp('alone'),
         stdin=subprocess.DEVNULL,
@@ -60,13 +68,15 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     return result(1, done.stdout)
 
 
-def test_remote_calls_learn_the_same(alone: dict[str, float], tmp_path: Path) -> None:
-    check(run('distributed_maml_rpc.py', tmp_path), alone)
+def test_remote_calls_learn_the_same(alone: dict[str, float], data: Path, tmp_path: Path) -> None:
+    check(run('distributed_maml_rpc.py', data, tmp_path), alone)
 
 
-def test_collectives_learn_the_same_and_go_on_from_a_checkpoint(alone: dict[str, float], tmp_path: Path) -> None:
+def test_collectives_learn_the_same_and_go_on_from_a_checkpoint(
+    alone: dict[str, float], data: Path, tmp_path: Path
+) -> None:
     """A whole run, and one that begins where the checkpoint was written."""
     options = ['--checkpoint', str(tmp_path / 'saved'), '--checkpoint-every', '2']
-    check(run('distributed_maml.py', tmp_path / 'whole', *options), alone)
+    check(run('distributed_maml.py', data, tmp_path / 'whole', *options), alone)
     assert [p.name for p in (tmp_path / 'saved').iterdir()] == ['00000002']
-    check(run('distributed_maml.py', tmp_path / 'continued', *options), alone)
+    check(run('distributed_maml.py', data, tmp_path / 'continued', *options), alone)
