@@ -22,6 +22,12 @@ CACHE = Path(__file__).parents[1] / 'build' / 'jax' / os.environ.get('PYTEST_XDI
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(CACHE))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
+# Optax and JAXopt take a few steps on small arrays here, so JAX spends its time on compiling, not on computing.
+os.environ.setdefault(
+    'XLA_FLAGS',
+    '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false '
+    '--xla_cpu_parallel_codegen_split_count=1 --xla_cpu_multi_thread_eigen=false',
+)
 
 
 @pytest.fixture(autouse=True, scope='module')

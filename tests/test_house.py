@@ -105,6 +105,7 @@ class Package:
     def __init__(self, root: Path, package: str = 'torchopt') -> None:
         self.root, self.name = root, package
         self.modules: dict[str, Module] = {}
+        self.found: dict[str, list[Import]] = {}  # what each module imports
         for path in sorted((root / package).rglob('*.py')):
             parts = path.relative_to(root).with_suffix('').parts
             name = '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
@@ -124,8 +125,13 @@ class Package:
             parts.pop()
         return '.'.join(parts)
 
-    def imports(self, module: Module) -> Iterator[Import]:
-        """Yield what a module imports, anywhere in it, `if TYPE_CHECKING` included."""
+    def imports(self, module: Module) -> list[Import]:
+        """Return what a module imports, anywhere in it, `if TYPE_CHECKING` included."""
+        if module.name not in self.found:
+            self.found[module.name] = list(self.find_imports(module))
+        return self.found[module.name]
+
+    def find_imports(self, module: Module) -> Iterator[Import]:
         inside = {
             id(node)
             for function in ast.walk(module.tree)

@@ -107,9 +107,7 @@ def from_optax(title: str) -> Any:
         return value, pull_back(jax.tree.map(lambda v: jnp.asarray(cotangent(v)), value))
 
     with jax.enable_x64(True):
-        # Hardly optimized, for compiling is what takes the time.
-        run = jax.jit(both, compiler_options={'xla_backend_optimization_level': 0})
-        return jax.tree.map(np.asarray, run(*jax.tree.map(jnp.asarray, (x, *args))))
+        return jax.tree.map(np.asarray, jax.jit(both)(*jax.tree.map(jnp.asarray, (x, *args))))
 
 
 @pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.float64, 1e-8), (torch.float32, 1e-5)])

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -34,7 +36,26 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def run(program: str, processes: int, folder: Path, *arguments: str, limit: float = 150) -> list[Process]:
+@functools.cache
+def server() -> subprocess.Popen[bytes]:
+    """A process that has imported torch and forks the processes of all tests; it ends with its input, when we end."""
+    return subprocess.Popen(
+        [sys.executable, str(PROGRAMS / 'fork.py')],
+        env={**os.environ, 'OMP_NUM_THREADS': '1'},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        bufsize=0,  # so that `select` sees every line that was not read
+    )
+
+
+def answer(limit: float) -> int | None:
+    """The next number that the server prints, or None if it prints nothing within ``limit`` seconds."""
+    output = server().stdout
+    assert output is not None
+    return int(output.readline()) if select.select([output], [], [], limit)[0] else None
+
+
+def run(program: str | Path, processes: int, folder: Path, *arguments: str, limit: float = 150) -> list[Process]:
     """Run a program; fail if it does not end within ``limit`` seconds."""
     folder.mkdir(parents=True, exist_ok=True)
     environment = {
@@ -46,27 +67,20 @@ def run(program: str, processes: int, folder: Path, *arguments: str, limit: floa
         'OMP_NUM_THREADS': '1',
         'FOUND': str(folder),
     }
-    command = [sys.executable, str(PROGRAMS / 'fork.py'), str(PROGRAMS / program), *arguments]
-    with (folder / 'output').open('wb') as output:
-        launcher = subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            cwd=folder,
-            start_new_session=True,
-        )
-        try:
-            launcher.wait(limit)
-        except subprocess.TimeoutExpired:
-            outputs = [path.read_text(errors='replace')[-3000:] for path in sorted(folder.glob('output*'))]
-            pytest.fail(f'{program} did not end within {limit} s:\n' + '\n----\n'.join(outputs))
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(launcher.pid, signal.SIGKILL)
-            launcher.wait()
-    assert launcher.returncode == 0, (folder / 'output').read_text(errors='replace')
+    job = {'command': [str(PROGRAMS / program), *arguments], 'environment': environment, 'folder': str(folder)}
+    requests = server().stdin
+    assert requests is not None
+    requests.write(json.dumps(job).encode() + b'\n')
+    launcher = answer(60)  # the first answer comes after the imports
+    assert launcher is not None, 'the process that forks others did not start'
+    status = answer(limit)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(launcher, signal.SIGKILL)
+    if status is None:
+        answer(limit)
+        outputs = [path.read_text(errors='replace')[-3000:] for path in sorted(folder.glob('output*'))]
+        pytest.fail(f'{program} did not end within {limit} s:\n' + '\n----\n'.join(outputs))
+    assert status == 0, (folder / 'output').read_text(errors='replace')
     statuses = json.loads((folder / 'statuses').read_text())
     return [
         Process(status, (folder / f'output.{rank}').read_text(errors='replace'), read(folder, rank))

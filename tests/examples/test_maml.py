@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import matplotlib as mpl
-import numpy as np
 import pytest
 import torch
+
+from tests.examples.omniglot import write_omniglot
 
 mpl.use('agg')
 sys.path.insert(0, str(Path(__file__).parents[2] / 'examples'))
@@ -59,18 +60,6 @@ def test_a_query_drawing_is_none_of_the_support(alphabets):
     task = glyphs.sample_task(alphabets[0], 5, 1, 7, torch.Generator().manual_seed(0))
     both = torch.cat([task.support, task.query]).flatten(1)
     assert len(torch.unique(both, dim=0)) == len(both)
-
-
-def write_omniglot(root: Path, alphabets: int, characters: int = 5, drawings: int = 4) -> None:
-    rng = np.random.default_rng(0)
-    for a in range(alphabets):
-        for c in range(characters):
-            folder = root / f'Alphabet_{a}' / f'character{c:02d}'
-            folder.mkdir(parents=True)
-            for d in range(drawings):
-                paper = np.ones((35, 35, 3))
-                paper[5 + 3 * c : 9 + 3 * c, 5 + rng.integers(3) : 20 + d] = 0.0
-                mpl.image.imsave(folder / f'{c:04d}_{d:02d}.png', paper)
 
 
 def test_a_folder_in_the_layout_of_omniglot(tmp_path):

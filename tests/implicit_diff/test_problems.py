@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -83,6 +83,7 @@ def logistic_objective(w: torch.Tensor, penalties: torch.Tensor) -> torch.Tensor
 logistic_optimality = grad(logistic_objective)
 
 
+@cache
 def jaxopt_logistic() -> torch.Tensor:
     def objective(w: Any, penalties: Any) -> Any:
         return jnp.logaddexp(0.0, -SIGNS * (X_NUMPY @ w)).sum() + (penalties * w**2).sum() / 2
@@ -257,6 +258,7 @@ def test_dual_of_a_support_vector_machine() -> None:
     found = jacrev(svm_primal)(penalty)
     assert found.abs().max() > 1e-2
 
+    @jax.jit
     def theirs(penalty: Any) -> Any:
         K, classes = jnp.asarray(GRAM.numpy()), jnp.asarray(CLASSES.numpy())
 
