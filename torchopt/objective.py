@@ -282,7 +282,7 @@ class MulticlassLinearSvmDual(CompositeLinearFunction):
 
     Each row of :math:`\beta` is a point of the probability simplex; the primal solution is
     :math:`W = X^\top (Y - \beta) / \lambda`.  Call it as ``multiclass_linear_svm_dual(beta, l2reg, (X, Y))``, with
-    samples of shape ``[n, features]`` and one-hot labels of shape ``[n, classes]``.
+    samples of shape ``[n, features]`` and one-hot labels of any dtype, of shape ``[n, classes]``.
 
     Example:
         >>> import torch, torchopt
@@ -295,7 +295,7 @@ class MulticlassLinearSvmDual(CompositeLinearFunction):
         r"""The quadratic part as a function of the ``predictions`` :math:`X^\top \beta`."""
         X, Y = data
         _check_targets(Y, predictions, (len(X), *predictions.shape[1:]))
-        return (0.5 / l2reg) * (X.T @ Y - predictions).square().sum()
+        return (0.5 / l2reg) * (X.T @ Y.to(X.dtype) - predictions).square().sum()
 
     def make_linop(self, l2reg: Any, data: Data) -> LinearOperator:
         """The transpose of the matrix of samples."""
@@ -307,7 +307,8 @@ class MulticlassLinearSvmDual(CompositeLinearFunction):
 
     def b(self, l2reg: Any, data: Data) -> Tensor:
         """The coefficients of the linear term, :math:`Y - 1`."""
-        return data[1] - 1
+        X, Y = data
+        return Y.to(X.dtype) - 1
 
 
 def _check_targets(y: Tensor, predictions: Tensor, expected: Sequence[int]) -> None:

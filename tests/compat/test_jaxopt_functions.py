@@ -44,6 +44,13 @@ def test_multiclass_losses(name: str) -> None:
         same(getattr(loss, name), getattr(jaxopt.loss, name), label, SCORES, by=1)
 
 
+@pytest.mark.parametrize('name', [n for n in loss.__all__ if 'loss' in n and not n.startswith('make')])
+def test_losses_of_integers(name: str) -> None:
+    score = [1, 2, 3] if name.startswith('multiclass') else 3
+    found, expected = getattr(loss, name)(1, score), getattr(jaxopt.loss, name)(1, jax.numpy.asarray(score))
+    torch.testing.assert_close(found, torch.tensor(float(expected)))
+
+
 def test_other_losses() -> None:
     same(loss.sparse_plus, jaxopt.loss.sparse_plus, NUMBERS, by=0)
     same(loss.sparse_sigmoid, jaxopt.loss.sparse_sigmoid, NUMBERS, by=0)

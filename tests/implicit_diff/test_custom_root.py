@@ -331,6 +331,16 @@ def test_root_jvp_with_arguments_that_stand_still() -> None:
     )
 
 
+def test_numbers_as_arguments_have_derivatives() -> None:
+    x, b = tensor(4.0), tensor(2.0)
+    assert root_jvp(F, x, (8.0, b), (1.0, None)).item() == pytest.approx(0.25)
+    assert root_jvp(F, x, (8, b), (tensor(1.0), 0.0)).item() == pytest.approx(0.25)
+    found = root_vjp(F, x, (8.0, b), tensor(1.0))
+    torch.testing.assert_close(found, root_vjp(F, x, (tensor(8.0), b), tensor(1.0)))
+    with pytest.raises(TypeError, match='is a str and has a tangent'):
+        root_jvp(lambda x, a, name: x * x - a, x, (tensor(16.0), 'name'), (None, 1.0))
+
+
 def test_root_vjp_is_differentiable() -> None:
     a = tensor(8.0, requires_grad=True)
     (g,) = root_vjp(F, (2 * a) ** 0.5, (a,), tensor(1.0))

@@ -95,6 +95,18 @@ def test_half_precision(name: str, dtype: torch.dtype) -> None:
         assert 2.0 * (params.double() - 3.0).norm() <= 1e-2 + torch.finfo(dtype).eps * 6.0
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('name', SOLVERS)
+def test_steps_by_hand_in_half_precision(name: str, dtype: torch.dtype) -> None:
+    solver = SOLVERS[name](bowl)
+    data = [(-math.inf, math.inf)] if name == 'LBFGSB' else []
+    params, state = ones(dtype), solver.init_state(ones(dtype), *data)
+    for _ in range(3):
+        params, state = solver.update(params, state, *data)
+    assert params.dtype == dtype
+    assert bowl(params.float()) < bowl(ones())
+
+
 HIDDEN = [
     ('a small objective', lambda x: 1e-30 * bowl(x), ones(), 1e-36),
     ('one whose squares underflow', lambda x: 1e-200 * bowl(x), ones(), 0.0),

@@ -58,6 +58,14 @@ def test_trees_derivatives_and_batches(name: str) -> None:
         torch.testing.assert_close(found, grads[0], rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('name', ['FixedPointIteration', 'AndersonAcceleration'])
+def test_half_precision(name: str, dtype: torch.dtype) -> None:
+    params = getattr(torchopt, name)(lambda x: 0.5 * x + 1.0, tol=1e-2).run(torch.zeros(3, dtype=dtype)).params
+    assert params.dtype == dtype
+    torch.testing.assert_close(params, torch.full_like(params, 2.0), atol=0.05, rtol=0)
+
+
 def test_anderson_takes_fewer_steps_and_finds_repelling_points() -> None:
     def fun(x: Tensor) -> Tensor:
         return torch.cos(x)

@@ -141,6 +141,31 @@ def test_steps_one_by_one(case: Case) -> None:
     torch.testing.assert_close(error, whole.state.error, atol=1e-9, rtol=1e-6)
 
 
+STATES_WITHOUT_DATA = [
+    *(CASES[name].make for name in CASES if name.partition(',')[0] in ('GradientDescent', 'ArmijoSGD', 'PolyakSGD')),
+    CASES['OptaxSolver'].make,
+    functools.partial(torchopt.ProximalGradient, prox=lambda w, *_: w),
+    functools.partial(torchopt.ProjectedGradient, projection=lambda w, _: w),
+    functools.partial(torchopt.MirrorDescent, projection_grad=lambda w, g, s, _: w - s * g, stepsize=0.1),
+]
+
+
+@pytest.mark.parametrize('make', STATES_WITHOUT_DATA)
+@pytest.mark.parametrize('has_aux', [False, True])
+def test_a_state_can_be_made_before_the_data_are_there(make: Any, has_aux: bool) -> None:
+    def fun(w: torch.Tensor, penalty: float, data: Any) -> Any:
+        return (ridge(w, penalty, *data), 'aux') if has_aux else ridge(w, penalty, *data)
+
+    solver = make(fun, has_aux=has_aux)
+    expected = solver.update(START, solver.init_state(START, penalty=0.3, data=(X, Y)), penalty=0.3, data=(X, Y))
+    for known in ({}, {'penalty': 0.3}):
+        params, state = solver.update(START, solver.init_state(START, **known), penalty=0.3, data=(X, Y))
+        torch.testing.assert_close(params, expected.params)
+        assert state.aux == ('aux' if has_aux else None)
+    with pytest.raises(TypeError, match='missing'):
+        solver.run(START, penalty=0.3)
+
+
 @table
 def test_trees_auxiliary_output_and_names(case: Case) -> None:
     def fun(params: Any, *, x: torch.Tensor, y: torch.Tensor, penalty: float) -> Any:

@@ -30,7 +30,7 @@ from torchopt import checks, tree
 from torchopt.autodiff.closure import Converted, closure_convert
 from torchopt.autodiff.products import jvp, replacing, vjp
 from torchopt.autodiff.tape import Leaves
-from torchopt.dtypes import is_inexact
+from torchopt.dtypes import is_inexact, real_dtype
 from torchopt.levels import apply_function, forward_mode, in_transform, saved_tensors
 from torchopt.linear_solve.direct import solve_jacobian
 from torchopt.linear_solve.operators import Adjoint, Jacobian
@@ -231,6 +231,12 @@ def _check_arguments(name: str, value: Any) -> None:
         )
 
 
+def _as_tensor(x: Any, shape: TreeShape) -> Any:
+    """A number as a 0-d tensor of a real dtype, since only tensors have derivatives; anything else as it is."""
+    like = shape.unknowns[0] if shape.unknowns else torch.zeros(())
+    return torch.full((), x, dtype=real_dtype(like.dtype), device=like.device) if isinstance(x, (int, float)) else x
+
+
 def root_vjp(
     optimality_fun: Callable[..., Any],
     sol: Any,
@@ -245,12 +251,13 @@ def root_vjp(
     Args:
         optimality_fun: ``optimality_fun(sol, *args)`` returns a tree like ``sol``, zero at the root.
         sol: The root :math:`x`, a tree of floating or complex tensors.
-        args: The arguments :math:`\theta`, any trees; their floating and complex tensors get cotangents.
+        args: The arguments :math:`\theta`, any trees; their floats and their floating and complex tensors get
+            cotangents.
         cotangent: :math:`\bar x`, a tree like ``sol``.
         solve: The linear solver, ``solve(matvec, b)``; None as in :func:`custom_root`.
 
     Returns:
-        One tree for each argument, with None for leaves that are not floating or complex tensors.
+        One tree for each argument, with None for leaves that are not floats, nor floating or complex tensors.
 
     Raises:
         TypeError: If ``args`` is not a tuple.
@@ -266,7 +273,9 @@ def root_vjp(
         (tensor(0.1667),)
     """
     _check_arguments('args', args)
-    shape, arguments = TreeShape(sol, 'sol'), select_tensors((tuple(args), {}))
+    shape = TreeShape(sol, 'sol')
+    args = tree.map(lambda a: _as_tensor(a, shape) if isinstance(a, float) else a, tuple(args))
+    arguments = select_tensors((args, {}))
     x_bar = shape.unpack(cotangent, 'cotangent')
     root = Root(optimality_fun, shape, arguments, solve)
     wanted = [i for i, t in enumerate(arguments.selected) if is_inexact(t)]
@@ -288,7 +297,7 @@ def root_jvp(
     Args:
         optimality_fun: ``optimality_fun(sol, *args)`` returns a tree like ``sol``, zero at the root.
         sol: The root :math:`x`, a tree of floating or complex tensors.
-        args: The arguments :math:`\theta`; any trees.
+        args: The arguments :math:`\theta`; any trees of tensors and numbers.
         tangents: :math:`\dot\theta`: for each argument a tree like it, with None for constant arguments or leaves.
         solve: The linear solver, ``solve(matvec, b)``; None as in :func:`custom_root`.
 
@@ -296,7 +305,7 @@ def root_jvp(
         A tree like ``sol``.
 
     Raises:
-        TypeError: If ``args`` or ``tangents`` is not a tuple.
+        TypeError: If ``args`` or ``tangents`` is not a tuple, or an argument that is no number has a tangent.
         ValueError: If the number of tangents is wrong, trees do not match, or values are not finite.
 
     Example:
@@ -314,7 +323,7 @@ def root_jvp(
         raise ValueError(
             f'{len(args)} args but {len(tangents)} tangents; pass one for each, None for a constant argument.'
         )
-    shape, arguments = TreeShape(sol, 'sol'), select_tensors((args, {}))
+    shape = TreeShape(sol, 'sol')
     found = [
         x
         for i, (t, a) in enumerate(zip(tangents, args))
@@ -324,7 +333,13 @@ def root_jvp(
             else [None] * len(tree.flatten(a)[0])
         )
     ]
-    theta_dot = [found[i] for i in arguments.positions]
+    leaves, spec = tree.flatten(args)
+    leaves = [a if t is None else _as_tensor(a, shape) for t, a in zip(found, leaves)]
+    for t, a in zip(found, leaves):
+        if t is not None and not isinstance(a, Tensor):
+            raise TypeError(f'An argument is a {type(a).__name__} and has a tangent. Pass None as its tangent.')
+    arguments = select_tensors((tree.unflatten(spec, leaves), {}))
+    theta_dot = [_as_tensor(found[i], shape) for i in arguments.positions]
     for t, a in zip(theta_dot, arguments.selected):
         if t is not None and t.shape != a.shape:
             raise ValueError(

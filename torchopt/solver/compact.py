@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchopt.dtypes import wide_dtype
 from torchopt.levels import is_readable
 from torchopt.scalars import root, settled, smaller, where
 
@@ -180,7 +181,8 @@ class Rows(NamedTuple):
         d = torch.diagonal(sy)
         # Rows of zeros have no part in the product, but the triangle must be regular.
         upper = torch.triu(sy) + torch.diag_embed(torch.where(self.weights == 0, 1.0, 0.0).to(sy.dtype))
-        inverse = torch.linalg.solve_triangular(upper, torch.eye(len(d), dtype=d.dtype, device=d.device), upper=True)
+        eye = torch.eye(len(d), dtype=wide_dtype(d.dtype), device=d.device)  # half precision has no solution
+        inverse = torch.linalg.solve_triangular(upper.to(eye.dtype), eye, upper=True).to(d.dtype)
         u, w = coefficients(inverse, d, y @ y.mT, s @ g, y @ g, self.gamma)
         return self.gamma * g + w @ s - self.gamma * (u @ y)
 

@@ -64,9 +64,13 @@ class Objective:
     def auxiliary_at_start(self, params: Any, *args: Any, **kwargs: Any) -> Any:
         """The auxiliary output at the start, where the value must be finite, as far as it can be read.
 
+        Without the data that the function needs it is None: ``init_state(params)`` makes a state for steps with data.
+
         Raises:
             ValueError: If the value is NaN or infinite.
         """
+        if self._lacks_data(params, args, kwargs):
+            return None
         value, aux = self.value(params, *args, **kwargs)
         known = host_values(value)  # within torch.func.grad too
         if known is not None and not math.isfinite(known.item()):
@@ -94,6 +98,20 @@ class Objective:
     def gradient(self, params: Any, *args: Any, **kwargs: Any) -> Any:
         """The gradient alone."""
         return self(params, *args, **kwargs)[1]
+
+    def _lacks_data(self, params: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether arguments are missing, and all that are there have their place."""
+        if (signature := signature_of(self.fun)) is None:
+            return False
+        try:
+            signature.bind_partial(params, *args, **kwargs)
+        except TypeError:
+            return False
+        try:
+            signature.bind(params, *args, **kwargs)
+        except TypeError:
+            return True
+        return False
 
     def _pair(self, found: Any) -> tuple[Any, Any]:
         if not isinstance(found, (tuple, list)) or len(found) != 2:

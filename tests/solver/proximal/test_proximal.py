@@ -189,8 +189,8 @@ def test_classes_by_blocks() -> None:
 
 def test_svm_dual() -> None:
     """The constants of JAXopt's objective lack the regularization, so that for a small one its steps are too long."""
-    Y = torch.nn.functional.one_hot(LABELS, 3).double()
-    start = torch.full_like(Y, 1 / 3)
+    Y = torch.nn.functional.one_hot(LABELS, 3)  # integers
+    start = torch.full_like(Y, 1 / 3, dtype=torch.float64)
     solver = torchopt.BlockCoordinateDescent(
         objective.multiclass_linear_svm_dual, lambda row, h, scaling: projections.projection_simplex(row), tol=1e-9
     )

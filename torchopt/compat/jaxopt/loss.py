@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt import losses
+from torchopt.dtypes import is_inexact
 from torchopt.losses.arguments import broadcastable
 
 __all__ = [
@@ -28,8 +29,14 @@ __all__ = [
 ]
 
 
+def _scores(x: Any) -> Tensor:
+    """A tensor; integers become floating, as in JAX."""
+    x = torch.as_tensor(x)
+    return x if is_inexact(x) else x.to(torch.get_default_dtype())
+
+
 def _of_one_shape(label: Any, score: Any) -> tuple[Tensor, Tensor]:
-    x, y = torch.as_tensor(label), torch.as_tensor(score)
+    x, y = torch.as_tensor(label), _scores(score)
     broadcastable('the prediction', y, 'the label', x)
     shape = torch.broadcast_shapes(x.shape, y.shape)  # type: ignore[no-untyped-call]
     return x.expand(shape), y.expand(shape)
@@ -96,22 +103,22 @@ def binary_perceptron_loss(label: Tensor, score: Tensor) -> Tensor:
 
 def multiclass_logistic_loss(label: Tensor, logits: Tensor) -> Tensor:
     """The cross-entropy: see :func:`torchopt.losses.softmax_cross_entropy_with_integer_labels`."""
-    return losses.softmax_cross_entropy_with_integer_labels(torch.as_tensor(logits), torch.as_tensor(label))
+    return losses.softmax_cross_entropy_with_integer_labels(_scores(logits), torch.as_tensor(label))
 
 
 def multiclass_sparsemax_loss(label: Tensor, scores: Tensor) -> Tensor:
     """The sparsemax loss: see :func:`torchopt.losses.multiclass_sparsemax_loss`."""
-    return losses.multiclass_sparsemax_loss(torch.as_tensor(scores), torch.as_tensor(label))
+    return losses.multiclass_sparsemax_loss(_scores(scores), torch.as_tensor(label))
 
 
 def multiclass_hinge_loss(label: Tensor, scores: Tensor) -> Tensor:
     """The hinge loss of Crammer and Singer: see :func:`torchopt.losses.multiclass_hinge_loss`."""
-    return losses.multiclass_hinge_loss(torch.as_tensor(scores), torch.as_tensor(label))
+    return losses.multiclass_hinge_loss(_scores(scores), torch.as_tensor(label))
 
 
 def multiclass_perceptron_loss(label: Tensor, scores: Tensor) -> Tensor:
     """The perceptron loss: see :func:`torchopt.losses.multiclass_perceptron_loss`."""
-    return losses.multiclass_perceptron_loss(torch.as_tensor(scores), torch.as_tensor(label))
+    return losses.multiclass_perceptron_loss(_scores(scores), torch.as_tensor(label))
 
 
 def make_fenchel_young_loss(max_fun: Callable[..., Any]) -> Callable[..., Tensor]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from torchopt import checks
+from torchopt.dtypes import widened
 from torchopt.loop import cond
 from torchopt.norms import norm_in_double
 from torchopt.scalars import numbers
@@ -56,9 +57,9 @@ class History(NamedTuple):
         upper = torch.cat([ones.new_zeros(1, 1), ones], 1)
         matrix = torch.cat([upper, torch.cat([ones.mT, self.gram + ridge * eye], 1)])
         unit = torch.cat([ones.new_ones(1), ones.new_zeros(m)])
-        solution, info = torch.linalg.solve_ex(matrix, unit)
+        solution, info = torch.linalg.solve_ex(widened(matrix), widened(unit))
         regular = (info == 0) & torch.isfinite(solution).all()
-        weights = torch.where(regular, solution, 0.0)[1:]
+        weights = torch.where(regular, solution, 0.0)[1:].to(self.gram.dtype)
         return torch.where(regular, weights @ self.params + beta * (weights @ self.residuals), otherwise)
 
     def pushed(self, position: Any, x: Tensor, residual: Tensor) -> History:

@@ -102,8 +102,8 @@ class Broyden(IterativeSolver):
     :math:`F` to the last step.  Of these matrices the last ``history_size`` are kept.
 
     The line search shortens steps by ``decrease_factor`` until they decrease :math:`\|F\|^2` by a small part of what
-    they would if :math:`H` were exact.  Where none does, it takes the shortest, from which :math:`H` learns.  A value
-    that is not finite shortens the step.
+    they would if :math:`H` were exact.  Where none does, it takes the shortest, from which :math:`H` learns, and the
+    next search begins with ``max_stepsize``.  A value that is not finite shortens the step.
 
     Args:
         fun: ``fun(params, *args, **kwargs)`` returns a tree like ``params``.
@@ -225,7 +225,8 @@ class Broyden(IterativeSolver):
         trials: Any = 0
         if self._searches:
             guess = state.stepsize * self.increase_factor
-            guess = where(guess <= self.min_stepsize, self.max_stepsize, smaller(guess, self.max_stepsize))
+            restart = (guess <= self.min_stepsize) | state.failed_linesearch
+            guess = where(restart, self.max_stepsize, smaller(guess, self.max_stepsize))
             before = state.error * state.error
             found = backtracking(
                 squared_norm,
