@@ -138,8 +138,13 @@ def test_make_functional(net: nn.Module) -> None:
     assert params[-1].grad is not None and all(p.grad is None for p in net.parameters())
     assert fmodel.init_fast_params[0] is params[0] and fmodel.track_higher_grads
     fmodel.track_higher_grads = False
+    assert next(fmodel.parameters(time=0)) is params[0]
+    fmodel.update_params(params)
     with pytest.raises(ValueError, match='keeps only the current'):
         fmodel.parameters(time=0)
+    fmodel.track_higher_grads = True
+    fmodel.update_params([2.0 * p for p in params])
+    assert next(fmodel.parameters(time=1)) is params[0] is not next(fmodel.parameters(time=2))
     with pytest.raises(TypeError, match='expected True or False'):
         fmodel.track_higher_grads = 1
     with pytest.raises(IndexError, match='replaced 0 times'):
