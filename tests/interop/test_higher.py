@@ -397,7 +397,7 @@ def test_without_a_graph() -> None:
         assert all(x.grad_fn is None for x in torchopt.tree.leaves(diffopt._states) if isinstance(x, Tensor))
         close(new, list(by_hand(net, opt, adam, 3).values()))
         assert all(a is b for a, b in zip(fmodel.parameters(time=3), new, strict=True))
-        with pytest.raises(ValueError, match='time is 0.* replaced 3 times.*track_higher_grads=True'):
+        with pytest.raises(ValueError, match=r'time is 0.* replaced 3 times.*track_higher_grads=True'):
             fmodel.parameters(time=0)
 
 
