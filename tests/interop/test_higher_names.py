@@ -154,6 +154,22 @@ def test_make_functional(net: nn.Module) -> None:
     assert seen == [(made, net)]
 
 
+def test_a_parameter_set_as_an_attribute() -> None:
+    """It replaces the parameter, under all names of tied ones, and counts as a step."""
+    net = nn.Linear(2, 2)
+    net.register_parameter('tied', net.weight)
+    net.register_buffer('scale', torch.ones(1))
+    fmodel = higher.monkeypatch(net)
+    weight = torch.ones(2, 2, requires_grad=True)
+    fmodel.weight, fmodel.scale, fmodel.note = 2.0 * weight, torch.zeros(1), torch.ones(3)
+    assert fmodel.tied is fmodel.weight is fmodel.fast_params[0] is next(fmodel.parameters(time=1))
+    assert fmodel.fast_params[1] is fmodel.init_fast_params[1] and list(fmodel.buffers()) == [fmodel.scale]
+    fmodel(torch.ones(2)).sum().backward()
+    torch.testing.assert_close(weight.grad, torch.full((2, 2), 2.0))
+    with pytest.raises(ValueError, match=r"'weight' has shape \(3,\); expected \(2, 2\)"):
+        fmodel.weight = torch.ones(3)
+
+
 def test_buffer_sync(net: nn.Module) -> None:
     fmodel = higher.patch.make_functional(net)
     net(X)

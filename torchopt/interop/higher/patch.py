@@ -59,6 +59,13 @@ class FunctionalModule(nn.Module):
             self.update_params(params)
         return super().__call__(*args, **kwargs)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        at = [i for i, names in enumerate(self._places) if name in names] if isinstance(value, Tensor) else []
+        if at:  # a parameter of this module; torch.nn.Module would take nothing but a Parameter
+            self.update_params([value if i in at else p for i, p in enumerate(self.parameters())])
+        else:
+            super().__setattr__(name, value)
+
     def parameters(self, recurse: bool = True, time: int | None = None) -> Iterator[Any]:
         """The current parameters, or those of an earlier step.
 
