@@ -138,8 +138,13 @@ def test_make_functional(net: nn.Module) -> None:
     assert params[-1].grad is not None and all(p.grad is None for p in net.parameters())
     assert fmodel.init_fast_params[0] is params[0] and fmodel.track_higher_grads
     fmodel.track_higher_grads = False
+    assert next(fmodel.parameters(time=0)) is params[0]
+    fmodel.update_params(params)
     with pytest.raises(ValueError, match='keeps only the current'):
         fmodel.parameters(time=0)
+    fmodel.track_higher_grads = True
+    fmodel.update_params([2.0 * p for p in params])
+    assert next(fmodel.parameters(time=1)) is params[0] is not next(fmodel.parameters(time=2))
     with pytest.raises(TypeError, match='expected True or False'):
         fmodel.track_higher_grads = 1
     with pytest.raises(IndexError, match='replaced 0 times'):
@@ -147,6 +152,22 @@ def test_make_functional(net: nn.Module) -> None:
     seen = []
     made = higher.patch.make_functional(net, lambda *given: seen.append(given))
     assert seen == [(made, net)]
+
+
+def test_a_parameter_set_as_an_attribute() -> None:
+    """It replaces the parameter, under all names of tied ones, and counts as a step."""
+    net = nn.Linear(2, 2)
+    net.register_parameter('tied', net.weight)
+    net.register_buffer('scale', torch.ones(1))
+    fmodel = higher.monkeypatch(net)
+    weight = torch.ones(2, 2, requires_grad=True)
+    fmodel.weight, fmodel.scale, fmodel.note = 2.0 * weight, torch.zeros(1), torch.ones(3)
+    assert fmodel.tied is fmodel.weight is fmodel.fast_params[0] is next(fmodel.parameters(time=1))
+    assert fmodel.fast_params[1] is fmodel.init_fast_params[1] and list(fmodel.buffers()) == [fmodel.scale]
+    fmodel(torch.ones(2)).sum().backward()
+    torch.testing.assert_close(weight.grad, torch.full((2, 2), 2.0))
+    with pytest.raises(ValueError, match=r"'weight' has shape \(3,\); expected \(2, 2\)"):
+        fmodel.weight = torch.ones(3)
 
 
 def test_buffer_sync(net: nn.Module) -> None:

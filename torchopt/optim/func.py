@@ -127,5 +127,7 @@ def _detached(x: Any) -> Any:
 
 
 def _as_leaf(p: Any, new: Any) -> Any:
-    """A new leaf that requires grad if the old one did; an unchanged parameter stays the same tensor."""
-    return new if new is p or not isinstance(new, torch.Tensor) else detach_graph(new).requires_grad_(p.requires_grad)
+    """A new leaf that requires grad if the old one did; an unchanged leaf stays the same tensor."""
+    if not isinstance(new, torch.Tensor) or (new is p and p.is_leaf):
+        return new
+    return detach_graph(new).requires_grad_(p.requires_grad)

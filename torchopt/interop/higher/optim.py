@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -81,25 +82,30 @@ class DifferentiableOptimizer:
         self._grad_callback = grad_callback
         self._tracked = track_higher_grads
         self._count = len(reference)
-        self.param_groups: list[dict[str, Any]] = [group.options for group in groups]
+        self.param_groups: list[dict[str, Any]] = [parts[0].options for parts in groups]
+        self._built = [dict(group) for group in self.param_groups]  # the options of the transformations below
+        self._owners: list[int] = []  # for each part, its group
         self._members: list[list[int]] = []
-        for i, group in enumerate(groups):
-            strangers = [tuple(p.shape) for p in group.params if id(p) not in places]
+        for i, part in ((i, part) for i, parts in enumerate(groups) for part in parts):
+            strangers = [tuple(p.shape) for p in part.params if id(p) not in places]
             if strangers:
                 raise ValueError(
                     f'Group {i} of the optimizer contains parameters that do not belong to the model, with the shapes '
                     f'{strangers[:8]}. Make the optimizer with parameters of this model only.'
                 )
-            self._members.append([places[id(p)] for p in group.params])
-        self._impls = [self._build(group.impl, group.options) for group in groups]
-        self._built = [dict(group.options) for group in groups]  # the options of these transformations
-        self._states = [_copied(group.state, device) for group in groups]
+            self._owners.append(i)
+            self._members.append([places[id(p)] for p in part.params])
+        self._impls = [self._build(part.impl, part.options) for parts in groups for part in parts]
+        self._states = [_copied(part.state, device) for parts in groups for part in parts]
         if override is not None:
             self._use(*self._overridden(override, reference))
 
     @property
     def state_groups(self) -> list[Any]:
-        """The state of each group; :func:`torchopt.stop_gradient` detaches it."""
+        """The states of all groups; :func:`torchopt.stop_gradient` detaches them.
+
+        A group has several if its parameters had taken different numbers of steps.
+        """
         return list(self._states)
 
     def step(
@@ -178,8 +184,9 @@ class DifferentiableOptimizer:
                 states.append(state)
                 for i, p in zip(members, moved):
                     new[i] = old[i] if p is None else p
-        if not self._tracked:
-            new = [n if n is p else detach_graph(n).requires_grad_(p.requires_grad) for n, p in zip(new, old)]
+        if not self._tracked:  # also those without a gradient; parameters of no group keep their graph
+            for i in itertools.chain.from_iterable(self._members):
+                new[i] = detach_graph(new[i]).requires_grad_(old[i].requires_grad)
         self._use(groups, impls)
         self._states = states
         if self._fmodel is not None:
@@ -234,8 +241,8 @@ class DifferentiableOptimizer:
                 )
             for i, group in enumerate(groups):
                 group[name] = values[i if len(values) > 1 else 0]
-        impls = [self._build(impl, group) for impl, group in zip(self._impls, groups)]
-        for i, (impl, state, members) in enumerate(zip(impls, self._states, self._members)):
+        impls = [self._build(impl, groups[i]) for impl, i in zip(self._impls, self._owners)]
+        for i, impl, state, members in zip(self._owners, impls, self._states, self._members):
             if not isinstance(state, UninitializedState):
                 expected = impl.init(without_integers([params[j] for j in members]))
                 check_same_kind(state, expected, name=f'the state of group {i}')
@@ -245,8 +252,8 @@ class DifferentiableOptimizer:
         self._fmodel, self._states, self._impls = None, [], []
 
 
-class _Group(NamedTuple):
-    """A parameter group of an optimizer: its parameters, options and state."""
+class _Part(NamedTuple):
+    """Parameters of a group that have taken the same number of steps, the options of the group, and their state."""
 
     params: list[Tensor]
     options: dict[str, Any]
@@ -254,11 +261,13 @@ class _Group(NamedTuple):
     state: Any
 
 
-def _read(other: Any, reference: list[Tensor]) -> tuple[Callable[..., GradientTransformation] | None, list[_Group]]:
-    """The function that makes a transformation from options (None for a plain transformation), and the groups."""
+def _read(
+    other: Any, reference: list[Tensor]
+) -> tuple[Callable[..., GradientTransformation] | None, list[list[_Part]]]:
+    """The function that makes a transformation from options (None for a plain one), and the parts of each group."""
     if isinstance(other, GradientTransformation):
-        return None, [_Group(reference, {}, other, UninitializedState())]
-    ours, fresh = other, False
+        return None, [[_Part(reference, {}, other, UninitializedState())]]
+    ours, fresh, counts = other, False, [1] * len(getattr(other, 'param_groups', ()))
     if not isinstance(other, Optimizer):
         if not isinstance(other, torch.optim.Optimizer):
             hint = ''
@@ -268,18 +277,40 @@ def _read(other: Any, reference: list[Tensor]) -> tuple[Callable[..., GradientTr
                 f'opt is a {type(other).__name__}; expected an optimizer of torch.optim or torchopt, or a '
                 f'GradientTransformation such as torchopt.adam().{hint}'
             )
-        ours, fresh = from_torch_optimizer(other), not other.state
-    return type(ours).alias, [
-        _Group(group['params'], {name: group[name] for name in options}, impl, UninitializedState() if fresh else state)
+        split, counts = _split_by_steps(other)
+        ours, fresh = from_torch_optimizer(split), not other.state
+    parts = iter(
+        _Part(group['params'], {name: group[name] for name in options}, impl, UninitializedState() if fresh else state)
         for group, (options, impl), state in zip(ours.param_groups, ours.impl_groups, ours.state_groups)
-    ]
+    )
+    return type(ours).alias, [list(itertools.islice(parts, count)) for count in counts]
+
+
+def _split_by_steps(optimizer: torch.optim.Optimizer) -> tuple[torch.optim.Optimizer, list[int]]:
+    """The optimizer with groups whose parameters have taken the same number of steps, and how many each group became.
+
+    ``torch.optim`` counts the gradients of each parameter, a transformation counts those of a group.
+    """
+    groups, counts = [], []
+    for group in optimizer.param_groups:
+        parts: dict[float, list[Tensor]] = {}
+        for p in group['params']:
+            entries = optimizer.state.get(p, {})
+            steps = entries.get('step', entries.get('momentum_buffer') is not None)
+            parts.setdefault(float(steps), []).append(p)
+        lists = list(parts.values()) or [[]]
+        groups += [{**group, 'params': params} for params in lists]
+        counts.append(len(lists))
+    split = object.__new__(type(optimizer))  # copy.copy may change the state and the groups, which are shared
+    split.__dict__.update(vars(optimizer), param_groups=groups)
+    return split, counts
 
 
 def _copied(state: Any, device: torch.device | str | None) -> Any:
-    def copy(x: Any) -> Any:
+    def copied(x: Any) -> Any:
         return x.detach().to(device, copy=True) if isinstance(x, Tensor) else x
 
-    return state if isinstance(state, UninitializedState) else tree.map(copy, state)
+    return state if isinstance(state, UninitializedState) else tree.map(copied, state)
 
 
 class DifferentiableSGD(DifferentiableOptimizer):

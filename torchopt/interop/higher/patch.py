@@ -34,7 +34,8 @@ class FunctionalModule(nn.Module):
         (1, 5.0)
     """
 
-    _history: list[list[Any]]
+    _history: list[list[Any]]  # the parameters of the last replacements
+    _time: int  # the number of replacements before the latest parameters, -1 if there are none
     _places: list[list[str]]
     _tracked: bool
 
@@ -58,32 +59,40 @@ class FunctionalModule(nn.Module):
             self.update_params(params)
         return super().__call__(*args, **kwargs)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        at = [i for i, names in enumerate(self._places) if name in names] if isinstance(value, Tensor) else []
+        if at:  # a parameter of this module; torch.nn.Module would take nothing but a Parameter
+            self.update_params([value if i in at else p for i, p in enumerate(self.parameters())])
+        else:
+            super().__setattr__(name, value)
+
     def parameters(self, recurse: bool = True, time: int | None = None) -> Iterator[Any]:
         """The current parameters, or those of an earlier step.
 
         Args:
             recurse: As in ``torch.nn.Module``, for the current parameters.
-            time: The number of replacements before: 0 for the initial parameters, -1 for the latest.
+            time: The number of replacements before: 0 for the initial parameters, -1 for the latest.  With
+                ``track_higher_grads=False``, only the latest are kept.
 
         Returns:
             An iterator over the parameters; tied parameters occur once.
 
         Raises:
-            ValueError: If earlier parameters are requested but not tracked.
+            ValueError: If they are not kept.
             IndexError: If there was no such step.
         """
         if time is None:
             return super().parameters(recurse)
-        if not self._tracked and time != -1:
+        at = time if time >= 0 else self._time + 1 + time
+        if not 0 <= at <= self._time:
+            raise IndexError(f'time is {time}, but the parameters were replaced {max(self._time, 0)} times.')
+        first = self._time + 1 - len(self._history)
+        if at < first:
             raise ValueError(
-                f'time is {time}, but track_higher_grads=False keeps only the current parameters. Leave time out, or '
-                f'pass track_higher_grads=True.'
+                f'time is {time}, but the parameters were replaced {self._time} times, and track_higher_grads=False '
+                f'keeps only the current ones. Leave time out, or pass track_higher_grads=True.'
             )
-        if not -len(self._history) <= time < len(self._history):
-            raise IndexError(
-                f'time is {time}, but the parameters were replaced {max(len(self._history) - 1, 0)} times.'
-            )
-        return iter(self._history[time])
+        return iter(self._history[at - first])
 
     @property
     def fast_params(self) -> list[Any]:
@@ -128,6 +137,7 @@ class FunctionalModule(nn.Module):
             self._history.append(new)
         else:
             self._history = [new]
+        self._time += 1
 
     @property
     def track_higher_grads(self) -> bool:
@@ -272,7 +282,7 @@ def _copy(module: nn.Module, device: torch.device | str | None) -> FunctionalMod
     if not issubclass(kind, FunctionalModule):
         copied.__class__ = type(f'Functional{kind.__name__}', (FunctionalModule, kind), {'__module__': __name__})
     assert isinstance(copied, FunctionalModule)
-    copied._places, copied._tracked, copied._history = list(names.values()), True, []
+    copied._places, copied._tracked, copied._history, copied._time = list(names.values()), True, [], -1
     return copied
 
 
