@@ -41,7 +41,7 @@ from torch import Tensor
 
 from torchopt import tree
 from torchopt.dtypes import real_dtype, widened
-from torchopt.levels import without_autocast
+from torchopt.levels import is_tracing, without_autocast
 from torchopt.numerics import as_python_scalar, as_scalar_like, tensor_like
 from torchopt.scalars import larger, root, smaller, where
 
@@ -245,7 +245,8 @@ def _inner_products(x: Sequence[Tensor], y: Sequence[Tensor]) -> Tensor:
 
 def _in_blocks(*matrices: Tensor) -> Iterable[tuple[Tensor, ...]]:
     """Some columns of each at a time, so that those converted to double precision stay in the cache."""
-    if matrices[0].shape[1] <= _COLUMNS:
+    first = matrices[0]
+    if first.shape[1] <= _COLUMNS or first.dtype is torch.float64 or is_tracing():
         return [matrices]
     return zip(*[x.split(_COLUMNS, 1) for x in matrices])
 
@@ -277,7 +278,7 @@ def _descending(unit: list[Tensor], r: list[Tensor], g: Sequence[Tensor], factor
 
 
 _TINY = torch.finfo(torch.float64).tiny
-_COLUMNS = 1 << 16
+_COLUMNS = 1 << 13
 
 
 def inner_product(x: Sequence[Tensor], y: Sequence[Tensor]) -> Tensor:
