@@ -33,6 +33,7 @@ __all__ = [
     'is_transformed',
     'runs_directly',
     'saved_tensors',
+    'without_autocast',
     'without_ended',
     'without_wrappers',
 ]
@@ -185,6 +186,21 @@ def apply_function(function: type[torch.autograd.Function], *args: Any) -> Any:
     if in_transform():
         return function.apply(*args)  # type: ignore[no-untyped-call]
     return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
+
+
+def without_autocast(device_types: Iterable[str]) -> contextlib.AbstractContextManager[Any]:
+    """Ignore the autocast state of the caller on these types of devices."""
+    contexts = [
+        torch.autocast(kind, enabled=False)
+        for kind in set(device_types)
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    ]
+    if not contexts:
+        return contextlib.nullcontext()
+    entered = contextlib.ExitStack()
+    for context in contexts:
+        entered.enter_context(context)
+    return entered
 
 
 @contextlib.contextmanager

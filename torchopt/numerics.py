@@ -52,15 +52,15 @@ def zero_count() -> torch.Tensor:
 
 def as_python_scalar(x: Any) -> float | int | None:
     """The value of a scalar if it is available on the host without synchronization and needs no gradient, or None."""
+    if type(x) is torch.Tensor:
+        if torch.compiler.is_compiling() or _is_wrapped(x) or not x.is_cpu:
+            return None
+        if x.requires_grad or x.numel() != 1 or x.is_complex():
+            return None
+        return None if forward_ad._current_level >= 0 and has_tangent(x) else x.item()
     if isinstance(x, (int, float)):
         return x
-    if isinstance(x, np.number) and not isinstance(x, np.complexfloating):
-        return x.item()
-    if type(x) is not torch.Tensor or torch.compiler.is_compiling() or _is_wrapped(x):
-        return None
-    if x.device.type != 'cpu' or x.requires_grad or x.numel() != 1 or x.is_complex():
-        return None
-    return None if forward_ad._current_level >= 0 and has_tangent(x) else x.item()
+    return x.item() if isinstance(x, np.number) and not isinstance(x, np.complexfloating) else None
 
 
 def as_python_list(x: torch.Tensor) -> list[float] | None:

@@ -12,14 +12,28 @@ approximation :math:`H` is the last one of
 
 where :math:`j` runs from the oldest pair to the newest.
 
+With the pairs as the rows of :math:`S` and :math:`Y`, from the oldest to the newest, the strict upper triangle
+:math:`N` of :math:`S Y^\mathsf{T}`, and :math:`A = I + N \operatorname{diag}(\rho)`, the product with a vector
+:math:`g` is
+
+.. math::
+    \alpha = \rho \odot A^{-1} S g, \qquad
+    q = g - Y^\mathsf{T} \alpha, \qquad
+    H g = \gamma q + S^\mathsf{T} A^{-\mathsf{T}} (\alpha - \rho \odot \gamma\, Y q).
+
+These are the two loops of Nocedal and Wright: substitution with :math:`A` computes their scalars one after another, but
+each sum over the pairs is one product with a matrix.  :math:`A` is computed in double precision.  The results are as
+accurate as those of the loops, also for ill-conditioned pairs.
+
 References:
     Nocedal and Wright, `Numerical optimization <https://doi.org/10.1007/978-0-387-40065-5>`_, algorithm 7.4, 2006.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +41,9 @@ from torch import Tensor
 
 from torchopt import tree
 from torchopt.dtypes import real_dtype, widened
-from torchopt.numerics import as_python_scalar, as_scalar_like
+from torchopt.levels import is_tracing, without_autocast
+from torchopt.numerics import as_python_scalar, as_scalar_like, tensor_like
+from torchopt.scalars import larger, root, smaller, where
 
 __all__ = [
     'CurvaturePair',
@@ -68,26 +84,27 @@ class CurvaturePair(NamedTuple):
     Attributes:
         s: The difference of the parameters.
         y: The difference of the gradients.
-        product: :math:`\langle y, s \rangle`, a 0-d tensor in double precision.
+        product: :math:`\langle y, s \rangle`, a float if its value is known on the host, else a 0-d tensor in double
+            precision.
         square: :math:`\lVert y \rVert^2`, likewise.
     """
 
     s: list[Tensor]
     y: list[Tensor]
-    product: Tensor
-    square: Tensor
+    product: Any
+    square: Any
 
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Any:
         r""":math:`\rho = 1 / \langle y, s \rangle`; zero without curvature."""
-        curved = self.product > 0
-        return torch.where(curved, 1.0 / torch.where(curved, self.product, 1.0), 0.0)
+        curved = self.product > 0.0
+        return where(curved, 1.0 / where(curved, self.product, 1.0), 0.0)
 
     @property
-    def scale(self) -> Tensor:
+    def scale(self) -> Any:
         r""":math:`\gamma = \langle y, s \rangle / \lVert y \rVert^2`, the scale of the inverse Hessian; else 1."""
-        curved = self.product > 0
-        return torch.where(curved, self.product, 1.0) / torch.where(curved, self.square, 1.0)
+        curved = self.product > 0.0
+        return where(curved, self.product, 1.0) / where(curved, self.square, 1.0)
 
 
 def curvature_pair(s: Sequence[Tensor], y: Sequence[Tensor]) -> CurvaturePair:
@@ -97,16 +114,21 @@ def curvature_pair(s: Sequence[Tensor], y: Sequence[Tensor]) -> CurvaturePair:
     :math:`\epsilon`, would make the inverse Hessian indefinite.  Pairs are also replaced if the differences are so
     small that they are dominated by rounding, or that derivatives of :math:`1 / \langle y, s \rangle` overflow.
     """
-    wide = [[_row(x).to(torch.complex128 if x.is_complex() else torch.float64) for x in xs] for xs in (s, y)]
-    product, ss, yy = inner_product(*wide), inner_product(wide[0], wide[0]), inner_product(wide[1], wide[1])
+    wide_s, wide_y = ([_double(_row(x)) for x in xs] for xs in (s, y))
+    pairs = (wide_s, wide_y), (wide_s, wide_s), (wide_y, wide_y)
+    product, ss, yy = _known(*(inner_product(*pair) for pair in pairs))
     kinds = [torch.finfo(widened(x).dtype) for x in s]
     eps, least = max([0.0, *[kind.eps for kind in kinds]]), max([_TINY**0.25, *[kind.tiny for kind in kinds]])
-    s_norm, y_norm = ss.detach().sqrt(), yy.detach().sqrt()
+    s_norm, y_norm = (root(x.detach() if isinstance(x, Tensor) else x) for x in (ss, yy))
     curved = (product > eps * s_norm * y_norm) & (product > _TINY**0.5)
     for norm in (s_norm, y_norm):
         curved = curved & (norm > least) & (norm < 1.0 / least)
-    s, y = ([torch.where(curved.to(x.device), x, 0.0) for x in xs] for xs in (s, y))
-    return CurvaturePair(s, y, torch.where(curved, product, 0.0), torch.where(curved, yy, 0.0))
+    s, y = ([x if curved is True else _kept(x, curved) for x in xs] for xs in (s, y))
+    return CurvaturePair(s, y, where(curved, product, 0.0), where(curved, yy, 0.0))
+
+
+def _kept(x: Tensor, curved: Any) -> Tensor:
+    return torch.where(curved.to(x.device), x, 0.0) if isinstance(curved, Tensor) else torch.zeros_like(x)
 
 
 class Ring:
@@ -121,11 +143,14 @@ class Ring:
         self.size = size
         known = as_python_scalar(count)
         self.count = None if known is None else int(known)
-        self.place: Any = (count - 1) % size if self.count is None else (self.count - 1) % size
+        self.place: Any = ((count if self.count is None else self.count) - 1) % size
+        # The rows written so far, if their number is known; and the oldest of them.
+        self.written = size if self.count is None else min(self.count, size)
+        self.oldest: Any = 0 if self.written < size else (self.place + 1) % size
 
-    def write(self, memory: Tensor, row: Tensor, *, inplace: bool = False) -> Tensor:
+    def write(self, memory: Tensor, row: Any, *, inplace: bool = False) -> Tensor:
         """The memory with a new row."""
-        row = row.to(memory.dtype)
+        row = tensor_like(row, memory) if memory.dim() == 1 else row.to(memory.dtype)
         if isinstance(self.place, Tensor):
             rows = torch.arange(self.size, device=memory.device)
             return torch.where((rows == self.place.to(memory.device)).view(-1, *[1] * row.dim()), row, memory)
@@ -134,23 +159,28 @@ class Ring:
             return memory
         return torch.select_scatter(memory, row, 0, self.place)
 
-    def read(self, memories: Sequence[Tensor]) -> list[list[Tensor]]:
-        """The rows of the memories from the oldest to the newest; if the count is known, only those written so far."""
-        first = 0 if self.count is None else max(0, self.size - self.count)
-        order = [(self.place + 1 + i) % self.size for i in range(first, self.size)]
-        if isinstance(self.place, Tensor):
-            columns = [[x.index_select(0, k.to(x.device).reshape(1)).squeeze(0) for k in order] for x in memories]
-        else:
-            every = [x.unbind() for x in memories]
-            columns = [[rows[k] for k in order] for rows in every]
-        return [list(row) for row in zip(*columns)] if memories else [[] for _ in order]
+    def sorted(self, x: Tensor) -> Tensor:
+        """From the order of the rows to that from the oldest to the newest, in all dimensions."""
+        return self._rolled(x, self.oldest)
+
+    def unsorted(self, x: Tensor) -> Tensor:
+        """Back to the order of the rows."""
+        return self._rolled(x, -self.oldest)
+
+    def _rolled(self, x: Tensor, by: Any) -> Tensor:
+        if isinstance(by, Tensor):
+            order = (torch.arange(self.size, device=x.device) + by.to(x.device)) % self.size
+            for dim in range(x.dim()):
+                x = x.index_select(dim, order)
+            return x
+        return torch.roll(x, (-by,) * x.dim(), tuple(range(x.dim()))) if by else x
 
 
 def remember(memory: Memory, ring: Ring, pair: CurvaturePair, *, inplace: bool = False) -> Memory:
     """The memory with a new pair."""
     s = [ring.write(old, x, inplace=inplace) for old, x in zip(memory.s, pair.s)]
     y = [ring.write(old, x, inplace=inplace) for old, x in zip(memory.y, pair.y)]
-    return Memory(s, y, ring.write(memory.weights, pair.weight.to(memory.weights), inplace=inplace))
+    return Memory(s, y, ring.write(memory.weights, pair.weight, inplace=inplace))
 
 
 def first_scale(g: Sequence[Tensor]) -> Tensor:
@@ -162,7 +192,7 @@ def first_scale(g: Sequence[Tensor]) -> Tensor:
 def inverse_hessian_product(
     g: Sequence[Tensor], memory: Memory, ring: Ring, gamma: Tensor | float = 1.0
 ) -> list[Tensor]:
-    r"""The product :math:`H g`, in :math:`4 m` vector operations for :math:`m` pairs, in the dtypes of ``g``.
+    r"""The product :math:`H g`, in five products with matrices of :math:`m` rows, in the dtypes of ``g``.
 
     The vector is first divided by its largest element, so that no product overflows or underflows.  If rounding errors
     make :math:`\langle g, H g \rangle` nonpositive, the result is :math:`\gamma g`.
@@ -184,75 +214,115 @@ def inverse_hessian_product(
         >>> quasi_newton.inverse_hessian_product([hessian], memory, quasi_newton.Ring(count, 2))
         [tensor([1., 1.])]
     """
-    gamma = as_scalar_like(gamma, memory.weights)
-    size = tree.norm(list(g), ord=math.inf).detach().to(memory.weights)
-    size = torch.where(size > 0, size, 1.0)
-    unit = [x / as_scalar_like(size, x) for x in map(_row, g)]
-    rows = [ring.read([x.reshape(ring.size, x[0].numel()) for x in part]) for part in (memory.s, memory.y)]
-    product = _two_loops(unit, list(zip(*rows, ring.read([memory.weights]))), gamma)
-    return _descending(unit, product, g, gamma * size)
+    with without_autocast(x.device.type for x in g):
+        rows = [_row(x) for x in g]
+        (largest,) = _known(_largest(rows))
+        size = where(largest > 0.0, largest, 1.0)
+        unit = [x / as_scalar_like(size, x) for x in rows]
+        return _descending(unit, _product(unit, memory, ring, gamma), g, gamma * size)
 
 
-def _two_loops(
-    g: list[Tensor], pairs: list[tuple[list[Tensor], list[Tensor], list[Tensor]]], gamma: Any
-) -> list[Tensor]:
-    r"""The product of the inverse Hessian with a vector, divided by :math:`\gamma`.
+def _product(g: list[Tensor], memory: Memory, ring: Ring, gamma: Any) -> list[Tensor]:
+    r"""The product of the inverse Hessian with a vector of rows, divided by :math:`\gamma`."""
+    n = ring.written
+    if not n or not g:
+        return g
+    s, y = ([_row(x[:n], 1) for x in part] for part in (memory.s, memory.y))
+    weights = memory.weights[:n]
+    inner = ring.sorted(_inner_products(s, y) * weights)
+    identity = torch.eye(n, dtype=inner.dtype, device=inner.device)
+    # Only the elements above the diagonal are read.
+    inverse = ring.unsorted(torch.linalg.solve_triangular(inner, identity, upper=True, unitriangular=True))
+    alpha = weights * (inverse @ _times(s, g))
+    q = _plus(g, -1, alpha, y)
+    return _plus(q, 1, (alpha / gamma - weights * _times(y, q)) @ inverse, s)
 
-    Applied to :math:`q`, one step of the recursion above is
 
-    .. math::
-        \alpha = \rho \langle s, q \rangle, \qquad q' = q - \alpha y, \qquad r' = H q', \qquad
-        \beta = \rho \langle y, r' \rangle, \qquad r = r' + (\alpha - \beta) s,
+def _inner_products(x: Sequence[Tensor], y: Sequence[Tensor]) -> Tensor:
+    """Those of the rows of some matrices with the rows of others, in double precision."""
+    return _sum([_double(a) @ _double(b).mT for pair in zip(x, y) for a, b in _in_blocks(*pair)])
 
-    so all :math:`q` are computed from the newest pair to the oldest, and then all :math:`r` from the oldest to the
-    newest.
-    """
-    alphas = []
-    for s, y, (weight,) in reversed(pairs):
-        alpha = weight * inner_product(s, g)
-        g = [_add(q, alpha, x, -1) for q, x in zip(g, y)]
-        alphas.append(alpha)
-    if alphas:
-        alphas = list((torch.stack(alphas) / gamma).unbind())
-    for (s, y, (weight,)), alpha in zip(pairs, reversed(alphas)):
-        scalar = alpha - weight * inner_product(y, g)
-        g = [_add(r, scalar, x, 1) for r, x in zip(g, s)]
-    return g
+
+def _in_blocks(*matrices: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """Some columns of each at a time, so that those converted to double precision stay in the cache."""
+    first = matrices[0]
+    if first.shape[1] <= _COLUMNS or first.dtype is torch.float64 or is_tracing():
+        return [matrices]
+    return zip(*[x.split(_COLUMNS, 1) for x in matrices])
+
+
+def _times(rows: Sequence[Tensor], vector: Sequence[Tensor]) -> Tensor:
+    """The inner products of a vector with the rows."""
+    return _sum([a @ x for a, x in zip(rows, vector)])
+
+
+def _plus(vector: Sequence[Tensor], sign: int, scalars: Tensor, rows: Sequence[Tensor]) -> list[Tensor]:
+    """A vector plus or minus the rows times scalars."""
+    return [torch.addmv(x, a.mT, scalars.to(x.device, x.dtype), alpha=sign) for x, a in zip(vector, rows)]
 
 
 def _descending(unit: list[Tensor], r: list[Tensor], g: Sequence[Tensor], factor: Any) -> list[Tensor]:
     """The direction in the dtypes of the gradients; a multiple of the gradient if rounding has lost the descent."""
-    r_norm, norm = (inner_product(x, x).detach().sqrt() for x in (r, unit))
-    eps = max([0.0, *[torch.finfo(x.dtype).eps for x in unit]])
-    descends = (inner_product(unit, r) > eps * r_norm * norm) | (norm == 0)
+    squares = (inner_product(x, x).detach() for x in (r, unit))
+    slope, r_square, square = _known(inner_product(unit, r), *squares)
+    r_norm, norm = root(r_square), root(square)
+    eps = max([0.0, *[torch.finfo(x.dtype).eps for x in g]])  # the direction is rounded to their dtypes
+    descends = (slope > eps * r_norm * norm) | (norm == 0.0)
     # Clip the length of the direction to the largest number of the dtype.
     longest = min([math.inf, *[torch.finfo(x.dtype).max for x in g]])
-    factor = torch.minimum(factor, longest / torch.where(descends, r_norm, norm).to(factor))
+    factor = smaller(factor, longest / larger(where(descends, r_norm, norm), _TINY))
     return [
-        (torch.where(descends.to(x.device), x, u) * as_scalar_like(factor, x)).to(old.dtype).view(old.shape)
+        _like((where(descends, x, u) * as_scalar_like(factor, x)).to(real_dtype(old.dtype)), old)
         for x, u, old in zip(r, unit, g)
     ]
 
 
-_FUSED = (torch.float32, torch.float64)
 _TINY = torch.finfo(torch.float64).tiny
-
-
-def _row(x: Tensor) -> Tensor:
-    """The elements as a vector, at least in single precision."""
-    return widened(x.reshape(-1))
+_COLUMNS = 1 << 13
 
 
 def inner_product(x: Sequence[Tensor], y: Sequence[Tensor]) -> Tensor:
-    """The real inner product of two vectors whose tensors have one dimension; most of the work of a step."""
-    products = [
-        torch.dot(a, b) if a.dtype is b.dtype and a.dtype in _FUSED else (a.conj() * b).sum().real for a, b in zip(x, y)
-    ]
-    return sum((part.to(products[0].device) for part in products[1:]), products[0]) if products else torch.zeros(())
+    """The inner product of two lists of real tensors of one dimension; a 0-d tensor in double precision."""
+    return _sum([torch.dot(a, b) for a, b in zip(x, y)])
 
 
-def _add(x: Tensor, scalar: Tensor, y: Tensor, sign: int) -> Tensor:
-    scalar = scalar.to(x.device, real_dtype(x.dtype))
-    if x.dtype in _FUSED:
-        return torch.addcmul(x, y.to(x.dtype), scalar, value=sign)
-    return x + sign * scalar * y.to(x.dtype)
+def _sum(parts: Sequence[Tensor]) -> Tensor:
+    """The sum, in double precision, where the first part is."""
+    total = _double(parts[0]) if parts else torch.zeros((), dtype=torch.float64)
+    for part in parts[1:]:
+        total = total + part.to(total)
+    return total
+
+
+def _largest(rows: Sequence[Tensor]) -> Tensor:
+    """The largest absolute value, a constant in derivatives; 0 without elements."""
+    sizes = [torch.linalg.vector_norm(x.detach(), math.inf) for x in rows if x.numel()]
+    return functools.reduce(lambda x, y: torch.maximum(x, y.to(x)), sizes) if sizes else torch.zeros(())
+
+
+def _known(*values: Tensor) -> list[Any]:
+    """Scalars as floats if all of them are known on the host without synchronization and have no graph."""
+    read: list[Any] = []
+    for x in values:
+        read.append(as_python_scalar(x))
+        if read[-1] is None:
+            return list(values)
+    return read
+
+
+def _double(x: Tensor) -> Tensor:
+    return x if x.dtype is torch.float64 else x.to(torch.float64)
+
+
+def _row(x: Tensor, lead: int = 0) -> Tensor:
+    """The elements as a vector of real numbers, at least in single precision, below ``lead`` leading dimensions."""
+    if x.is_complex():
+        x = torch.view_as_real(x.resolve_conj())
+    if x.dim() != lead + 1:
+        x = x.reshape(*x.shape[:lead], math.prod(x.shape[lead:]))
+    return widened(x)
+
+
+def _like(row: Tensor, x: Tensor) -> Tensor:
+    """The vector of real numbers in the shape of a tensor, complex if that is."""
+    return torch.view_as_complex(row.view(*x.shape, 2)) if x.is_complex() else row.view(x.shape)

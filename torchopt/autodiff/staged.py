@@ -18,8 +18,7 @@ derivative, summed over the batch for the arguments that all samples share.
 from __future__ import annotations
 
 import abc
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +29,7 @@ from torchopt.autodiff.pure import Pure
 from torchopt.autodiff.split import Split
 from torchopt.autodiff.tape import Leaves
 from torchopt.dtypes import is_inexact
+from torchopt.levels import without_autocast
 
 __all__ = ['Compiler', 'Staged', 'StagedFunction', 'as_compiled']
 
@@ -72,7 +72,7 @@ class Staged(Pure):
     def _compile(self, graph: torch.fx.GraphModule, x: Sequence[Tensor]) -> Callable[..., Any]:
         if not _computes(graph):
             return graph
-        with torch.no_grad(), _without_autocast(x):
+        with torch.no_grad(), without_autocast(['cpu', *(t.device.type for t in x)]):
             return self.compiler(graph, [t.detach() for t in x])
 
     def graph(self, x: Sequence[Tensor]) -> torch.fx.GraphModule:
@@ -268,7 +268,7 @@ def _trace(fun: Callable[..., Leaves], x: Sequence[Tensor]) -> torch.fx.GraphMod
         return tuple(fun(*tensors))
 
     # The tracer identifies tensors by their ids, so the examples must be distinct objects.
-    with torch.no_grad(), _without_autocast(x):
+    with torch.no_grad(), without_autocast(['cpu', *(t.device.type for t in x)]):
         graph = make_fx(run, tracing_mode='fake')(*[t.detach() for t in x])
     _check(graph)
     return graph
@@ -307,16 +307,6 @@ _MUTATION = (
     'compile: the function changes a tensor from outside in place ({}), such as a running statistic of batch '
     'normalization. Return the new value as a part of the carry, or set `track_running_stats=False`.'
 )
-
-
-@contextlib.contextmanager
-def _without_autocast(x: Sequence[Tensor]) -> Iterator[None]:
-    """Ignore the autocast state of the caller, which differs between forward and backward pass."""
-    with contextlib.ExitStack() as stack:
-        for kind in {'cpu', *(t.device.type for t in x)}:
-            if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-                stack.enter_context(torch.autocast(kind, enabled=False))
-        yield
 
 
 def _computes(graph: torch.fx.GraphModule) -> bool:

@@ -123,13 +123,16 @@ def inner_product(x: Any, y: Any) -> Tensor:
         tensor(11., dtype=torch.float64)
     """
     first, spec = tree.flatten(x)
-    pairs = list(zip(first, tree.flatten_up_to(spec, y, name='direction', like='gradient')))
-    present = [(a, b) for a, b in pairs if a is not None and b is not None]
-    return torch.as_tensor(tree.vdot([_wide(a) for a, _ in present], [_wide(b) for _, b in present])).real
+    second = tree.flatten_up_to(spec, y, name='direction', like='gradient')
+    present = [i for i, (a, b) in enumerate(zip(first, second)) if a is not None and b is not None]
+    first, second = ([_wide(column[i]) for i in present] for column in (first, second))
+    if len(present) == 1 and first[0].shape == second[0].shape and first[0].dtype is second[0].dtype:
+        return torch.vdot(first[0].reshape(-1), second[0].reshape(-1)).real
+    return torch.as_tensor(tree.vdot(first, second)).real
 
 
 def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.complex128 if x.is_complex() else torch.float64)
+    return x if x.dtype is torch.float64 else x.to(torch.complex128 if x.is_complex() else torch.float64)
 
 
 def value_and_gradient(
@@ -189,4 +192,4 @@ def _scalar(value: Any, name: str) -> Tensor:
         raise ValueError(
             f'{name} returned a tensor of shape {tuple(value.shape)}; expected one element. Return its mean or its sum.'
         )
-    return value.reshape(())
+    return value if value.dim() == 0 else value.reshape(())

@@ -10,7 +10,9 @@ from __future__ import annotations
 import builtins
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+
+import torch
 
 from torchopt.tree.ops import map
 from torchopt.tree.registry import flatten, is_leaf_node, register_node, unflatten
@@ -191,7 +193,7 @@ def get_all_with_path(
         >>> torchopt.tree.get_all_with_path(({'lr': 0.1}, {}), 'lr')
         [((SequenceKey(idx=0), DictKey(key='lr')), 0.1)]
     """
-    found = _find((), tree, key)
+    found = [(_path(trail), x) for trail, x in _find((), tree, key)]
     return [(path, x) for path, x in found if filtering is None or filtering(path, x)]
 
 
@@ -223,7 +225,9 @@ def get(
         >>> torchopt.tree.get(state, 'lr', filtering=lambda path, value: path[0].idx == 1)
         0.2
     """
-    found = get_all_with_path(tree, key, filtering)
+    found: list[tuple[Any, Any]] = _find((), tree, key)
+    if filtering is not None or len(found) > 1:
+        found = get_all_with_path(tree, key, filtering)
     if len(found) > 1:
         places = ', '.join(_describe(path) for path, _ in found)
         raise KeyError(
@@ -281,18 +285,32 @@ def _is_hole(x: Any) -> bool:
 
 def _children(path: KeyPath, node: Any) -> list[tuple[KeyPath, Any]]:
     """The children of a node with their paths; none for a leaf."""
-    if _is_named_tuple(node):
-        kind = type(node).__name__
-        return [((*path, NamedTupleKey(kind, f)), x) for f, x in zip(node._fields, node)]
+    return [((*path, key), x) for key, x in zip(_keys(node), _inner(node))]
+
+
+def _inner(node: Any) -> list[Any]:
+    """The children of a node; none for a leaf."""
     if isinstance(node, dict):
-        return [((*path, DictKey(key)), x) for key, x in _in_order(node)]
+        return [x for _, x in _in_order(node)]
     if isinstance(node, (list, tuple)):
-        return [((*path, SequenceKey(i)), x) for i, x in enumerate(node)]
-    if is_leaf_node(node):
+        return list(node)
+    if isinstance(node, torch.Tensor) or is_leaf_node(node):
         return []
-    xs, spec = flatten(node, lambda x: x is not node)
-    keys = [SequenceKey(e) if isinstance(e, int) else DictKey(e) for e in spec.entries()]
-    return [((*path, key), x) for key, x in zip(keys, xs)]
+    return flatten(node, lambda x: x is not node)[0]
+
+
+def _keys(node: Any) -> list[NamedTupleKey | DictKey | SequenceKey]:
+    """The keys of the children of a node, in the same order."""
+    if _is_named_tuple(node):
+        return [NamedTupleKey(type(node).__name__, name) for name in node._fields]
+    if isinstance(node, dict):
+        return [DictKey(key) for key, _ in _in_order(node)]
+    if isinstance(node, (list, tuple)):
+        return [SequenceKey(i) for i in range(len(node))]
+    if isinstance(node, torch.Tensor) or is_leaf_node(node):
+        return []
+    _, spec = flatten(node, lambda x: x is not node)
+    return [SequenceKey(e) if isinstance(e, int) else DictKey(e) for e in spec.entries()]
 
 
 def _in_order(node: dict[Any, Any]) -> Iterable[tuple[Any, Any]]:
@@ -302,33 +320,55 @@ def _in_order(node: dict[Any, Any]) -> Iterable[tuple[Any, Any]]:
         return node.items()
 
 
-def _match(path: KeyPath, node: Any, key: Any) -> tuple[KeyPath, Any] | None:
+_Trail: TypeAlias = 'tuple[()] | tuple[Any, Any, int]'
+"""How a search came to a node: the trail of its parent, the parent, and its place there; empty for the root."""
+
+
+def _path(trail: _Trail) -> KeyPath:
+    keys: list[Any] = []
+    while trail:
+        trail, parent, i = trail
+        keys.append(_keys(parent)[i])
+    return tuple(reversed(keys))
+
+
+def _match(trail: _Trail, node: Any, key: Any) -> tuple[_Trail, Any] | None:
+    names: Any
     if _is_named_tuple(node):
-        kind = type(node).__name__
-        if key == kind:
-            return path, node
-        if key in node._fields:
-            return (*path, NamedTupleKey(kind, key)), getattr(node, key)
+        if key == type(node).__name__:
+            return trail, node
+        names = node._fields
+        if key not in names:
+            return None
     elif isinstance(node, dict) and key in node:
-        return (*path, DictKey(key)), node[key]
-    return None
+        names = [name for name, _ in _in_order(node)]
+    else:
+        return None
+    i = names.index(key)
+    return (trail, node, i), _inner(node)[i]
 
 
-def _find(path: KeyPath, tree: Any, key: Any) -> list[tuple[KeyPath, Any]]:
+def _find(trail: _Trail, tree: Any, key: Any) -> list[tuple[_Trail, Any]]:
     """The outermost matches, from left to right, and then those inside each of their nodes."""
-    pending, outer, found = [(path, tree)], [], []
+    pending: list[tuple[_Trail, Any]] = [(trail, tree)]
+    outer, found = [], []
     while pending:
         place, node = pending.pop()
         match = _match(place, node, key)
         if match is None:
-            pending.extend(reversed(_children(place, node)))
+            pending.extend(_steps(place, node)[::-1])
         else:
             outer.append((place, node))
             found.append(match)
     for place, node in outer:
-        for inner, child in _children(place, node):
+        for inner, child in _steps(place, node):
             found.extend(_find(inner, child, key))
     return found
+
+
+def _steps(trail: _Trail, node: Any) -> list[tuple[_Trail, Any]]:
+    """The children that can contain something, each with its trail."""
+    return [((trail, node, i), x) for i, x in enumerate(_inner(node)) if not isinstance(x, torch.Tensor)]
 
 
 def _replace(

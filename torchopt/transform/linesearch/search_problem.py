@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from torchopt import elementwise, linesearch, tree
-from torchopt.autodiff.objective import is_plain_step
 from torchopt.dtypes import is_inexact, real_dtype
+from torchopt.graphs import is_plain
 from torchopt.levels import has_tangent, is_tracing
 from torchopt.numerics import as_scalar_like
 from torchopt.scalars import where
@@ -61,10 +61,12 @@ class SearchProblem(NamedTuple):
         elementwise.check_updates(updates, params)
         tree.check_matching(grad, params, name='grad', like='params')
         _check_arguments(value_fn, extra)
-        plain = is_plain_step((updates, grad), params)
-        plain = plain and not any(map(has_tangent, tree.leaves((updates, grad, params))))
+        weights, given = ([x for x in tree.leaves(part) if isinstance(x, Tensor)] for part in (params, (updates, grad)))
+        plain = is_plain(weights, given) and not any(map(has_tangent, [*weights, *given]))
         if plain:
-            updates, params, grad, value = (detached(x) for x in (updates, params, grad, value))
+            # Updates and gradients have no graph.
+            params = detached(params) if any(p.requires_grad for p in weights) else params
+            value = value.detach() if isinstance(value, Tensor) else value
         return cls(updates, params, value, grad, (lambda p: value_fn(p, **extra)) if extra else value_fn, plain)
 
     def recording(self) -> contextlib.AbstractContextManager[Any]:
@@ -126,12 +128,12 @@ def number_dtype(params: Any) -> torch.dtype:
 
 def stored(x: Any, dtype: torch.dtype) -> Tensor:
     """A number for the state, a tensor on the CPU if the value is known on the host."""
-    return x.to(dtype) if isinstance(x, Tensor) else torch.tensor(x, dtype=dtype, device='cpu')
+    return x.to(dtype) if isinstance(x, Tensor) else torch.scalar_tensor(x, dtype=dtype, device='cpu')
 
 
 def counted(steps: Any) -> Tensor:
     """A number of steps for the state."""
-    return steps if isinstance(steps, Tensor) else torch.tensor(steps, dtype=torch.int64, device='cpu')
+    return steps if isinstance(steps, Tensor) else torch.scalar_tensor(steps, dtype=torch.int64, device='cpu')
 
 
 def report(name: str, problem: SearchProblem, slope: Any, stepsize: Any, error: Any) -> None:

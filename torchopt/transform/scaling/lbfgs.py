@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from torchopt.levels import runs_directly
 from torchopt.numerics import advance, zero_count
 from torchopt.preconditions import params_for, state_of
 from torchopt.quasi_newton import Memory, Ring, curvature_pair, first_scale, inverse_hessian_product, remember
+from torchopt.scalars import settled, where
 
 __all__ = ['ScaleByLBFGSState', 'scale_by_lbfgs']
 
@@ -108,7 +110,7 @@ def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Gr
         inplace = inplace and runs_directly()
         if inplace:
             check_writable([*tree.leaves(state), *tree.leaves(updates)])
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not inplace):
+        with torch.no_grad() if inplace else contextlib.nullcontext():
             return _step(updates, state, params, memory_size, scale_init_precond, inplace)
 
     return GradientTransformation.requiring(init, update, state_of(ScaleByLBFGSState), params_for('L-BFGS'))
@@ -136,8 +138,8 @@ def _step(
 
     gamma: Any = pair.scale if scaled else 1.0
     if scaled and not ring.count:
-        begin = first_scale(g).to(pair.scale)
-        gamma = begin if ring.count == 0 else torch.where((state.count > 0).to(begin.device), gamma, begin)
+        begin = first_scale(g)
+        gamma = begin if ring.count == 0 else where(state.count > 0, gamma, begin)
     direction = inverse_hessian_product(g, memory, ring, gamma)
 
     count, _ = advance(state.count)
@@ -156,8 +158,11 @@ def _difference(p: Tensor, last_p: Tensor, g: Tensor, last_g: Tensor) -> tuple[T
 
     There was none if the stored leaf and gradient are zero.
     """
-    seen = (last_p != 0).any() | (last_g != 0).any()
-    return torch.where(seen, p - last_p, 0.0), torch.where(seen, g - last_g, 0.0)
+    s, y = p - last_p, g - last_g
+    seen = settled(last_p.any())
+    if seen is not True:
+        seen = settled(seen | last_g.any())
+    return (s, y) if seen is True else (where(seen, s, torch.zeros_like(s)), where(seen, y, torch.zeros_like(y)))
 
 
 def _copy(old: Tensor, new: Tensor) -> Tensor:
