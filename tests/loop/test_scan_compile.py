@@ -72,6 +72,7 @@ TRANSFORMS: dict[str, Callable[[Callable[..., Tensor]], Callable[..., Any]]] = {
             lambda w: torch.vmap(f, (None, 0, None))(w, torch.stack([h, -h]), xs), (w,), (w.cos(),)
         )
     ),
+    'forward mode over a gradient': lambda f: torch.func.jacfwd(torch.func.grad(f, 1), 1),
     'forward mode': lambda f: torchopt.forward_value_and_grad(f, argnums=1),
     'no_grad': torch.no_grad(),
     'inference mode': torch.inference_mode(),
@@ -83,6 +84,25 @@ def test_transforms_agree(name: str) -> None:
     transform = TRANSFORMS[name]
     found = transform(lambda *a: recurrent(*a, compile='eager'))(W, INIT, XS)
     assert_trees_close(found, transform(recurrent)(W, INIT, XS), TOLERANCE)
+
+
+def writing(w: Tensor, init: Tensor, xs: Tensor, *, in_place: bool, **options: Any) -> Tensor:
+    """A scan whose step writes into its own tensors; torch cannot map all of these over a batch."""
+
+    def f(h: Any, x: Any) -> Any:
+        y = x.clone()
+        y = y.add_(w @ h) if in_place else y + w @ h
+        return y.tanh(), y
+
+    h, ys = scan(f, init, xs, **options)
+    return h.sum() + (ys * ys).sum()
+
+
+@pytest.mark.parametrize('name', TRANSFORMS)
+def test_transforms_agree_for_steps_that_write_in_place(name: str) -> None:
+    transform = TRANSFORMS[name]
+    found = transform(lambda *a: writing(*a, in_place=True, compile='eager'))(W, INIT, XS)
+    assert_trees_close(found, transform(lambda *a: writing(*a, in_place=False))(W, INIT, XS), TOLERANCE)
 
 
 def test_a_carry_from_outside_of_the_transform() -> None:

@@ -24,7 +24,7 @@ class Split:
     """The two graphs.
 
     Args:
-        joint: The graph of ``(*x, *cotangents) -> (*value, *cotangents of x)``.
+        joint: The graph of ``(*x, *cotangents) -> (*value, *cotangents of x)``, without operations in place.
         arity: The number of arguments ``x``.
         values: The number of tensors in the value.
         given: The indices of the values that have cotangents.
@@ -41,8 +41,6 @@ class Split:
         compiler: Callable[[fx.GraphModule, Sequence[Any]], Callable[..., Any]],
         inputs: Sequence[Tensor],
     ) -> None:
-        if any(_writes(node) for node in joint.graph.nodes):
-            joint = _functional(joint)
         self.joint, self.compiler, self.values, self.given = joint, compiler, values, list(given)
         places = joint.graph.find_nodes(op='placeholder')
         self.x, self.cotangents = places[:arity], dict(zip(given, places[arity:]))
@@ -194,17 +192,3 @@ _COPIES = {
 
 def _is_tensor(node: fx.Node) -> bool:
     return isinstance(node.meta.get('val'), Tensor)
-
-
-def _writes(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
-
-
-def _functional(graph: fx.GraphModule) -> fx.GraphModule:
-    """The graph with operations out of place instead of those in place."""
-    from torch.fx.experimental.proxy_tensor import make_fx  # takes long to import
-
-    values = [n.meta['val'] for n in graph.graph.find_nodes(op='placeholder')]
-    examples = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in values]
-    with torch.no_grad():
-        return make_fx(torch.func.functionalize(graph, remove='mutations'), tracing_mode='fake')(*examples)

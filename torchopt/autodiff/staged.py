@@ -261,17 +261,32 @@ def as_compiled(x: Tensor) -> Tensor:
 
 
 def _trace(fun: Callable[..., Leaves], x: Sequence[Tensor]) -> torch.fx.GraphModule:
-    """The operations of a function on arguments like these, below autograd."""
-    from torch.fx.experimental.proxy_tensor import make_fx  # takes long to import
+    """The operations of a function on arguments like these, below autograd, without those in place.
+
+    A graph that writes into its own tensors could not be mapped over a batch of some arguments, nor split into two.
+    """
 
     def run(*tensors: Tensor) -> tuple[Tensor, ...]:
         return tuple(fun(*tensors))
 
     # The tracer identifies tensors by their ids, so the examples must be distinct objects.
     with torch.no_grad(), _without_autocast(x):
-        graph = make_fx(run, tracing_mode='fake')(*[t.detach() for t in x])
-    _check(graph)
+        graph = _recorded(run, [t.detach() for t in x])
+        _check(graph)
+        if any(map(_writes, graph.graph.nodes)):
+            examples = [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in x]
+            graph = _recorded(torch.func.functionalize(graph, remove='mutations'), examples)
     return graph
+
+
+def _recorded(fun: Callable[..., Any], x: Leaves) -> torch.fx.GraphModule:
+    from torch.fx.experimental.proxy_tensor import make_fx  # takes long to import
+
+    return make_fx(fun, tracing_mode='fake')(*x)
+
+
+def _writes(node: torch.fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _check(graph: torch.fx.GraphModule) -> None:
