@@ -82,7 +82,7 @@ TRANSFORMS: dict[str, Callable[[Callable[..., Tensor]], Callable[..., Any]]] = {
 @pytest.mark.parametrize('name', TRANSFORMS)
 def test_transforms_agree(name: str) -> None:
     transform = TRANSFORMS[name]
-    found = transform(lambda *a: recurrent(*a, compile='eager'))(W, INIT, XS)
+    found = transform(lambda *a: recurrent(*a, compile='graph'))(W, INIT, XS)
     assert_trees_close(found, transform(recurrent)(W, INIT, XS), TOLERANCE)
 
 
@@ -101,7 +101,7 @@ def writing(w: Tensor, init: Tensor, xs: Tensor, *, in_place: bool, **options: A
 @pytest.mark.parametrize('name', TRANSFORMS)
 def test_transforms_agree_for_steps_that_write_in_place(name: str) -> None:
     transform = TRANSFORMS[name]
-    found = transform(lambda *a: writing(*a, in_place=True, compile='eager'))(W, INIT, XS)
+    found = transform(lambda *a: writing(*a, in_place=True, compile='graph'))(W, INIT, XS)
     assert_trees_close(found, transform(lambda *a: writing(*a, in_place=False))(W, INIT, XS), TOLERANCE)
 
 
@@ -183,6 +183,8 @@ def with_frozen_leaves(w: Tensor, theta: Tensor, x: Tensor, **options: Any) -> T
 
 INNER: dict[str, Callable[..., Tensor]] = {
     'sgd': with_transform(lambda theta: torchopt.sgd(0.1, momentum=0.9)),
+    'adam': with_transform(lambda theta: torchopt.adam(0.1, eps_root=1e-8)),
+    'adamw': with_transform(lambda theta: torchopt.adamw(0.1, eps=1e-2, weight_decay=0.1)),
     'learned adam, frozen leaf': with_transform(
         lambda theta: torchopt.adam(theta[0].exp() / 10, eps_root=1e-8), frozen=True
     ),
@@ -193,7 +195,7 @@ INNER: dict[str, Callable[..., Tensor]] = {
 
 @pytest.mark.parametrize('name', INNER)
 def test_inner_loops(name: str) -> None:
-    found = gradients(lambda *a: INNER[name](*a, compile='eager'))(W, INIT, XS)
+    found = gradients(lambda *a: INNER[name](*a, compile='graph'))(W, INIT, XS)
     assert_trees_close(found, gradients(INNER[name])(W, INIT, XS), TOLERANCE)
 
 

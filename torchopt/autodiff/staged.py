@@ -27,6 +27,7 @@ from torch import Tensor
 
 from torchopt.autodiff import products
 from torchopt.autodiff.pure import Pure
+from torchopt.autodiff.replay import replay
 from torchopt.autodiff.split import Split
 from torchopt.autodiff.tape import Leaves
 from torchopt.dtypes import is_inexact
@@ -148,7 +149,9 @@ class StagedFunction(Staged):
                     return [*y, *map(as_compiled, pull(cotangents))]
 
             graph = _trace(joint, [*x, *examples])
-            self._splits[key] = Split(graph, len(x), len(self.values), given, self._compile, x)
+            self._splits[key] = Split(
+                graph, len(x), len(self.values), given, self._compile, x, fuses=self.compiler is not replay
+            )
         return self._splits[key]
 
     @property
