@@ -72,6 +72,7 @@ TRANSFORMS: dict[str, Callable[[Callable[..., Tensor]], Callable[..., Any]]] = {
             lambda w: torch.vmap(f, (None, 0, None))(w, torch.stack([h, -h]), xs), (w,), (w.cos(),)
         )
     ),
+    'forward mode over a gradient': lambda f: torch.func.jacfwd(torch.func.grad(f, 1), 1),
     'forward mode': lambda f: torchopt.forward_value_and_grad(f, argnums=1),
     'no_grad': torch.no_grad(),
     'inference mode': torch.inference_mode(),
@@ -81,8 +82,27 @@ TRANSFORMS: dict[str, Callable[[Callable[..., Tensor]], Callable[..., Any]]] = {
 @pytest.mark.parametrize('name', TRANSFORMS)
 def test_transforms_agree(name: str) -> None:
     transform = TRANSFORMS[name]
-    found = transform(lambda *a: recurrent(*a, compile='eager'))(W, INIT, XS)
+    found = transform(lambda *a: recurrent(*a, compile='graph'))(W, INIT, XS)
     assert_trees_close(found, transform(recurrent)(W, INIT, XS), TOLERANCE)
+
+
+def writing(w: Tensor, init: Tensor, xs: Tensor, *, in_place: bool, **options: Any) -> Tensor:
+    """A scan whose step writes into its own tensors; torch cannot map all of these over a batch."""
+
+    def f(h: Any, x: Any) -> Any:
+        y = x.clone()
+        y = y.add_(w @ h) if in_place else y + w @ h
+        return y.tanh(), y
+
+    h, ys = scan(f, init, xs, **options)
+    return h.sum() + (ys * ys).sum()
+
+
+@pytest.mark.parametrize('name', TRANSFORMS)
+def test_transforms_agree_for_steps_that_write_in_place(name: str) -> None:
+    transform = TRANSFORMS[name]
+    found = transform(lambda *a: writing(*a, in_place=True, compile='graph'))(W, INIT, XS)
+    assert_trees_close(found, transform(lambda *a: writing(*a, in_place=False))(W, INIT, XS), TOLERANCE)
 
 
 def test_a_carry_from_outside_of_the_transform() -> None:
@@ -163,6 +183,8 @@ def with_frozen_leaves(w: Tensor, theta: Tensor, x: Tensor, **options: Any) -> T
 
 INNER: dict[str, Callable[..., Tensor]] = {
     'sgd': with_transform(lambda theta: torchopt.sgd(0.1, momentum=0.9)),
+    'adam': with_transform(lambda theta: torchopt.adam(0.1, eps_root=1e-8)),
+    'adamw': with_transform(lambda theta: torchopt.adamw(0.1, eps=1e-2, weight_decay=0.1)),
     'learned adam, frozen leaf': with_transform(
         lambda theta: torchopt.adam(theta[0].exp() / 10, eps_root=1e-8), frozen=True
     ),
@@ -173,7 +195,7 @@ INNER: dict[str, Callable[..., Tensor]] = {
 
 @pytest.mark.parametrize('name', INNER)
 def test_inner_loops(name: str) -> None:
-    found = gradients(lambda *a: INNER[name](*a, compile='eager'))(W, INIT, XS)
+    found = gradients(lambda *a: INNER[name](*a, compile='graph'))(W, INIT, XS)
     assert_trees_close(found, gradients(INNER[name])(W, INIT, XS), TOLERANCE)
 
 

@@ -120,7 +120,7 @@ def values_of(ys: Any) -> list[Tensor]:
 def test_derivatives(name: str, used: bool) -> None:
     for options in OPTIONS.values():
         results = []
-        for more in ({'compile': 'eager'}, {}):
+        for more in ({'compile': 'graph'}, {}):
             leaves = [x.clone().requires_grad_() for x in (W, torch.tensor(1.3, dtype=DOUBLE), INIT, XS)]
             total, ys = outer(STEPS[name], *leaves, used, **options, **more)
             first = torch.autograd.grad(total, leaves, retain_graph=True, materialize_grads=True)
@@ -174,7 +174,7 @@ def test_two_graphs_for_all_lengths() -> None:
 
 def test_several_backward_passes() -> None:
     found = []
-    for options in ({'compile': 'eager'}, {}):
+    for options in ({'compile': 'graph'}, {}):
         h = INIT.clone().requires_grad_()
         y = scan(lambda h, _: ((W @ h).tanh(), None), h, length=3, **options)[0]
         found.append([torch.autograd.grad(y, h, bar, retain_graph=True)[0] for bar in (y.detach(), h.detach())])
@@ -186,7 +186,7 @@ def test_a_step_without_a_derivative_runs() -> None:
         return torch.igamma(h.abs() + 1, h.abs()), None
 
     h = INIT.clone().requires_grad_()
-    found, expected = (scan(f, h, length=2, **options)[0] for options in ({'compile': 'eager'}, {}))
+    found, expected = (scan(f, h, length=2, **options)[0] for options in ({'compile': 'graph'}, {}))
     torch.testing.assert_close(found.detach(), expected.detach())
     with pytest.raises(RuntimeError, match='igamma'):
         found.sum().backward()
@@ -194,7 +194,7 @@ def test_a_step_without_a_derivative_runs() -> None:
 
 def test_results_that_are_changed_in_place() -> None:
     h = INIT.clone().requires_grad_()
-    y, ys = scan(lambda h, _: ((W @ h).exp(), h), h, length=3, compile='eager')
+    y, ys = scan(lambda h, _: ((W @ h).exp(), h), h, length=3, compile='graph')
     loss = y.sum() + ys.sum()
     ys.detach().zero_()  # a copy
     y.detach().zero_()  # not kept, since it is elementwise

@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from torchopt import rules
 from torchopt._C import fused
 from torchopt._C.call import Call, Column, Order, Unsupported, UnsupportedError
 from torchopt._C.plans import AFFINE, KNOWN, Plan, find_plan
@@ -69,6 +71,8 @@ def step(
         case nothing is changed.
     """
     if torch.compiler.is_compiling():
+        if _is_recording and rows is None and not any(active):
+            return _record(partials, g, moments, p, inplace, onto_params)
         return Unsupported('a compiler is tracing, and fuses plain torch by itself')
     if _is_intercepted():
         return Unsupported('a dispatch mode or a tracer must intercept every torch operation')
@@ -126,6 +130,68 @@ def step_in_place(partials: Sequence[Any], g: list[Any], moments: Sequence[Any],
     columns = [g, *moments, p]
     moved = fused.launch(plan, Order.FORWARD, values, None, columns, [p, *moments], in_place=True)
     return not isinstance(moved, Unsupported)
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[None]:
+    """Let ``torch.compile`` capture steps as single operations instead of plain torch."""
+    global _is_recording  # noqa: PLW0603
+    _prepare_tracing()
+    before, _is_recording = _is_recording, True
+    try:
+        yield
+    finally:
+        _is_recording = before
+
+
+_is_recording = False
+
+
+@functools.cache
+def _prepare_tracing() -> None:
+    torch.compiler.allow_in_graph(_recorded_step)  # loads the compiler
+    torch.compiler.assume_constant_result(_has_plan)  # type: ignore[no-untyped-call]
+
+
+def _record(
+    partials: Sequence[Any], g: Column, moments: Sequence[Column], p: Column | None, inplace: bool, onto_params: bool
+) -> list[Column] | Unsupported:
+    """A step for ``torch.compile``, which traces this function."""
+    tensors = [*g]
+    for column in moments:
+        tensors += column
+    tensors += p or ()
+    names, keywords = [], []
+    for rule in partials:
+        if not isinstance(rule, functools.partial) or rule.args or rule.func not in KNOWN:
+            return Unsupported('there is no kernel for these transformations')
+        names.append(rule.func.__name__)
+        keywords.append(rule.keywords)
+    if inplace or not g or not _has_plan(tuple(names), onto_params):
+        return Unsupported('there is no kernel for these transformations')
+    for i, x in enumerate(tensors):
+        if x is None or x.shape != g[i % len(g)].shape or x.dtype != g[0].dtype or x.device != g[0].device:
+            return Unsupported('tensors differ')
+    flat = _recorded_step(tuple(names), onto_params, keywords, tensors, len(g))
+    return [list(flat[i : i + len(g)]) for i in range(0, len(flat), len(g))]
+
+
+def _has_plan(names: tuple[str, ...], onto_params: bool) -> bool:
+    return find_plan(tuple(getattr(rules, name) for name in names), onto_params) is not None
+
+
+def _recorded_step(
+    names: Sequence[str], onto_params: bool, keywords: Sequence[dict[str, Any]], tensors: list[Tensor], count: int
+) -> tuple[Tensor, ...]:
+    functions = [getattr(rules, name) for name in names]
+    partials = [functools.partial(f, **k) for f, k in zip(functions, keywords)]
+    plan = find_plan(tuple(functions), onto_params)
+    assert plan is not None
+    values, coefs = _resolve([_row(plan, partials, [True] * len(partials))], tensors[0])
+    call = Call(plan, Order.FORWARD, count, plan.like, values, None, values is None or any(values[1 :: plan.coefs]))
+    absent = () if len(tensors) == (plan.moments + 2) * count else itertools.repeat(None, count)
+    found: tuple[Tensor, ...] = apply_function(fused.Step, call, coefs, *tensors, *absent)
+    return found
 
 
 def _is_intercepted() -> bool:

@@ -19,11 +19,12 @@ from torch.autograd import forward_ad
 
 from torchopt import rules
 from torchopt._C.call import Call, Column, Order, Unsupported, UnsupportedError
+from torchopt._C.operation import record
 from torchopt._C.plain import plain, pull, push
 from torchopt._C.plans import Plan
 from torchopt.levels import apply_function, forward_mode, in_transform, is_tracked, saved_tensors, without_ended
 
-__all__ = ['Step', 'bind_kernels', 'launch']
+__all__ = ['Step', 'bind_kernels', 'compute', 'launch']
 
 _run: Callable[..., Any] | None = None
 
@@ -67,13 +68,20 @@ def launch(
     return Unsupported(result) if isinstance(result, str) else result
 
 
-def _compute(call: Call, coefs: Tensor | None, tensors: Column) -> tuple[Any, ...]:
-    """The concatenated output columns, None for unwanted ones; computed natively if possible."""
+def compute(call: Call, coefs: Tensor | None, tensors: Column, *, required: bool = False) -> tuple[Any, ...]:
+    """The concatenated output columns, None for unwanted ones; computed natively if possible.
+
+    Args:
+        call: What to compute.
+        coefs: The coefficients, if they are a tensor.
+        tensors: The inputs, column after column.
+        required: Whether to raise :class:`UnsupportedError` if no kernel can run.
+    """
     values = call.coefs if coefs is None else coefs.detach()
     columns = [tensors[i : i + call.leaves] for i in range(0, len(tensors), call.leaves)]
     native = launch(call.plan, call.order, values, call.rows, columns, call.outputs)
     if isinstance(native, Unsupported):
-        if call.order == Order.FORWARD and not in_transform():
+        if required:
             raise UnsupportedError(native)
         return _separate(plain(call)(coefs, *tensors), tensors)
     results, sums = native
@@ -88,6 +96,12 @@ def _separate(results: tuple[Any, ...], tensors: Column) -> tuple[Any, ...]:
     """The results; a result that is an argument is replaced by a copy, since a Function must not return arguments."""
     arguments = {id(x) for x in tensors}
     return tuple(y.clone() if y is not None and id(y) in arguments else y for y in results)
+
+
+def _compute(call: Call, coefs: Tensor | None, tensors: Column) -> tuple[Any, ...]:
+    if torch._C._len_torch_dispatch_stack():
+        return record(call, coefs, tensors)
+    return compute(call, coefs, tensors, required=call.order == Order.FORWARD and not in_transform())
 
 
 def apply(call: Call, coefs: Tensor | None, tensors: Column) -> Any:

@@ -24,9 +24,11 @@ from torch.autograd import forward_ad
 from torch.overrides import _get_current_function_mode_stack
 
 from torchopt import tree
+from torchopt._C.dispatch import recording
 from torchopt.autodiff.modes import Replace, first_sample
 from torchopt.autodiff.products import is_autograd_off
 from torchopt.autodiff.pure import apply_pure
+from torchopt.autodiff.replay import replay
 from torchopt.autodiff.staged import Compiler, StagedFunction
 from torchopt.autodiff.steps import Loop, run_loop
 from torchopt.autodiff.tape import Leaves
@@ -36,7 +38,10 @@ from torchopt.levels import in_transform, is_tracing
 __all__ = ['Backend', 'Compiled']
 
 Backend = str | Compiler
-"""The name of a backend of ``torch.compile``, or a function with the same arguments."""
+"""``'graph'``, the name of a backend of ``torch.compile``, or a function with the same arguments."""
+
+REPLAY = 'graph'
+"""The backend that runs the recorded graphs as they are; see :func:`torchopt.autodiff.replay.replay`."""
 
 
 class Compiled:
@@ -84,7 +89,8 @@ class Compiled:
 
     def _captured(self, args: Any, leaves: Sequence[Any], spec: Any) -> _Call:
         if not self.calls:
-            self.calls.append(_capture(self.fun, args, leaves, spec, _frontend(self.backend)))
+            with recording() if self.backend == REPLAY else contextlib.nullcontext():
+                self.calls.append(_capture(self.fun, args, leaves, spec, _frontend(self.backend)))
         return self.calls[0]
 
 
@@ -245,9 +251,12 @@ def _frontend(backend: Backend) -> Callable[..., _Graph]:
     """The backend for ``torch.compile`` that only captures; one object for each backend, since it is compared."""
     from torch._dynamo import list_backends, lookup_backend  # takes long to import
 
+    if backend == REPLAY:
+        return lambda graph, _: _Graph(graph, replay)
     if isinstance(backend, str) and backend not in list_backends(exclude_tags=()):
         raise ValueError(
-            f'Invalid compile: {backend!r}; expected True, or a backend of torch.compile: {list_backends()}.'
+            f'Invalid compile: {backend!r}; expected True, {REPLAY!r}, or a backend of torch.compile: '
+            f'{list_backends()}.'
         )
     compiler = lookup_backend(backend)
     if backend == 'inductor':

@@ -3,7 +3,7 @@
 
 Both come from one graph of the product, which contains the operations of the function.  The forward graph is the part
 that leads to the value.  The backward graph is the rest; the results of the forward graph that it uses are kept, unless
-they are views, constants or elementwise: these are computed again.
+they are views or constants, or elementwise and the compiler fuses operations: these are computed again.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ class Split:
     """The two graphs.
 
     Args:
-        joint: The graph of ``(*x, *cotangents) -> (*value, *cotangents of x)``.
+        joint: The graph of ``(*x, *cotangents) -> (*value, *cotangents of x)``, without operations in place.
         arity: The number of arguments ``x``.
         values: The number of tensors in the value.
         given: The indices of the values that have cotangents.
         compiler: Compiles a graph for example inputs.
         inputs: Examples of ``x``.
+        fuses: Whether the compiler fuses elementwise operations.
     """
 
     def __init__(
@@ -40,9 +41,9 @@ class Split:
         given: Sequence[int],
         compiler: Callable[[fx.GraphModule, Sequence[Any]], Callable[..., Any]],
         inputs: Sequence[Tensor],
+        *,
+        fuses: bool,
     ) -> None:
-        if any(_writes(node) for node in joint.graph.nodes):
-            joint = _functional(joint)
         self.joint, self.compiler, self.values, self.given = joint, compiler, values, list(given)
         places = joint.graph.find_nodes(op='placeholder')
         self.x, self.cotangents = places[:arity], dict(zip(given, places[arity:]))
@@ -50,7 +51,7 @@ class Split:
         self.value, self.pulled = list(results[:values]), list(results[values:])
         forward = _ancestors(self.value)
         forward.update(n for n in joint.graph.nodes if n.target is operator.getitem and n.args[0] in forward)
-        backward, self.kept = _backward_part(self.pulled, forward)
+        backward, self.kept = _backward_part(self.pulled, forward, fuses)
         self.backward_nodes = [n for n in joint.graph.nodes if n in backward]
         self.used = [i for i, place in enumerate(self.x) if place in self.kept]
         self.kept = [n for n in self.kept if n.op != 'placeholder']
@@ -153,7 +154,9 @@ def _descendants(nodes: Any, among: Sequence[fx.Node]) -> set[fx.Node]:
     return found
 
 
-def _backward_part(outputs: Sequence[fx.Node], forward: set[fx.Node]) -> tuple[set[fx.Node], list[fx.Node]]:
+def _backward_part(
+    outputs: Sequence[fx.Node], forward: set[fx.Node], fuses: bool
+) -> tuple[set[fx.Node], list[fx.Node]]:
     """The nodes to compute in the backward graph, and those whose values it needs, in order."""
     computed: set[fx.Node] = set()
     kept: dict[fx.Node, None] = {}
@@ -162,7 +165,7 @@ def _backward_part(outputs: Sequence[fx.Node], forward: set[fx.Node]) -> tuple[s
         node = left.pop()
         if node in computed or node in kept:
             continue
-        if node.op == 'placeholder' or (node in forward and not _is_free(node)):
+        if node.op == 'placeholder' or (node in forward and not _is_free(node, fuses)):
             kept[node] = None
         else:
             computed.add(node)
@@ -170,41 +173,24 @@ def _backward_part(outputs: Sequence[fx.Node], forward: set[fx.Node]) -> tuple[s
     return computed, [n for n in (next(iter(outputs)).graph.nodes if outputs else ()) if n in kept]
 
 
-def _is_free(node: fx.Node) -> bool:
-    """Whether a node is a view, a constant, or elementwise.
+def _is_free(node: fx.Node, fuses: bool) -> bool:
+    """Whether a node is a view, a constant, or elementwise if a compiler fuses operations.
 
-    A compiler computes these within the operations that use them, in less time than a result is written and read.
+    It computes these within the operations that use them, in less time than a result is written and read.
     """
     if not isinstance(node.target, torch._ops.OpOverload):
         return node.op == 'get_attr'
     is_view = any(r.alias_info is not None and not r.alias_info.is_write for r in node.target._schema.returns)
-    return is_view or torch.Tag.pointwise in node.target.tags or node.target in _COPIES or not node.all_input_nodes
+    if is_view or not node.all_input_nodes or node.target in _CONSTANTS:
+        return True
+    return fuses and (torch.Tag.pointwise in node.target.tags or node.target in _COPIES)
 
 
 aten = torch.ops.aten
-_COPIES = {
-    aten._to_copy.default,
-    aten.clone.default,
-    aten.empty_like.default,
-    aten.full_like.default,
-    aten.ones_like.default,
-    aten.zeros_like.default,
-}
+_COPIES = {aten._to_copy.default, aten.clone.default}
+
+_CONSTANTS = {aten.empty_like.default, aten.full_like.default, aten.ones_like.default, aten.zeros_like.default}
 
 
 def _is_tensor(node: fx.Node) -> bool:
     return isinstance(node.meta.get('val'), Tensor)
-
-
-def _writes(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
-
-
-def _functional(graph: fx.GraphModule) -> fx.GraphModule:
-    """The graph with operations out of place instead of those in place."""
-    from torch.fx.experimental.proxy_tensor import make_fx  # takes long to import
-
-    values = [n.meta['val'] for n in graph.graph.find_nodes(op='placeholder')]
-    examples = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in values]
-    with torch.no_grad():
-        return make_fx(torch.func.functionalize(graph, remove='mutations'), tracing_mode='fake')(*examples)

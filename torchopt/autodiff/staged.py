@@ -26,6 +26,7 @@ from torch import Tensor
 
 from torchopt.autodiff import products
 from torchopt.autodiff.pure import Pure
+from torchopt.autodiff.replay import replay
 from torchopt.autodiff.split import Split
 from torchopt.autodiff.tape import Leaves
 from torchopt.dtypes import is_inexact
@@ -148,7 +149,9 @@ class StagedFunction(Staged):
                     return [*y, *map(as_compiled, pull(cotangents))]
 
             graph = _trace(joint, [*x, *examples])
-            self._splits[key] = Split(graph, len(x), len(self.values), given, self._compile, x)
+            self._splits[key] = Split(
+                graph, len(x), len(self.values), given, self._compile, x, fuses=self.compiler is not replay
+            )
         return self._splits[key]
 
     @property
@@ -261,17 +264,32 @@ def as_compiled(x: Tensor) -> Tensor:
 
 
 def _trace(fun: Callable[..., Leaves], x: Sequence[Tensor]) -> torch.fx.GraphModule:
-    """The operations of a function on arguments like these, below autograd."""
-    from torch.fx.experimental.proxy_tensor import make_fx  # takes long to import
+    """The operations of a function on arguments like these, below autograd, without those in place.
+
+    A graph that writes into its own tensors could not be mapped over a batch of some arguments, nor split into two.
+    """
 
     def run(*tensors: Tensor) -> tuple[Tensor, ...]:
         return tuple(fun(*tensors))
 
     # The tracer identifies tensors by their ids, so the examples must be distinct objects.
     with torch.no_grad(), without_autocast(['cpu', *(t.device.type for t in x)]):
-        graph = make_fx(run, tracing_mode='fake')(*[t.detach() for t in x])
-    _check(graph)
+        graph = _recorded(run, [t.detach() for t in x])
+        _check(graph)
+        if any(map(_writes, graph.graph.nodes)):
+            examples = [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in x]
+            graph = _recorded(torch.func.functionalize(graph, remove='mutations'), examples)
     return graph
+
+
+def _recorded(fun: Callable[..., Any], x: Leaves) -> torch.fx.GraphModule:
+    from torch.fx.experimental.proxy_tensor import make_fx  # takes long to import
+
+    return make_fx(fun, tracing_mode='fake')(*x)
+
+
+def _writes(node: torch.fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _check(graph: torch.fx.GraphModule) -> None:

@@ -107,16 +107,16 @@ class Loop(Pure):
         carry, columns = cotangents[:c], [None if y is None else y.unbind() for y in cotangents[c:]]
         rows: list[Sum] = []
         fixed: Sum = [None] * f
-        zeros = {j: split.zeros(j) for j in self.step.returned if j in split.given}
+        filled = [j for j in self.step.returned if j in split.given]
         for k in reversed(range(self.length)):
             bars = [*[None] * (c + r), *fixed, *[None] * len(self.step.values)]
             _add(bars, self.following, carry)
             _add(bars, self.results, [None if column is None else column[k] for column in columns])
             outputs = bars[first:]
             if any(bar is not None for bar in outputs):
-                for j, zero in zeros.items():
+                for j in filled:
                     if outputs[j] is None:
-                        outputs[j] = zero
+                        outputs[j] = split.zeros(j)
                 _add(bars, wanted, split.backward(kept[k], outputs))
             carry, fixed = bars[:c], bars[c + r : first]
             rows.append(bars[c : c + r])

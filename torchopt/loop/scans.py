@@ -48,8 +48,11 @@ def scan(
         truncate: The number of steps, counted from the first, after which the graph of the carry is cut: truncated
             backpropagation through time.  The value does not change.  The gradient is biased: it ignores the effect
             of ``init`` and of each step on the steps after the next cut.
-        compile: Whether to compile ``f``, as one graph, and its vector-Jacobian product, as another; or the backend of
-            ``torch.compile`` to compile them with, ``'inductor'`` by default.  They are compiled once for any number of
+        compile: Whether to compile ``f``, as one graph, and its vector-Jacobian product, as another: True for
+            Inductor, the compiler of ``torch.compile``; the name of another of its backends; or ``'graph'``, which only
+            simplifies the graphs and runs them from Python, with the updates of optimizers as single operations.
+            ``'graph'`` is ready in seconds; a step of Inductor, which fuses operations, takes less time for small
+            tensors.  The graphs are made once for any number of
             steps and of calls, and again for other shapes, dtypes, devices or values of Python variables.  The steps
             keep their results that are not elementwise, such as products of matrices; with ``checkpoint=m``, only one
             carry is kept for ``m`` steps.  Outside of transforms, all steps are one autograd node.  Under transforms

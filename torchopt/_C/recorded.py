@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Steps and their derivatives as single operations of a recorded graph.
+
+A tracer records one operation, ``torchopt::kernel``, instead of the arithmetic of every leaf; a run of the graph calls
+the engine.  The autograd Functions of :mod:`torchopt._C.fused` give the derivatives, as they do outside of graphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchopt._C.call import Call, Column, Order, Unsupported
+from torchopt._C.fused import compute, launch
+from torchopt._C.operation import call_of, made
+from torchopt._C.plain import plain
+
+__all__ = ['direct']
+
+
+def direct(
+    names: str,
+    onto_params: bool,
+    order: int,
+    leaves: int,
+    outputs: Sequence[int],
+    values: Sequence[float] | None,
+    coefs: Any,
+    rows: Sequence[int] | None,
+    tensors: Column,
+) -> tuple[Callable[..., list[Tensor]], tuple[Any, ...]]:
+    """A function that does what the operation does, without the dispatcher of torch, and its arguments."""
+    call = call_of(names, onto_params, order, leaves, outputs, values, rows)
+    columns = [tensors[i : i + leaves] for i in range(0, len(tensors), leaves)]
+    given = [None if all(x is None for x in column) else column for column in columns]
+
+    def general(coefs: Tensor | None, *columns: Column | None) -> list[Tensor]:
+        return _computed(call, coefs, [x for column in columns for x in column or (None,) * leaves])
+
+    def run(coefs: Tensor | None, *columns: Column | None) -> list[Tensor]:
+        native = launch(call.plan, call.order, call.coefs if coefs is None else coefs, call.rows, columns, call.outputs)
+        if isinstance(native, Unsupported):
+            return general(coefs, *columns)
+        return [y for column in native[0] if column is not None for y in column]
+
+    is_simple = all(x is not None for x in _models(leaves, tensors)) and call.order != Order.VJP_WITH_COEFS
+    return run if is_simple else general, (coefs, *given)
+
+
+def _computed(call: Call, coefs: Tensor | None, tensors: Column) -> list[Tensor]:
+    return _only_made(call, tensors, compute(call, coefs, tensors))
+
+
+def _only_made(call: Call, tensors: Column, results: Sequence[Any]) -> list[Tensor]:
+    """The results that the operation returns; plain torch leaves some out, which are zero."""
+    are_made = made(call, tensors)
+    models = _models(call.leaves, tensors) * len(call.outputs)
+    found = [torch.zeros_like(x) if y is None else y for y, x, m in zip(results, models, are_made) if m]
+    return [*found, *results[len(are_made) :]]
+
+
+def _models(leaves: int, tensors: Column) -> list[Any]:
+    """A tensor of each leaf, which has its shape and dtype."""
+    return [next((x for x in tensors[i::leaves] if x is not None), None) for i in range(leaves)]
+
+
+@torch.library.custom_op(
+    'torchopt::kernel',
+    mutates_args=(),
+    schema=(
+        '(str rules, bool onto_params, int order, int leaves, int[] outputs, float[]? values, Tensor? coefs, '
+        'int[]? rows, Tensor?[] tensors) -> Tensor[]'
+    ),
+)
+def _kernel(
+    names: str,
+    onto_params: bool,
+    order: int,
+    leaves: int,
+    outputs: Sequence[int],
+    values: Sequence[float] | None,
+    coefs: Tensor | None,
+    rows: Sequence[int] | None,
+    tensors: Column,
+) -> list[Tensor]:
+    call = call_of(names, onto_params, order, leaves, outputs, values, rows)
+    return [y.contiguous() for y in _computed(call, coefs, tensors)]
+
+
+@_kernel.register_fake
+def _(
+    names: str,
+    onto_params: bool,
+    order: int,
+    leaves: int,
+    outputs: Sequence[int],
+    values: Sequence[float] | None,
+    coefs: Tensor | None,
+    rows: Sequence[int] | None,
+    tensors: Column,
+) -> list[Tensor]:
+    call = call_of(names, onto_params, order, leaves, outputs, values, rows)
+    models = _models(leaves, tensors) * len(outputs)
+    found = [x.new_empty(x.shape) for x, is_made in zip(models, made(call, tensors)) if is_made]
+    if call.order == Order.VJP_WITH_COEFS and coefs is not None:
+        found.append(torch.empty_like(coefs))
+    return found
+
+
+@_kernel.register_vmap
+def _(
+    info: Any,
+    in_dims: tuple[Any, ...],
+    names: str,
+    onto_params: bool,
+    order: int,
+    leaves: int,
+    outputs: Sequence[int],
+    values: Sequence[float] | None,
+    coefs: Tensor | None,
+    rows: Sequence[int] | None,
+    tensors: Column,
+) -> Any:
+    call = call_of(names, onto_params, order, leaves, outputs, values, rows)
+    dims = in_dims[8] if isinstance(in_dims[8], (list, tuple)) else [None] * len(tensors)
+    if in_dims[6] is not None or call.order == Order.VJP_WITH_COEFS:
+
+        def some(coefs: Any, *tensors: Any) -> tuple[Tensor, ...]:
+            return tuple(_only_made(call, tensors, plain(call)(coefs, *tensors)))
+
+        found = torch.vmap(some, in_dims=(in_dims[6], *dims))(coefs, *tensors)
+        return list(found), [0] * len(found)
+    batched = [
+        x if x is None else x.expand(info.batch_size, *x.shape) if d is None else x.movedim(d, 0)
+        for x, d in zip(tensors, dims)
+    ]
+    found = _kernel(names, onto_params, order, leaves, outputs, values, coefs, rows, batched)
+    return found, [0] * len(found)
