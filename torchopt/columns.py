@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Columns: NumPy arrays with an element, or a row, for each sample of a batch of ``torch.vmap``.
 
-An operation on a batch of numbers takes NumPy a microsecond, and several as a tensor within ``torch.vmap``.  So a solver
-whose run is batched but not differentiated keeps its numbers in columns, and converts them to tensors for the functions
-of the user.
+An operation on a batch of numbers takes NumPy a microsecond, and several on a tensor within ``torch.vmap``.  A solver
+whose run is batched but not differentiated keeps its numbers in columns, and makes tensors of them for the functions of
+the user.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,25 @@ from torch import Tensor
 from torch._functorch.pyfunctorch import VmapInterpreter, retrieve_current_functorch_interpreter
 from torch.autograd import forward_ad
 
-__all__ = ['batch_size', 'beside', 'from_column', 'to_column']
+from torchopt.levels import without_wrappers
+
+__all__ = [
+    'SMALLEST_SQUARE',
+    'all_samples',
+    'as_number',
+    'batch_size',
+    'beside',
+    'dot',
+    'each_sample',
+    'from_column',
+    'has_array',
+    'lengths',
+    'outside',
+    'to_column',
+]
+
+SMALLEST_SQUARE = 1e-290
+"""A smaller sum of squares has lost digits by underflow."""
 
 _functorch = torch._C._functorch
 
@@ -32,23 +52,69 @@ def batch_size() -> int | None:
     return innermost.batch_size() if isinstance(innermost, VmapInterpreter) else None
 
 
-def to_column(x: Tensor, size: int) -> np.ndarray[Any, Any]:
-    """The values of all samples of the innermost batch, which come first in the array.
+def all_samples(x: Tensor, size: int) -> Tensor:
+    """The values of all samples of the innermost batch, a tensor outside of it with one more dimension in front.
 
     Args:
         x: A tensor, which may be the same for all samples.
         size: The size of the batch.
     """
-    level = _functorch.maybe_get_level(x) if _functorch.is_batchedtensor(x) else -1
-    plain = _functorch._remove_batch_dim(x, level, size, 0) if level > 0 else x.expand(size, *x.shape)
-    return plain.numpy(force=True)
+    if not _functorch.is_batchedtensor(x):
+        return x.expand(size, *x.shape)
+    return _functorch._remove_batch_dim(x, _functorch.maybe_get_level(x), size, 0)
+
+
+def each_sample(x: Tensor) -> Tensor:
+    """The tensor of a sample of the innermost batch, from those of all samples."""
+    innermost = _functorch.peek_interpreter_stack()
+    assert innermost is not None
+    return _functorch._add_batch_dim(x, 0, innermost.level())
+
+
+def outside() -> contextlib.AbstractContextManager[Any]:
+    """In this block, operations do not see the innermost batch."""
+    return retrieve_current_functorch_interpreter().lower()
+
+
+def to_column(x: Tensor, size: int) -> np.ndarray[Any, Any]:
+    """:func:`all_samples` as an array."""
+    return all_samples(x, size).numpy(force=True)
 
 
 def from_column(x: np.ndarray[Any, Any]) -> Tensor:
-    """The tensor of a sample of the innermost batch."""
-    innermost = _functorch.peek_interpreter_stack()
-    assert innermost is not None
-    return _functorch._add_batch_dim(torch.from_numpy(x), 0, innermost.level())
+    """:func:`each_sample` of an array."""
+    return each_sample(torch.from_numpy(x))
+
+
+def has_array(x: Any) -> bool:
+    """Whether an array can share the memory and the precision of a tensor, or of its samples."""
+    x = without_wrappers(x)
+    return type(x) in (Tensor, torch.nn.Parameter) and x.is_cpu and x.dtype in (torch.float32, torch.float64)
+
+
+def as_number(x: Any, dtype: torch.dtype) -> Any:
+    """A column as the tensor of a sample, in this dtype if its numbers are real; other numbers as they are."""
+    if not isinstance(x, np.ndarray):
+        return x
+    found = from_column(x)
+    return found.to(dtype) if found.is_floating_point() else found
+
+
+def dot(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> Any:
+    """The inner products of the rows of two arrays, in double precision."""
+    return np.einsum('ij,ij->i', x, y, dtype=np.float64)
+
+
+def lengths(x: np.ndarray[Any, Any]) -> Any:
+    """The Euclidean norms of the rows of an array, accurate at every scale."""
+    square = dot(x, x)
+    exact = (square > SMALLEST_SQUARE) & (square < math.inf)
+    if exact.all() or not x.size:
+        return np.sqrt(square)
+    largest = np.abs(x).max(1).astype(np.float64)  # squares overflow, or lose digits
+    unit = np.where((largest > 0.0) & (largest < math.inf), largest, 1.0)
+    x = x / unit[:, None]
+    return np.where(exact, np.sqrt(square), np.where(unit == largest, unit * np.sqrt(dot(x, x)), largest))
 
 
 def beside(column: Any, x: np.ndarray[Any, Any]) -> Any:

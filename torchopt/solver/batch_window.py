@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from torchopt.columns import beside, from_column
+from torchopt.columns import beside, dot, from_column
 from torchopt.scalars import negated, settled, where
 from torchopt.solver.compact import Rows, has_curvature, limits_of, longer
-from torchopt.solver.problem import dot
 
 __all__ = ['BatchInverse', 'BatchWindow', 'times']
 
@@ -92,7 +91,8 @@ class BatchWindow:
             self._add(curved, s, y, product)
             if self.scaled:
                 self.gamma = where(curved, product / where(curved, yy, 1.0), self.gamma)
-        inner = np.matmul(np.stack([gradient[1], y], 1), self.table.swapaxes(1, 2)).astype(np.float64, copy=False)
+        newest = np.stack([gradient[1], y], 1)
+        inner = torch.bmm(torch.from_numpy(newest), torch.from_numpy(self.table).mT).double().numpy()
         self.sg, self.yg = inner[:, 0, : self.size], inner[:, 0, self.size :]
         if curved is not False:
             self._connect(curved, inner[:, 1, : self.size], inner[:, 1, self.size :], product)

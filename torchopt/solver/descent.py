@@ -35,6 +35,7 @@ __all__ = ['DescentSolver', 'Work', 'first_stepsize', 'params_of']
 
 _Memory = TypeVar('_Memory')
 
+
 class Work(NamedTuple):
     """The state of a descent while it works: vectors and numbers.
 
@@ -291,4 +292,5 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
 
 
 def params_of(params: Any) -> Any:
+    """The parameters of the result of a run, and other parameters as they are."""
     return params.params if isinstance(params, OptStep) else params

@@ -13,7 +13,17 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from torchopt import tree
-from torchopt.columns import batch_size, beside, from_column, to_column
+from torchopt.columns import (
+    SMALLEST_SQUARE,
+    as_number,
+    batch_size,
+    beside,
+    dot,
+    from_column,
+    has_array,
+    lengths,
+    to_column,
+)
 from torchopt.dtypes import is_inexact
 from torchopt.levels import is_readable, runs_directly, without_wrappers
 from torchopt.norms import norm_in_double, two_norm
@@ -22,10 +32,7 @@ from torchopt.scalars import is_symbolic, numbers, settled, where
 from torchopt.solver.objective import Objective, Vectors
 from torchopt.solver.status import Status
 
-__all__ = ['BatchProblem', 'HostProblem', 'Problem', 'dot', 'may_write']
-
-_SMALLEST_SQUARE = 1e-290
-"""A smaller sum of squares has lost digits by underflow."""
+__all__ = ['BatchProblem', 'HostProblem', 'Problem', 'may_write']
 
 
 class Problem:
@@ -85,7 +92,7 @@ class Problem:
         found = norm_in_double(x)
         if x.dtype != torch.float64:
             return found
-        inexact = settled((found < _SMALLEST_SQUARE**0.5) | (found == math.inf))
+        inexact = settled((found < SMALLEST_SQUARE**0.5) | (found == math.inf))
         return found if inexact is False else where(inexact, two_norm([x]), found)
 
     def error(self, x: Tensor, gradient: Tensor) -> Any:
@@ -154,7 +161,7 @@ class HostProblem(Problem):
         """The Euclidean norm."""
         x = x.astype(np.float64, copy=False)
         square = float(np.dot(x, x))
-        if _SMALLEST_SQUARE < square < math.inf or not x.size:
+        if SMALLEST_SQUARE < square < math.inf or not x.size:
             return math.sqrt(square)
         largest = float(np.abs(x).max())  # squares overflow, or lose digits
         if not 0.0 < largest < math.inf:
@@ -216,10 +223,7 @@ class BatchProblem(Problem):
 
     def number(self, x: Any) -> Any:
         """A number of a run as users see it."""
-        if not isinstance(x, np.ndarray):
-            return x
-        found = from_column(x)
-        return found.to(self.vectors.dtype) if found.is_floating_point() else found
+        return as_number(x, self.vectors.dtype)
 
     def move(self, x: Any, stepsize: Any, direction: Any) -> Any:
         """The points at step sizes along directions."""
@@ -227,14 +231,7 @@ class BatchProblem(Problem):
 
     def norm(self, x: Any) -> Any:
         """The Euclidean norms."""
-        square = dot(x, x)
-        exact = (square > _SMALLEST_SQUARE) & (square < math.inf)
-        if exact.all() or not x.size:
-            return np.sqrt(square)
-        largest = np.abs(x).max(1).astype(np.float64)  # squares overflow, or lose digits
-        unit = np.where((largest > 0.0) & (largest < math.inf), largest, 1.0)
-        x = x / unit[:, None]
-        return np.where(exact, np.sqrt(square), np.where(unit == largest, unit * np.sqrt(dot(x, x)), largest))
+        return lengths(x)
 
     def start(self, params: Any) -> Any:
         """The vectors at which the runs start."""
@@ -246,17 +243,9 @@ class BatchProblem(Problem):
         return x, *self(x)
 
 
-def dot(x: Any, y: Any) -> Any:
-    """The inner products of the rows of two arrays, in double precision."""
-    return np.einsum('ij,ij->i', x, y, dtype=np.float64)
-
-
 def _has_array(x: Any) -> bool:
-    """Whether a leaf of the parameters has no part in a run, or an array can share its memory and its precision."""
-    if not is_inexact(x):
-        return True
-    x = without_wrappers(x)
-    return type(x) in (Tensor, torch.nn.Parameter) and x.is_cpu and x.dtype in (torch.float32, torch.float64)
+    """Whether a leaf of the parameters has no part in a run, or is an array too."""
+    return not is_inexact(x) or has_array(x)
 
 
 def _leaves_no_graph() -> bool:
