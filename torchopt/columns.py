@@ -8,7 +8,6 @@ the user.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import Any
 
@@ -22,16 +21,13 @@ from torchopt.levels import without_wrappers
 
 __all__ = [
     'SMALLEST_SQUARE',
-    'all_samples',
     'as_number',
     'batch_size',
     'beside',
     'dot',
-    'each_sample',
     'from_column',
     'has_array',
     'lengths',
-    'outside',
     'to_column',
 ]
 
@@ -52,38 +48,25 @@ def batch_size() -> int | None:
     return innermost.batch_size() if isinstance(innermost, VmapInterpreter) else None
 
 
-def all_samples(x: Tensor, size: int) -> Tensor:
-    """The values of all samples of the innermost batch, a tensor outside of it with one more dimension in front.
+def to_column(x: Tensor, size: int) -> np.ndarray[Any, Any]:
+    """The values of all samples of the innermost batch, which come first in the array.
 
     Args:
         x: A tensor, which may be the same for all samples.
         size: The size of the batch.
     """
-    if not _functorch.is_batchedtensor(x):
-        return x.expand(size, *x.shape)
-    return _functorch._remove_batch_dim(x, _functorch.maybe_get_level(x), size, 0)
-
-
-def each_sample(x: Tensor) -> Tensor:
-    """The tensor of a sample of the innermost batch, from those of all samples."""
-    innermost = _functorch.peek_interpreter_stack()
-    assert innermost is not None
-    return _functorch._add_batch_dim(x, 0, innermost.level())
-
-
-def outside() -> contextlib.AbstractContextManager[Any]:
-    """In this block, operations do not see the innermost batch."""
-    return retrieve_current_functorch_interpreter().lower()
-
-
-def to_column(x: Tensor, size: int) -> np.ndarray[Any, Any]:
-    """:func:`all_samples` as an array."""
-    return all_samples(x, size).numpy(force=True)
+    if _functorch.is_batchedtensor(x):
+        x = _functorch._remove_batch_dim(x, _functorch.maybe_get_level(x), size, 0)
+    else:
+        x = x.expand(size, *x.shape)
+    return x.numpy(force=True)
 
 
 def from_column(x: np.ndarray[Any, Any]) -> Tensor:
-    """:func:`each_sample` of an array."""
-    return each_sample(torch.from_numpy(x))
+    """The tensor of a sample of the innermost batch."""
+    innermost = _functorch.peek_interpreter_stack()
+    assert innermost is not None
+    return _functorch._add_batch_dim(torch.from_numpy(x), 0, innermost.level())
 
 
 def has_array(x: Any) -> bool:

@@ -14,7 +14,6 @@ from torch.autograd import forward_ad
 from torch.autograd.graph import _engine_run_backward
 
 from torchopt import checks, tree
-from torchopt.columns import all_samples, batch_size, each_sample, outside
 from torchopt.dtypes import is_inexact
 from torchopt.graphs import leaves_of
 from torchopt.implicit_diff.binding import signature_of
@@ -133,9 +132,6 @@ def _differentiate(
     fun: Callable[[tuple[Tensor, ...]], tuple[Tensor, Any]], xs: tuple[Tensor, ...]
 ) -> tuple[Tensor, tuple[Tensor, ...], Any]:
     """Value, gradients and auxiliary output; without a graph where there is nothing to differentiate."""
-    size = batch_size()
-    if size is not None and not torch.is_inference_mode_enabled():
-        return _of_batch(fun, xs, size)
     if in_transform() or forward_ad._current_level >= 0 or torch.is_inference_mode_enabled():
         return _functional(fun, xs)
     recording = torch.is_grad_enabled()
@@ -156,26 +152,6 @@ def _differentiate(
     if recording:
         return value, gradients, aux
     return value.detach(), gradients, detached(aux)
-
-
-def _of_batch(
-    fun: Callable[[tuple[Tensor, ...]], tuple[Tensor, Any]], xs: tuple[Tensor, ...], size: int
-) -> tuple[Tensor, tuple[Tensor, ...], Any]:
-    """The same for each sample of a batch: by autograd outside of the batch, with half of the operations."""
-    everything = [all_samples(x, size).detach() for x in xs]
-    with torch.enable_grad():
-        with outside():
-            everything = [x.requires_grad_() for x in everything]
-        value, aux = fun(tuple(map(each_sample, everything)))
-        values = all_samples(value, size)
-    gradients: tuple[Any, ...] = (None,) * len(xs)
-    if values.requires_grad:
-        with outside():
-            gradients = _engine_run_backward(
-                (values,), (torch.ones_like(values),), False, False, tuple(everything), True, accumulate_grad=False
-            )
-    found = tuple(torch.zeros_like(x) if g is None else each_sample(g) for g, x in zip(gradients, xs))
-    return value.detach(), found, detached(aux)
 
 
 def _functional(
