@@ -27,7 +27,7 @@ LAYERS = {
     for layer, units in {
         0: 'version dtypes sharding progress',
         1: 'levels',
-        2: 'graphs',
+        2: 'columns graphs',
         3: 'numerics',
         4: 'rules norms preconditions spelling',
         5: '_C tree',

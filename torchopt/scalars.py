@@ -3,8 +3,9 @@
 
 Schedules, line searches and stopping rules compute with a few scalars, which is cheap on the host.  So a value that can
 be read and needs no derivative is converted to a Python float once.  Under ``torch.func.vmap``, under compilation, and
-if a graph is recorded, the same formulas run on 0-d tensors.  ``+ - * / < abs & |`` work for both; this module has the
-other operations.
+if a graph is recorded, the same formulas run on 0-d tensors.  Solvers also use them with arrays that have a number for
+each sample of a batch; see :mod:`torchopt.columns`.  ``+ - * / < abs & |`` work for all; this module has the other
+operations.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from torchopt import tree
+from torchopt.columns import from_column
 from torchopt.levels import has_tangent, is_readable, is_tracing, is_transformed, without_wrappers
 
 __all__ = [
@@ -51,7 +54,7 @@ def numbers(*values: Any) -> list[Any]:
         if type(x) is float:
             found.append(x)
         elif not isinstance(x, Tensor):
-            found.append(float(x))
+            found.append(x if isinstance(x, np.ndarray) else float(x))
         elif is_symbolic(x):
             found.append(_widen(x.reshape(())))
         elif x.is_cpu:
@@ -86,13 +89,21 @@ def where(test: Any, x: Any, y: Any) -> Any:
         (1.0, tensor(2.))
     """
     if test is True or test is False or not isinstance(test, Tensor):
-        return x if test else y
+        return _where_of_batch(test, x, y) if isinstance(test, np.ndarray) else x if test else y
     if isinstance(x, Tensor) or isinstance(y, Tensor):
         device = x.device if isinstance(x, Tensor) else y.device
         test, x, y = (z.to(device) if isinstance(z, Tensor) and z.device != device else z for z in (test, x, y))
         return torch.where(test, x, y)
     kind = torch.bool if isinstance(x, bool) else torch.int64 if isinstance(x, int) else torch.float64
     return torch.where(test, *(torch.full((), z, dtype=kind, device=test.device) for z in (x, y)))
+
+
+def _where_of_batch(test: np.ndarray[Any, Any], x: Any, y: Any) -> Any:
+    """:func:`where` with a test for each sample of a batch; ``x`` and ``y`` may have a row for each sample."""
+    if isinstance(x, Tensor) or isinstance(y, Tensor):
+        return torch.where(from_column(test), x, y)
+    rows = max(getattr(x, 'ndim', 0), getattr(y, 'ndim', 0))
+    return np.where(test if rows <= 1 else test.reshape(len(test), *(1,) * (rows - 1)), x, y)
 
 
 def settled(test: Any) -> Any:
@@ -104,10 +115,14 @@ def settled(test: Any) -> Any:
         >>> torch.vmap(lambda x: x if settled(x > 0) is True else -x)(torch.tensor([1.0, 2.0]))
         tensor([1., 2.])
     """
-    if not isinstance(test, Tensor) or is_tracing() or not test.is_cpu:
+    if test is True or test is False:
         return test
-    values = without_wrappers(test)
-    if values.numel() == 0 or bool(values.all()):
+    values: Any = test
+    if not isinstance(test, np.ndarray):
+        if not isinstance(test, Tensor) or is_tracing() or not test.is_cpu:
+            return test
+        values = without_wrappers(test)
+    if bool(values.all()):
         return True
     return test if bool(values.any()) else False
 
@@ -122,7 +137,7 @@ def pick(test: Any, x: Any, y: Any) -> Any:
         {'w': 1.0}
     """
     test = settled(test)
-    if is_readable(test):
+    if is_readable(test) and not isinstance(test, np.ndarray):
         return x if test else y
     return tree.map(lambda a, b: a if a is b else where(test, a, b), x, y)
 
@@ -135,6 +150,8 @@ def larger(x: Any, y: Any) -> Any:
         >>> larger(1.0, 2.0), larger(1.0, float('nan'))
         (2.0, nan)
     """
+    if isinstance(x, np.ndarray) or isinstance(y, np.ndarray):
+        return np.maximum(x, y)
     return where((x > y) | (x != x), x, y)
 
 
@@ -146,6 +163,8 @@ def smaller(x: Any, y: Any) -> Any:
         >>> smaller(1.0, 2.0)
         1.0
     """
+    if isinstance(x, np.ndarray) or isinstance(y, np.ndarray):
+        return np.minimum(x, y)
     return where((x < y) | (x != x), x, y)
 
 
@@ -158,7 +177,7 @@ def negated(test: Any) -> Any:
         >>> negated(True), negated(torch.tensor(False))
         (False, tensor(True))
     """
-    return ~test if isinstance(test, Tensor) else not test
+    return ~test if isinstance(test, (Tensor, np.ndarray)) else not test
 
 
 def root(x: Any) -> Any:
@@ -169,7 +188,7 @@ def root(x: Any) -> Any:
         >>> root(9.0)
         3.0
     """
-    return x.sqrt() if isinstance(x, Tensor) else math.sqrt(x)
+    return x.sqrt() if isinstance(x, Tensor) else np.sqrt(x) if isinstance(x, np.ndarray) else math.sqrt(x)
 
 
 def clip(x: Any, low: float, high: Any) -> Any:

@@ -7,6 +7,7 @@ import numbers
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._C import _functorch
@@ -15,7 +16,7 @@ from torch.autograd import forward_ad
 from torchopt import checks, tree
 from torchopt.levels import is_readable, is_tracing, without_wrappers
 from torchopt.loop.branches import as_condition, check_same
-from torchopt.scalars import pick
+from torchopt.scalars import pick, settled
 
 __all__ = ['fori_loop', 'repeat', 'while_loop']
 
@@ -86,7 +87,8 @@ def repeat(
         cond_fun: The condition.
         body_fun: The function.
         init_val: The first value.
-        maxiter: The maximum number of calls of ``body_fun``.
+        maxiter: The maximum number of calls of ``body_fun``.  A condition may also be a column, see
+            :mod:`torchopt.columns`: without derivatives, samples that have stopped need no other arguments.
         check: Whether to check that ``body_fun`` keeps structure, shapes and dtypes.
     """
     val = ran = init_val  # `ran`: for each sample of a batch, the last value at which it still ran
@@ -95,6 +97,13 @@ def repeat(
         running = cond_fun(val)
         known = running is True or running is False
         if not known:
+            if isinstance(running, np.ndarray):
+                running = settled(running)
+                if running is False:
+                    break
+                val = pick(running, body_fun(val), val)
+                steps += 1
+                continue
             running = as_condition(running, 'The result of cond_fun')
             known = is_readable(running)
         if known:

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from torchopt import checks
 from torchopt.implicit_diff.binding import signature_of
-from torchopt.solver.auxiliary import require_function
 
 __all__ = ['check_state', 'require_call']
 
@@ -36,7 +36,7 @@ def require_call(name: str, function: Callable[..., Any], call: str) -> None:
     Raises:
         TypeError: If it cannot be called so.
     """
-    require_function(name, function)
+    checks.function(name, function)
     if (signature := signature_of(function)) is None:
         return
     arguments = call.partition('(')[2].removesuffix(')')

@@ -5,9 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torchopt.checks import function as require_function
-
-__all__ = ['require_function', 'split_aux']
+__all__ = ['split_aux']
 
 
 def split_aux(found: Any, has_aux: bool, name: str) -> tuple[Any, Any]:

@@ -7,15 +7,18 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from torchopt import tree
 from torchopt.scalars import pick, settled, where
+from torchopt.solver.batch_window import BatchInverse
 from torchopt.solver.compact import Pair, is_curved, longer
-from torchopt.solver.descent import DescentSolver, Problem, Work
+from torchopt.solver.descent import DescentSolver, Work
 from torchopt.solver.linesearch import LineSearch
 from torchopt.solver.objective import Vectors
+from torchopt.solver.problem import Problem
 
 __all__ = ['BFGS', 'BfgsState']
 
@@ -60,8 +63,11 @@ class _Inverse(NamedTuple):
     is_identity: Any
 
 
+_Memory = _Inverse | BatchInverse
+
+
 @dataclasses.dataclass(eq=False)
-class BFGS(DescentSolver[_Inverse]):
+class BFGS(DescentSolver[_Memory]):
     r"""Minimize a smooth function of few parameters by the BFGS method.
 
     .. math::
@@ -100,16 +106,25 @@ class BFGS(DescentSolver[_Inverse]):
     max_stepsize: float = 1.0
     min_stepsize: float = 1e-6
 
-    def _empty(self, gradient: Tensor, in_place: bool) -> _Inverse:
+    works_on_batches = True
+
+    def _empty(self, gradient: Tensor, in_place: bool) -> _Memory:
+        if isinstance(gradient, np.ndarray):
+            return BatchInverse(gradient)
         return _Inverse(torch.eye(len(gradient), dtype=gradient.dtype, device=gradient.device), True)
 
-    def _direction(self, memory: _Inverse, problem: Problem, x: Tensor, gradient: Tensor) -> Tensor:
-        return -(memory.matrix @ gradient)
+    def _direction(self, memory: _Memory, problem: Problem, x: Tensor, gradient: Tensor) -> Tensor:
+        return -(memory.matrix @ gradient if isinstance(memory, _Inverse) else memory.product(gradient))
 
-    def _remember(self, memory: _Inverse, x: Pair, gradient: Pair, direction: Tensor) -> _Inverse:
+    def _remember(self, memory: _Memory, x: Pair, gradient: Pair, direction: Tensor, moved: Any) -> _Memory:
+        if isinstance(memory, BatchInverse):
+            return memory.remember(x, gradient, moved)
+        return pick(moved, self._after(memory, x, gradient), memory)  # type: ignore[no-any-return]
+
+    def _after(self, memory: _Inverse, x: Pair, gradient: Pair) -> _Inverse:
         s, y = x[1] - x[0], gradient[1] - gradient[0]
-        product, yy = s @ y, y @ y
-        curved = is_curved(product, s @ s, yy, s.dtype)
+        product, ss, yy = s @ y, s @ s, y @ y
+        curved = is_curved(product, ss, yy, s.dtype)
         rho, yy = 1.0 / where(curved, product, 1.0), where(curved, yy, 1.0)
         matrix = memory.matrix * where(memory.is_identity, 1.0 / (rho * yy), 1.0)
         by_y = matrix @ y
@@ -117,18 +132,22 @@ class BFGS(DescentSolver[_Inverse]):
         if settled(curved) is True:
             return _Inverse(new, False)
         scale = memory.matrix.diagonal().amax()
-        scale = longer(scale, memory.is_identity, s, gradient[0], torch.finfo(s.dtype).tiny) / scale
+        gg = gradient[0] @ gradient[0]
+        scale = longer(scale, memory.is_identity, ss, gg, torch.finfo(s.dtype).tiny) / scale
         return _Inverse(pick(curved, new, memory.matrix * scale), False)
 
-    def _is_empty(self, memory: _Inverse) -> Any:
+    def _is_empty(self, memory: _Memory) -> Any:
         return memory.is_identity
 
-    def _forget(self, memory: _Inverse, gradient: Tensor) -> _Inverse:
-        return self._empty(gradient, False)
+    def _forget(self, memory: _Memory, gradient: Tensor, test: Any) -> _Memory:
+        if isinstance(memory, BatchInverse):
+            return memory.cleared(test)
+        return pick(test, self._empty(gradient, False), memory)  # type: ignore[no-any-return]
 
     def _as_state(self, work: Work, vectors: Vectors) -> BfgsState:
         begin = (work.iter_num, work.value, vectors.unpack(work.grad), work.stepsize, work.error)
-        return BfgsState(*begin, work.memory.matrix, *work[6:])
+        memory = work.memory
+        return BfgsState(*begin, memory.matrix if isinstance(memory, _Inverse) else memory.tensor(), *work[6:])
 
     def _as_memory(self, state: BfgsState, vectors: Vectors, gradient: Tensor, in_place: bool) -> _Inverse:
         return _Inverse(state.H, (torch.eye(len(state.H), dtype=state.H.dtype, device=state.H.device) == state.H).all())

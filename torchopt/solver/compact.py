@@ -28,27 +28,26 @@ from torch import Tensor
 
 from torchopt.dtypes import wide_dtype
 from torchopt.levels import is_readable
-from torchopt.scalars import root, settled, smaller, where
+from torchopt.scalars import pick, root, settled, smaller, where
 
-__all__ = ['Memory', 'Pair', 'Rows', 'Window', 'is_curved', 'longer']
+__all__ = ['Memory', 'Pair', 'Rows', 'Window', 'coefficients', 'has_curvature', 'is_curved', 'limits_of', 'longer']
 
 _GROWTH = 4.0
 """The factor of the scale of the inverse Hessian after a step without positive curvature."""
 
 
-def longer(scale: Any, is_identity: Any, s: Any, g: Any, tiny: float) -> Any:
+def longer(scale: Any, is_identity: Any, ss: Any, gg: Any, tiny: float) -> Any:
     """The scale of the inverse Hessian after a step without positive curvature.
 
     Args:
         scale: The scale before it.
         is_identity: Whether the inverse Hessian was the identity, so that the step alone tells the scale.
-        s: The step.
-        g: The gradient before it.
+        ss: The squared length of the step.
+        gg: That of the gradient before it.
         tiny: The smallest number of their dtype.
     """
     if settled(is_identity) is not False:
-        square = g @ g
-        of_step = root((s @ s) / where(square > 0.0, square, 1.0))
+        of_step = root(ss / where(gg > 0.0, gg, 1.0))
         scale = where(is_identity & (of_step > 0.0), of_step, scale)
     return smaller(_GROWTH * scale, tiny**-0.5)  # the square does not overflow
 
@@ -68,18 +67,18 @@ class Memory(Protocol):
     def has_no_pairs(self) -> Any:
         """Whether there are no pairs, so that the inverse Hessian is a multiple of the identity."""
 
-    def remember(self, x: Pair, gradient: Pair) -> Memory:
+    def remember(self, x: Pair, gradient: Pair, moved: Any = True) -> Memory:
         """Add the differences of parameters and gradients before and after a step, if they have positive curvature.
 
         Otherwise the objective bends downward along the step, and its minimum is farther away than the memory says: the
-        oldest pair is dropped, and the scale grows.
+        oldest pair is dropped, and the scale grows.  If there was no step, the memory stays as it is.
         """
 
     def product(self, gradient: Tensor) -> Tensor:
         """The inverse Hessian times the gradient."""
 
-    def cleared(self) -> Memory:
-        """The memory without pairs."""
+    def cleared(self, test: Any) -> Memory:
+        """The memory without pairs, if a test holds."""
 
     def rows(self) -> Rows:
         """The memory as tensors."""
@@ -88,16 +87,17 @@ class Memory(Protocol):
 def is_curved(product: Any, ss: Any, yy: Any, dtype: torch.dtype) -> Any:
     r"""Whether :math:`s^\mathsf{T} y > \epsilon \lVert s \rVert \lVert y \rVert`: the matrix stays definite."""
     info = torch.finfo(dtype)
-    return _is_curved(product, ss, yy, info.eps, info.tiny)
+    return has_curvature(product, ss, yy, info.eps, info.tiny)
 
 
-def _is_curved(product: Any, ss: Any, yy: Any, eps: float, tiny: float) -> Any:
+def has_curvature(product: Any, ss: Any, yy: Any, eps: float, tiny: float) -> Any:
+    """:func:`is_curved` with the precision and the smallest number of the dtype."""
     positive = product > tiny
     size = where(positive, ss, 1.0) * where(positive, yy, 1.0)
     return positive & (size > 0.0) & (product * product > eps**2 * size)
 
 
-def _limits(like: Any) -> tuple[float, float]:
+def limits_of(like: Any) -> tuple[float, float]:
     """The relative precision and the smallest number of a dtype."""
     info: Any = torch.finfo(like.dtype) if isinstance(like, Tensor) else np.finfo(like.dtype)
     return float(info.eps), float(info.tiny)
@@ -136,25 +136,29 @@ class Rows(NamedTuple):
         """Whether there are no pairs."""
         return (self.weights == 0).all()
 
-    def cleared(self) -> Rows:
-        """The memory without pairs."""
+    def cleared(self, test: Any) -> Rows:
+        """The memory without pairs, if a test holds."""
         s, y, weights = (torch.zeros_like(x) for x in self[:3])
-        return Rows(s, y, weights, 1.0, self.scaled)
+        return pick(test, Rows(s, y, weights, 1.0, self.scaled), self)  # type: ignore[no-any-return]
 
     def rows(self) -> Rows:
         """The memory itself."""
         return self
 
-    def remember(self, x: Pair, gradient: Pair) -> Rows:
+    def remember(self, x: Pair, gradient: Pair, moved: Any = True) -> Rows:
         """The memory with one more pair, if that has positive curvature; otherwise with one less."""
         if not len(self.weights):
             return self
+        return pick(moved, self._after(x, gradient), self)  # type: ignore[no-any-return]
+
+    def _after(self, x: Pair, gradient: Pair) -> Rows:
         s, y = x[1] - x[0], gradient[1] - gradient[0]
         product, ss, yy = s @ y, s @ s, y @ y
         curved = settled(is_curved(product, ss, yy, s.dtype))
         scale: Any = 1.0
         if self.scaled and curved is not True:
-            scale = longer(self.gamma, self.is_empty, s, gradient[0], torch.finfo(s.dtype).tiny)
+            gg = gradient[0] @ gradient[0]
+            scale = longer(self.gamma, self.is_empty, ss, gg, torch.finfo(s.dtype).tiny)
         if curved is False:
             older = self._with_one_less()
             return Rows(older[0], older[1], older[2], scale, self.scaled)
@@ -222,7 +226,7 @@ class Window:
 
     def __init__(self, like: Any, size: int, scaled: bool) -> None:
         self.size, self.scaled, self.gamma = size, scaled, 1.0
-        shape, self.limits = (4 * size + 1, len(like)), _limits(like)
+        shape, self.limits = (4 * size + 1, len(like)), limits_of(like)
         if isinstance(like, Tensor):
             self.table: Any = like.new_empty(shape)
             self.subtract: Callable[..., Any] = torch.sub
@@ -260,9 +264,10 @@ class Window:
         """Whether there are no pairs."""
         return self.count == 0
 
-    def cleared(self) -> Window:
-        """The memory itself, without its pairs."""
-        self._clear()
+    def cleared(self, test: Any) -> Window:
+        """The memory itself, without its pairs if a test holds."""
+        if test:
+            self._clear()
         return self
 
     def rows(self) -> Rows:
@@ -283,9 +288,9 @@ class Window:
     def _window(self) -> Any:
         return self.table[2 * self.first : 2 * (self.first + self.count)]
 
-    def remember(self, x: tuple[Any, Any], gradient: tuple[Any, Any]) -> Window:
+    def remember(self, x: tuple[Any, Any], gradient: tuple[Any, Any], moved: Any = True) -> Window:
         """Add a pair in place, if it has positive curvature; otherwise drop one."""
-        if not self.size:
+        if not self.size or not moved:
             return self
         if self.first >= self.size:
             self.table[: 2 * self.count] = self._window()
@@ -303,9 +308,11 @@ class Window:
         inner = _array(self.table[begin : end + 2] @ newest.T)
         of_s, of_y = inner[::2], inner[1::2]
         product, square = float(inner[-1, 0]), float(inner[-1, 1])
-        if not _is_curved(product, float(inner[-2, 0]), square, *self.limits):
+        ss = float(inner[-2, 0])
+        if not has_curvature(product, ss, square, *self.limits):
             if self.scaled:
-                self.gamma = float(longer(self.gamma, self.is_empty, newest[0], gradient[0], self.limits[1]))
+                gg = float(gradient[0] @ gradient[0])
+                self.gamma = float(longer(self.gamma, self.is_empty, ss, gg, self.limits[1]))
             drop = int(self.count > 0)
             self.first, self.count = self.first + drop, self.count - drop
             self.sg, self.yg = of_s[drop:-1, 2], of_y[drop:-1, 2]

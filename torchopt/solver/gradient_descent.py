@@ -6,13 +6,10 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from torchopt.solver.base import IterativeSolver, OptStep
-from torchopt.solver.endless import recognizing_no_bound
 from torchopt.solver.proximal import ProximalGradient
-from torchopt.solver.proximal.composite import measures_of
 from torchopt.solver.proximal.gradient import ProxGradState
 from torchopt.solver.run import Task
 
@@ -53,9 +50,7 @@ class GradientDescent(ProximalGradient):
 
     def task(self, init_params: Any, *args: Any, **kwargs: Any) -> Task:
         """The steps of a run, at whose end an objective without a lower bound is recognized."""
-        task = IterativeSolver.task(self, init_params, *args, **kwargs)
-        step = partial(self._step_from, None)
-        return recognizing_no_bound(task, measures_of(self._objective, step, args, kwargs), self.tol)
+        return self._task(init_params, None, args, kwargs)
 
     def run(self, init_params: Any, *args: Any, **kwargs: Any) -> OptStep:
         """Minimize; see :meth:`torchopt.solver.IterativeSolver.run`."""

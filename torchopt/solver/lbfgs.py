@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, tree
+from torchopt.solver.batch_window import BatchWindow
 from torchopt.solver.compact import Memory, Pair, Rows, Window
-from torchopt.solver.descent import DescentSolver, HostProblem, Problem, Work
+from torchopt.solver.descent import DescentSolver, Work, params_of
 from torchopt.solver.linesearch import LineSearch
 from torchopt.solver.objective import Vectors
+from torchopt.solver.problem import HostProblem, Problem
 
 __all__ = ['LBFGS', 'LbfgsState', 'as_rings', 'from_rings']
 
@@ -145,12 +147,18 @@ class LBFGS(DescentSolver[Memory]):
         super().__post_init__()
         checks.integer('history_size', self.history_size, 0)
 
-    def _running_problem(self, params: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Problem:
+    works_on_batches = True
+
+    def _running_problem(self, init_params: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Problem:
         """On arrays where that is possible."""
-        kind = HostProblem if HostProblem.fits(params) else Problem
-        return kind(self._objective, params, args, kwargs)
+        params = params_of(init_params)
+        if HostProblem.fits(params):
+            return HostProblem(self._objective, params, args, kwargs)
+        return super()._running_problem(init_params, args, kwargs)
 
     def _empty(self, gradient: Tensor, in_place: bool) -> Memory:
+        if in_place and gradient.ndim == 2:
+            return BatchWindow(gradient, self.history_size, self.use_gamma)
         if in_place:
             return Window(gradient, self.history_size, self.use_gamma)
         return Rows.empty(gradient, self.history_size, self.use_gamma)
@@ -158,8 +166,8 @@ class LBFGS(DescentSolver[Memory]):
     def _direction(self, memory: Memory, problem: Problem, x: Tensor, gradient: Tensor) -> Tensor:
         return -memory.product(gradient)
 
-    def _remember(self, memory: Memory, x: Pair, gradient: Pair, direction: Tensor) -> Memory:
-        return memory.remember(x, gradient)
+    def _remember(self, memory: Memory, x: Pair, gradient: Pair, direction: Tensor, moved: Any) -> Memory:
+        return memory.remember(x, gradient, moved)
 
     def _is_empty(self, memory: Memory) -> Any:
         return memory.is_empty
@@ -167,8 +175,8 @@ class LBFGS(DescentSolver[Memory]):
     def _is_steepest(self, memory: Memory) -> Any:
         return memory.has_no_pairs
 
-    def _forget(self, memory: Memory, gradient: Tensor) -> Memory:
-        return memory.cleared()
+    def _forget(self, memory: Memory, gradient: Tensor, test: Any) -> Memory:
+        return memory.cleared(test)
 
     def _as_state(self, work: Work, vectors: Vectors) -> LbfgsState:
         rows = work.memory.rows()

@@ -18,10 +18,11 @@ from torchopt.numerics import as_scalar_like
 from torchopt.scalars import where
 from torchopt.solver.cauchy import Model, box_step, finite_slopes
 from torchopt.solver.compact import Pair, Rows
-from torchopt.solver.descent import DescentSolver, Problem, Work
+from torchopt.solver.descent import DescentSolver, Work
 from torchopt.solver.lbfgs import as_rings, from_rings
 from torchopt.solver.linesearch import LineSearch
 from torchopt.solver.objective import Objective, Vectors, signature_with
+from torchopt.solver.problem import Problem
 
 __all__ = ['LBFGSB', 'LbfgsbState']
 
@@ -230,8 +231,8 @@ class LBFGSB(DescentSolver[_Pairs]):
         target = box_step(start, widened(gradient), lower, upper, Model.of(rows, self.theta / rows.gamma))
         return (target - start).to(x.dtype)
 
-    def _remember(self, memory: _Pairs, x: Pair, gradient: Pair, direction: Tensor) -> _Pairs:
-        rows = memory.rows.remember(x, (finite_slopes(gradient[0]), finite_slopes(gradient[1])))
+    def _remember(self, memory: _Pairs, x: Pair, gradient: Pair, direction: Tensor, moved: Any) -> _Pairs:
+        rows = memory.rows.remember(x, (finite_slopes(gradient[0]), finite_slopes(gradient[1])), moved)
         changed = (rows.weights[-1] != memory.rows.weights[-1]) | (rows.s[-1] != memory.rows.s[-1]).any()
         grew = (rows.weights[-1] != 0) & changed
         return _Pairs(rows, memory.count + where(grew, 1, 0))
@@ -242,8 +243,8 @@ class LBFGSB(DescentSolver[_Pairs]):
     def _is_steepest(self, memory: _Pairs) -> Any:
         return memory.rows.has_no_pairs
 
-    def _forget(self, memory: _Pairs, gradient: Tensor) -> _Pairs:
-        return _Pairs(memory.rows.cleared(), memory.count)
+    def _forget(self, memory: _Pairs, gradient: Tensor, test: Any) -> _Pairs:
+        return _Pairs(memory.rows.cleared(test), memory.count)
 
     def _as_state(self, work: Work, vectors: Vectors) -> LbfgsbState:
         rows, count = work.memory

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from torchopt import tree
-from torchopt.scalars import numbers, where
+from torchopt.scalars import numbers, pick, where
 from torchopt.solver.compact import Pair
-from torchopt.solver.descent import DescentSolver, Problem, Work
+from torchopt.solver.descent import DescentSolver, Work
 from torchopt.solver.linesearch import LineSearch
 from torchopt.solver.objective import Vectors
+from torchopt.solver.problem import Problem
 
 __all__ = ['NonlinearCG', 'NonlinearCGState']
 
@@ -128,7 +129,7 @@ class NonlinearCG(DescentSolver[_Direction]):
     def _direction(self, memory: _Direction, problem: Problem, x: Tensor, gradient: Tensor) -> Tensor:
         return memory.direction
 
-    def _remember(self, memory: _Direction, x: Pair, gradient: Pair, direction: Tensor) -> _Direction:
+    def _remember(self, memory: _Direction, x: Pair, gradient: Pair, direction: Tensor, moved: Any) -> _Direction:
         old, new = gradient
         if self.method == 'fletcher-reeves':
             above, below = numbers(new @ new, old @ old)
@@ -137,13 +138,13 @@ class NonlinearCG(DescentSolver[_Direction]):
             above, below = numbers(y @ new, y @ direction if self.method == 'hestenes-stiefel' else old @ old)
         known = (below > 0.0) & (above > 0.0)
         beta = where(known, above / where(known, below, 1.0), 0.0)
-        return _Direction(beta * direction - new, False)
+        return pick(moved, _Direction(beta * direction - new, False), memory)  # type: ignore[no-any-return]
 
     def _is_empty(self, memory: _Direction) -> Any:
         return memory.is_steepest
 
-    def _forget(self, memory: _Direction, gradient: Tensor) -> _Direction:
-        return self._empty(gradient, False)
+    def _forget(self, memory: _Direction, gradient: Tensor, test: Any) -> _Direction:
+        return pick(test, self._empty(gradient, False), memory)  # type: ignore[no-any-return]
 
     def _as_state(self, work: Work, vectors: Vectors) -> NonlinearCGState:
         gradient, direction = vectors.unpack(work.grad), vectors.unpack(work.memory.direction)

@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.graph import _engine_run_backward
 
-from torchopt import tree
+from torchopt import checks, tree
 from torchopt.dtypes import is_inexact
 from torchopt.graphs import leaves_of
 from torchopt.implicit_diff.binding import signature_of
 from torchopt.levels import host_values, in_transform
-from torchopt.solver.auxiliary import require_function, split_aux
+from torchopt.solver.auxiliary import split_aux
+from torchopt.tree.ops import detached
 
 __all__ = ['Objective', 'Vectors', 'signature_with']
 
@@ -49,7 +50,7 @@ class Objective:
     def __init__(
         self, fun: Callable[..., Any], value_and_grad: bool | Callable[..., Any] = False, has_aux: bool = False
     ) -> None:
-        require_function('fun', fun)
+        checks.function('fun', fun)
         self.fun, self.has_aux = fun, has_aux
         self.given = value_and_grad if callable(value_and_grad) else fun if value_and_grad else None
         self.fun_has_gradient = value_and_grad is True
@@ -167,9 +168,7 @@ def _differentiate(
     gradients = tuple([torch.zeros_like(x) if g is None else g for g, x in zip(found, xs)])
     if recording:
         return value, gradients, aux
-    if aux is not None:
-        aux = tree.map(lambda x: x.detach() if isinstance(x, Tensor) else x, aux)
-    return value.detach(), gradients, aux
+    return value.detach(), gradients, detached(aux)
 
 
 def _functional(

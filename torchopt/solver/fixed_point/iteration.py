@@ -9,10 +9,10 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from torchopt import tree
+from torchopt import checks, tree
 from torchopt.scalars import numbers
 from torchopt.solver.arguments import check_state
-from torchopt.solver.auxiliary import require_function, split_aux
+from torchopt.solver.auxiliary import split_aux
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.status import Status
 
@@ -46,7 +46,7 @@ class FixedPointProblem(IterativeSolver):
     def __post_init__(self) -> None:
         """Check the options."""
         super().__post_init__()
-        require_function('fixed_point_fun', self.fixed_point_fun)
+        checks.function('fixed_point_fun', self.fixed_point_fun)
 
     @property
     def reference_signature(self) -> Callable[..., Any] | inspect.Signature:

@@ -9,10 +9,10 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from torchopt import checks
 from torchopt.norms import norm_in_double
 from torchopt.scalars import numbers
 from torchopt.solver.arguments import check_state
-from torchopt.solver.auxiliary import require_function
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.least_squares.linear_systems import least_norm
 from torchopt.solver.least_squares.residuals import Residuals, half_sum_of_squares
@@ -89,7 +89,7 @@ class GaussNewton(IterativeSolver):
     def __post_init__(self) -> None:
         """Check the options."""
         super().__post_init__()
-        require_function('residual_fun', self.residual_fun)
+        checks.function('residual_fun', self.residual_fun)
         self._objective = Objective(half_sum_of_squares(self.residual_fun, self.has_aux))
 
     @property

@@ -18,7 +18,6 @@ from torchopt.linear_solve import solve_cg
 from torchopt.norms import norm_in_double
 from torchopt.scalars import larger, numbers, smaller, where
 from torchopt.solver.arguments import check_state
-from torchopt.solver.auxiliary import require_function
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.least_squares.linear_systems import FACTORIZATIONS, Solve, squared
 from torchopt.solver.least_squares.residuals import Residuals, half_sum_of_squares
@@ -156,7 +155,7 @@ class LevenbergMarquardt(IterativeSolver):
     def __post_init__(self) -> None:
         """Check the options."""
         super().__post_init__()
-        require_function('residual_fun', self.residual_fun)
+        checks.function('residual_fun', self.residual_fun)
         if self.stop_criterion not in _STOP_CRITERIA:
             raise ValueError(f'Invalid stop_criterion: {self.stop_criterion!r}; expected one of {_STOP_CRITERIA}.')
         if not callable(self.solver) and self.solver not in FACTORIZATIONS:

@@ -7,20 +7,24 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from torchopt import tree
+from torchopt.columns import as_number, batch_size, dot, has_array, lengths, to_column
 from torchopt.dtypes import is_inexact
 from torchopt.scalars import larger, numbers, settled, where
 
 __all__ = [
+    'PLAIN',
+    'BatchMeasure',
+    'Measure',
     'confirmed',
     'defined',
     'infinite_error',
     'measures_of',
     'minus',
-    'norm',
     'plus',
     'stepsize_at',
     'zero_count',
@@ -56,18 +60,85 @@ def minus(x: Any, y: Any) -> Any:
     return x - y if isinstance(x, Tensor) else tree.map(torch.sub, x, y)
 
 
-def norm(x: Any) -> Any:
-    """The 2-norm of a tree, a number where it can be read."""
-    return numbers(tree.wide_norm(x))[0]
+class Measure:
+    """Numbers that a solver reads off tensors and trees: floats where they can be read, else 0-d tensors."""
+
+    def number(self, x: Any) -> Any:
+        """The number of a 0-d tensor."""
+        return numbers(x)[0]
+
+    def norm(self, x: Any) -> Any:
+        """The 2-norm of a tree."""
+        return numbers(tree.wide_norm(x))[0]
+
+    def square(self, x: Any) -> Any:
+        """The squared 2-norm of a tree."""
+        return numbers(tree.wide_norm(x, squared=True))[0]
+
+    def inner(self, x: Any, y: Any) -> Any:
+        """The inner product of two trees."""
+        return numbers(tree.vdot(x, y))[0]
+
+    def tensor(self, x: Any, like: Any) -> Any:
+        """A number as the functions of users take it; ``like`` is a tree whose dtype it has."""
+        return x
+
+
+class BatchMeasure(Measure):
+    """The same as columns, with a number for each sample of a batch.
+
+    Args:
+        size: The size of the batch.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    @staticmethod
+    def fitting(params: Any) -> Measure:
+        """What measures a run from these parameters: columns if there is one batch, and nothing that records."""
+        size = batch_size()
+        return BatchMeasure(size) if size is not None and all(map(has_array, tree.leaves(params))) else Measure()
+
+    def number(self, x: Any) -> Any:
+        """The numbers of a 0-d tensor."""
+        return to_column(x, self.size).astype(np.float64) if isinstance(x, Tensor) else x
+
+    def _rows(self, x: Any) -> Any:
+        """The leaves as one array with a row for each sample."""
+        leaves = [to_column(leaf, self.size).reshape(self.size, -1) for leaf in tree.leaves(x)]
+        return leaves[0] if len(leaves) == 1 else np.concatenate([np.empty((self.size, 0)), *leaves], 1)
+
+    def norm(self, x: Any) -> Any:
+        """The 2-norms of a tree."""
+        return lengths(self._rows(x))
+
+    def square(self, x: Any) -> Any:
+        """The squared 2-norms of a tree."""
+        rows = self._rows(x)
+        return dot(rows, rows)
+
+    def inner(self, x: Any, y: Any) -> Any:
+        """The inner products of two trees."""
+        return dot(self._rows(x), self._rows(y))
+
+    def tensor(self, x: Any, like: Any) -> Any:
+        """A column as the tensor of a sample."""
+        return as_number(x, tree.leaves(like)[0].dtype) if isinstance(x, np.ndarray) else x
+
+
+PLAIN = Measure()
+"""The measures of a run by itself."""
 
 
 def defined(error: Any, value: Any) -> Any:
-    """The error, NaN where the objective is not finite."""
-    (value,) = numbers(value)
+    """The error, NaN where the objective, a number, is not finite."""
     return where(abs(value) < math.inf, error, math.nan)
 
 
-def violation(step: Callable[[Any, Any, Any], Any], x: Any, gradient: Any, size: Any = 1.0) -> Any:
+def violation(
+    step: Callable[[Any, Any, Any], Any], x: Any, gradient: Any, size: Any = 1.0, measure: Measure = PLAIN
+) -> Any:
     """The length of a step over its size, which is at least so large that rounding does not hide the step.
 
     Args:
@@ -75,14 +146,23 @@ def violation(step: Callable[[Any, Any, Any], Any], x: Any, gradient: Any, size:
         x: The parameters.
         gradient: The gradient there.
         size: The smallest size.
+        measure: What measures trees.
     """
-    length, slope = norm(x), norm(gradient)
+    length, slope = measure.norm(x), measure.norm(gradient)
     size = larger(size, where(slope > 0, length / where(slope > 0, slope, 1.0), 0.0))
-    found = norm(minus(step(x, gradient, size), x)) / size
+    found = measure.norm(minus(step(x, gradient, size), x)) / size
     return where(found > 8.0 * _precision(x) * slope, found, 0.0)
 
 
-def confirmed(error: Any, tol: Any, step: Callable[[Any, Any, Any], Any], x: Any, gradient: Any, size: Any) -> Any:
+def confirmed(
+    error: Any,
+    tol: Any,
+    step: Callable[[Any, Any, Any], Any],
+    x: Any,
+    gradient: Any,
+    size: Any,
+    measure: Measure = PLAIN,
+) -> Any:
     """The error of a step, unless that is within the tolerance only because rounding hides the step.
 
     Args:
@@ -92,14 +172,15 @@ def confirmed(error: Any, tol: Any, step: Callable[[Any, Any, Any], Any], x: Any
         x: The parameters before the step.
         gradient: The gradient there.
         size: The size of the step.
+        measure: What measures trees.
     """
     near = settled(error <= tol)
     if near is False:
         return error
-    hidden = settled(near & (_precision(x) * norm(x) > tol * size))
+    hidden = settled(near & (_precision(x) * measure.norm(x) > tol * size))
     if hidden is False:
         return error
-    return where(hidden, larger(error, violation(step, x, gradient, size)), error)
+    return where(hidden, larger(error, violation(step, x, gradient, size, measure)), error)
 
 
 def measures_of(
@@ -116,7 +197,7 @@ def measures_of(
 
     def measures(params: Any) -> tuple[Any, Any, Any]:
         value, gradient, _ = objective(params, *args, **kwargs)
-        return numbers(value)[0], norm(params), violation(step, params, gradient)
+        return PLAIN.number(value), PLAIN.norm(params), violation(step, params, gradient)
 
     return measures
 
@@ -126,6 +207,8 @@ def _precision(x: Any) -> float:
 
 
 def _fit(scalar: Any, x: Tensor) -> Any:
+    if isinstance(scalar, np.ndarray):
+        return as_number(scalar, x.dtype)
     return scalar.to(x.dtype) if isinstance(scalar, Tensor) else scalar
 
 

@@ -11,24 +11,28 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from torchopt import checks, tree
+from torchopt import checks
 from torchopt.levels import eager
 from torchopt.loop import while_loop
 from torchopt.prox import make_prox_from_projection, prox_none
-from torchopt.scalars import negated, numbers, pick, root, settled, where
+from torchopt.scalars import negated, pick, root, settled, where
 from torchopt.solver.arguments import check_state, require_call
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.endless import recognizing_no_bound
 from torchopt.solver.objective import Objective, signature_with
 from torchopt.solver.proximal.composite import (
+    PLAIN,
+    BatchMeasure,
+    Measure,
     confirmed,
     defined,
     infinite_error,
     measures_of,
     minus,
-    norm,
     plus,
     stepsize_at,
     zero_count,
@@ -59,6 +63,9 @@ class ProxGradState(NamedTuple):
     velocity: Any = None
     t: Any = 1.0
     status: Any = 0
+
+
+_NUMBERS = ('iter_num', 'stepsize', 'error', 't', 'status')
 
 
 class _Trial(NamedTuple):
@@ -184,32 +191,45 @@ class ProximalGradient(IterativeSolver):
             The new parameters and the new state.
         """
         check_state(state)
+        return self._advance(params, state, hyperparams_prox, args, kwargs)
+
+    def _advance(
+        self,
+        params: Any,
+        state: ProxGradState,
+        hyperparams_prox: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        measure: Measure = PLAIN,
+    ) -> OptStep:
+        """One step, whose numbers come from ``measure``."""
         y = state.velocity if self.acceleration else params
         value, gradient, aux = self._objective(y, *args, **kwargs)
         status, count = state.status, state.iter_num + 1
         if self._searches:
-            trial = self._search(y, value, gradient, state, hyperparams_prox, args, kwargs)
+            trial = self._search(y, value, gradient, state, hyperparams_prox, args, kwargs, measure)
             size, new = trial.stepsize, trial.point
             gained = minus(new, y)
-            error = where(trial.accepted, norm(gained) / size, state.error)
+            error = where(trial.accepted, measure.norm(gained) / size, state.error)
             lost = settled(negated(trial.accepted) & (size < sys.float_info.min))
             if lost is not False:
-                ending = where(norm(gradient) < math.inf, int(Status.STALLED), int(Status.NONFINITE))
+                ending = where(measure.norm(gradient) < math.inf, int(Status.STALLED), int(Status.NONFINITE))
                 status = where(lost, ending, status)
             larger = size / self.decrease_factor
             next_size = where(trial.accepted & (larger < math.inf), larger, size)
         else:
             size = next_size = stepsize_at(self.stepsize, state.iter_num)
-            new = self._step_from(hyperparams_prox, y, gradient, size)
+            new = self._step_from(hyperparams_prox, y, gradient, size, measure)
             gained = minus(new, y)
-            error = defined(norm(gained) / size, value)
+            error = defined(measure.norm(gained) / size, measure.number(value))
             trial = _Trial(new, size, True)
-        error = confirmed(error, self.tol, partial(self._step_from, hyperparams_prox), y, gradient, size)
+        step = partial(self._step_from, hyperparams_prox, measure=measure)
+        error = confirmed(error, self.tol, step, y, gradient, size, measure)
         if not self.acceleration:
             new = pick(trial.accepted, new, params)
             return OptStep(new, ProxGradState(count, next_size, error, aux, None, 1.0, status))
         moved = minus(new, params)
-        (uphill,) = numbers(tree.vdot(gained, moved))
+        uphill = measure.inner(gained, moved)
         t = where(uphill < 0, 1.0, state.t)
         next_t = 0.5 * (1.0 + root(1.0 + 4.0 * t * t))
         weight = where(uphill < 0, 0.0, (t - 1.0) / next_t)
@@ -248,12 +268,30 @@ class ProximalGradient(IterativeSolver):
 
     def task(self, init_params: Any, hyperparams_prox: Any = None, *args: Any, **kwargs: Any) -> Task:
         """The steps of a run, at whose end an objective without a lower bound is recognized."""
-        task = super().task(init_params, hyperparams_prox, *args, **kwargs)
+        return self._task(init_params, hyperparams_prox, args, kwargs)
+
+    def _task(self, init_params: Any, hyperparams_prox: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Task:
+        start = ProximalGradient.init_state(self, init_params, hyperparams_prox, *args, **kwargs)
+        plain = callable(self.stepsize) or isinstance(self.tol, Tensor)
+        measure = PLAIN if plain else BatchMeasure.fitting(init_params)
+        if measure is not PLAIN:  # numbers, which become columns
+            start = start._replace(iter_num=0, error=math.inf)
+
+        def advance(last: OptStep) -> OptStep:
+            with np.errstate(all='ignore'):
+                return self._advance(*last, hyperparams_prox, args, kwargs, measure)
+
+        def finish(last: OptStep) -> OptStep:
+            state = last.state
+            columns = {name: measure.tensor(getattr(state, name), init_params) for name in _NUMBERS}
+            return OptStep(last.params, state._replace(**columns))
+
+        task = Task(OptStep(init_params, start), advance, finish)
         step = partial(self._step_from, hyperparams_prox)
         return recognizing_no_bound(task, measures_of(self._objective, step, args, kwargs), self.tol)
 
-    def _step_from(self, hyperparams_prox: Any, y: Any, gradient: Any, size: Any) -> Any:
-        return self.prox(plus(y, -size, gradient), hyperparams_prox, size)
+    def _step_from(self, hyperparams_prox: Any, y: Any, gradient: Any, size: Any, measure: Measure = PLAIN) -> Any:
+        return self.prox(plus(y, -size, gradient), hyperparams_prox, measure.tensor(size, y))
 
     def _search(
         self,
@@ -264,24 +302,22 @@ class ProximalGradient(IterativeSolver):
         hyperparams_prox: Any,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        measure: Measure,
     ) -> _Trial:
         """Reduce the step size until the quadratic model bounds the objective."""
         rounding = 4.0 * torch.finfo(value.dtype).eps
-        (start,) = numbers(value)
+        start = measure.number(value)
 
         def trial(size: Any, slack: Any) -> _Trial:
-            point = self._step_from(hyperparams_prox, y, gradient, size)
+            point = self._step_from(hyperparams_prox, y, gradient, size, measure)
             change = minus(point, y)
-            found, slope, square = numbers(
-                self._objective.value(point, *args, **kwargs)[0],
-                tree.vdot(gradient, change),
-                tree.wide_norm(change, squared=True),
-            )
+            found = measure.number(self._objective.value(point, *args, **kwargs)[0])
+            slope, square = measure.inner(gradient, change), measure.square(change)
             bound = start + slope + 0.5 * square / size + slack * abs(start)
             return _Trial(point, size, found <= bound)
 
         # Rounding blurs the change of the objective.  It must not refuse a step size for ever, nor let one grow.
-        first, has_grown = numbers(state.stepsize)[0], state.iter_num > 0
+        first, has_grown = measure.number(state.stepsize), state.iter_num > 0
         return while_loop(
             lambda now: negated(now.accepted),
             lambda now: trial(now.stepsize * self.decrease_factor, rounding),

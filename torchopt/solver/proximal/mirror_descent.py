@@ -15,12 +15,12 @@ from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.endless import recognizing_no_bound
 from torchopt.solver.objective import Objective, signature_with
 from torchopt.solver.proximal.composite import (
+    PLAIN,
     confirmed,
     defined,
     infinite_error,
     measures_of,
     minus,
-    norm,
     plus,
     stepsize_at,
     zero_count,
@@ -166,7 +166,7 @@ class MirrorDescent(IterativeSolver):
         value, gradient, aux = self._objective(params, *args, **kwargs)
         new = self._step_from(hyperparams_proj, params, gradient, size)
         evaluated = state.num_fun_eval + 1, state.num_grad_eval + 1, state.num_proj_eval + 1
-        error = defined(norm(minus(new, params)) / size, value)
+        error = defined(PLAIN.norm(minus(new, params)) / size, PLAIN.number(value))
         error = confirmed(error, self.tol, partial(self._step_from, hyperparams_proj), params, gradient, size)
         return OptStep(new, MirrorDescentState(state.iter_num + 1, error, aux, *evaluated, state.status))
 

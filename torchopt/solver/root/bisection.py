@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt import tree
+from torchopt import checks, tree
 from torchopt.levels import is_readable
 from torchopt.scalars import where
 from torchopt.solver.arguments import check_state
-from torchopt.solver.auxiliary import require_function, split_aux
+from torchopt.solver.auxiliary import split_aux
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.status import Status
 
@@ -97,7 +97,7 @@ class Bisection(IterativeSolver):
     def __post_init__(self) -> None:
         """Check the options."""
         super().__post_init__()
-        require_function('optimality_fun', self.optimality_fun)
+        checks.function('optimality_fun', self.optimality_fun)
         if not self.implicit_diff:
             raise ValueError(
                 'Invalid implicit_diff: False; the steps of bisection are constant almost everywhere, so that their '

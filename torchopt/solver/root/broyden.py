@@ -18,7 +18,7 @@ from torchopt.linesearch import backtracking
 from torchopt.norms import norm_in_double
 from torchopt.scalars import numbers, smaller, where
 from torchopt.solver.arguments import check_state
-from torchopt.solver.auxiliary import require_function, split_aux
+from torchopt.solver.auxiliary import split_aux
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.objective import Vectors
 from torchopt.solver.status import Status
@@ -160,7 +160,7 @@ class Broyden(IterativeSolver):
     def __post_init__(self) -> None:
         """Check the options."""
         super().__post_init__()
-        require_function('fun', self.fun)
+        checks.function('fun', self.fun)
         if self.linesearch != 'backtracking':
             raise ValueError(f"Invalid linesearch: {self.linesearch!r}; expected 'backtracking'.")
         if not 0.0 < self.decrease_factor < 1.0:

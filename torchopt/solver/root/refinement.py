@@ -9,10 +9,9 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from torchopt import tree
+from torchopt import checks, tree
 from torchopt.linear_solve import solve_gmres
 from torchopt.scalars import numbers
-from torchopt.solver.auxiliary import require_function
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.status import Status
 
@@ -88,10 +87,10 @@ class IterativeRefinement(IterativeSolver):
     def __post_init__(self) -> None:
         """Check the options."""
         super().__post_init__()
-        require_function('solve', self.solve)
+        checks.function('solve', self.solve)
         for name in ('matvec_A', 'matvec_A_bar'):
             if getattr(self, name) is not None:
-                require_function(name, getattr(self, name))
+                checks.function(name, getattr(self, name))
 
     def _product(self, A: Any) -> Callable[[Any], Any]:
         return functools.partial(_leafwise if self.matvec_A is None else self.matvec_A, A)

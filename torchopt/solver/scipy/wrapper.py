@@ -17,7 +17,6 @@ from torchopt import checks, tree
 from torchopt.dtypes import widened
 from torchopt.levels import beneath, eager, without_wrappers
 from torchopt.solver import adjoint
-from torchopt.solver.auxiliary import require_function
 from torchopt.solver.base import OptStep, Solver
 from torchopt.solver.objective import Vectors
 from torchopt.solver.run import check_start, names_the_start
@@ -155,7 +154,7 @@ def required(name: str, value: Any) -> Callable[..., Any]:
     """A function that the constructor must be given."""
     if value is None:
         raise TypeError(f'Missing {name}; pass {name}=, a function of the parameters.')
-    require_function(name, value)
+    checks.function(name, value)
     return value
 
 

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A batch of runs under ``torch.vmap``: each sample ends where, when and how its own run does."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+import torchopt
+from torchopt.solver import Status
+
+SOLVERS: dict[str, Any] = {
+    'LBFGS': torchopt.LBFGS,
+    'LBFGS, three pairs': lambda fun, **options: torchopt.LBFGS(fun, history_size=3, **options),
+    'LBFGS, no pairs': lambda fun, **options: torchopt.LBFGS(fun, history_size=0, **options),
+    'LBFGS, no scale': lambda fun, **options: torchopt.LBFGS(fun, use_gamma=False, **options),
+    'LBFGS, backtracking': lambda fun, **options: torchopt.LBFGS(fun, linesearch='backtracking', **options),
+    'LBFGS, Hager-Zhang': lambda fun, **options: torchopt.LBFGS(fun, linesearch='hager-zhang', maxls=6, **options),
+    'LBFGS, longer and longer': lambda fun, **options: torchopt.LBFGS(fun, linesearch_init='increase', **options),
+    'LBFGS, fixed steps': lambda fun, **options: torchopt.LBFGS(fun, stepsize=0.5, **options),
+    'LBFGS, ends': lambda fun, **options: torchopt.LBFGS(fun, stop_if_linesearch_fails=True, **options),
+    'BFGS': torchopt.BFGS,
+    'BFGS, backtracking': lambda fun, **options: torchopt.BFGS(fun, linesearch='backtracking', **options),
+    'GradientDescent': torchopt.GradientDescent,
+    'GradientDescent, plain': lambda fun, **options: torchopt.GradientDescent(fun, acceleration=False, **options),
+    'GradientDescent, fixed steps': lambda fun, **options: torchopt.GradientDescent(fun, stepsize=0.1, **options),
+}
+
+
+def bowl(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    return (torch.arange(1.0, 5.0, dtype=x.dtype) * (x - 1.0) ** 2).sum() * scale + 0.01 * (x**4).sum()
+
+
+def wells(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """A double well for each element: most starts have negative curvature."""
+    return ((x**2 - scale) ** 2 + 0.1 * x).sum()
+
+
+def log_barrier(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """NaN beyond the barrier."""
+    return (scale * x - torch.log(x + 0.5) - torch.log(3.0 - x)).sum()
+
+
+def fails(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Finite at the start only if the scale is small."""
+    return (x**2).sum() + torch.where((scale > 2.0) & (x != 0.1).any(), math.nan, 0.0)
+
+
+def falls(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Without a lower bound if the scale is negative."""
+    return (scale - 1.0) * (x**2).sum() - x.sum()
+
+
+FUNCTIONS = {f.__name__: f for f in (bowl, wells, log_barrier, fails, falls)}
+SCALES = (0.3, 1.0, 4.0)
+
+
+@pytest.mark.parametrize('name', SOLVERS)
+@pytest.mark.parametrize('fun', FUNCTIONS)
+def test_samples_are_runs_of_their_own(fun: str, name: str) -> None:
+    solver = SOLVERS[name](FUNCTIONS[fun], maxiter=12, tol=1e-6)
+    scales, start = torch.tensor(SCALES, dtype=torch.float64), torch.full((4,), 0.1, dtype=torch.float64)
+    params, state = torch.vmap(lambda scale: solver.run(start, scale))(scales)
+    for i, scale in enumerate(scales):
+        alone = solver.run(start, scale)
+        status = Status(int(alone.state.status))
+        assert Status(int(state.status[i])) is status
+        if not alone.params.abs().max() < 1e3:  # on the way to infinity, rounding grows too
+            continue
+        torch.testing.assert_close(params[i], alone.params, rtol=1e-6, atol=1e-8, equal_nan=True)
+        assert int(state.iter_num[i]) == int(alone.state.iter_num)
+        torch.testing.assert_close(state.error[i], alone.state.error, rtol=1e-3, atol=1e-9, equal_nan=True)
+
+
+@pytest.mark.parametrize('name', ['LBFGS', 'LBFGS, three pairs', 'BFGS'])
+def test_the_memory_of_a_sample_is_that_of_its_run(name: str) -> None:
+    for fun in (bowl, wells):
+        solver = SOLVERS[name](fun, maxiter=6, tol=1e-3)
+        scales, start = torch.tensor(SCALES, dtype=torch.float64), torch.full((4,), 0.1, dtype=torch.float64)
+        found = torch.vmap(lambda scale, solver=solver, start=start: solver.run(start, scale))(scales)
+        for i, scale in enumerate(scales):
+            alone = solver.run(start, scale)
+            fields = ('s_history', 'y_history', 'rho_history', 'gamma', 'H', 'grad', 'value', 'stepsize')
+            for field in fields:
+                if hasattr(alone.state, field):
+                    x, y = getattr(found.state, field)[i], getattr(alone.state, field)
+                    torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-9)
+        resumed = torch.vmap(lambda step, scale, solver=solver: solver.run(step, scale))(found, scales)
+        assert resumed.state.error.max() < 1e-3
+
+
+@pytest.mark.parametrize('name', ['LBFGS', 'BFGS', 'GradientDescent'])
+def test_float32_and_trees(name: str) -> None:
+    def fun(p: Any, scale: torch.Tensor) -> torch.Tensor:
+        return scale * ((p['a'] - 2.0) ** 2).sum() + (p['b'][0] - scale) ** 2
+
+    start = {'a': torch.zeros(2, 2), 'b': [torch.tensor(0.0)]}
+    scales = torch.tensor(SCALES)
+    params, state = torch.vmap(lambda scale: SOLVERS[name](fun, tol=1e-4).run(start, scale))(scales)
+    assert params['a'].dtype == state.error.dtype == torch.float32
+    torch.testing.assert_close(params['a'], torch.full((3, 2, 2), 2.0), atol=1e-3, rtol=0)
+    torch.testing.assert_close(params['b'][0], scales, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize('name', ['LBFGS', 'BFGS', 'GradientDescent'])
+def test_tiny_and_huge_samples(name: str) -> None:
+    """Squares of the gradients underflow in one sample, and overflow in another."""
+    scales = torch.tensor([1e-200, 1.0, 1e200], dtype=torch.float64)
+    solver = SOLVERS[name](lambda x, scale: scale * (x**2).sum(), tol=0.0, maxiter=3)
+    start = torch.ones(2, dtype=torch.float64)
+    error = torch.vmap(lambda scale: SOLVERS[name](solver.fun, maxiter=0).run(start, scale).state.error)(scales)
+    if not name.startswith('Gradient'):
+        torch.testing.assert_close(error, scales * 8.0**0.5)
+    found = torch.vmap(lambda scale: solver.run(start, scale))(scales)
+    for i, scale in enumerate(scales):
+        torch.testing.assert_close(found.params[i], solver.run(start, scale).params)
+
+
+@pytest.mark.parametrize('name', ['LBFGS', 'BFGS', 'GradientDescent'])
+def test_auxiliary_output_reports_and_no_steps(name: str) -> None:
+    scales, start = torch.tensor(SCALES, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
+    seen: list[Any] = []
+    options = {'has_aux': True, 'callback': lambda params, state: seen.append((params, state)), 'maxiter': 3}
+
+    def fun(x: torch.Tensor, scale: torch.Tensor) -> Any:
+        return bowl(x, scale), {'twice': 2.0 * scale, 'none': None}
+
+    params, state = torch.vmap(lambda scale: SOLVERS[name](fun, tol=0.0, **options).run(start, scale))(scales)
+    torch.testing.assert_close(state.aux['twice'], 2.0 * scales)
+    assert len(seen) == 3
+    assert all(isinstance(x, torch.Tensor) for x in (seen[0][1].error, seen[0][1].stepsize))
+    options['maxiter'] = 0
+    params, state = torch.vmap(lambda scale: SOLVERS[name](fun, **options).run(start, scale))(scales)
+    assert state.status.tolist() == [Status.MAXITER] * 3
+    assert torch.equal(params, start.expand(3, 4))
+
+
+@pytest.mark.parametrize('name', ['LBFGS', 'BFGS'])
+def test_derivatives_and_batches_of_batches(name: str) -> None:
+    scales, start = torch.tensor([SCALES] * 2, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
+    solver = SOLVERS[name](bowl, tol=1e-9, maxiter=400)
+
+    def solution(scale: torch.Tensor) -> torch.Tensor:
+        return solver.run(start, scale).params  # type: ignore[no-any-return]
+
+    expected = torch.stack([solution(scale) for scale in scales[0]])
+    torch.testing.assert_close(torch.vmap(torch.vmap(solution))(scales), expected.expand(2, 3, 4), rtol=0, atol=1e-7)
+    jacobian = torch.stack([torch.func.jacrev(solution)(scale) for scale in scales[0]])
+    for derivative in (torch.func.jacrev, torch.func.jacfwd):
+        torch.testing.assert_close(torch.vmap(derivative(solution))(scales[0]), jacobian, rtol=0, atol=1e-6)
+        total = derivative(lambda scales: torch.vmap(solution)(scales))(scales[0])
+        torch.testing.assert_close(total.diagonal(dim1=0, dim2=2).T, jacobian, rtol=0, atol=1e-6)

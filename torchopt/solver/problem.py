@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The objective of a descent as a function of vectors: of tensors, of arrays, or of a batch of vectors in one array."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from torchopt import tree
+from torchopt.columns import (
+    SMALLEST_SQUARE,
+    as_number,
+    batch_size,
+    beside,
+    dot,
+    from_column,
+    has_array,
+    lengths,
+    to_column,
+)
+from torchopt.dtypes import is_inexact
+from torchopt.levels import is_readable, runs_directly, without_wrappers
+from torchopt.norms import norm_in_double, two_norm
+from torchopt.numerics import as_scalar_like
+from torchopt.scalars import is_symbolic, numbers, settled, where
+from torchopt.solver.objective import Objective, Vectors
+from torchopt.solver.status import Status
+
+__all__ = ['BatchProblem', 'HostProblem', 'Problem', 'may_write']
+
+
+class Problem:
+    """The objective of a run as a function of a vector.
+
+    Args:
+        objective: The objective.
+        params: Where to start, a tree.
+        args: Data.
+        kwargs: Data by name.
+    """
+
+    is_boxed: Any = False
+    """Whether bounds tell the scale of all parameters."""
+
+    def __init__(self, objective: Objective, params: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.vectors = Vectors(params)
+        self.objective, self.args, self.kwargs = objective, args, kwargs
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Any]:
+        """The value, the gradient and the auxiliary output at a vector."""
+        value, gradient, aux = self.objective(self.vectors.unpack(x), *self.args, **self.kwargs)
+        return value, self.vectors.pack(gradient), aux
+
+    def arithmetic(self) -> contextlib.AbstractContextManager[Any]:
+        """Where a run computes with vectors."""
+        return contextlib.nullcontext()
+
+    def running(self, work: Any) -> Any:
+        """Whether the run has not ended; one that is alone makes no step afterwards."""
+        return True
+
+    def tensor(self, x: Any) -> Tensor:
+        """A vector of the run as a tensor."""
+        return x
+
+    def number(self, x: Any) -> Any:
+        """A number of the run as users see it."""
+        return x
+
+    def move(self, x: Tensor, stepsize: Any, direction: Tensor) -> Tensor:
+        """The point at a step size along a direction."""
+        if isinstance(stepsize, float):
+            return torch.add(x, direction, alpha=stepsize)
+        return x + as_scalar_like(stepsize, direction) * direction
+
+    def steepest(self, x: Tensor, gradient: Tensor) -> Tensor:
+        """The direction of steepest descent."""
+        return -gradient
+
+    def slope(self, gradient: Tensor, direction: Tensor) -> Any:
+        """The slope of the objective along a direction."""
+        return gradient @ direction
+
+    def norm(self, x: Tensor) -> Any:
+        """The Euclidean norm."""
+        found = norm_in_double(x)
+        if x.dtype != torch.float64:
+            return found
+        inexact = settled((found < SMALLEST_SQUARE**0.5) | (found == math.inf))
+        return found if inexact is False else where(inexact, two_norm([x]), found)
+
+    def error(self, x: Tensor, gradient: Tensor) -> Any:
+        """By how much the optimality condition is violated."""
+        return self.norm(gradient)
+
+    def start(self, params: Any) -> Tensor:
+        """The vector at which a run starts."""
+        return self.vectors.pack(params, 'init_params')
+
+    def begin(self, params: Any) -> tuple[Tensor, Tensor, Tensor, Any]:
+        """The vector of the start, and value, gradient and auxiliary output there.
+
+        Raises:
+            ValueError: If value or gradient is NaN or infinite, where they can be read.
+        """
+        x = self.start(params)
+        value, gradient, aux = self(x)
+        (value,) = numbers(value)
+        slopes = self.tensor(gradient)
+        if is_readable(value) and is_readable(slopes):  # within torch.func.grad too
+            known = value if isinstance(value, float) else without_wrappers(value.detach()).item()
+            if not (math.isfinite(known) and bool(torch.isfinite(without_wrappers(slopes.detach())).all())):
+                raise ValueError(
+                    f'The objective is {known} at init_params, or its gradient is not finite there. Start where both '
+                    f'are finite.'
+                )
+        return x, value, gradient, aux
+
+
+class HostProblem(Problem):
+    """The objective of a run on arrays: on short vectors, operations of NumPy take a third of the time of torch's."""
+
+    def __init__(self, objective: Objective, params: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super().__init__(objective, params, args, kwargs)
+        self._reports = np.geterr()
+
+    @staticmethod
+    def fits(params: Any) -> bool:
+        """Whether a run from these parameters may work on arrays: nothing batches, differentiates or compiles it."""
+        return _leaves_no_graph() and runs_directly() and all(map(_has_array, tree.leaves(params)))
+
+    def __call__(self, x: Any) -> tuple[Any, Any, Any]:
+        """The value, the gradient and the auxiliary output at a vector."""
+        with np.errstate(**self._reports):  # those of the caller, for the user's function
+            value, gradient, aux = super().__call__(torch.from_numpy(x))
+        return value.item(), gradient.numpy(force=True), aux
+
+    def slope(self, gradient: Any, direction: Any) -> float:
+        """The slope of the objective along a direction."""
+        return float(gradient.dot(direction))
+
+    def arithmetic(self) -> contextlib.AbstractContextManager[Any]:
+        """Overflow gives infinity without a warning, as in torch."""
+        return np.errstate(all='ignore')
+
+    def tensor(self, x: Any) -> Tensor:
+        """A vector of the run as a tensor."""
+        return torch.from_numpy(x)
+
+    def move(self, x: Any, stepsize: Any, direction: Any) -> Any:
+        """The point at a step size along a direction."""
+        return x + stepsize * direction
+
+    def norm(self, x: Any) -> Any:
+        """The Euclidean norm."""
+        x = x.astype(np.float64, copy=False)
+        square = float(np.dot(x, x))
+        if SMALLEST_SQUARE < square < math.inf or not x.size:
+            return math.sqrt(square)
+        largest = float(np.abs(x).max())  # squares overflow, or lose digits
+        if not 0.0 < largest < math.inf:
+            return largest
+        x = x / largest
+        return largest * math.sqrt(np.dot(x, x))
+
+    def start(self, params: Any) -> Any:
+        """The vector at which a run starts."""
+        return super().start(params).numpy(force=True)
+
+
+class BatchProblem(Problem):
+    """The objective of a batch of runs under ``torch.vmap``, whose vectors and numbers are columns.
+
+    Vectors are the rows of an array; see :mod:`torchopt.columns`.
+
+    Args:
+        objective: The objective.
+        params: Where to start, a tree.
+        args: Data.
+        kwargs: Data by name.
+        tol: The tolerance of the runs.
+    """
+
+    def __init__(
+        self, objective: Objective, params: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tol: float
+    ) -> None:
+        super().__init__(objective, params, args, kwargs)
+        self.size, self.tol = batch_size() or 0, tol
+        self._reports = np.geterr()
+
+    @staticmethod
+    def fits(params: Any) -> bool:
+        """Whether runs from these parameters may work on columns: one batch, and nothing that records."""
+        return batch_size() is not None and all(map(_has_array, tree.leaves(params)))
+
+    def __call__(self, x: Any) -> tuple[Any, Any, Any]:
+        """The values, the gradients and the auxiliary output at the rows of an array."""
+        with np.errstate(**self._reports):
+            value, gradient, aux = super().__call__(from_column(x))
+        return to_column(value, self.size).astype(np.float64), to_column(gradient, self.size), aux
+
+    def slope(self, gradient: Any, direction: Any) -> Any:
+        """The slopes of the objective along directions."""
+        return dot(gradient, direction)
+
+    def arithmetic(self) -> contextlib.AbstractContextManager[Any]:
+        """Overflow gives infinity without a warning, as in torch."""
+        return np.errstate(all='ignore')
+
+    def running(self, work: Any) -> Any:
+        """Which runs have not ended."""
+        return (work.error > self.tol) & (work.status == int(Status.RUNNING))
+
+    def tensor(self, x: Any) -> Tensor:
+        """The vector of a run as a tensor."""
+        return from_column(x)
+
+    def number(self, x: Any) -> Any:
+        """A number of a run as users see it."""
+        return as_number(x, self.vectors.dtype)
+
+    def move(self, x: Any, stepsize: Any, direction: Any) -> Any:
+        """The points at step sizes along directions."""
+        return x + beside(stepsize, x) * direction
+
+    def norm(self, x: Any) -> Any:
+        """The Euclidean norms."""
+        return lengths(x)
+
+    def start(self, params: Any) -> Any:
+        """The vectors at which the runs start."""
+        return to_column(super().start(params), self.size)
+
+    def begin(self, params: Any) -> tuple[Any, Any, Any, Any]:
+        """The vectors of the start, and values, gradients and auxiliary output there, which may not be finite."""
+        x = self.start(params)
+        return x, *self(x)
+
+
+def _has_array(x: Any) -> bool:
+    """Whether a leaf of the parameters has no part in a run, or is an array too."""
+    return not is_inexact(x) or has_array(x)
+
+
+def _leaves_no_graph() -> bool:
+    return not torch.is_grad_enabled() and forward_ad._current_level < 0
+
+
+def may_write(x: Any) -> bool:
+    """Whether a run on such a vector may write in place: nothing batches or differentiates it."""
+    return not isinstance(x, Tensor) or (not is_symbolic(x) and _leaves_no_graph())
