@@ -183,7 +183,7 @@ def test_broyden_shortens_steps_that_lead_out_of_the_domain() -> None:
 
 
 def test_broyden_tries_the_whole_step_again_after_a_search_that_failed() -> None:
-    """``gamma`` has the wrong sign, so that the first step leads uphill.  Linear systems need at most 2 n whole steps."""
+    """``gamma`` has the wrong sign, so that the first step leads uphill; for n unknowns, 2 n whole steps are enough."""
     slopes = torch.tensor([0.1, 0.01, 0.001], dtype=torch.float64)
     solver = torchopt.Broyden(lambda x: -slopes * x, tol=1e-10, maxiter=10)
     _, state = solver.run(torch.tensor([1.0, 0.4, -0.2], dtype=torch.float64))
