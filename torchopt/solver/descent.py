@@ -34,7 +34,7 @@ from torchopt.solver.base import IterativeSolver
 from torchopt.solver.compact import Pair
 from torchopt.solver.linesearch import LineSearch, linesearch_of
 from torchopt.solver.objective import Objective, Vectors
-from torchopt.solver.run import OptStep, Task, as_tensors
+from torchopt.solver.run import OptStep, Task, as_tensors, params_of
 from torchopt.solver.status import Status, has_no_bound
 
 __all__ = ['DescentSolver', 'Problem', 'Work', 'first_stepsize']
@@ -251,7 +251,7 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
 
     def optimality_fun(self, params: Any, *args: Any, **kwargs: Any) -> Any:
         """The gradient of the objective."""
-        return self._objective.gradient(_params_of(params), *args, **kwargs)
+        return self._objective.gradient(params_of(params), *args, **kwargs)
 
     def _problem(self, params: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Problem:
         """The objective as a function of vectors."""
@@ -295,14 +295,14 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
 
     def init_state(self, init_params: Any, *args: Any, **kwargs: Any) -> Any:
         """The state before the first step; with an :class:`OptStep`, the memory of its state is kept."""
-        problem = self._problem(_params_of(init_params), args, kwargs)
-        params = _params_of(init_params)
+        problem = self._problem(params_of(init_params), args, kwargs)
+        params = params_of(init_params)
         return as_tensors(self._as_state(self._begin(init_params, problem, False)[1], problem.vectors), params)
 
     def update(self, params: Any, state: Any, *args: Any, **kwargs: Any) -> OptStep:
         """One step."""
         check_state(state)
-        params = _params_of(params)
+        params = params_of(params)
         problem = self._problem(params, args, kwargs)
         x, gradient = problem.vectors.pack(params), problem.vectors.pack(state.grad)
         memory = self._as_memory(state, problem.vectors, gradient, False)
@@ -315,7 +315,7 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
 
     def task(self, init_params: Any, *args: Any, **kwargs: Any) -> Task:
         """The steps of a run, on vectors."""
-        problem = self._running_problem(_params_of(init_params), args, kwargs)
+        problem = self._running_problem(params_of(init_params), args, kwargs)
         with problem.arithmetic():
             start = self._begin(init_params, problem, True)
 
@@ -341,7 +341,7 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
         return value, length, error
 
     def _begin(self, init_params: Any, problem: Problem, in_place: bool) -> OptStep:
-        x, value, gradient, aux = problem.begin(_params_of(init_params))
+        x, value, gradient, aux = problem.begin(params_of(init_params))
         in_place = in_place and may_write(gradient)
         value, error = numbers(value, problem.error(x, gradient))
         memory, iter_num, stepsize = self._empty(gradient, in_place), 0, self.max_stepsize  # type: ignore[attr-defined]
@@ -431,7 +431,3 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
                 status,
             ),
         )
-
-
-def _params_of(params: Any) -> Any:
-    return params.params if isinstance(params, OptStep) else params
