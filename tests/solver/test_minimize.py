@@ -296,6 +296,17 @@ def test_going_on_keeps_the_memory() -> None:
     assert int(rest.state.iter_num) == 12
 
 
+def test_optimality_of_a_result() -> None:
+    whole, bounded = torchopt.LBFGS(rosenbrock), torchopt.LBFGSB(rosenbrock)
+    start = torch.tensor([-1.2, 1.0], dtype=torch.float64)
+    found, within = whole.run(start), bounded.run(start, (start - 1.0, start + 1.0))
+    torch.testing.assert_close(whole.l2_optimality_error(found), found.state.error)
+    bounds = (start - 1.0, start + 1.0)
+    torch.testing.assert_close(
+        bounded.l2_optimality_error(within, bounds), bounded.l2_optimality_error(within.params, bounds)
+    )
+
+
 def test_memory_of_a_state_lies_where_jaxopt_puts_it() -> None:
     solver = torchopt.LBFGS(rosenbrock, history_size=3, maxiter=5, tol=0.0)
     start = torch.tensor([-1.2, 1.0], dtype=torch.float64)

@@ -183,11 +183,24 @@ def test_broyden_shortens_steps_that_lead_out_of_the_domain() -> None:
 
 
 def test_broyden_tries_the_whole_step_again_after_a_search_that_failed() -> None:
-    """``gamma`` has the wrong sign, so the first step leads uphill.  Linear systems need at most 2 n whole steps."""
+    """``gamma`` has the wrong sign, so that the first step leads uphill; for n unknowns, 2 n whole steps are enough."""
     slopes = torch.tensor([0.1, 0.01, 0.001], dtype=torch.float64)
     solver = torchopt.Broyden(lambda x: -slopes * x, tol=1e-10, maxiter=10)
     _, state = solver.run(torch.tensor([1.0, 0.4, -0.2], dtype=torch.float64))
     assert state.status == Status.CONVERGED
+
+
+def test_broyden_goes_on_from_an_earlier_result() -> None:
+    start, a = torch.zeros(2, dtype=torch.float64), torch.tensor([1.0, 2.0], dtype=torch.float64)
+    make = functools.partial(
+        torchopt.Broyden, lambda x, a: x + 0.5 * torch.sin(x.flip(0)) - a, tol=1e-12, history_size=8
+    )
+    half = make(maxiter=3).run(start, a)
+    whole, rest = make(maxiter=6).run(start, a), make(maxiter=3).run(half, a)
+    torch.testing.assert_close(rest.params, whole.params)
+    assert int(rest.state.iter_num) == int(whole.state.iter_num) == 6
+    torch.testing.assert_close(make().update(half, half.state, a).params, make(maxiter=4).run(start, a).params)
+    torch.testing.assert_close(make().l2_optimality_error(half, a), half.state.error)
 
 
 def test_broyden_stops_where_the_search_fails() -> None:

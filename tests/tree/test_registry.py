@@ -143,6 +143,8 @@ def test_reduce_all_any_and_leaves_skip_none() -> None:
     some = {'a': 1, 'b': [None, 0]}
     assert tree.leaves(some) == [1, 0]
     assert tree.reduce(lambda total, x: total + x, some, 5) == 6
+    assert tree.reduce(lambda total, x: total - x, {'a': 5, 'b': (None, 2, 1)}) == 2
+    assert tree.reduce(lambda total, x: total + x, [(1, 2), (3,)], is_leaf=lambda x: isinstance(x, tuple)) == (1, 2, 3)
     assert (tree.all(some), tree.any(some)) == (False, True)
     assert (tree.all({'a': None}), tree.any({'a': None})) == (True, False)
 

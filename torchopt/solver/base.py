@@ -18,7 +18,7 @@ from torchopt import checks, progress, tree
 from torchopt.levels import eager, without_wrappers
 from torchopt.loop import while_loop
 from torchopt.solver import adjoint
-from torchopt.solver.run import KKTSolution, OptStep, Task, check_start, conclude, iterate, names_the_start
+from torchopt.solver.run import KKTSolution, OptStep, Task, check_start, conclude, iterate, names_the_start, params_of
 from torchopt.spelling import check_names_of
 
 __all__ = ['IterativeSolver', 'KKTSolution', 'OptStep', 'Solver', 'StochasticSolver']
@@ -159,7 +159,7 @@ class IterativeSolver(Solver):
 
     def task(self, init_params: Any, *args: Any, **kwargs: Any) -> Task:
         """The steps of a run.  Solvers that work on vectors override it, to flatten trees once."""
-        start = OptStep(init_params, self.init_state(init_params, *args, **kwargs))
+        start = OptStep(params_of(init_params), self.init_state(init_params, *args, **kwargs))
         return Task(start, lambda last: self.update(*last, *args, **kwargs), lambda last: last)
 
     def progress(self, state: Any) -> dict[str, Any]:

@@ -28,10 +28,10 @@ from torchopt.solver.compact import Pair
 from torchopt.solver.linesearch import LineSearch, linesearch_of
 from torchopt.solver.objective import Objective, Vectors
 from torchopt.solver.problem import BatchProblem, Problem, may_write
-from torchopt.solver.run import OptStep, Task, as_tensors
+from torchopt.solver.run import OptStep, Task, as_tensors, params_of
 from torchopt.solver.status import Status, has_no_bound
 
-__all__ = ['DescentSolver', 'Work', 'first_stepsize', 'params_of']
+__all__ = ['DescentSolver', 'Work', 'first_stepsize']
 
 _Memory = TypeVar('_Memory')
 
@@ -289,8 +289,3 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
                 status,
             ),
         )
-
-
-def params_of(params: Any) -> Any:
-    """The parameters of the result of a run, and other parameters as they are."""
-    return params.params if isinstance(params, OptStep) else params

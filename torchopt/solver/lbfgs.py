@@ -13,10 +13,11 @@ from torch import Tensor
 from torchopt import checks, tree
 from torchopt.solver.batch_window import BatchWindow
 from torchopt.solver.compact import Memory, Pair, Rows, Window
-from torchopt.solver.descent import DescentSolver, Work, params_of
+from torchopt.solver.descent import DescentSolver, Work
 from torchopt.solver.linesearch import LineSearch
 from torchopt.solver.objective import Vectors
 from torchopt.solver.problem import HostProblem, Problem
+from torchopt.solver.run import params_of
 
 __all__ = ['LBFGS', 'LbfgsState', 'as_rings', 'from_rings']
 

@@ -23,6 +23,7 @@ from torchopt.solver.lbfgs import as_rings, from_rings
 from torchopt.solver.linesearch import LineSearch
 from torchopt.solver.objective import Objective, Vectors, signature_with
 from torchopt.solver.problem import Problem
+from torchopt.solver.run import params_of
 
 __all__ = ['LBFGSB', 'LbfgsbState']
 
@@ -211,6 +212,7 @@ class LBFGSB(DescentSolver[_Pairs]):
 
     def optimality_fun(self, sol: Any, bounds: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """The way from a point to the projection of a step along the negative gradient, :math:`P(w - g) - w`."""
+        sol = params_of(sol)
         problem = self._problem(sol, (bounds, *args), kwargs)
         x = problem.vectors.pack(sol)
         return problem.vectors.unpack(problem.steepest(x, problem(x)[1]))

@@ -28,6 +28,7 @@ __all__ = [
     'conclude',
     'iterate',
     'names_the_start',
+    'params_of',
 ]
 
 
@@ -67,6 +68,11 @@ class KKTSolution(NamedTuple):
     primal: Any
     dual_eq: Any = None
     dual_ineq: Any = None
+
+
+def params_of(start: Any) -> Any:
+    """The parameters of a start, which may be an :class:`OptStep`, the result of another run."""
+    return start.params if isinstance(start, OptStep) else start
 
 
 class Task(NamedTuple):
@@ -147,7 +153,7 @@ def check_start(init_params: Any) -> None:
         TypeError: If a parameter is not a tensor, or has another dtype.
         ValueError: If a value is NaN or infinite.
     """
-    init_params = init_params.params if isinstance(init_params, OptStep) else init_params
+    init_params = params_of(init_params)
     leaves = tree.leaves(init_params)
     for i, x in enumerate(leaves):
         if not isinstance(x, Tensor):

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ['all', 'any', 'broadcast_prefix', 'check_matching', 'detached', 'map', 'map_with_path', 'reduce']
 
+_NOTHING: Any = object()
+
 
 def map(
     f: Callable[..., Any],
@@ -71,15 +73,33 @@ def map_with_path(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     return map(lambda x, path, *others: f(path, x, *others), tree, unflatten(spec, paths), *rest)
 
 
-def reduce(f: Callable[[Any, Any], Any], tree: Any, initializer: Any) -> Any:
+def reduce(
+    f: Callable[[Any, Any], Any],
+    tree: Any,
+    initializer: Any = _NOTHING,
+    is_leaf: Callable[[Any], bool] | None = None,
+) -> Any:
     """Reduce the leaves of a tree from left to right, without ``None`` leaves.
+
+    Args:
+        f: ``f(total, leaf)`` returns the next total.
+        tree: The tree.
+        initializer: The first total; the first leaf if it is left out.
+        is_leaf: ``is_leaf(node)`` returns True for nodes of ``tree`` to treat as leaves.
+
+    Returns:
+        The last total.
+
+    Raises:
+        TypeError: If the tree has no leaves and there is no ``initializer``.
 
     Example:
         >>> import torchopt
         >>> torchopt.tree.reduce(lambda total, x: total + x, {'w': 1, 'b': (2, None)}, 0)
         3
     """
-    return functools.reduce(f, leaves(tree), initializer)
+    first = () if initializer is _NOTHING else (initializer,)
+    return functools.reduce(f, leaves(tree, is_leaf), *first)
 
 
 def all(tree: Any) -> bool:

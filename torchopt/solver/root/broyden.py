@@ -21,6 +21,7 @@ from torchopt.solver.arguments import check_state
 from torchopt.solver.auxiliary import split_aux
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.objective import Vectors
+from torchopt.solver.run import params_of
 from torchopt.solver.status import Status
 
 __all__ = ['Broyden', 'BroydenState']
@@ -185,14 +186,15 @@ class Broyden(IterativeSolver):
         return vectors.pack(value, 'the result of fun'), aux
 
     def init_state(self, init_params: Any, *args: Any, **kwargs: Any) -> BroydenState:
-        """The state before the first step."""
-        vectors = Vectors(init_params)
-        x = vectors.pack(init_params)
+        """The state before the first step; with an :class:`OptStep`, the inverse Jacobian of its state is kept."""
+        params = params_of(init_params)
+        vectors = Vectors(params)
+        x = vectors.pack(params)
         value, aux = self._value(vectors, x, args, kwargs)
         (error,) = numbers(norm_in_double(value))
         assert self.history_size is not None
         empty = vectors.unpack(x.new_zeros(self.history_size, x.numel()))
-        return BroydenState(
+        state = BroydenState(
             0,
             vectors.unpack(value),
             self.max_stepsize,
@@ -206,10 +208,15 @@ class Broyden(IterativeSolver):
             0,
             int(Status.RUNNING),
         )
+        if isinstance(init_params, OptStep):
+            kept = ('iter_num', 'stepsize', 'd_history', 'c_history', 'gamma')
+            state = state._replace(**{name: getattr(init_params.state, name) for name in kept})
+        return state
 
     def update(self, params: Any, state: BroydenState, *args: Any, **kwargs: Any) -> OptStep:
         """One step."""
         check_state(state)
+        params = params_of(params)
         vectors = Vectors(params)
         x, value = vectors.pack(params), vectors.pack(state.value)
         inverse = _Inverse(state.gamma, vectors.pack_rows(state.c_history), vectors.pack_rows(state.d_history))
@@ -245,8 +252,7 @@ class Broyden(IterativeSolver):
             squared_norm(stepsize)
         new_x, new_value, aux = at['x'], at['value'], at['aux']
         (error,) = numbers(norm_in_double(new_value))
-        assert self.history_size is not None
-        inverse = inverse.updated(state.iter_num % self.history_size, new_x - x, new_value - value, error < math.inf)
+        inverse = inverse.updated(state.iter_num % len(inverse.c), new_x - x, new_value - value, error < math.inf)
         new_state = BroydenState(
             state.iter_num + 1,
             vectors.unpack(new_value),
@@ -265,7 +271,7 @@ class Broyden(IterativeSolver):
 
     def optimality_fun(self, params: Any, *args: Any, **kwargs: Any) -> Any:
         """The function, without auxiliary output."""
-        return split_aux(self.fun(params, *args, **kwargs), self.has_aux, 'fun')[0]
+        return split_aux(self.fun(params_of(params), *args, **kwargs), self.has_aux, 'fun')[0]
 
     def progress(self, state: BroydenState) -> dict[str, Any]:
         """The step size."""
