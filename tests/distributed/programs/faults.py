@@ -124,7 +124,7 @@ def main() -> None:
     if todist.get_rank() == 0:
         save(on_rank_0())
     elif CASE == 'a main function that does not return' and todist.get_rank() == 1:
-        time.sleep(5)
+        time.sleep(8)
 
 
 if __name__ == '__main__':
