@@ -31,8 +31,8 @@ LAYERS = {
         3: 'numerics',
         4: 'rules norms preconditions spelling',
         5: '_C tree',
-        6: 'checks factories assignment isotonic scalars quasi_newton',
-        7: 'autodiff',
+        6: 'checks factories assignment isotonic scalars',
+        7: 'autodiff quasi_newton',
         8: 'elementwise loop',
         9: 'base pytree second_order linear_solve linesearch projections prox perturbations microbatching '
         'distributed visual',
