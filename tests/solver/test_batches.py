@@ -151,5 +151,5 @@ def test_derivatives_and_batches_of_batches(name: str) -> None:
     jacobian = torch.stack([torch.func.jacrev(solution)(scale) for scale in scales[0]])
     for derivative in (torch.func.jacrev, torch.func.jacfwd):
         torch.testing.assert_close(torch.vmap(derivative(solution))(scales[0]), jacobian, rtol=0, atol=1e-6)
-        total = derivative(lambda scales: torch.vmap(solution)(scales))(scales[0])
+        total = derivative(torch.vmap(solution))(scales[0])
         torch.testing.assert_close(total.diagonal(dim1=0, dim2=2).T, jacobian, rtol=0, atol=1e-6)
