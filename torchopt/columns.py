@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._functorch.pyfunctorch import VmapInterpreter, retrieve_current_functorch_interpreter
 from torch.autograd import forward_ad
 
-from torchopt.levels import without_wrappers
+from torchopt.levels import is_tracing, without_wrappers
 
 __all__ = [
     'SMALLEST_SQUARE',
@@ -39,7 +39,7 @@ _functorch = torch._C._functorch
 
 def batch_size() -> int | None:
     """The size of the batch if one ``torch.vmap`` is all that transforms and records this code, else None."""
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or forward_ad._current_level >= 0:
+    if is_tracing() or torch.is_grad_enabled() or forward_ad._current_level >= 0:
         return None
     levels = _functorch.get_interpreter_stack()
     if levels is None or len(levels) != 1:
