@@ -119,7 +119,7 @@ class BFGS(DescentSolver[_Memory]):
     def _remember(self, memory: _Memory, x: Pair, gradient: Pair, direction: Tensor, moved: Any) -> _Memory:
         if isinstance(memory, BatchInverse):
             return memory.remember(x, gradient, moved)
-        return pick(moved, self._after(memory, x, gradient), memory)  # type: ignore[no-any-return]
+        return pick(moved, self._after(memory, x, gradient), memory)
 
     def _after(self, memory: _Inverse, x: Pair, gradient: Pair) -> _Inverse:
         s, y = x[1] - x[0], gradient[1] - gradient[0]
@@ -142,7 +142,7 @@ class BFGS(DescentSolver[_Memory]):
     def _forget(self, memory: _Memory, gradient: Tensor, test: Any) -> _Memory:
         if isinstance(memory, BatchInverse):
             return memory.cleared(test)
-        return pick(test, self._empty(gradient, False), memory)  # type: ignore[no-any-return]
+        return pick(test, self._empty(gradient, False), memory)
 
     def _as_state(self, work: Work, vectors: Vectors) -> BfgsState:
         begin = (work.iter_num, work.value, vectors.unpack(work.grad), work.stepsize, work.error)

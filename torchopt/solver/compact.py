@@ -139,7 +139,7 @@ class Rows(NamedTuple):
     def cleared(self, test: Any) -> Rows:
         """The memory without pairs, if a test holds."""
         s, y, weights = (torch.zeros_like(x) for x in self[:3])
-        return pick(test, Rows(s, y, weights, 1.0, self.scaled), self)  # type: ignore[no-any-return]
+        return pick(test, Rows(s, y, weights, 1.0, self.scaled), self)
 
     def rows(self) -> Rows:
         """The memory itself."""
@@ -149,7 +149,7 @@ class Rows(NamedTuple):
         """The memory with one more pair, if that has positive curvature; otherwise with one less."""
         if not len(self.weights):
             return self
-        return pick(moved, self._after(x, gradient), self)  # type: ignore[no-any-return]
+        return pick(moved, self._after(x, gradient), self)
 
     def _after(self, x: Pair, gradient: Pair) -> Rows:
         s, y = x[1] - x[0], gradient[1] - gradient[0]

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -157,8 +158,8 @@ class LBFGS(DescentSolver[Memory]):
             return HostProblem(self._objective, params, args, kwargs)
         return super()._running_problem(init_params, args, kwargs)
 
-    def _empty(self, gradient: Tensor, in_place: bool) -> Memory:
-        if in_place and gradient.ndim == 2:
+    def _empty(self, gradient: Any, in_place: bool) -> Memory:
+        if isinstance(gradient, np.ndarray) and gradient.ndim == 2:
             return BatchWindow(gradient, self.history_size, self.use_gamma)
         if in_place:
             return Window(gradient, self.history_size, self.use_gamma)

@@ -138,13 +138,13 @@ class NonlinearCG(DescentSolver[_Direction]):
             above, below = numbers(y @ new, y @ direction if self.method == 'hestenes-stiefel' else old @ old)
         known = (below > 0.0) & (above > 0.0)
         beta = where(known, above / where(known, below, 1.0), 0.0)
-        return pick(moved, _Direction(beta * direction - new, False), memory)  # type: ignore[no-any-return]
+        return pick(moved, _Direction(beta * direction - new, False), memory)
 
     def _is_empty(self, memory: _Direction) -> Any:
         return memory.is_steepest
 
     def _forget(self, memory: _Direction, gradient: Tensor, test: Any) -> _Direction:
-        return pick(test, self._empty(gradient, False), memory)  # type: ignore[no-any-return]
+        return pick(test, self._empty(gradient, False), memory)
 
     def _as_state(self, work: Work, vectors: Vectors) -> NonlinearCGState:
         gradient, direction = vectors.unpack(work.grad), vectors.unpack(work.memory.direction)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from typing import Any
 
 import jax
@@ -14,10 +15,12 @@ import osqp
 import pytest
 import scipy.sparse
 import torch
+from torch import Tensor
 
 import torchopt
 from tests.solver.derivatives import assert_derivatives
 from tests.solver.quadratic.problems import KNOWN, Problem, array, random_problem
+from torchopt.linear_solve import LinearSolveWarning
 from torchopt.solver import KKTSolution, Status
 
 PROBLEMS = {**KNOWN, **{f'random {seed}': random_problem(seed) for seed in range(4)}}
@@ -329,6 +332,50 @@ def test_proofs() -> None:
         Q, c = torch.eye(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
         G, h = torch.tensor([[1.0], [-1.0]], dtype=torch.float64), torch.tensor([-1.0, -1.0], dtype=torch.float64)
         torchopt.CvxpyQP().run(None, (Q, c), None, (G, h))
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
+def test_proofs_in_every_precision(dtype: torch.dtype) -> None:
+    """One batch: rows that contradict each other or nearly do, and objectives with or almost without a bound."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    x, y, A = random(16, 5), random(16, 2), random(16, 2, 5)
+    middle = (A @ x.unsqueeze(-1)).squeeze(-1)
+    row, top = (y.unsqueeze(1) @ A), (y * middle + y.abs()).sum(-1, keepdim=True)  # the most that the rows permit
+    Q, c = torch.eye(5, dtype=torch.float64), random(16, 5)
+    for gap, end in ((1.0, Status.INFEASIBLE), (-0.1, Status.CONVERGED)):
+        data = torch.cat([A, row], 1), torch.cat([middle - 1.0, top + gap], 1), torch.cat([middle + 1.0, top + 9.0], 1)
+        solver = torchopt.BoxOSQP(tol=1e-3)
+        single = [v.to(dtype) for v in (c, *data)]
+        status = torch.vmap(lambda c, A, l, u, s=solver: s.run(None, (Q.to(dtype), c), A, (l, u)).state.status)(*single)
+        assert status.tolist() == [end] * 16
+    for curvature, end in ((0.0, Status.UNBOUNDED), (2.0**-8, Status.CONVERGED)):
+        Q = torch.diag(torch.tensor([1.0, curvature], dtype=dtype))
+        sign = torch.tensor([-1.0, 1.0], dtype=dtype)
+        rows, one = torch.tensor([[1.0, 0.0]], dtype=dtype), torch.ones(1, dtype=dtype)
+        bounds = -one, one
+        assert torchopt.BoxOSQP(tol=1e-3).run(None, (Q, sign), rows, bounds).state.status == end
+        one_sided = torch.cat([rows, -rows]), torch.ones(2, dtype=dtype)
+        assert torchopt.OSQP(tol=1e-3).run(None, (Q, sign), None, one_sided).state.status == end
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
+@pytest.mark.parametrize('solve', [torchopt.linear_solve.solve_gmres, torchopt.linear_solve.solve_normal_cg])
+def test_equations_that_contradict_each_other(solve: Any, dtype: torch.dtype) -> None:
+    Q, c = 2.0 * torch.eye(2, dtype=dtype), torch.ones(2, dtype=dtype)
+    solver, once = torchopt.EqualityConstrainedQP(solve=solve, tol=1e-4), torch.ones(2, 2, dtype=dtype)
+    for size in (1e-6, 1.0, 1e6):
+        with pytest.warns(LinearSolveWarning, match='contradict each other'):
+            solver.run(None, (Q, c), (once, torch.tensor([size, 2.0 * size], dtype=dtype)))
+        nearly = once + torch.tensor([[0.0, 0.0], [0.0, 1e-2]], dtype=dtype)
+        for A, b in ((once, (size, size)), (nearly, (size, 2.0 * size))):
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore', LinearSolveWarning)
+                warnings.filterwarnings('error', message='.*contradict each other')
+                solver.run(None, (Q, c), (A, torch.tensor(b, dtype=dtype)))
 
 
 Q2, c2 = torch.eye(2), torch.ones(2)

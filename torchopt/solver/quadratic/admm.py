@@ -54,10 +54,14 @@ class Iterate(NamedTuple):
 
 
 class Factor(NamedTuple):
-    """The matrix of the linear systems of a step, factored: the inverse if it is small, its triangular root if not."""
+    """The matrix of the linear systems of a step, factored: the inverse if it is small, its triangular root if not.
+
+    ``sigma`` is what was added to its diagonal.
+    """
 
     root: Tensor
     rho: Tensor
+    sigma: Tensor
 
     def solve(self, b: Tensor) -> Tensor:
         """Solve a system."""
@@ -78,17 +82,18 @@ def factorize(qp: BoxQP, rho_bar: Tensor, settings: Settings) -> Factor:
     diagonal = K.diagonal(dim1=-2, dim2=-1)
     # At least so much that the factorization succeeds in spite of rounding.
     least = 4.0 * torch.finfo(K.dtype).eps * diagonal.amax(-1, keepdim=True) * K.shape[-1] ** 0.5
-    K = K + torch.diag_embed((settings.sigma + least).expand_as(diagonal))
+    sigma = settings.sigma + least
+    K = K + torch.diag_embed(sigma.expand_as(diagonal))
     root, failed = torch.linalg.cholesky_ex(K)
     root = torch.where((failed > 0)[..., None, None], torch.nan, root)
-    return Factor(torch.cholesky_inverse(root) if root.shape[-1] <= _SMALL else root, rho)
+    return Factor(torch.cholesky_inverse(root) if root.shape[-1] <= _SMALL else root, rho, sigma)
 
 
 def step(qp: BoxQP, factor: Factor, now: Iterate, settings: Settings) -> Iterate:
     """One step."""
     x, z, y = now
     rho, alpha = factor.rho, settings.momentum
-    guess = factor.solve(settings.sigma * x - qp.c + product(qp.A.mT, rho * z - y))
+    guess = factor.solve(factor.sigma * x - qp.c + product(qp.A.mT, rho * z - y))
     relaxed = z + alpha * (product(qp.A, guess) - z)
     new_z = clip(relaxed + y / rho, qp.l, qp.u)
     return Iterate(x + alpha * (guess - x), new_z, y + rho * (relaxed - new_z))
@@ -141,7 +146,7 @@ def _is_infeasible(qp: BoxQP, x: Tensor, dy: Tensor, tolerance: float) -> Tensor
     excess = -support.sum(-1)
     rounding = 1e2 * torch.finfo(x.dtype).eps * support.abs().sum(-1)
     radius = x.abs().sum(-1).clamp(min=1.0) / tolerance
-    return (excess > rounding) & (excess > radius * _size(product(qp.A.mT, dy))) & ~impossible.any(-1)
+    return (excess > rounding) & (excess > radius * _size(_beyond_rounding(qp.A.mT, dy))) & ~impossible.any(-1)
 
 
 def _is_unbounded(qp: BoxQP, x: Tensor, y: Tensor, dx: Tensor, tolerance: float) -> Tensor:
@@ -152,14 +157,21 @@ def _is_unbounded(qp: BoxQP, x: Tensor, y: Tensor, dx: Tensor, tolerance: float)
     is at most :math:`\|y\|_1` times the distance of :math:`A \delta` from the directions that stay within the bounds.
     So these are beyond a bound, which must be ``1 / tolerance`` times their current norm.
     """
-    along = product(qp.A, dx)
+    along = _beyond_rounding(qp.A, dx)
     leaves = torch.where(qp.u.isposinf(), 0.0, torch.relu(along))
     leaves = leaves + torch.where(qp.l.isneginf(), 0.0, torch.relu(-along))
     descent = -(qp.c * dx).sum(-1)
     rounding = 1e2 * torch.finfo(x.dtype).eps * (qp.c * dx).abs().sum(-1)
-    bent = _size(product(qp.Q, dx))
+    bent = _size(_beyond_rounding(qp.Q, dx))
     radius = torch.maximum(x.abs().sum(-1), y.abs().sum(-1)).clamp(min=1.0) / tolerance
     return (descent > rounding) & (descent > radius * torch.maximum(bent, _size(leaves)))
+
+
+def _beyond_rounding(M: Tensor, v: Tensor) -> Tensor:
+    """A product with a matrix, less what may be rounding of the matrix, the vector and the sums."""
+    found = product(M, v)
+    noise = 2.0 * v.shape[-1] ** 0.5 * torch.finfo(v.dtype).eps * product(M.abs(), v.abs())
+    return found - torch.minimum(torch.maximum(found, -noise), noise)
 
 
 def _size(v: Tensor) -> Tensor:

@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from torchopt import checks
-from torchopt.levels import eager
-from torchopt.linear_solve import solve_gmres, solve_iterative_refinement
+from torchopt.levels import eager, runs_directly
+from torchopt.linear_solve import LinearSolveWarning, solve_gmres, solve_iterative_refinement
 from torchopt.solver.base import OptStep, Solver
 from torchopt.solver.quadratic.osqp import OneSided
 from torchopt.solver.quadratic.problem import objective_of
@@ -91,7 +93,7 @@ class EqualityConstrainedQP(Solver):
             ValueError: If shapes do not match.
 
         Warns:
-            LinearSolveWarning: If the tolerance was missed: the equations may contradict each other.
+            LinearSolveWarning: If the tolerance was missed, or the equations contradict each other.
         """
         check_kkt(init_params)
         problem = self._problem(init_params, params_obj, params_eq)
@@ -121,6 +123,7 @@ class EqualityConstrainedQP(Solver):
             x, y = solve_iterative_refinement(
                 matvec, right, init, self.refine_maxiter, self.tol, rough, matvec_A_bar=regular
             )
+        _warn_of_contradictions(A, b, x)
         return OptStep(KKTSolution(problem.x.unpack(x), z.unpack(y), None), None)
 
     def optimality_fun(self, params: KKTSolution, params_obj: Any, params_eq: Any) -> KKTSolution:
@@ -139,3 +142,23 @@ class EqualityConstrainedQP(Solver):
         init_x = None if params is None else params.primal
         objective = objective_of(params_obj, self.matvec_Q, self.fun, init_x)
         return OneSided.of(objective, (params_eq, self.matvec_A), (None, None))
+
+
+def _warn_of_contradictions(A: Tensor, b: Tensor, x: Tensor) -> None:
+    """Warn if no point satisfies the equations to the precision of their dtype, as far as that can be read."""
+    if not runs_directly():
+        return
+    eps = torch.finfo(b.dtype).eps
+    A, b, x = (v.detach().double().cpu() for v in (A, b, x))
+    missed = torch.linalg.vector_norm(A @ x - b)
+    if bool(missed <= eps**0.5 * torch.linalg.vector_norm(b)):
+        return
+    nearest = torch.linalg.lstsq(A, b.unsqueeze(-1), rcond=eps * max(A.shape), driver='gelsd').solution.squeeze(-1)
+    size = torch.linalg.matrix_norm(A) * torch.linalg.vector_norm(nearest) + torch.linalg.vector_norm(b)
+    if bool(torch.linalg.vector_norm(A @ nearest - b) > eps**0.5 * size):
+        warnings.warn(
+            f'EqualityConstrainedQP: the equations of params_eq contradict each other: every point misses one of them, '
+            f'the result by {missed.item():.3g} in all. Check A and b, or remove equations.',
+            LinearSolveWarning,
+            stacklevel=2,
+        )

@@ -132,6 +132,7 @@ def _run(qp: BoxQP, x: Tensor, y: Tensor, settings: Settings) -> Ended:
         rho_bar.clone(),
     )
     next_polish, attempts = 2 * settings.check_every, 0
+    earlier, next_mark = now, 2 * settings.check_every
     for count in range(1, settings.maxiter + 1):
         last, now = now, admm.step(scaled.qp, factor, now, settings)
         checks = count % settings.check_every == 0 or count == settings.maxiter
@@ -149,8 +150,12 @@ def _run(qp: BoxQP, x: Tensor, y: Tensor, settings: Settings) -> Ended:
                     now, error, status = _polished(scaled, qp, now, factor, error, status, settings, True)
             if settings.check_infeasible:
                 x, _, y = scaled.original(*now)
-                dx, _, dy = scaled.original(*(a - b for a, b in zip(now, last)))
-                status = admm.with_certificates(qp, (x, y), (dx, dy), status, settings)
+                # The change in one step, and that since long ago, which rounding blurs less.
+                for before in (last, earlier):
+                    dx, _, dy = scaled.original(*(a - b for a, b in zip(now, before)))
+                    status = admm.with_certificates(qp, (x, y), (dx, dy), status, settings)
+                if count >= next_mark:
+                    earlier, next_mark = now, 2 * count
             done = status != Status.RUNNING
             if count == settings.maxiter:
                 done = torch.ones_like(done)
@@ -167,7 +172,8 @@ def _run(qp: BoxQP, x: Tensor, y: Tensor, settings: Settings) -> Ended:
                     break
                 keep = ~done
                 alive, rho_bar = alive[keep], rho_bar[keep]
-                qp, now = BoxQP(*(v[keep] for v in qp)), Iterate(*(v[keep] for v in now))
+                qp = BoxQP(*(v[keep] for v in qp))
+                now, earlier = (Iterate(*(v[keep] for v in z)) for z in (now, earlier))
                 scaled = scaled.part(keep)
                 factor = admm.Factor(*(v[keep] for v in factor))
         if count % settings.rho_every == 0:
