@@ -12,8 +12,8 @@
 
 All variants run in one process with one thread, by turns.  A figure is the median CPU time of a call, and in
 parentheses the median of its ratio to JAX in the same round.  The garbage collector is off, as in the suite.  The first
-call of the compiled variant, which compiles the graphs, is timed separately: CPU time of the process and of its
-compilers, and time on the clock.
+calls of the variants ``graph`` and ``inductor``, which make the graphs, are timed separately: CPU time of the process
+and of its compilers, and time on the clock.
 """
 
 from __future__ import annotations

@@ -149,7 +149,7 @@ _is_recording = False
 
 @functools.cache
 def _prepare_tracing() -> None:
-    torch.compiler.allow_in_graph(_recorded_step)  # loads the compiler
+    torch.compiler.allow_in_graph(_recorded_step)  # type: ignore[no-untyped-call]  # loads the compiler
     torch.compiler.assume_constant_result(_has_plan)  # type: ignore[no-untyped-call]
 
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from torchopt._C.call import Call, Column, Order, Unsupported
 from torchopt._C.fused import compute, launch
 from torchopt._C.operation import call_of, made
-from torchopt._C.plain import plain
 
 __all__ = ['direct']
 
@@ -124,18 +123,23 @@ def _(
     rows: Sequence[int] | None,
     tensors: Column,
 ) -> Any:
-    call = call_of(names, onto_params, order, leaves, outputs, values, rows)
+    size = info.batch_size
     dims = in_dims[8] if isinstance(in_dims[8], (list, tuple)) else [None] * len(tensors)
-    if in_dims[6] is not None or call.order == Order.VJP_WITH_COEFS:
-
-        def some(coefs: Any, *tensors: Any) -> tuple[Tensor, ...]:
-            return tuple(_only_made(call, tensors, plain(call)(coefs, *tensors)))
-
-        found = torch.vmap(some, in_dims=(in_dims[6], *dims))(coefs, *tensors)
-        return list(found), [0] * len(found)
     batched = [
-        x if x is None else x.expand(info.batch_size, *x.shape) if d is None else x.movedim(d, 0)
-        for x, d in zip(tensors, dims)
+        x if x is None else x.expand(size, *x.shape) if d is None else x.movedim(d, 0) for x, d in zip(tensors, dims)
     ]
-    found = _kernel(names, onto_params, order, leaves, outputs, values, coefs, rows, batched)
-    return found, [0] * len(found)
+    if coefs is None or (in_dims[6] is None and order != Order.VJP_WITH_COEFS):
+        # The rest is elementwise, so a batch is a larger leaf.
+        found = _kernel(names, onto_params, order, leaves, outputs, values, coefs, rows, batched)
+        return found, [0] * len(found)
+    # Each sample has its own coefficients, or its own sums over elements: samples become leaves, with their own rows.
+    table = coefs.expand(size, *coefs.shape) if in_dims[6] is None else coefs.movedim(in_dims[6], 0)
+    number = table.shape[1]
+    of_leaf = [i * number + row for row in rows or [0] * leaves for i in range(size)]
+    samples = [y for x in batched for y in ([None] * size if x is None else x.unbind())]
+    found = _kernel(
+        names, onto_params, order, leaves * size, outputs, None, table.reshape(size * number, -1), of_leaf, samples
+    )
+    own = [found.pop().reshape(table.shape)] if order == Order.VJP_WITH_COEFS else []
+    results = [torch.stack(found[i : i + size]) for i in range(0, len(found), size)] + own
+    return results, [0] * len(results)

@@ -139,9 +139,10 @@ def _filled(value: float) -> Rule:
 
 def _sum(node: fx.Node) -> fx.Node | None:
     """The sum of transposed matrices as the transpose of their sum, and without zeros."""
-    if node.kwargs or not isinstance(node.args[1], fx.Node):
+    args: Any = node.args
+    if node.kwargs or not isinstance(args[1], fx.Node):
         return None
-    a, b = node.args
+    a, b = args
     for x, y in ((a, b), (b, a)):
         if y.target is aten.full.default and y.args[1] == 0 and _alike(node, x):
             return x
@@ -167,9 +168,10 @@ def _view(node: fx.Node) -> fx.Node | None:
 
 def _sum_with_product(node: fx.Node) -> fx.Node | None:
     """``x + a @ b`` as one operation."""
-    if node.kwargs or not isinstance(node.args[1], fx.Node):
+    args: Any = node.args
+    if node.kwargs or not isinstance(args[1], fx.Node):
         return None
-    for x, y in (node.args, node.args[::-1]):
+    for x, y in (args, args[::-1]):
         if y.target is aten.mm.default and len(y.users) == 1 and _alike(node, y) and _dtype(x) == _dtype(y):
             return _made(node, aten.addmm.default, _row(x), *y.args)
     return None
@@ -177,7 +179,8 @@ def _sum_with_product(node: fx.Node) -> fx.Node | None:
 
 def _layer(node: fx.Node) -> fx.Node | None:
     """``x @ w.T`` and ``x @ w.T + b`` as one operation."""
-    *bias, x, y = node.args
+    args: Any = node.args
+    *bias, x, y = args
     if node.kwargs or y.target is not aten.t.default or any(b.meta['val'].dim() != 1 for b in bias):
         return None
     return _made(node, aten.linear.default, x, y.args[0], *bias)
