@@ -248,7 +248,7 @@ def _in_blocks(*matrices: Tensor) -> Iterable[tuple[Tensor, ...]]:
     first = matrices[0]
     if first.shape[1] <= _COLUMNS or first.dtype is torch.float64 or is_tracing():
         return [matrices]
-    return zip(*[x.split(_COLUMNS, 1) for x in matrices])
+    return zip(*[torch.split(x, _COLUMNS, 1) for x in matrices])
 
 
 def _times(rows: Sequence[Tensor], vector: Sequence[Tensor]) -> Tensor:

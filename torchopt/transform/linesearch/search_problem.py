@@ -61,8 +61,8 @@ class SearchProblem(NamedTuple):
         elementwise.check_updates(updates, params)
         tree.check_matching(grad, params, name='grad', like='params')
         _check_arguments(value_fn, extra)
-        weights, given = ([x for x in tree.leaves(part) if isinstance(x, Tensor)] for part in (params, (updates, grad)))
-        plain = is_plain(weights, given) and not any(map(has_tangent, [*weights, *given]))
+        weights, found = ([x for x in tree.leaves(part) if isinstance(x, Tensor)] for part in (params, (updates, grad)))
+        plain = is_plain(weights, found) and not any(map(has_tangent, [*weights, *found]))
         if plain:
             # Updates and gradients have no graph.
             params = detached(params) if any(p.requires_grad for p in weights) else params
