@@ -70,8 +70,8 @@ class BatchWindow:
             found.append(np.where(held[:, :, None], np.take_along_axis(x, places[:, :, None], 1), 0.0))
         ds = np.where(held, np.take_along_axis(self.ds, places, 1), 1.0)
         weights = np.where(held, 1.0 / ds, 0.0)
-        tensors = [from_column(x.astype(self.table.dtype)) for x in (*found, weights, self.gamma)]
-        return Rows(*tensors, self.scaled)
+        s, y, rho, gamma = (from_column(x.astype(self.table.dtype)) for x in (*found, weights, self.gamma))
+        return Rows(s, y, rho, gamma, self.scaled)
 
     def remember(self, x: tuple[Any, Any], gradient: tuple[Any, Any], moved: Any = True) -> BatchWindow:
         """Add the pairs that have positive curvature in place; otherwise drop one."""
