@@ -194,7 +194,7 @@ def test_a_step_without_a_derivative_runs() -> None:
 
 def test_results_that_are_changed_in_place() -> None:
     h = INIT.clone().requires_grad_()
-    y, ys = scan(lambda h, _: ((W @ h).exp(), h), h, length=3, compile='graph')
+    y, ys = scan(lambda h, _: ((W @ h).exp(), h), h, length=3, compile='eager')
     loss = y.sum() + ys.sum()
     ys.detach().zero_()  # a copy
     y.detach().zero_()  # not kept, since it is elementwise

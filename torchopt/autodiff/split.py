@@ -125,6 +125,7 @@ def _graph(
             shape, dtype, device = zeros[node]
             options: Any = {'dtype': dtype, 'device': device, 'pin_memory': False}
             new[node] = graph.call_function(torch.ops.aten.full.default, (list(shape), 0), options)
+            new[node].meta = dict(node.meta)
         return new[node]
 
     for node in nodes:
