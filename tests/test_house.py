@@ -25,7 +25,7 @@ INTERFACE = '__init__'
 LAYERS = {
     unit: layer
     for layer, units in {
-        0: 'version dtypes sharding progress',
+        0: 'version dtypes kinds sharding progress',
         1: 'levels',
         2: 'columns graphs',
         3: 'numerics',

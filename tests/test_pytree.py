@@ -147,7 +147,7 @@ def test_wait_raises_what_a_future_raised_and_names_what_is_no_future() -> None:
     failed.set_exception(ArithmeticError('lost'))
     with pytest.raises(ArithmeticError, match='lost'):
         pytree.tree_wait([failed])
-    with pytest.raises(TypeError, match=r"future_tree\['a'\]\[0\] is a int"):
+    with pytest.raises(TypeError, match=r"future_tree\['a'\]\[0\] is an int"):
         pytree.tree_wait({'a': [3]})
 
 

@@ -19,6 +19,7 @@ from typing_extensions import Self
 
 from torchopt import elementwise, tree
 from torchopt.factories import FactoryCall, call_again, factory
+from torchopt.kinds import kind_of
 from torchopt.preconditions import Precondition, required_by_all, wrong_state
 from torchopt.spelling import absent
 
@@ -327,7 +328,7 @@ def _stages(members: tuple[GradientTransformation, ...]) -> list[tuple[int, Call
 
 def _require_states(members: Sequence[GradientTransformation], state: Any, params: Any = None) -> None:
     if not isinstance(state, tuple) or len(state) != len(members):
-        kind = f'a tuple of {len(state)}' if isinstance(state, tuple) else f'a {type(state).__name__}'
+        kind = f'a tuple of {len(state)}' if isinstance(state, tuple) else kind_of(state)
         problem = 'The number of updates and states has to be the same in chain!'
         raise wrong_state(state, f'{problem} This chain has {len(members)} members, but its state is {kind}.', 'chain')
 

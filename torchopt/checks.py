@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from torchopt.kinds import described, kind_of
 from torchopt.levels import is_tracing, without_wrappers
 from torchopt.numerics import as_python_scalar
 
@@ -85,9 +86,7 @@ def _number(name: str, value: Any) -> float | None:
                 ' A schedule is passed alone, as the learning rate. For groups with schedules of their own use '
                 'torchopt.transform.partition, for other arguments torchopt.schedule.inject_hyperparams.'
             )
-        raise TypeError(
-            f'Invalid {name}: {value!r} is a {type(value).__name__}; expected a number or a 0-d tensor.{hint}'
-        ) from None
+        raise TypeError(f'Invalid {name}: {described(value)}; expected a number or a 0-d tensor.{hint}') from None
 
 
 def scalar(name: str, value: Any) -> None:
@@ -153,7 +152,7 @@ def learning_rate(name: str, lr: Any) -> None:
 def function(name: str, value: Any, remedy: str = '') -> None:
     """Require something that can be called."""
     if not callable(value):
-        raise TypeError(f'Invalid {name}: a {type(value).__name__}; expected a function. {remedy}'.rstrip())
+        raise TypeError(f'Invalid {name}: {kind_of(value)}; expected a function. {remedy}'.rstrip())
 
 
 def linear_solver(name: str, value: Any) -> None:
@@ -187,7 +186,7 @@ def schedule(name: str, value: Any) -> None:
     """Require a schedule."""
     if not is_schedule(value):
         raise TypeError(
-            f'Invalid {name}: {value!r} is a {type(value).__name__}; expected a function from the step count to a '
+            f'Invalid {name}: {described(value)}; expected a function from the step count to a '
             f'number. For a constant use torchopt.transform.scale.'
         )
 

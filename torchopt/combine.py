@@ -16,6 +16,7 @@ from torchopt.base import (
     identity,
     with_extra_args_support,
 )
+from torchopt.kinds import kind_of
 from torchopt.preconditions import Precondition, required_by_all, wrong_state
 
 __all__ = ['chain', 'chain_flat', 'named_chain']
@@ -121,7 +122,7 @@ def named_chain(*args: tuple[str, GradientTransformation]) -> GradientTransforma
 
     def fits(state: Any, params: Any = None) -> None:
         if not isinstance(state, dict) or set(state) != set(members):
-            found = sorted(state, key=str) if isinstance(state, dict) else f'a {type(state).__name__}'
+            found = sorted(state, key=str) if isinstance(state, dict) else kind_of(state)
             problem = f'The state of this named_chain is {found}; expected a dict with the names {sorted(members)}.'
             raise wrong_state(state, problem, of='chain')
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt.dtypes import widened
+from torchopt.kinds import kind_of
 from torchopt.levels import eager
 from torchopt.linear_solve import solve_cg
 from torchopt.linear_solve.solve import iteration_limit
@@ -397,9 +398,7 @@ def _as_function(A: Any, b: Any, name: str, error: type[Exception]) -> Callable[
 
 def _require_square(matrix: Any, name: str, error: type[Exception]) -> None:
     if not isinstance(matrix, Tensor):
-        raise TypeError(
-            f'`{name}` must be a square matrix, a tree of them or a function, but it is a {type(matrix).__name__}.'
-        )
+        raise TypeError(f'`{name}` must be a square matrix, a tree of them or a function, but it is {kind_of(matrix)}.')
     if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
         what = 'Linear operator must be a square matrix' if error is TypeError else f'`{name}` must be a square matrix'
         raise error(f'{what}, but has shape: {tuple(matrix.shape)}. For a linear function pass the function itself.')

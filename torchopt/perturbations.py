@@ -24,6 +24,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from torchopt import checks, dtypes, levels, tree
 from torchopt.dtypes import DTypeLike, as_dtype
+from torchopt.kinds import described, kind_of
 from torchopt.spelling import names_checked
 from torchopt.tree.random import Key, seed_or_generator
 
@@ -396,9 +397,7 @@ class _WithSlope(torch.autograd.Function):
 
 def _check(num_samples: Any, sigma: Any) -> None:
     if isinstance(num_samples, bool) or not isinstance(num_samples, int):
-        raise TypeError(
-            f'Invalid num_samples: {num_samples!r} is a {type(num_samples).__name__}; expected an int >= 1.'
-        )
+        raise TypeError(f'Invalid num_samples: {described(num_samples)}; expected an int >= 1.')
     if num_samples < 1:
         raise ValueError(f'Invalid num_samples: {num_samples}; expected an int >= 1.')
     checks.positive('sigma', sigma)
@@ -408,8 +407,8 @@ def _perturb(key: Key, x: Any, num_samples: int, sigma: float, noise: Noise) -> 
     """The noise and the perturbed arguments, without a graph, with the samples along the first dimension."""
     for path, leaf in tree.flatten_with_path(x):
         if leaf is not None and not (isinstance(leaf, Tensor) and leaf.is_floating_point()):
-            kind = leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__
-            raise TypeError(f'Invalid argument: x{path} is a {kind}; expected a tensor of a real floating dtype.')
+            kind = f'of dtype {leaf.dtype}' if isinstance(leaf, Tensor) else kind_of(leaf)
+            raise TypeError(f'Invalid argument: x{path} is {kind}; expected a tensor of a real floating dtype.')
         if leaf is not None:
             checks.perturbation('sigma', sigma, leaf)
     # Inside transforms, draw the noise only once, outside of them, since a key always gives the same noise.

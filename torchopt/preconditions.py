@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+from torchopt.kinds import kind_of, with_article
+
 __all__ = [
     'Precondition',
     'check_preconditions',
@@ -69,7 +71,7 @@ def state_of(kind: type) -> Precondition:
 
     def check(state: Any, params: Any = None) -> None:
         if not isinstance(state, kind):
-            raise wrong_state(state, f'The state is a {type(state).__name__}; expected a {kind.__name__}.')
+            raise wrong_state(state, f'The state is {kind_of(state)}; expected {with_article(kind.__name__)}.')
 
     return Precondition(check, 'always', kind=kind)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed.rpc as rpc
 
+from torchopt.kinds import kind_of
 from torchopt.tree import add_scale, optree_names, vdot
 from torchopt.tree.optree_names import *  # noqa: F403
 from torchopt.tree.optree_names import (  # noqa: F401
@@ -284,7 +285,7 @@ def tree_wait(future_tree: Any) -> Any:
         # Future.then and collect_all return instances of this base class.
         if not isinstance(future, torch._C.Future):
             raise TypeError(
-                f'{accessor.codify("future_tree")} is a {type(future).__name__}; expected a '
+                f'{accessor.codify("future_tree")} is {kind_of(future)}; expected a '
                 f'torch.futures.Future, the result of an asynchronous call.'
             )
     torch.futures.wait_all(futures)

@@ -17,6 +17,7 @@ from torchopt.base import (
 )
 from torchopt.dtypes import is_inexact
 from torchopt.graphs import as_non_leaf, carries_no_graph
+from torchopt.kinds import kind_of
 from torchopt.numerics import as_python_scalar, as_scalar_like, one_minus
 
 __all__ = ['apply_updates', 'incremental_update', 'periodic_update', 'update_params']
@@ -216,7 +217,7 @@ def _raise_misfit(params: Any, i: int, p: Any, u: Any) -> None:
         raise ValueError(f'params{path} is None, but its update is not. Pass None as its update.')
     elementwise.check_inexact(p, name=f'params{path}')
     if not isinstance(u, torch.Tensor) or u.shape != p.shape:
-        shape = tuple(u.shape) if hasattr(u, 'shape') else f'none, it is a {type(u).__name__}'
+        shape = tuple(u.shape) if hasattr(u, 'shape') else f'none, it is {kind_of(u)}'
         raise ValueError(
             f'updates{path} and params{path} must have the same shape: {shape} and {tuple(p.shape)}. '
             f'Pass the gradients of these parameters.'

@@ -227,7 +227,7 @@ def test_the_result_is_named_after_the_function() -> None:
 
 ONES = torch.ones(2)
 REFUSED = {
-    'no function': (lambda: torchopt.grad(3), TypeError, 'fun is a int; expected a function'),
+    'no function': (lambda: torchopt.grad(3), TypeError, 'fun is an int; expected a function'),
     'no int': (lambda: torchopt.grad(loss, 'x'), TypeError, "Invalid argnums: 'x'; expected an int"),
     'a float': (lambda: torchopt.grad(loss, (0, 1.0)), TypeError, 'Invalid argnums'),
     'empty': (lambda: torchopt.grad(loss, ()), ValueError, 'argnums is empty'),
@@ -235,7 +235,7 @@ REFUSED = {
     'too few': (lambda: torchopt.grad(cubic, 2)(ONES, ONES), TypeError, 'argnums has 2, but .* 2 positional'),
     'too low': (lambda: torchopt.grad(cubic, -3)(ONES, ONES), TypeError, 'argnums has -3'),
     'by name': (lambda: torchopt.grad(torch.sum)(input=ONES), TypeError, '0 positional arguments. Pass .* by position'),
-    'an int': (lambda: torchopt.grad(lambda x: x)(1), TypeError, 'Argument 0 is a int; .* real floating .* `.float'),
+    'an int': (lambda: torchopt.grad(lambda x: x)(1), TypeError, 'Argument 0 is an int; .* real floating .* `.float'),
     'integers': (
         lambda: torchopt.grad(lambda x, p: x, 1)(ONES, {'step': torch.tensor(1)}),
         TypeError,
@@ -255,8 +255,8 @@ REFUSED = {
     'one element': (lambda: torchopt.grad(lambda x: x)(ONES[:1]), TypeError, r'shape \(1,\)'),
     'a complex value': (lambda: torchopt.grad(lambda x: x * 1j)(1.0), TypeError, 'complex64; .* its real part'),
     'an integer value': (lambda: torchopt.grad(lambda x: (x > 0).sum())(ONES), TypeError, 'torch.int64; expected'),
-    'an int as value': (lambda: torchopt.grad(lambda x: 3)(1.0), TypeError, 'fun returned a int; expected a real'),
-    'nothing': (lambda: torchopt.grad(lambda x: None)(1.0), TypeError, 'fun returned a NoneType'),
+    'an int as value': (lambda: torchopt.grad(lambda x: 3)(1.0), TypeError, 'fun returned an int; expected a real'),
+    'nothing': (lambda: torchopt.grad(lambda x: None)(1.0), TypeError, 'fun returned None'),
     'a pair': (lambda: torchopt.grad(lambda x: (x, x))(1.0), TypeError, 'a tuple of 2; .* has_aux=True'),
     'no pair': (
         lambda: torchopt.grad(lambda x: x, has_aux=True)(1.0),

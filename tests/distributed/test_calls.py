@@ -44,7 +44,7 @@ ERRORS = {
     'an unknown name': ('RuntimeError', 'nobody', ''),
     'no parts': ('ValueError', 'no parts', ''),
     'retries': ('ValueError', 'retries', ''),
-    'func': ('TypeError', 'func is a int', ''),
+    'func': ('TypeError', 'func is an int', ''),
     'sizes': ('ValueError', r'args[1] has size 3 there and args[2] has size 2', ''),
     'a reducer': ('ZeroDivisionError', 'division', ''),
     'torch.func': ('RuntimeError', 'torch.func', ''),

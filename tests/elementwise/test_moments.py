@@ -115,7 +115,7 @@ FAULTS = {
         {'a': torch.ones(2), 'c': torch.ones(3)},
         {'a': torch.ones(2), 'c': None},
         ValueError,
-        r"updates\['c'\].*its state is a NoneType",
+        r"updates\['c'\].*its state is None",
     ),
     'integer update': (
         {'a': torch.ones(2), 'c': torch.ones(3, dtype=torch.int64)},

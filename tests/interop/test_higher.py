@@ -460,7 +460,7 @@ def enter(make: Callable[[nn.Sequential], Any], model: Any = None) -> Callable[[
 
 
 ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
-    'no model': (enter(opt_of, model=3), TypeError, 'model is a int'),
+    'no model': (enter(opt_of, model=3), TypeError, 'model is an int'),
     'no optimizer': (enter(lambda net: net), TypeError, 'opt is a Sequential'),
     'meta-optimizer': (
         enter(lambda net: torchopt.MetaSGD(net, lr=0.1)),

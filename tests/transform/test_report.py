@@ -143,7 +143,7 @@ def test_compilation_breaks_the_graph() -> None:
 
 
 REFUSED: dict[str, tuple[tuple[Any, ...], type[Exception], str]] = {
-    'write': ((3, {}), TypeError, 'write is a int'),
+    'write': ((3, {}), TypeError, 'write is an int'),
     'measure': ((print, {'x': 1.0}), TypeError, r"measures\['x'\]"),
     'every float': ((print, {}, 1.5), TypeError, 'every is 1.5'),
     'every bool': ((print, {}, True), TypeError, 'every is True'),

@@ -108,7 +108,7 @@ MISMATCHES = {
     'extra key': ({'a': [1]}, {'a': [1], 'b': 2}, r"tree 2\['b'\].*not expected"),
     'wrong kind': ({'a': (1, 2)}, {'a': [1, 2]}, r"tree 2\['a'\], expected a tuple.*a list"),
     'wrong length': ([[1, 2]], [[1]], r'tree 2\[0\]\[1\].*missing'),
-    'leaf for node': ({'a': {'b': 1}}, {'a': 1}, r"tree 2\['a'\], expected a dict and found a int"),
+    'leaf for node': ({'a': {'b': 1}}, {'a': 1}, r"tree 2\['a'\], expected a dict and found an int"),
     'none for node': ({'a': {'b': 1}}, {'a': None}, r"tree 2\['a'\], expected a dict and found None"),
     'named tuple for tuple': ([(1, 2)], [Pair(1, 2)], r'tree 2\[0\], expected a tuple.*Pair'),
     'static part': (Box(1, 'x'), Box(1, 'y'), 'static parts differ'),

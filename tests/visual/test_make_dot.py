@@ -216,7 +216,7 @@ def test_the_page_grows_with_the_graph() -> None:
         ({'var': 'loss'}, TypeError, r"var: 'loss' is a str. Pass a tensor"),
         ({'var': {'loss': 1.0}}, TypeError, r"var\['loss'\]: 1.0 is a float"),
         ({'var': []}, ValueError, r'var: it contains no tensor'),
-        ({'params': 3}, TypeError, r'params: 3 is a int, which does not name tensors. Pass a mapping'),
+        ({'params': 3}, TypeError, r'params: 3 is an int, which does not name tensors. Pass a mapping'),
         ({'params': 'w'}, TypeError, r"params: 'w' is a str"),
         ({'params': {'w': 'x'}}, TypeError, r"params\['w'\]: 'x' is a str"),
         ({'params': [object]}, TypeError, r'params\[0\]: '),

@@ -118,7 +118,7 @@ def test_a_path_ends_where_it_is_not_finite() -> None:
         (lambda: plot_landscape(bowl, torchopt.sgd(0.1), start=(1,)), ValueError, r'start: its shape is \(1,\)'),
         (lambda: plot_landscape(bowl, {'a': [1, 2]}), ValueError, r"paths\['a'\]: its shape is \(2,\)"),
         (lambda: plot_landscape(bowl, {'a': 'x'}), TypeError, r"paths\['a'\]: 'x' is neither"),
-        (lambda: plot_landscape(bowl, 3), TypeError, r'paths: 3 is a int'),
+        (lambda: plot_landscape(bowl, 3), TypeError, r'paths: 3 is an int'),
         (
             lambda: plot_landscape(bowl, bounds=((0, 1), (0, 1)), resolution=1),
             ValueError,

@@ -35,7 +35,7 @@ NORMAL = Normal(0.0, 1.0)
         ({'argnums': (0, 1.0)}, TypeError, 'Invalid argnums'),
         ({'argnums': None}, TypeError, 'Invalid argnums: None'),
         ({'seed': 1.5}, TypeError, 'Invalid seed: 1.5 is a float'),
-        ({'generator': 3}, TypeError, 'Invalid generator: 3 is a int; .* Pass an int as seed'),
+        ({'generator': 3}, TypeError, 'Invalid generator: 3 is an int; .* Pass an int as seed'),
         ({'seed': 1, 'generator': torch.Generator()}, TypeError, 'generator and seed were both given'),
         ({'executor': 2}, TypeError, 'Invalid executor: 2; expected an executor of concurrent.futures'),
         ({'executor': ThreadPoolExecutor(1), 'vectorize': True}, TypeError, 'vectorize not True'),
@@ -79,7 +79,7 @@ def backward(f, *args, **options) -> None:
     [
         (total, (), {'argnums': 1}, ValueError, 'argnums has 1, but the function was called with 1 positional'),
         (total, (), {'argnums': -2}, ValueError, 'argnums has -2'),
-        (total, (3,), {'argnums': (0, 1)}, TypeError, 'argnums has 1, but that argument, a int, contains no tensor'),
+        (total, (3,), {'argnums': (0, 1)}, TypeError, 'argnums has 1, but that argument, an int, contains no tensor'),
         (total, (torch.arange(3),), {'argnums': 1}, TypeError, 'a Tensor, contains no tensor of a floating dtype'),
         (lambda x: 1.0, (), {}, TypeError, '`output` must be a tensor. The function returned a float'),
         (lambda x: x, (), {}, RuntimeError, r'`output` must be a scalar tensor. .* of shape \(3,\); .* its mean'),
@@ -95,7 +95,7 @@ def test_the_function_is_refused(f, args, options, error: type[Exception], messa
 
 
 def test_no_function() -> None:
-    with pytest.raises(TypeError, match='zero_order decorates a function; 3 is a int'):
+    with pytest.raises(TypeError, match='zero_order decorates a function; 3 is an int'):
         zero_order(NORMAL)(3)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from torchopt import tree
+from torchopt.kinds import kind_of
 
 __all__ = ['check_leaves', 'checked', 'positions_of', 'resolve']
 
@@ -81,7 +82,7 @@ def _kind(x: Any) -> str:
 
 def _describe(x: Any) -> str:
     dtype = getattr(x, 'dtype', None)
-    return f'a {type(x).__name__}' if dtype is None else f'of dtype {dtype}'
+    return kind_of(x) if dtype is None else f'of dtype {dtype}'
 
 
 def checked(fun: Callable[..., Any], has_aux: bool) -> Callable[..., tuple[Tensor, Any]]:
@@ -109,7 +110,7 @@ def _output(value: Any) -> str:
     if isinstance(value, Tensor):
         return f'a tensor of shape {tuple(value.shape)} and dtype {value.dtype}'
     length = f' of {len(value)}' if isinstance(value, (tuple, list)) else ''
-    return f'a {type(value).__name__}{length}'
+    return f'{kind_of(value)}{length}'
 
 
 def _remedy(value: Any) -> str:

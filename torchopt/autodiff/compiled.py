@@ -33,6 +33,7 @@ from torchopt.autodiff.staged import Compiler, StagedFunction
 from torchopt.autodiff.steps import Loop, run_loop
 from torchopt.autodiff.tape import Leaves
 from torchopt.autodiff.variables import Remembered
+from torchopt.kinds import kind_of
 from torchopt.levels import in_transform, is_tracing
 
 __all__ = ['Backend', 'Compiled']
@@ -361,10 +362,10 @@ def _check_leaves(leaves: Sequence[Any]) -> None:
     for x in leaves:
         if isinstance(x, Tensor) and type(x) not in (Tensor, nn.Parameter, nn.Buffer):
             raise TypeError(
-                f'compile: the function uses a {type(x).__name__}; expected tensors of torch. Run it without compile.'
+                f'compile: the function uses {kind_of(x)}; expected tensors of torch. Run it without compile.'
             )
         if not isinstance(x, (Tensor, bool, int, float, complex, str, type(None))):
-            raise TypeError(f'compile: a leaf is a {type(x).__name__}; expected tensors, numbers and None.')
+            raise TypeError(f'compile: a leaf is {kind_of(x)}; expected tensors, numbers and None.')
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt.autodiff.arguments import check_leaves, checked, positions_of, resolve
+from torchopt.kinds import kind_of
 
 __all__ = ['forward_value_and_grad']
 
@@ -67,7 +68,7 @@ def forward_value_and_grad(
     """
     wanted, single = positions_of(argnums)
     if not callable(fun):
-        raise TypeError(f'fun is a {type(fun).__name__}; expected a function.')
+        raise TypeError(f'fun is {kind_of(fun)}; expected a function.')
     checks.integer('chunk_size', chunk_size, 1, optional=True)
     checked_fun = checked(fun, has_aux)
 

@@ -14,6 +14,7 @@ from torchopt import tree
 from torchopt.autodiff.arguments import check_leaves, checked, positions_of, resolve
 from torchopt.autodiff.products import is_autograd_off
 from torchopt.autodiff.recompute import recomputed_gradient
+from torchopt.kinds import kind_of
 from torchopt.levels import is_tracing
 from torchopt.sharding import refuse_fsdp
 
@@ -85,7 +86,7 @@ def value_and_grad(
     """
     positions, single = positions_of(argnums)
     if not callable(fun):
-        raise TypeError(f'fun is a {type(fun).__name__}; expected a function.')
+        raise TypeError(f'fun is {kind_of(fun)}; expected a function.')
     if checkpoint not in (None, 'reverse', 'mixed'):
         raise ValueError(f"Invalid checkpoint: {checkpoint!r}; expected None, 'reverse' or 'mixed'.")
     checked_fun = checked(fun, has_aux)

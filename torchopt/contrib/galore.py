@@ -18,6 +18,7 @@ from torchopt.base import (
 )
 from torchopt.combine import chain
 from torchopt.contrib.matrix_axes import MatrixShape, matrices_of_leaves
+from torchopt.kinds import described
 from torchopt.loop.selection import branch
 from torchopt.numerics import as_scalar_like, increment, zero_count
 from torchopt.preconditions import required_by_all, state_of
@@ -106,7 +107,7 @@ def scale_by_galore(
         <https://arxiv.org/abs/2403.03507>`_, ICML 2024.
     """
     if not isinstance(rank, int) or isinstance(rank, bool):
-        raise TypeError(f'Invalid rank: {rank!r} is a {type(rank).__name__}; expected an int.')
+        raise TypeError(f'Invalid rank: {described(rank)}; expected an int.')
     checks.at_least('rank', rank, 1)
     checks.at_least('update_proj_gap', update_proj_gap, 1)
     checks.number('scale', scale)

@@ -19,6 +19,7 @@ from torchopt.combine import chain
 from torchopt.contrib.constants import kept_copy, without_graphs
 from torchopt.contrib.scalars import check_rate, rate_at, scalar_beside
 from torchopt.dtypes import DTypeLike, as_dtype
+from torchopt.kinds import kind_of
 from torchopt.numerics import as_python_scalar, as_scalar_like, increment, positive_ratio, tensor_like, zero_count
 from torchopt.preconditions import Precondition, params_for, required_by, state_of
 from torchopt.rules import average
@@ -78,7 +79,7 @@ def schedule_free_eval_params(state: Any, params: Any) -> Any:
     b1, z = getattr(state, 'b1', None), getattr(state, 'z', None)
     if b1 is None or z is None:
         raise ValueError(
-            f'The state is a {type(state).__name__}; expected a ScheduleFreeState. Pass the state of schedule_free; '
+            f'The state is {kind_of(state)}; expected a ScheduleFreeState. Pass the state of schedule_free; '
             f'in a chain it is a member of the tuple.'
         )
 

@@ -26,6 +26,7 @@ from torch import Tensor
 from torchopt import tree
 from torchopt.distributed.errors import translate_collective
 from torchopt.dtypes import real_dtype
+from torchopt.kinds import kind_of
 from torchopt.levels import apply_function
 
 __all__ = ['all_reduce', 'replicate']
@@ -112,7 +113,7 @@ def _tensors(values: Any) -> tuple[list[Tensor | None], Any]:
     leaves, spec = tree.flatten(values)
     for path, x in tree.flatten_with_path(values):
         if x is not None and not isinstance(x, Tensor):
-            raise TypeError(f'values{path} is a {type(x).__name__}; expected a tensor.')
+            raise TypeError(f'values{path} is {kind_of(x)}; expected a tensor.')
     return leaves, spec
 
 

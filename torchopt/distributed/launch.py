@@ -28,6 +28,7 @@ from torchopt.distributed.ranks import (
     has_rpc,
     members,
 )
+from torchopt.kinds import kind_of
 
 __all__ = ['auto_init_process_group', 'auto_init_rpc']
 
@@ -78,7 +79,7 @@ def auto_init_rpc(
     """
     for name, value in (('worker_init_fn', worker_init_fn), ('worker_name_format', worker_name_format)):
         if value is not None and not callable(value):
-            raise TypeError(f'{name} is a {type(value).__name__}; expected a function.')
+            raise TypeError(f'{name} is {kind_of(value)}; expected a function.')
     if not shutdown_timeout > 0:
         raise ValueError(f'Invalid shutdown_timeout: {shutdown_timeout}; expected a number of seconds > 0.')
 

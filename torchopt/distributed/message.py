@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from torchopt.distributed.reference import rref_of, value_to_send
+from torchopt.kinds import kind_of
 
 __all__ = ['Message', 'as_leaf', 'copied', 'differentiable', 'pack', 'pack_each', 'unpack']
 
@@ -67,7 +68,7 @@ class _Pickler(pickle.Pickler):
             if type(obj) not in (Tensor, nn.Parameter):
                 if obj.requires_grad:
                     raise TypeError(
-                        f'A {type(obj).__name__} that requires grad cannot be sent with its gradient. Send a plain '
+                        f'{kind_of(obj)} that requires grad cannot be sent with its gradient. Send a plain '
                         f'tensor, or detach it.'
                     )
                 return NotImplemented

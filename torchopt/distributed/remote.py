@@ -14,6 +14,7 @@ from torchopt import checks
 from torchopt.distributed.call import Limits, call, prepare
 from torchopt.distributed.partition import Partitioner, Reducer, Results, batch_partitioner, mean_reducer
 from torchopt.distributed.ranks import get_worker_id, require_rpc
+from torchopt.kinds import kind_of
 from torchopt.levels import in_transform
 
 __all__ = ['parallelize', 'parallelize_async', 'parallelize_sync', 'remote_async_call', 'remote_sync_call']
@@ -79,7 +80,7 @@ def remote_async_call(
             'called function, or differentiate with torch.autograd.'
         )
     if not callable(func):
-        raise TypeError(f'func is a {type(func).__name__}; expected a function.')
+        raise TypeError(f'func is {kind_of(func)}; expected a function.')
     if not isinstance(retries, int) or retries < 0:
         raise ValueError(f'Invalid retries: {retries!r}; expected an int >= 0.')
     args, kwargs = tuple(args or ()), dict(kwargs or {})

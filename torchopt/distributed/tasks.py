@@ -24,6 +24,7 @@ from torchopt.distributed.errors import Failure
 from torchopt.distributed.partition import share_of
 from torchopt.dtypes import real_dtype
 from torchopt.graphs import carries_graph, leaves_of
+from torchopt.kinds import kind_of
 from torchopt.levels import apply_function, in_transform
 from torchopt.progress import Progress, reporter
 from torchopt.sharding import is_dtensor
@@ -171,7 +172,7 @@ def _do(fn: Any, own: list[Any], params: Any, leaves: list[Tensor], has_aux: boo
     for number, task in enumerate(own):
         returned = fn(params, task)
         if has_aux and not (isinstance(returned, tuple) and len(returned) == 2):
-            raise TypeError(f'fn returned a {type(returned).__name__}; expected a pair (loss, aux) with has_aux=True.')
+            raise TypeError(f'fn returned {kind_of(returned)}; expected a pair (loss, aux) with has_aux=True.')
         loss, aux = returned if has_aux else (returned, None)
         if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.dtype not in _DTYPES:
             what = f'a tensor of shape {tuple(loss.shape)}, {loss.dtype}' if isinstance(loss, Tensor) else repr(loss)

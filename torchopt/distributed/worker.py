@@ -23,6 +23,7 @@ from torchopt.distributed.errors import Failure
 from torchopt.distributed.message import Message, as_leaf, differentiable, pack, unpack
 from torchopt.distributed.reference import Reference
 from torchopt.graphs import leaves_of, nodes_of
+from torchopt.kinds import kind_of
 
 __all__ = ['Answer', 'differentiate', 'execute', 'lend']
 
@@ -100,7 +101,7 @@ def execute(request: Message, record: bool, released: Sequence[int]) -> Answer:
             message, _ = pack(result, classify)
         except Exception as error:
             raise TypeError(
-                f'The result of the function, a {type(result).__name__}, cannot be sent back: {error}. Return tensors, '
+                f'The result of the function, {kind_of(result)}, cannot be sent back: {error}. Return tensors, '
                 f'numbers, or objects that can be pickled.'
             ) from error
         _refuse_calls_of_torch(outputs)
@@ -146,7 +147,7 @@ def lend(rref: Any, record: bool) -> Answer:
         def classify(x: Tensor) -> tuple[str, Any]:
             if record and x.requires_grad:
                 raise RuntimeError(
-                    f'The value of an RRef, a {type(value).__name__} on worker {rref.owner().id}, contains tensors '
+                    f'The value of an RRef, {kind_of(value)} on worker {rref.owner().id}, contains tensors '
                     f'that require grad, to which this call cannot return gradients. Pass an RRef of the module or of '
                     f'the tensors, from the process that owns them; or call the function on their owner '
                     f'(partitioner={rref.owner().id}), or under torch.no_grad().'

@@ -15,6 +15,7 @@ import torch
 
 from torchopt.dtypes import is_inexact, real_dtype
 from torchopt.graphs import detach_graph
+from torchopt.kinds import kind_of
 from torchopt.levels import is_tracing
 from torchopt.numerics import in_single
 from torchopt.tree.ops import describe_shapes, map, map_with_path
@@ -92,7 +93,7 @@ def check_inexact(tree: Any, *, name: str) -> None:
 
     def check(path: str, x: Any) -> None:
         if not isinstance(x, torch.Tensor):
-            raise TypeError(f'{name}{path} is a {type(x).__name__}; expected a tensor. {_remedy(x)}')
+            raise TypeError(f'{name}{path} is {kind_of(x)}; expected a tensor. {_remedy(x)}')
         if not (x.is_floating_point() or x.is_complex()):
             raise TypeError(
                 f'{name}{path} has dtype {x.dtype}; expected a floating or complex dtype. Leave integer tensors '

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from torchopt import tree
 from torchopt.graphs import carries_graph
+from torchopt.kinds import kind_of
 
 __all__ = ['bind', 'match', 'parameters_within', 'refuse_hidden_parameters', 'signature_of']
 
@@ -81,7 +82,7 @@ def refuse_hidden_parameters(arguments: Any) -> None:
     for path, leaf in tree.flatten_with_path(arguments):
         if isinstance(leaf, nn.Module) and any(p.requires_grad for p in leaf.parameters()):
             raise TypeError(
-                f'An argument ({path}) is a {type(leaf).__name__} whose parameters require gradients, but would get '
+                f'An argument ({path}) is {kind_of(leaf)} whose parameters require gradients, but would get '
                 'none. Pass dict(module.named_parameters()) and use torch.func.functional_call, or call '
                 'module.requires_grad_(False).'
             )

@@ -16,6 +16,7 @@ from torchopt.autodiff.closure import is_recording
 from torchopt.dtypes import is_inexact
 from torchopt.implicit_diff.binding import Reference, bind, match, refuse_hidden_parameters, signature_of
 from torchopt.implicit_diff.root import Root, Solver, attach_derivative, select_tensors
+from torchopt.kinds import kind_of
 from torchopt.levels import eager, has_tangent, in_transform
 from torchopt.linear_solve.solve import TreeShape
 from torchopt.spelling import names_checked
@@ -193,7 +194,7 @@ def find_root(
         shape = TreeShape(solution, 'the solution')
         if not shape.unknowns and optimality_arguments.selected:
             raise TypeError(
-                f'The solver returned a {type(solution).__name__} without tensors of a floating or complex dtype, '
+                f'The solver returned {kind_of(solution)} without tensors of a floating or complex dtype, '
                 f'which can have no derivative. Return a tensor, not its item(), or a tree of tensors.'
             )
         root = Root(optimality_fun, shape, optimality_arguments, solve, constants)

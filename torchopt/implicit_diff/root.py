@@ -31,6 +31,7 @@ from torchopt.autodiff.closure import Converted, closure_convert
 from torchopt.autodiff.products import jvp, replacing, vjp
 from torchopt.autodiff.tape import Leaves
 from torchopt.dtypes import is_inexact, real_dtype
+from torchopt.kinds import kind_of
 from torchopt.levels import apply_function, forward_mode, in_transform, saved_tensors
 from torchopt.linear_solve.direct import solve_jacobian
 from torchopt.linear_solve.operators import Adjoint, Jacobian
@@ -226,7 +227,7 @@ def _graph_only_for(*tensors: Tensor) -> torch.set_grad_enabled:
 def _check_arguments(name: str, value: Any) -> None:
     if not isinstance(value, (tuple, list)):
         raise TypeError(
-            f'{name} is a {type(value).__name__}; expected a tuple with one entry for each argument after sol. Pass '
+            f'{name} is {kind_of(value)}; expected a tuple with one entry for each argument after sol. Pass '
             f'{name}=(a,) for one argument.'
         )
 
@@ -337,7 +338,7 @@ def root_jvp(
     leaves = [a if t is None else _as_tensor(a, shape) for t, a in zip(found, leaves)]
     for t, a in zip(found, leaves):
         if t is not None and not isinstance(a, Tensor):
-            raise TypeError(f'An argument is a {type(a).__name__} and has a tangent. Pass None as its tangent.')
+            raise TypeError(f'An argument is {kind_of(a)} and has a tangent. Pass None as its tangent.')
     arguments = select_tensors((tree.unflatten(spec, leaves), {}))
     theta_dot = [_as_tensor(found[i], shape) for i in arguments.positions]
     for t, a in zip(theta_dot, arguments.selected):

@@ -16,6 +16,7 @@ import torch
 
 from torchopt import tree
 from torchopt.base import GradientTransformation, UninitializedState
+from torchopt.kinds import kind_of
 from torchopt.optim import Optimizer
 from torchopt.optim.gradients import without_integers
 from torchopt.optim.meta import MetaOptimizer
@@ -144,7 +145,7 @@ def from_torchopt_state(
         return _convert(state, target.init(params), 'state', None)
     if not isinstance(target, (Optimizer, MetaOptimizer)):
         raise TypeError(
-            f'target is a {type(target).__name__}; expected a GradientTransformation, an Optimizer or a MetaOptimizer.'
+            f'target is {kind_of(target)}; expected a GradientTransformation, an Optimizer or a MetaOptimizer.'
         )
     if params is not None:
         raise TypeError('params is given, but an optimizer has its own. Leave it out.')
@@ -212,7 +213,7 @@ def _stage(old: Any, like: Any, name: str, order: list[int] | None) -> Any:
     kind = _KINDS[type(old).__name__]
     damped = type(like).__name__ == 'DampedTraceState' and kind.ours == 'TraceState'
     if type(like).__name__ != kind.ours and not damped:
-        raise ValueError(f'{name} is {_called(old)}, but this optimizer has a {type(like).__name__} here. {_MINE}')
+        raise ValueError(f'{name} is {_called(old)}, but this optimizer has {kind_of(like)} here. {_MINE}')
     found: dict[str, Any] = {}
     for field, ours in kind.fields.items():
         value, where = getattr(old, field), f'{name}.{field}'
@@ -305,5 +306,5 @@ def _called(x: Any) -> str:
     if isinstance(x, torch.Tensor):
         return f'a tensor of shape {tuple(x.shape)}'
     if type(x) in (tuple, list):
-        return f'a {type(x).__name__} of {len(x)}'
-    return f'a {type(x).__name__}'
+        return f'{kind_of(x)} of {len(x)}'
+    return kind_of(x)

@@ -15,6 +15,7 @@ from torchopt import checks, tree
 from torchopt.autodiff.closure import Converted, closure_convert
 from torchopt.autodiff.tape import Leaves, Product
 from torchopt.dtypes import is_inexact
+from torchopt.kinds import kind_of
 from torchopt.levels import eager, in_transform
 from torchopt.linear_solve.derivative import Method, Normal, solve_system
 from torchopt.linear_solve.operators import Closure, Operator, Shifted
@@ -54,7 +55,7 @@ class TreeShape:
         for i, x, like in zip(selection.positions, selection.of(other, name=name, like=self.name), self.unknowns):
             if not isinstance(x, Tensor) or x.shape != like.shape:
                 path = tree.flatten_with_path(self.pack(self.unknowns))[i][0]
-                kind = f'has shape {tuple(x.shape)}' if isinstance(x, Tensor) else f'is a {type(x).__name__}'
+                kind = f'has shape {tuple(x.shape)}' if isinstance(x, Tensor) else f'is {kind_of(x)}'
                 raise ValueError(
                     f'{name}{path} {kind}, but {self.name}{path} has shape {tuple(like.shape)}. They must have the '
                     'same shapes.'
@@ -101,9 +102,7 @@ def solve_with(
     """
     name = method.name
     if not callable(matvec):
-        raise TypeError(
-            f'{name}: matvec is a {type(matvec).__name__}; expected a function of a tree. For a matrix: A.matmul.'
-        )
+        raise TypeError(f'{name}: matvec is {kind_of(matvec)}; expected a function of a tree. For a matrix: A.matmul.')
     rhs = TreeShape(b, 'b')
     guess = rhs if init is None else TreeShape(init, 'init')
     if not normal:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchopt import tree
 from torchopt.dtypes import is_inexact
+from torchopt.kinds import kind_of
 from torchopt.numerics import as_scalar_like
 from torchopt.scalars import numbers, pick, settled, where
 
@@ -186,7 +187,7 @@ def value_and_gradient(
 
 def _scalar(value: Any, name: str) -> Tensor:
     if not isinstance(value, Tensor) or not value.is_floating_point():
-        what = value.dtype if isinstance(value, Tensor) else f'a {type(value).__name__}'
+        what = value.dtype if isinstance(value, Tensor) else kind_of(value)
         raise TypeError(f'{name} returned {what}; expected a real tensor of one element. Return the loss alone.')
     if value.numel() != 1:
         raise ValueError(

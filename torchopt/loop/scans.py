@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from torchopt import autodiff, checks, tree
+from torchopt.kinds import kind_of
 from torchopt.loop.branches import check_same
 
 __all__ = ['scan']
@@ -94,7 +95,7 @@ def scan(
     def step(carry: Any, x: list[Any]) -> tuple[Any, Any]:
         pair = f(carry, tree.unflatten(spec, x))
         if not isinstance(pair, tuple) or len(pair) != 2:
-            raise TypeError(f'f returned a {type(pair).__name__}; expected a pair (carry, output).')
+            raise TypeError(f'f returned {kind_of(pair)}; expected a pair (carry, output).')
         return pair
 
     if n == 0:
@@ -198,7 +199,7 @@ def _steps(leaves: list[Any], xs: Any, length: int | None) -> int:
             continue
         path = f'xs{tree.flatten_with_path(xs)[i][0]}'
         if not isinstance(x, Tensor) or x.dim() == 0:
-            kind = 'is a 0-d tensor' if isinstance(x, Tensor) else f'is a {type(x).__name__}'
+            kind = 'is a 0-d tensor' if isinstance(x, Tensor) else f'is {kind_of(x)}'
             raise TypeError(f'{path} {kind}; expected a tensor with at least one dimension.')
         lengths.setdefault(x.shape[0], path)
     if length is not None:

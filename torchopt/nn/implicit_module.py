@@ -19,6 +19,7 @@ from torchopt import checks
 from torchopt.graphs import detach_graph
 from torchopt.implicit_diff.binding import refuse_hidden_parameters
 from torchopt.implicit_diff.custom_root import find_root, wants_derivative
+from torchopt.kinds import kind_of
 from torchopt.levels import eager, in_transform
 from torchopt.nn.meta_module import MetaGradientModule
 from torchopt.nn.reparametrize import reparametrize
@@ -177,7 +178,7 @@ def _check_methods(cls: type[ImplicitMetaGradientModule]) -> None:
     if isinstance(found, classmethod):
         raise TypeError(f'method {name}() must not be a classmethod. Define it as a method with self.')
     if not callable(found):
-        raise TypeError(f'method {name}() must be callable. It is a {type(found).__name__}.')
+        raise TypeError(f'method {name}() must be callable. It is {kind_of(found)}.')
 
 
 def make_optimality_from_objective(cls: type[ImplicitMetaGradientModule]) -> type[ImplicitMetaGradientModule]:
@@ -350,7 +351,7 @@ def _gradient_of_objective(
         with reparametrize(module, params):
             value = module.objective(*args, **kwargs)
         if not isinstance(value, Tensor) or value.dim():
-            found = f'one of shape {tuple(value.shape)}' if isinstance(value, Tensor) else f'a {type(value).__name__}'
+            found = f'one of shape {tuple(value.shape)}' if isinstance(value, Tensor) else kind_of(value)
             raise TypeError(f'objective() should return a 0-d tensor; it returned {found}.')
         return value
 

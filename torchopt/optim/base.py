@@ -21,6 +21,7 @@ from torchopt.base import (
     check_impl,
 )
 from torchopt.graphs import carries_graph
+from torchopt.kinds import kind_of
 from torchopt.optim.from_alias import FromAlias
 from torchopt.optim.gradients import (
     check_same_kind,
@@ -424,7 +425,7 @@ def _with_gradients(params: Any) -> Any:
 
 def _as_list(params: Any) -> list[torch.Tensor]:
     if not isinstance(params, Iterable):
-        given = f'a {type(params).__name__}' if isinstance(params, torch.nn.Module) else repr(params)
+        given = kind_of(params) if isinstance(params, torch.nn.Module) else repr(params)
         raise TypeError(f'params is {given}; expected an iterable of tensors. Pass module.parameters().')
     leaves = tree.leaves(list(params) if not isinstance(params, (dict, torch.Tensor)) else params)
     for path, p in tree.flatten_with_path(leaves):

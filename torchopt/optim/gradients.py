@@ -15,6 +15,7 @@ from torchopt.autodiff.products import is_autograd_off
 from torchopt.autodiff.recompute import recomputed_gradient
 from torchopt.base import EmptyState
 from torchopt.dtypes import is_inexact
+from torchopt.kinds import kind_of
 from torchopt.levels import in_transform, is_tracing
 from torchopt.sharding import is_dtensor, is_storage_freed
 
@@ -117,7 +118,7 @@ def recomputed_gradients(
 
 def _check_scalar(loss: Any) -> None:
     if not isinstance(loss, torch.Tensor):
-        raise TypeError(f'loss is a {type(loss).__name__}; expected a scalar tensor. Pass the tensor, not its item().')
+        raise TypeError(f'loss is {kind_of(loss)}; expected a scalar tensor. Pass the tensor, not its item().')
     if loss.numel() != 1:
         raise ValueError(f'loss has shape {tuple(loss.shape)}; expected a scalar. Reduce it, e.g. by loss.mean().')
     if loss.is_complex():
@@ -179,7 +180,7 @@ def check_states(state_dict: Any, count: int) -> list[Any]:
     """
     if not isinstance(state_dict, (tuple, list)):
         raise TypeError(
-            f'state_dict is a {type(state_dict).__name__}; expected a tuple with one state for each group. Pass the '
+            f'state_dict is {kind_of(state_dict)}; expected a tuple with one state for each group. Pass the '
             f'result of state_dict() of such an optimizer; states of torch.optim have another layout.'
         )
     if len(state_dict) != count:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchopt import alias
 from torchopt.autodiff.surroundings import note_slots
 from torchopt.base import GradientTransformation, UninitializedState, check_impl
+from torchopt.kinds import kind_of
 from torchopt.optim.from_alias import FromAlias
 from torchopt.optim.gradients import (
     check_same_kind,
@@ -196,7 +197,7 @@ True
         """
         if loss is None:
             raise TypeError(
-                f'loss is missing or a NoneType; expected a scalar tensor. Call {type(self).__name__}.step(loss), or '
+                f'loss is missing or None; expected a scalar tensor. Call {type(self).__name__}.step(loss), or '
                 f'step(closure), without loss.backward(): only optimizers such as torchopt.Adam read .grad.'
             )
         groups = [_parameters(slots) for slots in self.param_groups]
@@ -346,9 +347,9 @@ def _check_masks(options: dict[str, Any], slots: Slots) -> None:
     for option, mask in options.items():
         if not option.endswith('mask') or not isinstance(mask, (dict, list, tuple)):
             continue
-        unknown = [name for name in mask if name not in slots] if isinstance(mask, dict) else [type(mask).__name__]
+        unknown = [name for name in mask if name not in slots] if isinstance(mask, dict) else [kind_of(mask)]
         if unknown:
-            found = f'the keys {unknown} are not names of parameters' if isinstance(mask, dict) else f'a {unknown[0]}'
+            found = f'the keys {unknown} are not names of parameters' if isinstance(mask, dict) else unknown[0]
             raise ValueError(
                 f'Invalid {option}: {found}; expected a dict {{name: bool}} for the names of '
                 f'module.named_parameters(), which are {list(slots)}.'

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from torchopt import tree
+from torchopt.kinds import kind_of
 
 __all__ = ['per_parameter', 'plain_options', 'read_entries', 'read_groups', 'separate']
 
@@ -163,7 +164,7 @@ def read_groups(
         found = [state.get(key, {}) for key in keys]
         for place, entry in zip(places, found):
             if not isinstance(entry, Mapping):
-                raise TypeError(f'{place} is a {type(entry).__name__}; expected a dict. {_REMEDY}')
+                raise TypeError(f'{place} is {kind_of(entry)}; expected a dict. {_REMEDY}')
         entries = [{name: x for name, x in entry.items() if x is not None} for entry in found]
         read.append(({k: v for k, v in group.items() if k != _PARAMS}, entries, places))
     known = {key for group in saved for key in group[_PARAMS]}
@@ -224,10 +225,10 @@ def _fit(value: Any, like: Any, place: str) -> Any:
     """A copy of a saved value with the type, device and dtype of the leaf ``like``."""
     if not isinstance(like, torch.Tensor):
         if type(value) is not type(like):
-            raise TypeError(f'{place} is {value!r}; expected a {type(like).__name__}. {_REMEDY}')
+            raise TypeError(f'{place} is {value!r}; expected {kind_of(like)}. {_REMEDY}')
         return value
     if not isinstance(value, (torch.Tensor, int, float, complex)):
-        raise TypeError(f'{place} is a {type(value).__name__}; expected a tensor. {_REMEDY}')
+        raise TypeError(f'{place} is {kind_of(value)}; expected a tensor. {_REMEDY}')
     value = torch.as_tensor(value)
     if value.shape != like.shape or value.is_complex() != like.is_complex():
         raise ValueError(

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from torchopt.kinds import kind_of
 from torchopt.levels import eager, is_readable
 from torchopt.projections.leaves import check_vector
 from torchopt.solver import OSQP, Status
@@ -43,7 +44,7 @@ def projection_polyhedron(
     """
     check_vector(x)
     if not isinstance(hyperparams, (tuple, list)) or len(hyperparams) != 4:
-        raise ValueError(f'Invalid hyperparams: a {type(hyperparams).__name__}; expected (A, b, G, h).')
+        raise ValueError(f'Invalid hyperparams: {kind_of(hyperparams)}; expected (A, b, G, h).')
     A, b, G, h = hyperparams
     # Larger than the rounding errors of residuals, also for large matrices.
     solver = OSQP(tol=1e3 * torch.finfo(x.dtype).eps ** 0.75, maxiter=10000)

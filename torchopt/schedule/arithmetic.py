@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
+from torchopt.kinds import described, kind_of
 from torchopt.numerics import as_python_scalar
 
 __all__ = ['FunctionOfCount', 'Number', 'Schedule', 'lift', 'require_count', 'require_number', 'scales_in_order']
@@ -60,7 +61,7 @@ def lift(*values: Any) -> list[Any]:
     for x in values:
         if isinstance(x, (str, bytes)) or not isinstance(x, _NUMERIC) or _is_complex(x):
             raise TypeError(
-                f'A schedule was called with {x!r}, a {type(x).__name__}; '
+                f'A schedule was called with {x!r}, {kind_of(x)}; '
                 f'expected a step count: an int, or a tensor of a real dtype.'
             )
     devices = [x.device for x in values if isinstance(x, torch.Tensor) and x.device.type != 'cpu']
@@ -96,9 +97,7 @@ def require_number(name: str, value: Any) -> None:
         raise ValueError(f'Invalid {name}: a tensor of shape {tuple(value.shape)}; expected a number or a 0-d tensor.')
     known = isinstance(value, (int, float, np.integer, np.floating, torch.Tensor))
     if not known or isinstance(value, bool) or _is_complex(value):
-        raise TypeError(
-            f'Invalid {name}: {value!r} is a {type(value).__name__}; expected a real number or a 0-d tensor.'
-        )
+        raise TypeError(f'Invalid {name}: {described(value)}; expected a real number or a 0-d tensor.')
     is_leaf = isinstance(value, torch.Tensor) and value.is_leaf
     number = as_python_scalar(value.detach() if is_leaf else value)
     if number is not None and math.isnan(number):
@@ -130,7 +129,7 @@ def scales_in_order(boundaries_and_scales: Any) -> list[tuple[Any, Any]]:
     """
     if not isinstance(boundaries_and_scales, Mapping | None):
         raise TypeError(
-            f'boundaries_and_scales is a {type(boundaries_and_scales).__name__}; expected a dict from each boundary to '
+            f'boundaries_and_scales is {kind_of(boundaries_and_scales)}; expected a dict from each boundary to '
             f'its factor, such as {{100: 0.5}}.'
         )
     pairs = sorted((boundaries_and_scales or {}).items())

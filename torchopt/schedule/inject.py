@@ -20,6 +20,7 @@ from torchopt.base import (
     with_extra_args_support,
 )
 from torchopt.dtypes import DTypeLike, as_dtype, wide_dtype
+from torchopt.kinds import kind_of
 from torchopt.numerics import increment, zero_count
 from torchopt.preconditions import state_of
 from torchopt.spelling import renamer_of, suggesting
@@ -157,7 +158,7 @@ def inject_hyperparams(
     names = (static_args,) if isinstance(static_args, str) else tuple(static_args)
     if isinstance(inner_factory, GradientTransformation) or not callable(inner_factory):
         raise TypeError(
-            f'inner_factory is a {type(inner_factory).__name__}; expected a function that makes an optimizer. Pass the '
+            f'inner_factory is {kind_of(inner_factory)}; expected a function that makes an optimizer. Pass the '
             f'function and then its arguments, such as inject_hyperparams(adam)(0.1).'
         )
     known = inspect.signature(inner_factory).parameters

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from torchopt.kinds import kind_of
 from torchopt.numerics import as_python_scalar
 from torchopt.scalars import where
 from torchopt.schedule.arithmetic import FunctionOfCount, lift, require_count
@@ -74,7 +75,7 @@ def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> 
     for i, schedule in enumerate(schedules):
         if not callable(schedule):
             raise TypeError(
-                f'Invalid schedules: item {i} is a {type(schedule).__name__}, which is not callable. '
+                f'Invalid schedules: item {i} is {kind_of(schedule)}, which is not callable. '
                 f'Wrap a number in constant_schedule.'
             )
     if len(schedules) != len(boundaries) + 1:

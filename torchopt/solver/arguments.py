@@ -8,6 +8,7 @@ from typing import Any
 
 from torchopt import checks
 from torchopt.implicit_diff.binding import signature_of
+from torchopt.kinds import kind_of
 
 __all__ = ['check_state', 'require_call']
 
@@ -20,7 +21,7 @@ def check_state(state: Any) -> None:
     """
     if not hasattr(state, 'iter_num'):
         raise TypeError(
-            f'state is a {type(state).__name__}; expected what init_state or the last update returned. The arguments '
+            f'state is {kind_of(state)}; expected what init_state or the last update returned. The arguments '
             f'are update(params, state, ...).'
         )
 

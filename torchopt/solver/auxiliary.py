@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torchopt.kinds import kind_of
+
 __all__ = ['split_aux']
 
 
@@ -27,5 +29,5 @@ def split_aux(found: Any, has_aux: bool, name: str) -> tuple[Any, Any]:
     if not has_aux:
         return found, None
     if not isinstance(found, (tuple, list)) or len(found) != 2:
-        raise TypeError(f'{name} returned a {type(found).__name__}; with has_aux=True expected a pair (value, aux).')
+        raise TypeError(f'{name} returned {kind_of(found)}; with has_aux=True expected a pair (value, aux).')
     return found[0], found[1]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt.dtypes import widened
+from torchopt.kinds import kind_of
 from torchopt.levels import is_readable
 from torchopt.numerics import as_scalar_like
 from torchopt.scalars import where
@@ -118,7 +119,7 @@ def _bounds_like(bounds: Any, vectors: Vectors, x: Tensor) -> tuple[Tensor, Tens
     if bounds is None:
         bounds = (-torch.inf, torch.inf)
     if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
-        raise ValueError(f'Invalid bounds: a {type(bounds).__name__}; expected a pair (lower, upper), or None.')
+        raise ValueError(f'Invalid bounds: {kind_of(bounds)}; expected a pair (lower, upper), or None.')
     found = []
     for name, bound, default in zip(('lower', 'upper'), bounds, (-torch.inf, torch.inf)):
         if bound is None or isinstance(bound, (int, float)):

@@ -17,6 +17,7 @@ from torchopt import checks, tree
 from torchopt.dtypes import is_inexact
 from torchopt.graphs import leaves_of
 from torchopt.implicit_diff.binding import signature_of
+from torchopt.kinds import kind_of
 from torchopt.levels import host_values, in_transform
 from torchopt.solver.auxiliary import split_aux
 from torchopt.tree.ops import detached
@@ -117,8 +118,7 @@ class Objective:
     def _pair(self, found: Any) -> tuple[Any, Any]:
         if not isinstance(found, (tuple, list)) or len(found) != 2:
             raise TypeError(
-                f'With value_and_grad the function returned a {type(found).__name__}; expected '
-                f'{_RETURNS[True, self.has_aux]}.'
+                f'With value_and_grad the function returned {kind_of(found)}; expected {_RETURNS[True, self.has_aux]}.'
             )
         return found[0], found[1]
 
@@ -130,7 +130,7 @@ class Objective:
         if isinstance(value, float):
             return torch.tensor(value, dtype=torch.float64), aux
         if not isinstance(value, Tensor) or not value.is_floating_point():
-            kind = f'a tensor of dtype {value.dtype}' if isinstance(value, Tensor) else f'a {type(value).__name__}'
+            kind = f'a tensor of dtype {value.dtype}' if isinstance(value, Tensor) else kind_of(value)
             remedy = (
                 'Pass has_aux=True if fun returns a pair, value_and_grad=True if it returns its gradient too.'
                 if isinstance(value, (tuple, list))
@@ -247,7 +247,7 @@ class Vectors:
         for i, like in zip(self.places, self.likes):
             x = found[i]
             if not isinstance(x, Tensor) or x.shape != like.shape:
-                kind = f'has shape {tuple(x.shape)}' if isinstance(x, Tensor) else f'is a {type(x).__name__}'
+                kind = f'has shape {tuple(x.shape)}' if isinstance(x, Tensor) else f'is {kind_of(x)}'
                 path = tree.flatten_with_path(tree.unflatten(self.spec, self.leaves))[i][0]
                 raise ValueError(
                     f'{name}{path} {kind}, but {self.name}{path} has shape {tuple(like.shape)}. They must be the same.'

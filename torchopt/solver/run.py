@@ -13,6 +13,7 @@ from torch import Tensor
 from torchopt import tree
 from torchopt.dtypes import is_inexact, real_dtype
 from torchopt.implicit_diff.binding import signature_of
+from torchopt.kinds import kind_of
 from torchopt.levels import host_values, in_transform
 from torchopt.loop import while_loop
 from torchopt.solver.status import Status, with_status
@@ -158,7 +159,7 @@ def check_start(init_params: Any) -> None:
     for i, x in enumerate(leaves):
         if not isinstance(x, Tensor):
             raise TypeError(
-                f'init_params{_path(init_params, i)} is a {type(x).__name__}; expected a tensor of a floating dtype. '
+                f'init_params{_path(init_params, i)} is {kind_of(x)}; expected a tensor of a floating dtype. '
                 f'Convert it with torch.as_tensor.'
             )
         if not is_inexact(x):
@@ -180,7 +181,7 @@ def check_kkt(init_params: Any) -> None:
     """
     if init_params is not None and not isinstance(init_params, KKTSolution):
         raise TypeError(
-            f'init_params is a {type(init_params).__name__}; expected a KKTSolution, which has multipliers too. Pass '
+            f'init_params is {kind_of(init_params)}; expected a KKTSolution, which has multipliers too. Pass '
             f'None to start from zeros, or an earlier solution.'
         )
 

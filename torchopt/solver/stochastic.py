@@ -16,6 +16,7 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt.base import GradientTransformation, with_extra_args_support
+from torchopt.kinds import kind_of
 from torchopt.levels import in_transform
 from torchopt.linesearch import inner_product, move_along
 from torchopt.loop import while_loop
@@ -402,7 +403,7 @@ class OptaxSolver(_GradientSteps):
             self._steps = _TorchOptimizer(self.opt)
         else:
             raise TypeError(
-                f'Invalid opt: a {type(self.opt).__name__}; expected a gradient transformation, or a function that '
+                f'Invalid opt: {kind_of(self.opt)}; expected a gradient transformation, or a function that '
                 f'makes an optimizer of torch.optim from a list of parameters.'
             )
 
@@ -444,7 +445,7 @@ class _TorchOptimizer:
         own: list[Tensor] = [torch.nn.Parameter(x.detach().clone()) for x in tree.leaves(params)]
         optimizer = self.make(own)
         if not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(f'opt made a {type(optimizer).__name__}; expected an optimizer of torch.optim.')
+            raise TypeError(f'opt made {kind_of(optimizer)}; expected an optimizer of torch.optim.')
         if isinstance(optimizer, torch.optim.LBFGS):
             raise TypeError('torch.optim.LBFGS evaluates the objective itself; use torchopt.LBFGS instead.')
         return optimizer

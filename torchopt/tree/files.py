@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from torchopt.kinds import kind_of, with_article
 from torchopt.tree.paths import flatten_with_keys
 from torchopt.tree.registry import structure, unflatten
 from torchopt.tree.state import DictKey, NamedTupleKey
@@ -148,7 +149,7 @@ def load(path: str | os.PathLike[str], like: Any) -> Any:
     found_kinds, found = _read(path)
     named, kinds = _named(like)
     wrong = [
-        f'{place or "the root"}: expected a {kind}, the file has a {found_kinds[place]}'
+        f'{place or "the root"}: expected {with_article(kind)}, the file has {with_article(found_kinds[place])}'
         for place, kind in kinds.items()
         if found_kinds.get(place, kind) != kind
     ]
@@ -171,7 +172,7 @@ def load(path: str | os.PathLike[str], like: Any) -> Any:
 
 def _check_path(path: Any, call: str) -> None:
     if not isinstance(path, (str, bytes, os.PathLike)):
-        raise TypeError(f'path is a {type(path).__name__}; expected a path. The arguments are {call}, in this order.')
+        raise TypeError(f'path is {kind_of(path)}; expected a path. The arguments are {call}, in this order.')
 
 
 def _safetensors() -> ModuleType:
@@ -239,7 +240,7 @@ def _describe(name: str, x: Any) -> tuple[list[str], torch.Tensor | None]:
         remedy = 'convert it by torch.as_tensor, or leave it out'
         if isinstance(x, torch.Tensor):
             remedy = 'save the plain tensor inside it, or use torch.distributed.checkpoint for distributed tensors'
-        raise TypeError(f'The leaf {name!r} is a {type(x).__name__}, which cannot be saved; {remedy}.')
+        raise TypeError(f'The leaf {name!r} is {kind_of(x)}, which cannot be saved; {remedy}.')
     if x.layout is not torch.strided or x.is_quantized or x.is_meta or x.dtype is torch.complex32:
         kind = 'on the meta device' if x.is_meta else f'{x.dtype}, {x.layout}'
         raise TypeError(f'The leaf {name!r} is a tensor that cannot be saved ({kind}); make it dense and plain first.')

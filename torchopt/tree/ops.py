@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from torchopt.kinds import kind_of
 from torchopt.tree.registry import flatten, flatten_up_to, flatten_with_path, leaves, unflatten
 
 if TYPE_CHECKING:
@@ -183,5 +184,5 @@ def check_matching(tree: Any, reference: Any, *, name: str, like: str) -> None:
 def describe_shapes(x: torch.Tensor, y: Any, name: str, like: str) -> str:
     """Describe the difference between the shapes of ``x`` and ``y`` for an error message."""
     shape = getattr(y, 'shape', None)
-    found = f'has shape {tuple(shape)}' if shape is not None else f'is a {type(y).__name__}'
+    found = f'has shape {tuple(shape)}' if shape is not None else f'is {kind_of(y)}'
     return f'{name} has shape {tuple(x.shape)}, but {like} {found}. Pass one of the same shape.'

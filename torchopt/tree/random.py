@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from torchopt.dtypes import DTypeLike, as_dtype
+from torchopt.kinds import described
 from torchopt.levels import is_readable
 from torchopt.tree.ops import map
 from torchopt.tree.registry import flatten, unflatten
@@ -58,10 +59,7 @@ def as_seed(key: Any, name: str = 'key') -> int:
         )
     if (isinstance(key, (int, np.integer)) and not isinstance(key, bool)) or is_seed(key):
         return int(key)
-    raise TypeError(
-        f'Invalid {name}: {key!r} is a {type(key).__name__}; expected an int, a 0-d integer tensor or a '
-        f'torch.Generator.'
-    )
+    raise TypeError(f'Invalid {name}: {described(key)}; expected an int, a 0-d integer tensor or a torch.Generator.')
 
 
 def seed_or_generator(key: Key, name: str = 'key') -> int | torch.Generator:

@@ -15,6 +15,8 @@ import optree
 import torch
 import torch.utils._pytree as torch_pytree
 
+from torchopt.kinds import kind_of, with_article
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
@@ -228,7 +230,7 @@ def first_difference(spec: TreeSpec, tree: Any, path: str = '') -> tuple[str, st
     if kind is None:
         return path, 'the leaves differ'
     if kind is not type(tree) and not {kind, type(tree)} <= _DICTS:
-        return path, f'expected a {kind.__name__} and found {_kind(tree)}'
+        return path, f'expected {with_article(kind.__name__)} and found {_kind(tree)}'
     expected = list(spec.entries())
     inner = optree.tree_structure(tree, none_is_leaf=True)
     found = list(inner.entries())
@@ -249,7 +251,7 @@ def first_difference(spec: TreeSpec, tree: Any, path: str = '') -> tuple[str, st
 
 
 def _kind(x: Any) -> str:
-    return 'None' if x is None else f'a {type(x).__name__}'
+    return 'None' if x is None else kind_of(x)
 
 
 # If a tree has only constants (such as a mask) or no leaves, Dynamo folds calls of optree into a constant that it

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node as AutogradNode
 
 from torchopt import tree
+from torchopt.kinds import described
 
 __all__ = ['Names', 'collect_names']
 
@@ -67,7 +68,7 @@ def collect_names(params: Any) -> Names:
 
 
 def _unexpected(where: str, found: Any) -> TypeError:
-    return TypeError(f'{where}: {found!r} is a {type(found).__name__}, which does not name tensors. Pass {_KINDS}.')
+    return TypeError(f'{where}: {described(found)}, which does not name tensors. Pass {_KINDS}.')
 
 
 def _collect(names: Names, item: Any, prefix: str, where: str) -> None:

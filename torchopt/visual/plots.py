@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchopt.kinds import described
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -29,7 +31,7 @@ def _positive(name: str, value: Any) -> int:
     try:
         number = operator.index(value)
     except TypeError:
-        raise TypeError(f'{name}: {value!r} is a {type(value).__name__}. Pass a positive integer.') from None
+        raise TypeError(f'{name}: {described(value)}. Pass a positive integer.') from None
     if number < 1:
         raise ValueError(f'{name}: {number} is not positive. Pass at least 1.')
     return number
@@ -71,9 +73,7 @@ def plot_schedule(schedules: Any, steps: int, *, ax: Axes | None = None, log: bo
         elif callable(schedule):
             values[label] = [float(schedule(t)) for t in range(count)]
         else:
-            raise TypeError(
-                f'{name}: {schedule!r} is a {type(schedule).__name__}. Pass a function from the step count to a number.'
-            )
+            raise TypeError(f'{name}: {described(schedule)}. Pass a function from the step count to a number.')
     ax = _axes(ax)
     for label, row in values.items():
         ax.plot(range(count), row, label=str(label) or None)
@@ -171,7 +171,7 @@ def _labelled(paths: Any) -> dict[str, Any]:
         return {'path': paths}
     if not isinstance(paths, Sequence):
         raise TypeError(
-            f'paths: {paths!r} is a {type(paths).__name__}. Pass points of shape (n, 2), gradient transformations, '
+            f'paths: {described(paths)}. Pass points of shape (n, 2), gradient transformations, '
             f'or a mapping of labels to these.'
         )
     return {f'path {i}': path for i, path in enumerate(paths)}

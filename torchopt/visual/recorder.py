@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchopt import tree
+from torchopt.kinds import kind_of
 from torchopt.levels import in_transform
 
 if TYPE_CHECKING:
@@ -241,7 +242,7 @@ def _number(name: str, value: Any) -> float:
         return float(value.detach())
     if isinstance(value, (int, float)):
         return float(value)
-    what = f'a tensor of shape {tuple(value.shape)}' if isinstance(value, Tensor) else f'a {type(value).__name__}'
+    what = f'a tensor of shape {tuple(value.shape)}' if isinstance(value, Tensor) else kind_of(value)
     raise TypeError(f'{name}: {what}. Pass a number, or a real tensor of one element.')
 
 

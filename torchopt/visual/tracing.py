@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from torchopt import tree
+from torchopt.kinds import described
 from torchopt.visual import functions
 from torchopt.visual.autograd_graph import AutogradGraph, walk
 from torchopt.visual.functions import describe_tensor, function_name, get_fn_name, leaf_of, tensor_label
@@ -48,7 +49,7 @@ def _integer(name: str, value: Any) -> int:
     try:
         return operator.index(value)
     except TypeError:
-        raise TypeError(f'{name}: {value!r} is a {type(value).__name__}. Pass an integer.') from None
+        raise TypeError(f'{name}: {described(value)}. Pass an integer.') from None
 
 
 def trace(var: Any, params: Any, options: Options) -> Model:
@@ -78,7 +79,7 @@ def _outputs(var: Any) -> list[tuple[str, Tensor]]:
         if leaf is None:
             continue
         if not isinstance(leaf, Tensor):
-            raise TypeError(f'var{path}: {leaf!r} is a {type(leaf).__name__}. Pass a tensor or a tree of tensors.')
+            raise TypeError(f'var{path}: {described(leaf)}. Pass a tensor or a tree of tensors.')
         if id(leaf) not in seen:
             seen.add(id(leaf))
             found.append((path, leaf))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt.dtypes import is_inexact
+from torchopt.kinds import described, kind_of
 from torchopt.levels import eager
 from torchopt.progress import Progress, reporter
 from torchopt.spelling import names_checked
@@ -155,7 +156,7 @@ def zero_order(
     def decorate(fn: Objective) -> Objective:
         if not callable(fn):
             raise TypeError(
-                f'zero_order decorates a function; {fn!r} is a {type(fn).__name__}. The first call takes the '
+                f'zero_order decorates a function; {described(fn)}. The first call takes the '
                 f'distribution and options, the second one the function: zero_order(torch.distributions.Normal(0.0, '
                 f'1.0), ...)(fun)(x).'
             )
@@ -193,7 +194,7 @@ def zero_order(
 
 def _positive_int(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f'Invalid {name}: {value!r} is a {type(value).__name__}; expected an int >= 1.')
+        raise TypeError(f'Invalid {name}: {described(value)}; expected an int >= 1.')
     if value < 1:
         raise ValueError(f'Invalid {name}: {value}; expected an int >= 1.')
 
@@ -211,13 +212,10 @@ def _seeds(generator: torch.Generator | None, seed: int | None) -> Callable[[], 
         if generator is not None:
             raise TypeError('generator and seed were both given; pass only one of them.')
         if isinstance(seed, bool) or not isinstance(seed, int):
-            raise TypeError(f'Invalid seed: {seed!r} is a {type(seed).__name__}; expected an int.')
+            raise TypeError(f'Invalid seed: {described(seed)}; expected an int.')
         return lambda: seed
     if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(
-            f'Invalid generator: {generator!r} is a {type(generator).__name__}; expected a torch.Generator. '
-            f'Pass an int as seed.'
-        )
+        raise TypeError(f'Invalid generator: {described(generator)}; expected a torch.Generator. Pass an int as seed.')
     device = 'cpu' if generator is None else generator.device
     return lambda: int(torch.randint(2**63 - 1, (), generator=generator, device=device))
 
@@ -247,7 +245,7 @@ def _wanted(objective: BoundObjective, args: tuple[Any, ...], positions: tuple[i
         found = [i for i, x in enumerate(objective.tensors) if id(x) in own]
         if not found:
             raise TypeError(
-                f'argnums has {position}, but that argument, a {type(args[position]).__name__}, contains no tensor of '
+                f'argnums has {position}, but that argument, {kind_of(args[position])}, contains no tensor of '
                 f'a floating dtype. Pass the positions of arguments to differentiate, or convert it with x.float().'
             )
         wanted.update(dict.fromkeys(found))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
+from torchopt.kinds import kind_of
 from torchopt.typing import Samplable, SampleFunc
 
 __all__ = ['Directions', 'orthogonalize', 'real_view']
@@ -40,7 +41,7 @@ class Directions:
         elif not (isinstance(distribution, Samplable) or callable(distribution)):
             raise TypeError(
                 '`distribution` must be a callable or an instance of `Samplable`. '
-                f'It is a {type(distribution).__name__}; pass, for example, torch.distributions.Normal(0.0, 1.0).'
+                f'It is {kind_of(distribution)}; pass, for example, torch.distributions.Normal(0.0, 1.0).'
             )
         self._sample: Any = distribution.sample if isinstance(distribution, Samplable) else distribution
         self._arrange = arrange

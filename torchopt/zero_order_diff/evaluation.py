@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from torchopt import tree
+from torchopt.kinds import kind_of
 
 __all__ = ['Evaluator', 'BoundObjective']
 
@@ -79,7 +80,7 @@ def scalar(output: Any) -> Tensor:
     """Require that the result of an objective is a real 0-d tensor."""
     if not isinstance(output, Tensor):
         raise TypeError(
-            f'`output` must be a tensor. The function returned a {type(output).__name__}; return a 0-d tensor, '
+            f'`output` must be a tensor. The function returned {kind_of(output)}; return a 0-d tensor, '
             f'for example torch.tensor(float(value)).'
         )
     if output.dim() != 0:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from torchopt import checks, projections, tree
 from torchopt.dtypes import is_inexact
+from torchopt.kinds import kind_of
 from torchopt.polytopes import (
     kl_projection_birkhoff,
     kl_projection_transport,
@@ -117,8 +118,7 @@ def _pair(hyperparams: Any, expected: str) -> tuple[Any, Any]:
     if not isinstance(hyperparams, (tuple, list)) or len(hyperparams) != 2:
         kind = f'of {len(hyperparams)}' if isinstance(hyperparams, (tuple, list)) else f'({hyperparams!r})'
         raise ValueError(
-            f'hyperparams is a {type(hyperparams).__name__} {kind}; expected a pair {expected}. Pass '
-            f'hyperparams={expected}.'
+            f'hyperparams is {kind_of(hyperparams)} {kind}; expected a pair {expected}. Pass hyperparams={expected}.'
         )
     first, second = hyperparams
     return first, second

@@ -14,6 +14,7 @@ from torchopt import checks, tree
 from torchopt.dtypes import is_inexact
 from torchopt.implicit_diff.binding import bind, parameters_within, refuse_hidden_parameters, signature_of
 from torchopt.implicit_diff.custom_root import find_root
+from torchopt.kinds import kind_of
 from torchopt.levels import eager
 from torchopt.spelling import names_checked
 from torchopt.tree.ops import detached
@@ -121,7 +122,7 @@ def _only_if(wanted: bool, position: int, argument: Any) -> Any:
     if not _has_unknowns(argument):
         raise RuntimeError(
             'argument of function solver_fn specified with `argnums` should be a torch.Tensor or a tuple of '
-            f'torch.Tensor, or another tree of them; argument {position} is a {type(argument).__name__} '
+            f'torch.Tensor, or another tree of them; argument {position} is {kind_of(argument)} '
             'without floating or complex tensors.'
         )
     return argument
@@ -130,9 +131,7 @@ def _only_if(wanted: bool, position: int, argument: Any) -> Any:
 def _check_output(result: Any, has_aux: bool) -> None:
     where = 'custom_root(optimality_fn)(solver_fn)(*args): output of function solver_fn should be'
     if has_aux and not (isinstance(result, tuple) and len(result) == 2):
-        raise RuntimeError(
-            f'{where} a tuple (solution, auxiliary results) with has_aux=True; it is a {type(result).__name__}.'
-        )
+        raise RuntimeError(f'{where} a tuple (solution, auxiliary results) with has_aux=True; it is {kind_of(result)}.')
     solution = result[0] if has_aux else result
     if not _has_unknowns(solution):
         raise RuntimeError(

@@ -18,6 +18,7 @@ from torchopt.graphs import detach_graph
 from torchopt.interop.higher.options import Override, apply_trainable_opt_params, get_trainable_opt_params
 from torchopt.interop.higher.patch import FunctionalModule, tensors_of
 from torchopt.interop.torch_optim import from_torch_optimizer
+from torchopt.kinds import kind_of
 from torchopt.optim import FuncOptimizer, Optimizer
 from torchopt.optim.gradients import (
     check_same_kind,
@@ -72,7 +73,7 @@ class DifferentiableOptimizer:
     ) -> None:
         if self._steps_of not in ('', *(kind.__name__ for kind in type(other).__mro__)):
             raise TypeError(
-                f'{type(self).__name__} takes the steps of {self._steps_of}, but opt is a {type(other).__name__}. Call '
+                f'{type(self).__name__} takes the steps of {self._steps_of}, but opt is {kind_of(other)}. Call '
                 f'get_diff_optim, which takes any optimizer.'
             )
         reference = list(reference_params)
@@ -274,7 +275,7 @@ def _read(
             if isinstance(other, (MetaOptimizer, FuncOptimizer)):
                 hint = ' It takes differentiable steps itself, outside of innerloop_ctx; here pass the transformation.'
             raise TypeError(
-                f'opt is a {type(other).__name__}; expected an optimizer of torch.optim or torchopt, or a '
+                f'opt is {kind_of(other)}; expected an optimizer of torch.optim or torchopt, or a '
                 f'GradientTransformation such as torchopt.adam().{hint}'
             )
         split, counts = _split_by_steps(other)

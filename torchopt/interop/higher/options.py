@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchopt import tree
+from torchopt.kinds import kind_of
 
 __all__ = ['Override', 'apply_trainable_opt_params', 'get_trainable_opt_params']
 
@@ -94,7 +95,7 @@ def apply_trainable_opt_params(opt: torch.optim.Optimizer, override: Override) -
 
 def _require_optimizer(opt: Any) -> None:
     if not isinstance(opt, torch.optim.Optimizer):
-        raise TypeError(f'opt is a {type(opt).__name__}; expected an optimizer of torch.optim or torchopt.')
+        raise TypeError(f'opt is {kind_of(opt)}; expected an optimizer of torch.optim or torchopt.')
 
 
 def _is_real(value: Any) -> bool:

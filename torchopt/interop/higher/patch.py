@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchopt.kinds import kind_of
 from torchopt.nn import MetaGradientModule, swap_state
 from torchopt.utils.replication import Replicate
 
@@ -271,8 +272,7 @@ def buffer_sync(module: nn.Module, fmodule: nn.Module, device: torch.device | st
 def _copy(module: nn.Module, device: torch.device | str | None) -> FunctionalModule:
     if not isinstance(module, nn.Module) or isinstance(module, torch.jit.ScriptModule):
         raise TypeError(
-            f'model is a {type(module).__name__}; expected a torch.nn.Module that is not scripted. Pass the module '
-            f'itself.'
+            f'model is {kind_of(module)}; expected a torch.nn.Module that is not scripted. Pass the module itself.'
         )
     copied = copy.deepcopy(module, _replicas(module, device))
     names: dict[int, list[str]] = {}

@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from torchopt.kinds import kind_of
 from torchopt.loop import cond
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.fixed_point.anderson import History, check_mixing, mixes
@@ -80,7 +81,7 @@ class AndersonWrapper(IterativeSolver):
     def __post_init__(self) -> None:
         """Check the options."""
         if not isinstance(self.solver, IterativeSolver):
-            raise TypeError(f'Invalid solver: a {type(self.solver).__name__}; expected an IterativeSolver.')
+            raise TypeError(f'Invalid solver: {kind_of(self.solver)}; expected an IterativeSolver.')
         self.maxiter, self.tol = self.solver.maxiter, self.solver.tol
         if self.mixing_frequency is None:
             self.mixing_frequency = self.history_size

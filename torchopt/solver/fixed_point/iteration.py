@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torchopt import checks, tree
+from torchopt.kinds import kind_of
 from torchopt.scalars import numbers
 from torchopt.solver.arguments import check_state
 from torchopt.solver.auxiliary import split_aux
@@ -58,7 +59,7 @@ class FixedPointProblem(IterativeSolver):
         found = self.fixed_point_fun(params, *args, **kwargs)
         if not self.has_aux and isinstance(found, tuple) and not isinstance(params, tuple):
             raise TypeError(
-                f'fixed_point_fun returned a tuple, but init_params is a {type(params).__name__}. If it returns '
+                f'fixed_point_fun returned a tuple, but init_params is {kind_of(params)}. If it returns '
                 f'auxiliary output too, pass has_aux=True.'
             )
         value, aux = split_aux(found, self.has_aux, 'fixed_point_fun')

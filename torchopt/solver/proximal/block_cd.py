@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from torchopt.kinds import kind_of
 from torchopt.objective import CompositeLinearFunction
 from torchopt.scalars import numbers
 from torchopt.solver.base import IterativeSolver, OptStep
@@ -84,7 +85,7 @@ class BlockCoordinateDescent(IterativeSolver):
         super().__post_init__()
         if not isinstance(self.fun, CompositeLinearFunction):
             raise TypeError(
-                f'Invalid fun: a {type(self.fun).__name__}; expected a torchopt.objective.CompositeLinearFunction, '
+                f'Invalid fun: {kind_of(self.fun)}; expected a torchopt.objective.CompositeLinearFunction, '
                 f'such as torchopt.objective.least_squares.'
             )
         self._objective, self._subfun = Objective(self.fun), Objective(self.fun.subfun)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torchopt import tree
 from torchopt.autodiff.grad import grad
 from torchopt.dtypes import is_inexact, wide_dtype
+from torchopt.kinds import kind_of
 from torchopt.solver.objective import Vectors
 
 __all__ = ['box_of', 'common_dtype', 'constraints_of', 'objective_of', 'pair_of', 'spread']
@@ -43,7 +44,7 @@ def objective_of(
         Q = _matrix(lambda v: x.pack(gradient(v, params_obj), 'the gradient of fun') - c, x, c.dtype)
     else:
         if not isinstance(params_obj, (tuple, list)) or len(params_obj) != 2:
-            raise ValueError(f'params_obj is a {type(params_obj).__name__}; expected a pair (Q, c).')
+            raise ValueError(f'params_obj is {kind_of(params_obj)}; expected a pair (Q, c).')
         given, linear = params_obj
         _check_floating(linear, 'params_obj[1]')
         x = Vectors(linear, 'c')
@@ -83,7 +84,7 @@ def box_of(params_ineq: Any, z: Vectors) -> tuple[Tensor, Tensor]:
     if params_ineq is None:
         params_ineq = (None, None)
     if not isinstance(params_ineq, (tuple, list)) or len(params_ineq) != 2:
-        raise ValueError(f'params_ineq is a {type(params_ineq).__name__}; expected a pair of bounds (l, u).')
+        raise ValueError(f'params_ineq is {kind_of(params_ineq)}; expected a pair of bounds (l, u).')
     sides = []
     for i, (bound, missing) in enumerate(zip(params_ineq, (-torch.inf, torch.inf))):
         sides.append(spread(missing if bound is None else bound, z, f'params_ineq[{i}]'))
@@ -93,7 +94,7 @@ def box_of(params_ineq: Any, z: Vectors) -> tuple[Tensor, Tensor]:
 def pair_of(params: Any, name: str) -> tuple[Any, Any]:
     """Constraints as a pair, a matrix and a right-hand side."""
     if not isinstance(params, (tuple, list)) or len(params) != 2:
-        raise ValueError(f'{name} is a {type(params).__name__}; expected a pair, a matrix and a vector.')
+        raise ValueError(f'{name} is {kind_of(params)}; expected a pair, a matrix and a vector.')
     return params[0], params[1]
 
 
@@ -152,6 +153,6 @@ def spread(bound: Any, z: Vectors, name: str) -> Tensor:
 def _check_floating(given: Any, name: str) -> None:
     for x in tree.leaves(given):
         if not isinstance(x, Tensor):
-            raise TypeError(f'{name} holds a {type(x).__name__}; expected tensors.')
+            raise TypeError(f'{name} holds {kind_of(x)}; expected tensors.')
         if not is_inexact(x) or x.is_complex():
             raise TypeError(f'{name} has dtype {x.dtype}; expected a real floating dtype. Convert it with `.float()`.')

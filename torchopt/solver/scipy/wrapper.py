@@ -15,6 +15,7 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt.dtypes import widened
+from torchopt.kinds import kind_of
 from torchopt.levels import beneath, eager, without_wrappers
 from torchopt.solver import adjoint
 from torchopt.solver.base import OptStep, Solver
@@ -187,7 +188,7 @@ def check_bounds(bounds: Any, params: Any) -> tuple[Any, Any]:
     if bounds is None:
         bounds = (-torch.inf, torch.inf)
     if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
-        raise TypeError(f'Invalid bounds: a {type(bounds).__name__}; expected a pair (lower, upper).')
+        raise TypeError(f'Invalid bounds: {kind_of(bounds)}; expected a pair (lower, upper).')
 
     def fitted(bound: Any, name: str, default: float) -> Any:
         bound = default if bound is None else bound

@@ -19,6 +19,7 @@ from torch import Tensor
 from torchopt import elementwise, linesearch, tree
 from torchopt.dtypes import is_inexact, real_dtype
 from torchopt.graphs import is_plain
+from torchopt.kinds import kind_of
 from torchopt.levels import has_tangent, is_tracing
 from torchopt.numerics import as_scalar_like
 from torchopt.scalars import where
@@ -57,7 +58,7 @@ class SearchProblem(NamedTuple):
                 f'linesearch=None, or use a solver, such as torchopt.LBFGS.'
             )
         if not callable(value_fn):
-            raise TypeError(f'value_fn is a {type(value_fn).__name__}; expected the objective, a function of params.')
+            raise TypeError(f'value_fn is {kind_of(value_fn)}; expected the objective, a function of params.')
         elementwise.check_updates(updates, params)
         tree.check_matching(grad, params, name='grad', like='params')
         _check_arguments(value_fn, extra)

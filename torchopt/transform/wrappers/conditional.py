@@ -15,6 +15,7 @@ from torchopt.base import (
     with_extra_args_support,
 )
 from torchopt.graphs import zeros_of
+from torchopt.kinds import kind_of
 from torchopt.loop.selection import branch
 from torchopt.numerics import increment, safe_increment, zero_count
 from torchopt.preconditions import required_by, state_of
@@ -134,8 +135,7 @@ def _conditionally(
     wide = with_extra_args_support(inner)
     if not callable(condition):
         raise TypeError(
-            f'Invalid should_transform_fn: a {type(condition).__name__}; expected a function from the step count to a '
-            f'bool.'
+            f'Invalid should_transform_fn: {kind_of(condition)}; expected a function from the step count to a bool.'
         )
 
     def init(params: Any) -> Any:

@@ -16,6 +16,7 @@ from torchopt.base import (
 )
 from torchopt.elementwise.leaves import as_constant
 from torchopt.graphs import carries_no_graph
+from torchopt.kinds import kind_of
 from torchopt.levels import has_tangent
 from torchopt.loop.selection import branch
 from torchopt.numerics import as_scalar_like, zero_count
@@ -104,7 +105,7 @@ def lookahead(
     ) -> tuple[LookaheadParams, LookaheadState]:
         if not isinstance(params, LookaheadParams):
             raise TypeError(
-                f'The parameters of lookahead are a {type(params).__name__}; expected LookaheadParams. Begin with '
+                f'The parameters of lookahead are {kind_of(params)}; expected LookaheadParams. Begin with '
                 f'LookaheadParams.init_synced(params), and pass gradients at its `fast`.'
             )
         if isinstance(updates, LookaheadParams):

@@ -14,6 +14,7 @@ from torchopt.base import (
     factory,
     with_extra_args_support,
 )
+from torchopt.kinds import kind_of
 from torchopt.preconditions import Precondition, required_by, required_by_all, state_of
 
 __all__ = ['MaskedNode', 'MaskedState', 'PartitionState', 'masked', 'partition', 'resolve_mask']
@@ -170,7 +171,7 @@ def partition(
         {'head': tensor(-2.), 'body': [tensor(0.)]}
     """
     if not isinstance(transforms, Mapping):
-        raise TypeError(f'transforms is a {type(transforms).__name__}; expected a dict from labels to transformations.')
+        raise TypeError(f'transforms is {kind_of(transforms)}; expected a dict from labels to transformations.')
     members = {label: with_extra_args_support(tx) for label, tx in transforms.items()}
 
     def parts(params: Any) -> dict[Any, GradientTransformationExtraArgs]:

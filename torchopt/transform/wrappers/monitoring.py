@@ -16,6 +16,7 @@ from torchopt.base import (
     with_extra_args_support,
 )
 from torchopt.dtypes import DTypeLike
+from torchopt.kinds import kind_of
 from torchopt.preconditions import state_of
 from torchopt.transform.scaling.accumulation import ema
 from torchopt.transform.scaling.stateless import stateless
@@ -97,11 +98,11 @@ def monitor(measures: dict[str, Any]) -> GradientTransformationExtraArgs:
     """
     members: dict[str, GradientTransformationExtraArgs] = {}
     if not isinstance(measures, Mapping):
-        raise TypeError(f'measures is a {type(measures).__name__}; expected a dict from names to measures.')
+        raise TypeError(f'measures is {kind_of(measures)}; expected a dict from names to measures.')
     for name, measure in measures.items():
         if not (isinstance(measure, GradientTransformation) or callable(measure)):
             raise TypeError(
-                f'measures[{name!r}] is a {type(measure).__name__}; expected a function of the updates, or a '
+                f'measures[{name!r}] is {kind_of(measure)}; expected a function of the updates, or a '
                 f'transformation such as measure_with_ema.'
             )
         if not isinstance(measure, GradientTransformation):

@@ -14,6 +14,7 @@ from torchopt.base import GradientTransformation, GradientTransformationExtraArg
 from torchopt.dtypes import DTypeLike, widened
 from torchopt.elementwise.ranges import moment_dtype
 from torchopt.graphs import zeros_of
+from torchopt.kinds import kind_of
 from torchopt.loop.selection import branch
 from torchopt.numerics import abs_sq, as_python_scalar, as_scalar_like, increment, zero_count
 from torchopt.preconditions import check_preconditions, required_by, wrong_state
@@ -179,7 +180,7 @@ class MultiSteps:
     ) -> tuple[Any, MultiStepsState]:
         """Take a small step; the updates of every :math:`k`-th one are those of the optimizer, all others are zero."""
         if not isinstance(state, MultiStepsState):
-            problem = f'The state is a {type(state).__name__}; expected a MultiStepsState.'
+            problem = f'The state is {kind_of(state)}; expected a MultiStepsState.'
             raise wrong_state(state, problem, of='MultiSteps')
         if inplace:
             check_preconditions(self._opt, state.inner_opt_state, params)

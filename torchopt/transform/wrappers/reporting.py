@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from torchopt import checks, tree
 from torchopt.base import GradientTransformationExtraArgs, factory
+from torchopt.kinds import kind_of
 from torchopt.levels import eager, is_readable
 from torchopt.numerics import safe_increment, zero_count
 from torchopt.preconditions import state_of
@@ -63,7 +64,7 @@ def report(
         1: norm = 10.0
     """
     if not callable(write):
-        raise TypeError(f'write is a {type(write).__name__}; expected a function of a name, a value and a step.')
+        raise TypeError(f'write is {kind_of(write)}; expected a function of a name, a value and a step.')
     if isinstance(every, bool) or not isinstance(every, int):
         raise TypeError(f'every is {every!r}; expected a positive integer.')
     checks.positive('every', every)
