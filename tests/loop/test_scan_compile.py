@@ -376,3 +376,16 @@ def test_more_captures_than_torch_allows() -> None:
         descend(0.1)
         with pytest.raises(RuntimeError, match=r'compile: .* as often as torch\._dynamo'):
             descend(0.2)
+
+
+def test_saved_tensor_hooks_are_allowed_after_a_transform() -> None:
+    def f(w: Tensor) -> Tensor:
+        def step(h: Any, _: None) -> Any:
+            return h - 0.1 * torchopt.grad(lambda h: (h @ w).square().sum())(h), None
+
+        return scan(step, INIT, length=2, compile='eager')[0].sum()
+
+    torch.func.grad(f)(W)  # the graph is captured inside of a gradient, and used again outside
+    torch.func.jvp(f, (W,), (W,))
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
+        pass

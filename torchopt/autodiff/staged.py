@@ -273,7 +273,7 @@ def _trace(fun: Callable[..., Leaves], x: Sequence[Tensor]) -> torch.fx.GraphMod
         return tuple(fun(*tensors))
 
     # The tracer identifies tensors by their ids, so the examples must be distinct objects.
-    with torch.no_grad(), without_autocast(['cpu', *(t.device.type for t in x)]):
+    with torch.no_grad(), without_autocast(['cpu', *(t.device.type for t in x)]), _same_hooks():
         graph = _recorded(run, [t.detach() for t in x])
         _check(graph)
         if any(map(_writes, graph.graph.nodes)):
@@ -325,6 +325,23 @@ _MUTATION = (
     'compile: the function changes a tensor from outside in place ({}), such as a running statistic of batch '
     'normalization. Return the new value as a part of the carry, or set `track_running_stats=False`.'
 )
+
+
+@contextlib.contextmanager
+def _same_hooks() -> Iterator[None]:
+    """Restore whether saved-tensor hooks are allowed.
+
+    A gradient of ``torch.func`` forbids them for its duration, and a captured graph that contains one ends with the
+    state in which it was captured, which may have been inside of another gradient.
+    """
+    message = torch._C._autograd._saved_tensors_hooks_get_disabled_error_message()
+    try:
+        yield
+    finally:
+        if message is None:
+            torch._C._autograd._saved_tensors_hooks_enable()
+        else:
+            torch._C._autograd._saved_tensors_hooks_disable(message)
 
 
 def _computes(graph: torch.fx.GraphModule) -> bool:
