@@ -18,7 +18,8 @@ derivative, summed over the batch for the arguments that all samples share.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
