@@ -162,7 +162,7 @@ def test_state_of_another_optimizer_with_as_many_members(name: str, inplace: boo
     tx, p, g = MOMENTS[name](), params(), grads()
     stranger = torchopt.clip.EmptyState()
     foreign = (stranger,) * len(tx.init(p))
-    words = ['The state is a EmptyState', 'expected a', 'init']
+    words = ['The state is an EmptyState', 'expected a', 'init']
     refuses(lambda: tx.update(g, foreign, p, inplace=inplace), ValueError, words, foreign, p, g)
 
 
@@ -239,7 +239,7 @@ BAD_VALUES: list[tuple[Any, type[Exception], list[str]]] = [
     (-math.inf, ValueError, ['schedule', '-inf', 'step 1', 'finite']),
     (torch.ones(2), ValueError, ['schedule', '(2,)']),
     ('0.1', TypeError, ['schedule', 'str']),
-    (None, TypeError, ['schedule', 'NoneType']),
+    (None, TypeError, ['schedule: None', 'expected a number']),
 ]
 SCHEDULED: dict[str, Callable[[Any], GradientTransformation]] = {
     **{name: lambda s, make=make: make(lr=s) for name, make in MOMENTS.items() if name != 'sgd'},

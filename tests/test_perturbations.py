@@ -212,5 +212,5 @@ def test_bad_options(make, options, error: type[Exception], message: str) -> Non
 
 @pytest.mark.parametrize('leaf', [torch.arange(3), 1.0, torch.ones(2, dtype=torch.complex64)])
 def test_bad_arguments(leaf) -> None:
-    with pytest.raises(TypeError, match=r"Invalid argument: x\['w'\] is a .*; expected a tensor of a real floating"):
+    with pytest.raises(TypeError, match=r"Invalid argument: x\['w'\] is .*; expected a tensor of a real floating"):
         make_perturbed_fun(lambda x: x['w'].sum())(0, {'w': leaf})

@@ -115,7 +115,8 @@ def test_rmsprop_with_corrected_means_equals_optax(name: str, dtype: torch.dtype
     ours = torchopt.rmsprop(0.01, 0.9, bias_correction=True, **{'eps_in_sqrt': True, **options})
     theirs = optax.rmsprop(0.01, 0.9, bias_correction=True, **options)
     found, state = run_torchopt(ours, params, 20)
-    wanted, their_state = run_optax(theirs, params, 20)
+    # In single precision Optax loses digits of the centered mean, more than the tolerance.
+    wanted, their_state = run_optax(theirs, mixed_tree(F64), 20)
     tolerance = 1e-12 if dtype == F64 else 1e-5
     assert_trees_close(found, wanted, tolerance)
     entries, their_entries = named_entries(state), named_entries(their_state)

@@ -403,7 +403,7 @@ def test_chosen_arguments_without_tensors(argument):
 BAD_OPTIMALITY = {
     'shape': (lambda w, a: w.sum(), r'shape \(\), but .* has shape \(3,\)'),
     'structure': (lambda w, a: (w, w), 'the result of optimality_fun'),
-    'None': (lambda w, a: None, 'NoneType'),
+    'None': (lambda w, a: None, 'is None'),
     'number': (lambda w, a: 0.0, 'float'),
 }
 

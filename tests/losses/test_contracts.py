@@ -251,7 +251,7 @@ ERRORS = {
         TypeError,
         'labels has dtype torch.float32; expected integer classes',
     ),
-    'no function': (lambda: losses.make_fenchel_young_loss(1), TypeError, 'max_fun is 1, an int; expected a function'),
+    'no function': (lambda: losses.make_fenchel_young_loss(1), TypeError, 'max_fun: 1 is an int; expected a function'),
     'no vector': (
         lambda: losses.make_fenchel_young_loss(torch.sum)(torch.tensor(1.0), torch.tensor(1.0)),
         ValueError,

@@ -292,8 +292,8 @@ INVALID = {
     'boundaries': (lambda: schedule.join_schedules([abs, abs], []), ValueError, '2 schedules need 1'),
     'nothing to join': (lambda: schedule.join_schedules([], []), ValueError, 'boundaries'),
     'boundary': (lambda: schedule.join_schedules([abs, abs], ['x']), TypeError, 'boundary'),
-    'count': (lambda: schedule.linear_schedule(1.0, 0.0, 5)('3'), TypeError, "called with '3', a str"),
-    'no count': (lambda: schedule.constant_schedule(1.0)(None), TypeError, 'NoneType'),
+    'count': (lambda: schedule.linear_schedule(1.0, 0.0, 5)('3'), TypeError, "called with '3'; expected"),
+    'no count': (lambda: schedule.constant_schedule(1.0)(None), TypeError, 'called with None; expected'),
 }
 
 

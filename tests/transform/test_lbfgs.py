@@ -297,7 +297,7 @@ def test_messages() -> None:
     state = tx.init(p)
     with pytest.raises(ValueError, match='Parameters are required for L-BFGS'):
         tx.update(p, state)
-    with pytest.raises(ValueError, match='The state is a EmptyState; expected a ScaleByLBFGSState'):
+    with pytest.raises(ValueError, match='The state is an EmptyState; expected a ScaleByLBFGSState'):
         tx.update(p, torchopt.base.EmptyState(), p)
     with pytest.raises(ValueError, match=r'updates has shape \(3,\)'):
         tx.update(torch.ones(3), state, p)

@@ -420,7 +420,7 @@ def test_messages(kind: str) -> None:
     with pytest.raises(ValueError, match='value_fn returned a tensor of shape'):
         tx.update(p, state, p, **{**given, 'value_fn': lambda p: p})
     member = tx.transformations[-1]
-    with pytest.raises(ValueError, match='The state is a EmptyState'):
+    with pytest.raises(ValueError, match='The state is an EmptyState'):
         member.update(p, torchopt.base.EmptyState(), p, **given)
     with pytest.raises(TypeError, match=r'params has dtype torch\.int64'):
         member.init(torch.tensor([1, 2]))

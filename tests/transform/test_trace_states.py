@@ -31,5 +31,5 @@ def test_the_accumulator_is_rounded_and_the_update_is_not() -> None:
     assert update.item() == pytest.approx(1.001)
     assert state.trace[0].dtype is torch.bfloat16
     assert state.trace[0].item() == 1.0
-    with pytest.raises(TypeError, match='real floating dtype'):
+    with pytest.raises(TypeError, match='expected a floating dtype'):
         transform.trace(0.5, accumulator_dtype=torch.int64)

@@ -194,8 +194,8 @@ def find_root(
         shape = TreeShape(solution, 'the solution')
         if not shape.unknowns and optimality_arguments.selected:
             raise TypeError(
-                f'The solver returned {kind_of(solution)} without tensors of a floating or complex dtype, '
-                f'which can have no derivative. Return a tensor, not its item(), or a tree of tensors.'
+                f'The solver returned {kind_of(solution)}, which can have no derivative: it holds no tensor of a '
+                f'floating or complex dtype. Return a tensor, not its item(), or a tree of tensors.'
             )
         root = Root(optimality_fun, shape, optimality_arguments, solve, constants)
         if any(wants_derivative(x) for x in root.theta):

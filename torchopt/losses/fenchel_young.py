@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from torchopt.kinds import kind_of
+from torchopt.kinds import described
 from torchopt.losses.arguments import broadcastable, floating, real
 from torchopt.losses.masked import finite_where
 
@@ -53,7 +53,7 @@ def make_fenchel_young_loss(max_fun: Callable[..., Any]) -> Callable[..., torch.
         Blondel, Martins and Niculae, `Learning with Fenchel-Young losses <https://arxiv.org/abs/1901.02324>`_, 2020.
     """
     if not callable(max_fun):
-        raise TypeError(f'max_fun is {max_fun!r}, {kind_of(max_fun)}; expected a function of a vector of scores.')
+        raise TypeError(f'Invalid max_fun: {described(max_fun)}; expected a function of a vector of scores.')
 
     def fenchel_young_loss(scores: torch.Tensor, targets: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         scores = floating('scores', scores)

@@ -61,8 +61,7 @@ def lift(*values: Any) -> list[Any]:
     for x in values:
         if isinstance(x, (str, bytes)) or not isinstance(x, _NUMERIC) or _is_complex(x):
             raise TypeError(
-                f'A schedule was called with {x!r}, {kind_of(x)}; '
-                f'expected a step count: an int, or a tensor of a real dtype.'
+                f'A schedule was called with {x!r}; expected a step count: an int, or a tensor of a real dtype.'
             )
     devices = [x.device for x in values if isinstance(x, torch.Tensor) and x.device.type != 'cpu']
     device = devices[0] if devices else torch.device('cpu')
