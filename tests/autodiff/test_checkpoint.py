@@ -418,6 +418,21 @@ def test_python_objects_that_changed(mode: str) -> None:
         torch.autograd.grad(torchopt.checkpoint(fun)(x), x)
 
 
+@both_modes
+def test_objects_that_change_the_gradient_only(mode: str) -> None:
+    factor = [1.0]
+
+    def fun(x: torch.Tensor) -> torch.Tensor:
+        return (factor[0] * x + (1 - factor[0]) * x.detach()).pow(3).sum()
+
+    for after in (0.3, -1.0):
+        factor[0], x = 1.0, leaf(3)
+        value, g = gradient(fun, x, mode)
+        factor[0] = after
+        with pytest.raises(RuntimeError, match='gives another gradient when it is recomputed'):
+            torch.autograd.grad(g.sum(), x)
+
+
 @pytest.mark.parametrize('change', [lambda x, n: x * (-1) ** n, lambda x, n: x.roll(n, 0)], ids=['sign', 'order'])
 def test_objects_that_change_no_absolute_value(change: Callable[[torch.Tensor, int], torch.Tensor]) -> None:
     calls = []

@@ -539,3 +539,19 @@ def test_no_group_moves_where_the_values_of_another_are_refused(place):
     assert all(map(torch.equal, params, twins))
     assert all(p.is_leaf and p.requires_grad for p in params)
     assert not torch.equal(params[0], before[0])
+
+
+@pytest.mark.parametrize('value', [0.0, 0.5])
+def test_an_option_that_would_have_no_effect_is_refused_in_the_step(value: float) -> None:
+    """As in a warm-up by hand, on an optimizer that takes its rate from the transformation."""
+    p = torch.nn.Parameter(torch.ones(2))
+    optimizer = torchopt.Optimizer([p], torchopt.sgd(0.1))
+    for group in optimizer.param_groups:
+        group['lr'] = value
+    p.grad = torch.ones(2)
+    with pytest.raises(ValueError, match=rf'Group 0 has lr={value}.* schedule in the impl'):
+        optimizer.step()
+    assert p.tolist() == [1.0, 1.0]
+    del optimizer.param_groups[0]['lr']
+    optimizer.step()
+    assert p.tolist() == pytest.approx([0.9, 0.9])

@@ -153,3 +153,51 @@ def test_derivatives_and_batches_of_batches(name: str) -> None:
         torch.testing.assert_close(torch.vmap(derivative(solution))(scales[0]), jacobian, rtol=0, atol=1e-6)
         total = derivative(torch.vmap(solution))(scales[0])
         torch.testing.assert_close(total.diagonal(dim1=0, dim2=2).T, jacobian, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize('name', ['LBFGS', 'BFGS'])
+def test_a_sample_that_has_ended_does_not_search(name: str) -> None:
+    calls = []
+
+    def fun(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return bowl(x, scale)
+
+    solver = SOLVERS[name](fun, maxiter=20, tol=1e-6)
+    start, counts = torch.full((4,), 0.1, dtype=torch.float64), []
+    for bad in (1.0, math.nan):
+        calls.clear()
+        state = torch.vmap(lambda scale: solver.run(start, scale).state)(torch.tensor([0.3, bad, 4.0]).double())
+        counts.append(len(calls))
+    assert state.status.tolist() == [Status.CONVERGED, Status.NONFINITE, Status.CONVERGED]
+    assert counts[1] <= counts[0]
+
+
+def test_bounds_that_cross_in_one_sample() -> None:
+    lower, upper = torch.tensor([[-1.0, -1.0], [2.0, 2.0]]), torch.ones(2, 2)
+    solver = torchopt.LBFGSB(lambda w: ((w - 3.0) ** 2).sum())
+    params, state = torch.vmap(lambda *bounds: solver.run(torch.zeros(2), bounds))(lower, upper)
+    assert state.status.tolist() == [Status.CONVERGED, Status.INFEASIBLE]
+    assert params[0].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize('place', ['Q', 'c'])
+@pytest.mark.parametrize('kind', ['OSQP', 'BoxOSQP', 'BoxCDQP'])
+def test_quadratic_programs_with_a_sample_that_is_not_finite(kind: str, place: str) -> None:
+    eye, one = torch.eye(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    Q, c = eye.repeat(3, 1, 1), one.repeat(3, 1)
+    {'Q': Q, 'c': c}[place][1] = math.nan
+
+    def solve(Q: torch.Tensor, c: torch.Tensor) -> Any:
+        if kind == 'OSQP':
+            found = torchopt.OSQP().run(params_obj=(Q, c), params_ineq=(eye, one))
+            return found.params.primal, found.state.status
+        if kind == 'BoxOSQP':
+            found = torchopt.BoxOSQP().run(None, (Q, c), eye, (-one, one))
+            return found.params.primal[0], found.state.status
+        found = torchopt.BoxCDQP().run(None, (Q, c), (-one, one))
+        return found.params, found.state.status
+
+    x, status = torch.vmap(solve)(Q, c)
+    assert status.tolist() == [Status.CONVERGED, Status.NONFINITE, Status.CONVERGED]
+    torch.testing.assert_close(x[[0, 2]], -one.repeat(2, 1), rtol=0, atol=1e-2)

@@ -141,7 +141,12 @@ class Gradient(Pure):
         if not self.wrt:
             return self.of(*x)
         y, pull = products.pulled_back(_of_some(self.of, x, self.wrt), [x[i] for i in self.wrt], [0])
-        return *_going_back(pull, [torch.ones_like(y[0])]), *y
+        gradients = _going_back(pull, [torch.ones_like(y[0])])
+        self.verify(gradients)
+        return *gradients, *y
+
+    def verify(self, gradients: Leaves) -> None:
+        """Called with the gradients of each run."""
 
     def vjp(self, arity: int, wanted: list[int], given: list[int]) -> Pure:
         """The product with the Hessian, and with the first derivatives of the outputs."""
@@ -194,7 +199,7 @@ class _MixedVjp(_Vjp):
 
         try:
             point, tangents = tuple(x[wrt[j]] for j in moving), tuple(bar[j] for j in moving)
-            return torch.func.jvp(pulled, point, tangents)[1]
+            gradients, found = torch.func.jvp(pulled, point, tangents)
         except (NotImplementedError, RuntimeError) as error:
             if not _lacks_forward_mode(error):
                 raise
@@ -203,7 +208,11 @@ class _MixedVjp(_Vjp):
                 f"checkpoint='mixed': the function has no forward mode, so reverse mode is used. {reason}",
                 stacklevel=2,
             )
-        return super().__call__(*args)
+            return super().__call__(*args)
+        by_argument = dict(zip(self.wanted, gradients))
+        if set(wrt) <= by_argument.keys():
+            self.of.verify([by_argument[i] for i in wrt])
+        return found
 
 
 def _dual(x: Tensor, tangent: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ restores them.  An error is raised for the inputs that cannot be restored:
 - a tensor from outside that the function changes in place, or that is changed in place afterwards (its version
   differs);
 - a tensor that was not recorded, but has a derivative (it occurs in the graph of the result);
-- any other change, such as that of a Python object (the value differs).
+- any other change, such as that of a Python object (the value or the gradient differs).
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class Call(Pure):
                 raise
             self.shown = set(map(id, self.captured))
             outputs = self._once_more(x)
-        self._check_value(outputs)
+        _check_same('value', outputs, self.sums)
         return outputs
 
     def _once_more(self, x: Leaves) -> Leaves:
@@ -234,20 +234,61 @@ class Call(Pure):
         if hidden or any(id(leaf) in leaves for leaf in leaves_of(outputs, until)):
             raise _HiddenTensorError
 
-    def _check_value(self, outputs: Leaves) -> None:
-        sums = None if self.sums is None else _sums(outputs)
-        if sums is None or self.sums is None:
-            return
-        precision = max(torch.finfo(y.dtype).eps for y in outputs if is_inexact(y)) ** 0.5
-        tolerance = precision * max(sums[0], self.sums[0]) + precision**3
-        for new, old in zip(sums, self.sums):
-            if new != old and not abs(new - old) <= tolerance and not (math.isnan(new) and math.isnan(old)):
-                raise RuntimeError(
-                    f'The function gives another value when it is recomputed: {new} instead of {old}. It depends '
-                    f'on an object that was changed after the first run. Pass this object as an argument; a closure '
-                    f'without arguments must not depend on it. Random numbers of NumPy, or of a torch.Generator of '
-                    f'your own, are not repeated: draw them before the call.'
-                )
+
+class _SameGradient(Gradient):
+    """A gradient that must be that of the first run.
+
+    A function of a changed object may have the same value and another gradient, such as ``c * x + (1 - c) *
+    x.detach()``.
+
+    Args:
+        call: The function.
+        wrt: The arguments to differentiate with respect to.
+        mixed: Whether products with the Hessian are computed forward over reverse.
+        gradients: The gradients of the first run; None if they are unknown.
+    """
+
+    def __init__(self, call: Call, wrt: Sequence[int], mixed: bool, gradients: Leaves | None) -> None:
+        super().__init__(call, wrt, mixed)
+        self.sums = None if gradients is None else _sums(gradients)
+        self.noise = 0.0 if call.sums is None else abs(call.sums[0])
+        # Autocast may round the gradients of the two runs at other places, since it keeps the casts of leaves.
+        kinds = {x.device.type for x in gradients or ()}
+        self.epsilon = max(
+            (torch.finfo(torch.get_autocast_dtype(k)).eps for k in kinds if torch.is_autocast_enabled(k)), default=0.0
+        )
+
+    def verify(self, gradients: Leaves) -> None:
+        """Raise if the gradients differ."""
+        _check_same('gradient', gradients, self.sums, noise=self.noise, epsilon=self.epsilon)
+
+
+def _check_same(
+    name: str, outputs: Leaves, old: tuple[float, float] | None, *, noise: float = 0.0, epsilon: float = 0.0
+) -> None:
+    """Raise if the sums of tensors are not those of the first run.
+
+    Args:
+        name: What the tensors are.
+        outputs: The tensors.
+        old: The sums of the first run, None if they are unknown.
+        noise: A number whose rounding errors may be the whole sum.
+        epsilon: The relative rounding error of the computation, if it is larger than that of the tensors.
+    """
+    new = None if old is None else _sums(outputs)
+    if new is None or old is None or new == old:
+        return
+    epsilon = max(epsilon, *(torch.finfo(y.dtype).eps for y in outputs if is_inexact(y)))
+    precision = epsilon**0.5
+    tolerance = precision * max(new[0], old[0]) + precision**3 + 1e3 * epsilon * noise
+    for x, y in zip(new, old):
+        if x != y and not abs(x - y) <= tolerance and not (math.isnan(x) and math.isnan(y)):
+            raise RuntimeError(
+                f'The function gives another {name} when it is recomputed: {x} instead of {y}. It depends on an object '
+                f'that was changed after the first run. Pass this object as an argument; a closure without arguments '
+                f'must not depend on it. Random numbers of NumPy, or of a torch.Generator of your own, are not '
+                f'repeated: draw them before the call.'
+            )
 
 
 _OTHER = (
@@ -335,7 +376,8 @@ def recomputed_gradient(
         known = [*(g for g in found if g is not None), *results]
     else:
         _explore(call, x)
-    outputs = _with_node(call, Gradient(call, used, mixed), x, known)
+    gradient = _SameGradient(call, used, mixed, None if known is None else known[: len(used)])
+    outputs = _with_node(call, gradient, x, known)
     partial = dict(zip(used, outputs))
     gradients = [partial.get(i) for i in wrt]
     if through := [i for i in used if i >= len(x)]:
@@ -411,9 +453,15 @@ def _sums(outputs: Leaves) -> tuple[float, float] | None:
     with torch.no_grad():
         plain = [y.detach().resolve_conj() for y in outputs if is_inexact(y)]
         values = [torch.view_as_real(y) if y.is_complex() else y for y in plain]
+        if len(values) > 1 and sum(y.numel() for y in values) <= _SHORT and len({y.device for y in values}) == 1:
+            values = [torch.cat([y.reshape(-1) for y in values])]  # fewer operations
         sizes = [torch.linalg.vector_norm(y, 1) for y in values]
         read = list(map(float, numbers(*sizes, *map(_weighted_sum, values))))
     return sum(read[: len(sizes)]), sum(read[len(sizes) :])
+
+
+_SHORT = 1 << 14
+"""Tensors of so many elements are copied into one."""
 
 
 def _weighted_sum(x: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ class Optimizer(FromAlias, torch.optim.Optimizer):
     """Train parameters in place with a transformation, like the optimizers of ``torch.optim``.
 
     The transformation receives the parameters of a group as a list: ``torchopt.SGD(net.parameters(), lr=[0.1, 0.2])``
-    has one rate per parameter.
+    has one rate per parameter.  Each group has a state of its own: ``clip_grad_norm`` bounds the norm of each group.
 
     Args:
         params: Parameters: an iterable of tensors, of ``(name, tensor)`` pairs, or of dicts with the key ``'params'``
@@ -173,8 +173,9 @@ True
 
         Raises:
             TypeError: If ``closure`` is not a function.
-            ValueError: If a schedule returns NaN, if an option of a group is out of range, or if an option changed so
-                that the optimizer keeps another state (momentum from zero to another value); nothing is changed then.
+            ValueError: If a schedule returns NaN, if an option of a group is out of range or would have no effect, or
+                if an option changed so that the optimizer keeps another state (momentum from zero to another value);
+                nothing is changed then.
             RuntimeError: If a gradient is sparse; nothing is changed then.
         """
         loss = None
@@ -223,6 +224,8 @@ True
         """The transformation of a group; rebuilt after a hyper-parameter changes, for example by a scheduler."""
         group = self.param_groups[i]
         options, impl = self.impl_groups[i]
+        if len(group) > len(options) + 1:  # 'params', and what was added to it
+            require_options(group, options, type(self), f'Group {i}')
         if _differ(list(map(group.__getitem__, options)), list(options.values())):
             current = {name: group[name] for name in options}
             impl = self._rebuild(impl, current)

@@ -43,7 +43,7 @@ def require_options(options: Mapping[str, Any], known: Collection[str], kind: ty
         if name == _DECOUPLED and kind.alias is alias.adamw:
             if not value:
                 raise ValueError(f'{place} has {name}={value!r}, but AdamW decouples its weight decay. Use Adam.')
-        elif isinstance(value, torch.Tensor) or value:
+        elif isinstance(value, torch.Tensor) or value or name == 'lr':
             remedy = instead_of(name) if known else _PLAIN
             raise ValueError(
                 f'{place} has {name}={value!r}, which {kind.__name__} does not support. '
@@ -52,8 +52,8 @@ def require_options(options: Mapping[str, Any], known: Collection[str], kind: ty
 
 
 _PLAIN = (
-    'A plain optimizer takes all hyper-parameters from its impl. Use a class such as torchopt.Adam, or remove the '
-    'options of the group.'
+    'A plain optimizer takes all hyper-parameters from its impl. Use a class such as torchopt.Adam, or a schedule in '
+    'the impl, and remove the options of the group.'
 )
 
 

@@ -208,11 +208,12 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
             state = init_params.state
             memory = self._as_memory(state, problem.vectors, gradient, in_place)
             iter_num, stepsize = state.iter_num, state.stepsize
-        return OptStep(x, Work(iter_num, value, gradient, stepsize, error, memory, aux, False, 1, 1, 0, 0))
+        work = Work(iter_num, value, gradient, stepsize, error, memory, aux, False, 1, 1, 0, problem.first_status)
+        return OptStep(x, work)
 
     def _step(self, problem: Problem, last: OptStep) -> OptStep:
         x, work = last
-        value, gradient, running = work.value, work.grad, problem.running(work)
+        value, gradient, running = work.value, work.grad, settled(problem.running(work))
         memory, direction = work.memory, self._direction(work.memory, problem, x, gradient)
         (slope,) = numbers(problem.slope(gradient, direction))
         if self._stepsize is not None:
@@ -247,9 +248,16 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
                 new_x = problem.move(x, stepsize, direction)
                 new_value, new_gradient, aux = problem(new_x)
                 new_value, new_slope = numbers(new_value, problem.slope(new_gradient, direction))
+                if running is not True:
+                    new_value, new_slope = where(running, new_value, -stepsize), where(running, new_slope, 0.0)
                 return Point(stepsize, new_value, new_slope, (new_x, new_gradient, aux))
 
-            found = self._search.search(ray, Point(0.0, value, slope, (x, gradient, work.aux)), guess)
+            start = Point(0.0, value, slope, (x, gradient, work.aux))
+            if running is not True:
+                # For runs that have ended, the search ends with its first evaluation.
+                start = start._replace(value=where(running, value, 0.0), slope=where(running, slope, -1.0))
+                guess = where(running, guess, 1.0)
+            found = self._search.search(ray, start, guess)
             point, failed, searched = found.point, found.failed, found.steps
             evaluated, graded = found.num_fun_eval, found.num_grad_eval
             # Of a search that failed, only a step that descends is taken, by its slope where values are too coarse.

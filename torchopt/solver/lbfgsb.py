@@ -25,6 +25,7 @@ from torchopt.solver.linesearch import LineSearch
 from torchopt.solver.objective import Objective, Vectors, signature_with
 from torchopt.solver.problem import Problem
 from torchopt.solver.run import params_of
+from torchopt.solver.status import Status
 
 __all__ = ['LBFGSB', 'LbfgsbState']
 
@@ -86,6 +87,9 @@ class _BoxProblem(Problem):
         x = self.vectors.pack(params, 'init_params')
         self.lower, self.upper = _bounds_like(bounds, self.vectors, x)
         self.is_boxed = (torch.isfinite(self.lower) & torch.isfinite(self.upper)).all()
+        crossing = (self.lower > self.upper).any()  # bounds of a batch, or an error was raised
+        if not is_readable(crossing):
+            self.first_status = where(crossing, int(Status.INFEASIBLE), int(Status.RUNNING))
 
     def move(self, x: Tensor, stepsize: Any, direction: Tensor) -> Tensor:
         """The point at a step size along a direction, within the bounds."""

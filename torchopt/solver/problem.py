@@ -48,6 +48,9 @@ class Problem:
     is_boxed: Any = False
     """Whether bounds tell the scale of all parameters."""
 
+    first_status: Any = int(Status.RUNNING)
+    """The status at the start."""
+
     def __init__(self, objective: Objective, params: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.vectors = Vectors(params)
         self.objective, self.args, self.kwargs = objective, args, kwargs

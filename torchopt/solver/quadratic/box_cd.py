@@ -199,9 +199,9 @@ def _descend(
     Q: Tensor, c: Tensor, l: Tensor, u: Tensor, x: Tensor, tol: float, maxiter: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Many problems at once, each to its own end."""
+    check(BoxQP(Q, c, Q[..., :0, :], l, u))
     batch = c.shape[:-1]
     Q, c, l, u, x = (v.reshape((-1, *v.shape[len(batch) :])) for v in (Q, c, l, u, x))
-    check(BoxQP(Q, c, Q[:, :0], l, u))
     x = clip(x, l, u)
     slope = (product(Q, x) + c).mT.contiguous()
     end, counts = x.clone(), torch.full(x.shape[:1], maxiter, device=x.device)

@@ -43,16 +43,23 @@ def solve(qp: BoxQP, start: tuple[Tensor, Tensor], settings: Settings) -> Ended:
 def check(qp: BoxQP) -> None:
     """Require bounds in order, numbers, and a convex objective, as far as they can be read.
 
+    In a batch, problems with values that are not finite end with their status.
+
     Raises:
         ValueError: If they are not.
     """
     if not runs_directly():
         return
+    batch = qp.c.ndim - 1
+    finite = torch.ones(qp.c.shape[:batch], dtype=torch.bool, device=qp.c.device)
     for name, value in (('params_obj', qp.Q), ('params_obj', qp.c), ('params_eq', qp.A)):
-        if not bool(value.isfinite().all()):
+        known = value.isfinite().flatten(batch).all(-1)
+        if not batch and not bool(known):
             raise ValueError(f'{name} has values that are NaN or infinite; expected finite numbers.')
-    if not bool((qp.l <= qp.u).all()):
-        place = (~(qp.l <= qp.u)).nonzero()[0].tolist()
+        finite = finite & known
+    crossing = (qp.l > qp.u) if batch else ~(qp.l <= qp.u)
+    if bool(crossing.any()):
+        place = crossing.nonzero()[0].tolist()
         i = tuple(place)
         raise ValueError(
             f'params_ineq: the bounds cross, or one is NaN: l = {qp.l[i].item():g}, u = {qp.u[i].item():g} at {place}. '
@@ -63,9 +70,10 @@ def check(qp: BoxQP) -> None:
             'params_ineq: a lower bound is inf, or an upper bound is -inf. No point satisfies it. Exchange l and u, or '
             'their signs.'
         )
-    size = qp.Q.abs().amax((-2, -1))
-    slack = torch.finfo(qp.Q.dtype).eps ** 0.5 * size
-    _, failed = torch.linalg.cholesky_ex(qp.Q + torch.diag_embed((slack + (size == 0)).unsqueeze(-1).expand_as(qp.c)))
+    Q = torch.where(finite[..., None, None], qp.Q, 0.0)
+    size = Q.abs().amax((-2, -1))
+    slack = torch.finfo(Q.dtype).eps ** 0.5 * size
+    _, failed = torch.linalg.cholesky_ex(Q + torch.diag_embed((slack + (size == 0)).unsqueeze(-1).expand_as(qp.c)))
     if bool((failed > 0).any()):
         i = tuple((failed > 0).nonzero()[0].tolist()) if failed.ndim else ()
         lowest = torch.linalg.eigvalsh(qp.Q[i]).amin().item()
@@ -84,13 +92,12 @@ def check(qp: BoxQP) -> None:
 def _solve(
     Q: Tensor, c: Tensor, A: Tensor, l: Tensor, u: Tensor, x: Tensor, y: Tensor, settings: list[float]
 ) -> tuple[Tensor, ...]:
+    check(BoxQP(Q, c, A, l, u))
     batch = c.shape[:-1]
     flat = [v.reshape((-1, *v.shape[len(batch) :])) for v in (Q, c, A, l, u, x, y)]
     options = Settings(*(type_(v) for type_, v in zip(_TYPES, settings)))
-    qp = BoxQP(*flat[:5])
-    check(qp)
     with torch.no_grad():
-        found = _run(qp, flat[5], flat[6], options)
+        found = _run(BoxQP(*flat[:5]), flat[5], flat[6], options)
     return tuple(v.reshape((*batch, *v.shape[1:])).clone() for v in found)
 
 
