@@ -427,7 +427,7 @@ def test_objects_that_change_the_gradient_only(mode: str) -> None:
 
     for after in (0.3, -1.0):
         factor[0], x = 1.0, leaf(3)
-        value, g = gradient(fun, x, mode)
+        g = gradient(fun, x, mode)[1]
         factor[0] = after
         with pytest.raises(RuntimeError, match='gives another gradient when it is recomputed'):
             torch.autograd.grad(g.sum(), x)

@@ -199,7 +199,7 @@ class _MixedVjp(_Vjp):
 
         try:
             point, tangents = tuple(x[wrt[j]] for j in moving), tuple(bar[j] for j in moving)
-            gradients, found = torch.func.jvp(pulled, point, tangents)
+            gradients, found = torch.func.jvp(pulled, point, tangents)[:2]
         except (NotImplementedError, RuntimeError) as error:
             if not _lacks_forward_mode(error):
                 raise
