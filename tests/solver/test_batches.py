@@ -201,3 +201,21 @@ def test_quadratic_programs_with_a_sample_that_is_not_finite(kind: str, place: s
     x, status = torch.vmap(solve)(Q, c)
     assert status.tolist() == [Status.CONVERGED, Status.NONFINITE, Status.CONVERGED]
     torch.testing.assert_close(x[[0, 2]], -one.repeat(2, 1), rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize('name', ['LBFGS', 'BFGS', 'NonlinearCG', 'GradientDescent', 'ProximalGradient'])
+def test_single_steps_in_a_batch(name: str) -> None:
+    """``torch.vmap(solver.update)``, whose state has no auxiliary output."""
+    solver = getattr(torchopt, name)(bowl, maxiter=50, tol=1e-6)
+    more = (None,) if name == 'ProximalGradient' else ()
+    scales, start = torch.tensor(SCALES, dtype=torch.float64), torch.full((4,), 0.1, dtype=torch.float64)
+    begin = torch.vmap(lambda scale: solver.init_state(start, *more, scale))(scales)
+    params, state = start.expand(3, 4), begin
+    for _ in range(3):
+        params, state = torch.vmap(lambda p, s, scale: solver.update(p, s, *more, scale))(params, state, scales)
+    for i, scale in enumerate(scales):
+        alone, one = start, solver.init_state(start, *more, scale)
+        for _ in range(3):
+            alone, one = solver.update(alone, one, *more, scale)
+        torch.testing.assert_close(params[i], alone, rtol=1e-6, atol=1e-9)
+    assert state.iter_num.tolist() == [3, 3, 3]

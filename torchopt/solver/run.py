@@ -123,28 +123,26 @@ def iterate(
 
 
 def conclude(last: OptStep, tol: Any) -> OptStep:
-    """The result of a run: the last step with its status, its numbers as tensors.
+    """The result of a run: the last step with its status, its numbers as tensors."""
+    return OptStep(last.params, as_tensors(with_status(last.state, tol), last.params))
 
-    Inside transforms of ``torch.func``, which return tensors only, ``()`` stands for None in the state.
+
+def as_tensors(state: Any, params: Any, *, keep_none: bool = False) -> Any:
+    """The state with tensors for numbers, like the parameters in device and dtype.
+
+    Inside transforms of ``torch.func``, which return tensors only, ``()`` stands for None, unless ``keep_none``.
     """
-    nothing: Any = () if in_transform() else None
-    return OptStep(last.params, as_tensors(with_status(last.state, tol), last.params, nothing))
-
-
-def as_tensors(state: Any, params: Any, nothing: Any = None) -> Any:
-    """The state with tensors for numbers, like the parameters in device and dtype, and ``nothing`` for None."""
     like = next((x for x in tree.leaves(params) if is_inexact(x)), torch.zeros(()))
     dtype = real_dtype(like.dtype)
 
     def as_tensor(x: Any) -> Any:
-        if x is None:
-            return nothing
         if isinstance(x, (bool, int)):
             return torch.full((), x, dtype=torch.bool if isinstance(x, bool) else torch.int64, device=like.device)
         return torch.full((), x, dtype=dtype, device=like.device) if isinstance(x, float) else x
 
     leaves, spec = tree.flatten(state)
-    return tree.unflatten(spec, [as_tensor(x) for x in leaves])
+    nothing: Any = None if keep_none or not in_transform() else ()
+    return tree.unflatten(spec, [nothing if x is None else as_tensor(x) for x in leaves])
 
 
 def check_start(init_params: Any) -> None:

@@ -178,7 +178,7 @@ class PolyakSGD(_GradientSteps):
         aux = self._objective.auxiliary_at_start(init_params, *args, **kwargs)
         velocity = tree.zeros_like(init_params) if checks.nonzero(self.momentum) else None
         inf = float('inf')
-        return as_tensors(PolyakSGDState(0, inf, inf, aux, 1.0, velocity, 1), init_params)
+        return as_tensors(PolyakSGDState(0, inf, inf, aux, 1.0, velocity, 1), init_params, keep_none=True)
 
     def update(self, params: Any, state: PolyakSGDState, *args: Any, **kwargs: Any) -> OptStep:
         """One step."""
@@ -201,7 +201,7 @@ class PolyakSGD(_GradientSteps):
             new = tree.add(params, velocity)
         counts = (state.num_fun_eval + 1, state.num_grad_eval + 1, state.status)
         after = PolyakSGDState(state.iter_num + 1, error, value, aux, stepsize, velocity, *counts)
-        return OptStep(new, as_tensors(after, params))
+        return OptStep(new, as_tensors(after, params, keep_none=True))
 
 
 @tree.safe_to_load
@@ -297,7 +297,7 @@ class ArmijoSGD(_GradientSteps):
         aux = self._objective.auxiliary_at_start(init_params, *args, **kwargs)
         velocity = tree.zeros_like(init_params) if checks.nonzero(self.momentum) else None
         inf = float('inf')
-        return as_tensors(ArmijoState(0, inf, inf, aux, self.max_stepsize, velocity), init_params)
+        return as_tensors(ArmijoState(0, inf, inf, aux, self.max_stepsize, velocity), init_params, keep_none=True)
 
     def update(self, params: Any, state: ArmijoState, *args: Any, **kwargs: Any) -> OptStep:
         """One step."""
@@ -335,7 +335,7 @@ class ArmijoSGD(_GradientSteps):
             new = tree.add(new, tree.scale(self.momentum, state.velocity))
             velocity = tree.sub(new, params)
         after = ArmijoState(state.iter_num + 1, error, new_value, aux, stepsize, velocity, state.status)
-        return OptStep(new, as_tensors(after, params))
+        return OptStep(new, as_tensors(after, params, keep_none=True))
 
 
 @tree.safe_to_load
@@ -412,7 +412,7 @@ class OptaxSolver(_GradientSteps):
         aux = self._objective.auxiliary_at_start(init_params, *args, **kwargs)
         internal = self._steps.init(init_params)
         inf = float('inf')
-        return as_tensors(OptaxState(zero_count(), inf, inf, internal, aux), init_params)
+        return as_tensors(OptaxState(zero_count(), inf, inf, internal, aux), init_params, keep_none=True)
 
     def update(self, params: Any, state: OptaxState, *args: Any, **kwargs: Any) -> OptStep:
         """One step."""
@@ -431,7 +431,7 @@ class OptaxSolver(_GradientSteps):
             new = apply_updates(params, updates, inplace=False)
         value, error = _error(value, gradient)
         after = OptaxState(state.iter_num + 1, value, error, internal, aux, state.status)
-        return OptStep(new, as_tensors(after, params))
+        return OptStep(new, as_tensors(after, params, keep_none=True))
 
 
 class _TorchOptimizer:

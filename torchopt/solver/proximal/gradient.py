@@ -37,7 +37,7 @@ from torchopt.solver.proximal.composite import (
     stepsize_at,
     zero_count,
 )
-from torchopt.solver.run import Task
+from torchopt.solver.run import Task, as_tensors
 from torchopt.solver.status import Status
 
 __all__ = ['ProjectedGradient', 'ProxGradState', 'ProximalGradient']
@@ -173,7 +173,8 @@ class ProximalGradient(IterativeSolver):
         """
         aux = self._objective.auxiliary_at_start(init_params, *args, **kwargs)
         velocity = init_params if self.acceleration else None
-        return ProxGradState(zero_count(init_params), 1.0, infinite_error(init_params), aux, velocity, 1.0, 0)
+        state = ProxGradState(zero_count(init_params), 1.0, infinite_error(init_params), aux, velocity, 1.0, 0)
+        return as_tensors(state, init_params)
 
     def update(
         self, params: Any, state: ProxGradState, hyperparams_prox: Any = None, *args: Any, **kwargs: Any
@@ -191,7 +192,8 @@ class ProximalGradient(IterativeSolver):
             The new parameters and the new state.
         """
         check_state(state)
-        return self._advance(params, state, hyperparams_prox, args, kwargs)
+        new, state = self._advance(params, state, hyperparams_prox, args, kwargs)
+        return OptStep(new, as_tensors(state, new))
 
     def _advance(
         self,
