@@ -171,10 +171,12 @@ class ProximalGradient(IterativeSolver):
             *args: Data of the objective.
             **kwargs: Data of the objective, by name.
         """
+        return as_tensors(self._first_state(init_params, args, kwargs), init_params)
+
+    def _first_state(self, init_params: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ProxGradState:
         aux = self._objective.auxiliary_at_start(init_params, *args, **kwargs)
         velocity = init_params if self.acceleration else None
-        state = ProxGradState(zero_count(init_params), 1.0, infinite_error(init_params), aux, velocity, 1.0, 0)
-        return as_tensors(state, init_params)
+        return ProxGradState(zero_count(init_params), 1.0, infinite_error(init_params), aux, velocity, 1.0, 0)
 
     def update(
         self, params: Any, state: ProxGradState, hyperparams_prox: Any = None, *args: Any, **kwargs: Any
@@ -273,7 +275,7 @@ class ProximalGradient(IterativeSolver):
         return self._task(init_params, hyperparams_prox, args, kwargs)
 
     def _task(self, init_params: Any, hyperparams_prox: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Task:
-        start = ProximalGradient.init_state(self, init_params, hyperparams_prox, *args, **kwargs)
+        start = self._first_state(init_params, args, kwargs)
         plain = callable(self.stepsize) or isinstance(self.tol, Tensor)
         measure = PLAIN if plain else BatchMeasure.fitting(init_params)
         if measure is not PLAIN:  # numbers, which become columns
