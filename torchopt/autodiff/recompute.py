@@ -33,7 +33,7 @@ from torchopt.dtypes import is_inexact
 from torchopt.graphs import leaves_of, nodes_of
 from torchopt.levels import in_transform, is_readable
 from torchopt.scalars import numbers
-from torchopt.sharding import refuse_fsdp
+from torchopt.sharding import is_dtensor, refuse_fsdp
 
 __all__ = ['Call', 'recomputed', 'recomputed_gradient']
 
@@ -451,7 +451,9 @@ def _sums(outputs: Leaves) -> tuple[float, float] | None:
         value = float(outputs[0].detach())
         return abs(value), value
     with torch.no_grad():
-        plain = [y.detach().resolve_conj() for y in outputs if is_inexact(y)]
+        # Of a DTensor, each process compares its own part.
+        local: list[Any] = [y.detach() for y in outputs if is_inexact(y)]
+        plain = [(y.to_local() if is_dtensor(y) else y).resolve_conj() for y in local]
         values = [torch.view_as_real(y) if y.is_complex() else y for y in plain]
         if len(values) > 1 and sum(y.numel() for y in values) <= _SHORT and len({y.device for y in values}) == 1:
             values = [torch.cat([y.reshape(-1) for y in values])]  # fewer operations
