@@ -26,7 +26,7 @@ def record(call: Call, coefs: Tensor | None, tensors: Column) -> tuple[Any, ...]
     names = ','.join(rule.__name__ for rule in call.plan.rules)
     found = iter(
         torch.ops.torchopt.kernel(
-            names, call.plan.onto_params, int(call.order), call.leaves, outputs, values, coefs, rows, list(tensors)
+            names, call.plan.onto_params, int(call.order), call.leaves, outputs, values, rows, coefs, list(tensors)
         )
     )
     results = [next(found) if is_made else None for is_made in made(call, tensors)]

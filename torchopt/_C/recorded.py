@@ -20,19 +20,11 @@ from torchopt._C.operation import call_of, made
 __all__ = ['direct']
 
 
-def direct(
-    names: str,
-    onto_params: bool,
-    order: int,
-    leaves: int,
-    outputs: Sequence[int],
-    values: Sequence[float] | None,
-    coefs: Any,
-    rows: Sequence[int] | None,
-    tensors: Column,
-) -> tuple[Callable[..., list[Tensor]], tuple[Any, ...]]:
+def direct(*args: Any) -> tuple[Callable[..., list[Tensor]], tuple[Any, ...]]:
     """A function that does what the operation does, without the dispatcher of torch, and its arguments."""
-    call = call_of(names, onto_params, order, leaves, outputs, values, rows)
+    *described, coefs, tensors = args
+    call = call_of(*described)
+    leaves = call.leaves
     columns = [tensors[i : i + leaves] for i in range(0, len(tensors), leaves)]
     given = [None if all(x is None for x in column) else column for column in columns]
 
@@ -70,39 +62,20 @@ def _models(leaves: int, tensors: Column) -> list[Any]:
     'torchopt::kernel',
     mutates_args=(),
     schema=(
-        '(str rules, bool onto_params, int order, int leaves, int[] outputs, float[]? values, Tensor? coefs, '
-        'int[]? rows, Tensor?[] tensors) -> Tensor[]'
+        '(str rules, bool onto_params, int order, int leaves, int[] outputs, float[]? values, int[]? rows, '
+        'Tensor? coefs, Tensor?[] tensors) -> Tensor[]'
     ),
 )
-def _kernel(
-    names: str,
-    onto_params: bool,
-    order: int,
-    leaves: int,
-    outputs: Sequence[int],
-    values: Sequence[float] | None,
-    coefs: Tensor | None,
-    rows: Sequence[int] | None,
-    tensors: Column,
-) -> list[Tensor]:
-    call = call_of(names, onto_params, order, leaves, outputs, values, rows)
-    return [y.contiguous() for y in _computed(call, coefs, tensors)]
+def _kernel(*args: Any) -> list[Tensor]:
+    *described, coefs, tensors = args
+    return [y.contiguous() for y in _computed(call_of(*described), coefs, tensors)]
 
 
 @_kernel.register_fake
-def _(
-    names: str,
-    onto_params: bool,
-    order: int,
-    leaves: int,
-    outputs: Sequence[int],
-    values: Sequence[float] | None,
-    coefs: Tensor | None,
-    rows: Sequence[int] | None,
-    tensors: Column,
-) -> list[Tensor]:
-    call = call_of(names, onto_params, order, leaves, outputs, values, rows)
-    models = _models(leaves, tensors) * len(outputs)
+def _(*args: Any) -> list[Tensor]:
+    *described, coefs, tensors = args
+    call = call_of(*described)
+    models = _models(call.leaves, tensors) * len(call.outputs)
     found = [x.new_empty(x.shape) for x, is_made in zip(models, made(call, tensors)) if is_made]
     if call.order == Order.VJP_WITH_COEFS and coefs is not None:
         found.append(torch.empty_like(coefs))
@@ -110,35 +83,24 @@ def _(
 
 
 @_kernel.register_vmap
-def _(
-    info: Any,
-    in_dims: tuple[Any, ...],
-    names: str,
-    onto_params: bool,
-    order: int,
-    leaves: int,
-    outputs: Sequence[int],
-    values: Sequence[float] | None,
-    coefs: Tensor | None,
-    rows: Sequence[int] | None,
-    tensors: Column,
-) -> Any:
-    size = info.batch_size
+def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+    names, onto_params, order, leaves, outputs, values, rows, coefs, tensors = args
+    size, of_coefs = info.batch_size, in_dims[7]
     dims = in_dims[8] if isinstance(in_dims[8], (list, tuple)) else [None] * len(tensors)
     batched = [
         x if x is None else x.expand(size, *x.shape) if d is None else x.movedim(d, 0) for x, d in zip(tensors, dims)
     ]
-    if coefs is None or (in_dims[6] is None and order != Order.VJP_WITH_COEFS):
+    if coefs is None or (of_coefs is None and order != Order.VJP_WITH_COEFS):
         # The rest is elementwise, so a batch is a larger leaf.
-        found = _kernel(names, onto_params, order, leaves, outputs, values, coefs, rows, batched)
+        found = _kernel(names, onto_params, order, leaves, outputs, values, rows, coefs, batched)
         return found, [0] * len(found)
     # Each sample has its own coefficients, or its own sums over elements: samples become leaves, with their own rows.
-    table = coefs.expand(size, *coefs.shape) if in_dims[6] is None else coefs.movedim(in_dims[6], 0)
+    table = coefs.expand(size, *coefs.shape) if of_coefs is None else coefs.movedim(of_coefs, 0)
     number = table.shape[1]
     of_leaf = [i * number + row for row in rows or [0] * leaves for i in range(size)]
     samples = [y for x in batched for y in ([None] * size if x is None else x.unbind())]
     found = _kernel(
-        names, onto_params, order, leaves * size, outputs, None, table.reshape(size * number, -1), of_leaf, samples
+        names, onto_params, order, leaves * size, outputs, None, of_leaf, table.reshape(size * number, -1), samples
     )
     own = [found.pop().reshape(table.shape)] if order == Order.VJP_WITH_COEFS else []
     results = [torch.stack(found[i : i + size]) for i in range(0, len(found), size)] + own
