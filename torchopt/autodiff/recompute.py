@@ -376,7 +376,8 @@ def recomputed_gradient(
         known = [*(g for g in found if g is not None), *results]
     else:
         _explore(call, x)
-    gradient = _SameGradient(call, used, mixed, None if known is None else known[: len(used)])
+    compared = known[: len(used)] if known is not None and _needs_node(call, x) else None
+    gradient = _SameGradient(call, used, mixed, compared)
     outputs = _with_node(call, gradient, x, known)
     partial = dict(zip(used, outputs))
     gradients = [partial.get(i) for i in wrt]
@@ -426,8 +427,13 @@ def _explore(call: Call, x: Leaves) -> None:
         call.settle([])
 
 
+def _needs_node(call: Call, x: Leaves) -> bool:
+    """Whether the result of a first run outside of transforms is differentiated."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in (*x, *call.captured))
+
+
 def _with_node(call: Call, fun: Pure, x: Leaves, known: Leaves | None) -> Leaves:
-    if known is not None and not (torch.is_grad_enabled() and any(t.requires_grad for t in (*x, *call.captured))):
+    if known is not None and not _needs_node(call, x):
         return known
     return apply_pure(fun, *x, *call.captured, known=known)
 
