@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -156,9 +155,8 @@ def _warn_of_contradictions(A: Tensor, b: Tensor, x: Tensor) -> None:
     nearest = torch.linalg.lstsq(A, b.unsqueeze(-1), rcond=eps * max(A.shape), driver='gelsd').solution.squeeze(-1)
     size = torch.linalg.matrix_norm(A) * torch.linalg.vector_norm(nearest) + torch.linalg.vector_norm(b)
     if bool(torch.linalg.vector_norm(A @ nearest - b) > eps**0.5 * size):
-        warnings.warn(
+        checks.warn(
             f'EqualityConstrainedQP: the equations of params_eq contradict each other: every point misses one of them, '
             f'the result by {missed.item():.3g} in all. Check A and b, or remove equations.',
             LinearSolveWarning,
-            stacklevel=2,
         )
