@@ -203,11 +203,14 @@ def test_quadratic_programs_with_a_sample_that_is_not_finite(kind: str, place: s
     torch.testing.assert_close(x[[0, 2]], -one.repeat(2, 1), rtol=0, atol=1e-2)
 
 
-@pytest.mark.parametrize('name', ['LBFGS', 'BFGS', 'NonlinearCG', 'GradientDescent', 'ProximalGradient'])
+@pytest.mark.parametrize(
+    'name', ['LBFGS', 'LBFGSB', 'BFGS', 'NonlinearCG', 'GradientDescent', 'ProximalGradient', 'ProjectedGradient']
+)
 def test_single_steps_in_a_batch(name: str) -> None:
     """``torch.vmap(solver.update)``, whose state has no auxiliary output."""
-    solver = getattr(torchopt, name)(bowl, maxiter=50, tol=1e-6)
-    more = (None,) if name == 'ProximalGradient' else ()
+    required = (torchopt.projections.projection_l2_ball,) if name == 'ProjectedGradient' else ()
+    solver = getattr(torchopt, name)(bowl, *required, maxiter=50, tol=1e-6)
+    more = (None,) if name in ('LBFGSB', 'ProximalGradient', 'ProjectedGradient') else ()
     scales, start = torch.tensor(SCALES, dtype=torch.float64), torch.full((4,), 0.1, dtype=torch.float64)
     begin = torch.vmap(lambda scale: solver.init_state(start, *more, scale))(scales)
     params, state = start.expand(3, 4), begin
