@@ -139,6 +139,7 @@ def _execute(share: Share, record: bool, limits: Limits, then: Callable[[Any], N
         except Exception as error:
             then(error)
         else:
+            _late.discard(to)
             then((to, answer) if answer.failure is None else answer.failure.exception())
 
     def lost(error: RuntimeError, to: int, left: int) -> None:
@@ -157,21 +158,25 @@ def _execute(share: Share, record: bool, limits: Limits, then: Callable[[Any], N
 
 
 _dead: set[int] = set()
+_late: set[int] = set()  # those that did not answer the last request in time
 _turns = itertools.count()
 
 
 def _survivor(failed: int) -> int:
-    """A worker other than the one that failed; chosen in turn, so that the retries are distributed evenly."""
-    workers = [worker for worker in members() if worker not in _dead | {failed}]
-    if not workers:
+    """A worker other than the one that failed, if possible one that was not late.
+
+    They are chosen in turn, so that the retries are distributed evenly.
+    """
+    alive = [worker for worker in members() if worker not in _dead | {failed}]
+    if not alive:
         raise WorkerDiedError(f'No worker is left to repeat the call of worker {failed}.', failed)
+    workers = [worker for worker in alive if worker not in _late] or alive
     return workers[next(_turns) % len(workers)]
 
 
 def _translate(error: RuntimeError, to: int, limits: Limits) -> WorkerError:
     typed = error if isinstance(error, WorkerError) else translate_call(error, to, limits.timeout)
-    if isinstance(typed, WorkerDiedError):
-        _dead.add(to)
+    (_dead if isinstance(typed, WorkerDiedError) else _late).add(to)
     return typed
 
 
@@ -270,10 +275,9 @@ class _Session:
 
     def _finish(self, kept: _Kept, future: Any, sent: Message, record: bool) -> tuple[int, worker.Answer]:
         """Wait for a gradient; if its worker is lost, retry the call on other workers, as often as allowed."""
-        left = self.limits.retries
+        assert kept.handle is not None
+        to, left = kept.handle.worker, self.limits.retries
         while True:
-            assert kept.handle is not None
-            to = kept.handle.worker
             try:
                 if isinstance(future, RuntimeError):
                     raise future
@@ -283,20 +287,24 @@ class _Session:
                 typed = _translate(error, to, self.limits)
                 if left == 0 or kept.request is None:
                     raise typed from None
-                left -= 1
-                to = _survivor(to)
-                kept = kept._replace(handle=self._again(to, kept.request))
-                future = self._start(kept, sent, record)
+                to, left = _survivor(to), left - 1
+                kept, future = self._again(kept, to, sent, record)
+        _late.discard(to)
         if answer.failure is not None:
             raise answer.failure.exception()
         return to, answer
 
-    def _again(self, to: int, request: Message) -> _Handle:
-        answer = _ask(to, worker.execute, (request, True), self.limits.timeout).wait()
+    def _again(self, kept: _Kept, to: int, sent: Message, record: bool) -> tuple[_Kept, Any]:
+        """Execute the call again on another worker, and ask that one for the gradient."""
+        try:
+            answer = _ask(to, worker.execute, (kept.request, True), self.limits.timeout).wait()
+        except RuntimeError as error:
+            return kept, error
         if answer.failure is not None:
             raise answer.failure.exception()
         assert answer.graph is not None
-        return _Handle(to, answer.graph)
+        kept = kept._replace(handle=_Handle(to, answer.graph))
+        return kept, self._start(kept, sent, record)
 
 
 errors_of_gradients: deque[Exception] = deque(maxlen=8)

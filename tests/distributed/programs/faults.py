@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
@@ -43,9 +44,19 @@ def sleep(seconds: float) -> float:
     return seconds
 
 
-def slow_on_one(w: Tensor, x: Tensor) -> Tensor:
+def endless_on_one(w: Tensor, x: Tensor) -> Tensor:
     if todist.get_rank() == 1:
-        time.sleep(9)
+        time.sleep(1e6)
+    return square(w, x)
+
+
+calls = itertools.count(1)
+
+
+def endless_when_repeated(w: Tensor, x: Tensor) -> Tensor:
+    """Two rows are for each worker; the next call never ends."""
+    if next(calls) > 2:
+        time.sleep(1e6)
     return square(w, x)
 
 
@@ -106,7 +117,11 @@ def on_rank_0() -> dict[str, object]:
     if CASE == 'late':
         return {'error': error_of(lambda: todist.remote_sync_call(sleep, args=(3.0,), partitioner=1, timeout=0.3))}
     if CASE == 'late, repeated':
-        return {'pair': (gradient(everything(slow_on_one, timeout=5.0, retries=1)), EXPECTED)}
+        return {'pair': (gradient(everything(endless_on_one, timeout=10.0, retries=1)), EXPECTED)}
+    if CASE == 'killed before backward, late when repeated':
+        loss = everything(endless_when_repeated, timeout=10.0, retries=1)
+        kill(1)
+        return {'error': error_of(loss.backward), 'grad': W.grad}
     if CASE == 'a call that never ends':
         return {'error': error_of(lambda: todist.remote_sync_call(sleep, args=(1e6,), partitioner=1, timeout=0.3))}
     if CASE == 'rank 0 fails':
