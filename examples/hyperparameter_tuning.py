@@ -6,6 +6,7 @@ regularized loss is zero.  Gradient descent optimizes the logarithms of the pena
 loss on a validation set.  Grid search can only tune one penalty for all features.
 
 Thirty penalties can overfit the validation set, so there are only a few steps; the plot also shows the test loss.
+At the end the example checks that both losses are lower than those of the best shared penalty.
 
     python examples/hyperparameter_tuning.py
 
@@ -173,6 +174,8 @@ def main(argv: list[str] | None = None) -> dict[str, Result]:
         print(f'{name:24s}{r.validation:15.4f}{r.test:12.4f}{r.accuracy:16.1%}{r.fits:7d}')
     plot(grid, on_grid, curves, results, data, args.output)
     print(f'picture: {args.output}')
+    assert tuned.validation < shared.validation, 'the gradient does not improve the validation loss'
+    assert args.quick or tuned.test < shared.test, 'the penalties overfit the validation set'
     return results
 
 

@@ -7,7 +7,7 @@ across tasks, initial weights for which these steps minimize the loss on the que
 steps.
 
 The test uses alphabets that are not in the training data, and compares with the same network fitted from random
-weights.
+weights.  At the end the example checks that MAML is better by more than the confidence intervals.
 
     python examples/maml.py
     python examples/maml.py --data path/to/omniglot
@@ -161,6 +161,10 @@ class Score(NamedTuple):
         each = torch.tensor(accuracies)
         return cls(each.mean().item(), 1.96 * each.std().item() / len(each) ** 0.5)
 
+    def exceeds(self, other: Score) -> bool:
+        """Whether this mean is larger and the two intervals do not overlap."""
+        return self.mean - self.interval > other.mean + other.interval
+
     def __str__(self) -> str:
         """In percent."""
         return f'{100 * self.mean:.1f}% +- {100 * self.interval:.1f}'
@@ -266,6 +270,7 @@ def main(argv: list[str] | None = None) -> dict[str, Score]:
         print(f'  {name:12s} {value}')
     plot(curve, scores, tasks, predictions, args.output)
     print(f'picture: {args.output}')
+    assert args.steps < 300 or scores['MAML'].exceeds(scores['from scratch']), 'MAML is no better than fitting from scratch'
     return scores
 
 

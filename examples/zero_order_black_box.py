@@ -4,7 +4,7 @@
 Model and diabetes data are those of scikit-learn; the objective is the cross-validated error.  Three numbers are tuned
 on a logarithmic scale: learning rate, leaf size and penalty.  Each step evaluates the error at pairs of random
 neighbours, in parallel worker processes, and passes the estimated gradient to Adam.  For comparison, random search uses
-the same number of evaluations.
+the same number of evaluations.  At the end the example checks that the descent reduces the error by more than 5 %.
 
     python examples/zero_order_black_box.py
 """
@@ -161,6 +161,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     print('  ' + ', '.join(f'{name} = {value:.3g}' for name, value in path[-1][1].items()))
     plot(path, random, per_step, args.output)
     print(f'picture: {args.output}')
+    assert args.quick or path[-1][0] < 0.95 * path[0][0], 'the descent does not reduce the error'
     return result
 
 

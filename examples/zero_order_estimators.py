@@ -4,7 +4,8 @@
 The function is the loss of a logistic regression with 64 weights, which separates images of zeros from other digits.
 It is differentiable, so the true gradient is known.  Each estimator is run many times, for several scales sigma and
 several numbers of function values.  Its error has two parts: the bias due to smoothing, which grows with sigma, and the
-standard deviation, which decreases with the number of function values.
+standard deviation, which decreases with the number of function values.  At the end the example checks the order of the estimators, and how both
+parts change.
 
     python examples/zero_order_estimators.py
 """
@@ -122,6 +123,13 @@ def main(argv: list[str] | None = None) -> dict[str, list[Error]]:
         print(f'{method:12s}' + ''.join(f'{f"{e.bias:.3f} / {e.scatter:.2f}":16s}' for e in errors))
     plot(sigmas, by_sigma, counts, by_count, args.output)
     print(f'picture: {args.output}')
+    scatter = {method: errors[0].scatter for method, errors in by_sigma.items()}
+    assert scatter['naive'] > 10 * scatter['forward'], 'the baseline of forward samples does not help'
+    assert scatter['orthogonal'] < scatter['antithetic'], 'orthogonal directions do not help'
+    for method, errors in by_count.items():
+        assert errors[0].scatter > 2 * errors[-1].scatter, f'{method}: more function values do not help'
+    biases = [error.bias for error in by_sigma['antithetic']]
+    assert args.quick or biases[-1] > 2 * biases[0], 'the bias does not grow with sigma'
     return by_sigma
 
 

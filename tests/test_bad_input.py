@@ -424,8 +424,27 @@ def test_parameters_that_are_left_alone() -> None:
     meta = torchopt.MetaAdamW(net)
     meta.step((net.weight**2).sum())
     assert net.bias is bias
-    meta.step((weight(2) ** 2).sum())
-    assert net.bias is bias
+
+
+@pytest.mark.parametrize('by_closure', [False, True])
+@pytest.mark.parametrize('kind', ['MetaOptimizer', 'FuncOptimizer'])
+def test_a_loss_of_other_parameters_warns(kind: str, by_closure: bool) -> None:
+    """Such as the loss of another copy of a module: every gradient is None, and nothing changes."""
+    net, other = nn.Linear(2, 1), weight(2)
+    before = [p.detach().clone() for p in net.parameters()]
+
+    def loss(*_: Any) -> torch.Tensor:
+        return (other**2).sum()
+
+    with pytest.warns(UserWarning, match='does not depend on any parameter of the optimizer'):
+        if kind == 'MetaOptimizer':
+            torchopt.MetaAdamW(net).step(loss if by_closure else loss())
+            after = list(net.parameters())
+        else:
+            optimizer = torchopt.FuncOptimizer(torchopt.adam())
+            after = list(optimizer.step(loss if by_closure else loss(), dict(net.named_parameters())).values())
+    for a, b in zip(after, before, strict=True):
+        assert torch.equal(a, b)
 
 
 # --- MetaOptimizer: what to train ------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from torchopt.graphs import carries_graph, detach_graph
 from torchopt.optim.gradients import (
     differentiable_gradients,
     recomputed_gradients,
+    warn_if_all_none,
     with_integers,
     without_integers,
 )
@@ -88,6 +89,7 @@ class FuncOptimizer:
             _, grads = recomputed_gradients(loss, params, checkpoint=checkpoint, create_graph=recorded)
         else:
             grads = differentiable_gradients(loss, params, create_graph=recorded)
+        warn_if_all_none(tree.leaves(grads))
         read = without_integers(params)
         state = self.optim_state
         if isinstance(state, UninitializedState):

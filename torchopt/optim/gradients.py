@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt import tree
+from torchopt import checks, tree
 from torchopt.autodiff.products import is_autograd_off
 from torchopt.autodiff.recompute import recomputed_gradient
 from torchopt.base import EmptyState
@@ -26,6 +26,7 @@ __all__ = [
     'gradients_of_leaves',
     'hide_integers',
     'recomputed_gradients',
+    'warn_if_all_none',
     'with_integers',
     'without_integers',
     'without_stateless_changes',
@@ -114,6 +115,15 @@ def recomputed_gradients(
     _check_reached(tensors, found)
     by_number = dict(zip(trained, found))
     return value, chosen.alone(by_number.get(i) for i in range(len(tensors)))
+
+
+def warn_if_all_none(gradients: Iterable[Any]) -> None:
+    """Warn if there is no gradient at all: the loss was probably computed from other parameters."""
+    if all(g is None for g in gradients):
+        checks.warn(
+            'The loss does not depend on any parameter of the optimizer, so that all gradients are None. Compute the '
+            'loss from the current parameters: those of the last step, not copies or those of another module.'
+        )
 
 
 def _check_scalar(loss: Any) -> None:

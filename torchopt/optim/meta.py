@@ -20,6 +20,7 @@ from torchopt.optim.gradients import (
     gradients_of_leaves,
     hide_integers,
     recomputed_gradients,
+    warn_if_all_none,
     without_integers,
 )
 from torchopt.sharding import is_fully_sharded
@@ -208,6 +209,7 @@ True
         else:
             found = iter(gradients_of_leaves(loss, [p for params in groups for p in params.values()]))
             gradients = [OrderedDict(zip(params, found)) for params in groups]
+        warn_if_all_none(g for grads in gradients for g in grads.values())
         new_states, new_groups = [], []
         for impl, state, params, grads in zip(self.impl_groups, self.state_groups, groups, gradients):
             if isinstance(state, UninitializedState):

@@ -113,6 +113,9 @@ class IterativeSolver(Solver):
     error_name: ClassVar[str] = 'Error'
     """What ``state.error`` measures, for :meth:`log_info`."""
 
+    continues_from: ClassVar[tuple[type, ...]] = ()
+    """The classes of states whose memory a run that starts from an :class:`OptStep` continues with."""
+
     def __post_init__(self) -> None:
         """Check the options."""
         checks.integer('maxiter', self.maxiter, 0)
@@ -192,7 +195,9 @@ class IterativeSolver(Solver):
         :class:`~torchopt.solver.Status`.
 
         Args:
-            init_params: Where to start, a tree of tensors of floating dtypes.
+            init_params: Where to start, a tree of tensors of floating dtypes; or the result of another run, an
+                :class:`OptStep`: a solver of the same class with a memory, such as :class:`~torchopt.LBFGS`,
+                continues with it, others start from the parameters.
             *args: Data of the problem, passed on to its functions.
             **kwargs: Data of the problem, by name.
 
@@ -205,6 +210,8 @@ class IterativeSolver(Solver):
             ValueError: If a parameter is NaN or infinite.
         """
         check_start(init_params)
+        if isinstance(init_params, OptStep) and not isinstance(init_params.state, self.continues_from):
+            init_params = init_params.params
         with names_the_start(self.reference_signature, self.optimality_condition, init_params, *args, **kwargs):
             return self._differentiable_run(init_params, *args, **kwargs)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -107,6 +107,8 @@ class BFGS(DescentSolver[_Memory]):
     min_stepsize: float = 1e-6
 
     works_on_batches = True
+
+    continues_from: ClassVar[tuple[type, ...]] = (BfgsState,)
 
     def _empty(self, gradient: Tensor, in_place: bool) -> _Memory:
         if isinstance(gradient, np.ndarray):

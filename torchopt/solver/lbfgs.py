@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -143,6 +143,8 @@ class LBFGS(DescentSolver[Memory]):
     min_stepsize: float = 1e-6
     history_size: int = 10
     use_gamma: bool = True
+
+    continues_from: ClassVar[tuple[type, ...]] = (LbfgsState,)
 
     def __post_init__(self) -> None:
         """Check the options."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -203,6 +203,8 @@ class LBFGSB(DescentSolver[_Pairs]):
     use_gamma: bool = True
 
     error_name = 'Projected Gradient Norm'
+
+    continues_from: ClassVar[tuple[type, ...]] = (LbfgsbState,)
 
     def __post_init__(self) -> None:
         """Check the options."""

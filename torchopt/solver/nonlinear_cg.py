@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -114,6 +114,8 @@ class NonlinearCG(DescentSolver[_Direction]):
     increase_factor: float = 1.2
     max_stepsize: float = 1.0
     min_stepsize: float = 1e-6
+
+    continues_from: ClassVar[tuple[type, ...]] = (NonlinearCGState,)
 
     def __post_init__(self) -> None:
         """Check the options."""

@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -157,6 +157,8 @@ class Broyden(IterativeSolver):
     gamma: float = 1.0
 
     error_name = 'Norm of the value'
+
+    continues_from: ClassVar[tuple[type, ...]] = (BroydenState,)
 
     def __post_init__(self) -> None:
         """Check the options."""

@@ -20,7 +20,7 @@ from torchopt.levels import beneath, eager, without_wrappers
 from torchopt.solver import adjoint
 from torchopt.solver.base import OptStep, Solver
 from torchopt.solver.objective import Vectors
-from torchopt.solver.run import check_start, names_the_start
+from torchopt.solver.run import check_start, names_the_start, params_of
 
 __all__ = [
     'Bridge',
@@ -129,7 +129,7 @@ class ScipyWrapper(Solver):
         """Solve the problem.
 
         Args:
-            init_params: Where to start, a tree of tensors of floating dtypes.
+            init_params: Where to start, a tree of tensors of floating dtypes, or the :class:`OptStep` of another run.
             *args: Data of the problem, passed on to its function.
             **kwargs: Data of the problem, by name.
 
@@ -141,6 +141,7 @@ class ScipyWrapper(Solver):
             ImportError: If SciPy is not installed.
             NotImplementedError: Under ``torch.vmap``.
         """
+        init_params = params_of(init_params)
         check_start(init_params)
         load_optimize()
         condition, reference = self.optimality_condition, self.reference_signature
