@@ -72,3 +72,17 @@ def test_a_batch_of_runs_starts_from_a_batch_of_results() -> None:
         torch.testing.assert_close(got.params[i], torchopt.LBFGS(objective, maxiter=8).run(start).params, rtol=1e-9, atol=1e-12)
     descent = torchopt.GradientDescent(objective, maxiter=3)
     assert torch.equal(torch.vmap(descent.run)(first).params, torch.vmap(descent.run)(first.params).params)
+
+
+@pytest.mark.parametrize('name', ['ArmijoSGD', 'PolyakSGD', 'OptaxSolver'])
+def test_minibatches_start_from_a_result(name: str) -> None:
+    first = torchopt.GradientDescent(objective, maxiter=2).run(START)
+
+    def fun(x: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
+        return objective(x - data)
+
+    options = {'opt': torchopt.adam(0.1)} if name == 'OptaxSolver' else {}
+    solver = getattr(torchopt, name)(fun, maxiter=3, **options)
+    batches = [torch.full((), 0.1 * i, dtype=torch.float64) for i in range(4)]
+    got, expected = (solver.run_iterator(start, iter(batches)).params for start in (first, first.params))
+    assert torch.equal(got, expected)

@@ -92,7 +92,8 @@ class IterativeSolver(Solver):
         tol: The run ends when ``state.error`` is at most this.
         verbose: Whether to print each step; an int prints every so many steps; ``'bar'`` shows a progress bar, which
             needs the package tqdm.
-        callback: ``callback(params, state)``, called after each step.
+        callback: ``callback(params, state)``, called after each step.  Under ``torch.vmap`` it gets tensors of the
+            transform, which hold the whole batch and must not be kept.
         implicit_diff: Whether derivatives of :meth:`run` come from the implicit function theorem.  If not, they come
             from the steps.
         implicit_diff_solve: The linear solver for them, ``solve(matvec, b)``; if None, the default of
@@ -249,7 +250,7 @@ class StochasticSolver(IterativeSolver):
         The first batch serves to initialize the state, as in JAXopt.
 
         Args:
-            init_params: Where to start, a tree.
+            init_params: Where to start, a tree, or the :class:`OptStep` of another run, whose parameters it takes.
             iterator: The batches; each is passed as the argument ``data``.
             *args: Further data.
             **kwargs: Further data, by name.
@@ -260,6 +261,7 @@ class StochasticSolver(IterativeSolver):
         Raises:
             ValueError: If the iterator is empty.
         """
+        init_params = params_of(init_params)
         check_start(init_params)
         iterator = iter(iterator)
         try:
