@@ -400,7 +400,7 @@ def recomputed_gradient(
 def _moved(gradients: list[Tensor]) -> list[Tensor]:
     """Copies of large gradients, when the results of the run are freed.
 
-    They outlive the run, and would lie between the places of its results, which the next run then cannot use as a whole:
+    They outlive the run, and would lie between the places of its results, which the next run then could not use whole:
     one step of Adam more took 2.4 times as much memory as its parameters, its gradient and its moments need.
     """
     return gradients if sum(g.numel() for g in gradients) <= _SHORT else [g.clone() for g in gradients]
