@@ -85,6 +85,7 @@ class Capture(Replace):
         self.inside = inside
         # Weak references, since keeping all results alive would need far more memory.
         self.made = {id(x): weakref.ref(x) for x in inside}
+        self._allocated: set[int] = set()
         self._old: dict[int, Tensor] = {}
         self._young: dict[int, weakref.ref[Tensor]] = {}
         self.constants: dict[int, tuple[weakref.ref[Tensor], int | None]] = {}
@@ -119,6 +120,8 @@ class Capture(Replace):
         for x in made:
             if not self._has_captured(x) and not any(x is y for y in used):
                 self.made[id(x)] = weakref.ref(x)
+                if _is_wrapped(x) or not x.requires_grad:
+                    self._note_place(x, (args, kwargs))
         return result
 
     def returned(self, outputs: Leaves) -> Leaves:
@@ -149,15 +152,29 @@ class Capture(Replace):
         return id(x) in self._old or (reference is not None and reference() is x)
 
     def has_made(self, x: Tensor) -> bool:
-        """Whether a tensor is an argument, or the result of an operation."""
+        """Whether a tensor is an argument, the result of an operation, or another tensor with the memory of a result.
+
+        Modes do not intercept ``nn.Parameter(x)``, as in the constructor of a module or in a copy of one, nor the end
+        of a transform.  Tensors from outside have memory that was allocated before the run.
+        """
         reference = self.made.get(id(x))
-        return reference is not None and reference() is x
+        if reference is not None and reference() is x:
+            return True
+        if not (isinstance(x, nn.Parameter) or _is_wrapped(x)):
+            return False
+        return _place(x) in self._allocated
+
+    def _note_place(self, x: Tensor, arguments: Any) -> None:
+        """Record the memory of the result of an operation, unless it is that of an argument."""
+        place = _place(x)
+        if place is not None and place not in map(_place, tensors_in(arguments)):
+            self._allocated.add(place)
 
     def _is_from_outside(self, x: Tensor) -> bool:
         if not matters(x):
             return False
         x = without_ended(replacement_of(x))
-        if _functorch.is_functorch_wrapped_tensor(x):
+        if _is_wrapped(x):
             return _functorch.maybe_get_level(x) <= self.depth
         return not (self._is_younger(x) and (x.is_cpu or self._descends_from_arguments(x)))
 
@@ -173,6 +190,17 @@ class Capture(Replace):
     def _descends_from_arguments(self, x: Tensor) -> bool:
         mine = {id(y) for y in self.inside}
         return any(id(leaf) in mine for leaf in leaves_of([x]))
+
+
+_is_wrapped = _functorch.is_functorch_wrapped_tensor
+
+
+def _place(x: Tensor) -> int | None:
+    """The address of the memory of a tensor, beneath all transforms; None if it has none of its own."""
+    x = without_wrappers(without_ended(x))
+    if type(x) not in (Tensor, nn.Parameter) or x.layout != torch.strided:
+        return None
+    return x.untyped_storage().data_ptr() or None
 
 
 def allow_unused(ids: Iterable[int]) -> None:
@@ -192,7 +220,7 @@ def replacement_of(x: Tensor) -> Tensor:
 
 def matters(x: Tensor) -> bool:
     """Whether a tensor is differentiated or mapped over."""
-    return _functorch.is_functorch_wrapped_tensor(x) or x.requires_grad or has_tangent(x)
+    return _is_wrapped(x) or x.requires_grad or has_tangent(x)
 
 
 def version_of(x: Tensor) -> int | None:
@@ -258,7 +286,7 @@ def first_sample(x: Tensor) -> Tensor:
     """The value of a tensor without derivatives; for a batch of ``vmap``, the value of the first sample."""
     x = without_ended(x)
     with beneath(x):
-        if not _functorch.is_functorch_wrapped_tensor(x):
+        if not _is_wrapped(x):
             return x.detach()
         within = _functorch.get_unwrapped(x)
         if _functorch.is_batchedtensor(x):
