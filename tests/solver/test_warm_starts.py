@@ -69,7 +69,9 @@ def test_a_batch_of_runs_starts_from_a_batch_of_results() -> None:
     solver = torchopt.LBFGS(objective, maxiter=6)
     got = torch.vmap(solver.run)(first)
     for i, start in enumerate(starts):
-        torch.testing.assert_close(got.params[i], torchopt.LBFGS(objective, maxiter=8).run(start).params, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            got.params[i], torchopt.LBFGS(objective, maxiter=8).run(start).params, rtol=1e-9, atol=1e-12
+        )
     descent = torchopt.GradientDescent(objective, maxiter=3)
     assert torch.equal(torch.vmap(descent.run)(first).params, torch.vmap(descent.run)(first.params).params)
 

@@ -19,7 +19,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from torchopt import tree
 from torchopt.autodiff import checkpoint
 from torchopt.autodiff.closure import is_recording
 from torchopt.implicit_diff.binding import refuse_hidden_parameters, signature_of
@@ -78,6 +80,18 @@ def checkpointed_loop(
         if not running:
             break
         count = min(length, maxiter - steps)
-        val = checkpoint(lambda val, count=count: while_loop(cond_fun, body_fun, val, count))(val)
+        val = checkpoint(lambda val, count=count: _with_tensors(while_loop(cond_fun, body_fun, val, count)))(val)
         steps += length
     return val
+
+
+def _with_tensors(val: Any) -> Any:
+    """A value with tensors for numbers: a run that is differentiated has tensors where another reads numbers."""
+    like = next((x for x in tree.leaves(val) if isinstance(x, Tensor)), torch.zeros(()))
+
+    def as_tensor(x: Any) -> Tensor:
+        if isinstance(x, Tensor):
+            return x
+        return torch.tensor(x, dtype=torch.float64 if isinstance(x, float) else None, device=like.device)
+
+    return tree.map(as_tensor, val)
