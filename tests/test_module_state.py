@@ -370,3 +370,20 @@ def optimizer_state(net, face=torchopt.MetaAdam):
     optimizer = face(net, lr=0.1)
     step(optimizer, net)
     return torchopt.extract_state_dict(optimizer)
+
+
+@pytest.mark.parametrize(
+    'call',
+    [
+        torchopt.stop_gradient,
+        torchopt.module_detach_,
+        torchopt.module_clone,
+        lambda x: torchopt.module_clone(x, by='deepcopy'),
+    ],
+)
+@pytest.mark.parametrize('of', [lambda net: net.parameters(), lambda net: iter(dict(net.named_parameters()).values())])
+def test_iterators_are_refused(call, of):
+    """A tree holds an iterator as one leaf, so that nothing would be detached or copied."""
+    with pytest.raises(TypeError, match=r'target is .*iterator|target is a generator') as caught:
+        call(of(nn.Linear(2, 1)))
+    assert 'list(module.parameters())' in str(caught.value)

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,3 +80,28 @@ def test_both_vocabularies(name):
         factory(lr=0.1, learning_rate=0.1)
     with pytest.raises(TypeError, match='learning_rate'):
         factory(0.1, learning_rate=0.1)
+
+
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda v: torchopt.rmsprop(0.1, initial_scale=v),
+        lambda v: torchopt.rmsprop(0.1, initial_scale=v, centered=True, momentum=0.5),
+        lambda v: torchopt.adagrad(0.1, initial_accumulator_value=v),
+    ],
+)
+def test_a_learned_start_of_a_moment_has_its_gradient(make: Callable[[Any], torchopt.GradientTransformation]) -> None:
+    params = [torch.tensor([1.0, -2.0], dtype=torch.float64)]
+
+    def steps(start: Any) -> torch.Tensor:
+        transform = make(start)
+        state, total = transform.init(params), torch.zeros((), dtype=torch.float64)
+        for scale in (1.0, 0.5):
+            updates, state = transform.update([scale * params[0].sin()], state, params)
+            total = total + updates[0].square().sum()
+        return total
+
+    start = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    torch.autograd.gradcheck(steps, start)
+    torch.testing.assert_close(steps(start), steps(0.3))
+    torch.testing.assert_close(torch.func.grad(steps)(start.detach()), torch.autograd.grad(steps(start), start)[0])

@@ -63,13 +63,13 @@ def zero_moment(
 
 def full_moment(
     params: Any,
-    value: float,
+    value: float | torch.Tensor,
     *,
     dtype: torch.dtype | None = None,
     real: bool = False,
     requires_grad: bool = False,
 ) -> Any:
-    """Like :func:`zero_moment`, filled with ``value``.
+    """Like :func:`zero_moment`, filled with ``value``, a number or a 0-d tensor, which may be learned.
 
     Example:
         >>> import torch, torchopt
@@ -82,7 +82,10 @@ def full_moment(
         kind = dtype or real_dtype(p.dtype)
         if p.is_complex() and not real:
             kind = kind.to_complex()
-        moment = torch.full_like(p, value, dtype=kind) if value else torch.zeros_like(p, dtype=kind)
+        if isinstance(value, torch.Tensor):
+            moment = torch.zeros_like(p, dtype=kind) + value.to(p.device, kind)
+        else:
+            moment = torch.full_like(p, value, dtype=kind) if value else torch.zeros_like(p, dtype=kind)
         return moment.requires_grad_() if requires_grad else moment
 
     return map(fill, params)

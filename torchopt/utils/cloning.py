@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from torchopt import tree
 from torchopt.utils.replication import Device, Replicate
-from torchopt.utils.state import HOLDERS, ModuleState, is_state
+from torchopt.utils.state import HOLDERS, ModuleState, is_state, refuse_iterator
 
 __all__ = ['module_clone']
 
@@ -36,6 +36,7 @@ def module_clone(target: T, *, by: str = 'reference', detach_buffers: bool = Fal
         The copy.
 
     Raises:
+        TypeError: The target is an iterator, such as ``module.parameters()``.
         ValueError: ``by`` is unknown.
 
     Example:
@@ -47,6 +48,7 @@ def module_clone(target: T, *, by: str = 'reference', detach_buffers: bool = Fal
         >>> torchopt.module_clone(net, by='copy').weight.grad_fn
         <CloneBackward0 object at ...>
     """
+    refuse_iterator(target)
     replicate = Replicate(by, device)
     replicate_buffer = Replicate('deepcopy', device) if detach_buffers else replicate
     held = [x for x in tree.leaves(target, is_state) if isinstance(x, HOLDERS)]

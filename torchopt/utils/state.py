@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from torchopt import tree
+from torchopt.kinds import kind_of
 from torchopt.optim import FuncOptimizer, Optimizer
 from torchopt.optim.meta import MetaOptimizer
 from torchopt.utils.replication import Container, Device, Replicate
@@ -54,6 +55,15 @@ class ModuleState(NamedTuple):
 def is_state(x: Any) -> bool:
     """Treat a ModuleState as a leaf of a tree: its visual contents have tensors as keys, which cannot be sorted."""
     return isinstance(x, ModuleState)
+
+
+def refuse_iterator(target: Any) -> None:
+    """Raise for an iterator of tensors, which a tree would hold as one leaf, so that nothing would be done."""
+    if isinstance(target, Iterator):
+        raise TypeError(
+            f'target is {kind_of(target)}; expected a module, an optimizer or a tree of tensors. Pass the module '
+            f'itself, or a list such as list(module.parameters()).'
+        )
 
 
 def _unexpected(what: str, found: Any, expected: str) -> TypeError:
@@ -334,6 +344,7 @@ def stop_gradient(target: Any) -> None:
             * any tree of these and of tensors; other leaves are not changed.
 
     Raises:
+        TypeError: The target is an iterator, such as ``module.parameters()``.
         ValueError: A tensor with a graph is a view of another tensor, which cannot be detached in place, and is not in
             a module or a ``ModuleState``, where it would be replaced.  Nothing is detached then.
 
@@ -348,6 +359,7 @@ def stop_gradient(target: Any) -> None:
         >>> net.weight.grad_fn is None, net.weight.requires_grad
         (True, True)
     """
+    refuse_iterator(target)
     places = [place for place in _places(target) if place.tensor.grad_fn is not None]
     for path, tensor, put in places:
         if put is None and tensor._is_view():
