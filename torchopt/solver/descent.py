@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import inspect
 import math
-from collections.abc import Callable
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
@@ -70,6 +68,7 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
     """A descent; a subclass is a dataclass with JAXopt's arguments, and defines the direction."""
 
     error_name = 'Gradient Norm'
+    problem_function = 'fun'
     works_on_batches: ClassVar[bool] = False
     """Whether the memory may be one for the columns of :class:`~torchopt.solver.problem.BatchProblem`."""
 
@@ -88,12 +87,6 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
         self._search: LineSearch = linesearch_of(options.linesearch, options.fun, options.maxls, options.max_stepsize)
         stepsize = getattr(self, 'stepsize', 0.0)
         self._stepsize = stepsize if checks.is_schedule(stepsize) or stepsize > 0 else None
-
-    @property
-    def reference_signature(self) -> Callable[..., Any] | inspect.Signature:
-        """The objective, whose arguments :meth:`optimality_fun` has too."""
-        fun: Callable[..., Any] = self.fun  # type: ignore[attr-defined]
-        return fun
 
     def optimality_fun(self, params: Any, *args: Any, **kwargs: Any) -> Any:
         """The gradient of the objective."""

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,16 +12,16 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt.dtypes import widened
-from torchopt.kinds import kind_of
 from torchopt.levels import is_readable
 from torchopt.numerics import as_scalar_like
 from torchopt.scalars import where
+from torchopt.solver.bounds import bounds_like
 from torchopt.solver.cauchy import Model, box_step, finite_slopes
 from torchopt.solver.compact import Pair, Rows
 from torchopt.solver.descent import DescentSolver, Work
 from torchopt.solver.lbfgs import as_rings, from_rings
 from torchopt.solver.linesearch import LineSearch
-from torchopt.solver.objective import Objective, Vectors, signature_with
+from torchopt.solver.objective import Objective, Vectors
 from torchopt.solver.problem import Problem
 from torchopt.solver.run import params_of
 from torchopt.solver.status import Status
@@ -84,8 +83,7 @@ class _BoxProblem(Problem):
         self, objective: Objective, params: Any, bounds: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         super().__init__(objective, params, args, kwargs)
-        x = self.vectors.pack(params, 'init_params')
-        self.lower, self.upper = _bounds_like(bounds, self.vectors, x)
+        self.lower, self.upper = (self.vectors.pack(x, 'a bound') for x in bounds_like(bounds, params))
         self.is_boxed = (torch.isfinite(self.lower) & torch.isfinite(self.upper)).all()
         crossing = (self.lower > self.upper).any()  # bounds of a batch, or an error was raised
         if not is_readable(crossing):
@@ -112,46 +110,6 @@ class _BoxProblem(Problem):
     def start(self, params: Any) -> Tensor:
         """The projection of the first parameters."""
         return torch.clamp(super().start(params), self.lower, self.upper)
-
-
-def _bounds_like(bounds: Any, vectors: Vectors, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The bounds as vectors.
-
-    Raises:
-        ValueError: If there are not two, trees do not match, a bound is NaN, or bounds cross.
-    """
-    if bounds is None:
-        bounds = (-torch.inf, torch.inf)
-    if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
-        raise ValueError(f'Invalid bounds: {kind_of(bounds)}; expected a pair (lower, upper), or None.')
-    found = []
-    for name, bound, default in zip(('lower', 'upper'), bounds, (-torch.inf, torch.inf)):
-        if bound is None or isinstance(bound, (int, float)):
-            found.append(torch.full_like(x.detach(), default if bound is None else bound))
-            continue
-        likes = iter(vectors.likes)
-        filled = tree.map(
-            lambda b, likes=likes: (
-                torch.full_like(next(likes), b) if isinstance(b, (int, float)) else _as_shape(b, next(likes))
-            ),
-            bound,
-        )
-        found.append(vectors.pack(filled, f'the {name} bound'))
-    lower, upper = found
-    if is_readable(lower) and is_readable(upper):
-        if bool((lower != lower).any() | (upper != upper).any()):
-            raise ValueError('A bound is NaN; use -inf and inf where there is no bound.')
-        if bool((lower > upper).any()):
-            i = int((lower > upper).nonzero()[0])
-            raise ValueError(
-                f'The bounds cross: element {i} of the parameters has the lower bound {float(lower[i]):g} and the '
-                f'upper bound {float(upper[i]):g}. Exchange them.'
-            )
-    return lower, upper
-
-
-def _as_shape(bound: Any, like: Tensor) -> Any:
-    return bound.expand(like.shape) if isinstance(bound, Tensor) and bound.dim() == 0 else bound
 
 
 @dataclasses.dataclass(eq=False)
@@ -203,17 +161,13 @@ class LBFGSB(DescentSolver[_Pairs]):
     use_gamma: bool = True
 
     error_name = 'Projected Gradient Norm'
+    second_argument = 'bounds'
 
     def __post_init__(self) -> None:
         """Check the options."""
         super().__post_init__()
         checks.positive('theta', self.theta)
         checks.integer('history_size', self.history_size, 1)
-
-    @property
-    def reference_signature(self) -> Callable[..., Any] | inspect.Signature:
-        """The signature of the objective with the bounds as its second argument."""
-        return signature_with(self.fun, 'bounds')
 
     def optimality_fun(self, sol: Any, bounds: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """The way from a point to the projection of a step along the negative gradient, :math:`P(w - g) - w`."""

@@ -26,9 +26,9 @@ from torchopt.columns import (
 )
 from torchopt.dtypes import is_inexact
 from torchopt.levels import is_readable, runs_directly, without_wrappers
-from torchopt.norms import norm_in_double, two_norm
+from torchopt.norms import norm_in_double
 from torchopt.numerics import as_scalar_like
-from torchopt.scalars import is_symbolic, numbers, settled, where
+from torchopt.scalars import is_symbolic, numbers
 from torchopt.solver.objective import Objective, Vectors
 from torchopt.solver.status import Status
 
@@ -92,11 +92,7 @@ class Problem:
 
     def norm(self, x: Tensor) -> Any:
         """The Euclidean norm."""
-        found = norm_in_double(x)
-        if x.dtype != torch.float64:
-            return found
-        inexact = settled((found < SMALLEST_SQUARE**0.5) | (found == math.inf))
-        return found if inexact is False else where(inexact, two_norm([x]), found)
+        return norm_in_double(x)
 
     def error(self, x: Tensor, gradient: Tensor) -> Any:
         """By how much the optimality condition is violated."""
@@ -163,14 +159,8 @@ class HostProblem(Problem):
     def norm(self, x: Any) -> Any:
         """The Euclidean norm."""
         x = x.astype(np.float64, copy=False)
-        square = float(np.dot(x, x))
-        if SMALLEST_SQUARE < square < math.inf or not x.size:
-            return math.sqrt(square)
-        largest = float(np.abs(x).max())  # squares overflow, or lose digits
-        if not 0.0 < largest < math.inf:
-            return largest
-        x = x / largest
-        return largest * math.sqrt(np.dot(x, x))
+        square = float(x.dot(x))
+        return math.sqrt(square) if SMALLEST_SQUARE < square < math.inf else float(lengths(x[None])[0])
 
     def start(self, params: Any) -> Any:
         """The vector at which a run starts."""

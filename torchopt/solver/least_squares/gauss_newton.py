@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -85,17 +84,13 @@ class GaussNewton(IterativeSolver):
     has_aux: bool = False
 
     error_name = 'Norm of the step'
+    problem_function = 'residual_fun'
 
     def __post_init__(self) -> None:
         """Check the options."""
         super().__post_init__()
         checks.function('residual_fun', self.residual_fun)
         self._objective = Objective(half_sum_of_squares(self.residual_fun, self.has_aux))
-
-    @property
-    def reference_signature(self) -> Callable[..., Any] | inspect.Signature:
-        """The residual function, whose arguments :meth:`optimality_fun` has too."""
-        return self.residual_fun
 
     def init_state(self, init_params: Any, *args: Any, **kwargs: Any) -> GaussNewtonState:
         """The state before the first step."""

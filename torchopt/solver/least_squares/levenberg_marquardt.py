@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
@@ -149,6 +148,7 @@ class LevenbergMarquardt(IterativeSolver):
     has_aux: bool = False
 
     error_name = 'Gradient norm'
+    problem_function = 'residual_fun'
     contribution_ratio_threshold: ClassVar[float] = 0.75
     r"""A step is rejected where :math:`\|\alpha\|` is more than this times :math:`\|\delta\|`."""
 
@@ -169,11 +169,6 @@ class LevenbergMarquardt(IterativeSolver):
     def stop_tol(self) -> Any:
         """What ``state.error`` is compared with."""
         return self.tol if self.stop_criterion == 'grad-l2-norm' else -math.inf
-
-    @property
-    def reference_signature(self) -> Callable[..., Any] | inspect.Signature:
-        """The residual function, whose arguments :meth:`optimality_fun` has too."""
-        return self.residual_fun
 
     def init_state(self, init_params: Any, *args: Any, **kwargs: Any) -> LevenbergMarquardtState:
         """The state before the first step."""

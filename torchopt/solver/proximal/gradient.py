@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from torchopt.scalars import negated, pick, root, settled, where
 from torchopt.solver.arguments import check_state, require_call
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.endless import recognizing_no_bound
-from torchopt.solver.objective import Objective, signature_with
+from torchopt.solver.objective import Objective
 from torchopt.solver.proximal.composite import (
     PLAIN,
     BatchMeasure,
@@ -135,7 +134,8 @@ class ProximalGradient(IterativeSolver):
     acceleration: bool = True
     decrease_factor: float = 0.5
 
-    error_name: ClassVar[str] = 'Length of the step / step size'
+    error_name = 'Length of the step / step size'
+    problem_function, second_argument = 'fun', 'hyperparams_prox'
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -147,12 +147,6 @@ class ProximalGradient(IterativeSolver):
         if not callable(self.stepsize):
             checks.number('stepsize', self.stepsize)
         self._objective = Objective(self.fun, self.value_and_grad, self.has_aux)
-        self._reference = signature_with(self.fun, 'hyperparams_prox')
-
-    @property
-    def reference_signature(self) -> Callable[..., Any] | inspect.Signature:
-        """The arguments of the objective, with those of the operator after the first."""
-        return self._reference
 
     @property
     def _searches(self) -> bool:
@@ -366,7 +360,8 @@ class ProjectedGradient(IterativeSolver):
     acceleration: bool = True
     decrease_factor: float = 0.5
 
-    error_name: ClassVar[str] = ProximalGradient.error_name
+    error_name = ProximalGradient.error_name
+    problem_function, second_argument = 'fun', 'hyperparams_proj'
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -378,12 +373,6 @@ class ProjectedGradient(IterativeSolver):
             make_prox_from_projection(self.projection),
             **{name: getattr(self, name) for name in shared},
         )
-        self._reference = signature_with(self.fun, 'hyperparams_proj')
-
-    @property
-    def reference_signature(self) -> Callable[..., Any] | inspect.Signature:
-        """The arguments of the objective, with those of the projection after the first."""
-        return self._reference
 
     def progress(self, state: ProxGradState) -> dict[str, Any]:
         """The step size."""

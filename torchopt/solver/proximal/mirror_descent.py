@@ -4,16 +4,15 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 from torchopt.levels import eager
 from torchopt.solver.arguments import check_state
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.endless import recognizing_no_bound
-from torchopt.solver.objective import Objective, signature_with
+from torchopt.solver.objective import Objective
 from torchopt.solver.proximal.composite import (
     PLAIN,
     confirmed,
@@ -96,7 +95,8 @@ class MirrorDescent(IterativeSolver):
     _: dataclasses.KW_ONLY
     has_aux: bool = False
 
-    error_name: ClassVar[str] = 'Length of the step / step size'
+    error_name = 'Length of the step / step size'
+    problem_function, second_argument = 'fun', 'hyperparams_proj'
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -104,7 +104,6 @@ class MirrorDescent(IterativeSolver):
         if not callable(self.stepsize) and not stepsize_at(self.stepsize, 0) > 0:
             raise ValueError(f'Invalid stepsize: {self.stepsize!r}; expected a number > 0 or a function.')
         self._objective = Objective(self.fun, has_aux=self.has_aux)
-        self._reference = signature_with(self.fun, 'hyperparams_proj')
 
     @staticmethod
     def make_projection_grad(
@@ -125,11 +124,6 @@ class MirrorDescent(IterativeSolver):
             return projection(plus(mapping_fun(x), -stepsize, gradient), hyperparams_proj)
 
         return projection_grad
-
-    @property
-    def reference_signature(self) -> Callable[..., Any] | inspect.Signature:
-        """The arguments of the objective, with those of the projection after the first."""
-        return self._reference
 
     def init_state(
         self, init_params: Any, hyperparams_proj: Any = None, *args: Any, **kwargs: Any

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -117,11 +116,6 @@ class Bisection(IterativeSolver):
     def optimality_condition(self) -> Callable[..., Any]:
         """The function without auxiliary output."""
         return lambda x, *args, **kwargs: self._value(x, *args, **kwargs)[0]
-
-    @property
-    def reference_signature(self) -> Callable[..., Any] | inspect.Signature:
-        """The function."""
-        return self.optimality_fun
 
     def _value(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
         value, aux = split_aux(self.optimality_fun(x, *args, **kwargs), self.has_aux, 'optimality_fun')

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -83,11 +82,6 @@ class ScipyRootFinding(ScipyWrapper):
         return lambda params, *args, **kwargs: split_aux(
             self.optimality_fun(params, *args, **kwargs), self.has_aux, 'optimality_fun'
         )[0]
-
-    @property
-    def reference_signature(self) -> Callable[..., Any] | inspect.Signature:
-        """The function."""
-        return self.optimality_fun
 
     def _solve(self, init_params: Any, *args: Any, **kwargs: Any) -> OptStep:
         bridge, condition = Bridge(init_params, self.dtype), self.optimality_condition
