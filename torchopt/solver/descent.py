@@ -12,6 +12,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
@@ -23,11 +24,12 @@ from torchopt.scalars import negated, numbers, pick, settled, where
 from torchopt.solver.arguments import check_state
 from torchopt.solver.base import IterativeSolver
 from torchopt.solver.compact import Pair
-from torchopt.solver.linesearch import LineSearch, linesearch_of
+from torchopt.solver.linesearch import BacktrackingLineSearch, HagerZhangLineSearch, LineSearch, ZoomLineSearch
 from torchopt.solver.objective import Objective, Vectors
 from torchopt.solver.problem import BatchProblem, Problem, may_write
 from torchopt.solver.run import OptStep, Task, as_tensors, params_of
-from torchopt.solver.status import Status, has_no_bound
+from torchopt.solver.status import Status
+from torchopt.solver.unbounded import has_no_bound
 
 __all__ = ['DescentSolver', 'Work', 'first_stepsize']
 
@@ -52,6 +54,24 @@ class Work(NamedTuple):
     num_grad_eval: Any
     num_linesearch_iter: Any
     status: Any
+
+
+def _linesearch_of(
+    linesearch: str | LineSearch, fun: Callable[..., Any], maxiter: int, max_stepsize: Any
+) -> LineSearch:
+    """The line search of a solver by its name; an instance is returned as it is."""
+    if isinstance(linesearch, LineSearch):
+        return linesearch
+    if linesearch == 'zoom':
+        return ZoomLineSearch(fun, maxiter=maxiter, max_stepsize=max_stepsize)
+    if linesearch == 'backtracking':
+        return BacktrackingLineSearch(fun, maxiter=maxiter, max_stepsize=max_stepsize)
+    if linesearch == 'hager-zhang':
+        return HagerZhangLineSearch(fun, maxiter=maxiter)
+    raise ValueError(
+        f"Invalid linesearch: {linesearch!r}; expected 'zoom', 'backtracking', 'hager-zhang', or an instance of a line "
+        'search.'
+    )
 
 
 def first_stepsize(strategy: str, stepsize: Any, largest: Any, smallest: Any, factor: Any) -> Any:
@@ -84,7 +104,7 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
         for name in ('condition', 'decrease_factor'):
             if getattr(self, name, None) is not None:
                 checks.deprecated(f'{name} has no effect; pass an instance of BacktrackingLineSearch as linesearch.')
-        self._search: LineSearch = linesearch_of(options.linesearch, options.fun, options.maxls, options.max_stepsize)
+        self._search: LineSearch = _linesearch_of(options.linesearch, options.fun, options.maxls, options.max_stepsize)
         stepsize = getattr(self, 'stepsize', 0.0)
         self._stepsize = stepsize if checks.is_schedule(stepsize) or stepsize > 0 else None
 

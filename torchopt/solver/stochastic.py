@@ -23,9 +23,9 @@ from torchopt.numerics import zero_count
 from torchopt.scalars import larger, numbers, pick, smaller, where
 from torchopt.solver.arguments import check_state
 from torchopt.solver.base import OptStep, StochasticSolver
-from torchopt.solver.endless import recognizing_no_bound
 from torchopt.solver.objective import Objective
 from torchopt.solver.run import Task, as_tensors
+from torchopt.solver.unbounded import recognizing_no_bound
 from torchopt.update import apply_updates
 
 __all__ = ['ArmijoSGD', 'ArmijoState', 'OptaxSolver', 'OptaxState', 'PolyakSGD', 'PolyakSGDState']

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 from torchopt import checks, tree
 from torchopt.kinds import kind_of
 from torchopt.scalars import numbers
-from torchopt.solver.arguments import check_state
-from torchopt.solver.auxiliary import split_aux
+from torchopt.solver.arguments import check_state, split_aux
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.status import Status
 

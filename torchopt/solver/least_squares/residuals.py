@@ -12,7 +12,7 @@ from torch import Tensor
 from torchopt.autodiff.closure import is_recording
 from torchopt.autodiff.products import jvp, map_product, pullback, vjp
 from torchopt.dtypes import is_inexact
-from torchopt.solver.auxiliary import split_aux
+from torchopt.solver.arguments import split_aux
 from torchopt.solver.objective import Vectors
 
 __all__ = ['Residuals', 'half_sum_of_squares']

@@ -53,7 +53,9 @@ class BlockCoordinateDescent(IterativeSolver):
     proximity operator.  The step size of a block is the reciprocal of its Lipschitz constant, so the objective never
     increases.  A block of a column of zeros, which the objective does not depend on, has a step size of one.
 
-    The run ends when the change in a pass over all blocks has at most the length ``tol``.
+    ``run(init_params, hyperparams_prox, *args, **kwargs)`` starts from a vector, or a matrix whose rows are the blocks,
+    and passes the data ``*args`` and ``**kwargs`` on to ``fun``.  It ends when the change in a pass over all blocks has
+    at most the length ``tol``.
 
     Args:
         fun: The smooth part, a :class:`torchopt.objective.CompositeLinearFunction` such as
@@ -92,13 +94,7 @@ class BlockCoordinateDescent(IterativeSolver):
         self._objective, self._subfun = Objective(self.fun), Objective(self.fun.subfun)
 
     def init_state(self, init_params: Any, hyperparams_prox: Any = None, *args: Any, **kwargs: Any) -> BlockCDState:
-        """The state before the first step.
-
-        Args:
-            init_params: Where to start, a vector, or a matrix whose rows are the blocks.
-            hyperparams_prox: Hyper-parameters of the operator.
-            *args: Data of the objective.
-            **kwargs: Data of the objective, by name.
+        """The state before the first step; for the arguments see :meth:`run`.
 
         Raises:
             ValueError: If the number of blocks is not that of the columns of the linear function.
@@ -119,18 +115,7 @@ class BlockCoordinateDescent(IterativeSolver):
     def update(
         self, params: Any, state: BlockCDState, hyperparams_prox: Any = None, *args: Any, **kwargs: Any
     ) -> OptStep:
-        """One pass over all blocks.
-
-        Args:
-            params: The parameters.
-            state: The state.
-            hyperparams_prox: Hyper-parameters of the operator.
-            *args: Data of the objective.
-            **kwargs: Data of the objective, by name.
-
-        Returns:
-            The new parameters and the new state.
-        """
+        """One pass over all blocks; for the arguments see :meth:`run`."""
         linop = self.fun.make_linop(*args, **kwargs)
         constants = self.fun.columnwise_lipschitz_const(*args, **kwargs)
         sizes = torch.where(constants > 0, constants, 1.0).reciprocal()
@@ -153,11 +138,7 @@ class BlockCoordinateDescent(IterativeSolver):
     def optimality_fun(self, params: Any, hyperparams_prox: Any = None, *args: Any, **kwargs: Any) -> Any:
         r"""The residual :math:`\operatorname{prox}_g(x - \nabla f(x)) - x`, zero at the solution.
 
-        Args:
-            params: The parameters.
-            hyperparams_prox: Hyper-parameters of the operator.
-            *args: Data of the objective.
-            **kwargs: Data of the objective, by name.
+        For the arguments see :meth:`run`.
         """
         step = params - self._objective.gradient(params, *args, **kwargs)
         return torch.vmap(lambda row: self.block_prox(row, hyperparams_prox, 1.0))(step) - params

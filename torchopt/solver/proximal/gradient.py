@@ -21,7 +21,6 @@ from torchopt.prox import make_prox_from_projection, prox_none
 from torchopt.scalars import negated, pick, root, settled, where
 from torchopt.solver.arguments import check_state, require_call
 from torchopt.solver.base import IterativeSolver, OptStep
-from torchopt.solver.endless import recognizing_no_bound
 from torchopt.solver.objective import Objective
 from torchopt.solver.proximal.composite import (
     PLAIN,
@@ -38,6 +37,7 @@ from torchopt.solver.proximal.composite import (
 )
 from torchopt.solver.run import Task, as_tensors
 from torchopt.solver.status import Status
+from torchopt.solver.unbounded import recognizing_no_bound
 
 __all__ = ['ProjectedGradient', 'ProxGradState', 'ProximalGradient']
 
@@ -157,14 +157,7 @@ class ProximalGradient(IterativeSolver):
         return {'Step size': state.stepsize}
 
     def init_state(self, init_params: Any, hyperparams_prox: Any = None, *args: Any, **kwargs: Any) -> ProxGradState:
-        """The state before the first step.
-
-        Args:
-            init_params: Where to start.
-            hyperparams_prox: Hyper-parameters of the operator.
-            *args: Data of the objective.
-            **kwargs: Data of the objective, by name.
-        """
+        """The state before the first step; for the arguments see :meth:`run`."""
         return as_tensors(self._first_state(init_params, args, kwargs), init_params)
 
     def _first_state(self, init_params: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ProxGradState:
@@ -175,18 +168,7 @@ class ProximalGradient(IterativeSolver):
     def update(
         self, params: Any, state: ProxGradState, hyperparams_prox: Any = None, *args: Any, **kwargs: Any
     ) -> OptStep:
-        """One step.
-
-        Args:
-            params: The parameters.
-            state: The state.
-            hyperparams_prox: Hyper-parameters of the operator.
-            *args: Data of the objective.
-            **kwargs: Data of the objective, by name.
-
-        Returns:
-            The new parameters and the new state.
-        """
+        """One step; for the arguments see :meth:`run`."""
         check_state(state)
         new, state = self._advance(params, state, hyperparams_prox, args, kwargs)
         return OptStep(new, as_tensors(state, new))
@@ -255,11 +237,7 @@ class ProximalGradient(IterativeSolver):
     def optimality_fun(self, sol: Any, hyperparams_prox: Any = None, *args: Any, **kwargs: Any) -> Any:
         r"""The residual :math:`\operatorname{prox}_g(x - \nabla f(x)) - x`, zero at the solution.
 
-        Args:
-            sol: The parameters.
-            hyperparams_prox: Hyper-parameters of the operator.
-            *args: Data of the objective.
-            **kwargs: Data of the objective, by name.
+        For the arguments see :meth:`run`.
         """
         gradient = self._objective.gradient(sol, *args, **kwargs)
         return minus(self._step_from(hyperparams_prox, sol, gradient, 1.0), sol)
@@ -383,31 +361,13 @@ class ProjectedGradient(IterativeSolver):
         return self._method.task(init_params, hyperparams_proj, *args, **kwargs)
 
     def init_state(self, init_params: Any, hyperparams_proj: Any = None, *args: Any, **kwargs: Any) -> ProxGradState:
-        """The state before the first step.
-
-        Args:
-            init_params: Where to start.
-            hyperparams_proj: Hyper-parameters of the projection.
-            *args: Data of the objective.
-            **kwargs: Data of the objective, by name.
-        """
+        """The state before the first step; for the arguments see :meth:`run`."""
         return self._method.init_state(init_params, hyperparams_proj, *args, **kwargs)
 
     def update(
         self, params: Any, state: ProxGradState, hyperparams_proj: Any = None, *args: Any, **kwargs: Any
     ) -> OptStep:
-        """One step.
-
-        Args:
-            params: The parameters.
-            state: The state.
-            hyperparams_proj: Hyper-parameters of the projection.
-            *args: Data of the objective.
-            **kwargs: Data of the objective, by name.
-
-        Returns:
-            The new parameters and the new state.
-        """
+        """One step; for the arguments see :meth:`run`."""
         return self._method.update(params, state, hyperparams_proj, *args, **kwargs)
 
     @eager
@@ -426,12 +386,5 @@ class ProjectedGradient(IterativeSolver):
         return super().run(init_params, hyperparams_proj, *args, **kwargs)
 
     def optimality_fun(self, sol: Any, hyperparams_proj: Any = None, *args: Any, **kwargs: Any) -> Any:
-        r"""The residual :math:`P(x - \nabla f(x)) - x`, zero at the solution.
-
-        Args:
-            sol: The parameters.
-            hyperparams_proj: Hyper-parameters of the projection.
-            *args: Data of the objective.
-            **kwargs: Data of the objective, by name.
-        """
+        r"""The residual :math:`P(x - \nabla f(x)) - x`, zero at the solution; for the arguments see :meth:`run`."""
         return self._method.optimality_fun(sol, hyperparams_proj, *args, **kwargs)

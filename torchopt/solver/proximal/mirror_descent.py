@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 from torchopt.levels import eager
 from torchopt.solver.arguments import check_state
 from torchopt.solver.base import IterativeSolver, OptStep
-from torchopt.solver.endless import recognizing_no_bound
 from torchopt.solver.objective import Objective
 from torchopt.solver.proximal.composite import (
     PLAIN,
@@ -25,6 +24,7 @@ from torchopt.solver.proximal.composite import (
     zero_count,
 )
 from torchopt.solver.run import Task
+from torchopt.solver.unbounded import recognizing_no_bound
 
 __all__ = ['MirrorDescent', 'MirrorDescentState']
 
@@ -128,14 +128,7 @@ class MirrorDescent(IterativeSolver):
     def init_state(
         self, init_params: Any, hyperparams_proj: Any = None, *args: Any, **kwargs: Any
     ) -> MirrorDescentState:
-        """The state before the first step.
-
-        Args:
-            init_params: Where to start.
-            hyperparams_proj: Hyper-parameters of the projection.
-            *args: Data of the objective.
-            **kwargs: Data of the objective, by name.
-        """
+        """The state before the first step; for the arguments see :meth:`run`."""
         aux = self._objective.auxiliary_at_start(init_params, *args, **kwargs)
         zero = zero_count(init_params)
         return MirrorDescentState(zero, infinite_error(init_params), aux, zero, zero, zero, 0)
@@ -143,18 +136,7 @@ class MirrorDescent(IterativeSolver):
     def update(
         self, params: Any, state: MirrorDescentState, hyperparams_proj: Any = None, *args: Any, **kwargs: Any
     ) -> OptStep:
-        """One step.
-
-        Args:
-            params: The parameters.
-            state: The state.
-            hyperparams_proj: Hyper-parameters of the projection.
-            *args: Data of the objective.
-            **kwargs: Data of the objective, by name.
-
-        Returns:
-            The new parameters and the new state.
-        """
+        """One step; for the arguments see :meth:`run`."""
         check_state(state)
         size = stepsize_at(self.stepsize, state.iter_num)
         value, gradient, aux = self._objective(params, *args, **kwargs)
@@ -183,11 +165,7 @@ class MirrorDescent(IterativeSolver):
     def optimality_fun(self, sol: Any, hyperparams_proj: Any = None, *args: Any, **kwargs: Any) -> Any:
         """By how much a step of size one changes the parameters, zero at the solution.
 
-        Args:
-            sol: The parameters.
-            hyperparams_proj: Hyper-parameters of the projection.
-            *args: Data of the objective.
-            **kwargs: Data of the objective, by name.
+        For the arguments see :meth:`run`.
         """
         gradient = self._objective.gradient(sol, *args, **kwargs)
         return minus(self._step_from(hyperparams_proj, sol, gradient, 1.0), sol)

@@ -15,8 +15,7 @@ from torch import Tensor
 from torchopt import checks, tree
 from torchopt.levels import is_readable
 from torchopt.scalars import where
-from torchopt.solver.arguments import check_state
-from torchopt.solver.auxiliary import split_aux
+from torchopt.solver.arguments import check_state, split_aux
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.status import Status
 

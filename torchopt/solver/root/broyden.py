@@ -17,8 +17,7 @@ from torchopt.linesearch import backtracking
 from torchopt.norms import norm_in_double
 from torchopt.numerics import as_python_scalar
 from torchopt.scalars import numbers, smaller, where
-from torchopt.solver.arguments import check_state
-from torchopt.solver.auxiliary import split_aux
+from torchopt.solver.arguments import check_state, split_aux
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.objective import Vectors
 from torchopt.solver.problem import may_write

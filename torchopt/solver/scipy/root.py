@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt.solver.auxiliary import split_aux
+from torchopt.solver.arguments import split_aux
 from torchopt.solver.base import OptStep
 from torchopt.solver.least_squares.residuals import jacobian
 from torchopt.solver.scipy.wrapper import Bridge, ScipyWrapper, as_array, load_optimize, required, with_limit
