@@ -29,8 +29,6 @@ __all__ = [
     'constraints_of',
     'objective_of',
     'one_sided_residual',
-    'pair_of',
-    'spread',
 ]
 
 Matvec = Callable[[Any, Any], Any]
@@ -106,11 +104,11 @@ def box_of(params_ineq: Any, z: Vectors) -> tuple[Tensor, Tensor]:
         raise ValueError(f'params_ineq is {kind_of(params_ineq)}; expected a pair of bounds (l, u).')
     sides = []
     for i, (bound, missing) in enumerate(zip(params_ineq, (-torch.inf, torch.inf))):
-        sides.append(spread(missing if bound is None else bound, z, f'params_ineq[{i}]'))
+        sides.append(_spread(missing if bound is None else bound, z, f'params_ineq[{i}]'))
     return sides[0], sides[1]
 
 
-def pair_of(params: Any, name: str) -> tuple[Any, Any]:
+def _pair_of(params: Any, name: str) -> tuple[Any, Any]:
     """Constraints as a pair, a matrix and a right-hand side."""
     if not isinstance(params, (tuple, list)) or len(params) != 2:
         raise ValueError(f'{name} is {kind_of(params)}; expected a pair, a matrix and a vector.')
@@ -153,7 +151,7 @@ def _blocks(given: Any, x: Vectors, name: str, like: str) -> tuple[Tensor, list[
     return torch.cat(rows), [len(block) for block in blocks]
 
 
-def spread(bound: Any, z: Vectors, name: str) -> Tensor:
+def _spread(bound: Any, z: Vectors, name: str) -> Tensor:
     """A bound as a vector: a number, or a tree that equals the values of the constraints or their top."""
     like = tree.unflatten(z.spec, z.leaves)
     bounds = tree.flatten(tree.broadcast_prefix(bound, like, name=name, like='the constraints'))[0]
@@ -209,12 +207,12 @@ class OneSided:
                 rows.append(None)
                 duals.append((None, None))
                 continue
-            given, right = pair_of(params, name)
+            given, right = _pair_of(params, name)
             if given is None and matvec is None:
                 raise ValueError(f'{name}[0] is None; expected a matrix.')
             A, z = constraints_of(given, matvec, x, f'{name}[0]')
             rows.append(A)
-            duals.append((spread(right, z, f'{name}[1]'), z))
+            duals.append((_spread(right, z, f'{name}[1]'), z))
         tensors = [v for v in (Q, c, *rows, *(b for b, _ in duals)) if v is not None]
         found = iter(common_dtype(*tensors))
         Q, c = next(found), next(found)
