@@ -20,6 +20,34 @@ OBJECTIVES: dict[str, Callable[..., Any]] = {
 }
 
 
+@pytest.mark.parametrize(
+    ('scale', 'dtype'),
+    [
+        (1e-30, torch.float32),
+        (1e30, torch.float32),
+        (1e-200, torch.float64),
+        (1e200, torch.float64),
+    ],
+)
+@pytest.mark.parametrize('batched', [False, True])
+@pytest.mark.parametrize('name', [*OBJECTIVES, 'LBFGSB'])
+def test_solutions_of_extreme_objectives(name: str, batched: bool, scale: float, dtype: torch.dtype) -> None:
+    """Products of gradients overflow or vanish; the run works on a multiple of the objective, the state does not."""
+    weights, goal, start = torch.tensor([[1.0, 50.0, 3.0], [1.0, 2.0, 3.0], [0.0, 0.0, 0.0]], dtype=dtype)
+    solver = getattr(torchopt, name)(lambda x: scale * (weights * (x - goal) ** 2).sum(), tol=1e-4 * scale)
+    bounds = ((None, None),) if name == 'LBFGSB' else ()
+    params, state = torch.vmap(lambda x: solver.run(x, *bounds))(start[None]) if batched else solver.run(start, *bounds)
+    assert state.status.item() == Status.CONVERGED
+    params, gradient = params.reshape(3).double(), state.grad.reshape(3).double() / scale
+    torch.testing.assert_close(params, goal.double(), atol=1e-3, rtol=0)
+    expected = 2.0 * weights.double() * (params - goal)
+    torch.testing.assert_close(gradient, expected, atol=2e-5, rtol=0)
+    assert state.value.item() / scale == pytest.approx((weights * (params - goal) ** 2).sum().item(), abs=1e-6)
+    if name == 'LBFGS':  # its memory is that of the objective itself
+        s, y = (x.reshape(-1, 3).double() for x in (state.s_history, state.y_history / scale))
+        torch.testing.assert_close(y, 2.0 * weights.double() * s, atol=1e-3, rtol=1e-4)
+
+
 @pytest.mark.parametrize('scale', [1e-25, 1e25])
 @pytest.mark.parametrize('batched', [False, True])
 @pytest.mark.parametrize('name', OBJECTIVES)

@@ -194,8 +194,11 @@ class IterativeSolver(Solver):
     def run(self, init_params: Any, *args: Any, **kwargs: Any) -> OptStep:
         """Repeat steps until ``state.error`` is at most ``tol``, or no step can be made any more.
 
-        Under ``torch.vmap`` each problem stops by itself.  ``state.status`` says how the run ended: see
-        :class:`~torchopt.solver.Status`.
+        Under ``torch.vmap`` each problem stops by itself.
+
+        A run that ends without a solution neither warns nor raises, as in JAXopt: ``state.status`` says how it ended,
+        and ``torchopt.solver.Status(int(state.status)).message`` what can be done about it.  An implicit derivative is
+        that of a solution, and wrong by about as much as the result is.
 
         Args:
             init_params: Where to start, a tree of tensors of floating dtypes.

@@ -147,6 +147,12 @@ class Rows(NamedTuple):
         """The memory itself."""
         return self
 
+    def of_multiple(self, unit: Any) -> Rows:
+        """The memory for the objective times a number; None for one."""
+        if unit is None:
+            return self
+        return self._replace(y=unit * self.y, weights=self.weights / unit, gamma=self.gamma / unit)
+
     def remember(self, x: Pair, gradient: Pair, moved: Any = True) -> Rows:
         """The memory with one more pair, if that has positive curvature; otherwise with one less."""
         if not len(self.weights):

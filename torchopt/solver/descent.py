@@ -157,8 +157,8 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
         """The memory at the start once more, if a test holds."""
 
     @abc.abstractmethod
-    def _as_state(self, work: Work, vectors: Vectors) -> Any:
-        """The state as users see it."""
+    def _as_state(self, work: Work, problem: Problem) -> Any:
+        """The state as users see it, whose memory is that of the objective itself."""
 
     @abc.abstractmethod
     def _as_memory(self, state: Any, vectors: Vectors, gradient: Tensor, in_place: bool) -> Any:
@@ -168,7 +168,7 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
         """The state before the first step; with an :class:`OptStep`, the memory of its state is kept."""
         problem = self._problem(params_of(init_params), args, kwargs)
         params = params_of(init_params)
-        return as_tensors(self._as_state(self._begin(init_params, problem, False)[1], problem.vectors), params)
+        return as_tensors(self._as_state(self._begin(init_params, problem, False)[1], problem), params)
 
     def update(self, params: Any, state: Any, *args: Any, **kwargs: Any) -> OptStep:
         """One step."""
@@ -182,7 +182,7 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
         fields = {'failed_linesearch': False, **fields, 'grad': gradient, 'memory': memory}
         fields.update(value=value, stepsize=stepsize, error=error)
         x, work = self._step(problem, OptStep(x, Work(**fields)))
-        return OptStep(problem.vectors.unpack(x), as_tensors(self._as_state(work, problem.vectors), params))
+        return OptStep(problem.vectors.unpack(x), as_tensors(self._as_state(work, problem), params))
 
     def task(self, init_params: Any, *args: Any, **kwargs: Any) -> Task:
         """The steps of a run, on vectors."""
@@ -200,21 +200,25 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
             x, work = last
             with problem.arithmetic():
                 endless = has_no_bound(began, self._measures(problem, last), torch.finfo(problem.vectors.dtype).eps)
-            status = where(endless & negated(work.error <= self.tol), int(Status.UNBOUNDED), work.status)
-            numbers_ = Work(*map(problem.number, work._replace(status=status)))
-            work = numbers_._replace(grad=problem.tensor(work.grad), memory=work.memory, aux=work.aux)
-            return OptStep(problem.vectors.unpack(problem.tensor(x)), self._as_state(work, problem.vectors))
+                status = where(endless & negated(work.error <= self.tol), int(Status.UNBOUNDED), work.status)
+                value, grad = problem.original(work.value), problem.original(work.grad)
+            numbers_ = Work(*map(problem.number, work._replace(value=value, status=status)))
+            work = numbers_._replace(grad=problem.tensor(grad), memory=work.memory, aux=work.aux)
+            return OptStep(problem.vectors.unpack(problem.tensor(x)), self._as_state(work, problem))
 
         return Task(start, step, finish)
 
     def _measures(self, problem: Problem, at: OptStep) -> tuple[Any, Any, Any]:
         """The objective, the norm of the parameters and the violation of the optimality condition, as numbers."""
-        value, length, error = numbers(at.state.value, problem.norm(at.params), at.state.error)
+        value, length, error = numbers(problem.original(at.state.value), problem.norm(at.params), at.state.error)
         return value, length, error
 
-    def _begin(self, init_params: Any, problem: Problem, in_place: bool) -> OptStep:
+    def _begin(self, init_params: Any, problem: Problem, is_run: bool) -> OptStep:
         x, value, gradient, aux = problem.begin(params_of(init_params))
-        in_place = in_place and may_write(gradient)
+        in_place = is_run and may_write(gradient)
+        if is_run and not isinstance(init_params, OptStep):
+            problem.choose_unit(value, gradient)
+            value, gradient = problem.in_unit(value), problem.in_unit(gradient)
         value, error = numbers(value, problem.error(x, gradient))
         memory, iter_num, stepsize = self._empty(gradient, in_place), 0, self.max_stepsize  # type: ignore[attr-defined]
         if isinstance(init_params, OptStep):

@@ -31,25 +31,15 @@ __all__ = ['LBFGSB', 'LbfgsbState']
 
 @tree.safe_to_load
 class LbfgsbState(NamedTuple):
-    """State of :class:`LBFGSB`.
+    """State of :class:`LBFGSB`; the other fields are those of :class:`~torchopt.solver.lbfgs.LbfgsState`.
 
     Attributes:
-        iter_num: The number of steps.
-        value: The objective.
-        grad: The gradient.
-        stepsize: The last step size.
         error: The largest element of :math:`|P(w - g) - w|`.
         s_history: The last differences of parameters, stacked in a new first dimension: the row of pair ``k`` is
             ``k % history_size``.
         y_history: The last differences of gradients, likewise.
         theta: The scale of the Hessian.
         num_updates: The number of pairs so far.
-        aux: The auxiliary output of the objective.
-        failed_linesearch: Whether the last line search failed.
-        num_fun_eval: The number of evaluations of the objective.
-        num_grad_eval: The number of evaluations of the gradient.
-        num_linesearch_iter: The number of steps of the line searches.
-        status: How the run ended; see :class:`~torchopt.solver.Status`.
     """
 
     iter_num: Any
@@ -104,7 +94,7 @@ class _BoxProblem(Problem):
 
     def error(self, x: Tensor, gradient: Tensor) -> Tensor:
         """The largest element of this way."""
-        way = self.steepest(x, gradient)
+        way = self.steepest(x, self.original(gradient))
         return torch.linalg.vector_norm(way, ord=torch.inf) if len(way) else way.sum()
 
     def start(self, params: Any) -> Tensor:
@@ -207,8 +197,9 @@ class LBFGSB(DescentSolver[_Pairs]):
     def _forget(self, memory: _Pairs, gradient: Tensor, test: Any) -> _Pairs:
         return _Pairs(memory.rows.cleared(test), memory.count)
 
-    def _as_state(self, work: Work, vectors: Vectors) -> LbfgsbState:
-        rows, count = work.memory
+    def _as_state(self, work: Work, problem: Problem) -> LbfgsbState:
+        vectors, count = problem.vectors, work.memory.count
+        rows = work.memory.rows.of_multiple(problem.unit)
         s, y, _ = as_rings(rows, count, vectors)
         begin = (work.iter_num, work.value, vectors.unpack(work.grad), work.stepsize, work.error)
         return LbfgsbState(*begin, s, y, self.theta / rows.gamma, count, *work[6:])

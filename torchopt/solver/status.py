@@ -16,13 +16,14 @@ class Status(enum.IntEnum):
     """How a run ended: the value of ``state.status``, an integer tensor with one element for each problem of a batch.
 
     Example:
-        >>> import torch
+        >>> import torch, torchopt
         >>> from torchopt.solver import Status
-        >>> status = torch.tensor(2)
-        >>> Status(int(status)).name
-        'MAXITER'
-        >>> print(Status.MAXITER.message)
-        The limit of iterations was reached first. Increase maxiter or tol, or scale the problem.
+        >>> params, state = torchopt.GradientDescent(lambda x: x**2, maxiter=3, stepsize=0.1).run(torch.tensor(1.0))
+        >>> status = Status(int(state.status))
+        >>> status.name, status.message
+        ('MAXITER', 'The limit of iterations was reached first. Increase maxiter or tol, or scale the problem.')
+        >>> bool((state.status == Status.CONVERGED).all())  # of a batch too
+        False
     """
 
     RUNNING = 0

@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -135,7 +135,8 @@ class ProximalGradient(IterativeSolver):
     decrease_factor: float = 0.5
 
     error_name = 'Length of the step / step size'
-    problem_function, second_argument = 'fun', 'hyperparams_prox'
+    problem_function = 'fun'
+    second_argument: ClassVar[str | None] = 'hyperparams_prox'
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -306,17 +307,10 @@ class ProximalGradient(IterativeSolver):
 class ProjectedGradient(IterativeSolver):
     """The projected gradient method, with acceleration: :class:`ProximalGradient` with a projection.
 
+    The arguments are those of :class:`ProximalGradient`, and instead of ``prox``:
+
     Args:
-        fun: ``fun(params, *args, **kwargs)``, the objective.
         projection: ``projection(params, hyperparams_proj)``, the nearest point of the feasible set.
-        value_and_grad: As in :class:`ProximalGradient`, as all others.
-        has_aux: Likewise.
-        stepsize: Likewise.
-        maxiter: Likewise.
-        maxls: Likewise.
-        tol: Likewise.
-        acceleration: Likewise.
-        decrease_factor: Likewise.
 
     Example:
         >>> import torch, torchopt
@@ -372,17 +366,7 @@ class ProjectedGradient(IterativeSolver):
 
     @eager
     def run(self, init_params: Any, hyperparams_proj: Any = None, *args: Any, **kwargs: Any) -> OptStep:
-        """Minimize.
-
-        Args:
-            init_params: Where to start, a tree.
-            hyperparams_proj: Hyper-parameters of the projection.
-            *args: Data of the objective.
-            **kwargs: Data of the objective, by name.
-
-        Returns:
-            The parameters, and the state, as :meth:`ProximalGradient.run` does.
-        """
+        """Minimize, as :meth:`ProximalGradient.run` does, with hyper-parameters of the projection."""
         return super().run(init_params, hyperparams_proj, *args, **kwargs)
 
     def optimality_fun(self, sol: Any, hyperparams_proj: Any = None, *args: Any, **kwargs: Any) -> Any:

@@ -173,14 +173,7 @@ class BoxOSQP(IterativeSolver):
     def init_params(
         self, init_x: Any = None, params_obj: Any = None, params_eq: Any = None, params_ineq: Any = None
     ) -> KKTSolution:
-        """Where a run starts.
-
-        Args:
-            init_x: The variables; zeros if None, which needs ``params_obj = (Q, c)``.
-            params_obj: As in :meth:`run`.
-            params_eq: As in :meth:`run`.
-            params_ineq: As in :meth:`run`.
-        """
+        """Where a run starts; the variables are zeros if ``init_x`` is None, which needs ``params_obj = (Q, c)``."""
         problem = self._problem(init_x, params_obj, params_eq, params_ineq)
         return problem.solution(*self._first(problem, init_x))
 

@@ -76,14 +76,7 @@ class OSQP(Solver):
     def init_params(
         self, init_x: Any = None, params_obj: Any = None, params_eq: Any = None, params_ineq: Any = None
     ) -> KKTSolution:
-        """Where a run starts: the variables, zeros if None, and multipliers of zero.
-
-        Args:
-            init_x: The variables.
-            params_obj: As in :meth:`run`.
-            params_eq: As in :meth:`run`.
-            params_ineq: As in :meth:`run`.
-        """
+        """Where a run starts: the variables ``init_x``, zeros if None, and multipliers of zero."""
         problem = self._problem(init_x, params_obj, params_eq, params_ineq)
         x = tree.map(torch.zeros_like, problem.x.unpack(problem.c)) if init_x is None else init_x
         dual_eq, dual_ineq = (None if b is None else z.unpack(torch.zeros_like(b)) for b, z in problem.duals)

@@ -86,11 +86,11 @@ def constraints_of(params: Any, matvec: Matvec | None, x: Vectors, name: str) ->
     """
     dtype = wide_dtype(x.dtype)
     if matvec is not None:
-        zeros = torch.zeros(sum(x.sizes), dtype=x.dtype, device=x.likes[0].device)
+        zeros = torch.zeros(x.layout.size, dtype=x.dtype, device=x.likes[0].device)
         z = Vectors(matvec(params, x.unpack(zeros)), 'the product A x')
         return _matrix(lambda v: z.pack(matvec(params, v), 'the result of matvec'), x, dtype), z
     if params is None:
-        return torch.eye(sum(x.sizes), dtype=dtype, device=x.likes[0].device), x
+        return torch.eye(x.layout.size, dtype=dtype, device=x.likes[0].device), x
     A, rows = _blocks(params, x, name, 'the variables')
     values = [part.new_empty(count) for part, count in zip(x.likes, rows)]
     return A, Vectors(tree.unflatten(x.spec, values), 'the product A x')
@@ -125,7 +125,7 @@ def common_dtype(*tensors: Tensor) -> list[Tensor]:
 
 def _matrix(linear: Callable[[Any], Tensor], x: Vectors, dtype: torch.dtype) -> Tensor:
     """The matrix of a linear function of trees, from its values at the unit vectors."""
-    unit = torch.eye(sum(x.sizes), dtype=x.dtype, device=x.likes[0].device)
+    unit = torch.eye(x.layout.size, dtype=x.dtype, device=x.likes[0].device)
     return torch.vmap(lambda e: linear(x.unpack(e)))(unit).mT.to(dtype)
 
 
@@ -144,7 +144,7 @@ def _blocks(given: Any, x: Vectors, name: str, like: str) -> tuple[Tensor, list[
             )
     if len(blocks) == 1:
         return blocks[0], [len(blocks[0])]
-    total, before, rows = sum(x.sizes), 0, []
+    total, before, rows = x.layout.size, 0, []
     for block in blocks:
         rows.append(torch.nn.functional.pad(block, (before, total - before - block.shape[1])))
         before += block.shape[1]
@@ -243,7 +243,8 @@ class OneSided:
     def residual(self, params: KKTSolution) -> KKTSolution:
         """The residuals of the optimality conditions."""
         x = self.x.pack(params.primal, 'params.primal').to(self.c.dtype)
-        stationarity, *parts = one_sided_residual(x, *self.pack((params.dual_eq, params.dual_ineq)), **self.data)
+        y, multipliers = self.pack((params.dual_eq, params.dual_ineq))
+        stationarity, *parts = one_sided_residual(x, y, multipliers, **self.data)
         duals = (None if part is None else z.unpack(part) for part, (_, z) in zip(parts, self.duals))
         return KKTSolution(self.x.unpack(stationarity), *duals)
 
@@ -255,9 +256,9 @@ def one_sided_residual(
     Q: Tensor,
     c: Tensor,
     A: Tensor | None = None,
-    b: Tensor | None = None,
+    b: Any = None,
     G: Tensor | None = None,
-    h: Tensor | None = None,
+    h: Any = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Zero at the solution and the multipliers of equations and inequalities; None for those that there are not."""
     stationarity = product(Q, x) + c
