@@ -12,7 +12,7 @@ import torch
 from torch.autograd import forward_ad
 
 from torchopt.dtypes import real_dtype, widened
-from torchopt.levels import runs_directly
+from torchopt.levels import is_tracing, runs_directly, without_wrappers
 from torchopt.numerics import abs_sq, safe_sqrt
 
 __all__ = ['constant_norm', 'norm_in_double', 'root_mean_square', 'safe_norm', 'safe_root_mean_squares', 'two_norm']
@@ -113,10 +113,20 @@ def _over(x: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
 
 
 def norm_in_double(x: torch.Tensor) -> torch.Tensor:
-    """The 2-norm computed in float64 where the device has it: squares of float32 neither overflow nor underflow."""
+    """The 2-norm, accurate at every scale: in float64 where the device has it, which is faster than scaling float32."""
     if x.device.type == 'mps':
-        return torch.linalg.vector_norm(x)
-    return torch.linalg.vector_norm(x, dtype=torch.complex128 if x.is_complex() else torch.float64)
+        return two_norm([x])
+    norm = torch.linalg.vector_norm(x, dtype=torch.complex128 if x.is_complex() else torch.float64)
+    return two_norm([x]) if real_dtype(x.dtype) == torch.float64 and not _is_safe(norm) else norm
+
+
+def _is_safe(norm: torch.Tensor) -> bool:
+    """Whether norms, of all samples of a batch, are known to need no scaling."""
+    if is_tracing() or not norm.is_cpu:
+        return False
+    low, high = _SAFE[norm.dtype]
+    values = without_wrappers(norm)
+    return bool(((values > low) & (values < high)).all())
 
 
 def root_mean_square(x: torch.Tensor) -> torch.Tensor:

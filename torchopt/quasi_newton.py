@@ -54,6 +54,7 @@ __all__ = [
     'inner_product',
     'inverse_hessian_product',
     'remember',
+    'scaled_product',
 ]
 
 
@@ -219,11 +220,11 @@ def inverse_hessian_product(
         (largest,) = _known(_largest(rows))
         size = where(largest > 0.0, largest, 1.0)
         unit = [x / as_scalar_like(size, x) for x in rows]
-        return _descending(unit, _product(unit, memory, ring, gamma), g, gamma * size)
+        return _descending(unit, scaled_product(unit, memory, ring, gamma), g, gamma * size)
 
 
-def _product(g: list[Tensor], memory: Memory, ring: Ring, gamma: Any) -> list[Tensor]:
-    r"""The product of the inverse Hessian with a vector of rows, divided by :math:`\gamma`."""
+def scaled_product(g: list[Tensor], memory: Memory, ring: Ring, gamma: Any) -> list[Tensor]:
+    r"""The product :math:`H g / \gamma` for a list of vectors of real numbers."""
     n = ring.written
     if not n or not g:
         return g

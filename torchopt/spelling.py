@@ -156,7 +156,7 @@ def instead_of(name: str) -> str | None:
     return _NO_COUNTERPART.get(name)
 
 
-def suggesting(function: Callable[_P, _T]) -> Callable[_P, _T]:
+def suggesting(function: Callable[_P, _T], *, takes_hyperparameters: bool = True) -> Callable[_P, _T]:
     """Let errors of a function say which argument was probably meant, or that it does not take the parameters."""
 
     @functools.wraps(function)
@@ -164,7 +164,8 @@ def suggesting(function: Callable[_P, _T]) -> Callable[_P, _T]:
         try:
             return function(*args, **kwargs)
         except (TypeError, ValueError):
-            _check_first(function, args)
+            if takes_hyperparameters:
+                _check_first(function, args)
             check_names_of(function, kwargs)
             raise
 
@@ -173,16 +174,7 @@ def suggesting(function: Callable[_P, _T]) -> Callable[_P, _T]:
 
 def names_checked(function: Callable[_P, _T]) -> Callable[_P, _T]:
     """Let errors of a function say which argument was probably meant."""
-
-    @functools.wraps(function)
-    def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-        try:
-            return function(*args, **kwargs)
-        except TypeError:
-            check_names_of(function, kwargs)
-            raise
-
-    return call
+    return suggesting(function, takes_hyperparameters=False)
 
 
 def takes_only_a_function(function: Callable[_P, _T]) -> Callable[_P, _T]:

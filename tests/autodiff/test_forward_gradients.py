@@ -78,7 +78,7 @@ def test_nothing_is_kept() -> None:
 def test_bad_input() -> None:
     with pytest.raises(ValueError, match='Invalid chunk_size: 0; expected None or an int >= 1'):
         torchopt.forward_value_and_grad(torch.sum, chunk_size=0)
-    with pytest.raises(TypeError, match='fun is an int; expected a function'):
+    with pytest.raises(TypeError, match='Invalid fun: an int; expected a function'):
         torchopt.forward_value_and_grad(3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match='expected a real 0-d tensor'):
         torchopt.forward_value_and_grad(lambda x: x)(torch.ones(2))

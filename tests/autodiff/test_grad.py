@@ -227,7 +227,7 @@ def test_the_result_is_named_after_the_function() -> None:
 
 ONES = torch.ones(2)
 REFUSED = {
-    'no function': (lambda: torchopt.grad(3), TypeError, 'fun is an int; expected a function'),
+    'no function': (lambda: torchopt.grad(3), TypeError, 'Invalid fun: an int; expected a function'),
     'no int': (lambda: torchopt.grad(loss, 'x'), TypeError, "Invalid argnums: 'x'; expected an int"),
     'a float': (lambda: torchopt.grad(loss, (0, 1.0)), TypeError, 'Invalid argnums'),
     'empty': (lambda: torchopt.grad(loss, ()), ValueError, 'argnums is empty'),

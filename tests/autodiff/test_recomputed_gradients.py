@@ -250,5 +250,5 @@ def test_bad_options() -> None:
         torchopt.grad(torch.sum, checkpoint=True)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r'expected a real 0-d tensor. Return its mean or its sum'):
         torchopt.grad(lambda x: x * 2, checkpoint='reverse')(tensor(3))
-    with pytest.raises(TypeError, match='fun is an int; expected a function'):
+    with pytest.raises(TypeError, match='Invalid fun: an int; expected a function'):
         torchopt.checkpoint(3)  # type: ignore[arg-type]

@@ -62,6 +62,29 @@ def test_a_wrong_gradient_stalls(name: str) -> None:
     assert torch.equal(params, vector(1.0, 2.0))
 
 
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda fun: torchopt.OptaxSolver(fun, torchopt.adam(0.3), tol=1e-2, maxiter=1000),
+        lambda fun: torchopt.PolyakSGD(fun, fun_min=-5.0, tol=1e-2, max_stepsize=5e-3, maxiter=2000),
+    ],
+    ids=['OptaxSolver', 'PolyakSGD'],
+)
+@pytest.mark.parametrize('batched', [False, True])
+def test_the_gradient_is_within_the_tolerance_at_what_is_returned(make: Any, batched: bool) -> None:
+    """The error is that before a step, which could lead away from a point where the gradient is small enough."""
+
+    def fun(w: torch.Tensor) -> torch.Tensor:
+        return (vector(1.0, 100.0) * (w - 3.0) ** 2).sum()
+
+    solver, start = make(fun), vector(0.0, 0.0)
+    params, state = torch.vmap(solver.run)(start[None]) if batched else solver.run(start)
+    assert ending(state) is Status.CONVERGED
+    gradient = torch.func.grad(fun)(params.reshape(2))
+    torch.testing.assert_close(gradient.norm(), state.error.reshape(()))
+    assert gradient.norm() <= 1e-2
+
+
 def test_constant_step_that_is_too_long_is_not_finite() -> None:
     solver = torchopt.GradientDescent(lambda x: (x**4).sum(), stepsize=10.0, acceleration=False)
     assert ending(solver.run(vector(3.0)).state) is Status.NONFINITE

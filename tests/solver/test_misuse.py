@@ -84,6 +84,12 @@ def exchanged(solver: Any, *args: Any) -> Callable[[], Any]:
     return lambda: solver.update(solver.init_state(Z, *args), Z, *args)
 
 
+BOXED = {
+    'LBFGSB': torchopt.LBFGSB(square),
+    'ScipyBoundedMinimize': torchopt.ScipyBoundedMinimize(fun=square),
+    'ScipyBoundedLeastSquares': torchopt.ScipyBoundedLeastSquares(fun=root),
+}
+
 ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     # Targets that would broadcast with the predictions.
     'least squares': (lambda: torchopt.objective.least_squares(Z, (X, COLUMN)), ValueError, r'y has shape \(5, 1\)'),
@@ -149,6 +155,19 @@ ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         'The bounds cross',
     ),
+    **{
+        f'NaN as a bound of {name}': (
+            lambda solver=solver: solver.run(Z, (Z, Z * float('nan')), ONE),
+            ValueError,
+            'is NaN',
+        )
+        for name, solver in BOXED.items()
+    },
+    **{
+        f'shape of a bound of {name}': (lambda solver=solver: solver.run(Z, (None, V), ONE), ValueError, 'upper bound')
+        for name, solver in BOXED.items()
+    },
+    'tolerance': (lambda: torchopt.BFGS(square, tol=-ONE), ValueError, 'Invalid tol'),
     # Arguments of another form.
     'no pair': (
         lambda: P.projection_hyperplane(V, V),

@@ -17,6 +17,7 @@ with warnings.catch_warnings():
 
 import torchopt
 from tests.solver.problems import more_garbow_hillstrom
+from torchopt import tree
 from torchopt.linear_solve import solve_lu
 from torchopt.solver import Status
 
@@ -287,3 +288,14 @@ def test_steps_without_run() -> None:
         params, state = solver.update(params, state)
     torch.testing.assert_close(params, torch.tensor([1.0]), rtol=1e-4, atol=0.0)
     assert state.iter_num == 12
+
+
+def test_complex_leaves_after_an_odd_number_of_real_ones() -> None:
+    """A complex number was a view of a vector, which needs an even offset."""
+    goal = {'a': torch.ones(3), 'c': torch.tensor([1.0 + 2.0j, -1.0j])}
+    start = tree.zeros_like(goal)
+    found = torchopt.Broyden(lambda x: tree.sub(x, goal)).run(start).params
+    least = torchopt.LBFGS(lambda x: tree.norm(tree.sub(x, goal), squared=True)).run(start).params
+    solved = torchopt.linear_solve.solve_cg(lambda x: tree.scale(2.0, x), tree.scale(2.0, goal))
+    for x in (found, least, solved):
+        torch.testing.assert_close(x, goal)

@@ -253,7 +253,7 @@ BAD: list[tuple[str, Any, type[Exception], str]] = [
         ValueError,
         r'shape \(3,\)',
     ),
-    ('no pair', lambda: BOX.run(torch.ones(2), 1.0), TypeError, 'bounds'),
+    ('no pair', lambda: BOX.run(torch.ones(2), 1.0), ValueError, 'bounds'),
     ('integers', lambda: torchopt.ScipyMinimize(fun=torch.sum).run(torch.ones(2).long()), TypeError, 'init_params'),
     ('a vector', lambda: torchopt.ScipyMinimize(fun=torch.cos).run(torch.ones(2)), ValueError, 'one element'),
 ]

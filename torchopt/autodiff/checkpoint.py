@@ -7,9 +7,9 @@ import functools
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+from torchopt import checks
 from torchopt.autodiff.products import is_autograd_off
 from torchopt.autodiff.recompute import recomputed
-from torchopt.kinds import kind_of
 from torchopt.levels import is_tracing
 from torchopt.spelling import takes_only_a_function
 
@@ -52,8 +52,7 @@ def checkpoint(fun: Callable[_P, _T]) -> Callable[_P, _T]:
         >>> torch.autograd.grad(y.sum(), weight)[0]
         tensor([ 0.9208, -0.0189])
     """
-    if not callable(fun):
-        raise TypeError(f'fun is {kind_of(fun)}; expected a function.')
+    checks.function('fun', fun)
 
     @functools.wraps(fun, updated=())
     def run(*args: _P.args, **kwargs: _P.kwargs) -> _T:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt.autodiff.arguments import check_leaves, checked, positions_of, resolve
-from torchopt.kinds import kind_of
 
 __all__ = ['forward_value_and_grad']
 
@@ -67,8 +66,7 @@ def forward_value_and_grad(
         (tensor(0.0156), tensor(-0.3750))
     """
     wanted, single = positions_of(argnums)
-    if not callable(fun):
-        raise TypeError(f'fun is {kind_of(fun)}; expected a function.')
+    checks.function('fun', fun)
     checks.integer('chunk_size', chunk_size, 1, optional=True)
     checked_fun = checked(fun, has_aux)
 

@@ -10,11 +10,10 @@ from typing import Any, NamedTuple, ParamSpec
 import torch
 from torch import Tensor
 
-from torchopt import tree
+from torchopt import checks, tree
 from torchopt.autodiff.arguments import check_leaves, checked, positions_of, resolve
 from torchopt.autodiff.products import is_autograd_off
 from torchopt.autodiff.recompute import recomputed_gradient
-from torchopt.kinds import kind_of
 from torchopt.levels import is_tracing
 from torchopt.sharding import refuse_fsdp
 
@@ -85,8 +84,7 @@ def value_and_grad(
         (tensor(1.), tensor([0., 1.]), {'w': tensor([0., 2.])})
     """
     positions, single = positions_of(argnums)
-    if not callable(fun):
-        raise TypeError(f'fun is {kind_of(fun)}; expected a function.')
+    checks.function('fun', fun)
     if checkpoint not in (None, 'reverse', 'mixed'):
         raise ValueError(f"Invalid checkpoint: {checkpoint!r}; expected None, 'reverse' or 'mixed'.")
     checked_fun = checked(fun, has_aux)

@@ -184,24 +184,12 @@ _SMALL, _SMALL_IN_BATCH = 256, 64
 def solve_cholesky(matvec: Callable[[Any], Any] | None = None, b: Any = None, ridge: Any = None) -> Any:
     r"""Solve :math:`(A + \lambda I)\, x = b` by the Cholesky factorization, for symmetric positive definite :math:`A`.
 
-    It builds the matrix of all leaves together, with one matrix-vector product per real unknown.
-
-    Args:
-        matvec: The linear function :math:`x \mapsto A x` of trees; without it the configured solver is returned.
-        b: The right-hand side, a tree of floating or complex tensors.
-        ridge: :math:`\lambda`, a number or a 0-d tensor.
-
-    Returns:
-        A tree like ``b``.
+    Arguments, result, warnings and the matrix are those of :func:`solve_lu`.
 
     Raises:
         torch.linalg.LinAlgError: If the matrix is not symmetric, not positive definite, or singular to the precision of
             its dtype.
         ValueError: If ``b`` or the matrix is not finite, or trees do not match.
-
-    Warns:
-        LinearSolveWarning: If the matrix is so ill-conditioned that the residual is more than a thousandth of the
-            right-hand side, or if the solution overflows or underflows its dtype.
 
     Example:
         >>> import torch
@@ -217,23 +205,11 @@ def solve_cholesky(matvec: Callable[[Any], Any] | None = None, b: Any = None, ri
 def solve_qr(matvec: Callable[[Any], Any] | None = None, b: Any = None, ridge: Any = None) -> Any:
     r"""Solve :math:`(A + \lambda I)\, x = b` by the QR factorization of the matrix, for any nonsingular :math:`A`.
 
-    It builds the matrix of all leaves together, with one matrix-vector product per real unknown.
-
-    Args:
-        matvec: The linear function :math:`x \mapsto A x` of trees; without it the configured solver is returned.
-        b: The right-hand side, a tree of floating or complex tensors.
-        ridge: :math:`\lambda`, a number or a 0-d tensor.
-
-    Returns:
-        A tree like ``b``.
+    Arguments, result, warnings and the matrix are those of :func:`solve_lu`.
 
     Raises:
         torch.linalg.LinAlgError: If the matrix is singular, exactly or to the precision of its dtype.
         ValueError: If ``b`` or the matrix is not finite, or trees do not match.
-
-    Warns:
-        LinearSolveWarning: If the matrix is so ill-conditioned that the residual is more than a thousandth of the
-            right-hand side, or if the solution overflows or underflows its dtype.
 
     Example:
         >>> import torch

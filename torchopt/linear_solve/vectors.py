@@ -88,7 +88,8 @@ class Layout(NamedTuple):
         leaves = []
         for part, shape, dtype in zip(torch.split(vector, list(self.sizes), dim=-1), self.shapes, self.dtypes):
             if dtype.is_complex:
-                leaves.append(torch.view_as_complex(part.reshape((*lead, *shape, 2)).contiguous()).to(dtype))
+                # Not view_as_complex, which needs an even offset.
+                leaves.append(torch.complex(*part.reshape((*lead, *shape, 2)).unbind(-1)).to(dtype))
             else:
                 leaves.append(part.reshape((*lead, *shape)).to(dtype))
         return leaves

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of how the functions of a problem, and the steps of a solver, are called."""
+"""How the functions of a problem, and the steps of a solver, are called, and what they return."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torchopt import checks
 from torchopt.implicit_diff.binding import signature_of
 from torchopt.kinds import kind_of
 
-__all__ = ['check_state', 'require_call']
+__all__ = ['check_state', 'require_call', 'split_aux']
 
 
 def check_state(state: Any) -> None:
@@ -48,3 +48,26 @@ def require_call(name: str, function: Callable[..., Any], call: str) -> None:
             f'Invalid {name}: {getattr(function, "__name__", function)} cannot be called as {call}: {error}. Wrap it: '
             f'`lambda {arguments}: ...`.'
         ) from None
+
+
+def split_aux(found: Any, has_aux: bool, name: str) -> tuple[Any, Any]:
+    """The value and the auxiliary output of what a function returned; None for the latter if there is none.
+
+    Args:
+        found: What the function returned.
+        has_aux: Whether that is a pair.
+        name: The name of the function, for the error message.
+
+    Raises:
+        TypeError: If it should be a pair and is not.
+
+    Example:
+        >>> from torchopt.solver.arguments import split_aux
+        >>> split_aux((1.0, 'more'), True, 'fun')
+        (1.0, 'more')
+    """
+    if not has_aux:
+        return found, None
+    if not isinstance(found, (tuple, list)) or len(found) != 2:
+        raise TypeError(f'{name} returned {kind_of(found)}; with has_aux=True expected a pair (value, aux).')
+    return found[0], found[1]

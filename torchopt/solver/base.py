@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import inspect
 import itertools
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from torchopt import checks, progress, tree
 from torchopt.levels import eager, without_wrappers
 from torchopt.loop import while_loop
 from torchopt.solver import adjoint
+from torchopt.solver.objective import signature_with
 from torchopt.solver.run import KKTSolution, OptStep, Task, check_start, conclude, iterate, names_the_start, params_of
 from torchopt.spelling import check_names_of
 
@@ -60,11 +62,21 @@ class Solver(abc.ABC):
 
     optimality_fun: Callable[..., Any]
     """``optimality_fun(params, *args, **kwargs)``, zero at solutions: a method, or what the user gave."""
+    problem_function: ClassVar[str] = 'optimality_fun'
+    """The name of the function whose arguments :attr:`optimality_fun` takes too."""
+    second_argument: ClassVar[str | None] = None
+    """The name of an argument that :attr:`optimality_fun` takes after the parameters, and the function does not."""
 
     @property
     def optimality_condition(self) -> Callable[..., Any]:
         """:attr:`optimality_fun` without auxiliary output, a tree like the parameters."""
         return self.optimality_fun
+
+    @functools.cached_property
+    def reference_signature(self) -> Callable[..., Any] | inspect.Signature:
+        """A function, or its signature, that names the arguments of :attr:`optimality_fun`."""
+        function = getattr(self, self.problem_function)
+        return function if self.second_argument is None else signature_with(function, self.second_argument)
 
     def l2_optimality_error(self, params: Any, *args: Any, **kwargs: Any) -> Tensor:
         """The Euclidean norm of :attr:`optimality_fun`, a 0-d tensor."""
@@ -120,8 +132,7 @@ class IterativeSolver(Solver):
     def __post_init__(self) -> None:
         """Check the options."""
         checks.integer('maxiter', self.maxiter, 0)
-        if not isinstance(self.tol, Tensor) and not self.tol >= 0:
-            raise ValueError(f'Invalid tol: {self.tol!r}; expected a number >= 0.')
+        checks.at_least('tol', self.tol)
         if self.unroll not in (True, False, 'auto', 'checkpoint'):
             raise ValueError(f"Invalid unroll: {self.unroll!r}; expected True, False, 'auto' or 'checkpoint'.")
         if isinstance(self.verbose, str) and self.verbose != 'bar':
@@ -150,11 +161,6 @@ class IterativeSolver(Solver):
         Returns:
             The new parameters and the new state.
         """
-
-    @property
-    def reference_signature(self) -> Callable[..., Any] | inspect.Signature:
-        """A function whose signature names the arguments of :attr:`optimality_fun`."""
-        return self.optimality_fun
 
     @property
     def stop_tol(self) -> Any:
@@ -192,8 +198,11 @@ class IterativeSolver(Solver):
     def run(self, init_params: Any, *args: Any, **kwargs: Any) -> OptStep:
         """Repeat steps until ``state.error`` is at most ``tol``, or no step can be made any more.
 
-        Under ``torch.vmap`` each problem stops by itself.  ``state.status`` says how the run ended: see
-        :class:`~torchopt.solver.Status`.
+        Under ``torch.vmap`` each problem stops by itself.
+
+        A run that ends without a solution neither warns nor raises, as in JAXopt: ``state.status`` says how it ended,
+        and ``torchopt.solver.Status(int(state.status)).message`` what can be done about it.  An implicit derivative is
+        that of a solution, and wrong by about as much as the result is.
 
         Args:
             init_params: Where to start, a tree of tensors of floating dtypes; or the result of another run, an

@@ -10,7 +10,7 @@ import torch
 
 from torchopt.columns import beside, dot, from_column
 from torchopt.scalars import negated, settled, where
-from torchopt.solver.compact import Rows, has_curvature, limits_of, longer
+from torchopt.solver.compact import Rows, coefficients, has_curvature, limits_of, longer
 
 __all__ = ['BatchInverse', 'BatchWindow', 'times']
 
@@ -140,8 +140,7 @@ class BatchWindow:
         if not self.size or settled(self.has_no_pairs) is True:
             return scaled
         gamma = self.gamma[:, None]
-        u = times(self.inverses, self.sg)
-        w = np.matmul((self.ds * u + gamma * (times(self.yys, u) - self.yg))[:, None], self.inverses)[:, 0]
+        u, w = coefficients(self.inverses, self.ds, self.yys, self.sg, self.yg, gamma, times)
         weights = np.concatenate([w, -gamma * u], 1).astype(gradient.dtype, copy=False)
         return scaled + np.matmul(weights[:, None], self.table)[:, 0]
 

@@ -25,21 +25,10 @@ __all__ = ['BFGS', 'BfgsState']
 
 @tree.safe_to_load
 class BfgsState(NamedTuple):
-    """State of :class:`BFGS`.
+    """State of :class:`BFGS`; the other fields are those of :class:`~torchopt.solver.lbfgs.LbfgsState`.
 
     Attributes:
-        iter_num: The number of steps.
-        value: The objective.
-        grad: The gradient.
-        stepsize: The last step size.
-        error: The Euclidean norm of the gradient.
         H: The approximation of the inverse Hessian, for the elements of all leaves as one vector.
-        aux: The auxiliary output of the objective.
-        failed_linesearch: Whether the last line search failed.
-        num_fun_eval: The number of evaluations of the objective.
-        num_grad_eval: The number of evaluations of the gradient.
-        num_linesearch_iter: The number of steps of the line searches.
-        status: How the run ended; see :class:`~torchopt.solver.Status`.
     """
 
     iter_num: Any
@@ -146,10 +135,11 @@ class BFGS(DescentSolver[_Memory]):
             return memory.cleared(test)
         return pick(test, self._empty(gradient, False), memory)
 
-    def _as_state(self, work: Work, vectors: Vectors) -> BfgsState:
-        begin = (work.iter_num, work.value, vectors.unpack(work.grad), work.stepsize, work.error)
-        memory = work.memory
-        return BfgsState(*begin, memory.matrix if isinstance(memory, _Inverse) else memory.tensor(), *work[6:])
+    def _as_state(self, work: Work, problem: Problem) -> BfgsState:
+        begin = (work.iter_num, work.value, problem.vectors.unpack(work.grad), work.stepsize, work.error)
+        memory, unit = work.memory, problem.number(problem.unit)
+        matrix = memory.matrix if isinstance(memory, _Inverse) else memory.tensor()
+        return BfgsState(*begin, matrix if unit is None else matrix / unit, *work[6:])
 
     def _as_memory(self, state: BfgsState, vectors: Vectors, gradient: Tensor, in_place: bool) -> _Inverse:
         return _Inverse(state.H, (torch.eye(len(state.H), dtype=state.H.dtype, device=state.H.device) == state.H).all())

@@ -9,8 +9,9 @@ triangle :math:`R` of :math:`S Y^\mathsf{T}`, its diagonal :math:`D`, and a scal
     u = R^{-1} S g, \qquad
     w = R^{-\mathsf{T}} \left( D u + \gamma (Y Y^\mathsf{T} u - Y g) \right).
 
-It is the matrix of the two-loop recursion, in four products with matrices instead of :math:`4 m` with vectors.  Batches
-of small problems use the recursion itself.
+It is the matrix of :mod:`torchopt.quasi_newton`, for memories that keep the small matrices from step to step, and only
+change one row and one column of them.  :class:`Rows`, which remembers vectors only, uses the formula of that module; in
+batches of small problems, the recursion.
 
 References:
     Byrd, Nocedal and Schnabel, `Representations of quasi-Newton matrices and their use in limited memory methods
@@ -26,7 +27,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchopt.dtypes import wide_dtype
+from torchopt import quasi_newton
+from torchopt.dtypes import widened
 from torchopt.levels import is_readable
 from torchopt.scalars import pick, root, settled, smaller, where
 
@@ -145,6 +147,12 @@ class Rows(NamedTuple):
         """The memory itself."""
         return self
 
+    def of_multiple(self, unit: Any) -> Rows:
+        """The memory for the objective times a number; None for one."""
+        if unit is None:
+            return self
+        return self._replace(y=unit * self.y, weights=self.weights / unit, gamma=self.gamma / unit)
+
     def remember(self, x: Pair, gradient: Pair, moved: Any = True) -> Rows:
         """The memory with one more pair, if that has positive curvature; otherwise with one less."""
         if not len(self.weights):
@@ -178,17 +186,12 @@ class Rows(NamedTuple):
         """The inverse Hessian times the gradient."""
         if not len(self.weights):
             return gradient
-        g, (s, y) = gradient, self[:2]
-        if not is_readable(g):
-            return self._product_by_recursion(g)
-        sy = s @ y.mT
-        d = torch.diagonal(sy)
-        # Rows of zeros have no part in the product, but the triangle must be regular.
-        upper = torch.triu(sy) + torch.diag_embed(torch.where(self.weights == 0, 1.0, 0.0).to(sy.dtype))
-        eye = torch.eye(len(d), dtype=wide_dtype(d.dtype), device=d.device)  # half precision has no solution
-        inverse = torch.linalg.solve_triangular(upper.to(eye.dtype), eye, upper=True).to(d.dtype)
-        u, w = coefficients(inverse, d, y @ y.mT, s @ g, y @ g, self.gamma)
-        return self.gamma * g + w @ s - self.gamma * (u @ y)
+        if not is_readable(gradient):
+            return self._product_by_recursion(gradient)
+        size = len(self.weights)
+        memory, ring = quasi_newton.Memory([self.s], [self.y], self.weights), quasi_newton.Ring(size, size)
+        (scaled,) = quasi_newton.scaled_product([widened(gradient)], memory, ring, self.gamma)
+        return (self.gamma * scaled).to(gradient.dtype)
 
     def _product_by_recursion(self, g: Tensor) -> Tensor:
         """The same by the two-loop recursion: in a batch, many small matrices cost more than many vectors."""
@@ -203,10 +206,22 @@ class Rows(NamedTuple):
         return g
 
 
-def coefficients(inverse: Any, d: Any, yy: Any, sg: Any, yg: Any, gamma: Any) -> tuple[Any, Any]:
-    """The vectors ``u`` and ``w`` of the product, as tensors or arrays; ``inverse`` is that of the triangle."""
-    u = inverse @ sg
-    return u, (d * u + gamma * (yy @ u - yg)) @ inverse
+def coefficients(
+    inverse: Any, d: Any, yy: Any, sg: Any, yg: Any, gamma: Any, times: Callable[[Any, Any], Any] = np.matmul
+) -> tuple[Any, Any]:
+    r"""The vectors ``u`` and ``w`` of the product.
+
+    Args:
+        inverse: The inverse of the triangle :math:`R`.
+        d: The diagonal of :math:`D`.
+        yy: The matrix :math:`Y Y^\mathsf{T}`.
+        sg: The vector :math:`S g`.
+        yg: The vector :math:`Y g`.
+        gamma: The scale :math:`\gamma`.
+        times: The product of a matrix with a vector, or of a batch of them.
+    """
+    u = times(inverse, sg)
+    return u, times(inverse.swapaxes(-1, -2), d * u + gamma * (times(yy, u) - yg))
 
 
 class Window:

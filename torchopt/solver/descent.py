@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import inspect
 import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
@@ -25,11 +24,12 @@ from torchopt.scalars import negated, numbers, pick, settled, where
 from torchopt.solver.arguments import check_state
 from torchopt.solver.base import IterativeSolver
 from torchopt.solver.compact import Pair
-from torchopt.solver.linesearch import LineSearch, linesearch_of
+from torchopt.solver.linesearch import BacktrackingLineSearch, HagerZhangLineSearch, LineSearch, ZoomLineSearch
 from torchopt.solver.objective import Objective, Vectors
 from torchopt.solver.problem import BatchProblem, Problem, may_write
 from torchopt.solver.run import OptStep, Task, as_tensors, params_of
-from torchopt.solver.status import Status, has_no_bound
+from torchopt.solver.status import Status
+from torchopt.solver.unbounded import has_no_bound
 
 __all__ = ['DescentSolver', 'Work', 'first_stepsize']
 
@@ -56,6 +56,24 @@ class Work(NamedTuple):
     status: Any
 
 
+def _linesearch_of(
+    linesearch: str | LineSearch, fun: Callable[..., Any], maxiter: int, max_stepsize: Any
+) -> LineSearch:
+    """The line search of a solver by its name; an instance is returned as it is."""
+    if isinstance(linesearch, LineSearch):
+        return linesearch
+    if linesearch == 'zoom':
+        return ZoomLineSearch(fun, maxiter=maxiter, max_stepsize=max_stepsize)
+    if linesearch == 'backtracking':
+        return BacktrackingLineSearch(fun, maxiter=maxiter, max_stepsize=max_stepsize)
+    if linesearch == 'hager-zhang':
+        return HagerZhangLineSearch(fun, maxiter=maxiter)
+    raise ValueError(
+        f"Invalid linesearch: {linesearch!r}; expected 'zoom', 'backtracking', 'hager-zhang', or an instance of a line "
+        'search.'
+    )
+
+
 def first_stepsize(strategy: str, stepsize: Any, largest: Any, smallest: Any, factor: Any) -> Any:
     """The step size with which a line search begins, from the last one."""
     if strategy == 'max':
@@ -70,6 +88,7 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
     """A descent; a subclass is a dataclass with JAXopt's arguments, and defines the direction."""
 
     error_name = 'Gradient Norm'
+    problem_function = 'fun'
     works_on_batches: ClassVar[bool] = False
     """Whether the memory may be one for the columns of :class:`~torchopt.solver.problem.BatchProblem`."""
 
@@ -85,15 +104,9 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
         for name in ('condition', 'decrease_factor'):
             if getattr(self, name, None) is not None:
                 checks.deprecated(f'{name} has no effect; pass an instance of BacktrackingLineSearch as linesearch.')
-        self._search: LineSearch = linesearch_of(options.linesearch, options.fun, options.maxls, options.max_stepsize)
+        self._search: LineSearch = _linesearch_of(options.linesearch, options.fun, options.maxls, options.max_stepsize)
         stepsize = getattr(self, 'stepsize', 0.0)
         self._stepsize = stepsize if checks.is_schedule(stepsize) or stepsize > 0 else None
-
-    @property
-    def reference_signature(self) -> Callable[..., Any] | inspect.Signature:
-        """The objective, whose arguments :meth:`optimality_fun` has too."""
-        fun: Callable[..., Any] = self.fun  # type: ignore[attr-defined]
-        return fun
 
     def optimality_fun(self, params: Any, *args: Any, **kwargs: Any) -> Any:
         """The gradient of the objective."""
@@ -144,8 +157,8 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
         """The memory at the start once more, if a test holds."""
 
     @abc.abstractmethod
-    def _as_state(self, work: Work, vectors: Vectors) -> Any:
-        """The state as users see it."""
+    def _as_state(self, work: Work, problem: Problem) -> Any:
+        """The state as users see it, whose memory is that of the objective itself."""
 
     @abc.abstractmethod
     def _as_memory(self, state: Any, vectors: Vectors, gradient: Tensor, in_place: bool) -> Any:
@@ -155,7 +168,7 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
         """The state before the first step; with an :class:`OptStep`, the memory of its state is kept."""
         problem = self._problem(params_of(init_params), args, kwargs)
         params = params_of(init_params)
-        return as_tensors(self._as_state(self._begin(init_params, problem, False)[1], problem.vectors), params)
+        return as_tensors(self._as_state(self._begin(init_params, problem, False)[1], problem), params)
 
     def update(self, params: Any, state: Any, *args: Any, **kwargs: Any) -> OptStep:
         """One step."""
@@ -169,7 +182,7 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
         fields = {'failed_linesearch': False, **fields, 'grad': gradient, 'memory': memory}
         fields.update(value=value, stepsize=stepsize, error=error)
         x, work = self._step(problem, OptStep(x, Work(**fields)))
-        return OptStep(problem.vectors.unpack(x), as_tensors(self._as_state(work, problem.vectors), params))
+        return OptStep(problem.vectors.unpack(x), as_tensors(self._as_state(work, problem), params))
 
     def task(self, init_params: Any, *args: Any, **kwargs: Any) -> Task:
         """The steps of a run, on vectors."""
@@ -187,21 +200,25 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
             x, work = last
             with problem.arithmetic():
                 endless = has_no_bound(began, self._measures(problem, last), torch.finfo(problem.vectors.dtype).eps)
-            status = where(endless & negated(work.error <= self.tol), int(Status.UNBOUNDED), work.status)
-            numbers_ = Work(*map(problem.number, work._replace(status=status)))
-            work = numbers_._replace(grad=problem.tensor(work.grad), memory=work.memory, aux=work.aux)
-            return OptStep(problem.vectors.unpack(problem.tensor(x)), self._as_state(work, problem.vectors))
+                status = where(endless & negated(work.error <= self.tol), int(Status.UNBOUNDED), work.status)
+                value, grad = problem.original(work.value), problem.original(work.grad)
+            numbers_ = Work(*map(problem.number, work._replace(value=value, status=status)))
+            work = numbers_._replace(grad=problem.tensor(grad), memory=work.memory, aux=work.aux)
+            return OptStep(problem.vectors.unpack(problem.tensor(x)), self._as_state(work, problem))
 
         return Task(start, step, finish)
 
     def _measures(self, problem: Problem, at: OptStep) -> tuple[Any, Any, Any]:
         """The objective, the norm of the parameters and the violation of the optimality condition, as numbers."""
-        value, length, error = numbers(at.state.value, problem.norm(at.params), at.state.error)
+        value, length, error = numbers(problem.original(at.state.value), problem.norm(at.params), at.state.error)
         return value, length, error
 
-    def _begin(self, init_params: Any, problem: Problem, in_place: bool) -> OptStep:
+    def _begin(self, init_params: Any, problem: Problem, is_run: bool) -> OptStep:
         x, value, gradient, aux = problem.begin(params_of(init_params))
-        in_place = in_place and may_write(gradient)
+        in_place = is_run and may_write(gradient)
+        if is_run and not isinstance(init_params, OptStep):
+            problem.choose_unit(value, gradient)
+            value, gradient = problem.in_unit(value), problem.in_unit(gradient)
         value, error = numbers(value, problem.error(x, gradient))
         memory, iter_num, stepsize = self._empty(gradient, in_place), 0, self.max_stepsize  # type: ignore[attr-defined]
         if isinstance(init_params, OptStep):

@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.proximal import ProximalGradient
@@ -35,10 +33,7 @@ class GradientDescent(ProximalGradient):
         Nesterov, *A method of solving a convex programming problem with convergence rate* :math:`O(1/k^2)`, 1983.
     """
 
-    @property
-    def reference_signature(self) -> Callable[..., Any] | inspect.Signature:
-        """The objective, whose arguments :meth:`optimality_fun` has too."""
-        return self.fun
+    second_argument: ClassVar[str | None] = None
 
     def init_state(self, init_params: Any, *args: Any, **kwargs: Any) -> ProxGradState:
         """The state before the first step."""

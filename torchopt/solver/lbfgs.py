@@ -182,8 +182,8 @@ class LBFGS(DescentSolver[Memory]):
     def _forget(self, memory: Memory, gradient: Tensor, test: Any) -> Memory:
         return memory.cleared(test)
 
-    def _as_state(self, work: Work, vectors: Vectors) -> LbfgsState:
-        rows = work.memory.rows()
+    def _as_state(self, work: Work, problem: Problem) -> LbfgsState:
+        vectors, rows = problem.vectors, work.memory.rows().of_multiple(problem.number(problem.unit))
         rings = as_rings(rows, work.iter_num, vectors)
         gradient = vectors.unpack(work.grad)
         begin = (work.iter_num, work.value, gradient, work.stepsize, work.error)

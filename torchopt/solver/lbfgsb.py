@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
@@ -13,16 +12,16 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt.dtypes import widened
-from torchopt.kinds import kind_of
 from torchopt.levels import is_readable
 from torchopt.numerics import as_scalar_like
 from torchopt.scalars import where
+from torchopt.solver.bounds import bounds_like
 from torchopt.solver.cauchy import Model, box_step, finite_slopes
 from torchopt.solver.compact import Pair, Rows
 from torchopt.solver.descent import DescentSolver, Work
 from torchopt.solver.lbfgs import as_rings, from_rings
 from torchopt.solver.linesearch import LineSearch
-from torchopt.solver.objective import Objective, Vectors, signature_with
+from torchopt.solver.objective import Objective, Vectors
 from torchopt.solver.problem import Problem
 from torchopt.solver.run import params_of
 from torchopt.solver.status import Status
@@ -32,25 +31,15 @@ __all__ = ['LBFGSB', 'LbfgsbState']
 
 @tree.safe_to_load
 class LbfgsbState(NamedTuple):
-    """State of :class:`LBFGSB`.
+    """State of :class:`LBFGSB`; the other fields are those of :class:`~torchopt.solver.lbfgs.LbfgsState`.
 
     Attributes:
-        iter_num: The number of steps.
-        value: The objective.
-        grad: The gradient.
-        stepsize: The last step size.
         error: The largest element of :math:`|P(w - g) - w|`.
         s_history: The last differences of parameters, stacked in a new first dimension: the row of pair ``k`` is
             ``k % history_size``.
         y_history: The last differences of gradients, likewise.
         theta: The scale of the Hessian.
         num_updates: The number of pairs so far.
-        aux: The auxiliary output of the objective.
-        failed_linesearch: Whether the last line search failed.
-        num_fun_eval: The number of evaluations of the objective.
-        num_grad_eval: The number of evaluations of the gradient.
-        num_linesearch_iter: The number of steps of the line searches.
-        status: How the run ended; see :class:`~torchopt.solver.Status`.
     """
 
     iter_num: Any
@@ -84,8 +73,7 @@ class _BoxProblem(Problem):
         self, objective: Objective, params: Any, bounds: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         super().__init__(objective, params, args, kwargs)
-        x = self.vectors.pack(params, 'init_params')
-        self.lower, self.upper = _bounds_like(bounds, self.vectors, x)
+        self.lower, self.upper = (self.vectors.pack(x, 'a bound') for x in bounds_like(bounds, params))
         self.is_boxed = (torch.isfinite(self.lower) & torch.isfinite(self.upper)).all()
         crossing = (self.lower > self.upper).any()  # bounds of a batch, or an error was raised
         if not is_readable(crossing):
@@ -106,52 +94,12 @@ class _BoxProblem(Problem):
 
     def error(self, x: Tensor, gradient: Tensor) -> Tensor:
         """The largest element of this way."""
-        way = self.steepest(x, gradient)
+        way = self.steepest(x, self.original(gradient))
         return torch.linalg.vector_norm(way, ord=torch.inf) if len(way) else way.sum()
 
     def start(self, params: Any) -> Tensor:
         """The projection of the first parameters."""
         return torch.clamp(super().start(params), self.lower, self.upper)
-
-
-def _bounds_like(bounds: Any, vectors: Vectors, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The bounds as vectors.
-
-    Raises:
-        ValueError: If there are not two, trees do not match, a bound is NaN, or bounds cross.
-    """
-    if bounds is None:
-        bounds = (-torch.inf, torch.inf)
-    if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
-        raise ValueError(f'Invalid bounds: {kind_of(bounds)}; expected a pair (lower, upper), or None.')
-    found = []
-    for name, bound, default in zip(('lower', 'upper'), bounds, (-torch.inf, torch.inf)):
-        if bound is None or isinstance(bound, (int, float)):
-            found.append(torch.full_like(x.detach(), default if bound is None else bound))
-            continue
-        likes = iter(vectors.likes)
-        filled = tree.map(
-            lambda b, likes=likes: (
-                torch.full_like(next(likes), b) if isinstance(b, (int, float)) else _as_shape(b, next(likes))
-            ),
-            bound,
-        )
-        found.append(vectors.pack(filled, f'the {name} bound'))
-    lower, upper = found
-    if is_readable(lower) and is_readable(upper):
-        if bool((lower != lower).any() | (upper != upper).any()):
-            raise ValueError('A bound is NaN; use -inf and inf where there is no bound.')
-        if bool((lower > upper).any()):
-            i = int((lower > upper).nonzero()[0])
-            raise ValueError(
-                f'The bounds cross: element {i} of the parameters has the lower bound {float(lower[i]):g} and the '
-                f'upper bound {float(upper[i]):g}. Exchange them.'
-            )
-    return lower, upper
-
-
-def _as_shape(bound: Any, like: Tensor) -> Any:
-    return bound.expand(like.shape) if isinstance(bound, Tensor) and bound.dim() == 0 else bound
 
 
 @dataclasses.dataclass(eq=False)
@@ -203,6 +151,7 @@ class LBFGSB(DescentSolver[_Pairs]):
     use_gamma: bool = True
 
     error_name = 'Projected Gradient Norm'
+    second_argument = 'bounds'
 
     continues_from: ClassVar[tuple[type, ...]] = (LbfgsbState,)
 
@@ -211,11 +160,6 @@ class LBFGSB(DescentSolver[_Pairs]):
         super().__post_init__()
         checks.positive('theta', self.theta)
         checks.integer('history_size', self.history_size, 1)
-
-    @property
-    def reference_signature(self) -> Callable[..., Any] | inspect.Signature:
-        """The signature of the objective with the bounds as its second argument."""
-        return signature_with(self.fun, 'bounds')
 
     def optimality_fun(self, sol: Any, bounds: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """The way from a point to the projection of a step along the negative gradient, :math:`P(w - g) - w`."""
@@ -255,8 +199,9 @@ class LBFGSB(DescentSolver[_Pairs]):
     def _forget(self, memory: _Pairs, gradient: Tensor, test: Any) -> _Pairs:
         return _Pairs(memory.rows.cleared(test), memory.count)
 
-    def _as_state(self, work: Work, vectors: Vectors) -> LbfgsbState:
-        rows, count = work.memory
+    def _as_state(self, work: Work, problem: Problem) -> LbfgsbState:
+        vectors, count = problem.vectors, work.memory.count
+        rows = work.memory.rows.of_multiple(problem.unit)
         s, y, _ = as_rings(rows, count, vectors)
         begin = (work.iter_num, work.value, vectors.unpack(work.grad), work.stepsize, work.error)
         return LbfgsbState(*begin, s, y, self.theta / rows.gamma, count, *work[6:])

@@ -22,21 +22,10 @@ __all__ = ['NonlinearCG', 'NonlinearCGState']
 
 @tree.safe_to_load
 class NonlinearCGState(NamedTuple):
-    """State of :class:`NonlinearCG`.
+    """State of :class:`NonlinearCG`; the other fields are those of :class:`~torchopt.solver.lbfgs.LbfgsState`.
 
     Attributes:
-        iter_num: The number of steps.
-        stepsize: The last step size.
-        error: The Euclidean norm of the gradient.
-        value: The objective.
-        grad: The gradient.
         descent_direction: The direction of the next step.
-        aux: The auxiliary output of the objective.
-        failed_linesearch: Whether the last line search failed.
-        num_fun_eval: The number of evaluations of the objective.
-        num_grad_eval: The number of evaluations of the gradient.
-        num_linesearch_iter: The number of steps of the line searches.
-        status: How the run ended; see :class:`~torchopt.solver.Status`.
     """
 
     iter_num: Any
@@ -72,21 +61,11 @@ class NonlinearCG(DescentSolver[_Direction]):
     :math:`\langle y_k, g_{k+1} \rangle / \langle y_k, d_k \rangle` (Hestenes and Stiefel).  A direction that does not
     descend is replaced by :math:`-g_{k+1}`.
 
+    The arguments are those of :class:`LBFGS`, without ``stepsize``, ``stop_if_linesearch_fails``, ``history_size`` and
+    ``use_gamma``, and:
+
     Args:
-        fun: The objective, ``fun(params, *args, **kwargs)``.
-        value_and_grad: As in :class:`LBFGS`.
-        has_aux: As in :class:`LBFGS`.
-        maxiter: The largest number of steps.
-        tol: The run ends when the Euclidean norm of the gradient is at most this.
         method: ``'polak-ribiere'``, ``'fletcher-reeves'`` or ``'hestenes-stiefel'``.
-        linesearch: As in :class:`LBFGS`.
-        linesearch_init: As in :class:`LBFGS`.
-        condition: Deprecated, without effect.
-        maxls: The largest number of steps of a search.
-        decrease_factor: Deprecated, without effect.
-        increase_factor: The factor of ``linesearch_init='increase'``.
-        max_stepsize: The largest step size.
-        min_stepsize: A step size that is not larger is followed by ``max_stepsize``.
 
     Example:
         >>> import torch, torchopt
@@ -148,8 +127,9 @@ class NonlinearCG(DescentSolver[_Direction]):
     def _forget(self, memory: _Direction, gradient: Tensor, test: Any) -> _Direction:
         return pick(test, self._empty(gradient, False), memory)
 
-    def _as_state(self, work: Work, vectors: Vectors) -> NonlinearCGState:
-        gradient, direction = vectors.unpack(work.grad), vectors.unpack(work.memory.direction)
+    def _as_state(self, work: Work, problem: Problem) -> NonlinearCGState:
+        unpack = problem.vectors.unpack
+        gradient, direction = unpack(work.grad), unpack(problem.original(work.memory.direction))
         begin = (work.iter_num, work.stepsize, work.error, work.value)
         return NonlinearCGState(*begin, gradient, direction, *work[6:])
 

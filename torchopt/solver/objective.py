@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable
@@ -14,12 +15,13 @@ from torch.autograd import forward_ad
 from torch.autograd.graph import _engine_run_backward
 
 from torchopt import checks, tree
-from torchopt.dtypes import is_inexact
+from torchopt.dtypes import is_inexact, real_dtype
 from torchopt.graphs import leaves_of
 from torchopt.implicit_diff.binding import signature_of
 from torchopt.kinds import kind_of
 from torchopt.levels import host_values, in_transform
-from torchopt.solver.auxiliary import split_aux
+from torchopt.linear_solve.vectors import Layout
+from torchopt.solver.arguments import split_aux
 from torchopt.tree.ops import detached
 
 __all__ = ['Objective', 'Vectors', 'signature_with']
@@ -227,12 +229,14 @@ class Vectors:
         self.leaves, self.spec = tree.flatten(params)
         self.places = [i for i, x in enumerate(self.leaves) if is_inexact(x)]
         self.likes: list[Tensor] = [self.leaves[i] for i in self.places]
-        dtypes = {x.dtype.to_real() if x.is_complex() else x.dtype for x in self.likes}
-        self.dtype = torch.float32
-        for i, dtype in enumerate(dtypes):
-            self.dtype = dtype if i == 0 else torch.promote_types(self.dtype, dtype)
-        self.sizes = [x.numel() * (2 if x.is_complex() else 1) for x in self.likes]
+        dtypes = [real_dtype(x.dtype) for x in self.likes] or [torch.float32]
+        self.dtype = functools.reduce(torch.promote_types, dtypes)
         self.is_vector = isinstance(params, Tensor) and params.dim() == 1 and not params.is_complex()
+
+    @functools.cached_property
+    def layout(self) -> Layout:
+        """The layout of the leaves in a vector."""
+        return Layout.of(self.likes)._replace(dtype=self.dtype, is_vector=False)
 
     def pack(self, other: Any, name: str = 'the gradient') -> Tensor:
         """The vector of a tree of the same structure and shapes.
@@ -261,12 +265,8 @@ class Vectors:
         if self.is_vector:
             return vector if vector.dtype == self.likes[0].dtype else vector.to(self.likes[0].dtype)
         leaves = list(self.leaves)
-        rows = vector.shape[:-1]
-        for i, like, piece in zip(self.places, self.likes, torch.split(vector, self.sizes, -1)):
-            if like.is_complex():
-                leaves[i] = torch.view_as_complex(piece.reshape((*rows, *like.shape, 2)).contiguous()).to(like.dtype)
-            else:
-                leaves[i] = piece.reshape((*rows, *like.shape)).to(like.dtype)
+        for i, x in zip(self.places, self.layout.unravel(vector)):
+            leaves[i] = x
         return tree.unflatten(self.spec, leaves)
 
     def pack_rows(self, rows: Any) -> Tensor:
@@ -274,8 +274,5 @@ class Vectors:
         if self.is_vector:
             return torch.as_tensor(rows)
         found = tree.flatten_up_to(self.spec, rows, name='the history', like='init_params')
-        pieces = []
-        for i, like in zip(self.places, self.likes):
-            x = torch.view_as_real(found[i].resolve_conj()) if like.is_complex() else found[i]
-            pieces.append(x.reshape(len(x), -1).to(self.dtype))
-        return torch.cat(pieces, 1)
+        rows = [found[i] for i in self.places]
+        return self.layout._replace(batch=rows[0].shape[:1]).ravel(rows)

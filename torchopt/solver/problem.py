@@ -26,9 +26,9 @@ from torchopt.columns import (
 )
 from torchopt.dtypes import is_inexact
 from torchopt.levels import is_readable, runs_directly, without_wrappers
-from torchopt.norms import norm_in_double, two_norm
+from torchopt.norms import norm_in_double
 from torchopt.numerics import as_scalar_like
-from torchopt.scalars import is_symbolic, numbers, settled, where
+from torchopt.scalars import is_symbolic, larger, numbers, settled, where
 from torchopt.solver.objective import Objective, Vectors
 from torchopt.solver.status import Status
 
@@ -51,14 +51,53 @@ class Problem:
     first_status: Any = int(Status.RUNNING)
     """The status at the start."""
 
+    unit: Any = None
+    """A power of two by which values and gradients are divided, so that their squares are in range; None for one."""
+
     def __init__(self, objective: Objective, params: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.vectors = Vectors(params)
         self.objective, self.args, self.kwargs = objective, args, kwargs
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Any]:
-        """The value, the gradient and the auxiliary output at a vector."""
+    def __call__(self, x: Any) -> tuple[Any, Any, Any]:
+        """The value, the gradient and the auxiliary output at a vector, in the unit of the run."""
+        value, gradient, aux = self.evaluated(x)
+        return self.in_unit(value), self.in_unit(gradient), aux
+
+    def evaluated(self, x: Any) -> tuple[Any, Any, Any]:
+        """The value, the gradient and the auxiliary output of the objective itself."""
         value, gradient, aux = self.objective(self.vectors.unpack(x), *self.args, **self.kwargs)
         return value, self.vectors.pack(gradient), aux
+
+    def in_unit(self, x: Any) -> Any:
+        """A value or a gradient, divided by the unit."""
+        return x if self.unit is None else x / self.unit
+
+    def original(self, x: Any) -> Any:
+        """A value or a gradient of the objective itself."""
+        return x if self.unit is None else self.unit * x
+
+    def choose_unit(self, value: Any, gradient: Any) -> None:
+        """Choose the unit of a run from value and gradient at its start.
+
+        It is a power of two below the largest slope, if that is extreme and the value does not hide its changes.  The
+        largest slope becomes about 1000, for methods whose step size is at most 1 must not be bound by that.
+        """
+        value, slope = self.sizes(value, gradient)
+        info = torch.finfo(self.vectors.dtype)
+        limit = info.max**0.4
+        small = (slope < 1.0 / limit) & (value < 1.0 / limit)
+        extreme = settled((slope > 0.0) & (slope < math.inf) & (small | (slope > limit)))
+        if extreme is False:
+            return
+        of: Any = torch if isinstance(slope, Tensor) else np
+        power = of.exp2(of.floor(of.log2(where(extreme, slope, 1.0))) - 9.0)
+        unit = where(extreme, larger(power, info.tiny), 1.0)
+        self.unit = unit if isinstance(unit, (Tensor, np.ndarray)) else float(unit)
+
+    def sizes(self, value: Any, gradient: Any) -> Any:
+        """The size of a value, and of the largest slope, as numbers."""
+        largest = torch.linalg.vector_norm(gradient.detach(), math.inf) if len(gradient) else 0.0
+        return numbers(torch.as_tensor(value).detach().abs(), largest)
 
     def arithmetic(self) -> contextlib.AbstractContextManager[Any]:
         """Where a run computes with vectors."""
@@ -92,15 +131,11 @@ class Problem:
 
     def norm(self, x: Tensor) -> Any:
         """The Euclidean norm."""
-        found = norm_in_double(x)
-        if x.dtype != torch.float64:
-            return found
-        inexact = settled((found < SMALLEST_SQUARE**0.5) | (found == math.inf))
-        return found if inexact is False else where(inexact, two_norm([x]), found)
+        return norm_in_double(x)
 
-    def error(self, x: Tensor, gradient: Tensor) -> Any:
-        """By how much the optimality condition is violated."""
-        return self.norm(gradient)
+    def error(self, x: Any, gradient: Any) -> Any:
+        """By how much the optimality condition of the objective itself is violated."""
+        return self.original(self.norm(gradient))
 
     def start(self, params: Any) -> Tensor:
         """The vector at which a run starts."""
@@ -138,11 +173,15 @@ class HostProblem(Problem):
         """Whether a run from these parameters may work on arrays: nothing batches, differentiates or compiles it."""
         return _leaves_no_graph() and runs_directly() and all(map(_has_array, tree.leaves(params)))
 
-    def __call__(self, x: Any) -> tuple[Any, Any, Any]:
-        """The value, the gradient and the auxiliary output at a vector."""
+    def evaluated(self, x: Any) -> tuple[Any, Any, Any]:
+        """The value, the gradient and the auxiliary output of the objective itself."""
         with np.errstate(**self._reports):  # those of the caller, for the user's function
-            value, gradient, aux = super().__call__(torch.from_numpy(x))
+            value, gradient, aux = super().evaluated(torch.from_numpy(x))
         return value.item(), gradient.numpy(force=True), aux
+
+    def sizes(self, value: float, gradient: Any) -> Any:
+        """The size of a value, and of the largest slope."""
+        return abs(value), float(np.abs(gradient).max(initial=0.0))
 
     def slope(self, gradient: Any, direction: Any) -> float:
         """The slope of the objective along a direction."""
@@ -163,14 +202,8 @@ class HostProblem(Problem):
     def norm(self, x: Any) -> Any:
         """The Euclidean norm."""
         x = x.astype(np.float64, copy=False)
-        square = float(np.dot(x, x))
-        if SMALLEST_SQUARE < square < math.inf or not x.size:
-            return math.sqrt(square)
-        largest = float(np.abs(x).max())  # squares overflow, or lose digits
-        if not 0.0 < largest < math.inf:
-            return largest
-        x = x / largest
-        return largest * math.sqrt(np.dot(x, x))
+        square = float(x.dot(x))
+        return math.sqrt(square) if SMALLEST_SQUARE < square < math.inf else float(lengths(x[None])[0])
 
     def start(self, params: Any) -> Any:
         """The vector at which a run starts."""
@@ -202,11 +235,23 @@ class BatchProblem(Problem):
         """Whether runs from these parameters may work on columns: one batch, and nothing that records."""
         return batch_size() is not None and all(map(_has_array, tree.leaves(params)))
 
-    def __call__(self, x: Any) -> tuple[Any, Any, Any]:
-        """The values, the gradients and the auxiliary output at the rows of an array."""
+    def evaluated(self, x: Any) -> tuple[Any, Any, Any]:
+        """The values, the gradients and the auxiliary output of the objective itself at the rows of an array."""
         with np.errstate(**self._reports):
-            value, gradient, aux = super().__call__(from_column(x))
+            value, gradient, aux = super().evaluated(from_column(x))
         return to_column(value, self.size).astype(np.float64), to_column(gradient, self.size), aux
+
+    def in_unit(self, x: Any) -> Any:
+        """Values or gradients, divided by the unit of each run."""
+        return x if self.unit is None else x / beside(self.unit, x)
+
+    def original(self, x: Any) -> Any:
+        """Values or gradients of the objective itself."""
+        return x if self.unit is None else beside(self.unit, x) * x
+
+    def sizes(self, value: Any, gradient: Any) -> Any:
+        """The sizes of values, and of the largest slopes."""
+        return np.abs(value), np.abs(gradient).max(1, initial=0.0).astype(np.float64)
 
     def slope(self, gradient: Any, direction: Any) -> Any:
         """The slopes of the objective along directions."""

@@ -7,22 +7,23 @@ import enum
 import math
 from typing import Any
 
-from torchopt.scalars import larger, where
+from torchopt.scalars import where
 
-__all__ = ['Status', 'has_no_bound', 'with_status']
+__all__ = ['Status', 'with_status']
 
 
 class Status(enum.IntEnum):
     """How a run ended: the value of ``state.status``, an integer tensor with one element for each problem of a batch.
 
     Example:
-        >>> import torch
+        >>> import torch, torchopt
         >>> from torchopt.solver import Status
-        >>> status = torch.tensor(2)
-        >>> Status(int(status)).name
-        'MAXITER'
-        >>> print(Status.MAXITER.message)
-        The limit of iterations was reached first. Increase maxiter or tol, or scale the problem.
+        >>> params, state = torchopt.GradientDescent(lambda x: x**2, maxiter=3, stepsize=0.1).run(torch.tensor(1.0))
+        >>> status = Status(int(state.status))
+        >>> status.name, status.message
+        ('MAXITER', 'The limit of iterations was reached first. Increase maxiter or tol, or scale the problem.')
+        >>> bool((state.status == Status.CONVERGED).all())  # of a batch too
+        False
     """
 
     RUNNING = 0
@@ -64,28 +65,3 @@ def with_status(state: Any, tol: Any) -> Any:
     ended = where(error <= tol, int(Status.CONVERGED), where(finite, int(Status.MAXITER), int(Status.NONFINITE)))
     status = where(state.status == int(Status.RUNNING), ended, state.status)
     return state._replace(status=status)
-
-
-def has_no_bound(start: tuple[Any, Any, Any], end: tuple[Any, Any, Any], precision: float) -> Any:
-    """Whether a descent shows that an objective has no lower bound, as far as numbers can show it.
-
-    The objective is minus infinity; or the parameters and the decrease are so large that those of the start are hardly
-    more than rounding, and the gradient is as steep as there.
-
-    Args:
-        start: The objective, the norm of the parameters and that of the gradient where the run started.
-        end: The same where it ended.
-        precision: The precision of the dtype.
-
-    Example:
-        >>> from torchopt.solver.status import has_no_bound
-        >>> (
-        ...     has_no_bound((0.0, 1.0, 2.0), (-1e20, 1e10, 2e10), 1e-16),
-        ...     has_no_bound((0.0, 1.0, 2.0), (-9.0, 3.0, 6.0), 1e-16),
-        ... )
-        (True, False)
-    """
-    (before, began, slope), (after, ended, last_slope) = start, end
-    least = precision**-0.5
-    far = (ended > least * larger(began, 1.0)) & (after < -least * larger(abs(before), 1.0))
-    return (after == -math.inf) | (far & (last_slope >= 0.5 * slope))

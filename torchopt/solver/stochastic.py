@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import inspect
 import math
 from collections.abc import Callable
 from dataclasses import KW_ONLY
@@ -21,12 +20,12 @@ from torchopt.levels import in_transform
 from torchopt.linesearch import inner_product, move_along
 from torchopt.loop import while_loop
 from torchopt.numerics import zero_count
-from torchopt.scalars import larger, numbers, smaller, where
+from torchopt.scalars import larger, numbers, pick, smaller, where
 from torchopt.solver.arguments import check_state
 from torchopt.solver.base import OptStep, StochasticSolver
-from torchopt.solver.endless import recognizing_no_bound
 from torchopt.solver.objective import Objective
 from torchopt.solver.run import Task, as_tensors
+from torchopt.solver.unbounded import recognizing_no_bound
 from torchopt.update import apply_updates
 
 __all__ = ['ArmijoSGD', 'ArmijoState', 'OptaxSolver', 'OptaxState', 'PolyakSGD', 'PolyakSGDState']
@@ -42,18 +41,13 @@ class _GradientSteps(StochasticSolver):
     implicit_diff: bool = False
 
     error_name = 'Gradient Norm'
+    problem_function = 'fun'
 
     def __post_init__(self) -> None:
         """Check the options."""
         super().__post_init__()
         options: Any = self
         self._objective = Objective(options.fun, options.value_and_grad, options.has_aux)
-
-    @property
-    def reference_signature(self) -> Callable[..., Any] | inspect.Signature:
-        """The objective, whose arguments :meth:`optimality_fun` has too."""
-        fun: Callable[..., Any] = self.fun  # type: ignore[attr-defined]
-        return fun
 
     def optimality_fun(self, params: Any, *args: Any, **kwargs: Any) -> Any:
         """The gradient of the objective."""
@@ -77,14 +71,22 @@ class _GradientSteps(StochasticSolver):
         return params, state, *self._objective(params, *args, **kwargs)
 
     def task(self, init_params: Any, *args: Any, **kwargs: Any) -> Task:
-        """The steps of a run, at whose end an objective without a lower bound is recognized."""
+        """The steps of a run, at whose end an objective without a lower bound is recognized.
+
+        The error is that before a step.  Where it is within the tolerance, the run ends there, without the step.
+        """
+        task = super().task(init_params, *args, **kwargs)
+
+        def step(last: OptStep) -> OptStep:
+            new = task.step(last)
+            return new._replace(params=pick(new.state.error <= self.tol, last.params, new.params))
 
         def measures(params: Any) -> tuple[Any, Any, Any]:
             value, gradient, _ = self._objective(params, *args, **kwargs)
             found = numbers(value, tree.wide_norm(params), tree.wide_norm(gradient))
             return found[0], found[1], found[2]
 
-        return recognizing_no_bound(super().task(init_params, *args, **kwargs), measures, self.tol)
+        return recognizing_no_bound(task._replace(step=step), measures, self.tol)
 
 
 def _error(value: Any, gradient: Any) -> tuple[Any, Any]:
@@ -186,7 +188,7 @@ class PolyakSGD(_GradientSteps):
         value, error = _error(value, gradient)
         square = error * error
         if self.variant == 'SPS+':
-            flat = square <= 1e-30
+            flat = square == 0.0
             stepsize = where(flat, 0.0, larger(value - self.fun_min, 0.0) / where(flat, 1.0, square))
         else:
             below = square + self.delta
@@ -305,7 +307,8 @@ class ArmijoSGD(_GradientSteps):
         value, error = _error(value, gradient)
         square, guess = numbers(inner_product(gradient, gradient), state.stepsize)
         coefficient = 1.0 - self.aggressiveness
-        noise = torch.finfo(next((x.dtype for x in tree.leaves(params)), torch.float32)).eps
+        # Rounding blurs the decrease; it must not refuse a step for ever.
+        noise = abs(value) * torch.finfo(next((x.dtype for x in tree.leaves(params)), torch.float32)).eps
 
         def at(stepsize: Any) -> tuple[Any, Any]:
             new = move_along(params, -stepsize, gradient)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -93,7 +94,7 @@ class AndersonWrapper(IterativeSolver):
         """What ``state.error`` is compared with."""
         return self.solver.stop_tol
 
-    @property
+    @functools.cached_property
     def reference_signature(self) -> Callable[..., Any] | inspect.Signature:
         """That of the solver."""
         return self.solver.reference_signature

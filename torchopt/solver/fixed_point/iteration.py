@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,8 +11,7 @@ from typing import Any, NamedTuple
 from torchopt import checks, tree
 from torchopt.kinds import kind_of
 from torchopt.scalars import numbers
-from torchopt.solver.arguments import check_state
-from torchopt.solver.auxiliary import split_aux
+from torchopt.solver.arguments import check_state, split_aux
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.status import Status
 
@@ -44,15 +42,12 @@ class FixedPointProblem(IterativeSolver):
     fixed_point_fun: Callable[..., Any]
     has_aux: bool
 
+    problem_function = 'fixed_point_fun'
+
     def __post_init__(self) -> None:
         """Check the options."""
         super().__post_init__()
         checks.function('fixed_point_fun', self.fixed_point_fun)
-
-    @property
-    def reference_signature(self) -> Callable[..., Any] | inspect.Signature:
-        """The function, whose arguments :meth:`optimality_fun` has too."""
-        return self.fixed_point_fun
 
     def next_and_aux(self, params: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """The value of the function, and its auxiliary output."""

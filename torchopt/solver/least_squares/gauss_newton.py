@@ -4,19 +4,16 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from torchopt import checks
 from torchopt.norms import norm_in_double
 from torchopt.scalars import numbers
 from torchopt.solver.arguments import check_state
-from torchopt.solver.base import IterativeSolver, OptStep
+from torchopt.solver.base import OptStep
 from torchopt.solver.least_squares.linear_systems import least_norm
-from torchopt.solver.least_squares.residuals import Residuals, half_sum_of_squares
-from torchopt.solver.objective import Objective
+from torchopt.solver.least_squares.residuals import LeastSquaresSolver
 from torchopt.solver.status import Status
 
 __all__ = ['GaussNewton', 'GaussNewtonState']
@@ -47,7 +44,7 @@ class GaussNewtonState(NamedTuple):
 
 
 @dataclasses.dataclass(eq=False)
-class GaussNewton(IterativeSolver):
+class GaussNewton(LeastSquaresSolver):
     r"""The Gauss-Newton method for nonlinear least squares, :math:`\min_x \frac12 \|r(x)\|^2`.
 
     .. math:: x \leftarrow x - \delta, \qquad \delta = J^+ r,
@@ -86,20 +83,9 @@ class GaussNewton(IterativeSolver):
 
     error_name = 'Norm of the step'
 
-    def __post_init__(self) -> None:
-        """Check the options."""
-        super().__post_init__()
-        checks.function('residual_fun', self.residual_fun)
-        self._objective = Objective(half_sum_of_squares(self.residual_fun, self.has_aux))
-
-    @property
-    def reference_signature(self) -> Callable[..., Any] | inspect.Signature:
-        """The residual function, whose arguments :meth:`optimality_fun` has too."""
-        return self.residual_fun
-
     def init_state(self, init_params: Any, *args: Any, **kwargs: Any) -> GaussNewtonState:
         """The state before the first step."""
-        residuals = Residuals(self.residual_fun, self.has_aux, init_params, args, kwargs)
+        residuals = self.residuals_like(init_params, args, kwargs)
         x = residuals.vectors.pack(init_params)
         r, aux = residuals(x)
         gradient = residuals.vectors.unpack(residuals.transposed(x, r))
@@ -109,7 +95,7 @@ class GaussNewton(IterativeSolver):
     def update(self, params: Any, state: GaussNewtonState, *args: Any, **kwargs: Any) -> OptStep:
         """One step."""
         check_state(state)
-        residuals = Residuals(self.residual_fun, self.has_aux, params, args, kwargs)
+        residuals = self.residuals_like(params, args, kwargs)
         unpack, x = residuals.vectors.unpack, residuals.vectors.pack(params)
         r, aux = residuals(x)
         jac = residuals.jacobian(x)
@@ -119,10 +105,6 @@ class GaussNewton(IterativeSolver):
             state.iter_num + 1, r, value, unpack(delta), error, unpack(jac.mT @ r), aux, state.status
         )
         return OptStep(unpack(x - delta), new)
-
-    def optimality_fun(self, params: Any, *args: Any, **kwargs: Any) -> Any:
-        r"""The gradient :math:`J^\top r`."""
-        return self._objective.gradient(params, *args, **kwargs)
 
     def progress(self, state: GaussNewtonState) -> dict[str, Any]:
         """The value of the objective."""

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
@@ -18,10 +17,9 @@ from torchopt.linear_solve import solve_cg
 from torchopt.norms import norm_in_double
 from torchopt.scalars import larger, numbers, smaller, where
 from torchopt.solver.arguments import check_state
-from torchopt.solver.base import IterativeSolver, OptStep
+from torchopt.solver.base import OptStep
 from torchopt.solver.least_squares.linear_systems import FACTORIZATIONS, Solve, squared
-from torchopt.solver.least_squares.residuals import Residuals, half_sum_of_squares
-from torchopt.solver.objective import Objective
+from torchopt.solver.least_squares.residuals import LeastSquaresSolver, Residuals
 from torchopt.solver.status import Status
 
 __all__ = ['LevenbergMarquardt', 'LevenbergMarquardtState']
@@ -80,7 +78,7 @@ class _Linearization(NamedTuple):
 
 
 @dataclasses.dataclass(eq=False)
-class LevenbergMarquardt(IterativeSolver):
+class LevenbergMarquardt(LeastSquaresSolver):
     r"""The Levenberg-Marquardt method for nonlinear least squares, :math:`\min_x \frac12 \|r(x)\|^2`.
 
     A step solves a linear system with the Jacobian :math:`J` of the residuals,
@@ -155,7 +153,6 @@ class LevenbergMarquardt(IterativeSolver):
     def __post_init__(self) -> None:
         """Check the options."""
         super().__post_init__()
-        checks.function('residual_fun', self.residual_fun)
         if self.stop_criterion not in _STOP_CRITERIA:
             raise ValueError(f'Invalid stop_criterion: {self.stop_criterion!r}; expected one of {_STOP_CRITERIA}.')
         if not callable(self.solver) and self.solver not in FACTORIZATIONS:
@@ -163,21 +160,15 @@ class LevenbergMarquardt(IterativeSolver):
         for name in ('damping_parameter', 'xtol', 'gtol'):
             checks.at_least(name, getattr(self, name))
         self._builds_jacobian = self.materialize_jac or not callable(self.solver)
-        self._objective = Objective(half_sum_of_squares(self.residual_fun, self.has_aux))
 
     @property
     def stop_tol(self) -> Any:
         """What ``state.error`` is compared with."""
         return self.tol if self.stop_criterion == 'grad-l2-norm' else -math.inf
 
-    @property
-    def reference_signature(self) -> Callable[..., Any] | inspect.Signature:
-        """The residual function, whose arguments :meth:`optimality_fun` has too."""
-        return self.residual_fun
-
     def init_state(self, init_params: Any, *args: Any, **kwargs: Any) -> LevenbergMarquardtState:
         """The state before the first step."""
-        residuals = Residuals(self.residual_fun, self.has_aux, init_params, args, kwargs)
+        residuals = self.residuals_like(init_params, args, kwargs)
         x = residuals.vectors.pack(init_params)
         at = self._linearize(residuals, x)
         if at.jac is not None:
@@ -192,7 +183,7 @@ class LevenbergMarquardt(IterativeSolver):
     def update(self, params: Any, state: LevenbergMarquardtState, *args: Any, **kwargs: Any) -> OptStep:
         """One step; the parameters stay as they are if it is rejected."""
         check_state(state)
-        residuals = Residuals(self.residual_fun, self.has_aux, params, args, kwargs)
+        residuals = self.residuals_like(params, args, kwargs)
         x, g = residuals.vectors.pack(params), residuals.vectors.pack(state.gradient)
         solve = self._system(residuals, x, state)
         velocity, acceptable = solve(state.residual), True
@@ -304,10 +295,6 @@ class LevenbergMarquardt(IterativeSolver):
             num_jac_eval=num_jac_eval,
             status=status,
         )
-
-    def optimality_fun(self, params: Any, *args: Any, **kwargs: Any) -> Any:
-        r"""The gradient :math:`J^\top r`."""
-        return self._objective.gradient(params, *args, **kwargs)
 
     def progress(self, state: LevenbergMarquardtState) -> dict[str, Any]:
         """The value of the objective, and the damping factor."""

@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchopt import checks
 from torchopt.autodiff.closure import is_recording
 from torchopt.autodiff.products import jvp, map_product, pullback, vjp
 from torchopt.dtypes import is_inexact
-from torchopt.solver.auxiliary import split_aux
-from torchopt.solver.objective import Vectors
+from torchopt.solver.arguments import split_aux
+from torchopt.solver.base import IterativeSolver
+from torchopt.solver.objective import Objective, Vectors
 
-__all__ = ['Residuals', 'half_sum_of_squares']
+__all__ = ['LeastSquaresSolver', 'Residuals']
 
 
 class Residuals:
@@ -137,6 +139,29 @@ def as_vector(residual: Any) -> Tensor:
                 f'more than residuals.'
             )
     return Vectors(residual).pack(residual, 'the residuals')
+
+
+class LeastSquaresSolver(IterativeSolver):
+    """What solvers of least-squares problems share: the residuals, and the condition of optimality."""
+
+    residual_fun: Callable[..., Any]
+    has_aux: bool
+
+    problem_function = 'residual_fun'
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        super().__post_init__()
+        checks.function('residual_fun', self.residual_fun)
+        self._objective = Objective(half_sum_of_squares(self.residual_fun, self.has_aux))
+
+    def optimality_fun(self, params: Any, *args: Any, **kwargs: Any) -> Any:
+        r"""The gradient :math:`J^\top r`."""
+        return self._objective.gradient(params, *args, **kwargs)
+
+    def residuals_like(self, params: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Residuals:
+        """The residuals as a function of vectors."""
+        return Residuals(self.residual_fun, self.has_aux, params, args, kwargs)
 
 
 def half_sum_of_squares(fun: Callable[..., Any], has_aux: bool) -> Callable[..., Tensor]:

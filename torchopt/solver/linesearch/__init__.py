@@ -3,7 +3,6 @@
 
 from torchopt.solver.linesearch.backtracking import BacktrackingLineSearch
 from torchopt.solver.linesearch.base import LineSearch, LineSearchStep
-from torchopt.solver.linesearch.choice import linesearch_of
 from torchopt.solver.linesearch.hager_zhang import HagerZhangLineSearch
 from torchopt.solver.linesearch.zoom import ZoomLineSearch
 
@@ -13,5 +12,4 @@ __all__ = [
     'LineSearch',
     'LineSearchStep',
     'ZoomLineSearch',
-    'linesearch_of',
 ]

@@ -188,17 +188,7 @@ class LineSearch(IterativeSolver):
         fun_args: Sequence[Any] = (),
         fun_kwargs: Any = None,
     ) -> LineSearchState:
-        """The state before the first step.
-
-        Args:
-            init_stepsize: The first step size.
-            params: Where the ray begins, a tree.
-            value: The objective there; computed if None.
-            grad: The gradient there; computed if None.
-            descent_direction: The direction, a tree like ``params``; the negative gradient if None.
-            fun_args: Data of the objective.
-            fun_kwargs: Data by name.
-        """
+        """The state before the first step; for the arguments see :meth:`run`."""
         ray, start, evaluated = self._start(params, value, grad, descent_direction, fun_args, fun_kwargs)
         counted = _Counted(ray)
         search = self._begin(counted, start, init_stepsize)
@@ -219,17 +209,17 @@ class LineSearch(IterativeSolver):
         fun_args: Sequence[Any] = (),
         fun_kwargs: Any = None,
     ) -> LineSearchStep:
-        """One step.
+        """One step; for the other arguments see :meth:`run`.
 
         Args:
             stepsize: The step size that the last step returned; the search remembers it.
             state: The state that :meth:`init_state` or the last step returned.
             params: Where the ray begins.
             value: Accepted as in JAXopt; the search remembers it.
-            grad: The gradient at ``params``; needed if there is no direction.
-            descent_direction: The direction; the negative gradient at ``params`` if None.
-            fun_args: Data of the objective.
-            fun_kwargs: Data by name.
+            grad: The gradient at ``params``; computed if it is None and there is no direction.
+            descent_direction: As in :meth:`run`.
+            fun_args: Likewise.
+            fun_kwargs: Likewise.
         """
         if descent_direction is None:
             if grad is None:

@@ -4,18 +4,18 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from torchopt.kinds import kind_of
+from torchopt.norms import norm_in_double
 from torchopt.objective import CompositeLinearFunction
 from torchopt.scalars import numbers
 from torchopt.solver.base import IterativeSolver, OptStep
-from torchopt.solver.objective import Objective, signature_with
+from torchopt.solver.objective import Objective
 from torchopt.solver.proximal.composite import infinite_error, zero_count
 
 __all__ = ['BlockCDState', 'BlockCoordinateDescent']
@@ -53,7 +53,9 @@ class BlockCoordinateDescent(IterativeSolver):
     proximity operator.  The step size of a block is the reciprocal of its Lipschitz constant, so the objective never
     increases.  A block of a column of zeros, which the objective does not depend on, has a step size of one.
 
-    The run ends when the change in a pass over all blocks has at most the length ``tol``.
+    ``run(init_params, hyperparams_prox, *args, **kwargs)`` starts from a vector, or a matrix whose rows are the blocks,
+    and passes the data ``*args`` and ``**kwargs`` on to ``fun``.  It ends when the change in a pass over all blocks has
+    at most the length ``tol``.
 
     Args:
         fun: The smooth part, a :class:`torchopt.objective.CompositeLinearFunction` such as
@@ -78,7 +80,8 @@ class BlockCoordinateDescent(IterativeSolver):
     maxiter: int = 500
     tol: float = 1e-4
 
-    error_name: ClassVar[str] = 'Length of the change'
+    error_name = 'Length of the change'
+    problem_function, second_argument = 'fun', 'hyperparams_prox'
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -89,21 +92,9 @@ class BlockCoordinateDescent(IterativeSolver):
                 f'such as torchopt.objective.least_squares.'
             )
         self._objective, self._subfun = Objective(self.fun), Objective(self.fun.subfun)
-        self._reference = signature_with(self.fun, 'hyperparams_prox')
-
-    @property
-    def reference_signature(self) -> Callable[..., Any] | inspect.Signature:
-        """The arguments of the objective, with those of the operator after the first."""
-        return self._reference
 
     def init_state(self, init_params: Any, hyperparams_prox: Any = None, *args: Any, **kwargs: Any) -> BlockCDState:
-        """The state before the first step.
-
-        Args:
-            init_params: Where to start, a vector, or a matrix whose rows are the blocks.
-            hyperparams_prox: Hyper-parameters of the operator.
-            *args: Data of the objective.
-            **kwargs: Data of the objective, by name.
+        """The state before the first step; for the arguments see :meth:`run`.
 
         Raises:
             ValueError: If the number of blocks is not that of the columns of the linear function.
@@ -124,46 +115,30 @@ class BlockCoordinateDescent(IterativeSolver):
     def update(
         self, params: Any, state: BlockCDState, hyperparams_prox: Any = None, *args: Any, **kwargs: Any
     ) -> OptStep:
-        """One pass over all blocks.
-
-        Args:
-            params: The parameters.
-            state: The state.
-            hyperparams_prox: Hyper-parameters of the operator.
-            *args: Data of the objective.
-            **kwargs: Data of the objective, by name.
-
-        Returns:
-            The new parameters and the new state.
-        """
+        """One pass over all blocks; for the arguments see :meth:`run`."""
         linop = self.fun.make_linop(*args, **kwargs)
         constants = self.fun.columnwise_lipschitz_const(*args, **kwargs)
         sizes = torch.where(constants > 0, constants, 1.0).reciprocal()
         b = self.fun.b(*args, **kwargs)
-        predictions, gradient, rows, square = state.predictions, state.subfun_g, list(params.unbind(0)), 0.0
+        predictions, gradient, rows = state.predictions, state.subfun_g, list(params.unbind(0))
         for i, row in enumerate(rows):
             slope = linop.rmatvec_element(gradient, i)
             if b is not None:
                 slope = slope + b[i]
             rows[i] = self.block_prox(row - sizes[i] * slope, hyperparams_prox, sizes[i])
             change = rows[i] - row
-            square = square + change.square().sum()
             predictions = linop.update_matvec(predictions, change, i)
             gradient = self._subfun.gradient(predictions, *args, **kwargs)
-        count = len(rows)
-        error = numbers(torch.as_tensor(square).sqrt())[0]
+        new, count = torch.stack(rows), len(rows)
+        (error,) = numbers(norm_in_double(new - params))
         evaluated = state.num_fun_eval + count, state.num_prox_eval + count, state.num_grad_eval + count
-        new = BlockCDState(state.iter_num + 1, error, predictions, gradient, *evaluated, state.status)
-        return OptStep(torch.stack(rows), new)
+        new_state = BlockCDState(state.iter_num + 1, error, predictions, gradient, *evaluated, state.status)
+        return OptStep(new, new_state)
 
     def optimality_fun(self, params: Any, hyperparams_prox: Any = None, *args: Any, **kwargs: Any) -> Any:
         r"""The residual :math:`\operatorname{prox}_g(x - \nabla f(x)) - x`, zero at the solution.
 
-        Args:
-            params: The parameters.
-            hyperparams_prox: Hyper-parameters of the operator.
-            *args: Data of the objective.
-            **kwargs: Data of the objective, by name.
+        For the arguments see :meth:`run`.
         """
         step = params - self._objective.gradient(params, *args, **kwargs)
         return torch.vmap(lambda row: self.block_prox(row, hyperparams_prox, 1.0))(step) - params

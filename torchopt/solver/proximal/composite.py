@@ -186,7 +186,7 @@ def confirmed(
 def measures_of(
     objective: Callable[..., Any], step: Callable[[Any, Any, Any], Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Callable[[Any], tuple[Any, Any, Any]]:
-    """The measures of :func:`torchopt.solver.endless.recognizing_no_bound`.
+    """The measures of :func:`torchopt.solver.unbounded.recognizing_no_bound`.
 
     Args:
         objective: ``objective(params, *args, **kwargs)`` returns the value, the gradient and auxiliary output.

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 import sys
 from collections.abc import Callable
@@ -22,8 +21,7 @@ from torchopt.prox import make_prox_from_projection, prox_none
 from torchopt.scalars import negated, pick, root, settled, where
 from torchopt.solver.arguments import check_state, require_call
 from torchopt.solver.base import IterativeSolver, OptStep
-from torchopt.solver.endless import recognizing_no_bound
-from torchopt.solver.objective import Objective, signature_with
+from torchopt.solver.objective import Objective
 from torchopt.solver.proximal.composite import (
     PLAIN,
     BatchMeasure,
@@ -39,6 +37,7 @@ from torchopt.solver.proximal.composite import (
 )
 from torchopt.solver.run import Task, as_tensors
 from torchopt.solver.status import Status
+from torchopt.solver.unbounded import recognizing_no_bound
 
 __all__ = ['ProjectedGradient', 'ProxGradState', 'ProximalGradient']
 
@@ -135,7 +134,9 @@ class ProximalGradient(IterativeSolver):
     acceleration: bool = True
     decrease_factor: float = 0.5
 
-    error_name: ClassVar[str] = 'Length of the step / step size'
+    error_name = 'Length of the step / step size'
+    problem_function = 'fun'
+    second_argument: ClassVar[str | None] = 'hyperparams_prox'
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -147,12 +148,6 @@ class ProximalGradient(IterativeSolver):
         if not callable(self.stepsize):
             checks.number('stepsize', self.stepsize)
         self._objective = Objective(self.fun, self.value_and_grad, self.has_aux)
-        self._reference = signature_with(self.fun, 'hyperparams_prox')
-
-    @property
-    def reference_signature(self) -> Callable[..., Any] | inspect.Signature:
-        """The arguments of the objective, with those of the operator after the first."""
-        return self._reference
 
     @property
     def _searches(self) -> bool:
@@ -163,14 +158,7 @@ class ProximalGradient(IterativeSolver):
         return {'Step size': state.stepsize}
 
     def init_state(self, init_params: Any, hyperparams_prox: Any = None, *args: Any, **kwargs: Any) -> ProxGradState:
-        """The state before the first step.
-
-        Args:
-            init_params: Where to start.
-            hyperparams_prox: Hyper-parameters of the operator.
-            *args: Data of the objective.
-            **kwargs: Data of the objective, by name.
-        """
+        """The state before the first step; for the arguments see :meth:`run`."""
         return as_tensors(self._first_state(init_params, args, kwargs), init_params)
 
     def _first_state(self, init_params: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ProxGradState:
@@ -181,18 +169,7 @@ class ProximalGradient(IterativeSolver):
     def update(
         self, params: Any, state: ProxGradState, hyperparams_prox: Any = None, *args: Any, **kwargs: Any
     ) -> OptStep:
-        """One step.
-
-        Args:
-            params: The parameters.
-            state: The state.
-            hyperparams_prox: Hyper-parameters of the operator.
-            *args: Data of the objective.
-            **kwargs: Data of the objective, by name.
-
-        Returns:
-            The new parameters and the new state.
-        """
+        """One step; for the arguments see :meth:`run`."""
         check_state(state)
         new, state = self._advance(params, state, hyperparams_prox, args, kwargs)
         return OptStep(new, as_tensors(state, new))
@@ -261,11 +238,7 @@ class ProximalGradient(IterativeSolver):
     def optimality_fun(self, sol: Any, hyperparams_prox: Any = None, *args: Any, **kwargs: Any) -> Any:
         r"""The residual :math:`\operatorname{prox}_g(x - \nabla f(x)) - x`, zero at the solution.
 
-        Args:
-            sol: The parameters.
-            hyperparams_prox: Hyper-parameters of the operator.
-            *args: Data of the objective.
-            **kwargs: Data of the objective, by name.
+        For the arguments see :meth:`run`.
         """
         gradient = self._objective.gradient(sol, *args, **kwargs)
         return minus(self._step_from(hyperparams_prox, sol, gradient, 1.0), sol)
@@ -334,17 +307,10 @@ class ProximalGradient(IterativeSolver):
 class ProjectedGradient(IterativeSolver):
     """The projected gradient method, with acceleration: :class:`ProximalGradient` with a projection.
 
+    The arguments are those of :class:`ProximalGradient`, and instead of ``prox``:
+
     Args:
-        fun: ``fun(params, *args, **kwargs)``, the objective.
         projection: ``projection(params, hyperparams_proj)``, the nearest point of the feasible set.
-        value_and_grad: As in :class:`ProximalGradient`, as all others.
-        has_aux: Likewise.
-        stepsize: Likewise.
-        maxiter: Likewise.
-        maxls: Likewise.
-        tol: Likewise.
-        acceleration: Likewise.
-        decrease_factor: Likewise.
 
     Example:
         >>> import torch, torchopt
@@ -366,7 +332,8 @@ class ProjectedGradient(IterativeSolver):
     acceleration: bool = True
     decrease_factor: float = 0.5
 
-    error_name: ClassVar[str] = ProximalGradient.error_name
+    error_name = ProximalGradient.error_name
+    problem_function, second_argument = 'fun', 'hyperparams_proj'
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -378,12 +345,6 @@ class ProjectedGradient(IterativeSolver):
             make_prox_from_projection(self.projection),
             **{name: getattr(self, name) for name in shared},
         )
-        self._reference = signature_with(self.fun, 'hyperparams_proj')
-
-    @property
-    def reference_signature(self) -> Callable[..., Any] | inspect.Signature:
-        """The arguments of the objective, with those of the projection after the first."""
-        return self._reference
 
     def progress(self, state: ProxGradState) -> dict[str, Any]:
         """The step size."""
@@ -394,55 +355,20 @@ class ProjectedGradient(IterativeSolver):
         return self._method.task(init_params, hyperparams_proj, *args, **kwargs)
 
     def init_state(self, init_params: Any, hyperparams_proj: Any = None, *args: Any, **kwargs: Any) -> ProxGradState:
-        """The state before the first step.
-
-        Args:
-            init_params: Where to start.
-            hyperparams_proj: Hyper-parameters of the projection.
-            *args: Data of the objective.
-            **kwargs: Data of the objective, by name.
-        """
+        """The state before the first step; for the arguments see :meth:`run`."""
         return self._method.init_state(init_params, hyperparams_proj, *args, **kwargs)
 
     def update(
         self, params: Any, state: ProxGradState, hyperparams_proj: Any = None, *args: Any, **kwargs: Any
     ) -> OptStep:
-        """One step.
-
-        Args:
-            params: The parameters.
-            state: The state.
-            hyperparams_proj: Hyper-parameters of the projection.
-            *args: Data of the objective.
-            **kwargs: Data of the objective, by name.
-
-        Returns:
-            The new parameters and the new state.
-        """
+        """One step; for the arguments see :meth:`run`."""
         return self._method.update(params, state, hyperparams_proj, *args, **kwargs)
 
     @eager
     def run(self, init_params: Any, hyperparams_proj: Any = None, *args: Any, **kwargs: Any) -> OptStep:
-        """Minimize.
-
-        Args:
-            init_params: Where to start, a tree.
-            hyperparams_proj: Hyper-parameters of the projection.
-            *args: Data of the objective.
-            **kwargs: Data of the objective, by name.
-
-        Returns:
-            The parameters, and the state, as :meth:`ProximalGradient.run` does.
-        """
+        """Minimize, as :meth:`ProximalGradient.run` does, with hyper-parameters of the projection."""
         return super().run(init_params, hyperparams_proj, *args, **kwargs)
 
     def optimality_fun(self, sol: Any, hyperparams_proj: Any = None, *args: Any, **kwargs: Any) -> Any:
-        r"""The residual :math:`P(x - \nabla f(x)) - x`, zero at the solution.
-
-        Args:
-            sol: The parameters.
-            hyperparams_proj: Hyper-parameters of the projection.
-            *args: Data of the objective.
-            **kwargs: Data of the objective, by name.
-        """
+        r"""The residual :math:`P(x - \nabla f(x)) - x`, zero at the solution; for the arguments see :meth:`run`."""
         return self._method.optimality_fun(sol, hyperparams_proj, *args, **kwargs)

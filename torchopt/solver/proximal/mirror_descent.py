@@ -4,16 +4,14 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 from torchopt.levels import eager
 from torchopt.solver.arguments import check_state
 from torchopt.solver.base import IterativeSolver, OptStep
-from torchopt.solver.endless import recognizing_no_bound
-from torchopt.solver.objective import Objective, signature_with
+from torchopt.solver.objective import Objective
 from torchopt.solver.proximal.composite import (
     PLAIN,
     confirmed,
@@ -26,6 +24,7 @@ from torchopt.solver.proximal.composite import (
     zero_count,
 )
 from torchopt.solver.run import Task
+from torchopt.solver.unbounded import recognizing_no_bound
 
 __all__ = ['MirrorDescent', 'MirrorDescentState']
 
@@ -96,7 +95,8 @@ class MirrorDescent(IterativeSolver):
     _: dataclasses.KW_ONLY
     has_aux: bool = False
 
-    error_name: ClassVar[str] = 'Length of the step / step size'
+    error_name = 'Length of the step / step size'
+    problem_function, second_argument = 'fun', 'hyperparams_proj'
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -104,7 +104,6 @@ class MirrorDescent(IterativeSolver):
         if not callable(self.stepsize) and not stepsize_at(self.stepsize, 0) > 0:
             raise ValueError(f'Invalid stepsize: {self.stepsize!r}; expected a number > 0 or a function.')
         self._objective = Objective(self.fun, has_aux=self.has_aux)
-        self._reference = signature_with(self.fun, 'hyperparams_proj')
 
     @staticmethod
     def make_projection_grad(
@@ -126,22 +125,10 @@ class MirrorDescent(IterativeSolver):
 
         return projection_grad
 
-    @property
-    def reference_signature(self) -> Callable[..., Any] | inspect.Signature:
-        """The arguments of the objective, with those of the projection after the first."""
-        return self._reference
-
     def init_state(
         self, init_params: Any, hyperparams_proj: Any = None, *args: Any, **kwargs: Any
     ) -> MirrorDescentState:
-        """The state before the first step.
-
-        Args:
-            init_params: Where to start.
-            hyperparams_proj: Hyper-parameters of the projection.
-            *args: Data of the objective.
-            **kwargs: Data of the objective, by name.
-        """
+        """The state before the first step; for the arguments see :meth:`run`."""
         aux = self._objective.auxiliary_at_start(init_params, *args, **kwargs)
         zero = zero_count(init_params)
         return MirrorDescentState(zero, infinite_error(init_params), aux, zero, zero, zero, 0)
@@ -149,18 +136,7 @@ class MirrorDescent(IterativeSolver):
     def update(
         self, params: Any, state: MirrorDescentState, hyperparams_proj: Any = None, *args: Any, **kwargs: Any
     ) -> OptStep:
-        """One step.
-
-        Args:
-            params: The parameters.
-            state: The state.
-            hyperparams_proj: Hyper-parameters of the projection.
-            *args: Data of the objective.
-            **kwargs: Data of the objective, by name.
-
-        Returns:
-            The new parameters and the new state.
-        """
+        """One step; for the arguments see :meth:`run`."""
         check_state(state)
         size = stepsize_at(self.stepsize, state.iter_num)
         value, gradient, aux = self._objective(params, *args, **kwargs)
@@ -189,11 +165,7 @@ class MirrorDescent(IterativeSolver):
     def optimality_fun(self, sol: Any, hyperparams_proj: Any = None, *args: Any, **kwargs: Any) -> Any:
         """By how much a step of size one changes the parameters, zero at the solution.
 
-        Args:
-            sol: The parameters.
-            hyperparams_proj: Hyper-parameters of the projection.
-            *args: Data of the objective.
-            **kwargs: Data of the objective, by name.
+        For the arguments see :meth:`run`.
         """
         gradient = self._objective.gradient(sol, *args, **kwargs)
         return minus(self._step_from(hyperparams_proj, sol, gradient, 1.0), sol)

@@ -69,13 +69,7 @@ class BoxCDQP(IterativeSolver):
     tol: float = 1e-4
 
     def init_state(self, init_params: Any, params_obj: Any = None, params_ineq: Any = None) -> BoxCDQPState:
-        """The state before the first step.
-
-        Args:
-            init_params: Where to start.
-            params_obj: As in :meth:`run`.
-            params_ineq: As in :meth:`run`.
-        """
+        """The state before the first step; for the arguments see :meth:`run`."""
         error = torch.tensor(torch.inf)
         if params_obj is not None:
             qp = self._problem(params_obj, params_ineq)[0]
@@ -84,17 +78,7 @@ class BoxCDQP(IterativeSolver):
         return BoxCDQPState(torch.zeros((), dtype=torch.int64), error, 0)
 
     def update(self, params: Any, state: BoxCDQPState, params_obj: Any, params_ineq: Any) -> OptStep:
-        """One pass over all variables.
-
-        Args:
-            params: The variables.
-            state: The state.
-            params_obj: As in :meth:`run`.
-            params_ineq: As in :meth:`run`.
-
-        Returns:
-            The new variables and the new state.
-        """
+        """One pass over all variables; for the arguments see :meth:`run`."""
         qp, vectors = self._problem(params_obj, params_ineq)
         x = vectors.pack(params, 'params').to(qp.c.dtype)
         x, _, error = _Coordinates.of(qp.Q, qp.l, qp.u).sweep(x, qp.Q @ x + qp.c)
@@ -133,10 +117,7 @@ class BoxCDQP(IterativeSolver):
     def optimality_fun(self, sol: Any, params_obj: Any, params_ineq: Any) -> Any:
         r"""The residual :math:`\operatorname{clip}(x - Q x - c,\, l,\, u) - x`, zero at the solution.
 
-        Args:
-            sol: The variables.
-            params_obj: As in :meth:`run`.
-            params_ineq: As in :meth:`run`.
+        For the arguments see :meth:`run`.
         """
         qp, vectors = self._problem(params_obj, params_ineq)
         x = vectors.pack(sol, 'sol').to(qp.c.dtype)

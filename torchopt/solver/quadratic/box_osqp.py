@@ -19,7 +19,7 @@ from torchopt.solver.objective import Vectors
 from torchopt.solver.quadratic import admm, loop
 from torchopt.solver.quadratic.admm import Iterate, Settings
 from torchopt.solver.quadratic.kkt import box_residual, clip, solve_kkt
-from torchopt.solver.quadratic.problem import box_of, common_dtype, constraints_of, objective_of
+from torchopt.solver.quadratic.problem import box_of, check_objective, common_dtype, constraints_of, objective_of
 from torchopt.solver.quadratic.scaling import BoxQP, Scaled, equilibrate, product
 from torchopt.solver.run import KKTSolution, check_kkt, check_start, conclude
 from torchopt.solver.status import Status
@@ -155,8 +155,7 @@ class BoxOSQP(IterativeSolver):
     def __post_init__(self) -> None:
         """Check the options."""
         super().__post_init__()
-        if self.fun is not None and self.matvec_Q is not None:
-            raise ValueError('fun and matvec_Q both define the objective. Pass one of them.')
+        check_objective(self.fun, self.matvec_Q)
         if not isinstance(self.eq_qp_solve, str) or self.eq_qp_solve.lower() not in ('cg', 'cg+jacobi', 'lu'):
             raise ValueError(f"Invalid eq_qp_solve: {self.eq_qp_solve!r}; expected 'cg', 'cg+jacobi' or 'lu'.")
         if not 0.0 < self.momentum < 2.0:
@@ -174,26 +173,12 @@ class BoxOSQP(IterativeSolver):
     def init_params(
         self, init_x: Any = None, params_obj: Any = None, params_eq: Any = None, params_ineq: Any = None
     ) -> KKTSolution:
-        """Where a run starts.
-
-        Args:
-            init_x: The variables; zeros if None, which needs ``params_obj = (Q, c)``.
-            params_obj: As in :meth:`run`.
-            params_eq: As in :meth:`run`.
-            params_ineq: As in :meth:`run`.
-        """
+        """Where a run starts; the variables are zeros if ``init_x`` is None, which needs ``params_obj = (Q, c)``."""
         problem = self._problem(init_x, params_obj, params_eq, params_ineq)
         return problem.solution(*self._first(problem, init_x))
 
     def init_state(self, init_params: KKTSolution, params_obj: Any, params_eq: Any, params_ineq: Any) -> BoxOSQPState:
-        """The state before the first step.
-
-        Args:
-            init_params: Where to start.
-            params_obj: As in :meth:`run`.
-            params_eq: As in :meth:`run`.
-            params_ineq: As in :meth:`run`.
-        """
+        """The state before the first step; for the arguments see :meth:`run`."""
         problem = self._problem(init_params.primal[0], params_obj, params_eq, params_ineq)
         loop.check(problem.qp)
         # The scaling is a constant of the method, not a part of what it computes.
@@ -215,18 +200,7 @@ class BoxOSQP(IterativeSolver):
     def update(
         self, params: KKTSolution, state: BoxOSQPState, params_obj: Any, params_eq: Any, params_ineq: Any
     ) -> OptStep:
-        """One step.
-
-        Args:
-            params: The variables and the multipliers.
-            state: The state.
-            params_obj: As in :meth:`run`.
-            params_eq: As in :meth:`run`.
-            params_ineq: As in :meth:`run`.
-
-        Returns:
-            The new variables and multipliers, and the new state.
-        """
+        """One step; for the arguments see :meth:`run`."""
         problem, settings = self._problem(params.primal[0], params_obj, params_eq, params_ineq), self._settings
         scales, state_factor = state.solver_state
         scaled = Scaled(problem.qp, *scales).of(problem.qp)
@@ -312,11 +286,7 @@ class BoxOSQP(IterativeSolver):
     def optimality_fun(self, params: KKTSolution, params_obj: Any, params_eq: Any, params_ineq: Any) -> KKTSolution:
         """The residuals of the optimality conditions, a tree like ``params``; zero at the solution.
 
-        Args:
-            params: The variables and the multipliers.
-            params_obj: As in :meth:`run`.
-            params_eq: As in :meth:`run`.
-            params_ineq: As in :meth:`run`.
+        For the arguments see :meth:`run`.
         """
         problem = self._problem(params.primal[0], params_obj, params_eq, params_ineq)
         x, z, y = problem.start(params)

@@ -15,10 +15,8 @@ from torch import Tensor
 from torchopt.levels import eager, without_wrappers
 from torchopt.solver import adjoint
 from torchopt.solver.base import OptStep, Solver
-from torchopt.solver.quadratic.kkt import inequality_residual, solve_kkt
-from torchopt.solver.quadratic.osqp import OneSided
-from torchopt.solver.quadratic.problem import objective_of
-from torchopt.solver.quadratic.scaling import product
+from torchopt.solver.quadratic.kkt import solve_kkt
+from torchopt.solver.quadratic.problem import OneSided, objective_of, one_sided_residual
 from torchopt.solver.run import KKTSolution
 
 __all__ = ['CvxpyQP']
@@ -68,16 +66,18 @@ class CvxpyQP(Solver):
         """
         problem = self._problem(params_obj, params_eq, params_ineq)
         start = torch.zeros_like(problem.c), torch.zeros_like(problem.bounds[1])
-        names = problem.names
 
         def residual(point: tuple[Tensor, Tensor], *data: Tensor) -> tuple[Tensor, Tensor]:
-            return _residual(point, dict(zip(names, data)))
+            x, y = point
+            named = dict(zip(problem.data, data))
+            stationarity, *parts = one_sided_residual(x, *torch.split(y, problem.sizes), **named)
+            return stationarity, torch.cat([y[:0], *(part for part in parts if part is not None)])
 
         def solved(point: Any, *data: Tensor) -> tuple[Any, None]:
-            return self._solve(dict(zip(names, data))), None
+            return self._solve(dict(zip(problem.data, data))), None
 
         solve = solve_kkt if self.implicit_diff_solve is None else self.implicit_diff_solve
-        (x, y), _ = adjoint.implicit(solved, residual, residual, solve, (start, *problem.data), {})
+        (x, y), _ = adjoint.implicit(solved, residual, residual, solve, (start, *problem.data.values()), {})
         found = KKTSolution((x, None), y)
         return OptStep(problem.solution(found), None)
 
@@ -86,11 +86,7 @@ class CvxpyQP(Solver):
     ) -> KKTSolution:
         """The residuals of the optimality conditions, a tree like ``params``; zero at the solution.
 
-        Args:
-            params: The variables and the multipliers.
-            params_obj: As in :meth:`run`.
-            params_eq: As in :meth:`run`.
-            params_ineq: As in :meth:`run`.
+        For the arguments see :meth:`run`.
         """
         return self._problem(params_obj, params_eq, params_ineq).residual(params)
 
@@ -130,17 +126,3 @@ class CvxpyQP(Solver):
 
 
 _NO_BATCH = 'CvxpyQP solves one problem at a time and cannot be mapped by torch.vmap. Use OSQP for batches.'
-
-
-def _residual(point: tuple[Tensor, Tensor], data: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Zero at the solution and the multipliers, equations first."""
-    x, y = point
-    stationarity, parts, start = product(data['Q'], x) + data['c'], [], 0
-    for matrix, right in (('A', 'b'), ('G', 'h')):
-        if matrix in data:
-            part = y[start : start + len(data[right])]
-            start += len(data[right])
-            stationarity = stationarity + product(data[matrix].mT, part)
-            excess = product(data[matrix], x) - data[right]
-            parts.append(excess if matrix == 'A' else inequality_residual(excess, part))
-    return stationarity, torch.cat(parts) if parts else y

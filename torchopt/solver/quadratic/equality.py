@@ -14,8 +14,7 @@ from torchopt import checks
 from torchopt.levels import eager, runs_directly
 from torchopt.linear_solve import LinearSolveWarning, solve_gmres, solve_iterative_refinement
 from torchopt.solver.base import OptStep, Solver
-from torchopt.solver.quadratic.osqp import OneSided
-from torchopt.solver.quadratic.problem import objective_of
+from torchopt.solver.quadratic.problem import OneSided, check_objective, objective_of
 from torchopt.solver.quadratic.scaling import product
 from torchopt.solver.run import KKTSolution, check_kkt
 
@@ -69,8 +68,7 @@ class EqualityConstrainedQP(Solver):
 
     def __post_init__(self) -> None:
         """Check the options."""
-        if self.fun is not None and self.matvec_Q is not None:
-            raise ValueError('fun and matvec_Q both define the objective. Pass one of them.')
+        check_objective(self.fun, self.matvec_Q)
         checks.linear_solver('solve', self.solve)
 
     @eager
@@ -128,10 +126,7 @@ class EqualityConstrainedQP(Solver):
     def optimality_fun(self, params: KKTSolution, params_obj: Any, params_eq: Any) -> KKTSolution:
         """The residuals of the linear system, a tree like ``params``; zero at the solution.
 
-        Args:
-            params: The variables and the multipliers.
-            params_obj: As in :meth:`run`.
-            params_eq: As in :meth:`run`.
+        For the arguments see :meth:`run`.
         """
         return self._problem(params, params_obj, params_eq).residual(params)
 

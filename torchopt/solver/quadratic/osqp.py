@@ -8,16 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from torchopt import tree
 from torchopt.levels import eager
 from torchopt.solver.base import OptStep, Solver
-from torchopt.solver.objective import Vectors
-from torchopt.solver.quadratic.box_osqp import BoxOSQP, BoxOSQPState
-from torchopt.solver.quadratic.kkt import clip, inequality_residual
-from torchopt.solver.quadratic.problem import common_dtype, constraints_of, objective_of, pair_of, spread
-from torchopt.solver.quadratic.scaling import product
+from torchopt.solver.quadratic.box_osqp import BoxOSQP
+from torchopt.solver.quadratic.problem import OneSided, check_objective, objective_of
 from torchopt.solver.run import KKTSolution, check_kkt
 
 __all__ = ['OSQP']
@@ -64,8 +60,7 @@ class OSQP(Solver):
         **kwargs: Any,
     ) -> None:
         self.matvec_Q, self.matvec_A, self.matvec_G, self.fun = matvec_Q, matvec_A, matvec_G, fun
-        if fun is not None and matvec_Q is not None:
-            raise ValueError('fun and matvec_Q both define the objective. Pass one of them.')
+        check_objective(fun, matvec_Q)
         self._box = BoxOSQP(**kwargs)
         self.maxiter, self.tol = self._box.maxiter, self._box.tol
 
@@ -81,14 +76,7 @@ class OSQP(Solver):
     def init_params(
         self, init_x: Any = None, params_obj: Any = None, params_eq: Any = None, params_ineq: Any = None
     ) -> KKTSolution:
-        """Where a run starts: the variables, zeros if None, and multipliers of zero.
-
-        Args:
-            init_x: The variables.
-            params_obj: As in :meth:`run`.
-            params_eq: As in :meth:`run`.
-            params_ineq: As in :meth:`run`.
-        """
+        """Where a run starts: the variables ``init_x``, zeros if None, and multipliers of zero."""
         problem = self._problem(init_x, params_obj, params_eq, params_ineq)
         x = tree.map(torch.zeros_like, problem.x.unpack(problem.c)) if init_x is None else init_x
         dual_eq, dual_ineq = (None if b is None else z.unpack(torch.zeros_like(b)) for b, z in problem.duals)
@@ -125,18 +113,15 @@ class OSQP(Solver):
         problem = self._problem(None if init_params is None else init_params.primal, params_obj, params_eq, params_ineq)
         start = None if init_params is None else problem.start(init_params)
         found, state = self._box.run(start, (problem.Q, problem.c), problem.rows, problem.bounds)
-        return OptStep(problem.solution(found), problem.state(state))
+        state = state._replace(dual_residuals=problem.x.unpack(state.dual_residuals))
+        return OptStep(problem.solution(found), state)
 
     def optimality_fun(
         self, params: KKTSolution, params_obj: Any, params_eq: Any = None, params_ineq: Any = None
     ) -> KKTSolution:
         """The residuals of the optimality conditions, a tree like ``params``; zero at the solution.
 
-        Args:
-            params: The variables and the multipliers.
-            params_obj: As in :meth:`run`.
-            params_eq: As in :meth:`run`.
-            params_ineq: As in :meth:`run`.
+        For the arguments see :meth:`run`.
         """
         return self._problem(params.primal, params_obj, params_eq, params_ineq).residual(params)
 
@@ -146,90 +131,3 @@ class OSQP(Solver):
             (params_eq, self.matvec_A),
             (params_ineq, self.matvec_G),
         )
-
-
-class OneSided:
-    """A problem with equations and inequalities, as matrices, with the structures of its variables.
-
-    Attributes:
-        rows: The matrices of all constraints.
-        bounds: Their bounds.
-        names: Which of Q, c, A, b, G and h the problem has.
-        data: These, in the same order.
-        duals: The right-hand sides and the structures of equations and inequalities; None where there are none.
-    """
-
-    def __init__(self, Q: Tensor, c: Tensor, x: Vectors, rows: list[Tensor | None], duals: list[Any]) -> None:
-        self.Q, self.c, self.x, self.parts, self.duals = Q, c, x, rows, duals
-        self.sizes = [0 if b is None else len(b) for b, _ in duals]
-        named = {'Q': Q, 'c': c, 'A': rows[0], 'b': duals[0][0], 'G': rows[1], 'h': duals[1][0]}
-        self.names = [name for name, value in named.items() if value is not None]
-        self.data = [value for value in named.values() if value is not None]
-        self.rows = torch.cat([A for A in rows if A is not None] or [Q[:0]])
-        (b, _), (h, _) = duals
-        upper = torch.cat([v for v in (b, h) if v is not None] or [c[:0]])
-        lower = [v for v in (b, None if h is None else torch.full_like(h, -torch.inf)) if v is not None]
-        self.bounds = torch.cat(lower or [c[:0]]), upper
-
-    @classmethod
-    def of(cls, objective: tuple[Tensor, Tensor, Vectors], equations: Any, inequalities: Any) -> OneSided:
-        """The problem of an objective and of two pairs of data and function."""
-        Q, c, x = objective
-        rows: list[Tensor | None] = []
-        duals: list[Any] = []
-        for (params, matvec), name in ((equations, 'params_eq'), (inequalities, 'params_ineq')):
-            if params is None:
-                rows.append(None)
-                duals.append((None, None))
-                continue
-            given, right = pair_of(params, name)
-            if given is None and matvec is None:
-                raise ValueError(f'{name}[0] is None; expected a matrix.')
-            A, z = constraints_of(given, matvec, x, f'{name}[0]')
-            rows.append(A)
-            duals.append((spread(right, z, f'{name}[1]'), z))
-        tensors = [v for v in (Q, c, *rows, *(b for b, _ in duals)) if v is not None]
-        found = iter(common_dtype(*tensors))
-        Q, c = next(found), next(found)
-        rows = [None if A is None else next(found) for A in rows]
-        return cls(Q, c, x, rows, [(None if b is None else next(found), z) for b, z in duals])
-
-    def pack(self, duals: tuple[Any, Any]) -> list[Tensor | None]:
-        """The multipliers as vectors."""
-        names = ('dual_eq', 'dual_ineq')
-        return [
-            None if z is None else z.pack(given, f'init_params.{name}').to(self.c.dtype)
-            for given, (_, z), name in zip(duals, self.duals, names)
-        ]
-
-    def start(self, params: KKTSolution) -> KKTSolution:
-        """Where the run with two-sided constraints starts."""
-        x = self.x.pack(params.primal, 'init_params.primal').to(self.c.dtype)
-        y = torch.cat([v for v in self.pack((params.dual_eq, params.dual_ineq)) if v is not None])
-        z = clip(product(self.rows, x), self.bounds[0], self.bounds[1])
-        return KKTSolution((x, z), y, (torch.relu(y), torch.relu(-y)))
-
-    def solution(self, found: KKTSolution) -> KKTSolution:
-        """The solution as trees."""
-        y = torch.split(found.dual_eq, self.sizes)
-        dual_eq, dual_ineq = (None if z is None else z.unpack(v) for v, (_, z) in zip(y, self.duals))
-        return KKTSolution(self.x.unpack(found.primal[0]), dual_eq, dual_ineq)
-
-    def state(self, state: BoxOSQPState) -> BoxOSQPState:
-        """The state with its residuals as trees."""
-        return state._replace(dual_residuals=self.x.unpack(state.dual_residuals))
-
-    def residual(self, params: KKTSolution) -> KKTSolution:
-        """The residuals of the optimality conditions."""
-        x = self.x.pack(params.primal, 'params.primal').to(self.c.dtype)
-        y, multipliers = self.pack((params.dual_eq, params.dual_ineq))
-        (A, G), ((b, eq), (h, ineq)) = self.parts, self.duals
-        stationarity = product(self.Q, x) + self.c
-        of_equations = of_inequalities = None
-        if A is not None and y is not None:
-            stationarity = stationarity + product(A.mT, y)
-            of_equations = eq.unpack(product(A, x) - b)
-        if G is not None and multipliers is not None:
-            stationarity = stationarity + product(G.mT, multipliers)
-            of_inequalities = ineq.unpack(inequality_residual(product(G, x) - h, multipliers))
-        return KKTSolution(self.x.unpack(stationarity), of_equations, of_inequalities)

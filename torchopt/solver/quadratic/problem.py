@@ -17,10 +17,27 @@ from torchopt.autodiff.grad import grad
 from torchopt.dtypes import is_inexact, wide_dtype
 from torchopt.kinds import kind_of
 from torchopt.solver.objective import Vectors
+from torchopt.solver.quadratic.kkt import clip, inequality_residual
+from torchopt.solver.quadratic.scaling import product
+from torchopt.solver.run import KKTSolution
 
-__all__ = ['box_of', 'common_dtype', 'constraints_of', 'objective_of', 'pair_of', 'spread']
+__all__ = [
+    'OneSided',
+    'box_of',
+    'check_objective',
+    'common_dtype',
+    'constraints_of',
+    'objective_of',
+    'one_sided_residual',
+]
 
 Matvec = Callable[[Any, Any], Any]
+
+
+def check_objective(fun: Any, matvec_Q: Any) -> None:
+    """Require that at most one of two functions is given, which both define the objective."""
+    if fun is not None and matvec_Q is not None:
+        raise ValueError('fun and matvec_Q both define the objective. Pass one of them.')
 
 
 def objective_of(
@@ -69,11 +86,11 @@ def constraints_of(params: Any, matvec: Matvec | None, x: Vectors, name: str) ->
     """
     dtype = wide_dtype(x.dtype)
     if matvec is not None:
-        zeros = torch.zeros(sum(x.sizes), dtype=x.dtype, device=x.likes[0].device)
+        zeros = torch.zeros(x.layout.size, dtype=x.dtype, device=x.likes[0].device)
         z = Vectors(matvec(params, x.unpack(zeros)), 'the product A x')
         return _matrix(lambda v: z.pack(matvec(params, v), 'the result of matvec'), x, dtype), z
     if params is None:
-        return torch.eye(sum(x.sizes), dtype=dtype, device=x.likes[0].device), x
+        return torch.eye(x.layout.size, dtype=dtype, device=x.likes[0].device), x
     A, rows = _blocks(params, x, name, 'the variables')
     values = [part.new_empty(count) for part, count in zip(x.likes, rows)]
     return A, Vectors(tree.unflatten(x.spec, values), 'the product A x')
@@ -87,11 +104,11 @@ def box_of(params_ineq: Any, z: Vectors) -> tuple[Tensor, Tensor]:
         raise ValueError(f'params_ineq is {kind_of(params_ineq)}; expected a pair of bounds (l, u).')
     sides = []
     for i, (bound, missing) in enumerate(zip(params_ineq, (-torch.inf, torch.inf))):
-        sides.append(spread(missing if bound is None else bound, z, f'params_ineq[{i}]'))
+        sides.append(_spread(missing if bound is None else bound, z, f'params_ineq[{i}]'))
     return sides[0], sides[1]
 
 
-def pair_of(params: Any, name: str) -> tuple[Any, Any]:
+def _pair_of(params: Any, name: str) -> tuple[Any, Any]:
     """Constraints as a pair, a matrix and a right-hand side."""
     if not isinstance(params, (tuple, list)) or len(params) != 2:
         raise ValueError(f'{name} is {kind_of(params)}; expected a pair, a matrix and a vector.')
@@ -106,10 +123,10 @@ def common_dtype(*tensors: Tensor) -> list[Tensor]:
     return [x.to(wide_dtype(dtype)) for x in tensors]
 
 
-def _matrix(product: Callable[[Any], Tensor], x: Vectors, dtype: torch.dtype) -> Tensor:
+def _matrix(linear: Callable[[Any], Tensor], x: Vectors, dtype: torch.dtype) -> Tensor:
     """The matrix of a linear function of trees, from its values at the unit vectors."""
-    unit = torch.eye(sum(x.sizes), dtype=x.dtype, device=x.likes[0].device)
-    return torch.vmap(lambda e: product(x.unpack(e)))(unit).mT.to(dtype)
+    unit = torch.eye(x.layout.size, dtype=x.dtype, device=x.likes[0].device)
+    return torch.vmap(lambda e: linear(x.unpack(e)))(unit).mT.to(dtype)
 
 
 def _blocks(given: Any, x: Vectors, name: str, like: str) -> tuple[Tensor, list[int]]:
@@ -127,14 +144,14 @@ def _blocks(given: Any, x: Vectors, name: str, like: str) -> tuple[Tensor, list[
             )
     if len(blocks) == 1:
         return blocks[0], [len(blocks[0])]
-    total, before, rows = sum(x.sizes), 0, []
+    total, before, rows = x.layout.size, 0, []
     for block in blocks:
         rows.append(torch.nn.functional.pad(block, (before, total - before - block.shape[1])))
         before += block.shape[1]
     return torch.cat(rows), [len(block) for block in blocks]
 
 
-def spread(bound: Any, z: Vectors, name: str) -> Tensor:
+def _spread(bound: Any, z: Vectors, name: str) -> Tensor:
     """A bound as a vector: a number, or a tree that equals the values of the constraints or their top."""
     like = tree.unflatten(z.spec, z.leaves)
     bounds = tree.flatten(tree.broadcast_prefix(bound, like, name=name, like='the constraints'))[0]
@@ -156,3 +173,100 @@ def _check_floating(given: Any, name: str) -> None:
             raise TypeError(f'{name} holds {kind_of(x)}; expected tensors.')
         if not is_inexact(x) or x.is_complex():
             raise TypeError(f'{name} has dtype {x.dtype}; expected a real floating dtype. Convert it with `.float()`.')
+
+
+class OneSided:
+    """A problem with equations and inequalities, as matrices, with the structures of its variables.
+
+    Attributes:
+        rows: The matrices of all constraints.
+        bounds: Their bounds.
+        data: Those of the tensors Q, c, A, b, G and h that the problem has, by name.
+        duals: The right-hand sides and the structures of equations and inequalities; None where there are none.
+    """
+
+    def __init__(self, Q: Tensor, c: Tensor, x: Vectors, rows: list[Tensor | None], duals: list[Any]) -> None:
+        self.Q, self.c, self.x, self.parts, self.duals = Q, c, x, rows, duals
+        self.sizes = [0 if b is None else len(b) for b, _ in duals]
+        named = {'Q': Q, 'c': c, 'A': rows[0], 'b': duals[0][0], 'G': rows[1], 'h': duals[1][0]}
+        self.data = {name: value for name, value in named.items() if value is not None}
+        self.rows = torch.cat([A for A in rows if A is not None] or [Q[:0]])
+        (b, _), (h, _) = duals
+        upper = torch.cat([v for v in (b, h) if v is not None] or [c[:0]])
+        lower = [v for v in (b, None if h is None else torch.full_like(h, -torch.inf)) if v is not None]
+        self.bounds = torch.cat(lower or [c[:0]]), upper
+
+    @classmethod
+    def of(cls, objective: tuple[Tensor, Tensor, Vectors], equations: Any, inequalities: Any) -> OneSided:
+        """The problem of an objective and of two pairs of data and function."""
+        Q, c, x = objective
+        rows: list[Tensor | None] = []
+        duals: list[Any] = []
+        for (params, matvec), name in ((equations, 'params_eq'), (inequalities, 'params_ineq')):
+            if params is None:
+                rows.append(None)
+                duals.append((None, None))
+                continue
+            given, right = _pair_of(params, name)
+            if given is None and matvec is None:
+                raise ValueError(f'{name}[0] is None; expected a matrix.')
+            A, z = constraints_of(given, matvec, x, f'{name}[0]')
+            rows.append(A)
+            duals.append((_spread(right, z, f'{name}[1]'), z))
+        tensors = [v for v in (Q, c, *rows, *(b for b, _ in duals)) if v is not None]
+        found = iter(common_dtype(*tensors))
+        Q, c = next(found), next(found)
+        rows = [None if A is None else next(found) for A in rows]
+        return cls(Q, c, x, rows, [(None if b is None else next(found), z) for b, z in duals])
+
+    def pack(self, duals: tuple[Any, Any]) -> list[Tensor | None]:
+        """The multipliers as vectors."""
+        names = ('dual_eq', 'dual_ineq')
+        return [
+            None if z is None else z.pack(given, f'init_params.{name}').to(self.c.dtype)
+            for given, (_, z), name in zip(duals, self.duals, names)
+        ]
+
+    def start(self, params: KKTSolution) -> KKTSolution:
+        """Where the run with two-sided constraints starts."""
+        x = self.x.pack(params.primal, 'init_params.primal').to(self.c.dtype)
+        y = torch.cat([v for v in self.pack((params.dual_eq, params.dual_ineq)) if v is not None])
+        z = clip(product(self.rows, x), self.bounds[0], self.bounds[1])
+        return KKTSolution((x, z), y, (torch.relu(y), torch.relu(-y)))
+
+    def solution(self, found: KKTSolution) -> KKTSolution:
+        """The solution as trees."""
+        y = torch.split(found.dual_eq, self.sizes)
+        dual_eq, dual_ineq = (None if z is None else z.unpack(v) for v, (_, z) in zip(y, self.duals))
+        return KKTSolution(self.x.unpack(found.primal[0]), dual_eq, dual_ineq)
+
+    def residual(self, params: KKTSolution) -> KKTSolution:
+        """The residuals of the optimality conditions."""
+        x = self.x.pack(params.primal, 'params.primal').to(self.c.dtype)
+        y, multipliers = self.pack((params.dual_eq, params.dual_ineq))
+        stationarity, *parts = one_sided_residual(x, y, multipliers, **self.data)
+        duals = (None if part is None else z.unpack(part) for part, (_, z) in zip(parts, self.duals))
+        return KKTSolution(self.x.unpack(stationarity), *duals)
+
+
+def one_sided_residual(
+    x: Tensor,
+    y: Any,
+    multipliers: Any,
+    Q: Tensor,
+    c: Tensor,
+    A: Tensor | None = None,
+    b: Any = None,
+    G: Tensor | None = None,
+    h: Any = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Zero at the solution and the multipliers of equations and inequalities; None for those that there are not."""
+    stationarity = product(Q, x) + c
+    of_equations = of_inequalities = None
+    if A is not None:
+        stationarity = stationarity + product(A.mT, y)
+        of_equations = product(A, x) - b
+    if G is not None:
+        stationarity = stationarity + product(G.mT, multipliers)
+        of_inequalities = inequality_residual(product(G, x) - h, multipliers)
+    return stationarity, of_equations, of_inequalities

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,8 +15,7 @@ from torch import Tensor
 from torchopt import checks, tree
 from torchopt.levels import is_readable
 from torchopt.scalars import where
-from torchopt.solver.arguments import check_state
-from torchopt.solver.auxiliary import split_aux
+from torchopt.solver.arguments import check_state, split_aux
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.status import Status
 
@@ -117,11 +115,6 @@ class Bisection(IterativeSolver):
     def optimality_condition(self) -> Callable[..., Any]:
         """The function without auxiliary output."""
         return lambda x, *args, **kwargs: self._value(x, *args, **kwargs)[0]
-
-    @property
-    def reference_signature(self) -> Callable[..., Any] | inspect.Signature:
-        """The function."""
-        return self.optimality_fun
 
     def _value(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
         value, aux = split_aux(self.optimality_fun(x, *args, **kwargs), self.has_aux, 'optimality_fun')

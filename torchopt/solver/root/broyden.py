@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
@@ -16,12 +15,13 @@ from torchopt import checks
 from torchopt.levels import is_readable
 from torchopt.linesearch import backtracking
 from torchopt.norms import norm_in_double
+from torchopt.numerics import as_python_scalar
 from torchopt.scalars import numbers, smaller, where
-from torchopt.solver.arguments import check_state
-from torchopt.solver.auxiliary import split_aux
+from torchopt.solver.arguments import check_state, split_aux
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.objective import Vectors
-from torchopt.solver.run import params_of
+from torchopt.solver.problem import may_write
+from torchopt.solver.run import Task, params_of
 from torchopt.solver.status import Status
 
 __all__ = ['Broyden', 'BroydenState']
@@ -75,21 +75,26 @@ class _Inverse(NamedTuple):
         r""":math:`H^\top v`."""
         return self.gamma * v + (self.c @ v) @ self.d
 
-    def updated(self, position: Any, step: Tensor, change: Tensor, is_used: Any) -> _Inverse:
-        r"""The inverse that maps the change of the function to the step, and is else as it was.
+    def correction(self, step: Tensor, change: Tensor, is_used: Any) -> tuple[Tensor, Tensor]:
+        r"""The rows that make it map the change :math:`y` of the function to the step :math:`s`.
 
         .. math:: H \leftarrow H + \frac{(s - H y)\, s^\top H}{s^\top H y}
 
-        Where the divisor is zero, or nothing moved, there is no such inverse, and it stays.
+        They are zero where there is no such inverse: the divisor is zero, or nothing moved.
         """
         v = self.transposed_times(step)
         divisor = v.dot(change)
         floor = torch.finfo(v.dtype).eps * torch.linalg.vector_norm(v) * torch.linalg.vector_norm(change)
         regular = (divisor.abs() > floor) & is_used
         d = torch.where(regular, v / torch.where(regular, divisor, 1.0), 0.0)
-        c = torch.where(regular, step - self.times(change), 0.0)
-        at = (torch.arange(len(self.c), device=v.device) == position)[:, None]
-        return self._replace(c=torch.where(at, c, self.c), d=torch.where(at, d, self.d))
+        return torch.where(regular, step - self.times(change), 0.0), d
+
+
+def _with_row(history: Tensor, position: Any, row: Tensor, in_place: bool) -> Tensor:
+    if in_place:
+        history[position] = row
+        return history
+    return torch.where((torch.arange(len(history), device=row.device) == position)[:, None], row, history)
 
 
 @dataclasses.dataclass(eq=False)
@@ -157,6 +162,7 @@ class Broyden(IterativeSolver):
     gamma: float = 1.0
 
     error_name = 'Norm of the value'
+    problem_function = 'fun'
 
     continues_from: ClassVar[tuple[type, ...]] = (BroydenState,)
 
@@ -178,98 +184,101 @@ class Broyden(IterativeSolver):
             checks.integer(name, getattr(self, name), 1)
         self._searches = not callable(self.stepsize) and self.stepsize <= 0
 
-    @property
-    def reference_signature(self) -> Callable[..., Any] | inspect.Signature:
-        """The function."""
-        return self.fun
-
     def _value(self, vectors: Vectors, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Any]:
         value, aux = split_aux(self.fun(vectors.unpack(x), *args, **kwargs), self.has_aux, 'fun')
         return vectors.pack(value, 'the result of fun'), aux
 
     def init_state(self, init_params: Any, *args: Any, **kwargs: Any) -> BroydenState:
         """The state before the first step; with an :class:`OptStep`, the inverse Jacobian of its state is kept."""
-        params = params_of(init_params)
-        vectors = Vectors(params)
-        x = vectors.pack(params)
-        value, aux = self._value(vectors, x, args, kwargs)
-        (error,) = numbers(norm_in_double(value))
-        assert self.history_size is not None
-        empty = vectors.unpack(x.new_zeros(self.history_size, x.numel()))
-        state = BroydenState(
-            0,
-            vectors.unpack(value),
-            self.max_stepsize,
-            error,
-            empty,
-            empty,
-            self.gamma,
-            aux,
-            False,
-            1,
-            0,
-            int(Status.RUNNING),
-        )
-        if isinstance(init_params, OptStep):
-            kept = ('iter_num', 'stepsize', 'd_history', 'c_history', 'gamma')
-            state = state._replace(**{name: getattr(init_params.state, name) for name in kept})
-        return state
+        vectors = Vectors(params_of(init_params))
+        return _of_trees(self._begin(vectors, init_params, args, kwargs), vectors)
 
     def update(self, params: Any, state: BroydenState, *args: Any, **kwargs: Any) -> OptStep:
         """One step."""
         check_state(state)
         params = params_of(params)
         vectors = Vectors(params)
-        x, value = vectors.pack(params), vectors.pack(state.value)
-        inverse = _Inverse(state.gamma, vectors.pack_rows(state.c_history), vectors.pack_rows(state.d_history))
-        direction = -inverse.times(value)
+        start = OptStep(vectors.pack(params), _of_vectors(state, vectors))
+        x, state = self._step(vectors, start, args, kwargs)
+        return OptStep(vectors.unpack(x), _of_trees(state, vectors))
+
+    def task(self, init_params: Any, *args: Any, **kwargs: Any) -> Task:
+        """The steps of a run, on vectors."""
+        params = params_of(init_params)
+        vectors = Vectors(params)
+        start = OptStep(vectors.pack(params), self._begin(vectors, init_params, args, kwargs))
+        # A callback may keep the states that it gets.
+        in_place = may_write(start.state.value) and self.callback is None
+
+        def finish(last: OptStep) -> OptStep:
+            return OptStep(vectors.unpack(last.params), _of_trees(last.state, vectors))
+
+        return Task(start, lambda last: self._step(vectors, last, args, kwargs, in_place), finish)
+
+    def _begin(self, vectors: Vectors, init_params: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> BroydenState:
+        x = vectors.pack(params_of(init_params))
+        value, aux = self._value(vectors, x, args, kwargs)
+        (error,) = numbers(norm_in_double(value))
+        assert self.history_size is not None
+        c, d = (x.new_zeros(self.history_size, x.numel()) for _ in range(2))
+        running = int(Status.RUNNING)
+        state = BroydenState(0, value, self.max_stepsize, error, d, c, self.gamma, aux, False, 1, 0, running)
+        if isinstance(init_params, OptStep):
+            last = _of_vectors(init_params.state, vectors)
+            c, d = last.c_history.clone(), last.d_history.clone()
+            kept = {name: getattr(last, name) for name in ('iter_num', 'stepsize', 'gamma')}
+            state = state._replace(c_history=c, d_history=d, **kept)
+        return state
+
+    def _step(
+        self, vectors: Vectors, last: OptStep, args: tuple[Any, ...], kwargs: dict[str, Any], in_place: bool = False
+    ) -> OptStep:
+        x, state = last
+        count, size = as_python_scalar(state.iter_num), len(state.c_history)
+        used = slice(None if count is None else min(int(count), size))  # the other rows are zero
+        inverse = _Inverse(state.gamma, state.c_history[used], state.d_history[used])
+        direction = -inverse.times(state.value)
         at: dict[str, Any] = {}  # the last trial
 
-        def squared_norm(stepsize: Any) -> Any:
+        def relative_square(stepsize: Any) -> Any:
             at['x'] = x + stepsize * direction
             at['value'], at['aux'] = self._value(vectors, at['x'], args, kwargs)
-            return numbers(at['value'].dot(at['value']))[0]
+            (at['error'],) = numbers(norm_in_double(at['value']))
+            ratio = at['error'] / where(state.error > 0.0, state.error, 1.0)
+            return ratio * ratio
 
         failed: Any = False
         trials: Any = 0
+        status = state.status
         if self._searches:
             guess = state.stepsize * self.increase_factor
             restart = (guess <= self.min_stepsize) | state.failed_linesearch
             guess = where(restart, self.max_stepsize, smaller(guess, self.max_stepsize))
-            before = state.error * state.error
-            found = backtracking(
-                squared_norm,
-                before,
-                -2.0 * before,
-                guess,
-                limit=self.maxls,
-                decrease_factor=self.decrease_factor,
-            )
+            shorter = self.decrease_factor
+            found = backtracking(relative_square, 1.0, -2.0, guess, limit=self.maxls, decrease_factor=shorter)
             stepsize, failed, trials = found.stepsize, found.running, found.steps
-            status = where(failed & self.stop_if_linesearch_fails, int(Status.STALLED), state.status)
+            status = where(failed & self.stop_if_linesearch_fails, int(Status.STALLED), status)
         else:
             stepsize = self.stepsize(state.iter_num) if callable(self.stepsize) else self.stepsize
-            status = state.status
         if not (self._searches and is_readable(stepsize)):
-            squared_norm(stepsize)
-        new_x, new_value, aux = at['x'], at['value'], at['aux']
-        (error,) = numbers(norm_in_double(new_value))
-        inverse = inverse.updated(state.iter_num % len(inverse.c), new_x - x, new_value - value, error < math.inf)
+            relative_square(stepsize)
+        c, d = inverse.correction(at['x'] - x, at['value'] - state.value, at['error'] < math.inf)
+        position = state.iter_num % size
         new_state = BroydenState(
             state.iter_num + 1,
-            vectors.unpack(new_value),
+            at['value'],
             stepsize,
-            error,
-            vectors.unpack(inverse.d),
-            vectors.unpack(inverse.c),
+            at['error'],
+            _with_row(state.d_history, position, d, in_place),
+            _with_row(state.c_history, position, c, in_place),
             state.gamma,
-            aux,
+            at['aux'],
             failed,
             state.num_fun_eval + (trials if self._searches else 1),
             state.num_linesearch_iter + trials,
             status,
         )
-        return OptStep(vectors.unpack(new_x), new_state)
+        return OptStep(at['x'], new_state)
 
     def optimality_fun(self, params: Any, *args: Any, **kwargs: Any) -> Any:
         """The function, without auxiliary output."""
@@ -278,3 +287,20 @@ class Broyden(IterativeSolver):
     def progress(self, state: BroydenState) -> dict[str, Any]:
         """The step size."""
         return {'Step size': state.stepsize}
+
+
+def _of_trees(state: BroydenState, vectors: Vectors) -> BroydenState:
+    """A state of vectors as users see it."""
+    return state._replace(
+        value=vectors.unpack(state.value),
+        d_history=vectors.unpack(state.d_history),
+        c_history=vectors.unpack(state.c_history),
+    )
+
+
+def _of_vectors(state: BroydenState, vectors: Vectors) -> BroydenState:
+    return state._replace(
+        value=vectors.pack(state.value),
+        d_history=vectors.pack_rows(state.d_history),
+        c_history=vectors.pack_rows(state.c_history),
+    )

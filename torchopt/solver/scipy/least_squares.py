@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,14 +11,14 @@ import torch
 from torch import Tensor
 
 from torchopt.solver.base import OptStep
+from torchopt.solver.bounds import bounds_like
 from torchopt.solver.least_squares.residuals import Residuals
-from torchopt.solver.objective import Objective, signature_with
+from torchopt.solver.objective import Objective
 from torchopt.solver.scipy.wrapper import (
     Bridge,
     ScipyWrapper,
     as_array,
     box_residual,
-    check_bounds,
     into_box,
     load_optimize,
     required,
@@ -92,6 +91,8 @@ class ScipyLeastSquares(ScipyWrapper):
     _: dataclasses.KW_ONLY
     maxiter: int | None = None  # type: ignore[assignment]
 
+    problem_function = 'fun'
+
     def __post_init__(self) -> None:
         """Check the options."""
         self._fun = required('fun', self.fun)
@@ -104,11 +105,6 @@ class ScipyLeastSquares(ScipyWrapper):
         residuals = Residuals(self._fun, self.has_aux, params, args, kwargs)
         r, scale = residuals.residual(residuals.vectors.pack(params)), self._options.get('f_scale', 1.0)
         return 0.5 * scale**2 * _LOSSES[self.loss]((r / scale).square()).sum()
-
-    @property
-    def reference_signature(self) -> Callable[..., Any] | inspect.Signature:
-        """The residual function."""
-        return self._fun
 
     def optimality_fun(self, params: Any, *args: Any, **kwargs: Any) -> Any:
         """The gradient of the objective."""
@@ -123,7 +119,7 @@ class ScipyLeastSquares(ScipyWrapper):
         options = dict(self._options)
         if not isinstance(options.get('x_scale', 1.0), (str, int, float)):
             options['x_scale'] = bridge.array(options['x_scale'], 'x_scale')
-        lower, upper = (None, None) if bounds is None else check_bounds(bounds, init_params)
+        lower, upper = (None, None) if bounds is None else bounds_like(bounds, init_params)
         if lower is not None:
             options['bounds'] = bridge.array(lower), bridge.array(upper)
         found = load_optimize().least_squares(
@@ -165,14 +161,11 @@ class ScipyBoundedLeastSquares(ScipyLeastSquares):
         tensor([0.3000, 1.0000])
     """
 
-    @property
-    def reference_signature(self) -> Callable[..., Any] | inspect.Signature:
-        """The residual function, with the bounds after the parameters."""
-        return signature_with(self._fun, 'bounds')
+    second_argument = 'bounds'
 
     def optimality_fun(self, params: Any, bounds: Any, *args: Any, **kwargs: Any) -> Any:
         """What a projected gradient step changes."""
         return box_residual(params, self._objective.gradient(params, *args, **kwargs), bounds)
 
     def _solve(self, init_params: Any, bounds: Any = None, *args: Any, **kwargs: Any) -> OptStep:
-        return self._fit(init_params, (-torch.inf, torch.inf) if bounds is None else bounds, args, kwargs)
+        return self._fit(init_params, (None, None) if bounds is None else bounds, args, kwargs)

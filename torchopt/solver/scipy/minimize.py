@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,14 +12,14 @@ import torch
 
 from torchopt.autodiff.products import jvp
 from torchopt.solver.base import OptStep
+from torchopt.solver.bounds import bounds_like
 from torchopt.solver.least_squares.residuals import jacobian
-from torchopt.solver.objective import Objective, signature_with
+from torchopt.solver.objective import Objective
 from torchopt.solver.scipy.wrapper import (
     Bridge,
     ScipyWrapper,
     as_array,
     box_residual,
-    check_bounds,
     into_box,
     load_optimize,
     required,
@@ -93,16 +92,13 @@ class ScipyMinimize(ScipyWrapper):
     maxiter: int = 500
     value_and_grad: bool | Callable[..., Any] = False
 
+    problem_function = 'fun'
+
     def __post_init__(self) -> None:
         """Check the options."""
         self._objective = Objective(required('fun', self.fun), self.value_and_grad, self.has_aux)
         name = (self.method or '').lower()
         self._options = with_limit(self.options, 'maxfun' if name == 'tnc' else 'maxiter', self.maxiter)
-
-    @property
-    def reference_signature(self) -> Callable[..., Any] | inspect.Signature:
-        """The objective."""
-        return self._objective.fun
 
     def optimality_fun(self, params: Any, *args: Any, **kwargs: Any) -> Any:
         """The gradient of the objective."""
@@ -113,7 +109,7 @@ class ScipyMinimize(ScipyWrapper):
 
     def _minimize(self, init_params: Any, bounds: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> OptStep:
         bridge, name = Bridge(init_params, self.dtype), (self.method or '').lower()
-        lower, upper = (None, None) if bounds is None else check_bounds(bounds, init_params)
+        lower, upper = (None, None) if bounds is None else bounds_like(bounds, init_params)
 
         def value(x: Any) -> Any:
             return as_array(self._objective.value(bridge.tree(x), *args, **kwargs)[0], self.dtype)
@@ -185,14 +181,11 @@ class ScipyBoundedMinimize(ScipyMinimize):
         (tensor([1.0000, 1.5000]), (tensor([0., 1.]),))
     """
 
-    @property
-    def reference_signature(self) -> Callable[..., Any] | inspect.Signature:
-        """The objective, with the bounds after the parameters."""
-        return signature_with(self._objective.fun, 'bounds')
+    second_argument = 'bounds'
 
     def optimality_fun(self, params: Any, bounds: Any, *args: Any, **kwargs: Any) -> Any:
         """What a projected gradient step changes."""
         return box_residual(params, self._objective.gradient(params, *args, **kwargs), bounds)
 
     def _solve(self, init_params: Any, bounds: Any = None, *args: Any, **kwargs: Any) -> OptStep:
-        return self._minimize(init_params, (-torch.inf, torch.inf) if bounds is None else bounds, args, kwargs)
+        return self._minimize(init_params, (None, None) if bounds is None else bounds, args, kwargs)

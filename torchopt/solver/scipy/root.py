@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from torchopt.solver.auxiliary import split_aux
+from torchopt.solver.arguments import split_aux
 from torchopt.solver.base import OptStep
 from torchopt.solver.least_squares.residuals import jacobian
 from torchopt.solver.scipy.wrapper import Bridge, ScipyWrapper, as_array, load_optimize, required, with_limit
@@ -83,11 +82,6 @@ class ScipyRootFinding(ScipyWrapper):
         return lambda params, *args, **kwargs: split_aux(
             self.optimality_fun(params, *args, **kwargs), self.has_aux, 'optimality_fun'
         )[0]
-
-    @property
-    def reference_signature(self) -> Callable[..., Any] | inspect.Signature:
-        """The function."""
-        return self.optimality_fun
 
     def _solve(self, init_params: Any, *args: Any, **kwargs: Any) -> OptStep:
         bridge, condition = Bridge(init_params, self.dtype), self.optimality_condition

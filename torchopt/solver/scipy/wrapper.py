@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -15,10 +14,10 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt.dtypes import widened
-from torchopt.kinds import kind_of
 from torchopt.levels import beneath, eager, without_wrappers
 from torchopt.solver import adjoint
 from torchopt.solver.base import OptStep, Solver
+from torchopt.solver.bounds import bounds_like
 from torchopt.solver.objective import Vectors
 from torchopt.solver.run import check_start, names_the_start, params_of
 
@@ -27,7 +26,6 @@ __all__ = [
     'ScipyWrapper',
     'as_array',
     'box_residual',
-    'check_bounds',
     'into_box',
     'load_optimize',
     'required',
@@ -115,11 +113,6 @@ class ScipyWrapper(Solver):
     implicit_diff_solve: Callable[..., Any] | None = None
     has_aux: bool = False
 
-    @property
-    @abc.abstractmethod
-    def reference_signature(self) -> Callable[..., Any] | inspect.Signature:
-        """A function whose signature names the arguments of :attr:`optimality_fun`."""
-
     @abc.abstractmethod
     def _solve(self, init_params: Any, *args: Any, **kwargs: Any) -> OptStep:
         """Run SciPy's solver."""
@@ -175,45 +168,6 @@ def with_limit(options: dict[str, Any] | None, name: str, maxiter: int | None) -
     return {**options, name: maxiter}
 
 
-def check_bounds(bounds: Any, params: Any) -> tuple[Any, Any]:
-    """The lower and the upper bound, trees like the parameters.
-
-    Args:
-        bounds: A pair of trees, tops of trees, or numbers, None where there is no bound; None for no bounds.
-        params: The parameters.
-
-    Raises:
-        TypeError: If ``bounds`` is not a pair.
-        ValueError: If shapes do not match, or bounds cross.
-    """
-    if bounds is None:
-        bounds = (-torch.inf, torch.inf)
-    if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
-        raise TypeError(f'Invalid bounds: {kind_of(bounds)}; expected a pair (lower, upper).')
-
-    def fitted(bound: Any, name: str, default: float) -> Any:
-        bound = default if bound is None else bound
-        if isinstance(params, Tensor):  # a list is an array here, not a tree
-            bound = torch.as_tensor(bound, dtype=params.dtype, device=params.device)
-        else:
-            bound = tree.broadcast_prefix(bound, params)
-
-        def fit(p: Any, b: Any) -> Any:
-            b = torch.as_tensor(b, dtype=p.dtype, device=p.device)
-            if b.dim() and b.shape != p.shape:
-                raise ValueError(f'{name} has shape {tuple(b.shape)}; expected that of init_params, {tuple(p.shape)}.')
-            return b.expand_as(p)
-
-        return tree.map(fit, params, bound)
-
-    lower, upper = fitted(bounds[0], 'bounds[0]', -torch.inf), fitted(bounds[1], 'bounds[1]', torch.inf)
-    for low, high in zip(tree.leaves(lower), tree.leaves(upper)):
-        crossed = as_array((low > high).any(), bool)
-        if crossed:
-            raise ValueError('Invalid bounds: a lower bound is above the upper one. Exchange or remove them.')
-    return lower, upper
-
-
 def into_box(params: Any, lower: Any, upper: Any) -> Any:
     """The nearest parameters in the box, whose bounds are trees like the parameters."""
     return tree.map(lambda p, low, high: torch.minimum(torch.maximum(p, low), high), params, lower, upper)
@@ -221,4 +175,4 @@ def into_box(params: Any, lower: Any, upper: Any) -> Any:
 
 def box_residual(params: Any, gradient: Any, bounds: Any) -> Any:
     """What a step along the negative gradient, projected to the box, changes: zero at a constrained minimum."""
-    return tree.sub(into_box(tree.sub(params, gradient), *check_bounds(bounds, params)), params)
+    return tree.sub(into_box(tree.sub(params, gradient), *bounds_like(bounds, params)), params)

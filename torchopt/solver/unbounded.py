@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,11 +11,11 @@ import torch
 
 from torchopt import tree
 from torchopt.dtypes import is_inexact
-from torchopt.scalars import negated, settled, where
+from torchopt.scalars import larger, negated, settled, where
 from torchopt.solver.run import OptStep, Task
-from torchopt.solver.status import Status, has_no_bound
+from torchopt.solver.status import Status
 
-__all__ = ['recognizing_no_bound']
+__all__ = ['has_no_bound', 'recognizing_no_bound']
 
 _FAR = 100.0
 """Parameters that have grown by less than this factor are no sign of an objective without a lower bound."""
@@ -42,3 +43,28 @@ def recognizing_no_bound(task: Task, measures: Callable[[Any], tuple[Any, Any, A
         return OptStep(params, state._replace(status=status))
 
     return task._replace(finish=finish)
+
+
+def has_no_bound(start: tuple[Any, Any, Any], end: tuple[Any, Any, Any], precision: float) -> Any:
+    """Whether a descent shows that an objective has no lower bound, as far as numbers can show it.
+
+    The objective is minus infinity; or the parameters and the decrease are so large that those of the start are hardly
+    more than rounding, and the gradient is as steep as there.
+
+    Args:
+        start: The objective, the norm of the parameters and that of the gradient where the run started.
+        end: The same where it ended.
+        precision: The precision of the dtype.
+
+    Example:
+        >>> from torchopt.solver.unbounded import has_no_bound
+        >>> (
+        ...     has_no_bound((0.0, 1.0, 2.0), (-1e20, 1e10, 2e10), 1e-16),
+        ...     has_no_bound((0.0, 1.0, 2.0), (-9.0, 3.0, 6.0), 1e-16),
+        ... )
+        (True, False)
+    """
+    (before, began, slope), (after, ended, last_slope) = start, end
+    least = precision**-0.5
+    far = (ended > least * larger(began, 1.0)) & (after < -least * larger(abs(before), 1.0))
+    return (after == -math.inf) | (far & (last_slope >= 0.5 * slope))
