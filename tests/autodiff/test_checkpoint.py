@@ -306,6 +306,16 @@ class VisibleCube(Cube):
         ctx.save_for_backward(*inputs)
 
 
+def test_an_operation_that_fails_in_forward_mode() -> None:
+    x, y = leaf(3), leaf(3, seed=1).detach()
+
+    def fun(x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.mse_loss(x.sin(), y)
+
+    with pytest.warns(UserWarning, match=r"checkpoint='mixed': .*mse_loss does: write \(prediction - target\)"):
+        assert_trees_close(second(fun, 'mixed', x), second(fun, None, x), 1e-12)
+
+
 @pytest.mark.parametrize('function', [Cube, VisibleCube])
 def test_an_autograd_function_of_the_arguments(function: Any) -> None:
     x, y = leaf(3), leaf(3, seed=1).detach()

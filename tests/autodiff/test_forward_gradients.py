@@ -84,3 +84,12 @@ def test_bad_input() -> None:
         torchopt.forward_value_and_grad(lambda x: x)(torch.ones(2))
     with pytest.raises(TypeError, match='expected a real floating dtype'):
         torchopt.forward_value_and_grad(torch.sum)(torch.ones(2).int())
+    for loss, message in (
+        (
+            torch.nn.functional.mse_loss,
+            r'mse_loss does: write \(prediction - target\).*Or call torchopt.value_and_grad',
+        ),
+        (torch.nn.functional.huber_loss, 'fun has no forward mode: .*huber_loss_backward'),
+    ):
+        with pytest.raises(NotImplementedError, match=message):
+            torchopt.forward_value_and_grad(lambda x, loss=loss: torchopt.grad(loss)(x, X).square().sum())(X.cos())

@@ -484,7 +484,17 @@ ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     'no graph': (with_loop(lambda f, d: d.step(loss_of(f).detach())), RuntimeError, 'loss has no graph'),
     'number': (with_loop(lambda f, d: d.step(3.0)), TypeError, 'loss is a float'),
     'option': (with_loop(lambda f, d: d.step(loss_of(f), override={'beta': [1]})), TypeError, "'beta' is not an"),
-    'bare option': (with_loop(lambda f, d: d.step(loss_of(f), override={'lr': 1.0})), ValueError, 'expected a list'),
+    'bare option': (with_loop(lambda f, d: d.step(loss_of(f), override={'lr': 1.0})), TypeError, 'expected a list'),
+    'class of a transformation': (
+        enter(lambda net: torchopt.transform.MultiSteps),
+        TypeError,
+        'is not a GradientTransformation',
+    ),
+    'no effect': (
+        with_loop(lambda f, d: d.step(loss_of(f), checkpoint='mixed')),
+        ValueError,
+        "checkpoint='mixed' has no effect",
+    ),
     'options of groups': (
         with_loop(lambda f, d: d.step(loss_of(f), override={'lr': [1.0] * 3})),
         ValueError,

@@ -121,5 +121,85 @@ def test_a_callback_that_returns_no_gradients(found: Any) -> None:
 
 def test_options_to_write_back_are_lists() -> None:
     opt = opt_of(network())
-    with pytest.raises(TypeError, match=r"override\['lr'\] is of type Tensor; expected a list"):
+    with pytest.raises(TypeError, match=r"override\['lr'\] is a tensor of shape \(\); expected a list"):
         higher.apply_trainable_opt_params(opt, {'lr': torch.tensor(0.1)})
+
+
+SWITCHES = [
+    (torch.optim.Adagrad, 'maximize', True),
+    (torch.optim.SGD, 'maximize', True),
+    *(
+        (kind, 'weight_decay', 0.1)
+        for kind in (torch.optim.SGD, torch.optim.Adam, torch.optim.Adadelta, torch.optim.Adamax)
+    ),
+]
+
+
+@pytest.mark.parametrize('where', ['loop', 'step', 'groups'])
+@pytest.mark.parametrize('is_on', [False, True])
+@pytest.mark.parametrize(('kind', 'name', 'value'), SWITCHES, ids=lambda x: getattr(x, '__name__', str(x)))
+def test_options_without_a_state_may_be_switched(kind: Any, name: str, value: Any, is_on: bool, where: str) -> None:
+    before, after = (value, type(value)()) if is_on else (type(value)(), value)
+    net = network()
+    opt = kind(net.parameters(), lr=0.1, **{name: before})
+    loss_of(net).backward()
+    opt.step()
+    override = {name: [after]}
+    with higher.innerloop_ctx(net, opt, override=override if where == 'loop' else None) as (fmodel, diffopt):
+        for i in range(2):
+            if where == 'groups' and i:
+                diffopt.param_groups[0][name] = after
+            diffopt.step(loss_of(fmodel), override=override if where == 'step' and i else None)
+        found = list(fmodel.parameters())
+    for i in range(2):
+        opt.param_groups[0][name] = after if i or where == 'loop' else before
+        opt.zero_grad()
+        loss_of(net).backward()
+        opt.step()
+    close(found, list(net.parameters()))
+
+
+@pytest.mark.parametrize('values', [(0.0, 0.9), (0.9, 0.0)])
+def test_an_option_with_a_state_is_fixed(values: tuple[float, float]) -> None:
+    net = network()
+    opt = torch.optim.SGD(net.parameters(), lr=0.1, momentum=values[0])
+    with higher.innerloop_ctx(net, opt) as (fmodel, diffopt):
+        diffopt.step(loss_of(fmodel))
+        before = list(fmodel.parameters())
+        with pytest.raises(ValueError, match="group's momentum changed, .* keeps another state. Restore the value"):
+            diffopt.step(loss_of(fmodel), override={'momentum': values[1:]})
+        assert all(a is b for a, b in zip(fmodel.parameters(), before, strict=True))
+        assert diffopt.param_groups[0]['momentum'] == values[0]
+
+
+@pytest.mark.parametrize('kind', [nn.ParameterList, torch.tensor])
+def test_learned_options_may_be_tensors_and_parameter_lists(kind: Any) -> None:
+    rates = [torch.tensor(r, dtype=torch.float64, requires_grad=True) for r in (0.1, 0.03)]
+    learned = nn.ParameterList(rates) if kind is nn.ParameterList else torch.stack(rates).detach().requires_grad_()
+    leaves = list(learned.parameters()) if isinstance(learned, nn.ParameterList) else [learned]
+
+    def meta(values: Any, wrt: Any) -> Any:
+        net = network()
+        opt = torch.optim.SGD([{'params': net[0].parameters()}, {'params': net[2].parameters()}], lr=1.0)
+        with higher.innerloop_ctx(net, opt, override={'lr': values}) as (fmodel, diffopt):
+            for _ in range(2):
+                diffopt.step(loss_of(fmodel))
+            return torch.autograd.grad(loss_of(fmodel), wrt)
+
+    found = meta(learned, leaves)
+    close([torch.stack(found).reshape(2)], [torch.stack(meta(rates, rates))])
+    opt = torch.optim.SGD([{'params': p} for p in network().parameters()][:2], lr=1.0)
+    higher.apply_trainable_opt_params(opt, {'lr': learned})
+    assert [group['lr'] for group in opt.param_groups] == [0.1, 0.03]
+
+
+def test_multi_steps() -> None:
+    tx, net = torchopt.transform.MultiSteps(torchopt.sgd(0.1), 2), network()
+    with higher.innerloop_ctx(net, tx) as (fmodel, diffopt):  # type: ignore[arg-type]
+        for _ in range(4):
+            diffopt.step(loss_of(fmodel))
+        found = list(fmodel.parameters())
+    optimizer = torchopt.MetaOptimizer(net, tx)  # type: ignore[arg-type]
+    for _ in range(4):
+        optimizer.step(loss_of(net))
+    close(found, list(net.parameters()))

@@ -132,6 +132,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], type[Exception], list[str]]] = {
     'maximize': (torch.optim.Adamax, {'maximize': True}, ValueError, ['maximize=True', 'AdaMax']),
     'decoupled': (torch.optim.RAdam, {'decoupled_weight_decay': True}, ValueError, ['RAdam', 'scale_by_radam()']),
     'NAdam': (torch.optim.NAdam, {}, TypeError, ['NAdam', 'has no counterpart', 'decay rate increases', 'RMSprop']),
+    'Adafactor': (torch.optim.Adafactor, {}, TypeError, ['no counterpart', 'adafactor(lr, min_dim_size_to_factor=1)']),
     'Rprop': (torch.optim.Rprop, {}, TypeError, ['Rprop', 'has no counterpart']),
     'subclass': (type('Mine', (torch.optim.Adam,), {}), {}, TypeError, ['Mine', 'has no counterpart']),
 }

@@ -199,6 +199,15 @@ def test_inner_loops(name: str) -> None:
     assert_trees_close(found, gradients(INNER[name])(W, INIT, XS), TOLERANCE)
 
 
+@pytest.mark.parametrize('compile', ['graph', 'eager'])
+def test_segments_of_steps_that_call_a_module(compile: str) -> None:
+    """The hook that records the modules of a segment is not captured."""
+    transform = torch.func.grad(of_a_module, argnums=(0, 1))
+    for checkpoint in (2, None):
+        found = transform(W, INIT, XS, compile=compile, checkpoint=checkpoint)
+        assert_trees_close(found, transform(W, INIT, XS), TOLERANCE)
+
+
 def counting(counts: list[int]) -> Callable[..., Any]:
     def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
         counts.append(len(graph.graph.nodes))

@@ -429,6 +429,8 @@ def test_schedule_as_learning_rate() -> None:
         train(second, reference, 1)
         decay.step()
     close(first, second)
+    with pytest.raises(KeyError, match='a plain optimizer takes its options from the transformation'):
+        torch.optim.lr_scheduler.ExponentialLR(torchopt.Optimizer(first.parameters(), torchopt.sgd(0.1)), 0.5)
 
 
 def test_dtypes() -> None:

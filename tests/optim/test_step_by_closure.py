@@ -231,7 +231,7 @@ def test_higher(mode: str) -> None:
                     of_params = lambda p: F.cross_entropy(fmodel(X[rows], params=p), Y[rows])  # noqa: B023, E731
                     optimizer.step(of_params, params=list(fmodel.parameters()), checkpoint=mode)
                 else:
-                    optimizer.step(loss if step == 'closure' else loss(), checkpoint=mode)
+                    steps_of(mode if step == 'closure' else None)(optimizer, loss)
             return torch.autograd.grad(F.cross_entropy(fmodel(X), Y), list(fmodel.parameters(time=0)))
 
     assert_trees_close(meta('closure'), meta('loss'), 1e-10)
@@ -266,9 +266,102 @@ def test_the_loss_is_returned_and_grad_modes_hold() -> None:
     assert value.requires_grad
     assert_trees_close(value.detach(), wanted, 1e-12)
     assert optimizer.step(closure()) is None
+
+
+def adapt_by(kind: str, net: nn.Module, checkpoint: str | None) -> list[torch.Tensor]:
+    loss = lambda net: F.cross_entropy(net(X), Y)  # noqa: E731
+    if kind == 'meta':
+        optimizer = torchopt.MetaAdam(net, lr=0.1)
+        for _ in range(3):
+            optimizer.step(lambda: loss(net), checkpoint=checkpoint)
+        return list(net.parameters())
+    if kind == 'func':
+        params, func = dict(net.named_parameters()), torchopt.FuncOptimizer(torchopt.adam(0.1))
+        for _ in range(3):
+            params = func.step(
+                lambda p: loss(lambda x: torch.func.functional_call(net, p, (x,))), params, checkpoint=checkpoint
+            )
+        return list(params.values())
+    with higher.innerloop_ctx(net, torch.optim.Adam(net.parameters(), lr=0.1)) as (fmodel, diffopt):
+        for _ in range(3):
+            diffopt.step(lambda: loss(fmodel), checkpoint=checkpoint)
+        return list(fmodel.parameters())
+
+
+@pytest.mark.parametrize('checkpoint', [None, *MODES])
+@pytest.mark.parametrize('kind', ['meta', 'func', 'higher'])
+def test_without_grad_mode_parameters_are_leaves_that_require_grad(kind: str, checkpoint: str | None) -> None:
+    def network() -> nn.Module:
+        net = double(nn.Linear(4, 3))
+        net.bias.requires_grad_(False)
+        return net
+
     with torch.no_grad():  # an adaptation that is only evaluated
-        optimizer.step(closure)
-    assert not net.weight.requires_grad
+        found = adapt_by(kind, network(), checkpoint)
+    assert all(p.is_leaf for p in found)
+    assert [p.requires_grad for p in found] == [True, False]
+    assert_trees_close([p.detach() for p in found], [p.detach() for p in adapt_by(kind, network(), checkpoint)], 1e-12)
+
+
+class Averaging(nn.Module):
+    """A module that sets a buffer to another tensor when it is called."""
+
+    def __init__(self, keeps_graph: bool = False) -> None:
+        super().__init__()
+        self.layer, self.keeps_graph = nn.Linear(4, 3), keeps_graph
+        self.register_buffer('mean', torch.ones(3, dtype=DOUBLE))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.layer(x) * self.mean
+        new = 0.9 * self.mean + 0.1 * y.mean(0)
+        self.mean = new if self.keeps_graph else new.detach()
+        return y
+
+
+def with_batch_norm() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 3))
+
+
+def alternate(net: nn.Module, i: int, *, cloned: bool) -> None:
+    net.train(i % 2 == 0)
+    for module in net.modules() if cloned else ():
+        for name, b in module.named_buffers(recurse=False):
+            setattr(module, name, b.clone())
+
+
+CHANGES: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module, int], Any]]] = {
+    'in the call': (Averaging, lambda net, i: None),
+    'between steps': (
+        with_batch_norm,
+        lambda net, i: (net.eval(), net[1].register_buffer('running_var', net[1].running_var * 2.0)),
+    ),
+    'clones': (with_batch_norm, lambda net, i: alternate(net, i, cloned=True)),
+}
+
+
+def with_changes(step: Step, make: Callable[[], nn.Module], change: Callable[[nn.Module, int], Any]) -> Any:
+    net, rate = double(make()), torch.tensor(0.1, dtype=DOUBLE, requires_grad=True)
+    start = list(net.parameters())
+    optimizer = torchopt.MetaSGD(net, lr=rate)
+    for i in range(3):
+        change(net, i)
+        step(optimizer, lambda: F.cross_entropy(net(X), Y))
+    return torch.autograd.grad(F.cross_entropy(net(X), Y), [rate, *start])
+
+
+@both_modes
+@pytest.mark.parametrize('name', CHANGES)
+def test_buffers_that_are_replaced(name: str, mode: str) -> None:
+    make, change = CHANGES[name]
+    assert_trees_close(with_changes(steps_of(mode), make, change), with_changes(steps_of(None), make, change), 1e-12)
+
+
+def test_buffers_that_cannot_be_restored() -> None:
+    step = steps_of('reverse')
+    with pytest.raises(RuntimeError, match=r"'num_batches_tracked' of a BatchNorm1d.*was changed in place.* by clones"):
+        with_changes(step, with_batch_norm, lambda net, i: alternate(net, i, cloned=False))
+    with pytest.raises(RuntimeError, match=r"sets the buffer 'mean' of an Averaging to a tensor with a graph.*detach"):
+        with_changes(step, lambda: Averaging(keeps_graph=True), lambda net, i: None)
 
 
 def test_bad_closures() -> None:
@@ -285,8 +378,24 @@ def test_bad_closures() -> None:
         with pytest.raises(error, match=words):
             optimizer.step(closure)
         assert all(p is q for p, q in zip(net.parameters(), before, strict=True))
-    with pytest.raises(ValueError, match="Invalid checkpoint: 'forward'; expected None, 'reverse' or 'mixed'"):
-        optimizer.step(lambda: net(X).sum(), checkpoint='forward')
+    for loss in (net(X).sum(), lambda: net(X).sum()):
+        with pytest.raises(ValueError, match="Invalid checkpoint: 'forward'; expected None, 'reverse' or 'mixed'"):
+            optimizer.step(loss, checkpoint='forward')
+    with pytest.raises(ValueError, match="checkpoint='mixed' has no effect on a loss that is a tensor"):
+        optimizer.step(net(X).sum(), checkpoint='mixed')
+
+    def with_backward() -> torch.Tensor:
+        loss = F.cross_entropy(net(X), Y)
+        loss.backward()
+        return loss
+
+    for checkpoint in (None, *MODES):
+        with pytest.raises(RuntimeError, match=r'leave out loss\.backward\(\)'):
+            optimizer.step(with_backward, checkpoint=checkpoint)
+    optimizer.param_groups[0]['lr'] = 0.5
+    with pytest.raises(TypeError, match=r"holds the places of parameters, .* 'lr'\]\. Remove what you added"):
+        optimizer.step(net(X).sum())
+    del optimizer.param_groups[0]['lr']
     net.requires_grad_(False)
     with pytest.raises(ValueError, match='No parameter requires grad'):
         optimizer.step(lambda: net(X).sum())

@@ -31,6 +31,7 @@ from torchopt.autodiff.pure import apply_pure
 from torchopt.autodiff.replay import replay
 from torchopt.autodiff.staged import Compiler, StagedFunction
 from torchopt.autodiff.steps import Loop, run_loop
+from torchopt.autodiff.surroundings import unnoticed
 from torchopt.autodiff.tape import Leaves
 from torchopt.autodiff.variables import Remembered
 from torchopt.kinds import kind_of
@@ -370,11 +371,12 @@ def _check_leaves(leaves: Sequence[Any]) -> None:
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
-    """Without our function modes, which ``torch.compile`` would capture, and without forward mode."""
+    """Without our function modes and hooks, which ``torch.compile`` would capture, and without forward mode."""
     modes = any(isinstance(mode, Replace) for mode in _get_current_function_mode_stack())  # type: ignore[no-untyped-call]
     with (
         torch._C.DisableTorchFunction() if modes else contextlib.nullcontext(),
         forward_ad._set_fwd_grad_enabled(False),
+        unnoticed(),
     ):
         yield
 

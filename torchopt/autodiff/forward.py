@@ -12,6 +12,7 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt.autodiff.arguments import check_leaves, checked, positions_of, resolve
+from torchopt.autodiff.products import missing_forward_mode
 
 __all__ = ['forward_value_and_grad']
 
@@ -53,7 +54,7 @@ def forward_value_and_grad(
     Raises:
         TypeError: See :func:`torchopt.value_and_grad`.
         ValueError: See :func:`torchopt.value_and_grad`; also if ``chunk_size`` is not positive.
-        NotImplementedError: Raised in a call if torch has no forward-mode formula for an operation.
+        NotImplementedError: Raised in a call if an operation has no forward mode in torch.
 
     Example:
         >>> import torch, torchopt
@@ -87,7 +88,15 @@ def forward_value_and_grad(
             return value, tuple(kept[0].selected)
 
         def product(*tangents: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-            found: Any = torch.func.jvp(of_tensors, point, tangents, has_aux=True)
+            try:
+                found: Any = torch.func.jvp(of_tensors, point, tangents, has_aux=True)
+            except (NotImplementedError, RuntimeError) as error:
+                reason = missing_forward_mode(error)
+                if not reason:
+                    raise
+                raise NotImplementedError(
+                    f'fun has no forward mode: {reason} Or call torchopt.value_and_grad, which uses reverse mode.'
+                ) from error
             value, tangent, aux = found
             return value, tangent, aux
 

@@ -17,7 +17,18 @@ from torch import Tensor
 from torchopt.autodiff.tape import Leaves, Product
 from torchopt.levels import in_transform
 
-__all__ = ['is_autograd_off', 'jvp', 'map_product', 'pullback', 'pulled_back', 'put', 'recorded', 'replacing', 'vjp']
+__all__ = [
+    'is_autograd_off',
+    'jvp',
+    'map_product',
+    'missing_forward_mode',
+    'pullback',
+    'pulled_back',
+    'put',
+    'recorded',
+    'replacing',
+    'vjp',
+]
 
 
 def replacing(
@@ -96,6 +107,19 @@ def jvp(fun: Callable[..., Leaves], primals: Leaves, tangents: Leaves) -> Leaves
         u = [torch.zeros_like(y).requires_grad_() for y in value]
         pulled = pullback(value, tracked)(u)
     return pullback(pulled, u, retain_graph=again)(tangents)
+
+
+def missing_forward_mode(error: Exception) -> str:
+    """What an operation or an autograd Function lacks for forward mode, according to an error; empty for other ones."""
+    text = str(error)
+    if 'ZeroTensor' in text:  # a formula that writes in place into the tangent of a constant
+        return (
+            'An operation fails in forward mode if an argument, such as the target, is a constant. '
+            'torch.nn.functional.mse_loss does: write (prediction - target).square().mean().'
+        )
+    if isinstance(error, NotImplementedError) or 'setup_context' in text or 'forward AD' in text:
+        return text.partition('\n')[0]
+    return ''
 
 
 def recorded(fun: Callable[..., Leaves], primals: Leaves) -> tuple[Leaves, Product]:

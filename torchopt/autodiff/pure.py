@@ -201,9 +201,9 @@ class _MixedVjp(_Vjp):
             point, tangents = tuple(x[wrt[j]] for j in moving), tuple(bar[j] for j in moving)
             gradients, found = torch.func.jvp(pulled, point, tangents)[:2]
         except (NotImplementedError, RuntimeError) as error:
-            if not _lacks_forward_mode(error):
+            reason = products.missing_forward_mode(error)
+            if not reason:
                 raise
-            reason = str(error).splitlines()[0]
             warnings.warn(
                 f"checkpoint='mixed': the function has no forward mode, so reverse mode is used. {reason}",
                 stacklevel=2,
@@ -217,12 +217,6 @@ class _MixedVjp(_Vjp):
 
 def _dual(x: Tensor, tangent: Tensor) -> Tensor:
     return forward_ad.make_dual(x, tangent.to(x.dtype))  # type: ignore[no-untyped-call]
-
-
-def _lacks_forward_mode(error: Exception) -> bool:
-    """Whether the error says that an operation or an autograd Function has no forward-mode formula."""
-    text = str(error)
-    return isinstance(error, NotImplementedError) or 'setup_context' in text or 'forward AD' in text
 
 
 def _going_back(pull: Callable[[Leaves], Leaves], cotangents: Leaves) -> Leaves:

@@ -225,6 +225,13 @@ class Call(Pure):
         for reference, version in self.constants:
             x = reference()
             if x is not None and version_of(x) != version:
+                buffer = self.surroundings.buffer_of(x)
+                if buffer:
+                    raise RuntimeError(
+                        f'{buffer}, which the function uses, was changed in place later, such as by a call in training '
+                        f'mode, so the function cannot be recomputed. Before such a call, replace the buffers of the '
+                        f'module by clones: they are restored.'
+                    )
                 raise RuntimeError(
                     f'A tensor of shape {tuple(x.shape)} that the function uses was changed in place later, so '
                     f'the function cannot be recomputed. Pass the function a clone of it, or write to another tensor.'
@@ -294,8 +301,8 @@ def _check_same(
             raise RuntimeError(
                 f'The function gives another {name} when it is recomputed: {x} instead of {y}. It depends on an object '
                 f'that was changed after the first run. Pass this object as an argument; a closure without arguments '
-                f'must not depend on it. Random numbers of NumPy, or of a torch.Generator of your own, are not '
-                f'repeated: draw them before the call.'
+                f'must not depend on it. Random numbers of Python, of NumPy, or of a torch.Generator of your '
+                f'own, are not repeated: draw them before the call.'
             )
 
 

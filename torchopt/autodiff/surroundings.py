@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.modules.module import _global_forward_pre_hooks, register_module_forward_pre_hook
+from torch.utils.hooks import RemovableHandle
 
 from torchopt.autodiff.modes import Capture, version_of
+from torchopt.kinds import kind_of
 
-__all__ = ['Surroundings', 'note_slots']
+__all__ = ['Surroundings', 'note_slots', 'unnoticed']
 
 
 class Surroundings:
@@ -53,21 +55,25 @@ class Surroundings:
         def note_module(module: nn.Module, _: Any) -> None:
             if id(module) not in self.modules:
                 self.modules[id(module)] = _Module(module)
-                for name in module._parameters:
-                    note(module._parameters, name)
+                for container in (module._parameters, module._buffers):
+                    for name in container:
+                        note(container, name)
 
         handle = register_module_forward_pre_hook(note_module)
+        _HOOKS.append(handle)
         _NOTING.append(note)
         try:
             yield
         finally:
             handle.remove()
+            _HOOKS.remove(handle)
             _NOTING.remove(note)
         if not before.is_unchanged():
             self.random = before
         for saved in self.modules.values():
             for name in saved.module._parameters:
                 note(saved.module._parameters, name)
+            saved.refuse_graph()
 
     def keep_changed(self, also: Container[int]) -> None:
         """Drop the buffers that did not change in the run, according to their versions and the ids ``also``."""
@@ -77,6 +83,15 @@ class Surroundings:
     def owns(self, x: Tensor) -> bool:
         """Whether a tensor is a buffer that the run changed, so that its value is restored."""
         return any(module.owns(x) for module in self.modules.values())
+
+    def buffer_of(self, x: Tensor) -> str:
+        """A name for a tensor that was a buffer of a module, or an empty string."""
+        for module in self.modules.values():
+            for name, saved in module.module._buffers.items():
+                slot = self.slots.get((id(module.module._buffers), name))
+                if saved is x or (slot is not None and slot[2] is x):
+                    return f'The buffer {name!r} of {kind_of(module.module)}'
+        return ''
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
@@ -89,15 +104,26 @@ class Surroundings:
                 now = self.random.of_now()
                 stack.callback(now.restore)
                 self.random.restore()
-            for module in self.modules.values():
-                stack.callback(module.swap())
             present = [(container, name, container[name]) for container, name, _ in self.slots.values()]
             stack.callback(_fill, present)
             _fill(self.slots.values())
+            for module in self.modules.values():
+                stack.callback(module.swap())
             yield
 
 
 _NOTING: list[Callable[[dict[str, Any], str], None]] = []
+_HOOKS: list[RemovableHandle] = []
+
+
+@contextlib.contextmanager
+def unnoticed() -> Iterator[None]:
+    """Without the hooks that record the modules that are called, which ``torch.compile`` would capture, too."""
+    hidden = {handle.id: _global_forward_pre_hooks.pop(handle.id) for handle in _HOOKS}
+    try:
+        yield
+    finally:
+        _global_forward_pre_hooks.update(hidden)
 
 
 def note_slots(slots: Sequence[tuple[dict[str, Any], str]]) -> None:
@@ -156,6 +182,15 @@ class _Module:
             for name, (x, version, value) in self.buffers.items()
             if version_of(x) != version or id(x) in also
         }
+
+    def refuse_graph(self) -> None:
+        """Require that the module has no new buffer with a graph, which the node of the run would not include."""
+        for name, x in self.module._buffers.items():
+            if x is not None and x.grad_fn is not None and (name not in self.buffers or x is not self.buffers[name][0]):
+                raise RuntimeError(
+                    f'The function sets the buffer {name!r} of {kind_of(self.module)} to a tensor with a graph, which '
+                    f'later steps could not differentiate. Set it to x.detach().'
+                )
 
     def owns(self, x: Tensor) -> bool:
         """See :meth:`Surroundings.owns`."""

@@ -25,6 +25,10 @@ _RULES: dict[type, type[optim.Optimizer]] = {
     torch.optim.RMSprop: optim.RMSprop,
 }
 _WHY_NOT: dict[type, str] = {
+    torch.optim.Adafactor: (
+        ' The transformation torchopt.adafactor(lr, min_dim_size_to_factor=1), from its initial state, takes the same '
+        'steps.'
+    ),
     torch.optim.NAdam: ' Its first decay rate increases with the steps; that of torchopt.nadam is constant.',
 }
 

@@ -26,9 +26,9 @@ from torchopt.optim.from_alias import FromAlias
 from torchopt.optim.gradients import (
     check_same_kind,
     check_states,
+    continued,
     hide_integers,
     without_integers,
-    without_stateless_changes,
 )
 from torchopt.optim.rule_options import require_options
 from torchopt.optim.state_dicts import per_parameter, plain_options, read_entries, read_groups, separate
@@ -36,11 +36,6 @@ from torchopt.preconditions import check_preconditions
 from torchopt.update import update_params
 
 __all__ = ['Optimizer']
-
-_NEW_STATE = (
-    "The group's {} changed, and with this value the optimizer keeps another state. "
-    'Restore the value, or create a new optimizer.'
-)
 
 
 class Optimizer(FromAlias, torch.optim.Optimizer):
@@ -144,7 +139,8 @@ True
         impl = self._rebuild(self.impl, merged)
         _warn_of_learned(merged or {'impl': impl}, type(self).__name__)
         parameters['params'] = _with_gradients(parameters['params'])
-        super().add_param_group({**parameters, **options})
+        group = {**parameters, **options}
+        super().add_param_group(group if type(self).alias else _GroupWithoutOptions(group))
         self.impl_groups.append((merged, impl))
         self.state_groups.append(UninitializedState())
 
@@ -232,10 +228,8 @@ True
             state = self.state_groups[i]
             if not isinstance(state, UninitializedState):
                 expected = impl.init(without_integers(group['params']))
-                state = without_stateless_changes(state, expected)
-                changed = ', '.join(name for name, value in options.items() if _differ([current[name]], [value]))
-                check_same_kind(state, expected, name=f'state_groups[{i}]', remedy=_NEW_STATE.format(changed))
-                self.state_groups[i] = state
+                changed = [name for name, value in options.items() if _differ([current[name]], [value])]
+                self.state_groups[i] = continued(state, expected, name=f'state_groups[{i}]', changed=changed)
             self.impl_groups[i] = (current, impl)
         return impl
 
@@ -393,6 +387,18 @@ def _learned(arguments: Mapping[str, Any]) -> Iterator[str]:
             elif isinstance(x, GradientTransformation) and x.call is not None:
                 given = inspect.signature(x.call.function).bind(*x.call.args, **x.call.kwargs)
                 yield from _learned(given.arguments)
+
+
+class _GroupWithoutOptions(dict[str, Any]):
+    """A group of a plain optimizer, which tells schedulers of torch why it has no learning rate."""
+
+    def __missing__(self, name: str) -> Any:
+        hint = (
+            'Use a class such as torchopt.SGD, or pass a schedule to the transformation, as in torchopt.sgd(schedule).'
+        )
+        raise KeyError(
+            f'{name!r}: a plain optimizer takes its options from the transformation, not from groups. {hint}'
+        )
 
 
 _NO_PARAMETERS = 'params is empty; there is nothing to optimize. Was a generator consumed before?'

@@ -12,7 +12,10 @@ from torchopt import tree
 from torchopt.base import GradientTransformation, UninitializedState, check_impl
 from torchopt.graphs import carries_graph, detach_graph
 from torchopt.optim.gradients import (
+    as_leaf,
     differentiable_gradients,
+    is_closure,
+    is_unrecorded,
     recomputed_gradients,
     warn_if_all_none,
     with_integers,
@@ -81,11 +84,12 @@ class FuncOptimizer:
 
         Returns:
             The new parameters.  Out of place, they are differentiable with respect to the old ones and everything on
-            which the loss depends; if the optimizer is not differentiable, they are leaves.
+            which the loss depends; if the optimizer is not differentiable, or under ``torch.no_grad()``, they are
+            leaves.
         """
         inplace = self.inplace if inplace is None else inplace
         recorded = self.differentiable and not inplace
-        if callable(loss) and not isinstance(loss, torch.Tensor):
+        if is_closure(loss, checkpoint):
             _, grads = recomputed_gradients(loss, params, checkpoint=checkpoint, create_graph=recorded)
         else:
             grads = differentiable_gradients(loss, params, create_graph=recorded)
@@ -99,8 +103,8 @@ class FuncOptimizer:
         with contextlib.nullcontext() if recorded or inplace else torch.no_grad():
             new, state = update_params(self.impl, grads, state, read, inplace=inplace)
         new = with_integers(new, params)
-        if not self.differentiable:
-            new, state = tree.map(_as_leaf, params, new), tree.map(_detached, state)
+        if not self.differentiable or is_unrecorded():
+            new, state = tree.map(as_leaf, params, new), tree.map(_detached, state)
         self.optim_state = state
         return new
 
@@ -126,10 +130,3 @@ def _begins_anew(params: Any) -> bool:
 
 def _detached(x: Any) -> Any:
     return detach_graph(x) if carries_graph(x) else x
-
-
-def _as_leaf(p: Any, new: Any) -> Any:
-    """A new leaf that requires grad if the old one did; an unchanged leaf stays the same tensor."""
-    if not isinstance(new, torch.Tensor) or (new is p and p.is_leaf):
-        return new
-    return detach_graph(new).requires_grad_(p.requires_grad)

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Sequence, Sized
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -15,21 +16,25 @@ from torchopt.autodiff.products import is_autograd_off
 from torchopt.autodiff.recompute import recomputed_gradient
 from torchopt.base import EmptyState
 from torchopt.dtypes import is_inexact
+from torchopt.graphs import detach_graph
 from torchopt.kinds import kind_of
-from torchopt.levels import in_transform, is_tracing
+from torchopt.levels import in_transform, is_tracing, runs_directly
 from torchopt.sharding import is_dtensor, is_storage_freed
 
 __all__ = [
+    'as_leaf',
     'check_same_kind',
     'check_states',
+    'continued',
     'differentiable_gradients',
     'gradients_of_leaves',
     'hide_integers',
+    'is_closure',
+    'is_unrecorded',
     'recomputed_gradients',
     'warn_if_all_none',
     'with_integers',
     'without_integers',
-    'without_stateless_changes',
 ]
 
 
@@ -71,6 +76,37 @@ def gradients_of_leaves(loss: Any, leaves: Sequence[Any], *, create_graph: bool 
     return [next(gradients) if trained else None for trained in is_trained]
 
 
+def is_closure(loss: Any, checkpoint: str | None) -> TypeGuard[Callable[..., Any]]:
+    """Whether the loss of a step is a function, and not a tensor.
+
+    Raises:
+        ValueError: If ``checkpoint`` is unknown, or would have no effect on a tensor.
+    """
+    if checkpoint not in (None, 'reverse', 'mixed'):
+        raise ValueError(f"Invalid checkpoint: {checkpoint!r}; expected None, 'reverse' or 'mixed'.")
+    if callable(loss) and not isinstance(loss, torch.Tensor):
+        return True
+    if checkpoint == 'mixed':
+        raise ValueError(
+            "checkpoint='mixed' has no effect on a loss that is a tensor, whose graph exists already. Pass a function "
+            'that computes the loss.'
+        )
+    return False
+
+
+@contextlib.contextmanager
+def _without_own_backward() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if 'backward through the graph a second time' not in str(error):
+            raise
+        raise RuntimeError(
+            'The graph of the loss was freed before the step could differentiate it. The function must only return the '
+            'loss: leave out loss.backward(), since the step computes the gradients itself.'
+        ) from error
+
+
 def recomputed_gradients(
     closure: Callable[[Any], Any], params: Any, *, checkpoint: str | None, create_graph: bool = True
 ) -> tuple[torch.Tensor, Any]:
@@ -80,7 +116,7 @@ def recomputed_gradients(
         closure: ``closure(params)`` returns a tensor of one element.
         params: Tree of tensors; those that do not require grad are frozen, save under transforms of ``torch.func``,
             which have no such flag.
-        checkpoint: ``'reverse'`` or ``'mixed'``, as for :func:`torchopt.value_and_grad`; None keeps the graph.
+        checkpoint: As in :func:`is_closure`, which checks it.
         create_graph: Whether value and gradients are differentiable.
 
     Returns:
@@ -89,15 +125,16 @@ def recomputed_gradients(
 
     Raises:
         TypeError: If the loss is not a tensor, or complex.
-        ValueError: If it has more than one element, no parameter requires grad, or ``checkpoint`` is unknown.
+        ValueError: If it has more than one element, or no parameter requires grad.
         RuntimeError: If the loss has no graph, and as :func:`torchopt.checkpoint`.
     """
-    if checkpoint not in (None, 'reverse', 'mixed'):
-        raise ValueError(f"Invalid checkpoint: {checkpoint!r}; expected None, 'reverse' or 'mixed'.")
     if checkpoint is None or is_tracing() or is_autograd_off():
-        loss = closure(params)
-        gradients = differentiable_gradients(loss, params, create_graph=create_graph)
-        return (loss if create_graph else loss.detach()), gradients
+        recorded = create_graph and torch.is_grad_enabled()
+        with torch.enable_grad():
+            loss = closure(params)
+        with _without_own_backward():
+            gradients = differentiable_gradients(loss, params, create_graph=recorded)
+        return (loss if recorded else loss.detach()), gradients
     chosen = tree.Selection(params, lambda p: isinstance(p, torch.Tensor))
     tensors = chosen.selected
     trained = [i for i, p in enumerate(tensors) if p.requires_grad or (in_transform() and is_inexact(p))]
@@ -110,7 +147,7 @@ def recomputed_gradients(
             _check_graph(loss)
         return loss
 
-    with torch.set_grad_enabled(create_graph and torch.is_grad_enabled()):
+    with torch.set_grad_enabled(create_graph and torch.is_grad_enabled()), _without_own_backward():
         value, found = recomputed_gradient(loss_of, (params,), {}, trained, mixed=checkpoint == 'mixed', total=True)
     _check_reached(tensors, found)
     by_number = dict(zip(trained, found))
@@ -181,6 +218,18 @@ def with_integers(new: Any, params: Any) -> Any:
     return tree.unflatten(spec, [p if n is None else n for p, n in zip(leaves, moved)])
 
 
+def as_leaf(p: Any, new: Any) -> Any:
+    """A new leaf that requires grad if the old parameter did; an unchanged leaf stays the same tensor."""
+    if not isinstance(new, torch.Tensor) or (new is p and p.is_leaf):
+        return new
+    return detach_graph(new).requires_grad_(p.requires_grad)
+
+
+def is_unrecorded() -> bool:
+    """Whether a step is taken under ``torch.no_grad()``, so that its results would no longer require grad."""
+    return not torch.is_grad_enabled() and runs_directly()
+
+
 def check_states(state_dict: Any, count: int) -> list[Any]:
     """Require a sequence with one state for each of ``count`` groups.
 
@@ -204,7 +253,28 @@ def check_states(state_dict: Any, count: int) -> list[Any]:
 _REMEDY = 'Load a state that this optimizer, with these options, saved for these parameters.'
 
 
-def without_stateless_changes(state: Any, expected: Any) -> Any:
+def continued(state: Any, expected: Any, *, name: str, changed: Iterable[str]) -> Any:
+    """The state with which an optimizer goes on after its options changed.
+
+    Args:
+        state: The state for the old options.
+        expected: An initial state for the new ones.
+        name: The name of the state, for the error message.
+        changed: The names of the options that changed.
+
+    Raises:
+        ValueError: If the optimizer keeps another state with the new options.
+    """
+    state = _without_stateless_changes(state, expected)
+    remedy = (
+        f"The group's {', '.join(changed)} changed, and with this value the optimizer keeps another state. Restore the "
+        f'value, or create a new optimizer.'
+    )
+    check_same_kind(state, expected, name=name, remedy=remedy)
+    return state
+
+
+def _without_stateless_changes(state: Any, expected: Any) -> Any:
     """The state of a chain, with parts that have no state, such as weight decay, only where ``expected`` has them."""
     if type(state) is tuple and type(expected) is tuple and len(state) != len(expected):
         parts = [part for part in state if not isinstance(part, EmptyState)]

@@ -15,10 +15,13 @@ from torchopt.base import GradientTransformation, UninitializedState, check_impl
 from torchopt.kinds import kind_of
 from torchopt.optim.from_alias import FromAlias
 from torchopt.optim.gradients import (
+    as_leaf,
     check_same_kind,
     check_states,
     gradients_of_leaves,
     hide_integers,
+    is_closure,
+    is_unrecorded,
     recomputed_gradients,
     warn_if_all_none,
     without_integers,
@@ -56,6 +59,8 @@ class MetaOptimizer(FromAlias):
 
     The transformation receives the parameters as a dict by name: ``torchopt.MetaSGD(net, lr={'weight': 0.1, 'bias':
     rate})`` has one rate per parameter; rates that are tensors can be learned.
+
+    Under ``torch.no_grad()`` a step records no graph, and the new parameters are leaves.
 
     Parameters that do not require grad are frozen, parameters on which the loss does not depend are skipped, and tied
     weights stay tied.  The graph of all steps is kept as long as the module has the new parameters; release it with
@@ -183,7 +188,8 @@ True
 
         Raises:
             TypeError: If the loss is missing or is not a tensor.
-            ValueError: If it has more than one element, if no parameter requires grad, or ``checkpoint`` is unknown.
+            ValueError: If it has more than one element, if no parameter requires grad, if ``checkpoint`` is unknown, or
+                ``'mixed'`` for a tensor.
             RuntimeError: If it has no graph; for a function also as :func:`torchopt.checkpoint`.
 
         Example:
@@ -201,9 +207,9 @@ True
                 f'loss is missing or None; expected a scalar tensor. Call {type(self).__name__}.step(loss), or '
                 f'step(closure), without loss.backward(): only optimizers such as torchopt.Adam read .grad.'
             )
-        groups = [_parameters(slots) for slots in self.param_groups]
+        groups = list(map(self._parameters_of, range(len(self.param_groups))))
         value: Tensor | None = None
-        if callable(loss) and not isinstance(loss, Tensor):
+        if is_closure(loss, checkpoint):
             closure = _at_parameters(loss, self.param_groups)
             value, gradients = recomputed_gradients(closure, groups, checkpoint=checkpoint)
         else:
@@ -218,7 +224,10 @@ True
             if any(g is None for g in grads.values()):
                 read = OrderedDict(zip(params, hide_integers(params.values(), grads.values())))
             new, state = update_params(impl, grads, state, read, inplace=False)
-            new_groups.append({name: p if new[name] is None else new[name] for name, p in params.items()})
+            moved = {name: p if new[name] is None else new[name] for name, p in params.items()}
+            if is_unrecorded():
+                moved = {name: as_leaf(params[name], p) for name, p in moved.items()}
+            new_groups.append(moved)
             new_states.append(state)
         self.state_groups = new_states
         for slots, new in zip(self.param_groups, new_groups):
@@ -226,6 +235,16 @@ True
                 for container, key in places:
                     container[key] = new[name]
         return value
+
+    def _parameters_of(self, i: int) -> OrderedDict[str, Any]:
+        try:
+            return _parameters(self.param_groups[i])
+        except (TypeError, ValueError):
+            raise TypeError(
+                f'param_groups[{i}] of a {type(self).__name__} holds the places of parameters, and no options; found '
+                f'the keys {list(self.param_groups[i])}. Remove what you added. For an option that changes between '
+                f'steps, pass a function of their count, such as lr=lambda count: rates[count].'
+            ) from None
 
     def state_dict(self) -> tuple[Any, ...]:
         """The states of the groups, not copied; :func:`torchopt.extract_state_dict` makes copies."""

@@ -13,17 +13,24 @@ import torch
 from torch import Tensor
 
 from torchopt import tree
-from torchopt.base import GradientTransformation, UninitializedState
-from torchopt.graphs import detach_graph
-from torchopt.interop.higher.options import Override, apply_trainable_opt_params, get_trainable_opt_params
+from torchopt.base import GradientTransformation, UninitializedState, check_impl
+from torchopt.interop.higher.options import (
+    Override,
+    apply_trainable_opt_params,
+    get_trainable_opt_params,
+    values_of_groups,
+)
 from torchopt.interop.higher.patch import FunctionalModule, tensors_of
 from torchopt.interop.torch_optim import from_torch_optimizer
 from torchopt.kinds import kind_of
 from torchopt.optim import FuncOptimizer, Optimizer
 from torchopt.optim.gradients import (
-    check_same_kind,
+    as_leaf,
+    continued,
     differentiable_gradients,
     hide_integers,
+    is_closure,
+    is_unrecorded,
     recomputed_gradients,
     without_integers,
 )
@@ -78,16 +85,16 @@ class DifferentiableOptimizer:
             )
         reference = list(reference_params)
         places = {id(p): i for i, p in enumerate(reference)}
-        self._alias, groups = _read(other, reference)
+        self._alias, parts_of = _read(other, reference)
         self._fmodel = fmodel
         self._grad_callback = grad_callback
         self._tracked = track_higher_grads
         self._count = len(reference)
-        self.param_groups: list[dict[str, Any]] = [parts[0].options for parts in groups]
+        self.param_groups: list[dict[str, Any]] = [parts[0].options for parts in parts_of]
         self._built = [dict(group) for group in self.param_groups]  # the options of the transformations below
         self._owners: list[int] = []  # for each part, its group
         self._members: list[list[int]] = []
-        for i, part in ((i, part) for i, parts in enumerate(groups) for part in parts):
+        for i, part in ((i, part) for i, parts in enumerate(parts_of) for part in parts):
             strangers = [tuple(p.shape) for p in part.params if id(p) not in places]
             if strangers:
                 raise ValueError(
@@ -96,10 +103,11 @@ class DifferentiableOptimizer:
                 )
             self._owners.append(i)
             self._members.append([places[id(p)] for p in part.params])
-        self._impls = [self._build(part.impl, part.options) for parts in groups for part in parts]
-        self._states = [_copied(part.state, device) for parts in groups for part in parts]
+        self._impls = [self._build(part.impl, part.options) for parts in parts_of for part in parts]
+        self._states = [_copied(part.state, device) for parts in parts_of for part in parts]
         if override is not None:
-            self._use(*self._overridden(override, reference))
+            groups, impls, self._states = self._overridden(override, reference)
+            self._use(groups, impls)
 
     @property
     def state_groups(self) -> list[Any]:
@@ -151,7 +159,7 @@ class DifferentiableOptimizer:
             closure = self._fmodel.at_parameters(closure)
         old = tensors_of(params)
         self._require_all(old, 'params')
-        if callable(loss) and not isinstance(loss, Tensor):
+        if is_closure(loss, checkpoint):
             _, grads = recomputed_gradients(closure, old, checkpoint=checkpoint, create_graph=self._tracked)
         else:
             grads = differentiable_gradients(loss, old, create_graph=self._tracked)
@@ -172,24 +180,24 @@ class DifferentiableOptimizer:
                 )
             grads = list(found)
             self._require_all(grads, 'What grad_callback returned')
-        groups, impls = self.param_groups, self._impls
+        groups, impls, states = self.param_groups, self._impls, self._states
         if override is not None or self._is_edited():
-            groups, impls = self._overridden(override or {}, old)
-        new, states = list(old), []
+            groups, impls, states = self._overridden(override or {}, old)
+        new, new_states = list(old), []
         with contextlib.nullcontext() if self._tracked else torch.no_grad():
-            for impl, state, members in zip(impls, self._states, self._members):
+            for impl, state, members in zip(impls, states, self._members):
                 own, own_grads = [old[i] for i in members], [grads[i] for i in members]
                 if isinstance(state, UninitializedState):
                     state = impl.init(without_integers(own))
                 moved, state = update_params(impl, own_grads, state, hide_integers(own, own_grads), inplace=False)
-                states.append(state)
+                new_states.append(state)
                 for i, p in zip(members, moved):
                     new[i] = old[i] if p is None else p
-        if not self._tracked:  # also those without a gradient; parameters of no group keep their graph
+        if not self._tracked or is_unrecorded():  # also those without a gradient; those of no group keep their graph
             for i in itertools.chain.from_iterable(self._members):
-                new[i] = detach_graph(new[i]).requires_grad_(old[i].requires_grad)
+                new[i] = as_leaf(old[i], new[i])
         self._use(groups, impls)
-        self._states = states
+        self._states = new_states
         if self._fmodel is not None:
             self._fmodel.update_params(new)
         return new
@@ -218,8 +226,8 @@ class DifferentiableOptimizer:
 
     def _overridden(
         self, override: Override, params: Sequence[Any]
-    ) -> tuple[list[dict[str, Any]], list[GradientTransformation]]:
-        """The options of the groups with those that are overridden, and the transformations made from them."""
+    ) -> tuple[list[dict[str, Any]], list[GradientTransformation], list[Any]]:
+        """The options of the groups with those that are overridden, the transformations made from them, and states."""
         known = sorted(self._built[0]) if self._built[0] else 'none, since the optimizer is a plain transformation'
         for i, (group, built) in enumerate(zip(self.param_groups, self._built)):
             for name in group.keys() ^ built.keys():
@@ -235,19 +243,17 @@ class DifferentiableOptimizer:
         for name, values in override.items():
             if any(name not in group for group in groups):
                 raise TypeError(f'override: {name!r} is not an option of the optimizer; its options are {known}.')
-            if not isinstance(values, (list, tuple)) or len(values) not in (1, len(groups)):
-                raise ValueError(
-                    f'override[{name!r}] is {values!r}; expected a list with one value, or with one for each of the '
-                    f'{len(groups)} groups.'
-                )
-            for i, group in enumerate(groups):
-                group[name] = values[i if len(values) > 1 else 0]
+            for group, value in zip(groups, values_of_groups(name, values, len(groups))):
+                group[name] = value
         impls = [self._build(impl, groups[i]) for impl, i in zip(self._impls, self._owners)]
+        states = []
         for i, impl, state, members in zip(self._owners, impls, self._states, self._members):
             if not isinstance(state, UninitializedState):
                 expected = impl.init(without_integers([params[j] for j in members]))
-                check_same_kind(state, expected, name=f'the state of group {i}')
-        return groups, impls
+                changed = [name for name, value in groups[i].items() if value is not self._built[i][name]]
+                state = continued(state, expected, name=f'the state of group {i}', changed=changed)
+            states.append(state)
+        return groups, impls, states
 
     def _end(self) -> None:
         self._fmodel, self._states, self._impls = None, [], []
@@ -266,8 +272,8 @@ def _read(
     other: Any, reference: list[Tensor]
 ) -> tuple[Callable[..., GradientTransformation] | None, list[list[_Part]]]:
     """The function that makes a transformation from options (None for a plain one), and the parts of each group."""
-    if isinstance(other, GradientTransformation):
-        return None, [[_Part(reference, {}, other, UninitializedState())]]
+    if isinstance(other, GradientTransformation) or hasattr(other, 'gradient_transformation'):
+        return None, [[_Part(reference, {}, check_impl(other), UninitializedState())]]
     ours, fresh, counts = other, False, [1] * len(getattr(other, 'param_groups', ()))
     if not isinstance(other, Optimizer):
         if not isinstance(other, torch.optim.Optimizer):

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchopt import tree
 from torchopt.kinds import kind_of
 
-__all__ = ['Override', 'apply_trainable_opt_params', 'get_trainable_opt_params']
+__all__ = ['Override', 'apply_trainable_opt_params', 'get_trainable_opt_params', 'values_of_groups']
 
-Override = Mapping[str, Sequence[Any]]
+Override = Mapping[str, Sequence[Any] | Tensor | nn.ParameterList]
 """A mapping from the name of an option to its values: one for all groups, or one for each."""
 
 
@@ -60,7 +60,8 @@ def apply_trainable_opt_params(opt: torch.optim.Optimizer, override: Override) -
         override: A dict from the name of an option to a list with one value for all groups, or with one for each.
 
     Raises:
-        TypeError: If ``opt`` is not an optimizer of torch, or has no such option; nothing is changed then.
+        TypeError: If ``opt`` is not an optimizer of torch, or has no such option, or its values are no list; nothing
+            is changed then.
         ValueError: If the number of values is wrong; nothing is changed then.
 
     Example:
@@ -72,25 +73,43 @@ def apply_trainable_opt_params(opt: torch.optim.Optimizer, override: Override) -
         0.25
     """
     _require_optimizer(opt)
-    for name, values in override.items():
+    for name in override:
         if name not in opt.defaults:
             raise TypeError(
                 f'override: {name!r} is not an option of {type(opt).__name__}; its options are {sorted(opt.defaults)}.'
             )
-        if not isinstance(values, (list, tuple)):
-            raise TypeError(
-                f'override[{name!r}] is of type {type(values).__name__}; expected a list with one value for all '
-                f'groups, or with one for each.'
-            )
-        if len(values) not in (1, len(opt.param_groups)):
-            raise ValueError(
-                f'override[{name!r}] holds {len(values)} values; expected one, or one for each of the '
-                f'{len(opt.param_groups)} groups.'
-            )
-    for name, values in override.items():
-        for i, group in enumerate(opt.param_groups):
-            value = values[i if len(values) > 1 else 0]
+    count = len(opt.param_groups)
+    for name, values in [(name, values_of_groups(name, values, count)) for name, values in override.items()]:
+        for group, value in zip(opt.param_groups, values):
             group[name] = tree.map(lambda x: x.item() if isinstance(x, Tensor) else x, value)
+
+
+def values_of_groups(name: str, values: Any, count: int) -> list[Any]:
+    """The values of an option, one for each group.
+
+    Args:
+        name: The name of the option.
+        values: A list, a tuple, a ``torch.nn.ParameterList``, or a 1-d tensor, with one value or with ``count``.
+        count: The number of groups.
+
+    Raises:
+        TypeError: If ``values`` has another type, or is a tensor of another dimension.
+        ValueError: If the number of values is wrong.
+    """
+    if not isinstance(values, (list, tuple, nn.ParameterList)) and not (
+        isinstance(values, Tensor) and values.ndim == 1
+    ):
+        found = f'a tensor of shape {tuple(values.shape)}' if isinstance(values, Tensor) else kind_of(values)
+        raise TypeError(
+            f'override[{name!r}] is {found}; expected a list with one value for all groups, or with one for each. Pass '
+            f'[value].'
+        )
+    if len(values) not in (1, count):
+        raise ValueError(
+            f'override[{name!r}] holds {len(values)} values; expected one, or one for each of the {count} groups.'
+        )
+    found_values = list(values)
+    return found_values * count if len(found_values) == 1 else found_values
 
 
 def _require_optimizer(opt: Any) -> None:
