@@ -270,7 +270,9 @@ def main(argv: list[str] | None = None) -> dict[str, Score]:
         print(f'  {name:12s} {value}')
     plot(curve, scores, tasks, predictions, args.output)
     print(f'picture: {args.output}')
-    assert args.steps < 300 or scores['MAML'].exceeds(scores['from scratch']), 'MAML is no better than fitting from scratch'
+    assert args.steps < 300 or scores['MAML'].exceeds(scores['from scratch']), (
+        'MAML is no better than fitting from scratch'
+    )
     return scores
 
 

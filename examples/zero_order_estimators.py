@@ -4,8 +4,8 @@
 The function is the loss of a logistic regression with 64 weights, which separates images of zeros from other digits.
 It is differentiable, so the true gradient is known.  Each estimator is run many times, for several scales sigma and
 several numbers of function values.  Its error has two parts: the bias due to smoothing, which grows with sigma, and the
-standard deviation, which decreases with the number of function values.  At the end the example checks the order of the estimators, and how both
-parts change.
+standard deviation, which decreases with the number of function values.
+At the end the example checks the order of the estimators, and how both parts change.
 
     python examples/zero_order_estimators.py
 """

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ParamSpec
 
 import torch
@@ -20,6 +20,7 @@ from torch.autograd import forward_ad
 from torchopt.dtypes import is_inexact
 
 __all__ = [
+    'all_without_ended',
     'apply_function',
     'beneath',
     'eager',
@@ -40,6 +41,8 @@ __all__ = [
 
 _P = ParamSpec('_P')
 _unwrap_if_dead = torch._C._functorch.unwrap_if_dead
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+_is_tensor = functools.partial(type.__instancecheck__, torch.Tensor)
 _requires_grad = operator.attrgetter('requires_grad')
 _innermost_transform = torch._C._functorch.peek_interpreter_stack
 
@@ -163,11 +166,14 @@ def without_wrappers(x: torch.Tensor, *, unless_batch: str | None = None) -> tor
 
 def saved_tensors(ctx: Any) -> list[Any]:
     """The tensors that an autograd Function saved for its backward pass; see :func:`without_ended`."""
-    return _all_without_ended(ctx.saved_tensors)
+    return list(all_without_ended(ctx.saved_tensors))
 
 
-def _all_without_ended(xs: Iterable[Any]) -> list[Any]:
-    return [without_ended(x) if isinstance(x, torch.Tensor) and _unwrap_if_dead(x) is not x else x for x in xs]
+def all_without_ended(xs: Sequence[Any]) -> Sequence[Any]:
+    """:func:`without_ended` for each of several objects; a check of all of them finds out whether any is wrapped."""
+    if torch.compiler.is_compiling() or True in map(_is_wrapped, filter(_is_tensor, xs)):
+        return list(map(without_ended, xs))
+    return xs
 
 
 def apply_function(function: type[torch.autograd.Function], *args: Any) -> Any:
@@ -182,7 +188,7 @@ def apply_function(function: type[torch.autograd.Function], *args: Any) -> Any:
             args = tuple(x.view_as(x) if isinstance(x, torch.Tensor) else x for x in args)
         else:
             return torch.overrides.handle_torch_function(apply_function, (), function, *args)
-    args = tuple(_all_without_ended(args))
+    args = tuple(all_without_ended(args))
     if in_transform():
         return function.apply(*args)  # type: ignore[no-untyped-call]
     return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]

@@ -21,6 +21,7 @@ from tests._C.cases import (
     watched,
 )
 from torchopt import rules
+from torchopt._C import dispatch
 
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
 SHAPES = [(2, 3), (), (0,), (5,)]
@@ -28,6 +29,12 @@ FORWARD, VJP, VJP_WITH_COEFS, VJP_OF_VJP, JVP = range(5)
 each_case = pytest.mark.parametrize('case', CASES, ids=lambda c: c.name)
 # The step is discontinuous nowhere but in lion's sign, whose derivative is zero.
 each_affine = pytest.mark.parametrize('affine', AFFINES.values(), ids=AFFINES)
+
+
+@pytest.fixture(autouse=True)
+def kernels_only(monkeypatch):
+    """Gradient descent runs in kernels too; ``test_descent.py`` is about the operations of torch that replace them."""
+    monkeypatch.setattr(dispatch, '_descend', lambda *args: None)
 
 
 def setup(case, affine, shapes=SHAPES, dtype=F64, *, seed=0, layouts=('contiguous',)):

@@ -9,7 +9,9 @@ Each is an autograd Function whose derivative is the next.  Beyond the last, and
 
 from __future__ import annotations
 
+import functools
 import itertools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,10 +24,11 @@ from torchopt._C.call import Call, Column, Order, Unsupported, UnsupportedError
 from torchopt._C.operation import record
 from torchopt._C.plain import plain, pull, push
 from torchopt._C.plans import Plan
-from torchopt.levels import apply_function, forward_mode, in_transform, is_tracked, saved_tensors, without_ended
+from torchopt.levels import all_without_ended, apply_function, forward_mode, in_transform, is_tracked, saved_tensors
 
 __all__ = ['Step', 'bind_kernels', 'compute', 'launch']
 
+_is_present = functools.partial(operator.is_not, None)
 _run: Callable[..., Any] | None = None
 
 
@@ -118,8 +121,8 @@ def apply(call: Call, coefs: Tensor | None, tensors: Column) -> Any:
     """
     if not any(call.wanted) and call.order != Order.VJP_WITH_COEFS:
         return (None,) * (call.leaves * len(call.wanted))  # a node without outputs could not be differentiated
-    coefs, *tensors = map(without_ended, (coefs, *tensors))
-    if not is_tracked([x for x in (coefs, *tensors) if x is not None]):
+    coefs, *tensors = all_without_ended((coefs, *tensors))
+    if not is_tracked(filter(_is_present, (coefs, *tensors))):
         return _compute(call, coefs, tensors)
     return apply_function(_FUNCTIONS[call.order], call, coefs, *tensors)
 
@@ -156,6 +159,8 @@ class _Derivative(torch.autograd.Function):
 
 
 def _needed(gradients: Column, needs: Column) -> tuple[Any, ...]:
+    if all(needs):
+        return tuple(gradients)
     return tuple(g if need else None for g, need in zip(gradients, needs))
 
 

@@ -88,9 +88,12 @@ def _formula(functions: Sequence[Rule], onto_params: bool) -> list[str]:
     before, after = ['1.0', '0.0'], ['1.0', '0.0']
     own: list[str] = []
     ends = before
+    is_affine = AFFINE.keys() >= set(functions)
     for i, function in enumerate(functions):
         names = rules.coefficients(function)
         taken = [f'k[{i}][{name!r}]' for name in names]
+        if is_affine and function is rules.scale and i == len(functions) - 1:
+            ends = after  # a last factor, such as a learning rate, is rounded together with the addition to parameters
         if function is rules.scale:
             ends[0] = _times(ends[0], taken[0])
             ends[1] = '0.0' if ends[1] == '0.0' else f'scaled({ends[1]}, {taken[0]})'

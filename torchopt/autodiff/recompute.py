@@ -78,8 +78,7 @@ class Call(Pure):
         self.surroundings = Surroundings()
         self.shown: set[int] = set()
         self.sums: tuple[float, float] | None = None
-        self.result_spec: Any = None
-        self.result: list[Any] = []
+        self.outputs: int | None = None
 
     def first(self, inside: Leaves) -> Leaves:
         """Run the function, and record its inputs."""
@@ -198,14 +197,17 @@ class Call(Pure):
         for i, x in zip(self.places, tensors):
             leaves[i] = x
         args, kwargs = tree.unflatten(self.spec, leaves)
-        found, spec = tree.flatten(fun(*args, **kwargs))
-        result = [_HOLE if isinstance(y, Tensor) else y for y in found]
-        if self.result_spec is not None:
-            differ = any((x is _HOLE) != (y is _HOLE) for x, y in zip(self.result, result))
-            if differ or spec != self.result_spec:
-                raise RuntimeError(_OTHER_RESULT)
-        self.result_spec, self.result = spec, result
-        return [y for y in found if isinstance(y, Tensor)]
+        found, self.result_spec = tree.flatten(fun(*args, **kwargs))
+        self.result = [_HOLE if isinstance(y, Tensor) else y for y in found]
+        outputs = [y for y in found if isinstance(y, Tensor)]
+        if self.outputs not in (None, len(outputs)):
+            raise RuntimeError(
+                f'The function returns {len(outputs)} tensors when it is recomputed, and {self.outputs} in the first '
+                f'run. Its result must have the same structure with and without gradients: return tensors instead of '
+                f'numbers.'
+            )
+        self.outputs = len(outputs)
+        return outputs
 
     def _note_constants(self) -> None:
         assert self.seen is not None
@@ -309,11 +311,6 @@ def _check_same(
 _OTHER = (
     'The function uses other tensors when it is recomputed. It depends on an object that was changed after the first '
     'run, such as a module whose parameters were replaced. Pass this object as an argument.'
-)
-
-_OTHER_RESULT = (
-    'The function returns another tree when it is recomputed, or tensors at other places in it. Its result must have '
-    'the same structure with and without gradients: return tensors instead of numbers.'
 )
 
 

@@ -73,6 +73,7 @@ class FromAlias:
         shown = [p.replace(default=changed.get(p.name, p.default)) for p in (*first, *rest)]
         signature = inspect.Signature([target, *shown])
         every = {p.name: p.default for p in (target, *shown)}
+        required = {p.name for p in (target, *shown) if p.default is p.empty}
         positional = [p.name for p in (target, *shown) if p.kind is not p.KEYWORD_ONLY]
 
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -86,7 +87,7 @@ class FromAlias:
                 raise TypeError(f'{cls.__name__}() got multiple values for argument {min(twice)!r}')
             named = cls._first_names({**given, **kwargs}, changed)
             options = {**every, **named}
-            if len(options) > len(every) or any(value is inspect.Parameter.empty for value in options.values()):
+            if len(options) > len(every) or not named.keys() >= required:
                 try:
                     signature.bind(**named)  # for its error message; without an error it is slow
                 except TypeError as error:

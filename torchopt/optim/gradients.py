@@ -72,6 +72,8 @@ def gradients_of_leaves(loss: Any, leaves: Sequence[Any], *, create_graph: bool 
             'params are the gathered parameters of a module under FSDP, whose memory the backward pass has released. '
             'Train such a module with torchopt.Optimizer, or take functional steps on its DTensors.'
         )
+    if all(is_trained):
+        return list(found)
     gradients = iter(found)
     return [next(gradients) if trained else None for trained in is_trained]
 

@@ -145,8 +145,9 @@ True
                     f'parameters, so new tensors cannot replace them. Differentiate through functional steps on '
                     f'DTensors: torchopt.sgd(...).update on a dict of parameters, with torch.func.functional_call.'
                 )
-        options = self._first_names(options, self.defaults)
-        check_names(f'{type(self).__name__}.add_param_group', options, self.defaults)
+        if options:
+            options = self._first_names(options, self.defaults)
+            check_names(f'{type(self).__name__}.add_param_group', options, self.defaults)
         slots = _find_slots(module)
         if not slots:
             raise ValueError('The module has no parameters; there is nothing to optimize.')
@@ -220,14 +221,15 @@ True
         for impl, state, params, grads in zip(self.impl_groups, self.state_groups, groups, gradients):
             if isinstance(state, UninitializedState):
                 state = impl.init(without_integers(params))
-            read = params
-            if any(g is None for g in grads.values()):
+            if type(None) not in map(type, grads.values()):
+                new, state = update_params(impl, grads, state, params, inplace=False)
+            else:
                 read = OrderedDict(zip(params, hide_integers(params.values(), grads.values())))
-            new, state = update_params(impl, grads, state, read, inplace=False)
-            moved = {name: p if new[name] is None else new[name] for name, p in params.items()}
+                new, state = update_params(impl, grads, state, read, inplace=False)
+                new = {name: p if new[name] is None else new[name] for name, p in params.items()}
             if is_unrecorded():
-                moved = {name: as_leaf(params[name], p) for name, p in moved.items()}
-            new_groups.append(moved)
+                new = {name: as_leaf(params[name], p) for name, p in new.items()}
+            new_groups.append(new)
             new_states.append(state)
         self.state_groups = new_states
         for slots, new in zip(self.param_groups, new_groups):

@@ -203,7 +203,9 @@ struct Step {
     auto g = get<0>(c) * get<0>(x) + term(get<1>(c), p);
     auto y = Rule::template apply<T>(concatenate(tuple(g), slice<1, Rule::moments>(x)),
                                            slice<4, Rule::coefs>(c));
-    return concatenate(tuple(get<2>(c) * get<0>(y) + term(get<3>(c), p)), slice<1, Rule::moments>(y));
+    // In this order, compilers contract the first product with the sum: the update is not rounded before it is added.
+    auto u = get<2>(c) * get<0>(y);
+    return concatenate(tuple(u + term(get<3>(c), p)), slice<1, Rule::moments>(y));
   }
 };
 
