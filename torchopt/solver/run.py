@@ -141,8 +141,13 @@ def as_tensors(state: Any, params: Any, *, keep_none: bool = False) -> Any:
         return torch.full((), x, dtype=dtype, device=like.device) if isinstance(x, float) else x
 
     leaves, spec = tree.flatten(state)
-    nothing: Any = None if keep_none or not in_transform() else ()
+    nothing: Any = None if keep_none else absent()
     return tree.unflatten(spec, [nothing if x is None else as_tensor(x) for x in leaves])
+
+
+def absent() -> Any:
+    """None; inside transforms of ``torch.func``, which return tensors only, ``()``."""
+    return () if in_transform() else None
 
 
 def check_start(init_params: Any) -> None:

@@ -428,3 +428,27 @@ ERRORS = {
 def test_errors_name_the_argument(call: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize('kind', ['OSQP, equations', 'OSQP, inequalities', 'EqualityConstrainedQP'])
+def test_batches_with_one_kind_of_constraints(kind: str) -> None:
+    """`torch.vmap` returns tensors only, so `()` stands for multipliers of constraints that do not exist."""
+    Q, A, b = (
+        2.0 * torch.eye(3, dtype=torch.float64),
+        torch.ones(1, 3, dtype=torch.float64),
+        torch.ones(1, dtype=torch.float64),
+    )
+    rows = torch.tensor([[1.0, -2.0, 0.5], [3.0, 0.1, 0.2]], dtype=torch.float64)
+    solver: Any = torchopt.EqualityConstrainedQP() if kind == 'EqualityConstrainedQP' else torchopt.OSQP(tol=1e-10)
+    name = 'params_ineq' if kind == 'OSQP, inequalities' else 'params_eq'
+
+    def run(c: torch.Tensor, init_params: Any = None) -> Any:
+        return solver.run(init_params, params_obj=(Q, c), **{name: (A, b)})
+
+    batch = torch.vmap(run)(rows)
+    again = torch.vmap(run)(rows, batch.params)
+    for i, c in enumerate(rows):
+        alone = run(c).params.primal
+        torch.testing.assert_close(batch.params.primal[i], alone, rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(again.params.primal[i], alone, rtol=1e-7, atol=1e-9)
+    assert [part for part in batch.params if not isinstance(part, torch.Tensor)] == [()]

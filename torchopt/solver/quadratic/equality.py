@@ -16,7 +16,7 @@ from torchopt.linear_solve import LinearSolveWarning, solve_gmres, solve_iterati
 from torchopt.solver.base import OptStep, Solver
 from torchopt.solver.quadratic.problem import OneSided, check_objective, objective_of
 from torchopt.solver.quadratic.scaling import product
-from torchopt.solver.run import KKTSolution, check_kkt
+from torchopt.solver.run import KKTSolution, absent, check_kkt
 
 __all__ = ['EqualityConstrainedQP']
 
@@ -83,7 +83,8 @@ class EqualityConstrainedQP(Solver):
             params_eq: ``(A, b)`` or ``(params_A, b)`` likewise.
 
         Returns:
-            ``KKTSolution(x, y, None)``, differentiable in all data, and None.
+            ``KKTSolution(x, y, None)``, differentiable in all data, and None.  Inside transforms of ``torch.func``,
+            which return tensors only, ``()`` stands for None.
 
         Raises:
             TypeError: If data are not floating.
@@ -121,7 +122,7 @@ class EqualityConstrainedQP(Solver):
                 matvec, right, init, self.refine_maxiter, self.tol, rough, matvec_A_bar=regular
             )
         _warn_of_contradictions(A, b, x)
-        return OptStep(KKTSolution(problem.x.unpack(x), z.unpack(y), None), None)
+        return OptStep(KKTSolution(problem.x.unpack(x), z.unpack(y), absent()), absent())
 
     def optimality_fun(self, params: KKTSolution, params_obj: Any, params_eq: Any) -> KKTSolution:
         """The residuals of the linear system, a tree like ``params``; zero at the solution.

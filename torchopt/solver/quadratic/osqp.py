@@ -97,8 +97,9 @@ class OSQP(Solver):
             params_ineq: ``(G, h)`` likewise.
 
         Returns:
-            The solution, ``KKTSolution(x, y, lambda)``, and the state of :class:`BoxOSQP`.  With ``implicit_diff`` the
-            solution is differentiable in all data; the state is not.
+            The solution, ``KKTSolution(x, y, lambda)``, and the state of :class:`BoxOSQP`.  Inside transforms of
+            ``torch.func``, which return tensors only, ``()`` stands for None.  With ``implicit_diff`` the solution is
+            differentiable in all data; the state is not.
 
         Raises:
             TypeError: If data are not floating.

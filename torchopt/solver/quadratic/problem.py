@@ -19,7 +19,7 @@ from torchopt.kinds import kind_of
 from torchopt.solver.objective import Vectors
 from torchopt.solver.quadratic.kkt import clip, inequality_residual
 from torchopt.solver.quadratic.scaling import product
-from torchopt.solver.run import KKTSolution
+from torchopt.solver.run import KKTSolution, absent
 
 __all__ = [
     'OneSided',
@@ -237,7 +237,7 @@ class OneSided:
     def solution(self, found: KKTSolution) -> KKTSolution:
         """The solution as trees."""
         y = torch.split(found.dual_eq, self.sizes)
-        dual_eq, dual_ineq = (None if z is None else z.unpack(v) for v, (_, z) in zip(y, self.duals))
+        dual_eq, dual_ineq = (absent() if z is None else z.unpack(v) for v, (_, z) in zip(y, self.duals))
         return KKTSolution(self.x.unpack(found.primal[0]), dual_eq, dual_ineq)
 
     def residual(self, params: KKTSolution) -> KKTSolution:
