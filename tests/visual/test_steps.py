@@ -33,7 +33,7 @@ def test_one_node_for_each_step(steps: int) -> None:
 @pytest.mark.parametrize(
     ('face', 'options', 'title'),
     [
-        (torchopt.MetaSGD, {}, 'SGD step'),
+        (torchopt.MetaSGD, {'weight_decay': 0.1}, 'SGD step'),
         (torchopt.MetaSGD, {'momentum': 0.9}, 'SGD step'),
         (torchopt.MetaAdam, {}, 'Adam step'),
         (torchopt.MetaAdam, {'weight_decay': 0.1}, 'Adam step'),
@@ -48,6 +48,13 @@ def test_one_node_for_each_step(steps: int) -> None:
 def test_the_rule_is_named(face: Any, options: dict, title: str) -> None:
     loss, *_ = inner_loop(2, face, **options)
     assert labels(trace_graph(loss), 'step') == [f'{title}\n4 leaves'] * 2
+
+
+def test_gradient_descent_runs_in_operations_of_torch() -> None:
+    loss, *_ = inner_loop(2, torchopt.MetaSGD)
+    graph = trace_graph(loss)
+    assert not labels(graph, 'step')
+    assert not graph.clusters
 
 
 @pytest.mark.parametrize(

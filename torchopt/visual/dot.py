@@ -193,7 +193,8 @@ def make_dot(
     - grey: functions;
     - dark orange: a whole optimizer step computed by the native engine.
 
-    A frame surrounds the nodes of one inner step and shows their number and the memory that they keep.
+    A frame surrounds the nodes of one inner step and shows their number and the memory that they keep.  Gradient
+    descent without momentum and decay has neither: its step is one addition of torch for each parameter.
 
     Making the graph requires the package graphviz (``pip install torchopt[visual]``); drawing it also requires the
     program ``dot``.  :func:`torchopt.visual.trace_graph` takes the same arguments and requires neither.
