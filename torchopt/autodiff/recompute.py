@@ -227,17 +227,7 @@ class Call(Pure):
         for reference, version in self.constants:
             x = reference()
             if x is not None and version_of(x) != version:
-                buffer = self.surroundings.buffer_of(x)
-                if buffer:
-                    raise RuntimeError(
-                        f'{buffer}, which the function uses, was changed in place later, such as by a call in training '
-                        f'mode, so the function cannot be recomputed. Before such a call, replace the buffers of the '
-                        f'module by clones: they are restored.'
-                    )
-                raise RuntimeError(
-                    f'A tensor of shape {tuple(x.shape)} that the function uses was changed in place later, so '
-                    f'the function cannot be recomputed. Pass the function a clone of it, or write to another tensor.'
-                )
+                raise self.surroundings.changed_later(x)
 
     def _check_graph(self, outputs: Leaves, x: Leaves) -> None:
         """Raise if the result still depends on the tensors that were replaced."""

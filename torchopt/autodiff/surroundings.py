@@ -84,14 +84,20 @@ class Surroundings:
         """Whether a tensor is a buffer that the run changed, so that its value is restored."""
         return any(module.owns(x) for module in self.modules.values())
 
-    def buffer_of(self, x: Tensor) -> str:
-        """A name for a tensor that was a buffer of a module, or an empty string."""
-        for module in self.modules.values():
-            for name, saved in module.module._buffers.items():
-                slot = self.slots.get((id(module.module._buffers), name))
-                if saved is x or (slot is not None and slot[2] is x):
-                    return f'The buffer {name!r} of {kind_of(module.module)}'
-        return ''
+    def changed_later(self, x: Tensor) -> RuntimeError:
+        """The error for a tensor that was changed in place after the run; it names a buffer of a module."""
+        for module in (saved.module for saved in self.modules.values()):
+            for name in module._buffers:
+                if self.slots.get((id(module._buffers), name), (None, name, None))[2] is x:
+                    return RuntimeError(
+                        f'The buffer {name!r} of {kind_of(module)}, which the function uses, was changed in place '
+                        f'later, such as by a call in training mode, so the function cannot be recomputed. Before such '
+                        f'a call, replace the buffers of the module by clones: buffers that were replaced are restored.'
+                    )
+        return RuntimeError(
+            f'A tensor of shape {tuple(x.shape)} that the function uses was changed in place later, so the function '
+            f'cannot be recomputed. Pass the function a clone of it, or write to another tensor.'
+        )
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:

@@ -69,9 +69,10 @@ def from_torch_optimizer(optimizer: torch.optim.Optimizer) -> optim.Optimizer:
     torch computes bias corrections in single precision.  ``zero_grad()`` of the new optimizer sets gradients to None,
     as in ``torch.optim``; that of other optimizers of torchopt fills them with zeros.
 
-    One difference remains for a parameter that has no gradient in some steps: the count for bias corrections and
+    A difference remains for a parameter that has no gradient in some steps: the count for bias corrections and
     dampening belongs to the group and counts every ``step()``, whereas ``torch.optim`` counts the gradients of each
-    parameter.
+    parameter.  Another concerns complex parameters: second moments are those of the absolute value, whereas
+    ``torch.optim`` treats real and imaginary parts as two parameters; an optimizer with such a state raises an error.
 
     The given optimizer does not change and shares no state with the new one.  Its schedulers still refer to it: make
     new schedulers, and copy their state with ``load_state_dict``.

@@ -55,7 +55,9 @@ def innerloop_ctx(
     """An inner loop: a functional copy of a model, and a differentiable optimizer that trains it.
 
     The model and its optimizer do not change.  At the end of the block the optimizer drops its state; the graph is
-    released once ``fmodel`` and the losses are deleted.
+    released once ``fmodel`` and the losses are deleted.  After steps by functions this needs a backward pass, too, or
+    ``fmodel.update_params`` with detached parameters after ``fmodel.track_higher_grads = False``: the functions, which
+    the graph holds, refer to ``fmodel``.
 
     Args:
         model: The model.
@@ -66,7 +68,7 @@ def innerloop_ctx(
         copy_initial_weights: Whether the loop begins with copies of the parameters, so that the originals get no
             meta-gradients; False, for MAML, begins with copies that have a graph.
         override: Options that replace those of ``opt``: for each, a list with one value for all groups, or with one for
-            each group.  Tensors that require grad are learned.
+            each group; or a 1-d tensor, or a ``torch.nn.ParameterList``.  Tensors that require grad are learned.
         track_higher_grads: False takes the same steps without a graph, for evaluation.
 
     Yields:
