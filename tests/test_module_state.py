@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import OrderedDict
 
 import pytest
@@ -387,3 +388,14 @@ def test_iterators_are_refused(call, of):
     with pytest.raises(TypeError, match=r'target is .*iterator|target is a generator') as caught:
         call(of(nn.Linear(2, 1)))
     assert 'list(module.parameters())' in str(caught.value)
+
+
+def test_a_saved_state_is_loaded_without_running_code():
+    net, file = nn.Sequential(nn.Linear(2, 1), nn.BatchNorm1d(1)), io.BytesIO()
+    torch.save(torchopt.extract_state_dict(net, by='deepcopy'), file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    other = nn.Sequential(nn.Linear(2, 1), nn.BatchNorm1d(1))
+    torchopt.recover_state_dict(other, state)
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(other.state_dict()[name], tensor)

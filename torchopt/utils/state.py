@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any, NamedTuple, TypeVar, overload
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -50,6 +51,9 @@ class ModuleState(NamedTuple):
     buffers: tuple[MutableMapping[str, Tensor], ...]
     visual_contents: dict[Any, Any] | None = None
     detach_buffers: bool = False
+
+
+torch.serialization.add_safe_globals([ModuleState])  # torch.load can create it, which runs no code
 
 
 def is_state(x: Any) -> bool:
