@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_pre_hooks, register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
 
-from torchopt.autodiff.modes import Capture, version_of
+from torchopt.autodiff.modes import Capture, allow_unused, version_of
 from torchopt.kinds import kind_of
 
 __all__ = ['Surroundings', 'note_slots', 'unnoticed']
@@ -55,6 +55,8 @@ class Surroundings:
         def note_module(module: nn.Module, _: Any) -> None:
             if id(module) not in self.modules:
                 self.modules[id(module)] = _Module(module)
+                if module._buffers:
+                    allow_unused(map(id, module._buffers.values()))  # that a copy is made here is no use of them
                 for container in (module._parameters, module._buffers):
                     for name in container:
                         note(container, name)
