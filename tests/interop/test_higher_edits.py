@@ -166,7 +166,7 @@ def test_an_option_with_a_state_is_fixed(values: tuple[float, float]) -> None:
     with higher.innerloop_ctx(net, opt) as (fmodel, diffopt):
         diffopt.step(loss_of(fmodel))
         before = list(fmodel.parameters())
-        with pytest.raises(ValueError, match="group's momentum changed, .* keeps another state. Restore the value"):
+        with pytest.raises(ValueError, match=r"group's momentum changed, .* keeps another state. Restore the value"):
             diffopt.step(loss_of(fmodel), override={'momentum': values[1:]})
         assert all(a is b for a, b in zip(fmodel.parameters(), before, strict=True))
         assert diffopt.param_groups[0]['momentum'] == values[0]
