@@ -13,13 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _global_forward_pre_hooks, register_module_forward_pre_hook
-from torch.utils.hooks import RemovableHandle
 
 from torchopt.autodiff.modes import Capture, allow_unused, version_of
 from torchopt.kinds import kind_of
+from torchopt.module_hooks import hooked
 
-__all__ = ['Surroundings', 'note_slots', 'unnoticed']
+__all__ = ['Surroundings', 'note_slots']
 
 
 class Surroundings:
@@ -61,14 +60,11 @@ class Surroundings:
                     for name in container:
                         note(container, name)
 
-        handle = register_module_forward_pre_hook(note_module)
-        _HOOKS.append(handle)
         _NOTING.append(note)
         try:
-            yield
+            with hooked(note_module):
+                yield
         finally:
-            handle.remove()
-            _HOOKS.remove(handle)
             _NOTING.remove(note)
         if not before.is_unchanged():
             self.random = before
@@ -121,17 +117,6 @@ class Surroundings:
 
 
 _NOTING: list[Callable[[dict[str, Any], str], None]] = []
-_HOOKS: list[RemovableHandle] = []
-
-
-@contextlib.contextmanager
-def unnoticed() -> Iterator[None]:
-    """Without the hooks that record the modules that are called, which ``torch.compile`` would capture, too."""
-    hidden = {handle.id: _global_forward_pre_hooks.pop(handle.id) for handle in _HOOKS}
-    try:
-        yield
-    finally:
-        _global_forward_pre_hooks.update(hidden)
 
 
 def note_slots(slots: Sequence[tuple[dict[str, Any], str]]) -> None:
