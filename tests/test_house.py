@@ -25,8 +25,8 @@ INTERFACE = '__init__'
 LAYERS = {
     unit: layer
     for layer, units in {
-        0: 'version dtypes kinds sharding progress',
-        1: 'levels',
+        0: 'version dtypes kinds module_hooks progress',
+        1: 'levels sharding',
         2: 'columns graphs',
         3: 'numerics',
         4: 'rules norms preconditions spelling',

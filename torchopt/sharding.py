@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch.nn.modules.module import register_module_forward_pre_hook
+
+from torchopt.module_hooks import hooked
 
 __all__ = ['is_dtensor', 'is_fully_sharded', 'is_storage_freed', 'refuse_fsdp']
 
@@ -51,16 +52,7 @@ def refuse_fsdp(is_differentiated: Callable[[torch.Tensor], bool]) -> contextlib
         if is_fully_sharded(module) and any(map(is_differentiated, module.parameters())):
             raise RuntimeError(_UNDER_FSDP)
 
-    return _while_hooked(check)
-
-
-@contextlib.contextmanager
-def _while_hooked(hook: Callable[[torch.nn.Module, Any], None]) -> Iterator[None]:
-    handle = register_module_forward_pre_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return hooked(check)
 
 
 _UNDER_FSDP = (

@@ -244,6 +244,22 @@ def test_compiles_once_for_all_lengths_and_again_for_what_differs() -> None:
     assert len(counts) == 8
 
 
+@pytest.mark.parametrize('transform', [torchopt.grad, torch.func.grad])
+def test_compiles_once_although_hooks_come_and_go(transform: Any) -> None:
+    import torch.distributed.fsdp  # noqa: F401  # then gradients have a hook of their own
+
+    counts: list[int] = []
+    backend = counting(counts)
+
+    def gradient() -> Any:
+        return transform(lambda w: of_a_module(w, INIT, XS, compile=backend, checkpoint=2))(W)
+
+    first = gradient()
+    captured = len(counts)
+    assert_trees_close(gradient(), first, TOLERANCE)
+    assert len(counts) == captured
+
+
 def test_cotangents_that_are_missing_do_not_become_nan() -> None:
     """The derivative of an output that is not used may be infinite."""
 

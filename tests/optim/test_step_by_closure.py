@@ -310,11 +310,13 @@ class Averaging(nn.Module):
         super().__init__()
         self.layer, self.keeps_graph = nn.Linear(4, 3), keeps_graph
         self.register_buffer('mean', torch.ones(3, dtype=DOUBLE))
+        self.register_buffer('unread', None)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.layer(x) * self.mean
         new = 0.9 * self.mean + 0.1 * y.mean(0)
         self.mean = new if self.keeps_graph else new.detach()
+        self.unread = new.detach()
         return y
 
 
@@ -354,6 +356,21 @@ def with_changes(step: Step, make: Callable[[], nn.Module], change: Callable[[nn
 def test_buffers_that_are_replaced(name: str, mode: str) -> None:
     make, change = CHANGES[name]
     assert_trees_close(with_changes(steps_of(mode), make, change), with_changes(steps_of(None), make, change), 1e-12)
+
+
+@both_modes
+def test_buffers_that_are_replaced_under_transforms(mode: str) -> None:
+    def meta(rate: torch.Tensor, net: nn.Module, mode: str | None) -> torch.Tensor:
+        now = {name: p.detach() for name, p in net.named_parameters()}
+        loss = lambda p: F.cross_entropy(torch.func.functional_call(net, p, (X,)), Y)  # noqa: E731
+        for _ in range(3):
+            grads = torchopt.grad(loss, checkpoint=mode)(now)
+            now = {name: p - rate * grads[name] for name, p in now.items()}
+        return loss(now)
+
+    rate = torch.tensor(0.1, dtype=DOUBLE)
+    found, wanted = (torch.func.grad_and_value(meta)(rate, double(Averaging()), m) for m in (mode, None))
+    assert_trees_close(found, wanted, 1e-12)
 
 
 def test_buffers_that_cannot_be_restored() -> None:

@@ -31,11 +31,11 @@ from torchopt.autodiff.pure import apply_pure
 from torchopt.autodiff.replay import replay
 from torchopt.autodiff.staged import Compiler, StagedFunction
 from torchopt.autodiff.steps import Loop, run_loop
-from torchopt.autodiff.surroundings import unnoticed
 from torchopt.autodiff.tape import Leaves
 from torchopt.autodiff.variables import Remembered
 from torchopt.kinds import kind_of
 from torchopt.levels import in_transform, is_tracing
+from torchopt.module_hooks import unhooked
 
 __all__ = ['Backend', 'Compiled']
 
@@ -376,7 +376,7 @@ def _alone() -> Iterator[None]:
     with (
         torch._C.DisableTorchFunction() if modes else contextlib.nullcontext(),
         forward_ad._set_fwd_grad_enabled(False),
-        unnoticed(),
+        unhooked(),
     ):
         yield
 

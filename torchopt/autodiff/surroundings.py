@@ -13,13 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _global_forward_pre_hooks, register_module_forward_pre_hook
-from torch.utils.hooks import RemovableHandle
 
-from torchopt.autodiff.modes import Capture, version_of
+from torchopt.autodiff.modes import Capture, allow_unused, version_of
 from torchopt.kinds import kind_of
+from torchopt.module_hooks import hooked
 
-__all__ = ['Surroundings', 'note_slots', 'unnoticed']
+__all__ = ['Surroundings', 'note_slots']
 
 
 class Surroundings:
@@ -55,18 +54,17 @@ class Surroundings:
         def note_module(module: nn.Module, _: Any) -> None:
             if id(module) not in self.modules:
                 self.modules[id(module)] = _Module(module)
+                if module._buffers:
+                    allow_unused(map(id, module._buffers.values()))  # that a copy is made here is no use of them
                 for container in (module._parameters, module._buffers):
                     for name in container:
                         note(container, name)
 
-        handle = register_module_forward_pre_hook(note_module)
-        _HOOKS.append(handle)
         _NOTING.append(note)
         try:
-            yield
+            with hooked(note_module):
+                yield
         finally:
-            handle.remove()
-            _HOOKS.remove(handle)
             _NOTING.remove(note)
         if not before.is_unchanged():
             self.random = before
@@ -119,17 +117,6 @@ class Surroundings:
 
 
 _NOTING: list[Callable[[dict[str, Any], str], None]] = []
-_HOOKS: list[RemovableHandle] = []
-
-
-@contextlib.contextmanager
-def unnoticed() -> Iterator[None]:
-    """Without the hooks that record the modules that are called, which ``torch.compile`` would capture, too."""
-    hidden = {handle.id: _global_forward_pre_hooks.pop(handle.id) for handle in _HOOKS}
-    try:
-        yield
-    finally:
-        _global_forward_pre_hooks.update(hidden)
 
 
 def note_slots(slots: Sequence[tuple[dict[str, Any], str]]) -> None:

@@ -143,10 +143,11 @@ class DifferentiableOptimizer:
             The new parameters.
 
         Raises:
-            ValueError: If there are no parameters, their number is wrong, the loss depends on none of them, or an
-                option is out of range; nothing is changed then.
+            ValueError: If there are no parameters, their number is wrong, the loss depends on none of them, an option
+                is out of range or needs another state, or ``checkpoint`` is unknown, or ``'mixed'`` for a tensor;
+                nothing is changed then.
             TypeError: If the loss is not a tensor, ``params`` is a mapping, ``override`` or a group contains an unknown
-                option, or ``grad_callback`` returns no gradients.
+                option, or values that are no list, or ``grad_callback`` returns no gradients.
             RuntimeError: If the loss has no graph, or the loop has ended.
         """
         if not self._impls:
