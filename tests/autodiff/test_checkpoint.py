@@ -630,3 +630,21 @@ def test_another_number_of_results_is_refused(of_tensors: Callable[[torch.Tensor
     first = torchopt.checkpoint(fun)(x)[0]
     with pytest.raises(RuntimeError, match='tensors when it is recomputed'):
         torch.autograd.grad(first.sum(), x)
+
+
+def test_buffers_of_functional_call_are_updated_once() -> None:
+    """The second run must not change the buffers of the caller, which are no buffers of the module itself."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)).double()
+    data = torch.randn(8, 3, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
+    params = {name: p.detach().requires_grad_() for name, p in net.named_parameters()}
+    results = []
+    for again in (False, True):
+        buffers = {name: b.clone() for name, b in net.named_buffers()}
+
+        def loss(params: Any, buffers: Any = buffers) -> torch.Tensor:
+            return torch.func.functional_call(net, (params, buffers), (data,)).square().mean()
+
+        value = (torchopt.checkpoint(loss) if again else loss)(params)
+        results.append((torch.autograd.grad(value, list(params.values())), buffers))
+    assert_trees_close(results[1], results[0], 1e-12)
+    assert int(results[1][1]['1.num_batches_tracked']) == 1

@@ -172,7 +172,8 @@ class Call(Pure):
 
     def _once_more(self, x: Leaves) -> Leaves:
         n = len(self.places)
-        replacement = {id(c): t for c, t in zip(self.captured, x[n:])}
+        replacement = self.surroundings.changed_buffers()  # which functional_call may put into a module again
+        replacement.update((id(c), t) for c, t in zip(self.captured, x[n:]))
         replacement.update((id(c), t) for c, t in zip(self.originals, x))
         if torch.is_grad_enabled() and not in_transform():
             x = tuple(

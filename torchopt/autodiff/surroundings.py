@@ -82,6 +82,11 @@ class Surroundings:
         """Whether a tensor is a buffer that the run changed, so that its value is restored."""
         return any(module.owns(x) for module in self.modules.values())
 
+    def changed_buffers(self) -> dict[int, Tensor]:
+        """A copy of the recorded value of each buffer that the run changed, by the id of the buffer."""
+        changed = [saved for module in self.modules.values() for saved in module.buffers.values()]
+        return {id(x): value.clone() for x, _, value in changed}
+
     def changed_later(self, x: Tensor) -> RuntimeError:
         """The error for a tensor that was changed in place after the run; it names a buffer of a module."""
         for module in (saved.module for saved in self.modules.values()):
