@@ -227,7 +227,8 @@ def add_up(tensors: Sequence[Tensor], group: Any, timeout: timedelta | None) -> 
     flat = torch.cat([x.reshape(-1).to(dtype) for x in real])
     pieces = torch.split(sum_over_ranks(flat, group, timeout), [x.numel() for x in real])
     whole = [piece.reshape(x.shape) for piece, x in zip(pieces, real)]
-    return [(torch.view_as_complex(y) if x.is_complex() else y).to(x.dtype) for x, y in zip(tensors, whole)]
+    # Not view_as_complex, which needs an even offset.
+    return [(torch.complex(*y.unbind(-1)) if x.is_complex() else y).to(x.dtype) for x, y in zip(tensors, whole)]
 
 
 @contextlib.contextmanager

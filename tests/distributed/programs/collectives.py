@@ -197,7 +197,8 @@ def pairs() -> dict[str, tuple[Any, Any]]:
             'none': None,
         },
     )
-    mixed = [torch.ones(2, dtype=dtype).requires_grad_() for dtype in (torch.bfloat16, torch.float64, torch.complex64)]
+    kinds = ((3, torch.bfloat16), (2, torch.float64), (2, torch.complex64))  # complex after an odd number of elements
+    mixed = [torch.ones(size, dtype=dtype).requires_grad_() for size, dtype in kinds]
     todist.map_tasks(
         lambda p, x: sum((q * x).abs().pow(2).sum().double() for q in p), [1.0, 2.0, 3.0], mixed
     ).backward()
