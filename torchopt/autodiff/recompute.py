@@ -14,8 +14,6 @@ restores them.  An error is raised for the inputs that cannot be restored:
 from __future__ import annotations
 
 import contextlib
-import functools
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
@@ -25,16 +23,15 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from torchopt import tree
+from torchopt.autodiff.comparison import SHORT, SameGradient, check_same, sums_of
 from torchopt.autodiff.modes import Capture, Replace, allow_unused, matters, replacement_of, version_of
-from torchopt.autodiff.pure import Gradient, Pure, apply_pure, own_hooks
+from torchopt.autodiff.pure import Pure, apply_pure, own_hooks
 from torchopt.autodiff.surroundings import Surroundings
 from torchopt.autodiff.tape import Leaves
 from torchopt.autodiff.variables import Remembered
-from torchopt.dtypes import is_inexact
 from torchopt.graphs import leaves_of, nodes_of
-from torchopt.levels import in_transform, is_readable
-from torchopt.scalars import numbers
-from torchopt.sharding import is_dtensor, refuse_fsdp
+from torchopt.levels import in_transform
+from torchopt.sharding import refuse_fsdp
 
 __all__ = ['Call', 'recomputed', 'recomputed_gradient']
 
@@ -155,7 +152,7 @@ class Call(Pure):
         which look like constants.
         """
         self._note_constants()
-        self.sums = _sums(outputs) if outputs else None
+        self.sums = sums_of(outputs) if outputs else None
 
     def __call__(self, *x: Tensor) -> Leaves:
         """Run the function again with the recorded inputs."""
@@ -167,7 +164,7 @@ class Call(Pure):
                 raise
             self.shown = set(map(id, self.captured))
             outputs = self._once_more(x)
-        _check_same('value', outputs, self.sums)
+        check_same('value', outputs, self.sums)
         return outputs
 
     def _once_more(self, x: Leaves) -> Leaves:
@@ -241,62 +238,6 @@ class Call(Pure):
         hidden = any(id(node) in nodes for node in nodes_of(outputs, until))
         if hidden or any(id(leaf) in leaves for leaf in leaves_of(outputs, until)):
             raise _HiddenTensorError
-
-
-class _SameGradient(Gradient):
-    """A gradient that must be that of the first run.
-
-    A function of a changed object may have the same value and another gradient, such as ``c * x + (1 - c) *
-    x.detach()``.
-
-    Args:
-        call: The function.
-        wrt: The arguments to differentiate with respect to.
-        mixed: Whether products with the Hessian are computed forward over reverse.
-        gradients: The gradients of the first run; None if they are unknown.
-    """
-
-    def __init__(self, call: Call, wrt: Sequence[int], mixed: bool, gradients: Leaves | None) -> None:
-        super().__init__(call, wrt, mixed)
-        self.sums = None if gradients is None else _sums(gradients)
-        self.noise = 0.0 if call.sums is None else abs(call.sums[0])
-        # Autocast may round the gradients of the two runs at other places, since it keeps the casts of leaves.
-        kinds = {x.device.type for x in gradients or ()}
-        self.epsilon = max(
-            (torch.finfo(torch.get_autocast_dtype(k)).eps for k in kinds if torch.is_autocast_enabled(k)), default=0.0
-        )
-
-    def verify(self, gradients: Leaves) -> None:
-        """Raise if the gradients differ."""
-        _check_same('gradient', gradients, self.sums, noise=self.noise, epsilon=self.epsilon)
-
-
-def _check_same(
-    name: str, outputs: Leaves, old: tuple[float, float] | None, *, noise: float = 0.0, epsilon: float = 0.0
-) -> None:
-    """Raise if the sums of tensors are not those of the first run.
-
-    Args:
-        name: What the tensors are.
-        outputs: The tensors.
-        old: The sums of the first run, None if they are unknown.
-        noise: A number whose rounding errors may be the whole sum.
-        epsilon: The relative rounding error of the computation, if it is larger than that of the tensors.
-    """
-    new = None if old is None else _sums(outputs)
-    if new is None or old is None or new == old:
-        return
-    epsilon = max(epsilon, *(torch.finfo(y.dtype).eps for y in outputs if is_inexact(y)))
-    precision = epsilon**0.5
-    tolerance = precision * max(new[0], old[0]) + precision**3 + 1e3 * epsilon * noise
-    for x, y in zip(new, old):
-        if x != y and not abs(x - y) <= tolerance and not (math.isnan(x) and math.isnan(y)):
-            raise RuntimeError(
-                f'The function gives another {name} when it is recomputed: {x} instead of {y}. It depends on an object '
-                f'that was changed after the first run. Pass this object as an argument; a closure without arguments '
-                f'must not depend on it. Random numbers of Python, of NumPy, or of a torch.Generator of your '
-                f'own, are not repeated: draw them before the call.'
-            )
 
 
 _OTHER = (
@@ -385,7 +326,7 @@ def recomputed_gradient(
     else:
         _explore(call, x)
     compared = known[: len(used)] if known is not None and _needs_node(call, x) else None
-    gradient = _SameGradient(call, used, mixed, compared)
+    gradient = SameGradient(call, used, mixed, call.sums, compared)
     outputs = _with_node(call, gradient, x, known)
     partial = dict(zip(used, outputs))
     gradients = [partial.get(i) for i in wrt]
@@ -410,7 +351,7 @@ def _moved(gradients: list[Tensor]) -> list[Tensor]:
     They outlive the run, and would lie between the places of its results, which the next run then could not use whole:
     one step of Adam more took 2.4 times as much memory as its parameters, its gradient and its moments need.
     """
-    return gradients if sum(g.numel() for g in gradients) <= _SHORT else [g.clone() for g in gradients]
+    return gradients if sum(g.numel() for g in gradients) <= SHORT else [g.clone() for g in gradients]
 
 
 def _descendants(tensors: Leaves, ancestors: Leaves) -> list[int]:
@@ -461,45 +402,3 @@ def _tensors(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
 
 def _with_graph(outputs: Leaves) -> list[Tensor]:
     return [y for y in outputs if y.requires_grad]
-
-
-def _sums(outputs: Leaves) -> tuple[float, float] | None:
-    """The sum of all absolute values and a sum with fixed weights, or None if they cannot be read.
-
-    The weights differ, so that the second sum shows a change of signs or of the order.
-    """
-    if not all(map(is_readable, outputs)):
-        return None
-    if len(outputs) == 1 and outputs[0].numel() == 1 and outputs[0].is_floating_point():
-        value = float(outputs[0].detach())
-        return abs(value), value
-    with torch.no_grad():
-        # Of a DTensor, each process compares its own part.
-        local: list[Any] = [y.detach() for y in outputs if is_inexact(y)]
-        plain = [(y.to_local() if is_dtensor(y) else y).resolve_conj() for y in local]
-        values = [torch.view_as_real(y) if y.is_complex() else y for y in plain]
-        if len(values) > 1 and sum(y.numel() for y in values) <= _SHORT and len({y.device for y in values}) == 1:
-            values = [torch.cat([y.reshape(-1) for y in values])]  # fewer operations
-        sizes = [torch.linalg.vector_norm(y, 1) for y in values]
-        read = list(map(float, numbers(*sizes, *map(_weighted_sum, values))))
-    return sum(read[: len(sizes)]), sum(read[len(sizes) :])
-
-
-_SHORT = 1 << 14
-"""Tensors of so many elements are copied into one."""
-
-
-def _weighted_sum(x: Tensor) -> Tensor:
-    if x.numel() == 1:
-        return x
-    weights = _short_weights(x.device)[: x.numel()] if x.numel() <= _SHORT else _weights(x.numel(), x.device)
-    return (x.reshape(-1) * weights).sum()
-
-
-def _weights(number: int, device: torch.device) -> Tensor:
-    return torch.arange(1, number + 1, dtype=torch.float32, device=device).cos_()
-
-
-@functools.cache
-def _short_weights(device: torch.device) -> Tensor:
-    return _weights(_SHORT, device)
