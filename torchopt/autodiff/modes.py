@@ -160,9 +160,7 @@ class Capture(Replace):
         reference = self.made.get(id(x))
         if reference is not None and reference() is x:
             return True
-        if not (isinstance(x, nn.Parameter) or _is_wrapped(x)):
-            return False
-        return _place(x) in self._allocated
+        return (type(x) is nn.Parameter or _is_wrapped(x)) and _place(x) in self._allocated
 
     def _note_place(self, x: Tensor, arguments: Any) -> None:
         """Record the memory of the result of an operation, unless it is that of an argument."""
