@@ -72,6 +72,20 @@ def test_the_initial_solution_has_no_gradient(argnums):
         custom_root(stationary, argnums)(solve_ridge)
 
 
+@pytest.mark.parametrize(
+    ('argnums', 'error', 'words'),
+    [
+        ('1', TypeError, "Invalid argnums: '1'; expected an int or a sequence of ints"),
+        (1.0, TypeError, 'Invalid argnums: 1.0'),
+        ((1, 'a'), TypeError, 'Invalid argnums'),
+        ((), ValueError, 'argnums is empty'),
+    ],
+)
+def test_positions_that_are_no_ints(argnums, error, words):
+    with pytest.raises(error, match=words):
+        custom_root(stationary, argnums)(solve_ridge)
+
+
 @pytest.mark.parametrize('argnums', [4, (1, 17), -5])
 def test_positions_that_do_not_exist(argnums):
     with pytest.raises(ValueError, match='the solver has 4 positional arguments'):

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from torchopt import checks, tree
+from torchopt.autodiff.arguments import positions_of
 from torchopt.dtypes import is_inexact
 from torchopt.implicit_diff.binding import bind, parameters_within, refuse_hidden_parameters, signature_of
 from torchopt.implicit_diff.custom_root import find_root
@@ -45,7 +46,8 @@ def custom_root(
         A decorator of ``solver_fn``.
 
     Raises:
-        ValueError: If ``argnums`` contains 0 or a position that does not exist.
+        TypeError: If ``argnums`` is neither an int nor a sequence of ints.
+        ValueError: If ``argnums`` is empty, or contains 0 or a position that does not exist.
         RuntimeError: When called: if an argument in ``argnums``, or the solution, has no floating or complex tensors;
             if ``has_aux`` is set and the result is not a pair.
         TypeError: When called without ``argnums``: if an argument is a module whose parameters require gradients.
@@ -97,7 +99,7 @@ def custom_root(
 
 
 def _positions(argnums: int | Sequence[int], signature: inspect.Signature | None) -> tuple[int, ...]:
-    chosen = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    chosen, _ = positions_of(argnums)
     positional, open_ended = 0, signature is None
     for p in signature.parameters.values() if signature is not None else ():
         positional += p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
