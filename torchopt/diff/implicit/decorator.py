@@ -47,7 +47,7 @@ def custom_root(
 
     Raises:
         TypeError: If ``argnums`` is neither an int nor a sequence of ints.
-        ValueError: If ``argnums`` is empty, or contains 0 or a position that does not exist.
+        ValueError: If ``argnums`` contains 0 or a position that does not exist.
         RuntimeError: When called: if an argument in ``argnums``, or the solution, has no floating or complex tensors;
             if ``has_aux`` is set and the result is not a pair.
         TypeError: When called without ``argnums``: if an argument is a module whose parameters require gradients.
@@ -99,6 +99,8 @@ def custom_root(
 
 
 def _positions(argnums: int | Sequence[int], signature: inspect.Signature | None) -> tuple[int, ...]:
+    if isinstance(argnums, (tuple, list)) and not argnums:
+        return ()  # no argument gets a gradient
     chosen, _ = positions_of(argnums)
     positional, open_ended = 0, signature is None
     for p in signature.parameters.values() if signature is not None else ():
