@@ -169,17 +169,18 @@ class Call(Pure):
 
     def _once_more(self, x: Leaves) -> Leaves:
         n = len(self.places)
-        replacement = self.surroundings.changed_buffers()  # which functional_call may put into a module again
-        replacement.update((id(c), t) for c, t in zip(self.captured, x[n:]))
+        replacement = {id(c): t for c, t in zip(self.captured, x[n:])}
         replacement.update((id(c), t) for c, t in zip(self.originals, x))
         if torch.is_grad_enabled() and not in_transform():
             x = tuple(
                 t.detach().requires_grad_() if f and not t.requires_grad else t for t, f in zip_longest(x, self.flags)
             )
-        mode = Replace(replacement)
         try:
-            with self.surroundings.restored(), mode if replacement else contextlib.nullcontext():
-                outputs = mode.returned(self._run(self._again(), x[:n]))
+            with self.surroundings.restored() as buffers:
+                # Buffers too, since functional_call may put the originals into a module again.
+                mode = Replace({**buffers, **replacement})
+                with mode if mode.replacement else contextlib.nullcontext():
+                    outputs = mode.returned(self._run(self._again(), x[:n]))
         except RuntimeError as error:
             if 'INTERNAL ASSERT FAILED' in str(error):  # a tensor of a transform that has ended
                 raise _HiddenTensorError from error

@@ -82,11 +82,6 @@ class Surroundings:
         """Whether a tensor is a buffer that the run changed, so that its value is restored."""
         return any(module.owns(x) for module in self.modules.values())
 
-    def changed_buffers(self) -> dict[int, Tensor]:
-        """A copy of the recorded value of each buffer that the run changed, by the id of the buffer."""
-        changed = [saved for module in self.modules.values() for saved in module.buffers.values()]
-        return {id(x): value.clone() for x, _, value in changed}
-
     def changed_later(self, x: Tensor) -> RuntimeError:
         """The error for a tensor that was changed in place after the run; it names a buffer of a module."""
         for module in (saved.module for saved in self.modules.values()):
@@ -103,8 +98,14 @@ class Surroundings:
         )
 
     @contextlib.contextmanager
-    def restored(self) -> Iterator[None]:
-        """Set the surroundings to those of the first run; restore the current ones at the end."""
+    def restored(self) -> Iterator[dict[int, Tensor]]:
+        """Set the surroundings to those of the first run; restore the current ones at the end.
+
+        Yields:
+            A copy of the recorded value of each buffer that the first run changed, by the id of the buffer.
+        """
+        changed = (saved for module in self.modules.values() for saved in module.buffers.values())
+        copies = {id(x): value.clone() for x, _, value in changed}
         with contextlib.ExitStack() as stack:
             for kind, enabled, dtype in self.autocast:
                 if enabled != torch.is_autocast_enabled(kind) or (enabled and dtype != torch.get_autocast_dtype(kind)):
@@ -117,8 +118,8 @@ class Surroundings:
             stack.callback(_fill, present)
             _fill(self.slots.values())
             for module in self.modules.values():
-                stack.callback(module.swap())
-            yield
+                stack.callback(module.swap(copies))
+            yield copies
 
 
 _NOTING: list[Callable[[dict[str, Any], str], None]] = []
@@ -194,13 +195,17 @@ class _Module:
         """See :meth:`Surroundings.owns`."""
         return any(x is saved[0] for saved in self.buffers.values())
 
-    def swap(self) -> Callable[[], None]:
-        """Set the module to its recorded state; returns the function that restores the current state."""
+    def swap(self, copies: dict[int, Tensor]) -> Callable[[], None]:
+        """Set the module to its recorded state, with copies of the buffers by their ids.
+
+        Returns:
+            The function that restores the current state.
+        """
         module, training = self.module, self.module.training
         buffers = {name: module._buffers.get(name) for name in self.buffers}
         module.training = self.training
-        for name, (_, _, value) in self.buffers.items():
-            module._buffers[name] = value.clone()
+        for name, (x, _, _) in self.buffers.items():
+            module._buffers[name] = copies[id(x)]
 
         def back() -> None:
             module.training = training
