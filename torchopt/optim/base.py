@@ -393,11 +393,9 @@ class _GroupWithoutOptions(dict[str, Any]):
     """A group of a plain optimizer, which tells schedulers of torch why it has no learning rate."""
 
     def __missing__(self, name: str) -> Any:
-        hint = (
-            'Use a class such as torchopt.SGD, or pass a schedule to the transformation, as in torchopt.sgd(schedule).'
-        )
         raise KeyError(
-            f'{name!r}: a plain optimizer takes its options from the transformation, not from groups. {hint}'
+            f'{name!r}: a plain optimizer takes its options from the transformation, not from groups. Use a class such '
+            f'as torchopt.SGD, or pass a schedule to the transformation, as in torchopt.sgd(schedule).'
         )
 
 

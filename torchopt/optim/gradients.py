@@ -105,7 +105,8 @@ def _without_own_backward() -> Iterator[None]:
             raise
         raise RuntimeError(
             'The graph of the loss was freed before the step could differentiate it. The function must only return the '
-            'loss: leave out loss.backward(), since the step computes the gradients itself.'
+            'loss: leave out loss.backward(), since the step computes the gradients itself; and compute in it what an '
+            'earlier backward pass has freed.'
         ) from error
 
 
@@ -118,7 +119,8 @@ def recomputed_gradients(
         closure: ``closure(params)`` returns a tensor of one element.
         params: Tree of tensors; those that do not require grad are frozen, save under transforms of ``torch.func``,
             which have no such flag.
-        checkpoint: As in :func:`is_closure`, which checks it.
+        checkpoint: ``'reverse'`` or ``'mixed'``, as for :func:`torchopt.value_and_grad`; None keeps the graph.
+            :func:`is_closure` has checked it.
         create_graph: Whether value and gradients are differentiable.
 
     Returns:

@@ -221,11 +221,10 @@ True
         for impl, state, params, grads in zip(self.impl_groups, self.state_groups, groups, gradients):
             if isinstance(state, UninitializedState):
                 state = impl.init(without_integers(params))
-            if type(None) not in map(type, grads.values()):
-                new, state = update_params(impl, grads, state, params, inplace=False)
-            else:
-                read = OrderedDict(zip(params, hide_integers(params.values(), grads.values())))
-                new, state = update_params(impl, grads, state, read, inplace=False)
+            is_partial = type(None) in map(type, grads.values())
+            read = OrderedDict(zip(params, hide_integers(params.values(), grads.values()))) if is_partial else params
+            new, state = update_params(impl, grads, state, read, inplace=False)
+            if is_partial:
                 new = {name: p if new[name] is None else new[name] for name, p in params.items()}
             if is_unrecorded():
                 new = {name: as_leaf(params[name], p) for name, p in new.items()}
