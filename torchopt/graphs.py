@@ -17,6 +17,7 @@ __all__ = [
     'as_non_leaf',
     'carries_graph',
     'carries_no_graph',
+    'depend',
     'detach_graph',
     'is_plain',
     'leaves_of',
@@ -28,15 +29,13 @@ __all__ = [
 def nodes_of(outputs: Iterable[Tensor], until: Iterable[Any] = ()) -> Iterator[Any]:
     """The nodes of the graph behind some tensors, each once, without recursion; not ``until`` and what is behind it."""
     stack: list[Any] = [x.grad_fn for x in outputs]
-    # Keep the nodes alive: their Python objects are created on access, and the ids of deleted ones are reused.
-    seen: dict[int, Any] = {id(node): node for node in until}
+    seen = {None, *until}  # the nodes, since their Python objects exist, and have one id, as long as they are held
     while stack:
         node = stack.pop()
-        if node is None or id(node) in seen:
-            continue
-        seen[id(node)] = node
-        yield node
-        stack.extend(n for n, _ in node.next_functions)
+        if node not in seen:
+            seen.add(node)
+            yield node
+            stack += [n for n, _ in node.next_functions]
 
 
 def leaves_of(outputs: Iterable[Tensor], until: Iterable[Any] = ()) -> list[Tensor]:
@@ -45,6 +44,16 @@ def leaves_of(outputs: Iterable[Tensor], until: Iterable[Any] = ()) -> list[Tens
     found = {id(x): x for x in outputs if x.requires_grad and x.grad_fn is None}
     found.update((id(node.variable), node.variable) for node in nodes_of(outputs, until) if hasattr(node, 'variable'))
     return list(found.values())
+
+
+def depend(outputs: Iterable[Tensor], ancestors: Iterable[Tensor], until: Iterable[Any] = ()) -> bool:
+    """Whether tensors depend on one of ``ancestors``, in the graph up to the nodes ``until``."""
+    outputs = list(outputs)
+    nodes = {x.grad_fn for x in ancestors}
+    leaves = {id(x) for x in ancestors if x.grad_fn is None}
+    return any(y.grad_fn is None and id(y) in leaves for y in outputs) or any(
+        node in nodes or id(getattr(node, 'variable', None)) in leaves for node in nodes_of(outputs, until)
+    )
 
 
 def carries_graph(x: Any) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from torchopt.autodiff.pure import Gradient, Pure
 from torchopt.autodiff.tape import Leaves
@@ -85,21 +86,26 @@ def sums_of(outputs: Leaves) -> tuple[float, float] | None:
 
     The weights differ, so that the second sum shows a change of signs or of the order.
     """
-    if not all(map(is_readable, outputs)):
+    if any(map(is_functorch_wrapped_tensor, outputs)) and not all(map(is_readable, outputs)):
         return None
-    if len(outputs) == 1 and outputs[0].numel() == 1 and outputs[0].is_floating_point():
-        value = float(outputs[0].detach())
-        return abs(value), value
     with torch.no_grad():
-        # Of a DTensor, each process compares its own part.
-        local: list[Any] = [y.detach() for y in outputs if is_inexact(y)]
-        plain = [(y.to_local() if is_dtensor(y) else y).resolve_conj() for y in local]
-        values = [torch.view_as_real(y) if y.is_complex() else y for y in plain]
-        if len(values) > 1 and sum(y.numel() for y in values) <= SHORT and len({y.device for y in values}) == 1:
+        if len(outputs) == 1 and outputs[0].numel() == 1 and outputs[0].is_floating_point():
+            value = float(outputs[0])
+            return abs(value), value
+        values = [_real(y) for y in outputs if is_inexact(y)]
+        if len(values) > 1 and sum([y.numel() for y in values]) <= SHORT and len({y.device for y in values}) == 1:
             values = [torch.cat([y.reshape(-1) for y in values])]  # fewer operations
         sizes = [torch.linalg.vector_norm(y, 1) for y in values]
         read = list(map(float, numbers(*sizes, *map(_weighted_sum, values))))
     return sum(read[: len(sizes)]), sum(read[len(sizes) :])
+
+
+def _real(x: Tensor) -> Tensor:
+    """A tensor of real numbers; of a DTensor, the part of this process."""
+    local: Any = x.detach()
+    if is_dtensor(x):
+        local = local.to_local()
+    return torch.view_as_real(local.resolve_conj()) if x.is_complex() else local
 
 
 SHORT = 1 << 14
@@ -110,7 +116,8 @@ def _weighted_sum(x: Tensor) -> Tensor:
     if x.numel() == 1:
         return x
     weights = _short_weights(x.device)[: x.numel()] if x.numel() <= SHORT else _weights(x.numel(), x.device)
-    return (x.reshape(-1) * weights).sum()
+    x = x.reshape(-1)
+    return torch.dot(x, weights) if x.dtype == weights.dtype else (x * weights).sum()
 
 
 def _weights(number: int, device: torch.device) -> Tensor:

@@ -36,6 +36,7 @@ class Replace(TorchFunctionMode):
     def __init__(self, replacement: dict[int, Tensor]) -> None:
         super().__init__()
         self.replacement = replacement
+        self.ids = replacement.keys()
         self.used: set[int] = set()
 
     def new(self, x: Tensor) -> Tensor:
@@ -51,8 +52,14 @@ class Replace(TorchFunctionMode):
         return [self.new(y) for y in outputs]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        args = self._replace(args)
-        return func(*args, **self._replace(kwargs)) if kwargs else func(*args)
+        args, kwargs = self._replaced(args, kwargs or {})
+        return func(*args, **kwargs)
+
+    def _replaced(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """The arguments of an operation; few operations have one that is replaced."""
+        if self.ids.isdisjoint(map(id, tensors_in(*args, *kwargs.values()))):
+            return args, kwargs
+        return self._replace(args), self._replace(kwargs)
 
     def _replace(self, x: Any) -> Any:
         if isinstance(x, Tensor):
@@ -84,7 +91,7 @@ class Capture(Replace):
         super().__init__(replacement or {})
         self.inside = inside
         # Weak references, since keeping all results alive would need far more memory.
-        self.made = {id(x): weakref.ref(x) for x in inside}
+        self._known = {id(x): weakref.ref(x) for x in inside}  # what was made or captured
         self._allocated: set[int] = set()
         self._old: dict[int, Tensor] = {}
         self._young: dict[int, weakref.ref[Tensor]] = {}
@@ -98,28 +105,31 @@ class Capture(Replace):
         self.start = torch._C._autograd._get_sequence_nr()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.replacement:
-            args, kwargs = self._replace((args, kwargs or {}))
-        if getattr(func, '__name__', '') == '__get__' and not isinstance(result := func(*args), Tensor):
-            return result  # an attribute such as the shape
-        used = [x for x in tensors_in((args, kwargs or {})) if not self.has_made(x)]
-        versions = [version_of(x) for x in used]
-        result = func(*args, **(kwargs or {}))
-        made = tensors_in(result)
-        if not made and not _writes(func):  # a shape or a dtype was read
+        kwargs = kwargs or {}
+        inputs = tensors_in(*args, *kwargs.values())
+        if not self.ids.isdisjoint(map(id, inputs)):
+            args, kwargs = self._replace(args), self._replace(kwargs)
+            inputs = tensors_in(*args, *kwargs.values())
+        new = [x for x in inputs if self._known.get(id(x), _gone)() is not x]
+        if new:
+            new = [x for x in new if not self._has_memory_of_result(x)]
+        versions = [version_of(x) for x in new]
+        result = func(*args, **kwargs)
+        results = [result] if isinstance(result, Tensor) else tensors_in(result)
+        if not results and not _writes(func):  # a shape or a dtype was read
             return result
-        for x, version in zip(used, versions):
+        for x, version in zip(new, versions):
             if self._is_from_outside(x):
                 self._capture(x)
             elif id(x) not in self.constants:
                 self.constants[id(x)] = (weakref.ref(x), version)
         if func in _NORMALIZATIONS:
-            self.statistics.update((id(x), x) for x in _statistics(func, args, kwargs or {}))
+            self.statistics.update((id(x), x) for x in _statistics(func, args, kwargs))
         if func is torch.autograd.grad:
             self.uses_a_graph |= any(self._has_captured(x) for x in tensors_in(args[0]))
-        for x in made:
-            if not self._has_captured(x) and not any(x is y for y in used):
-                self.made[id(x)] = weakref.ref(x)
+        for x in results:
+            if self._known.get(id(x), _gone)() is not x and not any(x is y for y in new):
+                self._known[id(x)] = weakref.ref(x)
                 if _is_wrapped(x) or not x.requires_grad:
                     self._note_place(x, (args, kwargs))
         return result
@@ -142,14 +152,14 @@ class Capture(Replace):
         return self._old | {i: x for i, x in young if x is not None}
 
     def _capture(self, x: Tensor) -> None:
+        self._known[id(x)] = reference = weakref.ref(x)
         if x.grad_fn is not None and not self._is_younger(x):
             self._old[id(x)] = x
         else:
-            self._young[id(x)] = weakref.ref(x)
+            self._young[id(x)] = reference
 
     def _has_captured(self, x: Tensor) -> bool:
-        reference = self._young.get(id(x))
-        return id(x) in self._old or (reference is not None and reference() is x)
+        return id(x) in self._old or self._young.get(id(x), _gone)() is x
 
     def has_made(self, x: Tensor) -> bool:
         """Whether a tensor is an argument, the result of an operation, or another tensor with the memory of a result.
@@ -157,10 +167,12 @@ class Capture(Replace):
         Modes do not intercept ``nn.Parameter(x)``, as in the constructor of a module or in a copy of one, nor the end
         of a transform.  Tensors from outside have memory that was allocated before the run.
         """
-        reference = self.made.get(id(x))
-        if reference is not None and reference() is x:
-            return True
-        return (type(x) is nn.Parameter or _is_wrapped(x)) and _place(x) in self._allocated
+        known = self._known.get(id(x), _gone)() is x
+        return not self._has_captured(x) if known else self._has_memory_of_result(x)
+
+    def _has_memory_of_result(self, x: Tensor) -> bool:
+        candidate = self._allocated and (type(x) is nn.Parameter or _is_wrapped(x))
+        return bool(candidate) and _place(x) in self._allocated
 
     def _note_place(self, x: Tensor, arguments: Any) -> None:
         """Record the memory of the result of an operation, unless it is that of an argument."""
@@ -191,6 +203,10 @@ class Capture(Replace):
 
 
 _is_wrapped = _functorch.is_functorch_wrapped_tensor
+
+
+def _gone() -> None:
+    """The reference to a tensor for an id without one.  An id is not enough: later tensors get those of deleted ones."""
 
 
 def _place(x: Tensor) -> int | None:
@@ -244,7 +260,7 @@ def _statistics(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ite
 
 def _writes(func: Any) -> bool:
     name = getattr(func, '__name__', '')
-    return name.endswith('_') or name == '__setitem__'
+    return name.endswith('_') and name != '__get__'  # an attribute that is read, such as the shape
 
 
 class Fix(Replace):
@@ -256,6 +272,7 @@ class Fix(Replace):
     def __init__(self, noted: dict[int, Tensor]) -> None:
         super().__init__({})
         self.noted = noted
+        self.ids = noted.keys()
 
     def leaves(self) -> list[Tensor]:
         """The constants that require grad."""
@@ -292,15 +309,14 @@ def first_sample(x: Tensor) -> Tensor:
         return first_sample(within)
 
 
-def tensors_in(x: Any) -> list[Tensor]:
+def tensors_in(*xs: Any) -> list[Tensor]:
     """The tensors in nested lists, tuples and dicts."""
-    found, left = [], [x]
-    while left:
-        y = left.pop()
-        if isinstance(y, Tensor):
-            found.append(y)
-        elif isinstance(y, (list, tuple)):
-            left.extend(reversed(y))
-        elif isinstance(y, dict):
-            left.extend(reversed(y.values()))
+    found: list[Tensor] = []
+    for x in xs:
+        if isinstance(x, Tensor):
+            found.append(x)
+        elif isinstance(x, (list, tuple)):
+            found += tensors_in(*x)
+        elif isinstance(x, dict):
+            found += tensors_in(*x.values())
     return found

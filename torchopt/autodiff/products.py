@@ -65,7 +65,7 @@ def vjp(fun: Callable[..., Leaves], primals: Leaves, cotangents: Leaves) -> Leav
 
 
 def pulled_back(
-    fun: Callable[..., Leaves], primals: Leaves, given: Sequence[int] | None = None
+    fun: Callable[..., Leaves], primals: Leaves, given: Sequence[int] | None = None, *, independent: bool = False
 ) -> tuple[Leaves, Product]:
     """The value of a function, and its vector-Jacobian product, which may be called once, in the same grad mode.
 
@@ -73,6 +73,7 @@ def pulled_back(
         fun: The function.
         primals: The arguments.
         given: The indices of the values that have cotangents; by default all.
+        independent: Whether the arguments are different leaves, on which nothing else depends that the function uses.
     """
     again = torch.is_grad_enabled()  # whether the product is differentiable, which requires its graph
     if _needs_func():
@@ -84,8 +85,9 @@ def pulled_back(
         found: Any = torch.func.vjp(with_all, *primals, has_aux=True)
         _, pull, value = found
         return value, lambda u: pull(tuple(u), retain_graph=again, create_graph=again)
+    ready = again and independent and all(x.requires_grad for x in primals)
+    tracked = primals if ready else _tracked(primals, again)
     with torch.enable_grad():
-        tracked = [_tracked(x, again) for x in primals]
         value = fun(*tracked)
     outputs = value if given is None else [value[j] for j in given]
     return value, pullback(outputs, tracked, retain_graph=again)
@@ -101,8 +103,8 @@ def jvp(fun: Callable[..., Leaves], primals: Leaves, tangents: Leaves) -> Leaves
         at, pull = torch.func.vjp(lambda *x: tuple(fun(*x)), *primals)[:2]
         return torch.func.vjp(pull, tuple(torch.zeros_like(y) for y in at))[1](tuple(tangents))[0]
     again = torch.is_grad_enabled()
+    tracked = _tracked(primals, again)
     with torch.enable_grad():
-        tracked = [_tracked(x, again) for x in primals]
         value = fun(*tracked)
         u = [torch.zeros_like(y).requires_grad_() for y in value]
         pulled = pullback(value, tracked)(u)
@@ -168,9 +170,8 @@ def is_autograd_off() -> bool:
     return torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.AutogradFunctionality)
 
 
-def _tracked(x: Tensor, again: bool) -> Tensor:
-    """A tensor to differentiate with respect to, without other paths of the graph to ``x``, such as the solution."""
-    if again and x.requires_grad:
-        return x.view_as(x)
-    with torch.no_grad():  # unlike detach(), this keeps the tangents of forward mode
-        return x.view_as(x).requires_grad_()
+def _tracked(xs: Sequence[Tensor], again: bool) -> list[Tensor]:
+    """Tensors to differentiate with respect to, without other paths of the graph to them, such as from the solution."""
+    with torch.no_grad():  # unlike detach(), views keep the tangents of forward mode
+        found = [x if again and x.requires_grad else x.view_as(x).requires_grad_() for x in xs]
+    return [x.view_as(x) if x is y else y for x, y in zip(xs, found)]

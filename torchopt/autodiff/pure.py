@@ -140,7 +140,9 @@ class Gradient(Pure):
         """Gradients and outputs."""
         if not self.wrt:
             return self.of(*x)
-        y, pull = products.pulled_back(_of_some(self.of, x, self.wrt), [x[i] for i in self.wrt], [0])
+        point = [x[i] for i in self.wrt]
+        leaves = {id(t) for t in x if t.is_leaf}
+        y, pull = products.pulled_back(_of_some(self.of, x, self.wrt), point, [0], independent=len(leaves) == len(x))
         gradients = _going_back(pull, [torch.ones_like(y[0])])
         self.verify(gradients)
         return *gradients, *y
@@ -238,9 +240,10 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def forward(fun: Pure, known: Leaves | None, *x: Tensor) -> tuple[Tensor, ...]:
-        with torch.no_grad(), own_hooks():
-            value = fun(*map(_without_graph, x)) if known is None else known
-            return tuple(_without_overlap(_without_graph(y)) for y in value)
+        if known is None:
+            with torch.no_grad(), own_hooks():
+                known = fun(*map(_without_graph, x))
+        return tuple([_without_overlap(_without_graph(y)) for y in known])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -312,6 +315,8 @@ def _without_graph(x: Tensor) -> Tensor:
 
 def _without_overlap(x: Tensor) -> Tensor:
     """The tensor, or a copy if its elements share memory, as after ``expand``: it could not have tangents."""
+    if x.is_contiguous():
+        return x
     return x.contiguous() if any(n > 1 and s == 0 for n, s in zip(x.shape, x.stride())) else x
 
 

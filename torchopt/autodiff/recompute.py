@@ -29,7 +29,7 @@ from torchopt.autodiff.pure import Pure, apply_pure, own_hooks
 from torchopt.autodiff.surroundings import Surroundings
 from torchopt.autodiff.tape import Leaves
 from torchopt.autodiff.variables import Remembered
-from torchopt.graphs import leaves_of, nodes_of
+from torchopt.graphs import depend, leaves_of
 from torchopt.levels import in_transform
 from torchopt.sharding import refuse_fsdp
 
@@ -41,8 +41,8 @@ class Call(Pure):
 
     Args:
         fun: A function of trees that returns a tree.
-        args: Its positional arguments.
-        kwargs: Its keyword arguments.
+        leaves: The leaves of the pair of its positional and its keyword arguments.
+        spec: The structure of this pair.
         keep_flags: Whether the tensors in the arguments require grad in every run if they do in the first.
         everywhere: Whether the tensors in the arguments are replaced wherever the function uses them, also in closures.
 
@@ -57,18 +57,19 @@ class Call(Pure):
     def __init__(
         self,
         fun: Callable[..., Any],
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
+        leaves: Sequence[Any],
+        spec: Any,
         *,
         keep_flags: bool = False,
         everywhere: bool = False,
     ) -> None:
         self.fun = fun
-        leaves, self.spec = tree.flatten((tuple(args), dict(kwargs)))
+        self.spec = spec
         self.places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
         self.others = [None if isinstance(x, Tensor) else x for x in leaves]
-        self.flags = [keep_flags and x.requires_grad for x in leaves if isinstance(x, Tensor)]
-        self.originals = [x for x in leaves if isinstance(x, Tensor)] if everywhere else []
+        tensors = [leaves[i] for i in self.places]
+        self.flags = [x.requires_grad for x in tensors] if keep_flags else []
+        self.originals = tensors if everywhere else []
         self.captured: list[Tensor] = []
         self.needed: set[int] = set()
         self.constants: list[tuple[Any, int | None]] = []
@@ -93,6 +94,8 @@ class Call(Pure):
                 outputs = seen.returned(self._run(self._again(), inside))
             if not in_transform() and self._misses(seen, inside, outputs):
                 raise _HiddenTensorError
+        if not seen.used:
+            self.originals = []
         self.captured = self._captured_by(seen, inside)
         self.needed = {id(x) for x in self.captured} - seen.optional
         self.seen: Capture | None = seen
@@ -169,9 +172,8 @@ class Call(Pure):
 
     def _once_more(self, x: Leaves) -> Leaves:
         n = len(self.places)
-        replacement = {id(c): t for c, t in zip(self.captured, x[n:])}
-        replacement.update((id(c), t) for c, t in zip(self.originals, x))
-        if torch.is_grad_enabled() and not in_transform():
+        replacement = {id(c): t for c, t in zip([*self.captured, *self.originals], [*x[n:], *x])}
+        if True in self.flags and torch.is_grad_enabled() and not in_transform():
             x = tuple(
                 t.detach().requires_grad_() if f and not t.requires_grad else t for t, f in zip_longest(x, self.flags)
             )
@@ -179,7 +181,7 @@ class Call(Pure):
             with self.surroundings.restored() as buffers:
                 # Buffers too, since functional_call may put the originals into a module again.
                 mode = Replace({**buffers, **replacement})
-                with mode if mode.replacement else contextlib.nullcontext():
+                with mode if mode.ids else contextlib.nullcontext():
                     outputs = mode.returned(self._run(self._again(), x[:n]))
         except RuntimeError as error:
             if 'INTERNAL ASSERT FAILED' in str(error):  # a tensor of a transform that has ended
@@ -230,14 +232,8 @@ class Call(Pure):
 
     def _check_graph(self, outputs: Leaves, x: Leaves) -> None:
         """Raise if the result still depends on the tensors that were replaced."""
-        outputs = _with_graph(outputs)
-        if not outputs or not self.captured:
-            return
-        nodes = {id(c.grad_fn) for c in self.captured if c.grad_fn is not None}
-        leaves = {id(c) for c in self.captured}
         until = [t.grad_fn for t in x if t.grad_fn is not None]
-        hidden = any(id(node) in nodes for node in nodes_of(outputs, until))
-        if hidden or any(id(leaf) in leaves for leaf in leaves_of(outputs, until)):
+        if self.captured and depend(_with_graph(outputs), self.captured, until):
             raise _HiddenTensorError
 
 
@@ -267,8 +263,9 @@ class _HiddenTensorError(RuntimeError):
 
 def recomputed(fun: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """``fun(*args, **kwargs)`` with one autograd node, which recomputes it in the backward pass."""
-    call = Call(fun, args, kwargs, keep_flags=True)
-    x = _tensors(args, kwargs)
+    leaves, spec = tree.flatten((tuple(args), dict(kwargs)))
+    call = Call(fun, leaves, spec, keep_flags=True)
+    x = [leaves[i] for i in call.places]
     if _is_plain():
         inside = [t.detach().requires_grad_(t.requires_grad) for t in x]
         with own_hooks():
@@ -303,8 +300,9 @@ def recomputed_gradient(
     Returns:
         The result and the gradients.  A gradient is None if the scalar is known not to depend on the tensor.
     """
-    call = Call(fun, args, kwargs, everywhere=total)
-    x = _tensors(args, kwargs)
+    leaves, spec = tree.flatten((tuple(args), dict(kwargs)))
+    call = Call(fun, leaves, spec, everywhere=total)
+    x = [leaves[i] for i in call.places]
     known: list[Tensor] | None = None
     used = list(wrt)
     if _is_plain():
@@ -357,16 +355,7 @@ def _moved(gradients: list[Tensor]) -> list[Tensor]:
 
 def _descendants(tensors: Leaves, ancestors: Leaves) -> list[int]:
     """The indices of the tensors that were computed from ``ancestors`` according to the graph."""
-    later = [j for j, x in enumerate(tensors) if x.grad_fn is not None]
-    if not later:
-        return []
-    nodes = {id(x.grad_fn) for x in ancestors if x.grad_fn is not None}
-    leaves = {id(x) for x in ancestors if x.grad_fn is None}
-    return [
-        j
-        for j in later
-        if any(id(node) in nodes or id(getattr(node, 'variable', None)) in leaves for node in nodes_of([tensors[j]]))
-    ]
+    return [j for j, x in enumerate(tensors) if x.grad_fn is not None and depend([x], ancestors)]
 
 
 def _add(xs: Sequence[Tensor | None], ys: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -395,10 +384,6 @@ def _with_node(call: Call, fun: Pure, x: Leaves, known: Leaves | None) -> Leaves
     if known is not None and not _needs_node(call, x):
         return known
     return apply_pure(fun, *x, *call.captured, known=known)
-
-
-def _tensors(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
-    return [x for x in tree.leaves((tuple(args), dict(kwargs))) if isinstance(x, Tensor)]
 
 
 def _with_graph(outputs: Leaves) -> list[Tensor]:

@@ -28,7 +28,7 @@ class Surroundings:
         self.random: _Random | None = None
         self.autocast: list[tuple[str, bool, torch.dtype]] = []
         self.modules: dict[int, _Module] = {}
-        self.slots: dict[tuple[int, str], tuple[dict[str, Any], str, Tensor]] = {}
+        self.slots: dict[int, tuple[dict[str, Any], dict[str, Tensor]]] = {}
 
     @contextlib.contextmanager
     def noted(self, tensors: Sequence[Tensor], seen: Capture) -> Iterator[None]:
@@ -46,19 +46,20 @@ class Surroundings:
         ]
         before = _Random(tensors)
 
-        def note(container: dict[str, Any], name: str) -> None:
-            x = container[name]
-            if x is not None and not seen.has_made(x):  # a function may put other tensors into a module temporarily
-                self.slots.setdefault((id(container), name), (container, name, x))
+        def note(container: dict[str, Any]) -> None:
+            _, noted = self.slots.setdefault(id(container), (container, {}))
+            if len(noted) < len(container):
+                # Not those that were made inside: a function may put other tensors into a module temporarily.
+                new = {name: x for name, x in container.items() if name not in noted and x is not None}
+                noted.update((name, x) for name, x in new.items() if not seen.has_made(x))
 
         def note_module(module: nn.Module, _: Any) -> None:
             if id(module) not in self.modules:
                 self.modules[id(module)] = _Module(module)
                 if module._buffers:
                     allow_unused(map(id, module._buffers.values()))  # that a copy is made here is no use of them
-                for container in (module._parameters, module._buffers):
-                    for name in container:
-                        note(container, name)
+                note(module._parameters)
+                note(module._buffers)
 
         _NOTING.append(note)
         try:
@@ -69,8 +70,7 @@ class Surroundings:
         if not before.is_unchanged():
             self.random = before
         for saved in self.modules.values():
-            for name in saved.module._parameters:
-                note(saved.module._parameters, name)
+            note(saved.module._parameters)
             saved.refuse_graph()
 
     def keep_changed(self, also: Container[int]) -> None:
@@ -85,8 +85,9 @@ class Surroundings:
     def changed_later(self, x: Tensor) -> RuntimeError:
         """The error for a tensor that was changed in place after the run; it names a buffer of a module."""
         for module in (saved.module for saved in self.modules.values()):
+            _, noted = self.slots.get(id(module._buffers), (None, {}))
             for name in module._buffers:
-                if self.slots.get((id(module._buffers), name), (None, name, None))[2] is x:
+                if noted.get(name) is x:
                     return RuntimeError(
                         f'The buffer {name!r} of {kind_of(module)}, which the function uses, was changed in place '
                         f'later, such as by a call in training mode, so the function cannot be recomputed. Before such '
@@ -114,28 +115,27 @@ class Surroundings:
                 now = self.random.of_now()
                 stack.callback(now.restore)
                 self.random.restore()
-            present = [(container, name, container[name]) for container, name, _ in self.slots.values()]
-            stack.callback(_fill, present)
-            _fill(self.slots.values())
+            for container, noted in self.slots.values():
+                stack.callback(_refill, container, dict(container))
+                container.update(noted)
             for module in self.modules.values():
                 stack.callback(module.swap(copies))
             yield copies
 
 
-_NOTING: list[Callable[[dict[str, Any], str], None]] = []
+_NOTING: list[Callable[[dict[str, Any]], None]] = []
 
 
-def note_slots(slots: Sequence[tuple[dict[str, Any], str]]) -> None:
-    """Inform the runs that are being recorded that the parameters in these slots will be replaced."""
+def note_slots(containers: Iterable[dict[str, Any]]) -> None:
+    """Inform the runs that are being recorded that parameters in these containers will be replaced."""
     for note in _NOTING:
-        for container, name in slots:
-            note(container, name)
+        for container in containers:
+            note(container)
 
 
-def _fill(slots: Iterable[tuple[dict[str, Any], str, Any]]) -> None:
-    for container, name, x in slots:
-        if container.get(name) is not x:
-            container[name] = x
+def _refill(container: dict[str, Any], content: dict[str, Any]) -> None:
+    container.clear()
+    container.update(content)
 
 
 class _Random:

@@ -293,18 +293,23 @@ def _held(places: list[tuple[dict[str, Any], str]]) -> Any:
 
 def _at_parameters(closure: Callable[[], Tensor], groups: list[Slots]) -> Callable[[list[dict[str, Any]]], Tensor]:
     """A function of nothing as one of the parameters that it finds in modules."""
-    places = [[(name, at) for name, held in slots.items() for at in held] for slots in groups]
+    places = [
+        (i, name, container, key)
+        for i, slots in enumerate(groups)
+        for name, held in slots.items()
+        for container, key in held
+    ]
+    containers = list({id(container): container for _, _, container, _ in places}.values())
 
     def at_parameters(params: list[dict[str, Any]]) -> Tensor:
-        present = [(container, key, container[key]) for group in places for _, (container, key) in group]
-        note_slots([(container, key) for container, key, _ in present])
+        note_slots(containers)
+        present = [container[key] for _, _, container, key in places]
         try:
-            for group, values in zip(places, params):
-                for name, (container, key) in group:
-                    container[key] = values[name]
+            for i, name, container, key in places:
+                container[key] = params[i][name]
             return closure()
         finally:
-            for container, key, value in present:
+            for (_, _, container, key), value in zip(places, present):
                 container[key] = value
 
     return at_parameters
