@@ -98,6 +98,10 @@ SMALL = {
 SMALL_OUT_OF_PLACE = Target(('torchopt/update_params',), 'by_hand/p - lr * g', 2.5)
 SMALL_META = Target(('torchopt/MetaSGD',), 'by_hand/SGD', 1.3)
 META = Target(('torchopt/MetaAdam',), 'by_hand/SGD', 1.2)
+CLOSURE = {
+    'step': Target(('torchopt/closure', 'torchopt/closure, mixed'), 'torchopt/loss', 1.6),
+    'grad': Target(('torchopt/reverse', 'torchopt/mixed'), 'torchopt/kept', 1.6),
+}
 SHARE = Target(('torchopt/MetaAdam',), 'torchopt/MetaAdam, plain torch', 0.1, base='by_hand/free update')
 ZERO_ORDER = {
     method: Target((f'torchopt/{method}',), f'by_hand/{method}', 1.1) for method in ('naive', 'forward', 'antithetic')
@@ -130,6 +134,11 @@ WORKLOADS = {
         Workload('small', 'sgd out of place', 'linear 8x8', 'sgd', part='functional', target=SMALL_OUT_OF_PLACE),
         Workload('small', 'MetaSGD, K=2', 'linear 8x8', 'sgd', steps=2, part='meta', target=SMALL_META),
         *(Workload('meta', f'MLP, K={k}', steps=k, target=META) for k in (5, 20)),
+        *(
+            Workload('closure', f'{part}, MLP, K={k}', steps=k, part=part, target=target)
+            for part, target in CLOSURE.items()
+            for k in (5, 20)
+        ),
         Workload('share', f'{SHARE_LEAVES} leaves, K={SHARE_STEPS}', steps=SHARE_STEPS, target=SHARE),
         *(
             Workload('zero_order', f'MLP, {method}, {ZERO_SAMPLES} samples', part=method, target=target)
@@ -148,6 +157,7 @@ KINDS = {
     'alias': 'Out-of-place step of ten optimizers of Optax',
     'small': 'Small steps, in which Python is what counts',
     'meta': 'Meta-gradient',
+    'closure': 'Meta-gradient whose losses are recomputed',
     'share': "Optimizer's share of a meta-gradient",
     'zero_order': 'Zero-order gradient',
     'implicit': 'Implicit gradient',

@@ -35,7 +35,7 @@ def nodes_of(outputs: Iterable[Tensor], until: Iterable[Any] = ()) -> Iterator[A
         if node not in seen:
             seen.add(node)
             yield node
-            stack += [n for n, _ in node.next_functions]
+            stack += [following for following, _ in node.next_functions]
 
 
 def leaves_of(outputs: Iterable[Tensor], until: Iterable[Any] = ()) -> list[Tensor]:

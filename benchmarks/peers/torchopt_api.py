@@ -53,13 +53,14 @@ def cases(work: Workload) -> Cases:
         'small': _small(work),
         'alias': {} if OLD else {'functional': FUNCTIONAL['functional']},
         'meta': {'MetaAdam': _meta},
+        'closure': {} if OLD else CLOSURE.get(work.part, {}),
         'share': {'MetaAdam': _share},
         'zero_order': {work.part: _zero_order},
         'implicit': IMPLICIT_OLD if OLD else IMPLICIT,
         'op': {'update': _op},
         'tree': {} if OLD else {'torchopt.tree': _tree},
     }[work.kind]
-    without = ('tree', 'zero_order', 'implicit', 'alias')
+    without = ('tree', 'zero_order', 'implicit', 'alias', 'closure')
     engines = {'': {}} if work.optimizer == 'sgd' or work.kind in without else ENGINES
     found = {
         variant + suffix: functools.partial(builder, work, options)
@@ -168,14 +169,17 @@ def _out_of_place(take: Callable[..., Any], work: Workload, options: dict[str, A
     return Case(run=run, check=lambda: list(run().values()))
 
 
-def _loop(net: nn.Module, make: Callable[[], Any], steps: int, inner: Any, outer: Any) -> Callable[[], Any]:
+def _loop(
+    net: nn.Module, make: Callable[[], Any], steps: int, inner: Any, outer: Any, step: Any = None
+) -> Callable[[], Any]:
     """A meta-gradient with respect to the initial parameters, to which the module is reset at the end."""
     start = dict(net._parameters)
+    step = step or (lambda optimizer: optimizer.step(inner(net)))
 
     def run() -> tuple[Tensor, ...]:
         optimizer = make()
         for _ in range(steps):
-            optimizer.step(inner(net))
+            step(optimizer)
         result = torch.autograd.grad(outer(net), list(start.values()))
         net._parameters.update(start)
         return result
@@ -186,7 +190,7 @@ def _loop(net: nn.Module, make: Callable[[], Any], steps: int, inner: Any, outer
 def _meta(work: Workload, options: dict[str, Any]) -> Case:
     net = MLP(problems.mlp_weights())
     inner, outer = meta_losses()
-    hyper = {'lr': META_LR, 'betas': BETAS, 'eps': META_EPS, **options}
+    hyper = {**META, **options}
     run = _loop(net, lambda: torchopt.MetaAdam(net, **hyper), work.steps, inner, outer)
 
     def memory() -> dict[str, float]:
@@ -203,6 +207,56 @@ def _meta(work: Workload, options: dict[str, Any]) -> Case:
         return {**allocations(run), **saved.report(leaves, work.steps)}
 
     return Case(run=run, check=lambda: list(run()), memory=memory)
+
+
+def _closure(checkpoint: str | None, work: Workload, options: dict[str, Any]) -> Case:
+    """The same loop as :func:`_meta`; without ``checkpoint`` it keeps the graph of each loss."""
+    net = MLP(problems.mlp_weights())
+    inner, outer = meta_losses()
+
+    def step(optimizer: Any) -> None:
+        if checkpoint is None:
+            optimizer.step(inner(net))
+        else:
+            optimizer.step(lambda: inner(net), checkpoint=checkpoint)
+
+    run = _loop(net, lambda: torchopt.MetaAdam(net, **META), work.steps, inner, outer, step)
+    return Case(run=run, check=lambda: list(run()), memory=lambda: allocations(run))
+
+
+def _gradient(checkpoint: str | None, work: Workload, options: dict[str, Any]) -> Case:
+    """The same by functions."""
+    start = [w.requires_grad_() for w in tensors(problems.mlp_weights())]
+    inner, outer = meta_losses()
+    tx = torchopt.adam(**META, moment_requires_grad=True)
+
+    def loss_of(loss: Any) -> Callable[[list[Tensor]], Tensor]:
+        return lambda params: loss(functools.partial(torch_problems.mlp, params))
+
+    gradient = torchopt.grad(loss_of(inner), checkpoint=checkpoint)
+
+    def run() -> tuple[Tensor, ...]:
+        params, state = start, tx.init(start)
+        for _ in range(work.steps):
+            params, state = torchopt.update_params(tx, gradient(params), state, params)
+        return torch.autograd.grad(loss_of(outer)(params), start)
+
+    return Case(run=run, check=lambda: list(run()), memory=lambda: allocations(run))
+
+
+META = {'lr': META_LR, 'betas': BETAS, 'eps': META_EPS}
+CLOSURE = {
+    'step': {
+        'loss': functools.partial(_closure, None),
+        'closure': functools.partial(_closure, 'reverse'),
+        'closure, mixed': functools.partial(_closure, 'mixed'),
+    },
+    'grad': {
+        'kept': functools.partial(_gradient, None),
+        'reverse': functools.partial(_gradient, 'reverse'),
+        'mixed': functools.partial(_gradient, 'mixed'),
+    },
+}
 
 
 def _small_meta(work: Workload, options: dict[str, Any]) -> Case:

@@ -171,8 +171,9 @@ class Capture(Replace):
         return not self._has_captured(x) if known else self._has_memory_of_result(x)
 
     def _has_memory_of_result(self, x: Tensor) -> bool:
-        candidate = self._allocated and (type(x) is nn.Parameter or _is_wrapped(x))
-        return bool(candidate) and _place(x) in self._allocated
+        if not self._allocated or not (type(x) is nn.Parameter or _is_wrapped(x)):
+            return False
+        return _place(x) in self._allocated
 
     def _note_place(self, x: Tensor, arguments: Any) -> None:
         """Record the memory of the result of an operation, unless it is that of an argument."""
@@ -206,7 +207,7 @@ _is_wrapped = _functorch.is_functorch_wrapped_tensor
 
 
 def _gone() -> None:
-    """The reference to a tensor for an id without one.  An id is not enough: later tensors get those of deleted ones."""
+    """A reference for ids without one.  Ids alone do not suffice, since later tensors get those of deleted ones."""
 
 
 def _place(x: Tensor) -> int | None:

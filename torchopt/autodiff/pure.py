@@ -263,8 +263,9 @@ class _Recomputed(torch.autograd.Function):
             # Autograd frees the tensors here.  The function may refer to a module whose parameters refer to this graph;
             # Python cannot collect such a cycle.
             ctx.fun = None
-        result: list[Any] = [None] * len(ctx.needs_input_grad)
-        needed = [i for i, t in enumerate(x) if ctx.needs_input_grad[i + 2] and is_inexact(t)]
+        asked = ctx.needs_input_grad[2:]
+        needed = [i for i, t in enumerate(x) if asked[i] and is_inexact(t)]
+        result: list[Any] = [None] * len(x)
         given = [j for j in ctx.inexact if bar[j] is not None]
         if needed and given:
             wanted, given = (
@@ -274,8 +275,8 @@ class _Recomputed(torch.autograd.Function):
             cotangents = [_zeros(*ctx.zeros[j]) if bar[j] is None else bar[j] for j in given]
             found = apply_pure(fun.vjp(len(x), wanted, given), *x, *cotangents)
             for i, t in zip(wanted, found):
-                result[i + 2] = t if ctx.needs_input_grad[i + 2] else None
-        return tuple(result)
+                result[i] = t if asked[i] else None
+        return None, None, *result
 
     @staticmethod
     def jvp(ctx: Any, _: None, __: None, *dots: Tensor | None) -> tuple[Any, ...]:

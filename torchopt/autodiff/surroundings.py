@@ -50,8 +50,11 @@ class Surroundings:
             _, noted = self.slots.setdefault(id(container), (container, {}))
             if len(noted) < len(container):
                 # Not those that were made inside: a function may put other tensors into a module temporarily.
-                new = {name: x for name, x in container.items() if name not in noted and x is not None}
-                noted.update((name, x) for name, x in new.items() if not seen.has_made(x))
+                noted |= {
+                    name: x
+                    for name, x in container.items()
+                    if x is not None and name not in noted and not seen.has_made(x)
+                }
 
         def note_module(module: nn.Module, _: Any) -> None:
             if id(module) not in self.modules:

@@ -146,9 +146,10 @@ def recomputed_gradients(
 
     def loss_of(params: Any) -> torch.Tensor:
         loss = closure(params)
-        _check_scalar(loss)
-        if torch.is_grad_enabled() and not in_transform():
-            _check_graph(loss)
+        with torch._C.DisableTorchFunction():  # which records what the closure does
+            _check_scalar(loss)
+            if torch.is_grad_enabled() and not in_transform():
+                _check_graph(loss)
         return loss
 
     with torch.set_grad_enabled(create_graph and torch.is_grad_enabled()), _without_own_backward():
