@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Comparison of a run with the first one: a function of a changed object gives other results.
-
-A copy of short results is kept, which costs the least time; of longer ones, sums.
-"""
+"""Comparison of a run with the first one, by sums: a function of a changed object gives other results."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -21,13 +19,7 @@ from torchopt.levels import is_readable
 from torchopt.scalars import numbers
 from torchopt.sharding import is_dtensor
 
-__all__ = ['SHORT', 'Record', 'SameGradient', 'check_same', 'record_of']
-
-Record = Tensor | tuple[float, float]
-"""All elements; or the sum of their absolute values, and a sum with fixed weights.
-
-The weights differ, so that the second sum shows a change of signs or of the order.
-"""
+__all__ = ['SHORT', 'SameGradient', 'check_same', 'sums_of']
 
 
 class SameGradient(Gradient):
@@ -40,16 +32,16 @@ class SameGradient(Gradient):
         fun: The function.
         wrt: The arguments to differentiate with respect to.
         mixed: Whether products with the Hessian are computed forward over reverse.
-        value: The record of the results of the first run; None if they are unknown.
+        value: The sums of the results of the first run; None if they are unknown.
         gradients: The gradients of the first run; None if they are unknown.
     """
 
     def __init__(
-        self, fun: Pure, wrt: Sequence[int], mixed: bool, value: Record | None, gradients: Leaves | None
+        self, fun: Pure, wrt: Sequence[int], mixed: bool, value: tuple[float, float] | None, gradients: Leaves | None
     ) -> None:
         super().__init__(fun, wrt, mixed)
-        self.record = None if gradients is None else record_of(gradients)
-        self.value = value
+        self.sums = None if gradients is None else sums_of(gradients)
+        self.noise = 0.0 if value is None else abs(value[0])
         # Autocast may round the gradients of the two runs at other places, since it keeps the casts of leaves.
         kinds = {x.device.type for x in gradients or ()}
         self.epsilon = max(
@@ -58,26 +50,24 @@ class SameGradient(Gradient):
 
     def verify(self, gradients: Leaves) -> None:
         """Raise if the gradients differ."""
-        check_same('gradient', gradients, self.record, value=self.value, epsilon=self.epsilon)
+        check_same('gradient', gradients, self.sums, noise=self.noise, epsilon=self.epsilon)
 
 
 def check_same(
-    name: str, outputs: Leaves, old: Record | None, *, value: Record | None = None, epsilon: float = 0.0
+    name: str, outputs: Leaves, old: tuple[float, float] | None, *, noise: float = 0.0, epsilon: float = 0.0
 ) -> None:
-    """Raise if tensors are not those of the first run.
+    """Raise if the sums of tensors are not those of the first run.
 
     Args:
         name: What the tensors are.
         outputs: The tensors.
-        old: The record of the first run, None if it is unknown.
-        value: The record of a value whose rounding errors may be the whole sum.
+        old: The sums of the first run, None if they are unknown.
+        noise: A number whose rounding errors may be the whole sum.
         epsilon: The relative rounding error of the computation, if it is larger than that of the tensors.
     """
-    record = None if old is None else record_of(outputs)
-    if record is None or old is None or _are_equal(record, old):
+    new = None if old is None else sums_of(outputs)
+    if new is None or old is None or new == old:
         return
-    new, old = _sums_of(record), _sums_of(old)
-    noise = 0.0 if value is None else _sums_of(value)[0]
     epsilon = max(epsilon, *(torch.finfo(y.dtype).eps for y in outputs if is_inexact(y)))
     precision = epsilon**0.5
     tolerance = precision * max(new[0], old[0]) + precision**3 + 1e3 * epsilon * noise
@@ -91,32 +81,24 @@ def check_same(
             )
 
 
-def record_of(outputs: Leaves) -> Record | None:
-    """What later results are compared with; None if the tensors cannot be read."""
+def sums_of(outputs: Leaves) -> tuple[float, float] | None:
+    """The sum of all absolute values and a sum with fixed weights, or None if they cannot be read.
+
+    The weights differ, so that the second sum shows a change of signs or of the order.
+    """
     if any(map(is_functorch_wrapped_tensor, outputs)) and not all(map(is_readable, outputs)):
         return None
     with torch.no_grad():
         if len(outputs) == 1 and outputs[0].numel() == 1 and outputs[0].is_floating_point():
             value = float(outputs[0].detach())
             return abs(value), value
-        values = [y if type(y) is Tensor and y.is_floating_point() else _real(y) for y in outputs if is_inexact(y)]
-        if sum([y.numel() for y in values]) <= SHORT and len({y.device for y in values}) == 1:
-            return torch.cat([y.reshape(-1) for y in values])
-        return _sums(values)
-
-
-def _are_equal(x: Record, y: Record) -> bool:
-    if isinstance(x, Tensor) and isinstance(y, Tensor):
-        return x.device == y.device and x.dtype == y.dtype and torch.equal(x, y)
-    return type(x) is type(y) and x == y
-
-
-def _sums_of(record: Record) -> tuple[float, float]:
-    return _sums([record]) if isinstance(record, Tensor) else record
-
-
-def _sums(values: Leaves) -> tuple[float, float]:
-    with torch.no_grad():
+        values = [
+            y if type(y) is Tensor and y.is_floating_point() else _real(y)
+            for y in outputs
+            if y.is_floating_point() or y.is_complex()
+        ]
+        if len(values) > 1 and sum([y.numel() for y in values]) <= SHORT and len({y.device for y in values}) == 1:
+            values = [torch.cat([y.reshape(-1) for y in values])]  # fewer operations
         sizes = [torch.linalg.vector_norm(y, 1) for y in values]
         read = list(map(float, numbers(*sizes, *map(_weighted_sum, values))))
     return sum(read[: len(sizes)]), sum(read[len(sizes) :])
@@ -131,11 +113,22 @@ def _real(x: Tensor) -> Tensor:
 
 
 SHORT = 1 << 14
-"""Up to so many elements, a copy is cheaper than sums and takes little memory, and leaves small gaps."""
+"""Up to so many elements, copying tensors into one is cheaper than an operation for each, and their gaps are small."""
 
 
 def _weighted_sum(x: Tensor) -> Tensor:
     if x.numel() == 1:
         return x
-    weights = torch.arange(1, x.numel() + 1, dtype=torch.float32, device=x.device).cos_()
-    return (x.reshape(-1) * weights).sum()
+    if x.numel() > SHORT:
+        return (x.reshape(-1) * _weights(x.numel(), x.device)).sum()
+    weights = _short_weights(x.device)[: x.numel()]
+    return torch.dot(x.reshape(-1), weights) if x.dtype == weights.dtype else (x.reshape(-1) * weights).sum()
+
+
+def _weights(number: int, device: torch.device) -> Tensor:
+    return torch.arange(1, number + 1, dtype=torch.float32, device=device).cos_()
+
+
+@functools.cache
+def _short_weights(device: torch.device) -> Tensor:
+    return _weights(SHORT, device)

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from torchopt import tree
-from torchopt.autodiff.comparison import SHORT, Record, SameGradient, check_same, record_of
+from torchopt.autodiff.comparison import SHORT, SameGradient, check_same, sums_of
 from torchopt.autodiff.modes import Capture, Replace, allow_unused, matters, replacement_of, version_of
 from torchopt.autodiff.pure import Pure, apply_pure, own_hooks
 from torchopt.autodiff.surroundings import Surroundings
@@ -75,7 +75,7 @@ class Call(Pure):
         self.constants: list[tuple[Any, int | None]] = []
         self.surroundings = Surroundings()
         self.shown: set[int] = set()
-        self.record: Record | None = None
+        self.sums: tuple[float, float] | None = None
         self.outputs: int | None = None
 
     def first(self, inside: Leaves) -> Leaves:
@@ -149,13 +149,13 @@ class Call(Pure):
         return tree.unflatten(self.result_spec, [next(rest) if isinstance(x, _Hole) else x for x in self.result])
 
     def settle(self, outputs: Leaves) -> None:
-        """Record what later runs are compared with: the constants, and a record of these outputs without a graph.
+        """Record what later runs are compared with: the constants, and sums over these outputs without a graph.
 
         To be called when the graph of the first run is gone, and with it the results of transforms that ended inside,
         which look like constants.
         """
         self._note_constants()
-        self.record = record_of(outputs) if outputs else None
+        self.sums = sums_of(outputs) if outputs else None
 
     def __call__(self, *x: Tensor) -> Leaves:
         """Run the function again with the recorded inputs."""
@@ -167,7 +167,7 @@ class Call(Pure):
                 raise
             self.shown = set(map(id, self.captured))
             outputs = self._once_more(x)
-        check_same('value', outputs, self.record)
+        check_same('value', outputs, self.sums)
         return outputs
 
     def _once_more(self, x: Leaves) -> Leaves:
@@ -325,7 +325,7 @@ def recomputed_gradient(
     else:
         _explore(call, x)
     compared = known[: len(used)] if known is not None and _needs_node(call, x) else None
-    gradient = SameGradient(call, used, mixed, call.record, compared)
+    gradient = SameGradient(call, used, mixed, call.sums, compared)
     outputs = _with_node(call, gradient, x, known)
     partial = dict(zip(used, outputs))
     gradients = [partial.get(i) for i in wrt]
