@@ -52,14 +52,10 @@ class Replace(TorchFunctionMode):
         return [self.new(y) for y in outputs]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        args, kwargs = self._replaced(args, kwargs or {})
+        kwargs = kwargs or {}
+        if not self.ids.isdisjoint(map(id, tensors_in(*args, *kwargs.values()))):  # few operations use one of them
+            args, kwargs = self._replace(args), self._replace(kwargs)
         return func(*args, **kwargs)
-
-    def _replaced(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """The arguments of an operation; few operations have one that is replaced."""
-        if self.ids.isdisjoint(map(id, tensors_in(*args, *kwargs.values()))):
-            return args, kwargs
-        return self._replace(args), self._replace(kwargs)
 
     def _replace(self, x: Any) -> Any:
         if isinstance(x, Tensor):

@@ -94,7 +94,7 @@ class Call(Pure):
                 outputs = seen.returned(self._run(self._again(), inside))
             if not in_transform() and self._misses(seen, inside, outputs):
                 raise _HiddenTensorError
-        if not seen.used:
+        if not seen.used:  # then no run needs a mode for them
             self.originals = []
         self.captured = self._captured_by(seen, inside)
         self.needed = {id(x) for x in self.captured} - seen.optional
@@ -172,7 +172,8 @@ class Call(Pure):
 
     def _once_more(self, x: Leaves) -> Leaves:
         n = len(self.places)
-        replacement = {id(c): t for c, t in zip([*self.captured, *self.originals], [*x[n:], *x])}
+        replacement = {id(c): t for c, t in zip(self.captured, x[n:])}
+        replacement.update((id(c), t) for c, t in zip(self.originals, x))
         if True in self.flags and torch.is_grad_enabled() and not in_transform():
             x = tuple(
                 t.detach().requires_grad_() if f and not t.requires_grad else t for t, f in zip_longest(x, self.flags)

@@ -146,7 +146,7 @@ def recomputed_gradients(
 
     def loss_of(params: Any) -> torch.Tensor:
         loss = closure(params)
-        with torch._C.DisableTorchFunction():  # which records what the closure does
+        with torch._C.DisableTorchFunction():  # modes need not see what is read here
             _check_scalar(loss)
             if torch.is_grad_enabled() and not in_transform():
                 _check_graph(loss)
