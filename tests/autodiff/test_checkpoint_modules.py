@@ -100,3 +100,36 @@ def test_buffers_of_functional_call_are_updated_once() -> None:
         results.append((torch.autograd.grad(value, list(params.values())), buffers))
     assert_trees_close(results[1], results[0], 1e-12)
     assert int(results[1][1]['1.num_batches_tracked']) == 1
+
+
+def test_a_parameter_that_is_removed_after_the_first_run() -> None:
+    """The second run has it, as the first did; afterwards the module is as the caller left it."""
+    net = nn.Linear(3, 1, dtype=DOUBLE)
+    x, weight = leaf(3), net.weight
+    value = torchopt.checkpoint(net)(x).sum()
+    del net.weight
+    net.scale = nn.Parameter(torch.ones((), dtype=DOUBLE))
+    assert_trees_close(torch.autograd.grad(value, [x, weight]), (weight[0].detach(), x[None].detach()), 1e-12)
+    assert list(net._parameters) == ['bias', 'scale']
+
+
+READS = {
+    'shape': lambda w: w.shape[0],
+    'size': lambda w: w.size(0),
+    'numel': lambda w: w.numel(),
+    'requires_grad': lambda w: 2 + w.requires_grad,
+    'dtype': lambda w: torch.finfo(w.dtype).bits,
+    'is_floating_point': lambda w: 2 + w.is_floating_point(),
+}
+
+
+@pytest.mark.parametrize('read', READS.values(), ids=READS)
+def test_what_is_read_of_a_tensor_is_no_use_of_its_values(read: Callable[[torch.Tensor], float]) -> None:
+    """So the tensor may be changed in place afterwards, and is no input of the node."""
+    x, w = leaf(3), leaf(3)
+    value = torchopt.checkpoint(lambda x: x.sin().sum() * read(w))(x)
+    with torch.no_grad():
+        w.add_(1.0)
+    in_x, in_w = torch.autograd.grad(value, [x, w], allow_unused=True)
+    assert_trees_close(in_x, x.detach().cos() * read(w), 1e-12)
+    assert in_w is None
