@@ -194,10 +194,18 @@ def _some_vector(like: Tensor) -> Tensor:
 def _on_leaves(
     fun: Callable[[Any], Any], domain: TreeShape, range_: TreeShape, name: str, what: str = 'matvec'
 ) -> Callable[[Leaves], Leaves]:
-    result = f'{name}: {what}(x)'
-    if domain.alone is None:
-        return lambda x: range_.unpack(fun(domain.pack(x)), result)
-    return lambda x: range_.unpack(fun(x[0]), result)
+    """The function of lists of leaves, whose results are checked."""
+    result, is_alone = f'{name}: {what}(x)', domain.alone is not None
+    shape, dtype = range_.alone or (None, None)
+
+    def product(x: Leaves) -> Leaves:
+        y = fun(x[0] if is_alone else domain.pack(x))
+        # Most results are as they should be: this spares a call for each product.
+        if type(y) is Tensor and y.dtype is dtype and y.shape == shape:
+            return (y,)
+        return range_.unpack(y, result)
+
+    return product
 
 
 def _require_square(fun: Callable[[Leaves], Leaves], shape: TreeShape, name: str) -> None:
