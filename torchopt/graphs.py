@@ -18,6 +18,7 @@ __all__ = [
     'carries_graph',
     'carries_no_graph',
     'detach_graph',
+    'ends_of',
     'is_plain',
     'leaves_of',
     'nodes_of',
@@ -45,6 +46,24 @@ def leaves_of(outputs: Iterable[Tensor], until: Iterable[Any] = ()) -> list[Tens
     found = {id(x): x for x in outputs if x.requires_grad and x.grad_fn is None}
     found.update((id(node.variable), node.variable) for node in nodes_of(outputs, until) if hasattr(node, 'variable'))
     return list(found.values())
+
+
+def ends_of(outputs: Iterable[Tensor], start: int) -> list[Any]:
+    """The nodes at which the part of a graph that begins with the sequence number ``start`` ends.
+
+    These are the nodes of leaves, older nodes, and possibly nodes that other threads have created.
+    """
+    stack = [x.grad_fn for x in outputs if x.grad_fn is not None]
+    seen, ends = set(stack), []
+    while stack:
+        node = stack.pop()
+        if node._sequence_nr() < start or not node.next_functions:
+            ends.append(node)
+            continue
+        new = {n for n, _ in node.next_functions if n is not None and n not in seen}
+        seen |= new
+        stack.extend(new)
+    return ends
 
 
 def carries_graph(x: Any) -> bool:

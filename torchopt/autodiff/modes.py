@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import types
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from torchopt.autodiff.tape import Leaves
 from torchopt.graphs import leaves_of
-from torchopt.levels import beneath, has_tangent, in_transform, without_ended, without_wrappers
+from torchopt.levels import apply_function, beneath, has_tangent, in_transform, without_ended, without_wrappers
 
 __all__ = [
     'Capture',
@@ -24,6 +25,7 @@ __all__ = [
     'as_leaf_like',
     'first_sample',
     'matters',
+    'next_node',
     'replacement_of',
     'tensors_in',
     'version_of',
@@ -95,16 +97,28 @@ class Capture(Replace):
         """Whether the function differentiates a graph that was recorded outside, earlier."""
         top = _functorch.peek_interpreter_stack()
         self.depth = 0 if top is None else top.level()
-        self.start = torch._C._autograd._get_sequence_nr()
+        self.start = self._next = next_node()
+        self._has_gap = False
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    @property
+    def has_seen_all_nodes(self) -> bool:
+        """Whether each node of the run was created by an operation that this mode has intercepted.
+
+        The sequence numbers of nodes are consecutive, so that a node which arises elsewhere, such as that of an
+        autograd Function, leaves a gap.
+        """
+        return not self._has_gap and self._next == next_node()
+
+    def __torch_function__(self, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self.replacement:
             args, kwargs = self._replace((args, kwargs or {}))
         if getattr(func, '__name__', '') == '__get__' and not isinstance(result := func(*args), Tensor):
             return result  # an attribute such as the shape
-        used = [x for x in tensors_in((args, kwargs or {})) if not self.has_made(x)]
+        used = [x for x in tensors_in((*args, kwargs)) if not self.has_made(x)]
         versions = [version_of(x) for x in used]
+        self._has_gap |= self._next != next_node() or not _is_function_of_arguments(func, kinds)
         result = func(*args, **(kwargs or {}))
+        self._next = next_node()
         made = tensors_in(result)
         if not made and not _writes(func):  # a shape or a dtype was read
             return result
@@ -191,6 +205,27 @@ class Capture(Replace):
 
 
 _is_wrapped = _functorch.is_functorch_wrapped_tensor
+
+next_node: Callable[[], int] = torch._C._autograd._get_sequence_nr
+"""The sequence number of the next node of a graph that this thread creates."""
+
+_NATIVE = (
+    types.BuiltinFunctionType,
+    types.MethodDescriptorType,
+    types.MethodWrapperType,
+    types.WrapperDescriptorType,
+)
+
+
+def _is_function_of_arguments(func: Any, kinds: Any) -> bool:
+    """Whether an intercepted function is known to depend on the tensors in its arguments only.
+
+    A function in Python may close over others, or call functions that do, also that of a subclass of tensors.
+    ``torch.autograd.grad`` also depends on the graphs of its arguments.
+    """
+    is_native = isinstance(func, _NATIVE) or func is apply_function
+    is_operator = not is_native and func.__module__ == 'torch._tensor' and func.__name__.startswith('__')
+    return (is_native or is_operator) and all(kind is Tensor for kind in kinds)
 
 
 def _place(x: Tensor) -> int | None:
@@ -294,13 +329,12 @@ def first_sample(x: Tensor) -> Tensor:
 
 def tensors_in(x: Any) -> list[Tensor]:
     """The tensors in nested lists, tuples and dicts."""
-    found, left = [], [x]
-    while left:
-        y = left.pop()
+    if isinstance(x, Tensor):
+        return [x]
+    found: list[Tensor] = []
+    for y in x.values() if isinstance(x, dict) else x if isinstance(x, (list, tuple)) else ():
         if isinstance(y, Tensor):
             found.append(y)
-        elif isinstance(y, (list, tuple)):
-            left.extend(reversed(y))
-        elif isinstance(y, dict):
-            left.extend(reversed(y.values()))
+        elif isinstance(y, (list, tuple, dict)):
+            found += tensors_in(y)
     return found

@@ -204,6 +204,8 @@ class _Solve(torch.autograd.Function):
             # u = A^-H x_bar
             u: Leaves = solve_again(system, consts, approximate, x_bar, transposed=not system.method.symmetric)
             if wanted:
+                if not torch.is_grad_enabled():
+                    x = [z.detach() for z in x]  # so that no graph leads to the solution
                 # theta_bar = -(d/dtheta A(theta) x)^H u
                 product = replacing(system.operator.matvec, consts, wanted, x)
                 theta_bar: Leaves = vjp(product, [consts[i] for i in wanted], [-g for g in u])
