@@ -57,16 +57,14 @@ class Replace(TorchFunctionMode):
         return func(*args, **self._replace(kwargs)) if kwargs else func(*args)
 
     def _replace(self, x: Any) -> Any:
-        if isinstance(x, Tensor):
-            return self.new(x)
-        kind = type(x)
-        if kind is tuple:
-            return tuple([self._replace(y) for y in x])
-        if kind is list:
-            return [self._replace(y) for y in x]
-        if kind is dict:
-            return {k: self._replace(y) for k, y in x.items()}
-        return x
+        """The same nested tuple, list or dict with other tensors."""
+        if isinstance(x, dict):
+            return dict(zip(x, self._replace([*x.values()])))
+        new = [
+            self.new(y) if isinstance(y, Tensor) else self._replace(y) if type(y) in (tuple, list, dict) else y
+            for y in x
+        ]
+        return tuple(new) if type(x) is tuple else new
 
 
 class Capture(Replace):
@@ -110,14 +108,16 @@ class Capture(Replace):
         return not self._has_gap and self._next == next_node()
 
     def __torch_function__(self, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         if self.replacement:
-            args, kwargs = self._replace((args, kwargs or {}))
+            args, kwargs = self._replace((args, kwargs))
         if getattr(func, '__name__', '') == '__get__' and not isinstance(result := func(*args), Tensor):
             return result  # an attribute such as the shape
-        used = [x for x in tensors_in((*args, kwargs)) if not self.has_made(x)]
+        given = tensors_in((*args, kwargs))
+        used = [x for x in given if not self.has_made(x)]
         versions = [version_of(x) for x in used]
         self._has_gap |= self._next != next_node() or not _is_function_of_arguments(func, kinds)
-        result = func(*args, **(kwargs or {}))
+        result = func(*args, **kwargs)
         self._next = next_node()
         made = tensors_in(result)
         if not made and not _writes(func):  # a shape or a dtype was read
@@ -128,14 +128,14 @@ class Capture(Replace):
             elif id(x) not in self.constants:
                 self.constants[id(x)] = (weakref.ref(x), version)
         if func in _NORMALIZATIONS:
-            self.statistics.update((id(x), x) for x in _statistics(func, args, kwargs or {}))
+            self.statistics.update((id(x), x) for x in _statistics(func, args, kwargs))
         if func is torch.autograd.grad:
             self.uses_a_graph |= any(self._has_captured(x) for x in tensors_in(args[0]))
         for x in made:
             if not self._has_captured(x) and not any(x is y for y in used):
                 self.made[id(x)] = weakref.ref(x)
                 if _is_wrapped(x) or not x.requires_grad:
-                    self._note_place(x, (args, kwargs))
+                    self._note_place(x, given)
         return result
 
     def returned(self, outputs: Leaves) -> Leaves:
@@ -176,17 +176,17 @@ class Capture(Replace):
             return True
         return (type(x) is nn.Parameter or _is_wrapped(x)) and _place(x) in self._allocated
 
-    def _note_place(self, x: Tensor, arguments: Any) -> None:
+    def _note_place(self, x: Tensor, arguments: Leaves) -> None:
         """Record the memory of the result of an operation, unless it is that of an argument."""
         place = _place(x)
-        if place is not None and place not in map(_place, tensors_in(arguments)):
+        if place is not None and place not in map(_place, arguments):
             self._allocated.add(place)
 
     def _is_from_outside(self, x: Tensor) -> bool:
         if not matters(x):
             return False
-        x = without_ended(replacement_of(x))
-        if _is_wrapped(x):
+        x = replacement_of(x)
+        if _is_wrapped(x) and _is_wrapped(x := without_ended(x)):
             return _functorch.maybe_get_level(x) <= self.depth
         return not (self._is_younger(x) and (x.is_cpu or self._descends_from_arguments(x)))
 
@@ -230,8 +230,9 @@ def _is_function_of_arguments(func: Any, kinds: Any) -> bool:
 
 def _place(x: Tensor) -> int | None:
     """The address of the memory of a tensor, beneath all transforms; None if it has none of its own."""
-    x = without_wrappers(without_ended(x))
-    if type(x) not in (Tensor, nn.Parameter) or x.layout != torch.strided:
+    if _is_wrapped(x):
+        x = without_wrappers(without_ended(x))
+    if type(x) not in (Tensor, nn.Parameter) or x.layout is not torch.strided:
         return None
     return x.untyped_storage().data_ptr() or None
 
@@ -258,7 +259,8 @@ def matters(x: Tensor) -> bool:
 
 def version_of(x: Tensor) -> int | None:
     """The version counter of a tensor, or None if it has none."""
-    x = without_wrappers(without_ended(x))
+    if _is_wrapped(x):
+        x = without_wrappers(without_ended(x))
     return None if x.is_inference() else x._version
 
 
