@@ -111,8 +111,6 @@ class Capture(Replace):
         kwargs = kwargs or {}
         if self.replacement:
             args, kwargs = self._replace((args, kwargs))
-        if getattr(func, '__name__', '') == '__get__' and not isinstance(result := func(*args), Tensor):
-            return result  # an attribute such as the shape
         given = tensors_in((*args, kwargs))
         used = [x for x in given if not self.has_made(x)]
         versions = [version_of(x) for x in used]
@@ -281,7 +279,7 @@ def _statistics(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ite
 
 def _writes(func: Any) -> bool:
     name = getattr(func, '__name__', '')
-    return name.endswith('_') or name == '__setitem__'
+    return name.endswith('_') and name != '__get__'
 
 
 class Fix(Replace):
