@@ -194,16 +194,16 @@ def _some_vector(like: Tensor) -> Tensor:
 def _on_leaves(
     fun: Callable[[Any], Any], domain: TreeShape, range_: TreeShape, name: str, what: str = 'matvec'
 ) -> Callable[[Leaves], Leaves]:
-    """The function of lists of leaves, whose results are checked."""
+    """The function of lists of leaves; its result is checked until it needs no conversion, which it never will."""
     result, is_alone = f'{name}: {what}(x)', domain.alone is not None
-    shape, dtype = range_.alone or (None, None)
+    is_right = False
 
     def product(x: Leaves) -> Leaves:
+        nonlocal is_right
         y = fun(x[0] if is_alone else domain.pack(x))
-        # Most results are as they should be: this spares a call for each product.
-        if type(y) is Tensor and y.dtype is dtype and y.shape == shape:
-            return (y,)
-        return range_.unpack(y, result)
+        if not is_right:
+            is_right = type(y) is Tensor and (y.shape, y.dtype) == range_.alone
+        return (y,) if is_right else range_.unpack(y, result)
 
     return product
 
