@@ -46,7 +46,8 @@ class ConjugateGradient(IterativeOptions):
         for k in range(1, steps + 1):
             pAp = torch.dot(p, Ap).item()
             alpha = rz / pAp if pAp else 0.0
-            x, r = x.add_(p, alpha=alpha), torch.add(r, Ap, alpha=-alpha)
+            x.add_(p, alpha=alpha)
+            r = torch.add(r, Ap, alpha=-alpha)
             z = problem.precondition(r) if is_preconditioned else r
             before, rz = rz, torch.dot(r, z).item()
             size = norm(r) if is_preconditioned else rz**0.5
@@ -61,13 +62,15 @@ class ConjugateGradient(IterativeOptions):
         is_preconditioned = problem.is_preconditioned
         x, p = torch.zeros_like(r), problem.precondition(r)
         rz = inner(r, p) if is_preconditioned else size * size
-        for k in range(1, steps + 1):
+        k = 0
+        while k < steps:
             Ap = problem.matvec(p)
             alpha = step_size(rz, inner(p, Ap), size, limit)
             x, r = torch.addcmul(x, p, alpha), torch.addcmul(r, Ap, -alpha)
             z = problem.precondition(r)
             before, rz = rz, inner(r, z)
             size = norm(r) if is_preconditioned else rz**0.5
+            k += 1
             if not can_improve(size, limit, alpha):
                 break
             p = torch.addcmul(z, p, divide(rz, before))

@@ -194,7 +194,7 @@ def _some_vector(like: Tensor) -> Tensor:
 def _on_leaves(
     fun: Callable[[Any], Any], domain: TreeShape, range_: TreeShape, name: str, what: str = 'matvec'
 ) -> Callable[[Leaves], Leaves]:
-    """The function of lists of leaves; its result is checked until it needs no conversion, which it never will."""
+    """The function of lists of leaves; its results are checked, up to the first one that needs no conversion."""
     result, is_alone = f'{name}: {what}(x)', domain.alone is not None
     is_right = False
 
