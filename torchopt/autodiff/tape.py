@@ -2,11 +2,12 @@
 """A linear map, recorded once as a list of tensor operations, and then repeated without autograd.
 
 A product with a Jacobian is a backward pass through a graph, whose overhead exceeds the arithmetic for systems of a few
-hundred unknowns.  All products of one solve are the same operations on different numbers.  So the second product is
-recorded below autograd (recording does not pay for a single product).  Later products repeat only the operations that
-depend on the vector; the results of the others are kept.
+hundred unknowns.  All products of one solve are the same operations on different numbers.  So the first product is
+recorded below autograd.  Later products repeat only the operations that depend on the vector; the results of the others
+are kept.  The products of a direct method, with all vectors together under ``vmap``, are not recorded, since it takes no
+others.
 
-The third product, with another vector, is computed in both ways.  The tape is discarded unless the results are
+The second product, with another vector, is computed in both ways.  The tape is discarded unless the results are
 bitwise equal, since a kernel may have been called that torch does not dispatch.  It is also discarded if an operation
 cannot be repeated.
 """
@@ -33,24 +34,25 @@ Product = Callable[[Leaves], Leaves]
 
 
 def taped(product: Product) -> Product:
-    """The same product, faster from the fourth call on."""
+    """The same product, faster from the third call on."""
+    is_recorded = False
     candidate: tuple[Leaves, Product] | None = None
     repeat: Product | None = None
-    calls = 0
 
     def run(u: Leaves) -> Leaves:
-        nonlocal candidate, repeat, calls
+        nonlocal is_recorded, candidate, repeat
         if repeat is not None:
             return repeat(u)
-        calls += 1
-        if calls == 2:
+        is_batch = any(map(is_functorch_wrapped_tensor, u))
+        if not is_recorded and not is_batch:
+            is_recorded = True
             with _Recorder() as tape:
                 y = product(u)
             program = _repetition(tape, u, y)
             candidate = None if program is None else ([x.clone() for x in u], program)
             return y
         y = product(u)
-        if candidate is not None and not any(map(is_functorch_wrapped_tensor, u)) and not _equal(candidate[0], u):
+        if candidate is not None and not is_batch and not _equal(candidate[0], u):
             # A comparison with the same vector would prove nothing.
             repeat = candidate[1] if _agrees(candidate[1], u, y) else None
             candidate = None
