@@ -19,6 +19,7 @@ __all__ = [
     'carries_no_graph',
     'depend',
     'detach_graph',
+    'ends_of',
     'is_plain',
     'leaves_of',
     'nodes_of',
@@ -54,6 +55,24 @@ def depend(outputs: Iterable[Tensor], ancestors: Iterable[Tensor], until: Iterab
     return any(y.grad_fn is None and id(y) in leaves for y in outputs) or any(
         node in nodes or id(getattr(node, 'variable', None)) in leaves for node in nodes_of(outputs, until)
     )
+
+
+def ends_of(outputs: Iterable[Tensor], start: int) -> list[Any]:
+    """The nodes at which the part of a graph that begins with the sequence number ``start`` ends.
+
+    These are the nodes of leaves, older nodes, and possibly nodes that other threads have created.
+    """
+    stack = [x.grad_fn for x in outputs if x.grad_fn is not None]
+    seen, ends = set(stack), []
+    while stack:
+        node = stack.pop()
+        if node._sequence_nr() < start or not node.next_functions:
+            ends.append(node)
+            continue
+        new = {n for n, _ in node.next_functions if n is not None and n not in seen}
+        seen |= new
+        stack.extend(new)
+    return ends
 
 
 def carries_graph(x: Any) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
 from tests.linear_solve.test_solutions import matrix, vector
+from torchopt.autodiff import closure_convert
 from torchopt.linear_solve import solve_cg, solve_lu, solve_normal_cg
 
 solve = functools.partial(solve_cg, tol=1e-14)
@@ -137,11 +139,52 @@ class Doubled(torch.autograd.Function):
         return 2 * g
 
 
-def test_an_autograd_function() -> None:
+def by_two_outputs_of_a_node(S: torch.Tensor) -> Callable[..., Any]:
+    seen, hidden = torch.stack([S, S]).unbind()
+    return lambda v: seen @ v + Doubled.apply(hidden) @ v
+
+
+def by_another_thread(S: torch.Tensor) -> Callable[..., Any]:
+    def product(v: torch.Tensor) -> torch.Tensor:
+        with ThreadPoolExecutor(1) as pool:
+            return 3 * pool.submit(torch.mv, S, v).result()
+
+    return product
+
+
+def by_a_function_with_a_closure(S: torch.Tensor) -> Callable[..., Any]:
+    return torch.overrides.wrap_torch_function(lambda v: (v,))(lambda v: 3 * S @ v)
+
+
+# Products with 3 S, in which no mode sees all uses of S.
+PARTLY_HIDDEN: dict[str, Callable[[torch.Tensor], Callable[..., Any]]] = {
+    'autograd Function': lambda S: lambda v: 1.5 * Doubled.apply(S) @ v,
+    'the same tensor seen first': lambda S: lambda v: S @ v + Doubled.apply(S) @ v,
+    'the same tensor seen last': lambda S: lambda v: Doubled.apply(S) @ v + S @ v,
+    'two outputs of a node': by_two_outputs_of_a_node,
+    'another thread': by_another_thread,
+    'a function with a closure': by_a_function_with_a_closure,
+}
+
+
+@pytest.mark.parametrize('name', PARTLY_HIDDEN)
+def test_uses_that_no_mode_sees(name: str) -> None:
     S, b = matrix(4).requires_grad_(), vector(4)
-    (found,) = torch.autograd.grad(solve(lambda v: Doubled.apply(S) @ v, b).sum(), S)
-    (expected,) = torch.autograd.grad(torch.linalg.solve(2 * S, b).sum(), S)
+    (found,) = torch.autograd.grad(solve(PARTLY_HIDDEN[name](S), b).sum(), S)
+    (expected,) = torch.autograd.grad(torch.linalg.solve(3 * S, b).sum(), S)
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-9)
+
+
+def test_each_use_that_a_mode_sees_takes_two_runs() -> None:
+    runs = []
+    S = matrix(4).requires_grad_()
+
+    def product(v: torch.Tensor) -> torch.Tensor:
+        runs.append(None)
+        return (S + S.T) @ v / 2
+
+    found = closure_convert(lambda x: [product(*x)], [vector(4)])
+    assert found.is_complete and found.captured[0] is S and len(runs) == 2
 
 
 @pytest.mark.parametrize('options', [{'ridge': 0.1}, {'M': lambda r: r}])

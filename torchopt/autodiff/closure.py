@@ -7,24 +7,25 @@ or mapped over.  Then these tensors are arguments of the function: later runs re
 second mode.
 
 A mode does not intercept the inputs of a ``torch.autograd.Function``, and the tensors in a graph that was recorded
-earlier (if ``torch.autograd.grad`` differentiates it, or by the function that ``torch.func.vjp`` has returned).  Such
-dependences are detected: with constants in place of the recorded tensors, the function still has a derivative.
+earlier (if ``torch.autograd.grad`` differentiates it, or by the function that ``torch.func.vjp`` has returned).  There
+is no such dependence if the mode has seen each node of the graph arise.  Otherwise a third run decides: with constants
+in place of the recorded tensors, the function still has a derivative.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch._C import _functorch
 from torch.autograd import forward_ad
 
-from torchopt.autodiff.modes import Capture, Fix, Replace, as_leaf_like, first_sample
+from torchopt.autodiff.modes import Capture, Fix, Replace, as_leaf_like, first_sample, next_node
 from torchopt.autodiff.tape import Leaves
-from torchopt.graphs import leaves_of
-from torchopt.levels import has_tangent, in_transform, without_ended
+from torchopt.graphs import ends_of, leaves_of
+from torchopt.levels import all_without_ended, has_tangent, in_transform, without_ended
 
 __all__ = ['Converted', 'closure_convert', 'is_recording']
 
@@ -62,21 +63,30 @@ def closure_convert(fun: Callable[..., Leaves], *example: Leaves) -> Converted:
 
     Args:
         fun: A function of lists of tensors, which returns one.
-        *example: Arguments for a trial run, or for three if the function closes over tensors.  They may be leaves that
-            require grad, but have no other derivatives.
+        *example: Arguments for a trial run, or for two or three if the function closes over tensors.  They may be
+            leaves that require grad, but have no other derivatives.
     """
     if not is_recording():
         return Converted(fun, [])
     transformed = in_transform()
     arguments = [x for leaves in example for x in leaves]
+    ends: dict[int, Any] = {}
     if not transformed:
         # A run without a mode detects at lower cost that the function closes over no such tensor.
+        start = next_node()
         value = fun(*example)
-        if all(map(_is_constant, value)) or not _origins(value, arguments):
+        if all(map(_is_constant, value)):
+            return Converted(fun, [], value=value)
+        ends = _ends(value, arguments, start)
+        if not ends and not any(map(has_tangent, value)):
             return Converted(fun, [], value=value)
     with Capture(arguments) as seen:
         value = seen.returned(fun(*example))
-    found, noted = _origins(value, arguments), seen.captured
+    noted = seen.captured
+    if ends and ends.keys() == {id(x.grad_fn or x) for x in noted.values()} and seen.has_seen_all_nodes:
+        # All nodes of the graph were seen to arise, and it ends at the tensors that were seen.
+        return Converted(fun, list(noted.values()), value=value)
+    found = _origins(value, arguments)
     if not found:
         # The result is a constant; but under vmap the constant may differ between samples.
         noted = {i: x for i, x in noted.items() if _functorch.is_functorch_wrapped_tensor(x)}
@@ -98,6 +108,18 @@ def closure_convert(fun: Callable[..., Leaves], *example: Leaves) -> Converted:
     hidden = [x for x in _origins(constant, [*arguments, *fixed.leaves()]) if id(x) in known or has_tangent(x)]
     is_complete = not hidden and not any(is_batched for y in constant for _, is_batched in _levels(y))
     return Converted(fun, captured, is_complete, value)
+
+
+def _ends(values: Leaves, known: Leaves, start: int) -> dict[int, Any]:
+    """Where the graph recorded since ``start`` ends: unknown leaves, and nodes from before, by their ids."""
+    values = all_without_ended(values)
+    ends: dict[int, Any] = {id(y): y for y in values if y.requires_grad and y.grad_fn is None}
+    for node in ends_of(values, start):
+        end = getattr(node, 'variable', node)
+        ends[id(end)] = end
+    for x in known:
+        ends.pop(id(x), None)
+    return ends
 
 
 def _origins(values: Leaves, known: Leaves) -> list[Tensor]:

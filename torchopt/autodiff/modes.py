@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import types
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from torchopt.autodiff.tape import Leaves
 from torchopt.graphs import leaves_of
-from torchopt.levels import beneath, has_tangent, in_transform, without_ended, without_wrappers
+from torchopt.levels import apply_function, beneath, has_tangent, in_transform, without_ended, without_wrappers
 
 __all__ = [
     'Capture',
@@ -24,6 +25,7 @@ __all__ = [
     'as_leaf_like',
     'first_sample',
     'matters',
+    'next_node',
     'replacement_of',
     'tensors_in',
     'version_of',
@@ -58,16 +60,14 @@ class Replace(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _replace(self, x: Any) -> Any:
-        if isinstance(x, Tensor):
-            return self.new(x)
-        kind = type(x)
-        if kind is tuple:
-            return tuple([self._replace(y) for y in x])
-        if kind is list:
-            return [self._replace(y) for y in x]
-        if kind is dict:
-            return {k: self._replace(y) for k, y in x.items()}
-        return x
+        """The same nested tuple, list or dict with other tensors."""
+        if isinstance(x, dict):
+            return dict(zip(x, self._replace([*x.values()])))
+        new = [
+            self.new(y) if isinstance(y, Tensor) else self._replace(y) if type(y) in (tuple, list, dict) else y
+            for y in x
+        ]
+        return tuple(new) if type(x) is tuple else new
 
 
 class Capture(Replace):
@@ -98,9 +98,19 @@ class Capture(Replace):
         """Whether the function differentiates a graph that was recorded outside, earlier."""
         top = _functorch.peek_interpreter_stack()
         self.depth = 0 if top is None else top.level()
-        self.start = torch._C._autograd._get_sequence_nr()
+        self.start = self._next = next_node()
+        self._has_gap = False
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    @property
+    def has_seen_all_nodes(self) -> bool:
+        """Whether each node of the run was created by an operation that this mode has intercepted.
+
+        The sequence numbers of nodes are consecutive, so that a node which arises elsewhere, such as that of an
+        autograd Function, leaves a gap.
+        """
+        return not self._has_gap and self._next == next_node()
+
+    def __torch_function__(self, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         inputs = tensors_in(*args, *kwargs.values())
         if not self.ids.isdisjoint(map(id, inputs)):
@@ -110,7 +120,9 @@ class Capture(Replace):
         if new:
             new = [x for x in new if not self._has_memory_of_result(x)]
         versions = [version_of(x) for x in new]
+        self._has_gap |= self._next != next_node() or not _is_function_of_arguments(func, kinds)
         result = func(*args, **kwargs)
+        self._next = next_node()
         results = [result] if isinstance(result, Tensor) else tensors_in(result)
         if not results and not _writes(func):  # a shape or a dtype was read
             return result
@@ -127,7 +139,7 @@ class Capture(Replace):
             if self._known.get(id(x), _gone)() is not x and not any(x is y for y in new):
                 self._known[id(x)] = weakref.ref(x)
                 if _is_wrapped(x) or not x.requires_grad:
-                    self._note_place(x, (args, kwargs))
+                    self._note_place(x, inputs)
         return result
 
     def returned(self, outputs: Leaves) -> Leaves:
@@ -171,17 +183,17 @@ class Capture(Replace):
             return False
         return _place(x) in self._allocated
 
-    def _note_place(self, x: Tensor, arguments: Any) -> None:
+    def _note_place(self, x: Tensor, arguments: Leaves) -> None:
         """Record the memory of the result of an operation, unless it is that of an argument."""
         place = _place(x)
-        if place is not None and place not in map(_place, tensors_in(arguments)):
+        if place is not None and place not in map(_place, arguments):
             self._allocated.add(place)
 
     def _is_from_outside(self, x: Tensor) -> bool:
         if not matters(x):
             return False
-        x = without_ended(replacement_of(x))
-        if _is_wrapped(x):
+        x = replacement_of(x)
+        if _is_wrapped(x) and _is_wrapped(x := without_ended(x)):
             return _functorch.maybe_get_level(x) <= self.depth
         return not (self._is_younger(x) and (x.is_cpu or self._descends_from_arguments(x)))
 
@@ -201,6 +213,27 @@ class Capture(Replace):
 
 _is_wrapped = _functorch.is_functorch_wrapped_tensor
 
+next_node: Callable[[], int] = torch._C._autograd._get_sequence_nr
+"""The sequence number of the next node of a graph that this thread creates."""
+
+_NATIVE = (
+    types.BuiltinFunctionType,
+    types.MethodDescriptorType,
+    types.MethodWrapperType,
+    types.WrapperDescriptorType,
+)
+
+
+def _is_function_of_arguments(func: Any, kinds: Any) -> bool:
+    """Whether an intercepted function is known to depend on the tensors in its arguments only.
+
+    A function in Python may close over others, or call functions that do, also that of a subclass of tensors.
+    ``torch.autograd.grad`` also depends on the graphs of its arguments.
+    """
+    is_native = isinstance(func, _NATIVE) or func is apply_function
+    is_operator = not is_native and func.__module__ == 'torch._tensor' and func.__name__.startswith('__')
+    return (is_native or is_operator) and all(kind is Tensor for kind in kinds)
+
 
 def _gone() -> None:
     """A reference for ids without one.  Ids alone do not suffice, since later tensors get those of deleted ones."""
@@ -208,8 +241,9 @@ def _gone() -> None:
 
 def _place(x: Tensor) -> int | None:
     """The address of the memory of a tensor, beneath all transforms; None if it has none of its own."""
-    x = without_wrappers(without_ended(x))
-    if type(x) not in (Tensor, nn.Parameter) or x.layout != torch.strided:
+    if _is_wrapped(x):
+        x = without_wrappers(without_ended(x))
+    if type(x) not in (Tensor, nn.Parameter) or x.layout is not torch.strided:
         return None
     return x.untyped_storage().data_ptr() or None
 
@@ -236,7 +270,8 @@ def matters(x: Tensor) -> bool:
 
 def version_of(x: Tensor) -> int | None:
     """The version counter of a tensor, or None if it has none."""
-    x = without_wrappers(without_ended(x))
+    if _is_wrapped(x):
+        x = without_wrappers(without_ended(x))
     return None if x.is_inference() else x._version
 
 

@@ -2,19 +2,22 @@
 """A linear map, recorded once as a list of tensor operations, and then repeated without autograd.
 
 A product with a Jacobian is a backward pass through a graph, whose overhead exceeds the arithmetic for systems of a few
-hundred unknowns.  All products of one solve are the same operations on different numbers.  So the second product is
-recorded below autograd (recording does not pay for a single product).  Later products repeat only the operations that
-depend on the vector; the results of the others are kept.
+hundred unknowns.  All products of one solve are the same operations on different numbers.  So the first product is
+recorded below autograd.  Later products repeat only the operations that depend on the vector; the results of the others
+are kept.  The products of a direct method, with all vectors together under ``vmap``, are not recorded, since it takes no
+others.
 
-The third product, with another vector, is computed in both ways.  The tape is discarded unless the results are
+The second product, with another vector, is computed in both ways.  The tape is discarded unless the results are
 bitwise equal, since a kernel may have been called that torch does not dispatch.  It is also discarded if an operation
 cannot be repeated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import functools
+import types
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,24 +34,25 @@ Product = Callable[[Leaves], Leaves]
 
 
 def taped(product: Product) -> Product:
-    """The same product, faster from the fourth call on."""
+    """The same product, faster from the third call on."""
+    is_recorded = False
     candidate: tuple[Leaves, Product] | None = None
     repeat: Product | None = None
-    calls = 0
 
     def run(u: Leaves) -> Leaves:
-        nonlocal candidate, repeat, calls
+        nonlocal is_recorded, candidate, repeat
         if repeat is not None:
             return repeat(u)
-        calls += 1
-        if calls == 2:
+        is_batch = any(map(is_functorch_wrapped_tensor, u))
+        if not is_recorded and not is_batch:
+            is_recorded = True
             with _Recorder() as tape:
                 y = product(u)
             program = _repetition(tape, u, y)
             candidate = None if program is None else ([x.clone() for x in u], program)
             return y
         y = product(u)
-        if candidate is not None and not any(map(is_functorch_wrapped_tensor, u)) and not _equal(candidate[0], u):
+        if candidate is not None and not is_batch and not _equal(candidate[0], u):
             # A comparison with the same vector would prove nothing.
             repeat = candidate[1] if _agrees(candidate[1], u, y) else None
             candidate = None
@@ -70,27 +74,24 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-class _Step(NamedTuple):
-    """One operation: its constant arguments, and the arguments that are results of earlier operations."""
-
-    run: Callable[..., Any]
-    args: list[Any]
-    kwargs: dict[str, Any]
-    fill: list[tuple[int, int]]
-    """Pairs of the position of an argument and the index of a result."""
-    fill_lists: list[tuple[int, list[tuple[int, int]]]]
-    """The same for arguments that are lists of tensors."""
-    is_single: bool
-
-
 def _repetition(tape: _Recorder, u: Leaves, y: Leaves) -> Product | None:
-    """The operations that lead from ``u`` to ``y``, or None if they cannot be repeated."""
-    places = {id(x): i for i, x in enumerate(u)}
-    program: list[_Step] = []
-    count = len(places)
+    """A Python function of the operations that lead from ``u`` to ``y``, or None if they cannot be repeated."""
+    names = {id(x): f'u{i}' for i, x in enumerate(u)}
+    scope: dict[str, Any] = {}  # the operations and their constant arguments
+    lines = [f'def repeat(u):\n    {_tuple(names.values())} = u']
+
+    def text(x: Any) -> str:
+        if id(x) in names:
+            return names[id(x)]
+        if isinstance(x, (list, tuple)):
+            return f'[{", ".join(map(text, x))}]'
+        name = f'c{len(scope)}'
+        scope[name] = x
+        return name
+
     for func, args, kwargs, result in tape.operations:
-        live = any(id(x) in places for x in _tensors((*args, *kwargs.values())))
-        if func._schema.is_mutable and not _writes_own_results(func, args, places, live):
+        live = any(id(x) in names for x in _tensors((*args, *kwargs.values())))
+        if func._schema.is_mutable and not _writes_own_results(func, args, names, live):
             return None
         if not live:
             continue
@@ -98,44 +99,35 @@ def _repetition(tape: _Recorder, u: Leaves, y: Leaves) -> Product | None:
         random = torch.Tag.nondeterministic_seeded in func.tags or torch.Tag.data_dependent_output in func.tags
         if random or not all(isinstance(x, Tensor) for x in results) or _tensors(list(kwargs.values())):
             return None
-        fill = [(i, places[id(x)]) for i, x in enumerate(args) if id(x) in places]
-        fill_lists = [
-            (i, [(j, places[id(x)]) for j, x in enumerate(a) if id(x) in places])
-            for i, a in enumerate(args)
-            if isinstance(a, (list, tuple)) and any(id(x) in places for x in a)
-        ]
-        program.append(_Step(func, list(args), kwargs, fill, fill_lists, isinstance(result, Tensor)))
-        for x in results:
-            places[id(x)] = count
-            count += 1
-    if not all(id(x) in places for x in y):
+        arguments = [*map(text, args), *(f'{name}={text(x)}' for name, x in kwargs.items())]
+        call = f'{text(func._op)}({", ".join(arguments)})'
+        names |= {id(x): f'x{len(scope)}_{i}' for i, x in enumerate(results)}
+        made = [names[id(x)] for x in results]
+        lines.append(f'    {made[0] if isinstance(result, Tensor) else _tuple(made)} = {call}')
+    if not all(id(x) in names for x in y):
         return None
-    outputs = [places[id(x)] for x in y]
-
-    def repeat(u: Leaves) -> Leaves:
-        slots = list(u)
-        for run, args, kwargs, fill, fill_lists, is_single in program:
-            arguments = args.copy()
-            for i, place in fill:
-                arguments[i] = slots[place]
-            for i, inner in fill_lists:
-                filled = list(args[i])
-                for j, place in inner:
-                    filled[j] = slots[place]
-                arguments[i] = filled
-            result = run(*arguments, **kwargs)
-            slots.append(result) if is_single else slots.extend(result)
-        return [slots[i] for i in outputs]
-
+    lines.append(f'    return {_tuple(names[id(x)] for x in y)}')
+    exec(_compiled('\n'.join(lines)), scope)
+    repeat: Product = scope['repeat']
     return repeat
 
 
-def _writes_own_results(func: Any, args: Sequence[Any], places: dict[int, int], live: bool) -> bool:
+@functools.lru_cache(maxsize=256)
+def _compiled(source: str) -> types.CodeType:
+    """Code for a source, which is the same for all products with the same operations."""
+    return compile(source, '<tape>', 'exec')
+
+
+def _tuple(names: Iterable[str]) -> str:
+    return f'({"".join(f"{name}, " for name in names)})'
+
+
+def _writes_own_results(func: Any, args: Sequence[Any], names: dict[int, str], live: bool) -> bool:
     """Whether an in-place operation writes only to tensors that each repetition creates."""
     written = [
         a for a, declared in zip(args, func._schema.arguments) if declared.alias_info and declared.alias_info.is_write
     ]
-    return live and bool(written) and all(isinstance(a, Tensor) and id(a) in places for a in written)
+    return live and bool(written) and all(isinstance(a, Tensor) and id(a) in names for a in written)
 
 
 def _agrees(repeat: Product, u: Leaves, y: Leaves) -> bool:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 from torchopt.linear_solve.problem import Problem
 from torchopt.linear_solve.solve import configurable, solve_with, stopping_rule
 from torchopt.linear_solve.stopping import Improvement, IterativeOptions
-from torchopt.linear_solve.vectors import Scalar, add_scaled, can_improve, divide, inner, norm, step_size
+from torchopt.linear_solve.vectors import Scalar, can_improve, divide, inner, norm, step_size
 
 __all__ = ['ConjugateGradient', 'solve_cg', 'solve_normal_cg']
 
@@ -36,22 +37,43 @@ class ConjugateGradient(IterativeOptions):
 
     def improve(self, problem: Problem, r: Tensor, size: Scalar, limit: Scalar, steps: int) -> Improvement:
         """Iterate with conjugate directions, starting from the residual."""
+        if isinstance(size, Tensor):
+            return self._improve_batch(problem, r, size, limit, steps)
         is_preconditioned = problem.is_preconditioned
-        x = torch.zeros_like(r)
-        p = problem.precondition(r) if is_preconditioned else r
+        x, p = torch.zeros_like(r), problem.precondition(r) if is_preconditioned else r
+        rz = torch.dot(r, p).item() if is_preconditioned else size * size
+        apply, Ap = problem.apply, problem.matvec(p)
+        for k in range(1, steps + 1):
+            pAp = torch.dot(p, Ap).item()
+            alpha = rz / pAp if pAp else 0.0
+            x.add_(p, alpha=alpha)
+            r = torch.add(r, Ap, alpha=-alpha)
+            z = problem.precondition(r) if is_preconditioned else r
+            before, rz = rz, torch.dot(r, z).item()
+            size = norm(r) if is_preconditioned else rz**0.5
+            if k == steps or not (alpha and limit < size < math.inf):
+                break
+            p = torch.add(z, p, alpha=rz / before)
+            (Ap,) = apply([p])
+        return Improvement(x, size, k, k)
+
+    def _improve_batch(self, problem: Problem, r: Tensor, size: Tensor, limit: Scalar, steps: int) -> Improvement:
+        """The same for a batch, until no system can improve; those that are solved take steps of size zero."""
+        is_preconditioned = problem.is_preconditioned
+        x, p = torch.zeros_like(r), problem.precondition(r)
         rz = inner(r, p) if is_preconditioned else size * size
         k = 0
         while k < steps:
             Ap = problem.matvec(p)
             alpha = step_size(rz, inner(p, Ap), size, limit)
-            x, r = add_scaled(x, p, alpha), add_scaled(r, Ap, -alpha)
-            z = problem.precondition(r) if is_preconditioned else r
+            x, r = torch.addcmul(x, p, alpha), torch.addcmul(r, Ap, -alpha)
+            z = problem.precondition(r)
             before, rz = rz, inner(r, z)
             size = norm(r) if is_preconditioned else rz**0.5
             k += 1
             if not can_improve(size, limit, alpha):
                 break
-            p = add_scaled(z, p, divide(rz, before))
+            p = torch.addcmul(z, p, divide(rz, before))
         return Improvement(x, size, k, k)
 
 

@@ -35,6 +35,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torchopt.autodiff.products import jvp, replacing, vjp
 from torchopt.autodiff.tape import Leaves
 from torchopt.dtypes import is_inexact
+from torchopt.graphs import detach_graph
 from torchopt.levels import apply_function, forward_mode, saved_tensors
 from torchopt.linear_solve.least_squares import LeastSquares
 from torchopt.linear_solve.operators import Adjoint, Operator
@@ -204,6 +205,8 @@ class _Solve(torch.autograd.Function):
             # u = A^-H x_bar
             u: Leaves = solve_again(system, consts, approximate, x_bar, transposed=not system.method.symmetric)
             if wanted:
+                if not torch.is_grad_enabled():
+                    x = [detach_graph(z) for z in x]  # so that no graph leads to the solution
                 # theta_bar = -(d/dtheta A(theta) x)^H u
                 product = replacing(system.operator.matvec, consts, wanted, x)
                 theta_bar: Leaves = vjp(product, [consts[i] for i in wanted], [-g for g in u])

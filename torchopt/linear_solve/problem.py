@@ -134,6 +134,12 @@ class Problem:
         scale = self._matrix_scale
         return product if isinstance(scale, int) and scale == 0 else times_power(product, -scale)
 
+    @property
+    def apply(self) -> Product:
+        """The product with a list of one vector, for many calls."""
+        is_direct = self.layout.is_vector and isinstance(self._matrix_scale, int) and self._matrix_scale == 0
+        return self._products.apply if is_direct else lambda x: [self.matvec(*x)]
+
     def residual(self, x: Tensor) -> Tensor:
         """The residual of ``x``."""
         return self.rhs - self.matvec(x)
@@ -344,6 +350,11 @@ class NormalProblem(Problem):
         if x is not vector or product is None:
             product = times_power(self._raw(x), -self._matrix_scale)
         return self._normal(x, product)
+
+    @property
+    def apply(self) -> Product:
+        """The product with a list of one vector, for many calls."""
+        return lambda x: [self.matvec(*x)]
 
     def residual(self, x: Tensor) -> Tensor:
         """The residual of ``x``."""

@@ -194,10 +194,18 @@ def _some_vector(like: Tensor) -> Tensor:
 def _on_leaves(
     fun: Callable[[Any], Any], domain: TreeShape, range_: TreeShape, name: str, what: str = 'matvec'
 ) -> Callable[[Leaves], Leaves]:
-    result = f'{name}: {what}(x)'
-    if domain.alone is None:
-        return lambda x: range_.unpack(fun(domain.pack(x)), result)
-    return lambda x: range_.unpack(fun(x[0]), result)
+    """The function of lists of leaves; its results are checked, up to the first one that needs no conversion."""
+    result, is_alone = f'{name}: {what}(x)', domain.alone is not None
+    is_right = False
+
+    def product(x: Leaves) -> Leaves:
+        nonlocal is_right
+        y = fun(x[0] if is_alone else domain.pack(x))
+        if not is_right:
+            is_right = type(y) is Tensor and (y.shape, y.dtype) == range_.alone
+        return (y,) if is_right else range_.unpack(y, result)
+
+    return product
 
 
 def _require_square(fun: Callable[[Leaves], Leaves], shape: TreeShape, name: str) -> None:

@@ -90,16 +90,16 @@ def warn_unless_solved(name: str, status: SolveStatus, *, truncates: bool = Fals
     """
     if status.outcome.numel() == 0 or not (worst := int(status.outcome.max())):
         return
-    failed = int((status.outcome != 0).sum())
-    logger.debug(
-        '%s: %s in %d of %d systems, after %d iterations, with a residual norm of %.3g.',
-        name,
-        Outcome(worst).name,
-        failed,
-        status.outcome.numel(),
-        int(status.iterations.max()),
-        float(status.residual.max()),
-    )
+    if logger.isEnabledFor(logging.DEBUG):  # reading the numbers takes time
+        logger.debug(
+            '%s: %s in %d of %d systems, after %d iterations, with a residual norm of %.3g.',
+            name,
+            Outcome(worst).name,
+            int((status.outcome != 0).sum()),
+            status.outcome.numel(),
+            int(status.iterations.max()),
+            float(status.residual.max()),
+        )
     if _is_rough.get() or (truncates and worst == Outcome.MAXITER):
         return
     of_batch = ', in some of the systems of a batch,' if status.outcome.numel() > 1 else ''
