@@ -145,7 +145,7 @@ def test_rosenbrock_is_solved_from_everywhere(name: str, start: tuple[float, ...
 
 
 def test_negative_curvature_is_no_part_of_the_memory() -> None:
-    """219, 275: JAXopt keeps a pair of negative curvature, so that its directions ascend and its steps shrink to zero."""
+    """219, 275: JAXopt keeps a pair of negative curvature, so its directions ascend and its steps shrink to zero."""
 
     def fun(x: Any) -> Any:
         return (x**4 - 3.0 * x**2 + x).sum()
