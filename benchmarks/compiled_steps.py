@@ -3,6 +3,7 @@
 
     python benchmarks/compiled_steps.py
     python benchmarks/compiled_steps.py --only mlp-5,conv-tasks --rounds 30
+    python benchmarks/compiled_steps.py --only mlp-5 --whole  # also torch.compile(fullgraph=True) of the whole loop
 
 - ``mlp-K``: the MLP and the batches of the suite's kind ``meta``, K steps of Adam, the derivative with respect to the
   initial weights;
@@ -12,8 +13,8 @@
 
 All variants run in one process with one thread, by turns.  A figure is the median CPU time of a call, and in
 parentheses the median of its ratio to JAX in the same round.  The garbage collector is off, as in the suite.  The first
-calls of the variants ``graph`` and ``inductor``, which make the graphs, are timed separately: CPU time of the process
-and of its compilers, and time on the clock.
+calls of the variants ``graph``, ``inductor`` and ``whole``, which make the graphs, are timed separately: CPU time of
+the process and of its compilers, and time on the clock.
 """
 
 from __future__ import annotations
@@ -132,14 +133,20 @@ def torch_runs(net: Any, weights: Any, data: Any, steps: int, adam: bool, tasks:
         (params, _), _ = torchopt.loop.scan(step, start, length=steps, compile=compile)
         return F.cross_entropy(net(params, query[0]), query[1])
 
-    def run(compile: Any) -> list[np.ndarray]:
+    def run(compile: Any, outer: Any = outer) -> list[np.ndarray]:
         if tasks:
             each = torch.vmap(torch.func.grad(lambda p, a, b: outer(p, a, b, compile)), (None, 0, 0))
             return [g.numpy() for g in each(params, *as_tensors)]
         leaves = [p.detach().requires_grad_() for p in params]
         return [g.numpy() for g in torch.autograd.grad(outer(leaves, *as_tensors, compile), leaves)]
 
-    return {'eager': lambda: run(False), 'graph': lambda: run('graph'), 'inductor': lambda: run('inductor')}
+    whole = torch.compile(outer, fullgraph=True)
+    return {
+        'eager': lambda: run(False),
+        'graph': lambda: run('graph'),
+        'inductor': lambda: run('inductor'),
+        'whole': lambda: run(False, whole),
+    }
 
 
 def jax_run(net: Any, weights: Any, data: Any, steps: int, adam: bool, tasks: bool) -> Run:
@@ -182,12 +189,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--only', default='mlp-5,mlp-20,mlp-tasks,conv-tasks', help='default: %(default)s')
     parser.add_argument('--rounds', type=int, default=15, help='default: %(default)s')
+    parser.add_argument(
+        '--whole', action='store_true', help='for one task, also compile the whole loop, which takes minutes'
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     for name in args.only.split(','):
         net, jax_net, *problem = workload(name)
         runs = {**torch_runs(net, *problem), 'jax': jax_run(jax_net, *problem)}
-        for variant in ('graph', 'inductor'):
+        compiled = ['graph', 'inductor', *(['whole'] if args.whole and not problem[-1] else [])]
+        runs = {variant: runs[variant] for variant in ('eager', *compiled, 'jax')}
+        for variant in compiled:
             start, clock = os.times(), time.perf_counter()
             runs[variant]()
             spent = [b - a for a, b in zip(start, os.times())]

@@ -35,3 +35,14 @@ def faces(net: nn.Module, loss: torch.Tensor) -> None:
     meta.step()  # type: ignore[call-overload]
     torchopt.recover_state_dict(net, torchopt.extract_state_dict(net, by='reference'))
     torchopt.FuncOptimizer(torchopt.adam()).step(loss, dict(net.named_parameters()))
+
+
+def accumulated(net: nn.Module, params: dict[str, torch.Tensor], grads: dict[str, torch.Tensor]) -> None:
+    steps = torchopt.transform.MultiSteps(torchopt.adam(), 4)
+    torchopt.Optimizer(net.parameters(), steps).step()
+    torchopt.MetaOptimizer(net, steps)
+    torchopt.FuncOptimizer(steps)
+    torchopt.chain(torchopt.clip_grad_norm(1.0), steps)
+    torchopt.update_params(steps, grads, steps.init(params), params)
+    rules: dict[str, torchopt.base.GradientTransformation] = {'w': torchopt.sgd(0.1), 'b': torchopt.adam()}
+    torchopt.transform.partition(rules, {'w': 'w', 'b': 'b'})

@@ -12,7 +12,7 @@ import functools
 import inspect
 import itertools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from typing_extensions import Self
@@ -31,6 +31,7 @@ __all__ = [
     'GradientTransformationExtraArgs',
     'IdentityGradientTransformation',
     'TransformInitFn',
+    'TransformationLike',
     'TransformUpdateFn',
     'UninitializedState',
     'check_impl',
@@ -189,6 +190,15 @@ class GradientTransformationExtraArgs(GradientTransformation):
     """A transformation whose ``update`` also takes extra keyword arguments (``value``, ``grad``, ...)."""
 
 
+class _MakesTransformation(Protocol):
+    def gradient_transformation(self) -> GradientTransformation:
+        """Make the transformation."""
+
+
+TransformationLike: TypeAlias = GradientTransformation | _MakesTransformation
+"""A transformation, or an object with a method ``gradient_transformation`` that makes one, such as ``MultiSteps``."""
+
+
 def init_empty_state(params: Any) -> EmptyState:
     """The ``init`` of every stateless transformation."""
     return EmptyState()
@@ -236,7 +246,7 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
     transformations: tuple[GradientTransformation, ...]
     """The members."""
 
-    def __new__(cls, *transformations: GradientTransformation) -> ChainedGradientTransformation:
+    def __new__(cls, *transformations: TransformationLike) -> ChainedGradientTransformation:
         """Chain the transformations.
 
         Raises:
@@ -423,15 +433,14 @@ def check_impl(impl: Any, what: str = '') -> GradientTransformation:
     raise TypeError(f'{what}{impl!r} (type: {type(impl).__name__}) is not a GradientTransformation. {remedy}')
 
 
-def with_extra_args_support(tx: GradientTransformation) -> GradientTransformationExtraArgs:
+def with_extra_args_support(tx: TransformationLike) -> GradientTransformationExtraArgs:
     """Convert a transformation to the most general protocol: it drops extra arguments that it does not accept.
 
     This works for transformations written for Optax (``update(updates, state, params=None)``) and for TorchOpt 0.7.3
     (``params`` and ``inplace`` as keywords).
 
     Args:
-        tx: A transformation, or an object with a method ``gradient_transformation`` that makes one, such as
-            ``MultiSteps``.  If it is a :class:`GradientTransformationExtraArgs`, it is returned as it is.
+        tx: A transformation; if it is a :class:`GradientTransformationExtraArgs`, it is returned as it is.
 
     Returns:
         A transformation whose ``update`` takes ``(updates, state, params=None, *, inplace=False, **extra)``.

@@ -11,6 +11,7 @@ from torchopt.base import (
     ChainedGradientTransformation,
     GradientTransformation,
     GradientTransformationExtraArgs,
+    TransformationLike,
     check_impl,
     factory,
     identity,
@@ -22,7 +23,7 @@ from torchopt.preconditions import Precondition, required_by_all, wrong_state
 __all__ = ['chain', 'chain_flat', 'named_chain']
 
 
-def chain(*transformations: GradientTransformation) -> GradientTransformation:
+def chain(*transformations: TransformationLike) -> GradientTransformation:
     """Apply transformations one after another.
 
     Nested chains are flattened and identities omitted, so ``chain(clip, adam())`` has the state
@@ -51,7 +52,7 @@ def chain(*transformations: GradientTransformation) -> GradientTransformation:
 
 
 @factory
-def chain_flat(*transformations: GradientTransformation) -> GradientTransformationExtraArgs:
+def chain_flat(*transformations: TransformationLike) -> GradientTransformationExtraArgs:
     """Like :func:`chain`, but the members receive the flat list of the leaves instead of the tree.
 
     The state then has the structure of this list.
@@ -87,7 +88,7 @@ chain.flat = chain_flat  # type: ignore[attr-defined]
 
 
 @factory
-def named_chain(*args: tuple[str, GradientTransformation]) -> GradientTransformationExtraArgs:
+def named_chain(*args: tuple[str, TransformationLike]) -> GradientTransformationExtraArgs:
     """Chain named transformations; the state is an ordered dict from name to state.
 
     Args:

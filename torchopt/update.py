@@ -12,6 +12,7 @@ from torchopt._C import dispatch
 from torchopt.base import (
     GradientTransformation,
     GradientTransformationExtraArgs,
+    TransformationLike,
     check_impl,
     with_extra_args_support,
 )
@@ -137,7 +138,7 @@ def periodic_update(new_tensors: Any, old_tensors: Any, steps: Any, update_perio
 
 
 def update_params(
-    optimizer: GradientTransformation,
+    optimizer: TransformationLike,
     grads: Any,
     state: Any,
     params: Any,

@@ -195,11 +195,11 @@ def test_learned_options_may_be_tensors_and_parameter_lists(kind: Any) -> None:
 
 def test_multi_steps() -> None:
     tx, net = torchopt.transform.MultiSteps(torchopt.sgd(0.1), 2), network()
-    with higher.innerloop_ctx(net, tx) as (fmodel, diffopt):  # type: ignore[arg-type]
+    with higher.innerloop_ctx(net, tx) as (fmodel, diffopt):
         for _ in range(4):
             diffopt.step(loss_of(fmodel))
         found = list(fmodel.parameters())
-    optimizer = torchopt.MetaOptimizer(net, tx)  # type: ignore[arg-type]
+    optimizer = torchopt.MetaOptimizer(net, tx)
     for _ in range(4):
         optimizer.step(loss_of(net))
     close(found, list(net.parameters()))

@@ -144,6 +144,22 @@ def test_rosenbrock_is_solved_from_everywhere(name: str, start: tuple[float, ...
     torch.testing.assert_close(params, vector(1.0, 1.0), atol=1e-6, rtol=0)
 
 
+def test_negative_curvature_is_no_part_of_the_memory() -> None:
+    """219, 275: JAXopt keeps a pair of negative curvature, so its directions ascend and its steps shrink to zero."""
+
+    def fun(x: Any) -> Any:
+        return (x**4 - 3.0 * x**2 + x).sum()
+
+    params, state = torchopt.LBFGS(fun, tol=1e-8, maxiter=50).run(vector(0.1))
+    assert ending(state) is Status.CONVERGED
+    torch.testing.assert_close(params, vector(-1.300839566), atol=1e-8, rtol=0)
+    with jax.enable_x64(True):
+        theirs = jaxopt.LBFGS(fun, tol=1e-8, maxiter=50).run(jnp.array([0.1])).state
+    assert theirs.iter_num == 50
+    assert theirs.error > 1.0
+    assert theirs.stepsize < 1e-6
+
+
 def test_accelerated_gradients_do_not_diverge() -> None:
     """Curvatures above 1e6 sent the restarts of the step size to infinity."""
     scales = vector(1.0, 1e4, 1e8)

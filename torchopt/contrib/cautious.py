@@ -10,8 +10,8 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt.base import (
-    GradientTransformation,
     GradientTransformationExtraArgs,
+    TransformationLike,
     factory,
     with_extra_args_support,
 )
@@ -29,7 +29,7 @@ class CautiousState(NamedTuple):
 
 
 @factory
-def cautious(optimizer: GradientTransformation, eps: Any = 1e-3) -> GradientTransformationExtraArgs:
+def cautious(optimizer: TransformationLike, eps: Any = 1e-3) -> GradientTransformationExtraArgs:
     r"""Make an optimizer cautious: C-AdamW from AdamW, C-Lion from Lion.
 
     Of the update :math:`u`, which is added to the parameters, it keeps the elements that decrease the loss according to

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from torchopt import elementwise, tree
 from torchopt.base import (
-    GradientTransformation,
     GradientTransformationExtraArgs,
+    TransformationLike,
     factory,
     with_extra_args_support,
 )
@@ -37,7 +37,7 @@ class SplitRealAndImaginaryState(NamedTuple):
 
 
 @factory
-def split_real_and_imaginary(inner: GradientTransformation) -> GradientTransformationExtraArgs:
+def split_real_and_imaginary(inner: TransformationLike) -> GradientTransformationExtraArgs:
     r"""Apply a transformation to complex leaves as pairs of real ones.
 
     A complex parameter :math:`a + ib` is then optimized like two real parameters :math:`a` and :math:`b`.  For Adam

@@ -13,6 +13,7 @@ from torchopt import checks, elementwise, tree
 from torchopt.base import (
     GradientTransformation,
     GradientTransformationExtraArgs,
+    TransformationLike,
     factory,
     with_extra_args_support,
 )
@@ -61,7 +62,7 @@ def scale_by_galore(
     rank: int = 128,
     update_proj_gap: int = 200,
     scale: Any = 1.0,
-    base_optimizer: GradientTransformation | None = None,
+    base_optimizer: TransformationLike | None = None,
     weight_dimension_numbers: Any = None,
 ) -> GradientTransformationExtraArgs:
     r"""Apply an optimizer to gradients projected onto a low-dimensional subspace.
@@ -196,7 +197,7 @@ def galore(
     rank: int = 128,
     update_proj_gap: int = 200,
     scale: Any = 1.0,
-    base_optimizer: GradientTransformation | None = None,
+    base_optimizer: TransformationLike | None = None,
     weight_decay: Any = 0.0,
     mask: Any = None,
     weight_dimension_numbers: Any = None,

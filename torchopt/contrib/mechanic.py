@@ -10,8 +10,8 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt.base import (
-    GradientTransformation,
     GradientTransformationExtraArgs,
+    TransformationLike,
     factory,
     with_extra_args_support,
 )
@@ -49,7 +49,7 @@ class MechanicState(NamedTuple):
 
 @factory
 def mechanize(
-    base_optimizer: GradientTransformation,
+    base_optimizer: TransformationLike,
     weight_decay: Any = 1e-2,
     eps: Any = 1e-8,
     s_init: Any = 1e-6,

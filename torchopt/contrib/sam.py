@@ -9,8 +9,8 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt.base import (
-    GradientTransformation,
     GradientTransformationExtraArgs,
+    TransformationLike,
     factory,
     with_extra_args_support,
 )
@@ -43,8 +43,8 @@ class SAMState(NamedTuple):
 
 @factory
 def sam(
-    optimizer: GradientTransformation,
-    adv_optimizer: GradientTransformation,
+    optimizer: TransformationLike,
+    adv_optimizer: TransformationLike,
     sync_period: int = 2,
     reset_state: bool = True,
     opaque_mode: bool = False,

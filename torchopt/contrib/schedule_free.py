@@ -10,8 +10,8 @@ from torch import Tensor
 
 from torchopt import checks, elementwise, tree
 from torchopt.base import (
-    GradientTransformation,
     GradientTransformationExtraArgs,
+    TransformationLike,
     factory,
     with_extra_args_support,
 )
@@ -92,7 +92,7 @@ def schedule_free_eval_params(state: Any, params: Any) -> Any:
 
 @factory
 def schedule_free(
-    base_optimizer: GradientTransformation,
+    base_optimizer: TransformationLike,
     learning_rate: Any,
     b1: Any = 0.9,
     weight_lr_power: Any = 2.0,

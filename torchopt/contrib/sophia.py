@@ -10,8 +10,8 @@ from torch import Tensor
 
 from torchopt import checks, elementwise, tree
 from torchopt.base import (
-    GradientTransformation,
     GradientTransformationExtraArgs,
+    TransformationLike,
     factory,
     with_extra_args_support,
 )
@@ -60,7 +60,7 @@ def scale_by_sophia(
     gamma: Any = 0.01,
     clip_threshold: Any = 1.0,
     update_interval: int = 10,
-    hessian_diagonal_fn: GradientTransformation = _HUTCHINSON,
+    hessian_diagonal_fn: TransformationLike = _HUTCHINSON,
     mu_dtype: DTypeLike | None = None,
     verbose: bool = False,
     print_win_rate_every_n_steps: int = 0,
@@ -171,7 +171,7 @@ def sophia(
     gamma: Any = 0.01,
     clip_threshold: Any = 1.0,
     update_interval: int = 10,
-    hessian_diagonal_fn: GradientTransformation = _HUTCHINSON,
+    hessian_diagonal_fn: TransformationLike = _HUTCHINSON,
     mu_dtype: DTypeLike | None = None,
     verbose: bool = False,
     print_win_rate_every_n_steps: int = 0,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from torchopt import optim
-from torchopt.base import GradientTransformation
+from torchopt.base import TransformationLike
 from torchopt.optim.rule_options import require_options
 
 __all__ = ['as_torch_optimizer', 'from_torch_optimizer']
@@ -33,7 +33,7 @@ _WHY_NOT: dict[type, str] = {
 }
 
 
-def as_torch_optimizer(transformation: GradientTransformation, params: Any) -> optim.Optimizer:
+def as_torch_optimizer(transformation: TransformationLike, params: Any) -> optim.Optimizer:
     """Make a ``torch.optim.Optimizer`` from a transformation.
 
     Args:

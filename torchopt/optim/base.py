@@ -17,6 +17,7 @@ from torchopt import checks, tree
 from torchopt.base import (
     ChainedGradientTransformation,
     GradientTransformation,
+    TransformationLike,
     UninitializedState,
     check_impl,
 )
@@ -104,7 +105,7 @@ True
 
     if not TYPE_CHECKING:
 
-        def __init__(self, params: Any, impl: GradientTransformation) -> None:
+        def __init__(self, params: Any, impl: TransformationLike) -> None:
             self._setup(params, check_impl(impl), {})
 
     def _setup(self, params: Any, impl: GradientTransformation, options: dict[str, Any]) -> None:

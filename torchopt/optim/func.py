@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from torchopt import tree
-from torchopt.base import GradientTransformation, UninitializedState, check_impl
+from torchopt.base import TransformationLike, UninitializedState, check_impl
 from torchopt.graphs import carries_graph, detach_graph
 from torchopt.optim.gradients import (
     as_leaf,
@@ -58,7 +58,7 @@ class FuncOptimizer:
         (1.0, 2.0, 0.5)
     """
 
-    def __init__(self, impl: GradientTransformation, *, inplace: bool = False, differentiable: bool = True) -> None:
+    def __init__(self, impl: TransformationLike, *, inplace: bool = False, differentiable: bool = True) -> None:
         self.impl = check_impl(impl)
         self.optim_state: Any = UninitializedState()
         self.inplace = bool(inplace)

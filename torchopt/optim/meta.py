@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from torchopt import alias
 from torchopt.autodiff.surroundings import note_slots
-from torchopt.base import GradientTransformation, UninitializedState, check_impl
+from torchopt.base import GradientTransformation, TransformationLike, UninitializedState, check_impl
 from torchopt.kinds import kind_of
 from torchopt.optim.from_alias import FromAlias
 from torchopt.optim.gradients import (
@@ -107,7 +107,7 @@ True
 
     if not TYPE_CHECKING:
 
-        def __init__(self, module: nn.Module, impl: GradientTransformation) -> None:
+        def __init__(self, module: nn.Module, impl: TransformationLike) -> None:
             self._setup(module, check_impl(impl), {})
 
         def __getattr__(self, name: str) -> Any:

@@ -19,6 +19,7 @@ from torchopt.base import (
     GradientTransformation,
     GradientTransformationExtraArgs,
     IdentityGradientTransformation,
+    TransformationLike,
     check_impl,
     checking,
     factory,
@@ -100,7 +101,7 @@ def _unwrap(fold: tuple[Fold, ...], state: Any) -> tuple[Any, ...]:
     return states
 
 
-def _take_apart(tx: GradientTransformation) -> tuple[tuple[GradientTransformation, ...], Fold]:
+def _take_apart(tx: TransformationLike) -> tuple[tuple[GradientTransformation, ...], Fold]:
     if isinstance(tx, NestedChain):
         return tx.members, tx.fold
     if isinstance(tx, ChainedGradientTransformation):
@@ -111,7 +112,7 @@ def _take_apart(tx: GradientTransformation) -> tuple[tuple[GradientTransformatio
 
 
 @factory
-def chain(*args: GradientTransformation) -> GradientTransformationExtraArgs:
+def chain(*args: TransformationLike) -> GradientTransformationExtraArgs:
     """Apply transformations one after another, like :func:`torchopt.chain`, but with the nested state of Optax.
 
     Args:

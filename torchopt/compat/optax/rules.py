@@ -10,6 +10,7 @@ from torchopt.base import (
     ElementwiseTransformation,
     GradientTransformation,
     GradientTransformationExtraArgs,
+    TransformationLike,
     factory,
     identity,
 )
@@ -35,7 +36,7 @@ __all__ = [
 
 
 def masked(
-    inner: GradientTransformation, mask: Any, *, mask_compatible_extra_args: bool = False
+    inner: TransformationLike, mask: Any, *, mask_compatible_extra_args: bool = False
 ) -> GradientTransformationExtraArgs:
     """:func:`torchopt.transform.masked` with a required mask.
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from torchopt.base import GradientTransformation
+from torchopt.base import TransformationLike
 from torchopt.interop.higher import optim, patch, utils
 from torchopt.interop.higher.optim import (
     DifferentiableOptimizer,
@@ -46,7 +46,7 @@ __all__ = [
 @contextlib.contextmanager
 def innerloop_ctx(
     model: nn.Module,
-    opt: torch.optim.Optimizer | GradientTransformation,
+    opt: torch.optim.Optimizer | TransformationLike,
     device: torch.device | str | None = None,
     copy_initial_weights: bool = True,
     override: Override | None = None,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from torchopt import tree
-from torchopt.base import GradientTransformation, UninitializedState, check_impl
+from torchopt.base import GradientTransformation, TransformationLike, UninitializedState, check_impl
 from torchopt.interop.higher.options import (
     Override,
     apply_trainable_opt_params,
@@ -70,7 +70,7 @@ class DifferentiableOptimizer:
 
     def __init__(
         self,
-        other: torch.optim.Optimizer | GradientTransformation,
+        other: torch.optim.Optimizer | TransformationLike,
         reference_params: Iterable[Tensor],
         fmodel: FunctionalModule | None = None,
         device: torch.device | str | None = None,
@@ -361,7 +361,7 @@ _CLASSES = {kind._steps_of: kind for kind in DifferentiableOptimizer.__subclasse
 
 
 def get_diff_optim(
-    opt: torch.optim.Optimizer | GradientTransformation,
+    opt: torch.optim.Optimizer | TransformationLike,
     reference_params: Iterable[Tensor],
     fmodel: FunctionalModule | None = None,
     device: torch.device | str | None = None,

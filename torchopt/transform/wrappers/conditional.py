@@ -9,8 +9,8 @@ import torch
 
 from torchopt import checks, tree
 from torchopt.base import (
-    GradientTransformation,
     GradientTransformationExtraArgs,
+    TransformationLike,
     factory,
     with_extra_args_support,
 )
@@ -73,7 +73,7 @@ class ApplyIfFiniteState(NamedTuple):
 
 @factory
 def conditionally_transform(
-    inner: GradientTransformation, should_transform_fn: Any, forward_extra_args: bool = False
+    inner: TransformationLike, should_transform_fn: Any, forward_extra_args: bool = False
 ) -> GradientTransformationExtraArgs:
     """Apply a transformation in steps in which a condition holds; in all other steps updates do not change.
 
@@ -103,7 +103,7 @@ def conditionally_transform(
 
 @factory
 def conditionally_mask(
-    inner: GradientTransformation, should_transform_fn: Any, forward_extra_args: bool = False
+    inner: TransformationLike, should_transform_fn: Any, forward_extra_args: bool = False
 ) -> GradientTransformationExtraArgs:
     """Apply a transformation in steps in which a condition holds; in all other steps updates are zero.
 
@@ -130,7 +130,7 @@ def conditionally_mask(
 
 
 def _conditionally(
-    inner: GradientTransformation, condition: Any, forward_extra_args: bool, kind: Any, otherwise: Any
+    inner: TransformationLike, condition: Any, forward_extra_args: bool, kind: Any, otherwise: Any
 ) -> GradientTransformationExtraArgs:
     wide = with_extra_args_support(inner)
     if not callable(condition):
@@ -154,7 +154,7 @@ def _conditionally(
 
 
 @factory
-def apply_if_finite(inner: GradientTransformation, max_consecutive_errors: int) -> GradientTransformationExtraArgs:
+def apply_if_finite(inner: TransformationLike, max_consecutive_errors: int) -> GradientTransformationExtraArgs:
     """Apply a transformation if all gradients are finite; otherwise skip the step, up to a limit.
 
     If a gradient has NaN or infinity, the updates are zero and the inner state does not change.  After

@@ -8,8 +8,8 @@ from typing import Any
 from torchopt import elementwise, tree
 from torchopt.autodiff.objective import is_plain_step
 from torchopt.base import (
-    GradientTransformation,
     GradientTransformationExtraArgs,
+    TransformationLike,
     factory,
     with_extra_args_support,
 )
@@ -20,7 +20,7 @@ __all__ = ['flatten']
 
 
 @factory
-def flatten(inner: GradientTransformation) -> GradientTransformationExtraArgs:
+def flatten(inner: TransformationLike) -> GradientTransformationExtraArgs:
     """Apply a transformation to all leaves as one vector.
 
     For a transformation without a native kernel, this replaces many small operations by a few large ones.  Norms of

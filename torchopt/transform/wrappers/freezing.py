@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from torchopt import tree
-from torchopt.base import GradientTransformation, GradientTransformationExtraArgs
+from torchopt.base import GradientTransformationExtraArgs, TransformationLike
 from torchopt.spelling import suggesting
 from torchopt.transform.scaling.stateless import set_to_zero
 from torchopt.transform.wrappers.masking import masked, partition
@@ -35,7 +35,7 @@ def freeze(mask: Any) -> GradientTransformationExtraArgs:
 
 
 @suggesting
-def selective_transform(optimizer: GradientTransformation, *, freeze_mask: Any) -> GradientTransformationExtraArgs:
+def selective_transform(optimizer: TransformationLike, *, freeze_mask: Any) -> GradientTransformationExtraArgs:
     """Apply an optimizer to some parameters, and freeze the others, which have no state.
 
     Args:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from torchopt import checks, tree
 from torchopt.base import (
-    GradientTransformation,
     GradientTransformationExtraArgs,
+    TransformationLike,
     factory,
     with_extra_args_support,
 )
@@ -51,7 +51,7 @@ class LookaheadParams(NamedTuple):
 
 @factory
 def lookahead(
-    fast_optimizer: GradientTransformation, sync_period: int, slow_step_size: Any, reset_state: bool = False
+    fast_optimizer: TransformationLike, sync_period: int, slow_step_size: Any, reset_state: bool = False
 ) -> GradientTransformationExtraArgs:
     r"""Update slow parameters :math:`\phi` every :math:`k` steps of an optimizer of fast parameters :math:`\theta`.
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from torchopt import tree
 from torchopt.base import (
-    GradientTransformation,
     GradientTransformationExtraArgs,
+    TransformationLike,
     factory,
     with_extra_args_support,
 )
@@ -34,7 +34,7 @@ class MaskedState(NamedTuple):
 
 @factory
 def masked(
-    inner: GradientTransformation, mask: Any = None, *, mask_compatible_extra_args: bool = False
+    inner: TransformationLike, mask: Any = None, *, mask_compatible_extra_args: bool = False
 ) -> GradientTransformationExtraArgs:
     """Apply a transformation where a mask is true; other updates do not change.
 
@@ -65,7 +65,7 @@ def masked(
     resolve = partial(resolve_mask, mask)
 
     def init(params: Any) -> MaskedState:
-        return MaskedState(inner.init(_hide(params, resolve(params), 'params')))
+        return MaskedState(wide.init(_hide(params, resolve(params), 'params')))
 
     def update(
         updates: Any, state: MaskedState, params: Any = None, *, inplace: bool = False, **extra: Any
@@ -140,7 +140,7 @@ class PartitionState(NamedTuple):
 
 @factory
 def partition(
-    transforms: dict[Any, GradientTransformation],
+    transforms: Mapping[Any, TransformationLike],
     param_labels: Any,
     *,
     mask_compatible_extra_args: bool = False,

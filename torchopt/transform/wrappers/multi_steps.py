@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, elementwise, tree
-from torchopt.base import GradientTransformation, GradientTransformationExtraArgs, with_extra_args_support
+from torchopt.base import (
+    GradientTransformation,
+    GradientTransformationExtraArgs,
+    TransformationLike,
+    with_extra_args_support,
+)
 from torchopt.dtypes import DTypeLike, widened
 from torchopt.elementwise.ranges import moment_dtype
 from torchopt.graphs import zeros_of
@@ -135,7 +140,7 @@ class MultiSteps:
 
     def __init__(
         self,
-        opt: GradientTransformation,
+        opt: TransformationLike,
         every_k_schedule: Any,
         use_grad_mean: bool = True,
         should_skip_update_fn: ShouldSkipUpdateFunction | None = None,
