@@ -14,6 +14,10 @@ STAMP   := $(VENV)/.installed
 ARGS    ?=
 WORKERS ?= 2
 
+# Python stores what it compiles, even where the environment says that it must not (as in many containers): most targets
+# start several processes that import torch, which takes three times as long if each compiles its sources again.
+unexport PYTHONDONTWRITEBYTECODE
+
 NATIVE := CMakeLists.txt $(wildcard third_party/*.cmake torchopt/_C/CMakeLists.txt) \
           $(wildcard torchopt/_C/src/* torchopt/_C/src/*/* torchopt/_C/include/*/*)
 
