@@ -100,10 +100,11 @@ class Capture(Replace):
 
     @property
     def has_seen_all_nodes(self) -> bool:
-        """Whether each node of the run was created by an operation that this mode has intercepted.
+        """Whether each node of the run was created by an operation that this mode has intercepted, with its arguments.
 
         The sequence numbers of nodes are consecutive, so that a node which arises elsewhere, such as that of an
-        autograd Function, leaves a gap.
+        autograd Function, leaves a gap.  A transform of torch.func wraps its arguments, which no mode sees; so
+        operations on wrapped tensors are no proof.
         """
         return not self._has_gap and self._next == next_node()
 
@@ -114,7 +115,9 @@ class Capture(Replace):
         given = tensors_in((*args, kwargs))
         used = [x for x in given if not self.has_made(x)]
         versions = [version_of(x) for x in used]
-        self._has_gap |= self._next != next_node() or not _is_function_of_arguments(func, kinds)
+        self._has_gap |= (
+            self._next != next_node() or not _is_function_of_arguments(func, kinds) or any(map(_is_wrapped, given))
+        )
         result = func(*args, **kwargs)
         self._next = next_node()
         made = tensors_in(result)
