@@ -225,7 +225,7 @@ def _is_function_of_arguments(func: Any, kinds: Any) -> bool:
     ``torch.autograd.grad`` also depends on the graphs of its arguments.
     """
     is_native = isinstance(func, _NATIVE) or func is apply_function
-    is_operator = not is_native and func.__module__ == 'torch._tensor' and func.__name__.startswith('__')
+    is_operator = getattr(func, '__module__', '') == 'torch._tensor' and func.__name__.startswith('__')
     return (is_native or is_operator) and all(kind is Tensor for kind in kinds)
 
 
