@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -262,7 +263,9 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
                 guess = where(unknown & (length * guess > 1.0), 1.0 / where(length > 1e-30, length, 1.0), guess)
 
             def ray(stepsize: Any) -> Point:
-                new_x = problem.move(x, stepsize, direction)
+                # A run that has ended stays where it is.
+                length = where(running, stepsize, 0.0) if isinstance(running, np.ndarray) else stepsize
+                new_x = problem.move(x, length, direction)
                 new_value, new_gradient, aux = problem(new_x)
                 new_value, new_slope = numbers(new_value, problem.slope(new_gradient, direction))
                 if running is not True:
