@@ -58,13 +58,13 @@ class Work(NamedTuple):
 
 
 def _linesearch_of(
-    linesearch: str | LineSearch, fun: Callable[..., Any], maxiter: int, max_stepsize: Any
+    linesearch: str | LineSearch, fun: Callable[..., Any], maxiter: int, max_stepsize: Any, c2: float
 ) -> LineSearch:
     """The line search of a solver by its name; an instance is returned as it is."""
     if isinstance(linesearch, LineSearch):
         return linesearch
     if linesearch == 'zoom':
-        return ZoomLineSearch(fun, maxiter=maxiter, max_stepsize=max_stepsize)
+        return ZoomLineSearch(fun, maxiter=maxiter, max_stepsize=max_stepsize, c2=c2)
     if linesearch == 'backtracking':
         return BacktrackingLineSearch(fun, maxiter=maxiter, max_stepsize=max_stepsize)
     if linesearch == 'hager-zhang':
@@ -90,6 +90,9 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
 
     error_name = 'Gradient Norm'
     problem_function = 'fun'
+    c2: ClassVar[float] = 0.9
+    """By how much the search named ``'zoom'`` reduces the slope at least."""
+
     works_on_batches: ClassVar[bool] = False
     """Whether the memory may be one for the columns of :class:`~torchopt.solver.problem.BatchProblem`."""
 
@@ -105,7 +108,9 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
         for name in ('condition', 'decrease_factor'):
             if getattr(self, name, None) is not None:
                 checks.deprecated(f'{name} has no effect; pass an instance of BacktrackingLineSearch as linesearch.')
-        self._search: LineSearch = _linesearch_of(options.linesearch, options.fun, options.maxls, options.max_stepsize)
+        self._search: LineSearch = _linesearch_of(
+            options.linesearch, options.fun, options.maxls, options.max_stepsize, self.c2
+        )
         stepsize = getattr(self, 'stepsize', 0.0)
         self._stepsize = stepsize if checks.is_schedule(stepsize) or stepsize > 0 else None
 
