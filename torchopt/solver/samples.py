@@ -42,9 +42,11 @@ class SomeSamples:
             x: The vectors of all samples.
             samples: The numbers of the samples, an array that is not empty.
         """
+        if 2 * len(samples) > self.size:
+            return None
         if self.works is None:
             self.works = self._of(x, samples[:1]) is not None
-        return self._of(x, samples) if self.works and 2 * len(samples) <= self.size else None
+        return self._of(x, samples) if self.works else None
 
     def _of(self, x: Any, samples: Any) -> tuple[Any, Any] | None:
         chosen = torch.from_numpy(samples)
