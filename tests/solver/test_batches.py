@@ -282,6 +282,7 @@ def test_only_samples_that_move_are_evaluated(name: str, way: str) -> None:
         alone = run(scale)
         torch.testing.assert_close(found.params[i], alone.params, rtol=1e-6, atol=1e-8)
         assert int(found.state.iter_num[i]) == int(alone.state.iter_num)
+        assert int(found.state.num_fun_eval[i]) == int(alone.state.num_fun_eval)
         assert Status(int(found.state.status[i])) is Status.CONVERGED
     if way in ('closure', 'half'):  # values of the batch that are not among the data: found out with one sample, once
         assert [size for size in sizes if size < 12] == [1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -147,14 +148,26 @@ class LineSearch(IterativeSolver):
             start: The point at step size 0.
             guess: The first step size.
         """
-        counted = _Counted(ray)
-        search = self._begin(counted, start, guess)
-        if self._goes_on(search) is not False:
-            search = self._advance(counted, search)
-        if self._goes_on(search) is not False:
-            search = repeat(self._goes_on, lambda s: self._advance(counted, s), search, self.maxiter, check=False)
+        step = functools.partial(self._counted_step, ray)
+        state = self._counted_begin(ray, start, guess)
+        if self._goes_on(state[0]) is not False:
+            state = step(state)
+        if self._goes_on(state[0]) is not False:
+            state = repeat(lambda state: self._goes_on(state[0]), step, state, self.maxiter, check=False)
+        search, count = state
         point, _, steps, failed = self._end(search)
-        return Found(point, steps, failed, counted.count, counted.count)
+        return Found(point, steps, failed, count, count)
+
+    def _counted_begin(self, ray: Ray, start: Point, guess: Any) -> tuple[Any, Any]:
+        """The state of the search before its first step, and the number of evaluations."""
+        counted = _Counted(ray)
+        return self._begin(counted, start, guess), counted.count
+
+    def _counted_step(self, ray: Ray, state: tuple[Any, Any]) -> tuple[Any, Any]:
+        """One step; in a batch, the evaluations are those of the steps that a sample makes."""
+        search, count = state
+        counted = _Counted(ray)
+        return self._advance(counted, search), count + counted.count
 
     def _ray(self, params: Any, direction: Any, fun_args: Sequence[Any], fun_kwargs: Any) -> Ray:
         def ray(stepsize: Any) -> Point:
@@ -190,9 +203,8 @@ class LineSearch(IterativeSolver):
     ) -> LineSearchState:
         """The state before the first step; for the arguments see :meth:`run`."""
         ray, start, evaluated = self._start(params, value, grad, descent_direction, fun_args, fun_kwargs)
-        counted = _Counted(ray)
-        search = self._begin(counted, start, init_stepsize)
-        count = evaluated + counted.count
+        search, count = self._counted_begin(ray, start, init_stepsize)
+        count += evaluated
         params, gradient, aux = start.extra
         return LineSearchState(
             0, params, start.value, gradient, aux, math.inf, False, False, count, count, int(Status.RUNNING), search
@@ -225,13 +237,10 @@ class LineSearch(IterativeSolver):
             if grad is None:
                 grad = self._objective.gradient(params, *fun_args, **(fun_kwargs or {}))
             descent_direction = tree.scale(-1.0, grad)
-        counted = _Counted(self._ray(params, descent_direction, fun_args, fun_kwargs))
-        search = state.search
-        going = self._goes_on(search)
-        if going is not False:
-            search = pick(going, self._advance(counted, search), search)
-        count = state.num_fun_eval + counted.count
-        return self._as_step(search, count)
+        ray = self._ray(params, descent_direction, fun_args, fun_kwargs)
+        before = state.search, state.num_fun_eval
+        going = self._goes_on(state.search)
+        return self._as_step(*(before if going is False else pick(going, self._counted_step(ray, before), before)))
 
     def _as_step(self, search: Any, count: Any) -> LineSearchStep:
         point, error, steps, failed = self._end(search)
@@ -268,10 +277,10 @@ class LineSearch(IterativeSolver):
             The step size, and the state: ``state.params``, ``value`` and ``grad`` are those at the step size.
         """
         ray, start, evaluated = self._start(params, value, grad, descent_direction, fun_args, fun_kwargs)
-        counted = _Counted(ray)
-        search = self._begin(counted, start, init_stepsize)
-        search = while_loop(self._goes_on, lambda s: self._advance(counted, s), search, self.maxiter)
-        stepsize, state = self._as_step(search, evaluated + counted.count)
+        step = functools.partial(self._counted_step, ray)
+        begin = self._counted_begin(ray, start, init_stepsize)
+        search, count = while_loop(lambda state: self._goes_on(state[0]), step, begin, self.maxiter)
+        stepsize, state = self._as_step(search, evaluated + count)
         if self.verbose:
             self.log_info(state, additional_info={'Stepsize': stepsize, 'Objective Value': state.value})
         found = conclude(OptStep((params, stepsize), state._replace(search=None)), math.inf)

@@ -21,6 +21,9 @@ class HagerZhangLineSearch(LineSearch):
 
     Unlike JAXopt's, it begins with ``init_stepsize``, and shortens a step whose value is NaN.
 
+    In a batch under ``vmap``, the samples in the same step are evaluated together, and ``num_fun_eval`` counts for each
+    as many evaluations as the one with the most needs.
+
     Args:
         fun: The objective, ``fun(params, *args, **kwargs)``.
         value_and_grad: Whether ``fun`` returns the value and the gradient, or a function that does.
