@@ -129,7 +129,9 @@ class Capture(Replace):
         for x, version in zip(new, versions):
             if self._is_from_outside(x):
                 self._capture(x)
-            elif id(x) not in self.constants:
+                continue
+            self._has_gap |= matters(x)  # made inside, but not here: by another thread, or as a sample of a vmap
+            if id(x) not in self.constants:
                 self.constants[id(x)] = (weakref.ref(x), version)
         if func in _NORMALIZATIONS:
             self.statistics.update((id(x), x) for x in _statistics(func, args, kwargs))
