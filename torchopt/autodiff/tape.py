@@ -3,9 +3,9 @@
 
 A product with a Jacobian is a backward pass through a graph, whose overhead exceeds the arithmetic for systems of a few
 hundred unknowns.  All products of one solve are the same operations on different numbers.  So the first product is
-recorded below autograd.  Later products repeat only the operations that depend on the vector; the results of the others
-are kept.  The products of a direct method, with all vectors together under ``vmap``, are not recorded, since it takes no
-others.
+recorded below autograd.  Later products repeat only the operations that depend on the vector; the results of the
+others are kept.  The products of a direct method, with all vectors together under ``vmap``, are not recorded, since it
+takes no others.
 
 The second product, with another vector, is computed in both ways.  The tape is discarded unless the results are
 bitwise equal, since a kernel may have been called that torch does not dispatch.  It is also discarded if an operation
