@@ -100,6 +100,8 @@ class Capture(Replace):
         self.depth = 0 if top is None else top.level()
         self.start = self._next = next_node()
         self._has_gap = False
+        self.has_hidden = False
+        """Whether a tensor arose inside where this mode sees no inputs: as a sample of a vmap, or in another thread."""
 
     @property
     def has_seen_all_nodes(self) -> bool:
@@ -108,7 +110,7 @@ class Capture(Replace):
         The sequence numbers of nodes are consecutive, so that a node which arises elsewhere, such as that of an
         autograd Function, leaves a gap.
         """
-        return not self._has_gap and self._next == next_node()
+        return not (self._has_gap or self.has_hidden) and self._next == next_node()
 
     def __torch_function__(self, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -130,7 +132,7 @@ class Capture(Replace):
             if self._is_from_outside(x):
                 self._capture(x)
                 continue
-            self._has_gap |= matters(x)  # made inside, but not here: by another thread, or as a sample of a vmap
+            self.has_hidden |= matters(x)
             if id(x) not in self.constants:
                 self.constants[id(x)] = (weakref.ref(x), version)
         if func in _NORMALIZATIONS:
