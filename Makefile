@@ -14,6 +14,10 @@ STAMP   := $(VENV)/.installed
 ARGS    ?=
 WORKERS ?= 2
 
+# Python stores what it compiles, even where the environment says that it must not (as in many containers): most targets
+# start several processes that import torch, which takes three times as long if each compiles its sources again.
+unexport PYTHONDONTWRITEBYTECODE
+
 NATIVE := CMakeLists.txt $(wildcard third_party/*.cmake torchopt/_C/CMakeLists.txt) \
           $(wildcard torchopt/_C/src/* torchopt/_C/src/*/* torchopt/_C/include/*/*)
 
@@ -69,7 +73,7 @@ doctest: $(STAMP)  ## Run the examples in the docstrings.
 # leak detection is off, since Python leaks by design.
 SANITIZED := build/sanitized
 sanitize: $(STAMP)  ## Run tests that reach every kernel with AddressSanitizer and UndefinedBehaviorSanitizer.
-	rm -rf $(SANITIZED) && $(BIN)/python -m venv $(SANITIZED)
+	rm -rf $(SANITIZED) && $(BIN)/python -m venv --without-pip $(SANITIZED)
 	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > "$$($(SANITIZED)/bin/python -c 'import site; print(site.getsitepackages()[0])')/borrowed.pth"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --prefix $(SANITIZED) --ignore-installed . \
 	  -C build-dir=build/sanitized-objects -C cmake.build-type=RelWithDebInfo -C cmake.define.TORCHOPT_SANITIZE=ON

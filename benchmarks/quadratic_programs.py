@@ -51,7 +51,7 @@ def main() -> None:
             except (TimeoutError, ValueError) as ended:  # cut, or not convex
                 error, row = np.inf, [*row, str(ended)[:60]]
             seconds = time.process_time() - start
-            solved[solve.__name__] += error <= ACCURACY
+            solved[solve.__name__] += bool(error <= ACCURACY)
             row.append(f'{solve.__name__}: {error:8.1e} {seconds:6.2f} s {"ok" if error <= ACCURACY else "--"}')
         print('  '.join(row), flush=True)
     print(f'{solved} of {len(files)}')

@@ -17,9 +17,9 @@ pytest_plugins = ['tests.sampling']
 
 torch.set_num_threads(1)
 
-# The compilation cache of JAX is in build/, one for each process of pytest; with it a second run takes half the time.
-CACHE = Path(__file__).parents[1] / 'build' / 'jax' / os.environ.get('PYTEST_XDIST_WORKER', 'main')
-os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(CACHE))
+# The compilation cache of JAX is in build/, one for all processes of pytest: what one has compiled, no other compiles
+# again. (JAX compiles itself what it reads while another process writes it.)
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(Path(__file__).parents[1] / 'build' / 'jax'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 # Optax and JAXopt take a few steps on small arrays here, so JAX spends its time on compiling, not on computing.

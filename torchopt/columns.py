@@ -27,7 +27,9 @@ __all__ = [
     'dot',
     'from_column',
     'has_array',
+    'is_batched',
     'lengths',
+    'of_all_samples',
     'to_column',
 ]
 
@@ -55,11 +57,17 @@ def to_column(x: Tensor, size: int) -> np.ndarray[Any, Any]:
         x: A tensor, which may be the same for all samples.
         size: The size of the batch.
     """
-    if _functorch.is_batchedtensor(x):
-        x = _functorch._remove_batch_dim(x, _functorch.maybe_get_level(x), size, 0)
-    else:
-        x = x.expand(size, *x.shape)
-    return x.numpy(force=True)
+    return (of_all_samples(x, size) if is_batched(x) else x.expand(size, *x.shape)).numpy(force=True)
+
+
+def is_batched(x: Any) -> bool:
+    """Whether a value is a tensor that has another value for each sample of a batch."""
+    return isinstance(x, Tensor) and _functorch.is_batchedtensor(x)
+
+
+def of_all_samples(x: Tensor, size: int) -> Tensor:
+    """The values of a batched tensor, with the samples along the first dimension."""
+    return _functorch._remove_batch_dim(x, _functorch.maybe_get_level(x), size, 0)
 
 
 def from_column(x: np.ndarray[Any, Any]) -> Tensor:

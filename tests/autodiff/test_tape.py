@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -128,9 +130,24 @@ def test_the_same_vector_again_decides_nothing() -> None:
         return [u[0] + unseen.clone()]
 
     run = taped(product)
-    for seed in (0, 1, 1, 1, 2, 3):
+    for seed in (0, 0, 0, 1, 2, 3):
         (found,) = run([v := vector(6, seed=seed)])
         assert torch.equal(found, 2 * v)
+
+
+def test_constants_are_freed_with_the_product() -> None:
+    def use() -> weakref.ref[torch.Tensor]:
+        constant = vector(6)
+        product = taped(lambda u: [u[0] * constant])
+        for seed in range(4):
+            product([vector(6, seed=seed)])
+        return weakref.ref(constant)
+
+    gc.disable()  # which would break a cycle
+    try:
+        assert use()() is None
+    finally:
+        gc.enable()
 
 
 def test_random_products_are_not_repeated() -> None:

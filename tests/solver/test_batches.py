@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -222,3 +222,71 @@ def test_single_steps_in_a_batch(name: str) -> None:
             alone, one = solver.update(alone, one, *more, scale)
         torch.testing.assert_close(params[i], alone, rtol=1e-6, atol=1e-9)
     assert state.iter_num.tolist() == [3, 3, 3]
+
+
+class Counted(torch.autograd.Function):
+    """The identity, which notes for how many samples it was called."""
+
+    generate_vmap_rule = False
+    sizes: ClassVar[list[int]] = []
+
+    @staticmethod
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return grad
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: torch.Tensor) -> Any:  # type: ignore[override]
+        Counted.sizes.append(info.batch_size)
+        return Counted.apply(x), in_dims[0]
+
+
+def well(x: torch.Tensor, scale: torch.Tensor, shift: Any = 0.5) -> torch.Tensor:
+    """Some scales need more trials of a step, and more steps, than others."""
+    x = Counted.apply(x)
+    return ((scale * x**2 - 1.0) ** 2 + (x - shift) ** 2).sum()
+
+
+def ways_to_give_data(solver: Any, fun: Any) -> dict[str, Any]:
+    start, shift = torch.full((4,), 0.1, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64)
+    options = {'maxiter': 40, 'tol': 1e-7}
+    return {
+        'argument': lambda scale: solver(fun, **options).run(start, scale),
+        'keyword': lambda scale: solver(fun, **options).run(start, shift=shift, scale=scale),
+        'tree': lambda scale: solver(lambda x, d: fun(x, **d), **options).run(start, {'shift': shift, 'scale': scale}),
+        'closure': lambda scale: solver(lambda x: fun(x, scale, shift), **options).run(start),
+        'half': lambda scale: solver(lambda x, s: fun(x, s, shift + 0.0 * scale), **options).run(start, scale),
+        'gradient': lambda scale: solver(
+            lambda x, s: torch.func.grad_and_value(fun)(x, s)[::-1], value_and_grad=True, **options
+        ).run(start, scale),
+        'auxiliary': lambda scale: solver(lambda x, s: (fun(x, s), s), has_aux=True, **options).run(start, scale),
+    }
+
+
+@pytest.mark.parametrize('way', ways_to_give_data(torchopt.LBFGS, well))
+@pytest.mark.parametrize('name', ['LBFGS', 'LBFGS, backtracking', 'BFGS'])
+def test_only_samples_that_move_are_evaluated(name: str, way: str) -> None:
+    run = ways_to_give_data(SOLVERS[name], well)[way]
+    scales = torch.linspace(0.2, 6.0, 12, dtype=torch.float64)
+    Counted.sizes.clear()
+    found = torch.vmap(run)(scales)
+    sizes = list(Counted.sizes)
+    for i, scale in enumerate(scales):
+        alone = run(scale)
+        torch.testing.assert_close(found.params[i], alone.params, rtol=1e-6, atol=1e-8)
+        assert int(found.state.iter_num[i]) == int(alone.state.iter_num)
+        assert Status(int(found.state.status[i])) is Status.CONVERGED
+    if way in ('closure', 'half'):  # values of the batch that are not among the data: found out with one sample, once
+        assert [size for size in sizes if size < 12] == [1]
+    elif way == 'auxiliary':
+        assert set(sizes) == {12}
+    else:
+        assert sum(sizes) < 0.8 * 12 * len(sizes)
+        assert all(size <= 6 for size in sizes if size < 12)

@@ -105,10 +105,11 @@ class Capture(Replace):
 
     @property
     def has_seen_all_nodes(self) -> bool:
-        """Whether each node of the run was created by an operation that this mode has intercepted.
+        """Whether each node of the run was created by an operation that this mode has intercepted, with its arguments.
 
         The sequence numbers of nodes are consecutive, so that a node which arises elsewhere, such as that of an
-        autograd Function, leaves a gap.
+        autograd Function, leaves a gap.  A transform of torch.func wraps its arguments, which no mode sees; so
+        operations on wrapped tensors are no proof.
         """
         return not (self._has_gap or self.has_hidden) and self._next == next_node()
 
@@ -122,7 +123,9 @@ class Capture(Replace):
         if new:
             new = [x for x in new if not self._has_memory_of_result(x)]
         versions = [version_of(x) for x in new]
-        self._has_gap |= self._next != next_node() or not _is_function_of_arguments(func, kinds)
+        self._has_gap |= (
+            self._next != next_node() or not _is_function_of_arguments(func, kinds) or any(map(_is_wrapped, inputs))
+        )
         result = func(*args, **kwargs)
         self._next = next_node()
         results = [result] if isinstance(result, Tensor) else tensors_in(result)
@@ -235,7 +238,7 @@ def _is_function_of_arguments(func: Any, kinds: Any) -> bool:
     ``torch.autograd.grad`` also depends on the graphs of its arguments.
     """
     is_native = isinstance(func, _NATIVE) or func is apply_function
-    is_operator = not is_native and func.__module__ == 'torch._tensor' and func.__name__.startswith('__')
+    is_operator = getattr(func, '__module__', '') == 'torch._tensor' and func.__name__.startswith('__')
     return (is_native or is_operator) and all(kind is Tensor for kind in kinds)
 
 

@@ -3,9 +3,8 @@
 
 A product with a Jacobian is a backward pass through a graph, whose overhead exceeds the arithmetic for systems of a few
 hundred unknowns.  All products of one solve are the same operations on different numbers.  So the first product is
-recorded below autograd.  Later products repeat only the operations that depend on the vector; the results of the
-others are kept.  The products of a direct method, with all vectors together under ``vmap``, are not recorded, since it
-takes no others.
+recorded below autograd.  Later products repeat only the operations that depend on the vector; the results of the others
+are kept.  A direct method takes one product with all vectors together, under ``vmap``, which is not recorded.
 
 The second product, with another vector, is computed in both ways.  The tape is discarded unless the results are
 bitwise equal, since a kernel may have been called that torch does not dispatch.  It is also discarded if an operation
@@ -79,16 +78,6 @@ def _repetition(tape: _Recorder, u: Leaves, y: Leaves) -> Product | None:
     names = {id(x): f'u{i}' for i, x in enumerate(u)}
     scope: dict[str, Any] = {}  # the operations and their constant arguments
     lines = [f'def repeat(u):\n    {_tuple(names.values())} = u']
-
-    def text(x: Any) -> str:
-        if id(x) in names:
-            return names[id(x)]
-        if isinstance(x, (list, tuple)):
-            return f'[{", ".join(map(text, x))}]'
-        name = f'c{len(scope)}'
-        scope[name] = x
-        return name
-
     for func, args, kwargs, result in tape.operations:
         live = any(id(x) in names for x in _tensors((*args, *kwargs.values())))
         if func._schema.is_mutable and not _writes_own_results(func, args, names, live):
@@ -99,8 +88,9 @@ def _repetition(tape: _Recorder, u: Leaves, y: Leaves) -> Product | None:
         random = torch.Tag.nondeterministic_seeded in func.tags or torch.Tag.data_dependent_output in func.tags
         if random or not all(isinstance(x, Tensor) for x in results) or _tensors(list(kwargs.values())):
             return None
-        arguments = [*map(text, args), *(f'{name}={text(x)}' for name, x in kwargs.items())]
-        call = f'{text(func._op)}({", ".join(arguments)})'
+        arguments = [_text(x, names, scope) for x in args]
+        arguments += [f'{name}={_text(x, names, scope)}' for name, x in kwargs.items()]
+        call = f'{_text(func._op, names, scope)}({", ".join(arguments)})'
         names |= {id(x): f'x{len(scope)}_{i}' for i, x in enumerate(results)}
         made = [names[id(x)] for x in results]
         lines.append(f'    {made[0] if isinstance(result, Tensor) else _tuple(made)} = {call}')
@@ -108,8 +98,19 @@ def _repetition(tape: _Recorder, u: Leaves, y: Leaves) -> Product | None:
         return None
     lines.append(f'    return {_tuple(names[id(x)] for x in y)}')
     exec(_compiled('\n'.join(lines)), scope)
-    repeat: Product = scope['repeat']
+    repeat: Product = scope.pop('repeat')  # which refers to its scope: no cycle may keep the tensors alive
     return repeat
+
+
+def _text(x: Any, names: dict[int, str], scope: dict[str, Any]) -> str:
+    """How the function refers to an argument; constants become a part of its scope."""
+    if id(x) in names:
+        return names[id(x)]
+    if isinstance(x, (list, tuple)):
+        return f'[{", ".join(_text(y, names, scope) for y in x)}]'
+    name = f'c{len(scope)}'
+    scope[name] = x
+    return name
 
 
 @functools.lru_cache(maxsize=256)

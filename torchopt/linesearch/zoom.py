@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from torchopt.linesearch.interpolation import cubic_minimum, quadratic_minimum
@@ -220,6 +221,8 @@ def zoom_step(ray: Ray, search: ZoomSearch, options: ZoomOptions, limit: int) ->
         stepsize = smaller(stepsize, options.largest)
     if search.found is not False:
         stepsize = where(search.found, _cut(search, options), stepsize)
+    if isinstance(search.running, np.ndarray):  # of a batch, a search that has ended stays where it is
+        stepsize = where(search.running, stepsize, search.last.stepsize)
     return _absorb(search, ray(stepsize), options, limit)
 
 

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,13 +58,13 @@ class Work(NamedTuple):
 
 
 def _linesearch_of(
-    linesearch: str | LineSearch, fun: Callable[..., Any], maxiter: int, max_stepsize: Any
+    linesearch: str | LineSearch, fun: Callable[..., Any], maxiter: int, max_stepsize: Any, c2: float
 ) -> LineSearch:
     """The line search of a solver by its name; an instance is returned as it is."""
     if isinstance(linesearch, LineSearch):
         return linesearch
     if linesearch == 'zoom':
-        return ZoomLineSearch(fun, maxiter=maxiter, max_stepsize=max_stepsize)
+        return ZoomLineSearch(fun, maxiter=maxiter, max_stepsize=max_stepsize, c2=c2)
     if linesearch == 'backtracking':
         return BacktrackingLineSearch(fun, maxiter=maxiter, max_stepsize=max_stepsize)
     if linesearch == 'hager-zhang':
@@ -89,6 +90,9 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
 
     error_name = 'Gradient Norm'
     problem_function = 'fun'
+    c2: ClassVar[float] = 0.9
+    """By how much the search named ``'zoom'`` reduces the slope at least."""
+
     works_on_batches: ClassVar[bool] = False
     """Whether the memory may be one for the columns of :class:`~torchopt.solver.problem.BatchProblem`."""
 
@@ -104,7 +108,9 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
         for name in ('condition', 'decrease_factor'):
             if getattr(self, name, None) is not None:
                 checks.deprecated(f'{name} has no effect; pass an instance of BacktrackingLineSearch as linesearch.')
-        self._search: LineSearch = _linesearch_of(options.linesearch, options.fun, options.maxls, options.max_stepsize)
+        self._search: LineSearch = _linesearch_of(
+            options.linesearch, options.fun, options.maxls, options.max_stepsize, self.c2
+        )
         stepsize = getattr(self, 'stepsize', 0.0)
         self._stepsize = stepsize if checks.is_schedule(stepsize) or stepsize > 0 else None
 
@@ -262,7 +268,9 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
                 guess = where(unknown & (length * guess > 1.0), 1.0 / where(length > 1e-30, length, 1.0), guess)
 
             def ray(stepsize: Any) -> Point:
-                new_x = problem.move(x, stepsize, direction)
+                # A run that has ended stays where it is.
+                length = where(running, stepsize, 0.0) if isinstance(running, np.ndarray) else stepsize
+                new_x = problem.move(x, length, direction)
                 new_value, new_gradient, aux = problem(new_x)
                 new_value, new_slope = numbers(new_value, problem.slope(new_gradient, direction))
                 if running is not True:

@@ -30,6 +30,7 @@ from torchopt.norms import norm_in_double
 from torchopt.numerics import as_scalar_like
 from torchopt.scalars import is_symbolic, larger, numbers, settled, where
 from torchopt.solver.objective import Objective, Vectors
+from torchopt.solver.samples import SomeSamples
 from torchopt.solver.status import Status
 
 __all__ = ['BatchProblem', 'HostProblem', 'Problem', 'may_write']
@@ -65,7 +66,10 @@ class Problem:
 
     def evaluated(self, x: Any) -> tuple[Any, Any, Any]:
         """The value, the gradient and the auxiliary output of the objective itself."""
-        value, gradient, aux = self.objective(self.vectors.unpack(x), *self.args, **self.kwargs)
+        return self._with_data(x, self.args, self.kwargs)
+
+    def _with_data(self, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, Any]:
+        value, gradient, aux = self.objective(self.vectors.unpack(x), *args, **kwargs)
         return value, self.vectors.pack(gradient), aux
 
     def in_unit(self, x: Any) -> Any:
@@ -213,7 +217,8 @@ class HostProblem(Problem):
 class BatchProblem(Problem):
     """The objective of a batch of runs under ``torch.vmap``, whose vectors and numbers are columns.
 
-    Vectors are the rows of an array; see :mod:`torchopt.columns`.
+    Vectors are the rows of an array; see :mod:`torchopt.columns`.  Runs that do not move, since they have ended or wait
+    for the line search of others, are not evaluated again.
 
     Args:
         objective: The objective.
@@ -229,6 +234,8 @@ class BatchProblem(Problem):
         super().__init__(objective, params, args, kwargs)
         self.size, self.tol = batch_size() or 0, tol
         self._reports = np.geterr()
+        self._last: tuple[Any, Any, Any] | None = None  # vectors, values, gradients
+        self._some = SomeSamples(self._with_data, args, kwargs, self.size)
 
     @staticmethod
     def fits(params: Any) -> bool:
@@ -238,8 +245,20 @@ class BatchProblem(Problem):
     def evaluated(self, x: Any) -> tuple[Any, Any, Any]:
         """The values, the gradients and the auxiliary output of the objective itself at the rows of an array."""
         with np.errstate(**self._reports):
+            if self._last is not None:
+                moved = np.flatnonzero((x != self._last[0]).any(1))
+                if not len(moved):
+                    return *self._last[1:], None
+                if (found := self._some(x, moved)) is not None:
+                    value, gradient = (old.copy() for old in self._last[1:])
+                    value[moved], gradient[moved] = found
+                    self._last = x, value, gradient
+                    return value, gradient, None
             value, gradient, aux = super().evaluated(from_column(x))
-        return to_column(value, self.size).astype(np.float64), to_column(gradient, self.size), aux
+        value, gradient = to_column(value, self.size).astype(np.float64), to_column(gradient, self.size)
+        if not self.objective.has_aux:
+            self._last = x, value, gradient
+        return value, gradient, aux
 
     def in_unit(self, x: Any) -> Any:
         """Values or gradients, divided by the unit of each run."""

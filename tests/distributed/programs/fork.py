@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # torch.optim and torch.distributed import it when they are first used
 import torch.distributed.elastic.multiprocessing.errors
 import torch.distributed.rpc  # noqa: F401
 

@@ -13,7 +13,36 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tests.solver.problems import more_garbow_hillstrom_data as data
+# The measurements that some of the functions are fitted to.
+# fmt: off
+BARD = (0.14, 0.18, 0.22, 0.25, 0.29, 0.32, 0.35, 0.39, 0.37, 0.58, 0.73, 0.96, 1.34, 2.10, 4.39)
+
+GAUSSIAN = (
+    0.0009, 0.0044, 0.0175, 0.0540, 0.1295, 0.2420, 0.3521, 0.3989,
+    0.3521, 0.2420, 0.1295, 0.0540, 0.0175, 0.0044, 0.0009,
+)
+
+MEYER = (
+    34780, 28610, 23650, 19630, 16370, 13720, 11540, 9744, 8261, 7030, 6005, 5147, 4427, 3820, 3307, 2872,
+)
+
+KOWALIK_OSBORNE_Y = (0.1957, 0.1947, 0.1735, 0.1600, 0.0844, 0.0627, 0.0456, 0.0342, 0.0323, 0.0235, 0.0246)
+KOWALIK_OSBORNE_U = (4.0, 2.0, 1.0, 0.5, 0.25, 0.167, 0.125, 0.1, 0.0833, 0.0714, 0.0625)
+
+OSBORNE_1 = (
+    0.844, 0.908, 0.932, 0.936, 0.925, 0.908, 0.881, 0.850, 0.818, 0.784, 0.751, 0.718, 0.685, 0.658, 0.628, 0.603,
+    0.580, 0.558, 0.538, 0.522, 0.506, 0.490, 0.478, 0.467, 0.457, 0.448, 0.438, 0.431, 0.424, 0.420, 0.414, 0.411,
+    0.406,
+)
+
+OSBORNE_2 = (
+    1.366, 1.191, 1.112, 1.013, 0.991, 0.885, 0.831, 0.847, 0.786, 0.725, 0.746, 0.679, 0.608, 0.655, 0.616, 0.606,
+    0.602, 0.626, 0.651, 0.724, 0.649, 0.649, 0.694, 0.644, 0.624, 0.661, 0.612, 0.558, 0.533, 0.495, 0.500, 0.423,
+    0.395, 0.375, 0.372, 0.391, 0.396, 0.405, 0.428, 0.429, 0.523, 0.562, 0.607, 0.653, 0.672, 0.708, 0.633, 0.668,
+    0.645, 0.632, 0.591, 0.559, 0.597, 0.625, 0.739, 0.710, 0.729, 0.720, 0.636, 0.581, 0.428, 0.292, 0.162, 0.098,
+    0.054,
+)
+# fmt: on
 
 
 class Problem(NamedTuple):
@@ -87,16 +116,16 @@ def helical_valley(x: Tensor) -> Tensor:
 def bard(x: Tensor) -> Tensor:
     u = count(15)
     v = 16 - u
-    return vector(*data.BARD) - (x[0] + u / (v * x[1] + torch.minimum(u, v) * x[2]))
+    return vector(*BARD) - (x[0] + u / (v * x[1] + torch.minimum(u, v) * x[2]))
 
 
 def gaussian(x: Tensor) -> Tensor:
     t = (8 - count(15)) / 2
-    return x[0] * torch.exp(-x[1] * (t - x[2]) ** 2 / 2) - vector(*data.GAUSSIAN)
+    return x[0] * torch.exp(-x[1] * (t - x[2]) ** 2 / 2) - vector(*GAUSSIAN)
 
 
 def meyer(x: Tensor) -> Tensor:
-    return x[0] * torch.exp(x[1] / (45 + 5 * count(16) + x[2])) - vector(*data.MEYER)
+    return x[0] * torch.exp(x[1] / (45 + 5 * count(16) + x[2])) - vector(*MEYER)
 
 
 def gulf(x: Tensor) -> Tensor:
@@ -124,8 +153,8 @@ def wood(x: Tensor) -> Tensor:
 
 
 def kowalik_osborne(x: Tensor) -> Tensor:
-    u = vector(*data.KOWALIK_OSBORNE_U)
-    return vector(*data.KOWALIK_OSBORNE_Y) - x[0] * (u**2 + u * x[1]) / (u**2 + u * x[2] + x[3])
+    u = vector(*KOWALIK_OSBORNE_U)
+    return vector(*KOWALIK_OSBORNE_Y) - x[0] * (u**2 + u * x[1]) / (u**2 + u * x[2] + x[3])
 
 
 def brown_dennis(x: Tensor) -> Tensor:
@@ -135,7 +164,7 @@ def brown_dennis(x: Tensor) -> Tensor:
 
 def osborne_1(x: Tensor) -> Tensor:
     t = 10 * count(33, 0)
-    return vector(*data.OSBORNE_1) - (x[0] + x[1] * torch.exp(-t * x[3]) + x[2] * torch.exp(-t * x[4]))
+    return vector(*OSBORNE_1) - (x[0] + x[1] * torch.exp(-t * x[3]) + x[2] * torch.exp(-t * x[4]))
 
 
 def biggs(x: Tensor) -> Tensor:
@@ -147,7 +176,7 @@ def biggs(x: Tensor) -> Tensor:
 def osborne_2(x: Tensor) -> Tensor:
     t = count(65, 0) / 10
     bells = sum(x[i] * torch.exp(-((t - x[i + 7]) ** 2) * x[i + 4]) for i in (1, 2, 3))
-    return vector(*data.OSBORNE_2) - (x[0] * torch.exp(-t * x[4]) + bells)
+    return vector(*OSBORNE_2) - (x[0] * torch.exp(-t * x[4]) + bells)
 
 
 def watson(x: Tensor) -> Tensor:

@@ -99,9 +99,9 @@ class BacktrackingLineSearch(LineSearch):
         error = where(other > error, other, error)
         done = error <= self.tol
         failed = negated(done) & (search.steps + 1 >= self.maxiter)
-        return BacktrackingSearch(
-            start, new, safe, new.stepsize * self.decrease_factor, error, search.steps + 1, done, failed
-        )
+        # Of a batch, a search that has ended stays where it is.
+        following = where(done | failed, new.stepsize, new.stepsize * self.decrease_factor)
+        return BacktrackingSearch(start, new, safe, following, error, search.steps + 1, done, failed)
 
     def _goes_on(self, search: BacktrackingSearch) -> Any:
         return negated(search.done | search.failed)
