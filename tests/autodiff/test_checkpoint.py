@@ -332,6 +332,7 @@ HIDDEN = {
     'alone': lambda function, x, w, h: function.apply(x.detach(), w),
     'with an argument': lambda function, x, w, h: function.apply(x, w),
     'seen elsewhere': lambda function, x, w, h: function.apply(x, h) * h,
+    'samples of a vmap': lambda function, x, w, h: torch.vmap(torch.mul)(x, w) * w,
     'a graph of before': lambda function, x, w, h: torch.autograd.grad(h.sum(), w, create_graph=True)[0],
 }
 

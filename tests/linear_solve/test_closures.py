@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 from tests.linear_solve.test_solutions import matrix, vector
 from torchopt.autodiff import closure_convert
@@ -139,6 +139,11 @@ class Doubled(torch.autograd.Function):
         return 2 * g
 
 
+def scripted_product(B: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """A function for ``torch.jit.script``, whose operations no mode sees."""
+    return B @ v
+
+
 def by_two_outputs_of_a_node(S: torch.Tensor) -> Callable[..., Any]:
     seen, hidden = torch.stack([S, S]).unbind()
     return lambda v: seen @ v + Doubled.apply(hidden) @ v
@@ -148,6 +153,23 @@ def by_another_thread(S: torch.Tensor) -> Callable[..., Any]:
     def product(v: torch.Tensor) -> torch.Tensor:
         with ThreadPoolExecutor(1) as pool:
             return 3 * pool.submit(torch.mv, S, v).result()
+
+    return product
+
+
+def by_another_thread_too(S: torch.Tensor) -> Callable[..., Any]:
+    """The nodes of the other thread have later sequence numbers, as if they were created in this run."""
+    count, one = torch._C._autograd._get_sequence_nr, torch.ones(()).requires_grad_()
+    until = count() + 100
+
+    def double() -> torch.Tensor:
+        while count() < until:
+            one.clone()
+        return 2 * S
+
+    def product(v: torch.Tensor) -> torch.Tensor:
+        with ThreadPoolExecutor(1) as pool:
+            return S @ v + pool.submit(double).result() @ v
 
     return product
 
@@ -166,6 +188,8 @@ PARTLY_HIDDEN: dict[str, Callable[[torch.Tensor], Callable[..., Any]]] = {
     'the same tensor within jvp': lambda S: lambda v: S @ v + 2 * torch.func.jvp(lambda S: S @ v, (S,), (S,))[1],
     'two outputs of a node': by_two_outputs_of_a_node,
     'another thread': by_another_thread,
+    'another thread, and this one': by_another_thread_too,
+    'the samples of a vmap': lambda S: lambda v: S @ v + torch.vmap(lambda row: 2 * row @ v)(S),
     'a function with a closure': by_a_function_with_a_closure,
 }
 
@@ -176,6 +200,14 @@ def test_uses_that_no_mode_sees(name: str) -> None:
     (found,) = torch.autograd.grad(solve(PARTLY_HIDDEN[name](S), b).sum(), S)
     (expected,) = torch.autograd.grad(torch.linalg.solve(3 * S, b).sum(), S)
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-9)
+
+
+def test_a_tangent_that_no_mode_sees_is_not_lost() -> None:
+    S, B, b = matrix(4).requires_grad_(), matrix(4, seed=5), vector(4)
+    script = torch.jit.script(scripted_product)  # type: ignore[no-untyped-call]
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(B, torch.eye(4, dtype=B.dtype))
+        assert not closure_convert(lambda x: [S @ x[0] + script(dual, x[0])], [b]).is_complete
 
 
 def test_each_use_that_a_mode_sees_takes_two_runs() -> None:

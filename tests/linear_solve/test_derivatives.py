@@ -169,3 +169,13 @@ def test_jvp_of_one_argument_alone() -> None:
     A, b, t = matrix(4), vector(4), vector(4, seed=2)
     _, tangent = jvp(lambda b: solve_cg(A.matmul, b, tol=1e-14), (b,), (t,))
     torch.testing.assert_close(tangent, torch.linalg.solve(A, t))
+
+
+@every_solver
+@pytest.mark.filterwarnings('ignore::torchopt.linear_solve.LinearSolveWarning')
+def test_a_gradient_in_autocast(case: Case) -> None:
+    A = (2 * torch.eye(3)).requires_grad_()
+    x = case.solve(A.matmul, torch.ones(3))
+    with torch.autocast('cpu', torch.bfloat16):  # whose products have another dtype, and are exact here
+        x.sum().backward()
+    assert A.grad is not None and torch.equal(A.grad, torch.full((3, 3), -0.25))

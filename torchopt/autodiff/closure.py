@@ -77,8 +77,7 @@ def closure_convert(fun: Callable[..., Leaves], *example: Leaves) -> Converted:
         value = fun(*example)
         if all(map(_is_constant, value)):
             return Converted(fun, [], value=value)
-        ends = _ends(value, arguments, start)
-        if not ends and not any(map(has_tangent, value)):
+        if not any(map(has_tangent, value)) and not (ends := _ends(value, arguments, start)):
             return Converted(fun, [], value=value)
     with Capture(arguments) as seen:
         value = seen.returned(fun(*example))

@@ -100,6 +100,8 @@ class Capture(Replace):
         self.depth = 0 if top is None else top.level()
         self.start = self._next = next_node()
         self._has_gap = False
+        self.has_hidden = False
+        """Whether a tensor arose inside where this mode sees no inputs: as a sample of a vmap, or in another thread."""
 
     @property
     def has_seen_all_nodes(self) -> bool:
@@ -109,7 +111,7 @@ class Capture(Replace):
         autograd Function, leaves a gap.  A transform of torch.func wraps its arguments, which no mode sees; so
         operations on wrapped tensors are no proof.
         """
-        return not self._has_gap and self._next == next_node()
+        return not (self._has_gap or self.has_hidden) and self._next == next_node()
 
     def __torch_function__(self, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -132,7 +134,9 @@ class Capture(Replace):
         for x, version in zip(new, versions):
             if self._is_from_outside(x):
                 self._capture(x)
-            elif id(x) not in self.constants:
+                continue
+            self.has_hidden |= matters(x)
+            if id(x) not in self.constants:
                 self.constants[id(x)] = (weakref.ref(x), version)
         if func in _NORMALIZATIONS:
             self.statistics.update((id(x), x) for x in _statistics(func, args, kwargs))

@@ -97,6 +97,8 @@ class Call(Pure):
         if not seen.used:  # then no run needs a mode for them
             self.originals = []
         self.captured = self._captured_by(seen, inside)
+        if seen.has_hidden:  # it may come from any of them, which runs under torch.func cannot detect
+            self.shown |= set(map(id, self.captured))
         self.needed = {id(x) for x in self.captured} - seen.optional
         self.seen: Capture | None = seen
         return outputs

@@ -194,16 +194,12 @@ def _some_vector(like: Tensor) -> Tensor:
 def _on_leaves(
     fun: Callable[[Any], Any], domain: TreeShape, range_: TreeShape, name: str, what: str = 'matvec'
 ) -> Callable[[Leaves], Leaves]:
-    """The function of lists of leaves; its results are checked, up to the first one that needs no conversion."""
-    result, is_alone = f'{name}: {what}(x)', domain.alone is not None
-    is_right = False
+    """The function of lists of leaves, whose result is checked and converted, also later: in another autocast."""
+    result, is_alone, alone = f'{name}: {what}(x)', domain.alone is not None, range_.alone
 
     def product(x: Leaves) -> Leaves:
-        nonlocal is_right
         y = fun(x[0] if is_alone else domain.pack(x))
-        if not is_right:
-            is_right = type(y) is Tensor and (y.shape, y.dtype) == range_.alone
-        return (y,) if is_right else range_.unpack(y, result)
+        return (y,) if type(y) is Tensor and (y.shape, y.dtype) == alone else range_.unpack(y, result)
 
     return product
 
