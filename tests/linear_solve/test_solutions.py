@@ -198,6 +198,18 @@ def test_a_preconditioner_saves_iterations(name: str) -> None:
     assert int(status.iterations) <= 2 < int(plain.iterations)
 
 
+@pytest.mark.parametrize('reused', ['M', 'matvec'])
+@pytest.mark.parametrize('name', ['solve_cg', 'solve_normal_cg', 'solve_bicgstab', 'solve_gmres'])
+def test_functions_may_return_the_same_buffer_each_time(name: str, reused: str) -> None:
+    A, b, buffer = matrix(30), vector(30), torch.empty(30, dtype=torch.float64)
+    functions = {'matvec': A.matmul, 'M': lambda r: r / A.diagonal()}
+    function = functions[reused]
+    with_buffer = functions | {reused: lambda x: buffer.copy_(function(x))}
+    solve = partial(getattr(linear_solve, name), b=b, tol=1e-10, return_status=True)
+    expected, found = (solve(f['matvec'], M=f['M']) for f in (functions, with_buffer))
+    torch.testing.assert_close(found, expected)
+
+
 def test_least_squares() -> None:
     A, b = vector(7, 3), vector(7, seed=5)
     expected = torch.linalg.lstsq(A, b).solution

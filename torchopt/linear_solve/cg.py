@@ -36,11 +36,14 @@ class ConjugateGradient(IterativeOptions):
     symmetric: bool = True
 
     def improve(self, problem: Problem, r: Tensor, size: Scalar, limit: Scalar, steps: int) -> Improvement:
-        """Iterate with conjugate directions, starting from the residual."""
+        """Iterate with conjugate directions, starting from the residual.
+
+        The first one is a copy, since a preconditioner may return the same buffer each time.
+        """
         if isinstance(size, Tensor):
             return self._improve_batch(problem, r, size, limit, steps)
         is_preconditioned = problem.is_preconditioned
-        x, p = torch.zeros_like(r), problem.precondition(r) if is_preconditioned else r
+        x, p = torch.zeros_like(r), problem.precondition(r).clone() if is_preconditioned else r
         rz = torch.dot(r, p).item() if is_preconditioned else size * size
         apply, Ap = problem.apply, problem.matvec(p)
         for k in range(1, steps + 1):
@@ -60,7 +63,7 @@ class ConjugateGradient(IterativeOptions):
     def _improve_batch(self, problem: Problem, r: Tensor, size: Tensor, limit: Scalar, steps: int) -> Improvement:
         """The same for a batch, until no system can improve; those that are solved take steps of size zero."""
         is_preconditioned = problem.is_preconditioned
-        x, p = torch.zeros_like(r), problem.precondition(r)
+        x, p = torch.zeros_like(r), problem.precondition(r).clone()
         rz = inner(r, p) if is_preconditioned else size * size
         k = 0
         while k < steps:

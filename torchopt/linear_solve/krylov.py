@@ -36,14 +36,13 @@ class BiCGStab(IterativeOptions):
         x, rho, k = torch.zeros_like(r), size * size, 0
         while k < steps:
             along_p = problem.precondition(p)
-            v = problem.matvec(along_p)
+            v = problem.matvec(along_p).clone()  # a function may return the same buffer each time
             alpha = step_size(rho, inner(shadow, v), size, limit)
-            s = add_scaled(r, v, -alpha)
+            x, s = add_scaled(x, along_p, alpha), add_scaled(r, v, -alpha)
             along_s = problem.precondition(s)
             t = problem.matvec(along_s)
             omega = step_size(inner(t, s), inner(t, t), size, limit)
-            x = add_scaled(add_scaled(x, along_p, alpha), along_s, omega)
-            r = add_scaled(s, t, -omega)
+            x, r = add_scaled(x, along_s, omega), add_scaled(s, t, -omega)
             size = norm(r)
             k += 1
             if not can_improve(size, limit, alpha, omega):
