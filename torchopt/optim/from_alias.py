@@ -41,6 +41,9 @@ class FromAlias:
     family_defaults: ClassVar[dict[str, Any]] = {}
     """Defaults of this family that differ from those of the aliases."""
 
+    masks: ClassVar[tuple[str, ...]] = ()
+    """The names of the arguments that choose parameters."""
+
     target_prose: ClassVar[str] = ''
     """The documentation of the first argument of this family."""
 
@@ -101,6 +104,7 @@ class FromAlias:
 
         __init__.__doc__ = f'Take {target.name}, and then the arguments of :func:`torchopt.{alias.__name__}`.'
         cls.alias = staticmethod(alias)
+        cls.masks = tuple(name for name in every if name.endswith('mask'))
         cls.__init__ = __init__  # type: ignore[method-assign]
         cls.__signature__ = signature  # type: ignore[attr-defined]
         own_words = inspect.cleandoc(cls.__doc__ or '')

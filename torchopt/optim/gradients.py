@@ -32,7 +32,7 @@ __all__ = [
     'is_closure',
     'is_unrecorded',
     'recomputed_gradients',
-    'warn_if_all_none',
+    'warn_of_no_gradient',
     'with_integers',
     'without_integers',
 ]
@@ -159,13 +159,12 @@ def recomputed_gradients(
     return value, chosen.alone(by_number.get(i) for i in range(len(tensors)))
 
 
-def warn_if_all_none(gradients: Iterable[Any]) -> None:
-    """Warn if there is no gradient at all: the loss was probably computed from other parameters."""
-    if all(g is None for g in gradients):
-        checks.warn(
-            'The loss does not depend on any parameter of the optimizer, so that all gradients are None. Compute the '
-            'loss from the current parameters: those of the last step, not copies or those of another module.'
-        )
+def warn_of_no_gradient() -> None:
+    """Warn that there is no gradient at all: the loss was probably computed from other parameters."""
+    checks.warn(
+        'The loss does not depend on any parameter of the optimizer, so that all gradients are None. Compute the loss '
+        'from the current parameters: those of the last step, not copies or those of another module.'
+    )
 
 
 def _check_scalar(loss: Any) -> None:
