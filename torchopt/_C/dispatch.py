@@ -93,9 +93,9 @@ def step(
     if values is None:
         values, coefs, numbers = _coefficients(plan, partials, active, rows, g)  # type: ignore[arg-type]
     if not inplace and is_tracked(tensors if coefs is None else [coefs, *tensors]):
-        if p and values is not None and numbers is None and plan.rules == _DESCENT:
-            if (moved := _descend(values, g, p)) is not None:
-                return moved
+        descends = plan.rules == _DESCENT and p and values is not None and numbers is None
+        if descends and (moved := _descend(values, g, p)):  # type: ignore[arg-type]
+            return moved
         if in_transform() and (obstacle := _obstacle_in_transform(tensors, count)):
             return Unsupported(obstacle)
         reads_params = values is None or any(values[1 :: plan.coefs])
