@@ -27,7 +27,8 @@ _DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16
 _TENSORS = frozenset({Tensor, torch.nn.Parameter})
 _PARTIAL = frozenset({functools.partial})
 _FLOAT = frozenset({float})
-_shape, _kind = operator.attrgetter('shape'), operator.attrgetter('dtype', 'layout', 'is_cpu')
+_kind = operator.attrgetter('dtype', 'layout', 'is_cpu')
+_layout = operator.attrgetter('shape', 'dtype', 'layout', 'is_cpu')
 _ROUNDED_ALIKE = frozenset({(torch.float32, torch.strided, True), (torch.float64, torch.strided, True)})
 _DESCENT = (rules.identity,)
 _function, _arguments, _keywords = map(operator.attrgetter, ('func', 'args', 'keywords'))
@@ -93,8 +94,7 @@ def step(
     if values is None:
         values, coefs, numbers = _coefficients(plan, partials, active, rows, g)  # type: ignore[arg-type]
     if not inplace and is_tracked(tensors if coefs is None else [coefs, *tensors]):
-        descends = plan.rules == _DESCENT and p and values is not None and numbers is None
-        if descends and (moved := _descend(values, g, p)):  # type: ignore[arg-type]
+        if plan.rules == _DESCENT and p and values and numbers is None and (moved := _descend(values, g, p)):
             return moved
         if in_transform() and (obstacle := _obstacle_in_transform(tensors, count)):
             return Unsupported(obstacle)
@@ -266,10 +266,7 @@ def _descend(values: tuple[float, ...], g: Column, p: Column) -> list[Column] | 
     sign, decay, factor, weight = values
     if decay or weight != 1.0 or abs(sign) != 1.0:
         return None
-    kinds = list(map(_kind, g))
-    if not _ROUNDED_ALIKE.issuperset(kinds) or kinds != list(map(_kind, p)):
-        return None
-    if list(map(_shape, g)) != list(map(_shape, p)):
+    if not _ROUNDED_ALIKE.issuperset(map(_kind, g)) or list(map(_layout, g)) != list(map(_layout, p)):
         return None
     return [list(map(functools.partial(torch.add, alpha=sign * factor), p, g))]
 

@@ -78,6 +78,7 @@ class FromAlias:
         every = {p.name: p.default for p in (target, *shown)}
         required = {p.name for p in (target, *shown) if p.default is p.empty}
         positional = [p.name for p in (target, *shown) if p.kind is not p.KEYWORD_ONLY]
+        rename = renamer_of(alias)
 
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
             if len(args) > len(positional):
@@ -88,7 +89,7 @@ class FromAlias:
             given = dict(zip(positional, args))
             if twice := given.keys() & kwargs.keys():
                 raise TypeError(f'{cls.__name__}() got multiple values for argument {min(twice)!r}')
-            named = cls._first_names({**given, **kwargs}, changed)
+            named = {**given, **kwargs} if rename is None else rename({**given, **kwargs}, changed)
             options = {**every, **named}
             if len(options) > len(every) or not named.keys() >= required:
                 try:

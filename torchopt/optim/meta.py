@@ -145,13 +145,15 @@ True
         if not slots:
             raise ValueError('The module has no parameters; there is nothing to optimize.')
         current = {**self.defaults, **options}
-        _check_masks({name: current[name] for name in self.masks}, slots)
-        taken = {id(p) for i in range(len(self.param_groups)) for p in self._parameters_of(i).values()}
-        for name, ((container, key), *_) in slots.items():
-            if id(container[key]) in taken:
-                raise ValueError(
-                    f'Parameter {name!r} is already in an earlier group. Put every parameter into one group.'
-                )
+        for option in self.masks:
+            _check_mask(option, current[option], slots)
+        for i in range(len(self.param_groups)):
+            taken = set(map(id, self._parameters_of(i).values()))
+            for name, ((container, key), *_) in slots.items():
+                if id(container[key]) in taken:
+                    raise ValueError(
+                        f'Parameter {name!r} is already in an earlier group. Put every parameter into one group.'
+                    )
         impl = self._rebuild(self.impl, current) if options else self.impl
         self.param_groups.append(slots)
         self.impl_groups.append(impl)
@@ -363,11 +365,9 @@ MetaAdamax = MetaAdaMax
 MetaRMSprop = MetaRMSProp
 
 
-def _check_masks(masks: dict[str, Any], slots: Slots) -> None:
-    """Require masks by the names of parameters; those of modules, which contain several, are not among them."""
-    for option, mask in masks.items():
-        if not isinstance(mask, (dict, list, tuple)):
-            continue
+def _check_mask(option: str, mask: Any, slots: Slots) -> None:
+    """Require a mask by the names of parameters; those of modules, which contain several, are not among them."""
+    if isinstance(mask, (dict, list, tuple)):
         unknown = [name for name in mask if name not in slots] if isinstance(mask, dict) else [kind_of(mask)]
         if unknown:
             found = f'the keys {unknown} are not names of parameters' if isinstance(mask, dict) else unknown[0]
