@@ -270,11 +270,11 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
         self.transformations = kept
         return self
 
-    @functools.cached_property
-    def requires(self) -> tuple[Precondition, ...]:  # type: ignore[override]  # computed when it is first read
+    @property
+    def requires(self) -> tuple[Precondition, ...]:  # type: ignore[override]  # computed when it is read, which is rare
         """The preconditions that ``update`` checks before a step."""
         members = self.transformations
-        settled = all(tx.is_settled for tx in members)
+        settled = all(condition.is_final for tx in members for condition in tx.requires)
         inner = Precondition(functools.partial(_check_members, members), is_final=settled)
         return Precondition(functools.partial(_require_states, members), 'always'), inner
 
