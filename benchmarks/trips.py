@@ -92,6 +92,11 @@ def trace(prepared: Prepared) -> list[tuple[str, str]]:
     return entered
 
 
+def changes_of_file(entered: list[tuple[str, str]]) -> int:
+    """How often the next function lies in another file; entering the first file counts."""
+    return sum(1 for _ in itertools.groupby(file for file, _ in entered))
+
+
 COMPREHENSIONS = {'<genexpr>', '<listcomp>', '<dictcomp>', '<setcomp>'}
 
 
@@ -103,9 +108,8 @@ def main() -> None:
     print(f'{"call":28} {"functions":>10} {"files":>6} {"changes of file":>16}')
     for name, prepared in calls().items():
         entered = trace(prepared)
-        files = [file for file, _ in entered]
-        changes = sum(a != b for a, b in itertools.pairwise(files)) + bool(files)
-        print(f'{name:28} {len(entered):10} {len(set(files)):6} {changes:16}')
+        files = {file for file, _ in entered}
+        print(f'{name:28} {len(entered):10} {len(files):6} {changes_of_file(entered):16}')
         if name == chosen:
             print(*(f'    {file} {function}' for file, function in entered), sep='\n')
 

@@ -338,14 +338,23 @@ def test_what_combines_compiles(name):
     assert_steps_compile(COMBINED[name], params, 'eager', rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize('alias', ['sgd', 'adamw', 'adagrad'])
-def test_an_optimizer_can_be_made_inside_of_a_compiled_function(alias):
+@pytest.mark.parametrize(
+    'make',
+    [
+        torchopt.sgd,
+        torchopt.adamw,
+        torchopt.adagrad,
+        lambda *, learning_rate: torchopt.combine.chain_flat(torchopt.adam(learning_rate)),
+    ],
+    ids=['sgd', 'adamw', 'adagrad', 'a chain in another transformation'],
+)
+def test_an_optimizer_can_be_made_inside_of_a_compiled_function(make):
     """As under jax.jit, with a learning rate that is an argument."""
     p = {'w': torch.tensor([0.3, -0.7], dtype=torch.float64)}
 
     def slope(lr):
         def final(lr):
-            tx = getattr(torchopt, alias)(learning_rate=lr)
+            tx = make(learning_rate=lr)
             state, q = tx.init(p), p
             for _ in range(2):
                 updates, state = tx.update({'w': q['w'].sin()}, state, q)

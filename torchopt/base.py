@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import itertools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
@@ -20,7 +19,7 @@ from typing_extensions import Self
 from torchopt import elementwise, tree
 from torchopt.factories import FactoryCall, call_again, factory
 from torchopt.kinds import kind_of
-from torchopt.preconditions import Precondition, required_by_all, wrong_state
+from torchopt.preconditions import Precondition, check_preconditions, wrong_state
 from torchopt.spelling import absent
 
 __all__ = [
@@ -262,46 +261,22 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
                 members.append(tx)
         kept = tuple(members) or (identity(),)
         stages = _stages(kept)
-
-        inner = required_by_all(lambda state, params: [(own, params) for own in state], *kept)
-
-        def init(params: Any) -> tuple[Any, ...]:
-            return tuple(tx.init(params) for tx in kept)
-
-        fits = functools.partial(_require_states, kept)
-
-        def update(
-            updates: Any,
-            state: Any,
-            params: Any = None,
-            *,
-            inplace: bool = False,
-            onto_params: bool = False,
-            **extra: Any,
-        ) -> tuple[Any, tuple[Any, ...]]:
-            fits(state)
-            if inplace:
-                if not torch.compiler.is_compiling():
-                    inner.check(state, params)
-                if params is not None:
-                    elementwise.check_updates(updates, params, inplace=onto_params)
-            states: list[Any] = []
-            for i, (n, stage) in enumerate(stages):
-                own = state[len(states) : len(states) + n]
-                if onto_params and i == len(stages) - 1:
-                    extra['onto_params'] = True
-                updates, new = stage(updates, own, params, inplace=inplace, **extra)
-                states.extend(new)
-            return updates, tuple(states)
-
         if len(stages) == 1 and isinstance(kept[0], ElementwiseTransformation):
-            self = super().__new__(cls, init, stages[0][1])
+            step = stages[0][1]
         else:
-            self = super().__new__(cls, init, update)
-        self.requires = (Precondition(fits, 'always'), inner)
+            step = functools.partial(_update_in_stages, kept, stages)
+        self = super().__new__(cls, lambda params: tuple([tx.init(params) for tx in kept]), step)
         self.adds_to_params = kept[-1].adds_to_params
         self.transformations = kept
         return self
+
+    @property
+    def requires(self) -> tuple[Precondition, ...]:  # type: ignore[override]  # computed when it is read, which is rare
+        """The preconditions that ``update`` checks before a step."""
+        members = self.transformations
+        settled = all(condition.is_final for tx in members for condition in tx.requires)
+        inner = Precondition(functools.partial(_check_members, members), is_final=settled)
+        return Precondition(functools.partial(_require_states, members), 'always'), inner
 
     def __eq__(self, other: object) -> bool:
         """Chains are equal if their members are equal; a chain of one equals its member."""
@@ -321,19 +296,49 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
         return tree.Spelled('chain', self.transformations, {}, a_line_each=True)
 
 
-def _stages(members: tuple[GradientTransformation, ...]) -> list[tuple[int, Callable[..., Any]]]:
-    """Split a chain into stages, each with its number of members; adjacent elementwise members share a stage."""
-    stages: list[tuple[int, Callable[..., Any]]] = []
-    adjacent: list[ElementwiseTransformation] = []
-    for tx, following in itertools.zip_longest(members, members[1:]):
+_Stage: TypeAlias = tuple[list[Any], Callable[..., Any]]
+
+
+def _stages(members: Sequence[GradientTransformation]) -> list[_Stage]:
+    """Split a chain into stages, each with its members; adjacent elementwise members share a stage."""
+    stages: list[_Stage] = []
+    for tx in members:
         if not isinstance(tx, ElementwiseTransformation):
-            stages.append((1, functools.partial(_alone, with_extra_args_support(tx).update)))
-            continue
-        adjacent.append(tx)
-        if not isinstance(following, ElementwiseTransformation):
-            stages.append((len(adjacent), functools.partial(update, adjacent)))
-            adjacent = []
+            stages.append(([tx], functools.partial(_alone, with_extra_args_support(tx).update)))
+        elif stages and isinstance(stages[-1][0][0], ElementwiseTransformation):
+            stages[-1][0].append(tx)
+        else:
+            adjacent = [tx]
+            stages.append((adjacent, functools.partial(update, adjacent)))
     return stages
+
+
+def _update_in_stages(
+    members: Sequence[GradientTransformation],
+    stages: Sequence[_Stage],
+    updates: Any,
+    state: Any,
+    params: Any = None,
+    *,
+    inplace: bool = False,
+    onto_params: bool = False,
+    **extra: Any,
+) -> tuple[Any, tuple[Any, ...]]:
+    """The ``update`` of a chain."""
+    _require_states(members, state)
+    if inplace:
+        if not torch.compiler.is_compiling():
+            _check_members(members, state, params)
+        if params is not None:
+            elementwise.check_updates(updates, params, inplace=onto_params)
+    states: list[Any] = []
+    for i, (own_members, stage) in enumerate(stages):
+        own = state[len(states) : len(states) + len(own_members)]
+        if onto_params and i == len(stages) - 1:
+            extra['onto_params'] = True
+        updates, new = stage(updates, own, params, inplace=inplace, **extra)
+        states.extend(new)
+    return updates, tuple(states)
 
 
 def _require_states(members: Sequence[GradientTransformation], state: Any, params: Any = None) -> None:
@@ -341,6 +346,11 @@ def _require_states(members: Sequence[GradientTransformation], state: Any, param
         kind = f'a tuple of {len(state)}' if isinstance(state, tuple) else kind_of(state)
         problem = 'The number of updates and states has to be the same in chain!'
         raise wrong_state(state, f'{problem} This chain has {len(members)} members, but its state is {kind}.', 'chain')
+
+
+def _check_members(members: Sequence[GradientTransformation], state: Any, params: Any) -> None:
+    for tx, own in zip(members, state):
+        check_preconditions(tx, own, params)
 
 
 def _alone(update: Callable[..., Any], updates: Any, states: tuple[Any], params: Any, **extra: Any) -> tuple[Any, Any]:
@@ -404,8 +414,8 @@ class ElementwiseTransformation(GradientTransformation):
         def update(
             updates: Any, state: Any, params: Any = None, *, inplace: bool = False, onto_params: bool = False
         ) -> tuple[Any, Any]:
-            flags = {'inplace': inplace, 'onto_params': onto_params}
-            updates, (state,) = elementwise.run_steps([of_state(state)], updates, params, **flags)
+            step = of_state(state)
+            updates, (state,) = elementwise.run_steps([step], updates, params, inplace=inplace, onto_params=onto_params)
             return updates, state
 
         if hypers is not None and hypers.trees:

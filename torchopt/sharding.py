@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 
 from torchopt.module_hooks import hooked
 
-__all__ = ['is_dtensor', 'is_fully_sharded', 'is_storage_freed', 'refuse_fsdp']
+__all__ = ['check_gradients', 'is_dtensor', 'is_fully_sharded', 'refuse_fsdp']
 
 
 def is_dtensor(x: Any) -> bool:
@@ -27,10 +27,27 @@ def is_fully_sharded(module: Any) -> bool:
     return fsdp is not None and isinstance(module, (fsdp.FSDPModule, fsdp.FullyShardedDataParallel))
 
 
-def is_storage_freed(tensors: Iterable[torch.Tensor]) -> bool:
+def check_gradients(params: Sequence[torch.Tensor], gradients: Iterable[torch.Tensor | None]) -> None:
+    """Require that the gradients of distributed parameters exist, and that their memory was not released.
+
+    Raises:
+        RuntimeError: If the loss depends on none of the parameters, which are DTensors; or if these are the gathered
+            parameters of a module under FSDP.
+    """
+    if 'torch.distributed.tensor' in sys.modules and any(map(is_dtensor, params)) and all(g is None for g in gradients):
+        raise RuntimeError(
+            'The loss does not depend on the DTensors in params. A module under FSDP computes with its own parameters, '
+            'also in torch.func.functional_call: call a module that is not under FSDP.'
+        )
+    if 'torch.distributed.fsdp' in sys.modules and _is_storage_freed(params):
+        raise RuntimeError(
+            'params are the gathered parameters of a module under FSDP, whose memory the backward pass has released. '
+            'Train such a module with torchopt.Optimizer, or take functional steps on its DTensors.'
+        )
+
+
+def _is_storage_freed(tensors: Iterable[torch.Tensor]) -> bool:
     """Whether the storage of one of the tensors was freed; reading it would crash."""
-    if 'torch.distributed.fsdp' not in sys.modules:
-        return False
     for x in tensors:
         # A tensor wrapped by torch.func has no storage of its own.
         wrapped = torch._C._functorch.is_functorch_wrapped_tensor(x)

@@ -84,6 +84,8 @@ def also_spelled(**second_names: str) -> Callable[[Callable[_P, _T]], Callable[_
         known = {p.name for p in parameters} | set(second_names)
 
         def first_names(given: dict[str, Any], defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
+            if not second_names.keys() & given.keys():
+                return given
             defaults = defaults or {}
             named = {name: value for name, value in given.items() if name not in second_names}
             entries: dict[str, list[Any]] = {}

@@ -27,8 +27,10 @@ _DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16
 _TENSORS = frozenset({Tensor, torch.nn.Parameter})
 _PARTIAL = frozenset({functools.partial})
 _FLOAT = frozenset({float})
-_shape, _kind = operator.attrgetter('shape'), operator.attrgetter('dtype', 'layout', 'is_cpu')
+_kind = operator.attrgetter('dtype', 'layout', 'is_cpu')
+_layout = operator.attrgetter('shape', 'dtype', 'layout', 'is_cpu')
 _ROUNDED_ALIKE = frozenset({(torch.float32, torch.strided, True), (torch.float64, torch.strided, True)})
+_DESCENT = (rules.identity,)
 _function, _arguments, _keywords = map(operator.attrgetter, ('func', 'args', 'keywords'))
 
 
@@ -92,7 +94,7 @@ def step(
     if values is None:
         values, coefs, numbers = _coefficients(plan, partials, active, rows, g)  # type: ignore[arg-type]
     if not inplace and is_tracked(tensors if coefs is None else [coefs, *tensors]):
-        if p and values is not None and numbers is None and (moved := _descend(plan, values, g, p)):
+        if plan.rules == _DESCENT and p and values and numbers is None and (moved := _descend(values, g, p)):
             return moved
         if in_transform() and (obstacle := _obstacle_in_transform(tensors, count)):
             return Unsupported(obstacle)
@@ -252,7 +254,7 @@ def _masked(rule: functools.partial[Any], flags: Column | None, rows: Rows) -> f
     return functools.partial(rule.func, **{name: vector(kept, common_device(kept))})
 
 
-def _descend(plan: Plan, values: tuple[float, ...], g: Column, p: Column) -> list[Column] | None:
+def _descend(values: tuple[float, ...], g: Column, p: Column) -> list[Column] | None:
     """A differentiable step of gradient descent, ``p + f g``, by one operation of torch for each leaf.
 
     Torch records and differentiates it in C++, which takes less time than one node of the graph in Python: two thirds
@@ -261,15 +263,10 @@ def _descend(plan: Plan, values: tuple[float, ...], g: Column, p: Column) -> lis
     Returns:
         The new parameters; None if this is another step, or torch would round or broadcast in another way.
     """
-    if plan.rules != (rules.identity,):
-        return None
     sign, decay, factor, weight = values
     if decay or weight != 1.0 or abs(sign) != 1.0:
         return None
-    kinds = list(map(_kind, g))
-    if not _ROUNDED_ALIKE.issuperset(kinds) or kinds != list(map(_kind, p)):
-        return None
-    if list(map(_shape, g)) != list(map(_shape, p)):
+    if not _ROUNDED_ALIKE.issuperset(map(_kind, g)) or list(map(_layout, g)) != list(map(_layout, p)):
         return None
     return [list(map(functools.partial(torch.add, alpha=sign * factor), p, g))]
 

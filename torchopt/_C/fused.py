@@ -104,7 +104,7 @@ def _separate(results: tuple[Any, ...], tensors: Column) -> tuple[Any, ...]:
 def _compute(call: Call, coefs: Tensor | None, tensors: Column) -> tuple[Any, ...]:
     if torch._C._len_torch_dispatch_stack():
         return record(call, coefs, tensors)
-    return compute(call, coefs, tensors, required=call.order == Order.FORWARD and not in_transform())
+    return compute(call, coefs, tensors, required=call.order == Order.FORWARD)
 
 
 def apply(call: Call, coefs: Tensor | None, tensors: Column) -> Any:

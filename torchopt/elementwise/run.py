@@ -9,6 +9,7 @@ Otherwise plain torch applies all rules to one leaf before it goes to the next l
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -125,11 +126,8 @@ def run_steps(
         first, rest = params, trees
     else:
         first, *rest = [unflatten(spec, column) for column in moved]
-    states = []
-    for _, moments, make_state, *_ in passes:
-        states.append(make_state(*rest[: len(moments)]))
-        rest = rest[len(moments) :]
-    return first, tuple(states)
+    new = iter(rest)
+    return first, tuple([step.make_state(*itertools.islice(new, len(step.moments))) for step in passes])
 
 
 def _step_lists(passes: Sequence[ElementwiseStep], grads: list[Any], params: list[Any]) -> tuple[Any, ...] | None:

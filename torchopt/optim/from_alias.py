@@ -41,6 +41,9 @@ class FromAlias:
     family_defaults: ClassVar[dict[str, Any]] = {}
     """Defaults of this family that differ from those of the aliases."""
 
+    masks: ClassVar[tuple[str, ...]] = ()
+    """The names of the arguments that choose parameters."""
+
     target_prose: ClassVar[str] = ''
     """The documentation of the first argument of this family."""
 
@@ -75,6 +78,7 @@ class FromAlias:
         every = {p.name: p.default for p in (target, *shown)}
         required = {p.name for p in (target, *shown) if p.default is p.empty}
         positional = [p.name for p in (target, *shown) if p.kind is not p.KEYWORD_ONLY]
+        rename = renamer_of(alias)
 
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
             if len(args) > len(positional):
@@ -85,7 +89,7 @@ class FromAlias:
             given = dict(zip(positional, args))
             if twice := given.keys() & kwargs.keys():
                 raise TypeError(f'{cls.__name__}() got multiple values for argument {min(twice)!r}')
-            named = cls._first_names({**given, **kwargs}, changed)
+            named = {**given, **kwargs} if rename is None else rename({**given, **kwargs}, changed)
             options = {**every, **named}
             if len(options) > len(every) or not named.keys() >= required:
                 try:
@@ -101,6 +105,7 @@ class FromAlias:
 
         __init__.__doc__ = f'Take {target.name}, and then the arguments of :func:`torchopt.{alias.__name__}`.'
         cls.alias = staticmethod(alias)
+        cls.masks = tuple(name for name in every if name.endswith('mask'))
         cls.__init__ = __init__  # type: ignore[method-assign]
         cls.__signature__ = signature  # type: ignore[attr-defined]
         own_words = inspect.cleandoc(cls.__doc__ or '')

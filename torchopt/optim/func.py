@@ -17,7 +17,7 @@ from torchopt.optim.gradients import (
     is_closure,
     is_unrecorded,
     recomputed_gradients,
-    warn_if_all_none,
+    warn_of_no_gradient,
     with_integers,
     without_integers,
 )
@@ -93,7 +93,8 @@ class FuncOptimizer:
             _, grads = recomputed_gradients(loss, params, checkpoint=checkpoint, create_graph=recorded)
         else:
             grads = differentiable_gradients(loss, params, create_graph=recorded)
-        warn_if_all_none(tree.leaves(grads))
+        if not tree.leaves(grads):
+            warn_of_no_gradient()
         read = without_integers(params)
         state = self.optim_state
         if isinstance(state, UninitializedState):

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import Any, TypeGuard
 
@@ -19,7 +18,7 @@ from torchopt.dtypes import is_inexact
 from torchopt.graphs import detach_graph
 from torchopt.kinds import kind_of
 from torchopt.levels import in_transform, is_tracing, runs_directly
-from torchopt.sharding import is_dtensor, is_storage_freed
+from torchopt.sharding import check_gradients
 
 __all__ = [
     'as_leaf',
@@ -32,7 +31,7 @@ __all__ = [
     'is_closure',
     'is_unrecorded',
     'recomputed_gradients',
-    'warn_if_all_none',
+    'warn_of_no_gradient',
     'with_integers',
     'without_integers',
 ]
@@ -62,20 +61,14 @@ def gradients_of_leaves(loss: Any, leaves: Sequence[Any], *, create_graph: bool 
     """
     _check_scalar(loss)
     _check_graph(loss)
-    is_trained = [isinstance(p, torch.Tensor) and p.requires_grad for p in leaves]
-    trainable = list(itertools.compress(leaves, is_trained))
+    trainable = [p for p in leaves if isinstance(p, torch.Tensor) and p.requires_grad]
     _check_any(trainable)
     found = torch.autograd.grad(loss, trainable, create_graph=create_graph, allow_unused=True)
-    _check_reached(trainable, found)
-    if is_storage_freed(trainable):
-        raise RuntimeError(
-            'params are the gathered parameters of a module under FSDP, whose memory the backward pass has released. '
-            'Train such a module with torchopt.Optimizer, or take functional steps on its DTensors.'
-        )
-    if all(is_trained):
+    check_gradients(trainable, found)
+    if len(trainable) == len(leaves):
         return list(found)
-    gradients = iter(found)
-    return [next(gradients) if trained else None for trained in is_trained]
+    gradient_of = dict(zip(map(id, trainable), found))
+    return [gradient_of.get(id(p)) for p in leaves]
 
 
 def is_closure(loss: Any, checkpoint: str | None) -> TypeGuard[Callable[..., Any]]:
@@ -154,18 +147,17 @@ def recomputed_gradients(
 
     with torch.set_grad_enabled(create_graph and torch.is_grad_enabled()), _without_own_backward():
         value, found = recomputed_gradient(loss_of, (params,), {}, trained, mixed=checkpoint == 'mixed', total=True)
-    _check_reached(tensors, found)
+    check_gradients(tensors, found)
     by_number = dict(zip(trained, found))
     return value, chosen.alone(by_number.get(i) for i in range(len(tensors)))
 
 
-def warn_if_all_none(gradients: Iterable[Any]) -> None:
-    """Warn if there is no gradient at all: the loss was probably computed from other parameters."""
-    if all(g is None for g in gradients):
-        checks.warn(
-            'The loss does not depend on any parameter of the optimizer, so that all gradients are None. Compute the '
-            'loss from the current parameters: those of the last step, not copies or those of another module.'
-        )
+def warn_of_no_gradient() -> None:
+    """Warn that there is no gradient at all: the loss was probably computed from other parameters."""
+    checks.warn(
+        'The loss does not depend on any parameter of the optimizer, so that all gradients are None. Compute the loss '
+        'from the current parameters: those of the last step, not copies or those of another module.'
+    )
 
 
 def _check_scalar(loss: Any) -> None:
@@ -182,14 +174,6 @@ def _check_graph(loss: torch.Tensor) -> None:
         raise RuntimeError(
             'loss has no graph: it does not depend on anything that requires grad. Compute it from the parameters, '
             'outside torch.no_grad(), and do not detach it.'
-        )
-
-
-def _check_reached(params: Iterable[torch.Tensor], gradients: Iterable[torch.Tensor | None]) -> None:
-    if all(g is None for g in gradients) and any(map(is_dtensor, params)):
-        raise RuntimeError(
-            'The loss does not depend on the DTensors in params. A module under FSDP computes with its own parameters, '
-            'also in torch.func.functional_call: call a module that is not under FSDP.'
         )
 
 

@@ -23,7 +23,7 @@ from torchopt.optim.gradients import (
     is_closure,
     is_unrecorded,
     recomputed_gradients,
-    warn_if_all_none,
+    warn_of_no_gradient,
     without_integers,
 )
 from torchopt.sharding import is_fully_sharded
@@ -138,27 +138,23 @@ True
                 f'Unexpected class of {module!r}: expected an nn.Module. Pass the module, not its parameters(). For a '
                 f'tree of tensors, use torchopt.FuncOptimizer, or functions such as torchopt.adam.'
             )
-        for name, part in module.named_modules():
-            if is_fully_sharded(part):
-                raise TypeError(
-                    f'{f"The submodule {name!r}" if name else "The module"} is under FSDP, which frees its '
-                    f'parameters, so new tensors cannot replace them. Differentiate through functional steps on '
-                    f'DTensors: torchopt.sgd(...).update on a dict of parameters, with torch.func.functional_call.'
-                )
         if options:
             options = self._first_names(options, self.defaults)
             check_names(f'{type(self).__name__}.add_param_group', options, self.defaults)
         slots = _find_slots(module)
         if not slots:
             raise ValueError('The module has no parameters; there is nothing to optimize.')
-        _check_masks({**self.defaults, **options}, slots)
-        taken = {id(_held(p)) for group in self.param_groups for p in group.values()}
-        for name, places in slots.items():
-            if id(_held(places)) in taken:
-                raise ValueError(
-                    f'Parameter {name!r} is already in an earlier group. Put every parameter into one group.'
-                )
-        impl = self._rebuild(self.impl, {**self.defaults, **options}) if options else self.impl
+        current = {**self.defaults, **options}
+        for option in self.masks:
+            _check_mask(option, current[option], slots)
+        for i in range(len(self.param_groups)):
+            taken = set(map(id, self._parameters_of(i).values()))
+            for name, ((container, key), *_) in slots.items():
+                if id(container[key]) in taken:
+                    raise ValueError(
+                        f'Parameter {name!r} is already in an earlier group. Put every parameter into one group.'
+                    )
+        impl = self._rebuild(self.impl, current) if options else self.impl
         self.param_groups.append(slots)
         self.impl_groups.append(impl)
         self.state_groups.append(UninitializedState())
@@ -209,6 +205,7 @@ True
                 f'step(closure), without loss.backward(): only optimizers such as torchopt.Adam read .grad.'
             )
         groups = list(map(self._parameters_of, range(len(self.param_groups))))
+        unrecorded = is_unrecorded()
         value: Tensor | None = None
         if is_closure(loss, checkpoint):
             closure = _at_parameters(loss, self.param_groups)
@@ -216,17 +213,18 @@ True
         else:
             found = iter(gradients_of_leaves(loss, [p for params in groups for p in params.values()]))
             gradients = [OrderedDict(zip(params, found)) for params in groups]
-        warn_if_all_none(g for grads in gradients for g in grads.values())
+        if all(g is None for grads in gradients for g in grads.values()):
+            warn_of_no_gradient()
         new_states, new_groups = [], []
         for impl, state, params, grads in zip(self.impl_groups, self.state_groups, groups, gradients):
-            if isinstance(state, UninitializedState):
-                state = impl.init(without_integers(params))
             is_partial = type(None) in map(type, grads.values())
             read = OrderedDict(zip(params, hide_integers(params.values(), grads.values()))) if is_partial else params
+            if isinstance(state, UninitializedState):
+                state = impl.init(read)
             new, state = update_params(impl, grads, state, read, inplace=False)
             if is_partial:
                 new = {name: p if new[name] is None else new[name] for name, p in params.items()}
-            if is_unrecorded():
+            if unrecorded:
                 new = {name: as_leaf(params[name], p) for name, p in new.items()}
             new_groups.append(new)
             new_states.append(state)
@@ -238,12 +236,13 @@ True
         return value
 
     def _parameters_of(self, i: int) -> OrderedDict[str, Any]:
+        slots = self.param_groups[i]
         try:
-            return _parameters(self.param_groups[i])
+            return OrderedDict([(name, container[key]) for name, ((container, key), *_) in slots.items()])
         except (TypeError, ValueError):
             raise TypeError(
                 f'param_groups[{i}] of a {type(self).__name__} holds the places of parameters, and no options; found '
-                f'the keys {list(self.param_groups[i])}. Remove what you added. For an option that changes between '
+                f'the keys {list(slots)}. Remove what you added. For an option that changes between '
                 f'steps, pass a function of their count, such as lr=lambda count: rates[count].'
             ) from None
 
@@ -261,9 +260,9 @@ True
             ValueError: If they are not states of this optimizer for these parameters; nothing is changed then.
         """
         states = check_states(state_dict, len(self.param_groups))
-        for i, (impl, slots, state) in enumerate(zip(self.impl_groups, self.param_groups, states)):
+        for i, (impl, state) in enumerate(zip(self.impl_groups, states)):
             if not isinstance(state, UninitializedState):
-                expected = impl.init(without_integers(_parameters(slots)))
+                expected = impl.init(without_integers(self._parameters_of(i)))
                 check_same_kind(state, expected, name=f'state_dict[{i}]')
         self.state_groups = states
 
@@ -279,16 +278,17 @@ def _find_slots(module: nn.Module) -> Slots:
     slots: Slots = OrderedDict()
     names: dict[int, str] = {}
     for prefix, owner in module.named_modules():
+        if is_fully_sharded(owner):
+            raise TypeError(
+                f'{f"The submodule {prefix!r}" if prefix else "The module"} is under FSDP, which frees its parameters, '
+                f'so new tensors cannot replace them. Differentiate through functional steps on DTensors: '
+                f'torchopt.sgd(...).update on a dict of parameters, with torch.func.functional_call.'
+            )
         for key, p in owner._parameters.items():
             if p is not None:
                 name = names.setdefault(id(p), f'{prefix}.{key}' if prefix else key)
                 slots.setdefault(name, []).append((owner._parameters, key))
     return slots
-
-
-def _held(places: list[tuple[dict[str, Any], str]]) -> Any:
-    container, key = places[0]
-    return container[key]
 
 
 def _at_parameters(closure: Callable[[], Tensor], groups: list[Slots]) -> Callable[[list[dict[str, Any]]], Tensor]:
@@ -313,10 +313,6 @@ def _at_parameters(closure: Callable[[], Tensor], groups: list[Slots]) -> Callab
                 container[key] = value
 
     return at_parameters
-
-
-def _parameters(slots: Slots) -> OrderedDict[str, Any]:
-    return OrderedDict([(name, container[key]) for name, ((container, key), *_) in slots.items()])
 
 
 class MetaSGD(
@@ -369,11 +365,9 @@ MetaAdamax = MetaAdaMax
 MetaRMSprop = MetaRMSProp
 
 
-def _check_masks(options: dict[str, Any], slots: Slots) -> None:
-    """Require masks by the names of parameters; those of modules, which contain several, are not among them."""
-    for option, mask in options.items():
-        if not option.endswith('mask') or not isinstance(mask, (dict, list, tuple)):
-            continue
+def _check_mask(option: str, mask: Any, slots: Slots) -> None:
+    """Require a mask by the names of parameters; those of modules, which contain several, are not among them."""
+    if isinstance(mask, (dict, list, tuple)):
         unknown = [name for name in mask if name not in slots] if isinstance(mask, dict) else [kind_of(mask)]
         if unknown:
             found = f'the keys {unknown} are not names of parameters' if isinstance(mask, dict) else unknown[0]
