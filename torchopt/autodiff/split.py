@@ -17,7 +17,14 @@ from torch import Tensor, fx
 
 from torchopt.autodiff.tape import Leaves
 
-__all__ = ['Split']
+__all__ = ['Split', 'picker']
+
+
+def picker(places: Sequence[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:
+    """A function that takes the elements at some places of a sequence."""
+    if len(places) > 1:
+        return operator.itemgetter(*places)
+    return lambda x: [x[i] for i in places]
 
 
 class Split:
@@ -57,16 +64,17 @@ class Split:
         self.kept = [n for n in self.kept if n.op != 'placeholder']
         self.linear = _descendants(self.cotangents.values(), self.backward_nodes)
         outside = [n for n in self.kept if n not in self.value]
-        self.sources = [self.value.index(n) if n in self.value else values + outside.index(n) for n in self.kept]
+        sources = [self.value.index(n) if n in self.value else values + outside.index(n) for n in self.kept]
+        self.keep = picker([*self.used, *(arity + j for j in sources)])
         nodes = [n for n in joint.graph.nodes if n in forward and n.op != 'placeholder']
         graph = _graph(joint, self.x, nodes, [*self.value, *outside], {})
         self.program = compiler(graph, inputs)
         self.products: dict[tuple[int, ...], Callable[..., Any]] = {}
 
-    def forward(self, x: Sequence[Tensor]) -> tuple[Leaves, list[Tensor]]:
+    def forward(self, x: Sequence[Tensor]) -> tuple[Leaves, Leaves]:
         """The value, and what to keep for :meth:`backward`."""
         found = self.program(*x)
-        return found[: self.values], [x[i] for i in self.used] + [found[j] for j in self.sources]
+        return found[: self.values], self.keep((*x, *found))
 
     def backward(self, kept: Sequence[Tensor], cotangents: Sequence[Tensor | None]) -> Leaves:
         """The cotangents of ``x``, from those of the values, without the terms of missing ones."""
