@@ -13,6 +13,7 @@ import contextlib
 import contextvars
 import functools
 import itertools
+import operator
 import types
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -351,12 +352,18 @@ def _others(leaves: Sequence[Any]) -> list[Any]:
 
 
 def _check_autocast(leaves: Sequence[Any]) -> None:
-    for kind in {'cpu', *(x.device.type for x in leaves if isinstance(x, Tensor))}:
+    devices = set(map(operator.attrgetter('device'), filter(is_tensor, leaves)))
+    for kind in {'cpu', *(device.type for device in devices)}:
         if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
             raise RuntimeError('compile: autocast is on. Use torch.autocast inside of the function instead.')
 
 
+_KINDS = {Tensor, nn.Parameter, nn.Buffer, bool, int, float, complex, str, type(None)}
+
+
 def _check_leaves(leaves: Sequence[Any]) -> None:
+    if _KINDS.issuperset(map(type, leaves)):
+        return
     for x in leaves:
         if isinstance(x, Tensor) and type(x) not in (Tensor, nn.Parameter, nn.Buffer):
             raise TypeError(
