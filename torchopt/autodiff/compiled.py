@@ -308,6 +308,7 @@ def _capture(fun: Callable[..., Any], args: Any, leaves: Sequence[Any], spec: An
             return number[id(x)]
 
         inputs: list[Any] = list(map(number_of, seen.used))
+        used = len(fixed)
         outputs = list(map(number_of, found))
         constants = [None if isinstance(x, Tensor) else x for x in found]
         del found
@@ -325,7 +326,7 @@ def _capture(fun: Callable[..., Any], args: Any, leaves: Sequence[Any], spec: An
                     'tensor in the carry.'
                 )
             seen.graph.is_stable = True
-    _check_leaves(fixed)
+    _check_leaves(fixed[:used])
     function = None
     if seen.graph is not None:
         count = sum(map(is_tensor, tree.leaves(args[0])))

@@ -90,9 +90,9 @@ class Loop(Pure):
         ]
         return Plan(self.step.split(inputs, wanted), [self.inputs[j] for j in wanted])
 
-    def forward(self, plan: Plan, x: Leaves) -> tuple[Leaves, list[list[Tensor]]]:
+    def forward(self, plan: Plan, x: Leaves) -> tuple[Leaves, list[Leaves]]:
         """The value without a graph, and what :meth:`backward` needs in each step."""
-        kept: list[list[Tensor]] = []
+        kept: list[Leaves] = []
 
         def call(*inputs: Tensor) -> Leaves:
             outputs, some = plan.split.forward(inputs)
@@ -165,7 +165,7 @@ class _Steps(torch.autograd.Function):
     def forward(ctx: Any, loop: Loop, keep: bool, *x: Tensor) -> tuple[Tensor, ...]:
         needed = [i for i, t in enumerate(x) if ctx.needs_input_grad[i + 2] and is_inexact(t)]
         inside = _inside(x)
-        kept: list[list[Tensor]] = []
+        kept: list[Leaves] = []
         with own_hooks():
             plan = _plan(loop, inside, needed)
             if plan is None:
