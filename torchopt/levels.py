@@ -29,6 +29,7 @@ __all__ = [
     'host_values',
     'in_transform',
     'is_readable',
+    'is_tensor',
     'is_tracing',
     'is_tracked',
     'is_transformed',
@@ -42,9 +43,10 @@ __all__ = [
 _P = ParamSpec('_P')
 _unwrap_if_dead = torch._C._functorch.unwrap_if_dead
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-_is_tensor = functools.partial(type.__instancecheck__, torch.Tensor)
 _requires_grad = operator.attrgetter('requires_grad')
 _innermost_transform = torch._C._functorch.peek_interpreter_stack
+is_tensor: Callable[[Any], bool] = functools.partial(type.__instancecheck__, torch.Tensor)
+"""Whether an object is a tensor: for ``filter`` and ``map``, in less time than a Python function."""
 
 
 def is_tracing() -> bool:
@@ -171,7 +173,7 @@ def saved_tensors(ctx: Any) -> list[Any]:
 
 def all_without_ended(xs: Sequence[Any]) -> Sequence[Any]:
     """:func:`without_ended` for each of several objects; a check of all of them finds out whether any is wrapped."""
-    if torch.compiler.is_compiling() or True in map(_is_wrapped, filter(_is_tensor, xs)):
+    if torch.compiler.is_compiling() or True in map(_is_wrapped, filter(is_tensor, xs)):
         return list(map(without_ended, xs))
     return xs
 

@@ -123,8 +123,9 @@ def safe_increment(count: Any) -> Any:
     """
     if not isinstance(count, torch.Tensor):
         return count + 1
-    info = torch.finfo if count.is_floating_point() else torch.iinfo
-    limit = info(count.dtype).max
+    if not count.is_floating_point():
+        return count.clamp(max=torch.iinfo(count.dtype).max - 1) + 1
+    limit = torch.finfo(count.dtype).max
     return torch.where(count < limit, count + 1, limit)
 
 

@@ -16,6 +16,7 @@ from tests.loop.test_scan_compile import INIT, INNER, XS, W
 from tests.oracle import assert_trees_close
 from torchopt._C.dispatch import recording
 from torchopt.autodiff.replay import replay
+from torchopt.autodiff.simplify import simplify
 from torchopt.loop import scan
 
 DOUBLE = torch.float64
@@ -88,6 +89,10 @@ def _both(fun: Callable[..., Any]) -> Any:
         return run(*arguments), graph(*arguments), run, arguments
 
 
+def _count(graph: torch.fx.Graph, target: Any) -> int:
+    return len(graph.find_nodes(op='call_function', target=target))
+
+
 def test_transforms_of_updates() -> None:
     def derivatives(**options: Any) -> Any:
         def f(w: Tensor, theta: Tensor) -> Tensor:
@@ -121,6 +126,40 @@ def test_an_update_is_one_operation() -> None:
     with recording():
         (last, _), _ = scan(step, (params, transform.init(params)), length=2, compile=backend)
         torch.autograd.grad(last['a'].sum(), params['a'])
-    counts = [sum(n.target is torch.ops.torchopt.kernel.default for n in g.graph.nodes) for g in graphs]
-    assert counts == [2, 2]  # Adam and the sum with the parameters
+    assert [_count(g.graph, torch.ops.torchopt.kernel.default) for g in graphs] == [2, 2]  # Adam, and the sum
+    simple = [_count(simplify(g.graph)[0], torch.ops.torchopt.kernel.default) for g in graphs]
+    assert simple == [2, 1]  # the cotangent of an update is that of the sum
     assert not any('sqrt' in str(n.target) for g in graphs for n in g.graph.nodes)
+
+
+def test_a_sum_that_is_kept_is_computed_once() -> None:
+    """The forward graph computes the gradient of a bias, and the backward graph needs it."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    def step(b: Tensor, _: None) -> Any:
+        slope = torchopt.grad(lambda b: torch.nn.functional.linear(A, B, b).square().sum())(b)
+        return b - slope.square(), None
+
+    def gradient(**options: Any) -> Any:
+        b = ROW.clone().requires_grad_()
+        return torch.autograd.grad(scan(step, b, length=2, **options)[0].sum(), b)
+
+    assert_trees_close(gradient(compile=backend), gradient(), 1e-12)
+    assert _count(simplify(graphs[0].graph)[0], torch.ops.aten.sum.dim_IntList) == 1
+
+
+@pytest.mark.parametrize('of_params', [torch.float32, DOUBLE])
+@pytest.mark.parametrize('of_updates', [torch.float32, DOUBLE])
+def test_cotangents_of_updates_have_their_dtype(of_params: torch.dtype, of_updates: torch.dtype) -> None:
+    def gradients(**options: Any) -> Any:
+        x, u = A.to(of_params).requires_grad_(), B.to(of_updates).requires_grad_()
+        last, _ = scan(lambda x, _: (torchopt.apply_updates(x, u.sin()), None), x, length=2, **options)
+        return torch.autograd.grad(last.square().sum(), (x, u))
+
+    found, expected = gradients(compile='graph'), gradients()
+    assert_trees_close(found, expected, 1e-6)
+    assert [g.dtype for g in found] == [of_params, of_updates]

@@ -7,6 +7,7 @@ the engine.  The autograd Functions of :mod:`torchopt._C.fused` give the derivat
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ def direct(*args: Any) -> tuple[Callable[..., list[Tensor]], tuple[Any, ...]]:
         native = launch(call.plan, call.order, call.coefs if coefs is None else coefs, call.rows, columns, call.outputs)
         if isinstance(native, Unsupported):
             return general(coefs, *columns)
-        return [y for column in native[0] if column is not None for y in column]
+        return list(itertools.chain.from_iterable(filter(None, native[0])))
 
     is_simple = all(x is not None for x in _models(leaves, tensors)) and call.order != Order.VJP_WITH_COEFS
     return run if is_simple else general, (coefs, *given)

@@ -12,6 +12,8 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import itertools
+import operator
 import types
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +36,7 @@ from torchopt.autodiff.steps import Loop, run_loop
 from torchopt.autodiff.tape import Leaves
 from torchopt.autodiff.variables import Remembered
 from torchopt.kinds import kind_of
-from torchopt.levels import in_transform, is_tracing
+from torchopt.levels import in_transform, is_tensor, is_tracing
 from torchopt.module_hooks import unhooked
 
 __all__ = ['Backend', 'Compiled']
@@ -99,26 +101,33 @@ class Compiled:
 class _Call(NamedTuple):
     """A function that was captured.
 
+    The tensors of a call, ``(*tensors of the arguments, *fixed, *outputs of fun)``, have numbers: places in this list,
+    those of the outputs counted from its end.
+
     Attributes:
         fun: The function of tensors; None if it computes nothing.
-        inputs: Its arguments: places of leaves, and tensors from outside.
-        outputs: The leaves of the result: places, and other objects.
+        fixed: Tensors from outside.
+        inputs: The numbers of its arguments.
+        outputs: The numbers of the leaves of the result; None for those that are not tensors.
+        constants: The leaves of the result that are not tensors, at the same places as in ``outputs``.
         others: The leaves of the arguments that are not tensors.
         spec: The structure of the result.
     """
 
     fun: StagedFunction | None
-    inputs: Sequence[Any]
-    outputs: Sequence[Any]
+    fixed: list[Tensor]
+    inputs: list[int]
+    outputs: list[int | None]
+    constants: list[Any]
     others: list[Any]
     spec: Any
 
     def __call__(self, leaves: Sequence[Any]) -> Any:
         self._check(_others(leaves))
-        y: Leaves = ()
+        found = [*filter(is_tensor, leaves), *self.fixed]
         if self.fun is not None:
-            y = apply_pure(self.fun, *_filled(self.inputs, leaves, ()))
-        return tree.unflatten(self.spec, _filled(self.outputs, leaves, y))
+            found += apply_pure(self.fun, *[found[i] for i in self.inputs])
+        return tree.unflatten(self.spec, [x if i is None else found[i] for i, x in zip(self.outputs, self.constants)])
 
     def _check(self, others: list[Any]) -> None:
         if others != self.others:
@@ -142,22 +151,11 @@ class _Call(NamedTuple):
             return None
         self._check(_others(leaves))
         following, carry_spec = tree.flatten(pair[0])
-        tensors = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
-        fixed = {id(x): x for x in (*self.inputs, *self.outputs) if isinstance(x, Tensor)}
-        number: dict[Any, int] = {key: n for n, key in enumerate([*(_Place(False, i) for i in tensors), *fixed])}
-
-        def number_of(x: Any) -> int:
-            if isinstance(x, Tensor):
-                return number[id(x)]
-            return len(number) + x.at if x.is_output else number[x]
-
-        are_tensors = [isinstance(x, (_Place, Tensor)) for x in self.outputs]
-        numbers = [number_of(x) if t else None for x, t in zip(self.outputs, are_tensors)]
-        n = len(following)
+        n, count = len(following), len(tree.leaves(carry))
 
         def assembled(found: Iterator[Tensor], spec: Any, part: slice) -> Any:
             return tree.unflatten(
-                spec, [next(found) if t else x for x, t in zip(self.outputs[part], are_tensors[part])]
+                spec, [x if i is None else next(found) for i, x in zip(self.outputs[part], self.constants[part])]
             )
 
         def check_first(tensors: Leaves) -> None:
@@ -166,31 +164,19 @@ class _Call(NamedTuple):
             if length > 1:
                 self._check(_others([*tree.leaves(new), *leaves[count:]]))
 
-        count = len(tree.leaves(carry))
-        x = [*(leaves[i] for i in tensors if i < count), *(s for s in sequences if s is not None), *fixed.values()]
+        carried, rows = list(filter(is_tensor, leaves[:count])), [s for s in sequences if s is not None]
         loop = Loop(
             self.fun,
             length,
-            (sum(i < count for i in tensors), len(x) - len(fixed) - sum(i < count for i in tensors), len(fixed)),
-            [number_of(x) for x in self.inputs],
-            [i for i in numbers[:n] if i is not None],
-            [i for i in numbers[n:] if i is not None],
+            (len(carried), len(rows), len(self.fixed)),
+            self.inputs,
+            [i for i in self.outputs[:n] if i is not None],
+            [i for i in self.outputs[n:] if i is not None],
             check_first,
         )
-        found = iter(run_loop(loop, keep, *x))
+        found = iter(run_loop(loop, keep, *carried, *rows, *self.fixed))
         last = assembled(found, carry_spec, slice(n))
         return last, assembled(found, tree.flatten(pair[1])[1], slice(n, None))
-
-
-class _Place(NamedTuple):
-    """The place of a tensor in the result: its index in the leaves of the arguments or in the outputs."""
-
-    is_output: bool
-    at: int
-
-
-def _filled(places: Sequence[Any], leaves: Sequence[Any], outputs: Leaves) -> list[Any]:
-    return [(outputs if x.is_output else leaves)[x.at] if isinstance(x, _Place) else x for x in places]
 
 
 class _Capture:
@@ -308,16 +294,29 @@ def _capture(fun: Callable[..., Any], args: Any, leaves: Sequence[Any], spec: An
         found, result_spec = tree.flatten(result)
         first = len(tree.leaves(result[0])) if isinstance(result, tuple) and result else 0
         del result
-        places = {id(x): _Place(False, i) for i, x in enumerate(inside) if isinstance(x, Tensor)}
-        places |= {id(reference()): _Place(True, j) for j, reference in enumerate(seen.made)}
-        outputs = [places.get(id(x), original.get(id(x), x)) if isinstance(x, Tensor) else x for x in found]
+        tensors = list(filter(is_tensor, inside))
+        number = dict(zip(map(id, tensors), range(len(tensors))))
+        number.update((id(reference()), j - len(seen.made)) for j, reference in enumerate(seen.made))
+        fixed: list[Tensor] = []
+
+        def number_of(x: Any) -> int | None:
+            if not isinstance(x, Tensor):
+                return None
+            if id(x) not in number:
+                number[id(x)] = len(tensors) + len(fixed)
+                fixed.append(original.get(id(x), x))
+            return number[id(x)]
+
+        inputs: list[Any] = list(map(number_of, seen.used))
+        used = len(fixed)
+        outputs = list(map(number_of, found))
+        constants = [None if isinstance(x, Tensor) else x for x in found]
         del found
         if any(reference() is not None for reference in seen.made):
             raise RuntimeError(
                 'compile: the function stores a tensor in an object from outside, such as a list. Return it as a part '
                 'of the output.'
             )
-        inputs = [places.get(id(x), original.get(id(x), x)) for x in seen.used]
         if seen.graph is not None and not seen.graph.is_stable:
             again = _Capture()
             again.run(captured, tree.unflatten(spec, inside))
@@ -327,15 +326,15 @@ def _capture(fun: Callable[..., Any], args: Any, leaves: Sequence[Any], spec: An
                     'tensor in the carry.'
                 )
             seen.graph.is_stable = True
-    _check_leaves([x for x in inputs if isinstance(x, Tensor)])
+    _check_leaves(fixed[:used])
     function = None
     if seen.graph is not None:
-        count = len(tree.leaves(args[0]))
+        count = sum(map(is_tensor, tree.leaves(args[0])))
         function = seen.graph.function(
-            tuple(j for j, x in enumerate(inputs) if isinstance(x, _Place) and x.at < count),
-            tuple(sorted({y.at for y in outputs[:first] if isinstance(y, _Place) and y.is_output})),
+            tuple(j for j, i in enumerate(inputs) if i < count),
+            tuple(sorted({len(seen.made) + i for i in outputs[:first] if i is not None and i < 0})),
         )
-    return _Call(function, inputs, outputs, _others(leaves), result_spec)
+    return _Call(function, fixed, inputs, outputs, constants, _others(leaves), result_spec)
 
 
 _FAILED = (
@@ -350,16 +349,22 @@ _HIDDEN = 'Tensors that belong to a transform of torch.func must be in the argum
 
 
 def _others(leaves: Sequence[Any]) -> list[Any]:
-    return [x for x in leaves if not isinstance(x, Tensor)]
+    return list(itertools.filterfalse(is_tensor, leaves))
 
 
 def _check_autocast(leaves: Sequence[Any]) -> None:
-    for kind in {'cpu', *(x.device.type for x in leaves if isinstance(x, Tensor))}:
+    devices = set(map(operator.attrgetter('device'), filter(is_tensor, leaves)))
+    for kind in {'cpu', *(device.type for device in devices)}:
         if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
             raise RuntimeError('compile: autocast is on. Use torch.autocast inside of the function instead.')
 
 
+_KINDS = {Tensor, nn.Parameter, nn.Buffer, bool, int, float, complex, str, type(None)}
+
+
 def _check_leaves(leaves: Sequence[Any]) -> None:
+    if _KINDS.issuperset(map(type, leaves)):
+        return
     for x in leaves:
         if isinstance(x, Tensor) and type(x) not in (Tensor, nn.Parameter, nn.Buffer):
             raise TypeError(

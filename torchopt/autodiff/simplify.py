@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from torchopt._C.call import Order
+
 __all__ = ['memory', 'simplify']
 
 aten = torch.ops.aten
@@ -152,6 +154,19 @@ def _sum(node: fx.Node) -> fx.Node | None:
     return None
 
 
+def _passed(node: fx.Node) -> fx.Node | None:
+    """A cotangent of ``p + u``, which is that of the sum."""
+    kernel: Any = node.args[0]
+    if kernel.target is not torch.ops.torchopt.kernel.default or kernel.args[:3] != ('identity', True, Order.VJP):
+        return None
+    *_, leaves, _, values, _, coefs, tensors = kernel.args
+    cotangents, at = tensors[2 * leaves :], node.args[1]
+    if coefs is not None or None in cotangents or len(values) != 4 or list(values) != [1, 0, 1, 1]:
+        return None
+    first: fx.Node = cotangents[at % leaves]
+    return first if _alike(node, first) else None
+
+
 def _view(node: fx.Node) -> fx.Node | None:
     """A sum that drops its dimensions instead of a view that does."""
     first: Any = node.args[0]
@@ -214,6 +229,7 @@ _UNCHANGED: dict[Any, Rule] = {
     aten.ones_like.default: _filled(1),
     aten.zeros_like.default: _filled(0),
     aten.add.Tensor: _sum,
+    operator.getitem: _passed,
 }
 
 _FUSED: dict[Any, Rule] = {aten.add.Tensor: _sum_with_product}

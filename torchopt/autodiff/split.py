@@ -8,6 +8,8 @@ they are views or constants, or elementwise and the compiler fuses operations: t
 
 from __future__ import annotations
 
+import functools
+import itertools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -17,7 +19,14 @@ from torch import Tensor, fx
 
 from torchopt.autodiff.tape import Leaves
 
-__all__ = ['Split']
+__all__ = ['Split', 'picker']
+
+
+def picker(places: Sequence[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:
+    """A function that takes the elements at some places of a sequence."""
+    if len(places) > 1:
+        return operator.itemgetter(*places)
+    return lambda x: [x[i] for i in places]
 
 
 class Split:
@@ -45,6 +54,7 @@ class Split:
         fuses: bool,
     ) -> None:
         self.joint, self.compiler, self.values, self.given = joint, compiler, values, list(given)
+        self.of_given = picker(self.given)
         places = joint.graph.find_nodes(op='placeholder')
         self.x, self.cotangents = places[:arity], dict(zip(given, places[arity:]))
         results = joint.graph.find_nodes(op='output')[0].args[0]
@@ -57,21 +67,23 @@ class Split:
         self.kept = [n for n in self.kept if n.op != 'placeholder']
         self.linear = _descendants(self.cotangents.values(), self.backward_nodes)
         outside = [n for n in self.kept if n not in self.value]
-        self.sources = [self.value.index(n) if n in self.value else values + outside.index(n) for n in self.kept]
+        sources = [self.value.index(n) if n in self.value else values + outside.index(n) for n in self.kept]
+        self.keep = picker([*self.used, *(arity + j for j in sources)])
         nodes = [n for n in joint.graph.nodes if n in forward and n.op != 'placeholder']
         graph = _graph(joint, self.x, nodes, [*self.value, *outside], {})
         self.program = compiler(graph, inputs)
         self.products: dict[tuple[int, ...], Callable[..., Any]] = {}
 
-    def forward(self, x: Sequence[Tensor]) -> tuple[Leaves, list[Tensor]]:
+    def forward(self, x: Sequence[Tensor]) -> tuple[Leaves, Leaves]:
         """The value, and what to keep for :meth:`backward`."""
         found = self.program(*x)
-        return found[: self.values], [x[i] for i in self.used] + [found[j] for j in self.sources]
+        return found[: self.values], self.keep((*x, *found))
 
     def backward(self, kept: Sequence[Tensor], cotangents: Sequence[Tensor | None]) -> Leaves:
         """The cotangents of ``x``, from those of the values, without the terms of missing ones."""
-        given = tuple([j for j in self.given if cotangents[j] is not None])
-        arguments = [*kept, *[cotangents[j] for j in given]]
+        some = self.of_given(cotangents)
+        given = tuple(itertools.compress(self.given, map(_is_present, some)))
+        arguments = [*kept, *filter(_is_present, some)]
         if given not in self.products:
             self.products[given] = self.compiler(self._backward_graph(given), arguments)
         return tuple(self.products[given](*arguments))
@@ -182,14 +194,20 @@ def _is_free(node: fx.Node, fuses: bool) -> bool:
     if not isinstance(node.target, torch._ops.OpOverload):
         return node.op == 'get_attr'
     is_view = any(r.alias_info is not None and not r.alias_info.is_write for r in node.target._schema.returns)
+    if node.target in _RESHAPES:
+        first = node.all_input_nodes[0]
+        if len(first.users) == 1 and first.op == 'call_function' and not _is_free(first, fuses):
+            return False  # it is kept instead of its argument, which nothing else uses
     if is_view or not node.all_input_nodes or node.target in _CONSTANTS:
         return True
     return fuses and (torch.Tag.pointwise in node.target.tags or node.target in _COPIES)
 
 
 aten = torch.ops.aten
+_is_present = functools.partial(operator.is_not, None)
 _COPIES = {aten._to_copy.default, aten.clone.default}
 
+_RESHAPES = {aten.view.default, aten._unsafe_view.default}
 _CONSTANTS = {aten.empty_like.default, aten.full_like.default, aten.ones_like.default, aten.zeros_like.default}
 
 

@@ -8,6 +8,7 @@ transforms, come from the steps as nodes of their own.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from torchopt.autodiff.pure import Pure, apply_pure, own_hooks
-from torchopt.autodiff.split import Split
+from torchopt.autodiff.split import Split, picker
 from torchopt.autodiff.staged import StagedFunction, as_compiled
 from torchopt.autodiff.tape import Leaves
 from torchopt.dtypes import is_inexact
@@ -44,7 +45,7 @@ class Loop(Pure):
     """The steps as a function ``(*carry, *sequences, *fixed) -> (*last carry, *stacked results)``.
 
     In each step, the tensors ``(*carry, *rows, *fixed, *outputs)`` have numbers, where ``fixed`` are the same in all
-    steps, and ``outputs`` are those of ``step``.
+    steps, and ``outputs`` are those of ``step``.  The numbers of outputs are negative: they count from the end.
 
     Args:
         step: The compiled function.
@@ -69,6 +70,7 @@ class Loop(Pure):
         self.step, self.length, self.counts = step, length, counts
         self.check: Callable[[Leaves], None] | None = check
         self.inputs, self.following, self.results = inputs, following, results
+        self.arguments, self.next_carry, self.stacked = map(picker, (inputs, following, results))
 
     def __call__(self, *x: Tensor) -> Leaves:
         """The value, with a node for each step."""
@@ -88,9 +90,9 @@ class Loop(Pure):
         ]
         return Plan(self.step.split(inputs, wanted), [self.inputs[j] for j in wanted])
 
-    def forward(self, plan: Plan, x: Leaves) -> tuple[Leaves, list[list[Tensor]]]:
+    def forward(self, plan: Plan, x: Leaves) -> tuple[Leaves, list[Leaves]]:
         """The value without a graph, and what :meth:`backward` needs in each step."""
-        kept: list[list[Tensor]] = []
+        kept: list[Leaves] = []
 
         def call(*inputs: Tensor) -> Leaves:
             outputs, some = plan.split.forward(inputs)
@@ -129,9 +131,9 @@ class Loop(Pure):
         results: list[Leaves] = []
         for row in rows if r else [()] * self.length:
             slots = [*carry, *row, *fixed]
-            slots += call(*[slots[i] for i in self.inputs])
-            carry = [slots[i] for i in self.following]
-            results.append([slots[i] for i in self.results])
+            slots += call(*self.arguments(slots))
+            carry = self.next_carry(slots)
+            results.append(self.stacked(slots))
             if self.check is not None:
                 self.check(carry)
                 self.check = None  # once; it refers to tensors
@@ -139,8 +141,7 @@ class Loop(Pure):
 
     def _first_inputs(self, x: Leaves) -> Leaves:
         c, r, _ = self.counts
-        slots = [*x[:c], *(s[0] for s in x[c : c + r]), *x[c + r :]]
-        return [slots[i] for i in self.inputs]
+        return self.arguments([*x[:c], *(s[0] for s in x[c : c + r]), *x[c + r :]])
 
 
 def _add(sums: list[Tensor | None], where: Sequence[int], terms: Sum) -> None:
@@ -164,7 +165,7 @@ class _Steps(torch.autograd.Function):
     def forward(ctx: Any, loop: Loop, keep: bool, *x: Tensor) -> tuple[Tensor, ...]:
         needed = [i for i, t in enumerate(x) if ctx.needs_input_grad[i + 2] and is_inexact(t)]
         inside = _inside(x)
-        kept: list[list[Tensor]] = []
+        kept: list[Leaves] = []
         with own_hooks():
             plan = _plan(loop, inside, needed)
             if plan is None:
@@ -174,7 +175,7 @@ class _Steps(torch.autograd.Function):
         if not keep:
             kept = []
         ctx.loop, ctx.plan, ctx.needed, ctx.sizes = loop, plan, needed, [len(x), *map(len, kept)]
-        ctx.save_for_backward(*x, *(t for some in kept for t in some))
+        ctx.save_for_backward(*x, *itertools.chain.from_iterable(kept))
         ctx.set_materialize_grads(False)
         outputs = tuple(y.detach() for y in value)
         ctx.mark_non_differentiable(*(y for y in outputs if not is_inexact(y)))
@@ -183,17 +184,18 @@ class _Steps(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *bar: Tensor | None) -> tuple[Any, ...]:
         saved, loop, needed = iter(ctx.saved_tensors), ctx.loop, ctx.needed
-        x, *kept = ([next(saved) for _ in range(size)] for size in ctx.sizes)
+        x, *kept = [list(itertools.islice(saved, size)) for size in ctx.sizes]
         found: Sequence[Tensor | None] = [None] * len(x)
         given = [j for j, b in enumerate(bar) if b is not None]
         if given and needed:
             if torch.is_grad_enabled() or not _is_plain(bar):
                 found = _general(loop, x, needed, given, [b for b in bar if b is not None])
             else:
-                inside = _inside(x)
                 with own_hooks():
-                    plan = ctx.plan or loop.plan(inside, needed)
-                    if not kept:
+                    plan = ctx.plan
+                    if plan is None or not kept:
+                        inside = _inside(x)
+                        plan = plan or loop.plan(inside, needed)
                         _, kept = loop.forward(plan, inside)
                     found = loop.backward(plan, kept, [b if b is None else as_compiled(b) for b in bar])
         return None, None, *(t if i in needed else None for i, t in enumerate(found))
