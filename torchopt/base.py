@@ -261,11 +261,15 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
                 members.append(tx)
         kept = tuple(members) or (identity(),)
         stages = _stages(kept)
-        if len(stages) == 1 and isinstance(kept[0], ElementwiseTransformation):
-            step = stages[0][1]
-        else:
-            step = functools.partial(_update_in_stages, kept, stages)
-        self = super().__new__(cls, lambda params: tuple([tx.init(params) for tx in kept]), step)
+
+        def init(params: Any) -> tuple[Any, ...]:
+            return tuple([tx.init(params) for tx in kept])
+
+        def update(updates: Any, state: Any, params: Any = None, **options: Any) -> tuple[Any, tuple[Any, ...]]:
+            return _update_in_stages(kept, stages, updates, state, params, **options)
+
+        is_one_pass = len(stages) == 1 and isinstance(kept[0], ElementwiseTransformation)
+        self = super().__new__(cls, init, stages[0][1] if is_one_pass else update)
         self.adds_to_params = kept[-1].adds_to_params
         self.transformations = kept
         return self
