@@ -19,10 +19,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lbfgs_speed
 import numpy as np
 import scipy.optimize
 import torch
-from torch import Tensor
 
 import torchopt
 
@@ -34,15 +34,8 @@ Outcome = tuple[bool, int]
 """Whether a problem was solved, and the evaluations."""
 
 
-class Counted:
-    """A function that counts its calls."""
-
-    def __init__(self, fun: Callable[[Tensor], Tensor]) -> None:
-        self.fun, self.count = fun, 0
-
-    def __call__(self, x: Tensor) -> Tensor:
-        self.count += 1
-        return self.fun(x)
+class Counted(lbfgs_speed.Counted):
+    """A function that counts its calls, also those of SciPy."""
 
     def value_and_grad(self, x: np.ndarray) -> tuple[float, np.ndarray]:
         """For SciPy."""

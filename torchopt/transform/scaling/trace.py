@@ -78,8 +78,7 @@ def trace(
         <https://proceedings.mlr.press/v28/sutskever13.html>`_, ICML 2013.
     """
     ranges.at_least_zero('momentum value', momentum)
-    if type(dampening) is not float or dampening != 0.0:
-        elementwise.check_each(checks.number, 'dampening value', dampening)
+    elementwise.check_each(checks.number, 'dampening value', dampening)
     ranges.flag('moment_requires_grad', moment_requires_grad)
     dtype = moment_dtype(accumulator_dtype, 'accumulator_dtype')
     if nesterov and (not checks.nonzero(momentum) or checks.nonzero(dampening)):
