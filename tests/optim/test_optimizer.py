@@ -472,6 +472,30 @@ def test_signatures(name: str) -> None:
     assert str(bare) == f'({SIGNATURES[name]})'
 
 
+@pytest.mark.parametrize('name', [*FACES, *(f'Meta{name}' for name in FACES)])
+def test_classes_declare_the_arguments_of_their_aliases(name: str) -> None:
+    """With the same types, so that type checkers and editors show what the constructor takes."""
+    kind = getattr(torchopt, name)
+    alias = getattr(torchopt, name.removeprefix('Meta').lower())
+    hidden = () if name.startswith('Meta') else ('moment_requires_grad',)
+    expected = {p.name: p.annotation for p in inspect.signature(alias).parameters.values() if p.name not in hidden}
+    declared = {p.name: p.annotation for p in inspect.signature(kind).parameters.values()}
+    del declared['module' if name.startswith('Meta') else 'params']
+    assert declared == expected
+    every = [inspect.signature(f, follow_wrapped=False) for f in (inspect.unwrap(kind.__init__), inspect.unwrap(alias))]
+    second_names = [p.annotation for s in every for p in s.parameters.values() if p.kind is p.VAR_KEYWORD]
+    assert second_names[0] == second_names[1]
+
+
+def test_subclasses_have_the_signatures_of_their_own_constructors() -> None:
+    class Warm(torchopt.Adam):
+        def __init__(self, params: Any, rate: float) -> None:
+            super().__init__(params, lr=rate)
+
+    assert list(inspect.signature(Warm).parameters) == ['params', 'rate']
+    assert Warm([nn.Parameter(torch.ones(1))], 0.25).param_groups[0]['lr'] == 0.25
+
+
 def test_positional_arguments() -> None:
     """SGD takes weight_decay before dampening, unlike sgd and unlike torch."""
     optimizer = torchopt.SGD([nn.Parameter(torch.ones(1))], 0.1, 0.9, 0.2, 0.3)

@@ -9,7 +9,7 @@ import inspect
 import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -84,7 +84,6 @@ class Optimizer(FromAlias, torch.optim.Optimizer):
     set_to_none: bool = False
     """Whether :meth:`zero_grad` sets gradients to None by default, as in ``torch.optim``."""
 
-    hidden: ClassVar[tuple[str, ...]] = ('moment_requires_grad',)
     target_prose: ClassVar[str] = (
         'params: Parameters, or dicts with groups of them; see :class:`Optimizer`.  For a different value of a\n'
         '        hyper-parameter per parameter, pass a list in the order of the parameters of the group.'
@@ -103,10 +102,8 @@ class Optimizer(FromAlias, torch.optim.Optimizer):
 True
 """
 
-    if not TYPE_CHECKING:
-
-        def __init__(self, params: Any, impl: TransformationLike) -> None:
-            self._setup(params, check_impl(impl), {})
+    def __init__(self, params: Any, impl: TransformationLike) -> None:
+        self._setup(params, check_impl(impl), {})
 
     def _setup(self, params: Any, impl: GradientTransformation, options: dict[str, Any]) -> None:
         self.impl = impl
