@@ -51,11 +51,7 @@ __all__ += optree_names.__all__
 
 
 def tree_flatten_as_tuple(
-    tree: Any,
-    is_leaf: Callable[[Any], bool] | None = None,
-    *,
-    none_is_leaf: bool = False,
-    namespace: str = '',
+    tree: Any, is_leaf: Callable[[Any], bool] | None = None, *, none_is_leaf: bool = False, namespace: str = ''
 ) -> tuple[tuple[Any, ...], TreeSpec]:
     """Split a tree into the tuple of its leaves and its structure.
 

@@ -138,13 +138,7 @@ def periodic_update(new_tensors: Any, old_tensors: Any, steps: Any, update_perio
 
 
 def update_params(
-    optimizer: TransformationLike,
-    grads: Any,
-    state: Any,
-    params: Any,
-    *,
-    inplace: bool = False,
-    **extra: Any,
+    optimizer: TransformationLike, grads: Any, state: Any, params: Any, *, inplace: bool = False, **extra: Any
 ) -> tuple[Any, Any]:
     r"""Take one step: the new parameters :math:`p + u(g, s, p)` and the new state.
 

@@ -21,13 +21,7 @@ import torch.distributed.rpc as rpc
 
 from torchopt.distributed.errors import is_late
 from torchopt.distributed.loopback import prepare_rendezvous
-from torchopt.distributed.ranks import (
-    barrier,
-    default_worker_name_format,
-    get_world_info,
-    has_rpc,
-    members,
-)
+from torchopt.distributed.ranks import barrier, default_worker_name_format, get_world_info, has_rpc, members
 from torchopt.kinds import kind_of
 
 __all__ = ['auto_init_process_group', 'auto_init_rpc']
@@ -248,10 +242,7 @@ class _Shutdown:
             self.end = self._await_others() if world.rank == 0 else self._await_first(world.rank, world.world_size)
         self.now.set()
         if not self.ended.wait(_LOCAL_SHUTDOWN):
-            print(
-                f'torchopt: worker {world.rank} leaves although a call is still running.',
-                file=sys.stderr,
-            )
+            print(f'torchopt: worker {world.rank} leaves although a call is still running.', file=sys.stderr)
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(int(self.failed))

@@ -79,12 +79,7 @@ class TensorDimensionPartitioner:
     """
 
     def __init__(
-        self,
-        dim: int,
-        *,
-        exclusive: bool = False,
-        keepdim: bool = False,
-        workers: Sequence[int | str] | None = None,
+        self, dim: int, *, exclusive: bool = False, keepdim: bool = False, workers: Sequence[int | str] | None = None
     ) -> None:
         if not keepdim and not exclusive:
             raise ValueError(

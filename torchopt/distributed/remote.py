@@ -135,13 +135,7 @@ def remote_sync_call(
         [tensor([2., 2.])]
     """
     return remote_async_call(
-        func,
-        args=args,
-        kwargs=kwargs,
-        partitioner=partitioner,
-        reducer=reducer,
-        timeout=timeout,
-        retries=retries,
+        func, args=args, kwargs=kwargs, partitioner=partitioner, reducer=reducer, timeout=timeout, retries=retries
     ).wait()
 
 

@@ -193,11 +193,7 @@ def _differentiate_again(graph: Graph, cotangents: list[Tensor | None]) -> Answe
     sent = {id(x) for x in graph.inputs}
     own = [x for x in leaves_of(x for x, _ in pairs) if id(x) not in sent]
     found = torch.autograd.grad(
-        [x for x, _ in pairs],
-        [*graph.inputs, *own],
-        [c for _, c in pairs],
-        create_graph=True,
-        allow_unused=True,
+        [x for x, _ in pairs], [*graph.inputs, *own], [c for _, c in pairs], create_graph=True, allow_unused=True
     )
     for x, g in zip(own, found[len(graph.inputs) :]):
         if g is not None:

@@ -24,13 +24,7 @@ from torchopt.base import (
 from torchopt.graphs import carries_graph
 from torchopt.kinds import kind_of
 from torchopt.optim.from_alias import FromAlias
-from torchopt.optim.gradients import (
-    check_same_kind,
-    check_states,
-    continued,
-    hide_integers,
-    without_integers,
-)
+from torchopt.optim.gradients import check_same_kind, check_states, continued, hide_integers, without_integers
 from torchopt.optim.rule_options import require_options
 from torchopt.optim.state_dicts import per_parameter, plain_options, read_entries, read_groups, separate
 from torchopt.preconditions import check_preconditions

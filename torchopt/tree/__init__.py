@@ -4,12 +4,7 @@
 They handle loops, casts, ``None`` and in-place writes, so that update rules need not.
 """
 
-from torchopt.tree.averages import (
-    bias_correction,
-    update_infinity_moment,
-    update_moment,
-    update_moment_per_elem_norm,
-)
+from torchopt.tree.averages import bias_correction, update_infinity_moment, update_moment, update_moment_per_elem_norm
 from torchopt.tree.casting import cast, cast_like, dtype
 from torchopt.tree.files import load, save
 from torchopt.tree.filling import batch_shape, full_like, ones_like, zeros_like
@@ -33,15 +28,7 @@ from torchopt.tree.math import (
     where,
     wide_norm,
 )
-from torchopt.tree.ops import (
-    all,
-    any,
-    broadcast_prefix,
-    check_matching,
-    map,
-    map_with_path,
-    reduce,
-)
+from torchopt.tree.ops import all, any, broadcast_prefix, check_matching, map, map_with_path, reduce
 from torchopt.tree.paths import flatten_with_keys
 from torchopt.tree.random import random_like, split_key_like, unwrap_random_key_data
 from torchopt.tree.registry import (

@@ -14,12 +14,7 @@ from torchopt.tree.ops import map
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = [
-    'bias_correction',
-    'update_infinity_moment',
-    'update_moment',
-    'update_moment_per_elem_norm',
-]
+__all__ = ['bias_correction', 'update_infinity_moment', 'update_moment', 'update_moment_per_elem_norm']
 
 
 def update_moment(updates: Any, moments: Any, decay: Any, order: int) -> Any:
@@ -56,12 +51,7 @@ def update_moment_per_elem_norm(updates: Any, moments: Any, decay: Any, order: i
         [tensor(0.4000)]
     """
     half = order // 2 if order % 2 == 0 else order / 2
-    return _average(
-        lambda g: numerics.abs_sq(g) ** half if g.is_complex() else g**order,
-        updates,
-        moments,
-        decay,
-    )
+    return _average(lambda g: numerics.abs_sq(g) ** half if g.is_complex() else g**order, updates, moments, decay)
 
 
 def update_infinity_moment(updates: Any, moments: Any, decay: Any, eps: Any) -> Any:
@@ -82,9 +72,7 @@ def update_infinity_moment(updates: Any, moments: Any, decay: Any, eps: Any) -> 
         [tensor(3.)]
     """
     return map_leaves(
-        lambda g, m: torch.maximum(abs(g) + scalar_like(eps, g), m * scalar_like(decay, m)),
-        updates,
-        moments,
+        lambda g, m: torch.maximum(abs(g) + scalar_like(eps, g), m * scalar_like(decay, m)), updates, moments
     )
 
 

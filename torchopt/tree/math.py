@@ -407,12 +407,7 @@ def allclose(a: Any, b: Any, rtol: float = 1e-05, atol: float = 1e-08, equal_nan
     return functools.reduce(operator.and_, together(leaves(result)), True)
 
 
-def _extreme(
-    within: Callable[..., torch.Tensor],
-    between: Callable[..., torch.Tensor],
-    tree: Any,
-    empty: float,
-) -> Any:
+def _extreme(within: Callable[..., torch.Tensor], between: Callable[..., torch.Tensor], tree: Any, empty: float) -> Any:
     extremes = together([within(x) for x in tensors(tree) if x.numel()])
     return functools.reduce(between, extremes) if extremes else empty
 

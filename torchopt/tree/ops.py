@@ -19,12 +19,7 @@ __all__ = ['all', 'any', 'broadcast_prefix', 'check_matching', 'detached', 'map'
 _NOTHING: Any = object()
 
 
-def map(
-    f: Callable[..., Any],
-    tree: Any,
-    *rest: Any,
-    is_leaf: Callable[[Any], bool] | None = None,
-) -> Any:
+def map(f: Callable[..., Any], tree: Any, *rest: Any, is_leaf: Callable[[Any], bool] | None = None) -> Any:
     """Apply a function to every leaf; ``None`` leaves of the first tree stay ``None``.
 
     Args:
@@ -75,10 +70,7 @@ def map_with_path(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
 
 
 def reduce(
-    f: Callable[[Any, Any], Any],
-    tree: Any,
-    initializer: Any = _NOTHING,
-    is_leaf: Callable[[Any], bool] | None = None,
+    f: Callable[[Any, Any], Any], tree: Any, initializer: Any = _NOTHING, is_leaf: Callable[[Any], bool] | None = None
 ) -> Any:
     """Reduce the leaves of a tree from left to right, without ``None`` leaves.
 

@@ -77,10 +77,7 @@ def is_seed(key: Any) -> bool:
 
 
 def normal(
-    key: torch.Generator,
-    shape: Sequence[int],
-    dtype: DTypeLike | None = None,
-    device: torch.device | None = None,
+    key: torch.Generator, shape: Sequence[int], dtype: DTypeLike | None = None, device: torch.device | None = None
 ) -> torch.Tensor:
     """Draw from the standard normal distribution, the default sampler of :func:`random_like`.
 
@@ -122,10 +119,7 @@ def split_key_like(rng_key: Key, target_tree: Any) -> Any:
 
 
 def random_like(
-    rng_key: Key,
-    target_tree: Any,
-    sampler: Callable[..., torch.Tensor] = normal,
-    dtype: DTypeLike | None = None,
+    rng_key: Key, target_tree: Any, sampler: Callable[..., torch.Tensor] = normal, dtype: DTypeLike | None = None
 ) -> Any:
     """A tree of random leaves with the shapes, dtypes and devices of another tree.
 

@@ -197,12 +197,7 @@ def get_all_with_path(
     return [(path, x) for path, x in found if filtering is None or filtering(path, x)]
 
 
-def get(
-    tree: Any,
-    key: Any,
-    default: Any = None,
-    filtering: Callable[[KeyPath, Any], bool] | None = None,
-) -> Any:
+def get(tree: Any, key: Any, default: Any = None, filtering: Callable[[KeyPath, Any], bool] | None = None) -> Any:
     """The only entry of a tree with a given name.
 
     Args:
@@ -371,12 +366,7 @@ def _steps(trail: _Trail, node: Any) -> list[tuple[_Trail, Any]]:
     return [((trail, node, i), x) for i, x in enumerate(_inner(node)) if not isinstance(x, torch.Tensor)]
 
 
-def _replace(
-    path: KeyPath,
-    node: Any,
-    filtering: Callable[[KeyPath, Any], bool] | None,
-    values: dict[str, Any],
-) -> Any:
+def _replace(path: KeyPath, node: Any, filtering: Callable[[KeyPath, Any], bool] | None, values: dict[str, Any]) -> Any:
     def replaces(name: Any, place: KeyPath, x: Any) -> bool:
         return name in values and (filtering is None or filtering(place, x))
 

@@ -269,11 +269,7 @@ def _shape(tensor: Tensor) -> tuple[int, ...] | None:
 
 
 def _check_containers(
-    kind: str,
-    saved: tuple[Mapping[str, Tensor], ...],
-    live: list[tuple[str, Container]],
-    *,
-    complete: bool,
+    kind: str, saved: tuple[Mapping[str, Tensor], ...], live: list[tuple[str, Container]], *, complete: bool
 ) -> None:
     """Require that the names in the state exist with equal shapes; if ``complete``, also that none is missing."""
     blame = 'It is the state of another module.'

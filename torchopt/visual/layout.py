@@ -258,11 +258,7 @@ def _lanes(
 
 
 def _place(
-    items: list[_Item],
-    rows: list[list[int]],
-    busy: list[bool],
-    lanes: list[tuple[float, float]],
-    right: float,
+    items: list[_Item], rows: list[list[int]], busy: list[bool], lanes: list[tuple[float, float]], right: float
 ) -> None:
     """Compute the horizontal position of every item: as close to its neighbours as its lane and row allow."""
     parts: list[list[tuple[list[int], float, float]]] = []
