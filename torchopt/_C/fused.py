@@ -22,7 +22,7 @@ from torch.autograd import forward_ad
 from torchopt import rules
 from torchopt._C.call import Call, Column, Order, Unsupported, UnsupportedError
 from torchopt._C.operation import record
-from torchopt._C.plain import plain, pull, push
+from torchopt._C.plain import plain, present, pull, push
 from torchopt._C.plans import Plan
 from torchopt.levels import all_without_ended, apply_function, forward_mode, in_transform, is_tracked, saved_tensors
 
@@ -179,13 +179,7 @@ def _batched(x: Tensor | None, dim: int | None, size: int) -> Tensor | None:
 
 
 def _map_plain(call: Call, in_dims: tuple[Any, ...], arguments: Column) -> tuple[Any, ...]:
-    kept: list[bool] = []
-
-    def outputs(*values: Any) -> tuple[Tensor, ...]:
-        results = plain(call)(*values)
-        kept[:] = [y is not None for y in results]
-        return tuple(y for y in results if y is not None)
-
+    outputs, kept = present(plain(call))
     mapped = iter(torch.vmap(outputs, in_dims=in_dims)(*arguments))
     return tuple(next(mapped) if k else None for k in kept), tuple(0 if k else None for k in kept)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchopt import rules
 from torchopt._C.call import Call, Column, Order
 
-__all__ = ['plain', 'pull', 'push']
+__all__ = ['plain', 'present', 'pull', 'push']
 
 
 def plain(call: Call) -> Callable[..., tuple[Any, ...]]:
@@ -79,7 +79,19 @@ def _split(arguments: Column, chosen: Sequence[bool]) -> tuple[list[Any], Callab
         supplied = iter(values)
         return [next(supplied) if c else x for c, x in zip(chosen, arguments)]
 
-    return [x for x, c in zip(arguments, chosen) if c], merge
+    return list(itertools.compress(arguments, chosen)), merge
+
+
+def present(function: Callable[..., Iterable[Any]]) -> tuple[Callable[..., tuple[Tensor, ...]], list[bool]]:
+    """The function without results that are None; and a list that says, after a call, which results are there."""
+    kept: list[bool] = []
+
+    def outputs(*values: Any) -> tuple[Tensor, ...]:
+        results = tuple(function(*values))
+        kept[:] = [y is not None for y in results]
+        return tuple(itertools.compress(results, kept))
+
+    return outputs, kept
 
 
 def pull(
@@ -87,19 +99,11 @@ def pull(
 ) -> list[Any]:
     """Reverse mode: the gradients with respect to the wanted arguments, None for the others."""
     variables, merge = _split(arguments, wanted)
-    if not variables:
+    if not variables or all(c is None for c in cotangents):
         return [None] * len(arguments)
-    kept: list[int] = []
-
-    def outputs(*values: Any) -> tuple[Tensor, ...]:
-        results = function(*merge(*values))
-        kept[:] = [i for i, y in enumerate(results) if y is not None]
-        return tuple(results[i] for i in kept)
-
-    if all(c is None for c in cotangents):
-        return [None] * len(arguments)
+    outputs, kept = present(lambda *values: function(*merge(*values)))
     ys, pullback = _vjp(outputs, *variables)
-    cs = [cotangents[i] if i < len(cotangents) else None for i in kept]
+    cs = itertools.compress(itertools.chain(cotangents, itertools.repeat(None)), kept)
     gradients = iter(pullback(tuple(torch.zeros_like(y) if c is None else c.to(y.dtype) for y, c in zip(ys, cs))))
     return [next(gradients) if w else None for w in wanted]
 
@@ -112,19 +116,12 @@ def push(function: Callable[..., tuple[Any, ...]], arguments: Column, tangents: 
     """Forward mode: the tangents of the results; None is a zero tangent."""
     moving = [t is not None and x is not None for x, t in zip(arguments, tangents)]
     variables, merge = _split(arguments, moving)
-    directions = tuple(t for t, m in zip(tangents, moving) if m)
-    kept: list[bool] = []
-
-    def outputs(*values: Any) -> tuple[Tensor, ...]:
-        results = function(*merge(*values))
-        kept[:] = [y is not None for y in results]
-        return tuple(y for y in results if y is not None)
-
+    outputs, kept = present(lambda *values: function(*merge(*values)))
     # Use reverse mode twice, since torch's forward mode does not nest outside of torch.func: the gradients are linear
     # in the cotangents, and the transpose of this map is forward mode.
     ys, pullback = _vjp(outputs, *variables)
     _, pushforward = _vjp(lambda *cs: pullback(cs), *[torch.zeros_like(y) for y in ys])
     # A tangent must not share memory: a backward pass may accumulate cotangents, and with them their tangents, in
     # place, which would change every tensor with the same memory.
-    moved = iter(pushforward(directions))
+    moved = iter(pushforward(tuple(itertools.compress(tangents, moving))))
     return tuple(next(moved).clone() if k else None for k in kept)

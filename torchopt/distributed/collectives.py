@@ -134,8 +134,6 @@ def _by_dtype(function: Any, leaves: Sequence[Tensor | None], group: Any, timeou
 class _Collective(torch.autograd.Function):
     """Base of the two maps, which are linear and elementwise."""
 
-    transpose: Any
-
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         _, ctx.group, ctx.timeout = inputs

@@ -89,11 +89,12 @@ def remote_async_call(
     shares = prepare(
         func, [(get_worker_id(worker), () if a is None else tuple(a), dict(k or {})) for worker, a, k in parts]
     )
-    return call(shares, Limits(timeout, retries), lambda found: _reduced(reducer, Results(found, weights)))
 
+    def reduce(found: list[Any]) -> Any:
+        results = Results(found, weights)
+        return results if reducer is None else reducer(results)
 
-def _reduced(reducer: Reducer | None, results: Results) -> Any:
-    return results if reducer is None else reducer(results)
+    return call(shares, Limits(timeout, retries), reduce)
 
 
 def _divide(partitioner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[Any, Any, Any]]:
@@ -195,13 +196,7 @@ def parallelize_async(
     *,
     retries: int = 0,
 ) -> Callable[[Callable[_P, _T]], Callable[_P, Future[Any]]]:
-    """Decorator: a call of the function divides its arguments among workers, and returns a future.
-
-    Args:
-        partitioner: See :func:`remote_async_call`.
-        reducer: See there; :func:`mean_reducer` if both are None.
-        timeout: See there.
-        retries: See there.
+    """Decorator like :func:`parallelize`; a call returns a future.
 
     Example:
         >>> import torch, torchopt.distributed as todist

@@ -24,7 +24,7 @@ from torchopt.base import (
 from torchopt.graphs import carries_graph
 from torchopt.kinds import kind_of
 from torchopt.optim.from_alias import FromAlias
-from torchopt.optim.gradients import check_same_kind, check_states, continued, hide_integers, without_integers
+from torchopt.optim.gradients import check_states, continued, hide_integers, without_integers
 from torchopt.optim.rule_options import require_options
 from torchopt.optim.state_dicts import per_parameter, plain_options, read_entries, read_groups, separate
 from torchopt.preconditions import check_preconditions
@@ -245,9 +245,10 @@ True
     def _state_of(self, i: int) -> Any:
         """The state of a group, or its initial state before the first step."""
         state = self.state_groups[i]
-        if isinstance(state, UninitializedState):
-            return self._impl_of(i).init(without_integers(self.param_groups[i]['params']))
-        return state
+        return self._first_state(i) if isinstance(state, UninitializedState) else state
+
+    def _first_state(self, i: int) -> Any:
+        return self._impl_of(i).init(without_integers(self.param_groups[i]['params']))
 
     def state_dict(self) -> dict[str, Any]:
         """The state and the options of the groups in the layout of ``torch.optim``.
@@ -286,17 +287,9 @@ True
         if isinstance(state_dict, Mapping):
             self._load_entries(state_dict)
         else:
-            self._load_states(state_dict)
+            self.state_groups = check_states(state_dict, len(self.param_groups), self._first_state)
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
-
-    def _load_states(self, state_dict: Any) -> None:
-        states = check_states(state_dict, len(self.param_groups))
-        for i, state in enumerate(states):
-            if not isinstance(state, UninitializedState):
-                expected = self._impl_of(i).init(without_integers(self.param_groups[i]['params']))
-                check_same_kind(state, expected, name=f'state_dict[{i}]')
-        self.state_groups = states
 
     def _load_entries(self, state_dict: Mapping[str, Any]) -> None:
         loaded = []

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchopt import checks, tree
 from torchopt.autodiff.products import is_autograd_off
 from torchopt.autodiff.recompute import recomputed_gradient
-from torchopt.base import EmptyState
+from torchopt.base import EmptyState, UninitializedState
 from torchopt.dtypes import is_inexact
 from torchopt.graphs import detach_graph
 from torchopt.kinds import kind_of
@@ -219,12 +219,12 @@ def is_unrecorded() -> bool:
     return not torch.is_grad_enabled() and runs_directly()
 
 
-def check_states(state_dict: Any, count: int) -> list[Any]:
-    """Require a sequence with one state for each of ``count`` groups.
+def check_states(state_dict: Any, count: int, first_state: Callable[[int], Any]) -> list[Any]:
+    """Require a sequence with one state, of the kind of ``first_state(i)``, for each of ``count`` groups.
 
     Raises:
         TypeError: If it is not a sequence.
-        ValueError: If the number of states differs.
+        ValueError: If the number of states, or the kind of one, differs.
     """
     if not isinstance(state_dict, (tuple, list)):
         raise TypeError(
@@ -236,6 +236,9 @@ def check_states(state_dict: Any, count: int) -> list[Any]:
             f'state_dict holds {len(state_dict)} states, but this optimizer has {count} groups. First add the '
             f'groups with which it was saved.'
         )
+    for i, state in enumerate(state_dict):
+        if not isinstance(state, UninitializedState):
+            check_same_kind(state, first_state(i), name=f'state_dict[{i}]')
     return list(state_dict)
 
 

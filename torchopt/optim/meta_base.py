@@ -15,7 +15,6 @@ from torchopt.kinds import kind_of
 from torchopt.optim.from_alias import FromAlias
 from torchopt.optim.gradients import (
     as_leaf,
-    check_same_kind,
     check_states,
     gradients_of_leaves,
     hide_integers,
@@ -243,12 +242,11 @@ True
         Raises:
             ValueError: If they are not states of this optimizer for these parameters; nothing is changed then.
         """
-        states = check_states(state_dict, len(self.param_groups))
-        for i, (impl, state) in enumerate(zip(self.impl_groups, states)):
-            if not isinstance(state, UninitializedState):
-                expected = impl.init(without_integers(self._parameters_of(i)))
-                check_same_kind(state, expected, name=f'state_dict[{i}]')
-        self.state_groups = states
+
+        def first_state(i: int) -> Any:
+            return self.impl_groups[i].init(without_integers(self._parameters_of(i)))
+
+        self.state_groups = check_states(state_dict, len(self.param_groups), first_state)
 
 
 _NO_GRADIENTS = dict.fromkeys(

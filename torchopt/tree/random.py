@@ -112,10 +112,7 @@ def split_key_like(rng_key: Key, target_tree: Any) -> Any:
         >>> keys == torchopt.tree.split_key_like(0, {'w': 1, 'b': 2}), keys['w'] == keys['b']
         (True, False)
     """
-    found, spec = flatten(target_tree)
-    seeds = _seeds(rng_key, len(found))
-    keys = [_same_kind(rng_key, seed) if x is not None else None for x, seed in zip(found, seeds)]
-    return unflatten(spec, keys)
+    return map(lambda _, seed: _same_kind(rng_key, seed), target_tree, _seeds_like(rng_key, target_tree))
 
 
 def random_like(
@@ -155,8 +152,7 @@ def random_like(
         extra = {'device': leaf.device} if takes_device else {}
         return sampler(generator, tuple(leaf.shape), kind or leaf.dtype, **extra)
 
-    found, spec = flatten(target_tree)
-    return map(draw, target_tree, unflatten(spec, _seeds(rng_key, len(found))))
+    return map(draw, target_tree, _seeds_like(rng_key, target_tree))
 
 
 def unwrap_random_key_data(input_tree: Any) -> Any:
@@ -178,13 +174,14 @@ def unwrap_random_key_data(input_tree: Any) -> Any:
     return map(lambda x: x.get_state() if isinstance(x, torch.Generator) else x, input_tree)
 
 
-def _seeds(rng_key: Key, n: int) -> list[int]:
-    """``n`` seeds whose low 32 bits differ, since torch's CPU generator uses only these."""
+def _seeds_like(rng_key: Key, target_tree: Any) -> Any:
+    """A tree of seeds whose low 32 bits differ, since torch's CPU generator uses only these."""
+    found, spec = flatten(target_tree)
     key = seed_or_generator(rng_key, 'rng_key')
     source = key if isinstance(key, torch.Generator) else torch.Generator().manual_seed(key)
-    drawn = torch.randint(2**31, (n + 1,), generator=source, device=source.device).tolist()
+    drawn = torch.randint(2**31, (len(found) + 1,), generator=source, device=source.device).tolist()
     odd = 0x9E3779B1  # the first 2**32 multiples of an odd number differ modulo 2**32
-    return [high << 32 | (drawn[0] + i * odd) % 2**32 for i, high in enumerate(drawn[1:])]
+    return unflatten(spec, [high << 32 | (drawn[0] + i * odd) % 2**32 for i, high in enumerate(drawn[1:])])
 
 
 def _same_kind(rng_key: Key, seed: int) -> Key:

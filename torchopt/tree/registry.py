@@ -215,13 +215,9 @@ def flatten_up_to(spec: TreeSpec, tree: Any, *, name: str, like: str, remedy: st
     try:
         return spec.flatten_up_to(tree)
     except ValueError as error:
-        raise ValueError(describe_mismatch(spec, tree, name=name, like=like, remedy=remedy)) from error
-
-
-def describe_mismatch(spec: TreeSpec, tree: Any, *, name: str, like: str, remedy: str = _SAME_STRUCTURE) -> str:
-    """Describe the first difference between ``tree`` and ``spec`` for an error message."""
-    path, reason = first_difference(spec, tree)
-    return f'{name} does not have the structure of {like}: at {name}{path}, {reason}. {remedy}'
+        path, reason = first_difference(spec, tree)
+        problem = f'{name} does not have the structure of {like}: at {name}{path}, {reason}. {remedy}'
+        raise ValueError(problem) from error
 
 
 def first_difference(spec: TreeSpec, tree: Any, path: str = '') -> tuple[str, str]:
@@ -230,7 +226,7 @@ def first_difference(spec: TreeSpec, tree: Any, path: str = '') -> tuple[str, st
     if kind is None:
         return path, 'the leaves differ'
     if kind is not type(tree) and not {kind, type(tree)} <= _DICTS:
-        return path, f'expected {with_article(kind.__name__)} and found {_kind(tree)}'
+        return path, f'expected {with_article(kind.__name__)} and found {kind_of(tree)}'
     expected = list(spec.entries())
     inner = optree.tree_structure(tree, none_is_leaf=True)
     found = list(inner.entries())
@@ -248,10 +244,6 @@ def first_difference(spec: TreeSpec, tree: Any, path: str = '') -> tuple[str, st
         except ValueError:
             return first_difference(child, by_entry[entry], f'{path}[{entry!r}]')
     return path, f'the static parts differ: expected {spec}, found {inner}'
-
-
-def _kind(x: Any) -> str:
-    return 'None' if x is None else kind_of(x)
 
 
 # If a tree has only constants (such as a mask) or no leaves, Dynamo folds calls of optree into a constant that it

@@ -257,16 +257,12 @@ def set(tree: Any, filtering: Callable[[KeyPath, Any], bool] | None = None, /, *
         if not found:
             names = ', '.join(sorted(_names(tree))) or 'none at all'
             raise KeyError(f'Found no values matching {key!r}. Names in this tree: {names}.')
-        if filtering is not None and not _lets_pass(filtering, found):
+        if filtering is not None and not builtins.any(filtering(path, value) for path, value in found):
             places = ', '.join(_describe(path) for path, _ in found)
             raise KeyError(
                 f'Found no values matching {key!r} given the filtering operation, which rejected those at {places}.'
             )
     return _replace((), tree, filtering, kwargs)
-
-
-def _lets_pass(filtering: Callable[[KeyPath, Any], bool], found: list[tuple[KeyPath, Any]]) -> bool:
-    return builtins.any(filtering(path, value) for path, value in found)
 
 
 def _is_named_tuple(x: Any) -> bool:

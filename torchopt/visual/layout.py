@@ -36,11 +36,8 @@ class Box:
     height: float
 
 
-@dataclasses.dataclass(frozen=True)
-class Route:
-    """The points of an arrow, from its tail to its head."""
-
-    points: list[tuple[float, float]]
+Route = list[tuple[float, float]]
+"""The points of an arrow, from its tail to its head."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +99,7 @@ def lay_out(model: Model) -> Layout:
     layout = _measure(model, items, rows, chains, spans)
     for route, up in zip(layout.routes, back):
         if up:
-            route.points.reverse()
+            route.reverse()
     return layout
 
 
@@ -347,8 +344,7 @@ def _measure(
     routes = []
     for chain in chains:
         tail, head = boxes[chain[0]], boxes[chain[-1]]
-        points = [(tail.x, tail.y + tail.height / 2)]
-        points += [(items[i].x + shift, middles[items[i].layer] + down) for i in chain[1:-1]]
-        points.append((head.x, head.y - head.height / 2))
-        routes.append(Route(points))
+        route = [(tail.x, tail.y + tail.height / 2)]
+        route += [(items[i].x + shift, middles[items[i].layer] + down) for i in chain[1:-1]]
+        routes.append([*route, (head.x, head.y - head.height / 2)])
     return Layout(boxes, routes, frames, right - left, top - LAYER_GAP + 2 * down)

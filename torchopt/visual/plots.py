@@ -19,11 +19,17 @@ if TYPE_CHECKING:
 __all__ = ['plot_landscape', 'plot_schedule']
 
 
-def _axes(ax: Axes | None) -> Axes:
+def pyplot() -> Any:
+    """The module ``matplotlib.pyplot``."""
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
         raise ImportError('Plots require matplotlib. Run `pip install torchopt[visual]`.') from error
+    return plt
+
+
+def _axes(ax: Axes | None) -> Axes:
+    plt = pyplot()
     return plt.subplots(layout='constrained')[1] if ax is None else ax
 
 

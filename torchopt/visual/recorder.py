@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchopt import tree
 from torchopt.kinds import kind_of
 from torchopt.levels import in_transform
+from torchopt.visual.plots import pyplot
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -172,10 +173,7 @@ class BilevelRecorder:
             ImportError: If matplotlib is not installed.
             ValueError: If nothing was recorded.
         """
-        try:
-            import matplotlib.pyplot as plt
-        except ImportError as error:
-            raise ImportError('Plots require matplotlib. Run `pip install torchopt[visual]`.') from error
+        plt = pyplot()
         if not self.inner_steps:
             raise ValueError('Nothing was recorded. Call inner() after an inner step, and outer() after an outer one.')
         figure, panels = plt.subplots(2, 2, figsize=(10, 6), layout='constrained')
@@ -209,9 +207,7 @@ class BilevelRecorder:
             ImportError: If matplotlib is not installed.
             ValueError: If nothing was recorded, or matplotlib does not know the suffix.
         """
-        import matplotlib.pyplot as plt
-
-        figure = self.plot()
+        plt, figure = pyplot(), self.plot()
         try:
             if Path(path).suffix.lower() != '.html':
                 figure.savefig(path, dpi=110)

@@ -63,7 +63,7 @@ def _node(node: Node, box: Box) -> str:
     )
 
 
-def _path(points: list[tuple[float, float]]) -> str:
+def _path(points: Route) -> str:
     """A smooth curve whose tangent at every point is vertical."""
     x, y = points[0]
     words = [f'M{_number(x)} {_number(y)}']
@@ -76,7 +76,7 @@ def _path(points: list[tuple[float, float]]) -> str:
 
 
 def _edge(edge: Edge, route: Route) -> str:
-    points = [*route.points]
+    points = [*route]
     arrow = '' if edge.kind == 'saved' else ' marker-end="url(#arrow)"'
     if arrow:
         x, y = points[-1]

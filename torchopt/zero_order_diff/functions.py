@@ -74,10 +74,6 @@ class ZeroOrderProblem:
             most = min(most, max(_FEW, _CACHED // dimension))
         return math.ceil(self.num_samples / math.ceil(self.num_samples / most))
 
-    def restricted(self, wanted: tuple[int, ...]) -> ZeroOrderProblem:
-        """The same problem with respect to some of the tensors; the others are constants."""
-        return dataclasses.replace(self, wanted=wanted)
-
 
 def value(problem: ZeroOrderProblem) -> Tensor:
     """The value of the function, with the derivatives of the estimator."""
@@ -146,7 +142,9 @@ def _gradient(problem: ZeroOrderProblem, saved: Sequence[Tensor], wanted: tuple[
     if not wanted:
         return []
     output, *tensors = saved
-    _, _, *slopes = levels.apply_function(_Gradient, problem.restricted(wanted), output.detach(), *tensors)
+    _, _, *slopes = levels.apply_function(
+        _Gradient, dataclasses.replace(problem, wanted=wanted), output.detach(), *tensors
+    )
     return slopes
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -60,48 +61,36 @@ def projection_hypercube(x: Any, unit: Any = 1.0) -> Any:
 def projection_simplex(x: Any, value: Any = 1.0) -> Any:
     """Project onto the non-negative vectors of sum ``value``."""
     _check_floating(x)
-    value = 1.0 if value is None else value
-    checks.positive('value', value)
-    return projections.projection_simplex(x, value)
+    return projections.projection_simplex(x, _size('value', value, checks.positive))
 
 
 def projection_l1_sphere(x: Any, value: Any = 1.0) -> Any:
     """Project onto the vectors of l1 norm ``value``."""
     _check_floating(x)
-    value = 1.0 if value is None else value
-    checks.positive('value', value)
-    return projections.projection_l1_sphere(x, value)
+    return projections.projection_l1_sphere(x, _size('value', value, checks.positive))
 
 
 def projection_l1_ball(x: Any, max_value: Any = 1.0) -> Any:
     """Project onto the vectors of l1 norm at most ``max_value``."""
     _check_floating(x)
-    max_value = 1.0 if max_value is None else max_value
-    checks.positive('max_value', max_value)
-    return projections.projection_l1_ball(x, max_value)
+    return projections.projection_l1_ball(x, _size('max_value', max_value, checks.positive))
 
 
 def projection_l2_sphere(x: Any, value: Any = 1.0) -> Any:
     """Project onto the vectors of Euclidean norm ``value``."""
     _check_floating(x)
-    value = 1.0 if value is None else value
-    checks.at_least('value', value)
-    return projections.projection_l2_sphere(x, value)
+    return projections.projection_l2_sphere(x, _size('value', value, checks.at_least))
 
 
 def projection_l2_ball(x: Any, max_value: Any = 1.0) -> Any:
     """Project onto the vectors of Euclidean norm at most ``max_value``."""
     _check_floating(x)
-    max_value = 1.0 if max_value is None else max_value
-    checks.at_least('max_value', max_value)
-    return projections.projection_l2_ball(x, max_value)
+    return projections.projection_l2_ball(x, _size('max_value', max_value, checks.at_least))
 
 
 def projection_linf_ball(x: Any, max_value: Any = 1.0) -> Any:
     """Project onto the numbers between ``-max_value`` and ``max_value``."""
-    max_value = 1.0 if max_value is None else max_value
-    checks.at_least('max_value', max_value)
-    return projections.projection_linf_ball(x, max_value)
+    return projections.projection_linf_ball(x, _size('max_value', max_value, checks.at_least))
 
 
 def projection_hyperplane(x: Any, hyperparams: tuple[Any, Any]) -> Any:
@@ -112,6 +101,12 @@ def projection_hyperplane(x: Any, hyperparams: tuple[Any, Any]) -> Any:
 def projection_halfspace(x: Any, hyperparams: tuple[Any, Any]) -> Any:
     """Project onto the points with ``<a, x> <= b``, where ``hyperparams = (a, b)``."""
     return projections.projection_halfspace(x, *_pair(hyperparams, '(a, b)'))
+
+
+def _size(name: str, value: Any, check: Callable[[str, Any], None]) -> Any:
+    value = 1.0 if value is None else value
+    check(name, value)
+    return value
 
 
 def _pair(hyperparams: Any, expected: str) -> tuple[Any, Any]:

@@ -41,6 +41,10 @@ tree_add = tt.add
 tree_sub = tt.sub
 tree_mul = tt.mul
 tree_div = tt.div
+tree_add_scalar_mul = tt.add_scale
+tree_vdot = tt.vdot
+tree_conj = tt.conj
+tree_real = tt.real
 
 
 def broadcast_pytrees(*trees: Any) -> tuple[Any, ...]:
@@ -67,16 +71,6 @@ def broadcast_pytrees(*trees: Any) -> tuple[Any, ...]:
 def tree_scalar_mul(scalar: Any, tree_x: Any) -> Any:
     """A number times a tree."""
     return tt.scale(scalar, tree_x)
-
-
-def tree_add_scalar_mul(tree_x: Any, scalar: Any, tree_y: Any) -> Any:
-    """A tree plus a number times another."""
-    return tt.add_scale(tree_x, scalar, tree_y)
-
-
-def tree_vdot(tree_x: Any, tree_y: Any) -> Tensor:
-    """The inner product of two trees; of complex ones, with the conjugate of the first."""
-    return tt.vdot(tree_x, tree_y)
 
 
 def tree_vdot_real(tree_x: Any, tree_y: Any) -> Tensor:
@@ -125,16 +119,6 @@ def tree_where(cond: Any, a: Any, b: Any) -> Any:
 def tree_negative(tree: Any) -> Any:
     """The negative."""
     return tt.scale(-1, tree)
-
-
-def tree_conj(tree: Any) -> Any:
-    """The complex conjugate."""
-    return tt.conj(tree)
-
-
-def tree_real(tree: Any) -> Any:
-    """The real part."""
-    return tt.real(tree)
 
 
 def tree_imag(tree: Any) -> Any:
