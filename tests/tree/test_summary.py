@@ -75,6 +75,11 @@ TABLES: dict[str, tuple[Any, list[list[str]], str]] = {
         ],
         '2 leaves, 314,572,803 elements, 1,258,291,212 bytes (1.2 GiB)',
     ),
+    'almost a mebibyte': (
+        torch.empty(2**20 - 1, dtype=torch.uint8, device='meta'),
+        [['(root)', '(1048575,)', 'uint8', 'meta', '1,048,575']],
+        '1 leaf, 1,048,575 elements, 1,048,575 bytes (1.0 MiB)',
+    ),
     'sparse': (
         [torch.eye(2).to_sparse(), torch.ones(1)],
         [['[0]', '(2, 2)', 'float32, sparse_coo', 'cpu', '-'], ['[1]', '(1,)', 'float32', 'cpu', '4']],

@@ -332,4 +332,4 @@ def test_the_whole_says_how_large_it_is() -> None:
     [(0, '0 B'), (1023, '1023 B'), (1024, '1.0 KiB'), (1536, '1.5 KiB'), (1024**2, '1.0 MiB'), (1048575, '1.0 MiB')],
 )
 def test_sizes_in_words(size: int, words: str) -> None:
-    assert torchopt.visual.model.format_bytes(size) == words
+    assert torchopt.tree.table.format_bytes(size) == words

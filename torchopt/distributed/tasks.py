@@ -134,7 +134,10 @@ def map_tasks(
     elif create_graph:
         local = _Local([None if work.loss is None else work.loss * weight], ends)
         (value,) = apply_function(_SumOfParts, local, [value], group, timeout, *leaves)
-    return (value, _gather(work.aux, ranks, group)) if has_aux else value
+    if not has_aux:
+        return value
+    aux = _gather(work.aux, ranks, group) if ranks > 1 else [work.aux]
+    return value, [x for part in aux for x in part]
 
 
 def _trainable(params: Any) -> list[Tensor]:
@@ -261,22 +264,18 @@ def _add_up(
 
 
 def _raise_failures(error: Exception | None, rank: int, ranks: int, group: Any) -> None:
-    found: list[Failure | None] = [None] * ranks
-    mine = None if error is None else Failure.of(error, rank)
-    with typed_errors():
-        dist.all_gather_object(found, mine, group=group)
+    found = _gather(None if error is None else Failure.of(error, rank), ranks, group)
     if error is not None:
         raise error
     raise next(failure for failure in found if failure is not None).exception()
 
 
-def _gather(aux: list[Any], ranks: int, group: Any) -> list[Any]:
-    if ranks == 1:
-        return aux
+def _gather(own: Any, ranks: int, group: Any) -> list[Any]:
+    """The objects of all ranks."""
     found: list[Any] = [None] * ranks
     with typed_errors():
-        dist.all_gather_object(found, aux, group=group)
-    return [x for part in found for x in part]
+        dist.all_gather_object(found, own, group=group)
+    return found
 
 
 class _KnownGradient(torch.autograd.Function):

@@ -353,13 +353,10 @@ def _generator(state: torch.Tensor, device: torch.device | str) -> torch.Generat
 
 def _to_disk(path: str) -> None:
     """Flush a file, or the entries of a folder, to the disk."""
-    if os.path.isdir(path):
-        if os.name != 'posix':  # on other systems, folders cannot be opened
-            return
-        flags = os.O_RDONLY
-    else:
-        flags = os.O_RDWR
-    descriptor = os.open(path, flags)
+    is_folder = os.path.isdir(path)
+    if is_folder and os.name != 'posix':  # on other systems, folders cannot be opened
+        return
+    descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

@@ -10,7 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from torchopt.tree.registry import flatten_with_path
 
-__all__ = ['summary']
+__all__ = ['format_bytes', 'storage_of', 'summary']
 
 _HEAD = ('leaf', 'shape', 'dtype', 'device', 'bytes')
 _WIDEST_VALUE = 32
@@ -59,8 +59,13 @@ def summary(tree: Any, *, max_rows: int | None = 60) -> str:
     if hidden:
         lines.insert(1 + head, f'... {_count(hidden, "leaf", "leaves")} more ...')
     elements, size = _sums([x for _, x in leaves if isinstance(x, torch.Tensor) and not is_lazy(x)])
-    parts = [_count(len(leaves), 'leaf', 'leaves'), _count(elements, 'element', 'elements'), _bytes(size)]
-    return '\n'.join([*lines, ', '.join(parts)])
+    parts = [
+        _count(len(leaves), 'leaf', 'leaves'),
+        _count(elements, 'element', 'elements'),
+        _count(size, 'byte', 'bytes'),
+    ]
+    rounded = f' ({format_bytes(size)})' if size >= 1024 else ''
+    return '\n'.join([*lines, ', '.join(parts) + rounded])
 
 
 def _line(row: tuple[str, ...], widths: list[int]) -> str:
@@ -72,13 +77,13 @@ def _count(n: int, one: str, many: str) -> str:
     return f'{n:,} {one if n == 1 else many}'
 
 
-def _bytes(n: int) -> str:
-    exact, size = _count(n, 'byte', 'bytes'), float(n)
-    for unit in ('KiB', 'MiB', 'GiB', 'TiB'):
-        size /= 1024
-        if size < 1024 or unit == 'TiB':
-            return exact if n < 1024 else f'{exact} ({size:.1f} {unit})'
-    raise AssertionError
+def format_bytes(size: int) -> str:
+    """A size as text: ``512 B``, ``1.5 KiB``."""
+    value, units = float(size), ['B', 'KiB', 'MiB', 'GiB', 'TiB']
+    while value >= 1023.95 and len(units) > 1:
+        value /= 1024
+        units.pop(0)
+    return f'{size} B' if units[0] == 'B' else f'{value:.1f} {units[0]}'
 
 
 def _describe(x: Any) -> tuple[str, str, str, str]:
@@ -110,11 +115,7 @@ def _sums(tensors: list[Any]) -> tuple[int, int]:
         if x.layout is not torch.strided:
             continue
         here = _here(x)
-        try:
-            storage = here.untyped_storage()
-            key, held = storage._cdata, storage.nbytes()
-        except (RuntimeError, NotImplementedError):  # inside torch.func transforms, tensors have no storage
-            key, held = ('hidden', id(x)), _size(here)
+        key, held = storage_of(here)
         before = memories.get(key, _Memory(0, 0, held))
         elements = before.elements + x.numel()
         if here is x:
@@ -124,6 +125,15 @@ def _sums(tensors: list[Any]) -> tuple[int, int]:
         memories[key] = _Memory(elements, before.asked + _size(here), held)
     found = memories.values()
     return sparse + sum(m.elements for m in found), sum(min(m.asked, m.held) for m in found)
+
+
+def storage_of(x: torch.Tensor) -> tuple[tuple[str, int], int]:
+    """A key of the storage of a tensor, and its size in bytes."""
+    try:
+        storage = x.untyped_storage()
+        return ('storage', storage._cdata), storage.nbytes()
+    except (RuntimeError, NotImplementedError):  # sparse, or inside a torch.func transform
+        return ('tensor', id(x)), _size(x)
 
 
 def _here(x: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt.visual.model import format_bytes
+from torchopt.tree.table import format_bytes
 
 __all__ = [
     'SAVED_PREFIX',
@@ -21,7 +21,6 @@ __all__ = [
     'leaf_of',
     'results',
     'saved_tensors',
-    'storage_of',
     'tensor_label',
 ]
 
@@ -120,15 +119,6 @@ def saved_tensors(fn: Any) -> Iterator[tuple[str, Tensor]]:
             for i, tensor in enumerate(value):
                 if isinstance(tensor, Tensor):
                     yield f'{name}[{i}]', tensor
-
-
-def storage_of(tensor: Tensor) -> tuple[int, int]:
-    """An identifier of the storage of a tensor, and its size in bytes."""
-    try:
-        storage = tensor.untyped_storage()
-        return storage._cdata, storage.nbytes()
-    except (RuntimeError, NotImplementedError):  # sparse, or inside a torch.func transform
-        return id(tensor), tensor.numel() * tensor.element_size()
 
 
 def tensor_label(name: str | None, shape: Any) -> str:

@@ -73,16 +73,12 @@ def find_inner_steps(graph: AutogradGraph, roots: Iterable[int]) -> list[InnerSt
     return sorted(framed, key=lambda step: (step.loop, step.index))
 
 
-def _params(graph: AutogradGraph, s: int) -> list[tuple[int, int]]:
-    return [place for role, _, place in graph.arguments(s) if role == 'params']
-
-
 def _merge(graph: AutogradGraph, forward: list[int], bit: dict[int, int], serves: list[int]) -> dict[int, int]:
     """For each fused node, the first fused node of the same step."""
     group = {s: s for s in forward}
     if len({graph.index[s] for s in forward}) == len(forward):
         return group
-    sources = {s: frozenset(_params(graph, s)) for s in forward}
+    sources = {s: frozenset(place for role, _, place in graph.arguments(s) if role == 'params') for s in forward}
     marks: dict[tuple[int, int], int] = {}
     for s, places in sources.items():
         for place in places:

@@ -6,7 +6,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-__all__ = ['COLOURS', 'Cluster', 'Edge', 'Model', 'Node', 'format_bytes']
+from torchopt.tree.table import format_bytes
+
+__all__ = ['COLOURS', 'Cluster', 'Edge', 'Model', 'Node']
 
 COLOURS = {
     'output': 'darkolivegreen1',
@@ -117,12 +119,3 @@ class Model:
         if self.saved_bytes is not None:
             parts.append(f'{format_bytes(self.saved_bytes)} saved')
         return ' · '.join(parts)
-
-
-def format_bytes(size: int) -> str:
-    """A size as text: ``512 B``, ``1.5 KiB``."""
-    value, units = float(size), ['B', 'KiB', 'MiB', 'GiB', 'TiB']
-    while value >= 1023.95 and len(units) > 1:
-        value /= 1024
-        units.pop(0)
-    return f'{size} B' if units[0] == 'B' else f'{value:.1f} {units[0]}'

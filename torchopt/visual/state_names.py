@@ -34,9 +34,10 @@ def _paths(graph: AutogradGraph, s: int, known: dict[int, list[str]]) -> list[st
     found = [f'[{k}]' for k in range(graph.steps[s].leaves)]
     for role, k, (source, i) in graph.arguments(s):
         if role not in ('coefficients', 'gradients'):
-            path = _path(graph, source, i, known) if role == 'params' else _of_moment(graph, source, i, known)
-            if path is not None:
-                found[k] = path
+            if role == 'params':
+                found[k] = _path(graph, source, i, known) or found[k]
+            elif source in known:
+                found[k] = known[source][i % len(known[source])]
     return found
 
 
@@ -52,10 +53,6 @@ def _path(graph: AutogradGraph, source: int, i: int, known: dict[int, list[str]]
         if step in known and result < len(known[step]):
             return known[step][result]
     return None
-
-
-def _of_moment(graph: AutogradGraph, source: int, i: int, known: dict[int, list[str]]) -> str | None:
-    return known[source][i % len(known[source])] if source in known else None
 
 
 def _name_first_moments(graph: AutogradGraph, s: int, paths: list[str]) -> None:

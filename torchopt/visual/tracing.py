@@ -12,11 +12,12 @@ from torch import Tensor
 
 from torchopt import tree
 from torchopt.kinds import described
+from torchopt.tree.table import format_bytes, storage_of
 from torchopt.visual import functions
 from torchopt.visual.autograd_graph import AutogradGraph, walk
 from torchopt.visual.functions import describe_tensor, function_name, get_fn_name, leaf_of, tensor_label
 from torchopt.visual.inner_steps import InnerStep, find_inner_steps
-from torchopt.visual.model import Cluster, Edge, Model, Node, format_bytes
+from torchopt.visual.model import Cluster, Edge, Model, Node
 from torchopt.visual.naming import collect_names
 from torchopt.visual.state_names import name_states
 
@@ -104,7 +105,7 @@ class _Painter:
         self.of_function: dict[int, int] = {}
         self.of_state: dict[tuple[int, int], int] = {}
         self.cluster: dict[int, int] = {}
-        self.storages: list[dict[int, int]] = [{} for _ in graph.functions]
+        self.storages: list[dict[tuple[str, int], int]] = [{} for _ in graph.functions]
         self.kept: list[Tensor] = []  # keeps tensors alive, so that their ids stay unique
         self.numbers = {fn: f for f, fn in enumerate(graph.functions)}
 
@@ -209,7 +210,7 @@ class _Painter:
         lines, sizes = [], 0
         for name, tensor in functions.saved_tensors(self.graph.functions[f]):
             self.kept.append(tensor)
-            storage, size = functions.storage_of(tensor)
+            storage, size = storage_of(tensor)
             self.storages[f][storage] = size
             sizes += tensor.numel() * tensor.element_size()
             lines.append(f'saved {name}: {describe_tensor(tensor)}')
@@ -256,7 +257,7 @@ class _Painter:
         return self.graph.names.results.get((self.graph.functions[source], i), '')
 
     def model(self) -> Model:
-        total: dict[int, int] = {}
+        total: dict[tuple[str, int], int] = {}
         for storages in self.storages:
             total.update(storages)
         clusters = [self.frame(step) for step in self.inner_steps]
@@ -264,7 +265,7 @@ class _Painter:
         return Model(self.nodes, self.edges, clusters, len(self.graph.functions), size)
 
     def frame(self, step: InnerStep) -> Cluster:
-        storages: dict[int, int] = {}
+        storages: dict[tuple[str, int], int] = {}
         for f in step.members:
             storages.update(self.storages[f])
         size = sum(storages.values())
