@@ -51,12 +51,7 @@ def batch_size() -> int | None:
 
 
 def to_column(x: Tensor, size: int) -> np.ndarray[Any, Any]:
-    """The values of all samples of the innermost batch, which come first in the array.
-
-    Args:
-        x: A tensor, which may be the same for all samples.
-        size: The size of the batch.
-    """
+    """The values of all samples of the innermost batch, along the first axis; ``x`` may be the same for all samples."""
     return (of_all_samples(x, size) if is_batched(x) else x.expand(size, *x.shape)).numpy(force=True)
 
 

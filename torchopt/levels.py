@@ -115,11 +115,8 @@ def runs_directly() -> bool:
 def beneath(x: torch.Tensor, *, itself: bool = False) -> Iterator[None]:
     """Disable the ``torch.func`` transforms inside the one that wraps a tensor, and this one too.
 
-    Inner transforms hide what the outer ones attach to the tensor: its tangents and its batches.
-
-    Args:
-        x: The tensor.
-        itself: Keep the transform that wraps it enabled.
+    Inner transforms hide what the outer ones attach to the tensor: its tangents and its batches.  ``itself`` keeps the
+    transform that wraps the tensor enabled.
     """
     level = torch._C._functorch.maybe_get_level(x)
     with contextlib.ExitStack() as lowered:

@@ -60,8 +60,7 @@ def step(
     """Run a step on the native engine, if possible.
 
     Args:
-        partials: The rules that follow one another, partial applications of functions in
-            :mod:`torchopt.rules` to their coefficients.
+        partials: The rules that follow one another: functions of :mod:`torchopt.rules` with their coefficients.
         active: For each rule, whether it applies to each leaf; None if it applies to all.
         g: The gradients.
         moments: The columns of moments that the rules update.
@@ -119,14 +118,9 @@ def step(
 def step_in_place(partials: Sequence[Any], g: list[Any], moments: Sequence[Any], p: list[Any]) -> bool:
     """Take a step of plain training natively: all rules apply to all leaves, and write into parameters and moments.
 
-    Args:
-        partials: The rules, as for :func:`step`.
-        g: The gradients.
-        moments: The moments.  Other things than lists of one length are refused.
-        p: The parameters.
-
     Returns:
-        Whether the step was taken.  If not, nothing is changed, and :func:`step` says why or can take the step.
+        Whether the step was taken.  If not, such as for moments that are not lists of one length, nothing is changed,
+        and :func:`step` says why or can take the step.
     """
     if torch.compiler.is_compiling() or _is_intercepted() or forward_ad._current_level >= 0 or in_transform():
         return False
@@ -275,12 +269,7 @@ def _row(plan: Plan, partials: Sequence[functools.partial[Any]], active: Sequenc
     """The coefficients of one row: numbers and 0-d tensors, in the order of the kernel.
 
     They are multiplied in double precision, so that leaves in double precision get exact products.  For several rows,
-    coefficients are vectors if those of the rules are.
-
-    Args:
-        plan: The plan for these rules.
-        partials: The rules with their own coefficients.
-        active: For each rule whether it applies; only affine rules may be skipped.
+    coefficients are vectors if those of the rules are.  Only affine rules may be inactive.
     """
     return plan.row(
         [
@@ -293,9 +282,7 @@ def _row(plan: Plan, partials: Sequence[functools.partial[Any]], active: Sequenc
 def _resolve(rows: Sequence[Sequence[Any]], like: Any) -> tuple[tuple[float, ...] | None, Tensor | None]:
     """Rows of coefficients as floats if available on the host without synchronization, else as a differentiable tensor.
 
-    Args:
-        rows: The coefficients of each row.
-        like: A leaf; the tensor is created on its device.
+    The tensor is created on the device of the leaf ``like``.
     """
     values = [c if type(c) is float else as_python_scalar(c) for row in rows for c in row]
     if None not in values:
@@ -312,13 +299,7 @@ def _resolve(rows: Sequence[Sequence[Any]], like: Any) -> tuple[tuple[float, ...
 
 
 def _resolve_vectors(entries: Sequence[Any], count: int, like: Any) -> tuple[tuple[float, ...] | None, Tensor | None]:
-    """Like :func:`_resolve`, for several rows at once: coefficients that differ between rows are vectors.
-
-    Args:
-        entries: The coefficients, numbers, 0-d tensors and vectors with an entry for each row.
-        count: The number of rows.
-        like: A leaf; the tensor is created on its device.
-    """
+    """Like :func:`_resolve`, for ``count`` rows at once: coefficients that differ between rows are vectors."""
     where: dict[str, Any] = {'device': common_device(entries), 'dtype': torch.float64}
     columns = [
         c.to(**where).expand(count) if isinstance(c, Tensor) else torch.full((count,), c, **where) for c in entries

@@ -74,11 +74,7 @@ def launch(
 def compute(call: Call, coefs: Tensor | None, tensors: Column, *, required: bool = False) -> tuple[Any, ...]:
     """The concatenated output columns, None for unwanted ones; computed natively if possible.
 
-    Args:
-        call: What to compute.
-        coefs: The coefficients, if they are a tensor.
-        tensors: The inputs, column after column.
-        required: Whether to raise :class:`UnsupportedError` if no kernel can run.
+    If no kernel can run, plain torch computes them, or :class:`UnsupportedError` is raised if one is ``required``.
     """
     values = call.coefs if coefs is None else coefs.detach()
     columns = [tensors[i : i + call.leaves] for i in range(0, len(tensors), call.leaves)]

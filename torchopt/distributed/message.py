@@ -166,12 +166,7 @@ def copied(message: Message) -> Message:
 
 
 def unpack(message: Message, arrive: dict[str, Callable[[Any], Any]] | None = None) -> tuple[Any, list[Any]]:
-    """Make an object from a message; also return its restored parts.
-
-    Args:
-        message: The message.
-        arrive: For further kinds, functions that restore a part.
-    """
+    """Make an object from a message; also return its restored parts.  ``arrive`` restores parts of further kinds."""
     kinds = _ARRIVE if arrive is None else {**_ARRIVE, **arrive}
     found = [kinds[kind](part) for kind, part in zip(message.kinds, message.parts)]
     unpickler = _Unpickler(io.BytesIO(message.common + message.payload), found)

@@ -70,12 +70,9 @@ def _failed(error: BaseException) -> Answer:
 
 
 def execute(request: Message, record: bool, released: Sequence[int]) -> Answer:
-    """Run ``function(*args, **kwargs)``, the object in the request.
+    """Run ``function(*args, **kwargs)``, the object in the request, and drop the graphs that were released.
 
-    Args:
-        request: The request; its tensors that require grad are the inputs of the graph.
-        record: Whether the caller records a graph; if not, the result is detached.
-        released: The numbers of graphs that are no longer needed.
+    The inputs of the graph are the tensors of the request that require grad; without ``record``, there is no graph.
     """
     try:
         _forget(released)
@@ -137,9 +134,7 @@ def _fetch(rref: Any, timeout: float, *, record: bool) -> Any:
 def lend(rref: Any, record: bool) -> Answer:
     """A copy of the value of an ``RRef`` that this process owns, for a call whose graph does not include it.
 
-    Args:
-        rref: The ``RRef``.
-        record: Whether the caller of the function records a graph, so that gradients would be lost.
+    If the caller records a graph, a value that requires grad is an error, since its gradients would be lost.
     """
     try:
         value = rref.local_value()

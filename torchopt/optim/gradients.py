@@ -44,15 +44,9 @@ def differentiable_gradients(loss: Any, params: Any, *, create_graph: bool = Tru
 
 
 def gradients_of_leaves(loss: Any, leaves: Sequence[Any], *, create_graph: bool = True) -> list[Tensor | None]:
-    """The gradients of a loss, with a graph if ``create_graph``.
+    """The gradient of a loss for each parameter, with a graph if ``create_graph``.
 
-    Args:
-        loss: A tensor of one element that depends on the parameters.
-        leaves: The parameters; those that do not require grad are frozen.
-        create_graph: Whether the gradients are differentiable.
-
-    Returns:
-        For each parameter its gradient; ``None`` for frozen ones, and for those on which the loss does not depend.
+    It is ``None`` for parameters that do not require grad, and for those on which the loss does not depend.
 
     Raises:
         TypeError: If the loss is not a tensor, or complex.
@@ -110,10 +104,8 @@ def recomputed_gradients(
 
     Args:
         closure: ``closure(params)`` returns a tensor of one element.
-        params: Tree of tensors; those that do not require grad are frozen, save under transforms of ``torch.func``,
-            which have no such flag.
-        checkpoint: ``'reverse'`` or ``'mixed'``, as for :func:`torchopt.value_and_grad`; None keeps the graph.
-            :func:`is_closure` has checked it.
+        params: Tree of tensors; those that do not require grad are frozen, except under transforms of ``torch.func``.
+        checkpoint: As for :func:`torchopt.value_and_grad`; :func:`is_closure` has checked it.
         create_graph: Whether value and gradients are differentiable.
 
     Returns:
@@ -246,13 +238,7 @@ _REMEDY = 'Load a state that this optimizer, with these options, saved for these
 
 
 def continued(state: Any, expected: Any, *, name: str, changed: Iterable[str]) -> Any:
-    """The state with which an optimizer goes on after its options changed.
-
-    Args:
-        state: The state for the old options.
-        expected: An initial state for the new ones.
-        name: The name of the state, for the error message.
-        changed: The names of the options that changed.
+    """The state with which an optimizer goes on after the options ``changed``; ``expected`` is a first state for them.
 
     Raises:
         ValueError: If the optimizer keeps another state with the new options.

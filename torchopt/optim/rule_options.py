@@ -23,16 +23,9 @@ _DECOUPLED = 'decoupled_weight_decay'
 
 
 def require_options(options: Mapping[str, Any], known: Collection[str], kind: type[FromAlias], place: str) -> None:
-    """Require that an optimizer has the options of a group, as far as they change the rule.
+    """Require that the options of a group that change the rule are among those that the optimizer knows.
 
-    Options that ``torch.optim`` does not have, such as those of schedulers, and options that are off, may be among
-    them.
-
-    Args:
-        options: The options.
-        known: The names of those that the optimizer has.
-        kind: The class of the optimizer.
-        place: A name for the group, for the error message.
+    Options that ``torch.optim`` does not have, such as those of schedulers, and options that are off, may be there.
 
     Raises:
         ValueError: If the optimizer would ignore an option; the message says what to use instead.

@@ -43,12 +43,7 @@ _PARAMS = 'params'
 
 
 def per_parameter(state: Any, params: Sequence[torch.Tensor]) -> dict[torch.Tensor, dict[str, Any]]:
-    """The entries of each parameter: new dicts with the tensors of the state, not copies.
-
-    Args:
-        state: The state of a group.
-        params: The parameters of the group.
-    """
+    """The entries of each parameter of a group: new dicts with the tensors of the state, not copies."""
     entries: dict[torch.Tensor, dict[str, Any]] = {p: {} for p in params}
     for name, i, x in _leaves(state, len(params)):
         if x is not None:
@@ -62,10 +57,6 @@ def separate(state: Any, entries: Sequence[dict[str, Any]]) -> None:
 
     ``torch.optim`` counts up the ``step`` of each entry in place.  Some of its implementations require that it is a
     floating-point number; double precision holds every count.
-
-    Args:
-        state: The state of a group.
-        entries: The entries of its parameters, which are changed.
     """
     common = {name for name, i, x in _leaves(state, len(entries)) if i is None and isinstance(x, torch.Tensor)}
     for own in entries:
@@ -80,14 +71,8 @@ def read_entries(expected: Any, params: Sequence[torch.Tensor], entries: Sequenc
     Tensors are copied to the devices and dtypes of ``expected``.  Frozen parameters need no entries; theirs come from
     ``expected``.
 
-    Args:
-        expected: A state of the group, with the expected structure, shapes and dtypes.
-        params: The parameters of the group.
-        entries: The entries of each parameter.
-        places: The name of the entries of each parameter, for error messages.
-
     Raises:
-        ValueError: If the entries do not match; the message names the place.
+        ValueError: If the entries do not match; the message names the place, one of ``places``.
         TypeError: If an entry is not a tensor or number where one is expected.
     """
     left = [dict(own) for own in entries]
@@ -127,11 +112,7 @@ def read_entries(expected: Any, params: Sequence[torch.Tensor], entries: Sequenc
 def read_groups(
     state_dict: Mapping[str, Any], groups: Sequence[dict[str, Any]]
 ) -> list[tuple[dict[str, Any], list[Any], list[str]]]:
-    """Split a state dict in the layout of ``torch.optim`` into groups.
-
-    Args:
-        state_dict: The state dict.
-        groups: The groups of the optimizer.
+    """Split a state dict in the layout of ``torch.optim`` into the groups of an optimizer.
 
     Returns:
         For each group, its saved options, the entries of its parameters, and their names for error messages.

@@ -48,12 +48,7 @@ class AutogradGraph:
 
 
 def walk(roots: Iterable[Any], names: Names) -> AutogradGraph:
-    """Visit an autograd graph in breadth-first order.
-
-    Args:
-        roots: The ``grad_fn`` of the outputs.
-        names: The names that the user gave; not changed.
-    """
+    """Visit an autograd graph from its roots in breadth-first order; ``names`` does not change."""
     functions: list[Any] = []
     numbers: dict[Any, int] = {}
     inputs: list[list[tuple[int | None, int]]] = []

@@ -28,15 +28,11 @@ class InnerStep:
 
 
 def find_inner_steps(graph: AutogradGraph, roots: Iterable[int]) -> list[InnerStep]:
-    """Find the nodes that belong to each inner step.
+    """Find the nodes that belong to each inner step, given the numbers of the nodes of the outputs.
 
     A node belongs to a step if all paths from it reach that step before any other step and before the outputs; leaves
     belong to no step.  Two fused nodes are one step (two groups of parameters) if both use the same function of the
     parameters of both.  Two steps from the same parameters are alternatives, such as the tasks of MAML.
-
-    Args:
-        graph: The graph.
-        roots: The numbers of the nodes of the outputs.
     """
     forward = [s for s in graph.order if s in graph.index]
     if not forward:

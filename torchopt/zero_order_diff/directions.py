@@ -55,13 +55,11 @@ class Directions:
     def draw(self, seed: int, count: int, like: list[Tensor]) -> list[Tensor]:
         """Draw directions; equal arguments give equal directions.
 
-        Args:
-            seed: The seed; the state of the global generators is neither used nor changed.
-            count: The number of directions.
-            like: The real tensors that will be perturbed.
+        The state of the global generators is neither used nor changed.
 
         Returns:
-            For each of them a tensor of shape ``(count, *shape)`` on its device, in at least single precision.
+            For each real tensor of ``like`` a tensor of shape ``(count, *shape)`` on its device, in at least single
+            precision.
 
         Raises:
             ValueError: If the shape of the samples differs from the requested shape.
@@ -127,13 +125,7 @@ def orthogonalize(zs: list[Tensor]) -> list[Tensor]:
 
     The orthogonal frame is that of the Gram-Schmidt process, so it has the uniform distribution if that of the
     directions is spherically symmetric.  Then length and direction are independent, and the distribution of each
-    single direction does not change.
-
-    Args:
-        zs: Tensors of shape ``(n, ...)``, the parts of ``n`` vectors.
-
-    Returns:
-        Tensors of the same shapes.
+    single direction does not change.  The tensors ``zs``, of shape ``(n, ...)``, are the parts of ``n`` vectors.
     """
     parts = [z.flatten(1) if z.dim() > 1 else z[:, None] for z in zs]
     dimension = sum(part.shape[1] for part in parts)

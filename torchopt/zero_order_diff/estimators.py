@@ -63,17 +63,7 @@ ESTIMATORS: dict[str, Estimator] = {
 
 
 def combine(weights: dict[int, float], signs: tuple[int, ...], values: Tensor, center: Tensor) -> Tensor:
-    """The weighted sum of the values at each direction.
-
-    Args:
-        weights: One for each :math:`s`.
-        signs: The :math:`s` of the columns of ``values``.
-        values: The values, of shape ``(n, len(signs))``.
-        center: The value :math:`f_0`, a 0-d tensor.
-
-    Returns:
-        A tensor of shape ``(n,)``.
-    """
+    """The weighted sum, of shape ``(n,)``, of the values, of shape ``(n, len(signs))``, and :math:`f_0`, the center."""
     row = torch.tensor([weights[s] for s in signs], dtype=values.dtype, device=values.device)
     total = values @ row
     return total + weights[0] * center.to(total) if 0 in weights else total

@@ -85,20 +85,14 @@ def apply_trainable_opt_params(opt: torch.optim.Optimizer, override: Override) -
 
 
 def values_of_groups(name: str, values: Any, count: int) -> list[Any]:
-    """The values of an option, one for each group.
-
-    Args:
-        name: The name of the option.
-        values: A list, a tuple, a ``torch.nn.ParameterList``, or a 1-d tensor, with one value or with ``count``.
-        count: The number of groups.
+    """The values of an option, one for each of ``count`` groups, from a sequence of one or of ``count`` values.
 
     Raises:
-        TypeError: If ``values`` has another type, or is a tensor of another dimension.
+        TypeError: If ``values`` is not a list, a tuple, a ``torch.nn.ParameterList``, or a 1-d tensor.
         ValueError: If the number of values is wrong.
     """
-    if not isinstance(values, (list, tuple, nn.ParameterList)) and not (
-        isinstance(values, Tensor) and values.ndim == 1
-    ):
+    is_sequence = isinstance(values, (list, tuple, nn.ParameterList))
+    if not is_sequence and not (isinstance(values, Tensor) and values.ndim == 1):
         found = f'a tensor of shape {tuple(values.shape)}' if isinstance(values, Tensor) else kind_of(values)
         raise TypeError(
             f'override[{name!r}] is {found}; expected a list with one value for all groups, or with one for each. Pass '
@@ -108,8 +102,7 @@ def values_of_groups(name: str, values: Any, count: int) -> list[Any]:
         raise ValueError(
             f'override[{name!r}] holds {len(values)} values; expected one, or one for each of the {count} groups.'
         )
-    found_values = list(values)
-    return found_values * count if len(found_values) == 1 else found_values
+    return list(values) * (count if len(values) == 1 else 1)
 
 
 def _require_optimizer(opt: Any) -> None:
