@@ -83,6 +83,7 @@ def accumulated(net: nn.Module, params: dict[str, torch.Tensor], grads: dict[str
     torchopt.Optimizer(net.parameters(), steps).step()
     torchopt.MetaOptimizer(net, steps)
     torchopt.FuncOptimizer(steps)
+    torchopt.compat.optax.MultiSteps(torchopt.adam(), 4, every_k=2)  # type: ignore[call-arg]
     torchopt.chain(torchopt.clip_grad_norm(1.0), steps)
     torchopt.update_params(steps, grads, steps.init(params), params)
     rules: dict[str, torchopt.base.GradientTransformation] = {'w': torchopt.sgd(0.1), 'b': torchopt.adam()}

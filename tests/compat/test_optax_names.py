@@ -124,7 +124,8 @@ def default(value: Any) -> Any:
 
 def parameters(function: Any) -> list[tuple[Any, ...]]:
     """Names, kinds and defaults."""
-    if inspect.isclass(function) and '__init__' not in vars(function):
+    made_by = [c for c in getattr(function, '__mro__', ())[:-1] if '__init__' in vars(c) and not is_protocol(c)]
+    if inspect.isclass(function) and not made_by:
         return []  # a class without arguments, whatever its Protocol says
     return [(p.name, p.kind, default(p.default)) for p in inspect.signature(function).parameters.values()]
 

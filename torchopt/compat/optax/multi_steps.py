@@ -23,8 +23,6 @@ class MultiSteps(transform.MultiSteps):
         [tensor(-3.)]
     """
 
-    __init__ = transform.MultiSteps.__init__
-
     def init(self, params: Any) -> MultiStepsState:
         """The first state for these parameters."""
         return super().init(as_tensors(params))
