@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import enum
 import functools
 import os
@@ -11,7 +12,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, ParamSpec, TypeVar
 
@@ -77,40 +78,34 @@ def auto_init_rpc(
     if not shutdown_timeout > 0:
         raise ValueError(f'Invalid shutdown_timeout: {shutdown_timeout}; expected a number of seconds > 0.')
 
-    def decorate(func: Callable[_P, _T]) -> Callable[_P, _T]:
-        if not callable(func):
-            raise TypeError('auto_init_rpc must be called: decorate with @auto_init_rpc().')
+    @contextlib.contextmanager
+    def joined() -> Iterator[None]:
+        if not rpc.is_available():
+            raise RuntimeError('This torch was built without RPC. Use auto_init_process_group and map_tasks.')
+        world = get_world_info()
+        prepare_rendezvous(world)
+        with warnings.catch_warnings():  # torch warns about its own calls
+            warnings.filterwarnings('ignore', 'You are using a Backend', UserWarning)
+            rpc.init_rpc(  # type: ignore[no-untyped-call]
+                worker_name_format(*world),
+                backend=backend,
+                rank=world.rank,
+                world_size=world.world_size,
+                rpc_backend_options=rpc_backend_options or _quiet_options(backend),
+            )
+        shutdown = _Shutdown(shutdown_timeout)
+        atexit.register(shutdown)
+        try:
+            barrier()
+            if worker_init_fn is not None:
+                worker_init_fn()
+            barrier()
+            yield
+        except BaseException as error:
+            shutdown.failed = not (isinstance(error, SystemExit) and not error.code)
+            raise
 
-        @functools.wraps(func)
-        def main(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-            if not rpc.is_available():
-                raise RuntimeError('This torch was built without RPC. Use auto_init_process_group and map_tasks.')
-            world = get_world_info()
-            prepare_rendezvous(world)
-            with warnings.catch_warnings():  # torch warns about its own calls
-                warnings.filterwarnings('ignore', 'You are using a Backend', UserWarning)
-                rpc.init_rpc(  # type: ignore[no-untyped-call]
-                    worker_name_format(*world),
-                    backend=backend,
-                    rank=world.rank,
-                    world_size=world.world_size,
-                    rpc_backend_options=rpc_backend_options or _quiet_options(backend),
-                )
-            shutdown = _Shutdown(shutdown_timeout)
-            atexit.register(shutdown)
-            try:
-                barrier()
-                if worker_init_fn is not None:
-                    worker_init_fn()
-                barrier()
-                return func(*args, **kwargs)
-            except BaseException as error:
-                shutdown.failed = not (isinstance(error, SystemExit) and not error.code)
-                raise
-
-        return _recorded(main)
-
-    return decorate
+    return _around_main('auto_init_rpc', joined)
 
 
 def auto_init_process_group(
@@ -139,35 +134,42 @@ def auto_init_process_group(
         tensor([1., 1.])
     """
 
+    @contextlib.contextmanager
+    def joined() -> Iterator[None]:
+        world = get_world_info()
+        prepare_rendezvous(world)
+        dist.init_process_group(backend, timeout=timeout, rank=world.rank, world_size=world.world_size)
+        try:
+            yield
+        finally:
+            # Leave also after an error: the others notice it, and Python may abort if the group still exists at exit.
+            # This does not return during a collective that no other rank joins, so do not wait for long.
+            leaving = threading.Thread(target=dist.destroy_process_group, name='torchopt-leave', daemon=True)
+            leaving.start()
+            leaving.join(_LOCAL_SHUTDOWN)
+
+    return _around_main('auto_init_process_group', joined)
+
+
+def _around_main(
+    name: str, joined: Callable[[], contextlib.AbstractContextManager[None]]
+) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
+    """A decorator that runs a main function within a group, and records the traceback of an error for ``torchrun``."""
+
     def decorate(func: Callable[_P, _T]) -> Callable[_P, _T]:
         if not callable(func):
-            raise TypeError('auto_init_process_group must be called: decorate with @auto_init_process_group().')
+            raise TypeError(f'{name} must be called: decorate with @{name}().')
+        # Imported only here, since it loads torch's launcher.
+        from torch.distributed.elastic.multiprocessing.errors import record
 
         @functools.wraps(func)
         def main(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-            world = get_world_info()
-            prepare_rendezvous(world)
-            dist.init_process_group(backend, timeout=timeout, rank=world.rank, world_size=world.world_size)
-            try:
+            with joined():
                 return func(*args, **kwargs)
-            finally:
-                # Leave also after an error: the others notice it, and Python may abort if the group still exists at
-                # exit.  This does not return during a collective that no other rank joins, so do not wait for long.
-                leaving = threading.Thread(target=dist.destroy_process_group, name='torchopt-leave', daemon=True)
-                leaving.start()
-                leaving.join(_LOCAL_SHUTDOWN)
 
-        return _recorded(main)
+        return record(main)  # type: ignore[return-value]
 
     return decorate
-
-
-def _recorded(main: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Record the traceback of an error for ``torchrun``."""
-    # Imported only here, since it loads torch's launcher.
-    from torch.distributed.elastic.multiprocessing.errors import record
-
-    return record(main)  # type: ignore[return-value]
 
 
 def _quiet_options(backend: Any) -> Any:

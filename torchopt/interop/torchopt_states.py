@@ -8,7 +8,6 @@ the parameters and one count.
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any, NamedTuple
 
@@ -18,7 +17,6 @@ from torchopt import tree
 from torchopt.base import GradientTransformation, UninitializedState
 from torchopt.kinds import kind_of
 from torchopt.optim import Optimizer
-from torchopt.optim.gradients import without_integers
 from torchopt.optim.meta import MetaOptimizer
 
 __all__ = ['from_torchopt_state', 'load_torchopt_state']
@@ -160,15 +158,11 @@ def from_torchopt_state(
         name = f'state[{i}]'
         if type(own).__name__ == 'UninitializedState':
             made.append(UninitializedState())
-        elif isinstance(target, MetaOptimizer):
-            slots = target.param_groups[i]
-            held = OrderedDict((key, places[0][0][places[0][1]]) for key, places in slots.items())
-            expected = target.impl_groups[i].init(without_integers(held))
-            order = _module_order(own, slots, held, name, sorted_names)
-            made.append(_convert(own, expected, name, order))
         else:
-            expected = target.impl_groups[i][1].init(without_integers(target.param_groups[i]['params']))
-            made.append(_convert(own, expected, name, None))
+            order = None
+            if isinstance(target, MetaOptimizer):
+                order = _module_order(own, target.param_groups[i], target._parameters_of(i), name, sorted_names)
+            made.append(_convert(own, target._first_state(i), name, order))
     return tuple(made)
 
 

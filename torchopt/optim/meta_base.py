@@ -242,11 +242,10 @@ True
         Raises:
             ValueError: If they are not states of this optimizer for these parameters; nothing is changed then.
         """
+        self.state_groups = check_states(state_dict, len(self.param_groups), self._first_state)
 
-        def first_state(i: int) -> Any:
-            return self.impl_groups[i].init(without_integers(self._parameters_of(i)))
-
-        self.state_groups = check_states(state_dict, len(self.param_groups), first_state)
+    def _first_state(self, i: int) -> Any:
+        return self.impl_groups[i].init(without_integers(self._parameters_of(i)))
 
 
 _NO_GRADIENTS = dict.fromkeys(
