@@ -235,15 +235,7 @@ def make_dot(
         >>> 'step0.weight' in dot.source
         True
     """
-    options = Options(
-        show_attrs=show_attrs,
-        show_saved=show_saved,
-        max_attr_chars=max_attr_chars,
-        show_accumulate=show_accumulate,
-        show_steps=show_steps,
-        max_nodes=max_nodes,
-        measure=measure,
-    )
+    options = Options(show_attrs, show_saved, max_attr_chars, show_accumulate, show_steps, max_nodes, measure)
     return to_digraph(trace(var, params, options), check_rankdir(rankdir))
 
 

@@ -212,14 +212,5 @@ def trace_graph(
         >>> trace_graph(x, max_nodes=100)
         GradientGraph(100 nodes, 99 edges · 5,001 functions · 0 B saved)
     """
-    options = Options(
-        show_attrs=show_attrs,
-        show_saved=show_saved,
-        max_attr_chars=max_attr_chars,
-        show_accumulate=show_accumulate,
-        show_steps=show_steps,
-        max_nodes=max_nodes,
-        measure=measure,
-    )
-    model = trace(var, params, options)
-    return GradientGraph(**{field.name: getattr(model, field.name) for field in dataclasses.fields(model)})
+    options = Options(show_attrs, show_saved, max_attr_chars, show_accumulate, show_steps, max_nodes, measure)
+    return GradientGraph(**vars(trace(var, params, options)))

@@ -26,15 +26,15 @@ __all__ = ['Options', 'trace']
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The options of a drawing; see the arguments of :func:`torchopt.visual.make_dot`."""
+    """The options of a drawing: arguments of :func:`torchopt.visual.make_dot`, in its order."""
 
     show_attrs: bool = False
     show_saved: bool = False
     max_attr_chars: int = 50
     show_accumulate: bool = True
     show_steps: bool = True
-    measure: bool = True
     max_nodes: int | None = None
+    measure: bool = True
 
     def __post_init__(self) -> None:
         if _integer('max_attr_chars', self.max_attr_chars) < 0:
