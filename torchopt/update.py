@@ -59,7 +59,8 @@ def apply_updates(params: Any, updates: Any, *, inplace: bool | None = None) -> 
     present = [i for i, u in enumerate(deltas) if u is not None]
     plain = inplace
     if plain is None:
-        roles = {_trains_plainly(leaves[i], deltas[i]) for i in present}
+        pairs = [(leaves[i], deltas[i]) for i in present]
+        roles = {is_inexact(p) and is_inexact(u) and carries_no_graph(p, u) for p, u in pairs}
         plain = roles.pop() if len(roles) == 1 else None
     if plain is not None and present:
         moved = dispatch.step(
@@ -186,10 +187,6 @@ def update_params(
         elementwise.check_updates(grads, params, inplace=True)
     updates, state = with_extra_args_support(optimizer).update(grads, state, read, inplace=inplace, **extra)
     return apply_updates(params, updates, inplace=inplace), state
-
-
-def _trains_plainly(p: Any, u: Any) -> bool:
-    return is_inexact(p) and is_inexact(u) and carries_no_graph(p, u)
 
 
 def _fits(p: Any, u: Any) -> bool:

@@ -9,9 +9,7 @@ Each is an autograd Function whose derivative is the next.  Beyond the last, and
 
 from __future__ import annotations
 
-import functools
 import itertools
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,13 +20,12 @@ from torch.autograd import forward_ad
 from torchopt import rules
 from torchopt._C.call import Call, Column, Order, Unsupported, UnsupportedError
 from torchopt._C.operation import record
-from torchopt._C.plain import plain, present, pull, push
+from torchopt._C.plain import is_present, plain, present, pull, push
 from torchopt._C.plans import Plan
 from torchopt.levels import all_without_ended, apply_function, forward_mode, in_transform, is_tracked, saved_tensors
 
 __all__ = ['Step', 'bind_kernels', 'compute', 'launch']
 
-_is_present = functools.partial(operator.is_not, None)
 _run: Callable[..., Any] | None = None
 
 
@@ -118,7 +115,7 @@ def apply(call: Call, coefs: Tensor | None, tensors: Column) -> Any:
     if not any(call.wanted) and call.order != Order.VJP_WITH_COEFS:
         return (None,) * (call.leaves * len(call.wanted))  # a node without outputs could not be differentiated
     coefs, *tensors = all_without_ended((coefs, *tensors))
-    if not is_tracked(filter(_is_present, (coefs, *tensors))):
+    if not is_tracked(filter(is_present, (coefs, *tensors))):
         return _compute(call, coefs, tensors)
     return apply_function(_FUNCTIONS[call.order], call, coefs, *tensors)
 
@@ -147,7 +144,9 @@ class _Derivative(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[Any, ...], call: Call, coefs: Tensor | None, *tensors: Any) -> Any:
         if in_dims[1] is not None or call.order == Order.VJP_WITH_COEFS:
             # Each sample has its own coefficients, or its own sums over elements.
-            return _map_plain(call, in_dims[1:], (coefs, *tensors))
+            outputs, kept = present(plain(call))
+            mapped = iter(torch.vmap(outputs, in_dims=in_dims[1:])(coefs, *tensors))
+            return tuple(next(mapped) if k else None for k in kept), tuple(0 if k else None for k in kept)
         # The rest is elementwise, so a batch is a larger leaf.
         batched = [_batched(x, d, info.batch_size) for x, d in zip(tensors, in_dims[2:])]
         results = apply(call, coefs, batched)
@@ -172,12 +171,6 @@ def _batched(x: Tensor | None, dim: int | None, size: int) -> Tensor | None:
     if x is None:
         return None
     return x.movedim(dim, 0) if dim is not None else x.expand(size, *x.shape)
-
-
-def _map_plain(call: Call, in_dims: tuple[Any, ...], arguments: Column) -> tuple[Any, ...]:
-    outputs, kept = present(plain(call))
-    mapped = iter(torch.vmap(outputs, in_dims=in_dims)(*arguments))
-    return tuple(next(mapped) if k else None for k in kept), tuple(0 if k else None for k in kept)
 
 
 class Step(_Derivative):

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -13,7 +15,9 @@ from torch import Tensor
 from torchopt import rules
 from torchopt._C.call import Call, Column, Order
 
-__all__ = ['plain', 'present', 'pull', 'push']
+__all__ = ['is_present', 'plain', 'present', 'pull', 'push']
+
+is_present = functools.partial(operator.is_not, None)
 
 
 def plain(call: Call) -> Callable[..., tuple[Any, ...]]:
@@ -27,16 +31,12 @@ def plain(call: Call) -> Callable[..., tuple[Any, ...]]:
 
     def vjp(coefs: Any, *tensors: Any) -> tuple[Any, ...]:
         inputs, cotangents = _with_zeros(inner, tensors[:cut], tensors[cut:]), tensors[cut:]
-        wanted = [w and x is not None for w, x in zip(_each(call, call.wanted), inputs)]
+        wanted = [x is not None and call.wanted[i // call.leaves] for i, x in enumerate(inputs)]
         with_coefs = call.order == Order.VJP_WITH_COEFS
         own, *rest = pull(plain(inner), (coefs, *inputs), cotangents, [with_coefs, *wanted])
         return (*rest, own) if with_coefs else tuple(rest)
 
     return vjp
-
-
-def _each(call: Call, columns: Iterable[bool]) -> Iterable[bool]:
-    return itertools.chain.from_iterable([flag] * call.leaves for flag in columns)
 
 
 def _plain_step(call: Call, coefs: Any, tensors: Column) -> tuple[Any, ...]:
@@ -59,17 +59,14 @@ def _with_zeros(inner: Call, inputs: Column, cotangents: Column) -> Column:
     """Replace inputs that were not saved by zeros: if a step is linear in an argument, its value is not needed."""
     if inner.order != Order.FORWARD:
         return inputs
-    shapes = [next((x for x in row if x is not None), None) for row in zip(*_columns(inner, (*inputs, *cotangents)))]
+    every = (*inputs, *cotangents)
+    shapes = [next(filter(is_present, every[i :: inner.leaves]), None) for i in range(inner.leaves)]
     kept = list(inputs)
     for first in (0, (inner.inputs - 1) * inner.leaves):
         for i, like in enumerate(shapes, first):
             if kept[i] is None and like is not None:
                 kept[i] = torch.zeros_like(like)
     return kept
-
-
-def _columns(call: Call, tensors: Column) -> list[Column]:
-    return [tensors[i : i + call.leaves] for i in range(0, len(tensors), call.leaves)]
 
 
 def _split(arguments: Column, chosen: Sequence[bool]) -> tuple[list[Any], Callable[..., list[Any]]]:

@@ -8,7 +8,7 @@ the engine.  The autograd Functions of :mod:`torchopt._C.fused` give the derivat
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from torchopt._C.call import Call, Column, Order, Unsupported
 from torchopt._C.fused import compute, launch
 from torchopt._C.operation import call_of, made
+from torchopt._C.plain import is_present
 
 __all__ = ['direct']
 
@@ -43,12 +44,8 @@ def direct(*args: Any) -> tuple[Callable[..., list[Tensor]], tuple[Any, ...]]:
 
 
 def _computed(call: Call, coefs: Tensor | None, tensors: Column) -> list[Tensor]:
-    return _only_made(call, tensors, compute(call, coefs, tensors))
-
-
-def _only_made(call: Call, tensors: Column, results: Sequence[Any]) -> list[Tensor]:
     """The results that the operation returns; plain torch leaves some out, which are zero."""
-    are_made = made(call, tensors)
+    results, are_made = compute(call, coefs, tensors), made(call, tensors)
     models = _models(call.leaves, tensors) * len(call.outputs)
     found = [torch.zeros_like(x) if y is None else y for y, x, m in zip(results, models, are_made) if m]
     return [*found, *results[len(are_made) :]]
@@ -56,7 +53,7 @@ def _only_made(call: Call, tensors: Column, results: Sequence[Any]) -> list[Tens
 
 def _models(leaves: int, tensors: Column) -> list[Any]:
     """A tensor of each leaf, which has its shape and dtype."""
-    return [next((x for x in tensors[i::leaves] if x is not None), None) for i in range(leaves)]
+    return [next(filter(is_present, tensors[i::leaves]), None) for i in range(leaves)]
 
 
 @torch.library.custom_op(

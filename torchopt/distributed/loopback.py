@@ -43,7 +43,8 @@ def prepare_rendezvous(world: WorldInfo) -> None:
         for variable in _INTERFACES:
             if interface is not None:
                 os.environ.setdefault(variable, interface)
-    if world.rank == 0 and _is_loopback(os.environ['MASTER_ADDR']) and not _launcher_serves():
+    launcher_serves = os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True'
+    if world.rank == 0 and _is_loopback(os.environ['MASTER_ADDR']) and not launcher_serves:
         _serve(world)
 
 
@@ -52,10 +53,6 @@ def _is_loopback(address: str) -> bool:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:
         return address == 'localhost'
-
-
-def _launcher_serves() -> bool:
-    return os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True'
 
 
 def _serve(world: WorldInfo) -> None:

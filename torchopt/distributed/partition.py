@@ -122,7 +122,8 @@ class TensorDimensionPartitioner:
                 )
         if count == 0:
             raise ValueError(f'{_argument(first)} has size 0 on dim={self.dim}, so there is nothing to divide.')
-        workers = [get_worker_id(w) for w in self._workers()]
+        named = self.workers or (members() if has_rpc() else [0])
+        workers = [get_worker_id(w) for w in named]
         if self.exclusive:
             parts = [(workers[i % len(workers)], range(i, i + 1)) for i in range(count)]
         else:
@@ -145,11 +146,6 @@ class TensorDimensionPartitioner:
             raise ValueError(
                 f'{_argument(path)} has shape {tuple(x.shape)}, which has no dim={self.dim} to divide it along.'
             ) from None
-
-    def _workers(self) -> Sequence[int | str]:
-        if self.workers is not None:
-            return self.workers
-        return members() if has_rpc() else [0]
 
 
 def _argument(path: str) -> str:

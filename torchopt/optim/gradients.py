@@ -185,11 +185,9 @@ def without_integers(params: Any) -> Any:
 
 def hide_integers(params: Iterable[Any], grads: Iterable[Any]) -> list[Any]:
     """Like :func:`without_integers` for a sequence; only parameters without a gradient are checked."""
-    return [None if g is None and _is_integer(p) else p for p, g in zip(params, grads)]
-
-
-def _is_integer(p: Any) -> bool:
-    return isinstance(p, torch.Tensor) and not is_inexact(p)
+    return [
+        None if g is None and isinstance(p, torch.Tensor) and not is_inexact(p) else p for p, g in zip(params, grads)
+    ]
 
 
 def with_integers(new: Any, params: Any) -> Any:

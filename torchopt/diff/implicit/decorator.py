@@ -87,7 +87,8 @@ def custom_root(
                 refuse_hidden_parameters((args[1:], kwargs))
             else:
                 constants = parameters_within((args[1:], kwargs))  # module parameters cannot be detached
-                args = tuple(_only_if(i in _from_start(chosen, len(args)), i, x) for i, x in enumerate(args))
+                wanted = {i if i >= 0 else len(args) + i for i in chosen}
+                args = tuple(_only_if(i in wanted, i, x) for i, x in enumerate(args))
                 kwargs = {k: detached(x) for k, x in kwargs.items()}
             return find_root(
                 checked, optimality_fn, reference, args, kwargs, has_aux=has_aux, solve=solve, constants=constants
@@ -114,10 +115,6 @@ def _positions(argnums: int | Sequence[int], signature: inspect.Signature | None
         if not open_ended and not -positional <= i < positional:
             raise ValueError(f'Invalid argnums: {i}, but the solver has {positional} positional arguments.')
     return chosen
-
-
-def _from_start(chosen: tuple[int, ...], count: int) -> set[int]:
-    return {i if i >= 0 else count + i for i in chosen}
 
 
 def _only_if(wanted: bool, position: int, argument: Any) -> Any:
