@@ -59,8 +59,9 @@ def apply_updates(params: Any, updates: Any, *, inplace: bool | None = None) -> 
     present = [i for i, u in enumerate(deltas) if u is not None]
     plain = inplace
     if plain is None:
-        pairs = [(leaves[i], deltas[i]) for i in present]
-        roles = {is_inexact(p) and is_inexact(u) and carries_no_graph(p, u) for p, u in pairs}
+        roles = {
+            is_inexact(p) and is_inexact(u) and carries_no_graph(p, u) for p, u in zip(leaves, deltas) if u is not None
+        }
         plain = roles.pop() if len(roles) == 1 else None
     if plain is not None and present:
         moved = dispatch.step(
