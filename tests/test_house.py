@@ -29,7 +29,7 @@ LAYERS = {
         1: 'levels sharding',
         2: 'columns graphs',
         3: 'numerics',
-        4: 'rules norms preconditions spelling',
+        4: 'rules norms preconditions spelling _old_paths',
         5: '_C tree',
         6: 'checks factories assignment isotonic scalars',
         7: 'autodiff quasi_newton',
@@ -40,7 +40,7 @@ LAYERS = {
         11: 'alias contrib objective zero_order_diff',
         12: 'optim nn solver accelerated_op',
         13: 'diff utils polytopes',
-        14: 'interop compat _old_paths',
+        14: 'interop compat',
         15: INTERFACE,
     }.items()
     for unit in units.split()

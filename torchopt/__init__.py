@@ -10,38 +10,21 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING as _TYPE_CHECKING, Any as _Any
 
 from torchopt import (
-    _old_paths as _old_paths,
     accelerated_op,
     alias,
     autodiff,
     base,
     clip,
     combine,
-    contrib,
-    diff,
     hook,
-    implicit_diff,
-    linalg,
-    linear_solve,
-    linesearch,
-    loop,
-    losses,
-    microbatching,
-    nn,
-    objective,
     optim,
-    projections,
-    prox,
-    pytree,
     schedule,
-    second_order,
     transform,
     tree,
     typing,
     update,
     utils,
     version,
-    zero_order_diff,
 )
 from torchopt._C import is_available as accelerated_op_available
 from torchopt.alias import (
@@ -125,7 +108,33 @@ from torchopt.utils import (
 from torchopt.version import __version__
 
 if _TYPE_CHECKING:
-    from torchopt import assignment, compat, distributed, interop, isotonic, perturbations, polytopes, solver, visual
+    from torchopt import (
+        assignment,
+        compat,
+        contrib,
+        diff,
+        distributed,
+        implicit_diff,
+        interop,
+        isotonic,
+        linalg,
+        linear_solve,
+        linesearch,
+        loop,
+        losses,
+        microbatching,
+        nn,
+        objective,
+        perturbations,
+        polytopes,
+        projections,
+        prox,
+        pytree,
+        second_order,
+        solver,
+        visual,
+        zero_order_diff,
+    )
     from torchopt.solver import (
         BFGS,
         LBFGS,
@@ -278,13 +287,29 @@ __all__ = [
 _ON_FIRST_USE = (
     'assignment',
     'compat',
+    'contrib',
+    'diff',
     'distributed',
+    'implicit_diff',
     'interop',
     'isotonic',
+    'linalg',
+    'linear_solve',
+    'linesearch',
+    'loop',
+    'losses',
+    'microbatching',
+    'nn',
+    'objective',
     'perturbations',
     'polytopes',
+    'projections',
+    'prox',
+    'pytree',
+    'second_order',
     'solver',
     'visual',
+    'zero_order_diff',
 )
 """Subpackages that most programs do not need: they are imported when they are first named, as are the solvers."""
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, tree
+from torchopt._old_paths import register_old_paths
 from torchopt.dtypes import widened
 from torchopt.kinds import kind_of
 from torchopt.levels import eager
@@ -411,3 +412,6 @@ def _checked_start(x0: Any, b: Any) -> Any:
     if shapes[0] != shapes[1]:
         raise ValueError(f'Tensors in x0 and b must have matching shapes: {shapes[0]} vs. {shapes[1]}.')
     return x0
+
+
+register_old_paths(__name__)

@@ -9,6 +9,7 @@ requires grad.  For a different value per parameter, pass a tree of these with t
 prefix of it (one value then holds for a whole subtree): ``torchopt.adam(lr={'head': 0.1, 'body': [0.01, rate]})``.
 """
 
+from torchopt._old_paths import register_old_paths
 from torchopt.alias.adabelief import adabelief
 from torchopt.alias.adadelta import adadelta
 from torchopt.alias.adafactor import adafactor
@@ -68,3 +69,5 @@ __all__ = [
     'sm3',
     'yogi',
 ]
+
+register_old_paths(__name__)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torchopt.base import ChainedGradientTransformation, GradientTransformation, identity
@@ -17,30 +16,32 @@ if TYPE_CHECKING:
 __all__ = ['assemble', 'flip_sign_and_add_weight_decay', 'scale_by_neg_lr', 'shared_prose']
 
 _RATE = (
-    'Learning rate, at least 0: a number, a 0-d tensor (learned if it requires grad), or a schedule, which is a '
-    'function from the number of steps taken to a rate.  For one rate per parameter, pass a tree of numbers and '
-    'tensors with the structure of the parameters or a prefix of it; all numeric hyper-parameters accept such trees.  '
-    'For one rate per element, tensors in the tree have the shapes of their parameters; such steps run in plain torch.'
+    'Learning rate, at least 0: a number, a 0-d tensor (learned if it requires grad), or a schedule,\n'
+    'which is a function from the number of steps taken to a rate.  For one rate per parameter, pass a\n'
+    'tree of numbers and tensors with the structure of the parameters or a prefix of it; all numeric\n'
+    'hyper-parameters accept such trees.  For one rate per element, tensors in the tree have the shapes\n'
+    'of their parameters; such steps run in plain torch.'
 )
 _PROSE = {
-    'lr': f'{_RATE}  Also spelled ``learning_rate``.',
+    'lr': f'{_RATE}\nAlso spelled ``learning_rate``.',
     'learning_rate': _RATE,
-    'betas': 'Decay rates of the first and the second moment, each in [0, 1): numbers, 0-d tensors, or trees of them.  '
-    'Also spelled ``b1`` and ``b2``.',
-    'b1': 'Decay rate :math:`\\beta_1` of the first moment, in [0, 1): a number, a 0-d tensor, or a tree of them.',
-    'b2': 'Decay rate :math:`\\beta_2` of the second moment, in [0, 1): a number, a 0-d tensor, or a tree of them.',
-    'eps_root': ':math:`\\bar\\epsilon \\ge 0`, inside the root.  A small positive value bounds meta-gradients where '
+    'betas': 'Decay rates of the first and the second moment, each in [0, 1): numbers, 0-d tensors, or trees of\n'
+    'them.  Also spelled ``b1`` and ``b2``.',
+    'b1': 'Decay rate :math:`\\beta_1` of the first moment, in [0, 1): a number, a 0-d tensor, or a tree of\nthem.',
+    'b2': 'Decay rate :math:`\\beta_2` of the second moment, in [0, 1): a number, a 0-d tensor, or a tree of\nthem.',
+    'eps_root': ':math:`\\bar\\epsilon \\ge 0`, inside the root.  A small positive value bounds meta-gradients where\n'
     'gradients are tiny.',
-    'mu_dtype': 'Real dtype of the first moment, such as ``torch.bfloat16``; None means the dtype of each parameter.',
+    'mu_dtype': 'Real dtype of the first moment, such as ``torch.bfloat16``; None means the dtype of each\nparameter.',
     'nesterov': 'Use Nesterov momentum.',
-    'mask': 'Which parameters decay: a tree of booleans with the structure of the parameters or a prefix of it, or a '
-    'function that makes one from the parameters.  None decays all.',
-    'weight_decay': 'Weight of the l2 penalty, at least 0, or a schedule of it: this multiple of the parameters is '
+    'mask': 'Which parameters decay: a tree of booleans with the structure of the parameters or a prefix of it,\n'
+    'or a function that makes one from the parameters.  None decays all.',
+    'weight_decay': 'Weight of the l2 penalty, at least 0, or a schedule of it: this multiple of the parameters is\n'
     'added to the gradients.  If nonzero, ``update`` requires ``params``.',
     'moment_requires_grad': 'Make the first moments leaves that require grad, so that they can be learned.',
     'maximize': 'Maximize the objective; weight decay still shrinks the parameters.',
     'use_accelerated_op': 'None uses the native engine if it can run, False never; True raises if it cannot run.',
 }
+"""Text on each argument, in lines of at most 98 characters."""
 
 _IDENTITY = identity()
 _F = TypeVar('_F', bound='Callable[..., Any]')
@@ -53,12 +54,7 @@ def shared_prose(function: _F) -> _F:
         name = line.strip().removeprefix('<').removesuffix('>')
         if line.strip() == f'<{name}>':
             indent = line[: len(line) - len(line.lstrip())]
-            lines += textwrap.wrap(
-                f'{name}: {_PROSE[name]}',
-                110,
-                initial_indent=indent,
-                subsequent_indent=indent + '    ',
-            )
+            lines.append(f'{indent}{name}: {_PROSE[name]}'.replace('\n', f'\n{indent}    '))
         else:
             lines.append(line)
     function.__doc__ = '\n'.join(lines)

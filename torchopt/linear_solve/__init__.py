@@ -27,6 +27,7 @@ solver                             matrix                              work
 ================================== =================================== ================================================
 """
 
+from torchopt._old_paths import register_old_paths
 from torchopt.linear_solve.cg import solve_cg, solve_normal_cg
 from torchopt.linear_solve.direct import solve_cholesky, solve_inv, solve_lu, solve_qr
 from torchopt.linear_solve.krylov import solve_bicgstab, solve_gmres
@@ -47,3 +48,5 @@ __all__ = [
     'solve_normal_cg',
     'solve_qr',
 ]
+
+register_old_paths(__name__)

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+from torchopt._old_paths import register_old_paths
 from torchopt.nn.implicit_module import ImplicitMetaGradientModule
 from torchopt.nn.meta_module import MetaGradientModule
 from torchopt.nn.reparametrize import reparameterize, reparametrize, swap_state
@@ -24,3 +25,5 @@ __all__ = [
     'reparametrize',
     'swap_state',
 ]
+
+register_old_paths(__name__)

@@ -4,6 +4,7 @@
 from typing import TYPE_CHECKING
 
 from torchopt import alias
+from torchopt._old_paths import register_old_paths
 from torchopt.optim import meta
 from torchopt.optim.base import Optimizer
 from torchopt.optim.classic import (
@@ -45,3 +46,6 @@ if not TYPE_CHECKING:  # a type checker would accept any name
 
     def __getattr__(name: str) -> object:
         raise no_such_name(__name__, name, alias.__all__)
+
+
+register_old_paths(__name__)

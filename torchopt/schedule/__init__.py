@@ -6,6 +6,7 @@ float64 tensor under ``torch.func.vmap`` and ``torch.compile``, for counts on an
 hyper-parameters is learned.
 """
 
+from torchopt._old_paths import register_old_paths
 from torchopt.schedule.constant import constant_schedule, piecewise_constant_schedule
 from torchopt.schedule.cosine import cosine_decay_schedule, warmup_cosine_decay_schedule
 from torchopt.schedule.exponential import exponential_decay
@@ -52,3 +53,5 @@ __all__ = [
     'warmup_cosine_decay_schedule',
     'warmup_exponential_decay_schedule',
 ]
+
+register_old_paths(__name__)

@@ -12,6 +12,7 @@ There are three kinds: ``scaling`` contains update rules, ``wrappers`` transform
 ``linesearch`` transformations that evaluate the objective.  Import all names from this package; its files are not API.
 """
 
+from torchopt._old_paths import register_old_paths
 from torchopt.transform.linesearch.backtracking import (
     BacktrackingLinesearchInfo,
     ScaleByBacktrackingLinesearchState,
@@ -207,3 +208,5 @@ __all__ = [
     'value_and_grad_from_state',
     'zero_nans',
 ]
+
+register_old_paths(__name__)
