@@ -11,12 +11,7 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, elementwise, tree
-from torchopt.base import (
-    EmptyState,
-    GradientTransformation,
-    factory,
-    init_empty_state,
-)
+from torchopt.base import EmptyState, GradientTransformation, factory, init_empty_state
 from torchopt.dtypes import real_dtype
 from torchopt.elementwise.real_params import require_real
 from torchopt.norms import constant_norm, root_mean_square, two_norm

@@ -9,12 +9,7 @@ import torch
 from torch import Tensor
 
 from torchopt import elementwise, tree
-from torchopt.base import (
-    GradientTransformationExtraArgs,
-    TransformationLike,
-    factory,
-    with_extra_args_support,
-)
+from torchopt.base import GradientTransformationExtraArgs, TransformationLike, factory, with_extra_args_support
 from torchopt.elementwise.leaves import as_constant
 from torchopt.preconditions import required_by, state_of
 

@@ -3,14 +3,7 @@
 
 from torchopt.elementwise.hyperparams import Hyperparams, PerLeafRule, check_each, has_shape
 from torchopt.elementwise.leaves import as_constant, as_constants, leaf_norm, least_norm
-from torchopt.elementwise.moments import (
-    add_to_leaf,
-    apply_rule,
-    check_inexact,
-    check_updates,
-    full_moment,
-    zero_moment,
-)
+from torchopt.elementwise.moments import add_to_leaf, apply_rule, check_inexact, check_updates, full_moment, zero_moment
 from torchopt.elementwise.run import ElementwiseStep, run_steps
 
 __all__ = [

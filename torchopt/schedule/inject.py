@@ -13,12 +13,7 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, tree
-from torchopt.base import (
-    GradientTransformation,
-    GradientTransformationExtraArgs,
-    factory,
-    with_extra_args_support,
-)
+from torchopt.base import GradientTransformation, GradientTransformationExtraArgs, factory, with_extra_args_support
 from torchopt.dtypes import DTypeLike, as_dtype, wide_dtype
 from torchopt.kinds import kind_of
 from torchopt.numerics import increment, zero_count

@@ -18,11 +18,7 @@ from torchopt.transform.linesearch.backtracking import (
     scale_by_backtracking_linesearch,
 )
 from torchopt.transform.linesearch.value_and_grad import value_and_grad_from_state
-from torchopt.transform.linesearch.zoom import (
-    ScaleByZoomLinesearchState,
-    ZoomLinesearchInfo,
-    scale_by_zoom_linesearch,
-)
+from torchopt.transform.linesearch.zoom import ScaleByZoomLinesearchState, ZoomLinesearchInfo, scale_by_zoom_linesearch
 from torchopt.transform.scaling.accumulation import ApplyEvery, EmaState, apply_every, ema
 from torchopt.transform.scaling.adam import ScaleByAdamState, scale_by_accelerated_adam, scale_by_adam
 from torchopt.transform.scaling.adamax import ScaleByAdamaxState, scale_by_adamax

@@ -17,13 +17,7 @@ from torchopt.levels import is_readable
 from torchopt.numerics import zero_count
 from torchopt.preconditions import params_for, state_of
 from torchopt.scalars import numbers, where
-from torchopt.transform.linesearch.search_problem import (
-    SearchProblem,
-    counted,
-    number_dtype,
-    report,
-    stored,
-)
+from torchopt.transform.linesearch.search_problem import SearchProblem, counted, number_dtype, report, stored
 
 __all__ = ['BacktrackingLinesearchInfo', 'ScaleByBacktrackingLinesearchState', 'scale_by_backtracking_linesearch']
 

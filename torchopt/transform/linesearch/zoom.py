@@ -16,13 +16,7 @@ from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.levels import is_readable
 from torchopt.numerics import zero_count
 from torchopt.preconditions import params_for, state_of
-from torchopt.transform.linesearch.search_problem import (
-    SearchProblem,
-    counted,
-    number_dtype,
-    report,
-    stored,
-)
+from torchopt.transform.linesearch.search_problem import SearchProblem, counted, number_dtype, report, stored
 
 __all__ = ['ScaleByZoomLinesearchState', 'ZoomLinesearchInfo', 'scale_by_zoom_linesearch']
 

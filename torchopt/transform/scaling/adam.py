@@ -9,11 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from torchopt import elementwise, rules, tree
-from torchopt.base import (
-    ElementwiseTransformation,
-    GradientTransformation,
-    factory,
-)
+from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.dtypes import DTypeLike
 from torchopt.elementwise import ranges
 from torchopt.elementwise.ranges import moment_dtype

@@ -9,12 +9,7 @@ import torch
 from torch import Tensor
 
 from torchopt import elementwise, tree
-from torchopt.base import (
-    ElementwiseTransformation,
-    EmptyState,
-    GradientTransformation,
-    factory,
-)
+from torchopt.base import ElementwiseTransformation, EmptyState, GradientTransformation, factory
 from torchopt.elementwise.leaves import as_constant
 from torchopt.elementwise.real_params import require_real
 from torchopt.preconditions import params_for, state_of

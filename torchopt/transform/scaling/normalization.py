@@ -8,13 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from torchopt import checks, elementwise, rules, tree
-from torchopt.base import (
-    ElementwiseTransformation,
-    EmptyState,
-    GradientTransformation,
-    factory,
-    init_empty_state,
-)
+from torchopt.base import ElementwiseTransformation, EmptyState, GradientTransformation, factory, init_empty_state
 from torchopt.numerics import as_scalar_like, in_single
 
 __all__ = ['centralize', 'normalize_by_update_norm', 'scale_by_sign']

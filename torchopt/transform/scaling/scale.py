@@ -9,13 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from torchopt import checks, elementwise, rules, tree
-from torchopt.base import (
-    ElementwiseTransformation,
-    EmptyState,
-    GradientTransformation,
-    factory,
-    init_empty_state,
-)
+from torchopt.base import ElementwiseTransformation, EmptyState, GradientTransformation, factory, init_empty_state
 from torchopt.elementwise import ranges
 from torchopt.numerics import as_python_scalar, increment, zero_count
 from torchopt.preconditions import Precondition, state_of

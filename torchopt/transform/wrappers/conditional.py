@@ -8,12 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from torchopt import checks, tree
-from torchopt.base import (
-    GradientTransformationExtraArgs,
-    TransformationLike,
-    factory,
-    with_extra_args_support,
-)
+from torchopt.base import GradientTransformationExtraArgs, TransformationLike, factory, with_extra_args_support
 from torchopt.graphs import zeros_of
 from torchopt.kinds import kind_of
 from torchopt.loop.selection import branch

@@ -7,12 +7,7 @@ from typing import Any
 
 from torchopt import elementwise, tree
 from torchopt.autodiff.objective import is_plain_step
-from torchopt.base import (
-    GradientTransformationExtraArgs,
-    TransformationLike,
-    factory,
-    with_extra_args_support,
-)
+from torchopt.base import GradientTransformationExtraArgs, TransformationLike, factory, with_extra_args_support
 from torchopt.graphs import detach_graph
 from torchopt.preconditions import required_by_all
 

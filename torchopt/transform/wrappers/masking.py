@@ -8,12 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from torchopt import tree
-from torchopt.base import (
-    GradientTransformationExtraArgs,
-    TransformationLike,
-    factory,
-    with_extra_args_support,
-)
+from torchopt.base import GradientTransformationExtraArgs, TransformationLike, factory, with_extra_args_support
 from torchopt.kinds import kind_of
 from torchopt.preconditions import Precondition, required_by, required_by_all, state_of
 
