@@ -128,12 +128,7 @@ def named_chain(*args: tuple[str, TransformationLike]) -> GradientTransformation
             raise wrong_state(state, problem, of='chain')
 
     def update(
-        updates: Any,
-        state: dict[str, Any],
-        params: Any = None,
-        *,
-        inplace: bool = False,
-        **extra: Any,
+        updates: Any, state: dict[str, Any], params: Any = None, *, inplace: bool = False, **extra: Any
     ) -> tuple[Any, OrderedDict[str, Any]]:
         new: OrderedDict[str, Any] = OrderedDict()
         for name, tx in members.items():

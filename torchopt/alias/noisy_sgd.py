@@ -18,12 +18,7 @@ __all__ = ['noisy_sgd']
 @suggesting
 @shared_prose
 def noisy_sgd(
-    learning_rate: Any,
-    eta: Any = 0.01,
-    gamma: Any = 0.55,
-    key: Key | None = None,
-    *,
-    seed: Key | None = None,
+    learning_rate: Any, eta: Any = 0.01, gamma: Any = 0.55, key: Key | None = None, *, seed: Key | None = None
 ) -> GradientTransformation:
     r"""Gradient descent with Gaussian noise of decreasing variance on the gradients.
 

@@ -54,10 +54,7 @@ def shared_prose(function: _F) -> _F:
         if line.strip() == f'<{name}>':
             indent = line[: len(line) - len(line.lstrip())]
             lines += textwrap.wrap(
-                f'{name}: {_PROSE[name]}',
-                110,
-                initial_indent=indent,
-                subsequent_indent=indent + '    ',
+                f'{name}: {_PROSE[name]}', 110, initial_indent=indent, subsequent_indent=indent + '    '
             )
         else:
             lines.append(line)

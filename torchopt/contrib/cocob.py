@@ -94,11 +94,7 @@ def scale_by_cocob(alpha: Any = 100.0, eps: Any = 1e-8) -> GradientTransformatio
         return elementwise.ElementwiseStep(hypers.rule(), tuple(state), COCOBState, reads_params=True)
 
     return ElementwiseTransformation(
-        init,
-        prepare,
-        state_of(COCOBState),
-        params_for('COCOB, which uses their initial values'),
-        hypers=hypers,
+        init, prepare, state_of(COCOBState), params_for('COCOB, which uses their initial values'), hypers=hypers
     )
 
 

@@ -26,9 +26,7 @@ class HutchinsonState(NamedTuple):
 
 
 @factory
-def hutchinson_estimator_diag_hessian(
-    random_seed: Key | None = None,
-) -> GradientTransformationExtraArgs:
+def hutchinson_estimator_diag_hessian(random_seed: Key | None = None) -> GradientTransformationExtraArgs:
     r"""An unbiased estimate of the diagonal of the Hessian of the objective, at the cost of a few gradients.
 
     With independent signs :math:`r_i = \pm 1`, the expectation of :math:`r_i r_j` is 1 if :math:`i = j`, else 0.  So

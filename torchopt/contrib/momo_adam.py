@@ -162,9 +162,5 @@ def momo_adam(
         return tree.map(in_single(move), direction, x), MomoAdamState(d, v, barf, gamma, lb, count)
 
     return GradientTransformationExtraArgs.requiring(
-        init,
-        update,
-        state_of(MomoAdamState),
-        params_for('the step size of momo_adam'),
-        Precondition(schedule),
+        init, update, state_of(MomoAdamState), params_for('the step size of momo_adam'), Precondition(schedule)
     )

@@ -31,11 +31,7 @@ class DifferentiallyPrivateAggregateState(NamedTuple):
 
 @factory
 def differentially_private_aggregate(
-    l2_norm_clip: Any,
-    noise_multiplier: Any,
-    key: Key | None = None,
-    *,
-    seed: Key | None = None,
+    l2_norm_clip: Any, noise_multiplier: Any, key: Key | None = None, *, seed: Key | None = None
 ) -> GradientTransformation:
     r"""Clip the gradients of single examples, average them, and add noise, for differential privacy.
 

@@ -101,13 +101,7 @@ def sam(
         return SAMState(zero_count(), outer.init(params), adversary.init(params), cache)
 
     def transparent(
-        updates: Any,
-        state: SAMState,
-        params: Any = None,
-        *,
-        grad_fn: Any = None,
-        inplace: bool = False,
-        **extra: Any,
+        updates: Any, state: SAMState, params: Any = None, *, grad_fn: Any = None, inplace: bool = False, **extra: Any
     ) -> tuple[Any, SAMState]:
         g, x = without_graphs(updates, params, inplace=inplace)
         since = state.steps_since_sync
@@ -127,13 +121,7 @@ def sam(
         return u, SAMState((since + 1) % sync_period, opt_state, adv_state, cache)
 
     def opaque(
-        updates: Any,
-        state: SAMState,
-        params: Any = None,
-        *,
-        grad_fn: Any = None,
-        inplace: bool = False,
-        **extra: Any,
+        updates: Any, state: SAMState, params: Any = None, *, grad_fn: Any = None, inplace: bool = False, **extra: Any
     ) -> tuple[Any, SAMState]:
         if grad_fn is None:
             raise ValueError(

@@ -13,14 +13,7 @@ from torchopt.dtypes import wide_dtype, widened
 from torchopt.elementwise import ranges
 from torchopt.numerics import as_scalar_like, tensor_like
 
-__all__ = [
-    'check_number_or_schedule',
-    'check_rate',
-    'inner',
-    'rate_at',
-    'real_part',
-    'scalar_beside',
-]
+__all__ = ['check_number_or_schedule', 'check_rate', 'inner', 'rate_at', 'real_part', 'scalar_beside']
 
 
 def scalar_beside(params: Any, value: Any, which: str = 'lowest') -> Tensor:

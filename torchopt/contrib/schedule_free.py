@@ -257,9 +257,7 @@ def schedule_free_adamw(
     """
     rate = warmed_up(learning_rate, warmup_steps)
     steps = chain(
-        scale_by_rms(b2, eps, bias_correction=True),
-        add_decayed_weights(weight_decay),
-        scale_by_learning_rate(rate),
+        scale_by_rms(b2, eps, bias_correction=True), add_decayed_weights(weight_decay), scale_by_learning_rate(rate)
     )
     return schedule_free(steps, rate, b1, weight_lr_power, state_dtype)
 

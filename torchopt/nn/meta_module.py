@@ -147,11 +147,7 @@ class MetaGradientModule(nn.Module):
                 super().__setattr__(name, value)
         else:
             for kind, expected, container in (
-                (
-                    'parameter',
-                    'torch.Tensor that requires grad',
-                    self.__dict__.get('_parameters', {}),
-                ),
+                ('parameter', 'torch.Tensor that requires grad', self.__dict__.get('_parameters', {})),
                 ('meta-parameter', 'torch.Tensor that requires grad', self._meta_parameters),
                 ('child module', 'torch.nn.Module', self.__dict__.get('_modules', {})),
                 ('child meta-module', 'torch.nn.Module', self._meta_modules),
@@ -421,11 +417,7 @@ def _named_meta_parameters(module: nn.Module, prefix: str, visited: set[nn.Modul
 
 
 def _named_meta_modules(
-    module: nn.Module,
-    memo: set[nn.Module],
-    prefix: str,
-    remove_duplicate: bool,
-    visited: set[nn.Module],
+    module: nn.Module, memo: set[nn.Module], prefix: str, remove_duplicate: bool, visited: set[nn.Module]
 ) -> Iterator[tuple[str, nn.Module]]:
     for path, holder in _holders(module, prefix, visited):
         for name, child in _own(holder._meta_modules, path):

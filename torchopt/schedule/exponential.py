@@ -42,12 +42,7 @@ class Exponential(FunctionOfCount):
         """The value at a step."""
         bounds = [] if self.end_value is None else [self.end_value]
         count, init, rate, begin, steps, *bounds = lift(
-            count,
-            self.init_value,
-            self.decay_rate,
-            self.transition_begin,
-            self.transition_steps,
-            *bounds,
+            count, self.init_value, self.decay_rate, self.transition_begin, self.transition_steps, *bounds
         )
         # Clamp the exponent at 0 before the transition: a large negative one could overflow.
         exponent = larger(count - begin, 0.0 * begin) / steps

@@ -221,12 +221,7 @@ def _injected(
         return InjectStatefulHyperparamsState(zero_count(), hypers, states, inner.init(params))
 
     def update(
-        updates: Any,
-        state: InjectStatefulHyperparamsState,
-        params: Any = None,
-        *,
-        inplace: bool = False,
-        **extra: Any,
+        updates: Any, state: InjectStatefulHyperparamsState, params: Any = None, *, inplace: bool = False, **extra: Any
     ) -> tuple[Any, InjectStatefulHyperparamsState]:
         states = state.hyperparams_states
         hypers = values(state.hyperparams, states, updates if params is None else params, extra)

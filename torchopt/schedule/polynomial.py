@@ -38,12 +38,7 @@ class Polynomial(FunctionOfCount):
     def __call__(self, count: Any) -> Any:
         """The value at a step."""
         count, init, end, exponent, steps, begin = lift(
-            count,
-            self.init_value,
-            self.end_value,
-            self.power,
-            self.transition_steps,
-            self.transition_begin,
+            count, self.init_value, self.end_value, self.power, self.transition_steps, self.transition_begin
         )
         rest = 1.0 - clip(count - begin, 0.0, steps) / steps
         return (init - end) * power(rest, exponent) + end
@@ -51,11 +46,7 @@ class Polynomial(FunctionOfCount):
 
 @suggesting
 def polynomial_schedule(
-    init_value: Number,
-    end_value: Number,
-    power: Number,
-    transition_steps: int,
-    transition_begin: int = 0,
+    init_value: Number, end_value: Number, power: Number, transition_steps: int, transition_begin: int = 0
 ) -> Schedule:
     r"""A schedule that changes from one value to another along a polynomial.
 
@@ -142,9 +133,7 @@ def check_transition(what: str, transition_steps: Any, transition_begin: Any) ->
     steps, begin = as_python_scalar(transition_steps), as_python_scalar(transition_begin)
     if steps is not None and steps <= 0:
         logger.info(
-            '%s has transition_steps=%s, which is not positive; its value is constantly init_value.',
-            what,
-            steps,
+            '%s has transition_steps=%s, which is not positive; its value is constantly init_value.', what, steps
         )
         return False
     if begin is not None and begin < 0:

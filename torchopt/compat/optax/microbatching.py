@@ -3,11 +3,4 @@
 
 from torchopt.microbatching import AccumulationType, Accumulator, micro_grad, micro_vmap, microbatch, reshape_batch_axis
 
-__all__ = [
-    'AccumulationType',
-    'Accumulator',
-    'micro_grad',
-    'micro_vmap',
-    'microbatch',
-    'reshape_batch_axis',
-]
+__all__ = ['AccumulationType', 'Accumulator', 'micro_grad', 'micro_vmap', 'microbatch', 'reshape_batch_axis']

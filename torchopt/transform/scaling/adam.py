@@ -129,11 +129,7 @@ def _rule(t: Any, nesterov: bool, *, b1: Any, b2: Any, eps: Any, eps_root: Any) 
 
 @suggesting
 def scale_by_accelerated_adam(
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    eps_root: float = 0.0,
-    moment_requires_grad: bool = False,
+    b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, eps_root: float = 0.0, moment_requires_grad: bool = False
 ) -> GradientTransformation:
     """:func:`scale_by_adam`, which raises if the native engine cannot run.
 

@@ -18,11 +18,7 @@ __all__ = ['scale_by_yogi']
 
 @factory
 def scale_by_yogi(
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-3,
-    eps_root: Any = 0.0,
-    initial_accumulator_value: float = 1e-6,
+    b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-3, eps_root: Any = 0.0, initial_accumulator_value: float = 1e-6
 ) -> GradientTransformation:
     r"""Rescale updates with the rule of Yogi.
 

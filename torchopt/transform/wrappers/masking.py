@@ -71,11 +71,7 @@ def masked(
             like = tree.structure(updates)
             extra = {name: _hide(x, shown, name) if tree.structure(x) == like else x for name, x in extra.items()}
         new, inner_state = wide.update(
-            _hide(updates, shown, 'updates'),
-            state.inner_state,
-            hidden_params,
-            inplace=inplace,
-            **extra,
+            _hide(updates, shown, 'updates'), state.inner_state, hidden_params, inplace=inplace, **extra
         )
         return _restore(updates, new, shown), MaskedState(inner_state)
 
@@ -135,10 +131,7 @@ class PartitionState(NamedTuple):
 
 @factory
 def partition(
-    transforms: Mapping[Any, TransformationLike],
-    param_labels: Any,
-    *,
-    mask_compatible_extra_args: bool = False,
+    transforms: Mapping[Any, TransformationLike], param_labels: Any, *, mask_compatible_extra_args: bool = False
 ) -> GradientTransformationExtraArgs:
     """Apply to every leaf the transformation of its label.
 
@@ -158,8 +151,7 @@ def partition(
     Example:
         >>> import torch, torchopt
         >>> tx = torchopt.transform.partition(
-        ...     {'fast': torchopt.sgd(1.0), 'frozen': torchopt.transform.scale(0.0)},
-        ...     {'head': 'fast', 'body': 'frozen'},
+        ...     {'fast': torchopt.sgd(1.0), 'frozen': torchopt.transform.scale(0.0)}, {'head': 'fast', 'body': 'frozen'}
         ... )
         >>> g = {'head': torch.tensor(2.0), 'body': [torch.tensor(2.0)]}
         >>> tx.update(g, tx.init(g))[0]
@@ -198,12 +190,7 @@ def partition(
             )
 
     def update(
-        updates: Any,
-        state: PartitionState,
-        params: Any = None,
-        *,
-        inplace: bool = False,
-        **extra: Any,
+        updates: Any, state: PartitionState, params: Any = None, *, inplace: bool = False, **extra: Any
     ) -> tuple[Any, PartitionState]:
         new_states = {}
         for label, tx in parts(updates if params is None else params).items():

@@ -126,10 +126,7 @@ def monitor(measures: dict[str, Any]) -> GradientTransformationExtraArgs:
 
 @factory
 def measure_with_ema(
-    measure: Callable[[Any], Any],
-    decay: Any,
-    debias: bool = True,
-    accumulator_dtype: DTypeLike | None = None,
+    measure: Callable[[Any], Any], decay: Any, debias: bool = True, accumulator_dtype: DTypeLike | None = None
 ) -> GradientTransformationExtraArgs:
     """A measure for :func:`monitor`: the moving average of another measure.
 
@@ -153,6 +150,5 @@ def measure_with_ema(
     """
     average = ema(decay, debias, accumulator_dtype)
     return ChainedGradientTransformation(
-        stateless(partial(_measure, measure)),
-        average._replace(init=lambda params: average.init(measure(params))),
+        stateless(partial(_measure, measure)), average._replace(init=lambda params: average.init(measure(params)))
     )
