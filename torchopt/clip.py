@@ -13,7 +13,7 @@ from torch import Tensor
 from torchopt import checks, elementwise, tree
 from torchopt.base import EmptyState, GradientTransformation, factory, init_empty_state
 from torchopt.dtypes import real_dtype
-from torchopt.elementwise.real_params import require_real
+from torchopt.elementwise import require_real
 from torchopt.norms import constant_norm, root_mean_square, two_norm
 from torchopt.numerics import as_scalar_like, in_single, tensor_like
 from torchopt.preconditions import Precondition, params_for

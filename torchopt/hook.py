@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 from torchopt import tree
@@ -14,11 +16,6 @@ from torchopt.dtypes import is_inexact
 from torchopt.levels import apply_function
 from torchopt.numerics import as_scalar_like
 from torchopt.tree.ops import detached
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import Tensor
 
 __all__ = ['nan_to_num_hook', 'register_hook', 'scale_gradient', 'zero_nan_hook']
 

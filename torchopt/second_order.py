@@ -7,14 +7,12 @@ over the parameters contains the elements of the leaves, in the order of the tre
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from torchopt import tree
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ['fisher_diag', 'hessian_diag', 'hvp']
 

@@ -4,15 +4,13 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from torchopt.base import ChainedGradientTransformation, GradientTransformation, identity
 from torchopt.combine import chain
 from torchopt.transform import add_decayed_weights, scale, scale_by_learning_rate as scale_by_neg_lr
 from torchopt.transform.wrappers.native import with_native
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ['assemble', 'flip_sign_and_add_weight_decay', 'scale_by_neg_lr', 'shared_prose']
 

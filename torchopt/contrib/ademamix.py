@@ -14,7 +14,6 @@ from torchopt.combine import chain
 from torchopt.contrib.scalars import check_number_or_schedule, rate_at
 from torchopt.dtypes import DTypeLike
 from torchopt.elementwise import ranges
-from torchopt.elementwise.ranges import moment_dtype
 from torchopt.numerics import abs_sq, advance, as_scalar_like, increment, one_minus, safe_sqrt, zero_count
 from torchopt.preconditions import Precondition, state_of
 from torchopt.rules import average, plus, times
@@ -94,7 +93,7 @@ def scale_by_ademamix(
     check_number_or_schedule('alpha', alpha)
     ranges.at_least_zero('epsilon value', eps)
     ranges.at_least_zero('eps_root value', eps_root)
-    dtype = moment_dtype(mu_dtype)
+    dtype = ranges.moment_dtype(mu_dtype)
 
     def init(params: Any) -> ScaleByAdemamixState:
         fast, slow = elementwise.zero_moment(params, dtype=dtype), elementwise.zero_moment(params, dtype=dtype)

@@ -15,7 +15,6 @@ from torchopt.base import ElementwiseTransformation, GradientTransformation, fac
 from torchopt.combine import chain
 from torchopt.dtypes import DTypeLike
 from torchopt.elementwise import ranges
-from torchopt.elementwise.ranges import moment_dtype
 from torchopt.numerics import (
     abs_sq,
     as_python_scalar,
@@ -100,7 +99,7 @@ def scale_by_adopt(
     """
     ranges.decay_rates(b1, b2)
     ranges.at_least_zero('epsilon value', eps)
-    dtype = moment_dtype(mu_dtype)
+    dtype = ranges.moment_dtype(mu_dtype)
     checks.schedule('clip_value_fn', clip_value_fn)
 
     def init(params: Any) -> ScaleByAdamState:

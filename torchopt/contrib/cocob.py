@@ -13,8 +13,7 @@ from torchopt import checks, elementwise, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.combine import chain
 from torchopt.contrib.constants import kept_copy
-from torchopt.elementwise.leaves import as_constants
-from torchopt.elementwise.real_params import require_real
+from torchopt.elementwise import as_constants, require_real
 from torchopt.numerics import as_scalar_like
 from torchopt.preconditions import params_for, state_of
 from torchopt.spelling import suggesting

@@ -15,8 +15,7 @@ from torchopt.base import ElementwiseTransformation, GradientTransformation, fac
 from torchopt.combine import chain
 from torchopt.contrib.constants import kept_copy
 from torchopt.contrib.scalars import rate_at
-from torchopt.elementwise import ranges
-from torchopt.elementwise.leaves import as_constants
+from torchopt.elementwise import as_constants, ranges
 from torchopt.numerics import abs_sq, advance, as_scalar_like, zero_count
 from torchopt.preconditions import Precondition, params_for, state_of
 from torchopt.rules import plus, times

@@ -16,7 +16,7 @@ from torchopt.combine import chain
 from torchopt.contrib.matrix_axes import MatrixShape, axes_of_leaves, matrices_of_leaves
 from torchopt.contrib.newton_schulz import PRECONDITIONINGS, orthogonalize
 from torchopt.dtypes import DTypeLike
-from torchopt.elementwise.ranges import moment_dtype
+from torchopt.elementwise import ranges
 from torchopt.numerics import (
     advance,
     as_python_list,
@@ -138,7 +138,7 @@ def scale_by_muon(
     coefficients = _coefficients(ns_coeffs, ns_steps)
     checks.unit_interval('beta', beta)
     checks.at_least('epsilon value', eps)
-    dtype = moment_dtype(mu_dtype)
+    dtype = ranges.moment_dtype(mu_dtype)
     if preconditioning not in PRECONDITIONINGS:
         raise ValueError(f'Invalid preconditioning: {preconditioning!r}; expected one of {PRECONDITIONINGS}.')
 

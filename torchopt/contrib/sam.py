@@ -10,7 +10,7 @@ from torch import Tensor
 from torchopt import checks, tree
 from torchopt.base import GradientTransformationExtraArgs, TransformationLike, factory, with_extra_args_support
 from torchopt.contrib.constants import kept_copy, without_graphs
-from torchopt.elementwise.leaves import as_constant
+from torchopt.elementwise import as_constant
 from torchopt.graphs import carries_no_graph, detach_graph
 from torchopt.loop.selection import branch
 from torchopt.numerics import zero_count

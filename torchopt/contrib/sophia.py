@@ -13,8 +13,7 @@ from torchopt.base import GradientTransformationExtraArgs, TransformationLike, f
 from torchopt.combine import chain
 from torchopt.contrib.hutchinson import hutchinson_estimator_diag_hessian
 from torchopt.dtypes import DTypeLike
-from torchopt.elementwise.ranges import moment_dtype
-from torchopt.elementwise.real_params import require_real
+from torchopt.elementwise import ranges, require_real
 from torchopt.levels import is_tracing
 from torchopt.loop.selection import branch
 from torchopt.numerics import (
@@ -96,7 +95,7 @@ def scale_by_sophia(
         checks.at_least('clip_threshold value', clip_threshold)
     checks.at_least('update_interval value', update_interval, 1)
     checks.at_least('print_win_rate_every_n_steps value', print_win_rate_every_n_steps, 1 if verbose else 0)
-    dtype = moment_dtype(mu_dtype)
+    dtype = ranges.moment_dtype(mu_dtype)
     estimator = with_extra_args_support(hessian_diagonal_fn)
 
     def init(params: Any) -> SophiaState:

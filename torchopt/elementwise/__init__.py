@@ -3,7 +3,15 @@
 
 from torchopt.elementwise.hyperparams import Hyperparams, PerLeafRule, check_each, has_shape
 from torchopt.elementwise.leaves import as_constant, as_constants, leaf_norm, least_norm
-from torchopt.elementwise.moments import add_to_leaf, apply_rule, check_inexact, check_updates, full_moment, zero_moment
+from torchopt.elementwise.moments import (
+    add_to_leaf,
+    apply_rule,
+    check_inexact,
+    check_updates,
+    full_moment,
+    require_real,
+    zero_moment,
+)
 from torchopt.elementwise.run import ElementwiseStep, run_steps
 
 __all__ = [
@@ -21,6 +29,7 @@ __all__ = [
     'as_constants',
     'leaf_norm',
     'least_norm',
+    'require_real',
     'run_steps',
     'zero_moment',
 ]

@@ -3,16 +3,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from torchopt.kinds import described
 from torchopt.losses.arguments import broadcastable, floating, real
 from torchopt.losses.masked import finite_where
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ['make_fenchel_young_loss']
 

@@ -4,16 +4,14 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from torchopt import tree
 from torchopt.levels import is_transformed
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ['AccumulationType', 'Accumulator', 'accumulate', 'compose', 'map_tensors']
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
 from torchopt import tree
 from torchopt.microbatching.accumulation import AccumulationType, accumulate, compose, map_tensors
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 __all__ = ['microbatch', 'reshape_batch_axis']
 

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
@@ -12,9 +13,6 @@ from torchopt import tree
 from torchopt.autodiff import differentiate
 from torchopt.microbatching.accumulation import AccumulationType, compose, map_tensors
 from torchopt.microbatching.batch import microbatch
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 __all__ = ['IndividualOutputs', 'micro_grad', 'micro_vmap']
 

@@ -4,19 +4,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from torchopt.scalars import where
-from torchopt.schedule.arithmetic import FunctionOfCount, lift, require_number, scales_in_order
+from torchopt.schedule.arithmetic import FunctionOfCount, Number, Schedule, lift, require_number, scales_in_order
 from torchopt.spelling import suggesting
 from torchopt.tree import as_text
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torchopt.schedule.arithmetic import Number, Schedule
 
 __all__ = ['constant_schedule', 'piecewise_constant_schedule']
 

@@ -5,18 +5,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torchopt.numerics import as_python_scalar
 from torchopt.scalars import cosine, power, smaller, where
-from torchopt.schedule.arithmetic import FunctionOfCount, lift, require_count, require_number
+from torchopt.schedule.arithmetic import FunctionOfCount, Number, Schedule, lift, require_count, require_number
 from torchopt.schedule.join import join_schedules
 from torchopt.schedule.polynomial import linear_schedule
 from torchopt.spelling import suggesting
 from torchopt.tree import as_text
-
-if TYPE_CHECKING:
-    from torchopt.schedule.arithmetic import Number, Schedule
 
 __all__ = ['cosine_decay_schedule', 'warmup_cosine_decay_schedule']
 

@@ -6,18 +6,15 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torchopt.numerics import as_python_scalar
 from torchopt.scalars import floor, larger, power, smaller, where
-from torchopt.schedule.arithmetic import FunctionOfCount, lift, require_number
+from torchopt.schedule.arithmetic import FunctionOfCount, Number, Schedule, lift, require_number
 from torchopt.schedule.constant import constant_schedule
 from torchopt.schedule.polynomial import check_transition, not_negative
 from torchopt.spelling import suggesting
 from torchopt.tree import as_text
-
-if TYPE_CHECKING:
-    from torchopt.schedule.arithmetic import Number, Schedule
 
 __all__ = ['exponential_decay']
 

@@ -5,19 +5,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from torchopt.scalars import cosine, where
-from torchopt.schedule.arithmetic import FunctionOfCount, lift, require_count, require_number, scales_in_order
+from torchopt.schedule.arithmetic import (
+    FunctionOfCount,
+    Number,
+    Schedule,
+    lift,
+    require_count,
+    require_number,
+    scales_in_order,
+)
 from torchopt.spelling import suggesting
 from torchopt.tree import as_text
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torchopt.schedule.arithmetic import Number, Schedule
 
 __all__ = ['cosine_onecycle_schedule', 'linear_onecycle_schedule', 'piecewise_interpolate_schedule']
 

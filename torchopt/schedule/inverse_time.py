@@ -4,14 +4,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from torchopt.schedule.arithmetic import FunctionOfCount, lift, require_number
+from torchopt.schedule.arithmetic import FunctionOfCount, Number, Schedule, lift, require_number
 from torchopt.spelling import suggesting
 from torchopt.tree import as_text
-
-if TYPE_CHECKING:
-    from torchopt.schedule.arithmetic import Number, Schedule
 
 __all__ = ['inverse_time_decay']
 

@@ -4,19 +4,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 from torchopt.kinds import kind_of
 from torchopt.numerics import as_python_scalar
 from torchopt.scalars import where
-from torchopt.schedule.arithmetic import FunctionOfCount, lift, require_count
+from torchopt.schedule.arithmetic import FunctionOfCount, Number, Schedule, lift, require_count
 from torchopt.spelling import suggesting
 from torchopt.tree import as_text
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torchopt.schedule.arithmetic import Number, Schedule
 
 __all__ = ['join_schedules']
 

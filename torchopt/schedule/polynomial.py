@@ -5,17 +5,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torchopt.numerics import as_python_scalar
 from torchopt.scalars import clip, power
-from torchopt.schedule.arithmetic import FunctionOfCount, lift, require_count, require_number
+from torchopt.schedule.arithmetic import FunctionOfCount, Number, Schedule, lift, require_count, require_number
 from torchopt.schedule.constant import constant_schedule
 from torchopt.spelling import suggesting
 from torchopt.tree import as_text
-
-if TYPE_CHECKING:
-    from torchopt.schedule.arithmetic import Number, Schedule
 
 __all__ = ['linear_schedule', 'polynomial_schedule', 'warmup_constant_schedule']
 

@@ -3,18 +3,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 
+from torchopt.schedule.arithmetic import Number, Schedule
 from torchopt.schedule.cosine import warmup_cosine_decay_schedule
 from torchopt.schedule.exponential import exponential_decay
 from torchopt.schedule.join import join_schedules
 from torchopt.schedule.polynomial import linear_schedule
 from torchopt.spelling import suggesting
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from torchopt.schedule.arithmetic import Number, Schedule
 
 __all__ = ['sgdr_schedule', 'warmup_exponential_decay_schedule']
 

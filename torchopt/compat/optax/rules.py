@@ -16,7 +16,6 @@ from torchopt.base import (
 )
 from torchopt.dtypes import DTypeLike
 from torchopt.elementwise import ranges
-from torchopt.elementwise.ranges import moment_dtype
 from torchopt.preconditions import state_of
 from torchopt.transform import ScaleByAdamState
 from torchopt.transform.scaling.trace import decaying_sum
@@ -200,7 +199,7 @@ def trace(decay: Any, nesterov: bool = False, accumulator_dtype: DTypeLike | Non
         ([tensor(3.)], TraceState(trace=[tensor(2., dtype=torch.bfloat16)]))
     """
     ranges.at_least_zero('decay value', decay)
-    dtype = moment_dtype(accumulator_dtype, 'accumulator_dtype')
+    dtype = ranges.moment_dtype(accumulator_dtype, 'accumulator_dtype')
     return decaying_sum(decay, 0.0, nesterov, False, dtype)
 
 

@@ -13,7 +13,6 @@ from torchopt import checks, elementwise, rules, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.dtypes import DTypeLike
 from torchopt.elementwise import ranges
-from torchopt.elementwise.ranges import moment_dtype
 from torchopt.graphs import zeros_of
 from torchopt.numerics import advance, as_python_scalar, safe_increment, zero_count
 from torchopt.preconditions import state_of
@@ -57,7 +56,7 @@ def ema(decay: Any, debias: bool = True, accumulator_dtype: DTypeLike | None = N
         ([tensor(3.)], [tensor(2.2500)])
     """
     ranges.decay_rate('decay', decay)
-    dtype = moment_dtype(accumulator_dtype, 'accumulator_dtype')
+    dtype = ranges.moment_dtype(accumulator_dtype, 'accumulator_dtype')
 
     def init(params: Any) -> EmaState:
         return EmaState(zero_count(), elementwise.zero_moment(params, dtype=dtype))

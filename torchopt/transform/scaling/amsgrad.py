@@ -10,7 +10,6 @@ from torchopt import elementwise, rules, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.dtypes import DTypeLike
 from torchopt.elementwise import ranges
-from torchopt.elementwise.ranges import moment_dtype
 from torchopt.numerics import advance, zero_count
 from torchopt.preconditions import state_of
 
@@ -79,7 +78,7 @@ def scale_by_amsgrad(
     ranges.decay_rates(b1, b2)
     ranges.at_least_zero('epsilon value', eps)
     ranges.at_least_zero('eps_root value', eps_root)
-    dtype = moment_dtype(mu_dtype)
+    dtype = ranges.moment_dtype(mu_dtype)
 
     def init(params: Any) -> ScaleByAmsgradState:
         squares = [elementwise.zero_moment(params, real=True) for _ in range(2)]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchopt import checks, elementwise
 from torchopt.base import EmptyState, GradientTransformation, factory, init_empty_state
-from torchopt.elementwise.leaves import as_constant, leaf_norm, least_norm
+from torchopt.elementwise import as_constant, leaf_norm, least_norm
 from torchopt.norms import root_mean_square
 from torchopt.numerics import as_scalar_like, in_single
 from torchopt.preconditions import params_for

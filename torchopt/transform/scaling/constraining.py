@@ -10,8 +10,7 @@ from torch import Tensor
 
 from torchopt import elementwise, tree
 from torchopt.base import ElementwiseTransformation, EmptyState, GradientTransformation, factory
-from torchopt.elementwise.leaves import as_constant
-from torchopt.elementwise.real_params import require_real
+from torchopt.elementwise import as_constant, require_real
 from torchopt.preconditions import params_for, state_of
 
 __all__ = ['NonNegativeParamsState', 'ZeroNansState', 'keep_params_nonnegative', 'zero_nans']

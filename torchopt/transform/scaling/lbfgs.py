@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformation, factory
-from torchopt.elementwise.leaves import as_constant
+from torchopt.elementwise import as_constant
 from torchopt.elementwise.moments import check_writable
 from torchopt.levels import runs_directly
 from torchopt.numerics import advance, zero_count

@@ -11,8 +11,7 @@ from torch import Tensor
 from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformation, factory
 from torchopt.dtypes import DTypeLike, wide_dtype, widened
-from torchopt.elementwise.leaves import as_constant
-from torchopt.elementwise.ranges import moment_dtype
+from torchopt.elementwise import as_constant, ranges
 from torchopt.numerics import abs_sq, advance, as_python_scalar, as_scalar_like, one_minus, safe_sqrt, zero_count
 from torchopt.preconditions import params_for, state_of
 
@@ -73,7 +72,7 @@ def scale_by_novograd(
         checks.unit_interval(name, value)
     for name, value in (('epsilon', eps), ('eps_root', eps_root), ('weight_decay', weight_decay)):
         checks.at_least(f'{name} value', value)
-    dtype = moment_dtype(mu_dtype)
+    dtype = ranges.moment_dtype(mu_dtype)
     decays = checks.nonzero(weight_decay)
 
     def init(params: Any) -> ScaleByNovogradState:

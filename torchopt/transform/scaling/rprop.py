@@ -11,8 +11,7 @@ from torch import Tensor
 
 from torchopt import elementwise, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
-from torchopt.elementwise import ranges
-from torchopt.elementwise.real_params import require_real
+from torchopt.elementwise import ranges, require_real
 from torchopt.numerics import as_scalar_like
 from torchopt.preconditions import state_of
 

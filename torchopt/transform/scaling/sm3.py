@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformation, factory
-from torchopt.elementwise.real_params import require_real
+from torchopt.elementwise import require_real
 from torchopt.numerics import as_scalar_like, one_minus
 from torchopt.preconditions import state_of
 

@@ -13,7 +13,6 @@ from torchopt import checks, elementwise, rules, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory, identity
 from torchopt.dtypes import DTypeLike
 from torchopt.elementwise import ranges
-from torchopt.elementwise.ranges import moment_dtype
 from torchopt.numerics import as_python_scalar, increment, zero_count
 from torchopt.preconditions import state_of
 
@@ -80,7 +79,7 @@ def trace(
     ranges.at_least_zero('momentum value', momentum)
     elementwise.check_each(checks.number, 'dampening value', dampening)
     ranges.flag('moment_requires_grad', moment_requires_grad)
-    dtype = moment_dtype(accumulator_dtype, 'accumulator_dtype')
+    dtype = ranges.moment_dtype(accumulator_dtype, 'accumulator_dtype')
     if nesterov and (not checks.nonzero(momentum) or checks.nonzero(dampening)):
         raise ValueError(
             f'Nesterov momentum requires a momentum and zero dampening: momentum={momentum}, dampening={dampening}. '

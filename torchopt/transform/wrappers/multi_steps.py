@@ -17,7 +17,7 @@ from torchopt.base import (
     with_extra_args_support,
 )
 from torchopt.dtypes import DTypeLike, widened
-from torchopt.elementwise.ranges import moment_dtype
+from torchopt.elementwise import ranges
 from torchopt.graphs import zeros_of
 from torchopt.kinds import kind_of
 from torchopt.loop.selection import branch
@@ -149,7 +149,7 @@ class MultiSteps:
         self._opt = with_extra_args_support(opt)
         if not checks.is_schedule(every_k_schedule):
             checks.at_least('every_k_schedule value', every_k_schedule, 1)
-        self._dtype = moment_dtype(accumulator_dtype, 'accumulator_dtype')
+        self._dtype = ranges.moment_dtype(accumulator_dtype, 'accumulator_dtype')
         self._call = opt, every_k_schedule, use_grad_mean, should_skip_update_fn, accumulator_dtype
 
     def __reduce__(self) -> tuple[Any, ...]:
