@@ -60,9 +60,6 @@ def constant_schedule(value: Number) -> Schedule:
     Args:
         value: The value, a number or a 0-d tensor.
 
-    Returns:
-        The schedule, a function from the step count to the value.
-
     Raises:
         TypeError: If the value is not a number.
         ValueError: If it is NaN.
@@ -88,9 +85,6 @@ def piecewise_constant_schedule(
     Args:
         init_value: The initial value :math:`v_0`.
         boundaries_and_scales: A dict from each boundary :math:`b_i`, a step, to its factor :math:`f_i \ge 0`.
-
-    Returns:
-        The schedule, a function from the step count to the value.
 
     Raises:
         TypeError: If an argument is not a number.

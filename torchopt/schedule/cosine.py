@@ -77,9 +77,6 @@ def cosine_decay_schedule(
         alpha: The last value as a fraction of the first.
         exponent: The exponent :math:`p`.
 
-    Returns:
-        The schedule, a function from the step count to the value.
-
     Raises:
         TypeError: If an argument is not a number.
         ValueError: If an argument is NaN, or ``decay_steps`` is not positive.
@@ -119,9 +116,6 @@ def warmup_cosine_decay_schedule(
         decay_steps: The total number of steps, including the warmup; more than ``warmup_steps``.
         end_value: The last value.
         exponent: The exponent of the decay, as in :func:`cosine_decay_schedule`.
-
-    Returns:
-        The schedule, a function from the step count to the value.
 
     Raises:
         TypeError: If an argument is not a number.

@@ -78,9 +78,6 @@ def exponential_decay(
         staircase: Round the exponent down, so that the value changes every :math:`T` steps.
         end_value: A lower bound if :math:`r < 1`, else an upper bound; None means no bound.
 
-    Returns:
-        The schedule, a function from the step count to the value.
-
     Raises:
         TypeError: If an argument is not a number.
         ValueError: If an argument is NaN, or the arguments seem to be in Optax's order: a fractional

@@ -69,9 +69,6 @@ def piecewise_interpolate_schedule(
         init_value: The value :math:`v_0` at step 0, a number or a 0-d tensor.
         boundaries_and_scales: A dict from each boundary :math:`b_i`, a step, to its factor :math:`f_i \ge 0`.
 
-    Returns:
-        The schedule, a function from the step count to the value.
-
     Raises:
         TypeError: If an argument is not a number.
         ValueError: If the type is unknown, a factor is negative, or an argument is NaN.
@@ -107,9 +104,6 @@ def linear_onecycle_schedule(
         pct_final: The fraction of the steps after which it is back at its first value.
         div_factor: The ratio of the peak to the first value.
         final_div_factor: The ratio of the first value to the last.
-
-    Returns:
-        The schedule, a function from the step count to the value.
 
     Raises:
         ValueError: If ``transition_steps`` is not positive, or an argument is NaN.
@@ -149,9 +143,6 @@ def cosine_onecycle_schedule(
         pct_start: The fraction of the steps in which the value rises.
         div_factor: The ratio of the peak to the first value.
         final_div_factor: The ratio of the first value to the last.
-
-    Returns:
-        The schedule, a function from the step count to the value.
 
     Raises:
         ValueError: If ``transition_steps`` is not positive, or an argument is NaN.

@@ -52,9 +52,6 @@ def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> 
         schedules: The schedules.
         boundaries: The steps at which the second, third, ... schedule begins.
 
-    Returns:
-        The schedule, a function from the step count to the value.
-
     Raises:
         TypeError: If a schedule is not callable, or a boundary is not a number.
         ValueError: If the number of boundaries is not the number of schedules minus one.

@@ -60,9 +60,6 @@ def polynomial_schedule(
             not positive, the schedule is constantly ``init_value``.
         transition_begin: The step :math:`B` until which the value is ``init_value``; 0 if negative.
 
-    Returns:
-        The schedule, a function from the step count to the value.
-
     Raises:
         TypeError: If an argument is not a number.
         ValueError: If an argument is NaN.
@@ -106,9 +103,6 @@ def warmup_constant_schedule(init_value: Number, peak_value: Number, warmup_step
         init_value: The first value.
         peak_value: The value after the warmup.
         warmup_steps: The number of steps of the warmup.
-
-    Returns:
-        The schedule, a function from the step count to the value.
 
     Example:
         >>> import torchopt

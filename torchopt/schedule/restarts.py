@@ -39,9 +39,6 @@ def warmup_exponential_decay_schedule(
         staircase: Change the value only every ``transition_steps`` steps.
         end_value: A lower bound if ``decay_rate`` < 1, else an upper bound; None means no bound.
 
-    Returns:
-        The schedule, a function from the step count to the value.
-
     Raises:
         TypeError: If an argument is not a number.
         ValueError: If an argument is NaN.
@@ -71,9 +68,6 @@ def sgdr_schedule(cosine_kwargs: Iterable[dict[str, Any]]) -> Schedule:
     Args:
         cosine_kwargs: For each decay, the arguments of :func:`warmup_cosine_decay_schedule`.  They include
             ``decay_steps``, the number of steps until the next decay begins.
-
-    Returns:
-        The schedule, a function from the step count to the value.
 
     Raises:
         ValueError: If there is no decay, or one has no ``decay_steps``.
