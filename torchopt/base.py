@@ -39,6 +39,7 @@ __all__ = [
     'identity',
     'init_empty_state',
     'with_extra_args_support',
+    'without_state',
 ]
 
 
@@ -128,11 +129,9 @@ class GradientTransformation(_Functions):
         return NotImplemented if isinstance(other, ChainedGradientTransformation) else tuple.__eq__(self, other)
 
     def __ne__(self, other: object) -> bool:
-        """The opposite of ``==``."""
         return not self == other
 
     def __hash__(self) -> int:
-        """Hash of the functions."""
         return tuple.__hash__(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -203,6 +202,15 @@ def init_empty_state(params: Any) -> EmptyState:
     return EmptyState()
 
 
+def without_state(f: Callable[[Any, Any], Any], *requires: Precondition) -> GradientTransformation:
+    """A transformation without a state; ``f(updates, params)`` returns the new updates."""
+
+    def update(updates: Any, state: Any, params: Any = None, *, inplace: bool = False) -> tuple[Any, Any]:
+        return f(updates, params), state
+
+    return GradientTransformation.requiring(init_empty_state, update, *requires)
+
+
 def _pass_through(updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any) -> Any:
     return updates, state
 
@@ -218,7 +226,6 @@ class IdentityGradientTransformation(GradientTransformationExtraArgs):
     update_fn = staticmethod(_pass_through)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle by class."""
         return IdentityGradientTransformation, ()
 
     def _spelled(self) -> tree.Spelled:
@@ -289,11 +296,9 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
         return isinstance(other, GradientTransformation) and self.transformations == (other,)
 
     def __hash__(self) -> int:
-        """Hash of the members."""
         return hash(self.transformations)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the members."""
         return ChainedGradientTransformation, self.transformations
 
     def _spelled(self) -> tree.Spelled:

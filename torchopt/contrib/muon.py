@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, elementwise, tree
-from torchopt.base import EmptyState, GradientTransformation, factory, init_empty_state
+from torchopt.base import GradientTransformation, factory, without_state
 from torchopt.combine import chain
 from torchopt.contrib.matrix_axes import MatrixShape, axes_of_leaves, matrices_of_leaves
 from torchopt.contrib.newton_schulz import PRECONDITIONINGS, orthogonalize
@@ -237,13 +237,13 @@ def scale_by_shape(weight_dimension_numbers: Any = None, consistent_rms: Any = N
             return math.sqrt(max(1.0, n / m)) if m else 1.0
         return math.sqrt(max(m, n)) * consistent_rms
 
-    def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
+    def scaled(updates: Any, params: Any) -> Any:
         leaves, spec = tree.flatten(updates)
         shapes = _matrices(weight_dimension_numbers, updates)
         u = [None if shape is None else g * as_scalar_like(factor(shape), g) for g, shape in zip(leaves, shapes)]
-        return tree.unflatten(spec, u), state
+        return tree.unflatten(spec, u)
 
-    return GradientTransformation(init_empty_state, update)
+    return without_state(scaled)
 
 
 @suggesting

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, elementwise
-from torchopt.base import EmptyState, GradientTransformation, factory, init_empty_state
+from torchopt.base import EmptyState, GradientTransformation, factory, without_state
 from torchopt.elementwise import as_constant, leaf_norm, least_norm
 from torchopt.norms import root_mean_square
 from torchopt.numerics import as_scalar_like, in_single
@@ -25,11 +25,10 @@ def _scale_leaves(rule: Any, purpose: str) -> GradientTransformation:
     def scaled(u: Tensor, p: Tensor) -> tuple[Tensor]:
         return (rule(u, as_constant(p, u)),)
 
-    def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
-        (updates,) = elementwise.apply_rule(in_single(scaled), updates, reads=(params,), whole=True)
-        return updates, state
+    def scale(updates: Any, params: Any) -> Any:
+        return elementwise.apply_rule(in_single(scaled), updates, reads=(params,), whole=True)[0]
 
-    return GradientTransformation.requiring(init_empty_state, update, params_for(purpose))
+    return without_state(scale, params_for(purpose))
 
 
 @factory

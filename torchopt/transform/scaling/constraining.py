@@ -43,7 +43,7 @@ def keep_params_nonnegative() -> GradientTransformation:
         require_real(params, 'keep_params_nonnegative')
         return EmptyState()
 
-    return ElementwiseTransformation(init, lambda state: step, params_for('keep_params_nonnegative'))
+    return ElementwiseTransformation(init, step, params_for('keep_params_nonnegative'))
 
 
 def _stop_at_zero(u: Tensor, p: Tensor) -> tuple[Tensor]:

@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torchopt import checks, tree
-from torchopt.base import EmptyState, GradientTransformation, factory, init_empty_state
+from torchopt.base import GradientTransformation, factory, without_state
 
 __all__ = ['nan_to_num']
 
@@ -33,7 +31,4 @@ def nan_to_num(nan: float = 0.0, posinf: float | None = None, neginf: float | No
         if value is not None:
             checks.scalar(f'{name} value', value)
 
-    def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
-        return tree.map(lambda g: g.nan_to_num(nan, posinf, neginf), updates), state
-
-    return GradientTransformation(init_empty_state, update)
+    return without_state(lambda updates, params: tree.map(lambda g: g.nan_to_num(nan, posinf, neginf), updates))

@@ -27,8 +27,7 @@ def set_to_zero() -> GradientTransformation:
         >>> tx.update([torch.tensor([2.0, float('nan')])], tx.init([torch.zeros(2)]))[0]
         [tensor([0., 0.])]
     """
-    step = elementwise.ElementwiseStep(_zero, (), EmptyState)
-    return ElementwiseTransformation(init_empty_state, lambda state: step)
+    return ElementwiseTransformation(init_empty_state, elementwise.ElementwiseStep(_zero, (), EmptyState))
 
 
 def _zero(g: Tensor) -> tuple[Tensor]:
