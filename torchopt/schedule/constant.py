@@ -12,19 +12,17 @@ import torch
 from torchopt.scalars import where
 from torchopt.schedule.arithmetic import FunctionOfCount, Number, Schedule, lift, require_number, scales_in_order
 from torchopt.spelling import suggesting
-from torchopt.tree import as_text
 
 __all__ = ['constant_schedule', 'piecewise_constant_schedule']
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Constant(FunctionOfCount):
     """The schedule that :func:`constant_schedule` returns."""
 
     value: Number
 
     made_by = 'constant_schedule'
-    __repr__ = as_text
 
     def __call__(self, count: Any) -> Any:
         """The value, in the shape of the count."""
@@ -32,7 +30,7 @@ class Constant(FunctionOfCount):
         return value.expand(count.shape) if isinstance(value, torch.Tensor) else value
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class PiecewiseConstant(FunctionOfCount):
     """The schedule that :func:`piecewise_constant_schedule` returns."""
 
@@ -40,7 +38,6 @@ class PiecewiseConstant(FunctionOfCount):
     boundaries_and_scales: tuple[tuple[Number, Number], ...]
 
     made_by = 'piecewise_constant_schedule'
-    __repr__ = as_text
 
     def __call__(self, count: Any) -> Any:
         """The product of the initial value and all factors whose boundary is at most ``count``."""

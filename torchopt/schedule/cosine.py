@@ -13,12 +13,11 @@ from torchopt.schedule.arithmetic import FunctionOfCount, Number, Schedule, lift
 from torchopt.schedule.join import join_schedules
 from torchopt.schedule.polynomial import linear_schedule
 from torchopt.spelling import suggesting
-from torchopt.tree import as_text
 
 __all__ = ['cosine_decay_schedule', 'warmup_cosine_decay_schedule']
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Cosine(FunctionOfCount):
     """The schedule that :func:`cosine_decay_schedule` returns."""
 
@@ -28,16 +27,14 @@ class Cosine(FunctionOfCount):
     exponent: Number = 1.0
 
     made_by = 'cosine_decay_schedule'
-    __repr__ = as_text
 
     def __call__(self, count: Any) -> Any:
-        """The value at a step."""
         count, init, steps, alpha, exponent = lift(count, self.init_value, self.decay_steps, self.alpha, self.exponent)
         half_wave = 0.5 * (1.0 + cosine(math.pi * smaller(count, steps) / steps))
         return init * ((1.0 - alpha) * power(half_wave, exponent) + alpha)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class CosineTo(FunctionOfCount):
     """Like :class:`Cosine`, given the last value instead of its ratio to the first.
 
@@ -49,10 +46,7 @@ class CosineTo(FunctionOfCount):
     decay_steps: Number
     exponent: Number = 1.0
 
-    __repr__ = as_text
-
     def __call__(self, count: Any) -> Any:
-        """The value at a step."""
         init, end = lift(self.init_value, self.end_value)
         # If the peak is zero, the whole schedule is zero, not NaN.
         alpha = where(init == 0, 0.0 * end, end) / where(init == 0, 1.0 + 0.0 * init, init)

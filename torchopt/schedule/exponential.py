@@ -14,14 +14,13 @@ from torchopt.schedule.arithmetic import FunctionOfCount, Number, Schedule, lift
 from torchopt.schedule.constant import constant_schedule
 from torchopt.schedule.polynomial import check_transition, not_negative
 from torchopt.spelling import suggesting
-from torchopt.tree import as_text
 
 __all__ = ['exponential_decay']
 
 logger = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Exponential(FunctionOfCount):
     """The schedule that :func:`exponential_decay` returns."""
 
@@ -33,10 +32,8 @@ class Exponential(FunctionOfCount):
     end_value: Number | None = None
 
     made_by = 'exponential_decay'
-    __repr__ = as_text
 
     def __call__(self, count: Any) -> Any:
-        """The value at a step."""
         bounds = [] if self.end_value is None else [self.end_value]
         count, init, rate, begin, steps, *bounds = lift(
             count, self.init_value, self.decay_rate, self.transition_begin, self.transition_steps, *bounds

@@ -21,20 +21,17 @@ from torchopt.schedule.arithmetic import (
     scales_in_order,
 )
 from torchopt.spelling import suggesting
-from torchopt.tree import as_text
 
 __all__ = ['cosine_onecycle_schedule', 'linear_onecycle_schedule', 'piecewise_interpolate_schedule']
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class PiecewiseInterpolate(FunctionOfCount):
     """The schedule that :func:`piecewise_interpolate_schedule` returns."""
 
     wave: bool
     init_value: Number
     boundaries_and_scales: tuple[tuple[Number, Number], ...]
-
-    __repr__ = as_text
 
     def __call__(self, count: Any) -> Any:
         """The value at a step, interpolated between the two boundaries around it."""

@@ -12,12 +12,11 @@ from torchopt.numerics import as_python_scalar
 from torchopt.scalars import where
 from torchopt.schedule.arithmetic import FunctionOfCount, Number, Schedule, lift, require_count
 from torchopt.spelling import suggesting
-from torchopt.tree import as_text
 
 __all__ = ['join_schedules']
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Joined(FunctionOfCount):
     """The schedule that :func:`join_schedules` returns."""
 
@@ -25,7 +24,6 @@ class Joined(FunctionOfCount):
     boundaries: tuple[Number, ...]
 
     made_by = 'join_schedules'
-    __repr__ = as_text
 
     def __call__(self, count: Any) -> Any:
         """The value at a step, from the schedule whose interval contains it."""

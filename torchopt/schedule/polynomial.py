@@ -12,14 +12,13 @@ from torchopt.scalars import clip, power
 from torchopt.schedule.arithmetic import FunctionOfCount, Number, Schedule, lift, require_count, require_number
 from torchopt.schedule.constant import constant_schedule
 from torchopt.spelling import suggesting
-from torchopt.tree import as_text
 
 __all__ = ['linear_schedule', 'polynomial_schedule', 'warmup_constant_schedule']
 
 logger = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Polynomial(FunctionOfCount):
     """The schedule that :func:`polynomial_schedule` returns."""
 
@@ -30,10 +29,8 @@ class Polynomial(FunctionOfCount):
     transition_begin: Number = 0
 
     made_by = 'polynomial_schedule'
-    __repr__ = as_text
 
     def __call__(self, count: Any) -> Any:
-        """The value at a step."""
         count, init, end, exponent, steps, begin = lift(
             count, self.init_value, self.end_value, self.power, self.transition_steps, self.transition_begin
         )
