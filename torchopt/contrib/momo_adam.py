@@ -11,20 +11,19 @@ from torchopt import checks, elementwise, tree
 from torchopt.autodiff.objective import objective_value
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.constants import without_graphs
-from torchopt.contrib.momo import bounded_step
+from torchopt.contrib.momo import polyak_step
 from torchopt.contrib.scalars import check_rate, inner, rate_at, scalar_beside
 from torchopt.numerics import (
     abs_sq,
     advance,
     as_scalar_like,
     bias_correction,
-    in_single,
     one_minus,
     safe_sqrt,
     zero_count,
 )
 from torchopt.preconditions import Precondition, params_for, state_of
-from torchopt.rules import average, plus, times
+from torchopt.rules import average, plus
 
 __all__ = ['MomoAdamState', 'momo_adam']
 
@@ -144,22 +143,19 @@ def momo_adam(
         shown = tree.map(lambda g, d: d, g, d)
         barf = average(b1, state.barf, one_minus(b1), loss)
         gamma = average(b1, state.gamma, one_minus(b1), inner(g, x, state.gamma))
-        tau, lb = bounded_step(
+        updates, lb = polyak_step(
+            direction,
+            x,
             barf - gamma,
             inner(shown, x, barf),
             inner(shown, direction, barf),
             rate=eta,
-            shrink=1 + eta * weight_decay,
+            weight_decay=weight_decay,
             lb=state.lb,
             correction=c1,
             lower_bound=lower_bound if adapt_lower_bound else None,
         )
-        decay = eta * weight_decay / (1 + eta * weight_decay)
-
-        def move(u: Tensor, x: Tensor) -> Tensor:
-            return -(times(decay, x) + u * as_scalar_like(tau, u))
-
-        return tree.map(in_single(move), direction, x), MomoAdamState(d, v, barf, gamma, lb, count)
+        return updates, MomoAdamState(d, v, barf, gamma, lb, count)
 
     return GradientTransformationExtraArgs.requiring(
         init, update, state_of(MomoAdamState), params_for('the step size of momo_adam'), Precondition(schedule)
