@@ -43,11 +43,7 @@ def scale_by_acprop(b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-16, eps_root: 
     The divisor does not depend on :math:`g_t` (the update is *asynchronous*), so it does not bias the step.  In the
     first step the divisor is 1.  The mean is only used to center the squares; there is no momentum.
 
-    Args:
-        b1: Decay rate :math:`\beta_1` of the mean, in [0, 1).
-        b2: Decay rate :math:`\beta_2` of the centered mean square, in [0, 1).
-        eps: :math:`\epsilon \ge 0`, outside the root.
-        eps_root: :math:`\bar\epsilon \ge 0`, added to the mean square at every step.
+    The arguments are those of :func:`acprop`.
 
     Returns:
         A transformation with state :class:`torchopt.transform.ScaleByBeliefState`.
@@ -69,9 +65,7 @@ def scale_by_acprop(b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-16, eps_root: 
         Zhuang et al., `Momentum centering and asynchronous update for adaptive gradient methods
         <https://arxiv.org/abs/2110.05454>`_, NeurIPS 2021.
     """
-    ranges.decay_rates(b1, b2)
-    ranges.at_least_zero('epsilon value', eps)
-    ranges.at_least_zero('eps_root value', eps_root)
+    ranges.adam(b1, b2, eps, eps_root)
 
     def init(params: Any) -> ScaleByBeliefState:
         return ScaleByBeliefState(

@@ -63,14 +63,7 @@ def scale_by_ademamix(
     The slow mean :math:`n` averages gradients of many thousands of steps; it has no bias correction, so it grows
     slowly.  In the paper, :math:`\alpha` and :math:`\beta_3` also increase from small values.
 
-    Args:
-        b1: Decay rate :math:`\beta_1` of the fast mean, in [0, 1).
-        b2: Decay rate :math:`\beta_2` of the mean square, in [0, 1).
-        b3: Decay rate :math:`\beta_3` of the slow mean, in [0, 1), or a schedule of it.
-        alpha: The weight :math:`\alpha` of the slow mean, or a schedule of it.
-        eps: :math:`\epsilon \ge 0`, outside the root.
-        eps_root: :math:`\bar\epsilon \ge 0`, inside the root.
-        mu_dtype: Real dtype of all three means; None means the dtype of each parameter.
+    The arguments are those of :func:`ademamix`.
 
     Returns:
         A transformation with state :class:`ScaleByAdemamixState`.

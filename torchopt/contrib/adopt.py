@@ -66,15 +66,7 @@ def scale_by_adopt(
 
     Since :math:`v_{t-1}` does not depend on :math:`g_t`, the method converges for every :math:`\beta_2`, unlike Adam.
 
-    Args:
-        b1: Decay rate :math:`\beta_1` of the mean, in [0, 1).
-        b2: Decay rate :math:`\beta_2` of the mean square, in [0, 1).
-        eps: :math:`\epsilon \ge 0`, the lower bound of the divisor.
-        mu_dtype: Real dtype of the mean; None means the dtype of each parameter.
-        nesterov: Use Nesterov momentum: the update is :math:`\beta_1 m_t + (1 - \beta_1) d_t`.
-        use_clipping: Whether to clip.
-        clip_value_fn: The bound :math:`c_t` as a function of :math:`t`, a 0-d float64 tensor on the CPU.  Real and
-            imaginary parts are clipped separately.
+    The arguments are those of :func:`adopt`.
 
     Returns:
         A transformation with state :class:`torchopt.transform.ScaleByAdamState`.
@@ -97,8 +89,7 @@ def scale_by_adopt(
         Taniguchi et al., `ADOPT: modified Adam can converge with any β2 with the optimal rate
         <https://arxiv.org/abs/2411.02853>`_, NeurIPS 2024.
     """
-    ranges.decay_rates(b1, b2)
-    ranges.at_least_zero('epsilon value', eps)
+    ranges.adam(b1, b2, eps)
     dtype = ranges.moment_dtype(mu_dtype)
     checks.schedule('clip_value_fn', clip_value_fn)
 
@@ -175,9 +166,10 @@ def adopt(
         b2: Decay rate :math:`\beta_2` of the mean square, in [0, 1).
         eps: :math:`\epsilon \ge 0`, the lower bound of the divisor.
         mu_dtype: Real dtype of the mean; None means the dtype of each parameter.
-        nesterov: Use Nesterov momentum.
+        nesterov: Use Nesterov momentum: the update is :math:`\beta_1 m_t + (1 - \beta_1) d_t`.
         use_clipping: Whether to clip the rescaled gradients.
-        clip_value_fn: The clipping bound, a function of the step count.
+        clip_value_fn: The bound :math:`c_t` as a function of :math:`t`, a 0-d float64 tensor on the CPU.  Real and
+            imaginary parts are clipped separately.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range.

@@ -52,9 +52,7 @@ def scale_by_cocob(alpha: Any = 100.0, eps: Any = 1e-8) -> GradientTransformatio
         R_t = \max(R_{t-1} - g_t (\theta_t - \theta_1), 0), \quad C_t = C_{t-1} - g_t, \quad
         \theta_{t+1} = \theta_1 + \frac{C_t}{L_t \max(G_t + L_t, \alpha L_t)} (L_t + R_t).
 
-    Args:
-        alpha: :math:`\alpha > 0`; the larger, the smaller are the first bets.
-        eps: :math:`\epsilon > 0`, the initial bound of the gradients.
+    The arguments are those of :func:`cocob`.
 
     Returns:
         A transformation with state :class:`COCOBState`, whose updates are :math:`\theta_{t+1} - \theta_t`.

@@ -44,9 +44,7 @@ class DoGState(NamedTuple):
 def scale_by_dog(init_step: tuple[str, Any], eps: Any = 1e-8) -> GradientTransformation:
     r"""Scale updates with the rule of :func:`dog`.
 
-    Args:
-        init_step: The initialization; see :func:`dog`.
-        eps: :math:`\epsilon \ge 0`.
+    The arguments are those of :func:`dog`.
 
     Returns:
         A transformation with state :class:`DoGState`.

@@ -54,10 +54,7 @@ def scale_by_madgrad(learning_rate: Any, momentum: float = 0.9, eps: float = 1e-
         z_t = x_0 - \frac{s_t}{\sqrt[3]{v_t} + \epsilon}, \quad
         x_t = \mu\, x_{t-1} + (1 - \mu) z_t.
 
-    Args:
-        learning_rate: :math:`\eta`, a number or a schedule, or a tree of numbers.
-        momentum: :math:`\mu`, in [0, 1).
-        eps: :math:`\epsilon \ge 0`.
+    The arguments are those of :func:`madgrad`.
 
     Returns:
         A transformation with state :class:`MadgradState`, whose updates are :math:`x_t - x_{t-1}`.

@@ -61,17 +61,7 @@ def scale_by_sophia(
 ) -> GradientTransformationExtraArgs:
     r"""Rescale updates with the rule of :func:`sophia`.
 
-    Args:
-        b1: Decay rate :math:`\beta_1` of the mean, in [0, 1).
-        b2: Decay rate :math:`\beta_2` of the diagonal, in [0, 1).
-        eps: :math:`\epsilon \ge 0`, the lower bound of the divisor.
-        gamma: The factor :math:`\gamma` of the diagonal.
-        clip_threshold: The bound :math:`c`; None does not clip.
-        update_interval: The number of steps between two estimates of the diagonal.
-        hessian_diagonal_fn: The estimator, a transformation whose updates are the estimate.
-        mu_dtype: Real dtype of the mean; None means the dtype of each parameter.
-        verbose: Print the fraction of elements that are not clipped from time to time, which synchronizes.
-        print_win_rate_every_n_steps: The number of steps between two prints; at least 1 with ``verbose``.
+    The arguments are those of :func:`sophia`.
 
     Returns:
         A transformation with state :class:`SophiaState`.

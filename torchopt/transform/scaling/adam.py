@@ -86,9 +86,7 @@ def scale_by_adam(
         <https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ>`_, 2016.
     """
     ranges.flag('moment_requires_grad', moment_requires_grad)
-    ranges.decay_rates(b1, b2)
-    ranges.at_least_zero('epsilon value', eps)
-    ranges.at_least_zero('eps_root value', eps_root)
+    ranges.adam(b1, b2, eps, eps_root)
     dtype = ranges.moment_dtype(mu_dtype)
 
     def init(params: Any) -> ScaleByAdamState:

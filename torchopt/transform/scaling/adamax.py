@@ -53,8 +53,7 @@ def scale_by_adamax(
         Kingma and Ba, `Adam: a method for stochastic optimization <https://arxiv.org/abs/1412.6980>`_, section 7, 2014.
     """
     ranges.flag('moment_requires_grad', moment_requires_grad)
-    ranges.decay_rates(b1, b2)
-    ranges.at_least_zero('epsilon value', eps)
+    ranges.adam(b1, b2, eps)
 
     def init(params: Any) -> ScaleByAdamaxState:
         return ScaleByAdamaxState(

@@ -75,9 +75,7 @@ def scale_by_amsgrad(
     References:
         Reddi et al., `On the convergence of Adam and beyond <https://openreview.net/forum?id=ryQu7f-RZ>`_, ICLR 2018.
     """
-    ranges.decay_rates(b1, b2)
-    ranges.at_least_zero('epsilon value', eps)
-    ranges.at_least_zero('eps_root value', eps_root)
+    ranges.adam(b1, b2, eps, eps_root)
     dtype = ranges.moment_dtype(mu_dtype)
 
     def init(params: Any) -> ScaleByAmsgradState:

@@ -65,9 +65,7 @@ def scale_by_belief(
         Zhuang et al., `AdaBelief optimizer: adapting stepsizes by the belief in observed gradients
         <https://arxiv.org/abs/2010.07468>`_, NeurIPS 2020.
     """
-    ranges.decay_rates(b1, b2)
-    ranges.at_least_zero('epsilon value', eps)
-    ranges.at_least_zero('eps_root value', eps_root)
+    ranges.adam(b1, b2, eps, eps_root)
 
     def init(params: Any) -> ScaleByBeliefState:
         return ScaleByBeliefState(

@@ -75,9 +75,7 @@ def scale_by_radam(
         <https://arxiv.org/abs/1908.03265>`_, 2019.
     """
     ranges.flag('moment_requires_grad', moment_requires_grad)
-    ranges.decay_rates(b1, b2)
-    ranges.at_least_zero('epsilon value', eps)
-    ranges.at_least_zero('eps_root value', eps_root)
+    ranges.adam(b1, b2, eps, eps_root)
     checks.number('threshold value', threshold)
 
     def init(params: Any) -> ScaleByRadamState:

@@ -57,9 +57,7 @@ def scale_by_yogi(
         Zaheer et al., `Adaptive methods for nonconvex optimization
         <https://papers.nips.cc/paper/8186-adaptive-methods-for-nonconvex-optimization>`_, NeurIPS 2018.
     """
-    ranges.decay_rates(b1, b2)
-    ranges.at_least_zero('epsilon value', eps)
-    ranges.at_least_zero('eps_root value', eps_root)
+    ranges.adam(b1, b2, eps, eps_root)
     checks.at_least('initial_accumulator_value value', initial_accumulator_value)
 
     def init(params: Any) -> ScaleByAdamState:

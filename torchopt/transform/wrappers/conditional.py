@@ -102,16 +102,10 @@ def conditionally_mask(
 ) -> GradientTransformationExtraArgs:
     """Apply a transformation in steps in which a condition holds; in all other steps updates are zero.
 
-    Args:
-        inner: The transformation.  Its state does not change in steps in which the condition does not hold.
-        should_transform_fn: The condition, ``condition(step)`` with the step count, a 0-d int64 tensor.
-        forward_extra_args: Whether to pass the extra arguments of ``update`` to the condition, too.
+    The arguments and errors are those of :func:`conditionally_transform`.
 
     Returns:
         A transformation with state :class:`ConditionallyMaskState`.
-
-    Raises:
-        TypeError: If ``inner`` is not a transformation, or the condition is not callable.
 
     Example:
         >>> import torch, torchopt
