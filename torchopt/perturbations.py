@@ -174,14 +174,7 @@ class MultiNormalDiagFromLogScale:
 
 
 def multi_normal(loc: Any, log_scale: Any) -> MultiNormalDiagFromLogScale:
-    """Independent normal distributions, parametrized by the logarithms of their standard deviations.
-
-    Args:
-        loc: The means, a tensor.
-        log_scale: The logarithms of the standard deviations, of a shape that broadcasts.
-
-    Returns:
-        A distribution with ``sample(shape, key)``, ``log_prob(x)``, ``log_scale`` and ``params``.
+    """The distribution :class:`MultiNormalDiagFromLogScale`, with the same arguments.
 
     Example:
         >>> import torch
@@ -411,18 +404,15 @@ def _perturb(key: Key, x: Any, num_samples: int, sigma: float, noise: Noise) -> 
             raise TypeError(f'Invalid argument: x{path} is {kind}; expected a tensor of a real floating dtype.')
         if leaf is not None:
             checks.perturbation('sigma', sigma, leaf)
-    # Inside transforms, draw the noise only once, outside of them, since a key always gives the same noise.
-    with temporarily_clear_interpreter_stack():
-        shapes = tree.map(lambda x: torch.empty(num_samples, *x.shape, dtype=x.dtype, device=x.device), x)
-        z = tree.random_like(key, shapes, _sampler(noise))
-    return z, tree.map(lambda x, z: x.detach() + sigma * z, x, z)
 
-
-def _sampler(noise: Noise) -> Callable[..., Tensor]:
     def sample(key: Key, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         return noise.sample(key, shape, dtype, device)
 
-    return sample
+    # Inside transforms, draw the noise only once, outside of them, since a key always gives the same noise.
+    with temporarily_clear_interpreter_stack():
+        shapes = tree.map(lambda x: torch.empty(num_samples, *x.shape, dtype=x.dtype, device=x.device), x)
+        z = tree.random_like(key, shapes, sample)
+    return z, tree.map(lambda x, z: x.detach() + sigma * z, x, z)
 
 
 def _at_each(fun: Callable[[Any], Any], y: Any, num_samples: int) -> Any:

@@ -156,73 +156,36 @@ def larger(x: Any, y: Any) -> Any:
 
 
 def smaller(x: Any, y: Any) -> Any:
-    """The smaller of two numbers; NaN if one of them is NaN.
-
-    Example:
-        >>> from torchopt.scalars import smaller
-        >>> smaller(1.0, 2.0)
-        1.0
-    """
+    """The smaller of two numbers; NaN if one of them is NaN."""
     if isinstance(x, np.ndarray) or isinstance(y, np.ndarray):
         return np.minimum(x, y)
     return where((x < y) | (x != x), x, y)
 
 
 def negated(test: Any) -> Any:
-    """The opposite of a bool, on the host or in a tensor.
-
-    Example:
-        >>> import torch
-        >>> from torchopt.scalars import negated
-        >>> negated(True), negated(torch.tensor(False))
-        (False, tensor(True))
-    """
+    """The opposite of a bool, on the host or in a tensor."""
     return ~test if isinstance(test, (Tensor, np.ndarray)) else not test
 
 
 def root(x: Any) -> Any:
-    """The square root of a positive number.
-
-    Example:
-        >>> from torchopt.scalars import root
-        >>> root(9.0)
-        3.0
-    """
+    """The square root of a positive number."""
     return x.sqrt() if isinstance(x, Tensor) else np.sqrt(x) if isinstance(x, np.ndarray) else math.sqrt(x)
 
 
 def clip(x: Any, low: float, high: Any) -> Any:
-    """``x``, brought into the interval from ``low`` to ``high``.
-
-    Example:
-        >>> from torchopt.scalars import clip
-        >>> clip(3.0, 0.0, 2.0)
-        2.0
-    """
+    """``x``, brought into the interval from ``low`` to ``high``."""
     if isinstance(x, Tensor):
         return torch.minimum(torch.clamp(x, min=low), torch.as_tensor(high))
     return min(max(x, low), high)
 
 
 def floor(x: Any) -> Any:
-    """The largest whole number that is at most ``x``.
-
-    Example:
-        >>> from torchopt.scalars import floor
-        >>> floor(1.5)
-        1.0
-    """
+    """The largest whole number that is at most ``x``."""
     return torch.floor(x) if isinstance(x, Tensor) else float(math.floor(x))
 
 
 def cosine(x: Any) -> Any:
-    """The cosine.
-
-    Example:
-        >>> from torchopt.scalars import cosine
-        >>> cosine(0.0)
-        1.0
-    """
+    """The cosine."""
     return torch.cos(x) if isinstance(x, Tensor) else math.cos(x)
 
 

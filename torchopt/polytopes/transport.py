@@ -142,13 +142,7 @@ def kl_projection_birkhoff(
 ) -> Tensor:
     """Project onto the Birkhoff polytope in the Kullback-Leibler divergence.
 
-    Args:
-        sim_matrix: A square matrix.
-        make_solver: See :func:`projection_transport`.
-        use_semi_dual: See :func:`projection_transport`.
-
-    Returns:
-        The projection, of the same shape.
+    The arguments and the result are those of :func:`projection_birkhoff`.
 
     Example:
         >>> import torch, torchopt
@@ -241,10 +235,8 @@ class _Transport:
             # Potentials are determined up to a constant; the term of the mean makes them unique.
             return self.columns(alpha, S, b).sum(1) - a + alpha.mean()
 
-        def newton(alpha: Tensor, S: Tensor, a: Tensor, b: Tensor) -> Tensor:
-            return self._newton(alpha, S, a, b)
-
-        found: Tensor = custom_root(residual, solve=solve_kkt)(newton)(torch.zeros_like(self.a), self.S, self.a, self.b)
+        start = torch.zeros_like(self.a)
+        found: Tensor = custom_root(residual, solve=solve_kkt)(self._newton)(start, self.S, self.a, self.b)
         return found
 
     def _newton(self, alpha: Tensor, S: Tensor, a: Tensor, b: Tensor) -> Tensor:
