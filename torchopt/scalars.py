@@ -94,7 +94,7 @@ def where(test: Any, x: Any, y: Any) -> Any:
         device = x.device if isinstance(x, Tensor) else y.device
         test, x, y = (z.to(device) if isinstance(z, Tensor) and z.device != device else z for z in (test, x, y))
         return torch.where(test, x, y)
-    kind = torch.bool if isinstance(x, bool) else torch.int64 if isinstance(x, int) else torch.float64
+    kind = {bool: torch.bool, int: torch.int64}.get(type(x), torch.float64) if type(x) is type(y) else torch.float64
     return torch.where(test, *(torch.full((), z, dtype=kind, device=test.device) for z in (x, y)))
 
 
