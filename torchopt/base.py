@@ -287,7 +287,7 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
         members = self.transformations
         settled = all(condition.is_final for tx in members for condition in tx.requires)
         inner = Precondition(functools.partial(_check_members, members), is_final=settled)
-        return Precondition(functools.partial(_require_states, members), 'always'), inner
+        return Precondition(functools.partial(require_states, members), 'always'), inner
 
     def __eq__(self, other: object) -> bool:
         """Chains are equal if their members are equal; a chain of one equals its member."""
@@ -334,7 +334,7 @@ def _update_in_stages(
     **extra: Any,
 ) -> tuple[Any, tuple[Any, ...]]:
     """The ``update`` of a chain."""
-    _require_states(members, state)
+    require_states(members, state)
     if inplace:
         if not torch.compiler.is_compiling():
             _check_members(members, state, params)
@@ -350,7 +350,8 @@ def _update_in_stages(
     return updates, tuple(states)
 
 
-def _require_states(members: Sequence[GradientTransformation], state: Any, params: Any = None) -> None:
+def require_states(members: Sequence[Any], state: Any, params: Any = None) -> None:
+    """Require a state for each member of a chain."""
     if not isinstance(state, tuple) or len(state) != len(members):
         kind = f'a tuple of {len(state)}' if isinstance(state, tuple) else kind_of(state)
         problem = 'The number of updates and states has to be the same in chain!'
@@ -379,7 +380,7 @@ def update(
 ) -> tuple[Any, tuple[Any, ...]]:
     """The ``update`` of a chain of elementwise transformations."""
     if type(state) is not tuple or len(state) != len(members):
-        _require_states(members, state)
+        require_states(members, state)
     passes = []
     for tx, own in zip(members, state):
         for condition in tx.requires:

@@ -3,17 +3,16 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
-from torchopt import checks, elementwise, rules
+from torchopt import checks
 from torchopt.alias.stages import shared_prose
-from torchopt.base import ElementwiseTransformation, EmptyState, GradientTransformation, factory, init_empty_state
+from torchopt.base import GradientTransformation, factory
 from torchopt.combine import chain
-from torchopt.numerics import in_double, increment, zero_count
-from torchopt.preconditions import params_for, state_of
+from torchopt.numerics import in_double
 from torchopt.spelling import suggesting
-from torchopt.transform import WeightDecaySchedule, scale_by_learning_rate, scale_by_trust_ratio
+from torchopt.transform import scale_by_learning_rate, scale_by_trust_ratio
+from torchopt.transform.scaling.decay import add_params
 
 __all__ = ['fromage']
 
@@ -72,17 +71,5 @@ def _shrinkage(rate: Any) -> Any:
 @factory
 def _shrink(factor: Any) -> GradientTransformation:
     """Change the updates so that adding them also multiplies the parameters by a factor, or a schedule of it."""
-
-    def step(value: Any, settle: Any) -> elementwise.ElementwiseStep:
-        return elementwise.ElementwiseStep(partial(rules.add_params, weight=value - 1.0), (), settle, reads_params=True)
-
-    if not checks.is_schedule(factor):
-        return ElementwiseTransformation(
-            init_empty_state, lambda state: step(factor, EmptyState), params_for('fromage')
-        )
-    return ElementwiseTransformation(
-        lambda params: WeightDecaySchedule(zero_count()),
-        lambda state: step(factor(state.count), lambda: WeightDecaySchedule(increment(state.count))),
-        state_of(WeightDecaySchedule),
-        params_for('fromage'),
-    )
+    weight = (lambda count: factor(count) - 1.0) if checks.is_schedule(factor) else factor - 1.0
+    return add_params(weight, 'fromage')

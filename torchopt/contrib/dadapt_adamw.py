@@ -11,7 +11,7 @@ from torch import Tensor
 from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.constants import without_graphs
-from torchopt.contrib.scalars import check_rate, inner, rate_at, real_part, scalar_beside
+from torchopt.contrib.scalars import at_count, check_rate, inner, real_part, scalar_beside
 from torchopt.numerics import (
     abs_sq,
     advance,
@@ -115,8 +115,7 @@ def dadapt_adamw(
             zero_count(),
         )
 
-    def schedule(state: DAdaptAdamWState, params: Any = None) -> Any:
-        return rate_at(learning_rate, state.count)
+    schedule = at_count(learning_rate)
 
     def divisor(v: Tensor) -> Any:
         return plus(safe_sqrt(v), as_scalar_like(eps, v))

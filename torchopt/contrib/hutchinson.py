@@ -12,6 +12,7 @@ from torchopt import tree
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.constants import without_graphs
 from torchopt.preconditions import params_for, state_of
+from torchopt.transform.scaling.noise import source_of_keys
 from torchopt.tree.counter_noise import make_key, normal_like, split_key
 from torchopt.tree.random import Key
 
@@ -61,9 +62,7 @@ def hutchinson_estimator_diag_hessian(random_seed: Key | None = None) -> Gradien
         Liu et al., `Sophia: a scalable stochastic second-order optimizer for language model pre-training
         <https://arxiv.org/abs/2305.14342>`_, ICLR 2024.
     """
-    source = 0 if random_seed is None else random_seed
-    if not isinstance(source, torch.Generator):
-        make_key(source)
+    source = source_of_keys('hutchinson_estimator_diag_hessian', random_seed)
 
     def init(params: Any) -> HutchinsonState:
         return HutchinsonState(make_key(source))

@@ -14,7 +14,7 @@ from torchopt import checks, elementwise, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.combine import chain
 from torchopt.contrib.constants import kept_copy
-from torchopt.contrib.scalars import rate_at
+from torchopt.contrib.scalars import at_count
 from torchopt.elementwise import as_constants, ranges
 from torchopt.numerics import abs_sq, advance, as_scalar_like, zero_count
 from torchopt.preconditions import Precondition, params_for, state_of
@@ -82,8 +82,7 @@ def scale_by_madgrad(learning_rate: Any, momentum: float = 0.9, eps: float = 1e-
             zero_count(), elementwise.zero_moment(params, real=True), elementwise.zero_moment(params), kept_copy(params)
         )
 
-    def schedule(state: MadgradState, params: Any = None) -> Any:
-        return rate_at(learning_rate, state.count)
+    schedule = at_count(learning_rate)
 
     trees = {} if checks.is_schedule(learning_rate) else {'learning_rate': learning_rate}
     hypers = elementwise.Hyperparams(_make, momentum=momentum, eps=eps, **trees)

@@ -12,7 +12,7 @@ from torchopt import checks, elementwise, tree
 from torchopt.autodiff.objective import objective_value
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.constants import without_graphs
-from torchopt.contrib.scalars import check_rate, inner, rate_at, real_part, scalar_beside
+from torchopt.contrib.scalars import at_count, check_rate, inner, real_part, scalar_beside
 from torchopt.numerics import as_scalar_like, in_single, increment, one_minus, tensor_like, zero_count
 from torchopt.preconditions import Precondition, params_for, state_of
 from torchopt.rules import average, times
@@ -102,8 +102,7 @@ def momo(
             elementwise.zero_moment(params), start, start.clone(), scalar_beside(params, lower_bound), zero_count()
         )
 
-    def schedule(state: MomoState, params: Any = None) -> Any:
-        return rate_at(learning_rate, state.count)
+    schedule = at_count(learning_rate)
 
     def update(
         updates: Any, state: MomoState, params: Any = None, *, value: Any = None, inplace: bool = False, **extra: Any

@@ -12,7 +12,7 @@ from torchopt.autodiff.objective import objective_value
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.constants import without_graphs
 from torchopt.contrib.momo import polyak_step
-from torchopt.contrib.scalars import check_rate, inner, rate_at, scalar_beside
+from torchopt.contrib.scalars import at_count, check_rate, inner, scalar_beside
 from torchopt.numerics import (
     abs_sq,
     advance,
@@ -117,8 +117,7 @@ def momo_adam(
             zero_count(),
         )
 
-    def schedule(state: MomoAdamState, params: Any = None) -> Any:
-        return rate_at(learning_rate, state.count)
+    schedule = at_count(learning_rate)
 
     def update(
         updates: Any,

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.constants import kept_copy, without_graphs
-from torchopt.contrib.scalars import check_rate, inner, rate_at, real_part, scalar_beside
+from torchopt.contrib.scalars import at_count, check_rate, inner, real_part, scalar_beside
 from torchopt.dtypes import widened
 from torchopt.numerics import (
     abs_sq,
@@ -132,8 +132,7 @@ def prodigy(
             zero_count(),
         )
 
-    def schedule(state: ProdigyState, params: Any = None) -> Any:
-        return rate_at(learning_rate, state.count)
+    schedule = at_count(learning_rate)
 
     def update(
         updates: Any, state: ProdigyState, params: Any = None, *, inplace: bool = False, **extra: Any

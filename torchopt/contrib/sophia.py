@@ -110,6 +110,10 @@ def scale_by_sophia(
             below = torch.maximum(h * as_scalar_like(gamma, h), least)
             return m / as_scalar_like(correction, m) / below, m
 
+        def clip(u: Tensor) -> Tensor:
+            bound = as_scalar_like(clip_threshold, u)
+            return u.clamp(-bound, bound)
+
         def estimate(inplace: bool) -> tuple[Any, Any]:
             diagonal, new = estimator.update(updates, state.hessian_fn_state, params, inplace=inplace, **extra)
             _, nu = elementwise.apply_rule(lambda d, h: (d, average(b2, h, one_minus(b2), d)), diagonal, state.nu)
@@ -122,7 +126,7 @@ def scale_by_sophia(
         if clip_threshold is not None:
             if verbose and (as_python_scalar(count) or 1) % print_win_rate_every_n_steps == 0:
                 _print_win_rate(u, clip_threshold)
-            u = tree.map(lambda u: _clip(u, as_scalar_like(clip_threshold, u)), u)
+            u = tree.map(clip, u)
         return u, SophiaState(count, mu, nu, estimator_state)
 
     return GradientTransformationExtraArgs.requiring(
@@ -132,10 +136,6 @@ def scale_by_sophia(
         params_for('Sophia, which estimates the Hessian'),
         required_by(estimator, 'hessian_fn_state'),
     )
-
-
-def _clip(u: Tensor, bound: Any) -> Tensor:
-    return u.clamp(-bound, bound)
 
 
 def _print_win_rate(u: Any, bound: Any) -> None:

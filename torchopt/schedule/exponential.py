@@ -12,7 +12,7 @@ from torchopt.numerics import as_python_scalar
 from torchopt.scalars import floor, larger, power, smaller, where
 from torchopt.schedule.arithmetic import FunctionOfCount, Number, Schedule, lift, require_number
 from torchopt.schedule.constant import constant_schedule
-from torchopt.schedule.polynomial import check_transition, not_negative
+from torchopt.schedule.polynomial import start_of_transition
 from torchopt.spelling import suggesting
 
 __all__ = ['exponential_decay']
@@ -97,10 +97,10 @@ def exponential_decay(
             f'of arguments is init_value, decay_rate, transition_begin, transition_steps; in Optax transition_steps '
             f'comes second. Pass keywords.'
         )
-    if not check_transition('An exponential schedule', transition_steps, transition_begin):
+    begin = start_of_transition('An exponential schedule', transition_steps, transition_begin)
+    if begin is None:
         return constant_schedule(init_value)
     if as_python_scalar(decay_rate) == 0:
         logger.info('An exponential schedule has decay_rate=0; its value is constantly init_value.')
         return constant_schedule(init_value)
-    begin = not_negative(transition_begin)
     return Exponential(init_value, decay_rate, begin, transition_steps, bool(staircase), end_value)

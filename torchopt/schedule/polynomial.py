@@ -70,9 +70,10 @@ def polynomial_schedule(
     require_number('init_value', init_value)
     require_number('end_value', end_value)
     require_number('power', power)
-    if not check_transition('A polynomial schedule', transition_steps, transition_begin):
+    begin = start_of_transition('A polynomial schedule', transition_steps, transition_begin)
+    if begin is None:
         return constant_schedule(init_value)
-    return Polynomial(init_value, end_value, power, transition_steps, not_negative(transition_begin))
+    return Polynomial(init_value, end_value, power, transition_steps, begin)
 
 
 @suggesting
@@ -110,12 +111,8 @@ def warmup_constant_schedule(init_value: Number, peak_value: Number, warmup_step
     return linear_schedule(init_value, peak_value, warmup_steps)
 
 
-def check_transition(what: str, transition_steps: Any, transition_begin: Any) -> bool:
-    """Check the arguments of a transition, and log if they define none.
-
-    Returns:
-        Whether there is a transition.
-    """
+def start_of_transition(what: str, transition_steps: Any, transition_begin: Any) -> Any:
+    """Check the arguments of a transition; the step at which it begins, at least 0, or None if it has no steps."""
     require_count('transition_steps', transition_steps)
     require_count('transition_begin', transition_begin)
     steps, begin = as_python_scalar(transition_steps), as_python_scalar(transition_begin)
@@ -123,13 +120,8 @@ def check_transition(what: str, transition_steps: Any, transition_begin: Any) ->
         logger.info(
             '%s has transition_steps=%s, which is not positive; its value is constantly init_value.', what, steps
         )
-        return False
+        return None
     if begin is not None and begin < 0:
         logger.info('%s has transition_begin=%s, which is negative; the transition begins at step 0.', what, begin)
-    return True
-
-
-def not_negative(transition_begin: Any) -> Any:
-    """``transition_begin``, or 0 if it is known on the host to be negative."""
-    begin = as_python_scalar(transition_begin)
-    return 0 if begin is not None and begin < 0 else transition_begin
+        return 0
+    return transition_begin

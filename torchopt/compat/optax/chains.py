@@ -23,9 +23,9 @@ from torchopt.base import (
     check_impl,
     checking,
     factory,
+    require_states,
 )
-from torchopt.kinds import kind_of
-from torchopt.preconditions import required_by_all, wrong_state
+from torchopt.preconditions import required_by_all
 
 __all__ = ['Fold', 'NestedChain', 'chain', 'with_every_inner_stage', 'with_every_stage']
 
@@ -88,10 +88,7 @@ def _wrap(fold: tuple[Fold, ...], states: Iterator[Any]) -> tuple[Any, ...]:
 
 
 def _unwrap(fold: tuple[Fold, ...], state: Any) -> tuple[Any, ...]:
-    if not isinstance(state, tuple) or len(state) != len(fold):
-        found = f'a tuple of {len(state)}' if isinstance(state, tuple) else kind_of(state)
-        problem = 'The number of updates and states has to be the same in chain!'
-        raise wrong_state(state, f'{problem} This chain has {len(fold)} members, but its state is {found}.', 'chain')
+    require_states(fold, state)
     states: tuple[Any, ...] = ()
     for part, s in zip(fold, state):
         if isinstance(part, tuple):

@@ -15,6 +15,7 @@ from torchopt.base import ElementwiseTransformation, GradientTransformation, fac
 from torchopt.elementwise import ranges
 from torchopt.numerics import advance, as_python_scalar, zero_count
 from torchopt.preconditions import state_of
+from torchopt.scalars import where
 
 __all__ = ['ScaleByRadamState', 'scale_by_radam']
 
@@ -112,17 +113,10 @@ def _rule(
         mean=r * b1 / (1.0 - b1 ** (t + 1)) if nesterov else r / c1,
         gradient=r * (1.0 - b1) / c1 if nesterov else 0.0,
         # Without rectification, the divisor of the mean is 0 * root + 1.
-        slope=_choose(rectified, 1.0, 0.0),
-        offset=_choose(rectified, eps, 1.0),
+        slope=where(rectified, 1.0, 0.0),
+        offset=where(rectified, eps, 1.0),
         shift=c2 * eps_root if checks.nonzero(eps_root) else 0.0,
     )
-
-
-def _choose(condition: Any, yes: Any, no: float) -> Any:
-    """``yes`` if the condition, a bool or a 0-d tensor, holds, else ``no``."""
-    if isinstance(condition, bool):
-        return yes if condition else no
-    return torch.where(condition, torch.as_tensor(yes, dtype=torch.float64, device=condition.device), no)
 
 
 def _rectification(b2: Any, count: Any, threshold: float) -> tuple[Any, Any]:

@@ -15,6 +15,7 @@ from torchopt.dtypes import DTypeLike
 from torchopt.elementwise import ranges
 from torchopt.numerics import as_python_scalar, increment, zero_count
 from torchopt.preconditions import state_of
+from torchopt.scalars import where
 
 __all__ = ['DampedTraceState', 'TraceState', 'decaying_sum', 'trace']
 
@@ -133,7 +134,4 @@ def _damping(dampening: Any, count: Any) -> Any:
     if not isinstance(count, Tensor):
         return 1.0  # without dampening, the state has no count
     t = as_python_scalar(count)
-    if t is not None:
-        return 1.0 if t == 0 else 1.0 - dampening
-    rest = torch.as_tensor(1.0 - dampening, dtype=torch.float64, device=count.device)
-    return torch.where(count == 0, torch.ones_like(rest), rest)
+    return where(count == 0 if t is None else t == 0, 1.0, 1.0 - dampening)
