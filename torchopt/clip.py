@@ -185,8 +185,7 @@ def unitwise_norm(x: Tensor, axis: Axis = None) -> Tensor:
 
     Args:
         x: A weight.  A unit is an output row: weights in PyTorch have the shape ``(out, in, ...)``, so the norms are
-            over all dimensions but the first.  Scalars, vectors, and weights with at most one dimension larger than 1
-            are single units.
+            over all dimensions but the first.  Weights with at most one dimension larger than 1 are single units.
         axis: The dimensions of the norms, instead of the rule above, or a function from a weight to these dimensions.
 
     Returns:

@@ -30,8 +30,7 @@ def chain(*transformations: TransformationLike) -> GradientTransformation:
     ``(clip state, ScaleByAdamState, EmptyState)``.  Extra arguments of ``update`` reach the members that accept them.
 
     Args:
-        *transformations: The members.  Without members, the result is the identity; a single member is returned as it
-            is.
+        *transformations: The members.  Without members, the result is the identity; a single one is returned as is.
 
     Returns:
         A transformation whose state is the tuple of the members' states.

@@ -223,8 +223,7 @@ def make_perturbed_fun(
         sigma: The scale :math:`\sigma > 0` of the noise.
         noise: The distribution: :class:`Gumbel`, :class:`Normal`, or another object with ``sample(key, sample_shape,
             dtype, device)`` and a differentiable ``log_prob(inputs)``.
-        use_baseline: Subtract the value at the unperturbed argument, which reduces the variance and costs one more
-            evaluation.
+        use_baseline: Subtract the value at the unperturbed argument, for a smaller variance at one more evaluation.
 
     Returns:
         A function of a key (a seed or a :class:`torch.Generator`) and the argument.  The same seed gives the same
@@ -326,19 +325,7 @@ def make_perturbed_max(
     The gradient is the mean of the results of ``argmax_fun``, which has a smaller variance than an estimate from the
     values.  The second derivative is that of :func:`make_perturbed_argmax` with the same noise.
 
-    Args:
-        argmax_fun: A function from scores to a point of the same shape,
-            :math:`\arg\max_{y \in C} \langle x, y \rangle`.
-        num_samples: The number of samples.
-        sigma: The scale of the noise.
-        noise: The distribution.
-
-    Returns:
-        A function of the scores and a key (an int, the seed, or a :class:`torch.Generator`).
-
-    Raises:
-        TypeError: If ``num_samples`` is not an int.
-        ValueError: If ``num_samples`` or ``sigma`` is not positive.
+    The arguments, the result and the errors are those of :func:`make_perturbed_argmax`.
 
     Example:
         >>> import torch

@@ -64,8 +64,7 @@ def prox_lasso(x: Any, l1reg: Any = None, scaling: Any = 1.0) -> Any:
         scaling: The factor :math:`s \ge 0`, a number or a 0-d tensor.
 
     Raises:
-        ValueError: If ``l1reg`` or ``scaling`` is negative, or the structure of ``l1reg`` is not a prefix of that of
-            ``x``.
+        ValueError: If ``l1reg`` or ``scaling`` is negative, or ``l1reg`` is not a prefix of ``x``.
 
     Example:
         >>> import torch, torchopt
@@ -84,13 +83,7 @@ def prox_non_negative_lasso(x: Any, l1reg: Any = None, scaling: Any = 1.0) -> An
 
     .. math:: y_i = \max(x_i - s \lambda_i, 0)
 
-    Args:
-        x: Tree of floating tensors.
-        l1reg: The weight :math:`\lambda`, as in :func:`prox_lasso`.
-        scaling: The factor :math:`s \ge 0`, a number or a 0-d tensor.
-
-    Raises:
-        ValueError: See :func:`prox_lasso`.
+    The arguments and errors are those of :func:`prox_lasso`.
 
     Example:
         >>> import torch, torchopt
@@ -193,13 +186,7 @@ def prox_non_negative_ridge(x: Any, l2reg: Any = 1.0, scaling: Any = 1.0) -> Any
 
     .. math:: y_i = \frac{\max(x_i, 0)}{1 + s \lambda_i}
 
-    Args:
-        x: Tree of floating tensors.
-        l2reg: The weight :math:`\lambda`, as in :func:`prox_lasso`.
-        scaling: The factor :math:`s \ge 0`, a number or a 0-d tensor.
-
-    Raises:
-        ValueError: See :func:`prox_lasso`.
+    The arguments and errors are those of :func:`prox_ridge`.
 
     Example:
         >>> import torch, torchopt

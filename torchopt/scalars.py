@@ -4,8 +4,7 @@
 Schedules, line searches and stopping rules compute with a few scalars, which is cheap on the host.  So a value that can
 be read and needs no derivative is converted to a Python float once.  Under ``torch.func.vmap``, under compilation, and
 if a graph is recorded, the same formulas run on 0-d tensors.  Solvers also use them with arrays that have a number for
-each sample of a batch; see :mod:`torchopt.columns`.  ``+ - * / < abs & |`` work for all; this module has the other
-operations.
+each sample of a batch; see :mod:`torchopt.columns`.  ``+ - * / < abs & |`` work for all; here are the others.
 """
 
 from __future__ import annotations

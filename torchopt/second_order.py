@@ -20,8 +20,7 @@ __all__ = ['fisher_diag', 'hessian_diag', 'hvp']
 def hvp(loss: Callable[..., Any], v: torch.Tensor, params: Any, inputs: Any, targets: Any) -> Any:
     r"""The product :math:`\nabla^2 \ell(\theta)\, v` of the Hessian of a loss with a vector.
 
-    It is computed as the gradient of :math:`\langle \nabla \ell(\theta), v \rangle`, which costs a few gradients; the
-    Hessian is not formed.
+    It is computed as the gradient of :math:`\langle \nabla \ell(\theta), v \rangle`, without forming the Hessian.
 
     Args:
         loss: The function ``loss(params, inputs, targets)``, twice differentiable; it returns a 0-d tensor.

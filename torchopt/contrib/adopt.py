@@ -157,8 +157,7 @@ def adopt(
 ) -> GradientTransformation:
     r"""ADOPT: Adam that divides gradients by the previous second moment, before averaging.
 
-    With :math:`u_t` as in :func:`scale_by_adopt`, :math:`p_t = p_{t-1} - \eta\,u_t`.  The first step only initializes
-    the moments.
+    With :math:`u_t` as in :func:`scale_by_adopt`, :math:`p_t = p_{t-1} - \eta\,u_t`.  The first step sets the moments.
 
     Args:
         learning_rate: :math:`\eta`; see :func:`torchopt.transform.scale_by_learning_rate`.

@@ -51,8 +51,7 @@ def scale_by_dog(init_step: tuple[str, Any], eps: Any = 1e-8) -> GradientTransfo
         A transformation with state :class:`DoGState`.
 
     Raises:
-        ValueError: If ``init_step`` is not a pair of a known kind and a number; in ``update``, if the parameters are
-            not given.
+        ValueError: If ``init_step`` is not a pair of a kind and a number; in ``update``, if parameters are not given.
 
     Example:
         >>> import torch
@@ -125,8 +124,7 @@ def dog(
         mask: Which parameters decay; see :func:`torchopt.transform.add_decayed_weights`.
 
     Raises:
-        ValueError: If ``init_step`` is not a pair of a known kind and a number; in ``update``, if the parameters are
-            not given.
+        ValueError: If ``init_step`` is not a pair of a kind and a number; in ``update``, if parameters are not given.
 
     Example:
         >>> import torch, torchopt

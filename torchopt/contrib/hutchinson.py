@@ -42,8 +42,7 @@ def hutchinson_estimator_diag_hessian(random_seed: Key | None = None) -> Gradien
 
     Returns:
         A transformation with state :class:`HutchinsonState`.  Its ``update`` requires ``params`` and the extra argument
-        ``obj_fn``, a function of the parameters that returns a 0-d tensor.  The values of the updates are not used,
-        only whether they are None.
+        ``obj_fn``, a function of the parameters that returns a 0-d tensor.  Of the updates, only the Nones matter.
 
     Raises:
         TypeError: If the seed is neither an int nor a generator; in ``update``, if ``obj_fn`` is not given.

@@ -97,8 +97,7 @@ def scale_by_muon(
         \hat m_t = \beta \frac{m_t}{1 - \beta^{t+1}} + (1 - \beta) \frac{g_t}{1 - \beta^t}, \qquad
         u_t = \operatorname{NS}(\hat m_t) \approx U V^\top \quad \text{for} \quad \hat m_t = U S V^\top,
 
-    where NS denotes Newton-Schulz iterations (``torchopt/contrib/newton_schulz.py``).  This is steepest descent in the
-    spectral norm.
+    with Newton-Schulz iterations (``torchopt/contrib/newton_schulz.py``): steepest descent in the spectral norm.
 
     Args:
         ns_coeffs: The coefficients :math:`a, b, c` of the iteration; or one row of them per iteration, at most
@@ -118,8 +117,7 @@ def scale_by_muon(
         A transformation with state :class:`MuonState`.
 
     Raises:
-        ValueError: If a hyper-parameter is out of its range; in ``update``, if a leaf is not a matrix by its dimension
-            numbers.
+        ValueError: If a hyper-parameter is out of its range; in ``update``, if a leaf is not a matrix.
 
     Example:
         >>> import torch, torchopt
@@ -277,8 +275,7 @@ def muon(
 
     Args:
         learning_rate: :math:`\eta`; see :func:`torchopt.transform.scale_by_learning_rate`.
-        ns_coeffs: The coefficients of the iteration, see :func:`scale_by_muon`; or the name of a set of them,
-            ``'standard'`` or ``'dion'``.
+        ns_coeffs: The coefficients of the iteration, see :func:`scale_by_muon`; or ``'standard'`` or ``'dion'``.
         ns_steps: The number of iterations.
         beta: Decay rate :math:`\beta` of the mean, in [0, 1).
         eps: :math:`\epsilon \ge 0`, of both optimizers.
@@ -299,8 +296,7 @@ def muon(
         consistent_rms: The root mean square :math:`\rho` of the updates, for a factor :math:`\rho \sqrt{\max(m, n)}`.
 
     Returns:
-        A transformation with state :class:`torchopt.transform.PartitionState`, with the labels ``'muon'`` and
-        ``'adam'``.
+        A transformation with state :class:`torchopt.transform.PartitionState`, labels ``'muon'``, ``'adam'``.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range.

@@ -63,8 +63,7 @@ def sam(
         sync_period: :math:`k \ge 1`.
         reset_state: Whether to reset the state of the adversary after each step of the outer optimizer.
         opaque_mode: Whether to use the opaque mode.
-        batch_axis_name: Must be None, since torch has no named axes.  To average gradients of several devices, let
-            ``grad_fn`` return the average.
+        batch_axis_name: None, since torch has no named axes.  Let ``grad_fn`` average the gradients of several devices.
 
     Returns:
         A transformation with state :class:`SAMState`.  It passes extra arguments of ``update`` to both optimizers.

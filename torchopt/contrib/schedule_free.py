@@ -114,8 +114,7 @@ def schedule_free(
         state_dtype: The dtype of :math:`z`; None means the dtype of each parameter.
 
     Returns:
-        A transformation with state :class:`ScheduleFreeState`.  It passes extra arguments of ``update`` to the
-        optimizer.
+        A transformation with state :class:`ScheduleFreeState`.  The optimizer receives extra arguments.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range; in ``update``, if the parameters are not given.

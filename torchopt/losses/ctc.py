@@ -117,8 +117,7 @@ def ctc_loss(
     by masks, padded frames may be anywhere, and the loss is twice differentiable and works under ``vmap``.
 
     Args:
-        logits: Unnormalized log probabilities, floating, of shape ``[B, T, K]``: batch, frames, classes including
-            the blank.
+        logits: Unnormalized log probabilities, floating, of shape ``[B, T, K]``: batch, frames, classes with blank.
         logit_paddings: Of shape ``[B, T]``; 1 for padded frames, 0 for the others.
         labels: The label sequences, integers of shape ``[B, N]``.
         label_paddings: Of shape ``[B, N]``; 1 for padded labels, 0 for the others.  Padding is at the end.

@@ -24,8 +24,7 @@ class Accumulator:
     ``finalize(update(... update(update(init(x_0), x_0, 0), x_1, 1) ...))``.
 
     Args:
-        init: ``init(value)`` makes the initial carry, a tree of tensors, from the structure, shapes and dtypes of the
-            first value.
+        init: ``init(value)`` makes the initial carry, a tree of tensors, from the shapes and dtypes of the first value.
         update: ``update(carry, value, index)`` adds the value of one microbatch to the carry.
         finalize: ``finalize(carry)`` makes the result.
         aggregate: ``aggregate(values)`` accumulates the values of the rows of one microbatch, which are stacked along

@@ -106,8 +106,7 @@ def micro_grad(
 ) -> Callable[..., tuple[Any, IndividualOutputs]]:
     """Transform the gradient of each example, and accumulate over the batch.
 
-    Use it to clip the gradients of examples, or to compute their moments or norms: only the gradients of one microbatch
-    are in memory at the same time.
+    Use it to clip the gradients of examples, or for their moments or norms: only those of one microbatch are in memory.
 
     Args:
         fun: The loss ``fun(params, batch, ...)``, which returns a 0-d tensor.

@@ -59,8 +59,7 @@ class MetaGradientModule(nn.Module):
     :math:`\phi`.  The kind of an attribute depends on the origin of its value:
 
     * a tensor that requires grad is a *meta-parameter* if it was among the constructor's arguments or belongs to a
-      module among them, else an ordinary parameter.  It need not be an :class:`torch.nn.Parameter`, so it may have a
-      graph;
+      module among them, else an ordinary parameter.  It need not be a :class:`torch.nn.Parameter`: it may have a graph;
     * a module is a *meta-module* if it was (or is part of) an argument in **training** mode, else an ordinary child.
       A module in eval mode is considered fixed and is not meta;
     * everything else is stored as in :class:`torch.nn.Module`.  This includes a frozen :class:`torch.nn.Parameter`,
@@ -232,14 +231,7 @@ class MetaGradientModule(nn.Module):
     def register_meta_parameter(self, name: str, param: Tensor | None) -> None:
         """Add a meta-parameter, also one that was not an argument of the constructor.
 
-        Args:
-            name: Its attribute name: a non-empty string without a dot that is not taken.
-            param: A tensor that requires grad, leaf or not, or None to reserve the name.
-
-        Raises:
-            TypeError: ``name`` is not a string or ``param`` not a tensor.
-            KeyError: ``name`` is empty, has a dot, or is taken.
-            ValueError: ``param`` does not require grad.
+        The arguments and errors are those of :meth:`register_parameter`.
         """
         if '_parameters' not in self.__dict__:
             raise AttributeError('cannot assign meta-parameter before Module.__init__() call')
@@ -272,15 +264,7 @@ class MetaGradientModule(nn.Module):
     def add_meta_module(self, name: str, meta_module: nn.Module | None) -> None:
         """Add a meta-module, also one that was not an argument of the constructor.
 
-        ``register_meta_module`` is the same.
-
-        Args:
-            name: Its attribute name: a non-empty string without a dot that is not taken.
-            meta_module: The module, or None to reserve the name.
-
-        Raises:
-            TypeError: ``name`` is not a string or ``meta_module`` not a module.
-            KeyError: ``name`` is empty, has a dot, or is taken.
+        The arguments and errors are those of :meth:`add_module`; ``register_meta_module`` is the same.
         """
         home = self._meta_modules if '_modules' in self.__dict__ else None
         self._check_module_registration('meta-module', name, meta_module, home)

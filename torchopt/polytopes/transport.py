@@ -49,8 +49,7 @@ def projection_transport(
 
     Args:
         sim_matrix: The matrix :math:`S`, of shape ``[m, n]``.
-        marginals: The row and column sums :math:`(a, b)`, of shapes ``[m]`` and ``[n]``, nonnegative, with equal
-            totals.
+        marginals: The row and column sums :math:`(a, b)`, of shapes ``[m]`` and ``[n]``, at least 0, of equal totals.
         make_solver: ``make_solver(fun)`` returns a solver that minimizes the dual objective
             ``fun(potentials, cost_matrix, marginals_a, marginals_b)``; Newton's method if None.
         use_semi_dual: Whether that solver minimizes over the potentials of the rows only.

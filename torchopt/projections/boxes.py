@@ -61,8 +61,7 @@ def projection_hypercube(tree: Any, scale: Any = 1) -> Any:
 
     Args:
         tree: Tree of real tensors.
-        scale: The side length :math:`s \ge 0`, of the form of the bounds of :func:`projection_box`; 1 if
-            None.
+        scale: The side length :math:`s \ge 0`, a bound as in :func:`projection_box`; 1 if None.
 
     Raises:
         ValueError: If the structure of ``scale`` is not a prefix of that of ``tree``, or a length is negative.

@@ -67,13 +67,7 @@ def projection_halfspace(x: Any, a: Any, b: Any) -> Any:
     .. math::
         p = x + \frac{\min(b - \langle a, x \rangle, 0)}{\|a\|^2}\, a
 
-    Args:
-        x: Tree of floating tensors.
-        a: The outer normal of the half-space, a tree of the same structure and shapes, not zero.
-        b: The offset, a number or a 0-d tensor.
-
-    Raises:
-        ValueError: If structures or shapes differ.
+    The arguments and errors are those of :func:`projection_hyperplane`; :math:`a` is the outer normal.
 
     Example:
         >>> import torch, torchopt

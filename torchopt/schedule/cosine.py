@@ -82,8 +82,7 @@ def cosine_decay_schedule(
         [1.0, 0.854, 0.5, 0.146, 0.0]
 
     References:
-        Loshchilov, Hutter: SGDR: Stochastic Gradient Descent with Warm Restarts, 2017,
-        https://arxiv.org/abs/1608.03983.
+        Loshchilov and Hutter, `SGDR <https://arxiv.org/abs/1608.03983>`_, ICLR 2017.
     """
     require_number('init_value', init_value)
     require_number('alpha', alpha)

@@ -63,8 +63,7 @@ def exponential_decay(
     .. math::
         v_t = v_0 \, r^{\max(t - B, 0) / T}
 
-    The order of the arguments is that of TorchOpt 0.7.3; in Optax ``transition_steps`` comes second, so pass
-    keywords.
+    The order of the arguments is that of TorchOpt 0.7.3; Optax has ``transition_steps`` second: pass keywords.
 
     Args:
         init_value: The first value :math:`v_0`, a number or a 0-d tensor, which may require grad.

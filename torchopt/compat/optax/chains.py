@@ -2,8 +2,7 @@
 """Chains whose state is nested like the chains, with an entry for every member.
 
 :func:`torchopt.chain` flattens nested chains and omits identities, so that adjacent members share a pass over the
-parameters.  The chains here use it and only change the structure of its state to that of Optax, so that code such as
-``state[1][0].mu`` works.
+parameters.  The chains here use it and only change the structure of its state to that of Optax, for ``state[1][0].mu``.
 """
 
 from __future__ import annotations

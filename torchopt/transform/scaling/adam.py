@@ -59,8 +59,7 @@ def scale_by_adam(
         b1: Decay rate :math:`\beta_1` of the mean, in [0, 1).
         b2: Decay rate :math:`\beta_2` of the mean square, in [0, 1).
         eps: :math:`\epsilon \ge 0`, outside the root.
-        eps_root: :math:`\bar\epsilon \ge 0`, inside the root; a small positive value bounds meta-gradients if
-            gradients are tiny.
+        eps_root: :math:`\bar\epsilon \ge 0`, inside the root; if positive, it bounds meta-gradients of tiny gradients.
         moment_requires_grad: Make the first moments leaves that require grad, so that they can be learned.
         nesterov: Use Nesterov momentum.
         mu_dtype: Real dtype of the mean; None means the dtype of each parameter.

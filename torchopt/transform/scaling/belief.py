@@ -45,8 +45,7 @@ def scale_by_belief(
         b2: Decay rate :math:`\beta_2` of the mean square, in [0, 1).
         eps: :math:`\epsilon \ge 0`, outside the root.
         eps_root: :math:`\bar\epsilon \ge 0`, added to the mean square.
-        nesterov: Use Nesterov momentum; see :func:`scale_by_adam`.  This rule has no native kernel and runs in plain
-            torch.
+        nesterov: Use Nesterov momentum; see :func:`scale_by_adam`.  This rule runs in plain torch.
 
     Returns:
         A transformation with state :class:`ScaleByBeliefState`.  The second moment of a complex parameter is real.

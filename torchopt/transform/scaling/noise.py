@@ -35,8 +35,7 @@ def add_noise(eta: Any, gamma: Any, key: Key | None = None, *, seed: Key | None 
         \sigma_t^2 = \eta / t^\gamma
 
     The noise depends only on the key in the state: the same state gives the same noise, on every device, under
-    ``torch.func.vmap`` and under compilation.  Global generators are not used.  A batch of different keys under
-    ``vmap`` gives independent noise.
+    ``torch.func.vmap`` and under compilation.  A batch of different keys under ``vmap`` gives independent noise.
 
     Args:
         eta: The initial variance :math:`\eta \ge 0`.

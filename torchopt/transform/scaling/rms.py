@@ -175,20 +175,10 @@ def scale_by_stddev(
 
     A variance that is negative due to rounding is replaced by zero.
 
-    Args:
-        alpha: Decay rate :math:`\alpha \ge 0` of both means.
-        eps: :math:`\epsilon \ge 0`, outside the root.
-        initial_scale: First value of :math:`v`.
-        eps_in_sqrt: Add :math:`\epsilon` inside the root instead, as Optax does by default.
-        bias_correction: Divide both means by :math:`1 - \alpha^t`, to correct the bias from zero initialization.
-            This rule has no native kernel and runs in plain torch.
+    The arguments and errors are those of :func:`scale_by_rms`; the bias correction divides both means.
 
     Returns:
-        A transformation with state :class:`ScaleByRStdDevState`, or :class:`ScaleByRStdDevWithCountState` with bias
-        correction.
-
-    Raises:
-        ValueError: If a hyper-parameter is out of its range.
+        A transformation with state :class:`ScaleByRStdDevState`, or :class:`ScaleByRStdDevWithCountState`.
 
     Example:
         >>> import torch, torchopt

@@ -79,8 +79,7 @@ def scale_by_schedule(step_size_fn: Any) -> GradientTransformation:
 
     Raises:
         TypeError: If ``step_size_fn`` is not a function.
-        ValueError: In ``update``, if the schedule returns NaN, infinity or more than one number; nothing is changed
-            then.
+        ValueError: In ``update``, if the schedule returns NaN, infinity or several numbers, before any change.
 
     Example:
         >>> import torch, torchopt

@@ -38,8 +38,7 @@ def masked(
         mask: A tree of booleans with the structure of the parameters or a prefix of it (one boolean then applies
             to the whole subtree), or a function that returns such a tree for the parameters (for the updates
             if ``update`` is called without parameters).  None applies it to all leaves.
-        mask_compatible_extra_args: Whether to mask extra arguments of ``update`` that have the structure of the
-            updates.
+        mask_compatible_extra_args: Whether to mask extra arguments of ``update`` that are trees like the updates.
 
     Returns:
         A transformation with state :class:`MaskedState`.

@@ -107,8 +107,7 @@ class MultiSteps:
     r"""Accumulate gradients over :math:`k` small steps for each step of an optimizer.
 
     The gradients are averaged, :math:`a_{n+1} = a_n + (g_n - a_n) / (n + 1)`, or summed.  In every :math:`k`-th small
-    step, the full step, the optimizer receives the mean.  In all other steps, updates are zero and the state of the
-    optimizer does not change.
+    step, the full step, the optimizer receives the mean.  In all other steps, updates are zero and its state stays.
 
     If a small step has no gradient (``None``) for a parameter, nothing is added for it.  In the :math:`k`-th small
     step, the parameter is omitted from the full step, and its accumulated gradient is kept for the next one.
