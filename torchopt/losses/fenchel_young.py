@@ -28,7 +28,7 @@ def make_fenchel_young_loss(max_fun: Callable[..., Any]) -> Callable[..., torch.
     is the cross entropy, and the gradient is the softmax minus the target.
 
     Args:
-        max_fun: The function :math:`F`: ``max_fun(scores, *args, **kwargs)`` maps a vector to a 0-d tensor.
+        max_fun: ``max_fun(scores, *args, **kwargs)``, the differentiable :math:`F`, maps a vector to a 0-d tensor.
 
     Returns:
         The loss ``fenchel_young_loss(scores, targets, *args, **kwargs)``.  It takes ``scores`` and ``targets`` of

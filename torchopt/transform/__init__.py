@@ -35,6 +35,7 @@ from torchopt.transform.scaling.constraining import (
     NonNegativeParamsState,
     ZeroNansState,
     keep_params_nonnegative,
+    nan_to_num,
     zero_nans,
 )
 from torchopt.transform.scaling.decay import WeightDecaySchedule, add_decayed_weights
@@ -45,7 +46,6 @@ from torchopt.transform.scaling.distance_over_gradients import (
 from torchopt.transform.scaling.factored import FactoredState, scale_by_factored_rms
 from torchopt.transform.scaling.lbfgs import ScaleByLBFGSState, scale_by_lbfgs
 from torchopt.transform.scaling.lion import ScaleByLionState, scale_by_lion
-from torchopt.transform.scaling.nan_to_num import nan_to_num
 from torchopt.transform.scaling.noise import AddNoiseState, add_noise
 from torchopt.transform.scaling.normalization import centralize, normalize_by_update_norm, scale_by_sign
 from torchopt.transform.scaling.novograd import ScaleByNovogradState, scale_by_novograd

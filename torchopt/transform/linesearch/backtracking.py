@@ -82,7 +82,8 @@ def scale_by_backtracking_linesearch(
         max_backtracking_steps: The maximum number of decreases of the step size.
         slope_rtol: :math:`c`.
         decrease_factor: The factor of each decrease, in (0, 1).
-        increase_factor: The ratio of the first trial step size to the last step size; infinity: ``max_learning_rate``.
+        increase_factor: The ratio of the first trial step size to the last step size; infinity always begins with
+            ``max_learning_rate``.
         max_learning_rate: The largest step size.
         atol: :math:`\epsilon`.
         rtol: :math:`\delta`.
