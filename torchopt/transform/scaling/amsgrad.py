@@ -7,11 +7,10 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from torchopt import elementwise, rules, tree
-from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
+from torchopt.base import GradientTransformation, factory
 from torchopt.dtypes import DTypeLike
 from torchopt.elementwise import ranges
-from torchopt.numerics import advance, zero_count
-from torchopt.preconditions import state_of
+from torchopt.transform.scaling.counted import counted
 
 __all__ = ['ScaleByAmsgradState', 'scale_by_amsgrad']
 
@@ -78,21 +77,12 @@ def scale_by_amsgrad(
     ranges.adam(b1, b2, eps, eps_root)
     dtype = ranges.moment_dtype(mu_dtype)
 
-    def init(params: Any) -> ScaleByAmsgradState:
+    def moments(params: Any) -> list[Any]:
         squares = [elementwise.zero_moment(params, real=True) for _ in range(2)]
-        return ScaleByAmsgradState(zero_count(), elementwise.zero_moment(params, dtype=dtype), *squares)
+        return [elementwise.zero_moment(params, dtype=dtype), *squares]
 
     hypers = elementwise.Hyperparams(_rule, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
-
-    def prepare(state: ScaleByAmsgradState) -> elementwise.ElementwiseStep:
-        count, t = advance(state.count)
-        return elementwise.ElementwiseStep(
-            hypers.rule(t, bias_correction_mu, bias_correction_nu),
-            (state.mu, state.nu, state.nu_max),
-            lambda mu, nu, nu_max: ScaleByAmsgradState(count, mu, nu, nu_max),
-        )
-
-    return ElementwiseTransformation(init, prepare, state_of(ScaleByAmsgradState), hypers=hypers)
+    return counted(ScaleByAmsgradState, moments, hypers, bias_correction_mu, bias_correction_nu)
 
 
 def _rule(

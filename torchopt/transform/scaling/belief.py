@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from torchopt import elementwise, rules, tree
-from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
+from torchopt.base import GradientTransformation, factory
 from torchopt.elementwise import ranges
-from torchopt.numerics import advance, zero_count
-from torchopt.preconditions import state_of
+from torchopt.transform.scaling.counted import counted, two_moments
 
 __all__ = ['ScaleByBeliefState', 'scale_by_belief']
 
@@ -66,20 +65,8 @@ def scale_by_belief(
     """
     ranges.adam(b1, b2, eps, eps_root)
 
-    def init(params: Any) -> ScaleByBeliefState:
-        return ScaleByBeliefState(
-            zero_count(), elementwise.zero_moment(params), elementwise.zero_moment(params, real=True)
-        )
-
     hypers = elementwise.Hyperparams(_rule, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
-
-    def prepare(state: ScaleByBeliefState) -> elementwise.ElementwiseStep:
-        count, t = advance(state.count)
-        return elementwise.ElementwiseStep(
-            hypers.rule(t, nesterov), (state.mu, state.nu), lambda mu, nu: ScaleByBeliefState(count, mu, nu)
-        )
-
-    return ElementwiseTransformation(init, prepare, state_of(ScaleByBeliefState), hypers=hypers)
+    return counted(ScaleByBeliefState, two_moments, hypers, nesterov)
 
 
 def _rule(t: Any, nesterov: bool, *, b1: Any, b2: Any, eps: Any, eps_root: Any) -> partial[Any]:
