@@ -98,23 +98,22 @@ def scale_by_adopt(
             zero_count(), elementwise.zero_moment(params, dtype=dtype), elementwise.zero_moment(params, real=True)
         )
 
-    hypers = elementwise.Hyperparams(_make, b1=b1, b2=b2, eps=eps)
+    def make(first: Any, bound: Any, **hypers: Any) -> partial[Any]:
+        return partial(_rule, first=first, bound=bound, nesterov=nesterov, **hypers)
+
+    hypers = elementwise.Hyperparams(make, b1=b1, b2=b2, eps=eps)
 
     def prepare(state: ScaleByAdamState) -> elementwise.ElementwiseStep:
         known = as_python_scalar(state.count)
         first = state.count == 0 if known is None else known == 0
         bound = clip_value_fn(state.count.to(torch.float64)) if use_clipping else None
         number = as_python_scalar(bound)
-        rule = hypers.rule(first, bound if number is None else number, nesterov)
+        rule = hypers.rule(first, bound if number is None else number)
         return elementwise.ElementwiseStep(
             rule, (state.mu, state.nu), partial(ScaleByAdamState, increment(state.count))
         )
 
     return ElementwiseTransformation(init, prepare, state_of(ScaleByAdamState), hypers=hypers)
-
-
-def _make(first: Any, bound: Any, nesterov: bool, *, b1: Any, b2: Any, eps: Any) -> partial[Any]:
-    return partial(_rule, first=first, bound=bound, nesterov=nesterov, b1=b1, b2=b2, eps=eps)
 
 
 def _rule(

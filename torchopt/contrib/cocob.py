@@ -74,7 +74,7 @@ def scale_by_cocob(alpha: Any = 100.0, eps: Any = 1e-8) -> GradientTransformatio
     """
     elementwise.check_each(checks.positive, 'alpha value', alpha)
     checks.positive('epsilon value', eps)
-    hypers = elementwise.Hyperparams(_make, alpha=alpha)
+    hypers = elementwise.Hyperparams(partial(partial, _rule), alpha=alpha)
 
     def init(params: Any) -> COCOBState:
         start = kept_copy(params)
@@ -93,10 +93,6 @@ def scale_by_cocob(alpha: Any = 100.0, eps: Any = 1e-8) -> GradientTransformatio
     return ElementwiseTransformation(
         init, prepare, state_of(COCOBState), params_for('COCOB, which uses their initial values'), hypers=hypers
     )
-
-
-def _make(*, alpha: Any) -> partial[Any]:
-    return partial(_rule, alpha=alpha)
 
 
 def _rule(

@@ -82,7 +82,7 @@ def hutchinson_estimator_diag_hessian(random_seed: Key | None = None) -> Gradien
             )
         _, p = without_graphs(updates, params, inplace=inplace)
         following, now = split_key(state.key)
-        signs = tree.map(_sign, p, normal_like(now, p))
+        signs = tree.map(lambda p, z: torch.where(z < 0, -1.0, 1.0).to(p.dtype), p, normal_like(now, p))
 
         def objective(xs: list[Tensor]) -> Any:
             supply = iter(xs)
@@ -102,7 +102,3 @@ def hutchinson_estimator_diag_hessian(random_seed: Key | None = None) -> Gradien
     return GradientTransformationExtraArgs.requiring(
         init, update, state_of(HutchinsonState), params_for('the diagonal of the Hessian')
     )
-
-
-def _sign(p: Tensor, noise: Tensor) -> Tensor:
-    return torch.where(noise < 0, -1.0, 1.0).to(p.dtype)

@@ -70,15 +70,8 @@ def momo_adam(
         {\langle d_t, D_t^{-1} d_t \rangle} \Bigr), \qquad
         x_{t+1} = \frac{x_t}{1 + \eta\lambda} - \tau_t D_t^{-1} d_t.
 
-    Args:
-        learning_rate: The largest step size :math:`\eta`, or a schedule of it.
-        b1: Decay rate :math:`\beta_1` of the means, in [0, 1).
-        b2: Decay rate :math:`\beta_2` of the mean square, in [0, 1).
-        eps: :math:`\epsilon \ge 0`.
-        lower_bound: :math:`f_*`, a lower bound of the objective.
-        weight_decay: :math:`\lambda \ge 0`.
-        adapt_lower_bound: Whether to adapt the bound: increase it according to the models, and decrease it if the step
-            would be zero, but never below ``lower_bound``.
+    The arguments are those of :func:`momo`, with the decay rates :math:`\beta_1` of the means and :math:`\beta_2` of
+    the mean square, each in [0, 1), and :math:`\epsilon \ge 0`.
 
     Returns:
         A transformation with state :class:`MomoAdamState`, whose ``update`` requires ``params`` and the extra argument

@@ -231,15 +231,8 @@ def schedule_free_adamw(
 ) -> GradientTransformationExtraArgs:
     r"""Schedule-free AdamW: :func:`schedule_free` of AdamW without momentum.
 
-    Args:
-        learning_rate: :math:`\eta`.
-        warmup_steps: The number of steps in which the learning rate rises from 0; None means no warmup.
-        b1: The weight :math:`\beta` of the average in the parameters, in (0, 1].
-        b2: Decay rate :math:`\beta_2` of the mean square, in [0, 1).
-        eps: :math:`\epsilon \ge 0`.
-        weight_decay: :math:`\lambda \ge 0`, decoupled.
-        weight_lr_power: The power :math:`r` of the learning rate in the weights of the average.
-        state_dtype: The dtype of :math:`z`; None means the dtype of each parameter.
+    The arguments are those of :func:`schedule_free_sgd`, with the decay rate ``b2`` of the mean square, in [0, 1), and
+    ``eps``, at least 0.  The weight decay is decoupled.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range.

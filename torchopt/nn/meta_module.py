@@ -163,7 +163,7 @@ class MetaGradientModule(nn.Module):
     def __delattr__(self, name: str) -> None:
         """Delete a member of any kind."""
         for container in (self._meta_parameters, self._meta_modules):
-            if name in container and name not in self._ordinary_names():
+            if name in container and name not in {*self.__dict__, *self._parameters, *self._buffers, *self._modules}:
                 del container[name]
                 return
         super().__delattr__(name)
@@ -173,9 +173,6 @@ class MetaGradientModule(nn.Module):
         meta = (name for kind in (self._meta_parameters, self._meta_modules) for name in kind)
         ordinary = super().__dir__()  # type: ignore[no-untyped-call]
         return sorted({*ordinary, *(name for name in meta if not name[0].isdigit())})
-
-    def _ordinary_names(self) -> set[str]:
-        return {*self.__dict__, *self._parameters, *self._buffers, *self._modules}
 
     def _claim(self, kind: str, name: str, home: MutableMapping[str, Any]) -> None:
         """Check that ``name`` may be a member of ``home``, then remove it everywhere else."""

@@ -273,7 +273,8 @@ def _arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
     missing = [name for name in missing if name not in found and name not in covered]
     if missing:
         raise TypeError(f'{function.__name__}() is missing the arguments {missing}')
-    off = {name for name, value in found.items() if first_names and name not in given and _is_zero(value)}
+    defaults = {name: value for name, value in found.items() if first_names and name not in given}
+    off = {name for name, value in defaults.items() if isinstance(value, (int, float)) and value == 0}
     return found | second, off
 
 
@@ -287,10 +288,6 @@ def _is_static(function: Callable[..., Any], name: str, value: Any) -> bool:
     if isinstance(value, (int, np.integer)):
         return bool(kinds & {'int', int}) and not kinds & {'Any', 'float', 'Tensor', 'torch.Tensor', float, Tensor}
     return callable(value) and isinstance(kind, str) and kind.startswith('Callable')
-
-
-def _is_zero(value: Any) -> bool:
-    return isinstance(value, (int, float)) and value == 0
 
 
 def _as_tensor(value: Any, dtype: torch.dtype, *, always: bool = False) -> Tensor:

@@ -140,7 +140,7 @@ def _step(
     direction = inverse_hessian_product(g, memory, ring, gamma)
 
     count, _ = advance(state.count)
-    keep = _lay_into if inplace else _copy
+    keep = Tensor.copy_ if inplace else _copy
     for column, new in zip(columns, (map(keep, last_p, p), map(keep, last_g, g), memory.s, memory.y)):
         for i, x in zip(moved, new):
             column[i] = x
@@ -165,7 +165,3 @@ def _difference(p: Tensor, last_p: Tensor, g: Tensor, last_g: Tensor) -> tuple[T
 def _copy(old: Tensor, new: Tensor) -> Tensor:
     """A copy for the state, since the caller may change parameters and gradients in place."""
     return new.to(old.dtype, copy=True)
-
-
-def _lay_into(old: Tensor, new: Tensor) -> Tensor:
-    return old.copy_(new)
