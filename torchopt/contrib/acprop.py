@@ -13,18 +13,9 @@ from torchopt import elementwise
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.combine import chain
 from torchopt.elementwise import ranges
-from torchopt.numerics import (
-    abs_sq,
-    advance,
-    as_python_scalar,
-    as_scalar_like,
-    bias_correction,
-    one_minus,
-    safe_sqrt,
-    zero_count,
-)
+from torchopt.numerics import abs_sq, advance, as_python_scalar, as_scalar_like, bias_correction, safe_sqrt, zero_count
 from torchopt.preconditions import state_of
-from torchopt.rules import average, plus
+from torchopt.rules import moving_average, plus
 from torchopt.spelling import suggesting
 from torchopt.transform import ScaleByBeliefState, add_decayed_weights, scale_by_learning_rate
 
@@ -97,9 +88,9 @@ def _rule(
     elif first:
         square = torch.ones_like(s)
     surprise = abs_sq(g - m)
-    m = average(b1, m, one_minus(b1), g)
+    m = moving_average(b1, m, g)
     u = g / plus(safe_sqrt(square), as_scalar_like(eps, s))
-    return u, m, plus(average(b2, s, one_minus(b2), surprise), as_scalar_like(eps_root, s))
+    return u, m, plus(moving_average(b2, s, surprise), as_scalar_like(eps_root, s))
 
 
 @suggesting

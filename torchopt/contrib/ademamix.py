@@ -14,9 +14,9 @@ from torchopt.combine import chain
 from torchopt.contrib.scalars import check_number_or_schedule, rate_at
 from torchopt.dtypes import DTypeLike
 from torchopt.elementwise import ranges
-from torchopt.numerics import abs_sq, advance, as_scalar_like, increment, one_minus, safe_sqrt, zero_count
+from torchopt.numerics import abs_sq, advance, as_scalar_like, increment, safe_sqrt, zero_count
 from torchopt.preconditions import Precondition, state_of
-from torchopt.rules import average, plus, times
+from torchopt.rules import average, moving_average, plus, times
 from torchopt.spelling import suggesting
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate
 
@@ -128,7 +128,7 @@ def _rule(
 ) -> tuple[Tensor, ...]:
     b1, b2, b3 = decays
     m = average(b1, m, 1.0 - b1, g)
-    n = average(b3, n, one_minus(b3), g)
+    n = moving_average(b3, n, g)
     v = average(b2, v, 1.0 - b2, abs_sq(g))
     m_hat, v_hat = (x / as_scalar_like(c, x) for x, c in zip((m, v), corrections))
     below = plus(safe_sqrt(plus(v_hat, as_scalar_like(eps_root, v))), as_scalar_like(eps, v))

@@ -15,18 +15,9 @@ from torchopt.base import ElementwiseTransformation, GradientTransformation, fac
 from torchopt.combine import chain
 from torchopt.dtypes import DTypeLike
 from torchopt.elementwise import ranges
-from torchopt.numerics import (
-    abs_sq,
-    as_python_scalar,
-    as_scalar_like,
-    increment,
-    one_minus,
-    safe_sqrt,
-    tensor_like,
-    zero_count,
-)
+from torchopt.numerics import abs_sq, as_python_scalar, as_scalar_like, increment, safe_sqrt, tensor_like, zero_count
 from torchopt.preconditions import state_of
-from torchopt.rules import average
+from torchopt.rules import moving_average
 from torchopt.spelling import suggesting
 from torchopt.transform import ScaleByAdamState, scale_by_learning_rate
 
@@ -126,9 +117,9 @@ def _rule(
     d = g / torch.maximum(safe_sqrt(v), least)
     if bound is not None:
         d = _clip(d, as_scalar_like(bound, v))
-    mean = average(b1, m, one_minus(b1), d)
-    u = average(b1, mean, one_minus(b1), d) if nesterov else mean
-    v_next = average(b2, v, one_minus(b2), square)
+    mean = moving_average(b1, m, d)
+    u = moving_average(b1, mean, d) if nesterov else mean
+    v_next = moving_average(b2, v, square)
     if isinstance(first, Tensor):
         first = first.to(g.device)
         mean, u = torch.where(first, m, mean), torch.where(first, m, u)

@@ -13,9 +13,9 @@ from torchopt.autodiff.objective import objective_value
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.constants import without_graphs
 from torchopt.contrib.scalars import at_count, check_rate, inner, real_part, scalar_beside
-from torchopt.numerics import as_scalar_like, in_single, increment, one_minus, tensor_like, zero_count
+from torchopt.numerics import as_scalar_like, in_single, increment, tensor_like, zero_count
 from torchopt.preconditions import Precondition, params_for, state_of
-from torchopt.rules import average, times
+from torchopt.rules import moving_average, times
 from torchopt.scalars import pick
 
 __all__ = ['MomoState', 'momo', 'polyak_step']
@@ -110,14 +110,10 @@ def momo(
         g, x = without_graphs(updates, params, inplace=inplace)
         loss = objective_value(value, state.barf, updates, params, inplace=inplace)
         keep = pick(state.count == 0, 0.0, beta)
-        take = one_minus(keep)
 
-        def step(mean: Tensor, now: Tensor) -> Tensor:
-            return average(keep, mean, take, now)
-
-        barf = step(state.barf, loss)
-        gamma = step(state.gamma, inner(g, x, state.gamma))
-        _, d = elementwise.apply_rule(lambda g, d: (g, step(d, g)), g, state.exp_avg, inplace=inplace)
+        barf = moving_average(keep, state.barf, loss)
+        gamma = moving_average(keep, state.gamma, inner(g, x, state.gamma))
+        _, d = elementwise.apply_rule(lambda g, d: (g, moving_average(keep, d, g)), g, state.exp_avg, inplace=inplace)
         shown = tree.map(lambda g, d: d, g, d)
         square = real_part(tree.wide_norm(shown, squared=True), barf)
         updates, lb = polyak_step(

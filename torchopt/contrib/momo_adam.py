@@ -13,17 +13,9 @@ from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.constants import without_graphs
 from torchopt.contrib.momo import polyak_step
 from torchopt.contrib.scalars import at_count, check_rate, inner, scalar_beside
-from torchopt.numerics import (
-    abs_sq,
-    advance,
-    as_scalar_like,
-    bias_correction,
-    one_minus,
-    safe_sqrt,
-    zero_count,
-)
+from torchopt.numerics import abs_sq, advance, as_scalar_like, bias_correction, safe_sqrt, zero_count
 from torchopt.preconditions import Precondition, params_for, state_of
-from torchopt.rules import average, plus
+from torchopt.rules import moving_average, plus
 
 __all__ = ['MomoAdamState', 'momo_adam']
 
@@ -127,14 +119,14 @@ def momo_adam(
         c1, c2, eta = bias_correction(b1, t), bias_correction(b2, t), schedule(state)
 
         def rule(g: Tensor, d: Tensor, v: Tensor) -> tuple[Tensor, ...]:
-            d = average(b1, d, one_minus(b1), g)
-            v = average(b2, v, one_minus(b2), abs_sq(g))
+            d = moving_average(b1, d, g)
+            v = moving_average(b2, v, abs_sq(g))
             return d / plus(safe_sqrt(v / as_scalar_like(c2, v)), as_scalar_like(eps, v)), d, v
 
         direction, d, v = elementwise.apply_rule(rule, g, state.exp_avg, state.exp_avg_sq, inplace=inplace)
         shown = tree.map(lambda g, d: d, g, d)
-        barf = average(b1, state.barf, one_minus(b1), loss)
-        gamma = average(b1, state.gamma, one_minus(b1), inner(g, x, state.gamma))
+        barf = moving_average(b1, state.barf, loss)
+        gamma = moving_average(b1, state.gamma, inner(g, x, state.gamma))
         updates, lb = polyak_step(
             direction,
             x,

@@ -27,7 +27,7 @@ from torchopt.numerics import (
     zero_count,
 )
 from torchopt.preconditions import state_of
-from torchopt.rules import average, plus, times
+from torchopt.rules import moving_average, plus, times
 from torchopt.spelling import suggesting
 from torchopt.transform import add_decayed_weights, partition, scale_by_adam, scale_by_learning_rate
 
@@ -153,7 +153,7 @@ def scale_by_muon(
         now, ahead = bias_correction(beta, t), bias_correction(beta, safe_increment(t))
 
         def rule(g: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
-            m = average(beta, m, one_minus(beta), g)
+            m = moving_average(beta, m, g)
             if not nesterov:
                 return m / as_scalar_like(now, m), m
             return plus(times(beta / ahead, m), times(one_minus(beta) / now, g)), m

@@ -16,17 +16,9 @@ from torchopt.dtypes import DTypeLike
 from torchopt.elementwise import ranges, require_real
 from torchopt.levels import is_tracing
 from torchopt.loop.selection import branch
-from torchopt.numerics import (
-    advance,
-    as_python_scalar,
-    as_scalar_like,
-    bias_correction,
-    one_minus,
-    tensor_like,
-    zero_count,
-)
+from torchopt.numerics import advance, as_python_scalar, as_scalar_like, bias_correction, tensor_like, zero_count
 from torchopt.preconditions import params_for, required_by, state_of
-from torchopt.rules import average
+from torchopt.rules import moving_average
 from torchopt.spelling import suggesting
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate
 
@@ -105,7 +97,7 @@ def scale_by_sophia(
         correction = bias_correction(b1, t)
 
         def rule(g: Tensor, m: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-            m = average(b1, m, one_minus(b1), g)
+            m = moving_average(b1, m, g)
             least = tensor_like(eps, h)
             below = torch.maximum(h * as_scalar_like(gamma, h), least)
             return m / as_scalar_like(correction, m) / below, m
@@ -116,7 +108,7 @@ def scale_by_sophia(
 
         def estimate(inplace: bool) -> tuple[Any, Any]:
             diagonal, new = estimator.update(updates, state.hessian_fn_state, params, inplace=inplace, **extra)
-            _, nu = elementwise.apply_rule(lambda d, h: (d, average(b2, h, one_minus(b2), d)), diagonal, state.nu)
+            _, nu = elementwise.apply_rule(lambda d, h: (d, moving_average(b2, h, d)), diagonal, state.nu)
             return nu, new
 
         # Estimate before writing anything, since the estimator may raise. The old diagonal is still needed.
