@@ -62,17 +62,10 @@ def hessian_diag(loss: Callable[..., Any], params: Any, inputs: Any, targets: An
     It computes one Hessian-vector product for each of the :math:`n` parameters, all at the same time, which needs
     memory for :math:`n^2` numbers.  Use it for small models only.
 
-    Args:
-        loss: The function ``loss(params, inputs, targets)``, twice differentiable; it returns a 0-d tensor.
-        params: The parameters :math:`\theta`, a tree of floating tensors.
-        inputs: Passed to the loss unchanged.
-        targets: Passed to the loss unchanged.
+    The arguments and the error for other parameters are those of :func:`hvp`.
 
     Returns:
         The diagonal, a vector of the :math:`n` elements of ``params`` in the order of the tree.
-
-    Raises:
-        TypeError: If a parameter is not floating.
 
     Example:
         >>> import torch, torchopt

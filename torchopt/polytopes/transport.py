@@ -88,18 +88,7 @@ def kl_projection_transport(
 
     With the cost matrix :math:`-S`, this is optimal transport with entropic regularization.
 
-    Args:
-        sim_matrix: The matrix :math:`S`, of shape ``[m, n]``.
-        marginals: The row and column sums :math:`(a, b)`, of shapes ``[m]`` and ``[n]``, positive, with equal totals.
-        make_solver: See :func:`projection_transport`.
-        use_semi_dual: See :func:`projection_transport`.
-
-    Returns:
-        The plan :math:`P`, of shape ``[m, n]``.
-
-    Raises:
-        TypeError: If ``sim_matrix`` is not floating.
-        ValueError: If shapes do not match, a sum is negative, or totals differ.
+    The arguments, the result and the errors are those of :func:`projection_transport`; the sums must be positive.
 
     Example:
         >>> import torch, torchopt

@@ -134,15 +134,7 @@ def cosine_onecycle_schedule(
 ) -> Schedule:
     """A schedule that rises to its peak and falls close to 0, each along half a period of the cosine.
 
-    Args:
-        transition_steps: The number of steps of the cycle.
-        peak_value: The largest value, a number or a 0-d tensor.
-        pct_start: The fraction of the steps in which the value rises.
-        div_factor: The ratio of the peak to the first value.
-        final_div_factor: The ratio of the first value to the last.
-
-    Raises:
-        ValueError: If ``transition_steps`` is not positive, or an argument is NaN.
+    The arguments and errors are those of :func:`linear_onecycle_schedule`, without ``pct_final``.
 
     Example:
         >>> import torchopt

@@ -56,11 +56,7 @@ def scale_by_param_block_norm(min_scale: Any = 1e-3) -> GradientTransformation:
 def scale_by_param_block_rms(min_scale: Any = 1e-3) -> GradientTransformation:
     r"""Scale every leaf by the root mean square of its parameter: :math:`u \leftarrow u \max(\mathrm{rms}(p), s)`.
 
-    Args:
-        min_scale: The lower bound :math:`s \ge 0`.  If :math:`\mathrm{rms}(p) \le s`, the factor is a constant.
-
-    Raises:
-        ValueError: If ``min_scale`` is negative; in ``update``, if the parameters are not given.
+    The argument and the errors are those of :func:`scale_by_param_block_norm`.
 
     Example:
         >>> import torch, torchopt

@@ -30,13 +30,12 @@ def _constant(sign: int, name: str, value: Any) -> GradientTransformation:
             init_empty_state, elementwise.ElementwiseStep(_rule(sign, value), (), EmptyState)
         )
     hypers = elementwise.Hyperparams(lambda **named: _rule(sign, named[name]), **{name: value})
-    if not isinstance(value, Tensor):
-        step = elementwise.ElementwiseStep(hypers.rule(), (), EmptyState)
-        return ElementwiseTransformation(init_empty_state, step, hypers=hypers)
+
+    def step(state: Any = None) -> elementwise.ElementwiseStep:
+        return elementwise.ElementwiseStep(hypers.rule(), (), EmptyState)
+
     # A tensor may be learned, and requires a new graph in every step.
-    return ElementwiseTransformation(
-        init_empty_state, lambda state: elementwise.ElementwiseStep(hypers.rule(), (), EmptyState), hypers=hypers
-    )
+    return ElementwiseTransformation(init_empty_state, step if isinstance(value, Tensor) else step(), hypers=hypers)
 
 
 @factory
