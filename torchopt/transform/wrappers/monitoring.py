@@ -148,7 +148,12 @@ def measure_with_ema(
         >>> measured
         tensor(3.)
     """
-    average = ema(decay, debias, accumulator_dtype)
-    return ChainedGradientTransformation(
-        stateless(partial(_measure, measure)), average._replace(init=lambda params: average.init(measure(params)))
-    )
+    average = _average_of(measure, decay, debias, accumulator_dtype)
+    return ChainedGradientTransformation(stateless(partial(_measure, measure)), average)
+
+
+@factory
+def _average_of(measure: Callable[[Any], Any], *call: Any) -> GradientTransformation:
+    """The moving average of measurements; its state begins with the measurement of the parameters."""
+    average = ema(*call)
+    return average._replace(init=lambda params: average.init(measure(params)))
