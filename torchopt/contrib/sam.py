@@ -105,7 +105,7 @@ def sam(
         g, x = without_graphs(updates, params, inplace=inplace)
         since = state.steps_since_sync
         # Update the cache before reading it, so that k = 1 gives steps of the outer optimizer.
-        cache = branch(since == 0, lambda inplace: _copy(params, x), lambda inplace: state.cache)
+        cache = branch(since == 0, lambda inplace: tree.map(_copy, params, x), lambda inplace: state.cache)
 
         def descend(inplace: bool) -> tuple[Any, Any, Any]:
             u, opt_state = outer.update(g, state.opt_state, cache, inplace=inplace, **extra)
@@ -131,7 +131,8 @@ def sam(
         for i in range(sync_period - 1):
             u, adv_state = adversary.update(g, adv_state, x, inplace=inplace, **extra)
             # In plain training, grad_fn also receives leaves that require grad.
-            x = tree.map(lambda p, y: y.requires_grad_() if carries_no_graph(p, y) else y, params, _climbed(x, u))
+            x = tree.map(_climb, x, u)
+            x = tree.map(lambda p, y: y.requires_grad_() if carries_no_graph(p, y) else y, params, x)
             g = grad_fn(x, i)
         if reset_state:
             adv_state = adversary.init(params)
@@ -148,15 +149,9 @@ def sam(
     )
 
 
-def _copy(params: Any, constants: Any) -> Any:
-    def copy(p: Tensor, x: Any) -> Tensor:
-        return detach_graph(p).clone() if x is None else x.clone()
-
-    return tree.map(copy, params, constants)
+def _copy(p: Tensor, constant: Any) -> Tensor:
+    return detach_graph(p).clone() if constant is None else constant.clone()
 
 
-def _climbed(x: Any, u: Any) -> Any:
-    def climb(x: Tensor, u: Any) -> Tensor:
-        return x if u is None else (as_constant(x, u) - u).to(x.dtype)
-
-    return tree.map(climb, x, u)
+def _climb(x: Tensor, u: Any) -> Tensor:
+    return x if u is None else (as_constant(x, u) - u).to(x.dtype)

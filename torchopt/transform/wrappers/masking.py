@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 from torchopt import tree
@@ -56,15 +55,13 @@ def masked(
     """
     wide = with_extra_args_support(inner)
 
-    resolve = partial(resolve_mask, mask)
-
     def init(params: Any) -> MaskedState:
-        return MaskedState(wide.init(_hide(params, resolve(params), 'params')))
+        return MaskedState(wide.init(_hide(params, resolve_mask(mask, params), 'params')))
 
     def update(
         updates: Any, state: MaskedState, params: Any = None, *, inplace: bool = False, **extra: Any
     ) -> tuple[Any, MaskedState]:
-        shown = resolve(updates if params is None else params)
+        shown = resolve_mask(mask, updates if params is None else params)
         hidden_params = None if params is None else _hide(params, shown, 'params')
         if mask_compatible_extra_args:
             like = tree.structure(updates)
@@ -86,18 +83,15 @@ def resolve_mask(mask: Any, params: Any) -> Any:
         TypeError: If a leaf is not a boolean; the message names its path.
     """
     made = tree.made_for(params, mask)
-    return _check_mask(True if made is None else made)
-
-
-def _check_mask(mask: Any) -> Any:
-    for i, m in enumerate(tree.flatten(mask)[0]):
+    made = True if made is None else made
+    for i, m in enumerate(tree.flatten(made)[0]):
         if not isinstance(m, (bool, type(None))) and not _is_boolean_scalar(m):
-            path = tree.flatten_with_path(mask)[i][0]
+            path = tree.flatten_with_path(made)[i][0]
             raise TypeError(
                 f'mask{path} is {m!r} of type {type(m).__name__}; expected True or False. '
                 f'Pass a tree of booleans, or a function that makes one.'
             )
-    return mask
+    return made
 
 
 def _is_boolean_scalar(m: Any) -> bool:
