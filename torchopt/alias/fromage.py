@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torchopt import checks
@@ -47,20 +49,12 @@ def fromage(learning_rate: Any, min_norm: Any = 1e-6) -> GradientTransformation:
         Bernstein et al., `On the distance between two neural networks and the stability of learning
         <https://arxiv.org/abs/2002.03432>`_, NeurIPS 2020.
     """
-    if not checks.is_schedule(learning_rate):
+    if checks.is_schedule(learning_rate):
+        rate, weight = partial(_at, _rate, learning_rate), partial(_at, _weight, learning_rate)
+    else:
         checks.learning_rate('learning rate', learning_rate)
-        factor = _shrinkage(learning_rate)
-        return chain(scale_by_trust_ratio(min_norm), scale_by_learning_rate(learning_rate * factor), _shrink(factor))
-
-    def rate(count: Any) -> Any:
-        value = learning_rate(count)
-        return value * _shrinkage(value)
-
-    return chain(
-        scale_by_trust_ratio(min_norm),
-        scale_by_learning_rate(rate),
-        _shrink(lambda count: _shrinkage(learning_rate(count))),
-    )
+        rate, weight = _rate(learning_rate), _weight(learning_rate)
+    return chain(scale_by_trust_ratio(min_norm), scale_by_learning_rate(rate), _add_params(weight))
 
 
 def _shrinkage(rate: Any) -> Any:
@@ -68,8 +62,19 @@ def _shrinkage(rate: Any) -> Any:
     return (1.0 + rate * rate) ** -0.5
 
 
+def _rate(rate: Any) -> Any:
+    return rate * _shrinkage(rate)
+
+
+def _weight(rate: Any) -> Any:
+    """The multiple of the parameters that has to be added to shrink them."""
+    return _shrinkage(rate) - 1.0
+
+
+def _at(f: Callable[[Any], Any], schedule: Any, count: Any) -> Any:
+    return f(schedule(count))
+
+
 @factory
-def _shrink(factor: Any) -> GradientTransformation:
-    """Change the updates so that adding them also multiplies the parameters by a factor, or a schedule of it."""
-    weight = (lambda count: factor(count) - 1.0) if checks.is_schedule(factor) else factor - 1.0
+def _add_params(weight: Any) -> GradientTransformation:
     return add_params(weight, 'fromage')
