@@ -306,8 +306,7 @@ class MetaGradientModule(nn.Module):
         Args:
             recurse: Whether to include those of meta-modules and of child modules.
         """
-        for _, param in self.named_meta_parameters(recurse=recurse):
-            yield param
+        return (param for _, param in self.named_meta_parameters(recurse=recurse))
 
     def named_meta_parameters(self, prefix: str = '', recurse: bool = True) -> Iterator[tuple[str, Tensor]]:
         """Iterate over the meta-parameters and their dotted names, each tensor once.
@@ -326,30 +325,19 @@ class MetaGradientModule(nn.Module):
             >>> [name for name, _ in module.named_meta_parameters(prefix='net')]
             ['net.phi']
         """
-        seen: set[Tensor] = set()
-        named = _named_meta_parameters(self, prefix, set()) if recurse else _own(self._meta_parameters, prefix)
-        for name, param in named:
-            if param not in seen:
-                seen.add(param)
-                yield name, param
+        return _unique(_named_meta_parameters(self, prefix, set()) if recurse else _own(self._meta_parameters, prefix))
 
     def meta_children(self) -> Iterator[nn.Module]:
         """Iterate over the immediate meta-modules, each once."""
-        for _, module in self.named_meta_children():
-            yield module
+        return (module for _, module in self.named_meta_children())
 
     def named_meta_children(self) -> Iterator[tuple[str, nn.Module]]:
         """Iterate over the immediate meta-modules and their names, each module once."""
-        seen: set[nn.Module] = set()
-        for name, module in _own(self._meta_modules, ''):
-            if module not in seen:
-                seen.add(module)
-                yield name, module
+        return _unique(_own(self._meta_modules, ''))
 
     def meta_modules(self) -> Iterator[nn.Module]:
         """Iterate over all meta-modules, each once; see :meth:`named_meta_modules`."""
-        for _, module in self.named_meta_modules():
-            yield module
+        return (module for _, module in self.named_meta_modules())
 
     def named_meta_modules(
         self, memo: set[nn.Module] | None = None, prefix: str = '', remove_duplicate: bool = True
@@ -363,7 +351,7 @@ class MetaGradientModule(nn.Module):
             prefix: Put before every name, followed by a dot.
             remove_duplicate: Whether to yield each module once.
         """
-        yield from _named_meta_modules(self, set() if memo is None else memo, prefix, remove_duplicate, set())
+        return _named_meta_modules(self, set() if memo is None else memo, prefix, remove_duplicate, set())
 
 
 def _check_name(kind: str, name: Any) -> None:
@@ -379,6 +367,15 @@ def _own(container: MutableMapping[str, Any], prefix: str) -> Iterator[tuple[str
     for name, value in container.items():
         if value is not None:
             yield (f'{prefix}.{name}' if prefix else name), value
+
+
+def _unique(named: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """Yield each object once, with its first name."""
+    seen = set()
+    for name, value in named:
+        if value not in seen:
+            seen.add(value)
+            yield name, value
 
 
 def _holders(module: nn.Module, prefix: str, visited: set[nn.Module]) -> Iterator[tuple[str, MetaGradientModule]]:

@@ -181,8 +181,16 @@ def inject_stateful_hyperparams(
     return inject_hyperparams(inner_factory, static_args, hyperparam_dtype)
 
 
-# The lambda defers the lookup of _spelled, which is defined below.
-@functools.partial(factory, spell=lambda *call: _spelled(*call))  # noqa: PLW0108
+def _spelled(
+    inner_factory: Callable[..., GradientTransformation], static_args: Any, dtype: Any, args: Any, kwargs: Any
+) -> tree.Spelled:
+    """How to print the transformation: the two calls that make it."""
+    options = {'static_args': static_args, 'hyperparam_dtype': dtype}
+    shown = ''.join(f', {name}={tree.as_text(x)}' for name, x in options.items() if x)
+    return tree.Spelled(f'inject_hyperparams({tree.as_text(inner_factory)}{shown})', args, kwargs)
+
+
+@functools.partial(factory, spell=_spelled)
 def _injected(
     inner_factory: Callable[..., GradientTransformation],
     static_args: tuple[str, ...],
@@ -231,15 +239,6 @@ def _injected(
         return updates, InjectStatefulHyperparamsState(increment(state.count), hypers, states, inner_state)
 
     return GradientTransformationExtraArgs.requiring(init, update, state_of(InjectStatefulHyperparamsState))
-
-
-def _spelled(
-    inner_factory: Callable[..., GradientTransformation], static_args: Any, dtype: Any, args: Any, kwargs: Any
-) -> tree.Spelled:
-    """How to print the transformation: the two calls that make it."""
-    options = {'static_args': static_args, 'hyperparam_dtype': dtype}
-    shown = ''.join(f', {name}={tree.as_text(x)}' for name, x in options.items() if x)
-    return tree.Spelled(f'inject_hyperparams({tree.as_text(inner_factory)}{shown})', args, kwargs)
 
 
 def _arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
