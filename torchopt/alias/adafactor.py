@@ -65,8 +65,7 @@ def adafactor(
         weight_decay_rate: :math:`\lambda \ge 0`, or a schedule of it; it is not multiplied by the learning rate.
         eps: :math:`\epsilon \ge 0`, added to squared gradients.
         factored: Whether to factor second moments.
-        weight_decay_mask: Which parameters decay: a tree of booleans with the structure of the parameters or a prefix
-            of it, or a function that makes one from the parameters.  None decays all.
+        <weight_decay_mask>
 
     Raises:
         ValueError: If a hyper-parameter is out of its range.

@@ -20,6 +20,10 @@ _RATE = (
     'tensors with the structure of the parameters or a prefix of it; all numeric hyper-parameters accept such trees.  '
     'For one rate per element, tensors in the tree have the shapes of their parameters; such steps run in plain torch.'
 )
+_MASK = (
+    'Which parameters decay: a tree of booleans with the structure of the parameters or a prefix of it, or a function '
+    'that makes one from the parameters.  None decays all.'
+)
 _PROSE = {
     'lr': f'{_RATE}  Also spelled ``learning_rate``.',
     'learning_rate': _RATE,
@@ -31,8 +35,8 @@ _PROSE = {
     'gradients are tiny.',
     'mu_dtype': 'Real dtype of the first moment, such as ``torch.bfloat16``; None means the dtype of each parameter.',
     'nesterov': 'Use Nesterov momentum.',
-    'mask': 'Which parameters decay: a tree of booleans with the structure of the parameters or a prefix of it, or a '
-    'function that makes one from the parameters.  None decays all.',
+    'mask': _MASK,
+    'weight_decay_mask': _MASK,
     'weight_decay': 'Weight of the l2 penalty, at least 0, or a schedule of it: this multiple of the parameters is '
     'added to the gradients.  If nonzero, ``update`` requires ``params``.',
     'moment_requires_grad': 'Make the first moments leaves that require grad, so that they can be learned.',
