@@ -169,6 +169,8 @@ PICKLED = [
     chain_flat(torchopt.adamax()),
     torchopt.partition({'x': torchopt.adadelta(), 'y': torchopt.sgd(0.1)}, {'w': 'x', 'b': 'y'}),
     torchopt.nan_to_num(),
+    torchopt.fromage(double_schedule),
+    chain(torchopt.transform.measure_with_ema(torchopt.tree.conj, 0.5), torchopt.sgd(0.1)),
 ]
 
 

@@ -16,7 +16,7 @@ from tests.transform import optax_cases
 from torchopt import alias, base, clip, contrib, norms, projections, transform, tree
 from torchopt.compat import optax as compat
 from torchopt.contrib.newton_schulz import orthogonalize
-from torchopt.elementwise.leaves import leaf_norm
+from torchopt.elementwise import leaf_norm
 
 F16, BF16, F32, F64, C64 = torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64
 

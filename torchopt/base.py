@@ -39,6 +39,7 @@ __all__ = [
     'identity',
     'init_empty_state',
     'with_extra_args_support',
+    'without_state',
 ]
 
 
@@ -128,11 +129,9 @@ class GradientTransformation(_Functions):
         return NotImplemented if isinstance(other, ChainedGradientTransformation) else tuple.__eq__(self, other)
 
     def __ne__(self, other: object) -> bool:
-        """The opposite of ``==``."""
         return not self == other
 
     def __hash__(self) -> int:
-        """Hash of the functions."""
         return tuple.__hash__(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -203,6 +202,15 @@ def init_empty_state(params: Any) -> EmptyState:
     return EmptyState()
 
 
+def without_state(f: Callable[[Any, Any], Any], *requires: Precondition) -> GradientTransformation:
+    """A transformation without a state; ``f(updates, params)`` returns the new updates."""
+
+    def update(updates: Any, state: Any, params: Any = None, *, inplace: bool = False) -> tuple[Any, Any]:
+        return f(updates, params), state
+
+    return GradientTransformation.requiring(init_empty_state, update, *requires)
+
+
 def _pass_through(updates: Any, state: Any, params: Any = None, *, inplace: bool = False, **extra: Any) -> Any:
     return updates, state
 
@@ -218,7 +226,6 @@ class IdentityGradientTransformation(GradientTransformationExtraArgs):
     update_fn = staticmethod(_pass_through)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle by class."""
         return IdentityGradientTransformation, ()
 
     def _spelled(self) -> tree.Spelled:
@@ -280,7 +287,7 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
         members = self.transformations
         settled = all(condition.is_final for tx in members for condition in tx.requires)
         inner = Precondition(functools.partial(_check_members, members), is_final=settled)
-        return Precondition(functools.partial(_require_states, members), 'always'), inner
+        return Precondition(functools.partial(require_states, members), 'always'), inner
 
     def __eq__(self, other: object) -> bool:
         """Chains are equal if their members are equal; a chain of one equals its member."""
@@ -289,11 +296,9 @@ class ChainedGradientTransformation(GradientTransformationExtraArgs):
         return isinstance(other, GradientTransformation) and self.transformations == (other,)
 
     def __hash__(self) -> int:
-        """Hash of the members."""
         return hash(self.transformations)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the members."""
         return ChainedGradientTransformation, self.transformations
 
     def _spelled(self) -> tree.Spelled:
@@ -329,7 +334,7 @@ def _update_in_stages(
     **extra: Any,
 ) -> tuple[Any, tuple[Any, ...]]:
     """The ``update`` of a chain."""
-    _require_states(members, state)
+    require_states(members, state)
     if inplace:
         if not torch.compiler.is_compiling():
             _check_members(members, state, params)
@@ -345,7 +350,8 @@ def _update_in_stages(
     return updates, tuple(states)
 
 
-def _require_states(members: Sequence[GradientTransformation], state: Any, params: Any = None) -> None:
+def require_states(members: Sequence[Any], state: Any, params: Any = None) -> None:
+    """Require a state for each member of a chain."""
     if not isinstance(state, tuple) or len(state) != len(members):
         kind = f'a tuple of {len(state)}' if isinstance(state, tuple) else kind_of(state)
         problem = 'The number of updates and states has to be the same in chain!'
@@ -374,7 +380,7 @@ def update(
 ) -> tuple[Any, tuple[Any, ...]]:
     """The ``update`` of a chain of elementwise transformations."""
     if type(state) is not tuple or len(state) != len(members):
-        _require_states(members, state)
+        require_states(members, state)
     passes = []
     for tx, own in zip(members, state):
         for condition in tx.requires:

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks of hyper-parameters, whose errors name the argument, its value, and the allowed range.
 
-Tensors are accepted wherever numbers are.  The value of a tensor is not checked if reading it would synchronize with a
-device, or if it has a graph.
+Tensors are accepted wherever numbers are.  The value of a tensor with a graph, or on another device, is not checked.
 """
 
 from __future__ import annotations

@@ -11,14 +11,9 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, elementwise, tree
-from torchopt.base import (
-    EmptyState,
-    GradientTransformation,
-    factory,
-    init_empty_state,
-)
+from torchopt.base import EmptyState, GradientTransformation, factory, without_state
 from torchopt.dtypes import real_dtype
-from torchopt.elementwise.real_params import require_real
+from torchopt.elementwise import require_real
 from torchopt.norms import constant_norm, root_mean_square, two_norm
 from torchopt.numerics import as_scalar_like, in_single, tensor_like
 from torchopt.preconditions import Precondition, params_for
@@ -77,10 +72,10 @@ def clip_grad_norm(
         raise TypeError(f"Invalid norm_type value: {norm_type!r}; expected a number > 0, or 'inf'.") from None
     checks.positive('norm_type value', order)
 
-    def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
+    def clip_all(updates: Any, params: Any) -> Any:
         leaves = tree.leaves(updates)
         if not leaves:
-            return updates, state
+            return updates
         total = constant_norm(leaves, order)
         if error_if_nonfinite and not bool(total.isfinite()):
             raise RuntimeError(
@@ -88,11 +83,11 @@ def clip_grad_norm(
                 f'Pass error_if_nonfinite=False to clip them anyway.'
             )
         factor = (as_scalar_like(max_norm, total) / (total + 1e-6)).clamp(max=1.0)
-        return tree.scale(factor, updates), state
+        return tree.scale(factor, updates)
 
     # The step itself can fail if the norm is not finite, which no check before it can know.
     requires = [Precondition(lambda state, params: None, is_final=False)] if error_if_nonfinite else []
-    return GradientTransformation.requiring(init_empty_state, update, *requires)
+    return without_state(clip_all, *requires)
 
 
 @factory
@@ -117,7 +112,7 @@ def clip_by_global_norm(max_norm: Any) -> GradientTransformation:
     """
     checks.at_least('max_norm value', max_norm)
 
-    def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
+    def clip_all(updates: Any, params: Any) -> Any:
         norm = tree.wide_norm(updates)
         bound = as_scalar_like(max_norm, norm)
         inside = norm < bound
@@ -129,9 +124,9 @@ def clip_by_global_norm(max_norm: Any) -> GradientTransformation:
             clipped = g / as_scalar_like(divisor, g) * as_scalar_like(bound, g)
             return torch.where(inside.to(g.device), g, clipped)
 
-        return tree.map(shrink, updates), state
+        return tree.map(shrink, updates)
 
-    return GradientTransformation(init_empty_state, update)
+    return without_state(clip_all)
 
 
 @factory
@@ -152,11 +147,11 @@ def clip(max_delta: Any) -> GradientTransformation:
     """
     checks.at_least('max_delta value', max_delta)
 
-    def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
+    def clip_each(updates: Any, params: Any) -> Any:
         require_real(updates, 'clip', 'updates')
-        return tree.map(lambda g: g.clamp(-max_delta, max_delta), updates), state
+        return tree.map(lambda g: g.clamp(-max_delta, max_delta), updates)
 
-    return GradientTransformation(init_empty_state, update)
+    return without_state(clip_each)
 
 
 @factory
@@ -182,10 +177,7 @@ def clip_by_block_rms(threshold: Any) -> GradientTransformation:
         rms = root_mean_square(g)
         return g / (rms / as_scalar_like(threshold, rms)).clamp(min=1.0)
 
-    def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
-        return tree.map(shrink, updates), state
-
-    return GradientTransformation(init_empty_state, update)
+    return without_state(lambda updates, params: tree.map(shrink, updates))
 
 
 def unitwise_norm(x: Tensor, axis: Axis = None) -> Tensor:
@@ -193,8 +185,7 @@ def unitwise_norm(x: Tensor, axis: Axis = None) -> Tensor:
 
     Args:
         x: A weight.  A unit is an output row: weights in PyTorch have the shape ``(out, in, ...)``, so the norms are
-            over all dimensions but the first.  Scalars, vectors, and weights with at most one dimension larger than 1
-            are single units.
+            over all dimensions but the first.  Weights with at most one dimension larger than 1 are single units.
         axis: The dimensions of the norms, instead of the rule above, or a function from a weight to these dimensions.
 
     Returns:
@@ -293,11 +284,10 @@ def adaptive_grad_clip(clipping: Any, eps: Any = 1e-3, axis: Axis = None) -> Gra
         norm = _unit_norm(g, axis)
         return (_clip_units(g, norm, as_scalar_like(clipping, norm) * _unit_norm(p, axis).clamp(min=eps), 1e-6),)
 
-    def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
-        (updates,) = elementwise.apply_rule(rule, updates, reads=(params,))
-        return updates, state
-
-    return GradientTransformation.requiring(init_empty_state, update, params_for('adaptive_grad_clip'))
+    return without_state(
+        lambda updates, params: elementwise.apply_rule(rule, updates, reads=(params,))[0],
+        params_for('adaptive_grad_clip'),
+    )
 
 
 def per_example_global_norm_clip(grads: Any, l2_norm_clip: float) -> tuple[Any, Tensor]:

@@ -30,8 +30,7 @@ def chain(*transformations: TransformationLike) -> GradientTransformation:
     ``(clip state, ScaleByAdamState, EmptyState)``.  Extra arguments of ``update`` reach the members that accept them.
 
     Args:
-        *transformations: The members.  Without members, the result is the identity; a single member is returned as it
-            is.
+        *transformations: The members.  Without members, the result is the identity; a single one is returned as is.
 
     Returns:
         A transformation whose state is the tuple of the members' states.
@@ -128,12 +127,7 @@ def named_chain(*args: tuple[str, TransformationLike]) -> GradientTransformation
             raise wrong_state(state, problem, of='chain')
 
     def update(
-        updates: Any,
-        state: dict[str, Any],
-        params: Any = None,
-        *,
-        inplace: bool = False,
-        **extra: Any,
+        updates: Any, state: dict[str, Any], params: Any = None, *, inplace: bool = False, **extra: Any
     ) -> tuple[Any, OrderedDict[str, Any]]:
         new: OrderedDict[str, Any] = OrderedDict()
         for name, tx in members.items():

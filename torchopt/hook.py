@@ -3,22 +3,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 from torchopt import tree
-from torchopt.base import EmptyState, GradientTransformation, factory, init_empty_state
+from torchopt.base import GradientTransformation, factory, without_state
 from torchopt.dtypes import is_inexact
 from torchopt.levels import apply_function
 from torchopt.numerics import as_scalar_like
 from torchopt.tree.ops import detached
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import Tensor
 
 __all__ = ['nan_to_num_hook', 'register_hook', 'scale_gradient', 'zero_nan_hook']
 
@@ -79,12 +76,12 @@ def register_hook(hook: Callable[[Tensor], Tensor | None]) -> GradientTransforma
     if not callable(hook):
         raise TypeError(f'hook is {hook!r} of type {type(hook).__name__}; expected a function of the gradient.')
 
-    def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
+    def register(updates: Any, params: Any) -> Any:
         for g in tree.leaves(updates):
             g.register_hook(hook)
-        return updates, state
+        return updates
 
-    return GradientTransformation(init_empty_state, update)
+    return without_state(register)
 
 
 def scale_gradient(inputs: Any, scale: Any) -> Any:

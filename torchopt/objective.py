@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Common objectives of linear models, functions of parameters and ``data = (X, y)``.
+r"""Common objectives of linear models, functions of parameters and ``data = (X, y)`` that return a 0-d tensor.
 
 Names and signatures are those of JAXopt.  Instances of :class:`CompositeLinearFunction` also provide their parts
 :math:`g(A w) + \langle b, w \rangle`, which :class:`torchopt.BlockCoordinateDescent` requires.
@@ -182,9 +182,6 @@ class LeastSquares(_OfSamples):
             W: The weights, of shape ``[features]`` or ``[features, outputs]``.
             data: ``(X, y)``: samples, of shape ``[n, features]``, and targets, of shape ``[n]`` or ``[n, outputs]``.
 
-        Returns:
-            The value, a 0-d tensor.
-
         Raises:
             ValueError: If the shape of ``y`` is another one.
 
@@ -221,9 +218,6 @@ class MulticlassLogreg(_OfSamples):
             W: The weights, of shape ``[features, classes]``.
             data: ``(X, y)``: samples, of shape ``[n, features]``, and their classes, int64, of shape ``[n]``.
 
-        Returns:
-            The value, a 0-d tensor.
-
         Raises:
             ValueError: If the shape of ``y`` is another one.
 
@@ -259,9 +253,6 @@ class BinaryLogreg(_OfSamples):
         Args:
             w: The weights, of shape ``[features]``.
             data: ``(X, y)``: samples, of shape ``[n, features]``, and labels 0 or 1, of shape ``[n]``.
-
-        Returns:
-            The value, a 0-d tensor.
 
         Raises:
             ValueError: If the shape of ``y`` is another one.
@@ -338,9 +329,6 @@ def ridge_regression(params: Tensor, l2reg: Any, data: Data) -> Tensor:
         l2reg: The weight :math:`\lambda`, a number or a 0-d tensor.
         data: ``(X, y)``, as in :func:`least_squares`.
 
-    Returns:
-        The value, a 0-d tensor.
-
     Example:
         >>> import torch, torchopt
         >>> X, y = torch.eye(2), torch.tensor([1.0, 3.0])
@@ -356,9 +344,6 @@ def multiclass_logreg_with_intercept(params: tuple[Tensor, Tensor], data: Data) 
     Args:
         params: ``(W, b)``: weights, of shape ``[features, classes]``, and intercepts, of shape ``[classes]``.
         data: ``(X, y)``, as in :func:`multiclass_logreg`.
-
-    Returns:
-        The value, a 0-d tensor.
 
     Example:
         >>> import torch, torchopt
@@ -378,9 +363,6 @@ def l2_multiclass_logreg(W: Tensor, l2reg: Any, data: Data) -> Tensor:
         l2reg: The weight :math:`\lambda`, a number or a 0-d tensor.
         data: ``(X, y)``, as in :func:`multiclass_logreg`.
 
-    Returns:
-        The value, a 0-d tensor.
-
     Example:
         >>> import torch, torchopt
         >>> data = torch.eye(2), torch.tensor([0, 1])
@@ -397,9 +379,6 @@ def l2_multiclass_logreg_with_intercept(params: tuple[Tensor, Tensor], l2reg: An
         params: ``(W, b)``, as in :func:`multiclass_logreg_with_intercept`.
         l2reg: The weight :math:`\lambda` of :math:`\frac{1}{2} \|W\|_2^2`, a number or a 0-d tensor.
         data: ``(X, y)``, as in :func:`multiclass_logreg`.
-
-    Returns:
-        The value, a 0-d tensor.
 
     Example:
         >>> import torch, torchopt

@@ -174,14 +174,7 @@ class MultiNormalDiagFromLogScale:
 
 
 def multi_normal(loc: Any, log_scale: Any) -> MultiNormalDiagFromLogScale:
-    """Independent normal distributions, parametrized by the logarithms of their standard deviations.
-
-    Args:
-        loc: The means, a tensor.
-        log_scale: The logarithms of the standard deviations, of a shape that broadcasts.
-
-    Returns:
-        A distribution with ``sample(shape, key)``, ``log_prob(x)``, ``log_scale`` and ``params``.
+    """The distribution :class:`MultiNormalDiagFromLogScale`, with the same arguments.
 
     Example:
         >>> import torch
@@ -230,8 +223,7 @@ def make_perturbed_fun(
         sigma: The scale :math:`\sigma > 0` of the noise.
         noise: The distribution: :class:`Gumbel`, :class:`Normal`, or another object with ``sample(key, sample_shape,
             dtype, device)`` and a differentiable ``log_prob(inputs)``.
-        use_baseline: Subtract the value at the unperturbed argument, which reduces the variance and costs one more
-            evaluation.
+        use_baseline: Subtract the value at the unperturbed argument, for a smaller variance at one more evaluation.
 
     Returns:
         A function of a key (a seed or a :class:`torch.Generator`) and the argument.  The same seed gives the same
@@ -333,19 +325,7 @@ def make_perturbed_max(
     The gradient is the mean of the results of ``argmax_fun``, which has a smaller variance than an estimate from the
     values.  The second derivative is that of :func:`make_perturbed_argmax` with the same noise.
 
-    Args:
-        argmax_fun: A function from scores to a point of the same shape,
-            :math:`\arg\max_{y \in C} \langle x, y \rangle`.
-        num_samples: The number of samples.
-        sigma: The scale of the noise.
-        noise: The distribution.
-
-    Returns:
-        A function of the scores and a key (an int, the seed, or a :class:`torch.Generator`).
-
-    Raises:
-        TypeError: If ``num_samples`` is not an int.
-        ValueError: If ``num_samples`` or ``sigma`` is not positive.
+    The arguments, the result and the errors are those of :func:`make_perturbed_argmax`.
 
     Example:
         >>> import torch
@@ -411,18 +391,15 @@ def _perturb(key: Key, x: Any, num_samples: int, sigma: float, noise: Noise) -> 
             raise TypeError(f'Invalid argument: x{path} is {kind}; expected a tensor of a real floating dtype.')
         if leaf is not None:
             checks.perturbation('sigma', sigma, leaf)
-    # Inside transforms, draw the noise only once, outside of them, since a key always gives the same noise.
-    with temporarily_clear_interpreter_stack():
-        shapes = tree.map(lambda x: torch.empty(num_samples, *x.shape, dtype=x.dtype, device=x.device), x)
-        z = tree.random_like(key, shapes, _sampler(noise))
-    return z, tree.map(lambda x, z: x.detach() + sigma * z, x, z)
 
-
-def _sampler(noise: Noise) -> Callable[..., Tensor]:
     def sample(key: Key, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         return noise.sample(key, shape, dtype, device)
 
-    return sample
+    # Inside transforms, draw the noise only once, outside of them, since a key always gives the same noise.
+    with temporarily_clear_interpreter_stack():
+        shapes = tree.map(lambda x: torch.empty(num_samples, *x.shape, dtype=x.dtype, device=x.device), x)
+        z = tree.random_like(key, shapes, sample)
+    return z, tree.map(lambda x, z: x.detach() + sigma * z, x, z)
 
 
 def _at_each(fun: Callable[[Any], Any], y: Any, num_samples: int) -> Any:

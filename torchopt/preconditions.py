@@ -2,8 +2,7 @@
 """Preconditions of a step, checked before anything is changed in place.
 
 A transformation lists its preconditions in ``requires``, and its ``update`` checks them.  A transformation that
-combines others lists those of its members, so an in-place step either runs completely or raises before it changes
-anything.
+combines others lists those of its members, so an in-place step either runs completely or raises before.
 """
 
 from __future__ import annotations

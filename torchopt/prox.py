@@ -4,8 +4,9 @@ r"""Proximity operators, the steps of proximal methods for the nonsmooth part of
 .. math:: \operatorname{prox}_{s g}(x) = \arg\min_y \; \tfrac{1}{2} \|y - x\|_2^2 + s\, g(y)
 
 Every operator takes a tree, its hyper-parameters, and the factor :math:`s`, in this order, as
-:class:`torchopt.ProximalGradient` calls it.  Names and signatures are those of JAXopt.  All are differentiable in
-all arguments.  Weights and factors must not be negative, which is checked where their values can be read on the CPU.
+:class:`torchopt.ProximalGradient` calls it, and returns a tree of the same structure.  Names and signatures are those
+of JAXopt.  All are differentiable in all arguments.  Weights and factors must not be negative, which is checked where
+their values can be read on the CPU.
 """
 
 from __future__ import annotations
@@ -62,12 +63,8 @@ def prox_lasso(x: Any, l1reg: Any = None, scaling: Any = 1.0) -> Any:
             ``x`` or a prefix of it; 1 if None.
         scaling: The factor :math:`s \ge 0`, a number or a 0-d tensor.
 
-    Returns:
-        A tree like ``x``.
-
     Raises:
-        ValueError: If ``l1reg`` or ``scaling`` is negative, or the structure of ``l1reg`` is not a prefix of that of
-            ``x``.
+        ValueError: If ``l1reg`` or ``scaling`` is negative, or ``l1reg`` is not a prefix of ``x``.
 
     Example:
         >>> import torch, torchopt
@@ -86,16 +83,7 @@ def prox_non_negative_lasso(x: Any, l1reg: Any = None, scaling: Any = 1.0) -> An
 
     .. math:: y_i = \max(x_i - s \lambda_i, 0)
 
-    Args:
-        x: Tree of floating tensors.
-        l1reg: The weight :math:`\lambda`, as in :func:`prox_lasso`.
-        scaling: The factor :math:`s \ge 0`, a number or a 0-d tensor.
-
-    Returns:
-        A tree like ``x``.
-
-    Raises:
-        ValueError: See :func:`prox_lasso`.
+    The arguments and errors are those of :func:`prox_lasso`.
 
     Example:
         >>> import torch, torchopt
@@ -114,9 +102,6 @@ def prox_elastic_net(x: Any, hyperparams: tuple[Any, Any] | None = None, scaling
         x: Tree of floating tensors.
         hyperparams: The pair :math:`(\lambda, \gamma)`, each as the weight of :func:`prox_lasso`; (1, 1) if None.
         scaling: The factor :math:`s \ge 0`, a number or a 0-d tensor.
-
-    Returns:
-        A tree like ``x``.
 
     Raises:
         ValueError: See :func:`prox_lasso`; also if ``hyperparams`` is not a pair.
@@ -148,9 +133,6 @@ def prox_group_lasso(x: Any, l2reg: Any = 1.0, scaling: Any = 1.0) -> Any:
         x: Tree of floating tensors, treated as one vector.
         l2reg: The weight :math:`\lambda \ge 0`, a number or a 0-d tensor; 1 if None.
         scaling: The factor :math:`s \ge 0`, a number or a 0-d tensor.
-
-    Returns:
-        A tree like ``x``.
 
     Raises:
         ValueError: If ``l2reg`` or ``scaling`` is negative.
@@ -188,9 +170,6 @@ def prox_ridge(x: Any, l2reg: Any = 1.0, scaling: Any = 1.0) -> Any:
         l2reg: The weight :math:`\lambda`, as in :func:`prox_lasso`.
         scaling: The factor :math:`s \ge 0`, a number or a 0-d tensor.
 
-    Returns:
-        A tree like ``x``.
-
     Raises:
         ValueError: See :func:`prox_lasso`.
 
@@ -207,16 +186,7 @@ def prox_non_negative_ridge(x: Any, l2reg: Any = 1.0, scaling: Any = 1.0) -> Any
 
     .. math:: y_i = \frac{\max(x_i, 0)}{1 + s \lambda_i}
 
-    Args:
-        x: Tree of floating tensors.
-        l2reg: The weight :math:`\lambda`, as in :func:`prox_lasso`.
-        scaling: The factor :math:`s \ge 0`, a number or a 0-d tensor.
-
-    Returns:
-        A tree like ``x``.
-
-    Raises:
-        ValueError: See :func:`prox_lasso`.
+    The arguments and errors are those of :func:`prox_ridge`.
 
     Example:
         >>> import torch, torchopt

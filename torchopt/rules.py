@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from torchopt.dtypes import real_dtype
-from torchopt.numerics import abs_sq, as_scalar_like, safe_sqrt
+from torchopt.numerics import abs_sq, as_scalar_like, one_minus, safe_sqrt
 
 __all__ = [
     'RULES',
@@ -60,6 +60,11 @@ def average(keep: Coef, old: Tensor, take: Coef, new: Tensor) -> Any:
     if isinstance(keep, Tensor) or isinstance(take, Tensor):
         return plus(times(keep, old), times(take, new))
     return torch.add(times(keep, old), new, alpha=take) if keep else times(take, new)
+
+
+def moving_average(decay: Coef, old: Tensor, new: Tensor) -> Any:
+    """``decay * old + (1 - decay) * new``."""
+    return average(decay, old, one_minus(decay), new)
 
 
 def rescaled(

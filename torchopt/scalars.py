@@ -4,8 +4,7 @@
 Schedules, line searches and stopping rules compute with a few scalars, which is cheap on the host.  So a value that can
 be read and needs no derivative is converted to a Python float once.  Under ``torch.func.vmap``, under compilation, and
 if a graph is recorded, the same formulas run on 0-d tensors.  Solvers also use them with arrays that have a number for
-each sample of a batch; see :mod:`torchopt.columns`.  ``+ - * / < abs & |`` work for all; this module has the other
-operations.
+each sample of a batch; see :mod:`torchopt.columns`.  ``+ - * / < abs & |`` work for all; here are the others.
 """
 
 from __future__ import annotations
@@ -94,7 +93,7 @@ def where(test: Any, x: Any, y: Any) -> Any:
         device = x.device if isinstance(x, Tensor) else y.device
         test, x, y = (z.to(device) if isinstance(z, Tensor) and z.device != device else z for z in (test, x, y))
         return torch.where(test, x, y)
-    kind = torch.bool if isinstance(x, bool) else torch.int64 if isinstance(x, int) else torch.float64
+    kind = {bool: torch.bool, int: torch.int64}.get(type(x), torch.float64) if type(x) is type(y) else torch.float64
     return torch.where(test, *(torch.full((), z, dtype=kind, device=test.device) for z in (x, y)))
 
 
@@ -156,73 +155,36 @@ def larger(x: Any, y: Any) -> Any:
 
 
 def smaller(x: Any, y: Any) -> Any:
-    """The smaller of two numbers; NaN if one of them is NaN.
-
-    Example:
-        >>> from torchopt.scalars import smaller
-        >>> smaller(1.0, 2.0)
-        1.0
-    """
+    """The smaller of two numbers; NaN if one of them is NaN."""
     if isinstance(x, np.ndarray) or isinstance(y, np.ndarray):
         return np.minimum(x, y)
     return where((x < y) | (x != x), x, y)
 
 
 def negated(test: Any) -> Any:
-    """The opposite of a bool, on the host or in a tensor.
-
-    Example:
-        >>> import torch
-        >>> from torchopt.scalars import negated
-        >>> negated(True), negated(torch.tensor(False))
-        (False, tensor(True))
-    """
+    """The opposite of a bool, on the host or in a tensor."""
     return ~test if isinstance(test, (Tensor, np.ndarray)) else not test
 
 
 def root(x: Any) -> Any:
-    """The square root of a positive number.
-
-    Example:
-        >>> from torchopt.scalars import root
-        >>> root(9.0)
-        3.0
-    """
+    """The square root of a positive number."""
     return x.sqrt() if isinstance(x, Tensor) else np.sqrt(x) if isinstance(x, np.ndarray) else math.sqrt(x)
 
 
 def clip(x: Any, low: float, high: Any) -> Any:
-    """``x``, brought into the interval from ``low`` to ``high``.
-
-    Example:
-        >>> from torchopt.scalars import clip
-        >>> clip(3.0, 0.0, 2.0)
-        2.0
-    """
+    """``x``, brought into the interval from ``low`` to ``high``."""
     if isinstance(x, Tensor):
         return torch.minimum(torch.clamp(x, min=low), torch.as_tensor(high))
     return min(max(x, low), high)
 
 
 def floor(x: Any) -> Any:
-    """The largest whole number that is at most ``x``.
-
-    Example:
-        >>> from torchopt.scalars import floor
-        >>> floor(1.5)
-        1.0
-    """
+    """The largest whole number that is at most ``x``."""
     return torch.floor(x) if isinstance(x, Tensor) else float(math.floor(x))
 
 
 def cosine(x: Any) -> Any:
-    """The cosine.
-
-    Example:
-        >>> from torchopt.scalars import cosine
-        >>> cosine(0.0)
-        1.0
-    """
+    """The cosine."""
     return torch.cos(x) if isinstance(x, Tensor) else math.cos(x)
 
 

@@ -7,14 +7,12 @@ over the parameters contains the elements of the leaves, in the order of the tre
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from torchopt import tree
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ['fisher_diag', 'hessian_diag', 'hvp']
 
@@ -22,8 +20,7 @@ __all__ = ['fisher_diag', 'hessian_diag', 'hvp']
 def hvp(loss: Callable[..., Any], v: torch.Tensor, params: Any, inputs: Any, targets: Any) -> Any:
     r"""The product :math:`\nabla^2 \ell(\theta)\, v` of the Hessian of a loss with a vector.
 
-    It is computed as the gradient of :math:`\langle \nabla \ell(\theta), v \rangle`, which costs a few gradients; the
-    Hessian is not formed.
+    It is computed as the gradient of :math:`\langle \nabla \ell(\theta), v \rangle`, without forming the Hessian.
 
     Args:
         loss: The function ``loss(params, inputs, targets)``, twice differentiable; it returns a 0-d tensor.
@@ -65,17 +62,10 @@ def hessian_diag(loss: Callable[..., Any], params: Any, inputs: Any, targets: An
     It computes one Hessian-vector product for each of the :math:`n` parameters, all at the same time, which needs
     memory for :math:`n^2` numbers.  Use it for small models only.
 
-    Args:
-        loss: The function ``loss(params, inputs, targets)``, twice differentiable; it returns a 0-d tensor.
-        params: The parameters :math:`\theta`, a tree of floating tensors.
-        inputs: Passed to the loss unchanged.
-        targets: Passed to the loss unchanged.
+    The arguments and the error for other parameters are those of :func:`hvp`.
 
     Returns:
         The diagonal, a vector of the :math:`n` elements of ``params`` in the order of the tree.
-
-    Raises:
-        TypeError: If a parameter is not floating.
 
     Example:
         >>> import torch, torchopt

@@ -15,22 +15,19 @@ from torchopt.alias.adadelta import adadelta
 from torchopt.alias.adafactor import adafactor
 from torchopt.alias.adagrad import adagrad
 from torchopt.alias.adam import adam, adamw
-from torchopt.alias.adamax import adamax
-from torchopt.alias.adamaxw import adamaxw
+from torchopt.alias.adamax import adamax, adamaxw
 from torchopt.alias.adan import adan
 from torchopt.alias.amsgrad import amsgrad
 from torchopt.alias.fromage import fromage
 from torchopt.alias.lbfgs import lbfgs
 from torchopt.alias.lion import lion
 from torchopt.alias.nadam import nadam, nadamw
-from torchopt.alias.noisy_sgd import noisy_sgd
 from torchopt.alias.novograd import novograd
 from torchopt.alias.optimistic import optimistic_adam, optimistic_adam_v2, optimistic_gradient_descent
-from torchopt.alias.polyak_sgd import polyak_sgd
 from torchopt.alias.radam import radam
 from torchopt.alias.rmsprop import rmsprop
 from torchopt.alias.rprop import rprop
-from torchopt.alias.sgd import sgd
+from torchopt.alias.sgd import noisy_sgd, polyak_sgd, sgd
 from torchopt.alias.sign import sign_sgd, signum
 from torchopt.alias.sm3 import sm3
 from torchopt.alias.trust_ratio import lamb, lars

@@ -43,8 +43,7 @@ def adabelief(
         eps_root: :math:`\bar\epsilon \ge 0`, added to the second moment at every step.
         weight_decay: The decoupled decay :math:`\lambda \ge 0`, or a schedule of it; None means no decay.  If
             nonzero, ``update`` requires ``params``.
-        weight_decay_mask: Which parameters decay: a tree of booleans with the structure of the parameters or a prefix
-            of it, or a function that makes one from the parameters.  None decays all.
+        <weight_decay_mask>
         <nesterov>
 
     Raises:

@@ -56,19 +56,16 @@ def adafactor(
             ``multiply_by_parameter_scale`` it is relative to the scale of the parameters.
         min_dim_size_to_factor: Factor the leaves whose second largest dimension has at least this size.
         decay_rate: The exponent :math:`c` of the decay rate :math:`1 - t^{-c}` of the second moments.
-        decay_offset: The step count at which the decay rate starts again, for fine-tuning from the state of a previous
-            run.
+        decay_offset: The step count at which the decay rate starts again, for fine-tuning from an earlier state.
         multiply_by_parameter_scale: Whether to multiply by the factor :math:`\max(\mathrm{rms}(p_{t-1}), 10^{-3})`.
             ``update`` requires ``params`` in either case.
         clipping_threshold: The bound :math:`d`; None does not clip.
-        momentum: Decay rate of a moving average of the steps, in [0, 1), without bias correction; None means no
-            average.
+        momentum: Decay rate of an average of the steps, in [0, 1), without bias correction; None means none.
         dtype_momentum: The dtype of that average.
         weight_decay_rate: :math:`\lambda \ge 0`, or a schedule of it; it is not multiplied by the learning rate.
         eps: :math:`\epsilon \ge 0`, added to squared gradients.
         factored: Whether to factor second moments.
-        weight_decay_mask: Which parameters decay: a tree of booleans with the structure of the parameters or a prefix
-            of it, or a function that makes one from the parameters.  None decays all.
+        <weight_decay_mask>
 
     Raises:
         ValueError: If a hyper-parameter is out of its range.

@@ -3,17 +3,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from torchopt import checks, elementwise, rules
+from torchopt import checks
 from torchopt.alias.stages import shared_prose
-from torchopt.base import ElementwiseTransformation, EmptyState, GradientTransformation, factory, init_empty_state
+from torchopt.base import GradientTransformation, factory
 from torchopt.combine import chain
-from torchopt.numerics import in_double, increment, zero_count
-from torchopt.preconditions import params_for, state_of
+from torchopt.numerics import in_double
 from torchopt.spelling import suggesting
-from torchopt.transform import WeightDecaySchedule, scale_by_learning_rate, scale_by_trust_ratio
+from torchopt.transform import scale_by_learning_rate, scale_by_trust_ratio
+from torchopt.transform.scaling.decay import add_params
 
 __all__ = ['fromage']
 
@@ -48,20 +49,12 @@ def fromage(learning_rate: Any, min_norm: Any = 1e-6) -> GradientTransformation:
         Bernstein et al., `On the distance between two neural networks and the stability of learning
         <https://arxiv.org/abs/2002.03432>`_, NeurIPS 2020.
     """
-    if not checks.is_schedule(learning_rate):
+    if checks.is_schedule(learning_rate):
+        rate, weight = partial(_at, _rate, learning_rate), partial(_at, _weight, learning_rate)
+    else:
         checks.learning_rate('learning rate', learning_rate)
-        factor = _shrinkage(learning_rate)
-        return chain(scale_by_trust_ratio(min_norm), scale_by_learning_rate(learning_rate * factor), _shrink(factor))
-
-    def rate(count: Any) -> Any:
-        value = learning_rate(count)
-        return value * _shrinkage(value)
-
-    return chain(
-        scale_by_trust_ratio(min_norm),
-        scale_by_learning_rate(rate),
-        _shrink(lambda count: _shrinkage(learning_rate(count))),
-    )
+        rate, weight = _rate(learning_rate), _weight(learning_rate)
+    return chain(scale_by_trust_ratio(min_norm), scale_by_learning_rate(rate), _add_params(weight))
 
 
 def _shrinkage(rate: Any) -> Any:
@@ -69,20 +62,19 @@ def _shrinkage(rate: Any) -> Any:
     return (1.0 + rate * rate) ** -0.5
 
 
+def _rate(rate: Any) -> Any:
+    return rate * _shrinkage(rate)
+
+
+def _weight(rate: Any) -> Any:
+    """The multiple of the parameters that has to be added to shrink them."""
+    return _shrinkage(rate) - 1.0
+
+
+def _at(f: Callable[[Any], Any], schedule: Any, count: Any) -> Any:
+    return f(schedule(count))
+
+
 @factory
-def _shrink(factor: Any) -> GradientTransformation:
-    """Change the updates so that adding them also multiplies the parameters by a factor, or a schedule of it."""
-
-    def step(value: Any, settle: Any) -> elementwise.ElementwiseStep:
-        return elementwise.ElementwiseStep(partial(rules.add_params, weight=value - 1.0), (), settle, reads_params=True)
-
-    if not checks.is_schedule(factor):
-        return ElementwiseTransformation(
-            init_empty_state, lambda state: step(factor, EmptyState), params_for('fromage')
-        )
-    return ElementwiseTransformation(
-        lambda params: WeightDecaySchedule(zero_count()),
-        lambda state: step(factor(state.count), lambda: WeightDecaySchedule(increment(state.count))),
-        state_of(WeightDecaySchedule),
-        params_for('fromage'),
-    )
+def _add_params(weight: Any) -> GradientTransformation:
+    return add_params(weight, 'fromage')

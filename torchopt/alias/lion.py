@@ -57,7 +57,5 @@ def lion(
         Chen et al., `Symbolic discovery of optimization algorithms <https://arxiv.org/abs/2302.06675>`_, NeurIPS 2023.
     """
     return chain(
-        scale_by_lion(b1, b2, mu_dtype),
-        add_decayed_weights(weight_decay, mask),
-        scale_by_learning_rate(learning_rate),
+        scale_by_lion(b1, b2, mu_dtype), add_decayed_weights(weight_decay, mask), scale_by_learning_rate(learning_rate)
     )

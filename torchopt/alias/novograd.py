@@ -17,12 +17,7 @@ __all__ = ['novograd']
 @suggesting
 @shared_prose
 def novograd(
-    learning_rate: Any,
-    b1: Any = 0.9,
-    b2: Any = 0.25,
-    eps: Any = 1e-6,
-    eps_root: Any = 0.0,
-    weight_decay: Any = 0.0,
+    learning_rate: Any, b1: Any = 0.9, b2: Any = 0.25, eps: Any = 1e-6, eps_root: Any = 0.0, weight_decay: Any = 0.0
 ) -> GradientTransformation:
     r"""NovoGrad: momentum of gradients that are normalized per leaf.
 
@@ -50,7 +45,4 @@ def novograd(
         Ginsburg et al., `Stochastic gradient methods with layer-wise adaptive moments for training of deep networks
         <https://arxiv.org/abs/1905.11286>`_, 2019.
     """
-    return chain(
-        scale_by_novograd(b1, b2, eps, eps_root, weight_decay),
-        scale_by_learning_rate(learning_rate),
-    )
+    return chain(scale_by_novograd(b1, b2, eps, eps_root, weight_decay), scale_by_learning_rate(learning_rate))

@@ -38,8 +38,7 @@ def rmsprop(
         v_t = \alpha v_{t-1} + (1 - \alpha) |g_t|^2, \qquad d_t = \frac{g_t}{\sqrt{v_t} + \epsilon}, \qquad
         b_t = \mu b_{t-1} + d_t, \qquad p_t = p_{t-1} - \eta\, b_t
 
-    If ``centered``, :math:`\sqrt{v_t - |m_t|^2}` replaces :math:`\sqrt{v_t}`, with the moving average :math:`m` of the
-    gradients.
+    If ``centered``, :math:`\sqrt{v_t - |m_t|^2}` replaces :math:`\sqrt{v_t}`, with the mean gradient :math:`m`.
 
     Args:
         <lr>

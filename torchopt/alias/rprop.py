@@ -15,11 +15,7 @@ __all__ = ['rprop']
 
 @suggesting
 def rprop(
-    learning_rate: Any,
-    eta_minus: Any = 0.5,
-    eta_plus: Any = 1.2,
-    min_step_size: Any = 1e-6,
-    max_step_size: Any = 50.0,
+    learning_rate: Any, eta_minus: Any = 0.5, eta_plus: Any = 1.2, min_step_size: Any = 1e-6, max_step_size: Any = 50.0
 ) -> GradientTransformation:
     r"""Resilient backpropagation: a step size per element, which grows while the gradient keeps its sign.
 

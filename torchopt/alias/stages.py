@@ -3,15 +3,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from torchopt.base import ChainedGradientTransformation, GradientTransformation, identity
 from torchopt.combine import chain
 from torchopt.transform import add_decayed_weights, scale, scale_by_learning_rate as scale_by_neg_lr
 from torchopt.transform.wrappers.native import with_native
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ['assemble', 'flip_sign_and_add_weight_decay', 'scale_by_neg_lr', 'shared_prose']
 
@@ -21,6 +19,10 @@ _RATE = (
     'tree of numbers and tensors with the structure of the parameters or a prefix of it; all numeric\n'
     'hyper-parameters accept such trees.  For one rate per element, tensors in the tree have the shapes\n'
     'of their parameters; such steps run in plain torch.'
+)
+_MASK = (
+    'Which parameters decay: a tree of booleans with the structure of the parameters or a prefix of it,\n'
+    'or a function that makes one from the parameters.  None decays all.'
 )
 _PROSE = {
     'lr': f'{_RATE}\nAlso spelled ``learning_rate``.',
@@ -33,8 +35,8 @@ _PROSE = {
     'gradients are tiny.',
     'mu_dtype': 'Real dtype of the first moment, such as ``torch.bfloat16``; None means the dtype of each\nparameter.',
     'nesterov': 'Use Nesterov momentum.',
-    'mask': 'Which parameters decay: a tree of booleans with the structure of the parameters or a prefix of it,\n'
-    'or a function that makes one from the parameters.  None decays all.',
+    'mask': _MASK,
+    'weight_decay_mask': _MASK,
     'weight_decay': 'Weight of the l2 penalty, at least 0, or a schedule of it: this multiple of the parameters is\n'
     'added to the gradients.  If nonzero, ``update`` requires ``params``.',
     'moment_requires_grad': 'Make the first moments leaves that require grad, so that they can be learned.',

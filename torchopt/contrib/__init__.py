@@ -22,11 +22,7 @@ from torchopt.contrib.momo import MomoState, momo
 from torchopt.contrib.momo_adam import MomoAdamState, momo_adam
 from torchopt.contrib.muon import MuonDimensionNumbers, MuonState, muon, scale_by_muon
 from torchopt.contrib.normalize import NormalizeState, normalize
-from torchopt.contrib.privacy import (
-    DifferentiallyPrivateAggregateState,
-    differentially_private_aggregate,
-    dpsgd,
-)
+from torchopt.contrib.privacy import DifferentiallyPrivateAggregateState, differentially_private_aggregate, dpsgd
 from torchopt.contrib.prodigy import ProdigyState, prodigy
 from torchopt.contrib.reduce_on_plateau import ReduceLROnPlateauState, reduce_on_plateau
 from torchopt.contrib.sam import SAMState, sam

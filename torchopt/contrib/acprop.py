@@ -13,18 +13,9 @@ from torchopt import elementwise
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.combine import chain
 from torchopt.elementwise import ranges
-from torchopt.numerics import (
-    abs_sq,
-    advance,
-    as_python_scalar,
-    as_scalar_like,
-    bias_correction,
-    one_minus,
-    safe_sqrt,
-    zero_count,
-)
+from torchopt.numerics import abs_sq, advance, as_python_scalar, as_scalar_like, bias_correction, safe_sqrt, zero_count
 from torchopt.preconditions import state_of
-from torchopt.rules import average, plus
+from torchopt.rules import moving_average, plus
 from torchopt.spelling import suggesting
 from torchopt.transform import ScaleByBeliefState, add_decayed_weights, scale_by_learning_rate
 
@@ -43,11 +34,7 @@ def scale_by_acprop(b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-16, eps_root: 
     The divisor does not depend on :math:`g_t` (the update is *asynchronous*), so it does not bias the step.  In the
     first step the divisor is 1.  The mean is only used to center the squares; there is no momentum.
 
-    Args:
-        b1: Decay rate :math:`\beta_1` of the mean, in [0, 1).
-        b2: Decay rate :math:`\beta_2` of the centered mean square, in [0, 1).
-        eps: :math:`\epsilon \ge 0`, outside the root.
-        eps_root: :math:`\bar\epsilon \ge 0`, added to the mean square at every step.
+    The arguments are those of :func:`acprop`.
 
     Returns:
         A transformation with state :class:`torchopt.transform.ScaleByBeliefState`.
@@ -69,9 +56,7 @@ def scale_by_acprop(b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-16, eps_root: 
         Zhuang et al., `Momentum centering and asynchronous update for adaptive gradient methods
         <https://arxiv.org/abs/2110.05454>`_, NeurIPS 2021.
     """
-    ranges.decay_rates(b1, b2)
-    ranges.at_least_zero('epsilon value', eps)
-    ranges.at_least_zero('eps_root value', eps_root)
+    ranges.adam(b1, b2, eps, eps_root)
 
     def init(params: Any) -> ScaleByBeliefState:
         return ScaleByBeliefState(
@@ -103,9 +88,9 @@ def _rule(
     elif first:
         square = torch.ones_like(s)
     surprise = abs_sq(g - m)
-    m = average(b1, m, one_minus(b1), g)
+    m = moving_average(b1, m, g)
     u = g / plus(safe_sqrt(square), as_scalar_like(eps, s))
-    return u, m, plus(average(b2, s, one_minus(b2), surprise), as_scalar_like(eps_root, s))
+    return u, m, plus(moving_average(b2, s, surprise), as_scalar_like(eps_root, s))
 
 
 @suggesting

@@ -14,10 +14,9 @@ from torchopt.combine import chain
 from torchopt.contrib.scalars import check_number_or_schedule, rate_at
 from torchopt.dtypes import DTypeLike
 from torchopt.elementwise import ranges
-from torchopt.elementwise.ranges import moment_dtype
-from torchopt.numerics import abs_sq, advance, as_scalar_like, increment, one_minus, safe_sqrt, zero_count
+from torchopt.numerics import abs_sq, advance, as_scalar_like, increment, safe_sqrt, zero_count
 from torchopt.preconditions import Precondition, state_of
-from torchopt.rules import average, plus, times
+from torchopt.rules import average, moving_average, plus, times
 from torchopt.spelling import suggesting
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate
 
@@ -64,14 +63,7 @@ def scale_by_ademamix(
     The slow mean :math:`n` averages gradients of many thousands of steps; it has no bias correction, so it grows
     slowly.  In the paper, :math:`\alpha` and :math:`\beta_3` also increase from small values.
 
-    Args:
-        b1: Decay rate :math:`\beta_1` of the fast mean, in [0, 1).
-        b2: Decay rate :math:`\beta_2` of the mean square, in [0, 1).
-        b3: Decay rate :math:`\beta_3` of the slow mean, in [0, 1), or a schedule of it.
-        alpha: The weight :math:`\alpha` of the slow mean, or a schedule of it.
-        eps: :math:`\epsilon \ge 0`, outside the root.
-        eps_root: :math:`\bar\epsilon \ge 0`, inside the root.
-        mu_dtype: Real dtype of all three means; None means the dtype of each parameter.
+    The arguments are those of :func:`ademamix`.
 
     Returns:
         A transformation with state :class:`ScaleByAdemamixState`.
@@ -94,7 +86,7 @@ def scale_by_ademamix(
     check_number_or_schedule('alpha', alpha)
     ranges.at_least_zero('epsilon value', eps)
     ranges.at_least_zero('eps_root value', eps_root)
-    dtype = moment_dtype(mu_dtype)
+    dtype = ranges.moment_dtype(mu_dtype)
 
     def init(params: Any) -> ScaleByAdemamixState:
         fast, slow = elementwise.zero_moment(params, dtype=dtype), elementwise.zero_moment(params, dtype=dtype)
@@ -136,7 +128,7 @@ def _rule(
 ) -> tuple[Tensor, ...]:
     b1, b2, b3 = decays
     m = average(b1, m, 1.0 - b1, g)
-    n = average(b3, n, one_minus(b3), g)
+    n = moving_average(b3, n, g)
     v = average(b2, v, 1.0 - b2, abs_sq(g))
     m_hat, v_hat = (x / as_scalar_like(c, x) for x, c in zip((m, v), corrections))
     below = plus(safe_sqrt(plus(v_hat, as_scalar_like(eps_root, v))), as_scalar_like(eps, v))

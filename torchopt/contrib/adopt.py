@@ -15,19 +15,9 @@ from torchopt.base import ElementwiseTransformation, GradientTransformation, fac
 from torchopt.combine import chain
 from torchopt.dtypes import DTypeLike
 from torchopt.elementwise import ranges
-from torchopt.elementwise.ranges import moment_dtype
-from torchopt.numerics import (
-    abs_sq,
-    as_python_scalar,
-    as_scalar_like,
-    increment,
-    one_minus,
-    safe_sqrt,
-    tensor_like,
-    zero_count,
-)
+from torchopt.numerics import abs_sq, as_python_scalar, as_scalar_like, increment, safe_sqrt, tensor_like, zero_count
 from torchopt.preconditions import state_of
-from torchopt.rules import average
+from torchopt.rules import moving_average
 from torchopt.spelling import suggesting
 from torchopt.transform import ScaleByAdamState, scale_by_learning_rate
 
@@ -67,15 +57,7 @@ def scale_by_adopt(
 
     Since :math:`v_{t-1}` does not depend on :math:`g_t`, the method converges for every :math:`\beta_2`, unlike Adam.
 
-    Args:
-        b1: Decay rate :math:`\beta_1` of the mean, in [0, 1).
-        b2: Decay rate :math:`\beta_2` of the mean square, in [0, 1).
-        eps: :math:`\epsilon \ge 0`, the lower bound of the divisor.
-        mu_dtype: Real dtype of the mean; None means the dtype of each parameter.
-        nesterov: Use Nesterov momentum: the update is :math:`\beta_1 m_t + (1 - \beta_1) d_t`.
-        use_clipping: Whether to clip.
-        clip_value_fn: The bound :math:`c_t` as a function of :math:`t`, a 0-d float64 tensor on the CPU.  Real and
-            imaginary parts are clipped separately.
+    The arguments are those of :func:`adopt`.
 
     Returns:
         A transformation with state :class:`torchopt.transform.ScaleByAdamState`.
@@ -98,9 +80,8 @@ def scale_by_adopt(
         Taniguchi et al., `ADOPT: modified Adam can converge with any β2 with the optimal rate
         <https://arxiv.org/abs/2411.02853>`_, NeurIPS 2024.
     """
-    ranges.decay_rates(b1, b2)
-    ranges.at_least_zero('epsilon value', eps)
-    dtype = moment_dtype(mu_dtype)
+    ranges.adam(b1, b2, eps)
+    dtype = ranges.moment_dtype(mu_dtype)
     checks.schedule('clip_value_fn', clip_value_fn)
 
     def init(params: Any) -> ScaleByAdamState:
@@ -108,23 +89,22 @@ def scale_by_adopt(
             zero_count(), elementwise.zero_moment(params, dtype=dtype), elementwise.zero_moment(params, real=True)
         )
 
-    hypers = elementwise.Hyperparams(_make, b1=b1, b2=b2, eps=eps)
+    def make(first: Any, bound: Any, **hypers: Any) -> partial[Any]:
+        return partial(_rule, first=first, bound=bound, nesterov=nesterov, **hypers)
+
+    hypers = elementwise.Hyperparams(make, b1=b1, b2=b2, eps=eps)
 
     def prepare(state: ScaleByAdamState) -> elementwise.ElementwiseStep:
         known = as_python_scalar(state.count)
         first = state.count == 0 if known is None else known == 0
         bound = clip_value_fn(state.count.to(torch.float64)) if use_clipping else None
         number = as_python_scalar(bound)
-        rule = hypers.rule(first, bound if number is None else number, nesterov)
+        rule = hypers.rule(first, bound if number is None else number)
         return elementwise.ElementwiseStep(
             rule, (state.mu, state.nu), partial(ScaleByAdamState, increment(state.count))
         )
 
     return ElementwiseTransformation(init, prepare, state_of(ScaleByAdamState), hypers=hypers)
-
-
-def _make(first: Any, bound: Any, nesterov: bool, *, b1: Any, b2: Any, eps: Any) -> partial[Any]:
-    return partial(_rule, first=first, bound=bound, nesterov=nesterov, b1=b1, b2=b2, eps=eps)
 
 
 def _rule(
@@ -137,9 +117,9 @@ def _rule(
     d = g / torch.maximum(safe_sqrt(v), least)
     if bound is not None:
         d = _clip(d, as_scalar_like(bound, v))
-    mean = average(b1, m, one_minus(b1), d)
-    u = average(b1, mean, one_minus(b1), d) if nesterov else mean
-    v_next = average(b2, v, one_minus(b2), square)
+    mean = moving_average(b1, m, d)
+    u = moving_average(b1, mean, d) if nesterov else mean
+    v_next = moving_average(b2, v, square)
     if isinstance(first, Tensor):
         first = first.to(g.device)
         mean, u = torch.where(first, m, mean), torch.where(first, m, u)
@@ -167,8 +147,7 @@ def adopt(
 ) -> GradientTransformation:
     r"""ADOPT: Adam that divides gradients by the previous second moment, before averaging.
 
-    With :math:`u_t` as in :func:`scale_by_adopt`, :math:`p_t = p_{t-1} - \eta\,u_t`.  The first step only initializes
-    the moments.
+    With :math:`u_t` as in :func:`scale_by_adopt`, :math:`p_t = p_{t-1} - \eta\,u_t`.  The first step sets the moments.
 
     Args:
         learning_rate: :math:`\eta`; see :func:`torchopt.transform.scale_by_learning_rate`.
@@ -176,9 +155,10 @@ def adopt(
         b2: Decay rate :math:`\beta_2` of the mean square, in [0, 1).
         eps: :math:`\epsilon \ge 0`, the lower bound of the divisor.
         mu_dtype: Real dtype of the mean; None means the dtype of each parameter.
-        nesterov: Use Nesterov momentum.
+        nesterov: Use Nesterov momentum: the update is :math:`\beta_1 m_t + (1 - \beta_1) d_t`.
         use_clipping: Whether to clip the rescaled gradients.
-        clip_value_fn: The clipping bound, a function of the step count.
+        clip_value_fn: The bound :math:`c_t` as a function of :math:`t`, a 0-d float64 tensor on the CPU.  Real and
+            imaginary parts are clipped separately.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range.

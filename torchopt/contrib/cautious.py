@@ -9,12 +9,7 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, tree
-from torchopt.base import (
-    GradientTransformationExtraArgs,
-    TransformationLike,
-    factory,
-    with_extra_args_support,
-)
+from torchopt.base import GradientTransformationExtraArgs, TransformationLike, factory, with_extra_args_support
 from torchopt.numerics import tensor_like
 from torchopt.preconditions import required_by, state_of
 

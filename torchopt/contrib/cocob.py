@@ -13,8 +13,7 @@ from torchopt import checks, elementwise, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.combine import chain
 from torchopt.contrib.constants import kept_copy
-from torchopt.elementwise.leaves import as_constants
-from torchopt.elementwise.real_params import require_real
+from torchopt.elementwise import as_constants, require_real
 from torchopt.numerics import as_scalar_like
 from torchopt.preconditions import params_for, state_of
 from torchopt.spelling import suggesting
@@ -53,9 +52,7 @@ def scale_by_cocob(alpha: Any = 100.0, eps: Any = 1e-8) -> GradientTransformatio
         R_t = \max(R_{t-1} - g_t (\theta_t - \theta_1), 0), \quad C_t = C_{t-1} - g_t, \quad
         \theta_{t+1} = \theta_1 + \frac{C_t}{L_t \max(G_t + L_t, \alpha L_t)} (L_t + R_t).
 
-    Args:
-        alpha: :math:`\alpha > 0`; the larger, the smaller are the first bets.
-        eps: :math:`\epsilon > 0`, the initial bound of the gradients.
+    The arguments are those of :func:`cocob`.
 
     Returns:
         A transformation with state :class:`COCOBState`, whose updates are :math:`\theta_{t+1} - \theta_t`.
@@ -77,7 +74,7 @@ def scale_by_cocob(alpha: Any = 100.0, eps: Any = 1e-8) -> GradientTransformatio
     """
     elementwise.check_each(checks.positive, 'alpha value', alpha)
     checks.positive('epsilon value', eps)
-    hypers = elementwise.Hyperparams(_make, alpha=alpha)
+    hypers = elementwise.Hyperparams(partial(partial, _rule), alpha=alpha)
 
     def init(params: Any) -> COCOBState:
         start = kept_copy(params)
@@ -94,16 +91,8 @@ def scale_by_cocob(alpha: Any = 100.0, eps: Any = 1e-8) -> GradientTransformatio
         return elementwise.ElementwiseStep(hypers.rule(), tuple(state), COCOBState, reads_params=True)
 
     return ElementwiseTransformation(
-        init,
-        prepare,
-        state_of(COCOBState),
-        params_for('COCOB, which uses their initial values'),
-        hypers=hypers,
+        init, prepare, state_of(COCOBState), params_for('COCOB, which uses their initial values'), hypers=hypers
     )
-
-
-def _make(*, alpha: Any) -> partial[Any]:
-    return partial(_rule, alpha=alpha)
 
 
 def _rule(

@@ -9,13 +9,8 @@ import torch
 from torch import Tensor
 
 from torchopt import elementwise, tree
-from torchopt.base import (
-    GradientTransformationExtraArgs,
-    TransformationLike,
-    factory,
-    with_extra_args_support,
-)
-from torchopt.elementwise.leaves import as_constant
+from torchopt.base import GradientTransformationExtraArgs, TransformationLike, factory, with_extra_args_support
+from torchopt.elementwise import as_constant
 from torchopt.preconditions import required_by, state_of
 
 __all__ = ['RealAndImaginary', 'SplitRealAndImaginaryState', 'split_real_and_imaginary']

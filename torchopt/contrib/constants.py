@@ -23,8 +23,7 @@ def kept_copy(params: Any) -> Any:
 def without_graphs(updates: Any, params: Any, *kept: Any, inplace: bool) -> tuple[Any, ...]:
     """Gradients, parameters, and stored copies of them, without graphs if the step is not differentiated.
 
-    A step in place is outside autograd.  In plain training, parameters and everything computed from them are
-    constants.
+    A step in place is outside autograd.  In plain training, parameters and what is computed from them are constant.
 
     Args:
         updates: The gradients.
@@ -33,8 +32,7 @@ def without_graphs(updates: Any, params: Any, *kept: Any, inplace: bool) -> tupl
         inplace: Whether the step is in place.
 
     Returns:
-        Gradients and parameters, two trees with the structure of ``updates``, both None where ``updates`` is None; then
-        the kept trees, complete.
+        Gradients and parameters, two trees like ``updates``, both None where it is None; then the kept trees, complete.
 
     Raises:
         TypeError: If an update has an integer or boolean dtype.

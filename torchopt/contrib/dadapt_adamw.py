@@ -11,7 +11,7 @@ from torch import Tensor
 from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.constants import without_graphs
-from torchopt.contrib.scalars import check_rate, inner, rate_at, real_part, scalar_beside
+from torchopt.contrib.scalars import at_count, check_rate, inner, real_part, scalar_beside
 from torchopt.numerics import (
     abs_sq,
     advance,
@@ -24,7 +24,7 @@ from torchopt.numerics import (
     zero_count,
 )
 from torchopt.preconditions import Precondition, params_for, state_of
-from torchopt.rules import average, plus, times
+from torchopt.rules import moving_average, plus, times
 
 __all__ = ['DAdaptAdamWState', 'dadapt_adamw']
 
@@ -115,8 +115,7 @@ def dadapt_adamw(
             zero_count(),
         )
 
-    def schedule(state: DAdaptAdamWState, params: Any = None) -> Any:
-        return rate_at(learning_rate, state.count)
+    schedule = at_count(learning_rate)
 
     def divisor(v: Tensor) -> Any:
         return plus(safe_sqrt(v), as_scalar_like(eps, v))
@@ -131,13 +130,13 @@ def dadapt_adamw(
         rate = d * as_scalar_like(schedule(state) * correction, d)
         lean = tree.map(in_single(lambda g, s, v: s / divisor(v)), g, state.grad_sum, state.exp_avg_sq)
         progress = inner(g, lean, d)
-        numerator = average(pace, state.numerator_weighted, one_minus(pace), rate * progress)
+        numerator = moving_average(pace, state.numerator_weighted, rate * progress)
 
         def rule(g: Tensor, m: Tensor, v: Tensor, s: Tensor, p: Tensor) -> tuple[Tensor, ...]:
             scaled = g * as_scalar_like(rate, g)
-            m = average(b1, m, one_minus(b1), scaled)
-            v = average(b2, v, one_minus(b2), abs_sq(g))
-            s = average(pace, s, one_minus(pace), scaled)
+            m = moving_average(b1, m, scaled)
+            v = moving_average(b2, v, abs_sq(g))
+            s = moving_average(pace, s, scaled)
             decayed = times(weight_decay, p * as_scalar_like(rate, p))
             return -plus(m / divisor(v), decayed), m, v, s
 

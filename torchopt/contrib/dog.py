@@ -13,8 +13,9 @@ from torchopt.combine import chain
 from torchopt.contrib.constants import kept_copy, without_graphs
 from torchopt.contrib.scalars import real_part, scalar_beside
 from torchopt.graphs import carries_graph
-from torchopt.numerics import as_python_scalar, as_scalar_like, positive_ratio, safe_sqrt, tensor_like
+from torchopt.numerics import as_scalar_like, positive_ratio, safe_sqrt, tensor_like
 from torchopt.preconditions import params_for, state_of
+from torchopt.scalars import settled, where
 from torchopt.spelling import suggesting
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate
 
@@ -44,16 +45,13 @@ class DoGState(NamedTuple):
 def scale_by_dog(init_step: tuple[str, Any], eps: Any = 1e-8) -> GradientTransformation:
     r"""Scale updates with the rule of :func:`dog`.
 
-    Args:
-        init_step: The initialization; see :func:`dog`.
-        eps: :math:`\epsilon \ge 0`.
+    The arguments are those of :func:`dog`.
 
     Returns:
         A transformation with state :class:`DoGState`.
 
     Raises:
-        ValueError: If ``init_step`` is not a pair of a known kind and a number; in ``update``, if the parameters are
-            not given.
+        ValueError: If ``init_step`` is not a pair of a kind and a number; in ``update``, if parameters are not given.
 
     Example:
         >>> import torch
@@ -90,21 +88,13 @@ def scale_by_dog(init_step: tuple[str, Any], eps: Any = 1e-8) -> GradientTransfo
         total = state.sum_sq_norm_grads + real_part(tree.wide_norm(g, squared=True), distance)
         rate = positive_ratio(distance, safe_sqrt(total + as_scalar_like(eps, total)))
         if kind == 'learning_rate':
-            rate = _first(state.is_init_step, size, rate)
+            rate = where(settled(state.is_init_step), tensor_like(size, rate), rate)
         u = tree.scale(rate, g)
         return u, DoGState(torch.zeros_like(state.is_init_step), start, distance, total)
 
     return GradientTransformation.requiring(
         init, update, state_of(DoGState), params_for('DoG, which uses the distance to their initial values')
     )
-
-
-def _first(is_first: torch.Tensor, first: Any, rate: torch.Tensor) -> torch.Tensor:
-    first = tensor_like(first, rate)
-    known = as_python_scalar(is_first)
-    if known is None:
-        return torch.where(is_first.to(rate.device), first, rate)
-    return first if known else rate
 
 
 @suggesting
@@ -134,8 +124,7 @@ def dog(
         mask: Which parameters decay; see :func:`torchopt.transform.add_decayed_weights`.
 
     Raises:
-        ValueError: If ``init_step`` is not a pair of a known kind and a number; in ``update``, if the parameters are
-            not given.
+        ValueError: If ``init_step`` is not a pair of a kind and a number; in ``update``, if parameters are not given.
 
     Example:
         >>> import torch, torchopt

@@ -39,9 +39,7 @@ class DoWGState(NamedTuple):
 def scale_by_dowg(init_estim_sq_dist: Any = None, eps: Any = 1e-4) -> GradientTransformation:
     r"""Scale updates with the rule of :func:`dowg`.
 
-    Args:
-        init_estim_sq_dist: :math:`\bar r_{-1}^2`; None means ``eps``.
-        eps: :math:`\epsilon \ge 0`.
+    The arguments are those of :func:`dowg`.
 
     Returns:
         A transformation with state :class:`DoWGState`.

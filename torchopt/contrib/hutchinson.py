@@ -12,6 +12,7 @@ from torchopt import tree
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.constants import without_graphs
 from torchopt.preconditions import params_for, state_of
+from torchopt.transform.scaling.noise import source_of_keys
 from torchopt.tree.counter_noise import make_key, normal_like, split_key
 from torchopt.tree.random import Key
 
@@ -26,9 +27,7 @@ class HutchinsonState(NamedTuple):
 
 
 @factory
-def hutchinson_estimator_diag_hessian(
-    random_seed: Key | None = None,
-) -> GradientTransformationExtraArgs:
+def hutchinson_estimator_diag_hessian(random_seed: Key | None = None) -> GradientTransformationExtraArgs:
     r"""An unbiased estimate of the diagonal of the Hessian of the objective, at the cost of a few gradients.
 
     With independent signs :math:`r_i = \pm 1`, the expectation of :math:`r_i r_j` is 1 if :math:`i = j`, else 0.  So
@@ -43,8 +42,7 @@ def hutchinson_estimator_diag_hessian(
 
     Returns:
         A transformation with state :class:`HutchinsonState`.  Its ``update`` requires ``params`` and the extra argument
-        ``obj_fn``, a function of the parameters that returns a 0-d tensor.  The values of the updates are not used,
-        only whether they are None.
+        ``obj_fn``, a function of the parameters that returns a 0-d tensor.  Of the updates, only the Nones matter.
 
     Raises:
         TypeError: If the seed is neither an int nor a generator; in ``update``, if ``obj_fn`` is not given.
@@ -63,9 +61,7 @@ def hutchinson_estimator_diag_hessian(
         Liu et al., `Sophia: a scalable stochastic second-order optimizer for language model pre-training
         <https://arxiv.org/abs/2305.14342>`_, ICLR 2024.
     """
-    source = 0 if random_seed is None else random_seed
-    if not isinstance(source, torch.Generator):
-        make_key(source)
+    source = source_of_keys('hutchinson_estimator_diag_hessian', random_seed)
 
     def init(params: Any) -> HutchinsonState:
         return HutchinsonState(make_key(source))
@@ -86,7 +82,7 @@ def hutchinson_estimator_diag_hessian(
             )
         _, p = without_graphs(updates, params, inplace=inplace)
         following, now = split_key(state.key)
-        signs = tree.map(_sign, p, normal_like(now, p))
+        signs = tree.map(lambda p, z: torch.where(z < 0, -1.0, 1.0).to(p.dtype), p, normal_like(now, p))
 
         def objective(xs: list[Tensor]) -> Any:
             supply = iter(xs)
@@ -106,7 +102,3 @@ def hutchinson_estimator_diag_hessian(
     return GradientTransformationExtraArgs.requiring(
         init, update, state_of(HutchinsonState), params_for('the diagonal of the Hessian')
     )
-
-
-def _sign(p: Tensor, noise: Tensor) -> Tensor:
-    return torch.where(noise < 0, -1.0, 1.0).to(p.dtype)

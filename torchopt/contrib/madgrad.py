@@ -14,9 +14,8 @@ from torchopt import checks, elementwise, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.combine import chain
 from torchopt.contrib.constants import kept_copy
-from torchopt.contrib.scalars import rate_at
-from torchopt.elementwise import ranges
-from torchopt.elementwise.leaves import as_constants
+from torchopt.contrib.scalars import at_count
+from torchopt.elementwise import as_constants, ranges
 from torchopt.numerics import abs_sq, advance, as_scalar_like, zero_count
 from torchopt.preconditions import Precondition, params_for, state_of
 from torchopt.rules import plus, times
@@ -55,10 +54,7 @@ def scale_by_madgrad(learning_rate: Any, momentum: float = 0.9, eps: float = 1e-
         z_t = x_0 - \frac{s_t}{\sqrt[3]{v_t} + \epsilon}, \quad
         x_t = \mu\, x_{t-1} + (1 - \mu) z_t.
 
-    Args:
-        learning_rate: :math:`\eta`, a number or a schedule, or a tree of numbers.
-        momentum: :math:`\mu`, in [0, 1).
-        eps: :math:`\epsilon \ge 0`.
+    The arguments are those of :func:`madgrad`.
 
     Returns:
         A transformation with state :class:`MadgradState`, whose updates are :math:`x_t - x_{t-1}`.
@@ -86,8 +82,7 @@ def scale_by_madgrad(learning_rate: Any, momentum: float = 0.9, eps: float = 1e-
             zero_count(), elementwise.zero_moment(params, real=True), elementwise.zero_moment(params), kept_copy(params)
         )
 
-    def schedule(state: MadgradState, params: Any = None) -> Any:
-        return rate_at(learning_rate, state.count)
+    schedule = at_count(learning_rate)
 
     trees = {} if checks.is_schedule(learning_rate) else {'learning_rate': learning_rate}
     hypers = elementwise.Hyperparams(_make, momentum=momentum, eps=eps, **trees)

@@ -9,12 +9,7 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, tree
-from torchopt.base import (
-    GradientTransformationExtraArgs,
-    TransformationLike,
-    factory,
-    with_extra_args_support,
-)
+from torchopt.base import GradientTransformationExtraArgs, TransformationLike, factory, with_extra_args_support
 from torchopt.contrib.constants import kept_copy, without_graphs
 from torchopt.contrib.scalars import inner, real_part, scalar_beside
 from torchopt.numerics import as_scalar_like, in_single, increment, safe_sqrt, zero_count

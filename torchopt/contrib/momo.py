@@ -12,13 +12,13 @@ from torchopt import checks, elementwise, tree
 from torchopt.autodiff.objective import objective_value
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.constants import without_graphs
-from torchopt.contrib.scalars import check_rate, inner, rate_at, real_part, scalar_beside
-from torchopt.numerics import as_scalar_like, in_single, increment, one_minus, tensor_like, zero_count
+from torchopt.contrib.scalars import at_count, check_rate, inner, real_part, scalar_beside
+from torchopt.numerics import as_scalar_like, in_single, increment, tensor_like, zero_count
 from torchopt.preconditions import Precondition, params_for, state_of
-from torchopt.rules import average, times
+from torchopt.rules import moving_average, times
 from torchopt.scalars import pick
 
-__all__ = ['MomoState', 'bounded_step', 'momo']
+__all__ = ['MomoState', 'momo', 'polyak_step']
 
 _SMALLEST = torch.finfo(torch.float64).eps
 """Squared norms of at most this number count as zero."""
@@ -102,8 +102,7 @@ def momo(
             elementwise.zero_moment(params), start, start.clone(), scalar_beside(params, lower_bound), zero_count()
         )
 
-    def schedule(state: MomoState, params: Any = None) -> Any:
-        return rate_at(learning_rate, state.count)
+    schedule = at_count(learning_rate)
 
     def update(
         updates: Any, state: MomoState, params: Any = None, *, value: Any = None, inplace: bool = False, **extra: Any
@@ -111,69 +110,59 @@ def momo(
         g, x = without_graphs(updates, params, inplace=inplace)
         loss = objective_value(value, state.barf, updates, params, inplace=inplace)
         keep = pick(state.count == 0, 0.0, beta)
-        take = one_minus(keep)
 
-        def step(mean: Tensor, now: Tensor) -> Tensor:
-            return average(keep, mean, take, now)
-
-        barf = step(state.barf, loss)
-        gamma = step(state.gamma, inner(g, x, state.gamma))
-        _, d = elementwise.apply_rule(lambda g, d: (g, step(d, g)), g, state.exp_avg, inplace=inplace)
+        barf = moving_average(keep, state.barf, loss)
+        gamma = moving_average(keep, state.gamma, inner(g, x, state.gamma))
+        _, d = elementwise.apply_rule(lambda g, d: (g, moving_average(keep, d, g)), g, state.exp_avg, inplace=inplace)
         shown = tree.map(lambda g, d: d, g, d)
         square = real_part(tree.wide_norm(shown, squared=True), barf)
-        eta = schedule(state)
-        tau, lb = bounded_step(
+        updates, lb = polyak_step(
+            shown,
+            x,
             barf - gamma,
             inner(shown, x, barf),
             square,
-            rate=eta,
-            shrink=1 + eta * weight_decay,
+            rate=schedule(state),
+            weight_decay=weight_decay,
             lb=state.lb,
-            correction=1.0,
             lower_bound=lower_bound if adapt_lower_bound else None,
         )
-        decay = eta * weight_decay / (1 + eta * weight_decay)
-
-        def move(d: Tensor, x: Tensor) -> Tensor:
-            return -(times(decay, x) + d * as_scalar_like(tau, d))
-
-        return tree.map(in_single(move), shown, x), MomoState(d, barf, gamma, lb, increment(state.count))
+        return updates, MomoState(d, barf, gamma, lb, increment(state.count))
 
     return GradientTransformationExtraArgs.requiring(
         init, update, state_of(MomoState), params_for('the step size of momo'), Precondition(schedule)
     )
 
 
-def bounded_step(
+def polyak_step(
+    direction: Any,
+    x: Any,
     gap: Tensor,
     product: Tensor,
     square: Tensor,
     *,
     rate: Any,
-    shrink: Any,
+    weight_decay: Any,
     lb: Tensor,
-    correction: Any,
+    correction: Any = 1.0,
     lower_bound: Any = None,
-) -> tuple[Tensor, Tensor]:
-    r"""The step size of MoMo, and the next lower bound.
+) -> tuple[Any, Tensor]:
+    r"""The updates of MoMo, and the next lower bound.
 
     Args:
+        direction: :math:`D^{-1} d`, a tree, with the metric :math:`D` of the method.
+        x: The parameters.
         gap: :math:`\bar f - \gamma`.
         product: :math:`\langle d, x \rangle`.
-        square: The squared norm of :math:`d`, in the metric of the method.
-        rate: The largest step size.
-        shrink: :math:`1 + \eta\lambda`.
+        square: :math:`\langle d, D^{-1} d \rangle`.
+        rate: The largest step size :math:`\eta`.
+        weight_decay: :math:`\lambda`.
         lb: The lower bound.
         correction: The bias correction of the means from zero initialization.
         lower_bound: The smallest allowed lower bound, if it is adapted.
-
-    Example:
-        >>> import torch
-        >>> from torchopt.contrib.momo import bounded_step
-        >>> one = torch.tensor(1.0)
-        >>> bounded_step(one, one, 4 * one, rate=9.0, shrink=1.0, lb=0 * one, correction=1.0)
-        (tensor(0.5000), tensor(0.))
     """
+    shrink = 1 + rate * weight_decay
+    decay = rate * weight_decay / shrink
     shrink, correction, rate = (as_scalar_like(x, gap) for x in (shrink, correction, rate))
     zero = torch.zeros_like(gap)
     bound = lb
@@ -187,4 +176,8 @@ def bounded_step(
     tau = torch.minimum(tensor_like(rate / correction, gap), reach)
     if lower_bound is not None:
         lb = torch.maximum((gap + product - 0.5 * tau * square) / correction, least)
-    return tau, lb
+
+    def move(u: Tensor, x: Tensor) -> Tensor:
+        return -(times(decay, x) + u * as_scalar_like(tau, u))
+
+    return tree.map(in_single(move), direction, x), lb

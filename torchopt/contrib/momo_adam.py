@@ -11,20 +11,11 @@ from torchopt import checks, elementwise, tree
 from torchopt.autodiff.objective import objective_value
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.constants import without_graphs
-from torchopt.contrib.momo import bounded_step
-from torchopt.contrib.scalars import check_rate, inner, rate_at, scalar_beside
-from torchopt.numerics import (
-    abs_sq,
-    advance,
-    as_scalar_like,
-    bias_correction,
-    in_single,
-    one_minus,
-    safe_sqrt,
-    zero_count,
-)
+from torchopt.contrib.momo import polyak_step
+from torchopt.contrib.scalars import at_count, check_rate, inner, scalar_beside
+from torchopt.numerics import abs_sq, advance, as_scalar_like, bias_correction, safe_sqrt, zero_count
 from torchopt.preconditions import Precondition, params_for, state_of
-from torchopt.rules import average, plus, times
+from torchopt.rules import moving_average, plus
 
 __all__ = ['MomoAdamState', 'momo_adam']
 
@@ -71,15 +62,8 @@ def momo_adam(
         {\langle d_t, D_t^{-1} d_t \rangle} \Bigr), \qquad
         x_{t+1} = \frac{x_t}{1 + \eta\lambda} - \tau_t D_t^{-1} d_t.
 
-    Args:
-        learning_rate: The largest step size :math:`\eta`, or a schedule of it.
-        b1: Decay rate :math:`\beta_1` of the means, in [0, 1).
-        b2: Decay rate :math:`\beta_2` of the mean square, in [0, 1).
-        eps: :math:`\epsilon \ge 0`.
-        lower_bound: :math:`f_*`, a lower bound of the objective.
-        weight_decay: :math:`\lambda \ge 0`.
-        adapt_lower_bound: Whether to adapt the bound: increase it according to the models, and decrease it if the step
-            would be zero, but never below ``lower_bound``.
+    The arguments are those of :func:`momo`, with the decay rates :math:`\beta_1` of the means and :math:`\beta_2` of
+    the mean square, each in [0, 1), and :math:`\epsilon \ge 0`.
 
     Returns:
         A transformation with state :class:`MomoAdamState`, whose ``update`` requires ``params`` and the extra argument
@@ -118,8 +102,7 @@ def momo_adam(
             zero_count(),
         )
 
-    def schedule(state: MomoAdamState, params: Any = None) -> Any:
-        return rate_at(learning_rate, state.count)
+    schedule = at_count(learning_rate)
 
     def update(
         updates: Any,
@@ -136,35 +119,28 @@ def momo_adam(
         c1, c2, eta = bias_correction(b1, t), bias_correction(b2, t), schedule(state)
 
         def rule(g: Tensor, d: Tensor, v: Tensor) -> tuple[Tensor, ...]:
-            d = average(b1, d, one_minus(b1), g)
-            v = average(b2, v, one_minus(b2), abs_sq(g))
+            d = moving_average(b1, d, g)
+            v = moving_average(b2, v, abs_sq(g))
             return d / plus(safe_sqrt(v / as_scalar_like(c2, v)), as_scalar_like(eps, v)), d, v
 
         direction, d, v = elementwise.apply_rule(rule, g, state.exp_avg, state.exp_avg_sq, inplace=inplace)
         shown = tree.map(lambda g, d: d, g, d)
-        barf = average(b1, state.barf, one_minus(b1), loss)
-        gamma = average(b1, state.gamma, one_minus(b1), inner(g, x, state.gamma))
-        tau, lb = bounded_step(
+        barf = moving_average(b1, state.barf, loss)
+        gamma = moving_average(b1, state.gamma, inner(g, x, state.gamma))
+        updates, lb = polyak_step(
+            direction,
+            x,
             barf - gamma,
             inner(shown, x, barf),
             inner(shown, direction, barf),
             rate=eta,
-            shrink=1 + eta * weight_decay,
+            weight_decay=weight_decay,
             lb=state.lb,
             correction=c1,
             lower_bound=lower_bound if adapt_lower_bound else None,
         )
-        decay = eta * weight_decay / (1 + eta * weight_decay)
-
-        def move(u: Tensor, x: Tensor) -> Tensor:
-            return -(times(decay, x) + u * as_scalar_like(tau, u))
-
-        return tree.map(in_single(move), direction, x), MomoAdamState(d, v, barf, gamma, lb, count)
+        return updates, MomoAdamState(d, v, barf, gamma, lb, count)
 
     return GradientTransformationExtraArgs.requiring(
-        init,
-        update,
-        state_of(MomoAdamState),
-        params_for('the step size of momo_adam'),
-        Precondition(schedule),
+        init, update, state_of(MomoAdamState), params_for('the step size of momo_adam'), Precondition(schedule)
     )

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, elementwise, tree
-from torchopt.base import EmptyState, GradientTransformation, factory, init_empty_state
+from torchopt.base import GradientTransformation, factory, without_state
 from torchopt.combine import chain
 from torchopt.contrib.matrix_axes import MatrixShape, axes_of_leaves, matrices_of_leaves
 from torchopt.contrib.newton_schulz import PRECONDITIONINGS, orthogonalize
 from torchopt.dtypes import DTypeLike
-from torchopt.elementwise.ranges import moment_dtype
+from torchopt.elementwise import ranges
 from torchopt.numerics import (
     advance,
     as_python_list,
@@ -27,7 +27,7 @@ from torchopt.numerics import (
     zero_count,
 )
 from torchopt.preconditions import state_of
-from torchopt.rules import average, plus, times
+from torchopt.rules import moving_average, plus, times
 from torchopt.spelling import suggesting
 from torchopt.transform import add_decayed_weights, partition, scale_by_adam, scale_by_learning_rate
 
@@ -97,8 +97,7 @@ def scale_by_muon(
         \hat m_t = \beta \frac{m_t}{1 - \beta^{t+1}} + (1 - \beta) \frac{g_t}{1 - \beta^t}, \qquad
         u_t = \operatorname{NS}(\hat m_t) \approx U V^\top \quad \text{for} \quad \hat m_t = U S V^\top,
 
-    where NS denotes Newton-Schulz iterations (``torchopt/contrib/newton_schulz.py``).  This is steepest descent in the
-    spectral norm.
+    with Newton-Schulz iterations (``torchopt/contrib/newton_schulz.py``): steepest descent in the spectral norm.
 
     Args:
         ns_coeffs: The coefficients :math:`a, b, c` of the iteration; or one row of them per iteration, at most
@@ -118,8 +117,7 @@ def scale_by_muon(
         A transformation with state :class:`MuonState`.
 
     Raises:
-        ValueError: If a hyper-parameter is out of its range; in ``update``, if a leaf is not a matrix by its dimension
-            numbers.
+        ValueError: If a hyper-parameter is out of its range; in ``update``, if a leaf is not a matrix.
 
     Example:
         >>> import torch, torchopt
@@ -138,7 +136,7 @@ def scale_by_muon(
     coefficients = _coefficients(ns_coeffs, ns_steps)
     checks.unit_interval('beta', beta)
     checks.at_least('epsilon value', eps)
-    dtype = moment_dtype(mu_dtype)
+    dtype = ranges.moment_dtype(mu_dtype)
     if preconditioning not in PRECONDITIONINGS:
         raise ValueError(f'Invalid preconditioning: {preconditioning!r}; expected one of {PRECONDITIONINGS}.')
 
@@ -155,7 +153,7 @@ def scale_by_muon(
         now, ahead = bias_correction(beta, t), bias_correction(beta, safe_increment(t))
 
         def rule(g: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
-            m = average(beta, m, one_minus(beta), g)
+            m = moving_average(beta, m, g)
             if not nesterov:
                 return m / as_scalar_like(now, m), m
             return plus(times(beta / ahead, m), times(one_minus(beta) / now, g)), m
@@ -237,13 +235,13 @@ def scale_by_shape(weight_dimension_numbers: Any = None, consistent_rms: Any = N
             return math.sqrt(max(1.0, n / m)) if m else 1.0
         return math.sqrt(max(m, n)) * consistent_rms
 
-    def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
+    def scaled(updates: Any, params: Any) -> Any:
         leaves, spec = tree.flatten(updates)
         shapes = _matrices(weight_dimension_numbers, updates)
         u = [None if shape is None else g * as_scalar_like(factor(shape), g) for g, shape in zip(leaves, shapes)]
-        return tree.unflatten(spec, u), state
+        return tree.unflatten(spec, u)
 
-    return GradientTransformation(init_empty_state, update)
+    return without_state(scaled)
 
 
 @suggesting
@@ -277,8 +275,7 @@ def muon(
 
     Args:
         learning_rate: :math:`\eta`; see :func:`torchopt.transform.scale_by_learning_rate`.
-        ns_coeffs: The coefficients of the iteration, see :func:`scale_by_muon`; or the name of a set of them,
-            ``'standard'`` or ``'dion'``.
+        ns_coeffs: The coefficients of the iteration, see :func:`scale_by_muon`; or ``'standard'`` or ``'dion'``.
         ns_steps: The number of iterations.
         beta: Decay rate :math:`\beta` of the mean, in [0, 1).
         eps: :math:`\epsilon \ge 0`, of both optimizers.
@@ -299,8 +296,7 @@ def muon(
         consistent_rms: The root mean square :math:`\rho` of the updates, for a factor :math:`\rho \sqrt{\max(m, n)}`.
 
     Returns:
-        A transformation with state :class:`torchopt.transform.PartitionState`, with the labels ``'muon'`` and
-        ``'adam'``.
+        A transformation with state :class:`torchopt.transform.PartitionState`, labels ``'muon'``, ``'adam'``.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range.

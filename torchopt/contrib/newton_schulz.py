@@ -32,8 +32,7 @@ def orthogonalize(
     .. math::
         a X + (b\, X X^\top + c\, (X X^\top)^2)\, X = U (a S + b S^3 + c S^5) V^\top.
 
-    Repeated application makes all singular values in (0, 1] approximately one.  Preconditioning makes them at most one
-    first:
+    Repeated, it makes all singular values in (0, 1] approximately one.  Preconditioning makes them at most one first:
 
     - ``'frobenius'`` divides by the Frobenius norm,
     - ``'spectral'`` by the largest singular value,

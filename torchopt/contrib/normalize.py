@@ -6,10 +6,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from torchopt import elementwise, tree
-from torchopt.base import EmptyState, GradientTransformation, factory, init_empty_state
+from torchopt.base import EmptyState, GradientTransformation, factory, without_state
 from torchopt.numerics import as_scalar_like, in_single
 
 __all__ = ['NormalizeState', 'normalize']
@@ -31,14 +30,10 @@ def normalize() -> GradientTransformation:
         [tensor(0.6000), tensor(0.8000)]
     """
 
-    def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
+    def normalized(updates: Any, params: Any) -> Any:
         elementwise.check_inexact(updates, name='updates')
         norm = tree.wide_norm(updates)
         norm = torch.where(norm == 0, torch.ones_like(norm), norm)
+        return tree.map(in_single(lambda g: g / as_scalar_like(norm, g)), updates)
 
-        def divide(g: Tensor) -> Tensor:
-            return g / as_scalar_like(norm, g)
-
-        return tree.map(in_single(divide), updates), state
-
-    return GradientTransformation(init_empty_state, update)
+    return without_state(normalized)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from torchopt import checks, elementwise, tree
@@ -16,6 +15,7 @@ from torchopt.numerics import as_scalar_like
 from torchopt.preconditions import state_of
 from torchopt.spelling import suggesting
 from torchopt.transform import scale_by_learning_rate, trace
+from torchopt.transform.scaling.noise import source_of_keys
 from torchopt.tree.counter_noise import make_key, normal_like, split_key
 from torchopt.tree.random import Key
 
@@ -31,11 +31,7 @@ class DifferentiallyPrivateAggregateState(NamedTuple):
 
 @factory
 def differentially_private_aggregate(
-    l2_norm_clip: Any,
-    noise_multiplier: Any,
-    key: Key | None = None,
-    *,
-    seed: Key | None = None,
+    l2_norm_clip: Any, noise_multiplier: Any, key: Key | None = None, *, seed: Key | None = None
 ) -> GradientTransformation:
     r"""Clip the gradients of single examples, average them, and add noise, for differential privacy.
 
@@ -76,17 +72,7 @@ def differentially_private_aggregate(
     """
     checks.positive('l2_norm_clip value', l2_norm_clip)
     checks.at_least('noise_multiplier value', noise_multiplier)
-    if seed is not None:
-        if key is not None:
-            raise ValueError(
-                f'differentially_private_aggregate got both key={key!r} and seed={seed!r}, which mean the same. Pass '
-                f'key only.'
-            )
-        checks.deprecated('The argument seed of differentially_private_aggregate is deprecated; use key.')
-        key = seed
-    source = 0 if key is None else key
-    if not isinstance(source, torch.Generator):
-        make_key(source)
+    source = source_of_keys('differentially_private_aggregate', key, seed)
     deviation = l2_norm_clip * noise_multiplier
 
     def init(params: Any) -> DifferentiallyPrivateAggregateState:

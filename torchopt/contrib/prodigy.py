@@ -11,7 +11,7 @@ from torch import Tensor
 from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.constants import kept_copy, without_graphs
-from torchopt.contrib.scalars import check_rate, inner, rate_at, real_part, scalar_beside
+from torchopt.contrib.scalars import at_count, check_rate, inner, real_part, scalar_beside
 from torchopt.dtypes import widened
 from torchopt.numerics import (
     abs_sq,
@@ -19,14 +19,13 @@ from torchopt.numerics import (
     as_scalar_like,
     bias_correction,
     in_single,
-    one_minus,
     positive_ratio,
     safe_sqrt,
     tensor_like,
     zero_count,
 )
 from torchopt.preconditions import Precondition, params_for, state_of
-from torchopt.rules import average, plus, times
+from torchopt.rules import moving_average, plus, times
 from torchopt.transform.wrappers.masking import resolve_mask
 
 __all__ = ['ProdigyState', 'prodigy']
@@ -132,8 +131,7 @@ def prodigy(
             zero_count(),
         )
 
-    def schedule(state: ProdigyState, params: Any = None) -> Any:
-        return rate_at(learning_rate, state.count)
+    schedule = at_count(learning_rate)
 
     def update(
         updates: Any, state: ProdigyState, params: Any = None, *, inplace: bool = False, **extra: Any
@@ -150,8 +148,8 @@ def prodigy(
 
         def rule(g: Tensor, m: Tensor, v: Tensor, s: Tensor) -> tuple[Tensor, ...]:
             scaled = g * as_scalar_like(d, g)
-            m = average(b1, m, one_minus(b1), scaled)
-            v = average(b2, v, one_minus(b2), abs_sq(scaled))
+            m = moving_average(b1, m, scaled)
+            v = moving_average(b2, v, abs_sq(scaled))
             return g, m, v, plus(times(b3, s), g * as_scalar_like(weight, g))
 
         moments = (state.exp_avg, state.exp_avg_sq, state.grad_sum)

@@ -8,14 +8,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from torchopt import checks, tree
-from torchopt.base import (
-    GradientTransformationExtraArgs,
-    TransformationLike,
-    factory,
-    with_extra_args_support,
-)
+from torchopt.base import GradientTransformationExtraArgs, TransformationLike, factory, with_extra_args_support
 from torchopt.contrib.constants import kept_copy, without_graphs
-from torchopt.elementwise.leaves import as_constant
+from torchopt.elementwise import as_constant
 from torchopt.graphs import carries_no_graph, detach_graph
 from torchopt.loop.selection import branch
 from torchopt.numerics import zero_count
@@ -68,8 +63,7 @@ def sam(
         sync_period: :math:`k \ge 1`.
         reset_state: Whether to reset the state of the adversary after each step of the outer optimizer.
         opaque_mode: Whether to use the opaque mode.
-        batch_axis_name: Must be None, since torch has no named axes.  To average gradients of several devices, let
-            ``grad_fn`` return the average.
+        batch_axis_name: None, since torch has no named axes.  Let ``grad_fn`` average the gradients of several devices.
 
     Returns:
         A transformation with state :class:`SAMState`.  It passes extra arguments of ``update`` to both optimizers.
@@ -106,18 +100,12 @@ def sam(
         return SAMState(zero_count(), outer.init(params), adversary.init(params), cache)
 
     def transparent(
-        updates: Any,
-        state: SAMState,
-        params: Any = None,
-        *,
-        grad_fn: Any = None,
-        inplace: bool = False,
-        **extra: Any,
+        updates: Any, state: SAMState, params: Any = None, *, grad_fn: Any = None, inplace: bool = False, **extra: Any
     ) -> tuple[Any, SAMState]:
         g, x = without_graphs(updates, params, inplace=inplace)
         since = state.steps_since_sync
         # Update the cache before reading it, so that k = 1 gives steps of the outer optimizer.
-        cache = branch(since == 0, lambda inplace: _copy(params, x), lambda inplace: state.cache)
+        cache = branch(since == 0, lambda inplace: tree.map(_copy, params, x), lambda inplace: state.cache)
 
         def descend(inplace: bool) -> tuple[Any, Any, Any]:
             u, opt_state = outer.update(g, state.opt_state, cache, inplace=inplace, **extra)
@@ -132,13 +120,7 @@ def sam(
         return u, SAMState((since + 1) % sync_period, opt_state, adv_state, cache)
 
     def opaque(
-        updates: Any,
-        state: SAMState,
-        params: Any = None,
-        *,
-        grad_fn: Any = None,
-        inplace: bool = False,
-        **extra: Any,
+        updates: Any, state: SAMState, params: Any = None, *, grad_fn: Any = None, inplace: bool = False, **extra: Any
     ) -> tuple[Any, SAMState]:
         if grad_fn is None:
             raise ValueError(
@@ -149,7 +131,8 @@ def sam(
         for i in range(sync_period - 1):
             u, adv_state = adversary.update(g, adv_state, x, inplace=inplace, **extra)
             # In plain training, grad_fn also receives leaves that require grad.
-            x = tree.map(lambda p, y: y.requires_grad_() if carries_no_graph(p, y) else y, params, _climbed(x, u))
+            x = tree.map(_climb, x, u)
+            x = tree.map(lambda p, y: y.requires_grad_() if carries_no_graph(p, y) else y, params, x)
             g = grad_fn(x, i)
         if reset_state:
             adv_state = adversary.init(params)
@@ -166,15 +149,9 @@ def sam(
     )
 
 
-def _copy(params: Any, constants: Any) -> Any:
-    def copy(p: Tensor, x: Any) -> Tensor:
-        return detach_graph(p).clone() if x is None else x.clone()
-
-    return tree.map(copy, params, constants)
+def _copy(p: Tensor, constant: Any) -> Tensor:
+    return detach_graph(p).clone() if constant is None else constant.clone()
 
 
-def _climbed(x: Any, u: Any) -> Any:
-    def climb(x: Tensor, u: Any) -> Tensor:
-        return x if u is None else (as_constant(x, u) - u).to(x.dtype)
-
-    return tree.map(climb, x, u)
+def _climb(x: Tensor, u: Any) -> Tensor:
+    return x if u is None else (as_constant(x, u) - u).to(x.dtype)

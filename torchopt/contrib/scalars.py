@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,14 +14,7 @@ from torchopt.dtypes import wide_dtype, widened
 from torchopt.elementwise import ranges
 from torchopt.numerics import as_scalar_like, tensor_like
 
-__all__ = [
-    'check_number_or_schedule',
-    'check_rate',
-    'inner',
-    'rate_at',
-    'real_part',
-    'scalar_beside',
-]
+__all__ = ['at_count', 'check_number_or_schedule', 'check_rate', 'inner', 'rate_at', 'real_part', 'scalar_beside']
 
 
 def scalar_beside(params: Any, value: Any, which: str = 'lowest') -> Tensor:
@@ -48,6 +42,11 @@ def rate_at(rate: Any, count: Any) -> Any:
         ValueError: If a schedule returns NaN or infinity.
     """
     return checks.schedule_value(rate(count), count) if checks.is_schedule(rate) else rate
+
+
+def at_count(rate: Any) -> Callable[..., Any]:
+    """The function of a state, and of parameters that it ignores, that returns :func:`rate_at` its count."""
+    return lambda state, params=None: rate_at(rate, state.count)
 
 
 def check_number_or_schedule(name: str, value: Any) -> None:

@@ -9,12 +9,7 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, elementwise, tree
-from torchopt.base import (
-    GradientTransformationExtraArgs,
-    TransformationLike,
-    factory,
-    with_extra_args_support,
-)
+from torchopt.base import GradientTransformationExtraArgs, TransformationLike, factory, with_extra_args_support
 from torchopt.combine import chain
 from torchopt.contrib.constants import kept_copy, without_graphs
 from torchopt.contrib.scalars import check_rate, rate_at, scalar_beside
@@ -119,8 +114,7 @@ def schedule_free(
         state_dtype: The dtype of :math:`z`; None means the dtype of each parameter.
 
     Returns:
-        A transformation with state :class:`ScheduleFreeState`.  It passes extra arguments of ``update`` to the
-        optimizer.
+        A transformation with state :class:`ScheduleFreeState`.  The optimizer receives extra arguments.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range; in ``update``, if the parameters are not given.
@@ -237,15 +231,8 @@ def schedule_free_adamw(
 ) -> GradientTransformationExtraArgs:
     r"""Schedule-free AdamW: :func:`schedule_free` of AdamW without momentum.
 
-    Args:
-        learning_rate: :math:`\eta`.
-        warmup_steps: The number of steps in which the learning rate rises from 0; None means no warmup.
-        b1: The weight :math:`\beta` of the average in the parameters, in (0, 1].
-        b2: Decay rate :math:`\beta_2` of the mean square, in [0, 1).
-        eps: :math:`\epsilon \ge 0`.
-        weight_decay: :math:`\lambda \ge 0`, decoupled.
-        weight_lr_power: The power :math:`r` of the learning rate in the weights of the average.
-        state_dtype: The dtype of :math:`z`; None means the dtype of each parameter.
+    The arguments are those of :func:`schedule_free_sgd`, with the decay rate ``b2`` of the mean square, in [0, 1), and
+    ``eps``, at least 0.  The weight decay is decoupled.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range.
@@ -262,9 +249,7 @@ def schedule_free_adamw(
     """
     rate = warmed_up(learning_rate, warmup_steps)
     steps = chain(
-        scale_by_rms(b2, eps, bias_correction=True),
-        add_decayed_weights(weight_decay),
-        scale_by_learning_rate(rate),
+        scale_by_rms(b2, eps, bias_correction=True), add_decayed_weights(weight_decay), scale_by_learning_rate(rate)
     )
     return schedule_free(steps, rate, b1, weight_lr_power, state_dtype)
 

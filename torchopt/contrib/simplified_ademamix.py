@@ -44,12 +44,7 @@ def scale_by_simplified_ademamix(
 
     :math:`m` is a sum instead of a mean, so steps are up to :math:`1 / (1 - \beta_1)` times as long as those of Adam.
 
-    Args:
-        b1: Decay rate :math:`\beta_1` of the sum, in [0, 1).
-        b2: Decay rate :math:`\beta_2` of the mean square, in [0, 1).
-        alpha: The weight :math:`\alpha` of the current gradient, or a schedule of it.
-        eps: :math:`\epsilon \ge 0`, outside the root.
-        eps_root: :math:`\bar\epsilon \ge 0`, inside the root.
+    The arguments are those of :func:`simplified_ademamix`.
 
     Returns:
         A transformation with state :class:`ScaleBySimplifiedAdEMAMixState`.

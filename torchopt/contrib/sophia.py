@@ -9,30 +9,16 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, elementwise, tree
-from torchopt.base import (
-    GradientTransformationExtraArgs,
-    TransformationLike,
-    factory,
-    with_extra_args_support,
-)
+from torchopt.base import GradientTransformationExtraArgs, TransformationLike, factory, with_extra_args_support
 from torchopt.combine import chain
 from torchopt.contrib.hutchinson import hutchinson_estimator_diag_hessian
 from torchopt.dtypes import DTypeLike
-from torchopt.elementwise.ranges import moment_dtype
-from torchopt.elementwise.real_params import require_real
+from torchopt.elementwise import ranges, require_real
 from torchopt.levels import is_tracing
 from torchopt.loop.selection import branch
-from torchopt.numerics import (
-    advance,
-    as_python_scalar,
-    as_scalar_like,
-    bias_correction,
-    one_minus,
-    tensor_like,
-    zero_count,
-)
+from torchopt.numerics import advance, as_python_scalar, as_scalar_like, bias_correction, tensor_like, zero_count
 from torchopt.preconditions import params_for, required_by, state_of
-from torchopt.rules import average
+from torchopt.rules import moving_average
 from torchopt.spelling import suggesting
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate
 
@@ -67,17 +53,7 @@ def scale_by_sophia(
 ) -> GradientTransformationExtraArgs:
     r"""Rescale updates with the rule of :func:`sophia`.
 
-    Args:
-        b1: Decay rate :math:`\beta_1` of the mean, in [0, 1).
-        b2: Decay rate :math:`\beta_2` of the diagonal, in [0, 1).
-        eps: :math:`\epsilon \ge 0`, the lower bound of the divisor.
-        gamma: The factor :math:`\gamma` of the diagonal.
-        clip_threshold: The bound :math:`c`; None does not clip.
-        update_interval: The number of steps between two estimates of the diagonal.
-        hessian_diagonal_fn: The estimator, a transformation whose updates are the estimate.
-        mu_dtype: Real dtype of the mean; None means the dtype of each parameter.
-        verbose: Print the fraction of elements that are not clipped from time to time, which synchronizes.
-        print_win_rate_every_n_steps: The number of steps between two prints; at least 1 with ``verbose``.
+    The arguments are those of :func:`sophia`.
 
     Returns:
         A transformation with state :class:`SophiaState`.
@@ -101,7 +77,7 @@ def scale_by_sophia(
         checks.at_least('clip_threshold value', clip_threshold)
     checks.at_least('update_interval value', update_interval, 1)
     checks.at_least('print_win_rate_every_n_steps value', print_win_rate_every_n_steps, 1 if verbose else 0)
-    dtype = moment_dtype(mu_dtype)
+    dtype = ranges.moment_dtype(mu_dtype)
     estimator = with_extra_args_support(hessian_diagonal_fn)
 
     def init(params: Any) -> SophiaState:
@@ -121,14 +97,18 @@ def scale_by_sophia(
         correction = bias_correction(b1, t)
 
         def rule(g: Tensor, m: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-            m = average(b1, m, one_minus(b1), g)
+            m = moving_average(b1, m, g)
             least = tensor_like(eps, h)
             below = torch.maximum(h * as_scalar_like(gamma, h), least)
             return m / as_scalar_like(correction, m) / below, m
 
+        def clip(u: Tensor) -> Tensor:
+            bound = as_scalar_like(clip_threshold, u)
+            return u.clamp(-bound, bound)
+
         def estimate(inplace: bool) -> tuple[Any, Any]:
             diagonal, new = estimator.update(updates, state.hessian_fn_state, params, inplace=inplace, **extra)
-            _, nu = elementwise.apply_rule(lambda d, h: (d, average(b2, h, one_minus(b2), d)), diagonal, state.nu)
+            _, nu = elementwise.apply_rule(lambda d, h: (d, moving_average(b2, h, d)), diagonal, state.nu)
             return nu, new
 
         # Estimate before writing anything, since the estimator may raise. The old diagonal is still needed.
@@ -138,7 +118,7 @@ def scale_by_sophia(
         if clip_threshold is not None:
             if verbose and (as_python_scalar(count) or 1) % print_win_rate_every_n_steps == 0:
                 _print_win_rate(u, clip_threshold)
-            u = tree.map(lambda u: _clip(u, as_scalar_like(clip_threshold, u)), u)
+            u = tree.map(clip, u)
         return u, SophiaState(count, mu, nu, estimator_state)
 
     return GradientTransformationExtraArgs.requiring(
@@ -148,10 +128,6 @@ def scale_by_sophia(
         params_for('Sophia, which estimates the Hessian'),
         required_by(estimator, 'hessian_fn_state'),
     )
-
-
-def _clip(u: Tensor, bound: Any) -> Tensor:
-    return u.clamp(-bound, bound)
 
 
 def _print_win_rate(u: Any, bound: Any) -> None:

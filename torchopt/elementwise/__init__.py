@@ -9,6 +9,7 @@ from torchopt.elementwise.moments import (
     check_inexact,
     check_updates,
     full_moment,
+    require_real,
     zero_moment,
 )
 from torchopt.elementwise.run import ElementwiseStep, run_steps
@@ -28,6 +29,7 @@ __all__ = [
     'as_constants',
     'leaf_norm',
     'least_norm',
+    'require_real',
     'run_steps',
     'zero_moment',
 ]

@@ -79,8 +79,7 @@ class Hyperparams:
 
     Attributes:
         trees: The hyper-parameters that are trees.
-        rule: ``rule(*common)`` returns the rule, or a :class:`PerLeafRule`; ``common`` is what all leaves share, such
-            as the count.
+        rule: ``rule(*common)`` returns the rule, or a :class:`PerLeafRule`; ``common`` is what leaves share.
 
     Example:
         >>> import functools, operator, torchopt

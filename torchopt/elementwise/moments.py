@@ -8,8 +8,8 @@ storage of the old ones.  Rules themselves are pure functions of single leaves.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -20,9 +20,6 @@ from torchopt.levels import is_tracing
 from torchopt.numerics import in_single
 from torchopt.tree.ops import describe_shapes, map, map_with_path
 from torchopt.tree.registry import flatten, flatten_up_to, flatten_with_path, unflatten
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 __all__ = [
     'add_to_leaf',
@@ -35,6 +32,7 @@ __all__ = [
     'keep_dtype',
     'lay_into',
     'move_columns',
+    'require_real',
     'zero_moment',
 ]
 
@@ -105,6 +103,20 @@ def check_inexact(tree: Any, *, name: str) -> None:
 
     if not all(x is None or is_inexact(x) for x in flatten(tree)[0]):
         map_with_path(check, tree)
+
+
+def require_real(given: Any, method: str, name: str = 'params') -> None:
+    """Raise for complex tensors, for a method that compares numbers.
+
+    Raises:
+        TypeError: If there are any; the message names the path of the first.
+    """
+    for path, x in flatten_with_path(given):
+        if isinstance(x, torch.Tensor) and x.is_complex():
+            raise TypeError(
+                f'{name}{path} is complex ({x.dtype}), but {method} requires real numbers. Wrap it in '
+                f'torchopt.contrib.split_real_and_imaginary.'
+            )
 
 
 def _remedy(x: Any) -> str:

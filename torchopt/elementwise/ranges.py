@@ -12,7 +12,7 @@ import torch
 from torchopt import checks, elementwise
 from torchopt.dtypes import DTypeLike, as_dtype
 
-__all__ = ['at_least_zero', 'decay_rate', 'decay_rates', 'flag', 'learning_rate', 'moment_dtype', 'number']
+__all__ = ['adam', 'at_least_zero', 'decay_rate', 'decay_rates', 'flag', 'learning_rate', 'moment_dtype', 'number']
 
 
 def flag(name: str, value: Any) -> None:
@@ -50,6 +50,13 @@ def decay_rates(b1: Any, b2: Any) -> None:
     for i, rate in enumerate((b1, b2)):
         if type(rate) is not float or not 0.0 <= rate < 1.0:
             decay_rate(f'beta parameter at index {i}', rate)
+
+
+def adam(b1: Any, b2: Any, eps: Any, eps_root: Any = 0.0) -> None:
+    """Require the hyper-parameters of Adam and its relatives: decay rates in [0, 1), and numbers >= 0."""
+    decay_rates(b1, b2)
+    at_least_zero('epsilon value', eps)
+    at_least_zero('eps_root value', eps_root)
 
 
 def learning_rate(lr: Any) -> None:

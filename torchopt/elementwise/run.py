@@ -41,8 +41,7 @@ class ElementwiseStep(NamedTuple):
     Attributes:
         rule: Pure function of leaves, ``rule(g, *moments) -> (u, *moments)``, with the parameter as last argument
             if ``reads_params``.  A partial application of a function in :mod:`torchopt.rules` to its
-            coefficients can run natively.  :class:`torchopt.elementwise.Hyperparams` builds rules that differ between
-            leaves.
+            coefficients can run natively.  :class:`torchopt.elementwise.Hyperparams` builds rules for each leaf.
         moments: The trees that the rule updates.
         make_state: ``make_state(*moments)`` returns the next state.
         reads_params: Whether the rule reads the parameters.

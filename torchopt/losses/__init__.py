@@ -27,11 +27,7 @@ from torchopt.losses.divergence import (
     kl_divergence_with_log_targets,
 )
 from torchopt.losses.fenchel_young import make_fenchel_young_loss
-from torchopt.losses.multiclass import (
-    multiclass_hinge_loss,
-    multiclass_perceptron_loss,
-    multiclass_sparsemax_loss,
-)
+from torchopt.losses.multiclass import multiclass_hinge_loss, multiclass_perceptron_loss, multiclass_sparsemax_loss
 from torchopt.losses.ranking import ranking_softmax_loss
 from torchopt.losses.regression import huber_loss, l2_loss, log_cosh, squared_error
 from torchopt.losses.segmentation import binary_dice_loss, dice_loss, multiclass_generalized_dice_loss

@@ -74,19 +74,10 @@ def cosine_distance(
 ) -> torch.Tensor:
     r"""One minus the cosine similarity: 0 for equal directions, 2 for opposite ones.
 
-    Args:
-        predictions: The vectors :math:`x`; see :func:`cosine_similarity`.
-        targets: The vectors :math:`y`.
-        epsilon: The lower bound of the squared norms.
-        axis: The axis or axes of the components; None for all.
-        where: Mask of the components to include; all if None.
+    The arguments and errors are those of :func:`cosine_similarity`.
 
     Returns:
         The distances, of shape ``[...]``.
-
-    Raises:
-        TypeError: If a tensor is not floating.
-        ValueError: If an axis is out of bounds or the shapes do not broadcast.
 
     Example:
         >>> import torch, torchopt

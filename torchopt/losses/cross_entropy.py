@@ -60,10 +60,7 @@ def softmax_cross_entropy(
 
 
 def softmax_cross_entropy_with_integer_labels(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    axis: int | tuple[int, ...] = -1,
-    where: torch.Tensor | None = None,
+    logits: torch.Tensor, labels: torch.Tensor, axis: int | tuple[int, ...] = -1, where: torch.Tensor | None = None
 ) -> torch.Tensor:
     r"""The cross entropy of the softmax of the logits, for integer labels.
 

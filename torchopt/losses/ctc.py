@@ -41,24 +41,12 @@ def ctc_loss_with_forward_probs(
     and the loss is :math:`-\log(\phi_T(N) + \epsilon_T(N))`.  It is computed in log space and in double precision.
     As in Optax, the value of :math:`\phi` that is returned for the last frame is :math:`\phi_T + \epsilon_T`.
 
-    Args:
-        logits: Unnormalized log probabilities, floating, of shape ``[B, T, K]``: batch, frames, classes including
-            the blank.
-        logit_paddings: Of shape ``[B, T]``; 1 for padded frames, 0 for the others.
-        labels: The label sequences, integers of shape ``[B, N]``.
-        label_paddings: Of shape ``[B, N]``; 1 for padded labels, 0 for the others.  Padding is at the end.
-        blank_id: The class of the blank.
-        log_epsilon: The finite number that replaces :math:`\log 0`.  If no alignment produces the label sequence,
-            the loss is about ``-log_epsilon``.
+    The arguments and errors are those of :func:`ctc_loss`.
 
     Returns:
         The losses, of shape ``[B]``, and the logarithms of :math:`\phi` and :math:`\epsilon` after each frame, of
         shapes ``[T, B, N + 1]`` and ``[T, B, N]``.  Logits in half precision give results in single precision,
         since half precision cannot represent ``log_epsilon``.
-
-    Raises:
-        TypeError: If ``logits`` are not floating or ``labels`` are not integers.
-        ValueError: If the shapes do not match or ``blank_id`` is not a class.
 
     Example:
         >>> import torch, torchopt
@@ -129,13 +117,13 @@ def ctc_loss(
     by masks, padded frames may be anywhere, and the loss is twice differentiable and works under ``vmap``.
 
     Args:
-        logits: Unnormalized log probabilities, floating, of shape ``[B, T, K]``: batch, frames, classes including
-            the blank.
+        logits: Unnormalized log probabilities, floating, of shape ``[B, T, K]``: batch, frames, classes with blank.
         logit_paddings: Of shape ``[B, T]``; 1 for padded frames, 0 for the others.
         labels: The label sequences, integers of shape ``[B, N]``.
         label_paddings: Of shape ``[B, N]``; 1 for padded labels, 0 for the others.  Padding is at the end.
         blank_id: The class of the blank.
-        log_epsilon: The finite number that replaces :math:`\log 0`.
+        log_epsilon: The finite number that replaces :math:`\log 0`.  If no alignment produces the label sequence,
+            the loss is about ``-log_epsilon``.
 
     Returns:
         The losses, of shape ``[B]``.

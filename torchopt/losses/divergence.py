@@ -88,18 +88,7 @@ def generalized_kl_divergence(
 
     It is the Bregman divergence of :math:`x \log x - x`: nonnegative, and zero only if :math:`p = q`.
 
-    Args:
-        log_predictions: The logarithms :math:`\log q`, floating, of shape ``[..., dim]``.
-        targets: The measures :math:`p \ge 0`, floating, of a shape that broadcasts.
-        axis: The axis or axes of a measure; None for all.
-        where: Mask of the elements to include; all if None.
-
-    Returns:
-        The divergences, of shape ``[...]``.
-
-    Raises:
-        TypeError: If a tensor is not floating.
-        ValueError: If an axis is out of bounds or the shapes do not broadcast.
+    The arguments and errors are those of :func:`kl_divergence`, for measures.
 
     Example:
         >>> import torch, torchopt

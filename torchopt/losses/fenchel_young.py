@@ -3,16 +3,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from torchopt.kinds import described
 from torchopt.losses.arguments import broadcastable, floating, real
 from torchopt.losses.masked import finite_where
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ['make_fenchel_young_loss']
 
@@ -30,8 +28,7 @@ def make_fenchel_young_loss(max_fun: Callable[..., Any]) -> Callable[..., torch.
     is the cross entropy, and the gradient is the softmax minus the target.
 
     Args:
-        max_fun: The function :math:`F`: ``max_fun(scores, *args, **kwargs)`` maps a vector to a 0-d tensor and is
-            differentiable.
+        max_fun: ``max_fun(scores, *args, **kwargs)``, the differentiable :math:`F`, maps a vector to a 0-d tensor.
 
     Returns:
         The loss ``fenchel_young_loss(scores, targets, *args, **kwargs)``.  It takes ``scores`` and ``targets`` of

@@ -52,8 +52,7 @@ def normalizer(
 def log_softmax(x: torch.Tensor, dims: tuple[int, ...], where: torch.Tensor | None = None) -> torch.Tensor:
     r"""The logarithm of the softmax along axes.
 
-    Elements outside the mask get the value 0 instead of :math:`\log 0`, which avoids :math:`0 \cdot \infty` in the
-    gradients.
+    Elements outside the mask get 0 instead of :math:`\log 0`, to avoid :math:`0 \cdot \infty` in the gradients.
     """
     if where is None:
         return torch.log_softmax(x, dims[0]) if len(dims) == 1 else x - normalizer(x, dims, keepdim=True)

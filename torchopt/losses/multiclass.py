@@ -21,8 +21,7 @@ def multiclass_hinge_loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.T
 
     Args:
         scores: The scores :math:`s`, floating, of shape ``[..., num_classes]``.
-        labels: The correct classes :math:`y`, integers of shape ``[...]``.  For a label out of range, no
-            score is subtracted.
+        labels: The correct classes :math:`y`, integers of shape ``[...]``.  Out of range, no score is subtracted.
 
     Returns:
         The losses, of shape ``[...]``.
@@ -47,17 +46,7 @@ def multiclass_hinge_loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.T
 def multiclass_perceptron_loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     r"""The loss of the multiclass perceptron, :math:`\max_j s_j - s_y`.
 
-    Args:
-        scores: The scores :math:`s`, floating, of shape ``[..., num_classes]``.
-        labels: The correct classes :math:`y`, integers of shape ``[...]``.  For a label out of range, no
-            score is subtracted.
-
-    Returns:
-        The losses, of shape ``[...]``.
-
-    Raises:
-        TypeError: If ``scores`` are not floating or ``labels`` are not integers.
-        ValueError: If the shapes do not broadcast.
+    The arguments, the result and the errors are those of :func:`multiclass_hinge_loss`.
 
     Example:
         >>> import torch, torchopt

@@ -3,15 +3,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from torchopt.losses.arguments import broadcastable, floating, mask, real
 from torchopt.losses.masked import keep, log_softmax, total
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ['ranking_softmax_loss']
 

@@ -46,16 +46,7 @@ def squared_error(predictions: torch.Tensor, targets: torch.Tensor | None = None
 def l2_loss(predictions: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
     r"""Half the squared error, :math:`\tfrac12 (x - y)^2`, whose gradient is the error itself.
 
-    Args:
-        predictions: The predictions :math:`x`, a floating tensor of any shape.
-        targets: The targets :math:`y` of the same shape; zeros if None.
-
-    Returns:
-        The losses, of the shape of ``predictions``.
-
-    Raises:
-        TypeError: If ``predictions`` are not floating.
-        ValueError: If the shapes differ.
+    The arguments and errors are those of :func:`squared_error`.
 
     Example:
         >>> import torch, torchopt

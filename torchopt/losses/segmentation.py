@@ -103,8 +103,7 @@ def multiclass_generalized_dice_loss(
 ) -> torch.Tensor:
     r"""The Dice loss with larger weights for rarer classes.
 
-    A class with :math:`n_c` pixels in the batch gets a weight proportional to :math:`1 / n_c^2`; the weights have
-    the mean 1.
+    The weight of a class with :math:`n_c` pixels in the batch is proportional to :math:`1 / n_c^2`; their mean is 1.
 
     Args:
         predictions: Logits, floating, of shape ``[batch, ..., num_classes]``.

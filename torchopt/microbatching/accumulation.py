@@ -4,16 +4,14 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from torchopt import tree
 from torchopt.levels import is_transformed
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ['AccumulationType', 'Accumulator', 'accumulate', 'compose', 'map_tensors']
 
@@ -26,8 +24,7 @@ class Accumulator:
     ``finalize(update(... update(update(init(x_0), x_0, 0), x_1, 1) ...))``.
 
     Args:
-        init: ``init(value)`` makes the initial carry, a tree of tensors, from the structure, shapes and dtypes of the
-            first value.
+        init: ``init(value)`` makes the initial carry, a tree of tensors, from the shapes and dtypes of the first value.
         update: ``update(carry, value, index)`` adds the value of one microbatch to the carry.
         finalize: ``finalize(carry)`` makes the result.
         aggregate: ``aggregate(values)`` accumulates the values of the rows of one microbatch, which are stacked along

@@ -5,15 +5,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
 from torchopt import tree
 from torchopt.microbatching.accumulation import AccumulationType, accumulate, compose, map_tensors
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 __all__ = ['microbatch', 'reshape_batch_axis']
 
@@ -65,8 +63,7 @@ def microbatch(
 ) -> Callable[..., Any]:
     """Run a function on one microbatch after another, and accumulate its values.
 
-    For a function that is a sum or a mean over its batch, the result is the same, and the memory is that of one
-    microbatch.
+    For a sum or a mean over the batch, the result is the same, and the memory is that of one microbatch.
 
     Args:
         fun: The function.  Its value is a tree of tensors.
@@ -86,8 +83,7 @@ def microbatch(
 
     Raises:
         TypeError: If ``in_axes`` does not match the arguments.
-        ValueError: Raised by the new function if the batch sizes differ or are not divisible by ``microbatch_size``,
-            or for the mean of integers.
+        ValueError: Raised by the new function if batch sizes differ or are not divisible, or for the mean of integers.
 
     Example:
         >>> import torch, torchopt

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
@@ -12,9 +13,6 @@ from torchopt import tree
 from torchopt.autodiff import differentiate
 from torchopt.microbatching.accumulation import AccumulationType, compose, map_tensors
 from torchopt.microbatching.batch import microbatch
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 __all__ = ['IndividualOutputs', 'micro_grad', 'micro_vmap']
 
@@ -108,8 +106,7 @@ def micro_grad(
 ) -> Callable[..., tuple[Any, IndividualOutputs]]:
     """Transform the gradient of each example, and accumulate over the batch.
 
-    Use it to clip the gradients of examples, or to compute their moments or norms: only the gradients of one microbatch
-    are in memory at the same time.
+    Use it to clip the gradients of examples, or for their moments or norms: only those of one microbatch are in memory.
 
     Args:
         fun: The loss ``fun(params, batch, ...)``, which returns a 0-d tensor.

@@ -62,8 +62,7 @@ class ImplicitMetaGradientModule(MetaGradientModule, abc.ABC):
         **kwargs: Likewise.
 
     Raises:
-        TypeError: If a subclass has neither ``optimality`` nor ``objective``, or defines it as a static or class
-            method.
+        TypeError: If a subclass has neither ``optimality`` nor ``objective``, or has it as a static or class method.
         RuntimeError: When ``solve`` is called, if there are no parameters or no meta-parameters.
 
     Example:

@@ -59,8 +59,7 @@ class MetaGradientModule(nn.Module):
     :math:`\phi`.  The kind of an attribute depends on the origin of its value:
 
     * a tensor that requires grad is a *meta-parameter* if it was among the constructor's arguments or belongs to a
-      module among them, else an ordinary parameter.  It need not be an :class:`torch.nn.Parameter`, so it may have a
-      graph;
+      module among them, else an ordinary parameter.  It need not be a :class:`torch.nn.Parameter`: it may have a graph;
     * a module is a *meta-module* if it was (or is part of) an argument in **training** mode, else an ordinary child.
       A module in eval mode is considered fixed and is not meta;
     * everything else is stored as in :class:`torch.nn.Module`.  This includes a frozen :class:`torch.nn.Parameter`,
@@ -147,11 +146,7 @@ class MetaGradientModule(nn.Module):
                 super().__setattr__(name, value)
         else:
             for kind, expected, container in (
-                (
-                    'parameter',
-                    'torch.Tensor that requires grad',
-                    self.__dict__.get('_parameters', {}),
-                ),
+                ('parameter', 'torch.Tensor that requires grad', self.__dict__.get('_parameters', {})),
                 ('meta-parameter', 'torch.Tensor that requires grad', self._meta_parameters),
                 ('child module', 'torch.nn.Module', self.__dict__.get('_modules', {})),
                 ('child meta-module', 'torch.nn.Module', self._meta_modules),
@@ -168,7 +163,7 @@ class MetaGradientModule(nn.Module):
     def __delattr__(self, name: str) -> None:
         """Delete a member of any kind."""
         for container in (self._meta_parameters, self._meta_modules):
-            if name in container and name not in self._ordinary_names():
+            if name in container and name not in {*self.__dict__, *self._parameters, *self._buffers, *self._modules}:
                 del container[name]
                 return
         super().__delattr__(name)
@@ -178,9 +173,6 @@ class MetaGradientModule(nn.Module):
         meta = (name for kind in (self._meta_parameters, self._meta_modules) for name in kind)
         ordinary = super().__dir__()  # type: ignore[no-untyped-call]
         return sorted({*ordinary, *(name for name in meta if not name[0].isdigit())})
-
-    def _ordinary_names(self) -> set[str]:
-        return {*self.__dict__, *self._parameters, *self._buffers, *self._modules}
 
     def _claim(self, kind: str, name: str, home: MutableMapping[str, Any]) -> None:
         """Check that ``name`` may be a member of ``home``, then remove it everywhere else."""
@@ -236,14 +228,7 @@ class MetaGradientModule(nn.Module):
     def register_meta_parameter(self, name: str, param: Tensor | None) -> None:
         """Add a meta-parameter, also one that was not an argument of the constructor.
 
-        Args:
-            name: Its attribute name: a non-empty string without a dot that is not taken.
-            param: A tensor that requires grad, leaf or not, or None to reserve the name.
-
-        Raises:
-            TypeError: ``name`` is not a string or ``param`` not a tensor.
-            KeyError: ``name`` is empty, has a dot, or is taken.
-            ValueError: ``param`` does not require grad.
+        The arguments and errors are those of :meth:`register_parameter`.
         """
         if '_parameters' not in self.__dict__:
             raise AttributeError('cannot assign meta-parameter before Module.__init__() call')
@@ -276,15 +261,7 @@ class MetaGradientModule(nn.Module):
     def add_meta_module(self, name: str, meta_module: nn.Module | None) -> None:
         """Add a meta-module, also one that was not an argument of the constructor.
 
-        ``register_meta_module`` is the same.
-
-        Args:
-            name: Its attribute name: a non-empty string without a dot that is not taken.
-            meta_module: The module, or None to reserve the name.
-
-        Raises:
-            TypeError: ``name`` is not a string or ``meta_module`` not a module.
-            KeyError: ``name`` is empty, has a dot, or is taken.
+        The arguments and errors are those of :meth:`add_module`; ``register_meta_module`` is the same.
         """
         home = self._meta_modules if '_modules' in self.__dict__ else None
         self._check_module_registration('meta-module', name, meta_module, home)
@@ -329,8 +306,7 @@ class MetaGradientModule(nn.Module):
         Args:
             recurse: Whether to include those of meta-modules and of child modules.
         """
-        for _, param in self.named_meta_parameters(recurse=recurse):
-            yield param
+        return (param for _, param in self.named_meta_parameters(recurse=recurse))
 
     def named_meta_parameters(self, prefix: str = '', recurse: bool = True) -> Iterator[tuple[str, Tensor]]:
         """Iterate over the meta-parameters and their dotted names, each tensor once.
@@ -349,30 +325,19 @@ class MetaGradientModule(nn.Module):
             >>> [name for name, _ in module.named_meta_parameters(prefix='net')]
             ['net.phi']
         """
-        seen: set[Tensor] = set()
-        named = _named_meta_parameters(self, prefix, set()) if recurse else _own(self._meta_parameters, prefix)
-        for name, param in named:
-            if param not in seen:
-                seen.add(param)
-                yield name, param
+        return _unique(_named_meta_parameters(self, prefix, set()) if recurse else _own(self._meta_parameters, prefix))
 
     def meta_children(self) -> Iterator[nn.Module]:
         """Iterate over the immediate meta-modules, each once."""
-        for _, module in self.named_meta_children():
-            yield module
+        return (module for _, module in self.named_meta_children())
 
     def named_meta_children(self) -> Iterator[tuple[str, nn.Module]]:
         """Iterate over the immediate meta-modules and their names, each module once."""
-        seen: set[nn.Module] = set()
-        for name, module in _own(self._meta_modules, ''):
-            if module not in seen:
-                seen.add(module)
-                yield name, module
+        return _unique(_own(self._meta_modules, ''))
 
     def meta_modules(self) -> Iterator[nn.Module]:
         """Iterate over all meta-modules, each once; see :meth:`named_meta_modules`."""
-        for _, module in self.named_meta_modules():
-            yield module
+        return (module for _, module in self.named_meta_modules())
 
     def named_meta_modules(
         self, memo: set[nn.Module] | None = None, prefix: str = '', remove_duplicate: bool = True
@@ -386,7 +351,7 @@ class MetaGradientModule(nn.Module):
             prefix: Put before every name, followed by a dot.
             remove_duplicate: Whether to yield each module once.
         """
-        yield from _named_meta_modules(self, set() if memo is None else memo, prefix, remove_duplicate, set())
+        return _named_meta_modules(self, set() if memo is None else memo, prefix, remove_duplicate, set())
 
 
 def _check_name(kind: str, name: Any) -> None:
@@ -402,6 +367,15 @@ def _own(container: MutableMapping[str, Any], prefix: str) -> Iterator[tuple[str
     for name, value in container.items():
         if value is not None:
             yield (f'{prefix}.{name}' if prefix else name), value
+
+
+def _unique(named: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """Yield each object once, with its first name."""
+    seen = set()
+    for name, value in named:
+        if value not in seen:
+            seen.add(value)
+            yield name, value
 
 
 def _holders(module: nn.Module, prefix: str, visited: set[nn.Module]) -> Iterator[tuple[str, MetaGradientModule]]:
@@ -421,11 +395,7 @@ def _named_meta_parameters(module: nn.Module, prefix: str, visited: set[nn.Modul
 
 
 def _named_meta_modules(
-    module: nn.Module,
-    memo: set[nn.Module],
-    prefix: str,
-    remove_duplicate: bool,
-    visited: set[nn.Module],
+    module: nn.Module, memo: set[nn.Module], prefix: str, remove_duplicate: bool, visited: set[nn.Module]
 ) -> Iterator[tuple[str, nn.Module]]:
     for path, holder in _holders(module, prefix, visited):
         for name, child in _own(holder._meta_modules, path):

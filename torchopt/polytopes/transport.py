@@ -49,8 +49,7 @@ def projection_transport(
 
     Args:
         sim_matrix: The matrix :math:`S`, of shape ``[m, n]``.
-        marginals: The row and column sums :math:`(a, b)`, of shapes ``[m]`` and ``[n]``, nonnegative, with equal
-            totals.
+        marginals: The row and column sums :math:`(a, b)`, of shapes ``[m]`` and ``[n]``, at least 0, of equal totals.
         make_solver: ``make_solver(fun)`` returns a solver that minimizes the dual objective
             ``fun(potentials, cost_matrix, marginals_a, marginals_b)``; Newton's method if None.
         use_semi_dual: Whether that solver minimizes over the potentials of the rows only.
@@ -89,18 +88,7 @@ def kl_projection_transport(
 
     With the cost matrix :math:`-S`, this is optimal transport with entropic regularization.
 
-    Args:
-        sim_matrix: The matrix :math:`S`, of shape ``[m, n]``.
-        marginals: The row and column sums :math:`(a, b)`, of shapes ``[m]`` and ``[n]``, positive, with equal totals.
-        make_solver: See :func:`projection_transport`.
-        use_semi_dual: See :func:`projection_transport`.
-
-    Returns:
-        The plan :math:`P`, of shape ``[m, n]``.
-
-    Raises:
-        TypeError: If ``sim_matrix`` is not floating.
-        ValueError: If shapes do not match, a sum is negative, or totals differ.
+    The arguments, the result and the errors are those of :func:`projection_transport`; the sums must be positive.
 
     Example:
         >>> import torch, torchopt
@@ -142,13 +130,7 @@ def kl_projection_birkhoff(
 ) -> Tensor:
     """Project onto the Birkhoff polytope in the Kullback-Leibler divergence.
 
-    Args:
-        sim_matrix: A square matrix.
-        make_solver: See :func:`projection_transport`.
-        use_semi_dual: See :func:`projection_transport`.
-
-    Returns:
-        The projection, of the same shape.
+    The arguments and the result are those of :func:`projection_birkhoff`.
 
     Example:
         >>> import torch, torchopt
@@ -241,10 +223,8 @@ class _Transport:
             # Potentials are determined up to a constant; the term of the mean makes them unique.
             return self.columns(alpha, S, b).sum(1) - a + alpha.mean()
 
-        def newton(alpha: Tensor, S: Tensor, a: Tensor, b: Tensor) -> Tensor:
-            return self._newton(alpha, S, a, b)
-
-        found: Tensor = custom_root(residual, solve=solve_kkt)(newton)(torch.zeros_like(self.a), self.S, self.a, self.b)
+        start = torch.zeros_like(self.a)
+        found: Tensor = custom_root(residual, solve=solve_kkt)(self._newton)(start, self.S, self.a, self.b)
         return found
 
     def _newton(self, alpha: Tensor, S: Tensor, a: Tensor, b: Tensor) -> Tensor:

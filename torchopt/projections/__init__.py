@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Euclidean projections of trees onto convex sets (and spheres): the nearest point of the set.
 
-A tree is treated as one vector.  Every projection is differentiable; at a kink the derivative is an element of the
-generalized Jacobian.  Names and signatures are those of Optax, or of JAXopt for sets that only JAXopt has.  Under
-``torch.func.vmap`` and ``torch.compile`` no values are read.  Projections onto polyhedra and onto matrices with given
-row and column sums are in :mod:`torchopt.polytopes`.
+A tree is treated as one vector, and its projection is a tree of the same structure.  Every projection is
+differentiable; at a kink the derivative is an element of the generalized Jacobian.  Names and signatures are those of
+Optax, or of JAXopt for sets that only JAXopt has.  Under ``torch.func.vmap`` and ``torch.compile`` no values are read.
+Projections onto polyhedra and onto matrices with given row and column sums are in :mod:`torchopt.polytopes`.
 """
 
 from torchopt.projections.boxes import (

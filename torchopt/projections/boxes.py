@@ -27,9 +27,6 @@ def projection_non_negative(tree: Any) -> Any:
     Args:
         tree: Tree of real tensors.
 
-    Returns:
-        The projection, a tree of the same structure.
-
     Example:
         >>> import torch, torchopt
         >>> torchopt.projections.projection_non_negative({'w': torch.tensor([-1.0, 2.0])})
@@ -46,9 +43,6 @@ def projection_box(tree: Any, lower: Any, upper: Any) -> Any:
         lower: The lower bound :math:`l`: a number, or a tree of numbers and tensors whose structure is that of ``tree``
             or a prefix of it.  None means no bound.
         upper: The upper bound :math:`u \ge l`, of the same form.
-
-    Returns:
-        The projection, a tree of the same structure.
 
     Raises:
         ValueError: If the structure of a bound is not a prefix of that of ``tree``, if its shape is not that of the
@@ -67,11 +61,7 @@ def projection_hypercube(tree: Any, scale: Any = 1) -> Any:
 
     Args:
         tree: Tree of real tensors.
-        scale: The side length :math:`s \ge 0`, of the form of the bounds of :func:`projection_box`; 1 if
-            None.
-
-    Returns:
-        The projection, a tree of the same structure.
+        scale: The side length :math:`s \ge 0`, a bound as in :func:`projection_box`; 1 if None.
 
     Raises:
         ValueError: If the structure of ``scale`` is not a prefix of that of ``tree``, or a length is negative.
@@ -90,9 +80,6 @@ def projection_l2_sphere(tree: Any, scale: Any = 1) -> Any:
     Args:
         tree: Tree of floating tensors.  A tree of zeros gives NaN, since all points of the sphere are equally near.
         scale: The radius :math:`s \ge 0`, a number or a 0-d tensor; 1 if None.
-
-    Returns:
-        The projection, a tree of the same structure.
 
     Raises:
         ValueError: If ``scale`` is negative.
@@ -114,9 +101,6 @@ def projection_l2_ball(tree: Any, scale: Any = 1) -> Any:
     Args:
         tree: Tree of floating tensors.
         scale: The radius :math:`s > 0`, a number or a 0-d tensor; 1 if None.
-
-    Returns:
-        The projection, a tree of the same structure.
 
     Raises:
         ValueError: If ``scale`` is negative.
@@ -147,9 +131,6 @@ def projection_linf_ball(tree: Any, scale: Any = 1) -> Any:
     Args:
         tree: Tree of real tensors.
         scale: The radius :math:`s \ge 0`, a number or a 0-d tensor; 1 if None.
-
-    Returns:
-        The projection, a tree of the same structure.
 
     Raises:
         ValueError: If ``scale`` is negative.

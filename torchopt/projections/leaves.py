@@ -3,16 +3,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from torchopt import tree as trees
 from torchopt.dtypes import is_inexact
 from torchopt.levels import host_values
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ['as_bound', 'check_order', 'check_vector', 'map_leaves']
 

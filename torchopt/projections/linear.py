@@ -26,9 +26,6 @@ def projection_vector(x: Any, a: Any) -> Any:
         x: Tree of floating tensors.
         a: The direction, a tree of the same structure and shapes, not zero.
 
-    Returns:
-        The projection, a tree of the same structure.
-
     Raises:
         ValueError: If structures or shapes differ.
 
@@ -52,9 +49,6 @@ def projection_hyperplane(x: Any, a: Any, b: Any) -> Any:
         a: The normal of the hyperplane, a tree of the same structure and shapes, not zero.
         b: The offset, a number or a 0-d tensor.
 
-    Returns:
-        The projection, a tree of the same structure.
-
     Raises:
         ValueError: If structures or shapes differ.
 
@@ -73,16 +67,7 @@ def projection_halfspace(x: Any, a: Any, b: Any) -> Any:
     .. math::
         p = x + \frac{\min(b - \langle a, x \rangle, 0)}{\|a\|^2}\, a
 
-    Args:
-        x: Tree of floating tensors.
-        a: The outer normal of the half-space, a tree of the same structure and shapes, not zero.
-        b: The offset, a number or a 0-d tensor.
-
-    Returns:
-        The projection, a tree of the same structure.
-
-    Raises:
-        ValueError: If structures or shapes differ.
+    The arguments and errors are those of :func:`projection_hyperplane`; :math:`a` is the outer normal.
 
     Example:
         >>> import torch, torchopt

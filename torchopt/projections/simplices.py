@@ -30,9 +30,6 @@ def projection_simplex(tree: Any, scale: Any = 1) -> Any:
         tree: Tree of floating tensors, treated as one vector of all elements.
         scale: The sum :math:`s > 0`, a number or a 0-d tensor; 1 if None.
 
-    Returns:
-        The projection, a tree of the same structure.
-
     Raises:
         ValueError: If ``scale`` is not positive, or the tree has no elements.
 
@@ -62,9 +59,6 @@ def projection_l1_sphere(tree: Any, scale: Any = 1) -> Any:
         tree: Tree of floating tensors.
         scale: The radius :math:`s > 0`, a number or a 0-d tensor; 1 if None.
 
-    Returns:
-        The projection, a tree of the same structure.
-
     Raises:
         ValueError: If ``scale`` is not positive, or the tree has no elements.
 
@@ -80,15 +74,7 @@ def projection_l1_sphere(tree: Any, scale: Any = 1) -> Any:
 def projection_l1_ball(tree: Any, scale: Any = 1) -> Any:
     r"""Project onto the ball :math:`\sum_i |p_i| \le s`.
 
-    Args:
-        tree: Tree of floating tensors.
-        scale: The radius :math:`s > 0`, a number or a 0-d tensor; 1 if None.
-
-    Returns:
-        The projection, a tree of the same structure.
-
-    Raises:
-        ValueError: If ``scale`` is not positive, or the tree has no elements.
+    The arguments and errors are those of :func:`projection_l1_sphere`.
 
     Example:
         >>> import torch, torchopt

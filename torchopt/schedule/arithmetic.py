@@ -17,6 +17,7 @@ import torch
 
 from torchopt.kinds import described, kind_of
 from torchopt.numerics import as_python_scalar
+from torchopt.tree import as_text
 
 __all__ = ['FunctionOfCount', 'Number', 'Schedule', 'lift', 'require_count', 'require_number', 'scales_in_order']
 
@@ -36,6 +37,7 @@ class FunctionOfCount:
             f'a number as lr. To change a schedule, call it in a function: lambda count: 0.5 * schedule(count).'
         )
 
+    __repr__ = as_text
     __float__ = __neg__ = __pow__ = _refuse
     __add__ = __radd__ = __sub__ = __rsub__ = _refuse
     __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse

@@ -4,31 +4,25 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from torchopt.scalars import where
-from torchopt.schedule.arithmetic import FunctionOfCount, lift, require_number, scales_in_order
+from torchopt.schedule.arithmetic import FunctionOfCount, Number, Schedule, lift, require_number, scales_in_order
 from torchopt.spelling import suggesting
-from torchopt.tree import as_text
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torchopt.schedule.arithmetic import Number, Schedule
 
 __all__ = ['constant_schedule', 'piecewise_constant_schedule']
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Constant(FunctionOfCount):
     """The schedule that :func:`constant_schedule` returns."""
 
     value: Number
 
     made_by = 'constant_schedule'
-    __repr__ = as_text
 
     def __call__(self, count: Any) -> Any:
         """The value, in the shape of the count."""
@@ -36,7 +30,7 @@ class Constant(FunctionOfCount):
         return value.expand(count.shape) if isinstance(value, torch.Tensor) else value
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class PiecewiseConstant(FunctionOfCount):
     """The schedule that :func:`piecewise_constant_schedule` returns."""
 
@@ -44,7 +38,6 @@ class PiecewiseConstant(FunctionOfCount):
     boundaries_and_scales: tuple[tuple[Number, Number], ...]
 
     made_by = 'piecewise_constant_schedule'
-    __repr__ = as_text
 
     def __call__(self, count: Any) -> Any:
         """The product of the initial value and all factors whose boundary is at most ``count``."""
@@ -63,9 +56,6 @@ def constant_schedule(value: Number) -> Schedule:
 
     Args:
         value: The value, a number or a 0-d tensor.
-
-    Returns:
-        The schedule, a function from the step count to the value.
 
     Raises:
         TypeError: If the value is not a number.
@@ -92,9 +82,6 @@ def piecewise_constant_schedule(
     Args:
         init_value: The initial value :math:`v_0`.
         boundaries_and_scales: A dict from each boundary :math:`b_i`, a step, to its factor :math:`f_i \ge 0`.
-
-    Returns:
-        The schedule, a function from the step count to the value.
 
     Raises:
         TypeError: If an argument is not a number.

@@ -5,23 +5,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torchopt.numerics import as_python_scalar
 from torchopt.scalars import cosine, power, smaller, where
-from torchopt.schedule.arithmetic import FunctionOfCount, lift, require_count, require_number
+from torchopt.schedule.arithmetic import FunctionOfCount, Number, Schedule, lift, require_count, require_number
 from torchopt.schedule.join import join_schedules
 from torchopt.schedule.polynomial import linear_schedule
 from torchopt.spelling import suggesting
-from torchopt.tree import as_text
-
-if TYPE_CHECKING:
-    from torchopt.schedule.arithmetic import Number, Schedule
 
 __all__ = ['cosine_decay_schedule', 'warmup_cosine_decay_schedule']
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Cosine(FunctionOfCount):
     """The schedule that :func:`cosine_decay_schedule` returns."""
 
@@ -31,16 +27,14 @@ class Cosine(FunctionOfCount):
     exponent: Number = 1.0
 
     made_by = 'cosine_decay_schedule'
-    __repr__ = as_text
 
     def __call__(self, count: Any) -> Any:
-        """The value at a step."""
         count, init, steps, alpha, exponent = lift(count, self.init_value, self.decay_steps, self.alpha, self.exponent)
         half_wave = 0.5 * (1.0 + cosine(math.pi * smaller(count, steps) / steps))
         return init * ((1.0 - alpha) * power(half_wave, exponent) + alpha)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class CosineTo(FunctionOfCount):
     """Like :class:`Cosine`, given the last value instead of its ratio to the first.
 
@@ -52,10 +46,7 @@ class CosineTo(FunctionOfCount):
     decay_steps: Number
     exponent: Number = 1.0
 
-    __repr__ = as_text
-
     def __call__(self, count: Any) -> Any:
-        """The value at a step."""
         init, end = lift(self.init_value, self.end_value)
         # If the peak is zero, the whole schedule is zero, not NaN.
         alpha = where(init == 0, 0.0 * end, end) / where(init == 0, 1.0 + 0.0 * init, init)
@@ -80,9 +71,6 @@ def cosine_decay_schedule(
         alpha: The last value as a fraction of the first.
         exponent: The exponent :math:`p`.
 
-    Returns:
-        The schedule, a function from the step count to the value.
-
     Raises:
         TypeError: If an argument is not a number.
         ValueError: If an argument is NaN, or ``decay_steps`` is not positive.
@@ -94,8 +82,7 @@ def cosine_decay_schedule(
         [1.0, 0.854, 0.5, 0.146, 0.0]
 
     References:
-        Loshchilov, Hutter: SGDR: Stochastic Gradient Descent with Warm Restarts, 2017,
-        https://arxiv.org/abs/1608.03983.
+        Loshchilov and Hutter, `SGDR <https://arxiv.org/abs/1608.03983>`_, ICLR 2017.
     """
     require_number('init_value', init_value)
     require_number('alpha', alpha)
@@ -122,9 +109,6 @@ def warmup_cosine_decay_schedule(
         decay_steps: The total number of steps, including the warmup; more than ``warmup_steps``.
         end_value: The last value.
         exponent: The exponent of the decay, as in :func:`cosine_decay_schedule`.
-
-    Returns:
-        The schedule, a function from the step count to the value.
 
     Raises:
         TypeError: If an argument is not a number.

@@ -6,25 +6,21 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torchopt.numerics import as_python_scalar
 from torchopt.scalars import floor, larger, power, smaller, where
-from torchopt.schedule.arithmetic import FunctionOfCount, lift, require_number
+from torchopt.schedule.arithmetic import FunctionOfCount, Number, Schedule, lift, require_number
 from torchopt.schedule.constant import constant_schedule
-from torchopt.schedule.polynomial import check_transition, not_negative
+from torchopt.schedule.polynomial import start_of_transition
 from torchopt.spelling import suggesting
-from torchopt.tree import as_text
-
-if TYPE_CHECKING:
-    from torchopt.schedule.arithmetic import Number, Schedule
 
 __all__ = ['exponential_decay']
 
 logger = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Exponential(FunctionOfCount):
     """The schedule that :func:`exponential_decay` returns."""
 
@@ -36,18 +32,11 @@ class Exponential(FunctionOfCount):
     end_value: Number | None = None
 
     made_by = 'exponential_decay'
-    __repr__ = as_text
 
     def __call__(self, count: Any) -> Any:
-        """The value at a step."""
         bounds = [] if self.end_value is None else [self.end_value]
         count, init, rate, begin, steps, *bounds = lift(
-            count,
-            self.init_value,
-            self.decay_rate,
-            self.transition_begin,
-            self.transition_steps,
-            *bounds,
+            count, self.init_value, self.decay_rate, self.transition_begin, self.transition_steps, *bounds
         )
         # Clamp the exponent at 0 before the transition: a large negative one could overflow.
         exponent = larger(count - begin, 0.0 * begin) / steps
@@ -74,8 +63,7 @@ def exponential_decay(
     .. math::
         v_t = v_0 \, r^{\max(t - B, 0) / T}
 
-    The order of the arguments is that of TorchOpt 0.7.3; in Optax ``transition_steps`` comes second, so pass
-    keywords.
+    The order of the arguments is that of TorchOpt 0.7.3; Optax has ``transition_steps`` second: pass keywords.
 
     Args:
         init_value: The first value :math:`v_0`, a number or a 0-d tensor, which may require grad.
@@ -85,9 +73,6 @@ def exponential_decay(
             is not positive, the schedule is constant.
         staircase: Round the exponent down, so that the value changes every :math:`T` steps.
         end_value: A lower bound if :math:`r < 1`, else an upper bound; None means no bound.
-
-    Returns:
-        The schedule, a function from the step count to the value.
 
     Raises:
         TypeError: If an argument is not a number.
@@ -111,10 +96,10 @@ def exponential_decay(
             f'of arguments is init_value, decay_rate, transition_begin, transition_steps; in Optax transition_steps '
             f'comes second. Pass keywords.'
         )
-    if not check_transition('An exponential schedule', transition_steps, transition_begin):
+    begin = start_of_transition('An exponential schedule', transition_steps, transition_begin)
+    if begin is None:
         return constant_schedule(init_value)
     if as_python_scalar(decay_rate) == 0:
         logger.info('An exponential schedule has decay_rate=0; its value is constantly init_value.')
         return constant_schedule(init_value)
-    begin = not_negative(transition_begin)
     return Exponential(init_value, decay_rate, begin, transition_steps, bool(staircase), end_value)

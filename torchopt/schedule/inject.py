@@ -13,12 +13,7 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, tree
-from torchopt.base import (
-    GradientTransformation,
-    GradientTransformationExtraArgs,
-    factory,
-    with_extra_args_support,
-)
+from torchopt.base import GradientTransformation, GradientTransformationExtraArgs, factory, with_extra_args_support
 from torchopt.dtypes import DTypeLike, as_dtype, wide_dtype
 from torchopt.kinds import kind_of
 from torchopt.numerics import increment, zero_count
@@ -186,8 +181,16 @@ def inject_stateful_hyperparams(
     return inject_hyperparams(inner_factory, static_args, hyperparam_dtype)
 
 
-# The lambda defers the lookup of _spelled, which is defined below.
-@functools.partial(factory, spell=lambda *call: _spelled(*call))  # noqa: PLW0108
+def _spelled(
+    inner_factory: Callable[..., GradientTransformation], static_args: Any, dtype: Any, args: Any, kwargs: Any
+) -> tree.Spelled:
+    """How to print the transformation: the two calls that make it."""
+    options = {'static_args': static_args, 'hyperparam_dtype': dtype}
+    shown = ''.join(f', {name}={tree.as_text(x)}' for name, x in options.items() if x)
+    return tree.Spelled(f'inject_hyperparams({tree.as_text(inner_factory)}{shown})', args, kwargs)
+
+
+@functools.partial(factory, spell=_spelled)
 def _injected(
     inner_factory: Callable[..., GradientTransformation],
     static_args: tuple[str, ...],
@@ -226,12 +229,7 @@ def _injected(
         return InjectStatefulHyperparamsState(zero_count(), hypers, states, inner.init(params))
 
     def update(
-        updates: Any,
-        state: InjectStatefulHyperparamsState,
-        params: Any = None,
-        *,
-        inplace: bool = False,
-        **extra: Any,
+        updates: Any, state: InjectStatefulHyperparamsState, params: Any = None, *, inplace: bool = False, **extra: Any
     ) -> tuple[Any, InjectStatefulHyperparamsState]:
         states = state.hyperparams_states
         hypers = values(state.hyperparams, states, updates if params is None else params, extra)
@@ -241,15 +239,6 @@ def _injected(
         return updates, InjectStatefulHyperparamsState(increment(state.count), hypers, states, inner_state)
 
     return GradientTransformationExtraArgs.requiring(init, update, state_of(InjectStatefulHyperparamsState))
-
-
-def _spelled(
-    inner_factory: Callable[..., GradientTransformation], static_args: Any, dtype: Any, args: Any, kwargs: Any
-) -> tree.Spelled:
-    """How to print the transformation: the two calls that make it."""
-    options = {'static_args': static_args, 'hyperparam_dtype': dtype}
-    shown = ''.join(f', {name}={tree.as_text(x)}' for name, x in options.items() if x)
-    return tree.Spelled(f'inject_hyperparams({tree.as_text(inner_factory)}{shown})', args, kwargs)
 
 
 def _arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -283,7 +272,8 @@ def _arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
     missing = [name for name in missing if name not in found and name not in covered]
     if missing:
         raise TypeError(f'{function.__name__}() is missing the arguments {missing}')
-    off = {name for name, value in found.items() if first_names and name not in given and _is_zero(value)}
+    defaults = {name: value for name, value in found.items() if first_names and name not in given}
+    off = {name for name, value in defaults.items() if isinstance(value, (int, float)) and value == 0}
     return found | second, off
 
 
@@ -297,10 +287,6 @@ def _is_static(function: Callable[..., Any], name: str, value: Any) -> bool:
     if isinstance(value, (int, np.integer)):
         return bool(kinds & {'int', int}) and not kinds & {'Any', 'float', 'Tensor', 'torch.Tensor', float, Tensor}
     return callable(value) and isinstance(kind, str) and kind.startswith('Callable')
-
-
-def _is_zero(value: Any) -> bool:
-    return isinstance(value, (int, float)) and value == 0
 
 
 def _as_tensor(value: Any, dtype: torch.dtype, *, always: bool = False) -> Tensor:

@@ -5,32 +5,33 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from torchopt.scalars import cosine, where
-from torchopt.schedule.arithmetic import FunctionOfCount, lift, require_count, require_number, scales_in_order
+from torchopt.schedule.arithmetic import (
+    FunctionOfCount,
+    Number,
+    Schedule,
+    lift,
+    require_count,
+    require_number,
+    scales_in_order,
+)
 from torchopt.spelling import suggesting
-from torchopt.tree import as_text
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torchopt.schedule.arithmetic import Number, Schedule
 
 __all__ = ['cosine_onecycle_schedule', 'linear_onecycle_schedule', 'piecewise_interpolate_schedule']
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class PiecewiseInterpolate(FunctionOfCount):
     """The schedule that :func:`piecewise_interpolate_schedule` returns."""
 
     wave: bool
     init_value: Number
     boundaries_and_scales: tuple[tuple[Number, Number], ...]
-
-    __repr__ = as_text
 
     def __call__(self, count: Any) -> Any:
         """The value at a step, interpolated between the two boundaries around it."""
@@ -64,9 +65,6 @@ def piecewise_interpolate_schedule(
         interpolate_type: ``'linear'`` or ``'cosine'``.
         init_value: The value :math:`v_0` at step 0, a number or a 0-d tensor.
         boundaries_and_scales: A dict from each boundary :math:`b_i`, a step, to its factor :math:`f_i \ge 0`.
-
-    Returns:
-        The schedule, a function from the step count to the value.
 
     Raises:
         TypeError: If an argument is not a number.
@@ -104,9 +102,6 @@ def linear_onecycle_schedule(
         div_factor: The ratio of the peak to the first value.
         final_div_factor: The ratio of the first value to the last.
 
-    Returns:
-        The schedule, a function from the step count to the value.
-
     Raises:
         ValueError: If ``transition_steps`` is not positive, or an argument is NaN.
 
@@ -139,18 +134,7 @@ def cosine_onecycle_schedule(
 ) -> Schedule:
     """A schedule that rises to its peak and falls close to 0, each along half a period of the cosine.
 
-    Args:
-        transition_steps: The number of steps of the cycle.
-        peak_value: The largest value, a number or a 0-d tensor.
-        pct_start: The fraction of the steps in which the value rises.
-        div_factor: The ratio of the peak to the first value.
-        final_div_factor: The ratio of the first value to the last.
-
-    Returns:
-        The schedule, a function from the step count to the value.
-
-    Raises:
-        ValueError: If ``transition_steps`` is not positive, or an argument is NaN.
+    The arguments and errors are those of :func:`linear_onecycle_schedule`, without ``pct_final``.
 
     Example:
         >>> import torchopt

@@ -4,19 +4,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from torchopt.schedule.arithmetic import FunctionOfCount, lift, require_number
+from torchopt.schedule.arithmetic import FunctionOfCount, Number, Schedule, lift, require_number
 from torchopt.spelling import suggesting
-from torchopt.tree import as_text
-
-if TYPE_CHECKING:
-    from torchopt.schedule.arithmetic import Number, Schedule
 
 __all__ = ['inverse_time_decay']
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class InverseTime(FunctionOfCount):
     """The schedule that :func:`inverse_time_decay` returns."""
 
@@ -24,10 +20,8 @@ class InverseTime(FunctionOfCount):
     decay_rate: Number
 
     made_by = 'inverse_time_decay'
-    __repr__ = as_text
 
     def __call__(self, count: Any) -> Any:
-        """The value at a step."""
         count, init, rate = lift(count, self.init_value, self.decay_rate)
         return init / (1.0 + rate * count)
 

@@ -4,24 +4,19 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 from torchopt.kinds import kind_of
 from torchopt.numerics import as_python_scalar
 from torchopt.scalars import where
-from torchopt.schedule.arithmetic import FunctionOfCount, lift, require_count
+from torchopt.schedule.arithmetic import FunctionOfCount, Number, Schedule, lift, require_count
 from torchopt.spelling import suggesting
-from torchopt.tree import as_text
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torchopt.schedule.arithmetic import Number, Schedule
 
 __all__ = ['join_schedules']
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Joined(FunctionOfCount):
     """The schedule that :func:`join_schedules` returns."""
 
@@ -29,7 +24,6 @@ class Joined(FunctionOfCount):
     boundaries: tuple[Number, ...]
 
     made_by = 'join_schedules'
-    __repr__ = as_text
 
     def __call__(self, count: Any) -> Any:
         """The value at a step, from the schedule whose interval contains it."""
@@ -55,9 +49,6 @@ def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> 
     Args:
         schedules: The schedules.
         boundaries: The steps at which the second, third, ... schedule begins.
-
-    Returns:
-        The schedule, a function from the step count to the value.
 
     Raises:
         TypeError: If a schedule is not callable, or a boundary is not a number.

@@ -5,24 +5,20 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torchopt.numerics import as_python_scalar
 from torchopt.scalars import clip, power
-from torchopt.schedule.arithmetic import FunctionOfCount, lift, require_count, require_number
+from torchopt.schedule.arithmetic import FunctionOfCount, Number, Schedule, lift, require_count, require_number
 from torchopt.schedule.constant import constant_schedule
 from torchopt.spelling import suggesting
-from torchopt.tree import as_text
-
-if TYPE_CHECKING:
-    from torchopt.schedule.arithmetic import Number, Schedule
 
 __all__ = ['linear_schedule', 'polynomial_schedule', 'warmup_constant_schedule']
 
 logger = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Polynomial(FunctionOfCount):
     """The schedule that :func:`polynomial_schedule` returns."""
 
@@ -33,17 +29,10 @@ class Polynomial(FunctionOfCount):
     transition_begin: Number = 0
 
     made_by = 'polynomial_schedule'
-    __repr__ = as_text
 
     def __call__(self, count: Any) -> Any:
-        """The value at a step."""
         count, init, end, exponent, steps, begin = lift(
-            count,
-            self.init_value,
-            self.end_value,
-            self.power,
-            self.transition_steps,
-            self.transition_begin,
+            count, self.init_value, self.end_value, self.power, self.transition_steps, self.transition_begin
         )
         rest = 1.0 - clip(count - begin, 0.0, steps) / steps
         return (init - end) * power(rest, exponent) + end
@@ -51,11 +40,7 @@ class Polynomial(FunctionOfCount):
 
 @suggesting
 def polynomial_schedule(
-    init_value: Number,
-    end_value: Number,
-    power: Number,
-    transition_steps: int,
-    transition_begin: int = 0,
+    init_value: Number, end_value: Number, power: Number, transition_steps: int, transition_begin: int = 0
 ) -> Schedule:
     r"""A schedule that changes from one value to another along a polynomial.
 
@@ -72,9 +57,6 @@ def polynomial_schedule(
             not positive, the schedule is constantly ``init_value``.
         transition_begin: The step :math:`B` until which the value is ``init_value``; 0 if negative.
 
-    Returns:
-        The schedule, a function from the step count to the value.
-
     Raises:
         TypeError: If an argument is not a number.
         ValueError: If an argument is NaN.
@@ -88,9 +70,10 @@ def polynomial_schedule(
     require_number('init_value', init_value)
     require_number('end_value', end_value)
     require_number('power', power)
-    if not check_transition('A polynomial schedule', transition_steps, transition_begin):
+    begin = start_of_transition('A polynomial schedule', transition_steps, transition_begin)
+    if begin is None:
         return constant_schedule(init_value)
-    return Polynomial(init_value, end_value, power, transition_steps, not_negative(transition_begin))
+    return Polynomial(init_value, end_value, power, transition_steps, begin)
 
 
 @suggesting
@@ -119,9 +102,6 @@ def warmup_constant_schedule(init_value: Number, peak_value: Number, warmup_step
         peak_value: The value after the warmup.
         warmup_steps: The number of steps of the warmup.
 
-    Returns:
-        The schedule, a function from the step count to the value.
-
     Example:
         >>> import torchopt
         >>> schedule = torchopt.schedule.warmup_constant_schedule(0.0, 1.0, warmup_steps=2)
@@ -131,28 +111,17 @@ def warmup_constant_schedule(init_value: Number, peak_value: Number, warmup_step
     return linear_schedule(init_value, peak_value, warmup_steps)
 
 
-def check_transition(what: str, transition_steps: Any, transition_begin: Any) -> bool:
-    """Check the arguments of a transition, and log if they define none.
-
-    Returns:
-        Whether there is a transition.
-    """
+def start_of_transition(what: str, transition_steps: Any, transition_begin: Any) -> Any:
+    """Check the arguments of a transition; the step at which it begins, at least 0, or None if it has no steps."""
     require_count('transition_steps', transition_steps)
     require_count('transition_begin', transition_begin)
     steps, begin = as_python_scalar(transition_steps), as_python_scalar(transition_begin)
     if steps is not None and steps <= 0:
         logger.info(
-            '%s has transition_steps=%s, which is not positive; its value is constantly init_value.',
-            what,
-            steps,
+            '%s has transition_steps=%s, which is not positive; its value is constantly init_value.', what, steps
         )
-        return False
+        return None
     if begin is not None and begin < 0:
         logger.info('%s has transition_begin=%s, which is negative; the transition begins at step 0.', what, begin)
-    return True
-
-
-def not_negative(transition_begin: Any) -> Any:
-    """``transition_begin``, or 0 if it is known on the host to be negative."""
-    begin = as_python_scalar(transition_begin)
-    return 0 if begin is not None and begin < 0 else transition_begin
+        return 0
+    return transition_begin

@@ -3,18 +3,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 
+from torchopt.schedule.arithmetic import Number, Schedule
 from torchopt.schedule.cosine import warmup_cosine_decay_schedule
 from torchopt.schedule.exponential import exponential_decay
 from torchopt.schedule.join import join_schedules
 from torchopt.schedule.polynomial import linear_schedule
 from torchopt.spelling import suggesting
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from torchopt.schedule.arithmetic import Number, Schedule
 
 __all__ = ['sgdr_schedule', 'warmup_exponential_decay_schedule']
 
@@ -41,9 +38,6 @@ def warmup_exponential_decay_schedule(
         transition_begin: The number of steps after the warmup in which the value stays at the peak.
         staircase: Change the value only every ``transition_steps`` steps.
         end_value: A lower bound if ``decay_rate`` < 1, else an upper bound; None means no bound.
-
-    Returns:
-        The schedule, a function from the step count to the value.
 
     Raises:
         TypeError: If an argument is not a number.
@@ -74,9 +68,6 @@ def sgdr_schedule(cosine_kwargs: Iterable[dict[str, Any]]) -> Schedule:
     Args:
         cosine_kwargs: For each decay, the arguments of :func:`warmup_cosine_decay_schedule`.  They include
             ``decay_steps``, the number of steps until the next decay begins.
-
-    Returns:
-        The schedule, a function from the step count to the value.
 
     Raises:
         ValueError: If there is no decay, or one has no ``decay_steps``.

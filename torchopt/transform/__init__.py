@@ -19,11 +19,7 @@ from torchopt.transform.linesearch.backtracking import (
     scale_by_backtracking_linesearch,
 )
 from torchopt.transform.linesearch.value_and_grad import value_and_grad_from_state
-from torchopt.transform.linesearch.zoom import (
-    ScaleByZoomLinesearchState,
-    ZoomLinesearchInfo,
-    scale_by_zoom_linesearch,
-)
+from torchopt.transform.linesearch.zoom import ScaleByZoomLinesearchState, ZoomLinesearchInfo, scale_by_zoom_linesearch
 from torchopt.transform.scaling.accumulation import ApplyEvery, EmaState, apply_every, ema
 from torchopt.transform.scaling.adam import ScaleByAdamState, scale_by_accelerated_adam, scale_by_adam
 from torchopt.transform.scaling.adamax import ScaleByAdamaxState, scale_by_adamax
@@ -40,6 +36,7 @@ from torchopt.transform.scaling.constraining import (
     NonNegativeParamsState,
     ZeroNansState,
     keep_params_nonnegative,
+    nan_to_num,
     zero_nans,
 )
 from torchopt.transform.scaling.decay import WeightDecaySchedule, add_decayed_weights
@@ -50,9 +47,8 @@ from torchopt.transform.scaling.distance_over_gradients import (
 from torchopt.transform.scaling.factored import FactoredState, scale_by_factored_rms
 from torchopt.transform.scaling.lbfgs import ScaleByLBFGSState, scale_by_lbfgs
 from torchopt.transform.scaling.lion import ScaleByLionState, scale_by_lion
-from torchopt.transform.scaling.nan_to_num import nan_to_num
 from torchopt.transform.scaling.noise import AddNoiseState, add_noise
-from torchopt.transform.scaling.normalization import centralize, normalize_by_update_norm, scale_by_sign
+from torchopt.transform.scaling.normalization import centralize, normalize_by_update_norm
 from torchopt.transform.scaling.novograd import ScaleByNovogradState, scale_by_novograd
 from torchopt.transform.scaling.optimistic import ScaleByOptimisticGradientState, scale_by_optimistic_gradient
 from torchopt.transform.scaling.polyak import scale_by_polyak
@@ -72,7 +68,7 @@ from torchopt.transform.scaling.rms import (
 from torchopt.transform.scaling.rprop import ScaleByRpropState, scale_by_rprop
 from torchopt.transform.scaling.scale import ScaleByScheduleState, scale, scale_by_learning_rate, scale_by_schedule
 from torchopt.transform.scaling.sm3 import ScaleBySM3State, scale_by_sm3
-from torchopt.transform.scaling.stateless import set_to_zero, stateless, stateless_with_tree_map
+from torchopt.transform.scaling.stateless import scale_by_sign, set_to_zero, stateless, stateless_with_tree_map
 from torchopt.transform.scaling.trace import DampedTraceState, TraceState, trace
 from torchopt.transform.scaling.yogi import scale_by_yogi
 from torchopt.transform.wrappers.conditional import (

@@ -71,7 +71,6 @@ from torchopt.compat.optax import (
     tree_utils,
 )
 from torchopt.compat.optax.chains import chain
-from torchopt.compat.optax.clipping import adaptive_grad_clip
 from torchopt.compat.optax.contrib import DifferentiallyPrivateAggregateState, differentially_private_aggregate, dpsgd
 from torchopt.compat.optax.former_names import missing
 from torchopt.compat.optax.leaves import export
@@ -95,6 +94,7 @@ from torchopt.compat.optax.optimizers import (
     sgd,
 )
 from torchopt.compat.optax.rules import (
+    adaptive_grad_clip,
     masked,
     scale_by_adadelta,
     scale_by_adam,

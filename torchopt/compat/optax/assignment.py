@@ -3,7 +3,4 @@
 
 from torchopt.assignment import base_hungarian_algorithm, hungarian_algorithm
 
-__all__ = [
-    'base_hungarian_algorithm',
-    'hungarian_algorithm',
-]
+__all__ = ['base_hungarian_algorithm', 'hungarian_algorithm']

@@ -2,8 +2,7 @@
 """Chains whose state is nested like the chains, with an entry for every member.
 
 :func:`torchopt.chain` flattens nested chains and omits identities, so that adjacent members share a pass over the
-parameters.  The chains here use it and only change the structure of its state to that of Optax, so that code such as
-``state[1][0].mu`` works.
+parameters.  The chains here use it and only change the structure of its state to that of Optax, for ``state[1][0].mu``.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from torchopt.base import (
     check_impl,
     checking,
     factory,
+    require_states,
 )
-from torchopt.kinds import kind_of
-from torchopt.preconditions import required_by_all, wrong_state
+from torchopt.preconditions import required_by_all
 
 __all__ = ['Fold', 'NestedChain', 'chain', 'with_every_inner_stage', 'with_every_stage']
 
@@ -88,10 +87,7 @@ def _wrap(fold: tuple[Fold, ...], states: Iterator[Any]) -> tuple[Any, ...]:
 
 
 def _unwrap(fold: tuple[Fold, ...], state: Any) -> tuple[Any, ...]:
-    if not isinstance(state, tuple) or len(state) != len(fold):
-        found = f'a tuple of {len(state)}' if isinstance(state, tuple) else kind_of(state)
-        problem = 'The number of updates and states has to be the same in chain!'
-        raise wrong_state(state, f'{problem} This chain has {len(fold)} members, but its state is {found}.', 'chain')
+    require_states(fold, state)
     states: tuple[Any, ...] = ()
     for part, s in zip(fold, state):
         if isinstance(part, tuple):

@@ -16,11 +16,7 @@ import numpy as np
 import torch
 
 from torchopt import tree
-from torchopt.base import (
-    GradientTransformation,
-    GradientTransformationExtraArgs,
-    IdentityGradientTransformation,
-)
+from torchopt.base import GradientTransformation, GradientTransformationExtraArgs, IdentityGradientTransformation
 from torchopt.levels import is_tracing
 from torchopt.spelling import suggesting
 

@@ -72,11 +72,7 @@ def adabelief(
 
 
 def adadelta(
-    learning_rate: Any = None,
-    rho: Any = 0.9,
-    eps: Any = 1e-6,
-    weight_decay: Any = 0.0,
-    weight_decay_mask: Any = None,
+    learning_rate: Any = None, rho: Any = 0.9, eps: Any = 1e-6, weight_decay: Any = 0.0, weight_decay_mask: Any = None
 ) -> GradientTransformationExtraArgs:
     """:func:`torchopt.adadelta`; without a learning rate the updates are ascent directions, and the decay has a mask.
 
@@ -147,12 +143,7 @@ def adamax(learning_rate: Any, b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-8) 
 
 
 def adamaxw(
-    learning_rate: Any,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    weight_decay: Any = 1e-4,
-    mask: Any = None,
+    learning_rate: Any, b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-8, weight_decay: Any = 1e-4, mask: Any = None
 ) -> GradientTransformationExtraArgs:
     """:func:`torchopt.adamaxw` with Adam's state.
 
@@ -291,10 +282,7 @@ def rmsprop(
 
 
 def sgd(
-    learning_rate: Any,
-    momentum: Any = None,
-    nesterov: bool = False,
-    accumulator_dtype: DTypeLike | None = None,
+    learning_rate: Any, momentum: Any = None, nesterov: bool = False, accumulator_dtype: DTypeLike | None = None
 ) -> GradientTransformationExtraArgs:
     """:func:`torchopt.sgd`; a momentum of zero has a state, too, and None has no state.
 

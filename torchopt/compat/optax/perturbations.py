@@ -3,8 +3,4 @@
 
 from torchopt.perturbations import Gumbel, Normal, make_perturbed_fun
 
-__all__ = [
-    'Gumbel',
-    'Normal',
-    'make_perturbed_fun',
-]
+__all__ = ['Gumbel', 'Normal', 'make_perturbed_fun']

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from torchopt import elementwise, transform
+from torch import Tensor
+
+from torchopt import clip, elementwise, transform
 from torchopt.base import (
     ElementwiseTransformation,
     GradientTransformation,
@@ -16,12 +18,12 @@ from torchopt.base import (
 )
 from torchopt.dtypes import DTypeLike
 from torchopt.elementwise import ranges
-from torchopt.elementwise.ranges import moment_dtype
 from torchopt.preconditions import state_of
 from torchopt.transform import ScaleByAdamState
 from torchopt.transform.scaling.trace import decaying_sum
 
 __all__ = [
+    'adaptive_grad_clip',
     'masked',
     'scale_by_adadelta',
     'scale_by_adam',
@@ -32,7 +34,47 @@ __all__ = [
     'scale_by_rss',
     'scale_by_stddev',
     'trace',
+    'unitwise_norm',
 ]
+
+
+def adaptive_grad_clip(
+    clipping: Any, eps: Any = 1e-3, axis: int | tuple[int, ...] | None = None
+) -> GradientTransformation:
+    """:func:`torchopt.clip.adaptive_grad_clip` with the columns of a matrix as units instead of the rows.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.compat import optax
+        >>> tx, w = optax.adaptive_grad_clip(0.5), torch.tensor([[1.0, 0.2], [0.0, 0.0]])
+        >>> tx.update([torch.tensor([[0.0, 8.0], [8.0, 0.0]])], tx.init([w]), [w])[0]
+        [tensor([[0.0000, 0.1000],
+                [0.5000, 0.0000]])]
+    """
+    return clip.adaptive_grad_clip(clipping, eps, _units if axis is None else axis)
+
+
+def unitwise_norm(x: Tensor, axis: int | tuple[int, ...] | None = None) -> Tensor:
+    """:func:`torchopt.clip.unitwise_norm` with the columns of a matrix as units instead of the rows.
+
+    Example:
+        >>> import torch
+        >>> from torchopt.compat import optax
+        >>> optax.transforms.unitwise_norm(torch.tensor([[3.0, 0.0], [4.0, 1.0]]))
+        tensor([[5., 1.],
+                [5., 1.]])
+    """
+    return clip.unitwise_norm(x, _units if axis is None else axis)
+
+
+def _units(x: Tensor) -> tuple[int, ...]:
+    """The dimensions of the norm of a unit."""
+    if sum(size != 1 for size in x.shape) <= 1:
+        return tuple(range(x.dim()))
+    if x.dim() > 5:
+        raise ValueError(f'There is no rule for the units of a parameter of shape {tuple(x.shape)}. Pass axis.')
+    # With three dimensions, the second one is that of the heads, and every head has its own units.
+    return tuple(range(x.dim() - 1)) if x.dim() > 3 else (0,)
 
 
 def masked(
@@ -200,7 +242,7 @@ def trace(decay: Any, nesterov: bool = False, accumulator_dtype: DTypeLike | Non
         ([tensor(3.)], TraceState(trace=[tensor(2., dtype=torch.bfloat16)]))
     """
     ranges.at_least_zero('decay value', decay)
-    dtype = moment_dtype(accumulator_dtype, 'accumulator_dtype')
+    dtype = ranges.moment_dtype(accumulator_dtype, 'accumulator_dtype')
     return decaying_sum(decay, 0.0, nesterov, False, dtype)
 
 

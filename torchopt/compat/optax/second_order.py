@@ -3,8 +3,4 @@
 
 from torchopt.second_order import fisher_diag, hessian_diag, hvp
 
-__all__ = [
-    'fisher_diag',
-    'hessian_diag',
-    'hvp',
-]
+__all__ = ['fisher_diag', 'hessian_diag', 'hvp']

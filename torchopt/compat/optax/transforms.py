@@ -11,10 +11,9 @@ from torchopt.clip import (
 )
 from torchopt.combine import named_chain
 from torchopt.compat.optax.chains import chain
-from torchopt.compat.optax.clipping import adaptive_grad_clip, unitwise_norm
 from torchopt.compat.optax.leaves import export
 from torchopt.compat.optax.multi_steps import MultiSteps
-from torchopt.compat.optax.rules import masked, trace
+from torchopt.compat.optax.rules import adaptive_grad_clip, masked, trace, unitwise_norm
 from torchopt.transform import (
     AddNoiseState,
     ApplyIfFiniteState,

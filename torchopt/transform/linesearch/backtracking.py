@@ -17,13 +17,7 @@ from torchopt.levels import is_readable
 from torchopt.numerics import zero_count
 from torchopt.preconditions import params_for, state_of
 from torchopt.scalars import numbers, where
-from torchopt.transform.linesearch.search_problem import (
-    SearchProblem,
-    counted,
-    number_dtype,
-    report,
-    stored,
-)
+from torchopt.transform.linesearch.search_problem import SearchProblem, counted, number_dtype, report, stored
 
 __all__ = ['BacktrackingLinesearchInfo', 'ScaleByBacktrackingLinesearchState', 'scale_by_backtracking_linesearch']
 
@@ -97,8 +91,7 @@ def scale_by_backtracking_linesearch(
         verbose: Print diagnostics if the search fails.
 
     Returns:
-        A transformation whose ``update`` requires ``params`` and the extra arguments ``value``, ``grad`` and
-        ``value_fn``.
+        A transformation whose ``update`` requires ``params``, ``value``, ``grad`` and ``value_fn``.
 
     Raises:
         ValueError: If an argument is out of its range; in ``update``, if the parameters are not given.

@@ -16,13 +16,7 @@ from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.levels import is_readable
 from torchopt.numerics import zero_count
 from torchopt.preconditions import params_for, state_of
-from torchopt.transform.linesearch.search_problem import (
-    SearchProblem,
-    counted,
-    number_dtype,
-    report,
-    stored,
-)
+from torchopt.transform.linesearch.search_problem import SearchProblem, counted, number_dtype, report, stored
 
 __all__ = ['ScaleByZoomLinesearchState', 'ZoomLinesearchInfo', 'scale_by_zoom_linesearch']
 
@@ -74,8 +68,7 @@ def scale_by_zoom_linesearch(
 ) -> GradientTransformationExtraArgs:
     r"""Scale updates by a step size with a sufficient decrease of the objective and a small slope.
 
-    With :math:`\varphi(\eta) = f(w + \eta u)` for updates :math:`u`, the step size satisfies the strong Wolfe
-    conditions
+    With :math:`\varphi(\eta) = f(w + \eta u)` for updates :math:`u`, it satisfies the strong Wolfe conditions
 
     .. math::
         \varphi(\eta) \le \varphi(0) + c_1 \eta\, \varphi'(0) + \epsilon, \qquad
@@ -96,13 +89,11 @@ def scale_by_zoom_linesearch(
         curv_rtol: :math:`c_2`; infinity turns the second condition off.
         approx_dec_rtol: :math:`c_3`; None never replaces the first condition.
         stepsize_precision: The length of the search interval at which the search ends with any sufficient decrease.
-        initial_guess_strategy: ``'keep'`` begins with the last step size; ``'one'`` with 1, for Newton and quasi-Newton
-            methods.
+        initial_guess_strategy: ``'keep'`` begins with the last step size; ``'one'`` with 1, for quasi-Newton methods.
         verbose: Print diagnostics if the search fails.
 
     Returns:
-        A transformation whose ``update`` requires ``params`` and the extra arguments ``value``, ``grad`` and
-        ``value_fn``.
+        A transformation whose ``update`` requires ``params``, ``value``, ``grad`` and ``value_fn``.
 
     Raises:
         ValueError: If an argument is out of its range; in ``update``, if the parameters are not given.

@@ -13,10 +13,10 @@ from torchopt import checks, elementwise, rules, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.dtypes import DTypeLike
 from torchopt.elementwise import ranges
-from torchopt.elementwise.ranges import moment_dtype
 from torchopt.graphs import zeros_of
-from torchopt.numerics import advance, as_python_scalar, safe_increment, zero_count
+from torchopt.numerics import as_python_scalar, safe_increment, zero_count
 from torchopt.preconditions import state_of
+from torchopt.transform.scaling.counted import counted
 
 __all__ = ['ApplyEvery', 'EmaState', 'apply_every', 'ema']
 
@@ -57,18 +57,10 @@ def ema(decay: Any, debias: bool = True, accumulator_dtype: DTypeLike | None = N
         ([tensor(3.)], [tensor(2.2500)])
     """
     ranges.decay_rate('decay', decay)
-    dtype = moment_dtype(accumulator_dtype, 'accumulator_dtype')
-
-    def init(params: Any) -> EmaState:
-        return EmaState(zero_count(), elementwise.zero_moment(params, dtype=dtype))
+    dtype = ranges.moment_dtype(accumulator_dtype, 'accumulator_dtype')
 
     hypers = elementwise.Hyperparams(_average, decay=decay)
-
-    def prepare(state: EmaState) -> elementwise.ElementwiseStep:
-        count, t = advance(state.count)
-        return elementwise.ElementwiseStep(hypers.rule(t, debias), (state.ema,), partial(EmaState, count))
-
-    return ElementwiseTransformation(init, prepare, state_of(EmaState), hypers=hypers)
+    return counted(EmaState, lambda params: [elementwise.zero_moment(params, dtype=dtype)], hypers, debias)
 
 
 def _average(t: Any, debias: bool, *, decay: Any) -> partial[Any]:

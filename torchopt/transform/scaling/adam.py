@@ -9,14 +9,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from torchopt import elementwise, rules, tree
-from torchopt.base import (
-    ElementwiseTransformation,
-    GradientTransformation,
-    factory,
-)
+from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.dtypes import DTypeLike
 from torchopt.elementwise import ranges
-from torchopt.elementwise.ranges import moment_dtype
 from torchopt.numerics import advance, zero_count
 from torchopt.preconditions import state_of
 from torchopt.spelling import suggesting
@@ -64,8 +59,7 @@ def scale_by_adam(
         b1: Decay rate :math:`\beta_1` of the mean, in [0, 1).
         b2: Decay rate :math:`\beta_2` of the mean square, in [0, 1).
         eps: :math:`\epsilon \ge 0`, outside the root.
-        eps_root: :math:`\bar\epsilon \ge 0`, inside the root; a small positive value bounds meta-gradients if
-            gradients are tiny.
+        eps_root: :math:`\bar\epsilon \ge 0`, inside the root; if positive, it bounds meta-gradients of tiny gradients.
         moment_requires_grad: Make the first moments leaves that require grad, so that they can be learned.
         nesterov: Use Nesterov momentum.
         mu_dtype: Real dtype of the mean; None means the dtype of each parameter.
@@ -91,10 +85,8 @@ def scale_by_adam(
         <https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ>`_, 2016.
     """
     ranges.flag('moment_requires_grad', moment_requires_grad)
-    ranges.decay_rates(b1, b2)
-    ranges.at_least_zero('epsilon value', eps)
-    ranges.at_least_zero('eps_root value', eps_root)
-    dtype = moment_dtype(mu_dtype)
+    ranges.adam(b1, b2, eps, eps_root)
+    dtype = ranges.moment_dtype(mu_dtype)
 
     def init(params: Any) -> ScaleByAdamState:
         return ScaleByAdamState(
@@ -133,11 +125,7 @@ def _rule(t: Any, nesterov: bool, *, b1: Any, b2: Any, eps: Any, eps_root: Any) 
 
 @suggesting
 def scale_by_accelerated_adam(
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    eps_root: float = 0.0,
-    moment_requires_grad: bool = False,
+    b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, eps_root: float = 0.0, moment_requires_grad: bool = False
 ) -> GradientTransformation:
     """:func:`scale_by_adam`, which raises if the native engine cannot run.
 

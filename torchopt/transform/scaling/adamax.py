@@ -7,10 +7,9 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from torchopt import elementwise, rules, tree
-from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
+from torchopt.base import GradientTransformation, factory
 from torchopt.elementwise import ranges
-from torchopt.numerics import advance, zero_count
-from torchopt.preconditions import state_of
+from torchopt.transform.scaling.counted import counted, two_moments
 
 __all__ = ['ScaleByAdamaxState', 'scale_by_adamax']
 
@@ -53,23 +52,10 @@ def scale_by_adamax(
         Kingma and Ba, `Adam: a method for stochastic optimization <https://arxiv.org/abs/1412.6980>`_, section 7, 2014.
     """
     ranges.flag('moment_requires_grad', moment_requires_grad)
-    ranges.decay_rates(b1, b2)
-    ranges.at_least_zero('epsilon value', eps)
+    ranges.adam(b1, b2, eps)
 
-    def init(params: Any) -> ScaleByAdamaxState:
-        return ScaleByAdamaxState(
-            zero_count(),
-            elementwise.zero_moment(params, requires_grad=moment_requires_grad),
-            elementwise.zero_moment(params, real=True, requires_grad=moment_requires_grad),
-        )
-
-    hypers = elementwise.Hyperparams(_rule, b1=b1, b2=b2, eps=eps)
-
-    def prepare(state: ScaleByAdamaxState) -> elementwise.ElementwiseStep:
-        count, t = advance(state.count)
-        return elementwise.ElementwiseStep(hypers.rule(t), (state.mu, state.nu), partial(ScaleByAdamaxState, count))
-
-    return ElementwiseTransformation(init, prepare, state_of(ScaleByAdamaxState), hypers=hypers)
+    moments = partial(two_moments, requires_grad=moment_requires_grad)
+    return counted(ScaleByAdamaxState, moments, elementwise.Hyperparams(_rule, b1=b1, b2=b2, eps=eps))
 
 
 def _rule(t: Any, *, b1: Any, b2: Any, eps: Any) -> partial[Any]:

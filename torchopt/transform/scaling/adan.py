@@ -12,14 +12,7 @@ from torch import Tensor
 from torchopt import elementwise, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.elementwise import ranges
-from torchopt.numerics import (
-    abs_sq,
-    advance,
-    as_python_scalar,
-    as_scalar_like,
-    safe_sqrt,
-    zero_count,
-)
+from torchopt.numerics import abs_sq, advance, as_python_scalar, as_scalar_like, safe_sqrt, zero_count
 from torchopt.preconditions import state_of
 from torchopt.rules import average, plus, times
 

@@ -7,12 +7,10 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from torchopt import elementwise, rules, tree
-from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
+from torchopt.base import GradientTransformation, factory
 from torchopt.dtypes import DTypeLike
 from torchopt.elementwise import ranges
-from torchopt.elementwise.ranges import moment_dtype
-from torchopt.numerics import advance, zero_count
-from torchopt.preconditions import state_of
+from torchopt.transform.scaling.counted import counted
 
 __all__ = ['ScaleByAmsgradState', 'scale_by_amsgrad']
 
@@ -76,26 +74,15 @@ def scale_by_amsgrad(
     References:
         Reddi et al., `On the convergence of Adam and beyond <https://openreview.net/forum?id=ryQu7f-RZ>`_, ICLR 2018.
     """
-    ranges.decay_rates(b1, b2)
-    ranges.at_least_zero('epsilon value', eps)
-    ranges.at_least_zero('eps_root value', eps_root)
-    dtype = moment_dtype(mu_dtype)
+    ranges.adam(b1, b2, eps, eps_root)
+    dtype = ranges.moment_dtype(mu_dtype)
 
-    def init(params: Any) -> ScaleByAmsgradState:
+    def moments(params: Any) -> list[Any]:
         squares = [elementwise.zero_moment(params, real=True) for _ in range(2)]
-        return ScaleByAmsgradState(zero_count(), elementwise.zero_moment(params, dtype=dtype), *squares)
+        return [elementwise.zero_moment(params, dtype=dtype), *squares]
 
     hypers = elementwise.Hyperparams(_rule, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
-
-    def prepare(state: ScaleByAmsgradState) -> elementwise.ElementwiseStep:
-        count, t = advance(state.count)
-        return elementwise.ElementwiseStep(
-            hypers.rule(t, bias_correction_mu, bias_correction_nu),
-            (state.mu, state.nu, state.nu_max),
-            lambda mu, nu, nu_max: ScaleByAmsgradState(count, mu, nu, nu_max),
-        )
-
-    return ElementwiseTransformation(init, prepare, state_of(ScaleByAmsgradState), hypers=hypers)
+    return counted(ScaleByAmsgradState, moments, hypers, bias_correction_mu, bias_correction_nu)
 
 
 def _rule(

@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from torchopt import elementwise, rules, tree
-from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
+from torchopt.base import GradientTransformation, factory
 from torchopt.elementwise import ranges
-from torchopt.numerics import advance, zero_count
-from torchopt.preconditions import state_of
+from torchopt.transform.scaling.counted import counted, two_moments
 
 __all__ = ['ScaleByBeliefState', 'scale_by_belief']
 
@@ -45,8 +44,7 @@ def scale_by_belief(
         b2: Decay rate :math:`\beta_2` of the mean square, in [0, 1).
         eps: :math:`\epsilon \ge 0`, outside the root.
         eps_root: :math:`\bar\epsilon \ge 0`, added to the mean square.
-        nesterov: Use Nesterov momentum; see :func:`scale_by_adam`.  This rule has no native kernel and runs in plain
-            torch.
+        nesterov: Use Nesterov momentum; see :func:`scale_by_adam`.  This rule runs in plain torch.
 
     Returns:
         A transformation with state :class:`ScaleByBeliefState`.  The second moment of a complex parameter is real.
@@ -65,24 +63,10 @@ def scale_by_belief(
         Zhuang et al., `AdaBelief optimizer: adapting stepsizes by the belief in observed gradients
         <https://arxiv.org/abs/2010.07468>`_, NeurIPS 2020.
     """
-    ranges.decay_rates(b1, b2)
-    ranges.at_least_zero('epsilon value', eps)
-    ranges.at_least_zero('eps_root value', eps_root)
-
-    def init(params: Any) -> ScaleByBeliefState:
-        return ScaleByBeliefState(
-            zero_count(), elementwise.zero_moment(params), elementwise.zero_moment(params, real=True)
-        )
+    ranges.adam(b1, b2, eps, eps_root)
 
     hypers = elementwise.Hyperparams(_rule, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
-
-    def prepare(state: ScaleByBeliefState) -> elementwise.ElementwiseStep:
-        count, t = advance(state.count)
-        return elementwise.ElementwiseStep(
-            hypers.rule(t, nesterov), (state.mu, state.nu), lambda mu, nu: ScaleByBeliefState(count, mu, nu)
-        )
-
-    return ElementwiseTransformation(init, prepare, state_of(ScaleByBeliefState), hypers=hypers)
+    return counted(ScaleByBeliefState, two_moments, hypers, nesterov)
 
 
 def _rule(t: Any, nesterov: bool, *, b1: Any, b2: Any, eps: Any, eps_root: Any) -> partial[Any]:

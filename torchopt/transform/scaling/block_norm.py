@@ -9,18 +9,13 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, elementwise
-from torchopt.base import EmptyState, GradientTransformation, factory, init_empty_state
-from torchopt.elementwise.leaves import as_constant, leaf_norm, least_norm
+from torchopt.base import EmptyState, GradientTransformation, factory, without_state
+from torchopt.elementwise import as_constant, leaf_norm, least_norm
 from torchopt.norms import root_mean_square
 from torchopt.numerics import as_scalar_like, in_single
 from torchopt.preconditions import params_for
 
-__all__ = [
-    'ScaleByTrustRatioState',
-    'scale_by_param_block_norm',
-    'scale_by_param_block_rms',
-    'scale_by_trust_ratio',
-]
+__all__ = ['ScaleByTrustRatioState', 'scale_by_param_block_norm', 'scale_by_param_block_rms', 'scale_by_trust_ratio']
 
 ScaleByTrustRatioState = EmptyState
 """State of :func:`scale_by_trust_ratio`, which is empty."""
@@ -30,11 +25,10 @@ def _scale_leaves(rule: Any, purpose: str) -> GradientTransformation:
     def scaled(u: Tensor, p: Tensor) -> tuple[Tensor]:
         return (rule(u, as_constant(p, u)),)
 
-    def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
-        (updates,) = elementwise.apply_rule(in_single(scaled), updates, reads=(params,), whole=True)
-        return updates, state
+    def scale(updates: Any, params: Any) -> Any:
+        return elementwise.apply_rule(in_single(scaled), updates, reads=(params,), whole=True)[0]
 
-    return GradientTransformation.requiring(init_empty_state, update, params_for(purpose))
+    return without_state(scale, params_for(purpose))
 
 
 @factory
@@ -62,11 +56,7 @@ def scale_by_param_block_norm(min_scale: Any = 1e-3) -> GradientTransformation:
 def scale_by_param_block_rms(min_scale: Any = 1e-3) -> GradientTransformation:
     r"""Scale every leaf by the root mean square of its parameter: :math:`u \leftarrow u \max(\mathrm{rms}(p), s)`.
 
-    Args:
-        min_scale: The lower bound :math:`s \ge 0`.  If :math:`\mathrm{rms}(p) \le s`, the factor is a constant.
-
-    Raises:
-        ValueError: If ``min_scale`` is negative; in ``update``, if the parameters are not given.
+    The argument and the errors are those of :func:`scale_by_param_block_norm`.
 
     Example:
         >>> import torch, torchopt

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keep parameters nonnegative, and updates free of NaN."""
+"""Keep parameters nonnegative, and updates free of NaN and infinities."""
 
 from __future__ import annotations
 
@@ -8,18 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt import elementwise, tree
-from torchopt.base import (
-    ElementwiseTransformation,
-    EmptyState,
-    GradientTransformation,
-    factory,
-)
-from torchopt.elementwise.leaves import as_constant
-from torchopt.elementwise.real_params import require_real
+from torchopt import checks, elementwise, tree
+from torchopt.base import ElementwiseTransformation, EmptyState, GradientTransformation, factory, without_state
+from torchopt.elementwise import as_constant, require_real
 from torchopt.preconditions import params_for, state_of
 
-__all__ = ['NonNegativeParamsState', 'ZeroNansState', 'keep_params_nonnegative', 'zero_nans']
+__all__ = ['NonNegativeParamsState', 'ZeroNansState', 'keep_params_nonnegative', 'nan_to_num', 'zero_nans']
 
 NonNegativeParamsState = EmptyState
 """State of :func:`keep_params_nonnegative`, which is empty."""
@@ -49,7 +43,7 @@ def keep_params_nonnegative() -> GradientTransformation:
         require_real(params, 'keep_params_nonnegative')
         return EmptyState()
 
-    return ElementwiseTransformation(init, lambda state: step, params_for('keep_params_nonnegative'))
+    return ElementwiseTransformation(init, step, params_for('keep_params_nonnegative'))
 
 
 def _stop_at_zero(u: Tensor, p: Tensor) -> tuple[Tensor]:
@@ -91,3 +85,28 @@ def zero_nans() -> GradientTransformation:
         return updates, ZeroNansState(found)
 
     return GradientTransformation.requiring(init, update, state_of(ZeroNansState))
+
+
+@factory
+def nan_to_num(nan: float = 0.0, posinf: float | None = None, neginf: float | None = None) -> GradientTransformation:
+    """Replace NaN and infinities in the updates.
+
+    Args:
+        nan: The replacement of NaN.
+        posinf: The replacement of positive infinity; by default the largest finite number of the dtype.
+        neginf: The replacement of negative infinity; by default the smallest finite number of the dtype.
+
+    Raises:
+        TypeError: If one of them is not a number.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.nan_to_num(nan=0.0, posinf=1.0)
+        >>> tx.update([torch.tensor([float('nan'), float('inf'), 2.0])], None)[0]
+        [tensor([0., 1., 2.])]
+    """
+    for name, value in (('nan', nan), ('posinf', posinf), ('neginf', neginf)):
+        if value is not None:
+            checks.scalar(f'{name} value', value)
+
+    return without_state(lambda updates, params: tree.map(lambda g: g.nan_to_num(nan, posinf, neginf), updates))

@@ -22,7 +22,7 @@ from torchopt.numerics import increment, zero_count
 from torchopt.preconditions import Precondition, params_for, required_by, state_of
 from torchopt.transform.wrappers.masking import MaskedState, masked, resolve_mask
 
-__all__ = ['WeightDecaySchedule', 'add_decayed_weights', 'check_decay']
+__all__ = ['WeightDecaySchedule', 'add_decayed_weights', 'add_params', 'check_decay']
 
 
 @tree.safe_to_load
@@ -73,29 +73,7 @@ def add_decayed_weights(weight_decay: Any = 0.0, mask: Any = None) -> GradientTr
     check_decay(weight_decay)
     if not checks.nonzero(weight_decay):
         return identity() if mask is None else masked(identity(), mask)
-    hypers = elementwise.Hyperparams(_rule, weight_decay=weight_decay)
-    requires = [params_for('weight decay')]
-    if checks.is_schedule(weight_decay):
-
-        def value(state: WeightDecaySchedule, params: Any = None) -> Any:
-            return checks.schedule_value(weight_decay(state.count), state.count)
-
-        def scheduled(state: Any) -> elementwise.ElementwiseStep:
-            rule = hypers.make(weight_decay=value(state))
-            return elementwise.ElementwiseStep(
-                rule, (), lambda: WeightDecaySchedule(increment(state.count)), reads_params=True
-            )
-
-        requires = [state_of(WeightDecaySchedule), *requires, Precondition(value)]
-        everywhere = ElementwiseTransformation(_first_count, scheduled, *requires, hypers=hypers)
-    else:
-
-        def constant(state: Any = None) -> elementwise.ElementwiseStep:
-            return elementwise.ElementwiseStep(hypers.rule(), (), EmptyState, reads_params=True)
-
-        # A tensor may change between steps, and requires a new graph in every step.
-        step = constant if isinstance(weight_decay, Tensor) else constant()
-        everywhere = ElementwiseTransformation(init_empty_state, step, *requires, hypers=hypers)
+    everywhere = add_params(weight_decay, 'weight decay')
     if mask is None:
         return everywhere
 
@@ -110,12 +88,41 @@ def add_decayed_weights(weight_decay: Any = 0.0, mask: Any = None) -> GradientTr
         state_of(MaskedState),
         params_for('weight decay'),
         required_by(everywhere, 'inner_state'),
-        hypers=hypers,
+        hypers=elementwise.Hyperparams(_rule, weight_decay=weight_decay),
     )
 
 
-def _first_count(params: Any) -> WeightDecaySchedule:
-    return WeightDecaySchedule(zero_count())
+def add_params(weight: Any, purpose: str) -> ElementwiseTransformation:
+    """Add a multiple of the parameters to the updates, or a schedule of multiples, for a purpose named in errors."""
+    hypers = elementwise.Hyperparams(_rule, weight_decay=weight)
+    if checks.is_schedule(weight):
+
+        def value(state: WeightDecaySchedule, params: Any = None) -> Any:
+            return checks.schedule_value(weight(state.count), state.count)
+
+        def scheduled(state: WeightDecaySchedule) -> elementwise.ElementwiseStep:
+            return elementwise.ElementwiseStep(
+                hypers.make(weight_decay=value(state)),
+                (),
+                lambda: WeightDecaySchedule(increment(state.count)),
+                reads_params=True,
+            )
+
+        return ElementwiseTransformation(
+            lambda params: WeightDecaySchedule(zero_count()),
+            scheduled,
+            state_of(WeightDecaySchedule),
+            params_for(purpose),
+            Precondition(value),
+            hypers=hypers,
+        )
+
+    def constant(state: Any = None) -> elementwise.ElementwiseStep:
+        return elementwise.ElementwiseStep(hypers.rule(), (), EmptyState, reads_params=True)
+
+    # A tensor may change between steps, and requires a new graph in every step.
+    step = constant if isinstance(weight, Tensor) else constant()
+    return ElementwiseTransformation(init_empty_state, step, params_for(purpose), hypers=hypers)
 
 
 def _rule(*, weight_decay: Any) -> partial[Any]:

@@ -11,8 +11,7 @@ from torch import Tensor
 from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformation, factory
 from torchopt.dtypes import DTypeLike, wide_dtype, widened
-from torchopt.elementwise.leaves import as_constants, leaf_norm
-from torchopt.elementwise.ranges import moment_dtype
+from torchopt.elementwise import as_constants, leaf_norm, ranges
 from torchopt.graphs import carries_graph
 from torchopt.numerics import abs_sq, as_scalar_like, positive_ratio, safe_sqrt
 from torchopt.preconditions import params_for, state_of
@@ -68,7 +67,7 @@ def scale_by_distance_over_gradients(
     checks.positive('reps_rel value', reps_rel)
     checks.at_least('epsilon value', eps)
     checks.number('global_scale value', global_scale)
-    kept = moment_dtype(param_dtype, 'param_dtype')
+    kept = ranges.moment_dtype(param_dtype, 'param_dtype')
 
     def init(params: Any) -> ScaleByDistanceOverGradientsState:
         elementwise.check_inexact(params, name='params')

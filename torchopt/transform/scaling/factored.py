@@ -64,8 +64,7 @@ def scale_by_factored_rms(
     Args:
         factored: Whether to factor second moments.
         decay_rate: The exponent :math:`c`.
-        step_offset: The step count at which the decay rate starts again, for fine-tuning from the state of a previous
-            run.
+        step_offset: The step count at which the decay rate starts again, for fine-tuning from an earlier state.
         min_dim_size_to_factor: Factor the leaves whose second largest dimension has at least this size.
         epsilon: :math:`\epsilon \ge 0`.
         decay_rate_fn: ``decay_rate_fn(step, decay_rate)`` returns :math:`\beta` for a step count, an int, or a 0-d
@@ -75,8 +74,7 @@ def scale_by_factored_rms(
         A transformation whose ``update`` requires ``params``.
 
     Raises:
-        ValueError: If an argument is out of its range; in ``update``, if the parameters are not given, or the count is
-            less than ``step_offset``.
+        ValueError: If an argument is out of its range; in ``update``, without parameters, or before ``step_offset``.
 
     Example:
         >>> import torch, torchopt

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformation, factory
-from torchopt.elementwise.leaves import as_constant
+from torchopt.elementwise import as_constant
 from torchopt.elementwise.moments import check_writable
 from torchopt.levels import runs_directly
 from torchopt.numerics import advance, zero_count
@@ -57,14 +57,12 @@ def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Gr
 
     where :math:`\gamma_k = \langle s_{k-1}, y_{k-1} \rangle / \lVert y_{k-1} \rVert^2`, and
     :math:`\gamma_0 = \min(1, 1 / \lVert g_0 \rVert)`, so that the length of the first step is at most 1; as in Optax,
-    :math:`\gamma_0` is a constant in derivatives.  The product :math:`H_k g_k` takes :math:`4 m` vector operations
-    without forming a matrix.
+    :math:`\gamma_0` is a constant in derivatives.  The product :math:`H_k g_k` takes :math:`4 m` vector operations.
 
     A pair without positive curvature, :math:`\langle y_j, s_j \rangle \le \epsilon \lVert y_j \rVert
     \lVert s_j \rVert` with the machine precision :math:`\epsilon`, would make :math:`H_k` indefinite.  It is replaced
     by zeros with the weight zero, and :math:`\gamma_k = 1`.  So :math:`H_k` is positive definite; if rounding prevents
-    this, the updates are :math:`\gamma_k g_k`.  Internal scaling avoids overflow and underflow for tiny and huge
-    parameters and gradients.
+    this, the updates are :math:`\gamma_k g_k`.  Internal scaling avoids overflow and underflow.
 
     The updates are :math:`H_k g_k`.  Negate them for a descent direction, and use a line search for the step size,
     like :func:`torchopt.lbfgs`.  For complex parameters, inner products are replaced by their real parts.
@@ -74,8 +72,7 @@ def scale_by_lbfgs(memory_size: int = 10, scale_init_precond: bool = True) -> Gr
         scale_init_precond: Whether to start from :math:`\gamma_k I`; otherwise from :math:`I`.
 
     Returns:
-        A transformation whose ``update`` requires ``params``.  A parameter without a gradient does not contribute to
-        the pair of that step.
+        A transformation whose ``update`` requires ``params``.  Parameters without gradients do not contribute.
 
     Raises:
         ValueError: If ``memory_size`` is less than 1; in ``update``, if the parameters are not given.
@@ -143,7 +140,7 @@ def _step(
     direction = inverse_hessian_product(g, memory, ring, gamma)
 
     count, _ = advance(state.count)
-    keep = _lay_into if inplace else _copy
+    keep = Tensor.copy_ if inplace else _copy
     for column, new in zip(columns, (map(keep, last_p, p), map(keep, last_g, g), memory.s, memory.y)):
         for i, x in zip(moved, new):
             column[i] = x
@@ -168,7 +165,3 @@ def _difference(p: Tensor, last_p: Tensor, g: Tensor, last_g: Tensor) -> tuple[T
 def _copy(old: Tensor, new: Tensor) -> Tensor:
     """A copy for the state, since the caller may change parameters and gradients in place."""
     return new.to(old.dtype, copy=True)
-
-
-def _lay_into(old: Tensor, new: Tensor) -> Tensor:
-    return old.copy_(new)

@@ -13,7 +13,6 @@ from torchopt import checks, elementwise, rules, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.dtypes import DTypeLike
 from torchopt.elementwise import ranges
-from torchopt.elementwise.ranges import moment_dtype
 from torchopt.numerics import increment, zero_count
 from torchopt.preconditions import state_of
 
@@ -70,7 +69,7 @@ def scale_by_lion(
         Chen et al., `Symbolic discovery of optimization algorithms <https://arxiv.org/abs/2302.06675>`_, NeurIPS 2023.
     """
     ranges.decay_rates(b1, b2)
-    dtype = moment_dtype(mu_dtype)
+    dtype = ranges.moment_dtype(mu_dtype)
     checks.number('smooth_beta value', smooth_beta)
     if mode not in ('hard', 'smooth', 'refined'):
         raise ValueError(f"Invalid mode value: {mode!r}; expected 'hard', 'smooth' or 'refined'.")

@@ -15,7 +15,7 @@ from torchopt.preconditions import state_of
 from torchopt.tree.counter_noise import make_key, normal_like, split_key
 from torchopt.tree.random import Key
 
-__all__ = ['AddNoiseState', 'add_noise']
+__all__ = ['AddNoiseState', 'add_noise', 'source_of_keys']
 
 
 @tree.safe_to_load
@@ -35,8 +35,7 @@ def add_noise(eta: Any, gamma: Any, key: Key | None = None, *, seed: Key | None 
         \sigma_t^2 = \eta / t^\gamma
 
     The noise depends only on the key in the state: the same state gives the same noise, on every device, under
-    ``torch.func.vmap`` and under compilation.  Global generators are not used.  A batch of different keys under
-    ``vmap`` gives independent noise.
+    ``torch.func.vmap`` and under compilation.  A batch of different keys under ``vmap`` gives independent noise.
 
     Args:
         eta: The initial variance :math:`\eta \ge 0`.
@@ -62,14 +61,7 @@ def add_noise(eta: Any, gamma: Any, key: Key | None = None, *, seed: Key | None 
     """
     checks.at_least('eta value', eta)
     checks.number('gamma value', gamma)
-    if seed is not None:
-        if key is not None:
-            raise ValueError(f'add_noise got both key={key!r} and seed={seed!r}, which mean the same. Pass key only.')
-        checks.deprecated('The argument seed of add_noise is deprecated; use key.')
-        key = seed
-    source = 0 if key is None else key
-    if not isinstance(source, torch.Generator):
-        make_key(source)
+    source = source_of_keys('add_noise', key, seed)
 
     def init(params: Any) -> AddNoiseState:
         return AddNoiseState(zero_count(), make_key(source))
@@ -87,3 +79,16 @@ def add_noise(eta: Any, gamma: Any, key: Key | None = None, *, seed: Key | None 
         return tree.map(add, updates, normal_like(now, updates)), AddNoiseState(count, following)
 
     return GradientTransformation.requiring(init, update, state_of(AddNoiseState))
+
+
+def source_of_keys(function: str, key: Key | None, seed: Key | None = None) -> Key:
+    """The seed or the generator from which ``init`` makes keys: ``key``, or ``seed``, its deprecated name, or 0."""
+    if seed is not None:
+        if key is not None:
+            raise ValueError(f'{function} got both key={key!r} and seed={seed!r}, which mean the same. Pass key only.')
+        checks.deprecated(f'The argument seed of {function} is deprecated; use key.')
+        key = seed
+    source = 0 if key is None else key
+    if not isinstance(source, torch.Generator):
+        make_key(source)  # raises if it is not a seed
+    return source

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Normalization of updates: by their global norm, by their means, and by sign."""
+"""Normalization of updates: by their global norm, and by their means."""
 
 from __future__ import annotations
 
@@ -7,17 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from torchopt import checks, elementwise, rules, tree
-from torchopt.base import (
-    ElementwiseTransformation,
-    EmptyState,
-    GradientTransformation,
-    factory,
-    init_empty_state,
-)
+from torchopt import checks, tree
+from torchopt.base import GradientTransformation, factory, without_state
 from torchopt.numerics import as_scalar_like, in_single
 
-__all__ = ['centralize', 'normalize_by_update_norm', 'scale_by_sign']
+__all__ = ['centralize', 'normalize_by_update_norm']
 
 
 @factory
@@ -40,12 +34,12 @@ def normalize_by_update_norm(scale_factor: Any = 1.0, eps: Any = 1e-6) -> Gradie
     checks.number('scale_factor value', scale_factor)
     checks.at_least('epsilon value', eps)
 
-    def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
+    def normalized(updates: Any, params: Any) -> Any:
         norm = tree.wide_norm(updates)
         norm = (norm + as_scalar_like(eps, norm)) / as_scalar_like(scale_factor, norm)
-        return tree.map(in_single(lambda g: g / as_scalar_like(norm, g)), updates), state
+        return tree.map(in_single(lambda g: g / as_scalar_like(norm, g)), updates)
 
-    return GradientTransformation(init_empty_state, update)
+    return without_state(normalized)
 
 
 @factory
@@ -69,29 +63,4 @@ def centralize() -> GradientTransformation:
     def subtract_mean(g: Tensor) -> Tensor:
         return g - g.mean(dim=tuple(range(1, g.dim())), keepdim=True) if g.dim() > 1 else g
 
-    def update(updates: Any, state: EmptyState, params: Any = None, *, inplace: bool = False) -> tuple[Any, EmptyState]:
-        return tree.map(subtract_mean, updates), state
-
-    return GradientTransformation(init_empty_state, update)
-
-
-@factory
-def scale_by_sign() -> GradientTransformation:
-    """Replace every update by its sign; for complex numbers, by :math:`x / |x|`.
-
-    Example:
-        >>> import torch, torchopt
-        >>> tx = torchopt.transform.scale_by_sign()
-        >>> tx.update([torch.tensor([-3.0, 0.0, 0.1])], tx.init(None))[0]
-        [tensor([-1.,  0.,  1.])]
-
-    References:
-        Bernstein et al., `signSGD: compressed optimisation for non-convex problems
-        <https://arxiv.org/abs/1802.04434>`_, ICML 2018.
-    """
-    step = elementwise.ElementwiseStep(_sign, (), EmptyState)
-    return ElementwiseTransformation(init_empty_state, lambda state: step)
-
-
-def _sign(g: Tensor) -> tuple[Tensor]:
-    return (rules.sign(g),)
+    return without_state(lambda updates, params: tree.map(subtract_mean, updates))

@@ -11,10 +11,10 @@ from torch import Tensor
 from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformation, factory
 from torchopt.dtypes import DTypeLike, wide_dtype, widened
-from torchopt.elementwise.leaves import as_constant
-from torchopt.elementwise.ranges import moment_dtype
+from torchopt.elementwise import as_constant, ranges
 from torchopt.numerics import abs_sq, advance, as_python_scalar, as_scalar_like, one_minus, safe_sqrt, zero_count
 from torchopt.preconditions import params_for, state_of
+from torchopt.scalars import where
 
 __all__ = ['ScaleByNovogradState', 'scale_by_novograd']
 
@@ -73,7 +73,7 @@ def scale_by_novograd(
         checks.unit_interval(name, value)
     for name, value in (('epsilon', eps), ('eps_root', eps_root), ('weight_decay', weight_decay)):
         checks.at_least(f'{name} value', value)
-    dtype = moment_dtype(mu_dtype)
+    dtype = ranges.moment_dtype(mu_dtype)
     decays = checks.nonzero(weight_decay)
 
     def init(params: Any) -> ScaleByNovogradState:
@@ -93,11 +93,11 @@ def scale_by_novograd(
             g = widened(g)
             square = abs_sq(g).sum()
             average = as_scalar_like(b2, v) * v + as_scalar_like(one_minus(b2), v) * square
-            v = _choose(first, square, average).to(v.dtype)
+            v = where(first, square, average).to(v.dtype)
             d = g / (safe_sqrt(v + as_scalar_like(eps_root, v)) + as_scalar_like(eps, v))
             if p:
                 d = d + as_scalar_like(weight_decay, g) * as_constant(p[0], g)
-            new = _choose(first, d, as_scalar_like(b1, g) * m + d).to(m.dtype)
+            new = where(first, d, as_scalar_like(b1, g) * m + d).to(m.dtype)
             return new, new, v
 
         reads = (params,) if decays else ()
@@ -105,9 +105,3 @@ def scale_by_novograd(
         return updates, ScaleByNovogradState(count, mu, nu)
 
     return GradientTransformation.requiring(init, update, *requires)
-
-
-def _choose(first: Any, x: Tensor, y: Tensor) -> Tensor:
-    if isinstance(first, Tensor):
-        return torch.where(first.to(x.device), x, y)
-    return x if first else y

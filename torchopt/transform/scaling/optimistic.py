@@ -13,6 +13,7 @@ from torchopt import checks, elementwise, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.numerics import as_python_scalar, as_scalar_like
 from torchopt.preconditions import state_of
+from torchopt.scalars import where
 
 __all__ = ['ScaleByOptimisticGradientState', 'scale_by_optimistic_gradient']
 
@@ -73,9 +74,6 @@ def scale_by_optimistic_gradient(alpha: Any = 1.0, beta: Any = 1.0) -> GradientT
 
 
 def _rule(g: Tensor, last: Tensor, *, first: Any, alpha: Any, beta: Any) -> tuple[Tensor, Tensor]:
-    if isinstance(first, Tensor):
-        last = torch.where(first.to(g.device), g, last)
-    elif first:
-        last = g
+    last = where(first, g, last)
     # A copy of the gradient, since the caller may change it in place.
     return g * as_scalar_like(alpha + beta, g) - last * as_scalar_like(beta, g), g.clone()

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, elementwise, rules, tree
-from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
+from torchopt.base import GradientTransformation, factory
 from torchopt.elementwise import ranges
-from torchopt.numerics import advance, as_python_scalar, zero_count
-from torchopt.preconditions import state_of
+from torchopt.numerics import as_python_scalar
+from torchopt.scalars import where
+from torchopt.transform.scaling.counted import counted, two_moments
 
 __all__ = ['ScaleByRadamState', 'scale_by_radam']
 
@@ -75,31 +76,16 @@ def scale_by_radam(
         <https://arxiv.org/abs/1908.03265>`_, 2019.
     """
     ranges.flag('moment_requires_grad', moment_requires_grad)
-    ranges.decay_rates(b1, b2)
-    ranges.at_least_zero('epsilon value', eps)
-    ranges.at_least_zero('eps_root value', eps_root)
+    ranges.adam(b1, b2, eps, eps_root)
     checks.number('threshold value', threshold)
 
-    def init(params: Any) -> ScaleByRadamState:
-        return ScaleByRadamState(
-            zero_count(),
-            elementwise.zero_moment(params, requires_grad=moment_requires_grad),
-            elementwise.zero_moment(params, real=True, requires_grad=moment_requires_grad),
-        )
-
-    hypers = elementwise.Hyperparams(
-        partial(_rule, threshold, nesterov, eps_after_correction), b1=b1, b2=b2, eps=eps, eps_root=eps_root
-    )
-
-    def prepare(state: ScaleByRadamState) -> elementwise.ElementwiseStep:
-        count, t = advance(state.count)
-        return elementwise.ElementwiseStep(hypers.rule(t), (state.mu, state.nu), partial(ScaleByRadamState, count))
-
-    return ElementwiseTransformation(init, prepare, state_of(ScaleByRadamState), hypers=hypers)
+    moments = partial(two_moments, requires_grad=moment_requires_grad)
+    hypers = elementwise.Hyperparams(_rule, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
+    return counted(ScaleByRadamState, moments, hypers, threshold, nesterov, eps_after_correction)
 
 
 def _rule(
-    threshold: float, nesterov: bool, late_eps: bool, t: Any, *, b1: Any, b2: Any, eps: Any, eps_root: Any
+    t: Any, threshold: float, nesterov: bool, late_eps: bool, *, b1: Any, b2: Any, eps: Any, eps_root: Any
 ) -> partial[Any]:
     c1, c2 = 1.0 - b1**t, 1.0 - b2**t
     rectified, r = _rectification(b2, t, threshold)
@@ -114,17 +100,10 @@ def _rule(
         mean=r * b1 / (1.0 - b1 ** (t + 1)) if nesterov else r / c1,
         gradient=r * (1.0 - b1) / c1 if nesterov else 0.0,
         # Without rectification, the divisor of the mean is 0 * root + 1.
-        slope=_choose(rectified, 1.0, 0.0),
-        offset=_choose(rectified, eps, 1.0),
+        slope=where(rectified, 1.0, 0.0),
+        offset=where(rectified, eps, 1.0),
         shift=c2 * eps_root if checks.nonzero(eps_root) else 0.0,
     )
-
-
-def _choose(condition: Any, yes: Any, no: float) -> Any:
-    """``yes`` if the condition, a bool or a 0-d tensor, holds, else ``no``."""
-    if isinstance(condition, bool):
-        return yes if condition else no
-    return torch.where(condition, torch.as_tensor(yes, dtype=torch.float64, device=condition.device), no)
 
 
 def _rectification(b2: Any, count: Any, threshold: float) -> tuple[Any, Any]:

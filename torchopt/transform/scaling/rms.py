@@ -11,8 +11,9 @@ from torch import Tensor
 from torchopt import checks, elementwise, rules, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 from torchopt.elementwise import ranges
-from torchopt.numerics import abs_sq, advance, as_scalar_like, safe_sqrt, zero_count
+from torchopt.numerics import abs_sq, as_scalar_like, safe_sqrt
 from torchopt.preconditions import state_of
+from torchopt.transform.scaling.counted import counted
 
 __all__ = [
     'ScaleByAdaDeltaState',
@@ -84,8 +85,8 @@ def scale_by_rms(
     ranges.at_least_zero('epsilon value', eps)
     checks.at_least('initial_scale value', initial_scale)
 
-    def moments(params: Any) -> dict[str, Any]:
-        return {'nu': elementwise.full_moment(params, initial_scale, real=True)}
+    def moments(params: Any) -> list[Any]:
+        return [elementwise.full_moment(params, initial_scale, real=True)]
 
     kinds = ScaleByRmsState, ScaleByRmsWithCountState
     return _divide(rules.rms, moments, kinds, bias_correction, eps_in_sqrt, alpha, eps)
@@ -98,31 +99,25 @@ def _divide(
 
     Args:
         function: The rule in :mod:`torchopt.rules`.
-        moments: A function from parameters to the initial moments, by their names in the state.
+        moments: A function from parameters to the initial moments.
         kinds: The classes of states without and with a count.
         corrected: Whether the moments are bias-corrected.
         eps_in_sqrt: Whether :math:`\epsilon` is inside the root.
         alpha: Decay rate of the moments.
         eps: :math:`\epsilon`.
     """
-    plain, counted = kinds
+    plain, with_count = kinds
     hypers = elementwise.Hyperparams(partial(_rule, function, eps_in_sqrt), alpha=alpha, eps=eps)
     if not corrected:
         rule = hypers.rule()
         return ElementwiseTransformation(
-            lambda params: plain(**moments(params)),
+            lambda params: plain(*moments(params)),
             lambda state: elementwise.ElementwiseStep(rule, tuple(state), plain),
             state_of(plain),
             hypers=hypers,
         )
 
-    def prepare(state: Any) -> elementwise.ElementwiseStep:
-        count, t = advance(state.count)
-        return elementwise.ElementwiseStep(hypers.rule(t), tuple(state[1:]), partial(counted, count))
-
-    return ElementwiseTransformation(
-        lambda params: counted(zero_count(), **moments(params)), prepare, state_of(counted), hypers=hypers
-    )
+    return counted(with_count, moments, hypers)
 
 
 def _rule(function: Any, eps_in_sqrt: bool, t: Any = None, *, alpha: Any, eps: Any) -> partial[Any]:
@@ -175,20 +170,10 @@ def scale_by_stddev(
 
     A variance that is negative due to rounding is replaced by zero.
 
-    Args:
-        alpha: Decay rate :math:`\alpha \ge 0` of both means.
-        eps: :math:`\epsilon \ge 0`, outside the root.
-        initial_scale: First value of :math:`v`.
-        eps_in_sqrt: Add :math:`\epsilon` inside the root instead, as Optax does by default.
-        bias_correction: Divide both means by :math:`1 - \alpha^t`, to correct the bias from zero initialization.
-            This rule has no native kernel and runs in plain torch.
+    The arguments and errors are those of :func:`scale_by_rms`; the bias correction divides both means.
 
     Returns:
-        A transformation with state :class:`ScaleByRStdDevState`, or :class:`ScaleByRStdDevWithCountState` with bias
-        correction.
-
-    Raises:
-        ValueError: If a hyper-parameter is out of its range.
+        A transformation with state :class:`ScaleByRStdDevState`, or :class:`ScaleByRStdDevWithCountState`.
 
     Example:
         >>> import torch, torchopt
@@ -203,8 +188,8 @@ def scale_by_stddev(
     ranges.at_least_zero('epsilon value', eps)
     checks.at_least('initial_scale value', initial_scale)
 
-    def moments(params: Any) -> dict[str, Any]:
-        return {'mu': elementwise.zero_moment(params), 'nu': elementwise.full_moment(params, initial_scale, real=True)}
+    def moments(params: Any) -> list[Any]:
+        return [elementwise.zero_moment(params), elementwise.full_moment(params, initial_scale, real=True)]
 
     kinds = ScaleByRStdDevState, ScaleByRStdDevWithCountState
     return _divide(rules.stddev, moments, kinds, bias_correction, eps_in_sqrt, alpha, eps)

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from torchopt import elementwise, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
-from torchopt.elementwise import ranges
-from torchopt.elementwise.real_params import require_real
+from torchopt.elementwise import ranges, require_real
 from torchopt.numerics import as_scalar_like
 from torchopt.preconditions import state_of
 
@@ -29,11 +28,7 @@ class ScaleByRpropState(NamedTuple):
 
 @factory
 def scale_by_rprop(
-    learning_rate: Any,
-    eta_minus: Any = 0.5,
-    eta_plus: Any = 1.2,
-    min_step_size: Any = 1e-6,
-    max_step_size: Any = 50.0,
+    learning_rate: Any, eta_minus: Any = 0.5, eta_plus: Any = 1.2, min_step_size: Any = 1e-6, max_step_size: Any = 50.0
 ) -> GradientTransformation:
     r"""Rescale updates with the rule of resilient backpropagation.
 

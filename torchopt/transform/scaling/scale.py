@@ -9,13 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from torchopt import checks, elementwise, rules, tree
-from torchopt.base import (
-    ElementwiseTransformation,
-    EmptyState,
-    GradientTransformation,
-    factory,
-    init_empty_state,
-)
+from torchopt.base import ElementwiseTransformation, EmptyState, GradientTransformation, factory, init_empty_state
 from torchopt.elementwise import ranges
 from torchopt.numerics import as_python_scalar, increment, zero_count
 from torchopt.preconditions import Precondition, state_of
@@ -36,13 +30,12 @@ def _constant(sign: int, name: str, value: Any) -> GradientTransformation:
             init_empty_state, elementwise.ElementwiseStep(_rule(sign, value), (), EmptyState)
         )
     hypers = elementwise.Hyperparams(lambda **named: _rule(sign, named[name]), **{name: value})
-    if not isinstance(value, Tensor):
-        step = elementwise.ElementwiseStep(hypers.rule(), (), EmptyState)
-        return ElementwiseTransformation(init_empty_state, step, hypers=hypers)
+
+    def step(state: Any = None) -> elementwise.ElementwiseStep:
+        return elementwise.ElementwiseStep(hypers.rule(), (), EmptyState)
+
     # A tensor may be learned, and requires a new graph in every step.
-    return ElementwiseTransformation(
-        init_empty_state, lambda state: elementwise.ElementwiseStep(hypers.rule(), (), EmptyState), hypers=hypers
-    )
+    return ElementwiseTransformation(init_empty_state, step if isinstance(value, Tensor) else step(), hypers=hypers)
 
 
 @factory
@@ -85,8 +78,7 @@ def scale_by_schedule(step_size_fn: Any) -> GradientTransformation:
 
     Raises:
         TypeError: If ``step_size_fn`` is not a function.
-        ValueError: In ``update``, if the schedule returns NaN, infinity or more than one number; nothing is changed
-            then.
+        ValueError: In ``update``, if the schedule returns NaN, infinity or several numbers, before any change.
 
     Example:
         >>> import torch, torchopt

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformation, factory
-from torchopt.elementwise.real_params import require_real
+from torchopt.elementwise import require_real
 from torchopt.numerics import as_scalar_like, one_minus
 from torchopt.preconditions import state_of
 
@@ -92,11 +92,7 @@ def scale_by_sm3(b1: Any = 0.9, b2: Any = 1.0, eps: Any = 1e-8) -> GradientTrans
 
 def _along(a: Tensor, d: int, dims: int) -> Tensor:
     """Reshape a vector to ``dims`` dimensions, along dimension ``d``."""
-    return a.reshape([-1 if i == d else 1 for i in range(dims)]) if a.numel() else a.reshape(_empty(d, dims))
-
-
-def _empty(d: int, dims: int) -> list[int]:
-    return [0 if i == d else 1 for i in range(dims)]
+    return a.reshape([len(a) if i == d else 1 for i in range(dims)])
 
 
 def _largest(v: Tensor, d: int) -> Tensor:

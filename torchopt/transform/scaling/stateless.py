@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stateless transformations made from functions, and the transformation that sets all updates to zero."""
+"""Stateless transformations: from functions, and those that replace updates by zeros or by signs."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchopt import checks, elementwise, tree
+from torchopt import checks, elementwise, rules, tree
 from torchopt.base import ElementwiseTransformation, EmptyState, GradientTransformation, factory, init_empty_state
 
-__all__ = ['set_to_zero', 'stateless', 'stateless_with_tree_map']
+__all__ = ['scale_by_sign', 'set_to_zero', 'stateless', 'stateless_with_tree_map']
 
 
 @factory
@@ -27,12 +27,32 @@ def set_to_zero() -> GradientTransformation:
         >>> tx.update([torch.tensor([2.0, float('nan')])], tx.init([torch.zeros(2)]))[0]
         [tensor([0., 0.])]
     """
-    step = elementwise.ElementwiseStep(_zero, (), EmptyState)
-    return ElementwiseTransformation(init_empty_state, lambda state: step)
+    return ElementwiseTransformation(init_empty_state, elementwise.ElementwiseStep(_zero, (), EmptyState))
 
 
 def _zero(g: Tensor) -> tuple[Tensor]:
     return (torch.zeros_like(g),)
+
+
+@factory
+def scale_by_sign() -> GradientTransformation:
+    """Replace every update by its sign; for complex numbers, by :math:`x / |x|`.
+
+    Example:
+        >>> import torch, torchopt
+        >>> tx = torchopt.transform.scale_by_sign()
+        >>> tx.update([torch.tensor([-3.0, 0.0, 0.1])], tx.init(None))[0]
+        [tensor([-1.,  0.,  1.])]
+
+    References:
+        Bernstein et al., `signSGD: compressed optimisation for non-convex problems
+        <https://arxiv.org/abs/1802.04434>`_, ICML 2018.
+    """
+    return ElementwiseTransformation(init_empty_state, elementwise.ElementwiseStep(_sign, (), EmptyState))
+
+
+def _sign(g: Tensor) -> tuple[Tensor]:
+    return (rules.sign(g),)
 
 
 @factory

@@ -13,9 +13,9 @@ from torchopt import checks, elementwise, rules, tree
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory, identity
 from torchopt.dtypes import DTypeLike
 from torchopt.elementwise import ranges
-from torchopt.elementwise.ranges import moment_dtype
 from torchopt.numerics import as_python_scalar, increment, zero_count
 from torchopt.preconditions import state_of
+from torchopt.scalars import where
 
 __all__ = ['DampedTraceState', 'TraceState', 'decaying_sum', 'trace']
 
@@ -80,7 +80,7 @@ def trace(
     ranges.at_least_zero('momentum value', momentum)
     elementwise.check_each(checks.number, 'dampening value', dampening)
     ranges.flag('moment_requires_grad', moment_requires_grad)
-    dtype = moment_dtype(accumulator_dtype, 'accumulator_dtype')
+    dtype = ranges.moment_dtype(accumulator_dtype, 'accumulator_dtype')
     if nesterov and (not checks.nonzero(momentum) or checks.nonzero(dampening)):
         raise ValueError(
             f'Nesterov momentum requires a momentum and zero dampening: momentum={momentum}, dampening={dampening}. '
@@ -134,7 +134,4 @@ def _damping(dampening: Any, count: Any) -> Any:
     if not isinstance(count, Tensor):
         return 1.0  # without dampening, the state has no count
     t = as_python_scalar(count)
-    if t is not None:
-        return 1.0 if t == 0 else 1.0 - dampening
-    rest = torch.as_tensor(1.0 - dampening, dtype=torch.float64, device=count.device)
-    return torch.where(count == 0, torch.ones_like(rest), rest)
+    return where(count == 0 if t is None else t == 0, 1.0, 1.0 - dampening)

@@ -7,22 +7,17 @@ from functools import partial
 from typing import Any
 
 from torchopt import checks, elementwise, rules
-from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
+from torchopt.base import GradientTransformation, factory
 from torchopt.elementwise import ranges
-from torchopt.numerics import advance, zero_count
-from torchopt.preconditions import state_of
 from torchopt.transform.scaling.adam import ScaleByAdamState
+from torchopt.transform.scaling.counted import counted
 
 __all__ = ['scale_by_yogi']
 
 
 @factory
 def scale_by_yogi(
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-3,
-    eps_root: Any = 0.0,
-    initial_accumulator_value: float = 1e-6,
+    b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-3, eps_root: Any = 0.0, initial_accumulator_value: float = 1e-6
 ) -> GradientTransformation:
     r"""Rescale updates with the rule of Yogi.
 
@@ -61,27 +56,14 @@ def scale_by_yogi(
         Zaheer et al., `Adaptive methods for nonconvex optimization
         <https://papers.nips.cc/paper/8186-adaptive-methods-for-nonconvex-optimization>`_, NeurIPS 2018.
     """
-    ranges.decay_rates(b1, b2)
-    ranges.at_least_zero('epsilon value', eps)
-    ranges.at_least_zero('eps_root value', eps_root)
+    ranges.adam(b1, b2, eps, eps_root)
     checks.at_least('initial_accumulator_value value', initial_accumulator_value)
 
-    def init(params: Any) -> ScaleByAdamState:
-        return ScaleByAdamState(
-            zero_count(),
-            elementwise.full_moment(params, initial_accumulator_value),
-            elementwise.full_moment(params, initial_accumulator_value, real=True),
-        )
+    def moments(params: Any) -> list[Any]:
+        return [elementwise.full_moment(params, initial_accumulator_value, real=real) for real in (False, True)]
 
     hypers = elementwise.Hyperparams(_rule, b1=b1, b2=b2, eps=eps, eps_root=eps_root)
-
-    def prepare(state: ScaleByAdamState) -> elementwise.ElementwiseStep:
-        count, t = advance(state.count)
-        return elementwise.ElementwiseStep(
-            hypers.rule(t), (state.mu, state.nu), lambda mu, nu: ScaleByAdamState(count, mu, nu)
-        )
-
-    return ElementwiseTransformation(init, prepare, state_of(ScaleByAdamState), hypers=hypers)
+    return counted(ScaleByAdamState, moments, hypers)
 
 
 def _rule(t: Any, *, b1: Any, b2: Any, eps: Any, eps_root: Any) -> partial[Any]:

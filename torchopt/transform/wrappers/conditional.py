@@ -8,12 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from torchopt import checks, tree
-from torchopt.base import (
-    GradientTransformationExtraArgs,
-    TransformationLike,
-    factory,
-    with_extra_args_support,
-)
+from torchopt.base import GradientTransformationExtraArgs, TransformationLike, factory, with_extra_args_support
 from torchopt.graphs import zeros_of
 from torchopt.kinds import kind_of
 from torchopt.loop.selection import branch
@@ -107,16 +102,10 @@ def conditionally_mask(
 ) -> GradientTransformationExtraArgs:
     """Apply a transformation in steps in which a condition holds; in all other steps updates are zero.
 
-    Args:
-        inner: The transformation.  Its state does not change in steps in which the condition does not hold.
-        should_transform_fn: The condition, ``condition(step)`` with the step count, a 0-d int64 tensor.
-        forward_extra_args: Whether to pass the extra arguments of ``update`` to the condition, too.
+    The arguments and errors are those of :func:`conditionally_transform`.
 
     Returns:
         A transformation with state :class:`ConditionallyMaskState`.
-
-    Raises:
-        TypeError: If ``inner`` is not a transformation, or the condition is not callable.
 
     Example:
         >>> import torch, torchopt

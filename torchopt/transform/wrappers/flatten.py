@@ -7,12 +7,7 @@ from typing import Any
 
 from torchopt import elementwise, tree
 from torchopt.autodiff.objective import is_plain_step
-from torchopt.base import (
-    GradientTransformationExtraArgs,
-    TransformationLike,
-    factory,
-    with_extra_args_support,
-)
+from torchopt.base import GradientTransformationExtraArgs, TransformationLike, factory, with_extra_args_support
 from torchopt.graphs import detach_graph
 from torchopt.preconditions import required_by_all
 
@@ -24,8 +19,7 @@ def flatten(inner: TransformationLike) -> GradientTransformationExtraArgs:
     """Apply a transformation to all leaves as one vector.
 
     For a transformation without a native kernel, this replaces many small operations by a few large ones.  Norms of
-    leaves become norms over all parameters.  The vector has the promoted dtype of all leaves; updates keep their
-    dtypes.
+    leaves become norms over all parameters.  The vector has the promoted dtype; updates keep theirs.
 
     Args:
         inner: The transformation.

@@ -40,8 +40,7 @@ def selective_transform(optimizer: TransformationLike, *, freeze_mask: Any) -> G
 
     Args:
         optimizer: The optimizer.
-        freeze_mask: True for parameters to freeze: a bool, or a tree of bools with the structure of the parameters or a
-            prefix of it.
+        freeze_mask: True for parameters to freeze: a bool, or a tree of bools like the parameters or a prefix of them.
 
     Example:
         >>> import torch, torchopt

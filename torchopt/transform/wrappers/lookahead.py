@@ -8,13 +8,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from torchopt import checks, tree
-from torchopt.base import (
-    GradientTransformationExtraArgs,
-    TransformationLike,
-    factory,
-    with_extra_args_support,
-)
-from torchopt.elementwise.leaves import as_constant
+from torchopt.base import GradientTransformationExtraArgs, TransformationLike, factory, with_extra_args_support
+from torchopt.elementwise import as_constant
 from torchopt.graphs import carries_no_graph
 from torchopt.kinds import kind_of
 from torchopt.levels import has_tangent

@@ -4,16 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 from torchopt import tree
-from torchopt.base import (
-    GradientTransformationExtraArgs,
-    TransformationLike,
-    factory,
-    with_extra_args_support,
-)
+from torchopt.base import GradientTransformationExtraArgs, TransformationLike, factory, with_extra_args_support
 from torchopt.kinds import kind_of
 from torchopt.preconditions import Precondition, required_by, required_by_all, state_of
 
@@ -43,8 +37,7 @@ def masked(
         mask: A tree of booleans with the structure of the parameters or a prefix of it (one boolean then applies
             to the whole subtree), or a function that returns such a tree for the parameters (for the updates
             if ``update`` is called without parameters).  None applies it to all leaves.
-        mask_compatible_extra_args: Whether to mask extra arguments of ``update`` that have the structure of the
-            updates.
+        mask_compatible_extra_args: Whether to mask extra arguments of ``update`` that are trees like the updates.
 
     Returns:
         A transformation with state :class:`MaskedState`.
@@ -62,25 +55,19 @@ def masked(
     """
     wide = with_extra_args_support(inner)
 
-    resolve = partial(resolve_mask, mask)
-
     def init(params: Any) -> MaskedState:
-        return MaskedState(wide.init(_hide(params, resolve(params), 'params')))
+        return MaskedState(wide.init(_hide(params, resolve_mask(mask, params), 'params')))
 
     def update(
         updates: Any, state: MaskedState, params: Any = None, *, inplace: bool = False, **extra: Any
     ) -> tuple[Any, MaskedState]:
-        shown = resolve(updates if params is None else params)
+        shown = resolve_mask(mask, updates if params is None else params)
         hidden_params = None if params is None else _hide(params, shown, 'params')
         if mask_compatible_extra_args:
             like = tree.structure(updates)
             extra = {name: _hide(x, shown, name) if tree.structure(x) == like else x for name, x in extra.items()}
         new, inner_state = wide.update(
-            _hide(updates, shown, 'updates'),
-            state.inner_state,
-            hidden_params,
-            inplace=inplace,
-            **extra,
+            _hide(updates, shown, 'updates'), state.inner_state, hidden_params, inplace=inplace, **extra
         )
         return _restore(updates, new, shown), MaskedState(inner_state)
 
@@ -96,18 +83,15 @@ def resolve_mask(mask: Any, params: Any) -> Any:
         TypeError: If a leaf is not a boolean; the message names its path.
     """
     made = tree.made_for(params, mask)
-    return _check_mask(True if made is None else made)
-
-
-def _check_mask(mask: Any) -> Any:
-    for i, m in enumerate(tree.flatten(mask)[0]):
+    made = True if made is None else made
+    for i, m in enumerate(tree.flatten(made)[0]):
         if not isinstance(m, (bool, type(None))) and not _is_boolean_scalar(m):
-            path = tree.flatten_with_path(mask)[i][0]
+            path = tree.flatten_with_path(made)[i][0]
             raise TypeError(
                 f'mask{path} is {m!r} of type {type(m).__name__}; expected True or False. '
                 f'Pass a tree of booleans, or a function that makes one.'
             )
-    return mask
+    return made
 
 
 def _is_boolean_scalar(m: Any) -> bool:
@@ -140,10 +124,7 @@ class PartitionState(NamedTuple):
 
 @factory
 def partition(
-    transforms: Mapping[Any, TransformationLike],
-    param_labels: Any,
-    *,
-    mask_compatible_extra_args: bool = False,
+    transforms: Mapping[Any, TransformationLike], param_labels: Any, *, mask_compatible_extra_args: bool = False
 ) -> GradientTransformationExtraArgs:
     """Apply to every leaf the transformation of its label.
 
@@ -163,8 +144,7 @@ def partition(
     Example:
         >>> import torch, torchopt
         >>> tx = torchopt.transform.partition(
-        ...     {'fast': torchopt.sgd(1.0), 'frozen': torchopt.transform.scale(0.0)},
-        ...     {'head': 'fast', 'body': 'frozen'},
+        ...     {'fast': torchopt.sgd(1.0), 'frozen': torchopt.transform.scale(0.0)}, {'head': 'fast', 'body': 'frozen'}
         ... )
         >>> g = {'head': torch.tensor(2.0), 'body': [torch.tensor(2.0)]}
         >>> tx.update(g, tx.init(g))[0]
@@ -203,12 +183,7 @@ def partition(
             )
 
     def update(
-        updates: Any,
-        state: PartitionState,
-        params: Any = None,
-        *,
-        inplace: bool = False,
-        **extra: Any,
+        updates: Any, state: PartitionState, params: Any = None, *, inplace: bool = False, **extra: Any
     ) -> tuple[Any, PartitionState]:
         new_states = {}
         for label, tx in parts(updates if params is None else params).items():

@@ -126,10 +126,7 @@ def monitor(measures: dict[str, Any]) -> GradientTransformationExtraArgs:
 
 @factory
 def measure_with_ema(
-    measure: Callable[[Any], Any],
-    decay: Any,
-    debias: bool = True,
-    accumulator_dtype: DTypeLike | None = None,
+    measure: Callable[[Any], Any], decay: Any, debias: bool = True, accumulator_dtype: DTypeLike | None = None
 ) -> GradientTransformationExtraArgs:
     """A measure for :func:`monitor`: the moving average of another measure.
 
@@ -151,8 +148,12 @@ def measure_with_ema(
         >>> measured
         tensor(3.)
     """
-    average = ema(decay, debias, accumulator_dtype)
-    return ChainedGradientTransformation(
-        stateless(partial(_measure, measure)),
-        average._replace(init=lambda params: average.init(measure(params))),
-    )
+    average = _average_of(measure, decay, debias, accumulator_dtype)
+    return ChainedGradientTransformation(stateless(partial(_measure, measure)), average)
+
+
+@factory
+def _average_of(measure: Callable[[Any], Any], *call: Any) -> GradientTransformation:
+    """The moving average of measurements; its state begins with the measurement of the parameters."""
+    average = ema(*call)
+    return average._replace(init=lambda params: average.init(measure(params)))

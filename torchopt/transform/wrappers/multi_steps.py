@@ -17,7 +17,7 @@ from torchopt.base import (
     with_extra_args_support,
 )
 from torchopt.dtypes import DTypeLike, widened
-from torchopt.elementwise.ranges import moment_dtype
+from torchopt.elementwise import ranges
 from torchopt.graphs import zeros_of
 from torchopt.kinds import kind_of
 from torchopt.loop.selection import branch
@@ -107,8 +107,7 @@ class MultiSteps:
     r"""Accumulate gradients over :math:`k` small steps for each step of an optimizer.
 
     The gradients are averaged, :math:`a_{n+1} = a_n + (g_n - a_n) / (n + 1)`, or summed.  In every :math:`k`-th small
-    step, the full step, the optimizer receives the mean.  In all other steps, updates are zero and the state of the
-    optimizer does not change.
+    step, the full step, the optimizer receives the mean.  In all other steps, updates are zero and its state stays.
 
     If a small step has no gradient (``None``) for a parameter, nothing is added for it.  In the :math:`k`-th small
     step, the parameter is omitted from the full step, and its accumulated gradient is kept for the next one.
@@ -149,7 +148,7 @@ class MultiSteps:
         self._opt = with_extra_args_support(opt)
         if not checks.is_schedule(every_k_schedule):
             checks.at_least('every_k_schedule value', every_k_schedule, 1)
-        self._dtype = moment_dtype(accumulator_dtype, 'accumulator_dtype')
+        self._dtype = ranges.moment_dtype(accumulator_dtype, 'accumulator_dtype')
         self._call = opt, every_k_schedule, use_grad_mean, should_skip_update_fn, accumulator_dtype
 
     def __reduce__(self) -> tuple[Any, ...]:
