@@ -264,17 +264,25 @@ def _with_inductor(
     return program
 
 
+def _call(fun: Callable[..., Any], *args: Any) -> Any:
+    return fun(*args)
+
+
+def _call_with_views(fun: Callable[..., Any], *args: Any) -> Any:
+    """Return results of the graph only.
+
+    ``torch.compile`` reads an attribute of an argument that is returned, such as ``x.T``, outside of the graph.
+    """
+    return tree.map(lambda y: y.view_as(y) if isinstance(y, Tensor) else y, fun(*args))
+
+
 @functools.lru_cache(maxsize=1024)
-def _caller(code: types.CodeType | None, frontend: Any) -> Callable[..., Any]:
-    """A compiled function that calls another one, which has this code.
+def _caller(code: types.CodeType | None, frontend: Any, call: types.FunctionType) -> Callable[..., Any]:
+    """A compiled copy of :func:`_call` or of :func:`_call_with_views`, for a function that has this code.
 
     A call of ``torch.compile`` takes as long as a step of a small network.  ``torch.compile`` limits the number of
     captures for one piece of code, so each function has a caller with a piece of code of its own.
     """
-
-    def call(fun: Callable[..., Any], *args: Any) -> Any:
-        return fun(*args)
-
     own = call.__code__.replace(co_name=code.co_name if code else 'call')
     return torch.compile(types.FunctionType(own, globals()), backend=frontend, fullgraph=True, dynamic=False)
 
@@ -288,10 +296,14 @@ def _capture(fun: Callable[..., Any], args: Any, leaves: Sequence[Any], spec: An
         inside = [_stand_in(x, original) for x in leaves]
         if in_transform():
             fun = Remembered(fun).replaced(lambda x: _without_transforms(x, original))
-        captured = functools.partial(_caller(getattr(fun, '__code__', None), frontend), fun)
-        seen = _Capture()
-        result = seen.run(captured, tree.unflatten(spec, inside))
-        found, result_spec = tree.flatten(result)
+        for call in (_call, _call_with_views):
+            captured = functools.partial(_caller(getattr(fun, '__code__', None), frontend, call), fun)
+            seen = _Capture()
+            result = seen.run(captured, tree.unflatten(spec, inside))
+            found, result_spec = tree.flatten(result)
+            known = {*original, *map(id, seen.used), *(id(reference()) for reference in seen.made)}
+            if known.issuperset(map(id, filter(is_tensor, found))):
+                break
         first = len(tree.leaves(result[0])) if isinstance(result, tuple) and result else 0
         del result
         tensors = list(filter(is_tensor, inside))
