@@ -184,6 +184,7 @@ class _Capture:
 
     def __init__(self) -> None:
         self.graph: _Graph | None = None
+        self.custom: str | None = None
         self.used: list[Tensor] = []
         self.made: list[weakref.ref[Tensor]] = []
 
@@ -191,7 +192,7 @@ class _Capture:
         """Call the function, outside of all transforms; its result has placeholders instead of tensors."""
         token = _CAPTURE.set(self)
         try:
-            with temporarily_clear_interpreter_stack(), torch.enable_grad():
+            with temporarily_clear_interpreter_stack(), torch.enable_grad(), _custom_functions_noted(self):
                 return captured(*args)
         except Exception as error:
             if not type(error).__module__.startswith('torch._dynamo'):
@@ -204,6 +205,24 @@ class _Capture:
             _CAPTURE.reset(token)
 
 
+@contextlib.contextmanager
+def _custom_functions_noted(capture: _Capture) -> Iterator[None]:
+    """Note the name of a ``torch.autograd.Function`` that ``torch.compile`` meets, whose backward pass it may ignore."""
+    from torch._dynamo.variables.misc import AutogradFunctionVariable  # takes long to import
+
+    original = AutogradFunctionVariable.call_apply
+
+    def call_apply(self: Any, *args: Any, **kwargs: Any) -> Any:
+        capture.custom = self.fn_cls.__name__
+        return original(self, *args, **kwargs)
+
+    AutogradFunctionVariable.call_apply = call_apply  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        AutogradFunctionVariable.call_apply = original  # type: ignore[method-assign]
+
+
 _CAPTURE: contextvars.ContextVar[_Capture] = contextvars.ContextVar('_CAPTURE')
 
 
@@ -211,6 +230,7 @@ class _Graph:
     """A graph that ``torch.compile`` has captured; a call records its arguments.
 
     Attributes:
+        custom: The name of a ``torch.autograd.Function`` that the function calls.
         is_stable: Whether a second run of the same function is known to have the same graph.
     """
 
@@ -218,6 +238,7 @@ class _Graph:
         self.graph, self.compiler = graph, compiler
         self.values = [y.meta['example_value'] for y in graph.graph.find_nodes(op='output')[0].args[0]]
         self.functions: dict[Any, StagedFunction] = {}
+        self.custom = _CAPTURE.get().custom
         self.is_stable = False
 
     def __call__(self, *args: Tensor) -> list[Tensor]:
@@ -328,6 +349,11 @@ def _capture(fun: Callable[..., Any], args: Any, leaves: Sequence[Any], spec: An
             raise RuntimeError(
                 'compile: the function stores a tensor in an object from outside, such as a list. Return it as a part '
                 'of the output.'
+            )
+        if seen.graph is not None and seen.graph.custom is not None:
+            raise RuntimeError(
+                f'compile: the function calls {seen.graph.custom}, a torch.autograd.Function. torch.compile ignores its '
+                f'backward pass in some derivatives. Run the function without compile.'
             )
         if seen.graph is not None and not seen.graph.is_stable:
             again = _Capture()
