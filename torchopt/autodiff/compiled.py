@@ -207,7 +207,7 @@ class _Capture:
 
 @contextlib.contextmanager
 def _custom_functions_noted(capture: _Capture) -> Iterator[None]:
-    """Note the name of a ``torch.autograd.Function`` that ``torch.compile`` meets, whose backward pass it may ignore."""
+    """Note the name of a ``torch.autograd.Function``, since ``torch.compile`` may ignore its backward pass."""
     from torch._dynamo.variables.misc import AutogradFunctionVariable  # takes long to import
 
     original = AutogradFunctionVariable.call_apply
@@ -352,8 +352,8 @@ def _capture(fun: Callable[..., Any], args: Any, leaves: Sequence[Any], spec: An
             )
         if seen.graph is not None and seen.graph.custom is not None:
             raise RuntimeError(
-                f'compile: the function calls {seen.graph.custom}, a torch.autograd.Function. torch.compile ignores its '
-                f'backward pass in some derivatives. Run the function without compile.'
+                f'compile: the function calls {seen.graph.custom}, a torch.autograd.Function, whose backward pass '
+                f'torch.compile ignores in some derivatives. Run the function without compile.'
             )
         if seen.graph is not None and not seen.graph.is_stable:
             again = _Capture()
