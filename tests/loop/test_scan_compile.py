@@ -112,6 +112,22 @@ def test_a_carry_from_outside_of_the_transform() -> None:
     assert_trees_close(found, expected, TOLERANCE)
 
 
+def with_constants(w: Tensor, init: Tensor, xs: Tensor, **options: Any) -> Tensor:
+    def f(h: Any, x: Any) -> Any:
+        h = w[torch.tensor([0, 2])].sum(0) * h + x.sin()
+        return h, h * torch.tensor([1.0, 2.0, 3.0], dtype=DOUBLE)
+
+    h, ys = scan(f, init, xs, **options)
+    return h.sum() + (ys * ys).sum()
+
+
+@pytest.mark.parametrize('name', ['two orders', 'forward mode over a gradient', 'jvp of vmap'])
+def test_constants_of_recomputed_steps(name: str) -> None:
+    transform = TRANSFORMS[name]
+    found = transform(lambda *a: with_constants(*a, compile='graph', checkpoint=2))(W, INIT, XS)
+    assert_trees_close(found, transform(with_constants)(W, INIT, XS), TOLERANCE)
+
+
 @pytest.mark.parametrize('options', [{'reverse': True}, {'checkpoint': 2}, {'truncate': 2}], ids=str)
 def test_other_options(options: dict[str, Any]) -> None:
     found = gradients(lambda *a: recurrent(*a, compile='eager', **options))(W, INIT, XS)
