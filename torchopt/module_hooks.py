@@ -31,7 +31,8 @@ def hooked(hook: Callable[[nn.Module, Any], None]) -> Iterator[None]:
 @contextlib.contextmanager
 def unhooked() -> Iterator[None]:
     """Without these hooks, which ``torch.compile`` would capture, and whose changes make it capture again."""
-    hidden = {handle.id: _global_forward_pre_hooks.pop(handle.id) for handle in _HANDLES}
+    ids = [handle.id for handle in _HANDLES if handle.id in _global_forward_pre_hooks]  # others are hidden already
+    hidden = {i: _global_forward_pre_hooks.pop(i) for i in ids}
     try:
         yield
     finally:

@@ -107,6 +107,21 @@ def test_a_function_may_close_over_its_argument(kind: str, transform: Any) -> No
     assert_trees_close(transform(recomputed)(x), transform(plain)(x), 1e-12)
 
 
+def test_results_without_a_derivative_require_no_grad() -> None:
+    w = torch.ones(2, dtype=DOUBLE, requires_grad=True)
+
+    def f(x: torch.Tensor, y: torch.Tensor) -> Any:
+        with torch.no_grad():
+            norm = (w * x).norm()
+        return w * x / norm, norm, y, x.detach(), y * w, y > 0
+
+    arguments = torch.arange(1.0, 3, dtype=DOUBLE).requires_grad_(), torch.ones(2, dtype=DOUBLE)
+    found, expected = torchopt.checkpoint(f)(*arguments), f(*arguments)
+    assert [x.requires_grad for x in found] == [x.requires_grad for x in expected]
+    gradients = [torch.autograd.grad(y[0].sum() + y[4].sum(), (w, arguments[0])) for y in (found, expected)]
+    assert_trees_close(*gradients, 1e-12)
+
+
 def test_results_may_be_arguments() -> None:
     x = leaf(2)
     first, twice, third = torchopt.checkpoint(lambda x: (x, 2 * x, x))(x)

@@ -252,3 +252,32 @@ def test_bad_options() -> None:
         torchopt.grad(lambda x: x * 2, checkpoint='reverse')(tensor(3))
     with pytest.raises(TypeError, match='Invalid fun: an int; expected a function'):
         torchopt.checkpoint(3)  # type: ignore[arg-type]
+
+
+DETERMINANTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    'det': torch.linalg.det,
+    'slogdet': lambda m: torch.linalg.slogdet(m)[1],
+    'logdet': torch.logdet,
+    'solve': lambda m: torch.linalg.solve(m, m[0].sin()).sum(),
+    'solve_ex': lambda m: torch.linalg.solve_ex(m.cos(), m)[0].sum(),
+    'logdet under vmap': lambda m: torch.vmap(torch.logdet)(torch.stack([m, m.T @ m])).sum(),
+}
+
+
+@pytest.mark.parametrize('mode', ['reverse', 'mixed'])
+@pytest.mark.parametrize('name', DETERMINANTS)
+def test_backward_passes_that_use_factors_of_a_matrix(name: str, mode: str) -> None:
+    def f(x: torch.Tensor) -> torch.Tensor:
+        return DETERMINANTS[name](4 * torch.eye(3, dtype=DOUBLE) + x.view(3, 3))
+
+    x, v = torch.arange(9, dtype=DOUBLE).sin(), torch.arange(9, dtype=DOUBLE).cos()
+    expected = torch.func.hessian(f)(x) @ v
+    leaf = x.clone().requires_grad_()
+    gradient = torchopt.grad(f, checkpoint=mode)
+    assert_trees_close(torch.autograd.grad(gradient(leaf) @ v, leaf)[0], expected, 1e-10)
+    assert_trees_close(torch.func.jvp(gradient, (x,), (v,))[1], expected, 1e-10)
+    assert_trees_close(torch.func.jacrev(gradient)(x) @ v, expected, 1e-10)
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(gradient(forward_ad.make_dual(x, v))).tangent
+    assert_trees_close(tangent, expected, 1e-10)
+    assert_trees_close(torchopt.forward_value_and_grad(lambda x: gradient(x) @ v)(x)[1], expected, 1e-10)

@@ -125,6 +125,25 @@ def test_segments_keep_their_first_carry() -> None:
     assert kept(truncate=1) <= kept(length=1)
 
 
+def test_running_statistics_in_the_carry() -> None:
+    xs, weight = torch.randn(5, 4, 2, dtype=DOUBLE, generator=torch.Generator().manual_seed(0)), torch.ones(2).double()
+
+    def run(**options: Any) -> Any:
+        w = weight.clone().requires_grad_()
+
+        def step(carry: Any, x: Any) -> Any:
+            h, mean, var = carry[0], carry[1].clone(), carry[2].clone()
+            h = torch.nn.functional.batch_norm(w * h + x, mean, var, training=True)
+            return (h, mean, var), mean
+
+        (h, *statistics), means = scan(step, (xs[0], torch.zeros(2).double(), weight), xs, **options)
+        return torch.autograd.grad(h.pow(3).sum(), w), *statistics, means
+
+    found, expected = run(checkpoint=2), run()
+    assert_trees_close(found, expected, 1e-12)
+    assert [x.requires_grad for x in found[1:]] == [x.requires_grad for x in expected[1:]] == [False, False, False]
+
+
 def test_bad_options() -> None:
     for option, value in (
         ('checkpoint', 0),

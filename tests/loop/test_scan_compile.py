@@ -112,10 +112,45 @@ def test_a_carry_from_outside_of_the_transform() -> None:
     assert_trees_close(found, expected, TOLERANCE)
 
 
+def with_constants(w: Tensor, init: Tensor, xs: Tensor, **options: Any) -> Tensor:
+    def f(h: Any, x: Any) -> Any:
+        h = w[torch.tensor([0, 2])].sum(0) * h + x.sin()
+        return h, h * torch.tensor([1.0, 2.0, 3.0], dtype=DOUBLE)
+
+    h, ys = scan(f, init, xs, **options)
+    return h.sum() + (ys * ys).sum()
+
+
+@pytest.mark.parametrize('name', ['two orders', 'forward mode over a gradient', 'jvp of vmap'])
+def test_constants_of_recomputed_steps(name: str) -> None:
+    transform = TRANSFORMS[name]
+    found = transform(lambda *a: with_constants(*a, compile='graph', checkpoint=2))(W, INIT, XS)
+    assert_trees_close(found, transform(with_constants)(W, INIT, XS), TOLERANCE)
+
+
 @pytest.mark.parametrize('options', [{'reverse': True}, {'checkpoint': 2}, {'truncate': 2}], ids=str)
 def test_other_options(options: dict[str, Any]) -> None:
     found = gradients(lambda *a: recurrent(*a, compile='eager', **options))(W, INIT, XS)
     assert_trees_close(found, gradients(lambda *a: recurrent(*a, **options))(W, INIT, XS), TOLERANCE)
+
+
+def test_attributes_of_arguments_as_outputs() -> None:
+    def f(w: Tensor, init: Tensor, **options: Any) -> Tensor:
+        w, init = torch.complex(w, w.cos()), torch.complex(init.sin(), w)
+
+        def step(c: Tensor, _: None) -> Any:
+            return w * c.sin(), [c.T, c.mT, c.H, c.mH, c.real, c.imag, c.data, c.T.real, w.T, w.real, w]
+
+        last, ys = scan(step, init, length=3, **options)
+        numbers = torch.arange(1.0, 28, dtype=DOUBLE).view(3, 3, 3)
+        total = last.abs().sum()
+        for y in ys:
+            total = total + (y * numbers).abs().square().sum() + (y.imag.sum() if y.is_complex() else 0)
+        return total
+
+    for transform in (gradients, torch.func.grad):
+        found = transform(lambda *a: f(*a, compile='graph'))(W, INIT.diag())
+        assert_trees_close(found, transform(f)(W, INIT.diag()), TOLERANCE)
 
 
 # Inner loops: a function of the weights, of learned numbers and of a batch, with the options of scan.
@@ -319,6 +354,18 @@ def through_autograd(h: Any, _: None) -> Any:
     return h - torch.autograd.grad(x.square().sum(), x)[0], None
 
 
+class Twice(torch.autograd.Function):
+    """The derivative of this identity is 2."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+        return 2 * cotangent
+
+
 REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     'dropout': (lambda h, _: (torch.dropout(h, 0.5, True), None), 'compile: .* draws random numbers'),
     'random numbers': (lambda h, _: (h + torch.rand(3, dtype=h.dtype), None), 'compile: .* draws random numbers'),
@@ -329,6 +376,7 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     'value': (lambda h, _: (h * h.sum().item(), None), 'compile: .* reads the value'),
     'branch': (branching, 'compile: .* one graph'),
     'autograd.grad': (through_autograd, 'compile: .* one graph'),
+    'autograd Function': (lambda h, _: (Twice.apply(h), None), 'compile: .* calls Twice, a torch.autograd.Function'),
     'list': (keeping, 'compile: .* stores a tensor'),
     'counter': (counted, 'compile: .* Python variable'),
 }
@@ -339,8 +387,9 @@ def test_refusals(name: str) -> None:
     step, message = REFUSED[name]
     init = INIT.clone()
     before = copy.deepcopy(NORM.state_dict())
-    with pytest.raises(RuntimeError, match=message):
-        scan(step, init, length=2, compile='eager')
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=message):
+            scan(step, init, length=2, compile='eager')
     assert torch.equal(init, INIT)
     assert_trees_close(NORM.state_dict(), before, 0.0)
 

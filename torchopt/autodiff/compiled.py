@@ -184,6 +184,7 @@ class _Capture:
 
     def __init__(self) -> None:
         self.graph: _Graph | None = None
+        self.custom: str | None = None
         self.used: list[Tensor] = []
         self.made: list[weakref.ref[Tensor]] = []
 
@@ -191,7 +192,7 @@ class _Capture:
         """Call the function, outside of all transforms; its result has placeholders instead of tensors."""
         token = _CAPTURE.set(self)
         try:
-            with temporarily_clear_interpreter_stack(), torch.enable_grad():
+            with temporarily_clear_interpreter_stack(), torch.enable_grad(), _custom_functions_noted(self):
                 return captured(*args)
         except Exception as error:
             if not type(error).__module__.startswith('torch._dynamo'):
@@ -204,6 +205,24 @@ class _Capture:
             _CAPTURE.reset(token)
 
 
+@contextlib.contextmanager
+def _custom_functions_noted(capture: _Capture) -> Iterator[None]:
+    """Note the name of a ``torch.autograd.Function``, since ``torch.compile`` may ignore its backward pass."""
+    from torch._dynamo.variables.misc import AutogradFunctionVariable  # takes long to import
+
+    original = AutogradFunctionVariable.call_apply
+
+    def call_apply(self: Any, *args: Any, **kwargs: Any) -> Any:
+        capture.custom = self.fn_cls.__name__
+        return original(self, *args, **kwargs)
+
+    AutogradFunctionVariable.call_apply = call_apply  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        AutogradFunctionVariable.call_apply = original  # type: ignore[method-assign]
+
+
 _CAPTURE: contextvars.ContextVar[_Capture] = contextvars.ContextVar('_CAPTURE')
 
 
@@ -211,6 +230,7 @@ class _Graph:
     """A graph that ``torch.compile`` has captured; a call records its arguments.
 
     Attributes:
+        custom: The name of a ``torch.autograd.Function`` that the function calls.
         is_stable: Whether a second run of the same function is known to have the same graph.
     """
 
@@ -218,6 +238,7 @@ class _Graph:
         self.graph, self.compiler = graph, compiler
         self.values = [y.meta['example_value'] for y in graph.graph.find_nodes(op='output')[0].args[0]]
         self.functions: dict[Any, StagedFunction] = {}
+        self.custom = _CAPTURE.get().custom
         self.is_stable = False
 
     def __call__(self, *args: Tensor) -> list[Tensor]:
@@ -264,17 +285,25 @@ def _with_inductor(
     return program
 
 
+def _call(fun: Callable[..., Any], *args: Any) -> Any:
+    return fun(*args)
+
+
+def _call_with_views(fun: Callable[..., Any], *args: Any) -> Any:
+    """Return results of the graph only.
+
+    ``torch.compile`` reads an attribute of an argument that is returned, such as ``x.T``, outside of the graph.
+    """
+    return tree.map(lambda y: y.view_as(y) if isinstance(y, Tensor) else y, fun(*args))
+
+
 @functools.lru_cache(maxsize=1024)
-def _caller(code: types.CodeType | None, frontend: Any) -> Callable[..., Any]:
-    """A compiled function that calls another one, which has this code.
+def _caller(code: types.CodeType | None, frontend: Any, call: types.FunctionType) -> Callable[..., Any]:
+    """A compiled copy of :func:`_call` or of :func:`_call_with_views`, for a function that has this code.
 
     A call of ``torch.compile`` takes as long as a step of a small network.  ``torch.compile`` limits the number of
     captures for one piece of code, so each function has a caller with a piece of code of its own.
     """
-
-    def call(fun: Callable[..., Any], *args: Any) -> Any:
-        return fun(*args)
-
     own = call.__code__.replace(co_name=code.co_name if code else 'call')
     return torch.compile(types.FunctionType(own, globals()), backend=frontend, fullgraph=True, dynamic=False)
 
@@ -288,10 +317,14 @@ def _capture(fun: Callable[..., Any], args: Any, leaves: Sequence[Any], spec: An
         inside = [_stand_in(x, original) for x in leaves]
         if in_transform():
             fun = Remembered(fun).replaced(lambda x: _without_transforms(x, original))
-        captured = functools.partial(_caller(getattr(fun, '__code__', None), frontend), fun)
-        seen = _Capture()
-        result = seen.run(captured, tree.unflatten(spec, inside))
-        found, result_spec = tree.flatten(result)
+        for call in (_call, _call_with_views):
+            captured = functools.partial(_caller(getattr(fun, '__code__', None), frontend, call), fun)
+            seen = _Capture()
+            result = seen.run(captured, tree.unflatten(spec, inside))
+            found, result_spec = tree.flatten(result)
+            known = {*original, *map(id, seen.used), *(id(reference()) for reference in seen.made)}
+            if known.issuperset(map(id, filter(is_tensor, found))):
+                break
         first = len(tree.leaves(result[0])) if isinstance(result, tuple) and result else 0
         del result
         tensors = list(filter(is_tensor, inside))
@@ -316,6 +349,11 @@ def _capture(fun: Callable[..., Any], args: Any, leaves: Sequence[Any], spec: An
             raise RuntimeError(
                 'compile: the function stores a tensor in an object from outside, such as a list. Return it as a part '
                 'of the output.'
+            )
+        if seen.graph is not None and seen.graph.custom is not None:
+            raise RuntimeError(
+                f'compile: the function calls {seen.graph.custom}, a torch.autograd.Function, whose backward pass '
+                f'torch.compile ignores in some derivatives. Run the function without compile.'
             )
         if seen.graph is not None and not seen.graph.is_stable:
             again = _Capture()

@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from torchopt.autodiff.tape import Leaves, Product
+from torchopt.graphs import nodes_of
 from torchopt.levels import in_transform
 
 __all__ = [
@@ -29,6 +31,10 @@ __all__ = [
     'replacing',
     'vjp',
 ]
+
+
+_WITHOUT_TANGENTS = {'LinalgDetBackward0', 'LinalgSlogdetBackward0', 'LinalgSolveExBackward0'}
+"""Nodes that use the saved factors of a matrix, which have no tangents, unless their backward pass has a graph."""
 
 
 def replacing(
@@ -79,8 +85,12 @@ def pulled_back(
     if _needs_func():
 
         def with_all(*x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+            nonlocal again
             y = tuple(fun(*x))
-            return (y if given is None else tuple(y[j] for j in given)), y
+            outputs = y if given is None else tuple(y[j] for j in given)
+            is_forward = forward_ad._current_level >= 0
+            again = again or (is_forward and any(node.name() in _WITHOUT_TANGENTS for node in nodes_of(outputs)))
+            return outputs, y
 
         found: Any = torch.func.vjp(with_all, *primals, has_aux=True)
         _, pull, value = found

@@ -55,6 +55,9 @@ class Pure(abc.ABC):
     returned: Sequence[int] = ()
     """Outputs whose cotangents are zeros instead of missing, for the same reason."""
 
+    constant: Sequence[int] = ()
+    """Outputs that are known to have no derivative."""
+
     @property
     def unshared(self) -> Sequence[int]:
         """The arguments that must be mapped over if any argument is."""
@@ -250,9 +253,9 @@ class _Recomputed(torch.autograd.Function):
         ctx.fun, _, *x = inputs
         ctx.save_for_backward(*x)
         ctx.save_for_forward(*x)
-        ctx.inexact = [j for j, y in enumerate(output) if is_inexact(y)]
+        ctx.inexact = [j for j, y in enumerate(output) if is_inexact(y) and j not in ctx.fun.constant]
         ctx.outputs = len(output)
-        ctx.mark_non_differentiable(*(y for y in output if not is_inexact(y)))
+        ctx.mark_non_differentiable(*(y for j, y in enumerate(output) if j not in ctx.inexact))
         ctx.zeros = {j: (output[j].shape, output[j].dtype, output[j].device) for j in ctx.fun.returned}
         ctx.set_materialize_grads(False)
 

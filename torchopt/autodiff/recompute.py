@@ -272,7 +272,10 @@ def recomputed(fun: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str
     if _is_plain():
         inside = [t.detach().requires_grad_(t.requires_grad) for t in x]
         with own_hooks():
-            outputs = [y.detach() for y in call.first(inside)]
+            found = call.first(inside)
+            outputs = [y.detach() for y in found]
+        call.constant = [j for j, y in enumerate(found) if not y.requires_grad]
+        del found
         call.settle(outputs)
     else:
         outputs = None

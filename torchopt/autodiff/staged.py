@@ -32,6 +32,7 @@ from torchopt.autodiff.split import Split
 from torchopt.autodiff.tape import Leaves
 from torchopt.dtypes import is_inexact
 from torchopt.levels import without_autocast
+from torchopt.module_hooks import unhooked
 
 __all__ = ['Compiler', 'Staged', 'StagedFunction', 'as_compiled']
 
@@ -68,7 +69,7 @@ class Staged(Pure):
         program = self._programs.get(key)
         if program is None:
             graph = self.graph(x)
-            program = self._programs[key] = graph if self.order > 1 else self._compile(graph, x)
+            program = self._programs[key] = graph.forward if self.order > 1 else self._compile(graph, x)
         return program
 
     def _compile(self, graph: torch.fx.GraphModule, x: Sequence[Tensor]) -> Callable[..., Any]:
@@ -273,8 +274,9 @@ def _trace(fun: Callable[..., Leaves], x: Sequence[Tensor]) -> torch.fx.GraphMod
     def run(*tensors: Tensor) -> tuple[Tensor, ...]:
         return tuple(fun(*tensors))
 
-    # The tracer identifies tensors by their ids, so the examples must be distinct objects.
-    with torch.no_grad(), without_autocast(['cpu', *(t.device.type for t in x)]), _same_hooks():
+    # The tracer identifies tensors by their ids, so the examples must be distinct objects.  Our hooks of modules, to
+    # which graphs belong, would compute with the constants of a graph.
+    with torch.no_grad(), without_autocast(['cpu', *(t.device.type for t in x)]), _same_hooks(), unhooked():
         graph = _recorded(run, [t.detach() for t in x])
         _check(graph)
         if any(map(_writes, graph.graph.nodes)):

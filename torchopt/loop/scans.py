@@ -72,8 +72,8 @@ def scan(
         ValueError: If neither ``xs`` nor ``length`` gives the number of steps, or they differ; if ``f`` changes the
             structure or a shape of the carry; if ``checkpoint`` or ``truncate`` is not positive.
         RuntimeError: With ``checkpoint``; see :func:`torchopt.checkpoint`.  With ``compile``, if ``torch.compile``
-            cannot capture ``f`` as one graph; if ``f`` draws random numbers, or changes a tensor or a variable from
-            outside; and under autocast.
+            cannot capture ``f`` as one graph; if ``f`` draws random numbers, calls a ``torch.autograd.Function``, or
+            changes a tensor or a variable from outside; and under autocast.
 
     Example:
         >>> import torch
