@@ -91,7 +91,7 @@ class _Inverses:
         bent = negated(curved) & moved
         scale = where(curved & self.is_identity, product / where(curved, yy, 1.0), 1.0)
         if settled(bent) is not False:
-            largest = self.matrix.diagonal(axis1=1, axis2=2).max(1).astype(np.float64)
+            largest = self.matrix.diagonal(axis1=1, axis2=2).max(1, initial=self.limits[1]).astype(np.float64)
             scale = where(bent, longer(largest, self.is_identity, ss, gg, self.limits[1]) / largest, scale)
         self.is_identity = self.is_identity & negated(moved)
         rho = where(curved, 1.0 / where(curved, product, 1.0), 0.0)

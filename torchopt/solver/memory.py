@@ -84,9 +84,8 @@ def is_curved(product: Any, ss: Any, yy: Any, dtype: torch.dtype) -> Any:
 
 def has_curvature(product: Any, ss: Any, yy: Any, eps: float, tiny: float) -> Any:
     """:func:`is_curved` with the precision and the smallest number of the dtype."""
-    positive = product > tiny
-    size = where(positive, ss, 1.0) * where(positive, yy, 1.0)
-    return positive & (size > 0.0) & (product * product > eps**2 * size)
+    size = ss * yy
+    return (product > tiny) & (size > 0.0) & (product * product > eps**2 * size)
 
 
 def limits_of(like: _Array) -> tuple[float, float]:
