@@ -311,8 +311,8 @@ class BatchProblem(Problem):
 
 
 def _has_array(x: Any) -> bool:
-    """Whether a leaf of the parameters has no part in a run, or is an array too."""
-    return not is_inexact(x) or has_array(x)
+    """Whether a leaf of the parameters has no part in a run, or its real numbers are an array too."""
+    return not is_inexact(x) or has_array(x.real)
 
 
 def _leaves_no_graph() -> bool:
