@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The time of LBFGS beside ``torch.optim.LBFGS`` (strong Wolfe) and SciPy's L-BFGS-B, on one thread.
+"""The time of LBFGS, and of lbfgs by steps, beside ``torch.optim.LBFGS`` (strong Wolfe) and SciPy's L-BFGS-B.
 
-``python benchmarks/lbfgs_speed.py`` prints the CPU time of a run, the best of some, and the evaluations of each.
+``python benchmarks/lbfgs_speed.py`` prints the CPU time of a run on one thread, the best and the median of some, the
+evaluations of each, and the quartiles of the ratios by turns.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 import torchopt
 
-TOL, MEMORY, ROUNDS = 1e-6, 10, 9
+TOL, MEMORY, ROUNDS = 1e-6, 10, 15
 
 
 class Counted:
@@ -50,6 +51,18 @@ def problems() -> dict[str, tuple[Callable[[Tensor], Tensor], Tensor]]:
 def ours(fun: Callable[[Tensor], Tensor], start: Tensor) -> None:
     """One run of torchopt."""
     torchopt.LBFGS(fun, tol=TOL, maxiter=5000, history_size=MEMORY).run(start)
+
+
+def by_steps(fun: Callable[[Tensor], Tensor], start: Tensor) -> None:
+    """The same by the transformation."""
+    optimizer, x = torchopt.lbfgs(memory_size=MEMORY), start
+    state, value_and_grad = optimizer.init(x), torchopt.transform.value_and_grad_from_state(fun)
+    while True:
+        value, grad = value_and_grad(x, state=state)
+        if float(grad.norm()) < TOL:
+            return
+        updates, state = optimizer.update(grad, state, x, value=value, grad=grad, value_fn=fun)
+        x = torchopt.apply_updates(x, updates)
 
 
 def torch_optim(fun: Callable[[Tensor], Tensor], start: Tensor) -> None:
@@ -91,14 +104,19 @@ def main() -> None:
         times: dict[str, list[float]] = {}
         counts = {}
         for _ in range(ROUNDS):
-            for solve in (ours, torch_optim, scipys):
+            for solve in (ours, by_steps, torch_optim, scipys):
                 counted = Counted(fun)
                 begin = time.process_time()
                 solve(counted, start)
                 times.setdefault(solve.__name__, []).append(time.process_time() - begin)
                 counts[solve.__name__] = counted.count
         for solver, found in times.items():
-            print(f'{name}: {solver}: {1e3 * min(found):.1f} ms, {counts[solver]} evaluations')
+            best, median = 1e3 * min(found), 1e3 * float(np.median(found))
+            print(f'{name}: {solver}: {best:.1f} ms at best, {median:.1f} in the median, {counts[solver]} evaluations')
+        for solver in ('ours', 'by_steps'):
+            for other in ('torch_optim', 'scipys'):
+                quartiles = np.quantile(np.array(times[solver]) / np.array(times[other]), [0.25, 0.5, 0.75])
+                print('{}: {} / {}: {:.2f}, {:.2f}, {:.2f}'.format(name, solver, other, *quartiles))
 
 
 if __name__ == '__main__':

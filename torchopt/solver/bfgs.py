@@ -79,7 +79,7 @@ class _Inverses:
         self.next = None
         return self
 
-    def product(self, gradient: _Array) -> _Array:
+    def product(self, gradient: Any) -> Any:
         """The inverse Hessians times the gradients that were given with the last pairs."""
         return _times(self.matrix, gradient) if self.next is None else self.next
 

@@ -283,10 +283,10 @@ class Window:
         order = (np.asarray(self.newest)[..., None] + np.arange(1, self.size + 1)) % max(self.size, 1)
         weights = np.take_along_axis(self.weights, order, -1)
         held = (weights != 0.0)[..., None]
-        s, y = (np.where(held, np.take_along_axis(x, order[..., None], -2), 0.0) for x in (self.s, self.y))
+        arrays = [np.where(held, np.take_along_axis(x, order[..., None], -2), 0.0) for x in (self.s, self.y)]
         dtype, batched = self.s.dtype, isinstance(self.gamma, np.ndarray)
-        s, y, weights = (self._tensor(x.astype(dtype, copy=False)) for x in (s, y, weights))
-        return Rows(s, y, weights, self._tensor(self.gamma.astype(dtype)) if batched else self.gamma, self.scaled)
+        s, y, rho = (self._tensor(x.astype(dtype, copy=False)) for x in (*arrays, weights))
+        return Rows(s, y, rho, self._tensor(self.gamma.astype(dtype)) if batched else self.gamma, self.scaled)
 
     def _tensor(self, x: _Array) -> Tensor:
         """An array as the tensor of a run."""
@@ -317,7 +317,7 @@ class Window:
                 self.gamma = where(curved, product / where(curved, yy, 1.0), self.gamma)
         return self
 
-    def product(self, gradient: _Array) -> _Array:
+    def product(self, gradient: Any) -> Any:
         """The inverse Hessian times the gradient."""
         found = np.empty_like(gradient)
         columns = (gradient,), (self.s,), (self.y,), (found,)
