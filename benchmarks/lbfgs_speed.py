@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The time of LBFGS, and of lbfgs by steps, beside ``torch.optim.LBFGS`` (strong Wolfe) and SciPy's L-BFGS-B.
+"""The time of L-BFGS beside ``torch.optim.LBFGS`` (strong Wolfe) and SciPy's L-BFGS-B, on one thread.
 
-``python benchmarks/lbfgs_speed.py`` prints the CPU time of a run on one thread, the best and the median of some, the
-evaluations of each, and the quartiles of the ratios by turns.
+``python benchmarks/lbfgs_speed.py --rounds 15`` prints the CPU time of a run, the best of all, the evaluations of each,
+and the ratios of the solver ``torchopt.LBFGS``, and of the transformation ``torchopt.lbfgs()`` step by step, to both
+peers: medians (quartiles) over rounds in which all take turns.
 """
 
 from __future__ import annotations
 
+import argparse
+import gc
+import os
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +23,7 @@ from torch import Tensor
 
 import torchopt
 
-TOL, MEMORY, ROUNDS = 1e-6, 10, 15
+TOL, MEMORY = 1e-6, 10
 
 
 class Counted:
@@ -48,21 +53,29 @@ def problems() -> dict[str, tuple[Callable[[Tensor], Tensor], Tensor]]:
     return {'logistic regression': (logistic, torch.zeros(100, dtype=torch.float64)), 'Rosenbrock': (rosenbrock, far)}
 
 
-def ours(fun: Callable[[Tensor], Tensor], start: Tensor) -> None:
+def evaluations(fun: Callable[[Tensor], Tensor], start: Tensor, count: int) -> None:
+    """As many values and gradients, without a solver: the bound for solvers that evaluate the function by torch."""
+    for _ in range(count):
+        leaf = start.detach().requires_grad_()
+        torch.autograd.grad(fun(leaf), leaf)
+
+
+def solver(fun: Callable[[Tensor], Tensor], start: Tensor) -> None:
     """One run of torchopt."""
     torchopt.LBFGS(fun, tol=TOL, maxiter=5000, history_size=MEMORY).run(start)
 
 
-def by_steps(fun: Callable[[Tensor], Tensor], start: Tensor) -> None:
-    """The same by the transformation."""
-    optimizer, x = torchopt.lbfgs(memory_size=MEMORY), start
-    state, value_and_grad = optimizer.init(x), torchopt.transform.value_and_grad_from_state(fun)
+def step_by_step(fun: Callable[[Tensor], Tensor], start: Tensor) -> None:
+    """Steps of the transformation, as with Optax."""
+    optimizer = torchopt.lbfgs(memory_size=MEMORY)
+    value_and_grad = torchopt.transform.value_and_grad_from_state(fun)
+    params, state = start, optimizer.init(start)
     while True:
-        value, grad = value_and_grad(x, state=state)
+        value, grad = value_and_grad(params, state=state)
         if float(grad.norm()) < TOL:
             return
-        updates, state = optimizer.update(grad, state, x, value=value, grad=grad, value_fn=fun)
-        x = torchopt.apply_updates(x, updates)
+        updates, state = optimizer.update(grad, state, params, value=value, grad=grad, value_fn=fun)
+        params = torchopt.apply_updates(params, updates)
 
 
 def torch_optim(fun: Callable[[Tensor], Tensor], start: Tensor) -> None:
@@ -97,26 +110,41 @@ def scipys(fun: Callable[[Tensor], Tensor], start: Tensor) -> None:
     scipy.optimize.minimize(value_and_grad, start.numpy(), jac=True, method='L-BFGS-B', options=options)
 
 
+SOLVERS = (solver, step_by_step, torch_optim, scipys)
+
+
 def main() -> None:
-    """Measure, the solvers by turns."""
+    """Measure, by turns."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--rounds', type=int, default=15)
+    rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
+    print(f'load {os.getloadavg()[0]:.1f}')
     for name, (fun, start) in problems().items():
         times: dict[str, list[float]] = {}
-        counts = {}
-        for _ in range(ROUNDS):
-            for solve in (ours, by_steps, torch_optim, scipys):
+        counts: dict[str, int] = {}
+        for solve in SOLVERS:  # not measured: imports, caches
+            solve(fun, start)
+        gc.disable()
+        for _ in range(rounds):
+            for solve in SOLVERS:
                 counted = Counted(fun)
                 begin = time.process_time()
                 solve(counted, start)
                 times.setdefault(solve.__name__, []).append(time.process_time() - begin)
                 counts[solve.__name__] = counted.count
-        for solver, found in times.items():
-            best, median = 1e3 * min(found), 1e3 * float(np.median(found))
-            print(f'{name}: {solver}: {best:.1f} ms at best, {median:.1f} in the median, {counts[solver]} evaluations')
-        for solver in ('ours', 'by_steps'):
-            for other in ('torch_optim', 'scipys'):
-                quartiles = np.quantile(np.array(times[solver]) / np.array(times[other]), [0.25, 0.5, 0.75])
-                print('{}: {} / {}: {:.2f}, {:.2f}, {:.2f}'.format(name, solver, other, *quartiles))
+            begin = time.process_time()
+            evaluations(fun, start, counts['solver'])
+            times.setdefault('evaluations', []).append(time.process_time() - begin)
+        gc.enable()
+        counts['evaluations'] = counts['solver']
+        for contestant, found in times.items():
+            print(f'{name}: {contestant}: {1e3 * min(found):.1f} ms, {counts[contestant]} evaluations')
+        for ours in ('solver', 'step_by_step'):
+            for peer in ('torch_optim', 'scipys'):
+                ratios = [a / b for a, b in zip(times[ours], times[peer])]
+                low, median, high = statistics.quantiles(ratios, n=4)
+                print(f'{name}: {ours} / {peer}: {median:.2f} ({low:.2f} to {high:.2f})')
 
 
 if __name__ == '__main__':
