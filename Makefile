@@ -80,7 +80,7 @@ sanitize: $(STAMP)  ## Run tests that reach every kernel with AddressSanitizer a
 	cp -r tests pyproject.toml $(SANITIZED)
 	cd $(SANITIZED) && LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:alloc_dealloc_mismatch=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	  bin/python -m pytest -q -p no:cacheprovider tests/_C/test_values.py tests/_C/test_runtime.py \
+	  bin/python -m pytest -q -p no:cacheprovider tests/_C/test_values.py tests/_C/test_runtime.py tests/_C/test_quasi_newton.py \
 	  -k "not number_of_threads and not python_threads and not instruction_sets" $(ARGS)
 
 # Built into a separate folder and loaded from there, which also works without a device or a driver.

@@ -36,14 +36,17 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from torchopt import tree
+from torchopt._C import quasi_newton as kernels
 from torchopt.dtypes import real_dtype, widened
-from torchopt.levels import is_tracing, without_autocast
+from torchopt.levels import is_tracing, runs_directly, without_autocast
 from torchopt.numerics import as_python_scalar, as_scalar_like, tensor_like
-from torchopt.scalars import larger, root, smaller, where
+from torchopt.scalars import larger, root, settled, smaller, where
 
 __all__ = [
     'CurvaturePair',
@@ -54,8 +57,12 @@ __all__ = [
     'inner_product',
     'inverse_hessian_product',
     'remember',
+    'remember_step',
     'scaled_product',
 ]
+
+
+_Change = tuple[Sequence[Tensor], Sequence[Tensor]]
 
 
 class Memory(NamedTuple):
@@ -118,14 +125,19 @@ def curvature_pair(s: Sequence[Tensor], y: Sequence[Tensor]) -> CurvaturePair:
     wide_s, wide_y = ([_double(_row(x)) for x in xs] for xs in (s, y))
     pairs = (wide_s, wide_y), (wide_s, wide_s), (wide_y, wide_y)
     product, ss, yy = _known(*(inner_product(*pair) for pair in pairs))
-    kinds = [torch.finfo(widened(x).dtype) for x in s]
+    curved = _is_curved(product, ss, yy, s)
+    s, y = ([x if curved is True else _kept(x, curved) for x in xs] for xs in (s, y))
+    return CurvaturePair(s, y, where(curved, product, 0.0), where(curved, yy, 0.0))
+
+
+def _is_curved(product: Any, ss: Any, yy: Any, like: Sequence[Tensor]) -> Any:
+    kinds = [torch.finfo(widened(x).dtype) for x in like]
     eps, least = max([0.0, *[kind.eps for kind in kinds]]), max([_TINY**0.25, *[kind.tiny for kind in kinds]])
     s_norm, y_norm = (root(x.detach() if isinstance(x, Tensor) else x) for x in (ss, yy))
     curved = (product > eps * s_norm * y_norm) & (product > _TINY**0.5)
     for norm in (s_norm, y_norm):
         curved = curved & (norm > least) & (norm < 1.0 / least)
-    s, y = ([x if curved is True else _kept(x, curved) for x in xs] for xs in (s, y))
-    return CurvaturePair(s, y, where(curved, product, 0.0), where(curved, yy, 0.0))
+    return curved
 
 
 def _kept(x: Tensor, curved: Any) -> Tensor:
@@ -184,6 +196,53 @@ def remember(memory: Memory, ring: Ring, pair: CurvaturePair, *, inplace: bool =
     return Memory(s, y, ring.write(memory.weights, pair.weight, inplace=inplace))
 
 
+def remember_step(
+    memory: Memory, ring: Ring, params: _Change, gradients: _Change, *, inplace: bool = False
+) -> tuple[Memory, Any]:
+    r"""The memory with the pair of a step, and the scale :math:`\gamma`.
+
+    A leaf whose parameters and gradients before the step are zero was not known then: its differences are zero.
+
+    Args:
+        memory: The memory before.
+        ring: The positions after the step.
+        params: The leaves before and after the step.
+        gradients: The gradients there.
+        inplace: Whether to write into the memory.
+    """
+    columns: Any = (*params, *gradients)
+    if ring.count is not None and _are_plain(*columns, memory.s, memory.y, [memory.weights]):
+        s, y = (part if inplace else [x.clone() for x in part] for part in (memory.s, memory.y))
+        inner = np.empty(4)
+        if kernels.difference((*columns, s, y), ring.size, ring.place, True, inner):
+            product, ss, yy, _ = inner.tolist()
+            curved = _is_curved(product, ss, yy, params[1])
+            for x in () if curved else (*s, *y):
+                x[ring.place] = 0.0
+            if inplace:
+                torch.autograd.graph.increment_version([*s, *y])
+            pair = CurvaturePair(s, y, product if curved else 0.0, yy)
+            return Memory(s, y, ring.write(memory.weights, pair.weight, inplace=inplace)), pair.scale
+    pairs = [_differences(*leaf) for leaf in zip(*columns)]
+    pair = curvature_pair([s for s, _ in pairs], [y for _, y in pairs])
+    return remember(memory, ring, pair, inplace=inplace), pair.scale
+
+
+def _differences(last_p: Tensor, p: Tensor, last_g: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    s, y = p - last_p, g - last_g
+    seen = settled(last_p.any())
+    if seen is not True:
+        seen = settled(seen | last_g.any())
+    return (s, y) if seen is True else (where(seen, s, torch.zeros_like(s)), where(seen, y, torch.zeros_like(y)))
+
+
+def _are_plain(*columns: Iterable[Any]) -> bool:
+    """Whether no graph and no transform follows tensors, so that kernels may read them."""
+    if not runs_directly() or forward_ad._current_level >= 0:
+        return False
+    return not torch.is_grad_enabled() or not any(getattr(x, 'requires_grad', False) for xs in columns for x in xs)
+
+
 def first_scale(g: Sequence[Tensor]) -> Tensor:
     r""":math:`\min(1, 1 / \lVert g \rVert)`, which bounds the first step by 1; a constant in derivatives."""
     norm = tree.wide_norm([x.detach() for x in g]).to(torch.float64)
@@ -215,6 +274,10 @@ def inverse_hessian_product(
         >>> quasi_newton.inverse_hessian_product([hessian], memory, quasi_newton.Ring(count, 2))
         [tensor([1., 1.])]
     """
+    if ring.count is not None and _are_plain(g, memory.s, memory.y, [memory.weights, gamma]):
+        found = [torch.empty_like(x) for x in g]
+        if kernels.product((g, memory.s, memory.y, found), memory.weights, ring.place, gamma, True):
+            return found
     with without_autocast(x.device.type for x in g):
         rows = [_row(x) for x in g]
         (largest,) = _known(_largest(rows))

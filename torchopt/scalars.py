@@ -47,20 +47,20 @@ def numbers(*values: Any) -> list[Any]:
         >>> numbers(torch.tensor(0.5), 2)
         [0.5, 2.0]
     """
-    found: list[Any] = []
+    found = list(values)
     waiting = []
-    for x in values:
+    for i, x in enumerate(values):
         if type(x) is float:
-            found.append(x)
-        elif not isinstance(x, Tensor):
-            found.append(x if isinstance(x, np.ndarray) else float(x))
+            continue
+        if not isinstance(x, Tensor):
+            found[i] = x if isinstance(x, np.ndarray) else float(x)
         elif is_symbolic(x):
-            found.append(_widen(x.reshape(())))
+            found[i] = _widen(x.reshape(()))
         elif x.is_cpu:
-            found.append(float(x))
+            found[i] = float(x)
         else:
-            waiting.append(len(found))
-            found.append(x.reshape(()))
+            waiting.append(i)
+            found[i] = x.reshape(())
     if waiting:
         # Synchronize with the device only once.
         read = torch.stack([found[i].to(found[waiting[0]].device, torch.float64) for i in waiting]).tolist()
@@ -87,7 +87,9 @@ def where(test: Any, x: Any, y: Any) -> Any:
         >>> where(True, 1.0, 2.0), where(torch.tensor(False), 1.0, torch.tensor(2.0))
         (1.0, tensor(2.))
     """
-    if test is True or test is False or not isinstance(test, Tensor):
+    if test is True or test is False:
+        return x if test else y
+    if not isinstance(test, Tensor):
         return _where_of_batch(test, x, y) if isinstance(test, np.ndarray) else x if test else y
     if isinstance(x, Tensor) or isinstance(y, Tensor):
         device = x.device if isinstance(x, Tensor) else y.device
@@ -163,7 +165,7 @@ def smaller(x: Any, y: Any) -> Any:
 
 def negated(test: Any) -> Any:
     """The opposite of a bool, on the host or in a tensor."""
-    return ~test if isinstance(test, (Tensor, np.ndarray)) else not test
+    return not test if test is True or test is False or not isinstance(test, (Tensor, np.ndarray)) else ~test
 
 
 def root(x: Any) -> Any:

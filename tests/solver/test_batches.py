@@ -105,6 +105,24 @@ def test_float32_and_trees(name: str) -> None:
     torch.testing.assert_close(params['b'][0], scales, atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize('name', ['LBFGS', 'BFGS'])
+def test_complex_leaves(name: str) -> None:
+    """Their real and imaginary parts are elements of the arrays."""
+
+    def fun(p: Any, scale: torch.Tensor) -> torch.Tensor:
+        return ((p['a'] - scale * (1.0 + 2.0j)).abs() ** 2 * torch.tensor([1.0, 5.0])).sum() + (p['b'] - scale) ** 2
+
+    start = {'a': torch.zeros(2, dtype=torch.complex128), 'b': torch.tensor(0.0, dtype=torch.float64)}
+    scales, solver = torch.tensor(SCALES, dtype=torch.float64), SOLVERS[name](fun, tol=1e-8)
+    params, state = torch.vmap(lambda scale: solver.run(start, scale))(scales)
+    torch.testing.assert_close(params['a'], (scales * (1.0 + 2.0j))[:, None].expand(3, 2))
+    for i, scale in enumerate(scales):
+        alone = solver.run(start, scale)
+        assert int(state.iter_num[i]) == int(alone.state.iter_num)
+        torch.testing.assert_close(params['b'][i], alone.params['b'])
+    assert state.grad['a'].dtype == torch.complex128
+
+
 @pytest.mark.parametrize('name', ['LBFGS', 'BFGS', 'GradientDescent'])
 def test_tiny_and_huge_samples(name: str) -> None:
     """Squares of the gradients underflow in one sample, and overflow in another."""

@@ -15,7 +15,7 @@ import torch
 
 import torchopt
 from torchopt.solver import Status
-from torchopt.solver.compact import Rows, Window
+from torchopt.solver.memory import Rows, Window
 
 jax.config.update('jax_enable_x64', True)
 

@@ -15,7 +15,7 @@ from typing import Any
 # shares it. In the other order the process ends up with two, which slow each other down.
 import torch
 
-from torchopt._C import fused, plans
+from torchopt._C import fused, plans, quasi_newton
 
 try:
     import torchopt._C.kernels as _kernels
@@ -37,6 +37,7 @@ if _kernels is not None and _is_on:
     _kernels.open(torch)
     plans.set_kernels(_kernels.catalogue())
     fused.bind_kernels(_kernels.run)
+    quasi_newton.bind_kernels(_kernels)
 
 
 def is_available(devices: Any = None) -> bool:

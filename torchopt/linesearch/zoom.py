@@ -157,7 +157,7 @@ def zoom_search(ray: Ray, start: Point, guess: Any, options: ZoomOptions, limit:
     value, slope, guess = numbers(start.value, start.slope, guess)
     first = _End(0.0, value, slope)
     new = ray(guess if options.largest is None else smaller(guess, options.largest))
-    if options.tol == 0.0 and _is_known(first, new) and _accepts(first, new, options):
+    if options.tol == 0.0 and _are_floats(first, new) and _accepts(first, new, options):
         return Zoomed(new, 0.0, 0.0, 1, False, 0.0)  # most searches end here
     one_operation = fits_one_operation((start, new))
     if one_operation:  # which begins with the first evaluation, so that it is compiled once
@@ -179,9 +179,9 @@ def zoom_search(ray: Ray, start: Point, guess: Any, options: ZoomOptions, limit:
     return zoom_end(search)
 
 
-def _is_known(*points: Any) -> bool:
+def _are_floats(x: _End, y: Point) -> bool:
     """Whether values and slopes are numbers on the host."""
-    return all(type(point.value) is float and type(point.slope) is float for point in points)
+    return type(x.value) is type(x.slope) is type(y.value) is type(y.slope) is float
 
 
 def _accepts(first: _End, new: Point, options: ZoomOptions) -> bool:

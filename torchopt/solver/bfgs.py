@@ -12,15 +12,18 @@ import torch
 from torch import Tensor
 
 from torchopt import tree
-from torchopt.scalars import pick, settled, where
-from torchopt.solver.batch_window import BatchInverse
-from torchopt.solver.compact import Pair, is_curved, longer
+from torchopt._C import quasi_newton as kernels
+from torchopt.columns import beside, dot, from_column
+from torchopt.scalars import negated, pick, settled, where
 from torchopt.solver.descent import DescentSolver, Work
 from torchopt.solver.linesearch import LineSearch
+from torchopt.solver.memory import Pair, difference, has_curvature, is_curved, limits_of, longer
 from torchopt.solver.objective import Vectors
 from torchopt.solver.problem import Problem
 
 __all__ = ['BFGS', 'BfgsState']
+
+_Array = np.ndarray[Any, Any]
 
 
 @tree.safe_to_load
@@ -52,7 +55,74 @@ class _Inverse(NamedTuple):
     is_identity: Any
 
 
-_Memory = _Inverse | BatchInverse
+class _Inverses:
+    """The inverse Hessian of each run of a batch, written in place, and whether it is still the identity.
+
+    Args:
+        like: The gradients, one in each row.
+    """
+
+    def __init__(self, like: _Array) -> None:
+        runs, length = like.shape
+        self.limits = limits_of(like)
+        self.matrix = np.tile(np.eye(length, dtype=like.dtype), (runs, 1, 1))
+        self.is_identity: Any = np.ones(runs, dtype=np.bool_)
+        self.s, self.y = (np.zeros((runs, 1, length), like.dtype) for _ in range(2))
+        self.inner = np.empty((4, runs))
+        self.next: _Array | None = None  # the product with the gradients that came with the last pairs
+
+    def cleared(self, test: Any) -> _Inverses:
+        """The memory itself, with the identity for the runs for which a test holds."""
+        runs = slice(None) if test is True else test
+        self.matrix[runs] = np.eye(self.matrix.shape[1])
+        self.is_identity[runs] = True
+        self.next = None
+        return self
+
+    def product(self, gradient: Any) -> Any:
+        """The inverse Hessians times the gradients that were given with the last pairs."""
+        return _times(self.matrix, gradient) if self.next is None else self.next
+
+    def remember(self, x: tuple[Any, Any], gradient: tuple[Any, Any], moved: Any) -> _Inverses:
+        """Update the matrices in place where the pairs have positive curvature; otherwise they grow."""
+        place = np.where(moved, np.zeros(len(self.matrix), np.int64), -1)
+        product, ss, yy, gg = difference(x, gradient, self.s, self.y, place, self.inner)
+        curved = has_curvature(product, ss, yy, *self.limits) & moved
+        bent = negated(curved) & moved
+        scale = where(curved & self.is_identity, product / where(curved, yy, 1.0), 1.0)
+        if settled(bent) is not False:
+            largest = self.matrix.diagonal(axis1=1, axis2=2).max(1, initial=self.limits[1]).astype(np.float64)
+            scale = where(bent, longer(largest, self.is_identity, ss, gg, self.limits[1]) / largest, scale)
+        self.is_identity = self.is_identity & negated(moved)
+        rho = where(curved, 1.0 / where(curved, product, 1.0), 0.0)
+        self.next = np.empty_like(gradient[1])
+        columns = (self.matrix,), (self.s,), (self.y,), (gradient[1],), (self.next,)
+        if not kernels.bfgs(columns, scale, rho):
+            self._update(curved, scale, rho)
+            self.next = None
+        return self
+
+    def _update(self, curved: _Array, scale: _Array, rho: _Array) -> None:
+        """The update in NumPy."""
+        self.matrix *= beside(scale, self.matrix)
+        s, y = (where(curved, part[:, 0], 0.0) for part in (self.s, self.y))
+        rho = beside(rho, s)
+        by_y = rho * _times(self.matrix, y)
+        factor = rho + rho * beside(dot(y, by_y), s)
+        left, right = np.stack([s, -by_y], 2), np.stack([factor * s - by_y, s], 1)
+        torch.from_numpy(self.matrix).baddbmm_(torch.from_numpy(left), torch.from_numpy(right))
+
+    def tensor(self) -> Tensor:
+        """The matrix of a run, apart from this one."""
+        return from_column(self.matrix.copy())
+
+
+def _times(matrices: _Array, vectors: _Array) -> _Array:
+    """The products of a batch of matrices with a batch of vectors."""
+    return np.matmul(matrices, vectors[:, :, None])[:, :, 0]
+
+
+_Memory = _Inverse | _Inverses
 
 
 @dataclasses.dataclass(eq=False)
@@ -99,16 +169,16 @@ class BFGS(DescentSolver[_Memory]):
 
     continues_from: ClassVar[tuple[type, ...]] = (BfgsState,)
 
-    def _empty(self, gradient: Tensor, in_place: bool) -> _Memory:
+    def _empty(self, gradient: Tensor) -> _Memory:
         if isinstance(gradient, np.ndarray):
-            return BatchInverse(gradient)
+            return _Inverses(gradient)
         return _Inverse(torch.eye(len(gradient), dtype=gradient.dtype, device=gradient.device), True)
 
     def _direction(self, memory: _Memory, problem: Problem, x: Tensor, gradient: Tensor) -> Tensor:
         return -(memory.matrix @ gradient if isinstance(memory, _Inverse) else memory.product(gradient))
 
     def _remember(self, memory: _Memory, x: Pair, gradient: Pair, direction: Tensor, moved: Any) -> _Memory:
-        if isinstance(memory, BatchInverse):
+        if isinstance(memory, _Inverses):
             return memory.remember(x, gradient, moved)
         return pick(moved, self._after(memory, x, gradient), memory)
 
@@ -131,9 +201,9 @@ class BFGS(DescentSolver[_Memory]):
         return memory.is_identity
 
     def _forget(self, memory: _Memory, gradient: Tensor, test: Any) -> _Memory:
-        if isinstance(memory, BatchInverse):
+        if isinstance(memory, _Inverses):
             return memory.cleared(test)
-        return pick(test, self._empty(gradient, False), memory)
+        return pick(test, self._empty(gradient), memory)
 
     def _as_state(self, work: Work, problem: Problem) -> BfgsState:
         begin = (work.iter_num, work.value, problem.vectors.unpack(work.grad), work.stepsize, work.error)
@@ -141,5 +211,5 @@ class BFGS(DescentSolver[_Memory]):
         matrix = memory.matrix if isinstance(memory, _Inverse) else memory.tensor()
         return BfgsState(*begin, matrix if unit is None else matrix / unit, *work[6:])
 
-    def _as_memory(self, state: BfgsState, vectors: Vectors, gradient: Tensor, in_place: bool) -> _Inverse:
+    def _as_memory(self, state: BfgsState, vectors: Vectors, gradient: Tensor) -> _Inverse:
         return _Inverse(state.H, (torch.eye(len(state.H), dtype=state.H.dtype, device=state.H.device) == state.H).all())

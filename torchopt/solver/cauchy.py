@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt.solver.compact import Rows
+from torchopt.solver.memory import Rows
 
 __all__ = ['Model', 'box_step', 'finite_slopes']
 

@@ -24,10 +24,10 @@ from torchopt.linesearch import Point, choose
 from torchopt.scalars import negated, numbers, pick, settled, where
 from torchopt.solver.arguments import check_state
 from torchopt.solver.base import IterativeSolver
-from torchopt.solver.compact import Pair
 from torchopt.solver.linesearch import BacktrackingLineSearch, HagerZhangLineSearch, LineSearch, ZoomLineSearch
+from torchopt.solver.memory import Pair
 from torchopt.solver.objective import Objective, Vectors
-from torchopt.solver.problem import BatchProblem, Problem, may_write
+from torchopt.solver.problem import BatchProblem, Problem
 from torchopt.solver.run import OptStep, Task, as_tensors, params_of
 from torchopt.solver.status import Status
 from torchopt.solver.unbounded import has_no_bound
@@ -131,7 +131,7 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
         return self._problem(params_of(init_params), args, kwargs)
 
     @abc.abstractmethod
-    def _empty(self, gradient: Tensor, in_place: bool) -> Any:
+    def _empty(self, gradient: Tensor) -> Any:
         """The memory at the start."""
 
     @abc.abstractmethod
@@ -167,7 +167,7 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
         """The state as users see it, whose memory is that of the objective itself."""
 
     @abc.abstractmethod
-    def _as_memory(self, state: Any, vectors: Vectors, gradient: Tensor, in_place: bool) -> Any:
+    def _as_memory(self, state: Any, vectors: Vectors, gradient: Tensor) -> Any:
         """The memory of a state."""
 
     def init_state(self, init_params: Any, *args: Any, **kwargs: Any) -> Any:
@@ -182,7 +182,7 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
         params = params_of(params)
         problem = self._problem(params, args, kwargs)
         x, gradient = problem.vectors.pack(params), problem.vectors.pack(state.grad)
-        memory = self._as_memory(state, problem.vectors, gradient, False)
+        memory = self._as_memory(state, problem.vectors, gradient)
         fields = {name: getattr(state, name) for name in Work._fields if hasattr(state, name)}
         value, stepsize, error = numbers(state.value, state.stepsize, state.error)
         fields = {'failed_linesearch': False, **fields, 'grad': gradient, 'memory': memory}
@@ -221,15 +221,14 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
 
     def _begin(self, init_params: Any, problem: Problem, is_run: bool) -> OptStep:
         x, value, gradient, aux = problem.begin(params_of(init_params))
-        in_place = is_run and may_write(gradient)
         if is_run and not isinstance(init_params, OptStep):
             problem.choose_unit(value, gradient)
             value, gradient = problem.in_unit(value), problem.in_unit(gradient)
         value, error = numbers(value, problem.error(x, gradient))
-        memory, iter_num, stepsize = self._empty(gradient, in_place), 0, self.max_stepsize  # type: ignore[attr-defined]
+        memory, iter_num, stepsize = self._empty(gradient), 0, self.max_stepsize  # type: ignore[attr-defined]
         if isinstance(init_params, OptStep):
             state = init_params.state
-            memory = self._as_memory(state, problem.vectors, gradient, in_place)
+            memory = self._as_memory(state, problem.vectors, gradient)
             iter_num, stepsize = state.iter_num, state.stepsize
         work = Work(iter_num, value, gradient, stepsize, error, memory, aux, False, 1, 1, 0, problem.first_status)
         return OptStep(x, work)

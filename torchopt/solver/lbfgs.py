@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, tree
-from torchopt.solver.batch_window import BatchWindow
-from torchopt.solver.compact import Memory, Pair, Rows, Window
 from torchopt.solver.descent import DescentSolver, Work
 from torchopt.solver.linesearch import LineSearch
+from torchopt.solver.memory import Memory, Pair, Rows, Window
 from torchopt.solver.objective import Vectors
 from torchopt.solver.problem import HostProblem, Problem
 from torchopt.solver.run import params_of
@@ -86,7 +85,7 @@ class LBFGS(DescentSolver[Memory]):
     .. math:: w_{k+1} = w_k - \eta_k H_k \nabla f(w_k)
 
     The inverse Hessian :math:`H_k` comes from the differences of parameters and gradients of the last steps; see
-    :mod:`torchopt.solver.compact`.  A pair without positive curvature is skipped; then the oldest pair is dropped too,
+    :mod:`torchopt.quasi_newton`.  A pair without positive curvature is skipped; then the oldest pair is dropped too,
     and the scale grows.  Where a line search fails, the memory is cleared; the run ends with ``Status.STALLED`` if the
     steepest descent fails too.
 
@@ -160,10 +159,8 @@ class LBFGS(DescentSolver[Memory]):
             return HostProblem(self._objective, params, args, kwargs)
         return super()._running_problem(init_params, args, kwargs)
 
-    def _empty(self, gradient: Any, in_place: bool) -> Memory:
-        if isinstance(gradient, np.ndarray) and gradient.ndim == 2:
-            return BatchWindow(gradient, self.history_size, self.use_gamma)
-        if in_place:
+    def _empty(self, gradient: Any) -> Memory:
+        if isinstance(gradient, np.ndarray):
             return Window(gradient, self.history_size, self.use_gamma)
         return Rows.empty(gradient, self.history_size, self.use_gamma)
 
@@ -189,8 +186,8 @@ class LBFGS(DescentSolver[Memory]):
         begin = (work.iter_num, work.value, gradient, work.stepsize, work.error)
         return LbfgsState(*begin, *rings, rows.gamma, *work[6:])
 
-    def _as_memory(self, state: LbfgsState, vectors: Vectors, gradient: Tensor, in_place: bool) -> Memory:
+    def _as_memory(self, state: LbfgsState, vectors: Vectors, gradient: Tensor) -> Memory:
         rows = from_rings(
             state.s_history, state.y_history, state.rho_history, state.iter_num, vectors, state.gamma, self.use_gamma
         )
-        return Window.of(rows, gradient) if in_place else rows
+        return Window.of(rows, gradient) if isinstance(gradient, np.ndarray) else rows

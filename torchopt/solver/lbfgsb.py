@@ -17,10 +17,10 @@ from torchopt.numerics import as_scalar_like
 from torchopt.scalars import where
 from torchopt.solver.bounds import bounds_like
 from torchopt.solver.cauchy import Model, box_step, finite_slopes
-from torchopt.solver.compact import Pair, Rows
 from torchopt.solver.descent import DescentSolver, Work
 from torchopt.solver.lbfgs import as_rings, from_rings
 from torchopt.solver.linesearch import LineSearch
+from torchopt.solver.memory import Pair, Rows
 from torchopt.solver.objective import Objective, Vectors
 from torchopt.solver.problem import Problem
 from torchopt.solver.run import params_of
@@ -173,7 +173,7 @@ class LBFGSB(DescentSolver[_Pairs]):
         bounds, *args = (kwargs.pop('bounds'), *args) if 'bounds' in kwargs else args or (None,)  # type: ignore[assignment]
         return _BoxProblem(self._objective, params, bounds, tuple(args), kwargs)
 
-    def _empty(self, gradient: Tensor, in_place: bool) -> _Pairs:
+    def _empty(self, gradient: Tensor) -> _Pairs:
         return _Pairs(Rows.empty(gradient, self.history_size, self.use_gamma), 0)
 
     def _direction(self, memory: _Pairs, problem: Problem, x: Tensor, gradient: Tensor) -> Tensor:
@@ -206,7 +206,7 @@ class LBFGSB(DescentSolver[_Pairs]):
         begin = (work.iter_num, work.value, vectors.unpack(work.grad), work.stepsize, work.error)
         return LbfgsbState(*begin, s, y, self.theta / rows.gamma, count, *work[6:])
 
-    def _as_memory(self, state: LbfgsbState, vectors: Vectors, gradient: Tensor, in_place: bool) -> _Pairs:
+    def _as_memory(self, state: LbfgsbState, vectors: Vectors, gradient: Tensor) -> _Pairs:
         s, y = vectors.pack_rows(state.s_history), vectors.pack_rows(state.y_history)
         product = (s * y).sum(-1)
         weights = torch.where(product > 0, 1.0 / torch.where(product > 0, product, 1.0), 0.0)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from torchopt import tree
 from torchopt.scalars import numbers, pick, where
-from torchopt.solver.compact import Pair
 from torchopt.solver.descent import DescentSolver, Work
 from torchopt.solver.linesearch import LineSearch
+from torchopt.solver.memory import Pair
 from torchopt.solver.objective import Vectors
 from torchopt.solver.problem import Problem
 
@@ -108,7 +108,7 @@ class NonlinearCG(DescentSolver[_Direction]):
                 f"Invalid method: {self.method!r}; expected 'polak-ribiere', 'fletcher-reeves' or 'hestenes-stiefel'."
             )
 
-    def _empty(self, gradient: Tensor, in_place: bool) -> _Direction:
+    def _empty(self, gradient: Tensor) -> _Direction:
         return _Direction(-gradient, True)
 
     def _direction(self, memory: _Direction, problem: Problem, x: Tensor, gradient: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ class NonlinearCG(DescentSolver[_Direction]):
         return memory.is_steepest
 
     def _forget(self, memory: _Direction, gradient: Tensor, test: Any) -> _Direction:
-        return pick(test, self._empty(gradient, False), memory)
+        return pick(test, self._empty(gradient), memory)
 
     def _as_state(self, work: Work, problem: Problem) -> NonlinearCGState:
         unpack = problem.vectors.unpack
@@ -137,6 +137,6 @@ class NonlinearCG(DescentSolver[_Direction]):
         begin = (work.iter_num, work.stepsize, work.error, work.value)
         return NonlinearCGState(*begin, gradient, direction, *work[6:])
 
-    def _as_memory(self, state: NonlinearCGState, vectors: Vectors, gradient: Tensor, in_place: bool) -> _Direction:
+    def _as_memory(self, state: NonlinearCGState, vectors: Vectors, gradient: Tensor) -> _Direction:
         direction = vectors.pack(state.descent_direction)
         return _Direction(direction, (direction == -gradient).all())

@@ -170,7 +170,7 @@ def _differentiate(
     gradients = tuple([torch.zeros_like(x) if g is None else g for g, x in zip(found, xs)])
     if recording:
         return value, gradients, aux
-    return value.detach(), gradients, detached(aux)
+    return value.detach(), gradients, None if aux is None else detached(aux)
 
 
 def _functional(

@@ -181,7 +181,7 @@ class HostProblem(Problem):
         """The value, the gradient and the auxiliary output of the objective itself."""
         with np.errstate(**self._reports):  # those of the caller, for the user's function
             value, gradient, aux = super().evaluated(torch.from_numpy(x))
-        return value.item(), gradient.numpy(force=True), aux
+        return value.item(), np.ascontiguousarray(gradient.numpy(force=True)), aux
 
     def sizes(self, value: float, gradient: Any) -> Any:
         """The size of a value, and of the largest slope."""
@@ -255,7 +255,8 @@ class BatchProblem(Problem):
                     self._last = x, value, gradient
                     return value, gradient, None
             value, gradient, aux = super().evaluated(from_column(x))
-        value, gradient = to_column(value, self.size).astype(np.float64), to_column(gradient, self.size)
+        value = to_column(value, self.size).astype(np.float64)
+        gradient = np.ascontiguousarray(to_column(gradient, self.size))
         if not self.objective.has_aux:
             self._last = x, value, gradient
         return value, gradient, aux
@@ -311,8 +312,8 @@ class BatchProblem(Problem):
 
 
 def _has_array(x: Any) -> bool:
-    """Whether a leaf of the parameters has no part in a run, or is an array too."""
-    return not is_inexact(x) or has_array(x)
+    """Whether a leaf of the parameters has no part in a run, or its real numbers are an array too."""
+    return not is_inexact(x) or has_array(x.real)
 
 
 def _leaves_no_graph() -> bool:

@@ -10,6 +10,7 @@
 
 #include "engine.hpp"
 #include "memory.hpp"
+#include "quasi_newton.hpp"
 #include "torchopt/cpu.hpp"
 #ifdef TORCHOPT_HAS_CUDA
 #include "torchopt/cuda.hpp"
@@ -117,6 +118,9 @@ PYBIND11_MODULE(kernels, m) {
   m.def("open", [](const py::object& torch, bool exchange) { torchopt::Torch::get().open(torch, exchange); },
         py::arg("torch"), py::arg("exchange") = true, "Take what the engine needs of the torch module.");
   m.def("run", &torchopt::run, "Run a kernel over the leaves of a tree; see engine.hpp.");
+  m.def("quasi_newton_difference", &torchopt::quasi_newton_difference, "Remember a step; see quasi_newton.hpp.");
+  m.def("quasi_newton_product", &torchopt::quasi_newton_product, "Apply an inverse Hessian of pairs.");
+  m.def("quasi_newton_bfgs", &torchopt::quasi_newton_bfgs, "Update and apply an inverse Hessian.");
   m.def("catalogue", &torchopt::catalogue, "The kernels: for each rule and order the sizes of its arguments.");
   m.def("use_instruction_set", &torchopt::use_cpu_instruction_set,
         "Take the kernels of another instruction set; False if there are none here.");

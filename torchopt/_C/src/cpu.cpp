@@ -209,7 +209,9 @@ void run_blocks(const Job& job, const CpuKernel& kernel, const std::vector<std::
 
 }  // namespace
 
-const char* cpu_instruction_set() { return instruction_set_names[int(current_set().load())]; }
+InstructionSet current_instruction_set() { return current_set().load(std::memory_order_relaxed); }
+
+const char* cpu_instruction_set() { return instruction_set_names[int(current_instruction_set())]; }
 
 bool use_cpu_instruction_set(const char* name) {
   int isa = 0;
@@ -224,7 +226,7 @@ bool use_cpu_instruction_set(const char* name) {
 }
 
 const CpuKernel& cpu_kernel(int rule, Order order) {
-  const InstructionSet isa = current_set().load(std::memory_order_relaxed);
+  const InstructionSet isa = current_instruction_set();
   switch (order) {
     case Order::forward: return cpu_kernels<Order::forward>(isa)[rule];
     case Order::vjp: return cpu_kernels<Order::vjp>(isa)[rule];

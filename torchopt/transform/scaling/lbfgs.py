@@ -16,8 +16,8 @@ from torchopt.elementwise.moments import check_writable
 from torchopt.levels import runs_directly
 from torchopt.numerics import advance, zero_count
 from torchopt.preconditions import params_for, state_of
-from torchopt.quasi_newton import Memory, Ring, curvature_pair, first_scale, inverse_hessian_product, remember
-from torchopt.scalars import settled, where
+from torchopt.quasi_newton import Memory, Ring, first_scale, inverse_hessian_product, remember_step
+from torchopt.scalars import where
 
 __all__ = ['ScaleByLBFGSState', 'scale_by_lbfgs']
 
@@ -125,15 +125,13 @@ def _step(
     last_p, last_g, old_s, old_y = ([column[i] for i in moved] for column in columns)
 
     # The pair of the last step.  Leaves without a previous gradient do not contribute.
-    pairs = [_difference(*leaf) for leaf in zip(p, last_p, g, last_g)]
-    pair = curvature_pair([s for s, _ in pairs], [y for _, y in pairs])
-    ring = Ring(state.count, size)
-    memory = remember(Memory(old_s, old_y, state.weights_memory), ring, pair, inplace=inplace)
+    ring, memory = Ring(state.count, size), Memory(old_s, old_y, state.weights_memory)
+    memory, scale = remember_step(memory, ring, (last_p, p), (last_g, g), inplace=inplace)
     for i, column in ((i, column) for column in columns[2:] for i, x in enumerate(gradients) if x is None):
         if column[i] is not None:
             column[i] = ring.write(column[i], torch.zeros_like(column[i][0]), inplace=inplace)
 
-    gamma: Any = pair.scale if scaled else 1.0
+    gamma: Any = scale if scaled else 1.0
     if scaled and not ring.count:
         begin = first_scale(g)
         gamma = begin if ring.count == 0 else where(state.count > 0, gamma, begin)
@@ -148,18 +146,6 @@ def _step(
         gradients[i] = x
     new_p, new_g, new_s, new_y = (tree.unflatten(spec, column) for column in columns)
     return tree.unflatten(spec, gradients), ScaleByLBFGSState(count, new_p, new_g, new_s, new_y, memory.weights)
-
-
-def _difference(p: Tensor, last_p: Tensor, g: Tensor, last_g: Tensor) -> tuple[Tensor, Tensor]:
-    """The changes of a leaf and its gradient since the last step; zero if there was no last step.
-
-    There was none if the stored leaf and gradient are zero.
-    """
-    s, y = p - last_p, g - last_g
-    seen = settled(last_p.any())
-    if seen is not True:
-        seen = settled(seen | last_g.any())
-    return (s, y) if seen is True else (where(seen, s, torch.zeros_like(s)), where(seen, y, torch.zeros_like(y)))
 
 
 def _copy(old: Tensor, new: Tensor) -> Tensor:

@@ -48,7 +48,8 @@ const CpuKernel* cpu_kernels<Order::vjp_of_vjp>(InstructionSet isa);
 template <>
 const CpuKernel* cpu_kernels<Order::jvp>(InstructionSet isa);
 
-// The name of the instruction set that this processor's kernels are taken from.
+// The instruction set that this processor's kernels are taken from, and its name.
+InstructionSet current_instruction_set();
 const char* cpu_instruction_set();
 
 // Takes the kernels of another instruction set; false if this processor or this build has not got it.

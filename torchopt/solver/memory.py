@@ -1,26 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Limited-memory quasi-Newton matrices in compact form: a multiple of the identity and a low-rank matrix.
+"""The memories of L-BFGS: the last pairs of differences, and products with the inverse Hessian that they define.
 
-The last pairs :math:`s_i, y_i` are the rows of :math:`S` and :math:`Y`, from the oldest to the newest.  With the upper
-triangle :math:`R` of :math:`S Y^\mathsf{T}`, its diagonal :math:`D`, and a scale :math:`\gamma`, the inverse Hessian is
-
-.. math::
-    H g = \gamma g + S^\mathsf{T} w - \gamma Y^\mathsf{T} u, \qquad
-    u = R^{-1} S g, \qquad
-    w = R^{-\mathsf{T}} \left( D u + \gamma (Y Y^\mathsf{T} u - Y g) \right).
-
-It is the matrix of :mod:`torchopt.quasi_newton`, for memories that keep the small matrices from step to step, and only
-change one row and one column of them.  :class:`Rows`, which remembers vectors only, uses the formula of that module; in
-batches of small problems, the recursion.
-
-References:
-    Byrd, Nocedal and Schnabel, `Representations of quasi-Newton matrices and their use in limited memory methods
-    <https://doi.org/10.1007/BF01582063>`_, 1994.
+The matrix is that of :mod:`torchopt.quasi_newton`.  :class:`Rows` holds tensors, for runs that are differentiated,
+batched or compiled, and is the specification; :class:`Window` holds arrays, which a run or a batch of runs writes in
+place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -28,12 +15,15 @@ import torch
 from torch import Tensor
 
 from torchopt import quasi_newton
+from torchopt._C import quasi_newton as kernels
+from torchopt.columns import dot, from_column, to_column
 from torchopt.dtypes import widened
 from torchopt.levels import is_readable
-from torchopt.scalars import pick, root, settled, smaller, where
+from torchopt.scalars import negated, pick, root, settled, smaller, where
 
-__all__ = ['Memory', 'Pair', 'Rows', 'Window', 'coefficients', 'has_curvature', 'is_curved', 'limits_of', 'longer']
+__all__ = ['Memory', 'Pair', 'Rows', 'Window', 'difference', 'has_curvature', 'is_curved', 'limits_of', 'longer']
 
+_Array = np.ndarray[Any, Any]
 _GROWTH = 4.0
 """The factor of the scale of the inverse Hessian after a step without positive curvature."""
 
@@ -94,14 +84,13 @@ def is_curved(product: Any, ss: Any, yy: Any, dtype: torch.dtype) -> Any:
 
 def has_curvature(product: Any, ss: Any, yy: Any, eps: float, tiny: float) -> Any:
     """:func:`is_curved` with the precision and the smallest number of the dtype."""
-    positive = product > tiny
-    size = where(positive, ss, 1.0) * where(positive, yy, 1.0)
-    return positive & (size > 0.0) & (product * product > eps**2 * size)
+    size = ss * yy
+    return (product > tiny) & (size > 0.0) & (product * product > eps**2 * size)
 
 
-def limits_of(like: Any) -> tuple[float, float]:
+def limits_of(like: _Array) -> tuple[float, float]:
     """The relative precision and the smallest number of a dtype."""
-    info: Any = torch.finfo(like.dtype) if isinstance(like, Tensor) else np.finfo(like.dtype)
+    info = np.finfo(like.dtype)
     return float(info.eps), float(info.tiny)
 
 
@@ -206,163 +195,133 @@ class Rows(NamedTuple):
         return g
 
 
-def coefficients(
-    inverse: Any, d: Any, yy: Any, sg: Any, yg: Any, gamma: Any, times: Callable[[Any, Any], Any] = np.matmul
-) -> tuple[Any, Any]:
-    r"""The vectors ``u`` and ``w`` of the product.
+def difference(x: tuple[Any, Any], gradient: tuple[Any, Any], s: _Array, y: _Array, place: Any, inner: _Array) -> Any:
+    r"""Write the differences of a step into rings of pairs, one ring for each run of a batch.
 
     Args:
-        inverse: The inverse of the triangle :math:`R`.
-        d: The diagonal of :math:`D`.
-        yy: The matrix :math:`Y Y^\mathsf{T}`.
-        sg: The vector :math:`S g`.
-        yg: The vector :math:`Y g`.
-        gamma: The scale :math:`\gamma`.
-        times: The product of a matrix with a vector, or of a batch of them.
+        x: The parameters before and after the step.
+        gradient: The gradients there.
+        s: The rings of the differences of parameters, of shape ``(*batch, size, n)``.
+        y: The rings of the differences of gradients.
+        place: The rows to write; if negative, nothing is written.
+        inner: Memory for the result.
+
+    Returns:
+        The inner products :math:`\langle y, s \rangle, \lVert s \rVert^2, \lVert y \rVert^2` and that of the gradient
+        before the step: floats, or columns.
     """
-    u = times(inverse, sg)
-    return u, times(inverse.swapaxes(-1, -2), d * u + gamma * (times(yy, u) - yg))
+    size = s.shape[-2]
+    if not kernels.difference(
+        ((x[0],), (x[1],), (gradient[0],), (gradient[1],), (s,), (y,)), size, place, False, inner
+    ):
+        new_s, new_y = x[1] - x[0], gradient[1] - gradient[0]
+        rows, runs = _rows_at(place >= 0, place)
+        s[rows], y[rows] = new_s[runs], new_y[runs]
+        pairs = (new_y, new_s), (new_s, new_s), (new_y, new_y), (gradient[0], gradient[0])
+        inner[:] = [dot(a, b) if a.ndim == 2 else dot(a[None], b[None])[0] for a, b in pairs]
+    return inner if inner.ndim == 2 else inner.tolist()
+
+
+def _rows_at(test: Any, place: Any) -> tuple[Any, Any]:
+    """The index of a row in each ring for which a test holds, and that of these runs."""
+    if not isinstance(test, np.ndarray):
+        return place, ...
+    runs = np.flatnonzero(test)
+    return (runs, place[runs]), runs
 
 
 class Window:
-    r"""The memory of a run that is neither batched nor differentiated, written in place.
+    r"""The memory of a run, or of each run of a batch, in rings of arrays that are written in place.
 
-    Pairs are neighbouring rows of one matrix, ``s`` before ``y``, and the gradient of the next product is the row below
-    the newest pair, so that one product of matrices gives all inner products with the last three.  The pairs are a
-    window of the matrix, which moves down with each of them, and back to the top at the end.  So are the small
-    matrices, in double precision; each pair adds a row and a column, so that the inverse of the triangle needs no
-    solution.
+    The pairs are the rows ``newest``, ``newest - 1``, ...; rows that hold no pair have the weight zero.
 
     Args:
-        like: A vector like those of the run: a tensor, or an array.
+        like: A vector like those of the run; of a batch, one in each row.
         size: The largest number of pairs.
         scaled: Whether the newest pair gives :math:`\gamma`.
     """
 
-    def __init__(self, like: Any, size: int, scaled: bool) -> None:
-        self.size, self.scaled, self.gamma = size, scaled, 1.0
-        shape, self.limits = (4 * size + 1, len(like)), limits_of(like)
-        if isinstance(like, Tensor):
-            self.table: Any = like.new_empty(shape)
-            self.subtract: Callable[..., Any] = torch.sub
-        else:
-            self.table, self.subtract = np.empty(shape, like.dtype), np.subtract
-        self.inverses, self.yys, self.ds = (
-            np.zeros((2 * size, 2 * size)),
-            np.empty((2 * size, 2 * size)),
-            np.empty(2 * size),
-        )
-        self.sg = self.yg = self.ds
-        self._clear()
-
-    def _clear(self) -> None:
-        self.first = self.count = 0
-        self.gamma = 1.0
+    def __init__(self, like: _Array, size: int, scaled: bool) -> None:
+        batch = like.shape[:-1]
+        self.size, self.scaled, self.limits = size, scaled, limits_of(like)
+        self.s, self.y = (np.zeros((*batch, size, like.shape[-1]), like.dtype) for _ in range(2))
+        self.weights, self.inner = np.zeros((*batch, size)), np.empty((4, *batch))
+        # The row of the newest pair, the number of pairs, and the scale: numbers, or columns.
+        self.newest: Any = np.full(batch, size - 1) if batch else size - 1
+        self.count: Any = np.full(batch, 0) if batch else 0
+        self.gamma: Any = np.ones(batch) if batch else 1.0
 
     @classmethod
-    def of(cls, rows: Rows, gradient: Any) -> Window:
-        """The memory with the pairs of another one; ``gradient`` is the one of the next product."""
+    def of(cls, rows: Rows, gradient: _Array) -> Window:
+        """The memory with the pairs of another one, whose last row is the newest."""
         memory = cls(gradient, len(rows.weights), rows.scaled)
-        for s, y, weight in zip(rows.s, rows.y, rows.weights.tolist()):
-            if weight:
-                s, y = (s, y) if isinstance(gradient, Tensor) else (s.numpy(), y.numpy())
-                memory.remember((0.0 * s, s), (gradient - y, gradient))
+        memory.s[:], memory.y[:], memory.weights[:] = (x.numpy(force=True) for x in rows[:3])
+        held = np.flatnonzero(memory.weights)
+        memory.count = memory.size - int(held[0]) if len(held) else 0
+        memory.gamma = float(rows.gamma)
         return memory
 
     @property
-    def is_empty(self) -> bool:
+    def is_empty(self) -> Any:
         """Whether there are no pairs and no scale."""
-        return self.has_no_pairs and self.gamma == 1.0
+        return self.has_no_pairs & (self.gamma == 1.0)
 
     @property
-    def has_no_pairs(self) -> bool:
+    def has_no_pairs(self) -> Any:
         """Whether there are no pairs."""
         return self.count == 0
 
     def cleared(self, test: Any) -> Window:
-        """The memory itself, without its pairs if a test holds."""
-        if test:
-            self._clear()
+        """The memory itself, without its pairs where a test holds."""
+        test = np.broadcast_to(test, self.count.shape) if isinstance(self.count, np.ndarray) else bool(test)
+        self.weights[test] = 0.0
+        self.count, self.gamma = where(test, 0, self.count), where(test, 1.0, self.gamma)
         return self
 
     def rows(self) -> Rows:
         """The memory as tensors, apart from this one."""
-        pairs = torch.as_tensor(self._window())
-        s, y = (pairs.new_zeros(self.size, pairs.shape[1]) for _ in range(2))
-        weights, start = s.new_zeros(self.size), self.size - self.count
-        if self.count:
-            s[start:], y[start:] = pairs[::2], pairs[1::2]
-            weights[start:] = torch.from_numpy(1.0 / self.ds[self.held])
-        return Rows(s, y, weights, self.gamma, self.scaled)
+        order = (np.asarray(self.newest)[..., None] + np.arange(1, self.size + 1)) % max(self.size, 1)
+        weights = np.take_along_axis(self.weights, order, -1)
+        held = (weights != 0.0)[..., None]
+        arrays = [np.where(held, np.take_along_axis(x, order[..., None], -2), 0.0) for x in (self.s, self.y)]
+        dtype, batched = self.s.dtype, isinstance(self.gamma, np.ndarray)
+        s, y, rho = (self._tensor(x.astype(dtype, copy=False)) for x in (*arrays, weights))
+        return Rows(s, y, rho, self._tensor(self.gamma.astype(dtype)) if batched else self.gamma, self.scaled)
 
-    @property
-    def held(self) -> slice:
-        """The places of the pairs in the small matrices."""
-        return slice(self.first, self.first + self.count)
-
-    def _window(self) -> Any:
-        return self.table[2 * self.first : 2 * (self.first + self.count)]
+    def _tensor(self, x: _Array) -> Tensor:
+        """An array as the tensor of a run."""
+        return from_column(x) if isinstance(self.gamma, np.ndarray) else torch.from_numpy(x)
 
     def remember(self, x: tuple[Any, Any], gradient: tuple[Any, Any], moved: Any = True) -> Window:
-        """Add a pair in place, if it has positive curvature; otherwise drop one."""
-        if not self.size or not moved:
+        """Add the pairs that have positive curvature in place; otherwise drop one."""
+        if not self.size or moved is False:
             return self
-        if self.first >= self.size:
-            self.table[: 2 * self.count] = self._window()
-            moved = slice(0, self.count)
-            for matrix in (self.inverses, self.yys):
-                matrix[moved, moved] = matrix[self.held, self.held]
-            self.ds[moved] = self.ds[self.held]
-            self.first = 0
-        begin, end = 2 * self.first, 2 * (self.first + self.count)
-        newest = self.table[end : end + 3]
-        self.subtract(x[1], x[0], out=newest[0])
-        self.subtract(gradient[1], gradient[0], out=newest[1])
-        newest[2] = gradient[1]
-        # The columns: inner products of each s and y with the new s, the new y, and the gradient.
-        inner = _array(self.table[begin : end + 2] @ newest.T)
-        of_s, of_y = inner[::2], inner[1::2]
-        product, square = float(inner[-1, 0]), float(inner[-1, 1])
-        ss = float(inner[-2, 0])
-        if not has_curvature(product, ss, square, *self.limits):
+        place = where(moved, (self.newest + 1) % self.size, -1)
+        product, ss, yy, gg = difference(x, gradient, self.s, self.y, place, self.inner)
+        curved = has_curvature(product, ss, yy, *self.limits) & moved
+        bent = negated(curved) & moved
+        if settled(bent) is not False:
+            # Where all rows held pairs, the new differences have replaced the oldest.
+            rows, _ = _rows_at(bent, (self.newest - self.count + 1) % self.size)
             if self.scaled:
-                gg = float(gradient[0] @ gradient[0])
-                self.gamma = float(longer(self.gamma, self.is_empty, ss, gg, self.limits[1]))
-            drop = int(self.count > 0)
-            self.first, self.count = self.first + drop, self.count - drop
-            self.sg, self.yg = of_s[drop:-1, 2], of_y[drop:-1, 2]
-            return self
-        drop = int(self.count == self.size)
-        self.first, self.count = self.first + drop, self.count - drop
-        old, new = self.held, self.first + self.count
-        self.count += 1
-        # The inverse of the triangle with one more row, of zeros before the diagonal, and one more column.
-        self.inverses[old, new] = self.inverses[old, old] @ of_s[drop:-1, 1] / -product
-        self.inverses[new, new] = 1.0 / product
-        self.yys[self.held, new] = self.yys[new, self.held] = of_y[drop:, 1]
-        self.ds[new] = product
-        self.sg, self.yg = of_s[drop:, 2], of_y[drop:, 2]
-        if self.scaled:
-            self.gamma = product / square
+                self.gamma = where(bent, longer(self.gamma, self.is_empty, ss, gg, self.limits[1]), self.gamma)
+            self.weights[rows] = 0.0
+            self.count = where(bent & (self.count > 0), self.count - 1, self.count)
+        if settled(curved) is not False:
+            weight = 1.0 / where(curved, product, 1.0)
+            rows, runs = _rows_at(curved, place)
+            self.weights[rows] = weight[runs] if isinstance(weight, np.ndarray) else weight
+            self.newest = where(curved, place, self.newest)
+            self.count = where(curved & (self.count < self.size), self.count + 1, self.count)
+            if self.scaled:
+                self.gamma = where(curved, product / where(curved, yy, 1.0), self.gamma)
         return self
 
     def product(self, gradient: Any) -> Any:
-        """The inverse Hessian times the gradient that was given with the last pair."""
-        if not self.count:
-            return gradient if self.gamma == 1.0 else self.gamma * gradient
-        held = self.held
-        matrices = self.inverses[held, held], self.ds[held], self.yys[held, held]
-        u, w = coefficients(*matrices, self.sg, self.yg, self.gamma)
-        weights = np.empty((self.count, 2))
-        weights[:, 0], weights[:, 1] = w, -self.gamma * u
-        flat = weights.ravel()
-        if isinstance(gradient, Tensor):
-            return torch.addmv(gradient, self._window().T, torch.from_numpy(flat).to(gradient), beta=self.gamma)
-        return self.gamma * gradient + flat.astype(gradient.dtype, copy=False) @ self._window()
-
-
-def _array(x: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """A tensor or an array in double precision on the host."""
-    if isinstance(x, Tensor):
-        x = x.double().cpu().numpy()
-    return x.astype(np.float64, copy=False)
+        """The inverse Hessian times the gradient."""
+        found = np.empty_like(gradient)
+        columns = (gradient,), (self.s,), (self.y,), (found,)
+        if not self.size or kernels.product(columns, self.weights, self.newest, self.gamma, False):
+            return found if self.size else gradient
+        product = self.rows().product(self._tensor(gradient))
+        return to_column(product, len(gradient)) if isinstance(self.gamma, np.ndarray) else product.numpy()
