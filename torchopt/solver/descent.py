@@ -23,7 +23,7 @@ from torchopt import checks
 from torchopt.linesearch import Point, choose
 from torchopt.scalars import negated, numbers, pick, settled, where
 from torchopt.solver.arguments import check_state
-from torchopt.solver.base import IterativeSolver
+from torchopt.solver.base import IterativeSolver, SmoothSolver
 from torchopt.solver.compact import Pair
 from torchopt.solver.linesearch import BacktrackingLineSearch, HagerZhangLineSearch, LineSearch, ZoomLineSearch
 from torchopt.solver.objective import Objective, Vectors
@@ -85,7 +85,7 @@ def first_stepsize(strategy: str, stepsize: Any, largest: Any, smallest: Any, fa
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
-class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
+class DescentSolver(SmoothSolver, IterativeSolver, abc.ABC, Generic[_Memory]):
     """A descent; a subclass is a dataclass with JAXopt's arguments, and defines the direction."""
 
     error_name = 'Gradient Norm'
@@ -113,10 +113,6 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
         )
         stepsize = getattr(self, 'stepsize', 0.0)
         self._stepsize = stepsize if checks.is_schedule(stepsize) or stepsize > 0 else None
-
-    def optimality_fun(self, params: Any, *args: Any, **kwargs: Any) -> Any:
-        """The gradient of the objective."""
-        return self._objective.gradient(params_of(params), *args, **kwargs)
 
     def _problem(self, params: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Problem:
         """The objective as a function of vectors."""

@@ -87,8 +87,8 @@ class HagerZhangLineSearch(LineSearch):
 
     def _begin(self, ray: Ray, start: Point, guess: Any) -> HagerZhangSearch:
         """Find an interval: expand until the slope is positive or the value too large; NaN is treated as too large."""
-        start = Point(*numbers(*start[:3]), start.extra)
-        (guess,) = numbers(guess)
+        stepsize, value, slope, guess = numbers(*start[:3], guess)
+        start = Point(stepsize, value, slope, start.extra)
         ceiling = _ceiling(start)
 
         def expand(last: _Interval) -> _Interval:
