@@ -162,18 +162,7 @@ def find_root(
     solve: Solver | None,
     constants: Sequence[Tensor] = (),
 ) -> Any:
-    """Run a solver and attach the implicit derivative to its solution.
-
-    Args:
-        solver_fun: The solver.
-        optimality_fun: The function that is zero at the solution.
-        reference: The signature of ``optimality_fun``.
-        args: The positional arguments of the solver, beginning with the initial solution.
-        kwargs: The keyword arguments of the solver.
-        has_aux: Whether the solver also returns auxiliary results.
-        solve: The linear solver.
-        constants: Tensors that the optimality function closes over and that get no derivative.
-    """
+    """Run a solver and attach the implicit derivative to its solution; ``constants`` get none."""
     optimality_arguments = select_tensors(match(reference, args, kwargs))
     result = solver_fun(*_own_copy(args[:1]), *detached(args[1:]), **detached(kwargs))
     aux: tuple[Any, ...] = ()

@@ -325,15 +325,11 @@ def root_jvp(
             f'{len(args)} args but {len(tangents)} tangents; pass one for each, None for a constant argument.'
         )
     shape = TreeShape(sol, 'sol')
-    found = [
-        x
-        for i, (t, a) in enumerate(zip(tangents, args))
-        for x in (
-            tree.flatten_up_to(tree.structure(a), t, name=f'tangents[{i}]', like=f'args[{i}]')
-            if t is not None
-            else [None] * len(tree.flatten(a)[0])
-        )
-    ]
+    found: list[Any] = []
+    for i, (t, a) in enumerate(zip(tangents, args)):
+        of_a, spec = tree.flatten(a)
+        constant = [None] * len(of_a)
+        found += constant if t is None else tree.flatten_up_to(spec, t, name=f'tangents[{i}]', like=f'args[{i}]')
     leaves, spec = tree.flatten(args)
     leaves = [a if t is None else _as_tensor(a, shape) for t, a in zip(found, leaves)]
     for t, a in zip(found, leaves):

@@ -79,8 +79,8 @@ def _probe(n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, fl
 
 _SINGULAR = (
     'the matrix is singular{where}, exactly or to the precision of its dtype. If it is the Jacobian of an optimality '
-    'function, the solution is not isolated: '
-    'regularize with ridge, or take the solution of least norm with solve_normal_cg.'
+    'function, the solution is not isolated: regularize with ridge, or take the solution of least norm with '
+    'solve_normal_cg.'
 )
 
 

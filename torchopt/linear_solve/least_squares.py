@@ -56,7 +56,7 @@ from torch import Tensor
 from torchopt.autodiff.products import jvp, put, vjp
 from torchopt.autodiff.tape import Leaves
 from torchopt.levels import in_transform
-from torchopt.linear_solve.operators import Operator
+from torchopt.linear_solve.operators import Operator, per_system
 
 __all__ = ['LeastSquares']
 
@@ -127,7 +127,7 @@ class LeastSquares(NamedTuple):
             if moving:
                 source = [c + d for c, d in zip(source, of_residual)]
             if ridge_dot is not None:
-                source = [c - _over(ridge_dot, z) * z for c, z in zip(source, self.x)]
+                source = [c - per_system(ridge_dot, z) * z for c, z in zip(source, self.x)]
             return self.solve(b_dot, source=source)
         if not moving:
             return self.solve(b_dot)
@@ -187,12 +187,6 @@ def _minus(a: Leaves, b: Leaves) -> list[Tensor]:
 def _size(leaves: Leaves, batch: int) -> int:
     """The number of real unknowns of one system."""
     return sum(x[(0,) * batch].numel() * (2 if x.is_complex() else 1) for x in leaves)
-
-
-def _over(ridge: Tensor, x: Tensor) -> Tensor:
-    """A number for each system, with the shape to multiply a leaf."""
-    dtype = x.dtype.to_real() if x.is_complex() else x.dtype
-    return ridge.to(dtype).reshape(ridge.shape + (1,) * (x.dim() - ridge.dim()))
 
 
 def _scaled(leaves: Leaves, like: Leaves) -> list[Tensor]:

@@ -23,7 +23,7 @@ from torchopt.autodiff.products import jvp, map_product, recorded, vjp
 from torchopt.autodiff.tape import Leaves, Product, taped
 from torchopt.levels import in_transform
 
-__all__ = ['Adjoint', 'Closure', 'Jacobian', 'Operator', 'Shifted']
+__all__ = ['Adjoint', 'Closure', 'Jacobian', 'Operator', 'Shifted', 'per_system']
 
 
 class Operator:
@@ -189,6 +189,12 @@ class Adjoint(Operator):
         return Adjoint(of), consts
 
 
+def per_system(number: Tensor, x: Tensor) -> Tensor:
+    """A number for each system of a batch, with the dtype and the shape to multiply a leaf."""
+    dtype = x.dtype.to_real() if x.is_complex() else x.dtype
+    return number.to(dtype).reshape(number.shape + (1,) * (x.dim() - number.dim()))
+
+
 class Shifted(Operator):
     r"""The ridge :math:`A + \lambda I`; :math:`\lambda`, a real 0-d tensor, is the last of the tensors."""
 
@@ -196,15 +202,7 @@ class Shifted(Operator):
         self.of = of
 
     def _plus(self, ridge: Tensor, x: Leaves, y: Leaves) -> Leaves:
-        # In a batch each system may have its own ridge, whose dimensions are the first ones of the leaves.
-        return [
-            a
-            + ridge.to(a.dtype.to_real() if a.is_complex() else a.dtype).reshape(
-                ridge.shape + (1,) * (z.dim() - ridge.dim())
-            )
-            * z
-            for a, z in zip(y, x)
-        ]
+        return [a + per_system(ridge, a) * z for a, z in zip(y, x)]
 
     def matvec(self, consts: Leaves, x: Leaves) -> Leaves:
         """The product with a vector."""

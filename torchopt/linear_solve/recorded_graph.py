@@ -31,10 +31,9 @@ def attach_graph(method: Method, fun: Product, b: Leaves) -> tuple[list[Tensor],
     if in_transform():
         raise RuntimeError(
             f'{method.name}: under torch.func transforms the matvec may not depend on tensors through '
-            'torch.autograd.grad, '
-            'torch.func.vjp(f, x) of a tensor x from outside, or a torch.autograd.Function, since these cannot be '
-            'detected. Use '
-            f'operations of torch in it, or implicit_diff.root_vjp, or detach the tensors.'
+            'torch.autograd.grad, torch.func.vjp(f, x) of a tensor x from outside, or a torch.autograd.Function, '
+            'since these cannot be detected. Use operations of torch in it, or implicit_diff.root_vjp, or detach the '
+            'tensors.'
         )
     operator = Closure(Converted(fun, []))
     with torch.no_grad():

@@ -121,10 +121,8 @@ def solve_with(
         if ridge is not None or normal or M is not None:
             raise RuntimeError(
                 f'{name}: matvec depends on a graph that was recorded before it was called (torch.autograd.grad, '
-                'torch.func.vjp), '
-                'which cannot be combined with ridge, M or normal equations. Compute the product inside matvec, '
-                'with '
-                f'torch.func.jvp or vjp of a function of the tensors, or detach its result.'
+                'torch.func.vjp), which cannot be combined with ridge, M or normal equations. Compute the product '
+                'inside matvec, with torch.func.jvp or vjp of a function of the tensors, or detach its result.'
             )
         x, status = attach_graph(method, fun, rhs.unknowns)
         return (rhs.pack(x), status) if return_status else rhs.pack(x)
@@ -211,8 +209,7 @@ def _require_square(fun: Callable[[Leaves], Leaves], shape: TreeShape, name: str
     except (RuntimeError, ValueError) as error:
         raise TypeError(
             f'{name}: matvec cannot be applied to a tree like b ({error}). If it is not square, pass init, a tree like '
-            'a '
-            f'solution, such as zeros.'
+            f'a solution, such as zeros.'
         ) from error
 
 

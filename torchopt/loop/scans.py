@@ -15,6 +15,7 @@ from torch import Tensor
 from torchopt import autodiff, checks, tree
 from torchopt.kinds import kind_of
 from torchopt.loop.branches import check_same
+from torchopt.tree.ops import detached
 
 __all__ = ['scan']
 
@@ -115,7 +116,7 @@ def scan(
             if k == 0:
                 check_same(carry, new, 'f', 'init')
             if truncate is not None and (k + 1) % truncate == 0 and k + 1 < n:
-                new = _detached(new)
+                new = detached(new)
             carry = new
             ys.append(y)
         return carry, ys
@@ -152,7 +153,7 @@ def _compiled(
     ys: list[Any] = []
     for start, stop in itertools.pairwise(bounds):
         if start and truncate is not None and start % truncate == 0:
-            carry = _detached(carry)
+            carry = detached(carry)
         whole = stop - start == n
         rows = leaves if whole else [None if x is None else x[start:stop] for x in leaves]
         check = functools.partial(check_same, carry, function='f', like='init')
@@ -170,10 +171,6 @@ def _as_column(y: Any, length: int) -> Tensor:
     return y if isinstance(y, Tensor) else torch.as_tensor(y).repeat(length)
 
 
-def _detached(carry: Any) -> Any:
-    return tree.map(lambda x: x.detach() if isinstance(x, Tensor) else x, carry)
-
-
 def _segment(checkpoint: Any, n: int) -> int:
     """The number of steps that are recomputed together."""
     if checkpoint is None or checkpoint is False:
@@ -182,13 +179,9 @@ def _segment(checkpoint: Any, n: int) -> int:
         return 1
     if checkpoint == 'auto':
         return max(round(math.sqrt(n)), 1)
-    if not _is_positive(checkpoint):
+    if not isinstance(checkpoint, int) or checkpoint < 1:
         raise ValueError(f"Invalid checkpoint: {checkpoint!r}; expected None, True, 'auto' or an int >= 1.")
     return int(checkpoint)
-
-
-def _is_positive(x: Any) -> bool:
-    return isinstance(x, int) and not isinstance(x, bool) and x >= 1
 
 
 def _steps(leaves: list[Any], xs: Any, length: int | None) -> int:

@@ -40,16 +40,7 @@ def implicit(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    """A run without a graph, with the implicit derivative attached to the solution.
-
-    Args:
-        run: ``run(*args, **kwargs)`` returns parameters and state.
-        optimality_fun: ``optimality_fun(params, *args, **kwargs)``, zero at the solution.
-        reference: Its signature.
-        solve: The linear solver.
-        args: The start, and the positional arguments.
-        kwargs: The keyword arguments.
-    """
+    """A run without a graph, with the implicit derivative attached to the solution; ``args`` begin with the start."""
     refuse_hidden_parameters((args[1:], kwargs))
 
     def without_recording(*args: Any, **kwargs: Any) -> tuple[Any, Any]:

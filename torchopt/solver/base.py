@@ -19,11 +19,11 @@ from torchopt import checks, progress, tree
 from torchopt.levels import eager, without_wrappers
 from torchopt.loop import while_loop
 from torchopt.solver import adjoint
-from torchopt.solver.objective import signature_with
+from torchopt.solver.objective import Objective, signature_with
 from torchopt.solver.run import KKTSolution, OptStep, Task, check_start, conclude, iterate, names_the_start, params_of
 from torchopt.spelling import check_names_of
 
-__all__ = ['IterativeSolver', 'KKTSolution', 'OptStep', 'Solver', 'StochasticSolver']
+__all__ = ['IterativeSolver', 'KKTSolution', 'OptStep', 'SmoothSolver', 'Solver', 'StochasticSolver']
 
 
 class Solver(abc.ABC):
@@ -89,6 +89,16 @@ class Solver(abc.ABC):
     def attribute_values(self) -> tuple[Any, ...]:
         """The values of the constructor's arguments, in the order of :meth:`attribute_names`."""
         return tuple(getattr(self, name) for name in self.attribute_names())
+
+
+class SmoothSolver(Solver):
+    """A solver of a smooth problem, at whose solutions the gradient of the objective is zero."""
+
+    _objective: Objective
+
+    def optimality_fun(self, params: Any, *args: Any, **kwargs: Any) -> Any:
+        """The gradient of the objective."""
+        return self._objective.gradient(params_of(params), *args, **kwargs)
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -23,7 +23,7 @@ from torchopt import checks
 from torchopt.linesearch import Point, choose
 from torchopt.scalars import negated, numbers, pick, settled, where
 from torchopt.solver.arguments import check_state
-from torchopt.solver.base import IterativeSolver
+from torchopt.solver.base import IterativeSolver, SmoothSolver
 from torchopt.solver.linesearch import BacktrackingLineSearch, HagerZhangLineSearch, LineSearch, ZoomLineSearch
 from torchopt.solver.memory import Pair
 from torchopt.solver.objective import Objective, Vectors
@@ -58,13 +58,13 @@ class Work(NamedTuple):
 
 
 def _linesearch_of(
-    linesearch: str | LineSearch, fun: Callable[..., Any], maxiter: int, max_stepsize: Any, c2: float
+    linesearch: str | LineSearch, fun: Callable[..., Any], maxiter: int, max_stepsize: Any, of_zoom: Mapping[str, Any]
 ) -> LineSearch:
     """The line search of a solver by its name; an instance is returned as it is."""
     if isinstance(linesearch, LineSearch):
         return linesearch
     if linesearch == 'zoom':
-        return ZoomLineSearch(fun, maxiter=maxiter, max_stepsize=max_stepsize, c2=c2)
+        return ZoomLineSearch(fun, maxiter=maxiter, max_stepsize=max_stepsize, **of_zoom)
     if linesearch == 'backtracking':
         return BacktrackingLineSearch(fun, maxiter=maxiter, max_stepsize=max_stepsize)
     if linesearch == 'hager-zhang':
@@ -85,13 +85,13 @@ def first_stepsize(strategy: str, stepsize: Any, largest: Any, smallest: Any, fa
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
-class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
+class DescentSolver(SmoothSolver, IterativeSolver, abc.ABC, Generic[_Memory]):
     """A descent; a subclass is a dataclass with JAXopt's arguments, and defines the direction."""
 
     error_name = 'Gradient Norm'
     problem_function = 'fun'
-    c2: ClassVar[float] = 0.9
-    """By how much the search named ``'zoom'`` reduces the slope at least."""
+    zoom_options: ClassVar[Mapping[str, Any]] = {}
+    """The options of the search named ``'zoom'`` that differ from its defaults."""
 
     works_on_batches: ClassVar[bool] = False
     """Whether the memory may be one for the columns of :class:`~torchopt.solver.problem.BatchProblem`."""
@@ -109,14 +109,10 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
             if getattr(self, name, None) is not None:
                 checks.deprecated(f'{name} has no effect; pass an instance of BacktrackingLineSearch as linesearch.')
         self._search: LineSearch = _linesearch_of(
-            options.linesearch, options.fun, options.maxls, options.max_stepsize, self.c2
+            options.linesearch, options.fun, options.maxls, options.max_stepsize, self.zoom_options
         )
         stepsize = getattr(self, 'stepsize', 0.0)
         self._stepsize = stepsize if checks.is_schedule(stepsize) or stepsize > 0 else None
-
-    def optimality_fun(self, params: Any, *args: Any, **kwargs: Any) -> Any:
-        """The gradient of the objective."""
-        return self._objective.gradient(params_of(params), *args, **kwargs)
 
     def _problem(self, params: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Problem:
         """The objective as a function of vectors."""
@@ -157,6 +153,14 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
     def _is_steepest(self, memory: Any) -> Any:
         """Whether the direction is a multiple of that of steepest descent."""
         return self._is_empty(memory)
+
+    def _steepest(self, memory: Any, problem: Problem, x: Tensor, gradient: Tensor) -> Tensor:
+        """The direction of steepest descent, after the memory was cleared."""
+        return problem.steepest(x, gradient)
+
+    def _last_stepsize(self, work: Work, slope: Any) -> Any:
+        """The last step size, to begin the search along a direction of this slope with."""
+        return work.stepsize
 
     @abc.abstractmethod
     def _forget(self, memory: Any, gradient: Tensor, test: Any) -> Any:
@@ -249,13 +253,13 @@ class DescentSolver(IterativeSolver, abc.ABC, Generic[_Memory]):
             # A direction that does not descend, by rounding or negative curvature, is replaced.
             uphill = settled(negated(slope < 0.0))
             if uphill is not False:
-                direction = pick(uphill, problem.steepest(x, gradient), direction)
                 memory = self._forget(memory, gradient, uphill & running)
+                direction = pick(uphill, self._steepest(memory, problem, x, gradient), direction)
                 (slope,) = numbers(problem.slope(gradient, direction))
             options: Any = self
             guess = first_stepsize(
                 options.linesearch_init,
-                work.stepsize,
+                self._last_stepsize(work, slope),
                 options.max_stepsize,
                 options.min_stepsize,
                 options.increase_factor,

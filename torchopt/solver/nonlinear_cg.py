@@ -4,18 +4,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
 from torchopt import tree
-from torchopt.scalars import numbers, pick, where
+from torchopt.scalars import larger, negated, numbers, pick, settled, smaller, where
 from torchopt.solver.descent import DescentSolver, Work
 from torchopt.solver.linesearch import LineSearch
 from torchopt.solver.memory import Pair
 from torchopt.solver.objective import Vectors
 from torchopt.solver.problem import Problem
+from torchopt.solver.run import OptStep
 
 __all__ = ['NonlinearCG', 'NonlinearCGState']
 
@@ -25,7 +27,9 @@ class NonlinearCGState(NamedTuple):
     """State of :class:`NonlinearCG`; the other fields are those of :class:`~torchopt.solver.lbfgs.LbfgsState`.
 
     Attributes:
-        descent_direction: The direction of the next step.
+        descent_direction: The direction of the next step, with its scale.
+        scale: The scale of the directions.
+        slope: The slope of the objective where the last step began, along its direction; 0 before the first step.
     """
 
     iter_num: Any
@@ -40,20 +44,28 @@ class NonlinearCGState(NamedTuple):
     num_grad_eval: Any = 0
     num_linesearch_iter: Any = 0
     status: Any = 0
+    scale: Any = 1.0
+    slope: Any = 0.0
 
 
 class _Direction(NamedTuple):
-    """The next direction, and whether it is that of steepest descent."""
+    """The next direction, whether it is that of steepest descent, its scale, and the slope along the last one."""
 
     direction: Tensor
     is_steepest: Any
+    scale: Any = 1.0
+    slope: Any = 0.0
+
+
+_GROWTH = 10.0
+"""The factor by which directions grow after a step that the largest step size cut short."""
 
 
 @dataclasses.dataclass(eq=False)
 class NonlinearCG(DescentSolver[_Direction]):
     r"""Minimize a smooth function by nonlinear conjugate gradients.
 
-    .. math:: w_{k+1} = w_k + \eta_k d_k, \qquad d_{k+1} = -g_{k+1} + \max(\beta_k, 0)\, d_k
+    .. math:: w_{k+1} = w_k + \eta_k \sigma_k d_k, \qquad d_{k+1} = -g_{k+1} + \max(\beta_k, 0)\, d_k
 
     With :math:`y_k = g_{k+1} - g_k`, :math:`\beta_k` is
     :math:`\langle y_k, g_{k+1} \rangle / \lVert g_k \rVert^2` (Polak and Ribière),
@@ -62,7 +74,14 @@ class NonlinearCG(DescentSolver[_Direction]):
     descend is replaced by :math:`-g_{k+1}`.
 
     Directions are conjugate only after accurate steps: the search ``'zoom'`` reduces the slope to a tenth, where those
-    of quasi-Newton methods are content with nine tenths.
+    of quasi-Newton methods are content with nine tenths.  It lengthens
+    steps fourfold, and takes the minimum of an interpolating polynomial also close to an end of its interval.
+
+    The length of a direction says nothing about that of the step.  So a search begins with the step size that promises
+    the same first-order decrease, :math:`-\eta \langle g, d \rangle`, as the last step had, times
+    ``increase_factor`` where ``linesearch_init`` is ``'increase'``.  The scale :math:`\sigma_k` is 1 at first, and
+    grows tenfold after a step of ``max_stepsize``, which was too short; so ``max_stepsize`` bounds each step, but flat
+    objectives do not need ever more of them.
 
     The arguments are those of :class:`LBFGS`, without ``stepsize``, ``stop_if_linesearch_fails``, ``history_size`` and
     ``use_gamma``, and:
@@ -97,7 +116,12 @@ class NonlinearCG(DescentSolver[_Direction]):
     max_stepsize: float = 1.0
     min_stepsize: float = 1e-6
 
-    c2: ClassVar[float] = 0.1
+    zoom_options: ClassVar[Mapping[str, Any]] = {
+        'c2': 0.1,
+        'rel_tol_cubic': 0.01,
+        'rel_tol_quad': 0.01,
+        'increase_factor': 4.0,
+    }
     continues_from: ClassVar[tuple[type, ...]] = (NonlinearCGState,)
 
     def __post_init__(self) -> None:
@@ -108,6 +132,22 @@ class NonlinearCG(DescentSolver[_Direction]):
                 f"Invalid method: {self.method!r}; expected 'polak-ribiere', 'fletcher-reeves' or 'hestenes-stiefel'."
             )
 
+    def _step(self, problem: Problem, last: OptStep) -> OptStep:
+        x, work = super()._step(problem, last)
+        direction, is_steepest, scale, slope = work.memory
+        # Squares stay in range.
+        in_range = _GROWTH * scale < torch.finfo(problem.vectors.dtype).max ** 0.5
+        cut = settled((work.stepsize >= self.max_stepsize) & negated(work.failed_linesearch) & in_range)
+        if cut is False:
+            return OptStep(x, work)
+        longer = _Direction(_GROWTH * direction, is_steepest, _GROWTH * scale, slope)
+        return OptStep(x, work._replace(memory=pick(cut, longer, work.memory)))
+
+    def _last_stepsize(self, work: Work, slope: Any) -> Any:
+        known = (work.memory.slope < 0.0) & (slope < 0.0)
+        stepsize = where(known, work.stepsize * work.memory.slope / where(known, slope, 1.0), work.stepsize)
+        return smaller(stepsize, self.max_stepsize)
+
     def _empty(self, gradient: Tensor) -> _Direction:
         return _Direction(-gradient, True)
 
@@ -115,28 +155,36 @@ class NonlinearCG(DescentSolver[_Direction]):
         return memory.direction
 
     def _remember(self, memory: _Direction, x: Pair, gradient: Pair, direction: Tensor, moved: Any) -> _Direction:
-        old, new = gradient
+        (old, new), scale = gradient, memory.scale
+        y = new - old
         if self.method == 'fletcher-reeves':
-            above, below = numbers(new @ new, old @ old)
-        else:
-            y = new - old
-            above, below = numbers(y @ new, y @ direction if self.method == 'hestenes-stiefel' else old @ old)
+            above, below = new @ new, old @ old
+        elif self.method == 'polak-ribiere':
+            above, below = y @ new, old @ old
+        else:  # whose divisor has the scale of the direction
+            above, below = y @ new, y @ direction / scale
+        above, below, slope = numbers(above, below, old @ direction)
         known = (below > 0.0) & (above > 0.0)
         beta = where(known, above / where(known, below, 1.0), 0.0)
-        return pick(moved, _Direction(beta * direction - new, False), memory)
+        return pick(moved, _Direction(beta * direction - scale * new, False, scale, slope), memory)
 
     def _is_empty(self, memory: _Direction) -> Any:
         return memory.is_steepest
 
     def _forget(self, memory: _Direction, gradient: Tensor, test: Any) -> _Direction:
-        return pick(test, self._empty(gradient), memory)
+        return pick(test, _Direction(-memory.scale * gradient, True, memory.scale), memory)
+
+    def _steepest(self, memory: _Direction, problem: Problem, x: Tensor, gradient: Tensor) -> Tensor:
+        return memory.direction
 
     def _as_state(self, work: Work, problem: Problem) -> NonlinearCGState:
         unpack = problem.vectors.unpack
         gradient, direction = unpack(work.grad), unpack(problem.original(work.memory.direction))
         begin = (work.iter_num, work.stepsize, work.error, work.value)
-        return NonlinearCGState(*begin, gradient, direction, *work[6:])
+        # The product of the slope with the step size, which stays that of the run, is a decrease of the objective.
+        slope = larger(problem.original(work.memory.slope), -torch.finfo(problem.vectors.dtype).max)
+        return NonlinearCGState(*begin, gradient, direction, *work[6:], work.memory.scale, slope)
 
     def _as_memory(self, state: NonlinearCGState, vectors: Vectors, gradient: Tensor) -> _Direction:
         direction = vectors.pack(state.descent_direction)
-        return _Direction(direction, (direction == -gradient).all())
+        return _Direction(direction, (direction == -gradient).all(), *numbers(state.scale, state.slope))

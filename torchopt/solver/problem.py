@@ -37,14 +37,7 @@ __all__ = ['BatchProblem', 'HostProblem', 'Problem', 'may_write']
 
 
 class Problem:
-    """The objective of a run as a function of a vector.
-
-    Args:
-        objective: The objective.
-        params: Where to start, a tree.
-        args: Data.
-        kwargs: Data by name.
-    """
+    """The objective of a run as a function of a vector."""
 
     is_boxed: Any = False
     """Whether bounds tell the scale of all parameters."""
@@ -219,13 +212,6 @@ class BatchProblem(Problem):
 
     Vectors are the rows of an array; see :mod:`torchopt.columns`.  Runs that do not move, since they have ended or wait
     for the line search of others, are not evaluated again.
-
-    Args:
-        objective: The objective.
-        params: Where to start, a tree.
-        args: Data.
-        kwargs: Data by name.
-        tol: The tolerance of the runs.
     """
 
     def __init__(

@@ -193,15 +193,7 @@ def check_kkt(init_params: Any) -> None:
 def names_the_start(
     reference: Any, fun: Callable[..., Any], init_params: Any, *args: Any, **kwargs: Any
 ) -> Iterator[None]:
-    """In this block, an error of a function of the problem names ``init_params`` if it occurs there already.
-
-    Args:
-        reference: A function with the arguments of the problem, or its signature; None if it is unknown.
-        fun: A function of the parameters and the data that calls those of the problem.
-        init_params: Where the run starts.
-        *args: The data of the problem.
-        **kwargs: The data of the problem, by name.
-    """
+    """In this block, an error of a function of the problem names ``init_params`` if ``fun`` fails there already."""
     try:
         yield
     except (RuntimeError, TypeError) as error:

@@ -22,7 +22,7 @@ from torchopt.loop import while_loop
 from torchopt.numerics import zero_count
 from torchopt.scalars import larger, numbers, pick, smaller, where
 from torchopt.solver.arguments import check_state
-from torchopt.solver.base import OptStep, StochasticSolver
+from torchopt.solver.base import OptStep, SmoothSolver, StochasticSolver
 from torchopt.solver.objective import Objective
 from torchopt.solver.run import Task, as_tensors
 from torchopt.solver.unbounded import recognizing_no_bound
@@ -35,7 +35,7 @@ PreUpdate = Callable[..., tuple[Any, Any]]
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
-class _GradientSteps(StochasticSolver):
+class _GradientSteps(SmoothSolver, StochasticSolver):
     """What the three have in common: one evaluation of the gradient, then a step."""
 
     implicit_diff: bool = False
@@ -48,10 +48,6 @@ class _GradientSteps(StochasticSolver):
         super().__post_init__()
         options: Any = self
         self._objective = Objective(options.fun, options.value_and_grad, options.has_aux)
-
-    def optimality_fun(self, params: Any, *args: Any, **kwargs: Any) -> Any:
-        """The gradient of the objective."""
-        return self._objective.gradient(params, *args, **kwargs)
 
     def progress(self, state: Any) -> dict[str, Any]:
         """The value, and the step size where there is one."""

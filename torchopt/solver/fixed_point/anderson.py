@@ -43,6 +43,12 @@ class History(NamedTuple):
         """The history before the first step: the start, without residuals."""
         return cls(x.repeat(size, 1), x.new_zeros(size, x.numel()), x.new_zeros(size, size))
 
+    @classmethod
+    def of(cls, state: Any, vectors: Vectors) -> History:
+        """The history in the state of a solver."""
+        params, residuals = map(vectors.pack_rows, (state.params_history, state.residuals_history))
+        return cls(params, residuals, state.residual_gram)
+
     def mixed(self, ridge: float, beta: float, otherwise: Tensor) -> Tensor:
         r"""The next iterate: a combination of the last ones whose residuals cancel best.
 
@@ -187,9 +193,7 @@ class AndersonAcceleration(FixedPointProblem):
         """One step."""
         check_state(state)
         vectors = Vectors(params)
-        history = History(
-            vectors.pack_rows(state.params_history), vectors.pack_rows(state.residuals_history), state.residual_gram
-        )
+        history = History.of(state, vectors)
         x = cond(
             mixes(state.iter_num, self.history_size, self.mixing_frequency),
             lambda: history.mixed(self.ridge, self.beta, vectors.pack(params)),

@@ -109,9 +109,7 @@ class AndersonWrapper(IterativeSolver):
     def update(self, params: Any, state: AndersonWrapperState, *args: Any, **kwargs: Any) -> OptStep:
         """One step of the solver, from a combination of the last iterates where it is due."""
         vectors = Vectors(params)
-        history = History(
-            vectors.pack_rows(state.params_history), vectors.pack_rows(state.residuals_history), state.residual_gram
-        )
+        history = History.of(state, vectors)
 
         def combined() -> tuple[Any, Any]:
             start = vectors.unpack(history.mixed(self.ridge, self.beta, vectors.pack(params)))

@@ -14,7 +14,7 @@ from torchopt.autodiff.closure import is_recording
 from torchopt.autodiff.products import jvp, map_product, pullback, vjp
 from torchopt.dtypes import is_inexact
 from torchopt.solver.arguments import split_aux
-from torchopt.solver.base import IterativeSolver
+from torchopt.solver.base import IterativeSolver, SmoothSolver
 from torchopt.solver.objective import Objective, Vectors
 
 __all__ = ['LeastSquaresSolver', 'Residuals']
@@ -141,7 +141,7 @@ def as_vector(residual: Any) -> Tensor:
     return Vectors(residual).pack(residual, 'the residuals')
 
 
-class LeastSquaresSolver(IterativeSolver):
+class LeastSquaresSolver(SmoothSolver, IterativeSolver):
     """What solvers of least-squares problems share: the residuals, and the condition of optimality."""
 
     residual_fun: Callable[..., Any]
@@ -154,10 +154,6 @@ class LeastSquaresSolver(IterativeSolver):
         super().__post_init__()
         checks.function('residual_fun', self.residual_fun)
         self._objective = Objective(half_sum_of_squares(self.residual_fun, self.has_aux))
-
-    def optimality_fun(self, params: Any, *args: Any, **kwargs: Any) -> Any:
-        r"""The gradient :math:`J^\top r`."""
-        return self._objective.gradient(params, *args, **kwargs)
 
     def residuals_like(self, params: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Residuals:
         """The residuals as a function of vectors."""

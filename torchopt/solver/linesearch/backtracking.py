@@ -76,8 +76,7 @@ class BacktrackingLineSearch(LineSearch):
             )
 
     def _begin(self, ray: Ray, start: Point, guess: Any) -> BacktrackingSearch:
-        (guess,) = numbers(guess)
-        stepsize, value, slope = numbers(*start[:3])
+        stepsize, value, slope, guess = numbers(*start[:3], guess)
         start = Point(stepsize, value, slope, start.extra)
         return BacktrackingSearch(start, start, start, smaller(guess, self.max_stepsize), math.inf, 0, False, False)
 

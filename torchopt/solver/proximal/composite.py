@@ -186,14 +186,7 @@ def confirmed(
 def measures_of(
     objective: Callable[..., Any], step: Callable[[Any, Any, Any], Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Callable[[Any], tuple[Any, Any, Any]]:
-    """The measures of :func:`torchopt.solver.unbounded.recognizing_no_bound`.
-
-    Args:
-        objective: ``objective(params, *args, **kwargs)`` returns the value, the gradient and auxiliary output.
-        step: As in :func:`violation`.
-        args: The data.
-        kwargs: The data by name.
-    """
+    """The measures of :func:`torchopt.solver.unbounded.recognizing_no_bound`."""
 
     def measures(params: Any) -> tuple[Any, Any, Any]:
         value, gradient, _ = objective(params, *args, **kwargs)

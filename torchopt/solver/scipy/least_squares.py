@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchopt.solver.base import OptStep
+from torchopt.solver.base import OptStep, SmoothSolver
 from torchopt.solver.bounds import bounds_like
 from torchopt.solver.least_squares.residuals import Residuals
 from torchopt.solver.objective import Objective
@@ -62,7 +62,7 @@ class ScipyLeastSquaresInfo(NamedTuple):
 
 
 @dataclasses.dataclass(eq=False)
-class ScipyLeastSquares(ScipyWrapper):
+class ScipyLeastSquares(SmoothSolver, ScipyWrapper):
     r"""``scipy.optimize.least_squares`` for trees, with implicit derivatives.
 
     .. math:: \min_x \tfrac12 \sum_i c^2\, \rho\big(r_i(x)^2 / c^2\big)
@@ -105,10 +105,6 @@ class ScipyLeastSquares(ScipyWrapper):
         residuals = Residuals(self._fun, self.has_aux, params, args, kwargs)
         r, scale = residuals.residual(residuals.vectors.pack(params)), self._options.get('f_scale', 1.0)
         return 0.5 * scale**2 * _LOSSES[self.loss]((r / scale).square()).sum()
-
-    def optimality_fun(self, params: Any, *args: Any, **kwargs: Any) -> Any:
-        """The gradient of the objective."""
-        return self._objective.gradient(params, *args, **kwargs)
 
     def _solve(self, init_params: Any, *args: Any, **kwargs: Any) -> OptStep:
         return self._fit(init_params, None, args, kwargs)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from torchopt.autodiff.products import jvp
-from torchopt.solver.base import OptStep
+from torchopt.solver.base import OptStep, SmoothSolver
 from torchopt.solver.bounds import bounds_like
 from torchopt.solver.least_squares.residuals import jacobian
 from torchopt.solver.objective import Objective
@@ -60,7 +60,7 @@ class ScipyMinimizeInfo(NamedTuple):
 
 
 @dataclasses.dataclass(eq=False)
-class ScipyMinimize(ScipyWrapper):
+class ScipyMinimize(SmoothSolver, ScipyWrapper):
     r"""``scipy.optimize.minimize`` without constraints, :math:`\min_x f(x)`, for trees, with implicit derivatives.
 
     Gradients come from automatic differentiation, and so do Hessians, or products with them, for the methods that need
@@ -99,10 +99,6 @@ class ScipyMinimize(ScipyWrapper):
         self._objective = Objective(required('fun', self.fun), self.value_and_grad, self.has_aux)
         name = (self.method or '').lower()
         self._options = with_limit(self.options, 'maxfun' if name == 'tnc' else 'maxiter', self.maxiter)
-
-    def optimality_fun(self, params: Any, *args: Any, **kwargs: Any) -> Any:
-        """The gradient of the objective."""
-        return self._objective.gradient(params, *args, **kwargs)
 
     def _solve(self, init_params: Any, *args: Any, **kwargs: Any) -> OptStep:
         return self._minimize(init_params, None, args, kwargs)
