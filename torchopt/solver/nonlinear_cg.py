@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from torchopt import tree
-from torchopt.scalars import larger, negated, numbers, pick, settled, smaller, where
+from torchopt.scalars import larger, numbers, pick, root, smaller, where
 from torchopt.solver.descent import DescentSolver, Work
 from torchopt.solver.linesearch import LineSearch
 from torchopt.solver.memory import Pair
 from torchopt.solver.objective import Vectors
 from torchopt.solver.problem import Problem
-from torchopt.solver.run import OptStep
 
 __all__ = ['NonlinearCG', 'NonlinearCGState']
 
@@ -27,8 +26,7 @@ class NonlinearCGState(NamedTuple):
     """State of :class:`NonlinearCG`; the other fields are those of :class:`~torchopt.solver.lbfgs.LbfgsState`.
 
     Attributes:
-        descent_direction: The direction of the next step, with its scale.
-        scale: The scale of the directions.
+        descent_direction: The direction of the next step.
         slope: The slope of the objective where the last step began, along its direction; 0 before the first step.
     """
 
@@ -44,28 +42,22 @@ class NonlinearCGState(NamedTuple):
     num_grad_eval: Any = 0
     num_linesearch_iter: Any = 0
     status: Any = 0
-    scale: Any = 1.0
     slope: Any = 0.0
 
 
 class _Direction(NamedTuple):
-    """The next direction, whether it is that of steepest descent, its scale, and the slope along the last one."""
+    """The next direction, whether it is that of steepest descent, and the slope along the last one."""
 
     direction: Tensor
     is_steepest: Any
-    scale: Any = 1.0
     slope: Any = 0.0
-
-
-_GROWTH = 10.0
-"""The factor by which directions grow after a step that the largest step size cut short."""
 
 
 @dataclasses.dataclass(eq=False)
 class NonlinearCG(DescentSolver[_Direction]):
     r"""Minimize a smooth function by nonlinear conjugate gradients.
 
-    .. math:: w_{k+1} = w_k + \eta_k \sigma_k d_k, \qquad d_{k+1} = -g_{k+1} + \max(\beta_k, 0)\, d_k
+    .. math:: w_{k+1} = w_k + \eta_k d_k, \qquad d_{k+1} = -g_{k+1} + \max(\beta_k, 0)\, d_k
 
     With :math:`y_k = g_{k+1} - g_k`, :math:`\beta_k` is
     :math:`\langle y_k, g_{k+1} \rangle / \lVert g_k \rVert^2` (Polak and Ribière),
@@ -78,15 +70,15 @@ class NonlinearCG(DescentSolver[_Direction]):
     steps fourfold, and takes the minimum of an interpolating polynomial also close to an end of its interval.
 
     The length of a direction says nothing about that of the step.  So a search begins with the step size that promises
-    the same first-order decrease, :math:`-\eta \langle g, d \rangle`, as the last step had, times
-    ``increase_factor`` where ``linesearch_init`` is ``'increase'``.  The scale :math:`\sigma_k` is 1 at first, and
-    grows tenfold after a step of ``max_stepsize``, which was too short; so ``max_stepsize`` bounds each step, but flat
-    objectives do not need ever more of them.
+    the same first-order decrease, :math:`-\eta \langle g, d \rangle`, as the last step had, and the first one, and
+    each after a restart, with a step of length 1 or shorter, :math:`\min(1, 1 / \lVert g \rVert)`.
 
     The arguments are those of :class:`LBFGS`, without ``stepsize``, ``stop_if_linesearch_fails``, ``history_size`` and
     ``use_gamma``, and:
 
     Args:
+        increase_factor: The factor on the first step size of a search where ``linesearch_init`` is ``'increase'``.
+        max_stepsize: As in :class:`LBFGS`.  Steps along conjugate directions often are longer than 1.
         method: ``'polak-ribiere'``, ``'fletcher-reeves'`` or ``'hestenes-stiefel'``.
 
     Example:
@@ -112,8 +104,8 @@ class NonlinearCG(DescentSolver[_Direction]):
     condition: Any = None
     maxls: int = 30
     decrease_factor: Any = None
-    increase_factor: float = 1.2
-    max_stepsize: float = 1.0
+    increase_factor: float = 1.0
+    max_stepsize: float = 1000.0
     min_stepsize: float = 1e-6
 
     zoom_options: ClassVar[Mapping[str, Any]] = {
@@ -132,21 +124,11 @@ class NonlinearCG(DescentSolver[_Direction]):
                 f"Invalid method: {self.method!r}; expected 'polak-ribiere', 'fletcher-reeves' or 'hestenes-stiefel'."
             )
 
-    def _step(self, problem: Problem, last: OptStep) -> OptStep:
-        x, work = super()._step(problem, last)
-        direction, is_steepest, scale, slope = work.memory
-        # Squares stay in range.
-        in_range = _GROWTH * scale < torch.finfo(problem.vectors.dtype).max ** 0.5
-        cut = settled((work.stepsize >= self.max_stepsize) & negated(work.failed_linesearch) & in_range)
-        if cut is False:
-            return OptStep(x, work)
-        longer = _Direction(_GROWTH * direction, is_steepest, _GROWTH * scale, slope)
-        return OptStep(x, work._replace(memory=pick(cut, longer, work.memory)))
-
     def _last_stepsize(self, work: Work, slope: Any) -> Any:
+        divisor = where(slope < 0.0, slope, -1.0)
+        first = smaller(1.0 / root(-divisor), 1.0)
         known = (work.memory.slope < 0.0) & (slope < 0.0)
-        stepsize = where(known, work.stepsize * work.memory.slope / where(known, slope, 1.0), work.stepsize)
-        return smaller(stepsize, self.max_stepsize)
+        return smaller(where(known, work.stepsize * work.memory.slope / divisor, first), self.max_stepsize)
 
     def _empty(self, gradient: Tensor) -> _Direction:
         return _Direction(-gradient, True)
@@ -155,24 +137,24 @@ class NonlinearCG(DescentSolver[_Direction]):
         return memory.direction
 
     def _remember(self, memory: _Direction, x: Pair, gradient: Pair, direction: Tensor, moved: Any) -> _Direction:
-        (old, new), scale = gradient, memory.scale
+        old, new = gradient
         y = new - old
         if self.method == 'fletcher-reeves':
             above, below = new @ new, old @ old
         elif self.method == 'polak-ribiere':
             above, below = y @ new, old @ old
-        else:  # whose divisor has the scale of the direction
-            above, below = y @ new, y @ direction / scale
+        else:
+            above, below = y @ new, y @ direction
         above, below, slope = numbers(above, below, old @ direction)
         known = (below > 0.0) & (above > 0.0)
         beta = where(known, above / where(known, below, 1.0), 0.0)
-        return pick(moved, _Direction(beta * direction - scale * new, False, scale, slope), memory)
+        return pick(moved, _Direction(beta * direction - new, False, slope), memory)
 
     def _is_empty(self, memory: _Direction) -> Any:
         return memory.is_steepest
 
     def _forget(self, memory: _Direction, gradient: Tensor, test: Any) -> _Direction:
-        return pick(test, _Direction(-memory.scale * gradient, True, memory.scale), memory)
+        return pick(test, self._empty(gradient), memory)
 
     def _steepest(self, memory: _Direction, problem: Problem, x: Tensor, gradient: Tensor) -> Tensor:
         return memory.direction
@@ -183,8 +165,8 @@ class NonlinearCG(DescentSolver[_Direction]):
         begin = (work.iter_num, work.stepsize, work.error, work.value)
         # The product of the slope with the step size, which stays that of the run, is a decrease of the objective.
         slope = larger(problem.original(work.memory.slope), -torch.finfo(problem.vectors.dtype).max)
-        return NonlinearCGState(*begin, gradient, direction, *work[6:], work.memory.scale, slope)
+        return NonlinearCGState(*begin, gradient, direction, *work[6:], slope)
 
     def _as_memory(self, state: NonlinearCGState, vectors: Vectors, gradient: Tensor) -> _Direction:
         direction = vectors.pack(state.descent_direction)
-        return _Direction(direction, (direction == -gradient).all(), *numbers(state.scale, state.slope))
+        return _Direction(direction, (direction == -gradient).all(), *numbers(state.slope))
