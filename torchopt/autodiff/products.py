@@ -12,12 +12,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.graph import _engine_run_backward
 
 from torchopt.autodiff.tape import Leaves, Product
-from torchopt.levels import in_transform
+from torchopt.levels import in_transform, is_tracing
 
 __all__ = [
+    'gradients_of',
     'is_autograd_off',
     'jvp',
     'map_product',
@@ -140,22 +142,34 @@ def recorded(fun: Callable[..., Leaves], primals: Leaves) -> tuple[Leaves, Produ
 
 def pullback(outputs: Leaves, inputs: Leaves, *, retain_graph: bool = True) -> Product:
     """The vector-Jacobian product of a recorded graph; zeros for inputs on which the outputs do not depend."""
-    tracked = [i for i, y in enumerate(outputs) if y.requires_grad]
 
     def product(u: Leaves) -> Leaves:
+        tracked = [(y, v) for y, v in zip(outputs, u) if y.requires_grad]
         if not tracked:
             return [torch.zeros_like(x) for x in inputs]
-        return torch.autograd.grad(
-            [outputs[i] for i in tracked],
-            inputs,
-            [u[i] for i in tracked],
-            retain_graph=retain_graph,
-            create_graph=torch.is_grad_enabled(),
-            allow_unused=True,
-            materialize_grads=True,
-        )
+        found = gradients_of(*zip(*tracked), inputs, retain_graph=retain_graph, create_graph=torch.is_grad_enabled())
+        return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found)]
 
     return product
+
+
+def gradients_of(
+    outputs: Leaves, cotangents: Leaves, inputs: Leaves, *, retain_graph: bool, create_graph: bool
+) -> Sequence[Tensor | None]:
+    """``torch.autograd.grad`` with ``allow_unused``, for cotangents of the shapes of the outputs.
+
+    The checks of ``torch.autograd.grad`` take as long as the backward pass of a small graph.
+    """
+    if is_tracing() or torch._C._len_torch_function_stack() or not _PLAIN.issuperset(map(type, (*outputs, *inputs))):
+        return torch.autograd.grad(
+            outputs, inputs, cotangents, retain_graph=retain_graph, create_graph=create_graph, allow_unused=True
+        )
+    return _engine_run_backward(
+        tuple(outputs), tuple(cotangents), retain_graph, create_graph, tuple(inputs), True, accumulate_grad=False
+    )
+
+
+_PLAIN = {Tensor, nn.Parameter}
 
 
 def _needs_func() -> bool:

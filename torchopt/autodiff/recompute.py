@@ -25,6 +25,7 @@ from torch.autograd import forward_ad
 from torchopt import tree
 from torchopt.autodiff.comparison import SHORT, SameGradient, check_same, sums_of
 from torchopt.autodiff.modes import Capture, Replace, allow_unused, matters, replacement_of, version_of
+from torchopt.autodiff.products import gradients_of
 from torchopt.autodiff.pure import Pure, apply_pure, own_hooks
 from torchopt.autodiff.surroundings import Surroundings
 from torchopt.autodiff.tape import Leaves
@@ -319,7 +320,8 @@ def recomputed_gradient(
                 ends |= {len(x) + j: call.captured[j] for j in _descendants(call.captured, [x[i] for i in wrt])}
             found: Sequence[Tensor | None] = [None] * len(ends)
             if value.requires_grad and ends:
-                found = torch.autograd.grad(value, list(ends.values()), allow_unused=True)
+                one = [torch.ones_like(value)]
+                found = gradients_of([value], one, list(ends.values()), retain_graph=False, create_graph=False)
         used = [i for i, g in zip(ends, found) if g is not None]
         results = [value.detach(), *(y.detach() for y in aux)]
         del value, aux
