@@ -99,7 +99,9 @@ class Capture(Replace):
         top = _functorch.peek_interpreter_stack()
         self.depth = 0 if top is None else top.level()
         self.start = self._next = next_node()
-        self._has_gap = False
+        # Modes of others, which get the operations after this one, may use further tensors.
+        outer = _get_current_function_mode_stack() if torch._C._len_torch_function_stack() else ()  # type: ignore[no-untyped-call]
+        self._has_gap = not all(isinstance(mode, Replace) for mode in outer)
         self.has_hidden = False
         """Whether a tensor arose inside where this mode sees no inputs: as a sample of a vmap, or in another thread."""
 
@@ -123,9 +125,9 @@ class Capture(Replace):
         if new:
             new = [x for x in new if not self._has_memory_of_result(x)]
         versions = [version_of(x) for x in new]
-        self._has_gap |= (
-            self._next != next_node() or not _is_function_of_arguments(func, kinds) or any(map(_is_wrapped, inputs))
-        )
+        if not self._has_gap:
+            is_known = self._next == next_node() and _is_function_of_arguments(func, kinds)
+            self._has_gap = not is_known or True in map(_is_wrapped, inputs)
         result = func(*args, **kwargs)
         self._next = next_node()
         results = [result] if isinstance(result, Tensor) else tensors_in(result)
@@ -143,7 +145,7 @@ class Capture(Replace):
         if func is torch.autograd.grad:
             self.uses_a_graph |= any(self._has_captured(x) for x in tensors_in(args[0]))
         for x in results:
-            if self._known.get(id(x), _gone)() is not x and not any(x is y for y in new):
+            if self._known.get(id(x), _gone)() is not x and not (new and any(x is y for y in new)):
                 self._known[id(x)] = weakref.ref(x)
                 if _is_wrapped(x) or not x.requires_grad:
                     self._note_place(x, inputs)
@@ -237,9 +239,16 @@ def _is_function_of_arguments(func: Any, kinds: Any) -> bool:
     A function in Python may close over others, or call functions that do, also that of a subclass of tensors.
     ``torch.autograd.grad`` also depends on the graphs of its arguments.
     """
-    is_native = isinstance(func, _NATIVE) or func is apply_function
-    is_operator = getattr(func, '__module__', '') == 'torch._tensor' and func.__name__.startswith('__')
-    return (is_native or is_operator) and all(kind is Tensor for kind in kinds)
+    if any(kind is not Tensor for kind in kinds):
+        return False
+    if isinstance(func, _NATIVE) or func is apply_function:
+        return True
+    module = getattr(func, '__module__', '')
+    return (
+        func is not nn.functional.triplet_margin_with_distance_loss  # which gets a function
+        if module == 'torch.nn.functional'
+        else module == 'torch._tensor' and func.__name__.startswith('__')
+    )
 
 
 def _gone() -> None:

@@ -46,6 +46,7 @@ class Call(Pure):
         spec: The structure of this pair.
         keep_flags: Whether the tensors in the arguments require grad in every run if they do in the first.
         everywhere: Whether the tensors in the arguments are replaced wherever the function uses them, also in closures.
+        call: ``call(fun, *args, **kwargs)`` calls the function in another way.
 
     Attributes:
         captured: The tensors that it closes over and that are differentiated or mapped over.
@@ -63,8 +64,10 @@ class Call(Pure):
         *,
         keep_flags: bool = False,
         everywhere: bool = False,
+        call: Callable[..., Any] | None = None,
     ) -> None:
         self.fun = fun
+        self.call = call
         self.spec = spec
         self.places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
         self.others = [None if isinstance(x, Tensor) else x for x in leaves]
@@ -117,6 +120,8 @@ class Call(Pure):
         if in_transform():
             known = {id(x) for x in (*inside, *captured, *self.originals)}
             return any(id(x) not in known and matters(x) for x in self._variables())
+        if seen.has_seen_all_nodes:
+            return False
         ends = [*inside, *map(replacement_of, captured)]
         known = set(map(id, ends))
         until = [x.grad_fn for x in ends if x.grad_fn is not None]
@@ -202,7 +207,8 @@ class Call(Pure):
         for i, x in zip(self.places, tensors):
             leaves[i] = x
         args, kwargs = tree.unflatten(self.spec, leaves)
-        found, self.result_spec = tree.flatten(fun(*args, **kwargs))
+        result = fun(*args, **kwargs) if self.call is None else self.call(fun, *args, **kwargs)
+        found, self.result_spec = tree.flatten(result)
         self.result = [_HOLE if isinstance(y, Tensor) else y for y in found]
         outputs = [y for y in found if isinstance(y, Tensor)]
         if self.outputs not in (None, len(outputs)):
@@ -289,6 +295,7 @@ def recomputed_gradient(
     *,
     mixed: bool,
     total: bool = False,
+    call: Callable[..., Any] | None = None,
 ) -> tuple[Any, list[Tensor | None]]:
     """The result of a function and the gradients of its first output, a scalar, with one autograd node.
 
@@ -300,13 +307,14 @@ def recomputed_gradient(
         mixed: Whether products with the Hessian are computed forward over reverse.
         total: Whether the gradients also include the dependence through closures: on the same tensors, and on tensors
             that were computed from them before.  Transforms of ``torch.func`` do not support the latter.
+        call: ``call(fun, *args, **kwargs)`` calls the function in another way; it has no variables that may change.
 
     Returns:
         The result and the gradients.  A gradient is None if the scalar is known not to depend on the tensor.
     """
     leaves, spec = tree.flatten((tuple(args), dict(kwargs)))
-    call = Call(fun, leaves, spec, everywhere=total)
-    x = [leaves[i] for i in call.places]
+    run = Call(fun, leaves, spec, everywhere=total, call=call)
+    x = [leaves[i] for i in run.places]
     known: list[Tensor] | None = None
     used = list(wrt)
     if _is_plain():
@@ -314,10 +322,10 @@ def recomputed_gradient(
         for i in wrt:
             inside[i].requires_grad_()
         with own_hooks(), torch.enable_grad():
-            value, *aux = call.first(inside)
+            value, *aux = run.first(inside)
             ends = {i: inside[i] for i in wrt}
             if total:
-                ends |= {len(x) + j: call.captured[j] for j in _descendants(call.captured, [x[i] for i in wrt])}
+                ends |= {len(x) + j: run.captured[j] for j in _descendants(run.captured, [x[i] for i in wrt])}
             found: Sequence[Tensor | None] = [None] * len(ends)
             if value.requires_grad and ends:
                 one = [torch.ones_like(value)]
@@ -325,20 +333,20 @@ def recomputed_gradient(
         used = [i for i, g in zip(ends, found) if g is not None]
         results = [value.detach(), *(y.detach() for y in aux)]
         del value, aux
-        call.settle(results)
+        run.settle(results)
         known = [*_moved([g for g in found if g is not None]), *results]
     else:
-        _explore(call, x)
-    compared = known[: len(used)] if known is not None and _needs_node(call, x) else None
-    gradient = SameGradient(call, used, mixed, call.sums, compared)
-    outputs = _with_node(call, gradient, x, known)
+        _explore(run, x)
+    compared = known[: len(used)] if known is not None and _needs_node(run, x) else None
+    gradient = SameGradient(run, used, mixed, run.sums, compared)
+    outputs = _with_node(run, gradient, x, known)
     partial = dict(zip(used, outputs))
     gradients = [partial.get(i) for i in wrt]
     if through := [i for i in used if i >= len(x)]:
         gradients = _add(
             gradients,
             torch.autograd.grad(
-                [call.captured[i - len(x)] for i in through],
+                [run.captured[i - len(x)] for i in through],
                 [x[i] for i in wrt],
                 [partial[i] for i in through],
                 create_graph=torch.is_grad_enabled(),
@@ -346,7 +354,7 @@ def recomputed_gradient(
                 allow_unused=True,
             ),
         )
-    return call.assemble(outputs[len(used) :]), gradients
+    return run.assemble(outputs[len(used) :]), gradients
 
 
 def _moved(gradients: list[Tensor]) -> list[Tensor]:
