@@ -186,6 +186,6 @@ def is_autograd_off() -> bool:
 
 def _tracked(xs: Sequence[Tensor], again: bool) -> list[Tensor]:
     """Tensors to differentiate with respect to, without other paths of the graph to them, such as from the solution."""
-    with torch.no_grad():  # unlike detach(), views keep the tangents of forward mode
-        found = [x if again and x.requires_grad else x.view_as(x).requires_grad_() for x in xs]
-    return [x.view_as(x) if x is y else y for x, y in zip(xs, found)]
+    with torch.set_grad_enabled(False):  # unlike detach(), views keep the tangents of forward mode
+        found = [None if again and x.requires_grad else x.view_as(x).requires_grad_() for x in xs]
+    return [x.view_as(x) if y is None else y for x, y in zip(xs, found)]

@@ -25,13 +25,13 @@ from torch.autograd import forward_ad
 from torchopt import tree
 from torchopt.autodiff.comparison import SHORT, SameGradient, check_same, sums_of
 from torchopt.autodiff.modes import Capture, Replace, allow_unused, matters, replacement_of, version_of
-from torchopt.autodiff.products import gradients_of
+from torchopt.autodiff.products import gradients_of, put
 from torchopt.autodiff.pure import Pure, apply_pure, own_hooks
 from torchopt.autodiff.surroundings import Surroundings
 from torchopt.autodiff.tape import Leaves
 from torchopt.autodiff.variables import Remembered
 from torchopt.graphs import depend, leaves_of
-from torchopt.levels import in_transform
+from torchopt.levels import in_transform, is_tensor
 from torchopt.sharding import refuse_fsdp
 
 __all__ = ['Call', 'recomputed', 'recomputed_gradient']
@@ -69,8 +69,11 @@ class Call(Pure):
         self.fun = fun
         self.call = call
         self.spec = spec
-        self.places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
-        self.others = [None if isinstance(x, Tensor) else x for x in leaves]
+        self.others: Sequence[Any] = ()
+        self.places: Sequence[int] = range(len(leaves))
+        if not all(map(is_tensor, leaves)):
+            self.others = [None if isinstance(x, Tensor) else x for x in leaves]
+            self.places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
         tensors = [leaves[i] for i in self.places]
         self.flags = [x.requires_grad for x in tensors] if keep_flags else []
         self.originals = tensors if everywhere else []
@@ -111,7 +114,7 @@ class Call(Pure):
         return Capture(inside, {id(x): t for x, t in zip(self.originals, inside)})
 
     def _captured_by(self, seen: Capture, inside: Leaves) -> list[Tensor]:
-        mine = {id(x) for x in inside}
+        mine = set(map(id, inside))
         return [x for i, x in seen.captured.items() if i not in mine]
 
     def _misses(self, seen: Capture, inside: Leaves, outputs: Leaves) -> bool:
@@ -203,10 +206,9 @@ class Call(Pure):
         return outputs
 
     def _run(self, fun: Callable[..., Any], tensors: Leaves) -> Leaves:
-        leaves = list(self.others)
-        for i, x in zip(self.places, tensors):
-            leaves[i] = x
-        args, kwargs = tree.unflatten(self.spec, leaves)
+        if self.others:
+            tensors = put(self.others, self.places, tensors)
+        args, kwargs = tree.unflatten(self.spec, tensors)
         result = fun(*args, **kwargs) if self.call is None else self.call(fun, *args, **kwargs)
         found, self.result_spec = tree.flatten(result)
         self.result = [_HOLE if isinstance(y, Tensor) else y for y in found]
@@ -331,7 +333,7 @@ def recomputed_gradient(
                 one = [torch.ones_like(value)]
                 found = gradients_of([value], one, list(ends.values()), retain_graph=False, create_graph=False)
         used = [i for i, g in zip(ends, found) if g is not None]
-        results = [value.detach(), *(y.detach() for y in aux)]
+        results = [y.detach() for y in (value, *aux)]
         del value, aux
         run.settle(results)
         known = [*_moved([g for g in found if g is not None]), *results]
@@ -363,7 +365,7 @@ def _moved(gradients: list[Tensor]) -> list[Tensor]:
     They outlive the run, and would lie between the places of its results, which the next run then could not use whole:
     one step of Adam more took 2.4 times as much memory as its parameters, its gradient and its moments need.
     """
-    return gradients if sum(g.numel() for g in gradients) <= SHORT else [g.clone() for g in gradients]
+    return gradients if sum(map(Tensor.numel, gradients)) <= SHORT else [g.clone() for g in gradients]
 
 
 def _descendants(tensors: Leaves, ancestors: Leaves) -> list[int]:
