@@ -252,3 +252,41 @@ def test_bad_options() -> None:
         torchopt.grad(lambda x: x * 2, checkpoint='reverse')(tensor(3))
     with pytest.raises(TypeError, match='Invalid fun: an int; expected a function'):
         torchopt.checkpoint(3)  # type: ignore[arg-type]
+
+
+def directional(p: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    value, slope = torch.func.jvp(lambda z: torch.tanh(z @ p), (x,), (torch.ones_like(x),))
+    return (value + slope**2).sum()
+
+
+def by_autograd_inside(p: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    z = x.clone().requires_grad_()
+    return torch.autograd.grad(torch.tanh(z @ p).sum(), z, create_graph=True)[0].square().sum()
+
+
+USES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    'jvp': directional,
+    'jacfwd': lambda p, x: torch.func.jacfwd(lambda q: torch.sin(x @ q))(p).square().sum(),
+    'grad': lambda p, x: torch.func.grad(lambda q: torch.tanh(x @ q).sum())(p).square().sum(),
+    'hessian': lambda p, x: torch.func.hessian(lambda q: torch.tanh(x @ q).sum())(p).square().sum(),
+    'vmap': lambda p, x: torch.vmap(lambda row: torch.tanh(row @ p) ** 2)(x).sum(),
+    'torch.autograd.grad': by_autograd_inside,
+}
+
+
+@pytest.mark.parametrize('mode', MODES)
+@pytest.mark.parametrize('name', USES)
+def test_functions_that_use_derivatives(name: str, mode: str) -> None:
+    """Forward mode inside a function that is itself differentiated by forward mode."""
+    p, x = torch.linspace(-1, 1, 3, dtype=DOUBLE).requires_grad_(), torch.linspace(-1, 2, 12, dtype=DOUBLE).view(4, 3)
+
+    def product(checkpoint: str | None) -> torch.Tensor:
+        gradient = torchopt.grad(USES[name], checkpoint=checkpoint)(p, x)
+        return torch.autograd.grad((gradient**3).sum(), p)[0]
+
+    if name == 'torch.autograd.grad':
+        gradient = torch.autograd.grad(USES[name](p, x), p, create_graph=True)[0]
+        expected = torch.autograd.grad((gradient**3).sum(), p)[0]
+    else:
+        expected = product(None)
+    assert_trees_close(product(mode), expected, 1e-10)

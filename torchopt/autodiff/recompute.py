@@ -106,7 +106,8 @@ class Call(Pure):
         self.captured = self._captured_by(seen, inside)
         if seen.has_hidden:  # it may come from any of them, which runs under torch.func cannot detect
             self.shown |= set(map(id, self.captured))
-        self.needed = {id(x) for x in self.captured} - seen.optional
+        self.needed = set(map(id, self.captured)) - seen.optional
+        self.nests = seen.has_functions
         self.seen: Capture | None = seen
         return outputs
 
