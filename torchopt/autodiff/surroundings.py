@@ -53,10 +53,11 @@ class Surroundings:
             _, noted = self.slots.setdefault(id(container), (container, {}))
             if len(noted) < len(container):
                 # Not those that were made inside: a function may put other tensors into a module temporarily.
+                begun = seen.has_begun
                 noted |= {
                     name: x
                     for name, x in container.items()
-                    if x is not None and name not in noted and not seen.has_made(x)
+                    if x is not None and name not in noted and not (begun and seen.has_made(x))
                 }
 
         def note_module(module: nn.Module, _: Any) -> None:

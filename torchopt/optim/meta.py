@@ -295,20 +295,21 @@ def _find_slots(module: nn.Module) -> Slots:
 
 def _at_parameters(groups: list[Slots]) -> Callable[[Callable[[], Tensor], list[Tensor]], Tensor]:
     """Call a function with other parameters in the modules."""
-    names = [places for slots in groups for places in slots.values()]
-    containers = list({id(container): container for places in names for container, _ in places}.values())
+    parts: dict[int, tuple[dict[str, Any], dict[str, int]]] = {}
+    for i, places in enumerate(places for slots in groups for places in slots.values()):
+        for container, key in places:
+            parts.setdefault(id(container), (container, {}))[1][key] = i
 
     def at_parameters(closure: Callable[[], Tensor], params: list[Tensor]) -> Tensor:
-        note_slots(containers)
-        present = [(container, key, container[key]) for places in names for container, key in places]
+        note_slots([container for container, _ in parts.values()])
+        present = [(container, {key: container[key] for key in numbers}) for container, numbers in parts.values()]
         try:
-            for places, p in zip(names, params):
-                for container, key in places:
-                    container[key] = p
+            for container, numbers in parts.values():
+                container.update(zip(numbers, map(params.__getitem__, numbers.values())))
             return closure()
         finally:
-            for container, key, value in present:
-                container[key] = value
+            for container, content in present:
+                container.update(content)
 
     return at_parameters
 
