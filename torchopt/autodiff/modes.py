@@ -103,8 +103,6 @@ class Capture(Replace):
         self.constants: dict[int, tuple[weakref.ref[Tensor], int | None]] = {}
         self.statistics: dict[int, Tensor] = {}
         self.optional: set[int] = set()
-        self.has_functions = False
-        """Whether an autograd Function of this package was called."""
         self.uses_a_graph = False
         """Whether the function differentiates a graph that was recorded outside, earlier."""
         top = _functorch.peek_interpreter_stack()
@@ -153,7 +151,6 @@ class Capture(Replace):
                 self.constants[id(x)] = (weakref.ref(x), version)
         if func in _NORMALIZATIONS:
             self.statistics.update((id(x), x) for x in _statistics(func, args, kwargs))
-        self.has_functions |= func is apply_function
         if func is torch.autograd.grad:
             self.uses_a_graph |= any(self._has_captured(x) for x in tensors_in(args[0]))
         for x in results:

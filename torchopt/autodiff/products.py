@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.autograd.graph import _engine_run_backward
 
 from torchopt.autodiff.tape import Leaves, Product
@@ -26,7 +25,6 @@ __all__ = [
     'map_product',
     'missing_forward_mode',
     'pullback',
-    'pushed',
     'pulled_back',
     'put',
     'recorded',
@@ -115,39 +113,6 @@ def jvp(fun: Callable[..., Leaves], primals: Leaves, tangents: Leaves) -> Leaves
     return pullback(pulled, u, retain_graph=again)(tangents)
 
 
-def pushed(
-    fun: Callable[..., tuple[Tensor, ...]],
-    primals: tuple[Tensor, ...],
-    tangents: tuple[Tensor, ...],
-    *,
-    nests: bool,
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """The value of a function and its Jacobian-vector product by forward mode, both without a graph.
-
-    A level of forward mode costs much less than the wrappers of ``torch.func.jvp``, but no other level nests in it.
-
-    Args:
-        fun: The function.
-        primals: Its arguments.
-        tangents: Their tangents.
-        nests: Whether the function is known to use forward mode itself.
-    """
-    if not (nests or _needs_func()) and forward_ad._current_level < 0:
-        try:
-            # Torch disables forward mode within an autograd Function.
-            with forward_ad._set_fwd_grad_enabled(True), forward_ad.dual_level():  # type: ignore[no-untyped-call]
-                dual = [forward_ad.make_dual(x.detach(), t.to(x.dtype)) for x, t in zip(primals, tangents)]  # type: ignore[no-untyped-call]
-                pairs = [forward_ad.unpack_dual(y) for y in fun(*dual)]  # type: ignore[no-untyped-call]
-                return (
-                    tuple(y for y, _ in pairs),
-                    tuple(torch.zeros_like(y) if dy is None else dy for y, dy in pairs),
-                )
-        except RuntimeError as error:
-            if 'Nested forward mode' not in str(error):
-                raise
-    return torch.func.jvp(fun, primals, tangents)[:2]
-
-
 def missing_forward_mode(error: Exception) -> str:
     """What an operation or an autograd Function lacks for forward mode, according to an error; empty for other ones."""
     text = str(error)
@@ -179,10 +144,12 @@ def pullback(outputs: Leaves, inputs: Leaves, *, retain_graph: bool = True) -> P
     """The vector-Jacobian product of a recorded graph; zeros for inputs on which the outputs do not depend."""
 
     def product(u: Leaves) -> Leaves:
-        tracked = [(y, v) for y, v in zip(outputs, u) if y.requires_grad]
+        tracked = [y for y in outputs if y.requires_grad]
         if not tracked:
             return [torch.zeros_like(x) for x in inputs]
-        found = gradients_of(*zip(*tracked), inputs, retain_graph=retain_graph, create_graph=torch.is_grad_enabled())
+        if len(tracked) < len(u):
+            u = [v for y, v in zip(outputs, u) if y.requires_grad]
+        found = gradients_of(tracked, u, inputs, retain_graph=retain_graph, create_graph=torch.is_grad_enabled())
         return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found)]
 
     return product

@@ -55,9 +55,6 @@ class Pure(abc.ABC):
     returned: Sequence[int] = ()
     """Outputs whose cotangents are zeros instead of missing, for the same reason."""
 
-    nests: bool = False
-    """Whether other autograd Functions are called, which may be recomputed by forward mode too."""
-
     @property
     def unshared(self) -> Sequence[int]:
         """The arguments that must be mapped over if any argument is."""
@@ -68,7 +65,7 @@ class _Batched(Pure):
     """A function mapped over a batch."""
 
     def __init__(self, of: Pure, dims: Sequence[int | None], randomness: str) -> None:
-        self.of, self.nests = of, of.nests
+        self.of = of
         self.mapped = torch.vmap(of.__call__, in_dims=tuple(dims), randomness=randomness)
 
     def __call__(self, *x: Tensor) -> Leaves:
@@ -204,7 +201,7 @@ class _MixedVjp(_Vjp):
 
         try:
             point, tangents = tuple(x[wrt[j]] for j in moving), tuple(bar[j] for j in moving)
-            gradients, found = products.pushed(pulled, point, tangents, nests=self.of.of.nests)
+            gradients, found = torch.func.jvp(pulled, point, tangents)[:2]
         except (NotImplementedError, RuntimeError) as error:
             reason = products.missing_forward_mode(error)
             if not reason:

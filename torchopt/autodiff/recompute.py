@@ -107,7 +107,6 @@ class Call(Pure):
         if seen.has_hidden:  # it may come from any of them, which runs under torch.func cannot detect
             self.shown |= set(map(id, self.captured))
         self.needed = set(map(id, self.captured)) - seen.optional
-        self.nests = seen.has_functions
         self.seen: Capture | None = seen
         return outputs
 
