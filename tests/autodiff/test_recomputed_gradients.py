@@ -279,3 +279,37 @@ def test_functions_that_use_derivatives(name: str, mode: str) -> None:
         return torch.autograd.grad((gradient**3).sum(), p)[0]
 
     assert_trees_close(product(mode), product(None), 1e-10)
+
+
+@pytest.mark.parametrize('size', [3, 20_000])
+def test_another_gradient_of_short_and_long_arguments(size: int) -> None:
+    """An object was changed so that only the gradient differs."""
+    share = [1.0]
+    x = torch.linspace(1, 2, size, dtype=DOUBLE).requires_grad_()
+    gradient = torchopt.grad(
+        lambda x: (share[0] * x + (1 - share[0]) * x.detach()).square().sum(), checkpoint='reverse'
+    )
+    refused, same = gradient(x), gradient(x)
+    torch.autograd.grad(same.sum(), x)
+    share[0] = 0.5
+    with pytest.raises(RuntimeError, match='another gradient when it is recomputed'):
+        torch.autograd.grad(refused.sum(), x)
+
+
+class Scaled(torch.overrides.TorchFunctionMode):
+    """Multiply each tanh by a tensor that no argument contains."""
+
+    def __init__(self, scale: torch.Tensor) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def __torch_function__(self, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        return result * self.scale if func is torch.tanh else result
+
+
+def test_tensors_of_outer_modes_are_refused() -> None:
+    x = tensor(3).requires_grad_()
+    gradient = torchopt.grad(lambda x: torch.tanh(x).sum(), checkpoint='reverse')
+    with Scaled(torch.tensor(2.0, requires_grad=True)), pytest.raises(RuntimeError, match='neither its argument nor'):
+        gradient(x)
