@@ -24,6 +24,7 @@ __all__ = [
     'apply_function',
     'beneath',
     'eager',
+    'entered',
     'forward_mode',
     'has_tangent',
     'host_values',
@@ -200,12 +201,17 @@ def without_autocast(device_types: Iterable[str]) -> contextlib.AbstractContextM
         for kind in set(device_types)
         if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     ]
+    return entered(contexts)
+
+
+def entered(contexts: Sequence[contextlib.AbstractContextManager[Any]]) -> contextlib.AbstractContextManager[Any]:
+    """Several context managers as one, whose ``with`` block ends them; they are entered here."""
     if not contexts:
         return contextlib.nullcontext()
-    entered = contextlib.ExitStack()
+    stack = contextlib.ExitStack()
     for context in contexts:
-        entered.enter_context(context)
-    return entered
+        stack.enter_context(context)
+    return stack
 
 
 @contextlib.contextmanager

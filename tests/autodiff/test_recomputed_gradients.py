@@ -281,3 +281,64 @@ def test_backward_passes_that_use_factors_of_a_matrix(name: str, mode: str) -> N
         tangent = forward_ad.unpack_dual(gradient(forward_ad.make_dual(x, v))).tangent
     assert_trees_close(tangent, expected, 1e-10)
     assert_trees_close(torchopt.forward_value_and_grad(lambda x: gradient(x) @ v)(x)[1], expected, 1e-10)
+
+
+def directional(p: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    value, slope = torch.func.jvp(lambda z: torch.tanh(z @ p), (x,), (torch.ones_like(x),))
+    return (value + slope**2).sum()
+
+
+USES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    'jvp': directional,
+    'jacfwd': lambda p, x: torch.func.jacfwd(lambda q: torch.sin(x @ q))(p).square().sum(),
+    'grad': lambda p, x: torch.func.grad(lambda q: torch.tanh(x @ q).sum())(p).square().sum(),
+    'hessian': lambda p, x: torch.func.hessian(lambda q: torch.tanh(x @ q).sum())(p).square().sum(),
+    'vmap': lambda p, x: torch.vmap(lambda row: torch.tanh(row @ p) ** 2)(x).sum(),
+}
+
+
+@pytest.mark.parametrize('mode', MODES)
+@pytest.mark.parametrize('name', USES)
+def test_functions_that_use_derivatives(name: str, mode: str) -> None:
+    """Forward mode inside a function that is itself differentiated by forward mode."""
+    p, x = torch.linspace(-1, 1, 3, dtype=DOUBLE).requires_grad_(), torch.linspace(-1, 2, 12, dtype=DOUBLE).view(4, 3)
+
+    def product(checkpoint: str | None) -> torch.Tensor:
+        gradient = torchopt.grad(USES[name], checkpoint=checkpoint)(p, x)
+        return torch.autograd.grad((gradient**3).sum(), p)[0]
+
+    assert_trees_close(product(mode), product(None), 1e-10)
+
+
+@pytest.mark.parametrize('size', [3, 20_000])
+def test_another_gradient_of_short_and_long_arguments(size: int) -> None:
+    """An object was changed so that only the gradient differs."""
+    share = [1.0]
+    x = torch.linspace(1, 2, size, dtype=DOUBLE).requires_grad_()
+    gradient = torchopt.grad(
+        lambda x: (share[0] * x + (1 - share[0]) * x.detach()).square().sum(), checkpoint='reverse'
+    )
+    refused, same = gradient(x), gradient(x)
+    torch.autograd.grad(same.sum(), x)
+    share[0] = 0.5
+    with pytest.raises(RuntimeError, match='another gradient when it is recomputed'):
+        torch.autograd.grad(refused.sum(), x)
+
+
+class Scaled(torch.overrides.TorchFunctionMode):
+    """Multiply each tanh by a tensor that no argument contains."""
+
+    def __init__(self, scale: torch.Tensor) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def __torch_function__(self, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        return result * self.scale if func is torch.tanh else result
+
+
+def test_tensors_of_outer_modes_are_refused() -> None:
+    x = tensor(3).requires_grad_()
+    gradient = torchopt.grad(lambda x: torch.tanh(x).sum(), checkpoint='reverse')
+    with Scaled(torch.tensor(2.0, requires_grad=True)), pytest.raises(RuntimeError, match='neither its argument nor'):
+        gradient(x)

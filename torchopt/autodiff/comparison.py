@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,7 +41,9 @@ class SameGradient(Gradient):
         self, fun: Pure, wrt: Sequence[int], mixed: bool, value: tuple[float, float] | None, gradients: Leaves | None
     ) -> None:
         super().__init__(fun, wrt, mixed)
-        self.sums = None if gradients is None else sums_of(gradients)
+        # Both the sums and their comparison take longer than a copy of a short gradient.
+        self.copy = None if gradients is None else _copy_of(gradients)
+        self.sums = None if gradients is None or self.copy is not None else sums_of(gradients)
         self.noise = 0.0 if value is None else abs(value[0])
         # Autocast may round the gradients of the two runs at other places, since it keeps the casts of leaves.
         kinds = {x.device.type for x in gradients or ()}
@@ -50,7 +53,13 @@ class SameGradient(Gradient):
 
     def verify(self, gradients: Leaves) -> None:
         """Raise if the gradients differ."""
-        check_same('gradient', gradients, self.sums, noise=self.noise, epsilon=self.epsilon)
+        sums = self.sums
+        if self.copy is not None:
+            joined = _copy_of(gradients)
+            if joined is not None and torch.equal(joined, self.copy):
+                return
+            sums = sums_of([self.copy])
+        check_same('gradient', gradients, sums, noise=self.noise, epsilon=self.epsilon)
 
 
 def check_same(
@@ -86,9 +95,9 @@ def sums_of(outputs: Leaves) -> tuple[float, float] | None:
 
     The weights differ, so that the second sum shows a change of signs or of the order.
     """
-    if any(map(is_functorch_wrapped_tensor, outputs)) and not all(map(is_readable, outputs)):
+    if True in map(is_functorch_wrapped_tensor, outputs) and not all(map(is_readable, outputs)):
         return None
-    with torch.no_grad():
+    with torch.set_grad_enabled(False):
         if len(outputs) == 1 and outputs[0].numel() == 1 and outputs[0].is_floating_point():
             value = float(outputs[0].detach())
             return abs(value), value
@@ -97,11 +106,31 @@ def sums_of(outputs: Leaves) -> tuple[float, float] | None:
             for y in outputs
             if y.is_floating_point() or y.is_complex()
         ]
-        if len(values) > 1 and sum([y.numel() for y in values]) <= SHORT and len({y.device for y in values}) == 1:
-            values = [torch.cat([y.reshape(-1) for y in values])]  # fewer operations
+        if len(values) > 1 and (joined := _joined(values)) is not None:  # fewer operations
+            values = [joined]
         sizes = [torch.linalg.vector_norm(y, 1) for y in values]
         read = list(map(float, numbers(*sizes, *map(_weighted_sum, values))))
     return sum(read[: len(sizes)]), sum(read[len(sizes) :])
+
+
+def _joined(values: Leaves) -> Tensor | None:
+    """The elements of real tensors in a new one, or None if they are many, or on several devices."""
+    if sum(map(Tensor.numel, values)) > SHORT or len(set(map(_device, values))) != 1:
+        return None
+    return torch.cat(list(map(Tensor.flatten, values)))
+
+
+def _copy_of(values: Leaves) -> Tensor | None:
+    """The elements of short real tensors in a new one; None for other tensors."""
+    if set(map(type, values)) != {Tensor} or not all(map(Tensor.is_floating_point, values)):
+        return None
+    if True in map(is_functorch_wrapped_tensor, values):
+        return None
+    with torch.set_grad_enabled(False):
+        return _joined(values)
+
+
+_device = operator.attrgetter('device')
 
 
 def _real(x: Tensor) -> Tensor:

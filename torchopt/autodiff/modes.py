@@ -15,7 +15,15 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from torchopt.autodiff.tape import Leaves
 from torchopt.graphs import leaves_of
-from torchopt.levels import apply_function, beneath, has_tangent, in_transform, without_ended, without_wrappers
+from torchopt.levels import (
+    apply_function,
+    beneath,
+    has_tangent,
+    in_transform,
+    is_tensor,
+    without_ended,
+    without_wrappers,
+)
 
 __all__ = [
     'Capture',
@@ -88,6 +96,7 @@ class Capture(Replace):
         self.inside = inside
         # Weak references, since keeping all results alive would need far more memory.
         self._known = {id(x): weakref.ref(x) for x in inside}  # what was made or captured
+        self._given = len(self._known)
         self._allocated: set[int] = set()
         self._old: dict[int, Tensor] = {}
         self._young: dict[int, weakref.ref[Tensor]] = {}
@@ -99,7 +108,9 @@ class Capture(Replace):
         top = _functorch.peek_interpreter_stack()
         self.depth = 0 if top is None else top.level()
         self.start = self._next = next_node()
-        self._has_gap = False
+        # Modes of others, which get the operations after this one, may use further tensors.
+        outer = _get_current_function_mode_stack() if torch._C._len_torch_function_stack() else ()  # type: ignore[no-untyped-call]
+        self._has_gap = not all(isinstance(mode, Replace) for mode in outer)
         self.has_hidden = False
         """Whether a tensor arose inside where this mode sees no inputs: as a sample of a vmap, or in another thread."""
 
@@ -114,18 +125,18 @@ class Capture(Replace):
         return not (self._has_gap or self.has_hidden) and self._next == next_node()
 
     def __torch_function__(self, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        kwargs, known = kwargs or {}, self._known
         inputs = tensors_in(*args, *kwargs.values())
         if not self.ids.isdisjoint(map(id, inputs)):
             args, kwargs = self._replace(args), self._replace(kwargs)
             inputs = tensors_in(*args, *kwargs.values())
-        new = [x for x in inputs if self._known.get(id(x), _gone)() is not x]
+        new = [x for x in inputs if known.get(id(x), _gone)() is not x]
         if new:
             new = [x for x in new if not self._has_memory_of_result(x)]
-        versions = [version_of(x) for x in new]
-        self._has_gap |= (
-            self._next != next_node() or not _is_function_of_arguments(func, kinds) or any(map(_is_wrapped, inputs))
-        )
+        versions = [*map(version_of, new)]
+        if not self._has_gap:
+            is_known = self._next == next_node() and _is_function_of_arguments(func, kinds)
+            self._has_gap = not is_known or True in map(_is_wrapped, inputs)
         result = func(*args, **kwargs)
         self._next = next_node()
         results = [result] if isinstance(result, Tensor) else tensors_in(result)
@@ -143,8 +154,8 @@ class Capture(Replace):
         if func is torch.autograd.grad:
             self.uses_a_graph |= any(self._has_captured(x) for x in tensors_in(args[0]))
         for x in results:
-            if self._known.get(id(x), _gone)() is not x and not any(x is y for y in new):
-                self._known[id(x)] = weakref.ref(x)
+            if known.get(id(x), _gone)() is not x and not (new and any(x is y for y in new)):
+                known[id(x)] = weakref.ref(x)
                 if _is_wrapped(x) or not x.requires_grad:
                     self._note_place(x, inputs)
         return result
@@ -175,6 +186,11 @@ class Capture(Replace):
 
     def _has_captured(self, x: Tensor) -> bool:
         return id(x) in self._old or self._young.get(id(x), _gone)() is x
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether an operation was intercepted."""
+        return len(self._known) > self._given
 
     def has_made(self, x: Tensor) -> bool:
         """Whether a tensor is an argument, the result of an operation, or another tensor with the memory of a result.
@@ -218,6 +234,8 @@ class Capture(Replace):
         return any(id(leaf) in mine for leaf in leaves_of([x]))
 
 
+_FLAT = {Tensor, nn.Parameter, int, float, bool, str, type(None), torch.dtype, torch.device}
+
 _is_wrapped = _functorch.is_functorch_wrapped_tensor
 
 next_node: Callable[[], int] = torch._C._autograd._get_sequence_nr
@@ -237,9 +255,16 @@ def _is_function_of_arguments(func: Any, kinds: Any) -> bool:
     A function in Python may close over others, or call functions that do, also that of a subclass of tensors.
     ``torch.autograd.grad`` also depends on the graphs of its arguments.
     """
-    is_native = isinstance(func, _NATIVE) or func is apply_function
-    is_operator = getattr(func, '__module__', '') == 'torch._tensor' and func.__name__.startswith('__')
-    return (is_native or is_operator) and all(kind is Tensor for kind in kinds)
+    if any(kind is not Tensor for kind in kinds):
+        return False
+    if isinstance(func, _NATIVE) or func is apply_function:
+        return True
+    module = getattr(func, '__module__', '')
+    return (
+        func is not nn.functional.triplet_margin_with_distance_loss  # which gets a function
+        if module == 'torch.nn.functional'
+        else module == 'torch._tensor' and func.__name__.startswith('__')
+    )
 
 
 def _gone() -> None:
@@ -350,6 +375,8 @@ def first_sample(x: Tensor) -> Tensor:
 
 def tensors_in(*xs: Any) -> list[Tensor]:
     """The tensors in nested lists, tuples and dicts."""
+    if _FLAT.issuperset(map(type, xs)):
+        return [*filter(is_tensor, xs)]
     found: list[Tensor] = []
     for x in xs:
         if isinstance(x, Tensor):

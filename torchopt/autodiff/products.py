@@ -12,14 +12,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.autograd.graph import _engine_run_backward
 
 from torchopt.autodiff.tape import Leaves, Product
 from torchopt.graphs import nodes_of
-from torchopt.levels import in_transform
+from torchopt.levels import in_transform, is_tracing
 
 __all__ = [
+    'gradients_of',
     'is_autograd_off',
     'jvp',
     'map_product',
@@ -150,22 +152,36 @@ def recorded(fun: Callable[..., Leaves], primals: Leaves) -> tuple[Leaves, Produ
 
 def pullback(outputs: Leaves, inputs: Leaves, *, retain_graph: bool = True) -> Product:
     """The vector-Jacobian product of a recorded graph; zeros for inputs on which the outputs do not depend."""
-    tracked = [i for i, y in enumerate(outputs) if y.requires_grad]
 
     def product(u: Leaves) -> Leaves:
+        tracked = [y for y in outputs if y.requires_grad]
         if not tracked:
             return [torch.zeros_like(x) for x in inputs]
-        return torch.autograd.grad(
-            [outputs[i] for i in tracked],
-            inputs,
-            [u[i] for i in tracked],
-            retain_graph=retain_graph,
-            create_graph=torch.is_grad_enabled(),
-            allow_unused=True,
-            materialize_grads=True,
-        )
+        if len(tracked) < len(u):
+            u = [v for y, v in zip(outputs, u) if y.requires_grad]
+        found = gradients_of(tracked, u, inputs, retain_graph=retain_graph, create_graph=torch.is_grad_enabled())
+        return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found)]
 
     return product
+
+
+def gradients_of(
+    outputs: Leaves, cotangents: Leaves, inputs: Leaves, *, retain_graph: bool, create_graph: bool
+) -> Sequence[Tensor | None]:
+    """``torch.autograd.grad`` with ``allow_unused``, for cotangents of the shapes of the outputs.
+
+    The checks of ``torch.autograd.grad`` take as long as the backward pass of a small graph.
+    """
+    if is_tracing() or torch._C._len_torch_function_stack() or not _PLAIN.issuperset(map(type, (*outputs, *inputs))):
+        return torch.autograd.grad(
+            outputs, inputs, cotangents, retain_graph=retain_graph, create_graph=create_graph, allow_unused=True
+        )
+    return _engine_run_backward(
+        tuple(outputs), tuple(cotangents), retain_graph, create_graph, tuple(inputs), True, accumulate_grad=False
+    )
+
+
+_PLAIN = {Tensor, nn.Parameter}
 
 
 def _needs_func() -> bool:
@@ -182,6 +198,6 @@ def is_autograd_off() -> bool:
 
 def _tracked(xs: Sequence[Tensor], again: bool) -> list[Tensor]:
     """Tensors to differentiate with respect to, without other paths of the graph to them, such as from the solution."""
-    with torch.no_grad():  # unlike detach(), views keep the tangents of forward mode
-        found = [x if again and x.requires_grad else x.view_as(x).requires_grad_() for x in xs]
-    return [x.view_as(x) if x is y else y for x, y in zip(xs, found)]
+    with torch.set_grad_enabled(False):  # unlike detach(), views keep the tangents of forward mode
+        found = [None if again and x.requires_grad else x.view_as(x).requires_grad_() for x in xs]
+    return [x.view_as(x) if y is None else y for x, y in zip(xs, found)]

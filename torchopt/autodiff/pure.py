@@ -246,16 +246,19 @@ class _Recomputed(torch.autograd.Function):
         if known is None:
             with torch.no_grad(), own_hooks():
                 known = fun(*map(_without_graph, x))
-        return tuple([_without_overlap(_without_graph(y)) for y in known])
+        return tuple([y if y.is_contiguous() else _without_overlap(y) for y in map(_without_graph, known)])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.fun, _, *x = inputs
         ctx.save_for_backward(*x)
-        ctx.save_for_forward(*x)
-        ctx.inexact = [j for j, y in enumerate(output) if is_inexact(y) and j not in ctx.fun.constant]
+        if not _is_plain():
+            ctx.save_for_forward(*x)
+        constant = ctx.fun.constant
+        ctx.inexact = [j for j, y in enumerate(output) if is_inexact(y) and j not in constant]
         ctx.outputs = len(output)
-        ctx.mark_non_differentiable(*(y for j, y in enumerate(output) if j not in ctx.inexact))
+        if len(ctx.inexact) < len(output):
+            ctx.mark_non_differentiable(*(y for j, y in enumerate(output) if j not in ctx.inexact))
         ctx.zeros = {j: (output[j].shape, output[j].dtype, output[j].device) for j in ctx.fun.returned}
         ctx.set_materialize_grads(False)
 
@@ -267,7 +270,7 @@ class _Recomputed(torch.autograd.Function):
             # Python cannot collect such a cycle.
             ctx.fun = None
         asked = ctx.needs_input_grad[2:]
-        needed = [i for i, t in enumerate(x) if asked[i] and is_inexact(t)]
+        needed = [i for i, t in enumerate(x) if asked[i] and (t.is_floating_point() or t.is_complex())]
         result: list[Any] = [None] * len(x)
         given = [j for j in ctx.inexact if bar[j] is not None]
         if needed and given:
@@ -319,8 +322,6 @@ def _without_graph(x: Tensor) -> Tensor:
 
 def _without_overlap(x: Tensor) -> Tensor:
     """The tensor, or a copy if its elements share memory, as after ``expand``: it could not have tangents."""
-    if x.is_contiguous():
-        return x
     return x.contiguous() if any(n > 1 and s == 0 for n, s in zip(x.shape, x.stride())) else x
 
 
@@ -340,7 +341,12 @@ def apply_pure(fun: Pure, *x: Any, known: Leaves | None = None) -> tuple[Tensor,
 
 def _is_undisturbed() -> bool:
     """Whether nothing but grad mode decides whether a result has derivatives."""
-    return not in_transform() and forward_ad._current_level < 0 and not torch._C._len_torch_function_stack()
+    return _is_plain() and not torch._C._len_torch_function_stack()
+
+
+def _is_plain() -> bool:
+    """Whether this is outside of transforms and forward mode."""
+    return not in_transform() and forward_ad._current_level < 0
 
 
 def own_hooks() -> contextlib.AbstractContextManager[Any]:

@@ -25,12 +25,13 @@ from torch.autograd import forward_ad
 from torchopt import tree
 from torchopt.autodiff.comparison import SHORT, SameGradient, check_same, sums_of
 from torchopt.autodiff.modes import Capture, Replace, allow_unused, matters, replacement_of, version_of
+from torchopt.autodiff.products import gradients_of, put
 from torchopt.autodiff.pure import Pure, apply_pure, own_hooks
 from torchopt.autodiff.surroundings import Surroundings
 from torchopt.autodiff.tape import Leaves
 from torchopt.autodiff.variables import Remembered
 from torchopt.graphs import depend, leaves_of
-from torchopt.levels import in_transform
+from torchopt.levels import in_transform, is_tensor
 from torchopt.sharding import refuse_fsdp
 
 __all__ = ['Call', 'recomputed', 'recomputed_gradient']
@@ -45,6 +46,7 @@ class Call(Pure):
         spec: The structure of this pair.
         keep_flags: Whether the tensors in the arguments require grad in every run if they do in the first.
         everywhere: Whether the tensors in the arguments are replaced wherever the function uses them, also in closures.
+        call: ``call(fun, *args, **kwargs)`` calls the function in another way.
 
     Attributes:
         captured: The tensors that it closes over and that are differentiated or mapped over.
@@ -62,11 +64,16 @@ class Call(Pure):
         *,
         keep_flags: bool = False,
         everywhere: bool = False,
+        call: Callable[..., Any] | None = None,
     ) -> None:
         self.fun = fun
+        self.call = call
         self.spec = spec
-        self.places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
-        self.others = [None if isinstance(x, Tensor) else x for x in leaves]
+        self.others: Sequence[Any] = ()
+        self.places: Sequence[int] = range(len(leaves))
+        if not all(map(is_tensor, leaves)):
+            self.others = [None if isinstance(x, Tensor) else x for x in leaves]
+            self.places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
         tensors = [leaves[i] for i in self.places]
         self.flags = [x.requires_grad for x in tensors] if keep_flags else []
         self.originals = tensors if everywhere else []
@@ -99,7 +106,7 @@ class Call(Pure):
         self.captured = self._captured_by(seen, inside)
         if seen.has_hidden:  # it may come from any of them, which runs under torch.func cannot detect
             self.shown |= set(map(id, self.captured))
-        self.needed = {id(x) for x in self.captured} - seen.optional
+        self.needed = set(map(id, self.captured)) - seen.optional
         self.seen: Capture | None = seen
         return outputs
 
@@ -107,7 +114,7 @@ class Call(Pure):
         return Capture(inside, {id(x): t for x, t in zip(self.originals, inside)})
 
     def _captured_by(self, seen: Capture, inside: Leaves) -> list[Tensor]:
-        mine = {id(x) for x in inside}
+        mine = set(map(id, inside))
         return [x for i, x in seen.captured.items() if i not in mine]
 
     def _misses(self, seen: Capture, inside: Leaves, outputs: Leaves) -> bool:
@@ -116,6 +123,8 @@ class Call(Pure):
         if in_transform():
             known = {id(x) for x in (*inside, *captured, *self.originals)}
             return any(id(x) not in known and matters(x) for x in self._variables())
+        if seen.has_seen_all_nodes:
+            return False
         ends = [*inside, *map(replacement_of, captured)]
         known = set(map(id, ends))
         until = [x.grad_fn for x in ends if x.grad_fn is not None]
@@ -197,11 +206,11 @@ class Call(Pure):
         return outputs
 
     def _run(self, fun: Callable[..., Any], tensors: Leaves) -> Leaves:
-        leaves = list(self.others)
-        for i, x in zip(self.places, tensors):
-            leaves[i] = x
-        args, kwargs = tree.unflatten(self.spec, leaves)
-        found, self.result_spec = tree.flatten(fun(*args, **kwargs))
+        if self.others:
+            tensors = put(self.others, self.places, tensors)
+        args, kwargs = tree.unflatten(self.spec, tensors)
+        result = fun(*args, **kwargs) if self.call is None else self.call(fun, *args, **kwargs)
+        found, self.result_spec = tree.flatten(result)
         self.result = [_HOLE if isinstance(y, Tensor) else y for y in found]
         outputs = [y for y in found if isinstance(y, Tensor)]
         if self.outputs not in (None, len(outputs)):
@@ -291,6 +300,7 @@ def recomputed_gradient(
     *,
     mixed: bool,
     total: bool = False,
+    call: Callable[..., Any] | None = None,
 ) -> tuple[Any, list[Tensor | None]]:
     """The result of a function and the gradients of its first output, a scalar, with one autograd node.
 
@@ -302,13 +312,14 @@ def recomputed_gradient(
         mixed: Whether products with the Hessian are computed forward over reverse.
         total: Whether the gradients also include the dependence through closures: on the same tensors, and on tensors
             that were computed from them before.  Transforms of ``torch.func`` do not support the latter.
+        call: ``call(fun, *args, **kwargs)`` calls the function in another way; it has no variables that may change.
 
     Returns:
         The result and the gradients.  A gradient is None if the scalar is known not to depend on the tensor.
     """
     leaves, spec = tree.flatten((tuple(args), dict(kwargs)))
-    call = Call(fun, leaves, spec, everywhere=total)
-    x = [leaves[i] for i in call.places]
+    run = Call(fun, leaves, spec, everywhere=total, call=call)
+    x = [leaves[i] for i in run.places]
     known: list[Tensor] | None = None
     used = list(wrt)
     if _is_plain():
@@ -316,30 +327,31 @@ def recomputed_gradient(
         for i in wrt:
             inside[i].requires_grad_()
         with own_hooks(), torch.enable_grad():
-            value, *aux = call.first(inside)
+            value, *aux = run.first(inside)
             ends = {i: inside[i] for i in wrt}
             if total:
-                ends |= {len(x) + j: call.captured[j] for j in _descendants(call.captured, [x[i] for i in wrt])}
+                ends |= {len(x) + j: run.captured[j] for j in _descendants(run.captured, [x[i] for i in wrt])}
             found: Sequence[Tensor | None] = [None] * len(ends)
             if value.requires_grad and ends:
-                found = torch.autograd.grad(value, list(ends.values()), allow_unused=True)
+                one = [torch.ones_like(value)]
+                found = gradients_of([value], one, list(ends.values()), retain_graph=False, create_graph=False)
         used = [i for i, g in zip(ends, found) if g is not None]
-        results = [value.detach(), *(y.detach() for y in aux)]
+        results = [y.detach() for y in (value, *aux)]
         del value, aux
-        call.settle(results)
+        run.settle(results)
         known = [*_moved([g for g in found if g is not None]), *results]
     else:
-        _explore(call, x)
-    compared = known[: len(used)] if known is not None and _needs_node(call, x) else None
-    gradient = SameGradient(call, used, mixed, call.sums, compared)
-    outputs = _with_node(call, gradient, x, known)
+        _explore(run, x)
+    compared = known[: len(used)] if known is not None and _needs_node(run, x) else None
+    gradient = SameGradient(run, used, mixed, run.sums, compared)
+    outputs = _with_node(run, gradient, x, known)
     partial = dict(zip(used, outputs))
     gradients = [partial.get(i) for i in wrt]
     if through := [i for i in used if i >= len(x)]:
         gradients = _add(
             gradients,
             torch.autograd.grad(
-                [call.captured[i - len(x)] for i in through],
+                [run.captured[i - len(x)] for i in through],
                 [x[i] for i in wrt],
                 [partial[i] for i in through],
                 create_graph=torch.is_grad_enabled(),
@@ -347,7 +359,7 @@ def recomputed_gradient(
                 allow_unused=True,
             ),
         )
-    return call.assemble(outputs[len(used) :]), gradients
+    return run.assemble(outputs[len(used) :]), gradients
 
 
 def _moved(gradients: list[Tensor]) -> list[Tensor]:
@@ -356,7 +368,7 @@ def _moved(gradients: list[Tensor]) -> list[Tensor]:
     They outlive the run, and would lie between the places of its results, which the next run then could not use whole:
     one step of Adam more took 2.4 times as much memory as its parameters, its gradient and its moments need.
     """
-    return gradients if sum(g.numel() for g in gradients) <= SHORT else [g.clone() for g in gradients]
+    return gradients if sum(map(Tensor.numel, gradients)) <= SHORT else [g.clone() for g in gradients]
 
 
 def _descendants(tensors: Leaves, ancestors: Leaves) -> list[int]:

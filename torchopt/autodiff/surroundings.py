@@ -8,6 +8,7 @@ flags.
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from torchopt.autodiff.modes import Capture, allow_unused, version_of
 from torchopt.kinds import kind_of
+from torchopt.levels import entered
 from torchopt.module_hooks import hooked
 
 __all__ = ['Surroundings', 'note_slots']
@@ -38,22 +40,24 @@ class Surroundings:
             tensors: Tensors whose devices, besides the CPU, may draw random numbers.
             seen: The mode that knows which tensors were created in the run.
         """
-        types = dict.fromkeys(['cpu', *(x.device.type for x in tensors)])
+        devices = set(map(_device, tensors))
+        types = {'cpu', *(d.type for d in devices)}
         self.autocast = [
             (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
             for kind in types
             if torch.amp.is_autocast_available(kind)
         ]
-        before = _Random(tensors)
+        before = _Random(devices)
 
         def note(container: dict[str, Any]) -> None:
             _, noted = self.slots.setdefault(id(container), (container, {}))
             if len(noted) < len(container):
                 # Not those that were made inside: a function may put other tensors into a module temporarily.
+                begun = seen.has_begun
                 noted |= {
                     name: x
                     for name, x in container.items()
-                    if x is not None and name not in noted and not seen.has_made(x)
+                    if x is not None and name not in noted and not (begun and seen.has_made(x))
                 }
 
         def note_module(module: nn.Module, _: Any) -> None:
@@ -110,20 +114,34 @@ class Surroundings:
         """
         changed = (saved for module in self.modules.values() for saved in module.buffers.values())
         copies = {id(x): value.clone() for x, _, value in changed}
-        with contextlib.ExitStack() as stack:
-            for kind, enabled, dtype in self.autocast:
-                if enabled != torch.is_autocast_enabled(kind) or (enabled and dtype != torch.get_autocast_dtype(kind)):
-                    stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled))
-            if self.random is not None:
-                now = self.random.of_now()
-                stack.callback(now.restore)
-                self.random.restore()
-            for container, noted in self.slots.values():
-                stack.callback(_refill, container, dict(container))
-                container.update(noted)
-            for module in self.modules.values():
-                stack.callback(module.swap(copies))
-            yield copies
+        now = None if self.random is None else self.random.of_now()
+        contents = [dict(container) for container, _ in self.slots.values()]
+        back: list[Callable[[], None]] = []
+        with self._in_autocast():
+            try:
+                if self.random is not None:
+                    self.random.restore()
+                for container, noted in self.slots.values():
+                    container.update(noted)
+                for module in self.modules.values():
+                    back.append(module.swap(copies))
+                yield copies
+            finally:
+                for undo in reversed(back):
+                    undo()
+                for (container, _), content in zip(self.slots.values(), contents):
+                    container.clear()
+                    container.update(content)
+                if now is not None:
+                    now.restore()
+
+    def _in_autocast(self) -> contextlib.AbstractContextManager[Any]:
+        contexts = [
+            torch.autocast(kind, dtype=dtype, enabled=enabled)
+            for kind, enabled, dtype in self.autocast
+            if enabled != torch.is_autocast_enabled(kind) or (enabled and dtype != torch.get_autocast_dtype(kind))
+        ]
+        return entered(contexts)
 
 
 _NOTING: list[Callable[[dict[str, Any]], None]] = []
@@ -136,16 +154,14 @@ def note_slots(containers: Iterable[dict[str, Any]]) -> None:
             note(container)
 
 
-def _refill(container: dict[str, Any], content: dict[str, Any]) -> None:
-    container.clear()
-    container.update(content)
+_device = operator.attrgetter('device')
 
 
 class _Random:
     """States of random number generators."""
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        devices = {x.device for x in tensors if x.device.type not in ('cpu', 'meta')}
+    def __init__(self, devices: Iterable[torch.device]) -> None:
+        devices = {d for d in devices if d.type not in ('cpu', 'meta')}
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             devices.add(torch.device('cuda', torch.cuda.current_device()))
         self.devices = sorted(devices, key=str)
@@ -206,12 +222,14 @@ class _Module:
         """
         module, training = self.module, self.module.training
         buffers = {name: module._buffers.get(name) for name in self.buffers}
-        module.training = self.training
+        if self.training != training:  # an assignment to an attribute of a module is slow
+            module.training = self.training
         for name, (x, _, _) in self.buffers.items():
             module._buffers[name] = copies[id(x)]
 
         def back() -> None:
-            module.training = training
+            if module.training != training:
+                module.training = training
             module._buffers.update(buffers)
 
         return back

@@ -98,12 +98,18 @@ def _without_own_backward() -> Iterator[None]:
 
 
 def recomputed_gradients(
-    closure: Callable[[Any], Any], params: Any, *, checkpoint: str | None, create_graph: bool = True
+    closure: Callable[..., Any],
+    params: Any,
+    *,
+    checkpoint: str | None,
+    create_graph: bool = True,
+    call: Callable[[Callable[..., Any], Any], Any] | None = None,
 ) -> tuple[torch.Tensor, Any]:
     """The value of a loss and its gradients, whose graph is computed in the backward pass.
 
     Args:
         closure: ``closure(params)`` returns a tensor of one element.
+        call: ``call(closure, params)`` calls the closure in another way.
         params: Tree of tensors; those that do not require grad are frozen, except under transforms of ``torch.func``.
         checkpoint: As for :func:`torchopt.value_and_grad`; :func:`is_closure` has checked it.
         create_graph: Whether value and gradients are differentiable.
@@ -117,10 +123,11 @@ def recomputed_gradients(
         ValueError: If it has more than one element, or no parameter requires grad.
         RuntimeError: If the loss has no graph, and as :func:`torchopt.checkpoint`.
     """
+    call = call or _call
     if checkpoint is None or is_tracing() or is_autograd_off():
         recorded = create_graph and torch.is_grad_enabled()
         with torch.enable_grad():
-            loss = closure(params)
+            loss = call(closure, params)
         with _without_own_backward():
             gradients = differentiable_gradients(loss, params, create_graph=recorded)
         return (loss if recorded else loss.detach()), gradients
@@ -129,8 +136,8 @@ def recomputed_gradients(
     trained = [i for i, p in enumerate(tensors) if p.requires_grad or (in_transform() and is_inexact(p))]
     _check_any(trained)
 
-    def loss_of(params: Any) -> torch.Tensor:
-        loss = closure(params)
+    def loss_of(closure: Callable[..., Any], params: Any) -> torch.Tensor:
+        loss = call(closure, params)
         with torch._C.DisableTorchFunction():  # modes need not see what is read here
             _check_scalar(loss)
             if torch.is_grad_enabled() and not in_transform():
@@ -138,10 +145,16 @@ def recomputed_gradients(
         return loss
 
     with torch.set_grad_enabled(create_graph and torch.is_grad_enabled()), _without_own_backward():
-        value, found = recomputed_gradient(loss_of, (params,), {}, trained, mixed=checkpoint == 'mixed', total=True)
+        value, found = recomputed_gradient(
+            closure, (params,), {}, trained, mixed=checkpoint == 'mixed', total=True, call=loss_of
+        )
     check_gradients(tensors, found)
     by_number = dict(zip(trained, found))
     return value, chosen.alone(by_number.get(i) for i in range(len(tensors)))
+
+
+def _call(closure: Callable[..., Any], params: Any) -> Any:
+    return closure(params)
 
 
 def warn_of_no_gradient() -> None:

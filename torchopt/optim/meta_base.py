@@ -189,13 +189,15 @@ True
             )
         groups = list(map(self._parameters_of, range(len(self.param_groups))))
         unrecorded = is_unrecorded()
+        leaves = [p for params in groups for p in params.values()]
         value: Tensor | None = None
         if is_closure(loss, checkpoint):
-            closure = _at_parameters(loss, self.param_groups)
-            value, gradients = recomputed_gradients(closure, groups, checkpoint=checkpoint)
+            at_parameters = _at_parameters(self.param_groups)
+            value, found = recomputed_gradients(loss, leaves, checkpoint=checkpoint, call=at_parameters)
         else:
-            found = iter(gradients_of_leaves(loss, [p for params in groups for p in params.values()]))
-            gradients = [OrderedDict(zip(params, found)) for params in groups]
+            found = gradients_of_leaves(loss, leaves)
+        rest = iter(found)
+        gradients = [OrderedDict(zip(params, rest)) for params in groups]
         if all(g is None for grads in gradients for g in grads.values()):
             warn_of_no_gradient()
         new_states, new_groups = [], []
@@ -272,26 +274,23 @@ def _find_slots(module: nn.Module) -> Slots:
     return slots
 
 
-def _at_parameters(closure: Callable[[], Tensor], groups: list[Slots]) -> Callable[[list[dict[str, Any]]], Tensor]:
-    """A function of nothing as one of the parameters that it finds in modules."""
-    places = [
-        (i, name, container, key)
-        for i, slots in enumerate(groups)
-        for name, held in slots.items()
-        for container, key in held
-    ]
-    containers = list({id(container): container for _, _, container, _ in places}.values())
+def _at_parameters(groups: list[Slots]) -> Callable[[Callable[[], Tensor], list[Tensor]], Tensor]:
+    """Call a function with other parameters in the modules."""
+    parts: dict[int, tuple[dict[str, Any], dict[str, int]]] = {}
+    for i, places in enumerate(places for slots in groups for places in slots.values()):
+        for container, key in places:
+            parts.setdefault(id(container), (container, {}))[1][key] = i
 
-    def at_parameters(params: list[dict[str, Any]]) -> Tensor:
-        note_slots(containers)
-        present = [container[key] for _, _, container, key in places]
+    def at_parameters(closure: Callable[[], Tensor], params: list[Tensor]) -> Tensor:
+        note_slots([container for container, _ in parts.values()])
+        present = [(container, {key: container[key] for key in numbers}) for container, numbers in parts.values()]
         try:
-            for i, name, container, key in places:
-                container[key] = params[i][name]
+            for container, numbers in parts.values():
+                container.update(zip(numbers, map(params.__getitem__, numbers.values())))
             return closure()
         finally:
-            for (_, _, container, key), value in zip(places, present):
-                container[key] = value
+            for container, content in present:
+                container.update(content)
 
     return at_parameters
 
