@@ -402,14 +402,14 @@ def test_conjugate_gradients_search_accurately(batched: bool) -> None:
 @pytest.mark.parametrize('batched', [False, True])
 @pytest.mark.parametrize('method', ['polak-ribiere', 'fletcher-reeves', 'hestenes-stiefel'])
 def test_conjugate_gradients_on_flat_objectives(method: str, batched: bool) -> None:
-    """Steps of at most ``max_stepsize`` along gradients of size 1e-4 would not get there."""
+    """Steps of at most 1 along gradients of size 1e-4 would not get there."""
     target = torch.tensor([3.0, -2.0, 1.0], dtype=torch.float64)
     scales = torch.tensor([1e-4, 3e-4, 1e-3], dtype=torch.float64)
     solver = torchopt.NonlinearCG(lambda x: (scales * (x - target) ** 2).sum(), method=method, tol=1e-9, maxiter=100)
     start = torch.zeros(1, 3, dtype=torch.float64)
     params, state = torch.vmap(solver.run)(start) if batched else solver.run(start[0])
     torch.testing.assert_close(params.reshape(3), target, rtol=0, atol=1e-4)
-    assert (state.stepsize <= 1.0).all()
+    assert (state.stepsize <= 1000.0).all()
 
 
 def test_single_steps_of_conjugate_gradients_repeat_a_run() -> None:
@@ -423,5 +423,5 @@ def test_single_steps_of_conjugate_gradients_repeat_a_run() -> None:
     for _ in range(12):
         params, state = solver.update(params, state)
     torch.testing.assert_close(params, expected.params, rtol=1e-12, atol=0)
-    assert float(state.scale) == float(expected.state.scale) > 1.0
+    assert float(state.slope) == float(expected.state.slope) < 0.0
     assert int(state.num_fun_eval) == int(expected.state.num_fun_eval)

@@ -66,8 +66,8 @@ class NonlinearCG(DescentSolver[_Direction]):
     descend is replaced by :math:`-g_{k+1}`.
 
     Directions are conjugate only after accurate steps: the search ``'zoom'`` reduces the slope to a tenth, where those
-    of quasi-Newton methods are content with nine tenths.  It lengthens
-    steps fourfold, and takes the minimum of an interpolating polynomial also close to an end of its interval.
+    of quasi-Newton methods are content with nine tenths.  It lengthens steps fourfold, and takes the minimum of an
+    interpolating polynomial also close to an end of its interval.
 
     The length of a direction says nothing about that of the step.  So a search begins with the step size that promises
     the same first-order decrease, :math:`-\eta \langle g, d \rangle`, as the last step had, and the first one, and
@@ -78,7 +78,8 @@ class NonlinearCG(DescentSolver[_Direction]):
 
     Args:
         increase_factor: The factor on the first step size of a search where ``linesearch_init`` is ``'increase'``.
-        max_stepsize: As in :class:`LBFGS`.  Steps along conjugate directions often are longer than 1.
+        max_stepsize: The largest step size; None means 1 for ``'backtracking'``, which only shortens steps, and 1000
+            for other searches, since steps along conjugate directions often are longer than 1.
         method: ``'polak-ribiere'``, ``'fletcher-reeves'`` or ``'hestenes-stiefel'``.
 
     Example:
@@ -105,7 +106,7 @@ class NonlinearCG(DescentSolver[_Direction]):
     maxls: int = 30
     decrease_factor: Any = None
     increase_factor: float = 1.0
-    max_stepsize: float = 1000.0
+    max_stepsize: float | None = None
     min_stepsize: float = 1e-6
 
     zoom_options: ClassVar[Mapping[str, Any]] = {
@@ -118,6 +119,8 @@ class NonlinearCG(DescentSolver[_Direction]):
 
     def __post_init__(self) -> None:
         """Check the options."""
+        if self.max_stepsize is None:
+            self.max_stepsize = 1.0 if self.linesearch == 'backtracking' else 1000.0
         super().__post_init__()
         if self.method not in ('polak-ribiere', 'fletcher-reeves', 'hestenes-stiefel'):
             raise ValueError(
