@@ -168,10 +168,7 @@ def runs(problem: Problem) -> dict[str, tuple[Callable[[], Any], Callable[[], An
         jax.block_until_ready(gradients)
         return found
 
-    return {
-        'value': (value, lambda: jax.block_until_ready(solved(*arrays))),
-        'gradient': (gradient, their_gradient),
-    }
+    return {'value': (value, lambda: jax.block_until_ready(solved(*arrays))), 'gradient': (gradient, their_gradient)}
 
 
 def measured(

@@ -32,11 +32,7 @@ CONV_NET = [
     *(shape for i, o in itertools.pairwise(CHANNELS) for shape in ((o, i, 3, 3), (o,), (o,))),
     *((64, 64), (64,), (10, 64), (10,)),
 ]
-TREES = {
-    '200 of 64x64': [(64, 64)] * 200,
-    'conv net, 19': CONV_NET,
-    '8 of 2048x2048': [(2048, 2048)] * 8,
-}
+TREES = {'200 of 64x64': [(64, 64)] * 200, 'conv net, 19': CONV_NET, '8 of 2048x2048': [(2048, 2048)] * 8}
 
 # Steps in which Python is what counts; the last one is the weight and the bias of a linear layer.
 SMALL_TREES = {'1 of 8x8': [(8, 8)], '4 of 8x8': [(8, 8)] * 4, 'linear 8x8': [(8, 8), (8,)]}

@@ -59,13 +59,7 @@ class Task(NamedTuple):
 
 
 def sample_task(
-    alphabets: list[Alphabet],
-    ways: int,
-    shots: int,
-    queries: int,
-    generator: torch.Generator,
-    *,
-    turn: bool = False,
+    alphabets: list[Alphabet], ways: int, shots: int, queries: int, generator: torch.Generator, *, turn: bool = False
 ) -> Task:
     """Draw a task: ``ways`` characters of one alphabet, ``shots`` + ``queries`` drawings of each.
 
@@ -307,10 +301,7 @@ def omniglot_alphabets(folder: str | Path, size: int = 20, seed: int = 0) -> tup
         )
     order = torch.randperm(len(alphabets), generator=torch.Generator().manual_seed(seed)).tolist()
     held_out = max(1, len(alphabets) // 5)
-    return (
-        [alphabets[i] for i in sorted(order[held_out:])],
-        [alphabets[i] for i in sorted(order[:held_out])],
-    )
+    return ([alphabets[i] for i in sorted(order[held_out:])], [alphabets[i] for i in sorted(order[:held_out])])
 
 
 def read_alphabets(root: Path, size: int) -> list[Alphabet]:

@@ -195,10 +195,7 @@ def main(argv: list[str] | None = None) -> dict[str, Score]:
     generator = torch.Generator().manual_seed(args.seed + 1)
     tasks = [draw(test, 'test', args, generator) for _ in range(args.test_tasks)]
     predictions = evaluate(adapt, tasks)
-    scores = {
-        'iMAML': score(predictions, tasks),
-        'from scratch': score(evaluate_from_scratch(tasks, args), tasks),
-    }
+    scores = {'iMAML': score(predictions, tasks), 'from scratch': score(evaluate_from_scratch(tasks, args), tasks)}
     print(f'\naccuracy on {len(tasks)} tasks of held-out alphabets, {args.ways}-way {args.shots}-shot, 95% interval')
     for name, value in scores.items():
         print(f'  {name:12s} {value}')

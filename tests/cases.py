@@ -43,17 +43,8 @@ def optax_falling(count):
 
 CASES = [
     Case('sgd', {'lr': 0.1}, torch.optim.SGD, optax=lambda: optax.sgd(0.1)),
-    Case(
-        'sgd',
-        {'lr': 0.1, 'momentum': 0.9, 'dampening': 0.3, 'weight_decay': 0.01},
-        torch.optim.SGD,
-    ),
-    Case(
-        'sgd',
-        {'lr': 0.05, 'momentum': 0.9},
-        torch.optim.SGD,
-        optax=lambda: optax.sgd(0.05, momentum=0.9),
-    ),
+    Case('sgd', {'lr': 0.1, 'momentum': 0.9, 'dampening': 0.3, 'weight_decay': 0.01}, torch.optim.SGD),
+    Case('sgd', {'lr': 0.05, 'momentum': 0.9}, torch.optim.SGD, optax=lambda: optax.sgd(0.05, momentum=0.9)),
     Case(
         'sgd',
         {'lr': 0.05, 'momentum': 0.8, 'nesterov': True, 'weight_decay': 0.1},
@@ -67,11 +58,7 @@ CASES = [
         torch.optim.Adam,
         optax=lambda: optax.chain(optax.add_decayed_weights(0.1), optax.adam(0.1, 0.8, 0.95, eps=1e-3)),
     ),
-    Case(
-        'adam',
-        {'lr': 0.1, 'eps_root': 1e-2},
-        optax=lambda: optax.adam(0.1, eps_root=1e-2),
-    ),
+    Case('adam', {'lr': 0.1, 'eps_root': 1e-2}, optax=lambda: optax.adam(0.1, eps_root=1e-2)),
     Case('adam', {'lr': FALLING}, optax=lambda: optax.adam(optax_falling)),
     Case('adamw', {'lr': 0.1}, torch.optim.AdamW, optax=lambda: optax.adamw(0.1, weight_decay=1e-2)),
     Case(
@@ -110,19 +97,13 @@ CASES = [
         torch.optim.RAdam,
         optax=lambda: optax.radam(0.05, 0.8, 0.9, eps=0.0),
     ),
-    Case(
-        'rmsprop',
-        {'lr': 0.01},
-        torch.optim.RMSprop,
-        optax=lambda: optax.rmsprop(0.01, 0.99, eps_in_sqrt=False),
-    ),
+    Case('rmsprop', {'lr': 0.01}, torch.optim.RMSprop, optax=lambda: optax.rmsprop(0.01, 0.99, eps_in_sqrt=False)),
     Case(
         'rmsprop',
         {'lr': 0.01, 'alpha': 0.9, 'momentum': 0.9, 'centered': True, 'weight_decay': 0.1},
         torch.optim.RMSprop,
         optax=lambda: optax.chain(
-            optax.add_decayed_weights(0.1),
-            optax.rmsprop(0.01, 0.9, eps_in_sqrt=False, centered=True, momentum=0.9),
+            optax.add_decayed_weights(0.1), optax.rmsprop(0.01, 0.9, eps_in_sqrt=False, centered=True, momentum=0.9)
         ),
     ),
     Case(
@@ -190,7 +171,7 @@ WITHOUT_KERNEL = [
         'adabelief',
         {'lr': 0.1, 'b1': 0.8, 'eps_root': 1e-4, 'nesterov': True},
         optax=lambda: optax.adabelief(0.1, 0.8, eps_root=1e-4, nesterov=True),
-    ),
+    )
 ]
 
 # Optimizers of torch with the option `maximize`.

@@ -449,11 +449,7 @@ ALL = '\n__all__ = []\n'
     ],
 )
 def test_a_bad_package_fails(
-    tmp_path: Path,
-    rule: Callable[[Package], Iterator[str]],
-    file: str,
-    code: str,
-    message: str,
+    tmp_path: Path, rule: Callable[[Package], Iterator[str]], file: str, code: str, message: str
 ) -> None:
     """Each rule finds what it is there to find, and names the file."""
     others = {

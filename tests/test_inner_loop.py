@@ -12,9 +12,7 @@ import torch
 from torch import nn
 
 import torchopt
-from tests.module_cases import (
-    same,
-)
+from tests.module_cases import same
 
 
 def test_batch_norm_in_an_inner_loop():

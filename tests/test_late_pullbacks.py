@@ -262,11 +262,7 @@ TABLE = {
     'projection_sparse_simplex': (lambda x, y: projections.projection_sparse_simplex(x * y, 2), B, U),
     'projection_l1_ball': (lambda x, y: projections.projection_l1_ball(x, y.exp()), B, 0.1 * B[0]),
     'projection_l2_ball': (lambda x, y: projections.projection_l2_ball(x, y.exp()), B, -B[0].abs() - 2),
-    'projection_box_section': (
-        lambda x, y: projections.projection_box_section(x, (-1.0, 1.0, y.exp(), 0.2)),
-        B,
-        U,
-    ),
+    'projection_box_section': (lambda x, y: projections.projection_box_section(x, (-1.0, 1.0, y.exp(), 0.2)), B, U),
     'projection_affine_set': (
         lambda x, A: projections.projection_affine_set(x, (A[:2], torch.ones(2, dtype=torch.float64))),
         B,

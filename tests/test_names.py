@@ -26,7 +26,7 @@ TORCH_OWNED = 'torch.nn'
 # Arguments that differ on purpose: (name, argument) -> our default, or None for "any".
 OTHER_DEFAULTS = {
     # The engine is used wherever it can be, so the flag has three values: automatic (None), forced, forbidden.
-    'use_accelerated_op': None,
+    'use_accelerated_op': None
 }
 OTHER_DEFAULTS_OF = {
     # None decides by the role of each parameter; True would write into the tensors of functional code.
@@ -40,7 +40,7 @@ OTHER_DEFAULTS_OF = {
 }
 OTHER_NAMES_OF = {
     # torch.optim's name, since dict groups are understood now.
-    ('Optimizer.add_param_group', 'params'): 'param_group',
+    ('Optimizer.add_param_group', 'params'): 'param_group'
 }
 # What the list shows as `**kwargs`: the options that these took, which a solver of ours takes beside matvec and b.
 OPTIONS = {  # atol=None stands for the 0.0 of 0.7.3; given as zero, it asks for truncation
@@ -49,10 +49,7 @@ OPTIONS = {  # atol=None stands for the 0.0 of 0.7.3; given as zero, it asks for
     'solve_inv': '(*, ridge=None, ns=False, maxiter=None, alpha=None)',
 }
 # Namedtuples that are made from something else than their fields; the list shows the fields.
-OTHER_CONSTRUCTORS = {
-    'ChainedGradientTransformation': '(*transformations)',
-    'IdentityGradientTransformation': '()',
-}
+OTHER_CONSTRUCTORS = {'ChainedGradientTransformation': '(*transformations)', 'IdentityGradientTransformation': '()'}
 # Protocols and generic classes: the list shows the signature that Python gives them.
 WITHOUT_SIGNATURE = {'TransformInitFn', 'TransformUpdateFn'}
 

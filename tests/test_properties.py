@@ -20,8 +20,7 @@ def tensors(shape: tuple[int, ...], seed: int) -> torch.Tensor:
 
 
 LEAVES = st.one_of(
-    st.none(),
-    st.builds(tensors, st.sampled_from([(), (0,), (1,), (3,), (2, 3), (2, 1, 2)]), st.integers(0, 10**6)),
+    st.none(), st.builds(tensors, st.sampled_from([(), (0,), (1,), (3,), (2, 3), (2, 1, 2)]), st.integers(0, 10**6))
 )
 TREES = st.recursive(
     LEAVES,

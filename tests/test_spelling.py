@@ -175,10 +175,7 @@ def test_what_is_no_learning_rate_is_found_when_the_optimizer_is_made(name: str)
 
 
 CLASSES: list[tuple[Callable[[], Any], str]] = [
-    (
-        lambda: torchopt.Adam(lr=0.1),
-        "required argument: 'params'. For a transformation, without params, use ",
-    ),
+    (lambda: torchopt.Adam(lr=0.1), "required argument: 'params'. For a transformation, without params, use "),
     (lambda: torchopt.MetaSGD(lr=0.1), "'module'. For a transformation, without module, use torchopt.sgd(...)"),
     (lambda: torchopt.Adam(0.1), 'params is 0.1; expected an iterable of tensors'),
     (lambda: torchopt.Adam(NET, lr=0.1), 'Pass module.parameters()'),

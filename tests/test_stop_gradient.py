@@ -96,10 +96,7 @@ def test_stop_gradient_replaces_views_in_modules_and_states():
     module.decode._parameters['weight'] = module.encode.weight
     module.decode._parameters['bias'] = flat[3:6]
     state = torchopt.extract_state_dict(module)
-    for target, places in (
-        (module, lambda: list(module.parameters())),
-        (state, lambda: saved(state)[:3]),
-    ):
+    for target, places in ((module, lambda: list(module.parameters())), (state, lambda: saved(state)[:3])):
         values = [tensor.detach().clone() for tensor in places()]
         assert all(tensor.grad_fn is not None for tensor in places())
         torchopt.stop_gradient(target)

@@ -98,13 +98,7 @@ from torchopt.optim.meta import (
 from torchopt.spelling import no_such_name as _no_such_name
 from torchopt.transform import masked, nan_to_num, partition
 from torchopt.update import apply_updates, update_params
-from torchopt.utils import (
-    extract_state_dict,
-    module_clone,
-    module_detach_,
-    recover_state_dict,
-    stop_gradient,
-)
+from torchopt.utils import extract_state_dict, module_clone, module_detach_, recover_state_dict, stop_gradient
 from torchopt.version import __version__
 
 if _TYPE_CHECKING:

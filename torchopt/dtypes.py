@@ -9,15 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-__all__ = [
-    'DTypeLike',
-    'as_dtype',
-    'is_half',
-    'is_inexact',
-    'real_dtype',
-    'wide_dtype',
-    'widened',
-]
+__all__ = ['DTypeLike', 'as_dtype', 'is_half', 'is_inexact', 'real_dtype', 'wide_dtype', 'widened']
 
 _HALVES = frozenset({torch.float16, torch.bfloat16})
 

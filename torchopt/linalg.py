@@ -30,14 +30,7 @@ __all__ = ['cg', 'matrix_inverse_pth_root', 'nnls', 'ns', 'ns_inv', 'power_itera
 
 
 def cg(
-    A: Any,
-    b: Any,
-    x0: Any = None,
-    *,
-    rtol: float = 1e-5,
-    atol: float = 0.0,
-    maxiter: int | None = None,
-    M: Any = None,
+    A: Any, b: Any, x0: Any = None, *, rtol: float = 1e-5, atol: float = 0.0, maxiter: int | None = None, M: Any = None
 ) -> Any:
     r"""Solve :math:`A x = b` by conjugate gradients, for a symmetric positive definite :math:`A`.
 

@@ -23,12 +23,7 @@ from torch import Tensor
 from torchopt.dtypes import real_dtype
 from torchopt.numerics import abs_sq, as_scalar_like, one_minus, safe_sqrt
 
-__all__ = [
-    'RULES',
-    'add_params',
-    'scale',
-    'step',
-]
+__all__ = ['RULES', 'add_params', 'scale', 'step']
 
 Coef = Any
 """A coefficient: a number or a 0-d tensor."""
@@ -135,17 +130,7 @@ def amsgrad(
 
 
 def yogi(
-    g: Tensor,
-    m: Tensor,
-    v: Tensor,
-    *,
-    b1: Coef,
-    d1: Coef,
-    d2: Coef,
-    mean: Coef,
-    slope: Coef,
-    offset: Coef,
-    shift: Coef,
+    g: Tensor, m: Tensor, v: Tensor, *, b1: Coef, d1: Coef, d2: Coef, mean: Coef, slope: Coef, offset: Coef, shift: Coef
 ) -> tuple[Tensor, ...]:
     """Yogi: Adam whose mean square changes by a multiple of the squared gradient in each step."""
     m = average(b1, m, d1, g)

@@ -12,12 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.futures import Future
 
-from torchopt.base import (
-    ChainedGradientTransformation,
-    EmptyState,
-    GradientTransformation,
-    UninitializedState,
-)
+from torchopt.base import ChainedGradientTransformation, EmptyState, GradientTransformation, UninitializedState
 from torchopt.tree.optree_names import PyTree, PyTreeTypeVar
 
 __all__ = [

@@ -22,10 +22,7 @@ Update = Callable[[list[Tensor], list[Tensor]], list[Tensor]]
 
 def cases(work: Workload) -> Cases:
     if work.kind == 'meta':
-        return {
-            'SGD': functools.partial(_meta, work, lambda: sgd),
-            'Adam': functools.partial(_meta, work, Adam),
-        }
+        return {'SGD': functools.partial(_meta, work, lambda: sgd), 'Adam': functools.partial(_meta, work, Adam)}
     if work.kind == 'small' and work.part:
         return {
             'functional': {'p - lr * g': functools.partial(_comprehension, work)},

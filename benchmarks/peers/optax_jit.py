@@ -12,18 +12,7 @@ import numpy as np
 import optax
 import problems
 from problems import Case, Cases
-from workloads import (
-    ALIASES,
-    BETAS,
-    EPS,
-    LR,
-    META_EPS,
-    META_LR,
-    MOMENTUM,
-    SECOND,
-    WEIGHT_DECAY,
-    Workload,
-)
+from workloads import ALIASES, BETAS, EPS, LR, META_EPS, META_LR, MOMENTUM, SECOND, WEIGHT_DECAY, Workload
 
 
 def cases(work: Workload) -> Cases:

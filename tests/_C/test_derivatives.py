@@ -9,17 +9,7 @@ import pytest
 import torch
 from torch.autograd import forward_ad, grad, gradcheck, gradgradcheck
 
-from tests._C.cases import (
-    AFFINES,
-    BY_NAME,
-    CASES,
-    assert_same,
-    columns,
-    flat,
-    native,
-    plain,
-    watched,
-)
+from tests._C.cases import AFFINES, BY_NAME, CASES, assert_same, columns, flat, native, plain, watched
 from torchopt import rules
 from torchopt._C import dispatch
 

@@ -207,11 +207,7 @@ def test_accelerated_op_says_why_it_cannot():
     with watched() as watch:
         steps(lambda: tx, p, p)
     watch.ran(0)
-    for odd, words in (
-        (ODD['complex'], 'float32'),
-        (ODD['subclass'], ''),
-        (ODD['meta'], ''),
-    ):
+    for odd, words in ((ODD['complex'], 'float32'), (ODD['subclass'], ''), (ODD['meta'], '')):
         x = [odd(p[0])]
         with pytest.raises(RuntimeError, match=f'use_accelerated_op=True.*{words}'):
             steps(lambda: tx, x, x)

@@ -9,18 +9,7 @@ from torch.autograd import grad
 
 import torchopt
 from tests import cases as optimizers
-from tests._C.cases import (
-    AFFINES,
-    BY_NAME,
-    CASES,
-    assert_same,
-    draw,
-    flat,
-    native,
-    plain,
-    plain_torch,
-    watched,
-)
+from tests._C.cases import AFFINES, BY_NAME, CASES, assert_same, draw, flat, native, plain, plain_torch, watched
 from torchopt import tree
 from torchopt.update import update_params
 

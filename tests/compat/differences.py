@@ -14,6 +14,4 @@ OTHER_SIGNATURES = {
 }
 
 # Functions whose derivative is finite if that of Optax is NaN, with the reason.
-NUMBERS_FOR_NAN = {
-    'radam': 'Optax differentiates the root of a negative number before it leaves it out',
-}
+NUMBERS_FOR_NAN = {'radam': 'Optax differentiates the root of a negative number before it leaves it out'}

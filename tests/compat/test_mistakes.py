@@ -64,8 +64,7 @@ def test_mistakes_raise(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    'mask',
-    [dict.fromkeys(NAMES, True), True, None, lambda params: {name: p.ndim > 1 for name, p in params.items()}],
+    'mask', [dict.fromkeys(NAMES, True), True, None, lambda params: {name: p.ndim > 1 for name, p in params.items()}]
 )
 def test_masks_by_name_are_accepted(mask: Any) -> None:
     torchopt.MetaAdamW(NET, mask=mask)

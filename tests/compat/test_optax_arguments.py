@@ -267,11 +267,7 @@ MESSAGES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         DeprecationWarning,
         'please use `optimistic_adam_v2` instead',
     ),
-    'a schedule': (
-        lambda: ours.optimistic_adam(lambda count: 0.1),
-        ValueError,
-        'use `optimistic_adam_v2` instead',
-    ),
+    'a schedule': (lambda: ours.optimistic_adam(lambda count: 0.1), ValueError, 'use `optimistic_adam_v2` instead'),
     'arguments of a line search': (
         lambda: search(lambda p: p.sum(), batch=torch.ones(2)),
         TypeError,

@@ -166,10 +166,7 @@ def test_integers_among_the_arguments():
         return ridge(x, labels.to(f64), penalty)
 
     x, _, phi = arguments()
-    close(
-        gradient(solve(START, x, labels, phi).sum(), x, phi),
-        gradient(ridge(x, labels.to(f64), phi).sum(), x, phi),
-    )
+    close(gradient(solve(START, x, labels, phi).sum(), x, phi), gradient(ridge(x, labels.to(f64), phi).sum(), x, phi))
 
 
 def test_a_solver_may_train_by_any_means():
@@ -234,12 +231,7 @@ TREES = {
     'named tuple': (lambda x, y: Point(y, [x]), lambda t: (t.rest[0], t.a)),
     'with None': (lambda x, y: (None, x, {'y': y, 'z': None}), lambda t: (t[1], t[2]['y'])),
 }
-LINEAR_SOLVERS = {
-    'default': None,
-    'normal_cg': solve_normal_cg(),
-    'inv': solve_inv(),
-    'lu': solve_lu(),
-}
+LINEAR_SOLVERS = {'default': None, 'normal_cg': solve_normal_cg(), 'inv': solve_inv(), 'lu': solve_lu()}
 
 
 @pytest.mark.parametrize('solver', LINEAR_SOLVERS.values(), ids=LINEAR_SOLVERS)

@@ -57,11 +57,7 @@ SORTING = {
     'parameter': (lambda: nn.Parameter(torch.ones(2)), False, '_parameters'),
     'leaf that requires grad': (lambda: grad_tensor(2), False, '_parameters'),
     'non-leaf': (lambda: 2 * grad_tensor(2), False, '_parameters'),
-    'frozen parameter': (
-        lambda: nn.Parameter(torch.ones(2), requires_grad=False),
-        False,
-        '_parameters',
-    ),
+    'frozen parameter': (lambda: nn.Parameter(torch.ones(2), requires_grad=False), False, '_parameters'),
     'plain tensor': (lambda: torch.ones(2), False, '__dict__'),
     'module': (lambda: nn.Linear(2, 1), False, '_modules'),
     'number': (lambda: 3.0, False, '__dict__'),
@@ -87,11 +83,7 @@ def test_values_are_sorted_by_where_they_come_from(make, given, expected):
 
 @pytest.mark.parametrize(
     'wrap',
-    [
-        lambda x: ((x,), {}),
-        lambda x: ((), {'key': x}),
-        lambda x: (([1, {'deep': (None, x)}],), {}),
-    ],
+    [lambda x: ((x,), {}), lambda x: ((), {'key': x}), lambda x: (([1, {'deep': (None, x)}],), {})],
     ids=['positional', 'keyword', 'nested'],
 )
 def test_arguments_are_inspected_as_trees(wrap):
@@ -168,10 +160,7 @@ def test_plain_tensor_may_be_assigned_before_init():
     assert Early().x == 1
 
 
-PARAMETER_METHODS = {
-    'parameter': 'register_parameter',
-    'meta-parameter': 'register_meta_parameter',
-}
+PARAMETER_METHODS = {'parameter': 'register_parameter', 'meta-parameter': 'register_meta_parameter'}
 PARAMETER_ERRORS = [
     (b'x', grad_tensor(), TypeError, 'parameter name should be a string. Got bytes'),
     ('a.b', grad_tensor(), KeyError, "parameter name can't contain '.'"),

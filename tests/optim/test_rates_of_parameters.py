@@ -31,14 +31,7 @@ class Net(nn.Module):
         return self.head(torch.tanh(self.body(x)) * self.frozen)
 
 
-RATES = {
-    'body.weight': 0.1,
-    'body.bias': 0.2,
-    'head.weight': 0.3,
-    'head.bias': 0.4,
-    'frozen': 0.5,
-    'count': 0.6,
-}
+RATES = {'body.weight': 0.1, 'body.bias': 0.2, 'head.weight': 0.3, 'head.bias': 0.4, 'frozen': 0.5, 'count': 0.6}
 
 
 def loss_of(net: nn.Module) -> Tensor:
@@ -153,11 +146,7 @@ def test_rates_of_elements_in_a_plain_optimizer() -> None:
 
 @pytest.mark.parametrize(
     ('rates', 'place'),
-    [
-        ({'body.weight': 0.1}, "params['frozen']"),
-        ({**RATES, 'tail': 0.1}, "params['tail']"),
-        ([0.1, 0.2], 'params'),
-    ],
+    [({'body.weight': 0.1}, "params['frozen']"), ({**RATES, 'tail': 0.1}, "params['tail']"), ([0.1, 0.2], 'params')],
     ids=['a name is missing', 'a name too many', 'a list'],
 )
 def test_a_module_is_not_changed_where_names_do_not_fit(rates: Any, place: str) -> None:

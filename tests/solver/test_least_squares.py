@@ -72,12 +72,7 @@ def test_more_garbow_hillstrom() -> None:
     ratios = []
     for problem, count in zip(more_garbow_hillstrom.problems(), SCIPY):
         solver = torchopt.LevenbergMarquardt(
-            problem.residual,
-            solver='qr',
-            stop_criterion='madsen-nielsen',
-            maxiter=2000,
-            xtol=1e-8,
-            gtol=1e-8,
+            problem.residual, solver='qr', stop_criterion='madsen-nielsen', maxiter=2000, xtol=1e-8, gtol=1e-8
         )
         _, state = solver.run(problem.start)
         value = 2 * state.value.item()

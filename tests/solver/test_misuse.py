@@ -169,11 +169,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     },
     'tolerance': (lambda: torchopt.BFGS(square, tol=-ONE), ValueError, 'Invalid tol'),
     # Arguments of another form.
-    'no pair': (
-        lambda: P.projection_hyperplane(V, V),
-        ValueError,
-        r'hyperparams is a Tensor .* a pair \(a, b',
-    ),
+    'no pair': (lambda: P.projection_hyperplane(V, V), ValueError, r'hyperparams is a Tensor .* a pair \(a, b'),
     'no bounds': (lambda: P.projection_box(V, 1.0), ValueError, r'hyperparams is a float .* pair \(lower, upper\)'),
     'normal': (lambda: P.projection_halfspace(V, (V[None], 2.0)), ValueError, r'a has shape \(1, 4\), but x has shape'),
     'line': (lambda: torchopt.projections.projection_vector(V, V[None]), ValueError, 'a has shape'),

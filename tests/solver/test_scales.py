@@ -21,13 +21,7 @@ OBJECTIVES: dict[str, Callable[..., Any]] = {
 
 
 @pytest.mark.parametrize(
-    ('scale', 'dtype'),
-    [
-        (1e-30, torch.float32),
-        (1e30, torch.float32),
-        (1e-200, torch.float64),
-        (1e200, torch.float64),
-    ],
+    ('scale', 'dtype'), [(1e-30, torch.float32), (1e30, torch.float32), (1e-200, torch.float64), (1e200, torch.float64)]
 )
 @pytest.mark.parametrize('batched', [False, True])
 @pytest.mark.parametrize('name', [*OBJECTIVES, 'LBFGSB'])
@@ -60,8 +54,7 @@ def test_gradients_of_objectives(name: str, batched: bool, scale: float) -> None
 
 
 @pytest.mark.parametrize(
-    ('scale', 'dtype'),
-    [(1e-25, torch.float32), (1e25, torch.float32), (1e-170, torch.float64), (1e160, torch.float64)],
+    ('scale', 'dtype'), [(1e-25, torch.float32), (1e25, torch.float32), (1e-170, torch.float64), (1e160, torch.float64)]
 )
 def test_values_of_roots(scale: float, dtype: torch.dtype) -> None:
     tol = 1e-3 * scale

@@ -43,9 +43,7 @@ def solve(tx: Any, fun: Any, p: Any, steps: int) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize(
-    'options',
-    [{}, {'memory_size': 3}, {'scale_init_precond': False, 'memory_size': 1, 'learning_rate': 0.7}],
-    ids=str,
+    'options', [{}, {'memory_size': 3}, {'scale_init_precond': False, 'memory_size': 1, 'learning_rate': 0.7}], ids=str
 )
 def test_equals_optax_with_its_line_search(options: dict[str, Any]) -> None:
     """20 steps of the alias: parameters and the states of all three members."""

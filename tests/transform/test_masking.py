@@ -18,13 +18,7 @@ G = {
     'c': [torch.tensor(4.0, dtype=torch.float64)],
 }
 
-MASKS = [
-    {'a': {'w': True, 'b': False}, 'c': [True]},
-    {'a': True, 'c': False},
-    {'a': False, 'c': [True]},
-    True,
-    False,
-]
+MASKS = [{'a': {'w': True, 'b': False}, 'c': [True]}, {'a': True, 'c': False}, {'a': False, 'c': [True]}, True, False]
 
 
 @pytest.mark.parametrize('mask', MASKS, ids=str)

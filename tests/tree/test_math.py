@@ -34,12 +34,7 @@ def make(dtype: torch.dtype, seed: int = 0) -> Any:
 
     if dtype.is_complex:
         return tree.map(lambda x, y: x + 1j * y, make(dtype.to_real(), seed), make(dtype.to_real(), seed + 9))
-    return {
-        'a': draw(3),
-        'none': None,
-        'deep': [draw(), {'w': draw(3), 'none': None}],
-        'last': (draw(0), draw()),
-    }
+    return {'a': draw(3), 'none': None, 'deep': [draw(), {'w': draw(3), 'none': None}], 'last': (draw(0), draw())}
 
 
 def to_jax(x: Any) -> Any:

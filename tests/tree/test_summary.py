@@ -69,10 +69,7 @@ TABLES: dict[str, tuple[Any, list[list[str]], str]] = {
     ),
     'meta': (
         {'a': torch.empty(2**20, 300, device='meta'), 'b': torch.empty(3, device='meta')},
-        [
-            ["['a']", '(1048576, 300)', 'float32', 'meta', '1,258,291,200'],
-            ["['b']", '(3,)', 'float32', 'meta', '12'],
-        ],
+        [["['a']", '(1048576, 300)', 'float32', 'meta', '1,258,291,200'], ["['b']", '(3,)', 'float32', 'meta', '12']],
         '2 leaves, 314,572,803 elements, 1,258,291,212 bytes (1.2 GiB)',
     ),
     'almost a mebibyte': (

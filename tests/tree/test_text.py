@@ -145,10 +145,7 @@ join_schedules(
         'tensor(..., shape=(9,), dtype=float64, requires_grad=True)',
     ),
     'string': ("it's", '"it\'s"'),
-    'wide list': (
-        ['x' * 60, 'y' * 60],
-        f"[\n    '{'x' * 60}',\n    '{'y' * 60}',\n]",
-    ),
+    'wide list': (['x' * 60, 'y' * 60], f"[\n    '{'x' * 60}',\n    '{'y' * 60}',\n]"),
 }
 
 

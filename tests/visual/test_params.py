@@ -40,10 +40,7 @@ WAYS = {
         lambda net, meta: torchopt.extract_state_dict(net, enable_visual=True).visual_contents,
         ['bias', 'weight'],
     ),
-    'a mixture': (
-        lambda net, meta: [torchopt.extract_state_dict(net, enable_visual=True), {'meta': meta}, None],
-        ALL,
-    ),
+    'a mixture': (lambda net, meta: [torchopt.extract_state_dict(net, enable_visual=True), {'meta': meta}, None], ALL),
     'generators in a generator': (lambda net, meta: (x for x in [net.named_parameters(), {'meta': meta}]), ALL),
     'a mapping of modules': (lambda net, meta: {'net': net, 'meta': meta}, ['meta', 'net.bias', 'net.weight']),
     'a pair with a module': (lambda net, meta: [('net', net)], ['net.bias', 'net.weight']),

@@ -119,11 +119,7 @@ def test_a_path_ends_where_it_is_not_finite() -> None:
         (lambda: plot_landscape(bowl, {'a': [1, 2]}), ValueError, r"paths\['a'\]: its shape is \(2,\)"),
         (lambda: plot_landscape(bowl, {'a': 'x'}), TypeError, r"paths\['a'\]: 'x' is neither"),
         (lambda: plot_landscape(bowl, 3), TypeError, r'paths: 3 is an int'),
-        (
-            lambda: plot_landscape(bowl, bounds=((0, 1), (0, 1)), resolution=1),
-            ValueError,
-            r'resolution: 1 point',
-        ),
+        (lambda: plot_landscape(bowl, bounds=((0, 1), (0, 1)), resolution=1), ValueError, r'resolution: 1 point'),
         (
             lambda: plot_landscape(lambda p: p[0] * torch.nan, bounds=((0, 1), (0, 1)), resolution=3),
             ValueError,

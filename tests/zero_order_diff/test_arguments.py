@@ -102,8 +102,7 @@ def test_what_needs_no_gradient_is_held_fixed() -> None:
 
 
 @pytest.mark.parametrize(
-    ('argnums', 'differentiated'),
-    [(0, [0]), (-1, [2]), ((0, 2), [0, 2]), ([1, -1], [1, 2]), ((0, -3), [0])],
+    ('argnums', 'differentiated'), [(0, [0]), (-1, [2]), ((0, 2), [0, 2]), ([1, -1], [1, 2]), ((0, -3), [0])]
 )
 def test_argnums(argnums, differentiated) -> None:
     xs = [leaf(2), leaf(2), leaf(2)]

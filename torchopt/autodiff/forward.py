@@ -20,11 +20,7 @@ _P = ParamSpec('_P')
 
 
 def forward_value_and_grad(
-    fun: Callable[_P, Any],
-    argnums: int | Sequence[int] = 0,
-    has_aux: bool = False,
-    *,
-    chunk_size: int | None = 1,
+    fun: Callable[_P, Any], argnums: int | Sequence[int] = 0, has_aux: bool = False, *, chunk_size: int | None = 1
 ) -> Callable[_P, tuple[Any, Any]]:
     r"""Like :func:`torchopt.value_and_grad`, but computed by forward mode.
 

@@ -23,11 +23,7 @@ _P = ParamSpec('_P')
 
 
 def value_and_grad(
-    fun: Callable[_P, Any],
-    argnums: int | Sequence[int] = 0,
-    has_aux: bool = False,
-    *,
-    checkpoint: str | None = None,
+    fun: Callable[_P, Any], argnums: int | Sequence[int] = 0, has_aux: bool = False, *, checkpoint: str | None = None
 ) -> Callable[_P, tuple[Any, Any]]:
     r"""Return a function that computes the value and the gradient of ``fun``, as ``jax.value_and_grad`` does.
 
@@ -108,11 +104,7 @@ def value_and_grad(
 
 
 def grad(
-    fun: Callable[_P, Any],
-    argnums: int | Sequence[int] = 0,
-    has_aux: bool = False,
-    *,
-    checkpoint: str | None = None,
+    fun: Callable[_P, Any], argnums: int | Sequence[int] = 0, has_aux: bool = False, *, checkpoint: str | None = None
 ) -> Callable[_P, Any]:
     """Return a function that computes the gradient of ``fun``, as ``jax.grad`` does.
 

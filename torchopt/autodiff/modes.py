@@ -241,12 +241,7 @@ _is_wrapped = _functorch.is_functorch_wrapped_tensor
 next_node: Callable[[], int] = torch._C._autograd._get_sequence_nr
 """The sequence number of the next node of a graph that this thread creates."""
 
-_NATIVE = (
-    types.BuiltinFunctionType,
-    types.MethodDescriptorType,
-    types.MethodWrapperType,
-    types.WrapperDescriptorType,
-)
+_NATIVE = (types.BuiltinFunctionType, types.MethodDescriptorType, types.MethodWrapperType, types.WrapperDescriptorType)
 
 
 def _is_function_of_arguments(func: Any, kinds: Any) -> bool:

@@ -210,8 +210,7 @@ class _MixedVjp(_Vjp):
             if not reason:
                 raise
             warnings.warn(
-                f"checkpoint='mixed': the function has no forward mode, so reverse mode is used. {reason}",
-                stacklevel=2,
+                f"checkpoint='mixed': the function has no forward mode, so reverse mode is used. {reason}", stacklevel=2
             )
             return super().__call__(*args)
         by_argument = dict(zip(self.wanted, gradients))

@@ -212,12 +212,7 @@ def _row(x: fx.Node) -> fx.Node:
     return x
 
 
-_OF_STRIDES = {
-    aten.as_strided.default,
-    aten.view.dtype,
-    aten.view_as_complex.default,
-    aten.view_as_real.default,
-}
+_OF_STRIDES = {aten.as_strided.default, aten.view.dtype, aten.view_as_complex.default, aten.view_as_real.default}
 """Operations that depend on the order of elements in memory, which simplified graphs may change."""
 
 _UNCHANGED: dict[Any, Rule] = {

@@ -239,11 +239,7 @@ def _as_tensor(x: Any, shape: TreeShape) -> Any:
 
 
 def root_vjp(
-    optimality_fun: Callable[..., Any],
-    sol: Any,
-    args: tuple[Any, ...],
-    cotangent: Any,
-    solve: Solver | None = None,
+    optimality_fun: Callable[..., Any], sol: Any, args: tuple[Any, ...], cotangent: Any, solve: Solver | None = None
 ) -> tuple[Any, ...]:
     r"""The vector-Jacobian product of a root.
 

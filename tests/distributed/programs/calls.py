@@ -190,10 +190,7 @@ def pairs() -> dict[str, tuple[Any, Any]]:
     found['meta-gradients'] = both(parallel_adapted, adapted_to_each)
 
     z = torch.randn(2, 5, requires_grad=True)
-    found['along another dimension'] = (
-        torch.autograd.grad(column_sums(z), z),
-        torch.autograd.grad(z.pow(3).sum(), z),
-    )
+    found['along another dimension'] = (torch.autograd.grad(column_sums(z), z), torch.autograd.grad(z.pow(3).sum(), z))
     got = per_item([template], x).wait()
     got_grads = torch.autograd.grad(got['square'], template.first.weight)
     expected = (template(x).square().sum() / 8,)

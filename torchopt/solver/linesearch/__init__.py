@@ -6,10 +6,4 @@ from torchopt.solver.linesearch.base import LineSearch, LineSearchStep
 from torchopt.solver.linesearch.hager_zhang import HagerZhangLineSearch
 from torchopt.solver.linesearch.zoom import ZoomLineSearch
 
-__all__ = [
-    'BacktrackingLineSearch',
-    'HagerZhangLineSearch',
-    'LineSearch',
-    'LineSearchStep',
-    'ZoomLineSearch',
-]
+__all__ = ['BacktrackingLineSearch', 'HagerZhangLineSearch', 'LineSearch', 'LineSearchStep', 'ZoomLineSearch']

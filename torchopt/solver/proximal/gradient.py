@@ -341,9 +341,7 @@ class ProjectedGradient(IterativeSolver):
         require_call('projection', self.projection, 'projection(params, hyperparams_proj)')
         shared = {field.name for field in dataclasses.fields(ProximalGradient)} - {'prox', 'fun'}
         self._method = ProximalGradient(
-            self.fun,
-            make_prox_from_projection(self.projection),
-            **{name: getattr(self, name) for name in shared},
+            self.fun, make_prox_from_projection(self.projection), **{name: getattr(self, name) for name in shared}
         )
 
     def progress(self, state: ProxGradState) -> dict[str, Any]:

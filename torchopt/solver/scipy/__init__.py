@@ -5,10 +5,4 @@ from torchopt.solver.scipy.least_squares import ScipyBoundedLeastSquares, ScipyL
 from torchopt.solver.scipy.minimize import ScipyBoundedMinimize, ScipyMinimize
 from torchopt.solver.scipy.root import ScipyRootFinding
 
-__all__ = [
-    'ScipyBoundedLeastSquares',
-    'ScipyBoundedMinimize',
-    'ScipyLeastSquares',
-    'ScipyMinimize',
-    'ScipyRootFinding',
-]
+__all__ = ['ScipyBoundedLeastSquares', 'ScipyBoundedMinimize', 'ScipyLeastSquares', 'ScipyMinimize', 'ScipyRootFinding']
