@@ -85,7 +85,6 @@ class Arrays {
     return static_cast<const std::int64_t*>(buffer.buf);
   }
 
-
  private:
   const Py_buffer& hold(PyObject* object) {
     Py_buffer buffer;
