@@ -39,7 +39,8 @@ def apply_updates(params: Any, updates: Any, *, inplace: bool | None = None) -> 
     Args:
         params: Tree of tensors.
         updates: Tree of the same structure and shapes; ``None`` keeps a parameter unchanged.
-        inplace: True updates every parameter in place (outside autograd), False none.
+        inplace: True updates every parameter in place (outside autograd), False none.  A tensor that occurs in several
+            places is updated for each of them, as by ``torch.optim``.
 
     Returns:
         The new parameters, in the dtype of the old ones.
@@ -156,7 +157,8 @@ def update_params(
         grads: Tree of gradients; ``None`` keeps a parameter, and its state, unchanged.
         state: The state of the transformation, from ``optimizer.init`` or the last step.
         params: Tree of the same structure and shapes.
-        inplace: True writes into the parameters, and into the state where possible, outside autograd.
+        inplace: True writes into the parameters, and into the state where possible, outside autograd.  A tensor that
+            occurs in several places is updated for each of them, as by ``torch.optim``.
         **extra: Extra arguments of ``optimizer.update``, such as ``value``.  Transformations that do not accept them
             ignore them.
 
