@@ -154,10 +154,6 @@ class DescentSolver(SmoothSolver, IterativeSolver, abc.ABC, Generic[_Memory]):
         """Whether the direction is a multiple of that of steepest descent."""
         return self._is_empty(memory)
 
-    def _steepest(self, memory: Any, problem: Problem, x: Tensor, gradient: Tensor) -> Tensor:
-        """The direction of steepest descent, after the memory was cleared."""
-        return problem.steepest(x, gradient)
-
     def _last_stepsize(self, work: Work, slope: Any) -> Any:
         """The last step size, to begin the search along a direction of this slope with."""
         return work.stepsize
@@ -254,7 +250,7 @@ class DescentSolver(SmoothSolver, IterativeSolver, abc.ABC, Generic[_Memory]):
             uphill = settled(negated(slope < 0.0))
             if uphill is not False:
                 memory = self._forget(memory, gradient, uphill & running)
-                direction = pick(uphill, self._steepest(memory, problem, x, gradient), direction)
+                direction = pick(uphill, problem.steepest(x, gradient), direction)
                 (slope,) = numbers(problem.slope(gradient, direction))
             options: Any = self
             guess = first_stepsize(

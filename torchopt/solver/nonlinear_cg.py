@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torchopt import tree
-from torchopt.scalars import larger, numbers, pick, root, smaller, where
+from torchopt.scalars import larger, numbers, pick, smaller, where
 from torchopt.solver.descent import DescentSolver, Work
 from torchopt.solver.linesearch import LineSearch
 from torchopt.solver.memory import Pair
@@ -128,10 +128,9 @@ class NonlinearCG(DescentSolver[_Direction]):
             )
 
     def _last_stepsize(self, work: Work, slope: Any) -> Any:
-        divisor = where(slope < 0.0, slope, -1.0)
-        first = smaller(1.0 / root(-divisor), 1.0)
         known = (work.memory.slope < 0.0) & (slope < 0.0)
-        return smaller(where(known, work.stepsize * work.memory.slope / divisor, first), self.max_stepsize)
+        stepsize = where(known, work.stepsize * work.memory.slope / where(known, slope, 1.0), 1.0)
+        return smaller(stepsize, self.max_stepsize)
 
     def _empty(self, gradient: Tensor) -> _Direction:
         return _Direction(-gradient, True)
@@ -158,9 +157,6 @@ class NonlinearCG(DescentSolver[_Direction]):
 
     def _forget(self, memory: _Direction, gradient: Tensor, test: Any) -> _Direction:
         return pick(test, self._empty(gradient), memory)
-
-    def _steepest(self, memory: _Direction, problem: Problem, x: Tensor, gradient: Tensor) -> Tensor:
-        return memory.direction
 
     def _as_state(self, work: Work, problem: Problem) -> NonlinearCGState:
         unpack = problem.vectors.unpack
