@@ -221,7 +221,7 @@ def remember_step(
                 x[ring.place] = 0.0
             if inplace:
                 torch.autograd.graph.increment_version([*s, *y])
-            pair = CurvaturePair(s, y, product if curved else 0.0, yy)
+            pair = CurvaturePair(s, y, *((product, yy) if curved else (0.0, 0.0)))
             return Memory(s, y, ring.write(memory.weights, pair.weight, inplace=inplace)), pair.scale
     pairs = [_differences(*leaf) for leaf in zip(*columns)]
     pair = curvature_pair([s for s, _ in pairs], [y for _, y in pairs])
