@@ -167,5 +167,5 @@ class NonlinearCG(DescentSolver[_Direction]):
         return NonlinearCGState(*begin, gradient, direction, *work[6:], slope)
 
     def _as_memory(self, state: NonlinearCGState, vectors: Vectors, gradient: Tensor) -> _Direction:
-        direction = vectors.pack(state.descent_direction)
-        return _Direction(direction, (direction == -gradient).all(), *numbers(state.slope))
+        (slope,) = numbers(state.slope)
+        return _Direction(vectors.pack(state.descent_direction), slope >= 0.0, slope)
