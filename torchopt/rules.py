@@ -54,7 +54,9 @@ def average(keep: Coef, old: Tensor, take: Coef, new: Tensor) -> Any:
     """
     if isinstance(keep, Tensor) or isinstance(take, Tensor):
         return plus(times(keep, old), times(take, new))
-    return torch.add(times(keep, old), new, alpha=take) if keep else times(take, new)
+    if keep:
+        return torch.add(times(keep, old), new, alpha=take)
+    return times(take, new) if take else 0.0 * new  # not the number 0
 
 
 def moving_average(decay: Coef, old: Tensor, new: Tensor) -> Any:

@@ -195,7 +195,14 @@ def test_terms_with_the_coefficient_zero_are_left_out():
     forget = BY_NAME['adam'].partials(b1=0.0, d1=1.0, b2=0.0, d2=1.0)
     g, m = draw('~', (3,), 0), torch.full((3,), math.inf, dtype=F64)
     assert_same(flat(native(forget, [g], [[m], [m]], None)), flat(plain(forget, [g], [[m], [m]], None)), 1e-14)
+    for name in ('adam', 'amsgrad', 'yogi', 'belief', 'rms', 'stddev', 'trace'):
+        case = BY_NAME[name]
+        zeros = dict.fromkeys({'b2', 'd2', 'keep', 'take'} & case.rules[0][1].keys(), 0.0)
+        g, moments, _ = columns(case, [(4,)], F64)
+        nothing = case.partials(**zeros)
+        assert_same(flat(native(nothing, g, moments, None)), flat(plain(nothing, g, moments, None)), 1e-14)
     waits = BY_NAME['radam unrectified'].partials()
+    g = draw('~', (3,), 0)
     v = torch.full((3,), 1e308, dtype=F64) * 10
     wanted = plain(waits, [g], [[g], [v]], None)
     assert wanted[0][0].isfinite().all()

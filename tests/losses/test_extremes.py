@@ -158,6 +158,42 @@ def test_infinite_inputs(name: str, dtype: torch.dtype) -> None:
     assert torch.func.hessian(lambda t: loss(t).sum())(t).isfinite().all()
 
 
+AHEAD, BEHIND = torch.tensor([2.0, 0.0, 2.5], dtype=F64), torch.tensor([-1.0, 0.0, 0.5], dtype=F64)
+SMOOTH: dict[str, tuple[Any, list[float]]] = {
+    'squared error': (losses.squared_error, [0.0, -0.0, 0.5]),
+    'l2 loss': (losses.l2_loss, [0.0, -0.0, 0.5]),
+    'huber loss': (losses.huber_loss, [0.0, -0.0, 0.5, 3.0]),
+    'huber loss, small delta': (lambda x: losses.huber_loss(x, delta=0.1), [0.0, -0.0, 0.05, 0.5]),
+    'log-cosh': (losses.log_cosh, [0.0, -0.0, 0.5, 3.0]),
+    'log-cosh with targets': (lambda x: losses.log_cosh(x, x.new_ones(3)), [1.0, 1.0, 2.0]),
+    'cosine': (lambda x: losses.cosine_distance(x, AHEAD), [0.0, 1.0, 2.0]),
+    'binary cross-entropy': (lambda x: losses.sigmoid_binary_cross_entropy(x, torch.ones(2)), [0.0, -0.0]),
+    'softmax cross-entropy': (lambda x: losses.softmax_cross_entropy(x, torch.eye(3)[0]), [0.0, 0.0, 1.0]),
+    **{
+        f'triplet margin, degree {q}': (
+            lambda x, q=q: losses.triplet_margin_loss(x, AHEAD, BEHIND, norm_degree=q, margin=5.0),
+            [1.0, 0.0, 2.0],
+        )
+        for q in (2, 4, torch.tensor(2.0, dtype=F64))
+    },
+}
+
+
+@pytest.mark.parametrize('name', SMOOTH)
+def test_second_derivatives_where_an_absolute_value_has_none(name: str) -> None:
+    """The Hessian at zero errors is that of finite differences of the gradient."""
+    loss, x = SMOOTH[name]
+
+    def total(x: torch.Tensor) -> torch.Tensor:
+        return loss(x).sum()
+
+    at, h = torch.tensor(x, dtype=F64), 1e-5
+    gradient = torch.func.grad(total)
+    expected = torch.stack([(gradient(at + h * e) - gradient(at - h * e)) / (2 * h) for e in torch.eye(len(x))])
+    for derivative in (torch.func.hessian(total), torch.func.jacrev(gradient)):
+        torch.testing.assert_close(derivative(at), expected, rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.parametrize('scale', [1e-30, 1e-3, 1.0, 300.0, 1e30])
 @pytest.mark.parametrize('dtype', [F64, torch.float32, torch.float16])
 def test_norms_of_any_scale(scale: float, dtype: torch.dtype) -> None:

@@ -7,10 +7,11 @@ collective.  The mean over all tasks is correct for any division of the tasks.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, Literal, NamedTuple
 
@@ -102,9 +103,12 @@ def map_tasks(
     report = reporter(callback, 'tasks')
     leaves = _trainable(params)
     ends = [_end(p) for p in leaves]
-    if not isinstance(params, nn.Module):
-        of = {id(p): end for p, end in zip(leaves, ends)}
-        params = tree.map(lambda p: of.get(id(p), p), params)
+    end_of = {id(p): end for p, end in zip(leaves, ends)}
+    at_ends: Any = contextlib.nullcontext()
+    if isinstance(params, nn.Module):
+        at_ends = _with_parameters(params, end_of)
+    else:
+        params = tree.map(lambda p: end_of.get(id(p), p), params)
     ranks, rank = world_size(group), dist.get_rank(group) if world_size(group) > 1 else 0
     if rank < 0:
         raise ValueError('This process is not in group. Call map_tasks only on its members.')
@@ -112,7 +116,8 @@ def map_tasks(
     work, own, error = _Work(None, [], [None] * len(leaves)), [], None
     try:
         own = [tasks[i] for i in share_of(len(tasks), ranks)[rank]] if split else list(tasks)
-        work = _do(fn, own, params, ends, has_aux, eager, report)
+        with at_ends:
+            work = _do(fn, own, params, ends, has_aux, eager, report)
     except Exception as raised:  # the other ranks wait for this one, so report the error to them first
         if ranks == 1:
             raise
@@ -142,7 +147,7 @@ def map_tasks(
 
 def _trainable(params: Any) -> list[Tensor]:
     candidates = params.parameters() if isinstance(params, nn.Module) else tree.leaves(params)
-    leaves = [p for p in candidates if carries_graph(p)]
+    leaves = list({id(p): p for p in candidates if carries_graph(p)}.values())  # each once, even if it occurs twice
     if not leaves and torch.is_grad_enabled():
         raise ValueError(
             'No tensor in params requires grad, so there is no gradient. Call requires_grad_() on the parameters, or '
@@ -154,6 +159,24 @@ def _trainable(params: Any) -> list[Tensor]:
             'ranks themselves: call fn on this rank and backward() on the loss.'
         )
     return leaves
+
+
+@contextlib.contextmanager
+def _with_parameters(module: nn.Module, new: dict[int, Tensor]) -> Iterator[None]:
+    """Replace parameters, given by their ids, in the module and all its parts."""
+    places: list[tuple[Any, str, Tensor]] = [
+        (part._parameters, name, p)
+        for part in module.modules()
+        for name, p in part._parameters.items()
+        if p is not None and new.get(id(p), p) is not p
+    ]
+    for parameters, name, p in places:
+        parameters[name] = new[id(p)]
+    try:
+        yield
+    finally:
+        for parameters, name, p in places:
+            parameters[name] = p
 
 
 class _Work(NamedTuple):

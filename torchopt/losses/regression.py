@@ -89,10 +89,11 @@ def huber_loss(predictions: torch.Tensor, targets: torch.Tensor | None = None, *
     References:
         Huber, `Robust estimation of a location parameter <https://doi.org/10.1214/aoms/1177703732>`_, 1964.
     """
-    size = _errors(predictions, targets).abs()
-    delta = tensor(delta, size)
-    near = torch.clamp(size, max=delta)
-    return 0.5 * near.square() + torch.where(size > delta, delta, 0.0) * (size - near)
+    error = _errors(predictions, targets)
+    delta = tensor(delta, error)
+    near = torch.clamp(error, -delta, delta)  # of the error itself, since |e| has no second derivative at zero
+    slope = torch.where(error.abs() > delta, delta * error.detach().sign(), 0.0)
+    return 0.5 * near.square() + slope * (error - near)
 
 
 def log_cosh(predictions: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
@@ -122,10 +123,10 @@ def log_cosh(predictions: torch.Tensor, targets: torch.Tensor | None = None) -> 
         Chen et al., `Log hyperbolic cosine loss improves variational auto-encoder
         <https://openreview.net/forum?id=rkglvsC9Ym>`_, 2019.
     """
-    size = _errors(predictions, targets).abs()
-    small = size < 1.0
-    near = torch.log1p(2.0 * torch.sinh(0.5 * torch.where(small, size, 0.0)).square())
-    far = torch.where(small, 1.0, size)
+    error = _errors(predictions, targets)
+    small = error.abs() < 1.0
+    near = torch.log1p(2.0 * torch.sinh(0.5 * torch.where(small, error, 0.0)).square())
+    far = torch.where(small, 1.0, error.abs())
     return torch.where(small, near, far + F.softplus(-2.0 * far) - math.log(2.0))
 
 

@@ -110,18 +110,24 @@ def triplet_margin_loss(
         <https://doi.org/10.5244/C.30.119>`_, 2016.
     """
     anchors = floating('anchors', anchors)
+    degree = tensor(norm_degree, anchors)
+    # The absolute value has no second derivative at zero, so an even power is one of the square.
+    even = degree % 2 == 0
+    exponent = torch.where(even, degree / 2, degree)
 
     def distance(name: str, other: torch.Tensor) -> torch.Tensor:
         other = floating(name, other, anchors)
         broadcastable('anchors', anchors, name, other)
-        gap = (anchors - other).abs()
+        gap = anchors - other
         dims = axes(axis, 'anchors', gap)
-        least = tensor(eps, gap).pow(1 / norm_degree)
+        least = tensor(eps, gap).pow(1 / degree)
         # Divide by the largest term so that the powers neither overflow nor underflow.
-        largest = torch.maximum(gap.detach().amax(dims, keepdim=True), least.detach())
+        largest = torch.maximum(gap.detach().abs().amax(dims, keepdim=True), least.detach())
         largest = torch.where(largest > 0, largest, 1.0)
-        powers = (gap / largest).pow(norm_degree).sum(dims, keepdim=True) + (least / largest).pow(norm_degree)
-        return (largest * powers.pow(1 / norm_degree)).squeeze(dims)
+        ratio = gap / largest
+        powers = torch.where(even, ratio.square(), ratio.abs()).pow(exponent)
+        powers = powers.sum(dims, keepdim=True) + (least / largest).pow(degree)
+        return (largest * powers.pow(1 / degree)).squeeze(dims)
 
     ahead = distance('positives', positives) - distance('negatives', negatives) + margin
     return torch.maximum(ahead, torch.zeros_like(ahead))

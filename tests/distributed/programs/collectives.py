@@ -161,6 +161,34 @@ def pairs() -> dict[str, tuple[Any, Any]]:
         list(torch.autograd.grad(dependent(False), params['w'])),
     )
 
+    # A tensor that occurs twice gets its gradient once.
+    def tied(mapped: bool) -> Tensor:
+        tree = {'w': params['w'], 'v': params['w']}
+        return todist.map_tasks(wave, xs, tree, create_graph=True) if mapped else sum(wave(tree, x) for x in xs) / 4
+
+    found['a tensor that occurs twice'] = (
+        derivatives(lambda: tied(True), [params['w']]),
+        derivatives(lambda: tied(False), [params['w']]),
+    )
+
+    # The parameters of the module are results of an inner step.
+    def after_a_step(mapped: bool, **options: Any) -> list[Tensor]:
+        trained = copy.deepcopy(net)
+        start = [p for p in trained.parameters() if p.requires_grad]
+        torchopt.MetaSGD(trained, lr=0.1).step(F.mse_loss(trained(tasks[0][0]), tasks[0][1]))
+        stepped = list(trained.parameters())
+        loss = (
+            todist.map_tasks(loss_only, tasks, trained, **options)
+            if mapped
+            else sum(loss_only(trained, task) for task in tasks) / len(tasks)
+        )
+        assert all(p is q for p, q in zip(trained.parameters(), stepped, strict=True))
+        return list(torch.autograd.grad(loss, start, allow_unused=True, materialize_grads=True))
+
+    expected = after_a_step(False)
+    found['parameters after an inner step'] = (after_a_step(True), expected)
+    found['parameters after an inner step, with graphs'] = (after_a_step(True, create_graph=True), expected)
+
     def functional(w: Tensor) -> Tensor:
         w = todist.replicate(w)
         return todist.all_reduce(torch.sin(w * xs[rank]).sum(), 'mean')
