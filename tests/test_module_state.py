@@ -155,6 +155,13 @@ def test_unexpected_classes(call, target):
         call(target)
 
 
+@pytest.mark.filterwarnings('ignore:`torch.jit')
+def test_compiled_by_torch_jit():
+    net = torch.jit.trace(nn.Sequential(nn.Linear(2, 1)), torch.ones(1, 2))
+    with pytest.raises(TypeError, match='the module from which torch.jit made it'):
+        torchopt.extract_state_dict(nn.Sequential(net))
+
+
 @each_by
 @each_kind
 @pytest.mark.parametrize('detach_buffers', [False, True])

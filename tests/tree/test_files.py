@@ -68,6 +68,7 @@ TREES: dict[str, Any] = {
     'integers': [torch.arange(5), torch.tensor(7), torch.tensor([True, False]), torch.ones(2, dtype=torch.uint8)],
     'scalar': torch.tensor(2.0),
     'empty': {'a': torch.zeros(0), 'b': torch.zeros(3, 0, dtype=f64), 'c': torch.zeros(0, dtype=torch.complex128)},
+    'one element of a column': [base[:1, 1], base[:1, :1].T, (base + 1j).imag[:1, 2], base[::3, :1][:1, 0]],
     'strided': [base.T, base[:, ::2], base[1:3, 1:3].to(torch.complex128).T],
     'expanded': [torch.tensor(3.0).expand(2, 5), base[:1].expand(4, 6)],
     'rows of one block': [base[0], base[1], base],

@@ -87,7 +87,7 @@ def extract_module_containers(
         The containers of parameters and the containers of buffers.
 
     Raises:
-        TypeError: ``module`` is not a module.
+        TypeError: ``module`` is not a module, or it was compiled by ``torch.jit``, which hides these dicts.
 
     Example:
         >>> import torch, torchopt
@@ -100,6 +100,8 @@ def extract_module_containers(
     """
     if not isinstance(module, nn.Module):
         raise _unexpected('module', module, 'a torch.nn.Module')
+    if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
+        raise _unexpected('module', module, 'the module from which torch.jit made it')
     params = tuple(container for _, container in _named_containers(module, '_parameters'))
     if not with_buffers:
         return params, ()
