@@ -106,8 +106,8 @@ def test_vmap_is_that_of_optax(kind: Any, size: int | None) -> None:
 
 @pytest.mark.parametrize('size', [None, 4])
 @pytest.mark.parametrize('keep', [True, False])
-@pytest.mark.parametrize('has_aux', [True, False])
-def test_gradients_of_examples_are_those_of_optax(has_aux: bool, keep: bool, size: int | None) -> None:
+@pytest.mark.parametrize(('has_aux', 'by_name'), [(True, False), (False, False), (False, True)])
+def test_gradients_of_examples_are_those_of_optax(has_aux: bool, by_name: bool, keep: bool, size: int | None) -> None:
     def run(library: Any, numpy: Any, array: Any, accumulator: Any) -> Any:
         def loss(params: Any, x: Any, y: Any) -> Any:
             error = x @ params['w'] - y.sum(-1)
@@ -117,14 +117,15 @@ def test_gradients_of_examples_are_those_of_optax(has_aux: bool, keep: bool, siz
         made = library.micro_grad(
             loss,
             has_aux,
-            batch_argnums=(1, 2),
+            batch_argnums=(1,) if by_name else (1, 2),
             keep_batch_dim=keep,
             microbatch_size=size,
             accumulator=accumulator((AccumulationType.SUM, {'b': AccumulationType.CONCAT, 'w': AccumulationType.MEAN})),
             transform_fn=lambda g: (g, {'b': g['b'] ** 2, 'w': g['w'] ** 2}),
             metrics_fn=lambda g: abs(g['w']).max(),
         )
-        result, each = made({'b': array(Z), 'w': array(np.arange(3.0))}, array(X), array(Y))
+        params = {'b': array(Z), 'w': array(np.arange(3.0))}
+        result, each = made(params, array(X), y=array(Y)) if by_name else made(params, array(X), array(Y))
         assert (each.aux is None) is not has_aux
         return result, tuple(each)
 
@@ -366,6 +367,11 @@ ERRORS = {
         'MEAN and RUNNING_MEAN require floating-point values',
     ),
     'empty': (lambda: microbatch(torch.sum, 0, 2, AccumulationType.MEAN)(x[:0]), ValueError, 'The batch is empty'),
+    'too few': (
+        lambda: microbatch(torch.sum, 0, 2, num_real_microbatches=-1)(x),
+        ValueError,
+        'num_real_microbatches is -1',
+    ),
     'too many': (
         lambda: microbatch(torch.sum, 0, 2, num_real_microbatches=4)(x),
         ValueError,

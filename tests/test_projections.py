@@ -215,6 +215,13 @@ def test_none_numbers_and_mixed_precision() -> None:
         assert f(torch.tensor(3.0), wide).dtype == torch.float32
 
 
+def test_a_ball_of_radius_zero_is_a_point() -> None:
+    for x in (torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)):
+        f = lambda x: projections.projection_l2_ball(x, 0.0)  # noqa: E731
+        assert not f(x).any()
+        assert not torch.func.jacrev(f)(x).any()
+
+
 def test_values_are_not_read() -> None:
     x = {'w': torch.zeros(3, device='meta')}
     for name in FROM_OPTAX:

@@ -153,6 +153,15 @@ def test_group_lasso_at_zero_and_nan() -> None:
     assert not jnp.isnan(jaxopt.prox.prox_group_lasso(jnp.asarray(nan), 0.5)).all()  # JAXopt hides it
 
 
+def test_group_lasso_without_weight_is_the_identity() -> None:
+    x = torch.zeros(3, dtype=torch.float64)
+    assert torch.equal(torch.func.jacrev(lambda x: prox.prox_group_lasso(x, 0.0))(x), torch.eye(3, dtype=x.dtype))
+    infinite = torch.tensor([float('inf'), 1.0])
+    for weight in (0.0, 0.5):
+        expected = torch.from_numpy(np.array(jaxopt.prox.prox_group_lasso(jnp.asarray(infinite), weight)))
+        torch.testing.assert_close(prox.prox_group_lasso(infinite, weight), expected)
+
+
 @pytest.mark.parametrize('title', ISOTONIC)
 def test_isotonic_against_scipy(title: str) -> None:
     y, low, high, increasing = (*ISOTONIC[title], *(-np.inf, np.inf, True)[len(ISOTONIC[title]) - 1 :])

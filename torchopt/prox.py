@@ -148,13 +148,13 @@ def prox_group_lasso(x: Any, l2reg: Any = 1.0, scaling: Any = 1.0) -> Any:
     _check_nonnegative('scaling', scaling)
     norm = tree.wide_norm(x)
     bound = tensor_like(l2reg, norm) * tensor_like(scaling, norm)
-    vanishes = norm <= bound
-    ratio = torch.where(vanishes, 0.0, bound) / torch.where(vanishes, 1.0, norm)
+    vanishes = (norm <= bound) & (bound > 0)
+    ratio = torch.where(vanishes, 0.0, bound) / torch.where(vanishes | (norm == 0), 1.0, norm)
 
     def shrink(u: Any) -> torch.Tensor:
         u = torch.as_tensor(u)
         wide = widened(u)
-        shrunk = torch.where(vanishes.to(u.device), torch.zeros_like(wide), wide - tensor_like(ratio, wide) * wide)
+        shrunk = torch.where(vanishes.to(u.device), torch.zeros_like(wide), (1.0 - tensor_like(ratio, wide)) * wide)
         return shrunk.to(u.dtype)
 
     return tree.map(shrink, x)

@@ -239,3 +239,13 @@ def test_what_decides_how_an_optimizer_is_built_is_no_tensor(name: str) -> None:
     found, wanted = (update(params, state, params, value=value)[0] for update in (compiled, optimizer.update))
     if name != 'noisy_sgd':
         assert_trees_close(found, wanted, 1e-12)
+
+
+@pytest.mark.parametrize('value', [None, {'w': 0.1}, 'x'])
+def test_what_is_assigned_to_a_state_is_a_number(value: Any) -> None:
+    p = torch.ones(2)
+    optimizer = schedule.inject_hyperparams(torchopt.adam)(learning_rate=0.1)
+    state = optimizer.init(p)
+    state.hyperparams['learning_rate'] = value
+    with pytest.raises(TypeError, match=r"hyperparams\['learning_rate'\].*expected a number"):
+        optimizer.update(p, state, p)

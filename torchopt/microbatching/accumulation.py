@@ -81,9 +81,9 @@ def accumulate(
     """Run all microbatches, or only the first ``num_real_microbatches``."""
     unknown = real if isinstance(real, torch.Tensor) and is_transformed(real) else None
     steps = count if real is None or unknown is not None else int(real)
-    if steps > count:
+    if not 0 <= steps <= count:
         raise ValueError(
-            f'num_real_microbatches is {steps}, but the batch has {count} microbatches. Pass at most this number.'
+            f'num_real_microbatches is {steps}, but the batch has {count} microbatches. Pass from 0 to {count}.'
         )
     # Free each value after its update, before the next microbatch is run.
     first = [on_microbatch(0)]

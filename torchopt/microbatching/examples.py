@@ -112,8 +112,10 @@ def micro_grad(
         fun: The loss ``fun(params, batch, ...)``, which returns a 0-d tensor.
         has_aux: Whether ``fun`` returns ``(loss, aux)``.
         argnums: The position or positions of the arguments to differentiate, trees of tensors.
-        batch_argnums: The position or positions of the arguments whose axis 0 is that of the batch.
-        keep_batch_dim: Whether ``fun`` receives batches of one example instead of examples.
+        batch_argnums: The position or positions of the arguments whose axis 0 is that of the batch; it is that of all
+            arguments given by name.
+        keep_batch_dim: Whether ``fun`` receives batches of one example instead of examples, by position; arguments
+            given by name are examples, as in Optax.
         microbatch_size: The number of examples to process at once, a divisor of the batch size; all if None.
         accumulator: How to accumulate the transformed gradients; see :func:`microbatch`.
         transform_fn: Applied to the gradient of each example; it may return another tree.

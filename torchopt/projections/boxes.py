@@ -100,7 +100,7 @@ def projection_l2_ball(tree: Any, scale: Any = 1) -> Any:
 
     Args:
         tree: Tree of floating tensors.
-        scale: The radius :math:`s > 0`, a number or a 0-d tensor; 1 if None.
+        scale: The radius :math:`s \ge 0`, a number or a 0-d tensor; 1 if None.
 
     Raises:
         ValueError: If ``scale`` is negative.
@@ -114,9 +114,10 @@ def projection_l2_ball(tree: Any, scale: Any = 1) -> Any:
     checks.at_least('scale', scale)
     norm = trees.wide_norm(tree)
     bound = as_bound(scale, norm)
-    inside = (norm < bound) | (norm == 0)
+    inside = norm < bound
+    unused = inside | (norm == 0)
     # At the boundary torch.maximum gives half of the derivative to each argument.
-    divisor = torch.maximum(torch.where(inside, torch.ones_like(norm), norm), torch.where(inside, 1.0, bound))
+    divisor = torch.maximum(torch.where(unused, torch.ones_like(norm), norm), torch.where(unused, 1.0, bound))
 
     @in_single
     def shrink(x: torch.Tensor) -> torch.Tensor:

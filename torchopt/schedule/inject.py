@@ -15,7 +15,7 @@ from torch import Tensor
 from torchopt import checks, tree
 from torchopt.base import GradientTransformation, GradientTransformationExtraArgs, factory, with_extra_args_support
 from torchopt.dtypes import DTypeLike, as_dtype, wide_dtype
-from torchopt.kinds import kind_of
+from torchopt.kinds import described, kind_of
 from torchopt.numerics import increment, zero_count
 from torchopt.preconditions import state_of
 from torchopt.spelling import renamer_of, suggesting
@@ -218,9 +218,9 @@ def _injected(
         dtype = wide_dtype(tree.dtype(like, 'promote')) if hyperparam_dtype is None else as_dtype(hyperparam_dtype)
         dtype = dtype.to_real() if dtype.is_complex else dtype
         current = {name: schedule(states[name], **extra) for name, schedule in schedules.items()}
-        found = {name: _as_tensor(value, dtype) for name, value in known.items() if name not in current}
+        found = {name: _as_tensor(name, value, dtype) for name, value in known.items() if name not in current}
         # Convert the values of schedules always: compiled, they are float64 tensors instead of floats.
-        return found | {name: _as_tensor(value, dtype, always=True) for name, value in current.items()}
+        return found | {name: _as_tensor(name, value, dtype, always=True) for name, value in current.items()}
 
     def init(params: Any) -> InjectStatefulHyperparamsState:
         states = {name: schedule.init() for name, schedule in schedules.items()}
@@ -289,9 +289,14 @@ def _is_static(function: Callable[..., Any], name: str, value: Any) -> bool:
     return callable(value) and isinstance(kind, str) and kind.startswith('Callable')
 
 
-def _as_tensor(value: Any, dtype: torch.dtype, *, always: bool = False) -> Tensor:
+def _as_tensor(name: str, value: Any, dtype: torch.dtype, *, always: bool = False) -> Tensor:
     """Convert a hyper-parameter to a tensor; integers keep their dtype, and so do tensors unless ``always``."""
     if isinstance(value, Tensor):
         return value.to(dtype) if always and value.is_floating_point() else value
+    if not isinstance(value, (bool, int, float, complex, np.ndarray, np.generic)):
+        raise TypeError(
+            f'Invalid hyperparams[{name!r}] of the state: {described(value)}; expected a number or a 0-d tensor. '
+            f'Assign one, for example state.hyperparams[{name!r}] = torch.tensor(0.1).'
+        )
     floating = isinstance(value, float) or (isinstance(value, (np.ndarray, np.number)) and value.dtype.kind == 'f')
     return torch.as_tensor(value, dtype=dtype if floating else None, device='cpu')
