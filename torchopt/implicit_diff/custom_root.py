@@ -42,7 +42,9 @@ def custom_root(
     The decorated ``solver_fun(init_params, *args, **kwargs)`` runs on tensors without a graph, so it may use any
     method, and no intermediate results are stored.  The derivative is exact at an exact root.  It is available in
     reverse and forward mode, to any order, and under ``torch.func`` transforms.  Arguments, and tensors that
-    ``optimality_fun`` closes over, get gradients; ``init_params`` does not.
+    ``optimality_fun`` closes over, get gradients; ``init_params`` does not.  ``optimality_fun`` is evaluated again when
+    the derivative is computed, so what it reads besides its arguments, and does not get a gradient, must not change
+    before.
 
     Args:
         optimality_fun: ``optimality_fun(sol, *args, **kwargs)`` returns a tree like the solution, zero at the

@@ -53,6 +53,10 @@ class ImplicitMetaGradientModule(MetaGradientModule, abc.ABC):
     may write into parameters in place, such as by ``self.w.copy_(...)``, also outside ``torch.no_grad()``.  The memory
     for the derivative does not depend on the number of steps of ``solve``.
 
+    ``objective`` or ``optimality`` is evaluated again when the derivative is computed, on a copy of the module that has
+    the attributes and buffers of the time of ``solve``.  Frozen parameters, and tensors, lists and dicts in attributes,
+    are shared with the module and must not be changed in place before.
+
     Class arguments:
         linear_solve: The linear solver for the derivative, such as ``torchopt.linear_solve.solve_cg(maxiter=10)``;
             if None, as for :func:`torchopt.implicit_diff.custom_root`.  Subclasses inherit it.
