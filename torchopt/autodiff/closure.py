@@ -24,10 +24,13 @@ from torch.autograd import forward_ad
 
 from torchopt.autodiff.modes import Capture, Fix, Replace, as_leaf_like, first_sample, next_node
 from torchopt.autodiff.tape import Leaves
+from torchopt.autodiff.variables import Remembered
 from torchopt.graphs import ends_of, leaves_of
 from torchopt.levels import all_without_ended, has_tangent, in_transform, without_ended
 
 __all__ = ['Converted', 'closure_convert', 'is_recording']
+
+_is_wrapped = _functorch.is_functorch_wrapped_tensor
 
 
 class Converted(NamedTuple):
@@ -38,19 +41,29 @@ class Converted(NamedTuple):
         captured: The tensors that it closes over.
         is_complete: Whether the function depends on no other tensors from outside.
         value: Its value at the example, if known.
+        remembered: The function with its variables; see :meth:`lasting`.
     """
 
     fun: Callable[..., Leaves]
     captured: list[Tensor]
     is_complete: bool = True
     value: Leaves | None = None
+    remembered: Remembered | None = None
+
+    def lasting(self) -> Converted:
+        """The same for calls at a later time, which use the present values of the variables of the function.
+
+        The variables of a loop may have other values when the backward pass begins.
+        """
+        return self._replace(value=None, remembered=Remembered(self.fun))
 
     def __call__(self, consts: Leaves, *args: Leaves) -> Leaves:
         """Evaluate the function with ``consts`` in place of the tensors that it closes over."""
+        fun = self.fun if self.remembered is None else self.remembered.again()
         if not self.captured:
-            return self.fun(*args)
+            return fun(*args)
         with Replace({id(x): as_leaf_like(x, c) for x, c in zip(self.captured, consts)}) as mode:
-            return mode.returned(self.fun(*args))
+            return mode.returned(fun(*args))
 
 
 def is_recording() -> bool:
@@ -75,7 +88,7 @@ def closure_convert(fun: Callable[..., Leaves], *example: Leaves) -> Converted:
         # A run without a mode detects at lower cost that the function closes over no such tensor.
         start = next_node()
         value = fun(*example)
-        if all(map(_is_constant, value)):
+        if forward_ad._current_level < 0 and not any([x.requires_grad or _is_wrapped(x) for x in value]):
             return Converted(fun, [], value=value)
         if not any(map(has_tangent, value)) and not (ends := _ends(value, arguments, start)):
             return Converted(fun, [], value=value)
@@ -88,7 +101,7 @@ def closure_convert(fun: Callable[..., Leaves], *example: Leaves) -> Converted:
     found = _origins(value, arguments)
     if not found:
         # The result is a constant; but under vmap the constant may differ between samples.
-        noted = {i: x for i, x in noted.items() if _functorch.is_functorch_wrapped_tensor(x)}
+        noted = {i: x for i, x in noted.items() if _is_wrapped(x)}
         if not noted:
             return Converted(fun, [], value=value)
     incomplete = Converted(fun, list(noted.values()), is_complete=False, value=value)
@@ -126,27 +139,16 @@ def _origins(values: Leaves, known: Leaves) -> list[Tensor]:
     mine = {id(x) for x in known}
     found = []
     for y in values:
-        if _is_constant(y):
-            continue
         found += [leaf for x, _ in _levels(y) for leaf in leaves_of([x]) if id(leaf) not in mine]
         if has_tangent(y):
             found.append(y)
     return found
 
 
-def _is_constant(x: Tensor) -> bool:
-    """Whether a tensor is known to have no derivative and to be no batch."""
-    return (
-        type(x) is Tensor
-        and not (x.requires_grad or _functorch.is_functorch_wrapped_tensor(x))
-        and (forward_ad._current_level < 0 or not has_tangent(x))
-    )
-
-
 def _levels(x: Tensor) -> Iterator[tuple[Tensor, bool]]:
     """The tensor at each level of the transforms, the innermost first, and whether it is a batch at this level."""
     x = without_ended(x)
-    while _functorch.is_functorch_wrapped_tensor(x):
+    while _is_wrapped(x):
         yield x, _functorch.is_batchedtensor(x)
         x = without_ended(_functorch.get_unwrapped(x))
     yield x, False

@@ -95,7 +95,9 @@ class Root:
                 'call (torch.autograd.grad, or the result of torch.func.vjp). Pass these tensors as arguments of the '
                 'solver, use operations of torch on them, or detach them.'
             )
-        self._converted = Converted(of_leaves, [t for t in found.captured if not any(t is c for c in constants)])
+        self._converted = found._replace(
+            captured=[t for t in found.captured if not any(t is c for c in constants)]
+        ).lasting()
         self.theta: list[Tensor] = [*arguments.selected, *self._converted.captured]
 
     def optimality(self, theta: Leaves, x: Leaves) -> Leaves:

@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
 
 from torchopt.autodiff.closure import Converted
 from torchopt.autodiff.products import jvp, map_product, recorded, vjp
 from torchopt.autodiff.tape import Leaves, Product, taped
-from torchopt.levels import in_transform
 
 __all__ = ['Adjoint', 'Closure', 'Jacobian', 'Operator', 'Shifted', 'per_system']
 
@@ -58,6 +57,10 @@ class Operator:
 
         return product, adjoint
 
+    def lasting(self) -> Operator:
+        """The same map, for later calls."""
+        return self
+
     def many(self, consts: Leaves, x: Leaves, transposed: bool = False) -> Leaves:
         """The products with many vectors, along the first dimension; with the transpose if ``transposed``."""
         return map_product(functools.partial(self.rmatvec if transposed else self.matvec, consts))(x)
@@ -73,21 +76,19 @@ class Operator:
         return Mapped(self, dims, size), consts
 
 
+@dataclass(frozen=True, eq=False)
 class Closure(Operator):
     """The map that a function computes, which may close over tensors.
 
-    Args:
+    Attributes:
         converted: The function of lists of leaves, linear in its argument.
-        domain: Leaves like its argument, if the map is not square.
+        is_plain: Whether the tensors that replace the captured ones have the same values, outside of torch.func.
+        domain: Shapes and dtypes of the leaves of its argument, if the map is not square.
     """
 
-    def __init__(self, converted: Converted, domain: Leaves | None = None) -> None:
-        self.converted = converted
-        self.domain = None if domain is None else [(x.shape, x.dtype, x.device) for x in domain]
-        # Outside of torch.func the tensors that replace the captured ones have the same values.
-        self.is_plain = not converted.captured or not (
-            in_transform() or any(map(_functorch.is_functorch_wrapped_tensor, converted.captured))
-        )
+    converted: Converted
+    is_plain: bool = True
+    domain: Sequence[tuple[torch.Size, torch.dtype]] | None = None
 
     def matvec(self, consts: Leaves, x: Leaves) -> Leaves:
         """The product with a vector."""
@@ -95,13 +96,19 @@ class Closure(Operator):
 
     def product(self, consts: Leaves) -> Product:
         """The function itself if no tensor must be replaced, which saves the time of a mode."""
-        return self.converted.fun if self.is_plain else super().product(consts)
+        fun, _, _, _, remembered = self.converted
+        return super().product(consts) if not self.is_plain else fun if remembered is None else remembered.again()
+
+    def lasting(self) -> Operator:
+        """The same map, if a variable of the function changes later."""
+        return self if self.converted.remembered else replace(self, converted=self.converted.lasting())
 
     def domain_like(self, u: Leaves) -> list[Tensor]:
         """Zeros in the domain of the map."""
         if self.domain is None:
             return super().domain_like(u)
-        return [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in self.domain]
+        device = u[0].device if u else None
+        return [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype in self.domain]
 
 
 class Jacobian(Operator):
@@ -200,6 +207,10 @@ class Shifted(Operator):
 
     def __init__(self, of: Operator) -> None:
         self.of = of
+
+    def lasting(self) -> Operator:
+        """The shift of the lasting operator."""
+        return Shifted(self.of.lasting())
 
     def _plus(self, ridge: Tensor, x: Leaves, y: Leaves) -> Leaves:
         return [a + per_system(ridge, a) * z for a, z in zip(y, x)]

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""The derivative of least squares, for matrices of any shape and rank.
+r"""Normal equations: the problem that methods solve, and its derivative, for matrices of any shape and rank.
+
+:math:`(A^\mathsf{H} A + \lambda I)\, x = A^\mathsf{H} b + c` squares the scale of :math:`A`; so :math:`A` itself is
+rescaled (see :mod:`torchopt.linear_solve.problem`): :math:`\lambda' = \lambda / \alpha^2` and
+:math:`c' = c / (\alpha \beta)`.
 
 **Without a ridge** the solution is :math:`x = A^+ b`, the minimizer of :math:`\|A x - b\|` with the least norm.  (With
 the initial guess :math:`x_0` it is :math:`x = x_0 + A^+ (b - A x_0)`.)  If the rank does not change,
@@ -54,11 +58,172 @@ import torch
 from torch import Tensor
 
 from torchopt.autodiff.products import jvp, put, vjp
-from torchopt.autodiff.tape import Leaves
+from torchopt.autodiff.tape import Leaves, Product
 from torchopt.levels import in_transform
 from torchopt.linear_solve.operators import Operator, per_system
+from torchopt.linear_solve.problem import Layout, Problem, Products, Scalar, divide, exponent, norm, times_power
+from torchopt.linear_solve.status import Outcome
 
-__all__ = ['LeastSquares']
+__all__ = ['LeastSquares', 'NormalProblem']
+
+
+class NormalProblem(Problem):
+    r"""The normal equations of a system that need not be square.
+
+    Args:
+        layout: The layout of the leaves of the unknown in a vector.
+        products: The products.
+        b: The right-hand side.
+        x0: The initial guess.
+        range_: The layout of the leaves of ``b`` in a vector.
+        source: The right-hand side :math:`c` of the normal equations themselves, zero if None.
+        ridge: The number :math:`\lambda` of each system, zero if None.
+        has_solution: Whether :math:`A x = b` itself must be solved, as opposed to the least-squares problem.
+    """
+
+    drift = 100  # the condition number, and with it the rounding error, is squared
+
+    def __init__(
+        self,
+        layout: Layout,
+        products: Products,
+        b: Leaves,
+        x0: Leaves | None,
+        range_: Layout,
+        source: Leaves | None,
+        ridge: Scalar | None,
+        has_solution: bool = False,
+    ) -> None:
+        self._range, self._ridge = range_, ridge
+        self._has_solution = has_solution and ridge is None and source is None
+        self._relative: Scalar = 0.0  # the relative residual of the system itself, if that must be solved
+        self._source = None if source is None else layout.ravel(source)
+        super().__init__(layout, products, b, x0, 2)
+
+    def _begin(self, b: Leaves) -> None:
+        raw = self._range.ravel(b)
+        b_size = norm(raw)
+        e = exponent(raw, b_size)
+        v = self._adjoint(times_power(raw, -e))
+        direction = v if self._source is None else self._direction(v)
+        size = norm(direction)
+        d = exponent(direction, size)
+        product = self._raw(times_power(direction, -d))
+        of_product = norm(product)
+        self._matrix_scale = a = self._scale_of(product, of_product)
+        if self._source is None:
+            self._scale = e
+            self.rhs = times_power(v, -a)
+            self._known = (self.rhs, times_power(product, d - a - a))
+        else:
+            self._scale = self._common_scale(b_size, e)
+            self._source = times_power(self._source, -(self._scale + a))
+            self.rhs = times_power(v, e - self._scale - a) + self._source
+        self._b = times_power(raw, -self._scale)
+        if self._ridge is not None:
+            self._ridge = times_power(self._ridge, -2 * a)
+            if isinstance(self._ridge, Tensor):
+                self._ridge = self._ridge.to(self.layout.dtype)
+        self.norm = norm(self.rhs) if self.rhs is not direction else size
+        of_matrix = divide(times_power(of_product, -a), times_power(size, -d))
+        self.floor = 10 * self._eps * (self.norm + of_matrix * times_power(b_size, -self._scale))
+
+    def _direction(self, v: Tensor) -> Tensor:
+        """A vector to estimate the scale of the matrix; ``b`` may be zero, or orthogonal to the range."""
+        assert self._source is not None
+        size = norm(v)
+        return torch.where(size == 0, self._source, v) if isinstance(size, Tensor) else v if size else self._source
+
+    def _scale_of(self, product: Tensor, size: Scalar) -> int | Tensor:
+        a = exponent(product, size)
+        if self._ridge is None:
+            return a
+        ridge = torch.as_tensor(self._ridge, dtype=torch.float64, device=product.device)
+        of_ridge = torch.where(ridge == 0, -(2**20), torch.frexp(ridge).exponent) // 2
+        if isinstance(self._ridge, Tensor) or isinstance(a, Tensor):
+            return torch.maximum(torch.as_tensor(a, device=product.device), of_ridge)
+        return max(a, int(of_ridge)) if abs(int(of_ridge)) > 12 else a
+
+    def _common_scale(self, b_size: Scalar, b_scale: int | Tensor) -> int | Tensor:
+        """The larger scale of the two right-hand sides, in terms of ``b``."""
+        assert self._source is not None
+        c_size = norm(self._source)
+        c_scale = exponent(self._source, c_size) - self._matrix_scale
+        if isinstance(c_size, Tensor):
+            scales = torch.broadcast_tensors(  # type: ignore[no-untyped-call]
+                *(torch.as_tensor(e, device=c_size.device) for e in (b_scale, c_scale)), c_size
+            )
+            larger = torch.where(b_size == 0, scales[1], torch.maximum(scales[0], scales[1]))
+            return torch.where(c_size == 0, scales[0], larger)
+        if not b_size or not c_size:
+            return c_scale if c_size else b_scale
+        return max(b_scale, c_scale)
+
+    @property
+    def residual_scale(self) -> int | Tensor:
+        """The exponent of the power of two by which residuals have been divided."""
+        return self._scale + self._matrix_scale
+
+    def normalize(self) -> None:
+        """Do nothing: the matrix is already of order one."""
+        if self.x0 is not None:
+            self.x0 = self._scaled_start(self.x0)
+
+    def _raw(self, x: Tensor) -> Tensor:
+        return self._range.ravel(self._products.apply(self.layout.unravel(x)))
+
+    def _adjoint(self, u: Tensor) -> Tensor:
+        return self.layout.ravel(self._products.adjoint(self._range.unravel(u)))
+
+    def _normal(self, x: Tensor, u: Tensor) -> Tensor:
+        """The product of the transpose with ``u``, plus the ridge times ``x``."""
+        product = times_power(self._adjoint(u), -self._matrix_scale)
+        return product if self._ridge is None else product + self._ridge * x
+
+    def matvec(self, x: Tensor) -> Tensor:
+        """The product of the normal equations with a vector of each system."""
+        vector, product = self._known
+        if x is not vector or product is None:
+            product = times_power(self._raw(x), -self._matrix_scale)
+        return self._normal(x, product)
+
+    @property
+    def apply(self) -> Product:
+        """The product with a list of one vector, for many calls."""
+        return lambda x: [self.matvec(*x)]
+
+    def residual(self, x: Tensor) -> Tensor:
+        """The residual of ``x``."""
+        left = self._b - times_power(self._raw(x), -self._matrix_scale)
+        if self._has_solution:
+            self._relative = divide(norm(left), norm(self._b))
+        residual = self._normal(-x, left)
+        return residual if self._source is None else residual + self._source
+
+    def check(self, x: Tensor, limit: Scalar, tol: float) -> tuple[Tensor, Scalar, Scalar]:
+        """The residual, its norm, and a smaller limit while that of the system itself is relatively above ``tol``."""
+        r, size, _ = super().check(x, limit, tol)
+        excess = self._relative / tol if tol else 0.0
+        if isinstance(excess, Tensor):
+            smaller = torch.maximum(0.5 * size / excess, torch.as_tensor(self.floor))
+            return r, size, torch.where(excess > 1, torch.minimum(smaller, torch.as_tensor(limit)), limit)
+        return r, size, min(max(0.5 * size / excess, self.floor), limit) if excess > 1 else limit
+
+    def judged(self, outcome: int | Tensor, tol: float) -> int | Tensor:
+        """The outcome, if the normal equations are solved, but the system itself is not."""
+        missed = self._relative > max(Problem.drift * tol, 10 * self._eps, 0.0 if tol else _RELIABLE)
+        if not isinstance(missed, Tensor):
+            return Outcome.INCONSISTENT if missed and outcome == Outcome.CONVERGED else outcome
+        solved = torch.as_tensor(outcome, device=missed.device)
+        return torch.where(missed & (solved == Outcome.CONVERGED), int(Outcome.INCONSISTENT), solved)
+
+    @property
+    def _given(self) -> list[Tensor]:
+        return [self._b, *([] if self._source is None else [self._source])]
+
+
+_RELIABLE = 1e-3
+"""The relative residual up to which the solution of normal equations solves the system, if there is no tolerance."""
 
 
 class LeastSquares(NamedTuple):
