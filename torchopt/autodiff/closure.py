@@ -14,6 +14,7 @@ in place of the recorded tensors, the function still has a derivative.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -42,6 +43,7 @@ class Converted(NamedTuple):
         is_complete: Whether the function depends on no other tensors from outside.
         value: Its value at the example, if known.
         remembered: The function with its variables; see :meth:`lasting`.
+        is_seen: Whether a mode is known to see each use of the closed-over tensors; otherwise they cannot be replaced.
     """
 
     fun: Callable[..., Leaves]
@@ -49,13 +51,14 @@ class Converted(NamedTuple):
     is_complete: bool = True
     value: Leaves | None = None
     remembered: Remembered | None = None
+    is_seen: bool = True
 
     def lasting(self) -> Converted:
         """The same for calls at a later time, which use the present values of the variables of the function.
 
         The variables of a loop may have other values when the backward pass begins.
         """
-        return self._replace(value=None, remembered=Remembered(self.fun))
+        return self._replace(value=None, remembered=self.remembered or Remembered(self.fun))
 
     def __call__(self, consts: Leaves, *args: Leaves) -> Leaves:
         """Evaluate the function with ``consts`` in place of the tensors that it closes over."""
@@ -71,13 +74,15 @@ def is_recording() -> bool:
     return torch.is_grad_enabled() or forward_ad._current_level >= 0 or in_transform()
 
 
-def closure_convert(fun: Callable[..., Leaves], *example: Leaves) -> Converted:
+def closure_convert(fun: Callable[..., Leaves], *example: Leaves, lazily: bool = False) -> Converted:
     """Make the tensors that a function closes over one of its arguments.
 
     Args:
         fun: A function of lists of tensors, which returns one.
         *example: Arguments for a trial run, or for two or three if the function closes over tensors.  They may be
             leaves that require grad, but have no other derivatives.
+        lazily: Whether to look for the tensors in the variables first, which saves a run; then
+            :attr:`Converted.is_seen` is False.
     """
     if not is_recording():
         return Converted(fun, [])
@@ -88,14 +93,25 @@ def closure_convert(fun: Callable[..., Leaves], *example: Leaves) -> Converted:
         # A run without a mode detects at lower cost that the function closes over no such tensor.
         start = next_node()
         value = fun(*example)
-        if forward_ad._current_level < 0 and not any([x.requires_grad or _is_wrapped(x) for x in value]):
+        if forward_ad._current_level < 0 and not any(x.requires_grad or _is_wrapped(x) for x in value):
             return Converted(fun, [], value=value)
         if not any(map(has_tangent, value)) and not (ends := _ends(value, arguments, start)):
             return Converted(fun, [], value=value)
+        if lazily and forward_ad._current_level < 0 and not torch._C._len_torch_function_stack():
+            remembered = Remembered(fun)
+            captured = _among_variables(ends, remembered)
+            if captured:
+                # Leaves that the function has created are gone with the graph.
+                outside = [weakref.ref(x) for x in captured]
+                value = [y.detach() for y in value]
+                del captured
+                ends.clear()
+                found = [x for x in (reference() for reference in outside) if x is not None]
+                return Converted(fun, found, True, value, remembered, is_seen=False)
     with Capture(arguments) as seen:
         value = seen.returned(fun(*example))
     noted = seen.captured
-    if ends and ends.keys() == {id(x.grad_fn or x) for x in noted.values()} and seen.has_seen_all_nodes:
+    if ends and ends.keys() == set(map(_key, noted.values())) and seen.has_seen_all_nodes:
         # All nodes of the graph were seen to arise, and it ends at the tensors that were seen.
         return Converted(fun, list(noted.values()), value=value)
     found = _origins(value, arguments)
@@ -122,16 +138,31 @@ def closure_convert(fun: Callable[..., Leaves], *example: Leaves) -> Converted:
     return Converted(fun, captured, is_complete, value)
 
 
-def _ends(values: Leaves, known: Leaves, start: int) -> dict[int, Any]:
-    """Where the graph recorded since ``start`` ends: unknown leaves, and nodes from before, by their ids."""
+def _ends(values: Leaves, known: Leaves, start: int) -> dict[Any, Any]:
+    """Where the graph recorded since ``start`` ends: unknown leaves, and nodes from before, by their keys."""
     values = all_without_ended(values)
-    ends: dict[int, Any] = {id(y): y for y in values if y.requires_grad and y.grad_fn is None}
-    for node in ends_of(values, start):
-        end = getattr(node, 'variable', node)
-        ends[id(end)] = end
+    ends: dict[Any, Any] = {id(y): y for y in values if y.requires_grad and y.grad_fn is None}
+    for node, output in ends_of(values, start):
+        leaf = getattr(node, 'variable', None)
+        ends[(id(node), output) if leaf is None else id(leaf)] = node if leaf is None else leaf
     for x in known:
         ends.pop(id(x), None)
     return ends
+
+
+def _key(x: Tensor) -> Any:
+    """The key of a tensor as an end of a graph."""
+    return id(x) if x.grad_fn is None else (id(x.grad_fn), x.output_nr)
+
+
+def _among_variables(ends: dict[Any, Any], remembered: Remembered) -> list[Tensor] | None:
+    """The tensors at which a graph ends: leaves, or one variable of the function; None for others.
+
+    Of several that are no leaves, one may have been computed from another.
+    """
+    if all(isinstance(x, Tensor) for x in ends.values()):
+        return list(ends.values())
+    return [x for x in remembered.values() if isinstance(x, Tensor) and _key(x) in ends][:1] if len(ends) == 1 else None
 
 
 def _origins(values: Leaves, known: Leaves) -> list[Tensor]:

@@ -32,7 +32,7 @@ from torch._C import _functorch
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from torchopt.autodiff.closure import Converted
-from torchopt.autodiff.products import jvp, replacing, vjp
+from torchopt.autodiff.products import jvp, replacing
 from torchopt.autodiff.tape import Leaves
 from torchopt.dtypes import is_inexact
 from torchopt.graphs import detach_graph
@@ -167,7 +167,7 @@ def _solved(system: System, *tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 class _Solve(torch.autograd.Function):
-    """``apply(system, *b, *init, *consts, *preconditioner) -> (*x, *status)``, without the status if the system warns."""
+    """``apply(system, *b, *init, *consts, *preconditioner) -> (*x, *status)``; a system that warns has no status."""
 
     @staticmethod
     def forward(system: System, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -198,8 +198,14 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        system = ctx.system
+        system, operator = ctx.system, ctx.system.operator
         saved = saved_tensors(ctx)
+        if isinstance(operator, Closure) and torch.is_grad_enabled() and not operator.is_replaceable:
+            with torch.no_grad():
+                found = _Solve.backward(ctx, *cotangents)
+            some = [i for i, g in enumerate(found) if g is not None]
+            once = apply_function(_Once, system.method.name, len(some), *(found[i] for i in some), *saved)
+            return tuple(once[some.index(i)] if i in some else None for i in range(len(found)))
         x, consts, approximate = _cut(system, saved)
         if all(g is None for g in cotangents[: system.unknowns]):
             return (None,) * (1 + ctx.inputs)
@@ -214,8 +220,7 @@ class _Solve(torch.autograd.Function):
                 if not torch.is_grad_enabled():
                     x = [detach_graph(z) for z in x]  # so that no graph leads to the solution
                 # theta_bar = -(d/dtheta A(theta) x)^H u
-                product = replacing(system.operator.matvec, consts, wanted, x)
-                theta_bar: Leaves = vjp(product, [consts[i] for i in wanted], [-g for g in u])
+                theta_bar: Leaves = system.operator.pull(consts, wanted, x, [-g for g in u])
         else:
             solved = _least_squares(system, saved)
             has_ridge = system.normal.has_ridge
@@ -416,7 +421,7 @@ def attach_graph(
             'since these cannot be detected. Use operations of torch in it, or implicit_diff.root_vjp, or detach the '
             'tensors.'
         )
-    operator = Closure(converted._replace(captured=[]))
+    operator = Closure(converted._replace(captured=[]), [(y.shape, y.dtype) for y in b])
     with torch.no_grad():
         x, status = solve_system(method, operator, (), b, warns=warns)
     y = converted.fun(x)

@@ -17,12 +17,14 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
-from torchopt.autodiff.closure import Converted
-from torchopt.autodiff.products import jvp, map_product, recorded, vjp
+from torchopt.autodiff.closure import Converted, closure_convert
+from torchopt.autodiff.products import jvp, map_product, pullback, recorded, replacing, vjp
 from torchopt.autodiff.tape import Leaves, Product, taped
+from torchopt.levels import in_transform
 
-__all__ = ['Adjoint', 'Closure', 'Jacobian', 'Operator', 'Shifted', 'per_system']
+__all__ = ['Adjoint', 'Closure', 'Jacobian', 'Operator', 'Shifted', 'per_system', 'some_vector']
 
 
 class Operator:
@@ -35,6 +37,10 @@ class Operator:
     def rmatvec(self, consts: Leaves, u: Leaves) -> Leaves:
         """The product of the transpose with a vector."""
         return vjp(lambda *x: self.matvec(consts, x), self.domain_like(u), u)
+
+    def pull(self, consts: Leaves, wanted: Sequence[int], x: Leaves, u: Leaves) -> Leaves:
+        """The vector-Jacobian product of the product with a constant vector, for some of the tensors."""
+        return vjp(replacing(self.matvec, consts, wanted, x), [consts[i] for i in wanted], u)
 
     def product(self, consts: Leaves) -> Product:
         """The product with a vector, for many calls."""
@@ -76,37 +82,59 @@ class Operator:
         return Mapped(self, dims, size), consts
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Closure(Operator):
     """The map that a function computes, which may close over tensors.
 
     Attributes:
         converted: The function of lists of leaves, linear in its argument.
+        domain: Shapes and dtypes of the leaves of its argument.
         is_plain: Whether the tensors that replace the captured ones have the same values, outside of torch.func.
-        domain: Shapes and dtypes of the leaves of its argument, if the map is not square.
     """
 
     converted: Converted
+    domain: Sequence[tuple[torch.Size, torch.dtype]]
     is_plain: bool = True
-    domain: Sequence[tuple[torch.Size, torch.dtype]] | None = None
+
+    @functools.cached_property
+    def is_replaceable(self) -> bool:
+        """Whether the captured tensors can be replaced, which most first derivatives do not need."""
+        _, captured, _, _, remembered, is_seen = self.converted
+        if is_seen or remembered is None:
+            return is_seen
+        example = [some_vector(torch.empty(s, dtype=d, device=captured[0].device)) for s, d in self.domain]
+        with temporarily_clear_interpreter_stack(), torch.enable_grad():
+            found = closure_convert(remembered.again(), example)
+        return found.is_complete and set(map(id, found.captured)) == set(map(id, captured))
 
     def matvec(self, consts: Leaves, x: Leaves) -> Leaves:
         """The product with a vector."""
+        if not self.is_replaceable:
+            raise RuntimeError(
+                'The matvec of a linear system depends on tensors in a way that cannot be detected here, such as '
+                'through a torch.autograd.Function or a cached result. Compute the product with operations of torch.'
+            )
         return self.converted(consts, x)
 
     def product(self, consts: Leaves) -> Product:
         """The function itself if no tensor must be replaced, which saves the time of a mode."""
-        fun, _, _, _, remembered = self.converted
+        fun, _, _, _, remembered, _ = self.converted
         return super().product(consts) if not self.is_plain else fun if remembered is None else remembered.again()
+
+    def pull(self, consts: Leaves, wanted: Sequence[int], x: Leaves, u: Leaves) -> Leaves:
+        """From the graph of the product itself, unless that is to be differentiated."""
+        if self.converted.is_seen or torch.is_grad_enabled() or in_transform():
+            return super().pull(consts, wanted, x, u)
+        with torch.enable_grad():
+            product = self.product(consts)(x)
+        return pullback(product, [self.converted.captured[i] for i in wanted])(u)
 
     def lasting(self) -> Operator:
         """The same map, if a variable of the function changes later."""
-        return self if self.converted.remembered else replace(self, converted=self.converted.lasting())
+        return replace(self, converted=self.converted.lasting())
 
     def domain_like(self, u: Leaves) -> list[Tensor]:
         """Zeros in the domain of the map."""
-        if self.domain is None:
-            return super().domain_like(u)
         device = u[0].device if u else None
         return [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype in self.domain]
 
@@ -194,6 +222,11 @@ class Adjoint(Operator):
         """The transpose of the batched operator."""
         of, consts = self.of.batched(consts, dims, size)
         return Adjoint(of), consts
+
+
+def some_vector(like: Tensor) -> Tensor:
+    """A vector that is neither zero nor constant, since many matrices map those to zero."""
+    return torch.arange(1, like.numel() + 1, device=like.device).sin().reshape(like.shape).to(like.dtype)
 
 
 def per_system(number: Tensor, x: Tensor) -> Tensor:

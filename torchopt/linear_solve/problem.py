@@ -336,7 +336,7 @@ class Problem:
         layout, scale = self.layout, self._scale - self._matrix_scale
         x = layout.unravel(times_power(result.x, scale))
         result = result._replace(residual=times_power(result.residual, self.residual_scale))
-        if isinstance(scale, Tensor) or scale != 0 or any([d.itemsize < 4 for d in layout.dtypes]):
+        if isinstance(scale, Tensor) or scale != 0 or any(d.itemsize < 4 for d in layout.dtypes):
             held = times_power(layout.ravel(x), -scale)
             is_batch = bool(layout.batch)
             lost, size = (torch.linalg.vector_norm(z, dim=-1, keepdim=is_batch) for z in (held - result.x, result.x))

@@ -14,12 +14,12 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 
 from torchopt import tree
 from torchopt.autodiff.closure import Converted, closure_convert
-from torchopt.autodiff.tape import Leaves, Product
+from torchopt.autodiff.tape import Leaves
 from torchopt.dtypes import is_inexact
 from torchopt.kinds import kind_of
 from torchopt.levels import in_transform, is_tracing
 from torchopt.linear_solve.derivative import Method, Normal, attach_graph, solve_system
-from torchopt.linear_solve.operators import Closure, Operator, Shifted
+from torchopt.linear_solve.operators import Closure, Operator, Shifted, some_vector
 from torchopt.spelling import check_names
 
 __all__ = ['BoundOperator', 'TreeShape', 'configurable', 'solve_with']
@@ -110,17 +110,16 @@ def solve_with(
     start = None if init is None else guess.unpack(init, 'init')
     transformed = in_transform()
     # Under transforms the vector must not be mapped over, since batch dimensions may move; any other one will do.
-    example = [_some_vector(x) if transformed else x.detach() for x in guess.unknowns]
+    example = [some_vector(x) if transformed else x.detach() for x in guess.unknowns]
     operator: Operator
     known = preconditioner = None
-    domain = tuple((x.shape, x.dtype) for x in guess.unknowns) if normal else None
     if isinstance(matvec, BoundOperator):
         operator, consts = matvec.operator, list(matvec.consts)
     else:
         fun = _on_leaves(matvec, guess, rhs, name)
         if normal and init is None:
             _require_square(fun, guess, name)
-        found = closure_convert(fun, example)
+        found = closure_convert(fun, example, lazily=not (normal or ridge is not None))
         consts = found.captured
         if found.value is not None and not (transformed or normal or ridge is not None):
             known = [y.detach() for y in found.value]
@@ -133,13 +132,13 @@ def solve_with(
                 )
             x, status = attach_graph(method, found.lasting(), rhs.unknowns, warns=not return_status)
             return (rhs.pack(x), status) if return_status else rhs.pack(x)
-        operator = _closure(found, domain)
+        operator = _closure(found, guess)
     if ridge is not None:
         consts = [*consts, _ridge(ridge, name, guess)]
         operator = operator if normal else Shifted(operator)
     if M is not None:
         found = closure_convert(_on_leaves(M, guess, guess, name, 'M'), example)
-        preconditioner = _closure(found), found.captured
+        preconditioner = _closure(found, guess), found.captured
     x, status = solve_system(
         method,
         operator,
@@ -149,22 +148,21 @@ def solve_with(
         preconditioner,
         warns=not return_status,
         product=known,
-        normal=None
-        if domain is None
-        else Normal(domain, has_ridge=ridge is not None, has_solution=isinstance(matvec, BoundOperator)),
+        normal=Normal(
+            tuple((x.shape, x.dtype) for x in guess.unknowns),
+            has_ridge=ridge is not None,
+            has_solution=isinstance(matvec, BoundOperator),
+        )
+        if normal
+        else None,
     )
     solution = guess.pack(x) if guess.alone is None else x[0]
     return (solution, status) if return_status else solution
 
 
-def _closure(found: Converted, domain: Any = None) -> Closure:
+def _closure(found: Converted, domain: TreeShape) -> Closure:
     is_plain = not found.captured or not (in_transform() or any(map(is_functorch_wrapped_tensor, found.captured)))
-    return Closure(found._replace(value=None), is_plain, domain)
-
-
-def _some_vector(like: Tensor) -> Tensor:
-    """A vector that is neither zero nor constant, since many matrices map those to zero."""
-    return torch.arange(1, like.numel() + 1, device=like.device).sin().reshape(like.shape).to(like.dtype)
+    return Closure(found._replace(value=None), [(x.shape, x.dtype) for x in domain.unknowns], is_plain)
 
 
 def _on_leaves(
