@@ -354,9 +354,10 @@ class Problem:
         )
 
     def _of_systems(self, value: Any, dtype: torch.dtype) -> Tensor:
-        if not isinstance(value, Tensor):
-            value = torch.tensor(value, dtype=dtype, device=self.layout.device)
         batch = self.layout.batch
+        if not isinstance(value, Tensor):
+            wide = torch.float64 if dtype.is_floating_point else dtype
+            return torch.full(batch, value, dtype=wide, device=self.layout.device).to(dtype)
         return value.to(dtype).broadcast_to((*batch, 1) if batch else value.shape).reshape(batch).clone()
 
     def refuse_if_not_finite(self, name: str) -> None:
