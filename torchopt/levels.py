@@ -29,6 +29,7 @@ __all__ = [
     'has_tangent',
     'host_values',
     'in_transform',
+    'is_plain_level',
     'is_readable',
     'is_tensor',
     'is_tracing',
@@ -78,6 +79,11 @@ def host_values(x: torch.Tensor) -> torch.Tensor | None:
     return without_wrappers(x.detach()) if x.is_cpu and is_readable(x) else None
 
 
+def is_plain_level() -> bool:
+    """Whether this is outside of all transforms and of forward mode: only autograd may record results."""
+    return forward_ad._current_level < 0 and not in_transform()
+
+
 def is_tracked(tensors: Iterable[torch.Tensor]) -> bool:
     """Whether results computed from these tensors are differentiated, mapped or otherwise transformed."""
     recorded = torch.is_grad_enabled() and True in map(_requires_grad, tensors)
@@ -86,10 +92,7 @@ def is_tracked(tensors: Iterable[torch.Tensor]) -> bool:
 
 def runs_untracked(tensors: Sequence[torch.Tensor]) -> bool:
     """Whether operations on these tensors are not recorded, neither by autograd nor by a transform or function mode."""
-    recorded = forward_ad._current_level >= 0 or in_transform() or torch._C._len_torch_function_stack()
-    return not (recorded or (torch.is_grad_enabled() and True in map(_requires_grad, tensors))) and True not in map(
-        _is_wrapped, tensors
-    )
+    return not (torch._C._len_torch_function_stack() or is_tracked(tensors) or True in map(_is_wrapped, tensors))
 
 
 def has_tangent(x: torch.Tensor) -> bool:

@@ -171,7 +171,11 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def forward(system: System, *tensors: Tensor) -> tuple[Tensor, ...]:
-        _refuse_legacy_batches(tensors)
+        if True in map(_functorch.is_legacy_batchedtensor, tensors):
+            raise RuntimeError(
+                'A linear system cannot be solved inside torch.autograd.grad(is_grads_batched=True) or '
+                'torch.autograd.functional.jacobian(vectorize=True). Use torch.func.jacrev, jacfwd or vmap.'
+            )
         b, init, consts, approximate = system.split([x.detach() for x in tensors])
         problem, method = _problem(system, consts, approximate, b, init if system.has_init else None), system.method
         try:
@@ -181,7 +185,8 @@ class _Solve(torch.autograd.Function):
             raise LinAlgError(f'{method.name}: {error}') from None
         x, result = problem.in_original_scale(result, method.name)
         if system.warns and result.outcome is not Outcome.CONVERGED:
-            warn_unless_solved(method.name, problem.status(result), truncates=method.truncates)
+            status = functools.partial(problem.status, result)
+            warn_unless_solved(method.name, result.outcome, status, truncates=method.truncates)
         return *(z.clone() for z in x), *(() if system.warns else problem.status(result))
 
     @staticmethod
@@ -281,14 +286,6 @@ class _Solve(torch.autograd.Function):
         return output, (0,) * len(output)
 
 
-def _refuse_legacy_batches(tensors: Sequence[Tensor]) -> None:
-    if any(_functorch.is_legacy_batchedtensor(x) for x in tensors):
-        raise RuntimeError(
-            'A linear system cannot be solved inside torch.autograd.grad(is_grads_batched=True) or '
-            'torch.autograd.functional.jacobian(vectorize=True). Use torch.func.jacrev, jacfwd or vmap.'
-        )
-
-
 def solve_again(
     system: System,
     consts: Leaves,
@@ -327,7 +324,8 @@ def _least_squares(system: System, saved: list[Tensor]) -> LeastSquares:
     is_regular = normal.has_ridge or system.preconditioner is not None
 
     def solve(b: Leaves, *, transposed: bool = False, source: Leaves | None = None) -> list[Tensor]:
-        domain = _kinds(given_b, system.batch) if transposed else normal.domain
+        of_b = tuple((x.shape[len(system.batch) :], x.dtype) for x in given_b)
+        domain = of_b if transposed else normal.domain
         again = system._replace(normal=normal._replace(domain=domain))
         return solve_again(again, consts, approximate, b, transposed=transposed, source=source)
 
@@ -365,10 +363,6 @@ def _push_normal(
         [consts_dot[i] for i in moving],
         ridge_dot,
     )
-
-
-def _kinds(leaves: Leaves, batch: tuple[int, ...]) -> tuple[tuple[torch.Size, torch.dtype], ...]:
-    return tuple((x.shape[len(batch) :], x.dtype) for x in leaves)
 
 
 def _cut(system: System, saved: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

@@ -313,9 +313,11 @@ class LeastSquares(NamedTuple):
     def _is_large(self, part: Leaves, whole: Leaves) -> bool:
         """Whether a part that is zero for a nonsingular matrix is larger than the error of the solver."""
         dims = self.batch
+        # So that squares do not overflow.
+        largest = max((float(x.abs().max()) for x in whole if x.numel()), default=0.0) or 1.0
 
         def size(leaves: Leaves) -> Any:
-            return sum(x.abs().square().reshape(*x.shape[:dims], -1).sum(-1) for x in _scaled(leaves, whole))
+            return sum((x / largest).abs().square().reshape(*x.shape[:dims], -1).sum(-1) for x in leaves)
 
         return bool((size(part) > (100 * self.tol) ** 2 * size(whole)).any())
 
@@ -352,9 +354,3 @@ def _minus(a: Leaves, b: Leaves) -> list[Tensor]:
 def _size(leaves: Leaves, batch: int) -> int:
     """The number of real unknowns of one system."""
     return sum(x[(0,) * batch].numel() * (2 if x.is_complex() else 1) for x in leaves)
-
-
-def _scaled(leaves: Leaves, like: Leaves) -> list[Tensor]:
-    """Leaves divided by the largest element of ``like``, so that squares do not overflow."""
-    largest = max((float(x.abs().max()) for x in like if x.numel()), default=0.0)
-    return [x / largest for x in leaves] if largest else list(leaves)
