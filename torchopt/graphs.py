@@ -69,7 +69,7 @@ def ends_of(outputs: Iterable[Tensor], start: int) -> list[tuple[Any, int]]:
         if node._sequence_nr() < start or not node.next_functions:
             ends.append(edge)
             continue
-        new = {e for e in node.next_functions if e[0] is not None and e not in seen}
+        new: set[Any] = {e for e in node.next_functions if e[0] is not None and e not in seen}
         seen |= new
         stack.extend(new)
     return ends
