@@ -47,10 +47,13 @@ _P = ParamSpec('_P')
 _unwrap_if_dead = torch._C._functorch.unwrap_if_dead
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 _requires_grad = operator.attrgetter('requires_grad')
+
 is_tracing: Callable[[], bool] = torch.compiler.is_compiling
 """Whether ``torch.compile`` traces this code: values cannot be read, functions not inspected, caches not used."""
+
 in_transform: Callable[[], bool] = torch._C._are_functorch_transforms_active
 """Whether the code runs inside a ``torch.func`` transform."""
+
 is_tensor: Callable[[Any], bool] = functools.partial(type.__instancecheck__, torch.Tensor)
 """Whether an object is a tensor: for ``filter`` and ``map``, in less time than a Python function."""
 

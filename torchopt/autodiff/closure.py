@@ -10,10 +10,15 @@ A mode does not intercept the inputs of a ``torch.autograd.Function``, and the t
 earlier (if ``torch.autograd.grad`` differentiates it, or by the function that ``torch.func.vjp`` has returned).  There
 is no such dependence if the mode has seen each node of the graph arise.  Otherwise a third run decides: with constants
 in place of the recorded tensors, the function still has a derivative.
+
+If only first derivatives are needed, the tensors must be known, but not replaced: the product is recorded again, and
+autograd differentiates it.  Then the graph of a single run tells these tensors, if they are leaves or variables of the
+function.
 """
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -155,14 +160,15 @@ def _key(x: Tensor) -> Any:
     return id(x) if x.grad_fn is None else (id(x.grad_fn), x.output_nr)
 
 
-def _among_variables(ends: dict[Any, Any], remembered: Remembered) -> list[Tensor] | None:
-    """The tensors at which a graph ends: leaves, or one variable of the function; None for others.
+def _among_variables(ends: dict[Any, Any], remembered: Remembered) -> list[Tensor]:
+    """The tensors at which a graph ends, if they are leaves, or a single variable of the function; else none.
 
-    Of several that are no leaves, one may have been computed from another.
+    Of several tensors that are no leaves, one may have been computed from another.
     """
     if all(isinstance(x, Tensor) for x in ends.values()):
         return list(ends.values())
-    return [x for x in remembered.values() if isinstance(x, Tensor) and _key(x) in ends][:1] if len(ends) == 1 else None
+    variables = (x for x in remembered.values() if isinstance(x, Tensor) and _key(x) in ends)
+    return list(itertools.islice(variables, 1)) if len(ends) == 1 else []
 
 
 def _origins(values: Leaves, known: Leaves) -> list[Tensor]:

@@ -455,6 +455,7 @@ class _Once(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
         raise RuntimeError(
             f'{ctx.name}: second derivatives require a matvec whose dependence on tensors can be detected. This one '
-            'uses a graph that was recorded before, through torch.autograd.grad or torch.func.vjp. Compute the product '
-            f'inside the matvec, with torch.func.jvp of a function of the tensors, or use implicit_diff.root_vjp.'
+            'uses a graph that was recorded before, through torch.autograd.grad or torch.func.vjp, or a result that it '
+            'keeps from its first call. Compute the product inside the matvec, with torch.func.jvp of a function of '
+            'the tensors, or use implicit_diff.root_vjp.'
         )

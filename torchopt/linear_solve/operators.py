@@ -131,7 +131,7 @@ class Closure(Operator):
 
     def lasting(self) -> Operator:
         """The same map, if a variable of the function changes later."""
-        return replace(self, converted=self.converted.lasting())
+        return self if self.converted.remembered else replace(self, converted=self.converted.lasting())
 
     def domain_like(self, u: Leaves) -> list[Tensor]:
         """Zeros in the domain of the map."""
