@@ -121,6 +121,15 @@ def test_second_derivatives_are_right_or_refused(product: Callable[..., Any]) ->
         torch.autograd.grad(g.sum(), S, allow_unused=True)
 
 
+@pytest.mark.parametrize('product', HIDDEN)
+def test_second_derivatives_in_the_cotangent_are_refused_too(product: Callable[..., Any]) -> None:
+    x, b, factor = POINT.clone().requires_grad_(), vector(4), torch.ones((), dtype=torch.float64, requires_grad=True)
+    loss = factor * solve(product(matrix(4), x), b).sum()
+    (g,) = torch.autograd.grad(loss, x, create_graph=True)
+    with pytest.raises(RuntimeError, match=r'solve_cg: second derivatives'):
+        torch.autograd.grad(g.sum(), factor, allow_unused=True)
+
+
 @pytest.mark.long
 def test_second_derivatives_of_a_product_computed_inside() -> None:
     b = vector(4)

@@ -204,16 +204,17 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         system, operator = ctx.system, ctx.system.operator
+        if all(g is None for g in cotangents[: system.unknowns]):
+            return (None,) * (1 + ctx.inputs)
         saved = saved_tensors(ctx)
         if isinstance(operator, Closure) and torch.is_grad_enabled() and not operator.is_replaceable:
             with torch.no_grad():
                 found = _Solve.backward(ctx, *cotangents)
-            some = [i for i, g in enumerate(found) if g is not None]
-            once = apply_function(_Once, system.method.name, len(some), *(found[i] for i in some), *saved)
-            return tuple(once[some.index(i)] if i in some else None for i in range(len(found)))
+            some = [g for g in found if g is not None]
+            inputs = [*saved, *(g for g in cotangents if g is not None)]
+            once = iter(apply_function(_Once, system.method.name, len(some), *some, *inputs))
+            return tuple(None if g is None else next(once) for g in found)
         x, consts, approximate = _cut(system, saved)
-        if all(g is None for g in cotangents[: system.unknowns]):
-            return (None,) * (1 + ctx.inputs)
         x_bar = [torch.zeros_like(z) if g is None else g for g, z in zip(cotangents, x)]
         needs_b, init, needs_consts, _ = system.split(ctx.needs_input_grad[1:])
         wanted = [i for i, (needed, c) in enumerate(zip(needs_consts, consts)) if needed and is_inexact(c)]
@@ -437,9 +438,9 @@ class _Attach(torch.autograd.Function):
         with torch.no_grad():
             u, _ = solve_system(ctx.method, operator, (), x_bar)
         if torch.is_grad_enabled():
-            # The saved tensors are inputs too, so that a second derivative with respect to them raises instead of
+            # The other tensors are inputs too, so that a second derivative with respect to them raises instead of
             # being zero.
-            u = list(apply_function(_Once, ctx.method.name, ctx.n, *u, *ctx.saved_tensors))
+            u = list(apply_function(_Once, ctx.method.name, ctx.n, *u, *ctx.saved_tensors, *x_bar))
         return None, None, None, *[None] * ctx.n, *u, *(-g for g in u)
 
 
