@@ -44,7 +44,7 @@ class Remembered:
         f, owner = _function_of(value)
         if f is not None and id(f) not in self.functions:
             self._visit(f)
-        if _is_of_solvers(type(owner)) and id(owner) not in self.solvers:
+        if _is_of_solvers(owner.__class__) and id(owner) not in self.solvers:
             self.solvers[id(owner)] = owner
             for attribute in vars(owner).values():
                 self._look_at(attribute)
