@@ -44,7 +44,7 @@ class Remembered:
         f, owner = _function_of(value)
         if f is not None and id(f) not in self.functions:
             self._visit(f)
-        if _is_of_solvers(owner.__class__) and id(owner) not in self.solvers:
+        if _is_of_solvers(type(owner)) and id(owner) not in self.solvers:  # type: ignore[arg-type]
             self.solvers[id(owner)] = owner
             for attribute in vars(owner).values():
                 self._look_at(attribute)
@@ -148,7 +148,7 @@ def _function_of(x: Any) -> tuple[types.FunctionType | None, Any]:
 @functools.lru_cache(maxsize=1024)
 def _is_of_solvers(kind: type) -> bool:
     """Whether a class is a solver, or an objective that it holds; not a result or a status."""
-    return any(base.__module__.startswith('torchopt.solver.') for base in kind.__mro__) and not issubclass(
+    return any(str(base.__module__).startswith('torchopt.solver.') for base in kind.__mro__) and not issubclass(
         kind, (tuple, enum.Enum)
     )
 
