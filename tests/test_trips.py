@@ -11,7 +11,8 @@ from torchopt import accelerated_op_available
 
 @pytest.mark.skipif(not accelerated_op_available(), reason='without the engine, steps run other code')
 @pytest.mark.parametrize(
-    ('name', 'functions', 'changes'), [('adam()', 30, 15), ('adam.update', 30, 10), ('MetaAdam.step', 45, 15)]
+    ('name', 'functions', 'changes'),
+    [('adam()', 30, 15), ('adam.update', 30, 10), ('MetaAdam.step', 45, 15), ('solve_cg 3x3', 70, 20)],
 )
 def test_calls_enter_few_functions_and_files(name: str, functions: int, changes: int) -> None:
     entered = trace(calls()[name])

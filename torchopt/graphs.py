@@ -57,19 +57,19 @@ def depend(outputs: Iterable[Tensor], ancestors: Iterable[Tensor], until: Iterab
     )
 
 
-def ends_of(outputs: Iterable[Tensor], start: int) -> list[Any]:
-    """The nodes at which the part of a graph that begins with the sequence number ``start`` ends.
+def ends_of(outputs: Iterable[Tensor], start: int) -> list[tuple[Any, int]]:
+    """The edges at which the part of a graph that begins with the sequence number ``start`` ends.
 
-    These are the nodes of leaves, older nodes, and possibly nodes that other threads have created.
+    These lead to the nodes of leaves, to older nodes, and possibly to nodes that other threads have created.
     """
-    stack = [x.grad_fn for x in outputs if x.grad_fn is not None]
+    stack = [(x.grad_fn, x.output_nr) for x in outputs if x.grad_fn is not None]
     seen, ends = set(stack), []
     while stack:
-        node = stack.pop()
+        node, _ = edge = stack.pop()
         if node._sequence_nr() < start or not node.next_functions:
-            ends.append(node)
+            ends.append(edge)
             continue
-        new = {n for n, _ in node.next_functions if n is not None and n not in seen}
+        new: set[Any] = {e for e in node.next_functions if e[0] is not None and e not in seen}
         seen |= new
         stack.extend(new)
     return ends

@@ -29,12 +29,14 @@ __all__ = [
     'has_tangent',
     'host_values',
     'in_transform',
+    'is_plain_level',
     'is_readable',
     'is_tensor',
     'is_tracing',
     'is_tracked',
     'is_transformed',
     'runs_directly',
+    'runs_untracked',
     'saved_tensors',
     'without_autocast',
     'without_ended',
@@ -45,14 +47,15 @@ _P = ParamSpec('_P')
 _unwrap_if_dead = torch._C._functorch.unwrap_if_dead
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 _requires_grad = operator.attrgetter('requires_grad')
-_innermost_transform = torch._C._functorch.peek_interpreter_stack
+
+is_tracing: Callable[[], bool] = torch.compiler.is_compiling
+"""Whether ``torch.compile`` traces this code: values cannot be read, functions not inspected, caches not used."""
+
+in_transform: Callable[[], bool] = torch._C._are_functorch_transforms_active
+"""Whether the code runs inside a ``torch.func`` transform."""
+
 is_tensor: Callable[[Any], bool] = functools.partial(type.__instancecheck__, torch.Tensor)
 """Whether an object is a tensor: for ``filter`` and ``map``, in less time than a Python function."""
-
-
-def is_tracing() -> bool:
-    """Whether ``torch.compile`` traces this code: values cannot be read, functions not inspected, caches not used."""
-    return torch.compiler.is_compiling()
 
 
 def is_transformed(x: torch.Tensor) -> bool:
@@ -79,15 +82,20 @@ def host_values(x: torch.Tensor) -> torch.Tensor | None:
     return without_wrappers(x.detach()) if x.is_cpu and is_readable(x) else None
 
 
-def in_transform() -> bool:
-    """Whether the code runs inside a ``torch.func`` transform."""
-    return _innermost_transform() is not None
+def is_plain_level() -> bool:
+    """Whether this is outside of all transforms and of forward mode: only autograd may record results."""
+    return forward_ad._current_level < 0 and not in_transform()
 
 
 def is_tracked(tensors: Iterable[torch.Tensor]) -> bool:
     """Whether results computed from these tensors are differentiated, mapped or otherwise transformed."""
     recorded = torch.is_grad_enabled() and True in map(_requires_grad, tensors)
     return recorded or forward_ad._current_level >= 0 or in_transform()
+
+
+def runs_untracked(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether operations on these tensors are not recorded, neither by autograd nor by a transform or function mode."""
+    return not (torch._C._len_torch_function_stack() or is_tracked(tensors) or True in map(_is_wrapped, tensors))
 
 
 def has_tangent(x: torch.Tensor) -> bool:

@@ -21,7 +21,6 @@ from torchopt.dtypes import widened
 from torchopt.kinds import kind_of
 from torchopt.levels import eager
 from torchopt.linear_solve import solve_cg
-from torchopt.linear_solve.solve import iteration_limit
 from torchopt.loop import while_loop
 from torchopt.numerics import as_scalar_like, in_single
 from torchopt.tree.random import Key, seed_or_generator
@@ -371,8 +370,8 @@ def nnls(A: Tensor, b: Tensor, iters: int, unroll: int | bool = 1, L: Any = None
 
 
 def _terms(maxiter: int | None) -> int:
-    limit = iteration_limit(maxiter)
-    return 10 if limit is None else limit
+    checks.integer('maxiter', maxiter, 0, optional=True)
+    return 10 if maxiter is None else maxiter
 
 
 def _as_function(A: Any, b: Any, name: str, error: type[Exception]) -> Callable[[Any], Any]:

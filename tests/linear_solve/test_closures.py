@@ -16,6 +16,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 from tests.linear_solve.test_solutions import matrix, vector
 from torchopt.autodiff import closure_convert
+from torchopt.implicit_diff import custom_root
 from torchopt.linear_solve import solve_cg, solve_lu, solve_normal_cg
 
 solve = functools.partial(solve_cg, tol=1e-14)
@@ -118,6 +119,15 @@ def test_second_derivatives_are_right_or_refused(product: Callable[..., Any]) ->
     (g,) = torch.autograd.grad(solve(product(S, x), b).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match=r'solve_cg: second derivatives'):
         torch.autograd.grad(g.sum(), S, allow_unused=True)
+
+
+@pytest.mark.parametrize('product', HIDDEN)
+def test_second_derivatives_in_the_cotangent_are_refused_too(product: Callable[..., Any]) -> None:
+    x, b, factor = POINT.clone().requires_grad_(), vector(4), torch.ones((), dtype=torch.float64, requires_grad=True)
+    loss = factor * solve(product(matrix(4), x), b).sum()
+    (g,) = torch.autograd.grad(loss, x, create_graph=True)
+    with pytest.raises(RuntimeError, match=r'solve_cg: second derivatives'):
+        torch.autograd.grad(g.sum(), factor, allow_unused=True)
 
 
 @pytest.mark.long
@@ -225,6 +235,66 @@ def test_each_use_that_a_mode_sees_takes_two_runs() -> None:
 
     found = closure_convert(lambda x: [product(*x)], [vector(4)])
     assert found.is_complete and found.captured[0] is S and len(runs) == 2
+
+
+SOLVERS = {
+    'solve_cg': solve,
+    'with a ridge': functools.partial(solve, ridge=0.0),
+    'with a preconditioner': functools.partial(solve, M=lambda r: r / 2),
+    'solve_normal_cg': functools.partial(solve_normal_cg, tol=1e-14),
+    'solve_lu': solve_lu,
+    'custom_root': lambda matvec, b: custom_root(lambda x: [y - b for y in [matvec(*x)]])(lambda init: init)(
+        [solve_lu(matvec, b)]
+    )[0],
+}
+
+
+@pytest.mark.parametrize('name', SOLVERS)
+@pytest.mark.parametrize('second', [False, True])
+def test_variables_of_a_loop_have_their_values_of_the_solve_in_the_backward_pass(name: str, second: bool) -> None:
+    penalties = [torch.tensor(float(k), dtype=torch.float64, requires_grad=True) for k in (1, 2)]
+    b = vector(4)
+
+    def gradients(solve: Callable[..., Any]) -> list[torch.Tensor]:
+        solutions = []
+        for k, penalty in enumerate(penalties):
+            factor, A = 1.0 + k, matrix(4, seed=k)
+            solutions.append(solve(lambda v: factor * (A @ v) + penalty * v, b))  # noqa: B023
+        found = torch.autograd.grad(torch.stack(solutions).square().sum(), penalties, create_graph=second)
+        return list(torch.autograd.grad(sum(found), penalties) if second else found)
+
+    expected = gradients(lambda matvec, b: torch.linalg.solve(torch.vmap(matvec)(torch.eye(4, dtype=b.dtype)).T, b))
+    torch.testing.assert_close(gradients(SOLVERS[name]), expected, rtol=1e-8, atol=1e-9)
+
+
+def test_a_leaf_that_the_product_creates_is_no_input() -> None:
+    A, b = matrix(4), vector(4)
+
+    @torch.enable_grad()
+    def product(v: torch.Tensor) -> torch.Tensor:
+        x = torch.zeros_like(b).requires_grad_()
+        (g,) = torch.autograd.grad(x @ A @ x / 2, x, create_graph=True)
+        return torch.autograd.grad(g, x, v, create_graph=True)[0] + 0.0 * x
+
+    assert not solve(product, b).requires_grad
+    penalty = torch.ones((), dtype=torch.float64, requires_grad=True)
+    (found,) = torch.autograd.grad(solve(lambda v: product(v) + penalty * v, b).sum(), penalty)
+    (expected,) = torch.autograd.grad(torch.linalg.solve(A + penalty * torch.eye(4, dtype=b.dtype), b).sum(), penalty)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_product_that_keeps_a_result_has_first_derivatives() -> None:
+    S, b, kept = matrix(4).requires_grad_(), vector(4), []
+
+    def product(v: torch.Tensor) -> torch.Tensor:
+        if not kept:
+            kept.append(torch.linalg.cholesky(S))
+        return kept[0] @ (kept[0].T @ v)
+
+    x = solve(product, b).sum()
+    (expected,) = torch.autograd.grad(torch.cholesky_solve(b[:, None], torch.linalg.cholesky(S)).sum(), S)
+    for _ in range(2):
+        torch.testing.assert_close(torch.autograd.grad(x, S, retain_graph=True)[0], expected)
 
 
 @pytest.mark.parametrize('options', [{'ridge': 0.1}, {'M': lambda r: r}])

@@ -116,6 +116,29 @@ def test_second_derivatives_and_closures(options: dict[str, Any]) -> None:
     torch.testing.assert_close(second, expected, atol=1e-3, rtol=1e-3)
 
 
+HOLDERS = {
+    'ScipyMinimize': Case(lambda fun, **options: torchopt.ScipyMinimize(fun=fun, method='BFGS', **options), tol=1e-8),
+    'ProximalGradient': Case(torchopt.ProximalGradient, (None,), tol=1e-8),
+    'GaussNewton': Case(lambda fun, **options: torchopt.GaussNewton(torch.func.grad(fun), **options)),
+    'Broyden': Case(lambda fun, **options: torchopt.Broyden(torch.func.grad(fun), **options)),
+    'FixedPointIteration': Case(
+        lambda fun, **options: torchopt.FixedPointIteration(lambda w: w - 0.3 * torch.func.grad(fun)(w), **options)
+    ),
+}
+
+
+@pytest.mark.parametrize('case', [*CASES.values(), *HOLDERS.values()], ids=[*CASES, *HOLDERS])
+def test_variables_of_a_loop_have_their_values_of_the_run_in_the_backward_pass(case: Case) -> None:
+    penalties = [torch.tensor(p, dtype=torch.float64, requires_grad=True) for p in (0.3, 0.6)]
+    solutions = []
+    for penalty in penalties:
+        solver = case.make(lambda w: ridge(w, penalty, X, Y), maxiter=1000, tol=case.tol)  # noqa: B023
+        solutions.append(solver.run(START, *case.args).params)
+    found = torch.autograd.grad(torch.stack(solutions).sum(), penalties)
+    expected = [torch.func.grad(lambda p: solution(p).sum())(penalty) for penalty in penalties]
+    torch.testing.assert_close(list(found), expected, atol=2e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize('name', [*UNROLLED, 'NonlinearCG', 'ArmijoSGD'])
 def test_batches_stop_one_by_one(name: str) -> None:
     case = CASES[name]

@@ -209,10 +209,7 @@ def _recompute(
         start += count
     numbers = [k for i in positions for k in wrt[i]]
     (value, aux), found = recomputed_gradient(fun, filled, kwargs, numbers, mixed=mixed)
-    rest = iter(found)
-    gradients = tuple(tree.map(lambda x: _or_zeros(next(rest), x), filled[i]) for i in positions)
+    tensors = [x for i in positions for x in tree.leaves(filled[i]) if isinstance(x, Tensor)]
+    rest = iter([torch.zeros_like(x) if g is None else g for x, g in zip(tensors, found)])
+    gradients = tuple(tree.map(lambda _: next(rest), filled[i]) for i in positions)
     return Differentiated(value, aux, gradients)
-
-
-def _or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
-    return torch.zeros_like(like) if gradient is None else gradient

@@ -25,7 +25,7 @@ from torch.autograd import forward_ad
 from torchopt.autodiff import products
 from torchopt.autodiff.tape import Leaves
 from torchopt.dtypes import is_inexact
-from torchopt.levels import apply_function, forward_mode, in_transform, saved_tensors
+from torchopt.levels import apply_function, forward_mode, is_plain_level, saved_tensors
 
 __all__ = ['Gradient', 'Pure', 'apply_pure', 'own_hooks']
 
@@ -197,10 +197,11 @@ class _MixedVjp(_Vjp):
                     _of_some(self.of.of, at, self.wanted), [at[i] for i in self.wanted], outputs
                 )
                 seeds = [torch.ones_like(y[j]) if j == 0 else torch.zeros_like(y[j]) for j in outputs]
-                dual = [
-                    _dual(seed, bar[j + len(wrt)]) if j + len(wrt) in bar else seed for j, seed in zip(outputs, seeds)
-                ]
-                return tuple(_going_back(pull, dual))
+                for k, j in enumerate(outputs):
+                    if j + len(wrt) in bar:
+                        tangent = bar[j + len(wrt)].to(seeds[k].dtype)
+                        seeds[k] = forward_ad.make_dual(seeds[k], tangent)  # type: ignore[no-untyped-call]
+                return tuple(_going_back(pull, seeds))
 
         try:
             point, tangents = tuple(x[wrt[j]] for j in moving), tuple(bar[j] for j in moving)
@@ -217,10 +218,6 @@ class _MixedVjp(_Vjp):
         if set(wrt) <= by_argument.keys():
             self.of.verify([by_argument[i] for i in wrt])
         return found
-
-
-def _dual(x: Tensor, tangent: Tensor) -> Tensor:
-    return forward_ad.make_dual(x, tangent.to(x.dtype))  # type: ignore[no-untyped-call]
 
 
 def _going_back(pull: Callable[[Leaves], Leaves], cotangents: Leaves) -> Leaves:
@@ -251,7 +248,7 @@ class _Recomputed(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.fun, _, *x = inputs
         ctx.save_for_backward(*x)
-        if not _is_plain():
+        if not is_plain_level():
             ctx.save_for_forward(*x)
         constant = ctx.fun.constant
         ctx.inexact = [j for j, y in enumerate(output) if is_inexact(y) and j not in constant]
@@ -332,20 +329,10 @@ def apply_pure(fun: Pure, *x: Any, known: Leaves | None = None) -> tuple[Tensor,
         *x: The arguments.
         known: The value, if it is known.
     """
-    if known is None and not torch.is_grad_enabled() and _is_undisturbed():
+    if known is None and not (torch.is_grad_enabled() or torch._C._len_torch_function_stack()) and is_plain_level():
         with own_hooks():
             return tuple(fun(*x))
     return apply_function(_Recomputed, fun, known, *x)
-
-
-def _is_undisturbed() -> bool:
-    """Whether nothing but grad mode decides whether a result has derivatives."""
-    return _is_plain() and not torch._C._len_torch_function_stack()
-
-
-def _is_plain() -> bool:
-    """Whether this is outside of transforms and forward mode."""
-    return not in_transform() and forward_ad._current_level < 0
 
 
 def own_hooks() -> contextlib.AbstractContextManager[Any]:

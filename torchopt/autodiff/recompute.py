@@ -14,27 +14,31 @@ restores them.  An error is raised for the inputs that cannot be restored:
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from torchopt import tree
+from torchopt import checks, tree
 from torchopt.autodiff.comparison import SHORT, SameGradient, check_same, sums_of
 from torchopt.autodiff.modes import Capture, Replace, allow_unused, matters, replacement_of, version_of
-from torchopt.autodiff.products import gradients_of, put
+from torchopt.autodiff.products import gradients_of, is_autograd_off, put
 from torchopt.autodiff.pure import Pure, apply_pure, own_hooks
 from torchopt.autodiff.surroundings import Surroundings
 from torchopt.autodiff.tape import Leaves
 from torchopt.autodiff.variables import Remembered
 from torchopt.graphs import depend, leaves_of
-from torchopt.levels import in_transform, is_tensor
+from torchopt.levels import in_transform, is_plain_level, is_tensor, is_tracing
 from torchopt.sharding import refuse_fsdp
+from torchopt.spelling import takes_only_a_function
 
-__all__ = ['Call', 'recomputed', 'recomputed_gradient']
+__all__ = ['Call', 'checkpoint', 'recomputed_gradient']
+
+_P = ParamSpec('_P')
+_T = TypeVar('_T')
 
 
 class Call(Pure):
@@ -273,12 +277,56 @@ class _HiddenTensorError(RuntimeError):
         )
 
 
-def recomputed(fun: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+@takes_only_a_function
+def checkpoint(fun: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Transform a function to keep only its inputs for the backward pass, and to recompute everything else there.
+
+    This is ``jax.checkpoint``.  Unlike ``torch.utils.checkpoint``, it works for derivatives of every order, in forward
+    mode, under every transform of ``torch.func`` and under ``torch.vmap``.
+
+    The function may return any tree.  The result is differentiable with respect to the arguments, the tensors that the
+    function closes over, and the parameters of the modules that it calls.  A recomputation uses the random numbers, the
+    Python variables, and the parameters, buffers, training flags and autocast settings of the first run.  Under
+    ``torch.compile`` this transform has no effect, since the compiler decides which tensors to keep.
+
+    Args:
+        fun: A function of trees.  It may be called several times.
+
+    Returns:
+        A function with the arguments and the value of ``fun``.
+
+    Raises:
+        TypeError: If ``fun`` is not callable.
+        RuntimeError: Raised by the new function if it changes a tensor from outside in place, depends on one that is
+            not a variable, such as an attribute, through a ``torch.autograd.Function``, or calls a module under FSDP.
+            Raised in the backward pass if a tensor that it uses was changed in place after the first run, if the
+            recomputed value differs, or if the derivative of an operation is not differentiable.
+
+    Example:
+        >>> import torch, torchopt
+        >>> weight = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> layer = torchopt.checkpoint(lambda x: torch.sin(weight * x))
+        >>> y = layer(layer(torch.ones(2)))
+        >>> torch.autograd.grad(y.sum(), weight)[0]
+        tensor([ 0.9208, -0.0189])
+    """
+    checks.function('fun', fun)
+
+    @functools.wraps(fun, updated=())
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        if is_tracing() or is_autograd_off():
+            return fun(*args, **kwargs)
+        return _recomputed(fun, args, kwargs)
+
+    return run
+
+
+def _recomputed(fun: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """``fun(*args, **kwargs)`` with one autograd node, which recomputes it in the backward pass."""
     leaves, spec = tree.flatten((tuple(args), dict(kwargs)))
     call = Call(fun, leaves, spec, keep_flags=True)
     x = [leaves[i] for i in call.places]
-    if _is_plain():
+    if is_plain_level():  # a single run suffices for the value and the inputs
         inside = [t.detach().requires_grad_(t.requires_grad) for t in x]
         with own_hooks():
             found = call.first(inside)
@@ -322,7 +370,7 @@ def recomputed_gradient(
     x = [leaves[i] for i in run.places]
     known: list[Tensor] | None = None
     used = list(wrt)
-    if _is_plain():
+    if is_plain_level():  # a single run suffices for the value and the inputs
         inside = [t.detach() for t in x]
         for i in wrt:
             inside[i].requires_grad_()
@@ -330,7 +378,12 @@ def recomputed_gradient(
             value, *aux = run.first(inside)
             ends = {i: inside[i] for i in wrt}
             if total:
-                ends |= {len(x) + j: run.captured[j] for j in _descendants(run.captured, [x[i] for i in wrt])}
+                arguments = [x[i] for i in wrt]  # from which closed-over tensors may have been computed
+                ends |= {
+                    len(x) + j: c
+                    for j, c in enumerate(run.captured)
+                    if c.grad_fn is not None and depend([c], arguments)
+                }
             found: Sequence[Tensor | None] = [None] * len(ends)
             if value.requires_grad and ends:
                 one = [torch.ones_like(value)]
@@ -348,17 +401,15 @@ def recomputed_gradient(
     partial = dict(zip(used, outputs))
     gradients = [partial.get(i) for i in wrt]
     if through := [i for i in used if i >= len(x)]:
-        gradients = _add(
-            gradients,
-            torch.autograd.grad(
-                [run.captured[i - len(x)] for i in through],
-                [x[i] for i in wrt],
-                [partial[i] for i in through],
-                create_graph=torch.is_grad_enabled(),
-                retain_graph=True,
-                allow_unused=True,
-            ),
+        more = torch.autograd.grad(
+            [run.captured[i - len(x)] for i in through],
+            [x[i] for i in wrt],
+            [partial[i] for i in through],
+            create_graph=torch.is_grad_enabled(),
+            retain_graph=True,
+            allow_unused=True,
         )
+        gradients = [g if m is None else m if g is None else g + m for g, m in zip(gradients, more)]
     return run.assemble(outputs[len(used) :]), gradients
 
 
@@ -369,20 +420,6 @@ def _moved(gradients: list[Tensor]) -> list[Tensor]:
     one step of Adam more took 2.4 times as much memory as its parameters, its gradient and its moments need.
     """
     return gradients if sum(map(Tensor.numel, gradients)) <= SHORT else [g.clone() for g in gradients]
-
-
-def _descendants(tensors: Leaves, ancestors: Leaves) -> list[int]:
-    """The indices of the tensors that were computed from ``ancestors`` according to the graph."""
-    return [j for j, x in enumerate(tensors) if x.grad_fn is not None and depend([x], ancestors)]
-
-
-def _add(xs: Sequence[Tensor | None], ys: Sequence[Tensor | None]) -> list[Tensor | None]:
-    return [x if y is None else y if x is None else x + y for x, y in zip(xs, ys)]
-
-
-def _is_plain() -> bool:
-    """Whether a single run suffices for the value and the inputs: outside of transforms and forward mode."""
-    return not in_transform() and forward_ad._current_level < 0
 
 
 def _explore(call: Call, x: Leaves) -> None:

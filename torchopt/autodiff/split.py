@@ -107,7 +107,9 @@ class Split:
         places = [*(self.x[i] for i in self.used), *self.kept, *(self.cotangents[j] for j in given)]
         nodes = [n for n in self.backward_nodes if n not in absent]
         zeros = {
-            n: _Zeros(n.meta['val'].shape, n.meta['val'].dtype, n.meta['val'].device) for n in absent if _is_tensor(n)
+            n: _Zeros(n.meta['val'].shape, n.meta['val'].dtype, n.meta['val'].device)
+            for n in absent
+            if isinstance(n.meta.get('val'), Tensor)
         }
         return _graph(self.joint, places, nodes, self.pulled, zeros)
 
@@ -209,7 +211,3 @@ _COPIES = {aten._to_copy.default, aten.clone.default}
 
 _RESHAPES = {aten.view.default, aten._unsafe_view.default}
 _CONSTANTS = {aten.empty_like.default, aten.full_like.default, aten.ones_like.default, aten.zeros_like.default}
-
-
-def _is_tensor(node: fx.Node) -> bool:
-    return isinstance(node.meta.get('val'), Tensor)

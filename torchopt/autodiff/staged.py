@@ -73,7 +73,7 @@ class Staged(Pure):
         return program
 
     def _compile(self, graph: torch.fx.GraphModule, x: Sequence[Tensor]) -> Callable[..., Any]:
-        if not _computes(graph):
+        if not any(node.op == 'call_function' for node in graph.graph.nodes):
             return graph
         with torch.no_grad(), without_autocast(['cpu', *(t.device.type for t in x)]):
             return self.compiler(graph, [t.detach() for t in x])
@@ -345,7 +345,3 @@ def _same_hooks() -> Iterator[None]:
             torch._C._autograd._saved_tensors_hooks_enable()
         else:
             torch._C._autograd._saved_tensors_hooks_disable(message)
-
-
-def _computes(graph: torch.fx.GraphModule) -> bool:
-    return any(node.op == 'call_function' for node in graph.graph.nodes)

@@ -14,14 +14,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from torchopt.autodiff.pure import Pure, apply_pure, own_hooks
 from torchopt.autodiff.split import Split, picker
 from torchopt.autodiff.staged import StagedFunction, as_compiled
 from torchopt.autodiff.tape import Leaves
 from torchopt.dtypes import is_inexact
-from torchopt.levels import apply_function, in_transform
+from torchopt.levels import apply_function, is_plain_level
 
 __all__ = ['Loop', 'run_loop']
 
@@ -188,8 +187,12 @@ class _Steps(torch.autograd.Function):
         found: Sequence[Tensor | None] = [None] * len(x)
         given = [j for j, b in enumerate(bar) if b is not None]
         if given and needed:
-            if torch.is_grad_enabled() or not _is_plain(bar):
-                found = _general(loop, x, needed, given, [b for b in bar if b is not None])
+            is_legacy = torch._C._functorch.is_legacy_batchedtensor
+            if torch.is_grad_enabled() or not is_plain_level() or any(is_legacy(b) for b in bar if b is not None):
+                product = loop.vjp(len(x), needed, given)
+                arguments = [*x, *(b for b in bar if b is not None)]
+                each = product(*arguments) if torch.is_grad_enabled() else apply_pure(product, *arguments)
+                found = [dict(zip(needed, each)).get(i) for i in range(len(x))]
             else:
                 with own_hooks():
                     plan = ctx.plan
@@ -209,23 +212,6 @@ def _plan(loop: Loop, x: Leaves, needed: Sequence[int]) -> Plan | None:
         return None
 
 
-def _general(loop: Loop, x: Leaves, needed: list[int], given: list[int], cotangents: Leaves) -> list[Tensor | None]:
-    product = loop.vjp(len(x), needed, given)
-    found = dict(
-        zip(needed, product(*x, *cotangents) if torch.is_grad_enabled() else apply_pure(product, *x, *cotangents))
-    )
-    return [found.get(i) for i in range(len(x))]
-
-
-def _is_plain(x: Sequence[Tensor | None]) -> bool:
-    """Whether tensors, and operations on them, have nothing to do with transforms."""
-    return not (
-        in_transform()
-        or forward_ad._current_level >= 0
-        or any(t is not None and torch._C._functorch.is_legacy_batchedtensor(t) for t in x)
-    )
-
-
 def run_loop(loop: Loop, keep: bool, *x: Tensor) -> Leaves:
     """The value of a loop.
 
@@ -234,7 +220,7 @@ def run_loop(loop: Loop, keep: bool, *x: Tensor) -> Leaves:
         keep: Whether what the backward pass needs is kept, not computed again.
         *x: The arguments.
     """
-    if not _is_plain(()):
+    if not is_plain_level():
         return loop(*x)
     if torch.is_grad_enabled() and (torch._C._len_torch_function_stack() or any(t.requires_grad for t in x)):
         found: tuple[Tensor, ...] = apply_function(_Steps, loop, keep, *x)

@@ -13,6 +13,7 @@ all functions share the variables ``x`` and ``y``, which hold the last batch whe
 
 from __future__ import annotations
 
+import enum
 import functools
 import types
 from collections.abc import Callable, Iterator
@@ -24,7 +25,8 @@ __all__ = ['Remembered']
 class Remembered:
     """The variables that a function reads: its closure, its globals, and those of the functions among them.
 
-    Objects are stored, not copied: changes in place, for example of a list, are not undone.
+    Objects are stored, not copied: changes in place, for example of a list, are not undone.  The functions that a
+    solver holds count as variables of its methods.
 
     Args:
         fun: A function, a method, or a ``functools.partial`` of one; other callables have no variables.
@@ -35,9 +37,17 @@ class Remembered:
         self.functions: dict[int, types.FunctionType] = {}
         self.cells: dict[int, tuple[types.CellType, Any]] = {}
         self.globals: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
-        root = _function_of(fun)
-        if root is not None:
-            self._visit(root)
+        self.solvers: dict[int, Any] = {}
+        self._look_at(fun)
+
+    def _look_at(self, value: Any) -> None:
+        f, owner = _function_of(value)
+        if f is not None and id(f) not in self.functions:
+            self._visit(f)
+        if _is_of_solvers(type(owner)) and id(owner) not in self.solvers:  # type: ignore[arg-type]
+            self.solvers[id(owner)] = owner
+            for attribute in vars(owner).values():
+                self._look_at(attribute)
 
     def _visit(self, f: types.FunctionType) -> None:
         self.functions[id(f)] = f
@@ -53,9 +63,7 @@ class Remembered:
             # Only functions of the same script, since those of other modules read no variables of its loops.
             read += [v for v in values.values() if getattr(v, '__globals__', None) is f.__globals__]
         for value in read:
-            g = _function_of(value)
-            if g is not None and id(g) not in self.functions:
-                self._visit(g)
+            self._look_at(value)
 
     def again(self) -> Callable[..., Any]:
         """The function with variables of its own, which have the stored values."""
@@ -93,7 +101,7 @@ class Remembered:
         if not self.functions:
             return self.fun
         cells = {key: types.CellType() for key in self.cells}
-        copies: dict[int, types.FunctionType] = {}
+        copies: dict[int, Any] = {key: object.__new__(type(x)) for key, x in self.solvers.items()}
         for key, f in self.functions.items():
             closure = tuple(cells[id(cell)] for cell in f.__closure__) if f.__closure__ else None
             copy = types.FunctionType(
@@ -102,6 +110,8 @@ class Remembered:
             copy.__kwdefaults__ = replace(f.__kwdefaults__)
             copy.__dict__.update(f.__dict__)
             copies[key] = copy
+        for key, x in self.solvers.items():
+            vars(copies[key]).update({name: _with_copies(value, copies) for name, value in vars(x).items()})
         for key, (_, content) in self.cells.items():
             if content is not _EMPTY:
                 cells[key].cell_contents = _with_copies(replace(content), copies)
@@ -123,26 +133,33 @@ def _content(cell: types.CellType) -> Any:
         return _EMPTY
 
 
-def _function_of(x: Any) -> types.FunctionType | None:
-    """The Python function behind a callable."""
+def _function_of(x: Any) -> tuple[types.FunctionType | None, Any]:
+    """The Python function behind a callable, and the object of a method; another object itself."""
+    owner = None
     while True:
         if isinstance(x, functools.partial):
             x = x.func
         elif isinstance(x, types.MethodType):
-            x = x.__func__
+            x, owner = x.__func__, x.__self__
         else:
-            return x if isinstance(x, types.FunctionType) else None
+            return (x, owner) if isinstance(x, types.FunctionType) else (None, x)
 
 
-def _with_copies(x: Any, copies: dict[int, types.FunctionType]) -> Any:
-    """A callable over the copy of its function, if there is one; other values unchanged."""
-    if isinstance(x, types.FunctionType):
-        return copies.get(id(x), x)
+@functools.lru_cache(maxsize=1024)
+def _is_of_solvers(kind: type) -> bool:
+    """Whether a class is a solver, or an objective that it holds; not a result or a status."""
+    return any(str(base.__module__).startswith('torchopt.solver.') for base in kind.__mro__) and not issubclass(
+        kind, (tuple, enum.Enum)
+    )
+
+
+def _with_copies(x: Any, copies: dict[int, Any]) -> Any:
+    """A callable or a solver over the copies of its functions, if there are some; other values unchanged."""
     if isinstance(x, types.MethodType):
-        return types.MethodType(_with_copies(x.__func__, copies), x.__self__)
+        return types.MethodType(_with_copies(x.__func__, copies), copies.get(id(x.__self__), x.__self__))
     if type(x) is functools.partial:
         return functools.partial(_with_copies(x.func, copies), *x.args, **x.keywords)
-    return x
+    return copies.get(id(x), x)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -20,7 +20,7 @@ from torchopt.base import (
 from torchopt.combine import chain
 from torchopt.contrib.matrix_axes import MatrixShape, matrices_of_leaves
 from torchopt.kinds import described
-from torchopt.loop.selection import branch
+from torchopt.loop.branches import branch
 from torchopt.numerics import as_scalar_like, increment, zero_count
 from torchopt.preconditions import required_by_all, state_of
 from torchopt.spelling import suggesting

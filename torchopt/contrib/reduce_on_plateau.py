@@ -12,7 +12,7 @@ from torchopt import checks, elementwise, tree
 from torchopt.autodiff.objective import objective_value
 from torchopt.base import GradientTransformationExtraArgs, factory
 from torchopt.contrib.scalars import scalar_beside
-from torchopt.loop.selection import branch
+from torchopt.loop.branches import branch
 from torchopt.numerics import advance, as_python_scalar, as_scalar_like, tensor_like, zero_count
 from torchopt.preconditions import state_of
 

@@ -12,7 +12,7 @@ from torchopt.base import GradientTransformationExtraArgs, TransformationLike, f
 from torchopt.contrib.constants import kept_copy, without_graphs
 from torchopt.elementwise import as_constant
 from torchopt.graphs import carries_no_graph, detach_graph
-from torchopt.loop.selection import branch
+from torchopt.loop.branches import branch
 from torchopt.numerics import zero_count
 from torchopt.preconditions import params_for, required_by, state_of
 

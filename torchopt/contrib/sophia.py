@@ -15,7 +15,7 @@ from torchopt.contrib.hutchinson import hutchinson_estimator_diag_hessian
 from torchopt.dtypes import DTypeLike
 from torchopt.elementwise import ranges, require_real
 from torchopt.levels import is_tracing
-from torchopt.loop.selection import branch
+from torchopt.loop.branches import branch
 from torchopt.numerics import advance, as_python_scalar, as_scalar_like, bias_correction, tensor_like, zero_count
 from torchopt.preconditions import params_for, required_by, state_of
 from torchopt.rules import moving_average

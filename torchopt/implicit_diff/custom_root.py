@@ -175,7 +175,12 @@ def find_root(
                 f'{type(result).__name__}.'
             )
         result, aux = result[0], (detached(result[1]),)
-    elif type(result) is tuple and len(result) == 2 and result[1] is not None and _has_no_unknowns(result[1]):
+    elif (
+        type(result) is tuple
+        and len(result) == 2
+        and result[1] is not None
+        and not any(isinstance(x, Tensor) and is_inexact(x) for x in tree.leaves(result[1]))
+    ):
         raise TypeError(
             'The solver returned a pair whose second entry contains no floating tensors. If it returns auxiliary '
             'results besides the solution, pass has_aux=True.'
@@ -192,10 +197,6 @@ def find_root(
         if any(wants_derivative(x) for x in root.theta):
             solution = root.shape.pack(attach_derivative(root))
     return (solution, *aux) if has_aux else solution
-
-
-def _has_no_unknowns(x: Any) -> bool:
-    return not any(isinstance(leaf, Tensor) and is_inexact(leaf) for leaf in tree.leaves(x))
 
 
 def _own_copy(x: Any) -> Any:

@@ -95,7 +95,9 @@ class Root:
                 'call (torch.autograd.grad, or the result of torch.func.vjp). Pass these tensors as arguments of the '
                 'solver, use operations of torch on them, or detach them.'
             )
-        self._converted = Converted(of_leaves, [t for t in found.captured if not any(t is c for c in constants)])
+        self._converted = found._replace(
+            captured=[t for t in found.captured if not any(t is c for c in constants)]
+        ).lasting()
         self.theta: list[Tensor] = [*arguments.selected, *self._converted.captured]
 
     def optimality(self, theta: Leaves, x: Leaves) -> Leaves:
@@ -107,7 +109,7 @@ class Root:
         """The cotangents of the tensors of ``theta`` with indices ``wanted``; None for the others."""
         theta_bar: list[Tensor | None] = [None] * len(theta)
         if wanted:
-            u = self._solve(Adjoint(self._jacobian()), x, theta, [-g for g in x_bar])
+            u = self._solve(Adjoint(Jacobian(self.optimality, self.unknowns)), x, theta, [-g for g in x_bar])
             F = replacing(self.optimality, theta, wanted, [_differentiable(z) for z in x])
             for i, g in zip(wanted, vjp(F, [theta[i] for i in wanted], u)):
                 theta_bar[i] = g
@@ -122,10 +124,7 @@ class Root:
         F_dot = jvp(
             F, [theta[i] for i in moving], [t for i, t in enumerate(theta_dot) if i in moving and t is not None]
         )
-        return self._solve(self._jacobian(), x, theta, [-t for t in F_dot])
-
-    def _jacobian(self) -> Jacobian:
-        return Jacobian(self.optimality, self.unknowns)
+        return self._solve(Jacobian(self.optimality, self.unknowns), x, theta, [-t for t in F_dot])
 
     def _solve(self, operator: Any, x: Leaves, theta: Leaves, b: Leaves) -> list[Tensor]:
         matvec = BoundOperator(operator, [*x, *theta], self.shape)

@@ -23,7 +23,6 @@ function, so derivatives of every order follow.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -32,18 +31,18 @@ from torch import Tensor
 from torch._C import _functorch
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from torchopt.autodiff.products import jvp, replacing, vjp
+from torchopt.autodiff.closure import Converted
+from torchopt.autodiff.products import jvp, replacing
 from torchopt.autodiff.tape import Leaves
 from torchopt.dtypes import is_inexact
 from torchopt.graphs import detach_graph
-from torchopt.levels import apply_function, forward_mode, saved_tensors
-from torchopt.linear_solve.least_squares import LeastSquares
-from torchopt.linear_solve.operators import Adjoint, Operator
-from torchopt.linear_solve.problem import NormalProblem, Problem, Products, Result
+from torchopt.levels import apply_function, forward_mode, in_transform, runs_untracked, saved_tensors
+from torchopt.linear_solve.normal_equations import LeastSquares, NormalProblem
+from torchopt.linear_solve.operators import Adjoint, Closure, Operator
+from torchopt.linear_solve.problem import Layout, Problem, Products, Result
 from torchopt.linear_solve.status import Outcome, SolveStatus, warn_unless_solved
-from torchopt.linear_solve.vectors import Layout
 
-__all__ = ['Method', 'System', 'solve_again', 'solve_system']
+__all__ = ['Method', 'attach_graph', 'solve_system']
 
 
 class Method(Protocol):
@@ -95,7 +94,7 @@ class System(NamedTuple):
         leaves: The number of leaves of the right-hand side.
         consts: The number of tensors that the map depends on.
         has_init: Whether an initial guess is given.
-        warns: Whether to warn if the method fails, instead of reporting it in the status only.
+        warns: Whether to warn if the method fails, instead of returning a status.
         product: The product with the right-hand side if it is known, which is the first step of many methods.
         batch: The first dimensions of all vectors, which index independent systems.
         normal: The data of the normal equations, if the system consists of these.
@@ -136,7 +135,7 @@ def solve_system(
     warns: bool = True,
     product: Leaves | None = None,
     normal: Normal | None = None,
-) -> tuple[list[Tensor], SolveStatus]:
+) -> tuple[list[Tensor], SolveStatus | None]:
     """Solve a linear system, differentiably in the right-hand side and in the tensors of the matrix.
 
     Args:
@@ -146,23 +145,37 @@ def solve_system(
         b: The right-hand side.
         init: The initial guess; the solution does not depend on it, so it gets no derivative.
         preconditioner: An approximation of the inverse with the tensors that it depends on; it gets no derivative.
-        warns: Whether to warn if the method fails.
+        warns: Whether to warn if the method fails, instead of returning a status.
         product: The product with the right-hand side, if it is known.
         normal: The data of the normal equations, if these are to be solved.
     """
     approximate, its_consts = preconditioner or (None, [])
     system = System(method, operator, approximate, len(b), len(consts), init is not None, warns, product, normal=normal)
-    tensors = [*b, *(init or ()), *consts, *its_consts]
-    *x, iterations, residual, outcome = apply_function(_Solve, system, *tensors)
-    return x, SolveStatus(iterations, residual, outcome)
+    found = _solved(system, *b, *(init or ()), *consts, *its_consts)
+    return (list(found), None) if warns else (list(found[:-3]), SolveStatus(*found[-3:]))
+
+
+def _solved(system: System, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """The outputs of :class:`_Solve`, without its node where nothing is differentiated."""
+    if not runs_untracked(tensors):
+        preconditioner = None if system.preconditioner is None else system.preconditioner.lasting()
+        system = system._replace(operator=system.operator.lasting(), preconditioner=preconditioner)
+        outputs: tuple[Tensor, ...] = apply_function(_Solve, system, *tensors)
+        return outputs
+    with torch.no_grad():
+        return _Solve.forward(system, *tensors)
 
 
 class _Solve(torch.autograd.Function):
-    """``apply(system, *b, *init, *consts, *preconditioner) -> (*x, iterations, residual, outcome)``."""
+    """``apply(system, *b, *init, *consts, *preconditioner) -> (*x, *status)``; a system that warns has no status."""
 
     @staticmethod
     def forward(system: System, *tensors: Tensor) -> tuple[Tensor, ...]:
-        _refuse_legacy_batches(tensors)
+        if True in map(_functorch.is_legacy_batchedtensor, tensors):
+            raise RuntimeError(
+                'A linear system cannot be solved inside torch.autograd.grad(is_grads_batched=True) or '
+                'torch.autograd.functional.jacobian(vectorize=True). Use torch.func.jacrev, jacfwd or vmap.'
+            )
         b, init, consts, approximate = system.split([x.detach() for x in tensors])
         problem, method = _problem(system, consts, approximate, b, init if system.has_init else None), system.method
         try:
@@ -170,21 +183,19 @@ class _Solve(torch.autograd.Function):
         except LinAlgError as error:
             problem.refuse_if_not_finite(method.name)
             raise LinAlgError(f'{method.name}: {error}') from None
-        has_converged = result.outcome is Outcome.CONVERGED
-        if not ((has_converged and math.isfinite(result.residual)) or _is_finite(result)):
-            problem.refuse_if_not_finite(method.name)
-        x, status = problem.in_original_scale(result)
-        if system.warns and not (has_converged and problem.is_exact):
-            warn_unless_solved(method.name, status, truncates=method.truncates)
-        return *(z.clone() for z in x), *status
+        x, result = problem.in_original_scale(result, method.name)
+        if system.warns and result.outcome is not Outcome.CONVERGED:
+            status = functools.partial(problem.status, result)
+            warn_unless_solved(method.name, result.outcome, status, truncates=method.truncates)
+        return *(z.clone() for z in x), *(() if system.warns else problem.status(result))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         system, *tensors = inputs
         ctx.system, ctx.inputs = system, len(tensors)
         b, init, consts, approximate = system.split(tensors)
-        *x, iterations, residual, outcome = output
-        ctx.mark_non_differentiable(iterations, residual, outcome)
+        x = output[: system.unknowns]
+        ctx.mark_non_differentiable(*output[len(x) :])
         given = () if system.normal is None else (*b, *init)
         ctx.save_for_backward(*x, *consts, *approximate, *given)
         ctx.save_for_forward(*x, *consts, *approximate, *given)
@@ -192,11 +203,18 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        system = ctx.system
-        saved = saved_tensors(ctx)
-        x, consts, approximate = _cut(system, saved)
+        system, operator = ctx.system, ctx.system.operator
         if all(g is None for g in cotangents[: system.unknowns]):
             return (None,) * (1 + ctx.inputs)
+        saved = saved_tensors(ctx)
+        if isinstance(operator, Closure) and torch.is_grad_enabled() and not operator.is_replaceable:
+            with torch.no_grad():
+                found = _Solve.backward(ctx, *cotangents)
+            some = [g for g in found if g is not None]
+            inputs = [*saved, *(g for g in cotangents if g is not None)]
+            once = iter(apply_function(_Once, system.method.name, len(some), *some, *inputs))
+            return tuple(None if g is None else next(once) for g in found)
+        x, consts, approximate = _cut(system, saved)
         x_bar = [torch.zeros_like(z) if g is None else g for g, z in zip(cotangents, x)]
         needs_b, init, needs_consts, _ = system.split(ctx.needs_input_grad[1:])
         wanted = [i for i, (needed, c) in enumerate(zip(needs_consts, consts)) if needed and is_inexact(c)]
@@ -208,8 +226,7 @@ class _Solve(torch.autograd.Function):
                 if not torch.is_grad_enabled():
                     x = [detach_graph(z) for z in x]  # so that no graph leads to the solution
                 # theta_bar = -(d/dtheta A(theta) x)^H u
-                product = replacing(system.operator.matvec, consts, wanted, x)
-                theta_bar: Leaves = vjp(product, [consts[i] for i in wanted], [-g for g in u])
+                theta_bar: Leaves = system.operator.pull(consts, wanted, x, [-g for g in u])
         else:
             solved = _least_squares(system, saved)
             has_ridge = system.normal.has_ridge
@@ -237,15 +254,16 @@ class _Solve(torch.autograd.Function):
         x, consts, approximate = _cut(system, saved)
         b_dot, _, consts_dot, _ = system.split(tangents)
         moving = [i for i, t in enumerate(consts_dot) if t is not None]
+        status_dot = () if system.warns else (None, None, None)
         if system.normal is not None:
-            return *_push_normal(system, saved, b_dot, consts_dot, moving), None, None, None
+            return *_push_normal(system, saved, b_dot, consts_dot, moving), *status_dot
         rhs = [torch.zeros_like(z) if t is None else t for t, z in zip(b_dot, x)]
         # x_dot = A^-1 (b_dot - A_dot x)
         if moving:
             product = replacing(system.operator.matvec, consts, moving, x)
             A_dot_x = jvp(product, [consts[i] for i in moving], [t for t in consts_dot if t is not None])
             rhs = [r - t for r, t in zip(rhs, A_dot_x)]
-        return *solve_again(system, consts, approximate, rhs, transposed=False), None, None, None
+        return *solve_again(system, consts, approximate, rhs, transposed=False), *status_dot
 
     @staticmethod
     def vmap(
@@ -265,16 +283,8 @@ class _Solve(torch.autograd.Function):
             preconditioner, approximate = preconditioner.batched(approximate, approximate_dims, size)
         batched = system._replace(operator=operator, preconditioner=preconditioner, batch=(size, *system.batch))
         vectors = [x if d == 0 else x.expand(size, *x.shape) for x, d in zip([*b, *init], [*b_dims, *init_dims])]
-        output = apply_function(_Solve, batched, *vectors, *consts, *approximate)
+        output = _solved(batched, *vectors, *consts, *approximate)
         return output, (0,) * len(output)
-
-
-def _refuse_legacy_batches(tensors: Sequence[Tensor]) -> None:
-    if any(_functorch.is_legacy_batchedtensor(x) for x in tensors):
-        raise RuntimeError(
-            'A linear system cannot be solved inside torch.autograd.grad(is_grads_batched=True) or '
-            'torch.autograd.functional.jacobian(vectorize=True). Use torch.func.jacrev, jacfwd or vmap.'
-        )
 
 
 def solve_again(
@@ -301,7 +311,7 @@ def solve_again(
         product=None,
         normal=None if normal is None else normal._replace(has_source=source is not None),
     )
-    return apply_function(_Solve, again, *b, *(source or ()), *consts, *approximate)[: again.unknowns]
+    return list(_solved(again, *b, *(source or ()), *consts, *approximate))
 
 
 def _least_squares(system: System, saved: list[Tensor]) -> LeastSquares:
@@ -315,7 +325,8 @@ def _least_squares(system: System, saved: list[Tensor]) -> LeastSquares:
     is_regular = normal.has_ridge or system.preconditioner is not None
 
     def solve(b: Leaves, *, transposed: bool = False, source: Leaves | None = None) -> list[Tensor]:
-        domain = _kinds(given_b, system.batch) if transposed else normal.domain
+        of_b = tuple((x.shape[len(system.batch) :], x.dtype) for x in given_b)
+        domain = of_b if transposed else normal.domain
         again = system._replace(normal=normal._replace(domain=domain))
         return solve_again(again, consts, approximate, b, transposed=transposed, source=source)
 
@@ -355,10 +366,6 @@ def _push_normal(
     )
 
 
-def _kinds(leaves: Leaves, batch: tuple[int, ...]) -> tuple[tuple[torch.Size, torch.dtype], ...]:
-    return tuple((x.shape[len(batch) :], x.dtype) for x in leaves)
-
-
 def _cut(system: System, saved: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     n = system.unknowns
     m = n + system.consts
@@ -394,6 +401,62 @@ def _problem(system: System, consts: Leaves, approximate: Leaves, b: Leaves, x0:
     return NormalProblem(layouts[0], products, b, x0, layouts[1], source, ridge, normal.has_solution)
 
 
-def _is_finite(result: Result) -> bool:
-    """Whether the solutions and the residuals of all systems are finite."""
-    return bool(torch.isfinite(result.x).all() & torch.isfinite(torch.as_tensor(result.residual)).all())
+def attach_graph(
+    method: Method, converted: Converted, b: Leaves, *, warns: bool
+) -> tuple[list[Tensor], SolveStatus | None]:
+    r"""Solve with a matrix whose dependence on tensors cannot be made explicit, since its graph was recorded earlier.
+
+    The derivative is that above, with the product :math:`A(\theta)\, x` and its graph in place of :math:`\theta`.  This
+    product is linear in a constant :math:`x`, so a second derivative would be wrong; therefore it raises an error.
+    """
+    if in_transform():
+        raise RuntimeError(
+            f'{method.name}: under torch.func transforms the matvec may not depend on tensors through '
+            'torch.autograd.grad, torch.func.vjp(f, x) of a tensor x from outside, or a torch.autograd.Function, '
+            'since these cannot be detected. Use operations of torch in it, or implicit_diff.root_vjp, or detach the '
+            'tensors.'
+        )
+    operator = Closure(converted._replace(captured=[]), [(y.shape, y.dtype) for y in b])
+    with torch.no_grad():
+        x, status = solve_system(method, operator, (), b, warns=warns)
+    y = converted.fun(x)
+    return list(apply_function(_Attach, method, operator, len(x), *x, *b, *y)), status
+
+
+class _Attach(torch.autograd.Function):
+    """``apply(method, operator, n, *x, *b, *A_x) -> x``, where ``x`` is the solution already."""
+
+    @staticmethod
+    def forward(ctx: Any, method: Method, operator: Operator, n: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.method, ctx.operator, ctx.n = method, operator, n
+        ctx.save_for_backward(*tensors[n:])
+        return tuple(x.clone() for x in tensors[:n])
+
+    @staticmethod
+    def backward(ctx: Any, *x_bar: Tensor) -> tuple[Any, ...]:
+        operator = ctx.operator if ctx.method.symmetric else Adjoint(ctx.operator)
+        with torch.no_grad():
+            u, _ = solve_system(ctx.method, operator, (), x_bar)
+        if torch.is_grad_enabled():
+            # The other tensors are inputs too, so that a second derivative with respect to them raises instead of
+            # being zero.
+            u = list(apply_function(_Once, ctx.method.name, ctx.n, *u, *ctx.saved_tensors, *x_bar))
+        return None, None, None, *[None] * ctx.n, *u, *(-g for g in u)
+
+
+class _Once(torch.autograd.Function):
+    """``apply(name, n, *u, *rest) -> u``; its derivative raises an error."""
+
+    @staticmethod
+    def forward(ctx: Any, name: str, n: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.name = name
+        return tuple(x.clone() for x in tensors[:n])
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
+        raise RuntimeError(
+            f'{ctx.name}: second derivatives require a matvec whose dependence on tensors can be detected. This one '
+            'uses a graph that was recorded before, through torch.autograd.grad or torch.func.vjp, or a result that it '
+            'keeps from its first call. Compute the product inside the matvec, with torch.func.jvp of a function of '
+            'the tensors, or use implicit_diff.root_vjp.'
+        )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Methods that build the matrix and factor it, for at most a few thousand unknowns."""
+"""Methods that build the matrix and factor it, for at most a few thousand unknowns; and the Neumann series."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from torchopt import tree
+from torchopt import checks, tree
 from torchopt.dtypes import is_inexact
 from torchopt.levels import is_readable, is_tracing, without_wrappers
 from torchopt.linear_solve.cg import solve_normal_cg
-from torchopt.linear_solve.neumann import NeumannSeries
-from torchopt.linear_solve.problem import Problem, Result
-from torchopt.linear_solve.solve import configurable, iteration_limit, solve_with
+from torchopt.linear_solve.problem import Problem, Result, divide
+from torchopt.linear_solve.solve import configurable, solve_with
 from torchopt.linear_solve.status import Outcome
-from torchopt.linear_solve.vectors import divide
 
 __all__ = ['Direct', 'solve_cholesky', 'solve_inv', 'solve_jacobian', 'solve_lu', 'solve_qr']
 
@@ -221,6 +219,45 @@ def solve_qr(matvec: Callable[[Any], Any] | None = None, b: Any = None, ridge: A
     return solve_with(Direct('solve_qr', _by_qr), matvec, b, ridge=ridge)
 
 
+@dataclass(frozen=True)
+class NeumannSeries:
+    r"""The first terms of :math:`A^{-1} = \alpha \sum_{k \ge 0} (I - \alpha A)^k`.
+
+    The series converges if the spectral radius of :math:`I - \alpha A` is below one.  The residual of a partial
+    sum is the next term, so the last term shows how much is missing.
+
+    Attributes:
+        maxiter: The number of terms after the first, ten if None.
+        alpha: The scale, one if None.
+    """
+
+    maxiter: int | None = None
+    alpha: float | None = None
+    name: str = 'solve_inv(ns=True)'
+    symmetric: bool = False
+
+    power = 1
+
+    @property
+    def truncates(self) -> bool:
+        """Whether the number of terms was chosen."""
+        return self.maxiter is not None
+
+    def run(self, problem: Problem) -> Result:
+        """Sum the terms."""
+        alpha = 1.0 if self.alpha is None else self.alpha
+        terms = 10 if self.maxiter is None else self.maxiter
+        term = total = problem.rhs
+        for _ in range(terms):
+            term = term - alpha * problem.matvec(term)
+            total = total + term
+        first, last = (torch.linalg.vector_norm(x, dim=-1, keepdim=True) for x in (problem.rhs, term))
+        outcome = torch.where(last <= 0.5 * first, int(Outcome.CONVERGED), int(Outcome.MAXITER))
+        outcome = torch.where(last <= 1.001 * first, outcome, int(Outcome.DIVERGED))
+        batch = problem.layout.batch
+        return Result(alpha * total, terms, last if batch else last[0], outcome if batch else outcome[0])
+
+
 @configurable
 def solve_inv(
     matvec: Callable[[Any], Any] | None = None,
@@ -275,4 +312,5 @@ def solve_inv(
         if maxiter is not None or alpha is not None:
             raise TypeError('solve_inv: maxiter and alpha belong to the Neumann series. Pass ns=True, or omit them.')
         return solve_with(Direct('solve_inv', _by_inverse), matvec, b, ridge=ridge)
-    return solve_with(NeumannSeries(iteration_limit(maxiter), alpha), matvec, b, ridge=ridge)
+    checks.integer('maxiter', maxiter, 0, optional=True)
+    return solve_with(NeumannSeries(maxiter, alpha), matvec, b, ridge=ridge)

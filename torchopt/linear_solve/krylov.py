@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchopt.linear_solve.problem import Problem
-from torchopt.linear_solve.solve import configurable, solve_with, stopping_rule
-from torchopt.linear_solve.stopping import Improvement, IterativeOptions
-from torchopt.linear_solve.vectors import Scalar, add_scaled, can_improve, divide, inner, norm, step_size
+from torchopt.linear_solve.cg import Improvement, IterativeOptions, stopping_rule
+from torchopt.linear_solve.problem import Problem, Scalar, can_improve, divide, inner, norm, step_size
+from torchopt.linear_solve.solve import configurable, solve_with
 
 __all__ = ['BiCGStab', 'GMRES', 'solve_bicgstab', 'solve_gmres']
 
@@ -38,19 +37,24 @@ class BiCGStab(IterativeOptions):
             along_p = problem.precondition(p)
             v = problem.matvec(along_p).clone()  # a function may return the same buffer each time
             alpha = step_size(rho, inner(shadow, v), size, limit)
-            x, s = add_scaled(x, along_p, alpha), add_scaled(r, v, -alpha)
+            x, s = _add_scaled(x, along_p, alpha), _add_scaled(r, v, -alpha)
             along_s = problem.precondition(s)
             t = problem.matvec(along_s)
             omega = step_size(inner(t, s), inner(t, t), size, limit)
-            x, r = add_scaled(x, along_s, omega), add_scaled(s, t, -omega)
+            x, r = _add_scaled(x, along_s, omega), _add_scaled(s, t, -omega)
             size = norm(r)
             k += 1
             if not can_improve(size, limit, alpha, omega):
                 break
             before, rho = rho, inner(shadow, r)
             beta = divide(rho, before) * divide(alpha, omega)
-            p = add_scaled(r, add_scaled(p, v, -omega), beta)
+            p = _add_scaled(r, _add_scaled(p, v, -omega), beta)
         return Improvement(x, size, k, k)
+
+
+def _add_scaled(x: Tensor, y: Tensor, by: Scalar) -> Tensor:
+    """``x + by * y``."""
+    return torch.addcmul(x, y, by) if isinstance(by, Tensor) else torch.add(x, y, alpha=by)
 
 
 @dataclass(frozen=True)

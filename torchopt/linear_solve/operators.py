@@ -13,17 +13,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
-from torchopt.autodiff.closure import Converted
-from torchopt.autodiff.products import jvp, map_product, recorded, vjp
+from torchopt.autodiff.closure import Converted, closure_convert
+from torchopt.autodiff.products import jvp, map_product, pullback, recorded, replacing, vjp
 from torchopt.autodiff.tape import Leaves, Product, taped
 from torchopt.levels import in_transform
 
-__all__ = ['Adjoint', 'Closure', 'Jacobian', 'Operator', 'Shifted', 'per_system']
+__all__ = ['Adjoint', 'Closure', 'Jacobian', 'Operator', 'Shifted', 'per_system', 'some_vector']
 
 
 class Operator:
@@ -36,6 +37,10 @@ class Operator:
     def rmatvec(self, consts: Leaves, u: Leaves) -> Leaves:
         """The product of the transpose with a vector."""
         return vjp(lambda *x: self.matvec(consts, x), self.domain_like(u), u)
+
+    def pull(self, consts: Leaves, wanted: Sequence[int], x: Leaves, u: Leaves) -> Leaves:
+        """The vector-Jacobian product of the product with a constant vector, for some of the tensors."""
+        return vjp(replacing(self.matvec, consts, wanted, x), [consts[i] for i in wanted], u)
 
     def product(self, consts: Leaves) -> Product:
         """The product with a vector, for many calls."""
@@ -58,6 +63,10 @@ class Operator:
 
         return product, adjoint
 
+    def lasting(self) -> Operator:
+        """The same map, for later calls."""
+        return self
+
     def many(self, consts: Leaves, x: Leaves, transposed: bool = False) -> Leaves:
         """The products with many vectors, along the first dimension; with the transpose if ``transposed``."""
         return map_product(functools.partial(self.rmatvec if transposed else self.matvec, consts))(x)
@@ -73,35 +82,61 @@ class Operator:
         return Mapped(self, dims, size), consts
 
 
+@dataclass(eq=False)
 class Closure(Operator):
     """The map that a function computes, which may close over tensors.
 
-    Args:
+    Attributes:
         converted: The function of lists of leaves, linear in its argument.
-        domain: Leaves like its argument, if the map is not square.
+        domain: Shapes and dtypes of the leaves of its argument.
+        is_plain: Whether the tensors that replace the captured ones have the same values, outside of torch.func.
     """
 
-    def __init__(self, converted: Converted, domain: Leaves | None = None) -> None:
-        self.converted = converted
-        self.domain = None if domain is None else [(x.shape, x.dtype, x.device) for x in domain]
-        # Outside of torch.func the tensors that replace the captured ones have the same values.
-        self.is_plain = not converted.captured or not (
-            in_transform() or any(map(_functorch.is_functorch_wrapped_tensor, converted.captured))
-        )
+    converted: Converted
+    domain: Sequence[tuple[torch.Size, torch.dtype]]
+    is_plain: bool = True
+
+    @functools.cached_property
+    def is_replaceable(self) -> bool:
+        """Whether the captured tensors can be replaced, which most first derivatives do not need."""
+        _, captured, _, _, remembered, is_seen = self.converted
+        if is_seen or remembered is None:
+            return is_seen
+        example = [some_vector(torch.empty(s, dtype=d, device=captured[0].device)) for s, d in self.domain]
+        with temporarily_clear_interpreter_stack(), torch.enable_grad():
+            found = closure_convert(remembered.again(), example)
+        return found.is_complete and set(map(id, found.captured)) == set(map(id, captured))
 
     def matvec(self, consts: Leaves, x: Leaves) -> Leaves:
         """The product with a vector."""
+        if not self.is_replaceable:
+            raise RuntimeError(
+                'The matvec of a linear system depends on tensors in a way that cannot be detected here, such as '
+                'through a torch.autograd.Function or a cached result. Compute the product with operations of torch.'
+            )
         return self.converted(consts, x)
 
     def product(self, consts: Leaves) -> Product:
         """The function itself if no tensor must be replaced, which saves the time of a mode."""
-        return self.converted.fun if self.is_plain else super().product(consts)
+        fun, _, _, _, remembered, _ = self.converted
+        return super().product(consts) if not self.is_plain else fun if remembered is None else remembered.again()
+
+    def pull(self, consts: Leaves, wanted: Sequence[int], x: Leaves, u: Leaves) -> Leaves:
+        """From the graph of the product itself, unless that is to be differentiated."""
+        if self.converted.is_seen or torch.is_grad_enabled() or in_transform():
+            return super().pull(consts, wanted, x, u)
+        with torch.enable_grad():
+            product = self.product(consts)(x)
+        return pullback(product, [self.converted.captured[i] for i in wanted])(u)
+
+    def lasting(self) -> Operator:
+        """The same map, if a variable of the function changes later."""
+        return self if self.converted.remembered else replace(self, converted=self.converted.lasting())
 
     def domain_like(self, u: Leaves) -> list[Tensor]:
         """Zeros in the domain of the map."""
-        if self.domain is None:
-            return super().domain_like(u)
-        return [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in self.domain]
+        device = u[0].device if u else None
+        return [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype in self.domain]
 
 
 class Jacobian(Operator):
@@ -189,6 +224,11 @@ class Adjoint(Operator):
         return Adjoint(of), consts
 
 
+def some_vector(like: Tensor) -> Tensor:
+    """A vector that is neither zero nor constant, since many matrices map those to zero."""
+    return torch.arange(1, like.numel() + 1, device=like.device).sin().reshape(like.shape).to(like.dtype)
+
+
 def per_system(number: Tensor, x: Tensor) -> Tensor:
     """A number for each system of a batch, with the dtype and the shape to multiply a leaf."""
     dtype = x.dtype.to_real() if x.is_complex() else x.dtype
@@ -200,6 +240,10 @@ class Shifted(Operator):
 
     def __init__(self, of: Operator) -> None:
         self.of = of
+
+    def lasting(self) -> Operator:
+        """The shift of the lasting operator."""
+        return Shifted(self.of.lasting())
 
     def _plus(self, ridge: Tensor, x: Leaves, y: Leaves) -> Leaves:
         return [a + per_system(ridge, a) * z for a, z in zip(y, x)]

@@ -1,21 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""A linear system in the form that methods solve: real vectors and products, rescaled to order one.
 
+A solver works on real vectors of shape ``(*batch, n)``: all leaves of the unknown side by side, complex leaves as pairs
+of real numbers, half precision computed in float32.  Real pairs are necessary: the Jacobian of a function
+that is not holomorphic is linear over the reals only.
+
 Let :math:`A x = b`, and let :math:`\beta` and :math:`\alpha` be powers of two close to the largest elements of
 :math:`b` and of :math:`A`.  With
 
 .. math:: A' = A / \alpha, \qquad b' = b / \beta, \qquad x' = x\, \alpha / \beta
 
 the system is :math:`A' x' = b'`: its inner products do not overflow or underflow, so methods need no special care.
-The first product gives the scale of :math:`A`.  Powers of two cause no rounding, and systems of order one do not
+The first product gives the scale of :math:`A`.  Scales are stored as exponents: powers of two cause no rounding, and
+the product of two is the sum of their exponents, even if the dtype cannot represent it.  Systems of order one do not
 change.
-
-Normal equations, :math:`(A^\mathsf{H} A + \lambda I)\, x = A^\mathsf{H} b + c`, square the scale of :math:`A`; so
-:math:`A` itself is rescaled: :math:`\lambda' = \lambda / \alpha^2` and :math:`c' = c / (\alpha \beta)`.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -24,9 +28,165 @@ from torch import Tensor
 from torchopt.autodiff.products import map_product
 from torchopt.autodiff.tape import Leaves, Product
 from torchopt.linear_solve.status import Outcome, SolveStatus
-from torchopt.linear_solve.vectors import Layout, Scalar, divide, exponent, norm, times_power
 
-__all__ = ['NormalProblem', 'Problem', 'Products', 'Result']
+__all__ = [
+    'Layout',
+    'Problem',
+    'Products',
+    'Result',
+    'Scalar',
+    'any_above',
+    'can_improve',
+    'divide',
+    'exponent',
+    'inner',
+    'norm',
+    'step_size',
+    'times_power',
+]
+
+Scalar = Any
+"""A Python number for a single system, a tensor of shape ``(*batch, 1)`` for a batch.
+
+With numbers on the host an iteration has fewer tensor operations.  These dominate the time for small systems, and on a
+GPU they would cost more than the synchronization."""
+
+
+class Layout(NamedTuple):
+    """The layout of leaves in a vector."""
+
+    batch: tuple[int, ...]
+    shapes: tuple[torch.Size, ...]
+    dtypes: tuple[torch.dtype, ...]
+    sizes: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    is_vector: bool
+    """Whether there is one leaf, which already is such a vector."""
+
+    @classmethod
+    def of(cls, leaves: Sequence[Tensor], batch: tuple[int, ...] = ()) -> Layout:
+        """The layout of vectors like these leaves, whose first dimensions are those of the batch."""
+        dtype = torch.float32
+        for x in leaves:
+            dtype = torch.promote_types(dtype, x.dtype.to_real() if x.is_complex() else x.dtype)
+        shapes = tuple(x.shape[len(batch) :] for x in leaves)
+        sizes = tuple(math.prod(s) * (2 if x.is_complex() else 1) for s, x in zip(shapes, leaves))
+        device = leaves[0].device if leaves else torch.device('cpu')
+        is_vector = len(shapes) == 1 and len(shapes[0]) == 1 and leaves[0].dtype == dtype
+        return cls(batch, shapes, tuple(x.dtype for x in leaves), sizes, dtype, device, is_vector)
+
+    @property
+    def size(self) -> int:
+        """The number of real unknowns of one system."""
+        return sum(self.sizes)
+
+    def ravel(self, leaves: Sequence[Tensor]) -> Tensor:
+        """Concatenate leaves to a vector."""
+        if self.is_vector:
+            return leaves[0]
+        parts = [
+            (torch.view_as_real(x.resolve_conj()) if x.is_complex() else x).reshape((*self.batch, n)).to(self.dtype)
+            for x, n in zip(leaves, self.sizes)
+        ]
+        if not parts:
+            return torch.zeros((*self.batch, 0), dtype=self.dtype, device=self.device)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    def unravel(self, vector: Tensor) -> list[Tensor]:
+        """The leaves in a vector, as views where dtypes allow it.  Further leading dimensions are kept."""
+        if self.is_vector:
+            return [vector]
+        lead = vector.shape[:-1]
+        leaves = []
+        for part, shape, dtype in zip(torch.split(vector, list(self.sizes), dim=-1), self.shapes, self.dtypes):
+            if dtype.is_complex:
+                # Not view_as_complex, which needs an even offset.
+                leaves.append(torch.complex(*part.reshape((*lead, *shape, 2)).unbind(-1)).to(dtype))
+            else:
+                leaves.append(part.reshape((*lead, *shape)).to(dtype))
+        return leaves
+
+
+def inner(x: Tensor, y: Tensor) -> Scalar:
+    """The inner product of each system."""
+    if x.dim() == 1:
+        return torch.dot(x, y).item()
+    return torch.linalg.vecdot(x, y).unsqueeze(-1)
+
+
+def norm(x: Tensor) -> Scalar:
+    """The Euclidean norm of each system."""
+    if x.dim() == 1:
+        return torch.linalg.vector_norm(x).item()
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+
+
+_MODERATE = 12
+"""Numbers from ``2**-k`` to ``2**k``, with this ``k``, are of order one: products do not overflow or underflow."""
+
+
+def exponent(x: Tensor, size: Scalar) -> int | Tensor:
+    """For each system the exponent of the power of two next to its largest element; zero for vectors of order one.
+
+    Args:
+        x: The vectors.
+        size: Their norms, which may be wrong if they overflow or underflow.
+    """
+    if not isinstance(size, Tensor):
+        if 2.0**-_MODERATE < size < 2.0**_MODERATE or not x.numel():
+            return 0
+        largest = torch.linalg.vector_norm(x, math.inf).item()
+        return math.frexp(largest)[1] if 0 < largest < math.inf else 0
+    if not x.numel():
+        return 0
+    largest = torch.linalg.vector_norm(x, math.inf, dim=-1, keepdim=True)
+    found = torch.frexp(largest).exponent
+    found = torch.where((largest > 0) & torch.isfinite(largest) & (found.abs() > _MODERATE), found, 0)
+    return found if bool(found.any()) else 0
+
+
+def times_power(x: Any, e: int | Tensor) -> Any:
+    """``x * 2**e`` for a vector or a scalar; exact unless it leaves the range of the dtype."""
+    if isinstance(e, Tensor):
+        like = x if isinstance(x, Tensor) else torch.zeros((), dtype=torch.float64, device=e.device)
+        first = torch.div(e, 2, rounding_mode='floor')
+        return x * torch.exp2(first.to(like.dtype)) * torch.exp2((e - first).to(like.dtype))
+    if e == 0:
+        return x
+    if -100 < e < 100:
+        return x * 2.0**e
+    half = e // 2
+    return x * 2.0**half * 2.0 ** (e - half)
+
+
+def divide(a: Scalar, b: Scalar) -> Scalar:
+    """The quotient, or zero if the divisor is zero, so that a system that is solved or broke down does not change."""
+    if isinstance(b, Tensor):
+        return torch.where(b == 0, 0.0, a / torch.where(b == 0, 1.0, b))
+    return a / b if b != 0 else 0.0
+
+
+def any_above(x: Scalar, limit: Scalar) -> bool:
+    """Whether some system's value exceeds its limit, or is NaN."""
+    return bool((~(x <= limit)).any()) if isinstance(x, Tensor) else not x <= limit
+
+
+def step_size(a: Scalar, b: Scalar, size: Scalar, limit: Scalar) -> Scalar:
+    """:func:`divide`; zero for the solved systems of a batch, whose ``size`` is within the limit."""
+    if isinstance(a, Tensor):
+        a = torch.where(size <= limit, 0.0, a)
+    elif b != 0:
+        return a / b
+    return divide(a, b)
+
+
+def can_improve(size: Any, limit: Any, *steps: Any) -> bool:
+    """Whether some system is not solved yet, is finite, and moved in at least one of the last steps."""
+    if not isinstance(size, Tensor):
+        return size > limit and math.isfinite(size) and any(step != 0 for step in steps)
+    moved = torch.stack([step != 0 for step in steps]).any(dim=0)
+    return bool(((size > limit) & torch.isfinite(size) & moved).any())
 
 
 class Result(NamedTuple):
@@ -160,29 +320,38 @@ class Problem:
         z = self.layout.ravel(self._products.approximate(self.layout.unravel(r)))
         return times_power(z, self._power * self._matrix_scale)
 
-    @property
-    def is_exact(self) -> bool:
-        """Whether the leaves represent every element of a solution exactly."""
-        scale = self._scale - self._matrix_scale
-        return not isinstance(scale, Tensor) and scale == 0 and all(d.itemsize >= 4 for d in self.layout.dtypes)
+    def in_original_scale(self, result: Result, name: str) -> tuple[list[Tensor], Result]:
+        """The leaves of the solution of the original system, and the result with its residual.
 
-    def in_original_scale(self, result: Result) -> tuple[list[Tensor], SolveStatus]:
-        """The leaves of the solution of the original system, and the status, with a tensor of the batch's shape each.
-
-        A solution that overflows or underflows the dtype of its leaves has diverged.
+        A solution that overflows or underflows the dtype of its leaves has diverged.  Not finite data raise an error.
         """
+        if isinstance(result.residual, Tensor):
+            is_finite = bool(torch.isfinite(result.x).all() & torch.isfinite(result.residual).all())
+        else:  # the norm may overflow, although all is finite
+            is_finite = math.isfinite(result.residual) and (
+                result.outcome is Outcome.CONVERGED or math.isfinite(norm(result.x.flatten()))
+            )
+        if not is_finite:
+            self.refuse_if_not_finite(name)
         layout, scale = self.layout, self._scale - self._matrix_scale
-        of_residual = self.residual_scale
         x = layout.unravel(times_power(result.x, scale))
-        residual = times_power(result.residual, of_residual)
-        outcome = self._of_systems(result.outcome, torch.int64)
-        if not self.is_exact:
+        result = result._replace(residual=times_power(result.residual, self.residual_scale))
+        if isinstance(scale, Tensor) or scale != 0 or any(d.itemsize < 4 for d in layout.dtypes):
             held = times_power(layout.ravel(x), -scale)
-            lost = torch.linalg.vector_norm(held - result.x, dim=-1)
-            is_lost = ~(lost <= 4 * self._eps * torch.linalg.vector_norm(result.x, dim=-1))
-            outcome = torch.where(is_lost.reshape(layout.batch), int(Outcome.DIVERGED), outcome)
-        iterations = self._of_systems(result.iterations, torch.int64)
-        return x, SolveStatus(iterations, self._of_systems(residual, layout.dtype), outcome)
+            is_batch = bool(layout.batch)
+            lost, size = (torch.linalg.vector_norm(z, dim=-1, keepdim=is_batch) for z in (held - result.x, result.x))
+            result = result._replace(
+                outcome=torch.where(lost <= 4 * self._eps * size, result.outcome, int(Outcome.DIVERGED))
+            )
+        return x, result
+
+    def status(self, result: Result) -> SolveStatus:
+        """The status, with a tensor of the batch's shape each."""
+        return SolveStatus(
+            self._of_systems(result.iterations, torch.int64),
+            self._of_systems(result.residual, self.layout.dtype),
+            self._of_systems(result.outcome, torch.int64),
+        )
 
     def _of_systems(self, value: Any, dtype: torch.dtype) -> Tensor:
         batch = self.layout.batch
@@ -229,162 +398,3 @@ class Problem:
         self._matrix_scale = exponent(flat, norm(flat))
         scale = self._matrix_scale
         return times_power(matrix, -(scale.unsqueeze(-1) if isinstance(scale, Tensor) else scale))
-
-
-class NormalProblem(Problem):
-    r"""The normal equations of a system that need not be square.
-
-    Args:
-        layout: The layout of the leaves of the unknown in a vector.
-        products: The products.
-        b: The right-hand side.
-        x0: The initial guess.
-        range_: The layout of the leaves of ``b`` in a vector.
-        source: The right-hand side :math:`c` of the normal equations themselves, zero if None.
-        ridge: The number :math:`\lambda` of each system, zero if None.
-        has_solution: Whether :math:`A x = b` itself must be solved, as opposed to the least-squares problem.
-    """
-
-    drift = 100  # the condition number, and with it the rounding error, is squared
-
-    def __init__(
-        self,
-        layout: Layout,
-        products: Products,
-        b: Leaves,
-        x0: Leaves | None,
-        range_: Layout,
-        source: Leaves | None,
-        ridge: Scalar | None,
-        has_solution: bool = False,
-    ) -> None:
-        self._range, self._ridge = range_, ridge
-        self._has_solution = has_solution and ridge is None and source is None
-        self._relative: Scalar = 0.0  # the relative residual of the system itself, if that must be solved
-        self._source = None if source is None else layout.ravel(source)
-        super().__init__(layout, products, b, x0, 2)
-
-    def _begin(self, b: Leaves) -> None:
-        raw = self._range.ravel(b)
-        b_size = norm(raw)
-        e = exponent(raw, b_size)
-        v = self._adjoint(times_power(raw, -e))
-        direction = v if self._source is None else self._direction(v)
-        size = norm(direction)
-        d = exponent(direction, size)
-        product = self._raw(times_power(direction, -d))
-        of_product = norm(product)
-        self._matrix_scale = a = self._scale_of(product, of_product)
-        if self._source is None:
-            self._scale = e
-            self.rhs = times_power(v, -a)
-            self._known = (self.rhs, times_power(product, d - a - a))
-        else:
-            self._scale = self._common_scale(b_size, e)
-            self._source = times_power(self._source, -(self._scale + a))
-            self.rhs = times_power(v, e - self._scale - a) + self._source
-        self._b = times_power(raw, -self._scale)
-        if self._ridge is not None:
-            self._ridge = times_power(self._ridge, -2 * a)
-            if isinstance(self._ridge, Tensor):
-                self._ridge = self._ridge.to(self.layout.dtype)
-        self.norm = norm(self.rhs) if self.rhs is not direction else size
-        of_matrix = divide(times_power(of_product, -a), times_power(size, -d))
-        self.floor = 10 * self._eps * (self.norm + of_matrix * times_power(b_size, -self._scale))
-
-    def _direction(self, v: Tensor) -> Tensor:
-        """A vector to estimate the scale of the matrix; ``b`` may be zero, or orthogonal to the range."""
-        assert self._source is not None
-        size = norm(v)
-        return torch.where(size == 0, self._source, v) if isinstance(size, Tensor) else v if size else self._source
-
-    def _scale_of(self, product: Tensor, size: Scalar) -> int | Tensor:
-        a = exponent(product, size)
-        if self._ridge is None:
-            return a
-        ridge = torch.as_tensor(self._ridge, dtype=torch.float64, device=product.device)
-        of_ridge = torch.where(ridge == 0, -(2**20), torch.frexp(ridge).exponent) // 2
-        if isinstance(self._ridge, Tensor) or isinstance(a, Tensor):
-            return torch.maximum(torch.as_tensor(a, device=product.device), of_ridge)
-        return max(a, int(of_ridge)) if abs(int(of_ridge)) > 12 else a
-
-    def _common_scale(self, b_size: Scalar, b_scale: int | Tensor) -> int | Tensor:
-        """The larger scale of the two right-hand sides, in terms of ``b``."""
-        assert self._source is not None
-        c_size = norm(self._source)
-        c_scale = exponent(self._source, c_size) - self._matrix_scale
-        if isinstance(c_size, Tensor):
-            scales = torch.broadcast_tensors(  # type: ignore[no-untyped-call]
-                *(torch.as_tensor(e, device=c_size.device) for e in (b_scale, c_scale)), c_size
-            )
-            larger = torch.where(b_size == 0, scales[1], torch.maximum(scales[0], scales[1]))
-            return torch.where(c_size == 0, scales[0], larger)
-        if not b_size or not c_size:
-            return c_scale if c_size else b_scale
-        return max(b_scale, c_scale)
-
-    @property
-    def residual_scale(self) -> int | Tensor:
-        """The exponent of the power of two by which residuals have been divided."""
-        return self._scale + self._matrix_scale
-
-    def normalize(self) -> None:
-        """Do nothing: the matrix is already of order one."""
-        if self.x0 is not None:
-            self.x0 = self._scaled_start(self.x0)
-
-    def _raw(self, x: Tensor) -> Tensor:
-        return self._range.ravel(self._products.apply(self.layout.unravel(x)))
-
-    def _adjoint(self, u: Tensor) -> Tensor:
-        return self.layout.ravel(self._products.adjoint(self._range.unravel(u)))
-
-    def _normal(self, x: Tensor, u: Tensor) -> Tensor:
-        """The product of the transpose with ``u``, plus the ridge times ``x``."""
-        product = times_power(self._adjoint(u), -self._matrix_scale)
-        return product if self._ridge is None else product + self._ridge * x
-
-    def matvec(self, x: Tensor) -> Tensor:
-        """The product of the normal equations with a vector of each system."""
-        vector, product = self._known
-        if x is not vector or product is None:
-            product = times_power(self._raw(x), -self._matrix_scale)
-        return self._normal(x, product)
-
-    @property
-    def apply(self) -> Product:
-        """The product with a list of one vector, for many calls."""
-        return lambda x: [self.matvec(*x)]
-
-    def residual(self, x: Tensor) -> Tensor:
-        """The residual of ``x``."""
-        left = self._b - times_power(self._raw(x), -self._matrix_scale)
-        if self._has_solution:
-            self._relative = divide(norm(left), norm(self._b))
-        residual = self._normal(-x, left)
-        return residual if self._source is None else residual + self._source
-
-    def check(self, x: Tensor, limit: Scalar, tol: float) -> tuple[Tensor, Scalar, Scalar]:
-        """The residual, its norm, and a smaller limit while that of the system itself is relatively above ``tol``."""
-        r, size, _ = super().check(x, limit, tol)
-        excess = self._relative / tol if tol else 0.0
-        if isinstance(excess, Tensor):
-            smaller = torch.maximum(0.5 * size / excess, torch.as_tensor(self.floor))
-            return r, size, torch.where(excess > 1, torch.minimum(smaller, torch.as_tensor(limit)), limit)
-        return r, size, min(max(0.5 * size / excess, self.floor), limit) if excess > 1 else limit
-
-    def judged(self, outcome: int | Tensor, tol: float) -> int | Tensor:
-        """The outcome, if the normal equations are solved, but the system itself is not."""
-        missed = self._relative > max(Problem.drift * tol, 10 * self._eps, 0.0 if tol else _RELIABLE)
-        if not isinstance(missed, Tensor):
-            return Outcome.INCONSISTENT if missed and outcome == Outcome.CONVERGED else outcome
-        solved = torch.as_tensor(outcome, device=missed.device)
-        return torch.where(missed & (solved == Outcome.CONVERGED), int(Outcome.INCONSISTENT), solved)
-
-    @property
-    def _given(self) -> list[Tensor]:
-        return [self._b, *([] if self._source is None else [self._source])]
-
-
-_RELIABLE = 1e-3
-"""The relative residual up to which the solution of normal equations solves the system, if there is no tolerance."""

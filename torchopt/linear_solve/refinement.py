@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from torchopt import checks
+from torchopt.linear_solve.cg import Improvement, IterativeOptions
 from torchopt.linear_solve.krylov import solve_gmres
-from torchopt.linear_solve.problem import Problem
-from torchopt.linear_solve.solve import configurable, iteration_limit, solve_with
+from torchopt.linear_solve.problem import Problem, Scalar, norm, times_power
+from torchopt.linear_solve.solve import configurable, solve_with
 from torchopt.linear_solve.status import roughly
-from torchopt.linear_solve.stopping import Improvement, IterativeOptions
-from torchopt.linear_solve.vectors import Scalar, norm, times_power
 
 __all__ = ['Refinement', 'solve_iterative_refinement']
 
@@ -104,6 +103,6 @@ def solve_iterative_refinement(
         Wilkinson, *Rounding Errors in Algebraic Processes*, 1963.
     """
     checks.at_least('tol', tol)
-    limit = iteration_limit(maxiter)
-    method = Refinement(tol, maxiter=10 if limit is None else limit, truncates=tol == 0, solve=solve)
+    checks.integer('maxiter', maxiter, 0, optional=True)
+    method = Refinement(tol, maxiter=10 if maxiter is None else maxiter, truncates=tol == 0, solve=solve)
     return solve_with(method, matvec, b, init=init, M=matvec_A_bar, return_status=return_status)

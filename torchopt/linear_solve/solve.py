@@ -6,23 +6,23 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, ParamSpec
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
-from torchopt import checks, tree
+from torchopt import tree
 from torchopt.autodiff.closure import Converted, closure_convert
-from torchopt.autodiff.tape import Leaves, Product
+from torchopt.autodiff.tape import Leaves
 from torchopt.dtypes import is_inexact
 from torchopt.kinds import kind_of
-from torchopt.levels import eager, in_transform
-from torchopt.linear_solve.derivative import Method, Normal, solve_system
-from torchopt.linear_solve.operators import Closure, Operator, Shifted
-from torchopt.linear_solve.recorded_graph import attach_graph
+from torchopt.levels import in_transform, is_tracing
+from torchopt.linear_solve.derivative import Method, Normal, attach_graph, solve_system
+from torchopt.linear_solve.operators import Closure, Operator, Shifted, some_vector
 from torchopt.spelling import check_names
 
-__all__ = ['BoundOperator', 'TreeShape', 'configurable', 'iteration_limit', 'solve_with', 'stopping_rule']
+__all__ = ['BoundOperator', 'TreeShape', 'configurable', 'solve_with']
 
 
 class TreeShape:
@@ -108,30 +108,37 @@ def solve_with(
     if not normal:
         guess = rhs
     start = None if init is None else guess.unpack(init, 'init')
+    transformed = in_transform()
+    # Under transforms the vector must not be mapped over, since batch dimensions may move; any other one will do.
+    example = [some_vector(x) if transformed else x.detach() for x in guess.unknowns]
     operator: Operator
-    first, is_complete = None, True
+    known = preconditioner = None
     if isinstance(matvec, BoundOperator):
         operator, consts = matvec.operator, list(matvec.consts)
     else:
         fun = _on_leaves(matvec, guess, rhs, name)
         if normal and init is None:
             _require_square(fun, guess, name)
-        operator, consts, is_complete, first = _close_over(fun, guess.unknowns, guess.unknowns if normal else None)
-    if not is_complete:
-        if ridge is not None or normal or M is not None:
-            raise RuntimeError(
-                f'{name}: matvec depends on a graph that was recorded before it was called (torch.autograd.grad, '
-                'torch.func.vjp), which cannot be combined with ridge, M or normal equations. Compute the product '
-                'inside matvec, with torch.func.jvp or vjp of a function of the tensors, or detach its result.'
-            )
-        x, status = attach_graph(method, fun, rhs.unknowns)
-        return (rhs.pack(x), status) if return_status else rhs.pack(x)
+        found = closure_convert(fun, example, lazily=not (normal or ridge is not None))
+        consts = found.captured
+        if found.value is not None and not (transformed or normal or ridge is not None):
+            known = [y.detach() for y in found.value]
+        if not found.is_complete:
+            if ridge is not None or normal or M is not None:
+                raise RuntimeError(
+                    f'{name}: matvec depends on a graph that was recorded before it was called (torch.autograd.grad, '
+                    'torch.func.vjp), which cannot be combined with ridge, M or normal equations. Compute the product '
+                    'inside matvec, with torch.func.jvp or vjp of a function of the tensors, or detach its result.'
+                )
+            x, status = attach_graph(method, found.lasting(), rhs.unknowns, warns=not return_status)
+            return (rhs.pack(x), status) if return_status else rhs.pack(x)
+        operator = _closure(found, guess)
     if ridge is not None:
         consts = [*consts, _ridge(ridge, name, guess)]
         operator = operator if normal else Shifted(operator)
-    preconditioner = None
     if M is not None:
-        preconditioner = _close_over(_on_leaves(M, guess, guess, name, 'M'), guess.unknowns)[:2]
+        found = closure_convert(_on_leaves(M, guess, guess, name, 'M'), example)
+        preconditioner = _closure(found, guess), found.captured
     x, status = solve_system(
         method,
         operator,
@@ -140,7 +147,7 @@ def solve_with(
         start,
         preconditioner,
         warns=not return_status,
-        product=first if ridge is None and not normal else None,
+        product=known,
         normal=Normal(
             tuple((x.shape, x.dtype) for x in guess.unknowns),
             has_ridge=ridge is not None,
@@ -149,44 +156,13 @@ def solve_with(
         if normal
         else None,
     )
-    return (guess.pack(x), status) if return_status else guess.pack(x)
+    solution = guess.pack(x) if guess.alone is None else x[0]
+    return (solution, status) if return_status else solution
 
 
-class _Found(NamedTuple):
-    """The tensors that a function depends on.
-
-    Attributes:
-        closure: The map.
-        captured: The tensors that it depends on.
-        is_complete: Whether these are all of them; False if the function depends on a graph recorded earlier.
-        product: The product with the leaves of the trial run, if it is known.
-    """
-
-    closure: Closure
-    captured: list[Tensor]
-    is_complete: bool = True
-    product: list[Tensor] | None = None
-
-
-def _close_over(fun: Product, like: Leaves, domain: Leaves | None = None) -> _Found:
-    """Find the tensors that a linear function depends on.
-
-    Args:
-        fun: A function of lists of leaves.
-        like: Leaves for the trial run.
-        domain: Leaves like its argument, if the map is not square.
-    """
-    transformed = in_transform()
-    # Under transforms the vector must not be mapped over, since batch dimensions may move; any other one will do.
-    found = closure_convert(fun, [_some_vector(x) if transformed else x.detach() for x in like])
-    closure = Closure(Converted(fun, found.captured), domain)
-    product = None if transformed or found.value is None else [y.detach() for y in found.value]
-    return _Found(closure, found.captured, found.is_complete, product)
-
-
-def _some_vector(like: Tensor) -> Tensor:
-    """A vector that is neither zero nor constant, since many matrices map those to zero."""
-    return torch.arange(1, like.numel() + 1, device=like.device).sin().reshape(like.shape).to(like.dtype)
+def _closure(found: Converted, domain: TreeShape) -> Closure:
+    is_plain = not found.captured or not (in_transform() or any(map(is_functorch_wrapped_tensor, found.captured)))
+    return Closure(found._replace(value=None), [(x.shape, x.dtype) for x in domain.unknowns], is_plain)
 
 
 def _on_leaves(
@@ -233,9 +209,10 @@ def configurable(solve: Callable[_P, Any]) -> Callable[_P, Any]:
     signature = inspect.signature(solve)
     known = frozenset(signature.parameters)
 
-    @eager
     @functools.wraps(solve)
     def solve_or_bind(*args: _P.args, **kwargs: _P.kwargs) -> Any:
+        if is_tracing():
+            return torch.compiler.disable(solve_or_bind)(*args, **kwargs)  # type: ignore[no-untyped-call]
         if not known.issuperset(kwargs):
             check_names(solve.__name__, kwargs, signature.parameters)
         if len(args) > 1 and args[0] is not None and args[1] is not None:
@@ -252,31 +229,3 @@ def configurable(solve: Callable[_P, Any]) -> Callable[_P, Any]:
         return functools.partial(solve_or_bind, **{k: v for k, v in bound.items() if k not in ('matvec', 'b')})
 
     return solve_or_bind
-
-
-def stopping_rule(
-    tol: float | None, rtol: float | None, atol: float | None, maxiter: int | None
-) -> tuple[float, float, int | None, bool]:
-    """The relative tolerance (JAXopt's ``tol``, TorchOpt's ``rtol``), the absolute tolerance, and the iteration limit.
-
-    The last result says whether the iterations are truncated on purpose: a limit is given, and all given tolerances are
-    zero.
-    """
-    if tol is not None and rtol is not None:
-        raise TypeError('tol and rtol are two names of the relative tolerance; pass only one of them.')
-    given = [rtol if tol is None else tol, atol]
-    for name, value in zip(('tol', 'atol'), given):
-        if value is not None:
-            checks.at_least(name, value)
-    relative = 1e-5 if given[0] is None else float(given[0])
-    absolute = 0.0 if atol is None else float(atol)
-    limit = iteration_limit(maxiter)
-    truncates = limit is not None and 0 in given and not any(given)
-    return relative, absolute, limit, truncates
-
-
-def iteration_limit(maxiter: int | None) -> int | None:
-    """Check ``maxiter`` and return it."""
-    if maxiter is not None:
-        checks.integer('maxiter', maxiter, 0)
-    return maxiter

@@ -7,7 +7,7 @@ import contextlib
 import contextvars
 import enum
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -82,27 +82,32 @@ class SolveStatus(NamedTuple):
         return self.outcome == Outcome.CONVERGED
 
 
-def warn_unless_solved(name: str, status: SolveStatus, *, truncates: bool = False) -> None:
+def warn_unless_solved(
+    name: str, outcome: int | torch.Tensor, status: Callable[[], SolveStatus], *, truncates: bool
+) -> None:
     """Warn if a solver failed; for a batch of systems, about the worst outcome.
 
     The message is always the same, so Python shows it once for each calling line.  The numbers go to
     the log; if the number of iterations was limited on purpose, everything goes to the log only.
     """
-    if status.outcome.numel() == 0 or not (worst := int(status.outcome.max())):
+    systems = outcome.numel() if isinstance(outcome, torch.Tensor) else 1
+    worst = int(outcome.max() if isinstance(outcome, torch.Tensor) and systems else outcome if systems else 0)
+    if not worst:
         return
-    if logger.isEnabledFor(logging.DEBUG):  # reading the numbers takes time
+    if logger.isEnabledFor(logging.DEBUG):
+        iterations, residual, outcomes = status()
         logger.debug(
             '%s: %s in %d of %d systems, after %d iterations, with a residual norm of %.3g.',
             name,
             Outcome(worst).name,
-            int((status.outcome != 0).sum()),
-            status.outcome.numel(),
-            int(status.iterations.max()),
-            float(status.residual.max()),
+            int((outcomes != 0).sum()),
+            systems,
+            int(iterations.max()),
+            float(residual.max()),
         )
     if _is_rough.get() or (truncates and worst == Outcome.MAXITER):
         return
-    of_batch = ', in some of the systems of a batch,' if status.outcome.numel() > 1 else ''
+    of_batch = ', in some of the systems of a batch,' if systems > 1 else ''
     checks.warn(
         f'{name}{of_batch} {_EXPLANATIONS[Outcome(worst)]} Pass return_status=True for the numbers, instead of this '
         'warning.',

@@ -20,7 +20,7 @@ from torchopt.graphs import leaves_of
 from torchopt.implicit_diff.binding import signature_of
 from torchopt.kinds import kind_of
 from torchopt.levels import host_values, in_transform
-from torchopt.linear_solve.vectors import Layout
+from torchopt.linear_solve.problem import Layout
 from torchopt.solver.arguments import split_aux
 from torchopt.tree.ops import detached
 

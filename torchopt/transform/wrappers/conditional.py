@@ -11,7 +11,7 @@ from torchopt import checks, tree
 from torchopt.base import GradientTransformationExtraArgs, TransformationLike, factory, with_extra_args_support
 from torchopt.graphs import zeros_of
 from torchopt.kinds import kind_of
-from torchopt.loop.selection import branch
+from torchopt.loop.branches import branch
 from torchopt.numerics import increment, safe_increment, zero_count
 from torchopt.preconditions import required_by, state_of
 

@@ -13,7 +13,7 @@ from torchopt.elementwise import as_constant
 from torchopt.graphs import carries_no_graph
 from torchopt.kinds import kind_of
 from torchopt.levels import has_tangent
-from torchopt.loop.selection import branch
+from torchopt.loop.branches import branch
 from torchopt.numerics import as_scalar_like, zero_count
 from torchopt.preconditions import required_by_all, state_of
 

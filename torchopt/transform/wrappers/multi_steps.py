@@ -20,7 +20,7 @@ from torchopt.dtypes import DTypeLike, widened
 from torchopt.elementwise import ranges
 from torchopt.graphs import zeros_of
 from torchopt.kinds import kind_of
-from torchopt.loop.selection import branch
+from torchopt.loop.branches import branch
 from torchopt.numerics import abs_sq, as_python_scalar, as_scalar_like, increment, zero_count
 from torchopt.preconditions import check_preconditions, required_by, wrong_state
 
