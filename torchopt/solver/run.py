@@ -210,9 +210,9 @@ def names_the_start(
         if not _fails(fun, init_params, *args, **kwargs):
             raise
         raise type(error)(
-            f'A function of the problem fails at init_params: {text}. init_params: {_kinds(init_params)}; the data: '
-            f'{_kinds((args, kwargs))}. Pass init_params and the data with the shapes and the dtypes that the function '
-            f'expects, in the order of its arguments.'
+            f'A function of the problem fails at init_params: {text.removesuffix(".")}. '
+            f'init_params: {_kinds(init_params)}; the data: {_kinds((args, kwargs))}. Pass init_params and the data '
+            f'with the shapes and the dtypes that the function expects, in the order of its arguments.'
         ) from error
 
 

@@ -76,8 +76,8 @@ class Measure:
         return numbers(tree.wide_norm(x, squared=True))[0]
 
     def inner(self, x: Any, y: Any) -> Any:
-        """The inner product of two trees."""
-        return numbers(tree.vdot(x, y))[0]
+        """The inner product of two trees; of complex ones, as pairs of real numbers."""
+        return numbers(tree.vdot(x, y).real)[0]
 
     def tensor(self, x: Any, like: Any) -> Any:
         """A number as the functions of users take it; ``like`` is a tree whose dtype it has."""
