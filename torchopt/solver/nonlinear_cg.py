@@ -121,9 +121,10 @@ class NonlinearCG(DescentSolver[_Direction]):
     def __post_init__(self) -> None:
         """Check the options."""
         if self.max_stepsize is None:
-            search = BacktrackingLineSearch(self.fun) if self.linesearch == 'backtracking' else self.linesearch
-            bounded = isinstance(search, (BacktrackingLineSearch, ZoomLineSearch)) and search.max_stepsize is not None
-            self.max_stepsize = search.max_stepsize if bounded else 1000.0
+            largest: float | None = 1.0 if self.linesearch == 'backtracking' else None
+            if isinstance(self.linesearch, (BacktrackingLineSearch, ZoomLineSearch)):
+                largest = self.linesearch.max_stepsize
+            self.max_stepsize = 1000.0 if largest is None else largest
         super().__post_init__()
         if self.method not in ('polak-ribiere', 'fletcher-reeves', 'hestenes-stiefel'):
             raise ValueError(
