@@ -21,6 +21,8 @@ from torchopt.graphs import nodes_of
 from torchopt.levels import in_transform, is_tracing
 
 __all__ = [
+    'GRADIENT_REMEDY',
+    'calls_autograd',
     'gradients_of',
     'is_autograd_off',
     'jvp',
@@ -133,7 +135,16 @@ def missing_forward_mode(error: Exception) -> str:
         )
     if isinstance(error, NotImplementedError) or 'setup_context' in text or 'forward AD' in text:
         return text.partition('\n')[0]
-    return ''
+    return f'It calls torch.autograd.grad or backward(). {GRADIENT_REMEDY}' if calls_autograd(error) else ''
+
+
+def calls_autograd(error: Exception) -> bool:
+    """Whether the error is that of autograd, called by a function that runs in a transform or without a graph."""
+    text = str(error)
+    return 'a functorch transform' in text or 'does not have a grad_fn' in text
+
+
+GRADIENT_REMEDY = 'Take gradients inside the function by torchopt.grad or torch.func.grad.'
 
 
 def recorded(fun: Callable[..., Leaves], primals: Leaves) -> tuple[Leaves, Product]:
