@@ -210,8 +210,8 @@ def _custom_functions_noted(capture: _Capture) -> Iterator[None]:
     """Note the name of a ``torch.autograd.Function``, since ``torch.compile`` may ignore its backward pass."""
     from torch._dynamo.variables import misc  # takes long to import
 
-    function: Any = getattr(misc, 'AutogradFunctionVariable', None)
-    original = getattr(function, 'call_apply', None)
+    variable: Any = getattr(misc, 'AutogradFunctionVariable', None)
+    original = getattr(variable, 'call_apply', None)
     if original is None:
         raise RuntimeError(
             f'compile: whether a function calls a torch.autograd.Function, whose backward pass torch.compile may '
@@ -222,11 +222,11 @@ def _custom_functions_noted(capture: _Capture) -> Iterator[None]:
         capture.custom = self.fn_cls.__name__
         return original(self, *args, **kwargs)
 
-    function.call_apply = call_apply
+    variable.call_apply = call_apply
     try:
         yield
     finally:
-        function.call_apply = original
+        variable.call_apply = original
 
 
 _CAPTURE: contextvars.ContextVar[_Capture] = contextvars.ContextVar('_CAPTURE')

@@ -144,6 +144,7 @@ def calls_autograd(error: Exception) -> bool:
 
 
 GRADIENT_REMEDY = 'Take gradients inside the function by torchopt.grad or torch.func.grad.'
+"""What to write instead of :func:`calls_autograd`."""
 
 
 def recorded(fun: Callable[..., Leaves], primals: Leaves) -> tuple[Leaves, Product]:
