@@ -164,6 +164,11 @@ class _Solve(torch.autograd.Function):
     def forward(system: System, *tensors: Tensor) -> tuple[Tensor, ...]:
         _refuse_legacy_batches(tensors)
         b, init, consts, approximate = system.split([x.detach() for x in tensors])
+        if 0 in system.batch:
+            kinds = _kinds(b, system.batch) if system.normal is None else system.normal.domain
+            number = torch.Size()
+            kinds = *kinds, (number, torch.int64), (number, kinds[0][1].to_real()), (number, torch.int64)
+            return tuple(b[0].new_empty((*system.batch, *shape), dtype=dtype) for shape, dtype in kinds)
         problem, method = _problem(system, consts, approximate, b, init if system.has_init else None), system.method
         try:
             result = method.run(problem) if problem.rhs.numel() else Result(problem.rhs, 0, 0.0, Outcome.CONVERGED)

@@ -14,7 +14,7 @@ from torchopt import tree
 from torchopt.dtypes import is_inexact, real_dtype
 from torchopt.implicit_diff.binding import signature_of
 from torchopt.kinds import kind_of
-from torchopt.levels import host_values, in_transform
+from torchopt.levels import host_values, in_transform, refuse_empty_batches
 from torchopt.loop import while_loop
 from torchopt.solver.status import Status, with_status
 from torchopt.spelling import check_names
@@ -196,7 +196,8 @@ def names_the_start(
     """In this block, an error of a function of the problem names ``init_params`` if ``fun`` fails there already."""
     try:
         yield
-    except (RuntimeError, TypeError) as error:
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        refuse_empty_batches(error)
         text = str(error)
         if 'unexpected keyword argument' in text and (signature := signature_of(reference)) is not None:
             _, *known = signature.parameters
