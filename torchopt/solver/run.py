@@ -23,6 +23,7 @@ __all__ = [
     'KKTSolution',
     'OptStep',
     'Task',
+    'as_before',
     'as_tensors',
     'check_kkt',
     'check_start',
@@ -143,6 +144,11 @@ def as_tensors(state: Any, params: Any, *, keep_none: bool = False) -> Any:
     leaves, spec = tree.flatten(state)
     nothing: Any = None if keep_none else absent()
     return tree.unflatten(spec, [nothing if x is None else as_tensor(x) for x in leaves])
+
+
+def as_before(number: Any, last: Any) -> Any:
+    """A number in the dtype that it had in the last step, where both are tensors: arithmetic may have widened it."""
+    return number.to(last.dtype) if isinstance(number, Tensor) and isinstance(last, Tensor) else number
 
 
 def absent() -> Any:

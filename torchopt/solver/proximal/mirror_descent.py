@@ -22,7 +22,7 @@ from torchopt.solver.proximal.composite import (
     plus,
     stepsize_at,
 )
-from torchopt.solver.run import Task
+from torchopt.solver.run import Task, as_before
 from torchopt.solver.unbounded import recognizing_no_bound
 
 __all__ = ['MirrorDescent', 'MirrorDescentState']
@@ -143,6 +143,7 @@ class MirrorDescent(IterativeSolver):
         evaluated = state.num_fun_eval + 1, state.num_grad_eval + 1, state.num_proj_eval + 1
         error = defined(PLAIN.norm(minus(new, params)) / size, PLAIN.number(value))
         error = confirmed(error, self.tol, partial(self._step_from, hyperparams_proj), params, gradient, size)
+        error = as_before(error, state.error)
         return OptStep(new, MirrorDescentState(state.iter_num + 1, error, aux, *evaluated, state.status))
 
     @eager
