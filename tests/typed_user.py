@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import torchopt
+from torchopt import pytree
 
 
 def functional(params: dict[str, torch.Tensor], grads: dict[str, torch.Tensor]) -> None:
@@ -88,3 +89,13 @@ def accumulated(net: nn.Module, params: dict[str, torch.Tensor], grads: dict[str
     torchopt.update_params(steps, grads, steps.init(params), params)
     rules: dict[str, torchopt.base.GradientTransformation] = {'w': torchopt.sgd(0.1), 'b': torchopt.adam()}
     torchopt.transform.partition(rules, {'w': 'w', 'b': 'b'})
+
+
+def trees(params: pytree.PyTree[torch.Tensor]) -> list[torch.Tensor]:
+    leaves, _ = pytree.tree_flatten(params)
+    structure: pytree.PyTreeSpec = pytree.tree_structure(params)
+    moved = pytree.tree_map(torch.neg, pytree.tree_unflatten(structure, leaves))
+    pytree.tree_add(moved, pytree.tree_leaves(params), pytree.NONE_IS_LEAF, pytree.MAX_RECURSION_DEPTH)
+    pytree.tree_map(torch.neg)  # type: ignore[call-arg]
+    pytree.tree_maps(torch.neg, params)  # type: ignore[attr-defined]
+    return leaves

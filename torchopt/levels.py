@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ParamSpec
 
 import torch
-from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
+from torch._functorch.pyfunctorch import VmapInterpreter, coerce_cinterpreter, retrieve_current_functorch_interpreter
 from torch.autograd import forward_ad
 
 from torchopt.dtypes import is_inexact
@@ -35,6 +35,7 @@ __all__ = [
     'is_tracing',
     'is_tracked',
     'is_transformed',
+    'refuse_empty_batches',
     'runs_directly',
     'runs_untracked',
     'saved_tensors',
@@ -118,6 +119,26 @@ def has_tangent(x: torch.Tensor) -> bool:
 def runs_directly() -> bool:
     """Whether operations run at once on plain tensors: no ``torch.func`` transform, no compiler."""
     return not (torch.compiler.is_compiling() or in_transform())
+
+
+def refuse_empty_batches(error: Exception | None = None) -> None:
+    """Raise an error if the code runs in a ``torch.vmap`` without samples, in which torch cannot compute with numbers.
+
+    Args:
+        error: The error that torch has raised, if it was not foreseen.
+
+    Raises:
+        ValueError: If a batch is empty.
+    """
+    if is_tracing():
+        return
+    for level in torch._C._functorch.get_interpreter_stack() or ():
+        within = coerce_cinterpreter(level)
+        if isinstance(within, VmapInterpreter) and within.batch_size() == 0:
+            raise ValueError(
+                'The batch of torch.vmap is empty, and torch cannot compute with numbers of no samples, such as '
+                '2.0 * x.sum(). Leave out empty batches.'
+            ) from error
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import torch
 from torch.autograd import forward_ad
 
 from torchopt.dtypes import real_dtype, widened
-from torchopt.levels import is_tracing, runs_directly, without_wrappers
+from torchopt.levels import is_tracing, refuse_empty_batches, runs_directly, without_wrappers
 from torchopt.numerics import abs_sq, safe_sqrt
 
 __all__ = ['constant_norm', 'norm_in_double', 'root_mean_square', 'safe_norm', 'safe_root_mean_squares', 'two_norm']
@@ -96,6 +96,7 @@ def _widest(xs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 def _in_units(xs: Sequence[torch.Tensor], dim: int | tuple[int, ...] | None) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Tensors divided by a power of two near the largest absolute value along some dimensions, and this constant."""
+    refuse_empty_batches()
     xs = _widest(xs)
     wide = real_dtype(xs[0].dtype)
     largest = [torch.linalg.vector_norm(x.detach(), math.inf, dim, dim is not None) for x in xs if x.numel()]

@@ -45,9 +45,9 @@ Scalar = float | torch.Tensor
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 
-def zero_count() -> torch.Tensor:
+def zero_count(device: torch.device | str = 'cpu') -> torch.Tensor:
     """A step count of zero: a 0-d int64 tensor, on the CPU for any default device."""
-    return torch.zeros((), dtype=torch.int64, device='cpu')
+    return torch.zeros((), dtype=torch.int64, device=device)
 
 
 def as_python_scalar(x: Any) -> float | int | None:

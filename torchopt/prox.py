@@ -20,6 +20,7 @@ from torchopt import checks, tree
 from torchopt.dtypes import widened
 from torchopt.levels import host_values
 from torchopt.numerics import tensor_like
+from torchopt.rules import sign
 
 __all__ = [
     'make_prox_from_projection',
@@ -73,7 +74,7 @@ def prox_lasso(x: Any, l1reg: Any = None, scaling: Any = 1.0) -> Any:
     """
 
     def threshold(u: torch.Tensor, weight: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-        return u.sign() * torch.relu(u.abs() - weight * s)
+        return sign(u) * torch.relu(u.abs() - weight * s)
 
     return _map(threshold, x, scaling, l1reg=l1reg)
 
@@ -117,7 +118,7 @@ def prox_elastic_net(x: Any, hyperparams: tuple[Any, Any] | None = None, scaling
         raise ValueError(f'Invalid hyperparams: {hyperparams!r}; expected a pair (weight, ridge ratio).')
 
     def shrink(u: torch.Tensor, weight: torch.Tensor, ratio: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-        return u.sign() * torch.relu(u.abs() - weight * s) / (1.0 + s * weight * ratio)
+        return sign(u) * torch.relu(u.abs() - weight * s) / (1.0 + s * weight * ratio)
 
     return _map(shrink, x, scaling, **dict(zip(('hyperparams[0]', 'hyperparams[1]'), hyperparams)))
 
@@ -247,7 +248,8 @@ def _map(rule: Callable[..., torch.Tensor], x: Any, scaling: Any, **weights: Any
     def run(u: Any, *others: Any) -> torch.Tensor:
         u = torch.as_tensor(u)
         wide = widened(u)
-        return rule(wide, *(_like(v, wide) for v in others), _like(scaling, wide)).to(u.dtype)
+        real = wide.real  # of complex numbers; the weights are real
+        return rule(wide, *(_like(v, real) for v in others), _like(scaling, real)).to(u.dtype)
 
     return tree.map(run, x, *spread)
 

@@ -15,16 +15,16 @@ import torch
 import torch.distributed.rpc as rpc
 
 from torchopt.kinds import kind_of
-from torchopt.tree import add_scale, optree_names, vdot
+from torchopt.tree import add_scale, vdot
 from torchopt.tree.optree_names import *  # noqa: F403
 from torchopt.tree.optree_names import (  # noqa: F401
     MAX_RECURSION_DEPTH,
     NONE_IS_LEAF,
     NONE_IS_NODE,
+    __all__ as __all__,  # noqa: PLC0414 (the form from which mypy learns the names)
     tree_flatten,
     tree_flatten_with_accessor,
     tree_map,
-    typing,
 )
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
     from torchopt.tree import TreeSpec
 
-__all__ = [
+__all__ = list(__all__)
+__all__ += [
     'tree_add',
     'tree_add_scalar_mul',
     'tree_flatten_as_tuple',
@@ -47,7 +48,6 @@ __all__ = [
     'tree_vdot_real',
     'tree_wait',
 ]
-__all__ += optree_names.__all__
 
 
 def tree_flatten_as_tuple(

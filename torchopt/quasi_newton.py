@@ -44,7 +44,7 @@ from torch.autograd import forward_ad
 from torchopt import tree
 from torchopt._C import quasi_newton as kernels
 from torchopt.dtypes import real_dtype, widened
-from torchopt.levels import is_tracing, runs_directly, without_autocast
+from torchopt.levels import is_tracing, refuse_empty_batches, runs_directly, without_autocast
 from torchopt.numerics import as_python_scalar, as_scalar_like, tensor_like
 from torchopt.scalars import larger, root, settled, smaller, where
 
@@ -122,6 +122,7 @@ def curvature_pair(s: Sequence[Tensor], y: Sequence[Tensor]) -> CurvaturePair:
     :math:`\epsilon`, would make the inverse Hessian indefinite.  Pairs are also replaced if the differences are so
     small that they are dominated by rounding, or that derivatives of :math:`1 / \langle y, s \rangle` overflow.
     """
+    refuse_empty_batches()
     wide_s, wide_y = ([_double(_row(x)) for x in xs] for xs in (s, y))
     pairs = (wide_s, wide_y), (wide_s, wide_s), (wide_y, wide_y)
     product, ss, yy = _known(*(inner_product(*pair) for pair in pairs))

@@ -93,3 +93,41 @@ def test_bad_input() -> None:
     ):
         with pytest.raises(NotImplementedError, match=message):
             torchopt.forward_value_and_grad(lambda x, loss=loss: torchopt.grad(loss)(x, X).square().sum())(X.cos())
+
+
+def by_autograd(w: torch.Tensor) -> torch.Tensor:
+    (gradient,) = torch.autograd.grad((w**3).sum(), w, create_graph=True)
+    return gradient.square().sum()
+
+
+def by_backward(w: torch.Tensor) -> torch.Tensor:
+    x = torch.ones_like(w).requires_grad_()
+    (x**2).sum().backward()
+    return (w * x.grad).square().sum()
+
+
+@pytest.mark.parametrize('loss', [by_autograd, by_backward])
+def test_losses_that_call_autograd(loss: Any) -> None:
+    """Forward mode and transforms of torch.func name the remedy; reverse mode alone differentiates such losses."""
+    w = torch.tensor([1.0, 2.0], dtype=DOUBLE)
+    remedy = 'calls torch.autograd.grad or backward.*by torchopt.grad or torch.func.grad'
+    with pytest.raises(NotImplementedError, match=remedy):
+        torchopt.forward_value_and_grad(loss)(w)
+    for checkpoint in ('reverse', 'mixed'):
+        gradient = torchopt.grad(loss, checkpoint=checkpoint)
+        with pytest.raises(RuntimeError, match=f'{remedy}.*checkpoint=None'):
+            torch.func.grad(lambda w, gradient=gradient: gradient(w).sum())(w)
+        with pytest.raises(RuntimeError, match=f'{remedy}.*checkpoint=None'):
+            torch.vmap(gradient)(w[None])
+
+    def second(checkpoint: str) -> torch.Tensor:
+        at = w.clone().requires_grad_()
+        return torch.autograd.grad(torchopt.grad(loss, checkpoint=checkpoint)(at).sum(), at)[0]
+
+    expected = second('reverse')
+    torch.testing.assert_close(expected, 108.0 * w**2 if loss is by_autograd else torch.full_like(w, 8.0))
+    if loss is by_autograd:
+        torch.testing.assert_close(second('mixed'), expected)
+        return
+    with pytest.warns(UserWarning, match=f"checkpoint='mixed': .*{remedy}"):
+        torch.testing.assert_close(second('mixed'), expected)

@@ -73,12 +73,25 @@ def test_the_status_of_each_system_in_a_batch() -> None:
         torch.vmap(lambda A: solve_cg(A.matmul, b, tol=1e-12, maxiter=2))(As)
 
 
+@every_solver
+@pytest.mark.parametrize('bad', [float('nan'), float('inf')])
+def test_one_right_hand_side_of_a_batch_that_is_not_finite(case: Case, bad: float) -> None:
+    """Direct solvers called the matrix singular, the warning spoke of the Neumann series, and refinement failed."""
+    b = torch.stack([2.0 * ONES, ONES, ONES])
+    b[1, 2] = bad
+    with pytest.warns(LinearSolveWarning, match='some of the systems.* right-hand side .* not finite') as caught:
+        x = torch.vmap(lambda b: case.solve(lambda x: 2.0 * x, b))(b)
+    assert ('radius' in str(caught[0].message)) == ('ns' in case.options)
+    torch.testing.assert_close(x[[0, 2]], b[[0, 2]] / 2.0)
+    assert not torch.isfinite(x[1]).all()
+
+
 def test_breakdown_and_divergence() -> None:
     # p'Ap = 0 in the first step; the symmetric matrix is indefinite
     exchange = torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
     with pytest.warns(LinearSolveWarning, match='broke down'):
         solve_cg(exchange.matmul, torch.tensor([1.0, 0.0], dtype=torch.float64))
-    with pytest.warns(LinearSolveWarning, match='Neumann'):
+    with pytest.warns(LinearSolveWarning, match=r'solve_inv\(ns=True\) diverged.* spectral radius .* alpha'):
         linear_solve.solve_inv(lambda v: 3 * v, ONES, ns=True)
 
 

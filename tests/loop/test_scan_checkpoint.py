@@ -51,6 +51,10 @@ TRANSFORMS: dict[str, Callable[[Callable[..., torch.Tensor]], Callable[..., Any]
     'vmap': lambda f: lambda w, h, xs: torch.vmap(torch.func.grad(f), (None, 0, None))(w, torch.stack([h, -h]), xs),
     'jvp': lambda f: lambda *a: torch.func.jvp(f, a, tuple(x.cos() for x in a)),
     'hessian': lambda f: torch.func.hessian(f, argnums=1),
+    'vectorized Hessian': lambda f: lambda *a: torch.autograd.functional.hessian(f, a, vectorize=True),
+    'vectorized Hessian, forward mode': lambda f: (
+        lambda *a: torch.autograd.functional.hessian(f, a, vectorize=True, outer_jacobian_strategy='forward-mode')
+    ),
 }
 
 

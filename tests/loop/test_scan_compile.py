@@ -74,6 +74,14 @@ TRANSFORMS: dict[str, Callable[[Callable[..., Tensor]], Callable[..., Any]]] = {
     ),
     'forward mode over a gradient': lambda f: torch.func.jacfwd(torch.func.grad(f, 1), 1),
     'forward mode': lambda f: torchopt.forward_value_and_grad(f, argnums=1),
+    'vectorized Jacobian': lambda f: lambda *a: torch.autograd.functional.jacobian(f, a, vectorize=True),
+    'vectorized Hessian': lambda f: lambda *a: torch.autograd.functional.hessian(f, a, vectorize=True),
+    'vectorized Jacobian of a gradient': lambda f: (
+        lambda *a: torch.autograd.functional.jacobian(torch.func.grad(f, (0, 1)), a, vectorize=True)
+    ),
+    'vectorized Hessian, forward mode': lambda f: (
+        lambda *a: torch.autograd.functional.hessian(f, a, vectorize=True, outer_jacobian_strategy='forward-mode')
+    ),
     'no_grad': torch.no_grad(),
     'inference mode': torch.inference_mode(),
 }

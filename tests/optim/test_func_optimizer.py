@@ -283,3 +283,31 @@ def test_stop_gradient_of_a_functional_optimizer() -> None:
     twin = torchopt.module_clone(optimizer, by='copy')
     assert twin.optim_state[0].mu['w'] is not moment
     torch.testing.assert_close(twin.optim_state[0].mu['w'], moment)
+
+
+def product(p: Any) -> torch.Tensor:
+    return (p['a'] * p['b'][0] ** 2).sum()
+
+
+@pytest.mark.parametrize('loss', ['tensor', None, 'reverse', 'mixed'])
+@pytest.mark.parametrize('alone', [False, True])
+def test_a_tensor_that_occurs_twice_has_its_whole_gradient_at_each_place(loss: str | None, alone: bool) -> None:
+    """With a function, each place had the gradient of its own occurrence."""
+    start = torch.tensor([1.0, 2.0], dtype=f64, requires_grad=True)
+    other = torch.tensor([3.0, 5.0], dtype=f64, requires_grad=True)
+    params = {'a': start, 'b': [start, other], 'c': torch.tensor(1)}
+    fun = product if alone else lambda p: product(p) + (p['b'][1] * p['a']).sum()
+    optimizer = torchopt.FuncOptimizer(torchopt.sgd(0.1))
+    options = {} if loss == 'tensor' else {'checkpoint': loss}
+    new = optimizer.step(fun(params) if loss == 'tensor' else fun, params, **options)
+    expected = start - 0.1 * (3.0 * start**2 + (0.0 if alone else other))
+    for x in (new['a'], new['b'][0]):
+        torch.testing.assert_close(x, expected)
+    torch.testing.assert_close(new['b'][1], other if alone else other - 0.1 * start)
+    found = torch.autograd.grad(new['a'].sum() + 2.0 * new['b'][0].sum(), start)[0]
+    torch.testing.assert_close(found, 3.0 * (1.0 - 0.6 * start.detach()))
+    copies = {'a': start.detach().clone().requires_grad_(), 'b': [None, other]}
+    copies['b'][0] = copies['a']
+    with pytest.warns(UserWarning, match=r'occurs more than once in params.* moves it once for each'):
+        optimizer.step(fun(copies) if loss == 'tensor' else fun, copies, inplace=True, **options)
+    torch.testing.assert_close(copies['a'].detach(), (2.0 * expected - start).detach())

@@ -339,3 +339,30 @@ def test_a_learned_weight_decay_is_read_in_each_step() -> None:
     for _ in range(2):  # each step has a graph of its own
         (u,), _ = tx.update([torch.zeros(1)], tx.init([p]), [p])
         (u**2).sum().backward()
+
+
+@pytest.mark.parametrize('name', ['SGD', 'Adam', 'RMSprop'])
+def test_parameters_that_overlap_step_as_in_torch(name: str) -> None:
+    """Each moves in turn, so that elements which several share move for each of them."""
+    found = []
+    for optimizers in (torch.optim, torchopt):
+        memory = torch.linspace(0.0, 1.0, 9)
+        a, b = (x.requires_grad_() for x in (memory[:-1], memory[1:]))
+        optimizer = getattr(optimizers, name)([a, b], lr=0.1)
+        for _ in range(3):
+            a.grad, b.grad = 2.0 * a.detach(), b.detach() - 1.0
+            optimizer.step()
+        found.append(memory)
+    torch.testing.assert_close(found[1], found[0])
+
+
+def test_a_parameter_that_occurs_twice_steps_as_in_torch() -> None:
+    found = []
+    for optimizers in (torch.optim, torchopt):
+        p = torch.ones(3, requires_grad=True)
+        with pytest.warns(UserWarning, match='duplicate parameters'):
+            optimizer = optimizers.SGD([p, p], lr=0.1)
+        p.grad = torch.ones(3)
+        optimizer.step()
+        found.append(p.detach())
+    torch.testing.assert_close(found[1], found[0])

@@ -107,6 +107,60 @@ def test_steps_by_hand_in_half_precision(name: str, dtype: torch.dtype) -> None:
     assert bowl(params.float()) < bowl(ones())
 
 
+FOLLOWED: dict[str, Callable[..., Any]] = {
+    'a start that requires grad': lambda run, x: run(x.clone().requires_grad_()),
+    'vmap': lambda run, x: torch.vmap(run)(x[None])[0],
+    'grad': lambda run, x: torch.func.grad_and_value(lambda x: run(x).sum())(x)[1] / 2 + 0 * x,
+    'jvp': lambda run, x: torch.func.jvp(run, (x,), (x,))[0],
+}
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('transform', FOLLOWED)
+@pytest.mark.parametrize('name', SOLVERS)
+def test_runs_whose_numbers_are_tensors(name: str, transform: str, dtype: torch.dtype) -> None:
+    """Numbers in the states of stochastic solvers changed their dtype between two steps."""
+    unrolled = {'implicit_diff': False} if transform != 'vmap' else {}
+    solve = lambda x: run(name, bowl, x, maxiter=60, **unrolled).params  # noqa: E731
+    found = FOLLOWED[transform](solve, ones(dtype))
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.detach().float(), torch.full((2,), 3.0), atol=0.15, rtol=0)
+
+
+FURTHER: dict[str, Callable[..., Any]] = {
+    **SOLVERS,
+    'constant': lambda fun, **options: torchopt.LBFGS(fun, stepsize=0.2, **options),
+    'backtracking': lambda fun, **options: torchopt.NonlinearCG(fun, linesearch='backtracking', **options),
+    'constant projected': lambda fun, **options: torchopt.ProjectedGradient(fun, same, stepsize=0.1, **options),
+    'FixedPointIteration': lambda fun, **options: torchopt.FixedPointIteration(lambda x: 0.5 * (x + 3.0), **options),
+    'AndersonWrapper': lambda fun, **options: torchopt.AndersonWrapper(torchopt.GradientDescent(fun, **options)),
+}
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
+@pytest.mark.parametrize('name', [name for name in FURTHER if name != 'LBFGSB'])
+def test_unrolled_runs_with_checkpoints(name: str, dtype: torch.dtype) -> None:
+    """Numbers that a first run reads are tensors in the second one, of another dtype."""
+    options = {'implicit_diff': False, 'maxiter': 5, 'tol': 0.0}
+
+    def solve(x: torch.Tensor, **unroll: Any) -> torch.Tensor:
+        return (FURTHER[name](bowl, **options, **unroll).run(x).params ** 2).sum()
+
+    x = 2.0 * ones(dtype)
+    expected, slope = torch.func.grad_and_value(solve)(x)
+    found = torch.func.grad_and_value(lambda x: solve(x, unroll='checkpoint'))(x)
+    torch.testing.assert_close(found, (expected, slope))
+    _, tangent = torch.func.jvp(lambda x: solve(x, unroll='checkpoint'), (x,), (torch.ones_like(x),))
+    torch.testing.assert_close(tangent, expected.sum(), rtol=2e-2, atol=2e-2)
+
+
+def test_half_precision_of_a_wrapped_solver() -> None:
+    for dtype in (torch.float16, torch.bfloat16):
+        solver = torchopt.AndersonWrapper(torchopt.GradientDescent(bowl))
+        found = torch.stack([solver.run(ones(dtype)).params, torch.vmap(solver.run)(ones(dtype)[None]).params[0]])
+        torch.testing.assert_close(found, torch.full((2, 2), 3.0, dtype=dtype), atol=0.05, rtol=0)
+
+
 HIDDEN = [
     ('a small objective', lambda x: 1e-30 * bowl(x), ones(), 1e-36),
     ('one whose squares underflow', lambda x: 1e-200 * bowl(x), ones(), 0.0),
@@ -174,3 +228,15 @@ def test_a_value_that_is_not_finite_ends_the_run(name: str) -> None:
     state = run(name, fun, ones()).state
     assert ending(state) is Status.NONFINITE
     assert int(state.iter_num) < 100
+
+
+@pytest.mark.parametrize('name', ['LBFGS', 'BFGS', 'NonlinearCG'])
+def test_steps_by_hand_check_their_start_and_take_no_unknowns(name: str) -> None:
+    solver = SOLVERS[name](bowl)
+    for bad in (torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.bool)):
+        with pytest.raises(TypeError, match=r'init_params has dtype .*; expected a floating dtype'):
+            solver.init_state(bad)
+    empty = torch.zeros(0, dtype=torch.float64)
+    params, state = solver.update(empty, solver.init_state(empty))
+    assert torch.equal(params, empty)
+    assert state.error.item() == 0.0

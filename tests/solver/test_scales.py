@@ -102,3 +102,45 @@ def check(state: Any, error: Tensor, tol: float) -> None:
     """The state holds this error, and its status follows from it."""
     assert state.error.item() == pytest.approx(error.item(), rel=1e-3, abs=1e-3 * tol)
     assert (state.status.item() == Status.CONVERGED) == (error.item() <= tol)
+
+
+@pytest.mark.parametrize(
+    ('scale', 'dtype'), [(1.0, torch.float32), (1e-25, torch.float32), (1e25, torch.float32), (1e-130, torch.float64)]
+)
+@pytest.mark.parametrize('batched', [False, True])
+def test_steps_of_conjugate_gradients_are_multiples_of_the_direction(
+    batched: bool, scale: float, dtype: torch.dtype
+) -> None:
+    """The step size was that of the multiple of the objective on which the run works."""
+    weights = torch.tensor([1.0, 5.0, 3.0], dtype=dtype)
+
+    def state_after(steps: int) -> Any:
+        solver = torchopt.NonlinearCG(lambda x: scale * (weights * (x - 1.0) ** 2).sum(), tol=0.0, maxiter=steps)
+        run = torch.vmap(solver.run) if batched else solver.run
+        return run(torch.zeros(1, 3, dtype=dtype) if batched else torch.zeros(3, dtype=dtype))
+
+    assert state_after(0).state.stepsize.item() == 1000.0
+    for steps in (0, 1):
+        before, after = state_after(steps), state_after(steps + 1)
+        moved = (after.params - before.params).double()
+        direction = before.state.descent_direction.double()
+        torch.testing.assert_close(after.state.stepsize.double() * direction, moved, atol=1e-5, rtol=1e-5)
+        expected = (before.state.grad.double() * direction).sum().clamp(min=-torch.finfo(dtype).max)
+        torch.testing.assert_close(
+            after.state.slope.double().reshape(()), expected, atol=1e-45 if dtype == torch.float32 else 0.0, rtol=1e-5
+        )
+
+
+def test_the_largest_step_size_is_that_of_the_search() -> None:
+    searches = {
+        'zoom': 1000.0,
+        'backtracking': 1.0,
+        torchopt.BacktrackingLineSearch(torch.sum): 1.0,
+        torchopt.BacktrackingLineSearch(torch.sum, max_stepsize=3.0): 3.0,
+        torchopt.ZoomLineSearch(torch.sum): 1000.0,
+        torchopt.ZoomLineSearch(torch.sum, max_stepsize=5.0): 5.0,
+        torchopt.HagerZhangLineSearch(torch.sum): 1000.0,
+    }
+    for search, expected in searches.items():
+        assert torchopt.NonlinearCG(torch.sum, linesearch=search).max_stepsize == expected
+        assert torchopt.NonlinearCG(torch.sum, linesearch=search, max_stepsize=2.0).max_stepsize == 2.0

@@ -208,19 +208,25 @@ class _Capture:
 @contextlib.contextmanager
 def _custom_functions_noted(capture: _Capture) -> Iterator[None]:
     """Note the name of a ``torch.autograd.Function``, since ``torch.compile`` may ignore its backward pass."""
-    from torch._dynamo.variables.misc import AutogradFunctionVariable  # takes long to import
+    from torch._dynamo.variables import misc  # takes long to import
 
-    original = AutogradFunctionVariable.call_apply
+    variable: Any = getattr(misc, 'AutogradFunctionVariable', None)
+    original = getattr(variable, 'call_apply', None)
+    if original is None:
+        raise RuntimeError(
+            f'compile: whether a function calls a torch.autograd.Function, whose backward pass torch.compile may '
+            f'ignore, is unknown in torch {torch.__version__}. Run it without compile, or with another release.'
+        )
 
     def call_apply(self: Any, *args: Any, **kwargs: Any) -> Any:
         capture.custom = self.fn_cls.__name__
         return original(self, *args, **kwargs)
 
-    AutogradFunctionVariable.call_apply = call_apply  # type: ignore[method-assign]
+    variable.call_apply = call_apply
     try:
         yield
     finally:
-        AutogradFunctionVariable.call_apply = original  # type: ignore[method-assign]
+        variable.call_apply = original
 
 
 _CAPTURE: contextvars.ContextVar[_Capture] = contextvars.ContextVar('_CAPTURE')

@@ -364,7 +364,10 @@ def first_sample(x: Tensor) -> Tensor:
             return x.detach()
         within = _functorch.get_unwrapped(x)
         if _functorch.is_batchedtensor(x):
-            within = within.select(_functorch.maybe_get_bdim(x), 0)
+            dim = _functorch.maybe_get_bdim(x)
+            if not within.shape[dim]:
+                return within.new_zeros(x.shape)
+            within = within.select(dim, 0)
         return first_sample(within)
 
 

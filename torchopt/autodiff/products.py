@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.autograd.graph import _engine_run_backward
 
 from torchopt.autodiff.tape import Leaves, Product
-from torchopt.graphs import nodes_of
+from torchopt.graphs import nodes_of, run_backward
 from torchopt.levels import in_transform, is_tracing
 
 __all__ = [
+    'GRADIENT_REMEDY',
+    'calls_autograd',
     'gradients_of',
     'is_autograd_off',
     'jvp',
@@ -133,7 +134,17 @@ def missing_forward_mode(error: Exception) -> str:
         )
     if isinstance(error, NotImplementedError) or 'setup_context' in text or 'forward AD' in text:
         return text.partition('\n')[0]
-    return ''
+    return f'It calls torch.autograd.grad or backward(). {GRADIENT_REMEDY}' if calls_autograd(error) else ''
+
+
+def calls_autograd(error: Exception) -> bool:
+    """Whether the error is that of autograd, called by a function that runs in a transform or without a graph."""
+    text = str(error)
+    return 'a functorch transform' in text or 'does not have a grad_fn' in text
+
+
+GRADIENT_REMEDY = 'Take gradients inside the function by torchopt.grad or torch.func.grad.'
+"""What to write instead of :func:`calls_autograd`."""
 
 
 def recorded(fun: Callable[..., Leaves], primals: Leaves) -> tuple[Leaves, Product]:
@@ -168,15 +179,12 @@ def pullback(outputs: Leaves, inputs: Leaves, *, retain_graph: bool = True) -> P
 def gradients_of(
     outputs: Leaves, cotangents: Leaves, inputs: Leaves, *, retain_graph: bool, create_graph: bool
 ) -> Sequence[Tensor | None]:
-    """``torch.autograd.grad`` with ``allow_unused``, for cotangents of the shapes of the outputs.
-
-    The checks of ``torch.autograd.grad`` take as long as the backward pass of a small graph.
-    """
+    """``torch.autograd.grad`` with ``allow_unused``, without its checks; cotangents have the shapes of the outputs."""
     if is_tracing() or torch._C._len_torch_function_stack() or not _PLAIN.issuperset(map(type, (*outputs, *inputs))):
         return torch.autograd.grad(
             outputs, inputs, cotangents, retain_graph=retain_graph, create_graph=create_graph, allow_unused=True
         )
-    return _engine_run_backward(
+    return run_backward(
         tuple(outputs), tuple(cotangents), retain_graph, create_graph, tuple(inputs), True, accumulate_grad=False
     )
 

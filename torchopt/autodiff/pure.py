@@ -313,7 +313,7 @@ def _zeros(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tenso
 
 def _without_graph(x: Tensor) -> Tensor:
     """The tensor without its graph, as another object; the vectors of ``is_grads_batched=True`` cannot be detached."""
-    return x if _functorch.is_legacy_batchedtensor(x) else x.detach()
+    return x.view_as(x) if _functorch.is_legacy_batchedtensor(x) else x.detach()
 
 
 def _without_overlap(x: Tensor) -> Tensor:

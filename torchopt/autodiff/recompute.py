@@ -25,7 +25,7 @@ from torch import Tensor
 from torchopt import checks, tree
 from torchopt.autodiff.comparison import SHORT, SameGradient, check_same, sums_of
 from torchopt.autodiff.modes import Capture, Replace, allow_unused, matters, replacement_of, version_of
-from torchopt.autodiff.products import gradients_of, is_autograd_off, put
+from torchopt.autodiff.products import GRADIENT_REMEDY, calls_autograd, gradients_of, is_autograd_off, put
 from torchopt.autodiff.pure import Pure, apply_pure, own_hooks
 from torchopt.autodiff.surroundings import Surroundings
 from torchopt.autodiff.tape import Leaves
@@ -424,10 +424,18 @@ def _moved(gradients: list[Tensor]) -> list[Tensor]:
 
 def _explore(call: Call, x: Leaves) -> None:
     """Run a function only to record its inputs."""
-    with torch.no_grad() if in_transform() else contextlib.nullcontext():
-        # Of other identity, since a function that closes over its argument itself depends on it in two ways.
-        call.first([t.view_as(t) for t in x])
-        call.settle([])
+    try:
+        with torch.no_grad() if in_transform() else contextlib.nullcontext():
+            # Of other identity, since a function that closes over its argument itself depends on it in two ways.
+            call.first([t.view_as(t) for t in x])
+            call.settle([])
+    except RuntimeError as error:
+        if not (in_transform() and calls_autograd(error)):
+            raise
+        raise RuntimeError(
+            f'A function that is recomputed within a transform of torch.func calls torch.autograd.grad or backward(). '
+            f'{GRADIENT_REMEDY} Or pass checkpoint=None, which records its graph.'
+        ) from error
 
 
 def _needs_node(call: Call, x: Leaves) -> bool:

@@ -60,6 +60,9 @@ class Staged(Pure):
 
     def __call__(self, *x: Tensor) -> Leaves:
         """Run the compiled function, without a graph of autograd."""
+        if True in map(torch._C._functorch.is_legacy_batchedtensor, x):  # of is_grads_batched=True, without memory
+            graph = self.graph([torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in x])
+            return tuple(graph(*x))
         x = tuple(map(as_compiled, x))
         return tuple(self.program(x)(*x))
 

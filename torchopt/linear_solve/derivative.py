@@ -177,6 +177,12 @@ class _Solve(torch.autograd.Function):
                 'torch.autograd.functional.jacobian(vectorize=True). Use torch.func.jacrev, jacfwd or vmap.'
             )
         b, init, consts, approximate = system.split([x.detach() for x in tensors])
+        if 0 in system.batch:
+            dims, number = len(system.batch), torch.Size()
+            kinds = [(x.shape[dims:], x.dtype) for x in b] if system.normal is None else list(system.normal.domain)
+            if not system.warns:
+                kinds += [(number, torch.int64), (number, kinds[0][1].to_real()), (number, torch.int64)]
+            return tuple(b[0].new_empty((*system.batch, *shape), dtype=dtype) for shape, dtype in kinds)
         problem, method = _problem(system, consts, approximate, b, init if system.has_init else None), system.method
         try:
             result = method.run(problem) if problem.rhs.numel() else Result(problem.rhs, 0, 0.0, Outcome.CONVERGED)

@@ -57,8 +57,12 @@ class Direct:
             _require(torch.tensor(worst <= _SINGULAR_FROM))
             return Result(x[:, 0], 1, of_b, Outcome.CONVERGED if worst <= self.reliable else Outcome.STAGNATED)
         worst = torch.maximum(divide(left[..., :1], problem.norm), left[..., 1:] / probe_norm)
-        _require((worst <= _SINGULAR_FROM).squeeze(-1))
         outcome = torch.where(worst <= self.reliable, int(Outcome.CONVERGED), int(Outcome.STAGNATED))
+        regular = worst <= _SINGULAR_FROM
+        if not bool(regular.all()):
+            given = torch.isfinite(b).all(-1, keepdim=True)  # otherwise the residual says nothing about the matrix
+            _require((regular | ~given).squeeze(-1))
+            outcome = torch.where(given, outcome, int(Outcome.DIVERGED))
         return Result(x[..., 0], 1, left[..., :1], outcome)
 
 

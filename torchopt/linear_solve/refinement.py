@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -38,8 +39,14 @@ class Refinement(IterativeOptions):
 
     def improve(self, problem: Problem, r: Tensor, size: Scalar, limit: Scalar, steps: int) -> Improvement:
         """One approximate solve."""
-        with roughly():
-            d = self.solve(problem.precondition if problem.is_preconditioned else problem.matvec, r)
+        matvec = problem.precondition if problem.is_preconditioned else problem.matvec
+        if not problem.layout.batch:
+            with roughly():
+                d = self.solve(matvec, r)
+        else:  # one system of them all, to which those that are not finite do not belong
+            given = torch.isfinite(r).all(-1, keepdim=True)
+            with roughly():
+                d = torch.where(given, self.solve(matvec, torch.where(given, r, 0.0)), math.nan)
         return Improvement(d, norm(r - problem.matvec(d)), 1, 1)
 
     def limit(self, problem: Problem) -> Scalar:

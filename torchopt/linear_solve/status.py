@@ -48,9 +48,8 @@ _EXPLANATIONS = {
     'ridge, or use a direct solver (solve_lu); for a singular matrix the iterations need not converge.',
     Outcome.BREAKDOWN: 'broke down: the matrix is singular, or not of the kind that the method requires (solve_cg: '
     'symmetric and positive definite). Use solve_normal_cg or solve_gmres, or regularize with ridge.',
-    Outcome.DIVERGED: 'diverged: the matrix is singular, or not of the kind that the method requires (Neumann series: '
-    'the spectral radius of I - alpha A is below one), or the dtype cannot represent the solution. Use another solver, '
-    'a smaller alpha, or regularize with ridge.',
+    Outcome.DIVERGED: 'diverged: the matrix is singular, or not of the kind that the method requires, or the dtype '
+    'cannot represent the solution. Use another solver, or regularize with ridge.',
     Outcome.STAGNATED: 'stagnated: rounding keeps the residual above the tolerance, since the matrix is singular or '
     'ill-conditioned, or the tolerance is too small for the dtype. Use solve_normal_cg or float64, precondition '
     'with M, regularize with ridge, or raise tol.',
@@ -59,6 +58,11 @@ _EXPLANATIONS = {
     'equations. Pass another linear solver (solve_lu; solve_cg if the Jacobian is symmetric and positive definite), or '
     'regularize with ridge.',
 }
+_OF_BATCH = (  # for a single system these are errors
+    'diverged: the right-hand side (in a derivative: the incoming gradient) or the matrix has values that are not '
+    'finite, '
+)
+_OF_SERIES = ' The series converges if the spectral radius of I - alpha A is below one: try a smaller alpha.'
 
 
 @tree.safe_to_load
@@ -90,12 +94,12 @@ def warn_unless_solved(
     The message is always the same, so Python shows it once for each calling line.  The numbers go to
     the log; if the number of iterations was limited on purpose, everything goes to the log only.
     """
-    systems = outcome.numel() if isinstance(outcome, torch.Tensor) else 1
-    worst = int(outcome.max() if isinstance(outcome, torch.Tensor) and systems else outcome if systems else 0)
+    outcomes = torch.as_tensor(outcome)
+    systems, worst = outcomes.numel(), int(outcomes.max())
     if not worst:
         return
     if logger.isEnabledFor(logging.DEBUG):
-        iterations, residual, outcomes = status()
+        iterations, residual, outcomes = status()  # of each system
         logger.debug(
             '%s: %s in %d of %d systems, after %d iterations, with a residual norm of %.3g.',
             name,
@@ -107,10 +111,13 @@ def warn_unless_solved(
         )
     if _is_rough.get() or (truncates and worst == Outcome.MAXITER):
         return
+    explanation = _EXPLANATIONS[Outcome(worst)]
     of_batch = ', in some of the systems of a batch,' if systems > 1 else ''
+    if worst == Outcome.DIVERGED:
+        explanation = explanation.replace('diverged: ', _OF_BATCH) if of_batch else explanation
+        explanation += _OF_SERIES if name.endswith('(ns=True)') else ''
     checks.warn(
-        f'{name}{of_batch} {_EXPLANATIONS[Outcome(worst)]} Pass return_status=True for the numbers, instead of this '
-        'warning.',
+        f'{name}{of_batch} {explanation} Pass return_status=True for the numbers, instead of this warning.',
         LinearSolveWarning,
     )
 

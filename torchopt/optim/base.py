@@ -58,6 +58,9 @@ class Optimizer(FromAlias, torch.optim.Optimizer):
         decay.  For the behaviour of ``torch.optim``, call ``zero_grad(set_to_none=True)``, or once set
         ``optimizer.set_to_none = True``.
 
+        Parameters move one after another, as in ``torch.optim``: elements that several of them share, and a parameter
+        that a group contains twice, of which torch warns, move for each of them.
+
     Raises:
         TypeError: If ``impl`` is not a GradientTransformation or ``params`` contains anything other than tensors.
         ValueError: If there are no parameters, or one is in two groups.

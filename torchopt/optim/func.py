@@ -18,6 +18,7 @@ from torchopt.optim.gradients import (
     is_unrecorded,
     recomputed_gradients,
     warn_of_no_gradient,
+    warn_of_repeated,
     with_integers,
     without_integers,
 )
@@ -77,8 +78,10 @@ class FuncOptimizer:
                 function, a differentiable step keeps the parameters and the state instead of the graph of the loss: it
                 computes the loss again in the backward pass, as :func:`torchopt.value_and_grad` with ``checkpoint``.
             params: Tree of tensors.  Those that do not require grad, or do not enter the loss, are returned as they
-                are.
-            inplace: Overrides the choice of the constructor.
+                are.  A tensor that occurs several times has the same gradient at each place: that of the loss with
+                respect to the tensor.
+            inplace: Overrides the choice of the constructor.  In place, a tensor that occurs several times is moved as
+                often, and there is a warning.
             checkpoint: For a function: ``'reverse'`` or ``'mixed'``, how second derivatives are computed; None keeps
                 the graph.
 
@@ -88,6 +91,8 @@ class FuncOptimizer:
             leaves.
         """
         inplace = self.inplace if inplace is None else inplace
+        if inplace:
+            warn_of_repeated(params)
         recorded = self.differentiable and not inplace
         if is_closure(loss, checkpoint):
             _, grads = recomputed_gradients(loss, params, checkpoint=checkpoint, create_graph=recorded)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, TypeGuard
 
 import torch
@@ -32,6 +32,7 @@ __all__ = [
     'is_unrecorded',
     'recomputed_gradients',
     'warn_of_no_gradient',
+    'warn_of_repeated',
     'with_integers',
     'without_integers',
 ]
@@ -150,7 +151,29 @@ def recomputed_gradients(
         )
     check_gradients(tensors, found)
     by_number = dict(zip(trained, found))
+    if len(set(map(id, tensors))) < len(tensors):
+        by_number = _whole(tensors, by_number)
     return value, chosen.alone(by_number.get(i) for i in range(len(tensors)))
+
+
+def _whole(tensors: Sequence[Tensor], gradients: Mapping[int, Tensor | None]) -> dict[int, Tensor | None]:
+    """The gradients where a tensor occurs several times: at each place the sum of those for all of its places."""
+    sums: dict[int, Tensor] = {}
+    for i, g in gradients.items():
+        if g is not None:
+            before = sums.get(id(tensors[i]))
+            sums[id(tensors[i])] = g if before is None else before + g
+    return {i: sums.get(id(tensors[i])) for i in gradients}
+
+
+def warn_of_repeated(params: Any) -> None:
+    """Warn if a tensor occurs more than once: a step in place moves it as often."""
+    tensors = [x for x in tree.leaves(params) if isinstance(x, torch.Tensor)]
+    if len(set(map(id, tensors))) < len(tensors):
+        checks.warn(
+            'A tensor occurs more than once in params, and a step in place moves it once for each occurrence. Pass it '
+            'once, or take the step out of place.'
+        )
 
 
 def _call(closure: Callable[..., Any], params: Any) -> Any:

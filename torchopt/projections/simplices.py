@@ -9,6 +9,7 @@ import torch
 
 from torchopt import checks, tree as trees
 from torchopt.projections.leaves import check_vector, map_leaves
+from torchopt.rules import sign
 
 __all__ = [
     'projection_l1_ball',
@@ -68,7 +69,7 @@ def projection_l1_sphere(tree: Any, scale: Any = 1) -> Any:
         [tensor([ 0.5000, -0.5000])]
     """
     projected = projection_simplex(map_leaves(torch.abs, tree), scale)
-    return map_leaves(lambda x, p: x.sign() * p, tree, projected)
+    return map_leaves(lambda x, p: sign(x) * p, tree, projected)
 
 
 def projection_l1_ball(tree: Any, scale: Any = 1) -> Any:

@@ -28,6 +28,7 @@ from torchopt.implicit_diff.binding import refuse_hidden_parameters, signature_o
 from torchopt.implicit_diff.custom_root import find_root
 from torchopt.levels import is_readable
 from torchopt.loop import while_loop
+from torchopt.loop.while_loops import repeat
 
 __all__ = ['checkpointed_loop', 'implicit']
 
@@ -71,7 +72,11 @@ def checkpointed_loop(
         if not running:
             break
         count = min(length, maxiter - steps)
-        val = checkpoint(lambda val, count=count: _with_tensors(while_loop(cond_fun, body_fun, val, count)))(val)
+        # The first run checks the dtypes.  Later ones begin with tensors for numbers, and may make others of them.
+        first = steps == 0
+        val = checkpoint(
+            lambda val, count=count, first=first: _with_tensors(repeat(cond_fun, body_fun, val, count, check=first))
+        )(val)
         steps += length
     return val
 

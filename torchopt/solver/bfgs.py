@@ -190,7 +190,7 @@ class BFGS(DescentSolver[_Memory]):
         matrix = memory.matrix * where(memory.is_identity, 1.0 / (rho * yy), 1.0)
         by_y = matrix @ y
         new = torch.addr(matrix, s, (rho + rho * rho * (y @ by_y)) * s - rho * by_y) - torch.outer(rho * by_y, s)
-        if settled(curved) is True:
+        if settled(curved) is True or not len(s):
             return _Inverse(new, False)
         scale = memory.matrix.diagonal().amax()
         gg = gradient[0] @ gradient[0]

@@ -28,7 +28,7 @@ from torchopt.solver.linesearch import BacktrackingLineSearch, HagerZhangLineSea
 from torchopt.solver.memory import Pair
 from torchopt.solver.objective import Objective, Vectors
 from torchopt.solver.problem import BatchProblem, Problem
-from torchopt.solver.run import OptStep, Task, as_tensors, params_of
+from torchopt.solver.run import OptStep, Task, as_tensors, check_start, params_of
 from torchopt.solver.status import Status
 from torchopt.solver.unbounded import has_no_bound
 
@@ -172,6 +172,7 @@ class DescentSolver(SmoothSolver, IterativeSolver, abc.ABC, Generic[_Memory]):
 
     def init_state(self, init_params: Any, *args: Any, **kwargs: Any) -> Any:
         """The state before the first step; with an :class:`OptStep`, the memory of its state is kept."""
+        check_start(init_params)
         problem = self._problem(params_of(init_params), args, kwargs)
         params = params_of(init_params)
         return as_tensors(self._as_state(self._begin(init_params, problem, False)[1], problem), params)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchopt import tree
 from torchopt.scalars import larger, numbers, pick, smaller, where
 from torchopt.solver.descent import DescentSolver, Work
-from torchopt.solver.linesearch import LineSearch
+from torchopt.solver.linesearch import BacktrackingLineSearch, LineSearch, ZoomLineSearch
 from torchopt.solver.memory import Pair
 from torchopt.solver.objective import Vectors
 from torchopt.solver.problem import Problem
@@ -78,8 +78,9 @@ class NonlinearCG(DescentSolver[_Direction]):
 
     Args:
         increase_factor: The factor on the first step size of a search where ``linesearch_init`` is ``'increase'``.
-        max_stepsize: The largest step size; None means 1 for ``'backtracking'``, which only shortens steps, and 1000
-            for other searches, since steps along conjugate directions often are longer than 1.
+        max_stepsize: The largest step size; None means that of an instance of a line search, 1 for
+            ``'backtracking'``, which only shortens steps, and 1000 for other searches, since steps along conjugate
+            directions often are longer than 1.
         method: ``'polak-ribiere'``, ``'fletcher-reeves'`` or ``'hestenes-stiefel'``.
 
     Example:
@@ -120,7 +121,10 @@ class NonlinearCG(DescentSolver[_Direction]):
     def __post_init__(self) -> None:
         """Check the options."""
         if self.max_stepsize is None:
-            self.max_stepsize = 1.0 if self.linesearch == 'backtracking' else 1000.0
+            largest: float | None = 1.0 if self.linesearch == 'backtracking' else None
+            if isinstance(self.linesearch, (BacktrackingLineSearch, ZoomLineSearch)):
+                largest = self.linesearch.max_stepsize
+            self.max_stepsize = 1000.0 if largest is None else largest
         super().__post_init__()
         if self.method not in ('polak-ribiere', 'fletcher-reeves', 'hestenes-stiefel'):
             raise ValueError(
@@ -161,10 +165,13 @@ class NonlinearCG(DescentSolver[_Direction]):
     def _as_state(self, work: Work, problem: Problem) -> NonlinearCGState:
         unpack = problem.vectors.unpack
         gradient, direction = unpack(work.grad), unpack(problem.original(work.memory.direction))
-        begin = (work.iter_num, work.stepsize, work.error, work.value)
-        # The product of the slope with the step size, which stays that of the run, is a decrease of the objective.
-        slope = larger(problem.original(work.memory.slope), -torch.finfo(problem.vectors.dtype).max)
-        return NonlinearCGState(*begin, gradient, direction, *work[6:], slope)
+        stepsize, slope = work.stepsize, work.memory.slope
+        if problem.unit is not None:
+            # A step is the product of the step size with a direction of the objective itself.
+            largest = torch.finfo(problem.vectors.dtype).max
+            stepsize = where(slope < 0.0, smaller(stepsize / problem.unit, largest), stepsize)
+            slope = larger(problem.unit * (problem.unit * slope), -largest)
+        return NonlinearCGState(work.iter_num, stepsize, work.error, work.value, gradient, direction, *work[6:], slope)
 
     def _as_memory(self, state: NonlinearCGState, vectors: Vectors, gradient: Tensor) -> _Direction:
         (slope,) = numbers(state.slope)

@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.autograd.graph import _engine_run_backward
 
 from torchopt import checks, tree
 from torchopt.dtypes import is_inexact, real_dtype
-from torchopt.graphs import leaves_of
+from torchopt.graphs import leaves_of, run_backward
 from torchopt.implicit_diff.binding import signature_of
 from torchopt.kinds import kind_of
 from torchopt.levels import host_values, in_transform
@@ -163,8 +162,8 @@ def _differentiate(
     recording = recording and (any(x.requires_grad for x in xs) or len(leaves_of([value])) > len(xs))
     if recording or type(value) is not Tensor:
         found = torch.autograd.grad(value, inputs, allow_unused=True, create_graph=recording)
-    else:  # what it calls in the end, in half the time
-        found = _engine_run_backward(
+    else:
+        found = run_backward(
             (value,), (torch.ones_like(value),), False, False, inputs, allow_unreachable=True, accumulate_grad=False
         )
     gradients = tuple([torch.zeros_like(x) if g is None else g for g, x in zip(found, xs)])

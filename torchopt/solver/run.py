@@ -14,7 +14,7 @@ from torchopt import tree
 from torchopt.dtypes import is_inexact, real_dtype
 from torchopt.implicit_diff.binding import signature_of
 from torchopt.kinds import kind_of
-from torchopt.levels import host_values, in_transform
+from torchopt.levels import host_values, in_transform, refuse_empty_batches
 from torchopt.loop import while_loop
 from torchopt.solver.status import Status, with_status
 from torchopt.spelling import check_names
@@ -23,6 +23,7 @@ __all__ = [
     'KKTSolution',
     'OptStep',
     'Task',
+    'as_before',
     'as_tensors',
     'check_kkt',
     'check_start',
@@ -145,6 +146,11 @@ def as_tensors(state: Any, params: Any, *, keep_none: bool = False) -> Any:
     return tree.unflatten(spec, [nothing if x is None else as_tensor(x) for x in leaves])
 
 
+def as_before(number: Any, last: Any) -> Any:
+    """A number in the dtype that it had in the last step, where both are tensors: arithmetic may have widened it."""
+    return number.to(last.dtype) if isinstance(number, Tensor) and isinstance(last, Tensor) else number
+
+
 def absent() -> Any:
     """None; inside transforms of ``torch.func``, which return tensors only, ``()``."""
     return () if in_transform() else None
@@ -196,7 +202,8 @@ def names_the_start(
     """In this block, an error of a function of the problem names ``init_params`` if ``fun`` fails there already."""
     try:
         yield
-    except (RuntimeError, TypeError) as error:
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        refuse_empty_batches(error)
         text = str(error)
         if 'unexpected keyword argument' in text and (signature := signature_of(reference)) is not None:
             _, *known = signature.parameters
@@ -210,9 +217,9 @@ def names_the_start(
         if not _fails(fun, init_params, *args, **kwargs):
             raise
         raise type(error)(
-            f'A function of the problem fails at init_params: {text}. init_params: {_kinds(init_params)}; the data: '
-            f'{_kinds((args, kwargs))}. Pass init_params and the data with the shapes and the dtypes that the function '
-            f'expects, in the order of its arguments.'
+            f'A function of the problem fails at init_params: {text.removesuffix(".")}. '
+            f'init_params: {_kinds(init_params)}; the data: {_kinds((args, kwargs))}. Pass init_params and the data '
+            f'with the shapes and the dtypes that the function expects, in the order of its arguments.'
         ) from error
 
 

@@ -24,7 +24,7 @@ from torchopt.scalars import larger, numbers, pick, smaller, where
 from torchopt.solver.arguments import check_state
 from torchopt.solver.base import OptStep, SmoothSolver, StochasticSolver
 from torchopt.solver.objective import Objective
-from torchopt.solver.run import Task, as_tensors
+from torchopt.solver.run import Task, as_before, as_tensors
 from torchopt.solver.unbounded import recognizing_no_bound
 from torchopt.update import apply_updates
 
@@ -89,6 +89,15 @@ def _error(value: Any, gradient: Any) -> tuple[Any, Any]:
     """The objective, and the norm of the gradient, NaN where the objective is not finite."""
     value, error = numbers(value, tree.wide_norm(gradient))
     return value, where(abs(value) < math.inf, error, math.nan)
+
+
+def _after(state: Any, last: Any, params: Any) -> Any:
+    """The state after a step, with tensors for numbers, in the dtypes of the last state."""
+    changed = {name: as_before(getattr(state, name), getattr(last, name)) for name in _NUMBERS if hasattr(state, name)}
+    return as_tensors(state._replace(**changed), params, keep_none=True)
+
+
+_NUMBERS = ('error', 'value', 'stepsize')
 
 
 @tree.safe_to_load
@@ -199,7 +208,7 @@ class PolyakSGD(_GradientSteps):
             new = tree.add(params, velocity)
         counts = (state.num_fun_eval + 1, state.num_grad_eval + 1, state.status)
         after = PolyakSGDState(state.iter_num + 1, error, value, aux, stepsize, velocity, *counts)
-        return OptStep(new, as_tensors(after, params, keep_none=True))
+        return OptStep(new, _after(after, state, params))
 
 
 @tree.safe_to_load
@@ -322,7 +331,7 @@ class ArmijoSGD(_GradientSteps):
                 falls = new_value < value - stepsize * self.aggressiveness * square
                 short = falls & where(long, False, True) & (stepsize < self.max_stepsize)
             factor = where(long, self.decrease_factor, where(short, self.increase_factor, 1.0))
-            stepsize = smaller(stepsize * factor, self.max_stepsize)
+            stepsize = as_before(smaller(stepsize * factor, self.max_stepsize), guess)
             again = long | short
             new, new_value = at(stepsize) if again is not False else (new, new_value)
             return stepsize, new, new_value, again
@@ -334,7 +343,7 @@ class ArmijoSGD(_GradientSteps):
             new = tree.add(new, tree.scale(self.momentum, state.velocity))
             velocity = tree.sub(new, params)
         after = ArmijoState(state.iter_num + 1, error, new_value, aux, stepsize, velocity, state.status)
-        return OptStep(new, as_tensors(after, params, keep_none=True))
+        return OptStep(new, _after(after, state, params))
 
 
 @tree.safe_to_load
@@ -430,7 +439,7 @@ class OptaxSolver(_GradientSteps):
             new = apply_updates(params, updates, inplace=False)
         value, error = _error(value, gradient)
         after = OptaxState(state.iter_num + 1, value, error, internal, aux, state.status)
-        return OptStep(new, as_tensors(after, params, keep_none=True))
+        return OptStep(new, _after(after, state, params))
 
 
 class _TorchOptimizer:

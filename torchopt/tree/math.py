@@ -173,7 +173,7 @@ def vdot(tree_x: Any, tree_y: Any) -> Any:
             path = flatten_with_path(tree_x)[i][0]
             raise ValueError(describe_shapes(a, b, f'tree_x{path}', f'tree_y{path}'))
         products.append(_vdot(a, b))
-    return functools.reduce(operator.add, together(products), 0)
+    return functools.reduce(operator.add, together(products)) if products else 0
 
 
 def sum(tree: Any, associative_reduction: bool = False) -> Any:
@@ -194,7 +194,7 @@ def sum(tree: Any, associative_reduction: bool = False) -> Any:
     """
     sums = together([x.sum() for x in tensors(tree)])
     if not associative_reduction:
-        return functools.reduce(operator.add, sums, 0)
+        return functools.reduce(operator.add, sums) if sums else 0
     while len(sums) > 1:
         odd = sums[-1:] if len(sums) % 2 else []
         sums = [a + b for a, b in zip(sums[::2], sums[1::2])] + odd
@@ -415,7 +415,7 @@ def _extreme(within: Callable[..., torch.Tensor], between: Callable[..., torch.T
 def _vdot(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     # torch.vdot requires equal dtypes; in half precision it rounds intermediate results.
     if x.dtype == y.dtype and x.dtype in _FUSED and x.device == y.device:
-        return torch.vdot(x.reshape(-1), y.reshape(-1))
+        return torch.vdot(x.flatten(), y.flatten())
     return (widened(x).conj() * widened(y)).sum().to(torch.promote_types(x.dtype, y.dtype))
 
 

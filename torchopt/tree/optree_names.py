@@ -7,10 +7,13 @@ They are here because only this package imports optree.  In these functions ``No
 
 import optree
 from optree import *  # noqa: F403
-from optree import typing
+from optree import (
+    __all__ as __all__,  # noqa: PLC0414 (the form from which mypy learns the names)
+    typing,
+)
 
-__all__ = ['typing']
-__all__ += optree.__all__
+__all__ = list(__all__)
+__all__ += ['typing']
 
 MAX_RECURSION_DEPTH = optree.MAX_RECURSION_DEPTH
 """The maximum depth of a tree."""

@@ -44,7 +44,7 @@ def ravel(tree: Any, *, name: str = 'tree') -> tuple[torch.Tensor, Callable[[tor
             path = flatten_with_path(tree)[i][0]
             raise TypeError(f'{name}{path} has dtype {x.dtype}; expected a floating dtype. Convert it with `.float()`.')
     found = [x for x in xs if x is not None]
-    vector = torch.cat([x.reshape(-1) for x in found]) if found else torch.zeros(0)
+    vector = torch.cat([x.flatten() for x in found]) if found else torch.zeros(0)
 
     def unravel(vector: torch.Tensor) -> Any:
         pieces = iter(torch.split(vector, [x.numel() for x in found]) if found else ())

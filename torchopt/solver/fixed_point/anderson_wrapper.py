@@ -9,11 +9,13 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from torchopt import tree
 from torchopt.kinds import kind_of
 from torchopt.loop import cond
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.fixed_point.anderson import History, check_mixing, mixes
 from torchopt.solver.objective import Vectors
+from torchopt.solver.run import as_before
 
 __all__ = ['AndersonWrapper', 'AndersonWrapperState']
 
@@ -119,6 +121,7 @@ class AndersonWrapper(IterativeSolver):
         due = mixes(state.iter_num, self.history_size, self.mixing_frequency)
         start, inner = cond(due, combined, lambda: (params, state.solver_state))
         new, inner = self.solver.update(start, inner, *args, **kwargs)
+        inner = tree.map(as_before, inner, state.solver_state)
         x = vectors.pack(start)
         history = history.pushed(state.iter_num % self.history_size, x, vectors.pack(new) - x)
         return OptStep(new, _as_state(state.iter_num + 1, inner, history, vectors))

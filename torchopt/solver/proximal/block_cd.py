@@ -16,7 +16,7 @@ from torchopt.objective import CompositeLinearFunction
 from torchopt.scalars import numbers
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.objective import Objective
-from torchopt.solver.proximal.composite import infinite_error, zero_count
+from torchopt.solver.proximal.composite import count_and_error
 
 __all__ = ['BlockCDState', 'BlockCoordinateDescent']
 
@@ -109,8 +109,8 @@ class BlockCoordinateDescent(IterativeSolver):
             )
         predictions = linop.matvec(init_params)
         gradient = self._subfun.gradient(predictions, *args, **kwargs)
-        zero = zero_count(init_params)
-        return BlockCDState(zero, infinite_error(init_params), predictions, gradient, zero + 1, zero, zero + 1, 0)
+        zero, error = count_and_error(init_params)
+        return BlockCDState(zero, error, predictions, gradient, zero + 1, zero, zero + 1, 0)
 
     def update(
         self, params: Any, state: BlockCDState, hyperparams_prox: Any = None, *args: Any, **kwargs: Any

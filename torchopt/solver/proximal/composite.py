@@ -14,6 +14,7 @@ from torch import Tensor
 from torchopt import tree
 from torchopt.columns import as_number, batch_size, dot, has_array, lengths, to_column
 from torchopt.dtypes import is_inexact
+from torchopt.numerics import zero_count
 from torchopt.scalars import larger, numbers, settled, where
 
 __all__ = [
@@ -21,13 +22,12 @@ __all__ = [
     'BatchMeasure',
     'Measure',
     'confirmed',
+    'count_and_error',
     'defined',
-    'infinite_error',
     'measures_of',
     'minus',
     'plus',
     'stepsize_at',
-    'zero_count',
 ]
 
 
@@ -37,15 +37,11 @@ def stepsize_at(stepsize: Any, count: Any) -> Any:
     return numbers(value)[0]
 
 
-def zero_count(params: Any) -> Tensor:
-    """The number of steps before the first."""
-    return torch.zeros((), dtype=torch.int64, device=_device(params))
-
-
-def infinite_error(params: Any) -> Tensor:
-    """The error before the first step."""
+def count_and_error(params: Any) -> tuple[Tensor, Tensor]:
+    """The number of steps and the error before the first step: zero and infinity."""
     like = next((x for x in tree.leaves(params) if isinstance(x, Tensor)), torch.zeros(()))
-    return torch.full((), torch.inf, dtype=torch.promote_types(like.dtype.to_real(), torch.float32), device=like.device)
+    dtype = torch.promote_types(like.dtype.to_real(), torch.float32)
+    return zero_count(like.device), torch.full((), torch.inf, dtype=dtype, device=like.device)
 
 
 def plus(x: Any, scalar: Any, y: Any) -> Any:
@@ -76,8 +72,8 @@ class Measure:
         return numbers(tree.wide_norm(x, squared=True))[0]
 
     def inner(self, x: Any, y: Any) -> Any:
-        """The inner product of two trees."""
-        return numbers(tree.vdot(x, y))[0]
+        """The inner product of two trees; of complex ones, as pairs of real numbers."""
+        return numbers(tree.vdot(x, y).real)[0]
 
     def tensor(self, x: Any, like: Any) -> Any:
         """A number as the functions of users take it; ``like`` is a tree whose dtype it has."""
@@ -203,7 +199,3 @@ def _fit(scalar: Any, x: Tensor) -> Any:
     if isinstance(scalar, np.ndarray):
         return as_number(scalar, x.dtype)
     return scalar.to(x.dtype) if isinstance(scalar, Tensor) else scalar
-
-
-def _device(params: Any) -> torch.device:
-    return next((x.device for x in tree.leaves(params) if isinstance(x, Tensor)), torch.device('cpu'))

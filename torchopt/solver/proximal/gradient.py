@@ -27,13 +27,12 @@ from torchopt.solver.proximal.composite import (
     BatchMeasure,
     Measure,
     confirmed,
+    count_and_error,
     defined,
-    infinite_error,
     measures_of,
     minus,
     plus,
     stepsize_at,
-    zero_count,
 )
 from torchopt.solver.run import Task, as_tensors
 from torchopt.solver.status import Status
@@ -164,7 +163,8 @@ class ProximalGradient(IterativeSolver):
     def _first_state(self, init_params: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ProxGradState:
         aux = self._objective.auxiliary_at_start(init_params, *args, **kwargs)
         velocity = init_params if self.acceleration else None
-        return ProxGradState(zero_count(init_params), 1.0, infinite_error(init_params), aux, velocity, 1.0, 0)
+        zero, error = count_and_error(init_params)
+        return ProxGradState(zero, 1.0, error, aux, velocity, 1.0, 0)
 
     def update(
         self, params: Any, state: ProxGradState, hyperparams_prox: Any = None, *args: Any, **kwargs: Any

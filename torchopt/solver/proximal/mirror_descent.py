@@ -15,15 +15,14 @@ from torchopt.solver.objective import Objective
 from torchopt.solver.proximal.composite import (
     PLAIN,
     confirmed,
+    count_and_error,
     defined,
-    infinite_error,
     measures_of,
     minus,
     plus,
     stepsize_at,
-    zero_count,
 )
-from torchopt.solver.run import Task
+from torchopt.solver.run import Task, as_before
 from torchopt.solver.unbounded import recognizing_no_bound
 
 __all__ = ['MirrorDescent', 'MirrorDescentState']
@@ -130,8 +129,8 @@ class MirrorDescent(IterativeSolver):
     ) -> MirrorDescentState:
         """The state before the first step; for the arguments see :meth:`run`."""
         aux = self._objective.auxiliary_at_start(init_params, *args, **kwargs)
-        zero = zero_count(init_params)
-        return MirrorDescentState(zero, infinite_error(init_params), aux, zero, zero, zero, 0)
+        zero, error = count_and_error(init_params)
+        return MirrorDescentState(zero, error, aux, zero, zero, zero, 0)
 
     def update(
         self, params: Any, state: MirrorDescentState, hyperparams_proj: Any = None, *args: Any, **kwargs: Any
@@ -144,6 +143,7 @@ class MirrorDescent(IterativeSolver):
         evaluated = state.num_fun_eval + 1, state.num_grad_eval + 1, state.num_proj_eval + 1
         error = defined(PLAIN.norm(minus(new, params)) / size, PLAIN.number(value))
         error = confirmed(error, self.tol, partial(self._step_from, hyperparams_proj), params, gradient, size)
+        error = as_before(error, state.error)
         return OptStep(new, MirrorDescentState(state.iter_num + 1, error, aux, *evaluated, state.status))
 
     @eager

@@ -12,6 +12,7 @@ from torchopt import checks, elementwise, tree
 from torchopt.base import GradientTransformation, factory
 from torchopt.dtypes import DTypeLike, wide_dtype, widened
 from torchopt.elementwise import as_constant, ranges
+from torchopt.levels import refuse_empty_batches
 from torchopt.numerics import abs_sq, advance, as_python_scalar, as_scalar_like, one_minus, safe_sqrt, zero_count
 from torchopt.preconditions import params_for, state_of
 from torchopt.scalars import where
@@ -85,6 +86,7 @@ def scale_by_novograd(
     def update(
         updates: Any, state: ScaleByNovogradState, params: Any = None, *, inplace: bool = False
     ) -> tuple[Any, ScaleByNovogradState]:
+        refuse_empty_batches()
         known = as_python_scalar(state.count)
         first = state.count == 0 if known is None else known == 0
         count, _ = advance(state.count)
