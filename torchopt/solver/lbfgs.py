@@ -30,8 +30,8 @@ class LbfgsState(NamedTuple):
         iter_num: The number of steps.
         value: The objective.
         grad: The gradient.
-        stepsize: The last step size.  That of the first step of a run is a factor of the negative gradient, or, where
-            this is beyond about the 0.4th power of the range of its dtype, of a multiple of it.
+        stepsize: The last step size.  The first step of a run goes along the negative gradient; if products of the
+            gradient would leave the range of its dtype, along a multiple of it, of which this is the factor.
         error: The Euclidean norm of the gradient.
         s_history: The last differences of parameters, stacked in a new first dimension: the row of step ``k`` is
             ``k % history_size``.
