@@ -43,8 +43,8 @@ def custom_root(
     method, and no intermediate results are stored.  The derivative is exact at an exact root.  It is available in
     reverse and forward mode, to any order, and under ``torch.func`` transforms.  Arguments, and tensors that
     ``optimality_fun`` closes over, get gradients; ``init_params`` does not.  ``optimality_fun`` is evaluated again when
-    the derivative is computed, so what it reads besides its arguments, and does not get a gradient, must not change
-    before.
+    the derivative is computed, with the variables that it had: these may be rebound, but what they refer to, such as a
+    dict or a tensor that does not require grad, must not be changed in place before.
 
     Args:
         optimality_fun: ``optimality_fun(sol, *args, **kwargs)`` returns a tree like the solution, zero at the
