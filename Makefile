@@ -22,7 +22,7 @@ NATIVE := CMakeLists.txt $(wildcard third_party/*.cmake torchopt/_C/CMakeLists.t
           $(wildcard torchopt/_C/src/* torchopt/_C/src/*/* torchopt/_C/include/*/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint format types doctest sanitize cuda docs wheel clean
+.PHONY: help install demo test test-all coverage lint format types doctest sanitize cuda docs wheel clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -53,6 +53,9 @@ test: $(STAMP)  ## Run the tests: a sample of the cases of each, in a few minute
 
 test-all: $(STAMP)  ## Run all tests.
 	$(PYTEST) $(ARGS)
+
+coverage: $(STAMP)  ## Run all tests, and list the lines and branches that they miss.
+	$(PYTEST) --cov=torchopt --cov-branch --cov-report=term-missing:skip-covered $(ARGS)
 
 lint: $(STAMP)  ## Check style and formatting.
 	$(BIN)/ruff check .
@@ -121,5 +124,5 @@ wheel:  ## Build sdist and wheel into dist/, repair the wheel, and try it in a f
 	cd build && smoke/bin/python ../tests/smoke.py
 
 clean:  ## Remove everything that the other targets made, including .venv.
-	rm -rf $(VENV) build dist docs/_build docs/_notebooks docs/api/generated docs/scripts third_party/mathjax/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_build docs/_notebooks docs/api/generated docs/scripts third_party/mathjax/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

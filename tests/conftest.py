@@ -29,6 +29,9 @@ os.environ.setdefault(
     '--xla_cpu_parallel_codegen_split_count=1 --xla_cpu_multi_thread_eigen=false',
 )
 
+# Without an accelerator, torch.manual_seed stores a traceback for a later one: 0.9 ms in each test.
+seed = torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed
+
 
 @pytest.fixture(autouse=True, scope='module')
 def light_collections() -> Iterator[None]:
@@ -45,7 +48,7 @@ def same_start() -> Iterator[None]:
     grad = torch.is_grad_enabled()
     random.seed(0)
     np.random.seed(0)
-    torch.manual_seed(0)
+    seed(0)
     yield
     torch.set_default_dtype(dtype)
     torch.set_grad_enabled(grad)
