@@ -220,16 +220,17 @@ def get(tree: Any, key: Any, default: Any = None, filtering: Callable[[KeyPath, 
         >>> torchopt.tree.get(state, 'lr', filtering=lambda path, value: path[0].idx == 1)
         0.2
     """
-    found: list[tuple[Any, Any]] = _find((), tree, key)
-    if filtering is not None or len(found) > 1:
+    values = _values(tree, key)
+    if values and (filtering is not None or len(values) > 1):
         found = get_all_with_path(tree, key, filtering)
-    if len(found) > 1:
-        places = ', '.join(_describe(path) for path, _ in found)
-        raise KeyError(
-            f'Found multiple values for {key!r}, at {places}. Pass a filtering(path, value) '
-            f'that returns True for one of them.'
-        )
-    return found[0][1] if found else default
+        if len(found) > 1:
+            places = ', '.join(_describe(path) for path, _ in found)
+            raise KeyError(
+                f'Found multiple values for {key!r}, at {places}. Pass a filtering(path, value) '
+                f'that returns True for one of them.'
+            )
+        values = [x for _, x in found]
+    return values[0] if values else default
 
 
 def set(tree: Any, filtering: Callable[[KeyPath, Any], bool] | None = None, /, **kwargs: Any) -> Any:
@@ -337,6 +338,19 @@ def _match(trail: _Trail, node: Any, key: Any) -> tuple[_Trail, Any] | None:
         return None
     i = names.index(key)
     return (trail, node, i), _inner(node)[i]
+
+
+def _values(tree: Any, key: Any) -> list[Any]:
+    """The values that :func:`_find` finds, in any order; without trails, since steps read their state by name."""
+    pending, found = [tree], []
+    for node in pending:  # which grows
+        match = _match((), node, key)
+        if match is not None:
+            found.append(match[1])
+        for x in node if isinstance(node, tuple) else _inner(node):
+            if not isinstance(x, torch.Tensor):
+                pending.append(x)
+    return found
 
 
 def _find(trail: _Trail, tree: Any, key: Any) -> list[tuple[_Trail, Any]]:
