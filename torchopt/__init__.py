@@ -7,6 +7,7 @@ trains parameters in place as in ``torch.optim``, ``FuncOptimizer`` stores the s
 """
 
 from importlib import import_module as _import_module
+from pkgutil import iter_modules as _iter_modules
 from typing import TYPE_CHECKING as _TYPE_CHECKING, Any as _Any
 
 from torchopt import (
@@ -155,10 +156,7 @@ __all__ = [
     'value_and_grad',
 ]
 
-_ON_FIRST_USE = (
-    'assignment compat contrib diff distributed implicit_diff interop isotonic linalg linear_solve linesearch loop losses '
-    'microbatching nn objective perturbations polytopes projections prox pytree second_order solver visual zero_order_diff'
-).split()
+_ON_FIRST_USE = [module.name for module in _iter_modules(__path__) if not module.name.startswith('_')]
 """Subpackages that most programs do not need: they are imported when they are first named, as are the solvers."""
 
 if not _TYPE_CHECKING:  # a type checker would accept any name

@@ -45,14 +45,7 @@ def map(f: Callable[..., Any], tree: Any, *rest: Any, is_leaf: Callable[[Any], b
 
 
 def detached(tree: Any) -> Any:
-    """The same tree with its tensors detached; other leaves are unchanged.
-
-    Example:
-        >>> import torch
-        >>> from torchopt.tree.ops import detached
-        >>> detached({'x': torch.ones(1, requires_grad=True), 'n': 3})
-        {'x': tensor([1.]), 'n': 3}
-    """
+    """The same tree with its tensors detached; other leaves are unchanged."""
     return map(lambda x: x.detach() if isinstance(x, torch.Tensor) else x, tree)
 
 

@@ -141,12 +141,7 @@ def violation(
 ) -> Any:
     """The length of a step over its size, which is at least so large that rounding does not hide the step.
 
-    Args:
-        step: ``step(x, gradient, size)`` returns the next point; at a solution, ``x`` for every size.
-        x: The parameters.
-        gradient: The gradient there.
-        size: The smallest size.
-        measure: What measures trees.
+    ``step(x, gradient, size)`` returns the next point; at a solution, ``x`` for every size.
     """
     length, slope = measure.norm(x), measure.norm(gradient)
     size = larger(size, where(slope > 0, length / where(slope > 0, slope, 1.0), 0.0))
