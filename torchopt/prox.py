@@ -41,9 +41,6 @@ def prox_none(x: Any, hyperparams: Any = None, scaling: Any = 1.0) -> Any:
         hyperparams: Ignored.
         scaling: Ignored.
 
-    Returns:
-        ``x``.
-
     Example:
         >>> import torch, torchopt
         >>> torchopt.prox.prox_none(torch.tensor([1.0, -2.0]))

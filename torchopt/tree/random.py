@@ -111,9 +111,6 @@ def random_like(
             it also has a parameter ``device``, it receives that device.
         dtype: The dtype passed to the sampler; by default that of the leaf.
 
-    Returns:
-        The random tree.
-
     Raises:
         TypeError: If ``rng_key`` is neither a seed nor a generator.
 

@@ -27,9 +27,6 @@ def safe_to_load(cls: _Class) -> _Class:
     Args:
         cls: A named tuple.
 
-    Returns:
-        ``cls``.
-
     Example:
         >>> import io, torch, torchopt
         >>> file = io.BytesIO()

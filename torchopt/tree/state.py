@@ -206,9 +206,6 @@ def get(tree: Any, key: Any, default: Any = None, filtering: Callable[[KeyPath, 
         default: The result if there is no such entry.
         filtering: ``filtering(path, value)`` returns True for the entries to consider.
 
-    Returns:
-        The value of the entry.
-
     Raises:
         KeyError: If there are several; the message lists their paths.
 

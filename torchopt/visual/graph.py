@@ -131,9 +131,6 @@ class GradientGraph(Model):
                 ``.html``.
             format: ``'dot'``, ``'mermaid'``, ``'svg'``, ``'png'`` or ``'html'``, for other suffixes.
 
-        Returns:
-            The path.
-
         Raises:
             RuntimeError: If the format is PNG and graphviz's program ``dot`` is not installed.
             ValueError: If the format is unknown.
@@ -195,9 +192,6 @@ def trace_graph(
         show_steps: Whether to draw frames around inner steps.
         max_nodes: The maximum number of boxes, or None.
         measure: Whether to read the saved tensors for their sizes.
-
-    Returns:
-        The graph.
 
     Raises:
         TypeError: If ``var`` or ``params`` has a wrong type.

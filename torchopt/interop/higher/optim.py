@@ -139,9 +139,6 @@ class DifferentiableOptimizer:
             checkpoint: For a function: ``'reverse'`` or ``'mixed'``, how second derivatives are computed; None keeps
                 the graph.
 
-        Returns:
-            The new parameters.
-
         Raises:
             ValueError: If there are no parameters, their number is wrong, the loss depends on none of them, an option
                 is out of range or needs another state, or ``checkpoint`` is unknown, or ``'mixed'`` for a tensor;
