@@ -283,9 +283,6 @@ if rpc.is_available():
         """Convert every leaf to a remote reference owned by this worker.
 
         Requires ``torch.distributed.rpc.init_rpc``.
-
-        Args:
-            tree: Any tree.
         """
         return tree_map(rpc.RRef, tree)
 

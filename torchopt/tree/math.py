@@ -100,11 +100,7 @@ def div(tree_x: Any, tree_y: Any) -> Any:
 
 
 def scale(scalar: Any, tree: Any) -> Any:
-    """Multiply every leaf by one scalar.
-
-    Args:
-        scalar: A number or a 0-d tensor.
-        tree: The tree.
+    """Multiply every leaf by one scalar, a number or a 0-d tensor.
 
     Returns:
         The product, a tree whose floating leaves keep their dtypes.

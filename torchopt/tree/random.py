@@ -139,9 +139,6 @@ def random_like(
 def unwrap_random_key_data(input_tree: Any) -> Any:
     """Replace the generators in a tree by their states, so that the tree can be compared or saved.
 
-    Args:
-        input_tree: Any tree.
-
     Returns:
         The tree with a uint8 tensor in place of every :class:`torch.Generator`.
 

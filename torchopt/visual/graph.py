@@ -117,9 +117,6 @@ class GradientGraph(Model):
         """An interactive HTML page with panning, zooming and search; it requires no program and no network.
 
         Drag to move, scroll to zoom, click a box to see its details and to highlight its neighbours.
-
-        Args:
-            title: The title of the page.
         """
         return page(self, title)
 

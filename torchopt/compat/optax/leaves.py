@@ -92,11 +92,7 @@ def is_converting(function: Any) -> bool:
 
 
 def export(namespace: dict[str, Any]) -> None:
-    """Wrap the public functions of a module that make transformations, so that these convert leaves.
-
-    Args:
-        namespace: The ``globals()`` of the module.
-    """
+    """Wrap the public functions of a module that make transformations, so that these convert leaves."""
     for name in namespace['__all__']:
         function = namespace[name]
         if is_converting(function):

@@ -85,11 +85,7 @@ class Measure:
 
 
 class BatchMeasure(Measure):
-    """The same as columns, with a number for each sample of a batch.
-
-    Args:
-        size: The size of the batch.
-    """
+    """The same as columns, with a number for each sample of a batch."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -158,17 +154,7 @@ def confirmed(
     size: Any,
     measure: Measure = PLAIN,
 ) -> Any:
-    """The error of a step, unless that is within the tolerance only because rounding hides the step.
-
-    Args:
-        error: The length of the step over its size.
-        tol: The tolerance.
-        step: As in :func:`violation`.
-        x: The parameters before the step.
-        gradient: The gradient there.
-        size: The size of the step.
-        measure: What measures trees.
-    """
+    """The error of a step, unless that is within the tolerance only because rounding hides the step."""
     near = settled(error <= tol)
     if near is False:
         return error
