@@ -321,40 +321,30 @@ def _copied(state: Any, device: torch.device | str | None) -> Any:
 class DifferentiableSGD(DifferentiableOptimizer):
     """Differentiable steps of ``SGD``; see :func:`get_diff_optim`."""
 
-    _steps_of = 'SGD'
-
 
 class DifferentiableAdam(DifferentiableOptimizer):
     """Differentiable steps of ``Adam``; see :func:`get_diff_optim`."""
-
-    _steps_of = 'Adam'
 
 
 class DifferentiableAdamax(DifferentiableOptimizer):
     """Differentiable steps of ``Adamax``; see :func:`get_diff_optim`."""
 
-    _steps_of = 'Adamax'
-
 
 class DifferentiableAdadelta(DifferentiableOptimizer):
     """Differentiable steps of ``Adadelta``; see :func:`get_diff_optim`."""
-
-    _steps_of = 'Adadelta'
 
 
 class DifferentiableAdagrad(DifferentiableOptimizer):
     """Differentiable steps of ``Adagrad``; see :func:`get_diff_optim`."""
 
-    _steps_of = 'Adagrad'
-
 
 class DifferentiableRMSprop(DifferentiableOptimizer):
     """Differentiable steps of ``RMSprop``; see :func:`get_diff_optim`."""
 
-    _steps_of = 'RMSprop'
 
-
-_CLASSES = {kind._steps_of: kind for kind in DifferentiableOptimizer.__subclasses__()}
+_CLASSES = {kind.__name__.removeprefix('Differentiable'): kind for kind in DifferentiableOptimizer.__subclasses__()}
+for _name, _kind in _CLASSES.items():
+    _kind._steps_of = _name
 
 
 def get_diff_optim(
