@@ -115,6 +115,8 @@ def _origin(module: str, name: str) -> tuple[str, str]:
             base = getattr(sys.modules[module], '__package__', None) or module
             source = importlib.util.resolve_name('.' * node.level + source, base)
         for alias in node.names:
+            if alias.name == '*' and name in sys.modules[source].__all__:
+                return _origin(source, name)
             if (alias.asname or alias.name) == name:
                 if not _is_own(source, module.partition('.')[0]) or source == module:
                     # A foreign name, or a package's own submodule.

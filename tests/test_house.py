@@ -239,6 +239,7 @@ def public_lists(package: Package) -> Iterator[str]:
             if isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign))
             for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
         }
+        targets |= {alias.name for node in module.tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
         if '__all__' not in targets:
             yield f'{package.where(module)}: no __all__'
 

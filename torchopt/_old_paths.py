@@ -60,9 +60,6 @@ def register_old_paths(package: str) -> None:
     """Make the old paths below a subpackage importable; each such subpackage calls this when it has its names.
 
     A module becomes an attribute of its parent, unless there is one already, such as a function, as in 0.7.3.
-
-    Args:
-        package: The subpackage's ``__name__``.
     """
     for path, (home, names) in _MOVED.items():
         parent, _, child = f'torchopt.{path}'.rpartition('.')

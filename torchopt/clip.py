@@ -221,9 +221,6 @@ def unitwise_clip(g_norm: Tensor, max_norm: Tensor, grad: Tensor, div_eps: Any =
         grad: The gradient.
         div_eps: A lower bound of the divisor :math:`\lVert g \rVert`.
 
-    Returns:
-        The clipped gradient.
-
     Raises:
         ValueError: If the shapes differ.
 

@@ -7,13 +7,12 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor
 
 __all__ = ['isotonic_l2_pav']
 
 
-def isotonic_l2_pav(
-    y: torch.Tensor, y_min: Any = -math.inf, y_max: Any = math.inf, increasing: bool = True
-) -> torch.Tensor:
+def isotonic_l2_pav(y: Tensor, y_min: Any = -math.inf, y_max: Any = math.inf, increasing: bool = True) -> Tensor:
     r"""Project a vector onto the vectors whose elements are in ascending (or descending) order.
 
     .. math:: \min_{v_1 \le \dots \le v_n} \|v - y\|_2^2
@@ -58,24 +57,24 @@ def isotonic_l2_pav(
     sizes = torch.zeros_like(y).scatter_add(0, blocks, torch.ones_like(y))
     means = sums / sizes.clamp(min=1.0)
     solution = means.gather(0, blocks)
-    lowest, highest = (v if isinstance(v, torch.Tensor) else torch.full_like(y[:1], v) for v in (y_min, y_max))
+    lowest, highest = (v if isinstance(v, Tensor) else torch.full_like(y[:1], v) for v in (y_min, y_max))
     return torch.minimum(torch.maximum(solution, lowest.to(y)), highest.to(y))
 
 
 @torch.library.custom_op('torchopt::isotonic_blocks', mutates_args=(), schema='(Tensor y) -> Tensor')
-def _blocks(y: torch.Tensor) -> torch.Tensor:
+def _blocks(y: Tensor) -> Tensor:
     """The block of each element, numbered from 0."""
     rows = y.reshape(-1, y.shape[-1]).tolist()
     return torch.tensor([_pool(row) for row in rows], dtype=torch.int64, device=y.device).reshape(y.shape)
 
 
 @_blocks.register_fake
-def _(y: torch.Tensor) -> torch.Tensor:
+def _(y: Tensor) -> Tensor:
     return torch.empty(y.shape, dtype=torch.int64, device=y.device)
 
 
 @_blocks.register_vmap
-def _(info: Any, in_dims: tuple[int], y: torch.Tensor) -> tuple[torch.Tensor, int]:
+def _(info: Any, in_dims: tuple[int], y: Tensor) -> tuple[Tensor, int]:
     return _blocks(y.movedim(in_dims[0], 0)), 0
 
 

@@ -45,9 +45,6 @@ def cg(
         maxiter: The maximum number of iterations; ten per unknown if None.
         M: A preconditioner, of the same kinds as ``A``, an approximation of its inverse.
 
-    Returns:
-        A tree like ``b``.
-
     Raises:
         TypeError: If a matrix is not square, or not a tensor.
         ValueError: If trees or shapes do not match, or values are not finite.
@@ -81,9 +78,6 @@ def ns(A: Any, b: Any, maxiter: int | None = None, *, alpha: float | None = None
         maxiter: :math:`K`, the number of terms beyond the first; 10 if None.
         alpha: :math:`\alpha`, 1 if None.
 
-    Returns:
-        A tree like ``b``.
-
     Raises:
         ValueError: If a matrix is not square, or ``maxiter`` is negative.
 
@@ -114,9 +108,6 @@ def ns_inv(A: Any, maxiter: int | None = None, *, alpha: float | None = None) ->
         A: A square matrix, or a tree of them.
         maxiter: :math:`K`, 10 if None.
         alpha: :math:`\alpha`, 1 if None.
-
-    Returns:
-        A tree like ``A``.
 
     Raises:
         ValueError: If a matrix is not square, or ``maxiter`` is negative.

@@ -153,9 +153,6 @@ def safe_norm(
         axis: The dimension of a vector norm, or the two dimensions of a matrix norm; by default all.
         keepdims: Keep these dimensions, with size 1.
 
-    Returns:
-        A real tensor.
-
     Example:
         >>> import torch
         >>> from torchopt.norms import safe_norm

@@ -50,13 +50,7 @@ def check_preconditions(tx: Any, state: Any, params: Any = None) -> None:
 
 
 def wrong_state(state: Any, problem: str, of: str = 'transformation') -> ValueError:
-    """The error for a state that ``update`` cannot use.
-
-    Args:
-        state: The state.
-        problem: What is wrong with it, unless it is None.
-        of: What the state belongs to.
-    """
+    """The error for a state that ``update`` cannot use."""
     if state is None:
         return ValueError(
             'The state is None. Pass the result of init: `state = optimizer.init(params)`, then '

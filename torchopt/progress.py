@@ -23,10 +23,6 @@ def _tqdm() -> Any:
 def bar(total: int, name: str) -> Any:
     """A progress bar.
 
-    Args:
-        total: The number of steps.
-        name: What stands before the bar.
-
     Returns:
         A bar of tqdm, for a terminal or a notebook.
 

@@ -37,14 +37,6 @@ __all__ = [
 def prox_none(x: Any, hyperparams: Any = None, scaling: Any = 1.0) -> Any:
     """The operator of :math:`g = 0`: the identity.
 
-    Args:
-        x: A tree.
-        hyperparams: Ignored.
-        scaling: Ignored.
-
-    Returns:
-        ``x``.
-
     Example:
         >>> import torch, torchopt
         >>> torchopt.prox.prox_none(torch.tensor([1.0, -2.0]))

@@ -61,9 +61,6 @@ def tree_flatten_as_tuple(
         none_is_leaf: Whether ``None`` is a leaf instead of an empty node.
         namespace: The optree namespace in which classes are registered.
 
-    Returns:
-        The leaves and the structure.
-
     Example:
         >>> import torchopt.pytree as pytree
         >>> pytree.tree_flatten_as_tuple({'b': 1, 'w': (2, None)})[0]
@@ -74,35 +71,17 @@ def tree_flatten_as_tuple(
 
 
 def acc_add(*args: Any) -> Any:
-    """The sum of one or more arguments, added from left to right.
-
-    Example:
-        >>> import torchopt.pytree as pytree
-        >>> pytree.acc_add(1, 2, 3)
-        6
-    """
+    """The sum of one or more arguments, added from left to right."""
     return functools.reduce(operator.add, args)
 
 
 def acc_mul(*args: Any) -> Any:
-    """The product of one or more arguments, multiplied from left to right.
-
-    Example:
-        >>> import torchopt.pytree as pytree
-        >>> pytree.acc_mul(2, 3, 4)
-        24
-    """
+    """The product of one or more arguments, multiplied from left to right."""
     return functools.reduce(operator.mul, args)
 
 
 def acc_matmul(*args: Any) -> Any:
-    """The matrix product of one or more arguments, multiplied from left to right.
-
-    Example:
-        >>> import torch, torchopt.pytree as pytree
-        >>> pytree.acc_matmul(torch.eye(2), torch.ones(2, 2), torch.ones(2))
-        tensor([2., 2.])
-    """
+    """The matrix product of one or more arguments, multiplied from left to right."""
     return functools.reduce(operator.matmul, args)
 
 
@@ -190,9 +169,6 @@ def tree_scalar_mul(scalar: Any, multiplicand_tree: Any) -> Any:
         scalar: A number, or a tensor that multiplies every leaf.
         multiplicand_tree: The tree.
 
-    Returns:
-        A tree of the same structure.
-
     Example:
         >>> import torchopt.pytree as pytree
         >>> pytree.tree_scalar_mul(2, [3, 4])
@@ -208,9 +184,6 @@ def tree_add_scalar_mul(tree_x: Any, tree_y: Any, alpha: Any = None) -> Any:
         tree_x: The tree :math:`x`.
         tree_y: The tree :math:`y`, of the same structure.
         alpha: The number or 0-d tensor :math:`\alpha`; 1 if None.  The result is differentiable with respect to it.
-
-    Returns:
-        A tree of the same structure.
 
     Raises:
         ValueError: If structures or shapes do not match; the message names the path of the first such leaf.
@@ -263,9 +236,6 @@ def tree_wait(future_tree: Any) -> Any:
     Args:
         future_tree: Tree of :class:`torch.futures.Future`, including results of ``then`` and ``collect_all``.
 
-    Returns:
-        The tree of their results.
-
     Raises:
         TypeError: If a leaf is not a future; the message names its path.
 
@@ -295,12 +265,6 @@ if rpc.is_available():
         """Convert every leaf to a remote reference owned by this worker.
 
         Requires ``torch.distributed.rpc.init_rpc``.
-
-        Args:
-            tree: Any tree.
-
-        Returns:
-            A tree of :class:`torch.distributed.rpc.RRef`.
         """
         return tree_map(rpc.RRef, tree)
 
@@ -310,9 +274,6 @@ if rpc.is_available():
         Args:
             rref_tree: Tree of :class:`torch.distributed.rpc.RRef`.
             timeout: The time limit for each in seconds; by default that of the RPC agent.
-
-        Returns:
-            The tree of the values.
         """
         return tree_map(lambda rref: rref.to_here(timeout=timeout), rref_tree)
 

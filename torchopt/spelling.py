@@ -130,11 +130,6 @@ def also_spelled(**second_names: str) -> Callable[[Callable[_P, _T]], Callable[_
 def check_names(function: str, given: Iterable[str], known: Iterable[str]) -> None:
     """Require that keyword arguments are known.
 
-    Args:
-        function: The name of the function that receives them.
-        given: The names that are given.
-        known: The names that the function takes, in the order to print them.
-
     Raises:
         TypeError: If a name is unknown; the message says which name was probably meant, or what to use instead.
 
@@ -203,13 +198,7 @@ def check_names_of(function: Callable[..., Any], given: Iterable[str]) -> None:
 
 
 def absent(owner: object, name: str, hints: Mapping[str, str]) -> AttributeError:
-    """The error of ``__getattr__`` for an attribute that does not exist; ``hints`` say what to use instead.
-
-    Args:
-        owner: The object, or the module.
-        name: The name of the attribute.
-        hints: Sentences by the names of attributes.
-    """
+    """The error of ``__getattr__`` for an attribute that does not exist; ``hints`` say what to use instead."""
     hint = f'. {hints[name]}' if name in hints else ''
     if isinstance(owner, ModuleType):
         whose = f'module {owner.__name__!r}'
@@ -220,13 +209,7 @@ def absent(owner: object, name: str, hints: Mapping[str, str]) -> AttributeError
 
 
 def no_such_name(module: str, name: str, known: Iterable[str]) -> AttributeError:
-    """The error for a name that a module does not have; for names of ``torch.optim`` it says what to use instead.
-
-    Args:
-        module: The name of the module.
-        name: The name that it does not have.
-        known: Its names.
-    """
+    """The error for a name that a module does not have; for names of ``torch.optim`` it says what to use instead."""
     hint = _NAMES_OF_TORCH.get(name, '')
     rule = name.lower().removeprefix('meta')
     if not hint and name != name.lower() and rule in known:

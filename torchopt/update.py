@@ -86,9 +86,6 @@ def incremental_update(new_tensors: Any, old_tensors: Any, step_size: Any) -> An
         old_tensors: The slow copies, a tree of the same structure.
         step_size: :math:`\eta`, a number or a 0-d tensor.
 
-    Returns:
-        The new copies.
-
     Raises:
         ValueError: If structures differ.
 

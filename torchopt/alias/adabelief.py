@@ -46,9 +46,7 @@ def adabelief(
         <weight_decay_mask>
         <nesterov>
 
-    Raises:
-        ValueError: If a hyper-parameter is out of its range.
-        TypeError: If a hyper-parameter has the wrong type.
+    <raises>
 
     Example:
         >>> import torch, torchopt

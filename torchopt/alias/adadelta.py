@@ -40,9 +40,7 @@ def adadelta(
         <weight_decay>
         <moment_requires_grad>
 
-    Raises:
-        ValueError: If a hyper-parameter is out of its range.
-        TypeError: If a hyper-parameter has the wrong type, or is given under both of its names.
+    <raises_also_spelled>
 
     Example:
         >>> import torch, torchopt

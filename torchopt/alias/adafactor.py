@@ -67,9 +67,7 @@ def adafactor(
         factored: Whether to factor second moments.
         <weight_decay_mask>
 
-    Raises:
-        ValueError: If a hyper-parameter is out of its range.
-        TypeError: If a hyper-parameter has the wrong type.
+    <raises>
 
     Example:
         >>> import torch, torchopt

@@ -43,9 +43,7 @@ def adagrad(
         eps: :math:`\epsilon \ge 0`.
         <maximize>
 
-    Raises:
-        ValueError: If a hyper-parameter is out of its range.
-        TypeError: If a hyper-parameter has the wrong type, or is given under both of its names.
+    <raises_also_spelled>
 
     Example:
         >>> import torch, torchopt

@@ -51,9 +51,7 @@ def adam(
         <maximize>
         <use_accelerated_op>
 
-    Raises:
-        ValueError: If a hyper-parameter is out of its range.
-        TypeError: If a hyper-parameter has the wrong type, or is given under both of its names.
+    <raises_also_spelled>
 
     Example:
         >>> import torch, torchopt
@@ -107,9 +105,7 @@ def adamw(
         <maximize>
         <use_accelerated_op>
 
-    Raises:
-        ValueError: If a hyper-parameter is out of its range.
-        TypeError: If a hyper-parameter has the wrong type, or is given under both of its names.
+    <raises_also_spelled>
 
     Example:
         >>> import torch, torchopt

@@ -41,9 +41,7 @@ def adamax(
         <weight_decay>
         <moment_requires_grad>
 
-    Raises:
-        ValueError: If a hyper-parameter is out of its range.
-        TypeError: If a hyper-parameter has the wrong type, or is given under both of its names.
+    <raises_also_spelled>
 
     Example:
         >>> import torch, torchopt
@@ -76,9 +74,7 @@ def adamaxw(
         weight_decay: :math:`\lambda \ge 0`, or a schedule of it.  If nonzero, ``update`` requires ``params``.
         <mask>
 
-    Raises:
-        ValueError: If a hyper-parameter is out of its range.
-        TypeError: If a hyper-parameter has the wrong type.
+    <raises>
 
     Example:
         >>> import torch, torchopt

@@ -45,9 +45,7 @@ def nadam(
         <mu_dtype>
         nesterov: False makes it Adam.
 
-    Raises:
-        ValueError: If a hyper-parameter is out of its range.
-        TypeError: If a hyper-parameter has the wrong type.
+    <raises>
 
     Example:
         >>> import torch, torchopt
@@ -94,9 +92,7 @@ def nadamw(
         <mask>
         nesterov: False makes it AdamW.
 
-    Raises:
-        ValueError: If a hyper-parameter is out of its range.
-        TypeError: If a hyper-parameter has the wrong type.
+    <raises>
 
     Example:
         >>> import torch, torchopt

@@ -26,9 +26,7 @@ def optimistic_gradient_descent(learning_rate: Any, alpha: Any = 1.0, beta: Any 
         alpha: The weight :math:`\alpha` of the gradient.
         beta: The weight :math:`\beta` of the difference of the last two gradients; may be negative.
 
-    Raises:
-        ValueError: If a hyper-parameter is out of its range.
-        TypeError: If a hyper-parameter has the wrong type.
+    <raises>
 
     Example:
         >>> import torch, torchopt
@@ -78,9 +76,7 @@ def optimistic_adam_v2(
         <mu_dtype>
         <nesterov>
 
-    Raises:
-        ValueError: If a hyper-parameter is out of its range.
-        TypeError: If a hyper-parameter has the wrong type.
+    <raises>
 
     Example:
         >>> import torch, torchopt

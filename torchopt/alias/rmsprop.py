@@ -53,9 +53,7 @@ def rmsprop(
         nesterov: Use Nesterov momentum; requires a momentum.
         <maximize>
 
-    Raises:
-        ValueError: If a hyper-parameter is out of its range.
-        TypeError: If a hyper-parameter has the wrong type, or is given under both of its names.
+    <raises_also_spelled>
 
     Example:
         >>> import torch, torchopt

@@ -62,9 +62,7 @@ def sgd(
         <moment_requires_grad>
         <maximize>
 
-    Raises:
-        ValueError: If a hyper-parameter is out of its range.
-        TypeError: If a hyper-parameter has the wrong type, or is given under both of its names.
+    <raises_also_spelled>
 
     Example:
         >>> import torch, torchopt
@@ -100,9 +98,7 @@ def noisy_sgd(
             :func:`torchopt.transform.add_noise`.
         seed: The deprecated name of ``key``.
 
-    Raises:
-        ValueError: If a hyper-parameter is out of its range.
-        TypeError: If a hyper-parameter has the wrong type.
+    <raises>
 
     Example:
         >>> import torch, torchopt
@@ -118,6 +114,7 @@ def noisy_sgd(
 
 
 @suggesting
+@shared_prose
 def polyak_sgd(
     max_learning_rate: Any = 1.0, scaling: Any = 1.0, f_min: Any = 0.0, eps: Any = 0.0, variant: str = 'sps'
 ) -> GradientTransformation:
@@ -136,9 +133,7 @@ def polyak_sgd(
         eps: :math:`\epsilon \ge 0`.
         variant: ``'sps'``; or ``'sps+'``, whose step is zero if the value is below ``f_min``.
 
-    Raises:
-        ValueError: If a hyper-parameter is out of its range.
-        TypeError: If a hyper-parameter has the wrong type.
+    <raises>
 
     Example:
         >>> import torch, torchopt

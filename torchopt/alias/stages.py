@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -44,19 +45,25 @@ _PROSE = {
     'use_accelerated_op': 'None uses the native engine if it can run, False never; True raises if it cannot run.',
 }
 """Text on each argument, in lines of at most 98 characters."""
+_RAISES = (
+    'Raises:\n    ValueError: If a hyper-parameter is out of its range.\n'
+    '    TypeError: If a hyper-parameter has the wrong type'
+)
+_SECTIONS = {'raises': f'{_RAISES}.', 'raises_also_spelled': f'{_RAISES}, or is given under both of its names.'}
 
 _IDENTITY = identity()
 _F = TypeVar('_F', bound='Callable[..., Any]')
 
 
 def shared_prose(function: _F) -> _F:
-    """Replace lines such as ``<lr>`` in a docstring by the text on that argument."""
+    """Replace lines such as ``<lr>`` in a docstring by the text on that argument, and ``<raises>`` by the errors."""
     lines = []
     for line in (function.__doc__ or '').splitlines():
         name = line.strip().removeprefix('<').removesuffix('>')
         if line.strip() == f'<{name}>':
             indent = line[: len(line) - len(line.lstrip())]
-            lines.append(f'{indent}{name}: {_PROSE[name]}'.replace('\n', f'\n{indent}    '))
+            text = _SECTIONS.get(name) or f'{name}: {_PROSE[name]}'.replace('\n', '\n    ')
+            lines.append(textwrap.indent(text, indent))
         else:
             lines.append(line)
     function.__doc__ = '\n'.join(lines)
@@ -64,22 +71,9 @@ def shared_prose(function: _F) -> _F:
 
 
 def flip_sign_and_add_weight_decay(weight_decay: Any = 0.0, maximize: bool = False) -> GradientTransformation:
-    r"""The first stage of an optimizer: :math:`\pm g + \lambda p`.
+    r"""The first stage of an optimizer: :math:`\pm g + \lambda p`, with the sign of ``maximize``.
 
-    Args:
-        weight_decay: :math:`\lambda \ge 0`, or a schedule of it.
-        maximize: Flip the sign of the gradient.
-
-    Returns:
-        The transformation; the identity if there is nothing to do.
-
-    Raises:
-        ValueError: If the decay is negative.
-
-    Example:
-        >>> import torchopt
-        >>> torchopt.alias.stages.flip_sign_and_add_weight_decay()
-        identity()
+    It is the identity if there is nothing to do.  The weight decay may be a schedule.
     """
     if not maximize and type(weight_decay) is float and weight_decay == 0.0:
         return _IDENTITY
@@ -94,17 +88,10 @@ def assemble(
     maximize: bool = False,
     use_accelerated_op: bool | None = None,
 ) -> GradientTransformation:
-    """An optimizer: the first stage, the rules, and the learning rate.
+    """An optimizer: the first stage, the rules, and the learning rate, which may be a schedule.
 
-    Args:
-        *rules: What is special to the optimizer; the first of them runs on the engine if it has to.
-        lr: The learning rate, or a schedule.
-        weight_decay: As in :func:`flip_sign_and_add_weight_decay`.
-        maximize: Likewise.
-        use_accelerated_op: None runs the first rule natively where the engine can run, True there only, False never.
-
-    Raises:
-        RuntimeError: For ``use_accelerated_op=True``, if the engine cannot run.
+    ``use_accelerated_op`` is about the first rule: None runs it natively where the engine can run, False never, and
+    True raises a RuntimeError if the engine cannot run.
     """
     if use_accelerated_op is not None:
         rules = (with_native(rules[0], bool(use_accelerated_op)), *rules[1:])

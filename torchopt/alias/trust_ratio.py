@@ -52,9 +52,7 @@ def lars(
         momentum: :math:`\mu \ge 0`.
         <nesterov>
 
-    Raises:
-        ValueError: If a hyper-parameter is out of its range.
-        TypeError: If a hyper-parameter has the wrong type.
+    <raises>
 
     Example:
         >>> import torch, torchopt
@@ -104,9 +102,7 @@ def lamb(
         weight_decay: :math:`\lambda \ge 0`, or a schedule of it.
         <mask>
 
-    Raises:
-        ValueError: If a hyper-parameter is out of its range.
-        TypeError: If a hyper-parameter has the wrong type.
+    <raises>
 
     Example:
         >>> import torch, torchopt

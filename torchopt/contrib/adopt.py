@@ -25,13 +25,7 @@ __all__ = ['adopt', 'fourth_root', 'scale_by_adopt']
 
 
 def fourth_root(step: Any) -> Any:
-    r"""The clipping bound :math:`t^{1/4}` of the ADOPT paper.
-
-    Example:
-        >>> from torchopt.contrib.adopt import fourth_root
-        >>> fourth_root(16)
-        2.0
-    """
+    """The clipping bound :math:`t^{1/4}` of the ADOPT paper."""
     return step**0.25
 
 

@@ -38,9 +38,6 @@ def split_real_and_imaginary(inner: TransformationLike) -> GradientTransformatio
     A complex parameter :math:`a + ib` is then optimized like two real parameters :math:`a` and :math:`b`.  For Adam
     this changes the result: without it, the mean of :math:`|g|^2` scales both parts.
 
-    Args:
-        inner: The transformation.
-
     Returns:
         A transformation with state :class:`SplitRealAndImaginaryState`.  Extra arguments of ``update`` reach ``inner``.
 

@@ -43,24 +43,7 @@ class DoGState(NamedTuple):
 
 @factory
 def scale_by_dog(init_step: tuple[str, Any], eps: Any = 1e-8) -> GradientTransformation:
-    r"""Scale updates with the rule of :func:`dog`.
-
-    The arguments are those of :func:`dog`.
-
-    Returns:
-        A transformation with state :class:`DoGState`.
-
-    Raises:
-        ValueError: If ``init_step`` is not a pair of a kind and a number; in ``update``, if parameters are not given.
-
-    Example:
-        >>> import torch
-        >>> from torchopt.contrib.dog import scale_by_dog
-        >>> tx = scale_by_dog(('distance', 0.5), eps=0.0)
-        >>> p = [torch.tensor(1.0)]
-        >>> tx.update([torch.tensor(2.0)], tx.init(p), p)[0]
-        [tensor(0.5000)]
-    """
+    """Scale updates with the rule of :func:`dog`, which describes the arguments."""
     if not isinstance(init_step, (tuple, list)) or len(init_step) != 2 or init_step[0] not in _KINDS:
         raise ValueError(
             f'Invalid init_step: {init_step!r}; expected a pair of one of {_KINDS} and a number, such as '

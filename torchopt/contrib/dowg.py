@@ -37,24 +37,7 @@ class DoWGState(NamedTuple):
 
 @factory
 def scale_by_dowg(init_estim_sq_dist: Any = None, eps: Any = 1e-4) -> GradientTransformation:
-    r"""Scale updates with the rule of :func:`dowg`.
-
-    The arguments are those of :func:`dowg`.
-
-    Returns:
-        A transformation with state :class:`DoWGState`.
-
-    Raises:
-        ValueError: If a hyper-parameter is out of its range; in ``update``, if the parameters are not given.
-
-    Example:
-        >>> import torch
-        >>> from torchopt.contrib.dowg import scale_by_dowg
-        >>> tx = scale_by_dowg(0.25, eps=0.0)
-        >>> p = [torch.tensor(1.0)]
-        >>> tx.update([torch.tensor(2.0)], tx.init(p), p)[0]
-        [tensor(0.5000)]
-    """
+    """Scale updates with the rule of :func:`dowg`, which describes the arguments."""
     first = eps if init_estim_sq_dist is None else init_estim_sq_dist
     checks.at_least('init_estim_sq_dist value', first)
     checks.at_least('epsilon value', eps)

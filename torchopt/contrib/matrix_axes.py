@@ -40,23 +40,11 @@ class MatrixShape(NamedTuple):
 
 
 def matrix_shape(shape: Sequence[int], rows: Axes, columns: Axes, *, name: str, batch: bool) -> MatrixShape:
-    """How to reshape a tensor of a given shape to a batch of matrices.
-
-    Args:
-        shape: The shape of the tensor.
-        rows: The axes that form the rows.
-        columns: The axes that form the columns.
-        name: The name of the tensor in error messages.
-        batch: Whether other axes are allowed, which form the batch.
+    """How to reshape a tensor, of this shape and name, to a batch of matrices; ``rows`` and ``columns`` are axes.
 
     Raises:
-        ValueError: If there are fewer than two axes, an axis is out of range or named twice, or there are other axes
-            although ``batch`` is False.
-
-    Example:
-        >>> from torchopt.contrib.matrix_axes import matrix_shape
-        >>> matrix_shape((2, 3, 5), 1, -1, name='w', batch=True).sizes
-        (2, 3, 5)
+        ValueError: If there are fewer than two axes, an axis is out of range or named twice, or there are other axes,
+            which form the batch, although ``batch`` is False.
     """
     n = len(shape)
     if n < 2:

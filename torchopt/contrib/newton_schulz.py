@@ -47,16 +47,6 @@ def orthogonalize(
         preconditioning: One of the four methods.
         eps: Added to the norm in the first two methods.
 
-    Returns:
-        A tensor of the shape of ``x``.
-
-    Example:
-        >>> import torch
-        >>> from torchopt.contrib.newton_schulz import orthogonalize
-        >>> x = torch.tensor([[[3.0, 0.0], [0.0, 1.0]]])
-        >>> torch.linalg.svdvals(orthogonalize(x, [(1.5, -0.5, 0.0)] * 12)).round(decimals=3)
-        tensor([[1., 1.]])
-
     References:
         Björck and Bowie, `An iterative algorithm for computing the best estimate of an orthogonal matrix
         <https://doi.org/10.1137/0708036>`_, 1971.

@@ -51,24 +51,7 @@ def scale_by_sophia(
     verbose: bool = False,
     print_win_rate_every_n_steps: int = 0,
 ) -> GradientTransformationExtraArgs:
-    r"""Rescale updates with the rule of :func:`sophia`.
-
-    The arguments are those of :func:`sophia`.
-
-    Returns:
-        A transformation with state :class:`SophiaState`.
-
-    Raises:
-        ValueError: If a hyper-parameter is out of its range; in ``update``, if the parameters are not given.
-
-    Example:
-        >>> import torch
-        >>> from torchopt.contrib.sophia import scale_by_sophia
-        >>> tx = scale_by_sophia()
-        >>> p = [torch.tensor([1.0, -2.0])]
-        >>> tx.update(p, tx.init(p), p, obj_fn=lambda p: (p[0] ** 2).sum())[0]
-        [tensor([ 1., -1.])]
-    """
+    """Rescale updates with the rule of :func:`sophia`, which describes the arguments."""
     checks.unit_interval('beta parameter at index 0', b1)
     checks.unit_interval('beta parameter at index 1', b2)
     checks.at_least('epsilon value', eps)

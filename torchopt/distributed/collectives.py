@@ -85,9 +85,6 @@ def replicate(values: Any, *, group: Any = None, timeout: timedelta | None = Non
         group: The process group, by default all.
         timeout: The time limit for the collectives in its derivatives.
 
-    Returns:
-        Tensors with the same values.
-
     Raises:
         TypeError: If a leaf is not a tensor.
 

@@ -7,6 +7,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from torchopt.losses.arguments import Number, broadcastable, floating, real, same_shape, tensor
 from torchopt.losses.masked import finite_where
@@ -14,7 +15,7 @@ from torchopt.losses.masked import finite_where
 __all__ = ['hinge_loss', 'perceptron_loss', 'sigmoid_binary_cross_entropy', 'sigmoid_focal_loss', 'sparsemax_loss']
 
 
-def sigmoid_binary_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def sigmoid_binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     r"""The binary cross entropy of each logit.
 
     .. math::
@@ -44,9 +45,7 @@ def sigmoid_binary_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> 
     return -yes * finite_where(yes, F.logsigmoid(logits)) - no * finite_where(no, F.logsigmoid(-logits))
 
 
-def sigmoid_focal_loss(
-    logits: torch.Tensor, labels: torch.Tensor, *, alpha: Number | None = None, gamma: Number = 2.0
-) -> torch.Tensor:
+def sigmoid_focal_loss(logits: Tensor, labels: Tensor, *, alpha: Number | None = None, gamma: Number = 2.0) -> Tensor:
     r"""The focal loss, a binary cross entropy with smaller weights for examples that are easy to classify.
 
     With the cross entropy :math:`\ell(x, y)` of :func:`sigmoid_binary_cross_entropy` and the probability
@@ -97,7 +96,7 @@ def sigmoid_focal_loss(
     return loss if alpha is None else (alpha * labels + (1.0 - alpha) * (1.0 - labels)) * loss
 
 
-def hinge_loss(predictor_outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def hinge_loss(predictor_outputs: Tensor, targets: Tensor) -> Tensor:
     r"""The hinge loss of the support vector machine, :math:`\max(0, 1 - x y)`.
 
     Args:
@@ -124,7 +123,7 @@ def hinge_loss(predictor_outputs: torch.Tensor, targets: torch.Tensor) -> torch.
     return _positive_part(1 - outputs * targets)
 
 
-def perceptron_loss(predictor_outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def perceptron_loss(predictor_outputs: Tensor, targets: Tensor) -> Tensor:
     r"""The loss of the binary perceptron, :math:`\max(0, -x y)`.
 
     Args:
@@ -152,7 +151,7 @@ def perceptron_loss(predictor_outputs: torch.Tensor, targets: torch.Tensor) -> t
     return _positive_part(-outputs * targets)
 
 
-def sparsemax_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def sparsemax_loss(logits: Tensor, labels: Tensor) -> Tensor:
     r"""The binary sparsemax loss, which is exactly zero for correct predictions with margin at least 1.
 
     With :math:`s = x` for a label of 0 and :math:`s = -x` for a label of 1,
@@ -191,6 +190,6 @@ def sparsemax_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return 0.25 * (s.clamp(-1.0, 1.0) + 1.0).square() + (s - 1.0).relu()
 
 
-def _positive_part(x: torch.Tensor) -> torch.Tensor:
+def _positive_part(x: Tensor) -> Tensor:
     r""":math:`\max(0, x)` with the derivative 1/2 at 0, the midpoint of its subdifferential."""
     return torch.maximum(x, torch.zeros_like(x))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from torchopt.losses.arguments import Axis, Number, axes, broadcastable, floating, mask, tensor
 from torchopt.losses.masked import keep, total
@@ -12,13 +13,8 @@ __all__ = ['cosine_distance', 'cosine_similarity']
 
 
 def cosine_similarity(
-    predictions: torch.Tensor,
-    targets: torch.Tensor,
-    *,
-    epsilon: Number = 0.0,
-    axis: Axis = -1,
-    where: torch.Tensor | None = None,
-) -> torch.Tensor:
+    predictions: Tensor, targets: Tensor, *, epsilon: Number = 0.0, axis: Axis = -1, where: Tensor | None = None
+) -> Tensor:
     r"""The cosine similarity of predictions and targets.
 
     .. math::
@@ -49,7 +45,7 @@ def cosine_similarity(
     broadcastable('predictions', x, 'targets', y)
     where = mask(where, x)
 
-    def unit(v: torch.Tensor) -> torch.Tensor:
+    def unit(v: Tensor) -> Tensor:
         dims = axes(axis, 'a tensor', v)
         least = tensor(epsilon, v).sqrt()
         # Divide by the largest component so that the squares neither overflow nor underflow.
@@ -65,13 +61,8 @@ def cosine_similarity(
 
 
 def cosine_distance(
-    predictions: torch.Tensor,
-    targets: torch.Tensor,
-    *,
-    epsilon: Number = 0.0,
-    axis: Axis = -1,
-    where: torch.Tensor | None = None,
-) -> torch.Tensor:
+    predictions: Tensor, targets: Tensor, *, epsilon: Number = 0.0, axis: Axis = -1, where: Tensor | None = None
+) -> Tensor:
     r"""One minus the cosine similarity: 0 for equal directions, 2 for opposite ones.
 
     The arguments and errors are those of :func:`cosine_similarity`.

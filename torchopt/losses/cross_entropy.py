@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
 from torchopt.losses.arguments import Axis, Number, axes, broadcastable, floating, integral, mask, real
 from torchopt.losses.masked import align, keep, log_softmax, normalizer, total
@@ -19,9 +20,7 @@ __all__ = [
 ]
 
 
-def softmax_cross_entropy(
-    logits: torch.Tensor, labels: torch.Tensor, axis: Axis = -1, where: torch.Tensor | None = None
-) -> torch.Tensor:
+def softmax_cross_entropy(logits: Tensor, labels: Tensor, axis: Axis = -1, where: Tensor | None = None) -> Tensor:
     r"""The cross entropy of the softmax of the logits, for labels that are distributions.
 
     .. math::
@@ -60,8 +59,8 @@ def softmax_cross_entropy(
 
 
 def softmax_cross_entropy_with_integer_labels(
-    logits: torch.Tensor, labels: torch.Tensor, axis: int | tuple[int, ...] = -1, where: torch.Tensor | None = None
-) -> torch.Tensor:
+    logits: Tensor, labels: Tensor, axis: int | tuple[int, ...] = -1, where: Tensor | None = None
+) -> Tensor:
     r"""The cross entropy of the softmax of the logits, for integer labels.
 
     .. math::
@@ -109,7 +108,7 @@ def softmax_cross_entropy_with_integer_labels(
     return loss if where is None else torch.where(where.any(-1), loss, 0.0)
 
 
-def safe_softmax_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def safe_softmax_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     r"""The cross entropy of :func:`softmax_cross_entropy`, with :math:`0 \log 0 = 0`.
 
     Logits of ``-inf`` thus exclude classes without NaN in the loss or in its gradient with respect to the logits.
@@ -139,13 +138,8 @@ def safe_softmax_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> to
 
 
 def poly_loss_cross_entropy(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    *,
-    epsilon: Number = 2.0,
-    axis: Axis = -1,
-    where: torch.Tensor | None = None,
-) -> torch.Tensor:
+    logits: Tensor, labels: Tensor, *, epsilon: Number = 2.0, axis: Axis = -1, where: Tensor | None = None
+) -> Tensor:
     r"""The PolyLoss: the cross entropy with a different first coefficient in its power series.
 
     With the probability :math:`p` of the correct class, the cross entropy is
@@ -187,7 +181,7 @@ def poly_loss_cross_entropy(
     return total(keep(where, labels)[0] * (epsilon * -torch.expm1(log_p) - log_p), dims)
 
 
-def _classes_last(x: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
+def _classes_last(x: Tensor, dims: tuple[int, ...]) -> Tensor:
     """Flatten the axes of the classes, in the given order, into one last axis."""
     if not dims:
         return x.unsqueeze(-1)

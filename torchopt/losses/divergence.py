@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from torchopt.losses.arguments import Axis, axes, broadcastable, floating, mask
 from torchopt.losses.masked import finite_where, keep, total
@@ -11,9 +12,7 @@ from torchopt.losses.masked import finite_where, keep, total
 __all__ = ['convex_kl_divergence', 'generalized_kl_divergence', 'kl_divergence', 'kl_divergence_with_log_targets']
 
 
-def kl_divergence(
-    log_predictions: torch.Tensor, targets: torch.Tensor, axis: Axis = -1, where: torch.Tensor | None = None
-) -> torch.Tensor:
+def kl_divergence(log_predictions: Tensor, targets: Tensor, axis: Axis = -1, where: Tensor | None = None) -> Tensor:
     r"""The Kullback-Leibler divergence of predictions from targets.
 
     .. math::
@@ -50,8 +49,8 @@ def kl_divergence(
 
 
 def kl_divergence_with_log_targets(
-    log_predictions: torch.Tensor, log_targets: torch.Tensor, axis: Axis = -1, where: torch.Tensor | None = None
-) -> torch.Tensor:
+    log_predictions: Tensor, log_targets: Tensor, axis: Axis = -1, where: Tensor | None = None
+) -> Tensor:
     r"""The Kullback-Leibler divergence of :func:`kl_divergence`, given the logarithms of the targets.
 
     Args:
@@ -79,8 +78,8 @@ def kl_divergence_with_log_targets(
 
 
 def generalized_kl_divergence(
-    log_predictions: torch.Tensor, targets: torch.Tensor, axis: Axis = -1, where: torch.Tensor | None = None
-) -> torch.Tensor:
+    log_predictions: Tensor, targets: Tensor, axis: Axis = -1, where: Tensor | None = None
+) -> Tensor:
     r"""The Kullback-Leibler divergence of measures that need not sum to one.
 
     .. math::
@@ -108,14 +107,12 @@ convex_kl_divergence = generalized_kl_divergence
 """Optax's older name of :func:`generalized_kl_divergence`."""
 
 
-def _two(
-    log_predictions: torch.Tensor, targets: torch.Tensor, name: str, where: torch.Tensor | None
-) -> tuple[torch.Tensor, ...]:
+def _two(log_predictions: Tensor, targets: Tensor, name: str, where: Tensor | None) -> tuple[Tensor, ...]:
     x = floating('log_predictions', log_predictions)
     y = floating(name, targets, x)
     broadcastable('log_predictions', x, name, y)
     return keep(mask(where, x), x, y)
 
 
-def _sum(terms: torch.Tensor, axis: Axis, where: torch.Tensor | None) -> torch.Tensor:
+def _sum(terms: Tensor, axis: Axis, where: Tensor | None) -> Tensor:
     return total(terms, axes(axis, 'log_predictions', terms), mask(where, terms))

@@ -6,21 +6,22 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
 __all__ = ['align', 'finite_where', 'keep', 'log_softmax', 'normalizer', 'total']
 
 
-def keep(where: torch.Tensor | None, *xs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def keep(where: Tensor | None, *xs: Tensor) -> tuple[Tensor, ...]:
     """Replace the elements outside a mask by zeros, so that they reach neither the result nor its derivatives."""
     return xs if where is None else tuple(torch.where(where, x, 0.0) for x in xs)
 
 
-def finite_where(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def finite_where(weight: Tensor, x: Tensor) -> Tensor:
     r"""Replace infinite elements of weight 0 by 0, so that :math:`0 \cdot \infty = 0`, in all derivatives too."""
     return torch.where((weight == 0) & x.isinf(), 0.0, x)
 
 
-def align(where: torch.Tensor | None, dims: tuple[int, ...], ndim: int) -> torch.Tensor | None:
+def align(where: Tensor | None, dims: tuple[int, ...], ndim: int) -> Tensor | None:
     """Insert dimensions of size 1 into a mask of whole rows, at ``dims``."""
     if where is None or where.ndim == ndim:
         return where
@@ -29,18 +30,14 @@ def align(where: torch.Tensor | None, dims: tuple[int, ...], ndim: int) -> torch
     return where
 
 
-def total(
-    x: torch.Tensor, dims: tuple[int, ...], where: torch.Tensor | None = None, keepdim: bool = False
-) -> torch.Tensor:
+def total(x: Tensor, dims: tuple[int, ...], where: Tensor | None = None, keepdim: bool = False) -> Tensor:
     """The sum along axes; the tensor itself if ``dims`` is empty."""
     if where is not None:
         x = torch.where(where, x, 0.0)
     return x.sum(dims, keepdim=keepdim) if dims else x
 
 
-def normalizer(
-    x: torch.Tensor, dims: tuple[int, ...], where: torch.Tensor | None = None, keepdim: bool = False
-) -> torch.Tensor:
+def normalizer(x: Tensor, dims: tuple[int, ...], where: Tensor | None = None, keepdim: bool = False) -> Tensor:
     r"""The logarithm of :math:`\sum_i e^{x_i}` along axes; an arbitrary finite number if the mask selects nothing."""
     if where is not None:
         # Without any element, the result would be log 0, whose derivatives are NaN.
@@ -49,7 +46,7 @@ def normalizer(
     return torch.logsumexp(x, dims, keepdim=keepdim) if dims else x
 
 
-def log_softmax(x: torch.Tensor, dims: tuple[int, ...], where: torch.Tensor | None = None) -> torch.Tensor:
+def log_softmax(x: Tensor, dims: tuple[int, ...], where: Tensor | None = None) -> Tensor:
     r"""The logarithm of the softmax along axes.
 
     Elements outside the mask get 0 instead of :math:`\log 0`, to avoid :math:`0 \cdot \infty` in the gradients.

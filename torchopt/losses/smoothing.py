@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 
-import torch
+from torch import Tensor
 
 from torchopt.losses.arguments import Axis, Number, axes, floating, mask
 from torchopt.losses.masked import total
@@ -13,9 +13,7 @@ from torchopt.losses.masked import total
 __all__ = ['smooth_labels']
 
 
-def smooth_labels(
-    labels: torch.Tensor, alpha: Number, *, axis: Axis = -1, where: torch.Tensor | None = None
-) -> torch.Tensor:
+def smooth_labels(labels: Tensor, alpha: Number, *, axis: Axis = -1, where: Tensor | None = None) -> Tensor:
     r"""Mix one-hot labels with the uniform distribution over the :math:`K` classes.
 
     .. math::

@@ -185,10 +185,7 @@ def _check_methods(cls: type[ImplicitMetaGradientModule]) -> None:
 
 
 def make_optimality_from_objective(cls: type[ImplicitMetaGradientModule]) -> type[ImplicitMetaGradientModule]:
-    """Derive ``optimality`` as the gradient of ``objective`` with respect to the parameters.
-
-    Args:
-        cls: The class, which is changed.
+    """Derive ``optimality``, in the class itself, as the gradient of ``objective`` with respect to the parameters.
 
     Raises:
         TypeError: If it has no ``objective``.
@@ -208,10 +205,7 @@ def make_optimality_from_objective(cls: type[ImplicitMetaGradientModule]) -> typ
 
 
 def enable_implicit_gradients(cls: type[ImplicitMetaGradientModule]) -> type[ImplicitMetaGradientModule]:
-    """Wrap ``solve`` so that the trained parameters have implicit gradients.
-
-    Args:
-        cls: The class, which is changed.
+    """Wrap ``solve``, in the class itself, so that the trained parameters have implicit gradients.
 
     Raises:
         TypeError: If the class is already wrapped.
@@ -307,12 +301,7 @@ class _Writes(TorchFunctionMode):
 
 
 def _restore_leaves(module: nn.Module, names: Collection[str] | None = None) -> dict[str, Tensor]:
-    """Restore the leaves of the previous call as parameters, with the current values.
-
-    Args:
-        module: The module.
-        names: The names of the parameters; by default those that are not leaves.
-    """
+    """Make the leaves of the previous call parameters again, with the current values; by default for all non-leaves."""
     known: dict[str, Tensor] = vars(module).get('_leaves', {})
     leaves = {}
     for name, p in module.named_parameters():

@@ -157,9 +157,6 @@ def enable_zero_order_gradients(
         sigma: The scale of the perturbations.
         **options: The other class keywords.
 
-    Returns:
-        ``cls``.
-
     Raises:
         TypeError: If ``forward`` is already wrapped.
         ValueError: If an option is out of its range.

@@ -56,7 +56,7 @@ def gradients_of_leaves(loss: Any, leaves: Sequence[Any], *, create_graph: bool 
     """
     _check_scalar(loss)
     _check_graph(loss)
-    trainable = [p for p in leaves if isinstance(p, torch.Tensor) and p.requires_grad]
+    trainable = [p for p in leaves if isinstance(p, Tensor) and p.requires_grad]
     _check_any(trainable)
     found = torch.autograd.grad(loss, trainable, create_graph=create_graph, allow_unused=True)
     check_gradients(trainable, found)
@@ -74,7 +74,7 @@ def is_closure(loss: Any, checkpoint: str | None) -> TypeGuard[Callable[..., Any
     """
     if checkpoint not in (None, 'reverse', 'mixed'):
         raise ValueError(f"Invalid checkpoint: {checkpoint!r}; expected None, 'reverse' or 'mixed'.")
-    if callable(loss) and not isinstance(loss, torch.Tensor):
+    if callable(loss) and not isinstance(loss, Tensor):
         return True
     if checkpoint == 'mixed':
         raise ValueError(
@@ -105,7 +105,7 @@ def recomputed_gradients(
     checkpoint: str | None,
     create_graph: bool = True,
     call: Callable[[Callable[..., Any], Any], Any] | None = None,
-) -> tuple[torch.Tensor, Any]:
+) -> tuple[Tensor, Any]:
     """The value of a loss and its gradients, whose graph is computed in the backward pass.
 
     Args:
@@ -132,12 +132,12 @@ def recomputed_gradients(
         with _without_own_backward():
             gradients = differentiable_gradients(loss, params, create_graph=recorded)
         return (loss if recorded else loss.detach()), gradients
-    chosen = tree.Selection(params, lambda p: isinstance(p, torch.Tensor))
+    chosen = tree.Selection(params, lambda p: isinstance(p, Tensor))
     tensors = chosen.selected
     trained = [i for i, p in enumerate(tensors) if p.requires_grad or (in_transform() and is_inexact(p))]
     _check_any(trained)
 
-    def loss_of(closure: Callable[..., Any], params: Any) -> torch.Tensor:
+    def loss_of(closure: Callable[..., Any], params: Any) -> Tensor:
         loss = call(closure, params)
         with torch._C.DisableTorchFunction():  # modes need not see what is read here
             _check_scalar(loss)
@@ -189,7 +189,7 @@ def warn_of_no_gradient() -> None:
 
 
 def _check_scalar(loss: Any) -> None:
-    if not isinstance(loss, torch.Tensor):
+    if not isinstance(loss, Tensor):
         raise TypeError(f'loss is {kind_of(loss)}; expected a scalar tensor. Pass the tensor, not its item().')
     if loss.numel() != 1:
         raise ValueError(f'loss has shape {tuple(loss.shape)}; expected a scalar. Reduce it, e.g. by loss.mean().')
@@ -197,7 +197,7 @@ def _check_scalar(loss: Any) -> None:
         raise TypeError(f'loss is complex ({loss.dtype}); expected a real scalar. Take its real part or its abs().')
 
 
-def _check_graph(loss: torch.Tensor) -> None:
+def _check_graph(loss: Tensor) -> None:
     if not loss.requires_grad:
         raise RuntimeError(
             'loss has no graph: it does not depend on anything that requires grad. Compute it from the parameters, '
@@ -221,9 +221,7 @@ def without_integers(params: Any) -> Any:
 
 def hide_integers(params: Iterable[Any], grads: Iterable[Any]) -> list[Any]:
     """Like :func:`without_integers` for a sequence; only parameters without a gradient are checked."""
-    return [
-        None if g is None and isinstance(p, torch.Tensor) and not is_inexact(p) else p for p, g in zip(params, grads)
-    ]
+    return [None if g is None and isinstance(p, Tensor) and not is_inexact(p) else p for p, g in zip(params, grads)]
 
 
 def with_integers(new: Any, params: Any) -> Any:
@@ -235,7 +233,7 @@ def with_integers(new: Any, params: Any) -> Any:
 
 def as_leaf(p: Any, new: Any) -> Any:
     """A new leaf that requires grad if the old parameter did; an unchanged leaf stays the same tensor."""
-    if not isinstance(new, torch.Tensor) or (new is p and p.is_leaf):
+    if not isinstance(new, Tensor) or (new is p and p.is_leaf):
         return new
     return detach_graph(new).requires_grad_(p.requires_grad)
 
@@ -311,10 +309,10 @@ def check_same_kind(state: Any, expected: Any, *, name: str, remedy: str = _REME
 
 
 def _is_complex(x: Any) -> bool:
-    return isinstance(x, torch.Tensor) and x.is_complex()
+    return isinstance(x, Tensor) and x.is_complex()
 
 
 def _kind(x: Any) -> str:
-    if not isinstance(x, torch.Tensor):
+    if not isinstance(x, Tensor):
         return repr(x)
     return f'{"complex numbers of " if x.is_complex() else ""}shape {tuple(x.shape)}'

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from torchopt.kinds import kind_of
 from torchopt.levels import eager, is_readable
@@ -16,9 +17,7 @@ __all__ = ['projection_polyhedron']
 
 
 @eager
-def projection_polyhedron(
-    x: torch.Tensor, hyperparams: tuple[Any, Any, Any, Any], check_feasible: bool = True
-) -> torch.Tensor:
+def projection_polyhedron(x: Tensor, hyperparams: tuple[Any, Any, Any, Any], check_feasible: bool = True) -> Tensor:
     r"""Project onto the polyhedron :math:`A p = b, \; G p \le h`.
 
     The quadratic program is solved by :class:`torchopt.OSQP`, to nearly the precision of the dtype.
@@ -55,5 +54,5 @@ def projection_polyhedron(
             'The polyhedron is empty: no point satisfies hyperparams = (A, b, G, h). Relax or remove constraints, or '
             'pass check_feasible=False.'
         )
-    primal: torch.Tensor = found.primal
+    primal: Tensor = found.primal
     return primal

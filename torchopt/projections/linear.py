@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from torchopt import tree as trees
 from torchopt.projections.leaves import check_order, check_vector, map_leaves
@@ -81,7 +82,7 @@ def projection_halfspace(x: Any, a: Any, b: Any) -> Any:
     return trees.add_scale(x, torch.minimum(missing, torch.zeros_like(missing)), a)
 
 
-def projection_affine_set(x: torch.Tensor, hyperparams: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def projection_affine_set(x: Tensor, hyperparams: tuple[Tensor, Tensor]) -> Tensor:
     r"""Project onto the affine set :math:`A p = b`: :math:`p = x - A^+ (A x - b)`.
 
     Args:
@@ -112,8 +113,8 @@ def projection_affine_set(x: torch.Tensor, hyperparams: tuple[torch.Tensor, torc
 
 
 def projection_box_section(
-    x: torch.Tensor, hyperparams: tuple[Any, Any, torch.Tensor, Any], check_feasible: bool = False
-) -> torch.Tensor:
+    x: Tensor, hyperparams: tuple[Any, Any, Tensor, Any], check_feasible: bool = False
+) -> Tensor:
     r"""Project onto the intersection of a box and a hyperplane.
 
     .. math::
@@ -150,9 +151,7 @@ def projection_box_section(
             'The set is empty: hyperparams = (alpha, beta, w, c) must satisfy <w, alpha> <= c <= <w, beta>.'
         )
 
-    def at(
-        tau: torch.Tensor, x: torch.Tensor, w: torch.Tensor, alpha: torch.Tensor, beta: torch.Tensor
-    ) -> torch.Tensor:
+    def at(tau: Tensor, x: Tensor, w: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
         return torch.minimum(torch.maximum(x + tau * w, alpha), beta)
 
     fixed = [v.detach() for v in (x, w, alpha, beta)]
@@ -178,11 +177,11 @@ def _check_like(a: Any, x: Any) -> None:
     trees.check_matching(a, x, name='a', like='x')
 
 
-def _vdot(x: Any, y: Any) -> torch.Tensor:
+def _vdot(x: Any, y: Any) -> Tensor:
     return torch.as_tensor(trees.vdot(x, y))
 
 
-def _missing(x: Any, a: Any, b: Any) -> torch.Tensor:
+def _missing(x: Any, a: Any, b: Any) -> Tensor:
     r"""The factor :math:`(b - \langle a, x \rangle) / \|a\|^2` of the step to a hyperplane."""
     _check_like(a, x)
     return (b - _vdot(a, x)) / _vdot(a, a)

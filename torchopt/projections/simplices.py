@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from torchopt import checks, tree as trees
 from torchopt.projections.leaves import check_vector, map_leaves
@@ -91,9 +92,7 @@ def projection_l1_ball(tree: Any, scale: Any = 1) -> Any:
     return map_leaves(lambda x, p: torch.where(inside, x, p), tree, projection_l1_sphere(tree, scale))
 
 
-def projection_sparse_simplex(
-    x: torch.Tensor, max_nz: int, use_approx_max_nz: bool = False, value: Any = 1.0
-) -> torch.Tensor:
+def projection_sparse_simplex(x: Tensor, max_nz: int, use_approx_max_nz: bool = False, value: Any = 1.0) -> Tensor:
     r"""Project onto the points of the simplex that have few nonzero elements.
 
     .. math::
@@ -131,7 +130,7 @@ def projection_sparse_simplex(
     return torch.zeros_like(x).scatter(0, where, value * unit_simplex(top / value))
 
 
-def unit_simplex(x: torch.Tensor) -> torch.Tensor:
+def unit_simplex(x: Tensor) -> Tensor:
     r"""Project every vector along the last axis onto the probability simplex.
 
     Args:

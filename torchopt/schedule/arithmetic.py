@@ -47,12 +47,7 @@ class FunctionOfCount:
 def lift(*values: Any) -> list[Any]:
     """Convert numbers to Python floats if all are available on the host, else to float64 tensors.
 
-    Args:
-        *values: Numbers, tensors, and NumPy numbers or arrays.
-
-    Returns:
-        The values in the same order.  Tensors are on the first of their devices that is not the CPU, and
-        float32 if that device does not support float64.
+    These are on the first of their devices that is not the CPU, and float32 if that device does not support float64.
 
     Raises:
         TypeError: If a value is neither a real number nor a real tensor.
@@ -119,10 +114,7 @@ def require_count(name: str, value: Any) -> None:
 
 
 def scales_in_order(boundaries_and_scales: Any) -> list[tuple[Any, Any]]:
-    """The boundaries of a piecewise schedule with their factors, in the order of the steps.
-
-    Args:
-        boundaries_and_scales: A dict from boundaries to factors, or None.
+    """The boundaries of a piecewise schedule with their factors, a dict or None, in the order of the steps.
 
     Raises:
         TypeError: If it is not a dict, or an entry is not a number.

@@ -27,15 +27,9 @@ def check_state(state: Any) -> None:
 
 
 def require_call(name: str, function: Callable[..., Any], call: str) -> None:
-    """Require a function that takes certain arguments by position.
+    """Require a function that can be called by position, as in ``call``: ``'prox(params, hyperparams_prox, scaling)'``.
 
-    Args:
-        name: The name of the argument, for the error message.
-        function: The function.
-        call: How it will be called, such as ``'prox(params, hyperparams_prox, scaling)'``.
-
-    Raises:
-        TypeError: If it cannot be called so.
+    ``name`` is that of the argument, for the error message.
     """
     checks.function(name, function)
     if (signature := signature_of(function)) is None:
@@ -51,21 +45,7 @@ def require_call(name: str, function: Callable[..., Any], call: str) -> None:
 
 
 def split_aux(found: Any, has_aux: bool, name: str) -> tuple[Any, Any]:
-    """The value and the auxiliary output of what a function returned; None for the latter if there is none.
-
-    Args:
-        found: What the function returned.
-        has_aux: Whether that is a pair.
-        name: The name of the function, for the error message.
-
-    Raises:
-        TypeError: If it should be a pair and is not.
-
-    Example:
-        >>> from torchopt.solver.arguments import split_aux
-        >>> split_aux((1.0, 'more'), True, 'fun')
-        (1.0, 'more')
-    """
+    """The value and the auxiliary output of what the function ``name`` returned: without ``has_aux``, there is none."""
     if not has_aux:
         return found, None
     if not isinstance(found, (tuple, list)) or len(found) != 2:

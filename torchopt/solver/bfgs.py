@@ -56,11 +56,7 @@ class _Inverse(NamedTuple):
 
 
 class _Inverses:
-    """The inverse Hessian of each run of a batch, written in place, and whether it is still the identity.
-
-    Args:
-        like: The gradients, one in each row.
-    """
+    """The inverse Hessian of each run of a batch, written in place, and whether it is still the identity."""
 
     def __init__(self, like: _Array) -> None:
         runs, length = like.shape

@@ -19,18 +19,10 @@ __all__ = ['bounds_like']
 def bounds_like(bounds: Any, params: Any) -> tuple[Any, Any]:
     """The lower and the upper bound, trees like the parameters.
 
-    Args:
-        bounds: A pair of trees, tops of trees, or numbers, None where there is no bound; None for no bounds.
-        params: The parameters.
+    ``bounds`` is a pair of trees, tops of trees, or numbers, None where there is no bound; or None for no bounds.
 
     Raises:
         ValueError: If ``bounds`` is not a pair, structures or shapes do not match, a bound is NaN, or bounds cross.
-
-    Example:
-        >>> import torch
-        >>> from torchopt.solver.bounds import bounds_like
-        >>> bounds_like((0.0, None), {'w': torch.ones(2)})
-        ({'w': tensor([0., 0.])}, {'w': tensor([inf, inf])})
     """
     if bounds is None:
         bounds = (None, None)

@@ -19,7 +19,7 @@ __all__ = ['Model', 'box_step', 'finite_slopes']
 
 
 class Model(NamedTuple):
-    r"""The Hessian :math:`\theta I - W M W^\mathsf{T}` of the model.
+    r"""The Hessian :math:`\theta I - W M W^\mathsf{T}` of the model; :math:`W` has a row for each variable.
 
     With the pairs as rows of :math:`S` and :math:`Y`, :math:`W = [Y^\mathsf{T}, \theta S^\mathsf{T}]` and
 
@@ -27,11 +27,6 @@ class Model(NamedTuple):
         M = \begin{bmatrix} -D & L^\mathsf{T} \\ L & \theta S S^\mathsf{T} \end{bmatrix}^{-1},
 
     where :math:`D` and :math:`L` are the diagonal and the strict lower triangle of :math:`S Y^\mathsf{T}`.
-
-    Attributes:
-        theta: :math:`\theta`, a number or a 0-d tensor.
-        w: :math:`W`, with a row for each variable.
-        m: :math:`M`.
     """
 
     theta: Any
@@ -57,17 +52,10 @@ def finite_slopes(g: Tensor) -> Tensor:
 
 
 def box_step(x: Tensor, g: Tensor, lower: Tensor, upper: Tensor, model: Model) -> Tensor:
-    """The point within the bounds at which the model is about least.
+    """The point within the bounds, which may be infinite, at which the model of the objective at ``x`` is about least.
 
     The minimum over the free variables is projected onto the bounds; if the way to it does not descend, the way from
     the Cauchy point to the minimum is cut where it meets a bound.
-
-    Args:
-        x: The parameters, within the bounds.
-        g: The gradient.
-        lower: The lower bounds; minus infinity where there is none.
-        upper: The upper bounds.
-        model: The Hessian.
 
     References:
         Byrd, Lu, Nocedal and Zhu, `A limited memory algorithm for bound constrained optimization

@@ -136,15 +136,7 @@ class DescentSolver(SmoothSolver, IterativeSolver, abc.ABC, Generic[_Memory]):
 
     @abc.abstractmethod
     def _remember(self, memory: Any, x: Pair, gradient: Pair, direction: Tensor, moved: Any) -> Any:
-        """The memory after a step along the direction, if there was one.
-
-        Args:
-            memory: The memory before.
-            x: The parameters before and after the step.
-            gradient: The gradients there.
-            direction: The direction.
-            moved: Whether there was a step; if not, the memory stays as it is.
-        """
+        """The memory after a step; ``x`` and ``gradient`` hold two values each.  It is unchanged if nothing moved."""
 
     @abc.abstractmethod
     def _is_empty(self, memory: Any) -> Any:

@@ -31,12 +31,8 @@ _GROWTH = 4.0
 def longer(scale: Any, is_identity: Any, ss: Any, gg: Any, tiny: float) -> Any:
     """The scale of the inverse Hessian after a step without positive curvature.
 
-    Args:
-        scale: The scale before it.
-        is_identity: Whether the inverse Hessian was the identity, so that the step alone tells the scale.
-        ss: The squared length of the step.
-        gg: That of the gradient before it.
-        tiny: The smallest number of their dtype.
+    ``ss`` and ``gg`` are the squared lengths of the step and of the gradient before it; the step alone tells the scale
+    if the inverse Hessian was the identity.  ``tiny`` is the smallest number of their dtype.
     """
     if settled(is_identity) is not False:
         of_step = root(ss / where(gg > 0.0, gg, 1.0))

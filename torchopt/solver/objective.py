@@ -40,13 +40,6 @@ class Objective:
         fun: The function.
         value_and_grad: Whether ``fun`` returns the value and the gradient; or a function that does.
         has_aux: Whether in place of the value there is a pair, the value and auxiliary output.
-
-    Example:
-        >>> import torch
-        >>> from torchopt.solver.objective import Objective
-        >>> objective = Objective(lambda w, a: (w * w).sum() * a)
-        >>> objective(torch.tensor([1.0, 2.0]), 3.0)
-        (tensor(15.), tensor([ 6., 12.]), None)
     """
 
     def __init__(
@@ -208,20 +201,7 @@ def signature_with(fun: Callable[..., Any], name: str) -> inspect.Signature:
 
 
 class Vectors:
-    """Trees as real vectors: every element of every floating leaf, complex numbers as pairs.
-
-    Args:
-        params: A tree of tensors of floating and complex dtypes; other leaves stay as they are.
-
-    Example:
-        >>> import torch
-        >>> from torchopt.solver.objective import Vectors
-        >>> vectors = Vectors({'w': torch.ones(2), 'b': torch.tensor(3.0)})
-        >>> vectors.pack({'w': torch.ones(2), 'b': torch.tensor(3.0)})
-        tensor([3., 1., 1.])
-        >>> vectors.unpack(torch.arange(3.0))
-        {'w': tensor([1., 2.]), 'b': tensor(0.)}
-    """
+    """Trees as real vectors: every element of every floating leaf, complex numbers as pairs; other leaves stay."""
 
     def __init__(self, params: Any, name: str = 'init_params') -> None:
         self.name = name

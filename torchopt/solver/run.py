@@ -98,16 +98,10 @@ def iterate(
     report: Callable[[OptStep], None] | None = None,
     loop: Callable[..., OptStep] = while_loop,
 ) -> OptStep:
-    """Repeat steps until the error is at most ``tol``, the solver reports an end, or there were ``maxiter`` steps.
+    """Repeat steps until the error is at most ``tol`` or NaN, the solver reports an end, or ``maxiter`` steps are made.
 
-    Under ``torch.vmap`` each problem stops by itself, and is left alone from then on.
-
-    Args:
-        task: The steps.
-        maxiter: The largest number of steps.
-        tol: The tolerance; the error of a state that is NaN ends the run.
-        report: Called with each step, as users see it.
-        loop: The loop, a function like :func:`torchopt.loop.while_loop`.
+    Under ``torch.vmap`` each problem stops by itself, and is left alone from then on.  ``report`` gets each step as
+    users see it, and ``loop`` is a function like :func:`torchopt.loop.while_loop`.
     """
 
     def running(step: OptStep) -> Any:

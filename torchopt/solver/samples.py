@@ -17,17 +17,11 @@ __all__ = ['SomeSamples']
 
 
 class SomeSamples:
-    """A function of vectors and data, evaluated for some samples of the batch.
+    """``fun(x, args, kwargs)``, which returns the value, the gradient, and more, evaluated for some samples of a batch.
 
     A ``torch.vmap`` inside that of the batch has only these samples.  A function that has values of the batch not from
     its data, but from variables around it, gives results of both batches.  One sample shows whether it does; if so, it
     is not evaluated in this way again.
-
-    Args:
-        fun: ``fun(x, args, kwargs)`` returns the value and the gradient, and more.
-        args: Data.
-        kwargs: Data by name.
-        size: The size of the batch.
     """
 
     def __init__(self, fun: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], size: int) -> None:
@@ -36,11 +30,9 @@ class SomeSamples:
         self.works: bool | None = None
 
     def __call__(self, x: Any, samples: Any) -> tuple[Any, Any] | None:
-        """Values and gradients of the samples with these numbers; None if that is not possible, or no faster.
+        """Values and gradients of the samples with these numbers, given the vectors of all samples.
 
-        Args:
-            x: The vectors of all samples.
-            samples: The numbers of the samples, an array that is not empty.
+        It returns None if that is not possible, or no faster.
         """
         if 2 * len(samples) > self.size:
             return None

@@ -24,11 +24,8 @@ _FAR = 100.0
 def recognizing_no_bound(task: Task, measures: Callable[[Any], tuple[Any, Any, Any]], tol: Any) -> Task:
     """The task of a run at whose end an objective without a lower bound is recognized.
 
-    Args:
-        task: The task, whose parameters are trees.
-        measures: ``measures(params)`` returns the objective, the norm of the parameters, and by how much they violate
-            the optimality condition.
-        tol: The tolerance of the run.
+    ``measures(params)`` returns the objective, the norm of the parameters, and by how much they violate the optimality
+    condition, whose tolerance is ``tol``.
     """
     init_params = task.start.params
 
@@ -49,20 +46,8 @@ def has_no_bound(start: tuple[Any, Any, Any], end: tuple[Any, Any, Any], precisi
     """Whether a descent shows that an objective has no lower bound, as far as numbers can show it.
 
     The objective is minus infinity; or the parameters and the decrease are so large that those of the start are hardly
-    more than rounding, and the gradient is as steep as there.
-
-    Args:
-        start: The objective, the norm of the parameters and that of the gradient where the run started.
-        end: The same where it ended.
-        precision: The precision of the dtype.
-
-    Example:
-        >>> from torchopt.solver.unbounded import has_no_bound
-        >>> (
-        ...     has_no_bound((0.0, 1.0, 2.0), (-1e20, 1e10, 2e10), 1e-16),
-        ...     has_no_bound((0.0, 1.0, 2.0), (-9.0, 3.0, 6.0), 1e-16),
-        ... )
-        (True, False)
+    more than rounding, and the gradient is as steep as there.  Start and end are the objective and the norms of the
+    parameters and of the gradient; ``precision`` is that of the dtype.
     """
     (before, began, slope), (after, ended, last_slope) = start, end
     least = precision**-0.5

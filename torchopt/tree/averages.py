@@ -63,9 +63,6 @@ def update_infinity_moment(updates: Any, moments: Any, decay: Any, eps: Any) -> 
         decay: The number or 0-d tensor :math:`\beta`.
         eps: The number or 0-d tensor :math:`\epsilon`.
 
-    Returns:
-        The new moments.
-
     Example:
         >>> import torch, torchopt
         >>> torchopt.tree.update_infinity_moment([torch.tensor(-2.0)], [torch.tensor(4.0)], 0.75, 0.0)

@@ -44,9 +44,6 @@ def cast_like(tree: Any, other_tree: Any) -> Any:
         other_tree: Tree of the same structure; if its leaf has no dtype (``None`` or a Python number), the
             leaf of ``tree`` stays unchanged.
 
-    Returns:
-        A tree of the same structure.
-
     Raises:
         ValueError: If the structures differ.
 

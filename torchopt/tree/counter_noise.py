@@ -68,12 +68,7 @@ def _uniform(bits: Tensor) -> Tensor:
 
 
 def _mix(x: Tensor) -> Tensor:
-    """Hash 64 bits with the finalizer of SplitMix64.
-
-    References:
-        Steele et al., `Fast splittable pseudorandom number generators <https://doi.org/10.1145/2714064.2660195>`_,
-        OOPSLA 2014.
-    """
+    """Hash 64 bits with the finalizer of `SplitMix64 <https://doi.org/10.1145/2714064.2660195>`_."""
     x = (x ^ _shift(x, 30)) * _FIRST
     x = (x ^ _shift(x, 27)) * _SECOND
     return x ^ _shift(x, 31)

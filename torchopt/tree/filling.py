@@ -39,9 +39,6 @@ def zeros_like(tree: Any, dtype: DTypeLike | None = None) -> Any:
         tree: The tree.
         dtype: The dtype of the zeros; that of each leaf by default.
 
-    Returns:
-        A tree of new tensors.
-
     Example:
         >>> import torch, torchopt
         >>> torchopt.tree.zeros_like({'b': None, 'w': torch.ones(2)})
@@ -71,9 +68,6 @@ def full_like(tree: Any, fill_value: Any, dtype: DTypeLike | None = None) -> Any
         fill_value: A number, or a tensor that broadcasts against every leaf; the result is differentiable with respect
             to it.
         dtype: The dtype of the result; that of each leaf by default.
-
-    Returns:
-        A tree of new tensors.
 
     Example:
         >>> import torch, torchopt

@@ -55,9 +55,6 @@ def add(tree_x: Any, tree_y: Any, *other_trees: Any) -> Any:
         tree_y: The second tree, of the same structure.
         *other_trees: Further trees.
 
-    Returns:
-        The sum, a tree.
-
     Raises:
         ValueError: If structures or shapes do not match; the message names the path of the first such leaf.
 
@@ -103,11 +100,7 @@ def div(tree_x: Any, tree_y: Any) -> Any:
 
 
 def scale(scalar: Any, tree: Any) -> Any:
-    """Multiply every leaf by one scalar.
-
-    Args:
-        scalar: A number or a 0-d tensor.
-        tree: The tree.
+    """Multiply every leaf by one scalar, a number or a 0-d tensor.
 
     Returns:
         The product, a tree whose floating leaves keep their dtypes.
@@ -128,9 +121,6 @@ def add_scale(tree_x: Any, scalar: Any, tree_y: Any) -> Any:
         tree_x: The tree :math:`x`; where a leaf is ``None``, the result is ``None``.
         scalar: The number or 0-d tensor :math:`\alpha`.
         tree_y: The tree :math:`y`.
-
-    Returns:
-        A tree of the structure of ``tree_x``.
 
     Raises:
         ValueError: If structures or shapes do not match; the message names the path of the first such leaf.
@@ -318,9 +308,6 @@ def clip(tree: Any, min_value: Any = None, max_value: Any = None) -> Any:
         min_value: The lower bound, a number or a 0-d tensor; none if None.
         max_value: The upper bound, likewise.  If it is less than the lower bound, the result is the upper bound.
 
-    Returns:
-        A tree of the same structure.
-
     Example:
         >>> import torch, torchopt
         >>> torchopt.tree.clip([torch.tensor([-3.0, 0.5, 3.0])], -1.0, 1.0)
@@ -343,9 +330,6 @@ def where(condition: Any, tree_x: Any, tree_y: Any) -> Any:
         condition: A bool, or a tensor of bools that broadcasts against every leaf.
         tree_x: The values if the condition holds; where a leaf is ``None``, the result is ``None``.
         tree_y: The values if it does not hold.
-
-    Returns:
-        A tree of the structure of ``tree_x``.
 
     Raises:
         ValueError: If structures or shapes do not match; the message names the path of the first such leaf.

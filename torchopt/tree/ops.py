@@ -28,9 +28,6 @@ def map(f: Callable[..., Any], tree: Any, *rest: Any, is_leaf: Callable[[Any], b
         *rest: Trees of the same structure; they may be deeper below a leaf of ``tree``.
         is_leaf: ``is_leaf(node)`` returns True for nodes of ``tree`` to treat as leaves.
 
-    Returns:
-        A tree of the structure of ``tree``.
-
     Raises:
         ValueError: If the structures differ; the message names the path of the first difference.
 
@@ -45,14 +42,7 @@ def map(f: Callable[..., Any], tree: Any, *rest: Any, is_leaf: Callable[[Any], b
 
 
 def detached(tree: Any) -> Any:
-    """The same tree with its tensors detached; other leaves are unchanged.
-
-    Example:
-        >>> import torch
-        >>> from torchopt.tree.ops import detached
-        >>> detached({'x': torch.ones(1, requires_grad=True), 'n': 3})
-        {'x': tensor([1.]), 'n': 3}
-    """
+    """The same tree with its tensors detached; other leaves are unchanged."""
     return map(lambda x: x.detach() if isinstance(x, torch.Tensor) else x, tree)
 
 
@@ -79,9 +69,6 @@ def reduce(
         tree: The tree.
         initializer: The first total; the first leaf if it is left out.
         is_leaf: ``is_leaf(node)`` returns True for nodes of ``tree`` to treat as leaves.
-
-    Returns:
-        The last total.
 
     Raises:
         TypeError: If the tree has no leaves and there is no ``initializer``.

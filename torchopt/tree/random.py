@@ -38,20 +38,10 @@ Key: TypeAlias = 'int | np.integer[Any] | torch.Tensor | torch.Generator'
 
 
 def as_seed(key: Any, name: str = 'key') -> int:
-    """Convert a seed to an int.
-
-    Args:
-        key: A Python or NumPy integer, or a 0-d integer tensor.
-        name: The name of the argument in error messages.
+    """Convert a seed, a Python or NumPy integer or a 0-d integer tensor, to an int; ``name`` is for error messages.
 
     Raises:
         TypeError: If ``key`` is not an integer, or its value cannot be read, for example inside ``torch.func.vmap``.
-
-    Example:
-        >>> import torch
-        >>> from torchopt.tree.random import as_seed
-        >>> as_seed(torch.tensor(3))
-        3
     """
     if not is_readable(key):
         raise TypeError(
@@ -82,12 +72,6 @@ def normal(
     """Draw from the standard normal distribution, the default sampler of :func:`random_like`.
 
     For complex dtypes, the real and the imaginary part have variance 1/2 each.
-
-    Example:
-        >>> import torch
-        >>> from torchopt.tree.random import normal
-        >>> normal(torch.Generator().manual_seed(0), (2, 3)).shape
-        torch.Size([2, 3])
     """
     kind = None if dtype is None else as_dtype(dtype)
     return torch.randn(tuple(shape), generator=key, dtype=kind, device=device)
@@ -127,9 +111,6 @@ def random_like(
             it also has a parameter ``device``, it receives that device.
         dtype: The dtype passed to the sampler; by default that of the leaf.
 
-    Returns:
-        The random tree.
-
     Raises:
         TypeError: If ``rng_key`` is neither a seed nor a generator.
 
@@ -157,9 +138,6 @@ def random_like(
 
 def unwrap_random_key_data(input_tree: Any) -> Any:
     """Replace the generators in a tree by their states, so that the tree can be compared or saved.
-
-    Args:
-        input_tree: Any tree.
 
     Returns:
         The tree with a uint8 tensor in place of every :class:`torch.Generator`.

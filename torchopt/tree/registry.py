@@ -58,9 +58,6 @@ def register_node(
         build: ``build(static, children)`` makes a node from its parts.
         names: ``names(node)`` returns one name per child for error messages and paths; by default, positions.
 
-    Returns:
-        ``cls``.
-
     Raises:
         ValueError: If the class is already registered.
 
@@ -203,9 +200,6 @@ def flatten_up_to(spec: TreeSpec, tree: Any, *, name: str, like: str, remedy: st
         name: The name of ``tree`` in error messages.
         like: The name of the tree with structure ``spec`` in error messages.
         remedy: The advice in error messages.
-
-    Returns:
-        One subtree for each leaf of ``spec``.
 
     Raises:
         ValueError: If the trees differ; the message names the path of the first difference.

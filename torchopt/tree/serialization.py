@@ -24,12 +24,6 @@ def safe_to_load(cls: _Class) -> _Class:
     ``copy.deepcopy`` raises for tensors with an autograd graph.  For instances of the class, it clones such tensors,
     and the clones stay connected to the graph.
 
-    Args:
-        cls: A named tuple.
-
-    Returns:
-        ``cls``.
-
     Example:
         >>> import io, torch, torchopt
         >>> file = io.BytesIO()

@@ -37,10 +37,6 @@ __all__ = [
 class NamedTupleKey:
     """The key of a field of a named tuple.
 
-    Attributes:
-        tuple_name: Name of the class of the named tuple.
-        name: Name of the field.
-
     Example:
         >>> import torchopt
         >>> str(torchopt.tree.NamedTupleKey('ScaleByAdamState', 'mu'))
@@ -58,9 +54,6 @@ class NamedTupleKey:
 class DictKey:
     """The key of an entry of a dict, or of a registered class with named children.
 
-    Attributes:
-        key: The key of the entry.
-
     Example:
         >>> import torchopt
         >>> str(torchopt.tree.DictKey('w'))
@@ -76,9 +69,6 @@ class DictKey:
 @dataclass(frozen=True)
 class SequenceKey:
     """The key of an item of a list, a tuple, or a registered class.
-
-    Attributes:
-        idx: The index of the item.
 
     Example:
         >>> import torchopt
@@ -205,9 +195,6 @@ def get(tree: Any, key: Any, default: Any = None, filtering: Callable[[KeyPath, 
         key: The field of a named tuple, the key of a dict, or the name of a named tuple's class.
         default: The result if there is no such entry.
         filtering: ``filtering(path, value)`` returns True for the entries to consider.
-
-    Returns:
-        The value of the entry.
 
     Raises:
         KeyError: If there are several; the message lists their paths.

@@ -32,9 +32,6 @@ def summary(tree: Any, *, max_rows: int | None = 60) -> str:
         max_rows: The maximum number of leaves to show; the rows in the middle of longer trees are omitted, but still
             counted.  ``None`` shows all.
 
-    Returns:
-        The table as text.
-
     Raises:
         ValueError: If ``max_rows`` is negative.
 

@@ -47,9 +47,6 @@ def as_text(value: Any) -> str:
     Args:
         value: Numbers, tensors, functions, transformations, schedules, and any nesting of these.
 
-    Returns:
-        The text.
-
     Example:
         >>> import torch, torchopt
         >>> torchopt.tree.as_text({'f': torchopt.tree.norm, 'x': torch.zeros(100, 3)})

@@ -32,9 +32,6 @@ def module_clone(target: T, *, by: str = 'reference', detach_buffers: bool = Fal
         detach_buffers: Whether to replicate buffers by ``'deepcopy'`` for any ``by``.
         device: The device of the copy; None means that of the originals.
 
-    Returns:
-        The copy.
-
     Raises:
         TypeError: The target is an iterator, such as ``module.parameters()``.
         ValueError: ``by`` is unknown.

@@ -383,9 +383,6 @@ def module_detach_(target: T) -> T:
     Args:
         target: A module, a :class:`ModuleState`, an optimizer, or any tree.
 
-    Returns:
-        ``target``.
-
     Example:
         >>> import torch, torchopt
         >>> x = torch.ones(2, requires_grad=True)

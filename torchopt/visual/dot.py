@@ -137,9 +137,6 @@ def resize_graph(dot: Digraph, size_per_element: float = 0.5, min_size: float = 
         size_per_element: Inches per line.
         min_size: The minimum size, in inches.
 
-    Returns:
-        The same graph.
-
     Example:
         >>> import torch
         >>> from torchopt.visual import make_dot, resize_graph

@@ -117,9 +117,6 @@ class GradientGraph(Model):
         """An interactive HTML page with panning, zooming and search; it requires no program and no network.
 
         Drag to move, scroll to zoom, click a box to see its details and to highlight its neighbours.
-
-        Args:
-            title: The title of the page.
         """
         return page(self, title)
 
@@ -130,9 +127,6 @@ class GradientGraph(Model):
             path: The file.  Its suffix determines the format: ``.dot`` or ``.gv``, ``.mmd``, ``.svg``, ``.png``,
                 ``.html``.
             format: ``'dot'``, ``'mermaid'``, ``'svg'``, ``'png'`` or ``'html'``, for other suffixes.
-
-        Returns:
-            The path.
 
         Raises:
             RuntimeError: If the format is PNG and graphviz's program ``dot`` is not installed.
@@ -195,9 +189,6 @@ def trace_graph(
         show_steps: Whether to draw frames around inner steps.
         max_nodes: The maximum number of boxes, or None.
         measure: Whether to read the saved tensors for their sizes.
-
-    Returns:
-        The graph.
 
     Raises:
         TypeError: If ``var`` or ``params`` has a wrong type.

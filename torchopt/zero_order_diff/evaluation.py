@@ -29,16 +29,7 @@ Points = dict[int, Tensor]
 
 
 class BoundObjective:
-    """A function and its arguments, whose tensors can be replaced.
-
-    Args:
-        fn: The function.
-        args: Its positional arguments.
-        kwargs: Its keyword arguments.
-
-    Attributes:
-        tensors: The tensors of the arguments, each once even if it occurs several times.
-    """
+    """A function and its arguments; ``tensors`` are those of the arguments, each once, and can be replaced."""
 
     def __init__(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.fn = fn

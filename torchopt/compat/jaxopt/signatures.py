@@ -16,25 +16,15 @@ _T = TypeVar('_T')
 
 
 def spelled(cls: type[_T], signature: Callable[..., None], unused: tuple[str, ...] = ()) -> type[_T]:
-    """A class whose constructor takes the arguments of a function, in its order and with its defaults.
+    """A subclass of the same name whose constructor takes the arguments of a function, with its order and defaults.
 
     Args:
         cls: A dataclass that has all of these arguments, and perhaps more, which keep their defaults.
         signature: A function that has them.
         unused: Arguments that ``cls`` need not have: they may be given their defaults only.
 
-    Returns:
-        A subclass of the same name.
-
     Raises:
         TypeError: If ``cls`` lacks an argument.
-
-    Example:
-        >>> from torchopt import solver
-        >>> from torchopt.compat.jaxopt.signatures import spelled
-        >>> Newton = spelled(solver.GaussNewton, lambda residual_fun, tol=0.5, maxiter=7: None)
-        >>> Newton(abs, 0.1).maxiter
-        7
     """
     theirs = inspect.signature(signature)
     fields = [field.name for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]

@@ -27,14 +27,7 @@ _USUAL = frozenset({torch.Tensor, torch.nn.Parameter, type(None)})  # types that
 
 
 def as_tensors(values: Any) -> Any:
-    """Replace NumPy arrays and numbers in a tree by tensors; bools and all other leaves stay unchanged.
-
-    Example:
-        >>> import numpy as np
-        >>> from torchopt.compat.optax.leaves import as_tensors
-        >>> as_tensors({'w': np.ones(2), 'b': 3.0, 'none': None})
-        {'w': tensor([1., 1.], dtype=torch.float64), 'b': tensor(3.), 'none': None}
-    """
+    """Replace NumPy arrays and numbers in a tree by tensors; bools and all other leaves stay unchanged."""
     if type(values) is dict and _USUAL.issuperset(map(type, values.values())):
         return values  # the usual case, without rebuilding the tree
     leaves, spec = tree.flatten(values)
@@ -51,12 +44,6 @@ def converting(tx: GradientTransformation) -> GradientTransformation:
     """The same transformation, which first converts the leaves of updates and parameters to tensors.
 
     While compiling, it is returned unchanged.
-
-    Example:
-        >>> from torchopt import transform
-        >>> from torchopt.compat.optax.leaves import converting
-        >>> converting(transform.scale(0.5)).update([4.0], ())[0]
-        [tensor(2.)]
     """
     if is_tracing() or isinstance(tx, (_Converting, IdentityGradientTransformation)):
         return tx
@@ -105,11 +92,7 @@ def is_converting(function: Any) -> bool:
 
 
 def export(namespace: dict[str, Any]) -> None:
-    """Wrap the public functions of a module that make transformations, so that these convert leaves.
-
-    Args:
-        namespace: The ``globals()`` of the module.
-    """
+    """Wrap the public functions of a module that make transformations, so that these convert leaves."""
     for name in namespace['__all__']:
         function = namespace[name]
         if is_converting(function):

@@ -42,9 +42,6 @@ def custom_root(
         solve: The linear solver, such as ``torchopt.linear_solve.solve_cg()``;
             if None, as for :func:`torchopt.implicit_diff.custom_root`.
 
-    Returns:
-        A decorator of ``solver_fn``.
-
     Raises:
         TypeError: If ``argnums`` is neither an int nor a sequence of ints.
         ValueError: If ``argnums`` contains 0 or a position that does not exist.

@@ -87,9 +87,7 @@ def apply_trainable_opt_params(opt: torch.optim.Optimizer, override: Override) -
 def values_of_groups(name: str, values: Any, count: int) -> list[Any]:
     """The values of an option, one for each of ``count`` groups, from a sequence of one or of ``count`` values.
 
-    Raises:
-        TypeError: If ``values`` is not a list, a tuple, a ``torch.nn.ParameterList``, or a 1-d tensor.
-        ValueError: If the number of values is wrong.
+    A sequence is a list, a tuple, a ``torch.nn.ParameterList`` or a 1-d tensor.
     """
     is_sequence = isinstance(values, (list, tuple, nn.ParameterList))
     if not is_sequence and not (isinstance(values, Tensor) and values.ndim == 1):

@@ -49,9 +49,6 @@ class FunctionalModule(nn.Module):
                 the current ones are kept.
             **kwargs: The keyword arguments of the module.
 
-        Returns:
-            The result of the module.
-
         Raises:
             TypeError: If ``params`` are not tensors; nothing is changed then.
             ValueError: If their number or a shape is wrong; nothing is changed then.
@@ -192,9 +189,6 @@ def monkeypatch(
             the module get no meta-gradients.  False begins with copies that have a graph, so that they get them, as in
             MAML.
         track_higher_grads: Whether to keep the parameters of all steps.
-
-    Returns:
-        The copy.
 
     Raises:
         TypeError: If ``module`` is not a module, or is scripted.

@@ -26,13 +26,7 @@ __all__ = ['AndersonAcceleration', 'AndersonState', 'History', 'check_mixing']
 
 
 class History(NamedTuple):
-    r"""The last iterates, as the rows of matrices.
-
-    Attributes:
-        params: Where :math:`T` was evaluated, :math:`x_i`.
-        residuals: :math:`r_i = T(x_i) - x_i`.
-        gram: The inner products of the residuals.
-    """
+    """The last points :math:`x_i`, the residuals :math:`r_i = T(x_i) - x_i`, as rows, and their inner products."""
 
     params: Tensor
     residuals: Tensor

@@ -95,14 +95,7 @@ FACTORIZATIONS: dict[str, Factor] = {
 
 
 def least_norm(jac: Tensor, z: Tensor) -> Tensor:
-    r"""The shortest solution of :math:`\min_y \|J y - z\|`; singular values at the level of rounding count as zero.
-
-    Example:
-        >>> import torch
-        >>> from torchopt.solver.least_squares.linear_systems import least_norm
-        >>> least_norm(torch.tensor([[1.0, 1.0]]), torch.tensor([2.0])).round(decimals=4)
-        tensor([1., 1.])
-    """
+    r"""The shortest solution of :math:`\min_y \|J y - z\|`; singular values at the level of rounding count as zero."""
     if jac.numel() == 0:
         return jac.new_zeros(jac.shape[1])
     dtype, jac, z = jac.dtype, widened(jac), widened(z)

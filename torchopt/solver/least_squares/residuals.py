@@ -21,7 +21,7 @@ __all__ = ['LeastSquaresSolver', 'Residuals']
 
 
 class Residuals:
-    r"""The residuals :math:`r(x)` of one problem, with :math:`J = r'(x)`.
+    """The residuals :math:`r(x)` of one problem, with :math:`J = r'(x)`.
 
     Args:
         fun: ``fun(params, *args, **kwargs)`` returns a tree of tensors.
@@ -29,17 +29,6 @@ class Residuals:
         params: A tree like the parameters.
         args: The positional data.
         kwargs: The data by name.
-
-    Example:
-        >>> import torch
-        >>> from torchopt.solver.least_squares.residuals import Residuals
-        >>> residuals = Residuals(lambda w, y: w['a'] ** 2 - y, False, {'a': torch.ones(2)}, (torch.ones(2),), {})
-        >>> x = residuals.vectors.pack({'a': torch.tensor([1.0, 2.0])})
-        >>> residuals(x)
-        (tensor([0., 3.]), None)
-        >>> residuals.jacobian(x)
-        tensor([[2., 0.],
-                [0., 4.]])
     """
 
     def __init__(

@@ -81,11 +81,7 @@ class Measure:
 
 
 class BatchMeasure(Measure):
-    """The same as columns, with a number for each sample of a batch.
-
-    Args:
-        size: The size of the batch.
-    """
+    """The same as columns, with a number for each sample of a batch."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -137,12 +133,7 @@ def violation(
 ) -> Any:
     """The length of a step over its size, which is at least so large that rounding does not hide the step.
 
-    Args:
-        step: ``step(x, gradient, size)`` returns the next point; at a solution, ``x`` for every size.
-        x: The parameters.
-        gradient: The gradient there.
-        size: The smallest size.
-        measure: What measures trees.
+    ``step(x, gradient, size)`` returns the next point; at a solution, ``x`` for every size.
     """
     length, slope = measure.norm(x), measure.norm(gradient)
     size = larger(size, where(slope > 0, length / where(slope > 0, slope, 1.0), 0.0))
@@ -159,17 +150,7 @@ def confirmed(
     size: Any,
     measure: Measure = PLAIN,
 ) -> Any:
-    """The error of a step, unless that is within the tolerance only because rounding hides the step.
-
-    Args:
-        error: The length of the step over its size.
-        tol: The tolerance.
-        step: As in :func:`violation`.
-        x: The parameters before the step.
-        gradient: The gradient there.
-        size: The size of the step.
-        measure: What measures trees.
-    """
+    """The error of a step, unless that is within the tolerance only because rounding hides the step."""
     near = settled(error <= tol)
     if near is False:
         return error

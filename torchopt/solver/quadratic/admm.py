@@ -115,12 +115,7 @@ def with_certificates(
 ) -> Tensor:
     """The status, where a run that goes on has a proof that it cannot end well.
 
-    Args:
-        qp: The problem.
-        now: The variables and the multipliers.
-        change: By how much they changed in the last step.
-        status: The status so far.
-        settings: The options.
+    ``now`` and ``change`` are the variables and the multipliers, and by how much the last step changed them.
     """
     (x, y), (dx, dy) = now, change
     infeasible = _is_infeasible(qp, x, dy, settings.primal_infeasible_tol)

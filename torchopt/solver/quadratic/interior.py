@@ -50,16 +50,9 @@ class _Point(NamedTuple):
 
 
 def interior_point(scaled: Scaled, original: BoxQP, now: Iterate, tol: float) -> Iterate:
-    """Solve problems that have a solution; the points of the others are of no use.
+    """Solve problems that have a solution to an error of ``tol``; the points of the others are of no use.
 
-    Args:
-        scaled: The scaled problems.
-        original: The same problems as they were given.
-        now: Where to start; only the variables count.
-        tol: The error to reach in the original problems.
-
-    Returns:
-        The best points found, scaled, with multipliers in the normal cone of the bounds.
+    Only the variables of the start count.  The results are scaled, with multipliers in the normal cone of the bounds.
     """
     qp = scaled.qp
     sides = _Sides(qp)

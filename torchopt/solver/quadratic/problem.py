@@ -45,11 +45,8 @@ def objective_of(
 ) -> tuple[Tensor, Tensor, Vectors]:
     """The matrix and the vector of an objective, and the structure of its variables.
 
-    Args:
-        params_obj: ``(Q, c)``; ``(params_Q, c)`` with ``matvec_Q``; the data of ``fun`` with ``fun``.
-        matvec_Q: ``matvec_Q(params_Q, x)``, the product of the matrix with a tree.
-        fun: ``fun(x, params_obj)``, a quadratic function.
-        init_x: A tree like the variables; needed with ``fun`` only.
+    ``params_obj`` is ``(Q, c)``; ``(params_Q, c)`` with ``matvec_Q(params_Q, x)``; or with ``fun`` the data of the
+    quadratic function ``fun(x, params_obj)``, which needs ``init_x``, a tree like the variables.
     """
     if fun is not None:
         if init_x is None:
@@ -78,11 +75,8 @@ def objective_of(
 def constraints_of(params: Any, matvec: Matvec | None, x: Vectors, name: str) -> tuple[Tensor, Vectors]:
     """The matrix of a linear function of the variables, and the structure of its values.
 
-    Args:
-        params: A matrix, a tree of matrices like the variables, or the data of ``matvec``; None for the identity.
-        matvec: ``matvec(params, x)``.
-        x: The structure of the variables.
-        name: The name of ``params`` in error messages.
+    ``params`` is a matrix, a tree of matrices like the variables, the data of ``matvec(params, x)``, or None for the
+    identity; ``name`` is its name in error messages.
     """
     dtype = wide_dtype(x.dtype)
     if matvec is not None:

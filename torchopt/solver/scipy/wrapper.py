@@ -53,19 +53,7 @@ def as_array(x: Tensor, dtype: Any) -> Any:
 
 
 class Bridge:
-    """Trees of tensors as arrays.
-
-    Args:
-        params: A tree like the parameters.
-        dtype: The dtype of the arrays; that of the tensors if None.
-
-    Example:
-        >>> import torch
-        >>> from torchopt.solver.scipy.wrapper import Bridge
-        >>> bridge = Bridge({'w': torch.ones(2), 'b': torch.tensor(3.0)}, None)
-        >>> bridge.tree(bridge.array({'w': torch.ones(2), 'b': torch.tensor(3.0)}))
-        {'w': tensor([1., 1.]), 'b': tensor(3.)}
-    """
+    """Trees of tensors, like the parameters, as arrays of a dtype, which is that of the tensors if None."""
 
     def __init__(self, params: Any, dtype: Any) -> None:
         self.vectors, self.dtype = Vectors(params), dtype

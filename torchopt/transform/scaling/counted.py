@@ -18,13 +18,9 @@ __all__ = ['counted', 'two_moments']
 def counted(
     kind: Any, moments: Callable[[Any], Sequence[Any]], hypers: elementwise.Hyperparams, *common: Any
 ) -> ElementwiseTransformation:
-    """An elementwise transformation whose state is ``kind(count, *moments)``.
+    """An elementwise transformation whose state is ``kind(count, *moments)``, at first with ``moments(params)``.
 
-    Args:
-        kind: The class of the state.
-        moments: A function from the parameters to the initial moments.
-        hypers: Makes the rule of step :math:`t`, ``hypers.rule(t, *common)``.
-        *common: Further arguments of the rule.
+    The rule of step :math:`t` is ``hypers.rule(t, *common)``.
     """
 
     def init(params: Any) -> Any:

@@ -95,16 +95,10 @@ def scale_by_rms(
 def _divide(
     function: Any, moments: Any, kinds: tuple[Any, Any], corrected: bool, eps_in_sqrt: bool, alpha: Any, eps: Any
 ) -> GradientTransformation:
-    r"""The transformation that divides by the root of a mean square or of a variance.
+    """The transformation that divides by the root of a mean square or of a variance.
 
-    Args:
-        function: The rule in :mod:`torchopt.rules`.
-        moments: A function from parameters to the initial moments.
-        kinds: The classes of states without and with a count.
-        corrected: Whether the moments are bias-corrected.
-        eps_in_sqrt: Whether :math:`\epsilon` is inside the root.
-        alpha: Decay rate of the moments.
-        eps: :math:`\epsilon`.
+    ``function`` is the rule in :mod:`torchopt.rules`, ``kinds`` are the classes of states without and with a count, and
+    ``corrected`` says whether there is a bias correction.
     """
     plain, with_count = kinds
     hypers = elementwise.Hyperparams(partial(_rule, function, eps_in_sqrt), alpha=alpha, eps=eps)

@@ -21,9 +21,6 @@ def flatten(inner: TransformationLike) -> GradientTransformationExtraArgs:
     For a transformation without a native kernel, this replaces many small operations by a few large ones.  Norms of
     leaves become norms over all parameters.  The vector has the promoted dtype; updates keep theirs.
 
-    Args:
-        inner: The transformation.
-
     Returns:
         A transformation whose state is that of ``inner`` for one vector.
 
