@@ -46,7 +46,9 @@ def adabelief(
         <weight_decay_mask>
         <nesterov>
 
-    <raises>
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+        TypeError: If a hyper-parameter has the wrong type.
 
     Example:
         >>> import torch, torchopt

@@ -40,7 +40,9 @@ def adadelta(
         <weight_decay>
         <moment_requires_grad>
 
-    <raises_also_spelled>
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+        TypeError: If a hyper-parameter has the wrong type, or is given under both of its names.
 
     Example:
         >>> import torch, torchopt

@@ -67,7 +67,9 @@ def adafactor(
         factored: Whether to factor second moments.
         <weight_decay_mask>
 
-    <raises>
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+        TypeError: If a hyper-parameter has the wrong type.
 
     Example:
         >>> import torch, torchopt

@@ -43,7 +43,9 @@ def adagrad(
         eps: :math:`\epsilon \ge 0`.
         <maximize>
 
-    <raises_also_spelled>
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+        TypeError: If a hyper-parameter has the wrong type, or is given under both of its names.
 
     Example:
         >>> import torch, torchopt

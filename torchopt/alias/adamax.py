@@ -41,7 +41,9 @@ def adamax(
         <weight_decay>
         <moment_requires_grad>
 
-    <raises_also_spelled>
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+        TypeError: If a hyper-parameter has the wrong type, or is given under both of its names.
 
     Example:
         >>> import torch, torchopt
@@ -74,7 +76,9 @@ def adamaxw(
         weight_decay: :math:`\lambda \ge 0`, or a schedule of it.  If nonzero, ``update`` requires ``params``.
         <mask>
 
-    <raises>
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+        TypeError: If a hyper-parameter has the wrong type.
 
     Example:
         >>> import torch, torchopt

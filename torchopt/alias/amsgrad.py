@@ -44,7 +44,9 @@ def amsgrad(
         bias_correction_mu: Whether to correct the bias of the first moment; the paper does not.
         bias_correction_nu: Whether to correct the bias of the second moment before the maximum; the paper does not.
 
-    <raises>
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+        TypeError: If a hyper-parameter has the wrong type.
 
     Example:
         >>> import torch, torchopt

@@ -34,7 +34,9 @@ def fromage(learning_rate: Any, min_norm: Any = 1e-6) -> GradientTransformation:
         learning_rate: :math:`\eta \ge 0`: a number, a 0-d tensor, or a schedule.
         min_norm: A lower bound of the norms; smaller norms are replaced by it.
 
-    <raises>
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+        TypeError: If a hyper-parameter has the wrong type.
 
     Example:
         >>> import torch, torchopt

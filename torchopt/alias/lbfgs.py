@@ -42,7 +42,9 @@ def lbfgs(
             :func:`torchopt.transform.scale_by_zoom_linesearch` with at most 20 evaluations and the first step size 1.
             None means no line search.
 
-    <raises>
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+        TypeError: If a hyper-parameter has the wrong type.
 
     Example:
         >>> import torch, torchopt

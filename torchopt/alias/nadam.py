@@ -45,7 +45,9 @@ def nadam(
         <mu_dtype>
         nesterov: False makes it Adam.
 
-    <raises>
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+        TypeError: If a hyper-parameter has the wrong type.
 
     Example:
         >>> import torch, torchopt
@@ -92,7 +94,9 @@ def nadamw(
         <mask>
         nesterov: False makes it AdamW.
 
-    <raises>
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+        TypeError: If a hyper-parameter has the wrong type.
 
     Example:
         >>> import torch, torchopt

@@ -31,7 +31,9 @@ def novograd(
         eps_root: :math:`\bar\epsilon \ge 0`, inside the root.
         weight_decay: :math:`\lambda \ge 0`.  If nonzero, ``update`` requires ``params``.
 
-    <raises>
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+        TypeError: If a hyper-parameter has the wrong type.
 
     Example:
         >>> import torch, torchopt

@@ -26,7 +26,9 @@ def optimistic_gradient_descent(learning_rate: Any, alpha: Any = 1.0, beta: Any 
         alpha: The weight :math:`\alpha` of the gradient.
         beta: The weight :math:`\beta` of the difference of the last two gradients; may be negative.
 
-    <raises>
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+        TypeError: If a hyper-parameter has the wrong type.
 
     Example:
         >>> import torch, torchopt
@@ -76,7 +78,9 @@ def optimistic_adam_v2(
         <mu_dtype>
         <nesterov>
 
-    <raises>
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+        TypeError: If a hyper-parameter has the wrong type.
 
     Example:
         >>> import torch, torchopt

@@ -53,7 +53,9 @@ def rmsprop(
         nesterov: Use Nesterov momentum; requires a momentum.
         <maximize>
 
-    <raises_also_spelled>
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+        TypeError: If a hyper-parameter has the wrong type, or is given under both of its names.
 
     Example:
         >>> import torch, torchopt

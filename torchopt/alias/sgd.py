@@ -62,7 +62,9 @@ def sgd(
         <moment_requires_grad>
         <maximize>
 
-    <raises_also_spelled>
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+        TypeError: If a hyper-parameter has the wrong type, or is given under both of its names.
 
     Example:
         >>> import torch, torchopt
@@ -98,7 +100,9 @@ def noisy_sgd(
             :func:`torchopt.transform.add_noise`.
         seed: The deprecated name of ``key``.
 
-    <raises>
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+        TypeError: If a hyper-parameter has the wrong type.
 
     Example:
         >>> import torch, torchopt
@@ -114,7 +118,6 @@ def noisy_sgd(
 
 
 @suggesting
-@shared_prose
 def polyak_sgd(
     max_learning_rate: Any = 1.0, scaling: Any = 1.0, f_min: Any = 0.0, eps: Any = 0.0, variant: str = 'sps'
 ) -> GradientTransformation:
@@ -133,7 +136,9 @@ def polyak_sgd(
         eps: :math:`\epsilon \ge 0`.
         variant: ``'sps'``; or ``'sps+'``, whose step is zero if the value is below ``f_min``.
 
-    <raises>
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+        TypeError: If a hyper-parameter has the wrong type.
 
     Example:
         >>> import torch, torchopt

@@ -23,7 +23,9 @@ def sign_sgd(learning_rate: Any) -> GradientTransformation:
     Args:
         <learning_rate>
 
-    <raises>
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+        TypeError: If a hyper-parameter has the wrong type.
 
     Example:
         >>> import torch, torchopt
@@ -51,7 +53,9 @@ def signum(learning_rate: Any, beta: Any = 0.9, accumulator_dtype: DTypeLike | N
         beta: Decay rate :math:`\beta` of the mean, in [0, 1).
         accumulator_dtype: Real dtype of the mean; None means the dtype of each parameter.
 
-    <raises>
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+        TypeError: If a hyper-parameter has the wrong type.
 
     Example:
         >>> import torch, torchopt

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -45,25 +44,19 @@ _PROSE = {
     'use_accelerated_op': 'None uses the native engine if it can run, False never; True raises if it cannot run.',
 }
 """Text on each argument, in lines of at most 98 characters."""
-_RAISES = (
-    'Raises:\n    ValueError: If a hyper-parameter is out of its range.\n'
-    '    TypeError: If a hyper-parameter has the wrong type'
-)
-_SECTIONS = {'raises': f'{_RAISES}.', 'raises_also_spelled': f'{_RAISES}, or is given under both of its names.'}
 
 _IDENTITY = identity()
 _F = TypeVar('_F', bound='Callable[..., Any]')
 
 
 def shared_prose(function: _F) -> _F:
-    """Replace lines such as ``<lr>`` in a docstring by the text on that argument, and ``<raises>`` by the errors."""
+    """Replace lines such as ``<lr>`` in a docstring by the text on that argument."""
     lines = []
     for line in (function.__doc__ or '').splitlines():
         name = line.strip().removeprefix('<').removesuffix('>')
         if line.strip() == f'<{name}>':
             indent = line[: len(line) - len(line.lstrip())]
-            text = _SECTIONS.get(name) or f'{name}: {_PROSE[name]}'.replace('\n', '\n    ')
-            lines.append(textwrap.indent(text, indent))
+            lines.append(f'{indent}{name}: {_PROSE[name]}'.replace('\n', f'\n{indent}    '))
         else:
             lines.append(line)
     function.__doc__ = '\n'.join(lines)

@@ -52,7 +52,9 @@ def lars(
         momentum: :math:`\mu \ge 0`.
         <nesterov>
 
-    <raises>
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+        TypeError: If a hyper-parameter has the wrong type.
 
     Example:
         >>> import torch, torchopt
@@ -102,7 +104,9 @@ def lamb(
         weight_decay: :math:`\lambda \ge 0`, or a schedule of it.
         <mask>
 
-    <raises>
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+        TypeError: If a hyper-parameter has the wrong type.
 
     Example:
         >>> import torch, torchopt

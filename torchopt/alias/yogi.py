@@ -32,7 +32,9 @@ def yogi(learning_rate: Any, b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-3) ->
         b2: :math:`\beta_2` in [0, 1); :math:`1 - \beta_2` is the relative size of the changes of :math:`v`.
         eps: :math:`\epsilon \ge 0`, outside the root.
 
-    <raises>
+    Raises:
+        ValueError: If a hyper-parameter is out of its range.
+        TypeError: If a hyper-parameter has the wrong type.
 
     Example:
         >>> import torch, torchopt

@@ -65,6 +65,9 @@ def scale_by_ademamix(
 
     The arguments are those of :func:`ademamix`.
 
+    Returns:
+        A transformation with state :class:`ScaleByAdemamixState`.
+
     Raises:
         ValueError: If a hyper-parameter is out of its range.
 

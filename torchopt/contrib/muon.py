@@ -113,6 +113,9 @@ def scale_by_muon(
             the structure of the updates or a prefix of it, or a function that makes one from the updates.  None means
             axes 0 and 1 of all leaves.
 
+    Returns:
+        A transformation with state :class:`MuonState`.
+
     Raises:
         ValueError: If a hyper-parameter is out of its range; in ``update``, if a leaf is not a matrix.
 

@@ -52,6 +52,9 @@ def differentially_private_aggregate(
         key: A seed, or a generator from which a seed is drawn at each ``init``.  None means the seed 0.
         seed: The deprecated name of ``key``.
 
+    Returns:
+        A transformation with state :class:`DifferentiallyPrivateAggregateState`.
+
     Raises:
         ValueError: If a hyper-parameter is out of its range, or both ``key`` and ``seed`` are given; in ``update``, if
             the number of examples differs between leaves.

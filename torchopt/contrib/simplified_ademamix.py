@@ -46,6 +46,9 @@ def scale_by_simplified_ademamix(
 
     The arguments are those of :func:`simplified_ademamix`.
 
+    Returns:
+        A transformation with state :class:`ScaleBySimplifiedAdEMAMixState`.
+
     Raises:
         ValueError: If a hyper-parameter is out of its range.
 

@@ -52,6 +52,9 @@ def scale_by_lion(
             :math:`x` if :math:`|x| < 1`, else the sign, have no native kernels and run in plain torch.
         smooth_beta: :math:`\gamma`, for ``mode='smooth'``.
 
+    Returns:
+        A transformation with state :class:`ScaleByLionState`.
+
     Raises:
         ValueError: If a hyper-parameter is out of its range, or the mode is unknown.
         TypeError: If a hyper-parameter has the wrong type.

@@ -77,6 +77,9 @@ def conditionally_transform(
         should_transform_fn: The condition, ``condition(step)`` with the step count, a 0-d int64 tensor.
         forward_extra_args: Whether to pass the extra arguments of ``update`` to the condition, too.
 
+    Returns:
+        A transformation with state :class:`ConditionallyTransformState`.
+
     Raises:
         TypeError: If ``inner`` is not a transformation, or the condition is not callable.
 
@@ -100,6 +103,9 @@ def conditionally_mask(
     """Apply a transformation in steps in which a condition holds; in all other steps updates are zero.
 
     The arguments and errors are those of :func:`conditionally_transform`.
+
+    Returns:
+        A transformation with state :class:`ConditionallyMaskState`.
 
     Example:
         >>> import torch, torchopt
@@ -146,6 +152,9 @@ def apply_if_finite(inner: TransformationLike, max_consecutive_errors: int) -> G
     Args:
         inner: The transformation.
         max_consecutive_errors: The maximum number of consecutive steps to skip.
+
+    Returns:
+        A transformation with state :class:`ApplyIfFiniteState`.
 
     Raises:
         TypeError: If ``inner`` is not a transformation.

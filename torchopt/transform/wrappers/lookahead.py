@@ -64,6 +64,9 @@ def lookahead(
         slow_step_size: :math:`\alpha`, a number or a 0-d tensor.
         reset_state: Whether to reset the state of the fast optimizer at each synchronization.
 
+    Returns:
+        A transformation with state :class:`LookaheadState`.
+
     Raises:
         ValueError: If ``sync_period`` is less than 1.
         TypeError: In ``update``, if the parameters are not :class:`LookaheadParams`.

@@ -39,6 +39,9 @@ def masked(
             if ``update`` is called without parameters).  None applies it to all leaves.
         mask_compatible_extra_args: Whether to mask extra arguments of ``update`` that are trees like the updates.
 
+    Returns:
+        A transformation with state :class:`MaskedState`.
+
     Raises:
         ValueError: If the mask is not a prefix of the parameters.
         TypeError: If a leaf of the mask is not a boolean, or ``inner`` is not a transformation.
@@ -130,6 +133,9 @@ def partition(
         param_labels: A tree of labels with the structure of the parameters or a prefix of it, or a function that
             returns one for the parameters (for the updates if ``update`` is called without parameters).
         mask_compatible_extra_args: See :func:`masked`.
+
+    Returns:
+        A transformation with state :class:`PartitionState`.
 
     Raises:
         TypeError: If ``transforms`` is not a dict of transformations.
