@@ -7,7 +7,6 @@ trains parameters in place as in ``torch.optim``, ``FuncOptimizer`` stores the s
 """
 
 from importlib import import_module as _import_module
-from pkgutil import iter_modules as _iter_modules
 from typing import TYPE_CHECKING as _TYPE_CHECKING, Any as _Any
 
 from torchopt import (
@@ -28,15 +27,74 @@ from torchopt import (
     version,
 )
 from torchopt._C import is_available as accelerated_op_available
-from torchopt.alias import *
-from torchopt.alias import __all__
+from torchopt.alias import (
+    adabelief,
+    adadelta,
+    adafactor,
+    adagrad,
+    adam,
+    adamax,
+    adamaxw,
+    adamw,
+    adan,
+    amsgrad,
+    fromage,
+    lamb,
+    lars,
+    lbfgs,
+    lion,
+    nadam,
+    nadamw,
+    noisy_sgd,
+    novograd,
+    optimistic_adam,
+    optimistic_adam_v2,
+    optimistic_gradient_descent,
+    polyak_sgd,
+    radam,
+    rmsprop,
+    rprop,
+    sgd,
+    sign_sgd,
+    signum,
+    sm3,
+    yogi,
+)
 from torchopt.autodiff import checkpoint, forward_value_and_grad, grad, value_and_grad
 from torchopt.clip import clip_grad_norm
 from torchopt.combine import chain, named_chain
 from torchopt.hook import register_hook
-from torchopt.optim import FuncOptimizer, Optimizer
-from torchopt.optim.classic import *
-from torchopt.optim.meta import *
+from torchopt.optim import (
+    SGD,
+    AdaDelta,
+    Adadelta,
+    AdaGrad,
+    Adagrad,
+    Adam,
+    AdaMax,
+    Adamax,
+    AdamW,
+    FuncOptimizer,
+    Optimizer,
+    RAdam,
+    RMSProp,
+    RMSprop,
+)
+from torchopt.optim.meta import (
+    MetaAdaDelta,
+    MetaAdadelta,
+    MetaAdaGrad,
+    MetaAdagrad,
+    MetaAdam,
+    MetaAdaMax,
+    MetaAdamax,
+    MetaAdamW,
+    MetaOptimizer,
+    MetaRAdam,
+    MetaRMSProp,
+    MetaRMSprop,
+    MetaSGD,
+)
 from torchopt.spelling import no_such_name as _no_such_name
 from torchopt.transform import masked, nan_to_num, partition
 from torchopt.update import apply_updates, update_params
@@ -71,10 +129,43 @@ if _TYPE_CHECKING:
         visual,
         zero_order_diff,
     )
-    from torchopt.solver import *
+    from torchopt.solver import (
+        BFGS,
+        LBFGS,
+        LBFGSB,
+        OSQP,
+        AndersonAcceleration,
+        AndersonWrapper,
+        ArmijoSGD,
+        BacktrackingLineSearch,
+        Bisection,
+        BlockCoordinateDescent,
+        BoxCDQP,
+        BoxOSQP,
+        Broyden,
+        CvxpyQP,
+        EqualityConstrainedQP,
+        FixedPointIteration,
+        GaussNewton,
+        GradientDescent,
+        HagerZhangLineSearch,
+        IterativeRefinement,
+        LevenbergMarquardt,
+        MirrorDescent,
+        NonlinearCG,
+        OptaxSolver,
+        PolyakSGD,
+        ProjectedGradient,
+        ProximalGradient,
+        ScipyBoundedLeastSquares,
+        ScipyBoundedMinimize,
+        ScipyLeastSquares,
+        ScipyMinimize,
+        ScipyRootFinding,
+        ZoomLineSearch,
+    )
 
 __all__ = [
-    *__all__,
     'BlockCoordinateDescent',
     'MirrorDescent',
     'ProjectedGradient',
@@ -136,27 +227,84 @@ __all__ = [
     'RMSprop',
     'ZoomLineSearch',
     'accelerated_op_available',
+    'adabelief',
+    'adadelta',
+    'adafactor',
+    'adagrad',
+    'adam',
+    'adamax',
+    'adamaxw',
+    'adamw',
+    'adan',
+    'amsgrad',
     'apply_updates',
     'chain',
     'checkpoint',
     'clip_grad_norm',
     'extract_state_dict',
     'forward_value_and_grad',
+    'fromage',
     'grad',
+    'lamb',
+    'lars',
+    'lbfgs',
+    'lion',
     'masked',
     'module_clone',
     'module_detach_',
+    'nadam',
+    'nadamw',
     'named_chain',
     'nan_to_num',
+    'noisy_sgd',
+    'novograd',
+    'optimistic_adam',
+    'optimistic_adam_v2',
+    'optimistic_gradient_descent',
     'partition',
+    'polyak_sgd',
+    'radam',
     'recover_state_dict',
     'register_hook',
+    'rmsprop',
+    'rprop',
+    'sgd',
+    'sign_sgd',
+    'signum',
+    'sm3',
     'stop_gradient',
     'update_params',
     'value_and_grad',
+    'yogi',
 ]
 
-_ON_FIRST_USE = [module.name for module in _iter_modules(__path__) if not module.name.startswith('_')]
+_ON_FIRST_USE = (
+    'assignment',
+    'compat',
+    'contrib',
+    'diff',
+    'distributed',
+    'implicit_diff',
+    'interop',
+    'isotonic',
+    'linalg',
+    'linear_solve',
+    'linesearch',
+    'loop',
+    'losses',
+    'microbatching',
+    'nn',
+    'objective',
+    'perturbations',
+    'polytopes',
+    'projections',
+    'prox',
+    'pytree',
+    'second_order',
+    'solver',
+    'visual',
+    'zero_order_diff',
+)
 """Subpackages that most programs do not need: they are imported when they are first named, as are the solvers."""
 
 if not _TYPE_CHECKING:  # a type checker would accept any name
