@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torchopt import checks, tree
-from torchopt.autodiff.products import is_autograd_off
+from torchopt.autodiff.products import gradients_of, is_autograd_off
 from torchopt.autodiff.recompute import recomputed_gradient
 from torchopt.base import EmptyState, UninitializedState
 from torchopt.dtypes import is_inexact
@@ -58,7 +58,9 @@ def gradients_of_leaves(loss: Any, leaves: Sequence[Any], *, create_graph: bool 
     _check_graph(loss)
     trainable = [p for p in leaves if isinstance(p, Tensor) and p.requires_grad]
     _check_any(trainable)
-    found = torch.autograd.grad(loss, trainable, create_graph=create_graph, allow_unused=True)
+    found = gradients_of(
+        (loss,), (torch.ones_like(loss),), trainable, retain_graph=create_graph, create_graph=create_graph
+    )
     check_gradients(trainable, found)
     if len(trainable) == len(leaves):
         return list(found)
