@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
+import torchopt
 from tests.linear_solve.test_solutions import matrix, vector
 from torchopt.autodiff import closure_convert
 from torchopt.implicit_diff import custom_root
@@ -267,6 +268,57 @@ def test_variables_of_a_loop_have_their_values_of_the_solve_in_the_backward_pass
     torch.testing.assert_close(gradients(SOLVERS[name]), expected, rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.parametrize('late', [False, True], ids=['hooks before', 'hooks after the solve'])
+@pytest.mark.parametrize('is_leaf', [True, False])
+@pytest.mark.parametrize('solver', [solve, functools.partial(solve_normal_cg, tol=1e-14), solve_lu, 'root', 'LBFGS'])
+def test_hooks_of_tensors_run_once(solver: Any, is_leaf: bool, late: bool) -> None:
+    A, b, calls = matrix(4).requires_grad_(), vector(4), []
+    M = A if is_leaf else A * 1.0
+
+    def hook(x: torch.Tensor) -> None:
+        x.register_hook(lambda g: calls.append(1) or 2.0 * g)
+        if not is_leaf:
+            x.retain_grad()
+
+    if not late:
+        hook(M)
+    if solver == 'root':
+        x = custom_root(lambda x: M @ x - b)(lambda _: torch.linalg.solve(M.detach(), b))(None)
+    elif solver == 'LBFGS':
+        objective = lambda x: 0.5 * ((M @ x) ** 2).sum() - b @ (M @ x)  # noqa: E731
+        x = torchopt.LBFGS(objective, tol=1e-12, maxiter=200).run(torch.zeros_like(b)).params
+    else:
+        x = solver(lambda v: M @ v, b)
+    if late:
+        hook(M)
+    x.sum().backward()
+    exact = matrix(4).requires_grad_()
+    (expected,) = torch.autograd.grad(torch.linalg.solve(exact, b).sum(), exact)
+    torch.testing.assert_close(A.grad, 2.0 * expected, rtol=1e-6, atol=1e-8)
+    assert len(calls) == 1
+    if not is_leaf:
+        torch.testing.assert_close(M.grad, A.grad)
+
+
+def test_leaves_created_inside_and_detached_tensors_have_second_derivatives() -> None:
+    A, b = matrix(4), vector(4).requires_grad_()
+
+    def created(v: torch.Tensor) -> torch.Tensor:
+        return torch.tensor(2.0, dtype=torch.float64, requires_grad=True) * (A @ v)
+
+    (found,) = torch.autograd.grad(solve(created, b).sum(), b, create_graph=True)
+    torch.testing.assert_close(found, torch.linalg.solve(2.0 * A, torch.ones_like(b)))
+    w, S = torch.ones((), dtype=torch.float64, requires_grad=True), matrix(4).requires_grad_()
+
+    def twice(x: torch.Tensor) -> torch.Tensor:
+        (g,) = torch.autograd.grad(x.square().sum(), S, create_graph=True)
+        return torch.autograd.grad(g.square().sum(), S)[0]
+
+    found = twice(solve(lambda v: (S + S.mT) @ v / 2 + w.detach() * v, b.detach()))
+    exact = torch.linalg.solve((S + S.mT) / 2 + torch.eye(4, dtype=b.dtype), b.detach())
+    torch.testing.assert_close(found, twice(exact))
+
+
 def test_a_leaf_that_the_product_creates_is_no_input() -> None:
     A, b = matrix(4), vector(4)
 
@@ -283,7 +335,8 @@ def test_a_leaf_that_the_product_creates_is_no_input() -> None:
     torch.testing.assert_close(found, expected)
 
 
-def test_a_product_that_keeps_a_result_has_first_derivatives() -> None:
+@pytest.mark.parametrize('solve', [solve, functools.partial(solve_normal_cg, tol=1e-14)], ids=['cg', 'normal_cg'])
+def test_a_product_that_keeps_a_result_has_first_derivatives(solve: Callable[..., Any]) -> None:
     S, b, kept = matrix(4).requires_grad_(), vector(4), []
 
     def product(v: torch.Tensor) -> torch.Tensor:

@@ -112,7 +112,7 @@ def closure_convert(fun: Callable[..., Leaves], *example: Leaves, lazily: bool =
                 del captured
                 ends.clear()
                 found = [x for x in (reference() for reference in outside) if x is not None]
-                return Converted(fun, found, True, value, remembered, is_seen=False)
+                return Converted(fun, found, True, value, remembered, is_seen=not found)
     with Capture(arguments) as seen:
         value = seen.returned(fun(*example))
     noted = seen.captured

@@ -105,7 +105,8 @@ class Closure(Operator):
         example = [some_vector(torch.empty(s, dtype=d, device=captured[0].device)) for s, d in self.domain]
         with temporarily_clear_interpreter_stack(), torch.enable_grad():
             found = closure_convert(remembered.again(), example)
-        return found.is_complete and set(map(id, found.captured)) == set(map(id, captured))
+        # The mode also sees tensors that are used without a derivative, as by detach().
+        return found.is_complete and set(map(id, found.captured)) >= set(map(id, captured))
 
     def matvec(self, consts: Leaves, x: Leaves) -> Leaves:
         """The product with a vector."""
@@ -123,11 +124,14 @@ class Closure(Operator):
 
     def pull(self, consts: Leaves, wanted: Sequence[int], x: Leaves, u: Leaves) -> Leaves:
         """From the graph of the product itself, unless that is to be differentiated."""
-        if self.converted.is_seen or torch.is_grad_enabled() or in_transform():
+        tensors = [self.converted.captured[i] for i in wanted]
+        # Hooks of the tensors would run here, and again when autograd continues from the solution.
+        has_hooks = any(t._backward_hooks or t.retains_grad for t in tensors)
+        if self.converted.is_seen or torch.is_grad_enabled() or in_transform() or has_hooks:
             return super().pull(consts, wanted, x, u)
         with torch.enable_grad():
             product = self.product(consts)(x)
-        return pullback(product, [self.converted.captured[i] for i in wanted])(u)
+        return pullback(product, tensors)(u)
 
     def lasting(self) -> Operator:
         """The same map, if a variable of the function changes later."""

@@ -180,8 +180,7 @@ def _on_leaves(
 
 def _require_square(fun: Callable[[Leaves], Leaves], shape: TreeShape, name: str) -> None:
     try:
-        with torch.no_grad():
-            fun(shape.unknowns)
+        fun(shape.unknowns)  # with a graph, since the function may keep its result
     except (RuntimeError, ValueError) as error:
         raise TypeError(
             f'{name}: matvec cannot be applied to a tree like b ({error}). If it is not square, pass init, a tree like '
