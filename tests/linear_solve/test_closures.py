@@ -300,6 +300,17 @@ def test_hooks_of_tensors_run_once(solver: Any, is_leaf: bool, late: bool) -> No
         torch.testing.assert_close(M.grad, A.grad)
 
 
+@pytest.mark.parametrize('solver', [solve, solve_lu, functools.partial(solve_normal_cg, tol=1e-14)])
+@pytest.mark.parametrize('context', [torch.inference_mode, torch.no_grad, torch.enable_grad])
+def test_the_backward_pass_may_run_in_any_mode(context: Any, solver: Any) -> None:
+    A, b = matrix(4).requires_grad_(), vector(4).requires_grad_()
+    value, expected = solver(lambda v: A @ v, b).sum(), torch.linalg.solve(A, b).sum()
+    with context():
+        found = torch.autograd.grad(value, [A, b])
+    for x, y in zip(found, torch.autograd.grad(expected, [A, b])):
+        torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-8)
+
+
 def test_leaves_created_inside_and_detached_tensors_have_second_derivatives() -> None:
     A, b = matrix(4), vector(4).requires_grad_()
 

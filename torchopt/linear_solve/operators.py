@@ -129,7 +129,7 @@ class Closure(Operator):
         has_hooks = any(t._backward_hooks or t.retains_grad for t in tensors)
         if self.converted.is_seen or torch.is_grad_enabled() or in_transform() or has_hooks:
             return super().pull(consts, wanted, x, u)
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             product = self.product(consts)(x)
         return pullback(product, tensors)(u)
 

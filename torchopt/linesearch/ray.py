@@ -3,13 +3,14 @@ r"""A function of trees along a ray, :math:`\varphi(\eta) = f(w + \eta\, u)`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from torchopt import tree
+from torchopt.autodiff.products import gradients_of
 from torchopt.dtypes import is_inexact
 from torchopt.kinds import kind_of
 from torchopt.numerics import as_scalar_like
@@ -179,7 +180,9 @@ def value_and_gradient(
         with torch.enable_grad():
             inputs = tuple(x.detach().requires_grad_() for x in inputs)
             value = of_tensors(inputs)
-        found = torch.autograd.grad(value, inputs, allow_unused=True) if value.requires_grad else [None] * len(inputs)
+        found: Sequence[Tensor | None] = [None] * len(inputs)
+        if value.requires_grad:
+            found = gradients_of((value,), (torch.ones_like(value),), inputs, retain_graph=False, create_graph=False)
         grads = tuple(torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs))
         value, grads = value.detach(), tuple(g.detach() for g in grads)
     return value, chosen.alone(grads)
