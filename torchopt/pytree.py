@@ -71,17 +71,35 @@ def tree_flatten_as_tuple(
 
 
 def acc_add(*args: Any) -> Any:
-    """The sum of one or more arguments, added from left to right."""
+    """The sum of one or more arguments, added from left to right.
+
+    Example:
+        >>> import torchopt.pytree as pytree
+        >>> pytree.acc_add(1, 2, 3)
+        6
+    """
     return functools.reduce(operator.add, args)
 
 
 def acc_mul(*args: Any) -> Any:
-    """The product of one or more arguments, multiplied from left to right."""
+    """The product of one or more arguments, multiplied from left to right.
+
+    Example:
+        >>> import torchopt.pytree as pytree
+        >>> pytree.acc_mul(2, 3, 4)
+        24
+    """
     return functools.reduce(operator.mul, args)
 
 
 def acc_matmul(*args: Any) -> Any:
-    """The matrix product of one or more arguments, multiplied from left to right."""
+    """The matrix product of one or more arguments, multiplied from left to right.
+
+    Example:
+        >>> import torch, torchopt.pytree as pytree
+        >>> pytree.acc_matmul(torch.eye(2), torch.ones(2, 2), torch.ones(2))
+        tensor([2., 2.])
+    """
     return functools.reduce(operator.matmul, args)
 
 

@@ -64,9 +64,22 @@ def shared_prose(function: _F) -> _F:
 
 
 def flip_sign_and_add_weight_decay(weight_decay: Any = 0.0, maximize: bool = False) -> GradientTransformation:
-    r"""The first stage of an optimizer: :math:`\pm g + \lambda p`, with the sign of ``maximize``.
+    r"""The first stage of an optimizer: :math:`\pm g + \lambda p`.
 
-    It is the identity if there is nothing to do.  The weight decay may be a schedule.
+    Args:
+        weight_decay: :math:`\lambda \ge 0`, or a schedule of it.
+        maximize: Flip the sign of the gradient.
+
+    Returns:
+        The transformation; the identity if there is nothing to do.
+
+    Raises:
+        ValueError: If the decay is negative.
+
+    Example:
+        >>> import torchopt
+        >>> torchopt.alias.stages.flip_sign_and_add_weight_decay()
+        identity()
     """
     if not maximize and type(weight_decay) is float and weight_decay == 0.0:
         return _IDENTITY

@@ -139,6 +139,9 @@ class DifferentiableOptimizer:
             checkpoint: For a function: ``'reverse'`` or ``'mixed'``, how second derivatives are computed; None keeps
                 the graph.
 
+        Returns:
+            The new parameters.
+
         Raises:
             ValueError: If there are no parameters, their number is wrong, the loss depends on none of them, an option
                 is out of range or needs another state, or ``checkpoint`` is unknown, or ``'mixed'`` for a tensor;
@@ -321,30 +324,40 @@ def _copied(state: Any, device: torch.device | str | None) -> Any:
 class DifferentiableSGD(DifferentiableOptimizer):
     """Differentiable steps of ``SGD``; see :func:`get_diff_optim`."""
 
+    _steps_of = 'SGD'
+
 
 class DifferentiableAdam(DifferentiableOptimizer):
     """Differentiable steps of ``Adam``; see :func:`get_diff_optim`."""
+
+    _steps_of = 'Adam'
 
 
 class DifferentiableAdamax(DifferentiableOptimizer):
     """Differentiable steps of ``Adamax``; see :func:`get_diff_optim`."""
 
+    _steps_of = 'Adamax'
+
 
 class DifferentiableAdadelta(DifferentiableOptimizer):
     """Differentiable steps of ``Adadelta``; see :func:`get_diff_optim`."""
+
+    _steps_of = 'Adadelta'
 
 
 class DifferentiableAdagrad(DifferentiableOptimizer):
     """Differentiable steps of ``Adagrad``; see :func:`get_diff_optim`."""
 
+    _steps_of = 'Adagrad'
+
 
 class DifferentiableRMSprop(DifferentiableOptimizer):
     """Differentiable steps of ``RMSprop``; see :func:`get_diff_optim`."""
 
+    _steps_of = 'RMSprop'
 
-_CLASSES = {kind.__name__.removeprefix('Differentiable'): kind for kind in DifferentiableOptimizer.__subclasses__()}
-for _name, _kind in _CLASSES.items():
-    _kind._steps_of = _name
+
+_CLASSES = {kind._steps_of: kind for kind in DifferentiableOptimizer.__subclasses__()}
 
 
 def get_diff_optim(
