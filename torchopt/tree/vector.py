@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from torchopt.dtypes import is_inexact
+from torchopt.tree.ops import map
 from torchopt.tree.registry import flatten, flatten_with_path, unflatten
 
 __all__ = ['ravel']
@@ -45,14 +46,18 @@ def ravel(tree: Any, *, name: str = 'tree') -> tuple[torch.Tensor, Callable[[tor
             raise TypeError(f'{name}{path} has dtype {x.dtype}; expected a floating dtype. Convert it with `.float()`.')
     found = [x for x in xs if x is not None]
     vector = torch.cat([x.flatten() for x in found]) if found else torch.zeros(0)
+    # No tensors, which would stay alive, and no structure, which torch.compile cannot use if it was made outside.
+    sizes, kinds = [x.numel() for x in found], [(x.shape, x.dtype) for x in found]
+    numbers = iter(range(len(found)))
+    places = unflatten(spec, [None if x is None else next(numbers) for x in xs])
 
     def unravel(vector: torch.Tensor) -> Any:
-        pieces = iter(torch.split(vector, [x.numel() for x in found]) if found else ())
-        return unflatten(spec, [None if x is None else _like(next(pieces), x) for x in xs])
+        pieces = torch.split(vector, sizes) if sizes else ()
+        return map(lambda i: _like(pieces[i], *kinds[i]), places)
 
     return vector, unravel
 
 
-def _like(piece: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    piece = piece.reshape(x.shape)
-    return (piece.real if piece.is_complex() and not x.is_complex() else piece).to(x.dtype)
+def _like(piece: torch.Tensor, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+    piece = piece.reshape(shape)
+    return (piece.real if piece.is_complex() and not dtype.is_complex else piece).to(dtype)
