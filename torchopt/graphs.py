@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -23,33 +23,8 @@ __all__ = [
     'is_plain',
     'leaves_of',
     'nodes_of',
-    'run_backward',
     'zeros_of',
 ]
-
-
-def _run_backward(
-    outputs: tuple[Tensor, ...],
-    cotangents: tuple[Tensor, ...],
-    retain_graph: bool,
-    create_graph: bool,
-    inputs: tuple[Tensor, ...],
-    allow_unreachable: bool,
-    accumulate_grad: bool,
-) -> tuple[Tensor | None, ...]:
-    """Stands in for the function that ``torch.autograd.grad`` calls, for a release of torch without it."""
-    return torch.autograd.grad(
-        outputs,
-        inputs,
-        cotangents,
-        retain_graph=retain_graph,
-        create_graph=create_graph,
-        allow_unused=allow_unreachable,
-    )
-
-
-run_backward: Callable[..., tuple[Any, ...]] = getattr(torch.autograd.graph, '_engine_run_backward', _run_backward)
-"""What ``torch.autograd.grad`` calls in the end: its checks take as long as the backward pass of a small graph."""
 
 
 def nodes_of(outputs: Iterable[Tensor], until: Iterable[Any] = ()) -> Iterator[Any]:

@@ -260,7 +260,7 @@ def test_variables_of_a_loop_have_their_values_of_the_solve_in_the_backward_pass
         solutions = []
         for k, penalty in enumerate(penalties):
             factor, A = 1.0 + k, matrix(4, seed=k)
-            solutions.append(solve(lambda v: factor * (A @ v) + penalty * v, b))  # noqa: B023
+            solutions.append(solve(lambda v: factor * (A @ v) + penalty * v, b))  # noqa: B023 (the subject of this test)
         found = torch.autograd.grad(torch.stack(solutions).square().sum(), penalties, create_graph=second)
         return list(torch.autograd.grad(sum(found), penalties) if second else found)
 

@@ -132,7 +132,7 @@ def test_variables_of_a_loop_have_their_values_of_the_run_in_the_backward_pass(c
     penalties = [torch.tensor(p, dtype=torch.float64, requires_grad=True) for p in (0.3, 0.6)]
     solutions = []
     for penalty in penalties:
-        solver = case.make(lambda w: ridge(w, penalty, X, Y), maxiter=1000, tol=case.tol)  # noqa: B023
+        solver = case.make(lambda w: ridge(w, penalty, X, Y), maxiter=1000, tol=case.tol)  # noqa: B023 (the subject of this test)
         solutions.append(solver.run(START, *case.args).params)
     found = torch.autograd.grad(torch.stack(solutions).sum(), penalties)
     expected = [torch.func.grad(lambda p: solution(p).sum())(penalty) for penalty in penalties]

@@ -86,8 +86,8 @@ def closure_convert(fun: Callable[..., Leaves], *example: Leaves, lazily: bool =
         fun: A function of lists of tensors, which returns one.
         *example: Arguments for a trial run, or for two or three if the function closes over tensors.  They may be
             leaves that require grad, but have no other derivatives.
-        lazily: Whether to look for the tensors in the variables first, which saves a run; then
-            :attr:`Converted.is_seen` is False.
+        lazily: Whether to look for the tensors in the variables first, which saves a run; if they
+            are found there, :attr:`Converted.is_seen` is False.
     """
     if not is_recording():
         return Converted(fun, [])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from torchopt.autodiff.tape import Leaves, Product
-from torchopt.graphs import nodes_of, run_backward
+from torchopt.graphs import nodes_of
 from torchopt.levels import in_transform, is_tracing
 
 __all__ = [
@@ -179,16 +179,22 @@ def pullback(outputs: Leaves, inputs: Leaves, *, retain_graph: bool = True) -> P
 def gradients_of(
     outputs: Leaves, cotangents: Leaves, inputs: Leaves, *, retain_graph: bool, create_graph: bool
 ) -> Sequence[Tensor | None]:
-    """``torch.autograd.grad`` with ``allow_unused``, without its checks; cotangents have the shapes of the outputs."""
-    if is_tracing() or torch._C._len_torch_function_stack() or not _PLAIN.issuperset(map(type, (*outputs, *inputs))):
+    """``torch.autograd.grad`` with ``allow_unused``; cotangents have the shapes of the outputs.
+
+    Its checks take as long as the backward pass of a small graph, so plain tensors go to what it calls in the end.
+    """
+    intercepted = is_tracing() or torch._C._len_torch_function_stack()
+    if _run_backward is None or intercepted or not _PLAIN.issuperset(map(type, (*outputs, *inputs))):
         return torch.autograd.grad(
             outputs, inputs, cotangents, retain_graph=retain_graph, create_graph=create_graph, allow_unused=True
         )
-    return run_backward(
+    found: Sequence[Tensor | None] = _run_backward(
         tuple(outputs), tuple(cotangents), retain_graph, create_graph, tuple(inputs), True, accumulate_grad=False
     )
+    return found
 
 
+_run_backward: Any = getattr(torch.autograd.graph, '_engine_run_backward', None)  # an internal function of torch
 _PLAIN = {Tensor, nn.Parameter}
 
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from torchopt import checks, tree
+from torchopt.autodiff.products import gradients_of
 from torchopt.dtypes import is_inexact, real_dtype
-from torchopt.graphs import leaves_of, run_backward
+from torchopt.graphs import leaves_of
 from torchopt.implicit_diff.binding import signature_of
 from torchopt.kinds import kind_of
 from torchopt.levels import host_values, in_transform
@@ -153,12 +154,7 @@ def _differentiate(
     if not value.requires_grad:
         return value, tuple(torch.zeros_like(x) for x in xs), aux
     recording = recording and (any(x.requires_grad for x in xs) or len(leaves_of([value])) > len(xs))
-    if recording or type(value) is not Tensor:
-        found = torch.autograd.grad(value, inputs, allow_unused=True, create_graph=recording)
-    else:
-        found = run_backward(
-            (value,), (torch.ones_like(value),), False, False, inputs, allow_unreachable=True, accumulate_grad=False
-        )
+    found = gradients_of((value,), (torch.ones_like(value),), inputs, retain_graph=recording, create_graph=recording)
     gradients = tuple([torch.zeros_like(x) if g is None else g for g, x in zip(found, xs)])
     if recording:
         return value, gradients, aux
