@@ -178,10 +178,10 @@ def public_names(package: str = 'torchopt') -> list[PublicName]:
     """List every name in the ``__all__`` of every public module.
 
     Raises:
-        AttributeError: A module has no ``__all__``, or lists a name that it does not have.
+        AttributeError: A module lists a name that it does not have.
     """
     modules = public_modules(package)
-    exports = {module.__name__: list(module.__all__) for module in modules}
+    exports = {module.__name__: list(getattr(module, '__all__', ())) for module in modules}
     entries = []
     for module in modules:
         for name in exports[module.__name__]:

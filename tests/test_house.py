@@ -228,10 +228,10 @@ def cycles(package: Package) -> Iterator[str]:
 
 
 def public_lists(package: Package) -> Iterator[str]:
-    """Every public module says in ``__all__`` what is public."""
+    """Every package, and every file directly below torchopt, says in ``__all__`` what is public."""
     for module in package.modules.values():
         parts = module.name.split('.')
-        if any(part.startswith('_') for part in parts):
+        if any(part.startswith('_') for part in parts) or (len(parts) > 2 and module.path.name != '__init__.py'):
             continue
         targets = {
             ast.unparse(target)

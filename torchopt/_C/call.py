@@ -11,8 +11,6 @@ from typing import Any
 
 from torchopt._C.plans import Plan
 
-__all__ = ['Call', 'Column', 'Order', 'Unsupported', 'UnsupportedError']
-
 Column = Sequence[Any]
 """One tensor, or None, for each leaf."""
 

@@ -24,8 +24,6 @@ from torchopt._C.plain import is_present, plain, present, pull, push
 from torchopt._C.plans import Plan
 from torchopt.levels import all_without_ended, apply_function, forward_mode, in_transform, is_tracked, saved_tensors
 
-__all__ = ['Step', 'bind_kernels', 'compute', 'launch']
-
 _run: Callable[..., Any] | None = None
 
 

@@ -13,8 +13,6 @@ from torchopt import rules
 from torchopt._C.call import Call, Column, Order
 from torchopt._C.plans import find_plan
 
-__all__ = ['call_of', 'made', 'record']
-
 _NOT_WANTED = -2
 
 

@@ -15,8 +15,6 @@ from torch import Tensor
 from torchopt import rules
 from torchopt._C.call import Call, Column, Order
 
-__all__ = ['is_present', 'plain', 'present', 'pull', 'push']
-
 is_present = functools.partial(operator.is_not, None)
 
 

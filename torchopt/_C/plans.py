@@ -18,8 +18,6 @@ from torch import Tensor
 
 from torchopt import rules
 
-__all__ = ['AFFINE', 'KNOWN', 'Plan', 'find_plan', 'set_kernels']
-
 Rule = Callable[..., tuple[Any, ...]]
 
 

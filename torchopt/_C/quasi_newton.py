@@ -14,8 +14,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ['bfgs', 'bind_kernels', 'difference', 'product']
-
 _Column = Sequence[Any]
 _kernels: Any = None
 

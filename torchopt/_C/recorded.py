@@ -19,8 +19,6 @@ from torchopt._C.fused import compute, launch
 from torchopt._C.operation import call_of, made
 from torchopt._C.plain import is_present
 
-__all__ = ['direct']
-
 
 def direct(*args: Any) -> tuple[Callable[..., list[Tensor]], tuple[Any, ...]]:
     """A function that does what the operation does, without the dispatcher of torch, and its arguments."""

@@ -9,8 +9,6 @@ import torch
 
 from torchopt.transform.scaling.adam import ScaleByAdamState, scale_by_adam
 
-__all__ = ['AdamOp']
-
 
 class AdamOp:
     r"""Adam's rule on a gradient and its two moments.

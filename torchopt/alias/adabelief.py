@@ -11,8 +11,6 @@ from torchopt.combine import chain
 from torchopt.spelling import suggesting
 from torchopt.transform import add_decayed_weights, scale_by_belief, scale_by_learning_rate
 
-__all__ = ['adabelief']
-
 
 @suggesting
 @shared_prose

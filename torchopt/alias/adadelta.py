@@ -12,8 +12,6 @@ from torchopt.base import GradientTransformation
 from torchopt.spelling import OptaxRate, also_spelled
 from torchopt.transform import scale_by_adadelta
 
-__all__ = ['adadelta']
-
 
 @also_spelled(learning_rate='lr')
 @shared_prose

@@ -22,8 +22,6 @@ from torchopt.transform import (
     scale_by_param_block_rms,
 )
 
-__all__ = ['adafactor']
-
 
 @suggesting
 @shared_prose

@@ -14,8 +14,6 @@ from torchopt.schedule import inverse_time_decay
 from torchopt.spelling import OptaxRate, also_spelled
 from torchopt.transform import scale_by_rss, scale_by_schedule
 
-__all__ = ['adagrad']
-
 
 @also_spelled(learning_rate='lr')
 @shared_prose

@@ -14,8 +14,6 @@ from torchopt.dtypes import DTypeLike
 from torchopt.spelling import OptaxAdam, also_spelled
 from torchopt.transform import add_decayed_weights, scale_by_adam
 
-__all__ = ['adam', 'adamw']
-
 
 @also_spelled(learning_rate='lr', b1='betas.0', b2='betas.1')
 @shared_prose

@@ -14,8 +14,6 @@ from torchopt.combine import chain
 from torchopt.spelling import OptaxAdam, also_spelled, suggesting
 from torchopt.transform import add_decayed_weights, scale_by_adamax, scale_by_learning_rate
 
-__all__ = ['adamax', 'adamaxw']
-
 
 @also_spelled(learning_rate='lr', b1='betas.0', b2='betas.1')
 @shared_prose

@@ -11,8 +11,6 @@ from torchopt.combine import chain
 from torchopt.spelling import suggesting
 from torchopt.transform import add_decayed_weights, scale_by_adan, scale_by_learning_rate
 
-__all__ = ['adan']
-
 
 @suggesting
 @shared_prose

@@ -12,8 +12,6 @@ from torchopt.dtypes import DTypeLike
 from torchopt.spelling import suggesting
 from torchopt.transform import scale_by_amsgrad, scale_by_learning_rate
 
-__all__ = ['amsgrad']
-
 
 @suggesting
 @shared_prose

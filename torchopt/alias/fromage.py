@@ -16,8 +16,6 @@ from torchopt.spelling import suggesting
 from torchopt.transform import scale_by_learning_rate, scale_by_trust_ratio
 from torchopt.transform.scaling.decay import add_params
 
-__all__ = ['fromage']
-
 
 @suggesting
 @shared_prose

@@ -11,8 +11,6 @@ from torchopt.combine import chain
 from torchopt.spelling import suggesting
 from torchopt.transform import scale, scale_by_lbfgs, scale_by_learning_rate, scale_by_zoom_linesearch
 
-__all__ = ['lbfgs']
-
 _ZOOM = scale_by_zoom_linesearch(max_linesearch_steps=20, initial_guess_strategy='one')
 
 

@@ -12,8 +12,6 @@ from torchopt.dtypes import DTypeLike
 from torchopt.spelling import suggesting
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate, scale_by_lion
 
-__all__ = ['lion']
-
 
 @suggesting
 @shared_prose

@@ -12,8 +12,6 @@ from torchopt.dtypes import DTypeLike
 from torchopt.spelling import suggesting
 from torchopt.transform import add_decayed_weights, scale_by_adam, scale_by_learning_rate
 
-__all__ = ['nadam', 'nadamw']
-
 
 @suggesting
 @shared_prose

@@ -13,8 +13,6 @@ from torchopt.dtypes import DTypeLike
 from torchopt.spelling import suggesting
 from torchopt.transform import scale_by_adam, scale_by_learning_rate, scale_by_optimistic_gradient
 
-__all__ = ['optimistic_adam', 'optimistic_adam_v2', 'optimistic_gradient_descent']
-
 
 @suggesting
 @shared_prose

@@ -13,8 +13,6 @@ from torchopt.base import GradientTransformation
 from torchopt.spelling import OptaxAdam, also_spelled
 from torchopt.transform import scale_by_radam
 
-__all__ = ['radam']
-
 
 @also_spelled(learning_rate='lr', b1='betas.0', b2='betas.1')
 @shared_prose

@@ -12,8 +12,6 @@ from torchopt.base import GradientTransformation
 from torchopt.spelling import OptaxRmsProp, also_spelled
 from torchopt.transform import scale_by_rms, scale_by_stddev, trace
 
-__all__ = ['rmsprop']
-
 
 @also_spelled(learning_rate='lr', decay='alpha')
 @shared_prose

@@ -10,8 +10,6 @@ from torchopt.combine import chain
 from torchopt.spelling import suggesting
 from torchopt.transform import scale, scale_by_rprop
 
-__all__ = ['rprop']
-
 
 @suggesting
 def rprop(

@@ -14,8 +14,6 @@ from torchopt.spelling import OptaxRate, also_spelled, suggesting
 from torchopt.transform import add_noise, scale_by_learning_rate, scale_by_polyak, trace
 from torchopt.tree.random import Key
 
-__all__ = ['noisy_sgd', 'polyak_sgd', 'sgd']
-
 
 @overload
 def sgd(

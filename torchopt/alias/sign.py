@@ -12,8 +12,6 @@ from torchopt.dtypes import DTypeLike
 from torchopt.spelling import suggesting
 from torchopt.transform import ema, scale_by_learning_rate, scale_by_sign
 
-__all__ = ['sign_sgd', 'signum']
-
 
 @suggesting
 @shared_prose

@@ -11,8 +11,6 @@ from torchopt.combine import chain
 from torchopt.spelling import suggesting
 from torchopt.transform import scale, scale_by_sm3
 
-__all__ = ['sm3']
-
 
 @suggesting
 def sm3(learning_rate: Any, momentum: Any = 0.9) -> GradientTransformation:

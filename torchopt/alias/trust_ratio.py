@@ -18,8 +18,6 @@ from torchopt.transform import (
     trace,
 )
 
-__all__ = ['lamb', 'lars']
-
 
 @suggesting
 @shared_prose

@@ -11,8 +11,6 @@ from torchopt.combine import chain
 from torchopt.spelling import suggesting
 from torchopt.transform import scale_by_learning_rate, scale_by_yogi
 
-__all__ = ['yogi']
-
 
 @suggesting
 @shared_prose

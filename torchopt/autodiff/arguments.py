@@ -14,8 +14,6 @@ from torch import Tensor
 from torchopt import tree
 from torchopt.kinds import kind_of
 
-__all__ = ['check_leaves', 'checked', 'positions_of', 'resolve']
-
 
 def positions_of(argnums: Any) -> tuple[tuple[int, ...], bool]:
     """The positions as a tuple, and whether ``argnums`` was a single int."""

@@ -34,8 +34,6 @@ from torchopt.autodiff.variables import Remembered
 from torchopt.graphs import ends_of, leaves_of
 from torchopt.levels import all_without_ended, has_tangent, in_transform, without_ended
 
-__all__ = ['Converted', 'closure_convert', 'is_recording']
-
 _is_wrapped = _functorch.is_functorch_wrapped_tensor
 
 

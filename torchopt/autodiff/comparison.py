@@ -20,8 +20,6 @@ from torchopt.levels import is_readable
 from torchopt.scalars import numbers
 from torchopt.sharding import is_dtensor
 
-__all__ = ['SHORT', 'SameGradient', 'check_same', 'sums_of']
-
 
 class SameGradient(Gradient):
     """A gradient that must be that of the first run.

@@ -39,8 +39,6 @@ from torchopt.kinds import kind_of
 from torchopt.levels import in_transform, is_tensor, is_tracing
 from torchopt.module_hooks import unhooked
 
-__all__ = ['Backend', 'Compiled']
-
 Backend = str | Compiler
 """``'graph'``, the name of a backend of ``torch.compile``, or a function with the same arguments."""
 

@@ -14,8 +14,6 @@ from torchopt import checks, tree
 from torchopt.autodiff.arguments import check_leaves, checked, positions_of, resolve
 from torchopt.autodiff.products import missing_forward_mode
 
-__all__ = ['forward_value_and_grad']
-
 _P = ParamSpec('_P')
 
 

@@ -17,8 +17,6 @@ from torchopt.autodiff.recompute import recomputed_gradient
 from torchopt.levels import is_tracing
 from torchopt.sharding import refuse_fsdp
 
-__all__ = ['Differentiated', 'differentiate', 'grad', 'value_and_grad']
-
 _P = ParamSpec('_P')
 
 

@@ -25,20 +25,6 @@ from torchopt.levels import (
     without_wrappers,
 )
 
-__all__ = [
-    'Capture',
-    'Fix',
-    'Replace',
-    'allow_unused',
-    'as_leaf_like',
-    'first_sample',
-    'matters',
-    'next_node',
-    'replacement_of',
-    'tensors_in',
-    'version_of',
-]
-
 
 class Replace(TorchFunctionMode):
     """Replace tensors by others."""

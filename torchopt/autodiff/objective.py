@@ -11,8 +11,6 @@ from torchopt import tree
 from torchopt.graphs import detach_graph, is_plain
 from torchopt.numerics import tensor_like
 
-__all__ = ['is_plain_step', 'objective_value']
-
 
 def is_plain_step(gradients: Any, params: Any) -> bool:
     """Whether a step of trees is plain training; see :func:`torchopt.graphs.is_plain`."""

@@ -19,23 +19,6 @@ from torchopt.autodiff.tape import Leaves, Product
 from torchopt.graphs import nodes_of
 from torchopt.levels import in_transform, is_tracing
 
-__all__ = [
-    'GRADIENT_REMEDY',
-    'calls_autograd',
-    'gradients_of',
-    'is_autograd_off',
-    'jvp',
-    'map_product',
-    'missing_forward_mode',
-    'pullback',
-    'pulled_back',
-    'put',
-    'recorded',
-    'replacing',
-    'vjp',
-]
-
-
 _WITHOUT_TANGENTS = {'LinalgDetBackward0', 'LinalgSlogdetBackward0', 'LinalgSolveExBackward0'}
 """Nodes that use the saved factors of a matrix, which have no tangents, unless their backward pass has a graph."""
 

@@ -27,8 +27,6 @@ from torchopt.autodiff.tape import Leaves
 from torchopt.dtypes import is_inexact
 from torchopt.levels import apply_function, forward_mode, is_plain_level, saved_tensors
 
-__all__ = ['Gradient', 'Pure', 'apply_pure', 'own_hooks']
-
 
 class Pure(abc.ABC):
     """A function of tensors that returns a tuple of tensors; every run with equal arguments has the same result."""

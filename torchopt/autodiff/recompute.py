@@ -35,8 +35,6 @@ from torchopt.levels import in_transform, is_plain_level, is_tensor, is_tracing
 from torchopt.sharding import refuse_fsdp
 from torchopt.spelling import takes_only_a_function
 
-__all__ = ['Call', 'checkpoint', 'recomputed_gradient']
-
 _P = ParamSpec('_P')
 _T = TypeVar('_T')
 

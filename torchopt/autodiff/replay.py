@@ -17,8 +17,6 @@ from torch import Tensor, fx
 from torchopt._C.recorded import direct
 from torchopt.autodiff.simplify import memory, simplify
 
-__all__ = ['replay']
-
 aten = torch.ops.aten
 
 

@@ -17,8 +17,6 @@ from torch import fx
 
 from torchopt._C.call import Order
 
-__all__ = ['memory', 'simplify']
-
 aten = torch.ops.aten
 Rule = Callable[[fx.Node], 'fx.Node | None']
 

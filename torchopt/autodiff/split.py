@@ -19,8 +19,6 @@ from torch import Tensor, fx
 
 from torchopt.autodiff.tape import Leaves
 
-__all__ = ['Split', 'picker']
-
 
 def picker(places: Sequence[int]) -> Callable[[Sequence[Any]], Sequence[Any]]:
     """A function that takes the elements at some places of a sequence."""

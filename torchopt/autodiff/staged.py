@@ -34,8 +34,6 @@ from torchopt.dtypes import is_inexact
 from torchopt.levels import without_autocast
 from torchopt.module_hooks import unhooked
 
-__all__ = ['Compiler', 'Staged', 'StagedFunction', 'as_compiled']
-
 Compiler = Callable[[torch.fx.GraphModule, list[Tensor]], Callable[..., Any]]
 """Compiles a graph for example inputs."""
 

@@ -22,8 +22,6 @@ from torchopt.autodiff.tape import Leaves
 from torchopt.dtypes import is_inexact
 from torchopt.levels import apply_function, is_plain_level
 
-__all__ = ['Loop', 'run_loop']
-
 Sum = Sequence['Tensor | None']
 """Cotangents; None stands for zeros."""
 

@@ -20,8 +20,6 @@ from torchopt.kinds import kind_of
 from torchopt.levels import entered
 from torchopt.module_hooks import hooked
 
-__all__ = ['Surroundings', 'note_slots']
-
 
 class Surroundings:
     """The surroundings of the first run of a function."""

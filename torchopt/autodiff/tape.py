@@ -23,8 +23,6 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ['Leaves', 'Product', 'taped']
-
 Leaves = Sequence[Tensor]
 """The tensors of a tree."""
 

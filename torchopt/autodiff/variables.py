@@ -19,8 +19,6 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ['Remembered']
-
 
 class Remembered:
     """The variables that a function reads: its closure, its globals, and those of the functions among them.

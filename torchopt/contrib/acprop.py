@@ -19,8 +19,6 @@ from torchopt.rules import moving_average, plus
 from torchopt.spelling import suggesting
 from torchopt.transform import ScaleByBeliefState, add_decayed_weights, scale_by_learning_rate
 
-__all__ = ['acprop', 'scale_by_acprop']
-
 
 @factory
 def scale_by_acprop(b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-16, eps_root: Any = 1e-16) -> GradientTransformation:

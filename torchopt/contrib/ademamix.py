@@ -20,8 +20,6 @@ from torchopt.rules import average, moving_average, plus, times
 from torchopt.spelling import suggesting
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate
 
-__all__ = ['ScaleByAdemamixState', 'ademamix', 'scale_by_ademamix']
-
 
 @tree.safe_to_load
 class ScaleByAdemamixState(NamedTuple):

@@ -21,8 +21,6 @@ from torchopt.rules import moving_average
 from torchopt.spelling import suggesting
 from torchopt.transform import ScaleByAdamState, scale_by_learning_rate
 
-__all__ = ['adopt', 'fourth_root', 'scale_by_adopt']
-
 
 def fourth_root(step: Any) -> Any:
     """The clipping bound :math:`t^{1/4}` of the ADOPT paper."""

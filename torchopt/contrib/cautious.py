@@ -13,8 +13,6 @@ from torchopt.base import GradientTransformationExtraArgs, TransformationLike, f
 from torchopt.numerics import tensor_like
 from torchopt.preconditions import required_by, state_of
 
-__all__ = ['CautiousState', 'cautious']
-
 
 @tree.safe_to_load
 class CautiousState(NamedTuple):

@@ -19,8 +19,6 @@ from torchopt.preconditions import params_for, state_of
 from torchopt.spelling import suggesting
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate
 
-__all__ = ['COCOBState', 'cocob', 'scale_by_cocob']
-
 
 @tree.safe_to_load
 class COCOBState(NamedTuple):

@@ -13,8 +13,6 @@ from torchopt.base import GradientTransformationExtraArgs, TransformationLike, f
 from torchopt.elementwise import as_constant
 from torchopt.preconditions import required_by, state_of
 
-__all__ = ['RealAndImaginary', 'SplitRealAndImaginaryState', 'split_real_and_imaginary']
-
 
 @tree.safe_to_load
 class RealAndImaginary(NamedTuple):

@@ -11,8 +11,6 @@ from torchopt import elementwise, tree
 from torchopt.autodiff.objective import is_plain_step
 from torchopt.graphs import detach_graph
 
-__all__ = ['kept_copy', 'without_graphs']
-
 
 def kept_copy(params: Any) -> Any:
     """A copy of the parameters for a state, with its graph; steps use it through :func:`without_graphs`."""

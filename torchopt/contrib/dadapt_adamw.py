@@ -26,8 +26,6 @@ from torchopt.numerics import (
 from torchopt.preconditions import Precondition, params_for, state_of
 from torchopt.rules import moving_average, plus, times
 
-__all__ = ['DAdaptAdamWState', 'dadapt_adamw']
-
 
 @tree.safe_to_load
 class DAdaptAdamWState(NamedTuple):

@@ -19,8 +19,6 @@ from torchopt.scalars import settled, where
 from torchopt.spelling import suggesting
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate
 
-__all__ = ['DoGState', 'dog', 'scale_by_dog']
-
 _KINDS = ('distance', 'learning_rate', 'heuristic')
 
 

@@ -17,8 +17,6 @@ from torchopt.preconditions import params_for, state_of
 from torchopt.spelling import suggesting
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate
 
-__all__ = ['DoWGState', 'dowg', 'scale_by_dowg']
-
 
 @tree.safe_to_load
 class DoWGState(NamedTuple):

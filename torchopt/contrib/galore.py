@@ -26,8 +26,6 @@ from torchopt.preconditions import required_by_all, state_of
 from torchopt.spelling import suggesting
 from torchopt.transform import add_decayed_weights, scale_by_adam, scale_by_learning_rate
 
-__all__ = ['GaLoreDimensionNumbers', 'GaLoreState', 'galore', 'scale_by_galore']
-
 
 class GaLoreDimensionNumbers(NamedTuple):
     """Which axes of a tensor are the rows of a matrix, and which are its columns; every axis must be one of them.

@@ -16,8 +16,6 @@ from torchopt.transform.scaling.noise import source_of_keys
 from torchopt.tree.counter_noise import make_key, normal_like, split_key
 from torchopt.tree.random import Key
 
-__all__ = ['HutchinsonState', 'hutchinson_estimator_diag_hessian']
-
 
 @tree.safe_to_load
 class HutchinsonState(NamedTuple):

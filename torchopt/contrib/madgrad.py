@@ -22,8 +22,6 @@ from torchopt.rules import plus, times
 from torchopt.spelling import suggesting
 from torchopt.transform import add_decayed_weights
 
-__all__ = ['MadgradState', 'madgrad', 'scale_by_madgrad']
-
 
 @tree.safe_to_load
 class MadgradState(NamedTuple):

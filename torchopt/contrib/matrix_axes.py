@@ -11,8 +11,6 @@ from torch import Tensor
 
 from torchopt import tree
 
-__all__ = ['MatrixShape', 'axes_of_leaves', 'matrices_of_leaves', 'matrix_shape']
-
 Axes = Sequence[int] | int
 
 

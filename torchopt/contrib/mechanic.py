@@ -16,8 +16,6 @@ from torchopt.numerics import as_scalar_like, in_single, increment, safe_sqrt, z
 from torchopt.preconditions import params_for, required_by, state_of
 from torchopt.rules import plus, times
 
-__all__ = ['MechanicState', 'mechanize']
-
 
 @tree.safe_to_load
 class MechanicState(NamedTuple):

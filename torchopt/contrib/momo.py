@@ -18,8 +18,6 @@ from torchopt.preconditions import Precondition, params_for, state_of
 from torchopt.rules import moving_average, times
 from torchopt.scalars import pick
 
-__all__ = ['MomoState', 'momo', 'polyak_step']
-
 _SMALLEST = torch.finfo(torch.float64).eps
 """Squared norms of at most this number count as zero."""
 

@@ -17,8 +17,6 @@ from torchopt.numerics import abs_sq, advance, as_scalar_like, bias_correction, 
 from torchopt.preconditions import Precondition, params_for, state_of
 from torchopt.rules import moving_average, plus
 
-__all__ = ['MomoAdamState', 'momo_adam']
-
 
 @tree.safe_to_load
 class MomoAdamState(NamedTuple):

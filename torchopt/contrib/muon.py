@@ -31,16 +31,6 @@ from torchopt.rules import moving_average, plus, times
 from torchopt.spelling import suggesting
 from torchopt.transform import add_decayed_weights, partition, scale_by_adam, scale_by_learning_rate
 
-__all__ = [
-    'MuonDimensionNumbers',
-    'MuonLabels',
-    'MuonState',
-    'muon',
-    'named_coefficients',
-    'scale_by_muon',
-    'scale_by_shape',
-]
-
 _STANDARD = (3.4445, -4.775, 2.0315)
 _PRESETS = {
     # From Jordan's blog post: fast for small singular values, without converging to 1 exactly.

@@ -13,8 +13,6 @@ from torchopt.dtypes import real_dtype
 from torchopt.norms import two_norm
 from torchopt.numerics import as_scalar_like
 
-__all__ = ['PRECONDITIONINGS', 'orthogonalize']
-
 PRECONDITIONINGS = ('frobenius', 'spectral', 'aol', 'schatten')
 """The methods that scale the singular values to at most one."""
 

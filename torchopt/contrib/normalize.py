@@ -11,8 +11,6 @@ from torchopt import elementwise, tree
 from torchopt.base import EmptyState, GradientTransformation, factory, without_state
 from torchopt.numerics import as_scalar_like, in_single
 
-__all__ = ['NormalizeState', 'normalize']
-
 NormalizeState = EmptyState
 """The state of :func:`normalize`, which is empty."""
 

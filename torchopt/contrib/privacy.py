@@ -19,8 +19,6 @@ from torchopt.transform.scaling.noise import source_of_keys
 from torchopt.tree.counter_noise import make_key, normal_like, split_key
 from torchopt.tree.random import Key
 
-__all__ = ['DifferentiallyPrivateAggregateState', 'differentially_private_aggregate', 'dpsgd']
-
 
 @tree.safe_to_load
 class DifferentiallyPrivateAggregateState(NamedTuple):

@@ -28,8 +28,6 @@ from torchopt.preconditions import Precondition, params_for, state_of
 from torchopt.rules import moving_average, plus, times
 from torchopt.transform.wrappers.masking import resolve_mask
 
-__all__ = ['ProdigyState', 'prodigy']
-
 
 @tree.safe_to_load
 class ProdigyState(NamedTuple):

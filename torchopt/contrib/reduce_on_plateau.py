@@ -16,8 +16,6 @@ from torchopt.loop.branches import branch
 from torchopt.numerics import advance, as_python_scalar, as_scalar_like, tensor_like, zero_count
 from torchopt.preconditions import state_of
 
-__all__ = ['ReduceLROnPlateauState', 'reduce_on_plateau']
-
 
 @tree.safe_to_load
 class ReduceLROnPlateauState(NamedTuple):

@@ -16,8 +16,6 @@ from torchopt.loop.branches import branch
 from torchopt.numerics import zero_count
 from torchopt.preconditions import params_for, required_by, state_of
 
-__all__ = ['SAMState', 'sam']
-
 
 @tree.safe_to_load
 class SAMState(NamedTuple):

@@ -14,8 +14,6 @@ from torchopt.dtypes import wide_dtype, widened
 from torchopt.elementwise import ranges
 from torchopt.numerics import as_scalar_like, tensor_like
 
-__all__ = ['at_count', 'check_number_or_schedule', 'check_rate', 'inner', 'rate_at', 'real_part', 'scalar_beside']
-
 
 def scalar_beside(params: Any, value: Any, which: str = 'lowest') -> Tensor:
     """A 0-d tensor for a state, in the lowest (or highest) dtype among the parameters, on the device of the first.

@@ -22,15 +22,6 @@ from torchopt.schedule import warmup_constant_schedule
 from torchopt.spelling import suggesting
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate, scale_by_rms
 
-__all__ = [
-    'ScheduleFreeState',
-    'schedule_free',
-    'schedule_free_adamw',
-    'schedule_free_eval_params',
-    'schedule_free_sgd',
-    'warmed_up',
-]
-
 
 @tree.safe_to_load
 class ScheduleFreeState(NamedTuple):

@@ -19,8 +19,6 @@ from torchopt.rules import average, plus, times
 from torchopt.spelling import suggesting
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate
 
-__all__ = ['ScaleBySimplifiedAdEMAMixState', 'scale_by_simplified_ademamix', 'simplified_ademamix']
-
 
 @tree.safe_to_load
 class ScaleBySimplifiedAdEMAMixState(NamedTuple):

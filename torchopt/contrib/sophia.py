@@ -22,8 +22,6 @@ from torchopt.rules import moving_average
 from torchopt.spelling import suggesting
 from torchopt.transform import add_decayed_weights, scale_by_learning_rate
 
-__all__ = ['SophiaState', 'scale_by_sophia', 'sophia']
-
 
 @tree.safe_to_load
 class SophiaState(NamedTuple):

@@ -24,8 +24,6 @@ from torchopt.distributed.message import Message, copied, differentiable, pack, 
 from torchopt.distributed.ranks import members
 from torchopt.levels import apply_function
 
-__all__ = ['Limits', 'Share', 'call', 'errors_of_gradients', 'prepare']
-
 
 class Limits(NamedTuple):
     """The time limit in seconds (0: none, negative: RPC's default), and how often another worker may retry."""

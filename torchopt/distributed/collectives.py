@@ -29,8 +29,6 @@ from torchopt.dtypes import real_dtype
 from torchopt.kinds import kind_of
 from torchopt.levels import apply_function
 
-__all__ = ['all_reduce', 'replicate']
-
 
 def all_reduce(values: Any, op: str = 'sum', *, group: Any = None, timeout: timedelta | None = None) -> Any:
     r"""Sum the tensors of all ranks, with one collective.

@@ -8,8 +8,6 @@ import re
 import traceback
 from typing import NamedTuple
 
-__all__ = ['RemoteTraceback', 'WorkerDiedError', 'WorkerError', 'WorkerTimeoutError']
-
 
 class WorkerError(RuntimeError):
     """Another process could not execute a request.

@@ -25,8 +25,6 @@ from torchopt.distributed.loopback import prepare_rendezvous
 from torchopt.distributed.ranks import barrier, default_worker_name_format, get_world_info, has_rpc, members
 from torchopt.kinds import kind_of
 
-__all__ = ['auto_init_process_group', 'auto_init_rpc']
-
 _P = ParamSpec('_P')
 _T = TypeVar('_T')
 

@@ -17,8 +17,6 @@ import torch.distributed as dist
 
 from torchopt.distributed.ranks import WorldInfo
 
-__all__ = ['prepare_rendezvous']
-
 # The variables that select the interface of TensorPipe (RPC), gloo and NCCL (collectives).
 _INTERFACES = ('TP_SOCKET_IFNAME', 'GLOO_SOCKET_IFNAME', 'NCCL_SOCKET_IFNAME')
 _stores: list[Any] = []  # keeps the stores alive, which serve as long as they exist

@@ -20,8 +20,6 @@ from torch import Tensor, nn
 from torchopt.distributed.reference import rref_of, value_to_send
 from torchopt.kinds import kind_of
 
-__all__ = ['Message', 'as_leaf', 'copied', 'differentiable', 'pack', 'pack_each', 'unpack']
-
 
 class Message(NamedTuple):
     """A message.

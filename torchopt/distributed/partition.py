@@ -13,18 +13,6 @@ from torch import Tensor
 from torchopt import tree
 from torchopt.distributed.ranks import get_worker_id, has_rpc, members
 
-__all__ = [
-    'Part',
-    'Results',
-    'TensorDimensionPartitioner',
-    'batch_partitioner',
-    'dim_partitioner',
-    'exclusive_batch_partitioner',
-    'mean_reducer',
-    'share_of',
-    'sum_reducer',
-]
-
 
 class Part(tuple[int, Any, Any]):
     """``(worker, args, kwargs)``, the part of a worker; ``weight`` is its number of items."""

@@ -11,24 +11,6 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import torch.distributed as dist
 import torch.distributed.rpc as rpc
 
-__all__ = [
-    'WorldInfo',
-    'barrier',
-    'get_local_rank',
-    'get_local_world_size',
-    'get_rank',
-    'get_worker_id',
-    'get_world_info',
-    'get_world_rank',
-    'get_world_size',
-    'is_available',
-    'not_on_rank',
-    'on_rank',
-    'rank_all',
-    'rank_non_zero_only',
-    'rank_zero_only',
-]
-
 _P = ParamSpec('_P')
 _T = TypeVar('_T')
 

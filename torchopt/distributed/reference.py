@@ -12,8 +12,6 @@ from torch import nn
 from torchopt import tree
 from torchopt.graphs import carries_graph
 
-__all__ = ['Reference', 'rref_of', 'value_to_send']
-
 _rpc: Any = rpc  # its stubs lack PyRRef, the class of RRefs received from other processes
 
 

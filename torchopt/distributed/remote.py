@@ -17,8 +17,6 @@ from torchopt.distributed.ranks import get_worker_id, require_rpc
 from torchopt.kinds import kind_of
 from torchopt.levels import in_transform
 
-__all__ = ['parallelize', 'parallelize_async', 'parallelize_sync', 'remote_async_call', 'remote_sync_call']
-
 _P = ParamSpec('_P')
 _T = TypeVar('_T')
 _DEFAULT_TIMEOUT = -1.0  # for torch, the default of the RPC group

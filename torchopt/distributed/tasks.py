@@ -31,8 +31,6 @@ from torchopt.progress import Progress, reporter
 from torchopt.sharding import is_dtensor
 from torchopt.tree.ops import detached
 
-__all__ = ['map_tasks']
-
 
 def map_tasks(
     fn: Callable[[Any, Any], Any],

@@ -25,8 +25,6 @@ from torchopt.distributed.reference import Reference
 from torchopt.graphs import leaves_of, nodes_of
 from torchopt.kinds import kind_of
 
-__all__ = ['Answer', 'differentiate', 'execute', 'lend']
-
 
 class Graph(NamedTuple):
     """A graph that another process may differentiate, from leaves to the results that were sent back."""

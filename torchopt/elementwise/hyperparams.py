@@ -32,8 +32,6 @@ from torchopt.tree.registry import (
 )
 from torchopt.tree.state import ParamsPlaceholder
 
-__all__ = ['PerLeafRule', 'Hyperparams', 'check_each', 'has_shape', 'share_rows']
-
 
 def is_spread(value: Any) -> bool:
     """Whether a hyper-parameter is a tree of values."""

@@ -12,8 +12,6 @@ from torchopt.graphs import detach_graph, is_plain
 from torchopt.norms import two_norm
 from torchopt.numerics import as_scalar_like
 
-__all__ = ['as_constant', 'as_constants', 'least_norm', 'leaf_norm']
-
 
 def as_constant(p: Tensor, u: Tensor) -> Tensor:
     """The parameter; detached in plain training, so that the graph does not grow with the number of steps."""

@@ -21,21 +21,6 @@ from torchopt.numerics import in_single
 from torchopt.tree.ops import describe_shapes, map, map_with_path
 from torchopt.tree.registry import flatten, flatten_up_to, flatten_with_path, unflatten
 
-__all__ = [
-    'add_to_leaf',
-    'apply_rule',
-    'check_columns',
-    'check_inexact',
-    'check_updates',
-    'check_writable',
-    'full_moment',
-    'keep_dtype',
-    'lay_into',
-    'move_columns',
-    'require_real',
-    'zero_moment',
-]
-
 
 def zero_moment(
     params: Any, *, dtype: torch.dtype | None = None, real: bool = False, requires_grad: bool = False

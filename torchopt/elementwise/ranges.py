@@ -12,8 +12,6 @@ import torch
 from torchopt import checks, elementwise
 from torchopt.dtypes import DTypeLike, as_dtype
 
-__all__ = ['adam', 'at_least_zero', 'decay_rate', 'decay_rates', 'flag', 'learning_rate', 'moment_dtype', 'number']
-
 
 def flag(name: str, value: Any) -> None:
     """Require True or False, so that a number or a dtype that is meant for another argument raises."""

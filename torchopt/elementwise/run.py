@@ -32,8 +32,6 @@ from torchopt.numerics import in_single
 from torchopt.tree.ops import broadcast_prefix
 from torchopt.tree.registry import TreeSpec, flatten, flatten_up_to, unflatten
 
-__all__ = ['ElementwiseStep', 'run_steps']
-
 
 class ElementwiseStep(NamedTuple):
     """One step of an elementwise transformation.

@@ -13,8 +13,6 @@ from torchopt import tree
 from torchopt.graphs import carries_graph
 from torchopt.kinds import kind_of
 
-__all__ = ['bind', 'match', 'parameters_within', 'refuse_hidden_parameters', 'signature_of']
-
 Reference = Callable[..., Any] | inspect.Signature | None
 
 

@@ -22,8 +22,6 @@ from torchopt.linear_solve.solve import TreeShape
 from torchopt.spelling import names_checked
 from torchopt.tree.ops import detached
 
-__all__ = ['custom_fixed_point', 'custom_root', 'find_root', 'wants_derivative']
-
 
 @names_checked
 def custom_root(

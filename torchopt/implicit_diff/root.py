@@ -37,8 +37,6 @@ from torchopt.linear_solve.direct import solve_jacobian
 from torchopt.linear_solve.operators import Adjoint, Jacobian
 from torchopt.linear_solve.solve import BoundOperator, TreeShape
 
-__all__ = ['Root', 'attach_derivative', 'root_jvp', 'root_vjp', 'select_tensors']
-
 Solver = Callable[..., Any]
 """``solve(matvec, b)`` returns the solution of ``matvec(x) = b``, both trees."""
 

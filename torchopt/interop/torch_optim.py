@@ -12,8 +12,6 @@ from torchopt import optim
 from torchopt.base import TransformationLike
 from torchopt.optim.rule_options import require_options
 
-__all__ = ['as_torch_optimizer', 'from_torch_optimizer']
-
 _RULES: dict[type, type[optim.Optimizer]] = {
     torch.optim.SGD: optim.SGD,
     torch.optim.Adam: optim.Adam,

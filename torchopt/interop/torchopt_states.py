@@ -19,8 +19,6 @@ from torchopt.kinds import kind_of
 from torchopt.optim import Optimizer
 from torchopt.optim.meta import MetaOptimizer
 
-__all__ = ['from_torchopt_state', 'load_torchopt_state']
-
 
 class _Kind(NamedTuple):
     """A class of states of 0.7.3: its fields in order, and their names here."""

@@ -41,8 +41,6 @@ from torchopt.linear_solve.problem import (
 from torchopt.linear_solve.solve import configurable, solve_with
 from torchopt.linear_solve.status import Outcome
 
-__all__ = ['ConjugateGradient', 'Improvement', 'IterativeOptions', 'solve_cg', 'solve_normal_cg', 'stopping_rule']
-
 
 class Improvement(NamedTuple):
     """The result of one run of a method.

@@ -42,8 +42,6 @@ from torchopt.linear_solve.operators import Adjoint, Closure, Operator
 from torchopt.linear_solve.problem import Layout, Problem, Products, Result
 from torchopt.linear_solve.status import Outcome, SolveStatus, warn_unless_solved
 
-__all__ = ['Method', 'attach_graph', 'solve_system']
-
 
 class Method(Protocol):
     """A solution method: an algorithm with its options."""

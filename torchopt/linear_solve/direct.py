@@ -20,8 +20,6 @@ from torchopt.linear_solve.problem import Problem, Result, divide
 from torchopt.linear_solve.solve import configurable, solve_with
 from torchopt.linear_solve.status import Outcome
 
-__all__ = ['Direct', 'solve_cholesky', 'solve_inv', 'solve_jacobian', 'solve_lu', 'solve_qr']
-
 
 @dataclass(frozen=True)
 class Direct:

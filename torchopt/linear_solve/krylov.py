@@ -15,8 +15,6 @@ from torchopt.linear_solve.cg import Improvement, IterativeOptions, stopping_rul
 from torchopt.linear_solve.problem import Problem, Scalar, can_improve, divide, inner, norm, step_size
 from torchopt.linear_solve.solve import configurable, solve_with
 
-__all__ = ['BiCGStab', 'GMRES', 'solve_bicgstab', 'solve_gmres']
-
 
 @dataclass(frozen=True)
 class BiCGStab(IterativeOptions):

@@ -64,8 +64,6 @@ from torchopt.linear_solve.operators import Operator, per_system
 from torchopt.linear_solve.problem import Layout, Problem, Products, Scalar, divide, exponent, norm, times_power
 from torchopt.linear_solve.status import Outcome
 
-__all__ = ['LeastSquares', 'NormalProblem']
-
 
 class NormalProblem(Problem):
     r"""The normal equations of a system that need not be square.

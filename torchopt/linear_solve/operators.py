@@ -24,8 +24,6 @@ from torchopt.autodiff.products import jvp, map_product, pullback, recorded, rep
 from torchopt.autodiff.tape import Leaves, Product, taped
 from torchopt.levels import in_transform
 
-__all__ = ['Adjoint', 'Closure', 'Jacobian', 'Operator', 'Shifted', 'per_system', 'some_vector']
-
 
 class Operator:
     """A linear map; the defaults derive everything else from :meth:`matvec`."""

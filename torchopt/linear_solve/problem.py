@@ -29,22 +29,6 @@ from torchopt.autodiff.products import map_product
 from torchopt.autodiff.tape import Leaves, Product
 from torchopt.linear_solve.status import Outcome, SolveStatus
 
-__all__ = [
-    'Layout',
-    'Problem',
-    'Products',
-    'Result',
-    'Scalar',
-    'any_above',
-    'can_improve',
-    'divide',
-    'exponent',
-    'inner',
-    'norm',
-    'step_size',
-    'times_power',
-]
-
 Scalar = Any
 """A Python number for a single system, a tensor of shape ``(*batch, 1)`` for a batch.
 

@@ -18,8 +18,6 @@ from torchopt.linear_solve.problem import Problem, Scalar, norm, times_power
 from torchopt.linear_solve.solve import configurable, solve_with
 from torchopt.linear_solve.status import roughly
 
-__all__ = ['Refinement', 'solve_iterative_refinement']
-
 
 @dataclass(frozen=True)
 class Refinement(IterativeOptions):

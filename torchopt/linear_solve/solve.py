@@ -22,8 +22,6 @@ from torchopt.linear_solve.derivative import Method, Normal, attach_graph, solve
 from torchopt.linear_solve.operators import Closure, Operator, Shifted, some_vector
 from torchopt.spelling import check_names
 
-__all__ = ['BoundOperator', 'TreeShape', 'configurable', 'solve_with']
-
 
 class TreeShape:
     """The unknowns of a tree: its tensors of a floating or complex dtype; other leaves are kept unchanged."""

@@ -14,8 +14,6 @@ import torch
 
 from torchopt import checks, tree
 
-__all__ = ['LinearSolveWarning', 'Outcome', 'SolveStatus', 'roughly', 'warn_unless_solved']
-
 logger = logging.getLogger(__name__)
 
 

@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 from torchopt.loop import while_loop
 from torchopt.scalars import numbers, violation, where
 
-__all__ = ['Backtracked', 'backtracking']
-
 
 class Backtracked(NamedTuple):
     """The result of :func:`backtracking`.

@@ -8,8 +8,6 @@ from typing import Any
 
 from torchopt.scalars import negated, root, where
 
-__all__ = ['cubic_minimum', 'quadratic_minimum']
-
 
 def _finite(*values: Any) -> Any:
     """Whether all of some numbers are finite."""

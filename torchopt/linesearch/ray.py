@@ -16,8 +16,6 @@ from torchopt.kinds import kind_of
 from torchopt.numerics import as_scalar_like
 from torchopt.scalars import numbers, pick, settled, where
 
-__all__ = ['Point', 'Ray', 'along', 'choose', 'inner_product', 'move_along', 'value_and_gradient']
-
 
 class Point(NamedTuple):
     r"""The known values of :math:`\varphi(\eta) = f(w + \eta\, u)` at one step size.

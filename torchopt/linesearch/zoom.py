@@ -14,8 +14,6 @@ from torchopt.linesearch.ray import Point, Ray, choose
 from torchopt.loop.while_loops import fits_one_operation, repeat
 from torchopt.scalars import larger, negated, numbers, settled, smaller, violation, where
 
-__all__ = ['ZoomOptions', 'ZoomSearch', 'Zoomed', 'zoom', 'zoom_begin', 'zoom_end', 'zoom_search', 'zoom_step']
-
 
 class Zoomed(NamedTuple):
     """The result of :func:`zoom`.

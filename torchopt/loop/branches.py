@@ -14,8 +14,6 @@ from torchopt.levels import is_readable
 from torchopt.numerics import as_python_scalar
 from torchopt.scalars import pick
 
-__all__ = ['as_condition', 'branch', 'check_same', 'cond']
-
 
 def as_condition(value: Any, name: str) -> Any:
     """Convert a value to a Python bool, or a tensor to a 0-d tensor of bools.

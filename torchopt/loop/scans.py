@@ -17,8 +17,6 @@ from torchopt.kinds import kind_of
 from torchopt.loop.branches import check_same
 from torchopt.tree.ops import detached
 
-__all__ = ['scan']
-
 
 def scan(
     f: Callable[[Any, Any], tuple[Any, Any]],

@@ -18,8 +18,6 @@ from torchopt.levels import is_readable, is_tracing, without_wrappers
 from torchopt.loop.branches import as_condition, check_same
 from torchopt.scalars import pick, settled
 
-__all__ = ['fori_loop', 'repeat', 'while_loop']
-
 _T = TypeVar('_T')
 
 

@@ -10,8 +10,6 @@ from typing import Any, TypeAlias
 
 import torch
 
-__all__ = ['Axis', 'Number', 'axes', 'broadcastable', 'floating', 'integral', 'mask', 'real', 'same_shape', 'tensor']
-
 Axis: TypeAlias = int | tuple[int, ...] | None
 """One axis, several, or None for all of them."""
 

@@ -12,8 +12,6 @@ from torch import Tensor
 from torchopt.losses.arguments import Number, broadcastable, floating, real, same_shape, tensor
 from torchopt.losses.masked import finite_where
 
-__all__ = ['hinge_loss', 'perceptron_loss', 'sigmoid_binary_cross_entropy', 'sigmoid_focal_loss', 'sparsemax_loss']
-
 
 def sigmoid_binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     r"""The binary cross entropy of each logit.

@@ -9,8 +9,6 @@ from torch import Tensor
 from torchopt.losses.arguments import Axis, Number, axes, broadcastable, floating, mask, tensor
 from torchopt.losses.masked import keep, total
 
-__all__ = ['cosine_distance', 'cosine_similarity']
-
 
 def cosine_similarity(
     predictions: Tensor, targets: Tensor, *, epsilon: Number = 0.0, axis: Axis = -1, where: Tensor | None = None

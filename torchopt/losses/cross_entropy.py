@@ -12,13 +12,6 @@ from torchopt.losses.arguments import Axis, Number, axes, broadcastable, floatin
 from torchopt.losses.masked import align, keep, log_softmax, normalizer, total
 from torchopt.losses.multiclass import pick
 
-__all__ = [
-    'poly_loss_cross_entropy',
-    'safe_softmax_cross_entropy',
-    'softmax_cross_entropy',
-    'softmax_cross_entropy_with_integer_labels',
-]
-
 
 def softmax_cross_entropy(logits: Tensor, labels: Tensor, axis: Axis = -1, where: Tensor | None = None) -> Tensor:
     r"""The cross entropy of the softmax of the logits, for labels that are distributions.

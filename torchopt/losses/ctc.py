@@ -16,8 +16,6 @@ import torch.nn.functional as F
 
 from torchopt.losses.arguments import floating, integral, same_shape, tensor
 
-__all__ = ['ctc_loss', 'ctc_loss_with_forward_probs']
-
 
 def ctc_loss_with_forward_probs(
     logits: torch.Tensor,

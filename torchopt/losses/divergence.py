@@ -9,8 +9,6 @@ from torch import Tensor
 from torchopt.losses.arguments import Axis, axes, broadcastable, floating, mask
 from torchopt.losses.masked import finite_where, keep, total
 
-__all__ = ['convex_kl_divergence', 'generalized_kl_divergence', 'kl_divergence', 'kl_divergence_with_log_targets']
-
 
 def kl_divergence(log_predictions: Tensor, targets: Tensor, axis: Axis = -1, where: Tensor | None = None) -> Tensor:
     r"""The Kullback-Leibler divergence of predictions from targets.

@@ -12,8 +12,6 @@ from torchopt.kinds import described
 from torchopt.losses.arguments import broadcastable, floating, real
 from torchopt.losses.masked import finite_where
 
-__all__ = ['make_fenchel_young_loss']
-
 
 def make_fenchel_young_loss(max_fun: Callable[..., Any]) -> Callable[..., torch.Tensor]:
     r"""Make the Fenchel-Young loss of a regularized maximum function.

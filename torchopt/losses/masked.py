@@ -8,8 +8,6 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ['align', 'finite_where', 'keep', 'log_softmax', 'normalizer', 'total']
-
 
 def keep(where: Tensor | None, *xs: Tensor) -> tuple[Tensor, ...]:
     """Replace the elements outside a mask by zeros, so that they reach neither the result nor its derivatives."""

@@ -10,8 +10,6 @@ import torch
 from torchopt.losses.arguments import broadcastable, floating, integral
 from torchopt.projections import unit_simplex
 
-__all__ = ['multiclass_hinge_loss', 'multiclass_perceptron_loss', 'multiclass_sparsemax_loss', 'pick']
-
 
 def multiclass_hinge_loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     r"""The multiclass hinge loss of Crammer and Singer.

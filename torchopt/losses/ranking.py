@@ -11,8 +11,6 @@ import torch
 from torchopt.losses.arguments import broadcastable, floating, mask, real
 from torchopt.losses.masked import keep, log_softmax, total
 
-__all__ = ['ranking_softmax_loss']
-
 
 def ranking_softmax_loss(
     logits: torch.Tensor,

@@ -10,8 +10,6 @@ import torch.nn.functional as F
 
 from torchopt.losses.arguments import Number, broadcastable, floating, real, same_shape, tensor
 
-__all__ = ['huber_loss', 'l2_loss', 'log_cosh', 'squared_error']
-
 
 def squared_error(predictions: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
     r"""The squared error :math:`(x - y)^2` of each prediction.

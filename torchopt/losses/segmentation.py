@@ -9,8 +9,6 @@ from torchopt.levels import is_transformed
 from torchopt.losses.arguments import Axis, Number, axes, floating, real, same_shape, tensor
 from torchopt.losses.masked import total
 
-__all__ = ['binary_dice_loss', 'dice_loss', 'multiclass_generalized_dice_loss']
-
 
 def dice_loss(
     predictions: torch.Tensor,

@@ -10,8 +10,6 @@ import torch
 from torchopt.losses.arguments import Number, axes, broadcastable, floating, tensor
 from torchopt.losses.cosine import cosine_similarity
 
-__all__ = ['ntxent', 'triplet_margin_loss']
-
 
 def ntxent(embeddings: torch.Tensor, labels: torch.Tensor, temperature: Number = 0.07) -> torch.Tensor:
     r"""The contrastive loss NT-Xent of SimCLR, the normalized temperature-scaled cross entropy.

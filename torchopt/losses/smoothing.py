@@ -10,8 +10,6 @@ from torch import Tensor
 from torchopt.losses.arguments import Axis, Number, axes, floating, mask
 from torchopt.losses.masked import total
 
-__all__ = ['smooth_labels']
-
 
 def smooth_labels(labels: Tensor, alpha: Number, *, axis: Axis = -1, where: Tensor | None = None) -> Tensor:
     r"""Mix one-hot labels with the uniform distribution over the :math:`K` classes.

@@ -13,8 +13,6 @@ import torch
 from torchopt import tree
 from torchopt.levels import is_transformed
 
-__all__ = ['AccumulationType', 'Accumulator', 'accumulate', 'compose', 'map_tensors']
-
 
 @dataclass(frozen=True)
 class Accumulator:

@@ -13,8 +13,6 @@ import torch
 from torchopt import tree
 from torchopt.microbatching.accumulation import AccumulationType, accumulate, compose, map_tensors
 
-__all__ = ['microbatch', 'reshape_batch_axis']
-
 
 def reshape_batch_axis(tree: Any, microbatch_size: int, axis: int = 0) -> Any:
     """Split the batch axis of every leaf into two axes, the microbatches and their rows.

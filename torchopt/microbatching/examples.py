@@ -14,8 +14,6 @@ from torchopt.autodiff import differentiate
 from torchopt.microbatching.accumulation import AccumulationType, compose, map_tensors
 from torchopt.microbatching.batch import microbatch
 
-__all__ = ['IndividualOutputs', 'micro_grad', 'micro_vmap']
-
 
 class IndividualOutputs(NamedTuple):
     """The results of :func:`micro_grad` for each example of the batch: values, metrics, and auxiliary outputs."""

@@ -24,8 +24,6 @@ from torchopt.levels import eager, in_transform
 from torchopt.nn.meta_module import MetaGradientModule
 from torchopt.nn.reparametrize import reparametrize
 
-__all__ = ['ImplicitMetaGradientModule', 'enable_implicit_gradients', 'make_optimality_from_objective']
-
 _ENABLED = '__implicit_gradients_enabled__'
 
 

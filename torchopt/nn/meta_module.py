@@ -19,8 +19,6 @@ from typing_extensions import Self
 from torchopt import tree
 from torchopt.graphs import carries_graph
 
-__all__ = ['MetaGradientModule', 'MetaInputs']
-
 
 class MetaInputs(NamedTuple):
     """The arguments of the constructor of a :class:`MetaGradientModule`, compared by identity.

@@ -16,8 +16,6 @@ from torch import Tensor, nn
 
 from torchopt.nn.meta_module import MetaGradientModule
 
-__all__ = ['reparameterize', 'reparametrize', 'swap_state']
-
 ModuleT = TypeVar('ModuleT', bound=nn.Module)
 NamedTensors = Mapping[str, Any] | Iterable[tuple[str, Any]]
 

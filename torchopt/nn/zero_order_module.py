@@ -21,8 +21,6 @@ from torchopt.nn.reparametrize import reparametrize
 from torchopt.typing import Numeric, Samplable
 from torchopt.zero_order_diff import zero_order
 
-__all__ = ['ZeroOrderGradientModule', 'enable_zero_order_gradients']
-
 _MARK = '__zero_order_gradients_enabled__'
 _LOOPS = '_zero_order_loops'
 _OPTIONS = ('method', 'num_samples', 'sigma', 'vectorize', 'chunk_size', 'generator', 'seed')

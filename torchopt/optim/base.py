@@ -30,8 +30,6 @@ from torchopt.optim.state_dicts import per_parameter, plain_options, read_entrie
 from torchopt.preconditions import check_preconditions
 from torchopt.update import update_params
 
-__all__ = ['Optimizer']
-
 
 class Optimizer(FromAlias, torch.optim.Optimizer):
     """Train parameters in place with a transformation, like the optimizers of ``torch.optim``.

@@ -13,21 +13,6 @@ from torchopt.optim.base import Optimizer
 from torchopt.optim.from_alias import constructor
 from torchopt.spelling import OptaxAdam, OptaxRate, OptaxRmsProp
 
-__all__ = [
-    'SGD',
-    'AdaDelta',
-    'AdaGrad',
-    'AdaMax',
-    'Adadelta',
-    'Adagrad',
-    'Adam',
-    'AdamW',
-    'Adamax',
-    'RAdam',
-    'RMSProp',
-    'RMSprop',
-]
-
 
 @constructor(alias.sgd)
 class SGD(Optimizer):

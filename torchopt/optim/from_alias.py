@@ -12,8 +12,6 @@ from typing import Any, ClassVar, TypeVar
 from torchopt.base import GradientTransformation
 from torchopt.spelling import check_names, renamer_of
 
-__all__ = ['FromAlias', 'constructor']
-
 
 class FromAlias:
     """Base class of the families of optimizer classes (``Optimizer`` and ``MetaOptimizer``).

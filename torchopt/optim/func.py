@@ -25,8 +25,6 @@ from torchopt.optim.gradients import (
 from torchopt.spelling import absent
 from torchopt.update import update_params
 
-__all__ = ['FuncOptimizer']
-
 
 class FuncOptimizer:
     """A transformation and its state: compute new parameters from a loss and parameters.

@@ -20,23 +20,6 @@ from torchopt.kinds import kind_of
 from torchopt.levels import in_transform, is_tracing, runs_directly
 from torchopt.sharding import check_gradients
 
-__all__ = [
-    'as_leaf',
-    'check_same_kind',
-    'check_states',
-    'continued',
-    'differentiable_gradients',
-    'gradients_of_leaves',
-    'hide_integers',
-    'is_closure',
-    'is_unrecorded',
-    'recomputed_gradients',
-    'warn_of_no_gradient',
-    'warn_of_repeated',
-    'with_integers',
-    'without_integers',
-]
-
 
 def differentiable_gradients(loss: Any, params: Any, *, create_graph: bool = True) -> Any:
     """:func:`gradients_of_leaves` for a tree of parameters."""

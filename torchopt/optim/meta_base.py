@@ -28,8 +28,6 @@ from torchopt.sharding import is_fully_sharded
 from torchopt.spelling import absent, check_names
 from torchopt.update import update_params
 
-__all__ = ['MetaOptimizer']
-
 Slots = dict[str, list[tuple[dict[str, Any], str]]]
 """All places that contain a parameter, by name; tied weights have several."""
 

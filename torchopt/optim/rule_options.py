@@ -14,8 +14,6 @@ from torchopt import alias
 from torchopt.optim.from_alias import FromAlias
 from torchopt.spelling import instead_of
 
-__all__ = ['INERT', 'require_options']
-
 INERT = frozenset({'foreach', 'capturable', 'differentiable', 'fused'})
 """Options that change how torch computes a step, but not its result."""
 

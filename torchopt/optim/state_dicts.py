@@ -20,8 +20,6 @@ import torch
 from torchopt import tree
 from torchopt.kinds import kind_of
 
-__all__ = ['per_parameter', 'plain_options', 'read_entries', 'read_groups', 'separate']
-
 _COUNT = 'step'
 _MOMENTS = {'count': _COUNT, 'mu': 'exp_avg', 'nu': 'exp_avg_sq'}
 _TWINS: dict[str, dict[str, str]] = {

@@ -13,8 +13,6 @@ from torchopt.levels import eager, is_readable
 from torchopt.projections.leaves import check_vector
 from torchopt.solver import OSQP, Status
 
-__all__ = ['projection_polyhedron']
-
 
 @eager
 def projection_polyhedron(x: Tensor, hyperparams: tuple[Any, Any, Any, Any], check_feasible: bool = True) -> Tensor:

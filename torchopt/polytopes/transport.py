@@ -28,8 +28,6 @@ from torchopt.loop import while_loop
 from torchopt.projections import unit_simplex
 from torchopt.solver.quadratic.kkt import solve_kkt
 
-__all__ = ['kl_projection_birkhoff', 'kl_projection_transport', 'projection_birkhoff', 'projection_transport']
-
 MakeSolver = Callable[[Callable[..., Any]], Any]
 
 

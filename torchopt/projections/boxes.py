@@ -11,15 +11,6 @@ from torchopt import checks, tree as trees
 from torchopt.numerics import in_single
 from torchopt.projections.leaves import as_bound, check_order, map_leaves
 
-__all__ = [
-    'projection_box',
-    'projection_hypercube',
-    'projection_l2_ball',
-    'projection_l2_sphere',
-    'projection_linf_ball',
-    'projection_non_negative',
-]
-
 
 def projection_non_negative(tree: Any) -> Any:
     r"""Project onto the orthant :math:`p \ge 0`: :math:`p_i = \max(x_i, 0)`.

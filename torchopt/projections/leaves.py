@@ -12,8 +12,6 @@ from torchopt import tree as trees
 from torchopt.dtypes import is_inexact
 from torchopt.levels import host_values
 
-__all__ = ['as_bound', 'check_order', 'check_vector', 'map_leaves']
-
 
 def check_vector(x: torch.Tensor) -> None:
     """Require a vector."""

@@ -11,14 +11,6 @@ from torch import Tensor
 from torchopt import tree as trees
 from torchopt.projections.leaves import check_order, check_vector, map_leaves
 
-__all__ = [
-    'projection_affine_set',
-    'projection_box_section',
-    'projection_halfspace',
-    'projection_hyperplane',
-    'projection_vector',
-]
-
 
 def projection_vector(x: Any, a: Any) -> Any:
     r"""Project onto the line through the vector :math:`a`: :math:`\frac{\langle a, x \rangle}{\|a\|^2}\, a`.

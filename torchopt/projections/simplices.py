@@ -12,14 +12,6 @@ from torchopt import checks, tree as trees
 from torchopt.projections.leaves import check_vector, map_leaves
 from torchopt.rules import sign
 
-__all__ = [
-    'projection_l1_ball',
-    'projection_l1_sphere',
-    'projection_simplex',
-    'projection_sparse_simplex',
-    'unit_simplex',
-]
-
 
 def projection_simplex(tree: Any, scale: Any = 1) -> Any:
     r"""Project onto the simplex :math:`p \ge 0, \sum_i p_i = s`; with :math:`s = 1` the probability simplex.

@@ -19,8 +19,6 @@ from torchopt.kinds import described, kind_of
 from torchopt.numerics import as_python_scalar
 from torchopt.tree import as_text
 
-__all__ = ['FunctionOfCount', 'Number', 'Schedule', 'lift', 'require_count', 'require_number', 'scales_in_order']
-
 Number: TypeAlias = float | torch.Tensor
 """The type of a hyper-parameter: a number or a 0-d tensor."""
 

@@ -13,8 +13,6 @@ from torchopt.scalars import where
 from torchopt.schedule.arithmetic import FunctionOfCount, Number, Schedule, lift, require_number, scales_in_order
 from torchopt.spelling import suggesting
 
-__all__ = ['constant_schedule', 'piecewise_constant_schedule']
-
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Constant(FunctionOfCount):

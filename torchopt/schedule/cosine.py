@@ -14,8 +14,6 @@ from torchopt.schedule.join import join_schedules
 from torchopt.schedule.polynomial import linear_schedule
 from torchopt.spelling import suggesting
 
-__all__ = ['cosine_decay_schedule', 'warmup_cosine_decay_schedule']
-
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Cosine(FunctionOfCount):
@@ -29,6 +27,7 @@ class Cosine(FunctionOfCount):
     made_by = 'cosine_decay_schedule'
 
     def __call__(self, count: Any) -> Any:
+        """Return the value at the step ``count``."""
         count, init, steps, alpha, exponent = lift(count, self.init_value, self.decay_steps, self.alpha, self.exponent)
         half_wave = 0.5 * (1.0 + cosine(math.pi * smaller(count, steps) / steps))
         return init * ((1.0 - alpha) * power(half_wave, exponent) + alpha)
@@ -47,6 +46,7 @@ class CosineTo(FunctionOfCount):
     exponent: Number = 1.0
 
     def __call__(self, count: Any) -> Any:
+        """Return the value at the step ``count``."""
         init, end = lift(self.init_value, self.end_value)
         # If the peak is zero, the whole schedule is zero, not NaN.
         alpha = where(init == 0, 0.0 * end, end) / where(init == 0, 1.0 + 0.0 * init, init)

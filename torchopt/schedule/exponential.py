@@ -15,8 +15,6 @@ from torchopt.schedule.constant import constant_schedule
 from torchopt.schedule.polynomial import start_of_transition
 from torchopt.spelling import suggesting
 
-__all__ = ['exponential_decay']
-
 logger = logging.getLogger(__name__)
 
 
@@ -34,6 +32,7 @@ class Exponential(FunctionOfCount):
     made_by = 'exponential_decay'
 
     def __call__(self, count: Any) -> Any:
+        """Return the value at the step ``count``."""
         bounds = [] if self.end_value is None else [self.end_value]
         count, init, rate, begin, steps, *bounds = lift(
             count, self.init_value, self.decay_rate, self.transition_begin, self.transition_steps, *bounds

@@ -20,16 +20,6 @@ from torchopt.numerics import increment, zero_count
 from torchopt.preconditions import state_of
 from torchopt.spelling import renamer_of, suggesting
 
-__all__ = [
-    'InjectHyperparamsState',
-    'InjectStatefulHyperparamsState',
-    'StatefulSchedule',
-    'WrappedSchedule',
-    'WrappedScheduleState',
-    'inject_hyperparams',
-    'inject_stateful_hyperparams',
-]
-
 
 @tree.safe_to_load
 class InjectHyperparamsState(NamedTuple):

@@ -22,8 +22,6 @@ from torchopt.schedule.arithmetic import (
 )
 from torchopt.spelling import suggesting
 
-__all__ = ['cosine_onecycle_schedule', 'linear_onecycle_schedule', 'piecewise_interpolate_schedule']
-
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class PiecewiseInterpolate(FunctionOfCount):

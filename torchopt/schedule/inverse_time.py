@@ -9,8 +9,6 @@ from typing import Any
 from torchopt.schedule.arithmetic import FunctionOfCount, Number, Schedule, lift, require_number
 from torchopt.spelling import suggesting
 
-__all__ = ['inverse_time_decay']
-
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class InverseTime(FunctionOfCount):
@@ -22,6 +20,7 @@ class InverseTime(FunctionOfCount):
     made_by = 'inverse_time_decay'
 
     def __call__(self, count: Any) -> Any:
+        """Return the value at the step ``count``."""
         count, init, rate = lift(count, self.init_value, self.decay_rate)
         return init / (1.0 + rate * count)
 

@@ -13,8 +13,6 @@ from torchopt.scalars import where
 from torchopt.schedule.arithmetic import FunctionOfCount, Number, Schedule, lift, require_count
 from torchopt.spelling import suggesting
 
-__all__ = ['join_schedules']
-
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Joined(FunctionOfCount):

@@ -13,8 +13,6 @@ from torchopt.schedule.arithmetic import FunctionOfCount, Number, Schedule, lift
 from torchopt.schedule.constant import constant_schedule
 from torchopt.spelling import suggesting
 
-__all__ = ['linear_schedule', 'polynomial_schedule', 'warmup_constant_schedule']
-
 logger = logging.getLogger(__name__)
 
 
@@ -31,6 +29,7 @@ class Polynomial(FunctionOfCount):
     made_by = 'polynomial_schedule'
 
     def __call__(self, count: Any) -> Any:
+        """Return the value at the step ``count``."""
         count, init, end, exponent, steps, begin = lift(
             count, self.init_value, self.end_value, self.power, self.transition_steps, self.transition_begin
         )

@@ -13,8 +13,6 @@ from torchopt.schedule.join import join_schedules
 from torchopt.schedule.polynomial import linear_schedule
 from torchopt.spelling import suggesting
 
-__all__ = ['sgdr_schedule', 'warmup_exponential_decay_schedule']
-
 
 @suggesting
 def warmup_exponential_decay_schedule(

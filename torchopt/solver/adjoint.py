@@ -30,8 +30,6 @@ from torchopt.levels import is_readable
 from torchopt.loop import while_loop
 from torchopt.loop.while_loops import repeat
 
-__all__ = ['checkpointed_loop', 'implicit']
-
 
 def implicit(
     run: Callable[..., Any],

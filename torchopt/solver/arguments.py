@@ -10,8 +10,6 @@ from torchopt import checks
 from torchopt.implicit_diff.binding import signature_of
 from torchopt.kinds import kind_of
 
-__all__ = ['check_state', 'require_call', 'split_aux']
-
 
 def check_state(state: Any) -> None:
     """Require the state of a solver.

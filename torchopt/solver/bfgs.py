@@ -21,8 +21,6 @@ from torchopt.solver.memory import Pair, difference, has_curvature, is_curved, l
 from torchopt.solver.objective import Vectors
 from torchopt.solver.problem import Problem
 
-__all__ = ['BFGS', 'BfgsState']
-
 _Array = np.ndarray[Any, Any]
 
 

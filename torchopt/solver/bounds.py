@@ -13,8 +13,6 @@ from torchopt import tree
 from torchopt.kinds import kind_of
 from torchopt.levels import is_readable
 
-__all__ = ['bounds_like']
-
 
 def bounds_like(bounds: Any, params: Any) -> tuple[Any, Any]:
     """The lower and the upper bound, trees like the parameters.

@@ -15,8 +15,6 @@ from torch import Tensor
 
 from torchopt.solver.memory import Rows
 
-__all__ = ['Model', 'box_step', 'finite_slopes']
-
 
 class Model(NamedTuple):
     r"""The Hessian :math:`\theta I - W M W^\mathsf{T}` of the model; :math:`W` has a row for each variable.

@@ -32,8 +32,6 @@ from torchopt.solver.run import OptStep, Task, as_tensors, check_start, params_o
 from torchopt.solver.status import Status
 from torchopt.solver.unbounded import has_no_bound
 
-__all__ = ['DescentSolver', 'Work', 'first_stepsize']
-
 _Memory = TypeVar('_Memory')
 
 

@@ -11,8 +11,6 @@ from torchopt.solver.proximal import ProximalGradient
 from torchopt.solver.proximal.gradient import ProxGradState
 from torchopt.solver.run import Task
 
-__all__ = ['GradientDescent']
-
 
 @dataclasses.dataclass(eq=False)
 class GradientDescent(ProximalGradient):

@@ -19,8 +19,6 @@ from torchopt.solver.objective import Vectors
 from torchopt.solver.problem import HostProblem, Problem
 from torchopt.solver.run import params_of
 
-__all__ = ['LBFGS', 'LbfgsState', 'as_rings', 'from_rings']
-
 
 @tree.safe_to_load
 class LbfgsState(NamedTuple):

@@ -26,8 +26,6 @@ from torchopt.solver.problem import Problem
 from torchopt.solver.run import params_of
 from torchopt.solver.status import Status
 
-__all__ = ['LBFGSB', 'LbfgsbState']
-
 
 @tree.safe_to_load
 class LbfgsbState(NamedTuple):

@@ -21,8 +21,6 @@ from torchopt.dtypes import widened
 from torchopt.levels import is_readable
 from torchopt.scalars import negated, pick, root, settled, smaller, where
 
-__all__ = ['Memory', 'Pair', 'Rows', 'Window', 'difference', 'has_curvature', 'is_curved', 'limits_of', 'longer']
-
 _Array = np.ndarray[Any, Any]
 _GROWTH = 4.0
 """The factor of the scale of the inverse Hessian after a step without positive curvature."""

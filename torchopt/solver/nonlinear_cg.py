@@ -18,8 +18,6 @@ from torchopt.solver.memory import Pair
 from torchopt.solver.objective import Vectors
 from torchopt.solver.problem import Problem
 
-__all__ = ['NonlinearCG', 'NonlinearCGState']
-
 
 @tree.safe_to_load
 class NonlinearCGState(NamedTuple):

@@ -24,8 +24,6 @@ from torchopt.linear_solve.problem import Layout
 from torchopt.solver.arguments import split_aux
 from torchopt.tree.ops import detached
 
-__all__ = ['Objective', 'Vectors', 'signature_with']
-
 _RETURNS = {
     (False, False): 'value',
     (False, True): '(value, aux)',

@@ -33,8 +33,6 @@ from torchopt.solver.objective import Objective, Vectors
 from torchopt.solver.samples import SomeSamples
 from torchopt.solver.status import Status
 
-__all__ = ['BatchProblem', 'HostProblem', 'Problem', 'may_write']
-
 
 class Problem:
     """The objective of a run as a function of a vector."""

@@ -19,20 +19,6 @@ from torchopt.loop import while_loop
 from torchopt.solver.status import Status, with_status
 from torchopt.spelling import check_names
 
-__all__ = [
-    'KKTSolution',
-    'OptStep',
-    'Task',
-    'as_before',
-    'as_tensors',
-    'check_kkt',
-    'check_start',
-    'conclude',
-    'iterate',
-    'names_the_start',
-    'params_of',
-]
-
 
 class OptStep(NamedTuple):
     """The result of a step, and of a run.

@@ -13,8 +13,6 @@ from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torchopt import tree
 from torchopt.columns import is_batched, of_all_samples
 
-__all__ = ['SomeSamples']
-
 
 class SomeSamples:
     """``fun(x, args, kwargs)``, which returns the value, the gradient, and more, evaluated for some samples of a batch.

@@ -9,8 +9,6 @@ from typing import Any
 
 from torchopt.scalars import where
 
-__all__ = ['Status', 'with_status']
-
 
 class Status(enum.IntEnum):
     """How a run ended: the value of ``state.status``, an integer tensor with one element for each problem of a batch.

@@ -28,8 +28,6 @@ from torchopt.solver.run import Task, as_before, as_tensors
 from torchopt.solver.unbounded import recognizing_no_bound
 from torchopt.update import apply_updates
 
-__all__ = ['ArmijoSGD', 'ArmijoState', 'OptaxSolver', 'OptaxState', 'PolyakSGD', 'PolyakSGDState']
-
 PreUpdate = Callable[..., tuple[Any, Any]]
 """``pre_update(params, state, *args, **kwargs)`` returns what a step begins with."""
 

@@ -15,8 +15,6 @@ from torchopt.scalars import larger, negated, settled, where
 from torchopt.solver.run import OptStep, Task
 from torchopt.solver.status import Status
 
-__all__ = ['has_no_bound', 'recognizing_no_bound']
-
 _FAR = 100.0
 """Parameters that have grown by less than this factor are no sign of an objective without a lower bound."""
 

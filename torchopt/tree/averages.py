@@ -14,8 +14,6 @@ from torchopt.tree.ops import map
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ['bias_correction', 'update_infinity_moment', 'update_moment', 'update_moment_per_elem_norm']
-
 
 def update_moment(updates: Any, moments: Any, decay: Any, order: int) -> Any:
     r"""The moving average :math:`(1 - \beta)\, g^k + \beta\, m` of the :math:`k`-th moment.

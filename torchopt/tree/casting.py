@@ -12,8 +12,6 @@ from torchopt.dtypes import DTypeLike, as_dtype
 from torchopt.tree.ops import map
 from torchopt.tree.registry import flatten_with_path
 
-__all__ = ['cast', 'cast_like', 'dtype']
-
 
 def cast(tree: Any, dtype: DTypeLike | None) -> Any:
     """Cast every leaf to one dtype.

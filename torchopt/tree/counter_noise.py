@@ -18,8 +18,6 @@ from torchopt import tree
 from torchopt.dtypes import real_dtype
 from torchopt.tree.random import Key, as_seed, is_seed
 
-__all__ = ['make_key', 'normal_like', 'split_key']
-
 
 def make_key(key: Key) -> Tensor:
     """Make a key, a 0-d int64 tensor on the CPU, from a seed, or draw it from a generator.

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from torchopt.tree.state import KeyPath
 
-__all__ = ['load', 'save']
-
 VERSION = 1
 _METADATA = 'torchopt'
 _SHOWN = 8  # how many differences an error message lists

@@ -11,8 +11,6 @@ import torch
 from torchopt.dtypes import DTypeLike, as_dtype
 from torchopt.tree.ops import map
 
-__all__ = ['batch_shape', 'full_like', 'ones_like', 'zeros_like']
-
 
 def batch_shape(tree: Any, shape: tuple[int, ...] = ()) -> Any:
     """Expand every leaf along new leading batch dimensions.

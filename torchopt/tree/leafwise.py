@@ -16,8 +16,6 @@ from torchopt.tree.registry import flatten, flatten_up_to, flatten_with_path, le
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ['map_leaves', 'plain', 'scalar_like', 'tensors', 'together']
-
 
 def map_leaves(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     """Like :func:`map`; if shapes do not match, the error names the leaf."""

@@ -25,27 +25,6 @@ from torchopt.tree.registry import flatten, flatten_up_to, flatten_with_path, le
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = [
-    'add',
-    'add_scale',
-    'allclose',
-    'clip',
-    'conj',
-    'div',
-    'max',
-    'min',
-    'mul',
-    'norm',
-    'real',
-    'scale',
-    'size',
-    'sub',
-    'sum',
-    'vdot',
-    'where',
-    'wide_norm',
-]
-
 
 def add(tree_x: Any, tree_y: Any, *other_trees: Any) -> Any:
     """Add two or more trees.

@@ -14,8 +14,6 @@ from torchopt.tree.registry import flatten, flatten_up_to, flatten_with_path, le
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ['all', 'any', 'broadcast_prefix', 'check_matching', 'detached', 'map', 'map_with_path', 'reduce']
-
 _NOTHING: Any = object()
 
 

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from torchopt.tree.state import KeyPath
 
-__all__ = ['flatten_with_keys']
-
 
 def flatten_with_keys(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[tuple[KeyPath, Any]]:
     """The leaves of a tree, including ``None``, each with its path, a tuple of keys.

@@ -22,17 +22,6 @@ from torchopt.tree.registry import flatten, unflatten
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = [
-    'Key',
-    'as_seed',
-    'is_seed',
-    'normal',
-    'random_like',
-    'seed_or_generator',
-    'split_key_like',
-    'unwrap_random_key_data',
-]
-
 Key: TypeAlias = 'int | np.integer[Any] | torch.Tensor | torch.Generator'
 """A seed (a Python or NumPy integer, or a 0-d integer tensor) or a generator."""
 

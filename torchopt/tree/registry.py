@@ -20,19 +20,6 @@ from torchopt.kinds import kind_of, with_article
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-__all__ = [
-    'TreeSpec',
-    'flatten',
-    'flatten_up_to',
-    'flatten_with_path',
-    'is_leaf_node',
-    'leaves',
-    'made_for',
-    'register_node',
-    'structure',
-    'unflatten',
-]
-
 TreeSpec = optree.PyTreeSpec
 """The structure of a tree without its leaves; two trees match if their structures are equal."""
 

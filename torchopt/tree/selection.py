@@ -10,8 +10,6 @@ from torchopt.tree.registry import flatten, flatten_up_to, unflatten
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ['Selection', 'combine', 'partition']
-
 
 class Selection:
     """The leaves of a tree for which a predicate is true, and functions that replace them.

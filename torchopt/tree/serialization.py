@@ -10,8 +10,6 @@ import torch
 
 from torchopt.tree.registry import flatten
 
-__all__ = ['safe_to_load']
-
 _Class = TypeVar('_Class', bound=type)
 
 

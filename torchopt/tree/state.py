@@ -20,18 +20,6 @@ from torchopt.tree.registry import flatten, is_leaf_node, register_node, unflatt
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = [
-    'DictKey',
-    'Initable',
-    'NamedTupleKey',
-    'ParamsPlaceholder',
-    'SequenceKey',
-    'get',
-    'get_all_with_path',
-    'map_params',
-    'set',
-]
-
 
 @dataclass(frozen=True)
 class NamedTupleKey:

@@ -10,8 +10,6 @@ from torch.nn.parameter import is_lazy
 
 from torchopt.tree.registry import flatten_with_path
 
-__all__ = ['format_bytes', 'storage_of', 'summary']
-
 _HEAD = ('leaf', 'shape', 'dtype', 'device', 'bytes')
 _WIDEST_VALUE = 32
 

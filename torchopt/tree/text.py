@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-__all__ = ['Spelled', 'as_text']
-
 WIDTH = 100
 _INDENT = 4
 _FEW = 6  # tensors with at most this many elements are shown with their values

@@ -12,8 +12,6 @@ from torchopt.dtypes import is_inexact
 from torchopt.tree.ops import map
 from torchopt.tree.registry import flatten, flatten_with_path, unflatten
 
-__all__ = ['ravel']
-
 
 def ravel(tree: Any, *, name: str = 'tree') -> tuple[torch.Tensor, Callable[[torch.Tensor], Any]]:
     """Concatenate all elements of a tree to one vector; also return the inverse function.

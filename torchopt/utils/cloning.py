@@ -13,8 +13,6 @@ from torchopt import tree
 from torchopt.utils.replication import Device, Replicate
 from torchopt.utils.state import HOLDERS, ModuleState, is_state, refuse_iterator
 
-__all__ = ['module_clone']
-
 T = TypeVar('T')
 
 

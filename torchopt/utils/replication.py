@@ -11,8 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-__all__ = ['Container', 'Device', 'Replicate']
-
 Device = torch.device | str | int
 """The device of a copy."""
 

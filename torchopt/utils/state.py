@@ -17,17 +17,6 @@ from torchopt.optim import FuncOptimizer, Optimizer
 from torchopt.optim.meta import MetaOptimizer
 from torchopt.utils.replication import Container, Device, Replicate
 
-__all__ = [
-    'HOLDERS',
-    'ModuleState',
-    'extract_module_containers',
-    'extract_state_dict',
-    'is_state',
-    'module_detach_',
-    'recover_state_dict',
-    'stop_gradient',
-]
-
 T = TypeVar('T')
 
 OPTIMIZERS = (MetaOptimizer, Optimizer)

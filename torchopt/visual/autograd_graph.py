@@ -13,8 +13,6 @@ from typing import Any
 from torchopt.visual.fused_step import FusedStep, fused_step
 from torchopt.visual.naming import Names
 
-__all__ = ['AutogradGraph', 'walk']
-
 
 @dataclasses.dataclass(eq=False)
 class AutogradGraph:

@@ -14,8 +14,6 @@ from torchopt.visual.tracing import Options, trace
 if TYPE_CHECKING:
     from graphviz import Digraph
 
-__all__ = ['dot_text', 'make_dot', 'resize_graph', 'run_dot', 'to_digraph']
-
 GRAPH = {'size': '12,12'}
 NODE = {
     'style': 'filled',

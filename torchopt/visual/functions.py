@@ -13,17 +13,6 @@ from torch import Tensor
 
 from torchopt.tree.table import format_bytes
 
-__all__ = [
-    'SAVED_PREFIX',
-    'describe_tensor',
-    'function_name',
-    'get_fn_name',
-    'leaf_of',
-    'results',
-    'saved_tensors',
-    'tensor_label',
-]
-
 SAVED_PREFIX = '_saved_'
 """The prefix of the attributes in which an autograd node keeps the values that its derivative uses."""
 

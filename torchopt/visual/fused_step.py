@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 from torchopt import rules
 from torchopt._C.call import Call, Order
 
-__all__ = ['FusedStep', 'fused_step']
-
 # For each rule: its public name, and the fields of its state in the order of the kernel.
 _RULES: dict[str, tuple[str, tuple[str, ...]]] = {
     'identity': ('SGD', ()),

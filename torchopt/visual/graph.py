@@ -18,8 +18,6 @@ from torchopt.visual.tracing import Options, trace
 if TYPE_CHECKING:
     from graphviz import Digraph
 
-__all__ = ['GradientGraph', 'trace_graph']
-
 SUFFIXES = {
     '.dot': 'dot',
     '.gv': 'dot',

@@ -8,8 +8,6 @@ from html import escape
 from torchopt.visual.model import COLOURS, Model
 from torchopt.visual.svg import HEX, svg_text
 
-__all__ = ['page']
-
 _LEGEND = {
     'output': 'output',
     'base': 'base of a view',

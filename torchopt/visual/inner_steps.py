@@ -9,8 +9,6 @@ from collections.abc import Iterable
 from torchopt.visual.autograd_graph import AutogradGraph
 from torchopt.visual.functions import leaf_of
 
-__all__ = ['InnerStep', 'find_inner_steps']
-
 
 @dataclasses.dataclass(eq=False)
 class InnerStep:

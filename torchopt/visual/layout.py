@@ -17,8 +17,6 @@ from collections.abc import Sequence
 
 from torchopt.visual.model import Model, Node
 
-__all__ = ['Box', 'Layout', 'Route', 'lay_out']
-
 CHARACTER, LINE, PADDING = 6.1, 12.5, 8.0
 GAP, LAYER_GAP, FRAME_PADDING, FRAME_TITLE = 14.0, 26.0, 12.0, 18.0
 POINT_WIDTH = 6.0

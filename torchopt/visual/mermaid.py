@@ -7,8 +7,6 @@ from torchopt.visual.dot import nodes_by_cluster
 from torchopt.visual.model import COLOURS, Edge, Model, Node
 from torchopt.visual.svg import HEX
 
-__all__ = ['mermaid_text']
-
 _ARROWS = {'flow': '-->', 'view': '-.->', 'saved': '---', 'more': '-.->'}
 
 

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 
 from torchopt.tree.table import format_bytes
 
-__all__ = ['COLOURS', 'Cluster', 'Edge', 'Model', 'Node']
-
 COLOURS = {
     'output': 'darkolivegreen1',
     'base': 'darkolivegreen3',

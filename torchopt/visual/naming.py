@@ -13,8 +13,6 @@ from torch.autograd.graph import Node as AutogradNode
 from torchopt import tree
 from torchopt.kinds import described
 
-__all__ = ['Names', 'collect_names']
-
 _KINDS = (
     'a mapping of names to tensors, a ModuleState, a module, an optimizer, pairs of name and tensor, '
     'a tree of tensors, or an iterable of these'

@@ -16,8 +16,6 @@ from torchopt.kinds import described
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ['plot_landscape', 'plot_schedule']
-
 
 def pyplot() -> Any:
     """The module ``matplotlib.pyplot``."""

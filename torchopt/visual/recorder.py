@@ -24,8 +24,6 @@ from torchopt.visual.plots import pyplot
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ['BilevelRecorder', 'StepRecord']
-
 
 class StepRecord(NamedTuple):
     """What :class:`BilevelRecorder` knows of a step; NaN where nothing was recorded.

@@ -11,8 +11,6 @@ from torchopt.visual.autograd_graph import AutogradGraph
 from torchopt.visual.functions import leaf_of
 from torchopt.visual.fused_step import without_step
 
-__all__ = ['name_states']
-
 
 def name_states(graph: AutogradGraph) -> None:
     """Name the results of all fused steps, and the initial moments."""

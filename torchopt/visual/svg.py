@@ -8,8 +8,6 @@ from xml.sax.saxutils import escape, quoteattr
 from torchopt.visual.layout import LINE, Box, Route, lay_out, text_size
 from torchopt.visual.model import COLOURS, Edge, Model, Node
 
-__all__ = ['HEX', 'svg_text']
-
 HEX = {
     'darkolivegreen1': '#caff70',
     'darkolivegreen3': '#a2cd5a',

@@ -21,8 +21,6 @@ from torchopt.visual.model import Cluster, Edge, Model, Node
 from torchopt.visual.naming import collect_names
 from torchopt.visual.state_names import name_states
 
-__all__ = ['Options', 'trace']
-
 
 @dataclasses.dataclass(frozen=True)
 class Options:

@@ -26,8 +26,6 @@ from torchopt.zero_order_diff.estimators import ESTIMATORS
 from torchopt.zero_order_diff.evaluation import BoundObjective, Evaluator
 from torchopt.zero_order_diff.functions import ZeroOrderProblem, value
 
-__all__ = ['zero_order']
-
 Objective = Callable[..., Tensor]
 
 

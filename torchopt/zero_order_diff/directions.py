@@ -15,8 +15,6 @@ from torch.distributions import Distribution, Independent, Normal
 from torchopt.kinds import kind_of
 from torchopt.typing import Samplable, SampleFunc
 
-__all__ = ['Directions', 'orthogonalize', 'real_view']
-
 _TOLERANCE = 1e-3  # accepts 1.732 as the square root of 3
 
 

@@ -24,8 +24,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ['ESTIMATORS', 'Estimator', 'combine']
-
 
 class Estimator(NamedTuple):
     """One row of the table.

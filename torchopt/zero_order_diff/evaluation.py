@@ -20,8 +20,6 @@ from torch import Tensor
 from torchopt import tree
 from torchopt.kinds import kind_of
 
-__all__ = ['Evaluator', 'BoundObjective']
-
 logger = logging.getLogger(__name__)
 
 Points = dict[int, Tensor]

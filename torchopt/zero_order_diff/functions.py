@@ -26,8 +26,6 @@ from torchopt.zero_order_diff.directions import Directions, real_view
 from torchopt.zero_order_diff.estimators import Estimator, combine
 from torchopt.zero_order_diff.evaluation import BoundObjective, Evaluator
 
-__all__ = ['ZeroOrderProblem', 'value']
-
 # The default number of elements of the directions in a chunk: at most 64 MiB in single precision.  On a CPU they should
 # fit into the cache, unless this leaves too few samples for vmap to be useful.
 _MOST, _CACHED, _FEW = 2**24, 2**20, 16

@@ -22,8 +22,6 @@ from torchopt.solver.fixed_point.iteration import FixedPointProblem
 from torchopt.solver.objective import Vectors
 from torchopt.solver.status import Status
 
-__all__ = ['AndersonAcceleration', 'AndersonState', 'History', 'check_mixing']
-
 
 class History(NamedTuple):
     """The last points :math:`x_i`, the residuals :math:`r_i = T(x_i) - x_i`, as rows, and their inner products."""

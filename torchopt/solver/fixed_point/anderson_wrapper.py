@@ -17,8 +17,6 @@ from torchopt.solver.fixed_point.anderson import History, check_mixing, mixes
 from torchopt.solver.objective import Vectors
 from torchopt.solver.run import as_before
 
-__all__ = ['AndersonWrapper', 'AndersonWrapperState']
-
 
 class AndersonWrapperState(NamedTuple):
     """The state of :class:`AndersonWrapper`.

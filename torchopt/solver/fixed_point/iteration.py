@@ -15,8 +15,6 @@ from torchopt.solver.arguments import check_state, split_aux
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.status import Status
 
-__all__ = ['FixedPointIteration', 'FixedPointProblem', 'FixedPointState']
-
 
 class FixedPointState(NamedTuple):
     """The state of :class:`FixedPointIteration`.

@@ -16,8 +16,6 @@ from torchopt.solver.least_squares.linear_systems import least_norm
 from torchopt.solver.least_squares.residuals import LeastSquaresSolver
 from torchopt.solver.status import Status
 
-__all__ = ['GaussNewton', 'GaussNewtonState']
-
 
 class GaussNewtonState(NamedTuple):
     r"""The state of :class:`GaussNewton`.

@@ -22,8 +22,6 @@ from torchopt.solver.least_squares.linear_systems import FACTORIZATIONS, Solve, 
 from torchopt.solver.least_squares.residuals import LeastSquaresSolver, Residuals
 from torchopt.solver.status import Status
 
-__all__ = ['LevenbergMarquardt', 'LevenbergMarquardtState']
-
 _STOP_CRITERIA = ('grad-l2-norm', 'madsen-nielsen')
 
 

@@ -20,8 +20,6 @@ from torch import Tensor
 
 from torchopt.dtypes import widened
 
-__all__ = ['FACTORIZATIONS', 'least_norm', 'squared']
-
 Solve = Callable[[Tensor], Tensor]
 
 

@@ -17,8 +17,6 @@ from torchopt.solver.arguments import split_aux
 from torchopt.solver.base import IterativeSolver, SmoothSolver
 from torchopt.solver.objective import Objective, Vectors
 
-__all__ = ['LeastSquaresSolver', 'Residuals']
-
 
 class Residuals:
     """The residuals :math:`r(x)` of one problem, with :math:`J = r'(x)`.

@@ -12,8 +12,6 @@ from torchopt.linesearch import Point, Ray, choose
 from torchopt.scalars import larger, negated, numbers, smaller, violation, where
 from torchopt.solver.linesearch.base import LineSearch
 
-__all__ = ['BacktrackingLineSearch']
-
 
 class BacktrackingSearch(NamedTuple):
     """The state of :class:`BacktrackingLineSearch` along a ray."""

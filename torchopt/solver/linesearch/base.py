@@ -23,8 +23,6 @@ from torchopt.solver.objective import Objective
 from torchopt.solver.run import OptStep, conclude
 from torchopt.solver.status import Status
 
-__all__ = ['Found', 'LineSearch', 'LineSearchState', 'LineSearchStep']
-
 
 class LineSearchStep(NamedTuple):
     """The result of a line search.

@@ -13,8 +13,6 @@ from torchopt.loop import while_loop
 from torchopt.scalars import larger, negated, numbers, smaller, violation, where
 from torchopt.solver.linesearch.base import LineSearch
 
-__all__ = ['HagerZhangLineSearch']
-
 _VALUE_RTOL = 1e-6
 """A value that is larger by this part counts as no larger, since rounding errors are of this size."""
 

@@ -13,8 +13,6 @@ from torchopt.scalars import where
 from torchopt.solver.linesearch.base import Found, LineSearch, LineSearchState
 from torchopt.solver.status import Status
 
-__all__ = ['ZoomLineSearch']
-
 
 @dataclasses.dataclass(eq=False)
 class ZoomLineSearch(LineSearch):

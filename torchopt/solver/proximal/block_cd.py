@@ -18,8 +18,6 @@ from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.objective import Objective
 from torchopt.solver.proximal.composite import count_and_error
 
-__all__ = ['BlockCDState', 'BlockCoordinateDescent']
-
 
 class BlockCDState(NamedTuple):
     """The state of :class:`BlockCoordinateDescent`.

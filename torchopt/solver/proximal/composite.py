@@ -17,19 +17,6 @@ from torchopt.dtypes import is_inexact
 from torchopt.numerics import zero_count
 from torchopt.scalars import larger, numbers, settled, where
 
-__all__ = [
-    'PLAIN',
-    'BatchMeasure',
-    'Measure',
-    'confirmed',
-    'count_and_error',
-    'defined',
-    'measures_of',
-    'minus',
-    'plus',
-    'stepsize_at',
-]
-
 
 def stepsize_at(stepsize: Any, count: Any) -> Any:
     """A step size, or what a schedule says for a step."""

@@ -38,8 +38,6 @@ from torchopt.solver.run import Task, as_tensors
 from torchopt.solver.status import Status
 from torchopt.solver.unbounded import recognizing_no_bound
 
-__all__ = ['ProjectedGradient', 'ProxGradState', 'ProximalGradient']
-
 
 class ProxGradState(NamedTuple):
     """The state of :class:`ProximalGradient` and :class:`ProjectedGradient`.

@@ -25,8 +25,6 @@ from torchopt.solver.proximal.composite import (
 from torchopt.solver.run import Task, as_before
 from torchopt.solver.unbounded import recognizing_no_bound
 
-__all__ = ['MirrorDescent', 'MirrorDescentState']
-
 
 class MirrorDescentState(NamedTuple):
     """The state of :class:`MirrorDescent`.

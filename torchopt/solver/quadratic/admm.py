@@ -22,8 +22,6 @@ from torchopt.solver.quadratic.kkt import clip
 from torchopt.solver.quadratic.scaling import BoxQP, product
 from torchopt.solver.status import Status
 
-__all__ = ['Factor', 'Iterate', 'Settings', 'better_rho', 'factorize', 'step', 'with_certificates']
-
 _EQUATION_WEIGHT = 1e3
 """How much larger the weight of an equation is than that of an inequality."""
 

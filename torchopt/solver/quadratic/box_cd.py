@@ -20,8 +20,6 @@ from torchopt.solver.quadratic.scaling import BoxQP, product
 from torchopt.solver.run import check_start, conclude
 from torchopt.solver.status import Status
 
-__all__ = ['BoxCDQP', 'BoxCDQPState']
-
 
 class BoxCDQPState(NamedTuple):
     """The state of :class:`BoxCDQP`.

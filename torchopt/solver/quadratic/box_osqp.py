@@ -24,8 +24,6 @@ from torchopt.solver.quadratic.scaling import BoxQP, Scaled, equilibrate, produc
 from torchopt.solver.run import KKTSolution, check_kkt, check_start, conclude
 from torchopt.solver.status import Status
 
-__all__ = ['BoxOSQP', 'BoxOSQPState']
-
 
 class BoxOSQPState(NamedTuple):
     r"""The state of :class:`BoxOSQP`.

@@ -19,8 +19,6 @@ from torchopt.solver.quadratic.kkt import solve_kkt
 from torchopt.solver.quadratic.problem import OneSided, objective_of, one_sided_residual
 from torchopt.solver.run import KKTSolution
 
-__all__ = ['CvxpyQP']
-
 
 @dataclasses.dataclass(eq=False)
 class CvxpyQP(Solver):

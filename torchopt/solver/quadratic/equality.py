@@ -18,8 +18,6 @@ from torchopt.solver.quadratic.problem import OneSided, check_objective, objecti
 from torchopt.solver.quadratic.scaling import product
 from torchopt.solver.run import KKTSolution, absent, check_kkt
 
-__all__ = ['EqualityConstrainedQP']
-
 
 @dataclasses.dataclass(eq=False)
 class EqualityConstrainedQP(Solver):

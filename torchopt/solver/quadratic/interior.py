@@ -28,8 +28,6 @@ from torchopt.solver.quadratic.admm import Iterate
 from torchopt.solver.quadratic.kkt import clip
 from torchopt.solver.quadratic.scaling import BoxQP, Scaled, product
 
-__all__ = ['interior_point']
-
 _STEPS = 80
 """The largest number of steps."""
 _PASSES = 2

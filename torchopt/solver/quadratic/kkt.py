@@ -17,8 +17,6 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torchopt.linear_solve import solve_lu, solve_normal_cg
 from torchopt.solver.quadratic.scaling import BoxQP, product
 
-__all__ = ['box_residual', 'clip', 'inequality_residual', 'solve_kkt']
-
 
 def clip(z: Tensor, l: Tensor, u: Tensor) -> Tensor:
     """The nearest point of a box."""

@@ -20,8 +20,6 @@ from torchopt.solver.quadratic.polish import polish
 from torchopt.solver.quadratic.scaling import BoxQP, Scaled, equilibrate, product
 from torchopt.solver.status import Status
 
-__all__ = ['Ended', 'check', 'solve']
-
 
 class Ended(NamedTuple):
     """How a run ended: the variables, the number of steps, the status, the error, and the weight of the constraints."""

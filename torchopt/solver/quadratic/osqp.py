@@ -16,8 +16,6 @@ from torchopt.solver.quadratic.box_osqp import BoxOSQP
 from torchopt.solver.quadratic.problem import OneSided, check_objective, objective_of
 from torchopt.solver.run import KKTSolution, check_kkt
 
-__all__ = ['OSQP']
-
 
 @dataclasses.dataclass(eq=False, init=False)
 class OSQP(Solver):

@@ -21,8 +21,6 @@ from torchopt.solver.quadratic.admm import Iterate
 from torchopt.solver.quadratic.kkt import clip
 from torchopt.solver.quadratic.scaling import BoxQP, Scaled, product
 
-__all__ = ['polish']
-
 _PASSES = 4
 
 

@@ -21,16 +21,6 @@ from torchopt.solver.quadratic.kkt import clip, inequality_residual
 from torchopt.solver.quadratic.scaling import product
 from torchopt.solver.run import KKTSolution, absent
 
-__all__ = [
-    'OneSided',
-    'box_of',
-    'check_objective',
-    'common_dtype',
-    'constraints_of',
-    'objective_of',
-    'one_sided_residual',
-]
-
 Matvec = Callable[[Any, Any], Any]
 
 

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from torchopt.levels import is_readable
 
-__all__ = ['BoxQP', 'Scaled', 'equilibrate', 'product']
-
 
 class BoxQP(NamedTuple):
     r"""The problem of minimizing :math:`\tfrac12 x^\top Q x + c^\top x` subject to :math:`l \le A x \le u`."""

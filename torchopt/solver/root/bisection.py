@@ -19,8 +19,6 @@ from torchopt.solver.arguments import check_state, split_aux
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.status import Status
 
-__all__ = ['Bisection', 'BisectionState']
-
 
 class BisectionState(NamedTuple):
     """The state of :class:`Bisection`.

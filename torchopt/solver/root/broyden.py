@@ -24,8 +24,6 @@ from torchopt.solver.problem import may_write
 from torchopt.solver.run import Task, params_of
 from torchopt.solver.status import Status
 
-__all__ = ['Broyden', 'BroydenState']
-
 
 class BroydenState(NamedTuple):
     """The state of :class:`Broyden`.

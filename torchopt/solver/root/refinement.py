@@ -15,8 +15,6 @@ from torchopt.scalars import numbers
 from torchopt.solver.base import IterativeSolver, OptStep
 from torchopt.solver.status import Status
 
-__all__ = ['IterativeRefinement', 'IterativeRefinementState']
-
 
 class IterativeRefinementState(NamedTuple):
     """The state of :class:`IterativeRefinement`.

@@ -25,8 +25,6 @@ from torchopt.solver.scipy.wrapper import (
     with_limit,
 )
 
-__all__ = ['ScipyBoundedLeastSquares', 'ScipyLeastSquares', 'ScipyLeastSquaresInfo']
-
 _LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
     'linear': lambda z: z,
     'soft_l1': lambda z: 2.0 * (torch.sqrt(1.0 + z) - 1.0),

@@ -26,8 +26,6 @@ from torchopt.solver.scipy.wrapper import (
     with_limit,
 )
 
-__all__ = ['ScipyBoundedMinimize', 'ScipyMinimize', 'ScipyMinimizeInfo']
-
 _WITHOUT_GRADIENT = frozenset({'nelder-mead', 'powell', 'cobyla', 'cobyqa'})
 _WITH_HESSIAN = frozenset({'dogleg', 'trust-exact'})
 _WITH_HESSIAN_PRODUCT = frozenset({'newton-cg', 'trust-ncg', 'trust-krylov', 'trust-constr'})

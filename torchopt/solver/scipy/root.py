@@ -15,8 +15,6 @@ from torchopt.solver.base import OptStep
 from torchopt.solver.least_squares.residuals import jacobian
 from torchopt.solver.scipy.wrapper import Bridge, ScipyWrapper, as_array, load_optimize, required, with_limit
 
-__all__ = ['ScipyRootFinding', 'ScipyRootInfo']
-
 _LIMITS = {'hybr': 'maxfev', 'df-sane': 'maxfev'}
 """What methods call the limit of iterations, if not ``maxiter``."""
 

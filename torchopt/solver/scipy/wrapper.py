@@ -21,8 +21,6 @@ from torchopt.solver.bounds import bounds_like
 from torchopt.solver.objective import Vectors
 from torchopt.solver.run import check_start, names_the_start, params_of
 
-__all__ = ['Bridge', 'ScipyWrapper', 'as_array', 'box_residual', 'into_box', 'load_optimize', 'required', 'with_limit']
-
 
 def load_optimize() -> Any:
     """The module ``scipy.optimize``.

@@ -19,8 +19,6 @@ from torchopt.preconditions import params_for, state_of
 from torchopt.scalars import numbers, where
 from torchopt.transform.linesearch.search_problem import SearchProblem, counted, number_dtype, report, stored
 
-__all__ = ['BacktrackingLinesearchInfo', 'ScaleByBacktrackingLinesearchState', 'scale_by_backtracking_linesearch']
-
 
 @tree.safe_to_load
 class BacktrackingLinesearchInfo(NamedTuple):

@@ -25,8 +25,6 @@ from torchopt.numerics import as_scalar_like
 from torchopt.scalars import where
 from torchopt.tree.ops import detached
 
-__all__ = ['SearchProblem', 'counted', 'number_dtype', 'report', 'stored']
-
 
 class SearchProblem(NamedTuple):
     """The objective, the starting point of the search, and its direction."""

@@ -14,8 +14,6 @@ from torchopt.graphs import is_plain
 from torchopt.levels import has_tangent, is_readable
 from torchopt.scalars import where
 
-__all__ = ['value_and_grad_from_state']
-
 
 def value_and_grad_from_state(value_fn: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
     """The value and the gradient of an objective, from the state of a line search if available.

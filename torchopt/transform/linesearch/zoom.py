@@ -18,8 +18,6 @@ from torchopt.numerics import zero_count
 from torchopt.preconditions import params_for, state_of
 from torchopt.transform.linesearch.search_problem import SearchProblem, counted, number_dtype, report, stored
 
-__all__ = ['ScaleByZoomLinesearchState', 'ZoomLinesearchInfo', 'scale_by_zoom_linesearch']
-
 
 @tree.safe_to_load
 class ZoomLinesearchInfo(NamedTuple):

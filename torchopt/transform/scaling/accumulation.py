@@ -18,8 +18,6 @@ from torchopt.numerics import as_python_scalar, safe_increment, zero_count
 from torchopt.preconditions import state_of
 from torchopt.transform.scaling.counted import counted
 
-__all__ = ['ApplyEvery', 'EmaState', 'apply_every', 'ema']
-
 
 @tree.safe_to_load
 class EmaState(NamedTuple):

@@ -17,8 +17,6 @@ from torchopt.preconditions import state_of
 from torchopt.spelling import suggesting
 from torchopt.transform.wrappers.native import with_native
 
-__all__ = ['ScaleByAdamState', 'scale_by_accelerated_adam', 'scale_by_adam']
-
 
 @tree.safe_to_load
 class ScaleByAdamState(NamedTuple):

@@ -11,8 +11,6 @@ from torchopt.base import GradientTransformation, factory
 from torchopt.elementwise import ranges
 from torchopt.transform.scaling.counted import counted, two_moments
 
-__all__ = ['ScaleByAdamaxState', 'scale_by_adamax']
-
 
 @tree.safe_to_load
 class ScaleByAdamaxState(NamedTuple):

@@ -16,8 +16,6 @@ from torchopt.numerics import abs_sq, advance, as_python_scalar, as_scalar_like,
 from torchopt.preconditions import state_of
 from torchopt.rules import average, plus, times
 
-__all__ = ['ScaleByAdanState', 'scale_by_adan']
-
 
 @tree.safe_to_load
 class ScaleByAdanState(NamedTuple):

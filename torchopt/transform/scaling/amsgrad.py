@@ -12,8 +12,6 @@ from torchopt.dtypes import DTypeLike
 from torchopt.elementwise import ranges
 from torchopt.transform.scaling.counted import counted
 
-__all__ = ['ScaleByAmsgradState', 'scale_by_amsgrad']
-
 
 @tree.safe_to_load
 class ScaleByAmsgradState(NamedTuple):

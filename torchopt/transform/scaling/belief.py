@@ -13,8 +13,6 @@ from torchopt.base import GradientTransformation, factory
 from torchopt.elementwise import ranges
 from torchopt.transform.scaling.counted import counted, two_moments
 
-__all__ = ['ScaleByBeliefState', 'scale_by_belief']
-
 
 @tree.safe_to_load
 class ScaleByBeliefState(NamedTuple):

@@ -15,8 +15,6 @@ from torchopt.norms import root_mean_square
 from torchopt.numerics import as_scalar_like, in_single
 from torchopt.preconditions import params_for
 
-__all__ = ['ScaleByTrustRatioState', 'scale_by_param_block_norm', 'scale_by_param_block_rms', 'scale_by_trust_ratio']
-
 ScaleByTrustRatioState = EmptyState
 """State of :func:`scale_by_trust_ratio`, which is empty."""
 

@@ -13,8 +13,6 @@ from torchopt.base import ElementwiseTransformation, EmptyState, GradientTransfo
 from torchopt.elementwise import as_constant, require_real
 from torchopt.preconditions import params_for, state_of
 
-__all__ = ['NonNegativeParamsState', 'ZeroNansState', 'keep_params_nonnegative', 'nan_to_num', 'zero_nans']
-
 NonNegativeParamsState = EmptyState
 """State of :func:`keep_params_nonnegative`, which is empty."""
 

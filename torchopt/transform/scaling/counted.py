@@ -12,8 +12,6 @@ from torchopt.base import ElementwiseTransformation
 from torchopt.numerics import advance, zero_count
 from torchopt.preconditions import state_of
 
-__all__ = ['counted', 'two_moments']
-
 
 def counted(
     kind: Any, moments: Callable[[Any], Sequence[Any]], hypers: elementwise.Hyperparams, *common: Any

@@ -22,8 +22,6 @@ from torchopt.numerics import increment, zero_count
 from torchopt.preconditions import Precondition, params_for, required_by, state_of
 from torchopt.transform.wrappers.masking import MaskedState, masked, resolve_mask
 
-__all__ = ['WeightDecaySchedule', 'add_decayed_weights', 'add_params', 'check_decay']
-
 
 @tree.safe_to_load
 class WeightDecaySchedule(NamedTuple):

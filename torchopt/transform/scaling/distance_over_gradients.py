@@ -16,8 +16,6 @@ from torchopt.graphs import carries_graph
 from torchopt.numerics import abs_sq, as_scalar_like, positive_ratio, safe_sqrt
 from torchopt.preconditions import params_for, state_of
 
-__all__ = ['ScaleByDistanceOverGradientsState', 'scale_by_distance_over_gradients']
-
 
 @tree.safe_to_load
 class ScaleByDistanceOverGradientsState(NamedTuple):

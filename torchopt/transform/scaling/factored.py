@@ -15,8 +15,6 @@ from torchopt.dtypes import widened
 from torchopt.numerics import abs_sq, as_python_scalar, as_scalar_like, increment, safe_sqrt, zero_count
 from torchopt.preconditions import params_for, state_of
 
-__all__ = ['FactoredState', 'scale_by_factored_rms']
-
 
 @tree.safe_to_load
 class FactoredState(NamedTuple):

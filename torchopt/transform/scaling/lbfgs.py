@@ -19,8 +19,6 @@ from torchopt.preconditions import params_for, state_of
 from torchopt.quasi_newton import Memory, Ring, first_scale, inverse_hessian_product, remember_step
 from torchopt.scalars import where
 
-__all__ = ['ScaleByLBFGSState', 'scale_by_lbfgs']
-
 
 @tree.safe_to_load
 class ScaleByLBFGSState(NamedTuple):

@@ -16,8 +16,6 @@ from torchopt.elementwise import ranges
 from torchopt.numerics import increment, zero_count
 from torchopt.preconditions import state_of
 
-__all__ = ['ScaleByLionState', 'scale_by_lion']
-
 
 @tree.safe_to_load
 class ScaleByLionState(NamedTuple):

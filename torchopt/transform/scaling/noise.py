@@ -15,8 +15,6 @@ from torchopt.preconditions import state_of
 from torchopt.tree.counter_noise import make_key, normal_like, split_key
 from torchopt.tree.random import Key
 
-__all__ = ['AddNoiseState', 'add_noise', 'source_of_keys']
-
 
 @tree.safe_to_load
 class AddNoiseState(NamedTuple):

@@ -11,8 +11,6 @@ from torchopt import checks, tree
 from torchopt.base import GradientTransformation, factory, without_state
 from torchopt.numerics import as_scalar_like, in_single
 
-__all__ = ['centralize', 'normalize_by_update_norm']
-
 
 @factory
 def normalize_by_update_norm(scale_factor: Any = 1.0, eps: Any = 1e-6) -> GradientTransformation:

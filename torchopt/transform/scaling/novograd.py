@@ -17,8 +17,6 @@ from torchopt.numerics import abs_sq, advance, as_python_scalar, as_scalar_like,
 from torchopt.preconditions import params_for, state_of
 from torchopt.scalars import where
 
-__all__ = ['ScaleByNovogradState', 'scale_by_novograd']
-
 
 @tree.safe_to_load
 class ScaleByNovogradState(NamedTuple):

@@ -15,8 +15,6 @@ from torchopt.numerics import as_python_scalar, as_scalar_like
 from torchopt.preconditions import state_of
 from torchopt.scalars import where
 
-__all__ = ['ScaleByOptimisticGradientState', 'scale_by_optimistic_gradient']
-
 
 @tree.safe_to_load
 class ScaleByOptimisticGradientState(NamedTuple):

@@ -12,8 +12,6 @@ from torchopt.autodiff.objective import objective_value
 from torchopt.base import EmptyState, GradientTransformationExtraArgs, factory, init_empty_state
 from torchopt.numerics import as_scalar_like
 
-__all__ = ['scale_by_polyak']
-
 _SMALLEST = torch.finfo(torch.float64).eps
 """Denominators up to this count as zero."""
 

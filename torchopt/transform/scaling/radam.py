@@ -17,8 +17,6 @@ from torchopt.numerics import as_python_scalar
 from torchopt.scalars import where
 from torchopt.transform.scaling.counted import counted, two_moments
 
-__all__ = ['ScaleByRadamState', 'scale_by_radam']
-
 
 @tree.safe_to_load
 class ScaleByRadamState(NamedTuple):

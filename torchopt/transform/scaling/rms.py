@@ -15,19 +15,6 @@ from torchopt.numerics import abs_sq, as_scalar_like, safe_sqrt
 from torchopt.preconditions import state_of
 from torchopt.transform.scaling.counted import counted
 
-__all__ = [
-    'ScaleByAdaDeltaState',
-    'ScaleByRStdDevState',
-    'ScaleByRStdDevWithCountState',
-    'ScaleByRmsState',
-    'ScaleByRmsWithCountState',
-    'ScaleByRssState',
-    'scale_by_adadelta',
-    'scale_by_rms',
-    'scale_by_rss',
-    'scale_by_stddev',
-]
-
 
 @tree.safe_to_load
 class ScaleByRmsState(NamedTuple):

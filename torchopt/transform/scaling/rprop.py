@@ -15,8 +15,6 @@ from torchopt.elementwise import ranges, require_real
 from torchopt.numerics import as_scalar_like
 from torchopt.preconditions import state_of
 
-__all__ = ['ScaleByRpropState', 'scale_by_rprop']
-
 
 @tree.safe_to_load
 class ScaleByRpropState(NamedTuple):

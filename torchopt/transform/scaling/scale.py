@@ -14,8 +14,6 @@ from torchopt.elementwise import ranges
 from torchopt.numerics import as_python_scalar, increment, zero_count
 from torchopt.preconditions import Precondition, state_of
 
-__all__ = ['ScaleByScheduleState', 'scale', 'scale_by_learning_rate', 'scale_by_schedule']
-
 
 def _rule(sign: int, factor: Any) -> partial[Any]:
     """The rule that multiplies by a factor, a Python number if possible."""

@@ -15,8 +15,6 @@ from torchopt.elementwise import require_real
 from torchopt.numerics import as_scalar_like, one_minus
 from torchopt.preconditions import state_of
 
-__all__ = ['ScaleBySM3State', 'scale_by_sm3']
-
 
 @tree.safe_to_load
 class ScaleBySM3State(NamedTuple):

@@ -12,8 +12,6 @@ from torch import Tensor
 from torchopt import checks, elementwise, rules, tree
 from torchopt.base import ElementwiseTransformation, EmptyState, GradientTransformation, factory, init_empty_state
 
-__all__ = ['scale_by_sign', 'set_to_zero', 'stateless', 'stateless_with_tree_map']
-
 
 @factory
 def set_to_zero() -> GradientTransformation:

@@ -17,8 +17,6 @@ from torchopt.numerics import as_python_scalar, increment, zero_count
 from torchopt.preconditions import state_of
 from torchopt.scalars import where
 
-__all__ = ['DampedTraceState', 'TraceState', 'decaying_sum', 'trace']
-
 
 @tree.safe_to_load
 class TraceState(NamedTuple):

@@ -12,8 +12,6 @@ from torchopt.elementwise import ranges
 from torchopt.transform.scaling.adam import ScaleByAdamState
 from torchopt.transform.scaling.counted import counted
 
-__all__ = ['scale_by_yogi']
-
 
 @factory
 def scale_by_yogi(

@@ -15,16 +15,6 @@ from torchopt.loop.branches import branch
 from torchopt.numerics import increment, safe_increment, zero_count
 from torchopt.preconditions import required_by, state_of
 
-__all__ = [
-    'ApplyIfFiniteState',
-    'ConditionFn',
-    'ConditionallyMaskState',
-    'ConditionallyTransformState',
-    'apply_if_finite',
-    'conditionally_mask',
-    'conditionally_transform',
-]
-
 
 class ConditionFn(Protocol):
     """``condition(step, **extra)``: whether to transform in this step, a bool or a 0-d tensor."""

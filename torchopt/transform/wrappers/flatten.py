@@ -11,8 +11,6 @@ from torchopt.base import GradientTransformationExtraArgs, TransformationLike, f
 from torchopt.graphs import detach_graph
 from torchopt.preconditions import required_by_all
 
-__all__ = ['flatten']
-
 
 @factory
 def flatten(inner: TransformationLike) -> GradientTransformationExtraArgs:

@@ -11,8 +11,6 @@ from torchopt.spelling import suggesting
 from torchopt.transform.scaling.stateless import set_to_zero
 from torchopt.transform.wrappers.masking import masked, partition
 
-__all__ = ['freeze', 'selective_transform']
-
 
 @suggesting
 def freeze(mask: Any) -> GradientTransformationExtraArgs:

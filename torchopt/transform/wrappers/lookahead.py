@@ -17,8 +17,6 @@ from torchopt.loop.branches import branch
 from torchopt.numerics import as_scalar_like, zero_count
 from torchopt.preconditions import required_by_all, state_of
 
-__all__ = ['LookaheadParams', 'LookaheadState', 'lookahead']
-
 
 @tree.safe_to_load
 class LookaheadState(NamedTuple):

@@ -11,8 +11,6 @@ from torchopt.base import GradientTransformationExtraArgs, TransformationLike, f
 from torchopt.kinds import kind_of
 from torchopt.preconditions import Precondition, required_by, required_by_all, state_of
 
-__all__ = ['MaskedNode', 'MaskedState', 'PartitionState', 'masked', 'partition', 'resolve_mask']
-
 
 @tree.safe_to_load
 class MaskedNode(NamedTuple):

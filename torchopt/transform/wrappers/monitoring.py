@@ -21,8 +21,6 @@ from torchopt.preconditions import state_of
 from torchopt.transform.scaling.accumulation import ema
 from torchopt.transform.scaling.stateless import stateless
 
-__all__ = ['MonitorState', 'SnapshotState', 'measure_with_ema', 'monitor', 'snapshot']
-
 
 @tree.safe_to_load
 class SnapshotState(NamedTuple):

@@ -24,8 +24,6 @@ from torchopt.loop.branches import branch
 from torchopt.numerics import abs_sq, as_python_scalar, as_scalar_like, increment, zero_count
 from torchopt.preconditions import check_preconditions, required_by, wrong_state
 
-__all__ = ['MultiSteps', 'MultiStepsState', 'ShouldSkipUpdateFunction', 'skip_large_updates', 'skip_not_finite']
-
 
 class ShouldSkipUpdateFunction(Protocol):
     """``skip(updates, gradient_step, params)``: whether to skip a small step, and a tree to store in the state."""

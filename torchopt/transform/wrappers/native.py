@@ -6,8 +6,6 @@ from __future__ import annotations
 from torchopt import _C
 from torchopt.base import ElementwiseTransformation, GradientTransformation, factory
 
-__all__ = ['with_native']
-
 
 @factory
 def with_native(tx: GradientTransformation, native: bool) -> ElementwiseTransformation:

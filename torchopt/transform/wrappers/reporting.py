@@ -15,8 +15,6 @@ from torchopt.preconditions import state_of
 from torchopt.transform.wrappers.monitoring import monitor
 from torchopt.tree.ops import detached
 
-__all__ = ['ReportState', 'report']
-
 
 @tree.safe_to_load
 class ReportState(NamedTuple):
